@@ -1,0 +1,55 @@
+# make demo, make test: everything from a fresh clone, no other step. PYTHON=python3.13 chooses the interpreter.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.sabot$(if $(PYTHON),-$(notdir $(PYTHON)))
+SOURCES := pyproject.toml setup.py tools/setup.sh $(wildcard sabot/_cython/*.pyx sabot/_cython/*.pxd sabot/_cython/*.h)
+DEBUG_BUILD := build/debug
+KERNEL_TESTS := $(foreach t,json_kernel batch rows partition channel gate slice_fuzz,tests/unit/test_$(t).py)
+BENCHMARKS := $(sort $(wildcard benchmarks/kernels/*.py benchmarks/pipelines/*.py))
+
+.PHONY: demo test check lint types kernels-debug bench bench-smoke kafka kafka-stop clean
+
+demo: $(STAMP)
+	@$(BIN)/sabot demo fraud
+
+test: $(STAMP)
+	@$(BIN)/pytest
+
+# Everything that `make test` does not see: style, types, the kernels with bounds checks and asserts, the benchmarks' answers.
+check: lint types kernels-debug bench-smoke
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+kernels-debug: $(STAMP)
+	SABOT_DEBUG=1 $(BIN)/python setup.py -q build --build-lib $(DEBUG_BUILD) --build-temp $(DEBUG_BUILD)-temp
+	SABOT_DEBUG=1 PYTHONPATH=$(DEBUG_BUILD) $(BIN)/pytest -q $(KERNEL_TESTS) tests/unit/test_package.py
+
+bench bench-smoke: $(STAMP)
+
+bench:
+	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
+
+bench-smoke:
+	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script --rows 20000; done
+
+kafka:
+	@tools/kafka/kafka.sh start
+
+kafka-stop:
+	@tools/kafka/kafka.sh stop
+
+# What was built here. The virtual environment and the broker's jars stay.
+clean:
+	rm -rf build dist wheelhouse *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f sabot/_cython/*.so $(VENV)/.sabot*
+	find sabot tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Written last, so that an interrupted set-up is not taken for a finished one; older than a source: built again.
+$(STAMP): $(SOURCES)
+	@PYTHON="$(PYTHON)" sh tools/setup.sh $(VENV) $(STAMP)

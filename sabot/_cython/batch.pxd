@@ -1,0 +1,22 @@
+"""Batch: an Arrow RecordBatch with its source offsets, and the one border where foreign Arrow data becomes canonical."""
+
+from libc.stdint cimport int64_t
+
+
+cdef class Batch:
+    cdef readonly object data       # pa.RecordBatch; never changed
+    cdef dict _offsets              # {(topic, partition): next offset to read}; never changed, copied when asked for
+    cdef readonly str topic         # of rows that carry RECORD_SCHEMA; "" where rows have no topic of their own
+    cdef readonly object records    # pa.RecordBatch of the undecoded records behind `data`, or None; they count in nbytes
+    cdef readonly tuple rejected    # BadRow entries, by row: rows of `records` that are not in `data`
+    cdef readonly int64_t num_rows
+    cdef int64_t _nbytes            # bytes that the rows take; -1: not asked for yet
+
+    cdef int64_t size(self) except -1
+    cdef int64_t record_of(self, int64_t row) except -1
+    cdef Batch over(self, object data, dict offsets)
+
+
+# Any Arrow array (pa.Array, pa.ChunkedArray, `__arrow_c_array__`, `__arrow_c_stream__`) -> one pa.Array of a canonical type.
+# The array itself where nothing has to change.
+cdef object plain_array(object data)

@@ -1,0 +1,540 @@
+"""Elements, Channel and Gate. See channel.pyi for the contract and channel.pxd for who may touch what."""
+
+import threading
+from collections import deque
+
+from cpython.exc cimport PyErr_CheckSignals, PyErr_WriteUnraisable
+from libc.math cimport INFINITY
+from libc.stdint cimport INT64_MIN
+
+__all__ = ["ACTIVE", "END", "IDLE", "Abort", "Barrier", "Channel", "ChannelClosed", "Gate", "Watermark"]
+
+cdef extern from "pythread.h":
+    unsigned long PyThread_get_thread_ident()
+
+cdef unsigned long MAIN_THREAD = threading.main_thread().ident
+cdef double SIGNAL_SECONDS = 0.1    # how long the main thread waits before it looks for Ctrl-C
+cdef double LONGEST_WAIT = 3600.0   # C++ clocks overflow on very long waits
+
+
+# Elements
+
+cdef class Barrier:
+    """In-band mark: everything before it belongs to the checkpoint `checkpoint_id` (> 0). Compared by value."""
+
+    def __init__(self, int64_t checkpoint_id):
+        if checkpoint_id <= 0:
+            raise ValueError(f"a checkpoint id is positive, not {checkpoint_id}")
+        self.checkpoint_id = checkpoint_id
+
+    def __eq__(self, other):
+        return isinstance(other, Barrier) and self.checkpoint_id == (<Barrier> other).checkpoint_id
+
+    def __hash__(self):
+        return hash((Barrier, self.checkpoint_id))
+
+    def __repr__(self):
+        return f"Barrier({self.checkpoint_id})"
+
+    def __reduce__(self):
+        return Barrier, (self.checkpoint_id,)
+
+
+cdef class Abort:
+    """In-band mark: the checkpoint `checkpoint_id` is given up; a gate lets go of what it held back. Compared by value."""
+
+    def __init__(self, int64_t checkpoint_id):
+        if checkpoint_id <= 0:
+            raise ValueError(f"a checkpoint id is positive, not {checkpoint_id}")
+        self.checkpoint_id = checkpoint_id
+
+    def __eq__(self, other):
+        return isinstance(other, Abort) and self.checkpoint_id == (<Abort> other).checkpoint_id
+
+    def __hash__(self):
+        return hash((Abort, self.checkpoint_id))
+
+    def __repr__(self):
+        return f"Abort({self.checkpoint_id})"
+
+    def __reduce__(self):
+        return Abort, (self.checkpoint_id,)
+
+
+cdef class Watermark:
+    """No row with an event time below `timestamp_ms` is expected after this. Compared by value."""
+
+    def __init__(self, int64_t timestamp_ms):
+        self.timestamp_ms = timestamp_ms
+
+    def __eq__(self, other):
+        return isinstance(other, Watermark) and self.timestamp_ms == (<Watermark> other).timestamp_ms
+
+    def __hash__(self):
+        return hash((Watermark, self.timestamp_ms))
+
+    def __repr__(self):
+        return f"Watermark({self.timestamp_ms})"
+
+    def __reduce__(self):
+        return Watermark, (self.timestamp_ms,)
+
+
+cdef class _Mark:
+    """An element without content; there is one object of each, compared with `is`."""
+
+    def __init__(self, str name not None):
+        self.name = name
+
+    def __repr__(self):
+        return self.name
+
+    def __reduce__(self):
+        return self.name  # pickle finds the one object by its name in this module
+
+
+IDLE = _Mark("IDLE")
+ACTIVE = _Mark("ACTIVE")
+END = _Mark("END")
+
+cdef _Mark _IDLE = IDLE
+cdef _Mark _ACTIVE = ACTIVE
+cdef _Mark _END = END
+
+
+class ChannelClosed(Exception):
+    """The consumer of a channel is gone; nothing more can be put."""
+
+
+# Waiting
+
+cdef class _Signal:
+    cdef bint wait(self, uint64_t count, double deadline) except -1:
+        cdef bint in_main_thread = PyThread_get_thread_ident() == MAIN_THREAD
+        cdef double longest = SIGNAL_SECONDS if in_main_thread else LONGEST_WAIT
+        cdef double left
+        cdef bint moved
+        while True:
+            left = deadline - steady_seconds()
+            if left <= 0:
+                return False
+            with nogil:
+                moved = self.signal.wait(count, left if left < longest else longest)
+            if in_main_thread:
+                PyErr_CheckSignals()
+            if moved:
+                return True
+
+
+cdef double _deadline(object timeout) except? -1.0:
+    """The reading of steady_seconds at which `timeout` seconds from now have passed; None: never."""
+    return INFINITY if timeout is None else steady_seconds() + <double> timeout
+
+
+cdef int _call(object callback) except -1:
+    """Calls it if it is one. What it raises is reported and not passed on: the caller is the other task."""
+    if callback is not None:
+        try:
+            callback()
+        except Exception:
+            PyErr_WriteUnraisable(callback)
+    return 0
+
+
+# Channel
+
+cdef class Channel:
+    """A bounded queue between two tasks, one producer and one consumer, each on any thread or event loop.
+
+    A BATCH is accepted while rows and bytes held are below both capacities (so one batch larger than the capacity passes through
+    an empty channel); marks are always accepted. Full means backpressure, never loss. Blocking calls release the GIL; in the main
+    thread Ctrl-C interrupts them, in others only `close()` does.
+    """
+
+    def __init__(self, int64_t capacity_rows=65536, int64_t capacity_bytes=67108864, str name not None=""):
+        if capacity_rows <= 0 or capacity_bytes <= 0:
+            raise ValueError(f"a channel's capacity is positive, not {capacity_rows} rows and {capacity_bytes} bytes")
+        self.capacity_rows = capacity_rows
+        self.capacity_bytes = capacity_bytes
+        self.name = name
+        self._elements = deque()
+        self._readable = _Signal()
+        self._writable = _Signal()
+
+    def put(self, element, timeout=None):
+        """Blocks while full; False when `timeout` seconds passed. Raises ChannelClosed."""
+        if self.push(element):
+            return True
+        self._full_total += 1
+        cdef double deadline = _deadline(timeout)
+        cdef uint64_t count
+        while True:
+            count = self._writable.signal.count()
+            if self.push(element):
+                return True
+            if not self._writable.wait(count, deadline):
+                return False
+
+    def put_nowait(self, element):
+        """False when full. Raises ChannelClosed."""
+        if self.push(element):
+            return True
+        self._full_total += 1
+        return False
+
+    def get(self, timeout=None):
+        """Blocks while empty; None when `timeout` seconds passed, or closed and empty."""
+        element = self.pop()
+        if element is not None:
+            return element
+        cdef double deadline = _deadline(timeout)
+        cdef _Signal readable = self._readable
+        cdef uint64_t count
+        while True:
+            count = readable.signal.count()
+            element = self.pop()
+            if element is not None or self._closed or not readable.wait(count, deadline):
+                return element
+
+    def get_nowait(self):
+        """None when empty."""
+        return self.pop()
+
+    def peek_nowait(self):
+        """The element that the next get would give; None when empty."""
+        return self._elements[0] if self._elements else None
+
+    def when_readable(self, callback):
+        """Calls once, from whichever thread makes it so, when an element is there or the channel is closed; at once if it is already.
+
+        Replaces an earlier one.
+        """
+        replaced = self._on_readable  # dies at the end of this call, not in the middle of it
+        self._on_readable = callback
+        if self._elements or self._closed:
+            callback, self._on_readable = self._on_readable, None
+            _call(callback)
+
+    def when_writable(self, callback):
+        """The same for the producer: when a batch would be accepted, or the channel is closed."""
+        replaced = self._on_writable
+        self._on_writable = callback
+        if not self.full() or self._closed:
+            callback, self._on_writable = self._on_writable, None
+            _call(callback)
+
+    def close(self):
+        """The consumer goes away: held elements are dropped, waiting producers wake with ChannelClosed. Idempotent."""
+        self._closed = True
+        dropped = self._elements
+        self._elements = deque()
+        self._rows = self._bytes = 0
+        self._readable.signal.notify()
+        self._writable.signal.notify()
+        on_readable, self._on_readable = self._on_readable, None
+        on_writable, self._on_writable = self._on_writable, None
+        _call(on_readable)
+        _call(on_writable)
+
+    @property
+    def rows(self):
+        return self._rows
+
+    @property
+    def nbytes(self):
+        return self._bytes
+
+    def __len__(self):
+        return len(self._elements)
+
+    def __repr__(self):
+        return f"Channel({self.name!r}, {len(self._elements)} elements, {self._rows} of {self.capacity_rows} rows)"
+
+    def statistics(self):
+        """rows, bytes, elements held; capacity_rows, capacity_bytes; rows_total, batches_total; full_total (puts that found it full)."""
+        return {
+            "rows": self._rows,
+            "bytes": self._bytes,
+            "elements": len(self._elements),
+            "capacity_rows": self.capacity_rows,
+            "capacity_bytes": self.capacity_bytes,
+            "rows_total": self._rows_total,
+            "batches_total": self._batches_total,
+            "full_total": self._full_total,
+        }
+
+    cdef bint full(self) noexcept:
+        return self._rows >= self.capacity_rows or self._bytes >= self.capacity_bytes
+
+    cdef bint push(self, object element) except -1:
+        cdef int64_t size
+        if isinstance(element, Batch):
+            size = (<Batch> element).size()  # asks pyarrow the first time: before anything is looked at
+            if self._closed:
+                raise ChannelClosed(self.name)
+            if self.full():
+                return False
+            self._elements.append(element)
+            self._rows += (<Batch> element).num_rows
+            self._bytes += size
+            self._rows_total += (<Batch> element).num_rows
+            self._batches_total += 1
+        elif isinstance(element, (Barrier, Abort, Watermark, _Mark)):
+            if self._closed:
+                raise ChannelClosed(self.name)
+            self._elements.append(element)
+        else:
+            raise TypeError(f"a channel carries elements, not {type(element).__name__}")
+        self._readable.signal.notify()
+        callback, self._on_readable = self._on_readable, None
+        _call(callback)
+        return True
+
+    cdef object pop(self):
+        if not self._elements:
+            return None
+        element = self._elements.popleft()
+        if isinstance(element, Batch):
+            self._rows -= (<Batch> element).num_rows
+            self._bytes -= (<Batch> element).size()
+            if not self.full():
+                self._writable.signal.notify()
+                callback, self._on_writable = self._on_writable, None
+                _call(callback)
+        return element
+
+
+# Gate
+
+cdef class Gate:
+    """Joins the input channels of a task: aligns barriers, takes the minimum watermark of the inputs that are not idle.
+
+    What comes out, and when, stands in channel.pyi. One thread at a time reads a gate; `abort`, `close` and the figures are for any.
+    """
+
+    def __init__(self, channels):
+        cdef Channel channel
+        self._channels = list(channels)
+        if not self._channels:
+            raise ValueError("a gate needs at least one channel")
+        self._signal = _Signal()
+        for channel in self._channels:
+            channel._readable = self._signal
+            self._inputs.push_back(Input(INT64_MIN, False, False, False, False))
+        self._out = deque()
+        self._aborts = deque()
+        self._watermark = INT64_MIN
+
+    def next_nowait(self):
+        """The next (input index, element); None when there is nothing to read now."""
+        return self.poll()
+
+    def next(self, timeout=None):
+        """Blocks until an element is there; None on time-out, after END, and when the gate is closed."""
+        found = self.poll()
+        if found is not None:
+            return found
+        cdef double deadline = _deadline(timeout)
+        cdef uint64_t count
+        while True:
+            count = self._signal.signal.count()
+            found = self.poll()
+            if found is not None or self._ended or self._closed or not self._signal.wait(count, deadline):
+                return found
+
+    def when_readable(self, callback):
+        """As Channel.when_readable, for any input that is not held back.
+
+        May call when `next_nowait` then gives None (a held-back race); never misses.
+        """
+        cdef size_t i
+        replaced = self._on_readable
+        self._on_readable = callback
+        if self.ready():
+            self._fire()
+            return
+        for i in range(self._inputs.size()):
+            if not self._inputs[i].held and not self._inputs[i].ended and not self._inputs[i].paused:
+                (<Channel> self._channels[i]).when_readable(self._fire)
+
+    def _fire(self):
+        callback, self._on_readable = self._on_readable, None
+        _call(callback)
+
+    def pause(self, size_t index):
+        """Read this input no more until `resume`: its consumer has no room. Its channel fills and slows its producer."""
+        self._inputs.at(index).paused = True
+
+    def resume(self, size_t index):
+        """Read this input again. Idempotent."""
+        self._inputs.at(index).paused = False
+        self._signal.signal.notify()
+        self._fire()
+
+    def abort(self, int64_t checkpoint_id):
+        """Out of band, from any thread: as if ABORT had come."""
+        if checkpoint_id <= 0:
+            raise ValueError(f"a checkpoint id is positive, not {checkpoint_id}")
+        self._aborts.append(checkpoint_id)
+        self._signal.signal.notify()
+        self._fire()
+
+    @property
+    def waiting_for(self):
+        """Inputs that have not delivered the barrier that others have; empty when none is awaited."""
+        if self._awaited == 0:
+            return []
+        return [i for i in range(self._inputs.size()) if not self._inputs[i].held and not self._inputs[i].ended]
+
+    def close(self):
+        """Closes all channels. Idempotent."""
+        self._closed = True
+        for channel in self._channels:
+            channel.close()
+        self._signal.signal.notify()
+        self._fire()
+
+    def __repr__(self):
+        return f"Gate({self._channels})"
+
+    def statistics(self):
+        """inputs, and how many of them are ended, idle, held; rows and bytes in their channels; awaited (checkpoint id, 0: none);
+        barriers_total (aligned), aborts_total."""
+        cdef Input input
+        figures = {
+            "inputs": self._inputs.size(),
+            "ended": 0,
+            "idle": 0,
+            "held": 0,
+            "rows": sum([channel.rows for channel in self._channels]),
+            "bytes": sum([channel.nbytes for channel in self._channels]),
+            "awaited": self._awaited,
+            "barriers_total": self._barriers_total,
+            "aborts_total": self._aborts_total,
+        }
+        for input in self._inputs:
+            figures["ended"] += 1 if input.ended else 0
+            figures["idle"] += 1 if input.idle and not input.ended else 0
+            figures["held"] += 1 if input.held else 0
+        return figures
+
+    cdef tuple poll(self):
+        cdef size_t i, k, count = self._inputs.size()
+        while not self._closed:
+            if self._out:
+                return self._out.popleft()
+            if self._aborts:
+                self.give_up(self._aborts.popleft())
+                continue
+            for k in range(count):
+                i = (self._turn + k) % count
+                if self._inputs[i].held or self._inputs[i].ended or self._inputs[i].paused:
+                    continue
+                element = (<Channel> self._channels[i]).pop()
+                if element is None:
+                    continue
+                self._turn = i + 1
+                if isinstance(element, Batch):
+                    return i, element
+                self.read(i, element)
+                break
+            else:
+                return None
+        return None
+
+    cdef object read(self, size_t index, object element):
+        """Takes in one mark of an input that is neither held nor ended; what it gives rise to goes to _out."""
+        cdef Input* input = &self._inputs[index]
+        cdef int64_t checkpoint_id
+        if isinstance(element, Barrier):
+            checkpoint_id = (<Barrier> element).checkpoint_id
+            if checkpoint_id <= self._settled or checkpoint_id < self._awaited:
+                return  # completed, given up, or overtaken by the one awaited
+            if 0 < self._awaited < checkpoint_id:
+                self.give_up(self._awaited)
+            self._awaited = checkpoint_id
+            input.held = True
+            self.complete_if_aligned()
+        elif isinstance(element, Abort):
+            self.give_up((<Abort> element).checkpoint_id)
+        elif isinstance(element, Watermark):
+            if (<Watermark> element).timestamp_ms > input.watermark:
+                input.watermark = (<Watermark> element).timestamp_ms
+                self.settle_time()
+        elif element is _END:
+            input.ended = True
+            self.complete_if_aligned()
+            self.settle_time()
+        else:
+            input.idle = element is _IDLE
+            self.settle_time()
+
+    cdef object give_up(self, int64_t checkpoint_id):
+        """The checkpoint is aborted, and with it every older one."""
+        if checkpoint_id <= self._aborted:
+            return  # each input brings the same ABORT
+        self._aborted = checkpoint_id
+        self._settled = max(self._settled, checkpoint_id)
+        if 0 < self._awaited <= checkpoint_id:
+            self.release()
+        self._aborts_total += 1
+        self._out.append((-1, Abort(checkpoint_id)))
+
+    cdef object complete_if_aligned(self):
+        """BARRIER goes out when no input is left that could still deliver it."""
+        cdef size_t i
+        if self._awaited == 0:
+            return
+        for i in range(self._inputs.size()):
+            if not self._inputs[i].held and not self._inputs[i].ended:
+                return
+        self._settled = self._awaited
+        self._barriers_total += 1
+        self._out.append((-1, Barrier(self._awaited)))
+        self.release()
+
+    cdef void release(self) noexcept:
+        """Held inputs go on; no barrier is awaited."""
+        cdef size_t i
+        self._awaited = 0
+        for i in range(self._inputs.size()):
+            self._inputs[i].held = False
+
+    cdef object settle_time(self):
+        """END, ACTIVE, WATERMARK or IDLE go out where the inputs' state has made them true."""
+        cdef size_t i, running = 0, active = 0
+        cdef int64_t least = 0
+        for i in range(self._inputs.size()):
+            if self._inputs[i].ended:
+                continue
+            running += 1
+            if not self._inputs[i].idle:
+                if active == 0 or self._inputs[i].watermark < least:
+                    least = self._inputs[i].watermark
+                active += 1
+        if running == 0:
+            self._ended = True
+            self._out.append((-1, _END))
+        elif active == 0:
+            if not self._idle:
+                self._idle = True
+                self._out.append((-1, _IDLE))
+        else:
+            if self._idle:
+                self._idle = False
+                self._out.append((-1, _ACTIVE))
+            if least > self._watermark:
+                self._watermark = least
+                self._out.append((-1, Watermark(least)))
+
+    cdef bint ready(self) noexcept:
+        """There may be something to read."""
+        cdef size_t i
+        if self._out or self._aborts or self._closed:
+            return True
+        for i in range(self._inputs.size()):
+            if self._inputs[i].held or self._inputs[i].ended or self._inputs[i].paused:
+                continue
+            if (<Channel> self._channels[i])._elements:
+                return True
+        return False

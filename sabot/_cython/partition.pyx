@@ -1,0 +1,184 @@
+"""Key hash, key groups and the split of a batch by them. See partition.pyi for the contract."""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_GET_SIZE
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+import pyarrow as pa
+
+from sabot._cython.arrow cimport (
+    KIND_OTHER,
+    KIND_UINT64,
+    ArrowArray,
+    Column,
+    array_of,
+    bytes_at,
+    int_at,
+    is_null,
+    open_column,
+    schema_of,
+)
+from sabot._cython.batch cimport plain_array
+
+__all__ = [
+    "HASH_VERSION",
+    "KEY_GROUPS",
+    "hash_array",
+    "hash_rows",
+    "key_group",
+    "key_hash",
+    "partition_indices",
+]
+
+KEY_GROUPS = KEY_GROUP_COUNT
+HASH_VERSION = CURRENT_HASH_VERSION
+
+
+def key_hash(bytes data not None):
+    """The stable 64-bit hash of an encoded key, version 1.
+
+    With 64-bit arithmetic, K0..K3 the odd constants of partition.pxd and mix(a, b) the upper half of the 128-bit product
+    a * b xor its lower half:
+
+        step(h, a, b, K) = mix(a ^ K, b ^ h) + rotate_left(h, 27)
+        h = K0 ^ size
+        for every whole block of 16 bytes, as two little-endian words a, b:    h = step(h, a, b, K1)
+        if bytes are left, filled up with zeros to 16 bytes:                   h = step(h, a, b, K2)
+        the hash is mix(h ^ K3, K0 + size)
+
+    The multiply-and-fold mixing is that of Wang Yi's wyhash; the added rotation keeps what came before where a factor is 0.
+    It resists accidents, not attackers: it has no seed, because state outlives the process.
+    """
+    return hash_bytes(<const uint8_t*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+
+def key_group(bytes data not None):
+    """key_hash(data) % KEY_GROUPS."""
+    return group_of(<const uint8_t*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+
+def hash_array(keys):
+    """Row i -> key_hash(msgpack(keys[i])). All integer widths hash alike, -0.0 as 0.0, every NaN alike, null as msgpack nil.
+
+    bool, integers, float32/64, string, binary, fixed-size binary, null, in any encoding. Anything else: TypeError naming the type.
+    """
+    array = plain_array(keys)
+    schema_capsule, array_capsule = array.__arrow_c_array__()
+    cdef ArrowArray* raw = array_of(array_capsule)
+    cdef Column column
+    if open_column(&column, schema_of(schema_capsule), raw, 0, raw.length) == KIND_OTHER:
+        raise TypeError(f"cannot hash keys of type {array.type}: use bool, integers, floats, string or binary")
+    buffer = pa.allocate_buffer(raw.length * 8)
+    cdef uint64_t* hashes = <uint64_t*> <size_t> buffer.address
+    cdef int failed
+    with nogil:
+        failed = _hash_bytes_column(&column, hashes) if has_bytes(&column) else _hash_scalar_column(&column, hashes)
+    if failed:
+        raise MemoryError
+    return pa.Array.from_buffers(pa.uint64(), raw.length, [None, buffer], 0)
+
+
+cdef int _hash_scalar_column(const Column* column, uint64_t* hashes) noexcept nogil:
+    # IN column, OUT hashes[length]
+    cdef uint8_t encoded[16]
+    cdef uint64_t nil_hash = _nil_hash()
+    cdef int64_t row
+    for row in range(column.length):
+        if is_null(column, row):
+            hashes[row] = nil_hash
+        else:
+            hashes[row] = hash_bytes(encoded, put_scalar(encoded, column, row, True))
+    return 0
+
+
+cdef int _hash_bytes_column(const Column* column, uint64_t* hashes) noexcept nogil:
+    # IN column, OUT hashes[length]; -> 1 when out of memory. Head and bytes are brought together in `scratch`.
+    cdef uint64_t nil_hash = _nil_hash()
+    cdef const uint8_t* data
+    cdef int64_t row, size, longest = 0
+    cdef int head
+    for row in range(column.length):
+        if not is_null(column, row):
+            size = bytes_at(column, row, &data)
+            if size > longest:
+                longest = size
+    cdef uint8_t* scratch = <uint8_t*> malloc(longest + 16)
+    if scratch == NULL:
+        return 1
+    for row in range(column.length):
+        if is_null(column, row):
+            hashes[row] = nil_hash
+            continue
+        size = bytes_at(column, row, &data)
+        head = put_head(scratch, column, size)
+        if size > 0:
+            memcpy(scratch + head, data, size)
+        hashes[row] = hash_bytes(scratch, head + size)
+    free(scratch)
+    return 0
+
+
+cdef uint64_t _nil_hash() noexcept nogil:
+    cdef uint8_t nil = 0xC0
+    return hash_bytes(&nil, 1)
+
+
+def hash_rows(list keys not None):
+    """Record keys (raw bytes) -> key_hash of each; None -> 0."""
+    hashes = []
+    for key in keys:
+        if key is None:
+            hashes.append(0)
+        elif PyBytes_Check(key):
+            hashes.append(hash_bytes(<const uint8_t*> PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)))
+        else:
+            raise TypeError(f"a record key is bytes or None, not {type(key).__name__}")
+    return hashes
+
+
+def partition_indices(hashes, int64_t parts):
+    """A stable counting sort of rows by key group, key groups split evenly over `parts`.
+
+    -> (row indices ordered by part, `parts + 1` bounds into them). Rows keep their order inside a part. Key group g belongs to
+    part g * parts // KEY_GROUPS. `parts` is 1 to KEY_GROUPS; `hashes` is uint64 without nulls.
+    """
+    if not 1 <= parts <= KEY_GROUP_COUNT:
+        raise ValueError(f"parts must be 1 to {KEY_GROUP_COUNT}, not {parts}")
+    array = plain_array(hashes)
+    if array.null_count:
+        raise ValueError("hashes must not be null")
+    schema_capsule, array_capsule = array.__arrow_c_array__()
+    cdef ArrowArray* raw = array_of(array_capsule)
+    cdef Column column
+    if open_column(&column, schema_of(schema_capsule), raw, 0, raw.length) != KIND_UINT64:
+        raise TypeError(f"hashes must be uint64, not {array.type}")
+    index_buffer = pa.allocate_buffer(raw.length * 4)
+    bound_buffer = pa.allocate_buffer((parts + 1) * 4)
+    cdef int32_t* indices = <int32_t*> <size_t> index_buffer.address
+    cdef int32_t* bounds = <int32_t*> <size_t> bound_buffer.address
+    with nogil:
+        _counting_sort(&column, parts, indices, bounds)
+    return (
+        pa.Array.from_buffers(pa.int32(), raw.length, [None, index_buffer], 0),
+        pa.Array.from_buffers(pa.int32(), parts + 1, [None, bound_buffer], 0),
+    )
+
+
+cdef inline int64_t _part(const Column* hashes, int64_t row, int64_t parts) noexcept nogil:
+    return <int64_t> (<uint64_t> int_at(hashes, row) % <uint64_t> KEY_GROUP_COUNT) * parts // KEY_GROUP_COUNT
+
+
+cdef void _counting_sort(const Column* hashes, int64_t parts, int32_t* indices, int32_t* bounds) noexcept nogil:
+    # IN hashes; OUT indices[length], bounds[parts + 1]
+    cdef int32_t next_free[1024]
+    cdef int64_t row, part
+    memset(bounds, 0, (parts + 1) * sizeof(int32_t))
+    for row in range(hashes.length):
+        bounds[_part(hashes, row, parts) + 1] += 1
+    for part in range(parts):
+        next_free[part] = bounds[part]
+        bounds[part + 1] += bounds[part]
+    for row in range(hashes.length):
+        part = _part(hashes, row, parts)
+        indices[next_free[part]] = <int32_t> row
+        next_free[part] += 1

@@ -1,0 +1,420 @@
+"""AgentProcess and AgentRuntime: what one sees of agents from outside. The engine (`runtime.job`) does the work.
+
+An AgentProcess started by itself is a job of one agent. Agents registered with an AgentRuntime run together in one job, so that
+their state has one owner and one cut (design decision 10).
+"""
+
+import asyncio
+import enum
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sabot.api.agent import AgentSpec
+from sabot.checkpoint import CheckpointStorage, Coordinator
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.connectors.base import Source
+from sabot.errors import AgentFailed, CheckpointFailed, UserError
+from sabot.kafka import open_sink
+from sabot.kafka.source import KafkaSource
+from sabot.operators.agent import AgentOperator
+from sabot.runtime.job import Job
+from sabot.state import StateBackend, load_snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["AgentProcess", "AgentRuntime", "AgentState"]
+
+_log = logging.getLogger(__name__)
+
+
+class AgentState(enum.Enum):
+    """Where an agent is in its life."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    FAILED = "failed"
+    RESTARTING = "restarting"
+
+
+@dataclass
+class AgentProcess:
+    """A running agent, with its figures. `process` is the asyncio task of its processing loop."""
+
+    agent_id: str
+    agent_func: Callable[..., Any]
+    topic: Any
+    broker: str
+
+    process: asyncio.Task[None] | None = None
+    state: AgentState = AgentState.STOPPED
+    consumer: KafkaSource | Source | None = None
+
+    messages_processed: int = 0
+    errors_count: int = 0
+    last_message_time: float | None = None
+
+    state_backend: StateBackend | None = None
+    barrier_queue: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
+
+    dead_letters: int = 0
+    error: AgentFailed | None = None
+    spec: AgentSpec | None = None
+    kafka: dict[str, Any] = field(default_factory=dict)
+    clock: Clock = SYSTEM_CLOCK
+    _job: Job | None = field(default=None, repr=False)
+    _own_job: bool = field(default=False, repr=False)
+    _failed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.spec is None:
+            self.spec = AgentSpec.of(self.agent_id, self.agent_func, self.topic)
+
+    async def start(self) -> None:
+        """Runs this agent by itself, from the earliest record. Idempotent. Raises UserError, BrokerUnavailable."""
+        if self.state in (AgentState.STARTING, AgentState.RUNNING):
+            return
+        assert self.spec is not None
+        self.state = AgentState.RESTARTING if self.state is AgentState.FAILED else AgentState.STARTING
+        job = Job(
+            [self.spec],
+            open_source=self.open_source,
+            open_sink=lambda topic: open_sink(topic, self.broker, self.kafka),
+            backend=self.state_backend,
+            coordinator=Coordinator(clock=self.clock),
+            clock=self.clock,
+            counters={self.agent_id: self},
+            on_failed=self.on_failed,
+        )
+        try:
+            await job.start()
+        except BaseException:
+            self.state = AgentState.STOPPED
+            raise
+        self._own_job = True
+        self.run_in(job)
+
+    def open_source(self, topic: str, group_id: str) -> Source:
+        """The consumer of one of its topics; `consumer` is that of the first."""
+        source = KafkaSource(topic, self.broker, group_id, **self.kafka)
+        if self.consumer is None:
+            self.consumer = source
+        return source
+
+    def run_in(self, job: Job) -> None:
+        """The job runs, and this agent in it."""
+        self._job = job
+        self._failed.clear()
+        self.error = None
+        self.state = AgentState.RUNNING
+        self.process = asyncio.create_task(self._processing_loop(job), name=f"agent {self.agent_id}")
+        self.process.add_done_callback(_heard)
+        _log.info("agent %s runs on %s", self.agent_id, self.spec.topics if self.spec else self.topic)
+
+    async def stop(self) -> None:
+        """Takes no more records, ends or cancels its calls, closes its consumer. Idempotent."""
+        if self.state is AgentState.STOPPED:
+            return
+        self.state = AgentState.STOPPING
+        if self.process is not None:
+            self.process.cancel()
+            await asyncio.wait([self.process])
+        if self._job is not None:
+            if self._own_job:
+                await self._job.stop(drain=False)
+                await self._job.close()
+            else:
+                await self._job.stop_agent(self.agent_id)
+        self.released()
+        self.state = AgentState.STOPPED
+        _log.info("agent %s stopped", self.agent_id)
+
+    def released(self) -> None:
+        """Its job is over. A failed agent stays FAILED for everyone to see."""
+        if self.process is not None and not self.process.done():
+            self.process.cancel()
+        self._job = None
+        self._own_job = False
+        self.consumer = None
+        if self.state is not AgentState.FAILED:
+            self.state = AgentState.STOPPED
+
+    async def receive_barrier(self, checkpoint_id: int) -> None:
+        """A checkpoint begins: its barrier is on its way to this agent."""
+        await self.barrier_queue.put(checkpoint_id)
+
+    async def _processing_loop(self, job: Job) -> None:
+        """Passes barriers on to the engine, which processes the records; ends with the agent's failure, or by cancellation."""
+        failed = asyncio.ensure_future(self._failed.wait())
+        try:
+            while True:
+                barrier = asyncio.ensure_future(self.barrier_queue.get())
+                done, _ = await asyncio.wait({barrier, failed}, return_when=asyncio.FIRST_COMPLETED)
+                if barrier in done:
+                    await self._handle_barrier(barrier.result())
+                else:
+                    barrier.cancel()
+                if failed in done:
+                    assert self.error is not None
+                    raise self.error
+        finally:
+            failed.cancel()
+
+    async def _handle_barrier(self, checkpoint_id: int) -> None:
+        """The sources emit the barrier behind what they have read; the task snapshots there, and acknowledges."""
+        if self._job is not None:
+            self._job.task.inject(checkpoint_id)
+
+    def on_failed(self, operator: AgentOperator) -> None:
+        """The engine stopped this agent at a record."""
+        self.error = operator.failure
+        self.state = AgentState.FAILED
+        self._failed.set()
+        _log.error("%s", operator.failure, exc_info=operator.failure.__cause__ if operator.failure else None)
+
+
+def _heard(task: asyncio.Task[None]) -> None:
+    """The failure is in `error` and in the log: asyncio need not complain that nobody asked the task."""
+    if not task.cancelled():
+        task.exception()
+
+
+class Settings(Protocol):
+    """What the runtime reads of its app."""
+
+    id: str
+    broker: str
+    kafka: dict[str, Any]
+    version: str
+    clock: Clock
+    checkpoint_timeout_s: float
+
+    def open_state(self) -> "tuple[StateBackend | None, bool]":
+        """The backend, and whether the runtime closes it."""
+
+    def open_storage(self) -> CheckpointStorage | None:
+        """Where checkpoints go, locked; None: nowhere."""
+
+
+class AgentRuntime:
+    """Runs the agents of an app together, and their checkpoints."""
+
+    def __init__(self, app: Settings) -> None:
+        self.app = app
+        self.agents: dict[str, AgentProcess] = {}
+        self.checkpoint_coordinator = Coordinator(timeout=app.checkpoint_timeout_s, clock=app.clock)
+        self.restored_from: int | None = None
+        self._checkpoint_interval = 60.0
+        self._checkpoint_task: asyncio.Task[None] | None = None
+        self._running = False
+        self._job: Job | None = None
+        self._backend: StateBackend | None = None
+        self._owns_backend = False
+        self._storage: CheckpointStorage | None = None
+        self._stop_asked: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # -- agents -------------------------------------------------------------------------------------------------------
+
+    async def register_agent(self, agent_id: str, agent_func: Callable[..., Any], topic: Any, **options: Any) -> None:
+        """Adds an agent; `options` are those of `App.agent`."""
+        self.add(AgentSpec.of(agent_id, agent_func, topic, **options))
+
+    def add(self, spec: AgentSpec) -> None:
+        """Adds an agent before the start. Raises UserError for a name that is taken, except by a re-run notebook cell."""
+        if self._running:
+            raise UserError(f"agent {spec.agent_id}: the app runs already", hint="register agents before the start")
+        taken = self.agents.get(spec.agent_id)
+        if taken is not None and not _same_cell(taken.agent_func, spec.func):
+            raise UserError(f"there is an agent {spec.agent_id} already", hint="give this one another name=")
+        self.agents[spec.agent_id] = AgentProcess(
+            agent_id=spec.agent_id,
+            agent_func=spec.func,
+            topic=spec.topics[0] if len(spec.topics) == 1 else list(spec.topics),
+            broker=self.app.broker,
+            spec=spec,
+            kafka=self.app.kafka,
+            clock=self.app.clock,
+        )
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def start_all(self) -> None:
+        """Restores the last checkpoint, if there is one, and starts every agent and the periodic checkpoints."""
+        if self._running:
+            return
+        self._loop = asyncio.get_running_loop()
+        self._stop_asked = asyncio.Event()
+        try:
+            await self._start()
+        except BaseException:
+            await self._release()
+            for agent in self.agents.values():
+                agent.state = AgentState.STOPPED
+            raise
+
+    async def _start(self) -> None:
+        for agent in self.agents.values():
+            restarting = agent.state is AgentState.FAILED
+            agent.state = AgentState.RESTARTING if restarting else AgentState.STARTING
+            agent.broker, agent.kafka = self.app.broker, self.app.kafka
+        # Off the loop: taking the lock, wiping a database and reading a manifest wait for the disk.
+        self._storage = storage = await asyncio.to_thread(self.app.open_storage)
+        self._backend, self._owns_backend = await asyncio.to_thread(self.app.open_state)
+        manifest = None if storage is None else await asyncio.to_thread(storage.latest)
+        coordinator = self.checkpoint_coordinator
+        if storage is not None:
+            coordinator.keep_in(storage, describe={"app": self.app.id, "version": self.app.version})
+        if manifest is not None and self._backend is not None and "state" in manifest.tasks["agents"].states:
+            await self._backend.restore(load_snapshot(manifest.state_directory("agents", "state")))
+        self.restored_from = None if manifest is None else manifest.checkpoint_id
+        self._job = job = Job(
+            [agent.spec for agent in self.agents.values() if agent.spec is not None],
+            open_source=self._open_source,
+            open_sink=lambda topic: open_sink(topic, self.app.broker, self.app.kafka),
+            backend=self._backend,
+            coordinator=coordinator,
+            clock=self.app.clock,
+            counters=self.agents,
+            on_failed=lambda operator: self.agents[operator.spec.agent_id].on_failed(operator),
+            version=self.app.version,
+            hung_after_s=self.app.checkpoint_timeout_s,
+        )
+        for agent in self.agents.values():
+            agent.state_backend = self._backend
+        if self.agents:
+            await job.start(manifest)
+            for agent in self.agents.values():
+                agent.run_in(job)
+        self._running = True
+        self._checkpoint_task = asyncio.create_task(self._checkpoint_loop(), name="checkpoints")
+        if manifest is not None:
+            _log.info("app %s goes on from checkpoint %d", self.app.id, manifest.checkpoint_id)
+
+    def _open_source(self, topic: str, group_id: str) -> Source:
+        return self.agents[group_id.removesuffix("-group")].open_source(topic, group_id)
+
+    async def stop_all(self, *, drain: bool = False) -> None:
+        """Stops every agent behind a last checkpoint. `drain`: first processes what was read. Idempotent."""
+        if not self._running:
+            return
+        self._running = False
+        if self._checkpoint_task is not None:
+            self._checkpoint_task.cancel()
+            await asyncio.wait([self._checkpoint_task])
+        for agent in self.agents.values():
+            if agent.state is AgentState.RUNNING:
+                agent.state = AgentState.STOPPING
+        try:
+            if self._job is not None and self.agents:
+                await self._job.stop(drain=drain)
+                await self.checkpoint_coordinator.wait(self.checkpoint_coordinator.trigger())
+        except CheckpointFailed as error:
+            _log.error("no last checkpoint: %s; the next start goes on from the one before", error)
+        finally:
+            await self._release()
+
+    async def _release(self) -> None:
+        """Closes what is open; failed agents stay FAILED."""
+        job, backend, storage = self._job, self._backend, self._storage
+        self._job = self._backend = self._storage = None
+        try:
+            if job is not None:
+                await job.close()
+            await self.checkpoint_coordinator.close()
+        finally:
+            for agent in self.agents.values():
+                agent.released()
+            if backend is not None and self._owns_backend:
+                await backend.close()
+            if storage is not None:
+                await asyncio.to_thread(storage.unlock)
+
+    async def run(self) -> None:
+        """Blocks until every input has ended, no agent is left, or the app is stopped. Raises AgentFailed at the end."""
+        try:
+            await self.start_all()
+            await self._until_over()
+        except KeyboardInterrupt:
+            _log.info("interrupted")
+        finally:
+            await self.stop_all()
+        failures = [agent.error for agent in self.agents.values() if agent.error is not None]
+        if failures:
+            raise AgentFailed("; ".join(f.message for f in failures), hint=failures[0].hint) from failures[0].__cause__
+
+    async def _until_over(self) -> None:
+        assert self._stop_asked is not None
+        waits: set[asyncio.Future[Any]] = {asyncio.ensure_future(self._stop_asked.wait())}
+        if self._job is not None and self.agents:
+            waits.add(self._job.running)
+            if self._job.was_complete:
+                _log.warning(
+                    "app %s had ended with checkpoint %s: nothing is read twice (start afresh with --fresh)",
+                    self.app.id,
+                    self.restored_from,
+                )
+        alive = [agent.process for agent in self.agents.values() if agent.process is not None]
+        if alive:
+            waits.add(asyncio.ensure_future(asyncio.wait(alive)))  # ends when the last agent has failed
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if self._job is not None and self._job.running in done:
+                self._job.running.result()
+        finally:
+            for wait in waits:
+                if self._job is None or wait is not self._job.running:
+                    wait.cancel()
+
+    def request_stop(self) -> None:
+        """Makes `run` stop in good order; from any thread or signal handler."""
+        if self._loop is not None and self._stop_asked is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop_asked.set)
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    async def _checkpoint_loop(self) -> None:
+        """A checkpoint each `_checkpoint_interval` seconds; failures are logged and the next one is tried."""
+        await self.checkpoint_coordinator.run(self._checkpoint_interval)
+
+    async def trigger_checkpoint(self) -> int:
+        """Takes a checkpoint now; returns its id when all running agents have acknowledged. Raises CheckpointFailed."""
+        checkpoint_id = self.checkpoint_coordinator.trigger()
+        await self.checkpoint_coordinator.wait(checkpoint_id)
+        return checkpoint_id
+
+    # -- figures ------------------------------------------------------------------------------------------------------
+
+    def get_stats(self) -> "dict[str, dict[str, Any]]":
+        """{agent_id: {state, messages_processed, errors, last_message_time, dead_letters}}"""
+        return {
+            agent_id: {
+                "state": agent.state.value,
+                "messages_processed": agent.messages_processed,
+                "errors": agent.errors_count,
+                "last_message_time": agent.last_message_time,
+                "dead_letters": agent.dead_letters,
+            }
+            for agent_id, agent in self.agents.items()
+        }
+
+    def statistics(self) -> "Mapping[str, Any]":
+        """Figures of everything that lives long here."""
+        return {
+            "agents": self.get_stats(),
+            "checkpoints": self.checkpoint_coordinator.statistics(),
+            "state": {} if self._backend is None else self._backend.statistics(),
+            "channels": {} if self._job is None else self._job.task.statistics(),
+        }
+
+
+def _same_cell(old: Callable[..., Any], new: Callable[..., Any]) -> bool:
+    """A notebook cell that was run again: the same qualified name in `__main__`."""
+    return (
+        getattr(new, "__module__", None) == "__main__" == getattr(old, "__module__", None)
+        and getattr(new, "__qualname__", new) == getattr(old, "__qualname__", old)
+    )

@@ -1,0 +1,132 @@
+"""What `@app.agent(...)` says: a checked, immutable description of an agent."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from sabot.config import Duration, parse_seconds
+from sabot.connectors.base import Sink, Source
+from sabot.errors import UserError
+
+__all__ = ["AgentSpec", "OnError", "as_schema"]
+
+OnError = Literal["fail", "retry", "skip"]
+
+_POLICIES = ("fail", "retry", "skip")
+_DELIVERIES = (None, "at_least_once")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpec:
+    """An agent as the user described it. Times in seconds; `sink` is a topic, a Sink, another agent's function, or None."""
+
+    agent_id: str
+    func: Callable[..., Any]
+    inputs: tuple[str | Source, ...]
+    key: str | None = None
+    sink: Any = None
+    batch: bool = False
+    schema: pa.Schema | None = None
+    concurrency: int = 1
+    timeout_s: float | None = None
+    on_error: OnError = "fail"
+    retries: int = 3
+    backoff_s: float = 0.1
+    dead_letter: str | Sink = "{topic}.dlq"
+    start: str | int = "earliest"
+    topic_by_name: bool = False  # no topic was given: its name is one, unless another agent writes into it
+
+    @classmethod
+    def of(
+        cls,
+        agent_id: str,
+        func: Callable[..., Any],
+        topic: str | Source | list[str | Source] | None = None,
+        *,
+        name: str = "",
+        key: str | None = None,
+        sink: Any = None,
+        batch: bool = False,
+        schema: pa.Schema | dict[str, str] | None = None,
+        concurrency: int = 1,
+        timeout: Duration | None = None,
+        on_error: OnError = "fail",
+        retries: int = 3,
+        backoff: Duration = "100ms",
+        dead_letter: str | Sink = "{topic}.dlq",
+        delivery: str | None = None,
+        start: str | int = "earliest",
+    ) -> "AgentSpec":
+        """Checks what the user wrote; raises UserError naming the agent."""
+
+        def refuse(what: str, hint: str = "") -> UserError:
+            return UserError(f"agent {agent_id}: {what}", hint=hint)
+
+        if not callable(func):
+            raise refuse(f"{func!r} is not callable", "put @app.agent(...) above a function")
+        topics = topic if isinstance(topic, list | tuple) else [topic or name or getattr(func, "__name__", "")]
+        if not topics or any(not isinstance(t, str | Source) or t == "" for t in topics):
+            raise refuse(f"topic {topic!r}", "give a topic name, a Source, or a list of them")
+        if len({t if isinstance(t, str) else t.name for t in topics}) != len(topics):
+            raise refuse(f"topic {topic!r} names one topic twice")
+        if on_error not in _POLICIES:
+            raise refuse(f"on_error={on_error!r}", "one of 'fail', 'retry', 'skip'")
+        if delivery not in _DELIVERIES:
+            raise refuse(
+                f"delivery={delivery!r}", "sinks deliver at least once in this version: 'at_least_once'"
+            )
+        if concurrency < 1 or (batch and concurrency != 1):
+            raise refuse(f"concurrency={concurrency}", "at least 1; a batch agent takes one batch at a time")
+        if schema is not None and not batch:
+            raise refuse(
+                "schema= without batch=True", "a record agent gets each payload as json.loads would give it"
+            )
+        if batch and (inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func)):
+            raise refuse("a batch agent cannot yield", "return one RecordBatch, or None")
+        if retries < 0:
+            raise refuse(f"retries={retries}", "not negative")
+        if not isinstance(sink, str | Sink | None) and not callable(sink):
+            raise refuse(f"sink {sink!r}", "a topic name, a Sink, or another agent's function")
+        return cls(
+            agent_id=agent_id,
+            func=func,
+            inputs=tuple(topics),
+            key=key,
+            sink=sink,
+            batch=batch,
+            schema=None if schema is None else as_schema(schema, where=f"agent {agent_id}"),
+            concurrency=concurrency,
+            timeout_s=None if timeout is None else parse_seconds(timeout, name="timeout"),
+            on_error=on_error,
+            retries=retries,
+            backoff_s=parse_seconds(backoff, name="backoff"),
+            dead_letter=dead_letter,
+            start=start,
+            topic_by_name=topic is None,
+        )
+
+    @property
+    def group_id(self) -> str:
+        """The consumer group that lag tools see."""
+        return f"{self.agent_id}-group"
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """Names of the inputs."""
+        return tuple(t if isinstance(t, str) else t.name for t in self.inputs)
+
+
+def as_schema(schema: pa.Schema | dict[str, str], *, where: str) -> pa.Schema:
+    """`pa.Schema`, or `{"name": "type"}` with Arrow's type names ("int64", "string", "float64", "bool", …)."""
+    if isinstance(schema, pa.Schema):
+        return schema
+    fields = []
+    for name, kind in schema.items():
+        try:
+            fields.append(pa.field(name, pa.type_for_alias(kind) if isinstance(kind, str) else kind))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{where}: schema: column {name!r} has unknown type {kind!r}") from error
+    return pa.schema(fields)

@@ -1,0 +1,247 @@
+"""App: agents, broker, state and checkpoints under one name."""
+
+import asyncio
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sabot.agents.runtime import AgentRuntime
+from sabot.api.agent import AgentSpec
+from sabot.checkpoint import CheckpointStorage
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import Duration, parse_broker, parse_seconds
+from sabot.connectors.base import encode_json, encode_key
+from sabot.errors import UserError
+from sabot.kafka import RecordSender
+from sabot.state import StateBackend, open_backend, state_directory
+
+__all__ = ["App"]
+
+_log = logging.getLogger(__name__)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SWITCH_SECONDS = 0.0005  # with Python's 5 ms a busy source thread makes every hand-over to the event loop wait that long
+
+
+class App:
+    """An application: `app = App("fraud", broker="kafka://localhost:19092", state="rocksdb:///var/lib/fraud")`.
+
+    id: names the job; agents are `<id>.<name>`.
+    broker: `memory://` (dies with the process) or `kafka://host:port`.
+    state: None, "memory", a directory, or "rocksdb:///abs/dir".
+    checkpoint_dir: default `<state dir>/checkpoints`; with state="memory" none is written unless given.
+    checkpoint_interval: seconds or "1s"; default 60 s. checkpoint_timeout: what a checkpoint may take.
+    kafka: client settings for every source and sink. version: yours, goes into dead letters and checkpoints.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        broker: str = "memory://",
+        *,
+        state: str | None = None,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_interval: Duration | None = None,
+        checkpoint_timeout: Duration = "60s",
+        parallelism: int = 1,
+        kafka: dict[str, Any] | None = None,
+        version: str = "",
+        start: str | int = "earliest",
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        if not id:
+            raise UserError("an App needs an id", hint='App("orders")')
+        self.id = id
+        self.kafka = dict(kafka or {})
+        self.version = version
+        self.clock = clock
+        self.start_at = start
+        self.fresh = False
+        self.state_backend: StateBackend | None = None
+        self.checkpoint_timeout_s = parse_seconds(checkpoint_timeout, name="checkpoint_timeout")
+        self.broker = broker
+        self.state = state
+        self.checkpoint_dir = checkpoint_dir
+        self.agent_runtime = AgentRuntime(self)
+        self._sender: RecordSender | None = None
+        self._sender_lock = threading.Lock()
+        self.configure(
+            broker=broker, state=state, checkpoint_interval=checkpoint_interval, parallelism=parallelism
+        )
+
+    def configure(
+        self,
+        *,
+        broker: str | None = None,
+        state: str | None = None,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_interval: Duration | None = None,
+        parallelism: int | None = None,
+        fresh: bool | None = None,
+    ) -> None:
+        """Changes settings before the start; None leaves one as it is. `fresh`: forget the checkpoints there are."""
+        if broker is not None:
+            parse_broker(broker)
+            self.broker = broker
+        if state is not None:
+            state_directory(state)
+            self.state = state
+        if checkpoint_dir is not None:
+            self.checkpoint_dir = checkpoint_dir
+        if checkpoint_interval is not None:
+            interval = parse_seconds(checkpoint_interval, name="checkpoint_interval")
+            if not interval:
+                raise UserError("checkpoint_interval is zero", hint='write "1s"; 0.1 works too')
+            self.agent_runtime._checkpoint_interval = interval
+        if parallelism is not None and parallelism != 1:
+            raise UserError(
+                f"parallelism={parallelism}: agents share one event loop",
+                hint="give an agent concurrency=N; more worker processes are not in this version",
+            )
+        if fresh is not None:
+            self.fresh = fresh
+
+    # -- agents -------------------------------------------------------------------------------------------------------
+
+    def agent(self, topic: Any = None, *, name: str | None = None, **options: Any) -> Callable[[F], F]:
+        """Makes a function an agent of this app: `@app.agent("orders", sink="alerts")`. The function itself is returned.
+
+        topic: a topic, a Source, or a list of them; default the function's name. name: default the function's name.
+        key: the field whose value owns the state. sink: a topic, a Sink, or another agent's function.
+        batch: the function gets `(pa.RecordBatch, ctx)`; schema: its columns, inferred from the first records if not given.
+        concurrency: calls at a time, in order per key. timeout: of one call. on_error: "fail", "retry" (retries, backoff), "skip".
+        dead_letter: topic of what cannot be processed. start: "earliest", "latest", "committed" or ms, without a checkpoint.
+        """
+        if callable(topic) and not isinstance(topic, str):
+            raise UserError("@app.agent is written with brackets", hint="@app.agent() or @app.agent('topic')")
+
+        def register(func: F) -> F:
+            label = name or getattr(func, "__name__", "")
+            options.setdefault("start", self.start_at)
+            spec = AgentSpec.of(f"{self.id}.{label}", func, topic, name=label, **options)
+            self.agent_runtime.add(spec)
+            return func
+
+        return register
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Restores the last checkpoint and runs; returns after END or Ctrl-C. Raises AgentFailed."""
+        restore_signals = self._stop_on_interrupt()
+        try:
+            with _short_switch_interval():
+                await self.agent_runtime.run()
+        finally:
+            restore_signals()
+            await self._close_sender()
+
+    def main(self) -> None:
+        """`asyncio.run(app.run())`, for scripts."""
+        asyncio.run(self.run())
+
+    async def start(self) -> None:
+        """Starts the agents and returns; `await app.stop()` ends them."""
+        await self.agent_runtime.start_all()
+
+    async def stop(self, drain: bool = False) -> None:
+        """A last checkpoint, then everything ends. `drain`: first processes what was read."""
+        try:
+            await self.agent_runtime.stop_all(drain=drain)
+        finally:
+            await self._close_sender()
+
+    def request_stop(self) -> None:
+        """Makes `run()` stop and return; from any thread or signal handler."""
+        self.agent_runtime.request_stop()
+
+    def _stop_on_interrupt(self) -> Callable[[], None]:
+        """Ctrl-C stops in good order, where nobody else has claimed it; a second one is Python's own again."""
+        before = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+        claimed = before is not signal.default_int_handler and getattr(before, "__func__", None) is not getattr(
+            asyncio.Runner, "_on_sigint", None
+        )
+        if before is None or claimed:
+            return lambda: None
+
+        def on_interrupt(number: int, frame: object) -> None:
+            signal.signal(signal.SIGINT, before)
+            self.request_stop()
+
+        signal.signal(signal.SIGINT, on_interrupt)
+        return lambda: None if signal.getsignal(signal.SIGINT) is before else _restore(before)
+
+    # -- records in ---------------------------------------------------------------------------------------------------
+
+    async def send(
+        self,
+        topic: str,
+        value: Any,
+        *,
+        key: Any = None,
+        headers: tuple[tuple[str, bytes], ...] = (),
+        timestamp: int | None = None,
+        partition: int | None = None,
+    ) -> int:
+        """Writes one record; returns its offset once the broker has it. Whether or not the app runs, on any loop or thread.
+
+        value: bytes go as they are, anything else as JSON. key: bytes or str. timestamp: ms UTC, default now.
+        """
+        payload = value if isinstance(value, bytes) else encode_json(value)
+        with self._sender_lock:
+            if self._sender is None:
+                self._sender = RecordSender(self.broker, self.kafka)
+            sender = self._sender
+        return await sender.send(topic, payload, encode_key(key), tuple(headers), timestamp, partition)
+
+    async def _close_sender(self) -> None:
+        with self._sender_lock:
+            sender, self._sender = self._sender, None
+        if sender is not None:
+            await asyncio.to_thread(sender.close)
+
+    # -- what the runtime asks for ------------------------------------------------------------------------------------
+
+    def open_state(self) -> tuple[StateBackend | None, bool]:
+        """The backend that was assigned, used as it is; else one made from `state`, which the runtime closes."""
+        if self.state_backend is not None:
+            return self.state_backend, False
+        return open_backend(self.state, "db"), True
+
+    def open_storage(self) -> CheckpointStorage | None:
+        """The checkpoint directory, locked for this process; None without one."""
+        directory = self.checkpoint_dir
+        if directory is None:
+            base = state_directory(self.state)
+            if base is None:
+                return None
+            directory = base / "checkpoints"
+        storage = CheckpointStorage(directory)
+        storage.lock()
+        if self.fresh:
+            storage.clear()
+        return storage
+
+    def statistics(self) -> dict[str, Any]:
+        """Figures of the app: agents, checkpoints, state, channels."""
+        return {"app": self.id, **self.agent_runtime.statistics()}
+
+
+def _restore(handler: Any) -> None:
+    signal.signal(signal.SIGINT, handler)
+
+
+class _short_switch_interval:
+    """Threads hand the GIL over sooner while the app runs."""
+
+    def __enter__(self) -> None:
+        self._before = sys.getswitchinterval()
+        sys.setswitchinterval(min(self._before, _SWITCH_SECONDS))
+
+    def __exit__(self, *_: object) -> None:
+        sys.setswitchinterval(self._before)

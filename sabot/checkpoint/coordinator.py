@@ -1,0 +1,533 @@
+"""Drives checkpoints: asks the tasks for barriers, collects their snapshots, makes them one checkpoint.
+
+The life of a checkpoint, top to bottom in this file:
+
+    trigger      it has an id; it waits until the one before it has ended
+    _start       every attached task is asked to emit its barrier; from here there is a deadline
+    acknowledge  a task hands over its cut; or it declines, or it ends (detach) and is waited for no more
+    _write       the cuts are saved beside the event loop, the manifest last
+    _complete    the sources may commit             or   _fail   every task lets go of it; the job runs on
+
+A failed checkpoint costs nothing but itself: no barrier of it stays behind (abort), no file, and the checkpoint
+before it is still the one to recover from. What a task hands over belongs to the coordinator, which discards it in
+the end in every case, also when it comes too late.
+"""
+
+import asyncio
+import logging
+import os
+import re
+import shutil
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredTask
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import Duration, parse_seconds
+from sabot.errors import CheckpointFailed, SabotError, UserError
+
+__all__ = ["Coordinator", "StateSnapshot", "TaskSnapshot"]
+
+_log = logging.getLogger(__name__)
+
+_OUTCOMES_KEPT = 128  # results of ended checkpoints that `wait` still knows
+_UNFINISHED_MAX = 128  # checkpoints in flight and queued behind it
+
+
+class StateSnapshot(Protocol):
+    """The state of a task at its barrier, taken and not yet written (`sabot.state.Snapshot`)."""
+
+    async def save(self, directory: Path) -> int:
+        """Write into `directory`, which is not there yet; -> bytes. Called once, again only after it raised."""
+
+    def discard(self) -> None:
+        """It is not needed any more, saved or not."""
+
+
+@dataclass
+class TaskSnapshot:
+    """What a task was at its barrier.
+
+    `meta` goes into the manifest: JSON values with string keys. `files` are small blobs, `states` large ones.
+    """
+
+    meta: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    states: Mapping[str, StateSnapshot] = field(default_factory=dict)
+
+    def discard(self) -> None:
+        """Discards every state in it."""
+        for name, state in self.states.items():
+            try:
+                state.discard()
+            except Exception:  # the others must go too; what stays is disk space, which a restart frees
+                _log.exception("state snapshot %s could not be discarded", name)
+
+
+class _KeptState:
+    """State of an ended task: saved once, then linked into every later checkpoint, also after one that failed."""
+
+    def __init__(self, state: StateSnapshot, storage: CheckpointStorage) -> None:
+        self._state = state
+        self._storage = storage
+        self._home: Path | None = None
+        self._nbytes = 0
+
+    async def save(self, directory: Path) -> int:
+        if self._home is None:
+            home = await asyncio.to_thread(self._storage.keep)
+            try:
+                self._nbytes = await self._state.save(home / "state")
+                (home / "state").mkdir(exist_ok=True)
+            except BaseException:
+                shutil.rmtree(home, ignore_errors=True)
+                raise
+            self._home = home
+        await asyncio.to_thread(shutil.copytree, self._home / "state", directory, copy_function=os.link)
+        return self._nbytes
+
+    def discard(self) -> None:
+        self._state.discard()
+        if self._home is not None:
+            shutil.rmtree(self._home, ignore_errors=True)  # what resists goes with the next lock
+
+
+@dataclass(frozen=True)
+class _Task:
+    inject: Callable[[int], None]
+    abort: Callable[[int], None]
+    hint: Callable[[], str] | None
+
+
+@dataclass
+class _InFlight:
+    """The one checkpoint under way."""
+
+    checkpoint_id: int
+    started: float
+    waiting: set[str]
+    finals: dict[str, TaskSnapshot]  # of tasks that had ended, or ended while it waited for them
+    cuts: dict[str, TaskSnapshot] = field(default_factory=dict)
+    writing: bool = False
+    writer: asyncio.Task[None] | None = None
+    timer: asyncio.TimerHandle | None = None
+
+    def snapshots(self) -> dict[str, TaskSnapshot]:
+        """By task name, sorted: a cut, or what the task was at its end."""
+        return dict(sorted((self.finals | self.cuts).items()))
+
+
+class Coordinator:
+    """Makes the checkpoints of one job, one at a time.
+
+    `timeout` runs from the barriers to the last acknowledgement; the writing that follows has none, as a thread that
+    waits for a disk cannot be stopped. `describe` goes into every manifest. `trigger`, `acknowledge`, `decline` and
+    `detach` may be called from any thread, all else on the event loop. Without storage a checkpoint is complete when
+    all have acknowledged, and only its manifest is kept.
+    """
+
+    def __init__(
+        self,
+        storage: CheckpointStorage | None = None,
+        *,
+        timeout: Duration = "60s",
+        clock: Clock = SYSTEM_CLOCK,
+        describe: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.storage = storage
+        self.on_complete: list[Callable[[Manifest], None]] = []
+        self._timeout = parse_seconds(timeout, name="checkpoint timeout")
+        self._clock = clock
+        self._describe = dict(describe or {})
+        self._tasks: dict[str, _Task] = {}
+        self._finals: dict[str, TaskSnapshot] = {}
+        self._replaced_finals: list[TaskSnapshot] = []  # may be in the checkpoint being written
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._triggering = threading.RLock()  # ids start in the order in which they are given out
+        self._last_id: int | None = None  # None: the directory was not looked at yet
+        self._unfinished: set[int] = set()
+        self._queue: deque[int] = deque()
+        self._starting = False
+        self._in_flight: _InFlight | None = None
+        self._outcomes: OrderedDict[int, Manifest | CheckpointFailed] = OrderedDict()
+        self._waiters: dict[int, list[asyncio.Future[None]]] = {}
+        self._completed = self._failed = self._last_completed = self._last_bytes = 0
+        self._last_seconds = 0.0
+        self._last_error = ""
+
+    def keep_in(self, storage: CheckpointStorage, describe: Mapping[str, Any]) -> None:
+        """From now on checkpoints are written there, with `describe` in each manifest; ids go on after both sides' last."""
+        self.storage = storage
+        self._describe = dict(describe)
+        self._last_id = max(self._last_id or 0, storage.last_id())
+
+    # Who takes part
+
+    def attach(
+        self,
+        task: str,
+        inject: Callable[[int], None],
+        abort: Callable[[int], None],
+        hint: Callable[[], str] | None = None,
+    ) -> None:
+        """A task runs. Attach all tasks of a job before the first trigger: a manifest knows only who took part.
+
+        `inject(id)` asks it to emit its barrier, `abort(id)` to forget that one (also one it never saw); both are
+        called on the event loop and must not block. `hint()` says what it is busy with, for the error of a checkpoint
+        that timed out. A checkpoint in flight goes on without the new task.
+        """
+        self._remember_loop()
+        if task in self._tasks:
+            raise UserError(f"task {task!r} is attached already", hint="give every task of a job its own name")
+        self._tasks[task] = _Task(inject, abort, hint)
+        self._replace_final(task, None)
+
+    def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
+        """The task ended or failed: nobody waits for it any more.
+
+        `final` is what it was at its end, and goes into all later manifests, and into the one in flight if it was
+        waiting for the task. Without `final` they do not know the task: right only for one that had nothing to keep.
+        A task that has passed its barrier on acknowledges or declines it before it detaches: its end is after that cut.
+        """
+        self._on_loop(self._detach, task, final)
+
+    def _detach(self, task: str, final: TaskSnapshot | None) -> None:
+        if final is not None and self.storage is not None:
+            kept = {name: _KeptState(state, self.storage) for name, state in final.states.items()}
+            final = TaskSnapshot(final.meta, final.files, kept)
+        self._tasks.pop(task, None)
+        self._replace_final(task, final)
+        flight = self._in_flight
+        if flight is not None and task in flight.waiting:
+            if final is not None:
+                flight.finals[task] = final
+            flight.waiting.discard(task)
+            self._write_if_all_in(flight)
+
+    def _replace_final(self, task: str, final: TaskSnapshot | None) -> None:
+        before = self._finals.pop(task, None)
+        if before is not None:
+            self._replaced_finals.append(before)
+        if final is not None:
+            self._finals[task] = final
+        if self._in_flight is None:
+            self._discard_replaced_finals()
+
+    def _discard_replaced_finals(self) -> None:
+        for final in self._replaced_finals:
+            final.discard()
+        self._replaced_finals.clear()
+
+    # Asking for one
+
+    def trigger(self) -> int:
+        """Asks for a checkpoint; -> its id, greater than all before it, also those of earlier runs.
+
+        With no task attached it is complete on return; only if ended tasks left finals and there is storage, a
+        running event loop is not held up for writing these.
+        """
+        with self._triggering:
+            if len(self._unfinished) >= _UNFINISHED_MAX:
+                raise UserError(f"{_UNFINISHED_MAX} checkpoints wait already", hint="wait() for one before the next")
+            if self._last_id is None:
+                self._last_id = self.storage.last_id() if self.storage is not None else 0
+            self._last_id += 1
+            checkpoint_id = self._last_id
+            self._unfinished.add(checkpoint_id)
+            self._on_loop(self._enqueue, checkpoint_id)
+            return checkpoint_id
+
+    def beat(self) -> int | None:
+        """One beat of `run`: triggers, unless a checkpoint is under way or no task runs, so that nothing is new."""
+        if self._unfinished or not self._tasks:
+            return None
+        try:
+            return self.trigger()
+        except Exception:  # the beat after this one tries again
+            _log.exception("no checkpoint could be triggered")
+            return None
+
+    async def run(self, interval: Duration) -> None:
+        """Triggers every `interval` until cancelled. Failed checkpoints are logged and the next one is tried."""
+        seconds = parse_seconds(interval, name="checkpoint interval")
+        if seconds == 0:
+            raise UserError("the checkpoint interval is zero", hint='write "1s", or a number of seconds')
+        self._remember_loop()
+        while True:
+            await asyncio.sleep(seconds)
+            self.beat()
+
+    async def wait(self, checkpoint_id: int) -> Manifest:
+        """The manifest, once the checkpoint is safe. Raises CheckpointFailed saying whom or what it failed on.
+
+        Also for checkpoints that have ended, as long as they are remembered.
+        """
+        self._remember_loop()
+        while (outcome := self._outcomes.get(checkpoint_id)) is None:
+            if checkpoint_id not in self._unfinished:
+                raise UserError(f"checkpoint {checkpoint_id} is not known", hint="wait for an id from trigger()")
+            ended = asyncio.get_running_loop().create_future()
+            self._waiters.setdefault(checkpoint_id, []).append(ended)
+            await ended
+        if isinstance(outcome, Manifest):
+            return outcome
+        raise CheckpointFailed(outcome.message, hint=outcome.hint) from outcome.__cause__
+
+    # Barriers
+
+    def _enqueue(self, checkpoint_id: int) -> None:
+        self._queue.append(checkpoint_id)
+        self._start_next()
+
+    def _start_next(self) -> None:
+        if self._starting:
+            return  # a checkpoint that ends inside _start leads back here; the loop below takes the next one
+        self._starting = True
+        try:
+            while self._in_flight is None and self._queue:
+                self._start(self._queue.popleft())
+        finally:
+            self._starting = False
+
+    def _start(self, checkpoint_id: int) -> None:
+        flight = _InFlight(checkpoint_id, self._clock.monotonic(), set(self._tasks), dict(self._finals))
+        self._in_flight = flight
+        self._set_timer(flight)
+        for name, task in list(self._tasks.items()):
+            try:
+                task.inject(checkpoint_id)
+            except Exception as error:
+                self._fail(flight, f"task {name} could not emit its barrier: {error!r}", cause=error)
+            if self._in_flight is not flight:  # failed here, or a task that answers at once declined
+                return
+        self._write_if_all_in(flight)
+
+    def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
+        """The task has passed its barrier on, and this is its cut. The coordinator owns `snapshot` from here."""
+        self._on_loop(self._acknowledge, checkpoint_id, task, snapshot)
+
+    def _acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
+        flight = self._in_flight
+        if flight is None or flight.checkpoint_id != checkpoint_id or task not in flight.waiting:
+            snapshot.discard()  # too late, or twice
+            return
+        flight.waiting.discard(task)
+        flight.cuts[task] = snapshot
+        self._write_if_all_in(flight)
+
+    def decline(self, checkpoint_id: int, task: str, reason: str) -> None:
+        """The task cannot make its cut: this checkpoint fails. Without effect on one that has ended."""
+        self._on_loop(self._decline, checkpoint_id, task, reason)
+
+    def _decline(self, checkpoint_id: int, task: str, reason: str) -> None:
+        flight = self._in_flight
+        if flight is not None and flight.checkpoint_id == checkpoint_id and task in flight.waiting:
+            self._fail(flight, f"task {task} declined: {reason}")
+
+    def check_timeouts(self) -> None:
+        """Fails the checkpoint in flight if its time is over. Called by a timer; by hand in tests with a ManualClock."""
+        flight = self._in_flight
+        if flight is None or not flight.waiting:
+            return
+        if self._clock.monotonic() - flight.started < self._timeout:
+            self._set_timer(flight)
+            return
+        missing = ", ".join(self._busy(name) for name in sorted(flight.waiting))
+        self._fail(
+            flight,
+            f"timed out after {self._timeout:g} s, still waiting for {missing}",
+            hint="an agent's timeout= ends calls that hang",
+        )
+
+    def _busy(self, name: str) -> str:
+        task = self._tasks[name]
+        if task.hint is None:
+            return name
+        try:
+            return f"{name}: {task.hint()}"
+        except Exception as error:  # it must not take the place of the time-out
+            return f"{name} (its hint failed: {error!r})"
+
+    def _set_timer(self, flight: _InFlight) -> None:
+        loop = _running_loop()
+        if loop is not None:
+            remaining = flight.started + self._timeout - self._clock.monotonic()
+            flight.timer = loop.call_later(max(remaining, 0.001), self.check_timeouts)
+
+    # Writing
+
+    def _write_if_all_in(self, flight: _InFlight) -> None:
+        if self._in_flight is not flight or flight.waiting or flight.writing:
+            return
+        flight.writing = True
+        if self.storage is None or not (flight.cuts or flight.finals):
+            self._complete(flight, self._manifest(flight))
+        elif _running_loop() is None:
+            asyncio.run(self._write(flight, self.storage))
+        else:
+            flight.writer = asyncio.create_task(self._write(flight, self.storage), name="sabot checkpoint writer")
+
+    async def _write(self, flight: _InFlight, storage: CheckpointStorage) -> None:
+        try:
+            manifest = await self._save(flight, storage)
+        except asyncio.CancelledError:
+            storage.abort(flight.checkpoint_id)  # first waits for a thread that is in `commit`
+            self._fail(flight, "cancelled while it was written")
+            raise
+        except Exception as error:
+            storage.abort(flight.checkpoint_id)
+            why = f"it could not be written to {storage.directory}: {error!r}"
+            hint = ""
+            if isinstance(error, SabotError):
+                why, hint = error.message, error.hint
+            self._fail(flight, why, hint=hint, cause=error)
+        else:
+            self._complete(flight, manifest)
+
+    async def _save(self, flight: _InFlight, storage: CheckpointStorage) -> Manifest:
+        """States, then blobs, then the manifest."""
+        manifest = self._manifest(flight)
+        with storage.explained():
+            directory = await asyncio.to_thread(storage.begin, flight.checkpoint_id)
+            blobs: dict[Path, bytes] = {}
+            for name, snapshot in flight.snapshots().items():
+                stored = manifest.tasks[name]
+                for state, path in stored.states.items():
+                    (directory / path).parent.mkdir(parents=True, exist_ok=True)
+                    await snapshot.states[state].save(directory / path)
+                    (directory / path).mkdir(exist_ok=True)  # an empty state may have written nothing
+                blobs.update((directory / path, snapshot.files[file]) for file, path in stored.files.items())
+            return await asyncio.to_thread(_finish, storage, manifest, blobs)
+
+    def _manifest(self, flight: _InFlight) -> Manifest:
+        tasks = {}
+        for i, (name, snapshot) in enumerate(flight.snapshots().items()):
+            folder = _path(i, name)
+            tasks[name] = StoredTask(
+                meta=snapshot.meta,
+                files={file: f"{folder}/files/{_path(j, file)}" for j, file in enumerate(sorted(snapshot.files))},
+                states={state: f"{folder}/states/{_path(j, state)}" for j, state in enumerate(sorted(snapshot.states))},
+            )
+        created_ms = int(self._clock.time() * 1000)
+        return Manifest(flight.checkpoint_id, created_ms, self._describe, tasks)
+
+    # The two ends
+
+    def _complete(self, flight: _InFlight, manifest: Manifest) -> None:
+        self._completed += 1
+        self._last_completed = flight.checkpoint_id
+        self._last_seconds = self._clock.monotonic() - flight.started
+        self._last_bytes = manifest.nbytes
+        for callback in list(self.on_complete):
+            try:
+                callback(manifest)
+            except Exception:  # the checkpoint is safe all the same, and the other sources commit theirs
+                _log.exception("checkpoint %d is complete, but a callback failed", flight.checkpoint_id)
+        self._end(flight, manifest)
+
+    def _fail(self, flight: _InFlight, why: str, *, hint: str = "", cause: Exception | None = None) -> None:
+        flight.waiting.clear()  # what a task still answers, from inside its `abort` too, is too late
+        flight.writing = True
+        for name, task in list(self._tasks.items()):
+            try:
+                task.abort(flight.checkpoint_id)
+            except Exception:  # the others must be freed too
+                _log.exception("task %s could not abort checkpoint %d", name, flight.checkpoint_id)
+        self._end(flight, self._failure(flight.checkpoint_id, why, hint=hint, cause=cause))
+
+    def _failure(
+        self, checkpoint_id: int, why: str, *, hint: str = "", cause: Exception | None = None
+    ) -> CheckpointFailed:
+        error = CheckpointFailed(f"checkpoint {checkpoint_id}: {why}", hint=hint)
+        error.__cause__ = cause
+        self._failed += 1
+        self._last_error = str(error)
+        _log.warning("%s; the job goes on, and the checkpoint before it stays valid", error)
+        return error
+
+    def _end(self, flight: _InFlight, outcome: Manifest | CheckpointFailed) -> None:
+        if flight.timer is not None:
+            flight.timer.cancel()
+        self._in_flight = None
+        for snapshot in flight.cuts.values():
+            snapshot.discard()
+        self._discard_replaced_finals()
+        self._settle(flight.checkpoint_id, outcome)
+        self._start_next()
+
+    def _settle(self, checkpoint_id: int, outcome: Manifest | CheckpointFailed) -> None:
+        self._outcomes[checkpoint_id] = outcome
+        if len(self._outcomes) > _OUTCOMES_KEPT:
+            self._outcomes.popitem(last=False)
+        self._unfinished.discard(checkpoint_id)
+        for waiter in self._waiters.pop(checkpoint_id, []):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def close(self) -> None:
+        """Fails what waits, aborts what is in flight, lets a write that has begun finish; discards the finals."""
+        while self._queue:
+            checkpoint_id = self._queue.popleft()
+            self._settle(checkpoint_id, self._failure(checkpoint_id, "the job is stopping"))
+        flight = self._in_flight
+        if flight is not None and flight.writer is not None:
+            await asyncio.wait({flight.writer})
+        elif flight is not None:
+            self._fail(flight, "the job is stopping")
+        for task in list(self._finals):
+            self._replace_final(task, None)
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts since the start; the last complete checkpoint's id, seconds and bytes; `in_flight`: an id, 0 for none."""
+        return {
+            "completed": self._completed,
+            "failed": self._failed,
+            "last_id": self._last_completed,
+            "last_seconds": self._last_seconds,
+            "last_bytes": self._last_bytes,
+            "in_flight": self._in_flight.checkpoint_id if self._in_flight is not None else 0,
+            "last_error": self._last_error,
+        }
+
+    # Threads
+
+    def _remember_loop(self) -> None:
+        if self._loop is None or not self._loop.is_running():
+            self._loop = _running_loop()
+
+    def _on_loop(self, step: Callable[..., None], *args: Any) -> None:
+        """step(*args) on the event loop; here and now if this is its thread, or none runs."""
+        self._remember_loop()
+        if self._loop is None or self._loop is _running_loop():
+            step(*args)
+        else:
+            self._loop.call_soon_threadsafe(step, *args)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _path(index: int, name: str) -> str:
+    """A file name that says `name` to a human, and is unique and valid by its index whatever the name is."""
+    return f"{index:04d}-{re.sub('[^A-Za-z0-9._-]+', '_', name)[:80]}"
+
+
+def _finish(storage: CheckpointStorage, manifest: Manifest, blobs: Mapping[Path, bytes]) -> Manifest:
+    """The blocking end of a checkpoint, in a thread."""
+    for path, blob in blobs.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(blob)
+    manifest = storage.commit(manifest.checkpoint_id, manifest)
+    try:
+        storage.drop_old()
+    except OSError as error:  # the new one is safe; the old ones are tried again with the next
+        _log.warning("old checkpoints in %s could not be removed: %s", storage.directory, error)
+    return manifest

@@ -1,0 +1,148 @@
+"""The words of the command line. What they do stands in `loading`, `running` and the demos."""
+
+from json import dumps as encoded
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import sabot
+from sabot.cli.loading import WrongUse, load_app
+from sabot.cli.running import LOG_LEVELS, guarded, run_app, set_up_logging
+from sabot.errors import UserError
+
+__all__ = ["main"]
+
+_cli = typer.Typer(
+    name="sabot",
+    help="Streaming agents on Kafka, from pip install.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_demos = typer.Typer(help="Programs that show Sabot at work.", no_args_is_help=True, rich_markup_mode=None)
+_cli.add_typer(_demos, name="demo")
+
+
+def _log_level(value: str) -> str:
+    if value.lower() not in LOG_LEVELS:
+        raise typer.BadParameter(f"{value!r} is none of {', '.join(LOG_LEVELS)}")
+    return value.lower()
+
+
+Target = Annotated[str, typer.Argument(metavar="MODULE:APP", help="The module and the App in it.")]
+Broker = Annotated[str | None, typer.Option(metavar="URL", help="memory:// or kafka://host:port")]
+LogLevel = Annotated[str, typer.Option(metavar="LEVEL", callback=_log_level, help=", ".join(LOG_LEVELS))]
+State = Annotated[str | None, typer.Option(metavar="memory|DIR", help="Where the keyed state lives.")]
+CheckpointDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Default: checkpoints in the state's DIR.")]
+Interval = Annotated[str | None, typer.Option("--checkpoint-interval", metavar="TIME", help="5s, 100ms, or seconds.")]
+Parallelism = Annotated[int | None, typer.Option(min=1, metavar="N", help="Subtasks of each agent with a key.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Forget the checkpoints; start from the beginning.")]
+MetricsPort = Annotated[int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Serve Prometheus metrics.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sabot {sabot.__version__}")
+        raise typer.Exit
+
+
+@_cli.callback()
+def _root(
+    context: typer.Context,
+    app: Annotated[str | None, typer.Option("--app", "-A", metavar="MODULE:APP", help="The app for `worker`.")] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    context.obj = app
+
+
+@_cli.command()
+def run(
+    target: Target,
+    broker: Broker = None,
+    loglevel: LogLevel = "info",
+    state: State = None,
+    checkpoint_dir: CheckpointDir = None,
+    checkpoint_interval: Interval = None,
+    parallelism: Parallelism = None,
+    fresh: Fresh = False,
+    metrics_port: MetricsPort = None,
+) -> None:
+    """Run an app until its input ends, or Ctrl-C. The options override what the program says."""
+    settings = {
+        "broker": broker,
+        "state": state,
+        "checkpoint_dir": None if checkpoint_dir is None else str(checkpoint_dir),
+        "checkpoint_interval": checkpoint_interval,
+        "parallelism": parallelism,
+        "fresh": fresh or None,
+    }
+    set_up_logging(loglevel)
+    raise typer.Exit(guarded(lambda: _work(target, settings, metrics_port), debug=loglevel == "debug"))
+
+
+@_cli.command()
+def worker(
+    context: typer.Context,
+    broker: Broker = None,
+    loglevel: LogLevel = "info",
+    state: State = None,
+    checkpoint_dir: CheckpointDir = None,
+    checkpoint_interval: Interval = None,
+    parallelism: Parallelism = None,
+    fresh: Fresh = False,
+    metrics_port: MetricsPort = None,
+) -> None:
+    """The same as `run`, in Faust's words: sabot -A module:app worker."""
+    if context.obj is None:
+        raise typer.BadParameter("which app? write: sabot -A module:app worker")
+    run(
+        context.obj,
+        broker,
+        loglevel,
+        state,
+        checkpoint_dir,
+        checkpoint_interval,
+        parallelism,
+        fresh,
+        metrics_port,
+    )
+
+
+def _work(target: str, settings: dict[str, Any], metrics_port: int | None) -> None:
+    app = load_app(target)
+    try:
+        app.configure(**settings)
+    except UserError as error:
+        raise WrongUse(error.message, hint=error.hint) from error
+    run_app(app)
+
+
+@_demos.command()
+def fraud(
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Transactions.")] = 1_000_000,
+    seed: Annotated[int, typer.Option(metavar="S", help="Of the generator: the same seed, the same rows.")] = 0,
+    broker: Annotated[str, typer.Option(metavar="URL", help="memory:// or kafka://host:port")] = "memory://",
+    state: Annotated[str, typer.Option(metavar="memory|DIR", help="DIR: a checkpoint each second.")] = "memory",
+    fresh: Fresh = False,
+    json: Annotated[bool, typer.Option("--json", help="Only the figures, as one JSON object.")] = False,
+    loglevel: LogLevel = "warning",
+) -> None:
+    """Find card fraud in a made-up stream of payments: a batch agent scores, a record agent raises alerts."""
+    from sabot.demos.fraud import demo  # here, so that `sabot run` does not load the demo
+
+    def work() -> None:
+        figures = demo.run(rows, seed, broker, state, fresh=fresh, json=json)
+        if json:
+            typer.echo(encoded(figures))
+
+    set_up_logging(loglevel)
+    raise typer.Exit(guarded(work, debug=loglevel == "debug"))
+
+
+def main() -> None:
+    """The entry point of the `sabot` script."""
+    _cli()

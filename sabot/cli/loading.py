@@ -1,0 +1,141 @@
+"""From the words `module:app` to the App, or to one line that says why not."""
+
+import gc
+import importlib
+import inspect
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from sabot.app import App
+from sabot.errors import UserError
+
+__all__ = ["WrongUse", "load_app"]
+
+_OURS = Path(__file__).parents[1].as_posix()
+
+
+class WrongUse(UserError):
+    """The command line names something that is not there: exit code 2. `cause`: the user's own error."""
+
+    def __init__(self, message: str, *, hint: str = "", cause: BaseException | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.cause = cause
+
+
+def load_app(target: str) -> App:
+    """Imports `module:attribute` (attribute: `app` if not given), from the current folder too; gives its App.
+
+    Raises WrongUse when the module is missing or raises, or when the attribute is missing or no App.
+    A call of `app.run()` at module level that nobody awaits is explained on stderr; the App is still given.
+    """
+    name, _, attribute = target.partition(":")
+    attribute = attribute or "app"
+    if name.endswith(".py") or "/" in name:
+        dotted = ".".join(Path(name.removesuffix(".py")).parts).lstrip("./")
+        raise WrongUse(f"{name!r} is a file, and a module is wanted", hint=f"write {dotted}:{attribute}")
+    if not all(part.isidentifier() for part in [*name.split("."), *attribute.split(".")]):
+        raise WrongUse(f"{target!r} names no app", hint="write module:app, as in examples.hello:app")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    with _explained_coroutines():
+        module = _import(name)
+        gc.collect()  # a coroutine caught in a cycle is reported here, not at exit
+    return _app_of(module, attribute)
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except KeyboardInterrupt:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise WrongUse(
+                f"there is no module named {error.name!r}",
+                hint=f"it was looked for in {Path.cwd()} and in the installed packages",
+            ) from error
+        raise _import_failed(name, error) from error
+    except SystemExit as error:
+        raise WrongUse(
+            f"{name} ends the process while it is imported: {_place(error)}",
+            hint="put what starts the program under: if __name__ == '__main__'",
+            cause=error,
+        ) from error
+    except BaseException as error:
+        raise _import_failed(name, error) from error
+
+
+def _import_failed(name: str, error: BaseException) -> WrongUse:
+    return WrongUse(f"{name} cannot be imported: {_place(error)}: {_said(error)}", cause=error)
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _place(error: BaseException) -> str:
+    """file:line of the error: where the deepest frame of the user's own code stood."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [f for f in frames if not f.filename.startswith((_OURS, "<frozen importlib", importlib.__file__))]
+    here = [f for f in outside if f.filename.startswith(str(Path.cwd())) and "site-packages" not in f.filename]
+    frame = (here or outside or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"
+
+
+def _app_of(module: ModuleType, attribute: str) -> App:
+    found: object = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise WrongUse(f"{module.__name__} has no {attribute!r}", hint=_apps_in(module))
+        found = getattr(found, part)
+    if isinstance(found, App):
+        return found
+    if inspect.iscoroutine(found):
+        found.close()
+        raise WrongUse(
+            f"{module.__name__}:{attribute} is a coroutine, made by a call that nobody awaited, and no App",
+            hint=f"name the App itself: `sabot run` starts it; {_apps_in(module)}",
+        )
+    raise WrongUse(f"{module.__name__}:{attribute} is a {type(found).__name__} and no App", hint=_apps_in(module))
+
+
+def _apps_in(module: ModuleType) -> str:
+    names = sorted(name for name, value in vars(module).items() if isinstance(value, App))
+    if not names:
+        return f"there is no App in {module.__name__}; make one: app = sabot.App('name')"
+    return "its Apps: " + ", ".join(f"{module.__name__}:{name}" for name in names)
+
+
+@contextmanager
+def _explained_coroutines() -> Iterator[None]:
+    """Turns Python's "coroutine 'App.run' was never awaited" into words that help; other warnings pass."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message=r"coroutine 'App\.\w+' was never awaited")
+        try:
+            yield
+        finally:
+            seen = list(caught)
+    for warning in seen:
+        text = str(warning.message)
+        if text.startswith("coroutine 'App."):
+            call = text.split("'")[1].removeprefix("App.")
+            print(
+                f"sabot: {warning.filename}:{warning.lineno}: app.{call}() is called and not awaited, so it does "
+                "nothing; `sabot run` starts the app by itself: remove the line, or write app.main() under "
+                "if __name__ == '__main__'",
+                file=sys.stderr,
+            )
+        else:
+            print(
+                warnings.formatwarning(warning.message, warning.category, warning.filename, warning.lineno),
+                end="",
+                file=sys.stderr,
+            )

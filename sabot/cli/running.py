@@ -1,0 +1,69 @@
+"""Runs one App in the foreground: signals, log lines, exit codes."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+
+from sabot.app import App
+from sabot.cli.loading import WrongUse
+from sabot.errors import SabotError
+
+__all__ = ["LOG_LEVELS", "guarded", "run_app", "set_up_logging"]
+
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+
+def set_up_logging(level: str) -> None:
+    """Log lines of Sabot from `level` up, those of other libraries from `warning` up, to stderr."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("sabot").setLevel(level.upper())
+
+
+def run_app(app: App) -> None:
+    """Returns after END, or after SIGINT or SIGTERM and a final checkpoint; a second signal ends the process."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stopping:
+            os.write(2, b"sabot: stopped at once; the last complete checkpoint counts\n")
+            os._exit(128 + number)
+        stopping.append(number)
+        os.write(2, b"sabot: stopping after a last checkpoint; again to stop at once\n")
+        app.request_stop()
+
+    stopping: list[int] = []
+    # signal.signal, not loop.add_signal_handler: the second Ctrl-C must work while an agent blocks the loop.
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        asyncio.run(app.run())
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def guarded(work: Callable[[], None], *, debug: bool) -> int:
+    """Does the work; says what failed in one line on stderr. Exit code: 0, 1 (failure), 2 (wrong use), 130."""
+    try:
+        work()
+    except WrongUse as error:
+        return _said(error, 2, debug and error.cause is not None)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return _said(error, 1, debug)
+    return 0
+
+
+def _said(error: Exception, code: int, with_traceback: bool) -> int:
+    if with_traceback:
+        traceback.print_exception(error)
+    known = isinstance(error, SabotError)
+    line = str(error) if known else f"{type(error).__name__}: {error} (--loglevel debug shows where)"
+    print("sabot: " + " ".join(line.split()), file=sys.stderr)
+    return code

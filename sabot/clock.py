@@ -1,0 +1,48 @@
+"""The only reader of time. Everything else takes a Clock, so that tests can move time by hand."""
+
+import time
+from typing import Protocol
+
+__all__ = ["SYSTEM_CLOCK", "Clock", "ManualClock", "SystemClock"]
+
+
+class Clock(Protocol):
+    """Two readings: the calendar (for people and records) and a steady count (for durations)."""
+
+    def time(self) -> float:
+        """Seconds since 1970-01-01 UTC."""
+
+    def monotonic(self) -> float:
+        """Seconds from an arbitrary start; never goes back."""
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def time(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+class ManualClock:
+    """A clock that moves only when it is told to: `clock.advance(seconds)`."""
+
+    def __init__(self, start: float = 1_700_000_000.0) -> None:
+        self._now = start
+
+    def time(self) -> float:
+        return self._now
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Move on by `seconds` (not negative)."""
+        if seconds < 0:
+            raise ValueError("time does not go back")
+        self._now += seconds
+
+
+SYSTEM_CLOCK = SystemClock()

@@ -1,0 +1,44 @@
+"""JSON payloads <-> batches, for a given schema or one inferred from the first rows."""
+
+import pyarrow as pa
+
+from sabot._cython.json import BadRow, JsonDecoder, encode_rows, infer_schema
+
+__all__ = ["JsonCodec"]
+
+INFERENCE_ROWS = 1000
+_NO_COLUMNS = pa.schema([])
+
+
+class JsonCodec:
+    """One JSON object a payload. Without a schema, that of the first batch with a readable payload is inferred, once.
+
+    Rows that come later and do not fit are bad rows, so record `schema` with the checkpoint and give it back at the next start.
+    """
+
+    def __init__(self, schema: pa.Schema | None = None) -> None:
+        self._decoder = None if schema is None else JsonDecoder(schema)
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """The columns of decoded batches; None before the first readable payload of a codec without a given schema."""
+        return None if self._decoder is None else self._decoder.schema
+
+    def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
+        """The column `payload` -> the rows that are good, in order, and the bad ones, which never stop a batch.
+
+        Raises UserError where the schema must be inferred and the first 1,000 payloads do not agree on a field's type.
+        """
+        payloads = batch.column("payload")
+        if self._decoder is None:
+            readable, bad = JsonDecoder(_NO_COLUMNS).decode(payloads)
+            if readable.num_rows == 0:
+                return readable, bad
+            unreadable = {row.row for row in bad}
+            rows = [row for row in range(len(payloads)) if row not in unreadable][:INFERENCE_ROWS]
+            self._decoder = JsonDecoder(infer_schema(payloads.take(pa.array(rows, pa.int64())).to_pylist()))
+        return self._decoder.decode(payloads)
+
+    def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
+        """Row i -> one compact JSON object. Raises UserError for types that have no form in JSON, TypeError for binary that is not UTF-8."""
+        return encode_rows(batch)

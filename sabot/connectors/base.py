@@ -1,0 +1,287 @@
+"""The contracts of sources and sinks. What is written here, `tests/contracts/` checks for every
+implementation.
+
+Both are driven by one owner at a time: a source by its source thread, a sink by the task that writes to it.
+Unless said otherwise a method may block, and is called from that one thread. After a crash nothing is called:
+a new process opens the source at the positions of the last complete checkpoint.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot._cython.json import encode_rows
+from sabot._cython.rows import binary_array, bytes_list
+from sabot.errors import DataError, UserError
+
+__all__ = [
+    "RECORD_SCHEMA",
+    "Headers",
+    "Positions",
+    "Record",
+    "Sink",
+    "Source",
+    "build_records",
+    "decode_json",
+    "encode_json",
+    "encode_key",
+    "header_rows",
+    "iterate_records",
+    "to_records",
+]
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+Positions = dict[tuple[str, int], int]
+"""(topic, partition) -> the next offset to read."""
+
+_HEADERS: Any = pa.list_(pa.struct([("name", pa.string()), ("value", pa.binary())]))
+
+RECORD_SCHEMA = pa.schema(
+    [
+        ("payload", pa.binary()),
+        ("key", pa.binary()),
+        ("timestamp", pa.int64()),  # ms, UTC
+        ("partition", pa.int32()),
+        ("offset", pa.int64()),
+        ("headers", _HEADERS),  # null: none
+    ]
+)
+"""The columns of a batch of records that are not decoded yet; its topic stands on the Batch."""
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record as the broker has it. `payload` None is a tombstone; `timestamp` is ms since 1970 UTC."""
+
+    payload: bytes | None
+    key: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = field(default=())
+    timestamp: int = 0
+    topic: str = ""
+    partition: int = 0
+    offset: int = 0
+
+    @property
+    def value(self) -> Any:
+        """The payload decoded as JSON; raises DataError naming topic, partition and offset."""
+        return decode_json(self.payload, where=f"{self.topic}[{self.partition}]@{self.offset}")
+
+
+def decode_json(payload: bytes | None, *, where: str) -> Any:
+    """What `json.loads` gives for this payload, faster. Raises DataError that begins with `where`."""
+    if payload is None:
+        raise DataError(f"{where}: the payload is null", hint="a tombstone has no JSON value")
+    try:
+        return _decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass  # NaN, 1e400 and lone surrogates are fine with json.loads
+    try:
+        return json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: the payload is not JSON: {error}") from error
+
+
+def encode_json(value: Any) -> bytes:
+    """The value as compact JSON; raises UserError for what JSON cannot say. `decode_json` gives it back."""
+    try:
+        return _encode(value)
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()  # lone surrogates, as escapes
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"a {type(value).__name__} cannot be written as JSON: {error}") from error
+
+
+def encode_key(key: Any) -> bytes | None:
+    """The key of a record: None and bytes as they are, a string as UTF-8, anything else as JSON."""
+    if key is None or isinstance(key, bytes):
+        return key
+    return key.encode() if isinstance(key, str) else encode_json(key)
+
+
+def build_records(
+    payloads: Sequence[bytes | None],
+    keys: Sequence[bytes | None] | None,
+    timestamps: Any,
+    partitions: Any,
+    offsets: Any,
+    headers: Sequence[Headers] | None = None,
+) -> pa.RecordBatch:
+    """Lists of records -> RECORD_SCHEMA. `timestamps`, `partitions` and `offsets` are anything numpy reads as
+    integers; one partition for all rows may be a plain number.
+
+    None for `keys` or `headers` says that no record has any.
+    """
+    rows = len(payloads)
+    columns = [
+        binary_array(payloads),
+        pa.nulls(rows, pa.binary()) if keys is None else binary_array(keys),
+        pa.array(np.asarray(timestamps, dtype=np.int64)),
+        pa.array(np.full(rows, partitions, dtype=np.int32)),
+        pa.array(np.asarray(offsets, dtype=np.int64)),
+        pa.nulls(rows, _HEADERS) if headers is None else _header_array(headers),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA)
+
+
+def _header_array(headers: Sequence[Headers]) -> Any:
+    bounds: list[int | None] = []
+    names: list[str] = []
+    values: list[bytes | None] = []
+    for pairs in headers:
+        bounds.append(len(names) if pairs else None)
+        for name, value in pairs:
+            names.append(name)
+            values.append(value)
+    bounds.append(len(names))
+    pair_type = _HEADERS.value_type
+    pairs_array = pa.StructArray.from_arrays(
+        [pa.array(names, pa.string()), binary_array(values)], fields=list(pair_type)
+    )
+    return pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), pairs_array, type=_HEADERS)
+
+
+def header_rows(column: Any) -> list[Headers]:
+    """The headers column of RECORD_SCHEMA -> one tuple of (name, value) per row."""
+    if column.null_count == len(column):
+        return [()] * len(column)
+    return [tuple((pair["name"], pair["value"]) for pair in row) if row else () for row in column.to_pylist()]
+
+
+def to_records(batch: Batch, now_ms: int) -> pa.RecordBatch:
+    """What a sink of records writes: RECORD_SCHEMA as it is (timestamp null: `now_ms`), other columns as one
+    JSON object a row.
+    """
+    data = batch.data
+    if data.schema.equals(RECORD_SCHEMA):
+        stamps = data.column(2)
+        if stamps.null_count == 0:
+            return data
+        return data.set_column(2, RECORD_SCHEMA.field(2), stamps.fill_null(now_ms))
+    rows = data.num_rows
+    columns = [
+        encode_rows(data),
+        pa.nulls(rows, pa.binary()),
+        pa.array(np.full(rows, now_ms, dtype=np.int64)),
+        pa.array(np.zeros(rows, dtype=np.int32)),
+        pa.array(np.zeros(rows, dtype=np.int64)),
+        pa.nulls(rows, _HEADERS),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA)
+
+
+def iterate_records(data: pa.RecordBatch, topic: str) -> list[Record]:
+    """A batch of RECORD_SCHEMA -> its records as objects, for code that handles one at a time."""
+    payload, key, timestamp, partition, offset, headers = data.columns
+    return [
+        Record(p, k, h, t, topic, n, o)
+        for p, k, h, t, n, o in zip(
+            bytes_list(payload),
+            bytes_list(key),
+            header_rows(headers),
+            timestamp.to_pylist(),
+            partition.to_pylist(),
+            offset.to_pylist(),
+            strict=True,
+        )
+    ]
+
+
+class Source(ABC):
+    """Where records come from: partitions that can be read again from an offset.
+
+    `name` is the topic (or path) in dead letters, metrics and positions; `bounded`: it ends by itself.
+    """
+
+    name: str
+    bounded: bool = False
+
+    @abstractmethod
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        """Ready to read. `positions` are those of the checkpoint being restored: reading goes on there.
+
+        Without positions of its own (None, or none of this source in it) it begins at `start`: "earliest",
+        "latest", "committed" (the group's offsets, earliest where there are none) or a timestamp in ms.
+        Partitions that `positions` lacks beside others of this source are new since that checkpoint and begin
+        at their first record, as do partitions found while running. Raises UserError for a source that does
+        not exist, BrokerUnavailable (within 10 s, naming the address) when nobody answers. Restored positions
+        that no longer exist (retention) are a UserError that names them, never a silent skip.
+        """
+
+    @abstractmethod
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        """The next rows, at most `max_rows`, in order per partition; returns as soon as there are some, None
+        after `timeout` seconds.
+
+        The batch's `offsets` cover exactly its rows. Columns: RECORD_SCHEMA, or the source's own where
+        records come decoded (`schema` is then set). Faults of the network are waited out inside, and logged;
+        raises only what cannot heal.
+        """
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """The columns of decoded batches; None: RECORD_SCHEMA."""
+        return None
+
+    @property
+    def exhausted(self) -> bool:
+        """True when a bounded source has given its last row; `read_batch` then returns None at once."""
+        return False
+
+    @abstractmethod
+    def positions(self) -> Positions:
+        """Per known partition, the offset after what `read_batch` returned; goes into the checkpoint."""
+
+    def commit(self, positions: Positions) -> None:  # noqa: B027 - a source without groups has nothing to do
+        """Tell the outside world (a consumer group) that a complete checkpoint covers these positions.
+
+        For lag tools only: never read back unless `start="committed"`. Called from the source thread; may
+        raise TransientError, which is logged and does not stop the job.
+        """
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        """Rows not read yet per partition, where known without asking anyone; never blocks; from any thread."""
+        return {}
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of everything. Idempotent; also after a failed `open`."""
+
+
+class Sink(ABC):
+    """Where results go. This version delivers at least once: what was flushed before a barrier is there after
+    a crash.
+    """
+
+    name: str
+
+    @abstractmethod
+    def open(self) -> None:
+        """Ready to write; makes the topic or file if missing. Raises like Source.open."""
+
+    @abstractmethod
+    def write(self, batch: Batch) -> None:
+        """Takes the rows, in order. Rows of RECORD_SCHEMA are written as they are (payload, key, headers;
+        timestamp null: now; partition, offset ignored); any other schema is encoded as JSON, or as the sink's
+        format. May buffer; blocks when its buffer is full.
+        """
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Returns when all that was written is safe at the receiver. Raises when anything was refused, naming
+        it.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flushes nothing; lets go of everything. Idempotent."""

@@ -1,0 +1,137 @@
+"""The fraud demo's agents: a batch agent that scores all transactions, and a record agent that raises alerts.
+
+    transactions --> score (batch) --suspicious rows--> alert (record) --> alerts
+                     state: customers, terminals, totals     state: alerts
+
+The totals stand in keyed state beside the features, so that after a restore they cover the whole run, each row once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sabot.api.context import AgentContext
+from sabot.app import App
+from sabot.connectors.base import Sink, Source
+from sabot.demos.fraud.features import CustomerFeatures, KeyedState, TerminalFeatures
+from sabot.demos.fraud.generator import SCHEMA
+from sabot.demos.fraud.scoring import SUSPICIOUS_FROM, scores, suspicious
+from sabot.errors import RowErrors, UserError
+from sabot.state import StateBackend, ValueState
+
+__all__ = ["INPUT_SCHEMA", "Figures", "build", "kept_figures"]
+
+INPUT_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("scenario"))  # how a fraud was made is nobody's input
+_TOTALS = ("rows", "frauds", "flagged", "hits")  # fields of Figures, keys of the state "totals"
+_MOST = {"amount": 2.0**20, "ts": 2.0**45}  # what a day bucket can hold; the year 3084
+
+
+@dataclass
+class Figures:
+    """What the agents have counted since the first row, for those who watch; the truth stands in their state."""
+
+    rows: int = 0
+    frauds: int = 0
+    flagged: int = 0
+    hits: int = 0  # frauds among the flagged
+    alerts: int = 0
+    rows_here: int = 0  # of `rows`, those that this process has seen
+
+    @property
+    def precision(self) -> float | None:
+        return self.hits / self.flagged if self.flagged else None
+
+    @property
+    def recall(self) -> float | None:
+        return self.hits / self.frauds if self.frauds else None
+
+
+def build(
+    app: App,
+    transactions: str | Source = "transactions",
+    *,
+    alerts: str | Sink = "alerts",
+    seed: int | None = None,
+    progress: Callable[[Figures], object] = lambda figures: None,
+) -> Figures:
+    """Puts the two agents on `app`; -> figures that move on while it runs (`progress` is told of each move).
+
+    With a `seed`, state that was built from another seed's rows is refused.
+    """
+    figures = Figures()
+    customers, terminals = CustomerFeatures(), TerminalFeatures()
+
+    @app.agent([], sink=alerts)  # no topic of its own: `score` writes into it
+    async def alert(ctx: AgentContext) -> dict[str, Any]:
+        row = ctx.message
+        state = ctx.state("alerts")
+        figures.alerts = (await state.get("raised") or 0) + 1
+        await state.put("raised", figures.alerts)
+        progress(figures)
+        times = (await state.get(row["customer_id"]) or 0) + 1
+        await state.put(row["customer_id"], times)
+        names = ("txn_id", "ts", "customer_id", "terminal_id", "amount", "score", "reason")
+        return {name: row[name] for name in names} | {"times": times}  # the customer's nth alert
+
+    @app.agent(transactions, sink=alert, batch=True, schema=INPUT_SCHEMA)
+    def score(batch: pa.RecordBatch, ctx: AgentContext) -> pa.RecordBatch:
+        refuse_bad_rows(batch)
+        ids, ts = batch["customer_id"], batch["ts"]
+        features = {
+            **customers.update(ids, ts, batch["amount"], ctx.state("customers")),
+            **terminals.update(batch["terminal_id"], ts, batch["is_fraud"], ctx.state("terminals")),
+        }
+        points, reason = scores(batch["amount"].to_numpy(), features)
+        is_fraud = batch["is_fraud"].to_numpy(zero_copy_only=False)
+        flagged = points >= SUSPICIOUS_FROM
+        new = Figures(
+            rows=batch.num_rows,
+            frauds=int(np.count_nonzero(is_fraud)),
+            flagged=int(np.count_nonzero(flagged)),
+            hits=int(np.count_nonzero(is_fraud & flagged)),
+        )
+        add_to_totals(new, figures, ctx.state("totals"), seed)
+        progress(figures)
+        return suspicious(batch, points, reason)
+
+    return figures
+
+
+def add_to_totals(new: Figures, figures: Figures, state: KeyedState, seed: int | None) -> None:
+    """Adds a batch's figures to the totals in state, and shows the sums in `figures`."""
+    names = pa.array([*_TOTALS, "seed"])
+    *before, built_from = state.get_many(names).to_pylist()
+    if built_from is not None and seed is not None and built_from != seed:
+        raise UserError(f"this state was built with seed {built_from}, not {seed}", hint="start afresh (--fresh)")
+    sums = [(value or 0) + getattr(new, name) for name, value in zip(_TOTALS, before, strict=True)]
+    state.put_many(names, pa.array([*sums, seed], pa.int64()))
+    figures.rows_here += new.rows
+    for name, value in zip(_TOTALS, sums, strict=True):
+        setattr(figures, name, value)
+
+
+async def kept_figures(backend: StateBackend) -> Figures:
+    """What the state of the agents says, also of a run that had ended before this process."""
+    totals, alerts = ValueState(backend, "totals"), ValueState(backend, "alerts")
+    figures = Figures(alerts=await alerts.get("raised") or 0)
+    for name in _TOTALS:
+        setattr(figures, name, await totals.get(name) or 0)
+    return figures
+
+
+def refuse_bad_rows(batch: pa.RecordBatch) -> None:
+    """Raises RowErrors naming the rows that lack a field or have one out of range."""
+    bad: dict[int, str] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if column.null_count:
+            rows = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
+            bad.update(dict.fromkeys(rows.tolist(), f"{name} is missing"))
+    for name, most in _MOST.items():
+        values = batch[name].fill_null(0).to_numpy(zero_copy_only=False)
+        rows = np.flatnonzero(~((values >= -most) & (values <= most)))
+        bad.update(dict.fromkeys(rows.tolist(), f"{name} is not within ±{most:.0f}"))
+    if bad:
+        raise RowErrors(bad)

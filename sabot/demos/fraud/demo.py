@@ -1,0 +1,215 @@
+"""What `sabot demo fraud` does: makes the transactions, runs the agents, shows how it goes and what came out."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sabot._cython.batch import Batch
+from sabot.app import App
+from sabot.clock import SYSTEM_CLOCK
+from sabot.config import parse_broker
+from sabot.connectors.base import Positions, Source, iterate_records
+from sabot.demos.fraud.app import Figures, build, kept_figures
+from sabot.demos.fraud.generator import FraudSource
+from sabot.errors import DataError, UserError
+from sabot.kafka import open_sink, open_source
+from sabot.state import open_backend
+
+__all__ = ["run"]
+
+_TOPIC = "transactions"
+_PUBLISHED_ROWS = 8_192
+_LOOK_SECONDS = 0.1
+
+
+def run(
+    rows: int = 1_000_000,
+    seed: int = 0,
+    broker: str = "memory://",
+    state: str = "memory",
+    *,
+    fresh: bool = False,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Runs the demo to its end, or until Ctrl-C.
+
+    broker: memory:// feeds the agents from the generator itself; kafka://host:port publishes the rows to the topic
+    "transactions", from its end on, and reads them back. state: "memory", or a directory, with a checkpoint each second.
+    fresh: forget earlier checkpoints. json: show nothing.
+
+    -> rows, alerts, precision, recall: of the whole run, also after a restore; seconds, rows_per_s: of this process;
+    checkpoints: made by this process; restored_from: id of the checkpoint that this process began at, or None.
+    """
+    if rows < 1:
+        raise UserError(f"rows: {rows}", hint="ask for at least one")
+    console = Console(quiet=json)
+    outcome = asyncio.run(_run(rows, seed, broker, state, fresh, console))
+    console.print(_summary(outcome))
+    return outcome
+
+
+async def _run(rows: int, seed: int, broker: str, state: str, fresh: bool, console: Console) -> dict[str, Any]:
+    app = App("fraud-demo", broker, state=state, checkpoint_interval="1s")
+    app.configure(fresh=fresh)
+    publisher: _Publisher | None = None
+    if parse_broker(broker)[0] == "kafka":
+        publisher = await asyncio.to_thread(_Publisher, rows, seed, broker)
+
+    def look(figures: Figures) -> None:
+        if publisher is not None and figures.rows >= publisher.rows and figures.alerts >= figures.flagged:
+            app.request_stop()  # a topic has no end of its own
+
+    figures = build(app, FraudSource(rows, seed) if publisher is None else _TOPIC, seed=seed, progress=look)
+    backend = await asyncio.to_thread(open_backend, state, "db")
+    if backend is None:
+        raise UserError("the demo keeps its features in state", hint='state: "memory" or a directory')
+    app.state_backend = backend  # ours, so that the totals can be read when the app has stopped
+    started = SYSTEM_CLOCK.monotonic()
+    try:
+        with _bar(console) as bar:
+            watcher = asyncio.create_task(_watch(bar, rows, figures, started))
+            try:
+                if publisher is not None:
+                    publisher.start()
+                await app.run()
+            finally:
+                watcher.cancel()
+                if publisher is not None:
+                    await asyncio.to_thread(publisher.stop)
+            _show(bar, figures, started)
+        seconds = SYSTEM_CLOCK.monotonic() - started
+        whole = await kept_figures(backend)
+    finally:
+        await backend.close()
+    return {
+        "rows": whole.rows,
+        "seconds": round(seconds, 3),
+        "rows_per_s": round(figures.rows_here / seconds),
+        "alerts": whole.alerts,
+        "precision": whole.precision,
+        "recall": whole.recall,
+        "checkpoints": app.statistics()["checkpoints"]["completed"],
+        "restored_from": app.agent_runtime.restored_from,
+    }
+
+
+class _Publisher:
+    """Writes the generator's rows to the topic, from the topic's end on, in a thread of its own."""
+
+    def __init__(self, rows: int, seed: int, broker: str) -> None:
+        self._sink = open_sink(_TOPIC, broker)
+        self._sink.open()  # makes the topic if missing
+        self._source = FraudSource(rows, seed)
+        held = rows_held(lambda: open_source(_TOPIC, broker, "fraud-demo-publisher"), seed)
+        self._source.open({(_TOPIC, 0): min(rows, held)})
+        self.rows = max(rows, held)  # the topic may hold more, from an earlier run
+        self._stopping = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._publish, name="fraud publisher")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when the thread has ended. Raises what made it end early."""
+        self._stopping.set()
+        self._thread.join()
+        self._sink.close()
+        if self._error is not None:
+            raise self._error
+
+    def _publish(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                batch = self._source.read_batch(_PUBLISHED_ROWS, 0.0)
+                if batch is None:
+                    break
+                self._sink.write(batch)
+            self._sink.flush()
+        except BaseException as error:  # for `stop`, which runs in the main thread
+            self._error = error
+
+
+def rows_held(topic: Callable[[], Source], seed: int) -> int:
+    """How many rows the topic holds; `topic` makes a source of it.
+
+    Raises UserError when they are not this seed's, or not in one partition.
+    """
+    ends, _ = _looked_at(topic(), "latest")
+    if len(ends) != 1:
+        raise UserError(
+            f"topic {_TOPIC!r} has {len(ends)} partitions, and rows in order need one", hint="delete the topic"
+        )
+    held = ends[_TOPIC, 0]
+    if held:
+        _, found = _looked_at(topic(), "earliest", read_seconds=10.0)
+        ours = FraudSource(1, seed)
+        _, wanted = _looked_at(ours, "earliest", read_seconds=10.0)
+        if found is None or wanted is None or not _same_row(found, wanted):
+            raise UserError(
+                f"topic {_TOPIC!r} begins with something else than the rows of seed {seed}",
+                hint="use the seed that filled it, or delete the topic",
+            )
+    return held
+
+
+def _looked_at(source: Source, start: str, *, read_seconds: float = 0.0) -> tuple[Positions, Batch | None]:
+    """Where reading from `start` begins, and the first row from there."""
+    try:
+        source.open(None, start)
+        return source.positions(), source.read_batch(1, read_seconds) if read_seconds else None
+    finally:
+        source.close()
+
+
+def _same_row(found: Batch, wanted: Batch) -> bool:
+    try:
+        return bool(iterate_records(found.data, _TOPIC)[0].value == wanted.data.to_pylist()[0])
+    except DataError:
+        return False
+
+
+def _bar(console: Console) -> Progress:
+    columns = (
+        TextColumn("transactions"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+        TextColumn("{task.fields[rows_per_s]:,.0f} rows/s"),
+        TextColumn("{task.fields[alerts]:,d} alerts"),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console, auto_refresh=False)
+
+
+async def _watch(bar: Progress, rows: int, figures: Figures, started: float) -> None:
+    bar.add_task("", total=rows, rows_per_s=0.0, alerts=0)
+    while True:
+        _show(bar, figures, started)
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _show(bar: Progress, figures: Figures, started: float) -> None:
+    for task in bar.task_ids:
+        rows_per_s = figures.rows_here / max(SYSTEM_CLOCK.monotonic() - started, 1e-9)
+        bar.update(task, completed=figures.rows, rows_per_s=rows_per_s, alerts=figures.alerts, refresh=True)
+
+
+def _summary(outcome: dict[str, Any]) -> Table:
+    table = Table(title="Card fraud on a stream", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, value in outcome.items():
+        table.add_row(name.replace("_per_s", "/s").replace("_", " "), _said(name, value))
+    return table
+
+
+def _said(name: str, value: Any) -> str:
+    if value is None:
+        return "fresh start" if name == "restored_from" else "nothing to measure"
+    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,d}"

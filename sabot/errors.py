@@ -1,0 +1,110 @@
+"""The tree of errors.
+
+    SabotError(message, *, hint=)
+    ├── UserError              you asked for something that cannot be; the hint says what to do
+    │   ├── NoStateBackend     `ctx.state()` without a state backend (also a RuntimeError)
+    │   ├── MissingExtra       an optional package is not installed (also an ImportError)
+    │   ├── JobLocked          another worker runs this job, or holds this directory
+    │   └── CorruptCheckpoint  a checkpoint that cannot be read; names the file
+    ├── DataError              a record that cannot be processed; goes to the dead letters
+    │   └── RowErrors          a batch agent names its bad rows: {row: reason}
+    ├── TransientError         a fault that may pass; retried, bounded
+    │   └── BrokerUnavailable  names the address
+    ├── CheckpointFailed       a checkpoint that did not complete; the job goes on
+    ├── AgentFailed            agents stopped by their own errors; raised by `App.run()`
+    └── InternalError          our bug: it propagates
+"""
+
+from collections.abc import Mapping
+
+__all__ = [
+    "AgentFailed",
+    "BrokerUnavailable",
+    "CheckpointFailed",
+    "CorruptCheckpoint",
+    "DataError",
+    "InternalError",
+    "JobLocked",
+    "MissingExtra",
+    "NoStateBackend",
+    "RowErrors",
+    "SabotError",
+    "TransientError",
+    "UserError",
+]
+
+
+class SabotError(Exception):
+    """Base of all errors that Sabot raises on purpose: what happened, and what to do about it."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UserError(SabotError):
+    """The program or the call asks for something that cannot be."""
+
+
+class NoStateBackend(UserError, RuntimeError):
+    """`ctx.state()` was called, and the app has no state backend."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "No state backend configured",
+            hint="give the app one: App(..., state='memory') or state='rocksdb:///path'",
+        )
+
+
+class MissingExtra(UserError, ImportError):
+    """An optional package is needed and not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs an optional package", hint=f"pip install 'sabot[{extra}]'")
+
+
+class JobLocked(UserError):
+    """Another live process owns the directory or the job."""
+
+
+class CorruptCheckpoint(UserError):
+    """A complete checkpoint cannot be read. The message names the file."""
+
+
+class DataError(SabotError):
+    """A record cannot be decoded or processed; it belongs in the dead letters."""
+
+
+class RowErrors(DataError):
+    """Raised by a batch agent to name its bad rows: `raise RowErrors({3: "negative amount"})`.
+
+    The named rows go to the dead letters; the agent is called again with the rest of the batch.
+    """
+
+    def __init__(self, rows: Mapping[int, str]) -> None:
+        super().__init__(f"{len(rows)} bad rows: {dict(list(rows.items())[:5])}")
+        self.rows = dict(rows)
+
+
+class TransientError(SabotError):
+    """A fault that may pass by itself; retried a bounded number of times."""
+
+
+class BrokerUnavailable(TransientError):
+    """The broker does not answer. The message names its address."""
+
+
+class CheckpointFailed(SabotError):
+    """A checkpoint did not complete; the job goes on and the previous checkpoint stays valid."""
+
+
+class AgentFailed(SabotError):
+    """One or more agents stopped at a record under the policy `fail`; the message names agent and offset."""
+
+
+class InternalError(SabotError):
+    """A broken invariant of ours."""

@@ -1,0 +1,269 @@
+"""The engine's source over a Kafka topic: partitions assigned and positioned by us, never by a group's
+rebalance.
+
+The position after a batch is its last offset + 1. Transaction markers and aborted records take offsets that
+no reader sees; a position may point at one, and the broker goes on behind it. So nothing is lost or read
+twice, and the client's own `position()` says the same at the price of a call per partition. Only the lag
+knows more: when the client reports the end of a partition, its offset covers trailing markers.
+"""
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
+
+from sabot._cython.batch import Batch
+from sabot.clock import SYSTEM_CLOCK
+from sabot.connectors.base import Positions, Source, build_records
+from sabot.errors import BrokerUnavailable, SabotError, TransientError, UserError
+from sabot.kafka.client import ANSWER_SECONDS, client_of, explain, link_of, partitions_of
+
+__all__ = ["KafkaReader"]
+
+log = logging.getLogger("sabot.kafka")
+
+CLOSE_SECONDS = 5.0
+_LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
+
+
+class KafkaReader(Source):
+    """Reads all partitions of `topic`. New partitions are looked for every `partition_check` seconds."""
+
+    def __init__(
+        self, topic: str, broker: str, group_id: str, partition_check: float, kafka: Mapping[str, Any]
+    ) -> None:
+        self.name = topic
+        self.group_id = group_id
+        self._link = link_of(broker, f"source of topic {topic!r}")
+        self._check_seconds = partition_check
+        self._kafka = kafka
+        self._consumer: Any = None
+        self._positions: dict[int, int] = {}
+        self._ends: dict[int, int] = {}  # where the client last reported the end of the partition
+        self._new: dict[int, int] = {}  # partitions found by the watch, and their first offsets
+        self._closing = threading.Event()
+        self._watch: threading.Thread | None = None
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        ours = {
+            "group.id": self.group_id or f"sabot.{self.name}",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",  # a position beyond retention is an error, never a silent jump
+            "allow.auto.create.topics": False,
+            "isolation.level": "read_committed",
+            "fetch.message.max.bytes": 4 << 20,
+            "max.poll.interval.ms": 86_400_000,  # backpressure may last; there is no group to leave
+            "on_commit": self._on_commit,
+        }
+        kafka = {**self._kafka, "enable.partition.eof": True}
+        self._closing.clear()
+        self._consumer = client_of(Consumer, self._link, kafka, ours)
+        try:
+            restored = {index: at for (name, index), at in (positions or {}).items() if name == self.name}
+            self._positions = self._resolve(partitions_of(self._consumer, self._link, self.name), restored, start)
+        except BaseException:
+            self.close()
+            raise
+        self._ends = {}
+        self._assign()
+        self._link.opened = True
+        self._watch = threading.Thread(target=self._watch_partitions, name=f"kafka-watch-{self.name}", daemon=True)
+        self._watch.start()
+
+    def _resolve(self, indexes: list[int], restored: dict[int, int], start: str | int) -> dict[int, int]:
+        """Partition -> first offset to read, checked against what the broker holds."""
+        gone = sorted(set(restored) - set(indexes))
+        if gone:
+            raise UserError(
+                f"{self.name}[{gone[0]}]: the checkpoint has a position in this partition, the topic has it not",
+                hint="the topic was made anew? start afresh (--fresh), or restore the topic",
+            )
+        held = {index: self._held(index) for index in indexes}
+        chosen = dict(restored)
+        missing = [index for index in indexes if index not in restored]
+        if restored or start == "earliest":
+            chosen.update({index: held[index][0] for index in missing})
+        elif start == "latest":
+            chosen.update({index: held[index][1] for index in missing})
+        elif start == "committed":
+            for found in self._ask(self._consumer.committed, [TopicPartition(self.name, index) for index in missing]):
+                chosen[found.partition] = found.offset if found.offset >= 0 else held[found.partition][0]
+        elif isinstance(start, int):
+            asked = [TopicPartition(self.name, index, start) for index in missing]
+            for found in self._ask(self._consumer.offsets_for_times, asked):
+                chosen[found.partition] = found.offset if found.offset >= 0 else held[found.partition][1]
+        else:
+            raise UserError(
+                f"start={start!r} is no place to start",
+                hint='"earliest", "latest", "committed" or a timestamp in ms',
+            )
+        for index, position in chosen.items():
+            first, end = held[index]
+            if not first <= position <= end:
+                raise UserError(
+                    f"{self.name}[{index}]: position {position} does not exist; the broker holds {first} to {end}",
+                    hint="retention has passed it, or the topic was made anew; start afresh (--fresh)",
+                )
+        return chosen
+
+    def _held(self, index: int) -> tuple[int, int]:
+        """First offset held, and the end, of a partition."""
+        found: tuple[int, int] = self._ask(
+            lambda _, timeout: self._consumer.get_watermark_offsets(
+                TopicPartition(self.name, index), timeout=timeout, cached=False
+            ),
+            None,
+        )
+        return found
+
+    def _ask(self, call: Any, argument: Any) -> Any:
+        """Asks the broker, again while it is only just starting up; BrokerUnavailable after ANSWER_SECONDS."""
+        deadline = SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
+        while True:
+            try:
+                return call(argument, timeout=max(0.1, deadline - SYSTEM_CLOCK.monotonic()))
+            except KafkaException as error:
+                reason = error.args[0]
+                if SYSTEM_CLOCK.monotonic() > deadline or not reason.retriable():
+                    raise explain(reason, self._link, self.name) from error
+                self._consumer.poll(0)
+                self._closing.wait(0.1)
+
+    def _assign(self) -> None:
+        self._consumer.assign([TopicPartition(self.name, index, at) for index, at in self._positions.items()])
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        consumer = self._consumer
+        if consumer is None:
+            raise UserError(f"the source of topic {self.name!r} is not open")
+        deadline = SYSTEM_CLOCK.monotonic() + timeout
+        wait = 0.0
+        while True:
+            if self._new:
+                self._take_new()
+            # `consume` waits until it has all that it was asked for: wait for one, then take what is there
+            messages = consumer.consume(max_rows if wait == 0 else 1, wait)
+            if messages and wait and max_rows > 1:
+                messages += consumer.consume(max_rows - 1, 0)
+            good = [message for message in messages if message.error() is None]
+            if len(good) < len(messages):
+                for message in messages:
+                    if message.error() is not None:
+                        self._notice(message)
+            if good:
+                self._link.up()
+                return self._batch(good)
+            left = deadline - SYSTEM_CLOCK.monotonic()
+            if left <= 0:
+                return None
+            wait = left
+
+    def _batch(self, messages: list[Any]) -> Batch:
+        indexes = [message.partition() for message in messages]
+        offsets = [message.offset() for message in messages]
+        headers = [message.headers() for message in messages]
+        data = build_records(
+            [message.value() for message in messages],
+            [message.key() for message in messages],
+            [message.timestamp()[1] for message in messages],
+            indexes,
+            offsets,
+            [tuple(pairs) if pairs else () for pairs in headers] if any(headers) else None,
+        )
+        last = dict(zip(indexes, offsets, strict=True))  # the last of each partition wins
+        covered = {index: offset + 1 for index, offset in last.items()}
+        self._positions.update(covered)
+        return Batch(data, {(self.name, index): offset for index, offset in covered.items()}, self.name)
+
+    def _notice(self, message: Any) -> None:
+        """An event that is no record: the end of a partition, a fault that the client heals, or one that it
+        cannot.
+        """
+        error = message.error()
+        if error.code() == KafkaError._PARTITION_EOF:
+            self._link.up()
+            self._ends[message.partition()] = message.offset()
+        elif error.code() in _LOST:
+            index = message.partition()
+            raise UserError(
+                f"{self.name}[{index}]: position {self._positions.get(index)} does not exist any more: {error.str()}",
+                hint="retention has passed it; raise the topic's retention, and start afresh (--fresh)",
+            )
+        elif error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._link.down()
+        elif not error.retriable():
+            reason = explain(error, self._link, self.name)
+            if not isinstance(reason, TransientError):
+                raise reason
+            log.warning("%s", reason)
+
+    def _take_new(self) -> None:
+        """New partitions join at their beginning; the others go on where they are."""
+        new, self._new = self._new, {}
+        for index, first in new.items():
+            self._positions.setdefault(index, first)
+        log.info("topic %r: reading new partitions %s", self.name, sorted(new))
+        self._assign()
+
+    def _watch_partitions(self) -> None:
+        """Thread of its own: looks for new partitions, and while the broker is lost for its return."""
+        while not self._closing.wait(1.0 if self._link.lost else self._check_seconds):
+            try:
+                indexes = partitions_of(self._consumer, self._link, self.name, 5.0)
+                new = [index for index in indexes if index not in self._positions]
+                if new:
+                    self._new = {index: self._held(index)[0] for index in new}
+            except BrokerUnavailable:
+                self._link.down()
+            except SabotError as error:
+                log.warning("topic %r: cannot look for new partitions: %s", self.name, error)
+
+    def positions(self) -> Positions:
+        return {(self.name, index): offset for index, offset in self._positions.items()}
+
+    def commit(self, positions: Positions) -> None:
+        """Sends the offsets and does not wait; a refusal is logged when it comes."""
+        own = [TopicPartition(self.name, index, at) for (name, index), at in positions.items() if name == self.name]
+        if not own:
+            return
+        try:
+            self._consumer.commit(offsets=own, asynchronous=True)
+        except KafkaException as error:
+            raise explain(error.args[0], self._link, self.name) from error
+
+    def _on_commit(self, error: KafkaError | None, _: list[Any]) -> None:
+        if error is not None:
+            log.warning("group %r: offsets of topic %r are not committed: %s", self.group_id, self.name, error.str())
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        consumer = self._consumer
+        found: dict[tuple[str, int], int] = {}
+        if consumer is None:
+            return found
+        for index, position in list(self._positions.items()):
+            try:
+                _, high = consumer.get_watermark_offsets(TopicPartition(self.name, index), cached=True)
+            except (KafkaException, RuntimeError):  # not fetched yet, or closed by another thread
+                continue
+            if high is not None and high != OFFSET_INVALID:
+                found[(self.name, index)] = max(0, high - max(position, self._ends.get(index, 0)))
+        return found
+
+    def close(self) -> None:
+        self._closing.set()
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.join(CLOSE_SECONDS + 1)
+        consumer, self._consumer = self._consumer, None
+        if consumer is None:
+            return
+        # the client waits for its last commits; with the broker gone that may take minutes, so it does so
+        # aside
+        closer = threading.Thread(target=consumer.close, name=f"kafka-close-{self.name}", daemon=True)
+        closer.start()
+        closer.join(CLOSE_SECONDS)
+        if closer.is_alive():
+            log.warning("topic %r: the Kafka client is still closing; its last commits may be lost", self.name)

@@ -1,0 +1,144 @@
+"""`KafkaSource`: the engine's source of a topic, and the same topic record by record for code of one's own."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from sabot._cython.batch import Batch
+from sabot.config import Duration, parse_broker, parse_seconds
+from sabot.connectors.base import Positions, Record, Source, iterate_records
+from sabot.connectors.memory import MemorySource
+from sabot.errors import UserError
+
+__all__ = ["KafkaSource"]
+
+FETCH_ROWS = 1024  # records that the record-by-record face holds
+FETCH_SECONDS = 0.5  # how long its thread waits for Kafka in one go; a stop waits this long at most
+
+
+class KafkaSource(Source):
+    """A topic of a kafka:// or memory:// broker.
+
+    The engine uses `open`, `read_batch`, `positions`, `commit`, `close` (see `Source`). Code of one's own
+    uses `await start()`, then `await get_next()`, `await next_record()` or `async for value in source`, and
+    `await stop()`. Then it begins where the group stands, or at the earliest record; `stop` commits what was
+    given out.
+
+    Other keyword arguments are settings of the Kafka client, with dots: `**{"security.protocol": "ssl"}`.
+    `partition_check` says how often new partitions are looked for.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        broker: str = "memory://",
+        group_id: str = "",
+        *,
+        partition_check: Duration = "30s",
+        **kafka: Any,
+    ) -> None:
+        self.name = topic
+        self.broker = broker
+        self.group_id = group_id
+        seconds = parse_seconds(partition_check, name="partition_check")
+        self._source: Source
+        if parse_broker(broker)[0] == "memory":
+            self._source = MemorySource(topic, broker, group_id)
+        else:
+            from sabot.kafka.reader import KafkaReader
+
+            self._source = KafkaReader(topic, broker, group_id, seconds, kafka)
+        self._open = False
+        self._thread: ThreadPoolExecutor | None = None  # reads from Kafka for the record-by-record face
+        self._fetch: Future[Batch | None] | None = None
+        self._records: deque[Record] = deque()  # fetched, not given out
+        self._given: Positions = {}
+
+    # The engine's face
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        if self._open:
+            self.close()
+        self._source.open(positions, start)
+        self._open = True
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        if self._records or self._fetch is not None:
+            raise UserError(f"topic {self.name!r}: read_batch and get_next cannot be mixed on one source")
+        return self._source.read_batch(max_rows, timeout)
+
+    def positions(self) -> Positions:
+        held = self._source.positions()
+        for record in reversed(self._records):
+            held[(record.topic, record.partition)] = record.offset
+        return held
+
+    def commit(self, positions: Positions) -> None:
+        self._source.commit(positions)
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        return self._source.lag()
+
+    def close(self) -> None:
+        self._open = False
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+        self._thread = self._fetch = None
+        self._records.clear()
+        self._given = {}
+        self._source.close()
+
+    # Record by record
+
+    async def start(self) -> None:
+        """Opens the source; nothing happens when it is open. Raises like `open`."""
+        if not self._open:
+            await asyncio.to_thread(self.open, None, "committed")
+
+    async def stop(self) -> None:
+        """Commits what was given out and closes; nothing happens when it is not open."""
+        if self._open:
+            await asyncio.to_thread(self._commit_and_close)
+
+    async def next_record(self) -> Record:
+        """The next record; waits for it. A cancelled call consumes nothing."""
+        while not self._records:
+            if not self._open:
+                raise UserError(f"the source of topic {self.name!r} is not started", hint="await source.start()")
+            batch = await self._next_batch()
+            if batch is not None:
+                self._records.extend(iterate_records(batch.data, self.name))
+        record = self._records.popleft()
+        self._given[(record.topic, record.partition)] = record.offset + 1
+        return record
+
+    async def get_next(self) -> Any:
+        """The next record's payload, decoded as JSON; DataError when it is none (that record is then
+        consumed).
+        """
+        return (await self.next_record()).value
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        while True:
+            yield await self.get_next()
+
+    async def _next_batch(self) -> Batch | None:
+        if isinstance(self._source, MemorySource):
+            return await self._source.read_batch_async(FETCH_ROWS)
+        if self._fetch is None:
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"kafka-{self.name}")
+            self._fetch = self._thread.submit(self._source.read_batch, FETCH_ROWS, FETCH_SECONDS)
+        fetch = self._fetch
+        await asyncio.wait([asyncio.wrap_future(fetch)])
+        if self._fetch is not fetch:  # another call took it
+            return None
+        self._fetch = None
+        return fetch.result()
+
+    def _commit_and_close(self) -> None:
+        if self._given:
+            self._source.commit(self._given)
+        self.close()

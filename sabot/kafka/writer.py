@@ -1,0 +1,212 @@
+"""The engine's sink over a Kafka topic, and single records with their offsets. Loads confluent_kafka."""
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from confluent_kafka import KafkaError, KafkaException
+
+from sabot._cython.batch import Batch
+from sabot._cython.rows import bytes_list
+from sabot.clock import SYSTEM_CLOCK
+from sabot.connectors.base import Headers, Sink, header_rows, to_records
+from sabot.errors import DataError, RowErrors, TransientError, UserError
+from sabot.kafka.client import MESSAGE_BYTES, ensure_topic, explain, link_of, producer_of
+
+__all__ = ["KafkaSender", "KafkaWriter"]
+
+CLOSE_SECONDS = 5.0
+MESSAGE_OVERHEAD = 512  # what a record costs beside key, payload and headers, at most, in the client's own check
+
+
+class KafkaWriter(Sink):
+    """One idempotent producer. What it refuses is collected, and raised by `flush` (or the next `write`)."""
+
+    def __init__(self, topic: str, broker: str, kafka: Mapping[str, Any]) -> None:
+        self.name = topic
+        self._link = link_of(broker, f"sink of topic {topic!r}")
+        self._kafka = kafka
+        self._producer: Any = None
+        self._limit = int(kafka.get("message.max.bytes", MESSAGE_BYTES)) - MESSAGE_OVERHEAD
+        self._refused = 0
+        self._first_refusal: Exception | None = None
+
+    def open(self) -> None:
+        ensure_topic(self._link, self.name, self._kafka)
+        self._refused, self._first_refusal = 0, None
+        self._producer = producer_of(self._link, self._kafka, on_delivery=self._on_delivery)
+        self._link.opened = True
+
+    def _on_delivery(self, error: KafkaError | None, message: Any) -> None:
+        if error is None:
+            self._link.up()
+            return
+        self._refused += 1
+        if self._first_refusal is None:
+            self._first_refusal = _refusal(error, self._link, self.name, message)
+
+    def write(self, batch: Batch) -> None:
+        data = to_records(batch, int(SYSTEM_CLOCK.time() * 1000))
+        self._check_sizes(data)
+        payloads = bytes_list(data.column(0))
+        keys = bytes_list(data.column(1))
+        stamps = data.column(2).to_pylist()
+        headers = header_rows(data.column(5))
+        topic, producer = self.name, self._opened()
+        produce = producer.produce
+        for payload, key, stamp, pairs in zip(payloads, keys, stamps, headers, strict=True):
+            while True:
+                try:
+                    if pairs:
+                        produce(topic, payload, key, timestamp=stamp, headers=list(pairs))
+                    else:
+                        produce(topic, payload, key, timestamp=stamp)
+                    break
+                except BufferError:
+                    producer.poll(0.1)  # full: wait until some are delivered, or given up after message.timeout.ms
+                    if self._producer is None:
+                        raise TransientError(f"topic {topic!r}: the sink was closed while it waited") from None
+                except KafkaException as error:
+                    raise _refusal(error.args[0], self._link, topic, None) from error
+        producer.poll(0)
+        self._raise_refusal()
+
+    def _check_sizes(self, data: Any) -> None:
+        payload, key = data.column(0), data.column(1)
+        if payload.nbytes + key.nbytes <= self._limit:
+            return
+        sizes = pc.add(pc.fill_null(pc.binary_length(payload), 0), pc.fill_null(pc.binary_length(key), 0)).to_numpy()
+        big = np.flatnonzero(sizes > self._limit)
+        if len(big):
+            raise RowErrors(
+                {
+                    int(row): f"topic {self.name!r}: {sizes[row]} bytes are above message.max.bytes ({self._limit})"
+                    for row in big
+                }
+            )
+
+    def flush(self) -> None:
+        producer = self._opened()
+        while producer.flush(1.0) > 0:
+            if self._producer is None:
+                raise TransientError(f"topic {self.name!r}: the sink was closed while it flushed")
+        self._raise_refusal()
+
+    def _raise_refusal(self) -> None:
+        first, count = self._first_refusal, self._refused
+        if first is None:
+            return
+        self._first_refusal, self._refused = None, 0
+        if count > 1:
+            first.add_note(f"and {count - 1} more records of this sink")
+        raise first
+
+    def close(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.purge()
+            producer.flush(CLOSE_SECONDS)
+
+    def _opened(self) -> Any:
+        if self._producer is None:
+            raise UserError(f"the sink of topic {self.name!r} is not open")
+        return self._producer
+
+
+class KafkaSender:
+    """Sends single records and says where they came to stand. One producer, one thread that serves its
+    reports.
+    """
+
+    def __init__(self, broker: str, kafka: Mapping[str, Any]) -> None:
+        self._link = link_of(broker, "sender")
+        self._kafka = kafka
+        self._lock = threading.Lock()
+        self._topics: set[str] = set()
+        self._producer: Any = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    async def send(
+        self,
+        topic: str,
+        payload: bytes | None,
+        key: bytes | None,
+        headers: Headers,
+        timestamp: int | None,
+        partition: int | None,
+    ) -> int:
+        if topic not in self._topics:
+            await asyncio.to_thread(self._prepare, topic)
+        sent: Future[int] = Future()
+
+        def on_delivery(error: KafkaError | None, message: Any) -> None:
+            if error is None:
+                sent.set_result(message.offset())
+            else:
+                sent.set_exception(_refusal(error, self._link, topic, message))
+
+        place: dict[str, int] = {} if partition is None else {"partition": partition}
+        if timestamp is not None:
+            place["timestamp"] = timestamp
+        while True:
+            try:
+                self._producer.produce(
+                    topic, payload, key, headers=list(headers) or None, on_delivery=on_delivery, **place
+                )
+                break
+            except BufferError:
+                await asyncio.sleep(0.05)  # full; the thread delivers, or gives up after message.timeout.ms
+            except KafkaException as error:
+                raise _refusal(error.args[0], self._link, topic, None) from error
+        return await asyncio.shield(asyncio.wrap_future(sent))
+
+    def _prepare(self, topic: str) -> None:
+        ensure_topic(self._link, topic, self._kafka)
+        with self._lock:
+            if self._closed:
+                raise UserError("the sender is closed")
+            if self._producer is None:
+                # no linger: each caller waits for its own record; records of many callers still travel
+                # together
+                self._producer = producer_of(
+                    self._link, self._kafka, **{"linger.ms": 0, "delivery.report.only.error": False}
+                )
+                self._thread = threading.Thread(target=self._serve, name="kafka-sender", daemon=True)
+                self._thread.start()
+            self._link.opened = True
+            self._topics.add(topic)
+
+    def _serve(self) -> None:
+        while not self._closed:
+            self._producer.poll(0.2)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._topics.clear()
+        if self._thread is not None:
+            self._thread.join()
+            self._producer.flush(CLOSE_SECONDS)
+            self._producer = self._thread = None
+
+
+def _refusal(error: KafkaError, link: Any, topic: str, message: Any) -> Exception:
+    """Why a record was not taken."""
+    if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+        size = "" if message is None else f" of {len(message.value() or b'') + len(message.key() or b'')} bytes"
+        return DataError(
+            f"topic {topic!r}: a record{size} is too large: {error.str()}",
+            hint="raise message.max.bytes of the client, the broker and the topic (max.message.bytes)",
+        )
+    if error.code() == KafkaError._MSG_TIMED_OUT:
+        return TransientError(
+            f"topic {topic!r}: kafka://{link.address} did not take a record within message.timeout.ms"
+        )
+    if error.code() == KafkaError._UNKNOWN_PARTITION:
+        return UserError(f"topic {topic!r} has no such partition: {error.str()}")
+    return explain(error, link, topic)

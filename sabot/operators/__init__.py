@@ -1,0 +1,1 @@
+"""Physical operators: what runs inside a task."""

@@ -1,0 +1,1 @@
+"""Tasks: the threads and the event loop that run operators."""

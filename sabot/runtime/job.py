@@ -1,0 +1,221 @@
+"""A job on this worker: agents as described -> sources, one agent task, sinks; started, stopped, restored."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sabot.api.agent import AgentSpec
+from sabot.checkpoint import Coordinator, Manifest
+from sabot.clock import Clock
+from sabot.codecs.json import JsonCodec
+from sabot.connectors.base import Sink, Source
+from sabot.errors import UserError
+from sabot.operators.agent import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
+from sabot.runtime.task import AgentTask, OperatorPort, SinkTask, SourceTask, positions_of, schema_of
+from sabot.state import StateBackend
+
+__all__ = ["Job"]
+
+_log = logging.getLogger(__name__)
+
+TASK = "agents"
+_GRACE_SECONDS = 2.0  # for calls that run when the job is stopped
+
+
+class Job:
+    """The running agents of an app. All methods on one event loop; not started twice."""
+
+    def __init__(
+        self,
+        specs: Sequence[AgentSpec],
+        *,
+        open_source: Callable[[str, str], Source],
+        open_sink: Callable[[str], Sink],
+        backend: StateBackend | None,
+        coordinator: Coordinator,
+        clock: Clock,
+        counters: Mapping[str, Counters],
+        on_failed: Callable[[AgentOperator], None],
+        version: str = "",
+        hung_after_s: float = 60.0,
+    ) -> None:
+        self.specs = _downstream_first(_without_needless_topics(specs))
+        self.coordinator = coordinator
+        self.was_complete = False
+        self._open_source = open_source
+        self._open_sink = open_sink
+        self._clock = clock
+        self._counters = counters
+        self._on_failed = on_failed
+        self._version = version
+        self._loop = asyncio.get_running_loop()
+        self._sinks: dict[str, SinkTask] = {}
+        self._starts: dict[str, str | int] = {}
+        self._running: asyncio.Task[None] | None = None
+        self._closed = False
+        self.task = AgentTask(
+            TASK, coordinator=coordinator, backend=backend, clock=clock, hung_after_s=hung_after_s
+        )
+
+    async def start(self, restored: Manifest | None = None) -> None:
+        """Opens everything, puts it where the checkpoint says, and lets it run. Raises what opening raises; then nothing is left open."""
+        try:
+            await self._build(restored)
+        except BaseException:
+            await self.close()
+            raise
+        self.coordinator.attach(TASK, self.task.inject, self.task.abort, self.task.hint)
+        self.coordinator.on_complete.append(self._commit)
+        for operator in self.task.operators.values():
+            operator.start()
+        for source in self.task.sources:
+            source.start()
+        self._running = self._loop.create_task(self.task.run(), name="agent task")
+
+    async def _build(self, restored: Manifest | None) -> None:
+        meta = None if restored is None else restored.tasks[TASK].meta
+        operators: dict[str, AgentOperator] = {}
+        for spec in self.specs:
+            operators[spec.agent_id] = agent_operator(
+                spec,
+                backend=self.task.backend,
+                output=await self._port(spec, operators),
+                dead_letters=await self._dead_letter_ports(spec),
+                on_failed=self._failed,
+                clock=self._clock,
+                counters=self._counters[spec.agent_id],
+                version=self._version,
+            )
+        self.task.operators = dict(reversed(operators.items()))
+        for operator in self.task.operators.values():
+            for entry in operator.spec.inputs:
+                await self._connect(entry, operator, meta)
+        if restored is not None and meta is not None:
+            for name in meta["sources"].keys() - {source.name for source in self.task.sources}:
+                _log.warning("source %s of the checkpoint is gone from the program; its position is dropped", name)
+            self.was_complete = bool(meta["ended"])
+            self.task.restore_unfinished(meta, lambda name: restored.read_file(TASK, name))
+
+    async def _connect(self, entry: str | Source, operator: AgentOperator, meta: Mapping[str, Any] | None) -> None:
+        spec = operator.spec
+        source = self._open_source(entry, spec.group_id) if isinstance(entry, str) else entry
+        name = f"{spec.agent_id}/{source.name}"
+        facts = None if meta is None else meta["sources"].get(name)
+        codec = None
+        if isinstance(operator, BatchAgentOperator) and source.schema is None:
+            schema = spec.schema or schema_of(None if facts is None else facts["schema"])
+            codec = JsonCodec(schema)
+            operator.codec = JsonCodec(schema)
+        task = SourceTask(name, source, codec=codec)
+        self.task.connect(task, operator)
+        positions = None if facts is None else positions_of(facts["positions"])
+        await asyncio.to_thread(task.open, positions, spec.start)
+
+    async def _port(self, spec: AgentSpec, operators: Mapping[str, AgentOperator]) -> Port | None:
+        sink = spec.sink
+        if sink is None:
+            return None
+        if isinstance(sink, str | Sink):
+            return await self._sink(sink)
+        for operator in operators.values():
+            if operator.spec.func is sink:
+                return OperatorPort(operator)
+        raise UserError(f"agent {spec.agent_id}: its sink {sink!r} is no agent of this app")
+
+    async def _dead_letter_ports(self, spec: AgentSpec) -> Callable[[str], Port]:
+        """One port per input topic, open from the start: a dead letter must not fail on a topic that cannot be made."""
+        if isinstance(spec.dead_letter, Sink):
+            port = await self._sink(spec.dead_letter)
+            return lambda topic: port
+        upstream = [each.agent_id for each in self.specs if each.sink is spec.func]
+        topics = [*spec.topics, *upstream]
+        ports = {topic: await self._sink(spec.dead_letter.format(topic=topic)) for topic in topics}
+        return ports.__getitem__
+
+    async def _sink(self, sink: str | Sink) -> SinkTask:
+        name = sink if isinstance(sink, str) else f"{sink.name}#{id(sink)}"
+        task = self._sinks.get(name)
+        if task is None:
+            task = SinkTask(self._open_sink(sink) if isinstance(sink, str) else sink, self._loop)
+            self._sinks[name] = task
+            self.task.sinks.append(task)
+            task.on_broken = self.task.sink_broke
+            await asyncio.to_thread(task.sink.open)
+            task.start()
+        return task
+
+    def _failed(self, operator: AgentOperator) -> None:
+        self.task.agent_failed(operator)
+        self._on_failed(operator)
+
+    def _commit(self, manifest: Manifest) -> None:
+        self.task.commit(manifest.tasks[TASK].meta)
+
+    @property
+    def running(self) -> asyncio.Task[None]:
+        """Done when every input has ended and every row is processed."""
+        assert self._running is not None
+        return self._running
+
+    async def stop_agent(self, agent_id: str) -> None:
+        """One agent takes no more rows; what it had not finished stays for the checkpoints."""
+        operator = self.task.operators[agent_id]
+        for source in self.task.inputs_of(operator):
+            source.end()
+        await operator.quiesce(_GRACE_SECONDS)
+        await operator.close()
+
+    async def stop(self, *, drain: bool) -> None:
+        """Stops reading; with `drain` processes what was read, else lets running calls end for a moment and cancels the rest."""
+        for source in self.task.sources:
+            if drain:
+                source.end()
+            else:
+                source.pause()
+        if drain and self._running is not None:
+            await asyncio.wait([self._running])
+        else:
+            await asyncio.gather(*(o.quiesce(_GRACE_SECONDS) for o in self.task.operators.values()))
+
+    async def close(self) -> None:
+        """Ends threads and calls, closes sources and sinks. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._running is not None:
+            self.coordinator.detach(TASK)
+            self.coordinator.on_complete.remove(self._commit)
+            self._running.cancel()
+            await asyncio.wait([self._running])
+        await self.task.close()
+
+
+def _without_needless_topics(specs: Sequence[AgentSpec]) -> list[AgentSpec]:
+    """An agent that another writes into has no topic of its own unless it asked for one."""
+    targets = {id(spec.sink) for spec in specs}
+    return [
+        replace(spec, inputs=()) if spec.topic_by_name and id(spec.func) in targets else spec for spec in specs
+    ]
+
+
+def _downstream_first(specs: Sequence[AgentSpec]) -> list[AgentSpec]:
+    """An agent stands after the agent that it writes into. Raises UserError for a ring."""
+    ordered: list[AgentSpec] = []
+    by_func = {id(spec.func): spec for spec in specs}
+
+    def place(spec: AgentSpec, above: tuple[AgentSpec, ...]) -> None:
+        if spec in above:
+            ring = " -> ".join(each.agent_id for each in (*above, spec))
+            raise UserError(f"agents write into each other in a ring: {ring}", hint="put a topic between two of them")
+        if spec in ordered:
+            return
+        target = by_func.get(id(spec.sink))
+        if target is not None:
+            place(target, (*above, spec))
+        ordered.append(spec)
+
+    for spec in specs:
+        place(spec, ())
+    return ordered

@@ -1,0 +1,630 @@
+"""The loop of a record: poll, process, push, acknowledge.
+
+    SourceTask   a thread for each source: polls, decodes, puts batches and barriers into its channel
+    AgentTask    on the event loop: one gate over all those channels; hands batches to agent operators, cuts at barriers
+    SinkTask     a thread for each sink: takes batches from its channel, writes; at a barrier, flushes
+
+All agents of an app stand in one AgentTask, so their state has one owner and one cut. Barriers travel in-band from the
+source threads through the gate to the sink threads; the task acknowledges when its state is cut and its sinks have flushed.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot._cython.channel import END, Abort, Barrier, Channel, ChannelClosed, Gate
+from sabot.checkpoint import Coordinator, TaskSnapshot
+from sabot.clock import Clock
+from sabot.codecs.json import JsonCodec
+from sabot.connectors.base import RECORD_SCHEMA, Positions, Sink, Source
+from sabot.errors import SabotError, TransientError
+from sabot.operators.agent import AgentOperator, decoded
+from sabot.state import StateBackend
+
+__all__ = ["AgentTask", "OperatorPort", "SinkTask", "SourceTask", "positions_of", "schema_of"]
+
+_log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.05  # how long a request can wait for an idle source thread
+_MAX_ROWS = 4096
+
+
+class SourceTask:
+    """The thread of one source. Requests (barriers, commits) are served between polls, also while the channel is full."""
+
+    def __init__(self, name: str, source: Source, *, codec: JsonCodec | None, max_rows: int = _MAX_ROWS) -> None:
+        self.name = name
+        self.source = source
+        self.channel = Channel(name=name)
+        self.error: BaseException | None = None
+        self.ended = False
+        self.rows_in = 0
+        self.on_error: Callable[[SourceTask], None] | None = None
+        self.codec = codec
+        self._max_rows = max_rows
+        self._positions: Positions = {}  # of what is in the channel: a batch that waits for room does not count yet
+        self._cuts: dict[int, Positions] = {}
+        self._requests: deque[Callable[[], None]] = deque()
+        self._paused = False
+        self._stopping = False
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"source {name}", daemon=True)
+
+    def open(self, positions: Positions | None, start: str | int) -> None:
+        """Blocking; before `start`. Raises what Source.open raises."""
+        self.source.open(positions, start)
+        self._positions = dict(self.source.positions())
+
+    def start(self) -> None:
+        """The thread begins to poll."""
+        self._thread.start()
+
+    def request_barrier(self, checkpoint_id: int) -> None:
+        """Emit a barrier as soon as possible; from any thread."""
+        self._requests.append(lambda: self._emit_barrier(checkpoint_id))
+        self._wake.set()
+
+    def request_abort(self, checkpoint_id: int) -> None:
+        """Emit an abort mark; from any thread."""
+        self._requests.append(lambda: self._emit_abort(checkpoint_id))
+        self._wake.set()
+
+    def request_commit(self, positions: Positions) -> None:
+        """Commit positions of a complete checkpoint; from any thread."""
+        self._requests.append(lambda: self._commit(positions))
+        self._wake.set()
+
+    def pause(self) -> None:
+        """Read no more; requests are still served."""
+        self._paused = True
+
+    def end(self) -> None:
+        """Read no more and let the input end here: the agent behind it has failed."""
+        self._paused = True
+        self._requests.append(self._end)
+        self._wake.set()
+
+    def positions_at(self, checkpoint_id: int) -> Positions:
+        """Where the source stood when it emitted this barrier; of an ended source, its end."""
+        for older in [cut for cut in self._cuts if cut < checkpoint_id]:
+            self._cuts.pop(older, None)
+        cut = self._cuts.pop(checkpoint_id, None)
+        return dict(self._positions) if cut is None else cut
+
+    async def stop(self) -> None:
+        """Serves what was requested, ends the thread, closes the source."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, 30.0)
+        else:
+            await asyncio.to_thread(self.source.close)
+
+    # -- in the thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._serve()
+                if self._paused or self.ended:
+                    self._wake.wait(_POLL_SECONDS)
+                    self._wake.clear()
+                    continue
+                batch = self.source.read_batch(self._max_rows, _POLL_SECONDS)
+                if batch is not None:
+                    self._push(batch)
+                elif self.source.exhausted:
+                    self._positions.update(self.source.positions())
+                    self._end()
+            self._serve()
+        except ChannelClosed:
+            _log.debug("source %s: its task is gone", self.name)
+        except BaseException as error:
+            self.error = error
+            if self.on_error is not None:
+                self.on_error(self)
+        finally:
+            self.source.close()
+
+    def _push(self, batch: Batch) -> None:
+        rows = batch.num_rows
+        offsets = batch.offsets
+        if self.codec is not None:
+            batch = decoded(batch, self.codec)
+        while not self.channel.put(batch, timeout=_POLL_SECONDS):
+            self._serve()
+            if self._stopping or self.ended:
+                return
+        self._positions.update(offsets)
+        self.rows_in += rows
+
+    def _serve(self) -> None:
+        while self._requests:
+            self._requests.popleft()()
+
+    def _emit_barrier(self, checkpoint_id: int) -> None:
+        # Before the barrier is in the channel: the task may take it out at once and ask.
+        self._cuts[checkpoint_id] = dict(self._positions)
+        self._mark(Barrier(checkpoint_id))
+
+    def _emit_abort(self, checkpoint_id: int) -> None:
+        self._cuts.pop(checkpoint_id, None)
+        self._mark(Abort(checkpoint_id))
+
+    def _mark(self, mark: Any) -> None:
+        if not self.ended:
+            self.channel.put_nowait(mark)
+
+    def _end(self) -> None:
+        self._mark(END)
+        self.ended = True
+
+    def _commit(self, positions: Positions) -> None:
+        try:
+            self.source.commit(positions)
+        except TransientError as error:
+            _log.warning("source %s: offsets could not be committed, the next checkpoint tries again: %s", self.name, error)
+
+
+class SinkTask:
+    """The thread of one sink, and the port through which operators reach it."""
+
+    def __init__(self, sink: Sink, loop: asyncio.AbstractEventLoop) -> None:
+        self.sink = sink
+        self.error: BaseException | None = None
+        self.rows_out = 0
+        self._loop = loop
+        self._channel = Channel(name=f"sink {sink.name}")
+        self._backlog: deque[Any] = deque()  # what the full channel refused; operators stop at `full`
+        self._flushed: dict[int, asyncio.Future[None]] = {}
+        self._room: list[asyncio.Future[None]] = []
+        self._armed = False
+        self.on_broken: Callable[[SinkTask], None] | None = None
+        self._thread = threading.Thread(target=self._run, name=f"sink {sink.name}", daemon=True)
+
+    def start(self) -> None:
+        """The thread begins to write; the sink is open."""
+        self._thread.start()
+
+    @property
+    def full(self) -> bool:
+        """The channel refused a batch; wait on `writable()`."""
+        return bool(self._backlog)
+
+    def put(self, batch: Batch) -> None:
+        """Takes the batch, in order. A broken sink drops it: no checkpoint can complete any more, so it will be made again."""
+        self._put(batch)
+
+    async def writable(self) -> None:
+        """Returns when the sink has room again, or is broken."""
+        while self._backlog and self.error is None:
+            waiter = self._loop.create_future()
+            self._room.append(waiter)
+            await waiter
+
+    def barrier(self, checkpoint_id: int) -> asyncio.Future[None]:
+        """Everything put before this will be flushed; done when it is."""
+        flushed: asyncio.Future[None] = self._loop.create_future()
+        self._flushed[checkpoint_id] = flushed
+        if self.error is not None:
+            self._report(checkpoint_id, self.error)
+        else:
+            self._put(Barrier(checkpoint_id))
+        return flushed
+
+    async def stop(self) -> None:
+        """Writes what was put, flushes, closes."""
+        if self._thread.is_alive():
+            if self.error is None:
+                self._put(END)
+                await self.writable()
+            await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self.sink.close)
+
+    def _put(self, element: Any) -> None:
+        if self.error is not None:
+            return
+        try:
+            if self._backlog or not self._channel.put_nowait(element):
+                self._backlog.append(element)
+                self._arm()
+        except ChannelClosed:
+            _log.debug("sink %s: broken just now", self.sink.name)  # `_broken` is on its way
+
+    def _arm(self) -> None:
+        if not self._armed:
+            self._armed = True
+            self._channel.when_writable(lambda: self._loop.call_soon_threadsafe(self._drain))
+
+    def _drain(self) -> None:
+        self._armed = False
+        while self._backlog:
+            try:
+                if not self._channel.put_nowait(self._backlog[0]):
+                    self._arm()
+                    return
+            except ChannelClosed:
+                return  # `_broken` is on its way
+            self._backlog.popleft()
+        self._release()
+
+    def _release(self) -> None:
+        waiters, self._room = self._room, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _report(self, checkpoint_id: int, error: BaseException | None) -> None:
+        flushed = self._flushed.pop(checkpoint_id, None)
+        if flushed is None or flushed.done():
+            return
+        if error is None:
+            flushed.set_result(None)
+        else:
+            flushed.set_exception(SabotError(f"sink {self.sink.name}: {error}"))
+
+    def _broken(self, error: BaseException) -> None:
+        self.error = error
+        self._backlog.clear()
+        for checkpoint_id in list(self._flushed):
+            self._report(checkpoint_id, error)
+        self._release()
+        if self.on_broken is not None:
+            self.on_broken(self)
+
+    # -- in the thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while True:
+                element = self._channel.get()
+                if isinstance(element, Batch):
+                    self.sink.write(element)
+                    self.rows_out += element.num_rows
+                elif isinstance(element, Barrier):
+                    self.sink.flush()
+                    self._loop.call_soon_threadsafe(self._report, element.checkpoint_id, None)
+                elif element is END:
+                    self.sink.flush()
+                    return
+        except BaseException as error:
+            _log.error("sink %s: %s", self.sink.name, error)
+            self._loop.call_soon_threadsafe(self._broken, error)
+            self._channel.close()
+
+
+class OperatorPort:
+    """Another agent as the receiver: a plain call into its lanes."""
+
+    def __init__(self, operator: AgentOperator) -> None:
+        self.operator = operator
+
+    @property
+    def full(self) -> bool:
+        """Its lanes hold as much as they may."""
+        return self.operator.full
+
+    def put(self, batch: Batch) -> None:
+        """Into its lanes; of an agent that has failed they are kept for the checkpoint."""
+        self.operator.put(batch)
+
+    async def writable(self) -> None:
+        """Until it has room, or has failed."""
+        await self.operator.writable()
+
+
+class AgentTask:
+    """One gate, the agents of an app, one state backend. Lives on the event loop."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        coordinator: Coordinator,
+        backend: StateBackend | None,
+        clock: Clock,
+        hung_after_s: float,
+    ) -> None:
+        self.name = name
+        self.backend = backend
+        self.operators: dict[str, AgentOperator] = {}  # upstream before downstream
+        self.sinks: list[SinkTask] = []
+        self.sources: list[SourceTask] = []
+        self.ended = False
+        self.barriers = 0
+        self._consumers: list[AgentOperator] = []
+        self._coordinator = coordinator
+        self._clock = clock
+        self._hung_after_s = hung_after_s
+        self._loop = asyncio.get_running_loop()
+        self._gate: Gate | None = None
+        self._readable: asyncio.Future[None] | None = None
+        self._inputs_ended = False
+        self._asked: set[int] = set()  # checkpoints whose barriers are on their way
+        self._last_asked = 0
+        self._waiting: dict[int, asyncio.Task[None]] = {}  # paused inputs
+        self._acks: set[asyncio.Task[None]] = set()
+
+    def connect(self, source: SourceTask, operator: AgentOperator) -> None:
+        """Rows of this source go to this operator; before `run`."""
+        self.sources.append(source)
+        self._consumers.append(operator)
+        source.on_error = lambda broken: self._loop.call_soon_threadsafe(self._source_broke, broken, operator)
+
+    def _source_broke(self, source: SourceTask, operator: AgentOperator) -> None:
+        assert source.error is not None
+        operator.fail(source.error, f"its source {source.name}")
+
+    def agent_failed(self, operator: AgentOperator) -> None:
+        """Its inputs end here, and so do the agents that write into it; the others go on.
+
+        What its channels hold still comes through the gate into its lanes, and so into the checkpoints.
+        """
+        for source in self.inputs_of(operator):
+            source.end()
+        for upstream in self.operators.values():
+            port = upstream.port
+            if isinstance(port, OperatorPort) and port.operator is operator:
+                upstream.fail(operator.failure or SabotError("failed"), f"its sink, agent {operator.spec.agent_id}")
+
+    def inputs_of(self, operator: AgentOperator) -> list[SourceTask]:
+        """The sources that feed this operator."""
+        return [s for s, consumer in zip(self.sources, self._consumers, strict=True) if consumer is operator]
+
+    def sink_broke(self, sink: SinkTask) -> None:
+        """What an agent did since the last checkpoint can no longer be delivered: nothing may go on from here."""
+        for operator in self.operators.values():
+            operator.fail(sink.error or SabotError("broken"), f"sink {sink.sink.name}")
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until every input has ended and every row is processed. Cancelling it stops it between two elements."""
+        self._gate = gate = Gate([source.channel for source in self.sources])
+        try:
+            while True:
+                item = gate.next_nowait()
+                if item is None:
+                    await self._wait_readable(gate)
+                    continue
+                index, element = item
+                if isinstance(element, Batch):
+                    operator = self._consumers[index]
+                    operator.put(element)
+                    if operator.full and operator.failure is None and not self._asked:
+                        self._hold_back(gate, index, operator)
+                    await asyncio.sleep(0)
+                elif isinstance(element, Barrier):
+                    await self._cut(element.checkpoint_id)
+                elif element is END:
+                    break
+            self._inputs_ended = True
+            for checkpoint_id in sorted(self._asked):
+                await self._cut(checkpoint_id)
+            await self.drain()
+            self.ended = all(operator.failure is None for operator in self.operators.values())
+        finally:
+            for task in [*self._waiting.values()]:
+                task.cancel()
+
+    async def _wait_readable(self, gate: Gate) -> None:
+        readable = self._readable = self._loop.create_future()
+
+        def wake() -> None:
+            if not readable.done():
+                readable.set_result(None)
+
+        gate.when_readable(lambda: self._loop.call_soon_threadsafe(wake))
+        await readable
+
+    def _hold_back(self, gate: Gate, index: int, operator: AgentOperator) -> None:
+        """The input of a full operator is not read, so its channel fills and slows its source; others go on."""
+        if index in self._waiting:
+            return
+        gate.pause(index)
+
+        async def resume() -> None:
+            await operator.writable()
+            del self._waiting[index]
+            gate.resume(index)
+
+        self._waiting[index] = self._loop.create_task(resume())
+
+    async def drain(self) -> None:
+        """Every row that came in is processed, along the chains (upstream stands before downstream)."""
+        for operator in self.operators.values():
+            await operator.drained()
+            operator.ship()
+
+    # -- the barrier --------------------------------------------------------------------------------------------------
+
+    async def _cut(self, checkpoint_id: int) -> None:
+        """All inputs stand at the barrier: no call may end until state, positions and unfinished rows are taken."""
+        self.barriers += 1
+        self._asked.discard(checkpoint_id)
+        thaw = asyncio.Event()
+        for operator in self.operators.values():
+            operator.freeze(thaw)
+        try:
+            for operator in self.operators.values():
+                operator.ship()
+            self._refuse_hung()
+            flushes = [sink.barrier(checkpoint_id) for sink in self.sinks]
+            snapshot = self._snapshot(checkpoint_id)
+            if self.backend is not None:
+                state = await self.backend.snapshot()
+                snapshot.states = {"state": state}
+        except Exception as error:
+            _log.warning("checkpoint %d: %s", checkpoint_id, error)
+            self._coordinator.decline(checkpoint_id, self.name, f"{type(error).__name__}: {error}")
+            return
+        finally:
+            for operator in self.operators.values():
+                operator.freeze(None)
+            thaw.set()
+        ack = self._loop.create_task(self._acknowledge(checkpoint_id, snapshot, flushes))
+        self._acks.add(ack)
+        ack.add_done_callback(self._acks.discard)
+
+    async def _acknowledge(
+        self, checkpoint_id: int, snapshot: TaskSnapshot, flushes: list[asyncio.Future[None]]
+    ) -> None:
+        results = await asyncio.gather(*flushes, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                snapshot.discard()
+                self._coordinator.decline(checkpoint_id, self.name, str(result))
+                return
+        self._coordinator.acknowledge(checkpoint_id, self.name, snapshot)
+
+    def _refuse_hung(self) -> None:
+        """A call that has run for longer than a checkpoint may take is taken for hung: say so, rather than hide it."""
+        where, seconds = self.busiest() or ("", 0.0)
+        if seconds > self._hung_after_s:
+            raise SabotError(f"{where} has been in one call for {seconds:.1f} s", hint="give the agent a timeout=")
+
+    def busiest(self) -> tuple[str, float] | None:
+        """The call that has been running longest, over all agents."""
+        calls = [call for operator in self.operators.values() if (call := operator.busy()) is not None]
+        return max(calls, key=lambda call: call[1], default=None)
+
+    def hint(self) -> str:
+        """What the task is busy with, for the message of a checkpoint that timed out."""
+        call = self.busiest()
+        behind = [self.sources[index].name for index in (self._gate.waiting_for if self._gate is not None else [])]
+        parts = [f"{call[0]} has been in one call for {call[1]:.1f} s"] if call is not None else []
+        if behind:
+            parts.append(f"no barrier yet from {', '.join(behind)}")
+        return "; ".join(parts)
+
+    def inject(self, checkpoint_id: int) -> None:
+        """Ask every source for its barrier, once. With all inputs ended there is none to come: cut now."""
+        if checkpoint_id <= self._last_asked:
+            return
+        self._last_asked = checkpoint_id
+        if self._inputs_ended:
+            task = self._loop.create_task(self._cut(checkpoint_id))
+            self._acks.add(task)
+            task.add_done_callback(self._acks.discard)
+            return
+        self._asked.add(checkpoint_id)
+        for index in self._waiting:
+            if self._gate is not None:
+                self._gate.resume(index)  # what stands before the barrier goes into the lanes, and so into the snapshot
+        for source in self.sources:
+            source.request_barrier(checkpoint_id)
+
+    def abort(self, checkpoint_id: int) -> None:
+        """The checkpoint is given up; let go of what the gate holds back."""
+        self._asked.discard(checkpoint_id)
+        for source in self.sources:
+            source.request_abort(checkpoint_id)
+        if self._gate is not None:
+            self._gate.abort(checkpoint_id)
+
+    # -- what a checkpoint keeps --------------------------------------------------------------------------------------
+
+    def _snapshot(self, checkpoint_id: int) -> TaskSnapshot:
+        meta: dict[str, Any] = {"sources": {}, "agents": {}, "ended": self.ended}
+        files: dict[str, bytes] = {}
+        first_open: dict[tuple[str, str, int], int] = {}  # (agent, topic, partition) -> lowest unfinished offset
+        for agent_id, operator in self.operators.items():
+            batches = operator.unfinished()
+            names = []
+            for number, batch in enumerate(batches):
+                names.append({"file": f"{agent_id}.{number}.arrow", "topic": batch.topic})
+                files[names[-1]["file"]] = _to_ipc(batch.data)
+                for partition, offset in _lowest_offsets(batch.data):
+                    place = (agent_id, batch.topic, partition)
+                    first_open[place] = min(offset, first_open.get(place, offset))
+            meta["agents"][agent_id] = {
+                "unfinished": names,
+                "messages_processed": operator.counters.messages_processed,
+                "errors": operator.counters.errors_count,
+            }
+        for source, consumer in zip(self.sources, self._consumers, strict=True):
+            positions = source.positions_at(checkpoint_id)
+            meta["sources"][source.name] = {
+                "schema": None if source.codec is None else _schema_text(source.codec.schema),
+                "positions": [[topic, partition, offset] for (topic, partition), offset in positions.items()],
+                "commit": [
+                    [topic, partition, first_open.get((consumer.spec.agent_id, topic, partition), offset)]
+                    for (topic, partition), offset in positions.items()
+                ],
+            }
+        return TaskSnapshot(meta=meta, files=files)
+
+    async def close(self) -> None:
+        """Cancel what still runs, end the threads, close sources and sinks. Idempotent."""
+        for operator in self.operators.values():
+            await operator.close()
+        await asyncio.gather(*(source.stop() for source in self.sources), *(sink.stop() for sink in self.sinks))
+        if self._gate is not None:
+            self._gate.close()
+        for ack in self._acks:
+            ack.cancel()
+
+    def commit(self, meta: Mapping[str, Any]) -> None:
+        """A checkpoint is complete: its positions may be told to the outside."""
+        for source in self.sources:
+            facts = meta["sources"].get(source.name)
+            if facts is not None:
+                source.request_commit(positions_of(facts["commit"]))
+
+    def restore_unfinished(self, meta: Mapping[str, Any], read: Callable[[str], bytes]) -> None:
+        """Rows that the checkpoint must repeat go into the lanes before anything else."""
+        for agent_id, facts in meta["agents"].items():
+            operator = self.operators.get(agent_id)
+            entries = facts["unfinished"]
+            if operator is None:
+                if entries:
+                    _log.warning("agent %s is gone; its unfinished rows are dropped", agent_id)
+                continue
+            operator.counters.messages_processed = facts["messages_processed"]
+            operator.counters.errors_count = facts["errors"]
+            for entry in entries:
+                operator.put(Batch(_from_ipc(read(entry["file"])), None, entry["topic"]))
+
+    def statistics(self) -> dict[str, Any]:
+        """Figures of the task's channels."""
+        return {source.name: source.channel.statistics() for source in self.sources}
+
+
+def positions_of(rows: list[list[Any]]) -> Positions:
+    """[[topic, partition, offset], …] of a manifest -> positions."""
+    return {(topic, partition): offset for topic, partition, offset in rows}
+
+
+def _lowest_offsets(data: pa.RecordBatch) -> list[tuple[int, int]]:
+    if not data.schema.equals(RECORD_SCHEMA) or not data.num_rows:
+        return []
+    table = pa.table([data.column(3), data.column(4)], names=["partition", "offset"])
+    lowest = table.group_by("partition").aggregate([("offset", "min")])
+    return list(zip(lowest["partition"].to_pylist(), lowest["offset_min"].to_pylist(), strict=True))
+
+
+def schema_of(text: str | None) -> pa.Schema | None:
+    """The schema that a manifest keeps."""
+    return None if text is None else pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))
+
+
+def _schema_text(schema: pa.Schema | None) -> str | None:
+    return None if schema is None else schema.serialize().to_pybytes().hex()
+
+
+def _to_ipc(data: pa.RecordBatch) -> bytes:
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_stream(buffer, data.schema) as writer:
+        writer.write_batch(data)
+    return bytes(buffer.getvalue())
+
+
+def _from_ipc(data: bytes) -> pa.RecordBatch:
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_next_batch()

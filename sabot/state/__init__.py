@@ -1,0 +1,25 @@
+"""Keyed state: backends that keep bytes, the kinds of state that users see, and the overlay of an unfinished call."""
+
+from sabot.state.base import BackendConfig, Snapshot, StateBackend
+from sabot.state.memory import MemoryBackend
+from sabot.state.opening import load_snapshot, open_backend, state_directory
+from sabot.state.overlay import Overlay
+from sabot.state.rocksdb import RocksDBBackend
+from sabot.state.values import AggregatingState, ListState, MapState, ReducingState, ValueState
+
+__all__ = [
+    "AggregatingState",
+    "BackendConfig",
+    "ListState",
+    "MapState",
+    "MemoryBackend",
+    "Overlay",
+    "ReducingState",
+    "RocksDBBackend",
+    "Snapshot",
+    "StateBackend",
+    "ValueState",
+    "load_snapshot",
+    "open_backend",
+    "state_directory",
+]

@@ -1,0 +1,240 @@
+"""One RocksDB directory: the only importer of rocksdict, and the only module that knows column families.
+
+Everything is written as sorted files that are ingested, never through the memtable. Compared with WriteBatches on rocksdict
+0.3.29: a full disk fails the one file that is being written, and the database goes on, where a failed memtable flush stops
+it until it is reopened, without what the memtable held; there is no WAL to turn off and nothing to flush before a checkpoint;
+and no call holds the GIL for long.
+
+Not thread safe: one thread writes. Others may read at the same time.
+"""
+
+import json
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rocksdict import (
+    AccessType,
+    BlockBasedOptions,
+    Cache,
+    Checkpoint,
+    IngestExternalFileOptions,
+    Options,
+    Rdict,
+    SstFileWriter,
+)
+
+from sabot.errors import CorruptCheckpoint, UserError
+
+__all__ = ["MARK_FILE", "Database", "database_options", "read_database", "read_mark"]
+
+MARK_FILE = "sabot-state.json"
+_FORMAT = 1
+_FAMILY = "state:"  # before the namespace: RocksDB's own "default" family must not count as one
+_EXPIRY = "expiry"  # (expiry, namespace, key) -> nothing, in a database of sealed values
+_SORT_CHUNK = 50_000  # keys that are turned into Arrow, or back, in one go; this holds the GIL
+_EXPIRE_CHUNK = 1000
+
+_file_numbers = count(1)
+
+
+def database_options(cache_bytes: int, extra: Mapping[str, Any]) -> Options:
+    """Settings of every database; `extra` are `Options` setters by name. Raises UserError for one that does not exist."""
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.create_missing_column_families(True)
+    options.set_stats_dump_period_sec(0)
+    options.set_keep_log_file_num(2)
+    table = BlockBasedOptions()
+    table.set_bloom_filter(10, False)
+    table.set_block_cache(Cache(cache_bytes))
+    table.set_cache_index_and_filter_blocks(True)
+    options.set_block_based_table_factory(table)
+    for name, value in extra.items():
+        setter = getattr(options, name if name.startswith("set_") else f"set_{name}", None)
+        if setter is None:
+            raise UserError(f"RocksDB has no option {name!r}", hint="use the names of rocksdict.Options setters")
+        try:
+            setter(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"RocksDB option {name!r}: {error}") from error
+    return options
+
+
+class Database:
+    """Stored values under (namespace, key). `sealed`: they begin with 8 bytes of expiry, and can be removed by it."""
+
+    def __init__(self, directory: Path, options: Options, *, sealed: bool) -> None:
+        self.directory = directory
+        self._options = options
+        self._sealed = sealed
+        self._expired_until = b""
+        names = Rdict.list_cf(str(directory), options) if (directory / "CURRENT").exists() else ["default"]
+        # Any: the stubs of rocksdict type keys for its pickling mode; in raw mode all is bytes
+        self._db: Any = Rdict(str(directory), options, dict.fromkeys(names, options))
+        self._families: dict[str, Any] = {}
+        try:
+            for name in names:
+                if name != "default":
+                    self._families[name] = self._db.get_column_family(name)
+        except BaseException:
+            self.close()
+            raise
+
+    def get(self, namespace: str, key: bytes) -> bytes | None:
+        family = self._families.get(_FAMILY + namespace)
+        return None if family is None else family.get(key)
+
+    def get_many(self, namespace: str, keys: list[bytes]) -> list[bytes | None]:
+        family = self._families.get(_FAMILY + namespace)
+        if family is None or not keys:
+            return [None] * len(keys)
+        values: list[bytes | None] = family.get(keys)
+        return values
+
+    def items(self, namespace: str) -> Iterator[tuple[bytes, bytes]]:
+        """In key order, as they are at the call."""
+        family = self._families.get(_FAMILY + namespace)
+        return iter(()) if family is None else family.items()
+
+    def namespaces(self) -> list[str]:
+        """Those that were ever written; they may be empty by now."""
+        return [name.removeprefix(_FAMILY) for name in list(self._families) if name.startswith(_FAMILY)]
+
+    def statistics(self) -> dict[str, int]:
+        """RocksDB's own estimates."""
+        figures = {"keys": 0, "bytes": 0}
+        for name, family in list(self._families.items()):
+            if name.startswith(_FAMILY):
+                figures["keys"] += family.property_int_value("rocksdb.estimate-num-keys") or 0
+                figures["bytes"] += family.property_int_value("rocksdb.estimate-live-data-size") or 0
+        return figures
+
+    def write(self, namespace: str, entries: Mapping[bytes, bytes | None]) -> None:
+        """Keeps the entries; a None deletes. When it raises, some may be kept; writing them again is fine."""
+        if not entries:
+            return
+        self._ingest(_FAMILY + namespace, ((key, entries[key]) for key in _in_order(list(entries))))
+        if self._sealed:
+            name = namespace.encode()
+            head = struct.pack(">H", len(name)) + name
+            marks = [value[:8] + head + key for key, value in entries.items() if value is not None]
+            self._ingest(_EXPIRY, ((mark, b"") for mark in _in_order(marks)))
+
+    def remove_expired(self, now_mark: bytes) -> None:
+        """Removes the values whose expiry is not after `now_mark`; costs what it removes, not what there is."""
+        index = self._families.get(_EXPIRY)
+        if index is None:
+            return
+        marks: list[bytes] = []
+        # what was removed before stays in the way as tombstones: begin behind it
+        for mark in index.keys(from_key=self._expired_until or None):
+            if mark[:8] > now_mark:
+                break
+            marks.append(mark)
+        keys: dict[str, list[bytes]] = {}
+        for mark in marks:
+            end = 10 + struct.unpack_from(">H", mark, 8)[0]
+            keys.setdefault(mark[10:end].decode(), []).append(mark[end:])
+        for namespace, candidates in keys.items():
+            expired: set[bytes] = set()
+            for start in range(0, len(candidates), _EXPIRE_CHUNK):
+                chunk = candidates[start : start + _EXPIRE_CHUNK]
+                values = self.get_many(namespace, chunk)
+                # written again since: it has a later expiry, and a later mark
+                expired.update(
+                    key for key, value in zip(chunk, values, strict=True) if value is not None and value[:8] <= now_mark
+                )
+            self._ingest(_FAMILY + namespace, ((key, None) for key in _in_order(list(expired))))
+        self._ingest(_EXPIRY, ((mark, None) for mark in marks))
+        self._expired_until = now_mark
+
+    def checkpoint(self, directory: Path) -> None:
+        """All that was written, as hard links in a new directory that can be opened as a database of its own."""
+        Checkpoint(self._db).create_checkpoint(str(directory))
+        files = {file.name: file.stat().st_size for file in directory.iterdir()}
+        (directory / MARK_FILE).write_text(json.dumps({"format": _FORMAT, "sealed": self._sealed, "files": files}))
+
+    def close(self) -> None:
+        """Every handle: RocksDB lets go of the directory when the last is closed."""
+        for family in self._families.values():
+            family.close()
+        self._families = {}
+        self._db.close()
+
+    def _ingest(self, name: str, pairs: Iterable[tuple[bytes, bytes | None]]) -> None:
+        file = self.directory.with_name(f"{self.directory.name}.{next(_file_numbers)}.sst")
+        writer = SstFileWriter(self._options)
+        try:
+            writer.open(str(file))
+            rows = 0
+            for key, value in pairs:
+                rows += 1
+                if value is None:
+                    del writer[key]
+                else:
+                    writer[key] = value
+            if not rows:
+                return
+            writer.finish()
+            family = self._families.get(name)
+            if family is None:
+                family = self._families[name] = self._db.create_column_family(name, self._options)
+            how = IngestExternalFileOptions()
+            how.set_move_files(True)
+            family.ingest_external_file([str(file)], how)
+        finally:
+            del writer
+            file.unlink(missing_ok=True)
+
+
+def read_mark(directory: Path) -> bool:
+    """Whether the checkpoint in `directory` holds sealed values. Raises CorruptCheckpoint if a file is missing or cut short."""
+    mark_file = directory / MARK_FILE
+    try:
+        mark = json.loads(mark_file.read_text())
+        if mark["format"] != _FORMAT:
+            raise CorruptCheckpoint(f"{mark_file}: is no state of this version of Sabot")
+        sealed, files = bool(mark["sealed"]), dict(mark["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptCheckpoint(f"{mark_file}: cannot be read as state: {error}") from error
+    for name, size in files.items():
+        file = directory / name
+        found = file.stat().st_size if file.exists() else None
+        if found != size:
+            raise CorruptCheckpoint(
+                f"{file}: should have {size} bytes, {'is missing' if found is None else f'has {found}'}"
+            )
+    return sealed
+
+
+def read_database(directory: Path) -> Iterator[tuple[str, bytes, bytes]]:
+    """(namespace, key, stored value) of a checkpoint, without writing into it. Raises CorruptCheckpoint."""
+    options = database_options(8 << 20, {})
+    try:
+        names = Rdict.list_cf(str(directory), options)
+        db: Any = Rdict(str(directory), options, dict.fromkeys(names, options), AccessType.read_only(False))
+    except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
+        raise CorruptCheckpoint(f"{directory}: cannot be read as state: {error}") from error
+    with db:
+        for name in names:
+            if name.startswith(_FAMILY):
+                family = db.get_column_family(name)
+                for key, value in family.items():
+                    yield name.removeprefix(_FAMILY), key, value
+                family.close()
+
+
+def _in_order(keys: Sequence[bytes]) -> Iterator[bytes]:
+    """Sorted by Arrow, which lets other threads run; Python's sort of 200,000 keys stops them for 50 ms, this for 4."""
+    if not keys:
+        return
+    chunks = [pa.array(keys[at : at + _SORT_CHUNK], pa.binary()) for at in range(0, len(keys), _SORT_CHUNK)]
+    order = pc.sort_indices(pa.chunked_array(chunks))
+    for at in range(0, len(order), _SORT_CHUNK):
+        for index in order.slice(at, _SORT_CHUNK).to_numpy().tolist():
+            yield keys[index]

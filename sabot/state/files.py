@@ -1,0 +1,99 @@
+"""Directories of state on disk: made whole or not at all, linked where that is possible, owned by one process."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from sabot.errors import JobLocked, UserError
+
+__all__ = ["link_tree", "lock_directory", "made_whole", "remove_tree"]
+
+_IMMUTABLE = (".sst", ".blob")
+
+
+def lock_directory(directory: Path) -> IO[bytes]:
+    """Makes the directory and owns it until the returned file is closed, or the process is gone, however it ended.
+
+    Raises JobLocked, naming the directory and the process that has it; UserError if it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / "lock").open("ab+")  # never removed: two processes would hold two locks
+    except OSError as error:
+        raise UserError(f"state directory {directory}: {error}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read(20).decode(errors="replace") or "unknown"
+        file.close()
+        raise JobLocked(
+            f"state directory {directory} is in use by process {holder}", hint="stop it, or give another directory"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()).encode())
+    file.flush()
+    return file
+
+
+def remove_tree(directory: Path) -> None:
+    """Removes a directory of ours; one that is gone already is fine."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(directory)
+
+
+@contextmanager
+def made_whole(directory: Path) -> Iterator[Path]:
+    """Yields a directory to fill; on success it becomes `directory`, safe on disk; on an error nothing is left of it."""
+    if directory.exists():
+        raise FileExistsError(f"{directory} exists already")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.with_name(directory.name + ".partial")
+    remove_tree(partial)
+    partial.mkdir()
+    try:
+        yield partial
+        _sync(partial)
+        partial.rename(directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _sync(directory.parent)
+
+
+def link_tree(source: Path, target: Path) -> int:
+    """The files of `source` in the existing directory `target`, safe on disk; returns their bytes.
+
+    Files that never change are hard links where the file system allows it; all others are copies, because RocksDB writes
+    into them once the directory is opened.
+    """
+    size = 0
+    for file in source.iterdir():
+        copy = target / file.name
+        if file.suffix not in _IMMUTABLE or not _linked(file, copy):
+            shutil.copyfile(file, copy)
+        _sync(copy)
+        size += copy.stat().st_size
+    return size
+
+
+def _linked(file: Path, copy: Path) -> bool:
+    try:
+        os.link(file, copy)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, one without links, or too many links: a copy does
+        return False
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

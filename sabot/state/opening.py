@@ -1,0 +1,57 @@
+"""From the words that users write, and from directories, to backends and snapshots."""
+
+from pathlib import Path
+from typing import Any
+
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.errors import CorruptCheckpoint, UserError
+from sabot.state.base import BackendConfig, Snapshot, StateBackend
+from sabot.state.memory import STATE_FILE, MemoryBackend, MemorySnapshot
+from sabot.state.rocksdb import RocksDBBackend, RocksDBSnapshot
+
+__all__ = ["load_snapshot", "open_backend", "state_directory"]
+
+_HINT = 'write "memory", a directory, or rocksdb:///absolute/directory'
+
+
+def state_directory(state: str | None) -> Path | None:
+    """The directory that `state=` names: None | "memory" -> None; DIR | "rocksdb:///abs/dir" -> the directory."""
+    if state is None or state == "memory":
+        return None
+    scheme, separator, rest = str(state).partition("://")
+    if not separator:
+        if not scheme or scheme == "rocksdb":
+            raise UserError(f"state {state!r} names no directory", hint=_HINT)
+        return Path(scheme).expanduser()
+    if scheme != "rocksdb":
+        raise UserError(f"state {state!r} is unknown", hint=_HINT)
+    if not rest.startswith("/") or not rest.strip("/"):
+        raise UserError(
+            f"state {state!r} is not an absolute directory",
+            hint=f"write rocksdb:///{rest or 'dir'} or a plain directory",
+        )
+    return Path(rest)
+
+
+def open_backend(
+    state: str | None, directory_name: str, *, clock: Clock = SYSTEM_CLOCK, **config: Any
+) -> StateBackend | None:
+    """The backend for `state=`: None -> None, "memory", DIR or "rocksdb:///abs/dir" -> RocksDB in DIR/directory_name.
+
+    `config` are further fields of BackendConfig. Raises UserError, JobLocked.
+    """
+    if state is None:
+        return None
+    directory = state_directory(state)
+    if directory is None:
+        return MemoryBackend(BackendConfig("memory", **config), clock=clock)
+    return RocksDBBackend(BackendConfig("rocksdb", directory / directory_name, **config), clock=clock)
+
+
+def load_snapshot(directory: Path) -> Snapshot:
+    """The snapshot that was saved in `directory`, of whichever backend. Raises CorruptCheckpoint naming what is missing."""
+    if (directory / STATE_FILE).exists():
+        return MemorySnapshot.load(directory)
+    if (directory / "CURRENT").exists():
+        return RocksDBSnapshot.load(directory)
+    raise CorruptCheckpoint(f"{directory}: holds no state ({STATE_FILE} or CURRENT is missing)")

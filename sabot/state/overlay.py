@@ -1,0 +1,87 @@
+"""The writes of a call that has not ended, over a backend that does not have them yet (decision 10 of the design)."""
+
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from sabot.errors import UserError
+from sabot.state.base import Snapshot, StateBackend
+
+__all__ = ["Overlay"]
+
+_UNKNOWN = b"\x00unknown"  # compared by identity
+
+
+class Overlay(StateBackend):
+    """Reads see its own writes first, then the base. `apply` hands the writes to the base, `discard` forgets them.
+
+    It holds what was written and nothing else, and can be used again after either. What concerns the whole backend
+    (`items`, `snapshot`, `restore`, `close`) is a UserError here.
+    """
+
+    __slots__ = ("_base", "_writes", "expires")
+
+    def __init__(self, base: StateBackend) -> None:
+        self._base = base
+        self.expires = base.expires
+        self._writes: dict[str, dict[bytes, bytes | None]] = {}
+
+    def read(self, namespace: str, key: bytes) -> bytes | None:
+        writes = self._writes.get(namespace)
+        if writes is not None:
+            value = writes.get(key, _UNKNOWN)
+            if value is not _UNKNOWN:
+                return value
+        return self._base.read(namespace, key)
+
+    def write(self, namespace: str, key: bytes, value: bytes | None) -> None:
+        writes = self._writes.get(namespace)
+        if writes is None:
+            writes = self._writes[namespace] = {}
+        writes[key] = value
+
+    def read_many(self, namespace: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        values = self._base.read_many(namespace, keys)
+        writes = self._writes.get(namespace)
+        if writes:
+            values = [writes.get(key, value) for key, value in zip(keys, values, strict=True)]
+        return values
+
+    def write_many(self, namespace: str, keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
+        self._writes.setdefault(namespace, {}).update(zip(keys, values, strict=True))
+
+    def apply(self) -> None:
+        """The writes become the base's, one `write_many` a namespace."""
+        for namespace, writes in self._writes.items():
+            self._base.write_many(namespace, list(writes), list(writes.values()))
+        self._writes.clear()
+
+    def discard(self) -> None:
+        """As if the call had written nothing."""
+        self._writes.clear()
+
+    def items(self, namespace: str) -> Iterator[tuple[bytes, bytes]]:
+        _refuse("items")
+
+    def namespaces(self) -> list[str]:
+        _refuse("namespaces")
+
+    def statistics(self) -> dict[str, int]:
+        """The keys and bytes of the writes it holds."""
+        tables = self._writes.values()
+        return {
+            "keys": sum(map(len, tables)),
+            "bytes": sum(len(key) + len(value or b"") for table in tables for key, value in table.items()),
+        }
+
+    async def snapshot(self) -> Snapshot:
+        _refuse("snapshot")
+
+    async def restore(self, snapshot: Snapshot) -> None:
+        _refuse("restore")
+
+    async def close(self) -> None:
+        _refuse("close")
+
+
+def _refuse(what: str) -> NoReturn:
+    raise UserError(f"{what}: an overlay holds the writes of one call", hint="ask the backend below it")

@@ -1,0 +1,348 @@
+"""The kinds of keyed state that user code sees, over any backend.
+
+    ValueState                one value a key
+    ListState, MapState       many values a key; adding one costs the same however many there are
+    ReducingState             one value a key, made by reduce(old, new)
+    AggregatingState          one accumulator a key, and a result read from it
+
+Keys are what `state_key` takes: None, bool, int, float, str, bytes and tuples of these. Values are what msgpack can say: these,
+lists and dicts; a tuple comes back as a list. Anything else is a UserError that names the type and the namespace.
+Put None, or delete, and the key is absent again. The methods are coroutines that never suspend.
+
+`scope` is the encoded key of a keyed agent: under it, all keys are that agent key's own. A namespace holds one kind of state.
+"""
+
+import struct
+from collections.abc import Callable
+from typing import Any, Generic, NoReturn, TypeVar
+
+import msgspec
+import pyarrow as pa
+
+from sabot._cython.rows import decode_values, encode_keys, encode_values, state_key
+from sabot.errors import UserError
+from sabot.state.base import StateBackend
+
+__all__ = ["AggregatingState", "ListState", "MapState", "ReducingState", "ValueState"]
+
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes})
+_LIST, _MAP = 1, 2
+_KINDS = {_LIST: "a list", _MAP: "a map"}
+_ALL: Any = object()
+
+# What stands under the key of a list or a map: a msgpack extension (fixext 16), its kind, first place, place after the last
+_HEAD = struct.Struct(">BBQQ")
+_FIXEXT_16 = 0xD8
+
+A = TypeVar("A")
+
+
+class _WrongKind(Exception):
+    """A head was met where a value was expected."""
+
+
+def _refuse_head(code: int, data: memoryview) -> NoReturn:
+    raise _WrongKind(_KINDS.get(code, f"an extension of type {code}"))
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(ext_hook=_refuse_head).decode
+
+
+def _unfit(value: object) -> str:
+    """Why msgpack would not give this value back as it is; empty if it would. msgspec itself would take far more types."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return ""
+    inner: Any
+    if kind is dict:
+        if not _PLAIN.issuperset(map(type, value)):  # type: ignore[call-overload]
+            return next(f"a dict key of type {type(key).__name__}" for key in value if type(key) not in _PLAIN)  # type: ignore[attr-defined]
+        inner = value.values()  # type: ignore[attr-defined]
+    elif kind is list or kind is tuple:
+        inner = value
+    else:
+        return f"type {kind.__module__}.{kind.__qualname__}".replace("builtins.", "")
+    if _PLAIN.issuperset(map(type, inner)):
+        return ""
+    return next(filter(None, map(_unfit, inner)), "")
+
+
+class _State:
+    """What all kinds share: the backend's storage calls for one namespace and one scope."""
+
+    __slots__ = ("_backend", "_namespace", "_read", "_scope", "_write")
+
+    def __init__(self, backend: StateBackend, namespace: str, *, scope: bytes = b"") -> None:
+        self._backend = backend
+        self._namespace = namespace
+        self._scope = scope
+        self._read = backend.read
+        self._write = backend.write
+
+    def _key(self, key: object) -> bytes:
+        try:
+            return state_key(key, scope=self._scope)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"state {self._namespace!r}: {error}") from error
+
+    def _encoded(self, value: object) -> bytes:
+        try:
+            reason = "" if type(value) in _PLAIN else _unfit(value)
+            if not reason:
+                return _encode(value)
+        except (OverflowError, UnicodeEncodeError, RecursionError) as error:
+            reason = str(error)
+        raise UserError(
+            f"state {self._namespace!r} cannot keep this {type(value).__name__}: {reason}",
+            hint="use None, bool, int (64 bit), float, str, bytes, and lists and dicts of these",
+        )
+
+    def _decoded(self, data: bytes) -> Any:
+        try:
+            return _decode(data)
+        except _WrongKind as error:
+            raise UserError(f"state {self._namespace!r} holds {error} under this key, not a value") from None
+
+    def _head(self, kind: int, base: bytes) -> tuple[int, int]:
+        """(first place, place after the last); (0, 0) when there is nothing under the key."""
+        data = self._read(self._namespace, base)
+        if data is None:
+            return 0, 0
+        if len(data) == _HEAD.size:
+            mark, code, first, end = _HEAD.unpack(data)
+            if mark == _FIXEXT_16 and code == kind:
+                return first, end
+        raise UserError(f"state {self._namespace!r} does not hold {_KINDS[kind]} under this key")
+
+
+def _head_bytes(kind: int, first: int, end: int) -> bytes | None:
+    return _HEAD.pack(_FIXEXT_16, kind, first, end) if end > first else None
+
+
+class ValueState(_State):
+    """One value a key."""
+
+    __slots__ = ()
+
+    async def get(self, key: object) -> Any:
+        """The value; None when absent."""
+        data = self._read(self._namespace, self._key(key))
+        return None if data is None else self._decoded(data)
+
+    async def put(self, key: object, value: object) -> None:
+        self._write(self._namespace, self._key(key), None if value is None else self._encoded(value))
+
+    async def delete(self, key: object) -> None:
+        self._write(self._namespace, self._key(key), None)
+
+    def get_many(self, keys: pa.Array) -> pa.Array:
+        """Row i -> the value of keys[i], null when absent. Not a coroutine."""
+        return decode_values(self._backend.read_many(self._namespace, self._keys(keys)))
+
+    def put_many(self, keys: pa.Array, values: pa.Array) -> None:
+        """Row i: put(keys[i], values[i]); null deletes; of equal keys the last row wins. Not a coroutine."""
+        if len(keys) != len(values):
+            raise UserError(f"state {self._namespace!r}: {len(keys)} keys, {len(values)} values")
+        try:
+            encoded = encode_values(values)
+        except TypeError as error:
+            raise UserError(f"state {self._namespace!r}: {error}") from error
+        self._backend.write_many(self._namespace, self._keys(keys), encoded)
+
+    def _keys(self, keys: pa.Array) -> list[bytes]:
+        try:
+            encoded = encode_keys(keys)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"state {self._namespace!r}: {error}") from error
+        return [self._scope + key[2:] for key in encoded] if self._scope else encoded
+
+
+class ListState(_State):
+    """A list a key. Each entry has a key of its own, beside a head that knows how many there are."""
+
+    __slots__ = ()
+
+    async def add(self, key: object, value: object) -> None:
+        base = self._key(key)
+        data = self._encoded(value)
+        first, end = self._head(_LIST, base)
+        self._write(self._namespace, state_key(end, scope=base), data)
+        self._write(self._namespace, base, _head_bytes(_LIST, first, end + 1))
+
+    async def get(self, key: object) -> list[Any]:
+        """All entries in the order in which they were added; [] when absent. With a ttl, those that are not expired."""
+        base = self._key(key)
+        first, end = self._head(_LIST, base)
+        if first == end:
+            return []
+        found = self._backend.read_many(self._namespace, [state_key(n, scope=base) for n in range(first, end)])
+        if found[0] is None:  # expired; the next `get` need not look there again
+            gone = next((place for place, data in enumerate(found) if data is not None), len(found))
+            self._write(self._namespace, base, _head_bytes(_LIST, first + gone, end))
+        return [self._decoded(data) for data in found if data is not None]
+
+    async def delete(self, key: object) -> None:
+        base = self._key(key)
+        first, end = self._head(_LIST, base)
+        keys = [base, *(state_key(n, scope=base) for n in range(first, end))]
+        self._backend.write_many(self._namespace, keys, [None] * len(keys))
+
+
+class MapState(_State):
+    """A dict a key. Fields are what keys can be, values what values can be.
+
+    Each field has an entry (its place, its value) under a key of its own; each place says which field it holds, so that
+    `items` finds them without a scan. Removing a field moves the last one into its place.
+    """
+
+    __slots__ = ()
+
+    async def put(self, key: object, field: object, value: object) -> None:
+        """None removes the field."""
+        if value is None:
+            await self.delete(key, field)
+            return
+        base = self._key(key)
+        at = self._field(base, field)
+        data = self._encoded(value)
+        entry = self._read(self._namespace, at)
+        if entry is None:
+            first, end = self._head(_MAP, base)
+            place, end = end, end + 1
+        else:
+            place = self._decoded(entry)[0]
+            if not self._backend.expires:
+                self._write(self._namespace, at, _entry(place, data))
+                return
+            first, end = self._head(_MAP, base)
+        keys = [at, state_key(place, scope=base), base]
+        self._backend.write_many(
+            self._namespace, keys, [_entry(place, data), self._encoded(field), _head_bytes(_MAP, first, end)]
+        )
+
+    async def get(self, key: object, field: object) -> Any:
+        """The value; None when absent."""
+        entry = self._read(self._namespace, self._field(self._key(key), field))
+        return None if entry is None else self._decoded(entry)[1]
+
+    async def items(self, key: object) -> dict[Any, Any]:
+        """All fields and values; {} when absent. A tuple as a field comes back as a tuple."""
+        base = self._key(key)
+        first, end = self._head(_MAP, base)
+        if first == end:
+            return {}
+        places = self._backend.read_many(self._namespace, [state_key(n, scope=base) for n in range(first, end)])
+        if places[0] is None:  # expired, see ListState.get
+            gone = next((n for n, data in enumerate(places) if data is not None), len(places))
+            self._write(self._namespace, base, _head_bytes(_MAP, first + gone, end))
+        fields = [_hashable(self._decoded(data)) for data in places if data is not None]
+        entries = self._backend.read_many(self._namespace, [self._field(base, field) for field in fields])
+        return {
+            field: self._decoded(entry)[1] for field, entry in zip(fields, entries, strict=True) if entry is not None
+        }
+
+    async def delete(self, key: object, field: object = _ALL) -> None:
+        """Removes one field, or without `field` all of them."""
+        base = self._key(key)
+        first, end = self._head(_MAP, base)
+        if field is _ALL:
+            places = [state_key(n, scope=base) for n in range(first, end)]
+            fields = [
+                _hashable(self._decoded(d)) for d in self._backend.read_many(self._namespace, places) if d is not None
+            ]
+            keys = [base, *places, *(self._field(base, name) for name in fields)]
+            self._backend.write_many(self._namespace, keys, [None] * len(keys))
+            return
+        at = self._field(base, field)
+        entry = self._read(self._namespace, at)
+        if entry is None:
+            return
+        place = self._decoded(entry)[0]
+        self._write(self._namespace, at, None)
+        if self._backend.expires:  # moving an entry would let it live longer; the hole goes when its neighbours expire
+            self._write(self._namespace, state_key(place, scope=base), None)
+            return
+        last = state_key(end - 1, scope=base)
+        moved = self._read(self._namespace, last)
+        if place != end - 1 and moved is not None:
+            moved_at = self._field(base, _hashable(self._decoded(moved)))
+            moved_entry = self._read(self._namespace, moved_at)
+            if moved_entry is not None:
+                self._write(self._namespace, moved_at, _entry(place, self._encoded(self._decoded(moved_entry)[1])))
+            self._write(self._namespace, state_key(place, scope=base), moved)
+        self._write(self._namespace, last, None)
+        self._write(self._namespace, base, _head_bytes(_MAP, first, end - 1))
+
+    def _field(self, base: bytes, field: object) -> bytes:
+        try:
+            return state_key((field,), scope=base)  # in a tuple: no field is taken for a place
+        except (TypeError, ValueError) as error:
+            raise UserError(f"state {self._namespace!r}: field: {error}") from error
+
+
+def _entry(place: int, data: bytes) -> bytes:
+    return b"\x92" + _encode(place) + data  # a msgpack array of two
+
+
+def _hashable(field: Any) -> Any:
+    return tuple(map(_hashable, field)) if isinstance(field, list) else field
+
+
+class ReducingState:
+    """One value a key: `add(key, v)` keeps `reduce(old, v)`, the first `v` as it is."""
+
+    __slots__ = ("_reduce", "_state")
+
+    def __init__(
+        self, backend: StateBackend, namespace: str, *, reduce: Callable[[Any, Any], Any], scope: bytes = b""
+    ) -> None:
+        self._state = ValueState(backend, namespace, scope=scope)
+        self._reduce = reduce
+
+    async def add(self, key: object, value: object) -> None:
+        old = await self._state.get(key)
+        await self._state.put(key, value if old is None else self._reduce(old, value))
+
+    async def get(self, key: object) -> Any:
+        """The reduced value; None when absent."""
+        return await self._state.get(key)
+
+    async def delete(self, key: object) -> None:
+        await self._state.delete(key)
+
+
+class AggregatingState(Generic[A]):
+    """One accumulator a key: `create()` makes it, `add(accumulator, v)` returns the next, `result(accumulator)` is what is read.
+
+    The accumulator is a value of state; `add` may change the one it gets and return it.
+    """
+
+    __slots__ = ("_add", "_create", "_result", "_state")
+
+    def __init__(
+        self,
+        backend: StateBackend,
+        namespace: str,
+        *,
+        create: Callable[[], A],
+        add: Callable[[A, Any], A],
+        result: Callable[[A], Any],
+        scope: bytes = b"",
+    ) -> None:
+        self._state = ValueState(backend, namespace, scope=scope)
+        self._create = create
+        self._add = add
+        self._result = result
+
+    async def add(self, key: object, value: object) -> None:
+        old = await self._state.get(key)
+        await self._state.put(key, self._add(self._create() if old is None else old, value))
+
+    async def get(self, key: object) -> Any:
+        """The result; None when nothing was added."""
+        accumulator = await self._state.get(key)
+        return None if accumulator is None else self._result(accumulator)
+
+    async def delete(self, key: object) -> None:
+        await self._state.delete(key)

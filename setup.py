@@ -1,0 +1,43 @@
+"""Build of the compiled data plane: one Extension per `.pyx` in `sabot/_cython/`.
+
+`SABOT_DEBUG=1` turns bounds checks, `None` checks, the C asserts and those of the C++ library on.
+"""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("SABOT_DEBUG") == "1"
+FLAGS = ["-O1", "-g", "-UNDEBUG", "-D_GLIBCXX_ASSERTIONS"] if DEBUG else ["-O3", "-g0", "-DNDEBUG"]
+HEADERS = sorted(path.as_posix() for path in Path("sabot/_cython").glob("*.h"))
+
+EXTENSIONS = [
+    Extension(
+        f"sabot._cython.{path.stem}",
+        [path.as_posix()],
+        language="c++",
+        depends=HEADERS,
+        include_dirs=["sabot/_cython"],
+        extra_compile_args=["-std=c++17", "-fvisibility=hidden", *FLAGS],
+    )
+    for path in sorted(Path("sabot/_cython").glob("*.pyx"))
+]
+
+setup(
+    ext_modules=cythonize(
+        EXTENSIONS,
+        build_dir="build/cython-debug" if DEBUG else "build/cython",
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": DEBUG,
+            "wraparound": False,
+            "nonecheck": DEBUG,
+            "cdivision": True,
+            "initializedcheck": DEBUG,
+            "embedsignature": True,
+        },
+    ),
+    options={"build_ext": {"parallel": os.cpu_count()}},
+)

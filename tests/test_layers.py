@@ -1,0 +1,149 @@
+"""The order of the rooms: a room imports only rooms above it, and each third party has one importing room.
+
+The root, `sabot/__init__.py`, stands after `app`: only what a user could have written himself (testing,
+demos, cli) imports names from it. Imports under TYPE_CHECKING and inside functions count too.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "sabot"
+ORDER = [
+    "errors",
+    "config",
+    "clock",
+    "metrics",
+    "_cython",
+    "codecs",
+    "state",
+    "connectors",
+    "kafka",
+    "api",
+    "operators",
+    "plan",
+    "checkpoint",
+    "runtime",
+    "agents",
+    "app",
+    "sabot",
+    "testing",
+    "demos",
+    "cli",
+]
+EVERYWHERE = {"pyarrow", "numpy", "msgspec"}
+# rich: the demos and the command line are one face, what a person sees in the terminal; so it has two rooms.
+THIRD_PARTIES = {
+    "confluent_kafka": {"kafka"},
+    "prometheus_client": {"metrics"},
+    "rich": {"cli", "demos"},
+    "rocksdict": {"state"},
+    "typer": {"cli"},
+}
+CYTHON_ONLY = {"cpython", "cython", "libc", "libcpp", "posix"}
+IMPORT_LINE = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import\b|c?import\s+([\w., ]+?)\s*(?:#.*)?$)", re.MULTILINE)
+
+FILES = sorted(
+    path
+    for path in ROOT.rglob("*")
+    if path.suffix in (".py", ".pyi", ".pyx", ".pxd") and "__pycache__" not in path.parts
+)
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(ROOT).parts[0]
+    return "sabot" if first == "__init__.py" else first.removesuffix(path.suffix)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The dotted names of the modules that a file imports."""
+    if path.suffix in (".pyx", ".pxd"):
+        yield from kernel_imports(path.read_text(), path)
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = absolute("." * node.level + (node.module or ""), path)
+            # `from sabot import errors` imports the room, not the root
+            rooms = [a.name for a in node.names if module == "sabot" and a.name in ORDER]
+            yield from (f"sabot.{room}" for room in rooms)
+            if len(rooms) < len(node.names):
+                yield module
+
+
+def kernel_imports(text: str, path: Path) -> Iterator[str]:
+    """Cython is not read by `ast`: import and cimport lines by pattern, docstrings left out."""
+    for match in IMPORT_LINE.finditer(re.sub(r'"""(?:.|\n)*?"""', "", text)):
+        for name in (match[1] or match[2]).split(","):
+            yield absolute(name.split(" as ")[0].strip(), path)
+
+
+def absolute(name: str, path: Path) -> str:
+    dots = len(name) - len(name.lstrip("."))
+    if not dots:
+        return name
+    package = ("sabot", *path.relative_to(ROOT).parent.parts)
+    return ".".join([*package[: len(package) - dots + 1], *filter(None, [name[dots:]])])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_room_imports_only_rooms_above_it(path: Path) -> None:
+    here = room_of(path)
+    assert here in ORDER, f"{here} is no room of the design"
+    ours = [name for name in imports(path) if name.split(".")[0] == "sabot"]
+    assert [name for name in ours if ORDER.index((name.split(".") * 2)[1]) > ORDER.index(here)] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_each_third_party_has_one_importing_room(path: Path) -> None:
+    here = room_of(path)
+    wrong = []
+    for name in imports(path):
+        package = name.split(".")[0]
+        if package == "sabot" or package in sys.stdlib_module_names or package in EVERYWHERE:
+            continue
+        if package in CYTHON_ONLY and path.suffix in (".pyx", ".pxd"):
+            continue
+        if here not in THIRD_PARTIES.get(package, set()):
+            wrong.append(package)
+    assert wrong == []
+
+
+def test_no_import_of_our_own_modules_is_guarded() -> None:
+    """A missing compiled module is an error, never a silent fallback (DESIGN, principle 6)."""
+    guarded = []
+    for path in FILES:
+        if path.suffix != ".py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Try):
+                continue
+            inside = [n for statement in node.body for n in ast.walk(statement)]
+            ours = any(
+                (isinstance(n, ast.ImportFrom) and (n.level or (n.module or "").split(".")[0] == "sabot"))
+                or (isinstance(n, ast.Import) and any(a.name.split(".")[0] == "sabot" for a in n.names))
+                for n in inside
+            )
+            catches = {ast.unparse(h.type) if h.type else "" for h in node.handlers}
+            if ours and any(
+                word in caught for caught in catches for word in ("ImportError", "ModuleNotFound", "Exception")
+            ):
+                guarded.append(f"{path.name}:{node.lineno}")
+    assert guarded == []
+
+
+def test_the_walk_sees_the_imports_of_a_kernel() -> None:
+    """Guards the guard: were the pattern blind, every .pyx would pass."""
+    text = """from libc.stdint cimport int64_t
+import pyarrow as pa
+    from sabot.app import App
+cimport sabot._cython.arrow  # a reason
+from .rows cimport x
+"""
+    seen = list(kernel_imports(text, ROOT / "_cython" / "made_up.pyx"))
+    assert seen == ["libc.stdint", "pyarrow", "sabot.app", "sabot._cython.arrow", "sabot._cython.rows"]

@@ -1,0 +1,156 @@
+"""The package: what is built, what a wheel and an sdist hold, and that the build's files agree with each other."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import pytest
+
+import sabot
+from sabot._cython import batch
+
+ROOT = Path(__file__).parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+KERNELS = sorted(path.stem for path in (ROOT / "sabot" / "_cython").glob("*.pyx"))
+
+
+def run(*command: str | Path, cwd: Path, **env: str) -> "subprocess.CompletedProcess[str]":
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SABOT_DEBUG")}
+    return subprocess.run(
+        [str(word) for word in command], cwd=cwd, env=clean | env, capture_output=True, text=True, timeout=600
+    )
+
+
+def test_version_is_the_one_of_the_installed_package() -> None:
+    assert sabot.__version__ == version("sabot")
+
+
+def test_core_dependencies_are_the_seven_that_a_stream_needs() -> None:
+    core = {line.split(">")[0].split(";")[0].strip() for line in requires("sabot") or [] if "extra ==" not in line}
+    assert core == {"pyarrow", "numpy", "confluent-kafka", "rocksdict", "msgspec", "typer", "rich"}
+
+
+def test_every_kernel_has_a_type_stub_and_a_compiled_module() -> None:
+    folder = ROOT / "sabot" / "_cython"
+    assert [name for name in KERNELS if not (folder / f"{name}.pyi").exists()] == []
+    assert [path.stem for path in folder.glob("*.pyi") if path.stem not in KERNELS] == []
+    built = {path.name.split(".")[0] for path in Path(batch.__file__).parent.glob("*.so")}
+    assert set(KERNELS) <= built
+
+
+def test_no_generated_code_stands_beside_the_sources() -> None:
+    assert [path.name for pattern in ("*.c", "*.cpp") for path in (ROOT / "sabot").rglob(pattern)] == []
+
+
+@pytest.mark.skipif(os.environ.get("SABOT_DEBUG") != "1", reason="only in the debug run of make check")
+def test_the_debug_run_loads_the_debug_build() -> None:
+    assert "build/debug" in Path(batch.__file__).as_posix()
+
+
+def test_the_workflow_that_github_runs_is_the_one_at_the_top() -> None:
+    copy = ROOT / ".github" / "workflows" / "wheels.yml"
+    assert (ROOT / "wheels.yml").read_text() == copy.read_text()
+
+
+def test_an_unbuilt_tree_says_make(tmp_path: Path) -> None:
+    """An import of sources that nobody built must name the command, not end in a missing name somewhere below."""
+    for path in (ROOT / "sabot").rglob("*.py"):
+        target = tmp_path / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    done = run(sys.executable, "-P", "-c", "import sabot", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "ImportError" in done.stderr.splitlines()[-1]
+    assert "make" in done.stderr.splitlines()[-1]
+
+
+def test_import_of_sabot_needs_no_optional_package(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['prometheus_client'] = None; import sabot; print(sabot.__version__)"
+    done = run(sys.executable, "-W", "error", "-c", code, cwd=tmp_path, PYTHONPATH=package_path())
+    assert done.stderr == ""
+    assert done.stdout.strip() == sabot.__version__
+
+
+def test_wheels_are_built_for_four_pythons_and_no_musl_and_no_free_threads() -> None:
+    done = run(
+        *(sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", "linux"),
+        *("--archs", "x86_64,aarch64", ROOT),
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == {
+        f"cp3{minor}-manylinux_{arch}" for minor in (11, 12, 13, 14) for arch in ("x86_64", "aarch64")
+    }
+    linux = PYPROJECT["tool"]["cibuildwheel"]["linux"]
+    assert linux["manylinux-x86_64-image"] == linux["manylinux-aarch64-image"] == "manylinux_2_28"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An sdist of the tree, and a wheel made from that sdist (so what an sdist lacks shows), optimised little."""
+    folder = tmp_path_factory.mktemp("package")
+    tree = folder / "tree"
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "wheelhouse", "*.so", "__pycache__", "*.egg-info")
+    shutil.copytree(ROOT, tree, ignore=ignored)
+    done = run(
+        *(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", "."),
+        cwd=tree,
+        CFLAGS="-O0 -g0",
+        SABOT_DEBUG="1",
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    sdist = next((folder / "dist").glob("*.tar.gz"))
+    wheel = next((folder / "dist").glob("*.whl"))
+    return sdist, wheel
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_what_it_is_built_from_and_nothing_generated(built: tuple[Path, Path]) -> None:
+    with tarfile.open(built[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"sabot/_cython/{kernel}{end}" for kernel in KERNELS for end in (".pyx", ".pyi")} <= names
+    sources = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "sabot" / "_cython").glob("*.[ph]*") if path.is_file()
+    }
+    assert {name for name in sources if name.endswith((".pxd", ".h", ".py"))} <= names
+    assert {"LICENSE", "README.md", "setup.py", "pyproject.toml", "Makefile", "tools/setup.sh"} <= names
+    assert [name for name in names if name.endswith((".cpp", ".c", ".so", ".pyc")) or name.startswith("build")] == []
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_modules_stubs_and_marker_and_no_sources(built: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(built[1]) as archive:
+        names = set(archive.namelist())
+    compiled = {name.split("/")[-1].split(".")[0] for name in names if name.endswith(".so")}
+    assert compiled == set(KERNELS)
+    assert {f"sabot/_cython/{kernel}.pyi" for kernel in KERNELS} | {"sabot/py.typed"} <= names
+    assert [name for name in names if name.endswith((".cpp", ".c", ".h", ".pyx"))] == []
+    python = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sabot").rglob("*.py")}
+    assert python <= names
+    assert {name.split("/")[0] for name in names} == {"sabot", f"sabot-{sabot.__version__}.dist-info"}
+
+
+@pytest.mark.slow
+def test_the_wheel_installs_and_runs_away_from_the_tree(built: tuple[Path, Path], tmp_path: Path) -> None:
+    pip = run(
+        *(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "site", built[1]),
+        cwd=tmp_path,
+    )
+    assert pip.returncode == 0, pip.stderr
+    code = "import sabot, sabot.cli; print(sabot.__file__)"
+    done = run(sys.executable, "-P", "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert done.stdout.startswith(str(tmp_path)), done.stderr
+    script = run(tmp_path / "site" / "bin" / "sabot", "--help", cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert script.returncode == 0, script.stderr
+    assert "worker" in script.stdout
+
+
+def package_path() -> str:
+    """Where the sabot of this process comes from, for a child process."""
+    return str(Path(sabot.__file__).parents[1])

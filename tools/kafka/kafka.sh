@@ -1,0 +1,162 @@
+#!/usr/bin/env bash
+# A single-node Apache Kafka broker (KRaft, broker and controller in one JVM) on 127.0.0.1, without Docker.
+#
+#   kafka.sh start|stop|status|libs [--port 19092] [--controller-port PORT+1] [--dir .kafka]
+#
+# Needs Java 17 and Maven. The jars come from Maven Central into .kafka/libs of the repository, once; --dir holds the
+# data, the configuration, the log and the pid file of one broker. Stopping and starting on the same --dir keeps the data.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+libs="$root/.kafka/libs"
+port=19092
+controller_port=
+dir="$root/.kafka"
+
+die() {
+    echo "kafka.sh: $*" >&2
+    exit 1
+}
+
+[ $# -ge 1 ] || die "usage: kafka.sh start|stop|status|libs [--port N] [--controller-port N] [--dir DIR]"
+verb=$1
+shift
+while [ $# -gt 0 ]; do
+    [ $# -ge 2 ] || die "$1 needs a value"
+    case $1 in
+        --port) port=$2 ;;
+        --controller-port) controller_port=$2 ;;
+        --dir) dir=$2 ;;
+        *) die "unknown option $1" ;;
+    esac
+    shift 2
+done
+controller_port=${controller_port:-$((port + 1))}
+mkdir -p "$dir"
+dir=$(cd "$dir" && pwd)
+config="$dir/server.properties"
+log="$dir/server.log"
+pid_file="$dir/pid"
+
+fetch_libs() {
+    cmp -s "$here/pom.xml" "$libs/pom.xml" && return
+    command -v mvn > /dev/null || die "Maven is missing: apt-get install maven"
+    mkdir -p "$root/.kafka"
+    local fresh
+    fresh=$(mktemp -d "$root/.kafka/libs.XXXXXX")
+    if ! mvn -q -B -f "$here/pom.xml" dependency:copy-dependencies "-DoutputDirectory=$fresh" \
+        -DincludeScope=runtime > "$fresh/mvn.log" 2>&1; then
+        cat "$fresh/mvn.log" >&2
+        rm -rf "$fresh"
+        die "Maven could not fetch the Kafka jars"
+    fi
+    cp "$here/pom.xml" "$fresh/pom.xml" # the mark of a complete folder
+    rm -rf "$libs"
+    mv -T "$fresh" "$libs" 2> /dev/null || rm -rf "$fresh" # another run was first
+}
+
+running() {
+    [ -s "$pid_file" ] && ps -o args= -p "$(cat "$pid_file")" 2> /dev/null | grep -qF "$config"
+}
+
+answers() {
+    (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null
+}
+
+configure() {
+    cat > "$config" << EOF
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:$controller_port
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller_port
+advertised.listeners=PLAINTEXT://127.0.0.1:$port
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs=$dir/data
+auto.create.topics.enable=false
+message.max.bytes=16777216
+replica.fetch.max.bytes=16777216
+num.partitions=1
+default.replication.factor=1
+min.insync.replicas=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+controlled.shutdown.enable=false
+EOF
+    cat > "$dir/log4j2.properties" << 'EOF'
+appender.out.type=Console
+appender.out.name=out
+appender.out.layout.type=PatternLayout
+appender.out.layout.pattern=[%d] %p %m (%c)%n
+rootLogger.level=WARN
+rootLogger.appenderRef.out.ref=out
+logger.server.name=kafka.server
+logger.server.level=INFO
+EOF
+}
+
+start() {
+    if running; then
+        echo "kafka.sh: already running on 127.0.0.1:$port (pid $(cat "$pid_file"))"
+        return
+    fi
+    command -v java > /dev/null || die "Java 17 is missing: apt-get install openjdk-17-jre-headless"
+    answers && die "port $port is in use"
+    fetch_libs
+    configure
+    local java=(java -Xms128m -Xmx512m -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true
+        "-Dlog4j2.configurationFile=$dir/log4j2.properties" -cp "$libs/*")
+    if [ ! -f "$dir/data/meta.properties" ]; then
+        "${java[@]}" kafka.tools.StorageTool format -t MkU3OEVBNTcwNTJENDM2Qg -c "$config" > "$dir/format.log" 2>&1 ||
+            die "the data folder could not be formatted, see $dir/format.log"
+    fi
+    # its own session and no inherited terminal: Ctrl-C of the caller does not reach it
+    setsid "${java[@]}" kafka.Kafka "$config" > "$log" 2>&1 < /dev/null &
+    echo $! > "$pid_file"
+    for _ in $(seq 300); do
+        running || die "the broker ended while starting, see $log"
+        if answers && grep -q "Kafka Server started" "$log"; then
+            echo "kafka.sh: running on 127.0.0.1:$port (pid $(cat "$pid_file"))"
+            return
+        fi
+        sleep 0.2
+    done
+    die "the broker does not answer after 60 s, see $log"
+}
+
+stop() {
+    if running; then
+        local pid
+        pid=$(cat "$pid_file")
+        kill "$pid"
+        for _ in $(seq 150); do
+            running || break
+            sleep 0.1
+        done
+        running && kill -9 "$pid"
+    fi
+    rm -f "$pid_file"
+    echo "kafka.sh: stopped"
+}
+
+case $verb in
+    start) start ;;
+    stop) stop ;;
+    libs) fetch_libs ;;
+    status)
+        if running && answers; then
+            echo "kafka.sh: running on 127.0.0.1:$port (pid $(cat "$pid_file"))"
+        else
+            echo "kafka.sh: not running"
+            exit 1
+        fi
+        ;;
+    *) die "unknown verb $verb" ;;
+esac

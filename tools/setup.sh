@@ -1,0 +1,105 @@
+#!/bin/sh
+# setup.sh VENV STAMP: makes the virtual environment, builds and installs Sabot in it, writes the stamp. Called by make.
+set -eu
+
+venv=$1
+stamp=$2
+unfinished=$venv/.sabot-unfinished
+
+fail() {
+    printf 'sabot: %s\n' "$1" >&2
+    exit 1
+}
+
+new_enough() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+find_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        new_enough "$PYTHON" || fail "PYTHON=$PYTHON does not run, or is older than Python 3.11"
+        python=$PYTHON
+        return
+    fi
+    for python in python3 python3.14 python3.13 python3.12 python3.11; do
+        if new_enough "$python"; then return; fi
+    done
+    python=
+}
+
+# The one line that installs what is missing, all of it at once.
+check_needs() {
+    missing=
+    if [ -z "$python" ]; then
+        missing="Python 3.11 or newer"
+    else
+        "$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing, the venv module"
+        "$python" -c 'import sysconfig, pathlib, sys
+sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' ||
+            missing="$missing, the Python headers"
+    fi
+    find_compiler || missing="$missing, a C++ compiler"
+    if [ -z "$missing" ]; then return; fi
+
+    version=3
+    if [ -n "$python" ] && [ "$python" != python3 ]; then
+        version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    fi
+    if command -v apt-get >/dev/null; then
+        line="sudo apt-get install -y python$version python$version-venv python$version-dev g++ make"
+    elif command -v dnf >/dev/null; then
+        line="sudo dnf install -y python$version python$version-devel gcc-c++ make"
+    elif [ "$(uname)" = Darwin ]; then
+        line="xcode-select --install; brew install python@3.13"
+    else
+        line="install Python 3.11+ with venv and headers, and a C++ compiler, with your system's packages"
+    fi
+    fail "missing: ${missing#, }. This line installs it:
+    $line"
+}
+
+# The compiler that this Python was built with, or the system's own when that one is not here.
+find_compiler() {
+    wanted=${CXX:-$([ -z "$python" ] || "$python" -c 'import sysconfig; print(sysconfig.get_config_var("CXX") or "")')}
+    if [ -n "$wanted" ] && command -v "${wanted%% *}" >/dev/null; then return 0; fi
+    for compiler in c++ g++ clang++; do
+        if command -v "$compiler" >/dev/null; then
+            export CXX="$compiler" CC="$compiler"
+            return 0
+        fi
+    done
+    return 1
+}
+
+version_of() {
+    "$1" -c 'import sys; print(sys.version_info[:2])' 2>/dev/null || true
+}
+
+find_python
+check_needs
+
+# An environment that we did not finish is made anew; so is one of another Python, when PYTHON was asked for.
+if [ -e "$unfinished" ] || ! new_enough "$venv/bin/python" || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1 ||
+    { [ -n "${PYTHON:-}" ] && [ "$(version_of "$venv/bin/python")" != "$(version_of "$python")" ]; }; then
+    echo "sabot: making $venv with $("$python" --version)"
+    "$python" -m venv --clear "$venv"
+    : >"$unfinished"
+fi
+
+# What an interrupted build has left may look newer than its source.
+if [ -e "$venv/.sabot-building" ]; then rm -rf build sabot/_cython/*.so; fi
+: >"$venv/.sabot-building"
+rm -f "$venv"/.sabot "$venv"/.sabot-python*
+
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+echo "sabot: installing what it builds with"
+"$venv/bin/python" -c 'import tomllib
+with open("pyproject.toml", "rb") as file: print(*tomllib.load(file)["build-system"]["requires"], sep="\n")' \
+    >"$venv/build-requires.txt"
+"$venv/bin/python" -m pip install -q -r "$venv/build-requires.txt"
+echo "sabot: building and installing (a few minutes the first time)"
+"$venv/bin/python" -m pip install -q --no-build-isolation -e '.[test]'
+"$venv/bin/python" -c 'import sabot'
+
+rm -f "$unfinished" "$venv/.sabot-building"
+: >"$stamp"
