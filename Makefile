@@ -28,7 +28,7 @@ types: $(STAMP)
 
 kernels-debug: $(STAMP)
 	SABOT_DEBUG=1 $(BIN)/python setup.py -q build --build-lib $(DEBUG_BUILD) --build-temp $(DEBUG_BUILD)-temp
-	SABOT_DEBUG=1 PYTHONPATH=$(DEBUG_BUILD) $(BIN)/pytest -q $(KERNEL_TESTS) tests/unit/test_package.py
+	SABOT_DEBUG=1 PYTHONPATH=$(DEBUG_BUILD) $(BIN)/pytest -q -m "not slow" $(KERNEL_TESTS) tests/unit/test_package.py
 
 bench bench-smoke: $(STAMP)
 

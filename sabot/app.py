@@ -25,7 +25,9 @@ _log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_SWITCH_SECONDS = 0.0005  # with Python's 5 ms a busy source thread makes every hand-over to the event loop wait that long
+_SWITCH_SECONDS = (
+    0.0005  # with Python's 5 ms a busy source thread makes every hand-over to the event loop wait that long
+)
 
 
 class App:
@@ -70,9 +72,7 @@ class App:
         self.agent_runtime = AgentRuntime(self)
         self._sender: RecordSender | None = None
         self._sender_lock = threading.Lock()
-        self.configure(
-            broker=broker, state=state, checkpoint_interval=checkpoint_interval, parallelism=parallelism
-        )
+        self.configure(broker=broker, state=state, checkpoint_interval=checkpoint_interval, parallelism=parallelism)
 
     def configure(
         self,
@@ -121,7 +121,7 @@ class App:
             raise UserError("@app.agent is written with brackets", hint="@app.agent() or @app.agent('topic')")
 
         def register(func: F) -> F:
-            label = name or getattr(func, "__name__", "")
+            label = str(name or getattr(func, "__name__", ""))
             options.setdefault("start", self.start_at)
             spec = AgentSpec.of(f"{self.id}.{label}", func, topic, name=label, **options)
             self.agent_runtime.add(spec)

@@ -87,7 +87,11 @@ def measure(data: bytes, names: list[str], passes: int) -> dict[str, object]:
     arrays = [pa.array(part, pa.binary()) for part in lists]
 
     expected = sums_by_msgspec(lines, names)
-    for decoded in ([decoder.decode(part) for part in arrays], [decoder.decode(part) for part in lists], [decoder.decode_lines(data)]):
+    for decoded in (
+        [decoder.decode(part) for part in arrays],
+        [decoder.decode(part) for part in lists],
+        [decoder.decode_lines(data)],
+    ):
         assert not any(bad for _, bad in decoded), "the input has bad rows"
         got = sums([batch for batch, _ in decoded])
         for name in names:

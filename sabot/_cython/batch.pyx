@@ -163,7 +163,7 @@ def _one_chunk(chunked):
     if chunked.num_chunks == 1:
         return chunked.chunk(0)
     if chunked.num_chunks == 0:
-        return pa.array([], chunked.type)
+        return pa.nulls(0, chunked.type)
     return pa.concat_arrays(chunked.chunks)
 
 
@@ -244,7 +244,8 @@ cdef object _converted(object array):
     if plain is kind:
         return array
     if types.is_dictionary(kind):
-        return _converted(array.dictionary_decode())
+        # the dictionary first: pyarrow cannot take from views
+        return pa.DictionaryArray.from_arrays(array.indices, _converted(array.dictionary)).dictionary_decode()
     if types.is_run_end_encoded(kind):
         return _converted(pc.run_end_decode(array))
     if types.is_struct(kind):

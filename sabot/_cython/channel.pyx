@@ -3,11 +3,16 @@
 import threading
 from collections import deque
 
-from cpython.exc cimport PyErr_CheckSignals, PyErr_WriteUnraisable
+from cpython.exc cimport PyErr_CheckSignals, PyErr_ExceptionMatches, PyErr_WriteUnraisable
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
 from libc.math cimport INFINITY
 from libc.stdint cimport INT64_MIN
 
 __all__ = ["ACTIVE", "END", "IDLE", "Abort", "Barrier", "Channel", "ChannelClosed", "Gate", "Watermark"]
+
+cdef extern from "Python.h":
+    PyObject* PyObject_CallNoArgs(PyObject* function)  # NULL: an error is set
 
 cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident()
@@ -133,11 +138,15 @@ cdef double _deadline(object timeout) except? -1.0:
 
 cdef int _call(object callback) except -1:
     """Calls it if it is one. What it raises is reported and not passed on: the caller is the other task."""
+    cdef PyObject* result
     if callback is not None:
-        try:
-            callback()
-        except Exception:
+        result = PyObject_CallNoArgs(<PyObject*> callback)
+        if result != NULL:
+            Py_DECREF(<object> result)
+        elif PyErr_ExceptionMatches(Exception):
             PyErr_WriteUnraisable(callback)
+        else:
+            return -1  # Ctrl-C goes on
     return 0
 
 

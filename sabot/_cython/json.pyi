@@ -26,7 +26,7 @@ class JsonDecoder:
     """
     schema: pa.Schema
     def __init__(self, schema: pa.Schema) -> None: ...
-    def decode(self, payloads: Sequence[bytes | None] | pa.Array | Any) -> tuple[pa.RecordBatch, list[BadRow]]:
+    def decode(self, payloads: Sequence[bytes | None] | pa.Array[Any] | Any) -> tuple[pa.RecordBatch, list[BadRow]]:
         """The rows that are good, in order, and the bad ones.
 
         An Arrow array of binary or string, any slice, or a sequence of bytes and None; TypeError for anything else. The GIL is released

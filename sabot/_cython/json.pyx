@@ -95,6 +95,7 @@ cdef dict KINDS = {
     pa.date32(): DATE32,
     pa.date64(): DATE64,
 }
+cdef int MAX_NESTED = 60  # types in types; Arrow imports up to 64
 cdef dict PER_SECOND = {"s": 1, "ms": 1000, "us": 1000000, "ns": 1000000000}
 
 
@@ -145,10 +146,12 @@ cdef class BadRow:
         return BadRow, (self.row, self.reason)
 
 
-cdef int add_fields(Node* parent, list fields) except -1:
+cdef int add_fields(Node* parent, list fields, int depth=1) except -1:
     """Gives `parent` a node for each (field, path). UserError for types that JSON cannot give, and for names given twice."""
     cdef Node* node
     cdef int kind
+    if depth > MAX_NESTED:
+        raise UserError(f"column {fields[0][1][:100]!r}… is nested deeper than {MAX_NESTED} types", hint="leave that field out of the schema")
     names = [field.name for field, _ in fields]
     for field, path in fields:
         if names.count(field.name) > 1:
@@ -158,7 +161,7 @@ cdef int add_fields(Node* parent, list fields) except -1:
         node = new Node(kind, field.nullable, unit, path.encode(), str(field.type).encode())
         parent.add_child(node, field.name.encode())  # owned by the parent from here on, also when the next line raises
         if kind == STRUCT_ or kind == LIST_:
-            add_fields(node, children_of(field.type, path))
+            add_fields(node, children_of(field.type, path), depth + 1)
     return 0
 
 

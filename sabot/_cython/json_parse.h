@@ -26,6 +26,10 @@ duplicate of the field may replace it: the value is skipped, `mismatch` is set, 
 #include <system_error>
 #include <vector>
 
+#if defined(__APPLE__)
+#include <xlocale.h>
+#endif
+
 #include "arrow_c.h"
 #include "json_text.h"
 
@@ -338,7 +342,10 @@ static void finish(Node& node, ArrowArray* out) {
         out->buffers[2] = fitted(text, used, held);
     }
     node.len = 0;
-    for (size_t i = 0; i < node.children.size(); i++) finish(*node.children[i], out->children[i]);
+    for (size_t i = 0; i < node.children.size(); i++) {
+        assert(node.kind != Kind::struct_ || node.children[i]->len == n);
+        finish(*node.children[i], out->children[i]);
+    }
 }
 
 /* ---- numbers ------------------------------------------------------------------------------------------------- */
@@ -716,6 +723,7 @@ class Decoder {
 
     /* p stands at '{'. Every child gets exactly one row. */
     const uint8_t* object(Node& node, const uint8_t* p, int depth) {
+        assert(p < end && *p == '{' && end[-1] == '}');
         node.room();
         const int64_t slot = node.len;
         const size_t poisoned = poisons.size();
@@ -914,6 +922,7 @@ class Decoder {
 
     /* Any value, checked and passed over. */
     inline const uint8_t* skip(const uint8_t* p, int depth) {
+        assert(p < end);
         switch (*p) {
             case '"': return string<false>(p + 1, key_text);
             case 't': return word4(p, "true") ? p + 4 : fail(p, "expected a value");
@@ -968,6 +977,7 @@ class Decoder {
 
     /* One value into `node`: exactly one row more, unless it returns nullptr or sets `mismatch`. */
     inline const uint8_t* value(Node& node, const uint8_t* p, int depth) {
+        assert(p < end);
         if (SABOT_UNLIKELY(*p == 'n')) {
             if (!word4(p, "null")) return fail(p, "expected a value");
             if (!node.nullable) return wrong(node, p, depth);

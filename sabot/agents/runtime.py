@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sabot._cython.partition import HASH_VERSION
 from sabot.api.agent import AgentSpec
-from sabot.checkpoint import CheckpointStorage, Coordinator
+from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.base import Source
 from sabot.errors import AgentFailed, CheckpointFailed, UserError
@@ -268,7 +269,10 @@ class AgentRuntime:
         manifest = None if storage is None else await asyncio.to_thread(storage.latest)
         coordinator = self.checkpoint_coordinator
         if storage is not None:
-            coordinator.keep_in(storage, describe={"app": self.app.id, "version": self.app.version})
+            facts = {"app": self.app.id, "version": self.app.version, "hash": HASH_VERSION}
+            coordinator.keep_in(storage, describe=facts)
+        if manifest is not None:
+            self._check_ours(manifest)
         if manifest is not None and self._backend is not None and "state" in manifest.tasks["agents"].states:
             await self._backend.restore(load_snapshot(manifest.state_directory("agents", "state")))
         self.restored_from = None if manifest is None else manifest.checkpoint_id
@@ -295,6 +299,14 @@ class AgentRuntime:
         if manifest is not None:
             _log.info("app %s goes on from checkpoint %d", self.app.id, manifest.checkpoint_id)
 
+    def _check_ours(self, manifest: Manifest) -> None:
+        for name, mine in (("app", self.app.id), ("hash", HASH_VERSION)):
+            if manifest.describe.get(name) != mine:
+                raise UserError(
+                    f"{manifest.path}: this checkpoint is of {name} {manifest.describe.get(name)!r}, not {mine!r}",
+                    hint="give the app a checkpoint_dir of its own, or start with --fresh",
+                )
+
     def _open_source(self, topic: str, group_id: str) -> Source:
         return self.agents[group_id.removesuffix("-group")].open_source(topic, group_id)
 
@@ -310,7 +322,7 @@ class AgentRuntime:
             if agent.state is AgentState.RUNNING:
                 agent.state = AgentState.STOPPING
         try:
-            if self._job is not None and self.agents:
+            if self._job is not None and self.agents and not self._job.broken:
                 await self._job.stop(drain=drain)
                 await self.checkpoint_coordinator.wait(self.checkpoint_coordinator.trigger())
         except CheckpointFailed as error:
@@ -414,7 +426,6 @@ class AgentRuntime:
 
 def _same_cell(old: Callable[..., Any], new: Callable[..., Any]) -> bool:
     """A notebook cell that was run again: the same qualified name in `__main__`."""
-    return (
-        getattr(new, "__module__", None) == "__main__" == getattr(old, "__module__", None)
-        and getattr(new, "__qualname__", new) == getattr(old, "__qualname__", old)
-    )
+    return getattr(new, "__module__", None) == "__main__" == getattr(old, "__module__", None) and getattr(
+        new, "__qualname__", new
+    ) == getattr(old, "__qualname__", old)

@@ -75,15 +75,11 @@ class AgentSpec:
         if on_error not in _POLICIES:
             raise refuse(f"on_error={on_error!r}", "one of 'fail', 'retry', 'skip'")
         if delivery not in _DELIVERIES:
-            raise refuse(
-                f"delivery={delivery!r}", "sinks deliver at least once in this version: 'at_least_once'"
-            )
+            raise refuse(f"delivery={delivery!r}", "sinks deliver at least once in this version: 'at_least_once'")
         if concurrency < 1 or (batch and concurrency != 1):
             raise refuse(f"concurrency={concurrency}", "at least 1; a batch agent takes one batch at a time")
         if schema is not None and not batch:
-            raise refuse(
-                "schema= without batch=True", "a record agent gets each payload as json.loads would give it"
-            )
+            raise refuse("schema= without batch=True", "a record agent gets each payload as json.loads would give it")
         if batch and (inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func)):
             raise refuse("a batch agent cannot yield", "return one RecordBatch, or None")
         if retries < 0:
@@ -119,6 +115,9 @@ class AgentSpec:
         return tuple(t if isinstance(t, str) else t.name for t in self.inputs)
 
 
+_type_named: Any = pa.type_for_alias
+
+
 def as_schema(schema: pa.Schema | dict[str, str], *, where: str) -> pa.Schema:
     """`pa.Schema`, or `{"name": "type"}` with Arrow's type names ("int64", "string", "float64", "bool", …)."""
     if isinstance(schema, pa.Schema):
@@ -126,7 +125,7 @@ def as_schema(schema: pa.Schema | dict[str, str], *, where: str) -> pa.Schema:
     fields = []
     for name, kind in schema.items():
         try:
-            fields.append(pa.field(name, pa.type_for_alias(kind) if isinstance(kind, str) else kind))
+            fields.append(pa.field(name, _type_named(kind) if isinstance(kind, str) else kind))
         except (ValueError, TypeError) as error:
             raise UserError(f"{where}: schema: column {name!r} has unknown type {kind!r}") from error
     return pa.schema(fields)

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import pyarrow as pa
-
 from sabot.errors import NoStateBackend
 from sabot.state import Overlay, StateBackend, ValueState
 
@@ -26,35 +24,10 @@ class Message:
         self.headers = tuple(headers)
 
 
-class StateAccessor:
-    """One namespace of an agent's state. Missing keys read as None (null in the bulk form)."""
+class StateAccessor(ValueState):
+    """One namespace of an agent's state: `await get/put/delete` of one key, `get_many/put_many` over Arrow arrays."""
 
-    __slots__ = ("_value", "backend", "namespace")
-
-    def __init__(self, backend: StateBackend, namespace: str, *, scope: bytes = b"") -> None:
-        self.backend = backend
-        self.namespace = namespace
-        self._value = ValueState(backend, namespace, scope=scope)
-
-    async def get(self, key: Any) -> Any:
-        """The value of `key`, a copy; None if there is none."""
-        return await self._value.get(key)
-
-    async def put(self, key: Any, value: Any) -> None:
-        """Keep `value` (what msgpack can say) under `key`; None deletes."""
-        await self._value.put(key, value)
-
-    async def delete(self, key: Any) -> None:
-        """Forget `key`."""
-        await self._value.delete(key)
-
-    def get_many(self, keys: pa.Array) -> pa.Array:
-        """Values of n keys in one call, for batch agents: row i is the value of keys[i], null if there is none."""
-        return self._value.get_many(keys)
-
-    def put_many(self, keys: pa.Array, values: pa.Array) -> None:
-        """Keep values[i] under keys[i]; of a key that occurs twice the last value stays; null deletes."""
-        self._value.put_many(keys, values)
+    __slots__ = ()
 
 
 class AgentContext:

@@ -10,6 +10,7 @@ import sabot
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.running import LOG_LEVELS, guarded, run_app, set_up_logging
 from sabot.errors import UserError
+from sabot.metrics import serve
 
 __all__ = ["main"]
 
@@ -118,7 +119,12 @@ def _work(target: str, settings: dict[str, Any], metrics_port: int | None) -> No
         app.configure(**settings)
     except UserError as error:
         raise WrongUse(error.message, hint=error.hint) from error
-    run_app(app)
+    metrics = None if metrics_port is None else serve(app.statistics, metrics_port)
+    try:
+        run_app(app)
+    finally:
+        if metrics is not None:
+            metrics.close()
 
 
 @_demos.command()

@@ -40,5 +40,5 @@ class JsonCodec:
         return self._decoder.decode(payloads)
 
     def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
-        """Row i -> one compact JSON object. Raises UserError for types that have no form in JSON, TypeError for binary that is not UTF-8."""
+        """Row i -> one compact JSON object. UserError: a type without a form in JSON; TypeError: binary that is not UTF-8."""
         return encode_rows(batch)

@@ -35,4 +35,5 @@ class RawCodec:
             )
         if column.type not in (pa.binary(), pa.string()):
             raise UserError(f"the payload is {column.type}, not bytes", hint="write through the JSON codec")
-        return column.cast(pa.binary())
+        payloads: pa.BinaryArray = column.cast(pa.binary())
+        return payloads

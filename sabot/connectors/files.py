@@ -149,7 +149,7 @@ class NdjsonSource(Source):
 
     def lag(self) -> dict[tuple[str, int], int]:
         """Bytes, not rows: how many lines are left is not known."""
-        return {(self.name, 0): max(0, self._size - self._position)}
+        return {} if self._file is None else {(self.name, 0): max(0, self._size - self._position)}
 
     def close(self) -> None:
         file, self._file = self._file, None

@@ -322,7 +322,9 @@ class _Partition:
 
     def slices(self, position: int, rows: int) -> list[pa.RecordBatch]:
         """The chunks' slices from `position`, `rows` at most."""
-        if position < self.end and (not self.chunks or position + rows > self.starts[-1] + self.chunks[-1].num_rows):
+        if position >= self.end:
+            return []
+        if not self.chunks or position + rows > self.starts[-1] + self.chunks[-1].num_rows:
             self.seal()
         found: list[pa.RecordBatch] = []
         place = bisect.bisect_right(self.starts, position) - 1

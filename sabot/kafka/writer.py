@@ -15,7 +15,7 @@ from sabot._cython.rows import bytes_list
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.base import Headers, Sink, header_rows, to_records
 from sabot.errors import DataError, RowErrors, TransientError, UserError
-from sabot.kafka.client import MESSAGE_BYTES, ensure_topic, explain, link_of, producer_of
+from sabot.kafka.client import MESSAGE_BYTES, ensure_topic, explain, link_of, partitions_of, producer_of
 
 __all__ = ["KafkaSender", "KafkaWriter"]
 
@@ -153,6 +153,7 @@ class KafkaSender:
         place: dict[str, int] = {} if partition is None else {"partition": partition}
         if timestamp is not None:
             place["timestamp"] = timestamp
+        asked = False
         while True:
             try:
                 self._producer.produce(
@@ -162,6 +163,10 @@ class KafkaSender:
             except BufferError:
                 await asyncio.sleep(0.05)  # full; the thread delivers, or gives up after message.timeout.ms
             except KafkaException as error:
+                if error.args[0].code() == KafkaError._UNKNOWN_PARTITION and not asked:
+                    asked = True  # it may be newer than what the client knows of the topic
+                    await asyncio.to_thread(partitions_of, self._producer, self._link, topic)
+                    continue
                 raise _refusal(error.args[0], self._link, topic, None) from error
         return await asyncio.shield(asyncio.wrap_future(sent))
 

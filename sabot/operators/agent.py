@@ -38,7 +38,15 @@ from sabot.connectors.base import (
 from sabot.errors import AgentFailed, DataError, RowErrors
 from sabot.state import StateBackend
 
-__all__ = ["AgentOperator", "BatchAgentOperator", "Counters", "Port", "RecordAgentOperator", "agent_operator", "decoded"]
+__all__ = [
+    "AgentOperator",
+    "BatchAgentOperator",
+    "Counters",
+    "Port",
+    "RecordAgentOperator",
+    "agent_operator",
+    "decoded",
+]
 
 _SHIP_ROWS = 1024
 _SLICE_SECONDS = 0.002  # a lane that never waits gives the loop to others after this long
@@ -122,7 +130,11 @@ class Row:
     topic: str
     value: Any = None
     scope: bytes = b""
-    decoded: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes, roughly."""
+        return 64 if self.payload is None else 64 + len(self.payload)
 
 
 def _rows(data: pa.RecordBatch, topic: str) -> list[Row]:
@@ -254,6 +266,8 @@ class AgentOperator(ABC):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=5.0)
+        for lane in self._lanes:
+            lane.started = 0.0
         self._release()
 
     def freeze(self, thaw: asyncio.Event | None) -> None:
@@ -348,6 +362,13 @@ class AgentOperator(ABC):
                     lane.overtime = True
                     lane.task.cancel()
 
+    @staticmethod
+    def _forgive(lane: _Lane) -> None:
+        """The call answered after all, cancelled as it was: the lane goes on."""
+        lane.overtime = False
+        if lane.task is not None:
+            lane.task.uncancel()
+
     def _cancelled(self, lane: _Lane) -> Exception | None:
         """A CancelledError came out of a call. Ours to stop the lane: None. The watchdog's or the user's own: the error it means."""
         task = lane.task
@@ -412,22 +433,25 @@ class RecordAgentOperator(AgentOperator):
         self._prefix = "" if spec.key is None else f"{spec.agent_id}/"
 
     def put(self, batch: Batch) -> None:
-        rows = _rows(to_records(batch, self._now_ms()), batch.topic)
+        rows = []
+        for row in _rows(to_records(batch, self._now_ms()), batch.topic):
+            try:
+                self._decode(row)
+            except DataError as error:
+                self.counters.errors_count += 1
+                self._dead_letter(row, error, 0)
+            else:
+                rows.append(row)
+        self._took(len(rows), sum(row.size for row in rows))
         lanes = self._lanes
         count = len(lanes)
-        if self.spec.key is not None:
-            for row in rows:
-                self._took(1, len(row.payload or b""))
-                if self._key_of(row):
-                    scope = row.scope
-                    self._enqueue(lanes[(scope[0] << 8 | scope[1]) % count], row)
-                else:
-                    self._done(1, len(row.payload or b""))
-            return
-        self._took(len(rows), sum(len(row.payload or b"") for row in rows))
         if count == 1:
             lanes[0].queue.extend(rows)
             lanes[0].wake.set()
+            return
+        if self.spec.key is not None:
+            for row in rows:
+                self._enqueue(lanes[(row.scope[0] << 8 | row.scope[1]) % count], row)
             return
         for row, key_hash in zip(rows, hash_rows([row.key for row in rows]), strict=True):
             if row.key is None:
@@ -440,20 +464,23 @@ class RecordAgentOperator(AgentOperator):
         lane.queue.append(row)
         lane.wake.set()
 
-    def _key_of(self, row: Row) -> bool:
-        """Decodes the row and finds its key; a row without one goes to the dead letters (False)."""
+    def _decode(self, row: Row) -> None:
+        """Gives the row its value, and with `key=` the scope of its state. Raises DataError."""
+        payload = row.payload
+        if payload is None:
+            raise DataError(f"{self._where(row)}: the payload is null", hint="a tombstone has no JSON value")
         try:
-            row.value = decode_json(row.payload, where=self._where(row))
-            row.decoded = True
+            row.value = _decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            row.value = decode_json(payload, where=self._where(row))
+        if self.spec.key is not None:
             key = row.value.get(self.spec.key) if isinstance(row.value, dict) else None
             if key is None:
                 raise DataError(f"{self._where(row)}: no key: field {self.spec.key!r} is missing or null")
-            row.scope = state_key(key)
-        except (DataError, TypeError) as error:
-            self.counters.errors_count += 1
-            self._dead_letter(row, error, 0)
-            return False
-        return True
+            try:
+                row.scope = state_key(key)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise DataError(f"{self._where(row)}: no key: field {self.spec.key!r}: {error}") from error
 
     def unfinished(self) -> list[Batch]:
         batches: list[Batch] = []
@@ -487,21 +514,6 @@ class RecordAgentOperator(AgentOperator):
                 slice_end = monotonic() + _SLICE_SECONDS
                 continue
             row = queue[0]
-            if not row.decoded:
-                try:
-                    row.value = _decode(row.payload)  # type: ignore[arg-type]
-                except (msgspec.DecodeError, TypeError, UnicodeDecodeError):
-                    try:
-                        row.value = decode_json(row.payload, where=self._where(row))
-                    except DataError as error:
-                        if self._frozen is not None:
-                            await self._frozen.wait()
-                        self.counters.errors_count += 1
-                        self._dead_letter(row, error, 0)
-                        queue.popleft()
-                        self._done(1, len(row.payload or b""))
-                        continue
-            row.decoded = False  # a second attempt gets a fresh value: the call may have changed this one
             ctx = AgentContext(
                 row.value,
                 backend,
@@ -516,11 +528,11 @@ class RecordAgentOperator(AgentOperator):
                 scope=row.scope,
                 prefix=prefix,
             )
-            error: Exception
+            failure: Exception
             lane.started = now = monotonic()
             try:
                 run = new_context().run
-                result = run(call, ctx)
+                result = call(ctx) if coroutine_function else run(call, ctx)
                 if coroutine_function or inspect.isawaitable(result):
                     try:
                         waiting = run(result.send, None)
@@ -535,11 +547,13 @@ class RecordAgentOperator(AgentOperator):
                 meant = self._cancelled(lane)
                 if meant is None:
                     raise
-                error = meant
+                failure = meant
             except Exception as raised:
-                error = raised
+                failure = raised
             else:
                 lane.started = 0.0
+                if lane.overtime:
+                    self._forgive(lane)
                 while self._frozen is not None:
                     await self._frozen.wait()
                 if self.failure is not None:
@@ -552,7 +566,7 @@ class RecordAgentOperator(AgentOperator):
                 attempts = 0
                 self.counters.messages_processed += 1
                 self.counters.last_message_time = time()
-                self._done(1, len(row.payload or b""))
+                self._done(1, row.size)
                 if port is not None and port.full:
                     await port.writable()
                     slice_end = monotonic() + _SLICE_SECONDS
@@ -564,17 +578,18 @@ class RecordAgentOperator(AgentOperator):
             attempts += 1
             self.counters.errors_count += 1
             if spec.on_error == "fail":
-                self._fail(error, self._where(row))
+                self._fail(failure, self._where(row))
                 return
             if spec.on_error == "retry" and attempts <= spec.retries:
                 await asyncio.sleep(spec.backoff_s * 2 ** (attempts - 1))
+                self._decode(row)  # the call may have changed its value
                 continue
             while self._frozen is not None:
                 await self._frozen.wait()
-            self._dead_letter(row, error, attempts)
+            self._dead_letter(row, failure, attempts)
             queue.popleft()
             attempts = 0
-            self._done(1, len(row.payload or b""))
+            self._done(1, row.size)
             await asyncio.sleep(0)
 
     def _encoded(self, result: Any, row: Row) -> list[tuple[bytes | None, bytes | None, Headers]]:
@@ -584,7 +599,8 @@ class RecordAgentOperator(AgentOperator):
         for value in values:
             if value is None:
                 continue
-            key, headers = row.key, ()
+            key: bytes | None = row.key
+            headers: Headers = ()
             if isinstance(value, Message):
                 key, headers, value = (
                     (row.key if value.key is None else value.key),
@@ -659,9 +675,7 @@ class BatchAgentOperator(AgentOperator):
         return batches
 
     def _where(self, item: Batch) -> str:
-        ends = ", ".join(
-            f"{topic}[{partition}]@<{offset}" for (topic, partition), offset in item.offsets.items()
-        )
+        ends = ", ".join(f"{topic}[{partition}]@<{offset}" for (topic, partition), offset in item.offsets.items())
         if item.records is not None and item.records.num_rows:
             first = item.records.slice(0, 1).to_pylist()[0]
             return f"{item.topic}[{first['partition']}]@{first['offset']} ({item.num_rows} rows)"
@@ -681,7 +695,7 @@ class BatchAgentOperator(AgentOperator):
                 self._current = (batch.data, batch.records)
             data, records = self._current
             ctx = AgentContext(data, self._backend, topic=batch.topic, agent_id=spec.agent_id, buffered=True)
-            error: Exception
+            failure: Exception
             lane.started = self._clock.monotonic()
             try:
                 result = self._context.copy().run(spec.func, data, ctx) if data.num_rows else None
@@ -692,11 +706,13 @@ class BatchAgentOperator(AgentOperator):
                 meant = self._cancelled(lane)
                 if meant is None:
                     raise
-                error = meant
+                failure = meant
             except Exception as raised:
-                error = raised
+                failure = raised
             else:
                 lane.started = 0.0
+                if lane.overtime:
+                    self._forgive(lane)
                 while self._frozen is not None:
                     await self._frozen.wait()
                 if self.failure is not None:
@@ -717,27 +733,27 @@ class BatchAgentOperator(AgentOperator):
             lane.started = 0.0
             while self._frozen is not None:
                 await self._frozen.wait()
-            if isinstance(error, RowErrors) and self._named_rows(error, data):
-                self.counters.errors_count += len(error.rows)
+            if isinstance(failure, RowErrors) and self._named_rows(failure, data):
+                self.counters.errors_count += len(failure.rows)
                 self._bury(
                     data,
                     records,
                     batch.topic,
-                    {row: str(why) for row, why in error.rows.items()},
+                    {row: str(why) for row, why in failure.rows.items()},
                     attempts + 1,
                 )
-                keep = pa.array([row not in error.rows for row in range(data.num_rows)])
+                keep = pa.array([row not in failure.rows for row in range(data.num_rows)])
                 self._current = (data.filter(keep), None if records is None else records.filter(keep))
                 continue
             attempts += 1
             self.counters.errors_count += 1
             if spec.on_error == "fail":
-                self._fail(error, self._where(batch))
+                self._fail(failure, self._where(batch))
                 return
             if spec.on_error == "retry" and attempts <= spec.retries:
                 await asyncio.sleep(spec.backoff_s * 2 ** (attempts - 1))
                 continue
-            self._bury(data, records, batch.topic, dict.fromkeys(range(data.num_rows), error), attempts)
+            self._bury(data, records, batch.topic, dict.fromkeys(range(data.num_rows), failure), attempts)
             queue.popleft()
             self._current = None
             attempts = 0
@@ -746,9 +762,7 @@ class BatchAgentOperator(AgentOperator):
 
     @staticmethod
     def _named_rows(error: RowErrors, data: pa.RecordBatch) -> bool:
-        return bool(error.rows) and all(
-            isinstance(row, int) and 0 <= row < data.num_rows for row in error.rows
-        )
+        return bool(error.rows) and all(isinstance(row, int) and 0 <= row < data.num_rows for row in error.rows)
 
     def _bury(
         self,
@@ -759,9 +773,7 @@ class BatchAgentOperator(AgentOperator):
         attempts: int,
     ) -> None:
         picked = pa.array(list(reasons), pa.int64())
-        rows = (
-            to_records(Batch(data.take(picked)), self._now_ms()) if records is None else records.take(picked)
-        )
+        rows = to_records(Batch(data.take(picked)), self._now_ms()) if records is None else records.take(picked)
         for row, reason in zip(_rows(rows, topic), reasons.values(), strict=True):
             self._dead_letter(row, reason, attempts)
 
@@ -769,15 +781,9 @@ class BatchAgentOperator(AgentOperator):
         """What a batch agent returned -> RECORD_SCHEMA or columns for its port. Raises TypeError for anything but Arrow."""
         if not hasattr(result, "__arrow_c_array__") and hasattr(result, "__arrow_c_stream__"):
             table = pa.table(result).combine_chunks()
-            result = (
-                table.to_batches()[0]
-                if table.num_rows
-                else pa.RecordBatch.from_pylist([], schema=table.schema)
-            )
+            result = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], schema=table.schema)
         if not hasattr(result, "__arrow_c_array__"):
-            raise TypeError(
-                f"a batch agent returns a RecordBatch (or Table, or None), not {type(result).__name__}"
-            )
+            raise TypeError(f"a batch agent returns a RecordBatch (or Table, or None), not {type(result).__name__}")
         batch = normalise(result)
         if self.spec.key is not None and self.spec.key in batch.schema.names:
             records = to_records(Batch(batch), self._now_ms())

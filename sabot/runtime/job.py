@@ -55,9 +55,7 @@ class Job:
         self._starts: dict[str, str | int] = {}
         self._running: asyncio.Task[None] | None = None
         self._closed = False
-        self.task = AgentTask(
-            TASK, coordinator=coordinator, backend=backend, clock=clock, hung_after_s=hung_after_s
-        )
+        self.task = AgentTask(TASK, coordinator=coordinator, backend=backend, clock=clock, hung_after_s=hung_after_s)
 
     async def start(self, restored: Manifest | None = None) -> None:
         """Opens everything, puts it where the checkpoint says, and lets it run. Raises what opening raises; then nothing is left open."""
@@ -101,6 +99,8 @@ class Job:
     async def _connect(self, entry: str | Source, operator: AgentOperator, meta: Mapping[str, Any] | None) -> None:
         spec = operator.spec
         source = self._open_source(entry, spec.group_id) if isinstance(entry, str) else entry
+        if any(other.source is source for other in self.task.sources):
+            raise UserError(f"agent {spec.agent_id}: another agent reads this very Source", hint="make one for each")
         name = f"{spec.agent_id}/{source.name}"
         facts = None if meta is None else meta["sources"].get(name)
         codec = None
@@ -154,6 +154,11 @@ class Job:
         self.task.commit(manifest.tasks[TASK].meta)
 
     @property
+    def broken(self) -> bool:
+        """The engine itself failed: nothing more can be taken from it."""
+        return self.running.done() and not self.running.cancelled() and self.running.exception() is not None
+
+    @property
     def running(self) -> asyncio.Task[None]:
         """Done when every input has ended and every row is processed."""
         assert self._running is not None
@@ -177,7 +182,9 @@ class Job:
         if drain and self._running is not None:
             await asyncio.wait([self._running])
         else:
-            await asyncio.gather(*(o.quiesce(_GRACE_SECONDS) for o in self.task.operators.values()))
+            operators = self.task.operators.values()
+            await asyncio.gather(*(operator.quiesce(_GRACE_SECONDS) for operator in operators))
+            await asyncio.gather(*(operator.close() for operator in operators))
 
     async def close(self) -> None:
         """Ends threads and calls, closes sources and sinks. Idempotent."""
@@ -195,9 +202,7 @@ class Job:
 def _without_needless_topics(specs: Sequence[AgentSpec]) -> list[AgentSpec]:
     """An agent that another writes into has no topic of its own unless it asked for one."""
     targets = {id(spec.sink) for spec in specs}
-    return [
-        replace(spec, inputs=()) if spec.topic_by_name and id(spec.func) in targets else spec for spec in specs
-    ]
+    return [replace(spec, inputs=()) if spec.topic_by_name and id(spec.func) in targets else spec for spec in specs]
 
 
 def _downstream_first(specs: Sequence[AgentSpec]) -> list[AgentSpec]:

@@ -23,7 +23,7 @@ from sabot.checkpoint import Coordinator, TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
 from sabot.connectors.base import RECORD_SCHEMA, Positions, Sink, Source
-from sabot.errors import SabotError, TransientError
+from sabot.errors import SabotError, TransientError, UserError
 from sabot.operators.agent import AgentOperator, decoded
 from sabot.state import StateBackend
 
@@ -169,7 +169,9 @@ class SourceTask:
         try:
             self.source.commit(positions)
         except TransientError as error:
-            _log.warning("source %s: offsets could not be committed, the next checkpoint tries again: %s", self.name, error)
+            _log.warning(
+                "source %s: offsets could not be committed, the next checkpoint tries again: %s", self.name, error
+            )
 
 
 class SinkTask:
@@ -355,7 +357,11 @@ class AgentTask:
         """Rows of this source go to this operator; before `run`."""
         self.sources.append(source)
         self._consumers.append(operator)
-        source.on_error = lambda broken: self._loop.call_soon_threadsafe(self._source_broke, broken, operator)
+
+        def broke(broken: SourceTask) -> None:
+            self._loop.call_soon_threadsafe(self._source_broke, broken, operator)
+
+        source.on_error = broke
 
     def _source_broke(self, source: SourceTask, operator: AgentOperator) -> None:
         assert source.error is not None
@@ -396,7 +402,10 @@ class AgentTask:
                 index, element = item
                 if isinstance(element, Batch):
                     operator = self._consumers[index]
-                    operator.put(element)
+                    try:
+                        operator.put(element)
+                    except UserError as error:
+                        operator.fail(error, f"its input {element.topic}")
                     if operator.full and operator.failure is None and not self._asked:
                         self._hold_back(gate, index, operator)
                     await asyncio.sleep(0)
@@ -606,7 +615,7 @@ def _lowest_offsets(data: pa.RecordBatch) -> list[tuple[int, int]]:
         return []
     table = pa.table([data.column(3), data.column(4)], names=["partition", "offset"])
     lowest = table.group_by("partition").aggregate([("offset", "min")])
-    return list(zip(lowest["partition"].to_pylist(), lowest["offset_min"].to_pylist(), strict=True))
+    return [(row["partition"], row["offset_min"]) for row in lowest.to_pylist()]
 
 
 def schema_of(text: str | None) -> pa.Schema | None:

@@ -50,9 +50,13 @@ class Overlay(StateBackend):
         self._writes.setdefault(namespace, {}).update(zip(keys, values, strict=True))
 
     def apply(self) -> None:
-        """The writes become the base's, one `write_many` a namespace."""
+        """The writes become the base's, in one call a namespace."""
         for namespace, writes in self._writes.items():
-            self._base.write_many(namespace, list(writes), list(writes.values()))
+            if len(writes) == 1:
+                for key, value in writes.items():
+                    self._base.write(namespace, key, value)
+            else:
+                self._base.write_many(namespace, list(writes), list(writes.values()))
         self._writes.clear()
 
     def discard(self) -> None:

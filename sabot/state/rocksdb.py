@@ -105,7 +105,8 @@ class RocksDBBackend(StateBackend):
         self._tables: dict[str, _Table] = {}
         self._options = database_options(config.budget_bytes // 4, config.options)
         self._numbers = count(1)
-        self._job: Future[Exception | None] | None = None
+        self._jobs: list[Future[Exception | None]] = []
+        self._failed: Exception | None = None
         self._lock = lock_directory(self.path)
         try:
             for name in ("db", "snapshots"):
@@ -194,7 +195,8 @@ class RocksDBBackend(StateBackend):
 
     async def snapshot(self) -> RocksDBSnapshot:
         self._tables.get("")  # a closed backend says so
-        self._settle()
+        if all(job.done() for job in self._jobs):
+            self._settle()
         directory = self.path / "snapshots" / str(next(self._numbers))
         snapshot = RocksDBSnapshot(directory, sealed=self.expires, owned=True)
         job = self._start(directory)
@@ -203,7 +205,7 @@ class RocksDBBackend(StateBackend):
         except asyncio.CancelledError:
             job.add_done_callback(lambda _: snapshot.discard())
             raise
-        if self._job is job:
+        if self._jobs and self._jobs[-1] is job:
             self._settle()
         error = job.result()
         if error is not None:
@@ -256,32 +258,35 @@ class RocksDBBackend(StateBackend):
 
     def _make_room(self) -> None:
         """The dirty entries go to RocksDB in the worker thread. Raises SabotError if the ones before could not be written."""
-        # keys that were written again were counted again
-        self._dirty_bytes = sum(
-            sum(map(len, table.dirty))
-            + sum(map(len, filter(None, table.dirty.values())))
-            + _ENTRY_BYTES * len(table.dirty)
-            for table in self._tables.values()
-        )
-        if self._dirty_bytes <= self._dirty_limit // 2:
-            return
+        dirty = [table.dirty for table in self._tables.values()]
+        if _ENTRY_BYTES * sum(map(len, dirty)) < self._dirty_limit // 4:  # few keys, perhaps written again and again
+            self._dirty_bytes = sum(_size(key, value) for entries in dirty for key, value in entries.items())
+            if self._dirty_bytes <= self._dirty_limit // 2:
+                return
         error = self._settle()
         if error is not None:
             raise SabotError(f"state directory {self.path}: {error}", hint="is the disk full?") from error
         self._start(None)
 
     def _start(self, directory: Path | None) -> "Future[Exception | None]":
-        """Everything dirty is on its way; with `directory`, a checkpoint of it follows. `_settle` came before."""
+        """Everything dirty is on its way, behind what is under way already; with `directory`, a checkpoint of it follows."""
         parts = []
         for namespace, table in self._tables.items():
-            table.flushing, table.dirty = table.dirty, {}
-            parts.append((namespace, table.flushing))
-        self._flushing_bytes, self._dirty_bytes = self._dirty_bytes, 0
-        self._job = self._worker.submit(self._write_out, parts, directory)
-        return self._job
+            if table.dirty:
+                parts.append((namespace, table.dirty))
+                # a copy where the worker still reads the older ones: it must not meet what was written after its cut
+                table.flushing = {**table.flushing, **table.dirty} if table.flushing else table.dirty
+                table.dirty = {}
+        self._flushing_bytes += self._dirty_bytes
+        self._dirty_bytes = 0
+        job = self._worker.submit(self._write_out, parts, directory)
+        self._jobs.append(job)
+        return job
 
     def _write_out(self, parts: list[tuple[str, _Entries]], directory: Path | None) -> Exception | None:
         """In the worker thread; an error goes back to the owner, who then still has everything."""
+        if self._failed is not None:
+            return self._failed  # what an earlier job could not write belongs to this cut too
         try:
             for namespace, entries in parts:
                 self._database.write(namespace, entries)
@@ -290,29 +295,34 @@ class RocksDBBackend(StateBackend):
                     self._database.remove_expired(self._expiry.now_mark())
                 self._database.checkpoint(directory)
         except Exception as error:
-            return error
-        return None
+            self._failed = error
+        return self._failed
 
     def _settle(self) -> Exception | None:
-        """Waits for the job under way; what it wrote becomes a clean copy, what it could not write is dirty again."""
-        if self._job is None:
+        """Waits for all jobs; what they wrote becomes a clean copy, or dirty again if one could not write."""
+        if not self._jobs:
             return None
-        error = self._job.result()
-        self._job = None
+        for job in self._jobs:
+            job.result()
+        self._jobs = []
+        error, self._failed = self._failed, None
+        fits = self._young_bytes + self._flushing_bytes <= self._young_limit
+        if error is None and not fits:
+            self._age()
         for table in self._tables.values():
             entries, table.flushing = table.flushing, {}
-            if error is None:
-                table.young.update(entries)
-            else:
+            if error is not None:
                 entries.update(table.dirty)
                 table.dirty = entries
+            elif fits:
+                table.young.update(entries)
+            else:
+                table.young = entries
         if error is None:
             self._young_bytes += self._flushing_bytes
         else:
             self._dirty_bytes += self._flushing_bytes
         self._flushing_bytes = 0
-        if self._young_bytes > self._young_limit:
-            self._age()
         return error
 
     def _open(self) -> Database:

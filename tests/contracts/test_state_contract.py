@@ -608,7 +608,7 @@ def test_a_backend_does_what_a_dict_does(kind, tmp_path_factory, steps):
 
 
 async def _follow(kind: str, path: Path, steps) -> None:
-    backend = opened(kind, path / "state", ManualClock())
+    backend = opened(kind, path / "state", ManualClock(), memory_budget="1MB")
     model: dict[str, dict[bytes, bytes]] = {"a": {}, "b": {}}
     taken: list[tuple[Snapshot, dict]] = []
     for number, step in enumerate(steps):
@@ -630,8 +630,7 @@ async def _follow(kind: str, path: Path, steps) -> None:
                 model = {n: dict(t) for n, t in was.items()}
             case ("spill",):
                 if isinstance(backend, RocksDBBackend):
-                    backend.write_many("c", [b"x"], [os.urandom(50_000_000)])  # more than a sixth of the budget
-                    backend.write("c", b"x", None)
+                    backend.write_many("c", [b"x"], [bytes(400_000)])  # more than a sixth of the budget
         for namespace, table in model.items():
             alive = {key: value for key, value in table.items() if value is not None}
             assert list(backend.items(namespace)) == sorted(alive.items())

@@ -11,6 +11,7 @@ import pytest
 
 import sabot._cython
 from sabot._cython.batch import Batch, normalise
+from sabot._cython.json import BadRow
 from sabot.errors import UserError
 
 ROWS = pa.record_batch({"n": pa.array(range(1000), pa.int64()), "s": pa.array(["x" * 10] * 1000)})
@@ -107,6 +108,38 @@ def test_only_the_slice_with_the_last_row_has_the_offsets():
 def test_the_whole_of_an_empty_batch_has_its_offsets():
     batch = Batch(ROWS.slice(0, 0), {("t", 0): 7})
     assert batch.slice(0).offsets == {("t", 0): 7}
+
+
+def test_slices_share_out_the_records_behind_them_and_the_rejected_rows():
+    records = pa.record_batch({"payload": [f"{i}".encode() for i in range(8)]})
+    bad = [BadRow(0, "a"), BadRow(3, "b"), BadRow(4, "c"), BadRow(7, "d")]
+    good = [i for i in range(8) if i not in {0, 3, 4, 7}]
+    batch = Batch(pa.record_batch({"n": good}), {("t", 0): 8}, "t", records, bad)
+    assert batch.nbytes == batch.data.nbytes + records.nbytes
+    parts = [batch.slice(0, 2), batch.slice(2, 1), batch.slice(3)]
+    assert [part.data.column("n").to_pylist() for part in parts] == [[1, 2], [5], [6]]
+    assert [part.records.column("payload").to_pylist() for part in parts] == [
+        [b"0", b"1", b"2", b"3", b"4"],
+        [b"5"],
+        [b"6", b"7"],
+    ]
+    assert [[(entry.row, entry.reason) for entry in part.rejected] for part in parts] == [
+        [(0, "a"), (3, "b"), (4, "c")],
+        [],
+        [(1, "d")],
+    ]
+    for part in parts:
+        Batch(part.data, None, "", part.records, part.rejected)
+
+
+def test_records_that_do_not_fit_the_rows_are_refused():
+    with pytest.raises(ValueError, match="5 records cannot give 1000 rows"):
+        Batch(ROWS, None, "", ROWS.slice(0, 5))
+
+
+def test_other_rows_have_no_records_behind_them():
+    batch = Batch(ROWS, {("t", 0): 7}, "t", ROWS).with_data(ROWS.slice(5))
+    assert (batch.records, batch.rejected) == (None, ())
 
 
 def test_a_slice_outside_the_batch_is_an_error():
@@ -216,7 +249,7 @@ def test_an_unbuilt_tree_says_to_make_it(tmp_path):
     source = Path(sabot._cython.__file__).parents[1]
     shutil.copytree(source, tmp_path / "sabot", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
     run = subprocess.run(
-        [sys.executable, "-S", "-c", "import sabot._cython"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", "import sabot._cython"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert run.returncode == 1
     assert "ImportError: sabot is not built: run `make`" in run.stderr

@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -102,6 +104,42 @@ def test_options_override_what_the_program_says(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert process.returncode == 0
+
+
+BOUNDED = """
+from sabot import App
+from sabot.connectors.files import NdjsonSource
+
+app = App("files", state="state")
+
+@app.agent(NdjsonSource("rows.ndjson"))
+async def show(ctx):
+    print("row", ctx.message["n"], flush=True)
+"""
+
+
+def test_a_finished_bounded_job_says_that_it_is_complete_and_how_to_start_afresh(tmp_path: Path) -> None:
+    (tmp_path / "rows.ndjson").write_text('{"n": 1}\n{"n": 2}\n')
+    write(tmp_path, bounded=BOUNDED)
+    first = sabot_does(tmp_path, "run", "bounded:app")
+    assert (first.returncode, first.stdout) == (0, "row 1\nrow 2\n")
+    again = sabot_does(tmp_path, "run", "bounded:app", "--loglevel", "warning")
+    assert (again.returncode, again.stdout) == (0, "")
+    assert "--fresh" in again.stderr
+    fresh = sabot_does(tmp_path, "run", "bounded:app", "--fresh")
+    assert (fresh.returncode, fresh.stdout) == (0, "row 1\nrow 2\n")
+
+
+def test_metrics_are_served_while_the_app_runs(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with sabot_running(write(tmp_path, hello=HELLO), "run", "hello:app", "--metrics-port", str(port)) as process:
+        text = urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert 'sabot_records_in_total{app="hello",operator="hello.show",topic="numbers"} 1.0' in text
 
 
 # --- failures: exit code 1 and one line

@@ -64,7 +64,7 @@ def build(
     figures = Figures()
     customers, terminals = CustomerFeatures(), TerminalFeatures()
 
-    @app.agent([], sink=alerts)  # no topic of its own: `score` writes into it
+    @app.agent(sink=alerts)  # no topic: `score` writes into it
     async def alert(ctx: AgentContext) -> dict[str, Any]:
         row = ctx.message
         state = ctx.state("alerts")

@@ -1,0 +1,103 @@
+"""What the tests of agents share: waiting for a condition, an app that is stopped again, the picture of a crash."""
+
+import asyncio
+import contextlib
+import json
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sabot import App, Record
+from sabot.connectors.memory import MemoryBroker
+
+PATIENCE = 15.0  # seconds until a condition that never comes true fails its test; nothing waits this long to be right
+
+
+async def until(condition: Callable[[], Any], what: str = "", *, patience: float = PATIENCE) -> None:
+    """Returns as soon as the condition holds; AssertionError when it does not come true."""
+    loop = asyncio.get_running_loop()
+    limit = loop.time() + patience
+    while not condition():
+        if loop.time() > limit:
+            raise AssertionError(f"waited {patience} s in vain" + (f" for {what}" if what else ""))
+        await asyncio.sleep(0.002)
+
+
+@contextlib.asynccontextmanager
+async def started(*apps: App) -> AsyncIterator[None]:
+    """The apps run inside the block and are stopped after it."""
+    begun: list[App] = []
+    try:
+        for app in apps:
+            await app.start()
+            begun.append(app)
+        yield
+    finally:
+        for app in reversed(begun):
+            await app.stop()
+
+
+async def bounded(awaitable: Any, patience: float = PATIENCE) -> Any:
+    """The result, or TimeoutError instead of a test that hangs."""
+    return await asyncio.wait_for(awaitable, patience)
+
+
+def records(app: App, topic: str) -> list[Record]:
+    """What the embedded broker of the app holds of the topic."""
+    return MemoryBroker.get(app.broker).records(topic)
+
+
+def values(app: App, topic: str) -> list[Any]:
+    """The decoded values of the topic."""
+    return [record.value for record in records(app, topic)]
+
+
+def publish(app: App, topic: str, messages: Sequence[Any], *, key: Any = None) -> int:
+    return MemoryBroker.get(app.broker).publish(topic, messages, key=key)
+
+
+def processed(app: App, name: str) -> int:
+    """How many messages the agent of this function name has processed."""
+    count = app.agent_runtime.get_stats()[f"{app.id}.{name}"]["messages_processed"]
+    assert isinstance(count, int)
+    return count
+
+
+def state_of(app: App, name: str) -> str:
+    state = app.agent_runtime.get_stats()[f"{app.id}.{name}"]["state"]
+    assert isinstance(state, str)
+    return state.lower()
+
+
+async def checkpoint(app: App) -> int:
+    """A checkpoint that is complete when this returns."""
+    checkpoint_id = await bounded(app.agent_runtime.trigger_checkpoint())
+    await bounded(app.agent_runtime.checkpoint_coordinator.wait(checkpoint_id))
+    assert isinstance(checkpoint_id, int)
+    return checkpoint_id
+
+
+def crash_image(checkpoints: Path, target: Path) -> Path:
+    """What a crash at this moment would leave: the complete checkpoints, and nothing else."""
+    target.mkdir(parents=True)
+    for complete in checkpoints.glob("chk-*"):
+        if (complete / "manifest.json").exists():
+            shutil.copytree(complete, target / complete.name)
+    assert any(target.iterdir()), "there was no complete checkpoint"
+    return target
+
+
+def manifests(checkpoints: Path) -> set[str]:
+    """The names of the complete checkpoints."""
+    return {path.parent.name for path in checkpoints.glob("chk-*/manifest.json")}
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> Path:
+    """An NDJSON file of these rows."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read_lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,68 @@
+"""A Kafka broker for the tests: started by tools/kafka/kafka.sh, in a folder of its own, on free ports."""
+
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[1] / "tools" / "kafka" / "kafka.sh"
+
+
+class BrokerMissing(Exception):
+    """Java, Maven or the jars are not to be had."""
+
+
+class Broker:
+    """`url` is its address. `stop` and `start` keep port and data; only a broker that we started can do that."""
+
+    def __init__(self, folder: Path | None = None, url: str = "") -> None:
+        self.folder = folder
+        self.url = url
+        self._ports = _free_ports(2)
+        if folder is not None:
+            self.url = f"kafka://127.0.0.1:{self._ports[0]}"
+
+    @property
+    def ours(self) -> bool:
+        return self.folder is not None
+
+    def start(self) -> None:
+        if shutil.which("java") is None:
+            raise BrokerMissing("no Kafka broker: Java is missing")
+        libs = self._run("libs")
+        if libs.returncode:
+            raise BrokerMissing(f"no Kafka broker: {libs.stderr.strip().splitlines()[-1]}")
+        done = self._run("start")
+        if done.returncode:
+            raise RuntimeError(f"the Kafka broker did not start: {done.stderr}")
+
+    def stop(self) -> None:
+        self._run("stop").check_returncode()
+
+    def _run(self, verb: str) -> "subprocess.CompletedProcess[str]":
+        port, controller = (str(port) for port in self._ports)
+        command = [str(SCRIPT), verb, "--port", port, "--controller-port", controller, "--dir", str(self.folder)]
+        # output to files' end, not to pipes: the broker outlives the script and would hold a pipe open
+        assert self.folder is not None
+        with open(self.folder / "script.out", "w+") as out, open(self.folder / "script.err", "w+") as err:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=180, check=False)
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(command, done.returncode, out.read(), err.read())
+
+
+def required() -> bool:
+    """True where a missing broker is a failure, not a reason to skip."""
+    return os.environ.get("SABOT_REQUIRE_KAFKA") == "1"
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()

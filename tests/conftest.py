@@ -1,0 +1,60 @@
+"""Fixtures that many tests share: a real Kafka broker, a fresh embedded one, and names that no other test
+uses.
+"""
+
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests/*.py that hold no tests
+
+from broker import Broker, BrokerMissing, required
+
+from sabot.connectors.memory import MemoryBroker
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--broker", metavar="URL", help="a running Kafka broker (kafka://host:port) instead of one started here"
+    )
+
+
+@pytest.fixture(scope="session")
+def kafka(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A real Kafka broker for the whole session; `kafka.url` is its address."""
+    url = request.config.getoption("--broker")
+    if url and url.startswith("kafka://"):
+        yield Broker(url=url)
+        return
+    broker = Broker(tmp_path_factory.mktemp("kafka"))
+    try:
+        broker.start()
+    except BrokerMissing as missing:
+        if required():
+            pytest.fail(f"{missing} (SABOT_REQUIRE_KAFKA=1)", pytrace=False)
+        pytest.skip(str(missing))
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka_url(kafka: Broker) -> str:
+    """The address of a real Kafka broker."""
+    return kafka.url
+
+
+@pytest.fixture
+def memory_url() -> Iterator[str]:
+    """The address of an embedded broker that no other test uses."""
+    url = f"memory://{uuid.uuid4().hex}"
+    yield url
+    MemoryBroker.get(url).reset()
+
+
+@pytest.fixture
+def topic() -> str:
+    """A topic name that no other test uses."""
+    return f"t-{uuid.uuid4().hex[:12]}"

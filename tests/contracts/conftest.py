@@ -1,0 +1,28 @@
+"""`place` and `exact_place`: the contract suites run on each of them."""
+
+from pathlib import Path
+
+import pytest
+from contracts.places import FilePlace, KafkaPlace, MemoryPlace, Place
+
+KAFKA = pytest.param("kafka", marks=pytest.mark.kafka)
+
+
+def _place(request: pytest.FixtureRequest, topic: str, tmp_path: Path) -> Place:
+    if request.param == "memory":
+        return MemoryPlace(request.getfixturevalue("memory_url"), topic)
+    if request.param == "ndjson":
+        return FilePlace(tmp_path)
+    return KafkaPlace(request.getfixturevalue("kafka_url"), topic)
+
+
+@pytest.fixture(params=["memory", "ndjson", KAFKA])
+def place(request: pytest.FixtureRequest, topic: str, tmp_path: Path) -> Place:
+    """Where records stand: a topic of the embedded broker, an NDJSON file, a topic of a real broker."""
+    return _place(request, topic, tmp_path)
+
+
+@pytest.fixture(params=["memory", KAFKA])
+def broker_place(request: pytest.FixtureRequest, topic: str, tmp_path: Path) -> Place:
+    """The places that are brokers: they keep keys, headers, timestamps, any bytes, and groups."""
+    return _place(request, topic, tmp_path)

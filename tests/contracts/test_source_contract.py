@@ -1,0 +1,461 @@
+"""What `connectors/base.py` promises of every source, on the embedded broker, a file and a real broker."""
+
+import asyncio
+import threading
+
+import pytest
+from contracts.places import PAYLOADS, MemoryPlace, Place
+
+from sabot.clock import SYSTEM_CLOCK
+from sabot.connectors.base import RECORD_SCHEMA, Positions, Record, Source, iterate_records
+from sabot.errors import DataError, UserError
+from sabot.kafka import KafkaSource, open_source
+
+WAIT = 20.0  # seconds; only a test that fails waits so long
+
+
+def read(source: Source, rows: int, max_rows: int = 65536) -> list[Record]:
+    """Exactly so many rows; checks on the way what every batch must be."""
+    found: list[Record] = []
+    before = source.positions()
+    while len(found) < rows:
+        batch = source.read_batch(min(max_rows, rows - len(found)), WAIT)
+        assert batch is not None, f"{len(found)} of {rows} rows came"
+        assert 0 < batch.num_rows <= max_rows
+        assert batch.topic == source.name
+        assert batch.schema.equals(RECORD_SCHEMA)
+        batch.data.validate(full=True)
+        records = iterate_records(batch.data, batch.topic)
+        seen: Positions = {}
+        for record in records:
+            assert record.offset >= seen.get((record.topic, record.partition), before[(record.topic, record.partition)])
+            seen[(record.topic, record.partition)] = record.offset + 1
+        assert set(batch.offsets) == set(seen)
+        assert all(batch.offsets[place] >= offset for place, offset in seen.items())
+        before = {**before, **batch.offsets}
+        assert source.positions() == before
+        found += records
+    return found
+
+
+def payloads(source: Source, rows: int, max_rows: int = 65536) -> list[bytes | None]:
+    return [record.payload for record in read(source, rows, max_rows)]
+
+
+def test_rows_come_in_order_in_batches_of_any_size(place: Place) -> None:
+    place.create()
+    place.put(PAYLOADS)
+    for max_rows in (1, 3, 100):
+        source = place.source()
+        source.open(None)
+        assert payloads(source, 10, max_rows) == PAYLOADS
+        source.close()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4, 9, 10])
+def test_a_new_source_goes_on_exactly_at_the_positions_of_an_older_one(place: Place, rows: int) -> None:
+    place.create()
+    place.put(PAYLOADS)
+    source = place.source()
+    source.open(None)
+    assert payloads(source, rows, 3) == PAYLOADS[:rows]
+    positions = source.positions()
+    source.close()
+    later = place.source()
+    later.open(positions, "latest")
+    assert later.positions() == positions
+    assert payloads(later, 10 - rows) == PAYLOADS[rows:]
+    assert later.read_batch(10, 0) is None
+    later.close()
+
+
+def test_positions_know_every_partition_before_anything_was_read(place: Place) -> None:
+    place.create()
+    source = place.source()
+    source.open(None)
+    assert source.positions() == {(place.topic, 0): 0}
+    source.close()
+
+
+def test_reading_nothing_gives_none_and_moves_nothing(place: Place) -> None:
+    place.create()
+    source = place.source()
+    source.open(None)
+    assert source.read_batch(10, 0.05) is None
+    assert source.positions() == {(place.topic, 0): 0}
+    source.close()
+
+
+def test_rows_already_there_come_at_once(place: Place) -> None:
+    place.create()
+    place.put(PAYLOADS)
+    source = place.source()
+    source.open(None)
+    before = SYSTEM_CLOCK.monotonic()
+    batch = source.read_batch(1000, 3600)
+    assert batch is not None
+    assert SYSTEM_CLOCK.monotonic() - before < WAIT
+    source.close()
+
+
+def test_two_readers_do_not_disturb_each_other(place: Place) -> None:
+    place.create()
+    place.put(PAYLOADS)
+    one, two = place.source("one"), place.source("two")
+    one.open(None)
+    two.open(None)
+    assert payloads(one, 4) == PAYLOADS[:4]
+    assert payloads(two, 10) == PAYLOADS
+    assert payloads(one, 6) == PAYLOADS[4:]
+    one.close()
+    two.close()
+
+
+def test_a_payload_of_10_megabytes_and_its_small_neighbours_come_through(place: Place) -> None:
+    place.create()
+    big = b'{"text":"' + b"x" * 10_000_000 + b'"}'
+    place.put([b"1", big, b"2"])
+    source = place.source()
+    source.open(None)
+    assert payloads(source, 3) == [b"1", big, b"2"]
+    source.close()
+
+
+def test_bytes_that_are_no_utf8_come_through(place: Place) -> None:
+    place.create()
+    place.put([b'{"name": "\xff\xfe"}', b"\x80"])
+    source = place.source()
+    source.open(None)
+    assert payloads(source, 2) == [b'{"name": "\xff\xfe"}', b"\x80"]
+    source.close()
+
+
+def test_latest_begins_after_what_is_there(place: Place) -> None:
+    place.create()
+    place.put(PAYLOADS)
+    source = place.source()
+    source.open(None, "latest")
+    assert source.read_batch(10, 0.05) is None
+    (position,) = source.positions().values()
+    assert position > 0
+    source.close()
+
+
+def test_a_position_that_does_not_exist_is_refused(place: Place) -> None:
+    place.create()
+    place.put(PAYLOADS)
+    source = place.source()
+    with pytest.raises(UserError, match="position 100000"):
+        source.open({(place.topic, 0): 100_000})
+    source.close()
+
+
+def test_an_unknown_start_is_refused(place: Place) -> None:
+    place.create()
+    source = place.source()
+    with pytest.raises(UserError, match="yesterday"):
+        source.open(None, "yesterday")
+    source.close()
+
+
+def test_close_may_come_twice_and_first_and_a_closed_source_reads_nothing(place: Place) -> None:
+    place.create()
+    place.put(PAYLOADS)
+    source = place.source()
+    source.close()
+    source.open(None)
+    source.close()
+    source.close()
+    with pytest.raises(UserError, match="not open"):
+        source.read_batch(1, 0)
+    source.open(None)
+    assert payloads(source, 10) == PAYLOADS
+    source.close()
+
+
+def test_lag_is_zero_at_the_end_and_from_any_thread(place: Place) -> None:
+    place.create()
+    place.put(PAYLOADS)
+    source = place.source()
+    assert source.lag() == {}
+    source.open(None)
+    read(source, 10)
+    seen: list[dict[tuple[str, int], int]] = []
+    thread = threading.Thread(target=lambda: seen.append(source.lag()))
+    thread.start()
+    thread.join()
+    assert seen == [{(place.topic, 0): 0}]
+    source.close()
+
+
+def test_a_tombstone_an_empty_payload_and_a_null_key_stay_what_they_are(broker_place: MemoryPlace) -> None:
+    broker_place.create()
+    broker_place.put([None, b"", b"x"])
+    broker_place.put([b"y"], key=b"")
+    broker_place.put([b"z"], key=b"k")
+    source = broker_place.source()
+    source.open(None)
+    found = read(source, 5)
+    assert [record.payload for record in found] == [None, b"", b"x", b"y", b"z"]
+    assert [record.key for record in found] == [None, None, None, b"", b"k"]
+    assert [record.offset for record in found] == [0, 1, 2, 3, 4]
+    source.close()
+
+
+def test_headers_and_timestamps_come_through(broker_place: MemoryPlace) -> None:
+    broker_place.create()
+    pairs = (("trace", b"\x00\xff"), ("trace", b""), ("ünï", b"1"))
+    broker_place.put([b"1"], timestamp=1_600_000_000_123)
+    broker_place.put([b"2"], headers=pairs, timestamp=1_600_000_000_456)
+    source = broker_place.source()
+    source.open(None)
+    one, two = read(source, 2)
+    assert (one.headers, one.timestamp) == ((), 1_600_000_000_123)
+    assert (two.headers, two.timestamp) == (pairs, 1_600_000_000_456)
+    source.close()
+
+
+def test_a_record_without_a_timestamp_gets_the_time_now(broker_place: MemoryPlace) -> None:
+    broker_place.create()
+    before = SYSTEM_CLOCK.time() * 1000 - 5000
+    broker_place.put([b"1"])
+    source = broker_place.source()
+    source.open(None)
+    (record,) = read(source, 1)
+    assert before < record.timestamp < SYSTEM_CLOCK.time() * 1000 + 5000
+    source.close()
+
+
+def test_committed_begins_where_the_group_stands_and_other_groups_at_the_earliest(broker_place: MemoryPlace) -> None:
+    broker_place.create()
+    broker_place.put(PAYLOADS)
+    source = broker_place.source("a")
+    source.open(None)
+    read(source, 4)
+    source.commit(source.positions())
+    read(source, 3)
+    source.close()
+    source.open(None, "committed")
+    assert payloads(source, 6) == PAYLOADS[4:]
+    source.close()
+    source.open(None)  # commits are never read unless asked for
+    assert payloads(source, 10) == PAYLOADS
+    source.close()
+    other = broker_place.source("b")
+    other.open(None, "committed")
+    assert payloads(other, 10) == PAYLOADS
+    other.close()
+
+
+def test_a_timestamp_begins_at_the_first_record_of_that_time(broker_place: MemoryPlace) -> None:
+    broker_place.create()
+    for n, payload in enumerate(PAYLOADS):
+        broker_place.put([payload], timestamp=1_600_000_000_000 + n * 1000)
+    for start, first in ((1_600_000_003_000, 3), (1_600_000_003_001, 4), (0, 0)):
+        source = broker_place.source()
+        source.open(None, start)
+        assert payloads(source, 10 - first) == PAYLOADS[first:]
+        source.close()
+    source = broker_place.source()
+    source.open(None, 1_600_000_010_000)
+    assert source.positions() == {(broker_place.topic, 0): 10}
+    source.close()
+
+
+def test_all_partitions_are_read_each_in_its_order(broker_place: MemoryPlace) -> None:
+    broker_place.create(3)
+    for partition in range(3):
+        broker_place.put([b"%d-%d" % (partition, n) for n in range(5)], partition=partition)
+    source = broker_place.source()
+    source.open(None)
+    found = read(source, 15, 4)
+    for partition in range(3):
+        mine = [record.payload for record in found if record.partition == partition]
+        assert mine == [b"%d-%d" % (partition, n) for n in range(5)]
+    assert source.positions() == {(broker_place.topic, partition): 5 for partition in range(3)}
+    source.close()
+
+
+def test_positions_of_several_partitions_resume_exactly(broker_place: MemoryPlace) -> None:
+    broker_place.create(3)
+    for partition in range(3):
+        broker_place.put([b"%d-%d" % (partition, n) for n in range(5)], partition=partition)
+    source = broker_place.source()
+    source.open(None)
+    first = payloads(source, 7, 2)
+    positions = source.positions()
+    source.close()
+    source.open(positions)
+    rest = payloads(source, 8)
+    source.close()
+    assert len(set(first + rest)) == 15
+
+
+def test_one_key_always_goes_to_one_partition(broker_place: MemoryPlace) -> None:
+    broker_place.create(4)
+    for _ in range(3):
+        for key in range(8):
+            broker_place.put([b"1"], key=b"key-%d" % key)
+    places = {(record.key, record.partition) for record in broker_place.records()}
+    assert len(places) == 8
+    assert len({partition for _, partition in places}) > 1
+
+
+def test_a_new_partition_is_found_and_read_from_its_beginning(broker_place: MemoryPlace) -> None:
+    broker_place.create(1)
+    broker_place.put([b"old"], partition=0)
+    source = broker_place.source()
+    source.open(None, "latest")
+    broker_place.create(2)
+    broker_place.put([b"new"], partition=1)
+    assert [(record.payload, record.partition) for record in read_new(source)] == [(b"new", 1)]
+    assert source.positions() == {(broker_place.topic, 0): 1, (broker_place.topic, 1): 1}
+    source.close()
+
+
+def read_new(source: Source) -> list[Record]:
+    batch = source.read_batch(10, WAIT)
+    assert batch is not None
+    return iterate_records(batch.data, batch.topic)
+
+
+def test_a_partition_newer_than_the_checkpoint_begins_at_its_first_record(broker_place: MemoryPlace) -> None:
+    broker_place.create(1)
+    broker_place.put([b"old"], partition=0)
+    source = broker_place.source()
+    source.open(None)
+    read(source, 1)
+    positions = source.positions()
+    source.close()
+    broker_place.create(2)
+    broker_place.put([b"new"], partition=1)
+    source.open(positions, "latest")
+    assert payloads(source, 1) == [b"new"]
+    source.close()
+
+
+def test_a_position_in_a_partition_that_is_gone_is_refused(broker_place: MemoryPlace) -> None:
+    broker_place.create(1)
+    source = broker_place.source()
+    with pytest.raises(UserError, match=r"\[5\]"):
+        source.open({(broker_place.topic, 0): 0, (broker_place.topic, 5): 3})
+    source.close()
+
+
+def test_positions_of_other_sources_do_not_count(place: Place) -> None:
+    place.create()
+    place.put(PAYLOADS)
+    source = place.source()
+    source.open({("another", 0): 7, ("another", 9): 1})
+    assert payloads(source, 10) == PAYLOADS
+    source.close()
+
+
+def test_what_is_written_while_a_reader_waits_reaches_it(broker_place: MemoryPlace) -> None:
+    broker_place.create()
+    source = broker_place.source()
+    source.open(None)
+    writer = threading.Thread(target=lambda: [broker_place.put([payload]) for payload in PAYLOADS])
+    writer.start()
+    assert payloads(source, 10) == PAYLOADS
+    writer.join()
+    source.close()
+
+
+def face(place: MemoryPlace, group: str = "g") -> KafkaSource:
+    return KafkaSource(place.topic, place.url, f"{place.topic}.{group}")
+
+
+async def put(place: MemoryPlace, *values: bytes | None) -> None:
+    await asyncio.to_thread(place.put, values)
+
+
+async def test_get_next_gives_decoded_values_and_next_record_all_of_a_record(broker_place: MemoryPlace) -> None:
+    broker_place.create()
+    await put(broker_place, b'{"a": 1}', b'"text"', b"[1, NaN]")
+    source = face(broker_place)
+    await source.start()
+    await source.start()
+    assert await source.get_next() == {"a": 1}
+    record = await source.next_record()
+    assert (record.value, record.offset, record.topic) == ("text", 1, broker_place.topic)
+    assert source.positions() == {(broker_place.topic, 0): 2}
+    assert (await source.get_next())[0] == 1
+    await source.stop()
+    await source.stop()
+
+
+async def test_a_cancelled_get_next_consumes_nothing(broker_place: MemoryPlace) -> None:
+    broker_place.create()
+    source = face(broker_place)
+    await source.start()
+    for n in range(3):
+        waiting = asyncio.create_task(source.get_next())
+        await asyncio.sleep(0)
+        if n == 1:
+            await put(broker_place, b"1", b"2")  # it may have its record by now, or not
+        waiting.cancel()
+        (outcome,) = await asyncio.gather(waiting, return_exceptions=True)
+        assert isinstance(outcome, asyncio.CancelledError) or outcome == 1
+        if outcome == 1:
+            break
+    else:
+        assert await source.get_next() == 1
+    assert await source.get_next() == 2
+    await source.stop()
+
+
+async def test_a_source_iterates_over_its_values(broker_place: MemoryPlace) -> None:
+    broker_place.create()
+    await put(broker_place, b"1", b"2", b"3")
+    source = face(broker_place)
+    await source.start()
+    found = []
+    async for value in source:
+        found.append(value)
+        if len(found) == 3:
+            break
+    assert found == [1, 2, 3]
+    await source.stop()
+
+
+async def test_a_payload_that_is_not_json_is_a_data_error_with_its_place_and_the_next_call_goes_on(
+    broker_place: MemoryPlace,
+) -> None:
+    broker_place.create()
+    await put(broker_place, b"{oops", b"", None, b"4")
+    source = face(broker_place)
+    await source.start()
+    for offset in range(3):
+        with pytest.raises(DataError, match=rf"{broker_place.topic}\[0\]@{offset}"):
+            await source.get_next()
+    assert await source.get_next() == 4
+    await source.stop()
+
+
+async def test_a_stopped_source_goes_on_where_it_was_when_started_again(broker_place: MemoryPlace) -> None:
+    broker_place.create()
+    await put(broker_place, b"1", b"2", b"3")
+    source = face(broker_place)
+    await source.start()
+    assert await source.get_next() == 1
+    await source.stop()
+    with pytest.raises(UserError, match="start"):
+        await source.get_next()
+    again = face(broker_place)
+    await again.start()
+    assert await again.get_next() == 2
+    await again.stop()
+    other = face(broker_place, "other")
+    await other.start()
+    assert await other.get_next() == 1
+    await other.stop()
+
+
+def test_open_source_takes_either_address(broker_place: MemoryPlace) -> None:
+    broker_place.create()
+    broker_place.put(PAYLOADS)
+    source = open_source(broker_place.topic, broker_place.url, "g", {})
+    source.open(None)
+    assert payloads(source, 10) == PAYLOADS
+    source.close()

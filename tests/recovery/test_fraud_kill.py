@@ -1,0 +1,86 @@
+"""The fraud demo killed with SIGKILL half way and started again: state equal to the byte, alerts equal as a set."""
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sabot
+from sabot.app import App
+from sabot.connectors.files import NdjsonSink
+from sabot.demos.fraud.app import Figures, build
+from sabot.demos.fraud.generator import FraudSource
+from sabot.state import StateBackend, open_backend
+
+ROWS = 200_000
+WORLD = {"customers": 900, "terminals": 450}
+NAMESPACES = ("alerts", "customers", "terminals", "totals")
+
+
+async def run(directory: Path, state: str, *, killed: bool = False) -> dict[str, Any]:
+    """The demo's agents over all rows. `killed`: this process ends in the middle, behind a complete checkpoint."""
+    app = App("fraud", state=state, checkpoint_interval="50ms")
+    app.state_backend = backend = open_backend(state, "db")
+    assert backend is not None
+    checkpointed_at: list[int] = []
+
+    def look(figures: Figures) -> None:
+        if killed and app.statistics()["checkpoints"]["completed"] and figures.rows > ROWS // 4:
+            checkpointed_at.append(figures.rows)
+            if figures.rows > checkpointed_at[0] + 10_000:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    source = FraudSource(ROWS, seed=3, **WORLD)
+    build(app, source, alerts=NdjsonSink(directory / "alerts.ndjson"), seed=3, progress=look)
+    try:
+        await app.run()
+        return {
+            "state": {name: digest(backend, name) for name in NAMESPACES},
+            "restored_from": app.agent_runtime.restored_from,
+        }
+    finally:
+        await backend.close()
+
+
+def digest(backend: StateBackend, namespace: str) -> str:
+    found = hashlib.sha256()
+    for key, value in backend.items(namespace):
+        found.update(len(key).to_bytes(4) + key + len(value).to_bytes(4) + value)
+    return found.hexdigest()
+
+
+def alerts(directory: Path) -> list[str]:
+    return [json.dumps(json.loads(line)) for line in (directory / "alerts.ndjson").read_text().splitlines()]
+
+
+@pytest.mark.integration
+def test_a_kill_in_the_middle_changes_neither_state_nor_alerts(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    expected = asyncio.run(run(whole, "memory"))
+
+    command = [sys.executable, __file__, str(broken)]
+    env = {**os.environ, "PYTHONPATH": str(Path(sabot.__file__).parents[1])}
+    first = subprocess.run([*command, "killed"], timeout=60, env=env)
+    assert first.returncode == -signal.SIGKILL
+    assert 0 < len(alerts(broken)) < len(alerts(whole))
+    second = subprocess.run(command, timeout=60, check=True, stdout=subprocess.PIPE, text=True, env=env)
+    outcome = json.loads(second.stdout)
+
+    assert outcome["restored_from"] >= 1
+    assert outcome["state"] == expected["state"]
+    assert set(alerts(broken)) == set(alerts(whole))
+    assert len(alerts(whole)) == len(set(alerts(whole))) > 1_000
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    print(json.dumps(asyncio.run(run(folder, str(folder / "state"), killed="killed" in sys.argv[2:]))))
