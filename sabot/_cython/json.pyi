@@ -24,6 +24,7 @@ class JsonDecoder:
     An int fits a float column; a float with no fraction does not fit an int one. NaN and Infinity are no JSON.
     A byte order mark before a payload is passed over. Digits of a time past the column's unit are dropped.
     """
+
     schema: pa.Schema
     def __init__(self, schema: pa.Schema) -> None: ...
     def decode(self, payloads: Sequence[bytes | None] | pa.Array[Any] | Any) -> tuple[pa.RecordBatch, list[BadRow]]:

@@ -1,5 +1,7 @@
 """Payloads as they are: for programs that read the bytes themselves."""
 
+from typing import cast
+
 import pyarrow as pa
 
 from sabot._cython.batch import normalise
@@ -35,5 +37,4 @@ class RawCodec:
             )
         if column.type not in (pa.binary(), pa.string()):
             raise UserError(f"the payload is {column.type}, not bytes", hint="write through the JSON codec")
-        payloads: pa.BinaryArray = column.cast(pa.binary())
-        return payloads
+        return cast(pa.BinaryArray, column.cast(pa.binary()))

@@ -139,6 +139,7 @@ class NdjsonSource(Source):
         ]
         self._lines = pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA)
         self._ends = ends + base
+        self._ends[-1] = self._read  # blank lines at the end of the block are covered too
 
     @property
     def exhausted(self) -> bool:

@@ -25,6 +25,7 @@ __all__ = ["KafkaReader"]
 log = logging.getLogger("sabot.kafka")
 
 CLOSE_SECONDS = 5.0
+WAIT_SECONDS = 0.5  # a wait for records is cut here, to take in new partitions
 _LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
 
@@ -159,7 +160,7 @@ class KafkaReader(Source):
             left = deadline - SYSTEM_CLOCK.monotonic()
             if left <= 0:
                 return None
-            wait = left
+            wait = min(left, WAIT_SECONDS)
 
     def _batch(self, messages: list[Any]) -> Batch:
         indexes = [message.partition() for message in messages]

@@ -11,7 +11,7 @@ import contextvars
 import inspect
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +36,7 @@ from sabot.connectors.base import (
     to_records,
 )
 from sabot.errors import AgentFailed, DataError, RowErrors
+from sabot.metrics import Durations, Sample
 from sabot.state import StateBackend
 
 __all__ = [
@@ -55,6 +56,10 @@ _decode = msgspec.json.Decoder().decode
 
 class Port(Protocol):
     """Where batches leave an operator: a sink's channel, or another agent's lanes."""
+
+    @property
+    def name(self) -> str:
+        """The sink's name, or the agent's id."""
 
     @property
     def full(self) -> bool:
@@ -81,6 +86,7 @@ class RowBuffer:
 
     def __init__(self, port: Port, topic: str, loop: asyncio.AbstractEventLoop) -> None:
         self.port = port
+        self.rows_total = 0
         self._topic = topic
         self._loop = loop
         self._rows: list[tuple[bytes | None, bytes | None, int, int, int, Headers]] = []
@@ -106,7 +112,12 @@ class RowBuffer:
         """Everything gathered goes to the port."""
         if self._rows:
             rows, self._rows = self._rows, []
-            self.port.put(Batch(_records_batch(rows), None, self._topic))
+            self.put(Batch(_records_batch(rows), None, self._topic))
+
+    def put(self, batch: Batch) -> None:
+        """Rows that are a batch already."""
+        self.rows_total += batch.num_rows
+        self.port.put(batch)
 
 
 def _records_batch(
@@ -211,6 +222,7 @@ class AgentOperator(ABC):
         self.spec = spec
         self.failure: AgentFailed | None = None
         self.counters = counters
+        self.errors_before = counters.errors_count  # in earlier jobs
         self._backend = backend
         self.port = output
         self._dead_port = dead_letters
@@ -222,6 +234,10 @@ class AgentOperator(ABC):
         self._dead: dict[str, RowBuffer] = {}
         self._pending_rows = 0
         self._pending_bytes = 0
+        self._batch_rows = 0  # in all batches so far
+        self._batches: deque[tuple[int, float]] = deque()  # that have not ended: _batch_rows with it, arrival (monotonic)
+        self._batch_seconds = Durations()
+        self._notable_rows = 0  # _progressed is called when no more than these are pending
         self._capacity_rows = capacity_rows
         self._capacity_bytes = capacity_bytes
         self._room: list[asyncio.Future[None]] = []
@@ -293,6 +309,7 @@ class AgentOperator(ABC):
         while self.full and self.failure is None and not self._stopping:
             waiter = self._loop.create_future()
             self._room.append(waiter)
+            self._notable_rows = max(self._notable_rows, self._capacity_rows // 2)
             await waiter
 
     async def drained(self) -> None:
@@ -303,14 +320,28 @@ class AgentOperator(ABC):
             await waiter
 
     def _took(self, rows: int, nbytes: int) -> None:
+        """A batch goes into the lanes. It has ended when as many rows have as came in until now."""
         self._pending_rows += rows
         self._pending_bytes += nbytes
+        self._batch_rows += rows
+        self._batches.append((self._batch_rows, self._clock.monotonic()))
+        self._progressed()
 
     def _done(self, rows: int, nbytes: int) -> None:
         self._pending_rows -= rows
         self._pending_bytes -= nbytes
-        if (self._room and 2 * self._pending_rows <= self._capacity_rows) or not self._pending_rows:
+        if self._pending_rows <= self._notable_rows:
+            self._progressed()
+
+    def _progressed(self) -> None:
+        """Batches may have ended, and those who wait may go on."""
+        pending, batches = self._pending_rows, self._batches
+        while batches and batches[0][0] <= self._batch_rows - pending:
+            self._batch_seconds.add(self._clock.monotonic() - batches.popleft()[1])
+        if (self._room and 2 * pending <= self._capacity_rows) or not pending:
             self._release()
+        next_end = self._batch_rows - batches[0][0] if batches else 0
+        self._notable_rows = max(next_end, self._capacity_rows // 2) if self._room else next_end
 
     def _release(self) -> None:
         waiters = self._room + self._quiet
@@ -318,6 +349,32 @@ class AgentOperator(ABC):
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+    # -- figures ------------------------------------------------------------------------------------------------------
+
+    def statistics(self) -> dict[str, Any]:
+        """Rows and bytes that wait in the lanes, and their bounds; rows_out; batches that have ended, and how long all took."""
+        batches = self._batch_seconds.statistics()
+        return {
+            "rows": self._pending_rows,
+            "bytes": self._pending_bytes,
+            "capacity_rows": self._capacity_rows,
+            "capacity_bytes": self._capacity_bytes,
+            "lanes": len(self._lanes),
+            "rows_out": 0 if self._results is None else self._results.rows_total,
+            "batches": int(batches["count"]),
+            "batch_seconds_total": batches["seconds_total"],
+        }
+
+    def samples(self) -> Iterator[Sample]:
+        """For metrics; from any thread. Counts of this operator alone, whatever was restored."""
+        agent_id = self.spec.agent_id
+        if self._results is not None:
+            yield Sample("sabot_records_out_total", self._results.rows_total, agent_id, self._results.port.name)
+        for topic, buffer in list(self._dead.items()):
+            yield Sample("sabot_dead_letters_total", buffer.rows_total, agent_id, topic)
+        yield Sample("sabot_agent_errors_total", self.counters.errors_count - self.errors_before, agent_id)
+        yield Sample("sabot_batch_seconds", self._batch_seconds.read(), agent_id)
 
     # -- barriers -----------------------------------------------------------------------------------------------------
 
@@ -717,8 +774,8 @@ class BatchAgentOperator(AgentOperator):
                     await self._frozen.wait()
                 if self.failure is not None:
                     return
-                if output is not None and output.num_rows and self.port is not None:
-                    self.port.put(Batch(output, None, spec.agent_id))
+                if output is not None and output.num_rows and self._results is not None:
+                    self._results.put(Batch(output, None, spec.agent_id))
                 ctx._apply()
                 queue.popleft()
                 self._current = None

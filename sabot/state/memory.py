@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,7 +19,12 @@ __all__ = ["STATE_FILE", "MemoryBackend", "MemorySnapshot"]
 
 STATE_FILE = "state.arrow"
 _FORMAT = b"1"
-_SCHEMA = pa.schema([pa.field("namespace", pa.string()), pa.field("key", pa.binary()), pa.field("value", pa.binary())])
+_COLUMNS: "list[pa.Field[Any]]" = [
+    pa.field("namespace", pa.string()),
+    pa.field("key", pa.binary()),
+    pa.field("value", pa.binary()),
+]
+_SCHEMA = pa.schema(_COLUMNS)
 _CHUNK_ROWS = 4096  # converting a chunk holds the GIL; this keeps it near a millisecond
 _CHUNK_BYTES = 64 << 20  # far below the 2 GiB that one binary array can hold
 _SAMPLE = 1000

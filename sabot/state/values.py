@@ -136,11 +136,11 @@ class ValueState(_State):
     async def delete(self, key: object) -> None:
         self._write(self._namespace, self._key(key), None)
 
-    def get_many(self, keys: pa.Array) -> pa.Array:
+    def get_many(self, keys: "pa.Array[Any]") -> "pa.Array[Any]":
         """Row i -> the value of keys[i], null when absent. Not a coroutine."""
         return decode_values(self._backend.read_many(self._namespace, self._keys(keys)))
 
-    def put_many(self, keys: pa.Array, values: pa.Array) -> None:
+    def put_many(self, keys: "pa.Array[Any]", values: "pa.Array[Any]") -> None:
         """Row i: put(keys[i], values[i]); null deletes; of equal keys the last row wins. Not a coroutine."""
         if len(keys) != len(values):
             raise UserError(f"state {self._namespace!r}: {len(keys)} keys, {len(values)} values")
@@ -150,7 +150,7 @@ class ValueState(_State):
             raise UserError(f"state {self._namespace!r}: {error}") from error
         self._backend.write_many(self._namespace, self._keys(keys), encoded)
 
-    def _keys(self, keys: pa.Array) -> list[bytes]:
+    def _keys(self, keys: "pa.Array[Any]") -> list[bytes]:
         try:
             encoded = encode_keys(keys)
         except (TypeError, ValueError) as error:

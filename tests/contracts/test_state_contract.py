@@ -601,7 +601,7 @@ STEPS = st.lists(
 
 
 @pytest.mark.parametrize("kind", KINDS[:2])
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_a_backend_does_what_a_dict_does(kind, tmp_path_factory, steps):
     asyncio.run(_follow(kind, tmp_path_factory.mktemp("model"), steps))
