@@ -69,6 +69,7 @@ class App:
         self.broker = broker
         self.state = state
         self.checkpoint_dir = checkpoint_dir
+        self.metrics_port: int | None = None
         self.agent_runtime = AgentRuntime(self)
         self._sender: RecordSender | None = None
         self._sender_lock = threading.Lock()
@@ -83,8 +84,12 @@ class App:
         checkpoint_interval: Duration | None = None,
         parallelism: int | None = None,
         fresh: bool | None = None,
+        metrics_port: int | None = None,
     ) -> None:
-        """Changes settings before the start; None leaves one as it is. `fresh`: forget the checkpoints there are."""
+        """Changes settings before the start; None leaves one as it is. `fresh`: forget the checkpoints there are.
+
+        metrics_port: figures for Prometheus on 127.0.0.1:PORT while the app runs (0: a free port, see the log).
+        """
         if broker is not None:
             parse_broker(broker)
             self.broker = broker
@@ -105,6 +110,10 @@ class App:
             )
         if fresh is not None:
             self.fresh = fresh
+        if metrics_port is not None:
+            if not 0 <= metrics_port <= 65535:
+                raise UserError(f"metrics_port={metrics_port} is no port", hint="0 takes a free one")
+            self.metrics_port = metrics_port
 
     # -- agents -------------------------------------------------------------------------------------------------------
 
@@ -228,7 +237,22 @@ class App:
         return storage
 
     def statistics(self) -> dict[str, Any]:
-        """Figures of the app: agents, checkpoints, state, channels."""
+        """Figures of everything that lives long, from any thread; what belongs to a running job is empty without one.
+
+            app           the id
+            agents        by agent id: state, messages_processed, errors, last_message_time, dead_letters
+            checkpoints   completed, failed, last_id, last_seconds, last_bytes, in_flight, last_error
+            state         of the backend: keys, bytes, and with RocksDB what is cached and dirty
+            sources       by "agent id/topic": rows_in, ended, lag (by "topic[partition]"), channel
+            operators     by agent id: rows and bytes that wait in its lanes, rows_out, batches, batch_seconds_total
+            sinks         by name: rows_out, waiting, channel
+            gate          inputs, and how many are ended, idle or held back; barriers_total, aborts_total
+            broker        of memory://: topics, rows, bytes, rows_total, dropped_rows; of others nothing
+            metrics       scrapes, port
+
+        A channel: rows, bytes and elements held, capacity_rows, capacity_bytes, rows_total, batches_total, full_total.
+        The figures of agents that are restored from a checkpoint go on from there; rows are counted from the start of the job.
+        """
         return {"app": self.id, **self.agent_runtime.statistics()}
 
 

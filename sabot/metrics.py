@@ -1,110 +1,235 @@
-"""Figures for Prometheus: what `App.statistics()` says, as text on a port. The only importer of prometheus_client.
+"""Figures for Prometheus. The only importer of prometheus_client.
 
-The names and labels are those that dashboards are built on: a name is added freely, and never changed. Nothing is counted
-here; a scrape reads the counts that the parts keep anyway.
+Objects count in plain numbers as they work; who owns them yields these as samples when a scrape asks (`Metrics`), so the walk
+of a record pays nothing for being watched. The names stand in `_KINDS`. All labels are strings: `app`; `operator`, an agent's id
+or "sink"; `topic`, where rows come from or go to, which may be another agent's id or a file; `partition`.
+
+Durations are kept as counts by size (`Durations`), one step per batch. Rows are counted by batch too, hence not by partition.
+What depends on event time (late rows, watermark lag) is not among the figures: this version reads no event time.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sabot.errors import MissingExtra, UserError
 
-__all__ = ["MetricsServer", "Sample", "samples", "serve"]
+__all__ = ["Durations", "Metrics", "Sample"]
 
 _log = logging.getLogger(__name__)
 
-_HELP = {
-    "sabot_records_in_total": "Records read.",
-    "sabot_dead_letters_total": "Records set apart because they could not be processed.",
-    "sabot_agent_errors_total": "Calls of an agent that raised.",
-    "sabot_channel_rows": "Rows that wait in a channel.",
-    "sabot_checkpoint_seconds": "What the last complete checkpoint took.",
-    "sabot_checkpoint_bytes": "Size of the last complete checkpoint.",
-    "sabot_checkpoint_failed_total": "Checkpoints that did not complete.",
-    "sabot_state_bytes": "Size of the keyed state, estimated.",
-    "sabot_state_keys": "Keys in the keyed state, estimated.",
+_HOST = "127.0.0.1"
+
+Value = float | tuple[float, ...]  # a tuple: what Durations.read gave
+_Key = tuple[str, str, str, str]  # name, operator, topic, partition
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    type: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    text: str
+
+
+_ROWS = ("operator", "topic")
+_KINDS = {
+    "sabot_records_in_total": _Kind("counter", _ROWS, "Records read for an agent, or handed to it by another agent."),
+    "sabot_records_out_total": _Kind(
+        "counter", _ROWS, "Results that an agent handed to its sink, or to another agent."
+    ),
+    "sabot_dead_letters_total": _Kind("counter", _ROWS, "Records of a topic that an agent set apart as dead letters."),
+    "sabot_agent_errors_total": _Kind(
+        "counter", ("operator",), "Calls that raised, and records that none could be made for."
+    ),
+    "sabot_batch_seconds": _Kind(
+        "histogram", ("operator",), "From a batch's arrival at an agent to the end of its last call."
+    ),
+    "sabot_channel_rows": _Kind("gauge", _ROWS, "Rows that wait between a source and its agent, or before a sink."),
+    "sabot_consumer_lag": _Kind("gauge", (*_ROWS, "partition"), "Records not read yet; of a file, bytes."),
+    "sabot_checkpoint_seconds": _Kind("gauge", (), "How long the last complete checkpoint took."),
+    "sabot_checkpoint_bytes": _Kind("gauge", (), "The size of the last complete checkpoint."),
+    "sabot_checkpoint_failed_total": _Kind("counter", (), "Checkpoints that did not complete."),
+    "sabot_state_bytes": _Kind("gauge", (), "The size of the keyed state; an estimate."),
+    "sabot_state_keys": _Kind("gauge", (), "Keys in the keyed state; an estimate with RocksDB."),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One figure: a name of `_HELP` (`_total`: a count that only grows) and its labels."""
+    """One figure now. Samples that agree in everything but the value are added up."""
 
     name: str
-    value: float
-    labels: tuple[tuple[str, str], ...]
+    value: Value
+    operator: str = ""
+    topic: str = ""
+    partition: str = ""
 
 
-def samples(statistics: Mapping[str, Any]) -> Iterator[Sample]:
-    """`App.statistics()` -> figures under Prometheus names; labels `app operator topic`."""
-    app = ("app", statistics["app"])
-    for channel, figures in statistics["channels"].items():
-        operator, _, topic = channel.partition("/")
-        labels = (app, ("operator", operator), ("topic", topic))
-        yield Sample("sabot_records_in_total", figures["rows_total"], labels)
-        yield Sample("sabot_channel_rows", figures["rows"], labels)
-    for agent, figures in statistics["agents"].items():
-        labels = (app, ("operator", agent))
-        yield Sample("sabot_agent_errors_total", figures["errors"], labels)
-        yield Sample("sabot_dead_letters_total", figures["dead_letters"], labels)
-    checkpoints = statistics["checkpoints"]
-    yield Sample("sabot_checkpoint_seconds", checkpoints["last_seconds"], (app,))
-    yield Sample("sabot_checkpoint_bytes", checkpoints["last_bytes"], (app,))
-    yield Sample("sabot_checkpoint_failed_total", checkpoints["failed"], (app,))
-    for figure in ("bytes", "keys"):
-        if figure in statistics["state"]:  # an app without state has none
-            yield Sample(f"sabot_state_{figure}", statistics["state"][figure], (app,))
+class Durations:
+    """How many durations of which size there were. One writer; read from any thread."""
+
+    __slots__ = ("_figures",)
+
+    BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, float("inf"))
+    """Upper bounds in seconds, inclusive."""
+
+    def __init__(self) -> None:
+        self._figures = [0.0] * (len(self.BOUNDS) + 1)  # a count for each bound, then the sum of seconds
+
+    def add(self, seconds: float) -> None:
+        """One more."""
+        self._figures[bisect_left(self.BOUNDS, seconds)] += 1
+        self._figures[-1] += seconds
+
+    def read(self) -> tuple[float, ...]:
+        """A count for each bound (not cumulative), then the sum of seconds."""
+        return tuple(self._figures)
+
+    def statistics(self) -> dict[str, float]:
+        """`count`, `seconds_total`."""
+        figures = self.read()
+        return {"count": sum(figures[:-1]), "seconds_total": figures[-1]}
 
 
-class MetricsServer:
-    """Answers scrapes in a thread of its own until `close()`. `port`: the one that it really has."""
+class Metrics:
+    """The figures of one app, over all its jobs, and the port where they can be read.
 
-    def __init__(self, server: Any, thread: Any) -> None:
-        self._server = server
-        self._thread = thread
-        self.port: int = server.server_port
+    `lasting` yields the samples of what lives as long as the app; those of a job are added with `follow`. When that job is over
+    (`settle`) its counters stay, so none ever goes back within a process, whatever a restore did. The thread that scrapes calls
+    both, one scrape at a time. All methods from any thread.
+    """
+
+    def __init__(self, app: str, lasting: Callable[[], Iterable[Sample]]) -> None:
+        self.port: int | None = None  # where it is served now
+        self._app = app
+        self._lasting = lasting
+        self._job: Callable[[], Iterable[Sample]] | None = None
+        self._past: dict[_Key, Value] = {}
+        self._scrapes = 0
+        self._lock = threading.Lock()
+        self._server: Any = None
+        self._thread: threading.Thread | None = None
+
+    def follow(self, job: Callable[[], Iterable[Sample]]) -> None:
+        """From now on these samples count too."""
+        with self._lock:
+            self._job = job
+
+    def settle(self) -> None:
+        """The job is over: its counters stay, its gauges go. Waits for a scrape that is under way. Idempotent."""
+        with self._lock:
+            job, self._job = self._job, None
+            if job is not None:
+                _add(self._past, (sample for sample in job() if _KINDS[sample.name].type != "gauge"))
+
+    def text(self) -> str:
+        """All figures in Prometheus' text format. Raises MissingExtra."""
+        client = _client()
+        return str(client.generate_latest(self._registry(client)).decode())
+
+    def serve(self, port: int) -> int:
+        """Answers scrapes on 127.0.0.1:`port`, from a thread, until `close`; 0 takes a free port. -> the port.
+
+        Raises MissingExtra, and UserError for a port that cannot be had.
+        """
+        client = _client()
+        try:
+            self._server, self._thread = client.start_http_server(port, addr=_HOST, registry=self._registry(client))
+        except OSError as error:
+            raise UserError(
+                f"metrics cannot be served on {_HOST}:{port}: {error.strerror or error}",
+                hint="give another --metrics-port; 0 takes a free one",
+            ) from error
+        self.port = int(self._server.server_port)
+        _log.info("metrics of app %s: http://%s:%d/metrics", self._app, _HOST, self.port)
+        return self.port
 
     def close(self) -> None:
-        """The port is free when this returns. Idempotent."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        """Serves no more, the port is free; blocks up to half a second. Idempotent."""
+        server, thread = self._server, self._thread
+        self._server = self._thread = self.port = None
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+        if thread is not None:
+            thread.join()
+
+    def statistics(self) -> dict[str, int]:
+        """`scrapes` so far; `port`, 0 where none is served."""
+        return {"scrapes": self._scrapes, "port": self.port or 0}
+
+    # -- what prometheus_client asks for ------------------------------------------------------------------------------
+
+    def collect(self) -> list[Any]:
+        """A family for each name, with all its samples."""
+        core = _client().core
+        makers = {
+            "counter": core.CounterMetricFamily,
+            "gauge": core.GaugeMetricFamily,
+            "histogram": core.HistogramMetricFamily,
+        }
+        families: dict[str, Any] = {}
+        for (name, operator, topic, partition), value in sorted(self._now().items()):
+            kind = _KINDS[name]
+            family = families.get(name)
+            if family is None:
+                family = families[name] = makers[kind.type](name, kind.text, labels=("app", *kind.labels))
+            labels = [self._app, *(operator, topic, partition)[: len(kind.labels)]]
+            if isinstance(value, tuple):
+                family.add_metric(labels, _cumulative(value), value[-1])
+            else:
+                family.add_metric(labels, value)
+        return list(families.values())
+
+    def describe(self) -> list[Any]:
+        """Nothing: an app that has not started is not asked."""
+        return []
+
+    def _now(self) -> dict[_Key, Value]:
+        with self._lock:
+            self._scrapes += 1
+            totals = dict(self._past)
+            _add(totals, self._lasting())
+            if self._job is not None:
+                _add(totals, self._job())
+            return totals
+
+    def _registry(self, client: Any) -> Any:
+        registry = client.CollectorRegistry()
+        registry.register(self)
+        return registry
 
 
-def serve(read: Callable[[], Mapping[str, Any]], port: int, address: str = "0.0.0.0") -> MetricsServer:
-    """Serves `samples(read())` at http://<host>:<port>/metrics; port 0: any free one.
-
-    Raises MissingExtra without prometheus_client, UserError when the port is taken.
-    """
+def _client() -> Any:
     try:
-        from prometheus_client import CollectorRegistry, start_http_server
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+        import prometheus_client
+        import prometheus_client.core
     except ImportError as error:
-        raise MissingExtra("serving metrics", "metrics") from error
+        raise MissingExtra("--metrics-port", "metrics") from error
+    return prometheus_client
 
-    class _Collector:
-        def collect(self) -> Iterator[Any]:
-            families: dict[tuple[str, tuple[str, ...]], Any] = {}
-            for sample in samples(read()):
-                names = tuple(name for name, _ in sample.labels)
-                family = families.get((sample.name, names))
-                if family is None:
-                    kind = CounterMetricFamily if sample.name.endswith("_total") else GaugeMetricFamily
-                    family = families[sample.name, names] = kind(sample.name, _HELP[sample.name], labels=names)
-                family.add_metric([value for _, value in sample.labels], sample.value)
-            yield from families.values()
 
-        def describe(self) -> list[Any]:
-            return []  # so that registering asks nothing of an app that has not started
+def _add(totals: dict[_Key, Value], samples: Iterable[Sample]) -> None:
+    for sample in samples:
+        key = (sample.name, sample.operator, sample.topic, sample.partition)
+        before, value = totals.get(key), sample.value
+        if before is None:
+            totals[key] = value
+        elif isinstance(before, tuple) and isinstance(value, tuple):
+            totals[key] = tuple(a + b for a, b in zip(before, value, strict=True))
+        elif not isinstance(before, tuple) and not isinstance(value, tuple):
+            totals[key] = before + value
+        else:
+            raise TypeError(f"{sample.name}: a number and durations under one name")
 
-    registry = CollectorRegistry()
-    registry.register(_Collector())
-    try:
-        server, thread = start_http_server(port, address, registry)
-    except OSError as error:
-        raise UserError(f"metrics port {port}: {error.strerror}", hint="give another --metrics-port") from error
-    metrics = MetricsServer(server, thread)
-    _log.info("metrics on port %d", metrics.port)
-    return metrics
+
+def _cumulative(figures: tuple[float, ...]) -> list[tuple[str, float]]:
+    """Durations.read -> Prometheus' buckets: (upper bound, how many were not above it)."""
+    buckets, count = [], 0.0
+    for bound, some in zip(Durations.BOUNDS, figures[:-1], strict=True):
+        count += some
+        buckets.append(("+Inf" if bound == float("inf") else str(bound), count))
+    return buckets

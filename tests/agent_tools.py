@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import sabot
 from sabot import App, Record
 from sabot.connectors.memory import MemoryBroker
 
@@ -97,6 +99,11 @@ def write_lines(path: Path, rows: Iterable[Any]) -> Path:
     """An NDJSON file of these rows."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def environment() -> dict[str, str]:
+    """For a process started by a test: it imports the same Sabot as the test, and its output is not held back."""
+    return {**os.environ, "PYTHONPATH": str(Path(sabot.__file__).parents[1]), "PYTHONUNBUFFERED": "1"}
 
 
 def read_lines(path: Path) -> list[Any]:

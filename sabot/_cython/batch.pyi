@@ -14,8 +14,14 @@ class Batch:
     it is imported once; a pa.RecordBatch is kept as it is. What speaks no Arrow is a TypeError.
     `offsets` maps (topic, partition) to the NEXT offset to read: committing them covers every row of the batch.
     """
-    def __init__(self, data: Any, offsets: Mapping[Position, int] | None = None, topic: str = "",
-        records: pa.RecordBatch | None = None, rejected: Sequence[BadRow] = ()) -> None: ...
+    def __init__(
+        self,
+        data: Any,
+        offsets: Mapping[Position, int] | None = None,
+        topic: str = "",
+        records: pa.RecordBatch | None = None,
+        rejected: Sequence[BadRow] = (),
+    ) -> None: ...
     @property
     def data(self) -> pa.RecordBatch: ...
     @property
@@ -32,7 +38,7 @@ class Batch:
     def num_rows(self) -> int: ...
     @property
     def nbytes(self) -> int:
-        """Bytes that the rows of this batch take (of a slice: the slice's share), children and offsets included."""
+        """Bytes that the rows of this batch take (of a slice: the slice's share), children, offsets and `records` included."""
     @property
     def schema(self) -> pa.Schema: ...
     def with_data(self, data: Any) -> Batch:

@@ -4,6 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot._cython.arrow cimport array_of
+
 from sabot.errors import UserError
 
 __all__ = ["Batch", "normalise"]
@@ -39,7 +41,7 @@ cdef class Batch:
 
     @property
     def nbytes(self):
-        """Bytes that the rows of this batch take (of a slice: the slice's share), children and offsets included."""
+        """Bytes that the rows of this batch take (of a slice: the slice's share), children, offsets and `records` included."""
         return self.size()
 
     @property
@@ -139,7 +141,7 @@ def _import(data):
     if isinstance(data, pa.Table):
         return _joined(data)
     if hasattr(data, "__arrow_c_array__"):
-        array = pa.array(_Once(*data.__arrow_c_array__()))
+        array = _from_capsules(data)
         if not pa.types.is_struct(array.type):
             raise TypeError(f"a batch is made of rows of columns, not of {array.type}")
         if array.null_count:
@@ -167,14 +169,25 @@ def _one_chunk(chunked):
     return pa.concat_arrays(chunked.chunks)
 
 
-class _Once:
+class _Capsules:
     """Hands a pair of capsules on to pyarrow."""
 
-    def __init__(self, schema, array):
-        self.capsules = schema, array
+    def __init__(self, pair):
+        self.pair = pair
+
+    def __arrow_c_schema__(self):
+        return self.pair[0]
 
     def __arrow_c_array__(self, requested_schema=None):
-        return self.capsules
+        return self.pair
+
+
+cdef object _from_capsules(object data):
+    """A foreign array as a pa.Array, its capsules taken once."""
+    capsules = _Capsules(data.__arrow_c_array__())
+    if array_of(capsules.pair[1]).length == 0:
+        return pa.nulls(0, pa.field(capsules).type)  # it may have no buffers, which pyarrow refuses
+    return pa.array(capsules)
 
 
 cdef object plain_array(object data):
@@ -182,7 +195,7 @@ cdef object plain_array(object data):
         if isinstance(data, pa.ChunkedArray):
             data = _one_chunk(data)
         elif hasattr(data, "__arrow_c_array__"):
-            data = pa.array(data)
+            data = _from_capsules(data)
         elif hasattr(data, "__arrow_c_stream__"):
             data = _one_chunk(pa.chunked_array(data))
         else:

@@ -49,7 +49,10 @@ class Channel:
     def get_nowait(self) -> Element | None: ...
     def peek_nowait(self) -> Element | None: ...
     def when_readable(self, callback: Callable[[], object]) -> None:
-        """Calls once, from whichever thread makes it so, when an element is there or the channel is closed; at once if it is already. Replaces an earlier one."""
+        """Calls once, from whichever thread makes it so, when an element is there or the channel is closed; at once if it is already.
+
+        Replaces an earlier one.
+        """
     def when_writable(self, callback: Callable[[], object]) -> None:
         """The same for the producer: when a batch would be accepted, or the channel is closed."""
     def close(self) -> None:
@@ -81,7 +84,10 @@ class Gate:
     def next(self, timeout: float | None = None) -> tuple[int, Element] | None:
         """Blocks until an element is there; None on time-out, after END, and when the gate is closed."""
     def when_readable(self, callback: Callable[[], object]) -> None:
-        """As Channel.when_readable, for any input that is not held back. May call when `next_nowait` then gives None (a held-back race); never misses."""
+        """As Channel.when_readable, for any input that is not held back.
+
+        May call when `next_nowait` then gives None (a held-back race); never misses.
+        """
     def pause(self, index: int) -> None:
         """Read this input no more until `resume`: its consumer has no room. Barriers behind its batches wait too."""
     def resume(self, index: int) -> None:

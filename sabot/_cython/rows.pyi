@@ -10,14 +10,17 @@ def bytes_list(array: pa.Array[Any]) -> list[bytes | None]:
     """A binary or string array (any slice) -> bytes objects."""
 
 def encode_keys(keys: pa.Array[Any]) -> list[bytes]:
-    """Keys of state, vectorised: row i -> `state_key(keys[i].as_py())`. string, binary, integers, bool, floats, in any encoding; no nulls
-    (ValueError); other types: TypeError naming the type."""
+    """Keys of state, vectorised: row i -> `state_key(keys[i].as_py())`.
+
+    string, binary, integers, bool, floats, in any encoding; else TypeError naming the type. A null is a ValueError.
+    """
 
 def state_key(key: object, *, scope: bytes = b"") -> bytes:
     """One key of state: 2 bytes key group (big endian) + msgpack(key).
 
     With `scope` (an encoded key, made by this function, of a keyed agent's own key) the result is `scope + msgpack(key)`:
-    it keeps the scope's key group. Floats as in `hash_array`: -0.0 is the key 0.0, every NaN is one key. msgpack is self-delimiting, so no key is a prefix of another.
+    it keeps the scope's key group. Floats as in `hash_array`: -0.0 is the key 0.0, every NaN is one key.
+    msgpack is self-delimiting, so no key is a prefix of another.
     key: None, bool, int (64 bit), float, str, bytes, or tuples/lists of these; anything else is a TypeError.
     """
 
@@ -31,6 +34,7 @@ def encode_values(values: pa.Array[Any]) -> list[bytes | None]:
 def decode_values(values: Sequence[bytes | None]) -> pa.Array[Any]:
     """msgpack values -> an Arrow array; None -> null.
 
-    All ints -> int64 (uint64 where one needs it and none is negative), ints and floats -> float64, str -> string, bin -> binary, bool -> bool; other or mixed
-    values go through msgspec and pa.array; no value at all -> pa.null().
+    All ints -> int64 (uint64 where one needs it and none is negative), ints and floats -> float64, str -> string, bin -> binary,
+    bool -> bool; other or mixed values go through msgspec and pa.array, with their errors; no value at all -> pa.null().
+    Strings that are no UTF-8: ValueError.
     """

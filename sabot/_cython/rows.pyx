@@ -438,8 +438,9 @@ cdef Found _scan(const uint8_t* data, int64_t size, Value* value) noexcept nogil
 def decode_values(values):
     """msgpack values -> an Arrow array; None and nil -> null.
 
-    All ints -> int64 (uint64 where one needs it and none is negative), ints and floats -> float64, str -> string, bin -> binary, bool -> bool; other or mixed values go through
-    msgspec and pa.array, with their errors; no value at all -> pa.null(). Strings that are no UTF-8: ValueError.
+    All ints -> int64 (uint64 where one needs it and none is negative), ints and floats -> float64, str -> string, bin -> binary,
+    bool -> bool; other or mixed values go through msgspec and pa.array, with their errors; no value at all -> pa.null().
+    Strings that are no UTF-8: ValueError.
     """
     cdef object items = PySequence_Fast(values, b"decode_values needs a sequence of bytes")
     cdef Py_ssize_t count = PySequence_Fast_GET_SIZE(items), row, nulls = 0

@@ -15,16 +15,19 @@ from sabot._cython.partition import HASH_VERSION
 from sabot.api.agent import AgentSpec
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import parse_broker
 from sabot.connectors.base import Source
+from sabot.connectors.memory import MemoryBroker
 from sabot.errors import AgentFailed, CheckpointFailed, UserError
 from sabot.kafka import open_sink
 from sabot.kafka.source import KafkaSource
+from sabot.metrics import Metrics, Sample
 from sabot.operators.agent import AgentOperator
 from sabot.runtime.job import Job
 from sabot.state import StateBackend, load_snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["AgentProcess", "AgentRuntime", "AgentState"]
 
@@ -193,6 +196,7 @@ class Settings(Protocol):
     version: str
     clock: Clock
     checkpoint_timeout_s: float
+    metrics_port: int | None
 
     def open_state(self) -> "tuple[StateBackend | None, bool]":
         """The backend, and whether the runtime closes it."""
@@ -208,6 +212,7 @@ class AgentRuntime:
         self.app = app
         self.agents: dict[str, AgentProcess] = {}
         self.checkpoint_coordinator = Coordinator(timeout=app.checkpoint_timeout_s, clock=app.clock)
+        self.metrics = Metrics(app.id, self._samples)
         self.restored_from: int | None = None
         self._checkpoint_interval = 60.0
         self._checkpoint_task: asyncio.Task[None] | None = None
@@ -263,6 +268,8 @@ class AgentRuntime:
             restarting = agent.state is AgentState.FAILED
             agent.state = AgentState.RESTARTING if restarting else AgentState.STARTING
             agent.broker, agent.kafka = self.app.broker, self.app.kafka
+        if self.app.metrics_port is not None:
+            self.metrics.serve(self.app.metrics_port)
         # Off the loop: taking the lock, wiping a database and reading a manifest wait for the disk.
         self._storage = storage = await asyncio.to_thread(self.app.open_storage)
         self._backend, self._owns_backend = await asyncio.to_thread(self.app.open_state)
@@ -292,6 +299,7 @@ class AgentRuntime:
             agent.state_backend = self._backend
         if self.agents:
             await job.start(manifest)
+            self.metrics.follow(job.task.samples)
             for agent in self.agents.values():
                 agent.run_in(job)
         self._running = True
@@ -341,6 +349,8 @@ class AgentRuntime:
         finally:
             for agent in self.agents.values():
                 agent.released()
+            self.metrics.settle()  # no scrape reads the backend from here
+            await asyncio.to_thread(self.metrics.close)
             if backend is not None and self._owns_backend:
                 await backend.close()
             if storage is not None:
@@ -415,13 +425,31 @@ class AgentRuntime:
         }
 
     def statistics(self) -> "Mapping[str, Any]":
-        """Figures of everything that lives long here."""
+        """Figures of everything that lives long here, as `App.statistics` says."""
+        job, backend = self._job, self._backend
+        tasks = {"sources": {}, "operators": {}, "sinks": {}, "gate": {}} if job is None else job.task.statistics()
+        scheme, _ = parse_broker(self.app.broker)
         return {
             "agents": self.get_stats(),
             "checkpoints": self.checkpoint_coordinator.statistics(),
-            "state": {} if self._backend is None else self._backend.statistics(),
-            "channels": {} if self._job is None else self._job.task.statistics(),
+            "state": {} if backend is None else backend.statistics(),
+            **tasks,
+            "broker": MemoryBroker.get(self.app.broker).statistics() if scheme == "memory" else {},
+            "metrics": self.metrics.statistics(),
         }
+
+    def _samples(self) -> "Iterator[Sample]":
+        """For metrics: the checkpoints and the state. The agents' come from the job."""
+        checkpoints = self.checkpoint_coordinator.statistics()
+        yield Sample("sabot_checkpoint_failed_total", checkpoints["failed"])
+        if checkpoints["completed"]:
+            yield Sample("sabot_checkpoint_seconds", checkpoints["last_seconds"])
+            yield Sample("sabot_checkpoint_bytes", checkpoints["last_bytes"])
+        backend = self._backend
+        if backend is not None:
+            state = backend.statistics()
+            yield Sample("sabot_state_bytes", state["bytes"])
+            yield Sample("sabot_state_keys", state["keys"])
 
 
 def _same_cell(old: Callable[..., Any], new: Callable[..., Any]) -> bool:

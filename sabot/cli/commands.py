@@ -10,7 +10,6 @@ import sabot
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.running import LOG_LEVELS, guarded, run_app, set_up_logging
 from sabot.errors import UserError
-from sabot.metrics import serve
 
 __all__ = ["main"]
 
@@ -80,9 +79,10 @@ def run(
         "checkpoint_interval": checkpoint_interval,
         "parallelism": parallelism,
         "fresh": fresh or None,
+        "metrics_port": metrics_port,
     }
     set_up_logging(loglevel)
-    raise typer.Exit(guarded(lambda: _work(target, settings, metrics_port), debug=loglevel == "debug"))
+    raise typer.Exit(guarded(lambda: _work(target, settings), debug=loglevel == "debug"))
 
 
 @_cli.command()
@@ -113,18 +113,13 @@ def worker(
     )
 
 
-def _work(target: str, settings: dict[str, Any], metrics_port: int | None) -> None:
+def _work(target: str, settings: dict[str, Any]) -> None:
     app = load_app(target)
     try:
         app.configure(**settings)
     except UserError as error:
         raise WrongUse(error.message, hint=error.hint) from error
-    metrics = None if metrics_port is None else serve(app.statistics, metrics_port)
-    try:
-        run_app(app)
-    finally:
-        if metrics is not None:
-            metrics.close()
+    run_app(app)
 
 
 @_demos.command()

@@ -17,7 +17,19 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.config import parse_broker, redacted
 from sabot.errors import BrokerUnavailable, SabotError, TransientError, UserError
 
-__all__ = ["ANSWER_SECONDS", "Link", "client_of", "ensure_topic", "explain", "partitions_of", "producer_of"]
+__all__ = [
+    "ANSWER_SECONDS",
+    "MESSAGE_BYTES",
+    "Link",
+    "admin_of",
+    "client_of",
+    "ensure_topic",
+    "explain",
+    "link_of",
+    "partitions_of",
+    "producer_of",
+    "wait_for_partitions",
+]
 
 log = logging.getLogger("sabot.kafka")
 

@@ -12,13 +12,13 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
 
 from sabot._cython.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.base import Positions, Source, build_records
 from sabot.errors import BrokerUnavailable, SabotError, TransientError, UserError
-from sabot.kafka.client import ANSWER_SECONDS, client_of, explain, link_of, partitions_of
+from sabot.kafka.client import ANSWER_SECONDS, admin_of, client_of, explain, link_of, partitions_of
 
 __all__ = ["KafkaReader"]
 
@@ -43,7 +43,8 @@ class KafkaReader(Source):
         self._consumer: Any = None
         self._positions: dict[int, int] = {}
         self._ends: dict[int, int] = {}  # where the client last reported the end of the partition
-        self._new: dict[int, int] = {}  # partitions found by the watch, and their first offsets
+        self._new: list[int] = []  # partitions found by the watch
+        self._unread: set[int] = set()  # of those, the ones without a row so far
         self._closing = threading.Event()
         self._watch: threading.Thread | None = None
 
@@ -68,7 +69,7 @@ class KafkaReader(Source):
         except BaseException:
             self.close()
             raise
-        self._ends = {}
+        self._ends, self._new, self._unread = {}, [], set()
         self._assign()
         self._link.opened = True
         self._watch = threading.Thread(target=self._watch_partitions, name=f"kafka-watch-{self.name}", daemon=True)
@@ -134,7 +135,12 @@ class KafkaReader(Source):
                 self._closing.wait(0.1)
 
     def _assign(self) -> None:
-        self._consumer.assign([TopicPartition(self.name, index, at) for index, at in self._positions.items()])
+        self._consumer.assign(
+            [
+                TopicPartition(self.name, index, OFFSET_BEGINNING if index in self._unread else position)
+                for index, position in self._positions.items()
+            ]
+        )
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
         consumer = self._consumer
@@ -177,6 +183,7 @@ class KafkaReader(Source):
         last = dict(zip(indexes, offsets, strict=True))  # the last of each partition wins
         covered = {index: offset + 1 for index, offset in last.items()}
         self._positions.update(covered)
+        self._unread.difference_update(covered)
         return Batch(data, {(self.name, index): offset for index, offset in covered.items()}, self.name)
 
     def _notice(self, message: Any) -> None:
@@ -203,20 +210,26 @@ class KafkaReader(Source):
 
     def _take_new(self) -> None:
         """New partitions join at their beginning; the others go on where they are."""
-        new, self._new = self._new, {}
-        for index, first in new.items():
-            self._positions.setdefault(index, first)
-        log.info("topic %r: reading new partitions %s", self.name, sorted(new))
+        new, self._new = self._new, []
+        new = [index for index in new if index not in self._positions]
+        if not new:
+            return
+        self._positions.update(dict.fromkeys(new, 0))
+        self._unread.update(new)
+        log.info("topic %r: reading new partitions %s", self.name, new)
         self._assign()
 
     def _watch_partitions(self) -> None:
-        """Thread of its own: looks for new partitions, and while the broker is lost for its return."""
+        """Thread of its own: looks for new partitions, and while the broker is lost for its return.
+
+        With a client of its own: on the consumer's connection an answer stands in line behind its fetches, and a
+        poll in this thread would take records away from `read_batch`.
+        """
+        client = admin_of(self._link, self._kafka)
         while not self._closing.wait(1.0 if self._link.lost else self._check_seconds):
             try:
-                indexes = partitions_of(self._consumer, self._link, self.name, 5.0)
-                new = [index for index in indexes if index not in self._positions]
-                if new:
-                    self._new = {index: self._held(index)[0] for index in new}
+                indexes = partitions_of(client, self._link, self.name, 5.0)
+                self._new = [index for index in indexes if index not in self._positions]
             except BrokerUnavailable:
                 self._link.down()
             except SabotError as error:

@@ -235,7 +235,7 @@ class AgentOperator(ABC):
         self._pending_rows = 0
         self._pending_bytes = 0
         self._batch_rows = 0  # in all batches so far
-        self._batches: deque[tuple[int, float]] = deque()  # that have not ended: _batch_rows with it, arrival (monotonic)
+        self._batches: deque[tuple[int, float]] = deque()  # not ended: _batch_rows with it, arrival
         self._batch_seconds = Durations()
         self._notable_rows = 0  # _progressed is called when no more than these are pending
         self._capacity_rows = capacity_rows
@@ -352,6 +352,11 @@ class AgentOperator(ABC):
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
+    @property
+    def rows_out(self) -> int:
+        """Results handed on."""
+        return 0 if self._results is None else self._results.rows_total
+
     def statistics(self) -> dict[str, Any]:
         """Rows and bytes that wait in the lanes, and their bounds; rows_out; batches that have ended, and how long all took."""
         batches = self._batch_seconds.statistics()
@@ -361,7 +366,7 @@ class AgentOperator(ABC):
             "capacity_rows": self._capacity_rows,
             "capacity_bytes": self._capacity_bytes,
             "lanes": len(self._lanes),
-            "rows_out": 0 if self._results is None else self._results.rows_total,
+            "rows_out": self.rows_out,
             "batches": int(batches["count"]),
             "batch_seconds_total": batches["seconds_total"],
         }

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -24,8 +24,9 @@ from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
 from sabot.connectors.base import RECORD_SCHEMA, Positions, Sink, Source
 from sabot.errors import SabotError, TransientError, UserError
+from sabot.metrics import Sample
 from sabot.operators.agent import AgentOperator, decoded
-from sabot.state import StateBackend
+from sabot.state import MemoryBackend, RocksDBBackend, Snapshot, StateBackend
 
 __all__ = ["AgentTask", "OperatorPort", "SinkTask", "SourceTask", "positions_of", "schema_of"]
 
@@ -106,6 +107,15 @@ class SourceTask:
         else:
             await asyncio.to_thread(self.source.close)
 
+    def statistics(self) -> dict[str, Any]:
+        """rows_in (read in this job), ended, lag, and its channel; from any thread."""
+        return {
+            "rows_in": self.rows_in,
+            "ended": self.ended,
+            "lag": {f"{topic}[{partition}]": lag for (topic, partition), lag in self.source.lag().items()},
+            "channel": self.channel.statistics(),
+        }
+
     # -- in the thread ------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -133,7 +143,7 @@ class SourceTask:
             self.source.close()
 
     def _push(self, batch: Batch) -> None:
-        rows = batch.num_rows
+        self.rows_in += batch.num_rows
         offsets = batch.offsets
         if self.codec is not None:
             batch = decoded(batch, self.codec)
@@ -142,7 +152,6 @@ class SourceTask:
             if self._stopping or self.ended:
                 return
         self._positions.update(offsets)
-        self.rows_in += rows
 
     def _serve(self) -> None:
         while self._requests:
@@ -193,6 +202,20 @@ class SinkTask:
     def start(self) -> None:
         """The thread begins to write; the sink is open."""
         self._thread.start()
+
+    @property
+    def name(self) -> str:
+        """The sink's."""
+        return self.sink.name
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that are not written yet; from any thread."""
+        return self._channel.rows + sum(batch.num_rows for batch in list(self._backlog) if isinstance(batch, Batch))
+
+    def statistics(self) -> dict[str, Any]:
+        """rows_out (written in this job), waiting (elements that its full channel refused), and its channel; from any thread."""
+        return {"rows_out": self.rows_out, "waiting": len(self._backlog), "channel": self._channel.statistics()}
 
     @property
     def full(self) -> bool:
@@ -306,6 +329,11 @@ class OperatorPort:
 
     def __init__(self, operator: AgentOperator) -> None:
         self.operator = operator
+
+    @property
+    def name(self) -> str:
+        """The agent's id."""
+        return self.operator.spec.agent_id
 
     @property
     def full(self) -> bool:
@@ -466,9 +494,7 @@ class AgentTask:
             self._refuse_hung()
             flushes = [sink.barrier(checkpoint_id) for sink in self.sinks]
             snapshot = self._snapshot(checkpoint_id)
-            if self.backend is not None:
-                state = await self.backend.snapshot()
-                snapshot.states = {"state": state}
+            state = None if self.backend is None else await self._state_cut(self.backend)
         except Exception as error:
             _log.warning("checkpoint %d: %s", checkpoint_id, error)
             self._coordinator.decline(checkpoint_id, self.name, f"{type(error).__name__}: {error}")
@@ -477,20 +503,40 @@ class AgentTask:
             for operator in self.operators.values():
                 operator.freeze(None)
             thaw.set()
-        ack = self._loop.create_task(self._acknowledge(checkpoint_id, snapshot, flushes))
+        ack = self._loop.create_task(self._acknowledge(checkpoint_id, snapshot, state, flushes))
         self._acks.add(ack)
         ack.add_done_callback(self._acks.discard)
 
+    async def _state_cut(self, backend: StateBackend) -> asyncio.Future[Snapshot]:
+        """Returns when the cut is taken; the snapshot itself comes later.
+
+        Our backends cut before they first suspend, which a new task does within one round of the loop. A user's own
+        `snapshot` may do other things first, so it is awaited to its end.
+        """
+        taking = self._loop.create_task(backend.snapshot())
+        if type(backend).snapshot in (MemoryBackend.snapshot, RocksDBBackend.snapshot):
+            await asyncio.sleep(0)
+        else:
+            await asyncio.wait([taking])
+        return taking
+
     async def _acknowledge(
-        self, checkpoint_id: int, snapshot: TaskSnapshot, flushes: list[asyncio.Future[None]]
+        self,
+        checkpoint_id: int,
+        snapshot: TaskSnapshot,
+        state: asyncio.Future[Snapshot] | None,
+        flushes: list[asyncio.Future[None]],
     ) -> None:
-        results = await asyncio.gather(*flushes, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                snapshot.discard()
-                self._coordinator.decline(checkpoint_id, self.name, str(result))
-                return
-        self._coordinator.acknowledge(checkpoint_id, self.name, snapshot)
+        """The cut is complete when the state is safe and every sink has flushed what was put before it."""
+        results = await asyncio.gather(*([] if state is None else [state]), *flushes, return_exceptions=True)
+        if state is not None and not state.cancelled() and state.exception() is None:
+            snapshot.states = {"state": state.result()}
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if errors:
+            snapshot.discard()
+            self._coordinator.decline(checkpoint_id, self.name, str(errors[0]))
+        else:
+            self._coordinator.acknowledge(checkpoint_id, self.name, snapshot)
 
     def _refuse_hung(self) -> None:
         """A call that has run for longer than a checkpoint may take is taken for hung: say so, rather than hide it."""
@@ -596,13 +642,36 @@ class AgentTask:
                     _log.warning("agent %s is gone; its unfinished rows are dropped", agent_id)
                 continue
             operator.counters.messages_processed = facts["messages_processed"]
-            operator.counters.errors_count = facts["errors"]
+            operator.counters.errors_count = operator.errors_before = facts["errors"]
             for entry in entries:
                 operator.put(Batch(_from_ipc(read(entry["file"])), None, entry["topic"]))
 
     def statistics(self) -> dict[str, Any]:
-        """Figures of the task's channels."""
-        return {source.name: source.channel.statistics() for source in self.sources}
+        """Figures of its sources, operators, sinks and gate; from any thread."""
+        sinks: dict[str, Any] = {}
+        for sink in list(self.sinks):
+            sinks[f"{sink.name}#{len(sinks)}" if sink.name in sinks else sink.name] = sink.statistics()
+        return {
+            "sources": {source.name: source.statistics() for source in list(self.sources)},
+            "operators": {agent_id: operator.statistics() for agent_id, operator in list(self.operators.items())},
+            "sinks": sinks,
+            "gate": {} if self._gate is None else self._gate.statistics(),
+        }
+
+    def samples(self) -> Iterator[Sample]:
+        """For metrics; from any thread, once the task has been built."""
+        for source, consumer in zip(self.sources, self._consumers, strict=True):
+            agent_id, topic = consumer.spec.agent_id, source.source.name
+            yield Sample("sabot_records_in_total", source.rows_in, agent_id, topic)
+            yield Sample("sabot_channel_rows", source.channel.rows, agent_id, topic)
+            for (name, partition), lag in source.source.lag().items():
+                yield Sample("sabot_consumer_lag", lag, agent_id, name, str(partition))
+        for sink in self.sinks:
+            yield Sample("sabot_channel_rows", sink.waiting_rows, "sink", sink.name)
+        for agent_id, operator in self.operators.items():
+            yield from operator.samples()
+            if isinstance(operator.port, OperatorPort):
+                yield Sample("sabot_records_in_total", operator.rows_out, operator.port.name, agent_id)
 
 
 def positions_of(rows: list[list[Any]]) -> Positions:

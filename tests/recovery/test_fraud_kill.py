@@ -7,15 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import sabot
+from sabot._cython.batch import Batch
 from sabot.app import App
 from sabot.connectors.files import NdjsonSink
-from sabot.demos.fraud.app import Figures, build
+from sabot.demos.fraud.app import build
 from sabot.demos.fraud.generator import FraudSource
 from sabot.state import StateBackend, open_backend
 
@@ -24,21 +26,33 @@ WORLD = {"customers": 900, "terminals": 450}
 NAMESPACES = ("alerts", "customers", "terminals", "totals")
 
 
+class DeadlySource(FraudSource):
+    """Kills the process in the middle: behind a complete checkpoint, and behind rows that it does not cover."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__(ROWS, seed=3, **WORLD)
+        self.runtime = app.agent_runtime
+        self.never = threading.Event()
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        (row,) = self.positions().values()
+        scored = self.runtime.get_stats()["fraud.score"]["messages_processed"]
+        if scored > ROWS // 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        covered = self.runtime.checkpoint_coordinator.statistics()["completed"]
+        if row > (ROWS // 2 + 10_000 if covered else ROWS // 2 - 10_000):
+            self.never.wait(timeout)
+            return None
+        return super().read_batch(max_rows, timeout)
+
+
 async def run(directory: Path, state: str, *, killed: bool = False) -> dict[str, Any]:
     """The demo's agents over all rows. `killed`: this process ends in the middle, behind a complete checkpoint."""
     app = App("fraud", state=state, checkpoint_interval="50ms")
     app.state_backend = backend = open_backend(state, "db")
     assert backend is not None
-    checkpointed_at: list[int] = []
-
-    def look(figures: Figures) -> None:
-        if killed and app.statistics()["checkpoints"]["completed"] and figures.rows > ROWS // 4:
-            checkpointed_at.append(figures.rows)
-            if figures.rows > checkpointed_at[0] + 10_000:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    source = FraudSource(ROWS, seed=3, **WORLD)
-    build(app, source, alerts=NdjsonSink(directory / "alerts.ndjson"), seed=3, progress=look)
+    source = DeadlySource(app) if killed else FraudSource(ROWS, seed=3, **WORLD)
+    build(app, source, alerts=NdjsonSink(directory / "alerts.ndjson"), seed=3)
     try:
         await app.run()
         return {

@@ -1,6 +1,7 @@
 """Error policies and dead letters: fail, retry, skip; what cannot be decoded; failing batches; calls that hang (row 0.06)."""
 
 import asyncio
+import itertools
 import time
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ from agent_tools import bounded, processed, publish, records, started, state_of,
 
 from sabot import AgentFailed, App, RowErrors, UserError
 from sabot.connectors.files import NdjsonSource
+from sabot.connectors.memory import MemoryBroker
 
 HEADERS = {
     "sabot.topic",
@@ -78,8 +80,6 @@ async def test_skip_leaves_a_dead_letter_with_the_original_bytes_and_all_headers
         raise ValueError("no good")
 
     broker_value = b'{ "id" :  7 }'
-    from sabot.connectors.memory import MemoryBroker
-
     broker = MemoryBroker.get(app.broker)
     broker.create_topic("orders", 2)
     broker.publish("orders", [1], partition=1)
@@ -218,7 +218,7 @@ async def test_retry_backs_off_longer_each_time(app):
     publish(app, "orders", ["x"])
     async with started(app):
         await until(lambda: len(records(app, "orders.dlq")) == 1)
-    pauses = [after - before for before, after in zip(times, times[1:], strict=False)]
+    pauses = [after - before for before, after in itertools.pairwise(times)]
     assert len(pauses) == 3
     assert all(pause >= 0.02 for pause in pauses)  # jitter may shorten a pause, not to nothing
     assert sum(pauses) >= 0.12

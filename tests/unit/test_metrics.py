@@ -1,86 +1,422 @@
-"""Prometheus text over what `App.statistics()` says."""
+"""What Prometheus sees of an app: names, labels, numbers that add up, over HTTP, while it runs and over restarts."""
 
-import re
-import subprocess
+import asyncio
+import http.client
+import itertools
+import shutil
 import sys
-import urllib.request
-from collections.abc import Iterator
+import threading
+from pathlib import Path
+from urllib.request import urlopen
 
+import pyarrow as pa
 import pytest
+from agent_tools import checkpoint, processed, publish, started, state_of, until
+from prometheus_client.parser import text_string_to_metric_families
 
-from sabot.errors import UserError
-from sabot.metrics import MetricsServer, serve
+from sabot import App
+from sabot.connectors.files import NdjsonSource
+from sabot.errors import MissingExtra, UserError
+from sabot.metrics import Durations, Metrics, Sample
+from sabot.testing import ManualClock
 
-STATISTICS = {
-    "app": "shop",
-    "agents": {
-        "shop.check": {"state": "running", "errors": 3, "dead_letters": 2},
-        "shop.score": {"state": "running", "errors": 0, "dead_letters": 0},
-    },
-    "channels": {
-        "shop.check/orders": {"rows": 7, "rows_total": 100},
-        "shop.score/data/in.ndjson": {"rows": 0, "rows_total": 5},
-    },
-    "checkpoints": {"completed": 4, "failed": 1, "last_seconds": 0.25, "last_bytes": 4096},
-    "state": {"keys": 10, "bytes": 2048},
-}
+Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def figures(text: str) -> Figures:
+    """(name, labels) -> value; fails where a sample stands twice."""
+    found: Figures = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            key = (sample.name, frozenset(sample.labels.items()))
+            assert key not in found, key
+            found[key] = sample.value
+    return found
+
+
+def read(app: App) -> Figures:
+    return figures(app.agent_runtime.metrics.text())
+
+
+def at(now: Figures, name: str, **labels: str) -> float:
+    return now[name, frozenset(labels.items())]
+
+
+def names(now: Figures) -> set[str]:
+    return {name for name, _ in now}
+
+
+def counters(now: Figures) -> Figures:
+    return {key: value for key, value in now.items() if key[0].endswith(("_total", "_bucket", "_count", "_sum"))}
+
+
+def assert_none_went_back(before: Figures, after: Figures) -> None:
+    assert {key: (value, after.get(key)) for key, value in counters(before).items() if after.get(key, -1) < value} == {}
 
 
 @pytest.fixture
-def server() -> Iterator[MetricsServer]:
-    server = serve(lambda: STATISTICS, 0, "127.0.0.1")
-    yield server
-    server.close()
+def app(memory_url: str) -> App:
+    return App("shop", memory_url, state="memory")
 
 
-def scrape(server: MetricsServer) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as answer:
-        return answer.read().decode()
+def sorting_out(app: App) -> None:
+    """An agent that skips what is not positive, and one behind it that takes its results."""
+
+    @app.agent()
+    async def second(ctx):
+        await ctx.state().put("last", ctx.message)
+
+    @app.agent("orders", sink=second, on_error="skip")
+    async def first(ctx):
+        if ctx.message <= 0:
+            raise ValueError("not positive")
+        return ctx.message * 2
 
 
-def test_a_scrape_gives_every_figure_under_its_name_and_labels(server: MetricsServer) -> None:
-    lines = [line for line in scrape(server).splitlines() if not line.startswith("#")]
-    assert sorted(lines) == [
-        'sabot_agent_errors_total{app="shop",operator="shop.check"} 3.0',
-        'sabot_agent_errors_total{app="shop",operator="shop.score"} 0.0',
-        'sabot_channel_rows{app="shop",operator="shop.check",topic="orders"} 7.0',
-        'sabot_channel_rows{app="shop",operator="shop.score",topic="data/in.ndjson"} 0.0',
-        'sabot_checkpoint_bytes{app="shop"} 4096.0',
-        'sabot_checkpoint_failed_total{app="shop"} 1.0',
-        'sabot_checkpoint_seconds{app="shop"} 0.25',
-        'sabot_dead_letters_total{app="shop",operator="shop.check"} 2.0',
-        'sabot_dead_letters_total{app="shop",operator="shop.score"} 0.0',
-        'sabot_records_in_total{app="shop",operator="shop.check",topic="orders"} 100.0',
-        'sabot_records_in_total{app="shop",operator="shop.score",topic="data/in.ndjson"} 5.0',
-        'sabot_state_bytes{app="shop"} 2048.0',
-        'sabot_state_keys{app="shop"} 10.0',
-    ]
+async def test_the_figures_of_agents_add_up(app: App) -> None:
+    sorting_out(app)
+
+    @app.agent("orders", name="copy", sink="copies", batch=True, schema={"n": "int64"})
+    def copy(batch, ctx):
+        return batch
+
+    publish(app, "orders", [1, -1, 2, 3, 0])
+    async with started(app):
+        await until(lambda: processed(app, "second") == 3, "the results")
+        await until(lambda: app.statistics()["agents"]["shop.copy"]["dead_letters"] == 5, "rows that are no objects")
+        await checkpoint(app)  # ships the dead letters
+        now = read(app)
+    shop = {"app": "shop"}
+    assert at(now, "sabot_records_in_total", **shop, operator="shop.first", topic="orders") == 5
+    assert at(now, "sabot_records_out_total", **shop, operator="shop.first", topic="shop.second") == 3
+    assert at(now, "sabot_records_in_total", **shop, operator="shop.second", topic="shop.first") == 3
+    assert at(now, "sabot_agent_errors_total", **shop, operator="shop.first") == 2
+    assert at(now, "sabot_agent_errors_total", **shop, operator="shop.second") == 0
+    assert at(now, "sabot_agent_errors_total", **shop, operator="shop.copy") == 5
+    assert at(now, "sabot_dead_letters_total", **shop, operator="shop.first", topic="orders") == 2
+    assert at(now, "sabot_dead_letters_total", **shop, operator="shop.copy", topic="orders") == 5
+    assert at(now, "sabot_records_out_total", **shop, operator="shop.copy", topic="copies") == 0
+    assert at(now, "sabot_batch_seconds_count", **shop, operator="shop.first") == 1
+    assert at(now, "sabot_channel_rows", **shop, operator="shop.first", topic="orders") == 0
+    assert at(now, "sabot_channel_rows", **shop, operator="sink", topic="copies") == 0
+    assert at(now, "sabot_consumer_lag", **shop, operator="shop.first", topic="orders", partition="0") == 0
+    assert at(now, "sabot_state_keys", **shop) == 1
+    assert at(now, "sabot_state_bytes", **shop) > 0
+    assert at(now, "sabot_checkpoint_failed_total", **shop) == 0
+    assert at(now, "sabot_checkpoint_seconds", **shop) > 0
 
 
-def test_every_name_has_one_help_line_and_the_type_that_its_ending_says(server: MetricsServer) -> None:
-    text = scrape(server)
-    types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
-    assert types
-    assert all((kind == "counter") == name.endswith("_total") for name, kind in types.items())
-    assert len(re.findall(r"^# HELP ", text, re.MULTILINE)) == len(types)
+async def test_an_app_has_just_these_names_and_labels(app: App) -> None:
+    sorting_out(app)
+    publish(app, "orders", [0, 1])
+    async with started(app):
+        await until(lambda: processed(app, "second") == 1)
+        await checkpoint(app)
+        now = read(app)
+    labels: dict[str, set[str]] = {}
+    for name, where in now:
+        labels.setdefault(name, set()).update(label for label, _ in where)
+    rows = {"app", "operator", "topic"}
+    assert labels == {
+        "sabot_records_in_total": rows,
+        "sabot_records_out_total": rows,
+        "sabot_dead_letters_total": rows,
+        "sabot_agent_errors_total": {"app", "operator"},
+        "sabot_batch_seconds_bucket": {"app", "operator", "le"},
+        "sabot_batch_seconds_count": {"app", "operator"},
+        "sabot_batch_seconds_sum": {"app", "operator"},
+        "sabot_channel_rows": rows,
+        "sabot_consumer_lag": {*rows, "partition"},
+        "sabot_checkpoint_seconds": {"app"},
+        "sabot_checkpoint_bytes": {"app"},
+        "sabot_checkpoint_failed_total": {"app"},
+        "sabot_state_bytes": {"app"},
+        "sabot_state_keys": {"app"},
+    }
 
 
-def test_a_port_that_is_taken_is_named(server: MetricsServer) -> None:
-    with pytest.raises(UserError, match=f"metrics port {server.port}: .*--metrics-port"):
-        serve(lambda: STATISTICS, server.port, "127.0.0.1")
+def test_an_app_that_never_ran_has_figures_too(app: App) -> None:
+    assert read(app) == {("sabot_checkpoint_failed_total", frozenset({("app", "shop")})): 0}
 
 
-def test_the_port_is_free_after_close() -> None:
-    first = serve(lambda: STATISTICS, 0, "127.0.0.1")
-    first.close()
-    serve(lambda: STATISTICS, first.port, "127.0.0.1").close()
+async def test_a_failed_agent_is_counted_and_its_unread_rows_are_lag(app: App) -> None:
+    @app.agent("orders")
+    async def check(ctx):
+        raise ValueError("no such order")
+
+    publish(app, "orders", [{"n": 1}])
+    async with started(app):
+        await until(lambda: state_of(app, "check") == "failed")
+        publish(app, "orders", [{"n": 2}] * 10)
+        now = read(app)
+    assert at(now, "sabot_agent_errors_total", app="shop", operator="shop.check") == 1
+    assert at(now, "sabot_records_in_total", app="shop", operator="shop.check", topic="orders") == 1
+    assert at(now, "sabot_consumer_lag", app="shop", operator="shop.check", topic="orders", partition="0") == 10
+    assert "sabot_dead_letters_total" not in names(now)
 
 
-def test_without_the_extra_the_command_that_installs_it_is_said() -> None:
-    code = (
-        "import sys; sys.modules['prometheus_client'] = None\n"
-        "from sabot.errors import MissingExtra\nfrom sabot.metrics import serve\n"
-        "try: serve(dict, 0)\nexcept MissingExtra as error: print(error)"
+@pytest.mark.parametrize("batch", [False, True])
+async def test_a_batch_lasts_from_its_arrival_to_the_end_of_its_last_call(memory_url: str, batch: bool) -> None:
+    clock = ManualClock()
+    app = App("shop", memory_url, clock=clock)
+    schema = {"schema": {"n": "int64"}} if batch else {}
+
+    @app.agent("orders", batch=batch, **schema)
+    def work(message, *ctx):
+        rows = message.num_rows if ctx else 1
+        clock.advance(0.2 * rows)
+
+    publish(app, "orders", [{"n": 1}, {"n": 2}, {"n": 3}])
+    async with started(app):
+        await until(lambda: processed(app, "work") == 3)
+        now = read(app)
+        publish(app, "orders", [{"n": 4}])
+        await until(lambda: processed(app, "work") == 4)
+        later = read(app)
+    where = {"app": "shop", "operator": "shop.work"}
+    assert at(now, "sabot_batch_seconds_count", **where) == 1
+    assert at(now, "sabot_batch_seconds_sum", **where) == pytest.approx(0.6)
+    assert at(now, "sabot_batch_seconds_bucket", **where, le="0.5") == 0
+    assert at(now, "sabot_batch_seconds_bucket", **where, le="1.0") == 1
+    assert at(later, "sabot_batch_seconds_bucket", **where, le="0.25") == 1
+    assert at(later, "sabot_batch_seconds_bucket", **where, le="+Inf") == 2
+    assert at(later, "sabot_batch_seconds_sum", **where) == pytest.approx(0.8)
+
+
+async def test_a_batch_has_ended_when_slow_calls_on_other_lanes_have(app: App) -> None:
+    """With several lanes rows do not end in order; no batch may be counted before as many rows have ended as came with it."""
+    gate = asyncio.Event()
+
+    @app.agent("orders", concurrency=4)
+    async def work(ctx):
+        if ctx.message == "slow":
+            await gate.wait()
+
+    publish(app, "orders", ["slow", 1, 2, 3, 4, 5])
+    async with started(app):
+        await until(lambda: processed(app, "work") >= 4)
+        assert at(read(app), "sabot_batch_seconds_count", app="shop", operator="shop.work") == 0
+        gate.set()
+        await until(lambda: processed(app, "work") == 6)
+        assert at(read(app), "sabot_batch_seconds_count", app="shop", operator="shop.work") == 1
+
+
+# --- over HTTP
+
+
+async def test_the_figures_are_served_while_the_app_runs_and_no_longer(app: App) -> None:
+    sorting_out(app)
+    app.configure(metrics_port=0)
+    publish(app, "orders", [1, 2])
+    async with started(app):
+        await until(lambda: processed(app, "second") == 2)
+        port = app.statistics()["metrics"]["port"]
+        with await asyncio.to_thread(urlopen, f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            assert answer.headers["Content-Type"].startswith("text/plain")
+            text = answer.read().decode()
+        assert app.statistics()["metrics"] == {"scrapes": 1, "port": port}
+    now = figures(text)
+    assert at(now, "sabot_records_in_total", app="shop", operator="shop.first", topic="orders") == 2
+    assert "# HELP sabot_records_in_total " in text
+    assert "# TYPE sabot_batch_seconds histogram" in text
+    with pytest.raises(ConnectionRefusedError):
+        http.client.HTTPConnection("127.0.0.1", port, timeout=10).connect()
+    assert app.statistics()["metrics"]["port"] == 0
+
+
+async def test_a_port_that_is_taken_is_an_error_that_names_it_and_nothing_stays_open(app: App, memory_url: str) -> None:
+    taken = Metrics("other", lambda: [])
+    port = taken.serve(0)
+    sorting_out(app)
+    app.configure(metrics_port=port)
+    try:
+        with pytest.raises(UserError, match=f"127.0.0.1:{port}"):
+            await app.run()
+    finally:
+        taken.close()
+    assert state_of(app, "first") == "stopped"
+    async with started(app):  # the port is free now
+        assert app.statistics()["metrics"]["port"] == port
+
+
+def test_a_port_that_cannot_be_is_refused(app: App) -> None:
+    with pytest.raises(UserError, match="65536"):
+        app.configure(metrics_port=65536)
+
+
+async def test_without_the_package_the_error_says_what_to_install(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    app.configure(metrics_port=0)
+    with pytest.raises(MissingExtra, match=r"--metrics-port.*pip install 'sabot\[metrics\]'"):
+        await app.run()
+
+
+# --- over restarts
+
+
+async def test_no_counter_goes_back_when_an_older_checkpoint_is_restored(tmp_path: Path, memory_url: str) -> None:
+    app = App("shop", memory_url, state="memory", checkpoint_dir=tmp_path)
+    sorting_out(app)
+    publish(app, "orders", [0, 1])
+    async with started(app):
+        await until(lambda: processed(app, "second") == 1)
+        first = await checkpoint(app)
+        publish(app, "orders", [-1, -2, 2, 3])
+        await until(lambda: processed(app, "second") == 3)
+        await checkpoint(app)
+        running = read(app)
+    stopped = read(app)
+    for newer in tmp_path.glob("chk-*"):
+        if int(newer.name.removeprefix("chk-")) > first:
+            shutil.rmtree(newer)
+    seen = []
+    async with started(app):
+        assert app.agent_runtime.restored_from == first
+        seen.append(read(app))
+        await until(lambda: processed(app, "second") == 3, "the rows after the first checkpoint, again")
+        await checkpoint(app)
+        seen.append(read(app))
+    seen.append(read(app))
+    for before, after in itertools.pairwise([running, stopped, *seen]):
+        assert_none_went_back(before, after)
+    last = seen[-1]
+    assert app.statistics()["agents"]["shop.first"]["errors"] == 3  # of the job as restored: 1, then 2 again
+    assert at(last, "sabot_agent_errors_total", app="shop", operator="shop.first") == 5  # of the process
+    assert at(last, "sabot_dead_letters_total", app="shop", operator="shop.first", topic="orders") == 5
+    assert at(last, "sabot_records_in_total", app="shop", operator="shop.first", topic="orders") == 10
+    assert at(last, "sabot_records_out_total", app="shop", operator="shop.first", topic="shop.second") == 5
+
+
+async def test_gauges_go_with_the_job_and_counters_stay(app: App) -> None:
+    sorting_out(app)
+    publish(app, "orders", [1])
+    async with started(app):
+        await until(lambda: processed(app, "second") == 1)
+        assert {"sabot_channel_rows", "sabot_consumer_lag", "sabot_state_keys"} <= names(read(app))
+    assert not {"sabot_channel_rows", "sabot_consumer_lag", "sabot_state_keys"} & names(read(app))
+    assert at(read(app), "sabot_records_in_total", app="shop", operator="shop.first", topic="orders") == 1
+
+
+# --- from other threads
+
+
+async def test_scraping_from_other_threads_is_safe_while_the_app_starts_runs_and_stops(
+    tmp_path: Path, memory_url: str
+) -> None:
+    app = App("shop", memory_url, state=str(tmp_path / "state"), checkpoint_interval=0.05)
+    sorting_out(app)
+    over = threading.Event()
+    errors: list[BaseException] = []
+    scrapes = [0, 0]
+
+    def scrape(me: int) -> None:
+        before: Figures = {}
+        try:
+            while not over.is_set():
+                now = read(app)
+                app.statistics()
+                assert_none_went_back(before, now)
+                before = now
+                scrapes[me] += 1
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=scrape, args=(me,)) for me in (0, 1)]
+    for thread in threads:
+        thread.start()
+    try:
+        for begin in (0, 4_000):
+            publish(app, "orders", list(range(begin, begin + 4_000)))
+            async with started(app):
+                await until(lambda wanted=begin + 3_999: processed(app, "second") == wanted)
+    finally:
+        over.set()
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
+    assert errors == []
+    assert min(scrapes) > 5
+    assert at(read(app), "sabot_records_in_total", app="shop", operator="shop.first", topic="orders") == 8_000
+    assert at(read(app), "sabot_agent_errors_total", app="shop", operator="shop.first") == 1
+
+
+# --- statistics
+
+
+async def test_everything_that_lives_long_is_reached_from_the_statistics_of_the_app(app: App) -> None:
+    @app.agent("orders", sink="copies")
+    async def copy(ctx):
+        await ctx.state().put("n", ctx.message)
+        return ctx.message
+
+    publish(app, "orders", [1, 2, 3])
+    async with started(app):
+        await until(lambda: processed(app, "copy") == 3)
+        await checkpoint(app)
+        now = app.statistics()
+    assert now["app"] == "shop"
+    assert now["agents"]["shop.copy"]["messages_processed"] == 3
+    source, sink, operator = now["sources"]["shop.copy/orders"], now["sinks"]["copies"], now["operators"]["shop.copy"]
+    assert (source["rows_in"], source["ended"], source["lag"]) == (3, False, {"orders[0]": 0})
+    assert (source["channel"]["rows_total"], source["channel"]["rows"]) == (3, 0)
+    assert (sink["rows_out"], sink["waiting"], sink["channel"]["rows_total"]) == (3, 0, 3)
+    assert (operator["rows"], operator["rows_out"], operator["batches"]) == (0, 3, 1)
+    assert now["gate"]["inputs"] == 1
+    assert now["gate"]["barriers_total"] == 1
+    assert now["checkpoints"]["completed"] == 1
+    assert now["state"]["keys"] == 1
+    assert now["broker"]["rows_total"] == 6
+    after = app.statistics()
+    assert (after["sources"], after["sinks"], after["operators"], after["gate"], after["state"]) == ({}, {}, {}, {}, {})
+
+
+async def test_the_lag_of_a_file_is_in_bytes_under_its_path(tmp_path: Path, memory_url: str) -> None:
+    path = tmp_path / "rows.ndjson"
+    path.write_text('{"n": 1}\n{"n": 2}\n')
+    app = App("files", memory_url)
+    seen: list[Figures] = []
+
+    @app.agent(NdjsonSource(path), batch=True, schema={"n": "int64"})
+    def show(batch: pa.RecordBatch, ctx):
+        seen.append(read(app))
+
+    await app.run()
+    where = {"app": "files", "operator": "files.show", "topic": str(path)}
+    assert at(read(app), "sabot_records_in_total", **where) == 2
+    assert "sabot_consumer_lag" not in names(read(app))
+    assert seen
+
+
+# --- the parts
+
+
+def test_samples_that_agree_in_their_labels_are_added_up() -> None:
+    """Two sinks of one name, as when one topic and one file are called the same: a scrape may name a series once."""
+    durations = Durations()
+    durations.add(0.3)
+    metrics = Metrics("shop", lambda: [])
+    metrics.follow(
+        lambda: [
+            Sample("sabot_channel_rows", 2, "sink", "out"),
+            Sample("sabot_channel_rows", 3, "sink", "out"),
+            Sample("sabot_batch_seconds", durations.read(), "a"),
+            Sample("sabot_batch_seconds", durations.read(), "a"),
+        ]
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert "pip install 'sabot[metrics]'" in done.stdout, done.stderr
+    now = figures(metrics.text())
+    assert at(now, "sabot_channel_rows", app="shop", operator="sink", topic="out") == 5
+    assert at(now, "sabot_batch_seconds_count", app="shop", operator="a") == 2
+    assert at(now, "sabot_batch_seconds_sum", app="shop", operator="a") == pytest.approx(0.6)
+
+
+def test_a_duration_on_a_bound_belongs_to_it_and_none_is_too_long() -> None:
+    durations = Durations()
+    for seconds in (0.0, 0.0005, 0.00051, 10.0, 1e9):
+        durations.add(seconds)
+    counts = dict(zip(Durations.BOUNDS, durations.read()[:-1], strict=True))
+    assert {bound: count for bound, count in counts.items() if count} == {0.0005: 2, 0.001: 1, 10.0: 1, float("inf"): 1}
+    assert durations.statistics() == {"count": 5, "seconds_total": pytest.approx(1e9 + 10.00101)}
+
+
+def test_a_name_with_quotes_and_line_breaks_is_one_label() -> None:
+    metrics = Metrics('a "b"\n\\c', lambda: [Sample("sabot_state_keys", 1)])
+    assert at(figures(metrics.text()), "sabot_state_keys", app='a "b"\n\\c') == 1

@@ -6,7 +6,7 @@
 The totals stand in keyed state beside the features, so that after a restore they cover the whole run, each row once.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,23 +22,21 @@ from sabot.demos.fraud.scoring import SUSPICIOUS_FROM, scores, suspicious
 from sabot.errors import RowErrors, UserError
 from sabot.state import StateBackend, ValueState
 
-__all__ = ["INPUT_SCHEMA", "Figures", "build", "kept_figures"]
+__all__ = ["INPUT_SCHEMA", "Figures", "Meter", "build", "read_figures"]
 
 INPUT_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("scenario"))  # how a fraud was made is nobody's input
-_TOTALS = ("rows", "frauds", "flagged", "hits")  # fields of Figures, keys of the state "totals"
 _MOST = {"amount": 2.0**20, "ts": 2.0**45}  # what a day bucket can hold; the year 3084
 
 
-@dataclass
+@dataclass(frozen=True)
 class Figures:
-    """What the agents have counted since the first row, for those who watch; the truth stands in their state."""
+    """What the agents have counted since the first row, also before a restore."""
 
-    rows: int = 0
-    frauds: int = 0
-    flagged: int = 0
-    hits: int = 0  # frauds among the flagged
-    alerts: int = 0
-    rows_here: int = 0  # of `rows`, those that this process has seen
+    rows: int
+    frauds: int
+    flagged: int
+    hits: int  # frauds among the flagged
+    alerts: int
 
     @property
     def precision(self) -> float | None:
@@ -49,28 +47,29 @@ class Figures:
         return self.hits / self.frauds if self.frauds else None
 
 
+@dataclass
+class Meter:
+    """Rows that this process has scored; not state."""
+
+    rows: int = 0
+
+
 def build(
     app: App,
     transactions: str | Source = "transactions",
     *,
     alerts: str | Sink = "alerts",
     seed: int | None = None,
-    progress: Callable[[Figures], object] = lambda figures: None,
-) -> Figures:
-    """Puts the two agents on `app`; -> figures that move on while it runs (`progress` is told of each move).
-
-    With a `seed`, state that was built from another seed's rows is refused.
-    """
-    figures = Figures()
+) -> Meter:
+    """Puts the two agents on `app`. With a `seed`, state that was built from another seed's rows is refused."""
+    meter = Meter()
     customers, terminals = CustomerFeatures(), TerminalFeatures()
 
     @app.agent(sink=alerts)  # no topic: `score` writes into it
     async def alert(ctx: AgentContext) -> dict[str, Any]:
         row = ctx.message
         state = ctx.state("alerts")
-        figures.alerts = (await state.get("raised") or 0) + 1
-        await state.put("raised", figures.alerts)
-        progress(figures)
+        await state.put("raised", (await state.get("raised") or 0) + 1)
         times = (await state.get(row["customer_id"]) or 0) + 1
         await state.put(row["customer_id"], times)
         names = ("txn_id", "ts", "customer_id", "terminal_id", "amount", "score", "reason")
@@ -87,39 +86,34 @@ def build(
         points, reason = scores(batch["amount"].to_numpy(), features)
         is_fraud = batch["is_fraud"].to_numpy(zero_copy_only=False)
         flagged = points >= SUSPICIOUS_FROM
-        new = Figures(
-            rows=batch.num_rows,
-            frauds=int(np.count_nonzero(is_fraud)),
-            flagged=int(np.count_nonzero(flagged)),
-            hits=int(np.count_nonzero(is_fraud & flagged)),
-        )
-        add_to_totals(new, figures, ctx.state("totals"), seed)
-        progress(figures)
+        counted = {
+            "rows": batch.num_rows,
+            "frauds": int(np.count_nonzero(is_fraud)),
+            "flagged": int(np.count_nonzero(flagged)),
+            "hits": int(np.count_nonzero(is_fraud & flagged)),
+        }
+        add_to_totals(counted, ctx.state("totals"), seed)
+        meter.rows += batch.num_rows
         return suspicious(batch, points, reason)
 
-    return figures
+    return meter
 
 
-def add_to_totals(new: Figures, figures: Figures, state: KeyedState, seed: int | None) -> None:
-    """Adds a batch's figures to the totals in state, and shows the sums in `figures`."""
-    names = pa.array([*_TOTALS, "seed"])
+def add_to_totals(counted: Mapping[str, int], state: KeyedState, seed: int | None) -> None:
+    """Adds a batch's counts to those in state. Raises UserError when these are of another seed."""
+    names = pa.array([*counted, "seed"])
     *before, built_from = state.get_many(names).to_pylist()
     if built_from is not None and seed is not None and built_from != seed:
         raise UserError(f"this state was built with seed {built_from}, not {seed}", hint="start afresh (--fresh)")
-    sums = [(value or 0) + getattr(new, name) for name, value in zip(_TOTALS, before, strict=True)]
+    sums = [(kept or 0) + new for kept, new in zip(before, counted.values(), strict=True)]
     state.put_many(names, pa.array([*sums, seed], pa.int64()))
-    figures.rows_here += new.rows
-    for name, value in zip(_TOTALS, sums, strict=True):
-        setattr(figures, name, value)
 
 
-async def kept_figures(backend: StateBackend) -> Figures:
-    """What the state of the agents says, also of a run that had ended before this process."""
+async def read_figures(backend: StateBackend) -> Figures:
+    """What the state of the agents says; on the event loop of the app, or when it has stopped."""
     totals, alerts = ValueState(backend, "totals"), ValueState(backend, "alerts")
-    figures = Figures(alerts=await alerts.get("raised") or 0)
-    for name in _TOTALS:
-        setattr(figures, name, await totals.get(name) or 0)
-    return figures
+    counted = {name: await totals.get(name) or 0 for name in ("rows", "frauds", "flagged", "hits")}
+    return Figures(**counted, alerts=await alerts.get("raised") or 0)
 
 
 def refuse_bad_rows(batch: pa.RecordBatch) -> None:

@@ -14,11 +14,11 @@ from sabot.app import App
 from sabot.clock import SYSTEM_CLOCK
 from sabot.config import parse_broker
 from sabot.connectors.base import Positions, Source, iterate_records
-from sabot.demos.fraud.app import Figures, build, kept_figures
+from sabot.demos.fraud.app import Figures, Meter, build, read_figures
 from sabot.demos.fraud.generator import FraudSource
 from sabot.errors import DataError, UserError
 from sabot.kafka import open_sink, open_source
-from sabot.state import open_backend
+from sabot.state import StateBackend, open_backend
 
 __all__ = ["run"]
 
@@ -59,20 +59,15 @@ async def _run(rows: int, seed: int, broker: str, state: str, fresh: bool, conso
     publisher: _Publisher | None = None
     if parse_broker(broker)[0] == "kafka":
         publisher = await asyncio.to_thread(_Publisher, rows, seed, broker)
-
-    def look(figures: Figures) -> None:
-        if publisher is not None and figures.rows >= publisher.rows and figures.alerts >= figures.flagged:
-            app.request_stop()  # a topic has no end of its own
-
-    figures = build(app, FraudSource(rows, seed) if publisher is None else _TOPIC, seed=seed, progress=look)
+    meter = build(app, FraudSource(rows, seed) if publisher is None else _TOPIC, seed=seed)
     backend = await asyncio.to_thread(open_backend, state, "db")
     if backend is None:
         raise UserError("the demo keeps its features in state", hint='state: "memory" or a directory')
     app.state_backend = backend  # ours, so that the totals can be read when the app has stopped
     started = SYSTEM_CLOCK.monotonic()
     try:
-        with _bar(console) as bar:
-            watcher = asyncio.create_task(_watch(bar, rows, figures, started))
+        with _bar(console, rows) as bar:
+            watcher = asyncio.create_task(_watch(app, backend, bar, meter, publisher))
             try:
                 if publisher is not None:
                     publisher.start()
@@ -81,18 +76,18 @@ async def _run(rows: int, seed: int, broker: str, state: str, fresh: bool, conso
                 watcher.cancel()
                 if publisher is not None:
                     await asyncio.to_thread(publisher.stop)
-            _show(bar, figures, started)
-        seconds = SYSTEM_CLOCK.monotonic() - started
-        whole = await kept_figures(backend)
+            figures = await read_figures(backend)
+            _show(bar, meter, figures)
     finally:
         await backend.close()
+    seconds = SYSTEM_CLOCK.monotonic() - started
     return {
-        "rows": whole.rows,
+        "rows": figures.rows,
         "seconds": round(seconds, 3),
-        "rows_per_s": round(figures.rows_here / seconds),
-        "alerts": whole.alerts,
-        "precision": whole.precision,
-        "recall": whole.recall,
+        "rows_per_s": round(meter.rows / seconds),
+        "alerts": figures.alerts,
+        "precision": figures.precision,
+        "recall": figures.recall,
         "checkpoints": app.statistics()["checkpoints"]["completed"],
         "restored_from": app.agent_runtime.restored_from,
     }
@@ -114,6 +109,11 @@ class _Publisher:
 
     def start(self) -> None:
         self._thread.start()
+
+    def is_over(self, figures: Figures) -> bool:
+        """Every row of the topic is scored and its alert raised, or no more rows come."""
+        scored = figures.rows >= self.rows and figures.alerts >= figures.flagged
+        return scored or self._error is not None
 
     def stop(self) -> None:
         """Returns when the thread has ended. Raises what made it end early."""
@@ -174,7 +174,19 @@ def _same_row(found: Batch, wanted: Batch) -> bool:
         return False
 
 
-def _bar(console: Console) -> Progress:
+async def _watch(app: App, backend: StateBackend, bar: Progress, meter: Meter, publisher: _Publisher | None) -> None:
+    """Shows how far the agents are; ends a run over a topic, which has no end of its own, behind its last row."""
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        if any(agent["state"] != "running" for agent in app.agent_runtime.get_stats().values()):
+            continue  # the state may be on its way back from a checkpoint
+        figures = await read_figures(backend)
+        _show(bar, meter, figures)
+        if publisher is not None and publisher.is_over(figures):
+            app.request_stop()
+
+
+def _bar(console: Console, rows: int) -> Progress:
     columns = (
         TextColumn("transactions"),
         BarColumn(),
@@ -184,20 +196,15 @@ def _bar(console: Console) -> Progress:
         TextColumn("{task.fields[alerts]:,d} alerts"),
         TimeElapsedColumn(),
     )
-    return Progress(*columns, console=console, auto_refresh=False)
-
-
-async def _watch(bar: Progress, rows: int, figures: Figures, started: float) -> None:
+    bar = Progress(*columns, console=console, auto_refresh=False)
     bar.add_task("", total=rows, rows_per_s=0.0, alerts=0)
-    while True:
-        _show(bar, figures, started)
-        await asyncio.sleep(_LOOK_SECONDS)
+    return bar
 
 
-def _show(bar: Progress, figures: Figures, started: float) -> None:
-    for task in bar.task_ids:
-        rows_per_s = figures.rows_here / max(SYSTEM_CLOCK.monotonic() - started, 1e-9)
-        bar.update(task, completed=figures.rows, rows_per_s=rows_per_s, alerts=figures.alerts, refresh=True)
+def _show(bar: Progress, meter: Meter, figures: Figures) -> None:
+    task = bar.tasks[0]
+    rows_per_s = meter.rows / max(task.elapsed or 0.0, _LOOK_SECONDS)
+    bar.update(task.id, completed=figures.rows, rows_per_s=rows_per_s, alerts=figures.alerts, refresh=True)
 
 
 def _summary(outcome: dict[str, Any]) -> Table:
