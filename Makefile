@@ -2,10 +2,11 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.sabot$(if $(PYTHON),-$(notdir $(PYTHON)))
+STAMP := $(VENV)/.sabot$(if $(PYTHON),-with-$(notdir $(PYTHON)))
 SOURCES := pyproject.toml setup.py tools/setup.sh $(wildcard sabot/_cython/*.pyx sabot/_cython/*.pxd sabot/_cython/*.h)
 DEBUG_BUILD := build/debug
 KERNEL_TESTS := $(foreach t,json_kernel batch rows partition channel gate slice_fuzz,tests/unit/test_$(t).py)
+# Each prints one JSON object as its last line, checks its answer, and takes --rows.
 BENCHMARKS := $(sort $(wildcard benchmarks/kernels/*.py benchmarks/pipelines/*.py))
 
 .PHONY: demo test check lint types kernels-debug bench bench-smoke kafka kafka-stop clean
@@ -47,8 +48,8 @@ kafka-stop:
 # What was built here. The virtual environment and the broker's jars stay.
 clean:
 	rm -rf build dist wheelhouse *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -f sabot/_cython/*.so $(VENV)/.sabot*
-	find sabot tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f sabot/_cython/*.so $(VENV)/.sabot $(VENV)/.sabot-with-*
+	find . \( -path ./$(VENV) -o -path ./.kafka -o -path ./.git \) -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 # Written last, so that an interrupted set-up is not taken for a finished one; older than a source: built again.
 $(STAMP): $(SOURCES)

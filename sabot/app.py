@@ -172,9 +172,8 @@ class App:
     def _stop_on_interrupt(self) -> Callable[[], None]:
         """Ctrl-C stops in good order, where nobody else has claimed it; a second one is Python's own again."""
         before = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
-        claimed = before is not signal.default_int_handler and getattr(before, "__func__", None) is not getattr(
-            asyncio.Runner, "_on_sigint", None
-        )
+        runners = getattr(getattr(before, "func", None), "__self__", None)  # asyncio.run: partial(runner._on_sigint)
+        claimed = before is not signal.default_int_handler and not isinstance(runners, asyncio.Runner)
         if before is None or claimed:
             return lambda: None
 

@@ -42,7 +42,7 @@ _KINDS = {
     ),
     "sabot_dead_letters_total": _Kind("counter", _ROWS, "Records of a topic that an agent set apart as dead letters."),
     "sabot_agent_errors_total": _Kind(
-        "counter", ("operator",), "Calls that raised, and records that none could be made for."
+        "counter", ("operator",), "Calls that raised, and records that could not be decoded or had no key."
     ),
     "sabot_batch_seconds": _Kind(
         "histogram", ("operator",), "From a batch's arrival at an agent to the end of its last call."

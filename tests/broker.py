@@ -19,7 +19,7 @@ class Broker:
     def __init__(self, folder: Path | None = None, url: str = "") -> None:
         self.folder = folder
         self.url = url
-        self._ports = _free_ports(2)
+        self._ports = free_ports(2)
         if folder is not None:
             self.url = f"kafka://127.0.0.1:{self._ports[0]}"
 
@@ -43,10 +43,13 @@ class Broker:
     def _run(self, verb: str) -> "subprocess.CompletedProcess[str]":
         port, controller = (str(port) for port in self._ports)
         command = [str(SCRIPT), verb, "--port", port, "--controller-port", controller, "--dir", str(self.folder)]
+        environment = {**os.environ, "SABOT_KAFKA_JVM": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"}  # starts faster
         # output to files' end, not to pipes: the broker outlives the script and would hold a pipe open
         assert self.folder is not None
         with open(self.folder / "script.out", "w+") as out, open(self.folder / "script.err", "w+") as err:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=180, check=False)
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=180, check=False, env=environment
+            )
             out.seek(0)
             err.seek(0)
             return subprocess.CompletedProcess(command, done.returncode, out.read(), err.read())
@@ -57,7 +60,7 @@ def required() -> bool:
     return os.environ.get("SABOT_REQUIRE_KAFKA") == "1"
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:

@@ -89,7 +89,7 @@ fi
 # What an interrupted build has left may look newer than its source.
 if [ -e "$venv/.sabot-building" ]; then rm -rf build sabot/_cython/*.so; fi
 : >"$venv/.sabot-building"
-rm -f "$venv"/.sabot "$venv"/.sabot-python*
+rm -f "$venv"/.sabot "$venv"/.sabot-with-*
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 echo "sabot: installing what it builds with"

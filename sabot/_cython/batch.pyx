@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.arrow cimport array_of
+from sabot._cython.arrow cimport ArrowArray, array_of, schema_of
 
 from sabot.errors import UserError
 
@@ -141,15 +141,26 @@ def _import(data):
     if isinstance(data, pa.Table):
         return _joined(data)
     if hasattr(data, "__arrow_c_array__"):
-        array = _from_capsules(data)
-        if not pa.types.is_struct(array.type):
-            raise TypeError(f"a batch is made of rows of columns, not of {array.type}")
-        if array.null_count:
-            raise UserError("a batch cannot have rows that are null as a whole", hint="drop them or make their columns null")
-        return _RecordBatch.from_struct_array(array)
+        return _rows_of(_Capsules(data.__arrow_c_array__()))
     if hasattr(data, "__arrow_c_stream__"):
         return _joined(pa.table(data))
     raise TypeError(f"{type(data).__name__} does not speak Arrow (no __arrow_c_array__ or __arrow_c_stream__)")
+
+
+cdef object _rows_of(object capsules):
+    """A foreign struct array as a RecordBatch of its fields."""
+    cdef ArrowArray* raw = array_of(capsules.pair[1])
+    if schema_of(capsules.pair[0]).format != b"+s":
+        raise TypeError(f"a batch is made of rows of columns, not of {pa.field(capsules).type}")
+    if raw.length == 0:  # it may have no buffers, which pyarrow refuses
+        schema = pa.schema(capsules)
+        return _RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
+    if raw.offset == 0 and raw.null_count == 0:
+        return pa.record_batch(capsules)
+    array = pa.array(capsules)  # pyarrow makes no batch of a struct array with an offset
+    if array.null_count:
+        raise UserError("a batch cannot have rows that are null as a whole", hint="drop them or make their columns null")
+    return _RecordBatch.from_struct_array(array)
 
 
 def _joined(table):
@@ -186,7 +197,7 @@ cdef object _from_capsules(object data):
     """A foreign array as a pa.Array, its capsules taken once."""
     capsules = _Capsules(data.__arrow_c_array__())
     if array_of(capsules.pair[1]).length == 0:
-        return pa.nulls(0, pa.field(capsules).type)  # it may have no buffers, which pyarrow refuses
+        return pa.nulls(0, pa.field(capsules).type)  # as in _rows_of
     return pa.array(capsules)
 
 

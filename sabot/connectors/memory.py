@@ -339,11 +339,11 @@ class _Partition:
 
     def drop_oldest(self) -> int:
         """Lets go of the first chunk; how many rows went."""
-        chunk = self.chunks.pop(0)
+        rows: int = self.chunks.pop(0).num_rows
         del self.starts[0]
         self.nbytes -= self.sizes.pop(0)
-        self.first += chunk.num_rows
-        return chunk.num_rows
+        self.first += rows
+        return rows
 
     def offset_at(self, stamp: int) -> int:
         """The first offset whose timestamp is `stamp` or later; the end when there is none."""

@@ -37,8 +37,9 @@ def create_topic(
 def delete_topic(broker: str, topic: str, *, kafka: Mapping[str, Any] | None = None) -> None:
     """Deletes the topic; nothing happens when there is none."""
     link = link_of(broker, f"topic {topic!r}")
+    admin = admin_of(link, kafka or {})  # held until the answer is there: its end would be the request's end
     try:
-        admin_of(link, kafka or {}).delete_topics([topic])[topic].result()
+        admin.delete_topics([topic])[topic].result()
     except KafkaException as error:
         if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
             raise explain(error.args[0], link, topic) from error

@@ -58,7 +58,7 @@ class Link:
 
     def __init__(self, address: str, what: str) -> None:
         self.address = address
-        self.reason = "no answer"
+        self.reason = ""
         self.lost = False
         self.opened = False  # an opening that fails raises; only what comes later is logged
         self._what = what
@@ -78,7 +78,8 @@ class Link:
             if self.lost or not self.opened:
                 return
             self.lost, self._since = True, SYSTEM_CLOCK.monotonic()
-        log.warning("%s: kafka://%s does not answer (%s); waiting for it", self._what, self.address, self.reason)
+        why = f" ({self.reason})" if self.reason else ""
+        log.warning("%s: kafka://%s does not answer%s; waiting for it", self._what, self.address, why)
 
     def up(self) -> None:
         """Somebody answered."""
@@ -105,7 +106,7 @@ def client_of(
         if theirs is not None:
             theirs(error)
 
-    defaults = {"bootstrap.servers": link.address, "log_level": 2}
+    defaults = {"bootstrap.servers": link.address, "log_level": 2, "reconnect.backoff.max.ms": 2000}
     conf = {**defaults, **settings, **kafka, "error_cb": on_error}
     if "debug" in kafka and "log_level" not in kafka:
         del conf["log_level"]
@@ -150,15 +151,18 @@ def explain(error: KafkaError, link: Link, topic: str) -> SabotError:
         return UserError(f"{topic!r} is no name for a Kafka topic: {error.str()}")
     if code in _ABSENT:
         return BrokerUnavailable(
-            f"kafka://{link.address} does not answer: {link.reason if link.reason != 'no answer' else error.str()}",
+            f"kafka://{link.address} does not answer: {link.reason or error.str()}",
             hint="is the broker running, and is the address right?",
         )
     return TransientError(f"topic {topic!r} on kafka://{link.address}: {error.str()}")
 
 
-def partitions_of(client: Any, link: Link, topic: str, timeout: float = ANSWER_SECONDS) -> list[int]:
-    """The partitions of a topic, asked of the broker. UserError when it does not exist, BrokerUnavailable."""
-    deadline = SYSTEM_CLOCK.monotonic() + timeout
+def partitions_of(client: Any, link: Link, topic: str, timeout: float | None = None) -> list[int]:
+    """The partitions of a topic, asked of the broker. UserError when it does not exist, BrokerUnavailable.
+
+    Polls the client when there is a fault, to learn the reason: not for a consumer that is reading already.
+    """
+    deadline = SYSTEM_CLOCK.monotonic() + (ANSWER_SECONDS if timeout is None else timeout)
     while True:
         try:
             found = client.list_topics(topic, timeout=max(0.1, deadline - SYSTEM_CLOCK.monotonic())).topics[topic]

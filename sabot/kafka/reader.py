@@ -12,7 +12,15 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_INVALID,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 
 from sabot._cython.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
@@ -45,6 +53,7 @@ class KafkaReader(Source):
         self._ends: dict[int, int] = {}  # where the client last reported the end of the partition
         self._new: list[int] = []  # partitions found by the watch
         self._unread: set[int] = set()  # of those, the ones without a row so far
+        self._fault: UserError | None = None  # what the watch found that cannot heal
         self._closing = threading.Event()
         self._watch: threading.Thread | None = None
 
@@ -69,7 +78,7 @@ class KafkaReader(Source):
         except BaseException:
             self.close()
             raise
-        self._ends, self._new, self._unread = {}, [], set()
+        self._ends, self._new, self._unread, self._fault = {}, [], set(), None
         self._assign()
         self._link.opened = True
         self._watch = threading.Thread(target=self._watch_partitions, name=f"kafka-watch-{self.name}", daemon=True)
@@ -149,14 +158,17 @@ class KafkaReader(Source):
         deadline = SYSTEM_CLOCK.monotonic() + timeout
         wait = 0.0
         while True:
+            if self._fault is not None:
+                raise self._fault
             if self._new:
                 self._take_new()
             # `consume` waits until it has all that it was asked for: wait for one, then take what is there
             messages = consumer.consume(max_rows if wait == 0 else 1, wait)
             if messages and wait and max_rows > 1:
                 messages += consumer.consume(max_rows - 1, 0)
-            good = [message for message in messages if message.error() is None]
-            if len(good) < len(messages):
+            good = messages
+            if any(map(Message.error, messages)):
+                good = [message for message in messages if message.error() is None]
                 for message in messages:
                     if message.error() is not None:
                         self._notice(message)
@@ -169,13 +181,13 @@ class KafkaReader(Source):
             wait = min(left, WAIT_SECONDS)
 
     def _batch(self, messages: list[Any]) -> Batch:
-        indexes = [message.partition() for message in messages]
-        offsets = [message.offset() for message in messages]
-        headers = [message.headers() for message in messages]
+        indexes: list[Any] = list(map(Message.partition, messages))
+        offsets: list[Any] = list(map(Message.offset, messages))
+        headers: list[Any] = list(map(Message.headers, messages))
         data = build_records(
-            [message.value() for message in messages],
-            [message.key() for message in messages],
-            [message.timestamp()[1] for message in messages],
+            list(map(Message.value, messages)),
+            list(map(Message.key, messages)),
+            [stamp for _, stamp in map(Message.timestamp, messages)],
             indexes,
             offsets,
             [tuple(pairs) if pairs else () for pairs in headers] if any(headers) else None,
@@ -226,10 +238,16 @@ class KafkaReader(Source):
         poll in this thread would take records away from `read_batch`.
         """
         client = admin_of(self._link, self._kafka)
-        while not self._closing.wait(1.0 if self._link.lost else self._check_seconds):
+        missing = 0
+        while not self._closing.wait(1.0 if self._link.lost or missing else self._check_seconds):
             try:
                 indexes = partitions_of(client, self._link, self.name, 5.0)
                 self._new = [index for index in indexes if index not in self._positions]
+                missing = 0
+            except UserError as error:  # gone, or forbidden now; asked twice, for a broker that is just starting
+                missing += 1
+                if missing > 1:
+                    self._fault = error
             except BrokerUnavailable:
                 self._link.down()
             except SabotError as error:

@@ -11,6 +11,7 @@ from sabot.config import Duration, parse_broker, parse_seconds
 from sabot.connectors.base import Positions, Record, Source, iterate_records
 from sabot.connectors.memory import MemorySource
 from sabot.errors import UserError
+from sabot.kafka.bridge import done
 
 __all__ = ["KafkaSource"]
 
@@ -132,7 +133,7 @@ class KafkaSource(Source):
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"kafka-{self.name}")
             self._fetch = self._thread.submit(self._source.read_batch, FETCH_ROWS, FETCH_SECONDS)
         fetch = self._fetch
-        await asyncio.wait([asyncio.wrap_future(fetch)])
+        await done(fetch)
         if self._fetch is not fetch:  # another call took it
             return None
         self._fetch = None

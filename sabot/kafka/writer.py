@@ -15,6 +15,7 @@ from sabot._cython.rows import bytes_list
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.base import Headers, Sink, header_rows, to_records
 from sabot.errors import DataError, RowErrors, TransientError, UserError
+from sabot.kafka.bridge import done
 from sabot.kafka.client import MESSAGE_BYTES, ensure_topic, explain, link_of, partitions_of, producer_of
 
 __all__ = ["KafkaSender", "KafkaWriter"]
@@ -42,12 +43,10 @@ class KafkaWriter(Sink):
         self._link.opened = True
 
     def _on_delivery(self, error: KafkaError | None, message: Any) -> None:
-        if error is None:
-            self._link.up()
-            return
-        self._refused += 1
-        if self._first_refusal is None:
-            self._first_refusal = _refusal(error, self._link, self.name, message)
+        if error is not None:
+            self._refused += 1
+            if self._first_refusal is None:
+                self._first_refusal = _refusal(error, self._link, self.name, message)
 
     def write(self, batch: Batch) -> None:
         data = to_records(batch, int(SYSTEM_CLOCK.time() * 1000))
@@ -91,10 +90,13 @@ class KafkaWriter(Sink):
 
     def flush(self) -> None:
         producer = self._opened()
+        waiting = len(producer)
         while producer.flush(1.0) > 0:
             if self._producer is None:
                 raise TransientError(f"topic {self.name!r}: the sink was closed while it flushed")
         self._raise_refusal()
+        if waiting:
+            self._link.up()
 
     def _raise_refusal(self) -> None:
         first, count = self._first_refusal, self._refused
@@ -146,6 +148,7 @@ class KafkaSender:
 
         def on_delivery(error: KafkaError | None, message: Any) -> None:
             if error is None:
+                self._link.up()
                 sent.set_result(message.offset())
             else:
                 sent.set_exception(_refusal(error, self._link, topic, message))
@@ -168,7 +171,8 @@ class KafkaSender:
                     await asyncio.to_thread(partitions_of, self._producer, self._link, topic)
                     continue
                 raise _refusal(error.args[0], self._link, topic, None) from error
-        return await asyncio.shield(asyncio.wrap_future(sent))
+        await done(sent)
+        return sent.result()
 
     def _prepare(self, topic: str) -> None:
         ensure_topic(self._link, topic, self._kafka)

@@ -376,8 +376,9 @@ class AgentOperator(ABC):
         agent_id = self.spec.agent_id
         if self._results is not None:
             yield Sample("sabot_records_out_total", self._results.rows_total, agent_id, self._results.port.name)
-        for topic, buffer in list(self._dead.items()):
-            yield Sample("sabot_dead_letters_total", buffer.rows_total, agent_id, topic)
+        dead = {topic: buffer.rows_total for topic, buffer in list(self._dead.items())}
+        for topic, rows in {**dict.fromkeys(self.spec.topics, 0), **dead}.items():
+            yield Sample("sabot_dead_letters_total", rows, agent_id, topic)
         yield Sample("sabot_agent_errors_total", self.counters.errors_count - self.errors_before, agent_id)
         yield Sample("sabot_batch_seconds", self._batch_seconds.read(), agent_id)
 

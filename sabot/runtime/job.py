@@ -21,6 +21,8 @@ __all__ = ["Job"]
 _log = logging.getLogger(__name__)
 
 TASK = "agents"
+_BATCH_ROWS = 16384  # the cost of a call is spread over its rows
+_RECORD_ROWS = 2048  # dealing them to the lanes holds the event loop up: 2 ms
 _GRACE_SECONDS = 2.0  # for calls that run when the job is stopped
 
 
@@ -108,7 +110,7 @@ class Job:
             schema = spec.schema or schema_of(None if facts is None else facts["schema"])
             codec = JsonCodec(schema)
             operator.codec = JsonCodec(schema)
-        task = SourceTask(name, source, codec=codec)
+        task = SourceTask(name, source, codec=codec, max_rows=_BATCH_ROWS if spec.batch else _RECORD_ROWS)
         self.task.connect(task, operator)
         positions = None if facts is None else positions_of(facts["positions"])
         await asyncio.to_thread(task.open, positions, spec.start)

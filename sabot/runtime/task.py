@@ -33,13 +33,12 @@ __all__ = ["AgentTask", "OperatorPort", "SinkTask", "SourceTask", "positions_of"
 _log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05  # how long a request can wait for an idle source thread
-_MAX_ROWS = 4096
 
 
 class SourceTask:
     """The thread of one source. Requests (barriers, commits) are served between polls, also while the channel is full."""
 
-    def __init__(self, name: str, source: Source, *, codec: JsonCodec | None, max_rows: int = _MAX_ROWS) -> None:
+    def __init__(self, name: str, source: Source, *, codec: JsonCodec | None, max_rows: int) -> None:
         self.name = name
         self.source = source
         self.channel = Channel(name=name)

@@ -599,3 +599,122 @@ async def test_a_timeout_that_the_agent_sets_itself_works_and_is_its_own(app):
     async with started(app):
         await until(lambda: seen == [1, 2])
     assert records(app, "orders.dlq") == []
+
+
+# Odd messages and odd errors: nothing may get lost without a word
+
+
+@pytest.mark.parametrize("odd", [{"other": 1}, {"who": None}, {"who": {"deep": [1]}}, 5, "text", None, [1]], ids=repr)
+async def test_skip_or_call_but_never_lose_a_message_whose_key_is_odd(memory_url, odd):
+    """A keyed agent and a message without its key field: it is called, or the message is in the dead letters."""
+    app = App("shop", broker=memory_url, state="memory")
+    seen = []
+
+    @app.agent("orders", key="who", on_error="skip")
+    async def check(ctx):
+        await ctx.state().put("n", 1)
+        seen.append(ctx.message)
+
+    publish(app, "orders", [{"who": "a"}, b"null" if odd is None else odd, {"who": "b"}])
+    async with started(app):
+        await until(lambda: len(seen) + len(records(app, "orders.dlq")) == 3)
+        assert state_of(app, "check") == "running"
+    assert {"who": "a"} in seen
+    assert {"who": "b"} in seen
+    assert odd in seen or values(app, "orders.dlq") == [odd]
+
+
+async def test_a_null_payload_is_not_lost(app):
+    seen = []
+
+    @app.agent("orders", on_error="skip")
+    async def check(ctx):
+        seen.append(ctx.message)
+
+    publish(app, "orders", [1, None, 2])
+    async with started(app):
+        await until(lambda: len(seen) + len(records(app, "orders.dlq")) == 3)
+    assert [message for message in seen if message is not None] == [1, 2]
+
+
+async def test_skip_takes_a_cancellation_of_the_agents_own_making_as_an_error(app):
+    """Something that the agent awaits was cancelled by somebody else: that is no stop of the agent."""
+
+    @app.agent("orders", sink="out", on_error="skip")
+    async def check(ctx):
+        if ctx.message == "bad":
+            work = asyncio.create_task(asyncio.sleep(60))
+            work.cancel()
+            await work
+        return ctx.message
+
+    publish(app, "orders", ["a", "bad", "b"])
+    async with started(app):
+        await until(lambda: values(app, "out") == ["a", "b"])
+        await until(lambda: values(app, "orders.dlq") == ["bad"])
+        assert state_of(app, "check") == "running"
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Unprintable(), ValueError("half a pair: \ud800"), ValueError("x" * 5_000_000), ValueError("a\x00b\n"), KeyError()],
+    ids=["unprintable", "surrogate", "five_megabytes", "control_characters", "no_message"],
+)
+async def test_skip_survives_an_error_with_an_odd_message(app, error):
+    @app.agent("orders", sink="out", on_error="skip")
+    async def check(ctx):
+        if ctx.message == "bad":
+            raise error
+        return ctx.message
+
+    publish(app, "orders", ["bad", "b"])
+    async with started(app):
+        await until(lambda: values(app, "out") == ["b"], patience=5)
+        await until(lambda: values(app, "orders.dlq") == ["bad"], patience=5)
+    headers = headers_of(records(app, "orders.dlq")[0])
+    assert set(headers) == HEADERS
+    assert headers["sabot.error"].rpartition(".")[2] == type(error).__name__
+
+
+async def test_skip_takes_a_state_value_that_cannot_be_kept_as_an_error(memory_url):
+    app = App("shop", broker=memory_url, state="memory")
+
+    @app.agent("orders", sink="out", on_error="skip")
+    async def check(ctx):
+        await ctx.state().put("last", object() if ctx.message == "bad" else ctx.message)
+        return await ctx.state().get("last")
+
+    publish(app, "orders", ["a", "bad", "b"])
+    async with started(app):
+        await until(lambda: values(app, "out") == ["a", "b"])
+        await until(lambda: values(app, "orders.dlq") == ["bad"])
+
+
+async def test_fail_with_concurrency_leaves_no_record_out_and_counts_none_twice(memory_url, tmp_path):
+    rows = 200
+    lines = write_lines(tmp_path / "in.ndjson", [{"k": f"k{n % 8}", "n": n} for n in range(rows)])
+    totals = {}
+
+    def build(bad):
+        app = App("shop", broker=memory_url, state=str(tmp_path / "state"))
+
+        @app.agent(NdjsonSource(lines), key="k", concurrency=4)
+        async def count(ctx):
+            n = (await ctx.state().get("n") or 0) + 1
+            await ctx.state().put("n", n)
+            await asyncio.sleep(0)
+            if ctx.message["n"] == bad:
+                raise ValueError("no good")
+            totals.setdefault(ctx.message["k"], []).append(n)
+
+        return app
+
+    with pytest.raises(AgentFailed, match=r"shop\.count"):
+        await bounded(build(bad=101).run())
+    await bounded(build(bad=None).run())
+    assert totals == {f"k{n}": list(range(1, rows // 8 + 1)) for n in range(8)}

@@ -162,6 +162,18 @@ async def test_lifecycle_ends_with_the_offsets_committed_to_the_agents_group(mem
     assert broker.committed("the-agent-group", "in") == {0: 3}
 
 
+async def test_lifecycle_leaves_no_task_on_the_loop(memory_url):
+    before = asyncio.all_tasks()
+    agent = process(nothing, memory_url)
+    await bounded(agent.start())
+    await agent.receive_barrier(1)
+    MemoryBroker.get(memory_url).publish("in", [1])
+    await until(lambda: agent.messages_processed == 1)
+    await bounded(agent.stop())
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() - before == set()
+
+
 # Rows 0.05 and 0.06
 
 

@@ -101,9 +101,6 @@ def test_a_module_with_agents_can_be_imported_with_no_loop(tmp_path):
             from sabot import App
             app = App("shop")
 
-            @app.agent
-            async def bare(ctx): ...
-
             @app.agent()
             async def orders(ctx): ...
 
@@ -121,7 +118,7 @@ def test_a_module_with_agents_can_be_imported_with_no_loop(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "['shop.bare', 'shop.orders', 'shop.renamed']"
+    assert done.stdout.strip() == "['shop.orders', 'shop.renamed']"
 
 
 async def test_the_topic_is_the_functions_name_unless_given(app):
@@ -204,16 +201,24 @@ async def test_an_agent_as_sink_must_be_one(app):
     async def no_agent(ctx):
         return None
 
-    with pytest.raises(UserError):
-
+    async def define_and_start():
         @app.agent("a", sink=no_agent)
         async def orders(ctx):
             return None
 
-        try:
-            await bounded(app.start())
-        finally:
-            await app.stop()
+        async with started(app):
+            pass
+
+    with pytest.raises(UserError):
+        await bounded(define_and_start())
+
+
+def test_the_decorator_without_brackets_says_how_it_is_written(app):
+    async def orders(ctx):
+        return None
+
+    with pytest.raises(UserError, match=r"@app\.agent\(\)"):
+        app.agent(orders)
 
 
 # Start, run and stop
@@ -257,6 +262,30 @@ async def test_stop_ends_run(app):
     await bounded(app.stop())
     await bounded(run)
     await bounded(app.stop())
+
+
+async def test_a_stop_leaves_no_task_on_the_loop(memory_url, tmp_path):
+    app = App("shop", broker=memory_url, state=str(tmp_path / "state"), checkpoint_interval=0.1)
+
+    @app.agent("orders", sink="out", concurrency=4)
+    async def orders(ctx):
+        await ctx.state().put("n", ctx.message)
+        return ctx.message
+
+    @app.agent("bad")
+    async def bad(ctx):
+        raise ValueError("no")
+
+    before, threads = asyncio.all_tasks(), set(threading.enumerate())
+    publish(app, "orders", list(range(100)))
+    publish(app, "bad", [1])
+    async with started(app):
+        await until(lambda: processed(app, "orders") == 100 and state_of(app, "bad") == "failed")
+        await checkpoint(app)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() - before == set()
+    kept = {thread.name for thread in set(threading.enumerate()) - threads}
+    assert {name for name in kept if not name.startswith("asyncio_")} == set()  # the pool of asyncio.to_thread stays
 
 
 async def test_stop_writes_a_final_checkpoint_and_the_next_start_goes_on_there(memory_url, tmp_path):

@@ -53,6 +53,11 @@ def test_foreign_data_is_imported_once():
     assert foreign.asked == 1
 
 
+def test_foreign_data_keeps_its_schema_metadata():
+    rows = ROWS.replace_schema_metadata({"k": "v"})
+    assert Batch(Capsules(rows)).schema.metadata == Batch(Capsules(rows.slice(0, 0))).schema.metadata == {b"k": b"v"}
+
+
 def test_a_stream_of_chunks_becomes_one_batch():
     table = pa.Table.from_batches([ROWS.slice(0, 300), ROWS.slice(300)])
     assert Batch(Stream(table)).data == ROWS

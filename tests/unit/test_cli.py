@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -269,3 +270,22 @@ def test_the_fraud_demo_says_its_figures_as_json(tmp_path: Path) -> None:
 
 def test_the_fraud_demo_refuses_a_row_count_that_is_none(tmp_path: Path) -> None:
     assert sabot_does(tmp_path, "demo", "fraud", "--rows", "-5").returncode == 2
+
+
+def test_ctrl_c_in_the_demo_shows_the_figures_so_far_and_exits_0(tmp_path: Path) -> None:
+    words = ["demo", "fraud", "--rows", "100000000", "--state", "state", "--json"]
+    command = [*SABOT, *words]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as demo:
+        try:
+            deadline = time.monotonic() + 60
+            while not any((tmp_path / "state").rglob("*manifest*")) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            demo.send_signal(signal.SIGINT)
+            figures, errors = demo.communicate(timeout=60)
+        finally:
+            demo.kill()
+    assert (demo.returncode, errors) == (0, "")
+    assert 0 < json.loads(figures)["rows"] < 100_000_000
+    assert json.loads(figures)["checkpoints"] >= 1

@@ -64,6 +64,7 @@ answers() {
     (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null
 }
 
+# Retention goes by the timestamps of the records: without log.retention.ms=-1 replayed history would vanish while it is read.
 configure() {
     cat > "$config" << EOF
 process.roles=broker,controller
@@ -77,6 +78,7 @@ log.dirs=$dir/data
 auto.create.topics.enable=false
 message.max.bytes=16777216
 replica.fetch.max.bytes=16777216
+log.retention.ms=-1
 num.partitions=1
 default.replication.factor=1
 min.insync.replicas=1
@@ -111,7 +113,8 @@ start() {
     answers && die "port $port is in use"
     fetch_libs
     configure
-    local java=(java -Xms128m -Xmx512m -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true
+    # shellcheck disable=SC2206 - more flags of the JVM, split at blanks
+    local java=(java -Xms128m -Xmx512m -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true ${SABOT_KAFKA_JVM:-}
         "-Dlog4j2.configurationFile=$dir/log4j2.properties" -cp "$libs/*")
     if [ ! -f "$dir/data/meta.properties" ]; then
         "${java[@]}" kafka.tools.StorageTool format -t MkU3OEVBNTcwNTJENDM2Qg -c "$config" > "$dir/format.log" 2>&1 ||
@@ -120,7 +123,7 @@ start() {
     # its own session and no inherited terminal: Ctrl-C of the caller does not reach it
     setsid "${java[@]}" kafka.Kafka "$config" > "$log" 2>&1 < /dev/null &
     echo $! > "$pid_file"
-    for _ in $(seq 300); do
+    for _ in $(seq 600); do
         running || die "the broker ended while starting, see $log"
         if answers && grep -q "Kafka Server started" "$log"; then
             echo "kafka.sh: running on 127.0.0.1:$port (pid $(cat "$pid_file"))"
@@ -128,7 +131,7 @@ start() {
         fi
         sleep 0.2
     done
-    die "the broker does not answer after 60 s, see $log"
+    die "the broker does not answer after 120 s, see $log"
 }
 
 stop() {

@@ -1,0 +1,255 @@
+"""Agents on a broker (rows 0.02, 0.10, 0.11): every test runs on the embedded broker and on a real Kafka.
+
+`--broker kafka://host:port` takes a running Kafka; without it the fixture starts one.
+"""
+
+import asyncio
+import json
+import uuid
+
+import pytest
+from agent_tools import bounded, checkpoint, started, state_of, until
+
+from sabot import AgentFailed, App, BrokerUnavailable, UserError
+from sabot.agents.runtime import AgentProcess, AgentState
+from sabot.connectors.memory import MemoryBroker
+from sabot.kafka import KafkaSource
+from sabot.kafka.admin import create_topic
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.kafka)])
+def url(request):
+    """The address of a broker, of both kinds one after the other."""
+    return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture
+def make_topic(url):
+    """make_topic(partitions=1) -> the name of a new topic."""
+
+    def make(partitions: int = 1) -> str:
+        name = f"t-{uuid.uuid4().hex[:12]}"
+        if url.startswith("memory"):
+            MemoryBroker.get(url).create_topic(name, partitions)
+        else:
+            create_topic(url, name, partitions)
+        return name
+
+    return make
+
+
+@pytest.fixture
+def app(url):
+    return App(f"app-{uuid.uuid4().hex[:8]}", broker=url)
+
+
+async def read_topic(url, topic, count):
+    """The first `count` records of a topic with one partition."""
+    source = KafkaSource(topic, url, f"reader-{uuid.uuid4().hex[:8]}")
+    await source.start()
+    try:
+        return [await bounded(source.next_record(), 30) for _ in range(count)]
+    finally:
+        await source.stop()
+
+
+async def test_agent_receives_kafka_messages(app, make_topic):
+    """Document 000, step 2.2."""
+    topic, received = make_topic(), []
+
+    @app.agent(topic=topic)
+    async def test_agent(ctx):
+        received.append((ctx.message, ctx.key, ctx.headers, ctx.topic, ctx.partition, ctx.offset))
+
+    for n in range(3):
+        await bounded(app.send(topic, {"n": n}, key=f"k{n}", headers=(("h", b"\x00"),)))
+    async with started(app):
+        await until(lambda: len(received) == 3)
+        await bounded(app.send(topic, {"n": 3}))
+        await until(lambda: len(received) == 4)
+    headers = (("h", b"\x00"),)
+    assert received == [
+        *[({"n": n}, f"k{n}".encode(), headers, topic, 0, n) for n in range(3)],
+        ({"n": 3}, None, (), topic, 0, 3),
+    ]
+
+
+async def test_agent_handles_json_messages(app, make_topic):
+    """Document 000, step 2.2: a JSON object is a dict."""
+    topic, received = make_topic(), []
+
+    @app.agent(topic=topic)
+    async def json_agent(ctx):
+        assert isinstance(ctx.message, dict)
+        assert "key" in ctx.message
+        received.append(ctx.message)
+
+    message = {"key": "value", "nested": {"list": [1, 2.5, None, True, "zürich"]}}
+    await bounded(app.send(topic, message))
+    await bounded(app.send(topic, json.dumps(message, indent=2).encode()))
+    async with started(app):
+        await until(lambda: len(received) == 2)
+        assert state_of(app, "json_agent") == "running"
+    assert received == [message, message]
+
+
+async def test_json_that_is_none_goes_to_the_dead_letters_of_its_topic(app, url, make_topic):
+    topic, received = make_topic(), []
+
+    @app.agent(topic=topic)
+    async def json_agent(ctx):
+        received.append(ctx.message)
+
+    await bounded(app.send(topic, {"n": 1}))
+    await bounded(app.send(topic, b"{not json", key=b"\xff"))
+    await bounded(app.send(topic, {"n": 2}))
+    async with started(app):
+        await until(lambda: received == [{"n": 1}, {"n": 2}])
+    [letter] = await read_topic(url, f"{topic}.dlq", 1)
+    assert (letter.payload, letter.key) == (b"{not json", b"\xff")
+    headers = dict(letter.headers)
+    assert headers["sabot.topic"] == topic.encode()
+    assert headers["sabot.offset"] == b"1"
+    assert headers["sabot.agent"] == f"{app.id}.json_agent".encode()
+
+
+@pytest.mark.parametrize("policy", ["fail", "retry", "skip"])
+async def test_agent_error_handling(app, url, make_topic, policy):
+    """Document 000, step 2.2."""
+    topic, out, calls = make_topic(), make_topic(), []
+
+    @app.agent(topic=topic, sink=out, on_error=policy, retries=2, backoff="1ms")
+    async def failing_agent(ctx):
+        calls.append(ctx.message["n"])
+        if ctx.message.get("trigger_error"):
+            raise ValueError("Test error")
+        return ctx.message
+
+    await bounded(app.send(topic, {"n": 1}))
+    await bounded(app.send(topic, {"n": 2, "trigger_error": True}))
+    await bounded(app.send(topic, {"n": 3}))
+    if policy == "fail":
+        with pytest.raises(AgentFailed, match=r"failing_agent"):
+            await bounded(app.run(), 30)
+        assert calls == [1, 2]
+        return
+    async with started(app):
+        await until(lambda: calls[-1:] == [3])
+    assert calls == ([1, 2, 3] if policy == "skip" else [1, 2, 2, 2, 3])
+    assert [record.value["n"] for record in await read_topic(url, out, 2)] == [1, 3]
+    [letter] = await read_topic(url, f"{topic}.dlq", 1)
+    assert letter.value == {"n": 2, "trigger_error": True}
+    assert dict(letter.headers)["sabot.attempts"] == (b"1" if policy == "skip" else b"3")
+
+
+async def test_lifecycle_of_an_agent_process(url, make_topic):
+    """Rows 0.02 and 0.03, on either broker."""
+    topic, received = make_topic(), []
+
+    async def collect(ctx):
+        received.append(ctx.message)
+
+    app = App("sender", broker=url)
+    await bounded(app.send(topic, 1))
+    agent = AgentProcess(agent_id=f"agent-{uuid.uuid4().hex[:8]}", agent_func=collect, topic=topic, broker=url)
+    await bounded(agent.start())
+    assert agent.state == AgentState.RUNNING
+    assert isinstance(agent.consumer, KafkaSource)
+    assert agent.consumer.group_id == f"{agent.agent_id}-group"
+    await until(lambda: received == [1])
+    await bounded(agent.stop())
+    await bounded(agent.stop())
+    assert agent.state == AgentState.STOPPED
+    assert agent.messages_processed == 1
+
+
+async def test_results_keep_key_and_order_on_their_way_through_two_topics(app, url, make_topic):
+    first, second, out = make_topic(), make_topic(), make_topic()
+
+    @app.agent(first, sink=second)
+    async def one(ctx):
+        return ctx.message + 1
+
+    @app.agent(second, sink=out)
+    async def two(ctx):
+        yield ctx.message
+        yield b"raw"
+
+    for n in range(20):
+        await bounded(app.send(first, n, key=f"k{n % 3}"))
+    async with started(app):
+        records = await read_topic(url, out, 40)
+    assert [record.value for record in records[::2]] == list(range(1, 21))
+    assert {record.payload for record in records[1::2]} == {b"raw"}
+    assert [record.key for record in records[::2]] == [f"k{n % 3}".encode() for n in range(20)]
+
+
+async def test_several_partitions_are_read_each_in_order(app, make_topic):
+    topic, seen = make_topic(partitions=4), {}
+
+    @app.agent(topic)
+    async def look(ctx):
+        seen.setdefault(ctx.partition, []).append((ctx.offset, ctx.message))
+
+    await asyncio.gather(*(app.send(topic, {"p": p, "n": n}, partition=p) for n in range(25) for p in range(4)))
+    async with started(app):
+        await until(lambda: sum(map(len, seen.values())) == 100)
+    for partition, rows in seen.items():
+        assert [offset for offset, _ in rows] == list(range(25))
+        assert {message["p"] for _, message in rows} == {partition}
+
+
+async def test_a_stopped_app_goes_on_with_state_and_position(url, make_topic, tmp_path):
+    topic, seen = make_topic(), []
+    name = f"app-{uuid.uuid4().hex[:8]}"
+
+    def build():
+        app = App(name, broker=url, state=str(tmp_path / "state"))
+
+        @app.agent(topic)
+        async def count(ctx):
+            n = (await ctx.state().get("n") or 0) + 1
+            await ctx.state().put("n", n)
+            seen.append((ctx.message, n))
+
+        return app
+
+    app = build()
+    for n in range(10):
+        await bounded(app.send(topic, n))
+    async with started(app):
+        await until(lambda: len(seen) == 10)
+    app = build()
+    for n in range(10, 15):
+        await bounded(app.send(topic, n))
+    async with started(app):
+        await until(lambda: len(seen) >= 15)
+        await checkpoint(app)
+    assert seen == [(n, n + 1) for n in range(15)]
+
+
+@pytest.mark.kafka
+async def test_a_missing_source_topic_is_a_user_error_that_names_it(kafka_url):
+    app = App("missing", broker=kafka_url)
+    missing = f"missing-{uuid.uuid4().hex[:8]}"
+
+    @app.agent(missing)
+    async def look(ctx):
+        return None
+
+    with pytest.raises(UserError, match=missing):
+        await bounded(app.run(), 30)
+
+
+async def test_a_broker_that_is_absent_at_the_start_is_named_within_ten_seconds(unused_tcp_port_factory):
+    address = f"127.0.0.1:{unused_tcp_port_factory()}"
+    app = App("absent", broker=f"kafka://{address}")
+
+    @app.agent("orders")
+    async def look(ctx):
+        return None
+
+    with pytest.raises(BrokerUnavailable, match=address):
+        await asyncio.wait_for(app.run(), 12)

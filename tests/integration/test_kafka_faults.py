@@ -1,0 +1,260 @@
+"""A real broker that is absent, goes away, refuses, forgets, or has aborted transactions: nothing is lost
+silently.
+"""
+
+import asyncio
+import logging
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from broker import Broker, free_ports
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from sabot._cython.batch import Batch
+from sabot.clock import SYSTEM_CLOCK
+from sabot.connectors.base import Record, Source, build_records, iterate_records
+from sabot.errors import BrokerUnavailable, DataError, RowErrors, SabotError, UserError
+from sabot.kafka import KafkaSink, KafkaSource, RecordSender, admin
+
+pytestmark = pytest.mark.kafka
+WAIT = 60.0
+
+
+def batch(payloads: list[bytes]) -> Batch:
+    rows = len(payloads)
+    return Batch(build_records(payloads, None, np.zeros(rows), 0, np.arange(rows)))
+
+
+def filled(url: str, topic: str, payloads: list[bytes], partitions: int = 1) -> None:
+    admin.create_topic(url, topic, partitions)
+    sink = KafkaSink(topic, url)
+    sink.open()
+    sink.write(batch(payloads))
+    sink.flush()
+    sink.close()
+
+
+def read(source: Source, rows: int) -> list[Record]:
+    found: list[Record] = []
+    while len(found) < rows:
+        got = source.read_batch(1000, WAIT)
+        assert got is not None, f"{len(found)} of {rows} rows came"
+        found += iterate_records(got.data, got.topic)
+    return found
+
+
+async def test_an_absent_broker_is_named_within_ten_seconds() -> None:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    url = f"kafka://{address}"
+    before = SYSTEM_CLOCK.monotonic()
+    outcomes = await asyncio.gather(
+        asyncio.to_thread(KafkaSource("t", url, "g").open, None),
+        asyncio.to_thread(KafkaSink("t", url).open),
+        RecordSender(url).send("t", b"1"),
+        KafkaSource("t", url, "g").start(),
+        return_exceptions=True,
+    )
+    assert SYSTEM_CLOCK.monotonic() - before < 10
+    for outcome in outcomes:
+        assert isinstance(outcome, BrokerUnavailable)
+        assert address in str(outcome)
+
+
+def test_a_missing_source_topic_is_named_and_not_made(kafka_url: str, topic: str) -> None:
+    source = KafkaSource(topic, kafka_url, "g")
+    with pytest.raises(UserError, match=f"{topic}.*does not exist"):
+        source.open(None)
+    source.close()
+    assert admin.partitions(kafka_url, topic) == 0
+
+
+def test_a_missing_sink_topic_is_made(kafka_url: str, topic: str) -> None:
+    filled(kafka_url, topic, [b"1"])
+    assert admin.partitions(kafka_url, topic) == 1
+    assert admin.topics(kafka_url)[topic] == 1
+    admin.delete_topic(kafka_url, topic)
+    admin.delete_topic(kafka_url, topic)
+
+
+def test_a_broker_that_goes_and_comes_back_loses_nothing_and_is_logged_once_each_way(
+    kafka: Broker, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not kafka.ours:
+        pytest.skip("only a broker started by the tests can be stopped")
+    filled(kafka.url, topic, [b"%d" % n for n in range(100)])
+    source, sink = KafkaSource(topic, kafka.url, topic), KafkaSink(topic, kafka.url)
+    source.open(None)
+    sink.open()
+    assert len(read(source, 100)) == 100
+    sink.write(batch([b"%d" % n for n in range(100, 150)]))
+    with caplog.at_level(logging.WARNING, logger="sabot.kafka"):
+        kafka.stop()
+        sink.write(batch([b"%d" % n for n in range(150, 300)]))
+        failed: list[BaseException] = []
+
+        def flush() -> None:
+            try:
+                sink.flush()
+            except BaseException as error:
+                failed.append(error)
+
+        flushing = threading.Thread(target=flush)
+        flushing.start()
+        while "does not answer" not in caplog.text:
+            source.read_batch(1000, 0.2)
+        kafka.start()
+        rest = source.positions()[(topic, 0)]
+        while source.positions()[(topic, 0)] < 300:
+            assert source.read_batch(1000, WAIT) is not None
+        flushing.join(WAIT)
+    assert not flushing.is_alive()
+    assert failed == []
+    assert rest < 300
+    for who in ("source", "sink"):
+        lines = [line for line in caplog.messages if line.startswith(who)]
+        assert len([line for line in lines if "does not answer" in line]) == 1
+        assert len([line for line in lines if "answers again" in line]) == 1
+    source.commit(source.positions())
+    source.close()
+    source.open(None)
+    found = [record.payload for record in read(source, 300)]
+    assert found == [b"%d" % n for n in range(300)]
+    source.close()
+    sink.close()
+
+
+def test_positions_that_retention_has_passed_are_refused_by_name(kafka_url: str, topic: str) -> None:
+    filled(kafka_url, topic, [b"%d" % n for n in range(100)])
+    client = AdminClient({"bootstrap.servers": kafka_url.removeprefix("kafka://")})
+    for done in client.delete_records([TopicPartition(topic, 0, 60)]).values():
+        done.result()
+    source = KafkaSource(topic, kafka_url, topic)
+    with pytest.raises(UserError, match=rf"{topic}\[0\]: position 10 does not exist; the broker holds 60 to 100"):
+        source.open({(topic, 0): 10})
+    source.open(None)
+    assert source.positions() == {(topic, 0): 60}
+    assert read(source, 40)[0].payload == b"60"
+    source.close()
+
+
+def test_aborted_records_are_not_read_and_positions_step_over_their_offsets(kafka_url: str, topic: str) -> None:
+    admin.create_topic(kafka_url, topic)
+    producer = Producer({"bootstrap.servers": kafka_url.removeprefix("kafka://"), "transactional.id": topic})
+    producer.init_transactions()
+    for n, commit in enumerate([True, False, True, True, False]):
+        producer.begin_transaction()
+        for part in range(3):
+            producer.produce(topic, b"%d-%d" % (n, part))
+        producer.flush()
+        if commit:
+            producer.commit_transaction()
+        else:
+            producer.abort_transaction()
+    expected = [b"%d-%d" % (n, part) for n in (0, 2, 3) for part in range(3)]
+    source = KafkaSource(topic, kafka_url, topic)
+    source.open(None)
+    found = read(source, 9)
+    assert [record.payload for record in found] == expected
+    assert [record.offset for record in found] == [0, 1, 2, 8, 9, 10, 12, 13, 14]  # markers take offsets too
+    assert source.positions() == {(topic, 0): 15}
+    assert source.read_batch(10, 1) is None
+    assert source.lag() == {(topic, 0): 0}
+    source.close()
+    for rows in range(9):  # a position may point at a marker or an aborted record
+        source.open({(topic, 0): found[rows].offset + 1})
+        assert [record.payload for record in read(source, 8 - rows)] == expected[rows + 1 :]
+        source.close()
+
+
+def test_records_above_the_limit_are_named_before_anything_is_sent(kafka_url: str, topic: str) -> None:
+    admin.create_topic(kafka_url, topic)
+    sink = KafkaSink(topic, kafka_url, **{"message.max.bytes": 10_000})
+    sink.open()
+    with pytest.raises(RowErrors, match=topic) as caught:
+        sink.write(batch([b"1", b"x" * 10_000, b"2", b"y" * 20_000]))
+    assert set(caught.value.rows) == {1, 3}
+    sink.write(batch([b"1", b"2"]))
+    sink.flush()
+    sink.close()
+    source = KafkaSource(topic, kafka_url, topic)
+    source.open(None)
+    assert [record.payload for record in read(source, 2)] == [b"1", b"2"]
+    source.close()
+
+
+def test_what_the_broker_refuses_is_raised_by_flush_once(kafka_url: str, topic: str) -> None:
+    admin.create_topic(kafka_url, topic, config={"max.message.bytes": "2000"})
+    sink = KafkaSink(topic, kafka_url, **{"compression.type": "none"})
+    sink.open()
+    sink.write(batch([b"1"]))
+    sink.flush()
+    sink.write(batch([b"x" * 5_000]))
+    with pytest.raises(DataError, match=f"{topic}.*too large"):
+        sink.flush()
+    sink.flush()
+    sink.write(batch([b"3"]))
+    sink.flush()
+    sink.close()
+    sender = RecordSender(kafka_url)
+    with pytest.raises(DataError, match="too large"):
+        asyncio.run(sender.send(topic, np.random.default_rng(0).bytes(5_000)))
+    sender.close()
+
+
+def test_a_full_producer_makes_the_writer_wait(kafka_url: str, topic: str) -> None:
+    sink = KafkaSink(topic, kafka_url, **{"queue.buffering.max.messages": 100})
+    sink.open()
+    sink.write(batch([b"%d" % n for n in range(5_000)]))
+    sink.flush()
+    sink.close()
+    source = KafkaSource(topic, kafka_url, topic)
+    source.open(None)
+    assert [record.payload for record in read(source, 5_000)] == [b"%d" % n for n in range(5_000)]
+    source.close()
+
+
+def test_a_setting_that_the_client_does_not_know_is_named(kafka_url: str, topic: str) -> None:
+    for made in (KafkaSource(topic, kafka_url, "g", **{"no.such": 1}), KafkaSink(topic, kafka_url, **{"no.such": 1})):
+        with pytest.raises(UserError, match=r"no\.such"):
+            made.open(None) if isinstance(made, KafkaSource) else made.open()
+
+
+def test_settings_reach_the_client_and_secrets_never_reach_a_log(
+    kafka_url: str, topic: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sabot.kafka.client.ANSWER_SECONDS", 1.0)
+    secret = {"security.protocol": "sasl_plaintext", "sasl.mechanism": "PLAIN"}
+    secret |= {"sasl.username": "me", "sasl.password": "hunter2"}
+    with caplog.at_level(logging.DEBUG), pytest.raises(SabotError) as caught:
+        KafkaSource(topic, kafka_url, "g", **secret).open(None)
+    assert "sasl_plaintext" in caplog.text
+    assert "hunter2" not in caplog.text
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_topic_deleted_while_it_is_read_is_named(kafka_url: str, topic: str) -> None:
+    filled(kafka_url, topic, [b"1"])
+    source = KafkaSource(topic, kafka_url, topic, partition_check=0.2)
+    source.open(None)
+    read(source, 1)
+    admin.delete_topic(kafka_url, topic)
+    with pytest.raises(UserError, match=topic):
+        read(source, 1)
+    source.close()
+
+
+def test_the_client_is_loaded_by_the_first_kafka_address_only() -> None:
+    program = """
+import sys
+from sabot.kafka import KafkaSource, KafkaSink, RecordSender, open_source
+KafkaSource("t", "memory://", "g").open(None); KafkaSink("t", "memory://").open(); RecordSender("memory://")
+assert "confluent_kafka" not in sys.modules
+KafkaSource("t", "kafka://localhost:1", "g")
+assert "confluent_kafka" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=Path(__file__).parents[2])

@@ -1,0 +1,324 @@
+"""The documents and the examples, as a reader meets them: code runs and prints what stands below it, commands exist, messages are real."""
+
+import ast
+import asyncio
+import builtins
+import contextlib
+import inspect
+import io
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from broker import Broker
+
+from sabot import metrics
+from sabot.cli import commands
+from sabot.connectors.memory import MemoryBroker
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+PYTHON = [sys.executable, "-W", "error"]
+SABOT = [*PYTHON, "-c", "from sabot.cli import main; main()"]
+SECONDS = 30  # for what takes one
+
+
+def names(pages: list[Path]) -> list[str]:
+    return [str(page.relative_to(ROOT)) for page in pages]
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(language, text) of every block of a page."""
+    return [(language, text) for language, text in BLOCK.findall(page.read_text())]
+
+
+def programs(page: Path) -> list[tuple[str, str | None]]:
+    """Every Python block of a page, and what is said to be its output: the text block that follows."""
+    found = [*blocks(page), ("", "")]
+    return [
+        (text, after if kind == "text" else None)
+        for (language, text), (kind, after) in itertools.pairwise(found)
+        if language == "python"
+    ]
+
+
+def ran(*words: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*PYTHON, *words], cwd=folder, env=ENV, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+
+
+@contextlib.contextmanager
+def bounded(seconds: int) -> Iterator[None]:
+    """TimeoutError in place of a block that hangs."""
+
+    def on_alarm(number: int, frame: object) -> None:
+        raise TimeoutError(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# --- code in pages
+
+
+@pytest.mark.parametrize("number", range(len(programs(PAGES[0]))))
+def test_a_program_of_the_readme_runs_as_a_script_and_prints_what_stands_below_it(number: int, tmp_path: Path) -> None:
+    program, output = programs(PAGES[0])[number]
+    (tmp_path / "program.py").write_text(program)
+    done = ran("program.py", folder=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=names(PAGES[1:]))
+def test_the_code_of_a_page_runs_from_top_to_bottom_like_a_notebook(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    MemoryBroker.get().reset()
+    cells: dict[str, Any] = {"__name__": "__main__", "asyncio": asyncio}
+    with bounded(SECONDS), asyncio.Runner() as runner:
+        for number, (program, output) in enumerate(programs(page)):
+            code = compile(program, f"{page.name}#{number}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                if code.co_flags & inspect.CO_COROUTINE:
+                    runner.run(eval(code, cells))
+                else:
+                    exec(code, cells)
+            assert output is None or printed.getvalue() == output
+    MemoryBroker.get().reset()
+
+
+def test_a_page_has_code_that_is_run() -> None:
+    without = {page.name for page in PAGES if not programs(page)}
+    assert without == {"coming-from.md", "troubleshooting.md"}
+
+
+# --- commands in pages
+
+COMMANDS = sorted(
+    {(page.name, line) for page in PAGES for kind, text in blocks(page) if kind == "sh" for line in text.splitlines()}
+)
+
+
+@pytest.mark.parametrize("line", [line for _, line in COMMANDS], ids=[f"{page}: {line}" for page, line in COMMANDS])
+def test_a_command_of_a_page_exists(line: str) -> None:
+    tool, *words = line.split()
+    if tool == "make":
+        goals = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert goals is not None
+        assert set(words) <= set(goals[1].split())
+    elif tool == "sabot":
+        command: Any = typer.main.get_command(commands._cli)
+        while words and hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        options = {name for parameter in command.params for name in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= options
+    elif tool == "python":
+        assert words[0] == "-m"
+        assert (ROOT / Path(*words[1].split("."))).with_suffix(".py").exists()
+    else:
+        assert (tool, words[0]) == ("pip", "install")
+        extra = re.search(r"\[(\w+)\]", words[1])
+        assert extra is None or f"\n{extra[1]} = [" in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_a_link_of_a_page_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        path, _, part = target.partition("#")
+        found = page if not path else page.parent / path
+        assert found.exists(), target
+        titles = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE) if part else []
+        assert not part or part in [title.lower().replace(" ", "-") for title in titles], target
+
+
+# --- what pages say about the code
+
+
+def messages() -> Iterator[str]:
+    """Every text of the code, with … in place of what is put in."""
+    for path in [*(ROOT / "sabot").rglob("*.py"), *(ROOT / "sabot").rglob("*.pyx")]:
+        if path.suffix == ".pyx":  # no Python: the texts of its errors stand on one line
+            for text in re.findall(r'f?"((?:[^"\\\n]|\\.)*)"', path.read_text()):
+                yield re.sub(r"\{[^}]*\}", "…", text)
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield re.sub(r"%[sd]|%\.\df", "…", node.value)
+    yield re.sub(r"\$\{[^}]*\}", "…", (ROOT / "tools" / "setup.sh").read_text())
+
+
+def test_every_message_of_the_troubleshooting_page_stands_in_the_code() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text().partition("## No message")[0]
+    quoted = re.findall(r"^\| `+(.*?)`+ \|", page, re.MULTILINE)
+    known = [text.replace("\n", " ") for text in messages()]
+    assert len(quoted) > 30
+    assert [message for message in quoted if not any(message in text for text in known)] == []
+
+
+def test_the_metrics_page_names_every_metric_with_its_type_and_labels() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(sabot_\w+)` \| (\w+) \| (.*?) \|", page, re.MULTILINE)
+    described = {name: (kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    assert described == {name: (kind.type, kind.labels) for name, kind in metrics._KINDS.items()}
+
+
+# --- examples
+
+EXAMPLES = {
+    "app": ["hello Ada", "hello Grace"],
+    "word_count": ["row 1", "row 2", "row 3", "row 4", "your 1", "boat 1"],
+    "batch_features": ["a 12.5", "b 5.0"],
+    "chain": ["s1 95 alarm 1", "s1 99 alarm 2", "s2 91 alarm 1"],
+}
+
+
+@contextlib.contextmanager
+def running(*command: str, folder: Path, **environment: str) -> "Iterator[subprocess.Popen[str]]":
+    """The command in the background; killed if it hangs."""
+    with subprocess.Popen(
+        command, cwd=folder, env={**ENV, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        alarm = threading.Timer(SECONDS, process.kill)
+        alarm.start()
+        try:
+            yield process
+        finally:
+            alarm.cancel()
+            process.kill()
+
+
+def lines_until_interrupt(process: "subprocess.Popen[str]", count: int) -> list[str]:
+    """The first lines that it prints; then it gets Ctrl-C, and ends with exit code 0."""
+    assert process.stdout is not None
+    lines = [process.stdout.readline().rstrip("\n") for _ in range(count)]
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate()
+    assert (rest, process.returncode) == ("", 0), errors
+    return lines
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs_until_ctrl_c_and_exits_0(name: str, tmp_path: Path) -> None:
+    with running(*SABOT, "run", f"examples.{name}:app", "--loglevel", "warning", folder=tmp_path) as process:
+        assert lines_until_interrupt(process, len(EXAMPLES[name])) == EXAMPLES[name]
+
+
+def test_the_fraud_example_prints_its_alerts_and_ends(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*SABOT, "run", "examples.fraud:app", "--state", "state"],
+        cwd=tmp_path,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith('{"txn_id":') for line in done.stdout.splitlines())
+    assert len(done.stdout.splitlines()) > 100
+    assert list((tmp_path / "state" / "checkpoints").glob("chk-*/manifest.json"))
+
+
+def test_the_files_example_converts_each_line_once_and_sets_bad_ones_apart(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text('{"fahrenheit": 212}\nnope\n{"kelvin": 0}\n{"fahrenheit": 32}\n')
+    for _ in range(2):
+        done = ran("-m", "examples.files", "in", "out", folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out").read_text() == '{"fahrenheit":212,"celsius":100.0}\n{"fahrenheit":32,"celsius":0.0}\n'
+    assert (tmp_path / "out.bad").read_text() == 'nope\n{"kelvin": 0}\n'
+
+
+@pytest.mark.kafka
+def test_the_kafka_example_goes_on_counting_after_a_restart(kafka: Broker, topic: str, tmp_path: Path) -> None:
+    program = (ROOT / "examples" / "kafka_alerts.py").read_text()
+    for name in ("payments", "alerts"):  # the broker may be one that others use
+        assert f'"{name}"' in program
+        program = program.replace(f'"{name}"', f'"{name}-{topic}"')
+    (tmp_path / "alerts.py").write_text(program)
+    seen = []
+    for _ in range(2):
+        with running(*PYTHON, "alerts.py", folder=tmp_path, SABOT_BROKER=kafka.url) as process:
+            seen += lines_until_interrupt(process, 1)
+    assert seen == ["{'account': 'a1', 'payment': 1}", "{'account': 'a1', 'payment': 2}"]
+
+
+def test_every_example_is_run_here_and_has_less_than_30_lines() -> None:
+    found = {path.stem: len(path.read_text().splitlines()) for path in (ROOT / "examples").glob("*.py")}
+    assert found.keys() == {*EXAMPLES, "__init__", "fraud", "files", "kafka_alerts"}
+    assert max(found.values()) < 30
+
+
+# --- notebooks
+
+CELLS = [
+    "from sabot import App",
+    "from sabot.testing import MemoryBroker",
+    "app = App('nb', state='memory')",
+    "@app.agent('numbers')\nasync def show(ctx):\n    print('one', ctx.message)\n    app.request_stop()\n",
+    "_ = MemoryBroker.get().publish('numbers', [7])",
+    "await app.run()",
+    "@app.agent('numbers')\nasync def show(ctx):\n    print('two', ctx.message)\n    app.request_stop()\n",
+    "await app.run()",
+]
+
+
+def test_cells_run_and_are_run_again_in_ipython(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shells = pytest.importorskip("IPython.core.interactiveshell", reason="pip install ipython")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    main = sys.modules["__main__"]
+    display, previous = sys.displayhook, {name: getattr(builtins, name, None) for name in ("get_ipython", "display")}
+    shell = shells.InteractiveShell(user_module=None)
+    MemoryBroker.get().reset()
+
+    async def run() -> None:
+        for cell in CELLS:
+            done = await shell.run_cell_async(cell, transformed_cell=shell.transform_cell(cell))
+            done.raise_error()
+
+    try:
+        with bounded(SECONDS), contextlib.redirect_stdout(io.StringIO()) as printed:
+            asyncio.run(run())
+    finally:
+        shell.restore_sys_module_state()
+        sys.modules["__main__"] = main
+        sys.displayhook = display
+        for name, value in previous.items():
+            if value is None:
+                vars(builtins).pop(name, None)
+        MemoryBroker.get().reset()
+    assert printed.getvalue() == "one 7\ntwo 7\n"
+
+
+def test_cells_run_in_the_repl_of_asyncio(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "asyncio"],
+        input="\n".join(CELLS) + "\n",
+        cwd=tmp_path,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"(?:one|two) 7", done.stdout) == ["one 7", "two 7"]
