@@ -1,8 +1,8 @@
-"""JSON payloads <-> batches, for a given schema or one inferred from the first rows."""
+"""JSON payloads -> batches, for a given schema or one inferred from the first rows."""
 
 import pyarrow as pa
 
-from sabot._cython.json import BadRow, JsonDecoder, encode_rows, infer_schema
+from sabot._cython.json import BadRow, JsonDecoder, infer_schema
 
 __all__ = ["JsonCodec"]
 
@@ -38,7 +38,3 @@ class JsonCodec:
             rows = [row for row in range(len(payloads)) if row not in unreadable][:INFERENCE_ROWS]
             self._decoder = JsonDecoder(infer_schema(payloads.take(pa.array(rows, pa.int64())).to_pylist()))
         return self._decoder.decode(payloads)
-
-    def encode(self, batch: pa.RecordBatch) -> pa.BinaryArray:
-        """Row i -> one compact JSON object. UserError: a type without a form in JSON; TypeError: binary that is not UTF-8."""
-        return encode_rows(batch)

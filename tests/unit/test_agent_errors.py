@@ -718,3 +718,33 @@ async def test_fail_with_concurrency_leaves_no_record_out_and_counts_none_twice(
         await bounded(build(bad=101).run())
     await bounded(build(bad=None).run())
     assert totals == {f"k{n}": list(range(1, rows // 8 + 1)) for n in range(8)}
+
+
+async def test_a_bad_line_of_a_file_goes_to_the_dead_letters(memory_url, tmp_path):
+    app = App("shop", broker=memory_url)
+    seen = []
+    path = tmp_path / "in.ndjson"
+    path.write_bytes(b'1\n{"half":\n\xff\xfe\n2\n')
+
+    @app.agent(NdjsonSource(path))
+    async def look(ctx):
+        seen.append(ctx.message)
+
+    await bounded(app.run())
+    assert seen == [1, 2]
+    letters = records(app, f"{path}.dlq")
+    assert [letter.payload for letter in letters] == [b'{"half":', b"\xff\xfe"]
+    assert [headers_of(letter)["sabot.offset"] for letter in letters] == ["2", "11"]
+
+
+async def test_skip_of_a_generator_that_hangs_after_a_yield_drops_what_it_yielded(app):
+    @app.agent("orders", sink="out", timeout="50ms", on_error="skip")
+    async def check(ctx):
+        yield ctx.message
+        if ctx.message == "hangs":
+            await asyncio.Event().wait()
+
+    publish(app, "orders", ["a", "hangs", "b"])
+    async with started(app):
+        await until(lambda: values(app, "orders.dlq") == ["hangs"])
+        await until(lambda: values(app, "out") == ["a", "b"])

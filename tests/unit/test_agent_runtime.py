@@ -473,3 +473,205 @@ async def test_calls_run_on_the_loop_that_started_the_app(app):
     async with started(app):
         await until(lambda: where)
     assert where == [(asyncio.get_running_loop(), threading.get_ident())]
+
+
+async def test_one_call_runs_in_one_task_and_may_use_task_groups_and_timeouts(app):
+    tasks, results = [], []
+
+    @app.agent("in", concurrency=2)
+    async def look(ctx):
+        before = asyncio.current_task()
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            children = [group.create_task(asyncio.sleep(0, n)) for n in range(3)]
+        await asyncio.sleep(0)
+        tasks.append(before is not None and before is asyncio.current_task())
+        results.append([child.result() for child in children])
+
+    publish(app, "in", [1, 2, 3], key="k")
+    async with started(app):
+        await until(lambda: processed(app, "look") == 3)
+    assert tasks == [True] * 3
+    assert results == [[0, 1, 2]] * 3
+
+
+async def test_a_retry_keeps_the_order_of_its_key_and_does_not_hold_up_the_other_keys(app):
+    seen, others_done = [], asyncio.Event()
+
+    @app.agent("in", concurrency=8, on_error="retry", retries=200, backoff="1ms")
+    async def look(ctx):
+        if ctx.message == "first" and not others_done.is_set():
+            raise ConnectionError("not yet")
+        seen.append(ctx.message)
+        if len(seen) >= 30:
+            others_done.set()
+
+    publish(app, "in", ["first", "second"], key="patient")
+    for n in range(64):
+        publish(app, "in", [n], key=f"key-{n}")  # most of them are in other lanes
+    async with started(app):
+        await until(lambda: processed(app, "look") == 66)
+    assert seen.index("first") >= 30
+    assert seen.index("first") < seen.index("second")
+    assert records(app, "in.dlq") == []
+
+
+# Results and messages are values: what a program does to its objects afterwards changes nothing
+
+
+async def test_a_result_is_what_it_was_when_it_was_returned(app):
+    totals = {}
+
+    @app.agent("in", sink="out")
+    async def count(ctx):
+        totals[ctx.message] = totals.get(ctx.message, 0) + 1
+        return totals
+
+    publish(app, "in", ["a", "b", "a"])
+    async with started(app):
+        await until(lambda: len(records(app, "out")) == 3)
+    assert values(app, "out") == [{"a": 1}, {"a": 1, "b": 1}, {"a": 2, "b": 1}]
+
+
+@pytest.mark.parametrize("as_async", [False, True], ids=["generator", "async_generator"])
+async def test_a_yielded_result_is_what_it_was_when_it_was_yielded(app, as_async):
+    if as_async:
+
+        @app.agent("in", sink="out")
+        async def count(ctx):
+            row = {}
+            for n in range(3):
+                row["n"] = n
+                yield row
+    else:
+
+        @app.agent("in", sink="out")
+        def count(ctx):
+            row = {}
+            for n in range(3):
+                row["n"] = n
+                yield row
+
+    publish(app, "in", [1])
+    async with started(app):
+        await until(lambda: len(records(app, "out")) == 3)
+    assert values(app, "out") == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
+async def test_a_result_for_another_agent_is_what_it_was_when_it_was_returned(app):
+    totals, seen = {}, []
+
+    @app.agent("second-in")
+    async def second(ctx):
+        ctx.message["changed"] = True
+        seen.append(dict(ctx.message))
+
+    @app.agent("in", sink=second)
+    async def first(ctx):
+        totals[ctx.message] = totals.get(ctx.message, 0) + 1
+        return totals
+
+    publish(app, "in", ["a", "b"])
+    async with started(app):
+        await until(lambda: len(seen) == 2)
+    assert seen == [{"a": 1, "changed": True}, {"a": 1, "b": 1, "changed": True}]
+
+
+async def test_a_message_that_one_agent_changes_reaches_the_others_as_it_came(app):
+    seen = []
+
+    @app.agent("in")
+    async def one(ctx):
+        ctx.message["n"] += 1
+        seen.append(ctx.message["n"])
+
+    @app.agent("in")
+    async def two(ctx):
+        ctx.message["n"] += 1
+        seen.append(ctx.message["n"])
+
+    publish(app, "in", [{"n": 1}])
+    async with started(app):
+        await until(lambda: len(seen) == 2)
+    assert seen == [2, 2]
+
+
+async def test_a_message_that_an_attempt_changed_comes_to_the_next_attempt_as_it_came(app):
+    seen = []
+
+    @app.agent("in", sink="out", on_error="retry", retries=2, backoff="1ms")
+    async def grow(ctx):
+        seen.append(ctx.message["n"])
+        ctx.message["n"] += 1
+        raise ConnectionError("never")
+
+    publish(app, "in", [{"n": 1}])
+    async with started(app):
+        await until(lambda: len(records(app, "in.dlq")) == 1)
+    assert seen == [1, 1, 1]
+    assert values(app, "in.dlq") == [{"n": 1}]
+
+
+# Bounds and ends
+
+
+async def test_an_agent_does_not_run_ahead_of_a_slow_one_without_bound(app):
+    rows = 300_000
+    free = asyncio.Event()
+
+    @app.agent("slow-in")
+    async def slow(ctx):
+        await free.wait()
+
+    @app.agent("in", sink=slow)
+    async def fast(ctx):
+        return ctx.message
+
+    publish(app, "in", [b"1"] * rows)
+    async with started(app):
+        last, still = -1, 0
+        while still < 10:  # until it stands still for a while
+            await asyncio.sleep(0.05)
+            count = processed(app, "fast")
+            last, still = count, still + 1 if count == last and count > 0 else 0
+            if count == rows:
+                break
+        assert 0 < processed(app, "fast") < rows
+        free.set()
+        await until(lambda: processed(app, "slow") == rows, patience=40)
+
+
+async def test_a_stop_lets_a_hanging_generator_clean_up(app):
+    inside, cleaned = asyncio.Event(), []
+
+    @app.agent("in", sink="out")
+    async def hangs(ctx):
+        try:
+            yield 1
+            inside.set()
+            await asyncio.Event().wait()
+        finally:
+            cleaned.append(ctx.message)
+
+    publish(app, "in", ["x"])
+    await app.start()
+    await bounded(inside.wait())
+    await bounded(app.stop(), 5)
+    assert cleaned == ["x"]
+
+
+async def test_two_apps_on_one_broker_both_get_every_message(app):
+    other = App("other", broker=app.broker)
+    seen = []
+
+    @app.agent("in")
+    async def one(ctx):
+        seen.append(("one", ctx.message))
+
+    @other.agent("in")
+    async def two(ctx):
+        seen.append(("two", ctx.message))
+
+    publish(app, "in", [1, 2])
+    async with started(app, other):
+        await until(lambda: len(seen) == 4)
+    assert sorted(seen) == [("one", 1), ("one", 2), ("two", 1), ("two", 2)]

@@ -372,3 +372,75 @@ async def test_state_directories_of_a_stopped_app_are_free_again(memory_url, tmp
     thread.start()
     await until(lambda: not thread.is_alive())
     assert counts == [1, 2]
+
+
+async def test_a_value_is_what_it_was_when_it_was_put(app):
+    seen = []
+
+    @app.agent("in")
+    async def look(ctx):
+        state = ctx.state()
+        seen.append(await state.get("list"))
+        value = [1]
+        await state.put("list", value)
+        value.append("changed afterwards")
+        got = await state.get("list")
+        seen.append(list(got))
+        got.append("changed too")
+        seen.append(await state.get("list"))
+
+    publish(app, "in", [1, 2])
+    async with started(app):
+        await until(lambda: processed(app, "look") == 2)
+    assert seen == [None, [1], [1], [1], [1], [1]]
+
+
+async def test_keys_of_different_types_are_different_keys(app):
+    seen = []
+
+    @app.agent("in", key="k", on_error="skip")
+    async def look(ctx):
+        n = (await ctx.state().get("n") or 0) + 1
+        await ctx.state().put("n", n)
+        seen.append((ctx.message["k"], n))
+
+    keys = [1, "1", True, -1, 2**40, "", "1", 1]
+    publish(app, "in", [{"k": key} for key in keys])
+    async with started(app):
+        await until(lambda: len(seen) == len(keys))
+    expected = [(1, 1), ("1", 1), (True, 1), (-1, 1), (2**40, 1), ("", 1), ("1", 2), (1, 2)]
+    assert sorted(map(repr, seen)) == sorted(map(repr, expected))
+
+
+async def test_many_namespaces_with_odd_names_do_not_mix(backend):
+    ctx = AgentContext(message=None, state_backend=backend)
+    names = ["default", "a", "a/b", "a.b", "A", "", "ключ", " ", "a\x00b", "x" * 200]
+    for number, name in enumerate(names):
+        await ctx.state(name).put("k", number)
+    assert [await ctx.state(name).get("k") for name in names] == list(range(len(names)))
+
+
+async def test_a_namespace_made_while_running_survives_a_restart(kind, memory_url, tmp_path):
+    found = []
+
+    def build():
+        app = App(
+            "shop",
+            broker=memory_url,
+            state="memory" if kind == "memory" else str(tmp_path / "state"),
+            checkpoint_dir=tmp_path / "checkpoints",
+        )
+
+        @app.agent("in")
+        async def look(ctx):
+            found.append([await ctx.state(f"ns-{n}").get("k") for n in range(3)])
+            await ctx.state(f"ns-{ctx.message}").put("k", ctx.message)
+
+        return app
+
+    for number in range(3):
+        app = build()
+        publish(app, "in", [number])
+        async with started(app):
+            await until(lambda number=number: len(found) == number + 1)
+    assert found == [[None, None, None], [0, None, None], [0, 1, None]]

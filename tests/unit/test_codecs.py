@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from sabot._cython.json import BadRow
-from sabot.codecs import Codec, JsonCodec, RawCodec
+from sabot.codecs import JsonCodec
 from sabot.connectors.base import RECORD_SCHEMA
 from sabot.errors import UserError
 
@@ -60,35 +60,3 @@ def test_first_rows_that_do_not_agree_are_an_error_that_names_the_field():
 def test_an_empty_batch_decides_nothing():
     batch, bad = (codec := JsonCodec()).decode(records())
     assert (batch.num_rows, bad, codec.schema) == (0, [], None)
-
-
-def test_encoded_rows_decode_to_the_same_batch():
-    batch = pa.record_batch({"a": [1, None], "b": ["x", "y"], "c": [[1.5], []]})
-    codec = JsonCodec(batch.schema)
-    payloads = codec.encode(batch)
-    assert [json.loads(payload) for payload in payloads.to_pylist()] == batch.to_pylist()
-    assert codec.decode(records(*payloads.to_pylist()))[0].equals(batch)
-
-
-def test_raw_records_pass_through_with_nulls_and_all_columns():
-    batch = records(b"\xff\x00", None)
-    decoded, bad = RawCodec().decode(batch)
-    assert decoded is batch
-    assert bad == []
-    assert RawCodec().encode(batch).to_pylist() == [b"\xff\x00", None]
-
-
-def test_raw_writes_the_payload_or_the_only_column():
-    assert RawCodec().encode(pa.record_batch({"text": ["a", None]})).to_pylist() == [b"a", None]
-    with pytest.raises(UserError, match="x, y"):
-        RawCodec().encode(pa.record_batch({"x": [b"a"], "y": [b"b"]}))
-    with pytest.raises(UserError, match="int64"):
-        RawCodec().encode(pa.record_batch({"payload": [1]}))
-
-
-@pytest.mark.parametrize("codec", [JsonCodec(), RawCodec()])
-def test_every_codec_has_the_same_face(codec):
-    face: Codec = codec
-    assert face.schema is None
-    assert callable(face.decode)
-    assert callable(face.encode)
