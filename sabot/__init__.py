@@ -1,5 +1,6 @@
 """Sabot: a Python streaming engine that runs agents."""
 
+from sabot._cython.batch import Batch
 from sabot.api.context import AgentContext, Message
 from sabot.app import App
 from sabot.connectors.base import Record, Sink, Source
@@ -22,6 +23,7 @@ __all__ = [
     "AgentContext",
     "AgentFailed",
     "App",
+    "Batch",
     "BrokerUnavailable",
     "CheckpointFailed",
     "CorruptCheckpoint",

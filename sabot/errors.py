@@ -1,18 +1,18 @@
 """The tree of errors.
 
-    SabotError(message, *, hint=)
-    ├── UserError              you asked for something that cannot be; the hint says what to do
-    │   ├── NoStateBackend     `ctx.state()` without a state backend (also a RuntimeError)
-    │   ├── MissingExtra       an optional package is not installed (also an ImportError)
-    │   ├── JobLocked          another worker runs this job, or holds this directory
-    │   └── CorruptCheckpoint  a checkpoint that cannot be read; names the file
-    ├── DataError              a record that cannot be processed; goes to the dead letters
-    │   └── RowErrors          a batch agent names its bad rows: {row: reason}
-    ├── TransientError         a fault that may pass; retried, bounded
-    │   └── BrokerUnavailable  names the address
-    ├── CheckpointFailed       a checkpoint that did not complete; the job goes on
-    ├── AgentFailed            agents stopped by their own errors; raised by `App.run()`
-    └── InternalError          our bug: it propagates
+SabotError(message, *, hint=)
+├── UserError              you asked for something that cannot be; the hint says what to do
+│   ├── NoStateBackend     `ctx.state()` without a state backend (also a RuntimeError)
+│   ├── MissingExtra       an optional package is not installed (also an ImportError)
+│   ├── JobLocked          another worker runs this job, or holds this directory
+│   └── CorruptCheckpoint  a checkpoint that cannot be read; names the file
+├── DataError              a record that cannot be processed; goes to the dead letters
+│   └── RowErrors          a batch agent names its bad rows: {row: reason}
+├── TransientError         a fault that may pass; retried, bounded
+│   └── BrokerUnavailable  names the address
+├── CheckpointFailed       a checkpoint that did not complete; the job goes on
+├── AgentFailed            agents stopped by their own errors; raised by `App.run()`
+└── InternalError          our bug: it propagates
 """
 
 from collections.abc import Mapping

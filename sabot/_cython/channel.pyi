@@ -88,6 +88,12 @@ class Gate:
 
         May call when `next_nowait` then gives None (a held-back race); never misses.
         """
+    def deliver(self, index: int, checkpoint_id: int) -> None:
+        """As if this barrier stood before the next element of this input (whose consumer is busy): the barrier overtakes the batches
+        in its channel, which are then not covered. The real one is dropped when it comes. On the thread that reads the gate."""
+    def end(self, index: int) -> None:
+        """As if END stood before the next element of this input: what its channel holds is not read any more. Idempotent; on the
+        thread that reads the gate."""
     def pause(self, index: int) -> None:
         """Read this input no more until `resume`: its consumer has no room. Barriers behind its batches wait too."""
     def resume(self, index: int) -> None:

@@ -370,6 +370,18 @@ cdef class Gate:
         callback, self._on_readable = self._on_readable, None
         _call(callback)
 
+    def deliver(self, size_t index, int64_t checkpoint_id):
+        """As if this barrier stood before the next element of this input; the real one, behind its batches, is dropped later."""
+        if not self._inputs.at(index).held and not self._inputs.at(index).ended:
+            self.read(index, Barrier(checkpoint_id))
+            self._fire()
+
+    def end(self, size_t index):
+        """As if END stood before the next element of this input: what its channel holds is not read any more. Idempotent."""
+        if not self._inputs.at(index).ended:
+            self.read(index, _END)
+            self._fire()
+
     def pause(self, size_t index):
         """Read this input no more until `resume`: its consumer has no room. Its channel fills and slows its producer."""
         self._inputs.at(index).paused = True

@@ -117,7 +117,7 @@ class AgentProcess:
         self.state = AgentState.RUNNING
         self.process = asyncio.create_task(self._processing_loop(job), name=f"agent {self.agent_id}")
         self.process.add_done_callback(_heard)
-        _log.info("agent %s runs on %s", self.agent_id, self.spec.topics if self.spec else self.topic)
+        _log.info("agent %s runs on %s", self.agent_id, ", ".join(job.topics_of(self.agent_id)))
 
     async def stop(self) -> None:
         """Takes no more records, ends or cancels its calls, closes its consumer. Idempotent."""
@@ -130,12 +130,20 @@ class AgentProcess:
         if self._job is not None:
             if self._own_job:
                 await self._job.stop(drain=False)
+                await self._last_checkpoint(self._job.coordinator)
                 await self._job.close()
             else:
                 await self._job.stop_agent(self.agent_id)
         self.released()
         self.state = AgentState.STOPPED
         _log.info("agent %s stopped", self.agent_id)
+
+    async def _last_checkpoint(self, coordinator: Coordinator) -> None:
+        """Covers what was done, so that the offsets are committed."""
+        try:
+            await coordinator.wait(coordinator.trigger())
+        except CheckpointFailed as error:
+            _log.error("agent %s: %s; its offsets are not committed", self.agent_id, error)
 
     def released(self) -> None:
         """Its job is over. A failed agent stays FAILED for everyone to see."""
@@ -154,18 +162,18 @@ class AgentProcess:
     async def _processing_loop(self, job: Job) -> None:
         """Passes barriers on to the engine, which processes the records; ends with the agent's failure, or by cancellation."""
         failed = asyncio.ensure_future(self._failed.wait())
+        barrier = asyncio.ensure_future(self.barrier_queue.get())
         try:
             while True:
-                barrier = asyncio.ensure_future(self.barrier_queue.get())
                 done, _ = await asyncio.wait({barrier, failed}, return_when=asyncio.FIRST_COMPLETED)
                 if barrier in done:
                     await self._handle_barrier(barrier.result())
-                else:
-                    barrier.cancel()
+                    barrier = asyncio.ensure_future(self.barrier_queue.get())
                 if failed in done:
                     assert self.error is not None
                     raise self.error
         finally:
+            barrier.cancel()
             failed.cancel()
 
     async def _handle_barrier(self, checkpoint_id: int) -> None:
@@ -329,14 +337,19 @@ class AgentRuntime:
         for agent in self.agents.values():
             if agent.state is AgentState.RUNNING:
                 agent.state = AgentState.STOPPING
+        failure: CheckpointFailed | None = None
         try:
             if self._job is not None and self.agents and not self._job.broken:
                 await self._job.stop(drain=drain)
                 await self.checkpoint_coordinator.wait(self.checkpoint_coordinator.trigger())
         except CheckpointFailed as error:
-            _log.error("no last checkpoint: %s; the next start goes on from the one before", error)
+            failure = error
         finally:
             await self._release()
+        if failure is not None:
+            raise CheckpointFailed(
+                f"no last checkpoint: {failure.message}", hint="the next start goes on from the one before"
+            ) from failure
 
     async def _release(self) -> None:
         """Closes what is open; failed agents stay FAILED."""

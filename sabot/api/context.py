@@ -1,9 +1,18 @@
 """What an agent's function gets: the message, where it came from, and its state."""
 
+from collections.abc import Callable
 from typing import Any
 
 from sabot.errors import NoStateBackend
-from sabot.state import Overlay, StateBackend, ValueState
+from sabot.state import (
+    AggregatingState,
+    ListState,
+    MapState,
+    Overlay,
+    ReducingState,
+    StateBackend,
+    ValueState,
+)
 
 __all__ = ["AgentContext", "Message", "StateAccessor"]
 
@@ -86,7 +95,7 @@ class AgentContext:
 
     @property
     def state_backend(self) -> StateBackend:
-        """The backend as this call sees it: for `ListState(ctx.state_backend, "seen")` and the other typed states."""
+        """The backend as this call sees it: its own writes first."""
         if self._backend is None:
             raise NoStateBackend()
         if not self._buffered:
@@ -98,6 +107,31 @@ class AgentContext:
     def state(self, namespace: str = "default") -> StateAccessor:
         """The agent's state: of its own key with `key=`, else shared by namespace with the app's other agents."""
         return StateAccessor(self.state_backend, self._prefix + namespace, scope=self._scope)
+
+    def list_state(self, namespace: str) -> ListState:
+        """Many values a key; adding one costs the same however many there are."""
+        return ListState(self.state_backend, self._prefix + namespace, scope=self._scope)
+
+    def map_state(self, namespace: str) -> MapState:
+        """Values by key and field."""
+        return MapState(self.state_backend, self._prefix + namespace, scope=self._scope)
+
+    def reducing_state(self, namespace: str, reduce: Callable[[Any, Any], Any]) -> ReducingState:
+        """One value a key, made by `reduce(old, new)`."""
+        return ReducingState(self.state_backend, self._prefix + namespace, reduce=reduce, scope=self._scope)
+
+    def aggregating_state(
+        self,
+        namespace: str,
+        create: Callable[[], Any],
+        add: Callable[[Any, Any], Any],
+        result: Callable[[Any], Any],
+    ) -> AggregatingState[Any]:
+        """One accumulator a key (`create`, `add`), and a `result` read from it."""
+        backend = self.state_backend
+        return AggregatingState(
+            backend, self._prefix + namespace, create=create, add=add, result=result, scope=self._scope
+        )
 
     def _apply(self) -> None:
         """The call ended well: its writes become the state."""

@@ -234,6 +234,11 @@ class Source(ABC):
         return None
 
     @property
+    def log_id(self) -> str:
+        """Which log the positions count in: "" where it outlives the process. In another log they mean nothing."""
+        return ""
+
+    @property
     def exhausted(self) -> bool:
         """True when a bounded source has given its last row; `read_batch` then returns None at once."""
         return False

@@ -14,6 +14,7 @@ import bisect
 import itertools
 import logging
 import threading
+import uuid
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,6 +65,7 @@ class MemoryBroker:
         self.retention_bytes = 1 << 30
         self._lock = threading.Lock()
         self._topics: dict[str, _Topic] = {}
+        self.log_id = uuid.uuid4().hex  # which log the offsets count in
         self._groups: dict[tuple[str, str], dict[int, int]] = {}
 
     @classmethod
@@ -144,6 +146,7 @@ class MemoryBroker:
         """Forgets all topics and groups. Sources and sinks that are open end with a UserError that says so."""
         with self._lock:
             topics = list(self._topics.values())
+            self.log_id = uuid.uuid4().hex
             self._topics.clear()
             self._groups.clear()
         for topic in topics:
@@ -556,6 +559,10 @@ class MemorySource(Source):
         self._topic: _Topic | None = None
         self._positions: dict[int, int] = {}
         self._turn = 0
+
+    @property
+    def log_id(self) -> str:
+        return self._broker.log_id
 
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         topic = self._broker._topic(self.name)

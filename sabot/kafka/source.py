@@ -76,6 +76,10 @@ class KafkaSource(Source):
             held[(record.topic, record.partition)] = record.offset
         return held
 
+    @property
+    def log_id(self) -> str:
+        return self._source.log_id
+
     def commit(self, positions: Positions) -> None:
         self._source.commit(positions)
 

@@ -92,6 +92,7 @@ class Job:
         for operator in self.task.operators.values():
             for entry in operator.spec.inputs:
                 await self._connect(entry, operator, meta)
+        self.task.open_gate()
         if restored is not None and meta is not None:
             for name in meta["sources"].keys() - {source.name for source in self.task.sources}:
                 _log.warning("source %s of the checkpoint is gone from the program; its position is dropped", name)
@@ -105,6 +106,11 @@ class Job:
             raise UserError(f"agent {spec.agent_id}: another agent reads this very Source", hint="make one for each")
         name = f"{spec.agent_id}/{source.name}"
         facts = None if meta is None else meta["sources"].get(name)
+        if facts is not None and facts["log"] != source.log_id:
+            _log.warning(
+                "source %s: its log died with the process that wrote the checkpoint; reading from its start", name
+            )
+            facts = facts | {"positions": None}
         codec = None
         if isinstance(operator, BatchAgentOperator) and source.schema is None:
             schema = spec.schema or schema_of(None if facts is None else facts["schema"])
@@ -112,7 +118,7 @@ class Job:
             operator.codec = JsonCodec(schema)
         task = SourceTask(name, source, codec=codec, max_rows=_BATCH_ROWS if spec.batch else _RECORD_ROWS)
         self.task.connect(task, operator)
-        positions = None if facts is None else positions_of(facts["positions"])
+        positions = None if facts is None or facts["positions"] is None else positions_of(facts["positions"])
         await asyncio.to_thread(task.open, positions, spec.start)
 
     async def _port(self, spec: AgentSpec, operators: Mapping[str, AgentOperator]) -> Port | None:
@@ -131,8 +137,7 @@ class Job:
         if isinstance(spec.dead_letter, Sink):
             port = await self._sink(spec.dead_letter)
             return lambda topic: port
-        upstream = [each.agent_id for each in self.specs if each.sink is spec.func]
-        topics = [*spec.topics, *upstream]
+        topics = [*spec.topics, *(each.agent_id for each in self.specs if each.sink is spec.func)]
         ports = {topic: await self._sink(spec.dead_letter.format(topic=topic)) for topic in topics}
         return ports.__getitem__
 
@@ -154,6 +159,11 @@ class Job:
 
     def _commit(self, manifest: Manifest) -> None:
         self.task.commit(manifest.tasks[TASK].meta)
+
+    def topics_of(self, agent_id: str) -> list[str]:
+        """What this agent reads: names of topics, and of agents that write into it."""
+        spec = self.task.operators[agent_id].spec
+        return [*spec.topics, *(each.agent_id for each in self.specs if each.sink is spec.func)]
 
     @property
     def broken(self) -> bool:

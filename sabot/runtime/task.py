@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
-from sabot._cython.channel import END, Abort, Barrier, Channel, ChannelClosed, Gate
+from sabot._cython.channel import END, Barrier, Channel, ChannelClosed, Gate
 from sabot.checkpoint import Coordinator, TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
@@ -48,8 +48,7 @@ class SourceTask:
         self.on_error: Callable[[SourceTask], None] | None = None
         self.codec = codec
         self._max_rows = max_rows
-        self._positions: Positions = {}  # of what is in the channel: a batch that waits for room does not count yet
-        self._cuts: dict[int, Positions] = {}
+        self.taken: Positions = {}  # the offsets after what the task has taken out of the channel; the task's own
         self._requests: deque[Callable[[], None]] = deque()
         self._paused = False
         self._stopping = False
@@ -59,7 +58,7 @@ class SourceTask:
     def open(self, positions: Positions | None, start: str | int) -> None:
         """Blocking; before `start`. Raises what Source.open raises."""
         self.source.open(positions, start)
-        self._positions = dict(self.source.positions())
+        self.taken = dict(self.source.positions())
 
     def start(self) -> None:
         """The thread begins to poll."""
@@ -67,12 +66,7 @@ class SourceTask:
 
     def request_barrier(self, checkpoint_id: int) -> None:
         """Emit a barrier as soon as possible; from any thread."""
-        self._requests.append(lambda: self._emit_barrier(checkpoint_id))
-        self._wake.set()
-
-    def request_abort(self, checkpoint_id: int) -> None:
-        """Emit an abort mark; from any thread."""
-        self._requests.append(lambda: self._emit_abort(checkpoint_id))
+        self._requests.append(lambda: self._mark(Barrier(checkpoint_id)))
         self._wake.set()
 
     def request_commit(self, positions: Positions) -> None:
@@ -85,17 +79,10 @@ class SourceTask:
         self._paused = True
 
     def end(self) -> None:
-        """Read no more and let the input end here: the agent behind it has failed."""
+        """Read no more and let the input end here, behind what was read; requests are still served."""
         self._paused = True
         self._requests.append(self._end)
         self._wake.set()
-
-    def positions_at(self, checkpoint_id: int) -> Positions:
-        """Where the source stood when it emitted this barrier; of an ended source, its end."""
-        for older in [cut for cut in self._cuts if cut < checkpoint_id]:
-            self._cuts.pop(older, None)
-        cut = self._cuts.pop(checkpoint_id, None)
-        return dict(self._positions) if cut is None else cut
 
     async def stop(self) -> None:
         """Serves what was requested, ends the thread, closes the source."""
@@ -129,7 +116,6 @@ class SourceTask:
                 if batch is not None:
                     self._push(batch)
                 elif self.source.exhausted:
-                    self._positions.update(self.source.positions())
                     self._end()
             self._serve()
         except ChannelClosed:
@@ -143,27 +129,16 @@ class SourceTask:
 
     def _push(self, batch: Batch) -> None:
         self.rows_in += batch.num_rows
-        offsets = batch.offsets
         if self.codec is not None:
             batch = decoded(batch, self.codec)
         while not self.channel.put(batch, timeout=_POLL_SECONDS):
             self._serve()
             if self._stopping or self.ended:
                 return
-        self._positions.update(offsets)
 
     def _serve(self) -> None:
         while self._requests:
             self._requests.popleft()()
-
-    def _emit_barrier(self, checkpoint_id: int) -> None:
-        # Before the barrier is in the channel: the task may take it out at once and ask.
-        self._cuts[checkpoint_id] = dict(self._positions)
-        self._mark(Barrier(checkpoint_id))
-
-    def _emit_abort(self, checkpoint_id: int) -> None:
-        self._cuts.pop(checkpoint_id, None)
-        self._mark(Abort(checkpoint_id))
 
     def _mark(self, mark: Any) -> None:
         if not self.ended:
@@ -372,8 +347,7 @@ class AgentTask:
         self._clock = clock
         self._hung_after_s = hung_after_s
         self._loop = asyncio.get_running_loop()
-        self._gate: Gate | None = None
-        self._readable: asyncio.Future[None] | None = None
+        self._gate: Gate
         self._inputs_ended = False
         self._asked: set[int] = set()  # checkpoints whose barriers are on their way
         self._last_asked = 0
@@ -390,6 +364,10 @@ class AgentTask:
 
         source.on_error = broke
 
+    def open_gate(self) -> None:
+        """All sources are connected."""
+        self._gate = Gate([source.channel for source in self.sources])
+
     def _source_broke(self, source: SourceTask, operator: AgentOperator) -> None:
         assert source.error is not None
         operator.fail(source.error, f"its source {source.name}")
@@ -397,10 +375,12 @@ class AgentTask:
     def agent_failed(self, operator: AgentOperator) -> None:
         """Its inputs end here, and so do the agents that write into it; the others go on.
 
-        What its channels hold still comes through the gate into its lanes, and so into the checkpoints.
+        What its channels hold is not taken, so no checkpoint covers it.
         """
-        for source in self.inputs_of(operator):
-            source.end()
+        for index, consumer in enumerate(self._consumers):
+            if consumer is operator:
+                self.sources[index].end()
+                self._gate.end(index)
         for upstream in self.operators.values():
             port = upstream.port
             if isinstance(port, OperatorPort) and port.operator is operator:
@@ -419,7 +399,7 @@ class AgentTask:
 
     async def run(self) -> None:
         """Until every input has ended and every row is processed. Cancelling it stops it between two elements."""
-        self._gate = gate = Gate([source.channel for source in self.sources])
+        gate = self._gate
         try:
             while True:
                 item = gate.next_nowait()
@@ -428,13 +408,7 @@ class AgentTask:
                     continue
                 index, element = item
                 if isinstance(element, Batch):
-                    operator = self._consumers[index]
-                    try:
-                        operator.put(element)
-                    except UserError as error:
-                        operator.fail(error, f"its input {element.topic}")
-                    if operator.full and operator.failure is None and not self._asked:
-                        self._hold_back(gate, index, operator)
+                    self._take(index, element)
                     await asyncio.sleep(0)
                 elif isinstance(element, Barrier):
                     await self._cut(element.checkpoint_id)
@@ -450,7 +424,7 @@ class AgentTask:
                 task.cancel()
 
     async def _wait_readable(self, gate: Gate) -> None:
-        readable = self._readable = self._loop.create_future()
+        readable = self._loop.create_future()
 
         def wake() -> None:
             if not readable.done():
@@ -459,16 +433,33 @@ class AgentTask:
         gate.when_readable(lambda: self._loop.call_soon_threadsafe(wake))
         await readable
 
-    def _hold_back(self, gate: Gate, index: int, operator: AgentOperator) -> None:
-        """The input of a full operator is not read, so its channel fills and slows its source; others go on."""
+    def _take(self, index: int, batch: Batch) -> None:
+        """The batch is in the lanes: from here a checkpoint covers its offsets, and repeats the rows that are not finished."""
+        operator = self._consumers[index]
+        try:
+            operator.put(batch)
+        except UserError as error:
+            operator.fail(error, f"its input {batch.topic}")
+            return
+        self.sources[index].taken.update(batch.offsets)
+        if operator.full and operator.failure is None:
+            self._hold_back(index, operator)
+
+    def _hold_back(self, index: int, operator: AgentOperator) -> None:
+        """The input of a full operator is not read, so its channel fills and slows its source; others go on.
+
+        Barriers overtake what waits in its channel.
+        """
         if index in self._waiting:
             return
-        gate.pause(index)
+        self._gate.pause(index)
+        for checkpoint_id in self._asked:
+            self._gate.deliver(index, checkpoint_id)
 
         async def resume() -> None:
             await operator.writable()
             del self._waiting[index]
-            gate.resume(index)
+            self._gate.resume(index)
 
         self._waiting[index] = self._loop.create_task(resume())
 
@@ -492,10 +483,9 @@ class AgentTask:
                 operator.ship()
             self._refuse_hung()
             flushes = [sink.barrier(checkpoint_id) for sink in self.sinks]
-            snapshot = self._snapshot(checkpoint_id)
+            snapshot = self._snapshot()
             state = None if self.backend is None else await self._state_cut(self.backend)
         except Exception as error:
-            _log.warning("checkpoint %d: %s", checkpoint_id, error)
             self._coordinator.decline(checkpoint_id, self.name, f"{type(error).__name__}: {error}")
             return
         finally:
@@ -551,7 +541,7 @@ class AgentTask:
     def hint(self) -> str:
         """What the task is busy with, for the message of a checkpoint that timed out."""
         call = self.busiest()
-        behind = [self.sources[index].name for index in (self._gate.waiting_for if self._gate is not None else [])]
+        behind = [self.sources[index].name for index in (self._gate.waiting_for)]
         parts = [f"{call[0]} has been in one call for {call[1]:.1f} s"] if call is not None else []
         if behind:
             parts.append(f"no barrier yet from {', '.join(behind)}")
@@ -569,22 +559,18 @@ class AgentTask:
             return
         self._asked.add(checkpoint_id)
         for index in self._waiting:
-            if self._gate is not None:
-                self._gate.resume(index)  # what stands before the barrier goes into the lanes, and so into the snapshot
+            self._gate.deliver(index, checkpoint_id)
         for source in self.sources:
             source.request_barrier(checkpoint_id)
 
     def abort(self, checkpoint_id: int) -> None:
         """The checkpoint is given up; let go of what the gate holds back."""
         self._asked.discard(checkpoint_id)
-        for source in self.sources:
-            source.request_abort(checkpoint_id)
-        if self._gate is not None:
-            self._gate.abort(checkpoint_id)
+        self._gate.abort(checkpoint_id)
 
     # -- what a checkpoint keeps --------------------------------------------------------------------------------------
 
-    def _snapshot(self, checkpoint_id: int) -> TaskSnapshot:
+    def _snapshot(self) -> TaskSnapshot:
         meta: dict[str, Any] = {"sources": {}, "agents": {}, "ended": self.ended}
         files: dict[str, bytes] = {}
         first_open: dict[tuple[str, str, int], int] = {}  # (agent, topic, partition) -> lowest unfinished offset
@@ -603,8 +589,9 @@ class AgentTask:
                 "errors": operator.counters.errors_count,
             }
         for source, consumer in zip(self.sources, self._consumers, strict=True):
-            positions = source.positions_at(checkpoint_id)
+            positions = source.taken
             meta["sources"][source.name] = {
+                "log": source.source.log_id,
                 "schema": None if source.codec is None else _schema_text(source.codec.schema),
                 "positions": [[topic, partition, offset] for (topic, partition), offset in positions.items()],
                 "commit": [
@@ -619,7 +606,7 @@ class AgentTask:
         for operator in self.operators.values():
             await operator.close()
         await asyncio.gather(*(source.stop() for source in self.sources), *(sink.stop() for sink in self.sinks))
-        if self._gate is not None:
+        if self.sources:
             self._gate.close()
         for ack in self._acks:
             ack.cancel()
@@ -654,7 +641,7 @@ class AgentTask:
             "sources": {source.name: source.statistics() for source in list(self.sources)},
             "operators": {agent_id: operator.statistics() for agent_id, operator in list(self.operators.items())},
             "sinks": sinks,
-            "gate": {} if self._gate is None else self._gate.statistics(),
+            "gate": self._gate.statistics() if self.sources else {},
         }
 
     def samples(self) -> Iterator[Sample]:

@@ -8,7 +8,7 @@ import json
 import uuid
 
 import pytest
-from agent_tools import bounded, checkpoint, started, state_of, until
+from agent_tools import bounded, checkpoint, crash_image, started, state_of, until
 
 from sabot import AgentFailed, App, BrokerUnavailable, UserError
 from sabot.agents.runtime import AgentProcess, AgentState
@@ -253,3 +253,57 @@ async def test_a_broker_that_is_absent_at_the_start_is_named_within_ten_seconds(
 
     with pytest.raises(BrokerUnavailable, match=address):
         await asyncio.wait_for(app.run(), 12)
+
+
+async def test_after_a_crash_state_and_position_come_back_together(url, make_topic, tmp_path):
+    """The crash is a copy of the complete checkpoints, taken while the app runs and has gone on."""
+    topic, name = make_topic(partitions=2), f"app-{uuid.uuid4().hex[:8]}"
+
+    def build(root, counts):
+        app = App(name, broker=url, state=str(root / "state"), checkpoint_dir=root / "checkpoints")
+
+        @app.agent(topic)
+        async def count(ctx):
+            n = (await ctx.state().get(ctx.message["k"]) or 0) + 1
+            await ctx.state().put(ctx.message["k"], n)
+            counts.append((ctx.message["k"], n))
+
+        return app
+
+    async def send(app, how_many):
+        await asyncio.gather(*(bounded(app.send(topic, {"k": f"k{n % 5}"}, partition=n % 2)) for n in range(how_many)))
+
+    counts, again = [], []
+    app = build(tmp_path / "first", counts)
+    async with started(app):
+        await send(app, 50)
+        await until(lambda: len(counts) == 50)
+        await checkpoint(app)
+        image = crash_image(tmp_path / "first" / "checkpoints", tmp_path / "crash" / "checkpoints")
+        await send(app, 50)
+        await until(lambda: len(counts) == 100)
+    async with started(build(image.parent, again)):
+        await until(lambda: len(again) >= 50)
+    assert len(again) == 50
+    assert sorted(again) == sorted((f"k{key}", n) for key in range(5) for n in range(11, 21))
+
+
+async def test_offsets_are_committed_to_the_agents_group_on_the_broker(app, url, make_topic):
+    topic = make_topic()
+
+    @app.agent(topic)
+    async def look(ctx):
+        return None
+
+    for n in range(5):
+        await bounded(app.send(topic, n))
+    async with started(app):
+        await until(lambda: app.agent_runtime.get_stats()[f"{app.id}.look"]["messages_processed"] == 5)
+        await checkpoint(app)
+    await bounded(app.send(topic, "next"))
+    source = KafkaSource(topic, url, f"{app.id}.look-group")
+    await source.start()  # a reader of the group goes on behind what the checkpoint covers
+    try:
+        assert await bounded(source.get_next(), 30) == "next"
+    finally:
+        await source.stop()

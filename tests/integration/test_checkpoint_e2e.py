@@ -353,3 +353,60 @@ async def test_a_stop_while_a_checkpoint_is_under_way_ends(memory_url, tmp_path)
     await bounded(app.stop())
     with contextlib.suppress(CheckpointFailed):
         await bounded(asked)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_chain_of_stateful_agents_counts_each_line_once_whenever_it_crashes(kind, memory_url, tmp_path):
+    """File -> numbering agent with state of its own -> keyed agent with lanes: both states fit at every cut."""
+    rows, keys = 1500, 11
+    lines = write_lines(tmp_path / "in.ndjson", range(rows))
+
+    free = asyncio.Event()
+
+    def build(root, numbers, totals):
+        app = App("chain", broker=memory_url, **options(kind, root))
+
+        @app.agent("by-key", key="k", concurrency=4)
+        async def count(ctx):
+            n = (await ctx.state().get("n") or 0) + 1
+            await ctx.state().put("n", n)
+            for _ in range(ctx.message["number"] % 3):
+                await asyncio.sleep(0)
+            totals.setdefault(ctx.message["k"], []).append(n)
+
+        @app.agent(NdjsonSource(lines), sink=count)
+        async def number(ctx):
+            if ctx.message == rows * 3 // 4:
+                await bounded(free.wait())  # the rest is to come when it crashes
+            n = (await ctx.state().get("number") or 0) + 1
+            await ctx.state().put("number", n)
+            await asyncio.sleep(0)
+            numbers[ctx.message] = n
+            yield {"k": ctx.message % keys, "number": n}
+            yield {"k": f"again-{ctx.message % keys}", "number": n}
+
+        return app
+
+    expected = {}
+    for line in range(rows):
+        expected[line % keys] = expected[f"again-{line % keys}"] = line // keys + 1
+
+    numbers, totals, images = {}, {}, []
+    app = build(tmp_path / "first", numbers, totals)
+    async with started(app):
+        for crash in range(4):
+            await until(lambda crash=crash: processed(app, "count") > crash * 600 + 50)
+            await checkpoint(app)
+            target = tmp_path / f"crash-{crash}" / "checkpoints"
+            images.append(crash_image(tmp_path / "first" / "checkpoints", target))
+        free.set()
+        await until(lambda: processed(app, "count") == 2 * rows)
+    assert {key: seen[-1] for key, seen in totals.items()} == expected
+    for image in images:
+        again, counted = {}, {}
+        async with started(build(image.parent, again, counted)):
+            await until(lambda counted=counted: {key: seen[-1] for key, seen in counted.items()} == expected)
+        assert set(again) >= set(range(rows * 3 // 4, rows))
+        assert all(again[line] == line + 1 for line in again)
+        for key, seen in counted.items():
+            assert seen == list(range(expected[key] - len(seen) + 1, expected[key] + 1)), key

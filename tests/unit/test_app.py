@@ -404,6 +404,29 @@ async def test_a_second_worker_on_one_directory_is_refused_and_the_first_goes_on
         pass
 
 
+@pytest.mark.parametrize("shared", ["state", "checkpoints"])
+async def test_a_directory_that_another_app_holds_is_named(memory_url, tmp_path, shared):
+    def build(number):
+        state, checkpoints = tmp_path / f"state-{number}", tmp_path / f"checkpoints-{number}"
+        if shared == "state":
+            state = tmp_path / "state"
+        else:
+            checkpoints = tmp_path / "checkpoints"
+        app = App("shop", broker=memory_url, state=str(state), checkpoint_dir=checkpoints)
+
+        @app.agent("orders")
+        async def orders(ctx):
+            await ctx.state().put("n", 1)
+
+        return app
+
+    async with started(build(1)):
+        with pytest.raises(JobLocked, match=str(tmp_path / shared)):
+            await bounded(build(2).start())
+    async with started(build(2)):
+        pass
+
+
 async def test_fresh_forgets_state_and_positions(memory_url, tmp_path):
     seen = []
 
