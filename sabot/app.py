@@ -64,7 +64,7 @@ class App:
         self.clock = clock
         self.start_at = start
         self.fresh = False
-        self.state_backend: StateBackend | None = None
+        self._state_backend: StateBackend | None = None
         self.checkpoint_timeout_s = parse_seconds(checkpoint_timeout, name="checkpoint_timeout")
         self.broker = broker
         self.state = state
@@ -114,6 +114,17 @@ class App:
             if not 0 <= metrics_port <= 65535:
                 raise UserError(f"metrics_port={metrics_port} is no port", hint="0 takes a free one")
             self.metrics_port = metrics_port
+
+    @property
+    def state_backend(self) -> StateBackend | None:
+        """A backend of your own, used as it is instead of `state`, and left open at the end. Assign it before the start."""
+        return self._state_backend
+
+    @state_backend.setter
+    def state_backend(self, backend: StateBackend | None) -> None:
+        if self.agent_runtime.running:
+            raise UserError(f"app {self.id} runs already", hint="assign state_backend before the start")
+        self._state_backend = backend
 
     # -- agents -------------------------------------------------------------------------------------------------------
 
@@ -217,8 +228,8 @@ class App:
 
     def open_state(self) -> tuple[StateBackend | None, bool]:
         """The backend that was assigned, used as it is; else one made from `state`, which the runtime closes."""
-        if self.state_backend is not None:
-            return self.state_backend, False
+        if self._state_backend is not None:
+            return self._state_backend, False
         return open_backend(self.state, "db"), True
 
     def open_storage(self) -> CheckpointStorage | None:

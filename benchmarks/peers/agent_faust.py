@@ -21,6 +21,7 @@ app = faust.App(
     topic_partitions=1,
     topic_disable_leader=True,
     web_enabled=False,
+    worker_redirect_stdouts=False,
 )
 results = app.topic(out_topic, key_type=bytes, value_serializer="json")
 seen = app.Table("seen", default=int, partitions=1)
@@ -39,5 +40,5 @@ async def count(payments):  # type: ignore[no-untyped-def]
         await results.send(key=key, value={"account": account, "seen": seen[account]})
 
 
-sys.argv = [sys.argv[0], "worker", "-l", "warning", "--without-web"]
+sys.argv = [sys.argv[0], "worker", "-l", "warn", "--without-web"]
 app.main()

@@ -19,6 +19,7 @@ set up); --python chooses their interpreter.
 
 import argparse
 import json
+import re
 import shutil
 import signal
 import socket
@@ -143,8 +144,10 @@ def run(name: str, broker: str, in_topic: str, counts: list[int], interpreter: s
                 stop(process, signal.SIGINT if name.startswith("sabot") else signal.SIGTERM)
                 observer.close()
             said.seek(0)
-            first = next(float(line.split()[1]) for line in said if line.startswith("first "))
-    seconds = observer.last_seen - first
+            found = re.search(r"first (\d+\.\d+)", said.read())  # beside what a console is told
+    if found is None:
+        raise Failed("did not say when its first record came")
+    seconds = observer.last_seen - float(found[1])
     rows = sum(counts)
     return {
         "rows_per_s": round(rows / seconds),

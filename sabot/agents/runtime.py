@@ -179,6 +179,7 @@ class AgentProcess:
     async def _handle_barrier(self, checkpoint_id: int) -> None:
         """The sources emit the barrier behind what they have read; the task snapshots there, and acknowledges."""
         if self._job is not None:
+            self._job.coordinator.begin_after(checkpoint_id)
             self._job.task.inject(checkpoint_id)
 
     def on_failed(self, operator: AgentOperator) -> None:
@@ -231,6 +232,11 @@ class AgentRuntime:
         self._storage: CheckpointStorage | None = None
         self._stop_asked: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def running(self) -> bool:
+        """Between the start and the end of `stop_all`."""
+        return self._running or self._job is not None
 
     # -- agents -------------------------------------------------------------------------------------------------------
 

@@ -163,7 +163,13 @@ class Coordinator:
         """From now on checkpoints are written there, with `describe` in each manifest; ids go on after both sides' last."""
         self.storage = storage
         self._describe = dict(describe)
-        self._last_id = max(self._last_id or 0, storage.last_id())
+        self.begin_after(storage.last_id())
+
+    def begin_after(self, checkpoint_id: int) -> None:
+        """Somebody else gave this id out: ours are greater from here on."""
+        if self._last_id is None:
+            self._last_id = self.storage.last_id() if self.storage is not None else 0
+        self._last_id = max(self._last_id, checkpoint_id)
 
     # Who takes part
 

@@ -450,7 +450,7 @@ class AgentOperator(ABC):
         if self.failure is not None:
             return
         self.failure = AgentFailed(
-            f"agent {self.spec.agent_id} failed at {where}: {type(error).__name__}: {error}",
+            f"agent {self.spec.agent_id} failed at {where}: {type(error).__name__}: {_words(error)}",
             hint="mend the agent and start again, it goes on at that record; or choose on_error='skip' or 'retry'",
         )
         self.failure.__cause__ = error
@@ -469,7 +469,7 @@ class AgentOperator(ABC):
         buffer = self._dead.get(row.topic)
         if buffer is None:
             buffer = self._dead[row.topic] = RowBuffer(self._dead_port(row.topic), row.topic, self._loop)
-        kind, message = ("DataError", error) if isinstance(error, str) else (type(error).__name__, str(error))
+        kind, message = ("DataError", error) if isinstance(error, str) else (type(error).__name__, _words(error))
         self.counters.dead_letters += 1
         facts = {
             "topic": row.topic,
@@ -482,8 +482,18 @@ class AgentOperator(ABC):
             "attempts": attempts,
             "version": self._version,
         }
-        headers = tuple((f"sabot.{name}", str(value).encode()) for name, value in facts.items())
+        headers = tuple(
+            (f"sabot.{name}", str(value).encode(errors="backslashreplace")) for name, value in facts.items()
+        )
         buffer.add(row.payload, row.key, row.timestamp, row.partition, row.offset, (*row.headers, *headers))
+
+
+def _words(error: BaseException) -> str:
+    """What the error says; an error may fail at that too."""
+    try:
+        return str(error)
+    except Exception as worse:
+        return f"(its message cannot be read: {type(worse).__name__})"
 
 
 class RecordAgentOperator(AgentOperator):
@@ -605,7 +615,10 @@ class RecordAgentOperator(AgentOperator):
                         result = await _Resume(run, result, waiting)
                         now = monotonic()
                         slice_end = now + _SLICE_SECONDS
-                messages = _NOTHING if result is None else self._encoded(result, row)
+                if result is None:
+                    messages: Sequence[Result] = _NOTHING
+                else:
+                    messages = result.results if type(result) is _Several else (_result(result),)
             except asyncio.CancelledError:
                 meant = self._cancelled(lane)
                 if meant is None:
@@ -624,7 +637,9 @@ class RecordAgentOperator(AgentOperator):
                 ctx._apply()
                 if results is not None:
                     for payload, key, headers in messages:
-                        results.add(payload, key, row.timestamp, row.partition, row.offset, headers)
+                        results.add(
+                            payload, row.key if key is None else key, row.timestamp, row.partition, row.offset, headers
+                        )
                 queue.popleft()
                 attempts = 0
                 self.counters.messages_processed += 1
@@ -655,33 +670,27 @@ class RecordAgentOperator(AgentOperator):
             self._done(1, row.size)
             await asyncio.sleep(0)
 
-    def _encoded(self, result: Any, row: Row) -> list[tuple[bytes | None, bytes | None, Headers]]:
-        """A call's result -> messages (payload, key, headers). Raises UserError for what JSON cannot say."""
-        values = result.values if type(result) is _Several else (result,)
-        messages: list[tuple[bytes | None, bytes | None, Headers]] = []
-        for value in values:
-            if value is None:
-                continue
-            key: bytes | None = row.key
-            headers: Headers = ()
-            if isinstance(value, Message):
-                key, headers, value = (
-                    (row.key if value.key is None else value.key),
-                    value.headers,
-                    value.value,
-                )
-            messages.append((value if isinstance(value, bytes) else encode_json(value), key, headers))
-        return messages
+
+Result = tuple[bytes, bytes | None, Headers]  # payload, key (None: the key of the input), headers
 
 
-_NOTHING: list[tuple[bytes | None, bytes | None, Headers]] = []
+_NOTHING: tuple[Result, ...] = ()
+
+
+def _result(value: Any) -> Result:
+    """A value or Message as it will be written. Raises UserError for what JSON cannot say."""
+    key: bytes | None = None
+    headers: Headers = ()
+    if isinstance(value, Message):
+        key, headers, value = value.key, value.headers, value.value
+    return value if isinstance(value, bytes) else encode_json(value), key, headers
 
 
 @dataclass(slots=True)
 class _Several:
-    """What a call yielded."""
+    """What a call yielded, written down at once: the agent may go on changing the values."""
 
-    values: list[Any]
+    results: list[Result]
 
 
 def _gathering(func: Callable[..., Any]) -> tuple[Callable[[AgentContext], Any], bool]:
@@ -691,11 +700,11 @@ def _gathering(func: Callable[..., Any]) -> tuple[Callable[[AgentContext], Any],
     if inspect.isasyncgenfunction(target):
 
         async def gather(ctx: AgentContext) -> _Several:
-            return _Several([value async for value in func(ctx)])
+            return _Several([_result(value) async for value in func(ctx) if value is not None])
 
         return gather, True
     if inspect.isgeneratorfunction(target):
-        return lambda ctx: _Several(list(func(ctx))), False
+        return lambda ctx: _Several([_result(value) for value in func(ctx) if value is not None]), False
     return func, inspect.iscoroutinefunction(target)
 
 

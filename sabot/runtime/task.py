@@ -347,7 +347,7 @@ class AgentTask:
         self._clock = clock
         self._hung_after_s = hung_after_s
         self._loop = asyncio.get_running_loop()
-        self._gate: Gate
+        self._gate: Gate | None = None
         self._inputs_ended = False
         self._asked: set[int] = set()  # checkpoints whose barriers are on their way
         self._last_asked = 0
@@ -368,6 +368,12 @@ class AgentTask:
         """All sources are connected."""
         self._gate = Gate([source.channel for source in self.sources])
 
+    @property
+    def gate(self) -> Gate:
+        """Open once all sources are connected."""
+        assert self._gate is not None
+        return self._gate
+
     def _source_broke(self, source: SourceTask, operator: AgentOperator) -> None:
         assert source.error is not None
         operator.fail(source.error, f"its source {source.name}")
@@ -380,7 +386,7 @@ class AgentTask:
         for index, consumer in enumerate(self._consumers):
             if consumer is operator:
                 self.sources[index].end()
-                self._gate.end(index)
+                self.gate.end(index)
         for upstream in self.operators.values():
             port = upstream.port
             if isinstance(port, OperatorPort) and port.operator is operator:
@@ -399,7 +405,7 @@ class AgentTask:
 
     async def run(self) -> None:
         """Until every input has ended and every row is processed. Cancelling it stops it between two elements."""
-        gate = self._gate
+        gate = self.gate
         try:
             while True:
                 item = gate.next_nowait()
@@ -452,14 +458,14 @@ class AgentTask:
         """
         if index in self._waiting:
             return
-        self._gate.pause(index)
+        self.gate.pause(index)
         for checkpoint_id in self._asked:
-            self._gate.deliver(index, checkpoint_id)
+            self.gate.deliver(index, checkpoint_id)
 
         async def resume() -> None:
             await operator.writable()
             del self._waiting[index]
-            self._gate.resume(index)
+            self.gate.resume(index)
 
         self._waiting[index] = self._loop.create_task(resume())
 
@@ -541,7 +547,7 @@ class AgentTask:
     def hint(self) -> str:
         """What the task is busy with, for the message of a checkpoint that timed out."""
         call = self.busiest()
-        behind = [self.sources[index].name for index in (self._gate.waiting_for)]
+        behind = [self.sources[index].name for index in (self.gate.waiting_for)]
         parts = [f"{call[0]} has been in one call for {call[1]:.1f} s"] if call is not None else []
         if behind:
             parts.append(f"no barrier yet from {', '.join(behind)}")
@@ -559,14 +565,14 @@ class AgentTask:
             return
         self._asked.add(checkpoint_id)
         for index in self._waiting:
-            self._gate.deliver(index, checkpoint_id)
+            self.gate.deliver(index, checkpoint_id)
         for source in self.sources:
             source.request_barrier(checkpoint_id)
 
     def abort(self, checkpoint_id: int) -> None:
         """The checkpoint is given up; let go of what the gate holds back."""
         self._asked.discard(checkpoint_id)
-        self._gate.abort(checkpoint_id)
+        self.gate.abort(checkpoint_id)
 
     # -- what a checkpoint keeps --------------------------------------------------------------------------------------
 
@@ -606,7 +612,7 @@ class AgentTask:
         for operator in self.operators.values():
             await operator.close()
         await asyncio.gather(*(source.stop() for source in self.sources), *(sink.stop() for sink in self.sinks))
-        if self.sources:
+        if self._gate is not None:
             self._gate.close()
         for ack in self._acks:
             ack.cancel()
@@ -641,7 +647,7 @@ class AgentTask:
             "sources": {source.name: source.statistics() for source in list(self.sources)},
             "operators": {agent_id: operator.statistics() for agent_id, operator in list(self.operators.items())},
             "sinks": sinks,
-            "gate": self._gate.statistics() if self.sources else {},
+            "gate": {} if self._gate is None else self._gate.statistics(),
         }
 
     def samples(self) -> Iterator[Sample]:
