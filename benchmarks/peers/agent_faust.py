@@ -12,7 +12,7 @@ mode.loop.use("uvloop")
 
 import faust  # noqa: E402 - the loop is chosen before
 
-broker, in_topic, out_topic, folder = sys.argv[1:]
+broker, in_topic, out_topic, folder, linger_ms = sys.argv[1:]
 app = faust.App(
     "peers-" + in_topic,
     broker=f"kafka://{broker}",
@@ -22,6 +22,7 @@ app = faust.App(
     topic_disable_leader=True,
     web_enabled=False,
     worker_redirect_stdouts=False,
+    producer_linger=int(linger_ms) / 1000,  # its default is 0
 )
 results = app.topic(out_topic, key_type=bytes, value_serializer="json")
 seen = app.Table("seen", default=int, partitions=1)
@@ -40,5 +41,6 @@ async def count(payments):  # type: ignore[no-untyped-def]
         await results.send(key=key, value={"account": account, "seen": seen[account]})
 
 
-sys.argv = [sys.argv[0], "worker", "-l", "warn", "--without-web"]
+# "warn" would log at DEBUG inside, for its spinner
+sys.argv = [sys.argv[0], "worker", "-l", "info", "--without-web"]
 app.main()

@@ -13,7 +13,7 @@ set up); --python chooses their interpreter.
 
     sabot-memory-1, -64    state in memory, calls at a time: 1 or 64
     sabot-rocksdb-64       state in RocksDB, a checkpoint each second
-    faust                  table in memory, changelog topic
+    faust, faust-linger    table in memory, changelog topic; its producer's linger as it comes (0), or 5 ms
     quix                   state in RocksDB, changelog topic
 """
 
@@ -48,10 +48,12 @@ ROOT = HERE.parents[1]
 VENVS = ROOT / ".venv-peers"
 KAFKA = ROOT / "tools" / "kafka" / "kafka.sh"
 AGENTS = {
+    # framework, state, concurrency (Faust: the producer's linger in ms)
     "sabot-memory-1": ("sabot", "memory", 1),
     "sabot-memory-64": ("sabot", "memory", 64),
     "sabot-rocksdb-64": ("sabot", "rocksdb", 64),
     "faust": ("faust", "", 0),
+    "faust-linger": ("faust", "", 5),
     "quix": ("quix", "", 0),
 }
 PACKAGES = {"faust": "faust-streaming", "quix": "quixstreams"}
@@ -119,12 +121,13 @@ class Observer:
 
 
 def command_of(name: str, broker: str, topics: list[str], folder: str, interpreter: str) -> list[str]:
-    framework, state, concurrency = AGENTS[name]
+    framework, state, number = AGENTS[name]
     script = str(HERE / f"agent_{framework}.py")
     if framework == "sabot":
         place = folder if state == "rocksdb" else state
-        return [sys.executable, script, broker, *topics, place, str(concurrency)]
-    return [python_of(framework, interpreter), script, broker, *topics, folder]
+        return [sys.executable, script, broker, *topics, place, str(number)]
+    extra = [str(number)] if framework == "faust" else []
+    return [python_of(framework, interpreter), script, broker, *topics, folder, *extra]
 
 
 def run(name: str, broker: str, in_topic: str, counts: list[int], interpreter: str) -> dict[str, Any]:

@@ -17,36 +17,7 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, u
 from libc.stdlib cimport strtol
 
 
-cdef extern from *:
-    """
-    #ifndef ARROW_C_DATA_INTERFACE
-    #define ARROW_C_DATA_INTERFACE
-    #include <stdint.h>
-    struct ArrowSchema {
-      const char* format;
-      const char* name;
-      const char* metadata;
-      int64_t flags;
-      int64_t n_children;
-      struct ArrowSchema** children;
-      struct ArrowSchema* dictionary;
-      void (*release)(struct ArrowSchema*);
-      void* private_data;
-    };
-    struct ArrowArray {
-      int64_t length;
-      int64_t null_count;
-      int64_t offset;
-      int64_t n_buffers;
-      int64_t n_children;
-      const void** buffers;
-      struct ArrowArray** children;
-      struct ArrowArray* dictionary;
-      void (*release)(struct ArrowArray*);
-      void* private_data;
-    };
-    #endif
-    """
+cdef extern from "arrow_c.h":
     ctypedef struct ArrowSchema:
         const char* format         # the type: "l" int64, "u" string, "+s" struct, "w:16" fixed-size binary, ...
         const char* name           # of the field; may be NULL

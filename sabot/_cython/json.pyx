@@ -1,5 +1,3 @@
-# distutils: include_dirs = sabot/_cython
-# distutils: depends = sabot/_cython/arrow_c.h sabot/_cython/json_text.h sabot/_cython/json_parse.h sabot/_cython/json_write.h
 """JSON payloads <-> Arrow batches. See json.pyi for the contract; the loops over rows are in json_parse.h and json_write.h.
 
 Here schemas become trees of C++ nodes, once per schema; after that a batch costs one call without the GIL, and its buffers
