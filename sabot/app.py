@@ -134,6 +134,7 @@ class App:
         topic: a topic, a Source, or a list of them; default the function's name. name: default the function's name.
         key: the field whose value owns the state. sink: a topic, a Sink, or another agent's function.
         batch: the function gets `(pa.RecordBatch, ctx)`; schema: its columns, inferred from the first records if not given.
+        A record agent may have a schema too: records that do not fit it go to the dead letters.
         concurrency: calls at a time, in order per key. timeout: of one call. on_error: "fail", "retry" (retries, backoff), "skip".
         dead_letter: topic of what cannot be processed. start: "earliest", "latest", "committed" or ms, without a checkpoint.
         """

@@ -78,8 +78,6 @@ class AgentSpec:
             raise refuse(f"delivery={delivery!r}", "sinks deliver at least once in this version: 'at_least_once'")
         if concurrency < 1 or (batch and concurrency != 1):
             raise refuse(f"concurrency={concurrency}", "at least 1; a batch agent takes one batch at a time")
-        if schema is not None and not batch:
-            raise refuse("schema= without batch=True", "a record agent gets each payload as json.loads would give it")
         if batch and (inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func)):
             raise refuse("a batch agent cannot yield", "return one RecordBatch, or None")
         if retries < 0:

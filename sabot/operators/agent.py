@@ -503,12 +503,17 @@ class RecordAgentOperator(AgentOperator):
         super().__init__(spec, **wiring)
         self._turn = 0
         self._call = _gathering(spec.func)
+        self._checker = None if spec.schema is None else JsonCodec(spec.schema)
         self._prefix = "" if spec.key is None else f"{spec.agent_id}/"
 
     def put(self, batch: Batch) -> None:
         rows = []
-        for row in _rows(to_records(batch, self._now_ms()), batch.topic):
+        records = to_records(batch, self._now_ms())
+        reasons = self._misfits(records)
+        for number, row in enumerate(_rows(records, batch.topic)):
             try:
+                if number in reasons:
+                    raise DataError(f"{self._where(row)}: {reasons[number]}")
                 self._decode(row)
             except DataError as error:
                 self.counters.errors_count += 1
@@ -531,6 +536,12 @@ class RecordAgentOperator(AgentOperator):
                 self._turn += 1
                 key_hash = self._turn
             self._enqueue(lanes[key_hash % count], row)
+
+    def _misfits(self, records: pa.RecordBatch) -> dict[int, str]:
+        """With `schema=`: which records do not fit it, and why. The agent gets the others as json.loads gives them."""
+        if self._checker is None:
+            return {}
+        return {bad.row: bad.reason for bad in self._checker.decode(records)[1]}
 
     @staticmethod
     def _enqueue(lane: _Lane, row: Row) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -138,7 +139,7 @@ class Job:
             port = await self._sink(spec.dead_letter)
             return lambda topic: port
         topics = [*spec.topics, *(each.agent_id for each in self.specs if each.sink is spec.func)]
-        ports = {topic: await self._sink(spec.dead_letter.format(topic=topic)) for topic in topics}
+        ports = {topic: await self._sink(spec.dead_letter.format(topic=_legal(topic))) for topic in topics}
         return ports.__getitem__
 
     async def _sink(self, sink: str | Sink) -> SinkTask:
@@ -209,6 +210,11 @@ class Job:
             self._running.cancel()
             await asyncio.wait([self._running])
         await self.task.close()
+
+
+def _legal(topic: str) -> str:
+    """A source's name as a part of a Kafka topic's name: a file's path is none."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", topic).strip("-.")[-200:]
 
 
 def _without_needless_topics(specs: Sequence[AgentSpec]) -> list[AgentSpec]:

@@ -720,6 +720,21 @@ async def test_fail_with_concurrency_leaves_no_record_out_and_counts_none_twice(
     assert totals == {f"k{n}": list(range(1, rows // 8 + 1)) for n in range(8)}
 
 
+async def test_records_that_do_not_fit_a_record_agents_schema_go_to_the_dead_letters(app):
+    seen = []
+
+    @app.agent("orders", schema={"n": "int64", "name": "string"})
+    async def look(ctx):
+        seen.append(ctx.message)
+
+    publish(app, "orders", [{"n": 1, "more": [2]}, {"n": "one"}, {"n": 2, "name": "x"}, {"name": 3}])
+    async with started(app):
+        await until(lambda: len(seen) == 2)
+        await until(lambda: len(records(app, "orders.dlq")) == 2)
+    assert seen == [{"n": 1, "more": [2]}, {"n": 2, "name": "x"}]
+    assert values(app, "orders.dlq") == [{"n": "one"}, {"name": 3}]
+
+
 async def test_a_bad_line_of_a_file_goes_to_the_dead_letters(memory_url, tmp_path):
     app = App("shop", broker=memory_url)
     seen = []
@@ -732,7 +747,7 @@ async def test_a_bad_line_of_a_file_goes_to_the_dead_letters(memory_url, tmp_pat
 
     await bounded(app.run())
     assert seen == [1, 2]
-    letters = records(app, f"{path}.dlq")
+    letters = records(app, f"{str(path).strip('/').replace('/', '-')}.dlq")
     assert [letter.payload for letter in letters] == [b'{"half":', b"\xff\xfe"]
     assert [headers_of(letter)["sabot.offset"] for letter in letters] == ["2", "11"]
 
