@@ -22,7 +22,7 @@ from sabot.errors import AgentFailed, CheckpointFailed, UserError
 from sabot.kafka import open_sink
 from sabot.kafka.source import KafkaSource
 from sabot.metrics import Metrics, Sample
-from sabot.operators.agent import AgentOperator
+from sabot.operators import AgentOperator
 from sabot.runtime.job import Job
 from sabot.state import StateBackend, load_snapshot
 

@@ -4,6 +4,8 @@ A record agent has `concurrency` lanes, each one long-lived coroutine on the eve
 its records keep their order. A batch agent has one lane. A row stays in its lane's queue until its call has ended: state writes
 applied, results emitted and the row taken off happen in one step without an `await`, so whatever stands in the queues at a
 barrier is exactly what the checkpoint must repeat.
+
+`AgentOperator` is the life of a lane; what a record and a batch agent call differently stands in `record_agent` and `batch_agent`.
 """
 
 import asyncio
@@ -11,47 +13,26 @@ import contextvars
 import inspect
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import msgspec
-import numpy as np
 import pyarrow as pa
 
-from sabot._cython.batch import Batch, normalise
-from sabot._cython.partition import hash_rows
-from sabot._cython.rows import bytes_list, state_key
+from sabot._cython.batch import Batch
+from sabot._cython.rows import bytes_list
 from sabot.api.agent import AgentSpec
-from sabot.api.context import AgentContext, Message
+from sabot.api.context import AgentContext
 from sabot.clock import Clock
-from sabot.codecs.json import JsonCodec
-from sabot.connectors.base import (
-    RECORD_SCHEMA,
-    Headers,
-    build_records,
-    decode_json,
-    encode_json,
-    header_rows,
-    to_records,
-)
-from sabot.errors import AgentFailed, DataError, RowErrors
+from sabot.connectors.base import Headers, build_records, header_rows
+from sabot.errors import AgentFailed
 from sabot.metrics import Durations, Sample
 from sabot.state import StateBackend
 
-__all__ = [
-    "AgentOperator",
-    "BatchAgentOperator",
-    "Counters",
-    "Port",
-    "RecordAgentOperator",
-    "agent_operator",
-    "decoded",
-]
+__all__ = ["AgentOperator", "Counters", "Lane", "Port", "Row", "RowBuffer", "awaitable", "records_batch", "rows_of"]
 
 _SHIP_ROWS = 1024
 _SLICE_SECONDS = 0.002  # a lane that never waits gives the loop to others after this long
-_decode = msgspec.json.Decoder().decode
 
 
 class Port(Protocol):
@@ -112,7 +93,7 @@ class RowBuffer:
         """Everything gathered goes to the port."""
         if self._rows:
             rows, self._rows = self._rows, []
-            self.put(Batch(_records_batch(rows), None, self._topic))
+            self.put(Batch(records_batch(rows), None, self._topic))
 
     def put(self, batch: Batch) -> None:
         """Rows that are a batch already."""
@@ -120,7 +101,7 @@ class RowBuffer:
         self.port.put(batch)
 
 
-def _records_batch(
+def records_batch(
     rows: Sequence[tuple[bytes | None, bytes | None, int, int, int, Headers]],
 ) -> pa.RecordBatch:
     """Rows (payload, key, timestamp, partition, offset, headers) -> RECORD_SCHEMA."""
@@ -148,7 +129,7 @@ class Row:
         return 64 if self.payload is None else 64 + len(self.payload)
 
 
-def _rows(data: pa.RecordBatch, topic: str) -> list[Row]:
+def rows_of(data: pa.RecordBatch, topic: str) -> list[Row]:
     """RECORD_SCHEMA -> rows for lanes."""
     payload, key, timestamp, partition, offset, headers = data.columns
     return [
@@ -189,7 +170,18 @@ class _Resume:
             return stop.value
 
 
-class _Lane:
+def awaitable(value: Any) -> tuple[Any, bool]:
+    """What a function gave -> (a coroutine, True) if it is to be awaited, (the value, False) if not."""
+    if value is None or not inspect.isawaitable(value):
+        return value, False
+    return (value if hasattr(value, "send") else _awaited(value)), True
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
+
+
+class Lane:
     """A queue and the coroutine that serves it."""
 
     __slots__ = ("overtime", "queue", "started", "task", "wake")
@@ -244,7 +236,7 @@ class AgentOperator(ABC):
         self._quiet: list[asyncio.Future[None]] = []
         self._frozen: asyncio.Event | None = None
         self._stopping = False
-        self._lanes = [_Lane() for _ in range(spec.concurrency)]
+        self._lanes = [Lane() for _ in range(spec.concurrency)]
         self._watchdog: asyncio.Task[None] | None = None
         self._context = contextvars.copy_context()
 
@@ -260,8 +252,11 @@ class AgentOperator(ABC):
 
     def _lane_ended(self, task: asyncio.Task[None]) -> None:
         """A lane ends only by being stopped; anything else is a defect of ours, and ends the agent loudly."""
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(error, "inside the engine")
+        if self._stopping or self.failure is not None:
+            return
+        error = RuntimeError("its task was cancelled") if task.cancelled() else task.exception()
+        if error is not None:
+            self.fail(error, self.spec.agent_id)
 
     async def quiesce(self, grace_s: float) -> None:
         """Take no further row; wait up to `grace_s` seconds for the calls that run."""
@@ -301,12 +296,18 @@ class AgentOperator(ABC):
 
     @property
     def full(self) -> bool:
-        """More rows wait than the bound allows; wait on `writable()`."""
+        """More rows wait than the bound allows, or the dead letters do; wait on `writable()`."""
+        return self._crowded or any(buffer.port.full for buffer in self._dead.values())
+
+    @property
+    def _crowded(self) -> bool:
         return self._pending_rows >= self._capacity_rows or self._pending_bytes >= self._capacity_bytes
 
     async def writable(self) -> None:
         """Returns when there is room, or the agent has failed."""
-        while self.full and self.failure is None and not self._stopping:
+        for buffer in list(self._dead.values()):
+            await buffer.port.writable()
+        while self._crowded and self.failure is None and not self._stopping:
             waiter = self._loop.create_future()
             self._room.append(waiter)
             self._notable_rows = max(self._notable_rows, self._capacity_rows // 2)
@@ -412,8 +413,105 @@ class AgentOperator(ABC):
     # -- calls --------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    async def _serve(self, lane: _Lane) -> None:
+    def _begin(self, item: Any, run: Callable[..., Any]) -> tuple[AgentContext, Any, bool]:
+        """Calls the user's function in the context `run`: (its ctx, what it gave, whether that is to be awaited)."""
+
+    @abstractmethod
+    def _written(self, item: Any, value: Any) -> Any:
+        """What the function gave, as it will be emitted. Raises for what cannot be."""
+
+    @abstractmethod
+    def _end(self, item: Any, output: Any) -> None:
+        """The call ended well: emit and count. Must not suspend."""
+
+    @abstractmethod
+    def _bury(self, item: Any, failure: Exception, attempts: int) -> None:
+        """The item is given up: to the dead letters."""
+
+    @abstractmethod
+    def _size(self, item: Any) -> tuple[int, int]:
+        """Rows and bytes, as `put` counted them."""
+
+    def _salvage(self, item: Any, failure: Exception, attempts: int) -> bool:
+        """The failure concerns a part of the item, which is given up, and the rest is tried again: True."""
+        return False
+
+    @abstractmethod
+    def _renew(self, item: Any) -> None:
+        """Before another attempt: the failed one may have changed what it was given."""
+
+    async def _serve(self, lane: Lane) -> None:
         """The lane's life: take, call, apply, emit, take off."""
+        queue, monotonic, fresh = lane.queue, self._clock.monotonic, self._context.copy
+        begin, written, port = self._begin, self._written, self.port
+        attempts = 0
+        slice_end = monotonic() + _SLICE_SECONDS
+        while not self._stopping:
+            if not queue:
+                lane.wake.clear()
+                await lane.wake.wait()
+                slice_end = monotonic() + _SLICE_SECONDS
+                continue
+            item = queue[0]
+            failure: Exception | None = None
+            output: Any = None
+            lane.started = now = monotonic()
+            try:
+                run = fresh().run
+                ctx, value, pending = begin(item, run)
+                if pending:
+                    try:
+                        waiting = run(value.send, None)
+                    except StopIteration as stop:
+                        value = stop.value
+                    else:
+                        value = await _Resume(run, value, waiting)
+                        now = monotonic()
+                        slice_end = now + _SLICE_SECONDS
+                if value is not None:
+                    output = written(item, value)
+            except asyncio.CancelledError:
+                failure = self._cancelled(lane)
+                if failure is None:
+                    raise
+            except Exception as error:
+                failure = error
+            lane.started = 0.0
+            if lane.overtime:
+                self._forgive(lane)
+            while self._frozen is not None:  # a snapshot is being taken: no call may end
+                await self._frozen.wait()
+            if self.failure is not None:
+                return
+            if failure is None:
+                ctx._apply()
+                self._end(item, output)
+            else:
+                if self._salvage(item, failure, attempts + 1):
+                    continue
+                attempts += 1
+                self.counters.errors_count += 1
+                if self.spec.on_error == "fail":
+                    self.fail(failure, self._where(item))
+                    return
+                if self.spec.on_error == "retry" and attempts <= self.spec.retries:
+                    await asyncio.sleep(self.spec.backoff_s * 2 ** (attempts - 1))
+                    self._renew(item)
+                    continue
+                self._bury(item, failure, attempts)
+                now = slice_end  # an agent that only fails must give the loop to others too
+            queue.popleft()
+            attempts = 0
+            self._done(*self._size(item))
+            if port is not None and port.full:
+                await port.writable()
+            elif self._dead and self.full and not self._crowded:
+                await self.writable()
+            elif now < slice_end:
+                continue
+            else:
+                await asyncio.sleep(0)
+            slice_end = monotonic() + _SLICE_SECONDS
 
     async def _watch(self, timeout_s: float) -> None:
         """Cancels calls that run longer than the agent's `timeout`; the lane turns that into a TimeoutError."""
@@ -426,14 +524,14 @@ class AgentOperator(ABC):
                     lane.task.cancel()
 
     @staticmethod
-    def _forgive(lane: _Lane) -> None:
+    def _forgive(lane: Lane) -> None:
         """The call answered after all, cancelled as it was: the lane goes on."""
         lane.overtime = False
         if lane.task is not None:
             lane.task.uncancel()
 
-    def _cancelled(self, lane: _Lane) -> Exception | None:
-        """A CancelledError came out of a call. Ours to stop the lane: None. The watchdog's or the user's own: the error it means."""
+    def _cancelled(self, lane: Lane) -> Exception | None:
+        """A CancelledError came out of a call: the error that it means; None when the lane itself is to end."""
         task = lane.task
         assert task is not None
         if lane.overtime:
@@ -445,8 +543,8 @@ class AgentOperator(ABC):
             return None
         return RuntimeError("the call was cancelled from inside")
 
-    def _fail(self, error: BaseException, where: str) -> None:
-        """Policy `fail`: this agent ends here; its unfinished rows stay for the checkpoint."""
+    def fail(self, error: BaseException, where: str) -> None:
+        """The agent ends here: its own error under policy `fail`, or its source or sink broke. Unfinished rows stay."""
         if self.failure is not None:
             return
         self.failure = AgentFailed(
@@ -459,10 +557,6 @@ class AgentOperator(ABC):
                 lane.task.cancel()
         self._release()
         self._on_failed(self)
-
-    def fail(self, error: BaseException, where: str) -> None:
-        """Something around the agent failed for good: its source, or the sink that it writes to."""
-        self._fail(error, where)
 
     def _dead_letter(self, row: Row, error: BaseException | str, attempts: int) -> None:
         """The record as it came, with what happened to it, to the dead letters of its topic."""
@@ -494,393 +588,3 @@ def _words(error: BaseException) -> str:
         return str(error)
     except Exception as worse:
         return f"(its message cannot be read: {type(worse).__name__})"
-
-
-class RecordAgentOperator(AgentOperator):
-    """A record agent: one call per record."""
-
-    def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
-        super().__init__(spec, **wiring)
-        self._turn = 0
-        self._call = _gathering(spec.func)
-        self._checker = None if spec.schema is None else JsonCodec(spec.schema)
-        self._prefix = "" if spec.key is None else f"{spec.agent_id}/"
-
-    def put(self, batch: Batch) -> None:
-        rows = []
-        records = to_records(batch, self._now_ms())
-        reasons = self._misfits(records)
-        for number, row in enumerate(_rows(records, batch.topic)):
-            try:
-                if number in reasons:
-                    raise DataError(f"{self._where(row)}: {reasons[number]}")
-                self._decode(row)
-            except DataError as error:
-                self.counters.errors_count += 1
-                self._dead_letter(row, error, 0)
-            else:
-                rows.append(row)
-        self._took(len(rows), sum(row.size for row in rows))
-        lanes = self._lanes
-        count = len(lanes)
-        if count == 1:
-            lanes[0].queue.extend(rows)
-            lanes[0].wake.set()
-            return
-        if self.spec.key is not None:
-            for row in rows:
-                self._enqueue(lanes[(row.scope[0] << 8 | row.scope[1]) % count], row)
-            return
-        for row, key_hash in zip(rows, hash_rows([row.key for row in rows]), strict=True):
-            if row.key is None:
-                self._turn += 1
-                key_hash = self._turn
-            self._enqueue(lanes[key_hash % count], row)
-
-    def _misfits(self, records: pa.RecordBatch) -> dict[int, str]:
-        """With `schema=`: which records do not fit it, and why. The agent gets the others as json.loads gives them."""
-        if self._checker is None:
-            return {}
-        return {bad.row: bad.reason for bad in self._checker.decode(records)[1]}
-
-    @staticmethod
-    def _enqueue(lane: _Lane, row: Row) -> None:
-        lane.queue.append(row)
-        lane.wake.set()
-
-    def _decode(self, row: Row) -> None:
-        """Gives the row its value, and with `key=` the scope of its state. Raises DataError."""
-        payload = row.payload
-        if payload is None:
-            raise DataError(f"{self._where(row)}: the payload is null", hint="a tombstone has no JSON value")
-        try:
-            row.value = _decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            row.value = decode_json(payload, where=self._where(row))
-        if self.spec.key is not None:
-            key = row.value.get(self.spec.key) if isinstance(row.value, dict) else None
-            if key is None:
-                raise DataError(f"{self._where(row)}: no key: field {self.spec.key!r} is missing or null")
-            try:
-                row.scope = state_key(key)
-            except (TypeError, ValueError, OverflowError) as error:
-                raise DataError(f"{self._where(row)}: no key: field {self.spec.key!r}: {error}") from error
-
-    def unfinished(self) -> list[Batch]:
-        batches: list[Batch] = []
-        by_topic: dict[str, list[Row]] = {}
-        for lane in self._lanes:
-            for row in lane.queue:
-                by_topic.setdefault(row.topic, []).append(row)
-        for topic, rows in by_topic.items():
-            rows.sort(key=lambda row: (row.partition, row.offset))
-            columns = [(r.payload, r.key, r.timestamp, r.partition, r.offset, r.headers) for r in rows]
-            batches.append(Batch(_records_batch(columns), None, topic))
-        return batches
-
-    def _where(self, item: Row) -> str:
-        return f"{item.topic}[{item.partition}]@{item.offset}"
-
-    async def _serve(self, lane: _Lane) -> None:
-        queue = lane.queue
-        spec = self.spec
-        call, coroutine_function = self._call
-        agent_id, backend, prefix = spec.agent_id, self._backend, self._prefix
-        results, port = self._results, self.port
-        monotonic, time = self._clock.monotonic, self._clock.time
-        new_context = self._context.copy
-        attempts = 0
-        slice_end = monotonic() + _SLICE_SECONDS
-        while not self._stopping:
-            if not queue:
-                lane.wake.clear()
-                await lane.wake.wait()
-                slice_end = monotonic() + _SLICE_SECONDS
-                continue
-            row = queue[0]
-            ctx = AgentContext(
-                row.value,
-                backend,
-                key=row.key,
-                headers=row.headers,
-                timestamp=row.timestamp,
-                topic=row.topic,
-                partition=row.partition,
-                offset=row.offset,
-                agent_id=agent_id,
-                buffered=True,
-                scope=row.scope,
-                prefix=prefix,
-            )
-            failure: Exception
-            lane.started = now = monotonic()
-            try:
-                run = new_context().run
-                result = call(ctx) if coroutine_function else run(call, ctx)
-                if coroutine_function or inspect.isawaitable(result):
-                    try:
-                        waiting = run(result.send, None)
-                    except StopIteration as stop:
-                        result = stop.value
-                    else:
-                        result = await _Resume(run, result, waiting)
-                        now = monotonic()
-                        slice_end = now + _SLICE_SECONDS
-                if result is None:
-                    messages: Sequence[Result] = _NOTHING
-                else:
-                    messages = result.results if type(result) is _Several else (_result(result),)
-            except asyncio.CancelledError:
-                meant = self._cancelled(lane)
-                if meant is None:
-                    raise
-                failure = meant
-            except Exception as raised:
-                failure = raised
-            else:
-                lane.started = 0.0
-                if lane.overtime:
-                    self._forgive(lane)
-                while self._frozen is not None:
-                    await self._frozen.wait()
-                if self.failure is not None:
-                    return
-                ctx._apply()
-                if results is not None:
-                    for payload, key, headers in messages:
-                        results.add(
-                            payload, row.key if key is None else key, row.timestamp, row.partition, row.offset, headers
-                        )
-                queue.popleft()
-                attempts = 0
-                self.counters.messages_processed += 1
-                self.counters.last_message_time = time()
-                self._done(1, row.size)
-                if port is not None and port.full:
-                    await port.writable()
-                    slice_end = monotonic() + _SLICE_SECONDS
-                elif now > slice_end:
-                    await asyncio.sleep(0)
-                    slice_end = monotonic() + _SLICE_SECONDS
-                continue
-            lane.started = 0.0
-            attempts += 1
-            self.counters.errors_count += 1
-            if spec.on_error == "fail":
-                self._fail(failure, self._where(row))
-                return
-            if spec.on_error == "retry" and attempts <= spec.retries:
-                await asyncio.sleep(spec.backoff_s * 2 ** (attempts - 1))
-                self._decode(row)  # the call may have changed its value
-                continue
-            while self._frozen is not None:
-                await self._frozen.wait()
-            self._dead_letter(row, failure, attempts)
-            queue.popleft()
-            attempts = 0
-            self._done(1, row.size)
-            await asyncio.sleep(0)
-
-
-Result = tuple[bytes, bytes | None, Headers]  # payload, key (None: the key of the input), headers
-
-
-_NOTHING: tuple[Result, ...] = ()
-
-
-def _result(value: Any) -> Result:
-    """A value or Message as it will be written. Raises UserError for what JSON cannot say."""
-    key: bytes | None = None
-    headers: Headers = ()
-    if isinstance(value, Message):
-        key, headers, value = value.key, value.headers, value.value
-    return value if isinstance(value, bytes) else encode_json(value), key, headers
-
-
-@dataclass(slots=True)
-class _Several:
-    """What a call yielded, written down at once: the agent may go on changing the values."""
-
-    results: list[Result]
-
-
-def _gathering(func: Callable[..., Any]) -> tuple[Callable[[AgentContext], Any], bool]:
-    """The function to call, and whether it is a coroutine function; generators are gathered into _Several."""
-    target = func if inspect.isroutine(func) or not hasattr(func, "__call__") else type(func).__call__  # noqa: B004
-    target = getattr(func, "func", target)  # functools.partial
-    if inspect.isasyncgenfunction(target):
-
-        async def gather(ctx: AgentContext) -> _Several:
-            return _Several([_result(value) async for value in func(ctx) if value is not None])
-
-        return gather, True
-    if inspect.isgeneratorfunction(target):
-        return lambda ctx: _Several([_result(value) for value in func(ctx) if value is not None]), False
-    return func, inspect.iscoroutinefunction(target)
-
-
-class BatchAgentOperator(AgentOperator):
-    """A batch agent: one call per batch, Arrow in, Arrow out."""
-
-    def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
-        super().__init__(spec, **wiring)
-        self.codec = JsonCodec(spec.schema)
-        self._current: tuple[pa.RecordBatch, pa.RecordBatch | None] | None = None
-
-    def put(self, batch: Batch) -> None:
-        if batch.records is None and batch.data.schema.equals(RECORD_SCHEMA):
-            batch = decoded(batch, self.codec)
-        if batch.rejected:
-            batch = self._reject(batch)
-        self._took(batch.num_rows, batch.nbytes)
-        self._lanes[0].queue.append(batch)
-        self._lanes[0].wake.set()
-
-    def _reject(self, batch: Batch) -> Batch:
-        """Rows that could not be decoded -> dead letters; -> the same batch without them."""
-        records, bad = batch.records, batch.rejected
-        assert records is not None
-        self.counters.errors_count += len(bad)
-        rows = pa.array([entry.row for entry in bad], pa.int64())
-        for row, entry in zip(_rows(records.take(rows), batch.topic), bad, strict=True):
-            self._dead_letter(row, entry.reason, 0)
-        good = np.ones(records.num_rows, dtype=bool)
-        good[rows.to_numpy()] = False
-        return Batch(batch.data, batch.offsets, batch.topic, records.filter(pa.array(good)))
-
-    def unfinished(self) -> list[Batch]:
-        batches = []
-        for position, batch in enumerate(self._lanes[0].queue):
-            data, records = batch.data, batch.records
-            if position == 0 and self._current is not None:
-                data, records = self._current
-            batches.append(Batch(data if records is None else records, None, batch.topic))
-        return batches
-
-    def _where(self, item: Batch) -> str:
-        ends = ", ".join(f"{topic}[{partition}]@<{offset}" for (topic, partition), offset in item.offsets.items())
-        if item.records is not None and item.records.num_rows:
-            first = item.records.slice(0, 1).to_pylist()[0]
-            return f"{item.topic}[{first['partition']}]@{first['offset']} ({item.num_rows} rows)"
-        return f"{ends or item.topic} ({item.num_rows} rows)"
-
-    async def _serve(self, lane: _Lane) -> None:
-        queue = lane.queue
-        spec = self.spec
-        attempts = 0
-        while not self._stopping:
-            if not queue:
-                lane.wake.clear()
-                await lane.wake.wait()
-                continue
-            batch: Batch = queue[0]
-            if self._current is None:
-                self._current = (batch.data, batch.records)
-            data, records = self._current
-            ctx = AgentContext(data, self._backend, topic=batch.topic, agent_id=spec.agent_id, buffered=True)
-            failure: Exception
-            lane.started = self._clock.monotonic()
-            try:
-                result = self._context.copy().run(spec.func, data, ctx) if data.num_rows else None
-                if inspect.isawaitable(result):
-                    result = await result
-                output = None if result is None else self._checked(result)
-            except asyncio.CancelledError:
-                meant = self._cancelled(lane)
-                if meant is None:
-                    raise
-                failure = meant
-            except Exception as raised:
-                failure = raised
-            else:
-                lane.started = 0.0
-                if lane.overtime:
-                    self._forgive(lane)
-                while self._frozen is not None:
-                    await self._frozen.wait()
-                if self.failure is not None:
-                    return
-                if output is not None and output.num_rows and self._results is not None:
-                    self._results.put(Batch(output, None, spec.agent_id))
-                ctx._apply()
-                queue.popleft()
-                self._current = None
-                attempts = 0
-                self.counters.messages_processed += data.num_rows
-                self.counters.last_message_time = self._clock.time()
-                self._done(batch.num_rows, batch.nbytes)
-                if self.port is not None and self.port.full:
-                    await self.port.writable()
-                await asyncio.sleep(0)
-                continue
-            lane.started = 0.0
-            while self._frozen is not None:
-                await self._frozen.wait()
-            if isinstance(failure, RowErrors) and self._named_rows(failure, data):
-                self.counters.errors_count += len(failure.rows)
-                self._bury(
-                    data,
-                    records,
-                    batch.topic,
-                    {row: str(why) for row, why in failure.rows.items()},
-                    attempts + 1,
-                )
-                keep = pa.array([row not in failure.rows for row in range(data.num_rows)])
-                self._current = (data.filter(keep), None if records is None else records.filter(keep))
-                continue
-            attempts += 1
-            self.counters.errors_count += 1
-            if spec.on_error == "fail":
-                self._fail(failure, self._where(batch))
-                return
-            if spec.on_error == "retry" and attempts <= spec.retries:
-                await asyncio.sleep(spec.backoff_s * 2 ** (attempts - 1))
-                continue
-            self._bury(data, records, batch.topic, dict.fromkeys(range(data.num_rows), failure), attempts)
-            queue.popleft()
-            self._current = None
-            attempts = 0
-            self._done(batch.num_rows, batch.nbytes)
-            await asyncio.sleep(0)
-
-    @staticmethod
-    def _named_rows(error: RowErrors, data: pa.RecordBatch) -> bool:
-        return bool(error.rows) and all(isinstance(row, int) and 0 <= row < data.num_rows for row in error.rows)
-
-    def _bury(
-        self,
-        data: pa.RecordBatch,
-        records: pa.RecordBatch | None,
-        topic: str,
-        reasons: dict[int, Any],
-        attempts: int,
-    ) -> None:
-        picked = pa.array(list(reasons), pa.int64())
-        rows = to_records(Batch(data.take(picked)), self._now_ms()) if records is None else records.take(picked)
-        for row, reason in zip(_rows(rows, topic), reasons.values(), strict=True):
-            self._dead_letter(row, reason, attempts)
-
-    def _checked(self, result: Any) -> pa.RecordBatch:
-        """What a batch agent returned -> RECORD_SCHEMA or columns for its port. Raises TypeError for anything but Arrow."""
-        if not hasattr(result, "__arrow_c_array__") and hasattr(result, "__arrow_c_stream__"):
-            table = pa.table(result).combine_chunks()
-            result = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], schema=table.schema)
-        if not hasattr(result, "__arrow_c_array__"):
-            raise TypeError(f"a batch agent returns a RecordBatch (or Table, or None), not {type(result).__name__}")
-        batch = normalise(result)
-        if self.spec.key is not None and self.spec.key in batch.schema.names:
-            records = to_records(Batch(batch), self._now_ms())
-            keys = batch.column(self.spec.key).cast(pa.string()).cast(pa.binary())
-            return records.set_column(1, RECORD_SCHEMA.field(1), keys)
-        return batch
-
-
-def decoded(batch: Batch, codec: JsonCodec) -> Batch:
-    """Records -> columns, with the records behind them."""
-    data, bad = codec.decode(batch.data)
-    return Batch(data, batch.offsets, batch.topic, batch.data, bad)
-
-
-def agent_operator(spec: AgentSpec, **wiring: Any) -> AgentOperator:
-    """The operator that runs this agent."""
-    return BatchAgentOperator(spec, **wiring) if spec.batch else RecordAgentOperator(spec, **wiring)

@@ -13,7 +13,7 @@ from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
 from sabot.connectors.base import Sink, Source
 from sabot.errors import UserError
-from sabot.operators.agent import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
+from sabot.operators import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
 from sabot.runtime.task import AgentTask, OperatorPort, SinkTask, SourceTask, positions_of, schema_of
 from sabot.state import StateBackend
 

@@ -25,7 +25,7 @@ from sabot.codecs.json import JsonCodec
 from sabot.connectors.base import RECORD_SCHEMA, Positions, Sink, Source
 from sabot.errors import SabotError, TransientError, UserError
 from sabot.metrics import Sample
-from sabot.operators.agent import AgentOperator, decoded
+from sabot.operators import AgentOperator, decoded
 from sabot.state import MemoryBackend, RocksDBBackend, Snapshot, StateBackend
 
 __all__ = ["AgentTask", "OperatorPort", "SinkTask", "SourceTask", "positions_of", "schema_of"]

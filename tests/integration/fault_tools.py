@@ -1,0 +1,223 @@
+"""What the fault tests share: brokers seen from outside, `sabot run` in a process, what a checkpoint says.
+
+A real broker is filled and read with the plain client, not with the code under test.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+from agent_tools import environment
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from sabot._cython.rows import state_key
+from sabot.checkpoint import CheckpointStorage, Manifest
+from sabot.connectors.base import Record
+from sabot.connectors.memory import MemoryBroker
+from sabot.kafka.admin import create_topic, partitions
+from sabot.state import load_snapshot
+
+HERE = Path(__file__).parent
+SABOT = (sys.executable, "-P", "-c", "from sabot.cli import main; main()")
+
+
+class Place:
+    """A broker as the world outside Sabot sees it; every method waits for the broker."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.real = url.startswith("kafka")
+        self.settings = {"bootstrap.servers": url.removeprefix("kafka://"), "log_level": 2}
+
+    def topic(self, partitions: int = 1, name: str = "") -> str:
+        """A new topic."""
+        name = name or f"t-{uuid.uuid4().hex[:12]}"
+        if self.real:
+            create_topic(self.url, name, partitions)
+        else:
+            MemoryBroker.get(self.url).create_topic(name, partitions)
+        return name
+
+    def fill(self, topic: str, payloads: Sequence[bytes | None], key: bytes | None = None) -> None:
+        """Payloads into partition 0, in order; safe when this returns."""
+        if not self.real:
+            MemoryBroker.get(self.url).publish(topic, payloads, key=key, partition=0)
+            return
+        producer = Producer({**self.settings, "message.max.bytes": 16 << 20})
+        for payload in payloads:
+            producer.produce(topic, payload, key, partition=0)
+        assert producer.flush(30) == 0
+
+    def read(self, topic: str) -> list[Record]:
+        """All that the topic holds now; a topic that is missing holds nothing."""
+        if not self.real:
+            return MemoryBroker.get(self.url).records(topic)
+        client = {"group.id": uuid.uuid4().hex, "enable.auto.commit": False, "auto.offset.reset": "error"}
+        reader = Consumer({**self.settings, **client})
+        try:
+            ends = {}
+            for index in range(partitions(self.url, topic)):
+                first, end = reader.get_watermark_offsets(TopicPartition(topic, index), timeout=30)
+                if end > first:
+                    ends[index] = (first, end)
+            reader.assign([TopicPartition(topic, index, first) for index, (first, _) in ends.items()])
+            found: list[Record] = []
+            missing = {index: end - 1 for index, (_, end) in ends.items()}
+            while missing:
+                for message in reader.consume(10_000, 0.05):
+                    assert message.error() is None, message.error()
+                    at = (message.topic(), message.partition(), message.offset())
+                    headers = tuple(message.headers() or ())
+                    found.append(Record(message.value(), message.key(), headers, message.timestamp()[1], *at))
+                    if missing.get(at[1]) == at[2]:
+                        del missing[at[1]]
+            return found
+        finally:
+            reader.close()
+
+    def ends(self, topic: str) -> dict[int, int]:
+        """Partition -> the offset after its last record."""
+        found = {index: 0 for index in range(partitions(self.url, topic))} if self.real else {0: 0}
+        for record in self.read(topic):
+            found[record.partition] = record.offset + 1
+        return found
+
+    def committed(self, group: str, topic: str) -> dict[int, int]:
+        """Partition -> the group's offset; 0 where it has none."""
+        if not self.real:
+            return MemoryBroker.get(self.url).committed(group, topic)
+        asked = [TopicPartition(topic, index) for index in range(partitions(self.url, topic))]
+        reader = Consumer({**self.settings, "group.id": group, "enable.auto.commit": False})
+        try:
+            return {at.partition: max(at.offset, 0) for at in reader.committed(asked, timeout=30)}
+        finally:
+            reader.close()
+
+
+async def eventually(place: Place, topic: str, count: int, patience: float = 20.0) -> list[Record]:
+    """What the topic holds once it holds so many records; AssertionError when it never does."""
+    loop = asyncio.get_running_loop()
+    limit = loop.time() + patience
+    while True:
+        found = await asyncio.to_thread(place.read, topic)
+        if len(found) >= count:
+            return found
+        assert loop.time() < limit, f"{len(found)} of {count} records in {topic} after {patience} s"
+        await asyncio.sleep(0.02)
+
+
+def jsons(records: Sequence[Record]) -> list[object]:
+    return [record.value for record in records]
+
+
+def header(record: Record, name: str) -> str:
+    return dict(record.headers)[f"sabot.{name}"].decode()
+
+
+# `sabot run`
+
+
+def sabot_run(*words: str, folder: Path = HERE, **env: str) -> "subprocess.CompletedProcess[str]":
+    """`sabot run …` to its end, in this folder."""
+    return subprocess.run(
+        [*SABOT, "run", *words],
+        cwd=folder,
+        env={**environment(), **env},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+
+
+@contextmanager
+def running(log: Path, *words: str, folder: Path = HERE, **env: str):
+    """`sabot run …` in the background, its log lines in a file; killed at the end of the block at the latest."""
+    with (
+        log.open("ab") as file,
+        subprocess.Popen(
+            [*SABOT, "run", *words], cwd=folder, env={**environment(), **env}, stdout=file, stderr=file
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def one_line(done: "subprocess.CompletedProcess[str]", code: int) -> str:
+    """The one line on stderr that says what failed, after log lines of level warning at most."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("sabot: ")]
+    assert len(lines) == 1, done.stderr
+    assert done.stderr.splitlines()[-1] == lines[0]
+    return lines[0]
+
+
+# What a checkpoint says
+
+
+def newest(checkpoints: Path) -> Manifest | None:
+    """The newest complete checkpoint, verified, from another process than its writer's; None without one."""
+    storage = CheckpointStorage(checkpoints)
+    while True:  # old ones are removed while we look
+        last = storage.last_id()
+        if last == 0:
+            return None
+        try:
+            return storage.read(last)
+        except Exception:
+            if storage.last_id() == last:
+                raise
+
+
+def offsets_of(manifest: Manifest, kind: str) -> dict[int, int]:
+    """Partition -> offset, of the one source; kind: "positions" (taken over) or "commit" (all before it is done)."""
+    [source] = manifest.tasks["agents"].meta["sources"].values()
+    return {partition: offset for _, partition, offset in source[kind]}
+
+
+def unfinished(manifest: Manifest) -> list[tuple[int, int]]:
+    """(partition, offset) of the records that the checkpoint repeats."""
+    found = []
+    for name in manifest.tasks["agents"].files:
+        with pa.ipc.open_stream(manifest.read_file("agents", name)) as reader:
+            data = reader.read_all()
+        found += zip(data.column("partition").to_pylist(), data.column("offset").to_pylist(), strict=True)
+    return found
+
+
+def entries(manifest: Manifest) -> dict[bytes, bytes]:
+    """Key -> value of the state in a checkpoint of an app with one namespace."""
+    return {key: value for _, key, value in load_snapshot(manifest.state_directory("agents", "state")).entries()}
+
+
+def counts_in(manifest: Manifest, keys: Sequence[str]) -> dict[str, int]:
+    """What stands in the checkpoint's state under "total" for each key of the agent."""
+    stored = entries(manifest)
+    found = {key: stored.pop(state_key("total", scope=state_key(key)), None) for key in keys}
+    assert not stored, "the state holds more than these keys"
+    return {key: msgspec.msgpack.decode(value) for key, value in found.items() if value is not None}
+
+
+def lines_of(log: Path) -> str:
+    return log.read_text(errors="replace")
+
+
+def row(**fields: object) -> bytes:
+    return json.dumps(fields).encode()
+
+
+def outage_seconds() -> float:
+    """How long the broker stays away at least: SABOT_TEST_OUTAGE_SECONDS, else as long as stop and start take."""
+    return float(os.environ.get("SABOT_TEST_OUTAGE_SECONDS", "0"))
