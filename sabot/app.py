@@ -245,6 +245,7 @@ class App:
         storage.lock()
         if self.fresh:
             storage.clear()
+            self.fresh = False  # of this start only
         return storage
 
     def statistics(self) -> dict[str, Any]:

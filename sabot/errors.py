@@ -16,6 +16,7 @@ SabotError(message, *, hint=)
 """
 
 from collections.abc import Mapping
+from operator import index
 
 __all__ = [
     "AgentFailed",
@@ -86,8 +87,8 @@ class RowErrors(DataError):
     """
 
     def __init__(self, rows: Mapping[int, str]) -> None:
-        super().__init__(f"{len(rows)} bad rows: {dict(list(rows.items())[:5])}")
-        self.rows = dict(rows)
+        self.rows = {index(row): str(reason) for row, reason in rows.items()}
+        super().__init__(f"{len(rows)} bad rows: {dict(list(self.rows.items())[:5])}")
 
 
 class TransientError(SabotError):

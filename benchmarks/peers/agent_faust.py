@@ -14,7 +14,7 @@ import faust  # noqa: E402 - the loop is chosen before
 
 broker, in_topic, out_topic, folder, linger_ms = sys.argv[1:]
 app = faust.App(
-    "peers-" + in_topic,
+    out_topic,  # a name that no earlier run had: nothing to restore
     broker=f"kafka://{broker}",
     store="memory://",
     datadir=folder,

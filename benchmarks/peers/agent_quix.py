@@ -9,7 +9,8 @@ import time
 from quixstreams import Application, State
 
 broker, in_topic, out_topic, folder = sys.argv[1:]
-app = Application(broker, consumer_group="peers", auto_offset_reset="earliest", state_dir=folder, loglevel="WARNING")
+# the group is one that no earlier run had: nothing to restore
+app = Application(broker, consumer_group=out_topic, auto_offset_reset="earliest", state_dir=folder, loglevel="WARNING")
 first = True
 
 

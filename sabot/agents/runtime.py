@@ -23,7 +23,7 @@ from sabot.kafka import open_sink
 from sabot.kafka.source import KafkaSource
 from sabot.metrics import Metrics, Sample
 from sabot.operators import AgentOperator
-from sabot.runtime.job import Job
+from sabot.runtime.job import Job, to_the_end
 from sabot.state import StateBackend, load_snapshot
 
 if TYPE_CHECKING:
@@ -82,6 +82,10 @@ class AgentProcess:
         """Runs this agent by itself, from the earliest record. Idempotent. Raises UserError, BrokerUnavailable."""
         if self.state in (AgentState.STARTING, AgentState.RUNNING):
             return
+        if self._job is not None:  # stopped by itself while its app runs on
+            self._job.restart_agent(self.agent_id)
+            self.run_in(self._job)
+            return
         assert self.spec is not None
         self.state = AgentState.RESTARTING if self.state is AgentState.FAILED else AgentState.STARTING
         job = Job(
@@ -112,7 +116,8 @@ class AgentProcess:
     def run_in(self, job: Job) -> None:
         """The job runs, and this agent in it."""
         self._job = job
-        self._failed.clear()
+        self._failed = asyncio.Event()  # these two belong to the event loop that is running now
+        self.barrier_queue = asyncio.Queue()
         self.error = None
         self.state = AgentState.RUNNING
         self.process = asyncio.create_task(self._processing_loop(job), name=f"agent {self.agent_id}")
@@ -132,9 +137,9 @@ class AgentProcess:
                 await self._job.stop(drain=False)
                 await self._last_checkpoint(self._job.coordinator)
                 await self._job.close()
+                self.released()
             else:
                 await self._job.stop_agent(self.agent_id)
-        self.released()
         self.state = AgentState.STOPPED
         _log.info("agent %s stopped", self.agent_id)
 
@@ -230,6 +235,8 @@ class AgentRuntime:
         self._backend: StateBackend | None = None
         self._owns_backend = False
         self._storage: CheckpointStorage | None = None
+        self._starting: asyncio.Event | None = None
+        self._stopping: asyncio.Future[None] | None = None
         self._stop_asked: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -267,8 +274,11 @@ class AgentRuntime:
         """Restores the last checkpoint, if there is one, and starts every agent and the periodic checkpoints."""
         if self._running:
             return
+        if self._starting is not None:
+            raise UserError(f"app {self.app.id} is starting already")
         self._loop = asyncio.get_running_loop()
         self._stop_asked = asyncio.Event()
+        self._starting = asyncio.Event()
         try:
             await self._start()
         except BaseException:
@@ -276,6 +286,9 @@ class AgentRuntime:
             for agent in self.agents.values():
                 agent.state = AgentState.STOPPED
             raise
+        finally:
+            self._starting.set()
+            self._starting = None
 
     async def _start(self) -> None:
         for agent in self.agents.values():
@@ -285,8 +298,8 @@ class AgentRuntime:
         if self.app.metrics_port is not None:
             self.metrics.serve(self.app.metrics_port)
         # Off the loop: taking the lock, wiping a database and reading a manifest wait for the disk.
-        self._storage = storage = await asyncio.to_thread(self.app.open_storage)
-        self._backend, self._owns_backend = await asyncio.to_thread(self.app.open_state)
+        await to_the_end(asyncio.to_thread(self._open))
+        storage = self._storage
         manifest = None if storage is None else await asyncio.to_thread(storage.latest)
         coordinator = self.checkpoint_coordinator
         if storage is not None:
@@ -321,6 +334,11 @@ class AgentRuntime:
         if manifest is not None:
             _log.info("app %s goes on from checkpoint %d", self.app.id, manifest.checkpoint_id)
 
+    def _open(self) -> None:
+        """Blocking. What is open stands in the attributes at once, so that `_release` finds it."""
+        self._storage = self.app.open_storage()
+        self._backend, self._owns_backend = self.app.open_state()
+
     def _check_ours(self, manifest: Manifest) -> None:
         for name, mine in (("app", self.app.id), ("hash", HASH_VERSION)):
             if manifest.describe.get(name) != mine:
@@ -334,17 +352,31 @@ class AgentRuntime:
 
     async def stop_all(self, *, drain: bool = False) -> None:
         """Stops every agent behind a last checkpoint. `drain`: first processes what was read. Idempotent."""
-        if not self._running:
-            return
+        if self._starting is not None:
+            await self._starting.wait()
+        if self._stopping is None:
+            if not self._running:
+                return
+            self._stopping = asyncio.ensure_future(self._stop(drain))
+            self._stopping.add_done_callback(lambda _: setattr(self, "_stopping", None))
+        stopping = self._stopping
+        try:
+            await asyncio.shield(stopping)
+        except asyncio.CancelledError:  # without the last checkpoint then, but everything is closed
+            stopping.cancel()
+            await asyncio.wait([stopping])
+            raise
+
+    async def _stop(self, drain: bool) -> None:
         self._running = False
-        if self._checkpoint_task is not None:
-            self._checkpoint_task.cancel()
-            await asyncio.wait([self._checkpoint_task])
-        for agent in self.agents.values():
-            if agent.state is AgentState.RUNNING:
-                agent.state = AgentState.STOPPING
         failure: CheckpointFailed | None = None
         try:
+            if self._checkpoint_task is not None:
+                self._checkpoint_task.cancel()
+                await asyncio.wait([self._checkpoint_task])
+            for agent in self.agents.values():
+                if agent.state is AgentState.RUNNING:
+                    agent.state = AgentState.STOPPING
             if self._job is not None and self.agents and not self._job.broken:
                 await self._job.stop(drain=drain)
                 await self.checkpoint_coordinator.wait(self.checkpoint_coordinator.trigger())
@@ -383,10 +415,20 @@ class AgentRuntime:
         except KeyboardInterrupt:
             _log.info("interrupted")
         finally:
-            await self.stop_all()
+            unfinished = await self._stopped()
         failures = [agent.error for agent in self.agents.values() if agent.error is not None]
+        if not failures and unfinished is not None:
+            raise unfinished
         if failures:
             raise AgentFailed("; ".join(f.message for f in failures), hint=failures[0].hint) from failures[0].__cause__
+
+    async def _stopped(self) -> CheckpointFailed | None:
+        """Stops; what `stop_all` raises comes back, to be told only where there is nothing worse to tell."""
+        try:
+            await self.stop_all()
+        except CheckpointFailed as error:
+            return error
+        return None
 
     async def _until_over(self) -> None:
         assert self._stop_asked is not None

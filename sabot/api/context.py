@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from sabot.errors import NoStateBackend
+from sabot.errors import NoStateBackend, UserError
 from sabot.state import (
     AggregatingState,
     ListState,
@@ -30,7 +30,11 @@ class Message:
     ) -> None:
         self.value = value
         self.key = key.encode() if isinstance(key, str) else key
-        self.headers = tuple(headers)
+        self.headers = tuple((name, data) for name, data in headers)
+        if self.key is not None and not isinstance(self.key, bytes):
+            raise UserError(f"Message: the key is {type(key).__name__}", hint="bytes or str")
+        if not all(isinstance(name, str) and isinstance(data, bytes) for name, data in self.headers):
+            raise UserError("Message: headers are pairs of a name (str) and a value (bytes)")
 
 
 class StateAccessor(ValueState):

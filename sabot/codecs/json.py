@@ -24,6 +24,16 @@ class JsonCodec:
         """The columns of decoded batches; None before the first readable payload of a codec without a given schema."""
         return None if self._decoder is None else self._decoder.schema
 
+    @property
+    def text(self) -> str | None:
+        """`schema` as a checkpoint keeps it; `of_text` reads it."""
+        return None if self.schema is None else self.schema.serialize().to_pybytes().hex()
+
+    @classmethod
+    def of_text(cls, text: str | None) -> "JsonCodec":
+        """The codec that a checkpoint tells of."""
+        return cls(None if text is None else pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text))))
+
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
         """The column `payload` -> the rows that are good, in order, and the bad ones, which never stop a batch.
 

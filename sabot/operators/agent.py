@@ -13,7 +13,7 @@ import contextvars
 import inspect
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,12 +24,24 @@ from sabot._cython.rows import bytes_list
 from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext
 from sabot.clock import Clock
+from sabot.codecs.json import JsonCodec
 from sabot.connectors.base import Headers, build_records, header_rows
 from sabot.errors import AgentFailed
 from sabot.metrics import Durations, Sample
 from sabot.state import StateBackend
 
-__all__ = ["AgentOperator", "Counters", "Lane", "Port", "Row", "RowBuffer", "awaitable", "records_batch", "rows_of"]
+__all__ = [
+    "AgentOperator",
+    "Counters",
+    "Lane",
+    "Port",
+    "Resume",
+    "Row",
+    "RowBuffer",
+    "awaitable",
+    "records_batch",
+    "rows_of",
+]
 
 _SHIP_ROWS = 1024
 _SLICE_SECONDS = 0.002  # a lane that never waits gives the loop to others after this long
@@ -41,6 +53,10 @@ class Port(Protocol):
     @property
     def name(self) -> str:
         """The sink's name, or the agent's id."""
+
+    @property
+    def takes_records(self) -> bool:
+        """It wants RECORD_SCHEMA; otherwise columns will do."""
 
     @property
     def full(self) -> bool:
@@ -65,11 +81,12 @@ class Counters(Protocol):
 class RowBuffer:
     """Results of single calls, gathered into one batch of RECORD_SCHEMA for the port."""
 
-    def __init__(self, port: Port, topic: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, port: Port, topic: str, on_broken: Callable[[str, BaseException], None]) -> None:
         self.port = port
         self.rows_total = 0
         self._topic = topic
-        self._loop = loop
+        self._on_broken = on_broken
+        self._loop = asyncio.get_running_loop()
         self._rows: list[tuple[bytes | None, bytes | None, int, int, int, Headers]] = []
 
     def add(
@@ -93,7 +110,10 @@ class RowBuffer:
         """Everything gathered goes to the port."""
         if self._rows:
             rows, self._rows = self._rows, []
-            self.put(Batch(records_batch(rows), None, self._topic))
+            try:
+                self.put(Batch(records_batch(rows), None, self._topic))
+            except Exception as error:  # the calls behind these rows have ended: they must not get lost
+                self._on_broken(f"output to {self.port.name}", error)
 
     def put(self, batch: Batch) -> None:
         """Rows that are a batch already."""
@@ -122,6 +142,7 @@ class Row:
     topic: str
     value: Any = None
     scope: bytes = b""
+    number: int = 0  # in the order in which rows came to the agent
 
     @property
     def size(self) -> int:
@@ -146,7 +167,7 @@ def rows_of(data: pa.RecordBatch, topic: str) -> list[Row]:
     ]
 
 
-class _Resume:
+class Resume:
     """Goes on awaiting a coroutine that was begun by hand, in its own context; everything else is the lane task's."""
 
     __slots__ = ("_coroutine", "_run", "_waiting")
@@ -205,6 +226,7 @@ class AgentOperator(ABC):
         output: Port | None,
         dead_letters: Callable[[str], Port],
         on_failed: Callable[["AgentOperator"], None],
+        on_broken: Callable[[str, BaseException], None],
         clock: Clock,
         counters: Counters,
         version: str = "",
@@ -214,15 +236,17 @@ class AgentOperator(ABC):
         self.spec = spec
         self.failure: AgentFailed | None = None
         self.counters = counters
+        self.codecs: dict[str, JsonCodec] = {}  # of a batch agent, by topic: without a schema each has its own
         self.errors_before = counters.errors_count  # in earlier jobs
         self._backend = backend
         self.port = output
         self._dead_port = dead_letters
         self._on_failed = on_failed
+        self._on_broken = on_broken
         self._clock = clock
         self._version = version
         self._loop = asyncio.get_running_loop()
-        self._results = None if output is None else RowBuffer(output, spec.agent_id, self._loop)
+        self._results = None if output is None else RowBuffer(output, spec.agent_id, on_broken)
         self._dead: dict[str, RowBuffer] = {}
         self._pending_rows = 0
         self._pending_bytes = 0
@@ -234,8 +258,8 @@ class AgentOperator(ABC):
         self._capacity_bytes = capacity_bytes
         self._room: list[asyncio.Future[None]] = []
         self._quiet: list[asyncio.Future[None]] = []
-        self._frozen: asyncio.Event | None = None
         self._stopping = False
+        self._stop_asked = asyncio.Event()
         self._lanes = [Lane() for _ in range(spec.concurrency)]
         self._watchdog: asyncio.Task[None] | None = None
         self._context = contextvars.copy_context()
@@ -251,16 +275,18 @@ class AgentOperator(ABC):
             self._watchdog = self._loop.create_task(self._watch(self.spec.timeout_s))
 
     def _lane_ended(self, task: asyncio.Task[None]) -> None:
-        """A lane ends only by being stopped; anything else is a defect of ours, and ends the agent loudly."""
+        """A lane ends only by being stopped; anything else ends the agent loudly."""
         if self._stopping or self.failure is not None:
             return
-        error = RuntimeError("its task was cancelled") if task.cancelled() else task.exception()
+        error = RuntimeError("the task that runs the call was cancelled") if task.cancelled() else task.exception()
         if error is not None:
-            self.fail(error, self.spec.agent_id)
+            item = next((lane.queue[0] for lane in self._lanes if lane.task is task and lane.queue), None)
+            self.fail(error, self.spec.agent_id if item is None else self._where(item))
 
     async def quiesce(self, grace_s: float) -> None:
         """Take no further row; wait up to `grace_s` seconds for the calls that run."""
         self._stopping = True
+        self._stop_asked.set()
         for lane in self._lanes:
             lane.wake.set()
         tasks = [lane.task for lane in self._lanes if lane.task is not None]
@@ -281,9 +307,11 @@ class AgentOperator(ABC):
             lane.started = 0.0
         self._release()
 
-    def freeze(self, thaw: asyncio.Event | None) -> None:
-        """While a snapshot is taken no call may end: it waits for `thaw`. None: go on."""
-        self._frozen = thaw
+    def restart(self) -> None:
+        """Serve the lanes again after `quiesce` and `close`."""
+        self._stopping = False
+        self._stop_asked.clear()
+        self.start()
 
     def _now_ms(self) -> int:
         return int(self._clock.time() * 1000)
@@ -307,15 +335,15 @@ class AgentOperator(ABC):
         """Returns when there is room, or the agent has failed."""
         for buffer in list(self._dead.values()):
             await buffer.port.writable()
-        while self._crowded and self.failure is None and not self._stopping:
+        while self._crowded and self.failure is None:
             waiter = self._loop.create_future()
             self._room.append(waiter)
             self._notable_rows = max(self._notable_rows, self._capacity_rows // 2)
             await waiter
 
     async def drained(self) -> None:
-        """Returns when every row has been processed, or the agent has failed."""
-        while self._pending_rows and self.failure is None:
+        """Returns when every row has been processed, or the agent has failed or was stopped."""
+        while self._pending_rows and self.failure is None and not self._stopping:
             waiter = self._loop.create_future()
             self._quiet.append(waiter)
             await waiter
@@ -391,6 +419,15 @@ class AgentOperator(ABC):
             if buffer is not None:
                 buffer.ship()
 
+    def schemas(self) -> dict[str, str | None]:
+        """By topic, what was inferred of its columns; a checkpoint keeps it."""
+        return {topic: codec.text for topic, codec in self.codecs.items()}
+
+    def know(self, schemas: Mapping[str, str | None]) -> None:
+        """`schemas` of a checkpoint."""
+        if self.spec.schema is None:
+            self.codecs = {topic: JsonCodec.of_text(text) for topic, text in schemas.items()} | self.codecs
+
     @abstractmethod
     def unfinished(self) -> list[Batch]:
         """Rows whose call has not ended, in order: what the checkpoint must repeat."""
@@ -465,7 +502,7 @@ class AgentOperator(ABC):
                     except StopIteration as stop:
                         value = stop.value
                     else:
-                        value = await _Resume(run, value, waiting)
+                        value = await Resume(run, value, waiting)
                         now = monotonic()
                         slice_end = now + _SLICE_SECONDS
                 if value is not None:
@@ -477,14 +514,24 @@ class AgentOperator(ABC):
             except Exception as error:
                 failure = error
             lane.started = 0.0
-            if lane.overtime:
-                self._forgive(lane)
-            while self._frozen is not None:  # a snapshot is being taken: no call may end
-                await self._frozen.wait()
+            late, lane.overtime = lane.overtime, False
+            if lane.task is not None and lane.task.cancelling():
+                if failure is not None and self._stopping:
+                    return  # the call was cancelled to stop the lane, and made an error of its own of it
+                while (
+                    lane.task.uncancel()
+                ):  # TaskGroup leaves some behind (3.11); so does a call that answers all the same
+                    pass
+            if failure is not None and late:
+                failure = TimeoutError(f"the call took longer than timeout={self.spec.timeout_s}s")
             if self.failure is not None:
                 return
             if failure is None:
-                ctx._apply()
+                try:
+                    ctx._apply()
+                except Exception as error:
+                    self._on_broken(f"state, at {self._where(item)}", error)
+                    return
                 self._end(item, output)
             else:
                 if self._salvage(item, failure, attempts + 1):
@@ -504,14 +551,23 @@ class AgentOperator(ABC):
             attempts = 0
             self._done(*self._size(item))
             if port is not None and port.full:
-                await port.writable()
+                await self._unless_stopped(port.writable())
             elif self._dead and self.full and not self._crowded:
-                await self.writable()
+                await self._unless_stopped(self.writable())
             elif now < slice_end:
                 continue
             else:
                 await asyncio.sleep(0)
             slice_end = monotonic() + _SLICE_SECONDS
+
+    async def _unless_stopped(self, waiting: Coroutine[Any, Any, None]) -> None:
+        """Waits for room, or until the agent is to stop."""
+        ends = [self._loop.create_task(waiting), self._loop.create_task(self._stop_asked.wait())]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
 
     async def _watch(self, timeout_s: float) -> None:
         """Cancels calls that run longer than the agent's `timeout`; the lane turns that into a TimeoutError."""
@@ -523,25 +579,13 @@ class AgentOperator(ABC):
                     lane.overtime = True
                     lane.task.cancel()
 
-    @staticmethod
-    def _forgive(lane: Lane) -> None:
-        """The call answered after all, cancelled as it was: the lane goes on."""
-        lane.overtime = False
-        if lane.task is not None:
-            lane.task.uncancel()
-
     def _cancelled(self, lane: Lane) -> Exception | None:
         """A CancelledError came out of a call: the error that it means; None when the lane itself is to end."""
-        task = lane.task
-        assert task is not None
-        if lane.overtime:
-            lane.overtime = False
-            if task.uncancel() == 0 and not self._stopping:
-                return TimeoutError(f"the call took longer than timeout={self.spec.timeout_s}s")
+        if self._stopping or self.failure is not None or lane.task is None:
             return None
-        if task.cancelling():
-            return None
-        return RuntimeError("the call was cancelled from inside")
+        if lane.overtime or not lane.task.cancelling():
+            return RuntimeError("the call was cancelled from inside")
+        return None
 
     def fail(self, error: BaseException, where: str) -> None:
         """The agent ends here: its own error under policy `fail`, or its source or sink broke. Unfinished rows stay."""
@@ -562,7 +606,7 @@ class AgentOperator(ABC):
         """The record as it came, with what happened to it, to the dead letters of its topic."""
         buffer = self._dead.get(row.topic)
         if buffer is None:
-            buffer = self._dead[row.topic] = RowBuffer(self._dead_port(row.topic), row.topic, self._loop)
+            buffer = self._dead[row.topic] = RowBuffer(self._dead_port(row.topic), row.topic, self._on_broken)
         kind, message = ("DataError", error) if isinstance(error, str) else (type(error).__name__, _words(error))
         self.counters.dead_letters += 1
         facts = {

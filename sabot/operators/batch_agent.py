@@ -11,7 +11,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext
 from sabot.codecs.json import JsonCodec
 from sabot.connectors.base import RECORD_SCHEMA, to_records
-from sabot.errors import RowErrors
+from sabot.errors import RowErrors, UserError
 from sabot.operators.agent import AgentOperator, awaitable, rows_of
 
 __all__ = ["BatchAgentOperator", "decoded"]
@@ -22,12 +22,16 @@ class BatchAgentOperator(AgentOperator):
 
     def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
         super().__init__(spec, **wiring)
-        self.codec = JsonCodec(spec.schema)
         self._current: tuple[pa.RecordBatch, pa.RecordBatch | None] | None = None
+        self._to_records = self.port is not None and self.port.takes_records
 
     def put(self, batch: Batch) -> None:
         if batch.records is None and batch.data.schema.equals(RECORD_SCHEMA):
-            batch = decoded(batch, self.codec)
+            codec = self.codecs.setdefault(batch.topic, JsonCodec(self.spec.schema))
+            try:
+                batch = decoded(batch, codec)
+            except UserError as error:  # no schema fits: the records stay as they are, for the checkpoint
+                self.fail(error, f"its input {batch.topic}")
         if batch.rejected:
             batch = self._reject(batch)
         self._took(batch.num_rows, batch.nbytes)
@@ -88,7 +92,7 @@ class BatchAgentOperator(AgentOperator):
         if not isinstance(failure, RowErrors) or not self._named_rows(failure, data):
             return False
         self.counters.errors_count += len(failure.rows)
-        self._give_up(item, {row: str(why) for row, why in failure.rows.items()}, attempts)
+        self._give_up(item, failure.rows, attempts)
         keep = pa.array([row not in failure.rows for row in range(data.num_rows)])
         self._current = (data.filter(keep), None if records is None else records.filter(keep))
         return True
@@ -103,7 +107,7 @@ class BatchAgentOperator(AgentOperator):
 
     @staticmethod
     def _named_rows(error: RowErrors, data: pa.RecordBatch) -> bool:
-        return bool(error.rows) and all(isinstance(row, int) and 0 <= row < data.num_rows for row in error.rows)
+        return bool(error.rows) and all(0 <= row < data.num_rows for row in error.rows)
 
     def _give_up(self, item: Batch, reasons: dict[int, Any], attempts: int) -> None:
         """These rows of the current data, each with its reason, to the dead letters."""
@@ -116,16 +120,16 @@ class BatchAgentOperator(AgentOperator):
 
     def _written(self, item: Batch, value: Any) -> pa.RecordBatch:
         """What a batch agent returned -> RECORD_SCHEMA or columns for its port. Raises TypeError for anything but Arrow."""
-        if not hasattr(value, "__arrow_c_array__") and hasattr(value, "__arrow_c_stream__"):
-            table = pa.table(value).combine_chunks()
-            value = table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], schema=table.schema)
-        if not hasattr(value, "__arrow_c_array__"):
+        if not hasattr(value, "__arrow_c_array__") and not hasattr(value, "__arrow_c_stream__"):
             raise TypeError(f"a batch agent returns a RecordBatch (or Table, or None), not {type(value).__name__}")
         batch = normalise(value)
         if self.spec.key is not None and self.spec.key in batch.schema.names:
-            records = to_records(Batch(batch), self._now_ms())
             keys = batch.column(self.spec.key).cast(pa.string()).cast(pa.binary())
-            return records.set_column(1, RECORD_SCHEMA.field(1), keys)
+            return to_records(Batch(batch), self._now_ms()).set_column(1, RECORD_SCHEMA.field(1), keys)
+        if self._to_records:
+            return to_records(Batch(batch), self._now_ms())
+        if isinstance(self.spec.sink, str):
+            to_records(Batch(batch.slice(0, 1)), 0)  # a type that JSON cannot say is this call's error, not the sink's
         return batch
 
 

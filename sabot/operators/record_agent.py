@@ -31,6 +31,7 @@ class RecordAgentOperator(AgentOperator):
     def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
         super().__init__(spec, **wiring)
         self._turn = 0
+        self._numbered = 0
         self._call = _gathering(spec.func)
         self._checker = None if spec.schema is None else JsonCodec(spec.schema)
         self._prefix = "" if spec.key is None else f"{spec.agent_id}/"
@@ -48,6 +49,8 @@ class RecordAgentOperator(AgentOperator):
                 self.counters.errors_count += 1
                 self._dead_letter(row, error, 0)
             else:
+                self._numbered += 1
+                row.number = self._numbered
                 rows.append(row)
         self._took(len(rows), sum(row.size for row in rows))
         lanes = self._lanes
@@ -102,7 +105,7 @@ class RecordAgentOperator(AgentOperator):
             for row in lane.queue:
                 by_topic.setdefault(row.topic, []).append(row)
         for topic, rows in by_topic.items():
-            rows.sort(key=lambda row: (row.partition, row.offset))
+            rows.sort(key=lambda row: row.number)
             columns = [(r.payload, r.key, r.timestamp, r.partition, r.offset, r.headers) for r in rows]
             batches.append(Batch(records_batch(columns), None, topic))
         return batches

@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from sabot.api.agent import AgentSpec
 from sabot.checkpoint import Coordinator, Manifest
@@ -14,10 +14,12 @@ from sabot.codecs.json import JsonCodec
 from sabot.connectors.base import Sink, Source
 from sabot.errors import UserError
 from sabot.operators import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
-from sabot.runtime.task import AgentTask, OperatorPort, SinkTask, SourceTask, positions_of, schema_of
+from sabot.runtime.task import AgentTask, OperatorPort, SinkTask, SourceTask, positions_of
 from sabot.state import StateBackend
 
-__all__ = ["Job"]
+__all__ = ["Job", "to_the_end"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -64,10 +66,10 @@ class Job:
         """Opens everything, puts it where the checkpoint says, and lets it run. Raises what opening raises; then nothing is left open."""
         try:
             await self._build(restored)
+            self.coordinator.attach(TASK, self.task.inject, self.task.abort, self.task.hint)
         except BaseException:
             await self.close()
             raise
-        self.coordinator.attach(TASK, self.task.inject, self.task.abort, self.task.hint)
         self.coordinator.on_complete.append(self._commit)
         for operator in self.task.operators.values():
             operator.start()
@@ -81,10 +83,11 @@ class Job:
         for spec in self.specs:
             operators[spec.agent_id] = agent_operator(
                 spec,
-                backend=self.task.backend,
+                backend=self.task.state,
                 output=await self._port(spec, operators),
                 dead_letters=await self._dead_letter_ports(spec),
                 on_failed=self._failed,
+                on_broken=self.task.break_down,
                 clock=self._clock,
                 counters=self._counters[spec.agent_id],
                 version=self._version,
@@ -114,13 +117,13 @@ class Job:
             facts = facts | {"positions": None}
         codec = None
         if isinstance(operator, BatchAgentOperator) and source.schema is None:
-            schema = spec.schema or schema_of(None if facts is None else facts["schema"])
-            codec = JsonCodec(schema)
-            operator.codec = JsonCodec(schema)
+            text = JsonCodec(spec.schema).text or (None if facts is None else facts["schema"])
+            codec = JsonCodec.of_text(text)  # the source thread's
+            operator.codecs[source.name] = JsonCodec.of_text(text)
         task = SourceTask(name, source, codec=codec, max_rows=_BATCH_ROWS if spec.batch else _RECORD_ROWS)
         self.task.connect(task, operator)
         positions = None if facts is None or facts["positions"] is None else positions_of(facts["positions"])
-        await asyncio.to_thread(task.open, positions, spec.start)
+        await to_the_end(asyncio.to_thread(task.open, positions, spec.start))
 
     async def _port(self, spec: AgentSpec, operators: Mapping[str, AgentOperator]) -> Port | None:
         sink = spec.sink
@@ -140,7 +143,8 @@ class Job:
             return lambda topic: port
         topics = [*spec.topics, *(each.agent_id for each in self.specs if each.sink is spec.func)]
         ports = {topic: await self._sink(spec.dead_letter.format(topic=_legal(topic))) for topic in topics}
-        return ports.__getitem__
+        other = next(iter(ports.values()))  # for unfinished rows of a topic that the agent had before
+        return lambda topic: ports.get(topic, other)
 
     async def _sink(self, sink: str | Sink) -> SinkTask:
         name = sink if isinstance(sink, str) else f"{sink.name}#{id(sink)}"
@@ -150,7 +154,7 @@ class Job:
             self._sinks[name] = task
             self.task.sinks.append(task)
             task.on_broken = self.task.sink_broke
-            await asyncio.to_thread(task.sink.open)
+            await to_the_end(asyncio.to_thread(task.sink.open))
             task.start()
         return task
 
@@ -168,8 +172,9 @@ class Job:
 
     @property
     def broken(self) -> bool:
-        """The engine itself failed: nothing more can be taken from it."""
-        return self.running.done() and not self.running.cancelled() and self.running.exception() is not None
+        """No checkpoint can be taken any more: the engine, the state or a sink failed."""
+        ended = self.running.done() and not self.running.cancelled()
+        return self.task.broken is not None or (ended and self.running.exception() is not None)
 
     @property
     def running(self) -> asyncio.Task[None]:
@@ -178,12 +183,19 @@ class Job:
         return self._running
 
     async def stop_agent(self, agent_id: str) -> None:
-        """One agent takes no more rows; what it had not finished stays for the checkpoints."""
+        """One agent takes no more rows; what it had not finished stays for the checkpoints. Who writes into it waits."""
         operator = self.task.operators[agent_id]
         for source in self.task.inputs_of(operator):
-            source.end()
+            source.pause()
         await operator.quiesce(_GRACE_SECONDS)
         await operator.close()
+
+    def restart_agent(self, agent_id: str) -> None:
+        """It goes on where it was stopped."""
+        operator = self.task.operators[agent_id]
+        operator.restart()
+        for source in self.task.inputs_of(operator):
+            source.pause(False)
 
     async def stop(self, *, drain: bool) -> None:
         """Stops reading; with `drain` processes what was read, else lets running calls end for a moment and cancels the rest."""
@@ -210,6 +222,16 @@ class Job:
             self._running.cancel()
             await asyncio.wait([self._running])
         await self.task.close()
+
+
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """A step in a thread cannot be cancelled: who is cancelled meanwhile waits for its end, then goes."""
+    step = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(step)
+    except asyncio.CancelledError:
+        await asyncio.wait([step])
+        raise
 
 
 def _legal(topic: str) -> str:

@@ -26,12 +26,14 @@ from sabot.connectors.base import RECORD_SCHEMA, Positions, Sink, Source
 from sabot.errors import SabotError, TransientError, UserError
 from sabot.metrics import Sample
 from sabot.operators import AgentOperator, decoded
-from sabot.state import MemoryBackend, RocksDBBackend, Snapshot, StateBackend
+from sabot.operators.agent import Resume
+from sabot.state import HeldWrites, MemoryBackend, RocksDBBackend, Snapshot, StateBackend
 
-__all__ = ["AgentTask", "OperatorPort", "SinkTask", "SourceTask", "positions_of", "schema_of"]
+__all__ = ["AgentTask", "OperatorPort", "SinkTask", "SourceTask", "positions_of"]
 
 _log = logging.getLogger(__name__)
 
+_SINK_STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.05  # how long a request can wait for an idle source thread
 
 
@@ -44,6 +46,7 @@ class SourceTask:
         self.channel = Channel(name=name)
         self.error: BaseException | None = None
         self.ended = False
+        self.exhausted = False  # ended by itself
         self.rows_in = 0
         self.on_error: Callable[[SourceTask], None] | None = None
         self.codec = codec
@@ -74,9 +77,9 @@ class SourceTask:
         self._requests.append(lambda: self._commit(positions))
         self._wake.set()
 
-    def pause(self) -> None:
-        """Read no more; requests are still served."""
-        self._paused = True
+    def pause(self, paused: bool = True) -> None:
+        """Read no more (or go on reading); requests are still served."""
+        self._paused = paused
 
     def end(self) -> None:
         """Read no more and let the input end here, behind what was read; requests are still served."""
@@ -116,6 +119,7 @@ class SourceTask:
                 if batch is not None:
                     self._push(batch)
                 elif self.source.exhausted:
+                    self.exhausted = True
                     self._end()
             self._serve()
         except ChannelClosed:
@@ -129,6 +133,8 @@ class SourceTask:
 
     def _push(self, batch: Batch) -> None:
         self.rows_in += batch.num_rows
+        if not batch.topic:
+            batch = Batch(batch.data, batch.offsets, self.source.name)
         if self.codec is not None:
             batch = decoded(batch, self.codec)
         while not self.channel.put(batch, timeout=_POLL_SECONDS):
@@ -192,6 +198,11 @@ class SinkTask:
         return {"rows_out": self.rows_out, "waiting": len(self._backlog), "channel": self._channel.statistics()}
 
     @property
+    def takes_records(self) -> bool:
+        """The sink turns columns into what it writes, in its thread."""
+        return False
+
+    @property
     def full(self) -> bool:
         """The channel refused a batch; wait on `writable()`."""
         return bool(self._backlog)
@@ -218,13 +229,14 @@ class SinkTask:
         return flushed
 
     async def stop(self) -> None:
-        """Writes what was put, flushes, closes."""
+        """Writes what was put, flushes, closes. A sink that does not come back is left behind: no checkpoint counts on it."""
         if self._thread.is_alive():
-            if self.error is None:
-                self._put(END)
-                await self.writable()
-            await asyncio.to_thread(self._thread.join)
-        await asyncio.to_thread(self.sink.close)
+            self._put(END)
+            await asyncio.to_thread(self._thread.join, _SINK_STOP_SECONDS)
+        if self._thread.is_alive():
+            _log.error("sink %s does not come back; %d rows are not written", self.sink.name, self.waiting_rows)
+        else:
+            await asyncio.to_thread(self.sink.close)
 
     def _put(self, element: Any) -> None:
         if self.error is not None:
@@ -310,6 +322,11 @@ class OperatorPort:
         return self.operator.spec.agent_id
 
     @property
+    def takes_records(self) -> bool:
+        """A record agent does."""
+        return not self.operator.spec.batch
+
+    @property
     def full(self) -> bool:
         """Its lanes hold as much as they may."""
         return self.operator.full
@@ -337,10 +354,13 @@ class AgentTask:
     ) -> None:
         self.name = name
         self.backend = backend
+        ours = backend is None or type(backend).snapshot in (MemoryBackend.snapshot, RocksDBBackend.snapshot)
+        self.state = backend if backend is None or ours else HeldWrites(backend)  # what agents read and write
         self.operators: dict[str, AgentOperator] = {}  # upstream before downstream
         self.sinks: list[SinkTask] = []
         self.sources: list[SourceTask] = []
         self.ended = False
+        self.broken: SabotError | None = None
         self.barriers = 0
         self._consumers: list[AgentOperator] = []
         self._coordinator = coordinator
@@ -352,7 +372,7 @@ class AgentTask:
         self._asked: set[int] = set()  # checkpoints whose barriers are on their way
         self._last_asked = 0
         self._waiting: dict[int, asyncio.Task[None]] = {}  # paused inputs
-        self._acks: set[asyncio.Task[None]] = set()
+        self._acks: dict[int, asyncio.Task[None]] = {}
 
     def connect(self, source: SourceTask, operator: AgentOperator) -> None:
         """Rows of this source go to this operator; before `run`."""
@@ -397,9 +417,15 @@ class AgentTask:
         return [s for s, consumer in zip(self.sources, self._consumers, strict=True) if consumer is operator]
 
     def sink_broke(self, sink: SinkTask) -> None:
-        """What an agent did since the last checkpoint can no longer be delivered: nothing may go on from here."""
-        for operator in self.operators.values():
-            operator.fail(sink.error or SabotError("broken"), f"sink {sink.sink.name}")
+        """What an agent did since the last checkpoint can no longer be delivered."""
+        self.break_down(f"sink {sink.sink.name}", sink.error or SabotError("broken"))
+
+    def break_down(self, what: str, error: BaseException) -> None:
+        """State and output may no longer agree: nothing goes on from here, and no checkpoint covers it."""
+        if self.broken is None:
+            self.broken = SabotError(f"{what}: {error}")
+            for operator in self.operators.values():
+                operator.fail(error, what)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -417,14 +443,15 @@ class AgentTask:
                     self._take(index, element)
                     await asyncio.sleep(0)
                 elif isinstance(element, Barrier):
-                    await self._cut(element.checkpoint_id)
+                    self._cut(element.checkpoint_id)
                 elif element is END:
                     break
             self._inputs_ended = True
             for checkpoint_id in sorted(self._asked):
-                await self._cut(checkpoint_id)
+                self._cut(checkpoint_id)
             await self.drain()
-            self.ended = all(operator.failure is None for operator in self.operators.values())
+            alive = all(operator.failure is None for operator in self.operators.values())
+            self.ended = alive and all(source.exhausted for source in self.sources)
         finally:
             for task in [*self._waiting.values()]:
                 task.cancel()
@@ -477,43 +504,54 @@ class AgentTask:
 
     # -- the barrier --------------------------------------------------------------------------------------------------
 
-    async def _cut(self, checkpoint_id: int) -> None:
-        """All inputs stand at the barrier: no call may end until state, positions and unfinished rows are taken."""
+    def _cut(self, checkpoint_id: int) -> None:
+        """All inputs stand at the barrier. No `await` in here: unfinished rows, positions and state are taken at one moment."""
         self.barriers += 1
         self._asked.discard(checkpoint_id)
-        thaw = asyncio.Event()
-        for operator in self.operators.values():
-            operator.freeze(thaw)
         try:
+            if self.broken is not None:
+                raise self.broken
             for operator in self.operators.values():
                 operator.ship()
             self._refuse_hung()
             flushes = [sink.barrier(checkpoint_id) for sink in self.sinks]
             snapshot = self._snapshot()
-            state = None if self.backend is None else await self._state_cut(self.backend)
+            state = self._cut_state()
         except Exception as error:
             self._coordinator.decline(checkpoint_id, self.name, f"{type(error).__name__}: {error}")
             return
-        finally:
-            for operator in self.operators.values():
-                operator.freeze(None)
-            thaw.set()
         ack = self._loop.create_task(self._acknowledge(checkpoint_id, snapshot, state, flushes))
-        self._acks.add(ack)
-        ack.add_done_callback(self._acks.discard)
+        self._acks[checkpoint_id] = ack
+        ack.add_done_callback(lambda _: self._acks.pop(checkpoint_id, None))
 
-    async def _state_cut(self, backend: StateBackend) -> asyncio.Future[Snapshot]:
-        """Returns when the cut is taken; the snapshot itself comes later.
+    def _cut_state(self) -> asyncio.Future[Snapshot] | None:
+        """The cut is taken when this returns; the snapshot itself comes later.
 
-        Our backends cut before they first suspend, which a new task does within one round of the loop. A user's own
-        `snapshot` may do other things first, so it is awaited to its end.
+        Our backends cut before they first suspend, so that much of the snapshot is run here and now. A user's own
+        `snapshot` may do other things first, so writes are held back until it has ended.
         """
-        taking = self._loop.create_task(backend.snapshot())
-        if type(backend).snapshot in (MemoryBackend.snapshot, RocksDBBackend.snapshot):
-            await asyncio.sleep(0)
-        else:
-            await asyncio.wait([taking])
-        return taking
+        if self.backend is None:
+            return None
+        if isinstance(self.state, HeldWrites):
+            self.state.hold()
+            taking = self._loop.create_task(self.backend.snapshot())
+            taking.add_done_callback(lambda _: self._let_go())
+            return taking
+        snapshot = self.backend.snapshot()
+        try:
+            waiting = snapshot.send(None)
+        except StopIteration as stop:
+            done: asyncio.Future[Snapshot] = self._loop.create_future()
+            done.set_result(stop.value)
+            return done
+        return asyncio.ensure_future(_rest_of(Resume(_call, snapshot, waiting)))
+
+    def _let_go(self) -> None:
+        assert isinstance(self.state, HeldWrites)
+        try:
+            self.state.let_go()
+        except Exception as error:
+            self.break_down("state", error)
 
     async def _acknowledge(
         self,
@@ -523,15 +561,22 @@ class AgentTask:
         flushes: list[asyncio.Future[None]],
     ) -> None:
         """The cut is complete when the state is safe and every sink has flushed what was put before it."""
-        results = await asyncio.gather(*([] if state is None else [state]), *flushes, return_exceptions=True)
-        if state is not None and not state.cancelled() and state.exception() is None:
-            snapshot.states = {"state": state.result()}
+        parts: list[asyncio.Future[Any]] = [*([] if state is None else [state]), *flushes]
+        try:
+            results = await asyncio.shield(asyncio.gather(*parts, return_exceptions=True))
+        except asyncio.CancelledError:  # the checkpoint was given up
+            if state is not None:
+                state.add_done_callback(_discard)
+            raise
         errors = [result for result in results if isinstance(result, BaseException)]
         if errors:
-            snapshot.discard()
+            if state is not None:
+                _discard(state)
             self._coordinator.decline(checkpoint_id, self.name, str(errors[0]))
-        else:
-            self._coordinator.acknowledge(checkpoint_id, self.name, snapshot)
+            return
+        if state is not None:
+            snapshot.states = {"state": state.result()}
+        self._coordinator.acknowledge(checkpoint_id, self.name, snapshot)
 
     def _refuse_hung(self) -> None:
         """A call that has run for longer than a checkpoint may take is taken for hung: say so, rather than hide it."""
@@ -559,9 +604,7 @@ class AgentTask:
             return
         self._last_asked = checkpoint_id
         if self._inputs_ended:
-            task = self._loop.create_task(self._cut(checkpoint_id))
-            self._acks.add(task)
-            task.add_done_callback(self._acks.discard)
+            self._cut(checkpoint_id)
             return
         self._asked.add(checkpoint_id)
         for index in self._waiting:
@@ -573,6 +616,8 @@ class AgentTask:
         """The checkpoint is given up; let go of what the gate holds back."""
         self._asked.discard(checkpoint_id)
         self.gate.abort(checkpoint_id)
+        if (ack := self._acks.get(checkpoint_id)) is not None:
+            ack.cancel()
 
     # -- what a checkpoint keeps --------------------------------------------------------------------------------------
 
@@ -593,12 +638,14 @@ class AgentTask:
                 "unfinished": names,
                 "messages_processed": operator.counters.messages_processed,
                 "errors": operator.counters.errors_count,
+                "dead_letters": operator.counters.dead_letters,
+                "schemas": operator.schemas(),
             }
         for source, consumer in zip(self.sources, self._consumers, strict=True):
             positions = source.taken
             meta["sources"][source.name] = {
                 "log": source.source.log_id,
-                "schema": None if source.codec is None else _schema_text(source.codec.schema),
+                "schema": None if source.codec is None else source.codec.text,
                 "positions": [[topic, partition, offset] for (topic, partition), offset in positions.items()],
                 "commit": [
                     [topic, partition, first_open.get((consumer.spec.agent_id, topic, partition), offset)]
@@ -614,7 +661,7 @@ class AgentTask:
         await asyncio.gather(*(source.stop() for source in self.sources), *(sink.stop() for sink in self.sinks))
         if self._gate is not None:
             self._gate.close()
-        for ack in self._acks:
+        for ack in list(self._acks.values()):
             ack.cancel()
 
     def commit(self, meta: Mapping[str, Any]) -> None:
@@ -635,6 +682,8 @@ class AgentTask:
                 continue
             operator.counters.messages_processed = facts["messages_processed"]
             operator.counters.errors_count = operator.errors_before = facts["errors"]
+            operator.counters.dead_letters = facts["dead_letters"]
+            operator.know(facts["schemas"])
             for entry in entries:
                 operator.put(Batch(_from_ipc(read(entry["file"])), None, entry["topic"]))
 
@@ -666,6 +715,21 @@ class AgentTask:
                 yield Sample("sabot_records_in_total", operator.rows_out, operator.port.name, agent_id)
 
 
+def _call(step: Callable[..., Any], *values: Any) -> Any:
+    return step(*values)
+
+
+def _discard(state: asyncio.Future[Snapshot]) -> None:
+    """A snapshot that no checkpoint will keep."""
+    if not state.cancelled() and state.exception() is None:
+        state.result().discard()
+
+
+async def _rest_of(snapshot: Resume) -> Snapshot:
+    taken: Snapshot = await snapshot
+    return taken
+
+
 def positions_of(rows: list[list[Any]]) -> Positions:
     """[[topic, partition, offset], …] of a manifest -> positions."""
     return {(topic, partition): offset for topic, partition, offset in rows}
@@ -677,15 +741,6 @@ def _lowest_offsets(data: pa.RecordBatch) -> list[tuple[int, int]]:
     table = pa.table([data.column(3), data.column(4)], names=["partition", "offset"])
     lowest = table.group_by("partition").aggregate([("offset", "min")])
     return [(row["partition"], row["offset_min"]) for row in lowest.to_pylist()]
-
-
-def schema_of(text: str | None) -> pa.Schema | None:
-    """The schema that a manifest keeps."""
-    return None if text is None else pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))
-
-
-def _schema_text(schema: pa.Schema | None) -> str | None:
-    return None if schema is None else schema.serialize().to_pybytes().hex()
 
 
 def _to_ipc(data: pa.RecordBatch) -> bytes:

@@ -3,13 +3,14 @@
 from sabot.state.base import BackendConfig, Snapshot, StateBackend
 from sabot.state.memory import MemoryBackend
 from sabot.state.opening import load_snapshot, open_backend, state_directory
-from sabot.state.overlay import Overlay
+from sabot.state.overlay import HeldWrites, Overlay
 from sabot.state.rocksdb import RocksDBBackend
 from sabot.state.values import AggregatingState, ListState, MapState, ReducingState, ValueState
 
 __all__ = [
     "AggregatingState",
     "BackendConfig",
+    "HeldWrites",
     "ListState",
     "MapState",
     "MemoryBackend",

@@ -6,7 +6,7 @@ from typing import NoReturn
 from sabot.errors import UserError
 from sabot.state.base import Snapshot, StateBackend
 
-__all__ = ["Overlay"]
+__all__ = ["HeldWrites", "Overlay"]
 
 _UNKNOWN = b"\x00unknown"  # compared by identity
 
@@ -85,6 +85,37 @@ class Overlay(StateBackend):
 
     async def close(self) -> None:
         _refuse("close")
+
+
+class HeldWrites(Overlay):
+    """A backend whose own `snapshot` may take its cut late: between `hold` and `let_go` writes wait here, and reads see them."""
+
+    __slots__ = ("_holding",)
+
+    def __init__(self, base: StateBackend) -> None:
+        super().__init__(base)
+        self._holding = False
+
+    def hold(self) -> None:
+        """Writes from here on are not in the snapshot that is being taken."""
+        self._holding = True
+
+    def let_go(self) -> None:
+        """The snapshot has its cut: the writes become the base's."""
+        self._holding = False
+        self.apply()
+
+    def write(self, namespace: str, key: bytes, value: bytes | None) -> None:
+        if self._holding:
+            super().write(namespace, key, value)
+        else:
+            self._base.write(namespace, key, value)
+
+    def write_many(self, namespace: str, keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
+        if self._holding:
+            super().write_many(namespace, keys, values)
+        else:
+            self._base.write_many(namespace, keys, values)
 
 
 def _refuse(what: str) -> NoReturn:
