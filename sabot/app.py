@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +23,6 @@ __all__ = ["App"]
 _log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_SWITCH_SECONDS = (
-    0.0005  # with Python's 5 ms a busy source thread makes every hand-over to the event loop wait that long
-)
 
 
 class App:
@@ -156,8 +151,7 @@ class App:
         """Restores the last checkpoint and runs; returns after END or Ctrl-C. Raises AgentFailed."""
         restore_signals = self._stop_on_interrupt()
         try:
-            with _short_switch_interval():
-                await self.agent_runtime.run()
+            await self.agent_runtime.run()
         finally:
             restore_signals()
             await self._close_sender()
@@ -270,14 +264,3 @@ class App:
 
 def _restore(handler: Any) -> None:
     signal.signal(signal.SIGINT, handler)
-
-
-class _short_switch_interval:
-    """Threads hand the GIL over sooner while the app runs."""
-
-    def __enter__(self) -> None:
-        self._before = sys.getswitchinterval()
-        sys.setswitchinterval(min(self._before, _SWITCH_SECONDS))
-
-    def __exit__(self, *_: object) -> None:
-        sys.setswitchinterval(self._before)

@@ -51,6 +51,7 @@ class RecordAgentOperator(AgentOperator):
             else:
                 self._numbered += 1
                 row.number = self._numbered
+                row.size += len(row.payload or b"")
                 rows.append(row)
         self._took(len(rows), sum(row.size for row in rows))
         lanes = self._lanes
