@@ -228,6 +228,7 @@ class AgentRuntime:
         self.checkpoint_coordinator = Coordinator(timeout=app.checkpoint_timeout_s, clock=app.clock)
         self.metrics = Metrics(app.id, self._samples)
         self.restored_from: int | None = None
+        self.left_behind: list[str] = []  # calls that refused to be cancelled when the app stopped
         self._checkpoint_interval = 60.0
         self._checkpoint_task: asyncio.Task[None] | None = None
         self._running = False
@@ -396,6 +397,7 @@ class AgentRuntime:
         try:
             if job is not None:
                 await job.close()
+                self.left_behind = job.left_behind
             await self.checkpoint_coordinator.close()
         finally:
             for agent in self.agents.values():

@@ -346,7 +346,6 @@ class Coordinator:
         self._fail(
             flight,
             f"timed out after {self._timeout:g} s, still waiting for {missing}",
-            hint="an agent's timeout= ends calls that hang",
         )
 
     def _busy(self, name: str) -> str:

@@ -41,10 +41,24 @@ def run_app(app: App) -> None:
     # signal.signal, not loop.add_signal_handler: the second Ctrl-C must work while an agent blocks the loop.
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        asyncio.run(app.run())
+        asyncio.run(_run(app))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+async def _run(app: App) -> None:
+    """As `app.run()`. With a call that refuses to be cancelled the event loop cannot be closed, so the process ends here."""
+    code = 0
+    try:
+        await app.run()
+    except Exception as error:
+        if not app.agent_runtime.left_behind:
+            raise
+        code = _said(error, 1, False)
+    if app.agent_runtime.left_behind:
+        logging.shutdown()
+        os._exit(code)
 
 
 def guarded(work: Callable[[], None], *, debug: bool) -> int:

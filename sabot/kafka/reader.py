@@ -9,7 +9,7 @@ knows more: when the client reports the end of a partition, its offset covers tr
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from confluent_kafka import (
@@ -33,6 +33,7 @@ __all__ = ["KafkaReader"]
 log = logging.getLogger("sabot.kafka")
 
 CLOSE_SECONDS = 5.0
+LAG_SECONDS = 0.5  # how old the figures of `lag` may be
 WAIT_SECONDS = 0.5  # a wait for records is cut here, to take in new partitions
 _LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
@@ -51,6 +52,8 @@ class KafkaReader(Source):
         self._consumer: Any = None
         self._positions: dict[int, int] = {}
         self._ends: dict[int, int] = {}  # where the client last reported the end of the partition
+        self._highs: dict[int, int] = {}  # high watermarks as of `_looked`, for `lag` in other threads
+        self._looked = 0.0
         self._new: list[int] = []  # partitions found by the watch
         self._unread: set[int] = set()  # of those, the ones without a row so far
         self._fault: UserError | None = None  # what the watch found that cannot heal
@@ -79,6 +82,7 @@ class KafkaReader(Source):
             self.close()
             raise
         self._ends, self._new, self._unread, self._fault = {}, [], set(), None
+        self._highs, self._looked = {}, 0.0
         self._assign()
         self._link.opened = True
         self._watch = threading.Thread(target=self._watch_partitions, name=f"kafka-watch-{self.name}", daemon=True)
@@ -155,7 +159,11 @@ class KafkaReader(Source):
         consumer = self._consumer
         if consumer is None:
             raise UserError(f"the source of topic {self.name!r} is not open")
-        deadline = SYSTEM_CLOCK.monotonic() + timeout
+        now = SYSTEM_CLOCK.monotonic()
+        if now - self._looked > LAG_SECONDS:
+            self._looked = now
+            self._look_at_ends(self._positions)
+        deadline = now + timeout
         wait = 0.0
         while True:
             if self._fault is not None:
@@ -196,6 +204,7 @@ class KafkaReader(Source):
         covered = {index: offset + 1 for index, offset in last.items()}
         self._positions.update(covered)
         self._unread.difference_update(covered)
+        self._look_at_ends(covered)
         return Batch(data, {(self.name, index): offset for index, offset in covered.items()}, self.name)
 
     def _notice(self, message: Any) -> None:
@@ -270,19 +279,21 @@ class KafkaReader(Source):
         if error is not None:
             log.warning("group %r: offsets of topic %r are not committed: %s", self.group_id, self.name, error.str())
 
-    def lag(self) -> dict[tuple[str, int], int]:
-        consumer = self._consumer
-        found: dict[tuple[str, int], int] = {}
-        if consumer is None:
-            return found
-        for index, position in list(self._positions.items()):
+    def _look_at_ends(self, indexes: Iterable[int]) -> None:
+        """In the reading thread: the client holds a lock while it consumes, so any other thread would wait for a pause."""
+        for index in indexes:
             try:
-                _, high = consumer.get_watermark_offsets(TopicPartition(self.name, index), cached=True)
-            except (KafkaException, RuntimeError):  # not fetched yet, or closed by another thread
+                _, high = self._consumer.get_watermark_offsets(TopicPartition(self.name, index), cached=True)
+            except KafkaException:  # not fetched yet
                 continue
             if high is not None and high != OFFSET_INVALID:
-                found[(self.name, index)] = max(0, high - max(position, self._ends.get(index, 0)))
-        return found
+                self._highs[index] = high
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        return {
+            (self.name, index): max(0, high - max(self._positions.get(index, 0), self._ends.get(index, 0)))
+            for index, high in list(self._highs.items())
+        }
 
     def close(self) -> None:
         self._closing.set()

@@ -33,6 +33,7 @@ class KafkaWriter(Sink):
         self._kafka = kafka
         self._producer: Any = None
         self._limit = int(kafka.get("message.max.bytes", MESSAGE_BYTES)) - MESSAGE_OVERHEAD
+        self._unflushed = False
         self._refused = 0
         self._first_refusal: Exception | None = None
 
@@ -51,6 +52,7 @@ class KafkaWriter(Sink):
     def write(self, batch: Batch) -> None:
         data = to_records(batch, int(SYSTEM_CLOCK.time() * 1000))
         self._check_sizes(data)
+        self._unflushed = self._unflushed or data.num_rows > 0
         payloads = bytes_list(data.column(0))
         keys = bytes_list(data.column(1))
         stamps = data.column(2).to_pylist()
@@ -75,10 +77,11 @@ class KafkaWriter(Sink):
         self._raise_refusal()
 
     def _check_sizes(self, data: Any) -> None:
-        payload, key = data.column(0), data.column(1)
-        if payload.nbytes + key.nbytes <= self._limit:
+        payload, key, headers = data.column(0), data.column(1), data.column(5)
+        if payload.nbytes + key.nbytes + headers.nbytes <= self._limit:
             return
         sizes = pc.add(pc.fill_null(pc.binary_length(payload), 0), pc.fill_null(pc.binary_length(key), 0)).to_numpy()
+        sizes = sizes + [sum(len(name) + len(value or b"") for name, value in pairs) for pairs in header_rows(headers)]
         big = np.flatnonzero(sizes > self._limit)
         if len(big):
             raise RowErrors(
@@ -90,8 +93,8 @@ class KafkaWriter(Sink):
 
     def flush(self) -> None:
         producer = self._opened()
-        waiting = len(producer)
-        while producer.flush(1.0) > 0:
+        waiting, self._unflushed = self._unflushed, False  # not len(producer): that counts error events too
+        while waiting and producer.flush(1.0) > 0:
             if self._producer is None:
                 raise TransientError(f"topic {self.name!r}: the sink was closed while it flushed")
         self._raise_refusal()

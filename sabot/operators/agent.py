@@ -11,6 +11,7 @@ barrier is exactly what the checkpoint must repeat.
 import asyncio
 import contextvars
 import inspect
+import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
@@ -43,7 +44,10 @@ __all__ = [
     "rows_of",
 ]
 
+_log = logging.getLogger(__name__)
+
 _SHIP_ROWS = 1024
+_CANCEL_SECONDS = 5.0
 _SLICE_SECONDS = 0.002  # a lane that never waits gives the loop to others after this long
 
 
@@ -231,6 +235,7 @@ class AgentOperator(ABC):
     ) -> None:
         self.spec = spec
         self.failure: AgentFailed | None = None
+        self.left_behind: list[str] = []  # calls that refused to be cancelled
         self.counters = counters
         self.codecs: dict[str, JsonCodec] = {}  # of a batch agent, by topic: without a schema each has its own
         self.errors_before = counters.errors_count  # in earlier jobs
@@ -298,8 +303,13 @@ class AgentOperator(ABC):
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=5.0)
+            await asyncio.wait(tasks, timeout=_CANCEL_SECONDS)
         for lane in self._lanes:
+            if lane.task is not None and not lane.task.done() and lane.queue:
+                place = f"agent {self.spec.agent_id} at {self._where(lane.queue[0])}"
+                if place not in self.left_behind:
+                    self.left_behind.append(place)
+                    _log.error("%s: the call refuses to be cancelled and is left behind", place)
             lane.started = 0.0
         self._release()
 

@@ -174,6 +174,11 @@ class Job:
         return [*spec.topics, *(each.agent_id for each in self.specs if each.sink is spec.func)]
 
     @property
+    def left_behind(self) -> list[str]:
+        """Calls that refused to be cancelled: agents and records."""
+        return [place for operator in self.task.operators.values() for place in operator.left_behind]
+
+    @property
     def broken(self) -> bool:
         """No checkpoint can be taken any more: the engine, the state or a sink failed."""
         ended = self.running.done() and not self.running.cancelled()

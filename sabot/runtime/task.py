@@ -218,6 +218,11 @@ class SinkTask:
             self._room.append(waiter)
             await waiter
 
+    @property
+    def flushing(self) -> bool:
+        """A barrier has not come out at the other end."""
+        return bool(self._flushed)
+
     def barrier(self, checkpoint_id: int) -> asyncio.Future[None]:
         """Everything put before this will be flushed; done when it is."""
         flushed: asyncio.Future[None] = self._loop.create_future()
@@ -592,10 +597,13 @@ class AgentTask:
     def hint(self) -> str:
         """What the task is busy with, for the message of a checkpoint that timed out."""
         call = self.busiest()
-        behind = [self.sources[index].name for index in (self.gate.waiting_for)]
-        parts = [f"{call[0]} has been in one call for {call[1]:.1f} s"] if call is not None else []
+        behind = [self.sources[index].name for index in self.gate.waiting_for]
+        parts = (
+            [f"{call[0]} has been in one call for {call[1]:.1f} s (timeout= would end it)"] if call is not None else []
+        )
         if behind:
             parts.append(f"no barrier yet from {', '.join(behind)}")
+        parts += [f"sink {sink.sink.name} has not flushed" for sink in self.sinks if sink.flushing]
         return "; ".join(parts)
 
     def inject(self, checkpoint_id: int) -> None:
