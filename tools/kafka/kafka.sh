@@ -64,6 +64,7 @@ answers() {
     (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null
 }
 
+# A short broker session: a restarted broker waits for the session of its former self to run out.
 # Retention goes by the timestamps of the records: without log.retention.ms=-1 replayed history would vanish while it is read.
 configure() {
     cat > "$config" << EOF
@@ -91,6 +92,8 @@ share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
 controlled.shutdown.enable=false
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 EOF
     cat > "$dir/log4j2.properties" << 'EOF'
 appender.out.type=Console
