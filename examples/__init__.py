@@ -1,1 +1,1 @@
-"""Programs of less than 30 lines. From the project's folder: `python -m examples.word_count`, `sabot run examples.app:app`."""
+"""Programs of less than 30 lines. From the project's folder: `sabot run examples.app:app`, `python -m examples.kafka_alerts`."""

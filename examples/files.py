@@ -18,4 +18,6 @@ def celsius(source, sink):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("give it two files: python -m examples.files IN OUT")
     celsius(*sys.argv[1:]).main()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sabot.agents.runtime import AgentRuntime
-from sabot.api.agent import AgentSpec
+from sabot.api.agent import AGENT_OPTIONS, AgentSpec
 from sabot.checkpoint import CheckpointStorage
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_broker, parse_seconds
@@ -21,6 +21,8 @@ from sabot.state import StateBackend, open_backend, state_directory
 __all__ = ["App"]
 
 _log = logging.getLogger(__name__)
+
+SECOND_SIGNAL_SECONDS = 0.3  # `timeout` and some shells send each signal twice, to the process and to its group
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,6 +56,8 @@ class App:
         if not id:
             raise UserError("an App needs an id", hint='App("orders")')
         self.id = id
+        if kafka is not None and not isinstance(kafka, dict):
+            raise UserError(f"kafka={kafka!r}", hint='client settings: {"security.protocol": "ssl"}')
         self.kafka = dict(kafka or {})
         self.version = version
         self.clock = clock
@@ -137,6 +141,11 @@ class App:
             raise UserError("@app.agent is written with brackets", hint="@app.agent() or @app.agent('topic')")
 
         def register(func: F) -> F:
+            unknown = options.keys() - AGENT_OPTIONS
+            if unknown:
+                raise UserError(
+                    f"@app.agent has no option {', '.join(sorted(unknown))}", hint=f"it has {', '.join(AGENT_OPTIONS)}"
+                )
             label = str(name or getattr(func, "__name__", ""))
             options.setdefault("start", self.start_at)
             spec = AgentSpec.of(f"{self.id}.{label}", func, topic, name=label, **options)
@@ -149,11 +158,11 @@ class App:
 
     async def run(self) -> None:
         """Restores the last checkpoint and runs; returns after END or Ctrl-C. Raises AgentFailed."""
-        restore_signals = self._stop_on_interrupt()
+        give_back_signals = self._stop_on_signals()
         try:
             await self.agent_runtime.run()
         finally:
-            restore_signals()
+            give_back_signals()
             await self._close_sender()
 
     def main(self) -> None:
@@ -175,20 +184,37 @@ class App:
         """Makes `run()` stop and return; from any thread or signal handler."""
         self.agent_runtime.request_stop()
 
-    def _stop_on_interrupt(self) -> Callable[[], None]:
-        """Ctrl-C stops in good order, where nobody else has claimed it; a second one is Python's own again."""
-        before = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
-        runners = getattr(getattr(before, "func", None), "__self__", None)  # asyncio.run: partial(runner._on_sigint)
-        claimed = before is not signal.default_int_handler and not isinstance(runners, asyncio.Runner)
-        if before is None or claimed:
-            return lambda: None
+    def _stop_on_signals(self) -> Callable[[], None]:
+        """Ctrl-C and SIGTERM stop in good order, where nobody else has claimed them; a second one is Python's own again.
 
-        def on_interrupt(number: int, frame: object) -> None:
-            signal.signal(signal.SIGINT, before)
+        -> what gives the signals back.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return lambda: None
+        ours: dict[int, Any] = {}
+        asked: list[float] = []
+
+        def on_signal(number: int, frame: object) -> None:
+            now = self.clock.monotonic()
+            if asked and now - asked[0] > SECOND_SIGNAL_SECONDS:
+                signal.signal(number, ours[number])
+                signal.raise_signal(number)
+                return
+            asked.append(now)
             self.request_stop()
 
-        signal.signal(signal.SIGINT, on_interrupt)
-        return lambda: None if signal.getsignal(signal.SIGINT) is before else _restore(before)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.getsignal(number)
+            runner = getattr(getattr(before, "func", None), "__self__", None)  # asyncio.run: partial(runner._on_sigint)
+            if before in (signal.default_int_handler, signal.SIG_DFL) or isinstance(runner, asyncio.Runner):
+                ours[number] = before
+                signal.signal(number, on_signal)
+
+        def give_back() -> None:
+            for number, handler in ours.items():
+                signal.signal(number, handler)
+
+        return give_back
 
     # -- records in ---------------------------------------------------------------------------------------------------
 
@@ -260,7 +286,3 @@ class App:
         The figures of agents that are restored from a checkpoint go on from there; rows are counted from the start of the job.
         """
         return {"app": self.id, **self.agent_runtime.statistics()}
-
-
-def _restore(handler: Any) -> None:
-    signal.signal(signal.SIGINT, handler)

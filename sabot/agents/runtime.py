@@ -192,7 +192,8 @@ class AgentProcess:
         self.error = operator.failure
         self.state = AgentState.FAILED
         self._failed.set()
-        _log.error("%s", operator.failure, exc_info=operator.failure.__cause__ if operator.failure else None)
+        _log.error("%s", operator.failure)
+        _log.debug("where it was raised", exc_info=operator.failure.__cause__ if operator.failure else None)
 
 
 def _heard(task: asyncio.Task[None]) -> None:
@@ -411,6 +412,8 @@ class AgentRuntime:
 
     async def run(self) -> None:
         """Blocks until every input has ended, no agent is left, or the app is stopped. Raises AgentFailed at the end."""
+        if not self.agents:
+            raise UserError(f"app {self.app.id} has no agents", hint="put @app.agent(...) above a function")
         try:
             await self.start_all()
             await self._until_over()

@@ -11,7 +11,7 @@ from sabot.config import Duration, parse_seconds
 from sabot.connectors.base import Sink, Source
 from sabot.errors import UserError
 
-__all__ = ["AgentSpec", "OnError", "as_schema"]
+__all__ = ["AGENT_OPTIONS", "AgentSpec", "OnError", "as_schema"]
 
 OnError = Literal["fail", "retry", "skip"]
 
@@ -80,6 +80,8 @@ class AgentSpec:
             raise refuse(f"concurrency={concurrency}", "at least 1; a batch agent takes one batch at a time")
         if batch and (inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func)):
             raise refuse("a batch agent cannot yield", "return one RecordBatch, or None")
+        if timeout is not None and not parse_seconds(timeout, name="timeout"):
+            raise refuse("timeout=0", "more than nothing, or leave it out")
         if retries < 0:
             raise refuse(f"retries={retries}", "not negative")
         if not isinstance(sink, str | Sink | None) and not callable(sink):
@@ -114,6 +116,10 @@ class AgentSpec:
 
 
 _type_named: Any = pa.type_for_alias
+
+
+AGENT_OPTIONS = sorted((AgentSpec.of.__kwdefaults__ or {}).keys() - {"name"})
+"""What `@app.agent` takes beside topic and name."""
 
 
 def as_schema(schema: pa.Schema | dict[str, str], *, where: str) -> pa.Schema:

@@ -18,6 +18,7 @@ _cli = typer.Typer(
     help="Streaming agents on Kafka, from pip install.",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -37,7 +38,9 @@ LogLevel = Annotated[str, typer.Option(metavar="LEVEL", callback=_log_level, hel
 State = Annotated[str | None, typer.Option(metavar="memory|DIR", help="Where the keyed state lives.")]
 CheckpointDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Default: checkpoints in the state's DIR.")]
 Interval = Annotated[str | None, typer.Option("--checkpoint-interval", metavar="TIME", help="5s, 100ms, or seconds.")]
-Parallelism = Annotated[int | None, typer.Option(min=1, metavar="N", help="Subtasks of each agent with a key.")]
+Parallelism = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="1 in this version; agents have concurrency=.")
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget the checkpoints; start from the beginning.")]
 MetricsPort = Annotated[int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Serve Prometheus metrics.")]
 

@@ -9,8 +9,9 @@ import traceback
 from collections.abc import Callable
 from types import FrameType
 
-from sabot.app import App
+from sabot.app import SECOND_SIGNAL_SECONDS, App
 from sabot.cli.loading import WrongUse
+from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import SabotError
 
 __all__ = ["LOG_LEVELS", "guarded", "run_app", "set_up_logging"]
@@ -30,21 +31,25 @@ def run_app(app: App) -> None:
     """Returns after END, or after SIGINT or SIGTERM and a final checkpoint; a second signal ends the process."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
+        now = SYSTEM_CLOCK.monotonic()
+        if stopping and now - stopping[0] < SECOND_SIGNAL_SECONDS:
+            return
         if stopping:
             os.write(2, b"sabot: stopped at once; the last complete checkpoint counts\n")
             os._exit(128 + number)
-        stopping.append(number)
-        os.write(2, b"sabot: stopping after a last checkpoint; again to stop at once\n")
+        stopping.append(now)
+        os.write(2, b"sabot: stopping in good order; again to stop at once\n")
         app.request_stop()
 
-    stopping: list[int] = []
+    stopping: list[float] = []
     # signal.signal, not loop.add_signal_handler: the second Ctrl-C must work while an agent blocks the loop.
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
     try:
         asyncio.run(_run(app))
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # the process ends by itself now, with its own exit code
 
 
 async def _run(app: App) -> None:

@@ -468,14 +468,14 @@ class AgentOperator(ABC):
         """The call ended well: emit and count. Must not suspend."""
 
     @abstractmethod
-    def _bury(self, item: Any, failure: Exception, attempts: int) -> None:
+    def _bury(self, item: Any, failure: BaseException, attempts: int) -> None:
         """The item is given up: to the dead letters."""
 
     @abstractmethod
     def _size(self, item: Any) -> tuple[int, int]:
         """Rows and bytes, as `put` counted them."""
 
-    def _salvage(self, item: Any, failure: Exception, attempts: int) -> bool:
+    def _salvage(self, item: Any, failure: BaseException, attempts: int) -> bool:
         """The failure concerns a part of the item, which is given up, and the rest is tried again: True."""
         return False
 
@@ -496,7 +496,7 @@ class AgentOperator(ABC):
                 slice_end = monotonic() + _SLICE_SECONDS
                 continue
             item = queue[0]
-            failure: Exception | None = None
+            failure: BaseException | None = None
             output: Any = None
             lane.started = now = monotonic()
             try:
@@ -517,7 +517,7 @@ class AgentOperator(ABC):
                 failure = self._cancelled(lane)
                 if failure is None:
                     raise
-            except Exception as error:
+            except (Exception, SystemExit, GeneratorExit) as error:  # an agent does not end the process
                 failure = error
             lane.started = 0.0
             late, lane.overtime = lane.overtime, False

@@ -86,7 +86,7 @@ class BatchAgentOperator(AgentOperator):
     def _size(self, item: Batch) -> tuple[int, int]:
         return item.num_rows, item.nbytes
 
-    def _salvage(self, item: Batch, failure: Exception, attempts: int) -> bool:
+    def _salvage(self, item: Batch, failure: BaseException, attempts: int) -> bool:
         assert self._current is not None
         data, records = self._current
         if not isinstance(failure, RowErrors) or not self._named_rows(failure, data):
@@ -100,7 +100,7 @@ class BatchAgentOperator(AgentOperator):
     def _renew(self, item: Batch) -> None:
         """Arrow data does not change."""
 
-    def _bury(self, item: Batch, failure: Exception, attempts: int) -> None:
+    def _bury(self, item: Batch, failure: BaseException, attempts: int) -> None:
         assert self._current is not None
         self._give_up(item, dict.fromkeys(range(self._current[0].num_rows), failure), attempts)
         self._current = None

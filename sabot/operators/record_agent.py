@@ -146,7 +146,7 @@ class RecordAgentOperator(AgentOperator):
         self.counters.messages_processed += 1
         self.counters.last_message_time = self._clock.time()
 
-    def _bury(self, item: Row, failure: Exception, attempts: int) -> None:
+    def _bury(self, item: Row, failure: BaseException, attempts: int) -> None:
         self._dead_letter(item, failure, attempts)
 
     def _size(self, item: Row) -> tuple[int, int]:

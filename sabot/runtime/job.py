@@ -181,6 +181,8 @@ class Job:
     @property
     def broken(self) -> bool:
         """No checkpoint can be taken any more: the engine, the state or a sink failed."""
+        if self._running is None:
+            return False
         ended = self.running.done() and not self.running.cancelled()
         return self.task.broken is not None or (ended and self.running.exception() is not None)
 

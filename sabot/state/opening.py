@@ -18,6 +18,8 @@ def state_directory(state: str | None) -> Path | None:
     """The directory that `state=` names: None | "memory" -> None; DIR | "rocksdb:///abs/dir" -> the directory."""
     if state is None or state == "memory":
         return None
+    if not isinstance(state, str | Path):
+        raise UserError(f"state {state!r} is unknown", hint=_HINT)
     scheme, separator, rest = str(state).partition("://")
     if not separator:
         if not scheme or scheme == "rocksdb":

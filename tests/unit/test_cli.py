@@ -75,7 +75,7 @@ def test_an_app_runs_until_ctrl_c_and_exits_0(tmp_path: Path, words: list[str]) 
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert errors == "sabot: stopping after a last checkpoint; again to stop at once\n"
+    assert errors == "sabot: stopping in good order; again to stop at once\n"
 
 
 def test_sigterm_stops_like_ctrl_c(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_second_ctrl_c_stops_at_once_even_when_an_agent_blocks_its_thread(tmp_
     with sabot_running(write(tmp_path, hello=stuck), "run", "hello:app") as process:
         assert process.stderr is not None
         process.send_signal(signal.SIGINT)
-        while "stopping after a last checkpoint" not in process.stderr.readline():
+        while "stopping in good order" not in process.stderr.readline():
             pass
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=10)

@@ -1,7 +1,5 @@
 """Codecs: records in, columns out, and back."""
 
-import json
-
 import pyarrow as pa
 import pytest
 
