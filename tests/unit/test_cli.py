@@ -1,5 +1,6 @@
 """The command line, as a user meets it: a module in the current folder, a command, its output and its exit code."""
 
+import contextlib
 import json
 import os
 import signal
@@ -92,8 +93,11 @@ def test_a_second_ctrl_c_stops_at_once_even_when_an_agent_blocks_its_thread(tmp_
         process.send_signal(signal.SIGINT)
         while "stopping in good order" not in process.stderr.readline():
             pass
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=10)
+        for _ in range(100):  # within 0.3 s of the first it counts as the same Ctrl-C
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=0.1)
+                break
     assert process.returncode == 130
 
 
