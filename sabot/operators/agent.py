@@ -27,7 +27,7 @@ from sabot.api.context import AgentContext
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
 from sabot.connectors.base import Headers, build_records, header_rows
-from sabot.errors import AgentFailed
+from sabot.errors import AgentFailed, SabotError
 from sabot.metrics import Durations, Sample
 from sabot.state import StateBackend
 
@@ -597,9 +597,13 @@ class AgentOperator(ABC):
         """The agent ends here: its own error under policy `fail`, or its source or sink broke. Unfinished rows stay."""
         if self.failure is not None:
             return
+        words, hint = _words(error), ""
+        if isinstance(error, SabotError):
+            words, hint = error.message, error.hint
         self.failure = AgentFailed(
-            f"agent {self.spec.agent_id} failed at {where}: {type(error).__name__}: {_words(error)}",
-            hint="mend the agent and start again, it goes on at that record; or choose on_error='skip' or 'retry'",
+            f"agent {self.spec.agent_id} failed at {where}: {type(error).__name__}: {words}",
+            hint=hint
+            or "mend the agent and start again, it goes on at that record; or choose on_error='skip' or 'retry'",
         )
         self.failure.__cause__ = error
         for lane in self._lanes:

@@ -366,7 +366,6 @@ class AgentTask:
         self.sources: list[SourceTask] = []
         self.ended = False
         self.broken: SabotError | None = None
-        self.barriers = 0
         self._consumers: list[AgentOperator] = []
         self._coordinator = coordinator
         self._clock = clock
@@ -511,7 +510,6 @@ class AgentTask:
 
     def _cut(self, checkpoint_id: int) -> None:
         """All inputs stand at the barrier. No `await` in here: unfinished rows, positions and state are taken at one moment."""
-        self.barriers += 1
         self._asked.discard(checkpoint_id)
         try:
             if self.broken is not None:
