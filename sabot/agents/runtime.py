@@ -284,7 +284,7 @@ class AgentRuntime:
         try:
             await self._start()
         except BaseException:
-            await self._release()
+            await to_the_end(self._release())
             for agent in self.agents.values():
                 agent.state = AgentState.STOPPED
             raise
@@ -366,7 +366,7 @@ class AgentRuntime:
             await asyncio.shield(stopping)
         except asyncio.CancelledError:  # without the last checkpoint then, but everything is closed
             stopping.cancel()
-            await asyncio.wait([stopping])
+            await to_the_end(_ended(stopping))
             raise
 
     async def _stop(self, drain: bool) -> None:
@@ -385,7 +385,7 @@ class AgentRuntime:
         except CheckpointFailed as error:
             failure = error
         finally:
-            await self._release()
+            await to_the_end(self._release())
         if failure is not None:
             raise CheckpointFailed(
                 f"no last checkpoint: {failure.message}", hint="the next start goes on from the one before"
@@ -516,6 +516,10 @@ class AgentRuntime:
             state = backend.statistics()
             yield Sample("sabot_state_bytes", state["bytes"])
             yield Sample("sabot_state_keys", state["keys"])
+
+
+async def _ended(task: asyncio.Future[Any]) -> None:
+    await asyncio.wait([task])
 
 
 def _same_cell(old: Callable[..., Any], new: Callable[..., Any]) -> bool:

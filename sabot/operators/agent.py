@@ -313,6 +313,11 @@ class AgentOperator(ABC):
             lane.started = 0.0
         self._release()
 
+    @property
+    def stopped(self) -> bool:
+        """It takes no rows: `quiesce` or `close` was called."""
+        return self._stopping
+
     def restart(self) -> None:
         """Serve the lanes again after `quiesce` and `close`."""
         self._stopping = False

@@ -209,17 +209,22 @@ class Job:
 
     async def stop(self, *, drain: bool) -> None:
         """Stops reading; with `drain` processes what was read, else lets running calls end for a moment and cancels the rest."""
-        for source in self.task.sources:
-            if drain:
-                source.end()
-            else:
+        operators = self.task.operators.values()
+        if not drain:
+            for source in self.task.sources:
                 source.pause()
-        if drain and self._running is not None:
-            await asyncio.wait([self._running])
-        else:
-            operators = self.task.operators.values()
             await asyncio.gather(*(operator.quiesce(_GRACE_SECONDS) for operator in operators))
             await asyncio.gather(*(operator.close() for operator in operators))
+            return
+        for operator in reversed(operators):  # downstream first: an agent that was stopped stops who writes into it
+            port = operator.port
+            if operator.stopped or (isinstance(port, OperatorPort) and port.operator.stopped):
+                await operator.quiesce(_GRACE_SECONDS)
+                self.task.end_inputs(operator)
+        for source in self.task.sources:
+            source.end()
+        if self._running is not None:
+            await asyncio.wait([self._running])
 
     async def close(self) -> None:
         """Ends threads and calls, closes sources and sinks. Idempotent."""
@@ -264,13 +269,19 @@ _interpreter = _Interpreter()
 
 
 async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """A step in a thread cannot be cancelled: who is cancelled meanwhile waits for its end, then goes."""
+    """For steps that must not stop half way (a lock being taken, everything being closed): who is cancelled meanwhile, however
+    often, waits for the step's end, then goes.
+    """
     step = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(step)
-    except asyncio.CancelledError:
-        await asyncio.wait([step])
-        raise
+    cancelled = False
+    while not step.done():
+        try:
+            await asyncio.wait([step])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    return step.result()
 
 
 def _legal(topic: str) -> str:

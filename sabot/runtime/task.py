@@ -403,18 +403,19 @@ class AgentTask:
         operator.fail(source.error, f"its source {source.name}")
 
     def agent_failed(self, operator: AgentOperator) -> None:
-        """Its inputs end here, and so do the agents that write into it; the others go on.
-
-        What its channels hold is not taken, so no checkpoint covers it.
-        """
-        for index, consumer in enumerate(self._consumers):
-            if consumer is operator:
-                self.sources[index].end()
-                self.gate.end(index)
+        """Its inputs end here, and so do the agents that write into it; the others go on."""
+        self.end_inputs(operator)
         for upstream in self.operators.values():
             port = upstream.port
             if isinstance(port, OperatorPort) and port.operator is operator:
                 upstream.fail(operator.failure or SabotError("failed"), f"its sink, agent {operator.spec.agent_id}")
+
+    def end_inputs(self, operator: AgentOperator) -> None:
+        """No more rows for this operator; what its channels hold is not taken, so no checkpoint covers it."""
+        for index, consumer in enumerate(self._consumers):
+            if consumer is operator:
+                self.sources[index].end()
+                self.gate.end(index)
 
     def inputs_of(self, operator: AgentOperator) -> list[SourceTask]:
         """The sources that feed this operator."""

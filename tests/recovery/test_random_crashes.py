@@ -1,15 +1,17 @@
 """Random programs under random crashes: the state is exact, every key keeps its order, and no input is missing from the outputs.
 
-One seed is one life of an app: its agents run for a random while, under random checkpoints, stops of single agents, slow calls,
+One seed is a few lives of an app: its agents run for a random while, under random checkpoints, stops of single agents, slow calls,
 errors and retries, then it crashes or is stopped. A crash is what the disk holds at that moment: the last complete checkpoint, and
 what the sinks had written by then. A new app goes on from there, with a new and empty state backend; the last one runs to its end.
+The seed fixes the program and its data; threads add some chance of their own, so a rare failure may want its seed repeated.
 
     SABOT_CRASH_SEEDS=500 pytest tests/recovery/test_random_crashes.py          more seeds than the 25 of a normal run
-    pytest 'tests/recovery/test_random_crashes.py::test_...[17]'                one of them again
+    pytest tests/recovery/test_random_crashes.py -k "[17]"                      one of them again
 """
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import random
@@ -21,10 +23,12 @@ import pytest
 from agent_tools import bounded, read_lines, until, write_lines
 
 from sabot import App, RowErrors
+from sabot._cython.channel import Channel
 from sabot._cython.rows import state_key
 from sabot.api.context import AgentContext
 from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.errors import CheckpointFailed
+from sabot.operators import agent_operator
 from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend
 
 pytestmark = pytest.mark.integration
@@ -251,7 +255,7 @@ async def check(program, rows):
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-async def test_state_is_exact_and_nothing_is_lost_under_random_crashes(seed, memory_url, tmp_path):
+async def test_state_is_exact_and_nothing_is_lost_under_random_crashes(seed, memory_url, tmp_path, monkeypatch):
     print(f"seed {seed}")  # pytest shows it with a failure
     rng = random.Random(seed)
     keys, count = rng.choice([1, 3, 20]), rng.choice([60, 300])
@@ -262,6 +266,9 @@ async def test_state_is_exact_and_nothing_is_lost_under_random_crashes(seed, mem
     }
     for name in INPUTS:
         write_lines(tmp_path / name, rows[name])
+    lanes_hold, channels_hold = rng.choice([8, 16384]), rng.choice([8, 65536])  # narrow: something is full all the time
+    monkeypatch.setattr("sabot.runtime.job.agent_operator", functools.partial(agent_operator, capacity_rows=lanes_hold))
+    monkeypatch.setattr("sabot.runtime.task.Channel", functools.partial(Channel, capacity_rows=channels_hold))
     left = tmp_path / "nothing"
     for life in range(lives + 1):
         directory = tmp_path / f"life-{life}"

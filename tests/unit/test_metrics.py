@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pyarrow as pa
@@ -265,6 +266,10 @@ def test_a_port_that_cannot_be_is_refused(app: App) -> None:
 async def test_without_the_package_the_error_says_what_to_install(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     app.configure(metrics_port=0)
+
+    @app.agent("in")
+    async def look(ctx: Any) -> None: ...
+
     with pytest.raises(MissingExtra, match=r"--metrics-port.*pip install 'sabot\[metrics\]'"):
         await app.run()
 
