@@ -256,7 +256,7 @@ class SinkTask:
     def _arm(self) -> None:
         if not self._armed:
             self._armed = True
-            self._channel.when_writable(lambda: self._loop.call_soon_threadsafe(self._drain))
+            self._channel.when_writable(lambda: _tell(self._loop, self._drain))
 
     def _drain(self) -> None:
         self._armed = False
@@ -305,13 +305,13 @@ class SinkTask:
                     self.rows_out += element.num_rows
                 elif isinstance(element, Barrier):
                     self.sink.flush()
-                    self._loop.call_soon_threadsafe(self._report, element.checkpoint_id, None)
+                    _tell(self._loop, self._report, element.checkpoint_id, None)
                 elif element is END:
                     self.sink.flush()
                     return
         except BaseException as error:
             _log.error("sink %s: %s", self.sink.name, error)
-            self._loop.call_soon_threadsafe(self._broken, error)
+            _tell(self._loop, self._broken, error)
             self._channel.close()
 
 
@@ -384,7 +384,7 @@ class AgentTask:
         self._consumers.append(operator)
 
         def broke(broken: SourceTask) -> None:
-            self._loop.call_soon_threadsafe(self._source_broke, broken, operator)
+            _tell(self._loop, self._source_broke, broken, operator)
 
         source.on_error = broke
 
@@ -720,6 +720,15 @@ class AgentTask:
             yield from operator.samples()
             if isinstance(operator.port, OperatorPort):
                 yield Sample("sabot_records_in_total", operator.rows_out, operator.port.name, agent_id)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, what: Callable[..., object], *values: Any) -> None:
+    """From a thread to the loop; a thread that was left behind may come back when there is no loop any more."""
+    try:
+        loop.call_soon_threadsafe(what, *values)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
 
 
 def _call(step: Callable[..., Any], *values: Any) -> Any:
