@@ -125,12 +125,17 @@ class BatchAgentOperator(AgentOperator):
         batch = normalise(value)
         if self.spec.key is not None and self.spec.key in batch.schema.names:
             keys = batch.column(self.spec.key).cast(pa.string()).cast(pa.binary())
-            return to_records(Batch(batch), self._now_ms()).set_column(1, RECORD_SCHEMA.field(1), keys)
+            return self._as_records(batch).set_column(1, RECORD_SCHEMA.field(1), keys)
         if self._to_records:
-            return to_records(Batch(batch), self._now_ms())
+            return self._as_records(batch)
         if isinstance(self.spec.sink, str):
             to_records(Batch(batch.slice(0, 1)), 0)  # a type that JSON cannot say is this call's error, not the sink's
         return batch
+
+    def _as_records(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Rows as JSON records; partition -1: a row of a batch agent comes from no one row of its input."""
+        nowhere = pa.array(np.full(batch.num_rows, -1, dtype=np.int32))
+        return to_records(Batch(batch), self._now_ms()).set_column(3, RECORD_SCHEMA.field(3), nowhere)
 
 
 def decoded(batch: Batch, codec: JsonCodec) -> Batch:

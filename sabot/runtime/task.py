@@ -638,7 +638,7 @@ class AgentTask:
             for number, batch in enumerate(batches):
                 names.append({"file": f"{agent_id}.{number}.arrow", "topic": batch.topic})
                 files[names[-1]["file"]] = _to_ipc(batch.data)
-                for partition, offset in _lowest_offsets(batch.data):
+                for partition, offset in _lowest_offsets(batch.data) or [(-1, 0)]:
                     place = (agent_id, batch.topic, partition)
                     first_open[place] = min(offset, first_open.get(place, offset))
             meta["agents"][agent_id] = {
@@ -650,16 +650,35 @@ class AgentTask:
             }
         for source, consumer in zip(self.sources, self._consumers, strict=True):
             positions = source.taken
+            commit = [
+                (place, self._finished_up_to(consumer, *place, offset, first_open))
+                for place, offset in positions.items()
+            ]
             meta["sources"][source.name] = {
                 "log": source.source.log_id,
                 "schema": None if source.codec is None else source.codec.text,
                 "positions": [[topic, partition, offset] for (topic, partition), offset in positions.items()],
-                "commit": [
-                    [topic, partition, first_open.get((consumer.spec.agent_id, topic, partition), offset)]
-                    for (topic, partition), offset in positions.items()
-                ],
+                "commit": [[*place, offset] for place, offset in commit if offset is not None],
             }
         return TaskSnapshot(meta=meta, files=files)
+
+    @staticmethod
+    def _finished_up_to(
+        reader: AgentOperator, topic: str, partition: int, taken: int, first_open: Mapping[tuple[str, str, int], int]
+    ) -> int | None:
+        """What may be committed of a partition: no further than the first row that its reader has not finished, or an agent that
+        the reader writes into: their rows carry the place of the row they came from. None: one of those has lost its place (a
+        batch agent stands between), so the group's offset stays where it is.
+        """
+        lowest = min(taken, first_open.get((reader.spec.agent_id, topic, partition), taken))
+        agent, port = reader, reader.port
+        while isinstance(port, OperatorPort):
+            place = port.operator.spec.agent_id, agent.spec.agent_id
+            if (*place, -1) in first_open:
+                return None
+            lowest = min(lowest, first_open.get((*place, partition), lowest))
+            agent, port = port.operator, port.operator.port
+        return lowest
 
     async def close(self) -> None:
         """Cancel what still runs, end the threads, close sources and sinks. Idempotent."""

@@ -38,6 +38,7 @@ from sabot.connectors.base import Sink
 from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.errors import CheckpointFailed
 from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend
+from sabot.testing import MemoryBroker
 
 pytestmark = pytest.mark.integration
 
@@ -928,3 +929,31 @@ async def test_a_run_that_is_cancelled_again_while_it_closes_leaves_no_lock_and_
     await until(lambda: not alive(), "the threads to end", patience=5)
     async with started(with_state(memory_url, tmp_path, sink)):
         pass
+
+
+@pytest.mark.parametrize("through", ["record", "batch"])
+async def test_offsets_are_not_committed_past_rows_that_a_chained_agent_has_not_finished(app, through):
+    """Those of the reader were committed to the end while the agent that it writes into had finished none."""
+    done = []
+
+    @app.agent()
+    async def down(ctx):
+        if not release.is_set() and ctx.message["n"] == 3:
+            await release.wait()
+        done.append(ctx.message["n"])
+
+    @app.agent("orders", sink=down, batch=through == "batch", name="up")
+    def up(message, _=None):
+        return message if through == "batch" else message.message
+
+    release = asyncio.Event()
+    publish(app, "orders", [{"n": n} for n in range(10)])
+    async with started(app):
+        await until(lambda: len(done) == 3)
+        await app.agent_runtime.trigger_checkpoint()
+        await app.agent_runtime.trigger_checkpoint()  # its barrier comes behind the commit of the first
+        committed = MemoryBroker.get(app.broker).committed("shop.up-group", "orders")
+        assert committed == ({0: 3} if through == "record" else {})
+        release.set()
+        await until(lambda: len(done) == 10)
+    assert MemoryBroker.get(app.broker).committed("shop.up-group", "orders") == {0: 10}
