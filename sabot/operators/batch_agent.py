@@ -45,7 +45,7 @@ class BatchAgentOperator(AgentOperator):
         self.counters.errors_count += len(bad)
         rows = pa.array([entry.row for entry in bad], pa.int64())
         for row, entry in zip(rows_of(records.take(rows), batch.topic), bad, strict=True):
-            self._dead_letter(row, entry.reason, 0)
+            self._dead_letter(row, f"{row.topic}[{row.partition}]@{row.offset}: {entry.reason}", 0)
         good = np.ones(records.num_rows, dtype=bool)
         good[rows.to_numpy()] = False
         return Batch(batch.data, batch.offsets, batch.topic, records.filter(pa.array(good)))

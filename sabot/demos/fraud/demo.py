@@ -66,7 +66,10 @@ async def _run(rows: int, seed: int, broker: str, state: str, fresh: bool, conso
     app.state_backend = backend  # ours, so that the totals can be read when the app has stopped
     started = SYSTEM_CLOCK.monotonic()
     try:
-        with _bar(console, rows) as bar:
+        total = rows if publisher is None else publisher.rows
+        if total > rows:
+            console.print(f"topic {_TOPIC} holds {total:,} rows of an earlier run: all of them are scored")
+        with _bar(console, total) as bar:
             watcher = asyncio.create_task(_watch(app, backend, bar, meter, publisher))
             try:
                 if publisher is not None:
