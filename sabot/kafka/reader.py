@@ -180,8 +180,7 @@ class KafkaReader(Source):
                 for message in messages:
                     if message.error() is not None:
                         self._notice(message)
-            if good:
-                self._link.up()
+            if good:  # no sign of life: they may have been fetched before the broker went
                 return self._batch(good)
             left = deadline - SYSTEM_CLOCK.monotonic()
             if left <= 0:
@@ -213,7 +212,6 @@ class KafkaReader(Source):
         """
         error = message.error()
         if error.code() == KafkaError._PARTITION_EOF:
-            self._link.up()
             self._ends[message.partition()] = message.offset()
         elif error.code() in _LOST:
             index = message.partition()
@@ -248,7 +246,11 @@ class KafkaReader(Source):
         """
         client = admin_of(self._link, self._kafka)
         missing = 0
-        while not self._closing.wait(1.0 if self._link.lost or missing else self._check_seconds):
+        next_check = SYSTEM_CLOCK.monotonic() + self._check_seconds
+        while not self._closing.wait(min(1.0, self._check_seconds)):
+            if not self._link.lost and not missing and SYSTEM_CLOCK.monotonic() < next_check:
+                continue
+            next_check = SYSTEM_CLOCK.monotonic() + self._check_seconds
             try:
                 indexes = partitions_of(client, self._link, self.name, 5.0)
                 self._new = [index for index in indexes if index not in self._positions]
