@@ -529,10 +529,9 @@ class AgentOperator(ABC):
             if lane.task is not None and lane.task.cancelling():
                 if failure is not None and self._stopping:
                     return  # the call was cancelled to stop the lane, and made an error of its own of it
-                while (
+                # TaskGroup leaves some behind (3.11), and so does a call that answers all the same
+                for _ in range(lane.task.cancelling()):
                     lane.task.uncancel()
-                ):  # TaskGroup leaves some behind (3.11); so does a call that answers all the same
-                    pass
             if failure is not None and late:
                 failure = TimeoutError(f"the call took longer than timeout={self.spec.timeout_s}s")
             if self.failure is not None:

@@ -59,7 +59,6 @@ class Job:
         self._version = version
         self._loop = asyncio.get_running_loop()
         self._sinks: dict[str, SinkTask] = {}
-        self._starts: dict[str, str | int] = {}
         self._running: asyncio.Task[None] | None = None
         self._closed = False
         self.task = AgentTask(TASK, coordinator=coordinator, backend=backend, clock=clock, hung_after_s=hung_after_s)
