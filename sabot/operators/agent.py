@@ -336,21 +336,28 @@ class AgentOperator(ABC):
     @property
     def full(self) -> bool:
         """More rows wait than the bound allows, or the dead letters do; wait on `writable()`."""
-        return self._crowded or any(buffer.port.full for buffer in self._dead.values())
+        return self._crowded or self._dead_letters_full
+
+    @property
+    def _dead_letters_full(self) -> bool:
+        return any(buffer.port.full for buffer in self._dead.values())
 
     @property
     def _crowded(self) -> bool:
         return self._pending_rows >= self._capacity_rows or self._pending_bytes >= self._capacity_bytes
 
     async def writable(self) -> None:
-        """Returns when there is room, or the agent has failed."""
-        for buffer in list(self._dead.values()):
-            await buffer.port.writable()
+        """Returns when there is room, or the agent has failed. Not for its own lanes: they are the ones that make room."""
+        await self._dead_letters_writable()
         while self._crowded and self.failure is None:
             waiter = self._loop.create_future()
             self._room.append(waiter)
             self._notable_rows = max(self._notable_rows, self._capacity_rows // 2)
             await waiter
+
+    async def _dead_letters_writable(self) -> None:
+        for buffer in list(self._dead.values()):
+            await buffer.port.writable()
 
     async def drained(self) -> None:
         """Returns when every row has been processed, or the agent has failed or was stopped."""
@@ -562,8 +569,8 @@ class AgentOperator(ABC):
             self._done(*self._size(item))
             if port is not None and port.full:
                 await self._unless_stopped(port.writable())
-            elif self._dead and self.full and not self._crowded:
-                await self._unless_stopped(self.writable())
+            elif self._dead and self._dead_letters_full:
+                await self._unless_stopped(self._dead_letters_writable())
             elif now < slice_end:
                 continue
             else:

@@ -37,6 +37,7 @@ from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.base import Sink
 from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.errors import CheckpointFailed
+from sabot.operators import agent_operator
 from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend
 from sabot.testing import MemoryBroker
 
@@ -461,6 +462,33 @@ async def test_dead_letters_wait_for_their_sink_as_results_do(app, sink, narrow,
         assert app.agent_runtime.get_stats()["shop.refuse"]["dead_letters"] < 6000
         sink.let()
         await until(lambda: len(sink.payloads) == rows, "every dead letter")
+
+
+async def test_a_lane_that_waits_for_its_dead_letters_does_not_wait_for_room_that_only_it_can_make(
+    app, sink, monkeypatch
+):
+    """It waited until its agent was "writable". Meanwhile a second input filled the lanes, and nobody was left to empty them."""
+    narrow = functools.partial(agent_operator, capacity_rows=8)
+    monkeypatch.setattr("sabot.runtime.job.agent_operator", narrow)
+    monkeypatch.setattr("sabot.runtime.task.Channel", functools.partial(Channel, capacity_rows=1))
+
+    @app.agent(["x", "y"], on_error="skip", dead_letter=sink)
+    async def refuse(ctx):
+        raise ValueError("bad")
+
+    def waiting():
+        return app.statistics()["operators"]["shop.refuse"]["rows"]
+
+    sink.shut("write")
+    async with started(app):
+        for done in (1, 2, 3):  # one in the sink's hands, one in its channel, one that the channel refuses
+            publish(app, "x", ["bad"])
+            await until(lambda done=done: app.agent_runtime.get_stats()["shop.refuse"]["dead_letters"] == done)
+        await until(lambda: app.statistics()["sinks"]["gated"]["waiting"], "a full sink")
+        publish(app, "y", ["bad"] * 20)
+        await until(lambda: waiting() >= 8, "full lanes")
+        sink.let()
+        await until(lambda: len(sink.payloads) == 23, "every dead letter")
 
 
 async def test_a_stopped_agent_holds_back_who_writes_into_it_and_goes_on_when_it_is_started(app, narrow):
