@@ -293,6 +293,7 @@ class AgentOperator(ABC):
         tasks = [lane.task for lane in self._lanes if lane.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=grace_s)
+        self._release()  # who waits for its rows would wait for ever
 
     async def close(self) -> None:
         """Cancel what still runs. Idempotent; queues stay as they are."""

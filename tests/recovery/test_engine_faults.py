@@ -576,6 +576,24 @@ async def test_drain_ends_although_an_agent_that_was_stopped_has_no_room(app, na
     await bounded(app.stop(drain=True))
 
 
+async def test_drain_ends_although_the_inputs_had_ended_when_an_agent_was_stopped(app, tmp_path, impatient):
+    """The job waited already for the rows of the agent upstream, which the drain then stopped. Found by random crashes."""
+    numbers(tmp_path / "orders", 20)
+
+    @app.agent()
+    async def down(ctx):
+        pass
+
+    @app.agent(NdjsonSource(tmp_path / "orders"), sink=down)
+    async def up(ctx):
+        await asyncio.Event().wait()
+
+    await app.start()
+    await until(lambda: app.statistics()["gate"]["ended"] == 1, "the end of the input")
+    await app.agent_runtime.agents["shop.down"].stop()
+    await bounded(app.stop(drain=True), 60)
+
+
 async def test_an_agent_that_is_stopped_and_started_goes_on_where_it_was(app):
     """It began to read from the start again, over the state that it had."""
     seen = []
