@@ -8,14 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
+
+from sabot._cython.partition import KEY_GROUPS
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AGENT_OPTIONS, AgentSpec
+from sabot.api.stream import Node, Read, Schema, Stream, Write, read_node
 from sabot.checkpoint import CheckpointStorage
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_broker, parse_seconds
-from sabot.connectors.base import encode_json, encode_key
+from sabot.connectors.base import Sink, Source, encode_json, encode_key
+from sabot.connectors.memory import TableSink
 from sabot.errors import UserError
 from sabot.kafka import RecordSender
+from sabot.plan import make_plan, mermaid, walk
+from sabot.runtime.streams import run_here
 from sabot.state import StateBackend, open_backend, state_directory
 
 __all__ = ["App"]
@@ -35,6 +42,7 @@ class App:
     state: None, "memory", a directory, or "rocksdb:///abs/dir".
     checkpoint_dir: default `<state dir>/checkpoints`; with state="memory" none is written unless given.
     checkpoint_interval: seconds or "1s"; default 60 s. checkpoint_timeout: what a checkpoint may take.
+    parallelism: threads for each stage of a stream. Agents share one event loop, whatever it is: give one concurrency=N.
     kafka: client settings for every source and sink. version: yours, goes into dead letters and checkpoints.
     """
 
@@ -59,6 +67,7 @@ class App:
         if kafka is not None and not isinstance(kafka, dict):
             raise UserError(f"kafka={kafka!r}", hint='client settings: {"security.protocol": "ssl"}')
         self.kafka = dict(kafka or {})
+        self.parallelism = 1
         self.version = version
         self.clock = clock
         self.start_at = start
@@ -70,6 +79,7 @@ class App:
         self.checkpoint_dir = checkpoint_dir
         self.metrics_port: int | None = None
         self.agent_runtime = AgentRuntime(self)
+        self._begun: list[Read] = []
         self._sender: RecordSender | None = None
         self._sender_lock = threading.Lock()
         self.configure(broker=broker, state=state, checkpoint_interval=checkpoint_interval, parallelism=parallelism)
@@ -102,11 +112,10 @@ class App:
             if not interval:
                 raise UserError("checkpoint_interval is zero", hint='write "1s"; 0.1 works too')
             self.agent_runtime._checkpoint_interval = interval
-        if parallelism is not None and parallelism != 1:
-            raise UserError(
-                f"parallelism={parallelism}: agents share one event loop",
-                hint="give an agent concurrency=N; more worker processes are not in this version",
-            )
+        if parallelism is not None:
+            if isinstance(parallelism, bool) or not isinstance(parallelism, int) or not 1 <= parallelism <= KEY_GROUPS:
+                raise UserError(f"parallelism={parallelism!r}: a number of threads, 1 to {KEY_GROUPS}")
+            self.parallelism = parallelism
         if fresh is not None:
             self.fresh = fresh
         if metrics_port is not None:
@@ -154,10 +163,67 @@ class App:
 
         return register
 
+    # -- streams ------------------------------------------------------------------------------------------------------
+
+    def stream(
+        self,
+        source: str | Source,
+        *,
+        schema: Schema | None = None,
+        time: str | None = None,
+        lateness: Duration = 0,
+        idle: Duration = "30s",
+        dead_letter: str | Sink = "{topic}.dlq",
+    ) -> Stream:
+        """The rows of a topic, or of a Source such as `files("data/*.ndjson")`. Nothing runs before `.to(…)` and the app's start.
+
+        schema: a pa.Schema or {"name": "type"}; without one it is inferred from the first 1,000 records. time: the column of event
+        time (a timestamp, or int64 ms UTC); None: the records' timestamps. lateness: how much out of order rows may come. idle:
+        after how long (of wall time) without rows a partition no longer holds event time back. dead_letter: for what cannot be decoded.
+        """
+        node = read_node(source, schema=schema, time=time, lateness=lateness, idle=idle, dead_letter=dead_letter)
+        stream = Stream(self, node)
+        self._begun.append(node)
+        return stream
+
+    def graph(self) -> str:
+        """The plan of all streams of this app, as a Mermaid graph."""
+        return mermaid(make_plan(self.agent_runtime.writes, parallelism=self.parallelism))
+
+    def write(self, node: Write) -> None:
+        """For `Stream.to`."""
+        self.agent_runtime.add_stream(node)
+
+    def collect(self, node: Node) -> pa.Table:
+        """For `Stream.collect`."""
+        for read in walk([node]):
+            if isinstance(read, Read) and (isinstance(read.source, str) or not read.source.bounded):
+                raise UserError(
+                    f"collect: stream {read.name} has no end",
+                    hint="collect() is for files; write it with .to(…) and run the app",
+                )
+        sink = TableSink()
+        run_here(lambda: self.agent_runtime.run_streams([Write(node, sink, None)]))
+        return sink.table()
+
+    def explain(self, node: Node) -> str:
+        """For `Stream.explain`."""
+        plan = make_plan([Write(node, TableSink("out"), None)], parallelism=self.parallelism)
+        plan.check()
+        return plan.text()
+
+    def _warn_of_loose_ends(self) -> None:
+        """A stream that goes nowhere is most often a forgotten `.to`."""
+        read = {id(node) for node in walk(self.agent_runtime.writes)}
+        for node in self._begun:
+            if id(node) not in read and self.agent_runtime.writes:
+                _log.warning("stream %s goes nowhere: give it .to(…)", node.name)
+
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Restores the last checkpoint and runs; returns after END or Ctrl-C. Raises AgentFailed."""
+        self._warn_of_loose_ends()
         give_back_signals = self._stop_on_signals()
         try:
             await self.agent_runtime.run()
@@ -170,7 +236,8 @@ class App:
         asyncio.run(self.run())
 
     async def start(self) -> None:
-        """Starts the agents and returns; `await app.stop()` ends them."""
+        """Starts agents and streams and returns; `await app.stop()` ends them."""
+        self._warn_of_loose_ends()
         await self.agent_runtime.start_all()
 
     async def stop(self, drain: bool = False) -> None:
@@ -253,6 +320,11 @@ class App:
             return self._state_backend, False
         return open_backend(self.state, "db"), True
 
+    def open_tables(self) -> Path | None:
+        """The directory for the tables of streams; None: they stay in memory."""
+        base = state_directory(self.state)
+        return None if base is None else base / "streams"
+
     def open_storage(self) -> CheckpointStorage | None:
         """The checkpoint directory, locked for this process; None without one."""
         directory = self.checkpoint_dir
@@ -278,6 +350,7 @@ class App:
             sources       by "agent id/topic": rows_in, ended, lag (by "topic[partition]"), channel
             operators     by agent id: rows and bytes that wait in its lanes, rows_out, batches, batch_seconds_total
             sinks         by name: rows_out, waiting, channel
+            streams       by task of a stage: batches, watermark_ms, its input and operators; after a run those of its end
             gate          inputs, and how many are ended, idle or held back; barriers_total, aborts_total
             broker        of memory://: topics, rows, bytes, rows_total, dropped_rows; of others nothing
             metrics       scrapes, port

@@ -5,7 +5,7 @@ of a record pays nothing for being watched. The names stand in `_KINDS`. All lab
 or "sink"; `topic`, where rows come from or go to, which may be another agent's id or a file; `partition`.
 
 Durations are kept as counts by size (`Durations`), one step per batch. Rows are counted by batch too, hence not by partition.
-What depends on event time (late rows, watermark lag) is not among the figures: this version reads no event time.
+Of streams, `operator` is a task: "stage/subtask".
 """
 
 import logging
@@ -49,6 +49,8 @@ _KINDS = {
     ),
     "sabot_channel_rows": _Kind("gauge", _ROWS, "Rows that wait between a source and its agent, or before a sink."),
     "sabot_consumer_lag": _Kind("gauge", (*_ROWS, "partition"), "Records not read yet; of a file, bytes."),
+    "sabot_records_late_total": _Kind("counter", _ROWS, "Rows that came after their window was over."),
+    "sabot_watermark_lag_seconds": _Kind("gauge", _ROWS, "How far event time stands behind the clock."),
     "sabot_checkpoint_seconds": _Kind("gauge", (), "How long the last complete checkpoint took."),
     "sabot_checkpoint_bytes": _Kind("gauge", (), "The size of the last complete checkpoint."),
     "sabot_checkpoint_failed_total": _Kind("counter", (), "Checkpoints that did not complete."),

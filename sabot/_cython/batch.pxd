@@ -9,8 +9,11 @@ cdef class Batch:
     cdef readonly str topic         # of rows that carry RECORD_SCHEMA; "" where rows have no topic of their own
     cdef readonly object records    # pa.RecordBatch of the undecoded records behind `data`, or None; they count in nbytes
     cdef readonly tuple rejected    # BadRow entries, by row: rows of `records` that are not in `data`
-    cdef readonly int64_t num_rows
+    cdef readonly object selection  # pa.Int32Array of the rows of `data` that count, in order; None: all
+    cdef readonly object hashes     # pa.UInt64Array, the key hash of each row of `data`; None: not computed
+    cdef readonly int64_t num_rows  # of the selection where there is one
     cdef int64_t _nbytes            # bytes that the rows take; -1: not asked for yet
+    cdef readonly object bad        # pa.RecordBatch of the records that a decoding source set apart on the way, or None
 
     cdef int64_t size(self) except -1
     cdef int64_t record_of(self, int64_t row) except -1

@@ -21,6 +21,9 @@ class Batch:
         topic: str = "",
         records: pa.RecordBatch | None = None,
         rejected: Sequence[BadRow] = (),
+        selection: pa.Int32Array | None = None,
+        hashes: pa.UInt64Array | None = None,
+        bad: pa.RecordBatch | None = None,
     ) -> None: ...
     @property
     def data(self) -> pa.RecordBatch: ...
@@ -35,7 +38,18 @@ class Batch:
     def rejected(self) -> tuple[BadRow, ...]:
         """Rows of `records`, in order, that could not be decoded and are not in `data` (ValueError if the numbers of rows do not fit)."""
     @property
-    def num_rows(self) -> int: ...
+    def selection(self) -> pa.Int32Array | None:
+        """Inside a compiled chain: the rows of `data` that count, in order; None: all."""
+    @property
+    def hashes(self) -> pa.UInt64Array | None:
+        """The key hash of each row of `data`, where a shuffle has computed it."""
+    @property
+    def bad(self) -> pa.RecordBatch | None:
+        """Of a batch straight from a source that decodes by itself: the records that it set apart since the batch before
+        (connectors.base.BAD_SCHEMA), for the dead letters. No other batch has them: neither a slice nor `with_data`."""
+    @property
+    def num_rows(self) -> int:
+        """Rows that count."""
     @property
     def nbytes(self) -> int:
         """Bytes that the rows of this batch take (of a slice: the slice's share), children, offsets and `records` included."""
@@ -43,6 +57,10 @@ class Batch:
     def schema(self) -> pa.Schema: ...
     def with_data(self, data: Any) -> Batch:
         """The same offsets and topic over other rows. `records` and `rejected` stay behind: they belong to these rows."""
+    def with_selection(self, selection: pa.Int32Array | None, hashes: pa.UInt64Array | None = None) -> Batch:
+        """The same data, offsets and topic; only these rows count."""
+    def taken(self) -> pa.RecordBatch:
+        """`data` without the rows that the selection leaves out; `data` itself where there is none."""
     def slice(self, offset: int, length: int | None = None) -> Batch:
         """Rows without copying. The slice keeps all offsets only when it holds the last row; else it has none.
 

@@ -20,15 +20,19 @@ cdef class Batch:
     `data` is anything that speaks the Arrow C Data Interface (`__arrow_c_array__`, or a stream, whose chunks are joined);
     a pa.RecordBatch is kept as it is. `offsets` maps (topic, partition) to the NEXT offset to read. Of a decoded batch,
     `records` are the records it was decoded from and `rejected` those that could not be (their `row` counts in `records`).
+    Inside a compiled chain a batch may have a `selection`: only those rows of `data` count.
     """
 
-    def __init__(self, data, offsets=None, str topic="", records=None, rejected=()):
+    def __init__(self, data, offsets=None, str topic="", records=None, rejected=(), selection=None, hashes=None, bad=None):
         self.data = data if type(data) is _RecordBatch else _import(data)
         self._offsets = {} if offsets is None else dict(offsets)
         self.topic = topic
         self.records = records
         self.rejected = tuple(rejected)
-        self.num_rows = self.data.num_rows
+        self.selection = selection
+        self.hashes = hashes
+        self.bad = bad
+        self.num_rows = self.data.num_rows if selection is None else len(selection)
         self._nbytes = -1
         if records is not None and records.num_rows != self.num_rows + len(self.rejected):
             raise ValueError(
@@ -52,6 +56,21 @@ cdef class Batch:
         """The same offsets and topic over other rows. `records` and `rejected` stay behind: they belong to these rows."""
         return self.over(data if type(data) is _RecordBatch else _import(data), self._offsets)
 
+    def with_selection(self, selection, hashes=None):
+        """The same rows, of which only those that `selection` (pa.Int32Array of row numbers of `data`) names count, in its order.
+
+        `hashes`: the key hash of every row of `data`, where it is known.
+        """
+        cdef Batch batch = self.over(self.data, self._offsets)
+        batch.selection = selection
+        batch.hashes = hashes
+        batch.num_rows = batch.data.num_rows if selection is None else len(selection)
+        return batch
+
+    def taken(self):
+        """`data` without the rows that the selection leaves out; `data` itself where there is no selection."""
+        return self.data if self.selection is None else self.data.take(self.selection)
+
     def slice(self, int64_t offset, length=None):
         """Rows without copying. The slice keeps all offsets only when it holds the last row; else it has none.
 
@@ -59,6 +78,8 @@ cdef class Batch:
         slice's begin at their beginning), so that slices that lie end to end share out the rejected rows.
         Raises IndexError when `offset` is outside 0..num_rows, ValueError for a negative `length`.
         """
+        if self.selection is not None:
+            return self.over(self.taken(), self._offsets).slice(offset, length)
         if not 0 <= offset <= self.num_rows:
             raise IndexError(f"offset {offset} is outside a batch of {self.num_rows} rows")
         cdef int64_t rest = self.num_rows - offset
@@ -84,7 +105,7 @@ cdef class Batch:
         return self.data.schema.__arrow_c_schema__()
 
     def __arrow_c_array__(self, requested_schema=None):
-        return self.data.__arrow_c_array__(requested_schema)
+        return self.taken().__arrow_c_array__(requested_schema)
 
     def __repr__(self):
         return f"Batch({self.num_rows} rows of {self.data.schema.names}, topic={self.topic!r}, offsets={self._offsets})"
@@ -93,6 +114,8 @@ cdef class Batch:
         # RecordBatch.nbytes counts the referenced part of each buffer; get_total_buffer_size would count a slice's whole parent.
         if self._nbytes < 0:
             self._nbytes = self.data.nbytes + (0 if self.records is None else self.records.nbytes)
+            if self.selection is not None and self.data.num_rows > 0:
+                self._nbytes = self._nbytes * self.num_rows // self.data.num_rows
         return self._nbytes
 
     cdef int64_t record_of(self, int64_t row) except -1:
@@ -110,6 +133,9 @@ cdef class Batch:
         batch.topic = self.topic
         batch.records = None
         batch.rejected = ()
+        batch.selection = None
+        batch.hashes = None
+        batch.bad = None
         batch.num_rows = data.num_rows
         batch._nbytes = -1
         return batch

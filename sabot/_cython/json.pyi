@@ -4,12 +4,20 @@ from typing import Any
 import pyarrow as pa
 
 class BadRow:
-    """A payload that could not be decoded: `row` is its index in the input, `reason` says what and at which byte. Compared by value."""
-    def __init__(self, row: int, reason: str) -> None: ...
+    """A payload that could not be decoded: `row` is its index in the input, `reason` says what and at which byte. Compared by value.
+
+    From decode_lines, `data[start:end]` is the line without its line ending, so a reader of files that knows where its block
+    begins has payload and offset at hand; from decode() both are -1. The byte in `reason` counts from `start`.
+    """
+    def __init__(self, row: int, reason: str, start: int = -1, end: int = -1) -> None: ...
     @property
     def row(self) -> int: ...
     @property
     def reason(self) -> str: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
 
 class JsonDecoder:
     """Payloads -> a RecordBatch of `schema`, in one call; only the wanted columns are built.
@@ -34,7 +42,8 @@ class JsonDecoder:
         while parsing. OverflowError where a column would take more than 2 GiB.
         """
     def decode_lines(self, data: bytes | memoryview | pa.Buffer) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """NDJSON: complete lines (\\n or \\r\\n; the last may lack it); blank lines are skipped and not counted. The GIL is released."""
+        """NDJSON: complete lines (\\n or \\r\\n; the last may lack it); blank lines are skipped and not counted. Each bad row has
+        the bounds of its line. The GIL is released."""
 
 def infer_schema(payloads: Sequence[bytes | None]) -> pa.Schema:
     """The narrowest schema that all the valid payloads fit: bool, int64, float64, string, list, struct, null; int64+float64 -> float64, and

@@ -51,6 +51,8 @@ cdef extern from "json_parse.h" namespace "sabot" nogil:
     cppclass CBadRow "sabot::BadRow":
         int64_t row
         string reason
+        int64_t start
+        int64_t end
 
     cppclass Decoder:
         Node root
@@ -122,26 +124,37 @@ cdef list children_of(object data_type, str path):
 
 
 cdef class BadRow:
-    """A payload that could not be decoded: `row` is its index in the input, `reason` says what and at which byte."""
+    """A payload that could not be decoded: `row` is its index in the input, `reason` says what and at which byte.
+
+    `start` and `end` are the bounds of its line in the data given to decode_lines, -1 elsewhere.
+    """
 
     cdef readonly int64_t row
     cdef readonly str reason
+    cdef readonly int64_t start
+    cdef readonly int64_t end
 
-    def __init__(self, int64_t row, str reason):
+    def __init__(self, int64_t row, str reason, int64_t start=-1, int64_t end=-1):
         self.row = row
         self.reason = reason
+        self.start = start
+        self.end = end
+
+    cdef tuple values(self):
+        return self.row, self.reason, self.start, self.end
 
     def __eq__(self, other):
-        return isinstance(other, BadRow) and self.row == other.row and self.reason == other.reason
+        return isinstance(other, BadRow) and self.values() == (<BadRow> other).values()
 
     def __hash__(self):
-        return hash((self.row, self.reason))
+        return hash(self.values())
 
     def __repr__(self):
-        return f"BadRow(row={self.row}, reason={self.reason!r})"
+        place = "" if self.start < 0 else f", start={self.start}, end={self.end}"
+        return f"BadRow(row={self.row}, reason={self.reason!r}{place})"
 
     def __reduce__(self):
-        return BadRow, (self.row, self.reason)
+        return BadRow, self.values()
 
 
 cdef int add_fields(Node* parent, list fields, int depth=1) except -1:
@@ -251,7 +264,9 @@ cdef class JsonDecoder:
     cdef tuple _result(self, ArrowArray* out, vector[CBadRow]& bad):
         batch = pa.RecordBatch._import_from_c(<uintptr_t> out, self.schema)
         cdef size_t i
-        return batch, [BadRow(bad[i].row, bad[i].reason.decode()) for i in range(bad.size())]
+        return batch, [
+            BadRow(bad[i].row, bad[i].reason.decode(), bad[i].start, bad[i].end) for i in range(bad.size())
+        ]
 
 
 def _binary(payloads):

@@ -16,6 +16,7 @@ A syntax error ends the row: functions return nullptr and `error` is set. A valu
 duplicate of the field may replace it: the value is skipped, `mismatch` is set, and the object remembers it until its end. */
 #pragma once
 
+#include <algorithm>
 #include <cassert>
 #include <charconv>
 #include <climits>
@@ -64,6 +65,7 @@ struct Error {
 struct BadRow {
     int64_t row;
     std::string reason;
+    int64_t start = -1, end = -1; /* bytes of its line in the data; -1: payloads were given one by one */
 };
 
 /* A field name of an object, and the name that came after it last time. */
@@ -180,7 +182,7 @@ struct Node {
     bool has_offsets() const { return kind == Kind::text || kind == Kind::list; }
 
     __attribute__((noinline)) void grow(int64_t rows) {
-        if (rows > MAX_OFFSET) throw std::overflow_error("a column of this batch has more than 2^31 rows: use smaller batches");
+        if (rows > MAX_OFFSET || len == MAX_OFFSET) throw std::overflow_error("a column of this batch has more than 2^31 rows: use smaller batches");
         const int width = width_of(kind);
         resize(valid, rows + 8); /* finish() reads 8 at a time */
         if (width) resize(data, rows * width + 8);
@@ -192,7 +194,7 @@ struct Node {
         cap = rows;
     }
     inline void room() {
-        if (SABOT_UNLIKELY(len == cap)) grow(cap * 2 < 64 ? 64 : cap * 2);
+        if (SABOT_UNLIKELY(len == cap)) grow(std::clamp<int64_t>(cap * 2, 64, MAX_OFFSET));
     }
 
     template <class T>
@@ -454,6 +456,25 @@ static inline bool magnitude(const Number& number, uint64_t& value) {
     return true;
 }
 
+/* The nearest value of type T (double or float), by the C++ library; false: larger than any. */
+template <class T>
+static inline bool nearest(const Number& number, T& value) {
+#if defined(__cpp_lib_to_chars)
+    const auto result = std::from_chars(reinterpret_cast<const char*>(number.begin),
+                                        reinterpret_cast<const char*>(number.end), value);
+    if (result.ec == std::errc()) return std::isfinite(value);
+    int64_t leading = number.exponent + number.digits; /* the value is below 10^leading */
+    for (const uint8_t* p = number.begin + number.negative; *p == '0' || *p == '.'; p++) leading -= *p == '0';
+    if (leading > 0) return false;
+    value = number.negative ? T(-0.0) : T(0.0);
+    return true;
+#else
+    const char* const text = reinterpret_cast<const char*>(number.begin); /* macOS: a null locale is C */
+    value = sizeof(T) == sizeof(float) ? static_cast<T>(strtof_l(text, nullptr, nullptr)) : static_cast<T>(strtod_l(text, nullptr, nullptr));
+    return std::isfinite(value);
+#endif
+}
+
 /* The nearest double; false: larger than any. */
 static inline bool to_double(const Number& number, double& value) {
     if (SABOT_LIKELY(number.digits <= 19 && number.mantissa <= (uint64_t{1} << 53) && number.exponent >= -22 &&
@@ -464,19 +485,20 @@ static inline bool to_double(const Number& number, double& value) {
         value = number.negative ? -d : d;
         return true;
     }
-#if defined(__cpp_lib_to_chars)
-    const auto result = std::from_chars(reinterpret_cast<const char*>(number.begin),
-                                        reinterpret_cast<const char*>(number.end), value);
-    if (result.ec == std::errc()) return std::isfinite(value);
-    int64_t leading = number.exponent + number.digits; /* the value is below 10^leading */
-    for (const uint8_t* p = number.begin + number.negative; *p == '0' || *p == '.'; p++) leading -= *p == '0';
-    if (leading > 0) return false;
-    value = number.negative ? -0.0 : 0.0;
-    return true;
-#else
-    value = strtod_l(reinterpret_cast<const char*>(number.begin), nullptr, nullptr); /* macOS: a null locale is C */
+    return nearest(number, value);
+}
+
+/* The nearest float; false: larger than any. */
+static inline bool to_float(const Number& number, float& value) {
+    double d;
+    if (!to_double(number, d)) return false;
+    uint64_t bits;
+    std::memcpy(&bits, &d, 8);
+    /* Rounding twice is wrong only if the double lies just between two floats: in its 29 spare bits, or anywhere below FLT_MIN */
+    if (SABOT_UNLIKELY((bits & 0x1FFFFFFF) == 0x10000000 || (std::fabs(d) < 1.1754943508222875e-38 && d != 0)))
+        return nearest(number, value);
+    value = static_cast<float>(d);
     return std::isfinite(value);
-#endif
 }
 
 /* ---- times --------------------------------------------------------------------------------------------------- */
@@ -588,10 +610,12 @@ class Decoder {
             const void* found = std::memchr(p, '\n', static_cast<size_t>(stop_all - p));
             const uint8_t* stop = found ? static_cast<const uint8_t*>(found) : stop_all;
             if (SABOT_LIKELY(*p == '{') || !blank(p, stop)) {
-                if (SABOT_LIKELY(stop_all - stop >= PADDING))
-                    row(p, stop - p, count++);
-                else
-                    row_copied(p, stop - p, count++);
+                const bool good = SABOT_LIKELY(stop_all - stop >= PADDING) ? row(p, stop - p, count) : row_copied(p, stop - p, count);
+                if (SABOT_UNLIKELY(!good)) {
+                    bad.back().start = p - data;
+                    bad.back().end = stop - data - (stop[-1] == '\r');
+                }
+                count++;
             }
             p = stop + 1;
         }
@@ -636,22 +660,23 @@ class Decoder {
     }
 
     /* Row number `row`: n bytes at p, PADDING more of which can be read. A bad row leaves nothing but its entry in `bad`. */
-    void row(const uint8_t* p, int64_t n, int64_t row) {
+    bool row(const uint8_t* p, int64_t n, int64_t row) {
         const int64_t good = root.len;
-        if (SABOT_LIKELY(parse(p, n))) return;
+        if (SABOT_LIKELY(parse(p, n))) return true;
         root.truncate(good);
         bad.push_back({row, error.reason + " at byte " + std::to_string(error.at)});
         poisons.clear();
         mismatch = false;
+        return false;
     }
 
     /* The same for bytes behind which nothing may be read. */
-    void row_copied(const uint8_t* p, int64_t n, int64_t row_) {
+    bool row_copied(const uint8_t* p, int64_t n, int64_t row_) {
         scratch.len = 0;
         scratch.ensure(n + PADDING);
         if (n) std::memcpy(scratch.data, p, static_cast<size_t>(n));
         std::memset(scratch.data + n, 0, PADDING);
-        row(scratch.data, n, row_);
+        return row(scratch.data, n, row_);
     }
 
     void null_row(int64_t row) { bad.push_back({row, "the payload is null"}); }
@@ -708,7 +733,7 @@ class Decoder {
                 error.reason = "invalid JSON: the object does not end with '}'";
             else
                 error.reason = std::string("expected an object, found ") + described(p);
-            error.at = p == end || *p != '{' ? p - start : end - start;
+            error.at = p == end ? 0 : *p != '{' ? p - start : end - start;
             return false;
         }
         p = object(root, p, 1);
@@ -739,13 +764,12 @@ class Decoder {
             int guess = keys.first;
             for (;;) {
                 int field;
-                if (SABOT_LIKELY(static_cast<size_t>(guess) < keys.keys.size() &&
-                                 predicted(keys.keys[static_cast<size_t>(guess)], p, end))) {
-                    const Key& key = keys.keys[static_cast<size_t>(guess)];
-                    p += key.quoted.size();
-                    field = key.field;
+                const Key* const key = keys.keys.data() + guess;
+                if (SABOT_LIKELY(!keys.keys.empty() && predicted(*key, p, end))) {
+                    p += key->quoted.size();
+                    field = key->field;
                     previous = guess;
-                    guess = key.next;
+                    guess = key->next;
                 } else {
                     int found;
                     p = other_key(keys, p, found);
@@ -759,8 +783,10 @@ class Decoder {
                         field = -1; /* not worth remembering: the guess stays */
                     }
                 }
-                p = space(p);
-                if (SABOT_UNLIKELY(*p != ':')) return fail(p, "expected ':'");
+                if (SABOT_UNLIKELY(*p != ':')) {
+                    p = space(p);
+                    if (*p != ':') return fail(p, "expected ':'");
+                }
                 p = space(p + 1);
                 if (field >= 0) {
                     Node& child = *node.children[static_cast<size_t>(field)];
@@ -920,13 +946,23 @@ class Decoder {
 
     static inline bool word4(const uint8_t* p, const char* word) { return std::memcmp(p, word, 4) == 0; }
 
+    /* Whether `true` or `false` stands at p, which holds its first letter. No branch on which, as nobody can foretell it. */
+    static inline bool boolean(const uint8_t* p, bool& yes) {
+        uint32_t word;
+        yes = *p == 't';
+        std::memcpy(&word, p + !yes, 4);
+        return word == (yes ? 0x65757274u : 0x65736c61u); /* "true" and "alse", the lowest byte first */
+    }
+
     /* Any value, checked and passed over. */
     inline const uint8_t* skip(const uint8_t* p, int depth) {
         assert(p < end);
         switch (*p) {
             case '"': return string<false>(p + 1, key_text);
-            case 't': return word4(p, "true") ? p + 4 : fail(p, "expected a value");
-            case 'f': return word4(p + 1, "alse") ? p + 5 : fail(p, "expected a value");
+            case 't': case 'f': {
+                bool yes;
+                return SABOT_LIKELY(boolean(p, yes)) ? p + 5 - yes : fail(p, "expected a value");
+            }
             case 'n': return word4(p, "null") ? p + 4 : fail(p, "expected a value");
             case '{': return skip_object(p, depth + 1);
             case '[': return skip_list(p, depth + 1);
@@ -992,27 +1028,23 @@ class Decoder {
                 Number number;
                 const uint8_t* after = scan(p, number);
                 if (SABOT_UNLIKELY(after == nullptr)) return no_number(node, p, depth);
-                double d;
-                if (SABOT_UNLIKELY(!to_double(number, d))) return wrong(node, p, depth, "the number is out of range for ");
                 if (node.kind == Kind::float64) {
+                    double d;
+                    if (SABOT_UNLIKELY(!to_double(number, d))) return wrong(node, p, depth, "the number is out of range for ");
                     node.append(d);
                 } else {
-                    const float f = static_cast<float>(d);
-                    if (!std::isfinite(f)) return wrong(node, p, depth, "the number is out of range for ");
+                    float f;
+                    if (SABOT_UNLIKELY(!to_float(number, f))) return wrong(node, p, depth, "the number is out of range for ");
                     node.append(f);
                 }
                 return after;
             }
-            case Kind::bool_:
-                if (word4(p, "true")) {
-                    node.append<uint8_t>(1);
-                    return p + 4;
-                }
-                if (*p == 'f' && word4(p + 1, "alse")) {
-                    node.append<uint8_t>(0);
-                    return p + 5;
-                }
-                return wrong(node, p, depth);
+            case Kind::bool_: {
+                bool yes;
+                if (SABOT_UNLIKELY((*p != 't' && *p != 'f') || !boolean(p, yes))) return wrong(node, p, depth);
+                node.append<uint8_t>(yes);
+                return p + 5 - yes;
+            }
             case Kind::struct_:
                 if (*p != '{') return wrong(node, p, depth);
                 return object(node, p, depth + 1);

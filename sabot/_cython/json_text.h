@@ -37,6 +37,7 @@ struct Bytes {
             throw std::overflow_error("a column of this batch has more than 2 GiB of text: use smaller batches");
         int64_t want = len + more + 64;
         if (want < cap * 2) want = cap * 2;
+        if (want > MAX_OFFSET + 16) want = MAX_OFFSET + 16; /* no more, so that every way past the offsets leads through here */
         void* grown = std::realloc(data, static_cast<size_t>(want));
         if (grown == nullptr) throw std::bad_alloc();
         data = static_cast<uint8_t*>(grown);

@@ -1,8 +1,7 @@
 """Key hash, key groups and the split of a batch by them. See partition.pyi for the contract."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_GET_SIZE
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 import pyarrow as pa
 
@@ -12,9 +11,7 @@ from sabot._cython.arrow cimport (
     ArrowArray,
     Column,
     array_of,
-    bytes_at,
     int_at,
-    is_null,
     open_column,
     schema_of,
 )
@@ -68,59 +65,12 @@ def hash_array(keys):
     cdef Column column
     if open_column(&column, schema_of(schema_capsule), raw, 0, raw.length) == KIND_OTHER:
         raise TypeError(f"cannot hash keys of type {array.type}: use bool, integers, floats, string or binary")
+    cdef View view = view_of(schema_of(schema_capsule), raw, 0, raw.length)
     buffer = pa.allocate_buffer(raw.length * 8)
     cdef uint64_t* hashes = <uint64_t*> <size_t> buffer.address
-    cdef int failed
     with nogil:
-        failed = _hash_bytes_column(&column, hashes) if has_bytes(&column) else _hash_scalar_column(&column, hashes)
-    if failed:
-        raise MemoryError
+        hash_views(&view, 1, NULL, view.length, hashes)
     return pa.Array.from_buffers(pa.uint64(), raw.length, [None, buffer], 0)
-
-
-cdef int _hash_scalar_column(const Column* column, uint64_t* hashes) noexcept nogil:
-    # IN column, OUT hashes[length]
-    cdef uint8_t encoded[16]
-    cdef uint64_t nil_hash = _nil_hash()
-    cdef int64_t row
-    for row in range(column.length):
-        if is_null(column, row):
-            hashes[row] = nil_hash
-        else:
-            hashes[row] = hash_bytes(encoded, put_scalar(encoded, column, row, True))
-    return 0
-
-
-cdef int _hash_bytes_column(const Column* column, uint64_t* hashes) noexcept nogil:
-    # IN column, OUT hashes[length]; -> 1 when out of memory. Head and bytes are brought together in `scratch`.
-    cdef uint64_t nil_hash = _nil_hash()
-    cdef const uint8_t* data
-    cdef int64_t row, size, longest = 0
-    cdef int head
-    for row in range(column.length):
-        if not is_null(column, row):
-            size = bytes_at(column, row, &data)
-            if size > longest:
-                longest = size
-    cdef uint8_t* scratch = <uint8_t*> malloc(longest + 16)
-    if scratch == NULL:
-        return 1
-    for row in range(column.length):
-        if is_null(column, row):
-            hashes[row] = nil_hash
-            continue
-        size = bytes_at(column, row, &data)
-        head = put_head(scratch, column, size)
-        if size > 0:
-            memcpy(scratch + head, data, size)
-        hashes[row] = hash_bytes(scratch, head + size)
-    free(scratch)
-    return 0
-
-
-cdef uint64_t _nil_hash() noexcept nogil:
-    cdef uint8_t nil = 0xC0
-    return hash_bytes(&nil, 1)
 
 
 def hash_rows(list keys not None):

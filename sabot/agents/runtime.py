@@ -8,26 +8,29 @@ import asyncio
 import enum
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sabot._cython.partition import HASH_VERSION
 from sabot.api.agent import AgentSpec
+from sabot.api.stream import Write
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import parse_broker
 from sabot.connectors.base import Source
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import AgentFailed, CheckpointFailed, UserError
-from sabot.kafka import open_sink
+from sabot.kafka import open_sink, open_source
 from sabot.kafka.source import KafkaSource
 from sabot.metrics import Metrics, Sample
 from sabot.operators import AgentOperator
 from sabot.runtime.job import Job, to_the_end
+from sabot.runtime.streams import StoppedEarly, StreamJob, Surroundings
 from sabot.state import StateBackend, load_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 __all__ = ["AgentProcess", "AgentRuntime", "AgentState"]
 
@@ -212,6 +215,11 @@ class Settings(Protocol):
     clock: Clock
     checkpoint_timeout_s: float
     metrics_port: int | None
+    parallelism: int
+    start_at: str | int
+
+    def open_tables(self) -> "Path | None":
+        """The directory for the tables of streams; None: in memory."""
 
     def open_state(self) -> "tuple[StateBackend | None, bool]":
         """The backend, and whether the runtime closes it."""
@@ -221,11 +229,12 @@ class Settings(Protocol):
 
 
 class AgentRuntime:
-    """Runs the agents of an app together, and their checkpoints."""
+    """Runs the agents and the streams of an app together, and their checkpoints."""
 
     def __init__(self, app: Settings) -> None:
         self.app = app
         self.agents: dict[str, AgentProcess] = {}
+        self.writes: list[Write] = []  # the ends of the app's streams
         self.checkpoint_coordinator = Coordinator(timeout=app.checkpoint_timeout_s, clock=app.clock)
         self.metrics = Metrics(app.id, self._samples)
         self.restored_from: int | None = None
@@ -234,6 +243,8 @@ class AgentRuntime:
         self._checkpoint_task: asyncio.Task[None] | None = None
         self._running = False
         self._job: Job | None = None
+        self._streams: StreamJob | None = None
+        self._last_streams: dict[str, Any] = {}  # figures of the last run
         self._backend: StateBackend | None = None
         self._owns_backend = False
         self._storage: CheckpointStorage | None = None
@@ -246,6 +257,12 @@ class AgentRuntime:
     def running(self) -> bool:
         """Between the start and the end of `stop_all`."""
         return self._running or self._job is not None
+
+    def add_stream(self, write: Write) -> None:
+        """A stream that runs with the app."""
+        if self._running:
+            raise UserError("the app runs already", hint="say where streams go (.to) before the start")
+        self.writes.append(write)
 
     # -- agents -------------------------------------------------------------------------------------------------------
 
@@ -309,7 +326,8 @@ class AgentRuntime:
             coordinator.keep_in(storage, describe=facts)
         if manifest is not None:
             self._check_ours(manifest)
-        if manifest is not None and self._backend is not None and "state" in manifest.tasks["agents"].states:
+        stored = None if manifest is None else manifest.tasks.get("agents")
+        if manifest is not None and stored is not None and self._backend is not None and "state" in stored.states:
             await self._backend.restore(load_snapshot(manifest.state_directory("agents", "state")))
         self.restored_from = None if manifest is None else manifest.checkpoint_id
         self._job = job = Job(
@@ -331,10 +349,37 @@ class AgentRuntime:
             self.metrics.follow(job.task.samples)
             for agent in self.agents.values():
                 agent.run_in(job)
+        if self.writes:
+            self._streams = StreamJob(self.writes, self._surroundings())
+            await self._streams.start(manifest)
+            self.metrics.follow(self._streams.samples)
         self._running = True
         self._checkpoint_task = asyncio.create_task(self._checkpoint_loop(), name="checkpoints")
         if manifest is not None:
             _log.info("app %s goes on from checkpoint %d", self.app.id, manifest.checkpoint_id)
+
+    def _surroundings(self) -> Surroundings:
+        app = self.app
+        return Surroundings(
+            open_source=lambda topic: open_source(topic, app.broker, f"{app.id}-group", app.kafka),
+            open_sink=lambda topic: open_sink(topic, app.broker, app.kafka),
+            coordinator=self.checkpoint_coordinator,
+            clock=app.clock,
+            start=app.start_at,
+            parallelism=app.parallelism,
+            directory=app.open_tables(),
+            stop_asked=lambda: self._stop_asked is not None and self._stop_asked.is_set(),
+        )
+
+    async def run_streams(self, writes: list[Write]) -> None:
+        """Runs these alone to their end: no agents, no checkpoints, state in memory."""
+        around = replace(self._surroundings(), coordinator=Coordinator(clock=self.app.clock), directory=None)
+        job = StreamJob(writes, around)
+        await job.start()
+        try:
+            await job.running
+        finally:
+            await job.close()
 
     def _open(self) -> None:
         """Blocking. What is open stands in the attributes at once, so that `_release` finds it."""
@@ -379,9 +424,12 @@ class AgentRuntime:
             for agent in self.agents.values():
                 if agent.state is AgentState.RUNNING:
                     agent.state = AgentState.STOPPING
-            if self._job is not None and self.agents and not self._job.broken:
-                await self._job.stop(drain=drain)
-                await self.checkpoint_coordinator.wait(self.checkpoint_coordinator.trigger())
+            jobs: list[Job | StreamJob] = [job for job in (self._job if self.agents else None, self._streams) if job]
+            if jobs and not any(job.broken for job in jobs) and not all(job.was_complete for job in jobs):
+                for job in jobs:
+                    await job.stop(drain=drain)
+                if not any(job.broken for job in jobs):
+                    await self.checkpoint_coordinator.wait(self.checkpoint_coordinator.trigger())
         except CheckpointFailed as error:
             failure = error
         finally:
@@ -393,9 +441,12 @@ class AgentRuntime:
 
     async def _release(self) -> None:
         """Closes what is open; failed agents stay FAILED."""
-        job, backend, storage = self._job, self._backend, self._storage
-        self._job = self._backend = self._storage = None
+        job, streams, backend, storage = self._job, self._streams, self._backend, self._storage
+        self._job = self._streams = self._backend = self._storage = None
         try:
+            if streams is not None:
+                self._last_streams = streams.statistics()
+                await streams.close()
             if job is not None:
                 await job.close()
                 self.left_behind = job.left_behind
@@ -412,13 +463,18 @@ class AgentRuntime:
 
     async def run(self) -> None:
         """Blocks until every input has ended, no agent is left, or the app is stopped. Raises AgentFailed at the end."""
-        if not self.agents:
-            raise UserError(f"app {self.app.id} has no agents", hint="put @app.agent(...) above a function")
+        if not self.agents and not self.writes:
+            raise UserError(
+                f"app {self.app.id} has no agents and no streams",
+                hint="put @app.agent(...) above a function, or let a stream go somewhere: app.stream(...).to(...)",
+            )
         try:
             await self.start_all()
             await self._until_over()
         except KeyboardInterrupt:
             _log.info("interrupted")
+        except StoppedEarly as stopped:
+            _log.info("%s", stopped)
         finally:
             unfinished = await self._stopped()
         failures = [agent.error for agent in self.agents.values() if agent.error is not None]
@@ -438,25 +494,26 @@ class AgentRuntime:
     async def _until_over(self) -> None:
         assert self._stop_asked is not None
         waits: set[asyncio.Future[Any]] = {asyncio.ensure_future(self._stop_asked.wait())}
-        if self._job is not None and self.agents:
-            waits.add(self._job.running)
-            if self._job.was_complete:
+        jobs: list[Job | StreamJob] = [job for job in (self._job if self.agents else None, self._streams) if job]
+        over = asyncio.ensure_future(_all_over([job.running for job in jobs]))
+        if jobs:
+            waits.add(over)
+            if all(job.was_complete for job in jobs):
                 _log.warning(
                     "app %s had ended with checkpoint %s: nothing is read twice (start afresh with --fresh)",
                     self.app.id,
                     self.restored_from,
                 )
         alive = [agent.process for agent in self.agents.values() if agent.process is not None]
-        if alive:
+        if alive and self._streams is None:
             waits.add(asyncio.ensure_future(asyncio.wait(alive)))  # ends when the last agent has failed
         try:
             done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if self._job is not None and self._job.running in done:
-                self._job.running.result()
+            if over in done and self._job is not None:  # None: stopped from beside
+                over.result()
         finally:
-            for wait in waits:
-                if self._job is None or wait is not self._job.running:
-                    wait.cancel()
+            for wait in {*waits, over}:
+                wait.cancel()
 
     def request_stop(self) -> None:
         """Makes `run` stop in good order; from any thread or signal handler."""
@@ -500,6 +557,7 @@ class AgentRuntime:
             "checkpoints": self.checkpoint_coordinator.statistics(),
             "state": {} if backend is None else backend.statistics(),
             **tasks,
+            "streams": self._last_streams if self._streams is None else self._streams.statistics(),
             "broker": MemoryBroker.get(self.app.broker).statistics() if scheme == "memory" else {},
             "metrics": self.metrics.statistics(),
         }
@@ -516,6 +574,14 @@ class AgentRuntime:
             state = backend.statistics()
             yield Sample("sabot_state_bytes", state["bytes"])
             yield Sample("sabot_state_keys", state["keys"])
+
+
+async def _all_over(running: list[asyncio.Future[None]]) -> None:
+    """Returns when all have ended; raises what the first one failed with."""
+    if running:
+        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
+        for one in done:
+            one.result()
 
 
 async def _ended(task: asyncio.Future[Any]) -> None:

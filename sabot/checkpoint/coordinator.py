@@ -214,6 +214,17 @@ class Coordinator:
             flight.waiting.discard(task)
             self._write_if_all_in(flight)
 
+    def abandon(self, task: str) -> None:
+        """The task is gone without an end: a checkpoint that waits for it fails, later ones do not know it."""
+        self._on_loop(self._abandon, task)
+
+    def _abandon(self, task: str) -> None:
+        flight = self._in_flight
+        if flight is not None and task in flight.waiting:
+            self._fail(flight, f"task {task} is gone")
+        self._tasks.pop(task, None)
+        self._replace_final(task, None)
+
     def _replace_final(self, task: str, final: TaskSnapshot | None) -> None:
         before = self._finals.pop(task, None)
         if before is not None:

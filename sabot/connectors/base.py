@@ -22,6 +22,7 @@ from sabot._cython.rows import binary_array, bytes_list
 from sabot.errors import DataError, UserError
 
 __all__ = [
+    "BAD_SCHEMA",
     "RECORD_SCHEMA",
     "Headers",
     "Positions",
@@ -56,6 +57,9 @@ RECORD_SCHEMA = pa.schema(
     ]
 )
 """The columns of a batch of records that are not decoded yet; its topic stands on the Batch."""
+
+BAD_SCHEMA = RECORD_SCHEMA.append(pa.field("reason", pa.string()))
+"""Records that a decoding source set apart (`Batch.bad`): as they came, and why."""
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -162,7 +166,7 @@ def to_records(batch: Batch, now_ms: int) -> pa.RecordBatch:
     """What a sink of records writes: RECORD_SCHEMA as it is (timestamp null: `now_ms`), other columns as one
     JSON object a row.
     """
-    data = batch.data
+    data = batch.taken()
     if data.schema.equals(RECORD_SCHEMA):
         stamps = data.column(2)
         if stamps.null_count == 0:
@@ -206,6 +210,39 @@ class Source(ABC):
     name: str
     bounded: bool = False
 
+    def readers(self, count: int) -> "Sequence[Source]":
+        """At most `count` sources that share the partitions of this one among them; the same `count` gives the
+        same shares.
+
+        Before `open`; each of them is then opened, read and closed by a thread of its own, and this one is not.
+        They read close together in event time. Their positions are distinct and may be put together: each takes
+        its own out of what `open` is given. Positions made with another number of readers are a UserError that
+        says so.
+        """
+        return [self]
+
+    def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
+        """Before `readers` and `open`: asks for decoded batches of `columns` (None: all) of `schema` (None: what is
+        there). May read the beginning of the data.
+
+        True: the source decodes by itself; `schema` says what comes, in the order of `columns`. Rows that do not
+        fit are set apart: `Batch.bad` (BAD_SCHEMA) of the next batch has them, and a batch may consist of nothing
+        else. False: it gives records, which the engine decodes. Raises UserError for columns that are not there.
+        """
+        return False
+
+    def infer_schema(self) -> pa.Schema | None:
+        """All columns that decoded batches can have, as far as the data tells before it is read; None: unknown
+        until records come. Before `open`; raises like `open`.
+        """
+        return None
+
+    def progress(self) -> tuple[float, float] | None:
+        """(done, total) in bytes, of a bounded source that knows; several readers' add up. Never blocks; from any
+        thread.
+        """
+        return None
+
     @abstractmethod
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         """Ready to read. `positions` are those of the checkpoint being restored: reading goes on there.
@@ -223,8 +260,8 @@ class Source(ABC):
         """The next rows, at most `max_rows`, in order per partition; returns as soon as there are some, None
         after `timeout` seconds.
 
-        The batch's `offsets` cover exactly its rows. Columns: RECORD_SCHEMA, or the source's own where
-        records come decoded (`schema` is then set). Faults of the network are waited out inside, and logged;
+        The batch's `offsets` cover exactly its rows (and those in its `bad`). Columns: RECORD_SCHEMA, or the
+        source's own where records come decoded (`schema` is then set). Faults of the network are waited out inside, and logged;
         raises only what cannot heal.
         """
 
@@ -266,9 +303,19 @@ class Source(ABC):
 class Sink(ABC):
     """Where results go. This version delivers at least once: what was flushed before a barrier is there after
     a crash.
+
+    The order of calls: [start_afresh] [expect] open (write | flush)* [finish] close.
     """
 
     name: str
+
+    def start_afresh(self) -> None:  # noqa: B027 - most sinks add to what is there
+        """Before `open`: the job begins, and goes on from no checkpoint. What an earlier run left unfinished is
+        then not this job's own, and a sink that may overwrite begins anew. Without this call nothing is lost.
+        """
+
+    def expect(self, schema: pa.Schema) -> None:  # noqa: B027 - only a format with columns needs them
+        """Before `open`, where the plan knows it: the columns that will come. For results without a row."""
 
     @abstractmethod
     def open(self) -> None:
@@ -287,6 +334,12 @@ class Sink(ABC):
         it.
         """
 
+    def finish(self) -> None:
+        """The input has ended for good and nothing more will be written: the result is complete and safe when this
+        returns, as after `flush`. May be called again, by a job that is found to be finished.
+        """
+        self.flush()
+
     @abstractmethod
     def close(self) -> None:
-        """Flushes nothing; lets go of everything. Idempotent."""
+        """Flushes nothing; lets go of everything. Idempotent. Without `finish` before, the next `open` goes on."""

@@ -41,7 +41,7 @@ from sabot.connectors.base import (
 )
 from sabot.errors import TransientError, UserError
 
-__all__ = ["MemoryBroker", "MemorySink", "MemorySource"]
+__all__ = ["MemoryBroker", "MemorySink", "MemorySource", "TableSink"]
 
 log = logging.getLogger(__name__)
 
@@ -552,9 +552,14 @@ class MemorySource(Source):
     polls.
     """
 
-    def __init__(self, topic: str, broker_url: str = "memory://", group_id: str = "") -> None:
+    def __init__(
+        self, topic: str, broker_url: str = "memory://", group_id: str = "", *, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        """share: (i, n) reads every n-th partition, from the i-th on."""
         self.name = topic
         self.group_id = group_id
+        self._share = share
+        self._broker_url = broker_url
         self._broker = MemoryBroker.get(broker_url)
         self._topic: _Topic | None = None
         self._positions: dict[int, int] = {}
@@ -564,6 +569,21 @@ class MemorySource(Source):
     def log_id(self) -> str:
         return self._broker.log_id
 
+    def partition_count(self) -> int:
+        """Of the topic now."""
+        return len(self._broker._topic(self.name).partitions)
+
+    def readers(self, count: int) -> Sequence[Source]:
+        readers = min(count, self.partition_count())
+        if readers < 2:
+            return [self]
+        return [
+            MemorySource(self.name, self._broker_url, self.group_id, share=(index, readers)) for index in range(readers)
+        ]
+
+    def _owns(self, part: _Partition) -> bool:
+        return part.index % self._share[1] == self._share[0]
+
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         topic = self._broker._topic(self.name)
         committed = self._broker.committed(self.group_id, self.name)
@@ -571,7 +591,7 @@ class MemorySource(Source):
         with topic.lock:
             if restored and max(restored) >= len(topic.partitions):
                 raise self._lost(max(restored), restored[max(restored)], 0, 0)
-            for part in topic.partitions:
+            for part in filter(self._owns, topic.partitions):
                 position = restored.get(part.index)
                 if position is None:
                     position = part.first if restored else _start_of(part, start, committed)
@@ -622,7 +642,7 @@ class MemorySource(Source):
 
     def position_of(self, part: _Partition) -> int:
         """The next offset that this source will read of the partition."""
-        return self._positions.get(part.index, 0)
+        return self._positions.get(part.index, 0) if self._owns(part) else part.end
 
     def commit(self, positions: Positions) -> None:
         own = {index: offset for (name, index), offset in positions.items() if name == self.name}
@@ -632,7 +652,9 @@ class MemorySource(Source):
         topic = self._topic
         if topic is None:
             return {}
-        return {(self.name, part.index): part.end - self.position_of(part) for part in topic.partitions}
+        return {
+            (self.name, part.index): part.end - self.position_of(part) for part in topic.partitions if self._owns(part)
+        }
 
     def close(self) -> None:
         topic, self._topic = self._topic, None
@@ -649,7 +671,7 @@ class MemorySource(Source):
         topic = self._topic
         if topic is None or topic.forgotten:
             return True
-        return any(self._positions.get(part.index, 0) < part.end for part in topic.partitions)
+        return any(self.position_of(part) < part.end for part in topic.partitions)
 
     def _take(self, topic: _Topic, max_rows: int) -> tuple[list[pa.RecordBatch], Positions]:
         """Slices in order per partition, partitions in turn. One big slice goes alone, without a copy."""
@@ -716,6 +738,35 @@ class MemorySink(Sink):
         if topic is not None:
             with topic.lock:
                 topic.writable.notify_all()
+
+
+class TableSink(Sink):
+    """Keeps everything that is written, in memory: what `Stream.collect` gives."""
+
+    def __init__(self, name: str = "table") -> None:
+        self.name = name
+        self._schema: pa.Schema | None = None
+        self._batches: list[pa.RecordBatch] = []
+
+    def expect(self, schema: pa.Schema) -> None:
+        self._schema = schema
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def write(self, batch: Batch) -> None:
+        self._batches.append(batch.data)
+
+    def flush(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do: the rows stay."""
+
+    def table(self) -> pa.Table:
+        """All rows so far."""
+        schema = self._batches[0].schema if self._schema is None and self._batches else self._schema
+        return pa.Table.from_batches(self._batches, schema=schema)
 
 
 def _start_of(part: _Partition, start: str | int, committed: dict[int, int]) -> int:

@@ -42,13 +42,20 @@ class KafkaReader(Source):
     """Reads all partitions of `topic`. New partitions are looked for every `partition_check` seconds."""
 
     def __init__(
-        self, topic: str, broker: str, group_id: str, partition_check: float, kafka: Mapping[str, Any]
+        self,
+        topic: str,
+        broker: str,
+        group_id: str,
+        partition_check: float,
+        kafka: Mapping[str, Any],
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.name = topic
         self.group_id = group_id
         self._link = link_of(broker, f"source of topic {topic!r}")
         self._check_seconds = partition_check
         self._kafka = kafka
+        self._share = share
         self._consumer: Any = None
         self._positions: dict[int, int] = {}
         self._ends: dict[int, int] = {}  # where the client last reported the end of the partition
@@ -59,6 +66,13 @@ class KafkaReader(Source):
         self._fault: UserError | None = None  # what the watch found that cannot heal
         self._closing = threading.Event()
         self._watch: threading.Thread | None = None
+
+    def partition_count(self) -> int:
+        """Of the topic now. Raises like `open`."""
+        return len(partitions_of(admin_of(self._link, self._kafka), self._link, self.name))
+
+    def _own(self, indexes: list[int]) -> list[int]:
+        return [index for index in indexes if index % self._share[1] == self._share[0]]
 
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         ours = {
@@ -77,7 +91,9 @@ class KafkaReader(Source):
         self._consumer = client_of(Consumer, self._link, kafka, ours)
         try:
             restored = {index: at for (name, index), at in (positions or {}).items() if name == self.name}
-            self._positions = self._resolve(partitions_of(self._consumer, self._link, self.name), restored, start)
+            self._positions = self._resolve(
+                self._own(partitions_of(self._consumer, self._link, self.name)), restored, start
+            )
         except BaseException:
             self.close()
             raise
@@ -252,7 +268,7 @@ class KafkaReader(Source):
                 continue
             next_check = SYSTEM_CLOCK.monotonic() + self._check_seconds
             try:
-                indexes = partitions_of(client, self._link, self.name, 5.0)
+                indexes = self._own(partitions_of(client, self._link, self.name, 5.0))
                 self._new = [index for index in indexes if index not in self._positions]
                 missing = 0
             except UserError as error:  # gone, or forbidden now; asked twice, for a broker that is just starting

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sabot._cython.batch import Batch
 from sabot.config import Duration, parse_broker, parse_seconds
@@ -12,6 +12,9 @@ from sabot.connectors.base import Positions, Record, Source, iterate_records
 from sabot.connectors.memory import MemorySource
 from sabot.errors import UserError
 from sabot.kafka.bridge import done
+
+if TYPE_CHECKING:
+    from sabot.kafka.reader import KafkaReader
 
 __all__ = ["KafkaSource"]
 
@@ -38,19 +41,22 @@ class KafkaSource(Source):
         group_id: str = "",
         *,
         partition_check: Duration = "30s",
+        share: tuple[int, int] = (0, 1),
         **kafka: Any,
     ) -> None:
+        """share: (i, n) reads every n-th partition, from the i-th on."""
         self.name = topic
         self.broker = broker
         self.group_id = group_id
         seconds = parse_seconds(partition_check, name="partition_check")
-        self._source: Source
+        self._source: MemorySource | "KafkaReader"
         if parse_broker(broker)[0] == "memory":
-            self._source = MemorySource(topic, broker, group_id)
+            self._source = MemorySource(topic, broker, group_id, share=share)
         else:
             from sabot.kafka.reader import KafkaReader
 
-            self._source = KafkaReader(topic, broker, group_id, seconds, kafka)
+            self._source = KafkaReader(topic, broker, group_id, seconds, kafka, share)
+        self._options = {"partition_check": partition_check, **kafka}
         self._open = False
         self._thread: ThreadPoolExecutor | None = None  # reads from Kafka for the record-by-record face
         self._fetch: Future[Batch | None] | None = None
@@ -58,6 +64,15 @@ class KafkaSource(Source):
         self._given: Positions = {}
 
     # The engine's face
+
+    def readers(self, count: int) -> Sequence[Source]:
+        readers = min(count, self._source.partition_count())
+        if readers < 2:
+            return [self]
+        return [
+            KafkaSource(self.name, self.broker, self.group_id, share=(index, readers), **self._options)
+            for index in range(readers)
+        ]
 
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         if self._open:

@@ -80,7 +80,8 @@ class Job:
         self._running = self._loop.create_task(self.task.run(), name="agent task")
 
     async def _build(self, restored: Manifest | None) -> None:
-        meta = None if restored is None else restored.tasks[TASK].meta
+        stored = None if restored is None else restored.tasks.get(TASK)
+        meta = None if stored is None else stored.meta
         operators: dict[str, AgentOperator] = {}
         for spec in self.specs:
             operators[spec.agent_id] = agent_operator(

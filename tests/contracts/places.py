@@ -4,13 +4,21 @@ test.
 
 import asyncio
 import functools
+import gzip
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+from pyarrow import csv, ipc
+from pyarrow import parquet as pq
+
+from sabot._cython.json import encode_rows
 from sabot.connectors.base import Headers, Record, Sink, Source, iterate_records
-from sabot.connectors.files import NdjsonSink, NdjsonSource
+from sabot.connectors.files import ArrowSink, CsvSink, FileSource, NdjsonSink, NdjsonSource, ParquetSink, files
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.kafka import KafkaSink, KafkaSource, RecordSender
 
@@ -84,6 +92,19 @@ class FilePlace:
         return [Record(line, None) for line in lines]
 
 
+class GzipPlace(FilePlace):
+    """A compressed NDJSON file, for sources: what a sink writes is there when it is finished."""
+
+    name = "ndjson.gz"
+
+    def __init__(self, folder: Path) -> None:
+        self.topic = os.fspath(folder / "rows.ndjson.gz")
+
+    def put(self, payloads: Sequence[bytes | None]) -> None:
+        with gzip.open(self.topic, "ab", compresslevel=1) as file:
+            file.writelines(payload + b"\n" for payload in payloads if payload is not None)
+
+
 class KafkaPlace(MemoryPlace):
     """A topic of a real broker."""
 
@@ -132,6 +153,102 @@ class KafkaPlace(MemoryPlace):
 def _sender(url: str) -> RecordSender:
     """One for all tests: an idempotent producer takes half a second to get its id."""
     return RecordSender(url)
+
+
+Place = MemoryPlace | FilePlace | KafkaPlace
+
+
+# --- places of columns: files in all formats
+
+
+def _as_ndjson(table: pa.Table, path: Path, group: int) -> None:
+    rows = [line.as_py() + b"\n" for batch in table.to_batches() for line in encode_rows(batch)]
+    path.write_bytes(b"".join(rows))
+
+
+def _as_csv(table: pa.Table, path: Path, group: int) -> None:
+    csv.write_csv(table, path)
+
+
+def _as_parquet(table: pa.Table, path: Path, group: int) -> None:
+    pq.write_table(table, path, row_group_size=group)
+
+
+def _as_arrow(table: pa.Table, path: Path, group: int) -> None:
+    with ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table, group)
+
+
+def _as_arrows(table: pa.Table, path: Path, group: int) -> None:
+    with ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table, group)
+
+
+WRITERS: dict[str, Callable[[pa.Table, Path, int], None]] = {
+    "ndjson": _as_ndjson,
+    "csv": _as_csv,
+    "parquet": _as_parquet,
+    "arrow": _as_arrow,
+    "arrows": _as_arrows,
+}
+SINKS: dict[str, Callable[..., Any]] = {
+    "ndjson": NdjsonSink,
+    "csv": CsvSink,
+    "parquet": ParquetSink,
+    "arrow": ArrowSink,
+}
+
+
+class TablePlace:
+    """A file, or a folder of files, of one format. `kind`: "parquet", "csv.gz", "ndjson/" (a folder), "csv.zst/", ...
+
+    `group`: rows of a row group or a batch; a block of NDJSON or CSV is as small.
+    """
+
+    def __init__(self, folder: Path, kind: str, group: int = 3) -> None:
+        self.kind = kind
+        self.format, _, self.compression = kind.rstrip("/").partition(".")
+        self.group = group
+        self.folder = folder / "place"
+        self.folder.mkdir()
+        self.many = kind.endswith("/")
+        self.path = os.fspath(self.folder / ("rows" if self.many else f"rows.{kind}")) + ("/" if self.many else "")
+        self.tables = 0
+
+    def put(self, table: pa.Table) -> None:
+        """A file; another one each time where the place is a folder."""
+        path = Path(self.path)
+        if self.many:
+            path.mkdir(exist_ok=True)
+            path = path / f"{self.tables:03}.{self.kind.rstrip('/')}"
+            self.tables += 1
+        bare = path.with_suffix("") if self.compression else path
+        WRITERS[self.format](table, bare, self.group)
+        if self.compression:
+            codec = "gzip" if self.compression == "gz" else "zstd"
+            with pa.CompressedOutputStream(pa.OSFile(os.fspath(path), "wb"), codec) as stream:
+                stream.write(bare.read_bytes())
+            bare.unlink()
+
+    def source(self) -> FileSource:
+        found = files(self.path, "arrow" if self.format == "arrows" else self.format)
+        if hasattr(found, "_block_bytes"):
+            found._block_bytes = 20 * self.group
+        return found
+
+    def sink(self, **options: Any) -> Any:
+        if self.many and self.compression:
+            options["compression"] = "gzip" if self.compression == "gz" else "zstd"
+        return SINKS[self.format](self.path, **options)
+
+    def after_a_crash(self) -> "TablePlace":
+        """What a new process would find now: the same files, in another folder."""
+        later = TablePlace.__new__(TablePlace)
+        later.__dict__.update(self.__dict__)
+        later.folder = self.folder.with_name(self.folder.name + "-later")
+        shutil.copytree(self.folder, later.folder)
+        later.path = self.path.replace(os.fspath(self.folder), os.fspath(later.folder), 1)
+        return later
 
 
 Place = MemoryPlace | FilePlace | KafkaPlace

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from contracts.places import PAYLOADS, MemoryPlace, Place
+from contracts.places import PAYLOADS, MemoryPlace, Place, TablePlace
 
 from sabot._cython.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
@@ -175,3 +176,160 @@ def test_open_sink_takes_either_address(broker_place: MemoryPlace) -> None:
     sink.flush()
     sink.close()
     assert [record.payload for record in broker_place.records()] == PAYLOADS
+
+
+# --- columns: files in all formats
+
+ROWS = pa.record_batch(
+    {
+        "n": range(30),
+        "text": [None if n % 7 == 3 else "" if n % 7 == 4 else f'a "quoted",\nü{n}' for n in range(30)],
+        "x": [None if n % 5 == 2 else n / 4 for n in range(30)],
+    }
+)
+KINDS = ["ndjson", "csv", "parquet", "arrow", "ndjson.gz", "csv.zst"]
+KINDS += [f"{kind}/" for kind in KINDS]
+
+
+@pytest.fixture(params=KINDS)
+def table_place(request: pytest.FixtureRequest, tmp_path: Path) -> TablePlace:
+    """A file, or a folder of parts."""
+    return TablePlace(tmp_path, request.param)
+
+
+def read_back(place: TablePlace) -> list[dict[str, object]]:
+    source = place.source()
+    source.scan(ROWS.schema, None)
+    source.open(None)
+    found: list[dict[str, object]] = []
+    while not source.exhausted:
+        batch = source.read_batch(100, 1)
+        if batch is not None:
+            assert batch.bad is None
+            found += batch.data.to_pylist()
+    source.close()
+    return found
+
+
+def test_what_is_finished_reads_back_as_it_was(table_place: TablePlace) -> None:
+    sink = table_place.sink()
+    sink.open()
+    for start in range(0, 30, 4):
+        sink.write(Batch(ROWS.slice(start, 4)))
+    sink.finish()
+    sink.finish()
+    sink.close()
+    assert read_back(table_place) == ROWS.to_pylist()
+    assert [path.name for path in table_place.folder.rglob(".*")] == []
+
+
+def test_a_selection_is_all_that_is_written(table_place: TablePlace) -> None:
+    sink = table_place.sink()
+    sink.open()
+    sink.write(Batch(ROWS).with_selection(pa.array([3, 5, 28], pa.int32())))
+    sink.write(Batch(ROWS).with_selection(pa.array([], pa.int32())))
+    sink.finish()
+    sink.close()
+    assert read_back(table_place) == [ROWS.to_pylist()[n] for n in (3, 5, 28)]
+
+
+@pytest.mark.parametrize("flushes", [1, 3])
+def test_flushed_rows_survive_a_crash(table_place: TablePlace, flushes: int) -> None:
+    rows = ROWS.to_pylist()
+    sink = table_place.sink()
+    sink.open()
+    for start in range(0, 6 * flushes, 6):
+        sink.write(Batch(ROWS.slice(start, 6)))
+        sink.flush()
+    sink.write(Batch(ROWS.slice(0, 2)))  # not flushed: may be there or not
+    later = table_place.after_a_crash()
+    sink.close()
+    again = later.sink()
+    again.open()
+    again.write(Batch(ROWS.slice(6 * flushes)))
+    again.finish()
+    again.close()
+    found = read_back(later)
+    assert found[: 6 * flushes] == rows[: 6 * flushes]
+    assert found[6 * flushes :] in [between + rows[6 * flushes :] for between in ([], rows[:1], rows[:2])]
+
+
+def test_a_stop_without_the_end_of_the_input_loses_nothing(table_place: TablePlace) -> None:
+    for start in range(0, 30, 10):
+        sink = table_place.sink()
+        sink.open()
+        sink.write(Batch(ROWS.slice(start, 10)))
+        sink.flush()
+        sink.close()
+    sink = table_place.sink()
+    sink.open()
+    sink.finish()
+    sink.close()
+    assert read_back(table_place) == ROWS.to_pylist()
+
+
+def test_a_job_that_is_found_to_be_finished_changes_nothing(table_place: TablePlace) -> None:
+    for overwrite in (False, True, False):
+        sink = table_place.sink(overwrite=overwrite)
+        sink.expect(ROWS.schema)
+        sink.open()
+        if not overwrite and not Path(table_place.path).with_name("done").exists():
+            sink.write(Batch(ROWS))
+            Path(table_place.path).with_name("done").touch()
+        sink.flush()
+        sink.finish()
+        sink.close()
+        assert read_back(table_place) == ROWS.to_pylist()
+
+
+def test_overwrite_at_the_start_of_a_job_leaves_nothing_of_the_run_before(table_place: TablePlace) -> None:
+    for run in range(3):
+        sink = table_place.sink(overwrite=True)
+        sink.start_afresh()
+        sink.open()
+        sink.write(Batch(ROWS.slice(run, 5)))
+        sink.flush()
+        sink.write(Batch(ROWS.slice(10, 5)))
+        if run != 1:  # that one is stopped before its end
+            sink.finish()
+            assert read_back(table_place) == ROWS.slice(run, 5).to_pylist() + ROWS.slice(10, 5).to_pylist()
+        sink.close()
+
+
+def test_an_empty_result_is_a_file_with_the_columns_that_were_expected(table_place: TablePlace) -> None:
+    sink = table_place.sink()
+    sink.expect(ROWS.schema)
+    sink.open()
+    sink.flush()
+    sink.finish()
+    sink.close()
+    source = table_place.source()
+    found = source.infer_schema()
+    if table_place.format != "ndjson":
+        assert found.names == ROWS.schema.names
+    assert read_back(table_place) == []
+
+
+def test_nothing_half_done_is_seen_under_the_name_of_a_file(table_place: TablePlace) -> None:
+    if not table_place.many and table_place.kind in ("ndjson", "csv"):
+        pytest.skip("plain text is appended to, row by row")
+    sink = table_place.sink()
+    sink.open()
+    sink.write(Batch(ROWS))
+    sink.flush()
+    sink.write(Batch(ROWS))
+    assert [path for path in table_place.folder.rglob("[!.]*") if path.is_file()] == []
+    sink.close()
+
+
+def test_what_is_no_table_is_refused_by_a_format_of_columns(table_place: TablePlace) -> None:
+    if table_place.format == "ndjson":
+        pytest.skip("NDJSON takes records")
+    sink = table_place.sink()
+    sink.open()
+    with pytest.raises(UserError, match="not decoded"):
+        sink.write(records(PAYLOADS))
+    sink.write(Batch(ROWS))
+    with pytest.raises(UserError, match="'?n'?"):
+        sink.write(Batch(ROWS.select(["x", "n"])))
+    sink.close()

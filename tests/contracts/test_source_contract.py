@@ -2,9 +2,12 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
-from contracts.places import PAYLOADS, MemoryPlace, Place
+from contracts.places import PAYLOADS, FilePlace, GzipPlace, KafkaPlace, MemoryPlace, Place, TablePlace
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.base import RECORD_SCHEMA, Positions, Record, Source, iterate_records
@@ -12,6 +15,16 @@ from sabot.errors import DataError, UserError
 from sabot.kafka import KafkaSource, open_source
 
 WAIT = 20.0  # seconds; only a test that fails waits so long
+
+
+@pytest.fixture(params=["memory", "ndjson", "ndjson.gz", pytest.param("kafka", marks=pytest.mark.kafka)])
+def place(request: pytest.FixtureRequest, topic: str, tmp_path: Path) -> Place:
+    """Where records stand: as in conftest, and files that only a source reads."""
+    if request.param == "memory":
+        return MemoryPlace(request.getfixturevalue("memory_url"), topic)
+    if request.param == "kafka":
+        return KafkaPlace(request.getfixturevalue("kafka_url"), topic)
+    return {"ndjson": FilePlace, "ndjson.gz": GzipPlace}[request.param](tmp_path)
 
 
 def read(source: Source, rows: int, max_rows: int = 65536) -> list[Record]:
@@ -458,4 +471,190 @@ def test_open_source_takes_either_address(broker_place: MemoryPlace) -> None:
     source = open_source(broker_place.topic, broker_place.url, "g", {})
     source.open(None)
     assert payloads(source, 10) == PAYLOADS
+    source.close()
+
+
+# --- decoded columns, and several readers: files in all formats
+
+TABLE = pa.table(
+    {
+        "n": range(40),
+        "text": [None if n % 7 == 3 else "ü" * (n % 5) + str(n) for n in range(40)],
+        "x": [n / 4 for n in range(40)],
+    }
+)
+KINDS = ["ndjson", "csv", "parquet", "arrow", "arrows"]
+KINDS += ["ndjson.gz", "csv.zst", "arrows.gz", "ndjson/", "csv/", "parquet/", "arrow/", "arrows/", "ndjson.zst/"]
+
+
+@pytest.fixture(params=KINDS)
+def table_place(request: pytest.FixtureRequest, tmp_path: Path) -> TablePlace:
+    """A file or a folder with the rows of TABLE."""
+    place = TablePlace(tmp_path, request.param)
+    for part in (TABLE[:11], TABLE[11:12], TABLE[12:40]) if place.many else (TABLE,):
+        place.put(part)
+    return place
+
+
+def scanned(source: Source, max_rows: int = 7, batches: int = 1_000_000) -> list[int]:
+    """The column n of so many batches, or of all; checks on the way what every batch must be."""
+    found: list[int] = []
+    while not source.exhausted and batches > 0:
+        batch = source.read_batch(max_rows, WAIT)
+        if batch is None:
+            continue
+        assert source.schema is not None
+        assert batch.schema.equals(source.schema)
+        assert 0 < batch.num_rows <= max_rows
+        assert batch.offsets == source.positions()
+        assert batch.bad is None
+        batch.data.validate(full=True)
+        found += batch.data["n"].to_pylist()
+        batches -= 1
+    return found
+
+
+def test_columns_come_in_order_in_batches_of_any_size(table_place: TablePlace) -> None:
+    for max_rows in (1, 3, 100):
+        source = table_place.source()
+        assert source.infer_schema().equals(TABLE.schema)
+        assert source.scan(None, None)
+        source.open(None)
+        rows = []
+        while not source.exhausted:
+            batch = source.read_batch(max_rows, WAIT)
+            rows += [] if batch is None else batch.data.to_pylist()
+        assert rows == TABLE.to_pylist()
+        assert source.read_batch(max_rows, 3600) is None
+        source.close()
+
+
+def test_only_the_columns_asked_for_come_and_in_that_order(table_place: TablePlace) -> None:
+    for columns in (["x", "n"], ["text"], []):
+        source = table_place.source()
+        assert source.scan(None, columns)
+        assert source.schema is not None
+        assert source.schema.names == columns
+        source.open(None)
+        rows = 0
+        while not source.exhausted:
+            batch = source.read_batch(100, WAIT)
+            if batch is not None:
+                assert batch.schema.equals(source.schema)
+                rows += batch.num_rows
+        assert rows == 40
+        source.close()
+    with pytest.raises(UserError, match="'nowhere'"):
+        table_place.source().scan(None, ["n", "nowhere"])
+
+
+def test_a_schema_asked_for_gives_its_types(table_place: TablePlace) -> None:
+    source = table_place.source()
+    assert source.scan(pa.schema({"n": pa.float64(), "text": pa.string(), "x": pa.float32()}), ["x", "n"])
+    source.open(None)
+    assert source.schema is not None
+    assert source.schema.types == [pa.float32(), pa.float64()]
+    assert scanned(source) == list(range(40))
+    source.close()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_readers_share_the_rows_and_each_goes_on_from_every_position(table_place: TablePlace, count: int) -> None:
+    source = table_place.source()
+    assert source.scan(None, ["n"])
+    readers = source.readers(count)
+    assert 1 <= len(readers) <= count
+    whole: list[list[int]] = []
+    for reader in readers:
+        reader.open(None)
+        whole.append(scanned(reader))
+        assert whole[-1] == sorted(whole[-1])
+        reader.close()
+    assert sorted(n for share in whole for n in share) == list(range(40))
+    steps = 0
+    while True:
+        first: list[list[int]] = []
+        positions: Positions = {}
+        for reader in readers:
+            reader.open(None)
+            first.append(scanned(reader, 2, steps))
+            positions |= reader.positions()
+            reader.close()
+        again = table_place.source()
+        again.scan(None, ["n"])
+        for reader, before, share in zip(again.readers(count), first, whole, strict=True):
+            reader.open(positions, "latest")
+            assert before + scanned(reader) == share
+            reader.close()
+        if first == whole:
+            break
+        steps += 1
+
+
+def test_readers_move_together(tmp_path: Path) -> None:
+    for kind in ("ndjson", "parquet", "arrow"):
+        (tmp_path / kind).mkdir()
+        place = TablePlace(tmp_path / kind, kind)
+        place.put(TABLE)
+        source = place.source()
+        source.scan(None, ["n"])
+        shares: Sequence[Source] = source.readers(2)
+        for share in shares:
+            share.open(None)
+            assert scanned(share, 100, 2)[0] < 8
+            share.close()
+
+
+def test_positions_of_another_number_of_readers_are_refused(table_place: TablePlace) -> None:
+    source = table_place.source()
+    readers = source.readers(2)
+    if len(readers) == 1:
+        pytest.skip("one piece has one reader")
+    positions: Positions = {}
+    for reader in readers:
+        reader.open(None)
+        positions |= reader.positions()
+        reader.close()
+    alone = table_place.source()
+    with pytest.raises(UserError, match="2 readers, not with 1"):
+        alone.open(positions)
+    alone.open(None)
+    positions = alone.positions()
+    alone.close()
+    with pytest.raises(UserError, match="1 readers, not with 3"):
+        table_place.source().readers(3)[0].open(positions)
+
+
+def test_progress_of_all_readers_adds_up_to_the_bytes_of_the_files(table_place: TablePlace) -> None:
+    path = Path(table_place.path)
+    size = sum(file.stat().st_size for file in (path.iterdir() if table_place.many else [path]))
+    source = table_place.source()
+    source.scan(None, None)
+    readers = source.readers(2)
+    assert source.progress() is None
+    last = 0.0
+    for reader in readers:
+        reader.open(None)
+        while not reader.exhausted:
+            progress = reader.progress()
+            assert progress is not None
+            assert last <= progress[0] <= progress[1]
+            last = progress[0]
+            reader.read_batch(5, WAIT)
+        last = 0.0
+        assert set(reader.lag().values()) == {0}
+        reader.close()
+    done = [progress for reader in readers if (progress := reader.progress()) is not None]
+    assert sum(part[0] for part in done) == sum(part[1] for part in done) == size
+
+
+def test_latest_has_no_rows_and_a_position_behind_the_end_is_refused(table_place: TablePlace) -> None:
+    source = table_place.source()
+    source.open(None, "latest")
+    assert scanned(source) == []
+    (last, *_) = source.positions()
+    source.close()
+    with pytest.raises(UserError, match="position"):
+        source.open({last: 1 << 60})
+        source.read_batch(10, 0)
     source.close()

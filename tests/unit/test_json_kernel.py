@@ -2,7 +2,6 @@
 
 import json
 import math
-import struct
 import threading
 from datetime import UTC, date, datetime, timedelta
 
@@ -10,63 +9,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from json_oracle import twin
 
 from sabot._cython.json import BadRow, JsonDecoder, encode_rows, infer_schema
 from sabot.errors import UserError
-
-# ---- the naive twin ----------------------------------------------------------------------------------------------
-
-
-def fits(value, field):
-    """The value as pa.array takes it; ValueError where it does not fit the field."""
-    data_type = field.type
-    if value is None:
-        if not field.nullable:
-            raise ValueError("null")
-        return None
-    if pa.types.is_boolean(data_type):
-        if isinstance(value, bool):
-            return value
-    elif pa.types.is_integer(data_type):
-        if isinstance(value, int) and not isinstance(value, bool):
-            pa.scalar(value, data_type)  # raises where it is out of range
-            return value
-    elif pa.types.is_floating(data_type):
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            number = float(value)
-            if data_type == pa.float32():
-                number = struct.unpack("f", struct.pack("f", number))[0]
-            if math.isfinite(number):
-                return number
-    elif data_type in (pa.string(), pa.binary()):
-        if isinstance(value, str):
-            return value.encode() if data_type == pa.binary() else value.encode().decode()
-    elif pa.types.is_struct(data_type):
-        if isinstance(value, dict):
-            return {child.name: fits(value.get(child.name), child) for child in data_type}
-    elif pa.types.is_list(data_type) and isinstance(value, list):
-        return [fits(item, data_type.value_field) for item in value]
-    raise ValueError("type")
-
-
-def no_constant(name):
-    raise ValueError(name)
-
-
-def twin(schema, payloads):
-    """-> (the rows as Python objects, the numbers of the bad rows)."""
-    rows, bad = [], []
-    for i, payload in enumerate(payloads):
-        try:
-            if payload is None:
-                raise ValueError("null")
-            value = json.loads(payload.decode("utf-8-sig"), parse_constant=no_constant)
-            if not isinstance(value, dict):
-                raise ValueError("no object")
-            rows.append({field.name: fits(value.get(field.name), field) for field in schema})
-        except (ValueError, OverflowError, pa.ArrowInvalid):
-            bad.append(i)
-    return rows, bad
 
 
 def check(schema, payloads, decoder=None):
@@ -354,7 +300,7 @@ def test_a_bad_row_says_what_is_wrong_and_at_which_byte():
         b'{"must":null}': "field must: expected bool, found null at byte 8",
         b' {"id":1}': "field must is missing, and may not be null, at byte 1",
         b"": "the payload is empty at byte 0",
-        b" \n ": "the payload is empty at byte 3",
+        b" \n ": "the payload is empty at byte 0",
         None: "the payload is null",
         b"[1]": "expected an object, found a list at byte 0",
         b"12": "expected an object, found a number at byte 0",
@@ -432,6 +378,12 @@ def test_bad_rows_compare_by_value_and_can_be_sent_to_another_process():
     row = BadRow(3, "why")
     assert pickle.loads(pickle.dumps(row)) == row != BadRow(4, "why")
     assert repr(row) == "BadRow(row=3, reason='why')"
+    assert (row.start, row.end) == (-1, -1)
+    placed = BadRow(3, "why", 10, 20)
+    assert pickle.loads(pickle.dumps(placed)) == placed == BadRow(3, "why", start=10, end=20)
+    assert row != placed != BadRow(3, "why", 10, 21)
+    assert hash(placed) == hash(BadRow(3, "why", 10, 20))
+    assert repr(placed) == "BadRow(row=3, reason='why', start=10, end=20)"
 
 
 # ---- shapes of input ---------------------------------------------------------------------------------------------
@@ -488,6 +440,19 @@ def test_lines_end_in_any_way_and_blank_ones_are_not_counted(ending):
         batch, bad = JsonDecoder(pa.schema([("a", pa.int64())])).decode_lines(data)
         assert batch.column("a").to_pylist() == [i for i in range(300) if i != 7]
         assert [row.row for row in bad] == [7]
+
+
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("last", [b"", b"\n", b"\r\n", b"\n \n"])
+def test_a_bad_line_has_its_bounds_in_the_data(ending, last):
+    good = b'{"a":1, "text":"%s"}' % (b"x" * 50)
+    lines = [b"no", good, b"", b'{"a":"one"}', b"  ", b' {"a":2} {} ', good, b"[]", good, b'{"a":']
+    data = memoryview(b"before" + ending.join(lines) + last)[6:]
+    batch, bad = JsonDecoder(pa.schema([("a", pa.int64())])).decode_lines(data)
+    assert batch.num_rows == 3
+    assert [bytes(data[row.start : row.end]) for row in bad] == [lines[i] for i in (0, 3, 5, 7, 9)]
+    assert [row.row for row in bad] == [0, 2, 3, 5, 7]  # blank lines are not counted
+    assert bad[1].reason.endswith("at byte 5")
 
 
 def test_an_object_does_not_reach_over_the_end_of_its_line():

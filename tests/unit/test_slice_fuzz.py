@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from sabot._cython.batch import Batch, normalise
 from sabot._cython.json import encode_rows
+from sabot._cython.keyed import GroupTable, hash_columns, select_rows
 from sabot._cython.partition import KEY_GROUPS, hash_array, key_hash, partition_indices
 from sabot._cython.rows import binary_array, bytes_list, decode_values, encode_keys, encode_values
 
@@ -55,6 +56,8 @@ KEYS = [kind for kind in SCALARS if kind != pa.null()]
 BYTES = [pa.string(), pa.binary(), pa.binary(3)]
 EXACT = [pa.bool_(), pa.int8(), pa.int64(), pa.uint64(), pa.string(), pa.list_(pa.string()), list(VALUES)[-1]]
 HASHES = [pa.uint64()]
+GROUPS = [kind for kind in KEYS if kind != pa.binary(3)]
+NUMBERS = [kind for kind in GROUPS if kind not in BYTES]
 
 
 def _key(value: Any) -> bytes:
@@ -79,6 +82,39 @@ def _rows(column: Any) -> pa.RecordBatch:
     if isinstance(column, NoBuffers):
         return normalise(NoBuffers(pa.array([], pa.struct([("c", column.array.type)]))))
     return normalise(pa.table({"c": column if isinstance(column, pa.ChunkedArray) else pa.array(column)}))
+
+
+def _grouped(column: Any) -> list[Any]:
+    """Each row's key as its group gives it back, and how many rows the group has, nulls left out."""
+    rows = _rows(column)
+    table = GroupTable(rows.schema, [("count", rows.schema[0].type)])
+    return [x.to_pylist() for x in table.finish(table.update(rows, [0], [0], want_slots=True))]
+
+
+def _naive_grouped(values: list[Any]) -> list[Any]:
+    keys = [0.0 if x == 0 and isinstance(x, float) else x for x in values]
+    return [keys, [0 if x is None else sum(_same(x, y) for y in keys) for x in keys]]
+
+
+def _extremes(column: Any) -> list[Any]:
+    """first, last, min and max of all rows, before and after the state of the table went through another one."""
+    rows = _rows(column)
+    results = []
+    table = GroupTable(pa.schema([]), [(kind, rows.schema[0].type) for kind in ("first", "last", "min", "max")])
+    table.update(rows, [], [0, 0, 0, 0])
+    for _ in range(2):
+        results.append([x[0].as_py() for x in table.finish()] if len(table) else [])
+        state = table.export()
+        table = GroupTable(table.keys, [(kind, rows.schema[0].type) for kind in ("first", "last", "min", "max")])
+        table.merge(state)
+    return results
+
+
+def _naive_extremes(values: list[Any]) -> list[Any]:
+    some = [x for x in values if x is not None]
+    numbers = [x for x in some if x == x] or some
+    results = [values[0], values[-1], min(numbers, default=None), max(numbers, default=None)] if values else []
+    return [results, results]
 
 
 def _as_bytes(value: Any) -> Any:
@@ -107,6 +143,10 @@ KERNELS = [
     Kernel("partition_indices", lambda c: tuple(x.to_pylist() for x in partition_indices(c, 3)), _naive_partition, HASHES, nulls=False),
     Kernel("normalise", lambda c: _rows(c).column(0).to_pylist(), list, list(VALUES)),
     Kernel("Batch", lambda c: Batch(_rows(c)).slice(1 if len(c) else 0).data.column(0).to_pylist(), lambda v: v[1:], list(VALUES)),
+    Kernel("hash_columns", lambda c: hash_columns([c]).to_pylist(), lambda v: [key_hash(_key(x)) for x in v], SCALARS),
+    Kernel("select_rows", lambda c: select_rows(c).to_pylist(), lambda v: [i for i, x in enumerate(v) if x], [pa.bool_()]),
+    Kernel("GroupTable.keys", _grouped, _naive_grouped, GROUPS),
+    Kernel("GroupTable.values", _extremes, _naive_extremes, NUMBERS),
     Kernel("encode_rows", lambda c: [json.loads(x) for x in encode_rows(_rows(c)).to_pylist()], lambda v: [{"c": x} for x in v], EXACT),
 ]
 # fmt: on

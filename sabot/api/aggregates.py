@@ -1,0 +1,238 @@
+"""Aggregates as users write them: `total=sabot.sum("amount")`. Descriptions only.
+
+What an aggregate of nothing is: without a value that is not null, count and count_distinct are 0, collect_list is empty, all
+others null (as in SQL). Arguments are names of columns or expressions.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import pyarrow as pa
+
+from sabot.api.expr import Expr, as_column, struct
+from sabot.errors import UserError
+
+__all__ = [
+    "Aggregate",
+    "UserAggregate",
+    "aggregate_with",
+    "any",
+    "arg_max",
+    "arg_min",
+    "collect_list",
+    "count",
+    "count_distinct",
+    "first",
+    "last",
+    "max",
+    "mean",
+    "min",
+    "stddev",
+    "sum",
+    "variance",
+]
+
+
+class UserAggregate(ABC):
+    """An aggregate of one's own. One object serves all groups: what a group knows is its state, anything that msgpack can say.
+
+    Rows come in batches, in any split; states of parts may be merged in any order that keeps earlier ones on the left.
+    """
+
+    type: pa.DataType
+    """Of what `finish` gives."""
+
+    @abstractmethod
+    def init(self) -> Any:
+        """The state of a group without rows."""
+
+    @abstractmethod
+    def accumulate(self, state: Any, batch: pa.RecordBatch) -> Any:
+        """-> the state with these rows, all of one group; `batch` has the columns that `aggregate_with` named. May change `state`."""
+
+    @abstractmethod
+    def merge(self, a: Any, b: Any) -> Any:
+        """-> the state of the rows of both; those of `a` came first. May change `a`, not `b`."""
+
+    @abstractmethod
+    def finish(self, state: Any) -> Any:
+        """-> the group's value, or None. Must leave `state` as it is: more rows may come."""
+
+
+@dataclass(frozen=True, eq=False)
+class _OverColumns:
+    """A UserAggregate whose rows come as a struct array: its columns are the struct's fields."""
+
+    of: UserAggregate
+
+    @property
+    def type(self) -> pa.DataType:
+        return self.of.type
+
+    @property
+    def name(self) -> str:
+        return type(self.of).__qualname__
+
+    def init(self) -> Any:
+        return self.of.init()
+
+    def accumulate(self, state: Any, rows: Any) -> Any:
+        batch = rows if isinstance(rows, pa.RecordBatch) else pa.RecordBatch.from_struct_array(rows)
+        return self.of.accumulate(state, batch)
+
+    def merge(self, a: Any, b: Any) -> Any:
+        return self.of.merge(a, b)
+
+    def finish(self, state: Any) -> Any:
+        return self.of.finish(state)
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregate:
+    """One column of a result; its name comes from the keyword that it is given by.
+
+    kind: as the functions of this module, or "user". argument: None only for count of rows; of "user" a struct of its columns.
+    by: of arg_min and arg_max. predicate: only rows where it is true count. options: "ddof" of variance and stddev.
+    function: of "user"; its `accumulate` takes the rows as a RecordBatch, or as the argument, a struct array.
+    """
+
+    kind: str
+    argument: Expr | None = None
+    by: Expr | None = None
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    predicate: Expr | None = None
+    function: "_OverColumns | None" = None
+
+    def filter(self, predicate: Expr) -> "Aggregate":
+        """Only rows for which this is true, too, count."""
+        if not isinstance(predicate, Expr):
+            raise UserError(
+                f"{self.kind}(…).filter: {predicate!r} is no expression", hint='.filter(col("amount") > 10)'
+            )
+        return replace(self, predicate=predicate if self.predicate is None else self.predicate & predicate)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Names of the columns that it reads."""
+        used = [each.columns for each in (self.argument, self.by, self.predicate) if each is not None]
+        return frozenset().union(*used)
+
+    def same(self, other: object) -> bool:
+        """Whether `other` is the same aggregate of the same expressions."""
+        return (
+            isinstance(other, Aggregate)
+            and getattr(self.function, "of", None) is getattr(other.function, "of", None)
+            and self.text() == other.text()
+        )
+
+    def text(self) -> str:
+        """As one reads it in a plan."""
+        words = [each.text() for each in (self.argument, self.by) if each is not None]
+        if self.function is not None and self.argument is not None:
+            words = [self.function.name, *(each.text() for each in self.argument.inputs)]
+        words += [f"{name}={value!r}" for name, value in self.options.items() if (name, value) != ("ddof", 1)]
+        kind = "aggregate_with" if self.function is not None else self.kind
+        return f"{kind}({', '.join(words)})" + (
+            f".filter({self.predicate.text()})" if self.predicate is not None else ""
+        )
+
+    def __repr__(self) -> str:
+        return self.text()
+
+
+def count(x: str | Expr | None = None) -> Aggregate:
+    """Rows; with an argument, those where it is not null. int64."""
+    return Aggregate("count", None if x is None else as_column(x))
+
+
+def sum(x: str | Expr) -> Aggregate:
+    """The sum: int64 of integers (wraps at 64 bits), uint64 of unsigned ones, float64 of floats."""
+    return Aggregate("sum", as_column(x))
+
+
+def min(x: str | Expr) -> Aggregate:
+    """The least value; NaN only where there is nothing else."""
+    return Aggregate("min", as_column(x))
+
+
+def max(x: str | Expr) -> Aggregate:
+    """The greatest value; NaN only where there is nothing else."""
+    return Aggregate("max", as_column(x))
+
+
+def mean(x: str | Expr) -> Aggregate:
+    """The mean, float64."""
+    return Aggregate("mean", as_column(x))
+
+
+def variance(x: str | Expr, ddof: int = 1) -> Aggregate:
+    """The variance, float64: squared distances over n - ddof; null for ddof values or fewer."""
+    return Aggregate("variance", as_column(x), options=_freedom("variance", ddof))
+
+
+def stddev(x: str | Expr, ddof: int = 1) -> Aggregate:
+    """The root of the variance."""
+    return Aggregate("stddev", as_column(x), options=_freedom("stddev", ddof))
+
+
+def first(x: str | Expr) -> Aggregate:
+    """The value of the first row, null or not: by event time where the stream has one, else as rows come."""
+    return Aggregate("first", as_column(x))
+
+
+def last(x: str | Expr) -> Aggregate:
+    """The value of the last row, null or not: by event time where the stream has one, else as rows come."""
+    return Aggregate("last", as_column(x))
+
+
+def any(x: str | Expr) -> Aggregate:
+    """The value of one of the rows, whichever is cheapest to keep. (Whether a bool is true in any row: `max`.)"""
+    return Aggregate("any", as_column(x))
+
+
+def count_distinct(x: str | Expr) -> Aggregate:
+    """How many values there are that differ, nulls aside; int64. Exact: it keeps them."""
+    return Aggregate("count_distinct", as_column(x))
+
+
+def collect_list(x: str | Expr) -> Aggregate:
+    """All values, nulls included, as a list: by event time where the stream has one, else as rows come."""
+    return Aggregate("collect_list", as_column(x))
+
+
+def arg_min(x: str | Expr, by: str | Expr) -> Aggregate:
+    """`x` of the row where `by` is least; rows without a `by` do not count."""
+    return Aggregate("arg_min", as_column(x), by=as_column(by))
+
+
+def arg_max(x: str | Expr, by: str | Expr) -> Aggregate:
+    """`x` of the row where `by` is greatest; rows without a `by` do not count."""
+    return Aggregate("arg_max", as_column(x), by=as_column(by))
+
+
+def aggregate_with(function: UserAggregate, *columns: str | Expr) -> Aggregate:
+    """One's own aggregate over these columns; expressions among them are called by their names."""
+    if not isinstance(function, UserAggregate):
+        raise UserError(
+            f"aggregate_with: {function!r} is no UserAggregate", hint="an object of a class that derives from it"
+        )
+    if not isinstance(getattr(function, "type", None), pa.DataType):
+        raise UserError(
+            f"aggregate_with: {type(function).__qualname__} has no type", hint="type = pa.float64(): what finish gives"
+        )
+    if not columns:
+        raise UserError("aggregate_with needs the columns that it reads", hint='aggregate_with(Mine(), "amount")')
+    exprs = [as_column(each) for each in columns]
+    names = [each.name for each in exprs]
+    if len(set(names)) < len(names):
+        raise UserError(f"aggregate_with: two of the columns have one name: {', '.join(names)}", hint='.alias("…")')
+    return Aggregate("user", struct(**dict(zip(names, exprs, strict=True))), function=_OverColumns(function))
+
+
+def _freedom(where: str, ddof: int) -> Mapping[str, Any]:
+    if isinstance(ddof, bool) or not isinstance(ddof, int) or ddof < 0:
+        raise UserError(f"{where}: ddof={ddof!r} is no whole number, 0 or more")
+    return MappingProxyType({"ddof": ddof})

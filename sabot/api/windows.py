@@ -1,0 +1,104 @@
+"""Windows as users write them: how rows are put together by event time, or by count."""
+
+from dataclasses import dataclass
+
+from sabot.config import Duration, parse_seconds
+from sabot.errors import UserError
+
+__all__ = [
+    "CountWindow",
+    "CumulativeWindow",
+    "HoppingWindow",
+    "SessionWindow",
+    "TumblingWindow",
+    "Window",
+    "count_window",
+    "cumulative",
+    "hopping",
+    "session",
+    "tumbling",
+]
+
+
+@dataclass(frozen=True)
+class TumblingWindow:
+    """[k * size + offset, (k + 1) * size + offset), in ms of event time."""
+
+    size_ms: int
+    offset_ms: int = 0
+
+
+@dataclass(frozen=True)
+class HoppingWindow:
+    """Windows of `size_ms` that begin every `slide_ms`. A row is in size / slide of them."""
+
+    size_ms: int
+    slide_ms: int
+    offset_ms: int = 0
+
+
+@dataclass(frozen=True)
+class CumulativeWindow:
+    """Windows that begin every `size_ms` and end at each `step_ms` after that: the day so far, each hour."""
+
+    size_ms: int
+    step_ms: int
+    offset_ms: int = 0
+
+
+@dataclass(frozen=True)
+class SessionWindow:
+    """Rows of a key that are less than `gap_ms` apart, from the first row to `gap_ms` after the last."""
+
+    gap_ms: int
+
+
+@dataclass(frozen=True)
+class CountWindow:
+    """Every `size` rows of a key, in the order in which they come. Fewer at the end of a bounded input make one too."""
+
+    size: int
+
+
+Window = TumblingWindow | HoppingWindow | CumulativeWindow | SessionWindow | CountWindow
+
+
+def tumbling(size: Duration, *, offset: Duration = 0) -> TumblingWindow:
+    """Windows side by side: `tumbling("1m")` begins at each full minute UTC, `offset` later where given."""
+    return TumblingWindow(_ms(size, "size"), _ms(offset, "offset", zero=True))
+
+
+def hopping(size: Duration, slide: Duration, *, offset: Duration = 0) -> HoppingWindow:
+    """`hopping("1h", "1m")`: an hour, each minute. `size` is a multiple of `slide`."""
+    size_ms, slide_ms = _ms(size, "size"), _ms(slide, "slide")
+    if size_ms % slide_ms:
+        raise UserError(f"hopping: {size!r} is no multiple of {slide!r}", hint="a window is made of whole slides")
+    return HoppingWindow(size_ms, slide_ms, _ms(offset, "offset", zero=True))
+
+
+def cumulative(size: Duration, step: Duration, *, offset: Duration = 0) -> CumulativeWindow:
+    """`cumulative("1d", "1h")`: at each hour, the day so far. `size` is a multiple of `step`."""
+    size_ms, step_ms = _ms(size, "size"), _ms(step, "step")
+    if size_ms % step_ms:
+        raise UserError(f"cumulative: {size!r} is no multiple of {step!r}", hint="a window is made of whole steps")
+    return CumulativeWindow(size_ms, step_ms, _ms(offset, "offset", zero=True))
+
+
+def session(gap: Duration) -> SessionWindow:
+    """A key's rows until none has come for `gap` of event time."""
+    return SessionWindow(_ms(gap, "gap"))
+
+
+def count_window(size: int) -> CountWindow:
+    """Every `size` rows of a key."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise UserError(f"count_window: {size!r} is no number of rows", hint="a whole number, 1 or more")
+    return CountWindow(size)
+
+
+def _ms(value: Duration, name: str, *, zero: bool = False) -> int:
+    seconds = parse_seconds(value, name=name)
+    ms = round(seconds * 1000)
+    if abs(ms - seconds * 1000) > 1e-6 or (ms == 0 and not zero):
+        raise UserError(f"{name}: {value!r} is no whole number of milliseconds, 1 or more")
+    return ms

@@ -1,0 +1,25 @@
+"""Files, in and out: NDJSON, CSV, Parquet, Arrow IPC. Sources are bounded and read a file, a folder, a glob or a list of these;
+sinks write one file, or the parts of a folder.
+
+NDJSON also carries records that are not decoded (RECORD_SCHEMA), which is what agents read and write; all else is columns.
+"""
+
+from sabot.connectors.files.choice import files
+from sabot.connectors.files.columnar import ArrowSource, ParquetSource
+from sabot.connectors.files.csv import CsvSource
+from sabot.connectors.files.ndjson import NdjsonSource
+from sabot.connectors.files.sinks import ArrowSink, CsvSink, NdjsonSink, ParquetSink
+from sabot.connectors.files.source import FileSource
+
+__all__ = [
+    "ArrowSink",
+    "ArrowSource",
+    "CsvSink",
+    "CsvSource",
+    "FileSource",
+    "NdjsonSink",
+    "NdjsonSource",
+    "ParquetSink",
+    "ParquetSource",
+    "files",
+]

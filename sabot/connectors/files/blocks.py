@@ -1,0 +1,322 @@
+"""Text files as blocks of whole lines, in memory of a fixed size: by chunks, or as a stream.
+
+A block stands in a buffer that the next one overwrites: what is to be kept of it is copied.
+"""
+
+import math
+import os
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+from sabot.connectors.files.paths import DataFile, codec_of, open_stream
+from sabot.connectors.files.source import FileReader, Found, Share, no_place
+
+__all__ = ["BlockReader", "Blocks", "ChunkedFile", "LineStream", "Lines", "Nothing", "Records", "open_blocks"]
+
+SLACK_BYTES = 16 << 10  # read beyond a chunk, for the end of its last line
+SKIP_BYTES = 1 << 20
+
+
+class Records(Protocol):
+    """Where records end in `buffer[low:high]`, which begins at a record's start."""
+
+    def last(self, buffer: bytearray, low: int, high: int) -> int:
+        """The end of the last whole record; `low` where there is none."""
+
+    def first(self, buffer: bytearray, low: int, high: int) -> int:
+        """The end of the first record; `high` where it does not end before."""
+
+
+class Lines:
+    """Each record is a line."""
+
+    def last(self, buffer: bytearray, low: int, high: int) -> int:
+        """Behind the last newline."""
+        return buffer.rfind(b"\n", low, high) + 1 or low
+
+    def first(self, buffer: bytearray, low: int, high: int) -> int:
+        """Behind the first newline."""
+        return buffer.find(b"\n", low, high) + 1 or high
+
+
+class Blocks(ABC):
+    """After `next()`: `buffer[low:high]` are whole records, and `buffer[low]` is byte `offset` of the file."""
+
+    buffer: bytearray
+    low = 0
+    high = 0
+    offset = 0
+    ended = False
+    """Nothing comes behind `buffer[low:high]`."""
+
+    @abstractmethod
+    def next(self) -> bool:
+        """The next block, which is not empty; False at the end, with `offset` at the end of the file."""
+
+    def take(self, end: int) -> None:
+        """The records up to `buffer[end]` are done with."""
+        self.offset += end - self.low
+        self.low = end
+
+    @property
+    @abstractmethod
+    def fraction(self) -> float:
+        """How much of the file lies behind."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of the file."""
+
+
+class ChunkedFile(Blocks):
+    """A plain file of which several readers take turns: chunk k is the lines that START in its bytes
+    [k * chunk_bytes, (k + 1) * chunk_bytes), each up to its end.
+
+         chunk 0        chunk 1        chunk 2
+      |aaaaa|bbbbbbb|cc|dddddddddddddddddd|ee|ff|      a, b, c: chunk 0;  d: chunk 1;  e, f: chunk 2
+
+    To find its first line a reader looks from the byte before the chunk on: a line starts behind each newline.
+    """
+
+    def __init__(self, file: DataFile, offset: int, share: Share, chunk_bytes: int) -> None:
+        self._file = file
+        self._share = share
+        self._chunk_bytes = chunk_bytes
+        self._fd = os.open(file.path, os.O_RDONLY)
+        self._size = file.size
+        self._chunk = offset // chunk_bytes
+        self.buffer = self._spare = bytearray(min(chunk_bytes + SLACK_BYTES, file.size + 1))
+        self.offset, self.ended = offset, offset >= file.size
+        try:
+            if offset > self._size or (0 < offset < self._size and os.pread(self._fd, 1, offset - 1) != b"\n"):
+                raise no_place(file.path, offset, f"no start of a line in its {self._size} bytes")
+        except BaseException:
+            self.close()
+            raise
+
+    def next(self) -> bool:
+        while self._chunk * self._chunk_bytes < self._size:
+            chunk = self._chunk
+            self._chunk += 1
+            if self._share.has(self._file.number, chunk) and self._load(chunk):
+                return True
+        self.offset, self.ended = self._size, True
+        return False
+
+    def _load(self, chunk: int) -> bool:
+        """The lines of the chunk that are not read yet; False when none starts in it."""
+        first = chunk * self._chunk_bytes
+        end = min(first + self._chunk_bytes, self._size)  # no line of ours starts here or later
+        at = max(first, self.offset)  # `offset` is a line's start, of which all before are done
+        if at >= end:
+            return False
+        looking = at > self.offset
+        start = at - 1 if looking else at
+        self.buffer = self._spare
+        filled = self._read(start, min(end + SLACK_BYTES, self._size), 0)
+        low = 0
+        if looking:
+            low = self.buffer.find(b"\n", 0, min(end - 1 - start, filled)) + 1
+            if low == 0:
+                return False
+        high = filled
+        if end < self._size:
+            high = self.buffer.find(b"\n", end - 1 - start, filled) + 1
+            while high == 0 and start + filled < self._size:
+                before = filled
+                filled = self._read(start, min(start + 2 * filled, self._size), filled)
+                high = self.buffer.find(b"\n", before, filled) + 1
+            high = high or filled
+        self.low, self.high, self.offset = low, high, start + low
+        self.ended = start + high >= self._size
+        return high > low
+
+    def _read(self, start: int, stop: int, filled: int) -> int:
+        """Reads on until the buffer holds bytes [start, stop) of the file -> bytes in it: less where the file became
+        shorter meanwhile, which then is its size.
+        """
+        if stop - start > len(self.buffer):
+            longer = bytearray(stop - start)  # one long line; the buffer of the common size stays for the next
+            longer[:filled] = memoryview(self.buffer)[:filled]
+            self.buffer = longer
+        view = memoryview(self.buffer)
+        while start + filled < stop:
+            got = os.preadv(self._fd, [view[filled : stop - start]], start + filled)
+            if got == 0:
+                self._size = start + filled
+                break
+            filled += got
+        return filled
+
+    @property
+    def fraction(self) -> float:
+        return self.offset / self._size if self._size else 1.0
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class LineStream(Blocks):
+    """A file that is read from its beginning to its end: a compressed one, whose offsets count decompressed bytes, or
+    one whose records only a reader from the beginning can tell apart. It is one piece.
+    """
+
+    def __init__(self, file: DataFile, offset: int, block_bytes: int, records: Records) -> None:
+        self._file = file
+        self._records = records
+        self._plain = codec_of(file.path) is None
+        self._block_bytes = block_bytes
+        self.buffer = bytearray(block_bytes)
+        self._filled = 0
+        self._end_reached = False
+        self._raw, self._stream = open_stream(file.path)
+        try:
+            self._skip(offset)
+        except BaseException:
+            self.close()
+            raise
+        self.offset = offset
+        self.ended = self._plain and offset >= file.size
+
+    def _skip(self, offset: int) -> None:
+        if offset == 0:
+            return
+        last = b""
+        left = offset
+        if self._plain and offset <= self._file.size:
+            self._raw.seek(offset - 1)
+            left = 1
+        while left:
+            last = self._stream.read(min(left, SKIP_BYTES))
+            if not last:
+                raise no_place(self._file.path, offset, f"behind its end, {offset - left}")
+            left -= len(last)
+        if last[-1:] != b"\n" and self._stream.read(1):
+            raise no_place(self._file.path, offset, "no start of a line")
+
+    def next(self) -> bool:
+        rest = self._filled - self.high
+        self.buffer[:rest] = self.buffer[self.high : self._filled]
+        self._filled, self.low, self.high = rest, 0, 0
+        if len(self.buffer) > self._block_bytes > 2 * rest:
+            self.buffer = bytearray(memoryview(self.buffer)[: self._block_bytes])
+        while True:
+            self._fill()
+            if self._end_reached:
+                self.high = self._filled
+            else:
+                self.high = self._records.last(self.buffer, 0, self._filled)
+            self.ended = self._end_reached
+            if self.high > 0:
+                return True
+            if self._end_reached:
+                return False
+            self.buffer = self.buffer + bytes(len(self.buffer))  # one long line
+
+    def _fill(self) -> None:
+        view = memoryview(self.buffer)
+        while self._filled < len(view) and not self._end_reached:
+            room = len(view) - self._filled
+            if self._plain:  # what is appended meanwhile belongs to the next opening
+                room = min(room, self._file.size - self._raw.tell())
+            got = self._stream.readinto(view[self._filled : self._filled + room]) if room > 0 else 0
+            self._filled += got
+            self._end_reached = got == 0
+
+    @property
+    def fraction(self) -> float:
+        if self._plain:
+            return self.offset / self._file.size if self._file.size else 1.0
+        return min(1.0, self._raw.tell() / self._file.size) if self._file.size else 1.0
+
+    def close(self) -> None:
+        self._stream.close()
+        self._raw.close()
+
+
+def open_blocks(file: DataFile, offset: int, share: Share, block_bytes: int) -> Blocks:
+    """The lines of a file that belong to this share."""
+    if codec_of(file.path) is None:
+        return ChunkedFile(file, offset, share, block_bytes)
+    if not share.has(file.number, 0):
+        return Nothing(offset)
+    return LineStream(file, offset, block_bytes, Lines())
+
+
+class Nothing(Blocks):
+    """A file of which this reader has no part."""
+
+    def __init__(self, offset: int) -> None:
+        self.buffer = bytearray()
+        self.offset = offset
+        self.ended = True
+
+    def next(self) -> bool:
+        return False
+
+    @property
+    def fraction(self) -> float:
+        return 1.0
+
+    def close(self) -> None:
+        """There is nothing."""
+
+
+class BlockReader(FileReader):
+    """Blocks of text as batches: whole blocks, or parts of them where a block has more rows than are asked for."""
+
+    def __init__(self, blocks: Blocks, records: Records) -> None:
+        self._blocks = blocks
+        self._records = records
+        self._row_bytes = 0.0  # of the rows before; 0: not known
+        self.offset = blocks.offset
+
+    @abstractmethod
+    def _decode(self, blocks: Blocks, end: int) -> Found:
+        """The rows of `buffer[low:end]`. What it returns refers to no byte of the buffer."""
+
+    def read(self, max_rows: int) -> Found | None:
+        blocks = self._blocks
+        while True:
+            if blocks.low == blocks.high and not blocks.next():
+                self.offset = blocks.offset
+                return None
+            end = self._end(blocks, max_rows)
+            found = self._decode(blocks, end)
+            rows = found.data.num_rows + len(found.bad)
+            if rows > max_rows:
+                self._row_bytes = 0.9 * (end - blocks.low) / rows
+                continue
+            if rows:
+                self._row_bytes = (end - blocks.low) / rows
+            blocks.take(end)
+            self.offset = blocks.offset
+            if rows:
+                return found
+
+    def _end(self, blocks: Blocks, max_rows: int) -> int:
+        """Where to stop, so that there are at most `max_rows` rows, if they are as long as those before."""
+        length = blocks.high - blocks.low
+        if length <= self._row_bytes * max_rows or self._row_bytes == 0:
+            return blocks.high
+        parts = math.ceil(length / (self._row_bytes * max_rows))
+        limit = blocks.low + math.ceil(length / parts)
+        end = self._records.last(blocks.buffer, blocks.low, limit)
+        return end if end > blocks.low else self._records.first(blocks.buffer, blocks.low, blocks.high)
+
+    @property
+    def fraction(self) -> float:
+        return self._blocks.fraction
+
+    @property
+    def ended(self) -> bool:
+        blocks = self._blocks
+        if blocks.low < blocks.high or not blocks.ended:
+            return False
+        self.offset = blocks.offset
+        return True
+
+    def close(self) -> None:
+        self._blocks.close()

@@ -1,0 +1,44 @@
+"""The source that a path's suffix asks for."""
+
+from sabot.connectors.files.columnar import ArrowSource, ParquetSource
+from sabot.connectors.files.csv import CsvSource
+from sabot.connectors.files.ndjson import NdjsonSource
+from sabot.connectors.files.paths import Paths, bare_suffix, find_files, name_of
+from sabot.connectors.files.source import FileSource
+from sabot.errors import UserError
+
+__all__ = ["files"]
+
+_FORMATS: dict[str, type[FileSource]] = {
+    "ndjson": NdjsonSource,
+    "csv": CsvSource,
+    "parquet": ParquetSource,
+    "arrow": ArrowSource,
+}
+_SUFFIXES = {suffix: name for name, kind in _FORMATS.items() for suffix in kind.suffixes}
+
+
+def files(path: Paths, format: str | None = None) -> FileSource:
+    """The source for these files: `format` is "ndjson", "csv", "parquet" or "arrow"; None: what their suffixes say.
+
+    Raises UserError where nothing is found, or files of several formats, or a suffix that says nothing.
+    """
+    if format is not None:
+        if format not in _FORMATS:
+            raise UserError(f"{format!r} is no format of files", hint=f"one of {', '.join(_FORMATS)}")
+        return _FORMATS[format](path)
+    first: dict[str, str] = {}  # by format
+    for file in find_files(path, _SUFFIXES)[0]:
+        suffix = bare_suffix(file.path)
+        if suffix not in _SUFFIXES:
+            raise UserError(
+                f"file {file.path!r}: its ending {suffix!r} does not say what is in it",
+                hint=f"say format= one of {', '.join(_FORMATS)}",
+            )
+        first.setdefault(_SUFFIXES[suffix], file.path)
+    if len(first) > 1:
+        found = ", ".join(f"{path!r} ({name})" for name, path in first.items())
+        raise UserError(
+            f"{name_of(path)!r} has files of several formats: {found}", hint='say format=, or a glob: "folder/*.csv"'
+        )
+    return _FORMATS[next(iter(first))](path)

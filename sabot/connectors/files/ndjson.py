@@ -1,0 +1,114 @@
+"""NDJSON files as sources: one JSON value a line, as records or decoded into columns."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.json import JsonDecoder
+from sabot.codecs.json import INFERENCE_ROWS, JsonCodec
+from sabot.connectors.base import RECORD_SCHEMA
+from sabot.connectors.files.blocks import BlockReader, Blocks, Lines, open_blocks
+from sabot.connectors.files.paths import DataFile, Paths, codec_of
+from sabot.connectors.files.source import FileReader, FileSource, Found, global_offset
+
+__all__ = ["NdjsonSource"]
+
+BLOCK_BYTES = 4 << 20
+NEWLINE, RETURN = 10, 13
+_LINES = Lines()
+
+
+class NdjsonSource(FileSource):
+    """The lines of files: in RECORD_SCHEMA (the payload is the line without its end), or decoded after `scan`.
+
+    Blank lines are skipped; the last line may lack its end. Keys and headers are null, the timestamp is the time of the
+    file's last change. Plain files are shared by readers in chunks of `block_bytes`; a compressed one has one reader.
+    """
+
+    suffixes = (".ndjson", ".jsonl", ".json")
+
+    def __init__(self, path: Paths, *, block_bytes: int = BLOCK_BYTES) -> None:
+        super().__init__(path)
+        self._block_bytes = block_bytes
+
+    def _pieces(self, file: DataFile) -> bool:
+        return codec_of(file.path) is None
+
+    def _end_of(self, file: DataFile) -> int | None:
+        return file.size if codec_of(file.path) is None else None
+
+    def _open_file(self, file: DataFile, offset: int) -> FileReader:
+        blocks = open_blocks(file, offset, self._share, self._block_bytes)
+        if self._schema is None:
+            return _Payloads(blocks, file, self._share.index)
+        return _Columns(blocks, JsonDecoder(self._schema))
+
+    def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
+        """From the first 1,000 rows of the first file that has a row."""
+        codec = JsonCodec()
+        for file in files:
+            head = NdjsonSource(file.path, block_bytes=min(self._block_bytes, 1 << 20))
+            head.open(None)
+            read = head.read_batch(INFERENCE_ROWS, 0)
+            head.close()
+            if read is not None:
+                codec.decode(read.data)
+            if codec.schema is not None:
+                return codec.schema
+        return pa.schema([])
+
+
+class _Columns(BlockReader):
+    """Lines straight into columns."""
+
+    def __init__(self, blocks: Blocks, decoder: JsonDecoder) -> None:
+        super().__init__(blocks, _LINES)
+        self._decoder = decoder
+
+    def _decode(self, blocks: Blocks, end: int) -> Found:
+        view = memoryview(blocks.buffer)[blocks.low : end]
+        data, bad = self._decoder.decode_lines(view)
+        return Found(
+            data,
+            [(blocks.offset + row.start, bytes(view[row.start : row.end]), row.reason) for row in bad] if bad else (),
+        )
+
+
+class _Payloads(BlockReader):
+    """Lines as records."""
+
+    def __init__(self, blocks: Blocks, file: DataFile, partition: int) -> None:
+        super().__init__(blocks, _LINES)
+        self._file = file
+        self._partition = partition
+
+    def _decode(self, blocks: Blocks, end: int) -> Found:
+        block = bytes(memoryview(blocks.buffer)[blocks.low : end])
+        data = np.frombuffer(block, np.uint8)
+        stops = np.flatnonzero(data == NEWLINE)
+        starts = np.concatenate(([0], stops + 1))
+        if data[-1] == NEWLINE:
+            starts = starts[:-1]
+        else:
+            stops = np.append(stops, len(block))
+        if b"\r\n" in block:
+            stops = stops - ((stops > starts) & (stops < len(block)) & (data[stops - 1] == RETURN))
+        full = stops > starts
+        if not full.all():
+            starts, stops = starts[full], stops[full]
+        rows = len(starts)
+        offsets = np.zeros(rows + 1, dtype=np.int32)
+        np.cumsum(stops - starts, out=offsets[1:])
+        bare = block.replace(b"\r\n", b"").replace(b"\n", b"")
+        buffers: Any = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(bare)]
+        columns: list[Any] = [
+            pa.Array.from_buffers(pa.binary(), rows, buffers),
+            pa.nulls(rows, pa.binary()),
+            pa.array(np.full(rows, self._file.stamp, dtype=np.int64)),
+            pa.array(np.full(rows, self._partition, dtype=np.int32)),
+            pa.array(starts + global_offset(self._file, blocks.offset)),
+            pa.nulls(rows, RECORD_SCHEMA.field("headers").type),
+        ]
+        return Found(pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA))

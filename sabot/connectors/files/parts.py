@@ -1,0 +1,340 @@
+"""One file while it is written. What was flushed is there after a crash; nobody sees half a file under its own name.
+
+A text file can be continued: rows are appended, and a row that a crash has cut short is cut off when it is opened again.
+Any other format ends in a footer or a check sum, and cannot be. Its rows go into two files:
+
+    .name.tmp       the file itself, to be renamed when it is complete; worth nothing after a crash
+    .name.journal   the same rows, appended and synced at each flush; opening writes a new .tmp from it
+"""
+
+import os
+import struct
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, Protocol, TypeVar
+
+import pyarrow as pa
+from pyarrow import ipc
+
+from sabot.errors import UserError
+
+__all__ = [
+    "AppendedPart",
+    "Encoding",
+    "Part",
+    "RowWriter",
+    "SealedPart",
+    "batches_of_frame",
+    "frame_of_batches",
+    "journal_of",
+    "sync_folder",
+    "unfinished",
+]
+
+FRAME_BYTES = 8 << 20  # of rows that wait in memory for the journal
+_MAGIC = b"SABOTJ1\n"
+_HEAD = struct.Struct("<QI")  # bytes of the frame, their CRC-32
+
+Rows = TypeVar("Rows")
+Written = TypeVar("Written", contravariant=True)
+
+
+class RowWriter(Protocol[Written]):
+    """A file under way."""
+
+    def write(self, rows: Written) -> None:
+        """Takes rows; may keep them until there are more."""
+
+    def close(self) -> None:
+        """Writes what it kept, and the end."""
+
+    def tell(self) -> int:
+        """Bytes so far."""
+
+
+class Encoding(Protocol[Rows]):
+    """How a format makes files and journal frames of rows."""
+
+    def start(self, file: Any, first: Rows | None) -> RowWriter[Rows] | None:
+        """A writer into `file`; `first` is what comes first. Without it an empty file of known columns, or None."""
+
+    def size(self, rows: Rows) -> int:
+        """Bytes in memory."""
+
+    def frame(self, rows: list[Rows]) -> Any:
+        """Rows as bytes."""
+
+    def unframe(self, frame: Any) -> Iterator[Rows]:
+        """Bytes as rows."""
+
+
+class Part(ABC, Generic[Rows]):
+    """A file to which one sink adds rows. OSError from all methods."""
+
+    path: Path
+    rows = False
+    """It has rows, from now or before."""
+    clean = True
+    """All rows are flushed."""
+
+    @abstractmethod
+    def write(self, rows: Rows) -> None:
+        """Adds rows; may buffer."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """When it returns all rows survive a crash of the machine."""
+
+    @abstractmethod
+    def seal(self) -> bool:
+        """Complete, durable, and there under its own name; False where there is nothing to make a file of. Then `close`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of the file. Idempotent."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes so far."""
+
+
+class AppendedPart(Part[bytes]):
+    """Text that is appended to `path`, or to a hidden file until it is sealed. `cut` gives the end of the last whole row."""
+
+    def __init__(self, path: Path, *, hidden: bool, truncate: bool, cut: Callable[[BinaryIO, int], int]) -> None:
+        self.path = path
+        self._hidden = hidden
+        target = _beside(path, "tmp") if hidden else path
+        self._file: BinaryIO = open(target, "w+b" if truncate else "a+b")  # noqa: SIM115 - closed by close()
+        try:
+            end = self._file.seek(0, os.SEEK_END)
+            keep = cut(self._file, end)
+            if keep < end:
+                self._file.truncate(keep)
+            self._file.seek(0, os.SEEK_END)
+            self._size = keep
+            self.rows = keep > 0
+            sync_folder(path.parent)  # the file's name is on the disk too
+        except BaseException:
+            self._file.close()
+            raise
+
+    def write(self, rows: bytes) -> None:
+        self.rows, self.clean = True, False
+        self._file.write(rows)
+        self._size += len(rows)
+
+    def flush(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.clean = True
+
+    def seal(self) -> bool:
+        self.flush()
+        self._file.close()
+        if self._hidden:
+            os.rename(_beside(self.path, "tmp"), self.path)
+            sync_folder(self.path.parent)
+        return True
+
+    def head(self) -> bytes:
+        """Its first bytes, up to 1 MiB."""
+        self._file.flush()
+        return os.pread(self._file.fileno(), 1 << 20, 0)
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class SealedPart(Part[Rows]):
+    """A file that is complete or not there: `path` appears when it is sealed, in place of what was there."""
+
+    def __init__(self, path: Path, encoding: Encoding[Rows]) -> None:
+        self.path = path
+        self._encoding = encoding
+        self._temporary = _beside(path, "tmp")
+        self._file: Any = None
+        self._writer: RowWriter[Rows] | None = None
+        self._waiting: list[Rows] = []  # not in the journal yet
+        self._waiting_bytes = 0
+        self._journal: Journal | None = None
+        if journal_of(path).exists():
+            self._journal = Journal(journal_of(path))
+            try:
+                for frame in self._journal.frames():
+                    for rows in encoding.unframe(frame):
+                        self._add(rows)
+            except BaseException:
+                self.close()
+                raise
+
+    def _add(self, rows: Rows) -> None:
+        if self._writer is None:
+            self._file = pa.OSFile(os.fspath(self._temporary), "wb")
+            self._writer = self._encoding.start(self._file, rows)
+            assert self._writer is not None
+        self._writer.write(rows)
+        self.rows = True
+
+    def write(self, rows: Rows) -> None:
+        self._add(rows)
+        self.clean = False
+        self._waiting.append(rows)
+        self._waiting_bytes += self._encoding.size(rows)
+        if self._waiting_bytes >= FRAME_BYTES:
+            self._note()
+
+    def _note(self) -> None:
+        """What waits goes into the journal."""
+        if self._waiting:
+            if self._journal is None:
+                self._journal = Journal(journal_of(self.path))
+            self._journal.append(self._encoding.frame(self._waiting))
+            self._waiting, self._waiting_bytes = [], 0
+
+    def flush(self) -> None:
+        if not self.clean:
+            self._note()
+            assert self._journal is not None
+            self._journal.sync()
+            self.clean = True
+
+    def seal(self) -> bool:
+        if self._writer is None:
+            self._file = pa.OSFile(os.fspath(self._temporary), "wb")
+            self._writer = self._encoding.start(self._file, None)
+        made = self._writer is not None
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            writer.close()
+            self._file.close()
+            with open(self._temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.rename(self._temporary, self.path)
+            sync_folder(self.path.parent)
+        self.clean = True
+        if self._journal is not None:
+            self._journal.delete()
+            self._journal = None
+        self.close()
+        return made
+
+    @property
+    def size(self) -> int:
+        return 0 if self._writer is None else self._writer.tell()
+
+    def close(self) -> None:
+        writer, self._writer = self._writer, None
+        file, self._file = self._file, None
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            journal.close()
+        if writer is not None:
+            writer.close()  # a writer that is not closed says so when it is collected
+        if file is not None:
+            file.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+class Journal:
+    """Frames of bytes, appended: each with its length and its check sum, so that a torn one is known."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: BinaryIO = open(path, "a+b")  # noqa: SIM115 - closed by close()
+        try:
+            self._file.seek(0)
+            start = self._file.read(len(_MAGIC))
+            if not _MAGIC.startswith(start):
+                raise UserError(f"file {os.fspath(path)!r} is no journal of a sink of files", hint="move it away")
+            if start != _MAGIC:
+                self._file.truncate(0)
+                self._file.write(_MAGIC)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def frames(self) -> Iterator[Any]:
+        """What was appended; what a crash has left unfinished at the end is cut off."""
+        end = self._file.seek(0, os.SEEK_END)
+        at = len(_MAGIC)
+        while at < end:
+            self._file.seek(at)
+            head = self._file.read(_HEAD.size)
+            if len(head) < _HEAD.size:
+                break
+            length, check = _HEAD.unpack(head)
+            if length > end - at - _HEAD.size:
+                break
+            frame = self._file.read(length)
+            if zlib.crc32(frame) != check:
+                break
+            yield pa.py_buffer(frame)
+            at += _HEAD.size + length
+        self._file.truncate(at)
+        self._file.seek(0, os.SEEK_END)
+
+    def append(self, frame: Any) -> None:
+        """Not durable before `sync`."""
+        self._file.write(_HEAD.pack(len(frame), zlib.crc32(frame)))
+        self._file.write(frame)
+
+    def sync(self) -> None:
+        """All that was appended is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        sync_folder(self.path.parent)
+
+    def delete(self) -> None:
+        """It is not needed any more."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Lets go of the file. Idempotent."""
+        self._file.close()
+
+
+def frame_of_batches(batches: list[pa.RecordBatch]) -> Any:
+    """Batches of one schema as an Arrow IPC stream."""
+    sink = pa.BufferOutputStream()
+    with ipc.new_stream(sink, batches[0].schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return sink.getvalue()
+
+
+def batches_of_frame(frame: Any) -> Iterator[pa.RecordBatch]:
+    """What `frame_of_batches` was made of."""
+    with ipc.open_stream(frame) as reader:
+        yield from reader
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.parent / f".{path.name}.{kind}"
+
+
+def journal_of(path: Path) -> Path:
+    """Where the journal of a file is, if it has one."""
+    return _beside(path, "journal")
+
+
+def unfinished(path: Path) -> list[Path]:
+    """The hidden files beside `path` that are there."""
+    return [found for kind in ("tmp", "journal") if (found := _beside(path, kind)).exists()]
+
+
+def sync_folder(folder: Path) -> None:
+    """Names in it are on the disk."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

@@ -1,0 +1,118 @@
+"""Paths as users write them -> files in the order in which they are read, and what their suffixes say."""
+
+import glob
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sabot.errors import UserError
+
+__all__ = ["COMPRESSION", "DataFile", "Paths", "bare_suffix", "codec_of", "find_files", "name_of", "open_stream"]
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file as it was when it was found. `number`: its place in the order; `stamp`: its last change, in ms."""
+
+    path: str
+    number: int
+    size: int
+    stamp: int
+
+
+def codec_of(path: str) -> str | None:
+    """How the file is compressed, by its suffix."""
+    return COMPRESSION.get(os.path.splitext(path)[1].lower())
+
+
+def bare_suffix(path: str) -> str:
+    """The suffix that tells the format: that of compression left out, lower case."""
+    stem, suffix = os.path.splitext(path)
+    return (os.path.splitext(stem)[1] if suffix.lower() in COMPRESSION else suffix).lower()
+
+
+def open_stream(path: str) -> tuple[Any, Any]:
+    """(the file, what it holds as a stream): the same one unless the suffix says that it is compressed."""
+    raw = pa.OSFile(path)
+    codec = codec_of(path)
+    return raw, raw if codec is None else pa.CompressedInputStream(raw, codec)
+
+
+def _each(paths: Paths) -> list[str]:
+    if isinstance(paths, str | os.PathLike):
+        return [os.fspath(paths)]
+    return [os.fspath(path) for path in paths]
+
+
+def name_of(paths: Paths) -> str:
+    """How the paths are called in messages, metrics and positions."""
+    found = _each(paths)
+    if not found:
+        raise UserError(
+            "a source of files needs a path", hint='a file, a folder, a glob such as "data/*.ndjson", a list'
+        )
+    return ", ".join(found)
+
+
+def find_files(paths: Paths, suffixes: Iterable[str]) -> tuple[list[DataFile], bool]:
+    """The files, in order, and whether there could be others tomorrow (the path is a folder, a glob or a list).
+
+    A file is taken whatever its suffix; of a folder (with those in it) all that have one of `suffixes`, compressed or
+    not, by name; hidden ones and those that begin with "_" are left out. Raises UserError naming what is not there.
+    """
+    wanted = tuple(suffixes)
+    each = _each(paths)
+    found: list[str] = []
+    for path in each:
+        if os.path.isdir(path):
+            found += _folder(path, wanted)
+        elif glob.has_magic(path) and not os.path.exists(path):
+            matches = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
+            if not matches:
+                raise UserError(f"no file matches {path!r}", hint=f"the current folder is {os.getcwd()!r}")
+            found += matches
+        else:
+            found.append(path)
+    return [_stated(path, number) for number, path in enumerate(found)], len(each) > 1 or found != each
+
+
+def _folder(path: str, suffixes: tuple[str, ...]) -> list[str]:
+    seen = sorted(str(each) for each in Path(path).rglob("*") if each.is_file() and not _hidden(each, Path(path)))
+    found = [each for each in seen if bare_suffix(each) in suffixes]
+    if not found:
+        others = f"; it holds {len(seen)} others, the first is {seen[0]!r}" if seen else ""
+        raise UserError(
+            f"folder {path!r} has no file that ends in {' or '.join(suffixes)}{others}",
+            hint='a glob ("folder/*") takes files with any ending',
+        )
+    return found
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+
+
+def _stated(path: str, number: int) -> DataFile:
+    try:
+        with open(path, "rb") as file:
+            found = os.fstat(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"file {path!r} cannot be read: {error.strerror}", hint=f"the current folder is {os.getcwd()!r}"
+        ) from error
+    return DataFile(path, number, found.st_size, found.st_mtime_ns // 1_000_000)
+
+
+def digest(files: Sequence[DataFile]) -> int:
+    """A number below 2^56 that stands for the names of these files, in their order."""
+    names = "\0".join(file.path for file in files).encode(errors="surrogateescape")
+    return int.from_bytes(blake2b(names, digest_size=7).digest(), "big")

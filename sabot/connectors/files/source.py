@@ -1,0 +1,382 @@
+"""What all sources of files share: which files, which parts of them, and where reading stands.
+
+A position is one number: the place of the file in the order, and the offset in it (`FileReader.offset`). All parts of this
+reader before it are read. Readers share files by pieces (a chunk, a row group, a batch, or the file where it cannot be cut):
+piece k of file f goes to reader (f + k) % readers. So a file that grows, and files that come behind the last one, change
+nothing about what was dealt before.
+"""
+
+import copy
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
+
+import pyarrow as pa
+
+from sabot._cython.batch import Batch, normalise
+from sabot.connectors.base import BAD_SCHEMA, Positions, Source, build_records
+from sabot.connectors.files.paths import DataFile, Paths, digest, find_files, name_of
+from sabot.errors import UserError
+
+__all__ = ["FileReader", "FileSource", "Found", "Share", "canonical", "fitted", "global_offset", "no_place", "picked"]
+
+_FILE = 44  # bits of the offset in a file: 16 TiB
+_RESTART = "start afresh (--fresh)"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Reader `index` of `count`."""
+
+    index: int
+    count: int
+
+    def has(self, file: int, piece: int) -> bool:
+        """Whether this reader reads this piece of this file."""
+        return (file + piece) % self.count == self.index
+
+
+class Found(NamedTuple):
+    """Rows of a file, and what was set apart among them: (offset in the file, payload, reason)."""
+
+    data: pa.RecordBatch
+    bad: Sequence[tuple[int, bytes, str]] = ()
+
+
+class FileReader(ABC):
+    """One file from an offset on, as far as it belongs to one share. What is wrong with the file: OSError or
+    pa.ArrowException, which the source turns into a UserError that names it.
+    """
+
+    offset: int
+    """After what `read` has given."""
+
+    @abstractmethod
+    def read(self, max_rows: int) -> Found | None:
+        """The next rows, at most so many (bad ones counted); None at the end, with `offset` at the end of the file."""
+
+    @property
+    @abstractmethod
+    def fraction(self) -> float:
+        """How much of the file lies behind, 0 to 1."""
+
+    @property
+    def ended(self) -> bool:
+        """True where it is known already that `read` will give None."""
+        return False
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of the file."""
+
+
+class FileSource(Source):
+    """The rows of files as they are when the source is opened, in order; bounded.
+
+    `path` is a file, a folder, a glob ("data/**/*.json.gz") or a list of these; a folder's files are read by name.
+    `start="latest"` gives nothing, a timestamp begins at the first file that was changed then or later.
+    """
+
+    bounded = True
+    suffixes: ClassVar[tuple[str, ...]]
+
+    def __init__(self, path: Paths) -> None:
+        self.name = name_of(path)
+        self._paths: Paths = path
+        self._share = Share(0, 1)
+        self._files: list[DataFile] | None = None
+        self._many = False  # other files may be there at the next start
+        self._schema: pa.Schema | None = None
+        self._whole: pa.Schema | None = None
+        self._reader: FileReader | None = None
+        self._opened = False
+        self._number = 0
+        self._offset = 0
+        self._ended = False
+        self._digest: tuple[int, int] | None = None  # (of the files up to this one, the digest)
+        self._bytes = self._bytes_before = 0  # of all files, of those that are done
+        self._progress: tuple[float, float] | None = None
+
+    # -- what a format says --------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _open_file(self, file: DataFile, offset: int) -> FileReader:
+        """A reader of this source's share. UserError where the offset is none of this file."""
+
+    @abstractmethod
+    def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
+        """All columns, canonical types."""
+
+    def _pieces(self, file: DataFile) -> bool:
+        """Whether readers can share this file."""
+        return True
+
+    def _end_of(self, file: DataFile) -> int | None:
+        """The offset after its last row; None: not known without reading it."""
+        return None
+
+    # -- the contract --------------------------------------------------------------------------------------------------
+
+    def readers(self, count: int) -> Sequence[Self]:
+        """A file that cannot be cut has one reader."""
+        if count < 1:
+            raise UserError(f"{count} readers of {self.name!r}: at least one must read")
+        files = self._list()
+        if count == 1 or (not self._many and not self._pieces(files[0])):
+            return [self]
+        found = [copy.copy(self) for _ in range(count)]
+        for index, reader in enumerate(found):
+            reader._share = Share(index, count)
+        return found
+
+    def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
+        self._schema = picked(self.infer_schema() if schema is None else schema, columns, self.name)
+        return True
+
+    def infer_schema(self) -> pa.Schema:
+        """From the first file."""
+        if self._whole is None:
+            files = self._list()
+            try:
+                self._whole = self._infer(files)
+            except (OSError, pa.ArrowException) as error:
+                raise UserError(f"file {files[0].path!r} cannot be read: {_reason(error)}") from error
+        return self._whole
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        return self._schema
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        self.close()
+        self._files = None if self._share.count == 1 else self._files  # readers share one listing
+        files = self._list()
+        restored = self._restored(positions or {})
+        if restored is None:
+            self._number, self._offset = self._start_of(start, files)
+        else:
+            self._number, self._offset = restored >> _FILE, restored & ((1 << _FILE) - 1)
+            self._check_files(files, positions or {})
+        self._bytes = sum(file.size for file in files)
+        self._bytes_before = sum(file.size for file in files[: self._number])
+        self._opened, self._ended = True, False
+        self._advance()
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        if not self._opened:
+            raise UserError(f"the source of file {self.name!r} is not open")
+        while True:
+            self._advance()
+            if self._ended or self._reader is None:
+                return None
+            file = self._list()[self._number]
+            try:
+                found = self._reader.read(max_rows)
+            except (OSError, pa.ArrowException) as error:
+                raise self._unreadable(file, error) from error
+            self._offset = self._reader.offset
+            if found is None or self._reader.ended:
+                self._next_file()
+            if found is not None:
+                self._note_progress()
+                bad = self._bad_rows(file, found.bad) if found.bad else None
+                return Batch(found.data, self.positions(), self.name, bad=bad)
+
+    @property
+    def exhausted(self) -> bool:
+        return self._opened and self._ended
+
+    def positions(self) -> Positions:
+        found = {self._place: self._position}
+        if self._many:
+            found[f"{self.name}#files", self._share.index] = self._named()
+        return found
+
+    def progress(self) -> tuple[float, float] | None:
+        return self._progress
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        """Bytes, not rows: how many rows are left is not known."""
+        progress = self._progress
+        return {} if progress is None or not self._opened else {self._place: round(progress[1] - progress[0])}
+
+    def close(self) -> None:
+        self._opened = False
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
+
+    # -- files, one after the other ------------------------------------------------------------------------------------
+
+    def _list(self) -> list[DataFile]:
+        if self._files is None:
+            self._files, self._many = find_files(self._paths, self.suffixes)
+        return self._files
+
+    def _advance(self) -> None:
+        """Opens the file that is to be read next; `_ended` when there is none."""
+        files = self._list()
+        while not self._ended and self._reader is None:
+            if self._number >= len(files):
+                self._ended = True
+                break
+            try:
+                self._reader = self._open_file(files[self._number], self._offset)
+            except (OSError, pa.ArrowException) as error:
+                raise self._unreadable(files[self._number], error) from error
+            if self._reader.ended:
+                self._offset = self._reader.offset
+                self._next_file()
+        self._note_progress()
+
+    def _next_file(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        files = self._list()
+        if self._number + 1 < len(files):
+            self._bytes_before += files[self._number].size
+            self._number, self._offset = self._number + 1, 0
+        else:
+            self._ended = True
+
+    def _note_progress(self) -> None:
+        fraction = 1.0 if self._ended else 0.0 if self._reader is None else min(1.0, self._reader.fraction)
+        files = self._list()
+        current = files[self._number].size if self._number < len(files) else 0
+        done, total = self._bytes_before + fraction * current, self._bytes
+        self._progress = (done / self._share.count, total / self._share.count)
+
+    def _unreadable(self, file: DataFile, error: Exception) -> UserError:
+        return UserError(
+            f"file {file.path!r} cannot be read at offset {self._offset}: {_reason(error)}",
+            hint="it is damaged, unfinished, or of another format than its source; mend it or leave it out",
+        )
+
+    def _bad_rows(self, file: DataFile, bad: Sequence[tuple[int, bytes, str]]) -> pa.RecordBatch:
+        offsets, payloads, reasons = zip(*bad, strict=True)
+        places = [global_offset(file, offset) for offset in offsets]
+        headers = [(("file", file.path.encode(errors="surrogateescape")),)] * len(bad) if self._many else None
+        records = build_records(payloads, None, [file.stamp] * len(bad), self._share.index, places, headers)
+        return pa.RecordBatch.from_arrays([*records.columns, pa.array(reasons, pa.string())], schema=BAD_SCHEMA)
+
+    # -- positions -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _place(self) -> tuple[str, int]:
+        count = self._share.count
+        return (self.name if count == 1 else f"{self.name}#{count}", self._share.index)
+
+    @property
+    def _position(self) -> int:
+        return (self._number << _FILE) + self._offset
+
+    def _start_of(self, start: str | int, files: list[DataFile]) -> tuple[int, int]:
+        if start in ("earliest", "committed"):
+            return 0, 0
+        if start == "latest":
+            end = self._end_of(files[-1])
+            return (len(files), 0) if end is None else (len(files) - 1, end)
+        if isinstance(start, int):
+            first = next((file.number for file in files if file.stamp >= start), None)
+            return self._start_of("latest", files) if first is None else (first, 0)
+        raise UserError(f"start={start!r} is no place to start", hint='"earliest", "latest" or a timestamp in ms')
+
+    def _restored(self, positions: Positions) -> int | None:
+        """This reader's own; None: nothing of this source is in them."""
+        found = positions.get(self._place)
+        for topic, _ in positions:
+            made = re.fullmatch(re.escape(self.name) + r"(?:#(\d+))?", topic)
+            if made is not None and int(made[1] or 1) != self._share.count:
+                raise UserError(
+                    f"the position of {self.name!r} was made with {made[1] or 1} readers, not with {self._share.count}",
+                    hint=f"run with the parallelism that the checkpoint was made with, or {_RESTART}",
+                )
+        if found is not None and found < 0:
+            raise UserError(f"file {self.name!r}: position {found} is below 0", hint=_RESTART)
+        return found
+
+    def _check_files(self, files: list[DataFile], positions: Positions) -> None:
+        """Files may have come behind the one that was being read, nothing else may have changed before it."""
+        if self._number >= len(files):
+            if self._number == len(files) and self._offset == 0:
+                return
+            raise UserError(
+                f"the position of {self.name!r} is in file {self._number + 1}, and there are {len(files)}",
+                hint=f"put the missing files back, or {_RESTART}",
+            )
+        named = positions.get((f"{self.name}#files", self._share.index))
+        if named is not None and named != self._named():
+            raise UserError(
+                f"the files of {self.name!r} are not those of the checkpoint, up to the one that it stopped in:"
+                f" that was file {self._number + 1}, now {files[self._number].path!r}",
+                hint=f"new files must come last by name; put the old ones back, or {_RESTART}",
+            )
+
+    def _named(self) -> int:
+        if self._digest is None or self._digest[0] != self._number:
+            self._digest = (self._number, digest(self._list()[: self._number + 1]))
+        return self._digest[1]
+
+
+def global_offset(file: DataFile, offset: int) -> int:
+    """The position of an offset in a file."""
+    return (file.number << _FILE) + offset
+
+
+def no_place(path: str, offset: int, what: str) -> UserError:
+    """The error for an offset that a checkpoint names and the file does not have."""
+    return UserError(
+        f"file {path!r}: position {offset} is {what}",
+        hint=f"the file was changed since the checkpoint; {_RESTART}",
+    )
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).strip()
+
+
+def canonical(schema: pa.Schema) -> pa.Schema:
+    """The schema that batches of these columns have once they are normalised."""
+    return normalise(schema.remove_metadata().empty_table()).schema
+
+
+def picked(schema: pa.Schema, columns: Sequence[str] | None, name: str) -> pa.Schema:
+    """The wanted columns of a schema, in the order wanted; UserError for what is not there."""
+    schema = schema.remove_metadata()
+    if columns is None:
+        return schema
+    missing = [column for column in columns if column not in schema.names]
+    if missing:
+        raise UserError(
+            f"{name!r} has no column {', '.join(map(repr, missing))}",
+            hint=f"it has {', '.join(map(repr, schema.names)) or 'none: it is empty, or give schema='}",
+        )
+    return pa.schema([schema.field(column) for column in columns])
+
+
+def fitted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch:
+    """These columns in the wanted types; UserError where one is missing or a value does not fit."""
+    data = normalise(data)
+    if data.schema.equals(schema):
+        return data
+    columns: list[Any] = []
+    for field in schema:
+        if field.name not in data.schema.names:
+            raise UserError(
+                f"file {path!r} has no column {field.name!r}",
+                hint=f"it has {', '.join(map(repr, data.schema.names))}; all files of a source have the same columns",
+            )
+        column: Any = data.column(field.name)
+        if column.type != field.type:
+            try:
+                column = column.cast(field.type)
+            except pa.ArrowException as error:
+                raise UserError(
+                    f"file {path!r}: column {field.name!r} is {column.type}, wanted is {field.type}: {error}",
+                    hint="give the source's stream a schema= that fits all files",
+                ) from error
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, schema=schema) if columns else data.select([])

@@ -1,0 +1,396 @@
+"""Aggregates by group: what a plan's calls become. Fixed-width accumulators are the kernel's (`keyed.GroupTable`); what has no
+fixed width is gathered beside it, by the table's slots (`gathered.Extras`).
+
+An Aggregator is a description: tables, stores and extras are the caller's, one a pane, a window or a session.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.keyed import GroupTable
+from sabot._cython.partition import KEY_GROUPS
+from sabot.errors import UserError
+from sabot.operators.base import OperatorContext, OperatorState
+from sabot.operators.gathered import Extras, Gather
+from sabot.state.tables import TableStore
+
+__all__ = ["KINDS", "Aggregator", "Call", "Snapshot", "owned_groups", "read_batches"]
+
+_NUMERIC = ["sum", "mean", "variance", "stddev"]
+_PICKED = ["min", "max", "first", "last", "any", "arg_min", "arg_max"]
+KINDS = frozenset(["count", *_NUMERIC, *_PICKED, "count_distinct", "collect_list", "user"])
+CHUNK_ROWS = 65_536
+
+Array: TypeAlias = pa.Array
+
+
+@dataclass(frozen=True)
+class Call:
+    """One aggregate. `argument`, `by` (of arg_min and arg_max) and `where` (bool: only rows where it is true) name input columns.
+
+    function: of the kind `user` (see `gathered.UserAggregate`). ddof: of variance and stddev.
+    """
+
+    name: str
+    kind: str
+    argument: str | None = None
+    by: str | None = None
+    where: str | None = None
+    ddof: int = 1
+    function: Any = None
+
+
+class Aggregator:
+    """`calls` over rows of `input`, grouped by the columns `keys`; `order` names the int64 column that says what is first.
+
+    schema: of results, the keys, then the calls. kernel: what a GroupTable of it is made for. states: keys and all accumulators as
+    columns, one row a group; `merge` takes them. needs_slots: there are extras, and tables must stay in memory.
+    Nulls: a sum, mean, … of no value is null; count and count_distinct of none are 0; collect_list keeps nulls, and orders by `order`,
+    then arrival. first, last, any: nulls are values; of equal `order` the
+    first (last) to come. arg_min, arg_max: of equal `by` the least `order`, then the first to come; rows
+    without a `by` (null, NaN) are passed over. UserError for a column that is not there, or of a type that the kind cannot take.
+    """
+
+    def __init__(
+        self, keys: Sequence[str], calls: Sequence[Call], input: pa.Schema, *, order: str | None = None
+    ) -> None:
+        self.input = input
+        self.keys = pa.schema([input.field(_index(input, name, "group by")) for name in keys])
+        self.key_indices = [_index(input, name, "group by") for name in keys]
+        self.order = -1 if order is None else _index(input, order, "order")
+        self.kernel: list[tuple[str, pa.DataType | None]] = []
+        self.arguments: list[int] = []
+        self.filters: list[int] = []
+        self._derived: dict[tuple[Any, ...], tuple[int, Callable[[pa.RecordBatch], Array]]] = {}
+        self._known: dict[tuple[Any, ...], int] = {}
+        self._gathers: list[Gather] = []
+        self._outputs: list[Callable[[Sequence[Array], Sequence[Array]], Array]] = []
+        for call in calls:
+            self._outputs.append(self._resolve(call))
+        if not self.kernel:  # a batch of states must have a column, so that it has rows
+            self._kernel("count", None, -1, -1)
+        table = self.table()
+        self.needs_slots = bool(self._gathers)
+        gathered = [field for gather in self._gathers for field in gather.states]
+        self.states = pa.schema([*table.states, *gathered])
+        self._kernel_states = table.states.names
+        self.gathered = pa.schema([*self.keys, *gathered])
+        empty = self.compose(
+            [pa.array([], kind) for kind in table.results], [pa.array([], g.type) for g in self._gathers]
+        )
+        columns = [pa.field(call.name, column.type) for call, column in zip(calls, empty, strict=True)]
+        self.schema = pa.schema([*self.keys, *columns])
+        names = self.schema.names
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"the result would have two columns {twice!r}", hint="give the aggregate another name")
+
+    # What callers hold
+
+    def table(self) -> GroupTable:
+        """An empty table of its own, outside of any store."""
+        try:
+            return GroupTable(self.keys, self.kernel)
+        except TypeError as error:
+            raise UserError(f"cannot group by {self.keys.names}: {error}") from error
+
+    def store(self, context: OperatorContext) -> TableStore:
+        """A store of such tables: in memory where there are extras."""
+        directory = None if self.needs_slots else context.directory
+        return TableStore(self.keys, self.kernel, directory=directory, memory_budget=context.memory_budget)
+
+    def extras(self) -> Extras:
+        """An empty holder of what the kernel cannot keep, for one table."""
+        return Extras(self._gathers)
+
+    # Rows in
+
+    def columns(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """`data` with the columns behind it that `arguments` and `filters` count on."""
+        for (name, *_), (_, compute) in self._derived.items():
+            data = data.append_column(str(name), compute(data))
+        return data
+
+    def add(
+        self,
+        table: GroupTable,
+        extras: Extras,
+        data: pa.RecordBatch,
+        selection: pa.Int32Array | None = None,
+        hashes: pa.UInt64Array | None = None,
+    ) -> None:
+        """Adds the rows of `data` that `selection` names."""
+        if self._derived:
+            data = self.columns(data)
+        slots = table.update(
+            data,
+            self.key_indices,
+            self.arguments,
+            self.filters,
+            order=self.order,
+            hashes=hashes,
+            selection=selection,
+            want_slots=self.needs_slots,
+        )
+        if slots is not None and self.needs_slots:
+            extras.add(slots, data, selection)
+
+    def merge(
+        self, table: GroupTable, extras: Extras, state: pa.RecordBatch, selection: pa.Int32Array | None = None
+    ) -> pa.Int32Array:
+        """Adds what `export` of another table gave (columns by name; others are passed over). -> the slot of each row."""
+        slots = table.merge(state.select(self._kernel_states), selection=selection)
+        if self.needs_slots:
+            extras.merge(slots, state if selection is None else state.take(selection))
+        return slots
+
+    # Results out
+
+    def compose(self, kernel: Sequence[Array], gathered: Sequence[Array]) -> list[Array]:
+        """Results of the kernel and of the extras, row by row -> one column a call."""
+        return [output(kernel, gathered) for output in self._outputs]
+
+    def finish(self, table: GroupTable, extras: Extras, slots: pa.Int32Array | None = None) -> pa.RecordBatch:
+        """Results (`schema`) of these slots, or of all groups."""
+        if slots is None and self.needs_slots:
+            slots = table.slots()
+        columns = table.finish(slots)
+        gathered = extras.results(slots) if slots is not None else []
+        return self._result(columns, gathered)
+
+    def results(self, store: TableStore, pane: int, extras: Extras) -> Iterator[pa.RecordBatch]:
+        """Results of all groups of a pane, in pieces of at most CHUNK_ROWS rows."""
+        if self.needs_slots:
+            yield from self.results_of(store.table(pane), extras)
+        else:
+            for columns in store.finish(pane):
+                yield self._result(columns, [])
+
+    def results_of(self, table: GroupTable, extras: Extras) -> Iterator[pa.RecordBatch]:
+        """The same for a table outside of a store."""
+        for slots in _pieces(table):
+            yield self.finish(table, extras, slots)
+
+    def export(self, store: TableStore, pane: int, extras: Extras) -> Iterator[pa.RecordBatch]:
+        """States (`states`) of all groups of a pane, in pieces of at most CHUNK_ROWS rows."""
+        if self.needs_slots:
+            yield from self.export_of(store.table(pane), extras)
+        else:
+            yield from store.export(pane)
+
+    def export_of(self, table: GroupTable, extras: Extras) -> Iterator[pa.RecordBatch]:
+        """The same for a table outside of a store."""
+        for slots in _pieces(table):
+            yield self.export_slots(table, extras, slots)
+
+    def export_slots(self, table: GroupTable, extras: Extras, slots: pa.Int32Array) -> pa.RecordBatch:
+        """States (`states`) of these slots."""
+        state = table.export(slots)
+        if not self.needs_slots:
+            return state
+        return pa.RecordBatch.from_arrays([*state.columns, *extras.states(slots)], schema=self.states)
+
+    def export_gathered(self, table: GroupTable, extras: Extras) -> Iterator[pa.RecordBatch]:
+        """Keys and extras alone (`gathered`), for a snapshot beside the store's own."""
+        if self.needs_slots:
+            for slots in _pieces(table):
+                columns = [*table.key_columns(slots), *extras.states(slots)]
+                yield pa.RecordBatch.from_arrays(columns, schema=self.gathered)
+
+    def merge_gathered(self, table: GroupTable, extras: Extras, state: pa.RecordBatch) -> None:
+        """Adds what `export_gathered` gave; the table has the groups already."""
+        keys = list(range(len(self.keys)))
+        extras.merge(table.resolve(state, keys), state)
+
+    def _result(self, columns: Sequence[Array], gathered: Sequence[Array]) -> pa.RecordBatch:
+        width = len(self.keys)
+        calls = self.compose(columns[width:], gathered)
+        return pa.RecordBatch.from_arrays([*columns[:width], *calls], schema=self.schema)
+
+    # From calls to accumulators
+
+    def _resolve(self, call: Call) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
+        """-> how the call's column is made of the kernel's results and the gathered ones."""
+        if call.kind not in KINDS:
+            raise UserError(
+                f"{call.name}: there is no aggregate {call.kind!r}", hint=f"one of {', '.join(sorted(KINDS))}"
+            )
+        where = -1 if call.where is None else _index(self.input, call.where, call.name)
+        if where >= 0 and not pa.types.is_boolean(self.input.field(where).type):
+            raise UserError(f"{call.name}: the filter {call.where!r} is {self.input.field(where).type}, not bool")
+        if call.argument is None:
+            if call.kind not in ("count", "user"):
+                raise UserError(f"{call.name}: {call.kind} needs a column")
+            if call.kind == "count":
+                return _kernel_at(self._kernel("count", None, -1, where))
+            return self._gather(call, -1, where)
+        argument = _index(self.input, call.argument, call.name)
+        kind = self.input.field(argument).type
+        if call.kind == "count":
+            if _fixed(kind):
+                return _kernel_at(self._kernel("count", kind, argument, where))
+            return _kernel_at(self._kernel("count", None, -1, self._valid(argument, where)))
+        if call.kind in _NUMERIC:
+            return self._numeric(call, argument, where, kind)
+        if call.kind in ("min", "max", "first", "last", "any") and _fixed(kind):
+            return _kernel_at(self._kernel("first" if call.kind == "any" else call.kind, kind, argument, where))
+        return self._gather(call, argument, where)
+
+    def _numeric(
+        self, call: Call, argument: int, where: int, kind: pa.DataType
+    ) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
+        if pa.types.is_decimal(kind) and call.kind == "sum":
+            return self._gather(call, argument, where)
+        if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
+            argument, kind = self._cast(argument, pa.float64()), pa.float64()
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+            raise UserError(
+                f"{call.name}: {call.kind} of {call.argument!r}, which is {kind}", hint="cast it to a number"
+            )
+        if call.kind in ("sum", "mean"):
+            return _kernel_at(self._kernel(call.kind, kind, argument, where))
+        variance = self._kernel("variance", kind, argument, where)
+        root = call.kind == "stddev"
+        if call.ddof == 1:
+            return lambda kernel, gathered: pc.sqrt(kernel[variance]) if root else kernel[variance]
+        count = self._kernel("count", kind, argument, where)
+        mean = self._kernel("mean", kind, argument, where)
+        return lambda kernel, gathered: _with_ddof(kernel[variance], kernel[count], kernel[mean], call.ddof, root)
+
+    def _kernel(self, kind: str, argument_type: pa.DataType | None, argument: int, where: int) -> int:
+        """The accumulator's index; calls that need the same one share it."""
+        known = (kind, argument, where)
+        if known not in self._known:
+            self._known[known] = len(self.kernel)
+            self.kernel.append((kind, argument_type))
+            self.arguments.append(argument)
+            self.filters.append(where)
+        return self._known[known]
+
+    def _gather(self, call: Call, argument: int, where: int) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
+        by = -1
+        if call.kind in ("arg_min", "arg_max"):
+            if call.by is None:
+                raise UserError(f"{call.name}: {call.kind} needs the column to go by")
+            by = _index(self.input, call.by, call.name)
+        index = len(self._gathers)
+        self._gathers.append(
+            Gather.of(
+                call.name, call.kind, self.input, argument, by=by, where=where, order=self.order, function=call.function
+            )
+        )
+        return lambda kernel, gathered: gathered[index]
+
+    def _valid(self, argument: int, where: int) -> int:
+        """A bool column: the argument is there (and the filter holds)."""
+        return self._derive(("valid", argument, where), partial(_valid, argument=argument, where=where))
+
+    def _cast(self, argument: int, kind: pa.DataType) -> int:
+        return self._derive(("cast", argument, kind), lambda data: data.column(argument).cast(kind))
+
+    def _derive(self, what: tuple[Any, ...], compute: Callable[[pa.RecordBatch], Array]) -> int:
+        if what not in self._derived:
+            self._derived[what] = (len(self.input) + len(self._derived), compute)
+        return self._derived[what][0]
+
+
+class Snapshot:
+    """The state of an operator at a barrier (an `OperatorState`): that of its store, and batches beside it.
+
+    `files`: name -> (schema, batches); each becomes an Arrow IPC stream `NAME.arrow`; `tables`: the store's, in the folder "tables".
+    """
+
+    def __init__(self, tables: OperatorState | None, files: dict[str, tuple[pa.Schema, list[pa.RecordBatch]]]) -> None:
+        self._tables, self._files = tables, files
+
+    def save(self, directory: Path) -> int:
+        written = 0
+        if self._tables is not None:
+            folder = directory / "tables"
+            folder.mkdir()
+            written += self._tables.save(folder)
+        for name, (schema, batches) in self._files.items():
+            path = directory / f"{name}.arrow"
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+            written += path.stat().st_size
+        return written
+
+    def discard(self) -> None:
+        if self._tables is not None:
+            self._tables.discard()
+
+
+def read_batches(directory: Path, name: str) -> Iterator[pa.RecordBatch]:
+    """The batches of one of a Snapshot's files; none where it was not written."""
+    path = directory / f"{name}.arrow"
+    if path.exists():
+        with pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
+            yield from reader
+
+
+def owned_groups(context: OperatorContext, keyed: bool = True) -> Callable[[pa.UInt64Array], pa.BooleanArray]:
+    """Key hashes -> which belong to this subtask: key group g to part g * parallelism // 1024; without keys all to subtask 0."""
+
+    def owned(hashes: pa.UInt64Array) -> pa.BooleanArray:
+        if not keyed:
+            return pa.array(np.full(len(hashes), context.subtask == 0))
+        groups = hashes.to_numpy() % np.uint64(KEY_GROUPS)
+        parts = groups * np.uint64(context.parallelism) // np.uint64(KEY_GROUPS)
+        return pa.array(parts == np.uint64(context.subtask))
+
+    return owned
+
+
+def _index(schema: pa.Schema, name: str, what: str) -> int:
+    index: int = schema.get_field_index(name)
+    if index < 0:
+        there = ", ".join(schema.names)
+        raise UserError(f"{what}: there is no column {name!r}", hint=f"there are {there}")
+    return index
+
+
+def _fixed(kind: pa.DataType) -> bool:
+    """The kernel has accumulators for it."""
+    return bool(
+        pa.types.is_boolean(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_float32(kind)
+        or pa.types.is_float64(kind)
+        or pa.types.is_date(kind)
+        or pa.types.is_time(kind)
+        or pa.types.is_timestamp(kind)
+        or pa.types.is_duration(kind)
+    )
+
+
+def _kernel_at(index: int) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
+    return lambda kernel, gathered: kernel[index]
+
+
+def _valid(data: pa.RecordBatch, argument: int, where: int) -> Array:
+    valid = pc.is_valid(data.column(argument))
+    return valid if where < 0 else pc.and_(valid, data.column(where))
+
+
+def _with_ddof(variance: Array, count: Array, mean: Array, ddof: int, root: bool) -> Array:
+    """The sample variance with another divisor; null where it is not above 0. Of one value it is null: that one's is 0, or NaN."""
+    n = count.cast(pa.float64())
+    squares = pc.if_else(pc.equal(n, 1.0), pc.subtract(mean, mean), pc.multiply(variance, pc.subtract(n, 1.0)))
+    left = pc.subtract(n, float(ddof))
+    result = pc.divide(squares, pc.if_else(pc.greater(left, 0.0), left, pa.scalar(None, pa.float64())))
+    return pc.sqrt(result) if root else result
+
+
+def _pieces(table: GroupTable) -> Iterator[pa.Int32Array]:
+    slots = table.slots()
+    for start in range(0, len(slots), CHUNK_ROWS):
+        yield slots.slice(start, CHUNK_ROWS)

@@ -1,0 +1,43 @@
+"""Between Arrow arrays and numpy's views of their values."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+__all__ = ["broadcast", "integer_array", "integers", "is_utc"]
+
+
+def broadcast(value: Any, rows: int) -> pa.Array:
+    """A scalar as an array of so many rows; an array as it is, in one piece."""
+    if isinstance(value, pa.Scalar):
+        return pa.repeat(value, rows) if value.is_valid else pa.nulls(rows, value.type)
+    return value.combine_chunks() if isinstance(value, pa.ChunkedArray) else value
+
+
+def integers(array: pa.Array) -> Any:
+    """The values of an array of integers, times or dates, without a copy; anything where it is null."""
+    signed = "u" if pa.types.is_unsigned_integer(array.type) else "i"
+    dtype = np.dtype(f"{signed}{array.type.bit_width // 8}")
+    data = array.buffers()[1]
+    if data is None:
+        return np.zeros(len(array), dtype)
+    return np.frombuffer(data, dtype)[array.offset : array.offset + len(array)]
+
+
+def integer_array(values: Any, type: pa.DataType, *sources: Any, nulls: Any = None) -> pa.Array:
+    """numpy integers as an array of this type (as wide as they are); null where a source is, and where `nulls` is true."""
+    for source in sources:
+        if isinstance(source, pa.Scalar):
+            if not source.is_valid:
+                return pa.nulls(len(values), type)
+        elif source.null_count:
+            more = source.is_null().to_numpy(zero_copy_only=False)
+            nulls = more if nulls is None else nulls | more
+    made = pa.array(values, mask=nulls)
+    return made if made.type == type else made.view(type)
+
+
+def is_utc(zone: str | None) -> bool:
+    """Whether times of this zone are what they are in UTC; a time without a zone is UTC."""
+    return zone is None or zone in ("UTC", "Etc/UTC", "Z", "+00:00", "utc")

@@ -1,0 +1,97 @@
+"""The contract of a step of a compiled chain. What is written here holds for every operator of a stream.
+
+A chain is a list of operators in one subtask: plain calls, no queue. One thread owns it and makes all calls, in this order:
+
+    open ─▶ [restore] ─▶ ( process | advance | snapshot )* ─▶ [finish] ─▶ close
+
+Operators call `emit` (set before `open`) with what they have made; it may block, which is backpressure. A batch may carry a
+`selection`: only the rows that it names count. An operator that cannot use one asks for `batch.taken()`.
+
+Event time travels as the column TIME_COLUMN (int64, ms UTC, not null), last of the columns, where something downstream needs it.
+"""
+
+from abc import ABC
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+
+__all__ = ["END_OF_TIME", "TIME_COLUMN", "Operator", "OperatorContext", "OperatorState", "SavedState"]
+
+TIME_COLUMN = "__time"
+END_OF_TIME = 2**63 - 1  # the watermark after the last row of a bounded input
+
+
+class OperatorState(Protocol):
+    """What an operator was at a barrier: taken in its thread, saved by another one while the operator goes on."""
+
+    def save(self, directory: Path) -> int:
+        """Writes into `directory`, which exists and is empty; -> bytes. Blocking, in any thread, at most once."""
+
+    def discard(self) -> None:
+        """It is not needed any more, saved or not. Idempotent; any thread."""
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """The state of one operator in a checkpoint: what `OperatorState.save` wrote, and the facts beside it."""
+
+    directory: Path
+    facts: dict[str, Any]
+
+
+@dataclass
+class OperatorContext:
+    """What an operator is told when it is opened.
+
+    input: the columns that will come (with TIME_COLUMN where the plan needs it).
+    directory: its own, empty, for a database; None: state is kept in memory only.
+    memory_budget: bytes that its state may take in memory where it has a directory.
+    side: by name, where rows go that leave the main road ("late"); absent: they are counted and dropped.
+    """
+
+    input: pa.Schema
+    subtask: int = 0
+    parallelism: int = 1
+    directory: Path | None = None
+    memory_budget: int = 256_000_000
+    side: dict[str, Callable[[Batch], None]] = field(default_factory=dict)
+
+
+class Operator(ABC):
+    """One step. Without state of its own it overrides `process` and, where columns change, `open`."""
+
+    id: str = ""  # stable over restarts: names its state in checkpoints
+    emit: Callable[[Batch], None]
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        """Ready to process; -> the columns of what it emits. Raises UserError for columns that are not there."""
+        return context.input
+
+    def restore(self, saved: list[SavedState]) -> None:
+        """The state of a checkpoint comes back: one entry for each subtask that the operator had then."""
+
+    def process(self, batch: Batch) -> None:
+        """Rows, in order. Emits what follows from them. Keeps no reference to what it may not: batches are immutable."""
+        self.emit(batch)
+
+    def advance(self, watermark_ms: int) -> None:
+        """No row below this event time is expected any more. Emits what has become complete. The chain then tells the next."""
+
+    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+        """At a barrier: (facts for the manifest, JSON values; what must be saved beside it). Must be quick: it stops the rows."""
+        return {}, None
+
+    def finish(self) -> None:
+        """The input has ended for good, after `advance(END_OF_TIME)` where it had event time: emit all that is left."""
+
+    def close(self) -> None:
+        """Let go of everything. Idempotent."""
+
+    def statistics(self) -> dict[str, Any]:
+        """Figures, from any thread."""
+        return {}

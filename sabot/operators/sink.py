@@ -1,0 +1,82 @@
+"""The last step of a chain: rows leave for a Sink."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.batch import Batch
+from sabot._cython.json import encode_rows
+from sabot.connectors.base import RECORD_SCHEMA, Sink
+from sabot.errors import UserError
+from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, OperatorState
+
+__all__ = ["SinkWriter", "with_key"]
+
+
+class SinkWriter(Operator):
+    """Writes what comes; at a barrier everything before it is safe at the receiver (delivery at least once)."""
+
+    def __init__(self, sink: Sink, key: str | None, expected: pa.Schema | None, now_ms: Callable[[], int]) -> None:
+        self.sink = sink
+        self.rows_out = 0
+        self._key = key
+        self._expected = expected
+        self._now_ms = now_ms
+        self._closed = threading.Lock()
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        if self._key is not None and self._expected is not None and self._key not in self._expected.names:
+            raise UserError(
+                f"to({self.sink.name!r}): there is no column {self._key!r} for the key",
+                hint=f"the columns are {', '.join(self._expected.names)}",
+            )
+        if self._expected is not None and self._key is None:
+            self.sink.expect(self._expected)
+        self.sink.open()
+        return context.input
+
+    def process(self, batch: Batch) -> None:
+        data = batch.taken()
+        if data.num_columns and data.schema.names[-1] == TIME_COLUMN:
+            data = data.remove_column(data.num_columns - 1)
+        if self._key is not None and data.schema != RECORD_SCHEMA:
+            data = with_key(data, self._key, self._now_ms())
+        self.sink.write(Batch(data, None, batch.topic))
+        self.rows_out += data.num_rows
+
+    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+        self.sink.flush()
+        return {}, None
+
+    def finish(self) -> None:
+        self.sink.finish()
+
+    def close(self) -> None:
+        self.sink.close()
+
+    def statistics(self) -> dict[str, Any]:
+        return {"rows_out": self.rows_out}
+
+
+def with_key(data: pa.RecordBatch, key: str, now_ms: int) -> pa.RecordBatch:
+    """Rows -> RECORD_SCHEMA: each row as JSON, the column `key` as the record's key (text as it is, the rest as JSON)."""
+    rows = data.num_rows
+    column = data.column(key)
+    if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
+        keys = column.cast(pa.binary())
+    else:
+        text: Any = column if pa.types.is_primitive(column.type) else encode_rows(data.select([key]))
+        keys = text.cast(pa.string()).cast(pa.binary())
+    columns = [
+        encode_rows(data),
+        pc.if_else(pc.is_null(column), pa.scalar(None, pa.binary()), keys),
+        pa.array(np.full(rows, now_ms, dtype=np.int64)),
+        pa.array(np.zeros(rows, dtype=np.int32)),
+        pa.array(np.zeros(rows, dtype=np.int64)),
+        pa.nulls(rows, RECORD_SCHEMA.field("headers").type),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA)

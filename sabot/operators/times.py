@@ -1,0 +1,178 @@
+"""Times in columns: timestamps, dates, and int64 as ms since 1970 UTC, all of which expressions and event time take alike."""
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot.errors import UserError
+from sabot.operators.arrays import integer_array, integers, is_utc
+
+__all__ = ["epoch", "format_time", "is_time", "local", "to_ms", "to_unit", "truncate"]
+
+_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_NS = {
+    "ns": 1,
+    "us": 10**3,
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+    "d": 86400 * 10**9,
+    "w": 7 * 86400 * 10**9,
+}
+_MONTHS = {"mo": 1, "q": 3, "y": 12}
+_MONDAY_NS = 4 * 86400 * 10**9  # 1970-01-05: weeks begin on Mondays
+
+
+def is_time(type: pa.DataType) -> bool:
+    """Whether a column of this type holds points in time."""
+    return bool(pa.types.is_timestamp(type) or pa.types.is_date(type) or pa.types.is_integer(type))
+
+
+def to_ms(array: pa.Array) -> pa.Array:
+    """int64 ms since 1970 UTC, from timestamps of any unit (rounded down), dates, and integers (ms already); null stays null."""
+    if pa.types.is_integer(array.type):
+        return array if pa.types.is_int64(array.type) else pc.cast(array, pa.int64())
+    if not is_time(array.type):
+        raise UserError(f"{array.type} is no time", hint="a timestamp, a date, or int64 as ms since 1970 UTC")
+    return epoch(array, "ms")
+
+
+def as_timestamp(array: pa.Array) -> pa.Array:
+    """Integers (ms) and dates as timestamps; timestamps as they are."""
+    if pa.types.is_timestamp(array.type):
+        return array
+    if pa.types.is_date32(array.type):
+        return pc.cast(array, pa.timestamp("s"))
+    if pa.types.is_date64(array.type):
+        return pc.cast(array, pa.timestamp("ms"))
+    return pc.cast(array, pa.int64(), safe=False).view(pa.timestamp("ms"))
+
+
+def local(array: pa.Array) -> pa.Array:
+    """Timestamps as a clock of their zone shows them, without a zone."""
+    array = as_timestamp(array)
+    if array.type.tz is None:
+        return array
+    if is_utc(array.type.tz):
+        return array.view(pa.timestamp(array.type.unit))
+    return pc.local_timestamp(array)
+
+
+def to_unit(array: pa.Array, unit: str) -> pa.Array:
+    """Timestamps or durations of another unit: rounded down to a coarser one; ArrowInvalid where a finer one overflows."""
+    zoned = pa.types.is_timestamp(array.type)
+    type = pa.timestamp(unit, array.type.tz) if zoned else pa.duration(unit)
+    have, want = _PER_SECOND[array.type.unit], _PER_SECOND[unit]
+    if have <= want:
+        return pc.cast(array, type)
+    return integer_array(np.floor_divide(integers(array), have // want), type, array)
+
+
+def epoch(array: pa.Array, unit: str) -> pa.Array:
+    """int64 units ("d": days) since 1970 UTC, rounded down."""
+    array = as_timestamp(array)
+    have, want = _PER_SECOND[array.type.unit], _PER_SECOND.get(unit, 1)
+    values = integers(array)
+    if have > want:
+        values = np.floor_divide(values, have // want)
+    elif have < want:
+        values = values * (want // have)
+    if unit == "d":
+        values = np.floor_divide(values, 86400)
+    return integer_array(values, pa.int64(), array)
+
+
+def truncate(every: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
+    """A function that rounds down to multiples of `every` ("15m", "1mo"), on the clock of the column's zone."""
+    match = re.fullmatch(r"(\d+)(\w+)", every)
+    assert match is not None
+    count, unit = int(match[1]), match[2]
+    if unit in _MONTHS:
+        return lambda array: _truncate_months(array, count * _MONTHS[unit])
+    ns = count * _NS[unit]
+    start = _MONDAY_NS if unit == "w" else 0
+
+    def run(array: pa.Array) -> pa.Array:
+        step_ns = _step_ns(array.type)
+        if step_ns >= ns:
+            return array
+        if ns % step_ns:
+            raise UserError(f"{every} is no multiple of what {array.type} counts in")
+        zone = _zone(array.type)
+        clock = integers(array if zone is None else local(array)).astype(np.int64, copy=False)
+        past = np.remainder(clock - start // step_ns, ns // step_ns)
+        if zone is not None and ns >= _NS["d"]:
+            return _in_zone(clock - past, array)
+        return integer_array((integers(array) - past).astype(f"i{array.type.bit_width // 8}"), array.type, array)
+
+    run(pa.array([], type))
+    return run
+
+
+def format_time(format: str) -> Callable[[pa.Array], pa.Array]:
+    """A function from times to text. Seconds are whole; %3f %6f %9f %f are digits of their fraction, %.3f with the point."""
+    parts = [part for part in re.split(r"((?<!%)(?:%%)*%(?:\.?[369])?f)", format) if part]
+
+    def run(array: pa.Array) -> pa.Array:
+        if pa.types.is_integer(array.type):
+            array = as_timestamp(array)
+        if pa.types.is_date(array.type):
+            return pc.strftime(array, format=format)
+        whole = to_unit(array, "s")
+        texts = []
+        for part in parts:
+            match = re.fullmatch(r"((?:%%)*)%(\.?)([369])?f", part)
+            if match is None:
+                texts.append(pc.strftime(whole, format=part))
+                continue
+            digits = int(match[3] or 9)
+            before = match[1].replace("%%", "%") + match[2]
+            texts.append(_fraction(array, digits, before))
+        return texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, "")
+
+    return run
+
+
+def _fraction(array: pa.Array, digits: int, before: str) -> pa.Array:
+    per_second = _PER_SECOND[array.type.unit]
+    values = np.remainder(integers(array), per_second) * (10**9 // per_second) // 10 ** (9 - digits)
+    text = pc.utf8_lpad(pc.cast(integer_array(values, pa.int64(), array), pa.string()), width=digits, padding="0")
+    return pc.binary_join_element_wise(before, text, "") if before else text
+
+
+def _truncate_months(array: pa.Array, months: int) -> pa.Array:
+    zone = _zone(array.type)
+    clock = array if zone is None else local(array)
+    unit = "D" if pa.types.is_date32(array.type) else _unit(array.type)
+    stamps = integers(clock).astype(np.int64, copy=False).view(f"datetime64[{unit}]")
+    if array.null_count:  # what stands behind a null may be no time at all
+        stamps = np.where(array.is_null().to_numpy(zero_copy_only=False), np.zeros(1, stamps.dtype), stamps)
+    month = stamps.astype("datetime64[M]").astype(np.int64)
+    first = (month - np.remainder(month, months)).view("datetime64[M]")
+    values = first.astype(f"datetime64[{unit}]").astype(np.int64)
+    if zone is not None:
+        return _in_zone(values, array)
+    return integer_array(values.astype(f"i{array.type.bit_width // 8}"), array.type, array)
+
+
+def _in_zone(clock: np.ndarray, array: pa.Array) -> pa.Array:
+    """What a clock of the zone shows -> the time; the first of two, the end of a gap."""
+    shown = integer_array(clock, pa.timestamp(array.type.unit), array)
+    return pc.assume_timezone(shown, timezone=array.type.tz, ambiguous="earliest", nonexistent="latest")
+
+
+def _zone(type: pa.DataType) -> str | None:
+    """The zone that its clock differs by from UTC."""
+    return type.tz if pa.types.is_timestamp(type) and not is_utc(type.tz) else None
+
+
+def _unit(type: pa.DataType) -> str:
+    return str(type.unit) if pa.types.is_timestamp(type) else "ms"
+
+
+def _step_ns(type: pa.DataType) -> int:
+    return _NS["d"] if pa.types.is_date32(type) else 10**9 // _PER_SECOND[_unit(type)]

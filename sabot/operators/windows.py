@@ -1,0 +1,493 @@
+"""Aggregates in windows of event time: tumbling, hopping and cumulative.
+
+Rows are aggregated once, into panes that do not overlap: a tumbling window is a pane, a hopping one is size / slide of them, a
+cumulative one grows by one each step. Only panes are state. What is merged of them for a window is a cache (`_Merged`).
+"""
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.batch import Batch
+from sabot._cython.keyed import GroupTable, hash_columns
+from sabot._cython.window import split_panes
+from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
+from sabot.errors import InternalError, UserError
+from sabot.operators.aggregates import Aggregator, Call, Snapshot, owned_groups, read_batches
+from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
+from sabot.operators.gathered import Extras, joined
+from sabot.state.tables import TableStore
+
+__all__ = ["PANE_COLUMN", "LocalCombine", "WindowAggregate"]
+
+PANE_COLUMN = "__pane"  # of partial states: where the pane starts, ms
+ROWS_COLUMN = "__rows"  # of partial states: rows behind this one
+
+_START_OF_TIME = -(2**63)
+_INPUT = b"sabot.input"  # metadata of partial states' schema: the columns that were combined
+_INT64 = pa.int64()
+_WINDOW_TIME = pa.timestamp("ms", tz="UTC")
+
+TimeWindow = TumblingWindow | HoppingWindow | CumulativeWindow
+
+
+class _Shape:
+    """Panes and windows as numbers, ms. Every window ends where a pane ends."""
+
+    def __init__(self, window: TimeWindow) -> None:
+        self.size = window.size_ms
+        self.offset = window.offset_ms
+        self.step = window.size_ms
+        if isinstance(window, HoppingWindow):
+            self.step = window.slide_ms
+        elif isinstance(window, CumulativeWindow):
+            self.step = window.step_ms
+        self.grows = isinstance(window, CumulativeWindow)
+        self.single = self.step == self.size  # a window is a pane
+        if self.size % self.step:
+            raise UserError(
+                f"a window of {self.size} ms is no multiple of {self.step} ms", hint="it is made of whole panes"
+            )
+
+    def pane(self, time: int) -> int:
+        """The start of the pane in which a row of this time is."""
+        return time - (time - self.offset) % self.step
+
+    def start(self, end: int) -> int:
+        """The start of the window that ends here."""
+        return end - self.step - (end - self.step - self.offset) % self.size if self.grows else end - self.size
+
+    def last_end(self, pane: int) -> int:
+        """The end of the last window that this pane is in."""
+        return (pane - (pane - self.offset) % self.size if self.grows else pane) + self.size
+
+    def first_open(self, watermark: int) -> int:
+        """The least time of which a row is in a window that is not over: rows before it are late."""
+        if self.grows:
+            return watermark - (watermark - self.offset) % self.size
+        return self.pane(watermark - self.size) + self.step
+
+
+class WindowAggregate(Operator):
+    """`calls` by `keys` and window. Emits the keys, window_start, window_end (exclusive), the calls and, where the input has it,
+    TIME_COLUMN: the window's last ms.
+
+    A window is emitted when the watermark reaches its end, windows in order of their ends, groups in any order, empty ones not.
+    allowed_lateness_ms: for so long after its end, a row that comes for a window makes the next `advance` emit its groups again, with
+    all their rows. A row is late when all its windows are over, lateness included: it goes to the side "late", without TIME_COLUMN.
+    emit_every_ms: when the watermark passes a multiple of it, windows that are not yet complete are emitted as they are.
+    partial: batches are what LocalCombine emits; their late rows are counted, but cannot go to the side.
+    """
+
+    def __init__(
+        self,
+        window: TimeWindow,
+        keys: Sequence[str],
+        calls: Sequence[Call],
+        *,
+        allowed_lateness_ms: int = 0,
+        emit_every_ms: int | None = None,
+        partial: bool = False,
+        id: str = "",
+    ) -> None:
+        if emit_every_ms is not None and emit_every_ms < 1:
+            raise UserError(f"emit_every: {emit_every_ms} ms is no interval", hint="1 ms or more")
+        self.id = id
+        self._shape = _Shape(window)
+        self._keys, self._calls = tuple(keys), tuple(calls)
+        self._lateness, self._every, self._partial = allowed_lateness_ms, emit_every_ms, partial
+        self._late_rows = self._windows_emitted = self._rows_emitted = 0
+        self._statistics: dict[str, Any] = {}
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._context = context
+        self._input = _combined_input(context.input) if self._partial else context.input
+        self._timed = TIME_COLUMN in self._input.names
+        self._aggregator = Aggregator(self._keys, self._calls, self._input, order=TIME_COLUMN if self._timed else None)
+        time = PANE_COLUMN if self._partial else TIME_COLUMN
+        self._time = context.input.get_field_index(time)
+        if self._time < 0:
+            raise UserError(
+                "a window of event time needs event time", hint="name its column: app.stream(..., time='ts')"
+            )
+        self._late = context.side.get("late")
+        self._store = self._aggregator.store(context)
+        self._extras: dict[int, Extras] = {}
+        self._panes: list[int] = []  # those that hold rows, ascending
+        self._reopened: dict[
+            int, GroupTable
+        ] = {}  # pane -> keys of rows that came after one of its windows was emitted
+        self._watermark = _START_OF_TIME
+        self._late_before = _START_OF_TIME
+        self._merged = self._cache()
+        result = self._aggregator.schema
+        bounds = [pa.field("window_start", _WINDOW_TIME), pa.field("window_end", _WINDOW_TIME)]
+        fields = [*list(result)[: len(self._keys)], *bounds, *list(result)[len(self._keys) :]]
+        if self._timed:
+            fields.append(pa.field(TIME_COLUMN, pa.int64()))
+        self._schema = pa.schema(fields)
+        if len(set(self._schema.names)) < len(fields):
+            raise UserError("an aggregate or a key of a window is called window_start or window_end", hint="rename it")
+        return self._schema
+
+    def process(self, batch: Batch) -> None:
+        data = batch.data
+        late, panes = split_panes(
+            data.column(self._time),
+            self._shape.step,
+            self._shape.offset,
+            batch.selection,
+            late_before=self._late_before,
+        )
+        if late is not None:
+            self._refuse(data, late)
+        for pane, rows in panes:
+            self._add(pane, data, rows, batch.hashes)
+        self._store.settle()
+
+    def _add(self, pane: int, data: pa.RecordBatch, rows: pa.Int32Array | None, hashes: pa.UInt64Array | None) -> None:
+        at = bisect_left(self._panes, pane)
+        if at == len(self._panes) or self._panes[at] != pane:
+            self._panes.insert(at, pane)
+            self._extras[pane] = self._aggregator.extras()
+        table = self._store.table(pane)
+        if self._partial:
+            self._aggregator.merge(table, self._extras[pane], data, rows)
+        else:
+            self._aggregator.add(table, self._extras[pane], data, rows, hashes)
+        if pane + self._shape.step <= self._watermark:
+            self._merged.forget()
+            if pane not in self._reopened:
+                self._reopened[pane] = self._keys_table()
+            keys = [data.schema.get_field_index(name) for name in self._keys]
+            self._reopened[pane].resolve(data, keys, hashes=hashes, selection=rows)
+
+    def _refuse(self, data: pa.RecordBatch, late: pa.Int32Array) -> None:
+        if self._partial:
+            self._late_rows += pc.sum(data.column(ROWS_COLUMN).take(late)).as_py()
+            return
+        self._late_rows += len(late)
+        if self._late is not None:
+            self._late(Batch(data.drop_columns([TIME_COLUMN]).take(late)))
+
+    def advance(self, watermark_ms: int) -> None:
+        before = self._watermark
+        if watermark_ms <= before:
+            return
+        self._emit_reopened(before)
+        for end in self._ends(before, watermark_ms):
+            self._emit_window(self._merged, end)
+        self._watermark = watermark_ms
+        if self._every is not None and before // self._every != watermark_ms // self._every:
+            self._emit_early()
+        self._late_before = min(self._shape.first_open(watermark_ms - self._lateness), 2**63 - 1)
+        over = bisect_left(self._panes, self._late_before)
+        for pane in self._panes[:over]:
+            self._store.drop(pane)
+            del self._extras[pane]
+        del self._panes[:over]
+
+    def _ends(self, after: int, upto: int) -> Iterator[int]:
+        """Ends of windows that hold rows, after < end <= upto, ascending. Goes from pane to pane, not from window to window."""
+        shape = self._shape
+        end = shape.pane(after) + shape.step
+        while end <= upto:
+            at = bisect_left(self._panes, shape.start(end))
+            if at == len(self._panes):
+                return
+            if self._panes[at] < end:
+                yield end
+                end += shape.step
+            else:
+                end = self._panes[at] + shape.step
+
+    def _emit_reopened(self, watermark: int) -> None:
+        """Windows that were emitted, and that rows have come for since: the groups of these rows."""
+        if not self._reopened:
+            return
+        shape = self._shape
+        ends: set[int] = set()
+        for pane in self._reopened:
+            first = max(pane, shape.pane(watermark - self._lateness)) + shape.step
+            last = min(shape.last_end(pane), shape.pane(watermark))
+            ends.update(range(first, last + 1, shape.step))
+        merged = self._cache()
+        for end in sorted(ends):
+            touched = self._keys_table()
+            for pane in self._reopened:
+                if shape.start(end) <= pane < end:
+                    touched.merge(self._reopened[pane].export())
+            self._emit_window(merged, end, touched)
+        self._reopened.clear()
+
+    def _cache(self) -> "_Merged":
+        return _Merged(self._aggregator, self._store, self._extras, slides=not self._shape.grows)
+
+    def _keys_table(self) -> GroupTable:
+        return GroupTable(self._aggregator.keys, [("count", None)])  # a column, so that states without keys have rows
+
+    def _emit_early(self) -> None:
+        """Windows that end after the watermark, as they are."""
+        if self._panes:
+            merged = self._cache()
+            for end in self._ends(self._watermark, self._shape.last_end(self._panes[-1])):
+                self._emit_window(merged, end)
+
+    def _emit_window(self, merged: "_Merged", end: int, touched: GroupTable | None = None) -> None:
+        """The results of a window; of these keys alone where `touched` says them."""
+        start = self._shape.start(end)
+        panes = self._panes[bisect_left(self._panes, start) : bisect_left(self._panes, end)]
+        width = len(self._keys)
+        keys = list(range(width))
+        for result in merged.results(panes):
+            if touched is not None and width:
+                found = touched.resolve(result, keys, insert=False)
+                result = result.filter(pc.greater_equal(found, 0))
+            rows = result.num_rows
+            if not rows:
+                continue
+            bounds = [_repeated(ms, rows, _WINDOW_TIME) for ms in (start, end)]
+            columns = [*result.columns[:width], *bounds, *result.columns[width:]]
+            if self._timed:
+                columns.append(_repeated(end - 1, rows))
+            self._rows_emitted += rows
+            self.emit(Batch(pa.RecordBatch.from_arrays(columns, schema=self._schema)))
+        self._windows_emitted += 1
+
+    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+        tables_facts, tables = self._store.snapshot()
+        files: dict[str, tuple[pa.Schema, list[pa.RecordBatch]]] = {}
+        if self._aggregator.needs_slots:
+            gathered = [
+                _with_pane(state, pane)
+                for pane in self._panes
+                for state in self._aggregator.export_gathered(self._store.table(pane), self._extras[pane])
+            ]
+            files["gathered"] = self._aggregator.gathered.append(pa.field(PANE_COLUMN, pa.int64())), gathered
+        if self._reopened:
+            keys = [_with_pane(table.export(), pane) for pane, table in self._reopened.items()]
+            files["reopened"] = keys[0].schema, keys
+        facts = {
+            "watermark": None if self._watermark == _START_OF_TIME else self._watermark,
+            "late_rows": self._late_rows,
+            "tables": tables_facts if tables is not None else None,
+        }
+        return facts, Snapshot(tables, files) if tables is not None or files else None
+
+    def restore(self, saved: list[SavedState]) -> None:
+        context = self._context
+        owned = owned_groups(context, bool(self._keys)) if context.parallelism > 1 or len(saved) > 1 else None
+        tables = [(part.directory / "tables", part.facts["tables"]) for part in saved]
+        self._store.restore([SavedState(place, facts) for place, facts in tables if facts is not None], owned)
+        self._panes = sorted(self._store.panes)
+        self._extras.update((pane, self._aggregator.extras()) for pane in self._panes)
+        for part in saved:
+            for state in read_batches(part.directory, "gathered"):
+                pane, state = _owned_rows(state, owned, len(self._keys))
+                if state.num_rows:
+                    self._aggregator.merge_gathered(self._store.table(pane), self._extras[pane], state)
+            for state in read_batches(part.directory, "reopened"):
+                pane, state = _owned_rows(state, owned, len(self._keys))
+                if state.num_rows:
+                    if pane not in self._reopened:
+                        self._reopened[pane] = self._keys_table()
+                    self._reopened[pane].merge(state)
+        marks = [part.facts["watermark"] for part in saved]
+        self._watermark = min(_START_OF_TIME if mark is None else mark for mark in marks)
+        if self._watermark > _START_OF_TIME:
+            self._late_before = min(self._shape.first_open(self._watermark - self._lateness), 2**63 - 1)
+        if context.subtask == 0:  # the job's sum stays what it was
+            self._late_rows = sum(part.facts["late_rows"] for part in saved)
+        self._store.settle()
+
+    def close(self) -> None:
+        if self.__dict__.get("_store") is not None:
+            self._store.close()
+            self._extras.clear()
+            self._reopened.clear()
+            self._merged.forget()
+
+    def statistics(self) -> dict[str, Any]:
+        return {
+            **self._store.statistics(),
+            "panes": len(self._panes),
+            "late_rows": self._late_rows,
+            "windows": self._windows_emitted,
+            "results": self._rows_emitted,
+            "merges": self._merged.merges,
+        }
+
+
+class LocalCombine(Operator):
+    """The first phase of a two-phase aggregate, before the shuffle: each batch's rows by key and pane, as partial states.
+
+    Emits the states of the aggregates as columns, PANE_COLUMN and ROWS_COLUMN; `WindowAggregate(…, partial=True)`, with the same
+    window, keys and calls, takes them. Stateless. It pays where a batch has many rows of a group.
+    """
+
+    def __init__(self, window: TimeWindow, keys: Sequence[str], calls: Sequence[Call], *, id: str = "") -> None:
+        self.id = id
+        self._shape = _Shape(window)
+        self._keys, self._calls = tuple(keys), tuple(calls)
+        self._rows_in = self._rows_out = 0
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._time = context.input.get_field_index(TIME_COLUMN)
+        if self._time < 0:
+            raise UserError(
+                "a window of event time needs event time", hint="name its column: app.stream(..., time='ts')"
+            )
+        calls = [*self._calls, Call(ROWS_COLUMN, "count")]
+        self._aggregator = Aggregator(self._keys, calls, context.input, order=TIME_COLUMN)
+        self._rows = self._aggregator.states.get_field_index(f"{self._aggregator.kernel.index(('count', None))}.count")
+        self._table, self._extras = self._aggregator.table(), self._aggregator.extras()
+        fields = [*self._aggregator.states, pa.field(PANE_COLUMN, pa.int64()), pa.field(ROWS_COLUMN, pa.int64())]
+        self._schema = pa.schema(fields, metadata={_INPUT: context.input.serialize().to_pybytes()})
+        return self._schema
+
+    def process(self, batch: Batch) -> None:
+        _, panes = split_panes(batch.data.column(self._time), self._shape.step, self._shape.offset, batch.selection)
+        states = []
+        for pane, rows in panes:
+            self._aggregator.add(self._table, self._extras, batch.data, rows, batch.hashes)
+            for state in self._aggregator.export_of(self._table, self._extras):
+                columns = [
+                    *state.columns,
+                    _repeated(pane, state.num_rows),
+                    state.column(self._rows),
+                ]
+                states.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+            self._table.clear()
+            self._extras.clear()
+        if states:
+            combined = joined(states)
+            self._rows_in += batch.num_rows
+            self._rows_out += combined.num_rows
+            self.emit(batch.with_data(combined))
+
+    def statistics(self) -> dict[str, Any]:
+        return {"rows_in": self._rows_in, "rows_out": self._rows_out}
+
+
+class _Merged:
+    """Windows of several panes, asked for in order of their ends: one table, from which panes go and to which panes come.
+
+        panes    1  2  3  4 | 5  6  7      the window 2 to 7 has just been given; next is 3 to 8
+        front       2  3  4 |              each with its keys, and for these what the front's later panes have: 2 knows of 3+4
+        back                | 5+6+7        a table
+
+    8 comes: it is merged into the window and the back. 2 goes: its keys leave the window, and come back as what 3+4 have of them
+    (kept with 2) and 5+6+7 (looked up in the back). When the front is used up, all panes of the window become the front. So a slide
+    costs what its two panes have groups, whatever the window's length and its groups, and what is kept is at most twice the panes.
+    The two stacks are those of Tangwongsan, Hirzel, Schneider: Low-latency sliding-window aggregation, by key.
+    """
+
+    def __init__(self, aggregator: Aggregator, store: TableStore, extras: dict[int, Extras], *, slides: bool) -> None:
+        self._aggregator, self._store, self._extras = aggregator, store, extras
+        self._slides = slides  # panes go one by one; else all at once, and there is no front and no back
+        self._keys = list(range(len(aggregator.keys)))
+        self._head = list(range(len(aggregator.keys) + 1))  # the keys and a column, so that a batch of no keys has rows
+        self._window = aggregator.table(), aggregator.extras()
+        self._back = aggregator.table(), aggregator.extras()
+        self._front: deque[tuple[int, list[tuple[pa.RecordBatch, pa.RecordBatch]]]] = deque()
+        self._behind: list[int] = []  # the panes of the back, or of a window that does not slide
+        self.merges = 0
+
+    def forget(self) -> None:
+        """Panes have changed."""
+        for table, extras in (self._window, self._back):
+            table.clear()
+            extras.clear()
+        self._front.clear()
+        self._behind.clear()
+
+    def results(self, panes: list[int]) -> Iterator[pa.RecordBatch]:
+        """The results of a window made of these panes, in pieces."""
+        if len(panes) == 1:
+            yield from self._aggregator.results(self._store, panes[0], self._extras[panes[0]])
+            return
+        while self._front and self._front[0][0] < panes[0]:
+            self._leave(self._front.popleft()[1])
+        if self._behind and self._behind[0] < panes[0]:  # after a gap, or in the next window that grows
+            self.forget()
+        last = self._behind[-1] if self._behind else self._front[-1][0] if self._front else None
+        for pane in panes:
+            if last is None or pane > last:
+                self._come(pane)
+        yield from self._aggregator.results_of(*self._window)
+        if self._slides and not self._front:
+            self._turn(panes)
+
+    def _come(self, pane: int) -> None:
+        for state in self._pane(pane):
+            self._merge(self._window, state)
+            if self._slides:
+                self._merge(self._back, state)
+        self._behind.append(pane)
+
+    def _leave(self, pieces: list[tuple[pa.RecordBatch, pa.RecordBatch]]) -> None:
+        table, extras = self._window
+        for keys, later in pieces:
+            slots = table.resolve(keys, self._keys, insert=False)
+            table.remove(slots)
+            extras.remove(slots)
+            self._merge(self._window, later)
+            if self._behind:
+                self._merge(self._window, self._found(self._back, keys))
+
+    def _turn(self, panes: list[int]) -> None:
+        """The panes of the window become the front."""
+        later = self._back
+        later[0].clear()
+        later[1].clear()
+        for pane in reversed(panes):
+            states = list(self._pane(pane))
+            self._front.appendleft((pane, [(state.select(self._head), self._found(later, state)) for state in states]))
+            for state in states:
+                self._merge(later, state)
+        later[0].clear()
+        later[1].clear()
+        self._behind.clear()
+
+    def _pane(self, pane: int) -> Iterator[pa.RecordBatch]:
+        return self._aggregator.export(self._store, pane, self._extras[pane])
+
+    def _found(self, where: tuple[GroupTable, Extras], keys: pa.RecordBatch) -> pa.RecordBatch:
+        """The states that the table has of these keys."""
+        slots = where[0].resolve(keys, self._keys, insert=False)
+        return self._aggregator.export_slots(*where, slots.filter(pc.greater_equal(slots, 0)))
+
+    def _merge(self, into: tuple[GroupTable, Extras], state: pa.RecordBatch) -> None:
+        self.merges += 1
+        self._aggregator.merge(*into, state)
+
+
+def _combined_input(partial: pa.Schema) -> pa.Schema:
+    """The columns that were combined into these partial states."""
+    metadata = partial.metadata or {}
+    if _INPUT not in metadata:
+        raise InternalError(f"{partial.names} are no partial states of a window")
+    return pa.ipc.read_schema(pa.py_buffer(metadata[_INPUT]))
+
+
+def _repeated(value: int, rows: int, kind: pa.DataType = _INT64) -> pa.Array:
+    return pa.Array.from_buffers(kind, rows, [None, pa.py_buffer(np.full(rows, value, np.int64))], 0)
+
+
+def _with_pane(batch: pa.RecordBatch, pane: int) -> pa.RecordBatch:
+    return batch.append_column(PANE_COLUMN, _repeated(pane, batch.num_rows))
+
+
+def _owned_rows(state: pa.RecordBatch, owned: Any, width: int) -> tuple[int, pa.RecordBatch]:
+    """(pane, the rows that belong to this subtask) of a batch that `_with_pane` made."""
+    pane = state.column(state.num_columns - 1)[0].as_py()
+    state = state.drop_columns([PANE_COLUMN])
+    if owned is not None:
+        hashes = hash_columns(state.columns[:width]) if width else pa.array([0] * state.num_rows, pa.uint64())
+        state = state.filter(owned(hashes))
+    return pane, state

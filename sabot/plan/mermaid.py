@@ -1,0 +1,56 @@
+"""The plan as a Mermaid graph."""
+
+from sabot.plan.stages import Edge, Plan, Step
+
+__all__ = ["mermaid"]
+
+
+def mermaid(plan: Plan) -> str:
+    """Stages as boxes around their steps, in Mermaid's language."""
+    lines = ["flowchart LR"]
+    links: list[str] = []
+    first = {stage.id: _first(stage.id) for stage in plan.stages}
+    for stage in plan.stages:
+        lines.append(
+            f"  subgraph {_id(stage.id)}[stage {stage.id}{f' x{stage.parallelism}' if stage.parallelism > 1 else ''}]"
+        )
+        if stage.reading is not None:
+            lines.append(f"    {first[stage.id]}[/{_quoted(f'read {stage.reading.node.name}')}/]")
+        elif stage.sink is not None:
+            sink = stage.sink[0]
+            lines.append(
+                f"    {first[stage.id]}[\\{_quoted(f'write {sink if isinstance(sink, str) else sink.name}')}\\]"
+            )
+        else:
+            lines.append(f"    {first[stage.id]}(( ))")
+        for step in stage.steps():
+            lines.append(f"    {_id(step.id)}[{_quoted(step.text)}]")
+        lines.append("  end")
+        _link(first[stage.id], stage.targets, first, links)
+        if stage.reading is not None and stage.reading.dead_letters is not None:
+            links.append(f"  {first[stage.id]} -. dead letters .-> {first[stage.reading.dead_letters.target.id]}")
+    return "\n".join(lines + links)
+
+
+def _link(origin: str, targets: list[Step | Edge], first: dict[str, str], links: list[str]) -> None:
+    for target in targets:
+        if isinstance(target, Edge):
+            label = "" if target.keys is None else f"|{_quoted('by ' + ', '.join(target.keys))}|"
+            links.append(f"  {origin} -->{label} {first[target.target.id]}")
+        else:
+            links.append(f"  {origin} --> {_id(target.id)}")
+            for name, edge in target.side.items():
+                links.append(f"  {_id(target.id)} -. {name} .-> {first[edge.target.id]}")
+            _link(_id(target.id), target.targets, first, links)
+
+
+def _id(name: str) -> str:
+    return "s" + "".join(c if c.isalnum() else "_" for c in name)
+
+
+def _first(stage_id: str) -> str:
+    return _id(f"{stage_id} in")
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', "#quot;") + '"'

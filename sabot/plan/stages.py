@@ -1,0 +1,487 @@
+"""The optimised graph -> stages: chains of operators that run in one thread, and the edges between them.
+
+A stage ends where rows must change threads: before keyed work with more than one subtask (rows go to the owner of their key
+group), before a union, before a sink. Everything else is fused: plain calls within a chain. A chain may fork; it never joins.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from sabot.api import stream as logical
+from sabot.api.aggregates import Aggregate
+from sabot.api.expr import Expr, col
+from sabot.api.stream import Node, Read, Write
+from sabot.api.windows import CountWindow, SessionWindow
+from sabot.connectors.base import Sink
+from sabot.errors import UserError
+from sabot.operators.aggregates import Call
+from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
+from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, RunningAggregate
+from sabot.operators.sessions import SessionAggregate
+from sabot.operators.stateless import Drop, Filter, FlatMap, MapBatches, Rename, Select, WithColumns
+from sabot.operators.windows import LocalCombine, WindowAggregate
+from sabot.plan.optimise import optimise, used_columns, walk
+
+__all__ = ["Edge", "Plan", "Reading", "Stage", "Step", "make_plan"]
+
+
+@dataclass(eq=False)
+class Edge:
+    """Rows of a chain go to another stage. keys: to the owner of the key group of these columns; None: all to its one subtask."""
+
+    target: "Stage"
+    keys: tuple[str, ...] | None = None
+
+
+@dataclass(eq=False)
+class Step:
+    """One operator of a chain. `make` gives a new one for each subtask; `targets` is where its rows go."""
+
+    id: str
+    text: str
+    make: Callable[[], Operator]
+    targets: list["Step | Edge"] = field(default_factory=list)
+    side: dict[str, Edge] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Reading:
+    """How a source is read: `columns` are decoded (None: all), event time is put beside them if `timed`."""
+
+    node: Read
+    columns: tuple[str, ...] | None
+    timed: bool
+    dead_letters: Edge | None = None
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """Of what is decoded; None: not known before the first records."""
+        known = self.node.schema
+        if known is None or self.columns is None:
+            return known
+        return pa.schema([known.field(name) for name in self.columns])
+
+
+@dataclass(eq=False)
+class Stage:
+    """A chain with what feeds it: a source (`reading`), the edges of other stages, or for a sink (`sink`) both of them and no steps."""
+
+    id: str
+    parallelism: int
+    reading: Reading | None = None
+    sink: tuple[str | Sink, str | None] | None = None  # (topic or Sink, the column that is the key)
+    targets: list[Step | Edge] = field(default_factory=list)
+    upstream: list["Stage"] = field(default_factory=list)
+
+    def steps(self) -> list[Step]:
+        """All operators of the chain, those upstream first."""
+        found: list[Step] = []
+
+        def visit(targets: list[Step | Edge]) -> None:
+            for target in targets:
+                if isinstance(target, Step):
+                    found.append(target)
+                    visit(target.targets)
+
+        visit(self.targets)
+        return found
+
+    def edges(self) -> list[Edge]:
+        """All that leave the chain."""
+        steps = self.steps()
+        ends = [end for step in steps for end in (*step.targets, *step.side.values())] + self.targets
+        edges = [end for end in ends if isinstance(end, Edge)]
+        if self.reading is not None and self.reading.dead_letters is not None:
+            edges.append(self.reading.dead_letters)
+        return edges
+
+
+@dataclass
+class Plan:
+    """Stages, upstream before downstream."""
+
+    stages: list[Stage]
+
+    def check(self) -> None:
+        """Opens every operator whose columns are known, and closes it again. Raises UserError for names and types that do not fit."""
+        schemas: dict[str, pa.Schema] = {}
+
+        def visit(targets: list[Step | Edge], schema: pa.Schema) -> None:
+            for target in targets:
+                if isinstance(target, Edge):
+                    schemas.setdefault(target.target.id, schema)
+                    continue
+                operator = target.make()
+                try:
+                    columns = operator.open(OperatorContext(schema))
+                finally:
+                    operator.close()
+                visit(target.targets, columns)
+
+        for stage in self.stages:
+            reading = stage.reading
+            schema = schemas.get(stage.id) if reading is None else reading.schema
+            if reading is not None and schema is not None and reading.timed:
+                schema = schema.append(pa.field(TIME_COLUMN, pa.int64()))
+            if schema is not None:
+                visit(stage.targets, schema)
+
+    def text(self) -> str:
+        """For people: what each stage reads, does, and sends where."""
+        lines: list[str] = []
+        for stage in self.stages:
+            lines.append(f"stage {stage.id}" + (f"  x{stage.parallelism}" if stage.parallelism > 1 else ""))
+            if stage.reading is not None:
+                reading = stage.reading
+                columns = "all columns" if reading.columns is None else ", ".join(reading.columns) or "no columns"
+                time = f"; event time from {reading.node.time or 'the records'}" if reading.timed else ""
+                lines.append(f"  read {reading.node.name}: {columns}{time}")
+            if stage.sink is not None:
+                sink, key = stage.sink
+                name = sink if isinstance(sink, str) else sink.name
+                lines.append(f"  write {name}" + ("" if key is None else f", key {key}"))
+            _describe(stage.targets, "  ", lines)
+        return "\n".join(lines)
+
+
+def _describe(targets: Iterable[Step | Edge], indent: str, lines: list[str]) -> None:
+    for target in targets:
+        if isinstance(target, Edge):
+            how = "" if target.keys is None else f" by key group of {', '.join(target.keys)}"
+            lines.append(f"{indent}-> stage {target.target.id}{how}")
+        else:
+            lines.append(f"{indent}{target.text}")
+            for name, edge in target.side.items():
+                lines.append(f"{indent}  {name} -> stage {edge.target.id}")
+            _describe(target.targets, indent if len(target.targets) < 2 else indent + "  ", lines)
+
+
+def make_plan(writes: Iterable[Write], *, parallelism: int = 1) -> Plan:
+    """Stages for these sinks and all that leads to them. Raises UserError for programs that cannot run."""
+    return _Planner(optimise(writes), parallelism).plan()
+
+
+@dataclass
+class _Place:
+    """Where the rows of a node come out: a list of targets to add to, in a stage; `keys`: split by the key group of these."""
+
+    stage: Stage
+    targets: list[Step | Edge]
+    keys: tuple[str, ...] | None = None
+    timed: bool = False
+    time: str | None = None
+
+
+class _Planner:
+    def __init__(self, writes: list[Write], parallelism: int) -> None:
+        self._writes = writes
+        self._parallelism = parallelism
+        self._used = used_columns(writes)
+        self._stages: list[Stage] = []
+        self._sinks: dict[int | str, Stage] = {}
+        self._places: dict[int, _Place] = {}
+        self._steps = 0
+        self._timed = _timed_reads(writes)
+
+    def plan(self) -> Plan:
+        for write in self._writes:
+            place = self._place(write.input)
+            place.targets.append(Edge(self._sink(write.sink, write.key, place.stage)))
+        upstream_first = [stage for stage in self._stages if stage.sink is None]
+        return Plan(upstream_first + [stage for stage in self._stages if stage.sink is not None])
+
+    # -- stages -------------------------------------------------------------------------------------------------------
+
+    def _stage(self, name: str, parallelism: int, **what: Any) -> Stage:
+        stage = Stage(f"{len(self._stages)}-{name}", parallelism, **what)
+        self._stages.append(stage)
+        return stage
+
+    def _sink(self, sink: str | Sink, key: str | None, upstream: Stage) -> Stage:
+        name = sink if isinstance(sink, str) else id(sink)
+        stage = self._sinks.get(name)
+        if stage is None:
+            stage = self._sinks[name] = self._stage("write", 1, sink=(sink, key))
+        elif stage.sink is not None and stage.sink[1] != key:
+            raise UserError(f"to({sink!r}): two streams write it with different keys", hint="give both the same key=")
+        if upstream not in stage.upstream:
+            stage.upstream.append(upstream)
+        return stage
+
+    def _step(self, place: _Place, text: str, make: Callable[[], Operator], **facts: Any) -> tuple[Step, _Place]:
+        """The operator at the end of the chain, and the place behind it."""
+        self._steps += 1
+        step = Step(f"{self._steps}-{text.split(' ', 1)[0]}", text, make)
+        place.targets.append(step)
+        behind = {"keys": place.keys, "timed": place.timed, "time": place.time} | facts
+        return step, _Place(place.stage, step.targets, **behind)
+
+    def _moved(self, place: _Place, keys: tuple[str, ...], name: str) -> _Place:
+        """Rows of a key come together: here, if they are together already."""
+        if place.stage.reading is None and place.stage.parallelism == 1:
+            return place
+        if self._parallelism == 1:
+            return place  # the reader is one thread too
+        if keys and place.keys is not None and set(place.keys) <= set(keys):
+            return place
+        stage = self._stage(name, self._parallelism if keys else 1)
+        stage.upstream.append(place.stage)
+        place.targets.append(Edge(stage, keys or None))
+        return _Place(stage, stage.targets, keys or None, place.timed, place.time)
+
+    # -- nodes --------------------------------------------------------------------------------------------------------
+
+    def _place(self, node: Node) -> _Place:
+        if id(node) not in self._places:
+            self._places[id(node)] = self._placed(node)
+        return self._places[id(node)]
+
+    def _placed(self, node: Node) -> _Place:
+        match node:
+            case Read():
+                return self._read(node)
+            case logical.Filter():
+                predicate = node.predicate
+                return self._then(node.input, f"filter {predicate.text()}", lambda: Filter(predicate))
+            case logical.Select():
+                return self._select(node)
+            case logical.WithColumns():
+                place = self._place(node.input)
+                return self._with_columns(place, node.columns)
+            case logical.Drop():
+                names = node.names
+                return self._then(node.input, f"drop {', '.join(names)}", lambda: Drop(names))
+            case logical.Rename():
+                renamed = dict(node.names)
+                place = self._place(node.input)
+                keys = None if place.keys is None else tuple(renamed.get(key, key) for key in place.keys)
+                text = "rename " + ", ".join(f"{old} to {new}" for old, new in node.names)
+                time = place.time if place.time is None else renamed.get(place.time, place.time)
+                return self._step(place, text, lambda: Rename(renamed), keys=keys, time=time)[1]
+            case logical.MapBatches():
+                place = self._place(node.input)
+                function, schema, time = node.function, node.schema, place.time
+                text = f"map_batches {_name_of(function)}"
+                return self._step(place, text, lambda: MapBatches(function, schema, time=time), keys=None)[1]
+            case logical.FlatMap():
+                place = self._place(node.input)
+                each, schema, time = node.function, node.schema, place.time
+                text = f"flat_map {_name_of(each)}"
+                return self._step(place, text, lambda: FlatMap(each, schema, time=time), keys=None)[1]
+            case logical.Union():
+                return self._union(node)
+            case logical.AggregateWindow():
+                return self._aggregate_window(node)
+            case logical.RunningAggregate():
+                place, calls = self._arguments(
+                    self._moved(self._place(node.input), node.keys, "keyed"), node.aggregates
+                )
+                by, ttl_ms = node.keys, node.ttl_ms
+                self._need_time(place, ttl_ms is not None, "ttl=")
+                text = f"aggregate{_by(by)}: {_words(node.aggregates)}"
+                return self._step(place, text, lambda: RunningAggregate(by, calls, ttl_ms=ttl_ms))[1]
+            case logical.Reduce():
+                place = self._moved(self._place(node.input), node.keys, "keyed")
+                by, reduce, ttl_ms = node.keys, node.function, node.ttl_ms
+                self._need_time(place, ttl_ms is not None, "ttl=")
+                text = f"reduce{_by(by)}: {_name_of(reduce)}"
+                return self._step(place, text, lambda: Reduce(by, reduce, ttl_ms=ttl_ms))[1]
+            case logical.Deduplicate():
+                place = self._moved(self._place(node.input), node.keys, "keyed")
+                by, within_ms = node.keys, node.within_ms
+                self._need_time(place, within_ms is not None, "within=")
+                text = f"deduplicate{_by(by)}"
+                return self._step(place, text, lambda: Deduplicate(by, within_ms=within_ms))[1]
+            case _:
+                raise UserError(f"{type(node).__name__} is no step of a stream")
+
+    def _then(self, upstream: Node, text: str, make: Callable[[], Operator]) -> _Place:
+        return self._step(self._place(upstream), text, make)[1]
+
+    def _read(self, node: Read) -> _Place:
+        used = self._used[id(node)]
+        timed = id(node) in self._timed
+        columns: tuple[str, ...] | None = None
+        if used is not None and node.schema is not None:
+            unknown = used - set(node.schema.names)
+            if unknown:
+                _refuse(sorted(unknown)[0], node.schema.names)
+            columns = tuple(name for name in node.schema.names if name in used)
+        elif used is not None:
+            columns = tuple(sorted(used))
+        stage = self._stage("read", self._parallelism, reading=Reading(node, columns, timed))
+        assert stage.reading is not None
+        letters = node.dead_letter
+        if isinstance(letters, str):
+            letters = letters.format(topic=_legal(node.name))
+        stage.reading.dead_letters = Edge(self._sink(letters, None, stage))
+        return _Place(stage, stage.targets, timed=timed, time=node.time)
+
+    def _select(self, node: logical.Select) -> _Place:
+        place = self._place(node.input)
+        columns = node.columns
+        names = {name for name, _ in columns}
+        kept = {name for name, expr in columns if expr.same(col(name))}
+        keys = place.keys if place.keys is not None and set(place.keys) <= kept else None
+        time = place.time if place.time in kept else None
+        text = "select " + ", ".join(_column(name, expr) for name, expr in columns)
+        del names
+        return self._step(place, text, lambda: Select(columns), keys=keys, time=time)[1]
+
+    def _with_columns(self, place: _Place, columns: tuple[tuple[str, Expr], ...]) -> _Place:
+        made = {name for name, _ in columns}
+        keys = place.keys if place.keys is not None and not set(place.keys) & made else None
+        text = "with " + ", ".join(_column(name, expr) for name, expr in columns)
+        return self._step(place, text, lambda: WithColumns(columns), keys=keys)[1]
+
+    def _union(self, node: logical.Union) -> _Place:
+        places = [self._place(stream) for stream in node.streams]
+        stage = self._stage("union", 1)
+        for place in places:
+            place.targets.append(Edge(stage))
+            if place.stage not in stage.upstream:
+                stage.upstream.append(place.stage)
+        return _Place(stage, stage.targets, timed=all(p.timed for p in places), time=places[0].time)
+
+    def _aggregate_window(self, node: logical.AggregateWindow) -> _Place:
+        window, keys = node.window, node.keys
+        place = self._place(node.input)
+        self._need_time(place, not isinstance(window, CountWindow), type(window).__name__)
+        if not isinstance(window, CountWindow | SessionWindow) and not keys and self._parallelism > 1:
+            return self._two_phases(node, place)
+        place, calls = self._arguments(self._moved(place, keys, "window"), node.aggregates)
+        text = f"{_window_words(window)}{_by(keys)}: {_words(node.aggregates)}"
+        step, behind = self._step(place, text, self._window_operator(node, calls), time=None)
+        self._late(node, step, place)
+        return behind
+
+    def _window_operator(
+        self, node: logical.AggregateWindow, calls: list[Call], *, partial: bool = False
+    ) -> Callable[[], Operator]:
+        window, keys, lateness = node.window, node.keys, node.allowed_lateness_ms
+        if isinstance(window, SessionWindow):
+            return lambda: SessionAggregate(window.gap_ms, keys, calls, allowed_lateness_ms=lateness)
+        if isinstance(window, CountWindow):
+            return lambda: CountAggregate(window.size, keys, calls)
+        every = node.emit_every_ms
+        return lambda: WindowAggregate(
+            window, keys, calls, allowed_lateness_ms=lateness, emit_every_ms=every, partial=partial
+        )
+
+    def _two_phases(self, node: logical.AggregateWindow, place: _Place) -> _Place:
+        """Without keys all rows meet in one subtask: each batch is made small before it goes there."""
+        window = node.window
+        assert not isinstance(window, SessionWindow | CountWindow)
+        place, calls = self._arguments(place, node.aggregates)
+        words = f"{_window_words(window)}: {_words(node.aggregates)}"
+        _, behind = self._step(place, f"combine {words}", lambda: LocalCombine(window, (), calls))
+        moved = self._moved(behind, (), "window")
+        step, behind = self._step(moved, words, self._window_operator(node, calls, partial=True), time=None)
+        self._late(node, step, place)
+        return behind
+
+    def _late(self, node: logical.AggregateWindow, step: Step, place: _Place) -> None:
+        if node.late is not None:
+            step.side["late"] = Edge(self._sink(node.late, None, place.stage))
+
+    def _need_time(self, place: _Place, needed: bool, what: str) -> None:
+        if needed and not place.timed:
+            raise UserError(f"{what} needs event time", hint='app.stream(…, time="ts"): the column that holds it')
+
+    def _arguments(self, place: _Place, aggregates: tuple[tuple[str, Aggregate], ...]) -> tuple[_Place, list[Call]]:
+        """Arguments that are more than a column become columns, "__0" and so on, before the aggregate."""
+        made: list[tuple[str, Expr]] = []
+
+        def column(expr: Expr | None) -> str | None:
+            if expr is None:
+                return None
+            names = [*expr.columns]
+            if len(names) == 1 and expr.same(col(names[0])):
+                return names[0]
+            for name, known in made:
+                if known.same(expr):
+                    return name
+            made.append((f"__{len(made)}", expr))
+            return made[-1][0]
+
+        calls = [
+            Call(
+                name,
+                each.kind,
+                argument=column(each.argument),
+                by=column(each.by),
+                where=column(each.predicate),
+                **_call_options(each),
+            )
+            for name, each in aggregates
+        ]
+        return (self._with_columns(place, tuple(made)) if made else place), calls
+
+
+def _call_options(aggregate: Aggregate) -> Mapping[str, Any]:
+    options = dict(aggregate.options)
+    if aggregate.function is not None:
+        options["function"] = aggregate.function
+    return options
+
+
+def _timed_reads(writes: list[Write]) -> set[int]:
+    """ids of Read nodes whose rows need their event time: something below cannot do without it, or can do more with it."""
+    nodes = walk(writes)
+    must: set[int] = set()
+    may: set[int] = set()
+    for node in reversed(nodes):
+        inputs = {id(upstream) for upstream in node.inputs}
+        if id(node) in must or _needs_time(node):
+            must |= inputs
+        if id(node) in may or isinstance(node, _KEYED):
+            may |= inputs
+    reads = [node for node in nodes if isinstance(node, Read)]
+    has_time = {id(node) for node in reads if node.time is not None or isinstance(node.source, str)}
+    return {id(node) for node in reads if id(node) in must or (id(node) in may and id(node) in has_time)}
+
+
+_KEYED = (logical.AggregateWindow, logical.RunningAggregate, logical.Reduce, logical.Deduplicate)
+
+
+def _needs_time(node: Node) -> bool:
+    if isinstance(node, logical.AggregateWindow):
+        return not isinstance(node.window, CountWindow)
+    if isinstance(node, logical.RunningAggregate | logical.Reduce):
+        return node.ttl_ms is not None
+    return isinstance(node, logical.Deduplicate) and node.within_ms is not None
+
+
+def _refuse(name: str, names: list[str]) -> None:
+    raise UserError(f"there is no column {name!r}", hint=f"the columns are {', '.join(names)}")
+
+
+def _legal(topic: str) -> str:
+    """A source's name as a part of a topic's name: a file's path is none."""
+    legal = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in topic)
+    return legal.strip("-.")[-200:]
+
+
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__qualname__", type(function).__name__))
+
+
+def _by(keys: tuple[str, ...]) -> str:
+    return f" by {', '.join(keys)}" if keys else ""
+
+
+def _column(name: str, expr: Expr) -> str:
+    return name if expr.same(col(name)) else f"{name} = {expr.text()}"
+
+
+def _words(aggregates: tuple[tuple[str, Aggregate], ...]) -> str:
+    return ", ".join(f"{name} = {each.text()}" for name, each in aggregates)
+
+
+def _window_words(window: Any) -> str:
+    facts = {name.removesuffix("_ms"): value for name, value in vars(window).items() if name != "offset_ms" or value}
+    sizes = ", ".join(f"{value} ms" if f"{name}_ms" in vars(window) else str(value) for name, value in facts.items())
+    return f"{type(window).__name__.removesuffix('Window').lower()} window ({sizes})"

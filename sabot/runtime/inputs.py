@@ -1,0 +1,362 @@
+"""What a compiled task reads: a source of its own, or the gate over the channels of the stages before it.
+
+Both give elements, one after the other: batches, and the marks WATERMARK, IDLE, ACTIVE, BARRIER, ABORT, END.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.batch import Batch
+from sabot._cython.channel import ACTIVE, END, IDLE, Barrier, Channel, Gate, Watermark
+from sabot._cython.json import encode_rows
+from sabot.clock import Clock
+from sabot.codecs.json import JsonCodec
+from sabot.connectors.base import RECORD_SCHEMA, Positions, Source, build_records, header_rows
+from sabot.errors import DataError, TransientError, UserError
+from sabot.operators.base import TIME_COLUMN
+from sabot.operators.stateless import to_ms
+
+__all__ = ["GateInput", "Input", "SourceInput", "Watermarks", "dead_letters"]
+
+_log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.05  # how long a request can wait for an idle source
+_BATCH_ROWS = 32_768
+_LONG_AGO = -(2**63)
+
+
+class Input(Protocol):
+    """Elements for one task. All calls but `interrupt` come from its thread."""
+
+    def next(self) -> Any:
+        """The next element; None when there is none for the moment."""
+
+    def facts(self) -> dict[str, Any]:
+        """At a barrier: what a checkpoint must know of it."""
+
+    def interrupt(self) -> None:
+        """Any thread: `next` returns soon."""
+
+    def statistics(self) -> dict[str, Any]:
+        """Figures, from any thread."""
+
+    def close(self) -> None:
+        """Idempotent."""
+
+
+class GateInput:
+    """The gate over the channels of the stages before."""
+
+    def __init__(self, channels: list[Channel]) -> None:
+        self.gate = Gate(channels)
+
+    def next(self) -> Any:
+        item = self.gate.next(_POLL_SECONDS)
+        return None if item is None else item[1]
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def interrupt(self) -> None:
+        self.gate.close()
+
+    def statistics(self) -> dict[str, Any]:
+        return self.gate.statistics()
+
+    def close(self) -> None:
+        self.gate.close()
+
+
+class Watermarks:
+    """Event time by partition: no row below the watermark is expected any more.
+
+    A partition's watermark is its greatest time less the lateness; the input's, the least of those that are not idle. A partition
+    without rows for `idle_ms` is idle; one that is new begins at the input's watermark. Never goes back.
+    """
+
+    def __init__(self, lateness_ms: int, idle_ms: int, now_ms: int) -> None:
+        self._lateness_ms = lateness_ms
+        self._idle_ms = idle_ms
+        self._greatest: dict[tuple[str, int], int] = {}
+        self._seen_ms: dict[tuple[str, int], int] = {}
+        self._started_ms = now_ms
+        self.watermark_ms = _LONG_AGO
+        self.idle = False
+
+    def know(self, partitions: Mapping[tuple[str, int], int], now_ms: int) -> None:
+        """Partitions that exist, whether or not rows came."""
+        for partition in partitions:
+            if partition not in self._greatest:
+                self._greatest[partition] = self.watermark_ms
+                self._seen_ms[partition] = now_ms
+
+    def see(self, partition: tuple[str, int], greatest_ms: int, now_ms: int) -> None:
+        """Rows of a partition came, the latest of this time."""
+        self._seen_ms[partition] = now_ms
+        if greatest_ms > self._greatest.get(partition, _LONG_AGO):
+            self._greatest[partition] = greatest_ms
+
+    def progress(self, now_ms: int) -> list[Any]:
+        """The marks that have become true since the last call."""
+        marks: list[Any] = []
+        awake = [p for p in self._greatest if now_ms - self._seen_ms[p] < self._idle_ms]
+        if bool(awake) is self.idle:
+            self.idle = not awake
+            marks.append(ACTIVE if awake else IDLE)
+        if awake:
+            least = min(self._greatest[partition] for partition in awake)
+            if least > _LONG_AGO and least - self._lateness_ms > self.watermark_ms:
+                self.watermark_ms = least - self._lateness_ms
+                marks.append(Watermark(self.watermark_ms))
+        return marks
+
+    def facts(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        greatest = [[topic, number, ms] for (topic, number), ms in self._greatest.items() if ms > _LONG_AGO]
+        return {"watermark_ms": self.watermark_ms, "greatest_ms": greatest}
+
+    def restore(self, facts: Mapping[str, Any], now_ms: int) -> None:
+        """`facts` of a checkpoint."""
+        self.watermark_ms = facts["watermark_ms"]
+        for topic, number, ms in facts["greatest_ms"]:
+            self.see((topic, number), ms, now_ms)
+
+
+class SourceInput:
+    """One reader of a source: polls, decodes, sets bad rows apart, reads event time, tells watermarks and barriers."""
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        *,
+        codec: JsonCodec | None,
+        columns: tuple[str, ...] | None,
+        time: str | None,
+        timed: bool,
+        lateness_ms: int,
+        idle_ms: int,
+        dead_letter: Callable[[pa.RecordBatch], None],
+        full_schema: pa.Schema | None,
+        clock: Clock,
+    ) -> None:
+        self.name = name
+        self.source = source
+        self.rows_in = 0
+        self.dead_letters = 0
+        self.exhausted = False
+        self.paused = False
+        self._codec = codec
+        self._columns = columns
+        self._time = time
+        self._timed = timed
+        self._dead_letter = dead_letter
+        self._schema_text = JsonCodec(full_schema).text  # recorded in the checkpoint, should it have been inferred
+        self._clock = clock
+        self._marks: deque[Any] = deque()
+        self._requests: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._positions: Positions = {}
+        self.watermarks = Watermarks(lateness_ms, idle_ms, self._now_ms())
+
+    # -- from any thread ----------------------------------------------------------------------------------------------
+
+    def request_barrier(self, checkpoint_id: int) -> None:
+        """Emit a barrier as soon as possible."""
+        self._requests.append(lambda: self._marks.append(Barrier(checkpoint_id)))
+        self._wake.set()
+
+    def request_commit(self, positions: Positions) -> None:
+        """A complete checkpoint covers these."""
+        self._requests.append(lambda: self._commit(positions))
+        self._wake.set()
+
+    def pause(self) -> None:
+        """Read no more; requests are still served."""
+        self.paused = True
+
+    def end(self) -> None:
+        """Read no more, and let the input end here."""
+        self.paused = True
+        self._requests.append(lambda: self._marks.append(END))
+        self._wake.set()
+
+    def interrupt(self) -> None:
+        self._wake.set()
+
+    def statistics(self) -> dict[str, Any]:
+        return {
+            "rows_in": self.rows_in,
+            "dead_letters": self.dead_letters,
+            "watermark_ms": self.watermarks.watermark_ms if self._timed else None,
+            "lag": {f"{topic}[{partition}]": lag for (topic, partition), lag in self.source.lag().items()},
+        }
+
+    # -- the task's thread --------------------------------------------------------------------------------------------
+
+    def open(self, positions: Positions | None, start: str | int, facts: Mapping[str, Any] | None) -> None:
+        """Blocking. Raises what Source.open raises."""
+        self.source.open(positions, start)
+        self._positions = dict(self.source.positions())
+        now_ms = self._now_ms()
+        if facts is not None:
+            self.watermarks.restore(facts, now_ms)
+        self.watermarks.know(self._positions, now_ms)
+
+    def next(self) -> Any:
+        while self._requests:
+            self._requests.popleft()()
+        if self._marks:
+            return self._marks.popleft()
+        if self.paused or self.exhausted:
+            self._wake.wait(_POLL_SECONDS)
+            self._wake.clear()
+            return None
+        batch = self.source.read_batch(_BATCH_ROWS, _POLL_SECONDS)
+        if batch is None:
+            if self.source.exhausted:
+                self.exhausted = True
+                self._marks.append(END)
+            elif self._timed:
+                self._marks.extend(self.watermarks.progress(self._now_ms()))
+            return None
+        self.rows_in += batch.num_rows
+        self._positions.update(batch.offsets)
+        return self._ready(batch)
+
+    def _ready(self, batch: Batch) -> Batch:
+        """Decoded, with event time; its watermarks follow it."""
+        stamps: Any = None
+        places: Any = None
+        if self._codec is not None:
+            data, bad = self._codec.decode(batch.data)
+            stamps, places = batch.data.column(2), batch.data.column(3)
+            if bad:
+                self._set_apart(batch, {row.row: row.reason for row in bad})
+                good = _others(batch.num_rows, [row.row for row in bad])
+                stamps, places = stamps.take(good), places.take(good)
+        else:
+            data = batch.data
+            if batch.bad is not None:
+                bad = batch.bad
+                records = bad.select(RECORD_SCHEMA.names)
+                self._bury(records, bad.column("reason").to_pylist(), batch.topic or self.source.name)
+        if self._timed:
+            data = self._with_time(data, stamps, places, batch)
+        if self._columns is not None:
+            data = data.select([*self._columns, TIME_COLUMN] if self._timed else [*self._columns])
+        return Batch(data, batch.offsets, batch.topic or self.source.name)
+
+    def _with_time(self, data: pa.RecordBatch, stamps: Any, places: Any, batch: Batch) -> pa.RecordBatch:
+        if self._time is not None:
+            times: Any = to_ms(data.column(self._time))
+        elif stamps is not None:
+            times = stamps
+        else:
+            raise UserError(
+                f"source {self.name}: its rows have no time of their own",
+                hint='give the stream time="its column of event time"',
+            )
+        if times.null_count:
+            good = pc.is_valid(times)
+            lost = data.filter(pc.invert(good))
+            self._without_time(lost, batch)
+            data, times = data.filter(good), times.filter(good)
+            places = None if places is None else places.filter(good)
+        data = data.append_column(TIME_COLUMN, times)
+        now_ms = self._now_ms()
+        if data.num_rows:
+            for partition, greatest in self._greatest(times, places, batch):
+                self.watermarks.see(partition, greatest, now_ms)
+        self._marks.extend(self.watermarks.progress(now_ms))
+        return data
+
+    def _greatest(self, times: Any, places: Any, batch: Batch) -> list[tuple[tuple[str, int], int]]:
+        offsets = batch.offsets
+        if len(offsets) == 1:
+            return [(next(iter(offsets)), pc.max(times).as_py())]
+        if places is None:
+            greatest = pc.max(times).as_py()
+            return [(partition, greatest) for partition in offsets]
+        table = pa.table([places, times], names=["p", "t"]).group_by("p").aggregate([("t", "max")])
+        topics = {number: topic for topic, number in offsets}
+        return [
+            ((topics[number], number), greatest)
+            for number, greatest in zip(table["p"].to_pylist(), table["t_max"].to_pylist(), strict=True)
+        ]
+
+    def _set_apart(self, batch: Batch, reasons: Mapping[int, str]) -> None:
+        rows = batch.data.take(pa.array(list(reasons), pa.int64()))
+        self._bury(rows, list(reasons.values()), batch.topic or self.source.name)
+
+    def _without_time(self, rows: pa.RecordBatch, batch: Batch) -> None:
+        """Rows whose event time is null: set apart as JSON, with the place of the batch they came in."""
+        (_, partition), offset = next(iter(batch.offsets.items()), (("", -1), -1))
+        records = build_records(
+            encode_rows(rows).to_pylist(), None, np.zeros(rows.num_rows), partition, np.full(rows.num_rows, offset)
+        )
+        reasons = [f"event time {self._time!r} is null"] * rows.num_rows
+        self._bury(records, reasons, batch.topic or self.source.name)
+
+    def _bury(self, records: pa.RecordBatch, reasons: list[str], topic: str) -> None:
+        if not self.dead_letters:
+            _log.warning("%s: a row was set apart for the dead letters, the first one: %s", topic, reasons[0])
+        self.dead_letters += records.num_rows
+        self._dead_letter(dead_letters(records, reasons, topic))
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "source": self.name,
+            "log": self.source.log_id,
+            "schema": self._schema_text,
+            "positions": [[topic, partition, offset] for (topic, partition), offset in self._positions.items()],
+            "rows_in": self.rows_in,
+            **self.watermarks.facts(),
+        }
+
+    def close(self) -> None:
+        self.source.close()
+
+    def _commit(self, positions: Positions) -> None:
+        try:
+            self.source.commit(positions)
+        except TransientError as error:
+            _log.warning(
+                "source %s: offsets could not be committed, the next checkpoint tries again: %s", self.name, error
+            )
+
+    def _now_ms(self) -> int:
+        return int(self._clock.monotonic() * 1000)
+
+
+def _others(rows: int, taken: list[int]) -> pa.Int64Array:
+    keep = np.ones(rows, bool)
+    keep[taken] = False
+    return pa.array(np.flatnonzero(keep))
+
+
+def dead_letters(records: pa.RecordBatch, reasons: list[str], topic: str) -> pa.RecordBatch:
+    """Undecodable records as they came, each with what happened to it in its headers."""
+    payload, key, timestamp, partition, offset, headers = records.columns
+    facts = [
+        (
+            *old,
+            ("sabot.topic", topic.encode(errors="backslashreplace")),
+            ("sabot.partition", str(p).encode()),
+            ("sabot.offset", str(o).encode()),
+            ("sabot.timestamp", str(t).encode()),
+            ("sabot.error", DataError.__name__.encode()),
+            ("sabot.message", reason.encode(errors="backslashreplace")),
+        )
+        for old, p, o, t, reason in zip(
+            header_rows(headers), partition.to_pylist(), offset.to_pylist(), timestamp.to_pylist(), reasons, strict=True
+        )
+    ]
+    return build_records(payload.to_pylist(), key.to_pylist(), timestamp, partition, offset, facts)

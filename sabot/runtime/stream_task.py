@@ -1,0 +1,284 @@
+"""A compiled task: one thread that runs one chain for one subtask of a stage.
+
+take an element  ─▶  a batch: the chain processes it; what comes out goes into channels, a full one holds the thread up
+                     a watermark: the chain emits what has become complete, then it is passed on
+                     a barrier: the operators' state and the input's positions are taken, the barrier is passed on, acknowledged
+                     END: the chain emits all that is left; the task's last state stays for the checkpoints to come
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sabot._cython.batch import Batch
+from sabot._cython.channel import ACTIVE, END, IDLE, Abort, Barrier, Channel, ChannelClosed, Watermark
+from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import partition_indices
+from sabot.checkpoint import Coordinator, TaskSnapshot
+from sabot.errors import InternalError, SabotError
+from sabot.operators.base import END_OF_TIME, Operator, OperatorState, SavedState
+from sabot.runtime.inputs import Input
+
+__all__ = ["Chain", "Link", "Output", "StreamTask"]
+
+_log = logging.getLogger(__name__)
+
+_WAIT_SECONDS = 0.05
+
+
+class Output:
+    """Where rows leave a chain: one channel for each subtask of the next stage. keys: their owner's; none: all go to the first."""
+
+    def __init__(self, channels: Sequence[Channel], keys: Sequence[str], task: "StreamTask") -> None:
+        self.channels = list(channels)
+        self.rows_out = 0
+        self._keys = list(keys)
+        self._task = task
+
+    def put(self, batch: Batch) -> None:
+        """Blocks while a channel is full."""
+        if batch.num_rows == 0:
+            return
+        self.rows_out += batch.num_rows
+        if len(self.channels) == 1:
+            self._send(self.channels[0], batch)
+            return
+        data, selection = batch.data, batch.selection
+        hashes = hash_columns([data.column(name) for name in self._keys], selection)
+        rows, bounds = partition_indices(hashes if selection is None else hashes.take(selection), len(self.channels))
+        if selection is not None:
+            rows = selection.take(rows)
+        for channel, start, end in zip(self.channels, bounds.to_pylist(), bounds.to_pylist()[1:], strict=False):
+            if end > start:
+                self._send(channel, batch.with_selection(rows.slice(start, end - start), hashes))
+
+    def mark(self, element: Any) -> None:
+        """To all of them; marks are always taken."""
+        for channel in self.channels:
+            channel.put_nowait(element)
+
+    def _send(self, channel: Channel, batch: Batch) -> None:
+        while not channel.put(batch, timeout=_WAIT_SECONDS):
+            if self._task.stopping:
+                raise ChannelClosed(channel.name)
+
+
+class Link:
+    """An operator in its chain, and what its rows go on to."""
+
+    def __init__(self, operator: Operator, targets: "Sequence[Link | Output]") -> None:
+        self.operator = operator
+        self.targets = list(targets)
+        receivers: list[Callable[[Batch], None]] = [
+            target.operator.process if isinstance(target, Link) else target.put for target in targets
+        ]
+        operator.emit = receivers[0] if len(receivers) == 1 else _fan_out(receivers)
+
+    def advance(self, watermark_ms: int) -> None:
+        """The operator first, then those behind it."""
+        self.operator.advance(watermark_ms)
+        for target in self.targets:
+            if isinstance(target, Link):
+                target.advance(watermark_ms)
+
+    def finish(self) -> None:
+        """The same for the end."""
+        self.operator.finish()
+        for target in self.targets:
+            if isinstance(target, Link):
+                target.finish()
+
+
+def _fan_out(receivers: Sequence[Callable[[Batch], None]]) -> Callable[[Batch], None]:
+    def emit(batch: Batch) -> None:
+        for receive in receivers:
+            receive(batch)
+
+    return emit
+
+
+class Chain:
+    """The operators of one subtask, and its outputs."""
+
+    def __init__(self, roots: Sequence[Link | Output], outputs: Sequence[Output]) -> None:
+        self.roots = list(roots)
+        self.outputs = list(outputs)
+        self.links: list[Link] = []
+        for root in roots:
+            self._gather(root)
+        receivers = [root.operator.process if isinstance(root, Link) else root.put for root in roots]
+        self.process = receivers[0] if len(receivers) == 1 else _fan_out(receivers)
+
+    def _gather(self, target: Link | Output) -> None:
+        if isinstance(target, Link):
+            self.links.append(target)
+            for each in target.targets:
+                self._gather(each)
+
+    @property
+    def operators(self) -> list[Operator]:
+        """Upstream first."""
+        return [link.operator for link in self.links]
+
+    def advance(self, watermark_ms: int) -> None:
+        """Event time has come so far."""
+        for root in self.roots:
+            if isinstance(root, Link):
+                root.advance(watermark_ms)
+
+    def finish(self) -> None:
+        """The input is over."""
+        self.advance(END_OF_TIME)
+        for root in self.roots:
+            if isinstance(root, Link):
+                root.finish()
+
+    def mark(self, element: Any) -> None:
+        """To every channel behind the chain."""
+        for output in self.outputs:
+            output.mark(element)
+
+    def close(self) -> None:
+        """Every operator."""
+        for operator in self.operators:
+            operator.close()
+
+
+class _Saved:
+    """An operator's state as the coordinator saves it."""
+
+    def __init__(self, state: OperatorState) -> None:
+        self._state = state
+
+    async def save(self, directory: Path) -> int:
+        return await asyncio.to_thread(self._write, directory)
+
+    def _write(self, directory: Path) -> int:
+        directory.mkdir(parents=True, exist_ok=True)
+        return self._state.save(directory)
+
+    def discard(self) -> None:
+        self._state.discard()
+
+
+class StreamTask:
+    """One subtask of a stage. Built and opened on the job's thread, then its own thread's alone."""
+
+    def __init__(self, name: str, coordinator: Coordinator) -> None:
+        self.name = name
+        self.stopping = False
+        self.ended = False
+        self.error: BaseException | None = None
+        self.batches = 0
+        self.watermark_ms: int | None = None
+        self.on_over: Callable[[StreamTask], None] | None = None  # in the task's thread: ended, or failed
+        self.input: Input
+        self.chain: Chain
+        self._coordinator = coordinator
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """The thread begins to take elements."""
+        self._thread.start()
+
+    def restore(self, operators: Mapping[str, list[SavedState]]) -> None:
+        """The states of a checkpoint, by operator id; before `start`."""
+        for operator in self.chain.operators:
+            saved = operators.get(operator.id)
+            if saved:
+                operator.restore(saved)
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._take_elements()
+        except ChannelClosed:
+            _log.debug("task %s: a task behind it is gone", self.name)
+        except BaseException as error:
+            self.error = error if isinstance(error, SabotError) else _internal(self.name, error)
+        finally:
+            if self.on_over is not None:
+                self.on_over(self)
+
+    def _take_elements(self) -> None:
+        chain = self.chain
+        process, take = chain.process, self.input.next
+        while not self.stopping:
+            element = take()
+            if element is None:
+                continue
+            if isinstance(element, Batch):
+                self.batches += 1
+                process(element)
+            elif isinstance(element, Watermark):
+                self.watermark_ms = element.timestamp_ms
+                chain.advance(element.timestamp_ms)
+                chain.mark(element)
+            elif isinstance(element, Barrier):
+                self._cut(element)
+            elif element is END:
+                chain.finish()
+                self.ended = True
+                final = self._snapshot()
+                chain.mark(END)
+                self._coordinator.detach(self.name, final)
+                return
+            elif isinstance(element, Abort) or element is IDLE or element is ACTIVE:
+                chain.mark(element)
+
+    def _cut(self, barrier: Barrier) -> None:
+        """Everything before the barrier has been processed; nothing after it has."""
+        snapshot = self._snapshot()
+        self.chain.mark(barrier)
+        self._coordinator.acknowledge(barrier.checkpoint_id, self.name, snapshot)
+
+    def _snapshot(self) -> TaskSnapshot:
+        facts: dict[str, Any] = {}
+        states: dict[str, _Saved] = {}
+        for operator in self.chain.operators:
+            facts[operator.id], state = operator.snapshot()
+            if state is not None:
+                states[operator.id] = _Saved(state)
+        return TaskSnapshot({"ended": self.ended, "input": self.input.facts(), "operators": facts}, {}, states)
+
+    # -- from outside -------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Any thread: take no more elements. Who waits for this task's channels is let go."""
+        self.stopping = True
+        self.input.interrupt()
+
+    def join(self, seconds: float) -> bool:
+        """-> whether the thread has ended; a task that was never started has."""
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        """After `join`: lets go of what operators and the input hold. Idempotent."""
+        self.input.close()
+        self.chain.close()
+
+    def hint(self) -> str:
+        """What the task is busy with, for the message of a checkpoint that timed out."""
+        full = [channel.name for output in self.chain.outputs for channel in output.channels if channel.rows]
+        return f"{self.batches} batches taken" + (f"; rows wait in {', '.join(full[:3])}" if full else "")
+
+    def statistics(self) -> dict[str, Any]:
+        """Figures, from any thread."""
+        return {
+            "batches": self.batches,
+            "ended": self.ended,
+            "watermark_ms": self.watermark_ms,
+            "operators": {operator.id: operator.statistics() for operator in self.chain.operators},
+        }
+
+
+def _internal(name: str, error: BaseException) -> InternalError:
+    wrapped = InternalError(f"task {name}: {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped

@@ -1,0 +1,500 @@
+"""The streams of an app on this worker: a plan -> tasks and channels; started, restored, stopped."""
+
+import asyncio
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot._cython.channel import Channel
+from sabot.api.stream import Read, Write
+from sabot.checkpoint import Coordinator, Manifest, TaskSnapshot
+from sabot.clock import Clock
+from sabot.codecs.json import JsonCodec
+from sabot.connectors.base import RECORD_SCHEMA, Positions, Sink, Source
+from sabot.errors import SabotError, UserError
+from sabot.metrics import Sample
+from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, SavedState
+from sabot.operators.sink import SinkWriter
+from sabot.plan import Edge, Plan, Reading, Stage, Step, make_plan
+from sabot.plan.optimise import walk, with_schemas
+from sabot.runtime.inputs import GateInput, SourceInput
+from sabot.runtime.stream_task import Chain, Link, Output, StreamTask
+
+__all__ = ["StoppedEarly", "StreamJob", "Surroundings", "run_here"]
+
+_log = logging.getLogger(__name__)
+
+_INFERENCE_ROWS = 1000
+_SETTLE_SECONDS = 0.2  # how long the inference of a schema waits for more records than it has
+_JOIN_SECONDS = 30.0
+
+
+class StoppedEarly(SabotError):
+    """The app was stopped while it waited for the first records of a stream."""
+
+
+@dataclass
+class Surroundings:
+    """What a job of streams asks of its app."""
+
+    open_source: Callable[[str], Source]
+    open_sink: Callable[[str], Sink]
+    coordinator: Coordinator
+    clock: Clock
+    start: str | int = "earliest"
+    parallelism: int = 1
+    directory: Path | None = None  # for the databases of keyed tables; None: state in memory
+    memory_budget: int = 256_000_000
+    stop_asked: Callable[[], bool] = lambda: False
+
+
+@dataclass
+class _Built:
+    """A stage with its tasks."""
+
+    stage: Stage
+    tasks: list[StreamTask]
+    gates: list[list[Channel]] = field(default_factory=list)  # by subtask, the channels that come in
+    schema: pa.Schema | None = None  # of what comes in
+    mixed: bool = False  # a sink into which streams of different columns go
+
+
+class StreamJob:
+    """All methods on one event loop; not started twice."""
+
+    def __init__(self, writes: Sequence[Write], around: Surroundings) -> None:
+        self.writes = list(writes)
+        self.around = around
+        self.was_complete = False
+        self.plan: Plan | None = None
+        self._built: dict[str, _Built] = {}
+        self._inputs: list[tuple[Reading, StreamTask, SourceInput]] = []
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._left = 0
+        self._closed = False
+        self._afresh = True  # no checkpoint is restored
+        self._cancelled = threading.Event()
+
+    # -- building -----------------------------------------------------------------------------------------------------
+
+    async def start(self, restored: Manifest | None = None) -> None:
+        """Opens everything, puts it where the checkpoint says, and lets it run. Raises what opening raises; then nothing is left open."""
+        if restored is not None and self._was_complete(restored):
+            return
+        building = asyncio.ensure_future(asyncio.to_thread(self._build, restored))
+        try:
+            await asyncio.shield(building)
+        except BaseException:
+            self._cancelled.set()
+            await asyncio.wait([building])
+            await self.close()
+            raise
+        for task in self.tasks:
+            source = next((each for _, owner, each in self._inputs if owner is task), None)
+            inject = source.request_barrier if source is not None else _nothing
+            abort = task.input.gate.abort if isinstance(task.input, GateInput) else _nothing
+            self.around.coordinator.attach(task.name, inject, abort, task.hint)
+        self.around.coordinator.on_complete.append(self._commit)
+        self._left = len(self.tasks)
+        for task in self.tasks:
+            task.on_over = self._task_over
+            task.start()
+
+    def _was_complete(self, restored: Manifest) -> bool:
+        """Every task of the checkpoint had ended: nothing is opened, and later checkpoints keep what this one says."""
+        stored = {name: task.meta for name, task in restored.tasks.items() if "operators" in task.meta}
+        if not stored or not all(meta["ended"] for meta in stored.values()):
+            return False
+        for name, meta in stored.items():
+            self.around.coordinator.detach(name, TaskSnapshot(meta))
+        self.was_complete = True
+        self._over.set_result(None)
+        return True
+
+    def _build(self, restored: Manifest | None) -> None:
+        """Blocking: sources are asked for their schema, everything is opened."""
+        schemas = {id(node): self._schema(node, restored) for node in walk(self.writes) if isinstance(node, Read)}
+        self.plan = make_plan(with_schemas(self.writes, schemas), parallelism=self.around.parallelism)
+        self._afresh = restored is None
+        readers = {stage.id: self._readers(stage.reading) for stage in self.plan.stages if stage.reading is not None}
+        for stage in self.plan.stages:
+            if stage.id in readers:
+                stage.parallelism = len(readers[stage.id][0])
+            tasks = [StreamTask(f"{stage.id}/{i}", self.around.coordinator) for i in range(stage.parallelism)]
+            self._built[stage.id] = _Built(stage, tasks, [[] for _ in tasks])
+        self._check_parallelism(restored)
+        for stage in self.plan.stages:
+            built = self._built[stage.id]
+            if stage.reading is not None:
+                built.schema = _with_time(stage.reading.schema, stage.reading.timed)
+            for number, task in enumerate(built.tasks):
+                if stage.reading is None:
+                    task.input = GateInput(built.gates[number])
+                task.chain = self._chain(built, number)
+                if stage.reading is not None:
+                    sources, codec = readers[stage.id]
+                    own = codec if codec is None else JsonCodec(codec.schema)
+                    self._open_reader(stage.reading, task, sources[number], own, restored)
+        if restored is not None:
+            self._restore(restored)
+
+    def _schema(self, node: Read, restored: Manifest | None) -> pa.Schema:
+        """As given; as the checkpoint has it; or inferred from the first records, which may have to be waited for."""
+        if node.schema is not None:
+            return node.schema
+        for stored in () if restored is None else restored.tasks.values():
+            facts = stored.meta.get("input", {})
+            if facts.get("source") == node.name and facts.get("schema") is not None:
+                known = JsonCodec.of_text(facts["schema"]).schema
+                assert known is not None
+                return known
+        source = node.source if isinstance(node.source, Source) else self.around.open_source(node.source)
+        inferred = source.infer_schema()
+        return self._wait_for_records(node, source) if inferred is None else inferred
+
+    def _wait_for_records(self, node: Read, source: Source) -> pa.Schema:
+        """The schema of the first records of a topic."""
+        codec = JsonCodec()
+        source.open(None, "earliest")
+        try:
+            rows: list[pa.RecordBatch] = []
+            count, deadline = 0, float("inf")
+            while count < _INFERENCE_ROWS and self.around.clock.monotonic() < deadline:
+                if self._cancelled.is_set() or self.around.stop_asked():
+                    raise StoppedEarly(f"stream {node.name}: stopped before its first record came")
+                batch = source.read_batch(_INFERENCE_ROWS - count, 0.05)
+                if batch is not None:
+                    rows.append(batch.data.select(["payload"]))
+                    count += batch.num_rows
+                    deadline = min(deadline, self.around.clock.monotonic() + _SETTLE_SECONDS)
+                elif source.exhausted:
+                    break
+            if rows:
+                codec.decode(pa.concat_batches(rows))
+        finally:
+            source.close()
+        if codec.schema is None:
+            raise UserError(
+                f"stream {node.name}: its first records are no JSON objects", hint="give the stream schema="
+            )
+        return codec.schema
+
+    def _readers(self, reading: Reading) -> tuple[Sequence[Source], JsonCodec | None]:
+        """The sources of the stage's subtasks, and what decodes their records where they do not do it themselves."""
+        node, schema = reading.node, reading.schema
+        assert schema is not None
+        assert node.schema is not None
+        if reading.timed and node.time is not None and node.time not in schema.names:
+            schema = schema.append(node.schema.field(node.time))
+        source = node.source if isinstance(node.source, Source) else self.around.open_source(node.source)
+        decodes = source.scan(node.schema, schema.names)
+        return source.readers(self.around.parallelism), None if decodes else JsonCodec(schema)
+
+    def _open_reader(
+        self, reading: Reading, task: StreamTask, source: Source, codec: JsonCodec | None, restored: Manifest | None
+    ) -> None:
+        node = reading.node
+        assert reading.schema is not None
+        source_input = SourceInput(
+            node.name,
+            source,
+            codec=codec,
+            columns=tuple(reading.schema.names),
+            time=node.time,
+            timed=reading.timed,
+            lateness_ms=node.lateness_ms,
+            idle_ms=node.idle_ms,
+            dead_letter=self._dead_letter(reading, task),
+            full_schema=node.schema,
+            clock=self.around.clock,
+        )
+        task.input = source_input
+        facts = None if restored is None or task.name not in restored.tasks else restored.tasks[task.name].meta["input"]
+        positions = None
+        if facts is not None:
+            if facts["log"] == source.log_id:
+                positions = {(topic, number): offset for topic, number, offset in facts["positions"]}
+            else:
+                _log.warning(
+                    "source %s: its log died with the process that wrote the checkpoint; reading from its start",
+                    node.name,
+                )
+        self._inputs.append((reading, task, source_input))
+        source_input.open(positions, self.around.start, facts)
+
+    def _dead_letter(self, reading: Reading, task: StreamTask) -> Callable[[pa.RecordBatch], None]:
+        edge = reading.dead_letters
+        assert edge is not None
+        output = self._output(edge, task, None)
+        task.chain.outputs.append(output)
+        return lambda records: output.put(Batch(records, None, reading.node.name))
+
+    # -- chains -------------------------------------------------------------------------------------------------------
+
+    def _chain(self, built: _Built, number: int) -> Chain:
+        """Operators, opened from the first to the last, since each says what columns the next one gets."""
+        stage, task = built.stage, built.tasks[number]
+        outputs: list[Output] = []
+        if stage.sink is not None:
+            return Chain([Link(self._sink_writer(built), [])], [])
+        assert built.schema is not None
+        roots = [self._link(target, built.schema, task, number, stage, outputs) for target in stage.targets]
+        return Chain(roots, outputs)
+
+    def _link(
+        self, target: Step | Edge, schema: pa.Schema, task: StreamTask, number: int, stage: Stage, outputs: list[Output]
+    ) -> Link | Output:
+        if isinstance(target, Edge):
+            output = self._output(target, task, schema)
+            outputs.append(output)
+            return output
+        operator = target.make()
+        operator.id = target.id
+        context = OperatorContext(
+            schema,
+            number,
+            stage.parallelism,
+            None if self.around.directory is None else self._directory(task, operator),
+            self.around.memory_budget // max(1, stage.parallelism),
+        )
+        for name, edge in target.side.items():
+            side = self._output(edge, task, None)
+            outputs.append(side)
+            context.side[name] = side.put
+        columns = operator.open(context)
+        return Link(operator, [self._link(each, columns, task, number, stage, outputs) for each in target.targets])
+
+    def _directory(self, task: StreamTask, operator: Operator) -> Path:
+        assert self.around.directory is not None
+        directory = self.around.directory / task.name.replace("/", "-") / operator.id
+        shutil.rmtree(directory, ignore_errors=True)  # of an earlier run; the checkpoint is the only authority
+        directory.mkdir(parents=True)
+        return directory
+
+    def _output(self, edge: Edge, task: StreamTask, schema: pa.Schema | None) -> Output:
+        """A channel into each subtask of the stage behind the edge. schema: of the rows, where the stage must know it."""
+        built = self._built[edge.target.id]
+        if schema is not None:
+            if built.schema is None:
+                built.schema = schema
+            elif built.stage.sink is not None:
+                built.mixed = built.mixed or not built.schema.equals(schema)
+            elif not built.schema.equals(schema):
+                raise UserError(
+                    f"union: the streams have different columns: {_words(built.schema)} and {_words(schema)}",
+                    hint="select the same columns, in the same order, with the same types",
+                )
+        channels = []
+        for number, gate in enumerate(built.gates):
+            channel = Channel(name=f"{task.name} to {built.tasks[number].name}")
+            gate.append(channel)
+            channels.append(channel)
+        return Output(channels, edge.keys or (), task)
+
+    def _sink_writer(self, built: _Built) -> Operator:
+        assert built.stage.sink is not None
+        sink, key = built.stage.sink
+        opened = self.around.open_sink(sink) if isinstance(sink, str) else sink
+        if self._afresh:
+            opened.start_afresh()
+        expected = None if built.mixed else built.schema
+        if expected is not None and expected.names[-1:] == [TIME_COLUMN]:
+            expected = expected.remove(len(expected) - 1)
+        clock = self.around.clock
+        writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000))
+        writer.id = built.stage.id
+        writer.open(OperatorContext(built.schema or RECORD_SCHEMA))
+        return writer
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _check_parallelism(self, restored: Manifest | None) -> None:
+        if restored is None:
+            return
+        known = {name for name, stored in restored.tasks.items() if "operators" in stored.meta}
+        mine = {task.name for task in self.tasks}
+        if known and known != mine:
+            raise UserError(
+                f"the checkpoint is of tasks {_some(known)}, this program has {_some(mine)}",
+                hint="run the program that wrote it, with its parallelism; or start afresh (--fresh)",
+            )
+
+    def _restore(self, restored: Manifest) -> None:
+        for task in self.tasks:
+            stored = restored.tasks.get(task.name)
+            if stored is None:
+                continue
+            facts = stored.meta["operators"]
+            task.restore(
+                {
+                    name: [SavedState(_state_of(restored, task.name, name), operator_facts)]
+                    for name, operator_facts in facts.items()
+                }
+            )
+
+    def _commit(self, manifest: Manifest) -> None:
+        for _, task, source in self._inputs:
+            stored = manifest.tasks.get(task.name)
+            if stored is not None and not task.ended:
+                positions: Positions = {(t, n): offset for t, n, offset in stored.meta["input"]["positions"]}
+                source.request_commit(positions)
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    @property
+    def tasks(self) -> list[StreamTask]:
+        """Upstream first."""
+        return [task for built in self._built.values() for task in built.tasks]
+
+    @property
+    def running(self) -> asyncio.Future[None]:
+        """Done when every task has ended; raises what a task failed with."""
+        return self._over
+
+    @property
+    def broken(self) -> bool:
+        """A task failed: no checkpoint can be taken any more."""
+        return any(task.error is not None for task in self.tasks)
+
+    def _task_over(self, task: StreamTask) -> None:
+        """In the task's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._count_out, task)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+
+    def _count_out(self, task: StreamTask) -> None:
+        self._left -= 1
+        if self._over.done():
+            return
+        if task.error is not None:
+            self._over.set_exception(task.error)
+            for other in self.tasks:
+                other.stop()
+        elif self._left == 0:
+            self._over.set_result(None)
+
+    async def stop(self, *, drain: bool) -> None:
+        """Stops reading. `drain`: what was read is processed to its end, windows close, tasks end."""
+        for _, _, source in self._inputs:
+            source.end() if drain else source.pause()
+        if drain and self.tasks:
+            await asyncio.wait([self._over])
+
+    async def close(self) -> None:
+        """Ends the threads, closes everything. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._cancelled.set()
+        coordinator = self.around.coordinator
+        if self._commit in coordinator.on_complete:
+            coordinator.on_complete.remove(self._commit)
+        for task in self.tasks:
+            coordinator.abandon(task.name)
+        await asyncio.to_thread(self._join)
+        if self._over.done() and not self._over.cancelled():
+            self._over.exception()  # told by whoever ran the job
+        elif not self._over.done():
+            self._over.cancel()
+
+    def _join(self) -> None:
+        started = [task for task in self.tasks if hasattr(task, "chain") and hasattr(task, "input")]
+        for task in started:
+            task.stop()
+        for task in started:
+            if not task.join(_JOIN_SECONDS):
+                _log.error("task %s does not come back and is left behind", task.name)
+                continue
+            task.close()
+
+    # -- figures ------------------------------------------------------------------------------------------------------
+
+    def progress(self) -> tuple[float, float] | None:
+        """(bytes read, all bytes) of the bounded sources; None where there are none."""
+        parts = [part for _, _, source in self._inputs if (part := source.source.progress()) is not None]
+        return (sum(part[0] for part in parts), sum(part[1] for part in parts)) if parts else None
+
+    def statistics(self) -> dict[str, Any]:
+        """By task; from any thread."""
+        return {
+            task.name: task.statistics() | {"input": task.input.statistics()}
+            for task in self.tasks
+            if hasattr(task, "input") and hasattr(task, "chain")
+        }
+
+    def samples(self) -> Iterator[Sample]:
+        """For metrics; from any thread."""
+        now_ms = self.around.clock.time() * 1000
+        for reading, task, source in self._inputs:
+            topic = reading.node.name
+            yield Sample("sabot_records_in_total", source.rows_in, task.name, topic)
+            yield Sample("sabot_dead_letters_total", source.dead_letters, task.name, topic)
+            if reading.timed and task.watermark_ms is not None:
+                yield Sample("sabot_watermark_lag_seconds", (now_ms - task.watermark_ms) / 1000, task.name, topic)
+            for (name, partition), lag in source.source.lag().items():
+                yield Sample("sabot_consumer_lag", lag, task.name, name, str(partition))
+        for task in self.tasks:
+            if isinstance(task.input, GateInput):
+                yield Sample("sabot_channel_rows", task.input.gate.statistics()["rows"], task.name, "")
+            for operator in task.chain.operators:
+                figures: Mapping[str, Any] = operator.statistics()
+                if "late_rows" in figures:
+                    yield Sample("sabot_records_late_total", figures["late_rows"], f"{task.name} {operator.id}", "")
+                if "rows_out" in figures:
+                    yield Sample("sabot_records_out_total", figures["rows_out"], task.name, operator.id)
+
+
+def run_here(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs it to its end, also where an event loop runs already (a notebook): then in a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work())
+        return
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            asyncio.run(work())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="collect")
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _state_of(restored: Manifest, task: str, operator: str) -> Path:
+    states = restored.tasks[task].states
+    return restored.state_directory(task, operator) if operator in states else Path("/nonexistent")
+
+
+def _with_time(schema: pa.Schema | None, timed: bool) -> pa.Schema | None:
+    if schema is None or not timed:
+        return schema
+    return schema.append(pa.field(TIME_COLUMN, pa.int64()))
+
+
+def _words(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)[:6]
+    return ", ".join(shown) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _nothing(checkpoint_id: int) -> None:
+    """Its barrier comes in-band."""

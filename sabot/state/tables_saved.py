@@ -1,0 +1,213 @@
+"""What a checkpoint holds of a TableStore.
+
+    000000000007.arrow        a delta: groups as they were at snapshot 7, keys and accumulators
+    000000000007.gone.arrow   its other half: keys of groups that had left the tables since snapshot 6
+    cold/                     the database of what is not in memory, where there is one
+
+Each batch of a delta names its pane and which life of the pane it is of: a pane may be dropped and come again. Read in order,
+deltas give what stood in memory. The facts say which lives count, and from which delta on. Files are Arrow IPC, uncompressed.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import pyarrow as pa
+from pyarrow import ipc
+
+from sabot.errors import CorruptCheckpoint
+from sabot.state.files import link_file, link_tree, remove_tree
+from sabot.state.tables_cold import ColdGroups
+
+__all__ = ["COLD", "Change", "Cut", "Delta", "TableSnapshot", "read_changes"]
+
+COLD = "cold"
+_NAME = re.compile(r"(\d+)(\.gone)?\.arrow")
+
+
+class Change(NamedTuple):
+    """Groups of one pane that are so now, or (`gone`: the batch has their keys only) that have left the table."""
+
+    pane: int
+    life: int
+    gone: bool
+    groups: pa.RecordBatch
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A change in a file."""
+
+    number: int
+    pane: int
+    life: int
+    gone: bool
+    groups: pa.RecordBatch
+
+
+class Delta:
+    """The changes between two snapshots: in memory until the first `write`, then in files that snapshots share.
+
+    Any thread. `hold` says that one more needs it; when all have let it go by `release`, it is gone, its files too.
+    """
+
+    def __init__(self, number: int, changes: list[Change]) -> None:
+        self.number = number
+        self.lives = {change.life for change in changes}
+        self.rows = sum(change.groups.num_rows for change in changes)
+        self._changes: list[Change] | None = changes
+        self._files: list[Path] = []
+        self._holders = 0
+        self._lock = Lock()
+
+    @property
+    def written(self) -> bool:
+        return self._changes is None
+
+    def write(self, directory: Path) -> list[Path]:
+        """Its files, in `directory` if they are not written yet."""
+        with self._lock:
+            if self._changes is not None:
+                for gone in (True, False):
+                    part = [change for change in self._changes if change.gone == gone]
+                    if part:
+                        file = directory / f"{self.number:012d}{'.gone' if gone else ''}.arrow"
+                        _write(file, part)
+                        self._files.append(file)
+                self._changes = None
+            return self._files
+
+    def hold(self) -> "Delta":
+        with self._lock:
+            self._holders += 1
+        return self
+
+    def release(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            if not self._holders:
+                self._changes = []
+                for file in self._files:
+                    file.unlink(missing_ok=True)
+                self._files = []
+
+
+class Cut:
+    """The database as it was at a snapshot. The owner calls `take` before he writes into it; else `save` does, in its thread."""
+
+    def __init__(self, database: ColdGroups, directory: Path) -> None:
+        self.directory = directory
+        self._database = database
+        self._open = True
+        self._failed: Exception | None = None
+        self._lock = Lock()
+
+    def take(self) -> None:
+        """From here on the database may change. An error is kept for `save`: the owner goes on."""
+        with self._lock:
+            if self._open:
+                self._open = False
+                try:
+                    self._database.checkpoint(self.directory)
+                except Exception as error:  # whatever RocksDB reports
+                    self._failed = error
+
+    def save(self, directory: Path) -> int:
+        self.take()
+        if self._failed is not None:
+            raise self._failed
+        directory.mkdir()
+        return link_tree(self.directory, directory)
+
+    def drop(self) -> None:
+        with self._lock:
+            self._open = False
+            remove_tree(self.directory)
+
+
+class TableSnapshot:
+    """The tables at a barrier: an OperatorState."""
+
+    def __init__(self, deltas: list[Delta], *, local: Path | None = None, cut: Cut | None = None) -> None:
+        """local: where deltas are kept that later snapshots need too; None: there are no such."""
+        self._deltas = [delta.hold() for delta in deltas]
+        self._local = local
+        self._cut = cut
+        self._lock = Lock()
+
+    def save(self, directory: Path) -> int:
+        """Writes into `directory`, which is empty; -> bytes. Blocking, in any thread, at most once."""
+        size = 0
+        for delta in self._deltas:
+            if self._local is None:
+                size += sum(file.stat().st_size for file in delta.write(directory))
+            else:
+                size += sum(link_file(file, directory / file.name) for file in delta.write(self._local))
+        if self._cut is not None:
+            size += self._cut.save(directory / COLD)
+        if self._local is not None:
+            self.discard()
+        return size
+
+    def discard(self) -> None:
+        """It is not needed any more, saved or not. Idempotent; any thread."""
+        with self._lock:
+            deltas, self._deltas = self._deltas, []
+            cut, self._cut = self._cut, None
+        if self._local is not None:
+            for delta in deltas:
+                delta.release()
+        if cut is not None:
+            cut.drop()
+
+
+def _write(file: Path, changes: list[Change]) -> None:
+    with suppress(FileNotFoundError):  # of a write that failed
+        file.unlink()
+    with file.open("xb") as out:
+        with ipc.new_file(out, changes[0].groups.schema) as writer:
+            for change in changes:
+                writer.write_batch(change.groups, {"pane": str(change.pane), "life": str(change.life)})
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def delta_numbers(directory: Path) -> int:
+    """How many deltas there are."""
+    return len({match[1] for match in map(_NAME.fullmatch, os.listdir(directory)) if match})
+
+
+def read_changes(directory: Path, keys: pa.Schema, states: pa.Schema) -> Iterator[Saved]:
+    """The deltas in `directory`, in order. Raises CorruptCheckpoint, also where the columns are not these."""
+    found = []
+    for file in directory.iterdir():
+        match = _NAME.fullmatch(file.name)
+        if match:
+            found.append((int(match[1]), match[2] is None, file))  # of one delta, what is gone comes first
+    for number, alive, file in sorted(found):
+        yield from _read(file, number, states if alive else keys, gone=not alive)
+
+
+def _read(file: Path, number: int, schema: pa.Schema, *, gone: bool) -> Iterator[Saved]:
+    try:
+        with pa.memory_map(str(file)) as source:
+            reader = ipc.open_file(source)
+            if not reader.schema.equals(schema):
+                raise CorruptCheckpoint(
+                    f"{file}: has the columns {_columns(reader.schema)}, the program's state has {_columns(schema)}",
+                    hint="the keys or aggregates of the program have changed: start it afresh",
+                )
+            for index in range(reader.num_record_batches):
+                groups, about = reader.get_batch_with_custom_metadata(index)
+                yield Saved(number, int(about[b"pane"]), int(about[b"life"]), gone, groups)
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise CorruptCheckpoint(f"{file}: cannot be read as state: {error}") from error
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)

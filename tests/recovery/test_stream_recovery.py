@@ -1,0 +1,191 @@
+"""Streams that crash: what a checkpoint holds is enough to go on, and every window comes out exact.
+
+A crash is what the disk holds at that moment: the last complete checkpoint and what the sinks had written. Sinks deliver at least
+once, so a row may be there twice; what must not happen is a row that is missing, or one that is wrong.
+"""
+
+import json
+import random
+import threading
+import time
+from collections import defaultdict
+
+import pytest
+from agent_tools import bounded, publish, until, values
+
+import sabot
+from sabot import App, NdjsonSink, NdjsonSource, SabotError, col, files, hopping, session, tumbling
+
+pytestmark = pytest.mark.integration
+
+MINUTE = 60_000
+GAP = 4_000
+WINDOWS = {"tumbling": tumbling("1m"), "hopping": hopping("1m", "20s"), "session": session("4s")}
+
+
+def make_rows(rng, count):
+    """Event time rises about 100 ms a row, up to 3 s out of order; amounts are multiples of 1/64."""
+    for number in range(count):
+        yield {
+            "id": number,
+            "account": f"a{rng.randrange(40)}",
+            "amount": rng.randrange(-640, 6400) / 64,
+            "ts": 1_000_000 + number * 100 + rng.randrange(3000),
+        }
+
+
+class Crash(Exception):
+    """Stands for the end of the process: no last checkpoint, no goodbye to the sinks."""
+
+
+class Life:
+    """One run of the program: checkpoints are asked for at random batches, and at one of them it crashes."""
+
+    def __init__(self, folder, kind, rng, *, state, parallelism, crashes):
+        self.rng = rng
+        self.batches = 0
+        self.crash_at = rng.randrange(10, 90) if crashes else None
+        self.lock = threading.Lock()
+        self.app = App(
+            "minutes",
+            state=str(folder / "db") if state == "rocksdb" else "memory",
+            checkpoint_dir=folder / "checkpoints",
+            parallelism=parallelism,
+        )
+        (
+            self.app.stream(NdjsonSource(folder / "in.ndjson", block_bytes=3000), time="ts", lateness="3s")
+            .map_batches(self.look)
+            .filter(col("amount") > 0)
+            .key_by("account")
+            .window(WINDOWS[kind])
+            .aggregate(
+                n=sabot.count(), total=sabot.sum("amount"), biggest=sabot.max("amount"), ids=sabot.collect_list("id")
+            )
+            .to(NdjsonSink(folder / "out.ndjson"))
+        )
+
+    def look(self, batch):
+        if batch.num_rows == 0:  # to see what columns it gives
+            return batch
+        with self.lock:
+            self.batches += 1
+            if self.batches == self.crash_at:
+                self.let_a_checkpoint_complete()
+                raise Crash
+            if self.rng.random() < 0.3:
+                self.app.agent_runtime.checkpoint_coordinator.trigger()
+        return batch
+
+    def let_a_checkpoint_complete(self):
+        """Most crashes should have something to go back to; a moment is enough, and none is needed to be right."""
+        for _ in range(50):
+            if self.app.statistics()["checkpoints"]["completed"]:
+                break
+            time.sleep(0.002)
+
+    async def live(self):
+        """-> whether it came to the end."""
+        try:
+            await bounded(self.app.run(), 60)
+        except SabotError as error:
+            if not isinstance(error.__cause__, Crash):
+                raise
+            return False
+        return True
+
+
+def expected(rows, kind):
+    """The windows, by plain Python: what each holds of ids, sum and greatest amount."""
+    windows = defaultdict(list)
+    good = [row for row in rows if row["amount"] > 0]
+    if kind == "session":
+        for account in {row["account"] for row in good}:
+            mine = sorted((row for row in good if row["account"] == account), key=lambda row: row["ts"])
+            begin = last = None
+            for row in mine:
+                if last is None or row["ts"] >= last + GAP:
+                    begin = row["ts"]
+                last = row["ts"]
+                windows[account, begin].append(row)
+    else:
+        size, slide = (MINUTE, MINUTE) if kind == "tumbling" else (MINUTE, MINUTE // 3)
+        for row in good:
+            first = (row["ts"] // slide) * slide
+            for start in range(first, first - size, -slide):
+                windows[row["account"], start].append(row)
+    return {
+        (account, start): (
+            sorted(row["id"] for row in rows),
+            sum(row["amount"] for row in rows),
+            max(row["amount"] for row in rows),
+        )
+        for (account, start), rows in windows.items()
+    }
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+@pytest.mark.parametrize(("state", "parallelism"), [("memory", 1), ("memory", 3), ("rocksdb", 2)])
+@pytest.mark.parametrize("seed", range(2))
+async def test_windows_are_exact_whatever_crashed(tmp_path, kind, state, parallelism, seed):
+    rng = random.Random(f"{kind} {state} {parallelism} {seed}")
+    rows = list(make_rows(rng, 4000))
+    (tmp_path / "in.ndjson").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lives, restored = 0, []
+    while True:
+        life = Life(tmp_path, kind, rng, state=state, parallelism=parallelism, crashes=lives < 5)
+        ended = await life.live()
+        restored.append(life.app.agent_runtime.restored_from)
+        lives += 1
+        if ended:
+            break
+    assert lives > 1
+    print("restored from", restored)
+    found = {}
+    for line in (tmp_path / "out.ndjson").read_text().splitlines():
+        row = json.loads(line)
+        window = (sorted(row["ids"]), row["total"], row["biggest"])
+        assert row["n"] == len(row["ids"])
+        assert found.setdefault((row["account"], row["window_start"]), window) == window, "two answers for one window"
+    assert found == expected(rows, kind)
+
+
+async def test_a_finished_job_started_again_reads_nothing_twice(tmp_path):
+    (tmp_path / "in.ndjson").write_text('{"k": 1, "ts": 5}\n{"k": 1, "ts": 6}\n')
+
+    def app():
+        app = App("counts", state="memory", checkpoint_dir=tmp_path / "checkpoints")
+        stream = app.stream(files(tmp_path / "in.ndjson"), time="ts").key_by("k").window(tumbling("1s"))
+        stream.aggregate(n=sabot.count()).to(NdjsonSink(tmp_path / "out.ndjson"))
+        return app
+
+    for _ in range(3):
+        await bounded(app().run(), 30)
+    (line,) = (tmp_path / "out.ndjson").read_text().splitlines()
+    assert json.loads(line)["n"] == 2
+
+
+async def test_stop_keeps_windows_open_and_drain_closes_them(memory_url, tmp_path):
+    schema = {"k": "string", "ts": "int64"}
+
+    def app():
+        app = App("counts", broker=memory_url, state="memory", checkpoint_dir=tmp_path / "checkpoints")
+        stream = app.stream("orders", schema=schema, time="ts").key_by("k").window(tumbling("1m"))
+        stream.aggregate(n=sabot.count()).to("minutes")
+        return app
+
+    def rows_in(app):
+        return sum(task["input"].get("rows_in", 0) for task in app.statistics()["streams"].values())
+
+    first = app()
+    publish(first, "orders", [{"k": "a", "ts": 1000}, {"k": "a", "ts": 2000}])
+    await first.start()
+    await until(lambda: rows_in(first) == 2)
+    await bounded(first.stop())
+    assert values(first, "minutes") == []
+    second = app()
+    publish(second, "orders", [{"k": "a", "ts": 3000}])
+    await second.start()
+    await until(lambda: rows_in(second) == 1)
+    await bounded(second.stop(drain=True))
+    (minute,) = values(second, "minutes")
+    assert minute["n"] == 3

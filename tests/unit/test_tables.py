@@ -1,0 +1,370 @@
+"""Keyed tables: in memory and with RocksDB behind, against a dict."""
+
+import json
+import math
+import random
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sabot._cython.keyed import hash_columns
+from sabot._cython.tables import KeyFilter, RowCodec, places
+from sabot.state.tables import TableStore
+from sabot.state.tables_cold import ColdGroups
+
+KEYS = pa.schema([("name", pa.string()), ("number", pa.int64())])
+AGGREGATES = [("count", None), ("sum", pa.int64()), ("max", pa.int64())]
+COLUMNS = pa.schema([*KEYS, pa.field("amount", pa.int64()), pa.field("time", pa.int64())])
+ARGUMENTS = [-1, 2, 3]
+
+
+def rows_of(*rows: tuple[Any, ...]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays(
+        [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), COLUMNS, strict=True)],
+        schema=COLUMNS,
+    )
+
+
+def add(store: TableStore, pane: int, *rows: tuple[Any, ...]) -> None:
+    store.table(pane).update(rows_of(*rows), [0, 1], ARGUMENTS)
+
+
+def many(names: range, time: int = 0) -> list[tuple[Any, ...]]:
+    return [(f"k{name}", name, 1, time) for name in names]
+
+
+def content(store: TableStore) -> dict[Any, Any]:
+    """(pane, name, number) -> (count, sum, latest), each group exactly once, by finish and by export."""
+    found: dict[Any, Any] = {}
+    exported = set()
+    for pane in store.panes:
+        for columns in store.finish(pane):
+            assert 0 < len(columns[0]) <= 65_536
+            for name, number, *results in zip(*(column.to_pylist() for column in columns), strict=True):
+                assert (pane, name, number) not in found
+                found[pane, name, number] = tuple(results)
+        for batch in store.export(pane):
+            keys = zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)
+            exported.update((pane, *key) for key in keys)
+    assert exported == set(found)
+    return found
+
+
+def saved(snapshot: tuple[dict[str, Any], Any], directory: Path) -> SimpleNamespace:
+    """What a checkpoint makes of a snapshot: facts go through JSON."""
+    facts, state = snapshot
+    directory.mkdir()
+    if state is not None:
+        size = state.save(directory)
+        assert size == sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+        state.discard()
+    return SimpleNamespace(directory=directory, facts=json.loads(json.dumps(facts)))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[TableStore]:
+    """One that evicts whenever it may."""
+    store = TableStore(KEYS, AGGREGATES, directory=tmp_path / "state", memory_budget=1)
+    yield store
+    store.close()
+
+
+# The bytes of groups
+
+TYPES = [
+    pa.int8(), pa.uint16(), pa.int64(), pa.uint64(), pa.float32(), pa.float64(), pa.bool_(), pa.string(), pa.binary(),
+    pa.date32(), pa.timestamp("us", "UTC"), pa.time32("ms"), pa.duration("s"),
+]  # fmt: skip
+
+
+def naive_row(types: list[pa.DataType], row: list[Any]) -> bytes:
+    bits = bytearray((len(types) + 7) // 8)
+    out = b""
+    for i, (kind, value) in enumerate(zip(types, row, strict=True)):
+        if value is None:
+            continue
+        bits[i // 8] |= 1 << i % 8
+        if pa.types.is_string(kind) or pa.types.is_binary(kind):
+            data = value.encode() if isinstance(value, str) else value
+            out += struct.pack("<I", len(data)) + data
+        elif pa.types.is_floating(kind):
+            out += struct.pack("<d" if kind == pa.float64() else "<f", value)
+        else:
+            out += (int(value) % 2**kind.bit_width).to_bytes((kind.bit_width + 7) // 8, "little")
+    return bytes(bits) + out
+
+
+def test_rows_are_packed_as_documented_and_come_back() -> None:
+    rng = random.Random(1)
+    samples: list[list[Any]] = [
+        [-5, 127, 0], [1, 65535, 0], [-(2**63), 2**63 - 1, 0], [0, 7, 2**62], [0.5, -0.0, math.inf], [1.25, -2.5, 0.0],
+        [True, False, True], ["", "ö" * 40, "x"], [b"", b"\x00\xff", b"y" * 300], [1, -1, 0], [5, -5, 0], [0, 1, 2], [9, -9, 0],
+    ]  # fmt: skip
+    ints = [pa.int32() if t.bit_width == 32 else pa.int64() for t in TYPES[9:]]
+    columns = []
+    for kind, values in zip([*TYPES[:9], *ints], samples, strict=True):
+        columns.append(pa.array([rng.choice([*values, None]) for _ in range(103)], kind))
+    expected = [
+        naive_row([*TYPES[:9], *ints], list(row)) for row in zip(*(c.to_pylist() for c in columns), strict=True)
+    ]
+    columns = [
+        column.view(kind) if kind != column.type else column for column, kind in zip(columns, TYPES, strict=True)
+    ]
+    codec = RowCodec(TYPES)
+    packed = codec.pack(columns)
+    assert packed == expected
+    for back, column in zip(codec.unpack(packed), columns, strict=True):
+        back.validate(full=True)
+        assert back.equals(column) and back.type == column.type
+    slices = [column.slice(17, 50) for column in columns]
+    assert codec.pack(slices) == expected[17:67]
+    heads = pa.array(range(53), pa.uint64()).slice(3)
+    with_heads = codec.pack(slices, pane=-2, heads=heads)
+    assert with_heads == [struct.pack(">QQ", 2**63 - 2, 3 + i) + row for i, row in enumerate(expected[17:67])]
+    assert codec.unpack(with_heads, skip=16)[7].equals(slices[7])
+
+
+def test_equal_keys_are_equal_bytes() -> None:
+    other_nan = struct.unpack("<d", struct.pack("<Q", 0xFFF8000000000001))[0]
+    for kind in (pa.float64(), pa.float32()):
+        keys = RowCodec([kind], as_keys=True).pack([pa.array([0.0, -0.0, math.nan, other_nan, None], kind)])
+        assert keys[0] == keys[1] != keys[2] == keys[3] != keys[4]
+        values = RowCodec([kind]).pack([pa.array([0.0, -0.0], kind)])
+        assert values[0] != values[1]
+
+
+@pytest.mark.parametrize("bad", [b"", b"\x03\x01", b"\x02\x09\x00\x00\x00ab", b"\x00\x00", b"\x02\xff\xff\xff\xff"])
+def test_bytes_that_are_no_row_are_refused(bad: bytes) -> None:
+    codec = RowCodec([pa.int64(), pa.string()])
+    with pytest.raises(ValueError, match="row 1 of"):
+        codec.unpack([b"\x00", bad])
+
+
+def test_rows_of_other_types_are_refused() -> None:
+    with pytest.raises(TypeError, match="decimal128"):
+        RowCodec([pa.decimal128(5, 2)])
+    with pytest.raises(TypeError, match="int32"):
+        RowCodec([pa.int64()]).pack([pa.array([1], pa.int32())])
+    with pytest.raises(ValueError, match="2 heads for 1 rows"):
+        RowCodec([pa.int64()]).pack([pa.array([1])], heads=pa.array([1, 2], pa.uint64()))
+    with pytest.raises(ValueError, match="columns of"):
+        RowCodec([pa.int64(), pa.int64()]).pack([pa.array([1]), pa.array([1, 2])])
+
+
+def test_places_put_the_key_group_first() -> None:
+    hashes = pa.array([0, 1, 1023, 1024, 2**64 - 1, 0x123456789ABCDEF0], pa.uint64()).slice(1)
+    expected = [(h % 1024 << 54) | (h >> 10) for h in hashes.to_pylist()]
+    assert places(hashes).to_pylist() == expected
+
+
+def test_a_filter_forgets_nothing_and_lets_few_others_through() -> None:
+    hashes = hash_columns([pa.array(range(300_000))])
+    everything = pa.array(np.arange(300_000, dtype=np.int32))
+    known, filter_ = hashes.slice(0, 150_000), KeyFilter()
+    assert len(filter_.candidates(hashes, everything)) == 0
+    for start in range(0, 150_000, 10_000):
+        filter_.add(known.slice(start, 10_000))
+    found = filter_.candidates(hashes, everything).to_numpy()
+    assert (found[:150_000] == np.arange(150_000)).all()
+    assert len(found) - 150_000 < 150_000 * 0.08
+    assert filter_.nbytes < 1_000_000
+    with pytest.raises(IndexError):
+        filter_.candidates(known, pa.array([150_000], pa.int32()))
+
+
+def test_different_keys_of_one_hash_are_kept_apart(tmp_path: Path) -> None:
+    schema = pa.schema([("k", pa.string()), ("n", pa.int64())])
+    groups = pa.record_batch([pa.array([f"k{i}" for i in range(100)]), pa.array(range(100))], schema=schema)
+    hashes = pa.array([7, 8] * 50, pa.uint64())
+    cold = ColdGroups(tmp_path, schema, 1, 8 << 20)
+    cold.write(3, hashes, lambda rows: groups.take(rows).columns)
+    rows = pa.array([41, 3, 98], pa.int32())
+    found = cold.read(3, [groups.column(0).take(rows)], hashes.take(rows))
+    assert sorted(found.column(1).to_pylist()) == [3, 41, 98]
+    assert cold.read(2, [groups.column(0).take(rows)], hashes.take(rows)).num_rows == 0
+    assert sorted(n for batch in cold.scan(3) for n in batch.column(1).to_pylist()) == list(range(100))
+    cold.close()
+
+
+# Against a dict
+
+KEY = st.tuples(st.sampled_from(["a", "b", "", None]), st.sampled_from([0, 1, 2, None]))
+ROW = st.tuples(KEY, st.integers(-5, 5), st.integers(0, 40))
+PANE = st.sampled_from([-3, 0, 9])
+STEP = st.one_of(
+    st.tuples(st.just("update"), PANE, st.lists(ROW, min_size=1, max_size=12)),
+    st.tuples(st.just("update"), PANE, st.lists(ROW, min_size=1, max_size=12)),
+    st.tuples(st.just("running"), PANE, st.lists(ROW, min_size=1, max_size=6)),
+    st.tuples(st.just("merge"), PANE, st.lists(ROW, min_size=1, max_size=6)),
+    st.tuples(st.just("remove"), PANE, st.lists(KEY, min_size=1, max_size=4)),
+    st.tuples(st.just("drop"), PANE),
+    st.tuples(st.just("retire"), PANE, st.integers(0, 40)),
+    st.tuples(st.just("settle")),
+    st.tuples(st.just("settle")),
+    st.tuples(st.just("snapshot")),
+    st.tuples(st.just("save")),
+    st.tuples(st.just("discard")),
+    st.tuples(st.just("restore"), st.integers(1, 3), st.booleans()),
+    st.tuples(st.just("check")),
+)
+
+
+class Model:
+    """A store beside a dict, and its snapshots beside copies of the dict."""
+
+    def __init__(self, directory: Path, *, on_disk: bool, budget: int) -> None:
+        self.root, self.on_disk, self.budget = directory, on_disk, budget
+        self.stores = [self.make()]
+        self.groups: dict[Any, tuple[int, int, int]] = {}
+        self.bounds: dict[int, int] = {}
+        self.taken: list[Any] = []  # (snapshots, groups, bounds)
+        self.names = iter(range(10_000))
+
+    def make(self) -> TableStore:
+        directory = self.root / f"state{len(list(self.root.iterdir()))}" if self.on_disk else None
+        if directory is not None:
+            directory.mkdir()
+        return TableStore(KEYS, AGGREGATES, directory=directory, memory_budget=self.budget)
+
+    def owned(self, part: int) -> Any:
+        parts = len(self.stores)
+        return lambda hashes: pa.array(hashes.to_numpy() % np.uint64(parts) == np.uint64(part))
+
+    def mine(self, batch: pa.RecordBatch) -> Iterator[tuple[TableStore, pa.Int32Array | None]]:
+        if len(self.stores) == 1:
+            yield self.stores[0], None
+        else:
+            for part, store in enumerate(self.stores):
+                mask = self.owned(part)(hash_columns(batch.columns[:2]))
+                yield store, pa.array(np.flatnonzero(mask.to_numpy(zero_copy_only=False)).astype(np.int32))
+
+    def step(self, action: str, *about: Any) -> None:
+        getattr(self, f"do_{action}")(*about)
+
+    def do_update(self, pane: int, rows: list[Any], how: str = "update") -> None:
+        rows = [(key, amount, max(time, self.bounds.get(pane, 0))) for key, amount, time in rows]  # no late rows
+        batch = rows_of(*[(*key, amount, time) for key, amount, time in rows])
+        for store, selection in self.mine(batch):
+            if selection is not None and not len(selection):
+                continue
+            table = store.table(pane)
+            if how == "update":
+                hashes = hash_columns(batch.columns[:2])
+                table.update(batch, [0, 1], ARGUMENTS, hashes=hashes, selection=selection)
+            elif how == "running":
+                slots = table.resolve(batch, [0, 1], selection=selection)
+                table.running(slots, batch, ARGUMENTS, selection=selection)
+            else:
+                other = TableStore(KEYS, AGGREGATES)
+                other.table(0).update(batch, [0, 1], ARGUMENTS, selection=selection)
+                table.merge(other.table(0).export())
+        for key, amount, time in rows:
+            count, total, latest = self.groups.get((pane, *key), (0, 0, time))
+            self.groups[pane, *key] = count + 1, total + amount, max(latest, time)
+
+    def do_running(self, pane: int, rows: list[Any]) -> None:
+        self.do_update(pane, rows, "running")
+        batch = rows_of(*[(*key, amount, time) for key, amount, time in rows])
+        for store, selection in self.mine(batch):
+            slots = store.table(pane).resolve(batch, [0, 1], selection=selection, insert=False)
+            for name, number, *results in zip(*(c.to_pylist() for c in store.table(pane).finish(slots)), strict=True):
+                assert tuple(results) == self.groups[pane, name, number]
+
+    def do_merge(self, pane: int, rows: list[Any]) -> None:
+        self.do_update(pane, rows, "merge")
+
+    def do_remove(self, pane: int, keys: list[Any]) -> None:
+        keys = list(dict.fromkeys(keys))
+        batch = rows_of(*[(*key, 0, 0) for key in keys])
+        for store, selection in self.mine(batch):
+            if pane in store.panes:
+                slots = store.table(pane).resolve(batch, [0, 1], selection=selection, insert=False)
+                store.table(pane).remove(slots.filter(pc.greater_equal(slots, 0)))
+        for key in keys:
+            self.groups.pop((pane, *key), None)
+
+    def do_drop(self, pane: int) -> None:
+        for store in self.stores:
+            store.drop(pane)
+        self.groups = {key: group for key, group in self.groups.items() if key[0] != pane}
+        self.bounds.pop(pane, None)
+
+    def do_retire(self, pane: int, below: int) -> None:
+        below = max(below, self.bounds.get(pane, 0))
+        for store in self.stores:
+            store.retire(2, below, pane)
+        self.groups = {key: group for key, group in self.groups.items() if key[0] != pane or group[2] >= below}
+        if any(pane in store.panes for store in self.stores):
+            self.bounds[pane] = below
+
+    def do_settle(self) -> None:
+        for store in self.stores:
+            store.settle()
+
+    def do_snapshot(self) -> None:
+        self.taken.append(([store.snapshot() for store in self.stores], dict(self.groups), dict(self.bounds), []))
+
+    def do_save(self) -> None:
+        if self.taken:
+            snapshots, *_, directories = self.taken[-1]
+            if not directories:
+                directories += [saved(snapshot, self.root / f"saved{next(self.names)}") for snapshot in snapshots]
+
+    def do_discard(self) -> None:
+        if self.taken:
+            for _, state in self.taken.pop()[0]:
+                if state is not None:
+                    state.discard()
+
+    def do_restore(self, parts: int, on_disk: bool) -> None:
+        self.do_save()
+        if not self.taken:
+            return
+        _, groups, bounds, directories = self.taken[-1]
+        self.close()
+        self.on_disk = on_disk
+        before = len(self.stores)
+        self.stores = []
+        for _ in range(parts):
+            self.stores.append(self.make())
+        for part, store in enumerate(self.stores):
+            store.restore(directories, self.owned(part) if max(before, parts) > 1 else None)
+        self.groups, self.bounds, self.taken = dict(groups), dict(bounds), []
+
+    def do_check(self) -> None:
+        found: dict[Any, Any] = {}
+        for store in self.stores:
+            for key, group in content(store).items():
+                assert key not in found
+                found[key] = group
+            figures = store.statistics()
+            assert figures["groups"] == figures["hot"] + figures["cold"]
+        assert found == self.groups
+
+    def close(self) -> None:
+        for store in self.stores:
+            store.close()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=st.lists(STEP, max_size=30), on_disk=st.booleans(), budget=st.sampled_from([1, 12_000, 10**8]))
+def test_a_store_is_a_dict_wherever_its_groups_are(steps: list[Any], on_disk: bool, budget: int) -> None:
+    with TemporaryDirectory() as root:
+        model = Model(Path(root), on_disk=on_disk, budget=budget)
+        for step in steps:
+            model.step(*step)
+        model.do_check()
+        model.do_snapshot()
+        model.do_restore(1, True)
+        model.do_check()
+        model.close()

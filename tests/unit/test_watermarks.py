@@ -1,0 +1,87 @@
+"""Event time by partition: how far an input has come, and when a silent partition no longer holds it back."""
+
+from sabot._cython.channel import ACTIVE, IDLE, Watermark
+from sabot.runtime.inputs import Watermarks
+
+A, B = ("orders", 0), ("orders", 1)
+
+
+def two_partitions(lateness_ms: int = 0, idle_ms: int = 1000) -> Watermarks:
+    marks = Watermarks(lateness_ms, idle_ms, 0)
+    marks.know({A: 0, B: 0}, 0)
+    return marks
+
+
+def test_the_watermark_is_the_least_of_the_partitions_less_the_lateness():
+    marks = two_partitions(lateness_ms=5)
+    marks.see(A, 100, 0)
+    assert marks.progress(0) == []  # nothing is known of B
+    marks.see(B, 40, 0)
+    assert marks.progress(0) == [Watermark(35)]
+    marks.see(B, 90, 1)
+    assert marks.progress(1) == [Watermark(85)]
+    assert marks.progress(1) == []
+
+
+def test_it_never_goes_back():
+    marks = two_partitions()
+    marks.see(A, 100, 0)
+    marks.see(B, 100, 0)
+    assert marks.progress(0) == [Watermark(100)]
+    marks.see(A, 50, 1)
+    assert marks.progress(1) == []
+
+
+def test_a_partition_without_rows_is_idle_after_a_while_and_no_longer_holds_the_others_back():
+    marks = two_partitions(idle_ms=1000)
+    marks.see(A, 100, 900)
+    assert marks.progress(999) == []
+    assert marks.progress(1000) == [Watermark(100)]
+    marks.see(B, 70, 1001)  # late, and awake again
+    assert marks.progress(1001) == []
+    marks.see(B, 130, 1002)
+    assert marks.progress(1002) == []  # A holds it at 100
+    marks.see(A, 120, 1003)
+    assert marks.progress(1003) == [Watermark(120)]
+
+
+def test_with_all_partitions_idle_the_input_is_idle_until_rows_come():
+    marks = two_partitions(idle_ms=1000)
+    marks.see(A, 100, 0)
+    marks.see(B, 100, 0)
+    assert marks.progress(0) == [Watermark(100)]
+    assert marks.progress(1000) == [IDLE]
+    assert marks.progress(2000) == []
+    marks.see(A, 150, 2500)
+    assert marks.progress(2500) == [ACTIVE, Watermark(150)]
+
+
+def test_an_input_without_partitions_is_idle():
+    assert Watermarks(0, 1000, 0).progress(0) == [IDLE]
+
+
+def test_a_new_partition_begins_at_the_watermark():
+    marks = two_partitions()
+    marks.see(A, 100, 0)
+    marks.see(B, 100, 0)
+    marks.progress(0)
+    marks.know({A: 0, B: 0, ("orders", 2): 0}, 1)
+    marks.see(A, 200, 1)
+    marks.see(B, 200, 1)
+    assert marks.progress(1) == []  # the new one stands at 100
+    marks.see(("orders", 2), 180, 2)
+    assert marks.progress(2) == [Watermark(180)]
+
+
+def test_a_restored_input_goes_on_where_it_was():
+    marks = two_partitions(lateness_ms=10)
+    marks.see(A, 100, 0)
+    marks.see(B, 80, 0)
+    marks.progress(0)
+    again = Watermarks(10, 1000, 5)
+    again.know({A: 0, B: 0}, 5)
+    again.restore(marks.facts(), 5)
+    assert again.watermark_ms == 70
+    assert again.progress(5) == []
+    again.see(B, 90, 5)
+    assert again.progress(5) == [Watermark(80)]

@@ -1,0 +1,492 @@
+"""Windows of event time against DuckDB and plain Python: one harness over all windows, aggregates and ways in which rows can come.
+
+The answer must not depend on how rows are split into batches, where watermarks fall, how many subtasks there are, or where the job
+is stopped and started again with another number of them.
+"""
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sabot._cython.batch import Batch
+from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import partition_indices
+from sabot.api.windows import cumulative, hopping, tumbling
+from sabot.errors import UserError
+from sabot.operators.aggregates import Call
+from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, SavedState
+from sabot.operators.windows import LocalCombine, WindowAggregate
+
+SCHEMA = pa.schema(
+    [
+        ("account", pa.string()),
+        ("kind", pa.int32()),
+        ("amount", pa.float64()),
+        ("units", pa.int64()),
+        ("text", pa.string()),
+        ("online", pa.bool_()),
+        (TIME_COLUMN, pa.int64()),
+    ]
+)
+
+
+class SumOfSquares:
+    type = pa.float64()
+
+    def init(self) -> list[float]:
+        return [0.0]
+
+    def accumulate(self, state: list[float], values: pa.Array) -> list[float]:
+        return [state[0] + sum(v * v for v in values.to_pylist() if v is not None)]
+
+    def merge(self, state: list[float], other: list[float]) -> list[float]:
+        return [state[0] + other[0]]
+
+    def finish(self, state: list[float]) -> float:
+        return state[0]
+
+
+# Each aggregate, and the same in DuckDB's SQL over the columns, `t` (event time) and `row` (arrival).
+KERNEL = [
+    (Call("n", "count"), "count(*)"),
+    (Call("n_text", "count", "text"), "count(text)"),
+    (Call("total", "sum", "amount"), "sum(amount)"),
+    (Call("n_units", "sum", "units"), "sum(units)::bigint"),
+    (Call("least", "min", "amount"), "min(amount)"),
+    (Call("most", "max", "units"), "max(units)"),
+    (Call("middle", "mean", "amount"), "avg(amount)"),
+    (Call("spread", "variance", "amount"), "var_samp(amount)"),
+    (Call("deviation", "stddev", "amount", ddof=0), "stddev_pop(amount)"),
+    (Call("early", "first", "units"), "first(units order by t, row)"),
+    (Call("late", "last", "amount"), "first(amount order by t desc, row desc)"),
+    (Call("online_total", "sum", "amount", where="online"), "sum(amount) filter (online)"),
+    (Call("online_texts", "count", "text", where="online"), "count(text) filter (online)"),
+]
+GATHERED = [
+    (Call("kinds", "count_distinct", "units"), "count(distinct units)"),
+    (Call("words", "collect_list", "text"), "list(text order by t, row)"),
+    (
+        Call("online_words", "collect_list", "text", where="online"),
+        "coalesce(list(text order by t, row) filter (online), [])",
+    ),
+    (Call("low", "min", "text"), "min(text)"),
+    (Call("high", "max", "text", where="online"), "max(text) filter (online)"),
+    (Call("opening", "first", "text"), "first(text order by t, row)"),
+    (Call("closing", "last", "text"), "first(text order by t desc, row desc)"),
+    (
+        Call("cheapest", "arg_min", "text", by="amount"),
+        "first(text order by amount, t, row) filter (amount is not null)",
+    ),
+    (
+        Call("dearest", "arg_max", "units", by="text"),
+        "first(units order by text desc, t, row) filter (text is not null)",
+    ),
+    (Call("squares", "user", "amount", function=SumOfSquares()), "coalesce(sum(amount * amount), 0)"),
+]
+
+WINDOWS = {
+    "tumbling": tumbling("100ms"),
+    "tumbling from 30": tumbling("70ms", offset="30ms"),
+    "hopping by 3": hopping("150ms", "50ms"),
+    "hopping by 60": hopping("1200ms", "20ms", offset="7ms"),
+    "cumulative": cumulative("500ms", "100ms", offset="20ms"),
+}
+KEYS = {"no key": [], "one key": ["account"], "two keys": ["account", "kind"]}
+
+
+def rows(seed: int, count: int, *, disorder: int = 60, gap: int = 0, start: int = -700) -> pa.RecordBatch:
+    """Rows of rising event time, `disorder` ms of it, that repeat times and values; sums of amounts are exact."""
+    dice = random.Random(seed)
+    data: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    for row in range(count):
+        data["account"].append(dice.choice([None, "", "a", "b", "ä", "a-much-longer-name-of-an-account"]))
+        data["kind"].append(dice.choice([None, 1, 2]))
+        data["amount"].append(dice.choice([None, dice.randrange(-6400, 6400) / 64]))
+        data["units"].append(dice.choice([None, dice.randrange(5), 2**40]))
+        data["text"].append(dice.choice([None, "x", "y", "", "zebra" * 5, str(dice.randrange(30))]))
+        data["online"].append(dice.choice([None, True, False]))
+        data[TIME_COLUMN].append(start + row * 3 + (gap if row > count // 2 else 0) + dice.randrange(disorder + 1))
+    return pa.RecordBatch.from_pydict(data, SCHEMA)
+
+
+def expected(data: pa.RecordBatch, window: Any, keys: list[str], calls: list[tuple[Call, str]]) -> list[dict[str, Any]]:
+    """DuckDB's answer: the windows beside each row, then one group by."""
+    step = getattr(window, "slide_ms", getattr(window, "step_ms", window.size_ms))
+    spans = defaultdict(list)
+    for row, time in enumerate(data.column(TIME_COLUMN).to_pylist()):
+        for start, end in windows_of(time, window, step):
+            spans["row"].append(row), spans["window_start"].append(start), spans["window_end"].append(end)
+    spans = pa.table(spans)
+    numbered = pa.Table.from_batches([data]).append_column("row", pa.array(range(data.num_rows)))  # noqa: F841
+    by = ", ".join([*keys, "window_start", "window_end"])
+    what = ", ".join(f'{sql} as "{call.name}"' for call, sql in calls)
+    sql = f"select {by}, {what} from (select *, {TIME_COLUMN} as t from numbered) join spans using (row) group by {by}"
+    return duckdb.sql(sql).to_arrow_table().to_pylist()
+
+
+def windows_of(time: int, window: Any, step: int) -> Iterator[tuple[int, int]]:
+    pane = (time - window.offset_ms) // step * step + window.offset_ms
+    if hasattr(window, "step_ms"):
+        start = (time - window.offset_ms) // window.size_ms * window.size_ms + window.offset_ms
+        return ((start, end) for end in range(pane + step, start + window.size_ms + 1, step))
+    return ((end - window.size_ms, end) for end in range(pane + step, pane + window.size_ms + 1, step))
+
+
+class Job:
+    """Subtasks of one WindowAggregate, as the runtime runs them: rows split by key group, watermarks to all."""
+
+    def __init__(self, directory: Path | None, window: Any, keys: list[str], calls: list[Call], **options: Any) -> None:
+        self.make = lambda: WindowAggregate(window, keys, calls, **options)
+        self.keys, self.directory = keys, directory
+        self.out: list[pa.RecordBatch] = []
+        self.late: list[pa.RecordBatch] = []
+        self.starts = 0
+        self.start(1)
+
+    def start(self, parallelism: int, saved: list[SavedState] | None = None) -> None:
+        self.starts += 1
+        self.parts = []
+        for subtask in range(parallelism):
+            operator = self.make()
+            operator.emit = lambda batch: self.out.append(batch.taken())
+            place = None
+            if self.directory is not None:
+                place = self.directory / f"database-{self.starts}-{subtask}"
+                place.mkdir()
+            side = {"late": lambda batch: self.late.append(batch.taken())}
+            context = OperatorContext(SCHEMA, subtask, parallelism, place, memory_budget=1_000_000, side=side)
+            self.schema = operator.open(context)
+            if saved is not None:
+                operator.restore(saved)
+            self.parts.append(operator)
+
+    def process(self, data: pa.RecordBatch) -> None:
+        if len(self.parts) == 1 or not self.keys:
+            self.parts[0].process(Batch(data))
+            return
+        hashes = hash_columns([data.column(key) for key in self.keys])
+        indices, bounds = partition_indices(hashes, len(self.parts))
+        for part, (begin, end) in enumerate(zip(bounds.to_pylist(), bounds.to_pylist()[1:], strict=False)):
+            if end > begin:
+                self.parts[part].process(Batch(data, selection=indices.slice(begin, end - begin), hashes=hashes))
+
+    def advance(self, watermark: int) -> None:
+        for part in self.parts:
+            part.advance(watermark)
+
+    def restart(self, directory: Path, parallelism: int) -> None:
+        """Stopped at a barrier, started again from what was saved."""
+        saved = []
+        for number, part in enumerate(self.parts):
+            facts, state = part.snapshot()
+            place = directory / f"saved-{self.starts}-{number}"
+            place.mkdir()
+            if state is not None:
+                state.save(place)
+            saved.append(SavedState(place, json.loads(json.dumps(facts))))
+        for part in self.parts:
+            part.close()
+        self.start(parallelism, saved)
+
+    def results(self) -> list[dict[str, Any]]:
+        for batch in self.out:
+            assert batch.schema == self.schema
+            batch.validate(full=True)
+        return [row for batch in self.out for row in plain(batch)]
+
+
+def plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    for name in ("window_start", "window_end"):
+        index = batch.schema.get_field_index(name)
+        batch = batch.set_column(index, name, batch.column(name).cast(pa.int64()))
+    return batch.to_pylist()
+
+
+def run(
+    job: Job, data: pa.RecordBatch, seed: int, *, restarts: Path | None = None, splits: int = 12
+) -> list[dict[str, Any]]:
+    """The rows in batches of any size, watermarks where no row is late by them, and restarts anywhere."""
+    dice = random.Random(seed)
+    cuts = sorted({0, data.num_rows, *(dice.randrange(data.num_rows + 1) for _ in range(splits))})
+    times = data.column(TIME_COLUMN).to_pylist()
+    for begin, end in pairwise(cuts):
+        job.process(data.slice(begin, end - begin))
+        if dice.random() < 0.6:
+            job.advance(min(times[end:], default=0) - dice.randrange(40))
+        if restarts is not None and dice.random() < 0.4:
+            job.restart(restarts, dice.randrange(1, 5) if job.keys else 1)
+    job.advance(END_OF_TIME)
+    for part in job.parts:
+        part.finish()
+        part.close()
+    results = job.results()
+    for row in results:
+        assert row.pop(TIME_COLUMN) == row["window_end"] - 1
+    return results
+
+
+def check(found: list[dict[str, Any]], wanted: list[dict[str, Any]], keys: list[str]) -> None:
+    by = [*keys, "window_start", "window_end"]
+
+    def ordered(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(
+            table,
+            key=lambda row: [(row[name] is not None, row[name]) if row[name] is not None else (False,) for name in by],
+        )
+
+    assert len(found) == len(wanted)
+    for mine, theirs in zip(ordered(found), ordered(wanted), strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, value in theirs.items():
+            if isinstance(value, float):
+                assert mine[name] == pytest.approx(value, rel=1e-9, abs=1e-9), (name, mine)
+            else:
+                assert mine[name] == value, (name, mine)
+
+
+@pytest.mark.parametrize("calls", [KERNEL, GATHERED], ids=["kernel", "gathered"])
+@pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+def test_windows_give_what_duckdb_gives(tmp_path, window, keys, calls):
+    data = rows(1, 400)
+    wanted = expected(data, window, keys, calls)
+    for seed, directory in [(1, None), (2, tmp_path)]:
+        job = Job(directory, window, keys, [call for call, _ in calls])
+        check(run(job, data, seed, restarts=None if seed == 1 else tmp_path), wanted, keys)
+        assert job.late == []
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    window=st.sampled_from(list(WINDOWS.values())),
+    count=st.integers(0, 90),
+    gap=st.sampled_from([0, 150, 10**9]),
+    splits=st.integers(0, 40),
+)
+def test_the_answer_is_the_same_however_rows_come(tmp_path_factory, seed, window, count, gap, splits):
+    calls = [KERNEL[0], KERNEL[2], KERNEL[9], GATHERED[1], GATHERED[7]]
+    data = rows(seed, count, gap=gap, disorder=seed % 200)
+    job = Job(None, window, ["account"], [call for call, _ in calls])
+    found = run(job, data, seed, restarts=tmp_path_factory.mktemp("saved"), splits=splits)
+    check(found, expected(data, window, ["account"], calls) if count else [], ["account"])
+
+
+@pytest.mark.parametrize("calls", [KERNEL, GATHERED], ids=["kernel", "gathered"])
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+@pytest.mark.parametrize("keys", [[], ["account", "kind"]], ids=["no key", "two keys"])
+def test_two_phases_give_what_one_gives(window, keys, calls):
+    data = rows(3, 400)
+    wanted = expected(data, window, keys, calls)
+    calls = [call for call, _ in calls]
+    local, final = LocalCombine(window, keys, calls), WindowAggregate(window, keys, calls, partial=True)
+    out: list[pa.RecordBatch] = []
+    local.emit, final.emit = final.process, lambda batch: out.append(batch.taken())
+    schema = local.open(OperatorContext(SCHEMA))
+    assert final.open(OperatorContext(schema)).names == [
+        *keys,
+        "window_start",
+        "window_end",
+        *[c.name for c in calls],
+        TIME_COLUMN,
+    ]
+    for begin in range(0, 400, 90):
+        local.process(Batch(data.slice(begin, 90)))
+        final.advance(min(data.column(TIME_COLUMN).to_pylist()[begin + 90 :], default=END_OF_TIME))
+    found = [{k: v for k, v in row.items() if k != TIME_COLUMN} for batch in out for row in plain(batch)]
+    check(found, wanted, keys)
+
+
+def batch_of(times: list[int], accounts: list[str | None] | None = None) -> pa.RecordBatch:
+    count = len(times)
+    columns: dict[str, list[Any]] = {name: [None] * count for name in SCHEMA.names}
+    columns["account"] = list(accounts) if accounts is not None else ["a"] * count
+    columns["units"] = [1] * count
+    columns[TIME_COLUMN] = list(times)
+    return pa.RecordBatch.from_pydict(columns, SCHEMA)
+
+
+def spans(job: Job) -> list[tuple[Any, ...]]:
+    """(start, end, account, n) of what has come out since the last call."""
+    found = [(row["window_start"], row["window_end"], row["account"], row["n"]) for row in job.results()]
+    job.out.clear()
+    return found
+
+
+COUNT = [Call("n", "count")]
+
+
+def test_a_window_closes_when_the_watermark_reaches_its_end_and_windows_come_in_order():
+    job = Job(None, tumbling("10ms"), ["account"], COUNT)
+    job.process(batch_of([25, 3, 14, 9]))
+    job.advance(9)
+    assert spans(job) == []
+    job.advance(10)
+    assert spans(job) == [(0, 10, "a", 2)]
+    job.advance(40)
+    assert spans(job) == [(10, 20, "a", 1), (20, 30, "a", 1)]
+    job.advance(30)  # a watermark does not go back
+    assert job.parts[0].statistics()["panes"] == 0
+
+
+def test_late_rows_are_counted_and_go_to_the_side_without_their_time():
+    job = Job(None, tumbling("10ms"), ["account"], COUNT)
+    job.advance(20)
+    job.process(batch_of([20, 19, 5, 31]))
+    job.advance(END_OF_TIME)
+    assert spans(job) == [(20, 30, "a", 1), (30, 40, "a", 1)]
+    assert job.parts[0].statistics()["late_rows"] == 2
+    assert [batch.num_rows for batch in job.late] == [2]
+    assert TIME_COLUMN not in job.late[0].schema.names
+    job.process(batch_of([10**15]))  # after the end of time everything is late
+    assert job.parts[0].statistics()["late_rows"] == 3
+
+
+def test_a_row_of_a_hopping_window_is_late_only_when_its_last_window_is_over():
+    job = Job(None, hopping("30ms", "10ms"), ["account"], COUNT)
+    job.advance(20)
+    job.process(batch_of([5, -5, -15]))  # in windows to 10, 20, 30; to 0, 10, 20; to -10, 0, 10
+    job.advance(END_OF_TIME)
+    assert spans(job) == [(0, 30, "a", 1)]
+    assert job.parts[0].statistics()["late_rows"] == 2
+
+
+def test_a_row_within_the_allowed_lateness_brings_its_window_again(tmp_path):
+    for restart in (False, True):
+        job = Job(None, tumbling("10ms"), ["account"], COUNT, allowed_lateness_ms=20)
+        job.process(batch_of([1, 2, 12], ["a", "b", "a"]))
+        job.advance(20)
+        assert sorted(spans(job)) == [(0, 10, "a", 1), (0, 10, "b", 1), (10, 20, "a", 1)]
+        job.process(batch_of([3, 3], ["a", "c"]))
+        if restart:
+            job.restart(tmp_path, 3)
+        job.advance(21)
+        assert sorted(spans(job)) == [(0, 10, "a", 2), (0, 10, "c", 1)]
+        job.advance(29)
+        assert spans(job) == []
+        job.process(batch_of([4]))
+        job.advance(50)
+        assert spans(job) == [(0, 10, "a", 3)]
+        job.process(batch_of([5]))
+        job.advance(END_OF_TIME)
+        assert spans(job) == []
+        assert sum(part.statistics()["late_rows"] for part in job.parts) == 1
+
+
+class Model:
+    """Windows in plain Python, all rows kept: what comes out at each step, with lateness and early results."""
+
+    def __init__(self, window: Any, lateness: int, every: int | None) -> None:
+        self.window, self.lateness, self.every = window, lateness, every
+        self.step = getattr(window, "slide_ms", getattr(window, "step_ms", window.size_ms))
+        self.counts: dict[tuple[int, int, str], int] = defaultdict(int)
+        self.again: set[tuple[int, int, str]] = set()
+        self.watermark = -(10**9)
+        self.late = 0
+
+    def process(self, times: list[int], accounts: list[str]) -> None:
+        for time, account in zip(times, accounts, strict=True):
+            spans = list(windows_of(time, self.window, self.step))
+            if all(end + self.lateness <= self.watermark for _, end in spans):
+                self.late += 1
+                continue
+            for start, end in spans:
+                self.counts[start, end, account] += 1
+                if end <= self.watermark < end + self.lateness:
+                    self.again.add((start, end, account))
+
+    def advance(self, watermark: int) -> list[tuple[Any, ...]]:
+        before, self.watermark = self.watermark, max(watermark, self.watermark)
+        out = sorted(self.again)
+        out += sorted(g for g in self.counts if before < g[1] <= self.watermark)
+        if self.every and before // self.every != self.watermark // self.every:
+            out += sorted(g for g in self.counts if g[1] > self.watermark)
+        self.again.clear()
+        return [(*group, self.counts[group]) for group in out]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    window=st.sampled_from(
+        [tumbling("10ms"), hopping("30ms", "10ms"), cumulative("30ms", "10ms"), hopping("50ms", "10ms")]
+    ),
+    lateness=st.sampled_from([0, 5, 25, 60]),
+    every=st.sampled_from([None, 7, 40]),
+    steps=st.lists(
+        st.lists(st.tuples(st.integers(-60, 60), st.sampled_from("ab")), max_size=6) | st.integers(1, 30) | st.none(),
+        max_size=25,
+    ),
+)
+def test_late_and_early_results_are_those_of_plain_python(tmp_path_factory, window, lateness, every, steps):
+    directory = tmp_path_factory.mktemp("saved")
+    job = Job(None, window, ["account"], COUNT, allowed_lateness_ms=lateness, emit_every_ms=every)
+    model, watermark = Model(window, lateness, every), 0
+    for step in steps:
+        if step is None:
+            job.restart(directory, 1 + len(job.parts) % 3)
+        elif isinstance(step, int):
+            watermark += step
+            job.advance(watermark)
+            wanted = model.advance(watermark)
+            found = spans(job)
+            assert sorted(found) == sorted(wanted)
+            if len(job.parts) == 1:
+                assert [end for _, end, *_ in found] == [end for _, end, *_ in sorted(wanted, key=itemgetter(1))]
+        else:
+            times, accounts = [watermark + time for time, _ in step], [account for _, account in step]
+            job.process(batch_of(times, accounts))
+            model.process(times, accounts)
+    assert sum(part.statistics()["late_rows"] for part in job.parts) == model.late
+
+
+def test_windows_after_a_long_gap_do_not_wait_for_every_empty_one():
+    for window in [tumbling("1ms"), hopping("60ms", "1ms"), cumulative("1s", "1ms")]:
+        job = Job(None, window, ["account"], COUNT)
+        job.process(batch_of([0, 10**14]))  # 3,000 years
+        job.advance(10**14 - 100_000)
+        job.advance(10**14 + 100_000)
+        ends = {end for _, end, *_ in spans(job)}
+        assert min(ends) == 1
+        assert 10**14 < max(ends) <= 10**14 + 1_000
+
+
+def test_results_come_in_bounded_batches():
+    count = 150_000
+    data = pa.record_batch({"id": np.arange(count), TIME_COLUMN: np.full(count, 5)})
+    operator = WindowAggregate(tumbling("10ms"), ["id"], COUNT)
+    out: list[pa.RecordBatch] = []
+    operator.emit = lambda batch: out.append(batch.taken())
+    operator.open(OperatorContext(data.schema))
+    operator.process(Batch(data))
+    operator.advance(END_OF_TIME)
+    assert max(batch.num_rows for batch in out) <= 65_536
+    assert sum(batch.num_rows for batch in out) == count
+
+
+def test_a_slide_costs_what_its_panes_cost_not_what_the_window_has():
+    job = Job(None, hopping("60ms", "1ms"), ["account"], COUNT)
+    job.process(batch_of(list(range(1200))))
+    job.advance(1201)
+    assert len(spans(job)) == 1201
+    assert job.parts[0].statistics()["merges"] < 6 * 1200
+
+
+def test_a_window_needs_event_time_and_names_of_its_own():
+    with pytest.raises(UserError, match="event time"):
+        WindowAggregate(tumbling("1s"), [], COUNT).open(OperatorContext(pa.schema([("a", pa.int64())])))
+    with pytest.raises(UserError, match="window_start"):
+        WindowAggregate(tumbling("1s"), [], [Call("window_start", "count")]).open(OperatorContext(SCHEMA))
+    with pytest.raises(UserError, match="no column 'who'"):
+        WindowAggregate(tumbling("1s"), ["who"], COUNT).open(OperatorContext(SCHEMA))
