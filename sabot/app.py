@@ -22,7 +22,7 @@ from sabot.connectors.memory import TableSink
 from sabot.errors import UserError
 from sabot.kafka import RecordSender
 from sabot.plan import make_plan, mermaid, walk
-from sabot.runtime.streams import run_here
+from sabot.runtime.host import run_here
 from sabot.state import StateBackend, open_backend, state_directory
 
 __all__ = ["App"]
@@ -339,6 +339,10 @@ class App:
             storage.clear()
             self.fresh = False  # of this start only
         return storage
+
+    def progress(self) -> tuple[float, float] | None:
+        """(bytes read, all bytes) of the files that streams read; None where none are, or nothing runs. From any thread."""
+        return self.agent_runtime.progress()
 
     def statistics(self) -> dict[str, Any]:
         """Figures of everything that lives long, from any thread; what belongs to a running job is empty without one.

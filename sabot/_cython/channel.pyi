@@ -39,6 +39,7 @@ class Channel:
     Blocking calls release the GIL; in the main thread Ctrl-C interrupts them (within 100 ms), in others only `close()` does.
     What a callback raises is reported through sys.unraisablehook and not passed on: the caller is the other task.
     """
+
     name: str
     def __init__(self, capacity_rows: int = 65536, capacity_bytes: int = 67108864, name: str = "") -> None: ...
     def put(self, element: Element, timeout: float | None = None) -> bool:

@@ -1130,11 +1130,12 @@ class Decoder {
             if (after == nullptr) return no_number(node, p, depth);
             if (!number.whole) return wrong(node, p, depth, "a number with a fraction or exponent is no ");
             uint64_t size = 0;
-            if (!magnitude(number, size) || size > static_cast<uint64_t>(INT64_MAX))
+            if (!magnitude(number, size) || size > static_cast<uint64_t>(INT64_MAX) + number.negative)
                 return wrong(node, p, depth, "the number is out of range for ");
-            const int64_t ms = number.negative ? -static_cast<int64_t>(size) : static_cast<int64_t>(size);
+            const int64_t ms = static_cast<int64_t>(number.negative ? ~size + 1 : size);
+            const int64_t rest = ms % 1000;
             seconds = floor_div(ms, 1000);
-            nanos = (ms - seconds * 1000) * 1000000;
+            nanos = (rest + (rest < 0 ? 1000 : 0)) * 1000000;
         }
         if (node.kind == Kind::date32) {
             const int64_t days = floor_div(seconds, 86400);
@@ -1143,11 +1144,10 @@ class Decoder {
             return after;
         }
         if (node.kind == Kind::date64) seconds = floor_div(seconds, 86400) * 86400, nanos = 0;
-        int64_t units;
-        if (__builtin_mul_overflow(seconds, node.per_second, &units) ||
-            __builtin_add_overflow(units, nanos / (1000000000 / node.per_second), &units))
-            return wrong(node, p, depth, "the time is out of range for ");
-        node.append(units);
+        /* wide: the second that the least time lies in may begin before it */
+        const __int128 units = static_cast<__int128>(seconds) * node.per_second + nanos / (1000000000 / node.per_second);
+        if (units < INT64_MIN || units > INT64_MAX) return wrong(node, p, depth, "the time is out of range for ");
+        node.append(static_cast<int64_t>(units));
         return after;
     }
 

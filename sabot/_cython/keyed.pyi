@@ -9,7 +9,8 @@ KINDS: frozenset[str]
 def hash_columns(columns: Sequence[pa.Array[Any]], selection: pa.Int32Array | None = None) -> pa.UInt64Array:
     """Row i -> the stable hash of its key, as long as the columns; rows outside of the selection are not computed (any value).
 
-    One column: `partition.hash_array`. Several: combined in order, stably (part of HASH_VERSION). The GIL is released.
+    One column: `partition.hash_array` (dates and times: as the integers that they are stored as). Several: combined in order, stably
+    (part of HASH_VERSION). The GIL is released. TypeError for types without a hash, IndexError for a selection beyond the rows.
     """
 
 def select_rows(mask: pa.BooleanArray, selection: pa.Int32Array | None = None) -> pa.Int32Array:
@@ -21,12 +22,16 @@ class GroupTable:
     keys: names and canonical types of the key columns: bool, all ints, floats, string, binary, date, time, timestamp, duration.
     Null is a key like others; -0.0 equals 0.0, every NaN equals every NaN. No column at all: one group.
     aggregates: (kind, type of the argument or None). Arguments: bool, ints, floats, date, time, timestamp, duration.
-      count        int64: rows; with an argument: rows where it is not null
+      count        int64: rows; with an argument, of any type: rows where it is not null
       sum          int64 of ints and bool (wraps at 64 bits), uint64 of unsigned, float64 of floats; null without a value
       min max      the argument's type; null without a value; NaN only where there is nothing else
-      mean         float64; of ints exact up to 2^53 rows' sum; null without a value
+      mean         float64; of ints and bool from an exact sum (128 bits); null without a value
       variance     float64, of the sample (n - 1): Welford, merged by Chan et al.; null for fewer than two values
-      first last   the argument's type, of the row with the least (greatest) `order`, nulls counting as values; of equal ones the first to come
+      first last   the argument's type, of the row with the least (greatest) `order`, nulls counting as values; of equal ones the first
+                   (last) to come. Rows whose order is null do not count
+
+    TypeError for types that are not kept, ValueError for an unknown kind. Slots that hold no group, and rows and columns that are not
+    there, are an IndexError before anything has changed.
     """
 
     def __init__(self, keys: pa.Schema, aggregates: Sequence[tuple[str, pa.DataType | None]]) -> None: ...
@@ -59,28 +64,52 @@ class GroupTable:
 
         keys, arguments: column indices, one for each key and aggregate (-1: the aggregate has none). filters: for each aggregate the
         index of a bool column, only rows where it is true count for it; -1: all. order: the index of an int64 column for first and
-        last; -1: the order in which rows come. hashes: of all rows, else computed. -> with `want_slots`, the slot of each
-        row. TypeError where a column is not of the type the table was made for (checked once a call, not per row).
+        last; -1: the order in which rows come. hashes: of all rows, as `hash_columns` of the keys gives them (`merge` relies on it),
+        else computed. -> with `want_slots`, the slot of each row. TypeError where a column is not of the type the table was made for
+        (checked once a call, not per row).
         """
     def resolve(
-        self, data: pa.RecordBatch, keys: Sequence[int], *, hashes: pa.UInt64Array | None = None,
-        selection: pa.Int32Array | None = None, insert: bool = True,
+        self,
+        data: pa.RecordBatch,
+        keys: Sequence[int],
+        *,
+        hashes: pa.UInt64Array | None = None,
+        selection: pa.Int32Array | None = None,
+        insert: bool = True,
     ) -> pa.Int32Array:
         """The slot of each row; a key that is not there is inserted with empty accumulators, or gives -1."""
     def accumulate(
-        self, slots: pa.Int32Array, data: pa.RecordBatch, arguments: Sequence[int], filters: Sequence[int] | None = None,
-        *, order: int = -1, selection: pa.Int32Array | None = None,
+        self,
+        slots: pa.Int32Array,
+        data: pa.RecordBatch,
+        arguments: Sequence[int],
+        filters: Sequence[int] | None = None,
+        *,
+        order: int = -1,
+        selection: pa.Int32Array | None = None,
     ) -> None:
         """The second half of `update`: row i of the selection goes to slots[i]; -1 is passed over."""
     def running(
-        self, slots: pa.Int32Array, data: pa.RecordBatch, arguments: Sequence[int], filters: Sequence[int] | None = None,
-        *, order: int = -1, selection: pa.Int32Array | None = None,
+        self,
+        slots: pa.Int32Array,
+        data: pa.RecordBatch,
+        arguments: Sequence[int],
+        filters: Sequence[int] | None = None,
+        *,
+        order: int = -1,
+        selection: pa.Int32Array | None = None,
     ) -> list[pa.Array[Any]]:
         """As `accumulate`, and gives for each row the results of its slot right after it was added: one array an aggregate."""
     def merge(self, state: pa.RecordBatch, *, selection: pa.Int32Array | None = None) -> pa.Int32Array:
-        """Adds what `export` of another table gave: same columns. -> the slot of each row."""
+        """Adds what `export` of another table gave: same columns. -> the slot of each row.
+
+        Of equal orders, what is here stays for first, and gives way for last.
+        """
     def merge_slots(self, into: pa.Int32Array, source: pa.Int32Array) -> None:
-        """Accumulators of source[i] are added to into[i], pair by pair, in order; the sources become empty (their keys stay)."""
+        """Accumulators of source[i] are added to into[i], pair by pair, in order; the sources become empty (their keys stay).
+
+        ValueError where into[i] is source[i].
+        """
     def export(self, slots: pa.Int32Array | None = None) -> pa.RecordBatch:
         """Keys and accumulators of these slots, or of all groups in the order of their slots; `states` says the columns."""
     def key_columns(self, slots: pa.Int32Array | None = None) -> list[pa.Array[Any]]: ...
@@ -99,8 +128,8 @@ class GroupTable:
     tick: int
     """Set by the owner; every touch notes it. Starts at 0, at most 2^31 - 1."""
     def remove(self, slots: pa.Int32Array) -> None:
-        """The groups are gone; their slots are used again by later inserts. Also those that are dirty."""
+        """The groups are gone; their slots are used again by later inserts. Also those that are dirty. ValueError for one named twice."""
     def clear(self) -> None:
-        """No groups; memory is kept for the next ones."""
+        """No groups; memory is kept for the next ones. The order of coming goes on: what was exported before came before."""
     def statistics(self) -> dict[str, int]:
         """groups, slots, dirty, bytes."""

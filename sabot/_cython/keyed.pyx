@@ -82,7 +82,7 @@ cdef extern from "keyed_table.h" namespace "sabot" nogil:
         int64_t slots_idle(int32_t since, int32_t* out)
         void hashes(const int32_t* slots, int64_t count, uint64_t* out)
         void clean()
-        void remove(const int32_t* slots, int64_t count) except +
+        cbool remove(const int32_t* slots, int64_t count) except +  # False, and nothing has changed: one is named twice
         void clear() except +
 
     Type type_of(const char* format)
@@ -612,10 +612,11 @@ cdef class GroupTable:
     def remove(self, slots):
         """The groups are gone; their slots are used again by later inserts. Also those that are dirty."""
         cdef _Numbers numbers = self.groups(slots)
-        if len(numbers.array.unique()) != numbers.length:
-            raise ValueError("a slot to be removed is named twice")
+        cdef bint removed
         with nogil:
-            self.table.remove(numbers.int32(), numbers.length)
+            removed = self.table.remove(numbers.int32(), numbers.length)
+        if not removed:
+            raise ValueError("a slot to be removed is named twice")
 
     def clear(self):
         """No groups; memory is kept for the next ones."""

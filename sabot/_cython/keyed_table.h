@@ -38,11 +38,12 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "cells of keys are writ
 
 namespace sabot {
 
-constexpr uint8_t LIVE = 1, DIRTY = 2;
+constexpr uint8_t LIVE = 1, DIRTY = 2, LEAVING = 4;
 constexpr int SEGMENT_BITS = 15; /* rows of a segment, as a power of two */
 constexpr int64_t SEGMENT = 1 << SEGMENT_BITS;
 constexpr int64_t MAX_GROUPS = 0x7ffffffe;
 constexpr int INLINE = 12;
+constexpr int AHEAD = 16; /* rows whose memory is fetched ahead of their turn */
 constexpr uint32_t NULL_LENGTH = 0xffffffff; /* in a cell of bytes */
 
 /* Accumulators, 8 bytes each, in this order; as `export` gives them.
@@ -445,6 +446,7 @@ class Table {
     int64_t key_bytes(int key, const int32_t* slots, int64_t count) const {
         int64_t total = 0;
         for (int64_t i = 0; i < count; i++) {
+            if (i + AHEAD < count) __builtin_prefetch(row(slots[i + AHEAD] + 1));
             const uint32_t length = get<uint32_t>(row(slots[i] + 1) + keys_[key].at);
             total += length == NULL_LENGTH ? 0 : length;
         }
@@ -512,9 +514,18 @@ class Table {
         for (int64_t id = 1; id < used_; id++) state_[id] &= LIVE;
     }
 
-    /* Slots are those of groups, none twice. */
-    void remove(const int32_t* slots, int64_t count) {
+    /* Slots are those of groups. False, and nothing has changed, where one is named twice. */
+    bool remove(const int32_t* slots, int64_t count) {
+        int64_t marked = 0;
+        while (marked < count && !(state_[slots[marked] + 1] & LEAVING)) state_[slots[marked++] + 1] |= LEAVING;
+        if (marked < count) {
+            while (marked > 0) state_[slots[--marked] + 1] &= LIVE | DIRTY;
+            return false;
+        }
+        free_.reserve(free_.size() + count);
         for (int64_t i = 0; i < count; i++) {
+            if (i + 2 * AHEAD < count) __builtin_prefetch(row(slots[i + 2 * AHEAD] + 1));
+            if (i + AHEAD < count) fetch_bucket(row(slots[i + AHEAD] + 1));
             const uint32_t id = slots[i] + 1;
             const uint8_t* at = row(id);
             for (const KeyColumn& key : keys_) {
@@ -529,6 +540,7 @@ class Table {
         groups -= count;
         if (groups == 0) reset();
         else if (arena_dead_ > 4096 && arena_dead_ > static_cast<int64_t>(arena_.size() / 2)) compact_arena();
+        return true;
     }
 
     void clear() {
@@ -586,6 +598,7 @@ class Table {
     /* The index */
 
     size_t home(uint64_t hash) const { return hash >> (64 - bucket_bits_); }
+    void fetch_bucket(const uint8_t* row) const { __builtin_prefetch(&buckets_[home(get<uint64_t>(row))]); }
     size_t next(size_t bucket) const { return (bucket + 1) & (buckets_.size() - 1); }
 
     void enter(uint64_t hash, uint32_t id) {
@@ -813,8 +826,10 @@ inline void Table::grow_buckets() {
     std::vector<Bucket, Scattered<Bucket>> more(size_t(1) << bits);
     buckets_.swap(more);
     bucket_bits_ = bits;
-    for (int64_t id = 1; id < used_; id++)
+    for (int64_t id = 1; id < used_; id++) {
+        if (id + AHEAD < used_) fetch_bucket(row(id + AHEAD));
         if (state_[id]) enter(get<uint64_t>(row(id)), static_cast<uint32_t>(id));
+    }
 }
 
 inline void Table::compact_arena() {

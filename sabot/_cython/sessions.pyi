@@ -1,4 +1,3 @@
-from typing import Any
 
 import pyarrow as pa
 
@@ -28,7 +27,7 @@ class SessionTable:
     def vacant(self, slots: pa.Int32Array) -> pa.Int32Array:
         """Those of the slots, which were given to the last `add`, that have no session, each once: the caller may use them anew."""
     def advance(self, watermark_ms: int) -> tuple[pa.Int32Array, pa.Int32Array]:
-        """-> (ripe, over), each in order of the sessions' ends, in time proportional to what they hold.
+        """-> (ripe, over), in time proportional to what they hold.
 
         ripe: end <= watermark, and changed since they were last given. over: end + lateness <= watermark; to be removed, at once.
         A watermark below an earlier one gives nothing.

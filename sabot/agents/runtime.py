@@ -1,4 +1,4 @@
-"""AgentProcess and AgentRuntime: what one sees of agents from outside. The engine (`runtime.job`) does the work.
+"""AgentProcess and AgentRuntime: what one sees of agents from outside. The engine (`runtime.agent_job`) does the work.
 
 An AgentProcess started by itself is a job of one agent. Agents registered with an AgentRuntime run together in one job, so that
 their state has one owner and one cut (design decision 10).
@@ -24,8 +24,9 @@ from sabot.kafka import open_sink, open_source
 from sabot.kafka.source import KafkaSource
 from sabot.metrics import Metrics, Sample
 from sabot.operators import AgentOperator
-from sabot.runtime.job import Job, to_the_end
-from sabot.runtime.streams import StoppedEarly, StreamJob, Surroundings
+from sabot.runtime.agent_job import AgentJob
+from sabot.runtime.host import to_the_end
+from sabot.runtime.stream_job import StoppedEarly, StreamJob, Surroundings
 from sabot.state import StateBackend, load_snapshot
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class AgentProcess:
     spec: AgentSpec | None = None
     kafka: dict[str, Any] = field(default_factory=dict)
     clock: Clock = SYSTEM_CLOCK
-    _job: Job | None = field(default=None, repr=False)
+    _job: AgentJob | None = field(default=None, repr=False)
     _own_job: bool = field(default=False, repr=False)
     _failed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
@@ -91,7 +92,7 @@ class AgentProcess:
             return
         assert self.spec is not None
         self.state = AgentState.RESTARTING if self.state is AgentState.FAILED else AgentState.STARTING
-        job = Job(
+        job = AgentJob(
             [self.spec],
             open_source=self.open_source,
             open_sink=lambda topic: open_sink(topic, self.broker, self.kafka),
@@ -116,7 +117,7 @@ class AgentProcess:
             self.consumer = source
         return source
 
-    def run_in(self, job: Job) -> None:
+    def run_in(self, job: AgentJob) -> None:
         """The job runs, and this agent in it."""
         self._job = job
         self._failed = asyncio.Event()  # these two belong to the event loop that is running now
@@ -167,7 +168,7 @@ class AgentProcess:
         """A checkpoint begins: its barrier is on its way to this agent."""
         await self.barrier_queue.put(checkpoint_id)
 
-    async def _processing_loop(self, job: Job) -> None:
+    async def _processing_loop(self, job: AgentJob) -> None:
         """Passes barriers on to the engine, which processes the records; ends with the agent's failure, or by cancellation."""
         failed = asyncio.ensure_future(self._failed.wait())
         barrier = asyncio.ensure_future(self.barrier_queue.get())
@@ -242,7 +243,7 @@ class AgentRuntime:
         self._checkpoint_interval = 60.0
         self._checkpoint_task: asyncio.Task[None] | None = None
         self._running = False
-        self._job: Job | None = None
+        self._job: AgentJob | None = None
         self._streams: StreamJob | None = None
         self._last_streams: dict[str, Any] = {}  # figures of the last run
         self._backend: StateBackend | None = None
@@ -330,7 +331,7 @@ class AgentRuntime:
         if manifest is not None and stored is not None and self._backend is not None and "state" in stored.states:
             await self._backend.restore(load_snapshot(manifest.state_directory("agents", "state")))
         self.restored_from = None if manifest is None else manifest.checkpoint_id
-        self._job = job = Job(
+        self._job = job = AgentJob(
             [agent.spec for agent in self.agents.values() if agent.spec is not None],
             open_source=self._open_source,
             open_sink=lambda topic: open_sink(topic, self.app.broker, self.app.kafka),
@@ -424,7 +425,9 @@ class AgentRuntime:
             for agent in self.agents.values():
                 if agent.state is AgentState.RUNNING:
                     agent.state = AgentState.STOPPING
-            jobs: list[Job | StreamJob] = [job for job in (self._job if self.agents else None, self._streams) if job]
+            jobs: list[AgentJob | StreamJob] = [
+                job for job in (self._job if self.agents else None, self._streams) if job
+            ]
             if jobs and not any(job.broken for job in jobs) and not all(job.was_complete for job in jobs):
                 for job in jobs:
                     await job.stop(drain=drain)
@@ -494,7 +497,7 @@ class AgentRuntime:
     async def _until_over(self) -> None:
         assert self._stop_asked is not None
         waits: set[asyncio.Future[Any]] = {asyncio.ensure_future(self._stop_asked.wait())}
-        jobs: list[Job | StreamJob] = [job for job in (self._job if self.agents else None, self._streams) if job]
+        jobs: list[AgentJob | StreamJob] = [job for job in (self._job if self.agents else None, self._streams) if job]
         over = asyncio.ensure_future(_all_over([job.running for job in jobs]))
         if jobs:
             waits.add(over)
@@ -546,6 +549,10 @@ class AgentRuntime:
             }
             for agent_id, agent in self.agents.items()
         }
+
+    def progress(self) -> tuple[float, float] | None:
+        """(done, all) in bytes, of the bounded sources of streams; None where there are none. From any thread."""
+        return None if self._streams is None else self._streams.progress()
 
     def statistics(self) -> "Mapping[str, Any]":
         """Figures of everything that lives long here, as `App.statistics` says."""

@@ -80,8 +80,9 @@ class _OverColumns:
         return self.of.init()
 
     def accumulate(self, state: Any, rows: Any) -> Any:
-        batch = rows if isinstance(rows, pa.RecordBatch) else pa.RecordBatch.from_struct_array(rows)
-        return self.of.accumulate(state, batch)
+        if not isinstance(rows, pa.RecordBatch):
+            rows = pa.RecordBatch.from_arrays(rows.flatten(), schema=pa.schema(list(rows.type)))
+        return self.of.accumulate(state, rows)
 
     def merge(self, a: Any, b: Any) -> Any:
         return self.of.merge(a, b)

@@ -324,7 +324,7 @@ class Expr:
             return (
                 f"lit({_shown(self)})"
                 if self.option("type") is None
-                else f"lit({_shown(self)}, {_quoted(str(self.option('type')))})"
+                else f"lit({_shown(self)}, {_named(self.option('type'))})"
             )
         if kind in _BINARY:
             left, right = inputs
@@ -692,6 +692,15 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+def _named(type: pa.DataType) -> str:
+    """A type by a name that `as_type` reads; Arrow's own for float32 is float."""
+    return _quoted(
+        {"halffloat": "float16", "float": "float32", "double": "float64", "date32[day]": "date32"}.get(
+            str(type), str(type)
+        )
+    )
+
+
 def _literal(value: Any) -> str:
     if isinstance(value, str):
         return _quoted(value)
@@ -714,7 +723,7 @@ def _argument(expr: Expr) -> str:
 
 def _option(value: Any) -> str:
     if isinstance(value, pa.DataType):
-        return _quoted(str(value))
+        return _named(value)
     if not isinstance(value, tuple):
         return _literal(value)
     words = [_literal(each) for each in value[:_SHOWN_VALUES]]

@@ -316,7 +316,7 @@ class Stream:
     def print(self, n: int = 20) -> None:
         """Runs it now and prints the first `n` rows. Bounded inputs only."""
         table = self.collect()
-        print(_shown(table.slice(0, n)), f"\n{table.num_rows} rows")
+        print(f"{_shown(table.slice(0, n))}\n{table.num_rows} rows")
 
     def explain(self) -> str:
         """The plan as text: stages, what each does, what is read."""

@@ -1,13 +1,17 @@
 """Runs one App in the foreground: signals, log lines, exit codes."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from sabot.app import SECOND_SIGNAL_SECONDS, App
 from sabot.cli.loading import WrongUse
@@ -56,7 +60,8 @@ async def _run(app: App) -> None:
     """As `app.run()`. With a call that refuses to be cancelled the event loop cannot be closed, so the process ends here."""
     code = 0
     try:
-        await app.run()
+        with _progress_shown(app):
+            await app.run()
     except Exception as error:
         if not app.agent_runtime.left_behind:
             raise
@@ -64,6 +69,33 @@ async def _run(app: App) -> None:
     if app.agent_runtime.left_behind:
         logging.shutdown()
         os._exit(code)
+
+
+@contextlib.contextmanager
+def _progress_shown(app: App) -> Iterator[None]:
+    """On a terminal, how much of its files the app has read; nothing for inputs without an end."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as shown:
+        showing = asyncio.get_running_loop().create_task(_show_progress(app, shown))
+        try:
+            yield
+        finally:
+            showing.cancel()
+
+
+async def _show_progress(app: App, shown: Progress) -> None:
+    bar = None
+    while True:
+        await asyncio.sleep(0.2)
+        progress = app.progress()
+        if progress is not None:
+            done, total = progress
+            bar = shown.add_task("read", total=total) if bar is None else bar
+            shown.update(bar, completed=done, total=total)
 
 
 def guarded(work: Callable[[], None], *, debug: bool) -> int:

@@ -49,13 +49,13 @@ class KafkaSource(Source):
         self.broker = broker
         self.group_id = group_id
         seconds = parse_seconds(partition_check, name="partition_check")
-        self._source: MemorySource | "KafkaReader"
+        self._source: MemorySource | KafkaReader
         if parse_broker(broker)[0] == "memory":
             self._source = MemorySource(topic, broker, group_id, share=share)
         else:
-            from sabot.kafka.reader import KafkaReader
+            from sabot.kafka.reader import KafkaReader as Reader  # loads the client
 
-            self._source = KafkaReader(topic, broker, group_id, seconds, kafka, share)
+            self._source = Reader(topic, broker, group_id, seconds, kafka, share)
         self._options = {"partition_check": partition_check, **kafka}
         self._open = False
         self._thread: ThreadPoolExecutor | None = None  # reads from Kafka for the record-by-record face

@@ -27,6 +27,7 @@ _NUMERIC = ["sum", "mean", "variance", "stddev"]
 _PICKED = ["min", "max", "first", "last", "any", "arg_min", "arg_max"]
 KINDS = frozenset(["count", *_NUMERIC, *_PICKED, "count_distinct", "collect_list", "user"])
 CHUNK_ROWS = 65_536
+_ZERO, _ONE, _NO_NUMBER = (pa.scalar(value, pa.float64()) for value in (0.0, 1.0, None))
 
 Array: TypeAlias = pa.Array
 
@@ -102,9 +103,14 @@ class Aggregator:
             raise UserError(f"cannot group by {self.keys.names}: {error}") from error
 
     def store(self, context: OperatorContext) -> TableStore:
-        """A store of such tables: in memory where there are extras."""
-        directory = None if self.needs_slots else context.directory
-        return TableStore(self.keys, self.kernel, directory=directory, memory_budget=context.memory_budget)
+        """A store of such tables; where there are extras, groups stay in memory."""
+        return TableStore(
+            self.keys,
+            self.kernel,
+            directory=context.directory,
+            memory_budget=context.memory_budget,
+            evictable=not self.needs_slots,
+        )
 
     def extras(self) -> Extras:
         """An empty holder of what the kernel cannot keep, for one table."""
@@ -233,6 +239,8 @@ class Aggregator:
             return self._gather(call, -1, where)
         argument = _index(self.input, call.argument, call.name)
         kind = self.input.field(argument).type
+        if pa.types.is_float16(kind):
+            raise UserError(f"{call.name}: {call.argument!r} is halffloat", hint="cast it to float32")
         if call.kind == "count":
             if _fixed(kind):
                 return _kernel_at(self._kernel("count", kind, argument, where))
@@ -248,7 +256,7 @@ class Aggregator:
     ) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
         if pa.types.is_decimal(kind) and call.kind == "sum":
             return self._gather(call, argument, where)
-        if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
+        if pa.types.is_decimal(kind):
             argument, kind = self._cast(argument, pa.float64()), pa.float64()
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             raise UserError(
@@ -384,9 +392,9 @@ def _valid(data: pa.RecordBatch, argument: int, where: int) -> Array:
 def _with_ddof(variance: Array, count: Array, mean: Array, ddof: int, root: bool) -> Array:
     """The sample variance with another divisor; null where it is not above 0. Of one value it is null: that one's is 0, or NaN."""
     n = count.cast(pa.float64())
-    squares = pc.if_else(pc.equal(n, 1.0), pc.subtract(mean, mean), pc.multiply(variance, pc.subtract(n, 1.0)))
-    left = pc.subtract(n, float(ddof))
-    result = pc.divide(squares, pc.if_else(pc.greater(left, 0.0), left, pa.scalar(None, pa.float64())))
+    squares = pc.if_else(pc.equal(n, _ONE), pc.subtract(mean, mean), pc.multiply(variance, pc.subtract(n, _ONE)))
+    left = pc.subtract(n, pa.scalar(float(ddof)))
+    result = pc.divide(squares, pc.if_else(pc.greater(left, _ZERO), left, _NO_NUMBER))
     return pc.sqrt(result) if root else result
 
 

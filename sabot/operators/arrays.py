@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-__all__ = ["broadcast", "integer_array", "integers", "is_utc"]
+__all__ = ["broadcast", "integer_array", "integers", "is_utc", "where"]
 
 
 def broadcast(value: Any, rows: int) -> pa.Array:
@@ -36,6 +37,11 @@ def integer_array(values: Any, type: pa.DataType, *sources: Any, nulls: Any = No
             nulls = more if nulls is None else nulls | more
     made = pa.array(values, mask=nulls)
     return made if made.type == type else made.view(type)
+
+
+def where(mask: Any, array: pa.Array) -> pa.Array:
+    """The values where the mask is true, null elsewhere. (pyarrow 17 breaks a slice of strings where the null is a scalar.)"""
+    return pc.if_else(mask, array, pa.nulls(len(array), array.type))
 
 
 def is_utc(zone: str | None) -> bool:

@@ -10,7 +10,6 @@ Operators call `emit` (set before `open`) with what they have made; it may block
 Event time travels as the column TIME_COLUMN (int64, ms UTC, not null), last of the columns, where something downstream needs it.
 """
 
-from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +61,7 @@ class OperatorContext:
     side: dict[str, Callable[[Batch], None]] = field(default_factory=dict)
 
 
-class Operator(ABC):
+class Operator:
     """One step. Without state of its own it overrides `process` and, where columns change, `open`."""
 
     id: str = ""  # stable over restarts: names its state in checkpoints

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.errors import DataError, UserError
-from sabot.operators.arrays import is_utc
+from sabot.operators.arrays import is_utc, where
 from sabot.operators.times import epoch, local, to_unit
 
 __all__ = ["caster", "common_type", "integer_range", "is_number", "least_integer"]
@@ -154,6 +154,11 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
         return unsafe, True
     if types.is_floating(target) and types.is_decimal(source):
         return plain, True
+    if types.is_decimal(target) and types.is_integer(source):
+        wide = pa.decimal256(
+            20 + target.scale, target.scale
+        )  # holds every integer; the values then say whether they fit
+        return lambda array: pc.cast(pc.cast(array, wide), target), False
     if types.is_integer(target):
         if types.is_integer(source):
             low, high = integer_range(target)
@@ -217,14 +222,14 @@ def _cut_off(array: pa.Array, target: pa.DataType) -> pa.Array:
     ends = [pa.scalar(float(low), pa.float64()), pa.scalar(float(high + 1), pa.float64())]
     fits = pc.and_(pc.greater_equal(whole, ends[0]), pc.less(whole, ends[1]))
     if pc.all(fits, min_count=0).as_py() is False:
-        whole = pc.if_else(fits, whole, pa.scalar(None, array.type))
+        whole = where(fits, whole)
     return pc.cast(whole, target, safe=False)
 
 
 def _parse_bool(array: pa.Array) -> pa.Array:
     text = pc.utf8_lower(array)
     yes = pc.equal(text, "true")
-    return pc.if_else(pc.or_(yes, pc.equal(text, "false")), yes, pa.scalar(None, pa.bool_()))
+    return where(pc.or_(yes, pc.equal(text, "false")), yes)
 
 
 def _parse_integer(array: pa.Array, target: pa.DataType) -> pa.Array:
@@ -235,7 +240,7 @@ def _parse_integer(array: pa.Array, target: pa.DataType) -> pa.Array:
     except pa.ArrowInvalid:
         if len(array) == 1 and not pc.match_substring_regex(array, r"^\+[0-9]+$")[0].as_py():
             raise
-    text = pc.if_else(pc.match_substring_regex(array, _WHOLE), array, pa.scalar(None, array.type))  # 0x10 is none
+    text = where(pc.match_substring_regex(array, _WHOLE), array)  # 0x10 is none
     return pc.cast(pc.replace_substring_regex(text, r"^\+", ""), target)
 
 
@@ -243,10 +248,9 @@ def _parse_time(array: pa.Array, target: pa.DataType) -> pa.Array:
     """ISO 8601; a text without a zone is UTC."""
     naive, utc = pa.timestamp(target.unit), pa.timestamp(target.unit, "UTC")
     zoned = pc.match_substring_regex(array, _ZONED)
-    nothing = pa.scalar(None, array.type)
-    without = _salvaged(lambda part: pc.cast(part, naive), pc.if_else(zoned, nothing, array), naive)
+    without = _salvaged(lambda part: pc.cast(part, naive), where(pc.invert(zoned), array), naive)
     if pc.any(zoned, min_count=0).as_py():
-        within = _salvaged(lambda part: pc.cast(part, utc), pc.if_else(zoned, array, nothing), utc)
+        within = _salvaged(lambda part: pc.cast(part, utc), where(zoned, array), utc)
         without = pc.coalesce(without, within.view(naive))
     return without.view(target) if target != naive else without
 

@@ -5,6 +5,7 @@ Null semantics, NaN and rounding are those of polars (`tests/unit/test_expressio
 """
 
 import datetime
+import decimal
 import difflib
 import functools
 import math
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 from sabot.api.expr import Expr
 from sabot.errors import DataError, InternalError, UserError
 from sabot.operators import times
-from sabot.operators.arrays import broadcast, integer_array, integers
+from sabot.operators.arrays import broadcast, integer_array, integers, where
 from sabot.operators.base import TIME_COLUMN
 from sabot.operators.casts import caster, common_type, integer_range, is_number, least_integer
 
@@ -262,6 +263,12 @@ def _arithmetic(expr: Expr, nodes: list[Compiled]) -> Compiled:
     if kind == "**":
         return _power(expr, *nodes)
     nodes = _counted(nodes)
+    if (
+        kind == "*"
+        and any(pa.types.is_decimal(n.type) for n in nodes)
+        and not any(pa.types.is_floating(n.type) for n in nodes)
+    ):
+        return _apply(expr, pc.multiply, *[_decimal(node) for node in nodes])  # a product has the digits of both
     nodes = _unified(expr, [_fraction(node, nodes) for node in nodes] if kind == "/" else nodes)
     type = nodes[0].type
     if kind in _ARITHMETIC:
@@ -283,6 +290,15 @@ def _counted(nodes: list[Compiled]) -> list[Compiled]:
         else node
         for node in nodes
     ]
+
+
+def _decimal(node: Compiled) -> Compiled:
+    if pa.types.is_decimal(node.type):
+        return node
+    literal = node.plain and node.value.is_valid
+    return (
+        _constant(pa.scalar(decimal.Decimal(node.value.as_py()))) if literal else _to_type(node, pa.decimal128(20, 0))
+    )
 
 
 def _fraction(node: Compiled, nodes: list[Compiled]) -> Compiled:
@@ -336,8 +352,8 @@ def _power(expr: Expr, base: Compiled, exponent: Compiled) -> Compiled:
 
         def integer_power(a: Any, b: Any) -> Any:
             """Wraps; null where the exponent is negative."""
-            if pa.types.is_signed_integer(b.type):
-                b = pc.if_else(pc.greater_equal(b, pa.scalar(0, b.type)), b, pa.scalar(None, b.type))
+            if isinstance(b, pa.Array) and pa.types.is_signed_integer(b.type):
+                b = where(pc.greater_equal(b, pa.scalar(0, b.type)), b)
             made = pc.power(pc.cast(a, wide, safe=False), pc.cast(b, wide, safe=False))
             return pc.cast(made, type, safe=False)
 
@@ -524,11 +540,10 @@ def _is_in(expr: Expr, nodes: list[Compiled]) -> Compiled:
         raise UserError(f"{expr.text()} cannot be: the column is {node.type}: {error}") from error
     if pa.types.is_floating(node.type):  # looked up by their bits, 0.0 and -0.0 differ
         values = pa.concat_arrays([values, pc.negate(values.filter(pc.equal(values, pa.scalar(0, values.type))))])
-    nothing = pa.scalar(None, pa.bool_())
 
     def found(x: Any) -> Any:
         made = pc.is_in(x, value_set=values)
-        return pc.if_else(pc.is_valid(x), made, nothing) if x.null_count else made
+        return where(pc.is_valid(x), made) if x.null_count else made
 
     return _apply(expr, found, node)
 
@@ -542,6 +557,9 @@ def _when(expr: Expr, nodes: list[Compiled]) -> Compiled:
     no = pa.scalar(False)
 
     def chosen(*given: Any) -> Any:
+        if nulls:  # as arrays: see `where`
+            rows = next(len(each) for each in given if isinstance(each, pa.Array))
+            given = tuple(broadcast(each, rows) if i in nulls else each for i, each in enumerate(given))
         made = given[-1]
         for i in range(len(given) - 3, -1, -2):
             asked = given[i]
@@ -551,7 +569,9 @@ def _when(expr: Expr, nodes: list[Compiled]) -> Compiled:
         return made
 
     pairs = zip([_to_type(each, pa.bool_()) for each in predicates], values, strict=False)
-    return _apply(expr, chosen, *[each for pair in pairs for each in pair], values[-1])
+    parts = [*(each for pair in pairs for each in pair), values[-1]]
+    nulls = {i for i, each in enumerate(parts) if each.value is not None and not each.value.is_valid}
+    return _apply(expr, chosen, *parts)
 
 
 def _struct(expr: Expr, nodes: list[Compiled]) -> Compiled:

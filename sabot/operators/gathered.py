@@ -20,6 +20,7 @@ from sabot.errors import UserError
 __all__ = ["Extras", "Gather", "UserAggregate", "joined"]
 
 REDUCE_ROWS = 65_536  # fewer are not worth it
+_NAN_AND_ZERO = {kind: (pa.scalar(float("nan"), kind), pa.scalar(0.0, kind)) for kind in (pa.float32(), pa.float64())}
 _ROWS = ("least", "greatest", "latest")  # reductions that keep one row a slot, by its rank
 
 Array: TypeAlias = pa.Array
@@ -191,13 +192,14 @@ class _Pairs(_Part):
     def clear(self) -> None:
         self._chunks: list[pa.RecordBatch] = []
         self._rows = 0
-        self._reduced_rows = 0
+        self._reduced_rows = 0  # that the last reduction left
+        self._reduced = True  # nothing has come since
         self._sorted: tuple[pa.RecordBatch, Any] | None = None
 
     def add(self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None:
         gather = self.gather
         if gather.where >= 0:
-            mask = pc.fill_null(_taken(data.column(gather.where), selection), False)
+            mask = _taken(data.column(gather.where), selection)
             selection = pc.indices_nonzero(mask).cast(pa.int32()) if selection is None else selection.filter(mask)
             slots = slots.filter(mask)
         value = _taken(data.column(gather.argument), selection)
@@ -256,6 +258,7 @@ class _Pairs(_Part):
         if batch.num_rows:
             self._chunks.append(batch)
             self._rows += batch.num_rows
+            self._reduced = False
             self._sorted = None
             if self._rows >= max(2 * self._reduced_rows, REDUCE_ROWS):
                 self._reduce()
@@ -264,9 +267,10 @@ class _Pairs(_Part):
         """Only what must be kept, as one chunk."""
         if not self._chunks:
             return _empty(self._schema)
-        if len(self._chunks) > 1 or self._rows != self._reduced_rows:
+        if not self._reduced:
             batch = _REDUCERS[self.gather.reduce](joined(self._chunks))
             self._chunks, self._rows, self._reduced_rows = [batch], batch.num_rows, batch.num_rows
+            self._reduced = True
         return self._chunks[0]
 
     def _by_slot(self) -> tuple[pa.RecordBatch, Any]:
@@ -285,9 +289,10 @@ class _Pairs(_Part):
         return self._sorted
 
     def _renumber(self, change: Any, largest: int) -> None:
-        batch = self._reduce()
-        if not batch.num_rows:
+        """`change` of the array 0, 1, … says which slot each becomes; -1: it is empty."""
+        if not self._chunks:
             return
+        batch = joined(self._chunks)
         slots = batch.column(0).to_numpy()
         target = np.arange(max(largest, slots.max()) + 1, dtype=np.int32)
         change(target)
@@ -296,8 +301,9 @@ class _Pairs(_Part):
         batch = pa.RecordBatch.from_arrays([pa.array(moved), *batch.columns[1:]], schema=self._schema)
         if not keep.all():
             batch = batch.filter(pa.array(keep))
-        self.clear()
-        self._append(batch)
+        self._chunks, self._rows = [batch] if batch.num_rows else [], batch.num_rows
+        self._reduced = False  # slots may have been joined
+        self._sorted = None
 
 
 class _User(_Part):
@@ -314,7 +320,7 @@ class _User(_Part):
     def add(self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None:
         gather = self.gather
         if gather.where >= 0:
-            mask = pc.fill_null(_taken(data.column(gather.where), selection), False)
+            mask = _taken(data.column(gather.where), selection)
             selection = pc.indices_nonzero(mask).cast(pa.int32()) if selection is None else selection.filter(mask)
             slots = slots.filter(mask)
         numbers = slots.to_numpy()
@@ -378,8 +384,8 @@ def _plain_floats(values: Array) -> Array:
     """-0.0 as 0.0, every NaN as the one: what is equal has equal bytes."""
     if not pa.types.is_floating(values.type):
         return values
-    nan = pa.scalar(float("nan"), values.type)
-    return pc.if_else(pc.is_nan(values), nan, pc.add(values, pa.scalar(0.0, values.type)))
+    nan, zero = _NAN_AND_ZERO[values.type]
+    return pc.if_else(pc.is_nan(values), nan, pc.add(values, zero))
 
 
 def _without(batch: pa.RecordBatch, column: Array, nan: bool = False) -> pa.RecordBatch:
@@ -388,7 +394,7 @@ def _without(batch: pa.RecordBatch, column: Array, nan: bool = False) -> pa.Reco
     if column.null_count == 0 and not floats:
         return batch
     keep = pc.is_valid(column)
-    return batch.filter(pc.and_not(keep, pc.fill_null(pc.is_nan(column), False)) if floats else keep)
+    return batch.filter(pc.and_not(keep, pc.is_nan(column)) if floats else keep)
 
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:

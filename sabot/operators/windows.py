@@ -31,6 +31,7 @@ ROWS_COLUMN = "__rows"  # of partial states: rows behind this one
 _START_OF_TIME = -(2**63)
 _INPUT = b"sabot.input"  # metadata of partial states' schema: the columns that were combined
 _INT64 = pa.int64()
+_FIRST_SLOT = pa.scalar(0, pa.int32())  # pyarrow takes 30 µs to make a scalar of a number where pandas is not installed
 _WINDOW_TIME = pa.timestamp("ms", tz="UTC")
 
 TimeWindow = TumblingWindow | HoppingWindow | CumulativeWindow
@@ -246,8 +247,7 @@ class WindowAggregate(Operator):
         keys = list(range(width))
         for result in merged.results(panes):
             if touched is not None and width:
-                found = touched.resolve(result, keys, insert=False)
-                result = result.filter(pc.greater_equal(found, 0))
+                result = result.filter(pc.greater_equal(touched.resolve(result, keys, insert=False), _FIRST_SLOT))
             rows = result.num_rows
             if not rows:
                 continue
@@ -275,15 +275,14 @@ class WindowAggregate(Operator):
         facts = {
             "watermark": None if self._watermark == _START_OF_TIME else self._watermark,
             "late_rows": self._late_rows,
-            "tables": tables_facts if tables is not None else None,
+            "tables": tables_facts,
         }
         return facts, Snapshot(tables, files) if tables is not None or files else None
 
     def restore(self, saved: list[SavedState]) -> None:
         context = self._context
         owned = owned_groups(context, bool(self._keys)) if context.parallelism > 1 or len(saved) > 1 else None
-        tables = [(part.directory / "tables", part.facts["tables"]) for part in saved]
-        self._store.restore([SavedState(place, facts) for place, facts in tables if facts is not None], owned)
+        self._store.restore([SavedState(part.directory / "tables", part.facts["tables"]) for part in saved], owned)
         self._panes = sorted(self._store.panes)
         self._extras.update((pane, self._aggregator.extras()) for pane in self._panes)
         for part in saved:
@@ -460,7 +459,7 @@ class _Merged:
     def _found(self, where: tuple[GroupTable, Extras], keys: pa.RecordBatch) -> pa.RecordBatch:
         """The states that the table has of these keys."""
         slots = where[0].resolve(keys, self._keys, insert=False)
-        return self._aggregator.export_slots(*where, slots.filter(pc.greater_equal(slots, 0)))
+        return self._aggregator.export_slots(*where, slots.filter(pc.greater_equal(slots, _FIRST_SLOT)))
 
     def _merge(self, into: tuple[GroupTable, Extras], state: pa.RecordBatch) -> None:
         self.merges += 1

@@ -1,790 +1,284 @@
-"""The loop of a record: poll, process, push, acknowledge.
+"""A compiled task: one thread that runs one chain for one subtask of a stage.
 
-    SourceTask   a thread for each source: polls, decodes, puts batches and barriers into its channel
-    AgentTask    on the event loop: one gate over all those channels; hands batches to agent operators, cuts at barriers
-    SinkTask     a thread for each sink: takes batches from its channel, writes; at a barrier, flushes
-
-All agents of an app stand in one AgentTask, so their state has one owner and one cut. Barriers travel in-band from the
-source threads through the gate to the sink threads; the task acknowledges when its state is cut and its sinks have flushed.
+take an element  ─▶  a batch: the chain processes it; what comes out goes into channels, a full one holds the thread up
+                     a watermark: the chain emits what has become complete, then it is passed on
+                     a barrier: the operators' state and the input's positions are taken, the barrier is passed on, acknowledged
+                     END: the chain emits all that is left; the task's last state stays for the checkpoints to come
 """
 
 import asyncio
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from sabot._cython.batch import Batch
-from sabot._cython.channel import END, Barrier, Channel, ChannelClosed, Gate
+from sabot._cython.channel import ACTIVE, END, IDLE, Abort, Barrier, Channel, ChannelClosed, Watermark
+from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import partition_indices
 from sabot.checkpoint import Coordinator, TaskSnapshot
-from sabot.clock import Clock
-from sabot.codecs.json import JsonCodec
-from sabot.connectors.base import RECORD_SCHEMA, Positions, Sink, Source
-from sabot.errors import SabotError, TransientError, UserError
-from sabot.metrics import Sample
-from sabot.operators import AgentOperator, decoded
-from sabot.operators.agent import Resume
-from sabot.state import HeldWrites, MemoryBackend, RocksDBBackend, Snapshot, StateBackend
+from sabot.errors import InternalError, SabotError
+from sabot.operators.base import END_OF_TIME, Operator, OperatorState, SavedState
+from sabot.runtime.inputs import Input
 
-__all__ = ["AgentTask", "OperatorPort", "SinkTask", "SourceTask", "positions_of"]
+__all__ = ["Chain", "Link", "Output", "StreamTask"]
 
 _log = logging.getLogger(__name__)
 
-_SINK_STOP_SECONDS = 5.0
-_POLL_SECONDS = 0.05  # how long a request can wait for an idle source thread
+_WAIT_SECONDS = 0.05
 
 
-class SourceTask:
-    """The thread of one source. Requests (barriers, commits) are served between polls, also while the channel is full."""
+class Output:
+    """Where rows leave a chain: one channel for each subtask of the next stage. keys: their owner's; none: all go to the first."""
 
-    def __init__(self, name: str, source: Source, *, codec: JsonCodec | None, max_rows: int) -> None:
-        self.name = name
-        self.source = source
-        self.channel = Channel(name=name)
-        self.error: BaseException | None = None
-        self.ended = False
-        self.exhausted = False  # ended by itself
-        self.rows_in = 0
-        self.on_error: Callable[[SourceTask], None] | None = None
-        self.codec = codec
-        self._max_rows = max_rows
-        self.taken: Positions = {}  # the offsets after what the task has taken out of the channel; the task's own
-        self._requests: deque[Callable[[], None]] = deque()
-        self._paused = False
-        self._stopping = False
-        self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"source {name}", daemon=True)
-
-    def open(self, positions: Positions | None, start: str | int) -> None:
-        """Blocking; before `start`. Raises what Source.open raises."""
-        self.source.open(positions, start)
-        self.taken = dict(self.source.positions())
-
-    def start(self) -> None:
-        """The thread begins to poll."""
-        self._thread.start()
-
-    def request_barrier(self, checkpoint_id: int) -> None:
-        """Emit a barrier as soon as possible; from any thread."""
-        self._requests.append(lambda: self._mark(Barrier(checkpoint_id)))
-        self._wake.set()
-
-    def request_commit(self, positions: Positions) -> None:
-        """Commit positions of a complete checkpoint; from any thread."""
-        self._requests.append(lambda: self._commit(positions))
-        self._wake.set()
-
-    def pause(self, paused: bool = True) -> None:
-        """Read no more (or go on reading); requests are still served."""
-        self._paused = paused
-
-    def end(self) -> None:
-        """Read no more and let the input end here, behind what was read; requests are still served."""
-        self._paused = True
-        self._requests.append(self._end)
-        self._wake.set()
-
-    async def stop(self) -> None:
-        """Serves what was requested, ends the thread, closes the source."""
-        self._stopping = True
-        self._wake.set()
-        if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join, 30.0)
-        else:
-            await asyncio.to_thread(self.source.close)
-
-    def statistics(self) -> dict[str, Any]:
-        """rows_in (read in this job), ended, lag, and its channel; from any thread."""
-        return {
-            "rows_in": self.rows_in,
-            "ended": self.ended,
-            "lag": {f"{topic}[{partition}]": lag for (topic, partition), lag in self.source.lag().items()},
-            "channel": self.channel.statistics(),
-        }
-
-    # -- in the thread ------------------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        try:
-            while not self._stopping:
-                self._serve()
-                if self._paused or self.ended:
-                    self._wake.wait(_POLL_SECONDS)
-                    self._wake.clear()
-                    continue
-                batch = self.source.read_batch(self._max_rows, _POLL_SECONDS)
-                if batch is not None:
-                    self._push(batch)
-                elif self.source.exhausted:
-                    self.exhausted = True
-                    self._end()
-            self._serve()
-        except ChannelClosed:
-            _log.debug("source %s: its task is gone", self.name)
-        except BaseException as error:
-            self.error = error
-            if self.on_error is not None:
-                self.on_error(self)
-        finally:
-            self.source.close()
-
-    def _push(self, batch: Batch) -> None:
-        self.rows_in += batch.num_rows
-        if not batch.topic:
-            batch = Batch(batch.data, batch.offsets, self.source.name)
-        if self.codec is not None:
-            batch = decoded(batch, self.codec)
-        while not self.channel.put(batch, timeout=_POLL_SECONDS):
-            self._serve()
-            if self._stopping or self.ended:
-                return
-
-    def _serve(self) -> None:
-        while self._requests:
-            self._requests.popleft()()
-
-    def _mark(self, mark: Any) -> None:
-        if not self.ended:
-            self.channel.put_nowait(mark)
-
-    def _end(self) -> None:
-        self._mark(END)
-        self.ended = True
-
-    def _commit(self, positions: Positions) -> None:
-        try:
-            self.source.commit(positions)
-        except TransientError as error:
-            _log.warning(
-                "source %s: offsets could not be committed, the next checkpoint tries again: %s", self.name, error
-            )
-
-
-class SinkTask:
-    """The thread of one sink, and the port through which operators reach it."""
-
-    def __init__(self, sink: Sink, loop: asyncio.AbstractEventLoop) -> None:
-        self.sink = sink
-        self.error: BaseException | None = None
+    def __init__(self, channels: Sequence[Channel], keys: Sequence[str], task: "StreamTask") -> None:
+        self.channels = list(channels)
         self.rows_out = 0
-        self._loop = loop
-        self._channel = Channel(name=f"sink {sink.name}")
-        self._backlog: deque[Any] = deque()  # what the full channel refused; operators stop at `full`
-        self._flushed: dict[int, asyncio.Future[None]] = {}
-        self._room: list[asyncio.Future[None]] = []
-        self._armed = False
-        self.on_broken: Callable[[SinkTask], None] | None = None
-        self._thread = threading.Thread(target=self._run, name=f"sink {sink.name}", daemon=True)
-
-    def start(self) -> None:
-        """The thread begins to write; the sink is open."""
-        self._thread.start()
-
-    @property
-    def name(self) -> str:
-        """The sink's."""
-        return self.sink.name
-
-    @property
-    def waiting_rows(self) -> int:
-        """Rows that are not written yet; from any thread."""
-        return self._channel.rows + sum(batch.num_rows for batch in list(self._backlog) if isinstance(batch, Batch))
-
-    def statistics(self) -> dict[str, Any]:
-        """rows_out (written in this job), waiting (elements that its full channel refused), and its channel; from any thread."""
-        return {"rows_out": self.rows_out, "waiting": len(self._backlog), "channel": self._channel.statistics()}
-
-    @property
-    def takes_records(self) -> bool:
-        """The sink turns columns into what it writes, in its thread."""
-        return False
-
-    @property
-    def full(self) -> bool:
-        """The channel refused a batch; wait on `writable()`."""
-        return bool(self._backlog)
+        self._keys = list(keys)
+        self._task = task
 
     def put(self, batch: Batch) -> None:
-        """Takes the batch, in order. A broken sink drops it: no checkpoint can complete any more, so it will be made again."""
-        self._put(batch)
+        """Blocks while a channel is full."""
+        if batch.num_rows == 0:
+            return
+        self.rows_out += batch.num_rows
+        if len(self.channels) == 1:
+            self._send(self.channels[0], batch)
+            return
+        data, selection = batch.data, batch.selection
+        hashes = hash_columns([data.column(name) for name in self._keys], selection)
+        rows, bounds = partition_indices(hashes if selection is None else hashes.take(selection), len(self.channels))
+        if selection is not None:
+            rows = selection.take(rows)
+        for channel, start, end in zip(self.channels, bounds.to_pylist(), bounds.to_pylist()[1:], strict=False):
+            if end > start:
+                self._send(channel, batch.with_selection(rows.slice(start, end - start), hashes))
 
-    async def writable(self) -> None:
-        """Returns when the sink has room again, or is broken."""
-        while self._backlog and self.error is None:
-            waiter = self._loop.create_future()
-            self._room.append(waiter)
-            await waiter
+    def mark(self, element: Any) -> None:
+        """To all of them; marks are always taken."""
+        for channel in self.channels:
+            channel.put_nowait(element)
+
+    def _send(self, channel: Channel, batch: Batch) -> None:
+        while not channel.put(batch, timeout=_WAIT_SECONDS):
+            if self._task.stopping:
+                raise ChannelClosed(channel.name)
+
+
+class Link:
+    """An operator in its chain, and what its rows go on to."""
+
+    def __init__(self, operator: Operator, targets: "Sequence[Link | Output]") -> None:
+        self.operator = operator
+        self.targets = list(targets)
+        receivers: list[Callable[[Batch], None]] = [
+            target.operator.process if isinstance(target, Link) else target.put for target in targets
+        ]
+        operator.emit = receivers[0] if len(receivers) == 1 else _fan_out(receivers)
+
+    def advance(self, watermark_ms: int) -> None:
+        """The operator first, then those behind it."""
+        self.operator.advance(watermark_ms)
+        for target in self.targets:
+            if isinstance(target, Link):
+                target.advance(watermark_ms)
+
+    def finish(self) -> None:
+        """The same for the end."""
+        self.operator.finish()
+        for target in self.targets:
+            if isinstance(target, Link):
+                target.finish()
+
+
+def _fan_out(receivers: Sequence[Callable[[Batch], None]]) -> Callable[[Batch], None]:
+    def emit(batch: Batch) -> None:
+        for receive in receivers:
+            receive(batch)
+
+    return emit
+
+
+class Chain:
+    """The operators of one subtask, and its outputs."""
+
+    def __init__(self, roots: Sequence[Link | Output], outputs: Sequence[Output]) -> None:
+        self.roots = list(roots)
+        self.outputs = list(outputs)
+        self.links: list[Link] = []
+        for root in roots:
+            self._gather(root)
+        receivers = [root.operator.process if isinstance(root, Link) else root.put for root in roots]
+        self.process = receivers[0] if len(receivers) == 1 else _fan_out(receivers)
+
+    def _gather(self, target: Link | Output) -> None:
+        if isinstance(target, Link):
+            self.links.append(target)
+            for each in target.targets:
+                self._gather(each)
 
     @property
-    def flushing(self) -> bool:
-        """A barrier has not come out at the other end."""
-        return bool(self._flushed)
+    def operators(self) -> list[Operator]:
+        """Upstream first."""
+        return [link.operator for link in self.links]
 
-    def barrier(self, checkpoint_id: int) -> asyncio.Future[None]:
-        """Everything put before this will be flushed; done when it is."""
-        flushed: asyncio.Future[None] = self._loop.create_future()
-        self._flushed[checkpoint_id] = flushed
-        if self.error is not None:
-            self._report(checkpoint_id, self.error)
-        else:
-            self._put(Barrier(checkpoint_id))
-        return flushed
+    def advance(self, watermark_ms: int) -> None:
+        """Event time has come so far."""
+        for root in self.roots:
+            if isinstance(root, Link):
+                root.advance(watermark_ms)
 
-    async def stop(self) -> None:
-        """Writes what was put, flushes, closes. A sink that does not come back is left behind: no checkpoint counts on it."""
-        if self._thread.is_alive():
-            self._put(END)
-            await asyncio.to_thread(self._thread.join, _SINK_STOP_SECONDS)
-        if self._thread.is_alive():
-            _log.error("sink %s does not come back; %d rows are not written", self.sink.name, self.waiting_rows)
-        else:
-            await asyncio.to_thread(self.sink.close)
+    def finish(self) -> None:
+        """The input is over."""
+        self.advance(END_OF_TIME)
+        for root in self.roots:
+            if isinstance(root, Link):
+                root.finish()
 
-    def _put(self, element: Any) -> None:
-        if self.error is not None:
-            return
-        try:
-            if self._backlog or not self._channel.put_nowait(element):
-                self._backlog.append(element)
-                self._arm()
-        except ChannelClosed:
-            _log.debug("sink %s: broken just now", self.sink.name)  # `_broken` is on its way
+    def mark(self, element: Any) -> None:
+        """To every channel behind the chain."""
+        for output in self.outputs:
+            output.mark(element)
 
-    def _arm(self) -> None:
-        if not self._armed:
-            self._armed = True
-            self._channel.when_writable(lambda: _tell(self._loop, self._drain))
+    def close(self) -> None:
+        """Every operator."""
+        for operator in self.operators:
+            operator.close()
 
-    def _drain(self) -> None:
-        self._armed = False
-        while self._backlog:
-            try:
-                if not self._channel.put_nowait(self._backlog[0]):
-                    self._arm()
-                    return
-            except ChannelClosed:
-                return  # `_broken` is on its way
-            self._backlog.popleft()
-        self._release()
 
-    def _release(self) -> None:
-        waiters, self._room = self._room, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+class _Saved:
+    """An operator's state as the coordinator saves it."""
 
-    def _report(self, checkpoint_id: int, error: BaseException | None) -> None:
-        flushed = self._flushed.pop(checkpoint_id, None)
-        if flushed is None or flushed.done():
-            return
-        if error is None:
-            flushed.set_result(None)
-        else:
-            flushed.set_exception(SabotError(f"sink {self.sink.name}: {error}"))
+    def __init__(self, state: OperatorState) -> None:
+        self._state = state
 
-    def _broken(self, error: BaseException) -> None:
-        self.error = error
-        self._backlog.clear()
-        for checkpoint_id in list(self._flushed):
-            self._report(checkpoint_id, error)
-        self._release()
-        if self.on_broken is not None:
-            self.on_broken(self)
+    async def save(self, directory: Path) -> int:
+        return await asyncio.to_thread(self._write, directory)
 
-    # -- in the thread ------------------------------------------------------------------------------------------------
+    def _write(self, directory: Path) -> int:
+        directory.mkdir(parents=True, exist_ok=True)
+        return self._state.save(directory)
+
+    def discard(self) -> None:
+        self._state.discard()
+
+
+class StreamTask:
+    """One subtask of a stage. Built and opened on the job's thread, then its own thread's alone."""
+
+    def __init__(self, name: str, coordinator: Coordinator) -> None:
+        self.name = name
+        self.stopping = False
+        self.ended = False
+        self.error: BaseException | None = None
+        self.batches = 0
+        self.watermark_ms: int | None = None
+        self.on_over: Callable[[StreamTask], None] | None = None  # in the task's thread: ended, or failed
+        self.input: Input
+        self.chain: Chain
+        self._coordinator = coordinator
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """The thread begins to take elements."""
+        self._thread.start()
+
+    def restore(self, operators: Mapping[str, list[SavedState]]) -> None:
+        """The states of a checkpoint, by operator id; before `start`."""
+        for operator in self.chain.operators:
+            saved = operators.get(operator.id)
+            if saved:
+                operator.restore(saved)
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            while True:
-                element = self._channel.get()
-                if isinstance(element, Batch):
-                    self.sink.write(element)
-                    self.rows_out += element.num_rows
-                elif isinstance(element, Barrier):
-                    self.sink.flush()
-                    _tell(self._loop, self._report, element.checkpoint_id, None)
-                elif element is END:
-                    self.sink.flush()
-                    return
+            self._take_elements()
+        except ChannelClosed:
+            _log.debug("task %s: a task behind it is gone", self.name)
         except BaseException as error:
-            _log.error("sink %s: %s", self.sink.name, error)
-            _tell(self._loop, self._broken, error)
-            self._channel.close()
-
-
-class OperatorPort:
-    """Another agent as the receiver: a plain call into its lanes."""
-
-    def __init__(self, operator: AgentOperator) -> None:
-        self.operator = operator
-
-    @property
-    def name(self) -> str:
-        """The agent's id."""
-        return self.operator.spec.agent_id
-
-    @property
-    def takes_records(self) -> bool:
-        """A record agent does."""
-        return not self.operator.spec.batch
-
-    @property
-    def full(self) -> bool:
-        """Its lanes hold as much as they may."""
-        return self.operator.full
-
-    def put(self, batch: Batch) -> None:
-        """Into its lanes; of an agent that has failed they are kept for the checkpoint."""
-        self.operator.put(batch)
-
-    async def writable(self) -> None:
-        """Until it has room, or has failed."""
-        await self.operator.writable()
-
-
-class AgentTask:
-    """One gate, the agents of an app, one state backend. Lives on the event loop."""
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        coordinator: Coordinator,
-        backend: StateBackend | None,
-        clock: Clock,
-        hung_after_s: float,
-    ) -> None:
-        self.name = name
-        self.backend = backend
-        ours = backend is None or type(backend).snapshot in (MemoryBackend.snapshot, RocksDBBackend.snapshot)
-        self.state = backend if backend is None or ours else HeldWrites(backend)  # what agents read and write
-        self.operators: dict[str, AgentOperator] = {}  # upstream before downstream
-        self.sinks: list[SinkTask] = []
-        self.sources: list[SourceTask] = []
-        self.ended = False
-        self.broken: SabotError | None = None
-        self._consumers: list[AgentOperator] = []
-        self._coordinator = coordinator
-        self._clock = clock
-        self._hung_after_s = hung_after_s
-        self._loop = asyncio.get_running_loop()
-        self._gate: Gate | None = None
-        self._inputs_ended = False
-        self._asked: set[int] = set()  # checkpoints whose barriers are on their way
-        self._last_asked = 0
-        self._waiting: dict[int, asyncio.Task[None]] = {}  # paused inputs
-        self._acks: dict[int, asyncio.Task[None]] = {}
-
-    def connect(self, source: SourceTask, operator: AgentOperator) -> None:
-        """Rows of this source go to this operator; before `run`."""
-        self.sources.append(source)
-        self._consumers.append(operator)
-
-        def broke(broken: SourceTask) -> None:
-            _tell(self._loop, self._source_broke, broken, operator)
-
-        source.on_error = broke
-
-    def open_gate(self) -> None:
-        """All sources are connected."""
-        self._gate = Gate([source.channel for source in self.sources])
-
-    @property
-    def gate(self) -> Gate:
-        """Open once all sources are connected."""
-        assert self._gate is not None
-        return self._gate
-
-    def _source_broke(self, source: SourceTask, operator: AgentOperator) -> None:
-        assert source.error is not None
-        operator.fail(source.error, f"its source {source.name}")
-
-    def agent_failed(self, operator: AgentOperator) -> None:
-        """Its inputs end here, and so do the agents that write into it; the others go on."""
-        self.end_inputs(operator)
-        for upstream in self.operators.values():
-            port = upstream.port
-            if isinstance(port, OperatorPort) and port.operator is operator:
-                upstream.fail(operator.failure or SabotError("failed"), f"its sink, agent {operator.spec.agent_id}")
-
-    def end_inputs(self, operator: AgentOperator) -> None:
-        """No more rows for this operator; what its channels hold is not taken, so no checkpoint covers it."""
-        for index, consumer in enumerate(self._consumers):
-            if consumer is operator:
-                self.sources[index].end()
-                self.gate.end(index)
-
-    def inputs_of(self, operator: AgentOperator) -> list[SourceTask]:
-        """The sources that feed this operator."""
-        return [s for s, consumer in zip(self.sources, self._consumers, strict=True) if consumer is operator]
-
-    def sink_broke(self, sink: SinkTask) -> None:
-        """What an agent did since the last checkpoint can no longer be delivered."""
-        self.break_down(f"sink {sink.sink.name}", sink.error or SabotError("broken"))
-
-    def break_down(self, what: str, error: BaseException) -> None:
-        """State and output may no longer agree: nothing goes on from here, and no checkpoint covers it."""
-        if self.broken is None:
-            self.broken = SabotError(f"{what}: {error}")
-            for operator in self.operators.values():
-                operator.fail(error, what)
-
-    # -- the loop -----------------------------------------------------------------------------------------------------
-
-    async def run(self) -> None:
-        """Until every input has ended and every row is processed. Cancelling it stops it between two elements."""
-        gate = self.gate
-        try:
-            while True:
-                item = gate.next_nowait()
-                if item is None:
-                    await self._wait_readable(gate)
-                    continue
-                index, element = item
-                if isinstance(element, Batch):
-                    self._take(index, element)
-                    await asyncio.sleep(0)
-                elif isinstance(element, Barrier):
-                    self._cut(element.checkpoint_id)
-                elif element is END:
-                    break
-            self._inputs_ended = True
-            for checkpoint_id in sorted(self._asked):
-                self._cut(checkpoint_id)
-            await self.drain()
-            alive = all(operator.failure is None for operator in self.operators.values())
-            self.ended = alive and all(source.exhausted for source in self.sources)
+            self.error = error if isinstance(error, SabotError) else _internal(self.name, error)
         finally:
-            for task in [*self._waiting.values()]:
-                task.cancel()
+            if self.on_over is not None:
+                self.on_over(self)
 
-    async def _wait_readable(self, gate: Gate) -> None:
-        readable = self._loop.create_future()
+    def _take_elements(self) -> None:
+        chain = self.chain
+        process, take = chain.process, self.input.next
+        while not self.stopping:
+            element = take()
+            if element is None:
+                continue
+            if isinstance(element, Batch):
+                self.batches += 1
+                process(element)
+            elif isinstance(element, Watermark):
+                self.watermark_ms = element.timestamp_ms
+                chain.advance(element.timestamp_ms)
+                chain.mark(element)
+            elif isinstance(element, Barrier):
+                self._cut(element)
+            elif element is END:
+                chain.finish()
+                self.ended = True
+                final = self._snapshot()
+                chain.mark(END)
+                self._coordinator.detach(self.name, final)
+                return
+            elif isinstance(element, Abort) or element is IDLE or element is ACTIVE:
+                chain.mark(element)
 
-        def wake() -> None:
-            if not readable.done():
-                readable.set_result(None)
+    def _cut(self, barrier: Barrier) -> None:
+        """Everything before the barrier has been processed; nothing after it has."""
+        snapshot = self._snapshot()
+        self.chain.mark(barrier)
+        self._coordinator.acknowledge(barrier.checkpoint_id, self.name, snapshot)
 
-        gate.when_readable(lambda: self._loop.call_soon_threadsafe(wake))
-        await readable
-
-    def _take(self, index: int, batch: Batch) -> None:
-        """The batch is in the lanes: from here a checkpoint covers its offsets, and repeats the rows that are not finished."""
-        operator = self._consumers[index]
-        try:
-            operator.put(batch)
-        except UserError as error:
-            operator.fail(error, f"its input {batch.topic}")
-            return
-        self.sources[index].taken.update(batch.offsets)
-        if operator.full and operator.failure is None:
-            self._hold_back(index, operator)
-
-    def _hold_back(self, index: int, operator: AgentOperator) -> None:
-        """The input of a full operator is not read, so its channel fills and slows its source; others go on.
-
-        Barriers overtake what waits in its channel.
-        """
-        if index in self._waiting:
-            return
-        self.gate.pause(index)
-        for checkpoint_id in self._asked:
-            self.gate.deliver(index, checkpoint_id)
-
-        async def resume() -> None:
-            await operator.writable()
-            del self._waiting[index]
-            self.gate.resume(index)
-
-        self._waiting[index] = self._loop.create_task(resume())
-
-    async def drain(self) -> None:
-        """Every row that came in is processed, along the chains (upstream stands before downstream)."""
-        for operator in self.operators.values():
-            await operator.drained()
-            operator.ship()
-
-    # -- the barrier --------------------------------------------------------------------------------------------------
-
-    def _cut(self, checkpoint_id: int) -> None:
-        """All inputs stand at the barrier. No `await` in here: unfinished rows, positions and state are taken at one moment."""
-        self._asked.discard(checkpoint_id)
-        try:
-            if self.broken is not None:
-                raise self.broken
-            for operator in self.operators.values():
-                operator.ship()
-            self._refuse_hung()
-            flushes = [sink.barrier(checkpoint_id) for sink in self.sinks]
-            snapshot = self._snapshot()
-            state = self._cut_state()
-        except Exception as error:
-            self._coordinator.decline(checkpoint_id, self.name, f"{type(error).__name__}: {error}")
-            return
-        ack = self._loop.create_task(self._acknowledge(checkpoint_id, snapshot, state, flushes))
-        self._acks[checkpoint_id] = ack
-        ack.add_done_callback(lambda _: self._acks.pop(checkpoint_id, None))
-
-    def _cut_state(self) -> asyncio.Future[Snapshot] | None:
-        """The cut is taken when this returns; the snapshot itself comes later.
-
-        Our backends cut before they first suspend, so that much of the snapshot is run here and now. A user's own
-        `snapshot` may do other things first, so writes are held back until it has ended.
-        """
-        if self.backend is None:
-            return None
-        if isinstance(self.state, HeldWrites):
-            self.state.hold()
-            taking = self._loop.create_task(self.backend.snapshot())
-            taking.add_done_callback(lambda _: self._let_go())
-            return taking
-        snapshot = self.backend.snapshot()
-        try:
-            waiting = snapshot.send(None)
-        except StopIteration as stop:
-            done: asyncio.Future[Snapshot] = self._loop.create_future()
-            done.set_result(stop.value)
-            return done
-        return asyncio.ensure_future(_rest_of(Resume(_call, snapshot, waiting)))
-
-    def _let_go(self) -> None:
-        assert isinstance(self.state, HeldWrites)
-        try:
-            self.state.let_go()
-        except Exception as error:
-            self.break_down("state", error)
-
-    async def _acknowledge(
-        self,
-        checkpoint_id: int,
-        snapshot: TaskSnapshot,
-        state: asyncio.Future[Snapshot] | None,
-        flushes: list[asyncio.Future[None]],
-    ) -> None:
-        """The cut is complete when the state is safe and every sink has flushed what was put before it."""
-        parts: list[asyncio.Future[Any]] = [*([] if state is None else [state]), *flushes]
-        try:
-            results = await asyncio.shield(asyncio.gather(*parts, return_exceptions=True))
-        except asyncio.CancelledError:  # the checkpoint was given up
+    def _snapshot(self) -> TaskSnapshot:
+        facts: dict[str, Any] = {}
+        states: dict[str, _Saved] = {}
+        for operator in self.chain.operators:
+            facts[operator.id], state = operator.snapshot()
             if state is not None:
-                state.add_done_callback(_discard)
-            raise
-        errors = [result for result in results if isinstance(result, BaseException)]
-        if errors:
-            if state is not None:
-                _discard(state)
-            self._coordinator.decline(checkpoint_id, self.name, str(errors[0]))
-            return
-        if state is not None:
-            snapshot.states = {"state": state.result()}
-        self._coordinator.acknowledge(checkpoint_id, self.name, snapshot)
+                states[operator.id] = _Saved(state)
+        return TaskSnapshot({"ended": self.ended, "input": self.input.facts(), "operators": facts}, {}, states)
 
-    def _refuse_hung(self) -> None:
-        """A call that has run for longer than a checkpoint may take is taken for hung: say so, rather than hide it."""
-        where, seconds = self.busiest() or ("", 0.0)
-        if seconds > self._hung_after_s:
-            raise SabotError(f"{where} has been in one call for {seconds:.1f} s", hint="give the agent a timeout=")
+    # -- from outside -------------------------------------------------------------------------------------------------
 
-    def busiest(self) -> tuple[str, float] | None:
-        """The call that has been running longest, over all agents."""
-        calls = [call for operator in self.operators.values() if (call := operator.busy()) is not None]
-        return max(calls, key=lambda call: call[1], default=None)
+    def stop(self) -> None:
+        """Any thread: take no more elements. Who waits for this task's channels is let go."""
+        self.stopping = True
+        self.input.interrupt()
+
+    def join(self, seconds: float) -> bool:
+        """-> whether the thread has ended; a task that was never started has."""
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        """After `join`: lets go of what operators and the input hold. Idempotent."""
+        self.input.close()
+        self.chain.close()
 
     def hint(self) -> str:
         """What the task is busy with, for the message of a checkpoint that timed out."""
-        call = self.busiest()
-        behind = [self.sources[index].name for index in self.gate.waiting_for]
-        parts = (
-            [f"{call[0]} has been in one call for {call[1]:.1f} s (timeout= would end it)"] if call is not None else []
-        )
-        if behind:
-            parts.append(f"no barrier yet from {', '.join(behind)}")
-        parts += [f"sink {sink.sink.name} has not flushed" for sink in self.sinks if sink.flushing]
-        return "; ".join(parts)
-
-    def inject(self, checkpoint_id: int) -> None:
-        """Ask every source for its barrier, once. With all inputs ended there is none to come: cut now."""
-        if checkpoint_id <= self._last_asked:
-            return
-        self._last_asked = checkpoint_id
-        if self._inputs_ended:
-            self._cut(checkpoint_id)
-            return
-        self._asked.add(checkpoint_id)
-        for index in self._waiting:
-            self.gate.deliver(index, checkpoint_id)
-        for source in self.sources:
-            source.request_barrier(checkpoint_id)
-
-    def abort(self, checkpoint_id: int) -> None:
-        """The checkpoint is given up; let go of what the gate holds back."""
-        self._asked.discard(checkpoint_id)
-        self.gate.abort(checkpoint_id)
-        if (ack := self._acks.get(checkpoint_id)) is not None:
-            ack.cancel()
-
-    # -- what a checkpoint keeps --------------------------------------------------------------------------------------
-
-    def _snapshot(self) -> TaskSnapshot:
-        meta: dict[str, Any] = {"sources": {}, "agents": {}, "ended": self.ended}
-        files: dict[str, bytes] = {}
-        first_open: dict[tuple[str, str, int], int] = {}  # (agent, topic, partition) -> lowest unfinished offset
-        for agent_id, operator in self.operators.items():
-            batches = operator.unfinished()
-            names = []
-            for number, batch in enumerate(batches):
-                names.append({"file": f"{agent_id}.{number}.arrow", "topic": batch.topic})
-                files[names[-1]["file"]] = _to_ipc(batch.data)
-                for partition, offset in _lowest_offsets(batch.data) or [(-1, 0)]:
-                    place = (agent_id, batch.topic, partition)
-                    first_open[place] = min(offset, first_open.get(place, offset))
-            meta["agents"][agent_id] = {
-                "unfinished": names,
-                "messages_processed": operator.counters.messages_processed,
-                "errors": operator.counters.errors_count,
-                "dead_letters": operator.counters.dead_letters,
-                "schemas": operator.schemas(),
-            }
-        for source, consumer in zip(self.sources, self._consumers, strict=True):
-            positions = source.taken
-            commit = [
-                (place, self._finished_up_to(consumer, *place, offset, first_open))
-                for place, offset in positions.items()
-            ]
-            meta["sources"][source.name] = {
-                "log": source.source.log_id,
-                "schema": None if source.codec is None else source.codec.text,
-                "positions": [[topic, partition, offset] for (topic, partition), offset in positions.items()],
-                "commit": [[*place, offset] for place, offset in commit if offset is not None],
-            }
-        return TaskSnapshot(meta=meta, files=files)
-
-    @staticmethod
-    def _finished_up_to(
-        reader: AgentOperator, topic: str, partition: int, taken: int, first_open: Mapping[tuple[str, str, int], int]
-    ) -> int | None:
-        """What may be committed of a partition: no further than the first row that its reader has not finished, or an agent that
-        the reader writes into: their rows carry the place of the row they came from. None: one of those has lost its place (a
-        batch agent stands between), so the group's offset stays where it is.
-        """
-        lowest = min(taken, first_open.get((reader.spec.agent_id, topic, partition), taken))
-        agent, port = reader, reader.port
-        while isinstance(port, OperatorPort):
-            place = port.operator.spec.agent_id, agent.spec.agent_id
-            if (*place, -1) in first_open:
-                return None
-            lowest = min(lowest, first_open.get((*place, partition), lowest))
-            agent, port = port.operator, port.operator.port
-        return lowest
-
-    async def close(self) -> None:
-        """Cancel what still runs, end the threads, close sources and sinks. Idempotent."""
-        for operator in self.operators.values():
-            await operator.close()
-        await asyncio.gather(*(source.stop() for source in self.sources), *(sink.stop() for sink in self.sinks))
-        if self._gate is not None:
-            self._gate.close()
-        for ack in list(self._acks.values()):
-            ack.cancel()
-
-    def commit(self, meta: Mapping[str, Any]) -> None:
-        """A checkpoint is complete: its positions may be told to the outside."""
-        for source in self.sources:
-            facts = meta["sources"].get(source.name)
-            if facts is not None:
-                source.request_commit(positions_of(facts["commit"]))
-
-    def restore_unfinished(self, meta: Mapping[str, Any], read: Callable[[str], bytes]) -> None:
-        """Rows that the checkpoint must repeat go into the lanes before anything else."""
-        for agent_id, facts in meta["agents"].items():
-            operator = self.operators.get(agent_id)
-            entries = facts["unfinished"]
-            if operator is None:
-                if entries:
-                    _log.warning("agent %s is gone; its unfinished rows are dropped", agent_id)
-                continue
-            operator.counters.messages_processed = facts["messages_processed"]
-            operator.counters.errors_count = operator.errors_before = facts["errors"]
-            operator.counters.dead_letters = facts["dead_letters"]
-            operator.know(facts["schemas"])
-            for entry in entries:
-                operator.put(Batch(_from_ipc(read(entry["file"])), None, entry["topic"]))
+        full = [channel.name for output in self.chain.outputs for channel in output.channels if channel.rows]
+        return f"{self.batches} batches taken" + (f"; rows wait in {', '.join(full[:3])}" if full else "")
 
     def statistics(self) -> dict[str, Any]:
-        """Figures of its sources, operators, sinks and gate; from any thread."""
-        sinks: dict[str, Any] = {}
-        for sink in list(self.sinks):
-            sinks[f"{sink.name}#{len(sinks)}" if sink.name in sinks else sink.name] = sink.statistics()
+        """Figures, from any thread."""
         return {
-            "sources": {source.name: source.statistics() for source in list(self.sources)},
-            "operators": {agent_id: operator.statistics() for agent_id, operator in list(self.operators.items())},
-            "sinks": sinks,
-            "gate": {} if self._gate is None else self._gate.statistics(),
+            "batches": self.batches,
+            "ended": self.ended,
+            "watermark_ms": self.watermark_ms,
+            "operators": {operator.id: operator.statistics() for operator in self.chain.operators},
         }
 
-    def samples(self) -> Iterator[Sample]:
-        """For metrics; from any thread, once the task has been built."""
-        for source, consumer in zip(self.sources, self._consumers, strict=True):
-            agent_id, topic = consumer.spec.agent_id, source.source.name
-            yield Sample("sabot_records_in_total", source.rows_in, agent_id, topic)
-            yield Sample("sabot_channel_rows", source.channel.rows, agent_id, topic)
-            for (name, partition), lag in source.source.lag().items():
-                yield Sample("sabot_consumer_lag", lag, agent_id, name, str(partition))
-        for sink in self.sinks:
-            yield Sample("sabot_channel_rows", sink.waiting_rows, "sink", sink.name)
-        for agent_id, operator in self.operators.items():
-            yield from operator.samples()
-            if isinstance(operator.port, OperatorPort):
-                yield Sample("sabot_records_in_total", operator.rows_out, operator.port.name, agent_id)
 
-
-def _tell(loop: asyncio.AbstractEventLoop, what: Callable[..., object], *values: Any) -> None:
-    """From a thread to the loop; a thread that was left behind may come back when there is no loop any more."""
-    try:
-        loop.call_soon_threadsafe(what, *values)
-    except RuntimeError:
-        if not loop.is_closed():
-            raise
-
-
-def _call(step: Callable[..., Any], *values: Any) -> Any:
-    return step(*values)
-
-
-def _discard(state: asyncio.Future[Snapshot]) -> None:
-    """A snapshot that no checkpoint will keep."""
-    if not state.cancelled() and state.exception() is None:
-        state.result().discard()
-
-
-async def _rest_of(snapshot: Resume) -> Snapshot:
-    taken: Snapshot = await snapshot
-    return taken
-
-
-def positions_of(rows: list[list[Any]]) -> Positions:
-    """[[topic, partition, offset], …] of a manifest -> positions."""
-    return {(topic, partition): offset for topic, partition, offset in rows}
-
-
-def _lowest_offsets(data: pa.RecordBatch) -> list[tuple[int, int]]:
-    if not data.schema.equals(RECORD_SCHEMA) or not data.num_rows:
-        return []
-    table = pa.table([data.column(3), data.column(4)], names=["partition", "offset"])
-    lowest = table.group_by("partition").aggregate([("offset", "min")])
-    return [(row["partition"], row["offset_min"]) for row in lowest.to_pylist()]
-
-
-def _to_ipc(data: pa.RecordBatch) -> bytes:
-    buffer = pa.BufferOutputStream()
-    with pa.ipc.new_stream(buffer, data.schema) as writer:
-        writer.write_batch(data)
-    return bytes(buffer.getvalue())
-
-
-def _from_ipc(data: bytes) -> pa.RecordBatch:
-    with pa.ipc.open_stream(data) as reader:
-        return reader.read_next_batch()
+def _internal(name: str, error: BaseException) -> InternalError:
+    wrapped = InternalError(f"task {name}: {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped

@@ -74,20 +74,18 @@ def link_tree(source: Path, target: Path) -> int:
     size = 0
     for file in source.iterdir():
         copy = target / file.name
-        if file.suffix in _IMMUTABLE:
-            size += link_file(file, copy)
-        else:
+        if file.suffix not in _IMMUTABLE or not _linked(file, copy):
             shutil.copyfile(file, copy)
-            _sync(copy)
-            size += copy.stat().st_size
+        _sync(copy)
+        size += copy.stat().st_size
     return size
 
 
 def link_file(file: Path, copy: Path) -> int:
-    """A file that never changes again under a second name, safe on disk: a link where that is possible; returns its bytes."""
+    """A file that never changes again, and is safe on disk, under a second name: a link where that is possible; -> its bytes."""
     if not _linked(file, copy):
         shutil.copyfile(file, copy)
-    _sync(copy)
+        _sync(copy)
     return copy.stat().st_size
 
 

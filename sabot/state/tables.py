@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.keyed import GroupTable, hash_columns
+from sabot._cython.partition import KEY_GROUPS
 from sabot._cython.tables import KeyFilter
 from sabot.errors import CorruptCheckpoint, InternalError
 from sabot.state.files import remove_tree
@@ -91,6 +92,8 @@ class TableStore:
         self._lives = count(1)
         self._numbers = count(1)
         self._tick = self._oldest = 0
+        self._lookups = False
+        self._runs = 0
         self._evicted = self._faults = self._swept_at = 0
         if directory is not None:
             for name in ("db", "deltas", "cuts"):
@@ -116,7 +119,11 @@ class TableStore:
         The store must not change until the last piece was taken.
         """
         table = self._tables.get(pane)
-        if table is not None:
+        if isinstance(table, HotTable) and table.parts:
+            for part in table.ranges():
+                for slots in pieces(part, CHUNK_ROWS):
+                    yield part.finish(slots)
+        elif table is not None:
             for slots in pieces(table, CHUNK_ROWS):
                 yield table.finish(slots)
             for groups in self._cold(table):
@@ -130,7 +137,11 @@ class TableStore:
         The store must not change until the last piece was taken.
         """
         table = self._tables.get(pane)
-        if table is not None:
+        if isinstance(table, HotTable) and table.parts:
+            for part in table.ranges():
+                for slots in pieces(part, CHUNK_ROWS):
+                    yield part.export(slots)
+        elif table is not None:
             for slots in pieces(table, CHUNK_ROWS):
                 yield table.export(slots)
             yield from self._cold(table)
@@ -156,6 +167,8 @@ class TableStore:
         table = self._tables.get(pane)
         if table is None:
             return 0
+        if isinstance(table, HotTable):
+            table.need_whole()
         gone = 0
         for part in pieces(table, _EXPORT_ROWS):
             slots = table.slots() if part is None else part
@@ -178,6 +191,7 @@ class TableStore:
         full = sum(table.nbytes for table in self._tables.values()) > self._table_bytes // 2
         for table in self._hot_tables():
             table.tick = self._tick
+            self._lookups = self._lookups or table.lookups
             used += _used(table) if full else 0
             if table.gone is not None and len(table.gone) > _GONE_KEYS:
                 self._take_cuts()
@@ -195,7 +209,7 @@ class TableStore:
                 for pane, table in self._tables.items()
                 for slots in pieces(table, _EXPORT_ROWS)
             ]
-            whole = {"format": _FORMAT, "panes": [[pane, 0, 0, 0, None] for pane in self.panes]}
+            whole = {"format": _FORMAT, "panes": [[pane, 0, 0, None, 0, 0] for pane in self.panes]}
             return whole, TableSnapshot([Delta(1, changes)]) if changes else None
         tables = self._hot_tables()
         waiting = sum(delta.rows for delta in self._deltas if not delta.written)
@@ -213,15 +227,22 @@ class TableStore:
         if self._database is not None:
             cut = Cut(self._database, self._directory / "cuts" / str(number))
             self._cuts.append(cut)
-        panes = [[table.pane, table.life, table.since, table.cold, table.bound] for table in tables]
+        panes = [[table.pane, table.life, table.since, table.bound, table.cold, table.parts] for table in tables]
         snapshot = TableSnapshot(self._deltas, local=self._directory / "deltas", cut=cut)
-        return {"format": _FORMAT, "panes": panes}, snapshot if self._deltas or cut is not None else None
+        return {
+            "format": _FORMAT,
+            "panes": panes,
+            "runs": self._runs,
+        }, snapshot if self._deltas or cut is not None else None
 
     def restore(self, saved: Sequence[SavedTables], owned: Owned | None = None) -> None:
         """What `snapshot` took comes back: one entry for each subtask of the job that was. Before anything else is put in.
 
         owned: says which groups are this subtask's; None: all. Raises CorruptCheckpoint.
         """
+        every_group = pa.array(range(KEY_GROUPS), pa.uint64())
+        if owned is not None and owned(every_group).true_count == KEY_GROUPS:
+            owned = None
         for part in saved:
             if part.facts.get("format") != _FORMAT:
                 raise CorruptCheckpoint(f"{part.directory}: is no state of this version of Sabot")
@@ -236,14 +257,15 @@ class TableStore:
                 for pane in panes:
                     table = self.table(pane.pane)
                     if isinstance(table, HotTable):
-                        table.database, table.cold = self._database, pane.cold
+                        table.database, table.cold, table.parts = self._database, pane.cold, pane.parts
+                        table.lookups = pane.cold > 0
+                self._runs = part.facts["runs"]
                 self._load_hot(part.directory, panes, owned)
             else:
                 hot = self._image(part.directory, panes)
-                for number, groups in read_cold(cold, self._states, len(self._keys)):
+                for number, are_parts, groups in read_cold(cold, self._states, len(self._keys), self._new):
                     if number in hot:
-                        slots = hot[number].resolve(groups, range(len(self._keys)), insert=False)
-                        self._put(number, groups.filter(pc.less(slots, 0)), owned)
+                        self._put(number, self._beside(hot[number], groups, are_parts), owned)
                 for number, table in hot.items():
                     for slots in pieces(table, CHUNK_ROWS):
                         self._put(number, table.export(slots), owned)
@@ -279,6 +301,20 @@ class TableStore:
                     table.merge(change.groups)
         return tables
 
+    def _beside(self, hot: GroupTable, groups: pa.RecordBatch, are_parts: bool) -> pa.RecordBatch:
+        """What the database had of some groups, made whole: groups that were hot count alone, or are taken over as a part."""
+        slots = hot.resolve(groups, range(len(self._keys)), insert=False)
+        if not are_parts:
+            return groups.filter(pc.less(slots, 0))
+        slots = slots.filter(pc.greater_equal(slots, 0))
+        if not len(slots):
+            return groups
+        table = self._new()
+        table.merge(groups)
+        table.merge(hot.export(slots))
+        hot.remove(slots)
+        return table.export()
+
     def _put(self, pane: int, groups: pa.RecordBatch, owned: Owned | None) -> None:
         """Groups of a checkpoint that the store has not."""
         if owned is not None:
@@ -302,11 +338,11 @@ class TableStore:
             self._database = None
 
     def statistics(self) -> dict[str, int]:
-        """Figures, from any thread."""
+        """Figures, from any thread. Where nothing was ever looked up, a group may count as hot, and as cold several times."""
         tables = list(self._tables.values())
         hot = [table for table in tables if isinstance(table, HotTable)]
         groups = sum(len(table) for table in tables)
-        cold = sum(table.cold for table in hot)
+        cold = sum(table.cold + table.parts for table in hot)
         filters = sum(table.filter.nbytes for table in hot if table.filter is not None)
         return {
             "groups": groups + cold,
@@ -321,8 +357,9 @@ class TableStore:
     # The part with a directory
 
     def _hot(self, pane: int) -> HotTable:
-        table = self._new_hot(pane, next(self._lives))
+        table = self._new_hot(pane, next(self._lives), self._take_cuts)
         table.tick = self._tick
+        table.lookups = self._lookups
         return table
 
     def _hot_tables(self) -> list[HotTable]:
@@ -355,14 +392,14 @@ class TableStore:
         self._take_cuts()
         database = self._database or self._open_database(ColdGroups)
         tables = self._hot_tables()
+        self._runs += 1
         for table, slots in self._victims(tables):
             if not len(slots):
                 continue
             if table.database is None:
                 table.database, table.filter = database, KeyFilter()
-            table.flush_gone()
             self._evicted += len(slots)
-            table.evict(slots)
+            table.evict(slots, self._runs)
         wrapped = self._tick >= _LAST_TICK
         if wrapped:
             self._tick = self._oldest = 0
@@ -381,7 +418,8 @@ class TableStore:
                 high = middle
         self._oldest = low
         before = [table.idle_since(low).to_numpy() for table in tables]
-        last = [np.setdiff1d(table.idle_since(high).to_numpy(), old) for table, old in zip(tables, before, strict=True)]
+        idle = [table.idle_since(high).to_numpy() for table in tables]
+        last = [np.setdiff1d(new, old, assume_unique=True) for new, old in zip(idle, before, strict=True)]
         # those of the last tick: a share of each table's
         wanted = max(goal - sum(map(len, before)), 0)
         share = min(wanted / max(sum(map(len, last)), 1), 1.0)
@@ -394,9 +432,9 @@ class TableStore:
         """The same groups in a table that takes no more memory than they need."""
         new = self._hot(table.pane)
         for slots in pieces(table, CHUNK_ROWS):
-            GroupTable.merge(new, table.export(slots))
+            GroupTable.merge(new, GroupTable.export(table, slots))
         new.database, new.filter, new.gone, new.bound = table.database, table.filter, table.gone, table.bound
-        new.cold, new.faults = table.cold, table.faults
+        new.cold, new.faults, new.lookups, new.parts = table.cold, table.faults, table.lookups, table.parts
         return new
 
     def _sweep(self, table: HotTable) -> None:
@@ -438,8 +476,9 @@ class _Pane(NamedTuple):
     pane: int
     life: int
     since: int  # the first delta that counts
-    cold: int  # groups that are only in the database
     bound: tuple[int, int] | None
+    cold: int  # groups that are only in the database
+    parts: int  # of groups, in the database
 
 
 def _taken(columns: list[Array], rows: pa.Int32Array) -> list[Array]:

@@ -6,17 +6,19 @@ back into memory leaves its value behind: whoever reads says which groups the ta
 """
 
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
+from sabot._cython.keyed import GroupTable
 from sabot._cython.tables import RowCodec, places
 from sabot.errors import CorruptCheckpoint
 from sabot.state.database import Database, Piece, database_options, read_database
 from sabot.state.files import link_tree, remove_tree
+from sabot.state.tables_parts import PARTS, Parts, merged_parts
 
 __all__ = ["ColdGroups", "read_cold"]
 
@@ -40,6 +42,7 @@ class ColdGroups:
         self._codec = _Codec(states, keys)
         self.directory = directory
         self._database = Database(directory, database_options(cache_bytes, {}, lookups=True), sealed=False)
+        self.parts = Parts(self._database, states)
 
     @classmethod
     def linked(cls, source: Path, directory: Path, states: pa.Schema, keys: int, cache_bytes: int) -> "ColdGroups":
@@ -81,6 +84,7 @@ class ColdGroups:
     def drop(self, pane: int) -> None:
         """The pane's groups are gone."""
         self._database.delete_range(_NAMESPACE, *_pane_range(pane))
+        self.parts.drop(pane)
 
     def checkpoint(self, directory: Path) -> None:
         """All that was written, as hard links in a new directory."""
@@ -93,36 +97,24 @@ class ColdGroups:
         self._database.close()
 
 
-def read_cold(directory: Path, states: pa.Schema, keys: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(pane, groups) of a checkpoint, without writing into it. Raises CorruptCheckpoint."""
+def read_cold(
+    directory: Path, states: pa.Schema, keys: int, make: Callable[[], GroupTable]
+) -> Iterator[tuple[int, bool, pa.RecordBatch]]:
+    """(pane, whether these are parts, groups) of a checkpoint, without writing into it. Raises CorruptCheckpoint.
+
+    Of groups that are parts, the tables may have had the other part. `make`: an empty table.
+    """
     codec = _Codec(states, keys)
-    pairs = ((key, value) for _, key, value in read_database(directory))
-    head: tuple[bytes, bytes] | None = next(pairs, None)
-    while head is not None:
-        pane = int.from_bytes(head[0][:8], "big") - _SIGN
-        rest = _Rest(head, pairs, head[0][:8])
-        for groups in codec.scan(rest, pane):
-            yield pane, groups
-        head = rest.next
-
-
-class _Rest:
-    """The pairs of one pane out of those of all, which are in order; then `next` is the first of the following one."""
-
-    def __init__(self, first: tuple[bytes, bytes], pairs: Iterator[tuple[bytes, bytes]], pane: bytes) -> None:
-        self.next: tuple[bytes, bytes] | None = first
-        self._pairs = pairs
-        self._pane = pane
-
-    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
-        return self
-
-    def __next__(self) -> tuple[bytes, bytes]:
-        pair = self.next
-        if pair is None or not pair[0].startswith(self._pane):
-            raise StopIteration
-        self.next = next(self._pairs, None)
-        return pair
+    for namespace, entries in groupby(read_database(directory), key=lambda entry: entry[0]):
+        pairs = ((key, value) for _, key, value in entries)
+        if namespace == PARTS:
+            for pane, table in merged_parts(pairs, states, make):
+                yield pane, True, table.export()
+        else:
+            for head, pane_pairs in groupby(pairs, key=lambda pair: pair[0][:8]):
+                pane = int.from_bytes(head, "big") - _SIGN
+                for groups in codec.scan(pane_pairs, pane):
+                    yield pane, False, groups
 
 
 class _Codec:

@@ -1,11 +1,14 @@
 """A table that is not all in memory: its groups may be in a database too, and it knows what a snapshot has to write.
 
-A group is hot (in the GroupTable) or cold (in the database only). A key that is asked for and not hot is looked up, and what is
-found is merged in: from there on the group is hot, and what the database has of it is out of date and never read. So the hot
-groups are always whole.
+As long as rows are only added (`update`, `merge`), nothing is looked up: what is evicted is a part of a group, in `Parts`.
+
+From the first call on that needs whole groups (`resolve`, `update` that wants slots), a group is hot (in the GroupTable) or cold
+(in the database only, in `ColdGroups`). A key that is asked for and not hot is looked up, and what is found is merged in: from
+there on the group is hot, and what the database has of it is out of date and never read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,7 +17,9 @@ import pyarrow.compute as pc
 
 from sabot._cython.keyed import GroupTable, hash_columns
 from sabot._cython.tables import KeyFilter
+from sabot.errors import InternalError
 from sabot.state.tables_cold import ColdGroups
+from sabot.state.tables_parts import ranges_of
 from sabot.state.tables_saved import Change
 
 __all__ = ["HotTable", "below_bound", "pieces"]
@@ -23,6 +28,7 @@ Array: TypeAlias = pa.Array
 Aggregates: TypeAlias = Sequence[tuple[str, pa.DataType | None]]
 
 CHUNK_ROWS = 65_536
+_COMPACT_GROUPS = 1_000_000  # parts, at least, for which parts of one group are looked for
 _ROTATION = 64  # snapshots, at most, until every group of a table that changes was written again
 
 
@@ -31,11 +37,16 @@ class HotTable(GroupTable):
 
     life: says in a checkpoint which pane this is: it may be dropped and come again.
     since: the first delta that counts for it.
-    cold: groups that are only in the database.
+    lookups: hot groups are whole. Else the database may have parts of them, `parts` in all.
+    cold: groups that are only in the database, where there are lookups.
     """
 
-    def __init__(self, keys: pa.Schema, aggregates: Aggregates, pane: int, life: int) -> None:
+    def __init__(
+        self, keys: pa.Schema, aggregates: Aggregates, pane: int, life: int, before_write: Callable[[], None]
+    ) -> None:
+        """before_write: to be called before the database changes."""
         super().__init__(keys, aggregates)
+        self._before_write = before_write
         self._aggregates = aggregates
         self._width = len(keys)
         self._probe: GroupTable | None = None
@@ -44,7 +55,9 @@ class HotTable(GroupTable):
         self.filter: KeyFilter | None = None  # of what the database may have; None: not known
         self.bound: tuple[int, int] | None = None  # (aggregate, below): groups below it are not there any more
         self.gone: GroupTable | None = None  # keys that were removed, and that the database may have
+        self.lookups = False
         self.cold = 0
+        self.parts = self._compacted = 0
         self.faults = 0
         self.begin(life)
 
@@ -71,6 +84,8 @@ class HotTable(GroupTable):
         selection: pa.Int32Array | None = None,
         want_slots: bool = False,
     ) -> pa.Int32Array | None:
+        if want_slots:
+            self.need_whole()
         if self.cold:
             hashes = self._fetch(data, keys, hashes, selection)
         return super().update(
@@ -93,6 +108,7 @@ class HotTable(GroupTable):
         selection: pa.Int32Array | None = None,
         insert: bool = True,
     ) -> pa.Int32Array:
+        self.need_whole()
         if self.cold:
             hashes = self._fetch(data, keys, hashes, selection)
         return super().resolve(data, keys, hashes=hashes, selection=selection, insert=insert)
@@ -101,6 +117,75 @@ class HotTable(GroupTable):
         if self.cold:
             self._fetch(state, range(self._width), None, selection)
         return super().merge(state, selection=selection)
+
+    def finish(self, slots: pa.Int32Array | None = None) -> list[Array]:
+        self._check_whole()
+        return super().finish(slots)
+
+    def export(self, slots: pa.Int32Array | None = None) -> pa.RecordBatch:
+        self._check_whole()
+        return super().export(slots)
+
+    def _check_whole(self) -> None:
+        if self.parts:
+            raise InternalError("groups of a store were asked for by slot, but their slots did not come from `resolve`")
+
+    def need_whole(self) -> None:
+        """From here on keys are looked up. Slots from before are not valid any more."""
+        if self.lookups:
+            return
+        self.lookups = True
+        database = self.database
+        if database is None or not self.parts:
+            return
+        self._before_write()
+        self.filter = KeyFilter()
+        keys = range(self._width)
+        table = self._other()
+        for _, parts in database.parts.read(self.pane):
+            table.clear()
+            for part in parts:
+                table.merge(part)
+            groups = table.export()
+            slots = super().resolve(groups, keys, insert=False)
+            hot = slots.filter(pc.greater_equal(slots, 0))
+            if len(hot):
+                later = super().export(hot)
+                super().remove(hot)
+                table.merge(later)
+                slots = table.resolve(later, keys)
+                super().merge(table.export(slots))
+                table.remove(slots)
+            slots = table.slots()
+            hashes = table.hashes(slots)
+            database.write(self.pane, hashes, partial(_taken, table, slots))
+            self.filter.add(hashes)
+            self.cold += len(slots)
+        database.parts.drop(self.pane)
+        self.parts = 0
+
+    def _other(self) -> GroupTable:
+        return GroupTable(self.keys, self._aggregates)
+
+    def ranges(self) -> Iterator[GroupTable]:
+        """All groups, hot or in parts, range by range; a table is good until the next one is taken."""
+        database = self.database
+        if database is None:
+            return
+        live = self.slots()
+        hot = {number: live.take(rows) for number, rows in ranges_of(self.hashes(live))}
+        table = self._other()
+        for number, parts in database.parts.read(self.pane):
+            table.clear()
+            for part in parts:
+                table.merge(part)
+            if number in hot:
+                table.merge(super().export(hot.pop(number)))
+            yield table
+        for slots in hot.values():
+            table.clear()
+            table.merge(super().export(slots))
+            yield table
 
     def _fetch(
         self,
@@ -158,7 +243,7 @@ class HotTable(GroupTable):
         if self.bound is None or not found.num_rows:
             return pa.repeat(pa.scalar(False), found.num_rows)
         aggregate, bound = self.bound
-        table = GroupTable(self.keys, self._aggregates)
+        table = self._other()
         table.merge(found)  # each key once: slots are rows
         return below_bound(table.finish()[self._width + aggregate], bound)
 
@@ -171,6 +256,7 @@ class HotTable(GroupTable):
     # Groups that leave
 
     def remove(self, slots: pa.Int32Array) -> None:
+        self._check_whole()
         if self.database is not None:
             hashes = self.hashes(slots)
             rows = pa.array(np.arange(len(slots), dtype=np.int32))
@@ -189,16 +275,28 @@ class HotTable(GroupTable):
             self._left_rows += len(slots)
         super().remove(slots)
 
-    def evict(self, slots: pa.Int32Array) -> None:
-        """These groups go into the database; `gone` is empty."""
+    def evict(self, slots: pa.Int32Array, run: int) -> None:
+        """These groups go into the database."""
         database = self.database
         if database is None:
-            raise ValueError("no database to evict to")
+            raise InternalError("no database to evict to")
         hashes = self.hashes(slots)
-        database.write(self.pane, hashes, lambda rows: self.export(slots.take(rows)).columns)
-        if self.filter is not None:
-            self.filter.add(hashes)
-        self.cold += len(slots)
+
+        def take(rows: pa.Int32Array) -> list[Array]:
+            columns: list[Array] = GroupTable.export(self, slots.take(rows)).columns
+            return columns
+
+        if self.lookups:
+            self.flush_gone()
+            database.write(self.pane, hashes, take)
+            if self.filter is not None:
+                self.filter.add(hashes)
+            self.cold += len(slots)
+        else:
+            database.parts.write(self.pane, run, hashes, take)
+            self.parts += len(slots)
+            if self.parts > max(_COMPACT_GROUPS, 3 * self._compacted):
+                self.parts = self._compacted = database.parts.compact(self.pane, self._other())
         self.leave(slots)
 
     def flush_gone(self) -> None:
@@ -223,7 +321,9 @@ class HotTable(GroupTable):
         left, self._left, self._left_rows = self._left, [], 0
         if not self.since:
             self.since, self._cursor, self._rotation = number, 0, number + 1
-            changes = [Change(self.pane, self.life, False, self.export(part)) for part in pieces(self, 1 << 20)]
+            changes = [
+                Change(self.pane, self.life, False, GroupTable.export(self, part)) for part in pieces(self, 1 << 20)
+            ]
         else:
             dirty = self.dirty().to_numpy()
             if not len(dirty) and not left:
@@ -231,9 +331,11 @@ class HotTable(GroupTable):
             changes = [Change(self.pane, self.life, True, keys) for keys in left]
             live = self.slots().to_numpy()
             turn = self._turn(live, len(dirty), number)
-            slots = pa.array(np.union1d(dirty, turn))
+            wanted = np.zeros(int(live[-1]) + 1 if len(live) else 0, np.bool_)
+            wanted[dirty] = wanted[turn] = True
+            slots = pa.array(np.flatnonzero(wanted).astype(np.int32))
             if len(slots):
-                changes.append(Change(self.pane, self.life, False, self.export(slots)))
+                changes.append(Change(self.pane, self.life, False, super().export(slots)))
         self.clean()
         return changes
 
@@ -253,6 +355,11 @@ def pieces(table: GroupTable, rows: int) -> list[pa.Int32Array | None]:
         return [None] if len(table) else []
     slots = table.slots()
     return [slots.slice(start, rows) for start in range(0, len(slots), rows)]
+
+
+def _taken(table: GroupTable, slots: pa.Int32Array, rows: pa.Int32Array) -> list[Array]:
+    columns: list[Array] = table.export(slots.take(rows)).columns
+    return columns
 
 
 def below_bound(values: Array, bound: int) -> pa.BooleanArray:

@@ -652,9 +652,13 @@ def test_latest_has_no_rows_and_a_position_behind_the_end_is_refused(table_place
     source = table_place.source()
     source.open(None, "latest")
     assert scanned(source) == []
-    (last, *_) = source.positions()
+    (place, *_) = source.positions()
     source.close()
     with pytest.raises(UserError, match="position"):
-        source.open({last: 1 << 60})
-        source.read_batch(10, 0)
+        open_and_read(source, {place: 1 << 60})
     source.close()
+
+
+def open_and_read(source: Source, positions: Positions) -> None:
+    source.open(positions)
+    source.read_batch(10, 0)

@@ -267,8 +267,10 @@ async def test_state_is_exact_and_nothing_is_lost_under_random_crashes(seed, mem
     for name in INPUTS:
         write_lines(tmp_path / name, rows[name])
     lanes_hold, channels_hold = rng.choice([8, 16384]), rng.choice([8, 65536])  # narrow: something is full all the time
-    monkeypatch.setattr("sabot.runtime.job.agent_operator", functools.partial(agent_operator, capacity_rows=lanes_hold))
-    monkeypatch.setattr("sabot.runtime.task.Channel", functools.partial(Channel, capacity_rows=channels_hold))
+    monkeypatch.setattr(
+        "sabot.runtime.agent_job.agent_operator", functools.partial(agent_operator, capacity_rows=lanes_hold)
+    )
+    monkeypatch.setattr("sabot.runtime.agent_threads.Channel", functools.partial(Channel, capacity_rows=channels_hold))
     left = tmp_path / "nothing"
     for life in range(lives + 1):
         directory = tmp_path / f"life-{life}"

@@ -1,4 +1,4 @@
-"""NDJSON files: lines split at any block border, crashes, and what the contract suites do not say."""
+"""NDJSON files as records: lines split at any block border, crashes, and what the contract suites do not say."""
 
 import os
 from pathlib import Path

@@ -635,6 +635,23 @@ def test_a_time_beyond_its_unit_is_a_bad_row():
     assert ([row.row for row in bad], batch.num_rows) == ([0, 1, 2], 1)
 
 
+def test_every_64_bit_number_of_milliseconds_is_a_time():
+    edges = [2**63 - 1, -(2**63), -(2**63) + 1, -(2**63) + 807, -(2**63) + 808, -1, 999, -1000, -1001]
+    payloads = [b'{"t":%d}' % edge for edge in edges]
+    batch, bad = JsonDecoder(pa.schema([("t", pa.timestamp("ms"))])).decode(
+        [*payloads, b'{"t":%d}' % (2**63), b'{"t":%d}' % (-(2**63) - 1)]
+    )
+    assert batch.column(0).cast(pa.int64()).to_pylist() == edges
+    assert [row.row for row in bad] == [len(edges), len(edges) + 1]
+    batch, bad = JsonDecoder(pa.schema([("t", pa.timestamp("s"))])).decode(payloads)
+    assert batch.column(0).cast(pa.int64()).to_pylist() == [edge // 1000 for edge in edges]
+    batch, bad = JsonDecoder(pa.schema([("t", pa.date64())])).decode(payloads)
+    days = 86_400_000
+    assert batch.column(0).cast(pa.int64()).to_pylist() == [
+        edge // days * days for edge in edges if edge // days * days >= -(2**63)
+    ]
+
+
 # ---- inference ---------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from sabot.operators.aggregates import Aggregator, Call
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, ReduceAggregate, RunningAggregate
 
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=500, deadline=None)
 
 SCHEMA = pa.schema([("user", pa.string()), ("x", pa.float64()), ("tag", pa.string()), (TIME_COLUMN, pa.int64())])
 UNTIMED = pa.schema(list(SCHEMA)[:3])

@@ -23,7 +23,7 @@ from sabot.operators.aggregates import Call
 from sabot.operators.base import TIME_COLUMN, OperatorContext
 from sabot.operators.sessions import SessionAggregate
 
-FEW = settings(max_examples=60, deadline=None)
+FEW = settings(max_examples=60000, deadline=None)
 END = 2**63 - 1
 
 
@@ -205,7 +205,7 @@ def test_many_open_sessions_of_one_key_are_found_in_any_order() -> None:
     assert again.to_pylist() == ids.to_pylist()[::-1]
     ripe, over = table.advance(20 * 1000)
     assert len(ripe) == len(over) == 1000
-    assert table.bounds(ripe)[0].to_pylist() == list(range(0, 20_000, 20))
+    assert sorted(table.bounds(ripe)[0].to_pylist()) == list(range(0, 20_000, 20))
     assert table.remove(over).to_pylist() == []
     ids, created, into, _ = table.add(ints(np.zeros(count)), times(order[::-1] + 11))
     assert len(created) == 0
@@ -214,7 +214,7 @@ def test_many_open_sessions_of_one_key_are_found_in_any_order() -> None:
     assert ids.to_pylist().count(-1) == 999  # but what is over stays over
 
 
-def test_ids_and_heap_entries_are_used_again() -> None:
+def test_ids_and_entries_are_used_again() -> None:
     table = SessionTable(10)
     highest = 0
     for step in range(3000):
@@ -226,7 +226,7 @@ def test_ids_and_heap_entries_are_used_again() -> None:
     assert table.nbytes < 200_000
 
 
-def test_merging_without_a_watermark_keeps_the_heap_small() -> None:
+def test_merging_without_a_watermark_keeps_the_wheel_small() -> None:
     table = SessionTable(10)
     for step in range(0, 60_000, 6):
         table.add(ints([0, 0]), times([step + 12, step]))
@@ -449,7 +449,7 @@ OPERATOR_STEPS = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(OPERATOR_STEPS, st.sampled_from([1, 4, 1000]), st.booleans())
 def test_sessions_agree_with_their_twin_under_any_split_restart_and_parallelism(
     steps: Any, size: int, extras: bool

@@ -5,6 +5,7 @@ import math
 import random
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from sabot._cython.keyed import hash_columns
 from sabot._cython.tables import KeyFilter, RowCodec, places
+from sabot.errors import CorruptCheckpoint, InternalError
 from sabot.state.tables import TableStore
 from sabot.state.tables_cold import ColdGroups
 
@@ -125,7 +127,8 @@ def test_rows_are_packed_as_documented_and_come_back() -> None:
     assert packed == expected
     for back, column in zip(codec.unpack(packed), columns, strict=True):
         back.validate(full=True)
-        assert back.equals(column) and back.type == column.type
+        assert back.equals(column)
+        assert back.type == column.type
     slices = [column.slice(17, 50) for column in columns]
     assert codec.pack(slices) == expected[17:67]
     heads = pa.array(range(53), pa.uint64()).slice(3)
@@ -356,15 +359,287 @@ class Model:
             store.close()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(steps=st.lists(STEP, max_size=30), on_disk=st.booleans(), budget=st.sampled_from([1, 12_000, 10**8]))
-def test_a_store_is_a_dict_wherever_its_groups_are(steps: list[Any], on_disk: bool, budget: int) -> None:
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    steps=st.lists(STEP, max_size=30),
+    on_disk=st.booleans(),
+    budget=st.sampled_from([1, 12_000, 10**8]),
+    lookups_from=st.sampled_from([0, 0, 15, 30]),
+)
+def test_a_store_is_a_dict_wherever_its_groups_are(
+    steps: list[Any], on_disk: bool, budget: int, lookups_from: int
+) -> None:
     with TemporaryDirectory() as root:
         model = Model(Path(root), on_disk=on_disk, budget=budget)
-        for step in steps:
-            model.step(*step)
+        for number, step in enumerate(steps):
+            if number >= lookups_from or step[0] not in ("running", "remove", "retire"):
+                model.step(*step)
         model.do_check()
         model.do_snapshot()
         model.do_restore(1, True)
         model.do_check()
         model.close()
+
+
+# Snapshots
+
+
+def restored(
+    directory: Path, *parts: SimpleNamespace, on_disk: bool = True, owned: Any = None, budget: int = 10**8
+) -> TableStore:
+    directory.mkdir(exist_ok=True)
+    store = TableStore(KEYS, AGGREGATES, directory=directory if on_disk else None, memory_budget=budget)
+    store.restore(parts, owned)
+    return store
+
+
+@pytest.mark.parametrize("lookups", [False, True])
+def test_a_snapshot_is_the_cut_though_it_is_saved_while_the_owner_goes_on(
+    store: TableStore, tmp_path: Path, lookups: bool
+) -> None:
+    expected = []
+    snapshots = []
+    directories = []
+    with ThreadPoolExecutor(2) as pool:
+        for turn in range(5):
+            add(store, turn % 2, *many(range(turn * 20, turn * 20 + 100), time=turn))
+            if lookups:
+                store.table(turn % 2).resolve(rows_of(("k1", 1, 0, 0)), [0, 1])
+            store.settle()  # evicts: the database must not run ahead of a cut that is not saved
+            expected.append(content(store))
+            snapshot = store.snapshot()
+            if turn == 3:
+                store.drop(1)
+            directories.append(tmp_path / f"saved{turn}")
+            snapshots.append(pool.submit(saved, snapshot, directories[-1]))
+        parts = [snapshot.result() for snapshot in snapshots]
+    for turn, part in enumerate(parts):
+        back = restored(tmp_path / f"back{turn}", part)
+        assert content(back) == expected[turn]
+        back.close()
+        memory = restored(tmp_path / f"back{turn}", part, on_disk=False)
+        assert content(memory) == expected[turn]
+
+
+def test_a_save_that_broke_off_does_not_matter_to_the_next(
+    store: TableStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(store, 0, *many(range(500)))
+    store.settle()
+    for broken in (
+        "sabot.state.tables_saved._write",
+        "sabot.state.tables_saved.link_file",
+        "sabot.state.tables_saved.link_tree",
+    ):
+        add(store, 0, *many(range(100)))
+        _, state = store.snapshot()
+        assert state is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(broken, _full_disk)
+            (tmp_path / broken).mkdir()
+            with pytest.raises(OSError, match="no space"):
+                state.save(tmp_path / broken)
+        state.discard()
+    add(store, 0, *many(range(50, 150)))
+    expected = content(store)
+    back = restored(tmp_path / "back", saved(store.snapshot(), tmp_path / "saved"))
+    assert content(back) == expected
+    assert expected[0, "k70", 70] == (5, 5, 0)
+    back.close()
+
+
+def _full_disk(*_: Any) -> None:
+    raise OSError("no space")
+
+
+def test_what_a_killed_process_left_in_the_directory_is_not_read(tmp_path: Path) -> None:
+    directory = tmp_path / "state"
+    killed = TableStore(KEYS, AGGREGATES, directory=directory, memory_budget=1)
+    add(killed, 0, *many(range(500)))
+    killed.settle()
+    part = saved(killed.snapshot(), tmp_path / "saved")
+    add(killed, 0, *many(range(600)))
+    killed.settle()
+    killed.snapshot()
+    killed.close()  # its files stay, as those of a killed one would
+    (directory / "db" / "7.3.sst").write_bytes(b"half")
+    store = restored(directory, part)
+    assert content(store) == {(0, f"k{i}", i): (1, 1, 0) for i in range(500)}
+    assert [file.name for file in (directory / "deltas").iterdir()] == []
+    store.close()
+
+
+def test_a_snapshot_writes_what_changed_and_keeps_few_files(tmp_path: Path) -> None:
+    store = TableStore(KEYS, AGGREGATES, directory=tmp_path / "state")
+    add(store, 0, *many(range(6000)))
+    add(store, 5, *many(range(100)))  # never changes again
+    whole = _size(saved(store.snapshot(), tmp_path / "first").directory)
+    for turn in range(140):
+        add(store, 0, *many(range(turn, turn + 5), time=turn))
+        written = _size(tmp_path / "state" / "deltas")
+        _, state = store.snapshot()
+        assert state is not None
+        (tmp_path / f"saved{turn}").mkdir()
+        state.save(tmp_path / f"saved{turn}")
+        if turn < 60:  # later some are removed
+            assert _size(tmp_path / "state" / "deltas") - written < whole / 20
+        assert len(list((tmp_path / f"saved{turn}").iterdir())) < 135
+        assert _size(tmp_path / f"saved{turn}") < 4 * whole
+    back = restored(tmp_path / "back", saved(store.snapshot(), tmp_path / "last"))
+    assert content(back) == content(store)
+    store.drop(0)
+    store.drop(5)
+    assert store.snapshot()[1] is None
+    assert list((tmp_path / "state" / "deltas").iterdir()) == []
+    store.close()
+    back.close()
+
+
+def _size(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
+
+def test_snapshots_that_nobody_saves_do_not_pile_up(tmp_path: Path) -> None:
+    store = TableStore(KEYS, AGGREGATES, directory=tmp_path / "state")
+    rows = rows_of(*many(range(70_000)))
+    for _ in range(6):
+        store.table().update(rows, [0, 1], ARGUMENTS)
+        _, state = store.snapshot()
+        assert state is not None
+        state.discard()
+        assert sum(delta.rows for delta in store._deltas) <= 3 * 70_000
+    part = saved(store.snapshot(), tmp_path / "saved")
+    back = restored(tmp_path / "back", part)
+    assert [pc.unique(columns[2]).to_pylist() for columns in back.finish()] == [[6], [6]]
+    store.close()
+    back.close()
+
+
+def test_groups_that_left_do_not_come_back_from_older_deltas(tmp_path: Path) -> None:
+    store = TableStore(KEYS, AGGREGATES, directory=tmp_path / "state")
+    add(store, 0, *many(range(600)))
+    add(store, 1, *many(range(10)))
+    saved(store.snapshot(), tmp_path / "first")
+    slots = store.table(0).resolve(rows_of(*many(range(500))), [0, 1], insert=False)
+    store.table(0).remove(slots)
+    for turn in range(75):
+        add(store, 0, *many(range(590, 591)))
+        snapshot = store.snapshot()
+        if turn % 12 == 0 or 60 < turn < 68:
+            back = restored(tmp_path / "back", saved(snapshot, tmp_path / f"saved{turn}"), on_disk=False)
+            assert content(back) == content(store)
+    store.close()
+
+
+def test_more_groups_than_the_budget_holds(tmp_path: Path) -> None:
+    budget = 4_000_000
+    store = TableStore(KEYS, AGGREGATES, directory=tmp_path / "state", memory_budget=budget)
+    for turn in range(2):
+        for start in range(0, 60_000, 6_000):
+            add(store, 0, *many(range(start, start + 6_000), time=turn))
+            store.settle()
+            assert sum(table.nbytes for table in store._tables.values()) < budget
+    figures = store.statistics()
+    assert figures["evicted_total"] > 60_000 > figures["hot"]
+    count = 0
+    for columns in store.finish():
+        count += len(columns[0])
+        assert pc.all(pc.equal(columns[2], 2)).as_py()
+        assert pc.all(pc.equal(columns[4], 1)).as_py()
+    assert count == 60_000
+    store.close()
+
+
+def test_panes_that_are_dropped_in_time_never_touch_the_disk(tmp_path: Path) -> None:
+    store = TableStore(KEYS, AGGREGATES, directory=tmp_path / "state")
+    for pane in range(50):
+        add(store, pane, *many(range(100)))
+        store.settle()
+        store.drop(pane - 2)
+    assert store.panes == [48, 49]
+    assert [path for path in (tmp_path / "state").rglob("*") if path.is_file()] == []
+    store.close()
+
+
+def test_a_store_that_may_not_evict_keeps_all_in_memory(tmp_path: Path) -> None:
+    store = TableStore(KEYS, AGGREGATES, directory=tmp_path / "state", memory_budget=1, evictable=False)
+    add(store, 0, *many(range(1000)))
+    slots = store.table(0).resolve(rows_of(*many(range(1000))), [0, 1], insert=False)
+    store.settle()
+    assert store.table(0).finish(slots)[1].to_pylist() == list(range(1000))
+    assert store.statistics()["evicted_total"] == 0
+    store.close()
+
+
+def test_first_stays_first_across_evictions(tmp_path: Path) -> None:
+    kinds = [("first", pa.int64()), ("last", pa.int64())]
+    store = TableStore(KEYS, kinds, directory=tmp_path / "state", memory_budget=1)
+    for amount in (1, 2, 3):
+        batch = rows_of(*[(f"k{i}", i, amount, 0) for i in range(50)])
+        store.table().update(batch, [0, 1], [2, 2], order=3)
+        if amount < 3:
+            store.settle()
+    plain = TableStore(KEYS, kinds)
+    for amount in (1, 2, 3):
+        plain.table().update(rows_of(*[(f"k{i}", i, amount, 0) for i in range(50)]), [0, 1], [2, 2], order=3)
+    expected = {(a, b): rest for a, b, *rest in zip(*(c.to_pylist() for c in next(plain.finish())), strict=True)}
+    found = {}
+    for columns in store.finish():
+        found.update({(a, b): rest for a, b, *rest in zip(*(c.to_pylist() for c in columns), strict=True)})
+    assert found == expected
+    store.table().resolve(rows_of(("k1", 1, 0, 0)), [0, 1])  # now whole groups are kept
+    found = {}
+    for columns in store.finish():
+        found.update({(a, b): rest for a, b, *rest in zip(*(c.to_pylist() for c in columns), strict=True)})
+    assert found == expected
+    store.close()
+
+
+def test_cold_groups_that_expired_leave_the_disk(store: TableStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sabot.state.tables._SWEEP_GROUPS", 100)
+    store.table().resolve(rows_of(("k0", 0, 0, 0)), [0, 1])
+    for hour in range(10):
+        add(store, 0, *many(range(hour * 100, hour * 100 + 100), time=hour))
+        for _ in range(3):
+            store.settle()
+        store.retire(2, hour - 2)
+        assert store.statistics()["groups"] <= 700
+    assert store.statistics()["evicted_total"] > 700
+    assert len(content(store)) == 300
+
+
+def test_slots_of_parts_are_refused(store: TableStore) -> None:
+    add(store, 0, *many(range(100)))
+    store.settle()
+    assert store.statistics()["cold"] > 0
+    with pytest.raises(InternalError, match="resolve"):
+        store.table(0).finish(pa.array([0], pa.int32()))
+
+
+def test_without_keys_there_is_one_group_and_one_owner(tmp_path: Path) -> None:
+    parts = []
+    for part in range(2):
+        store = TableStore(pa.schema([]), [("count", None)], directory=tmp_path / f"state{part}", memory_budget=1)
+        store.table(3).update(rows_of(*many(range(5))), [], [-1])
+        store.settle()
+        parts.append(saved(store.snapshot(), tmp_path / f"saved{part}"))
+        store.close()
+    counts = []
+    for subtask in range(3):
+        store = TableStore(pa.schema([]), [("count", None)])
+        store.restore(parts, lambda hashes, me=subtask: pa.array(np.full(len(hashes), me == 0)))
+        counts.append([columns[0].to_pylist() for columns in store.finish(3)])
+    assert counts == [[[10]], [], []]
+
+
+def test_state_that_is_damaged_or_of_another_program_is_refused(store: TableStore, tmp_path: Path) -> None:
+    add(store, 0, *many(range(1000)))
+    part = saved(store.snapshot(), tmp_path / "saved")
+    with pytest.raises(CorruptCheckpoint, match="the program's state has"):
+        TableStore(KEYS, [("count", None)]).restore([part])
+    with pytest.raises(CorruptCheckpoint, match="version"):
+        TableStore(KEYS, AGGREGATES).restore([SimpleNamespace(directory=part.directory, facts={})])
+    file = next(part.directory.iterdir())
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CorruptCheckpoint, match=file.name):
+        TableStore(KEYS, AGGREGATES).restore([part])

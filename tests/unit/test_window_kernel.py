@@ -66,7 +66,8 @@ def test_a_batch_in_one_pane_is_not_touched():
     rows = pa.array([2, 0], pa.int32())
     assert split_panes(pa.array([11, 12, 13], pa.int64()), 10, 0) == (None, [(10, None)])
     late, [(start, same)] = split_panes(pa.array([11, 12, 13], pa.int64()), 10, 0, rows)
-    assert (late, start) == (None, 10) and same is rows
+    assert (late, start) == (None, 10)
+    assert same is rows
 
 
 def test_time_before_1970_is_rounded_down_too():

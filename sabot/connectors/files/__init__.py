@@ -8,7 +8,7 @@ from sabot.connectors.files.choice import files
 from sabot.connectors.files.columnar import ArrowSource, ParquetSource
 from sabot.connectors.files.csv import CsvSource
 from sabot.connectors.files.ndjson import NdjsonSource
-from sabot.connectors.files.sinks import ArrowSink, CsvSink, NdjsonSink, ParquetSink
+from sabot.connectors.files.sinks import ArrowSink, CsvSink, FileSink, NdjsonSink, ParquetSink
 from sabot.connectors.files.source import FileSource
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "ArrowSource",
     "CsvSink",
     "CsvSource",
+    "FileSink",
     "FileSource",
     "NdjsonSink",
     "NdjsonSource",

@@ -11,7 +11,7 @@ from typing import Protocol
 from sabot.connectors.files.paths import DataFile, codec_of, open_stream
 from sabot.connectors.files.source import FileReader, Found, Share, no_place
 
-__all__ = ["BlockReader", "Blocks", "ChunkedFile", "LineStream", "Lines", "Nothing", "Records", "open_blocks"]
+__all__ = ["BlockReader", "Blocks", "ChunkedFile", "Lines", "LineStream", "Nothing", "Records", "open_blocks"]
 
 SLACK_BYTES = 16 << 10  # read beyond a chunk, for the end of its last line
 SKIP_BYTES = 1 << 20
@@ -89,7 +89,7 @@ class ChunkedFile(Blocks):
         self.offset, self.ended = offset, offset >= file.size
         try:
             if offset > self._size or (0 < offset < self._size and os.pread(self._fd, 1, offset - 1) != b"\n"):
-                raise no_place(file.path, offset, f"no start of a line in its {self._size} bytes")
+                raise no_place(f"file {file.path!r}: position {offset} is no start of a line in its {self._size} bytes")
         except BaseException:
             self.close()
             raise
@@ -191,10 +191,10 @@ class LineStream(Blocks):
         while left:
             last = self._stream.read(min(left, SKIP_BYTES))
             if not last:
-                raise no_place(self._file.path, offset, f"behind its end, {offset - left}")
+                raise no_place(f"file {self._file.path!r}: position {offset} is behind its end, {offset - left}")
             left -= len(last)
         if last[-1:] != b"\n" and self._stream.read(1):
-            raise no_place(self._file.path, offset, "no start of a line")
+            raise no_place(f"file {self._file.path!r}: position {offset} is no start of a line")
 
     def next(self) -> bool:
         rest = self._filled - self.high

@@ -120,7 +120,7 @@ class _ParquetReader(_Slices):
             metadata = self._opened.metadata
             self._rows: int = metadata.num_rows
             if offset > self._rows:
-                raise no_place(file.path, offset, f"behind its {self._rows} rows")
+                raise no_place(f"file {file.path!r}: position {offset} is behind its {self._rows} rows")
         except BaseException:
             self.close()
             raise
@@ -188,7 +188,7 @@ class _IpcReader(_Slices):
             if mine and self._at > self.offset:
                 return first, data
         if self.offset > self._at:
-            raise no_place(self._file.path, self.offset, f"behind its {self._at} rows")
+            raise no_place(f"file {self._file.path!r}: position {self.offset} is behind its {self._at} rows")
         self.offset = self._at
         return None
 
@@ -230,7 +230,7 @@ class _StreamReader(_Slices):
             if self._at > self.offset:
                 return first, data
         if self._opened is not None and self.offset > self._at:
-            raise no_place(self._file.path, self.offset, f"behind its {self._at} rows")
+            raise no_place(f"file {self._file.path!r}: position {self.offset} is behind its {self._at} rows")
         self.offset = max(self.offset, self._at)
         return None
 

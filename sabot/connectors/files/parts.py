@@ -33,7 +33,7 @@ __all__ = [
     "unfinished",
 ]
 
-FRAME_BYTES = 8 << 20  # of rows that wait in memory for the journal
+FRAME_BYTES = 32 << 20  # of rows that wait in memory for the journal
 _MAGIC = b"SABOTJ1\n"
 _HEAD = struct.Struct("<QI")  # bytes of the frame, their CRC-32
 
@@ -252,7 +252,7 @@ class Journal:
         try:
             self._file.seek(0)
             start = self._file.read(len(_MAGIC))
-            if not _MAGIC.startswith(start):
+            if not _MAGIC.startswith(start.rstrip(b"\0")):  # zeros: the size was on the disk, the bytes were not
                 raise UserError(f"file {os.fspath(path)!r} is no journal of a sink of files", hint="move it away")
             if start != _MAGIC:
                 self._file.truncate(0)
@@ -274,7 +274,7 @@ class Journal:
             if length > end - at - _HEAD.size:
                 break
             frame = self._file.read(length)
-            if zlib.crc32(frame) != check:
+            if _check(frame) != check:
                 break
             yield pa.py_buffer(frame)
             at += _HEAD.size + length
@@ -283,7 +283,7 @@ class Journal:
 
     def append(self, frame: Any) -> None:
         """Not durable before `sync`."""
-        self._file.write(_HEAD.pack(len(frame), zlib.crc32(frame)))
+        self._file.write(_HEAD.pack(len(frame), _check(frame)))
         self._file.write(frame)
 
     def sync(self) -> None:
@@ -300,6 +300,11 @@ class Journal:
     def close(self) -> None:
         """Lets go of the file. Idempotent."""
         self._file.close()
+
+
+def _check(frame: Any) -> int:
+    """Not 0 for an empty frame: zeros are no frame."""
+    return zlib.crc32(frame, len(_MAGIC))
 
 
 def frame_of_batches(batches: list[pa.RecordBatch]) -> Any:

@@ -57,7 +57,8 @@ class FileSink(Sink):
         self.name = os.fspath(path)
         self._overwrite = overwrite
         self._part_bytes = part_bytes
-        self._afresh = False
+        self._afresh = False  # `start_afresh` was called for the next `open`
+        self._anew = False  # and what is there may be overwritten
         self._expected: pa.Schema | None = None
         self._part: Part[Any] | None = None
         self._opened = False
@@ -99,11 +100,13 @@ class FileSink(Sink):
             bare = self.needs_suffix and path.suffix == "" and not path.is_file()
             self._folder = self.name.endswith(("/", os.sep)) or path.is_dir() or bare
             self._complete = False
+            afresh, self._afresh = self._afresh, False
+            self._anew = afresh and self._overwrite
             (path if self._folder else path.parent).mkdir(parents=True, exist_ok=True)
             if self._folder:
                 self._open_folder(path)
             else:
-                self._open_file(path)
+                self._open_file(path, afresh)
         except OSError as error:
             raise UserError(f"file {self.name!r} cannot be written: {error.strerror or error}") from error
         self._opened = True
@@ -137,7 +140,7 @@ class FileSink(Sink):
                     self._seal()
             elif self._part is not None:
                 path, self._complete = self._part.path, True
-                if not self._seal() and self._afresh and self._overwrite:
+                if not self._seal() and self._anew:
                     path.unlink(missing_ok=True)  # the result of this run is no file
 
     def close(self) -> None:
@@ -151,14 +154,14 @@ class FileSink(Sink):
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
-    def _open_file(self, path: Path) -> None:
+    def _open_file(self, path: Path, afresh: bool) -> None:
         if self._continues(path):
             pass
-        elif self._afresh and self._overwrite:
+        elif self._anew:
             for leftover in unfinished(path):
                 leftover.unlink()
         elif path.exists() and not journal_of(path).exists():
-            if self._afresh and not self._overwrite:
+            if afresh and not self._overwrite:
                 raise UserError(
                     f"file {self.name!r} is there already, and a complete file cannot be added to",
                     hint="overwrite=True replaces it; a path that ends in / is a folder, which gets a new part",
@@ -169,12 +172,12 @@ class FileSink(Sink):
 
     def _open_folder(self, folder: Path) -> None:
         complete, open_parts = self._parts_of(folder)
-        if self._afresh and self._overwrite:
+        if self._anew:
             for path in complete.values():
                 path.unlink()
             complete = {}
         for number, path in sorted(open_parts.items()):
-            if number in complete or (self._afresh and self._overwrite):
+            if number in complete or self._anew:
                 for leftover in unfinished(path):  # it was completed just before the crash
                     leftover.unlink()
                 continue
@@ -283,7 +286,7 @@ class _TextSink(FileSink):
         self._first = b""
         if self._compression is not None:
             return SealedPart(path, self)
-        truncate = self._afresh and self._overwrite and not self._folder
+        truncate = self._anew and not self._folder
         part = AppendedPart(path, hidden=self._folder, truncate=truncate, cut=self._end_of_rows)
         if part.rows:
             self._first = part.head()
@@ -390,7 +393,7 @@ class CsvSink(_TextSink):
                     f"file {self.name!r}: column {field.name!r} of type {field.type} cannot be written as CSV",
                     hint="cast it to a string, or leave it out (select), before the sink",
                 )
-        return self._written(data, header=False)
+        return self._written(_plain_times(data), header=False)
 
     def _head(self, schema: pa.Schema) -> bytes:
         names = pa.RecordBatch.from_arrays([pa.array([], pa.string())] * len(schema), names=schema.names)
@@ -494,13 +497,14 @@ class ArrowSink(_ColumnSink):
         self._options = ipc.IpcWriteOptions(compression=compression)
 
     def _writer(self, file: Any, schema: pa.Schema) -> RowWriter[pa.RecordBatch]:
-        return _Gathered(ipc.new_file(file, schema, options=self._options), file, ARROW_ROWS)
+        return _Gathered(ipc.new_file(file, schema, options=self._options), file, ARROW_ROWS, joins=True)
 
 
 class _Gathered:
     """Small batches become large ones before they are written."""
 
-    def __init__(self, writer: Any, file: Any, rows: int) -> None:
+    def __init__(self, writer: Any, file: Any, rows: int, *, joins: bool = False) -> None:
+        self._joins = joins  # the writer would write each batch by itself
         self._writer = writer
         self._file = file
         self._full_rows = rows
@@ -517,7 +521,8 @@ class _Gathered:
     def _write_out(self) -> None:
         batches, self._batches, self._rows, self._bytes = self._batches, [], 0, 0
         if batches:
-            self._writer.write_table(pa.Table.from_batches(batches).combine_chunks(), MAX_GROUP_ROWS)
+            table = pa.Table.from_batches([pa.concat_batches(batches)] if self._joins else batches)
+            self._writer.write_table(table, MAX_GROUP_ROWS)
 
     def close(self) -> None:
         try:
@@ -541,11 +546,21 @@ def decoded_rows(sink: FileSink, batch: Batch) -> pa.RecordBatch:
     return data
 
 
+def _plain_times(data: pa.RecordBatch) -> pa.RecordBatch:
+    """Times in UTC as the texts that pyarrow's CSV writer makes of them, which takes it 2.5 us each."""
+    for number, field in enumerate(data.schema):
+        if pa.types.is_timestamp(field.type) and field.type.tz in ("UTC", "Etc/UTC"):
+            text: Any = data.column(number).cast(pa.timestamp(field.type.unit)).cast(pa.string())
+            join: Any = pc.binary_join_element_wise
+            data = data.set_column(number, field.name, join(text, "Z", ""))
+    return data
+
+
 def _own(data: pa.RecordBatch) -> pa.RecordBatch:
     """The rows, copied where they are a small part of larger memory: they will wait for others."""
     if data.get_total_buffer_size() <= 2 * data.nbytes + (64 << 10):
         return data
-    return data.take(pa.array(range(data.num_rows), pa.int64()))
+    return pa.concat_batches([data, data.slice(0, 0)])
 
 
 def _described(schema: pa.Schema) -> str:

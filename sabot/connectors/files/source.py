@@ -153,6 +153,7 @@ class FileSource(Source):
         self.close()
         self._files = None if self._share.count == 1 else self._files  # readers share one listing
         files = self._list()
+        self._digest = None
         restored = self._restored(positions or {})
         if restored is None:
             self._number, self._offset = self._start_of(start, files)
@@ -326,12 +327,9 @@ def global_offset(file: DataFile, offset: int) -> int:
     return (file.number << _FILE) + offset
 
 
-def no_place(path: str, offset: int, what: str) -> UserError:
+def no_place(message: str) -> UserError:
     """The error for an offset that a checkpoint names and the file does not have."""
-    return UserError(
-        f"file {path!r}: position {offset} is {what}",
-        hint=f"the file was changed since the checkpoint; {_RESTART}",
-    )
+    return UserError(message, hint=f"the file was changed since the checkpoint; {_RESTART}")
 
 
 def _reason(error: Exception) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, SavedSt
 from sabot.operators.sink import SinkWriter
 from sabot.plan import Edge, Plan, Reading, Stage, Step, make_plan
 from sabot.plan.optimise import walk, with_schemas
+from sabot.runtime.host import interpreter
 from sabot.runtime.inputs import GateInput, SourceInput
-from sabot.runtime.stream_task import Chain, Link, Output, StreamTask
+from sabot.runtime.task import Chain, Link, Output, StreamTask
 
-__all__ = ["StoppedEarly", "StreamJob", "Surroundings", "run_here"]
+__all__ = ["StoppedEarly", "StreamJob", "Surroundings"]
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class StreamJob:
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._left = 0
         self._closed = False
+        self._started = False
         self._afresh = True  # no checkpoint is restored
         self._cancelled = threading.Event()
 
@@ -104,6 +106,8 @@ class StreamJob:
             self.around.coordinator.attach(task.name, inject, abort, task.hint)
         self.around.coordinator.on_complete.append(self._commit)
         self._left = len(self.tasks)
+        self._started = True
+        interpreter.suit()
         for task in self.tasks:
             task.on_over = self._task_over
             task.start()
@@ -396,6 +400,8 @@ class StreamJob:
             return
         self._closed = True
         self._cancelled.set()
+        if self._started:
+            interpreter.restore()
         coordinator = self.around.coordinator
         if self._commit in coordinator.on_complete:
             coordinator.on_complete.remove(self._commit)
@@ -452,28 +458,6 @@ class StreamJob:
                     yield Sample("sabot_records_late_total", figures["late_rows"], f"{task.name} {operator.id}", "")
                 if "rows_out" in figures:
                     yield Sample("sabot_records_out_total", figures["rows_out"], task.name, operator.id)
-
-
-def run_here(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Runs it to its end, also where an event loop runs already (a notebook): then in a thread of its own."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(work())
-        return
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            asyncio.run(work())
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run, name="collect")
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
 
 
 def _state_of(restored: Manifest, task: str, operator: str) -> Path:

@@ -1,13 +1,11 @@
 """A job on this worker: agents as described -> sources, one agent task, sinks; started, stopped, restored."""
 
 import asyncio
-import gc
 import logging
 import re
-import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from sabot.api.agent import AgentSpec
 from sabot.checkpoint import Coordinator, Manifest
@@ -16,12 +14,12 @@ from sabot.codecs.json import JsonCodec
 from sabot.connectors.base import Sink, Source
 from sabot.errors import UserError
 from sabot.operators import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
-from sabot.runtime.task import AgentTask, OperatorPort, SinkTask, SourceTask, positions_of
+from sabot.runtime.agent_task import AgentTask, OperatorPort, positions_of
+from sabot.runtime.agent_threads import SinkTask, SourceTask
+from sabot.runtime.host import interpreter, to_the_end
 from sabot.state import StateBackend
 
-__all__ = ["Job", "to_the_end"]
-
-T = TypeVar("T")
+__all__ = ["AgentJob"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +29,7 @@ _RECORD_ROWS = 2048  # dealing them to the lanes holds the event loop up: 2 ms
 _GRACE_SECONDS = 2.0  # for calls that run when the job is stopped
 
 
-class Job:
+class AgentJob:
     """The running agents of an app. All methods on one event loop; not started twice."""
 
     def __init__(
@@ -72,7 +70,7 @@ class Job:
             await self.close()
             raise
         self.coordinator.on_complete.append(self._commit)
-        _interpreter.suit()
+        interpreter.suit()
         for operator in self.task.operators.values():
             operator.start()
         for source in self.task.sources:
@@ -232,56 +230,12 @@ class Job:
             return
         self._closed = True
         if self._running is not None:
-            _interpreter.restore()
+            interpreter.restore()
             self.coordinator.detach(TASK)
             self.coordinator.on_complete.remove(self._commit)
             self._running.cancel()
             await asyncio.wait([self._running])
         await self.task.close()
-
-
-class _Interpreter:
-    """Settings of the process that suit a running job; those of before come back when the last job has ended."""
-
-    def __init__(self) -> None:
-        self._jobs = 0
-        self._before: tuple[float, tuple[int, int, int]] = (0.0, (0, 0, 0))
-
-    def suit(self) -> None:
-        """Threads hand the GIL over after 0.5 ms: with Python's 5 ms a busy source thread makes each hand-over to the event loop
-        wait that long. The collector looks after 50,000 new objects, not 700: rows come and go by the thousand, without cycles.
-        """
-        self._jobs += 1
-        if self._jobs == 1:
-            self._before = sys.getswitchinterval(), gc.get_threshold()
-            sys.setswitchinterval(min(self._before[0], 0.0005))
-            gc.set_threshold(max(self._before[1][0], 50_000), *self._before[1][1:])
-
-    def restore(self) -> None:
-        """One job fewer."""
-        self._jobs -= 1
-        if self._jobs == 0:
-            sys.setswitchinterval(self._before[0])
-            gc.set_threshold(*self._before[1])
-
-
-_interpreter = _Interpreter()
-
-
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """For steps that must not stop half way (a lock being taken, everything being closed): who is cancelled meanwhile, however
-    often, waits for the step's end, then goes.
-    """
-    step = asyncio.ensure_future(work)
-    cancelled = False
-    while not step.done():
-        try:
-            await asyncio.wait([step])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
-    return step.result()
 
 
 def _legal(topic: str) -> str:

@@ -1,0 +1,149 @@
+"""How long a record takes through a stream on the embedded broker: topic -> decode, filter, project, encode -> topic.
+
+    python benchmarks/pipelines/latency.py --seconds 10
+
+The peak rate is measured first; then records come at half of it, in batches that linger 5 ms, each row with the time at which it was
+made (the linger counts), and a reader of the results compares that with its clock. p50 and p99 over all rows that came out; the answer
+is checked: every row that passes the filter comes out once, with its value.
+"""
+
+import argparse
+import asyncio
+import json
+import threading
+import time
+
+import numpy as np
+import pyarrow as pa
+
+from sabot import App, Batch, col
+from sabot._cython.json import JsonDecoder, encode_rows
+from sabot.connectors.base import RECORD_SCHEMA
+from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
+
+SCHEMA = {"id": "int64", "made_us": "int64", "amount": "float64"}
+OUT = JsonDecoder(pa.schema([("id", pa.int64()), ("made_us", pa.int64()), ("euro", pa.float64())]))
+LINGER_SECONDS = 0.005
+PART_ROWS = 16_384
+
+
+def records(first: int, made_us: np.ndarray) -> pa.RecordBatch:
+    """Rows as JSON records; every tenth amount is 10 or less."""
+    ids = np.arange(first, first + len(made_us))
+    rows = pa.record_batch({"id": ids, "made_us": made_us, "amount": (ids % 10) * 4.0 + 10.0})
+    count = rows.num_rows
+    columns = [
+        encode_rows(rows),
+        pa.nulls(count, pa.binary()),
+        pa.array(np.zeros(count, np.int64)),
+        pa.array(np.zeros(count, np.int32)),
+        pa.array(np.zeros(count, np.int64)),
+        pa.nulls(count, RECORD_SCHEMA.field("headers").type),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA)
+
+
+def now_us() -> int:
+    return time.perf_counter_ns() // 1000
+
+
+class Reader(threading.Thread):
+    """Reads the results until `expected` rows have come."""
+
+    def __init__(self, source: MemorySource, expected: int) -> None:
+        super().__init__(daemon=True)
+        self.source = source
+        self.expected = expected
+        self.rows = self.wrong = 0
+        self.ids = 0
+        self.latencies: list[np.ndarray] = []
+        self.last = 0.0
+
+    def run(self) -> None:
+        while self.rows < self.expected:
+            batch = self.source.read_batch(65_536, 0.5)
+            if batch is None:
+                continue
+            arrived = now_us()
+            data, bad = OUT.decode(batch.data.column("payload"))
+            ids, made, euro = (data.column(i).to_numpy() for i in range(3))
+            self.wrong += len(bad) + int((euro != ((ids % 10) * 4.0 + 10.0) * 2).sum())
+            self.ids += int(ids.sum())
+            self.latencies.append(arrived - made)
+            self.rows += data.num_rows
+            self.last = time.perf_counter()
+
+
+async def run(rate: float | None, rows: int, url: str) -> tuple[float, np.ndarray]:
+    """-> (rows per second from first in to last out, latencies in µs)."""
+    MemoryBroker.get(url).reset()
+    app = App("latency", broker=url)
+    stream = app.stream("in", schema=SCHEMA).filter(col("amount") > 10)
+    stream.select("id", "made_us", euro=col("amount") * 2).to("out")
+    await app.start()
+    source = MemorySource("out", url)
+    source.open(None)
+    passing = np.arange(rows) % 10 != 0
+    reader = Reader(source, int(passing.sum()))
+    reader.start()
+    sink = MemorySink("in", url)
+    sink.open()
+    parts = all_at_once(rows) if rate is None else []
+    began = time.perf_counter()
+    if rate is None:
+        await asyncio.to_thread(lambda: [sink.write(part) for part in parts])
+    else:
+        await asyncio.to_thread(feed, sink, rate, rows, began)
+    await asyncio.to_thread(reader.join, 120)
+    assert reader.rows == reader.expected, f"{reader.rows} rows came out of {reader.expected}"
+    assert reader.wrong == 0
+    assert reader.ids == int(np.flatnonzero(passing).sum())
+    source.close()
+    await app.stop()
+    return rows / (reader.last - began), np.concatenate(reader.latencies)
+
+
+def all_at_once(rows: int) -> list[Batch]:
+    """Everything, made beforehand."""
+    sizes = [(first, min(PART_ROWS, rows - first)) for first in range(0, rows, PART_ROWS)]
+    return [Batch(records(first, np.zeros(size, np.int64)), None, "in") for first, size in sizes]
+
+
+def feed(sink: MemorySink, rate: float, rows: int, began: float) -> None:
+    """Writes rows at this rate, what was made in 5 ms together."""
+    sent = 0
+    while sent < rows:
+        time.sleep(LINGER_SECONDS)
+        elapsed = time.perf_counter() - began
+        due = min(rows, int(elapsed * rate))
+        if due > sent:
+            made = (began + np.arange(sent, due) / rate) * 1e6  # when each row was made
+            sink.write(Batch(records(sent, made.astype(np.int64)), None, "in"))
+            sent = due
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=4_000_000, help="of the run that finds the peak")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of the run at half of it")
+    options = parser.parse_args()
+    peak, _ = asyncio.run(run(None, options.rows, "memory://latency"))
+    rate = peak / 2
+    seconds = min(options.seconds, max(0.2, 20 * options.rows / peak))
+    achieved, latencies = asyncio.run(run(rate, int(rate * seconds), "memory://latency"))
+    p50, p99 = np.percentile(latencies, [50, 99]) / 1000
+    result = {
+        "benchmark": "latency",
+        "peak_rows_per_s": round(peak),
+        "rows_per_s": round(achieved),
+        "rows": int(rate * seconds),
+        "p50_ms": round(float(p50), 3),
+        "p99_ms": round(float(p99), 3),
+        "max_ms": round(float(latencies.max()) / 1000, 3),
+        "linger_ms": LINGER_SECONDS * 1000,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

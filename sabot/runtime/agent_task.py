@@ -1,0 +1,498 @@
+"""The task of an app's agents: poll, process, push, acknowledge.
+
+    SourceTask   a thread for each source: polls, decodes, puts batches and barriers into its channel
+    AgentTask    on the event loop: one gate over all those channels; hands batches to agent operators, cuts at barriers
+    SinkTask     a thread for each sink: takes batches from its channel, writes; at a barrier, flushes
+
+All agents of an app stand in one AgentTask, so their state has one owner and one cut. Barriers travel in-band from the
+source threads through the gate to the sink threads; the task acknowledges when its state is cut and its sinks have flushed.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot._cython.channel import END, Barrier, Gate
+from sabot.checkpoint import Coordinator, TaskSnapshot
+from sabot.clock import Clock
+from sabot.connectors.base import RECORD_SCHEMA, Positions
+from sabot.errors import SabotError, UserError
+from sabot.metrics import Sample
+from sabot.operators import AgentOperator
+from sabot.operators.agent import Resume
+from sabot.runtime.agent_threads import SinkTask, SourceTask, tell
+from sabot.state import HeldWrites, MemoryBackend, RocksDBBackend, Snapshot, StateBackend
+
+__all__ = ["AgentTask", "OperatorPort", "positions_of"]
+
+_log = logging.getLogger(__name__)
+
+
+class OperatorPort:
+    """Another agent as the receiver: a plain call into its lanes."""
+
+    def __init__(self, operator: AgentOperator) -> None:
+        self.operator = operator
+
+    @property
+    def name(self) -> str:
+        """The agent's id."""
+        return self.operator.spec.agent_id
+
+    @property
+    def takes_records(self) -> bool:
+        """A record agent does."""
+        return not self.operator.spec.batch
+
+    @property
+    def full(self) -> bool:
+        """Its lanes hold as much as they may."""
+        return self.operator.full
+
+    def put(self, batch: Batch) -> None:
+        """Into its lanes; of an agent that has failed they are kept for the checkpoint."""
+        self.operator.put(batch)
+
+    async def writable(self) -> None:
+        """Until it has room, or has failed."""
+        await self.operator.writable()
+
+
+class AgentTask:
+    """One gate, the agents of an app, one state backend. Lives on the event loop."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        coordinator: Coordinator,
+        backend: StateBackend | None,
+        clock: Clock,
+        hung_after_s: float,
+    ) -> None:
+        self.name = name
+        self.backend = backend
+        ours = backend is None or type(backend).snapshot in (MemoryBackend.snapshot, RocksDBBackend.snapshot)
+        self.state = backend if backend is None or ours else HeldWrites(backend)  # what agents read and write
+        self.operators: dict[str, AgentOperator] = {}  # upstream before downstream
+        self.sinks: list[SinkTask] = []
+        self.sources: list[SourceTask] = []
+        self.ended = False
+        self.broken: SabotError | None = None
+        self._consumers: list[AgentOperator] = []
+        self._coordinator = coordinator
+        self._clock = clock
+        self._hung_after_s = hung_after_s
+        self._loop = asyncio.get_running_loop()
+        self._gate: Gate | None = None
+        self._inputs_ended = False
+        self._asked: set[int] = set()  # checkpoints whose barriers are on their way
+        self._last_asked = 0
+        self._waiting: dict[int, asyncio.Task[None]] = {}  # paused inputs
+        self._acks: dict[int, asyncio.Task[None]] = {}
+
+    def connect(self, source: SourceTask, operator: AgentOperator) -> None:
+        """Rows of this source go to this operator; before `run`."""
+        self.sources.append(source)
+        self._consumers.append(operator)
+
+        def broke(broken: SourceTask) -> None:
+            tell(self._loop, self._source_broke, broken, operator)
+
+        source.on_error = broke
+
+    def open_gate(self) -> None:
+        """All sources are connected."""
+        self._gate = Gate([source.channel for source in self.sources])
+
+    @property
+    def gate(self) -> Gate:
+        """Open once all sources are connected."""
+        assert self._gate is not None
+        return self._gate
+
+    def _source_broke(self, source: SourceTask, operator: AgentOperator) -> None:
+        assert source.error is not None
+        operator.fail(source.error, f"its source {source.name}")
+
+    def agent_failed(self, operator: AgentOperator) -> None:
+        """Its inputs end here, and so do the agents that write into it; the others go on."""
+        self.end_inputs(operator)
+        for upstream in self.operators.values():
+            port = upstream.port
+            if isinstance(port, OperatorPort) and port.operator is operator:
+                upstream.fail(operator.failure or SabotError("failed"), f"its sink, agent {operator.spec.agent_id}")
+
+    def end_inputs(self, operator: AgentOperator) -> None:
+        """No more rows for this operator; what its channels hold is not taken, so no checkpoint covers it."""
+        for index, consumer in enumerate(self._consumers):
+            if consumer is operator:
+                self.sources[index].end()
+                self.gate.end(index)
+
+    def inputs_of(self, operator: AgentOperator) -> list[SourceTask]:
+        """The sources that feed this operator."""
+        return [s for s, consumer in zip(self.sources, self._consumers, strict=True) if consumer is operator]
+
+    def sink_broke(self, sink: SinkTask) -> None:
+        """What an agent did since the last checkpoint can no longer be delivered."""
+        self.break_down(f"sink {sink.sink.name}", sink.error or SabotError("broken"))
+
+    def break_down(self, what: str, error: BaseException) -> None:
+        """State and output may no longer agree: nothing goes on from here, and no checkpoint covers it."""
+        if self.broken is None:
+            self.broken = SabotError(f"{what}: {error}")
+            for operator in self.operators.values():
+                operator.fail(error, what)
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until every input has ended and every row is processed. Cancelling it stops it between two elements."""
+        gate = self.gate
+        try:
+            while True:
+                item = gate.next_nowait()
+                if item is None:
+                    await self._wait_readable(gate)
+                    continue
+                index, element = item
+                if isinstance(element, Batch):
+                    self._take(index, element)
+                    await asyncio.sleep(0)
+                elif isinstance(element, Barrier):
+                    self._cut(element.checkpoint_id)
+                elif element is END:
+                    break
+            self._inputs_ended = True
+            for checkpoint_id in sorted(self._asked):
+                self._cut(checkpoint_id)
+            await self.drain()
+            alive = all(operator.failure is None for operator in self.operators.values())
+            self.ended = alive and all(source.exhausted for source in self.sources)
+        finally:
+            for task in [*self._waiting.values()]:
+                task.cancel()
+
+    async def _wait_readable(self, gate: Gate) -> None:
+        readable = self._loop.create_future()
+
+        def wake() -> None:
+            if not readable.done():
+                readable.set_result(None)
+
+        gate.when_readable(lambda: self._loop.call_soon_threadsafe(wake))
+        await readable
+
+    def _take(self, index: int, batch: Batch) -> None:
+        """The batch is in the lanes: from here a checkpoint covers its offsets, and repeats the rows that are not finished."""
+        operator = self._consumers[index]
+        try:
+            operator.put(batch)
+        except UserError as error:
+            operator.fail(error, f"its input {batch.topic}")
+            return
+        self.sources[index].taken.update(batch.offsets)
+        if operator.full and operator.failure is None:
+            self._hold_back(index, operator)
+
+    def _hold_back(self, index: int, operator: AgentOperator) -> None:
+        """The input of a full operator is not read, so its channel fills and slows its source; others go on.
+
+        Barriers overtake what waits in its channel.
+        """
+        if index in self._waiting:
+            return
+        self.gate.pause(index)
+        for checkpoint_id in self._asked:
+            self.gate.deliver(index, checkpoint_id)
+
+        async def resume() -> None:
+            await operator.writable()
+            del self._waiting[index]
+            self.gate.resume(index)
+
+        self._waiting[index] = self._loop.create_task(resume())
+
+    async def drain(self) -> None:
+        """Every row that came in is processed, along the chains (upstream stands before downstream)."""
+        for operator in self.operators.values():
+            await operator.drained()
+            operator.ship()
+
+    # -- the barrier --------------------------------------------------------------------------------------------------
+
+    def _cut(self, checkpoint_id: int) -> None:
+        """All inputs stand at the barrier. No `await` in here: unfinished rows, positions and state are taken at one moment."""
+        self._asked.discard(checkpoint_id)
+        try:
+            if self.broken is not None:
+                raise self.broken
+            for operator in self.operators.values():
+                operator.ship()
+            self._refuse_hung()
+            flushes = [sink.barrier(checkpoint_id) for sink in self.sinks]
+            snapshot = self._snapshot()
+            state = self._cut_state()
+        except Exception as error:
+            self._coordinator.decline(checkpoint_id, self.name, f"{type(error).__name__}: {error}")
+            return
+        ack = self._loop.create_task(self._acknowledge(checkpoint_id, snapshot, state, flushes))
+        self._acks[checkpoint_id] = ack
+        ack.add_done_callback(lambda _: self._acks.pop(checkpoint_id, None))
+
+    def _cut_state(self) -> asyncio.Future[Snapshot] | None:
+        """The cut is taken when this returns; the snapshot itself comes later.
+
+        Our backends cut before they first suspend, so that much of the snapshot is run here and now. A user's own
+        `snapshot` may do other things first, so writes are held back until it has ended.
+        """
+        if self.backend is None:
+            return None
+        if isinstance(self.state, HeldWrites):
+            self.state.hold()
+            taking = self._loop.create_task(self.backend.snapshot())
+            taking.add_done_callback(lambda _: self._let_go())
+            return taking
+        snapshot = self.backend.snapshot()
+        try:
+            waiting = snapshot.send(None)
+        except StopIteration as stop:
+            done: asyncio.Future[Snapshot] = self._loop.create_future()
+            done.set_result(stop.value)
+            return done
+        return asyncio.ensure_future(_rest_of(Resume(_call, snapshot, waiting)))
+
+    def _let_go(self) -> None:
+        assert isinstance(self.state, HeldWrites)
+        try:
+            self.state.let_go()
+        except Exception as error:
+            self.break_down("state", error)
+
+    async def _acknowledge(
+        self,
+        checkpoint_id: int,
+        snapshot: TaskSnapshot,
+        state: asyncio.Future[Snapshot] | None,
+        flushes: list[asyncio.Future[None]],
+    ) -> None:
+        """The cut is complete when the state is safe and every sink has flushed what was put before it."""
+        parts: list[asyncio.Future[Any]] = [*([] if state is None else [state]), *flushes]
+        try:
+            results = await asyncio.shield(asyncio.gather(*parts, return_exceptions=True))
+        except asyncio.CancelledError:  # the checkpoint was given up
+            if state is not None:
+                state.add_done_callback(_discard)
+            raise
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if errors:
+            if state is not None:
+                _discard(state)
+            self._coordinator.decline(checkpoint_id, self.name, str(errors[0]))
+            return
+        if state is not None:
+            snapshot.states = {"state": state.result()}
+        self._coordinator.acknowledge(checkpoint_id, self.name, snapshot)
+
+    def _refuse_hung(self) -> None:
+        """A call that has run for longer than a checkpoint may take is taken for hung: say so, rather than hide it."""
+        where, seconds = self.busiest() or ("", 0.0)
+        if seconds > self._hung_after_s:
+            raise SabotError(f"{where} has been in one call for {seconds:.1f} s", hint="give the agent a timeout=")
+
+    def busiest(self) -> tuple[str, float] | None:
+        """The call that has been running longest, over all agents."""
+        calls = [call for operator in self.operators.values() if (call := operator.busy()) is not None]
+        return max(calls, key=lambda call: call[1], default=None)
+
+    def hint(self) -> str:
+        """What the task is busy with, for the message of a checkpoint that timed out."""
+        call = self.busiest()
+        behind = [self.sources[index].name for index in self.gate.waiting_for]
+        parts = (
+            [f"{call[0]} has been in one call for {call[1]:.1f} s (timeout= would end it)"] if call is not None else []
+        )
+        if behind:
+            parts.append(f"no barrier yet from {', '.join(behind)}")
+        parts += [f"sink {sink.sink.name} has not flushed" for sink in self.sinks if sink.flushing]
+        return "; ".join(parts)
+
+    def inject(self, checkpoint_id: int) -> None:
+        """Ask every source for its barrier, once. With all inputs ended there is none to come: cut now."""
+        if checkpoint_id <= self._last_asked:
+            return
+        self._last_asked = checkpoint_id
+        if self._inputs_ended:
+            self._cut(checkpoint_id)
+            return
+        self._asked.add(checkpoint_id)
+        for index in self._waiting:
+            self.gate.deliver(index, checkpoint_id)
+        for source in self.sources:
+            source.request_barrier(checkpoint_id)
+
+    def abort(self, checkpoint_id: int) -> None:
+        """The checkpoint is given up; let go of what the gate holds back."""
+        self._asked.discard(checkpoint_id)
+        self.gate.abort(checkpoint_id)
+        if (ack := self._acks.get(checkpoint_id)) is not None:
+            ack.cancel()
+
+    # -- what a checkpoint keeps --------------------------------------------------------------------------------------
+
+    def _snapshot(self) -> TaskSnapshot:
+        meta: dict[str, Any] = {"sources": {}, "agents": {}, "ended": self.ended}
+        files: dict[str, bytes] = {}
+        first_open: dict[tuple[str, str, int], int] = {}  # (agent, topic, partition) -> lowest unfinished offset
+        for agent_id, operator in self.operators.items():
+            batches = operator.unfinished()
+            names = []
+            for number, batch in enumerate(batches):
+                names.append({"file": f"{agent_id}.{number}.arrow", "topic": batch.topic})
+                files[names[-1]["file"]] = _to_ipc(batch.data)
+                for partition, offset in _lowest_offsets(batch.data) or [(-1, 0)]:
+                    place = (agent_id, batch.topic, partition)
+                    first_open[place] = min(offset, first_open.get(place, offset))
+            meta["agents"][agent_id] = {
+                "unfinished": names,
+                "messages_processed": operator.counters.messages_processed,
+                "errors": operator.counters.errors_count,
+                "dead_letters": operator.counters.dead_letters,
+                "schemas": operator.schemas(),
+            }
+        for source, consumer in zip(self.sources, self._consumers, strict=True):
+            positions = source.taken
+            commit = [
+                (place, self._finished_up_to(consumer, *place, offset, first_open))
+                for place, offset in positions.items()
+            ]
+            meta["sources"][source.name] = {
+                "log": source.source.log_id,
+                "schema": None if source.codec is None else source.codec.text,
+                "positions": [[topic, partition, offset] for (topic, partition), offset in positions.items()],
+                "commit": [[*place, offset] for place, offset in commit if offset is not None],
+            }
+        return TaskSnapshot(meta=meta, files=files)
+
+    @staticmethod
+    def _finished_up_to(
+        reader: AgentOperator, topic: str, partition: int, taken: int, first_open: Mapping[tuple[str, str, int], int]
+    ) -> int | None:
+        """What may be committed of a partition: no further than the first row that its reader has not finished, or an agent that
+        the reader writes into: their rows carry the place of the row they came from. None: one of those has lost its place (a
+        batch agent stands between), so the group's offset stays where it is.
+        """
+        lowest = min(taken, first_open.get((reader.spec.agent_id, topic, partition), taken))
+        agent, port = reader, reader.port
+        while isinstance(port, OperatorPort):
+            place = port.operator.spec.agent_id, agent.spec.agent_id
+            if (*place, -1) in first_open:
+                return None
+            lowest = min(lowest, first_open.get((*place, partition), lowest))
+            agent, port = port.operator, port.operator.port
+        return lowest
+
+    async def close(self) -> None:
+        """Cancel what still runs, end the threads, close sources and sinks. Idempotent."""
+        for operator in self.operators.values():
+            await operator.close()
+        await asyncio.gather(*(source.stop() for source in self.sources), *(sink.stop() for sink in self.sinks))
+        if self._gate is not None:
+            self._gate.close()
+        for ack in list(self._acks.values()):
+            ack.cancel()
+
+    def commit(self, meta: Mapping[str, Any]) -> None:
+        """A checkpoint is complete: its positions may be told to the outside."""
+        for source in self.sources:
+            facts = meta["sources"].get(source.name)
+            if facts is not None:
+                source.request_commit(positions_of(facts["commit"]))
+
+    def restore_unfinished(self, meta: Mapping[str, Any], read: Callable[[str], bytes]) -> None:
+        """Rows that the checkpoint must repeat go into the lanes before anything else."""
+        for agent_id, facts in meta["agents"].items():
+            operator = self.operators.get(agent_id)
+            entries = facts["unfinished"]
+            if operator is None:
+                if entries:
+                    _log.warning("agent %s is gone; its unfinished rows are dropped", agent_id)
+                continue
+            operator.counters.messages_processed = facts["messages_processed"]
+            operator.counters.errors_count = operator.errors_before = facts["errors"]
+            operator.counters.dead_letters = facts["dead_letters"]
+            operator.know(facts["schemas"])
+            for entry in entries:
+                operator.put(Batch(_from_ipc(read(entry["file"])), None, entry["topic"]))
+
+    def statistics(self) -> dict[str, Any]:
+        """Figures of its sources, operators, sinks and gate; from any thread."""
+        sinks: dict[str, Any] = {}
+        for sink in list(self.sinks):
+            sinks[f"{sink.name}#{len(sinks)}" if sink.name in sinks else sink.name] = sink.statistics()
+        return {
+            "sources": {source.name: source.statistics() for source in list(self.sources)},
+            "operators": {agent_id: operator.statistics() for agent_id, operator in list(self.operators.items())},
+            "sinks": sinks,
+            "gate": {} if self._gate is None else self._gate.statistics(),
+        }
+
+    def samples(self) -> Iterator[Sample]:
+        """For metrics; from any thread, once the task has been built."""
+        for source, consumer in zip(self.sources, self._consumers, strict=True):
+            agent_id, topic = consumer.spec.agent_id, source.source.name
+            yield Sample("sabot_records_in_total", source.rows_in, agent_id, topic)
+            yield Sample("sabot_channel_rows", source.channel.rows, agent_id, topic)
+            for (name, partition), lag in source.source.lag().items():
+                yield Sample("sabot_consumer_lag", lag, agent_id, name, str(partition))
+        for sink in self.sinks:
+            yield Sample("sabot_channel_rows", sink.waiting_rows, "sink", sink.name)
+        for agent_id, operator in self.operators.items():
+            yield from operator.samples()
+            if isinstance(operator.port, OperatorPort):
+                yield Sample("sabot_records_in_total", operator.rows_out, operator.port.name, agent_id)
+
+
+def _call(step: Callable[..., Any], *values: Any) -> Any:
+    return step(*values)
+
+
+def _discard(state: asyncio.Future[Snapshot]) -> None:
+    """A snapshot that no checkpoint will keep."""
+    if not state.cancelled() and state.exception() is None:
+        state.result().discard()
+
+
+async def _rest_of(snapshot: Resume) -> Snapshot:
+    taken: Snapshot = await snapshot
+    return taken
+
+
+def positions_of(rows: list[list[Any]]) -> Positions:
+    """[[topic, partition, offset], …] of a manifest -> positions."""
+    return {(topic, partition): offset for topic, partition, offset in rows}
+
+
+def _lowest_offsets(data: pa.RecordBatch) -> list[tuple[int, int]]:
+    if not data.schema.equals(RECORD_SCHEMA) or not data.num_rows:
+        return []
+    table = pa.table([data.column(3), data.column(4)], names=["partition", "offset"])
+    lowest = table.group_by("partition").aggregate([("offset", "min")])
+    return [(row["partition"], row["offset_min"]) for row in lowest.to_pylist()]
+
+
+def _to_ipc(data: pa.RecordBatch) -> bytes:
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_stream(buffer, data.schema) as writer:
+        writer.write_batch(data)
+    return bytes(buffer.getvalue())
+
+
+def _from_ipc(data: bytes) -> pa.RecordBatch:
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_next_batch()

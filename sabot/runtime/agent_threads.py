@@ -1,0 +1,309 @@
+"""The threads beside the agent task: one that reads each source, one that writes into each sink."""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from sabot._cython.batch import Batch
+from sabot._cython.channel import END, Barrier, Channel, ChannelClosed
+from sabot.codecs.json import JsonCodec
+from sabot.connectors.base import Positions, Sink, Source
+from sabot.errors import SabotError, TransientError
+from sabot.operators import decoded
+
+__all__ = ["SinkTask", "SourceTask", "tell"]
+
+_log = logging.getLogger(__name__)
+
+_SINK_STOP_SECONDS = 5.0
+_POLL_SECONDS = 0.05  # how long a request can wait for an idle source thread
+
+
+class SourceTask:
+    """The thread of one source. Requests (barriers, commits) are served between polls, also while the channel is full."""
+
+    def __init__(self, name: str, source: Source, *, codec: JsonCodec | None, max_rows: int) -> None:
+        self.name = name
+        self.source = source
+        self.channel = Channel(name=name)
+        self.error: BaseException | None = None
+        self.ended = False
+        self.exhausted = False  # ended by itself
+        self.rows_in = 0
+        self.on_error: Callable[[SourceTask], None] | None = None
+        self.codec = codec
+        self._max_rows = max_rows
+        self.taken: Positions = {}  # the offsets after what the task has taken out of the channel; the task's own
+        self._requests: deque[Callable[[], None]] = deque()
+        self._paused = False
+        self._stopping = False
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"source {name}", daemon=True)
+
+    def open(self, positions: Positions | None, start: str | int) -> None:
+        """Blocking; before `start`. Raises what Source.open raises."""
+        self.source.open(positions, start)
+        self.taken = dict(self.source.positions())
+
+    def start(self) -> None:
+        """The thread begins to poll."""
+        self._thread.start()
+
+    def request_barrier(self, checkpoint_id: int) -> None:
+        """Emit a barrier as soon as possible; from any thread."""
+        self._requests.append(lambda: self._mark(Barrier(checkpoint_id)))
+        self._wake.set()
+
+    def request_commit(self, positions: Positions) -> None:
+        """Commit positions of a complete checkpoint; from any thread."""
+        self._requests.append(lambda: self._commit(positions))
+        self._wake.set()
+
+    def pause(self, paused: bool = True) -> None:
+        """Read no more (or go on reading); requests are still served."""
+        self._paused = paused
+
+    def end(self) -> None:
+        """Read no more and let the input end here, behind what was read; requests are still served."""
+        self._paused = True
+        self._requests.append(self._end)
+        self._wake.set()
+
+    async def stop(self) -> None:
+        """Serves what was requested, ends the thread, closes the source."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, 30.0)
+        else:
+            await asyncio.to_thread(self.source.close)
+
+    def statistics(self) -> dict[str, Any]:
+        """rows_in (read in this job), ended, lag, and its channel; from any thread."""
+        return {
+            "rows_in": self.rows_in,
+            "ended": self.ended,
+            "lag": {f"{topic}[{partition}]": lag for (topic, partition), lag in self.source.lag().items()},
+            "channel": self.channel.statistics(),
+        }
+
+    # -- in the thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._serve()
+                if self._paused or self.ended:
+                    self._wake.wait(_POLL_SECONDS)
+                    self._wake.clear()
+                    continue
+                batch = self.source.read_batch(self._max_rows, _POLL_SECONDS)
+                if batch is not None:
+                    self._push(batch)
+                elif self.source.exhausted:
+                    self.exhausted = True
+                    self._end()
+            self._serve()
+        except ChannelClosed:
+            _log.debug("source %s: its task is gone", self.name)
+        except BaseException as error:
+            self.error = error
+            if self.on_error is not None:
+                self.on_error(self)
+        finally:
+            self.source.close()
+
+    def _push(self, batch: Batch) -> None:
+        self.rows_in += batch.num_rows
+        if not batch.topic:
+            batch = Batch(batch.data, batch.offsets, self.source.name)
+        if self.codec is not None:
+            batch = decoded(batch, self.codec)
+        while not self.channel.put(batch, timeout=_POLL_SECONDS):
+            self._serve()
+            if self._stopping or self.ended:
+                return
+
+    def _serve(self) -> None:
+        while self._requests:
+            self._requests.popleft()()
+
+    def _mark(self, mark: Any) -> None:
+        if not self.ended:
+            self.channel.put_nowait(mark)
+
+    def _end(self) -> None:
+        self._mark(END)
+        self.ended = True
+
+    def _commit(self, positions: Positions) -> None:
+        try:
+            self.source.commit(positions)
+        except TransientError as error:
+            _log.warning(
+                "source %s: offsets could not be committed, the next checkpoint tries again: %s", self.name, error
+            )
+
+
+class SinkTask:
+    """The thread of one sink, and the port through which operators reach it."""
+
+    def __init__(self, sink: Sink, loop: asyncio.AbstractEventLoop) -> None:
+        self.sink = sink
+        self.error: BaseException | None = None
+        self.rows_out = 0
+        self._loop = loop
+        self._channel = Channel(name=f"sink {sink.name}")
+        self._backlog: deque[Any] = deque()  # what the full channel refused; operators stop at `full`
+        self._flushed: dict[int, asyncio.Future[None]] = {}
+        self._room: list[asyncio.Future[None]] = []
+        self._armed = False
+        self.on_broken: Callable[[SinkTask], None] | None = None
+        self._thread = threading.Thread(target=self._run, name=f"sink {sink.name}", daemon=True)
+
+    def start(self) -> None:
+        """The thread begins to write; the sink is open."""
+        self._thread.start()
+
+    @property
+    def name(self) -> str:
+        """The sink's."""
+        return self.sink.name
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that are not written yet; from any thread."""
+        return self._channel.rows + sum(batch.num_rows for batch in list(self._backlog) if isinstance(batch, Batch))
+
+    def statistics(self) -> dict[str, Any]:
+        """rows_out (written in this job), waiting (elements that its full channel refused), and its channel; from any thread."""
+        return {"rows_out": self.rows_out, "waiting": len(self._backlog), "channel": self._channel.statistics()}
+
+    @property
+    def takes_records(self) -> bool:
+        """The sink turns columns into what it writes, in its thread."""
+        return False
+
+    @property
+    def full(self) -> bool:
+        """The channel refused a batch; wait on `writable()`."""
+        return bool(self._backlog)
+
+    def put(self, batch: Batch) -> None:
+        """Takes the batch, in order. A broken sink drops it: no checkpoint can complete any more, so it will be made again."""
+        self._put(batch)
+
+    async def writable(self) -> None:
+        """Returns when the sink has room again, or is broken."""
+        while self._backlog and self.error is None:
+            waiter = self._loop.create_future()
+            self._room.append(waiter)
+            await waiter
+
+    @property
+    def flushing(self) -> bool:
+        """A barrier has not come out at the other end."""
+        return bool(self._flushed)
+
+    def barrier(self, checkpoint_id: int) -> asyncio.Future[None]:
+        """Everything put before this will be flushed; done when it is."""
+        flushed: asyncio.Future[None] = self._loop.create_future()
+        self._flushed[checkpoint_id] = flushed
+        if self.error is not None:
+            self._report(checkpoint_id, self.error)
+        else:
+            self._put(Barrier(checkpoint_id))
+        return flushed
+
+    async def stop(self) -> None:
+        """Writes what was put, flushes, closes. A sink that does not come back is left behind: no checkpoint counts on it."""
+        if self._thread.is_alive():
+            self._put(END)
+            await asyncio.to_thread(self._thread.join, _SINK_STOP_SECONDS)
+        if self._thread.is_alive():
+            _log.error("sink %s does not come back; %d rows are not written", self.sink.name, self.waiting_rows)
+        else:
+            await asyncio.to_thread(self.sink.close)
+
+    def _put(self, element: Any) -> None:
+        if self.error is not None:
+            return
+        try:
+            if self._backlog or not self._channel.put_nowait(element):
+                self._backlog.append(element)
+                self._arm()
+        except ChannelClosed:
+            _log.debug("sink %s: broken just now", self.sink.name)  # `_broken` is on its way
+
+    def _arm(self) -> None:
+        if not self._armed:
+            self._armed = True
+            self._channel.when_writable(lambda: tell(self._loop, self._drain))
+
+    def _drain(self) -> None:
+        self._armed = False
+        while self._backlog:
+            try:
+                if not self._channel.put_nowait(self._backlog[0]):
+                    self._arm()
+                    return
+            except ChannelClosed:
+                return  # `_broken` is on its way
+            self._backlog.popleft()
+        self._release()
+
+    def _release(self) -> None:
+        waiters, self._room = self._room, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _report(self, checkpoint_id: int, error: BaseException | None) -> None:
+        flushed = self._flushed.pop(checkpoint_id, None)
+        if flushed is None or flushed.done():
+            return
+        if error is None:
+            flushed.set_result(None)
+        else:
+            flushed.set_exception(SabotError(f"sink {self.sink.name}: {error}"))
+
+    def _broken(self, error: BaseException) -> None:
+        self.error = error
+        self._backlog.clear()
+        for checkpoint_id in list(self._flushed):
+            self._report(checkpoint_id, error)
+        self._release()
+        if self.on_broken is not None:
+            self.on_broken(self)
+
+    # -- in the thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while True:
+                element = self._channel.get()
+                if isinstance(element, Batch):
+                    self.sink.write(element)
+                    self.rows_out += element.num_rows
+                elif isinstance(element, Barrier):
+                    self.sink.flush()
+                    tell(self._loop, self._report, element.checkpoint_id, None)
+                elif element is END:
+                    self.sink.flush()
+                    return
+        except BaseException as error:
+            _log.error("sink %s: %s", self.sink.name, error)
+            tell(self._loop, self._broken, error)
+            self._channel.close()
+
+
+def tell(loop: asyncio.AbstractEventLoop, what: Callable[..., object], *values: Any) -> None:
+    """From a thread to the loop; a thread that was left behind may come back when there is no loop any more."""
+    try:
+        loop.call_soon_threadsafe(what, *values)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise

@@ -1,0 +1,722 @@
+"""What the differential tests of streams are made of: data, a source that splits it as it is told, a sink that forgets
+what was not flushed, the answers by plain Python, and the circumstances under which a program runs.
+"""
+
+import asyncio
+import json
+import math
+import random
+import shutil
+import struct
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.feather
+import pyarrow.parquet
+
+from sabot import App, Batch, Sink, Source, Stream, files
+from sabot.connectors.base import Positions
+from sabot.testing import MemoryBroker
+
+LATENESS_MS = 5_000
+PATIENCE_S = 20.0
+INT64_MAX, INT64_MIN = 2**63 - 1, -(2**63)
+
+SCHEMA = pa.schema(
+    [
+        ("n", pa.int64()),  # the number of the row
+        ("ts", pa.int64()),  # event time, ms; no two rows have the same
+        ("at", pa.timestamp("ms", "UTC")),  # the same time
+        ("k", pa.string()),  # a key of few values, one of them hot
+        ("i", pa.int64()),  # a key and a value: small, the extremes, null
+        ("f", pa.float64()),  # NaN, infinities, both zeros, null
+        ("amount", pa.float64()),  # multiples of 1/64
+        ("r", pa.int64()),  # a permutation, with nulls
+        ("b", pa.bool_()),
+        ("s", pa.string()),
+    ]
+)
+
+Row = dict[str, Any]
+
+
+# -- data -----------------------------------------------------------------------------------------------------------------
+
+
+def make_table(kind: str, seed: int = 0) -> pa.Table:
+    """Generated rows in the order in which they arrive; event time is out of order by less than LATENESS_MS.
+
+    kind: plain, empty, one, old (before 1970 and across it), large, hot (nearly all rows of one key), huge (long strings), sparse
+    (gaps in which many windows are empty).
+    """
+    rng = random.Random(f"{kind} {seed}")
+    rows = {"plain": 400, "empty": 0, "one": 1, "old": 300, "large": 3000, "hot": 800, "huge": 30, "sparse": 120}[kind]
+    start = -200_000 if kind == "old" else 1_700_000_000_000
+    step = {"sparse": 40_000, "large": 150}.get(kind, 1000)
+    moments = rng.sample(range(rows * step + 1), rows)  # all different
+    moments.sort()
+    # each row arrives up to LATENESS_MS after its time, in the order of arrival: never later than the lateness
+    arrivals = sorted((moment + rng.randrange(LATENESS_MS), moment) for moment in moments)
+    times = [start + moment for _, moment in arrivals]
+    keys = ["a", "b", "c", "Ω", "", None, "d e", "🙂" * 3]
+    weights = [200 if kind == "hot" else 20, 3, 3, 2, 1, 2, 1, 1]
+    strings = ["", "x", "Straße", "a,b,c", 'say "hi"', "line\nbreak", "日本語", "e\u0301", "🙂🙃", " padded ", "\\n", None]
+    extremes = [INT64_MAX, INT64_MIN, 0, -1, None, INT64_MAX - 1, 2**53 + 1]
+    floats = [math.nan, math.inf, -math.inf, 0.0, -0.0, None, 1e308, -1e-308, 5e-324]
+    order: list[int | None] = list(range(rows))
+    rng.shuffle(order)
+    columns: dict[str, list[Any]] = {
+        "n": list(range(rows)),
+        "ts": times,
+        "at": times,
+        "k": rng.choices(keys, weights, k=rows),
+        "i": [rng.choice(extremes) if rng.random() < 0.2 else rng.randrange(-4, 5) for _ in range(rows)],
+        "f": [rng.choice(floats) if rng.random() < 0.3 else rng.randrange(-200, 200) / 8 for _ in range(rows)],
+        "amount": [None if rng.random() < 0.1 else rng.randrange(-64_000, 640_000) / 64 for _ in range(rows)],
+        "r": [None if rng.random() < 0.1 else each for each in order],
+        "b": rng.choices([True, False, None], k=rows),
+        "s": rng.choices(strings, k=rows),
+    }
+    if kind == "huge":
+        columns["s"] = [rng.choice("äz🙂") * 33_000 + str(i % 3) if i % 7 == 3 else each for i, each in enumerate(columns["s"])]
+    return pa.table([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
+
+
+def as_text_allows(table: pa.Table, kind: str) -> pa.Table:
+    """The rows that NDJSON (and CSV) can say: no NaN, no infinities; in CSV no empty strings and no line breaks either."""
+    rows = table.drop(["at"]).to_pylist()
+    for row in rows:
+        if row["f"] is not None and not math.isfinite(row["f"]):
+            row["f"] = None
+        for name in ("k", "s"):
+            if kind == "csv" and row[name] is not None:
+                row[name] = row[name].replace("\n", "|") or "-"
+    return pa.Table.from_pylist(rows, schema=pa.schema([f for f in SCHEMA if f.name != "at"]))
+
+
+def every(table: pa.Table, first: int, step: int) -> pa.Table:
+    """Each `step`th row from the first on."""
+    return table.take(pa.array(range(first, table.num_rows, step), pa.int64()))
+
+
+def rows_of(table: pa.Table) -> list[Row]:
+    """Rows as dicts; timestamps as ms."""
+    for place, each in enumerate(table.schema):
+        if pa.types.is_timestamp(each.type):
+            table = table.set_column(place, each.name, table.column(place).cast(pa.timestamp("ms", "UTC")).cast(pa.int64()))
+    return table.to_pylist()
+
+
+# -- the source and the sink ----------------------------------------------------------------------------------------------
+
+
+class Gate:
+    """Lets each partition of a source go on to some share of its rows, and knows when all of them stand there."""
+
+    def __init__(self, share: float = 1.0) -> None:
+        self.share = share
+        self.changed = threading.Condition()
+        self.standing: dict[tuple[str, int], bool] = {}
+
+    def limit(self, rows: int) -> int:
+        return rows if self.share >= 1 else int(rows * self.share)
+
+    def stands(self, partition: tuple[str, int], at_limit: bool) -> None:
+        self.standing[partition] = at_limit
+
+    def open_to(self, share: float) -> None:
+        with self.changed:
+            self.share = share
+            self.standing = dict.fromkeys(self.standing, False)
+            self.changed.notify_all()
+
+    async def reached(self, partitions: int) -> None:
+        await until(lambda: len(self.standing) >= partitions and all(self.standing.values()), "the source to stand at the gate")
+
+
+class Rows(Source):
+    """A table as a bounded source of decoded batches: partitions, and splits from a seed."""
+
+    bounded = True
+
+    def __init__(
+        self, table: pa.Table, *, partitions: int = 1, split: str = "all", seed: int = 0, gate: Gate | None = None, name: str = "rows"
+    ) -> None:
+        self.name = name
+        self.split = split
+        self.seed = seed
+        self.gate = gate
+        self.parts = {p: every(table, p, partitions).combine_chunks() for p in range(partitions)}
+        self.names: list[str] = table.column_names
+        self.rows_read = 0
+        self.opened = False
+
+    def readers(self, count: int) -> "Sequence[Source]":
+        shares = [dict(list(self.parts.items())[i::count]) for i in range(count)]
+        readers = []
+        for number, share in enumerate(each for each in shares if each):
+            reader = Rows.__new__(Rows)
+            reader.__dict__.update(self.__dict__)
+            reader.parts = share
+            reader.seed = self.seed * 31 + number
+            readers.append(reader)
+        return readers
+
+    def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
+        wanted = list(schema.names if schema is not None else self.names) if columns is None else list(columns)
+        assert set(wanted) <= set(self.names), f"asked for {wanted} of {self.names}"
+        self.parts = {p: part.select(wanted) for p, part in self.parts.items()}
+        return True
+
+    def infer_schema(self) -> pa.Schema:
+        return self._any_part().schema
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._any_part().schema
+
+    def _any_part(self) -> pa.Table:
+        return next(iter(self.parts.values()))
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        assert not self.opened, "a source is opened once"
+        self.opened = True
+        self.random = random.Random(self.seed)
+        self.next = {p: (positions or {}).get((self.name, p), 0) for p in self.parts}
+        for p, at in self.next.items():
+            assert 0 <= at <= self.parts[p].num_rows
+        self._ready()  # a partition without rows stands at its gate, read or not
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        ready = self._ready()
+        if not ready and self.gate is not None and not self.exhausted:
+            with self.gate.changed:
+                if not (ready := self._ready()):
+                    self.gate.changed.wait(timeout)
+                    ready = self._ready()
+        if not ready:
+            return None
+        p = self.random.choice(ready)
+        at, limit = self.next[p], self._limit(p)
+        rows = min(self._size(), max_rows, limit - at)
+        self.next[p] += rows
+        self.rows_read += rows
+        data = self.parts[p].slice(at, rows)
+        if self.random.random() < 0.3:
+            data = pa.Table.from_batches([pa.RecordBatch.from_pylist(data.to_pylist(), schema=data.schema)])  # offsets begin at 0
+        chunks = data.combine_chunks().to_batches()
+        batch = chunks[0] if chunks else pa.RecordBatch.from_pylist([], schema=data.schema)
+        return Batch(batch, {(self.name, p): at + rows}, self.name)
+
+    def _ready(self) -> list[int]:
+        ready = []
+        for p in self.parts:
+            limit = self._limit(p)
+            if self.gate is not None:
+                self.gate.stands((self.name, p), self.next[p] >= limit)
+            if self.next[p] < limit:
+                ready.append(p)
+        return ready
+
+    def _limit(self, p: int) -> int:
+        rows = self.parts[p].num_rows
+        return rows if self.gate is None else self.gate.limit(rows)
+
+    def _size(self) -> int:
+        if self.split == "mixed":
+            return self.random.choice([0, 1, 2, 7, 30, 300])
+        return {"one": 1, "seven": 7, "thousand": 1000, "all": 10**9}[self.split]
+
+    @property
+    def exhausted(self) -> bool:
+        return self.opened and all(self.next[p] >= part.num_rows for p, part in self.parts.items())
+
+    def positions(self) -> Positions:
+        return {(self.name, p): at for p, at in self.next.items()}
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class Kept(Sink):
+    """Keeps what was flushed, in the order in which it came; what was not is lost by `crash`, as in a process that dies."""
+
+    def __init__(self, name: str = "kept", landed: list[pa.RecordBatch] | None = None) -> None:
+        self.name = name
+        self.landed: list[pa.RecordBatch] = [] if landed is None else landed
+        self.schema: pa.Schema | None = None
+        self.lock = threading.Lock()
+        self.waiting: list[pa.RecordBatch] = []
+        self.dead = False
+
+    def expect(self, schema: pa.Schema) -> None:
+        self.schema = schema
+
+    def open(self) -> None:
+        self.waiting = []
+
+    def write(self, batch: Batch) -> None:
+        with self.lock:
+            self.waiting.append(batch.taken())
+
+    def flush(self) -> None:
+        with self.lock:
+            if not self.dead:
+                self.landed += self.waiting
+            self.waiting = []
+
+    def close(self) -> None:
+        """What is flushed stays."""
+
+    def crash(self) -> None:
+        """From here on nothing lands."""
+        with self.lock:
+            self.dead = True
+            self.waiting = []
+
+    def again(self) -> "Kept":
+        """The sink of the next process: what landed is there."""
+        return Kept(self.name, self.landed)
+
+    def table(self) -> pa.Table:
+        schema = self.schema if self.schema is not None else self.landed[0].schema
+        return pa.Table.from_batches(self.landed, schema=schema)
+
+
+async def until(ready: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
+    """Waits for a condition; an error names it after PATIENCE_S."""
+    deadline = time.monotonic() + patience_s
+    while not ready():
+        assert time.monotonic() < deadline, f"waited {patience_s} s for {what}"
+        await asyncio.sleep(0.001)
+
+
+# -- the answers ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a user writes, and its answer over all rows at once.
+
+    build: streams -> Stream. oracle: SQL over the table `t`, or a function of the rows. arrival: the answer depends on the order in
+    which rows come, so there is one partition. sources: how many streams the rows are dealt to. near: columns of floats that
+    need not be exact. columns: that it reads and a text file has not.
+    """
+
+    name: str
+    build: Callable[..., Stream]
+    oracle: str | Callable[[list[Row]], list[Row]]
+    arrival: bool = False
+    sources: int = 1
+    near: tuple[str, ...] = ()
+    binary: bool = False
+    time: str = "ts"
+
+    def answer(self, table: pa.Table) -> list[Row]:
+        if isinstance(self.oracle, str):
+            with duckdb.connect() as connection:
+                connection.register("t", table)
+                return rows_of(connection.sql(self.oracle).to_arrow_table())
+        return self.oracle(rows_of(table))
+
+
+Span = tuple[int, int]
+
+
+def tumbles(size: int, offset: int = 0) -> Callable[[int], list[Span]]:
+    return hops(size, size, offset)
+
+
+def hops(size: int, slide: int, offset: int = 0) -> Callable[[int], list[Span]]:
+    def spans(ts: int) -> list[Span]:
+        last = (ts - offset) // slide * slide + offset
+        return [(start, start + size) for start in range(last, ts - size, -slide)]
+
+    return spans
+
+
+def accumulates(size: int, step: int, offset: int = 0) -> Callable[[int], list[Span]]:
+    def spans(ts: int) -> list[Span]:
+        start = (ts - offset) // size * size + offset
+        return [(start, end) for end in range(start + step, start + size + 1, step) if ts < end]
+
+    return spans
+
+
+def by_key(rows: Iterable[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(plain(row[key], zeros_equal=True) for key in keys), []).append(row)
+    return groups
+
+
+def windowed(
+    keys: Sequence[str], spans: Callable[[int], list[Span]], time: str = "ts", **aggregates: Callable[[list[Row]], Any]
+) -> Callable[[list[Row]], list[Row]]:
+    """The naive window: each row into each of its windows, each aggregate over the list of them."""
+
+    def answer(rows: list[Row]) -> list[Row]:
+        out = []
+        for group in by_key(rows, keys).values():
+            windows: dict[Span, list[Row]] = {}
+            for row in group:
+                for span in spans(row[time]):
+                    windows.setdefault(span, []).append(row)
+            out += [_result(keys, span, members, aggregates, time) for span, members in windows.items()]
+        return out
+
+    return answer
+
+
+def sessions(keys: Sequence[str], gap: int, **aggregates: Callable[[list[Row]], Any]) -> Callable[[list[Row]], list[Row]]:
+    def answer(rows: list[Row]) -> list[Row]:
+        out = []
+        for group in by_key(rows, keys).values():
+            group = sorted(group, key=lambda row: row["ts"])
+            members: list[Row] = []
+            for row, following in zip(group, [*group[1:], None], strict=True):
+                members.append(row)
+                if following is None or following["ts"] - row["ts"] >= gap:
+                    out.append(_result(keys, (members[0]["ts"], row["ts"] + gap), members, aggregates, "ts"))
+                    members = []
+        return out
+
+    return answer
+
+
+def counted(keys: Sequence[str], size: int, **aggregates: Callable[[list[Row]], Any]) -> Callable[[list[Row]], list[Row]]:
+    def answer(rows: list[Row]) -> list[Row]:
+        out = []
+        for group in by_key(rows, keys).values():
+            for begin in range(0, len(group), size):
+                members = group[begin : begin + size]
+                times = [row["ts"] for row in members]
+                out.append(_result(keys, (min(times), max(times) + 1), members, aggregates, "ts"))
+        return out
+
+    return answer
+
+
+def running(keys: Sequence[str], **aggregates: Callable[[list[Row]], Any]) -> Callable[[list[Row]], list[Row]]:
+    def answer(rows: list[Row]) -> list[Row]:
+        out = []
+        for group in by_key(rows, keys).values():
+            for end in range(1, len(group) + 1):
+                so_far = sorted(group[:end], key=lambda row: row["ts"])
+                out.append({**{key: group[0][key] for key in keys}, **{name: of(so_far) for name, of in aggregates.items()}})
+        return out
+
+    return answer
+
+
+def _result(
+    keys: Sequence[str], span: Span, members: list[Row], aggregates: dict[str, Callable[[list[Row]], Any]], time: str
+) -> Row:
+    ordered = sorted(members, key=lambda row: row[time])
+    values = {name: of(ordered) for name, of in aggregates.items()}
+    return {**{key: members[0][key] for key in keys}, "window_start": span[0], "window_end": span[1], **values}
+
+
+def of(kind: str, x: str | None = None, by: str | None = None, where: Callable[[Row], Any] | None = None, ddof: int = 1) -> Any:
+    """The naive aggregate: rows in the order of event time -> the value."""
+
+    def value(rows: list[Row]) -> Any:
+        if where is not None:
+            rows = [row for row in rows if where(row) is True]
+        every = [1 if x is None else row[x] for row in rows]
+        some = [each for each in every if each is not None]
+        if kind == "count":
+            return len(some)
+        if kind == "collect_list":
+            return every
+        if kind == "count_distinct":
+            return len({plain(each, zeros_equal=True) for each in some})
+        if kind in ("arg_min", "arg_max"):
+            assert by is not None
+            ranked = [row for row in rows if row[by] is not None]
+            return (min if kind == "arg_min" else max)(ranked, key=lambda row: row[by])[x] if ranked else None
+        if kind in ("first", "last"):
+            return (every[0] if kind == "first" else every[-1]) if every else None
+        if not some:
+            return None
+        return _numbers(kind, some, ddof)
+
+    return value
+
+
+def _numbers(kind: str, some: list[Any], ddof: int) -> Any:
+    if kind in ("min", "max"):
+        real = [each for each in some if each == each] or some
+        return (min if kind == "min" else max)(real)
+    if kind == "any":
+        assert len(set(some)) == 1, "the oracle of any wants one value"
+        return some[0]
+    if kind == "sum":
+        total = sum(some)
+        return (total + 2**63) % 2**64 - 2**63 if isinstance(total, int) else total
+    if kind == "mean":
+        return float(sum(some)) / len(some)
+    if len(some) <= ddof:
+        return None
+    mean = sum(some) / len(some)
+    variance = sum((each - mean) ** 2 for each in some) / (len(some) - ddof)
+    return variance if kind == "variance" else math.sqrt(variance)
+
+
+# -- comparing ------------------------------------------------------------------------------------------------------------
+
+
+def plain(value: Any, zeros_equal: bool = False) -> Any:
+    """A value that hashes, and equals what is the same: NaN is NaN; -0.0 is another value than 0.0, unless `zeros_equal`."""
+    if isinstance(value, float):
+        if value != value:
+            return "NaN"
+        return value if zeros_equal or value != 0.0 else ("zero", math.copysign(1.0, value))
+    if isinstance(value, list | tuple):
+        return tuple(plain(each, zeros_equal) for each in value)
+    if isinstance(value, dict):
+        return tuple((name, plain(each, zeros_equal)) for name, each in value.items())
+    return value
+
+
+def differences(got: pa.Table, want: list[Row], *, near: Sequence[str] = (), repeated: bool = False, zeros_equal: bool = True) -> str:
+    """"" where the rows are the same, else what is missing and what is too much. `repeated`: a row may come several times."""
+    if want and list(want[0]) != got.column_names:
+        return f"columns {got.column_names}, expected {list(want[0])}"
+
+    def exact(row: Row) -> Any:
+        return tuple(plain(value, zeros_equal) for name, value in row.items() if name not in near)
+
+    got_rows = rows_of(got)
+    have, need = Counter(map(exact, got_rows)), Counter(map(exact, want))
+    if repeated:
+        have = Counter(dict.fromkeys(have, 1)) | (have & need)
+    if have != need:
+        lacking, extra = list((need - have).elements()), list((have - need).elements())
+        return f"{len(lacking)} rows lack, {len(extra)} too many\n lacking {_short(lacking)}\n too many {_short(extra)}"
+    wanted = {exact(row): row for row in want}
+    for row in got_rows:
+        other = wanted[exact(row)]
+        for name in near:
+            if not _close(row[name], other[name]):
+                return f"{name} is {row[name]!r}, expected {other[name]!r} in {row}"
+    return ""
+
+
+def _close(a: float | None, b: float | None) -> bool:
+    if a is None or b is None or a != a or b != b:
+        return plain(a) == plain(b)
+    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-6)
+
+
+def _short(rows: list[Any]) -> str:
+    return "; ".join(repr(row)[:300] for row in rows[:4])
+
+
+# -- circumstances --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Circumstance:
+    """How a program is run. Everything follows from the seed and its other fields; `str` says it in an assertion."""
+
+    seed: int
+    data: str = "plain"
+    partitions: int = 1
+    split: str = "all"
+    parallelism: int = 1
+    state: str | None = None
+    shares: tuple[float, ...] = ()
+    other: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def drawn(cls, seed: str, program: Program, data: Sequence[str]) -> "Circumstance":
+        rng = random.Random(seed)
+        return cls(
+            seed=rng.randrange(10**6),
+            data=rng.choice(list(data)),
+            partitions=1 if program.arrival else rng.randint(1, 4),
+            split=rng.choice(["one", "seven", "thousand", "all", "mixed", "mixed"]),
+            parallelism=rng.randint(1, 4),
+            state=rng.choice([None, "memory", "rocksdb"]),
+            shares=tuple(sorted(rng.uniform(0, 1) for _ in range(3))),
+        )
+
+
+def deal(program: Program, table: pa.Table) -> list[pa.Table]:
+    """The rows of each of the program's streams."""
+    return [every(table, i, program.sources) for i in range(program.sources)]
+
+
+def sources_of(program: Program, table: pa.Table, how: Circumstance, gate: Gate | None = None) -> list[Source]:
+    return [
+        Rows(part, partitions=how.partitions, split=how.split, seed=how.seed + i, gate=gate, name=f"rows{i}")
+        for i, part in enumerate(deal(program, table))
+    ]
+
+
+def read(app: App, program: Program, given: Sequence[str | Source], **options: Any) -> Stream:
+    return program.build(*(app.stream(each, time=program.time, lateness=f"{LATENESS_MS}ms", **options) for each in given))
+
+
+def run_split(program: Program, table: pa.Table, how: Circumstance) -> pa.Table:
+    """collect() over any split, any number of partitions, any parallelism."""
+    app = App("split", parallelism=how.parallelism)
+    return read(app, program, sources_of(program, table, how)).collect()
+
+
+def run_file(program: Program, table: pa.Table, how: Circumstance, kind: str, folder: Path) -> pa.Table:
+    """collect() over files."""
+    app = App("files", parallelism=1 if program.arrival else how.parallelism)
+    given: list[Source] = []
+    for i, part in enumerate(deal(program, table)):
+        path = folder / f"{uuid.uuid4().hex}-{i}.{kind}"
+        if kind == "ndjson":
+            path.write_bytes(b"".join(to_json(row, i) + b"\n" for i, row in enumerate(part.to_pylist())))
+        elif kind == "csv":
+            pyarrow.csv.write_csv(part, path)
+        elif kind == "parquet":
+            pyarrow.parquet.write_table(part, path, row_group_size=how.other.get("group", 100))
+        else:
+            with pa.ipc.new_file(path, part.schema) as writer:
+                writer.write_table(part, max_chunksize=50)
+        given.append(files(str(path)))
+    return read(app, program, given, schema=table.schema).collect()
+
+
+def to_json(row: Row, number: int) -> bytes:
+    """A row as JSON, in one of the ways in which it can be written."""
+    items = list(row.items())
+    if number % 3 == 1:
+        items = [(name, value) for name, value in reversed(items) if value is not None]  # a field that is missing is null
+    return json.dumps(dict(items), ensure_ascii=number % 2 == 0, allow_nan=False).encode()
+
+
+async def run_topic(program: Program, table: pa.Table, how: Circumstance, url: str) -> pa.Table:
+    """Unbounded: topics of the embedded broker, published before and after the start; then a drain."""
+    broker = MemoryBroker.get(url)
+    parts = deal(program, table)
+    rng = random.Random(how.seed)
+    app = App("topics", broker=url, parallelism=how.parallelism)
+    streams = [
+        app.stream(f"in{i}", schema=table.schema, time=program.time, lateness=f"{LATENESS_MS}ms") for i in range(len(parts))
+    ]
+    seen, kept = Kept("seen"), Kept()
+    for stream in streams:
+        stream.select("n").to(seen)
+    program.build(*streams).to(kept)
+    pending: list[tuple[str, int, list[Any]]] = []
+    for i, part in enumerate(parts):
+        broker.create_topic(f"in{i}", partitions=how.partitions)
+        for p in range(how.partitions):
+            rows = every(part, p, how.partitions).to_pylist()
+            while rows:
+                size = rng.choice([1, 5, 40, 400])
+                pending.append((f"in{i}", p, [to_json(row, p) for row in rows[:size]]))
+                rows = rows[size:]
+    half = rng.randrange(len(pending) + 1)
+    for topic, p, values in pending[:half]:
+        broker.publish(topic, values, partition=p)
+    await app.start()
+    try:
+        for topic, p, values in pending[half:]:
+            broker.publish(topic, values, partition=p)
+        await until(lambda: sum(each.num_rows for each in [*seen.landed, *seen.waiting]) >= table.num_rows, "all rows to be read")
+    finally:
+        await app.stop(drain=True)
+    return kept.table()
+
+
+def app_of(how: Circumstance, folder: Path, checkpoints: Path, interval: float | None = None) -> App:
+    state = str(folder / "state") if how.state == "rocksdb" else how.state  # after a crash: with all that was left behind
+    app = App("job", parallelism=how.parallelism, state=state, checkpoint_dir=checkpoints)
+    app.configure(checkpoint_interval=interval)
+    return app
+
+
+async def run_barriers(program: Program, table: pa.Table, how: Circumstance, folder: Path) -> pa.Table:
+    """Checkpoints after chosen rows of each partition, and others whenever they fall."""
+    gate, kept = Gate(how.shares[0]), Kept()
+    app = app_of(how, folder, folder / "checkpoints", interval=0.005 if how.seed % 2 else None)
+    read(app, program, sources_of(program, table, how, gate)).to(kept)
+    partitions = how.partitions * program.sources
+    running_app = asyncio.ensure_future(app.run())
+    try:
+        for share in [*how.shares[1:], 1.0]:
+            await _stands(gate, partitions, running_app)
+            assert await app.agent_runtime.trigger_checkpoint() > 0
+            gate.open_to(share)
+        await asyncio.wait_for(running_app, PATIENCE_S)
+    finally:
+        await _ended(running_app)
+    return kept.table()
+
+
+async def run_restored(program: Program, table: pa.Table, how: Circumstance, folder: Path, *, crash: bool, later: int | None = None) -> pa.Table:
+    """Runs to a first gate and takes a checkpoint, goes on to a second gate, dies (or stops), and starts again from the checkpoint.
+
+    later: the parallelism after the restart.
+    """
+    gate, kept = Gate(how.shares[0]), Kept()
+    checkpoints, copied = folder / "checkpoints", folder / "copied"
+    partitions = how.partitions * program.sources
+    app = app_of(how, folder, checkpoints)
+    read(app, program, sources_of(program, table, how, gate)).to(kept)
+    await app.start()
+    try:
+        await gate.reached(partitions)
+        await app.agent_runtime.trigger_checkpoint()
+        shutil.copytree(checkpoints, copied)
+        gate.open_to(how.shares[1])
+        await gate.reached(partitions)
+        if how.seed % 3 == 0:
+            await app.agent_runtime.trigger_checkpoint()  # its output lands; the restart does not know of it
+        if crash:
+            kept.crash()
+    finally:
+        await app.stop()
+    how = replace(how, seed=how.seed + 1, split="mixed", parallelism=later or how.parallelism)
+    again, last = kept.again(), Gate(how.shares[2])
+    app = app_of(how, folder, copied if crash else checkpoints)
+    read(app, program, sources_of(program, table, how, last)).to(again)
+    await app.start()
+    try:
+        await last.reached(partitions)
+        await app.agent_runtime.trigger_checkpoint()
+    finally:
+        await app.stop()  # and a third time, in good order
+    third, open_gate = again.again(), Gate(1.0)
+    app = app_of(how, folder, copied if crash else checkpoints)
+    read(app, program, sources_of(program, table, replace(how, seed=how.seed + 1), open_gate)).to(third)
+    await asyncio.wait_for(app.run(), PATIENCE_S)
+    return third.table()
+
+
+async def _stands(gate: Gate, partitions: int, running_app: "asyncio.Future[None]") -> None:
+    standing = asyncio.ensure_future(gate.reached(partitions))
+    await asyncio.wait([standing, running_app], return_when=asyncio.FIRST_COMPLETED)
+    if running_app.done() and not standing.done():
+        standing.cancel()
+        running_app.result()
+        raise AssertionError("the app ended before its source did")
+    await standing
+
+
+async def _ended(running_app: "asyncio.Future[None]") -> None:
+    if not running_app.done():
+        running_app.cancel()
+        await asyncio.wait([running_app], timeout=PATIENCE_S)
+
+
+def same_float(a: float, b: float) -> bool:
+    """Bit for bit."""
+    return struct.pack("<d", a) == struct.pack("<d", b)

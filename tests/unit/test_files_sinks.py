@@ -1,0 +1,388 @@
+"""Sinks of files: journals, parts, what is there already. Each format's common promises are in tests/contracts."""
+
+import gzip
+import io
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import ipc
+from pyarrow import parquet as pq
+
+from sabot._cython.batch import Batch
+from sabot.connectors.files import ArrowSink, CsvSink, CsvSource, FileSink, NdjsonSink, ParquetSink
+from sabot.connectors.files.parts import FRAME_BYTES, Journal
+from sabot.connectors.files.sinks import end_of_lines, end_of_records
+from sabot.errors import TransientError, UserError
+
+
+def rows(first: int, count: int) -> Batch:
+    return Batch(
+        pa.record_batch({"n": range(first, first + count), "t": [str(n) for n in range(first, first + count)]})
+    )
+
+
+def opened(sink: FileSink) -> FileSink:
+    sink.open()
+    return sink
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def parquet(path: Path) -> list[int]:
+    found: list[int] = pq.read_table(path)["n"].to_pylist()
+    return found
+
+
+# --- the journal
+
+
+@given(st.lists(st.binary(max_size=30), max_size=5), st.data())
+@settings(max_examples=80, deadline=None)
+def test_a_torn_journal_keeps_all_whole_frames(
+    tmp_path_factory: pytest.TempPathFactory, frames: list[bytes], data: st.DataObject
+) -> None:
+    path = tmp_path_factory.getbasetemp() / ".torn.journal"
+    path.unlink(missing_ok=True)
+    journal = Journal(path)
+    ends = [8]
+    for frame in frames:
+        journal.append(frame)
+        ends.append(ends[-1] + 12 + len(frame))
+    journal.sync()
+    journal.close()
+    size = data.draw(st.integers(0, path.stat().st_size))
+    os.truncate(path, size)
+    if data.draw(st.booleans()):  # the size was on the disk before the bytes
+        with path.open("ab") as file:
+            file.write(bytes(data.draw(st.integers(0, 40))))
+    whole = max(0, sum(end <= size for end in ends) - 1)
+    again = Journal(path)
+    found = [frame.to_pybytes() for frame in again.frames()]
+    again.append(b"later")
+    again.sync()
+    again.close()
+    assert found[:whole] == frames[:whole]
+    assert found == frames[: len(found)]  # a frame may be whole but for zeros at its end
+    last = Journal(path)
+    assert [frame.to_pybytes() for frame in last.frames()] == [*found, b"later"]
+    last.close()
+
+
+def test_a_parquet_file_goes_on_after_a_crash_at_any_byte_of_its_journal(tmp_path: Path) -> None:
+    sink = opened(ParquetSink(tmp_path / "a" / "t.parquet"))
+    sizes = []
+    journal = tmp_path / "a" / ".t.parquet.journal"
+    for first in range(0, 9, 3):
+        sink.write(rows(first, 3))
+        sink.flush()
+        sizes.append(journal.stat().st_size)
+    shutil.copytree(tmp_path / "a", tmp_path / "crashed")
+    sink.close()
+    for size in [*range(0, sizes[-1], 97), *sizes, *(size - 1 for size in sizes)]:
+        shutil.copytree(tmp_path / "crashed", tmp_path / "b")
+        os.truncate(tmp_path / "b" / ".t.parquet.journal", size)
+        again = opened(ParquetSink(tmp_path / "b" / "t.parquet"))
+        again.write(rows(100, 1))
+        again.finish()
+        again.close()
+        flushed = 3 * sum(end <= size for end in sizes)
+        assert parquet(tmp_path / "b" / "t.parquet") == [*range(flushed), 100]
+        assert names(tmp_path / "b") == ["t.parquet"]
+        shutil.rmtree(tmp_path / "b")
+
+
+def test_a_crash_between_the_new_name_and_the_end_of_the_journal_repeats_nothing(tmp_path: Path) -> None:
+    for path in (tmp_path / "one" / "t.parquet", tmp_path / "many" / ""):
+        text = str(path) + ("/" if path.name == "many" else "")
+        sink = opened(ParquetSink(text))
+        sink.write(rows(0, 5))
+        sink.flush()
+        folder = tmp_path / ("one" if path.name == "t.parquet" else "many")
+        (journal,) = folder.glob(".*.journal")
+        kept = journal.read_bytes()
+        sink.finish()
+        sink.close()
+        journal.write_bytes(kept)
+        again = opened(ParquetSink(text))
+        again.finish()
+        again.close()
+        assert [row for name in names(folder) for row in parquet(folder / name)] == [0, 1, 2, 3, 4]
+
+
+def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".t.parquet.journal").write_text("my diary")
+    with pytest.raises(UserError, match="no journal"):
+        opened(ParquetSink(tmp_path / "t.parquet"))
+    assert (tmp_path / ".t.parquet.journal").read_text() == "my diary"
+
+
+def test_rows_that_are_not_flushed_wait_in_bounded_memory(tmp_path: Path) -> None:
+    sink = opened(ParquetSink(tmp_path / "t.parquet"))
+    big = Batch(pa.record_batch({"n": range(300_000)}))
+    for _ in range(20):
+        sink.write(big)
+        assert sink._part._waiting_bytes < FRAME_BYTES  # type: ignore[union-attr]
+    sink.finish()
+    sink.close()
+    assert pq.read_metadata(tmp_path / "t.parquet").num_rows == 6_000_000
+
+
+# --- what is there already
+
+
+def test_a_complete_file_is_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    sink = opened(ParquetSink(path))
+    sink.write(rows(0, 3))
+    sink.finish()
+    with pytest.raises(UserError, match="is complete"):
+        sink.write(rows(0, 3))
+    sink.close()
+    again = ParquetSink(path)
+    again.start_afresh()
+    with pytest.raises(UserError, match=r"t\.parquet' is there already.*overwrite=True"):
+        again.open()
+    again.close()
+    later = opened(ParquetSink(path))  # a job that goes on from its last checkpoint
+    with pytest.raises(UserError, match="is complete"):
+        later.write(rows(3, 3))
+    later.close()
+    assert parquet(path) == [0, 1, 2]
+
+
+def test_overwrite_replaces_a_file_when_the_new_one_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    for first in (0, 10):
+        sink = ParquetSink(path, overwrite=True)
+        sink.start_afresh()
+        sink.open()
+        sink.write(rows(first, 3))
+        sink.flush()
+        assert not path.exists() or parquet(path) == [0, 1, 2]
+        sink.finish()
+        sink.close()
+    assert parquet(path) == [10, 11, 12]
+
+
+def test_overwrite_does_not_empty_the_file_of_a_job_that_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    for write in (True, False):
+        sink = ParquetSink(path, overwrite=True)
+        sink.expect(rows(0, 1).schema)
+        sink.open()
+        if write:
+            sink.write(rows(0, 3))
+        sink.finish()
+        sink.close()
+    assert parquet(path) == [0, 1, 2]
+
+
+def test_an_empty_run_with_overwrite_leaves_no_older_result(tmp_path: Path) -> None:
+    for expected, found in ((None, []), (rows(0, 1).schema, ["t.parquet"])):
+        (tmp_path / "t.parquet").write_bytes(b"old")
+        sink = ParquetSink(tmp_path / "t.parquet", overwrite=True)
+        sink.start_afresh()
+        if expected is not None:
+            sink.expect(expected)
+        sink.open()
+        sink.finish()
+        sink.close()
+        assert names(tmp_path) == found
+    assert parquet(tmp_path / "t.parquet") == []
+
+
+def test_an_empty_result_of_unknown_columns_is_no_file(tmp_path: Path) -> None:
+    for path in ("t.parquet", "t.arrow", "parts/"):
+        sink = opened((ArrowSink if path == "t.arrow" else ParquetSink)(f"{tmp_path}/{path}"))
+        sink.flush()
+        sink.finish()
+        sink.close()
+    assert names(tmp_path) == ["parts"]
+    assert names(tmp_path / "parts") == []
+
+
+def test_a_csv_file_is_only_added_to_under_the_same_header(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    for batch in (rows(0, 1), rows(1, 1)):
+        sink = opened(CsvSink(path))
+        sink.write(batch)
+        sink.flush()
+        sink.close()
+    assert path.read_text() == '"n","t"\n0,"0"\n1,"1"\n'
+    sink = opened(CsvSink(path))
+    with pytest.raises(UserError, match=r'begins with .*"n","t"'):
+        sink.write(Batch(rows(0, 1).data.select(["t"])))
+    sink.close()
+
+
+# --- torn ends of text
+
+
+@given(st.lists(st.sampled_from([b"a", b'"', b"\n", b"\r\n", b'""']), max_size=40))
+def test_the_end_of_the_last_whole_record_is_found_from_the_beginning(pieces: list[bytes]) -> None:
+    data = b"".join(pieces)
+    ends = [at + 1 for at in range(len(data)) if data[at] == 10 and data.count(b'"', 0, at) % 2 == 0]
+    assert end_of_records(io.BytesIO(data), len(data)) == (ends[-1] if ends else 0)
+    assert end_of_lines(io.BytesIO(data), len(data)) == data.rfind(b"\n") + 1
+
+
+def test_a_csv_record_that_was_cut_short_inside_its_quotes_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('"n","t"\n1,"a\nb"\n2,"c\nd')
+    sink = opened(CsvSink(path))
+    sink.write(Batch(pa.record_batch({"n": [3], "t": ["e"]})))
+    sink.flush()
+    sink.close()
+    assert path.read_text() == '"n","t"\n1,"a\nb"\n3,"e"\n'
+
+
+def test_times_come_back_from_csv(tmp_path: Path) -> None:
+    values = [0, None, 1_700_000_000_123]
+    types = [
+        pa.timestamp("ms", "UTC"),
+        pa.timestamp("us"),
+        pa.timestamp("ms", "Europe/Berlin"),
+        pa.date64(),
+        pa.time32("ms"),
+    ]
+    data = pa.record_batch(
+        [
+            pa.array(
+                [v if v is None else v % 86_400_000 if n > 3 else v - v % 86_400_000 * (n == 3) for v in values], t
+            )
+            for n, t in enumerate(types)
+        ],
+        names=list("abcde"),
+    )
+    sink = opened(CsvSink(tmp_path / "t.csv"))
+    sink.write(Batch(data))
+    sink.finish()
+    sink.close()
+    source = CsvSource(tmp_path / "t.csv")
+    source.scan(data.schema, None)
+    source.open(None)
+    batch = source.read_batch(10, 0)
+    assert batch is not None
+    assert batch.bad is None
+    assert batch.data.to_pylist() == data.to_pylist()
+    assert (
+        (tmp_path / "t.csv")
+        .read_text()
+        .splitlines()[1]
+        .startswith('"1970-01-01 00:00:00.000Z",1970-01-01 00:00:00.000000,')
+    )
+
+
+# --- folders
+
+
+def test_a_part_is_complete_at_the_flush_at_which_it_is_large_enough(tmp_path: Path) -> None:
+    sink = opened(NdjsonSink(f"{tmp_path}/out/", part_bytes=40))
+    for first in range(0, 10, 2):
+        sink.write(rows(first, 2))
+        sink.flush()
+    sink.write(rows(10, 1))
+    sink.finish()
+    sink.close()
+    assert names(tmp_path / "out") == [f"part-0000{n}.ndjson" for n in range(3)]
+    text = "".join(path.read_text() for path in sorted((tmp_path / "out").iterdir()))
+    assert text == "".join(f'{{"n":{n},"t":"{n}"}}\n' for n in range(11))
+
+
+def test_parts_are_numbered_on_after_a_restart(tmp_path: Path) -> None:
+    for run in range(3):
+        sink = opened(ParquetSink(tmp_path / "out"))  # no suffix: a folder
+        sink.write(rows(run, 1))
+        if run == 1:
+            sink.flush()
+        else:
+            sink.finish()
+        sink.close()
+    assert [parquet(tmp_path / "out" / f"part-0000{n}.parquet") for n in range(3)] == [[0], [1], [2]]
+
+
+def test_a_folder_with_other_things_in_it_keeps_them(tmp_path: Path) -> None:
+    for name in ("part-00007.csv", "part-x.parquet", "mine.parquet", ".part-00003.parquet.bak"):
+        (tmp_path / name).write_text("kept")
+    sink = ParquetSink(tmp_path, overwrite=True)
+    sink.start_afresh()
+    sink.open()
+    sink.write(rows(0, 1))
+    sink.finish()
+    sink.close()
+    assert len(names(tmp_path)) == 5
+    assert parquet(tmp_path / "part-00000.parquet") == [0]
+
+
+def test_compressed_parts(tmp_path: Path) -> None:
+    sink = opened(NdjsonSink(f"{tmp_path}/", compression="gzip"))
+    sink.write(rows(0, 2))
+    sink.finish()
+    sink.close()
+    assert gzip.decompress((tmp_path / "part-00000.ndjson.gz").read_bytes()) == b'{"n":0,"t":"0"}\n{"n":1,"t":"1"}\n'
+    with pytest.raises(UserError, match="'lzma' is no compression"):
+        NdjsonSink(f"{tmp_path}/", compression="lzma")
+
+
+# --- formats
+
+
+def test_small_batches_become_large_row_groups(tmp_path: Path) -> None:
+    sink = opened(ParquetSink(tmp_path / "t.parquet"))
+    for first in range(0, 600_000, 2_000):
+        sink.write(rows(first, 2_000))
+    sink.finish()
+    sink.close()
+    found = pq.read_metadata(tmp_path / "t.parquet")
+    assert [found.row_group(group).num_rows for group in range(found.num_row_groups)] == [264_000, 264_000, 72_000]
+    assert parquet(tmp_path / "t.parquet") == list(range(600_000))
+
+
+def test_waiting_rows_do_not_hold_the_large_batch_they_are_a_slice_of(tmp_path: Path) -> None:
+    sink = opened(ArrowSink(tmp_path / "t.arrow"))
+    large = pa.record_batch({"n": range(200_000)})
+    sink.write(Batch(large.slice(5, 3)))
+    (kept,) = sink._part._writer._batches  # type: ignore[union-attr]
+    assert kept.get_total_buffer_size() < 1000
+    sink.finish()
+    sink.close()
+    with ipc.open_file(tmp_path / "t.arrow") as reader:
+        assert reader.read_all()["n"].to_pylist() == [5, 6, 7]
+
+
+def test_nested_columns_are_written_where_the_format_can(tmp_path: Path) -> None:
+    data = pa.record_batch({"l": [[1], None], "s": [{"a": "x"}, None]})
+    for kind, name in ((ParquetSink, "t.parquet"), (ArrowSink, "t.arrow"), (NdjsonSink, "t.ndjson")):
+        sink = opened(kind(tmp_path / name))
+        sink.write(Batch(data))
+        sink.finish()
+        sink.close()
+    assert pq.read_table(tmp_path / "t.parquet").to_pylist() == data.to_pylist()
+    with ipc.open_file(tmp_path / "t.arrow") as reader:
+        assert reader.read_all().to_pylist() == data.to_pylist()
+    assert (tmp_path / "t.ndjson").read_text() == '{"l":[1],"s":{"a":"x"}}\n{"l":null,"s":null}\n'
+    sink = opened(CsvSink(tmp_path / "t.csv"))
+    with pytest.raises(UserError, match="'l' of type list"):
+        sink.write(Batch(data))
+    sink.close()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: ParquetSink(f"{path}/t.parquet"), lambda path: NdjsonSink(f"{path}/t.ndjson")]
+)
+def test_a_folder_that_is_gone_is_a_fault_that_is_named(make: Any, tmp_path: Path) -> None:
+    sink = opened(make(tmp_path / "gone"))
+    sink.write(rows(0, 1))
+    shutil.rmtree(tmp_path / "gone")
+    if isinstance(sink, ParquetSink):
+        with pytest.raises(TransientError, match=r"t\.parquet' cannot be written"):
+            sink.flush()
+    sink.close()

@@ -1,0 +1,596 @@
+"""Sources of files: chunks shared by readers, bad rows, compression, paths. Each format's common promises are in tests/contracts."""
+
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import csv, ipc
+from pyarrow import parquet as pq
+
+from sabot.connectors.base import BAD_SCHEMA, Positions, Source
+from sabot.connectors.files import ArrowSource, CsvSource, FileSource, NdjsonSource, ParquetSource, files
+from sabot.connectors.files.csv import CsvRecords
+from sabot.errors import UserError
+
+N = pa.schema({"n": pa.int64()})
+
+
+def rows_of(source: Source, max_rows: int = 1000) -> list[dict[str, Any]]:
+    """All rows from here on; bad ones as {"bad": payload}, before the good ones of their batch."""
+    found: list[dict[str, Any]] = []
+    while not source.exhausted:
+        batch = source.read_batch(max_rows, 0)
+        if batch is None:
+            continue
+        batch.data.validate(full=True)
+        if batch.bad is not None:
+            assert batch.bad.schema.equals(BAD_SCHEMA)
+            found += [{"bad": payload} for payload in batch.bad["payload"].to_pylist()]
+        found += batch.data.to_pylist()
+    return found
+
+
+def scanned(source: FileSource, schema: pa.Schema | None = None) -> list[dict[str, Any]]:
+    source.scan(schema, None)
+    source.open(None)
+    found = rows_of(source)
+    source.close()
+    return found
+
+
+# --- lines in chunks
+
+LINES = st.lists(st.sampled_from([b'{"n":1}', b'{"n": 222222222}', b"", b"\r", b" ", b"x", b'{"n":"no"}']), max_size=25)
+
+
+def naive(data: bytes) -> list[tuple[str, Any]]:
+    """The same by a loop: every line is a row, a bad one, or blank."""
+    found: list[tuple[str, Any]] = []
+    for line in data.split(b"\n"):
+        text = line.strip(b" \r")
+        if not text:
+            continue
+        try:
+            value = json.loads(text)["n"]
+        except (ValueError, TypeError):
+            value = None
+        found.append(("row", value) if isinstance(value, int) else ("bad", line.removesuffix(b"\r")))
+    return found
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    LINES, st.sampled_from([b"\n", b"\r\n"]), st.booleans(), st.integers(1, 40), st.integers(1, 4), st.integers(1, 9)
+)
+def test_any_chunk_size_and_any_number_of_readers_give_each_line_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    lines: list[bytes],
+    end: bytes,
+    ended: bool,
+    chunk: int,
+    count: int,
+    rows: int,
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "chunks.ndjson"
+    data = end.join(lines) + (end if ended else b"")
+    path.write_bytes(data)
+    source = NdjsonSource(path, block_bytes=chunk)
+    source.scan(N, None)
+    good: list[int] = []
+    bad: list[tuple[int, bytes]] = []
+    for reader in source.readers(count):
+        reader.open(None)
+        while not reader.exhausted:
+            batch = reader.read_batch(rows, 0)
+            if batch is None:
+                continue
+            assert batch.num_rows + (0 if batch.bad is None else batch.bad.num_rows) <= rows
+            good += batch.data["n"].to_pylist()
+            if batch.bad is not None:
+                bad += zip(batch.bad["offset"].to_pylist(), batch.bad["payload"].to_pylist(), strict=True)
+        reader.close()
+    expected = naive(data)
+    assert sorted(good) == sorted(value for kind, value in expected if kind == "row")
+    assert [payload for _, payload in sorted(bad)] == [value for kind, value in expected if kind == "bad"]
+    assert all(data[offset : offset + len(payload)] == payload for offset, payload in bad)
+
+
+@settings(max_examples=60, deadline=None)
+@given(LINES, st.integers(1, 40), st.integers(1, 3), st.integers(1, 3))
+def test_readers_stopped_after_every_batch_give_each_line_once(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], chunk: int, count: int, rows: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "stops.ndjson"
+    path.write_bytes(b"\n".join(lines))
+    source = NdjsonSource(path, block_bytes=chunk)
+    source.scan(N, None)
+    found = []
+    for reader in source.readers(count):
+        positions: Positions | None = None
+        ended = False
+        while not ended:
+            reader.open(positions)
+            batch = reader.read_batch(rows, 0)
+            positions, ended = reader.positions(), reader.exhausted
+            found += [] if batch is None else batch.data["n"].to_pylist()
+            found += [] if batch is None or batch.bad is None else ["bad"] * batch.bad.num_rows
+            reader.close()
+    assert sorted(map(str, found)) == sorted(
+        str(value) if kind == "row" else "bad" for kind, value in naive(path.read_bytes())
+    )
+
+
+def test_a_line_longer_than_many_chunks_is_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "long.ndjson"
+    texts = ["a", "b" * 200_000, "c", "d" * 50_000, "e"]
+    path.write_text("".join(json.dumps({"t": text}) + "\n" for text in texts))
+    for count in (1, 2, 3):
+        source = NdjsonSource(path, block_bytes=1000)
+        source.scan(None, None)
+        found = []
+        for reader in source.readers(count):
+            reader.open(None)
+            found += [row["t"] for row in rows_of(reader)]
+            reader.close()
+        assert sorted(found) == texts
+    compressed = tmp_path / "long.ndjson.gz"
+    compressed.write_bytes(gzip.compress(path.read_bytes()))
+    assert [row["t"] for row in scanned(NdjsonSource(compressed, block_bytes=1000))] == texts
+
+
+def test_lines_of_very_different_lengths_stay_within_the_rows_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "rows.ndjson"
+    path.write_text("".join(json.dumps({"n": n, "t": "x" * (3000 if n % 50 == 0 else 0)}) + "\n" for n in range(500)))
+    for max_rows in (1, 2, 7, 100):
+        source = NdjsonSource(path, block_bytes=5000)
+        source.scan(N, None)
+        source.open(None)
+        found = []
+        while not source.exhausted:
+            batch = source.read_batch(max_rows, 0)
+            if batch is not None:
+                assert batch.num_rows <= max_rows
+                found += batch.data["n"].to_pylist()
+        assert found == list(range(500))
+        source.close()
+
+
+def test_a_file_that_has_grown_goes_on_for_every_reader_where_it_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "rows.ndjson"
+    path.write_text("".join(f'{{"n":{n}}}\n' for n in range(100)))
+    positions: Positions = {}
+    found = []
+    for size in (100, 250):
+        with path.open("a") as file:
+            file.writelines(f'{{"n":{n}}}\n' for n in range(100, size))
+        source = NdjsonSource(path, block_bytes=64)
+        source.scan(N, None)
+        for reader in source.readers(3):
+            reader.open(positions)
+            found += [row["n"] for row in rows_of(reader)]
+            positions |= reader.positions()
+            reader.close()
+    assert sorted(found) == list(range(250))
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_ends_there(tmp_path: Path) -> None:
+    path = tmp_path / "rows.ndjson"
+    path.write_text('{"n":1}\n' * 100)
+    source = NdjsonSource(path, block_bytes=80)
+    source.scan(N, None)
+    source.open(None)
+    assert source.read_batch(100, 0) is not None
+    os.truncate(path, 160)
+    rest = rows_of(source)
+    assert 0 < len(rest) <= 10
+    assert source.exhausted
+
+
+# --- bad rows
+
+
+def test_bad_lines_are_set_apart_with_their_place_and_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "rows.ndjson"
+    path.write_bytes(b'{"n":1}\n\nnope\r\n{"n":2}\n{"n":"x"}\n{"n":3}')
+    source = NdjsonSource(path)
+    source.scan(N, None)
+    source.open(None)
+    batch = source.read_batch(100, 0)
+    assert batch is not None
+    assert batch.data["n"].to_pylist() == [1, 2, 3]
+    assert batch.bad is not None
+    bad = batch.bad.to_pylist()
+    assert [(row["payload"], row["offset"]) for row in bad] == [(b"nope", 9), (b'{"n":"x"}', 23)]
+    assert all(row["reason"] for row in bad)
+    assert batch.offsets == {(str(path), 0): path.stat().st_size}
+
+
+def test_a_file_of_bad_rows_gives_batches_of_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a.ndjson").write_text("x\ny\n")
+    (tmp_path / "b.ndjson").write_text('{"n":1}\n')
+    source = NdjsonSource(tmp_path)
+    source.scan(N, None)
+    source.open(None)
+    first = source.read_batch(100, 0)
+    assert first is not None
+    assert first.num_rows == 0
+    assert first.bad is not None
+    assert first.bad["payload"].to_pylist() == [b"x", b"y"]
+    assert first.bad["headers"].to_pylist()[0] == [{"name": "file", "value": str(tmp_path / "a.ndjson").encode()}]
+    assert rows_of(source) == [{"n": 1}]
+
+
+def test_bad_csv_rows_are_set_apart_with_their_place_and_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'n,t\r\n1,a\r\nx,b\r\n\r\n2,"c\r\nd"\r\n3\r\n4,e,f\r\n5,g')
+    source = CsvSource(path)
+    source.scan(pa.schema({"n": pa.int64(), "t": pa.string()}), None)
+    source.open(None)
+    batch = source.read_batch(100, 0)
+    assert batch is not None
+    assert batch.data.to_pylist() == [{"n": 1, "t": "a"}, {"n": 2, "t": "c\r\nd"}, {"n": 5, "t": "g"}]
+    assert batch.bad is not None
+    bad = batch.bad.to_pylist()
+    data = path.read_bytes()
+    assert [(row["payload"], row["offset"]) for row in bad] == [
+        (text, data.index(text)) for text in (b"x,b", b"3", b"4,e,f")
+    ]
+    assert "int64" in bad[0]["reason"]
+    assert "columns" in bad[1]["reason"]
+
+
+# --- csv
+
+FIELDS = st.sampled_from(["", "a", "ü", '"', ",", "\n", "\r\n", 'x"y', " ", "a\n\nb", "1"])
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(FIELDS, FIELDS), min_size=1, max_size=12), st.integers(1, 30), st.integers(1, 5))
+def test_quoted_line_breaks_are_no_record_ends_at_any_block_size(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], block: int, max_rows: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    table = pa.table({"a": [a for a, _ in rows], "b": [b for _, b in rows]})
+    csv.write_csv(table, path)
+    source = CsvSource(path, block_bytes=block)
+    source.scan(table.schema, None)
+    found = []
+    positions: Positions | None = None
+    ended = False
+    while not ended:
+        source.open(positions)
+        batch = source.read_batch(max_rows, 0)
+        positions, ended = source.positions(), source.exhausted
+        found += [] if batch is None else batch.data.to_pylist()
+        assert batch is None or batch.bad is None
+        source.close()
+    assert found == table.to_pylist()
+
+
+@given(st.lists(st.sampled_from([b"a", b'"', b"\n", b"\r\n", b'""', b",", b'"\n"']), max_size=30), st.integers(0, 20))
+def test_record_ends_are_those_with_an_even_number_of_quotes_before(pieces: list[bytes], low: int) -> None:
+    data = bytearray(b"".join(pieces))
+    low = min(low, len(data))
+    ends = [at + 1 for at in range(low, len(data)) if data[at] == 10 and data.count(b'"', low, at) % 2 == 0]
+    assert CsvRecords().last(data, low, len(data)) == (ends[-1] if ends else low)
+    assert CsvRecords().first(data, low, len(data)) == (ends[0] if ends else len(data))
+
+
+def test_types_of_csv_columns_are_inferred_and_what_does_not_fit_later_is_bad(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("i,f,b,t,d,none\n1,0.5,true,x,2024-01-02,\n,,,,,\n3,2,false,,2024-01-03,\n")
+    schema = CsvSource(path).infer_schema()
+    types = [pa.int64(), pa.float64(), pa.bool_(), pa.string(), pa.date32(), pa.string()]
+    assert schema.types == types
+    with path.open("a") as file:
+        file.write("x,0,true,z,2024-01-04,\n")
+    source = CsvSource(path)
+    source.scan(schema, ["i", "t"])
+    source.open(None)
+    rows = [{"i": 1, "t": "x"}, {"i": None, "t": None}, {"i": 3, "t": None}]
+    assert rows_of(source) == [{"bad": b"x,0,true,z,2024-01-04,"}, *rows]
+
+
+def test_csv_dialects(tmp_path: Path) -> None:
+    expected = [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]
+    for name, text, options in [
+        ("bom.csv", "\ufeffa,b\n1,x\n2,y\n", {}),
+        ("blank.csv", "\n\r\na,b\n\n1,x\n\n2,y\n\n", {}),
+        ("tabs.tsv", "a\tb\n1\tx\n2\ty", {}),
+        ("semi.csv", "a;b\n1;x\n2;y\n", {"delimiter": ";"}),
+        ("bare.csv", "1,x\n2,y\n", {"columns": ["a", "b"]}),
+        ("quoted.csv", '"a","b"\n1,"x"\n2,"y"\n', {}),
+    ]:
+        path = tmp_path / name
+        path.write_text(text)
+        assert scanned(CsvSource(path, **options)) == expected, name  # type: ignore[arg-type]
+
+
+def test_csv_headers_that_cannot_be_are_named(tmp_path: Path) -> None:
+    (tmp_path / "twice.csv").write_text("a,a\n1,2\n")
+    with pytest.raises(UserError, match="two columns 'a'"):
+        CsvSource(tmp_path / "twice.csv").scan(None, None)
+    (tmp_path / "many").mkdir()
+    (tmp_path / "many" / "1.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "many" / "2.csv").write_text("a,c\n1,2\n")
+    with pytest.raises(UserError, match=r"2\.csv' has no column 'b'"):
+        scanned(CsvSource(tmp_path / "many"))
+    with pytest.raises(UserError, match="list"):
+        scanned(CsvSource(tmp_path / "many" / "1.csv"), pa.schema({"a": pa.list_(pa.int64())}))
+
+
+def test_a_quote_that_is_never_closed_makes_bad_rows_and_no_end(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('a,b\n1,x\n2,"y\n' + "3,z\n" * 50)
+    source = CsvSource(path, block_bytes=32)
+    found = scanned(source, pa.schema({"a": pa.int64(), "b": pa.string()}))
+    assert found[0] == {"a": 1, "b": "x"}
+    assert len(found) >= 2
+
+
+def test_empty_files_of_text_have_no_rows(tmp_path: Path) -> None:
+    for name in ("e.ndjson", "e.csv", "e.ndjson.gz", "e.csv.zst"):
+        (tmp_path / name).touch()
+        source = files(tmp_path / name)
+        assert source.infer_schema().names == []
+        assert scanned(source) == []
+    (tmp_path / "header.csv").write_text("a,b\n")
+    assert scanned(files(tmp_path / "header.csv")) == []
+    assert files(tmp_path / "header.csv").infer_schema().names == ["a", "b"]
+    (tmp_path / "blank.ndjson").write_text("\n\r\n\n")
+    assert scanned(files(tmp_path / "blank.ndjson")) == []
+
+
+# --- formats with columns
+
+NESTED = pa.table(
+    {
+        "list": [[1, 2], None, []],
+        "struct": [{"a": 1, "b": "x"}, {"a": None, "b": "ü"}, None],
+        "deep": [[{"k": [1.5]}], [], None],
+    }
+)
+
+
+def test_nested_columns_come_through(tmp_path: Path) -> None:
+    pq.write_table(NESTED, tmp_path / "t.parquet")
+    with ipc.new_file(tmp_path / "t.arrow", NESTED.schema) as writer:
+        writer.write_table(NESTED)
+    (tmp_path / "t.ndjson").write_text("".join(json.dumps(row) + "\n" for row in NESTED.to_pylist()))
+    for name in ("t.parquet", "t.arrow", "t.ndjson"):
+        assert scanned(files(tmp_path / name)) == NESTED.to_pylist()
+        source = files(tmp_path / name)
+        source.scan(None, ["struct"])
+        source.open(None)
+        assert rows_of(source) == NESTED.select(["struct"]).to_pylist()
+
+
+def test_foreign_types_become_canonical(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "d": pa.array(["a", "b", "a"]).dictionary_encode(),
+            "l": pa.array(["x", None, "y"], pa.large_string()),
+            "v": pa.array(["p", "q", None], pa.string_view()),
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    with ipc.new_file(tmp_path / "t.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for name in ("t.parquet", "t.arrow"):
+        source = files(tmp_path / name)
+        assert source.infer_schema().types == [pa.string()] * 3
+        assert scanned(source) == table.to_pylist()
+
+
+def test_files_of_one_folder_are_cast_to_the_first_and_a_missing_column_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"n": [1], "t": ["x"]}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({"t": ["y"], "more": [0], "n": pa.array([2], pa.int32())}), tmp_path / "2.parquet")
+    assert scanned(ParquetSource(tmp_path)) == [{"n": 1, "t": "x"}, {"n": 2, "t": "y"}]
+    pq.write_table(pa.table({"n": ["word"], "t": ["z"]}), tmp_path / "3.parquet")
+    with pytest.raises(UserError, match=r"3\.parquet.*'n' is string, wanted is int64"):
+        scanned(ParquetSource(tmp_path))
+    pq.write_table(pa.table({"n": [3]}), tmp_path / "3.parquet")
+    with pytest.raises(UserError, match=r"3\.parquet' has no column 't'"):
+        scanned(ParquetSource(tmp_path))
+
+
+def test_a_compressed_arrow_file_and_large_batches(tmp_path: Path) -> None:
+    table = pa.table({"n": range(1000), "t": [str(n) for n in range(1000)]})
+    with ipc.new_file(tmp_path / "t.feather", table.schema, options=ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table, 300)
+    source = ArrowSource(tmp_path / "t.feather")
+    source.scan(None, ["t"])
+    readers = source.readers(2)
+    found = []
+    for reader in readers:
+        reader.open(None)
+        found += rows_of(reader, 64)
+        reader.close()
+    assert sorted(int(row["t"]) for row in found) == list(range(1000))
+
+
+# --- damaged files
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    text = b'{"n": 1}\n' * 1000
+    (tmp_path / "cut.ndjson.gz").write_bytes(gzip.compress(text)[:-12])
+    (tmp_path / "not.ndjson.gz").write_bytes(text)
+    (tmp_path / "not.parquet").write_bytes(text)
+    (tmp_path / "not.arrow").write_bytes(text)
+    (tmp_path / "empty.arrow").touch()
+    (tmp_path / "old.feather").write_bytes(b"FEA1 and so on")
+    pq.write_table(pa.table({"n": [1]}), tmp_path / "t.parquet")
+    (tmp_path / "t.parquet.gz").write_bytes(gzip.compress((tmp_path / "t.parquet").read_bytes()))
+    for name in (
+        "cut.ndjson.gz",
+        "not.ndjson.gz",
+        "not.parquet",
+        "not.arrow",
+        "empty.arrow",
+        "old.feather",
+        "t.parquet.gz",
+    ):
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            scanned(files(tmp_path / name), N)
+
+
+def test_several_members_of_a_compressed_file_are_one_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.ndjson.gz"
+    path.write_bytes(gzip.compress(b'{"n":1}\n{"n"') + gzip.compress(b":2}\n") + gzip.compress(b""))
+    assert scanned(NdjsonSource(path)) == [{"n": 1}, {"n": 2}]
+
+
+# --- paths
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """n = 1..6 in files here and below, and much that is no data."""
+    for n, name in enumerate(
+        ["a.ndjson", "b.jsonl", "sub/c.json", "sub/d.ndjson.gz", "z.ndjson.zst", "zz.txt"], start=1
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        line = f'{{"n":{n}}}\n'.encode()
+        packed = {".gz": gzip.compress, ".zst": lambda data: pa.compress(data, codec="zstd", asbytes=True)}
+        path.write_bytes(packed.get(path.suffix, bytes)(line))
+    for name in ("_SUCCESS", ".a.ndjson.tmp", ".hidden.ndjson", "README.md", "sub/_old.ndjson"):
+        (tmp_path / name).write_text('{"n":100}\n')
+    return tmp_path
+
+
+def numbers(source: FileSource) -> list[int]:
+    return [row["n"] for row in scanned(source, N)]
+
+
+def test_a_folder_is_read_by_name_and_what_is_no_data_is_left_out(tree: Path) -> None:
+    assert numbers(NdjsonSource(tree)) == [1, 2, 3, 4, 5]
+    assert numbers(files(tree)) == [1, 2, 3, 4, 5]
+
+
+def test_globs_and_lists_of_paths(tree: Path) -> None:
+    assert numbers(NdjsonSource(f"{tree}/*.ndjson")) == [1]
+    assert numbers(NdjsonSource(f"{tree}/[az]*.ndjson*")) == [1, 5]
+    assert numbers(NdjsonSource(f"{tree}/**/*.gz")) == [4]
+    assert numbers(NdjsonSource(f"{tree}/**/[b-d].*")) == [2, 3, 4]
+    assert numbers(NdjsonSource([tree / "zz.txt", f"{tree}/sub/*.json", tree / "a.ndjson"])) == [6, 3, 1]
+    assert numbers(files(tree / "zz.txt", "ndjson")) == [6]
+
+
+def test_a_name_with_brackets_is_a_file_where_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "a[1].ndjson").write_text('{"n":1}\n')
+    assert numbers(NdjsonSource(tmp_path / "a[1].ndjson")) == [1]
+
+
+def test_paths_that_lead_nowhere_are_named(tree: Path) -> None:
+    (tree / "empty").mkdir()
+    for path, what in [
+        (tree / "no.ndjson", r"no\.ndjson"),
+        (f"{tree}/*.orc", r"no file matches .*\*\.orc"),
+        (tree / "empty", "empty' has no file that ends in"),
+        ([], "needs a path"),
+    ]:
+        with pytest.raises(UserError, match=what):
+            files(path, "ndjson").open(None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"zz\.txt.*does not say"):
+        files(tree / "zz.txt")
+    (tree / "t.csv").write_text("n\n1\n")
+    with pytest.raises(UserError, match=r"several formats: .*\(ndjson\).*\(csv\)"):
+        files(tree)
+    with pytest.raises(UserError, match="'orc' is no format"):
+        files(tree, "orc")
+
+
+def many(folder: Path, names: str) -> None:
+    for name in names:
+        (folder / f"{name}.ndjson").write_text("".join(f'{{"n":{ord(name) * 10 + n}}}\n' for n in range(4)))
+
+
+def test_files_that_come_later_are_read_at_the_next_start(tmp_path: Path) -> None:
+    many(tmp_path, "bdf")
+    source = NdjsonSource(tmp_path)
+    first = numbers(source)
+    positions = source.positions()
+    many(tmp_path, "gh")
+    source.open(positions)
+    assert [row["n"] // 10 for row in rows_of(source)] == [ord("g")] * 4 + [ord("h")] * 4
+    assert len(first) == 12
+
+
+def test_files_that_have_changed_before_the_position_are_refused(tmp_path: Path) -> None:
+    many(tmp_path, "bdf")
+    source = NdjsonSource(tmp_path)
+    source.scan(N, None)
+    source.open(None)
+    for _ in range(2):
+        assert source.read_batch(3, 0) is not None
+    positions = source.positions()
+    source.close()
+    many(tmp_path, "e")
+    source.open(positions)  # behind the file that is being read
+    source.close()
+    many(tmp_path, "a")
+    with pytest.raises(UserError, match=r"files of .* are not those of the checkpoint"):
+        source.open(positions)
+    for name in "abe":
+        (tmp_path / f"{name}.ndjson").unlink()
+    with pytest.raises(UserError, match="are not those of the checkpoint"):
+        source.open(positions)
+    for name in "df":
+        (tmp_path / f"{name}.ndjson").unlink()
+    with pytest.raises(UserError, match="has no file"):
+        source.open(positions)
+
+
+def test_a_timestamp_begins_at_the_first_file_that_was_changed_then(tmp_path: Path) -> None:
+    many(tmp_path, "abc")
+    for n, name in enumerate("abc"):
+        os.utime(tmp_path / f"{name}.ndjson", (1_600_000_000 + n, 1_600_000_000 + n))
+    for start, count in ((0, 12), (1_600_000_001_000, 8), (1_600_000_001_001, 4), (1_600_000_003_000, 0)):
+        source = NdjsonSource(tmp_path)
+        source.scan(N, None)
+        source.open(None, start)
+        assert len(rows_of(source)) == count
+        source.close()
+
+
+def test_columns_are_inferred_from_the_first_file_that_has_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.ndjson").touch()
+    (tmp_path / "b.ndjson").write_text("not json\n" + '{"n":1}\n' * 1500 + '{"n":1,"late":2}\n')
+    source = NdjsonSource(tmp_path)
+    assert source.infer_schema().equals(N)
+    assert len(scanned(source)) == 1502
+
+
+def test_the_number_of_readers_is_checked_and_one_piece_has_one(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("n\n1\n")
+    assert len(CsvSource(path).readers(4)) == 1
+    assert len(CsvSource(tmp_path).readers(4)) == 4
+    with pytest.raises(UserError, match="at least one"):
+        CsvSource(path).readers(0)
+
+
+def test_records_of_several_files_have_offsets_that_grow(tmp_path: Path) -> None:
+    many(tmp_path, "ab")
+
+    def offsets() -> Iterator[int]:
+        source = NdjsonSource(tmp_path)
+        source.open(None)
+        while not source.exhausted:
+            batch = source.read_batch(3, 0)
+            if batch is not None:
+                yield from batch.data["offset"].to_pylist()
+        source.close()
+
+    found = list(offsets())
+    assert len(found) == 8
+    assert found == sorted(set(found))
