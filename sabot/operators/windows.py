@@ -19,7 +19,7 @@ from sabot._cython.window import split_panes
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.errors import InternalError, UserError
 from sabot.operators.aggregates import Aggregator, Call, Snapshot, owned_groups, read_batches
-from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
+from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
 from sabot.operators.gathered import Extras, joined
 from sabot.state.tables import TableStore
 
@@ -75,14 +75,15 @@ class _Shape:
 
 
 class WindowAggregate(Operator):
-    """`calls` by `keys` and window. Emits the keys, window_start, window_end (exclusive), the calls and, where the input has it,
-    TIME_COLUMN: the window's last ms.
+    """`calls` by `keys` and window. Emits the keys, window_start, window_end (exclusive), the calls, and TIME_COLUMN: the last ms.
 
     A window is emitted when the watermark reaches its end, windows in order of their ends, groups in any order, empty ones not.
     allowed_lateness_ms: for so long after its end, a row that comes for a window makes the next `advance` emit its groups again, with
     all their rows. A row is late when all its windows are over, lateness included: it goes to the side "late", without TIME_COLUMN.
     emit_every_ms: when the watermark passes a multiple of it, windows that are not yet complete are emitted as they are.
     partial: batches are what LocalCombine emits; their late rows are counted, but cannot go to the side.
+
+    With a directory, panes keep to the memory budget; what a hopping or cumulative window has merged of them stands beside it.
     """
 
     def __init__(
@@ -103,34 +104,26 @@ class WindowAggregate(Operator):
         self._keys, self._calls = tuple(keys), tuple(calls)
         self._lateness, self._every, self._partial = allowed_lateness_ms, emit_every_ms, partial
         self._late_rows = self._windows_emitted = self._rows_emitted = 0
-        self._statistics: dict[str, Any] = {}
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._context = context
-        self._input = _combined_input(context.input) if self._partial else context.input
-        self._timed = TIME_COLUMN in self._input.names
-        self._aggregator = Aggregator(self._keys, self._calls, self._input, order=TIME_COLUMN if self._timed else None)
-        time = PANE_COLUMN if self._partial else TIME_COLUMN
-        self._time = context.input.get_field_index(time)
-        if self._time < 0:
-            raise UserError(
-                "a window of event time needs event time", hint="name its column: app.stream(..., time='ts')"
-            )
+        rows = _combined_input(context.input) if self._partial else context.input
+        _time_of(rows)
+        self._time = context.input.get_field_index(PANE_COLUMN if self._partial else TIME_COLUMN)
+        self._aggregator = Aggregator(self._keys, self._calls, rows, order=TIME_COLUMN)
         self._late = context.side.get("late")
         self._store = self._aggregator.store(context)
         self._extras: dict[int, Extras] = {}
         self._panes: list[int] = []  # those that hold rows, ascending
-        self._reopened: dict[
-            int, GroupTable
-        ] = {}  # pane -> keys of rows that came after one of its windows was emitted
+        # pane -> the keys of rows that came for it after one of its windows was emitted
+        self._reopened: dict[int, GroupTable] = {}
+        self._merged = self._cache()
         self._watermark = _START_OF_TIME
         self._late_before = _START_OF_TIME
-        self._merged = self._cache()
         result = self._aggregator.schema
         bounds = [pa.field("window_start", _WINDOW_TIME), pa.field("window_end", _WINDOW_TIME)]
-        fields = [*list(result)[: len(self._keys)], *bounds, *list(result)[len(self._keys) :]]
-        if self._timed:
-            fields.append(pa.field(TIME_COLUMN, pa.int64()))
+        time = pa.field(TIME_COLUMN, _INT64)
+        fields = [*list(result)[: len(self._keys)], *bounds, *list(result)[len(self._keys) :], time]
         self._schema = pa.schema(fields)
         if len(set(self._schema.names)) < len(fields):
             raise UserError("an aggregate or a key of a window is called window_start or window_end", hint="rename it")
@@ -146,7 +139,7 @@ class WindowAggregate(Operator):
             late_before=self._late_before,
         )
         if late is not None:
-            self._refuse(data, late)
+            self._refuse(batch, late)
         for pane, rows in panes:
             self._add(pane, data, rows, batch.hashes)
         self._store.settle()
@@ -163,18 +156,19 @@ class WindowAggregate(Operator):
             self._aggregator.add(table, self._extras[pane], data, rows, hashes)
         if pane + self._shape.step <= self._watermark:
             self._merged.forget()
-            if pane not in self._reopened:
-                self._reopened[pane] = self._keys_table()
-            keys = [data.schema.get_field_index(name) for name in self._keys]
-            self._reopened[pane].resolve(data, keys, hashes=hashes, selection=rows)
+            if self._lateness:
+                if pane not in self._reopened:
+                    self._reopened[pane] = self._keys_table()
+                keys = [data.schema.get_field_index(name) for name in self._keys]
+                self._reopened[pane].resolve(data, keys, hashes=hashes, selection=rows)
 
-    def _refuse(self, data: pa.RecordBatch, late: pa.Int32Array) -> None:
+    def _refuse(self, batch: Batch, late: pa.Int32Array) -> None:
         if self._partial:
-            self._late_rows += pc.sum(data.column(ROWS_COLUMN).take(late)).as_py()
+            self._late_rows += pc.sum(batch.data.column(ROWS_COLUMN).take(late)).as_py()
             return
         self._late_rows += len(late)
         if self._late is not None:
-            self._late(Batch(data.drop_columns([TIME_COLUMN]).take(late)))
+            self._late(batch.with_data(batch.data.drop_columns([TIME_COLUMN]).take(late)))
 
     def advance(self, watermark_ms: int) -> None:
         before = self._watermark
@@ -183,15 +177,19 @@ class WindowAggregate(Operator):
         self._emit_reopened(before)
         for end in self._ends(before, watermark_ms):
             self._emit_window(self._merged, end)
-        self._watermark = watermark_ms
+        self._set_watermark(watermark_ms)
         if self._every is not None and before // self._every != watermark_ms // self._every:
             self._emit_early()
-        self._late_before = min(self._shape.first_open(watermark_ms - self._lateness), 2**63 - 1)
         over = bisect_left(self._panes, self._late_before)
         for pane in self._panes[:over]:
             self._store.drop(pane)
             del self._extras[pane]
         del self._panes[:over]
+
+    def _set_watermark(self, watermark_ms: int) -> None:
+        self._watermark = watermark_ms
+        first_open = self._shape.first_open(watermark_ms - self._lateness)
+        self._late_before = max(_START_OF_TIME, min(first_open, END_OF_TIME))
 
     def _ends(self, after: int, upto: int) -> Iterator[int]:
         """Ends of windows that hold rows, after < end <= upto, ascending. Goes from pane to pane, not from window to window."""
@@ -253,8 +251,7 @@ class WindowAggregate(Operator):
                 continue
             bounds = [_repeated(ms, rows, _WINDOW_TIME) for ms in (start, end)]
             columns = [*result.columns[:width], *bounds, *result.columns[width:]]
-            if self._timed:
-                columns.append(_repeated(end - 1, rows))
+            columns.append(_repeated(end - 1, rows))
             self._rows_emitted += rows
             self.emit(Batch(pa.RecordBatch.from_arrays(columns, schema=self._schema)))
         self._windows_emitted += 1
@@ -273,7 +270,7 @@ class WindowAggregate(Operator):
             keys = [_with_pane(table.export(), pane) for pane, table in self._reopened.items()]
             files["reopened"] = keys[0].schema, keys
         facts = {
-            "watermark": None if self._watermark == _START_OF_TIME else self._watermark,
+            "watermark": self._watermark,
             "late_rows": self._late_rows,
             "tables": tables_facts,
         }
@@ -296,22 +293,21 @@ class WindowAggregate(Operator):
                     if pane not in self._reopened:
                         self._reopened[pane] = self._keys_table()
                     self._reopened[pane].merge(state)
-        marks = [part.facts["watermark"] for part in saved]
-        self._watermark = min(_START_OF_TIME if mark is None else mark for mark in marks)
-        if self._watermark > _START_OF_TIME:
-            self._late_before = min(self._shape.first_open(self._watermark - self._lateness), 2**63 - 1)
+        self._set_watermark(min((part.facts["watermark"] for part in saved), default=_START_OF_TIME))
         if context.subtask == 0:  # the job's sum stays what it was
             self._late_rows = sum(part.facts["late_rows"] for part in saved)
         self._store.settle()
 
     def close(self) -> None:
-        if self.__dict__.get("_store") is not None:
+        if hasattr(self, "_store"):
             self._store.close()
             self._extras.clear()
             self._reopened.clear()
             self._merged.forget()
 
     def statistics(self) -> dict[str, Any]:
+        if not hasattr(self, "_merged"):
+            return {}
         return {
             **self._store.statistics(),
             "panes": len(self._panes),
@@ -336,11 +332,7 @@ class LocalCombine(Operator):
         self._rows_in = self._rows_out = 0
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        self._time = context.input.get_field_index(TIME_COLUMN)
-        if self._time < 0:
-            raise UserError(
-                "a window of event time needs event time", hint="name its column: app.stream(..., time='ts')"
-            )
+        self._time = _time_of(context.input)
         calls = [*self._calls, Call(ROWS_COLUMN, "count")]
         self._aggregator = Aggregator(self._keys, calls, context.input, order=TIME_COLUMN)
         self._rows = self._aggregator.states.get_field_index(f"{self._aggregator.kernel.index(('count', None))}.count")
@@ -464,6 +456,15 @@ class _Merged:
     def _merge(self, into: tuple[GroupTable, Extras], state: pa.RecordBatch) -> None:
         self.merges += 1
         self._aggregator.merge(*into, state)
+
+
+def _time_of(rows: pa.Schema) -> int:
+    """Where the event time is."""
+    index: int = rows.get_field_index(TIME_COLUMN)
+    if index < 0:
+        hint = "name its column: app.stream(..., time='ts')"
+        raise UserError("a window of event time needs event time", hint=hint)
+    return index
 
 
 def _combined_input(partial: pa.Schema) -> pa.Schema:

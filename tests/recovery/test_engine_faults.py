@@ -743,7 +743,8 @@ async def test_context_variables_are_fresh_for_each_call_of_a_batch_agent(app, t
         await asyncio.sleep(0)
 
     await bounded(app.run())
-    assert seen == [None] * 4
+    assert len(seen) > 1
+    assert set(seen) == {None}
 
 
 async def test_a_plain_function_may_return_a_future(app, tmp_path, sink):

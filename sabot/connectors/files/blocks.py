@@ -11,7 +11,7 @@ from typing import Protocol
 from sabot.connectors.files.paths import DataFile, codec_of, open_stream
 from sabot.connectors.files.source import FileReader, Found, Share, no_place
 
-__all__ = ["BlockReader", "Blocks", "ChunkedFile", "Lines", "LineStream", "Nothing", "Records", "open_blocks"]
+__all__ = ["BlockReader", "Blocks", "ChunkedFile", "Lines", "Nothing", "Records", "StreamedFile", "open_blocks"]
 
 SLACK_BYTES = 16 << 10  # read beyond a chunk, for the end of its last line
 SKIP_BYTES = 1 << 20
@@ -158,7 +158,7 @@ class ChunkedFile(Blocks):
             os.close(fd)
 
 
-class LineStream(Blocks):
+class StreamedFile(Blocks):
     """A file that is read from its beginning to its end: a compressed one, whose offsets count decompressed bytes, or
     one whose records only a reader from the beginning can tell apart. It is one piece.
     """
@@ -242,7 +242,7 @@ def open_blocks(file: DataFile, offset: int, share: Share, block_bytes: int) -> 
         return ChunkedFile(file, offset, share, block_bytes)
     if not share.has(file.number, 0):
         return Nothing(offset)
-    return LineStream(file, offset, block_bytes, Lines())
+    return StreamedFile(file, offset, block_bytes, Lines())
 
 
 class Nothing(Blocks):

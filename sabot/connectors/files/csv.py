@@ -7,7 +7,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from sabot._cython.batch import normalise
-from sabot.connectors.files.blocks import BlockReader, Blocks, LineStream, Nothing
+from sabot.connectors.files.blocks import BlockReader, Blocks, Nothing, StreamedFile
 from sabot.connectors.files.paths import DataFile, Paths, bare_suffix
 from sabot.connectors.files.source import FileReader, FileSource, Found
 from sabot.errors import UserError
@@ -57,14 +57,14 @@ class CsvSource(FileSource):
                     f"file {file.path!r} has no column {name!r}",
                     hint=f"its header has {', '.join(map(repr, dialect.names))}; all files of a source have the same columns",
                 )
-        stream = LineStream(file, max(offset, dialect.header_bytes), self._block_bytes, CsvRecords())
+        stream = StreamedFile(file, max(offset, dialect.header_bytes), self._block_bytes, CsvRecords())
         return _Rows(stream, dialect, wanted)
 
     def _dialect(self, file: DataFile) -> "_Dialect":
         delimiter = self._delimiter or ("\t" if bare_suffix(file.path) == ".tsv" else ",")
         if self._columns is not None:
             return _Dialect(delimiter, self._columns, 0)
-        blocks = LineStream(file, 0, min(self._block_bytes, 1 << 16), CsvRecords())
+        blocks = StreamedFile(file, 0, min(self._block_bytes, 1 << 16), CsvRecords())
         try:
             while blocks.low < blocks.high or blocks.next():
                 end = blocks._records.first(blocks.buffer, blocks.low, blocks.high)
@@ -80,7 +80,7 @@ class CsvSource(FileSource):
     def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
         for file in files:
             dialect = self._dialect(file)
-            blocks = LineStream(file, dialect.header_bytes, max(self._block_bytes, BLOCK_BYTES), CsvRecords())
+            blocks = StreamedFile(file, dialect.header_bytes, max(self._block_bytes, BLOCK_BYTES), CsvRecords())
             try:
                 if not dialect.names or not blocks.next():
                     continue
