@@ -361,7 +361,10 @@ class KeyedStream:
         return WindowedStream(self, window, _ms(allowed_lateness, "allowed_lateness"), every, late)
 
     def aggregate(self, *, ttl: Duration | None = None, **aggregates: Aggregate) -> Stream:
-        """For each row, its key's aggregates so far, the row included. ttl: a key not seen for so long of event time starts anew."""
+        """For each row, its key's aggregates so far, the row included. ttl: a key not seen for so long of event time starts anew.
+
+        Of numbers and times: count, sum, min, max, mean, variance, stddev, first, last, any. The others need a window.
+        """
         known = _aggregates(aggregates)
         return Stream(self._owner, RunningAggregate(self._node, self._keys, known, _optional_ms(ttl, "ttl")))
 

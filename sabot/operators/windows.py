@@ -335,7 +335,8 @@ class LocalCombine(Operator):
         self._time = _time_of(context.input)
         calls = [*self._calls, Call(ROWS_COLUMN, "count")]
         self._aggregator = Aggregator(self._keys, calls, context.input, order=TIME_COLUMN)
-        self._rows = self._aggregator.states.get_field_index(f"{self._aggregator.kernel.index(('count', None))}.count")
+        counts = zip(self._aggregator.kernel, self._aggregator.arguments, self._aggregator.filters, strict=True)
+        self._rows = self._aggregator.states.names.index(f"{list(counts).index((('count', None), -1, -1))}.count")
         self._table, self._extras = self._aggregator.table(), self._aggregator.extras()
         fields = [*self._aggregator.states, pa.field(PANE_COLUMN, pa.int64()), pa.field(ROWS_COLUMN, pa.int64())]
         self._schema = pa.schema(fields, metadata={_INPUT: context.input.serialize().to_pybytes()})

@@ -25,7 +25,7 @@ from sabot.api.stream import (
     Write,
 )
 
-__all__ = ["Columns", "optimise", "used_columns", "walk", "with_schemas"]
+__all__ = ["Columns", "columns_of", "optimise", "used_columns", "walk", "with_schemas"]
 
 Columns = frozenset[str] | None
 """Names of columns; None: all."""
@@ -126,13 +126,33 @@ class _Needs:
 
 
 def used_columns(writes: Iterable[Write]) -> Mapping[int, Columns]:
-    """id(Read node) -> the columns of it that anything uses (event time aside)."""
+    """id(node) -> the columns of its rows that anything below uses (event time aside)."""
     nodes = walk(writes)
     needs = _Needs({})
     for node in reversed(nodes):
         for upstream, columns in _asks(node, needs.columns.get(id(node), frozenset())):
             needs.add(upstream, columns)
-    return {id(node): needs.columns[id(node)] for node in nodes if isinstance(node, Read)}
+    return needs.columns
+
+
+def columns_of(node: Node) -> list[str] | None:
+    """The names of a node's columns as the program has them; None where a function, or records to come, decide."""
+    if isinstance(node, Read):
+        return None if node.schema is None else list(node.schema.names)
+    if isinstance(node, Select):
+        return [name for name, _ in node.columns]
+    if isinstance(node, AggregateWindow | RunningAggregate):
+        return None  # nobody asks
+    below = columns_of(node.inputs[0]) if node.inputs and not isinstance(node, MapBatches | FlatMap) else None
+    if below is None:
+        return None
+    if isinstance(node, WithColumns):
+        return below + [name for name, _ in node.columns if name not in below]
+    if isinstance(node, Drop):
+        return [name for name in below if name not in node.names]
+    if isinstance(node, Rename):
+        return [dict(node.names).get(name, name) for name in below]
+    return below
 
 
 def _asks(node: Node, wanted: Columns) -> list[tuple[Node, Columns]]:

@@ -23,7 +23,7 @@ from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, RunningAg
 from sabot.operators.sessions import SessionAggregate
 from sabot.operators.stateless import Drop, Filter, FlatMap, MapBatches, Rename, Select, WithColumns
 from sabot.operators.windows import LocalCombine, WindowAggregate
-from sabot.plan.optimise import optimise, used_columns, walk
+from sabot.plan.optimise import columns_of, optimise, used_columns, walk
 
 __all__ = ["Edge", "Plan", "Reading", "Stage", "Step", "make_plan"]
 
@@ -253,12 +253,19 @@ class _Planner:
                 return self._with_columns(place, node.columns)
             case logical.Drop():
                 names = node.names
+                self._check_names(node.input, names)
+                if self._used[id(node)] is not None:
+                    return self._place(node.input)  # what is not used is not read
                 return self._then(node.input, f"drop {', '.join(names)}", lambda: Drop(names))
             case logical.Rename():
-                renamed = dict(node.names)
+                self._check_names(node.input, [old for old, _ in node.names])
+                used = self._used[id(node)]
+                renamed = {old: new for old, new in node.names if used is None or new in used}
                 place = self._place(node.input)
+                if not renamed:
+                    return place
                 keys = None if place.keys is None else tuple(renamed.get(key, key) for key in place.keys)
-                text = "rename " + ", ".join(f"{old} to {new}" for old, new in node.names)
+                text = "rename " + ", ".join(f"{old} to {new}" for old, new in renamed.items())
                 time = place.time if place.time is None else renamed.get(place.time, place.time)
                 return self._step(place, text, lambda: Rename(renamed), keys=keys, time=time)[1]
             case logical.MapBatches():
@@ -297,6 +304,12 @@ class _Planner:
                 return self._step(place, text, lambda: Deduplicate(by, within_ms=within_ms))[1]
             case _:
                 raise UserError(f"{type(node).__name__} is no step of a stream")
+
+    def _check_names(self, node: Node, names: Iterable[str]) -> None:
+        known = columns_of(node)
+        for name in names:
+            if known is not None and name not in known:
+                _refuse(name, known)
 
     def _then(self, upstream: Node, text: str, make: Callable[[], Operator]) -> _Place:
         return self._step(self._place(upstream), text, make)[1]

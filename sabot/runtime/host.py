@@ -58,9 +58,7 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
 
 def run_here(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Runs it to its end, also where an event loop runs already (a notebook): then in a thread of its own."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _loop_runs_here():
         asyncio.run(work())
         return
     failures: list[BaseException] = []
@@ -76,3 +74,11 @@ def run_here(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     thread.join()
     if failures:
         raise failures[0]
+
+
+def _loop_runs_here() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

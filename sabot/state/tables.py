@@ -62,8 +62,9 @@ class SavedTables(Protocol):
 class TableStore:
     """The tables of one keyed operator in one subtask, by pane. One owner, the subtask's thread.
 
-    Of `memory_budget`, where there is a directory, 0.4 are for the tables; an eighth for RocksDB's blocks; the rest for what
-    a snapshot copies and is not written yet, and for what RocksDB needs to find its blocks. `evictable=False`: all groups stay
+    Of `memory_budget`, where there is a directory, 0.3 are for the tables; a sixteenth for RocksDB's blocks (the system's file cache
+    has them too); the rest for what a snapshot copies and is not written yet, for what RocksDB needs to find its blocks (about 2
+    bytes a group), and for its compactions. `evictable=False`: all groups stay
     in memory, whatever they take, and snapshots still write only what changed.
     """
 
@@ -84,8 +85,8 @@ class TableStore:
         self._spare = [spare] if directory is None else []
         self._directory = directory
         self._evictable = evictable and directory is not None and len(keys) > 0
-        self._table_bytes = memory_budget * 2 // 5
-        self._cache_bytes = memory_budget // 8
+        self._table_bytes = memory_budget * 3 // 10
+        self._cache_bytes = memory_budget // 16
         self._database: ColdGroups | None = None
         self._deltas: list[Delta] = []
         self._cuts: list[Cut] = []

@@ -27,7 +27,9 @@ Array: TypeAlias = pa.Array
 _NAMESPACE = "groups"
 _HEAD_BYTES = 16  # pane and place
 _PIECE_ROWS = 8_192  # packed or unpacked in one go; this holds the GIL
+_LOOKUP_ROWS = 1_024  # asked for in one go; RocksDB holds a block of 4 KB for each until the last is found
 _SIGN = 1 << 63
+_OPTIONS = {"write_buffer_size": 1 << 20, "target_file_size_base": 16 << 20}  # memtables have but the dropped ranges
 
 Take = Callable[[pa.Int32Array], list[Array]]
 """Row numbers -> the columns of these rows."""
@@ -41,7 +43,7 @@ class ColdGroups:
         self._states = states
         self._codec = _Codec(states, keys)
         self.directory = directory
-        self._database = Database(directory, database_options(cache_bytes, {}, lookups=True), sealed=False)
+        self._database = Database(directory, database_options(cache_bytes, _OPTIONS, lookups=True), sealed=False)
         self.parts = Parts(self._database, states)
 
     @classmethod
@@ -68,8 +70,8 @@ class ColdGroups:
         parts = []
         heads = places(hashes)
         order = pa.array(np.argsort(heads.to_numpy()).astype(np.int32))  # neighbours share a block
-        for start in range(0, len(order), _PIECE_ROWS):
-            rows = order.slice(start, _PIECE_ROWS)
+        for start in range(0, len(order), _LOOKUP_ROWS):
+            rows = order.slice(start, _LOOKUP_ROWS)
             packed = self._codec.pack_keys(pane, [column.take(rows) for column in keys], heads.take(rows))
             values = self._database.get_many(_NAMESPACE, packed)
             found = [(key, value) for key, value in zip(packed, values, strict=True) if value is not None]

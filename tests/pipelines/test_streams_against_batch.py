@@ -126,7 +126,7 @@ STATELESS = [
         lambda s: s.select("n", "amount").with_columns(n=col("n") + 1, before=col("n"), amount=col("amount").fill_null(0.0)),
         "select n + 1 as n, coalesce(amount, 0.0) as amount, n as before from t",
     ),
-    Program("drop", lambda s: s.drop("s", "f", "at"), "select * exclude (s, f, at) from t"),
+    Program("drop", lambda s: s.drop("s", "f", "at"), "select * exclude (s, f, \"at\") from t"),
     Program(
         "rename, also in a circle",
         lambda s: s.select("n", "k", "s").rename({"k": "s", "s": "k"}).filter(col("s") == "a"),
@@ -192,7 +192,7 @@ STATELESS = [
             begins=col("s").str.startswith("S"),
             word=col("s").str.regexp_extract("([a-z]+)"),
         ),
-        """select n, replace(upper(replace(s, 'ß', '#')), '#', 'ẞ') as up, length(s) as size, substr(s, 2, 3) as part, regexp_matches(s, 'a|b') as has,
+        """select n, replace(upper(s), 'ẞ', 'SS') as up, length(s) as size, substr(s, 2, 3) as part, regexp_matches(s, 'a|b') as has,
            starts_with(s, 'S') as begins, if(regexp_matches(s, '[a-z]+'), regexp_extract(s, '([a-z]+)', 1), null) as word from t""",
     ),
     Program(
@@ -308,7 +308,7 @@ AGGREGATES = [
     ), many_sql().replace("arg_min(s, n)", "arg_min_null(s, n)"), near=("mean", "variance", "stddev")),
 ]  # fmt: skip
 
-_VALUES = ("i", "f", "amount", "s", "b", "at")
+_VALUES = ("i", "g", "amount", "s", "b", "at")
 
 
 def _over(kind: str, *columns: str, by: str | None = None, near: bool = False) -> Program:
@@ -335,8 +335,8 @@ def _over(kind: str, *columns: str, by: str | None = None, near: bool = False) -
 AGGREGATES += [
     _over("count", *_VALUES),
     _over("sum", "i", "f", "amount", near=False),
-    _over("min", "i", "f", "amount", "at", "s"),
-    _over("max", "i", "f", "amount", "at", "s"),
+    _over("min", "i", "f", "g", "at", "s"),
+    _over("max", "i", "f", "g", "at", "s"),
     _over("mean", "f", "amount", "r", near=True),
     _over("variance", "amount", "r", near=True),
     _over("stddev", "amount", "r", near=True),

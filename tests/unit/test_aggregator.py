@@ -175,6 +175,14 @@ CALLS: list[tuple[Call, Callable[[list[Row]], Any]]] = [
     (Call("variance_2", "variance", "number", ddof=2, where="ok"), where(variance(2))),
     *[(Call(f"min_{n}", "min", n), one(min, n)) for n in ("small", "text", "money", "when", "raw", "ok")],
     *[(Call(f"max_{n}", "max", n), one(max, n)) for n in ("small", "text", "money", "when", "raw", "ok")],
+    (
+        Call("min_number", "min", "number"),
+        lambda g: min(values("number")(g), default=NAN if values("number", True)(g) else None),
+    ),
+    (
+        Call("max_number", "max", "number"),
+        lambda g: max(values("number")(g), default=NAN if values("number", True)(g) else None),
+    ),
     (Call("max_text_ok", "max", "text", where="ok"), where(one(max, "text"))),
     *[
         (Call(f"first_{n}", "first", n), lambda g, n=n: by_time(g)[0][n])

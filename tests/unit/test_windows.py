@@ -302,15 +302,15 @@ def test_two_phases_give_what_one_gives(window, keys):
 
 
 def test_partial_states_that_come_too_late_count_as_the_rows_they_were():
-    local, final = (
-        LocalCombine(tumbling("10ms"), ["account"], COUNT),
-        WindowAggregate(tumbling("10ms"), ["account"], COUNT, partial=True),
-    )
+    calls = [Call("online", "count", where="online"), Call("n_text", "count", "text")]
+    local = LocalCombine(tumbling("10ms"), ["account"], calls)
+    final = WindowAggregate(tumbling("10ms"), ["account"], calls, partial=True)
     local.emit, final.emit = final.process, lambda batch: None
     final.open(OperatorContext(local.open(OperatorContext(SCHEMA))))
     final.advance(20)
     local.process(Batch(batch_of([5, 6, 15, 25])))
     assert final.statistics()["late_rows"] == 3
+    assert local.statistics() == {"rows_in": 4, "rows_out": 3}
 
 
 def batch_of(times: list[int], accounts: list[str | None] | None = None) -> pa.RecordBatch:
@@ -485,6 +485,33 @@ def test_a_slide_costs_what_its_panes_cost_not_what_the_window_has():
     job.advance(1201)
     assert len(spans(job)) == 1201
     assert job.parts[0].statistics()["merges"] < 6 * 1200
+
+
+def test_more_groups_than_the_memory_budget_holds_give_the_same(tmp_path):
+    window = hopping("1s", "500ms")
+    calls = [KERNEL[0], KERNEL[3], KERNEL[5]]
+    job = Job(tmp_path, window, ["account"], [call for call, _ in calls])
+    dice = np.random.default_rng(7)
+    parts = []
+    for begin in range(0, 60_000, 10_000):
+        accounts = [f"account number {i}" for i in dice.integers(0, 15_000, 10_000)]
+        times = 250 * (begin // 10_000) + dice.integers(0, 100, 10_000)
+        part = batch_of(times.tolist(), accounts)
+        parts.append(part.set_column(3, "units", pa.array(dice.integers(0, 1000, 10_000))))
+    evicted = 0
+    for number, part in enumerate(parts):
+        job.process(part)
+        if number == 3:
+            evicted += job.parts[0].statistics()["evicted_total"]
+            job.restart(tmp_path, 2)
+    job.advance(END_OF_TIME)
+    assert evicted > 0
+    for batch in job.parts:
+        batch.close()
+    wanted = expected(pa.Table.from_batches(parts).combine_chunks().to_batches()[0], window, ["account"], calls)
+    found = [{k: v for k, v in row.items() if k != TIME_COLUMN} for row in job.results()]
+    by = itemgetter("window_start", "account")
+    assert sorted(found, key=by) == sorted(wanted, key=by)
 
 
 def test_a_window_needs_event_time_and_names_of_its_own():
