@@ -17,13 +17,21 @@ class OperatorRun:
     """`make()` in `parallelism` subtasks; rows go to them by key group, as a selection. `results` and `late` gather what comes out."""
 
     def __init__(
-        self, make: Callable[[], Operator], input: pa.Schema, keys: Sequence[str], directory: Path, parallelism: int = 1
+        self,
+        make: Callable[[], Operator],
+        input: pa.Schema,
+        keys: Sequence[str],
+        directory: Path,
+        parallelism: int = 1,
+        memory_budget: int | None = None,
     ) -> None:
         self._make, self._input, self._keys, self._directory = make, input, keys, directory
+        self._memory_budget = memory_budget  # None: state is kept in memory only
         self.batches: list[Batch] = []
         self.late: list[dict[str, Any]] = []
         self.parts: list[Operator] = []
         self._checkpoints = 0
+        directory.mkdir(exist_ok=True)
         self._start(parallelism, [])
 
     def _start(self, parallelism: int, saved: list[SavedState]) -> None:
@@ -32,7 +40,12 @@ class OperatorRun:
             part = self._make()
             part.emit = self._emit
             side = {"late": lambda batch: self.late.extend(batch.taken().to_pylist())}
-            self.schema = part.open(OperatorContext(self._input, subtask, parallelism, side=side))
+            context = OperatorContext(self._input, subtask, parallelism, side=side)
+            if self._memory_budget is not None:
+                context.memory_budget = self._memory_budget
+                context.directory = self._directory / f"state-{self._checkpoints}-{subtask}"
+                context.directory.mkdir()
+            self.schema = part.open(context)
             if saved:
                 part.restore(saved)
             self.parts.append(part)

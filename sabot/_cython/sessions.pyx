@@ -1,7 +1,7 @@
 """Which session, or which run, a row belongs to. See sessions.pyi for the contract.
 
       newest[slot] ──▶ session ──left──▶ session ──left──▶ …        one chain a key, by time; `right` leads back
-      wheel: slot ──▶ (due, id), (due, id), …                       a slot is about a thousandth of a gap of event time
+      wheel: slot ──▶ (due, id), (due, id), …                       a slot is at most a 512th of what a session waits for
 
 A chain is walked from its newest session; where that takes long, the key gets a search tree over the same sessions (`trees`).
 The wheel is lazy: rows that extend a session do not touch it. An entry's time is at most that at which its session is due; an entry
@@ -42,7 +42,7 @@ cdef enum:
     WHEEL = 2048 * 24       # bytes of an empty wheel
     TREE_NODE = 64          # bytes of a session in a tree, about
     SLACK = 1024            # stale entries of the wheel that are always tolerated
-    SPOKES = 1024           # slots of the wheel that a gap takes, at least (while they are not below a ms)
+    SPOKES = 512            # slots that the longest wait takes, at least, where a slot is 1 ms or more; at most half of a wheel
     NOTHING = -1            # no session, no run
     GONE = -2               # as NOTHING; the slot was given back by `remove`
 
@@ -231,7 +231,7 @@ cdef extern from *:
 
 
 cdef int _shift(int64_t span_ms) noexcept:
-    """The width of a wheel's buckets, as a power of two."""
+    """The width of a wheel's slots, as a power of two, for things that are due within `span_ms`."""
     cdef int shift = 0
     while span_ms >> (shift + 1) >= SPOKES:
         shift += 1
@@ -261,7 +261,7 @@ cdef class SessionTable:
         self.gap_ms = _checked(gap_ms, "gap_ms", 1)
         self.lateness_ms = _checked(lateness_ms, "lateness_ms", 0)
         self.watermark_ms = INT64_MIN
-        self.wheel.shift = _shift(gap_ms)
+        self.wheel.shift = _shift(_plus(gap_ms, lateness_ms))
         self.merges = self.late = self.in_trees = 0
 
     def __len__(self):

@@ -6,6 +6,9 @@ import pyarrow as pa
 def places(hashes: pa.UInt64Array) -> pa.UInt64Array:
     """Key hash -> where the key stands in a database: the 10 bits of its key group first, then the rest of the hash."""
 
+def give_back() -> None:
+    """Memory that was freed goes back to the system, where the C library keeps it otherwise (glibc). Takes some milliseconds."""
+
 class RowCodec:
     """Rows of columns <-> bytes, one bytes object a row. Resolved once for its types.
 

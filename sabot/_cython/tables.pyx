@@ -29,7 +29,7 @@ from sabot._cython.arrow cimport (
 
 from sabot.errors import UserError
 
-__all__ = ["KeyFilter", "RowCodec", "places"]
+__all__ = ["KeyFilter", "RowCodec", "give_back", "places"]
 
 cdef extern from "Python.h":
     object PySequence_Fast(object, const char* message)
@@ -41,6 +41,12 @@ cdef extern from *:
     #include <cmath>
     #include <cstdint>
     #include <cstring>
+    #ifdef __GLIBC__
+    #include <malloc.h>
+    static inline void sabot_give_back() { malloc_trim(0); }
+    #else
+    static inline void sabot_give_back() {}
+    #endif
 
     static inline void sabot_put_big64(uint8_t* out, uint64_t word) {
         for (int i = 0; i < 8; i++) out[i] = (uint8_t)(word >> (56 - 8 * i));
@@ -71,6 +77,7 @@ cdef extern from *:
     void key_float "sabot_key_float"(uint8_t* data) noexcept nogil
     uint64_t filter_word "sabot_filter_word"(uint64_t hash, uint64_t words) noexcept nogil
     uint64_t filter_bits "sabot_filter_bits"(uint64_t hash) noexcept nogil
+    void _give_back "sabot_give_back"() noexcept nogil
 
 cdef enum:
     HEAD_BYTES = 16           # pane and place
@@ -347,6 +354,12 @@ cdef object _storage(object kind):
     raise TypeError(f"groups with {kind} cannot be kept in a database")
 
 
+def give_back():
+    """Memory that was freed goes back to the system, where the C library keeps it otherwise (glibc)."""
+    with nogil:
+        _give_back()
+
+
 # The filter
 
 cdef class KeyFilter:
@@ -370,11 +383,21 @@ cdef class KeyFilter:
         cdef int64_t row
         with nogil:
             for row in range(column.length):
+                if self.has(words[row]):
+                    continue
                 if self.room == 0:
                     self.grow()
-                self.room -= 1
+                self.room = self.room - 1
                 level = self.levels.back().data()  # through a pointer: Cython would change a copy of the vector
                 level[filter_word(words[row], self.levels.back().size())] |= filter_bits(words[row])
+
+    cdef bint has(self, uint64_t hash) noexcept nogil:
+        cdef uint64_t bits = filter_bits(hash)
+        cdef size_t level
+        for level in range(self.levels.size()):
+            if self.levels[level].data()[filter_word(hash, self.levels[level].size())] & bits == bits:
+                return True
+        return False
 
     cdef void grow(self) noexcept nogil:
         cdef int64_t keys = FIRST_LEVEL << (2 * self.levels.size())
@@ -390,19 +413,14 @@ cdef class KeyFilter:
         cdef object buffer = pa.allocate_buffer(picked.length * 4, resizable=True)
         cdef int32_t* out = <int32_t*> <size_t> buffer.address
         cdef int64_t i, found = 0
-        cdef uint64_t bits
-        cdef size_t level
         with nogil:
             for i in range(picked.length):
                 if row[i] < 0 or row[i] >= column.length:
                     with gil:
                         raise IndexError(f"row {row[i]} of {column.length}")
-                bits = filter_bits(words[row[i]])
-                for level in range(self.levels.size()):
-                    if self.levels[level].data()[filter_word(words[row[i]], self.levels[level].size())] & bits == bits:
-                        out[found] = row[i]
-                        found += 1
-                        break
+                if self.has(words[row[i]]):
+                    out[found] = row[i]
+                    found += 1
         return pa.Array.from_buffers(pa.int32(), found, [None, buffer])
 
     @property

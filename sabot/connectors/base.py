@@ -311,7 +311,8 @@ class Sink(ABC):
 
     def start_afresh(self) -> None:  # noqa: B027 - most sinks add to what is there
         """Before `open`: the job begins, and goes on from no checkpoint. What an earlier run left unfinished is
-        then not this job's own, and a sink that may overwrite begins anew. Without this call nothing is lost.
+        then not its own and may be dropped, and a sink that may overwrite begins with nothing. Without this call
+        nothing that is there is lost.
         """
 
     def expect(self, schema: pa.Schema) -> None:  # noqa: B027 - only a format with columns needs them

@@ -323,13 +323,15 @@ class _User(_Part):
             mask = _taken(data.column(gather.where), selection)
             selection = pc.indices_nonzero(mask).cast(pa.int32()) if selection is None else selection.filter(mask)
             slots = slots.filter(mask)
+        if not len(slots):
+            return
         numbers = slots.to_numpy()
         order = np.argsort(numbers, kind="stable")
         numbers = numbers[order]
         rows = pa.array(order) if selection is None else selection.take(pa.array(order))
         among = data.select(list(range(gather.width))) if gather.argument < 0 else data.column(gather.argument)
         values = among.take(rows)
-        starts = np.flatnonzero(np.diff(numbers, prepend=-1)) if len(numbers) else numbers
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1))
         for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
             slot = int(numbers[start])
             state = self._states[slot] if slot in self._states else self._function.init()

@@ -42,6 +42,7 @@ class SessionAggregate(Operator):
         self.id = id
         self._gap_ms, self._lateness_ms = gap_ms, allowed_lateness_ms
         self._keys, self._calls = list(keys), list(calls)
+        self._state: Any = None  # a Numbered
         self._watermark_ms: int | None = None
         self._late_rows = 0
 
@@ -62,7 +63,8 @@ class SessionAggregate(Operator):
         return self._schema
 
     def process(self, batch: Batch) -> None:
-        state, selection = self._state, batch.selection
+        state: Numbered = self._state
+        selection = batch.selection
         slots = state.resolve(batch)
         ids, created, into, source = self._sessions.add(slots, batch.data.column(self._time), selection)
         state.open(created)
@@ -109,7 +111,8 @@ class SessionAggregate(Operator):
         self._state.restore(saved, self._context)
 
     def close(self) -> None:
-        self._state.clear()
+        if self._state is not None:
+            self._state.clear()
 
     def statistics(self) -> dict[str, Any]:
         kernel = self._sessions.statistics()

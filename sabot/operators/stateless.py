@@ -18,7 +18,7 @@ from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.expressions import Compiled, compile_expr, compile_predicate
 from sabot.operators.times import is_time, to_ms
 
-__all__ = ["Drop", "Filter", "FlatMap", "MapBatches", "Rename", "Select", "WithColumns", "to_ms"]
+__all__ = ["Drop", "Filter", "FlatMap", "MapBatches", "Rename", "Select", "WithColumns", "WithoutTime", "to_ms"]
 
 _FLAT_ROWS = 65_536  # of a batch that flat_map emits
 _FEW = 4  # where less than one row in so many counts, taking them costs less than computing all
@@ -105,6 +105,18 @@ class Drop(Operator):
 
     def process(self, batch: Batch) -> None:
         self.emit(_over(batch, batch.data.select(self._kept)))
+
+
+class WithoutTime(Operator):
+    """Takes event time off: rows go on among others that have none."""
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        return context.input.remove(context.input.get_field_index(TIME_COLUMN))
+
+    def process(self, batch: Batch) -> None:
+        data = batch.data
+        taken = batch.with_data(data.remove_column(data.schema.get_field_index(TIME_COLUMN)))
+        self.emit(taken.with_selection(batch.selection, batch.hashes))
 
 
 class Rename(Operator):

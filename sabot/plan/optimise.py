@@ -1,5 +1,6 @@
 """The graph as written -> a graph that gives the same rows for less: filters go towards the source, unused columns are not read."""
 
+import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -24,8 +25,10 @@ from sabot.api.stream import (
     WithColumns,
     Write,
 )
+from sabot.api.windows import CountWindow
+from sabot.errors import UserError
 
-__all__ = ["Columns", "columns_of", "optimise", "used_columns", "walk", "with_schemas"]
+__all__ = ["Columns", "check_columns", "columns_of", "optimise", "used_columns", "walk", "with_schemas"]
 
 Columns = frozenset[str] | None
 """Names of columns; None: all."""
@@ -141,8 +144,12 @@ def columns_of(node: Node) -> list[str] | None:
         return None if node.schema is None else list(node.schema.names)
     if isinstance(node, Select):
         return [name for name, _ in node.columns]
-    if isinstance(node, AggregateWindow | RunningAggregate):
-        return None  # nobody asks
+    if isinstance(node, RunningAggregate):
+        return [*node.keys, *(name for name, _ in node.aggregates)]
+    if isinstance(node, AggregateWindow):
+        if isinstance(node.window, CountWindow):
+            return None  # with event time it has the bounds of its windows too
+        return [*node.keys, "window_start", "window_end", *(name for name, _ in node.aggregates)]
     below = columns_of(node.inputs[0]) if node.inputs and not isinstance(node, MapBatches | FlatMap) else None
     if below is None:
         return None
@@ -153,6 +160,38 @@ def columns_of(node: Node) -> list[str] | None:
     if isinstance(node, Rename):
         return [dict(node.names).get(name, name) for name in below]
     return below
+
+
+def check_columns(writes: Iterable[Write]) -> None:
+    """Every column that a step names is there. Before `optimise`, which moves steps to where more columns are."""
+    for node in walk(writes):
+        named = sorted(_named(node))
+        for known in filter(None, map(columns_of, node.inputs)):
+            for name in named:
+                if name not in known:
+                    close = difflib.get_close_matches(name, known, 1)
+                    hint = f"did you mean {close[0]!r}? " if close else ""
+                    hint += f"the columns are {', '.join(known)}"
+                    raise UserError(f"{type(node).__name__}: there is no column {name!r}", hint=hint)
+
+
+def _named(node: Node) -> frozenset[str]:
+    """The columns of its input that a step names."""
+    if isinstance(node, Filter):
+        return node.predicate.columns
+    if isinstance(node, Select | WithColumns):
+        return frozenset().union(*(expr.columns for _, expr in node.columns))
+    if isinstance(node, Drop):
+        return frozenset(node.names)
+    if isinstance(node, Rename):
+        return frozenset(old for old, _ in node.names)
+    if isinstance(node, AggregateWindow | RunningAggregate):
+        return frozenset(node.keys).union(*(aggregate.columns for _, aggregate in node.aggregates))
+    if isinstance(node, Deduplicate | Reduce):
+        return frozenset(node.keys)
+    if isinstance(node, Write):
+        return frozenset() if node.key is None else frozenset([node.key])
+    return frozenset()
 
 
 def _asks(node: Node, wanted: Columns) -> list[tuple[Node, Columns]]:

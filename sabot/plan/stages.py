@@ -21,9 +21,9 @@ from sabot.operators.aggregates import Call
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, RunningAggregate
 from sabot.operators.sessions import SessionAggregate
-from sabot.operators.stateless import Drop, Filter, FlatMap, MapBatches, Rename, Select, WithColumns
+from sabot.operators.stateless import Drop, Filter, FlatMap, MapBatches, Rename, Select, WithColumns, WithoutTime
 from sabot.operators.windows import LocalCombine, WindowAggregate
-from sabot.plan.optimise import columns_of, optimise, used_columns, walk
+from sabot.plan.optimise import check_columns, columns_of, optimise, used_columns, walk
 
 __all__ = ["Edge", "Plan", "Reading", "Stage", "Step", "make_plan"]
 
@@ -161,6 +161,8 @@ def _describe(targets: Iterable[Step | Edge], indent: str, lines: list[str]) -> 
 
 def make_plan(writes: Iterable[Write], *, parallelism: int = 1) -> Plan:
     """Stages for these sinks and all that leads to them. Raises UserError for programs that cannot run."""
+    writes = list(writes)
+    check_columns(writes)
     return _Planner(optimise(writes), parallelism).plan()
 
 
@@ -253,12 +255,10 @@ class _Planner:
                 return self._with_columns(place, node.columns)
             case logical.Drop():
                 names = node.names
-                self._check_names(node.input, names)
                 if self._used[id(node)] is not None:
                     return self._place(node.input)  # what is not used is not read
                 return self._then(node.input, f"drop {', '.join(names)}", lambda: Drop(names))
             case logical.Rename():
-                self._check_names(node.input, [old for old, _ in node.names])
                 used = self._used[id(node)]
                 renamed = {old: new for old, new in node.names if used is None or new in used}
                 place = self._place(node.input)
@@ -305,12 +305,6 @@ class _Planner:
             case _:
                 raise UserError(f"{type(node).__name__} is no step of a stream")
 
-    def _check_names(self, node: Node, names: Iterable[str]) -> None:
-        known = columns_of(node)
-        for name in names:
-            if known is not None and name not in known:
-                _refuse(name, known)
-
     def _then(self, upstream: Node, text: str, make: Callable[[], Operator]) -> _Place:
         return self._step(self._place(upstream), text, make)[1]
 
@@ -319,10 +313,7 @@ class _Planner:
         timed = id(node) in self._timed
         columns: tuple[str, ...] | None = None
         if used is not None and node.schema is not None:
-            unknown = used - set(node.schema.names)
-            if unknown:
-                _refuse(sorted(unknown)[0], node.schema.names)
-            columns = tuple(name for name in node.schema.names if name in used)
+            columns = tuple(name for name in node.schema.names if name in used) or _one_column(node.schema)
         elif used is not None:
             columns = tuple(sorted(used))
         stage = self._stage("read", self._parallelism, reading=Reading(node, columns, timed))
@@ -352,18 +343,31 @@ class _Planner:
 
     def _union(self, node: logical.Union) -> _Place:
         places = [self._place(stream) for stream in node.streams]
+        timed = all(place.timed for place in places)
+        used = self._used[id(node)]
+        if used is not None:  # each branch may have been read with more than that
+            names = [name for name in columns_of(node.streams[0]) or sorted(used) if name in used]
+            same = tuple((name, col(name)) for name in names)
+            text = f"select {', '.join(names)}"
+            places = [self._step(place, text, lambda: Select(same))[1] for place in places]
+        if not timed:
+            places = [self._step(p, "without event time", WithoutTime)[1] if p.timed else p for p in places]
         stage = self._stage("union", 1)
         for place in places:
             place.targets.append(Edge(stage))
             if place.stage not in stage.upstream:
                 stage.upstream.append(place.stage)
-        return _Place(stage, stage.targets, timed=all(p.timed for p in places), time=places[0].time)
+        times = {place.time for place in places}
+        return _Place(stage, stage.targets, timed=timed, time=times.pop() if len(times) == 1 else None)
 
     def _aggregate_window(self, node: logical.AggregateWindow) -> _Place:
         window, keys = node.window, node.keys
         place = self._place(node.input)
         self._need_time(place, not isinstance(window, CountWindow), type(window).__name__)
-        if not isinstance(window, CountWindow | SessionWindow) and not keys and self._parallelism > 1:
+        combines = (
+            not isinstance(window, CountWindow | SessionWindow) and node.late is None
+        )  # it cannot give late rows back
+        if combines and not keys and self._parallelism > 1:
             return self._two_phases(node, place)
         place, calls = self._arguments(self._moved(place, keys, "window"), node.aggregates)
         text = f"{_window_words(window)}{_by(keys)}: {_words(node.aggregates)}"
@@ -434,6 +438,12 @@ class _Planner:
         return (self._with_columns(place, tuple(made)) if made else place), calls
 
 
+def _one_column(schema: pa.Schema) -> tuple[str, ...]:
+    """For a program that uses no column, only rows: the cheapest one."""
+    cheap = [field.name for field in schema if pa.types.is_primitive(field.type)]
+    return tuple((cheap or schema.names)[:1])
+
+
 def _call_options(aggregate: Aggregate) -> Mapping[str, Any]:
     options = dict(aggregate.options)
     if aggregate.function is not None:
@@ -466,10 +476,6 @@ def _needs_time(node: Node) -> bool:
     if isinstance(node, logical.RunningAggregate | logical.Reduce):
         return node.ttl_ms is not None
     return isinstance(node, logical.Deduplicate) and node.within_ms is not None
-
-
-def _refuse(name: str, names: list[str]) -> None:
-    raise UserError(f"there is no column {name!r}", hint=f"the columns are {', '.join(names)}")
 
 
 def _legal(topic: str) -> str:

@@ -125,6 +125,7 @@ class StreamJob:
 
     def _build(self, restored: Manifest | None) -> None:
         """Blocking: sources are asked for their schema, everything is opened."""
+        self._refuse_shared_sources()
         schemas = {id(node): self._schema(node, restored) for node in walk(self.writes) if isinstance(node, Read)}
         self.plan = make_plan(with_schemas(self.writes, schemas), parallelism=self.around.parallelism)
         self._afresh = restored is None
@@ -149,6 +150,17 @@ class StreamJob:
                     self._open_reader(stage.reading, task, sources[number], own, restored)
         if restored is not None:
             self._restore(restored)
+
+    def _refuse_shared_sources(self) -> None:
+        sources = [
+            node.source for node in walk(self.writes) if isinstance(node, Read) and isinstance(node.source, Source)
+        ]
+        for number, source in enumerate(sources):
+            if any(other is source for other in sources[:number]):
+                raise UserError(
+                    f"two streams read this very Source, {source.name}",
+                    hint="make one for each, or one stream and use it twice",
+                )
 
     def _schema(self, node: Read, restored: Manifest | None) -> pa.Schema:
         """As given; as the checkpoint has it; or inferred from the first records, which may have to be waited for."""
@@ -461,8 +473,10 @@ class StreamJob:
 
 
 def _state_of(restored: Manifest, task: str, operator: str) -> Path:
-    states = restored.tasks[task].states
-    return restored.state_directory(task, operator) if operator in states else Path("/nonexistent")
+    """Where the operator's state was saved; a directory that is not there, for one that had nothing to save."""
+    if operator in restored.tasks[task].states:
+        return restored.state_directory(task, operator)
+    return (restored.path or Path()) / "nothing was saved"
 
 
 def _with_time(schema: pa.Schema | None, timed: bool) -> pa.Schema | None:

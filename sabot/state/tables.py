@@ -26,8 +26,8 @@ import pyarrow.compute as pc
 
 from sabot._cython.keyed import GroupTable, hash_columns
 from sabot._cython.partition import KEY_GROUPS
-from sabot._cython.tables import KeyFilter
-from sabot.errors import CorruptCheckpoint, InternalError
+from sabot._cython.tables import KeyFilter, give_back
+from sabot.errors import CorruptCheckpoint, InternalError, SabotError
 from sabot.state.files import remove_tree
 from sabot.state.tables_cold import ColdGroups, read_cold
 from sabot.state.tables_hot import CHUNK_ROWS, HotTable, below_bound, pieces
@@ -227,7 +227,7 @@ class TableStore:
         cut = None
         if self._database is not None:
             cut = Cut(self._database, self._directory / "cuts" / str(number))
-            self._cuts.append(cut)
+            self._cuts = [*(cut for cut in self._cuts if cut.pending), cut]
         panes = [[table.pane, table.life, table.since, table.bound, table.cold, table.parts] for table in tables]
         snapshot = TableSnapshot(self._deltas, local=self._directory / "deltas", cut=cut)
         return {
@@ -364,8 +364,7 @@ class TableStore:
         return table
 
     def _hot_tables(self) -> list[HotTable]:
-        """All tables, by pane."""
-        return [table for _, table in sorted(self._tables.items()) if isinstance(table, HotTable)]
+        return [table for table in self._tables.values() if isinstance(table, HotTable)]
 
     def _cold(self, table: GroupTable) -> Iterator[pa.RecordBatch]:
         """The groups of a pane that are not in memory."""
@@ -400,13 +399,19 @@ class TableStore:
             if table.database is None:
                 table.database, table.filter = database, KeyFilter()
             self._evicted += len(slots)
-            table.evict(slots, self._runs)
+            try:
+                table.evict(slots, self._runs)
+            except SabotError:
+                raise
+            except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
+                raise SabotError(f"state directory {self._directory}: {error}", hint="is the disk full?") from error
         wrapped = self._tick >= _LAST_TICK
         if wrapped:
             self._tick = self._oldest = 0
         for table in tables:
             if wrapped or 2 * len(table) < table.statistics()["slots"]:
                 self._tables[table.pane] = self._renewed(table)
+        give_back()  # RocksDB's threads leave more free memory behind than the tables take
 
     def _victims(self, tables: list[HotTable]) -> list[tuple[HotTable, pa.Int32Array]]:
         goal = int(sum(len(table) for table in tables) * (1 - _STAY))

@@ -139,7 +139,6 @@ class HotTable(GroupTable):
         if database is None or not self.parts:
             return
         self._before_write()
-        self.filter = KeyFilter()
         keys = range(self._width)
         table = self._other()
         for _, parts in database.parts.read(self.pane):
@@ -159,7 +158,8 @@ class HotTable(GroupTable):
             slots = table.slots()
             hashes = table.hashes(slots)
             database.write(self.pane, hashes, partial(_taken, table, slots))
-            self.filter.add(hashes)
+            if self.filter is not None:
+                self.filter.add(hashes)
             self.cold += len(slots)
         database.parts.drop(self.pane)
         self.parts = 0

@@ -107,6 +107,10 @@ class Cut:
         self._failed: Exception | None = None
         self._lock = Lock()
 
+    @property
+    def pending(self) -> bool:
+        return self._open
+
     def take(self) -> None:
         """From here on the database may change. An error is kept for `save`: the owner goes on."""
         with self._lock:

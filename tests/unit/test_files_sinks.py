@@ -17,7 +17,7 @@ from pyarrow import parquet as pq
 from sabot._cython.batch import Batch
 from sabot.connectors.files import ArrowSink, CsvSink, CsvSource, FileSink, NdjsonSink, ParquetSink
 from sabot.connectors.files.parts import FRAME_BYTES, Journal
-from sabot.connectors.files.sinks import end_of_lines, end_of_records
+from sabot.connectors.files.text_sinks import end_of_lines, end_of_records
 from sabot.errors import TransientError, UserError
 
 
@@ -138,24 +138,77 @@ def test_rows_that_are_not_flushed_wait_in_bounded_memory(tmp_path: Path) -> Non
 # --- what is there already
 
 
-def test_a_complete_file_is_not_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_complete_file_is_added_to_by_a_job_that_goes_on(tmp_path: Path, overwrite: bool) -> None:
+    """A crash after the file was complete and before the checkpoint was: rows since the last one come again."""
+    path = tmp_path / "t.parquet"
+    for first in (0, 2):
+        sink = opened(ParquetSink(path, overwrite=overwrite))
+        sink.write(rows(first, 3))
+        assert not path.exists() or parquet(path) == [0, 1, 2]
+        sink.flush()
+        sink.close()
+        sink.open()
+        sink.finish()
+        sink.close()
+    assert parquet(path) == [0, 1, 2, 2, 3, 4]
+
+
+def test_a_crash_while_a_complete_file_is_taken_over_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     sink = opened(ParquetSink(path))
     sink.write(rows(0, 3))
     sink.finish()
-    with pytest.raises(UserError, match="is complete"):
-        sink.write(rows(0, 3))
+    sink.close()
+    journal = Journal(tmp_path / ".t.parquet.copy")
+    journal.append(b"half of")
+    journal.close()
+    (tmp_path / ".t.parquet.tmp").write_bytes(b"PAR1")
+    again = opened(ParquetSink(path))
+    again.write(rows(3, 1))
+    again.finish()
+    again.close()
+    assert parquet(path) == [0, 1, 2, 3]
+    assert names(tmp_path) == ["t.parquet"]
+
+
+def test_a_complete_file_is_not_mixed_with_the_rows_of_a_new_job(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    sink = opened(ParquetSink(path))
+    sink.write(rows(0, 3))
+    sink.finish()
     sink.close()
     again = ParquetSink(path)
     again.start_afresh()
     with pytest.raises(UserError, match=r"t\.parquet' is there already.*overwrite=True"):
         again.open()
     again.close()
-    later = opened(ParquetSink(path))  # a job that goes on from its last checkpoint
-    with pytest.raises(UserError, match="is complete"):
-        later.write(rows(3, 3))
-    later.close()
     assert parquet(path) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("path", ["t.parquet", "t.ndjson.gz", "parts/"])
+def test_a_job_that_begins_drops_what_an_earlier_run_left_unfinished(
+    path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a worker is killed before its first checkpoint is complete."""
+    kind = NdjsonSink if path == "t.ndjson.gz" else ParquetSink
+    sink = opened(kind(f"{tmp_path}/a/{path}"))
+    sink.write(rows(0, 3))
+    sink.flush()
+    shutil.copytree(tmp_path / "a", tmp_path / "crashed")
+    sink.close()
+    again = kind(f"{tmp_path}/crashed/{path}")
+    again.start_afresh()
+    again.open()
+    again.write(rows(10, 1))
+    again.finish()
+    again.close()
+    assert "left unfinished by an earlier run" in caplog.text
+    (found,) = [path for path in (tmp_path / "crashed").rglob("*") if path.is_file()]
+    if kind is ParquetSink:
+        assert parquet(found) == [10]
+    else:
+        assert gzip.decompress(found.read_bytes()) == b'{"n":10,"t":"10"}\n'
 
 
 def test_overwrite_replaces_a_file_when_the_new_one_is_complete(tmp_path: Path) -> None:

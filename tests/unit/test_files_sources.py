@@ -570,6 +570,12 @@ def test_columns_are_inferred_from_the_first_file_that_has_rows(tmp_path: Path) 
     assert len(scanned(source)) == 1502
 
 
+def test_long_lines_are_inferred_from_1000_too(tmp_path: Path) -> None:
+    path = tmp_path / "long.ndjson"
+    path.write_text("".join(f'{{"n":{n},"t":"{"x" * 3000}"}}\n' for n in range(998)) + '{"n":0.5}\n' * 2)
+    assert NdjsonSource(path).infer_schema().field("n").type == pa.float64()
+
+
 def test_the_number_of_readers_is_checked_and_one_piece_has_one(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("n\n1\n")
@@ -594,3 +600,16 @@ def test_records_of_several_files_have_offsets_that_grow(tmp_path: Path) -> None
     found = list(offsets())
     assert len(found) == 8
     assert found == sorted(set(found))
+
+
+def test_what_was_set_apart_goes_with_the_batch_of_the_source_alone(tmp_path: Path) -> None:
+    (tmp_path / "t.ndjson").write_text('x\n{"n":1}\n{"n":2}\n')
+    source = NdjsonSource(tmp_path / "t.ndjson")
+    source.scan(N, None)
+    source.open(None)
+    batch = source.read_batch(100, 0)
+    assert batch is not None
+    assert batch.bad is not None
+    assert batch.slice(0, 1).bad is None
+    assert batch.with_data(batch.data).bad is None
+    assert batch.with_selection(pa.array([0], pa.int32())).bad is None

@@ -23,7 +23,7 @@ from sabot.operators.aggregates import Aggregator, Call
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, ReduceAggregate, RunningAggregate
 
-FEW = settings(max_examples=500, deadline=None)
+FEW = settings(max_examples=25, deadline=None)
 
 SCHEMA = pa.schema([("user", pa.string()), ("x", pa.float64()), ("tag", pa.string()), (TIME_COLUMN, pa.int64())])
 UNTIMED = pa.schema(list(SCHEMA)[:3])
@@ -398,3 +398,29 @@ def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path) -> None:
     other.open(OperatorContext(pa.schema([("x", pa.float64()), ("tag", pa.string())])))
     with pytest.raises(CorruptCheckpoint, match="other columns"):
         other.restore(saved)
+
+
+# State that does not fit the memory
+
+
+@pytest.mark.parametrize("make", [lambda: RunningAggregate(["user"], CALLS[:3]), lambda: Deduplicate(["user"])])
+def test_state_beyond_the_memory_budget_gives_the_same(tmp_path: Path, make: Callable[[], Operator]) -> None:
+    rng = np.random.default_rng(5)
+    small = OperatorRun(make, UNTIMED, ["user"], tmp_path / "small", memory_budget=2_000_000)
+    whole = OperatorRun(make, UNTIMED, ["user"], tmp_path / "whole")
+    for step in range(8):
+        users = pa.array([f"user {n}" for n in rng.integers(step * 5_000, step * 5_000 + 20_000, 15_000)])
+        rows = pa.RecordBatch.from_arrays(
+            [users, pa.array(np.ones(15_000)), pa.nulls(15_000, pa.string())], schema=UNTIMED
+        )
+        for run in (small, whole):
+            run.feed(rows, 4_000)
+        if step == 5:
+            assert small.statistic("evicted_total") > 0
+            small.restart(1)
+    assert pa.Table.from_batches([b.taken() for b in small.batches]) == pa.Table.from_batches(
+        [b.taken() for b in whole.batches]
+    )
+    for run in (small, whole):
+        for part in run.parts:
+            part.close()

@@ -23,7 +23,7 @@ from sabot.operators.aggregates import Call
 from sabot.operators.base import TIME_COLUMN, OperatorContext
 from sabot.operators.sessions import SessionAggregate
 
-FEW = settings(max_examples=60000, deadline=None)
+FEW = settings(max_examples=60, deadline=None)
 END = 2**63 - 1
 
 
@@ -449,7 +449,7 @@ OPERATOR_STEPS = st.lists(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(OPERATOR_STEPS, st.sampled_from([1, 4, 1000]), st.booleans())
 def test_sessions_agree_with_their_twin_under_any_split_restart_and_parallelism(
     steps: Any, size: int, extras: bool
@@ -565,6 +565,7 @@ def test_memory_of_sessions_is_that_of_the_open_ones(tmp_path: Path, calls: list
 
 
 def test_sessions_need_event_time_and_columns_that_are_there(tmp_path: Path) -> None:
+    SessionAggregate(10, ["user"], CALLS).close()
     untimed = pa.schema(list(SCHEMA)[:3])
     with pytest.raises(UserError, match="event time"):
         OperatorRun(lambda: SessionAggregate(10, ["user"], CALLS), untimed, ["user"], tmp_path)

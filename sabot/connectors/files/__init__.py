@@ -5,11 +5,13 @@ NDJSON also carries records that are not decoded (RECORD_SCHEMA), which is what 
 """
 
 from sabot.connectors.files.choice import files
-from sabot.connectors.files.columnar import ArrowSource, ParquetSource
+from sabot.connectors.files.column_sinks import ArrowSink, ParquetSink
+from sabot.connectors.files.column_sources import ArrowSource, ParquetSource
 from sabot.connectors.files.csv import CsvSource
 from sabot.connectors.files.ndjson import NdjsonSource
-from sabot.connectors.files.sinks import ArrowSink, CsvSink, FileSink, NdjsonSink, ParquetSink
+from sabot.connectors.files.sink import FileSink
 from sabot.connectors.files.source import FileSource
+from sabot.connectors.files.text_sinks import CsvSink, NdjsonSink
 
 __all__ = [
     "ArrowSink",

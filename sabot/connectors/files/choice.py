@@ -1,6 +1,6 @@
 """The source that a path's suffix asks for."""
 
-from sabot.connectors.files.columnar import ArrowSource, ParquetSource
+from sabot.connectors.files.column_sources import ArrowSource, ParquetSource
 from sabot.connectors.files.csv import CsvSource
 from sabot.connectors.files.ndjson import NdjsonSource
 from sabot.connectors.files.paths import Paths, bare_suffix, find_files, name_of

@@ -51,10 +51,16 @@ class NdjsonSource(FileSource):
         for file in files:
             head = NdjsonSource(file.path, block_bytes=min(self._block_bytes, 1 << 20))
             head.open(None)
-            read = head.read_batch(INFERENCE_ROWS, 0)
+            rows: list[pa.RecordBatch] = []
+            count = 0
+            while count < INFERENCE_ROWS and not head.exhausted:
+                read = head.read_batch(INFERENCE_ROWS - count, 0)
+                if read is not None:
+                    rows.append(read.data)
+                    count += read.num_rows
             head.close()
-            if read is not None:
-                codec.decode(read.data)
+            if rows:
+                codec.decode(pa.concat_batches(rows))
             if codec.schema is not None:
                 return codec.schema
         return pa.schema([])

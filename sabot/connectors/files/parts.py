@@ -5,6 +5,7 @@ Any other format ends in a footer or a check sum, and cannot be. Its rows go int
 
     .name.tmp       the file itself, to be renamed when it is complete; worth nothing after a crash
     .name.journal   the same rows, appended and synced at each flush; opening writes a new .tmp from it
+    .name.copy      a journal that begins with the rows of a complete file, until it has all of them
 """
 
 import os
@@ -62,6 +63,9 @@ class Encoding(Protocol[Rows]):
 
     def size(self, rows: Rows) -> int:
         """Bytes in memory."""
+
+    def read(self, path: Path) -> Iterator[Rows]:
+        """The rows of a complete file."""
 
     def frame(self, rows: list[Rows]) -> Any:
         """Rows as bytes."""
@@ -174,6 +178,16 @@ class SealedPart(Part[Rows]):
             except BaseException:
                 self.close()
                 raise
+
+    def take_over(self) -> None:
+        """The rows of the complete file that is there come first. Until the journal has all of them it is not the journal."""
+        copy = _beside(self.path, "copy")
+        copy.unlink(missing_ok=True)
+        self._journal = Journal(copy)
+        for rows in self._encoding.read(self.path):
+            self.write(rows)
+        self.flush()
+        self._journal.rename(journal_of(self.path))
 
     def _add(self, rows: Rows) -> None:
         if self._writer is None:
@@ -292,6 +306,12 @@ class Journal:
         os.fsync(self._file.fileno())
         sync_folder(self.path.parent)
 
+    def rename(self, path: Path) -> None:
+        """Durably."""
+        os.rename(self.path, path)
+        self.path = path
+        sync_folder(path.parent)
+
     def delete(self) -> None:
         """It is not needed any more."""
         self.close()
@@ -333,7 +353,7 @@ def journal_of(path: Path) -> Path:
 
 def unfinished(path: Path) -> list[Path]:
     """The hidden files beside `path` that are there."""
-    return [found for kind in ("tmp", "journal") if (found := _beside(path, kind)).exists()]
+    return [found for kind in ("tmp", "journal", "copy") if (found := _beside(path, kind)).exists()]
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,0 +1,250 @@
+/* Strings beside a constant, 64 rows at a time: their lengths are told apart first, then eight bytes at once as a word. */
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <vector>
+
+namespace sabot {
+
+/* The rows of a string or binary array: IN only, owns nothing. */
+struct Strings {
+    const int32_t* offsets;  // length + 1 of them; not read where length is 0
+    const uint8_t* data;     // may be NULL where all are empty
+    int64_t length;
+
+    int32_t size(int64_t row) const { return offsets[row + 1] - offsets[row]; }
+    const uint8_t* at(int64_t row) const { return data + offsets[row]; }
+
+    /* The first row behind which fewer than `reach` bytes follow from where it begins. */
+    int64_t end_of_reach(int64_t reach) const {
+        if (length == 0) return 0;
+        const int64_t last = static_cast<int64_t>(offsets[length]) - reach;
+        return std::upper_bound(offsets, offsets + length, last, [](int64_t most, int32_t offset) { return most < offset; }) -
+               offsets;
+    }
+};
+
+static inline uint64_t word_at(const uint8_t* data) {
+    uint64_t word;
+    std::memcpy(&word, data, 8);
+    return word;
+}
+
+/* A word of which the first `size` bytes (at most 8) count. */
+static inline uint64_t word_mask(int64_t size) {
+    return size >= 8 ? ~uint64_t{0} : (uint64_t{1} << (8 * size)) - 1;
+}
+
+static inline bool same_bytes(const uint8_t* a, const void* b, int64_t size) {
+    return size == 0 || std::memcmp(a, b, static_cast<size_t>(size)) == 0;
+}
+
+/* 64 bytes, each 0 or 1, as bits, the first lowest. */
+static inline uint64_t bits_of(const uint8_t* flags) {
+    uint64_t bits = 0;
+    for (int i = 0; i < 8; i++) bits |= ((word_at(flags + 8 * i) * 0x0102040810204080) >> 56) << (8 * i);
+    return bits;
+}
+
+/* Of 64 values of one width, one behind the other, which are `wanted`. */
+template <class Value>
+static inline uint64_t same_values(const uint8_t* data, uint64_t wanted) {
+    uint8_t flags[64];
+    for (int i = 0; i < 64; i++) {
+        Value value;
+        std::memcpy(&value, data + i * sizeof(Value), sizeof(Value));
+        flags[i] = value == static_cast<Value>(wanted);
+    }
+    return bits_of(flags);
+}
+
+/* Bit skip + row of `out` for each row: `one(row)` for a row, `block(row)` for 64 of them, all before `blocks_end`.
+   OUT all bytes that hold such bits; what else is in them is 0. */
+template <class One, class Block>
+static inline void write_bits(int64_t rows, int skip, int64_t blocks_end, uint8_t* out, One one, Block block) {
+    std::memset(out, 0, static_cast<size_t>((skip + rows + 7) / 8));
+    int64_t row = 0;
+    const auto single = [&] {
+        out[(skip + row) >> 3] |= static_cast<uint8_t>(one(row) << ((skip + row) & 7));
+        row++;
+    };
+    while (row < rows && ((skip + row) & 7)) single();
+    for (; row + 64 <= blocks_end; row += 64) {
+        const uint64_t bits = block(row);
+        std::memcpy(out + ((skip + row) >> 3), &bits, 8);
+    }
+    while (row < rows) single();
+}
+
+/* Which strings equal `wanted`, or begin with it. Out as `write_bits`. */
+template <bool prefix>
+static void match_literal(const Strings& strings, const uint8_t* wanted, int32_t size, int skip, uint8_t* out) {
+    const bool two_words = size > 8;
+    uint64_t head = 0, tail = 0;
+    if (size) std::memcpy(&head, wanted, std::min<size_t>(size, 8));
+    if (two_words) tail = word_at(wanted + size - 8);
+    const uint64_t mask = word_mask(size);
+    const int64_t end = strings.end_of_reach(std::max(size, 8));
+    const auto fits = [=](int32_t found) { return prefix ? found >= size : found == size; };
+
+    write_bits(
+        strings.length, skip, end, out,
+        [&](int64_t row) { return fits(strings.size(row)) && same_bytes(strings.at(row), wanted, size); },
+        [&](int64_t row) -> uint64_t {
+            const int32_t* offsets = strings.offsets + row;
+            int some = 0, all = 1;
+            for (int i = 0; i < 64; i++) {
+                const int fit = fits(offsets[i + 1] - offsets[i]);
+                some |= fit;
+                all &= fit;
+            }
+            if (!some) return 0;
+            if (!prefix && all) {  // then they lie as numbers would
+                const uint8_t* first = strings.data + offsets[0];
+                switch (size) {
+                    case 1: return same_values<uint8_t>(first, head);
+                    case 2: return same_values<uint16_t>(first, head);
+                    case 4: return same_values<uint32_t>(first, head);
+                    case 8: return same_values<uint64_t>(first, head);
+                }
+            }
+            uint8_t flags[64];
+            for (int i = 0; i < 64; i++) flags[i] = ((word_at(strings.data + offsets[i]) ^ head) & mask) == 0;
+            if (two_words)
+                for (int i = 0; i < 64; i++) flags[i] &= word_at(strings.data + offsets[i] + size - 8) == tail;
+            if (!all)
+                for (int i = 0; i < 64; i++) flags[i] &= fits(offsets[i + 1] - offsets[i]);
+            uint64_t bits = bits_of(flags);
+            if (size > 16)
+                for (uint64_t left = bits; left; left &= left - 1) {
+                    const int i = __builtin_ctzll(left);
+                    if (!same_bytes(strings.at(row + i) + 8, wanted + 8, size - 16)) bits &= ~(uint64_t{1} << i);
+                }
+            return bits;
+        });
+}
+
+static inline void equal_to(const Strings& strings, const uint8_t* wanted, int32_t size, int skip, uint8_t* out) {
+    match_literal<false>(strings, wanted, size, skip, out);
+}
+
+static inline void begin_with(const Strings& strings, const uint8_t* wanted, int32_t size, int skip, uint8_t* out) {
+    match_literal<true>(strings, wanted, size, skip, out);
+}
+
+/* A few strings to look others up in. They are hashed by their length, their first and their last eight bytes, with factors sought
+   so that no two of them share a slot; where none are found (two strings can agree in all three), rows are compared one by one. */
+class LiteralSet {
+  public:
+    void add(const uint8_t* data, int64_t size) { values_.emplace_back(reinterpret_cast<const char*>(data), size); }
+
+    /* Behind the last `add`, before the first `match`. */
+    void ready() {
+        std::sort(values_.begin(), values_.end());
+        values_.erase(std::unique(values_.begin(), values_.end()), values_.end());
+        entries_.assign(1, Entry{-1, 0, 0, nullptr});  // what an empty slot leads to: no string is so short
+        for (const std::string& value : values_) {
+            Entry entry{static_cast<int32_t>(value.size()), 0, 0, reinterpret_cast<const uint8_t*>(value.data())};
+            std::memcpy(&entry.head, entry.data, std::min<size_t>(value.size(), 8));
+            entry.tail = value.size() > 8 ? word_at(entry.data + value.size() - 8) : entry.head;
+            entries_.push_back(entry);
+            longest_ = std::max(longest_, entry.size);
+        }
+        for (int bits = 4; bits <= MOST_BITS; bits++) {
+            if ((size_t{1} << bits) < 2 * entries_.size()) continue;
+            for (int attempt = 0; attempt < 16; attempt++)
+                if (place(bits)) return;
+        }
+        slots_.clear();
+    }
+
+    /* Which strings are among these. Out as `write_bits`. */
+    void match(const Strings& strings, int skip, uint8_t* out) const {
+        const Entry* entries = entries_.data();
+        const uint16_t* slots = slots_.data();
+        const Factors factors = factors_;
+        const bool has_long = longest_ > 16;
+        write_bits(
+            strings.length, skip, slots_.empty() ? 0 : strings.end_of_reach(8), out,
+            [&](int64_t row) { return holds(strings.at(row), strings.size(row)); },
+            [=](int64_t row) -> uint64_t {
+                const int32_t* offsets = strings.offsets + row;
+                uint16_t found[64];
+                uint8_t flags[64];
+                for (int i = 0; i < 64; i++) {
+                    const int32_t size = offsets[i + 1] - offsets[i];
+                    const uint8_t* data = strings.data + offsets[i];
+                    const uint64_t mask = ~uint64_t{0} >> (64 - 8 * std::min(std::max(size, 1), 8));
+                    const uint64_t some = size ? mask : 0;
+                    const uint64_t head = word_at(data) & some, tail = word_at(data + std::max(size - 8, 0)) & some;
+                    found[i] = slots[factors.slot(size, head, tail)];
+                    const Entry& entry = entries[found[i]];
+                    flags[i] = (entry.size == size) & (entry.head == head) & (entry.tail == tail);
+                }
+                uint64_t bits = bits_of(flags);
+                for (uint64_t left = has_long ? bits : 0; left; left &= left - 1) {
+                    const int i = __builtin_ctzll(left);
+                    const Entry& entry = entries[found[i]];
+                    if (entry.size > 16 && !same_bytes(strings.at(row + i) + 8, entry.data + 8, entry.size - 16))
+                        bits &= ~(uint64_t{1} << i);
+                }
+                return bits;
+            });
+    }
+
+  private:
+    static constexpr int MOST_BITS = 14;
+
+    struct Entry {
+        int32_t size;
+        uint64_t head, tail;  // the first and the last 8 bytes; of fewer the same, filled up with zeros
+        const uint8_t* data;
+    };
+
+    bool holds(const uint8_t* data, int32_t size) const {
+        for (const Entry& entry : entries_)
+            if (entry.size == size && same_bytes(data, entry.data, size)) return true;
+        return false;
+    }
+
+    struct Factors {
+        uint64_t head, tail, size;
+        int shift;
+
+        size_t slot(int32_t length, uint64_t first, uint64_t last) const {
+            return (first * head + last * tail + static_cast<uint64_t>(length) * size) >> shift;
+        }
+    };
+
+    uint64_t next_factor() {  // of a splitmix64 sequence
+        seed_ += 0x9e3779b97f4a7c15;
+        uint64_t z = seed_;
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+        return (z ^ (z >> 31)) | 1;
+    }
+
+    /* With other factors: each entry in a slot of its own, or false. */
+    bool place(int bits) {
+        factors_ = {next_factor(), next_factor(), next_factor(), 64 - bits};
+        slots_.assign(size_t{1} << bits, 0);
+        for (size_t i = 1; i < entries_.size(); i++) {
+            uint16_t& taken = slots_[factors_.slot(entries_[i].size, entries_[i].head, entries_[i].tail)];
+            if (taken) return false;
+            taken = static_cast<uint16_t>(i);
+        }
+        return true;
+    }
+
+    std::vector<std::string> values_;
+    std::vector<Entry> entries_;
+    std::vector<uint16_t> slots_;  // the place of an entry; 0: none. Empty: they could not be kept apart
+    Factors factors_{};
+    uint64_t seed_ = 0;
+    int32_t longest_ = 0;
+};
+
+}  // namespace sabot

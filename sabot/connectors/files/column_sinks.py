@@ -1,0 +1,177 @@
+"""Parquet and Arrow IPC files as sinks: small batches become large ones."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import ipc
+from pyarrow import parquet as pq
+
+from sabot._cython.batch import Batch
+from sabot.connectors.files.parts import Part, RowWriter, SealedPart, batches_of_frame, frame_of_batches
+from sabot.connectors.files.sink import PART_BYTES, FileSink, decoded_rows
+from sabot.errors import UserError
+
+__all__ = ["ArrowSink", "ParquetSink"]
+
+PARQUET_ROWS = 1 << 18
+ARROW_ROWS = 1 << 16
+GROUP_BYTES = 64 << 20
+MAX_GROUP_ROWS = 1 << 20
+
+
+class _ColumnSink(FileSink):
+    """Batches of one schema into a format of columns."""
+
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool, part_bytes: int) -> None:
+        super().__init__(path, overwrite=overwrite, part_bytes=part_bytes)
+        self._schema: pa.Schema | None = None
+
+    @abstractmethod
+    def _writer(self, file: Any, schema: pa.Schema) -> RowWriter[pa.RecordBatch]:
+        """Of a new file."""
+
+    @abstractmethod
+    def _batches(self, path: Path) -> Iterator[pa.RecordBatch]:
+        """Of a complete file."""
+
+    def open(self) -> None:
+        self._schema = None
+        super().open()
+
+    def _new_part(self, path: Path) -> Part[pa.RecordBatch]:
+        return SealedPart(path, self)
+
+    def _rows(self, batch: Batch, part: Part[pa.RecordBatch]) -> pa.RecordBatch:
+        return self._fitting(_own(decoded_rows(self, batch)))
+
+    def _fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """All rows have the columns of the first ones."""
+        if self._schema is None:
+            self._schema = data.schema.remove_metadata()
+        elif not data.schema.equals(self._schema):
+            raise UserError(
+                f"file {self.name!r}: rows with the columns {_described(data.schema)} do not fit those before:"
+                f" {_described(self._schema)}",
+                hint="select and cast to the same columns before the sink",
+            )
+        return data
+
+    # -- the encoding --------------------------------------------------------------------------------------------------
+
+    def start(self, file: Any, first: pa.RecordBatch | None) -> RowWriter[pa.RecordBatch] | None:
+        schema = self._expected if first is None else first.schema
+        return None if schema is None else self._writer(file, schema.remove_metadata())
+
+    def size(self, rows: pa.RecordBatch) -> int:
+        found: int = rows.nbytes
+        return found
+
+    def read(self, path: Path) -> Iterator[pa.RecordBatch]:
+        for data in self._batches(path):
+            yield self._fitting(data.replace_schema_metadata(None))
+
+    def frame(self, rows: list[pa.RecordBatch]) -> pa.Buffer:
+        return frame_of_batches(rows)
+
+    def unframe(self, frame: pa.Buffer) -> Iterator[pa.RecordBatch]:
+        for data in batches_of_frame(frame):
+            yield self._fitting(data)
+
+
+class ParquetSink(_ColumnSink):
+    """Parquet. Rows are gathered into row groups of 262,144 rows, or of 64 MiB. `compression`: "snappy", "zstd", "lz4", "gzip", "none"."""
+
+    suffix = ".parquet"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        compression: str = "snappy",
+        part_bytes: int = PART_BYTES,
+    ) -> None:
+        super().__init__(path, overwrite=overwrite, part_bytes=part_bytes)
+        self._compression = compression
+
+    def _batches(self, path: Path) -> Iterator[pa.RecordBatch]:
+        with pq.ParquetFile(path) as opened:
+            yield from opened.iter_batches(use_threads=False)
+
+    def _writer(self, file: Any, schema: pa.Schema) -> RowWriter[pa.RecordBatch]:
+        return _Gathered(pq.ParquetWriter(file, schema, compression=self._compression), file, PARQUET_ROWS)
+
+
+class ArrowSink(_ColumnSink):
+    """Arrow IPC, the file format. `compression`: None, "lz4" or "zstd"."""
+
+    suffix = ".arrow"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        compression: str | None = None,
+        part_bytes: int = PART_BYTES,
+    ) -> None:
+        super().__init__(path, overwrite=overwrite, part_bytes=part_bytes)
+        self._options = ipc.IpcWriteOptions(compression=compression)
+
+    def _batches(self, path: Path) -> Iterator[pa.RecordBatch]:
+        with pa.memory_map(os.fspath(path)) as mapped, ipc.open_file(mapped) as opened:
+            for number in range(opened.num_record_batches):
+                yield opened.get_batch(number)
+
+    def _writer(self, file: Any, schema: pa.Schema) -> RowWriter[pa.RecordBatch]:
+        return _Gathered(ipc.new_file(file, schema, options=self._options), file, ARROW_ROWS, joins=True)
+
+
+class _Gathered:
+    """Small batches become large ones before they are written."""
+
+    def __init__(self, writer: Any, file: Any, rows: int, *, joins: bool = False) -> None:
+        self._joins = joins  # the writer would write each batch by itself
+        self._writer = writer
+        self._file = file
+        self._full_rows = rows
+        self._batches: list[pa.RecordBatch] = []
+        self._rows = self._bytes = 0
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        self._batches.append(rows)
+        self._rows += rows.num_rows
+        self._bytes += rows.nbytes
+        if self._rows >= self._full_rows or self._bytes >= GROUP_BYTES:
+            self._write_out()
+
+    def _write_out(self) -> None:
+        batches, self._batches, self._rows, self._bytes = self._batches, [], 0, 0
+        if batches:
+            table = pa.Table.from_batches([pa.concat_batches(batches)] if self._joins else batches)
+            self._writer.write_table(table, MAX_GROUP_ROWS)
+
+    def close(self) -> None:
+        try:
+            self._write_out()
+        finally:
+            self._writer.close()
+
+    def tell(self) -> int:
+        at: int = self._file.tell()
+        return at
+
+
+def _own(data: pa.RecordBatch) -> pa.RecordBatch:
+    """The rows, copied where they are a small part of larger memory: they will wait for others."""
+    if data.get_total_buffer_size() <= 2 * data.nbytes + (64 << 10):
+        return data
+    return pa.concat_batches([data, data.slice(0, 0)])
+
+
+def _described(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)

@@ -1,0 +1,240 @@
+"""NDJSON and CSV files as sinks: rows as text."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
+
+from sabot._cython.batch import Batch
+from sabot.clock import SYSTEM_CLOCK
+from sabot.connectors.base import to_records
+from sabot.connectors.files.parts import AppendedPart, Part, RowWriter, SealedPart
+from sabot.connectors.files.paths import COMPRESSION, bare_suffix, codec_of
+from sabot.connectors.files.sink import PART_BYTES, FileSink, decoded_rows
+from sabot.errors import UserError
+
+__all__ = ["CsvSink", "NdjsonSink", "end_of_lines", "end_of_records"]
+
+BLOCK_BYTES = 1 << 20
+_ENDINGS = {codec: suffix for suffix, codec in reversed(COMPRESSION.items())}
+
+
+class _TextSink(FileSink):
+    """Rows as lines of text. A plain file is appended to; a compressed one is written as a whole (see `parts`)."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        compression: str | None = None,
+        part_bytes: int = PART_BYTES,
+    ) -> None:
+        super().__init__(path, overwrite=overwrite, part_bytes=part_bytes)
+        self._compression = codec_of(self.name) if compression is None else compression
+        if self._compression not in (None, *_ENDINGS):
+            raise UserError(f"{compression!r} is no compression of text files", hint=f"one of {', '.join(_ENDINGS)}")
+        self._names: list[str] | None = None
+        self._first = b""  # the beginning of what a file had when it was opened
+
+    @abstractmethod
+    def _lines(self, batch: Batch) -> bytes:
+        """The rows, each with its end."""
+
+    def _head(self, schema: pa.Schema) -> bytes:
+        """What stands before the first row."""
+        return b""
+
+    def _end_of_rows(self, file: BinaryIO, size: int) -> int:
+        """The end of the last whole row of a file."""
+        return end_of_lines(file, size)
+
+    @property
+    def _ending(self) -> str:
+        return self.suffix + ("" if self._compression is None else _ENDINGS[self._compression])
+
+    def _continues(self, path: Path) -> bool:
+        return self._compression is None
+
+    def _new_part(self, path: Path) -> Part[bytes]:
+        self._first = b""
+        if self._compression is not None:
+            return SealedPart(path, self)
+        truncate = self._anew and not self._folder
+        part = AppendedPart(path, hidden=self._folder, truncate=truncate, cut=self._end_of_rows)
+        if part.rows:
+            self._first = part.head()
+        return part
+
+    def _rows(self, batch: Batch, part: Part[bytes]) -> bytes:
+        lines = self._lines(batch)
+        head = self._head(batch.schema)
+        if not part.rows:
+            self._first = head
+            return head + lines
+        if not self._first.startswith(head):
+            raise UserError(
+                f"file {self.name!r} begins with {self._first[:200].splitlines()[0]!r}, and not with {head.rstrip()!r}",
+                hint="write other columns into another file",
+            )
+        return lines
+
+    def _before_seal(self) -> None:
+        if self._part is not None and not self._part.rows and self._expected is not None:
+            head = self._head(self._expected)
+            if head:
+                self._part.write(head)
+
+    # -- as the encoding of a compressed file --------------------------------------------------------------------------
+
+    def start(self, file: Any, first: bytes | None) -> RowWriter[bytes]:
+        """An empty result is a file too."""
+        return _CompressedText(file, self._compression)
+
+    def size(self, rows: bytes) -> int:
+        return len(rows)
+
+    def read(self, path: Path) -> Iterator[bytes]:
+        with pa.CompressedInputStream(pa.OSFile(os.fspath(path)), self._compression) as stream:
+            while text := stream.read(BLOCK_BYTES):
+                self._first = self._first or text
+                yield text
+
+    def frame(self, rows: list[bytes]) -> bytes:
+        return b"".join(rows)
+
+    def unframe(self, frame: pa.Buffer) -> Iterator[bytes]:
+        text = frame.to_pybytes()
+        self._first = self._first or text[: 1 << 20]
+        yield text
+
+
+class _CompressedText:
+    def __init__(self, file: Any, codec: str | None) -> None:
+        self._file = file
+        self._stream = pa.CompressedOutputStream(file, codec)
+
+    def write(self, rows: bytes) -> None:
+        self._stream.write(rows)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def tell(self) -> int:
+        at: int = self._file.tell()
+        return at
+
+
+class NdjsonSink(_TextSink):
+    """One line a row: records as they are, columns as one JSON object.
+
+    A line break inside a payload becomes a space (JSON means the same); a null payload is `null`. `path` may end in .gz or .zst;
+    `compression` ("gzip", "zstd") is for the parts of a folder. Only a path that ends in "/" or is a folder means one.
+    """
+
+    suffix = ".ndjson"
+    needs_suffix = False
+
+    def _lines(self, batch: Batch) -> bytes:
+        payload: Any = to_records(batch, int(SYSTEM_CLOCK.time() * 1000)).column(0).fill_null(b"null")
+        lines = _join(payload)
+        if lines.count(b"\n") != len(payload):
+            for end in ("\n", "\r"):
+                payload = pc.replace_substring(payload, end, " ")
+            lines = _join(payload)
+        return lines
+
+
+class CsvSink(_TextSink):
+    """A header, then one record a row. Null is an empty field, an empty text a quoted one; texts are quoted where they must be.
+
+    UserError for columns that CSV cannot say (lists, structs, binary) and for records that are not decoded.
+    """
+
+    suffix = ".csv"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        delimiter: str | None = None,
+        overwrite: bool = False,
+        compression: str | None = None,
+        part_bytes: int = PART_BYTES,
+    ) -> None:
+        super().__init__(path, overwrite=overwrite, compression=compression, part_bytes=part_bytes)
+        self._delimiter = delimiter or ("\t" if bare_suffix(self.name) == ".tsv" else ",")
+
+    def _lines(self, batch: Batch) -> bytes:
+        data = decoded_rows(self, batch)
+        for field in data.schema:
+            if pa.types.is_nested(field.type) or pa.types.is_binary(field.type):
+                raise UserError(
+                    f"file {self.name!r}: column {field.name!r} of type {field.type} cannot be written as CSV",
+                    hint="cast it to a string, or leave it out (select), before the sink",
+                )
+        return self._written(_plain_times(data), header=False)
+
+    def _head(self, schema: pa.Schema) -> bytes:
+        names = pa.RecordBatch.from_arrays([pa.array([], pa.string())] * len(schema), names=schema.names)
+        return self._written(names, header=True)
+
+    def _written(self, data: pa.RecordBatch, *, header: bool) -> bytes:
+        text = pa.BufferOutputStream()
+        csv.write_csv(data, text, csv.WriteOptions(include_header=header, delimiter=self._delimiter))
+        written: bytes = text.getvalue().to_pybytes()
+        return written
+
+    def _end_of_rows(self, file: BinaryIO, size: int) -> int:
+        return end_of_records(file, size)
+
+
+def _plain_times(data: pa.RecordBatch) -> pa.RecordBatch:
+    """Times in UTC as the texts that pyarrow's CSV writer makes of them, which takes it 2.5 us each."""
+    for number, field in enumerate(data.schema):
+        if pa.types.is_timestamp(field.type) and field.type.tz in ("UTC", "Etc/UTC"):
+            text: Any = data.column(number).cast(pa.timestamp(field.type.unit)).cast(pa.string())
+            join: Any = pc.binary_join_element_wise
+            data = data.set_column(number, field.name, join(text, "Z", ""))
+    return data
+
+
+def _join(payload: Any) -> bytes:
+    """All rows as lines, each with its end."""
+    whole = pa.ListArray.from_arrays(pa.array([0, len(payload)], pa.int32()), payload)
+    join: Any = pc.binary_join
+    joined: bytes = join(whole, b"\n")[0].as_py()
+    return joined + b"\n"
+
+
+def end_of_lines(file: BinaryIO, size: int) -> int:
+    """The end of the last whole line."""
+    keep = size
+    while keep > 0:
+        start = max(0, keep - BLOCK_BYTES)
+        file.seek(start)
+        newline = file.read(keep - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        keep = start
+    return 0
+
+
+def end_of_records(file: BinaryIO, size: int) -> int:
+    """The end of the last whole CSV record: the whole file is read, since only its beginning is known to be outside of quotes."""
+    keep = at = odd = 0
+    file.seek(0)
+    while block := file.read(BLOCK_BYTES):
+        lines = block.split(b'"')
+        for number, outside in enumerate(lines):
+            newline = outside.rfind(b"\n")
+            if newline >= 0 and not (odd + number) & 1:
+                keep = at + newline + 1
+            at += len(outside) + (number < len(lines) - 1)
+        odd ^= (len(lines) - 1) & 1
+    return min(keep, size)

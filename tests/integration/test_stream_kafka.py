@@ -1,0 +1,394 @@
+"""Streams on a real Kafka broker, as users run them: topic to topic, in a process, with a broker that goes and comes back.
+
+`--broker kafka://host:port` takes a running Kafka; without it the fixture starts one. Rows are made and read with the plain client.
+"""
+
+import asyncio
+import itertools
+import json
+import random
+import signal
+import threading
+import time
+import uuid
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from agent_tools import bounded, checkpoint, crash_image, started, until
+from broker import free_ports
+from confluent_kafka import Producer
+from fault_tools import Place, eventually, header, lines_of, one_line, row, running, sabot_run
+
+import sabot
+from sabot import App, col, tumbling
+
+pytestmark = [pytest.mark.integration, pytest.mark.kafka]
+
+RECOVERY = Path(__file__).parents[1] / "recovery"  # where minutes_app.py is
+SCHEMA = {"account": "string", "amount": "float64", "id": "int64", "ts": "int64"}
+PARTITIONS, WINDOW, DISORDER = 4, 10_000, 2_000
+BASE = (int(time.time()) // 3600 - 2) * 3_600_000  # a recent hour: a broker drops records whose own time is days ago
+HOUR = 3_600_000
+
+
+@pytest.fixture
+def place(kafka_url):
+    return Place(kafka_url)
+
+
+@pytest.fixture
+def name():
+    return f"app-{uuid.uuid4().hex[:8]}"
+
+
+def payments(count, *, seed=0, first=0):
+    """Event time rises 20 ms a row, up to 2 s out of order; amounts are multiples of 1/64, some of them not above 0."""
+    rng = random.Random(seed)
+    return [
+        {
+            "account": f"a{rng.randrange(30)}",
+            "amount": rng.randrange(-640, 6400) / 64,
+            "id": number,
+            "ts": BASE + number * 20 + rng.randrange(DISORDER),
+        }
+        for number in range(first, first + count)
+    ]
+
+
+def send(place, topic, rows, *, stamp=False, slices=PARTITIONS):
+    """Rows one after the other to the partitions in turn, with keys; safe when this returns. stamp: `ts` is the record's own time."""
+    producer = Producer(place.settings)
+    for number, fields in enumerate(rows):
+        when = {"timestamp": fields["ts"]} if stamp else {}
+        producer.produce(topic, json.dumps(fields), fields["account"], partition=number % slices, **when)
+    assert producer.flush(30) == 0
+
+
+def tick(place, topic, *, stamp=False, slices=PARTITIONS, hours=1):
+    """A row of a later hour in each partition: all windows of before are complete."""
+    last = {"account": "tick", "amount": 1.0, "id": -1, "ts": BASE + hours * HOUR}
+    send(place, topic, [last] * slices, stamp=stamp, slices=slices)
+
+
+def expected(rows):
+    """By plain Python: (account, window) -> count, sum and ids."""
+    windows = defaultdict(list)
+    for each in rows:
+        if each["amount"] > 0:
+            windows[each["account"], each["ts"] // WINDOW * WINDOW].append(each)
+    return {
+        window: (len(inside), sum(each["amount"] for each in inside), sorted(each["id"] for each in inside))
+        for window, inside in windows.items()
+    }
+
+
+def answers(records):
+    """What the records of the output topic say; AssertionError for a window with two different answers."""
+    found = {}
+    for record in records:
+        value = json.loads(record.payload)
+        assert record.key == value["account"].encode()
+        assert value["window_end"] == value["window_start"] + WINDOW
+        window = (value["n"], value["total"], sorted(value["ids"]))
+        assert found.setdefault((value["account"], value["window_start"]), window) == window
+    return found
+
+
+def windows(stream):
+    """The query of these tests."""
+    return (
+        stream.filter(col("amount") > 0)
+        .key_by("account")
+        .window(tumbling("10s"))
+        .aggregate(n=sabot.count(), total=sabot.sum("amount"), ids=sabot.collect_list("id"))
+    )
+
+
+def rows_in(app):
+    return sum(task["input"].get("rows_in", 0) for task in app.statistics()["streams"].values())
+
+
+def late_rows(app):
+    tasks = app.statistics()["streams"].values()
+    return sum(operator.get("late_rows", 0) for task in tasks for operator in task["operators"].values())
+
+
+def commands(place, name, topic, out, tmp_path, *more):
+    """`sabot run minutes_app:app`: the words, and the environment."""
+    words = ["minutes_app:app", "--broker", place.url, "--state", str(tmp_path / "state"), "--loglevel", "warning"]
+    return [*words, *more], {"MINUTES_ID": name, "MINUTES_IN": topic, "MINUTES_OUT": out}
+
+
+@pytest.mark.parametrize("parallelism", [1, 3])
+@pytest.mark.parametrize("time_of", ["column", "record"])
+async def test_windows_from_topic_to_topic_are_those_of_plain_python(place, name, parallelism, time_of):
+    topic, out, rows = place.topic(PARTITIONS), place.topic(PARTITIONS), payments(3000)
+    stamp = time_of == "record"
+    send(place, topic, rows, stamp=stamp)
+    app = App(name, broker=place.url, parallelism=parallelism)
+    windows(app.stream(topic, schema=SCHEMA, time=None if stamp else "ts", lateness="2s")).to(out, key="account")
+    wanted = expected(rows)
+    async with started(app):
+        tick(place, topic, stamp=stamp)
+        records = await eventually(place, out, len(wanted))
+        assert late_rows(app) == 0
+    assert answers(records) == wanted
+    assert len(records) == len(wanted)
+    homes = defaultdict(set)
+    for record in records:
+        homes[record.key].add(record.partition)
+    assert all(len(partitions) == 1 for partitions in homes.values())  # a key keeps its partition
+    assert len(set.union(*homes.values())) > 1
+
+
+@pytest.mark.parametrize("parallelism", [1, 4])
+async def test_a_partition_without_rows_holds_windows_back_no_longer_than_idle(place, name, parallelism):
+    topic, out, rows = place.topic(PARTITIONS), place.topic(), payments(1500)
+    send(place, topic, rows, slices=3)
+    tick(place, topic, slices=3)
+    app = App(name, broker=place.url, parallelism=parallelism)
+    windows(app.stream(topic, schema=SCHEMA, time="ts", lateness="2s", idle="1s")).to(out, key="account")
+    wanted = expected(rows)
+    async with started(app):
+        records = await eventually(place, out, len(wanted))
+        assert late_rows(app) == 0
+    assert answers(records) == wanted
+    assert len(records) == len(wanted)
+
+
+async def test_ctrl_c_keeps_windows_open_for_the_next_start_and_the_group_knows_how_far_it_came(place, name, tmp_path):
+    topic, out, log = place.topic(PARTITIONS), place.topic(), tmp_path / "log"
+    words, env = commands(place, name, topic, out, tmp_path)
+    rows = payments(2500)  # 50 s of event time, cut in the middle of windows
+    for first in (0, 850, 1700):
+        send(place, topic, rows[first : first + 850])
+        with running(log, *words, "--checkpoint-interval", "0.1", folder=RECOVERY, **env) as process:
+            await until(lambda: place.committed(f"{name}-group", topic) == place.ends(topic), lines_of(log))
+            process.send_signal(signal.SIGINT)
+            assert await asyncio.to_thread(process.wait, 20) == 0, lines_of(log)
+    seen = len(place.read(out))
+    assert 0 < seen < len(expected(rows))
+    tick(place, topic)
+    with running(log, *words, folder=RECOVERY, **env) as process:
+        records = await eventually(place, out, len(expected(rows)))
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.to_thread(process.wait, 20) == 0, lines_of(log)
+    assert answers(records) == expected(rows)
+    assert len(records) == len(expected(rows))  # nothing was repeated: each stop took a checkpoint
+    assert place.committed(f"{name}-group", topic) == place.ends(topic)
+
+
+BAD = {
+    b"{not json": "invalid JSON",
+    b'{"account": "a1", "amount": "much", "id": 1, "ts": 1}': "amount",
+    b"[1, 2]": "object",
+    b"": "empty",
+    b'{"account": "a1", "amount": 1.0, "id": 2, "ts": null}': "'ts' is null",
+    b'{"account": "a1", "amount": 1.0, "id": 3}': "'ts' is null",
+}
+
+
+async def test_payloads_that_are_no_rows_go_to_the_dead_letters_and_the_others_through(place, name):
+    topic, out, rows = place.topic(), place.topic(), payments(300)
+    producer, bad = Producer(place.settings), {}
+    for number, fields in enumerate(rows):
+        producer.produce(topic, json.dumps(fields), partition=0)
+        if number % 50 == 25:
+            payload = list(BAD)[number // 50]
+            bad[payload] = number + len(bad) + 1  # its offset
+            producer.produce(topic, payload, b"k\xff", headers=[("trace", b"\x00\x01")], partition=0, timestamp=BASE)
+    assert producer.flush(30) == 0
+    app = App(name, broker=place.url)
+    windows(app.stream(topic, schema=SCHEMA, time="ts", lateness="2s")).to(out, key="account")
+    async with started(app):
+        tick(place, topic, slices=1)
+        records = await eventually(place, out, len(expected(rows)))
+        letters = await eventually(place, f"{topic}.dlq", len(BAD))
+    assert answers(records) == expected(rows)
+    assert len(letters) == len(BAD)
+    for letter in letters:
+        assert header(letter, "topic") == topic
+        assert header(letter, "partition") == "0"
+        assert header(letter, "error") == "DataError"
+        if "is null" in header(letter, "message"):  # told by its columns
+            assert json.loads(letter.payload)["account"] == "a1"
+            continue
+        assert BAD[letter.payload] in header(letter, "message")
+        assert int(header(letter, "offset")) == bad[letter.payload]
+        assert header(letter, "timestamp") == str(BASE)
+        assert letter.key == b"k\xff"
+        assert ("trace", b"\x00\x01") in letter.headers
+    assert sum("is null" in header(letter, "message") for letter in letters) == 2
+
+
+@pytest.mark.parametrize("infer", [False, True], ids=["schema", "inferred"])
+async def test_a_missing_topic_ends_sabot_run_with_one_line_that_names_it(place, name, tmp_path, infer):
+    missing = f"missing-{uuid.uuid4().hex[:8]}"
+    words, env = commands(place, name, missing, place.topic(), tmp_path)
+    more = {"MINUTES_INFER": "1"} if infer else {}
+    line = one_line(await asyncio.to_thread(sabot_run, *words, folder=RECOVERY, **env, **more), 1)
+    assert f"topic '{missing}' does not exist" in line
+    assert place.url in line
+
+
+@pytest.mark.parametrize("infer", [False, True], ids=["schema", "inferred"])
+async def test_an_absent_broker_ends_sabot_run_with_one_line_that_names_it(name, tmp_path, infer):
+    absent = Place(f"kafka://127.0.0.1:{free_ports(1)[0]}")
+    words, env = commands(absent, name, "orders", "minutes", tmp_path)
+    more = {"MINUTES_INFER": "1"} if infer else {}
+    before = time.monotonic()
+    line = one_line(await asyncio.to_thread(sabot_run, *words, folder=RECOVERY, **env, **more), 1)
+    assert absent.url in line
+    assert time.monotonic() - before < 30
+
+
+def waits_for(topic):
+    """A thread of the reader of this topic: it is open."""
+    return any(thread.name == f"kafka-watch-{topic}" for thread in threading.enumerate())
+
+
+async def test_a_stream_without_a_schema_waits_for_its_first_record(place, name):
+    topic, out, rows = place.topic(PARTITIONS), place.topic(), payments(1200)
+    app = App(name, broker=place.url)
+    windows(app.stream(topic, time="ts", lateness="2s")).to(out, key="account")
+    running = asyncio.create_task(app.run())
+    try:
+        await until(lambda: waits_for(topic))
+        send(place, topic, rows)
+        tick(place, topic)
+        records = await eventually(place, out, len(expected(rows)))
+    finally:
+        app.request_stop()
+        await bounded(running, 30)
+    assert answers(records) == expected(rows)
+
+
+IMPATIENT = """
+import os, signal, threading, time
+from sabot import App
+
+app = App({name!r}, state="state")
+app.stream({topic!r}).to({out!r})
+
+def interrupt():
+    while not any(thread.name == "kafka-watch-{topic}" for thread in threading.enumerate()):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=interrupt, daemon=True).start()
+"""
+
+
+async def test_ctrl_c_ends_sabot_run_while_a_stream_waits_for_its_first_record(place, name, tmp_path):
+    topic, out = place.topic(PARTITIONS), place.topic()
+    (tmp_path / "impatient.py").write_text(IMPATIENT.format(name=name, topic=topic, out=out))
+    done = await asyncio.to_thread(sabot_run, "impatient:app", "--broker", place.url, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+async def test_two_streams_and_an_agent_go_back_to_one_checkpoint(place, name, tmp_path):
+    """The crash is a copy of the complete checkpoints, taken while the app runs and has gone on."""
+    topic, minutes, totals, seen = place.topic(PARTITIONS), place.topic(), place.topic(), place.topic()
+    rows = payments(1000)
+
+    def build(root):
+        app = App(name, broker=place.url, state=str(root / "state"), checkpoint_dir=root / "checkpoints", parallelism=2)
+        windows(app.stream(topic, schema=SCHEMA, time="ts", lateness="2s")).to(minutes, key="account")
+        running = app.stream(topic, schema={"account": "string", "id": "int64"}).key_by("account")
+        running.aggregate(n=sabot.count(), ids=sabot.sum("id")).to(totals, key="account")
+
+        @app.agent(topic, key="account", sink=seen)
+        async def count(ctx):
+            n = (await ctx.state().get("n") or 0) + 1
+            await ctx.state().put("n", n)
+            return {"account": ctx.message["account"], "n": n}
+
+        return app
+
+    def counts(records):
+        found = defaultdict(set)
+        for record in records:
+            value = json.loads(record.payload)
+            found[value["account"]].add(value["n"])
+        return found
+
+    def done(wanted):
+        """Every row of the topic has come out of the agent, and of the running totals."""
+        return sum(map(len, counts(place.read(seen)).values())) >= wanted <= sum(
+            map(len, counts(place.read(totals)).values())
+        )
+
+    first = build(tmp_path / "first")
+    async with started(first):
+        send(place, topic, rows[:400])
+        await until(lambda: done(400))
+        await checkpoint(first)
+        image = crash_image(tmp_path / "first" / "checkpoints", tmp_path / "crash" / "checkpoints")
+        send(place, topic, rows[400:700])
+        await until(lambda: done(700))
+    send(place, topic, rows[700:])
+    tick(place, topic)
+    second = build(image.parent)
+    async with started(second):
+        await until(lambda: done(len(rows) + PARTITIONS))
+        records = await eventually(place, minutes, len(expected(rows)))
+        assert second.agent_runtime.restored_from is not None
+        await until(lambda: rows_in(second) == 2 * (600 + PARTITIONS))  # from the checkpoint on, not from the start
+    assert answers(records) == expected(rows)
+    wanted = defaultdict(set)
+    for each in [*rows, *[{"account": "tick"}] * PARTITIONS]:
+        wanted[each["account"]].add(len(wanted[each["account"]]) + 1)
+    assert counts(place.read(seen)) == wanted
+    assert counts(place.read(totals)) == wanted
+
+
+async def test_a_broker_that_goes_in_the_middle_and_comes_back_leaves_every_window_exact(kafka, place, name, tmp_path):
+    """Rows come and checkpoints are taken before, while and after the broker is away."""
+    if not kafka.ours:
+        pytest.skip("only a broker started by the tests can be stopped")
+    topic, out, ended, sent = place.topic(PARTITIONS), place.topic(), threading.Event(), []
+
+    def produce():
+        """A world that goes on sending."""
+        producer = Producer({**place.settings, "enable.idempotence": True, "linger.ms": 5})
+        for number in itertools.count():
+            sent.extend(payments(1, seed=number, first=number))
+            fields = sent[-1]
+            producer.produce(topic, row(**fields), fields["account"], partition=number % PARTITIONS)
+            producer.poll(0)
+            if ended.wait(0.002 if number > 1000 else 0):
+                break
+        assert producer.flush(60) == 0
+
+    app = App(
+        name,
+        broker=place.url,
+        state=str(tmp_path / "state"),
+        checkpoint_interval=0.2,
+        checkpoint_timeout="2s",
+        parallelism=2,
+    )
+    windows(app.stream(topic, schema=SCHEMA, time="ts", lateness="2s")).to(out, key="account")
+    completed = lambda: app.statistics()["checkpoints"]["completed"]  # noqa: E731
+    sending = asyncio.create_task(asyncio.to_thread(produce))
+    try:
+        async with started(app):
+            await until(lambda: rows_in(app) > 1000 and completed() >= 2)
+            await asyncio.to_thread(kafka.stop)
+            was = rows_in(app)
+            await asyncio.to_thread(kafka.start)
+            await until(lambda: rows_in(app) > was + 500, "rows after the return", patience=60)
+            had = completed()
+            await until(lambda: completed() >= had + 2, "checkpoints after the return", patience=30)
+            ended.set()
+            await bounded(sending, 60)
+            tick(place, topic)
+            wanted = expected(sent)
+            records = await eventually(place, out, len(wanted), patience=30)
+            assert late_rows(app) == 0
+    finally:
+        ended.set()
+    assert answers(records) == wanted
+    assert place.committed(f"{name}-group", topic) == place.ends(topic)

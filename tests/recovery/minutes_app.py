@@ -1,0 +1,38 @@
+"""The stream that the kill -9 tests run, as `sabot run minutes_app:app`: payments by account and 10 seconds of event time.
+
+The environment: MINUTES_ID; MINUTES_IN and MINUTES_OUT, each a topic or a path that ends in .ndjson; MINUTES_INFER: no schema is given;
+MINUTES_SLOW, seconds that each batch takes. Broker, state, checkpoints and parallelism come by the command line.
+"""
+
+import os
+import time
+
+import sabot
+from sabot import App, NdjsonSink, NdjsonSource, col, tumbling
+
+source, out = os.environ["MINUTES_IN"], os.environ["MINUTES_OUT"]
+slow = float(os.environ.get("MINUTES_SLOW", "0"))
+columns = {"account": "string", "amount": "float64", "id": "int64", "ts": "int64"}
+is_file = source.endswith(".ndjson")
+
+
+def look(batch):
+    time.sleep(slow if batch.num_rows else 0)
+    return batch
+
+
+app = App(os.environ["MINUTES_ID"])
+(
+    app.stream(
+        NdjsonSource(source, block_bytes=2000) if is_file else source,
+        schema=None if "MINUTES_INFER" in os.environ else columns,
+        time="ts",
+        lateness="2s",
+    )
+    .map_batches(look)
+    .filter(col("amount") > 0)
+    .key_by("account")
+    .window(tumbling("10s"))
+    .aggregate(n=sabot.count(), total=sabot.sum("amount"), ids=sabot.collect_list("id"))
+    .to(NdjsonSink(out) if is_file else out, key=None if is_file else "account")
+)
