@@ -135,8 +135,9 @@ static inline void begin_with(const Strings& strings, const uint8_t* wanted, int
     match_literal<true>(strings, wanted, size, skip, out);
 }
 
-/* A few strings to look others up in. They are hashed by their length, their first and their last eight bytes, with factors sought
-   so that no two of them share a slot; where none are found (two strings can agree in all three), rows are compared one by one. */
+/* A few strings to look others up in, hashed so that no two of them share a slot: by bytes and length as one word where all are
+   shorter than a word, else by their length, their first and their last eight bytes. The factors of the hash are tried out; where
+   none are found (two strings can agree in all three), rows are compared with each of them. */
 class LiteralSet {
   public:
     void add(const uint8_t* data, int64_t size) { values_.emplace_back(reinterpret_cast<const char*>(data), size); }
@@ -155,44 +156,22 @@ class LiteralSet {
         }
         for (int bits = 4; bits <= MOST_BITS; bits++) {
             if ((size_t{1} << bits) < 2 * entries_.size()) continue;
-            for (int attempt = 0; attempt < 16; attempt++)
-                if (place(bits)) return;
+            for (int attempt = 0; attempt < 16; attempt++) {
+                hash_ = Hash{next_factor(), next_factor(), next_factor(), 64 - bits};
+                apart_ = longest_ < 8 ? place_words() : place_entries();
+                if (apart_) return;
+            }
         }
-        slots_.clear();
     }
 
     /* Which strings are among these. Out as `write_bits`. */
     void match(const Strings& strings, int skip, uint8_t* out) const {
-        const Entry* entries = entries_.data();
-        const uint16_t* slots = slots_.data();
-        const Factors factors = factors_;
-        const bool has_long = longest_ > 16;
-        write_bits(
-            strings.length, skip, slots_.empty() ? 0 : strings.end_of_reach(8), out,
-            [&](int64_t row) { return holds(strings.at(row), strings.size(row)); },
-            [=](int64_t row) -> uint64_t {
-                const int32_t* offsets = strings.offsets + row;
-                uint16_t found[64];
-                uint8_t flags[64];
-                for (int i = 0; i < 64; i++) {
-                    const int32_t size = offsets[i + 1] - offsets[i];
-                    const uint8_t* data = strings.data + offsets[i];
-                    const uint64_t mask = ~uint64_t{0} >> (64 - 8 * std::min(std::max(size, 1), 8));
-                    const uint64_t some = size ? mask : 0;
-                    const uint64_t head = word_at(data) & some, tail = word_at(data + std::max(size - 8, 0)) & some;
-                    found[i] = slots[factors.slot(size, head, tail)];
-                    const Entry& entry = entries[found[i]];
-                    flags[i] = (entry.size == size) & (entry.head == head) & (entry.tail == tail);
-                }
-                uint64_t bits = bits_of(flags);
-                for (uint64_t left = has_long ? bits : 0; left; left &= left - 1) {
-                    const int i = __builtin_ctzll(left);
-                    const Entry& entry = entries[found[i]];
-                    if (entry.size > 16 && !same_bytes(strings.at(row + i) + 8, entry.data + 8, entry.size - 16))
-                        bits &= ~(uint64_t{1} << i);
-                }
-                return bits;
-            });
+        const int64_t end = apart_ ? strings.end_of_reach(8) : 0;
+        const auto one = [&](int64_t row) { return holds(strings.at(row), strings.size(row)); };
+        if (longest_ < 8)
+            write_bits(strings.length, skip, end, out, one, [&](int64_t row) { return block_of_words(strings, row); });
+        else
+            write_bits(strings.length, skip, end, out, one, [&](int64_t row) { return block_of_entries(strings, row); });
     }
 
   private:
@@ -204,20 +183,87 @@ class LiteralSet {
         const uint8_t* data;
     };
 
+    struct Hash {
+        uint64_t head, tail, size;  // factors
+        int shift;
+
+        size_t slot(uint64_t word) const { return (word * head) >> shift; }
+        size_t slot(int32_t length, uint64_t first, uint64_t last) const {
+            return (first * head + last * tail + static_cast<uint64_t>(length) * size) >> shift;
+        }
+    };
+
+    /* Fewer than 8 bytes, behind them their number. Of more, a word that is none of a string. */
+    static uint64_t packed(uint64_t head, int32_t size) {
+        const int at_most = std::min(size, 8);
+        return (head & SHORT_MASKS[at_most]) | static_cast<uint64_t>(at_most) << 56;
+    }
+
+    uint64_t block_of_words(const Strings& strings, int64_t row) const {
+        const int32_t* offsets = strings.offsets + row;
+        const uint64_t* words = words_.data();
+        const Hash hash = hash_;
+        uint8_t flags[64];
+        for (int i = 0; i < 64; i++) {
+            const uint64_t word = packed(word_at(strings.data + offsets[i]), offsets[i + 1] - offsets[i]);
+            flags[i] = words[hash.slot(word)] == word;
+        }
+        return bits_of(flags);
+    }
+
+    uint64_t block_of_entries(const Strings& strings, int64_t row) const {
+        const int32_t* offsets = strings.offsets + row;
+        const Entry* entries = entries_.data();
+        const uint16_t* slots = slots_.data();
+        const Hash hash = hash_;
+        uint16_t found[64];
+        uint8_t flags[64];
+        for (int i = 0; i < 64; i++) {
+            const int32_t size = offsets[i + 1] - offsets[i];
+            const uint8_t* data = strings.data + offsets[i];
+            const uint64_t mask = word_mask(size);
+            const uint64_t head = word_at(data) & mask, tail = word_at(data + std::max(size - 8, 0)) & mask;
+            found[i] = slots[hash.slot(size, head, tail)];
+            const Entry& entry = entries[found[i]];
+            flags[i] = (entry.size == size) & (entry.head == head) & (entry.tail == tail);
+        }
+        uint64_t bits = bits_of(flags);
+        for (uint64_t left = longest_ > 16 ? bits : 0; left; left &= left - 1) {
+            const int i = __builtin_ctzll(left);
+            const Entry& entry = entries[found[i]];
+            if (entry.size > 16 && !same_bytes(strings.at(row + i) + 8, entry.data + 8, entry.size - 16))
+                bits &= ~(uint64_t{1} << i);
+        }
+        return bits;
+    }
+
     bool holds(const uint8_t* data, int32_t size) const {
         for (const Entry& entry : entries_)
             if (entry.size == size && same_bytes(data, entry.data, size)) return true;
         return false;
     }
 
-    struct Factors {
-        uint64_t head, tail, size;
-        int shift;
-
-        size_t slot(int32_t length, uint64_t first, uint64_t last) const {
-            return (first * head + last * tail + static_cast<uint64_t>(length) * size) >> shift;
+    /* Each in a slot of its own, by the hash as it is; or false. */
+    bool place_words() {
+        words_.assign(size_t{1} << (64 - hash_.shift), NO_WORD);
+        for (size_t i = 1; i < entries_.size(); i++) {
+            const uint64_t word = packed(entries_[i].head, entries_[i].size);
+            uint64_t& taken = words_[hash_.slot(word)];
+            if (taken != NO_WORD) return false;
+            taken = word;
         }
-    };
+        return true;
+    }
+
+    bool place_entries() {
+        slots_.assign(size_t{1} << (64 - hash_.shift), 0);
+        for (size_t i = 1; i < entries_.size(); i++) {
+            uint16_t& taken = slots_[hash_.slot(entries_[i].size, entries_[i].head, entries_[i].tail)];
+            if (taken) return false;
+            taken = static_cast<uint16_t>(i);
+        }
+        return true;
+    }
 
     uint64_t next_factor() {  // of a splitmix64 sequence
         seed_ += 0x9e3779b97f4a7c15;
@@ -227,24 +273,19 @@ class LiteralSet {
         return (z ^ (z >> 31)) | 1;
     }
 
-    /* With other factors: each entry in a slot of its own, or false. */
-    bool place(int bits) {
-        factors_ = {next_factor(), next_factor(), next_factor(), 64 - bits};
-        slots_.assign(size_t{1} << bits, 0);
-        for (size_t i = 1; i < entries_.size(); i++) {
-            uint16_t& taken = slots_[factors_.slot(entries_[i].size, entries_[i].head, entries_[i].tail)];
-            if (taken) return false;
-            taken = static_cast<uint16_t>(i);
-        }
-        return true;
-    }
+    static constexpr uint64_t NO_WORD = ~uint64_t{0};
+    static constexpr uint64_t SHORT_MASKS[9] = {
+        0, 0xff, 0xffff, 0xffffff, 0xffffffff, 0xffffffffff, 0xffffffffffff, 0xffffffffffffff, 0,
+    };
 
     std::vector<std::string> values_;
     std::vector<Entry> entries_;
-    std::vector<uint16_t> slots_;  // the place of an entry; 0: none. Empty: they could not be kept apart
-    Factors factors_{};
+    std::vector<uint64_t> words_;  // where all are shorter than a word
+    std::vector<uint16_t> slots_;  // else: the place of an entry; 0: none
+    Hash hash_{};
     uint64_t seed_ = 0;
     int32_t longest_ = 0;
+    bool apart_ = false;
 };
 
 }  // namespace sabot

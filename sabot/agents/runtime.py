@@ -17,8 +17,8 @@ from sabot.api.stream import Write
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import parse_broker
-from sabot.connectors.base import Source
-from sabot.connectors.memory import MemoryBroker
+from sabot.connectors.base import Sink, Source
+from sabot.connectors.memory import CountSink, MemoryBroker
 from sabot.errors import AgentFailed, CheckpointFailed, UserError
 from sabot.kafka import open_sink, open_source
 from sabot.kafka.source import KafkaSource
@@ -345,19 +345,31 @@ class AgentRuntime:
         )
         for agent in self.agents.values():
             agent.state_backend = self._backend
-        if self.agents:
+        if self.writes:
+            self._refuse_shared_sinks()
+            self._streams = StreamJob(self.writes, self._surroundings())
+            await self._streams.start(manifest)
+            self.metrics.follow(self._streams.samples)
+        if self.agents:  # after the streams, which may wait for their first record
             await job.start(manifest)
             self.metrics.follow(job.task.samples)
             for agent in self.agents.values():
                 agent.run_in(job)
-        if self.writes:
-            self._streams = StreamJob(self.writes, self._surroundings())
-            await self._streams.start(manifest)
-            self.metrics.follow(self._streams.samples)
         self._running = True
         self._checkpoint_task = asyncio.create_task(self._checkpoint_loop(), name="checkpoints")
         if manifest is not None:
             _log.info("app %s goes on from checkpoint %d", self.app.id, manifest.checkpoint_id)
+
+    def _refuse_shared_sinks(self) -> None:
+        """An agent and a stream write in threads of their own, so neither may have the other's Sink."""
+        written = {id(write.sink) for write in self.writes if isinstance(write.sink, Sink)}
+        for agent in self.agents.values():
+            for sink in () if agent.spec is None else (agent.spec.sink, agent.spec.dead_letter):
+                if id(sink) in written and isinstance(sink, Sink):
+                    raise UserError(
+                        f"agent {agent.agent_id} and a stream write into the same Sink, {sink.name}",
+                        hint="make one for each",
+                    )
 
     def _surroundings(self) -> Surroundings:
         app = self.app
@@ -369,12 +381,17 @@ class AgentRuntime:
             start=app.start_at,
             parallelism=app.parallelism,
             directory=app.open_tables(),
+            written=frozenset(
+                agent.spec.sink for agent in self.agents.values() if agent.spec and isinstance(agent.spec.sink, str)
+            ),
             stop_asked=lambda: self._stop_asked is not None and self._stop_asked.is_set(),
         )
 
     async def run_streams(self, writes: list[Write]) -> None:
         """Runs these alone to their end: no agents, no checkpoints, state in memory."""
-        around = replace(self._surroundings(), coordinator=Coordinator(clock=self.app.clock), directory=None)
+        around = replace(
+            self._surroundings(), coordinator=Coordinator(clock=self.app.clock), directory=None, open_sink=CountSink
+        )
         job = StreamJob(writes, around)
         await job.start()
         try:
@@ -401,6 +418,8 @@ class AgentRuntime:
     async def stop_all(self, *, drain: bool = False) -> None:
         """Stops every agent behind a last checkpoint. `drain`: first processes what was read. Idempotent."""
         if self._starting is not None:
+            if self._stop_asked is not None:
+                self._stop_asked.set()  # it may wait for the first record of a stream
             await self._starting.wait()
         if self._stopping is None:
             if not self._running:

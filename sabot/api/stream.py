@@ -270,6 +270,11 @@ class Stream:
             raise UserError("key_by needs a column", hint='key_by("account")')
         named = _named(keys, {}, "key_by")
         made = tuple((name, expr) for name, expr in named if not expr.same(col(name)))
+        for name, expr in made:
+            if name in expr.columns:
+                raise UserError(
+                    f"key_by: {expr!r} would take the place of column {name!r}", hint='give it a name: .alias("…")'
+                )
         node = WithColumns(self._node, made) if made else self._node
         return KeyedStream(self._owner, node, tuple(name for name, _ in named))
 
@@ -292,7 +297,10 @@ class Stream:
 
     def deduplicate(self, *keys: str | Expr, within: Duration | None = None) -> "Stream":
         """The first row of each key; with `within`, a key counts as new again so long (of event time) after its first row."""
-        return self.key_by(*keys).deduplicate(within=within)
+        keyed = self.key_by(*keys)
+        made = keyed._node.columns if isinstance(keyed._node, WithColumns) and keyed._node is not self._node else ()
+        firsts = keyed.deduplicate(within=within)
+        return firsts.drop(*(name for name, _ in made)) if made else firsts
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
@@ -438,6 +446,8 @@ def read_node(
         raise UserError(
             f"stream: {source!r} is no topic and no Source", hint='stream("orders") or stream(files("*.ndjson"))'
         )
+    if not isinstance(dead_letter, str | Sink):
+        raise UserError(f"stream: dead_letter={dead_letter!r} is no topic and no Sink", hint='"{topic}.dlq"')
     known = schema_of(schema)
     if time is not None and known is not None and time not in known.names:
         raise UserError(f"stream: time={time!r} is none of the columns {known.names}")

@@ -41,7 +41,7 @@ from sabot.connectors.base import (
 )
 from sabot.errors import TransientError, UserError
 
-__all__ = ["MemoryBroker", "MemorySink", "MemorySource", "TableSink"]
+__all__ = ["CountSink", "MemoryBroker", "MemorySink", "MemorySource", "TableSink"]
 
 log = logging.getLogger(__name__)
 
@@ -738,6 +738,27 @@ class MemorySink(Sink):
         if topic is not None:
             with topic.lock:
                 topic.writable.notify_all()
+
+
+class CountSink(Sink):
+    """Counts rows and forgets them, and says at the end how many: dead letters of a run that has no place for them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.rows = 0
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def write(self, batch: Batch) -> None:
+        self.rows += batch.num_rows
+
+    def flush(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        if self.rows:
+            log.warning("%s: %d rows were set apart and are not in the result", self.name, self.rows)
 
 
 class TableSink(Sink):

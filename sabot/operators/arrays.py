@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["broadcast", "integer_array", "integers", "is_utc", "where"]
+__all__ = ["broadcast", "floats", "integer_array", "integers", "is_utc", "where"]
 
 
 def broadcast(value: Any, rows: int) -> pa.Array:
@@ -18,8 +18,16 @@ def broadcast(value: Any, rows: int) -> pa.Array:
 
 def integers(array: pa.Array) -> Any:
     """The values of an array of integers, times or dates, without a copy; anything where it is null."""
-    signed = "u" if pa.types.is_unsigned_integer(array.type) else "i"
-    dtype = np.dtype(f"{signed}{array.type.bit_width // 8}")
+    return _view(array, "u" if pa.types.is_unsigned_integer(array.type) else "i")
+
+
+def floats(array: pa.Array) -> Any:
+    """The values of an array of floats, without a copy; anything where it is null."""
+    return _view(array, "f")
+
+
+def _view(array: pa.Array, kind: str) -> Any:
+    dtype = np.dtype(f"{kind}{array.type.bit_width // 8}")
     data = array.buffers()[1]
     if data is None:
         return np.zeros(len(array), dtype)

@@ -18,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot._cython.compare import LITERALS, LiteralSet, equal_literal, starts_with
 from sabot.api.expr import Expr
 from sabot.errors import DataError, InternalError, UserError
 from sabot.operators import times
-from sabot.operators.arrays import broadcast, integer_array, integers, where
+from sabot.operators.arrays import broadcast, floats, integer_array, integers, where
 from sabot.operators.base import TIME_COLUMN
 from sabot.operators.casts import caster, common_type, integer_range, is_number, least_integer
 
@@ -38,6 +39,8 @@ _COMPARE = {
     ">=": pc.greater_equal,
 }
 _ARITHMETIC = {"+": pc.add, "-": pc.subtract, "*": pc.multiply, "/": pc.divide}
+_LITERAL_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), bytes: pa.binary()}
+_FALSE = pa.scalar(False, pa.bool_())  # without its type pyarrow looks for pandas, each time
 _BITS = {"&": pc.bit_wise_and, "|": pc.bit_wise_or, "^": pc.bit_wise_xor}
 _LOGIC = {"&": pc.and_kleene, "|": pc.or_kleene, "^": pc.xor}
 _PARTS = {
@@ -146,7 +149,7 @@ def _literal(expr: Expr) -> Compiled:
         return _constant(pa.scalar(value, type))
     if isinstance(value, datetime.datetime) and value.tzinfo is not None:
         value = value.astimezone(datetime.UTC)
-    scalar = pa.scalar(value, pa.uint64()) if _is_int(value) and value >= 2**63 else pa.scalar(value)
+    scalar = pa.scalar(value, pa.uint64() if _is_int(value) and value >= 2**63 else _LITERAL_TYPES.get(value.__class__))
     adapts = value is None or (
         isinstance(value, int | float | datetime.date | datetime.timedelta) and not isinstance(value, bool)
     )
@@ -424,6 +427,8 @@ def _adapts(nodes: Sequence[Compiled]) -> pa.DataType | None:
 def _compare(kind: str, a: Compiled, b: Compiled) -> Function:
     """Comparison where NaN equals NaN and is greater than all else. What holds without NaN is asked in a way that NaN answers right."""
     plain: Function = _COMPARE[kind]
+    if kind in ("==", "!=") and _is_bytes(a.type) and (a.value is None) != (b.value is None):
+        return _literal_equality(kind, a, b)
     if not pa.types.is_floating(a.type) or _never_nan(a, b, kind in ("==", "!=")):
         return plain
     if _no_nan(b):
@@ -438,7 +443,31 @@ def _compare(kind: str, a: Compiled, b: Compiled) -> Function:
         "<": lambda x, y: _greater(y, x),
         "<=": lambda x, y: _at_least(y, x),
     }
-    return aware[kind]
+    careful = aware[kind]
+    return lambda x, y: plain(x, y) if _without_nan(x) and _without_nan(y) else careful(x, y)
+
+
+def _without_nan(values: Any) -> bool:
+    """Known to be so: what stands in the place of a null counts too."""
+    return isinstance(values, pa.Array) and not np.isnan(floats(values)).any()
+
+
+def _is_bytes(type: pa.DataType) -> bool:
+    return bool(pa.types.is_string(type) or pa.types.is_binary(type))
+
+
+def _literal_equality(kind: str, a: Compiled, b: Compiled) -> Function:
+    """Of strings and a constant."""
+    constant = a.value if b.value is None else b.value
+    if not constant.is_valid:
+        unknown: Function = _COMPARE[kind]
+        return unknown
+    wanted = constant.as_buffer().to_pybytes()
+
+    def same(x: Any, y: Any) -> pa.Array:
+        return equal_literal(y if isinstance(x, pa.Scalar) else x, wanted)
+
+    return same if kind == "==" else lambda x, y: pc.invert(same(x, y))
 
 
 def _inverted(function: Function) -> Function:
@@ -538,6 +567,8 @@ def _is_in(expr: Expr, nodes: list[Compiled]) -> Compiled:
             raise ValueError("not all values are integers")
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError, ValueError) as error:
         raise UserError(f"{expr.text()} cannot be: the column is {node.type}: {error}") from error
+    if _is_bytes(node.type) and len(values) <= LITERALS:
+        return _apply(expr, LiteralSet(value.as_buffer().to_pybytes() for value in values).holds, node)
     if pa.types.is_floating(node.type):  # looked up by their bits, 0.0 and -0.0 differ
         values = pa.concat_arrays([values, pc.negate(values.filter(pc.equal(values, pa.scalar(0, values.type))))])
 
@@ -554,7 +585,6 @@ def _when(expr: Expr, nodes: list[Compiled]) -> Compiled:
         if not pa.types.is_boolean(predicate.type) and not pa.types.is_null(predicate.type):
             raise UserError(f"{expr.text()}: when({given.text()}) is {predicate.type}, not true or false")
     values = _unified(expr, values)
-    no = pa.scalar(False)
 
     def chosen(*given: Any) -> Any:
         if nulls:  # as arrays: see `where`
@@ -564,7 +594,7 @@ def _when(expr: Expr, nodes: list[Compiled]) -> Compiled:
         for i in range(len(given) - 3, -1, -2):
             asked = given[i]
             if isinstance(asked, pa.Scalar) or asked.null_count:
-                asked = pc.coalesce(asked, no)
+                asked = pc.coalesce(asked, _FALSE)
             made = pc.if_else(asked, given[i + 1], made)
         return made
 
@@ -625,7 +655,8 @@ def _string_function(expr: Expr) -> Function:
             search: Function = pc.match_substring if options["literal"] else pc.match_substring_regex
             return functools.partial(search, pattern=options["pattern"])
         case "startswith":
-            return functools.partial(pc.starts_with, pattern=options["prefix"])
+            prefix = options["prefix"].encode()
+            return lambda x: starts_with(x, prefix)
         case "endswith":
             return functools.partial(pc.ends_with, pattern=options["suffix"])
         case "regexp_extract":
@@ -781,7 +812,7 @@ def _list_get(lists: pa.Array, *, index: int, strict: bool, what: str) -> pa.Arr
 
 def _list_has_null(lists: pa.Array) -> pa.Array:
     values = lists.values
-    return _any_per_list(lists, values.is_null() if values.null_count else pa.repeat(False, len(values)))
+    return _any_per_list(lists, values.is_null() if values.null_count else pa.repeat(_FALSE, len(values)))
 
 
 def _list_contains(same: Function, type: pa.DataType, lists: pa.Array, wanted: Any) -> pa.Array:

@@ -15,7 +15,7 @@ from sabot._cython.keyed import GroupTable, hash_columns
 from sabot._cython.sessions import RunTable, SessionTable
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates import Aggregator, Call, Snapshot, owned_groups, read_batches
-from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
+from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
 
 __all__ = ["WINDOW_END", "WINDOW_START", "KeyedRuns", "Numbered", "SessionAggregate"]
 
@@ -103,7 +103,7 @@ class SessionAggregate(Operator):
 
     def restore(self, saved: list[SavedState]) -> None:
         watermarks = [part.facts["watermark"] for part in saved]
-        if watermarks and None not in watermarks:
+        if watermarks and None not in watermarks and min(watermarks) < END_OF_TIME:  # else it was drained: time begins anew
             self._watermark_ms = min(watermarks)
             self._sessions.advance(self._watermark_ms)  # nothing is there yet: rows are judged by it
         if self._context.subtask == 0:  # the job's sum stays what it was

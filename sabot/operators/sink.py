@@ -1,6 +1,5 @@
 """The last step of a chain: rows leave for a Sink."""
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +25,6 @@ class SinkWriter(Operator):
         self._key = key
         self._expected = expected
         self._now_ms = now_ms
-        self._closed = threading.Lock()
 
     def open(self, context: OperatorContext) -> pa.Schema:
         if self._key is not None and self._expected is not None and self._key not in self._expected.names:

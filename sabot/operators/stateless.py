@@ -18,7 +18,18 @@ from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.expressions import Compiled, compile_expr, compile_predicate
 from sabot.operators.times import is_time, to_ms
 
-__all__ = ["Drop", "Filter", "FlatMap", "MapBatches", "Rename", "Select", "WithColumns", "WithoutTime", "to_ms"]
+__all__ = [
+    "Drop",
+    "Filter",
+    "FlatMap",
+    "MapBatches",
+    "Rename",
+    "Select",
+    "WithColumns",
+    "WithoutHashes",
+    "WithoutTime",
+    "to_ms",
+]
 
 _FLAT_ROWS = 65_536  # of a batch that flat_map emits
 _FEW = 4  # where less than one row in so many counts, taking them costs less than computing all
@@ -91,13 +102,15 @@ class WithColumns(Operator):
 
 
 class Drop(Operator):
-    """All columns but these."""
+    """All columns but these. unread: the plan has checked the names, and left out columns that nobody uses."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], *, unread: bool = False) -> None:
         self.names = tuple(names)
+        self._unread = unread
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        _check_there("drop", self.names, context.input)
+        if not self._unread:
+            _check_there("drop", self.names, context.input)
         self._kept = [i for i, name in enumerate(context.input.names) if name not in self.names]
         if all(context.input.names[i] == TIME_COLUMN for i in self._kept):
             raise UserError(f"drop: no column would be left of {', '.join(self.names)}")
@@ -105,6 +118,13 @@ class Drop(Operator):
 
     def process(self, batch: Batch) -> None:
         self.emit(_over(batch, batch.data.select(self._kept)))
+
+
+class WithoutHashes(Operator):
+    """The hashes that a shuffle computed are of other keys than the next step's."""
+
+    def process(self, batch: Batch) -> None:
+        self.emit(batch.with_selection(batch.selection, None))
 
 
 class WithoutTime(Operator):
@@ -120,13 +140,15 @@ class WithoutTime(Operator):
 
 
 class Rename(Operator):
-    """Other names for some columns: {old: new}."""
+    """Other names for some columns: {old: new}. unread: as in Drop."""
 
-    def __init__(self, names: Mapping[str, str]) -> None:
+    def __init__(self, names: Mapping[str, str], *, unread: bool = False) -> None:
         self.names = dict(names)
+        self._unread = unread
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        _check_there("rename", self.names, context.input)
+        if not self._unread:
+            _check_there("rename", self.names, context.input)
         names = [self.names.get(name, name) for name in context.input.names]
         _check_names("rename", [name for name in names if name != TIME_COLUMN], among=names)
         self._schema = pa.schema([field.with_name(name) for field, name in zip(context.input, names, strict=True)])

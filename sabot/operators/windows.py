@@ -293,7 +293,9 @@ class WindowAggregate(Operator):
                     if pane not in self._reopened:
                         self._reopened[pane] = self._keys_table()
                     self._reopened[pane].merge(state)
-        self._set_watermark(min((part.facts["watermark"] for part in saved), default=_START_OF_TIME))
+        watermark = min((part.facts["watermark"] for part in saved), default=_START_OF_TIME)
+        if watermark < END_OF_TIME:  # else it was drained: time begins anew
+            self._set_watermark(watermark)
         if context.subtask == 0:  # the job's sum stays what it was
             self._late_rows = sum(part.facts["late_rows"] for part in saved)
         self._store.settle()

@@ -212,7 +212,7 @@ def _asks(node: Node, wanted: Columns) -> list[tuple[Node, Columns]]:
         new_names = {new: old for old, new in node.names}
         return [(node.input, frozenset(new_names.get(name, name) for name in wanted))]
     if isinstance(node, Union):
-        return [(stream, None if wanted is None else wanted) for stream in node.streams]
+        return [(stream, wanted) for stream in node.streams]
     if isinstance(node, AggregateWindow | RunningAggregate):
         used = set(node.keys)
         for _, aggregate in node.aggregates:

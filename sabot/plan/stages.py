@@ -4,6 +4,7 @@ A stage ends where rows must change threads: before keyed work with more than on
 group), before a union, before a sink. Everything else is fused: plain calls within a chain. A chain may fork; it never joins.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,17 @@ from sabot.operators.aggregates import Call
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, RunningAggregate
 from sabot.operators.sessions import SessionAggregate
-from sabot.operators.stateless import Drop, Filter, FlatMap, MapBatches, Rename, Select, WithColumns, WithoutTime
+from sabot.operators.stateless import (
+    Drop,
+    Filter,
+    FlatMap,
+    MapBatches,
+    Rename,
+    Select,
+    WithColumns,
+    WithoutHashes,
+    WithoutTime,
+)
 from sabot.operators.windows import LocalCombine, WindowAggregate
 from sabot.plan.optimise import check_columns, columns_of, optimise, used_columns, walk
 
@@ -185,7 +196,7 @@ class _Planner:
         self._stages: list[Stage] = []
         self._sinks: dict[int | str, Stage] = {}
         self._places: dict[int, _Place] = {}
-        self._steps = 0
+        self._counts: Counter[str] = Counter()
         self._timed = _timed_reads(writes)
 
     def plan(self) -> Plan:
@@ -195,10 +206,15 @@ class _Planner:
         upstream_first = [stage for stage in self._stages if stage.sink is None]
         return Plan(upstream_first + [stage for stage in self._stages if stage.sink is not None])
 
+    def _id(self, kind: str) -> str:
+        """Counted by kind, so that a filter more does not give a window's state to another window."""
+        self._counts[kind] += 1
+        return f"{kind}-{self._counts[kind]}"
+
     # -- stages -------------------------------------------------------------------------------------------------------
 
     def _stage(self, name: str, parallelism: int, **what: Any) -> Stage:
-        stage = Stage(f"{len(self._stages)}-{name}", parallelism, **what)
+        stage = Stage(self._id(name), parallelism, **what)
         self._stages.append(stage)
         return stage
 
@@ -215,8 +231,7 @@ class _Planner:
 
     def _step(self, place: _Place, text: str, make: Callable[[], Operator], **facts: Any) -> tuple[Step, _Place]:
         """The operator at the end of the chain, and the place behind it."""
-        self._steps += 1
-        step = Step(f"{self._steps}-{text.split(' ', 1)[0]}", text, make)
+        step = Step(self._id(text.split(" ", 1)[0]), text, make)
         place.targets.append(step)
         behind = {"keys": place.keys, "timed": place.timed, "time": place.time} | facts
         return step, _Place(place.stage, step.targets, **behind)
@@ -228,7 +243,9 @@ class _Planner:
         if self._parallelism == 1:
             return place  # the reader is one thread too
         if keys and place.keys is not None and set(place.keys) <= set(keys):
-            return place
+            if place.keys == keys:
+                return place
+            return self._step(place, f"go on by {', '.join(keys)}", WithoutHashes)[1]
         stage = self._stage(name, self._parallelism if keys else 1)
         stage.upstream.append(place.stage)
         place.targets.append(Edge(stage, keys or None))
@@ -254,20 +271,9 @@ class _Planner:
                 place = self._place(node.input)
                 return self._with_columns(place, node.columns)
             case logical.Drop():
-                names = node.names
-                if self._used[id(node)] is not None:
-                    return self._place(node.input)  # what is not used is not read
-                return self._then(node.input, f"drop {', '.join(names)}", lambda: Drop(names))
+                return self._drop(node)
             case logical.Rename():
-                used = self._used[id(node)]
-                renamed = {old: new for old, new in node.names if used is None or new in used}
-                place = self._place(node.input)
-                if not renamed:
-                    return place
-                keys = None if place.keys is None else tuple(renamed.get(key, key) for key in place.keys)
-                text = "rename " + ", ".join(f"{old} to {new}" for old, new in renamed.items())
-                time = place.time if place.time is None else renamed.get(place.time, place.time)
-                return self._step(place, text, lambda: Rename(renamed), keys=keys, time=time)[1]
+                return self._rename(node)
             case logical.MapBatches():
                 place = self._place(node.input)
                 function, schema, time = node.function, node.schema, place.time
@@ -305,6 +311,24 @@ class _Planner:
             case _:
                 raise UserError(f"{type(node).__name__} is no step of a stream")
 
+    def _drop(self, node: logical.Drop) -> _Place:
+        place, names, checked = self._place(node.input), node.names, columns_of(node.input) is not None
+        keys = None if place.keys is not None and set(place.keys) & set(names) else place.keys
+        time = None if place.time in names else place.time
+        text = f"drop {', '.join(names)}"
+        return self._step(place, text, lambda: Drop(names, unread=checked), keys=keys, time=time)[1]
+
+    def _rename(self, node: logical.Rename) -> _Place:
+        place, renamed, checked = self._place(node.input), dict(node.names), columns_of(node.input) is not None
+        taken = set(renamed.values()) - renamed.keys()  # names that mean another column from here on
+        keys, time = place.keys, place.time
+        if keys is not None:
+            keys = None if taken & set(keys) else tuple(renamed.get(key, key) for key in keys)
+        if time is not None:
+            time = None if time in taken else renamed.get(time, time)
+        text = "rename " + ", ".join(f"{old} to {new}" for old, new in node.names)
+        return self._step(place, text, lambda: Rename(renamed, unread=checked), keys=keys, time=time)[1]
+
     def _then(self, upstream: Node, text: str, make: Callable[[], Operator]) -> _Place:
         return self._step(self._place(upstream), text, make)[1]
 
@@ -320,19 +344,17 @@ class _Planner:
         assert stage.reading is not None
         letters = node.dead_letter
         if isinstance(letters, str):
-            letters = letters.format(topic=_legal(node.name))
+            letters = letters.replace("{topic}", _legal(node.name))
         stage.reading.dead_letters = Edge(self._sink(letters, None, stage))
         return _Place(stage, stage.targets, timed=timed, time=node.time)
 
     def _select(self, node: logical.Select) -> _Place:
         place = self._place(node.input)
         columns = node.columns
-        names = {name for name, _ in columns}
         kept = {name for name, expr in columns if expr.same(col(name))}
         keys = place.keys if place.keys is not None and set(place.keys) <= kept else None
         time = place.time if place.time in kept else None
         text = "select " + ", ".join(_column(name, expr) for name, expr in columns)
-        del names
         return self._step(place, text, lambda: Select(columns), keys=keys, time=time)[1]
 
     def _with_columns(self, place: _Place, columns: tuple[tuple[str, Expr], ...]) -> _Place:

@@ -401,7 +401,9 @@ class AgentTask:
         """Cancel what still runs, end the threads, close sources and sinks. Idempotent."""
         for operator in self.operators.values():
             await operator.close()
-        await asyncio.gather(*(source.stop() for source in self.sources), *(sink.stop() for sink in self.sinks))
+        await asyncio.gather(
+            *(source.stop() for source in self.sources), *(sink.stop(finished=self.ended) for sink in self.sinks)
+        )
         if self._gate is not None:
             self._gate.close()
         for ack in list(self._acks.values()):

@@ -161,6 +161,7 @@ class SinkTask:
         self._flushed: dict[int, asyncio.Future[None]] = {}
         self._room: list[asyncio.Future[None]] = []
         self._armed = False
+        self._finished = False
         self.on_broken: Callable[[SinkTask], None] | None = None
         self._thread = threading.Thread(target=self._run, name=f"sink {sink.name}", daemon=True)
 
@@ -218,8 +219,12 @@ class SinkTask:
             self._put(Barrier(checkpoint_id))
         return flushed
 
-    async def stop(self) -> None:
-        """Writes what was put, flushes, closes. A sink that does not come back is left behind: no checkpoint counts on it."""
+    async def stop(self, *, finished: bool = False) -> None:
+        """Writes what was put, flushes, closes; `finished`: every input has ended for good.
+
+        A sink that does not come back is left behind: no checkpoint counts on it.
+        """
+        self._finished = finished
         if self._thread.is_alive():
             self._put(END)
             await asyncio.to_thread(self._thread.join, _SINK_STOP_SECONDS)
@@ -292,7 +297,10 @@ class SinkTask:
                     self.sink.flush()
                     tell(self._loop, self._report, element.checkpoint_id, None)
                 elif element is END:
-                    self.sink.flush()
+                    if self._finished:
+                        self.sink.finish()
+                    else:
+                        self.sink.flush()
                     return
         except BaseException as error:
             _log.error("sink %s: %s", self.sink.name, error)

@@ -6,7 +6,7 @@ Both give elements, one after the other: batches, and the marks WATERMARK, IDLE,
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -78,7 +78,8 @@ class Watermarks:
     """Event time by partition: no row below the watermark is expected any more.
 
     A partition's watermark is its greatest time less the lateness; the input's, the least of those that are not idle. A partition
-    without rows for `idle_ms` is idle; one that is new begins at the input's watermark. Never goes back.
+    that has had no rows to read for `idle_ms` is idle (one whose rows were not read yet is not); one that is new begins at the
+    input's watermark. When all were idle, all are awake again with the first row: silence begins anew. Never goes back.
     """
 
     def __init__(self, lateness_ms: int, idle_ms: int, now_ms: int) -> None:
@@ -99,9 +100,17 @@ class Watermarks:
 
     def see(self, partition: tuple[str, int], greatest_ms: int, now_ms: int) -> None:
         """Rows of a partition came, the latest of this time."""
+        if self.idle:
+            self.awake(self._seen_ms, now_ms)
         self._seen_ms[partition] = now_ms
         if greatest_ms > self._greatest.get(partition, _LONG_AGO):
             self._greatest[partition] = greatest_ms
+
+    def awake(self, partitions: Iterable[tuple[str, int]], now_ms: int) -> None:
+        """These are not silent: they have rows, which were not read yet."""
+        for partition in list(partitions):
+            if partition in self._seen_ms:
+                self._seen_ms[partition] = now_ms
 
     def progress(self, now_ms: int) -> list[Any]:
         """The marks that have become true since the last call."""
@@ -225,40 +234,37 @@ class SourceInput:
                 self.exhausted = True
                 self._marks.append(END)
             elif self._timed:
-                self._marks.extend(self.watermarks.progress(self._now_ms()))
+                self._tell_time(self._now_ms())
             return None
         self.rows_in += batch.num_rows
         self._positions.update(batch.offsets)
         return self._ready(batch)
 
-    def _ready(self, batch: Batch) -> Batch:
-        """Decoded, with event time; its watermarks follow it."""
-        stamps: Any = None
-        places: Any = None
+    def _ready(self, batch: Batch) -> Batch | None:
+        """Decoded, with event time; its watermarks follow it. None: no row was good."""
+        records: pa.RecordBatch | None = None
         if self._codec is not None:
             data, bad = self._codec.decode(batch.data)
-            stamps, places = batch.data.column(2), batch.data.column(3)
+            records = batch.data
             if bad:
                 self._set_apart(batch, {row.row: row.reason for row in bad})
-                good = _others(batch.num_rows, [row.row for row in bad])
-                stamps, places = stamps.take(good), places.take(good)
+                records = records.take(_others(batch.num_rows, [row.row for row in bad]))
         else:
             data = batch.data
             if batch.bad is not None:
-                bad = batch.bad
-                records = bad.select(RECORD_SCHEMA.names)
-                self._bury(records, bad.column("reason").to_pylist(), batch.topic or self.source.name)
+                reasons = batch.bad.column("reason").to_pylist()
+                self._bury(batch.bad.select(RECORD_SCHEMA.names), reasons, batch.topic or self.source.name)
         if self._timed:
-            data = self._with_time(data, stamps, places, batch)
+            data = self._with_time(data, records, batch)
         if self._columns is not None:
             data = data.select([*self._columns, TIME_COLUMN] if self._timed else [*self._columns])
-        return Batch(data, batch.offsets, batch.topic or self.source.name)
+        return Batch(data, batch.offsets, batch.topic or self.source.name) if data.num_rows else None
 
-    def _with_time(self, data: pa.RecordBatch, stamps: Any, places: Any, batch: Batch) -> pa.RecordBatch:
+    def _with_time(self, data: pa.RecordBatch, records: pa.RecordBatch | None, batch: Batch) -> pa.RecordBatch:
         if self._time is not None:
             times: Any = to_ms(data.column(self._time))
-        elif stamps is not None:
-            times = stamps
+        elif records is not None:
+            times = records.column("timestamp")
         else:
             raise UserError(
                 f"source {self.name}: its rows have no time of their own",
@@ -266,17 +272,24 @@ class SourceInput:
             )
         if times.null_count:
             good = pc.is_valid(times)
-            lost = data.filter(pc.invert(good))
-            self._without_time(lost, batch)
+            lost = pc.invert(good)
+            self._without_time(data.filter(lost), None if records is None else records.filter(lost), batch)
             data, times = data.filter(good), times.filter(good)
-            places = None if places is None else places.filter(good)
+            records = None if records is None else records.filter(good)
         data = data.append_column(TIME_COLUMN, times)
         now_ms = self._now_ms()
         if data.num_rows:
+            places = None if records is None else records.column("partition")
             for partition, greatest in self._greatest(times, places, batch):
                 self.watermarks.see(partition, greatest, now_ms)
-        self._marks.extend(self.watermarks.progress(now_ms))
+        self._tell_time(now_ms)
         return data
+
+    def _tell_time(self, now_ms: int) -> None:
+        lag = self.source.lag()
+        if lag:  # of a partition that is not in there nothing is known yet
+            self.watermarks.awake((place for place in self._positions if lag.get(place, 1) > 0), now_ms)
+        self._marks.extend(self.watermarks.progress(now_ms))
 
     def _greatest(self, times: Any, places: Any, batch: Batch) -> list[tuple[tuple[str, int], int]]:
         offsets = batch.offsets
@@ -296,13 +309,17 @@ class SourceInput:
         rows = batch.data.take(pa.array(list(reasons), pa.int64()))
         self._bury(rows, list(reasons.values()), batch.topic or self.source.name)
 
-    def _without_time(self, rows: pa.RecordBatch, batch: Batch) -> None:
-        """Rows whose event time is null: set apart as JSON, with the place of the batch they came in."""
-        (_, partition), offset = next(iter(batch.offsets.items()), (("", -1), -1))
-        records = build_records(
-            encode_rows(rows).to_pylist(), None, np.zeros(rows.num_rows), partition, np.full(rows.num_rows, offset)
-        )
-        reasons = [f"event time {self._time!r} is null"] * rows.num_rows
+    def _without_time(self, rows: pa.RecordBatch, records: pa.RecordBatch | None, batch: Batch) -> None:
+        """Rows whose event time is null: the records themselves; of a source that decodes, what was read of them as JSON, with
+        the place of the batch that they came in.
+        """
+        if records is None:
+            (_, partition), offset = next(iter(batch.offsets.items()), (("", -1), -1))
+            count = rows.num_rows
+            records = build_records(
+                encode_rows(rows).to_pylist(), None, np.zeros(count), partition, np.full(count, offset)
+            )
+        reasons = [f"event time {self._time!r} is null"] * records.num_rows
         self._bury(records, reasons, batch.topic or self.source.name)
 
     def _bury(self, records: pa.RecordBatch, reasons: list[str], topic: str) -> None:
@@ -314,6 +331,7 @@ class SourceInput:
     def facts(self) -> dict[str, Any]:
         return {
             "source": self.name,
+            "exhausted": self.exhausted,
             "log": self.source.log_id,
             "schema": self._schema_text,
             "positions": [[topic, partition, offset] for (topic, partition), offset in self._positions.items()],

@@ -14,7 +14,7 @@ import pyarrow as pa
 from sabot._cython.batch import Batch
 from sabot._cython.channel import Channel
 from sabot.api.stream import Read, Write
-from sabot.checkpoint import Coordinator, Manifest, TaskSnapshot
+from sabot.checkpoint import Coordinator, Manifest, StoredTask, TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
 from sabot.connectors.base import RECORD_SCHEMA, Positions, Sink, Source
@@ -24,7 +24,7 @@ from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, SavedSt
 from sabot.operators.sink import SinkWriter
 from sabot.plan import Edge, Plan, Reading, Stage, Step, make_plan
 from sabot.plan.optimise import walk, with_schemas
-from sabot.runtime.host import interpreter
+from sabot.runtime.host import interpreter, to_the_end
 from sabot.runtime.inputs import GateInput, SourceInput
 from sabot.runtime.task import Chain, Link, Output, StreamTask
 
@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 _INFERENCE_ROWS = 1000
 _SETTLE_SECONDS = 0.2  # how long the inference of a schema waits for more records than it has
+_PATIENCE_SECONDS = 2.0  # how long that wait is nothing special
 _JOIN_SECONDS = 30.0
 
 
@@ -54,6 +55,7 @@ class Surroundings:
     directory: Path | None = None  # for the databases of keyed tables; None: state in memory
     memory_budget: int = 256_000_000
     stop_asked: Callable[[], bool] = lambda: False
+    written: frozenset[str] = frozenset()  # topics that agents of the app write
 
 
 @dataclass
@@ -96,8 +98,7 @@ class StreamJob:
             await asyncio.shield(building)
         except BaseException:
             self._cancelled.set()
-            await asyncio.wait([building])
-            await self.close()
+            await to_the_end(self._give_up(building))
             raise
         for task in self.tasks:
             source = next((each for _, owner, each in self._inputs if owner is task), None)
@@ -112,10 +113,17 @@ class StreamJob:
             task.on_over = self._task_over
             task.start()
 
+    async def _give_up(self, building: asyncio.Future[None]) -> None:
+        await asyncio.wait([building])
+        building.exception()  # the start was cancelled, or raises it itself
+        await self.close()
+
     def _was_complete(self, restored: Manifest) -> bool:
-        """Every task of the checkpoint had ended: nothing is opened, and later checkpoints keep what this one says."""
+        """Every task of the checkpoint had ended, its input read to the end: nothing is opened, and later checkpoints keep what
+        this one says. A job that was drained before the end of its inputs is not complete.
+        """
         stored = {name: task.meta for name, task in restored.tasks.items() if "operators" in task.meta}
-        if not stored or not all(meta["ended"] for meta in stored.values()):
+        if not stored or not all(meta["ended"] and meta["input"].get("exhausted", True) for meta in stored.values()):
             return False
         for name, meta in stored.items():
             self.around.coordinator.detach(name, TaskSnapshot(meta))
@@ -129,7 +137,7 @@ class StreamJob:
         schemas = {id(node): self._schema(node, restored) for node in walk(self.writes) if isinstance(node, Read)}
         self.plan = make_plan(with_schemas(self.writes, schemas), parallelism=self.around.parallelism)
         self._afresh = restored is None
-        readers = {stage.id: self._readers(stage.reading) for stage in self.plan.stages if stage.reading is not None}
+        readers = {stage.id: self._readers(stage, restored) for stage in self.plan.stages if stage.reading is not None}
         for stage in self.plan.stages:
             if stage.id in readers:
                 stage.parallelism = len(readers[stage.id][0])
@@ -172,6 +180,11 @@ class StreamJob:
                 known = JsonCodec.of_text(facts["schema"]).schema
                 assert known is not None
                 return known
+        if node.source in self.around.written or any(write.sink == node.source for write in self.writes):
+            raise UserError(
+                f"stream {node.name}: its columns cannot be inferred before who writes it, in this app, runs",
+                hint='give it schema={"name": "type", …}',
+            )
         source = node.source if isinstance(node.source, Source) else self.around.open_source(node.source)
         inferred = source.infer_schema()
         return self._wait_for_records(node, source) if inferred is None else inferred
@@ -183,6 +196,7 @@ class StreamJob:
         try:
             rows: list[pa.RecordBatch] = []
             count, deadline = 0, float("inf")
+            patience = self.around.clock.monotonic() + _PATIENCE_SECONDS
             while count < _INFERENCE_ROWS and self.around.clock.monotonic() < deadline:
                 if self._cancelled.is_set() or self.around.stop_asked():
                     raise StoppedEarly(f"stream {node.name}: stopped before its first record came")
@@ -193,6 +207,11 @@ class StreamJob:
                     deadline = min(deadline, self.around.clock.monotonic() + _SETTLE_SECONDS)
                 elif source.exhausted:
                     break
+                elif not rows and self.around.clock.monotonic() > patience:
+                    patience = float("inf")
+                    _log.warning(
+                        "stream %s: waiting for its first record, to learn its columns (schema= says them)", node.name
+                    )
             if rows:
                 codec.decode(pa.concat_batches(rows))
         finally:
@@ -203,8 +222,10 @@ class StreamJob:
             )
         return codec.schema
 
-    def _readers(self, reading: Reading) -> tuple[Sequence[Source], JsonCodec | None]:
-        """The sources of the stage's subtasks, and what decodes their records where they do not do it themselves."""
+    def _readers(self, stage: Stage, restored: Manifest | None) -> tuple[Sequence[Source], JsonCodec | None]:
+        """The sources of the stage's subtasks, as many as the checkpoint has; and what decodes their records, where they do not."""
+        reading = stage.reading
+        assert reading is not None
         node, schema = reading.node, reading.schema
         assert schema is not None
         assert node.schema is not None
@@ -212,7 +233,8 @@ class StreamJob:
             schema = schema.append(node.schema.field(node.time))
         source = node.source if isinstance(node.source, Source) else self.around.open_source(node.source)
         decodes = source.scan(node.schema, schema.names)
-        return source.readers(self.around.parallelism), None if decodes else JsonCodec(schema)
+        before = [] if restored is None else [name for name in restored.tasks if name.startswith(f"{stage.id}/")]
+        return source.readers(len(before) or self.around.parallelism), None if decodes else JsonCodec(schema)
 
     def _open_reader(
         self, reading: Reading, task: StreamTask, source: Source, codec: JsonCodec | None, restored: Manifest | None
@@ -303,7 +325,9 @@ class StreamJob:
                 built.schema = schema
             elif built.stage.sink is not None:
                 built.mixed = built.mixed or not built.schema.equals(schema)
-            elif not built.schema.equals(schema):
+            elif _types(built.schema) == _types(schema):
+                built.schema = pa.schema(_types(schema))  # what may be null in one may be null
+            else:
                 raise UserError(
                     f"union: the streams have different columns: {_words(built.schema)} and {_words(schema)}",
                     hint="select the same columns, in the same order, with the same types",
@@ -343,11 +367,22 @@ class StreamJob:
                 hint="run the program that wrote it, with its parallelism; or start afresh (--fresh)",
             )
 
+    def _check_operators(self, task: StreamTask, stored: StoredTask) -> None:
+        """State that nobody would take up is not dropped in silence."""
+        kept = {name for name, facts in stored.meta["operators"].items() if facts or name in stored.states}
+        lost = kept - {operator.id for operator in task.chain.operators}
+        if lost:
+            raise UserError(
+                f"the checkpoint has state of {_some(lost)} in task {task.name}, which this program does not have",
+                hint="run the program that wrote it; or start afresh (--fresh)",
+            )
+
     def _restore(self, restored: Manifest) -> None:
         for task in self.tasks:
             stored = restored.tasks.get(task.name)
             if stored is None:
                 continue
+            self._check_operators(task, stored)
             facts = stored.meta["operators"]
             task.restore(
                 {
@@ -393,6 +428,7 @@ class StreamJob:
         if self._over.done():
             return
         if task.error is not None:
+            _log.error("%s", task.error)
             self._over.set_exception(task.error)
             for other in self.tasks:
                 other.stop()
@@ -483,6 +519,10 @@ def _with_time(schema: pa.Schema | None, timed: bool) -> pa.Schema | None:
     if schema is None or not timed:
         return schema
     return schema.append(pa.field(TIME_COLUMN, pa.int64()))
+
+
+def _types(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
+    return [(field.name, field.type) for field in schema]
 
 
 def _words(schema: pa.Schema) -> str:

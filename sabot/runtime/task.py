@@ -43,8 +43,8 @@ class Output:
         if batch.num_rows == 0:
             return
         self.rows_out += batch.num_rows
-        if len(self.channels) == 1:
-            self._send(self.channels[0], batch)
+        if len(self.channels) == 1:  # the next keys may be others than those of the hashes
+            self._send(self.channels[0], batch if batch.hashes is None else batch.with_selection(batch.selection, None))
             return
         data, selection = batch.data, batch.selection
         hashes = hash_columns([data.column(name) for name in self._keys], selection)

@@ -31,7 +31,7 @@ from sabot.errors import CorruptCheckpoint, InternalError, SabotError
 from sabot.state.files import remove_tree
 from sabot.state.tables_cold import ColdGroups, read_cold
 from sabot.state.tables_hot import CHUNK_ROWS, HotTable, below_bound, pieces
-from sabot.state.tables_saved import COLD, Change, Cut, Delta, TableSnapshot, delta_numbers, read_changes
+from sabot.state.tables_saved import COLD, Change, Cut, Delta, SavedChange, TableSnapshot, count_deltas, read_changes
 
 __all__ = ["CHUNK_ROWS", "SavedTables", "TableStore"]
 
@@ -82,6 +82,7 @@ class TableStore:
         spare = self._new()
         self._keys, self._states = spare.keys, spare.states
         self._tables: dict[int, GroupTable] = {}
+        self._touched: dict[int, HotTable] = {}  # since the last `settle`
         self._spare = [spare] if directory is None else []
         self._directory = directory
         self._evictable = evictable and directory is not None and len(keys) > 0
@@ -112,6 +113,9 @@ class TableStore:
         if table is None:
             make = self._new if self._directory is None else partial(self._hot, pane)
             table = self._tables[pane] = self._spare.pop() if self._spare else make()
+        if isinstance(table, HotTable):
+            table.tick = self._tick
+            self._touched[pane] = table
         return table
 
     def finish(self, pane: int = 0) -> Iterator[list[Array]]:
@@ -150,6 +154,7 @@ class TableStore:
     def drop(self, pane: int) -> None:
         """The pane is over."""
         table = self._tables.pop(pane, None)
+        self._touched.pop(pane, None)
         if isinstance(table, HotTable):
             self._faults += table.faults
             if table.database is not None:
@@ -188,18 +193,19 @@ class TableStore:
         if self._directory is None:
             return
         self._tick += 1
-        used = 0
-        full = sum(table.nbytes for table in self._tables.values()) > self._table_bytes // 2
-        for table in self._hot_tables():
-            table.tick = self._tick
+        for table in self._touched.values():
             self._lookups = self._lookups or table.lookups
-            used += _used(table) if full else 0
             if table.gone is not None and len(table.gone) > _GONE_KEYS:
                 self._take_cuts()
                 table.flush_gone()
-            if table.left_more_than_stayed:
+            if table.left_more_than_stayed:  # the next snapshot writes all that stayed instead
                 table.begin(next(self._lives))
-        if used > self._table_bytes and self._evictable:
+        self._touched.clear()
+        if (
+            self._evictable
+            and sum(table.nbytes for table in self._tables.values()) > self._table_bytes // 2  # cheaper to ask
+            and sum(map(_used, self._hot_tables())) > self._table_bytes
+        ):
             self._make_room()
 
     def snapshot(self) -> tuple[dict[str, Any], TableSnapshot | None]:
@@ -210,8 +216,9 @@ class TableStore:
                 for pane, table in self._tables.items()
                 for slots in pieces(table, _EXPORT_ROWS)
             ]
-            whole = {"format": _FORMAT, "panes": [[pane, 0, 0, None, 0, 0] for pane in self.panes]}
-            return whole, TableSnapshot([Delta(1, changes)]) if changes else None
+            panes = [[pane, 0, 0, None, 0, 0] for pane in self.panes]
+            facts = {"format": _FORMAT, "panes": panes, "deltas": 1 if changes else 0, "cold": False, "runs": 0}
+            return facts, TableSnapshot([Delta(1, changes)]) if changes else None
         tables = self._hot_tables()
         waiting = sum(delta.rows for delta in self._deltas if not delta.written)
         if waiting > max(CHUNK_ROWS, sum(len(table) for table in tables)):  # none of the last snapshots was saved
@@ -228,13 +235,16 @@ class TableStore:
         if self._database is not None:
             cut = Cut(self._database, self._directory / "cuts" / str(number))
             self._cuts = [*(cut for cut in self._cuts if cut.pending), cut]
-        panes = [[table.pane, table.life, table.since, table.bound, table.cold, table.parts] for table in tables]
-        snapshot = TableSnapshot(self._deltas, local=self._directory / "deltas", cut=cut)
-        return {
+        facts = {
             "format": _FORMAT,
-            "panes": panes,
+            "panes": [[table.pane, table.life, table.since, table.bound, table.cold, table.parts] for table in tables],
+            "deltas": len(self._deltas),
+            "cold": cut is not None,
             "runs": self._runs,
-        }, snapshot if self._deltas or cut is not None else None
+        }
+        if not self._deltas and cut is None:
+            return facts, None
+        return facts, TableSnapshot(self._deltas, local=self._directory / "deltas", cut=cut)
 
     def restore(self, saved: Sequence[SavedTables], owned: Owned | None = None) -> None:
         """What `snapshot` took comes back: one entry for each subtask of the job that was. Before anything else is put in.
@@ -248,11 +258,12 @@ class TableStore:
             if part.facts.get("format") != _FORMAT:
                 raise CorruptCheckpoint(f"{part.directory}: is no state of this version of Sabot")
             panes = [_Pane(*facts) for facts in part.facts["panes"]]
-            if not part.directory.exists():
-                continue  # there was nothing to save
+            if part.facts["deltas"] != count_deltas(part.directory):
+                raise CorruptCheckpoint(f"{part.directory}: there should be {part.facts['deltas']} deltas of state")
             cold = part.directory / COLD
-            if not cold.exists():
-                self._load_hot(part.directory, panes, owned)
+            if not part.facts["cold"]:
+                if part.facts["deltas"]:  # else there may be no directory
+                    self._load_hot(part, panes, owned)
             elif self._directory is not None and self._database is None and len(saved) == 1 and owned is None:
                 self._open_database(ColdGroups.linked, cold)
                 for pane in panes:
@@ -261,7 +272,7 @@ class TableStore:
                         table.database, table.cold, table.parts = self._database, pane.cold, pane.parts
                         table.lookups = pane.cold > 0
                 self._runs = part.facts["runs"]
-                self._load_hot(part.directory, panes, owned)
+                self._load_hot(part, panes, owned)
             else:
                 hot = self._image(part.directory, panes)
                 for number, are_parts, groups in read_cold(cold, self._states, len(self._keys), self._new):
@@ -274,33 +285,35 @@ class TableStore:
                 if pane.bound is not None:
                     self.retire(pane.bound[0], pane.bound[1], pane.pane)
 
-    def _load_hot(self, directory: Path, panes: list["_Pane"], owned: Owned | None) -> None:
+    def _load_hot(self, part: SavedTables, panes: list["_Pane"], owned: Owned | None) -> None:
         """What stood in memory."""
-        if delta_numbers(directory) > 1:
-            for number, table in self._image(directory, panes).items():
+        if part.facts["deltas"] > 1:
+            for number, table in self._image(part.directory, panes).items():
                 for slots in pieces(table, CHUNK_ROWS):
                     self._put(number, table.export(slots), owned)
         else:
-            lives = {(pane.pane, pane.life) for pane in panes}
-            for change in read_changes(directory, self._keys, self._states):
-                if (change.pane, change.life) in lives and not change.gone:
-                    for start in range(0, change.groups.num_rows, CHUNK_ROWS):
-                        self._put(change.pane, change.groups.slice(start, CHUNK_ROWS), owned)
+            for change in self._changes(part.directory, panes):
+                for start in range(0, 0 if change.gone else change.groups.num_rows, CHUNK_ROWS):
+                    self._put(change.pane, change.groups.slice(start, CHUNK_ROWS), owned)
 
     def _image(self, directory: Path, panes: list["_Pane"]) -> dict[int, GroupTable]:
         """The deltas, one after the other: the groups that stood in memory, by pane, in tables beside the store."""
-        since = {(pane.pane, pane.life): pane.since for pane in panes}
         tables = {pane.pane: self._new() for pane in panes}
-        keys = range(len(self._keys))
+        for change in self._changes(directory, panes):
+            table = tables[change.pane]
+            if len(table):
+                slots = table.resolve(change.groups, range(len(self._keys)), insert=False)
+                table.remove(slots.filter(pc.greater_equal(slots, 0)))
+            if not change.gone:
+                table.merge(change.groups)
+        return tables
+
+    def _changes(self, directory: Path, panes: list["_Pane"]) -> Iterator[SavedChange]:
+        """Those that count."""
+        since = {(pane.pane, pane.life): pane.since for pane in panes}
         for change in read_changes(directory, self._keys, self._states):
             if change.number >= since.get((change.pane, change.life), change.number + 1):
-                table = tables[change.pane]
-                if len(table):
-                    slots = table.resolve(change.groups, keys, insert=False)
-                    table.remove(slots.filter(pc.greater_equal(slots, 0)))
-                if not change.gone:
-                    table.merge(change.groups)
-        return tables
+                yield change
 
     def _beside(self, hot: GroupTable, groups: pa.RecordBatch, are_parts: bool) -> pa.RecordBatch:
         """What the database had of some groups, made whole: groups that were hot count alone, or are taken over as a part."""
@@ -359,7 +372,6 @@ class TableStore:
 
     def _hot(self, pane: int) -> HotTable:
         table = self._new_hot(pane, next(self._lives), self._take_cuts)
-        table.tick = self._tick
         table.lookups = self._lookups
         return table
 
@@ -405,6 +417,8 @@ class TableStore:
                 raise
             except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
                 raise SabotError(f"state directory {self._directory}: {error}", hint="is the disk full?") from error
+            if table.left_more_than_stayed:
+                table.begin(next(self._lives))
         wrapped = self._tick >= _LAST_TICK
         if wrapped:
             self._tick = self._oldest = 0
@@ -437,6 +451,7 @@ class TableStore:
     def _renewed(self, table: HotTable) -> HotTable:
         """The same groups in a table that takes no more memory than they need."""
         new = self._hot(table.pane)
+        new.tick = self._tick
         for slots in pieces(table, CHUNK_ROWS):
             GroupTable.merge(new, GroupTable.export(table, slots))
         new.database, new.filter, new.gone, new.bound = table.database, table.filter, table.gone, table.bound

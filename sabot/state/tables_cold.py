@@ -16,7 +16,7 @@ import pyarrow as pa
 from sabot._cython.keyed import GroupTable
 from sabot._cython.tables import RowCodec, places
 from sabot.errors import CorruptCheckpoint
-from sabot.state.database import Database, Piece, database_options, read_database
+from sabot.state.database import Database, Piece, database_options, read_database, read_mark
 from sabot.state.files import link_tree, remove_tree
 from sabot.state.tables_parts import PARTS, Parts, merged_parts
 
@@ -49,6 +49,7 @@ class ColdGroups:
     @classmethod
     def linked(cls, source: Path, directory: Path, states: pa.Schema, keys: int, cache_bytes: int) -> "ColdGroups":
         """A database of its own over the files of a checkpoint. Raises CorruptCheckpoint."""
+        read_mark(source)
         directory.mkdir(parents=True)
         try:
             link_tree(source, directory)
@@ -106,6 +107,7 @@ def read_cold(
 
     Of groups that are parts, the tables may have had the other part. `make`: an empty table.
     """
+    read_mark(directory)
     codec = _Codec(states, keys)
     for namespace, entries in groupby(read_database(directory), key=lambda entry: entry[0]):
         pairs = ((key, value) for _, key, value in entries)

@@ -266,7 +266,7 @@ class HotTable(GroupTable):
         self.leave(slots)
 
     def clear(self) -> None:
-        raise NotImplementedError("a pane of a store is dropped, not cleared")
+        raise InternalError("a pane of a store is dropped, not cleared")
 
     def leave(self, slots: pa.Int32Array) -> None:
         """They are not hot any more, for whatever reason."""

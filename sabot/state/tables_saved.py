@@ -24,7 +24,7 @@ from sabot.errors import CorruptCheckpoint
 from sabot.state.files import link_file, link_tree, remove_tree
 from sabot.state.tables_cold import ColdGroups
 
-__all__ = ["COLD", "Change", "Cut", "Delta", "TableSnapshot", "read_changes"]
+__all__ = ["COLD", "Change", "Cut", "Delta", "SavedChange", "TableSnapshot", "count_deltas", "read_changes"]
 
 COLD = "cold"
 _NAME = re.compile(r"(\d+)(\.gone)?\.arrow")
@@ -40,7 +40,7 @@ class Change(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedChange:
     """A change in a file."""
 
     number: int
@@ -181,12 +181,14 @@ def _write(file: Path, changes: list[Change]) -> None:
         os.fsync(out.fileno())
 
 
-def delta_numbers(directory: Path) -> int:
-    """How many deltas there are."""
+def count_deltas(directory: Path) -> int:
+    """How many deltas there are; none where there is no directory."""
+    if not directory.exists():
+        return 0
     return len({match[1] for match in map(_NAME.fullmatch, os.listdir(directory)) if match})
 
 
-def read_changes(directory: Path, keys: pa.Schema, states: pa.Schema) -> Iterator[Saved]:
+def read_changes(directory: Path, keys: pa.Schema, states: pa.Schema) -> Iterator[SavedChange]:
     """The deltas in `directory`, in order. Raises CorruptCheckpoint, also where the columns are not these."""
     found = []
     for file in directory.iterdir():
@@ -197,7 +199,7 @@ def read_changes(directory: Path, keys: pa.Schema, states: pa.Schema) -> Iterato
         yield from _read(file, number, states if alive else keys, gone=not alive)
 
 
-def _read(file: Path, number: int, schema: pa.Schema, *, gone: bool) -> Iterator[Saved]:
+def _read(file: Path, number: int, schema: pa.Schema, *, gone: bool) -> Iterator[SavedChange]:
     try:
         with pa.memory_map(str(file)) as source:
             reader = ipc.open_file(source)
@@ -208,7 +210,7 @@ def _read(file: Path, number: int, schema: pa.Schema, *, gone: bool) -> Iterator
                 )
             for index in range(reader.num_record_batches):
                 groups, about = reader.get_batch_with_custom_metadata(index)
-                yield Saved(number, int(about[b"pane"]), int(about[b"life"]), gone, groups)
+                yield SavedChange(number, int(about[b"pane"]), int(about[b"life"]), gone, groups)
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise CorruptCheckpoint(f"{file}: cannot be read as state: {error}") from error
 

@@ -71,7 +71,20 @@ def make_table(kind: str, seed: int = 0) -> pa.Table:
     times = [start + moment for _, moment in arrivals]
     keys = ["a", "b", "c", "Ω", "", None, "d e", "🙂" * 3]
     weights = [200 if kind == "hot" else 20, 3, 3, 2, 1, 2, 1, 1]
-    strings = ["", "x", "Straße", "a,b,c", 'say "hi"', "line\nbreak", "日本語", "e\u0301", "🙂🙃", " padded ", "\\n", None]
+    strings = [
+        "",
+        "x",
+        "Straße",
+        "a,b,c",
+        'say "hi"',
+        "line\nbreak",
+        "日本語",
+        "e\u0301",
+        "🙂🙃",
+        " padded ",
+        "\\n",
+        None,
+    ]
     extremes = [INT64_MAX, INT64_MIN, 0, -1, None, INT64_MAX - 1, 2**53 + 1]
     floats = [math.nan, math.inf, -math.inf, 0.0, -0.0, None]
     edges = [*floats, 1.7976931348623157e308, -1e308, 5e-324, -5e-324, 0.1]
@@ -91,7 +104,9 @@ def make_table(kind: str, seed: int = 0) -> pa.Table:
         "s": rng.choices(strings, k=rows),
     }
     if kind == "huge":
-        columns["s"] = [rng.choice("äz🙂") * 33_000 + str(i % 3) if i % 7 == 3 else each for i, each in enumerate(columns["s"])]
+        columns["s"] = [
+            rng.choice("äz🙂") * 33_000 + str(i % 3) if i % 7 == 3 else each for i, each in enumerate(columns["s"])
+        ]
     return pa.table([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
 
 
@@ -117,7 +132,9 @@ def rows_of(table: pa.Table) -> list[Row]:
     """Rows as dicts; timestamps as ms."""
     for place, each in enumerate(table.schema):
         if pa.types.is_timestamp(each.type):
-            table = table.set_column(place, each.name, table.column(place).cast(pa.timestamp("ms", "UTC")).cast(pa.int64()))
+            table = table.set_column(
+                place, each.name, table.column(place).cast(pa.timestamp("ms", "UTC")).cast(pa.int64())
+            )
     return table.to_pylist()
 
 
@@ -130,22 +147,19 @@ class Gate:
     def __init__(self, share: float = 1.0) -> None:
         self.share = share
         self.changed = threading.Condition()
-        self.standing: dict[tuple[str, int], bool] = {}
+        self.places: dict[tuple[str, int], tuple[int, int]] = {}  # where each partition is, and how many rows it has
 
     def limit(self, rows: int) -> int:
         return rows if self.share >= 1 else int(rows * self.share)
 
-    def stands(self, partition: tuple[str, int], at_limit: bool) -> None:
-        self.standing[partition] = at_limit
-
     def open_to(self, share: float) -> None:
         with self.changed:
             self.share = share
-            self.standing = dict.fromkeys(self.standing, False)
             self.changed.notify_all()
 
-    async def reached(self, partitions: int) -> None:
-        await until(lambda: len(self.standing) >= partitions and all(self.standing.values()), "the source to stand at the gate")
+    def reached(self, partitions: int) -> bool:
+        places = list(self.places.values())
+        return len(places) == partitions and all(at >= self.limit(rows) for at, rows in places)
 
 
 class Rows(Source):
@@ -154,7 +168,14 @@ class Rows(Source):
     bounded = True
 
     def __init__(
-        self, table: pa.Table, *, partitions: int = 1, split: str = "all", seed: int = 0, gate: Gate | None = None, name: str = "rows"
+        self,
+        table: pa.Table,
+        *,
+        partitions: int = 1,
+        split: str = "all",
+        seed: int = 0,
+        gate: Gate | None = None,
+        name: str = "rows",
     ) -> None:
         self.name = name
         self.split = split
@@ -199,7 +220,7 @@ class Rows(Source):
         self.next = {p: (positions or {}).get((self.name, p), 0) for p in self.parts}
         for p, at in self.next.items():
             assert 0 <= at <= self.parts[p].num_rows
-        self._ready()  # a partition without rows stands at its gate, read or not
+            self._note(p)
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
         ready = self._ready()
@@ -214,23 +235,23 @@ class Rows(Source):
         at, limit = self.next[p], self._limit(p)
         rows = min(self._size(), max_rows, limit - at)
         self.next[p] += rows
+        self._note(p)
         self.rows_read += rows
         data = self.parts[p].slice(at, rows)
         if self.random.random() < 0.3:
-            data = pa.Table.from_batches([pa.RecordBatch.from_pylist(data.to_pylist(), schema=data.schema)])  # offsets begin at 0
+            data = pa.Table.from_batches(
+                [pa.RecordBatch.from_pylist(data.to_pylist(), schema=data.schema)]
+            )  # offsets begin at 0
         chunks = data.combine_chunks().to_batches()
         batch = chunks[0] if chunks else pa.RecordBatch.from_pylist([], schema=data.schema)
         return Batch(batch, {(self.name, p): at + rows}, self.name)
 
     def _ready(self) -> list[int]:
-        ready = []
-        for p in self.parts:
-            limit = self._limit(p)
-            if self.gate is not None:
-                self.gate.stands((self.name, p), self.next[p] >= limit)
-            if self.next[p] < limit:
-                ready.append(p)
-        return ready
+        return [p for p in self.parts if self.next[p] < self._limit(p)]
+
+    def _note(self, p: int) -> None:
+        if self.gate is not None:
+            self.gate.places[self.name, p] = (self.next[p], self.parts[p].num_rows)
 
     def _limit(self, p: int) -> int:
         rows = self.parts[p].num_rows
@@ -382,7 +403,9 @@ def windowed(
     return answer
 
 
-def sessions(keys: Sequence[str], gap: int, **aggregates: Callable[[list[Row]], Any]) -> Callable[[list[Row]], list[Row]]:
+def sessions(
+    keys: Sequence[str], gap: int, **aggregates: Callable[[list[Row]], Any]
+) -> Callable[[list[Row]], list[Row]]:
     def answer(rows: list[Row]) -> list[Row]:
         out = []
         for group in by_key(rows, keys).values():
@@ -398,7 +421,9 @@ def sessions(keys: Sequence[str], gap: int, **aggregates: Callable[[list[Row]], 
     return answer
 
 
-def counted(keys: Sequence[str], size: int, **aggregates: Callable[[list[Row]], Any]) -> Callable[[list[Row]], list[Row]]:
+def counted(
+    keys: Sequence[str], size: int, **aggregates: Callable[[list[Row]], Any]
+) -> Callable[[list[Row]], list[Row]]:
     def answer(rows: list[Row]) -> list[Row]:
         out = []
         for group in by_key(rows, keys).values():
@@ -417,7 +442,9 @@ def running(keys: Sequence[str], **aggregates: Callable[[list[Row]], Any]) -> Ca
         for group in by_key(rows, keys).values():
             for end in range(1, len(group) + 1):
                 so_far = sorted(group[:end], key=lambda row: row["ts"])
-                out.append({**{key: group[0][key] for key in keys}, **{name: of(so_far) for name, of in aggregates.items()}})
+                out.append(
+                    {**{key: group[0][key] for key in keys}, **{name: of(so_far) for name, of in aggregates.items()}}
+                )
         return out
 
     return answer
@@ -431,7 +458,9 @@ def _result(
     return {**{key: members[0][key] for key in keys}, "window_start": span[0], "window_end": span[1], **values}
 
 
-def of(kind: str, x: str | None = None, by: str | None = None, where: Callable[[Row], Any] | None = None, ddof: int = 1) -> Any:
+def of(
+    kind: str, x: str | None = None, by: str | None = None, where: Callable[[Row], Any] | None = None, ddof: int = 1
+) -> Any:
     """The naive aggregate: rows in the order of event time -> the value."""
 
     def value(rows: list[Row]) -> Any:
@@ -495,8 +524,10 @@ def plain(value: Any, zeros_equal: bool = False) -> Any:
     return value
 
 
-def differences(got: pa.Table, want: list[Row], *, near: Sequence[str] = (), repeated: bool = False, zeros_equal: bool = True) -> str:
-    """"" where the rows are the same, else what is missing and what is too much. `repeated`: a row may come several times."""
+def differences(
+    got: pa.Table, want: list[Row], *, near: Sequence[str] = (), repeated: bool = False, zeros_equal: bool = True
+) -> str:
+    """ "" where the rows are the same, else what is missing and what is too much. `repeated`: a row may come several times."""
     if want and list(want[0]) != got.column_names:
         return f"columns {got.column_names}, expected {list(want[0])}"
 
@@ -572,7 +603,9 @@ def sources_of(program: Program, table: pa.Table, how: Circumstance, gate: Gate 
 
 
 def read(app: App, program: Program, given: Sequence[str | Source], **options: Any) -> Stream:
-    return program.build(*(app.stream(each, time=program.time, lateness=f"{LATENESS_MS}ms", **options) for each in given))
+    return program.build(
+        *(app.stream(each, time=program.time, lateness=f"{LATENESS_MS}ms", **options) for each in given)
+    )
 
 
 def run_split(program: Program, table: pa.Table, how: Circumstance) -> pa.Table:
@@ -604,7 +637,9 @@ def to_json(row: Row, number: int) -> bytes:
     """A row as JSON, in one of the ways in which it can be written."""
     items = list(row.items())
     if number % 3 == 1:
-        items = [(name, value) for name, value in reversed(items) if value is not None]  # a field that is missing is null
+        items = [
+            (name, value) for name, value in reversed(items) if value is not None
+        ]  # a field that is missing is null
     return json.dumps(dict(items), ensure_ascii=number % 2 == 0, allow_nan=False).encode()
 
 
@@ -615,7 +650,8 @@ async def run_topic(program: Program, table: pa.Table, how: Circumstance, url: s
     rng = random.Random(how.seed)
     app = App("topics", broker=url, parallelism=how.parallelism)
     streams = [
-        app.stream(f"in{i}", schema=table.schema, time=program.time, lateness=f"{LATENESS_MS}ms") for i in range(len(parts))
+        app.stream(f"in{i}", schema=table.schema, time=program.time, lateness=f"{LATENESS_MS}ms")
+        for i in range(len(parts))
     ]
     seen, kept = Kept("seen"), Kept()
     for stream in streams:
@@ -637,14 +673,19 @@ async def run_topic(program: Program, table: pa.Table, how: Circumstance, url: s
     try:
         for topic, p, values in pending[half:]:
             broker.publish(topic, values, partition=p)
-        await until(lambda: sum(each.num_rows for each in [*seen.landed, *seen.waiting]) >= table.num_rows, "all rows to be read")
+        await until(
+            lambda: sum(each.num_rows for each in [*seen.landed, *seen.waiting]) >= table.num_rows,
+            "all rows to be read",
+        )
     finally:
         await app.stop(drain=True)
     return kept.table()
 
 
 def app_of(how: Circumstance, folder: Path, checkpoints: Path, interval: float | None = None) -> App:
-    state = str(folder / "state") if how.state == "rocksdb" else how.state  # after a crash: with all that was left behind
+    state = (
+        str(folder / "state") if how.state == "rocksdb" else how.state
+    )  # after a crash: with all that was left behind
     app = App("job", parallelism=how.parallelism, state=state, checkpoint_dir=checkpoints)
     app.configure(checkpoint_interval=interval)
     return app
@@ -668,7 +709,9 @@ async def run_barriers(program: Program, table: pa.Table, how: Circumstance, fol
     return kept.table()
 
 
-async def run_restored(program: Program, table: pa.Table, how: Circumstance, folder: Path, *, crash: bool, later: int | None = None) -> pa.Table:
+async def run_restored(
+    program: Program, table: pa.Table, how: Circumstance, folder: Path, *, crash: bool, later: int | None = None
+) -> pa.Table:
     """Runs to a first gate and takes a checkpoint, goes on to a second gate, dies (or stops), and starts again from the checkpoint.
 
     later: the parallelism after the restart.
@@ -680,11 +723,11 @@ async def run_restored(program: Program, table: pa.Table, how: Circumstance, fol
     read(app, program, sources_of(program, table, how, gate)).to(kept)
     await app.start()
     try:
-        await gate.reached(partitions)
+        await until(lambda: gate.reached(partitions), "the source to stand at the gate")
         await app.agent_runtime.trigger_checkpoint()
         shutil.copytree(checkpoints, copied)
         gate.open_to(how.shares[1])
-        await gate.reached(partitions)
+        await until(lambda: gate.reached(partitions), "the source to stand at the gate")
         if how.seed % 3 == 0:
             await app.agent_runtime.trigger_checkpoint()  # its output lands; the restart does not know of it
         if crash:
@@ -697,7 +740,7 @@ async def run_restored(program: Program, table: pa.Table, how: Circumstance, fol
     read(app, program, sources_of(program, table, how, last)).to(again)
     await app.start()
     try:
-        await last.reached(partitions)
+        await until(lambda: last.reached(partitions), "the source to stand at the last gate")
         await app.agent_runtime.trigger_checkpoint()
     finally:
         await app.stop()  # and a third time, in good order
@@ -709,13 +752,10 @@ async def run_restored(program: Program, table: pa.Table, how: Circumstance, fol
 
 
 async def _stands(gate: Gate, partitions: int, running_app: "asyncio.Future[None]") -> None:
-    standing = asyncio.ensure_future(gate.reached(partitions))
-    await asyncio.wait([standing, running_app], return_when=asyncio.FIRST_COMPLETED)
-    if running_app.done() and not standing.done():
-        standing.cancel()
+    await until(lambda: gate.reached(partitions) or running_app.done(), "the source to stand at the gate")
+    if running_app.done():
         running_app.result()
-        raise AssertionError("the app ended before its source did")
-    await standing
+        raise AssertionError(f"the app ended while its source stood at {gate.places}, {gate.share}")
 
 
 async def _ended(running_app: "asyncio.Future[None]") -> None:

@@ -115,38 +115,55 @@ STATELESS = [
     Program("filter to nothing", lambda s: s.filter(col("n") < 0).select("n", "k"), "select n, k from t where n < 0"),
     Program(
         "filters and columns, one after another",
-        lambda s: s.filter(col("n") > 3).with_columns(m=col("n") * 2).filter(col("m") % 3 == 0).select("m").filter(col("m") < 900),
+        lambda s: (
+            s.filter(col("n") > 3)
+            .with_columns(m=col("n") * 2)
+            .filter(col("m") % 3 == 0)
+            .select("m")
+            .filter(col("m") < 900)
+        ),
         "select n * 2 as m from t where n > 3 and n * 2 % 3 = 0 and n * 2 < 900",
     ),
-    Program("select", lambda s: s.select("s", "f", "n", x=col("amount") / 4), each_row(
-        lambda r: [{"s": r["s"], "f": r["f"], "n": r["n"], "x": None if r["amount"] is None else r["amount"] / 4}]
-    )),
+    Program(
+        "select",
+        lambda s: s.select("s", "f", "n", x=col("amount") / 4),
+        each_row(
+            lambda r: [{"s": r["s"], "f": r["f"], "n": r["n"], "x": None if r["amount"] is None else r["amount"] / 4}]
+        ),
+    ),
     Program(
         "with_columns sees the columns as they were",
-        lambda s: s.select("n", "amount").with_columns(n=col("n") + 1, before=col("n"), amount=col("amount").fill_null(0.0)),
+        lambda s: s.select("n", "amount").with_columns(
+            n=col("n") + 1, before=col("n"), amount=col("amount").fill_null(0.0)
+        ),
         "select n + 1 as n, coalesce(amount, 0.0) as amount, n as before from t",
     ),
-    Program("drop", lambda s: s.drop("s", "f", "at"), "select * exclude (s, f, \"at\") from t"),
+    Program("drop", lambda s: s.drop("s", "f", "at"), 'select * exclude (s, f, "at") from t'),
     Program(
         "rename, also in a circle",
         lambda s: s.select("n", "k", "s").rename({"k": "s", "s": "k"}).filter(col("s") == "a"),
         "select n, k as s, s as k from t where k = 'a'",
     ),
-    Program(
-        "map_batches", lambda s: s.map_batches(doubled), "select n, amount * 2.0 as twice from t"
-    ),
+    Program("map_batches", lambda s: s.map_batches(doubled), "select n, amount * 2.0 as twice from t"),
     Program(
         "map_batches that leaves rows out",
         lambda s: s.select("n", "i").map_batches(odd_rows, schema={"n": "int64", "i": "int64"}),
         "select n, i from t where n % 2 = 1",
     ),
-    Program("flat_map", lambda s: s.flat_map(words, schema={"n": "int64", "place": "int64", "word": "string"}), each_row(words)),
+    Program(
+        "flat_map",
+        lambda s: s.flat_map(words, schema={"n": "int64", "place": "int64", "word": "string"}),
+        each_row(words),
+    ),
     Program(
         "split and union", union_of_split, "select n, if(coalesce(amount > 1000, false), 'yes', 'no') as side from t"
     ),
-    Program("union of two sources", lambda a, b: a.select("n", "k", "f").union(b.select("n", "k", "f")), each_row(
-        lambda r: [{name: r[name] for name in ("n", "k", "f")}]
-    ), sources=2),
+    Program(
+        "union of two sources",
+        lambda a, b: a.select("n", "k", "f").union(b.select("n", "k", "f")),
+        each_row(lambda r: [{name: r[name] for name in ("n", "k", "f")}]),
+        sources=2,
+    ),
     Program(
         "expressions of numbers",
         lambda s: s.select(
@@ -173,7 +190,11 @@ STATELESS = [
             no=~col("b"),
             none=col("k").is_null(),
             some=col("amount").is_not_null(),
-            size=when(col("amount") > 1000).then(lit("big")).when(col("amount") > 0).then(lit("small")).otherwise(lit("?")),
+            size=when(col("amount") > 1000)
+            .then(lit("big"))
+            .when(col("amount") > 0)
+            .then(lit("small"))
+            .otherwise(lit("?")),
             known=col("k").is_in(["a", "Ω", "nothing"]),
             nan=col("f").is_nan(),
         ),
@@ -197,19 +218,31 @@ STATELESS = [
     ),
     Program(
         "expressions of times",
-        lambda s: s.select("n", hour=col("ts").dt.date_trunc("hour"), day=col("ts").dt.day_of_week(), text=col("ts").dt.strftime("%Y-%m-%d %H:%M")),
+        lambda s: s.select(
+            "n",
+            hour=col("ts").dt.date_trunc("hour"),
+            day=col("ts").dt.day_of_week(),
+            text=col("ts").dt.strftime("%Y-%m-%d %H:%M"),
+        ),
         """select n, (floor(ts / 3600000.0) * 3600000)::bigint as hour, isodow(make_timestamp(ts * 1000)) as day,
            strftime(make_timestamp(ts * 1000), '%Y-%m-%d %H:%M') as text from t""",
     ),
-    Program("a struct, and its field", lambda s: s.select("n", p=struct(x="n", y="s")).select("n", y=col("p").struct.field("y"), p="p"), each_row(
-        lambda r: [{"n": r["n"], "y": r["s"], "p": {"x": r["n"], "y": r["s"]}}]
-    )),
+    Program(
+        "a struct, and its field",
+        lambda s: s.select("n", p=struct(x="n", y="s")).select("n", y=col("p").struct.field("y"), p="p"),
+        each_row(lambda r: [{"n": r["n"], "y": r["s"], "p": {"x": r["n"], "y": r["s"]}}]),
+    ),
 ]
 
 # -- programs: windows ----------------------------------------------------------------------------------------------------
 
 SUMS: dict[str, Any] = {"n": sabot.count(), "total": sabot.sum("amount"), "low": sabot.min("r"), "high": sabot.max("r")}
-SUMS_OF: dict[str, Any] = {"n": of("count"), "total": of("sum", "amount"), "low": of("min", "r"), "high": of("max", "r")}
+SUMS_OF: dict[str, Any] = {
+    "n": of("count"),
+    "total": of("sum", "amount"),
+    "low": of("min", "r"),
+    "high": of("max", "r"),
+}
 ROWS: dict[str, Any] = {"n": sabot.count(), "rows": sabot.collect_list("n")}
 ROWS_OF: dict[str, Any] = {"n": of("count"), "rows": of("collect_list", "n")}
 
@@ -219,35 +252,68 @@ def keyed(window: Any, *keys: Any, **aggregates: Any) -> Any:
 
 
 WINDOWS = [
-    Program("tumbling, by SQL", keyed(tumbling("1m"), "k", **SUMS), """
+    Program(
+        "tumbling, by SQL",
+        keyed(tumbling("1m"), "k", **SUMS),
+        """
         select k, floor(ts / 60000.0)::bigint * 60000 as window_start, window_start + 60000 as window_end, count(*) as n,
-               sum(amount) as total, min(r) as low, max(r) as high from t group by k, window_start"""),
-    Program("hopping, by SQL", keyed(hopping("1m", "15s"), "k", n=sabot.count(), total=sabot.sum("amount")), """
+               sum(amount) as total, min(r) as low, max(r) as high from t group by k, window_start""",
+    ),
+    Program(
+        "hopping, by SQL",
+        keyed(hopping("1m", "15s"), "k", n=sabot.count(), total=sabot.sum("amount")),
+        """
         select k, w as window_start, w + 60000 as window_end, count(*) as n, sum(amount) as total
         from (select *, unnest(range(floor(ts / 15000.0)::bigint * 15000 - 45000, floor(ts / 15000.0)::bigint * 15000 + 1, 15000)) as w
-              from t) group by k, w"""),
-    Program("session, by SQL", keyed(session("4s"), "k", n=sabot.count(), total=sabot.sum("amount")), """
+              from t) group by k, w""",
+    ),
+    Program(
+        "session, by SQL",
+        keyed(session("4s"), "k", n=sabot.count(), total=sabot.sum("amount")),
+        """
         select k, min(ts) as window_start, max(ts) + 4000 as window_end, count(*) as n, sum(amount) as total
         from (select *, sum(fresh) over (partition by k order by ts) as part
               from (select *, if(ts - lag(ts) over (partition by k order by ts) < 4000, 0, 1) as fresh from t))
-        group by k, part"""),
+        group by k, part""",
+    ),
     Program("tumbling, no key", keyed(tumbling("1m"), **SUMS), windowed([], tumbles(MINUTE), **SUMS_OF)),
-    Program("tumbling with an offset", keyed(tumbling("1m", offset="7s"), "k", **SUMS), windowed(["k"], tumbles(MINUTE, 7000), **SUMS_OF)),
-    Program("tumbling by two keys", keyed(tumbling("30s"), "k", "i", **SUMS), windowed(["k", "i"], tumbles(30_000), **SUMS_OF)),
+    Program(
+        "tumbling with an offset",
+        keyed(tumbling("1m", offset="7s"), "k", **SUMS),
+        windowed(["k"], tumbles(MINUTE, 7000), **SUMS_OF),
+    ),
+    Program(
+        "tumbling by two keys",
+        keyed(tumbling("30s"), "k", "i", **SUMS),
+        windowed(["k", "i"], tumbles(30_000), **SUMS_OF),
+    ),
     Program("tumbling by an integer", keyed(tumbling("1m"), "i", **ROWS), windowed(["i"], tumbles(MINUTE), **ROWS_OF)),
     Program("tumbling by a bool", keyed(tumbling("1m"), "b", **SUMS), windowed(["b"], tumbles(MINUTE), **SUMS_OF)),
     Program("tumbling by a float", keyed(tumbling("1m"), "f", **SUMS), windowed(["f"], tumbles(MINUTE), **SUMS_OF)),
-    Program("tumbling by long strings", keyed(tumbling("10s"), "s", **SUMS), windowed(["s"], tumbles(10_000), **SUMS_OF)),
+    Program(
+        "tumbling by long strings", keyed(tumbling("10s"), "s", **SUMS), windowed(["s"], tumbles(10_000), **SUMS_OF)
+    ),
     Program(
         "tumbling by an expression",
         keyed(tumbling("1m"), (col("n") % 5).alias("five"), **SUMS),
         lambda rows: windowed(["five"], tumbles(MINUTE), **SUMS_OF)([{**row, "five": row["n"] % 5} for row in rows]),
     ),
     Program(
-        "tumbling, time as a timestamp", keyed(tumbling("1m"), "k", **ROWS), windowed(["k"], tumbles(MINUTE), time="at", **ROWS_OF), time="at"
+        "tumbling, time as a timestamp",
+        keyed(tumbling("1m"), "k", **ROWS),
+        windowed(["k"], tumbles(MINUTE), time="at", **ROWS_OF),
+        time="at",
     ),
-    Program("tumbling of a millisecond", keyed(tumbling("1ms"), "k", n=sabot.count()), windowed(["k"], tumbles(1), n=of("count"))),
-    Program("tumbling of a year", keyed(tumbling("365d"), "k", **SUMS), windowed(["k"], tumbles(365 * 86_400_000), **SUMS_OF)),
+    Program(
+        "tumbling of a millisecond",
+        keyed(tumbling("1ms"), "k", n=sabot.count()),
+        windowed(["k"], tumbles(1), n=of("count")),
+    ),
+    Program(
+        "tumbling of a year",
+        keyed(tumbling("365d"), "k", **SUMS),
+        windowed(["k"], tumbles(365 * 86_400_000), **SUMS_OF),
+    ),
     Program("hopping", keyed(hopping("1m", "10s"), "k", **ROWS), windowed(["k"], hops(MINUTE, 10_000), **ROWS_OF)),
     Program("hopping, no key", keyed(hopping("30s", "10s"), **SUMS), windowed([], hops(30_000, 10_000), **SUMS_OF)),
     Program(
@@ -255,8 +321,16 @@ WINDOWS = [
         keyed(hopping("20s", "5s", offset="3s"), "k", "i", **SUMS),
         windowed(["k", "i"], hops(20_000, 5000, 3000), **SUMS_OF),
     ),
-    Program("cumulative", keyed(cumulative("1m", "15s"), "k", **SUMS), windowed(["k"], accumulates(MINUTE, 15_000), **SUMS_OF)),
-    Program("cumulative, no key, offset", keyed(cumulative("1m", "20s", offset="5s"), **ROWS), windowed([], accumulates(MINUTE, 20_000, 5000), **ROWS_OF)),
+    Program(
+        "cumulative",
+        keyed(cumulative("1m", "15s"), "k", **SUMS),
+        windowed(["k"], accumulates(MINUTE, 15_000), **SUMS_OF),
+    ),
+    Program(
+        "cumulative, no key, offset",
+        keyed(cumulative("1m", "20s", offset="5s"), **ROWS),
+        windowed([], accumulates(MINUTE, 20_000, 5000), **ROWS_OF),
+    ),
     Program("session", keyed(session("10s"), "k", **ROWS), sessions(["k"], 10_000, **ROWS_OF)),
     Program("session, no key", keyed(session("3s"), **SUMS), sessions([], 3000, **SUMS_OF)),
     Program("session by two keys", keyed(session("20s"), "k", "i", **SUMS), sessions(["k", "i"], 20_000, **SUMS_OF)),
@@ -435,7 +509,9 @@ def twice_answer(rows: list[Row]) -> list[Row]:
 
 def deep_answer(rows: list[Row]) -> list[Row]:
     inner = sessions(["k"], 5000, c=of("count"))(rows)
-    middle = windowed(["c"], hops(40_000, 20_000), sessions=of("count"))([{**row, "ts": row["window_end"] - 1} for row in inner])
+    middle = windowed(["c"], hops(40_000, 20_000), sessions=of("count"))(
+        [{**row, "ts": row["window_end"] - 1} for row in inner]
+    )
     return windowed([], tumbles(2 * MINUTE), most=of("max", "sessions"), total=of("sum", "sessions"))(
         [{**row, "ts": row["window_end"] - 1} for row in middle]
     )
@@ -552,7 +628,9 @@ def table_of(data: str, form: str = "", seed: int = 0) -> pa.Table:
     return _tables[key]
 
 
-def check(program: Program, got: pa.Table, how: Circumstance, seed: int, *, form: str = "", repeated: bool = False) -> None:
+def check(
+    program: Program, got: pa.Table, how: Circumstance, seed: int, *, form: str = "", repeated: bool = False
+) -> None:
     key = (program.name, how.data, form, seed)
     if key not in _answers:
         _answers[key] = program.answer(table_of(how.data, form, seed))
@@ -578,7 +656,9 @@ def test_the_answer_is_the_same_under_any_split_and_parallelism(program: Program
 @each_program
 def test_the_answer_is_the_same_from_files_of_any_format(program: Program, seed: int, tmp_path: Path) -> None:
     for kind in ("parquet", "arrow", "ndjson", "csv"):
-        how = Circumstance.drawn(f"{program.name} {kind} {seed} file", program, ["plain", "old", "one", "empty", "huge"])
+        how = Circumstance.drawn(
+            f"{program.name} {kind} {seed} file", program, ["plain", "old", "one", "empty", "huge"]
+        )
         form = kind if kind in ("ndjson", "csv") else ""
         if form and reads_more_than_text(program):
             continue
@@ -626,4 +706,6 @@ def reads_more_than_text(program: Program) -> bool:
     return program.time == "at" or program.name == "drop" or any(f"{kind}" in program.name for kind in _OF_ALL_TYPES)
 
 
-_OF_ALL_TYPES = [f"aggregate {kind}" for kind in ("count", "min", "max", "first", "last", "collect_list", "arg_min", "arg_max")]
+_OF_ALL_TYPES = [
+    f"aggregate {kind}" for kind in ("count", "min", "max", "first", "last", "collect_list", "arg_min", "arg_max")
+]

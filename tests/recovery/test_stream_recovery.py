@@ -4,6 +4,7 @@ A crash is what the disk holds at that moment: the last complete checkpoint and 
 once, so a row may be there twice; what must not happen is a row that is missing, or one that is wrong.
 """
 
+import asyncio
 import json
 import random
 import threading
@@ -14,7 +15,8 @@ import pytest
 from agent_tools import bounded, publish, until, values
 
 import sabot
-from sabot import App, NdjsonSink, NdjsonSource, SabotError, col, files, hopping, session, tumbling
+from sabot import App, NdjsonSink, NdjsonSource, SabotError, UserError, col, files, hopping, session, tumbling
+from sabot.testing import MemoryBroker
 
 pytestmark = pytest.mark.integration
 
@@ -189,3 +191,87 @@ async def test_stop_keeps_windows_open_and_drain_closes_them(memory_url, tmp_pat
     await bounded(second.stop(drain=True))
     (minute,) = values(second, "minutes")
     assert minute["n"] == 3
+
+
+async def test_a_drained_app_goes_on_with_what_came_after(memory_url, tmp_path):
+    """It "had ended": its tasks had, its topic had not, and nothing was ever read again. Windows that drain closed begin anew."""
+
+    def app():
+        app = App("counts", broker=memory_url, state="memory", checkpoint_dir=tmp_path / "checkpoints")
+        orders = app.stream("orders", schema={"k": "string", "ts": "int64"}, time="ts")
+        orders.key_by("k").window(tumbling("1m")).aggregate(n=sabot.count()).to("minutes")
+        orders.key_by("k").aggregate(n=sabot.count()).to("running")
+        return app
+
+    for life, minutes, running in ((1, [10], 10), (2, [10, 5], 15)):
+        each = app()
+        publish(each, "orders", [{"k": "a", "ts": 1000 + number} for number in range(10 if life == 1 else 5)])
+        await each.start()
+        await until(lambda each=each, running=running: len(values(each, "running")) == running)
+        await bounded(each.stop(drain=True))
+        assert [row["n"] for row in values(each, "minutes")] == minutes
+        assert [row["n"] for row in values(each, "running")] == list(range(1, running + 1))
+
+
+async def test_a_program_without_the_step_whose_state_a_checkpoint_has_is_refused(tmp_path, memory_url):
+    """The state was dropped without a word, and the positions went on: rows were missing in the windows."""
+
+    def app(window):
+        app = App("counts", broker=memory_url, state="memory", checkpoint_dir=tmp_path / "checkpoints")
+        app.stream("orders", schema={"k": "string", "ts": "int64"}, time="ts").filter(col("k") != "z").key_by(
+            "k"
+        ).window(window).aggregate(n=sabot.count()).to("minutes")
+        return app
+
+    first = app(tumbling("1m"))
+    publish(first, "orders", [{"k": "a", "ts": 1000}])
+    await first.start()
+    await bounded(first.stop())
+    with pytest.raises(UserError, match=r"tumbling-1.*fresh"):
+        await app(session("1m")).start()
+
+
+async def test_a_topic_that_has_more_partitions_now_goes_on(tmp_path, memory_url):
+    """The readers of the checkpoint were two, the topic asked for four, and no parallelism fitted both."""
+    broker = MemoryBroker.get(memory_url)
+    broker.create_topic("orders", 2)
+
+    def app():
+        app = App("counts", broker=memory_url, state="memory", checkpoint_dir=tmp_path / "checkpoints", parallelism=3)
+        app.stream("orders", schema={"k": "string"}).key_by("k").aggregate(n=sabot.count()).to("running")
+        return app
+
+    for partitions, rows in ((2, 20), (4, 40)):
+        broker.create_topic("orders", partitions)
+        each = app()
+        for number in range(20):
+            broker.publish("orders", [{"k": "a"}], partition=number % partitions)
+        await each.start()
+        await until(lambda each=each, rows=rows: len(values(each, "running")) == rows)
+        await bounded(each.stop())
+    assert sorted(row["n"] for row in values(each, "running")) == list(range(1, 41))
+
+
+async def test_a_stop_while_the_first_record_is_waited_for_ends_the_wait(tmp_path, memory_url):
+    app = App("counts", broker=memory_url)
+    app.stream("orders").to("copies")
+    starting = asyncio.ensure_future(app.start())
+    await until(lambda: app.agent_runtime._starting is not None)
+    await bounded(app.stop())
+    with pytest.raises(SabotError, match="before its first record"):
+        await bounded(starting)
+
+
+async def test_the_failure_of_a_stream_is_told(tmp_path, memory_url, caplog):
+    """Between `start` and `stop` nobody asked the job how it went."""
+    app = App("counts", broker=memory_url)
+
+    def broken(batch):
+        raise ValueError("no luck")
+
+    app.stream("orders", schema={"k": "string"}).map_batches(broken, schema={"k": "string"}).to("copies")
+    publish(app, "orders", [{"k": "a"}])
+    await app.start()
+    await until(lambda: "no luck" in caplog.text)
+    await bounded(app.stop())
+    assert "orders" in caplog.text

@@ -424,3 +424,28 @@ def test_state_beyond_the_memory_budget_gives_the_same(tmp_path: Path, make: Cal
     for run in (small, whole):
         for part in run.parts:
             part.close()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RunningAggregate(["user"], CALLS),
+        lambda: CountAggregate(
+            40, ["user"], [*CALLS, Call("first_tag", "first", "tag"), Call("last_tag", "last", "tag")]
+        ),
+    ],
+)
+def test_without_event_time_first_and_last_are_by_coming_also_after_a_restart(
+    tmp_path: Path, make: Callable[[], Operator]
+) -> None:
+    rows = [("a", float(n), f"t{n}", 0) for n in range(30)]
+    run = OperatorRun(make, UNTIMED, ["user"], tmp_path)
+    run.feed(batch_of(rows[:20], UNTIMED))
+    run.restart(1)
+    run.feed(batch_of(rows[20:29], UNTIMED), 2)
+    run.restart(1)
+    run.feed(batch_of(rows[29:], UNTIMED))
+    run.end(timed=False)
+    last = run.results[-1]
+    assert (last["n"], last["start"], last["end"]) == (30, 0.0, 29.0)
+    assert (last.get("first_tag", "t0"), last.get("last_tag", "t29")) == ("t0", "t29")

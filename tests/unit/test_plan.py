@@ -66,7 +66,7 @@ def test_a_filter_does_not_move_past_a_step_that_others_read_too(app, orders):
     both.to("all")
     both.filter(col("country") == "DE").to("german")
     assert app.graph().count('"filter') == 1
-    assert "s1_with --> s2_filter" in app.graph()
+    assert "swith_1 --> sfilter_1" in app.graph()
 
 
 def test_one_thread_fuses_everything_up_to_the_sink(orders):
@@ -78,7 +78,7 @@ def test_several_threads_split_rows_by_key_group_before_keyed_work(memory_url):
     app = App("shop", broker=memory_url, parallelism=2)
     text = minutes(app.stream("orders", schema=SCHEMA, time="ts")).explain()
     assert "by key group of account" in text
-    assert "stage 2-window  x2" in text
+    assert "stage window-1  x2" in text
 
 
 def test_rows_that_are_split_already_are_not_split_again(memory_url):

@@ -4,6 +4,8 @@ import json
 import math
 import random
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,8 +67,8 @@ def content(store: TableStore) -> dict[Any, Any]:
 def saved(snapshot: tuple[dict[str, Any], Any], directory: Path) -> SimpleNamespace:
     """What a checkpoint makes of a snapshot: facts go through JSON."""
     facts, state = snapshot
-    directory.mkdir()
     if state is not None:
+        directory.mkdir()
         size = state.save(directory)
         assert size == sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
         state.discard()
@@ -359,7 +361,7 @@ class Model:
             store.close()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     steps=st.lists(STEP, max_size=30),
     on_disk=st.booleans(),
@@ -643,3 +645,106 @@ def test_state_that_is_damaged_or_of_another_program_is_refused(store: TableStor
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(CorruptCheckpoint, match=file.name):
         TableStore(KEYS, AGGREGATES).restore([part])
+
+
+@pytest.mark.parametrize("pattern", ["*.arrow", "cold/*.sst", "cold"])
+def test_files_that_are_missing_are_missed(store: TableStore, tmp_path: Path, pattern: str) -> None:
+    add(store, 0, *many(range(1000)))
+    store.settle()
+    part = saved(store.snapshot(), tmp_path / "saved")
+    missing = next(part.directory.glob(pattern))
+    missing.rename(tmp_path / "elsewhere")
+    for on_disk in (True, False):
+        with pytest.raises(CorruptCheckpoint, match=str(part.directory)):
+            restored(tmp_path / f"back{on_disk}", part, on_disk=on_disk)
+
+
+@pytest.mark.parametrize("lookups", [False, True])
+def test_every_type_survives_the_way_to_disk_and_back(tmp_path: Path, lookups: bool) -> None:
+    rng = np.random.default_rng(3)
+    keys = pa.schema([("f", pa.float64()), ("t", pa.timestamp("us", "UTC")), ("b", pa.bool_()), ("x", pa.binary())])
+    kinds = [
+        ("mean", pa.int64()), ("mean", pa.float32()), ("variance", pa.float64()), ("min", pa.bool_()), ("max", pa.uint8()),
+        ("first", pa.date32()), ("last", pa.float64()), ("sum", pa.uint64()), ("count", pa.int16()),
+    ]  # fmt: skip
+
+    def column(kind: pa.DataType, few: int) -> Any:
+        values = pa.array(rng.integers(0, few, 2000), mask=rng.random(2000) < 0.1)
+        if pa.types.is_binary(kind):
+            return values.cast(pa.string()).cast(kind)
+        if pa.types.is_floating(kind):
+            return pc.if_else(pc.equal(values, 1), math.nan, pc.multiply(values, -0.0)).cast(kind)
+        if pa.types.is_boolean(kind):
+            return pc.equal(values, 1)
+        return values.cast(pa.int32()).cast(kind) if kind == pa.date32() else values.cast(kind)
+
+    stores = [
+        TableStore(keys, kinds),
+        TableStore(keys, kinds, directory=tmp_path / "state", memory_budget=1),
+        TableStore(keys, kinds, directory=tmp_path / "other", memory_budget=20_000),
+    ]
+    for turn in range(5):
+        columns = [column(field.type, 3) for field in keys] + [column(kind, 100) for _, kind in kinds]
+        data = pa.record_batch(
+            [*columns, pa.array(rng.integers(0, 10**6, 2000) + turn)], names=[str(i) for i in range(14)]
+        )
+        for store in stores:
+            if lookups and turn == 2:
+                store.table().resolve(data, range(4))
+            store.table().update(data, range(4), range(4, 13), order=13)
+            store.settle()
+    results = [pa.concat_tables([pa.table(c, names=data.schema.names[:13]) for c in s.finish()]) for s in stores]
+    by_key = [
+        {tuple(map(repr, row[:4])): row[4:] for row in zip(*table.to_pydict().values(), strict=True)}
+        for table in results
+    ]
+    assert stores[1].statistics()["evicted_total"] > 0
+    assert len(by_key[0]) == results[0].num_rows > 50
+    for other, table in zip(by_key[1:], results[1:], strict=True):
+        assert len(other) == table.num_rows == len(by_key[0])
+        for key, row in by_key[0].items():
+            assert other[key] == pytest.approx(row, nan_ok=True)
+    for store in stores:
+        store.close()
+
+
+_KILLED = """
+import json, sys
+from pathlib import Path
+import pyarrow as pa
+from sabot.state.tables import TableStore
+root = Path(sys.argv[1])
+store = TableStore(pa.schema([("k", pa.int64())]), [("count", None)], directory=root / "state", memory_budget=200_000)
+for turn in range(10_000):
+    store.table().update(pa.record_batch([pa.array(range(3000))], names=["k"]), [0], [-1])
+    store.settle()
+    facts, state = store.snapshot()
+    (root / f"saved{turn}").mkdir()
+    state.save(root / f"saved{turn}")
+    (root / "partial").write_text(json.dumps([turn, facts]))
+    (root / "partial").rename(root / "manifest")
+    print(turn, flush=True)
+"""
+
+
+def test_a_killed_process_comes_back_with_its_last_checkpoint(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", _KILLED, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for _ in range(4):
+            assert process.stdout.readline()
+        process.kill()
+    turn, facts = json.loads((tmp_path / "manifest").read_text())
+    store = TableStore(
+        pa.schema([("k", pa.int64())]), [("count", None)], directory=tmp_path / "state", memory_budget=200_000
+    )
+    store.restore([SimpleNamespace(directory=tmp_path / f"saved{turn}", facts=facts)])
+    for _ in range(3):
+        store.table().update(pa.record_batch([pa.array(range(3000))], names=["k"]), [0], [-1])
+        store.settle()
+    counts = [count for columns in store.finish() for count in columns[1].to_pylist()]
+    assert counts == [turn + 4] * 3000
+    (tmp_path / "again").mkdir()
+    _, state = store.snapshot()
+    assert state is not None
+    assert state.save(tmp_path / "again") > 0
+    store.close()

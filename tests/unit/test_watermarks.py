@@ -53,7 +53,10 @@ def test_with_all_partitions_idle_the_input_is_idle_until_rows_come():
     assert marks.progress(1000) == [IDLE]
     assert marks.progress(2000) == []
     marks.see(A, 150, 2500)
-    assert marks.progress(2500) == [ACTIVE, Watermark(150)]
+    assert marks.progress(2500) == [ACTIVE]  # silence begins anew for B
+    marks.see(A, 160, 3400)
+    assert marks.progress(3499) == []
+    assert marks.progress(3500) == [Watermark(160)]
 
 
 def test_an_input_without_partitions_is_idle():
@@ -85,3 +88,25 @@ def test_a_restored_input_goes_on_where_it_was():
     assert again.progress(5) == []
     again.see(B, 90, 5)
     assert again.progress(5) == [Watermark(80)]
+
+
+def test_a_partition_whose_rows_were_not_read_yet_is_not_idle():
+    """Batches that took long to process made the others look silent, and their rows late. Found on a real broker."""
+    marks = two_partitions(idle_ms=1000)
+    marks.see(A, 100, 5000)
+    marks.awake([B], 5000)
+    assert marks.progress(5000) == []
+    assert marks.progress(6000) == [IDLE]
+
+
+def test_after_a_silence_of_all_the_first_row_does_not_leave_the_others_behind():
+    """After an outage longer than `idle`, whoever answered first pushed the watermark over the backlog of the others."""
+    marks = two_partitions(idle_ms=1000)
+    marks.see(A, 100, 0)
+    marks.see(B, 100, 0)
+    assert marks.progress(0) == [Watermark(100)]
+    assert marks.progress(5000) == [IDLE]
+    marks.see(A, 900, 5001)
+    assert marks.progress(5001) == [ACTIVE]
+    marks.see(B, 300, 5002)
+    assert marks.progress(5002) == [Watermark(300)]
