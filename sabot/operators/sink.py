@@ -1,6 +1,7 @@
 """The last step of a chain: rows leave for a Sink."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 from sabot._cython.batch import Batch
 from sabot._cython.json import encode_rows
 from sabot.connectors.base import RECORD_SCHEMA, Sink
-from sabot.errors import UserError
+from sabot.errors import SabotError, TransientError, UserError
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, OperatorState
 
 __all__ = ["SinkWriter", "with_key"]
@@ -43,15 +44,28 @@ class SinkWriter(Operator):
             data = data.remove_column(data.num_columns - 1)
         if self._key is not None and data.schema != RECORD_SCHEMA:
             data = with_key(data, self._key, self._now_ms())
-        self.sink.write(Batch(data, None, batch.topic))
+        with self._named():
+            self.sink.write(Batch(data, None, batch.topic))
         self.rows_out += data.num_rows
 
     def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
-        self.sink.flush()
+        with self._named():
+            self.sink.flush()
         return {}, None
 
     def finish(self) -> None:
-        self.sink.finish()
+        with self._named():
+            self.sink.finish()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors of a sink that is not ours say whose they are."""
+        try:
+            yield
+        except SabotError:
+            raise
+        except Exception as error:
+            raise TransientError(f"sink {self.sink.name}: {type(error).__name__}: {error}") from error
 
     def close(self) -> None:
         self.sink.close()

@@ -62,16 +62,28 @@ def run_here(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         asyncio.run(work())
         return
     failures: list[BaseException] = []
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = []
+
+    async def main() -> None:
+        task = asyncio.ensure_future(work())
+        running.append((asyncio.get_running_loop(), task))
+        await task
 
     def run() -> None:
         try:
-            asyncio.run(work())
+            asyncio.run(main())
         except BaseException as error:
             failures.append(error)
 
     thread = threading.Thread(target=run, name="collect")
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except BaseException:  # Ctrl-C in a notebook
+        for loop, task in running:
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
     if failures:
         raise failures[0]
 

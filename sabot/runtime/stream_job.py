@@ -266,7 +266,10 @@ class StreamJob:
                     node.name,
                 )
         self._inputs.append((reading, task, source_input))
-        source_input.open(positions, self.around.start, facts)
+        try:
+            source_input.open(positions, self.around.start, facts)
+        except Exception as error:
+            raise error if isinstance(error, SabotError) else _refused(f"source {node.name}", error) from error
 
     def _dead_letter(self, reading: Reading, task: StreamTask) -> Callable[[pa.RecordBatch], None]:
         edge = reading.dead_letters
@@ -351,7 +354,11 @@ class StreamJob:
         clock = self.around.clock
         writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000))
         writer.id = built.stage.id
-        writer.open(OperatorContext(built.schema or RECORD_SCHEMA))
+        try:
+            writer.open(OperatorContext(built.schema or RECORD_SCHEMA))
+        except BaseException as error:
+            writer.close()
+            raise error if isinstance(error, SabotError) else _refused(f"sink {opened.name}", error) from error
         return writer
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
@@ -506,6 +513,10 @@ class StreamJob:
                     yield Sample("sabot_records_late_total", figures["late_rows"], f"{task.name} {operator.id}", "")
                 if "rows_out" in figures:
                     yield Sample("sabot_records_out_total", figures["rows_out"], task.name, operator.id)
+
+
+def _refused(what: str, error: BaseException) -> UserError:
+    return UserError(f"{what} cannot be opened: {type(error).__name__}: {error}")
 
 
 def _state_of(restored: Manifest, task: str, operator: str) -> Path:

@@ -84,6 +84,13 @@ def test_long_and_short_values_of_one_set():
     check_all(rows_of([*EIGHTS, b"", None, b"123"], 500, 4), [b"", b"123", EIGHTS[1]])
 
 
+@pytest.mark.parametrize("long", [[], [b"a long one"]])
+def test_a_set_tells_a_value_from_the_same_value_with_zero_bytes_behind_it(long):
+    letters = [bytes([i]) for i in range(ord("a"), ord("z"))]
+    strings = pa.array([letter + b"\0" * more for letter in letters for more in range(10)])
+    check(in_set([*letters, *long])(strings), strings, lambda each: each in letters)
+
+
 @pytest.mark.parametrize("width", [3, 7, 12])
 def test_a_set_may_be_large_and_no_larger(width):
     values = [str(i).zfill(width).encode() for i in range(LITERALS + 1)]
@@ -126,7 +133,7 @@ def test_arrays_without_rows_or_without_a_bitmap():
 @pytest.mark.parametrize("pool", [[b"DE", b"FR"], [b"", b"a"], EIGHTS], ids=["two", "tiny", "long"])
 def test_nothing_is_read_behind_the_end_of_the_strings(pool):
     """The page behind them cannot be read: the process would die."""
-    strings = rows_of(pool, 300, 6)
+    strings = rows_of(pool, 5 * 64, 6)
     _, offsets, data = strings.buffers()
     size = sum(map(len, strings.to_pylist()))
     border = mmap.PAGESIZE * 3
@@ -136,7 +143,7 @@ def test_nothing_is_read_behind_the_end_of_the_strings(pool):
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.mprotect(ctypes.c_void_p(address + border), ctypes.c_size_t(border), 0) == 0
     at_border = pa.foreign_buffer(address + border - size, size, base=pages)
-    check_all(pa.Array.from_buffers(pa.binary(), 300, [None, offsets, at_border], 0), pool)
+    check_all(pa.Array.from_buffers(pa.binary(), len(strings), [None, offsets, at_border], 0), pool)
 
 
 FRAME = {
