@@ -16,7 +16,7 @@ from sabot.api.agent import AGENT_OPTIONS, AgentSpec
 from sabot.api.stream import Node, Read, Schema, Stream, Write, read_node
 from sabot.checkpoint import CheckpointStorage
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, parse_broker, parse_seconds
+from sabot.config import Duration, parse_broker, parse_bytes, parse_seconds
 from sabot.connectors.base import Sink, Source, encode_json, encode_key
 from sabot.connectors.memory import TableSink
 from sabot.errors import UserError
@@ -43,6 +43,7 @@ class App:
     checkpoint_dir: default `<state dir>/checkpoints`; with state="memory" none is written unless given.
     checkpoint_interval: seconds or "1s"; default 60 s. checkpoint_timeout: what a checkpoint may take.
     parallelism: threads for each stage of a stream. Agents share one event loop, whatever it is: give one concurrency=N.
+    memory_budget: with a state directory, what the tables of each keyed step of a stream take in memory; the rest is in RocksDB.
     kafka: client settings for every source and sink. version: yours, goes into dead letters and checkpoints.
     """
 
@@ -56,6 +57,7 @@ class App:
         checkpoint_interval: Duration | None = None,
         checkpoint_timeout: Duration = "60s",
         parallelism: int = 1,
+        memory_budget: str | int = "256MB",
         kafka: dict[str, Any] | None = None,
         version: str = "",
         start: str | int = "earliest",
@@ -68,6 +70,7 @@ class App:
             raise UserError(f"kafka={kafka!r}", hint='client settings: {"security.protocol": "ssl"}')
         self.kafka = dict(kafka or {})
         self.parallelism = 1
+        self.memory_budget_bytes = parse_bytes(memory_budget, name="memory_budget")
         self.version = version
         self.clock = clock
         self.start_at = start

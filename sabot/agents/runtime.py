@@ -217,6 +217,7 @@ class Settings(Protocol):
     checkpoint_timeout_s: float
     metrics_port: int | None
     parallelism: int
+    memory_budget_bytes: int
     start_at: str | int
 
     def open_tables(self) -> "Path | None":
@@ -380,6 +381,7 @@ class AgentRuntime:
             clock=app.clock,
             start=app.start_at,
             parallelism=app.parallelism,
+            memory_budget=app.memory_budget_bytes,
             directory=app.open_tables(),
             written=frozenset(
                 agent.spec.sink for agent in self.agents.values() if agent.spec and isinstance(agent.spec.sink, str)
