@@ -189,6 +189,7 @@ EXAMPLES = {
     "word_count": ["row 1", "row 2", "row 3", "row 4", "your 1", "boat 1"],
     "batch_features": ["a 12.5", "b 5.0"],
     "chain": ["s1 95 alarm 1", "s1 99 alarm 2", "s2 91 alarm 1"],
+    "minutes": ["a 2 12.5", "b 1 7.5"],
 }
 
 

@@ -214,10 +214,9 @@ def _asks(node: Node, wanted: Columns) -> list[tuple[Node, Columns]]:
     if isinstance(node, Union):
         return [(stream, wanted) for stream in node.streams]
     if isinstance(node, AggregateWindow | RunningAggregate):
-        used = set(node.keys)
-        for _, aggregate in node.aggregates:
-            used |= aggregate.columns
-        return [(node.input, frozenset(used))]
+        if isinstance(node, AggregateWindow) and node.late is not None:
+            return [(node.input, None)]  # late rows leave as they came
+        return [(node.input, frozenset(node.keys).union(*(aggregate.columns for _, aggregate in node.aggregates)))]
     if isinstance(node, Deduplicate):
         return [(node.input, _with(wanted, frozenset(node.keys)))]
     if isinstance(node, Drop):

@@ -23,7 +23,7 @@ from sabot.errors import DataError, TransientError, UserError
 from sabot.operators.base import TIME_COLUMN
 from sabot.operators.stateless import to_ms
 
-__all__ = ["GateInput", "Input", "SourceInput", "Watermarks", "dead_letters"]
+__all__ = ["GateInput", "Input", "SourceInput", "Told", "Watermarks", "dead_letters"]
 
 _log = logging.getLogger(__name__)
 
@@ -75,67 +75,100 @@ class GateInput:
 
 
 class Watermarks:
-    """Event time by partition: no row below the watermark is expected any more.
+    """Event time of a source, by partition: no row below the watermark is expected any more. Its readers share one; any thread.
 
-    A partition's watermark is its greatest time less the lateness; the input's, the least of those that are not idle. A partition
+    A partition's watermark is its greatest time less the lateness; the source's, the least of those that are not idle. A partition
     that has had no rows to read for `idle_ms` is idle (one whose rows were not read yet is not); one that is new begins at the
-    input's watermark. When all were idle, all are awake again with the first row: silence begins anew. Never goes back.
+    source's watermark. When all were idle, all are awake again with the first row: silence begins anew. Never goes back.
+
+    That readers share it makes the answer the same for any number of them: none can run ahead of what another has not read.
     """
 
-    def __init__(self, lateness_ms: int, idle_ms: int, now_ms: int) -> None:
+    def __init__(self, lateness_ms: int, idle_ms: int) -> None:
         self._lateness_ms = lateness_ms
         self._idle_ms = idle_ms
         self._greatest: dict[tuple[str, int], int] = {}
         self._seen_ms: dict[tuple[str, int], int] = {}
-        self._started_ms = now_ms
-        self.watermark_ms = _LONG_AGO
-        self.idle = False
+        self._watermark_ms = _LONG_AGO
+        self._idle = False
+        self._lock = threading.Lock()
 
-    def know(self, partitions: Mapping[tuple[str, int], int], now_ms: int) -> None:
+    def know(self, partitions: Iterable[tuple[str, int]], now_ms: int) -> None:
         """Partitions that exist, whether or not rows came."""
-        for partition in partitions:
-            if partition not in self._greatest:
-                self._greatest[partition] = self.watermark_ms
-                self._seen_ms[partition] = now_ms
+        with self._lock:
+            for partition in partitions:
+                if partition not in self._greatest:
+                    self._greatest[partition] = self._watermark_ms
+                    self._seen_ms[partition] = now_ms
 
     def see(self, partition: tuple[str, int], greatest_ms: int, now_ms: int) -> None:
         """Rows of a partition came, the latest of this time."""
-        if self.idle:
-            self.awake(self._seen_ms, now_ms)
-        self._seen_ms[partition] = now_ms
-        if greatest_ms > self._greatest.get(partition, _LONG_AGO):
-            self._greatest[partition] = greatest_ms
+        with self._lock:
+            if self._idle:
+                self._seen_ms = dict.fromkeys(self._seen_ms, now_ms)
+            self._seen_ms[partition] = now_ms
+            if greatest_ms > self._greatest.get(partition, _LONG_AGO):
+                self._greatest[partition] = greatest_ms
 
     def awake(self, partitions: Iterable[tuple[str, int]], now_ms: int) -> None:
         """These are not silent: they have rows, which were not read yet."""
-        for partition in list(partitions):
-            if partition in self._seen_ms:
-                self._seen_ms[partition] = now_ms
+        with self._lock:
+            for partition in partitions:
+                if partition in self._seen_ms:
+                    self._seen_ms[partition] = now_ms
+
+    def end(self, partitions: Iterable[tuple[str, int]]) -> None:
+        """Nothing more will come of these."""
+        with self._lock:
+            for partition in partitions:
+                self._greatest.pop(partition, None)
+                self._seen_ms.pop(partition, None)
+
+    def read(self, now_ms: int) -> tuple[bool, int]:
+        """-> (whether the whole source is idle, its watermark)."""
+        with self._lock:
+            awake = [p for p in self._greatest if now_ms - self._seen_ms[p] < self._idle_ms]
+            self._idle = not awake
+            if awake:
+                least = min(self._greatest[partition] for partition in awake)
+                if least > _LONG_AGO:
+                    self._watermark_ms = max(self._watermark_ms, least - self._lateness_ms)
+            return self._idle, self._watermark_ms
+
+    def facts(self, partitions: Iterable[tuple[str, int]]) -> list[list[Any]]:
+        """Of these partitions, for the checkpoint."""
+        with self._lock:
+            found = [(place, self._greatest.get(place, _LONG_AGO)) for place in partitions]
+        return [[topic, number, ms] for (topic, number), ms in found if ms > _LONG_AGO]
+
+    def restore(self, watermark_ms: int, greatest_ms: list[list[Any]], now_ms: int) -> None:
+        """What a checkpoint says of one reader. The source stands where the reader stood that was least far."""
+        with self._lock:
+            before = self._watermark_ms
+            self._watermark_ms = watermark_ms if before == _LONG_AGO else min(before, watermark_ms)
+        for topic, number, ms in greatest_ms:
+            self.see((topic, number), ms, now_ms)
+
+
+class Told:
+    """What one reader has told of its source's event time."""
+
+    def __init__(self, watermarks: Watermarks) -> None:
+        self.watermark_ms = _LONG_AGO
+        self._watermarks = watermarks
+        self._idle = False
 
     def progress(self, now_ms: int) -> list[Any]:
         """The marks that have become true since the last call."""
+        idle, watermark_ms = self._watermarks.read(now_ms)
         marks: list[Any] = []
-        awake = [p for p in self._greatest if now_ms - self._seen_ms[p] < self._idle_ms]
-        if bool(awake) is self.idle:
-            self.idle = not awake
-            marks.append(ACTIVE if awake else IDLE)
-        if awake:
-            least = min(self._greatest[partition] for partition in awake)
-            if least > _LONG_AGO and least - self._lateness_ms > self.watermark_ms:
-                self.watermark_ms = least - self._lateness_ms
-                marks.append(Watermark(self.watermark_ms))
+        if idle is not self._idle:
+            self._idle = idle
+            marks.append(IDLE if idle else ACTIVE)
+        if watermark_ms > self.watermark_ms:
+            self.watermark_ms = watermark_ms
+            marks.append(Watermark(watermark_ms))
         return marks
-
-    def facts(self) -> dict[str, Any]:
-        """For the checkpoint."""
-        greatest = [[topic, number, ms] for (topic, number), ms in self._greatest.items() if ms > _LONG_AGO]
-        return {"watermark_ms": self.watermark_ms, "greatest_ms": greatest}
-
-    def restore(self, facts: Mapping[str, Any], now_ms: int) -> None:
-        """`facts` of a checkpoint."""
-        self.watermark_ms = facts["watermark_ms"]
-        for topic, number, ms in facts["greatest_ms"]:
-            self.see((topic, number), ms, now_ms)
 
 
 class SourceInput:
@@ -150,8 +183,7 @@ class SourceInput:
         columns: tuple[str, ...] | None,
         time: str | None,
         timed: bool,
-        lateness_ms: int,
-        idle_ms: int,
+        watermarks: Watermarks,
         dead_letter: Callable[[pa.RecordBatch], None],
         full_schema: pa.Schema | None,
         clock: Clock,
@@ -173,7 +205,8 @@ class SourceInput:
         self._requests: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._positions: Positions = {}
-        self.watermarks = Watermarks(lateness_ms, idle_ms, self._now_ms())
+        self._watermarks = watermarks
+        self._told = Told(watermarks)
 
     # -- from any thread ----------------------------------------------------------------------------------------------
 
@@ -204,7 +237,7 @@ class SourceInput:
         return {
             "rows_in": self.rows_in,
             "dead_letters": self.dead_letters,
-            "watermark_ms": self.watermarks.watermark_ms if self._timed else None,
+            "watermark_ms": self._told.watermark_ms if self._timed else None,
             "lag": {f"{topic}[{partition}]": lag for (topic, partition), lag in self.source.lag().items()},
         }
 
@@ -216,8 +249,9 @@ class SourceInput:
         self._positions = dict(self.source.positions())
         now_ms = self._now_ms()
         if facts is not None:
-            self.watermarks.restore(facts, now_ms)
-        self.watermarks.know(self._positions, now_ms)
+            self._told.watermark_ms = facts["watermark_ms"]
+            self._watermarks.restore(facts["watermark_ms"], facts["greatest_ms"], now_ms)
+        self._watermarks.know(self._positions, now_ms)
 
     def next(self) -> Any:
         while self._requests:
@@ -232,6 +266,7 @@ class SourceInput:
         if batch is None:
             if self.source.exhausted:
                 self.exhausted = True
+                self._watermarks.end(self._positions)
                 self._marks.append(END)
             elif self._timed:
                 self._tell_time(self._now_ms())
@@ -281,15 +316,15 @@ class SourceInput:
         if data.num_rows:
             places = None if records is None else records.column("partition")
             for partition, greatest in self._greatest(times, places, batch):
-                self.watermarks.see(partition, greatest, now_ms)
+                self._watermarks.see(partition, greatest, now_ms)
         self._tell_time(now_ms)
         return data
 
     def _tell_time(self, now_ms: int) -> None:
         lag = self.source.lag()
         if lag:  # of a partition that is not in there nothing is known yet
-            self.watermarks.awake((place for place in self._positions if lag.get(place, 1) > 0), now_ms)
-        self._marks.extend(self.watermarks.progress(now_ms))
+            self._watermarks.awake([place for place in self._positions if lag.get(place, 1) > 0], now_ms)
+        self._marks.extend(self._told.progress(now_ms))
 
     def _greatest(self, times: Any, places: Any, batch: Batch) -> list[tuple[tuple[str, int], int]]:
         offsets = batch.offsets
@@ -336,10 +371,13 @@ class SourceInput:
             "schema": self._schema_text,
             "positions": [[topic, partition, offset] for (topic, partition), offset in self._positions.items()],
             "rows_in": self.rows_in,
-            **self.watermarks.facts(),
+            "watermark_ms": self._told.watermark_ms,
+            "greatest_ms": self._watermarks.facts(self._positions),
         }
 
     def close(self) -> None:
+        while self._requests:  # the last checkpoint's positions
+            self._requests.popleft()()
         self.source.close()
 
     def _commit(self, positions: Positions) -> None:

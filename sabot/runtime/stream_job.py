@@ -25,7 +25,7 @@ from sabot.operators.sink import SinkWriter
 from sabot.plan import Edge, Plan, Reading, Stage, Step, make_plan
 from sabot.plan.optimise import walk, with_schemas
 from sabot.runtime.host import interpreter, to_the_end
-from sabot.runtime.inputs import GateInput, SourceInput
+from sabot.runtime.inputs import GateInput, SourceInput, Watermarks
 from sabot.runtime.task import Chain, Link, Output, StreamTask
 
 __all__ = ["StoppedEarly", "StreamJob", "Surroundings"]
@@ -148,6 +148,7 @@ class StreamJob:
             built = self._built[stage.id]
             if stage.reading is not None:
                 built.schema = _with_time(stage.reading.schema, stage.reading.timed)
+                watermarks = Watermarks(stage.reading.node.lateness_ms, stage.reading.node.idle_ms)
             for number, task in enumerate(built.tasks):
                 if stage.reading is None:
                     task.input = GateInput(built.gates[number])
@@ -155,7 +156,7 @@ class StreamJob:
                 if stage.reading is not None:
                     sources, codec = readers[stage.id]
                     own = codec if codec is None else JsonCodec(codec.schema)
-                    self._open_reader(stage.reading, task, sources[number], own, restored)
+                    self._open_reader(stage.reading, task, sources[number], own, watermarks, restored)
         if restored is not None:
             self._restore(restored)
 
@@ -237,7 +238,13 @@ class StreamJob:
         return source.readers(len(before) or self.around.parallelism), None if decodes else JsonCodec(schema)
 
     def _open_reader(
-        self, reading: Reading, task: StreamTask, source: Source, codec: JsonCodec | None, restored: Manifest | None
+        self,
+        reading: Reading,
+        task: StreamTask,
+        source: Source,
+        codec: JsonCodec | None,
+        watermarks: Watermarks,
+        restored: Manifest | None,
     ) -> None:
         node = reading.node
         assert reading.schema is not None
@@ -248,8 +255,7 @@ class StreamJob:
             columns=tuple(reading.schema.names),
             time=node.time,
             timed=reading.timed,
-            lateness_ms=node.lateness_ms,
-            idle_ms=node.idle_ms,
+            watermarks=watermarks,
             dead_letter=self._dead_letter(reading, task),
             full_schema=node.schema,
             clock=self.around.clock,
@@ -328,6 +334,8 @@ class StreamJob:
                 built.schema = schema
             elif built.stage.sink is not None:
                 built.mixed = built.mixed or not built.schema.equals(schema)
+            elif built.schema.equals(schema):
+                pass  # of another subtask
             elif _types(built.schema) == _types(schema):
                 built.schema = pa.schema(_types(schema))  # what may be null in one may be null
             else:
@@ -401,7 +409,7 @@ class StreamJob:
     def _commit(self, manifest: Manifest) -> None:
         for _, task, source in self._inputs:
             stored = manifest.tasks.get(task.name)
-            if stored is not None and not task.ended:
+            if stored is not None:
                 positions: Positions = {(t, n): offset for t, n, offset in stored.meta["input"]["positions"]}
                 source.request_commit(positions)
 

@@ -8,7 +8,6 @@ import json
 import math
 import random
 import shutil
-import struct
 import threading
 import time
 import uuid
@@ -740,6 +739,7 @@ async def run_restored(
     read(app, program, sources_of(program, table, how, last)).to(again)
     await app.start()
     try:
+        assert app.agent_runtime.restored_from is not None
         await until(lambda: last.reached(partitions), "the source to stand at the last gate")
         await app.agent_runtime.trigger_checkpoint()
     finally:
@@ -762,8 +762,3 @@ async def _ended(running_app: "asyncio.Future[None]") -> None:
     if not running_app.done():
         running_app.cancel()
         await asyncio.wait([running_app], timeout=PATIENCE_S)
-
-
-def same_float(a: float, b: float) -> bool:
-    """Bit for bit."""
-    return struct.pack("<d", a) == struct.pack("<d", b)

@@ -43,7 +43,6 @@ from harness import (
     run_split,
     run_topic,
     running,
-    same_float,
     sessions,
     sources_of,
     tumbles,
@@ -709,3 +708,438 @@ def reads_more_than_text(program: Program) -> bool:
 _OF_ALL_TYPES = [
     f"aggregate {kind}" for kind in ("count", "min", "max", "first", "last", "collect_list", "arg_min", "arg_max")
 ]
+
+
+@pytest.mark.parametrize("later", [1, 2, 4])
+@pytest.mark.parametrize("name", ["tumbling, by SQL", "session", "running aggregate", "three windows, one over another", "deduplicate"])
+async def test_the_answer_is_the_same_with_another_parallelism_after_a_crash(name: str, later: int, tmp_path: Path) -> None:
+    program = next(each for each in PROGRAMS if each.name == name)
+    how = Circumstance.drawn(f"{name} {later} rescale", program, ["plain"])
+    how.parallelism = 3
+    got = await run_restored(program, table_of("plain"), how, tmp_path, crash=True, later=later)
+    check(program, got, how, 0, repeated=True)
+
+
+# -- results as they come: late rows, allowed lateness, early results -----------------------------------------------------
+
+
+def late_rows(statistics: Any) -> int:
+    """Of all operators."""
+    if not isinstance(statistics, dict):
+        return 0
+    return sum(value if name == "late_rows" else late_rows(value) for name, value in statistics.items())
+
+
+@each_seed
+@pytest.mark.parametrize("partitions", [1, 3])
+@pytest.mark.parametrize("parallelism", [1, 3])
+@pytest.mark.parametrize("split", ["one", "mixed", "all"])
+async def test_rows_are_on_time_or_late_and_none_is_lost(split: str, parallelism: int, partitions: int, seed: int) -> None:
+    table = make_table("plain", seed)
+    kept, late = Kept(), Kept("late")
+    app = App("late", parallelism=parallelism)
+    source = Rows(table, partitions=partitions, split=split, seed=seed)
+    app.stream(source, time="ts", lateness="100ms").key_by("k").window(tumbling("2s"), late=late).aggregate(**ROWS).to(kept)
+    await app.run()
+    results, left = rows_of(kept.table()), rows_of(late.table())
+    numbers = sorted([n for row in results for n in row["rows"]] + [row["n"] for row in left])
+    assert numbers == list(range(table.num_rows)), f"{split=} {parallelism=} {partitions=} {seed=}"
+    windows = [(row["k"], row["window_start"]) for row in results]
+    assert len(set(windows)) == len(windows), "a window came twice"
+    times = table["ts"].to_pylist()
+    for n in (row["n"] for row in left):
+        before = max((times[m] for m in range(n % partitions, n, partitions)), default=-math.inf)
+        assert times[n] // 2000 * 2000 + 2000 <= before - 100, f"row {n} was not late"
+    assert left or split == "all"
+    assert late_rows(app.statistics()) == len(left)
+
+
+async def test_late_rows_have_all_columns_of_the_stream() -> None:
+    late = Kept("late")
+    app = App("late")
+    source = Rows(make_table("plain"), split="one")
+    app.stream(source, time="ts").key_by("k").window(tumbling("1s"), late=late).aggregate(n=sabot.count()).to(Kept())
+    await app.run()
+    assert late.table().column_names == SCHEMA.names
+
+
+async def test_late_rows_without_a_side_output_are_counted() -> None:
+    app = App("late")
+    app.stream(Rows(make_table("plain"), split="one"), time="ts").window(tumbling("1s")).aggregate(n=sabot.count()).to(Kept())
+    await app.run()
+    assert late_rows(app.statistics()) > 0
+
+
+SPANS = [
+    (tumbling("2s"), tumbles(2000)),
+    (hopping("4s", "2s"), hops(4000, 2000)),
+    (cumulative("6s", "2s"), accumulates(6000, 2000)),
+]
+
+
+@each_seed
+@pytest.mark.parametrize(("partitions", "parallelism"), [(1, 1), (1, 3), (3, 2)])
+@pytest.mark.parametrize("window", SPANS, ids=["tumbling", "hopping", "cumulative"])
+def test_with_allowed_lateness_the_last_result_of_a_window_is_the_answer(window: Any, partitions: int, parallelism: int, seed: int) -> None:
+    table = make_table("plain", seed)
+    app = App("allowed", parallelism=parallelism)
+    source = Rows(table, partitions=partitions, split="mixed", seed=seed)
+    stream = app.stream(source, time="ts", lateness="100ms").key_by("k")
+    got = rows_of(stream.window(window[0], allowed_lateness=LATENESS_MS / 1000).aggregate(**ROWS).collect())
+    want = windowed(["k"], window[1], **ROWS_OF)(rows_of(table))
+    assert last_of_each(got) == last_of_each(want), f"{partitions=} {parallelism=} {seed=}"
+    assert len(got) > len(want), "no window was emitted again"
+
+
+@each_seed
+@pytest.mark.parametrize(("partitions", "parallelism", "split"), [(1, 1, "one"), (1, 3, "mixed"), (3, 2, "mixed"), (1, 2, "all")])
+@pytest.mark.parametrize("window", [(tumbling("1m"), tumbles(MINUTE)), (hopping("1m", "20s"), hops(MINUTE, 20_000))], ids=["tumbling", "hopping"])
+def test_early_results_are_those_of_the_rows_so_far(window: Any, partitions: int, parallelism: int, split: str, seed: int) -> None:
+    table = make_table("plain", seed)
+    app = App("early", parallelism=parallelism)
+    source = Rows(table, partitions=partitions, split=split, seed=seed)
+    stream = app.stream(source, time="ts", lateness=f"{LATENESS_MS}ms").key_by("k").window(window[0], emit_every="7s")
+    got = rows_of(stream.aggregate(**ROWS).collect())
+    want = last_of_each(windowed(["k"], window[1], **ROWS_OF)(rows_of(table)))
+    assert last_of_each(got) == want, f"{partitions=} {parallelism=} {split=} {seed=}"
+    if partitions == 1:
+        for row in got:
+            latest = max(row["rows"])
+            assert row["rows"] == [n for n in want[row["k"], row["window_start"], row["window_end"]][1] if n <= latest]
+    if split == "one":
+        assert len(got) > len(want), "there were no early results"
+
+
+def last_of_each(rows: list[Row]) -> dict[Any, Any]:
+    return {(row["k"], row["window_start"], row["window_end"]): (row["n"], row["rows"]) for row in rows}
+
+
+async def test_windows_close_while_the_input_goes_on_even_if_a_partition_is_silent(memory_url: str) -> None:
+    broker, kept = MemoryBroker.get(memory_url), Kept()
+    broker.create_topic("in", partitions=2)
+    app = App("idle", broker=memory_url)
+    stream = app.stream("in", schema={"k": "string", "ts": "int64"}, time="ts", lateness="1s", idle="50ms")
+    stream.key_by("k").window(tumbling("10s")).aggregate(n=sabot.count()).to(kept)
+    await app.start()
+    try:
+        broker.publish("in", [{"k": "a", "ts": 1000 * i} for i in range(35)], partition=0)
+        await until(lambda: sum(each.num_rows for each in kept.waiting) >= 3, "three windows, with one partition silent")
+        assert [row["n"] for row in rows_of(pa.Table.from_batches(kept.waiting))] == [10, 10, 10]
+    finally:
+        await app.stop(drain=True)
+    assert [row["n"] for row in rows_of(kept.table())] == [10, 10, 10, 5]
+
+
+# -- where results go -----------------------------------------------------------------------------------------------------
+
+MINUTES = pa.schema([("k", pa.string()), *((name, pa.timestamp("ms", "UTC")) for name in ("window_start", "window_end")), ("n", pa.int64()), ("total", pa.float64())])
+
+
+async def test_results_in_a_topic_and_in_files_are_the_results(memory_url: str, tmp_path: Path) -> None:
+    table = table_of("plain", "ndjson")
+    app = App("out", broker=memory_url, parallelism=2)
+    stream = app.stream(Rows(table, split="mixed"), time="ts", lateness=f"{LATENESS_MS}ms")
+    minutes = stream.key_by("k").window(tumbling("1m")).aggregate(n=sabot.count(), total=sabot.sum("amount"))
+    minutes.to("minutes", key="k")
+    sinks = {"parquet": sabot.ParquetSink, "arrow": sabot.ArrowSink, "csv": sabot.CsvSink, "ndjson": sabot.NdjsonSink}
+    for kind, sink in sinks.items():
+        minutes.to(sink(str(tmp_path / f"minutes.{kind}")))
+    await app.run()
+    want = windowed(["k"], tumbles(MINUTE), n=of("count"), total=of("sum", "amount"))(rows_of(table))
+    for kind in sinks:
+        got = App("again").stream(files(str(tmp_path / f"minutes.{kind}")), schema=MINUTES).collect()
+        expected = [{**row, "k": row["k"] or None} for row in want] if kind == "csv" else want  # CSV has no empty strings
+        got = pa.Table.from_pylist([{**row, "k": row["k"] or None} for row in got.to_pylist()], schema=MINUTES) if kind == "csv" else got
+        assert not (wrong := differences(got, expected)), f"{kind}: {wrong}"
+    records = MemoryBroker.get(memory_url).records("minutes")
+    assert all(record.key == (None if record.value["k"] is None else record.value["k"].encode()) for record in records)
+    kept, again = Kept(), App("again", broker=memory_url)
+    again.stream("minutes", schema=MINUTES).to(kept)
+    await again.start()
+    try:
+        await until(lambda: sum(each.num_rows for each in kept.waiting) >= len(want), "the results to be read again")
+    finally:
+        await again.stop()
+    assert not (wrong := differences(kept.table(), want)), wrong
+
+
+async def test_a_bounded_job_that_ended_is_complete_and_writes_nothing_again(tmp_path: Path) -> None:
+    kept, program = Kept(), WINDOWS[0]
+    for _ in range(2):
+        app = App("ended", checkpoint_dir=tmp_path, state="memory")
+        sink = kept.again()
+        program.build(app.stream(Rows(table_of("plain"), split="mixed"), time="ts", lateness=f"{LATENESS_MS}ms")).to(sink)
+        await app.run()
+    assert not (wrong := differences(pa.Table.from_batches(kept.landed), program.answer(table_of("plain")))), wrong
+
+
+def test_results_have_the_types_of_their_aggregates() -> None:
+    stream = App("types").stream(Rows(table_of("plain")), time="ts", lateness="5s").key_by("k", "i").window(tumbling("1m"))
+    got = stream.aggregate(
+        n=sabot.count(), total=sabot.sum("amount"), whole=sabot.sum("i"), low=sabot.min("at"), high=sabot.max("s"), mean=sabot.mean("i"),
+        v=sabot.variance("r"), d=sabot.stddev("r"), first=sabot.first("b"), last=sabot.last("f"), any=sabot.any("s"),
+        kinds=sabot.count_distinct("s"), rows=sabot.collect_list("at"), best=sabot.arg_max("at", "r"), own=aggregate_with(Together(), "amount", "n"),
+    ).collect()  # fmt: skip
+    moment = pa.timestamp("ms", "UTC")
+    assert dict(zip(got.schema.names, got.schema.types, strict=True)) == {
+        "k": pa.string(), "i": pa.int64(), "window_start": moment, "window_end": moment, "n": pa.int64(), "total": pa.float64(),
+        "whole": pa.int64(), "low": moment, "high": pa.string(), "mean": pa.float64(), "v": pa.float64(), "d": pa.float64(),
+        "first": pa.bool_(), "last": pa.float64(), "any": pa.string(), "kinds": pa.int64(), "rows": pa.list_(moment), "best": moment,
+        "own": pa.string(),
+    }  # fmt: skip
+
+
+# -- bounds ---------------------------------------------------------------------------------------------------------------
+
+
+class Endless(Source):
+    """Gives 4,096 rows at a time until it has been told that it is enough."""
+
+    name = "endless"
+    bounded = True
+
+    def __init__(self) -> None:
+        self.rows_read = 0
+        self.enough = threading.Event()
+
+    def scan(self, schema: pa.Schema | None, columns: Any) -> bool:
+        return columns is None or set(columns) <= {"n", "ts", "k"}
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([("n", pa.int64()), ("ts", pa.int64()), ("k", pa.int64())])
+
+    def infer_schema(self) -> pa.Schema:
+        return self.schema
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        self.rows_read = (positions or {}).get((self.name, 0), 0)
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        if self.enough.is_set():
+            return None
+        numbers = pa.array(range(self.rows_read, self.rows_read + min(4096, max_rows)), pa.int64())
+        self.rows_read += len(numbers)
+        data = pa.record_batch([numbers, numbers, pc.bit_wise_and(numbers, 63)], schema=self.schema)
+        return Batch(data, self.positions(), self.name)
+
+    @property
+    def exhausted(self) -> bool:
+        return self.enough.is_set()
+
+    def positions(self) -> Positions:
+        return {(self.name, 0): self.rows_read}
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class Stuck(Kept):
+    """Writes nothing until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__("stuck")
+        self.free = threading.Event()
+        self.rows = 0
+
+    def write(self, batch: Batch) -> None:
+        assert self.free.wait(60)
+        self.rows += batch.num_rows
+
+
+@pytest.mark.parametrize("parallelism", [1, 3])
+@pytest.mark.parametrize("keyed_too", [False, True], ids=["stateless", "keyed"])
+async def test_a_sink_that_stands_still_stops_the_source(keyed_too: bool, parallelism: int) -> None:
+    source, sink = Endless(), Stuck()
+    app = App("bounds", parallelism=parallelism)
+    stream = app.stream(source, schema=source.schema, time="ts")
+    (stream.key_by("k").aggregate(n=sabot.count()) if keyed_too else stream.filter(col("n") >= 0)).to(sink)
+    running_app = asyncio.ensure_future(app.run())
+    seen, since = -1, time.monotonic()
+    while time.monotonic() - since < 0.4:  # until it has read nothing for so long
+        await asyncio.sleep(0.02)
+        if source.rows_read != seen:
+            seen, since = source.rows_read, time.monotonic()
+        assert seen < 4_000_000 and not running_app.done(), f"{seen} rows were read and nothing was written"
+    assert seen > 0
+    source.enough.set()
+    sink.free.set()
+    await asyncio.wait_for(running_app, 60)
+    assert sink.rows == source.rows_read
+
+
+async def test_a_key_that_stands_still_does_not_stop_the_others() -> None:
+    others = threading.Event()
+    waited: list[bool] = []
+
+    def wait_for_others(so_far: Row, row: Row) -> Row:
+        if row["k"] == "hot":
+            waited.append(others.wait(20))
+        return row
+
+    class Watching(Kept):
+        def write(self, batch: Batch) -> None:
+            super().write(batch)
+            if any(k != "hot" for k in batch.taken()["k"].to_pylist()):
+                others.set()
+
+    keys = ["hot", "hot", *(f"k{i}" for i in range(40)), "hot"] * 20
+    table = pa.table({"n": pa.array(range(len(keys)), pa.int64()), "k": keys})
+    app, kept = App("hot", parallelism=4), Watching()
+    app.stream(Rows(table, split="all")).key_by("k").reduce(wait_for_others).to(kept)
+    await app.run()
+    assert waited and all(waited), "the results of other keys came only after the hot key's"
+    assert sorted(row["n"] for row in rows_of(kept.table())) == list(range(len(keys)))
+
+
+# -- errors ---------------------------------------------------------------------------------------------------------------
+
+MISSPELT = {
+    "filter": lambda s: s.filter(col("amuont") > 1),
+    "select": lambda s: s.select("n", "amuont"),
+    "with_columns": lambda s: s.with_columns(x=col("amuont")),
+    "drop": lambda s: s.drop("amuont"),
+    "rename": lambda s: s.rename({"amuont": "x"}),
+    "key_by": lambda s: s.key_by("amuont").window(tumbling("1m")).aggregate(n=sabot.count()),
+    "aggregate": lambda s: s.key_by("k").window(tumbling("1m")).aggregate(n=sabot.sum("amuont")),
+    "aggregate filter": lambda s: s.window(tumbling("1m")).aggregate(n=sabot.count().filter(col("amuont") > 1)),
+    "running": lambda s: s.key_by("k").aggregate(n=sabot.sum("amuont")),
+    "deduplicate": lambda s: s.deduplicate("amuont"),
+    "after a window": lambda s: s.window(tumbling("1m")).aggregate(amount=sabot.sum("amount")).filter(col("amuont") > 1),
+    "after a drop": lambda s: s.rename({"amount": "amuont"}).drop("amuont").select("amuont"),
+}
+
+
+@pytest.mark.parametrize("build", MISSPELT.values(), ids=MISSPELT.keys())
+def test_a_misspelt_column_is_named_before_anything_runs(build: Any) -> None:
+    source = Rows(table_of("plain"))
+    stream = build(App("errors").stream(source, time="ts"))
+    with pytest.raises(UserError, match="amuont"):
+        stream.explain()
+    with pytest.raises(UserError, match="amuont"):
+        stream.collect()
+    assert source.rows_read == 0
+
+
+WRONG_TYPES = {
+    "filter by text": lambda s: s.filter(col("s")),
+    "text plus a number": lambda s: s.select(x=col("s") + 1),
+    "sum of text": lambda s: s.window(tumbling("1m")).aggregate(x=sabot.sum("s")),
+    "mean of text": lambda s: s.key_by("k").window(session("1m")).aggregate(x=sabot.mean("s")),
+    "running sum of text": lambda s: s.key_by("k").aggregate(x=sabot.sum("s")),
+    "text methods of a number": lambda s: s.select(s=col("n").str.upper()),
+    "union of other columns": lambda s: s.select("s").union(s.select("n")),
+    "a number compared with text": lambda s: s.filter(col("s") > 1),
+}
+
+
+@pytest.mark.parametrize("build", WRONG_TYPES.values(), ids=WRONG_TYPES.keys())
+def test_a_wrong_type_is_told_before_anything_runs(build: Any) -> None:
+    source = Rows(table_of("plain"))
+    stream = build(App("errors").stream(source, time="ts"))
+    with pytest.raises(UserError, match=r"\bs\b"):
+        stream.explain()
+    with pytest.raises(UserError, match=r"\bs\b"):
+        stream.collect()
+    assert source.rows_read == 0
+
+
+def test_a_misspelt_time_column_is_named() -> None:
+    with pytest.raises(UserError, match="tss"):
+        App("errors").stream(Rows(table_of("plain")), time="tss").window(tumbling("1m")).aggregate(n=sabot.count()).collect()
+
+
+def test_a_window_without_event_time_is_told() -> None:
+    with pytest.raises(UserError, match="time"):
+        App("errors").stream(Rows(table_of("plain"))).window(tumbling("1m")).aggregate(n=sabot.count()).collect()
+
+
+@pytest.mark.parametrize("parallelism", [1, 3])
+async def test_after_an_error_in_a_function_was_mended_the_job_goes_on(parallelism: int, tmp_path: Path) -> None:
+    table, kept, broken, gate = table_of("plain"), Kept(), True, Gate(0.5)
+
+    def fragile(batch: pa.RecordBatch) -> pa.RecordBatch:
+        if broken and batch.num_rows and max(batch["n"].to_pylist()) >= 300:
+            raise ValueError("three hundred")
+        return batch
+
+    def build(app: App, sink: Sink, gate: Gate | None) -> None:
+        stream = app.stream(Rows(table, split="seven", gate=gate, name="rows"), time="ts", lateness=f"{LATENESS_MS}ms")
+        (stream.select("n", "k", "ts").map_batches(fragile, schema={"n": "int64", "k": "string", "ts": "int64"})
+         .key_by("k").window(tumbling("30s")).aggregate(**ROWS).to(sink))  # fmt: skip
+
+    app = App("mended", checkpoint_dir=tmp_path, state="memory", parallelism=parallelism)
+    build(app, kept, gate)
+    running_app = asyncio.ensure_future(app.run())
+    await until(lambda: gate.reached(1) or running_app.done(), "half of the rows")
+    await app.agent_runtime.trigger_checkpoint()
+    gate.open_to(1.0)
+    with pytest.raises(SabotError, match="three hundred") as caught:
+        await asyncio.wait_for(running_app, 20)
+    message = str(caught.value)
+    assert "map_batches" in message and "ValueError" in message, message
+    offsets = [int(word) for word in "".join(c if c.isdigit() else " " for c in message).split()]
+    assert "rows" in message and any(200 <= offset <= 310 for offset in offsets), f"no offset in {message!r}"
+
+    broken, again = False, kept.again()
+    app = App("mended", checkpoint_dir=tmp_path, state="memory", parallelism=parallelism)
+    build(app, again, None)
+    await asyncio.wait_for(app.run(), 20)
+    assert app.agent_runtime.restored_from is not None
+    want = windowed(["k"], tumbles(30_000), **ROWS_OF)(rows_of(table))
+    assert not (wrong := differences(again.table(), want, repeated=True)), wrong
+
+
+BAD = [b"not json", b'{"n": "text"}', b'{"n": 5', b'{"n": 1e300}', b'[1, 2]', b'{"n": 1, "k": "\xff"}', b'{"n": 99999999999999999999}']
+
+
+async def test_bad_lines_go_to_the_dead_letters_and_the_rest_goes_on(memory_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "in.ndjson"
+    lines = [json.dumps({"n": i, "k": "ab"[i % 2]}).encode() for i in range(200)]
+    for place, bad in enumerate(BAD):
+        lines.insert(place * 20 + 3, bad)
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    app, kept = App("letters", broker=memory_url, version="7"), Kept()
+    stream = app.stream(files(str(path)), schema={"n": "int64", "k": "string"}, dead_letter="letters")
+    stream.key_by("k").aggregate(c=sabot.count()).to(kept)
+    await app.run()
+    assert sorted((row["k"], row["c"]) for row in rows_of(kept.table())) == [(k, c) for k in "ab" for c in range(1, 101)]
+    letters = MemoryBroker.get(memory_url).records("letters")
+    assert sorted(letter.payload for letter in letters) == sorted(BAD)
+    for letter in letters:
+        headers = dict(letter.headers)
+        assert headers.keys() >= {f"sabot.{name}" for name in ("topic", "partition", "offset", "error", "message")}
+        assert str(path) in headers["sabot.topic"].decode() and headers["sabot.message"], headers
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+async def test_bad_payloads_of_a_topic_go_to_its_dead_letters(parallelism: int, memory_url: str) -> None:
+    broker = MemoryBroker.get(memory_url)
+    broker.create_topic("in", partitions=2)
+    bad: dict[tuple[int, int], bytes | None] = {}
+    for p in range(2):
+        for i in range(100):
+            broker.publish("in", [{"n": i, "ts": i}], partition=p, key=f"key{i}")
+            if i % 20 == p:
+                payload = [*BAD, None][(i // 20 + 5 * p) % 8]
+                bad[p, broker.publish("in", [payload], partition=p, key="bad", headers=(("h", b"1"),))] = payload
+    app, kept = App("letters", broker=memory_url, parallelism=parallelism), Kept()
+    app.stream("in", schema={"n": "int64", "ts": "int64"}, time="ts").window(tumbling("10s")).aggregate(n=sabot.count()).to(kept)
+    await app.start()
+    try:
+        await until(lambda: len(broker.records("in.dlq")) >= len(bad), f"{len(bad)} dead letters")
+    finally:
+        await app.stop(drain=True)
+    assert sum(row["n"] for row in rows_of(kept.table())) == 200
+    letters = broker.records("in.dlq")
+    assert {where(letter): letter.payload for letter in letters} == bad
+    assert len(letters) == len(bad)
+    for letter in letters:
+        headers = dict(letter.headers)
+        assert headers["sabot.topic"] == b"in" and headers["sabot.error"] and headers["sabot.message"], headers
+        assert letter.key == b"bad" and headers["h"] == b"1"
+
+
+def where(letter: Any) -> tuple[int, int]:
+    headers = dict(letter.headers)
+    return int(headers["sabot.partition"]), int(headers["sabot.offset"])

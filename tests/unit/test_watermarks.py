@@ -1,14 +1,25 @@
 """Event time by partition: how far an input has come, and when a silent partition no longer holds it back."""
 
 from sabot._cython.channel import ACTIVE, IDLE, Watermark
-from sabot.runtime.inputs import Watermarks
+from sabot.runtime.inputs import Told, Watermarks
 
 A, B = ("orders", 0), ("orders", 1)
 
 
-def two_partitions(lateness_ms: int = 0, idle_ms: int = 1000) -> Watermarks:
-    marks = Watermarks(lateness_ms, idle_ms, 0)
-    marks.know({A: 0, B: 0}, 0)
+class Time(Watermarks):
+    """A source with one reader."""
+
+    def __init__(self, lateness_ms: int = 0, idle_ms: int = 1000) -> None:
+        super().__init__(lateness_ms, idle_ms)
+        self.told = Told(self)
+
+    def progress(self, now_ms):
+        return self.told.progress(now_ms)
+
+
+def two_partitions(lateness_ms: int = 0, idle_ms: int = 1000) -> Time:
+    marks = Time(lateness_ms, idle_ms)
+    marks.know([A, B], 0)
     return marks
 
 
@@ -60,7 +71,7 @@ def test_with_all_partitions_idle_the_input_is_idle_until_rows_come():
 
 
 def test_an_input_without_partitions_is_idle():
-    assert Watermarks(0, 1000, 0).progress(0) == [IDLE]
+    assert Time().progress(0) == [IDLE]
 
 
 def test_a_new_partition_begins_at_the_watermark():
@@ -68,7 +79,7 @@ def test_a_new_partition_begins_at_the_watermark():
     marks.see(A, 100, 0)
     marks.see(B, 100, 0)
     marks.progress(0)
-    marks.know({A: 0, B: 0, ("orders", 2): 0}, 1)
+    marks.know([A, B, ("orders", 2)], 1)
     marks.see(A, 200, 1)
     marks.see(B, 200, 1)
     assert marks.progress(1) == []  # the new one stands at 100
@@ -81,10 +92,10 @@ def test_a_restored_input_goes_on_where_it_was():
     marks.see(A, 100, 0)
     marks.see(B, 80, 0)
     marks.progress(0)
-    again = Watermarks(10, 1000, 5)
-    again.know({A: 0, B: 0}, 5)
-    again.restore(marks.facts(), 5)
-    assert again.watermark_ms == 70
+    again = Time(lateness_ms=10)
+    again.know([A, B], 5)
+    again.told.watermark_ms = marks.told.watermark_ms
+    again.restore(marks.told.watermark_ms, marks.facts([A, B]), 5)
     assert again.progress(5) == []
     again.see(B, 90, 5)
     assert again.progress(5) == [Watermark(80)]
@@ -110,3 +121,25 @@ def test_after_a_silence_of_all_the_first_row_does_not_leave_the_others_behind()
     assert marks.progress(5001) == [ACTIVE]
     marks.see(B, 300, 5002)
     assert marks.progress(5002) == [Watermark(300)]
+
+
+def test_a_reader_does_not_run_ahead_of_what_another_has_not_read():
+    """Each reader had an event time of its own: after a silence the first one back left the backlog of the others behind."""
+    source = two_partitions(idle_ms=1000)
+    first, second = source.told, Told(source)
+    source.see(A, 100, 0)
+    source.see(B, 100, 0)
+    assert first.progress(0) == [Watermark(100)] == second.progress(0)
+    assert first.progress(5000) == [IDLE] == second.progress(5000)
+    source.see(A, 900, 5001)
+    assert first.progress(5001) == [ACTIVE]
+    assert second.progress(5002) == [ACTIVE]
+    source.see(B, 300, 5003)
+    assert first.progress(5003) == [Watermark(300)] == second.progress(5003)
+
+
+def test_a_partition_that_has_ended_holds_nobody_back():
+    source = two_partitions()
+    source.see(A, 100, 0)
+    source.end([B])
+    assert source.progress(0) == [Watermark(100)]
