@@ -21,7 +21,7 @@ from sabot.connectors.base import Sink, Source, encode_json, encode_key
 from sabot.connectors.memory import TableSink
 from sabot.errors import UserError
 from sabot.kafka import RecordSender
-from sabot.plan import make_plan, mermaid, walk
+from sabot.plan import make_plan, mermaid, walk, with_schemas
 from sabot.runtime.host import run_here
 from sabot.state import StateBackend, open_backend, state_directory
 
@@ -211,7 +211,15 @@ class App:
 
     def explain(self, node: Node) -> str:
         """For `Stream.explain`."""
-        plan = make_plan([Write(node, TableSink("out"), None)], parallelism=self.parallelism)
+        write = Write(node, TableSink("out"), None)
+        reads = [read for read in walk([write]) if isinstance(read, Read)]
+        known = {
+            id(read): read.source.infer_schema()
+            if read.schema is None and isinstance(read.source, Source)
+            else read.schema
+            for read in reads
+        }
+        plan = make_plan(with_schemas([write], known), parallelism=self.parallelism)
         plan.check()
         return plan.text()
 

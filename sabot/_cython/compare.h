@@ -33,9 +33,12 @@ static inline uint64_t word_at(const uint8_t* data) {
     return word;
 }
 
-/* A word of which the first `size` bytes (at most 8) count. */
-static inline uint64_t word_mask(int64_t size) {
-    return size >= 8 ? ~uint64_t{0} : (uint64_t{1} << (8 * size)) - 1;
+/* A word of which the first bytes count, as many as the string has, at most 8. A table: lengths cannot be foretold. */
+static inline uint64_t word_mask(int32_t size) {
+    static constexpr uint64_t masks[9] = {
+        0, 0xff, 0xffff, 0xffffff, 0xffffffff, 0xffffffffff, 0xffffffffffff, 0xffffffffffffff, 0xffffffffffffffff,
+    };
+    return masks[std::min(size, 8)];
 }
 
 static inline bool same_bytes(const uint8_t* a, const void* b, int64_t size) {
@@ -135,6 +138,35 @@ static inline void begin_with(const Strings& strings, const uint8_t* wanted, int
     match_literal<true>(strings, wanted, size, skip, out);
 }
 
+/* In which strings `wanted` stands. All of them are searched as one text: first and last byte, 64 places at once, then what is
+   between; a place that reaches into the next string is none. Out as `write_bits`. */
+static void contain(const Strings& strings, const uint8_t* wanted, int32_t size, int skip, uint8_t* out) {
+    std::memset(out, size ? 0 : 0xff, static_cast<size_t>((skip + strings.length + 7) / 8));
+    if (size == 0 || strings.length == 0) return;
+    const int64_t end = static_cast<int64_t>(strings.offsets[strings.length]) - size + 1;  // of where it can begin
+    const uint8_t first = wanted[0], last = wanted[size - 1];
+    int64_t row = 0;
+    const auto candidate = [&](int64_t place) {
+        if (size > 2 && !same_bytes(strings.data + place + 1, wanted + 1, size - 2)) return;
+        while (strings.offsets[row + 1] <= place) row++;
+        if (place + size <= strings.offsets[row + 1]) out[(skip + row) >> 3] |= 1 << ((skip + row) & 7);
+    };
+    int64_t place = strings.offsets[0];
+    for (; place + 64 <= end; place += 64) {
+        const uint8_t *heads = strings.data + place, *tails = heads + size - 1;
+        uint8_t flags[64];
+        int some = 0;
+        for (int i = 0; i < 64; i++) {
+            flags[i] = (heads[i] == first) & (tails[i] == last);
+            some |= flags[i];
+        }
+        if (!some) continue;
+        for (uint64_t left = bits_of(flags); left; left &= left - 1) candidate(place + __builtin_ctzll(left));
+    }
+    for (; place < end; place++)
+        if (strings.data[place] == first && strings.data[place + size - 1] == last) candidate(place);
+}
+
 /* A few strings to look others up in, hashed so that no two of them share a slot: by bytes and length as one word where all are
    shorter than a word, else by their length, their first and their last eight bytes. The factors of the hash are tried out; where
    none are found (two strings can agree in all three), rows are compared with each of them. */
@@ -193,10 +225,9 @@ class LiteralSet {
         }
     };
 
-    /* Fewer than 8 bytes, behind them their number. Of more, a word that is none of a string. */
+    /* Fewer than 8 bytes, behind them their number; of more, a word that is none of those. */
     static uint64_t packed(uint64_t head, int32_t size) {
-        const int at_most = std::min(size, 8);
-        return (head & SHORT_MASKS[at_most]) | static_cast<uint64_t>(at_most) << 56;
+        return (head & word_mask(size)) | static_cast<uint64_t>(std::min(size, 8)) << 56;
     }
 
     uint64_t block_of_words(const Strings& strings, int64_t row) const {
@@ -273,10 +304,7 @@ class LiteralSet {
         return (z ^ (z >> 31)) | 1;
     }
 
-    static constexpr uint64_t NO_WORD = ~uint64_t{0};
-    static constexpr uint64_t SHORT_MASKS[9] = {
-        0, 0xff, 0xffff, 0xffffff, 0xffffffff, 0xffffffffff, 0xffffffffffff, 0xffffffffffffff, 0,
-    };
+    static constexpr uint64_t NO_WORD = uint64_t{0x10} << 56;  // `packed` gives a last byte below 8, or with 8 in it
 
     std::vector<std::string> values_;
     std::vector<Entry> entries_;

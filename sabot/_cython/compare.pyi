@@ -14,6 +14,9 @@ def equal_literal(strings: pa.Array[Any], value: bytes) -> pa.BooleanArray:
 def starts_with(strings: pa.Array[Any], value: bytes) -> pa.BooleanArray:
     """Whether each string begins with `value`; with b"" all do."""
 
+def contains(strings: pa.Array[Any], value: bytes) -> pa.BooleanArray:
+    """Whether `value` stands somewhere in each string; b"" does in all."""
+
 class LiteralSet:
     """Constants to look strings up in. Made once and kept; threads may share it."""
 

@@ -8,7 +8,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t
 from sabot._cython.arrow cimport KIND_BINARY, KIND_STRING, ArrowArray, Column, array_of, open_column, schema_of
 from sabot._cython.batch cimport plain_array
 
-__all__ = ["LITERALS", "LiteralSet", "equal_literal", "starts_with"]
+__all__ = ["LITERALS", "LiteralSet", "contains", "equal_literal", "starts_with"]
 
 
 cdef extern from "compare.h" namespace "sabot" nogil:
@@ -24,6 +24,7 @@ cdef extern from "compare.h" namespace "sabot" nogil:
 
     void equal_to(const Strings& strings, const uint8_t* wanted, int32_t size, int skip, uint8_t* out) noexcept
     void begin_with(const Strings& strings, const uint8_t* wanted, int32_t size, int skip, uint8_t* out) noexcept
+    void contain(const Strings& strings, const uint8_t* wanted, int32_t size, int skip, uint8_t* out) noexcept
 
 
 LITERALS = 256
@@ -73,24 +74,31 @@ cdef int32_t _size(bytes value) except -1:
     return <int32_t> PyBytes_GET_SIZE(value)
 
 
-def equal_literal(strings, bytes value not None):
-    """Whether each string, as bytes, is `value`; null where it is null."""
+ctypedef void (*Match)(const Strings&, const uint8_t*, int32_t, int, uint8_t*) noexcept nogil
+
+
+cdef object _matched(object strings, bytes value, Match match):
     cdef int32_t size = _size(value)
     cdef const uint8_t* data = <const uint8_t*> PyBytes_AS_STRING(value)
     cdef _Answer answer = _answer(strings)
     with nogil:
-        equal_to(answer.strings, data, size, answer.skip, answer.out)
+        match(answer.strings, data, size, answer.skip, answer.out)
     return answer.finish()
+
+
+def equal_literal(strings, bytes value not None):
+    """Whether each string, as bytes, is `value`; null where it is null."""
+    return _matched(strings, value, equal_to)
 
 
 def starts_with(strings, bytes value not None):
     """Whether each string, as bytes, begins with `value`; null where it is null."""
-    cdef int32_t size = _size(value)
-    cdef const uint8_t* data = <const uint8_t*> PyBytes_AS_STRING(value)
-    cdef _Answer answer = _answer(strings)
-    with nogil:
-        begin_with(answer.strings, data, size, answer.skip, answer.out)
-    return answer.finish()
+    return _matched(strings, value, begin_with)
+
+
+def contains(strings, bytes value not None):
+    """Whether `value` stands in each string, as bytes; null where it is null."""
+    return _matched(strings, value, contain)
 
 
 cdef class LiteralSet:

@@ -396,6 +396,7 @@ class AgentRuntime:
         )
         job = StreamJob(writes, around)
         await job.start()
+        job.awaited = True
         try:
             await job.running
         finally:
@@ -520,6 +521,8 @@ class AgentRuntime:
         waits: set[asyncio.Future[Any]] = {asyncio.ensure_future(self._stop_asked.wait())}
         jobs: list[AgentJob | StreamJob] = [job for job in (self._job if self.agents else None, self._streams) if job]
         over = asyncio.ensure_future(_all_over([job.running for job in jobs]))
+        if self._streams is not None:
+            self._streams.awaited = True
         if jobs:
             waits.add(over)
             if all(job.was_complete for job in jobs):

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["broadcast", "floats", "integer_array", "integers", "is_utc", "where"]
+__all__ = ["broadcast", "floats", "integer_array", "integers", "is_ascii", "is_utc", "where"]
 
 
 def broadcast(value: Any, rows: int) -> pa.Array:
@@ -32,6 +32,16 @@ def _view(array: pa.Array, kind: str) -> Any:
     if data is None:
         return np.zeros(len(array), dtype)
     return np.frombuffer(data, dtype)[array.offset : array.offset + len(array)]
+
+
+def is_ascii(strings: pa.Array) -> bool:
+    """Whether all bytes of these strings are ASCII, those included that a null may hide. One look over the memory."""
+    _, offsets, data = strings.buffers()
+    if len(strings) == 0 or data is None:
+        return True
+    ends = np.frombuffer(offsets, np.int32)
+    start, end = ends[strings.offset], ends[strings.offset + len(strings)]
+    return bool(np.frombuffer(data, np.uint8)[start:end].max(initial=0) < 0x80)
 
 
 def integer_array(values: Any, type: pa.DataType, *sources: Any, nulls: Any = None) -> pa.Array:

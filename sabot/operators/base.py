@@ -65,6 +65,7 @@ class Operator:
     """One step. Without state of its own it overrides `process` and, where columns change, `open`."""
 
     id: str = ""  # stable over restarts: names its state in checkpoints
+    text: str = ""  # what it does, as the plan says it: state belongs to this and nothing else
     emit: Callable[[Batch], None]
 
     def open(self, context: OperatorContext) -> pa.Schema:

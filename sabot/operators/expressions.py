@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.compare import LITERALS, LiteralSet, equal_literal, starts_with
+from sabot._cython.compare import LITERALS, LiteralSet, contains, equal_literal, starts_with
 from sabot.api.expr import Expr
 from sabot.errors import DataError, InternalError, UserError
 from sabot.operators import times
-from sabot.operators.arrays import broadcast, floats, integer_array, integers, where
+from sabot.operators.arrays import broadcast, floats, integer_array, integers, is_ascii, where
 from sabot.operators.base import TIME_COLUMN
 from sabot.operators.casts import caster, common_type, integer_range, is_number, least_integer
 
@@ -652,8 +652,10 @@ def _string_function(expr: Expr) -> Function:
         case "split":
             return functools.partial(pc.split_pattern, pattern=options["by"])
         case "contains":
-            search: Function = pc.match_substring if options["literal"] else pc.match_substring_regex
-            return functools.partial(search, pattern=options["pattern"])
+            if not options["literal"]:
+                return functools.partial(pc.match_substring_regex, pattern=options["pattern"])
+            wanted = options["pattern"].encode()
+            return lambda x: contains(x, wanted)
         case "startswith":
             prefix = options["prefix"].encode()
             return lambda x: starts_with(x, prefix)
@@ -663,7 +665,7 @@ def _string_function(expr: Expr) -> Function:
             pattern = _one_group(options["pattern"], options["group"], expr)
             return lambda x: pc.struct_field(pc.extract_regex(x, pattern=pattern), [0])
         case "length":
-            return functools.partial(pc.utf8_length)
+            return lambda x: pc.binary_length(x) if is_ascii(x) else pc.utf8_length(x)
         case "slice":
             offset, length = options["offset"], options["length"]
             stop = None if length is None or (offset < 0 <= offset + length) else offset + length
@@ -679,17 +681,15 @@ def _string_function(expr: Expr) -> Function:
 
 def _lower(x: pa.Array) -> pa.Array:
     """Character by character; İ and the Σ at a word's end take Python's way, which knows what surrounds them."""
-    return _with_python(pc.utf8_lower(x), x, "[İΣ]", str.lower)
+    return pc.ascii_lower(x) if is_ascii(x) else _with_python(pc.utf8_lower(x), x, "[İΣ]", str.lower)
 
 
 def _upper(x: pa.Array) -> pa.Array:
     """Character by character; those that become several (ß) take Python's way."""
-    return _with_python(pc.utf8_upper(x), x, _become_several(), str.upper)
+    return pc.ascii_upper(x) if is_ascii(x) else _with_python(pc.utf8_upper(x), x, _become_several(), str.upper)
 
 
 def _with_python(made: pa.Array, x: pa.Array, special: str, function: Callable[[str], str]) -> pa.Array:
-    if len(x) == 0 or pc.all(pc.string_is_ascii(x), min_count=0).as_py():
-        return made
     rare = pc.match_substring_regex(x, special).fill_null(False)
     if not pc.any(rare).as_py():
         return made

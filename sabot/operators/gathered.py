@@ -1,12 +1,14 @@
 """Aggregates without a fixed width: lists, distinct values, texts, what user functions keep. Values are gathered by slot.
 
 Each batch adds its values as columns (slot, value, …); when they have doubled they are reduced to what the aggregate must keep:
-one a group for a least text, the distinct ones, all of a list. A batch costs what its rows cost, memory is at most twice what
-must be kept and one batch.
+one a group for a least text, the distinct ones, all of a list. Asked for some slots' values, what has come since is sorted by slot
+and becomes a run; runs are merged so that each is at least twice as long as the next (a log-structured merge tree: O'Neil, Cheng,
+Gawlick, O'Neil 1996). So a row costs a logarithm, and a question what it touches, however many groups there are. Memory is at most
+four times what must be kept, and two batches.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -20,6 +22,8 @@ from sabot.errors import UserError
 __all__ = ["Extras", "Gather", "UserAggregate", "joined"]
 
 REDUCE_ROWS = 65_536  # fewer are not worth it
+PIECE_ROWS = 32_768
+RUN_BYTES = 1 << 29  # runs are not merged to more: the offsets of texts have 31 bits
 _NAN_AND_ZERO = {kind: (pa.scalar(float("nan"), kind), pa.scalar(0.0, kind)) for kind in (pa.float32(), pa.float64())}
 _ROWS = ("least", "greatest", "latest")  # reductions that keep one row a slot, by its rank
 
@@ -136,12 +140,15 @@ class Extras:
         return [column for part in self._parts for column in part.states(slots)]
 
     def move(self, into: pa.Int32Array, source: pa.Int32Array) -> None:
-        """What slot source[i] has goes to slot into[i]; the sources are empty then. Takes time by all that is kept."""
+        """What slot source[i] has goes to slot into[i]; the sources are empty then. None is named twice, or is an `into` too.
+
+        Of values that this brings together, and that have the same order, any may be first.
+        """
         for part in self._parts:
             part.move(into.to_numpy(), source.to_numpy())
 
     def remove(self, slots: pa.Int32Array) -> None:
-        """These slots are empty. Takes time by all that is kept."""
+        """These slots, each named once, are empty."""
         for part in self._parts:
             part.remove(slots.to_numpy())
 
@@ -180,21 +187,59 @@ class _Part(ABC):
         return 0
 
 
+class _Run:
+    """Columns (home, value[, rank][, order]), reduced, ascending by home."""
+
+    def __init__(self, batch: pa.RecordBatch, age: int) -> None:
+        self.batch = batch
+        self.homes = batch.column(0).to_numpy()
+        self.rows, self.nbytes = batch.num_rows, batch.nbytes
+        self.age = age
+        """A row is there unless its home was emptied after this."""
+        self.dead = 0  # rows that are not there
+
+    def spans(self, homes: Any, born: Any) -> tuple[Any, Any]:
+        """First row of each of these homes, ascending, and how many."""
+        first = np.searchsorted(self.homes, homes)
+        sizes = np.searchsorted(self.homes, homes, side="right") - first
+        if born is not None:
+            sizes[born[homes] > self.age] = 0
+        return first, sizes
+
+    def living(self, born: Any) -> pa.RecordBatch:
+        """Without the rows that are not there."""
+        return self.batch.filter(pa.array(born[self.homes] <= self.age)) if self.dead else self.batch
+
+
 class _Pairs(_Part):
-    """Values as columns (slot, value[, rank][, order])."""
+    """Values as columns (home, value[, rank][, order]): a tail as they came, and runs.
+
+        runs    older, longer ── newer, shorter │ tail
+        home    0 0 0 1 2 2 2 … │ 0 2 2 │ 1 2 2 │ 2 0 1 0 …
+
+    The rows of slot s are those of home[s]. So two slots are joined by moving the rows of the one that has fewer, which then has the
+    other's home: a row is not moved more often than its slot's rows have doubled. A home is emptied by a stamp: rows of older runs are
+    not there, and go with the next merge; at the latest when they are half of all.
+    """
 
     def __init__(self, gather: Gather) -> None:
         super().__init__(gather)
         self._schema = pa.schema([pa.field("slot", pa.int32()), *gather.columns])
+        self._reducer = _REDUCERS[gather.reduce]
         self._arrived = 0  # rows so far: the rank of first and last where there is no order
         self.clear()
 
     def clear(self) -> None:
-        self._chunks: list[pa.RecordBatch] = []
-        self._rows = 0
+        self._runs: list[_Run] = []
+        self._home: Any = None  # by slot; None: each is its own, and none was emptied
+        self._born: Any = None  # by home: rows of runs that are older are not there
+        self._age = 0
+        self._empty_tail()
+
+    def _empty_tail(self) -> None:
+        self._tail: list[pa.RecordBatch] = []
+        self._tail_rows = self._tail_bytes = 0
         self._reduced_rows = 0  # that the last reduction left
-        self._reduced = True  # nothing has come since
-        self._sorted: tuple[pa.RecordBatch, Any] | None = None
 
     def add(self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None:
         gather = self.gather
@@ -227,28 +272,51 @@ class _Pairs(_Part):
         self._append(pa.RecordBatch.from_arrays([slots.take(parents), *flat], schema=self._schema))
 
     def results(self, slots: pa.Int32Array) -> Array:
-        batch, bounds = self._by_slot()
-        first, end = _spans(bounds, slots)
+        batch, bounds = self._rows_of(slots.to_numpy())
+        values = batch.column(1)
         if self.gather.reduce == "distinct":
-            return pa.array(end - first)
+            return pa.array(np.diff(bounds))
         if self.gather.reduce == "list":
-            return _lists(batch.column(1), first, end)
-        return batch.column(1).take(pa.array(first, mask=first == end))
+            return pa.ListArray.from_arrays(pa.array(bounds.astype(np.int32)), values)
+        return values.take(pa.array(bounds[:-1], mask=bounds[:-1] == bounds[1:]))
 
     def states(self, slots: pa.Int32Array) -> list[Array]:
-        batch, bounds = self._by_slot()
-        first, end = _spans(bounds, slots)
-        return [_lists(column, first, end) for column in batch.columns[1:]]
+        batch, bounds = self._rows_of(slots.to_numpy())
+        offsets = pa.array(bounds.astype(np.int32))
+        return [pa.ListArray.from_arrays(offsets, column) for column in batch.columns[1:]]
 
     def move(self, into: Any, source: Any) -> None:
-        self._renumber(lambda target: target.__setitem__(source, into), max(source.max(initial=0), into.max(initial=0)))
+        self._flush()
+        if not self._runs or not len(source):
+            return
+        targets, which = np.unique(into, return_inverse=True)
+        self._reach(max(source.max(), targets.max()))
+        self._swap(targets, which, source)
+        homes = self._home[source]
+        batch, bounds = self._rows_of(source)
+        self._empty(homes)
+        if batch.num_rows:
+            self._to_tail(_renumbered(batch, np.repeat(self._home[into], np.diff(bounds))))
+
+    def _swap(self, targets: Any, which: Any, source: Any) -> None:
+        """Each target gets the home with the most rows, of its own and those of its sources; the source gets the target's."""
+        members = np.concatenate([targets, source])
+        group = np.concatenate([np.arange(len(targets)), which])
+        sizes = np.sum([sizes for _, _, sizes in self._spans(self._home[members])], axis=0)
+        by_size = np.lexsort((-sizes, group))  # stable: the target before sources that have as many
+        largest = members[by_size[np.flatnonzero(np.diff(group[by_size], prepend=-1))]]
+        self._home[targets], self._home[largest] = self._home[largest], self._home[targets]
 
     def remove(self, slots: Any) -> None:
-        self._renumber(lambda target: target.__setitem__(slots, -1), slots.max(initial=0))
+        self._flush()
+        if self._runs and len(slots):
+            self._reach(slots.max())
+            self._empty(self._home[slots])
 
     @property
     def nbytes(self) -> int:
-        return sum(chunk.nbytes for chunk in self._chunks)
+        stamps = 0 if self._home is None else self._home.nbytes + self._born.nbytes
+        return sum(run.nbytes for run in self._runs) + self._tail_bytes + stamps
 
     def _arrivals(self, rows: int) -> Array:
         self._arrived += rows
@@ -256,54 +324,107 @@ class _Pairs(_Part):
 
     def _append(self, batch: pa.RecordBatch) -> None:
         if batch.num_rows:
-            self._chunks.append(batch)
-            self._rows += batch.num_rows
-            self._reduced = False
-            self._sorted = None
-            if self._rows >= max(2 * self._reduced_rows, REDUCE_ROWS):
-                self._reduce()
+            if self._home is not None:
+                slots = batch.column(0).to_numpy()
+                self._reach(slots.max())
+                batch = _renumbered(batch, self._home[slots])
+            self._to_tail(batch)
 
-    def _reduce(self) -> pa.RecordBatch:
-        """Only what must be kept, as one chunk."""
-        if not self._chunks:
-            return _empty(self._schema)
-        if not self._reduced:
-            batch = _REDUCERS[self.gather.reduce](joined(self._chunks))
-            self._chunks, self._rows, self._reduced_rows = [batch], batch.num_rows, batch.num_rows
-            self._reduced = True
-        return self._chunks[0]
+    def _to_tail(self, batch: pa.RecordBatch) -> None:
+        self._tail.append(batch)
+        self._tail_rows += batch.num_rows
+        self._tail_bytes += batch.nbytes
+        if self._tail_bytes > RUN_BYTES:
+            self._flush()
+        elif self._tail_rows >= max(2 * self._reduced_rows, REDUCE_ROWS):
+            reduced = self._reducer(joined(self._tail))
+            self._tail, self._tail_rows, self._tail_bytes = [reduced], reduced.num_rows, reduced.nbytes
+            self._reduced_rows = reduced.num_rows
+            if self._runs and 2 * reduced.num_rows > self._runs[0].rows:
+                self._flush()
 
-    def _by_slot(self) -> tuple[pa.RecordBatch, Any]:
-        """What is kept, ordered by slot (and a list by order, then arrival); rows of slot s: bounds[s] to bounds[s + 1]."""
-        if self._sorted is None:
-            batch = self._reduce()
-            by = ["slot", "order"] if self.gather.reduce == "list" and "order" in self._schema.names else ["slot"]
-            if len(by) == 1:
-                indices: Any = np.argsort(batch.column(0).to_numpy(), kind="stable")
-            else:
-                indices = pc.sort_indices(batch, [(name, "ascending") for name in by])
-            batch = batch.take(pa.array(indices))
-            counts = np.bincount(batch.column(0).to_numpy())
-            self._sorted = batch, np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-            self._chunks = [batch] if batch.num_rows else []
-        return self._sorted
+    def _flush(self) -> None:
+        """The tail becomes a run."""
+        if self._tail:
+            batch = joined(self._tail)
+            self._empty_tail()
+            self._push(batch)
 
-    def _renumber(self, change: Any, largest: int) -> None:
-        """`change` of the array 0, 1, … says which slot each becomes; -1: it is empty."""
-        if not self._chunks:
-            return
-        batch = joined(self._chunks)
+    def _push(self, batch: pa.RecordBatch) -> None:
+        """A run of these rows and of the runs before it that are not twice as long."""
+        merged = [batch]
+        rows, size = batch.num_rows, batch.nbytes
+        while self._runs and self._runs[-1].rows < 2 * rows and self._runs[-1].nbytes + size <= RUN_BYTES:
+            run = self._runs.pop()
+            rows, size = rows + run.rows, size + run.nbytes
+            merged.append(run.living(self._born))
+        batch = self._reduced(joined(merged[::-1]))
+        if batch.num_rows:
+            self._runs.append(_Run(batch, self._age))
+
+    def _reduced(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Ascending, what must be kept. Slots stay together, and so are reduced piece by piece, in the processor's cache."""
+        batch = _sorted(batch)
+        if self.gather.reduce == "list":
+            return batch
         slots = batch.column(0).to_numpy()
-        target = np.arange(max(largest, slots.max()) + 1, dtype=np.int32)
-        change(target)
-        moved = target[slots]
-        keep = moved >= 0
-        batch = pa.RecordBatch.from_arrays([pa.array(moved), *batch.columns[1:]], schema=self._schema)
-        if not keep.all():
-            batch = batch.filter(pa.array(keep))
-        self._chunks, self._rows = [batch] if batch.num_rows else [], batch.num_rows
-        self._reduced = False  # slots may have been joined
-        self._sorted = None
+        cuts = np.unique(np.searchsorted(slots, slots[::PIECE_ROWS])).tolist()  # first rows of slots
+        ends = [*cuts[1:], len(slots)]
+        return joined([self._reducer(batch.slice(cut, end - cut)) for cut, end in zip(cuts, ends, strict=True)])
+
+    def _rows_of(self, slots: Any) -> tuple[pa.RecordBatch, Any]:
+        """What is kept of these slots, in their order (and a list by order, then arrival); rows of slots[i]: bounds[i] to bounds[i + 1].
+
+        Column 0 is i.
+        """
+        self._flush()
+        homes = slots
+        if self._home is not None:
+            self._reach(slots.max(initial=-1))
+            homes = self._home[slots]
+        pieces = []
+        for run, first, sizes in self._spans(homes):
+            if sizes.any():
+                taken = run.batch.take(pa.array(_ranges(first, sizes)))
+                pieces.append(_renumbered(taken, np.repeat(np.arange(len(slots), dtype=np.int32), sizes)))
+        if not pieces:
+            return _empty(self._schema), np.zeros(len(slots) + 1, np.int64)
+        batch = joined(pieces)
+        if len(pieces) > 1:
+            batch = self._reduced(batch)
+        if self.gather.reduce == "list" and len(batch.columns) > 2:
+            batch = _ordered(batch)
+        return batch, np.searchsorted(batch.column(0).to_numpy(), np.arange(len(slots) + 1))
+
+    def _spans(self, homes: Any) -> Iterator[tuple[_Run, Any, Any]]:
+        """For each run: the first row of each home, and how many."""
+        ascending = np.argsort(homes)
+        asked = homes[ascending]
+        for run in self._runs:
+            first, sizes = np.empty((2, len(homes)), np.int64)
+            first[ascending], sizes[ascending] = run.spans(asked, self._born)
+            yield run, first, sizes
+
+    def _reach(self, slot: int) -> None:
+        """There are stamps up to this slot, and for all rows of runs."""
+        known = 0 if self._home is None else len(self._home)
+        if slot >= known:
+            slot = max([slot, *(int(run.homes[-1]) for run in self._runs)])
+            grown = np.arange(max(2 * known, slot + 1, 64), dtype=np.int32)
+            born = np.zeros(len(grown), np.int64)
+            if known:
+                grown[:known], born[:known] = self._home, self._born
+            self._home, self._born = grown, born
+
+    def _empty(self, homes: Any) -> None:
+        for run, _, sizes in self._spans(homes):
+            run.dead += int(sizes.sum())
+        self._age += 1
+        self._born[homes] = self._age
+        if 2 * sum(run.dead for run in self._runs) > sum(run.rows for run in self._runs):
+            runs, self._runs = self._runs, []
+            for run in runs:
+                self._push(run.living(self._born))
 
 
 class _User(_Part):
@@ -366,8 +487,16 @@ class _User(_Part):
 
 
 def joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    """Batches of one schema, with rows, end to end."""
-    return batches[0] if len(batches) == 1 else pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
+    """Batches of one schema, with rows, end to end. UserError where they are more than a batch can hold."""
+    if len(batches) == 1:
+        return batches[0]
+    whole = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    if len(whole) > 1:
+        raise UserError(
+            "the values to be aggregated at once are more than 2 GiB of text",
+            hint="take less of each row, or use shorter windows",
+        )
+    return whole[0]
 
 
 def _check(name: str, what: str, field: pa.Field) -> None:
@@ -403,19 +532,42 @@ def _empty(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
 
 
-def _spans(bounds: Any, slots: pa.Int32Array) -> tuple[Any, Any]:
-    """First and end row of each slot; slots beyond the bounds have none."""
-    numbers = slots.to_numpy()
-    last = len(bounds) - 1
-    return bounds[np.minimum(numbers, last)], bounds[np.minimum(numbers + 1, last)]
+def _renumbered(batch: pa.RecordBatch, slots: Any) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array(slots), *batch.columns[1:]], schema=batch.schema)
 
 
-def _lists(values: Array, first: Any, end: Any) -> Array:
-    """Row i: values[first[i]:end[i]]."""
-    sizes = end - first
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-    rows = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], sizes)
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values.take(pa.array(rows)))
+def _ranges(first: Any, sizes: Any) -> Any:
+    """first[0], first[0] + 1, …: sizes[0] of them; then those of first[1], …"""
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1]) + np.repeat(first - ends + sizes, sizes)
+
+
+def _sorted(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """By slot; of one, as they come."""
+    slots = batch.column(0).to_numpy()
+    if (slots[1:] >= slots[:-1]).all():
+        return batch
+    keys = slots.astype(np.int64) << 32 | np.arange(len(slots))  # sorted whole: far faster than a stable argsort
+    keys.sort()
+    return batch.take(pa.array(keys & 0xFFFFFFFF))
+
+
+def _ordered(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Ascending slots: those of one slot by order, nulls last, then as they come."""
+    column = batch.column("order")
+    slots, order = batch.column(0).to_numpy(), column.fill_null(0).to_numpy()
+    if column.null_count:
+        return batch.take(pa.array(np.lexsort((order, column.is_null().to_numpy(zero_copy_only=False), slots))))
+    if ((order[1:] >= order[:-1]) | (slots[1:] != slots[:-1])).all():
+        return batch
+    least = int(order.min())
+    places = int(len(slots)).bit_length()
+    times = (int(order.max()) - least).bit_length()
+    if places + times + int(slots[-1]).bit_length() > 63:
+        return batch.take(pa.array(np.lexsort((order, slots))))
+    keys = (slots.astype(np.int64) << times | order - least) << places | np.arange(len(slots))
+    keys.sort()
+    return batch.take(pa.array(keys & (1 << places) - 1))
 
 
 def _grouped(batch: pa.RecordBatch, column: str, kind: str) -> pa.RecordBatch:

@@ -103,7 +103,9 @@ class SessionAggregate(Operator):
 
     def restore(self, saved: list[SavedState]) -> None:
         watermarks = [part.facts["watermark"] for part in saved]
-        if watermarks and None not in watermarks and min(watermarks) < END_OF_TIME:  # else it was drained: time begins anew
+        if (
+            watermarks and None not in watermarks and min(watermarks) < END_OF_TIME
+        ):  # else it was drained: time begins anew
             self._watermark_ms = min(watermarks)
             self._sessions.advance(self._watermark_ms)  # nothing is there yet: rows are judged by it
         if self._context.subtask == 0:  # the job's sum stays what it was

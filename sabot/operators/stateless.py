@@ -182,7 +182,8 @@ class MapBatches(Operator):
         if self._timed and self.time in schema.names:
             _check_time(self.name, schema.field(self.time))
         self._output = schema
-        return _with_time(schema, self._timed)
+        self._nullable = pa.schema([(field.name, field.type) for field in schema])  # as all that goes down a chain
+        return _with_time(self._nullable, self._timed)
 
     def process(self, batch: Batch) -> None:
         data = batch.taken()
@@ -190,7 +191,7 @@ class MapBatches(Operator):
         given = self._called(batch, data.select(self._input.names))
         if given is None:
             return
-        made = self._fitted(given, batch)
+        made = pa.RecordBatch.from_arrays(self._fitted(given, batch).columns, schema=self._nullable)
         if self._timed:
             made = made.append_column(_TIME_FIELD, self._stamps(made, stamps, batch))
         if made.num_rows:
@@ -264,7 +265,7 @@ class FlatMap(Operator):
 
     def __init__(self, function: Callable[[Row], Iterable[Row]], schema: pa.Schema, *, time: str | None = None) -> None:
         self.function = function
-        self.schema = schema
+        self.schema = pa.schema([(field.name, field.type) for field in schema])
         self.time = time
         self.name = f"flat_map({getattr(function, '__qualname__', type(function).__name__)})"
 
@@ -327,7 +328,7 @@ class FlatMap(Operator):
 
 # -- what they share ------------------------------------------------------------------------------------------------------
 
-_TIME_FIELD = pa.field(TIME_COLUMN, pa.int64(), nullable=False)
+_TIME_FIELD = pa.field(TIME_COLUMN, pa.int64())
 
 
 class _Rows:

@@ -1,7 +1,7 @@
 """What users wrote -> what runs. No threads, sockets or clocks here."""
 
 from sabot.plan.mermaid import mermaid
-from sabot.plan.optimise import walk
+from sabot.plan.optimise import walk, with_schemas
 from sabot.plan.stages import Edge, Plan, Reading, Stage, Step, make_plan
 
-__all__ = ["Edge", "Plan", "Reading", "Stage", "Step", "make_plan", "mermaid", "walk"]
+__all__ = ["Edge", "Plan", "Reading", "Stage", "Step", "make_plan", "mermaid", "walk", "with_schemas"]

@@ -50,7 +50,7 @@ def walk(writes: Iterable[Node]) -> list[Node]:
     return list(order.values())
 
 
-def with_schemas(writes: Iterable[Write], schemas: Mapping[int, pa.Schema]) -> list[Write]:
+def with_schemas(writes: Iterable[Write], schemas: Mapping[int, pa.Schema | None]) -> list[Write]:
     """The same graph, its Read nodes with these schemas (by the id of the node)."""
     made: dict[int, Node] = {}
     for node in walk(writes):

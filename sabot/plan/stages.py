@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from sabot.api import stream as logical
 from sabot.api.aggregates import Aggregate
-from sabot.api.expr import Expr, col
+from sabot.api.expr import Expr, col, lit
 from sabot.api.stream import Node, Read, Write
 from sabot.api.windows import CountWindow, SessionWindow
 from sabot.connectors.base import Sink
@@ -369,8 +369,10 @@ class _Planner:
         used = self._used[id(node)]
         if used is not None:  # each branch may have been read with more than that
             names = [name for name in columns_of(node.streams[0]) or sorted(used) if name in used]
-            same = tuple((name, col(name)) for name in names)
-            text = f"select {', '.join(names)}"
+            same = tuple((name, col(name)) for name in names) or (
+                ("_", lit(True)),
+            )  # of no columns rows would have no number
+            text = f"select {', '.join(name for name, _ in same)}"
             places = [self._step(place, text, lambda: Select(same))[1] for place in places]
         if not timed:
             places = [self._step(p, "without event time", WithoutTime)[1] if p.timed else p for p in places]

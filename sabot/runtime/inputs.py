@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05  # how long a request can wait for an idle source
 _BATCH_ROWS = 32_768
+_SMALL_ROWS = 4_096  # smaller ones are joined with what waits behind them
 _LONG_AGO = -(2**63)
 
 
@@ -52,14 +53,38 @@ class Input(Protocol):
 
 
 class GateInput:
-    """The gate over the channels of the stages before."""
+    """The gate over the channels of the stages before. Small batches that wait are joined: each split made them smaller."""
 
     def __init__(self, channels: list[Channel]) -> None:
         self.gate = Gate(channels)
+        self._next: Any = None
 
     def next(self) -> Any:
-        item = self.gate.next(_POLL_SECONDS)
-        return None if item is None else item[1]
+        if self._next is not None:
+            element, self._next = self._next, None
+        else:
+            item = self.gate.next(_POLL_SECONDS)
+            element = None if item is None else item[1]
+        if isinstance(element, Batch) and element.num_rows < _SMALL_ROWS:
+            return self._joined(element)
+        return element
+
+    def _joined(self, first: Batch) -> Batch:
+        """With those that wait behind it, as far as they have the same columns."""
+        schema, rows, parts = first.data.schema, first.num_rows, [first]
+        while rows < _BATCH_ROWS:
+            item = self.gate.next_nowait()
+            if item is None:
+                break
+            element = item[1]
+            if not isinstance(element, Batch) or element.topic != first.topic or not element.data.schema.equals(schema):
+                self._next = element
+                break
+            parts.append(element)
+            rows += element.num_rows
+        if len(parts) == 1:
+            return first
+        return Batch(pa.concat_batches([part.taken() for part in parts]), None, first.topic)
 
     def facts(self) -> dict[str, Any]:
         return {}
@@ -90,6 +115,7 @@ class Watermarks:
         self._greatest: dict[tuple[str, int], int] = {}
         self._seen_ms: dict[tuple[str, int], int] = {}
         self._watermark_ms = _LONG_AGO
+        self._came: set[tuple[str, int]] = set()  # partitions that had rows since all were idle
         self._idle = False
         self._lock = threading.Lock()
 
@@ -107,6 +133,7 @@ class Watermarks:
             if self._idle:
                 self._seen_ms = dict.fromkeys(self._seen_ms, now_ms)
             self._seen_ms[partition] = now_ms
+            self._came.add(partition)
             if greatest_ms > self._greatest.get(partition, _LONG_AGO):
                 self._greatest[partition] = greatest_ms
 
@@ -128,12 +155,19 @@ class Watermarks:
         """-> (whether the whole source is idle, its watermark)."""
         with self._lock:
             awake = [p for p in self._greatest if now_ms - self._seen_ms[p] < self._idle_ms]
+            if not awake and not self._idle:
+                # all turn idle: those that were silent before the others no longer count
+                self._pass([p for p in self._came if p in self._greatest])
+                self._came.clear()
             self._idle = not awake
-            if awake:
-                least = min(self._greatest[partition] for partition in awake)
-                if least > _LONG_AGO:
-                    self._watermark_ms = max(self._watermark_ms, least - self._lateness_ms)
+            self._pass(awake)
             return self._idle, self._watermark_ms
+
+    def _pass(self, partitions: list[tuple[str, int]]) -> None:
+        """The watermark comes as far as the last of these."""
+        least = min((self._greatest[partition] for partition in partitions), default=_LONG_AGO)
+        if least > _LONG_AGO:
+            self._watermark_ms = max(self._watermark_ms, least - self._lateness_ms)
 
     def facts(self, partitions: Iterable[tuple[str, int]]) -> list[list[Any]]:
         """Of these partitions, for the checkpoint."""
@@ -162,12 +196,14 @@ class Told:
         """The marks that have become true since the last call."""
         idle, watermark_ms = self._watermarks.read(now_ms)
         marks: list[Any] = []
-        if idle is not self._idle:
-            self._idle = idle
-            marks.append(IDLE if idle else ACTIVE)
+        if self._idle and not idle:
+            marks.append(ACTIVE)
         if watermark_ms > self.watermark_ms:
             self.watermark_ms = watermark_ms
             marks.append(Watermark(watermark_ms))
+        if idle and not self._idle:
+            marks.append(IDLE)
+        self._idle = idle
         return marks
 
 
@@ -180,7 +216,7 @@ class SourceInput:
         source: Source,
         *,
         codec: JsonCodec | None,
-        columns: tuple[str, ...] | None,
+        schema: pa.Schema,
         time: str | None,
         timed: bool,
         watermarks: Watermarks,
@@ -195,7 +231,7 @@ class SourceInput:
         self.exhausted = False
         self.paused = False
         self._codec = codec
-        self._columns = columns
+        self._schema = schema
         self._time = time
         self._timed = timed
         self._dead_letter = dead_letter
@@ -291,8 +327,8 @@ class SourceInput:
                 self._bury(batch.bad.select(RECORD_SCHEMA.names), reasons, batch.topic or self.source.name)
         if self._timed:
             data = self._with_time(data, records, batch)
-        if self._columns is not None:
-            data = data.select([*self._columns, TIME_COLUMN] if self._timed else [*self._columns])
+        columns = [data.column(name) for name in self._schema.names]
+        data = pa.RecordBatch.from_arrays(columns, schema=self._schema)
         return Batch(data, batch.offsets, batch.topic or self.source.name) if data.num_rows else None
 
     def _with_time(self, data: pa.RecordBatch, records: pa.RecordBatch | None, batch: Batch) -> pa.RecordBatch:

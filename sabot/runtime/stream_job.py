@@ -76,6 +76,7 @@ class StreamJob:
         self.writes = list(writes)
         self.around = around
         self.was_complete = False
+        self.awaited = False  # somebody waits for `running`, and will hear of a failure
         self.plan: Plan | None = None
         self._built: dict[str, _Built] = {}
         self._inputs: list[tuple[Reading, StreamTask, SourceInput]] = []
@@ -134,7 +135,9 @@ class StreamJob:
     def _build(self, restored: Manifest | None) -> None:
         """Blocking: sources are asked for their schema, everything is opened."""
         self._refuse_shared_sources()
-        schemas = {id(node): self._schema(node, restored) for node in walk(self.writes) if isinstance(node, Read)}
+        schemas = {
+            id(node): self._checked_schema(node, restored) for node in walk(self.writes) if isinstance(node, Read)
+        }
         self.plan = make_plan(with_schemas(self.writes, schemas), parallelism=self.around.parallelism)
         self._afresh = restored is None
         readers = {stage.id: self._readers(stage, restored) for stage in self.plan.stages if stage.reading is not None}
@@ -147,7 +150,7 @@ class StreamJob:
         for stage in self.plan.stages:
             built = self._built[stage.id]
             if stage.reading is not None:
-                built.schema = _with_time(stage.reading.schema, stage.reading.timed)
+                built.schema = _rows_of(stage.reading)
                 watermarks = Watermarks(stage.reading.node.lateness_ms, stage.reading.node.idle_ms)
             for number, task in enumerate(built.tasks):
                 if stage.reading is None:
@@ -170,6 +173,15 @@ class StreamJob:
                     f"two streams read this very Source, {source.name}",
                     hint="make one for each, or one stream and use it twice",
                 )
+
+    def _checked_schema(self, node: Read, restored: Manifest | None) -> pa.Schema:
+        schema = self._schema(node, restored)
+        if node.time is not None and node.time not in schema.names:
+            raise UserError(
+                f"stream {node.name}: there is no column {node.time!r} for event time",
+                hint=f"the columns are {', '.join(schema.names)}",
+            )
+        return schema
 
     def _schema(self, node: Read, restored: Manifest | None) -> pa.Schema:
         """As given; as the checkpoint has it; or inferred from the first records, which may have to be waited for."""
@@ -252,7 +264,7 @@ class StreamJob:
             node.name,
             source,
             codec=codec,
-            columns=tuple(reading.schema.names),
+            schema=_rows_of(reading),
             time=node.time,
             timed=reading.timed,
             watermarks=watermarks,
@@ -304,7 +316,7 @@ class StreamJob:
             outputs.append(output)
             return output
         operator = target.make()
-        operator.id = target.id
+        operator.id, operator.text = target.id, target.text
         context = OperatorContext(
             schema,
             number,
@@ -313,7 +325,7 @@ class StreamJob:
             self.around.memory_budget // max(1, stage.parallelism),
         )
         for name, edge in target.side.items():
-            side = self._output(edge, task, None)
+            side = self._output(edge, task, _without_time(schema))
             outputs.append(side)
             context.side[name] = side.put
         columns = operator.open(context)
@@ -356,9 +368,7 @@ class StreamJob:
         opened = self.around.open_sink(sink) if isinstance(sink, str) else sink
         if self._afresh:
             opened.start_afresh()
-        expected = None if built.mixed else built.schema
-        if expected is not None and expected.names[-1:] == [TIME_COLUMN]:
-            expected = expected.remove(len(expected) - 1)
+        expected = None if built.mixed or built.schema is None else _without_time(built.schema)
         clock = self.around.clock
         writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000))
         writer.id = built.stage.id
@@ -385,6 +395,13 @@ class StreamJob:
     def _check_operators(self, task: StreamTask, stored: StoredTask) -> None:
         """State that nobody would take up is not dropped in silence."""
         kept = {name for name, facts in stored.meta["operators"].items() if facts or name in stored.states}
+        for operator in task.chain.operators:
+            before = stored.meta["texts"].get(operator.id, operator.text)
+            if operator.id in kept and before != operator.text:
+                raise UserError(
+                    f"the checkpoint has state of {before!r}, and this program {operator.text!r} in its place",
+                    hint="run the program that wrote it; or start afresh (--fresh)",
+                )
         lost = kept - {operator.id for operator in task.chain.operators}
         if lost:
             raise UserError(
@@ -443,7 +460,8 @@ class StreamJob:
         if self._over.done():
             return
         if task.error is not None:
-            _log.error("%s", task.error)
+            if not self.awaited:
+                _log.error("%s", task.error)
             self._over.set_exception(task.error)
             for other in self.tasks:
                 other.stop()
@@ -534,10 +552,15 @@ def _state_of(restored: Manifest, task: str, operator: str) -> Path:
     return (restored.path or Path()) / "nothing was saved"
 
 
-def _with_time(schema: pa.Schema | None, timed: bool) -> pa.Schema | None:
-    if schema is None or not timed:
-        return schema
-    return schema.append(pa.field(TIME_COLUMN, pa.int64()))
+def _rows_of(reading: Reading) -> pa.Schema:
+    """The columns that go down the chain. Any of them may be null: what must not be was set apart."""
+    assert reading.schema is not None
+    schema = pa.schema(_types(reading.schema))
+    return schema.append(pa.field(TIME_COLUMN, pa.int64())) if reading.timed else schema
+
+
+def _without_time(schema: pa.Schema) -> pa.Schema:
+    return schema.remove(len(schema) - 1) if schema.names[-1:] == [TIME_COLUMN] else schema
 
 
 def _types(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:

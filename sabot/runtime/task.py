@@ -43,6 +43,8 @@ class Output:
         if batch.num_rows == 0:
             return
         self.rows_out += batch.num_rows
+        if batch.selection is not None and 2 * batch.num_rows < batch.data.num_rows:
+            batch = batch.with_data(batch.taken())  # else few rows would keep many alive while they wait
         if len(self.channels) == 1:  # the next keys may be others than those of the hashes
             self._send(self.channels[0], batch if batch.hashes is None else batch.with_selection(batch.selection, None))
             return
@@ -52,8 +54,11 @@ class Output:
         if selection is not None:
             rows = selection.take(rows)
         for channel, start, end in zip(self.channels, bounds.to_pylist(), bounds.to_pylist()[1:], strict=False):
-            if end > start:
-                self._send(channel, batch.with_selection(rows.slice(start, end - start), hashes))
+            part = batch.with_selection(rows.slice(start, end - start), hashes)
+            if 4 * len(self.channels) * part.num_rows < data.num_rows:
+                part = batch.with_data(part.taken())
+            if part.num_rows:
+                self._send(channel, part)
 
     def mark(self, element: Any) -> None:
         """To all of them; marks are always taken."""
@@ -243,7 +248,9 @@ class StreamTask:
             facts[operator.id], state = operator.snapshot()
             if state is not None:
                 states[operator.id] = _Saved(state)
-        return TaskSnapshot({"ended": self.ended, "input": self.input.facts(), "operators": facts}, {}, states)
+        texts = {operator.id: operator.text for operator in self.chain.operators if facts[operator.id]}
+        meta = {"ended": self.ended, "input": self.input.facts(), "operators": facts, "texts": texts}
+        return TaskSnapshot(meta, {}, states)
 
     # -- from outside -------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet
 
-from sabot import App, Batch, Sink, Source, Stream, files
+from sabot import App, Batch, Sink, Source, Stream, UserError, files
 from sabot.connectors.base import Positions
 from sabot.testing import MemoryBroker
 
@@ -198,7 +198,8 @@ class Rows(Source):
 
     def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
         wanted = list(schema.names if schema is not None else self.names) if columns is None else list(columns)
-        assert set(wanted) <= set(self.names), f"asked for {wanted} of {self.names}"
+        if unknown := [name for name in wanted if name not in self.names]:
+            raise UserError(f"{self.name} has no column {unknown}")
         self.parts = {p: part.select(wanted) for p, part in self.parts.items()}
         return True
 
@@ -313,8 +314,9 @@ class Kept(Sink):
         return Kept(self.name, self.landed)
 
     def table(self) -> pa.Table:
-        schema = self.schema if self.schema is not None else self.landed[0].schema
-        return pa.Table.from_batches(self.landed, schema=schema)
+        if self.schema is None and not self.landed:
+            return pa.table({})
+        return pa.Table.from_batches(self.landed, schema=self.schema or self.landed[0].schema)
 
 
 async def until(ready: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
@@ -541,6 +543,7 @@ def differences(
         lacking, extra = list((need - have).elements()), list((have - need).elements())
         return f"{len(lacking)} rows lack, {len(extra)} too many\n lacking {_short(lacking)}\n too many {_short(extra)}"
     wanted = {exact(row): row for row in want}
+    assert not near or len(wanted) == len(want), "rows that differ in nothing but what need not be exact"
     for row in got_rows:
         other = wanted[exact(row)]
         for name in near:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.compare import LITERALS, LiteralSet, equal_literal, starts_with
+from sabot._cython.compare import LITERALS, LiteralSet, contains, equal_literal, starts_with
 from sabot.api.expr import Expr, col, lit
 from sabot.operators.expressions import evaluate
 
@@ -42,6 +42,7 @@ def check_all(strings: pa.Array, values: Sequence[bytes]) -> None:
     for value in values:
         check(equal_literal(strings, value), strings, lambda each, value=value: each == value)
         check(starts_with(strings, value), strings, lambda each, value=value: each.startswith(value))
+        check(contains(strings, value), strings, lambda each, value=value: value in each)
     check(in_set(values)(strings), strings, lambda each: each in values)
 
 
@@ -71,6 +72,12 @@ def test_zero_bytes_are_bytes_like_others():
     check_all(rows_of([*pool, None], 400, 2), pool)
 
 
+def test_what_begins_in_one_string_and_ends_in_the_next_is_in_neither():
+    strings = rows_of([b"ab", b"cd", b"", b"abcd", b"xxabc", b"bcdabcdx", None], 700, 7)
+    for start in (0, 3, 8):
+        check_all(strings.slice(start), [b"abcd", b"bc", b"bcd", b"a", b"dab", b"xabcdx", b"bcdabcdxab"])
+
+
 def test_values_that_agree_in_length_head_and_tail_are_still_told_apart():
     """No hash of those three keeps them apart: the set falls back to comparing with each."""
     same = [b"12345678" + middle + b"abcdefgh" for middle in (b"----", b"----"[::-1][:3] + b"+", b"++++")]
@@ -82,6 +89,13 @@ def test_values_that_agree_in_length_head_and_tail_are_still_told_apart():
 def test_long_and_short_values_of_one_set():
     check_all(rows_of([*EIGHTS, b"", None, b"123"], 500, 4), EIGHTS)
     check_all(rows_of([*EIGHTS, b"", None, b"123"], 500, 4), [b"", b"123", EIGHTS[1]])
+
+
+def test_bytes_of_all_ones_are_no_empty_slot():
+    pool = [b"\xff" * size for size in range(18)]
+    check_all(rows_of([*pool, None], 600, 8), [b"a", b"b"])
+    check_all(rows_of([*pool, None], 600, 8), pool[1:8])
+    check_all(rows_of([*pool, None], 600, 8), pool[7:17])
 
 
 @pytest.mark.parametrize("long", [[], [b"a long one"]])
@@ -183,3 +197,18 @@ def test_expressions_of_sets_and_prefixes_answer_as_polars():
     assert made == frame.select(pl.col("s").is_in(countries)).to_series().to_list()
     made = evaluate(col("s").str.startswith("D"), batch).to_pylist()
     assert made == frame.select(pl.col("s").str.starts_with("D")).to_series().to_list()
+
+
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("rows", [0, 1, 100])
+def test_texts_of_ascii_alone_take_a_shorter_way_to_the_same_answer(start: int, rows: int):
+    """Not ASCII are the first three, which the slice leaves out."""
+    whole = ["Österreich", "ßΣ", "İ", *["Mixed Case", None, "", "UPPER\0", "low\x7f"] * 20]
+    batch = pa.record_batch({"s": pa.array(whole)}).slice(start, rows)
+    frame = pl.DataFrame(pl.from_arrow(batch))
+    theirs = [pl.col("s").str.to_lowercase(), pl.col("s").str.to_uppercase(), pl.col("s").str.len_chars()]
+    for ours, their in zip([col("s").str.lower(), col("s").str.upper(), col("s").str.length()], theirs, strict=True):
+        assert evaluate(ours, batch).to_pylist() == frame.select(their).to_series().to_list()
+        assert evaluate(ours, batch).type == evaluate(ours, batch.slice(0, 0)).type
+    made = evaluate(col("s").str.contains("e", literal=True), batch).to_pylist()
+    assert made == frame.select(pl.col("s").str.contains("e", literal=True)).to_series().to_list()

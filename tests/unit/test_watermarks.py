@@ -107,7 +107,8 @@ def test_a_partition_whose_rows_were_not_read_yet_is_not_idle():
     marks.see(A, 100, 5000)
     marks.awake([B], 5000)
     assert marks.progress(5000) == []
-    assert marks.progress(6000) == [IDLE]
+    marks.awake([B], 5999)
+    assert marks.progress(5999) == []
 
 
 def test_after_a_silence_of_all_the_first_row_does_not_leave_the_others_behind():
@@ -143,3 +144,14 @@ def test_a_partition_that_has_ended_holds_nobody_back():
     source.see(A, 100, 0)
     source.end([B])
     assert source.progress(0) == [Watermark(100)]
+
+
+def test_when_all_turn_idle_a_partition_that_never_had_rows_does_not_keep_the_last_windows_open():
+    """Bursts shorter than `idle` on a topic with an unused partition: nothing ever came out."""
+    marks = two_partitions(idle_ms=1000)
+    marks.see(A, 500, 10)
+    assert marks.progress(10) == []
+    assert marks.progress(1010) == [Watermark(500), IDLE]
+    marks.see(B, 900, 5000)
+    assert marks.progress(5000) == [ACTIVE]
+    assert marks.progress(6000) == [Watermark(900), IDLE]
