@@ -63,7 +63,9 @@ class Rows:
             part = slice(start, start + self.split)
             columns = [self.names.take(pa.array(self.number[part])), self.amount[part], self.time[part]]
             yield (
-                pa.RecordBatch.from_arrays([pa.array(column) for column in columns], ["account", "amount", TIME_COLUMN]),
+                pa.RecordBatch.from_arrays(
+                    [pa.array(column) for column in columns], ["account", "amount", TIME_COLUMN]
+                ),
                 int(self.time[: start + self.split][-DISORDER_MS * 2 :].max()) - DISORDER_MS,
             )
 
@@ -151,7 +153,9 @@ def check(rows: Rows, window: Window, slide: int, found: Found, ends: "np.ndarra
             continue
         got = pa.Table.from_batches(parts)
         assert set(got["window_end"].cast(pa.int64()).to_pylist()) == {end}
-        assert got.select(list(answer)).sort_by(by).equals(pa.table(answer).sort_by(by)), f"the window to {end} is wrong"
+        assert got.select(list(answer)).sort_by(by).equals(pa.table(answer).sort_by(by)), (
+            f"the window to {end} is wrong"
+        )
 
 
 def measure(rows: Rows, name: str, passes: int) -> dict[str, object]:

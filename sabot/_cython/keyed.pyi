@@ -133,3 +133,23 @@ class GroupTable:
         """No groups; memory is kept for the next ones. The order of coming goes on: what was exported before came before."""
     def statistics(self) -> dict[str, int]:
         """groups, slots, dirty, bytes."""
+
+class SlidingTable(GroupTable):
+    """The groups of a window that slides over panes, which come in order and go in the same order.
+
+    enter(1), enter(2), … puts panes into the back. When there is no front, all panes that have come turn to it, from the last to the
+    first: turn(3), turn(2), turn(1). From then on they may go, each once: leave(1), leave(2), leave(3); and others come meanwhile.
+    The table has what the panes have together that came and did not go; groups that none of them has are removed. `finish`, `export`
+    and all else that reads is as in a GroupTable; what writes is not for this one, but `clear`: no panes, numbers may begin again.
+
+    Panes are GroupTables with the same keys and aggregates (else a TypeError), which stay as they are until they have turned. A pane
+    may come and turn in parts, tables without a key in common, and then leave by them, the part first that turned last.
+    number: the pane's, 1 to 2^31 - 2, above that of the pane before. ValueError for one that is not, and for slots that cannot be.
+    """
+
+    def enter(self, pane: GroupTable, number: int) -> pa.Int32Array:
+        """A pane comes. -> the slots of its groups, in the order of pane.slots(). number 0: it will not go, nothing is kept for that."""
+    def turn(self, pane: GroupTable, number: int, slots: pa.Int32Array) -> None:
+        """A pane turns to the front. slots: as `enter` gave them."""
+    def leave(self, number: int, slots: pa.Int32Array) -> None:
+        """The pane goes that turned last. slots: as for `turn`."""

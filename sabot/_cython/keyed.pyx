@@ -13,7 +13,7 @@ from sabot._cython.arrow cimport ArrowArray, ArrowSchema, array_of, schema_of
 from sabot._cython.batch cimport plain_array
 from sabot._cython.partition cimport TYPE_OTHER, Type, View, hash_views, view_of
 
-__all__ = ["KINDS", "GroupTable", "hash_columns", "select_rows"]
+__all__ = ["KINDS", "GroupTable", "SlidingTable", "hash_columns", "select_rows"]
 
 
 cdef extern from "keyed_table.h" namespace "sabot" nogil:
@@ -88,6 +88,19 @@ cdef extern from "keyed_table.h" namespace "sabot" nogil:
     Type type_of(const char* format)
     int64_t choose_rows "sabot::select_rows"(const View& mask, const int32_t* chosen, int64_t count, int32_t* out)
     cbool all_within(const int32_t* numbers, int64_t count, int64_t least, int64_t end)
+
+
+cdef extern from "keyed_slide.h" namespace "sabot" nogil:
+    cppclass Slide:
+        # As with a Table, who calls has made sure of slots and lengths.
+        Slide(Table* window) except +
+        void ready() except +
+        int64_t nbytes()
+        int64_t groups_in_front()
+        void clear()
+        void enter(const Table& pane, int32_t number, int32_t* slots) except +
+        void turn(const Table& pane, int32_t number, const int32_t* slots) except +
+        void leave(int32_t number, const int32_t* slots, int64_t count) except +
 
 
 KINDS = frozenset(["count", "sum", "min", "max", "mean", "variance", "first", "last"])
@@ -356,7 +369,7 @@ cdef class GroupTable:
             "groups": self.table.groups,
             "slots": self.table.slots_used(),
             "dirty": self.table.dirty_groups(),
-            "bytes": self.table.nbytes(),
+            "bytes": self.nbytes,
         }
 
     # What comes in
@@ -622,6 +635,70 @@ cdef class GroupTable:
         """No groups; memory is kept for the next ones."""
         with nogil:
             self.table.clear()
+
+
+cdef class SlidingTable(GroupTable):
+    """The groups of a window that slides over panes. See keyed.pyi."""
+
+    cdef Slide* slide
+
+    def __cinit__(self, *args, **kwargs):
+        self.slide = new Slide(self.table)
+
+    def __dealloc__(self):
+        del self.slide
+
+    def __init__(self, keys, aggregates):
+        super().__init__(keys, aggregates)
+        self.slide.ready()
+
+    @property
+    def nbytes(self):
+        return self.table.nbytes() + self.slide.nbytes()
+
+    cdef Table* pane_table(self, GroupTable pane) except NULL:
+        if pane is None or pane is self or pane.aggregates != self.aggregates or not pane.keys.equals(self.keys):
+            raise TypeError("a pane is another table, made for the same keys and aggregates as the window")
+        return pane.table
+
+    cdef int check_number(self, int32_t number, int32_t least) except -1:
+        if not least <= number < MAX_OFFSET:
+            raise ValueError(f"panes are numbered from 1 to 2^31 - 2, not {number}")
+        return 0
+
+    def enter(self, GroupTable pane, int32_t number):
+        """A pane comes. -> the slots of its groups, in the order of pane.slots()."""
+        cdef Table* table = self.pane_table(pane)
+        self.check_number(number, 0)
+        buffer = pa.allocate_buffer(table.groups * 4)
+        cdef int32_t* slots = <int32_t*> <size_t> buffer.address
+        with nogil:
+            self.slide.enter(table[0], number, slots)
+        return _int32_array(buffer, table.groups)
+
+    def turn(self, GroupTable pane, int32_t number, slots):
+        """A pane turns to the front."""
+        cdef Table* table = self.pane_table(pane)
+        cdef _Numbers numbers = self.groups(slots)
+        self.check_number(number, 1)
+        if numbers.length != table.groups:
+            raise ValueError(f"{numbers.length} slots of a pane of {table.groups} groups")
+        with nogil:
+            self.slide.turn(table[0], number, numbers.int32())
+
+    def leave(self, int32_t number, slots):
+        """The pane goes that turned last."""
+        cdef _Numbers numbers = self.groups(slots)
+        self.check_number(number, 1)
+        if numbers.length > self.slide.groups_in_front():
+            raise ValueError(f"{numbers.length} groups of a pane, but only {self.slide.groups_in_front()} are in the front")
+        with nogil:
+            self.slide.leave(number, numbers.int32(), numbers.length)
+
+    def clear(self):
+        with nogil:
+            self.table.clear()
+            self.slide.clear()
 
 
 cdef class _Outputs:

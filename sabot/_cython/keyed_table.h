@@ -293,6 +293,8 @@ struct Block {
 };
 
 class Table {
+    friend class Slide;
+
   public:
     int64_t groups = 0;
     int32_t tick = 0;
@@ -561,6 +563,7 @@ class Table {
     std::vector<Aggregate> aggregates_;
     uint64_t key_nulls_ = 0;   /* all null bits of keys, in the header word */
     int body_at_ = 16;         /* bits beyond the header word and accumulators begin here */
+    int end_ = 16;             /* accumulators end here */
     int64_t stride_ = 0;       /* bytes a row */
     std::vector<uint8_t> image_; /* the row of a group to which nothing was added */
     std::vector<uint8_t*> segments_;
@@ -646,6 +649,12 @@ class Table {
         return true;
     }
     uint32_t insert(Block& block, int i);
+    uint32_t new_id() {
+        if (free_.empty()) return static_cast<uint32_t>(used_++);
+        const uint32_t id = free_.back();
+        free_.pop_back();
+        return id;
+    }
 
     template <bool INSERT>
     uint32_t find_one(Block& block, int i) {
@@ -665,6 +674,32 @@ class Table {
     /* Fills block.id and block.at. */
     template <bool INSERT>
     void find_block(Block& block, const View* views, const uint64_t* hashes);
+
+    /* Rows of another table with the same keys and aggregates: the next ones from id `next` on, BLOCK_ROWS at most; -> how many. */
+    int next_rows(int64_t* next, uint8_t** rows) const {
+        int n = 0;
+        int64_t id = *next;
+        for (; id < used_ && n < BLOCK_ROWS; id++) {
+            rows[n] = row(id);
+            n += state_[id] != 0;
+        }
+        *next = id;
+        return n;
+    }
+    /* As find_block, for the groups of such rows. Missing ones are inserted, with nothing added to them. */
+    void find_rows(const Table& other, uint8_t* const* from, int n, Block& block);
+    uint32_t find_row(const Table& other, const uint8_t* from);
+    bool same_row(const uint8_t* at, const Table& other, const uint8_t* from) const {
+        if ((get<uint64_t>(at + 8) ^ get<uint64_t>(from + 8)) & key_nulls_) return false;
+        for (const KeyColumn& key : keys_) {
+            if (get<uint64_t>(at + key.at) != get<uint64_t>(from + key.at)) return false;
+            if (!has_bytes(key.type)) continue;
+            Cell cell{get<uint64_t>(from + key.at), get<uint64_t>(from + key.at + 8)};
+            if (cell.is_long()) cell.high = reinterpret_cast<uint64_t>(other.arena_.data() + cell.high);
+            if (!same_bytes(at + key.at, cell)) return false;
+        }
+        return true;
+    }
 
     /* Accumulators */
 
@@ -733,6 +768,18 @@ class Table {
 
     void merge_one(const Aggregate& a, uint8_t* at, const uint64_t* values, bool null);
 
+    /* Accumulators of from[i] are added to those of to[i]; no row is in `to` twice. Layouts: where they lie, see Slide. */
+    void merge_rows(
+        const std::vector<Aggregate>& to_layout, uint8_t* const* to, const std::vector<Aggregate>& from_layout,
+        uint8_t* const* from, int n
+    );
+    static void merge_some(const Aggregate& a, uint8_t* const* to, const Aggregate& b, uint8_t* const* from, int n) {
+        with_op(a, [&](auto op) {
+            using Op = decltype(op);
+            for (int i = 0; i < n; i++) Op::add(to[i] + a.at, get<typename Op::Value>(from[i] + b.at));
+        });
+    }
+
     static bool result_of(const Aggregate& a, const uint8_t* row, uint64_t* raw);
     static bool field_of(const Aggregate& a, int field, const uint8_t* row, uint64_t* raw) {
         *raw = get<uint64_t>(row + a.at + 8 * field);
@@ -777,6 +824,7 @@ inline void Table::ready() {
         a.at = at;
         at += 8 * a.fields;
     }
+    end_ = at;
     stride_ = 16; /* a row of up to 64 bytes lies in one cache line */
     while (stride_ < at && stride_ < 64) stride_ *= 2;
     if (stride_ < at) stride_ = (at + 15) / 16 * 16;
@@ -908,7 +956,6 @@ inline void Table::load_keys(Block& block, const View* views) {
 }
 
 inline uint32_t Table::insert(Block& block, int i) {
-    uint32_t id = static_cast<uint32_t>(used_);
     for (size_t k = 0; k < keys_.size(); k++) { /* what may throw comes first */
         if (!has_bytes(keys_[k].type)) continue;
         Cell& cell = block.cells[k * BLOCK_ROWS + i];
@@ -917,12 +964,7 @@ inline uint32_t Table::insert(Block& block, int i) {
         cell.high = arena_.size();
         arena_.insert(arena_.end(), bytes, bytes + cell.length());
     }
-    if (free_.empty()) {
-        used_++;
-    } else {
-        id = free_.back();
-        free_.pop_back();
-    }
+    const uint32_t id = new_id();
     uint8_t* to = row(id);
     std::memcpy(to, image_.data(), stride_);
     put(to, block.hash[i]);
@@ -981,6 +1023,61 @@ inline void Table::find_block(Block& block, const View* views, const uint64_t* h
         block.at[i] = row(block.id[i]);
         block.any_absent |= block.id[i] == 0;
     }
+}
+
+inline void Table::find_rows(const Table& other, uint8_t* const* from, int n, Block& block) {
+    make_room(n);
+    const Bucket* buckets = buckets_.data();
+    const int shift = 64 - bucket_bits_;
+    for (int i = 0; i < n; i++) __builtin_prefetch(buckets + ((block.hash[i] = get<uint64_t>(from[i])) >> shift));
+    for (int i = 0; i < n; i++) { /* as in find_block */
+        const uint64_t hash = block.hash[i];
+        const Bucket& bucket = buckets[hash >> shift];
+        const uint32_t id = bucket.ids[__builtin_ctz(bucket.places(tag_of(hash)) | 1u << PLACES)];
+        block.id[i] = id;
+        block.at[i] = row(id);
+        __builtin_prefetch(block.at[i], 1);
+    }
+    for (int i = 0; i < n; i++) {
+        if (block.id[i] != 0 && same_row(block.at[i], other, from[i])) continue;
+        block.id[i] = find_row(other, from[i]);
+        block.at[i] = row(block.id[i]);
+    }
+}
+
+inline uint32_t Table::find_row(const Table& other, const uint8_t* from) {
+    const uint64_t hash = get<uint64_t>(from);
+    const uint8_t tag = tag_of(hash);
+    size_t at = home(hash);
+    for (size_t left = buckets_.size(); left > 0; left--, at = next(at)) {
+        const Bucket& bucket = buckets_[at];
+        for (uint32_t places = bucket.places(tag); places != 0; places &= places - 1) {
+            const uint32_t id = bucket.ids[__builtin_ctz(places)];
+            if (same_row(row(id), other, from)) return id;
+        }
+        if (bucket.passed == 0) break;
+    }
+    std::vector<uint64_t> places; /* in the arena, of long keys; what may throw comes first */
+    for (const KeyColumn& key : keys_) {
+        if (!has_bytes(key.type)) continue;
+        const Cell cell{get<uint64_t>(from + key.at), get<uint64_t>(from + key.at + 8)};
+        if (!cell.is_long()) continue;
+        const uint8_t* bytes = other.arena_.data() + cell.high;
+        places.push_back(arena_.size());
+        arena_.insert(arena_.end(), bytes, bytes + cell.length());
+    }
+    const uint32_t id = new_id();
+    uint8_t* to = row(id);
+    std::memcpy(to, from, body_at_);
+    std::memcpy(to + body_at_, image_.data() + body_at_, stride_ - body_at_);
+    put(to + 8, (get<uint64_t>(from + 8) & key_nulls_) | static_cast<uint32_t>(tick));
+    size_t long_keys = 0;
+    for (const KeyColumn& key : keys_)
+        if (has_bytes(key.type) && Cell{get<uint64_t>(to + key.at), 0}.is_long()) put(to + key.at + 8, places[long_keys++]);
+    state_[id] = LIVE | DIRTY;
+    enter(hash, id);
+    groups++;
+    return id;
 }
 
 /* Adding */
@@ -1100,6 +1197,39 @@ inline void Table::merge_one(const Aggregate& a, uint8_t* row, const uint64_t* v
             });
             a.seen.set(row);
     }
+}
+
+inline void Table::merge_rows(
+    const std::vector<Aggregate>& to_layout, uint8_t* const* to, const std::vector<Aggregate>& from_layout,
+    uint8_t* const* from, int n
+) {
+    uint64_t bits = 0; /* of aggregates, in the word that nearly always has them all */
+    int to_word = 0, from_word = 0;
+    for (size_t k = 0; k < to_layout.size(); k++) {
+        const Aggregate& a = to_layout[k];
+        const Aggregate& b = from_layout[k];
+        switch (a.kind) {
+            case Kind::count:
+                for (int i = 0; i < n; i++) put(to[i] + a.at, get<uint64_t>(to[i] + a.at) + get<uint64_t>(from[i] + b.at));
+                break;
+            case Kind::sum: case Kind::min: case Kind::max: /* without a value it is one that changes nothing */
+                merge_some(a, to, b, from, n);
+                if (bits == 0) {
+                    to_word = a.seen.at;
+                    from_word = b.seen.at;
+                }
+                if (a.seen.at == to_word) bits |= a.seen.mask;
+                else for (int i = 0; i < n; i++) if (b.seen.in(from[i])) a.seen.set(to[i]);
+                break;
+            default:
+                for (int i = 0; i < n; i++) {
+                    uint64_t values[3];
+                    for (int f = 0; f < a.fields; f++) values[f] = get<uint64_t>(from[i] + b.at + 8 * f);
+                    if (b.seen.mask == 0 || b.seen.in(from[i])) merge_one(a, to[i], values, b.null.mask && b.null.in(from[i]));
+                }
+        }
+    }
+    if (bits) for (int i = 0; i < n; i++) put(to[i] + to_word, get<uint64_t>(to[i] + to_word) | (get<uint64_t>(from[i] + from_word) & bits));
 }
 
 /* Giving */

@@ -458,7 +458,10 @@ class AgentRuntime:
         except CheckpointFailed as error:
             failure = error
         finally:
+            streams = self._streams
             await to_the_end(self._release())
+        if streams is not None and streams.failure is not None and not streams.awaited:
+            raise streams.failure  # nobody else would hear of it
         if failure is not None:
             raise CheckpointFailed(
                 f"no last checkpoint: {failure.message}", hint="the next start goes on from the one before"

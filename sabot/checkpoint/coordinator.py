@@ -152,6 +152,7 @@ class Coordinator:
         self._unfinished: set[int] = set()
         self._queue: deque[int] = deque()
         self._starting = False
+        self._refused = ""  # why no checkpoint can be taken
         self._in_flight: _InFlight | None = None
         self._outcomes: OrderedDict[int, Manifest | CheckpointFailed] = OrderedDict()
         self._waiters: dict[int, list[asyncio.Future[None]]] = {}
@@ -213,6 +214,15 @@ class Coordinator:
                 flight.finals[task] = final
             flight.waiting.discard(task)
             self._write_if_all_in(flight)
+
+    def refuse(self, why: str) -> None:
+        """A task has failed, so that no checkpoint can be whole: the one in flight fails, and so do all until `close`."""
+        self._on_loop(self._refuse, why)
+
+    def _refuse(self, why: str) -> None:
+        self._refused = why
+        if self._in_flight is not None and self._in_flight.waiting:
+            self._fail(self._in_flight, why)
 
     def abandon(self, task: str) -> None:
         """The task is gone without an end: a checkpoint that waits for it fails, later ones do not know it."""
@@ -313,6 +323,9 @@ class Coordinator:
     def _start(self, checkpoint_id: int) -> None:
         flight = _InFlight(checkpoint_id, self._clock.monotonic(), set(self._tasks), dict(self._finals))
         self._in_flight = flight
+        if self._refused:
+            self._fail(flight, self._refused)
+            return
         self._set_timer(flight)
         for name, task in list(self._tasks.items()):
             try:
@@ -496,6 +509,7 @@ class Coordinator:
             self._fail(flight, "the job is stopping")
         for task in list(self._finals):
             self._replace_final(task, None)
+        self._refused = ""
 
     def statistics(self) -> dict[str, Any]:
         """Counts since the start; the last complete checkpoint's id, seconds and bytes; `in_flight`: an id, 0 for none."""

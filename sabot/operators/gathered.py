@@ -193,7 +193,8 @@ class _Run:
     def __init__(self, batch: pa.RecordBatch, age: int) -> None:
         self.batch = batch
         self.homes = batch.column(0).to_numpy()
-        self.rows, self.nbytes = batch.num_rows, batch.nbytes
+        self.rows: int = batch.num_rows
+        self.nbytes: int = batch.nbytes
         self.age = age
         """A row is there unless its home was emptied after this."""
         self.dead = 0  # rows that are not there
@@ -316,7 +317,7 @@ class _Pairs(_Part):
     @property
     def nbytes(self) -> int:
         stamps = 0 if self._home is None else self._home.nbytes + self._born.nbytes
-        return sum(run.nbytes for run in self._runs) + self._tail_bytes + stamps
+        return int(stamps) + self._tail_bytes + sum(run.nbytes for run in self._runs)
 
     def _arrivals(self, rows: int) -> Array:
         self._arrived += rows
@@ -352,15 +353,14 @@ class _Pairs(_Part):
 
     def _push(self, batch: pa.RecordBatch) -> None:
         """A run of these rows and of the runs before it that are not twice as long."""
-        merged = [batch]
+        parts = [batch]
         rows, size = batch.num_rows, batch.nbytes
         while self._runs and self._runs[-1].rows < 2 * rows and self._runs[-1].nbytes + size <= RUN_BYTES:
             run = self._runs.pop()
             rows, size = rows + run.rows, size + run.nbytes
-            merged.append(run.living(self._born))
-        batch = self._reduced(joined(merged[::-1]))
-        if batch.num_rows:
-            self._runs.append(_Run(batch, self._age))
+            parts.append(run.living(self._born))
+        if parts := [part for part in reversed(parts) if part.num_rows]:
+            self._runs.append(_Run(self._reduced(joined(parts)), self._age))
 
     def _reduced(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Ascending, what must be kept. Slots stay together, and so are reduced piece by piece, in the processor's cache."""
@@ -370,7 +370,9 @@ class _Pairs(_Part):
         slots = batch.column(0).to_numpy()
         cuts = np.unique(np.searchsorted(slots, slots[::PIECE_ROWS])).tolist()  # first rows of slots
         ends = [*cuts[1:], len(slots)]
-        return joined([self._reducer(batch.slice(cut, end - cut)) for cut, end in zip(cuts, ends, strict=True)])
+        return joined(
+            [_sorted(self._reducer(batch.slice(cut, end - cut))) for cut, end in zip(cuts, ends, strict=True)]
+        )
 
     def _rows_of(self, slots: Any) -> tuple[pa.RecordBatch, Any]:
         """What is kept of these slots, in their order (and a list by order, then arrival); rows of slots[i]: bounds[i] to bounds[i + 1].
@@ -561,7 +563,7 @@ def _ordered(batch: pa.RecordBatch) -> pa.RecordBatch:
     if ((order[1:] >= order[:-1]) | (slots[1:] != slots[:-1])).all():
         return batch
     least = int(order.min())
-    places = int(len(slots)).bit_length()
+    places = len(slots).bit_length()
     times = (int(order.max()) - least).bit_length()
     if places + times + int(slots[-1]).bit_length() > 63:
         return batch.take(pa.array(np.lexsort((order, slots))))
@@ -571,7 +573,7 @@ def _ordered(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _grouped(batch: pa.RecordBatch, column: str, kind: str) -> pa.RecordBatch:
-    """One row a slot: (slot, column) with that aggregate of the column, in order of the slots' first rows."""
+    """One row a slot, in any order: (slot, column) with that aggregate of the column."""
     table = pa.Table.from_batches([batch]).group_by("slot", use_threads=False).aggregate([(column, kind)])
     columns = [table.column("slot"), table.column(f"{column}_{kind}")]
     return pa.RecordBatch.from_arrays([c.combine_chunks() for c in columns], names=["slot", column])
@@ -618,8 +620,13 @@ def _best(batch: pa.RecordBatch, column: str, kind: str) -> pa.RecordBatch:
 
 
 def _distinct(batch: pa.RecordBatch) -> pa.RecordBatch:
-    table = pa.Table.from_batches([batch]).group_by(["slot", "value"], use_threads=False).aggregate([])
-    return pa.RecordBatch.from_arrays([column.combine_chunks() for column in table.columns], schema=batch.schema)
+    """By sorting slots with numbers of values: a third of what a hash table of pairs takes. Ascending by slot."""
+    values = batch.column(1).dictionary_encode()
+    pairs = batch.column(0).to_numpy().astype(np.int64) << 32 | values.indices.to_numpy()
+    pairs.sort()
+    pairs = pairs[np.concatenate([pairs[:1] == pairs[:1], pairs[1:] != pairs[:-1]])]
+    columns = [pa.array((pairs >> 32).astype(np.int32)), values.dictionary.take(pa.array(pairs & 0xFFFFFFFF))]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
 _REDUCERS = {

@@ -6,22 +6,23 @@ cumulative one grows by one each step. Only panes are state. What is merged of t
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch
-from sabot._cython.keyed import GroupTable, hash_columns
+from sabot._cython.keyed import GroupTable, SlidingTable, hash_columns
 from sabot._cython.window import split_panes
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.errors import InternalError, UserError
-from sabot.operators.aggregates import Aggregator, Call, Snapshot, owned_groups, read_batches
+from sabot.operators.aggregates import CHUNK_ROWS, Aggregator, Call, Snapshot, owned_groups, read_batches
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
 from sabot.operators.gathered import Extras, joined
 from sabot.state.tables import TableStore
+from sabot.state.tables_hot import HotTable
 
 __all__ = ["PANE_COLUMN", "LocalCombine", "WindowAggregate"]
 
@@ -29,6 +30,7 @@ PANE_COLUMN = "__pane"  # of partial states: where the pane starts, ms
 ROWS_COLUMN = "__rows"  # of partial states: rows behind this one
 
 _START_OF_TIME = -(2**63)
+_MOST_NUMBERS = 2**30  # for panes in a SlidingTable, until it begins again
 _INPUT = b"sabot.input"  # metadata of partial states' schema: the columns that were combined
 _INT64 = pa.int64()
 _FIRST_SLOT = pa.scalar(0, pa.int32())  # pyarrow takes 30 µs to make a scalar of a number where pandas is not installed
@@ -241,9 +243,14 @@ class WindowAggregate(Operator):
         """The results of a window; of these keys alone where `touched` says them."""
         start = self._shape.start(end)
         panes = self._panes[bisect_left(self._panes, start) : bisect_left(self._panes, end)]
+        merged.slide(panes)
+        self._emit(merged.results(panes), start, end, touched)
+        self._windows_emitted += 1
+
+    def _emit(self, results: Iterator[pa.RecordBatch], start: int, end: int, touched: GroupTable | None) -> None:
         width = len(self._keys)
         keys = list(range(width))
-        for result in merged.results(panes):
+        for result in results:
             if touched is not None and width:
                 result = result.filter(pc.greater_equal(touched.resolve(result, keys, insert=False), _FIRST_SLOT))
             rows = result.num_rows
@@ -254,7 +261,6 @@ class WindowAggregate(Operator):
             columns.append(_repeated(end - 1, rows))
             self._rows_emitted += rows
             self.emit(Batch(pa.RecordBatch.from_arrays(columns, schema=self._schema)))
-        self._windows_emitted += 1
 
     def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
         tables_facts, tables = self._store.snapshot()
@@ -369,96 +375,138 @@ class LocalCombine(Operator):
 
 
 class _Merged:
-    """Windows of several panes, asked for in order of their ends: one table, from which panes go and to which panes come.
+    """Windows of several panes, asked for in order of their ends: one table, to which panes come and from which they go.
 
-        panes    1  2  3  4 | 5  6  7      the window 2 to 7 has just been given; next is 3 to 8
-        front       2  3  4 |              each with its keys, and for these what the front's later panes have: 2 knows of 3+4
-        back                | 5+6+7        a table
-
-    8 comes: it is merged into the window and the back. 2 goes: its keys leave the window, and come back as what 3+4 have of them
-    (kept with 2) and 5+6+7 (looked up in the back). When the front is used up, all panes of the window become the front. So a slide
-    costs what its two panes have groups, whatever the window's length and its groups, and what is kept is at most twice the panes.
-    The two stacks are those of Tangwongsan, Hirzel, Schneider: Low-latency sliding-window aggregation, by key.
+    A slide costs what the groups of its panes cost, whatever the window's length and its groups: each pane comes once, goes once,
+    and once, in between, turns from the back to the front, as `SlidingTable` tells. What is kept is at most twice the panes.
     """
 
     def __init__(self, aggregator: Aggregator, store: TableStore, extras: dict[int, Extras], *, slides: bool) -> None:
         self._aggregator, self._store, self._extras = aggregator, store, extras
         self._slides = slides  # panes go one by one; else all at once, and there is no front and no back
         self._keys = list(range(len(aggregator.keys)))
-        self._head = list(range(len(aggregator.keys) + 1))  # the keys and a column, so that a batch of no keys has rows
-        self._window = aggregator.table(), aggregator.extras()
-        self._back = aggregator.table(), aggregator.extras()
-        self._front: deque[tuple[int, list[tuple[pa.RecordBatch, pa.RecordBatch]]]] = deque()
-        self._behind: list[int] = []  # the panes of the back, or of a window that does not slide
+        self._window = SlidingTable(aggregator.keys, aggregator.kernel)
+        self._gathered = aggregator.extras()  # by the slots of the window
+        self._gathered_back = aggregator.extras()
+        self._front: deque[_Turned] = deque()
+        self._back: list[_Come] = []  # or the panes of a window that does not slide
+        self._number = 0  # of the pane that came last
         self.merges = 0
 
     def forget(self) -> None:
         """Panes have changed."""
-        for table, extras in (self._window, self._back):
-            table.clear()
-            extras.clear()
+        self._window.clear()
+        self._gathered.clear()
+        self._gathered_back.clear()
         self._front.clear()
-        self._behind.clear()
+        self._back.clear()
+        self._number = 0
 
-    def results(self, panes: list[int]) -> Iterator[pa.RecordBatch]:
-        """The results of a window made of these panes, in pieces."""
+    def slide(self, panes: list[int]) -> None:
+        """The window is made of these panes now."""
         if len(panes) == 1:
-            yield from self._aggregator.results(self._store, panes[0], self._extras[panes[0]])
             return
-        while self._front and self._front[0][0] < panes[0]:
-            self._leave(self._front.popleft()[1])
-        if self._behind and self._behind[0] < panes[0]:  # after a gap, or in the next window that grows
-            self.forget()
-        last = self._behind[-1] if self._behind else self._front[-1][0] if self._front else None
+        while self._front and self._front[0].pane < panes[0]:
+            self._leave(self._front.popleft())
+        if (self._back and self._back[0].pane < panes[0]) or self._number > _MOST_NUMBERS:
+            self.forget()  # after a gap, or in the next window that grows
+        last = self._back[-1].pane if self._back else self._front[-1].pane if self._front else None
         for pane in panes:
             if last is None or pane > last:
-                self._come(pane)
-        yield from self._aggregator.results_of(*self._window)
+                self._enter(pane)
         if self._slides and not self._front:
-            self._turn(panes)
+            self._turn()
 
-    def _come(self, pane: int) -> None:
-        for state in self._pane(pane):
-            self._merge(self._window, state)
+    def results(self, panes: list[int]) -> Iterator[pa.RecordBatch]:
+        """The results of a window made of these panes, to which it was slid, in pieces."""
+        if len(panes) == 1:
+            return self._aggregator.results(self._store, panes[0], self._extras[panes[0]])
+        return self._aggregator.results_of(self._window, self._gathered)
+
+    def _enter(self, pane: int) -> None:
+        self._number += 1
+        known = None
+        for table, whole in self._tables(pane):
+            slots = self._window.enter(table, self._number if self._slides else 0)
+            self.merges += 1
+            self._gather(self._gathered, table, pane, slots)
             if self._slides:
-                self._merge(self._back, state)
-        self._behind.append(pane)
+                self._gather(self._gathered_back, table, pane, slots)
+            known = slots if whole else None
+        self._back.append(_Come(pane, self._number, known))
 
-    def _leave(self, pieces: list[tuple[pa.RecordBatch, pa.RecordBatch]]) -> None:
-        table, extras = self._window
-        for keys, later in pieces:
-            slots = table.resolve(keys, self._keys, insert=False)
-            table.remove(slots)
-            extras.remove(slots)
-            self._merge(self._window, later)
-            if self._behind:
-                self._merge(self._window, self._found(self._back, keys))
-
-    def _turn(self, panes: list[int]) -> None:
+    def _turn(self) -> None:
         """The panes of the window become the front."""
-        later = self._back
-        later[0].clear()
-        later[1].clear()
-        for pane in reversed(panes):
-            states = list(self._pane(pane))
-            self._front.appendleft((pane, [(state.select(self._head), self._found(later, state)) for state in states]))
-            for state in states:
-                self._merge(later, state)
-        later[0].clear()
-        later[1].clear()
-        self._behind.clear()
+        self._gathered_back.clear()
+        for pane, number, known in reversed(self._back):
+            left = []
+            for table, whole in self._tables(pane):
+                slots = known if whole else None
+                if slots is None:  # the pane came in pieces, or has gone to pieces since
+                    slots = self._window.resolve(table.export(), self._keys, insert=False)
+                later = self._kept(self._gathered_back, slots)
+                self._window.turn(table, number, slots)
+                self.merges += 1
+                self._gather(self._gathered_back, table, pane, slots)
+                left.append((slots, later))
+            self._front.appendleft(_Turned(pane, number, left))
+        self._gathered_back.clear()
+        self._back.clear()
 
-    def _pane(self, pane: int) -> Iterator[pa.RecordBatch]:
-        return self._aggregator.export(self._store, pane, self._extras[pane])
+    def _leave(self, pane: "_Turned") -> None:
+        for slots, later in reversed(pane.left):
+            self._window.leave(pane.number, slots)
+            self.merges += 1
+            if self._aggregator.needs_slots:
+                self._gathered.remove(slots)
+                self._add(self._gathered, slots, later)
+                self._add(self._gathered, slots, self._kept(self._gathered_back, slots))
 
-    def _found(self, where: tuple[GroupTable, Extras], keys: pa.RecordBatch) -> pa.RecordBatch:
-        """The states that the table has of these keys."""
-        slots = where[0].resolve(keys, self._keys, insert=False)
-        return self._aggregator.export_slots(*where, slots.filter(pc.greater_equal(slots, _FIRST_SLOT)))
+    def _tables(self, pane: int) -> Iterator[tuple[GroupTable, bool]]:
+        """The pane's groups: (its table, True), or, where some are not in memory, tables with pieces of them, one after the other."""
+        table = self._store.table(pane)
+        if not isinstance(table, HotTable) or not (table.parts or table.cold):
+            yield table, True
+            return
+        for state in self._store.export(pane):
+            piece = self._aggregator.table()
+            piece.merge(state)
+            yield piece, False
 
-    def _merge(self, into: tuple[GroupTable, Extras], state: pa.RecordBatch) -> None:
-        self.merges += 1
-        self._aggregator.merge(*into, state)
+    # What the kernel cannot keep, by slots of the window
+
+    def _gather(self, into: Extras, table: GroupTable, pane: int, slots: pa.Int32Array) -> None:
+        if self._aggregator.needs_slots:
+            self._add(into, slots, self._aggregator.export_gathered(table, self._extras[pane]))
+
+    def _kept(self, extras: Extras, slots: pa.Int32Array) -> list[pa.RecordBatch]:
+        if not self._aggregator.needs_slots:
+            return []
+        names = self._aggregator.gathered.names[len(self._keys) :]
+        pieces = [slots.slice(start, CHUNK_ROWS) for start in range(0, len(slots), CHUNK_ROWS)]
+        return [pa.RecordBatch.from_arrays(extras.states(piece), names=names) for piece in pieces]
+
+    def _add(self, into: Extras, slots: pa.Int32Array, states: Iterable[pa.RecordBatch]) -> None:
+        start = 0
+        for state in states:
+            into.merge(slots.slice(start, state.num_rows), state)
+            start += state.num_rows
+
+
+class _Come(NamedTuple):
+    """A pane that came into the window: in the back."""
+
+    pane: int
+    number: int
+    slots: pa.Int32Array | None  # of its groups in the window; None: it came in pieces
+
+
+class _Turned(NamedTuple):
+    """A pane in the front: for each piece of it the slots in the window, and what later panes of the front have gathered."""
+
+    pane: int
+    number: int
+    left: list[tuple[pa.Int32Array, list[pa.RecordBatch]]]
 
 
 def _time_of(rows: pa.Schema) -> int:

@@ -7,6 +7,7 @@ group), before a union, before a sink. Everything else is fused: plain calls wit
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
@@ -435,6 +436,7 @@ class _Planner:
     def _arguments(self, place: _Place, aggregates: tuple[tuple[str, Aggregate], ...]) -> tuple[_Place, list[Call]]:
         """Arguments that are more than a column become columns, "__0" and so on, before the aggregate."""
         made: list[tuple[str, Expr]] = []
+        taken = set().union(*(aggregate.columns for _, aggregate in aggregates))  # by the user's own columns
 
         def column(expr: Expr | None) -> str | None:
             if expr is None:
@@ -445,8 +447,10 @@ class _Planner:
             for name, known in made:
                 if known.same(expr):
                     return name
-            made.append((f"__{len(made)}", expr))
-            return made[-1][0]
+            name = next(name for name in map("__{}".format, count(len(made))) if name not in taken)
+            taken.add(name)
+            made.append((name, expr))
+            return name
 
         calls = [
             Call(

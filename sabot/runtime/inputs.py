@@ -31,6 +31,8 @@ _POLL_SECONDS = 0.05  # how long a request can wait for an idle source
 _BATCH_ROWS = 32_768
 _SMALL_ROWS = 4_096  # smaller ones are joined with what waits behind them
 _LONG_AGO = -(2**63)
+_FAR_MS = 2**61  # beyond it sums of times and window sizes would overflow; some 73 million years
+_FAR_PAST, _FAR_FUTURE, _NO = pa.scalar(-_FAR_MS), pa.scalar(_FAR_MS), pa.scalar(False)
 
 
 class Input(Protocol):
@@ -115,6 +117,7 @@ class Watermarks:
         self._greatest: dict[tuple[str, int], int] = {}
         self._seen_ms: dict[tuple[str, int], int] = {}
         self._watermark_ms = _LONG_AGO
+        self._busy: set[tuple[str, int]] = set()  # partitions whose reader is not back from its last batch
         self._came: set[tuple[str, int]] = set()  # partitions that had rows since all were idle
         self._idle = False
         self._lock = threading.Lock()
@@ -144,17 +147,30 @@ class Watermarks:
                 if partition in self._seen_ms:
                     self._seen_ms[partition] = now_ms
 
+    def busy(self, partitions: Iterable[tuple[str, int]]) -> None:
+        """Their reader has given a batch, and cannot look for more before it has been processed: no silence."""
+        with self._lock:
+            self._busy.update(partitions)
+
+    def back(self, partitions: Iterable[tuple[str, int]], now_ms: int) -> None:
+        """Their reader looks again."""
+        with self._lock:
+            for partition in self._busy.intersection(partitions):
+                self._busy.discard(partition)
+                self._seen_ms[partition] = now_ms
+
     def end(self, partitions: Iterable[tuple[str, int]]) -> None:
         """Nothing more will come of these."""
         with self._lock:
             for partition in partitions:
                 self._greatest.pop(partition, None)
                 self._seen_ms.pop(partition, None)
+                self._busy.discard(partition)
 
     def read(self, now_ms: int) -> tuple[bool, int]:
         """-> (whether the whole source is idle, its watermark)."""
         with self._lock:
-            awake = [p for p in self._greatest if now_ms - self._seen_ms[p] < self._idle_ms]
+            awake = [p for p in self._greatest if p in self._busy or now_ms - self._seen_ms[p] < self._idle_ms]
             if not awake and not self._idle:
                 # all turn idle: those that were silent before the others no longer count
                 self._pass([p for p in self._came if p in self._greatest])
@@ -189,21 +205,21 @@ class Told:
 
     def __init__(self, watermarks: Watermarks) -> None:
         self.watermark_ms = _LONG_AGO
+        self.idle = False
         self._watermarks = watermarks
-        self._idle = False
 
     def progress(self, now_ms: int) -> list[Any]:
         """The marks that have become true since the last call."""
         idle, watermark_ms = self._watermarks.read(now_ms)
         marks: list[Any] = []
-        if self._idle and not idle:
+        if self.idle and not idle:
             marks.append(ACTIVE)
         if watermark_ms > self.watermark_ms:
             self.watermark_ms = watermark_ms
             marks.append(Watermark(watermark_ms))
-        if idle and not self._idle:
+        if idle and not self.idle:
             marks.append(IDLE)
-        self._idle = idle
+        self.idle = idle
         return marks
 
 
@@ -221,7 +237,7 @@ class SourceInput:
         timed: bool,
         watermarks: Watermarks,
         dead_letter: Callable[[pa.RecordBatch], None],
-        full_schema: pa.Schema | None,
+        inferred: pa.Schema | None,
         clock: Clock,
     ) -> None:
         self.name = name
@@ -235,7 +251,7 @@ class SourceInput:
         self._time = time
         self._timed = timed
         self._dead_letter = dead_letter
-        self._schema_text = JsonCodec(full_schema).text  # recorded in the checkpoint, should it have been inferred
+        self._schema_text = JsonCodec(inferred).text  # the checkpoint keeps it
         self._clock = clock
         self._marks: deque[Any] = deque()
         self._requests: deque[Callable[[], None]] = deque()
@@ -243,6 +259,7 @@ class SourceInput:
         self._positions: Positions = {}
         self._watermarks = watermarks
         self._told = Told(watermarks)
+        self._held: Batch | None = None  # read, behind an ACTIVE that goes first
 
     # -- from any thread ----------------------------------------------------------------------------------------------
 
@@ -273,7 +290,7 @@ class SourceInput:
         return {
             "rows_in": self.rows_in,
             "dead_letters": self.dead_letters,
-            "watermark_ms": self._told.watermark_ms if self._timed else None,
+            "watermark_ms": self._told.watermark_ms if self._told.watermark_ms > _LONG_AGO else None,
             "lag": {f"{topic}[{partition}]": lag for (topic, partition), lag in self.source.lag().items()},
         }
 
@@ -298,6 +315,11 @@ class SourceInput:
             self._wake.wait(_POLL_SECONDS)
             self._wake.clear()
             return None
+        if self._timed:
+            self._watermarks.back(self._positions, self._now_ms())
+        if self._held is not None:
+            held, self._held = self._held, None
+            return self._ready(held)
         batch = self.source.read_batch(_BATCH_ROWS, _POLL_SECONDS)
         if batch is None:
             if self.source.exhausted:
@@ -308,11 +330,17 @@ class SourceInput:
                 self._tell_time(self._now_ms())
             return None
         self.rows_in += batch.num_rows
-        self._positions.update(batch.offsets)
+        if (
+            self._timed and self._told.idle
+        ):  # those behind must know that this input counts, before its rows move event time
+            self._told.idle = False
+            self._held = batch
+            return ACTIVE
         return self._ready(batch)
 
     def _ready(self, batch: Batch) -> Batch | None:
         """Decoded, with event time; its watermarks follow it. None: no row was good."""
+        self._positions.update(batch.offsets)
         records: pa.RecordBatch | None = None
         if self._codec is not None:
             data, bad = self._codec.decode(batch.data)
@@ -329,7 +357,11 @@ class SourceInput:
             data = self._with_time(data, records, batch)
         columns = [data.column(name) for name in self._schema.names]
         data = pa.RecordBatch.from_arrays(columns, schema=self._schema)
-        return Batch(data, batch.offsets, batch.topic or self.source.name) if data.num_rows else None
+        if not data.num_rows:
+            return None
+        if self._timed:
+            self._watermarks.busy(self._positions)
+        return Batch(data, batch.offsets, batch.topic or self.source.name)
 
     def _with_time(self, data: pa.RecordBatch, records: pa.RecordBatch | None, batch: Batch) -> pa.RecordBatch:
         if self._time is not None:
@@ -341,8 +373,9 @@ class SourceInput:
                 f"source {self.name}: its rows have no time of their own",
                 hint='give the stream time="its column of event time"',
             )
-        if times.null_count:
-            good = pc.is_valid(times)
+        span = pc.min_max(times)
+        if times.null_count or (len(times) and not -_FAR_MS < span["min"].as_py() <= span["max"].as_py() < _FAR_MS):
+            good = pc.fill_null(pc.and_(pc.greater(times, _FAR_PAST), pc.less(times, _FAR_FUTURE)), _NO)
             lost = pc.invert(good)
             self._without_time(data.filter(lost), None if records is None else records.filter(lost), batch)
             data, times = data.filter(good), times.filter(good)
@@ -390,7 +423,7 @@ class SourceInput:
             records = build_records(
                 encode_rows(rows).to_pylist(), None, np.zeros(count), partition, np.full(count, offset)
             )
-        reasons = [f"event time {self._time!r} is null"] * records.num_rows
+        reasons = [f"event time {self._time!r} is null, or out of range"] * records.num_rows
         self._bury(records, reasons, batch.topic or self.source.name)
 
     def _bury(self, records: pa.RecordBatch, reasons: list[str], topic: str) -> None:

@@ -85,6 +85,7 @@ class StreamJob:
         self._left = 0
         self._closed = False
         self._started = False
+        self._inferred: set[str] = set()  # sources whose schema nobody gave
         self._afresh = True  # no checkpoint is restored
         self._cancelled = threading.Event()
 
@@ -113,6 +114,8 @@ class StreamJob:
         for task in self.tasks:
             task.on_over = self._task_over
             task.start()
+        names = ", ".join(sorted({reading.node.name for reading, _, _ in self._inputs}))
+        _log.info("streams run in %d tasks, reading %s", len(self.tasks), names)
 
     async def _give_up(self, building: asyncio.Future[None]) -> None:
         await asyncio.wait([building])
@@ -181,12 +184,17 @@ class StreamJob:
                 f"stream {node.name}: there is no column {node.time!r} for event time",
                 hint=f"the columns are {', '.join(schema.names)}",
             )
+        if TIME_COLUMN in schema.names:
+            raise UserError(
+                f"stream {node.name}: {TIME_COLUMN!r} is a name of ours", hint="call the column another name"
+            )
         return schema
 
     def _schema(self, node: Read, restored: Manifest | None) -> pa.Schema:
         """As given; as the checkpoint has it; or inferred from the first records, which may have to be waited for."""
         if node.schema is not None:
             return node.schema
+        self._inferred.add(node.name)
         for stored in () if restored is None else restored.tasks.values():
             facts = stored.meta.get("input", {})
             if facts.get("source") == node.name and facts.get("schema") is not None:
@@ -269,13 +277,18 @@ class StreamJob:
             timed=reading.timed,
             watermarks=watermarks,
             dead_letter=self._dead_letter(reading, task),
-            full_schema=node.schema,
+            inferred=node.schema if node.name in self._inferred else None,
             clock=self.around.clock,
         )
         task.input = source_input
         facts = None if restored is None or task.name not in restored.tasks else restored.tasks[task.name].meta["input"]
         positions = None
         if facts is not None:
+            if facts["source"] != node.name:
+                raise UserError(
+                    f"task {task.name} of the checkpoint reads {facts['source']}, this program's reads {node.name}",
+                    hint="run the program that wrote it; or start afresh (--fresh)",
+                )
             if facts["log"] == source.log_id:
                 positions = {(topic, number): offset for topic, number, offset in facts["positions"]}
             else:
@@ -443,6 +456,11 @@ class StreamJob:
         return self._over
 
     @property
+    def failure(self) -> BaseException | None:
+        """What the first task failed with."""
+        return self._over.exception() if self._over.done() and not self._over.cancelled() else None
+
+    @property
     def broken(self) -> bool:
         """A task failed: no checkpoint can be taken any more."""
         return any(task.error is not None for task in self.tasks)
@@ -462,6 +480,7 @@ class StreamJob:
         if task.error is not None:
             if not self.awaited:
                 _log.error("%s", task.error)
+            self.around.coordinator.refuse(f"task {task.name} has failed: {task.error}")
             self._over.set_exception(task.error)
             for other in self.tasks:
                 other.stop()

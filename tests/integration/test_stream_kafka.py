@@ -221,27 +221,27 @@ async def test_payloads_that_are_no_rows_go_to_the_dead_letters_as_they_came_and
         assert ("trace", b"\x00\x01") in letter.headers
 
 
-async def test_a_missing_topic_ends_sabot_run_with_one_line_that_names_it(place, name, tmp_path):
-    missing = f"missing-{uuid.uuid4().hex[:8]}"
-    words, env = commands(place, name, missing, place.topic(), tmp_path)
-    for more in ({}, {"MINUTES_INFER": "1"}):
-        line = one_line(await asyncio.to_thread(sabot_run, *words, folder=RECOVERY, **env, **more), 1)
-        assert f"topic '{missing}' does not exist" in line
-        assert place.url in line
+async def test_a_missing_topic_and_an_absent_broker_end_sabot_run_with_one_line_that_names_them(place, name, tmp_path):
+    """With a schema, and where it would be inferred."""
+    missing, absent = f"missing-{uuid.uuid4().hex[:8]}", Place(f"kafka://127.0.0.1:{free_ports(1)[0]}")
 
+    async def said(where, topic, **more):
+        words, env = commands(where, name, topic, "minutes", tmp_path / uuid.uuid4().hex)
+        return one_line(await asyncio.to_thread(sabot_run, *words, folder=RECOVERY, **env, **more), 1)
 
-async def test_an_absent_broker_ends_sabot_run_with_one_line_that_names_it(name, tmp_path):
-    absent = Place(f"kafka://127.0.0.1:{free_ports(1)[0]}")
-    words, env = commands(absent, name, "orders", "minutes", tmp_path / "given")
-    other, _ = commands(absent, name, "orders", "minutes", tmp_path / "inferred")
     begun = time.monotonic()
-    both = await asyncio.gather(
-        asyncio.to_thread(sabot_run, *words, folder=RECOVERY, **env),
-        asyncio.to_thread(sabot_run, *other, folder=RECOVERY, **env, MINUTES_INFER="1"),
+    lines = await asyncio.gather(
+        said(place, missing),
+        said(place, missing, MINUTES_INFER="1"),
+        said(absent, "t"),
+        said(absent, "t", MINUTES_INFER="1"),
     )
     assert time.monotonic() - begun < 30
-    for done in both:
-        assert absent.url in one_line(done, 1)
+    for line in lines[:2]:
+        assert f"topic '{missing}' does not exist" in line
+        assert place.url in line
+    for line in lines[2:]:
+        assert absent.url in line
 
 
 def waits_for(topic):

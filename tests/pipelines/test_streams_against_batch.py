@@ -53,6 +53,7 @@ import sabot
 from sabot import (
     App,
     Batch,
+    CheckpointFailed,
     SabotError,
     Sink,
     Source,
@@ -842,8 +843,8 @@ def test_a_running_aggregate_of_whole_values_is_the_answer_or_is_refused(aggrega
     try:
         got = run_split(program, table_of("plain"), how)
     except UserError as refused:
-        assert "x (" in str(refused)
-        assert "window" in str(refused)
+        if "x (" not in str(refused) or "window" not in str(refused):  # its column, and what to write in its place
+            raise
         return
     check(program, got, how, 0)
 
@@ -1173,7 +1174,8 @@ async def test_a_sink_that_stands_still_stops_the_source(keyed_too: bool, parall
         await asyncio.sleep(0.02)
         if source.rows_read != seen:
             seen, since = source.rows_read, time.monotonic()
-        assert seen < 4_000_000 and not running_app.done(), f"{seen} rows were read and nothing was written"
+        assert seen < 4_000_000, f"{seen} rows were read and nothing was written"
+        assert not running_app.done()
     assert seen > 0
     source.enough.set()
     sink.free.set()
@@ -1201,7 +1203,8 @@ async def test_a_key_that_stands_still_does_not_stop_the_others() -> None:
     app, kept = App("hot", parallelism=4), Watching()
     app.stream(Rows(table, split="all")).key_by("k").reduce(wait_for_others).to(kept)
     await app.run()
-    assert waited and all(waited), "the results of other keys came only after the hot key's"
+    assert waited
+    assert all(waited), "the results of other keys came only after the hot key's"
     assert sorted(row["n"] for row in rows_of(kept.table())) == list(range(len(keys)))
 
 
@@ -1298,9 +1301,11 @@ async def test_after_an_error_in_a_function_was_mended_the_job_goes_on(paralleli
     with pytest.raises(SabotError, match="three hundred") as caught:
         await asyncio.wait_for(running_app, 20)
     message = str(caught.value)
-    assert "map_batches" in message and "ValueError" in message, message
+    assert "map_batches" in message, message
+    assert "ValueError" in message, message
     offsets = [int(word) for word in "".join(c if c.isdigit() else " " for c in message).split()]
-    assert "rows" in message and any(200 <= offset <= 310 for offset in offsets), f"no offset in {message!r}"
+    assert "rows" in message, message
+    assert any(200 <= offset <= 310 for offset in offsets), f"no offset in {message!r}"
 
     broken, again = False, kept.again()
     app = App("mended", checkpoint_dir=tmp_path, state="memory", parallelism=parallelism)
@@ -1340,7 +1345,8 @@ async def test_bad_lines_go_to_the_dead_letters_and_the_rest_goes_on(memory_url:
     for letter in letters:
         headers = dict(letter.headers)
         assert headers.keys() >= {f"sabot.{name}" for name in ("topic", "partition", "offset", "error", "message")}
-        assert str(path) in headers["sabot.topic"].decode() and headers["sabot.message"], headers
+        assert str(path) in headers["sabot.topic"].decode()
+        assert headers["sabot.message"]
 
 
 @pytest.mark.parametrize("parallelism", [1, 2])
@@ -1369,7 +1375,9 @@ async def test_bad_payloads_of_a_topic_go_to_its_dead_letters(parallelism: int, 
     assert len(letters) == len(bad)
     for letter in letters:
         headers = dict(letter.headers)
-        assert headers["sabot.topic"] == b"in" and headers["sabot.error"] and headers["sabot.message"], headers
+        assert headers["sabot.topic"] == b"in"
+        assert headers["sabot.error"]
+        assert headers["sabot.message"]
         assert letter.key == b"bad"
         assert headers["h"] == b"1"
 
@@ -1377,3 +1385,34 @@ async def test_bad_payloads_of_a_topic_go_to_its_dead_letters(parallelism: int, 
 def where(letter: Any) -> tuple[int, int]:
     headers = dict(letter.headers)
     return int(headers["sabot.partition"]), int(headers["sabot.offset"])
+
+
+@pytest.mark.parametrize("moment", [None, 2**63 - 1, -(2**63)], ids=["null", "too late", "too early"])
+async def test_a_row_without_a_time_that_can_be_goes_to_the_dead_letters(moment: int | None, memory_url: str) -> None:
+    table = pa.table({"n": pa.array([0, 1, 2], pa.int64()), "ts": pa.array([1000, moment, 2000], pa.int64())})
+    app, kept = App("times", broker=memory_url), Kept()
+    app.stream(Rows(table), time="ts", dead_letter="letters").window(tumbling("1m")).aggregate(**ROWS).to(kept)
+    await app.run()
+    assert [row["rows"] for row in rows_of(kept.table())] == [[0, 2]]
+    assert len(MemoryBroker.get(memory_url).records("letters")) == 1
+
+
+async def test_a_checkpoint_fails_at_once_where_a_step_has_failed(tmp_path: Path) -> None:
+    reached = threading.Event()
+
+    def failing(batch: pa.RecordBatch) -> pa.RecordBatch:
+        if batch.num_rows:
+            reached.set()
+            raise ValueError("three hundred")
+        return batch
+
+    app = App("failed", checkpoint_dir=tmp_path, checkpoint_timeout="60s")
+    source = Rows(table_of("plain"), gate=Gate(0.5))  # it has not ended
+    app.stream(source, time="ts").deduplicate("k").map_batches(failing).to(Kept())
+    await app.start()
+    try:
+        await until(reached.is_set, "the first batch")
+        with pytest.raises(CheckpointFailed):
+            await asyncio.wait_for(app.agent_runtime.trigger_checkpoint(), 10)
+    finally:
+        await app.stop()

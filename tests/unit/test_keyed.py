@@ -1,6 +1,7 @@
 """The keyed kernel beside its naive twin: groups in a dict, a list of the rows of each, and the results computed from the lists."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.keyed import KINDS, GroupTable, hash_columns, select_rows
+from sabot._cython.keyed import KINDS, GroupTable, SlidingTable, hash_columns, select_rows
 from sabot._cython.partition import hash_array, key_hash
 
 WORD = 2**64 - 1
@@ -646,6 +647,125 @@ def test_rows_are_selected_where_the_mask_is_true(values, skip, data):
     selected = select_rows(mask, pa.array(chosen, pa.int32()))
     assert selected.type == pa.int32()
     assert selected.to_pylist() == [i for i in chosen if values[i]]
+
+
+# Windows that slide
+
+
+class Slider:
+    """A window of `width` panes at most, moved as operators move it. A pane is a list of tables without a key in common."""
+
+    def __init__(self, table: SlidingTable, width: int) -> None:
+        self.table, self.width = table, width
+        self.back: list[tuple[int, list[tuple[GroupTable, pa.Array]]]] = []
+        self.front: deque[tuple[int, list[tuple[GroupTable, pa.Array]]]] = deque()
+        self.number = 0
+
+    def slide(self, pane: list[GroupTable], leave: int) -> None:
+        """The pane comes, after so many have gone (those that are in the front)."""
+        for _ in range(min(leave, len(self.front))):
+            number, parts = self.front.popleft()
+            for _, slots in reversed(parts):
+                self.table.leave(number, slots)
+        self.number += 1
+        self.back.append((self.number, [(part, self.table.enter(part, self.number)) for part in pane]))
+        for part, slots in self.back[-1][1]:
+            assert key_rows(self.table, slots) == key_rows(part, part.slots())
+        if not self.front and len(self.back) >= self.width:
+            for number, parts in reversed(self.back):
+                for part, slots in parts:
+                    self.table.turn(part, number, slots)
+                self.front.appendleft((number, parts))
+            self.back.clear()
+
+    def __len__(self) -> int:
+        return len(self.front) + len(self.back)
+
+
+@settings(max_examples=60, deadline=None)
+@given(designs(), st.integers(1, 4), st.lists(st.tuples(st.integers(0, 10), st.integers(0, 2)), max_size=9), st.data())
+def test_a_window_that_slides_has_what_its_panes_have(design, width, steps, data):
+    schema, aggregates = design
+    aggregates = aggregates or [("count", None)]
+    window = Slider(SlidingTable(schema, aggregates), width)
+    drawn: list[Rows] = []
+    for size, leave in steps:
+        rows = Rows(schema, aggregates, size, data, ordered=True)
+        later = pa.array([10 * len(drawn) + order.as_py() for order in rows.data.column(rows.order)], pa.int64())
+        rows.data = rows.data.set_column(rows.order, "order", later)
+        drawn.append(rows)
+        pane = GroupTable(schema, aggregates)
+        pane.update(rows.data, rows.keys, rows.arguments, rows.filters, order=rows.order)
+        parts = [pane]
+        if data.draw(st.booleans()):
+            cut = data.draw(st.integers(0, len(pane)))
+            parts = [GroupTable(schema, aggregates) for _ in range(2)]
+            for part, slots in zip(parts, (pane.slots()[:cut], pane.slots()[cut:]), strict=True):
+                part.merge(pane.export(slots))
+        window.slide(parts, leave)
+        naive = NaiveTable(aggregates)
+        for rows in drawn[-len(window) :]:
+            naive.update(rows.data, rows.keys, rows.arguments, rows.filters, order=rows.order)
+        assert_same(window.table, naive)
+        if data.draw(st.integers(0, 9)) == 0:
+            window.table.clear()
+            window = Slider(window.table, width)
+            assert len(window.table) == 0
+
+
+def test_a_window_of_many_groups_slides_and_stays_small():
+    dice = np.random.default_rng(5)
+    table = SlidingTable(pa.schema([("k", pa.string())]), [("count", None), ("sum", pa.float64()), ("min", pa.int64())])
+    window = Slider(table, 6)
+    panes: list[tuple[np.ndarray, np.ndarray]] = []
+    early = 0
+    for step in range(40):
+        keys, values = dice.integers(0, 3000, 1500) + 40 * step, dice.integers(-(2**20), 2**20, 1500)
+        panes = [*panes[-5:], (keys, values)]
+        pane = GroupTable(table.keys, [("count", None), ("sum", pa.float64()), ("min", pa.int64())])
+        rows = batch(k=[f"key number {key}" for key in keys.tolist()], v=values / 64, w=values)
+        pane.update(rows, [0], [-1, 1, 2])
+        window.slide([pane], 1 if step >= 6 else 0)
+        keys, values = (np.concatenate(part) for part in zip(*panes[-len(window) :], strict=True))
+        there, at, times = np.unique(keys, return_inverse=True, return_counts=True)
+        least = np.full(len(there), 2**62)
+        np.minimum.at(least, at, values)
+        wanted = zip(times.tolist(), np.bincount(at, values / 64).tolist(), least.tolist(), strict=True)
+        got = {key: row for (key,), row in finished(table).items()}
+        assert got == {("str", f"key number {k}"): list(row) for k, row in zip(there.tolist(), wanted, strict=True)}
+        early = table.nbytes if step == 12 else early
+    assert table.nbytes < 1.2 * early, "memory of groups that are gone is used again"
+
+
+def test_a_pane_that_will_not_go_is_only_added():
+    table, pane = SlidingTable(pa.schema([("k", pa.int64())]), [("count", None)]), counts()
+    pane.update(batch(k=[1, 2, 2]), [0], [-1])
+    for _ in range(3):
+        table.enter(pane, 0)
+    assert finished(table) == {(("int", 1),): [3], (("int", 2),): [6]}
+    assert finished(pane) == {(("int", 1),): [1], (("int", 2),): [2]}
+
+
+def test_what_does_not_fit_a_sliding_window_is_refused():
+    table, pane = SlidingTable(pa.schema([("k", pa.int64())]), [("count", None)]), counts()
+    pane.update(batch(k=[1, 2]), [0], [-1])
+    with pytest.raises(TypeError, match="a pane is another table"):
+        table.enter(table, 1)
+    with pytest.raises(TypeError, match="same keys and aggregates"):
+        table.enter(GroupTable(pane.keys, [("sum", pa.int64())]), 1)
+    for number in (-1, 2**31 - 1):
+        with pytest.raises(ValueError, match="numbered from 1"):
+            table.enter(pane, number)
+    slots = table.enter(pane, 1)
+    with pytest.raises(ValueError, match="1 slots of a pane of 2 groups"):
+        table.turn(pane, 1, slots[:1])
+    with pytest.raises(IndexError, match="no group"):
+        table.turn(pane, 1, pa.array([0, 2], pa.int32()))
+    with pytest.raises(ValueError, match="only 0 are in the front"):
+        table.leave(1, slots)
+    table.turn(pane, 1, slots)
+    table.leave(1, slots)
+    assert len(table) == 0
 
 
 # What is refused

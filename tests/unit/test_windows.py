@@ -514,6 +514,29 @@ def test_more_groups_than_the_memory_budget_holds_give_the_same(tmp_path):
     assert sorted(found, key=by) == sorted(wanted, key=by)
 
 
+def test_panes_that_leave_memory_while_their_window_slides_give_the_same(tmp_path):
+    window = hopping("1s", "250ms")
+    calls = [KERNEL[0], KERNEL[3], KERNEL[5]]
+    job = Job(tmp_path, window, ["account"], [call for call, _ in calls])
+    dice = np.random.default_rng(11)
+    parts, evicted = [], []
+    for number in range(12):
+        count = [600, 1200, 4000][number % 3]
+        accounts = [f"account number {i}" for i in dice.integers(0, 6_000, count)]
+        part = batch_of((250 * number + dice.integers(0, 250, count)).tolist(), accounts)
+        parts.append(part.set_column(3, "units", pa.array(dice.integers(0, 1000, count))))
+        job.process(parts[-1])
+        evicted.append(job.parts[0].statistics()["evicted_total"])
+        job.advance(250 * number)
+    job.advance(END_OF_TIME)
+    job.parts[0].close()
+    assert evicted[1] == 0 < evicted[5] < evicted[-1]
+    wanted = expected(pa.Table.from_batches(parts).combine_chunks().to_batches()[0], window, ["account"], calls)
+    found = [{k: v for k, v in row.items() if k != TIME_COLUMN} for row in job.results()]
+    by = itemgetter("window_start", "account")
+    assert sorted(found, key=by) == sorted(wanted, key=by)
+
+
 def test_a_window_needs_event_time_and_names_of_its_own():
     with pytest.raises(UserError, match="event time"):
         WindowAggregate(tumbling("1s"), [], COUNT).open(OperatorContext(pa.schema([("a", pa.int64())])))
