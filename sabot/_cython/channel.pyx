@@ -456,8 +456,12 @@ cdef class Gate:
                     continue
                 self._turn = i + 1
                 if isinstance(element, Batch):
+                    if self._inputs[i].idle:
+                        self.settle_time()
                     return i, element
                 self.read(i, element)
+                if self._inputs[i].idle and not self._inputs[i].ended:
+                    self.settle_time()  # it counted while this waited in its channel
                 break
             else:
                 return None
@@ -522,14 +526,18 @@ cdef class Gate:
             self._inputs[i].held = False
 
     cdef object settle_time(self):
-        """END, ACTIVE, WATERMARK or IDLE go out where the inputs' state has made them true."""
+        """END, ACTIVE, WATERMARK or IDLE go out where the inputs' state has made them true.
+
+        An idle input in whose channel something waits is no longer idle: its ACTIVE was put before others could move event time
+        past the rows behind it, but their channels may be read first.
+        """
         cdef size_t i, running = 0, active = 0
         cdef int64_t least = 0
         for i in range(self._inputs.size()):
             if self._inputs[i].ended:
                 continue
             running += 1
-            if not self._inputs[i].idle:
+            if not self._inputs[i].idle or (<Channel> self._channels[i])._elements:
                 if active == 0 or self._inputs[i].watermark < least:
                     least = self._inputs[i].watermark
                 active += 1

@@ -18,7 +18,7 @@ from agent_tools import bounded, checkpoint, crash_image, started, until
 from broker import free_ports
 from confluent_kafka import Producer
 from fault_tools import Place, eventually, header, lines_of, one_line, running, sabot_run
-from stream_tools import BASE, PARTITIONS, SCHEMA, answers, expected, payments, send, tick
+from stream_tools import BASE, PARTITIONS, SCHEMA, WINDOW, answers, expected, payments, send, tick
 
 import sabot
 from sabot import App, col, tumbling
@@ -179,6 +179,24 @@ async def test_ctrl_c_keeps_windows_open_for_the_next_start_and_the_group_knows_
     assert answers(output(records)) == expected(rows)
     assert len(records) == len(expected(rows))  # nothing was repeated: each stop took a checkpoint
     assert place.committed(f"{name}-group", topic) == place.ends(topic)
+
+
+async def test_a_stream_that_was_drained_goes_on_with_the_rows_of_later_windows(place, name, tmp_path):
+    """The story: the end of time, at which the drain closed all windows, stood in the checkpoint, and every later row was late."""
+    topic, out, rows = place.topic(PARTITIONS), place.topic(), payments(1500)
+    cut = (
+        max(row["ts"] for row in rows[:600]) // WINDOW * WINDOW + WINDOW
+    )  # where the windows end that the drain closes
+    halves = rows[:600], [row for row in rows[600:] if row["ts"] >= cut]
+    for half in halves:
+        app = App(name, broker=place.url, state=str(tmp_path / "state"), parallelism=2)
+        windows(app.stream(topic, schema=SCHEMA, time="ts", lateness="2s")).to(out, key="account")
+        await app.start()
+        send(place.settings, topic, half)
+        await until(lambda app=app, half=half: rows_in(app) == len(half))
+        await app.stop(drain=True)
+        assert late_rows(app) == 0
+    assert answers(output(place.read(out))) == expected([*halves[0], *halves[1]])
 
 
 BAD = {

@@ -60,7 +60,7 @@ def make_table(kind: str, seed: int = 0) -> pa.Table:
     (gaps in which many windows are empty).
     """
     rng = random.Random(f"{kind} {seed}")
-    rows = {"plain": 400, "empty": 0, "one": 1, "old": 300, "large": 2000, "hot": 800, "huge": 30, "sparse": 120}[kind]
+    rows = {"plain": 400, "empty": 0, "one": 1, "old": 300, "large": 1200, "hot": 500, "huge": 30, "sparse": 120}[kind]
     start = -200_000 if kind == "old" else 1_700_000_000_000
     step = {"sparse": 40_000, "large": 150}.get(kind, 1000)
     moments = rng.sample(range(rows * step + 1), rows)  # all different

@@ -196,6 +196,19 @@ def test_an_idle_input_does_not_hold_the_watermark():
     assert drain(gate) == [(-1, Watermark(12))]
 
 
+@pytest.mark.parametrize("idle", [0, 1])
+def test_an_idle_input_counts_again_as_soon_as_something_waits_in_its_channel(idle):
+    """Its ACTIVE and its rows were put before another input's watermark, which was read first: the rows were late."""
+    channels, gate = opened(2)
+    awake = 1 - idle
+    feed(channels, (idle, Watermark(5)), (idle, IDLE), (awake, Watermark(5)))
+    assert drain(gate) == [(-1, Watermark(5))]
+    feed(channels, (idle, ACTIVE), (awake, Watermark(9)))
+    assert drain(gate) == []
+    feed(channels, (idle, Watermark(7)))
+    assert drain(gate) == [(-1, Watermark(7))]
+
+
 def test_a_gate_is_idle_when_all_its_inputs_are():
     channels, gate = opened(2)
     feed(channels, (0, IDLE), (0, IDLE))
@@ -383,7 +396,7 @@ class NaiveGate:
         if self.ended == inputs:
             self.out.append((-1, END))
             return
-        active = inputs - self.ended - self.idle
+        active = inputs - self.ended - {j for j in self.idle if not self.waiting[j]}
         if self.all_idle != (not active):
             self.all_idle = not active
             self.out.append((-1, IDLE if self.all_idle else ACTIVE))
