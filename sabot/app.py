@@ -82,7 +82,8 @@ class App:
         self.checkpoint_dir = checkpoint_dir
         self.metrics_port: int | None = None
         self.agent_runtime = AgentRuntime(self)
-        self._begun: list[Read] = []
+        self._begun: list[Read] = []  # streams, as long as the app lives
+        self._collected: set[int] = set()  # ids of nodes that collect() ran
         self._sender: RecordSender | None = None
         self._sender_lock = threading.Lock()
         self.configure(broker=broker, state=state, checkpoint_interval=checkpoint_interval, parallelism=parallelism)
@@ -205,6 +206,7 @@ class App:
                     f"collect: stream {read.name} has no end",
                     hint="collect() is for files; write it with .to(…) and run the app",
                 )
+        self._collected.update(id(read) for read in walk([node]))
         sink = TableSink()
         run_here(lambda: self.agent_runtime.run_streams([Write(node, sink, None)]))
         return sink.table()
@@ -225,7 +227,7 @@ class App:
 
     def _warn_of_loose_ends(self) -> None:
         """A stream that goes nowhere is most often a forgotten `.to`."""
-        read = {id(node) for node in walk(self.agent_runtime.writes)}
+        read = self._collected | {id(node) for node in walk(self.agent_runtime.writes)}
         for node in self._begun:
             if id(node) not in read and self.agent_runtime.writes:
                 _log.warning("stream %s goes nowhere: give it .to(…)", node.name)

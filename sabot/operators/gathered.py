@@ -4,7 +4,7 @@ Each batch adds its values as columns (slot, value, …); when they have doubled
 one a group for a least text, the distinct ones, all of a list. Asked for some slots' values, what has come since is sorted by slot
 and becomes a run; runs are merged so that each is at least twice as long as the next (a log-structured merge tree: O'Neil, Cheng,
 Gawlick, O'Neil 1996). So a row costs a logarithm, and a question what it touches, however many groups there are. Memory is at most
-four times what must be kept, and two batches.
+twice a list's values, and six times what must be kept of reduced ones, which runs and the tail may have again; and two batches.
 """
 
 from abc import ABC, abstractmethod
@@ -22,8 +22,8 @@ from sabot.errors import UserError
 __all__ = ["Extras", "Gather", "UserAggregate", "joined"]
 
 REDUCE_ROWS = 65_536  # fewer are not worth it
-PIECE_ROWS = 32_768
-RUN_BYTES = 1 << 29  # runs are not merged to more: the offsets of texts have 31 bits
+PIECE_ROWS = 32_768  # reduced at once: what is looked up stays in the processor's cache
+RUN_BYTES = 1 << 29  # runs of lists are not merged to more: the offsets of texts have 31 bits
 _NAN_AND_ZERO = {kind: (pa.scalar(float("nan"), kind), pa.scalar(0.0, kind)) for kind in (pa.float32(), pa.float64())}
 _ROWS = ("least", "greatest", "latest")  # reductions that keep one row a slot, by its rank
 
@@ -213,7 +213,7 @@ class _Run:
 
 
 class _Pairs(_Part):
-    """Values as columns (home, value[, rank][, order]): a tail as they came, and runs.
+    """Values as columns (home, value[, rank][, order]): runs, and a tail as they came.
 
         runs    older, longer ── newer, shorter │ tail
         home    0 0 0 1 2 2 2 … │ 0 2 2 │ 1 2 2 │ 2 0 1 0 …
@@ -295,7 +295,7 @@ class _Pairs(_Part):
         self._swap(targets, which, source)
         homes = self._home[source]
         batch, bounds = self._rows_of(source)
-        self._empty(homes)
+        self._vacate(homes)
         if batch.num_rows:
             self._to_tail(_renumbered(batch, np.repeat(self._home[into], np.diff(bounds))))
 
@@ -312,7 +312,7 @@ class _Pairs(_Part):
         self._flush()
         if self._runs and len(slots):
             self._reach(slots.max())
-            self._empty(self._home[slots])
+            self._vacate(self._home[slots])
 
     @property
     def nbytes(self) -> int:
@@ -341,8 +341,6 @@ class _Pairs(_Part):
             reduced = self._reducer(joined(self._tail))
             self._tail, self._tail_rows, self._tail_bytes = [reduced], reduced.num_rows, reduced.nbytes
             self._reduced_rows = reduced.num_rows
-            if self._runs and 2 * reduced.num_rows > self._runs[0].rows:
-                self._flush()
 
     def _flush(self) -> None:
         """The tail becomes a run."""
@@ -353,9 +351,10 @@ class _Pairs(_Part):
 
     def _push(self, batch: pa.RecordBatch) -> None:
         """A run of these rows and of the runs before it that are not twice as long."""
-        parts = [batch]
-        rows, size = batch.num_rows, batch.nbytes
-        while self._runs and self._runs[-1].rows < 2 * rows and self._runs[-1].nbytes + size <= RUN_BYTES:
+        parts, rows, size = [batch], batch.num_rows, batch.nbytes
+        while self._runs and self._runs[-1].rows < 2 * rows:
+            if self.gather.reduce == "list" and self._runs[-1].nbytes + size > RUN_BYTES:
+                break
             run = self._runs.pop()
             rows, size = rows + run.rows, size + run.nbytes
             parts.append(run.living(self._born))
@@ -363,7 +362,7 @@ class _Pairs(_Part):
             self._runs.append(_Run(self._reduced(joined(parts)), self._age))
 
     def _reduced(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Ascending, what must be kept. Slots stay together, and so are reduced piece by piece, in the processor's cache."""
+        """What must be kept, ascending. Rows of a slot stay together, so that pieces can be reduced one by one."""
         batch = _sorted(batch)
         if self.gather.reduce == "list":
             return batch
@@ -418,7 +417,8 @@ class _Pairs(_Part):
                 grown[:known], born[:known] = self._home, self._born
             self._home, self._born = grown, born
 
-    def _empty(self, homes: Any) -> None:
+    def _vacate(self, homes: Any) -> None:
+        """Their rows are not there; they go when they are half of all."""
         for run, _, sizes in self._spans(homes):
             run.dead += int(sizes.sum())
         self._age += 1
@@ -496,7 +496,7 @@ def joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     if len(whole) > 1:
         raise UserError(
             "the values to be aggregated at once are more than 2 GiB of text",
-            hint="take less of each row, or use shorter windows",
+            hint="take less of each row, use shorter windows, or a higher parallelism",
         )
     return whole[0]
 

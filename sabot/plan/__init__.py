@@ -2,6 +2,18 @@
 
 from sabot.plan.mermaid import mermaid
 from sabot.plan.optimise import walk, with_schemas
-from sabot.plan.stages import Edge, Plan, Reading, Stage, Step, make_plan
+from sabot.plan.stages import Edge, Plan, Reading, Stage, Step, check_alike, column_types, make_plan
 
-__all__ = ["Edge", "Plan", "Reading", "Stage", "Step", "make_plan", "mermaid", "walk", "with_schemas"]
+__all__ = [
+    "Edge",
+    "Plan",
+    "Reading",
+    "Stage",
+    "Step",
+    "check_alike",
+    "column_types",
+    "make_plan",
+    "mermaid",
+    "walk",
+    "with_schemas",
+]

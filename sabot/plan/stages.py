@@ -37,7 +37,7 @@ from sabot.operators.stateless import (
 from sabot.operators.windows import LocalCombine, WindowAggregate
 from sabot.plan.optimise import check_columns, columns_of, optimise, used_columns, walk
 
-__all__ = ["Edge", "Plan", "Reading", "Stage", "Step", "make_plan"]
+__all__ = ["Edge", "Plan", "Reading", "Stage", "Step", "check_alike", "column_types", "make_plan"]
 
 
 @dataclass(eq=False)
@@ -124,7 +124,9 @@ class Plan:
         def visit(targets: list[Step | Edge], schema: pa.Schema) -> None:
             for target in targets:
                 if isinstance(target, Edge):
-                    schemas.setdefault(target.target.id, schema)
+                    known = schemas.setdefault(target.target.id, schema)
+                    if target.target.sink is None:
+                        check_alike(known, schema)
                     continue
                 operator = target.make()
                 try:
@@ -157,6 +159,21 @@ class Plan:
                 lines.append(f"  write {name}" + ("" if key is None else f", key {key}"))
             _describe(stage.targets, "  ", lines)
         return "\n".join(lines)
+
+
+def column_types(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
+    """What must be alike where streams meet: names and types, in order."""
+    return [(field.name, field.type) for field in schema]
+
+
+def check_alike(one: pa.Schema, other: pa.Schema) -> None:
+    """Raises UserError where streams of different columns would meet."""
+    if column_types(one) != column_types(other):
+        first, second = (", ".join(f"{name}: {kind}" for name, kind in column_types(each)) for each in (one, other))
+        raise UserError(
+            f"union: the streams have different columns: {first} and {second}",
+            hint="select the same columns, in the same order, with the same types",
+        )
 
 
 def _describe(targets: Iterable[Step | Edge], indent: str, lines: list[str]) -> None:

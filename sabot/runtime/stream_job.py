@@ -22,7 +22,7 @@ from sabot.errors import SabotError, UserError
 from sabot.metrics import Sample
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, SavedState
 from sabot.operators.sink import SinkWriter
-from sabot.plan import Edge, Plan, Reading, Stage, Step, make_plan
+from sabot.plan import Edge, Plan, Reading, Stage, Step, check_alike, column_types, make_plan
 from sabot.plan.optimise import walk, with_schemas
 from sabot.runtime.host import interpreter, to_the_end
 from sabot.runtime.inputs import GateInput, SourceInput, Watermarks
@@ -359,15 +359,11 @@ class StreamJob:
                 built.schema = schema
             elif built.stage.sink is not None:
                 built.mixed = built.mixed or not built.schema.equals(schema)
-            elif built.schema.equals(schema):
-                pass  # of another subtask
-            elif _types(built.schema) == _types(schema):
-                built.schema = pa.schema(_types(schema))  # what may be null in one may be null
-            else:
-                raise UserError(
-                    f"union: the streams have different columns: {_words(built.schema)} and {_words(schema)}",
-                    hint="select the same columns, in the same order, with the same types",
-                )
+            elif not built.schema.equals(
+                schema
+            ):  # another subtask's are; those of a union may differ in what may be null
+                check_alike(built.schema, schema)
+                built.schema = pa.schema(column_types(schema))
         channels = []
         for number, gate in enumerate(built.gates):
             channel = Channel(name=f"{task.name} to {built.tasks[number].name}")
@@ -574,20 +570,12 @@ def _state_of(restored: Manifest, task: str, operator: str) -> Path:
 def _rows_of(reading: Reading) -> pa.Schema:
     """The columns that go down the chain. Any of them may be null: what must not be was set apart."""
     assert reading.schema is not None
-    schema = pa.schema(_types(reading.schema))
+    schema = pa.schema(column_types(reading.schema))
     return schema.append(pa.field(TIME_COLUMN, pa.int64())) if reading.timed else schema
 
 
 def _without_time(schema: pa.Schema) -> pa.Schema:
     return schema.remove(len(schema) - 1) if schema.names[-1:] == [TIME_COLUMN] else schema
-
-
-def _types(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
-    return [(field.name, field.type) for field in schema]
-
-
-def _words(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name}: {field.type}" for field in schema)
 
 
 def _some(names: set[str]) -> str:

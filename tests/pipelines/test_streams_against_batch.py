@@ -1415,4 +1415,5 @@ async def test_a_checkpoint_fails_at_once_where_a_step_has_failed(tmp_path: Path
         with pytest.raises(CheckpointFailed):
             await asyncio.wait_for(app.agent_runtime.trigger_checkpoint(), 10)
     finally:
-        await app.stop()
+        with pytest.raises(SabotError, match="three hundred"):
+            await app.stop()
