@@ -38,8 +38,8 @@ __all__ = ["CHUNK_ROWS", "SavedTables", "TableStore"]
 Array: TypeAlias = pa.Array
 
 _EXPORT_ROWS = 1 << 20  # of one batch of a snapshot
-_SPARES = 2  # cleared tables that are kept for the next panes
-_SPARE_BYTES = 32_000_000
+_SPARES = 64  # cleared tables that are kept for the next panes: a batch may open and drop many short ones
+_SPARE_BYTES = 32_000_000  # of all of them
 _STAY = 0.6  # of the groups that stay when room is made
 _GONE_KEYS = 100_000  # removed keys that are kept in memory until the database hears of them
 _SWEEP_GROUPS = 200_000  # cold groups, at least, for which expired ones are looked for
@@ -160,9 +160,12 @@ class TableStore:
             if table.database is not None:
                 self._take_cuts()
                 table.database.drop(pane)
-        elif table is not None and len(self._spare) < _SPARES and table.nbytes <= _SPARE_BYTES:
+        elif table is not None and len(self._spare) < _SPARES and self._room_for_spare(table):
             table.clear()
             self._spare.append(table)
+
+    def _room_for_spare(self, table: GroupTable) -> bool:
+        return table.nbytes + sum(spare.nbytes for spare in self._spare) <= _SPARE_BYTES
 
     def retire(self, aggregate: int, below: int, pane: int = 0) -> int:
         """Removes the groups whose result of that aggregate (an int64 or a time, that never falls) is below the bound.
