@@ -188,11 +188,14 @@ def _describe(targets: Iterable[Step | Edge], indent: str, lines: list[str]) -> 
             _describe(target.targets, indent if len(target.targets) < 2 else indent + "  ", lines)
 
 
-def make_plan(writes: Iterable[Write], *, parallelism: int = 1) -> Plan:
-    """Stages for these sinks and all that leads to them. Raises UserError for programs that cannot run."""
+def make_plan(writes: Iterable[Write], *, parallelism: int = 1, readers: Mapping[str, int] | None = None) -> Plan:
+    """Stages for these sinks and all that leads to them. Raises UserError for programs that cannot run.
+
+    readers: by stage, how many readers a source has that must keep as many (those of a checkpoint).
+    """
     writes = list(writes)
     check_columns(writes)
-    return _Planner(optimise(writes), parallelism).plan()
+    return _Planner(optimise(writes), parallelism, readers or {}).plan()
 
 
 @dataclass
@@ -207,8 +210,9 @@ class _Place:
 
 
 class _Planner:
-    def __init__(self, writes: list[Write], parallelism: int) -> None:
+    def __init__(self, writes: list[Write], parallelism: int, readers: Mapping[str, int]) -> None:
         self._writes = writes
+        self._readers = readers
         self._parallelism = parallelism
         self._used = used_columns(writes)
         self._stages: list[Stage] = []
@@ -256,10 +260,8 @@ class _Planner:
 
     def _moved(self, place: _Place, keys: tuple[str, ...], name: str) -> _Place:
         """Rows of a key come together: here, if they are together already."""
-        if place.stage.reading is None and place.stage.parallelism == 1:
+        if place.stage.parallelism == 1 and (place.stage.reading is None or self._parallelism == 1):
             return place
-        if self._parallelism == 1:
-            return place  # the reader is one thread too
         if keys and place.keys is not None and set(place.keys) <= set(keys):
             if place.keys == keys:
                 return place
@@ -359,6 +361,7 @@ class _Planner:
         elif used is not None:
             columns = tuple(sorted(used))
         stage = self._stage("read", self._parallelism, reading=Reading(node, columns, timed))
+        stage.parallelism = self._readers.get(stage.id) or self._parallelism
         assert stage.reading is not None
         letters = node.dead_letter
         if isinstance(letters, str):

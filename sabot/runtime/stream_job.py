@@ -4,6 +4,7 @@ import asyncio
 import logging
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,15 +142,17 @@ class StreamJob:
         schemas = {
             id(node): self._checked_schema(node, restored) for node in walk(self.writes) if isinstance(node, Read)
         }
-        self.plan = make_plan(with_schemas(self.writes, schemas), parallelism=self.around.parallelism)
+        before = (
+            Counter() if restored is None else Counter(n.split("/")[0] for n, t in restored.tasks.items() if _reads(t))
+        )
+        self.plan = make_plan(with_schemas(self.writes, schemas), parallelism=self.around.parallelism, readers=before)
         self._afresh = restored is None
-        readers = {stage.id: self._readers(stage, restored) for stage in self.plan.stages if stage.reading is not None}
+        readers = {stage.id: self._readers(stage) for stage in self.plan.stages if stage.reading is not None}
         for stage in self.plan.stages:
             if stage.id in readers:
                 stage.parallelism = len(readers[stage.id][0])
             tasks = [StreamTask(f"{stage.id}/{i}", self.around.coordinator) for i in range(stage.parallelism)]
             self._built[stage.id] = _Built(stage, tasks, [[] for _ in tasks])
-        self._check_parallelism(restored)
         for stage in self.plan.stages:
             built = self._built[stage.id]
             if stage.reading is not None:
@@ -243,8 +246,8 @@ class StreamJob:
             )
         return codec.schema
 
-    def _readers(self, stage: Stage, restored: Manifest | None) -> tuple[Sequence[Source], JsonCodec | None]:
-        """The sources of the stage's subtasks, as many as the checkpoint has; and what decodes their records, where they do not."""
+    def _readers(self, stage: Stage) -> tuple[Sequence[Source], JsonCodec | None]:
+        """The sources of the stage's subtasks, as many as the plan has, or fewer; and what decodes their records, where they do not."""
         reading = stage.reading
         assert reading is not None
         node, schema = reading.node, reading.schema
@@ -254,8 +257,7 @@ class StreamJob:
             schema = schema.append(node.schema.field(node.time))
         source = node.source if isinstance(node.source, Source) else self.around.open_source(node.source)
         decodes = source.scan(node.schema, schema.names)
-        before = [] if restored is None else [name for name in restored.tasks if name.startswith(f"{stage.id}/")]
-        return source.readers(len(before) or self.around.parallelism), None if decodes else JsonCodec(schema)
+        return source.readers(stage.parallelism), None if decodes else JsonCodec(schema)
 
     def _open_reader(
         self,
@@ -390,47 +392,43 @@ class StreamJob:
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
-    def _check_parallelism(self, restored: Manifest | None) -> None:
-        if restored is None:
-            return
-        known = {name for name, stored in restored.tasks.items() if "operators" in stored.meta}
-        mine = {task.name for task in self.tasks}
-        if known and known != mine:
+    def _check_program(self, stored: Mapping[str, StoredTask]) -> None:
+        """The checkpoint is of this program: the same sources, and nobody's state is dropped in silence."""
+        sources = {name.split("/")[0]: task.meta["input"]["source"] for name, task in stored.items() if _reads(task)}
+        mine = {stage.id: stage.reading.node.name for stage in self._stages if stage.reading is not None}
+        if sources != mine:
             raise UserError(
-                f"the checkpoint is of tasks {_some(known)}, this program has {_some(mine)}",
-                hint="run the program that wrote it, with its parallelism; or start afresh (--fresh)",
-            )
-
-    def _check_operators(self, task: StreamTask, stored: StoredTask) -> None:
-        """State that nobody would take up is not dropped in silence."""
-        kept = {name for name, facts in stored.meta["operators"].items() if facts or name in stored.states}
-        for operator in task.chain.operators:
-            before = stored.meta["texts"].get(operator.id, operator.text)
-            if operator.id in kept and before != operator.text:
-                raise UserError(
-                    f"the checkpoint has state of {before!r}, and this program {operator.text!r} in its place",
-                    hint="run the program that wrote it; or start afresh (--fresh)",
-                )
-        lost = kept - {operator.id for operator in task.chain.operators}
-        if lost:
-            raise UserError(
-                f"the checkpoint has state of {_some(lost)} in task {task.name}, which this program does not have",
+                f"the checkpoint is of a program that reads {_some(sources)}, this one reads {_some(mine)}",
                 hint="run the program that wrote it; or start afresh (--fresh)",
             )
+        operators = {operator.id: operator.text for task in self.tasks for operator in task.chain.operators}
+        for task in stored.values():
+            for name, facts in task.meta["operators"].items():
+                before = task.meta["texts"].get(name, name)
+                if (facts or name in task.states) and operators.get(name) != before:
+                    raise UserError(
+                        f"the checkpoint has state of {before!r}, which this program does not have in that place",
+                        hint="run the program that wrote it; or start afresh (--fresh)",
+                    )
 
     def _restore(self, restored: Manifest) -> None:
+        """Each subtask gets its own state; with another parallelism all of it, and takes its key groups."""
+        stored = {name: task for name, task in sorted(restored.tasks.items()) if "operators" in task.meta}
+        if not stored:
+            return
+        self._check_program(stored)
+        saved: dict[str, dict[str, SavedState]] = {}  # by operator, then task
+        for name, each in stored.items():
+            for operator_id, facts in each.meta["operators"].items():
+                saved.setdefault(operator_id, {})[name] = SavedState(_state_of(restored, name, operator_id), facts)
+        subtasks = Counter(operator.id for task in self.tasks for operator in task.chain.operators)
         for task in self.tasks:
-            stored = restored.tasks.get(task.name)
-            if stored is None:
-                continue
-            self._check_operators(task, stored)
-            facts = stored.meta["operators"]
-            task.restore(
-                {
-                    name: [SavedState(_state_of(restored, task.name, name), operator_facts)]
-                    for name, operator_facts in facts.items()
-                }
-            )
+            states = {}
+            for operator in task.chain.operators:
+                parts = saved.get(operator.id, {})
+                same = len(parts) == subtasks[operator.id] and task.name in parts
+                states[operator.id] = [parts[task.name]] if same else list(parts.values())
+            task.restore(states)
 
     def _commit(self, manifest: Manifest) -> None:
         for _, task, source in self._inputs:
@@ -438,6 +436,10 @@ class StreamJob:
             if stored is not None:
                 positions: Positions = {(t, n): offset for t, n, offset in stored.meta["input"]["positions"]}
                 source.request_commit(positions)
+
+    @property
+    def _stages(self) -> list[Stage]:
+        return [built.stage for built in self._built.values()]
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -560,6 +562,10 @@ def _refused(what: str, error: BaseException) -> UserError:
     return UserError(f"{what} cannot be opened: {type(error).__name__}: {error}")
 
 
+def _reads(stored: StoredTask) -> bool:
+    return "source" in stored.meta.get("input", {})
+
+
 def _state_of(restored: Manifest, task: str, operator: str) -> Path:
     """Where the operator's state was saved; a directory that is not there, for one that had nothing to save."""
     if operator in restored.tasks[task].states:
@@ -578,9 +584,8 @@ def _without_time(schema: pa.Schema) -> pa.Schema:
     return schema.remove(len(schema) - 1) if schema.names[-1:] == [TIME_COLUMN] else schema
 
 
-def _some(names: set[str]) -> str:
-    shown = sorted(names)[:6]
-    return ", ".join(shown) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+def _some(sources: Mapping[str, str]) -> str:
+    return ", ".join(f"{source} ({stage})" for stage, source in sorted(sources.items())) or "nothing"
 
 
 def _nothing(checkpoint_id: int) -> None:

@@ -127,7 +127,9 @@ def expected(rows, kind):
 
 
 @pytest.mark.parametrize("kind", WINDOWS)
-@pytest.mark.parametrize(("state", "parallelism"), [("memory", 1), ("memory", 3), ("rocksdb", 2)])
+@pytest.mark.parametrize(
+    ("state", "parallelism"), [("memory", 1), ("memory", 3), ("rocksdb", 2), ("memory", 0), ("rocksdb", 0)]
+)
 @pytest.mark.parametrize("seed", range(2))
 async def test_windows_are_exact_whatever_crashed(tmp_path, kind, state, parallelism, seed):
     rng = random.Random(f"{kind} {state} {parallelism} {seed}")
@@ -135,7 +137,8 @@ async def test_windows_are_exact_whatever_crashed(tmp_path, kind, state, paralle
     (tmp_path / "in.ndjson").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lives, restored = 0, []
     while True:
-        life = Life(tmp_path, kind, rng, state=state, parallelism=parallelism, crashes=lives < 5)
+        threads = parallelism or rng.choice([1, 2, 4])  # 0: another one in each life
+        life = Life(tmp_path, kind, rng, state=state, parallelism=threads, crashes=lives < 5)
         ended = await life.live()
         restored.append(life.app.agent_runtime.restored_from)
         lives += 1
@@ -228,7 +231,7 @@ async def test_a_program_without_the_step_whose_state_a_checkpoint_has_is_refuse
     publish(first, "orders", [{"k": "a", "ts": 1000}])
     await first.start()
     await bounded(first.stop())
-    with pytest.raises(UserError, match=r"tumbling-1.*fresh"):
+    with pytest.raises(UserError, match=r"tumbling window.*fresh"):
         await app(session("1m")).start()
 
 
@@ -278,3 +281,38 @@ async def test_the_failure_of_a_stream_is_told(tmp_path, memory_url, caplog):
         await bounded(app.agent_runtime.trigger_checkpoint())
     with pytest.raises(SabotError, match=r"broken.*no luck.*orders"):
         await bounded(app.stop())
+
+
+@pytest.mark.parametrize("state", ["memory", "rocksdb"])
+@pytest.mark.parametrize("threads", [(1, 4, 2), (4, 1, 3), (2, 3, 1)])
+async def test_a_stopped_job_goes_on_with_another_parallelism(tmp_path, memory_url, state, threads):
+    """Every keyed step finds the state of its key groups, whoever had it before."""
+    MemoryBroker.get(memory_url).create_topic("orders", 3)
+    for life, parallelism in enumerate(threads):
+        app = App(
+            "shop",
+            broker=memory_url,
+            state=str(tmp_path / "db") if state == "rocksdb" else "memory",
+            checkpoint_dir=tmp_path / "checkpoints",
+            parallelism=parallelism,
+        )
+        orders = app.stream("orders", schema={"k": "string", "n": "int64", "ts": "int64"}, time="ts")
+        keyed = orders.key_by("k")
+        keyed.aggregate(n=sabot.count()).to("running")
+        keyed.window(tumbling("1h")).aggregate(n=sabot.count(), all=sabot.collect_list("n")).to("hours")
+        keyed.window(session("1h")).aggregate(n=sabot.count()).to("sessions")
+        orders.window(tumbling("1h")).aggregate(n=sabot.count()).to("total")
+        orders.deduplicate("k").to("firsts")
+        for number in range(60):
+            row = {"k": f"k{number % 20}", "n": life, "ts": 1000 + number}
+            MemoryBroker.get(memory_url).publish("orders", [row], partition=number % 3)
+        await app.start()
+        await until(lambda app=app, life=life: len(values(app, "running")) == 60 * (life + 1))
+        await bounded(app.stop(drain=life == len(threads) - 1))
+    assert sorted(row["n"] for row in values(app, "running")) == sorted(list(range(1, 10)) * 20)
+    assert sorted((row["k"], row["n"], sorted(row["all"])) for row in values(app, "hours")) == sorted(
+        (f"k{key}", 9, [0, 0, 0, 1, 1, 1, 2, 2, 2]) for key in range(20)
+    )
+    assert [row["n"] for row in values(app, "sessions")] == [9] * 20
+    assert [row["n"] for row in values(app, "total")] == [180]
+    assert sorted(row["k"] for row in values(app, "firsts")) == sorted(f"k{key}" for key in range(20))
