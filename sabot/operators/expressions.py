@@ -188,10 +188,11 @@ def _apply(expr: Expr, function: Function, *nodes: Compiled, can_fail: bool = Fa
 
 def _misfit(expr: Expr, nodes: Sequence[Compiled], error: Exception | None = None) -> UserError:
     found = " and ".join(str(node.type) for node in nodes)
+    texts = any(pa.types.is_string(node.type) for node in nodes)
+    nested = any(pa.types.is_nested(node.type) for node in nodes)
+    hint = "" if nested else f'cast one of them: .cast("{"string" if texts else "float64"}")'
     reason = f": {error}" if error is not None and "no kernel" not in str(error) else ""
-    return UserError(
-        f"{expr.text()} cannot be: {expr.kind} of {found}{reason}", hint='cast one of them: .cast("float64")'
-    )
+    return UserError(f"{expr.text()} cannot be: {expr.kind} of {found}{reason}", hint=hint)
 
 
 def _to_type(node: Compiled, type: pa.DataType) -> Compiled:
@@ -761,7 +762,7 @@ def _time_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
     if kind == "dt.epoch":
         return _apply(expr, functools.partial(times.epoch, unit=expr.option("unit")), node)
     if kind == "dt.strftime":
-        return _apply(expr, times.format_time(expr.option("format")), node)
+        return _apply(expr, times.format_time(expr.option("format"), node.type), node)
     return _apply(expr, times.truncate(expr.option("every"), node.type), node)
 
 

@@ -113,8 +113,24 @@ def truncate(every: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
     return run
 
 
-def format_time(format: str) -> Callable[[pa.Array], pa.Array]:
-    """A function from times to text. Seconds are whole; %3f %6f %9f %f are digits of their fraction, %.3f with the point."""
+_CODES = frozenset("aAbBcCdDeFgGhHIjmMnprRStTuUVwWxXyYzZ%")  # those that pyarrow knows, beside the fractions
+
+
+def format_time(format: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
+    """A function from times to text. Seconds are whole; %3f %6f %9f %f are digits of their fraction, %.3f with the point.
+
+    Raises UserError for a code that this type of time does not know.
+    """
+    fractions = not pa.types.is_date(type)
+    for code in re.findall(r"%(\.?[369]?f|.|$)", format, re.DOTALL):
+        if not (code in _CODES or (fractions and code.endswith("f"))):
+            raise UserError(
+                f"strftime({format!r}): %{code} is no code of {type}", hint="%Y-%m-%d %H:%M:%S, %3f for ms, …"
+            )
+        if code in ("z", "Z") and not pa.types.is_integer(type) and getattr(type, "tz", None) is None:
+            raise UserError(
+                f"strftime({format!r}): {type} has no time zone for %{code}", hint='.cast("timestamp[ms, UTC]")'
+            )
     parts = [part for part in re.split(r"((?<!%)(?:%%)*%(?:\.?[369])?f)", format) if part]
 
     def run(array: pa.Array) -> pa.Array:
