@@ -4,7 +4,7 @@ import pyarrow as pa
 
 from sabot._cython.json import BadRow, JsonDecoder, infer_schema
 
-__all__ = ["JsonCodec"]
+__all__ = ["JsonCodec", "schema_of_text", "schema_text"]
 
 INFERENCE_ROWS = 1000
 _NO_COLUMNS = pa.schema([])
@@ -27,12 +27,12 @@ class JsonCodec:
     @property
     def text(self) -> str | None:
         """`schema` as a checkpoint keeps it; `of_text` reads it."""
-        return None if self.schema is None else self.schema.serialize().to_pybytes().hex()
+        return schema_text(self.schema)
 
     @classmethod
     def of_text(cls, text: str | None) -> "JsonCodec":
         """The codec that a checkpoint tells of."""
-        return cls(None if text is None else pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text))))
+        return cls(schema_of_text(text))
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
         """The column `payload` -> the rows that are good, in order, and the bad ones, which never stop a batch.
@@ -48,3 +48,13 @@ class JsonCodec:
             rows = [row for row in range(len(payloads)) if row not in unreadable][:INFERENCE_ROWS]
             self._decoder = JsonDecoder(infer_schema(payloads.take(pa.array(rows, pa.int64())).to_pylist()))
         return self._decoder.decode(payloads)
+
+
+def schema_text(schema: pa.Schema | None) -> str | None:
+    """A schema, of whatever types, as a checkpoint keeps it; `schema_of_text` reads it."""
+    return None if schema is None else schema.serialize().to_pybytes().hex()
+
+
+def schema_of_text(text: str | None) -> pa.Schema | None:
+    """What `schema_text` wrote."""
+    return None if text is None else pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))

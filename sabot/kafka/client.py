@@ -52,6 +52,8 @@ _FORBIDDEN = {
 }
 _UNKNOWN = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
 
+_FRESH_SECONDS = 2.0  # how long an answer is believed against the client
+
 
 class Link:
     """Whether the broker answers, in one line on loss and one on return. Called from any thread."""
@@ -64,6 +66,7 @@ class Link:
         self._what = what
         self._lock = threading.Lock()
         self._since = 0.0
+        self._up = -_FRESH_SECONDS  # when it last came back
 
     def on_error(self, error: KafkaError) -> None:
         """The client's own report of a fault; it goes on trying by itself."""
@@ -73,9 +76,9 @@ class Link:
             self.reason = error.str()
 
     def down(self) -> None:
-        """Nobody answers."""
+        """Nobody answers. The client's reports wait in a queue: right after an answer they tell of before."""
         with self._lock:
-            if self.lost or not self.opened:
+            if self.lost or not self.opened or SYSTEM_CLOCK.monotonic() < self._up + _FRESH_SECONDS:
                 return
             self.lost, self._since = True, SYSTEM_CLOCK.monotonic()
         why = f" ({self.reason})" if self.reason else ""
@@ -89,6 +92,7 @@ class Link:
             if not self.lost:
                 return
             self.lost = False
+            self._up = SYSTEM_CLOCK.monotonic()
         seconds = SYSTEM_CLOCK.monotonic() - self._since
         log.warning("%s: kafka://%s answers again after %.1f s", self._what, self.address, seconds)
 

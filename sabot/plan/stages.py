@@ -22,6 +22,7 @@ from sabot.errors import UserError
 from sabot.operators.aggregates import Call
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, RunningAggregate
+from sabot.operators.ordered import EventOrder
 from sabot.operators.sessions import SessionAggregate
 from sabot.operators.stateless import (
     Drop,
@@ -309,23 +310,18 @@ class _Planner:
             case logical.AggregateWindow():
                 return self._aggregate_window(node)
             case logical.RunningAggregate():
-                place, calls = self._arguments(
-                    self._moved(self._place(node.input), node.keys, "keyed"), node.aggregates
-                )
                 by, ttl_ms = node.keys, node.ttl_ms
-                self._need_time(place, ttl_ms is not None, "ttl=")
+                place, calls = self._arguments(self._keyed(node.input, by, ttl_ms, "ttl="), node.aggregates)
                 text = f"aggregate{_by(by)}: {_words(node.aggregates)}"
                 return self._step(place, text, lambda: RunningAggregate(by, calls, ttl_ms=ttl_ms))[1]
             case logical.Reduce():
-                place = self._moved(self._place(node.input), node.keys, "keyed")
                 by, reduce, ttl_ms = node.keys, node.function, node.ttl_ms
-                self._need_time(place, ttl_ms is not None, "ttl=")
+                place = self._keyed(node.input, by, ttl_ms, "ttl=")
                 text = f"reduce{_by(by)}: {_name_of(reduce)}"
                 return self._step(place, text, lambda: Reduce(by, reduce, ttl_ms=ttl_ms))[1]
             case logical.Deduplicate():
-                place = self._moved(self._place(node.input), node.keys, "keyed")
                 by, within_ms = node.keys, node.within_ms
-                self._need_time(place, within_ms is not None, "within=")
+                place = self._keyed(node.input, by, within_ms, "within=")
                 text = f"deduplicate{_by(by)}"
                 return self._step(place, text, lambda: Deduplicate(by, within_ms=within_ms))[1]
             case _:
@@ -348,6 +344,15 @@ class _Planner:
             time = None if time in taken else renamed.get(time, time)
         text = "rename " + ", ".join(f"{old} to {new}" for old, new in node.names)
         return self._step(place, text, lambda: Rename(renamed, unread=checked), keys=keys, time=time)[1]
+
+    def _keyed(self, upstream: Node, keys: tuple[str, ...], span_ms: int | None, what: str) -> _Place:
+        """Rows of a key together; where a span of event time decides, in its order."""
+        place = self._place(upstream)
+        self._need_time(place, span_ms is not None, what)
+        place = self._moved(place, keys, "keyed")
+        if span_ms is None:
+            return place
+        return self._step(place, "order by event time", lambda: EventOrder(keys))[1]
 
     def _then(self, upstream: Node, text: str, make: Callable[[], Operator]) -> _Place:
         return self._step(self._place(upstream), text, make)[1]
@@ -380,6 +385,11 @@ class _Planner:
 
     def _with_columns(self, place: _Place, columns: tuple[tuple[str, Expr], ...]) -> _Place:
         made = {name for name, _ in columns}
+        if place.timed and place.time in made:
+            raise UserError(
+                f"with_columns: {place.time!r} is the stream's event time, and windows would still go by what it was",
+                hint="give the new column another name; or read it again in map_batches, which takes event time from its output",
+            )
         keys = place.keys if place.keys is not None and not set(place.keys) & made else None
         text = "with " + ", ".join(_column(name, expr) for name, expr in columns)
         return self._step(place, text, lambda: WithColumns(columns), keys=keys)[1]

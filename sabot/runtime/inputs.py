@@ -17,7 +17,7 @@ from sabot._cython.batch import Batch
 from sabot._cython.channel import ACTIVE, END, IDLE, Barrier, Channel, Gate, Watermark
 from sabot._cython.json import encode_rows
 from sabot.clock import Clock
-from sabot.codecs.json import JsonCodec
+from sabot.codecs.json import JsonCodec, schema_text
 from sabot.connectors.base import RECORD_SCHEMA, Positions, Source, build_records, header_rows
 from sabot.errors import DataError, TransientError, UserError
 from sabot.operators.base import TIME_COLUMN
@@ -251,7 +251,7 @@ class SourceInput:
         self._time = time
         self._timed = timed
         self._dead_letter = dead_letter
-        self._schema_text = JsonCodec(inferred).text  # the checkpoint keeps it
+        self._schema_text = schema_text(inferred)  # the checkpoint keeps it
         self._clock = clock
         self._marks: deque[Any] = deque()
         self._requests: deque[Callable[[], None]] = deque()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import shutil
 import threading
 from collections import Counter
@@ -17,8 +18,9 @@ from sabot._cython.channel import Channel
 from sabot.api.stream import Read, Write
 from sabot.checkpoint import Coordinator, Manifest, StoredTask, TaskSnapshot
 from sabot.clock import Clock
-from sabot.codecs.json import JsonCodec
+from sabot.codecs.json import JsonCodec, schema_of_text
 from sabot.connectors.base import RECORD_SCHEMA, Positions, Sink, Source
+from sabot.connectors.files.sink import FileSink
 from sabot.errors import SabotError, UserError
 from sabot.metrics import Sample
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, SavedState
@@ -37,6 +39,8 @@ _INFERENCE_ROWS = 1000
 _SETTLE_SECONDS = 0.2  # how long the inference of a schema waits for more records than it has
 _PATIENCE_SECONDS = 2.0  # how long that wait is nothing special
 _JOIN_SECONDS = 30.0
+_reading: set[int] = set()  # ids of Source objects that some run of this process reads
+_reading_lock = threading.Lock()
 
 
 class StoppedEarly(SabotError):
@@ -86,6 +90,8 @@ class StreamJob:
         self._left = 0
         self._closed = False
         self._started = False
+        self._told_late: set[str] = set()  # operators whose late rows go somewhere
+        self._sources: list[Source] = []  # objects of the user's that this run reads
         self._inferred: set[str] = set()  # sources whose schema nobody gave
         self._afresh = True  # no checkpoint is restored
         self._cancelled = threading.Event()
@@ -138,7 +144,8 @@ class StreamJob:
 
     def _build(self, restored: Manifest | None) -> None:
         """Blocking: sources are asked for their schema, everything is opened."""
-        self._refuse_shared_sources()
+        self._take_sources()
+        self._refuse_shared_files()
         schemas = {
             id(node): self._checked_schema(node, restored) for node in walk(self.writes) if isinstance(node, Read)
         }
@@ -169,16 +176,33 @@ class StreamJob:
         if restored is not None:
             self._restore(restored)
 
-    def _refuse_shared_sources(self) -> None:
-        sources = [
-            node.source for node in walk(self.writes) if isinstance(node, Read) and isinstance(node.source, Source)
-        ]
-        for number, source in enumerate(sources):
-            if any(other is source for other in sources[:number]):
-                raise UserError(
-                    f"two streams read this very Source, {source.name}",
-                    hint="make one for each, or one stream and use it twice",
-                )
+    def _take_sources(self) -> None:
+        """A Source object is read by one stream of one run at a time."""
+        with _reading_lock:
+            for node in walk(self.writes):
+                if isinstance(node, Read) and isinstance(node.source, Source):
+                    if any(other is node.source for other in self._sources):
+                        raise UserError(
+                            f"two streams read this very Source, {node.source.name}",
+                            hint="make one for each, or one stream and use it twice",
+                        )
+                    if id(node.source) in _reading:
+                        raise UserError(
+                            f"this very Source, {node.source.name}, is being read by another run",
+                            hint="make one for each, or wait for the other",
+                        )
+                    _reading.add(id(node.source))
+                    self._sources.append(node.source)
+
+    def _refuse_shared_files(self) -> None:
+        """Two sinks that write one file would each make the other's rows unreadable."""
+        files: list[tuple[str, Sink]] = []
+        for write in self.writes:
+            if isinstance(write.sink, FileSink):
+                path = os.path.abspath(write.sink.name)
+                if any(path == other and write.sink is not sink for other, sink in files):
+                    raise UserError(f"two sinks write {write.sink.name}", hint="make one and give it to both streams")
+                files.append((path, write.sink))
 
     def _checked_schema(self, node: Read, restored: Manifest | None) -> pa.Schema:
         schema = self._schema(node, restored)
@@ -201,7 +225,7 @@ class StreamJob:
         for stored in () if restored is None else restored.tasks.values():
             facts = stored.meta.get("input", {})
             if facts.get("source") == node.name and facts.get("schema") is not None:
-                known = JsonCodec.of_text(facts["schema"]).schema
+                known = schema_of_text(facts["schema"])
                 assert known is not None
                 return known
         if node.source in self.around.written or any(write.sink == node.source for write in self.writes):
@@ -339,6 +363,8 @@ class StreamJob:
             None if self.around.directory is None else self._directory(task, operator),
             self.around.memory_budget // max(1, stage.parallelism),
         )
+        if "late" in target.side:
+            self._told_late.add(target.id)
         for name, edge in target.side.items():
             side = self._output(edge, task, _without_time(schema))
             outputs.append(side)
@@ -506,10 +532,28 @@ class StreamJob:
         for task in self.tasks:
             coordinator.abandon(task.name)
         await asyncio.to_thread(self._join)
+        self._tell_of_late_rows()
+        with _reading_lock:
+            _reading.difference_update(map(id, self._sources))
         if self._over.done() and not self._over.cancelled():
             self._over.exception()  # told by whoever ran the job
         elif not self._over.done():
             self._over.cancel()
+
+    def _tell_of_late_rows(self) -> None:
+        """Rows that came too late and had no place to go are counted; somebody should know."""
+        late: Counter[str] = Counter()
+        for task in self.tasks:
+            for operator in task.chain.operators if hasattr(task, "chain") else []:
+                if operator.id not in self._told_late:
+                    late[operator.text] += operator.statistics().get("late_rows", 0)
+        for text, rows in late.items():
+            if rows:
+                _log.warning(
+                    "%d rows came too late for %s, and are in no window (lateness=, allowed_lateness= or late=)",
+                    rows,
+                    text,
+                )
 
     def _join(self) -> None:
         started = [task for task in self.tasks if hasattr(task, "chain") and hasattr(task, "input")]

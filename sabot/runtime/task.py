@@ -248,7 +248,7 @@ class StreamTask:
             facts[operator.id], state = operator.snapshot()
             if state is not None:
                 states[operator.id] = _Saved(state)
-        texts = {operator.id: operator.text for operator in self.chain.operators if facts[operator.id]}
+        texts = {each.id: each.text for each in self.chain.operators if facts[each.id] or each.id in states}
         meta = {"ended": self.ended, "input": self.input.facts(), "operators": facts, "texts": texts}
         return TaskSnapshot(meta, {}, states)
 

@@ -528,8 +528,11 @@ def reduced(rows: list[Row]) -> list[Row]:
 
 
 def first_of(*keys: str, within: int | None = None) -> Any:
+    """Of rows as they came; where a span of event time decides, in its order."""
+
     def answer(rows: list[Row]) -> list[Row]:
         out: list[Row] = []
+        rows = rows if within is None else sorted(rows, key=lambda row: row["ts"])
         for group in by_key(rows, keys).values():
             since: int | None = None
             for row in group:

@@ -1,0 +1,96 @@
+"""Rows in the order of event time, whatever order they came in."""
+
+import random
+
+import pyarrow as pa
+import pytest
+
+from sabot._cython.batch import Batch
+from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, SavedState
+from sabot.operators.ordered import EventOrder
+
+SCHEMA = pa.schema([("k", pa.int64()), (TIME_COLUMN, pa.int64())])
+
+
+class Run:
+    """An operator fed by hand; `rows` is what came out."""
+
+    def __init__(self, subtask=0, parallelism=1):
+        self.rows = []
+        self.operator = EventOrder(("k",))
+        self.operator.emit = lambda batch: self.rows.extend(
+            map(tuple, zip(*batch.taken().to_pydict().values(), strict=True))
+        )
+        self.operator.open(OperatorContext(SCHEMA, subtask, parallelism))
+
+    def feed(self, *rows):
+        self.operator.process(
+            Batch(pa.RecordBatch.from_pylist([dict(zip(SCHEMA.names, row, strict=True)) for row in rows], SCHEMA))
+        )
+
+
+def test_rows_wait_for_the_watermark_and_come_out_sorted():
+    run = Run()
+    run.feed((1, 30), (2, 10))
+    run.feed((3, 20), (4, 40))
+    assert run.rows == []
+    run.operator.advance(31)
+    assert run.rows == [(2, 10), (3, 20), (1, 30)]
+    run.operator.advance(END_OF_TIME)
+    assert run.rows[3:] == [(4, 40)]
+
+
+def test_rows_of_equal_time_keep_the_order_in_which_they_came():
+    run = Run()
+    run.feed((1, 5), (2, 5))
+    run.feed((3, 5), (4, 1))
+    run.operator.advance(6)
+    assert run.rows == [(4, 1), (1, 5), (2, 5), (3, 5)]
+
+
+def test_a_late_row_goes_on_at_once():
+    run = Run()
+    run.operator.advance(100)
+    run.feed((1, 150), (2, 50))
+    assert run.rows == [(2, 50)]
+    assert run.operator.statistics() == {"held_rows": 1}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_split_any_watermarks_and_a_restore_give_the_same(seed, tmp_path):
+    rng = random.Random(seed)
+    rows = [(number, number * 10 + rng.randrange(200)) for number in range(3000)]
+    run, watermark, came = Run(), -1000, []
+    position = 0
+    while position < len(rows):
+        size = rng.choice([1, 7, 300])
+        run.feed(*rows[position : position + size])
+        position += size
+        watermark = max(watermark, position * 10 - 250)
+        run.operator.advance(watermark)
+        if rng.random() < 0.05:
+            folder = tmp_path / str(position)
+            folder.mkdir()
+            facts, state = run.operator.snapshot()
+            state.save(folder)
+            came += run.rows
+            run = Run()
+            run.operator.restore([SavedState(folder, facts)])
+            run.operator.advance(watermark)
+    run.operator.advance(END_OF_TIME)
+    came += run.rows
+    assert came == sorted(rows, key=lambda row: row[1])
+
+
+def test_restored_into_more_subtasks_each_takes_its_own_keys(tmp_path):
+    run = Run()
+    run.feed(*((number, 10 - number % 10) for number in range(100)))
+    facts, state = run.operator.snapshot()
+    (tmp_path / "state").mkdir()
+    state.save(tmp_path / "state")
+    parts = [Run(subtask, 3) for subtask in range(3)]
+    for part in parts:
+        part.operator.restore([SavedState(tmp_path / "state", facts)])
+        part.operator.advance(END_OF_TIME)
+    assert all(part.rows for part in parts)
+    assert sorted(row for part in parts for row in part.rows) == sorted((n, 10 - n % 10) for n in range(100))
