@@ -18,6 +18,7 @@ from sabot.checkpoint import CheckpointStorage
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_broker, parse_bytes, parse_seconds
 from sabot.connectors.base import Sink, Source, encode_json, encode_key
+from sabot.connectors.files.choice import format_of
 from sabot.connectors.memory import TableSink
 from sabot.errors import UserError
 from sabot.kafka import RecordSender
@@ -202,10 +203,10 @@ class App:
         """For `Stream.collect`."""
         for read in walk([node]):
             if isinstance(read, Read) and (isinstance(read.source, str) or not read.source.bounded):
-                raise UserError(
-                    f"collect: stream {read.name} has no end",
-                    hint="collect() is for files; write it with .to(…) and run the app",
-                )
+                hint = "collect() is for files; write it with .to(…) and run the app"
+                if isinstance(read.source, str) and format_of(read.name) is not None:
+                    hint = f'it is a topic; a file of this name is read by app.stream(files("{read.name}"))'
+                raise UserError(f"collect: stream {read.name} has no end", hint=hint)
         self._collected.update(id(read) for read in walk([node]))
         sink = TableSink()
         run_here(lambda: self.agent_runtime.run_streams([Write(node, sink, None)]))

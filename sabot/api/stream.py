@@ -8,7 +8,7 @@ A `Stream` stands for the rows after one step; each method gives a new one, and 
 nodes below; `plan/` makes stages of them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -218,11 +218,16 @@ class Stream:
 
     # -- rows and columns ---------------------------------------------------------------------------------------------
 
-    def filter(self, predicate: Expr) -> "Stream":
-        """The rows for which the predicate is true; not those for which it is null."""
-        return self._then(Filter(self._node, _expression(predicate, "filter")))
+    def filter(self, *predicates: Expr) -> "Stream":
+        """The rows for which all predicates are true; not those for which one is null."""
+        if not predicates:
+            raise UserError("filter needs a predicate", hint='filter(col("amount") > 10)')
+        node = self._node
+        for predicate in predicates:
+            node = Filter(node, _expression(predicate, "filter"))
+        return self._then(node)
 
-    def select(self, *columns: str | Expr, **named: Expr | Any) -> "Stream":
+    def select(self, *columns: str | Expr | Sequence[str | Expr], **named: Expr | Any) -> "Stream":
         """These columns, in this order: names, expressions, or name=expression."""
         return self._then(Select(self._node, _named(columns, named, "select")))
 
@@ -230,9 +235,9 @@ class Stream:
         """Adds columns, or replaces those of the same name. All see the columns as they were before."""
         return self._then(WithColumns(self._node, _named(columns, named, "with_columns")))
 
-    def drop(self, *names: str) -> "Stream":
+    def drop(self, *names: str | Sequence[str]) -> "Stream":
         """All columns but these."""
-        return self._then(Drop(self._node, _names(names, "drop")))
+        return self._then(Drop(self._node, _names(_flat(names), "drop")))
 
     def rename(self, names: Mapping[str, str]) -> "Stream":
         """{old name: new name}."""
@@ -291,9 +296,9 @@ class Stream:
             window, allowed_lateness=allowed_lateness, emit_every=emit_every, late=late
         )
 
-    def aggregate(self, **aggregates: Aggregate) -> "Stream":
+    def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate) -> "Stream":
         """For each row the aggregates of all rows so far, this one included. See KeyedStream.aggregate."""
-        return KeyedStream(self._owner, self._node, ()).aggregate(ttl=None, **aggregates)
+        return KeyedStream(self._owner, self._node, ()).aggregate(*unnamed, ttl=None, **aggregates)
 
     def deduplicate(self, *keys: str | Expr, within: Duration | None = None) -> "Stream":
         """The first row of each key; with `within`, a key counts as new again so long (of event time) after its first row."""
@@ -363,17 +368,19 @@ class KeyedStream:
             raise UserError(
                 f"window: {window!r} is no window", hint='tumbling("1m"), hopping("1h", "1m"), session("5m")'
             )
+        if late is not None and not isinstance(late, str | Sink):
+            raise UserError(f"window: late={late!r} is no topic and no Sink", hint='late="late-orders"')
         every = None if emit_every is None else _ms(emit_every, "emit_every")
         if every is not None and isinstance(window, SessionWindow | CountWindow):
             raise UserError("emit_every: sessions and windows by count have no early results", hint="leave it out")
         return WindowedStream(self, window, _ms(allowed_lateness, "allowed_lateness"), every, late)
 
-    def aggregate(self, *, ttl: Duration | None = None, **aggregates: Aggregate) -> Stream:
+    def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate) -> Stream:
         """For each row, its key's aggregates so far, the row included. ttl: a key not seen for so long of event time starts anew.
 
         Of numbers and times: count, sum, min, max, mean, variance, stddev, first, last, any. The others need a window.
         """
-        known = _aggregates(aggregates)
+        known = _aggregates(unnamed, aggregates)
         return Stream(self._owner, RunningAggregate(self._node, self._keys, known, _optional_ms(ttl, "ttl")))
 
     def reduce(
@@ -411,14 +418,14 @@ class WindowedStream:
         self._emit_every_ms = emit_every_ms
         self._late = late
 
-    def aggregate(self, **aggregates: Aggregate) -> Stream:
+    def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate) -> Stream:
         """One row for each key and window: the keys, window_start, window_end (end exclusive), then these."""
         keyed = self._keyed
         node = AggregateWindow(
             keyed._node,
             keyed._keys,
             self._window,
-            _aggregates(aggregates),
+            _aggregates(unnamed, aggregates),
             self._allowed_lateness_ms,
             self._emit_every_ms,
             self._late,
@@ -448,6 +455,8 @@ def read_node(
         )
     if not isinstance(dead_letter, str | Sink):
         raise UserError(f"stream: dead_letter={dead_letter!r} is no topic and no Sink", hint='"{topic}.dlq"')
+    if time is not None and not isinstance(time, str):
+        raise UserError(f"stream: time={time!r} is no name of a column", hint='time="ts"')
     known = schema_of(schema)
     if time is not None and known is not None and time not in known.names:
         raise UserError(f"stream: time={time!r} is none of the columns {known.names}")
@@ -458,6 +467,10 @@ def schema_of(schema: Schema | None) -> pa.Schema | None:
     """A pa.Schema, or {"name": "type"} with pyarrow's names of types."""
     if schema is None or isinstance(schema, pa.Schema):
         return schema
+    if not isinstance(schema, Mapping):
+        raise UserError(
+            f"schema={schema!r} is no schema", hint='{"account": "string", "amount": "float64"}, or a pa.Schema'
+        )
     return pa.schema([pa.field(str(name), as_type(kind)) for name, kind in schema.items()])
 
 
@@ -486,6 +499,11 @@ def _callable(value: Any, where: str) -> Any:
     return value
 
 
+def _flat(values: Iterable[Any]) -> list[Any]:
+    """As polars takes them: one by one, or in a list."""
+    return [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]
+
+
 def _names(names: Sequence[Any], where: str) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str):
@@ -504,14 +522,18 @@ def _named(columns: Sequence[Any], named: Mapping[str, Any], where: str) -> tupl
 
 
 def _pairs(columns: Sequence[Any], named: Mapping[str, Any], where: str) -> Iterator[tuple[str, Expr]]:
-    for column in columns:
+    for column in _flat(columns):
         expr = col(column) if isinstance(column, str) else _expression(column, where)
         yield expr.name, expr
     for name, value in named.items():
         yield name, col(value) if isinstance(value, str) else _expression(value, f"{where}, {name}")
 
 
-def _aggregates(aggregates: Mapping[str, Any]) -> tuple[tuple[str, Aggregate], ...]:
+def _aggregates(unnamed: Sequence[Any], aggregates: Mapping[str, Any]) -> tuple[tuple[str, Aggregate], ...]:
+    if unnamed:
+        raise UserError(
+            f"aggregate: {unnamed[0]!r} has no name, and its column needs one", hint=f"aggregate(n={unnamed[0]!r})"
+        )
     if not aggregates:
         raise UserError("aggregate needs at least one", hint='aggregate(n=sabot.count(), total=sabot.sum("amount"))')
     for name, aggregate in aggregates.items():

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from sabot.errors import UserError
 
-__all__ = ["Extras", "Gather", "UserAggregate", "joined"]
+__all__ = ["Extras", "Gather", "UserAggregate", "fits", "joined"]
 
 REDUCE_ROWS = 65_536  # fewer are not worth it
 PIECE_ROWS = 32_768  # reduced at once: what is looked up stays in the processor's cache
@@ -430,7 +430,7 @@ class _Pairs(_Part):
 
 
 class _User(_Part):
-    """States of a user's function, by slot."""
+    """States of a user's function, by slot. What it raises is a UserError that names it."""
 
     def __init__(self, gather: Gather) -> None:
         super().__init__(gather)
@@ -457,8 +457,8 @@ class _User(_Part):
         starts = np.flatnonzero(np.diff(numbers, prepend=-1))
         for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
             slot = int(numbers[start])
-            state = self._states[slot] if slot in self._states else self._function.init()
-            self._states[slot] = self._function.accumulate(state, values.slice(start, end - start))
+            state = self._states[slot] if slot in self._states else self._call("init")
+            self._states[slot] = self._call("accumulate", state, values.slice(start, end - start))
 
     def merge(self, slots: pa.Int32Array, columns: list[Array]) -> None:
         for slot, states in zip(slots.to_pylist(), columns[0].to_pylist(), strict=True):
@@ -466,14 +466,29 @@ class _User(_Part):
                 self._join(slot, msgspec.msgpack.decode(packed))
 
     def results(self, slots: pa.Int32Array) -> Array:
-        finish, init, states = self._function.finish, self._function.init, self._states
-        values = [finish(states[slot] if slot in states else init()) for slot in slots.to_pylist()]
-        return pa.array(values, self.gather.type)
+        call, states, kind = self._call, self._states, self.gather.type
+        values = [call("finish", states[slot] if slot in states else call("init")) for slot in slots.to_pylist()]
+        try:
+            return pa.array(values, kind)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            wrong = next((value for value in values if not fits(value, kind)), None)
+            raise UserError(
+                f"{self._what('finish')} gave {_short(wrong)}, which is no {kind}",
+                hint="its `type` says what finish gives: change one of them",
+            ) from error
 
     def states(self, slots: pa.Int32Array) -> list[Array]:
-        pack, states = msgspec.msgpack.encode, self._states
-        packed = [[pack(states[slot])] if slot in states else [] for slot in slots.to_pylist()]
+        packed = [[self._packed(self._states[slot])] if slot in self._states else [] for slot in slots.to_pylist()]
         return [pa.array(packed, pa.list_(pa.binary()))]
+
+    def _packed(self, state: Any) -> bytes:
+        try:
+            return msgspec.msgpack.encode(state)
+        except Exception as error:
+            raise UserError(
+                f"{self._what('state')} cannot be kept: {type(error).__name__}: {error}; it is {_short(state)}",
+                hint="a state is of numbers, texts, bytes, lists and dicts",
+            ) from error
 
     def move(self, into: Any, source: Any) -> None:
         for target, slot in zip(into.tolist(), source.tolist(), strict=True):
@@ -485,7 +500,19 @@ class _User(_Part):
             self._states.pop(slot, None)
 
     def _join(self, slot: int, state: Any) -> None:
-        self._states[slot] = self._function.merge(self._states[slot], state) if slot in self._states else state
+        self._states[slot] = self._call("merge", self._states[slot], state) if slot in self._states else state
+
+    def _call(self, method: str, *given: Any) -> Any:
+        try:
+            return getattr(self._function, method)(*given)
+        except Exception as error:
+            rows: Any = given[1] if method == "accumulate" else []
+            over = f"; over {len(rows)} rows, the first {_short(rows.slice(0, 1).to_pylist()[0])}" if len(rows) else ""
+            raise UserError(f"{self._what(method)}: {type(error).__name__}: {error}{over}") from error
+
+    def _what(self, method: str) -> str:
+        name = getattr(self._function, "name", type(self._function).__qualname__)
+        return f"aggregate {self.gather.name}: {name}.{method}"
 
 
 def joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
@@ -501,8 +528,31 @@ def joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     return whole[0]
 
 
+def fits(value: Any, kind: pa.DataType) -> bool:
+    """Whether a Python value can stand in a column of this type."""
+    try:
+        pa.scalar(value, kind)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 def _check(name: str, what: str, field: pa.Field) -> None:
     kind = field.type
+    if pa.types.is_decimal(kind) and kind.bit_width < 128:
+        raise UserError(
+            f"{name}: {what} {field.name!r}, which is {kind}",
+            hint=f"cast it: pa.decimal128({kind.precision}, {kind.scale})",
+        )
+    if pa.types.is_interval(kind) or isinstance(kind, pa.BaseExtensionType):
+        raise UserError(
+            f"{name}: {what} {field.name!r}, which is {kind}", hint="cast it to another type, or leave it out"
+        )
     if pa.types.is_nested(kind) or pa.types.is_null(kind):
         raise UserError(
             f"{name}: {what} {field.name!r}, which is {kind}", hint="take a number, a text or a time out of it"

@@ -18,6 +18,7 @@ from sabot._cython.sessions import RunTable
 from sabot.errors import UserError
 from sabot.operators.aggregates import Aggregator, Call, Snapshot, owned_groups
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
+from sabot.operators.gathered import fits
 from sabot.operators.sessions import (
     CHUNK_ROWS,
     WINDOW_END,
@@ -338,8 +339,8 @@ class Reduce(_Keyed):
                 try:
                     result = function(copied(before), row)
                 except Exception as error:
-                    error.add_note(f"in reduce, at the key {key}")
-                    raise
+                    reason = f"{type(error).__name__}: {error}"
+                    raise UserError(f"reduce by {_name_of(function)}: {reason}; at the key {key}") from error
                 if not isinstance(result, dict) or not result.keys() <= before.keys():
                     raise _no_row(result, key, names)
                 row = copied({name: result.get(name) for name in names} | key)
@@ -352,7 +353,7 @@ class Reduce(_Keyed):
             return pa.array([row[field.name] for row in rows], field.type)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             for row in rows:
-                if not _fits(row[field.name], field.type):
+                if not fits(row[field.name], field.type):
                     key = {name: row[name] for name in self._names}
                     raise UserError(
                         f"reduce: {field.name!r} of the key {key} is {field.type}, and cannot be {row[field.name]!r}",
@@ -418,6 +419,7 @@ class ReduceAggregate:
 
     def __init__(self, function: Callable[[Row, Row], Row], fields: pa.Schema) -> None:
         self.type = pa.struct(list(fields))
+        self.name = f"reduce by {_name_of(function)}"
         self._function, self._names = function, fields.names
 
     def init(self) -> Row | None:
@@ -462,9 +464,5 @@ def _no_row(result: Any, key: Row, names: Sequence[str]) -> UserError:
     )
 
 
-def _fits(value: Any, kind: pa.DataType) -> bool:
-    try:
-        pa.scalar(value, kind)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        return False
-    return True
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__qualname__", type(function).__name__))

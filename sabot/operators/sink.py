@@ -16,6 +16,8 @@ from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, Operato
 
 __all__ = ["SinkWriter", "with_key"]
 
+_LASTING = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, NotImplementedError)
+
 
 class SinkWriter(Operator):
     """Writes what comes; at a barrier everything before it is safe at the receiver (delivery at least once)."""
@@ -42,9 +44,9 @@ class SinkWriter(Operator):
         data = batch.taken()
         if data.num_columns and data.schema.names[-1] == TIME_COLUMN:
             data = data.remove_column(data.num_columns - 1)
-        if self._key is not None and data.schema != RECORD_SCHEMA:
-            data = with_key(data, self._key, self._now_ms())
-        with self._named():
+        with self._named(data):
+            if self._key is not None and data.schema != RECORD_SCHEMA:
+                data = with_key(data, self._key, self._now_ms())
             self.sink.write(Batch(data, None, batch.topic))
         self.rows_out += data.num_rows
 
@@ -58,12 +60,22 @@ class SinkWriter(Operator):
             self.sink.finish()
 
     @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """Errors of a sink that is not ours say whose they are."""
+    def _named(self, data: pa.RecordBatch | None = None) -> Iterator[None]:
+        """Errors say whose they are. What is wrong with the rows will be wrong again: a UserError."""
         try:
             yield
+        except UserError as error:
+            if type(error) is not UserError or self.sink.name in error.message:
+                raise
+            raise UserError(f"sink {self.sink.name}: {error.message}", hint=error.hint) from error
         except SabotError:
             raise
+        except _LASTING as error:
+            place = "" if data is None else _no_text(data)
+            raise UserError(
+                f"sink {self.sink.name}: {type(error).__name__}: {error}{place}",
+                hint="cast the column, or leave it out (select), before the sink",
+            ) from error
         except Exception as error:
             raise TransientError(f"sink {self.sink.name}: {type(error).__name__}: {error}") from error
 
@@ -72,6 +84,18 @@ class SinkWriter(Operator):
 
     def statistics(self) -> dict[str, Any]:
         return {"rows_out": self.rows_out}
+
+
+def _no_text(data: pa.RecordBatch) -> str:
+    """Where binary is no UTF-8: the first row of the first such column."""
+    for field, column in zip(data.schema, data.columns, strict=True):
+        if pa.types.is_binary(field.type):
+            for row, value in enumerate(column.to_pylist()):
+                try:
+                    (value or b"").decode()
+                except UnicodeDecodeError:
+                    return f"; {field.name!r} of row {row} of {data.num_rows} is {value[:40]!r}"
+    return ""
 
 
 def with_key(data: pa.RecordBatch, key: str, now_ms: int) -> pa.RecordBatch:

@@ -421,7 +421,7 @@ class SourceInput:
             (_, partition), offset = next(iter(batch.offsets.items()), (("", -1), -1))
             count = rows.num_rows
             records = build_records(
-                encode_rows(rows).to_pylist(), None, np.zeros(count), partition, np.full(count, offset)
+                encode_rows(_sayable(rows)).to_pylist(), None, np.zeros(count), partition, np.full(count, offset)
             )
         reasons = [f"event time {self._time!r} is null, or out of range"] * records.num_rows
         self._bury(records, reasons, batch.topic or self.source.name)
@@ -459,6 +459,19 @@ class SourceInput:
 
     def _now_ms(self) -> int:
         return int(self._clock.monotonic() * 1000)
+
+
+def _sayable(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """The columns that JSON has words for; the others, a decimal say, as text, or left out."""
+    columns = {}
+    for name, column in zip(rows.schema.names, rows.columns, strict=True):
+        try:
+            encode_rows(rows.select([name]))
+            columns[name] = column
+        except (UserError, TypeError):
+            if not pa.types.is_nested(column.type) and not pa.types.is_fixed_size_binary(column.type):
+                columns[name] = column.cast(pa.string())
+    return pa.RecordBatch.from_pydict(columns) if columns else rows.select([])
 
 
 def _others(rows: int, taken: list[int]) -> pa.Int64Array:

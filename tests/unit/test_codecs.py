@@ -5,6 +5,7 @@ import pytest
 
 from sabot._cython.json import BadRow
 from sabot.codecs import JsonCodec
+from sabot.codecs.json import schema_of_text, schema_text
 from sabot.connectors.base import RECORD_SCHEMA
 from sabot.errors import UserError
 
@@ -58,3 +59,9 @@ def test_first_rows_that_do_not_agree_are_an_error_that_names_the_field():
 def test_an_empty_batch_decides_nothing():
     batch, bad = (codec := JsonCodec()).decode(records())
     assert (batch.num_rows, bad, codec.schema) == (0, [], None)
+
+
+def test_a_schema_of_any_types_goes_into_a_checkpoint_as_text_and_back():
+    schema = pa.schema({"d": pa.decimal128(20, 2), "u": pa.dense_union([pa.field("a", pa.int64())]), "é": pa.string()})
+    assert schema_of_text(schema_text(schema)) == schema
+    assert schema_of_text(schema_text(None)) is None

@@ -15,10 +15,13 @@ from pyarrow import ipc
 from pyarrow import parquet as pq
 
 from sabot._cython.batch import Batch
+from sabot.connectors.base import Sink
 from sabot.connectors.files import ArrowSink, CsvSink, CsvSource, FileSink, NdjsonSink, ParquetSink
 from sabot.connectors.files.parts import FRAME_BYTES, Journal
 from sabot.connectors.files.text_sinks import end_of_lines, end_of_records
 from sabot.errors import TransientError, UserError
+from sabot.operators.base import OperatorContext
+from sabot.operators.sink import SinkWriter
 
 
 def rows(first: int, count: int) -> Batch:
@@ -439,3 +442,95 @@ def test_a_folder_that_is_gone_is_a_fault_that_is_named(make: Any, tmp_path: Pat
         with pytest.raises(TransientError, match=r"t\.parquet' cannot be written"):
             sink.flush()
     sink.close()
+
+
+# --- what cannot be written
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: ParquetSink(folder / "x.csv"), r"x\.csv': its ending says csv, and ParquetSink writes parquet"),
+        (lambda folder: NdjsonSink(folder / "x.parquet"), r"its ending says parquet, and NdjsonSink writes ndjson"),
+        (lambda folder: CsvSink(folder / "x.json.gz"), r"its ending says ndjson, and CsvSink writes csv"),
+        (lambda folder: ParquetSink(folder / "x.parquet.gz"), r"does not compress a file as a whole.*compression="),
+        (lambda folder: ArrowSink(folder / "x.arrow.zst"), r"ArrowSink does not compress a file as a whole"),
+    ],
+)
+def test_an_ending_that_says_something_else_is_refused(tmp_path: Path, make: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(tmp_path)
+
+
+def test_endings_that_say_nothing_and_folders_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "day.csv").mkdir()
+    for sink in (
+        NdjsonSink(tmp_path / "x.txt"),
+        NdjsonSink(tmp_path / "x.json.gz"),
+        CsvSink(tmp_path / "x.tsv.zst"),
+        ParquetSink(tmp_path / "x.pq"),
+        ArrowSink(tmp_path / "x.feather"),
+        ParquetSink(f"{tmp_path}/x.csv/"),
+        ParquetSink(tmp_path / "day.csv"),
+    ):
+        opened(sink).close()
+
+
+def test_csv_takes_no_bytes_of_whatever_width(tmp_path: Path) -> None:
+    sink = opened(CsvSink(tmp_path / "x.csv"))
+    with pytest.raises(UserError, match=r"column 'c' of type fixed_size_binary\[2\] cannot be written as CSV"):
+        sink.write(Batch(pa.record_batch({"c": pa.array([b"ab"], pa.binary(2))})))
+    sink.close()
+
+
+class Refusing(Sink):
+    """A sink of a user's."""
+
+    name = "mine"
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def open(self) -> None: ...
+    def write(self, batch: Batch) -> None:
+        raise self.error
+
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def written(sink: Sink, data: pa.RecordBatch, key: str | None = None) -> None:
+    writer = SinkWriter(sink, key, None, lambda: 0)
+    writer.open(OperatorContext(data.schema))
+    try:
+        writer.process(Batch(data))
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (TypeError("no"), UserError, r"sink mine: TypeError: no \(cast the column"),
+        (KeyError("c"), UserError, r"sink mine: KeyError: 'c'"),
+        (ConnectionResetError("gone"), TransientError, r"sink mine: ConnectionResetError: gone"),
+        (UserError("column 'c' is odd", hint="h"), UserError, r"sink mine: column 'c' is odd \(h\)"),
+        (UserError("mine: odd"), UserError, r"^mine: odd$"),
+    ],
+)
+def test_only_what_may_pass_by_itself_is_a_transient_error(error: Exception, kind: type, message: str) -> None:
+    with pytest.raises(kind, match=message):
+        written(Refusing(error), pa.record_batch({"n": [1]}))
+
+
+@pytest.mark.parametrize("key", [None, "n"])
+def test_bytes_that_are_no_text_are_named_with_their_row(tmp_path: Path, key: str | None) -> None:
+    data = pa.record_batch({"n": [1, 2, 3], "c": [b"a", None, b"\xff\xfe"]})
+    with pytest.raises(UserError, match=r"x\.ndjson: TypeError: column 'c'.*'c' of row 2 of 3 is .*cast the column"):
+        written(NdjsonSink(tmp_path / "x.ndjson"), data, key)
+
+
+def test_a_column_that_json_cannot_say_is_named_with_its_sink(tmp_path: Path) -> None:
+    data = pa.record_batch({"d": pa.array([1], pa.decimal128(5, 2))})
+    with pytest.raises(UserError, match=r"sink .*x\.ndjson: column 'd': decimal128\(5, 2\) cannot be written as JSON"):
+        written(NdjsonSink(tmp_path / "x.ndjson"), data)

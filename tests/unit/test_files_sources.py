@@ -613,3 +613,132 @@ def test_what_was_set_apart_goes_with_the_batch_of_the_source_alone(tmp_path: Pa
     assert batch.slice(0, 1).bad is None
     assert batch.with_data(batch.data).bad is None
     assert batch.with_selection(pa.array([0], pa.int32())).bad is None
+
+
+# --- columns that no stream carries, or that two have the same name
+
+
+def write_table(path: Path, table: pa.Table) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with (
+            ipc.new_stream(path, table.schema) if path.suffix == ".arrows" else ipc.new_file(path, table.schema) as file
+        ):
+            file.write_table(table)
+    return path
+
+
+NUMBERS = pa.array([1, 2, 3])
+UNION = pa.UnionArray.from_sparse(pa.array([0, 0, 0], pa.int8()), [NUMBERS])
+UUIDS = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"a" * 16, b"b" * 16, None], pa.binary(16)))
+PLAIN_TYPES = [
+    pa.decimal128(20, 2),
+    pa.decimal256(40, 2),
+    pa.time32("ms"),
+    pa.time64("us"),
+    pa.duration("ms"),
+    pa.float16(),
+    pa.binary(2),
+    pa.list_(pa.int64(), 2),
+    pa.map_(pa.string(), pa.int64()),
+]
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.arrow", "t.arrows"])
+@pytest.mark.parametrize("kind", PLAIN_TYPES, ids=str)
+def test_types_that_no_operator_computes_with_are_carried(tmp_path: Path, name: str, kind: pa.DataType) -> None:
+    values: Any = {pa.list_(pa.int64(), 2): [1, 2], pa.map_(pa.string(), pa.int64()): [("a", 1)], pa.binary(2): b"ab"}
+    column = pa.array([values.get(kind, 1), None], kind)
+    source = files(write_table(tmp_path / name, pa.table({"c": column, "n": [1, 2]})))
+    assert isinstance(source, FileSource)
+    assert scanned(source) == pa.table({"c": column, "n": [1, 2]}).to_pylist()
+    assert source.infer_schema().field("c").type == kind
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.arrow", "t.arrows"])
+def test_extension_types_are_what_they_are_stored_as(tmp_path: Path, name: str) -> None:
+    lists = pa.ListArray.from_arrays([0, 2, 2, 3], UUIDS)
+    small = pa.array([1, 2, None], pa.decimal32(5, 2))
+    source = files(write_table(tmp_path / name, pa.table({"u": UUIDS, "l": lists, "d": small})))
+    assert scanned(source)[0] == {"u": b"a" * 16, "l": [b"a" * 16, b"b" * 16], "d": small[0].as_py()}
+    bare = pa.binary(16)
+    assert source.infer_schema() == pa.schema({"u": bare, "l": pa.list_(bare), "d": pa.decimal128(5, 2)})
+    with pytest.raises(UserError, match=r"column 'u' cannot be read as .*uuid.*say fixed_size_binary\[16\] in schema="):
+        source.scan(pa.schema({"u": pa.uuid()}), None)
+
+
+@pytest.mark.parametrize("name", ["t.arrow", "t.arrows"])
+def test_a_column_that_no_stream_carries_matters_only_when_it_is_read(tmp_path: Path, name: str) -> None:
+    path = write_table(tmp_path / name, pa.table({"bad": UNION, "n": NUMBERS}))
+    source = files(path)
+    source.scan(None, ["n"])
+    source.open(None)
+    assert [row["n"] for row in rows_of(source)] == [1, 2, 3]
+    assert scanned(files(path), N) == [{"n": 1}, {"n": 2}, {"n": 3}]
+    assert len(scanned(files(path), pa.schema([]))) == 3
+    with pytest.raises(UserError, match=rf"{name}': column 'bad' is sparse_union.*no stream carries \(.*schema="):
+        source.scan(None, None)
+    with pytest.raises(UserError, match=rf"{name}': column 'bad' is sparse_union.*wanted is int64"):
+        scanned(files(path), pa.schema({"bad": pa.int64()}))
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.arrow", "t.arrows"])
+def test_two_columns_of_one_name_are_refused_where_they_are_read(tmp_path: Path, name: str) -> None:
+    path = write_table(tmp_path / name, pa.table([NUMBERS, NUMBERS, NUMBERS], names=["a", "a", "n"]))
+    with pytest.raises(UserError, match=rf"file '.*{name}' has two columns 'a' \(.*schema="):
+        files(path).infer_schema()
+    with pytest.raises(UserError, match=rf"file '.*{name}' has two columns 'a'"):
+        scanned(files(path), pa.schema({"a": pa.int64()}))
+    assert scanned(files(path), N) == [{"n": 1}, {"n": 2}, {"n": 3}]
+
+
+# --- text that is not what its ending says
+
+
+def test_csv_that_is_not_in_utf8_is_named_when_its_columns_are_inferred(tmp_path: Path) -> None:
+    path = tmp_path / "people.csv"
+    path.write_bytes("n,name\n1,Ada\n2,Jos\xe9\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"people\.csv' is not in UTF-8: column 'name' \(convert it .*\"binary\""):
+        CsvSource(path).infer_schema()
+    found = scanned(CsvSource(path), pa.schema({"n": pa.int64(), "name": pa.string()}))
+    assert found == [{"bad": b"2,Jos\xe9"}, {"n": 1, "name": "Ada"}]
+    assert scanned(CsvSource(path), pa.schema({"name": pa.binary()}))[1] == {"name": b"Jos\xe9"}
+    path.write_bytes("n,name\n1,Ada\n".encode("utf-16"))
+    with pytest.raises(UserError, match=r"people\.csv' is not in UTF-8: its header"):
+        CsvSource(path).infer_schema()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'[{"n": 1}, {"n": 2}]', r"one JSON object a line, and this is one array"),
+        (b'[\n  {"n": 1},\n  {"n": 2}\n]\n', r"one JSON object a line, and this is one array"),
+        ('{"n": 1}\n'.encode("utf-16"), r"UTF-16: convert it"),
+        (b'{\n  "n": 1\n}\n', r"its first line: invalid JSON.*one JSON object a line"),
+    ],
+)
+def test_json_that_is_no_ndjson_says_so_instead_of_having_no_columns(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "t.json"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"t\.json' does not hold JSON objects.*{message}"):
+        files(path).infer_schema()
+
+
+def test_a_line_of_a_log_before_the_objects_is_a_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_bytes(b'[INFO] start\n{"n": 1}\n')
+    assert scanned(files(path)) == [{"bad": b"[INFO] start"}, {"n": 1}]
+
+
+def test_an_array_that_is_read_with_a_schema_says_what_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_bytes(b'[{"n": 1}]')
+    source = files(path)
+    source.scan(N, None)
+    source.open(None)
+    batch = source.read_batch(10, 0)
+    assert batch is not None
+    assert batch.bad is not None
+    assert batch.bad["reason"][0].as_py().endswith("one JSON object a line is read, no array of them")
+    source.close()

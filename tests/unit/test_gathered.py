@@ -252,6 +252,54 @@ def test_emptied_slots_leave_no_memory_behind():
     assert extras.nbytes == 0
 
 
+class Broken(Texts):
+    """Texts, of which one method does something else."""
+
+    def __init__(self, method: str, does: Callable[..., Any]) -> None:
+        setattr(self, method, does)
+
+    def accumulate(self, state: Any, values: pa.Array) -> Any:
+        return [len(values), ""]
+
+
+def divide(*_: Any) -> Any:
+    return 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("method", "does", "message"),
+    [
+        ("init", divide, r"aggregate mine: Broken\.init: ZeroDivisionError: division by zero$"),
+        ("accumulate", divide, r"Broken\.accumulate: ZeroDivisionError: division by zero; over 2 rows, the first 'a'"),
+        ("merge", divide, r"aggregate mine: Broken\.merge: ZeroDivisionError"),
+        ("finish", divide, r"aggregate mine: Broken\.finish: ZeroDivisionError"),
+        ("finish", lambda state: 7 + state[0], r"Broken\.finish gave 9, which is no string \(.*`type` says"),
+        ("accumulate", lambda state, values: object(), r"Broken\.state cannot be kept: TypeError.*<object object"),
+    ],
+)
+def test_what_a_users_aggregate_raises_or_gives_wrongly_says_where(method, does, message):
+    extras = Extras([gather("mine", "user", TEXT, function=Broken(method, does))])
+    rows = [{"text": "a"}, {"text": "b"}]
+
+    def run() -> None:
+        add(extras, [1, 1], rows, False)
+        if method == "finish":
+            extras.results(ints([1]))
+        extras.states(ints([1]))
+        add(extras, [2, 2], rows, False)
+        extras.move(ints([1]), ints([2]))
+
+    with pytest.raises(UserError, match=message) as caught:
+        run()
+    assert isinstance(caught.value.__cause__, ZeroDivisionError | TypeError | pa.ArrowException)
+
+
+@pytest.mark.parametrize("kind", [pa.decimal64(5, 2), pa.month_day_nano_interval(), pa.uuid()])
+def test_types_that_cannot_be_compared_are_refused_when_built(kind):
+    with pytest.raises(UserError, match=r"m: max of 'v', which is .*cast it"):
+        Gather.of("m", "max", pa.schema([("v", kind)]), 0, by=-1, where=-1, order=-1)
+
+
 def test_more_than_a_batch_can_hold_is_an_error_and_not_a_part_of_it(monkeypatch):
     batch = pa.RecordBatch.from_pylist([{"text": "x"}])
     overflown = SimpleNamespace(combine_chunks=lambda: pa.Table.from_batches([batch, batch]))  # offsets have 31 bits

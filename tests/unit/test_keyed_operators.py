@@ -298,7 +298,7 @@ def test_deduplicate_says_what_it_cannot_do(tmp_path: Path) -> None:
 
 def add(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     assert set(a) == set(b) == {"user", "x", "tag"}
-    return {"x": (a["x"] or 0) + (b["x"] or 0), "tag": b["tag"] or a["tag"]}
+    return {"x": (a["x"] or 0.0) + (b["x"] or 0.0), "tag": b["tag"] or a["tag"]}
 
 
 @FEW
@@ -373,9 +373,16 @@ def test_what_does_not_fit_the_columns_names_key_and_field(tmp_path: Path, resul
 
 def test_an_error_of_the_users_function_says_at_which_key(tmp_path: Path) -> None:
     run = OperatorRun(lambda: Reduce(["user"], lambda a, b: a["z"]), SCHEMA, ["user"], tmp_path)
-    with pytest.raises(KeyError) as caught:
+    with pytest.raises(UserError, match=r"reduce by .*lambda.*: KeyError: 'z'; at the key {'user': 'a'}") as caught:
         run.feed(batch_of([("a", 1.0, None, 0), ("a", 2.0, None, 0)]))
-    assert caught.value.__notes__ == ["in reduce, at the key {'user': 'a'}"]
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_an_error_in_a_window_that_is_reduced_says_which_function(tmp_path: Path) -> None:
+    calls = [Call("row", "user", function=ReduceAggregate(lambda a, b: a["z"], pa.schema([("x", pa.float64())])))]
+    run = OperatorRun(lambda: CountAggregate(3, ["user"], calls), SCHEMA, ["user"], tmp_path)
+    with pytest.raises(UserError, match=r"aggregate row: reduce by .*lambda.*\.accumulate: KeyError: 'z'; over 2 rows"):
+        run.feed(batch_of([("a", 1.0, None, 0), ("a", 2.0, None, 0)]))
 
 
 def test_a_function_of_two_rows_reduces_windows_too(tmp_path: Path) -> None:

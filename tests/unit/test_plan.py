@@ -1,6 +1,8 @@
 """What the plan makes of a program: which columns are read, where filters stand, where rows change threads."""
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 import sabot
 from sabot import App, UserError, col, count_window, session, tumbling
@@ -110,6 +112,10 @@ def test_the_graph_is_mermaid(app, orders):
             "name of another column",
         ),
         (lambda s: s.key_by("account").aggregate(n=3), "is no aggregate"),
+        (lambda s: s.aggregate(sabot.count()), r"count\(\) has no name.*aggregate\(n=count\(\)\)"),
+        (lambda s: s.key_by("account").aggregate(sabot.count(), ttl="1h"), "has no name"),
+        (lambda s: s.window(tumbling("1m")).aggregate(sabot.count()), "has no name"),
+        (lambda s: s.flat_map(list, schema=["id"]), r"schema=\['id'\] is no schema"),
         (lambda s: s.to("x", delivery="exactly_once"), "exactly_once"),
         (lambda s: s.to(3), "no topic and no Sink"),
         (lambda s: s.collect(), "has no end"),
@@ -129,6 +135,44 @@ def test_a_window_of_time_over_a_file_needs_a_column_of_time(app, tmp_path, wind
     (tmp_path / "a.ndjson").write_text('{"k": 1}\n')
     stream = app.stream(files(tmp_path / "a.ndjson")).key_by("k").window(window).aggregate(n=sabot.count())
     with pytest.raises(UserError, match="time of their own"):
+        stream.collect()
+
+
+def test_columns_of_types_that_json_does_not_have_go_through_a_stream(app, tmp_path):
+    """A decimal beside the columns that were wanted made a file unreadable: the checkpoint was to keep a schema of JSON."""
+    from sabot import files
+
+    amounts = pa.array([125, None, 250], pa.decimal128(20, 2))
+    parquet.write_table(pa.table({"amount": amounts, "k": ["a", "a", "b"]}), tmp_path / "a.parquet")
+    source = tmp_path / "a.parquet"
+    assert app.stream(files(source)).select("k").collect().num_rows == 3
+    assert app.stream(files(source)).filter(col("k") == "a").collect()["amount"].to_pylist() == amounts.to_pylist()[:2]
+    sums = app.stream(files(source)).key_by("k").window(count_window(9)).aggregate(total=sabot.sum("amount"))
+    assert sums.collect().sort_by("k")["total"].to_pylist() == [amounts[0].as_py(), amounts[2].as_py()]
+
+
+def test_an_error_of_ones_own_aggregate_names_it(app, tmp_path):
+    from sabot import files
+
+    class Share(sabot.UserAggregate):
+        type = pa.float64()
+
+        def init(self):
+            return 0
+
+        def accumulate(self, state, values):
+            return state + len(values)
+
+        def merge(self, state, other):
+            return state + other
+
+        def finish(self, state):
+            return 1 / 0
+
+    (tmp_path / "a.ndjson").write_text('{"k": 1}\n')
+    one = sabot.aggregate_with(Share(), "k")
+    stream = app.stream(files(tmp_path / "a.ndjson")).key_by("k").window(count_window(2)).aggregate(share=one)
+    with pytest.raises(UserError, match=r"aggregate share: .*Share\.finish: ZeroDivisionError"):
         stream.collect()
 
 

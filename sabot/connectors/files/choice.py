@@ -7,7 +7,7 @@ from sabot.connectors.files.paths import Paths, bare_suffix, find_files, name_of
 from sabot.connectors.files.source import FileSource
 from sabot.errors import UserError
 
-__all__ = ["files"]
+__all__ = ["files", "format_of"]
 
 _FORMATS: dict[str, type[FileSource]] = {
     "ndjson": NdjsonSource,
@@ -16,6 +16,11 @@ _FORMATS: dict[str, type[FileSource]] = {
     "arrow": ArrowSource,
 }
 _SUFFIXES = {suffix: name for name, kind in _FORMATS.items() for suffix in kind.suffixes}
+
+
+def format_of(path: str) -> str | None:
+    """What the ending of a path says is in it; None where it says nothing."""
+    return _SUFFIXES.get(bare_suffix(path))
 
 
 def files(path: Paths, format: str | None = None) -> FileSource:

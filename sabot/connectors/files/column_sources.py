@@ -7,8 +7,9 @@ import pyarrow as pa
 from pyarrow import ipc
 from pyarrow import parquet as pq
 
+from sabot.connectors.files.columns import canonical, checked, distinct, fitted
 from sabot.connectors.files.paths import DataFile, codec_of, open_stream
-from sabot.connectors.files.source import FileReader, FileSource, Found, Share, canonical, fitted, no_place
+from sabot.connectors.files.source import FileReader, FileSource, Found, Share, no_place
 from sabot.errors import UserError
 
 __all__ = ["ArrowSource", "ParquetSource"]
@@ -23,7 +24,7 @@ class ParquetSource(FileSource):
 
     def _open_file(self, file: DataFile, offset: int) -> FileReader:
         if self._schema is None:
-            self._schema = self.infer_schema()
+            self._schema = checked(self.infer_schema(), self.name)
         return _ParquetReader(file, offset, self._share, self._schema)
 
     def _end_of(self, file: DataFile) -> int | None:
@@ -33,7 +34,7 @@ class ParquetSource(FileSource):
 
     def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
         with _parquet(files[0].path) as opened:
-            return canonical(opened.schema_arrow)
+            return _columns(opened.schema_arrow, files[0].path)
 
 
 class ArrowSource(FileSource):
@@ -48,7 +49,7 @@ class ArrowSource(FileSource):
 
     def _open_file(self, file: DataFile, offset: int) -> FileReader:
         if self._schema is None:
-            self._schema = self.infer_schema()
+            self._schema = checked(self.infer_schema(), self.name)
         if _is_stream(file.path):
             return _StreamReader(file, offset, self._share, self._schema)
         return _IpcReader(file, offset, self._share, self._schema)
@@ -58,9 +59,14 @@ class ArrowSource(FileSource):
         if _is_stream(path):
             raw, stream = open_stream(path)
             with raw, ipc.open_stream(stream) as opened:
-                return canonical(opened.schema)
+                return _columns(opened.schema, path)
         with pa.memory_map(path) as mapped, ipc.open_file(mapped) as opened:
-            return canonical(opened.schema)
+            return _columns(opened.schema, path)
+
+
+def _columns(schema: pa.Schema, path: str) -> pa.Schema:
+    distinct(schema.names, path)
+    return canonical(schema)
 
 
 def _parquet(path: str) -> pq.ParquetFile:

@@ -22,8 +22,9 @@ class CsvSource(FileSource):
     """Rows of files with a header line, or with the names `columns` and no header. `delimiter`: "," ("\\t" in .tsv files).
 
     A field may be quoted and then hold line breaks and doubled quotes; an empty one is null, a quoted empty one a text.
-    Without a schema types are inferred from the first block of the first file. Rows with too many or too few fields, or with a
-    value that is none of its column's type, are set apart. A file is one piece: readers share whole files.
+    Without a schema types are inferred from the first block of the first file (UserError where it is not in UTF-8).
+    Rows with too many or too few fields, or with a value that is none of its column's type, are set apart.
+    A file is one piece: readers share whole files.
     """
 
     suffixes = (".csv", ".tsv")
@@ -71,7 +72,10 @@ class CsvSource(FileSource):
                 header = bytes(blocks.buffer[blocks.low : end])
                 blocks.take(end)
                 if header.strip():
-                    names = csv.read_csv(pa.py_buffer(header), parse_options=_parsing(delimiter)).column_names
+                    try:
+                        names = csv.read_csv(pa.py_buffer(header), parse_options=_parsing(delimiter)).column_names
+                    except UnicodeDecodeError as error:
+                        raise _no_utf8(file.path, "its header") from error
                     return _Dialect(delimiter, _distinct(names, file.path), blocks.offset)
         finally:
             blocks.close()
@@ -92,6 +96,9 @@ class CsvSource(FileSource):
                 schema = csv.read_csv(pa.py_buffer(view), reading, parsing, _converting(None)).schema
             finally:
                 blocks.close()
+            for field in schema:
+                if pa.types.is_binary(field.type):  # inferred only of what is no text
+                    raise _no_utf8(file.path, f"column {field.name!r}")
             return pa.schema([_text_if_null(field) for field in schema])
         names = self._dialect(files[0]).names
         return pa.schema([(name, pa.string()) for name in names])
@@ -203,6 +210,13 @@ def _converting(wanted: pa.Schema | None, names: Sequence[str] = ()) -> csv.Conv
 
 def _text_if_null(field: Any) -> Any:
     return field.with_type(pa.string()) if pa.types.is_null(field.type) else field
+
+
+def _no_utf8(path: str, what: str) -> UserError:
+    hint = "convert it (iconv -f latin1 -t utf-8)"
+    if what.startswith("column"):
+        hint += '; or schema={"name": "binary"} takes the bytes of a column as they are'
+    return UserError(f"file {path!r} is not in UTF-8: {what}", hint=hint)
 
 
 def _distinct(names: list[str], path: str) -> list[str]:

@@ -1,5 +1,6 @@
 """NDJSON files as sources: one JSON value a line, as records or decoded into columns."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +13,15 @@ from sabot.connectors.base import RECORD_SCHEMA
 from sabot.connectors.files.blocks import BlockReader, Blocks, Lines, open_blocks
 from sabot.connectors.files.paths import DataFile, Paths, codec_of
 from sabot.connectors.files.source import FileReader, FileSource, Found, global_offset
+from sabot.errors import UserError
 
 __all__ = ["NdjsonSource"]
 
 BLOCK_BYTES = 4 << 20
 NEWLINE, RETURN = 10, 13
 _LINES = Lines()
+_ARRAY = re.compile(rb"\s*\[\s*(\{|$)")  # how a line begins that begins an array of objects
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class NdjsonSource(FileSource):
@@ -46,8 +50,9 @@ class NdjsonSource(FileSource):
         return _Columns(blocks, JsonDecoder(self._schema))
 
     def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
-        """From the first 1,000 rows of the first file that has a row."""
+        """From the first 1,000 rows of the first file that has an object. UserError where there are rows, and no object."""
         codec = JsonCodec()
+        wrong: UserError | None = None
         for file in files:
             head = NdjsonSource(file.path, block_bytes=min(self._block_bytes, 1 << 20))
             head.open(None)
@@ -59,11 +64,27 @@ class NdjsonSource(FileSource):
                     rows.append(read.data)
                     count += read.num_rows
             head.close()
-            if rows:
-                codec.decode(pa.concat_batches(rows))
+            if not rows:
+                continue
+            first = rows[0].column(0)[0].as_py()
+            _, bad = codec.decode(pa.concat_batches(rows))
+            if _ARRAY.match(first):
+                raise _no_lines(file.path, first, bad[0].reason)
             if codec.schema is not None:
                 return codec.schema
+            wrong = wrong or _no_lines(file.path, first, bad[0].reason)
+        if wrong is not None:
+            raise wrong
         return pa.schema([])
+
+
+def _no_lines(path: str, first: bytes, reason: str) -> UserError:
+    hint = "one JSON object a line; schema= sets all other lines apart"
+    if _ARRAY.match(first):
+        hint = "one JSON object a line, and this is one array: jq -c '.[]' makes lines of it"
+    elif first.startswith(_UTF16):
+        hint = "it is in UTF-16: convert it to UTF-8 (iconv -f utf-16 -t utf-8)"
+    return UserError(f"file {path!r} does not hold JSON objects, its first line: {reason}", hint=hint)
 
 
 class _Columns(BlockReader):
@@ -76,10 +97,10 @@ class _Columns(BlockReader):
     def _decode(self, blocks: Blocks, end: int) -> Found:
         view = memoryview(blocks.buffer)[blocks.low : end]
         data, bad = self._decoder.decode_lines(view)
-        return Found(
-            data,
-            [(blocks.offset + row.start, bytes(view[row.start : row.end]), row.reason) for row in bad] if bad else (),
-        )
+        rows = [(blocks.offset + row.start, bytes(view[row.start : row.end]), row.reason) for row in bad]
+        if rows and rows[0][0] == 0 and _ARRAY.match(rows[0][1]):
+            rows[0] = (*rows[0][:2], f"{rows[0][2]}; one JSON object a line is read, no array of them")
+        return Found(data, rows)
 
 
 class _Payloads(BlockReader):

@@ -86,7 +86,11 @@ def find_files(paths: Paths, suffixes: Iterable[str]) -> tuple[list[DataFile], b
 
 
 def _folder(path: str, suffixes: tuple[str, ...]) -> list[str]:
-    seen = sorted(str(each) for each in Path(path).rglob("*") if each.is_file() and not _hidden(each, Path(path)))
+    def refuse(error: OSError) -> None:
+        raise UserError(f"folder {error.filename!r} cannot be read: {error.strerror}") from error
+
+    each = (Path(folder) / name for folder, _, names in os.walk(path, onerror=refuse) for name in names)
+    seen = sorted(str(file) for file in each if file.is_file() and not _hidden(file, Path(path)))
     found = [each for each in seen if bare_suffix(each) in suffixes]
     if not found:
         others = f"; it holds {len(seen)} others, the first is {seen[0]!r}" if seen else ""

@@ -13,7 +13,9 @@ import pyarrow as pa
 
 from sabot._cython.batch import Batch
 from sabot.connectors.base import RECORD_SCHEMA, Sink
+from sabot.connectors.files.choice import format_of
 from sabot.connectors.files.parts import Part, SealedPart, journal_of, unfinished
+from sabot.connectors.files.paths import codec_of
 from sabot.errors import TransientError, UserError
 
 __all__ = ["PART_BYTES", "FileSink", "decoded_rows"]
@@ -36,6 +38,7 @@ class FileSink(Sink):
 
     suffix: ClassVar[str]
     needs_suffix: ClassVar[bool] = True  # a path without a suffix is a folder
+    compresses: ClassVar[bool] = False  # as a whole, by the path's ending
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool, part_bytes: int) -> None:
         self.name = os.fspath(path)
@@ -49,6 +52,8 @@ class FileSink(Sink):
         self._folder = False
         self._complete = False  # the one file was there when this was opened, or is finished
         self._number = 0
+        if not (self.name.endswith(("/", os.sep)) or os.path.isdir(self.name)):
+            self._check_ending()
 
     # -- what a format says --------------------------------------------------------------------------------------------
 
@@ -215,6 +220,20 @@ class FileSink(Sink):
         part, self._part = self._part, None
         if part is not None:
             part.close()
+
+    def _check_ending(self) -> None:
+        """The path does not say that something else is in the file."""
+        said, kind = format_of(self.name), type(self).__name__
+        if said not in (None, self.suffix[1:]):
+            raise UserError(
+                f"file {self.name!r}: its ending says {said}, and {kind} writes {self.suffix[1:]}",
+                hint=f"give it the ending {self.suffix}, or take the sink of the other format",
+            )
+        if codec_of(self.name) is not None and not self.compresses:
+            raise UserError(
+                f"file {self.name!r}: {kind} does not compress a file as a whole",
+                hint=f"its columns are compressed inside (compression=): give it the ending {self.suffix}",
+            )
 
     def _check_open(self) -> None:
         if not self._opened:

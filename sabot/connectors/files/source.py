@@ -11,16 +11,17 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import pyarrow as pa
 
-from sabot._cython.batch import Batch, normalise
+from sabot._cython.batch import Batch
 from sabot.connectors.base import BAD_SCHEMA, Positions, Source, build_records
+from sabot.connectors.files.columns import checked, picked
 from sabot.connectors.files.paths import DataFile, Paths, digest, find_files, name_of
 from sabot.errors import UserError
 
-__all__ = ["FileReader", "FileSource", "Found", "Share", "canonical", "fitted", "global_offset", "no_place", "picked"]
+__all__ = ["FileReader", "FileSource", "Found", "Share", "global_offset", "no_place"]
 
 _FILE = 44  # bits of the offset in a file: 16 TiB
 _RESTART = "start afresh (--fresh)"
@@ -132,7 +133,8 @@ class FileSource(Source):
         return found
 
     def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
-        self._schema = picked(self.infer_schema() if schema is None else schema, columns, self.name)
+        wanted = picked(self.infer_schema() if schema is None else schema, columns, self.name)
+        self._schema = checked(wanted, self.name)
         return True
 
     def infer_schema(self) -> pa.Schema:
@@ -334,47 +336,3 @@ def no_place(message: str) -> UserError:
 
 def _reason(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error)).strip()
-
-
-def canonical(schema: pa.Schema) -> pa.Schema:
-    """The schema that batches of these columns have once they are normalised."""
-    return normalise(schema.remove_metadata().empty_table()).schema
-
-
-def picked(schema: pa.Schema, columns: Sequence[str] | None, name: str) -> pa.Schema:
-    """The wanted columns of a schema, in the order wanted; UserError for what is not there."""
-    schema = schema.remove_metadata()
-    if columns is None:
-        return schema
-    missing = [column for column in columns if column not in schema.names]
-    if missing:
-        raise UserError(
-            f"{name!r} has no column {', '.join(map(repr, missing))}",
-            hint=f"it has {', '.join(map(repr, schema.names)) or 'none: it is empty, or give schema='}",
-        )
-    return pa.schema([schema.field(column) for column in columns])
-
-
-def fitted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch:
-    """These columns in the wanted types; UserError where one is missing or a value does not fit."""
-    data = normalise(data)
-    if data.schema.equals(schema):
-        return data
-    columns: list[Any] = []
-    for field in schema:
-        if field.name not in data.schema.names:
-            raise UserError(
-                f"file {path!r} has no column {field.name!r}",
-                hint=f"it has {', '.join(map(repr, data.schema.names))}; all files of a source have the same columns",
-            )
-        column: Any = data.column(field.name)
-        if column.type != field.type:
-            try:
-                column = column.cast(field.type)
-            except pa.ArrowException as error:
-                raise UserError(
-                    f"file {path!r}: column {field.name!r} is {column.type}, wanted is {field.type}: {error}",
-                    hint="give the source's stream a schema= that fits all files",
-                ) from error
-        columns.append(column)
-    return pa.RecordBatch.from_arrays(columns, schema=schema) if columns else data.select([])

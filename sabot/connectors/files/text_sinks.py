@@ -27,6 +27,8 @@ _ENDINGS = {codec: suffix for suffix, codec in reversed(COMPRESSION.items())}
 class _TextSink(FileSink):
     """Rows as lines of text. A plain file is appended to; a compressed one is written as a whole (see `parts`)."""
 
+    compresses = True
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -173,7 +175,11 @@ class CsvSink(_TextSink):
     def _lines(self, batch: Batch) -> bytes:
         data = decoded_rows(self, batch)
         for field in data.schema:
-            if pa.types.is_nested(field.type) or pa.types.is_binary(field.type):
+            if (
+                pa.types.is_nested(field.type)
+                or pa.types.is_binary(field.type)
+                or pa.types.is_fixed_size_binary(field.type)
+            ):
                 raise UserError(
                     f"file {self.name!r}: column {field.name!r} of type {field.type} cannot be written as CSV",
                     hint="cast it to a string, or leave it out (select), before the sink",

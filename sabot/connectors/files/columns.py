@@ -1,0 +1,142 @@
+"""Which columns of a file are read, and in which types.
+
+Streams carry every Arrow type but unions. Extension types (uuid, json) come as what they are stored as, dictionaries and views
+plain, decimal32 and decimal64 as decimal128, which the operators know.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from sabot._cython.batch import normalise
+from sabot.errors import UserError
+
+__all__ = ["canonical", "checked", "distinct", "fitted", "picked"]
+
+_LEAVE_OUT = 'give the stream a schema={"name": "type"} of the columns that are wanted, or write the file without it'
+
+
+def canonical(schema: pa.Schema) -> pa.Schema:
+    """The schema of these columns once they are read. One of a type that no stream carries keeps it: `checked` refuses it."""
+    return pa.schema([_canonical(field) for field in schema])
+
+
+def _canonical(field: pa.Field) -> pa.Field:
+    plain = _renewed(field).remove_metadata()
+    return _normal(plain) or plain
+
+
+def _normal(field: pa.Field) -> pa.Field | None:
+    """As `normalise` gives it; None for a union, of which pyarrow makes no empty column."""
+    try:
+        return normalise(pa.schema([field]).empty_table()).schema.field(0)
+    except pa.ArrowNotImplementedError:
+        return None
+
+
+def _stored(kind: Any) -> Any:
+    """The type without extension types in it."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _stored(kind.storage_type)
+    if pa.types.is_decimal(kind) and kind.bit_width < 128:
+        return pa.decimal128(kind.precision, kind.scale)
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _stored(kind.value_type), kind.ordered)
+    if pa.types.is_map(kind):
+        return pa.map_(_renewed(kind.key_field), _renewed(kind.item_field))
+    if pa.types.is_struct(kind):
+        return pa.struct([_renewed(field) for field in kind])
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_renewed(kind.value_field), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(_renewed(kind.value_field))
+    return pa.large_list(_renewed(kind.value_field)) if pa.types.is_large_list(kind) else kind
+
+
+def _renewed(field: pa.Field) -> pa.Field:
+    return field.with_type(_stored(field.type))
+
+
+def picked(schema: pa.Schema, columns: Sequence[str] | None, name: str) -> pa.Schema:
+    """The wanted columns of a schema, in the order wanted; UserError for what is not there."""
+    schema = schema.remove_metadata()
+    if columns is None:
+        return schema
+    missing = [column for column in columns if column not in schema.names]
+    if missing:
+        raise UserError(
+            f"{name!r} has no column {', '.join(map(repr, missing))}",
+            hint=f"it has {', '.join(map(repr, schema.names)) or 'none: it is empty, or give schema='}",
+        )
+    return pa.schema([schema.field(column) for column in columns])
+
+
+def checked(schema: pa.Schema, name: str) -> pa.Schema:
+    """The schema; UserError for a column whose type no stream carries."""
+    for field in schema:
+        kind = _stored(field.type)
+        if field.type != kind:
+            raise UserError(
+                f"file {name!r}: column {field.name!r} cannot be read as {field.type}", hint=f"say {kind} in schema="
+            )
+        if _normal(field) is None:
+            raise UserError(
+                f"file {name!r}: column {field.name!r} is {field.type}, which no stream carries", hint=_LEAVE_OUT
+            )
+    return schema
+
+
+def distinct(names: Sequence[str], path: str) -> None:
+    """UserError where two columns of a file have one name."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"file {path!r} has two columns {', '.join(map(repr, twice))}", hint=_LEAVE_OUT)
+
+
+def fitted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch:
+    """These columns in the wanted types; UserError where one is missing or a value does not fit."""
+    data = _plain(_wanted(data, schema, path), path)
+    if data.schema.equals(schema):
+        return data
+    columns: list[Any] = []
+    for field in schema:
+        column: Any = data.column(field.name)
+        if column.type != field.type:
+            try:
+                column = column.cast(field.type)
+            except pa.ArrowException as error:
+                raise UserError(
+                    f"file {path!r}: column {field.name!r} is {column.type}, wanted is {field.type}: {error}",
+                    hint="give the source's stream a schema= that fits all files",
+                ) from error
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, schema=schema) if columns else data
+
+
+def _wanted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch:
+    names = data.schema.names
+    if names == schema.names:
+        return data
+    for name in schema.names:
+        if name not in names:
+            raise UserError(
+                f"file {path!r} has no column {name!r}",
+                hint=f"it has {', '.join(map(repr, names))}; all files of a source have the same columns",
+            )
+    distinct([name for name in names if name in schema.names], path)
+    return data.select(schema.names)
+
+
+def _plain(data: pa.RecordBatch, path: str) -> pa.RecordBatch:
+    """Canonical types; what is stored, of extension types."""
+    for number, field in enumerate(data.schema):
+        kind = _stored(field.type)
+        if kind != field.type:
+            data = data.set_column(number, field.with_type(kind), data.column(number).cast(kind))
+    try:
+        return normalise(data)
+    except pa.ArrowNotImplementedError as error:
+        raise UserError(
+            f"file {path!r}: a column is of a type that no stream carries: {error}", hint=_LEAVE_OUT
+        ) from error
