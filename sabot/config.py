@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from sabot.errors import UserError
 
-__all__ = ["Duration", "parse_broker", "parse_bytes", "parse_seconds", "redacted"]
+__all__ = ["Duration", "legal_topic", "parse_broker", "parse_bytes", "parse_seconds", "redacted"]
 
 Duration = str | int | float | timedelta
 
@@ -53,6 +53,11 @@ def parse_broker(url: str) -> tuple[str, str]:
     if not separator or scheme not in ("kafka", "memory") or (scheme == "kafka" and not rest):
         raise UserError(f"broker {url!r} is no broker address", hint="write memory:// or kafka://host:port")
     return scheme, rest.rstrip("/")
+
+
+def legal_topic(name: str) -> str:
+    """A source's name as a part of a Kafka topic's name: a file's path is none."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-200:]
 
 
 def redacted(settings: Mapping[str, object]) -> dict[str, object]:

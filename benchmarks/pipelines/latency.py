@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from sabot import App, Batch, col
-from sabot._cython.json import JsonDecoder, encode_rows
-from sabot.connectors.base import RECORD_SCHEMA
+from sabot._cython.json import JsonDecoder
+from sabot.connectors.base import json_records
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 
 SCHEMA = {"id": "int64", "made_us": "int64", "amount": "float64"}
@@ -31,16 +31,7 @@ def records(first: int, made_us: np.ndarray) -> pa.RecordBatch:
     """Rows as JSON records; every tenth amount is 10 or less."""
     ids = np.arange(first, first + len(made_us))
     rows = pa.record_batch({"id": ids, "made_us": made_us, "amount": (ids % 10) * 4.0 + 10.0})
-    count = rows.num_rows
-    columns = [
-        encode_rows(rows),
-        pa.nulls(count, pa.binary()),
-        pa.array(np.zeros(count, np.int64)),
-        pa.array(np.zeros(count, np.int32)),
-        pa.array(np.zeros(count, np.int64)),
-        pa.nulls(count, RECORD_SCHEMA.field("headers").type),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA)
+    return json_records(rows, None, 0)
 
 
 class Reader(threading.Thread):

@@ -379,6 +379,8 @@ class AgentRuntime:
             open_sink=lambda topic: open_sink(topic, app.broker, app.kafka),
             coordinator=self.checkpoint_coordinator,
             clock=app.clock,
+            app=app.id,
+            version=app.version,
             start=app.start_at,
             parallelism=app.parallelism,
             memory_budget=app.memory_budget_bytes,
@@ -447,10 +449,11 @@ class AgentRuntime:
             for agent in self.agents.values():
                 if agent.state is AgentState.RUNNING:
                     agent.state = AgentState.STOPPING
-            jobs: list[AgentJob | StreamJob] = [
-                job for job in (self._job if self.agents else None, self._streams) if job
-            ]
-            if jobs and not any(job.broken for job in jobs) and not all(job.was_complete for job in jobs):
+            jobs = self._jobs()
+            complete = (
+                not self.agents and self._streams is not None and self._streams.was_complete
+            )  # nothing was opened
+            if jobs and not complete and not any(job.broken for job in jobs):
                 for job in jobs:
                     await job.stop(drain=drain)
                 if not any(job.broken for job in jobs):
@@ -466,6 +469,10 @@ class AgentRuntime:
             raise CheckpointFailed(
                 f"no last checkpoint: {failure.message}", hint="the next start goes on from the one before"
             ) from failure
+
+    def _jobs(self) -> list[AgentJob | StreamJob]:
+        """What runs: the agents, if there are any, and the streams."""
+        return [job for job in (self._job if self.agents else None, self._streams) if job is not None]
 
     async def _release(self) -> None:
         """Closes what is open; failed agents stay FAILED."""
@@ -522,7 +529,7 @@ class AgentRuntime:
     async def _until_over(self) -> None:
         assert self._stop_asked is not None
         waits: set[asyncio.Future[Any]] = {asyncio.ensure_future(self._stop_asked.wait())}
-        jobs: list[AgentJob | StreamJob] = [job for job in (self._job if self.agents else None, self._streams) if job]
+        jobs = self._jobs()
         over = asyncio.ensure_future(_all_over([job.running for job in jobs]))
         if self._streams is not None:
             self._streams.awaited = True

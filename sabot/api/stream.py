@@ -69,6 +69,7 @@ class Read(Node):
     lateness_ms: int
     idle_ms: int
     dead_letter: str | Sink
+    inferred: bool = False  # `schema` was not given but found
 
     @property
     def name(self) -> str:

@@ -30,11 +30,13 @@ __all__ = [
     "Sink",
     "Source",
     "build_records",
+    "dead_letter_headers",
     "decode_json",
     "encode_json",
     "encode_key",
     "header_rows",
     "iterate_records",
+    "json_records",
     "to_records",
 ]
 
@@ -162,6 +164,11 @@ def header_rows(column: Any) -> list[Headers]:
     return [tuple((pair["name"], pair["value"]) for pair in row) if row else () for row in column.to_pylist()]
 
 
+def dead_letter_headers(**facts: Any) -> Headers:
+    """What happened to a record, and where: header `sabot.<name>` for each fact, behind the record's own."""
+    return tuple((f"sabot.{name}", str(value).encode(errors="backslashreplace")) for name, value in facts.items())
+
+
 def to_records(batch: Batch, now_ms: int) -> pa.RecordBatch:
     """What a sink of records writes: RECORD_SCHEMA as it is (timestamp null: `now_ms`), other columns as one
     JSON object a row.
@@ -172,10 +179,15 @@ def to_records(batch: Batch, now_ms: int) -> pa.RecordBatch:
         if stamps.null_count == 0:
             return data
         return data.set_column(2, RECORD_SCHEMA.field(2), stamps.fill_null(now_ms))
+    return json_records(data, None, now_ms)
+
+
+def json_records(data: pa.RecordBatch, keys: pa.BinaryArray | None, now_ms: int) -> pa.RecordBatch:
+    """Columns -> RECORD_SCHEMA: one JSON object a row; None for `keys` says that no record has one."""
     rows = data.num_rows
     columns = [
         encode_rows(data),
-        pa.nulls(rows, pa.binary()),
+        pa.nulls(rows, pa.binary()) if keys is None else keys,
         pa.array(np.full(rows, now_ms, dtype=np.int64)),
         pa.array(np.zeros(rows, dtype=np.int32)),
         pa.array(np.zeros(rows, dtype=np.int64)),

@@ -26,7 +26,7 @@ from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
-from sabot.connectors.base import Headers, build_records, header_rows
+from sabot.connectors.base import Headers, build_records, dead_letter_headers, header_rows
 from sabot.errors import AgentFailed, SabotError
 from sabot.metrics import Durations, Sample
 from sabot.state import StateBackend
@@ -631,19 +631,16 @@ class AgentOperator(ABC):
             buffer = self._dead[row.topic] = RowBuffer(self._dead_port(row.topic), row.topic, self._on_broken)
         kind, message = ("DataError", error) if isinstance(error, str) else (type(error).__name__, _words(error))
         self.counters.dead_letters += 1
-        facts = {
-            "topic": row.topic,
-            "partition": row.partition,
-            "offset": row.offset,
-            "timestamp": row.timestamp,
-            "agent": self.spec.agent_id,
-            "error": kind,
-            "message": message,
-            "attempts": attempts,
-            "version": self._version,
-        }
-        headers = tuple(
-            (f"sabot.{name}", str(value).encode(errors="backslashreplace")) for name, value in facts.items()
+        headers = dead_letter_headers(
+            topic=row.topic,
+            partition=row.partition,
+            offset=row.offset,
+            timestamp=row.timestamp,
+            agent=self.spec.agent_id,
+            error=kind,
+            message=message,
+            attempts=attempts,
+            version=self._version,
         )
         buffer.add(row.payload, row.key, row.timestamp, row.partition, row.offset, (*row.headers, *headers))
 

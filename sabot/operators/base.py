@@ -19,10 +19,29 @@ import pyarrow as pa
 
 from sabot._cython.batch import Batch
 
-__all__ = ["END_OF_TIME", "TIME_COLUMN", "Operator", "OperatorContext", "OperatorState", "SavedState"]
+__all__ = [
+    "END_OF_TIME",
+    "TIME_COLUMN",
+    "Operator",
+    "OperatorContext",
+    "OperatorState",
+    "SavedState",
+    "with_time",
+    "without_time",
+]
 
 TIME_COLUMN = "__time"
 END_OF_TIME = 2**63 - 1  # the watermark after the last row of a bounded input
+
+
+def with_time(schema: pa.Schema, timed: bool = True) -> pa.Schema:
+    """The columns, and event time behind them."""
+    return schema.append(pa.field(TIME_COLUMN, pa.int64())) if timed else schema
+
+
+def without_time(schema: pa.Schema) -> pa.Schema:
+    """The columns that users see."""
+    return pa.schema([field for field in schema if field.name != TIME_COLUMN], schema.metadata)
 
 
 class OperatorState(Protocol):

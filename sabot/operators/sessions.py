@@ -103,9 +103,8 @@ class SessionAggregate(Operator):
 
     def restore(self, saved: list[SavedState]) -> None:
         watermarks = [part.facts["watermark"] for part in saved]
-        if (
-            watermarks and None not in watermarks and min(watermarks) < END_OF_TIME
-        ):  # else it was drained: time begins anew
+        if watermarks and None not in watermarks and min(watermarks) < END_OF_TIME:
+            # at END_OF_TIME it was drained: time begins anew
             self._watermark_ms = min(watermarks)
             self._sessions.advance(self._watermark_ms)  # nothing is there yet: rows are judged by it
         if self._context.subtask == 0:  # the job's sum stays what it was
@@ -203,8 +202,7 @@ class KeyedRuns:
 class Numbered(KeyedRuns):
     """Keys and accumulators by session or run. `results`: the fields of the calls.
 
-    A number's accumulators stand under a serial of their own in the table, so that those of a number that is gone can be removed
-    later: removing from extras costs what they hold, and is put together.
+    A number's accumulators stand under a serial of their own in the table, so that a number can be used again.
     """
 
     def __init__(
@@ -218,8 +216,6 @@ class Numbered(KeyedRuns):
         self._extras = self._aggregator.extras()
         self._slot_of = np.zeros(0, np.int32)  # number -> slot in the table
         self._serials = 0
-        self._gone: list[Any] = []  # slots to be removed
-        self._gone_count = 0
         self._blank: Array = pa.nulls(0, pa.int64())
 
     def open(self, numbers: pa.Int32Array) -> None:
@@ -311,15 +307,11 @@ class Numbered(KeyedRuns):
         self._slot_of[numbers] = slots.to_numpy()
 
     def _forget(self, slots: Any) -> None:
-        """Removes these slots of the table; with extras not before they are many."""
-        self._gone.append(slots)
-        self._gone_count += len(slots)
-        if not self._aggregator.needs_slots or 2 * self._gone_count > len(self._table):
-            gone = pa.array(np.concatenate(self._gone))
-            if self._aggregator.needs_slots:
-                self._extras.remove(gone)
-            self._table.remove(gone)
-            self._gone, self._gone_count = [], 0
+        """Removes these slots of the table."""
+        gone = pa.array(slots)
+        if self._aggregator.needs_slots:
+            self._extras.remove(gone)
+        self._table.remove(gone)
 
 
 def key_table(keys: pa.Schema) -> GroupTable:

@@ -4,13 +4,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch
 from sabot._cython.json import encode_rows
-from sabot.connectors.base import RECORD_SCHEMA, Sink
+from sabot.connectors.base import RECORD_SCHEMA, Sink, json_records
 from sabot.errors import SabotError, TransientError, UserError
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, OperatorState
 
@@ -100,19 +99,10 @@ def _no_text(data: pa.RecordBatch) -> str:
 
 def with_key(data: pa.RecordBatch, key: str, now_ms: int) -> pa.RecordBatch:
     """Rows -> RECORD_SCHEMA: each row as JSON, the column `key` as the record's key (text as it is, the rest as JSON)."""
-    rows = data.num_rows
     column = data.column(key)
     if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
         keys = column.cast(pa.binary())
     else:
         text: Any = column if pa.types.is_primitive(column.type) else encode_rows(data.select([key]))
         keys = text.cast(pa.string()).cast(pa.binary())
-    columns = [
-        encode_rows(data),
-        pc.if_else(pc.is_null(column), pa.scalar(None, pa.binary()), keys),
-        pa.array(np.full(rows, now_ms, dtype=np.int64)),
-        pa.array(np.zeros(rows, dtype=np.int32)),
-        pa.array(np.zeros(rows, dtype=np.int64)),
-        pa.nulls(rows, RECORD_SCHEMA.field("headers").type),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA)
+    return json_records(data, pc.if_else(pc.is_null(column), pa.scalar(None, pa.binary()), keys), now_ms)

@@ -14,7 +14,7 @@ from sabot._cython.batch import Batch, normalise
 from sabot._cython.keyed import select_rows
 from sabot.api.expr import Expr, col
 from sabot.errors import DataError, UserError
-from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
+from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, with_time, without_time
 from sabot.operators.expressions import Compiled, compile_expr, compile_predicate
 from sabot.operators.times import is_time, to_ms
 
@@ -131,7 +131,7 @@ class WithoutTime(Operator):
     """Takes event time off: rows go on among others that have none."""
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        return context.input.remove(context.input.get_field_index(TIME_COLUMN))
+        return without_time(context.input)
 
     def process(self, batch: Batch) -> None:
         data = batch.data
@@ -174,7 +174,7 @@ class MapBatches(Operator):
         self.name = f"map_batches({getattr(function, '__qualname__', type(function).__name__)})"
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        self._input = _without_time(context.input)
+        self._input = without_time(context.input)
         self._timed = TIME_COLUMN in context.input.names
         schema = self._learnt() if self.schema is None else self.schema
         schema = normalise(schema.empty_table()).schema.remove_metadata()
@@ -183,7 +183,7 @@ class MapBatches(Operator):
             _check_time(self.name, schema.field(self.time))
         self._output = schema
         self._nullable = pa.schema([(field.name, field.type) for field in schema])  # as all that goes down a chain
-        return _with_time(self._nullable, self._timed)
+        return with_time(self._nullable, self._timed)
 
     def process(self, batch: Batch) -> None:
         data = batch.taken()
@@ -193,7 +193,7 @@ class MapBatches(Operator):
             return
         made = pa.RecordBatch.from_arrays(self._fitted(given, batch).columns, schema=self._nullable)
         if self._timed:
-            made = made.append_column(_TIME_FIELD, self._stamps(made, stamps, batch))
+            made = made.append_column(TIME_COLUMN, self._stamps(made, stamps, batch))
         if made.num_rows:
             self.emit(batch.with_data(made))
 
@@ -275,7 +275,7 @@ class FlatMap(Operator):
         self._own_time = self._timed and self.time in self.schema.names
         if self._own_time:
             _check_time(self.name, self.schema.field(self.time))
-        return _with_time(self.schema, self._timed)
+        return with_time(self.schema, self._timed)
 
     def process(self, batch: Batch) -> None:
         last: Batch | None = None
@@ -323,12 +323,10 @@ class FlatMap(Operator):
         if not self._timed:
             return made
         stamps = _times(self.name, made.column(self.time), batch) if self._own_time else pa.array(times, pa.int64())
-        return made.append_column(_TIME_FIELD, stamps)
+        return made.append_column(TIME_COLUMN, stamps)
 
 
 # -- what they share ------------------------------------------------------------------------------------------------------
-
-_TIME_FIELD = pa.field(TIME_COLUMN, pa.int64())
 
 
 class _Rows:
@@ -467,14 +465,6 @@ def _check_there(what: str, names: Iterable[str], schema: pa.Schema) -> None:
             compile_expr(col(name), schema)
         except UserError as error:
             raise UserError(f"{what}: {error.message}", hint=error.hint) from None
-
-
-def _without_time(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([field for field in schema if field.name != TIME_COLUMN])
-
-
-def _with_time(schema: pa.Schema, timed: bool) -> pa.Schema:
-    return schema.append(_TIME_FIELD) if timed else schema
 
 
 def _where(batch: Batch) -> str:

@@ -22,7 +22,6 @@ from sabot.operators.aggregates import CHUNK_ROWS, Aggregator, Call, Snapshot, o
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
 from sabot.operators.gathered import Extras, joined
 from sabot.state.tables import TableStore
-from sabot.state.tables_hot import HotTable
 
 __all__ = ["PANE_COLUMN", "LocalCombine", "WindowAggregate"]
 
@@ -464,8 +463,8 @@ class _Merged:
 
     def _tables(self, pane: int) -> Iterator[tuple[GroupTable, bool]]:
         """The pane's groups: (its table, True), or, where some are not in memory, tables with pieces of them, one after the other."""
-        table = self._store.table(pane)
-        if not isinstance(table, HotTable) or not (table.parts or table.cold):
+        table = self._store.whole(pane)
+        if table is not None:
             yield table, True
             return
         for state in self._store.export(pane):

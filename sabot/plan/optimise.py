@@ -56,7 +56,7 @@ def with_schemas(writes: Iterable[Write], schemas: Mapping[int, pa.Schema | None
     for node in walk(writes):
         inputs = tuple(made[id(upstream)] for upstream in node.inputs)
         if isinstance(node, Read):
-            made[id(node)] = replace(node, schema=schemas[id(node)])
+            made[id(node)] = replace(node, schema=schemas[id(node)], inferred=node.schema is None)
         elif isinstance(node, Union):
             made[id(node)] = replace(node, streams=inputs)
         else:

@@ -17,10 +17,11 @@ from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr, col, lit
 from sabot.api.stream import Node, Read, Write
 from sabot.api.windows import CountWindow, SessionWindow
+from sabot.config import legal_topic
 from sabot.connectors.base import Sink
 from sabot.errors import UserError
 from sabot.operators.aggregates import Call
-from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
+from sabot.operators.base import Operator, OperatorContext, with_time
 from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, RunningAggregate
 from sabot.operators.ordered import EventOrder
 from sabot.operators.sessions import SessionAggregate
@@ -77,6 +78,11 @@ class Reading:
             return known
         return pa.schema([known.field(name) for name in self.columns])
 
+    @property
+    def rows(self) -> pa.Schema | None:
+        """The columns that go down the chain. Any of them may be null: what must not be was set apart."""
+        return None if self.schema is None else with_time(pa.schema(column_types(self.schema)), self.timed)
+
 
 @dataclass(eq=False)
 class Stage:
@@ -87,7 +93,6 @@ class Stage:
     reading: Reading | None = None
     sink: tuple[str | Sink, str | None] | None = None  # (topic or Sink, the column that is the key)
     targets: list[Step | Edge] = field(default_factory=list)
-    upstream: list["Stage"] = field(default_factory=list)
 
     def steps(self) -> list[Step]:
         """All operators of the chain, those upstream first."""
@@ -101,15 +106,6 @@ class Stage:
 
         visit(self.targets)
         return found
-
-    def edges(self) -> list[Edge]:
-        """All that leave the chain."""
-        steps = self.steps()
-        ends = [end for step in steps for end in (*step.targets, *step.side.values())] + self.targets
-        edges = [end for end in ends if isinstance(end, Edge)]
-        if self.reading is not None and self.reading.dead_letters is not None:
-            edges.append(self.reading.dead_letters)
-        return edges
 
 
 @dataclass
@@ -138,9 +134,7 @@ class Plan:
 
         for stage in self.stages:
             reading = stage.reading
-            schema = schemas.get(stage.id) if reading is None else reading.schema
-            if reading is not None and schema is not None and reading.timed:
-                schema = schema.append(pa.field(TIME_COLUMN, pa.int64()))
+            schema = schemas.get(stage.id) if reading is None else reading.rows
             if schema is not None:
                 visit(stage.targets, schema)
 
@@ -225,7 +219,7 @@ class _Planner:
     def plan(self) -> Plan:
         for write in self._writes:
             place = self._place(write.input)
-            place.targets.append(Edge(self._sink(write.sink, write.key, place.stage)))
+            place.targets.append(Edge(self._sink(write.sink, write.key)))
         upstream_first = [stage for stage in self._stages if stage.sink is None]
         return Plan(upstream_first + [stage for stage in self._stages if stage.sink is not None])
 
@@ -241,15 +235,13 @@ class _Planner:
         self._stages.append(stage)
         return stage
 
-    def _sink(self, sink: str | Sink, key: str | None, upstream: Stage) -> Stage:
+    def _sink(self, sink: str | Sink, key: str | None = None) -> Stage:
         name = sink if isinstance(sink, str) else id(sink)
         stage = self._sinks.get(name)
         if stage is None:
             stage = self._sinks[name] = self._stage("write", 1, sink=(sink, key))
         elif stage.sink is not None and stage.sink[1] != key:
             raise UserError(f"to({sink!r}): two streams write it with different keys", hint="give both the same key=")
-        if upstream not in stage.upstream:
-            stage.upstream.append(upstream)
         return stage
 
     def _step(self, place: _Place, text: str, make: Callable[[], Operator], **facts: Any) -> tuple[Step, _Place]:
@@ -268,7 +260,6 @@ class _Planner:
                 return place
             return self._step(place, f"go on by {', '.join(keys)}", WithoutHashes)[1]
         stage = self._stage(name, self._parallelism if keys else 1)
-        stage.upstream.append(place.stage)
         place.targets.append(Edge(stage, keys or None))
         return _Place(stage, stage.targets, keys or None, place.timed, place.time)
 
@@ -370,8 +361,8 @@ class _Planner:
         assert stage.reading is not None
         letters = node.dead_letter
         if isinstance(letters, str):
-            letters = letters.replace("{topic}", _legal(node.name))
-        stage.reading.dead_letters = Edge(self._sink(letters, None, stage))
+            letters = letters.replace("{topic}", legal_topic(node.name))
+        stage.reading.dead_letters = Edge(self._sink(letters))
         return _Place(stage, stage.targets, timed=timed, time=node.time)
 
     def _select(self, node: logical.Select) -> _Place:
@@ -400,9 +391,8 @@ class _Planner:
         used = self._used[id(node)]
         if used is not None:  # each branch may have been read with more than that
             names = [name for name in columns_of(node.streams[0]) or sorted(used) if name in used]
-            same = tuple((name, col(name)) for name in names) or (
-                ("_", lit(True)),
-            )  # of no columns rows would have no number
+            same = tuple((name, col(name)) for name in names)
+            same = same or (("_", lit(True)),)  # without any column rows would have no number
             text = f"select {', '.join(name for name, _ in same)}"
             places = [self._step(place, text, lambda: Select(same))[1] for place in places]
         if not timed:
@@ -410,8 +400,6 @@ class _Planner:
         stage = self._stage("union", 1)
         for place in places:
             place.targets.append(Edge(stage))
-            if place.stage not in stage.upstream:
-                stage.upstream.append(place.stage)
         times = {place.time for place in places}
         return _Place(stage, stage.targets, timed=timed, time=times.pop() if len(times) == 1 else None)
 
@@ -419,15 +407,13 @@ class _Planner:
         window, keys = node.window, node.keys
         place = self._place(node.input)
         self._need_time(place, not isinstance(window, CountWindow), type(window).__name__)
-        combines = (
-            not isinstance(window, CountWindow | SessionWindow) and node.late is None
-        )  # it cannot give late rows back
-        if combines and not keys and self._parallelism > 1:
+        by_time = not isinstance(window, CountWindow | SessionWindow)
+        if by_time and not keys and self._parallelism > 1 and node.late is None:  # phases cannot give late rows back
             return self._two_phases(node, place)
         place, calls = self._arguments(self._moved(place, keys, "window"), node.aggregates)
         text = f"{_window_words(window)}{_by(keys)}: {_words(node.aggregates)}"
         step, behind = self._step(place, text, self._window_operator(node, calls), time=None)
-        self._late(node, step, place)
+        self._late(node, step)
         return behind
 
     def _window_operator(
@@ -451,13 +437,11 @@ class _Planner:
         words = f"{_window_words(window)}: {_words(node.aggregates)}"
         _, behind = self._step(place, f"combine {words}", lambda: LocalCombine(window, (), calls))
         moved = self._moved(behind, (), "window")
-        step, behind = self._step(moved, words, self._window_operator(node, calls, partial=True), time=None)
-        self._late(node, step, place)
-        return behind
+        return self._step(moved, words, self._window_operator(node, calls, partial=True), time=None)[1]
 
-    def _late(self, node: logical.AggregateWindow, step: Step, place: _Place) -> None:
+    def _late(self, node: logical.AggregateWindow, step: Step) -> None:
         if node.late is not None:
-            step.side["late"] = Edge(self._sink(node.late, None, place.stage))
+            step.side["late"] = Edge(self._sink(node.late))
 
     def _need_time(self, place: _Place, needed: bool, what: str) -> None:
         if needed and not place.timed:
@@ -534,12 +518,6 @@ def _needs_time(node: Node) -> bool:
     if isinstance(node, logical.RunningAggregate | logical.Reduce):
         return node.ttl_ms is not None
     return isinstance(node, logical.Deduplicate) and node.within_ms is not None
-
-
-def _legal(topic: str) -> str:
-    """A source's name as a part of a topic's name: a file's path is none."""
-    legal = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in topic)
-    return legal.strip("-.")[-200:]
 
 
 def _name_of(function: Any) -> str:

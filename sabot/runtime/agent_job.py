@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ from sabot.api.agent import AgentSpec
 from sabot.checkpoint import Coordinator, Manifest
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
+from sabot.config import legal_topic
 from sabot.connectors.base import Sink, Source
 from sabot.errors import UserError
 from sabot.operators import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
@@ -143,7 +143,7 @@ class AgentJob:
             port = await self._sink(spec.dead_letter)
             return lambda topic: port
         topics = [*spec.topics, *(each.agent_id for each in self.specs if each.sink is spec.func)]
-        ports = {topic: await self._sink(spec.dead_letter.format(topic=_legal(topic))) for topic in topics}
+        ports = {topic: await self._sink(spec.dead_letter.format(topic=legal_topic(topic))) for topic in topics}
         other = next(iter(ports.values()))  # for unfinished rows of a topic that the agent had before
         return lambda topic: ports.get(topic, other)
 
@@ -236,11 +236,6 @@ class AgentJob:
             self._running.cancel()
             await asyncio.wait([self._running])
         await self.task.close()
-
-
-def _legal(topic: str) -> str:
-    """A source's name as a part of a Kafka topic's name: a file's path is none."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", topic).strip("-.")[-200:]
 
 
 def _without_needless_topics(specs: Sequence[AgentSpec]) -> list[AgentSpec]:

@@ -18,7 +18,14 @@ from sabot._cython.channel import ACTIVE, END, IDLE, Barrier, Channel, Gate, Wat
 from sabot._cython.json import encode_rows
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec, schema_text
-from sabot.connectors.base import RECORD_SCHEMA, Positions, Source, build_records, header_rows
+from sabot.connectors.base import (
+    RECORD_SCHEMA,
+    Positions,
+    Source,
+    build_records,
+    dead_letter_headers,
+    header_rows,
+)
 from sabot.errors import DataError, TransientError, UserError
 from sabot.operators.base import TIME_COLUMN
 from sabot.operators.stateless import to_ms
@@ -237,6 +244,7 @@ class SourceInput:
         timed: bool,
         watermarks: Watermarks,
         dead_letter: Callable[[pa.RecordBatch], None],
+        origin: Mapping[str, Any],
         inferred: pa.Schema | None,
         clock: Clock,
     ) -> None:
@@ -251,6 +259,7 @@ class SourceInput:
         self._time = time
         self._timed = timed
         self._dead_letter = dead_letter
+        self._origin = origin  # what dead letters say of who set them apart
         self._schema_text = schema_text(inferred)  # the checkpoint keeps it
         self._clock = clock
         self._marks: deque[Any] = deque()
@@ -330,9 +339,8 @@ class SourceInput:
                 self._tell_time(self._now_ms())
             return None
         self.rows_in += batch.num_rows
-        if (
-            self._timed and self._told.idle
-        ):  # those behind must know that this input counts, before its rows move event time
+        if self._timed and self._told.idle:
+            # those behind must know that this input counts, before its rows move event time
             self._told.idle = False
             self._held = batch
             return ACTIVE
@@ -430,7 +438,7 @@ class SourceInput:
         if not self.dead_letters:
             _log.warning("%s: a row was set apart for the dead letters, the first one: %s", topic, reasons[0])
         self.dead_letters += records.num_rows
-        self._dead_letter(dead_letters(records, reasons, topic))
+        self._dead_letter(dead_letters(records, reasons, topic, self._origin))
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -480,20 +488,24 @@ def _others(rows: int, taken: list[int]) -> pa.Int64Array:
     return pa.array(np.flatnonzero(keep))
 
 
-def dead_letters(records: pa.RecordBatch, reasons: list[str], topic: str) -> pa.RecordBatch:
-    """Undecodable records as they came, each with what happened to it in its headers."""
+def dead_letters(records: pa.RecordBatch, reasons: list[str], topic: str, origin: Mapping[str, Any]) -> pa.RecordBatch:
+    """Records as they came, each with what happened to it in its headers."""
     payload, key, timestamp, partition, offset, headers = records.columns
     facts = [
         (
-            *old,
-            ("sabot.topic", topic.encode(errors="backslashreplace")),
-            ("sabot.partition", str(p).encode()),
-            ("sabot.offset", str(o).encode()),
-            ("sabot.timestamp", str(t).encode()),
-            ("sabot.error", DataError.__name__.encode()),
-            ("sabot.message", reason.encode(errors="backslashreplace")),
+            *own,
+            *dead_letter_headers(
+                topic=topic,
+                partition=p,
+                offset=o,
+                timestamp=t,
+                error=DataError.__name__,
+                message=reason,
+                attempts=1,
+                **origin,
+            ),
         )
-        for old, p, o, t, reason in zip(
+        for own, p, o, t, reason in zip(
             header_rows(headers), partition.to_pylist(), offset.to_pylist(), timestamp.to_pylist(), reasons, strict=True
         )
     ]

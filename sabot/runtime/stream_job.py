@@ -23,7 +23,7 @@ from sabot.connectors.base import RECORD_SCHEMA, Positions, Sink, Source
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import SabotError, UserError
 from sabot.metrics import Sample
-from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, SavedState
+from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, SavedState, without_time
 from sabot.operators.sink import SinkWriter
 from sabot.plan import Edge, Plan, Reading, Stage, Step, check_alike, column_types, make_plan
 from sabot.plan.optimise import walk, with_schemas
@@ -55,6 +55,8 @@ class Surroundings:
     open_sink: Callable[[str], Sink]
     coordinator: Coordinator
     clock: Clock
+    app: str
+    version: str = ""
     start: str | int = "earliest"
     parallelism: int = 1
     directory: Path | None = None  # for the databases of keyed tables; None: state in memory
@@ -90,9 +92,8 @@ class StreamJob:
         self._left = 0
         self._closed = False
         self._started = False
-        self._told_late: set[str] = set()  # operators whose late rows go somewhere
+        self._late_sides: set[str] = set()  # operators whose late rows go somewhere
         self._sources: list[Source] = []  # objects of the user's that this run reads
-        self._inferred: set[str] = set()  # sources whose schema nobody gave
         self._afresh = True  # no checkpoint is restored
         self._cancelled = threading.Event()
 
@@ -163,7 +164,7 @@ class StreamJob:
         for stage in self.plan.stages:
             built = self._built[stage.id]
             if stage.reading is not None:
-                built.schema = _rows_of(stage.reading)
+                built.schema = stage.reading.rows
                 watermarks = Watermarks(stage.reading.node.lateness_ms, stage.reading.node.idle_ms)
             for number, task in enumerate(built.tasks):
                 if stage.reading is None:
@@ -221,7 +222,6 @@ class StreamJob:
         """As given; as the checkpoint has it; or inferred from the first records, which may have to be waited for."""
         if node.schema is not None:
             return node.schema
-        self._inferred.add(node.name)
         for stored in () if restored is None else restored.tasks.values():
             facts = stored.meta.get("input", {})
             if facts.get("source") == node.name and facts.get("schema") is not None:
@@ -293,17 +293,18 @@ class StreamJob:
         restored: Manifest | None,
     ) -> None:
         node = reading.node
-        assert reading.schema is not None
+        assert reading.rows is not None
         source_input = SourceInput(
             node.name,
             source,
             codec=codec,
-            schema=_rows_of(reading),
+            schema=reading.rows,
             time=node.time,
             timed=reading.timed,
             watermarks=watermarks,
             dead_letter=self._dead_letter(reading, task),
-            inferred=node.schema if node.name in self._inferred else None,
+            origin=self._origin(task),
+            inferred=node.schema if node.inferred else None,
             clock=self.around.clock,
         )
         task.input = source_input
@@ -335,6 +336,10 @@ class StreamJob:
         task.chain.outputs.append(output)
         return lambda records: output.put(Batch(records, None, reading.node.name))
 
+    def _origin(self, task: StreamTask) -> dict[str, Any]:
+        """What dead letters say of who set them apart."""
+        return {"agent": f"{self.around.app}/{task.name}", "version": self.around.version}
+
     # -- chains -------------------------------------------------------------------------------------------------------
 
     def _chain(self, built: _Built, number: int) -> Chain:
@@ -364,9 +369,9 @@ class StreamJob:
             self.around.memory_budget // max(1, stage.parallelism),
         )
         if "late" in target.side:
-            self._told_late.add(target.id)
+            self._late_sides.add(target.id)
         for name, edge in target.side.items():
-            side = self._output(edge, task, _without_time(schema))
+            side = self._output(edge, task, without_time(schema))
             outputs.append(side)
             context.side[name] = side.put
         columns = operator.open(context)
@@ -387,9 +392,7 @@ class StreamJob:
                 built.schema = schema
             elif built.stage.sink is not None:
                 built.mixed = built.mixed or not built.schema.equals(schema)
-            elif not built.schema.equals(
-                schema
-            ):  # another subtask's are; those of a union may differ in what may be null
+            elif not built.schema.equals(schema):  # of a union: what may be null in one may be null
                 check_alike(built.schema, schema)
                 built.schema = pa.schema(column_types(schema))
         channels = []
@@ -405,7 +408,7 @@ class StreamJob:
         opened = self.around.open_sink(sink) if isinstance(sink, str) else sink
         if self._afresh:
             opened.start_afresh()
-        expected = None if built.mixed or built.schema is None else _without_time(built.schema)
+        expected = None if built.mixed or built.schema is None else without_time(built.schema)
         clock = self.around.clock
         writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000))
         writer.id = built.stage.id
@@ -544,8 +547,8 @@ class StreamJob:
         """Rows that came too late and had no place to go are counted; somebody should know."""
         late: Counter[str] = Counter()
         for task in self.tasks:
-            for operator in task.chain.operators if hasattr(task, "chain") else []:
-                if operator.id not in self._told_late:
+            for operator in task.chain.operators if task.built else []:
+                if operator.id not in self._late_sides:
                     late[operator.text] += operator.statistics().get("late_rows", 0)
         for text, rows in late.items():
             if rows:
@@ -556,10 +559,10 @@ class StreamJob:
                 )
 
     def _join(self) -> None:
-        started = [task for task in self.tasks if hasattr(task, "chain") and hasattr(task, "input")]
-        for task in started:
+        built = [task for task in self.tasks if task.built]
+        for task in built:
             task.stop()
-        for task in started:
+        for task in built:
             if not task.join(_JOIN_SECONDS):
                 _log.error("task %s does not come back and is left behind", task.name)
                 continue
@@ -574,11 +577,7 @@ class StreamJob:
 
     def statistics(self) -> dict[str, Any]:
         """By task; from any thread."""
-        return {
-            task.name: task.statistics() | {"input": task.input.statistics()}
-            for task in self.tasks
-            if hasattr(task, "input") and hasattr(task, "chain")
-        }
+        return {task.name: task.statistics() | {"input": task.input.statistics()} for task in self.tasks if task.built}
 
     def samples(self) -> Iterator[Sample]:
         """For metrics; from any thread."""
@@ -615,17 +614,6 @@ def _state_of(restored: Manifest, task: str, operator: str) -> Path:
     if operator in restored.tasks[task].states:
         return restored.state_directory(task, operator)
     return (restored.path or Path()) / "nothing was saved"
-
-
-def _rows_of(reading: Reading) -> pa.Schema:
-    """The columns that go down the chain. Any of them may be null: what must not be was set apart."""
-    assert reading.schema is not None
-    schema = pa.schema(column_types(reading.schema))
-    return schema.append(pa.field(TIME_COLUMN, pa.int64())) if reading.timed else schema
-
-
-def _without_time(schema: pa.Schema) -> pa.Schema:
-    return schema.remove(len(schema) - 1) if schema.names[-1:] == [TIME_COLUMN] else schema
 
 
 def _some(sources: Mapping[str, str]) -> str:

@@ -185,6 +185,11 @@ class StreamTask:
         self._coordinator = coordinator
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
+    @property
+    def built(self) -> bool:
+        """It has its input and its chain; an error while the job was built may have come before."""
+        return hasattr(self, "input") and hasattr(self, "chain")
+
     def start(self) -> None:
         """The thread begins to take elements."""
         self._thread.start()

@@ -118,6 +118,11 @@ class TableStore:
             self._touched[pane] = table
         return table
 
+    def whole(self, pane: int = 0) -> GroupTable | None:
+        """The pane's table, if all of its groups stand in it: none in RocksDB, or on the way there."""
+        table = self.table(pane)
+        return None if isinstance(table, HotTable) and (table.parts or table.cold) else table
+
     def finish(self, pane: int = 0) -> Iterator[list[Array]]:
         """Keys and results of all groups of the pane, in pieces of at most CHUNK_ROWS rows.
 

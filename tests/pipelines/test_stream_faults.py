@@ -1,13 +1,19 @@
 """Programs that gave a wrong answer once, each with its story; found by a sceptical reviewer and by a new user."""
 
+import asyncio
+import io
 import json
 import logging
 import threading
 
 import pytest
+import rich.console
+from agent_tools import bounded, until
 
 import sabot
 from sabot import App, CsvSink, NdjsonSource, UserError, col, files, tumbling
+from sabot.cli.running import _run
+from sabot.testing import MemoryBroker
 
 ROWS = [{"x": n % 7, "m": n % 5, "y": n, "ts": n * 100} for n in range(700)]
 
@@ -124,3 +130,57 @@ def test_event_time_that_a_step_replaces_is_refused_where_windows_follow(path):
     with pytest.raises(UserError, match="event time"):
         replaced.window(tumbling("1s")).aggregate(n=sabot.count()).collect()
     assert replaced.collect().num_rows == 700
+
+
+async def test_dead_letters_of_a_stream_say_as_much_as_those_of_an_agent(memory_url):
+    """They left out who set them apart, and under which version of the program."""
+    app = App("shop", broker=memory_url, version="1.4")
+    app.stream("orders", schema={"x": "int64"}).to("copies")
+    broker = MemoryBroker.get(memory_url)
+    broker.publish("orders", [b"no json"])
+    await app.start()
+    await until(lambda: broker.records("orders.dlq"))
+    await app.stop()
+    (letter,) = broker.records("orders.dlq")
+    assert letter.payload == b"no json"
+    headers = {name.removeprefix("sabot."): value.decode() for name, value in letter.headers}
+    message = headers.pop("message")
+    assert "byte 0" in message
+    assert int(headers.pop("timestamp")) > 0
+    assert headers == {
+        "topic": "orders",
+        "partition": "0",
+        "offset": "0",
+        "agent": "shop/read-1/0",
+        "error": "DataError",
+        "attempts": "1",
+        "version": "1.4",
+    }
+
+
+async def test_the_progress_over_files_is_known_while_they_are_read_and_shown_on_a_terminal(tmp_path, monkeypatch):
+    path, inside, go_on = tmp_path / "rows.ndjson", threading.Event(), threading.Event()
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+
+    def wait(batch):
+        if batch.num_rows:
+            inside.set()
+            go_on.wait(20)
+        return batch
+
+    app = App("progress")
+    app.stream(NdjsonSource(path, block_bytes=2000)).map_batches(wait).to(sabot.NdjsonSink(tmp_path / "out.ndjson"))
+    assert app.progress() is None
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        "sabot.cli.running.Console", lambda stderr: rich.console.Console(file=screen, force_terminal=True, width=100)
+    )
+    running = asyncio.ensure_future(_run(app))
+    try:
+        await until(inside.is_set)
+        done, total = app.progress()
+        assert 0 < done < total == path.stat().st_size
+        await until(lambda: "kB" in screen.getvalue(), "the bar")
+    finally:
+        go_on.set()
+        await bounded(running)

@@ -1004,3 +1004,25 @@ async def test_offsets_are_not_committed_past_rows_that_a_chained_agent_has_not_
         release.set()
         await until(lambda: len(done) == 10)
     assert MemoryBroker.get(app.broker).committed("shop.up-group", "orders") == {0: 10}
+
+
+async def test_a_file_that_grew_after_its_job_had_ended_is_read_on_once(memory_url, tmp_path):
+    """The last checkpoint was left out where the one before was of the end: what came since was read again at each start."""
+    numbers(tmp_path / "orders", 3)
+    seen = []
+
+    def build():
+        app = App("shop", broker=memory_url, checkpoint_dir=tmp_path / "checkpoints")
+
+        @app.agent(NdjsonSource(tmp_path / "orders"))
+        async def read(ctx):
+            seen.append(ctx.message["n"])
+
+        return app
+
+    await bounded(build().run())
+    with open(tmp_path / "orders", "a") as file:
+        file.write('{"n": 3}\n')
+    for _ in range(2):
+        await bounded(build().run())
+    assert seen == [0, 1, 2, 3]

@@ -316,3 +316,27 @@ async def test_a_stopped_job_goes_on_with_another_parallelism(tmp_path, memory_u
     assert [row["n"] for row in values(app, "sessions")] == [9] * 20
     assert [row["n"] for row in values(app, "total")] == [180]
     assert sorted(row["k"] for row in values(app, "firsts")) == sorted(f"k{key}" for key in range(20))
+
+
+@pytest.mark.parametrize("order", ["given first", "inferred first"])
+async def test_two_streams_of_one_topic_keep_their_own_columns_over_a_restart(tmp_path, memory_url, order):
+    """The one whose columns were inferred took those that the other was given, and wrote only these."""
+
+    def app():
+        app = App("two", broker=memory_url, state="memory", checkpoint_dir=tmp_path / "checkpoints")
+        streams = {
+            "given": lambda: app.stream("orders", schema={"x": "int64"}).to("given"),
+            "inferred": lambda: app.stream("orders").to("inferred"),
+        }
+        for name in ("given", "inferred") if order == "given first" else ("inferred", "given"):
+            streams[name]()
+        return app
+
+    for life in range(1, 3):
+        each = app()
+        publish(each, "orders", [{"x": life, "y": 2, "z": 3}])
+        await each.start()
+        await until(lambda each=each, life=life: len(values(each, "given")) == len(values(each, "inferred")) == life)
+        await bounded(each.stop())
+    assert values(each, "given") == [{"x": 1}, {"x": 2}]
+    assert values(each, "inferred") == [{"x": 1, "y": 2, "z": 3}, {"x": 2, "y": 2, "z": 3}]
