@@ -17,6 +17,7 @@ ORDER = [
     "errors",
     "config",
     "clock",
+    "steps",
     "metrics",
     "_cython",
     "codecs",

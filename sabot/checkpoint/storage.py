@@ -31,7 +31,7 @@ import msgspec
 
 from sabot.errors import CheckpointFailed, CorruptCheckpoint, InternalError, JobLocked, UserError
 
-__all__ = ["FORMAT_VERSION", "CheckpointStorage", "Manifest", "StoredFile", "StoredTask"]
+__all__ = ["FORMAT_VERSION", "CheckpointStorage", "Manifest", "StoredFile", "StoredLane", "StoredPart", "StoredTask"]
 
 _log = logging.getLogger(__name__)
 
@@ -59,16 +59,37 @@ class StoredTask(msgspec.Struct, frozen=True):
     states: dict[str, str] = {}
 
 
+class StoredPart(msgspec.Struct, frozen=True):
+    """Output that waits to be delivered: its number, its file (a path in the manifest's contents), its rows."""
+
+    seq: int
+    file: str
+    rows: int
+
+
+class StoredLane(msgspec.Struct, frozen=True):
+    """The output of one exactly-once sink: the highest seq given out, the highest known to be delivered, what waits."""
+
+    sink: str  # its name, for people
+    given: int = 0
+    delivered: int = 0
+    pending: list[StoredPart] = []
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """What a checkpoint holds.
 
     `contents` lists every file by its path relative to `path`, which is None for a checkpoint kept in memory.
+    incarnation: of the job, made at its fresh start. generation: of the run that wrote this.
     """
 
     checkpoint_id: int
     created_ms: int
     describe: dict[str, Any] = {}
     tasks: dict[str, StoredTask] = {}
+    lanes: dict[str, StoredLane] = {}
+    incarnation: str = ""
+    generation: int = 0
     contents: dict[str, StoredFile] = {}
     path: Path | None = None
 

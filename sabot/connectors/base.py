@@ -25,10 +25,12 @@ __all__ = [
     "BAD_SCHEMA",
     "RECORD_SCHEMA",
     "Headers",
+    "Lane",
     "Positions",
     "Record",
     "Sink",
     "Source",
+    "Token",
     "build_records",
     "dead_letter_headers",
     "decode_json",
@@ -312,14 +314,46 @@ class Source(ABC):
         """Lets go of everything. Idempotent; also after a failed `open`."""
 
 
-class Sink(ABC):
-    """Where results go. This version delivers at least once: what was flushed before a barrier is there after
-    a crash.
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Whose parts a sink is given: the key under which it keeps its token.
 
-    The order of calls: [start_afresh] [expect] open (write | flush)* [finish] close.
+    job: the app's id. sink: the place of the sink in the program, stable over restarts. incarnation: of the job; new when
+    it starts afresh, kept by all that goes on from its checkpoints.
+    """
+
+    job: str
+    sink: str
+    incarnation: str
+
+    @property
+    def key(self) -> str:
+        """One name for it at the receiver: a group, a row of the table of tokens."""
+        return f"sabot.{self.job}.{self.sink}"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What a receiver knows of a lane: the number of the last part that it has, and which incarnation sent it."""
+
+    seq: int
+    incarnation: str
+
+
+class Sink(ABC):
+    """Where results go.
+
+    At least once: what was flushed before a barrier is there after a crash, and may be there twice.
+    [start_afresh] [expect] open (write | flush)* [finish] close.
+
+    Exactly once, by a sink with `deliver`: the rows of an epoch are saved in its checkpoint, as parts; once the
+    checkpoint is complete they are delivered, in order, by a thread that does nothing else.
+    [start_afresh] [expect] (claim (deliver | settle)*)* [finish] close.
     """
 
     name: str
+    keeps_token: bool = False
+    """`deliver` keeps (seq, incarnation) at the receiver, in one step with the rows, and `claim` reads it back."""
 
     def start_afresh(self) -> None:  # noqa: B027 - most sinks add to what is there
         """Before `open`: the job begins, and goes on from no checkpoint. What an earlier run left unfinished is
@@ -346,6 +380,34 @@ class Sink(ABC):
         """Returns when all that was written is safe at the receiver. Raises when anything was refused, naming
         it.
         """
+
+    def claim(self, lane: Lane) -> Token | None:
+        """Ready to deliver, in place of `open`, whose errors it raises. Also after an error: it starts over.
+
+        When it returns no process that claimed this lane before can deliver any more (as far as the receiver can keep
+        it out), and what that one left half done is gone or finished. -> what the receiver knows; None: no part came.
+        A sink that keeps no token returns None, and knows a part that it is given again by its seq.
+        """
+        self.open()
+        return None
+
+    def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
+        """Takes a part: rows as `write` takes them, at most some 64 MiB. When it returns they are at the receiver, safe
+        and to be seen, all of them, and none twice however often the part is given (the same seq, the same rows).
+
+        seq grows, with gaps; never used for two parts. Raises TransientError when it may be tried again (`claim` comes
+        first, and its token says whether the part got through); JobLocked when another process has claimed the lane;
+        anything else ends the job. Whatever it raises, the rows are at the receiver all or not at all.
+        """
+        raise NotImplementedError
+
+    def settle(self, seq: int) -> None:  # noqa: B027 - only a receiver that forgets tokens needs it
+        """Sets the token to `seq` without rows: one that the receiver lost or may forget. A sink that keeps tokens."""
+
+    @property
+    def delivers(self) -> bool:
+        """It can deliver exactly once."""
+        return type(self).deliver is not Sink.deliver
 
     def finish(self) -> None:
         """The input has ended for good and nothing more will be written: the result is complete and safe when this
