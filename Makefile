@@ -9,13 +9,19 @@ KERNEL_TESTS := $(foreach t,json_kernel json_conformance batch rows partition ch
 # Each prints one JSON object as its last line, checks its answer, and takes --rows.
 BENCHMARKS := $(sort $(wildcard benchmarks/kernels/*.py benchmarks/pipelines/*.py))
 
-.PHONY: demo test check lint types kernels-debug bench bench-smoke kafka kafka-stop clean
+.PHONY: demo test simulate check lint types kernels-debug bench bench-smoke kafka kafka-stop clean
 
 demo: $(STAMP)
 	@$(BIN)/sabot demo fraud
 
 test: $(STAMP)
 	@$(BIN)/pytest
+
+# Random programs, crashes and rescales in the simulation against DuckDB's answer: SEEDS of them, from START on.
+SEEDS ?= 200
+START ?= 0
+simulate: $(STAMP)
+	@$(BIN)/python tests/simulation/seeds.py --seeds $(SEEDS) --start $(START) --workers $(or $(WORKERS),1)
 
 # Everything that `make test` does not see: style, types, the kernels with bounds checks and asserts, the benchmarks' answers.
 check: lint types kernels-debug bench-smoke

@@ -25,7 +25,7 @@ from sabot.api.expr import Expr, coalesce, col, lit, struct, when
 from sabot.api.stream import KeyedStream, Stream, WindowedStream
 from sabot.api.windows import count_window, cumulative, hopping, session, tumbling
 from sabot.app import App
-from sabot.connectors.base import Record, Sink, Source
+from sabot.connectors.base import Lane, Record, Sink, Source, Token
 from sabot.connectors.files import (
     ArrowSink,
     ArrowSource,
@@ -37,12 +37,14 @@ from sabot.connectors.files import (
     ParquetSource,
     files,
 )
+from sabot.connectors.sql import SqlSink
 from sabot.errors import (
     AgentFailed,
     BrokerUnavailable,
     CheckpointFailed,
     CorruptCheckpoint,
     DataError,
+    DeliveryConflict,
     JobLocked,
     MissingExtra,
     NoStateBackend,
@@ -66,9 +68,11 @@ __all__ = [
     "CsvSink",
     "CsvSource",
     "DataError",
+    "DeliveryConflict",
     "Expr",
     "JobLocked",
     "KeyedStream",
+    "Lane",
     "Message",
     "MissingExtra",
     "NdjsonSink",
@@ -81,7 +85,9 @@ __all__ = [
     "SabotError",
     "Sink",
     "Source",
+    "SqlSink",
     "Stream",
+    "Token",
     "TransientError",
     "UserAggregate",
     "UserError",

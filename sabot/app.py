@@ -14,25 +14,37 @@ from sabot._cython.partition import KEY_GROUPS
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AGENT_OPTIONS, AgentSpec
 from sabot.api.stream import Node, Read, Schema, Stream, Write, read_node
-from sabot.checkpoint import CheckpointStorage
+from sabot.checkpoint import CHOICES, CheckpointStorage, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, parse_broker, parse_bytes, parse_seconds
+from sabot.config import Duration, parse_broker, parse_bytes, parse_restart, parse_seconds
 from sabot.connectors.base import Sink, Source, encode_json, encode_key
 from sabot.connectors.files.choice import format_of
 from sabot.connectors.memory import TableSink
 from sabot.errors import UserError
 from sabot.kafka import RecordSender
+from sabot.operators.reading import state_of
 from sabot.plan import make_plan, mermaid, walk, with_schemas
 from sabot.runtime.host import run_here
 from sabot.state import StateBackend, open_backend, state_directory
 
-__all__ = ["App"]
+__all__ = ["App", "StateView"]
 
 _log = logging.getLogger(__name__)
 
 SECOND_SIGNAL_SECONDS = 0.3  # `timeout` and some shells send each signal twice, to the process and to its group
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class StateView:
+    """State in a checkpoint, not read yet."""
+
+    def __init__(self, read: Callable[[], pa.Table]) -> None:
+        self._read = read
+
+    def to_arrow(self) -> pa.Table:
+        """Reads it: the columns are those of `sabot state`. Raises UserError for a name, a key or a checkpoint that is not there."""
+        return self._read()
 
 
 class App:
@@ -42,7 +54,9 @@ class App:
     broker: `memory://` (dies with the process) or `kafka://host:port`.
     state: None, "memory", a directory, or "rocksdb:///abs/dir".
     checkpoint_dir: default `<state dir>/checkpoints`; with state="memory" none is written unless given.
-    checkpoint_interval: seconds or "1s"; default 60 s. checkpoint_timeout: what a checkpoint may take.
+    checkpoint_interval: seconds or "1s"; default 1 s with an exactly-once sink, whose results wait so long, 60 s without.
+    checkpoint_timeout: what a checkpoint may take.
+    restart: "fixed(3, 1s)": `run()` starts a job whose task failed again, from the last checkpoint, so often within 10 minutes; "none".
     parallelism: threads for each stage of a stream. Agents share one event loop, whatever it is: give one concurrency=N.
     memory_budget: with a state directory, what the tables of each keyed step of a stream take in memory; the rest is in RocksDB.
     kafka: client settings for every source and sink. version: yours, goes into dead letters and checkpoints.
@@ -57,6 +71,7 @@ class App:
         checkpoint_dir: str | Path | None = None,
         checkpoint_interval: Duration | None = None,
         checkpoint_timeout: Duration = "60s",
+        restart: str = "fixed(3, 1s)",
         parallelism: int = 1,
         memory_budget: str | int = "256MB",
         kafka: dict[str, Any] | None = None,
@@ -75,11 +90,15 @@ class App:
         self.version = version
         self.clock = clock
         self.start_at = start
+        self.restart = parse_restart(restart)
+        self.checkpoint_interval_s: float | None = None
+        self.redeliver: str | None = None
+        self.from_: str | None = None
         self.fresh = False
         self._state_backend: StateBackend | None = None
         self.checkpoint_timeout_s = parse_seconds(checkpoint_timeout, name="checkpoint_timeout")
         self.broker = broker
-        self.state = state
+        self.state_place = state
         self.checkpoint_dir = checkpoint_dir
         self.metrics_port: int | None = None
         self.agent_runtime = AgentRuntime(self)
@@ -99,9 +118,14 @@ class App:
         parallelism: int | None = None,
         fresh: bool | None = None,
         metrics_port: int | None = None,
+        restart: str | None = None,
+        redeliver: str | None = None,
+        from_: str | None = None,
     ) -> None:
         """Changes settings before the start; None leaves one as it is. `fresh`: forget the checkpoints there are.
 
+        from_: start from this savepoint (a directory; DIR@ID for one of several checkpoints in it).
+        redeliver: what to do where checkpoint and receiver disagree on what was delivered: "repeat" or "skip" (DeliveryConflict).
         metrics_port: figures for Prometheus on 127.0.0.1:PORT while the app runs (0: a free port, see the log).
         """
         if broker is not None:
@@ -109,20 +133,28 @@ class App:
             self.broker = broker
         if state is not None:
             state_directory(state)
-            self.state = state
+            self.state_place = state
         if checkpoint_dir is not None:
             self.checkpoint_dir = checkpoint_dir
         if checkpoint_interval is not None:
             interval = parse_seconds(checkpoint_interval, name="checkpoint_interval")
             if not interval:
                 raise UserError("checkpoint_interval is zero", hint='write "1s"; 0.1 works too')
-            self.agent_runtime._checkpoint_interval = interval
+            self.checkpoint_interval_s = interval
         if parallelism is not None:
             if isinstance(parallelism, bool) or not isinstance(parallelism, int) or not 1 <= parallelism <= KEY_GROUPS:
                 raise UserError(f"parallelism={parallelism!r}: a number of threads, 1 to {KEY_GROUPS}")
             self.parallelism = parallelism
         if fresh is not None:
             self.fresh = fresh
+        if restart is not None:
+            self.restart = parse_restart(restart)
+        if redeliver is not None:
+            if redeliver not in CHOICES:
+                raise UserError(f"redeliver={redeliver!r}", hint='"repeat" or "skip"')
+            self.redeliver = redeliver
+        if from_ is not None:
+            self.from_ = from_
         if metrics_port is not None:
             if not 0 <= metrics_port <= 65535:
                 raise UserError(f"metrics_port={metrics_port} is no port", hint="0 takes a free one")
@@ -233,6 +265,30 @@ class App:
             if id(node) not in read and self.agent_runtime.writes:
                 _log.warning("stream %s goes nowhere: give it .to(…)", node.name)
 
+    # -- state, from outside ------------------------------------------------------------------------------------------
+
+    def state(self, name: str, *, key: Any = None, as_of: int | None = None) -> StateView:
+        """What an operator of a stream (by its id, see `explain()`, or its `.named(...)`) or an agent keeps, to be read: `.to_arrow()`.
+
+        key: of this key alone. as_of: at this checkpoint. Otherwise of the newest one; from another thread than that of the running
+        app's event loop, as it is now (a checkpoint is taken).
+        """
+        return StateView(lambda: state_of(self._manifest(as_of), name, key))
+
+    def _manifest(self, checkpoint_id: int | None) -> Manifest:
+        storage = self._storage()
+        if storage is None:
+            raise UserError(
+                f"app {self.id} writes no checkpoints, and its state is read from these",
+                hint="App(..., state=DIRECTORY), or checkpoint_dir=",
+            )
+        if checkpoint_id is None:
+            self.agent_runtime.checkpoint_from_outside()
+        found = storage.latest() if checkpoint_id is None else storage.read(checkpoint_id)
+        if found is None:
+            raise UserError(f"app {self.id} has no checkpoint in {storage.directory}", hint="run it first")
+        return found
+
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -332,27 +388,32 @@ class App:
         """The backend that was assigned, used as it is; else one made from `state`, which the runtime closes."""
         if self._state_backend is not None:
             return self._state_backend, False
-        return open_backend(self.state, "db"), True
+        return open_backend(self.state_place, "db"), True
 
     def open_tables(self) -> Path | None:
         """The directory for the tables of streams; None: they stay in memory."""
-        base = state_directory(self.state)
+        base = state_directory(self.state_place)
         return None if base is None else base / "streams"
 
     def open_storage(self) -> CheckpointStorage | None:
         """The checkpoint directory, locked for this process; None without one."""
-        directory = self.checkpoint_dir
-        if directory is None:
-            base = state_directory(self.state)
-            if base is None:
-                return None
-            directory = base / "checkpoints"
-        storage = CheckpointStorage(directory)
+        storage = self._storage()
+        if storage is None:
+            return None
         storage.lock()
         if self.fresh:
             storage.clear()
             self.fresh = False  # of this start only
         return storage
+
+    def _storage(self) -> CheckpointStorage | None:
+        """Not locked."""
+        directory, base = self.checkpoint_dir, state_directory(self.state_place)
+        if directory is None:
+            if base is None:
+                return None
+            directory = base / "checkpoints"
+        return CheckpointStorage(directory, scratch=None if base is None else base / "scratch")
 
     def progress(self) -> tuple[float, float] | None:
         """(bytes read, all bytes) of the files that streams read; None where none are, or nothing runs. From any thread."""

@@ -3,10 +3,20 @@
 import re
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import NamedTuple
 
 from sabot.errors import UserError
 
-__all__ = ["Duration", "legal_topic", "parse_broker", "parse_bytes", "parse_seconds", "redacted"]
+__all__ = [
+    "Duration",
+    "Restart",
+    "legal_topic",
+    "parse_broker",
+    "parse_bytes",
+    "parse_restart",
+    "parse_seconds",
+    "redacted",
+]
 
 Duration = str | int | float | timedelta
 
@@ -45,6 +55,25 @@ def parse_bytes(value: str | int, *, name: str = "size") -> int:
     if size <= 0:
         raise UserError(f"{name}: {value!r} is not positive")
     return size
+
+
+class Restart(NamedTuple):
+    """What happens when a task of a job fails: so many restarts from the last checkpoint, each after a wait; then the job fails."""
+
+    attempts: int
+    delay_s: float
+
+
+def parse_restart(value: str) -> Restart:
+    """`"fixed(3, 1s)"` -> three restarts, one second after each failure; `"none"`: no restart."""
+    if value == "none":
+        return Restart(0, 0.0)
+    match = re.fullmatch(r"fixed\(\s*(\d+)\s*,([^,)]+)\)", value)
+    if match is None:
+        raise UserError(
+            f"restart={value!r}", hint='write "fixed(3, 1s)": how often, and the wait before each; or "none"'
+        )
+    return Restart(int(match[1]), parse_seconds(match[2], name="restart"))
 
 
 def parse_broker(url: str) -> tuple[str, str]:

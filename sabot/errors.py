@@ -5,7 +5,8 @@ SabotError(message, *, hint=)
 │   ├── NoStateBackend     `ctx.state()` without a state backend (also a RuntimeError)
 │   ├── MissingExtra       an optional package is not installed (also an ImportError)
 │   ├── JobLocked          another worker runs this job, or holds this directory
-│   └── CorruptCheckpoint  a checkpoint that cannot be read; names the file
+│   ├── CorruptCheckpoint  a checkpoint that cannot be read; names the file
+│   └── DeliveryConflict   checkpoint and receiver disagree on what was delivered; the hint spells out the choice
 ├── DataError              a record that cannot be processed; goes to the dead letters
 │   └── RowErrors          a batch agent names its bad rows: {row: reason}
 ├── TransientError         a fault that may pass; retried, bounded
@@ -24,6 +25,7 @@ __all__ = [
     "CheckpointFailed",
     "CorruptCheckpoint",
     "DataError",
+    "DeliveryConflict",
     "InternalError",
     "JobLocked",
     "MissingExtra",
@@ -74,6 +76,10 @@ class JobLocked(UserError):
 
 class CorruptCheckpoint(UserError):
     """A complete checkpoint cannot be read. The message names the file."""
+
+
+class DeliveryConflict(UserError):
+    """Going on could repeat output or lose some: the user has to choose."""
 
 
 class DataError(SabotError):

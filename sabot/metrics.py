@@ -54,6 +54,16 @@ _KINDS = {
     "sabot_checkpoint_seconds": _Kind("gauge", (), "How long the last complete checkpoint took."),
     "sabot_checkpoint_bytes": _Kind("gauge", (), "The size of the last complete checkpoint."),
     "sabot_checkpoint_failed_total": _Kind("counter", (), "Checkpoints that did not complete."),
+    "sabot_checkpoint_sync_seconds": _Kind("gauge", ("operator",), "How long the last cut of a task held its rows up."),
+    "sabot_checkpoint_alignment_seconds": _Kind(
+        "gauge", ("operator",), "How long the last barrier waited for a task's slowest input."
+    ),
+    "sabot_delivered_records_total": _Kind("counter", _ROWS, "Results that an exactly-once sink delivered."),
+    "sabot_undelivered_records": _Kind("gauge", _ROWS, "Results of an exactly-once sink that wait in checkpoints."),
+    "sabot_delivery_failures_total": _Kind(
+        "counter", _ROWS, "Deliveries that a sink refused and that are tried again."
+    ),
+    "sabot_restarts_total": _Kind("counter", (), "Restarts from the last checkpoint after a failure."),
     "sabot_state_bytes": _Kind("gauge", (), "The size of the keyed state; an estimate."),
     "sabot_state_keys": _Kind("gauge", (), "Keys in the keyed state; an estimate with RocksDB."),
 }

@@ -35,7 +35,7 @@ def watch(watcher: Watcher | None) -> None:
     _watcher = watcher
 
 
-class step:  # noqa: N801 - it reads as a word
+class step:
     """One step, from its beginning to its end. `name` is the kind (few, constant), `what` says which: a path, a topic."""
 
     __slots__ = ("_name", "_what")

@@ -11,7 +11,9 @@ from typing import Any
 
 import sabot
 from sabot import App, Record
+from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.memory import MemoryBroker
+from sabot.errors import CheckpointFailed, CorruptCheckpoint
 
 PATIENCE = 15.0  # seconds until a condition that never comes true fails its test; nothing waits this long to be right
 
@@ -81,18 +83,25 @@ async def checkpoint(app: App) -> int:
 
 
 def crash_image(checkpoints: Path, target: Path) -> Path:
-    """What a crash at this moment would leave: the complete checkpoints, and nothing else."""
-    target.mkdir(parents=True)
-    for complete in checkpoints.glob("chk-*"):
-        if (complete / "manifest.json").exists():
-            shutil.copytree(complete, target / complete.name)
-    assert any(target.iterdir()), "there was no complete checkpoint"
-    return target
+    """What counts of what a crash at this moment would leave: the newest complete checkpoint."""
+    storage = CheckpointStorage(checkpoints)
+    while True:
+        assert storage.ids(), "there was no complete checkpoint"
+        try:
+            storage.copy_to(storage.read(storage.last_id()), target)
+            return target
+        except (CheckpointFailed, CorruptCheckpoint):  # dropped just now, for newer ones
+            shutil.rmtree(target, ignore_errors=True)
 
 
 def manifests(checkpoints: Path) -> set[str]:
     """The names of the complete checkpoints."""
-    return {path.parent.name for path in checkpoints.glob("chk-*/manifest.json")}
+    return {path.name for path in manifest_files(checkpoints)}
+
+
+def manifest_files(checkpoints: Path) -> list[Path]:
+    """The manifests of the complete checkpoints, in order."""
+    return sorted((checkpoints / "checkpoints").glob("*.json"))
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> Path:

@@ -237,7 +237,7 @@ def test_the_fraud_example_prints_its_alerts_and_ends(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert all(line.startswith('{"txn_id":') for line in done.stdout.splitlines())
     assert len(done.stdout.splitlines()) > 100
-    assert list((tmp_path / "state" / "checkpoints").glob("chk-*/manifest.json"))
+    assert list((tmp_path / "state" / "checkpoints").glob("checkpoints/*.json"))
 
 
 def test_the_files_example_converts_each_line_once_and_sets_bad_ones_apart(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ EVERYWHERE = {"pyarrow", "numpy", "msgspec"}
 THIRD_PARTIES = {
     "confluent_kafka": {"kafka"},
     "prometheus_client": {"metrics"},
+    "psycopg": {"connectors"},
     "rich": {"cli", "demos"},
     "rocksdict": {"state"},
     "typer": {"cli"},

@@ -126,6 +126,8 @@ cdef class Gate:
     cdef _Signal _signal          # of all channels
     cdef object _on_readable
     cdef int64_t _barriers_total, _aborts_total
+    cdef double _awaited_since    # steady seconds at which the awaited barrier came first
+    cdef double _alignment_seconds    # how long the last aligned barrier was awaited
 
     cdef tuple poll(self)         # None: nothing to read
     cdef object read(self, size_t index, object element)

@@ -420,7 +420,7 @@ cdef class Gate:
 
     def statistics(self):
         """inputs, and how many of them are ended, idle, held; rows and bytes in their channels; awaited (checkpoint id, 0: none);
-        barriers_total (aligned), aborts_total."""
+        barriers_total (aligned), aborts_total; alignment_seconds: from the first arrival of the last aligned barrier to the last."""
         cdef Input input
         figures = {
             "inputs": self._inputs.size(),
@@ -432,6 +432,7 @@ cdef class Gate:
             "awaited": self._awaited,
             "barriers_total": self._barriers_total,
             "aborts_total": self._aborts_total,
+            "alignment_seconds": self._alignment_seconds,
         }
         for input in self._inputs:
             figures["ended"] += 1 if input.ended else 0
@@ -477,6 +478,8 @@ cdef class Gate:
                 return  # completed, given up, or overtaken by the one awaited
             if 0 < self._awaited < checkpoint_id:
                 self.give_up(self._awaited)
+            if self._awaited == 0:
+                self._awaited_since = steady_seconds()
             self._awaited = checkpoint_id
             input.held = True
             self.complete_if_aligned()
@@ -514,6 +517,7 @@ cdef class Gate:
             if not self._inputs[i].held and not self._inputs[i].ended:
                 return
         self._settled = self._awaited
+        self._alignment_seconds = steady_seconds() - self._awaited_since
         self._barriers_total += 1
         self._out.append((-1, Barrier(self._awaited)))
         self.release()

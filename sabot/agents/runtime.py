@@ -7,35 +7,44 @@ their state has one owner and one cut (design decision 10).
 import asyncio
 import enum
 import logging
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sabot._cython.partition import HASH_VERSION
 from sabot.api.agent import AgentSpec
 from sabot.api.stream import Write
-from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest
+from sabot.checkpoint import CheckpointStorage, Coordinator, Delivery, Manifest, Requests, StagedSink
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import parse_broker
+from sabot.config import Restart, parse_broker
 from sabot.connectors.base import Sink, Source
 from sabot.connectors.memory import CountSink, MemoryBroker
-from sabot.errors import AgentFailed, CheckpointFailed, UserError
+from sabot.errors import AgentFailed, CheckpointFailed, SabotError, TransientError, UserError
 from sabot.kafka import open_sink, open_source
 from sabot.kafka.source import KafkaSource
 from sabot.metrics import Metrics, Sample
 from sabot.operators import AgentOperator
 from sabot.runtime.agent_job import AgentJob
-from sabot.runtime.host import to_the_end
+from sabot.runtime.agent_threads import tell
+from sabot.runtime.host import threads, to_the_end
 from sabot.runtime.stream_job import StoppedEarly, StreamJob, Surroundings
 from sabot.state import StateBackend, load_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 __all__ = ["AgentProcess", "AgentRuntime", "AgentState"]
 
 _log = logging.getLogger(__name__)
+
+_EPOCH_SECONDS = 1.0  # between checkpoints, with an exactly-once sink: its results wait so long
+_CHECKPOINT_SECONDS = 60.0  # without
+_DELIVER_SECONDS = 60.0  # how long a stop waits for output to be delivered
+_REQUEST_SECONDS = 0.25
+_RESTART_MEMORY_SECONDS = 600.0  # failures longer ago do not count against `restart=`
 
 
 class AgentState(enum.Enum):
@@ -219,6 +228,11 @@ class Settings(Protocol):
     parallelism: int
     memory_budget_bytes: int
     start_at: str | int
+    checkpoint_interval_s: float | None
+    restart: Restart
+    redeliver: str | None
+    from_: str | None
+    fresh: bool
 
     def open_tables(self) -> "Path | None":
         """The directory for the tables of streams; None: in memory."""
@@ -241,8 +255,15 @@ class AgentRuntime:
         self.metrics = Metrics(app.id, self._samples)
         self.restored_from: int | None = None
         self.left_behind: list[str] = []  # calls that refused to be cancelled when the app stopped
-        self._checkpoint_interval = 60.0
-        self._checkpoint_task: asyncio.Task[None] | None = None
+        self.restarts = 0
+        self._periodic: list[asyncio.Task[None]] = []  # checkpoints, and what is asked of the job
+        self._delivery: Delivery | None = None
+        self._last_delivery: dict[str, Any] = {}
+        self._broken: asyncio.Future[None] | None = None  # what ended the run beside its tasks
+        self._awaited = False  # somebody hears of `_broken`
+        self._engine_failure: SabotError | None = None  # of the last run: not an agent's own
+        self._has_run = self._can_go_back = self._fresh = False
+        self._from: str | None = None  # a savepoint that no checkpoint has followed yet
         self._running = False
         self._job: AgentJob | None = None
         self._streams: StreamJob | None = None
@@ -321,13 +342,18 @@ class AgentRuntime:
         # Off the loop: taking the lock, wiping a database and reading a manifest wait for the disk.
         await to_the_end(asyncio.to_thread(self._open))
         storage = self._storage
-        manifest = None if storage is None else await asyncio.to_thread(storage.latest)
+        manifest = None if storage is None else await asyncio.to_thread(self._to_restore, storage)
         coordinator = self.checkpoint_coordinator
+        incarnation = manifest.incarnation if manifest is not None else uuid.uuid4().hex
         if storage is not None:
             facts = {"app": self.app.id, "version": self.app.version, "hash": HASH_VERSION}
-            coordinator.keep_in(storage, describe=facts)
+            coordinator.keep_in(storage, facts, incarnation)
         if manifest is not None:
             self._check_ours(manifest)
+            coordinator.begin_after(manifest.checkpoint_id)
+        self._broken = asyncio.get_running_loop().create_future()
+        self._delivery = coordinator.delivery = self._new_delivery(manifest, incarnation)
+        coordinator.on_lost = self._break
         stored = None if manifest is None else manifest.tasks.get("agents")
         if manifest is not None and stored is not None and self._backend is not None and "state" in stored.states:
             await self._backend.restore(load_snapshot(manifest.state_directory("agents", "state")))
@@ -336,6 +362,7 @@ class AgentRuntime:
             [agent.spec for agent in self.agents.values() if agent.spec is not None],
             open_source=self._open_source,
             open_sink=lambda topic: open_sink(topic, self.app.broker, self.app.kafka),
+            staged=partial(self._delivery.staged, "agents"),
             backend=self._backend,
             coordinator=coordinator,
             clock=self.app.clock,
@@ -356,10 +383,61 @@ class AgentRuntime:
             self.metrics.follow(job.task.samples)
             for agent in self.agents.values():
                 agent.run_in(job)
-        self._running = True
-        self._checkpoint_task = asyncio.create_task(self._checkpoint_loop(), name="checkpoints")
+        self._delivery.check_restored()
+        self._hold(self._delivery.full)
+        self._running = self._has_run = True
+        self._periodic = [asyncio.create_task(self._checkpoint_loop(), name="checkpoints")]
+        if storage is not None and isinstance(storage.directory, Path):
+            requests = Requests(storage.directory)
+            self._periodic.append(asyncio.create_task(self._serve_requests(storage, requests), name="requests"))
+        if self._from is not None:
+            self.checkpoint_coordinator.beat()  # the next start goes on from here
         if manifest is not None:
             _log.info("app %s goes on from checkpoint %d", self.app.id, manifest.checkpoint_id)
+
+    def _to_restore(self, storage: CheckpointStorage) -> Manifest | None:
+        """The newest checkpoint, or the savepoint that was asked for. Blocking."""
+        if self._from is None:
+            return storage.latest()
+        location, _, number = self._from.partition("@")
+        savepoint = CheckpointStorage(location)
+        found = savepoint.latest() if not number else savepoint.read(int(number))
+        if found is None:
+            raise UserError(
+                f"{location} holds no checkpoint", hint="give the directory that `sabot savepoint create` named"
+            )
+        if number:
+            savepoint.verify(found)
+        return found
+
+    def _new_delivery(self, manifest: Manifest | None, incarnation: str) -> Delivery:
+        loop = asyncio.get_running_loop()
+        return Delivery(
+            self.app.id,
+            self._storage,
+            manifest,
+            incarnation=incarnation,
+            spawn=threads.spawn,
+            clock=self.app.clock,
+            newest=self._from is None,
+            choice=self.app.redeliver,
+            fresh=self._fresh,
+            on_full=self._hold,
+            on_broken=lambda error: tell(loop, self._break, error),
+        )
+
+    def _hold(self, held: bool) -> None:
+        """Too much output waits: nothing more is read. From any thread."""
+        for job in self._jobs():
+            job.hold(held)
+
+    def _break(self, error: BaseException) -> None:
+        """The run cannot go on, whatever its tasks do."""
+        self.checkpoint_coordinator.refuse(str(error))
+        if self._broken is not None and not self._broken.done():
+            _log.error("%s", error)
+            self._broken.set_exception(error)
+            self._broken.exception()  # somebody waits for it, or `stop` raises it
 
     def _refuse_shared_sinks(self) -> None:
         """An agent and a stream write in threads of their own, so neither may have the other's Sink."""
@@ -377,6 +455,7 @@ class AgentRuntime:
         return Surroundings(
             open_source=lambda topic: open_source(topic, app.broker, f"{app.id}-group", app.kafka),
             open_sink=lambda topic: open_sink(topic, app.broker, app.kafka),
+            staged=(lambda sink, wanted: sink) if self._delivery is None else partial(self._delivery.staged, "streams"),
             coordinator=self.checkpoint_coordinator,
             clock=app.clock,
             app=app.id,
@@ -394,7 +473,11 @@ class AgentRuntime:
     async def run_streams(self, writes: list[Write]) -> None:
         """Runs these alone to their end: no agents, no checkpoints, state in memory."""
         around = replace(
-            self._surroundings(), coordinator=Coordinator(clock=self.app.clock), directory=None, open_sink=CountSink
+            self._surroundings(),
+            coordinator=Coordinator(clock=self.app.clock),
+            directory=None,
+            open_sink=CountSink,
+            staged=lambda sink, wanted: sink,
         )
         job = StreamJob(writes, around)
         await job.start()
@@ -406,6 +489,7 @@ class AgentRuntime:
 
     def _open(self) -> None:
         """Blocking. What is open stands in the attributes at once, so that `_release` finds it."""
+        self._fresh = self.app.fresh
         self._storage = self.app.open_storage()
         self._backend, self._owns_backend = self.app.open_state()
 
@@ -443,9 +527,10 @@ class AgentRuntime:
         self._running = False
         failure: CheckpointFailed | None = None
         try:
-            if self._checkpoint_task is not None:
-                self._checkpoint_task.cancel()
-                await asyncio.wait([self._checkpoint_task])
+            for task in self._periodic:
+                task.cancel()
+            if self._periodic:
+                await asyncio.wait(self._periodic)
             for agent in self.agents.values():
                 if agent.state is AgentState.RUNNING:
                     agent.state = AgentState.STOPPING
@@ -453,22 +538,42 @@ class AgentRuntime:
             complete = (
                 not self.agents and self._streams is not None and self._streams.was_complete
             )  # nothing was opened
-            if jobs and not complete and not any(job.broken for job in jobs):
+            if jobs and not complete and not self._is_broken(jobs):
                 for job in jobs:
                     await job.stop(drain=drain)
-                if not any(job.broken for job in jobs):
-                    await self.checkpoint_coordinator.wait(self.checkpoint_coordinator.trigger())
+                if not self._is_broken(jobs):
+                    await self.trigger_checkpoint()
+                    await self._deliver_the_rest()
         except CheckpointFailed as error:
             failure = error
         finally:
-            streams = self._streams
+            streams, broken = self._streams, self._broken
             await to_the_end(self._release())
         if streams is not None and streams.failure is not None and not streams.awaited:
             raise streams.failure  # nobody else would hear of it
+        if broken is not None and broken.done() and not self._awaited:
+            broken.result()
         if failure is not None:
             raise CheckpointFailed(
                 f"no last checkpoint: {failure.message}", hint="the next start goes on from the one before"
             ) from failure
+
+    def _is_broken(self, jobs: "list[AgentJob | StreamJob]") -> bool:
+        return any(job.broken for job in jobs) or (self._broken is not None and self._broken.done())
+
+    async def _deliver_the_rest(self) -> None:
+        """The output of the last checkpoint; then results whose input has ended are completed, and a checkpoint says so."""
+        delivery, job = self._delivery, self._job
+        if delivery is None:
+            return
+        if job is not None and job.task.ended:
+            for sink in job.task.sinks:
+                if isinstance(sink.sink, StagedSink):
+                    sink.sink.end()
+        if not await delivery.drained(_DELIVER_SECONDS):
+            _log.warning("app %s: some output is not delivered; the next start does it", self.app.id)
+        elif await delivery.finish():
+            await self.trigger_checkpoint()
 
     def _jobs(self) -> list[AgentJob | StreamJob]:
         """What runs: the agents, if there are any, and the streams."""
@@ -478,6 +583,12 @@ class AgentRuntime:
         """Closes what is open; failed agents stay FAILED."""
         job, streams, backend, storage = self._job, self._streams, self._backend, self._storage
         self._job = self._streams = self._backend = self._storage = None
+        delivery, self._delivery, self._broken = self._delivery, None, None
+        if job is not None and job.task.broken is not None:
+            self._engine_failure = job.task.broken
+        # a backend of the user's is put back by a checkpoint, not emptied
+        known = self.restored_from is not None or self.checkpoint_coordinator.statistics()["completed"] > 0
+        self._can_go_back = storage is not None and (backend is None or self._owns_backend or known)
         try:
             if streams is not None:
                 self._last_streams = streams.statistics()
@@ -486,6 +597,10 @@ class AgentRuntime:
                 await job.close()
                 self.left_behind = job.left_behind
             await self.checkpoint_coordinator.close()
+            self.checkpoint_coordinator.delivery = None
+            if delivery is not None:
+                self._last_delivery = delivery.statistics()
+                await delivery.close()
         finally:
             for agent in self.agents.values():
                 agent.released()
@@ -503,6 +618,25 @@ class AgentRuntime:
                 f"app {self.app.id} has no agents and no streams",
                 hint="put @app.agent(...) above a function, or let a stream go somewhere: app.stream(...).to(...)",
             )
+        self._from = self.app.from_
+        failed_at: list[float] = []
+        while True:
+            error, unfinished = await self._run_once()
+            cause = self._engine_failure if error is None else error
+            if cause is None or not await self._may_restart(cause, failed_at):
+                break
+        if error is not None:
+            raise error
+        failures = [agent.error for agent in self.agents.values() if agent.error is not None]
+        if not failures and unfinished is not None:
+            raise unfinished
+        if failures:
+            raise AgentFailed("; ".join(f.message for f in failures), hint=failures[0].hint) from failures[0].__cause__
+
+    async def _run_once(self) -> tuple[SabotError | None, CheckpointFailed | None]:
+        """From a start to its stop; -> what ended it, and what the stop complains of."""
+        error: SabotError | None = None
+        self._engine_failure = None
         try:
             await self.start_all()
             await self._until_over()
@@ -510,13 +644,35 @@ class AgentRuntime:
             _log.info("interrupted")
         except StoppedEarly as stopped:
             _log.info("%s", stopped)
+        except SabotError as failed:
+            error = failed
         finally:
             unfinished = await self._stopped()
-        failures = [agent.error for agent in self.agents.values() if agent.error is not None]
-        if not failures and unfinished is not None:
-            raise unfinished
-        if failures:
-            raise AgentFailed("; ".join(f.message for f in failures), hint=failures[0].hint) from failures[0].__cause__
+        return error, unfinished
+
+    async def _may_restart(self, error: SabotError, failed_at: list[float]) -> bool:
+        """Whether the job goes on from its last checkpoint, after the wait that `restart=` says.
+
+        Not after what will be so again: a UserError, unless the user's function was let down by the world around it.
+        """
+        attempts, delay_s = self.app.restart
+        lasting = isinstance(error, UserError) and not isinstance(error.__cause__, OSError | TransientError)
+        assert self._stop_asked is not None
+        if lasting or not self._has_run or not self._can_go_back or self._stop_asked.is_set():
+            return False
+        now = self.app.clock.monotonic()
+        failed_at[:] = [*(at for at in failed_at if now - at < _RESTART_MEMORY_SECONDS), now]
+        if len(failed_at) > attempts:
+            return False
+        self.restarts += 1
+        _log.error(
+            "app %s: %s; restart %d of %d from the last checkpoint in %g s",
+            *(self.app.id, error, len(failed_at), attempts, delay_s),
+        )
+        stopping = asyncio.ensure_future(self._stop_asked.wait())
+        stopped, _ = await asyncio.wait([stopping], timeout=delay_s)
+        stopping.cancel()
+        return not stopped
 
     async def _stopped(self) -> CheckpointFailed | None:
         """Stops; what `stop_all` raises comes back, to be told only where there is nothing worse to tell."""
@@ -528,7 +684,10 @@ class AgentRuntime:
 
     async def _until_over(self) -> None:
         assert self._stop_asked is not None
-        waits: set[asyncio.Future[Any]] = {asyncio.ensure_future(self._stop_asked.wait())}
+        assert self._broken is not None
+        self._awaited = True
+        broken = asyncio.shield(self._broken)
+        waits: set[asyncio.Future[Any]] = {asyncio.ensure_future(self._stop_asked.wait()), broken}
         jobs = self._jobs()
         over = asyncio.ensure_future(_all_over([job.running for job in jobs]))
         if self._streams is not None:
@@ -546,6 +705,8 @@ class AgentRuntime:
             waits.add(asyncio.ensure_future(asyncio.wait(alive)))  # ends when the last agent has failed
         try:
             done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if broken in done:
+                broken.result()
             if over in done and self._job is not None:  # None: stopped from beside
                 over.result()
         finally:
@@ -563,11 +724,45 @@ class AgentRuntime:
         """A checkpoint each `_checkpoint_interval` seconds; failures are logged and the next one is tried."""
         await self.checkpoint_coordinator.run(self._checkpoint_interval)
 
+    @property
+    def _checkpoint_interval(self) -> float:
+        """As the user said; else by whether results wait for it."""
+        if self.app.checkpoint_interval_s is not None:
+            return self.app.checkpoint_interval_s
+        staged = self._delivery is not None and self._delivery.exactly_once
+        return _EPOCH_SECONDS if staged else _CHECKPOINT_SECONDS
+
+    async def _serve_requests(self, storage: CheckpointStorage, requests: Requests) -> None:
+        """Answers what the command line asks of this job (`checkpoint.requests`)."""
+        await asyncio.to_thread(requests.clear)
+        while True:
+            await asyncio.sleep(_REQUEST_SECONDS)
+            for request_id, request in await asyncio.to_thread(requests.pending):
+                try:
+                    answer = await self._serve(storage, request)
+                except SabotError as error:
+                    answer = {"error": str(error)}
+                await asyncio.to_thread(requests.answer, request_id, answer)
+
+    async def _serve(self, storage: CheckpointStorage, request: "Mapping[str, Any]") -> dict[str, Any]:
+        checkpoint_id = await self.trigger_checkpoint()
+        manifest = await self.checkpoint_coordinator.wait(checkpoint_id)
+        path: Path | str | None = manifest.path
+        if "savepoint" in request:
+            path = await asyncio.to_thread(storage.copy_to, manifest, request["savepoint"])
+        return {"checkpoint": checkpoint_id, "path": str(path)}
+
     async def trigger_checkpoint(self) -> int:
         """Takes a checkpoint now; returns its id when all running agents have acknowledged. Raises CheckpointFailed."""
         checkpoint_id = self.checkpoint_coordinator.trigger()
         await self.checkpoint_coordinator.wait(checkpoint_id)
         return checkpoint_id
+
+    def checkpoint_from_outside(self) -> None:
+        """Takes one and waits for it, where the app runs on the event loop of another thread; else nothing."""
+        if not self._running or self._loop is None or self._loop.is_closed() or _in_loop(self._loop):
+            return
+        asyncio.run_coroutine_threadsafe(self.trigger_checkpoint(), self._loop).result()
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
@@ -598,6 +793,7 @@ class AgentRuntime:
             "checkpoints": self.checkpoint_coordinator.statistics(),
             "state": {} if backend is None else backend.statistics(),
             **tasks,
+            "delivery": self._last_delivery if self._delivery is None else self._delivery.statistics(),
             "streams": self._last_streams if self._streams is None else self._streams.statistics(),
             "broker": MemoryBroker.get(self.app.broker).statistics() if scheme == "memory" else {},
             "metrics": self.metrics.statistics(),
@@ -610,6 +806,11 @@ class AgentRuntime:
         if checkpoints["completed"]:
             yield Sample("sabot_checkpoint_seconds", checkpoints["last_seconds"])
             yield Sample("sabot_checkpoint_bytes", checkpoints["last_bytes"])
+        yield Sample("sabot_restarts_total", self.restarts)
+        for lane, figures in ({} if self._delivery is None else self._delivery.statistics()).items():
+            yield Sample("sabot_delivered_records_total", figures["delivered_rows"], lane, figures["sink"])
+            yield Sample("sabot_undelivered_records", figures["undelivered_rows"], lane, figures["sink"])
+            yield Sample("sabot_delivery_failures_total", figures["failures_total"], lane, figures["sink"])
         backend = self._backend
         if backend is not None:
             state = backend.statistics()
@@ -623,6 +824,13 @@ async def _all_over(running: list[asyncio.Future[None]]) -> None:
         done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
         for one in done:
             one.result()
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 async def _ended(task: asyncio.Future[Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from sabot.config import Duration, parse_seconds
-from sabot.connectors.base import Sink, Source
+from sabot.connectors.base import Delivery, Sink, Source, check_delivery
 from sabot.errors import UserError
 
 __all__ = ["AGENT_OPTIONS", "AgentSpec", "OnError", "as_schema"]
@@ -16,7 +16,6 @@ __all__ = ["AGENT_OPTIONS", "AgentSpec", "OnError", "as_schema"]
 OnError = Literal["fail", "retry", "skip"]
 
 _POLICIES = ("fail", "retry", "skip")
-_DELIVERIES = (None, "at_least_once")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +35,7 @@ class AgentSpec:
     retries: int = 3
     backoff_s: float = 0.1
     dead_letter: str | Sink = "{topic}.dlq"
+    delivery: Delivery = None
     start: str | int = "earliest"
     topic_by_name: bool = False  # no topic was given: its name is one, unless another agent writes into it
 
@@ -57,7 +57,7 @@ class AgentSpec:
         retries: int = 3,
         backoff: Duration = "100ms",
         dead_letter: str | Sink = "{topic}.dlq",
-        delivery: str | None = None,
+        delivery: Delivery = None,
         start: str | int = "earliest",
     ) -> "AgentSpec":
         """Checks what the user wrote; raises UserError naming the agent."""
@@ -74,8 +74,7 @@ class AgentSpec:
             raise refuse(f"topic {topic!r} names one topic twice")
         if on_error not in _POLICIES:
             raise refuse(f"on_error={on_error!r}", "one of 'fail', 'retry', 'skip'")
-        if delivery not in _DELIVERIES:
-            raise refuse(f"delivery={delivery!r}", "sinks deliver at least once in this version: 'at_least_once'")
+        check_delivery(delivery, f"agent {agent_id}")
         if concurrency < 1 or (batch and concurrency != 1):
             raise refuse(f"concurrency={concurrency}", "at least 1; a batch agent takes one batch at a time")
         if batch and (inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func)):
@@ -100,6 +99,7 @@ class AgentSpec:
             retries=retries,
             backoff_s=parse_seconds(backoff, name="backoff"),
             dead_letter=dead_letter,
+            delivery=delivery,
             start=start,
             topic_by_name=topic is None,
         )

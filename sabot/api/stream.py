@@ -8,8 +8,9 @@ A `Stream` stands for the rows after one step; each method gives a new one, and 
 nodes below; `plan/` makes stages of them.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr, as_type, col
 from sabot.api.windows import CountWindow, SessionWindow, Window
 from sabot.config import Duration, parse_seconds
-from sabot.connectors.base import Sink, Source
+from sabot.connectors.base import Delivery, Sink, Source, check_delivery
 from sabot.errors import UserError
 
 __all__ = [
@@ -157,6 +158,7 @@ class AggregateWindow(Node):
     allowed_lateness_ms: int
     emit_every_ms: int | None
     late: str | Sink | None
+    id: str = ""  # given by the user
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +169,7 @@ class RunningAggregate(Node):
     keys: tuple[str, ...]
     aggregates: tuple[tuple[str, Aggregate], ...]
     ttl_ms: int | None
+    id: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +180,7 @@ class Reduce(Node):
     keys: tuple[str, ...]
     function: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
     ttl_ms: int | None
+    id: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +190,7 @@ class Deduplicate(Node):
     input: Node
     keys: tuple[str, ...]
     within_ms: int | None
+    id: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +200,7 @@ class Write(Node):
     input: Node
     sink: str | Sink
     key: str | None
+    delivery: Delivery = None
 
 
 class Owner(Protocol):
@@ -308,20 +314,28 @@ class Stream:
         firsts = keyed.deduplicate(within=within)
         return firsts.drop(*(name for name, _ in made)) if made else firsts
 
+    def named(self, id: str) -> "Stream":
+        """Gives the step before this place that keeps state (aggregate, reduce, deduplicate) an id: its state goes on under it when the
+        program around it changes, and `sabot state` reads it by it.
+        """
+        if not isinstance(id, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", id):
+            raise UserError(f"named: {id!r} is no id", hint='letters, digits, "_", "-" and ".", at most 80: "totals"')
+        return self._then(_with_id(self._node, id))
+
     # -- out ----------------------------------------------------------------------------------------------------------
 
-    def to(self, sink: str | Sink, *, key: str | None = None, delivery: str | None = None) -> None:
+    def to(self, sink: str | Sink, *, key: str | None = None, delivery: Delivery = None) -> None:
         """Rows go to this topic or Sink when the app runs. May be said several times. key: the column that is the records' key.
 
-        delivery: "at_least_once", the only one of this version.
+        delivery: "exactly_once": rows are there once a checkpoint covers them, each of them once whatever crashes. "at_least_once": they
+        are there at once, and may be there again after a crash. None: exactly once where the sink can and checkpoints are written.
         """
-        if delivery not in (None, "at_least_once"):
-            raise UserError(f"to({sink!r}): delivery={delivery!r} is not there", hint='delivery="at_least_once"')
+        check_delivery(delivery, f"to({sink!r})")
         if not isinstance(sink, str | Sink):
             raise UserError(
                 f"to: {sink!r} is no topic and no Sink", hint='to("topic") or to(ParquetSink("out.parquet"))'
             )
-        self._owner.write(Write(self._node, sink, key))
+        self._owner.write(Write(self._node, sink, key, delivery))
 
     def collect(self) -> pa.Table:
         """Runs it now and gives all rows. Bounded inputs only. Also in a notebook."""
@@ -473,6 +487,17 @@ def schema_of(schema: Schema | None) -> pa.Schema | None:
             f"schema={schema!r} is no schema", hint='{"account": "string", "amount": "float64"}, or a pa.Schema'
         )
     return pa.schema([pa.field(str(name), as_type(kind)) for name, kind in schema.items()])
+
+
+def _with_id(node: Node, id: str) -> Node:
+    if isinstance(node, AggregateWindow | RunningAggregate | Reduce | Deduplicate):
+        if node.id:
+            raise UserError(f"named: this step is called {node.id!r} already", hint="name it once")
+        return replace(node, id=id)
+    if len(node.inputs) != 1:
+        hint = "call it right behind aggregate, reduce or deduplicate"
+        raise UserError(f"named({id!r}): no step before this place keeps state", hint=hint)
+    return replace(node, input=_with_id(node.inputs[0], id))  # type: ignore[call-arg]
 
 
 def _ms(value: Duration, name: str) -> int:

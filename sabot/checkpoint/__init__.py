@@ -1,6 +1,23 @@
-"""Checkpoints: who takes part and when one is complete (`coordinator`), and how it stands on the disk (`storage`)."""
+"""Checkpoints: who takes part and when one is complete (`coordinator`), how it is stored (`storage`, `files`), whose job it is
+(`protocol`), the output that it saves until it is delivered (`delivery`, `tokens`), and what is asked of a running job (`requests`).
+"""
 
 from sabot.checkpoint.coordinator import Coordinator, StateSnapshot, TaskSnapshot
+from sabot.checkpoint.delivery import Delivery, StagedSink
+from sabot.checkpoint.requests import Requests, ask
 from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredTask
+from sabot.checkpoint.tokens import CHOICES
 
-__all__ = ["CheckpointStorage", "Coordinator", "Manifest", "StateSnapshot", "StoredTask", "TaskSnapshot"]
+__all__ = [
+    "CHOICES",
+    "CheckpointStorage",
+    "Coordinator",
+    "Delivery",
+    "Manifest",
+    "Requests",
+    "StagedSink",
+    "StateSnapshot",
+    "StoredTask",
+    "TaskSnapshot",
+    "ask",
+]

@@ -14,6 +14,7 @@ the end in every case, also when it comes too late.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import re
@@ -25,10 +26,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from sabot.checkpoint.delivery import Delivery
 from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredTask
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
-from sabot.errors import CheckpointFailed, SabotError, UserError
+from sabot.errors import CheckpointFailed, JobLocked, SabotError, UserError
+from sabot.steps import step
 
 __all__ = ["Coordinator", "StateSnapshot", "TaskSnapshot"]
 
@@ -52,12 +55,14 @@ class StateSnapshot(Protocol):
 class TaskSnapshot:
     """What a task was at its barrier.
 
-    `meta` goes into the manifest: JSON values with string keys. `files` are small blobs, `states` large ones.
+    `meta` goes into the manifest: JSON values with string keys. `files` are small blobs, `states` large ones. `sealed`: of the
+    exactly-once sinks that the task writes, the last part before the barrier.
     """
 
     meta: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     states: Mapping[str, StateSnapshot] = field(default_factory=dict)
+    sealed: Mapping[str, int] = field(default_factory=dict)
 
     def discard(self) -> None:
         """Discards every state in it."""
@@ -139,10 +144,13 @@ class Coordinator:
         describe: Mapping[str, Any] | None = None,
     ) -> None:
         self.storage = storage
+        self.delivery: Delivery | None = None  # the output that is saved with each checkpoint
         self.on_complete: list[Callable[[Manifest], None]] = []
+        self.on_lost: Callable[[JobLocked], None] = lambda error: None  # another worker has taken the job over
         self._timeout = parse_seconds(timeout, name="checkpoint timeout")
         self._clock = clock
         self._describe = dict(describe or {})
+        self._incarnation = ""
         self._tasks: dict[str, _Task] = {}
         self._finals: dict[str, TaskSnapshot] = {}
         self._replaced_finals: list[TaskSnapshot] = []  # may be in the checkpoint being written
@@ -160,10 +168,11 @@ class Coordinator:
         self._last_seconds = 0.0
         self._last_error = ""
 
-    def keep_in(self, storage: CheckpointStorage, describe: Mapping[str, Any]) -> None:
+    def keep_in(self, storage: CheckpointStorage, describe: Mapping[str, Any], incarnation: str = "") -> None:
         """From now on checkpoints are written there, with `describe` in each manifest; ids go on after both sides' last."""
         self.storage = storage
         self._describe = dict(describe)
+        self._incarnation = incarnation
         self.begin_after(storage.last_id())
 
     def begin_after(self, checkpoint_id: int) -> None:
@@ -205,7 +214,7 @@ class Coordinator:
     def _detach(self, task: str, final: TaskSnapshot | None) -> None:
         if final is not None and self.storage is not None:
             kept = {name: _KeptState(state, self.storage) for name, state in final.states.items()}
-            final = TaskSnapshot(final.meta, final.files, kept)
+            final = TaskSnapshot(final.meta, final.files, kept, final.sealed)
         self._tasks.pop(task, None)
         self._replace_final(task, final)
         flight = self._in_flight
@@ -394,7 +403,7 @@ class Coordinator:
             return
         flight.writing = True
         if self.storage is None or not (flight.cuts or flight.finals):
-            self._complete(flight, self._manifest(flight))
+            self._complete(flight, self._manifest(flight)[0])
         elif _running_loop() is None:
             asyncio.run(self._write(flight, self.storage))
         else:
@@ -414,12 +423,14 @@ class Coordinator:
             if isinstance(error, SabotError):
                 why, hint = error.message, error.hint
             self._fail(flight, why, hint=hint, cause=error)
+            if isinstance(error, JobLocked):
+                self.on_lost(error)
         else:
             self._complete(flight, manifest)
 
     async def _save(self, flight: _InFlight, storage: CheckpointStorage) -> Manifest:
-        """States, then blobs, then the manifest."""
-        manifest = self._manifest(flight)
+        """States, then blobs and output, then the manifest."""
+        manifest, parts = self._manifest(flight)
         with storage.explained():
             directory = await asyncio.to_thread(storage.begin, flight.checkpoint_id)
             blobs: dict[Path, bytes] = {}
@@ -427,12 +438,15 @@ class Coordinator:
                 stored = manifest.tasks[name]
                 for state, path in stored.states.items():
                     (directory / path).parent.mkdir(parents=True, exist_ok=True)
-                    await snapshot.states[state].save(directory / path)
+                    with step("state write", path):
+                        await snapshot.states[state].save(directory / path)
                     (directory / path).mkdir(exist_ok=True)  # an empty state may have written nothing
                 blobs.update((directory / path, snapshot.files[file]) for file, path in stored.files.items())
-            return await asyncio.to_thread(_finish, storage, manifest, blobs)
+            links = {directory / path: file for path, file in parts.items()}
+            return await asyncio.to_thread(_finish, storage, manifest, blobs, links)
 
-    def _manifest(self, flight: _InFlight) -> Manifest:
+    def _manifest(self, flight: _InFlight) -> tuple[Manifest, dict[str, Path]]:
+        """What it says, but for its files; and files of output, by their path in the checkpoint."""
         tasks = {}
         for i, (name, snapshot) in enumerate(flight.snapshots().items()):
             folder = _path(i, name)
@@ -441,8 +455,21 @@ class Coordinator:
                 files={file: f"{folder}/files/{_path(j, file)}" for j, file in enumerate(sorted(snapshot.files))},
                 states={state: f"{folder}/states/{_path(j, state)}" for j, state in enumerate(sorted(snapshot.states))},
             )
-        created_ms = int(self._clock.time() * 1000)
-        return Manifest(flight.checkpoint_id, created_ms, self._describe, tasks)
+        sealed: dict[str, int] = {}
+        for snapshot in flight.snapshots().values():
+            sealed.update(snapshot.sealed)
+        lanes, parts = ({}, {}) if self.delivery is None else self.delivery.compose(sealed)
+        generation = 0 if self.storage is None else self.storage.generation
+        manifest = Manifest(
+            flight.checkpoint_id,
+            int(self._clock.time() * 1000),
+            self._describe,
+            tasks,
+            lanes,
+            self._incarnation,
+            generation,
+        )
+        return manifest, parts
 
     # The two ends
 
@@ -451,6 +478,8 @@ class Coordinator:
         self._last_completed = flight.checkpoint_id
         self._last_seconds = self._clock.monotonic() - flight.started
         self._last_bytes = manifest.nbytes
+        if self.delivery is not None:
+            self.delivery.release(manifest)
         for callback in list(self.on_complete):
             try:
                 callback(manifest)
@@ -545,13 +574,28 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
+def link_or_copy(file: Path, path: Path) -> None:
+    """The file under another name as well; where two disks are between, a copy."""
+    try:
+        os.link(file, path)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            raise
+        shutil.copyfile(file, path)
+
+
 def _path(index: int, name: str) -> str:
     """A file name that says `name` to a human, and is unique and valid by its index whatever the name is."""
     return f"{index:04d}-{re.sub('[^A-Za-z0-9._-]+', '_', name)[:80]}"
 
 
-def _finish(storage: CheckpointStorage, manifest: Manifest, blobs: Mapping[Path, bytes]) -> Manifest:
+def _finish(
+    storage: CheckpointStorage, manifest: Manifest, blobs: Mapping[Path, bytes], links: Mapping[Path, Path]
+) -> Manifest:
     """The blocking end of a checkpoint, in a thread."""
+    for path, file in links.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(file, path)
     for path, blob in blobs.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(blob)

@@ -1,58 +1,68 @@
-"""Checkpoints on a file system: a checkpoint is there completely or not at all.
+"""The checkpoints of a job, in a directory or an object store: a checkpoint is there completely or not at all.
 
-    <directory>/LOCK                 held by the worker that owns the job
-    <directory>/chk-0000000007/      complete: manifest.json and every file that it lists
-    <directory>/chk-0000000008.tmp/  being written, or left over from a crash: never read
-    <directory>/kept-….tmp/          of this run: what later checkpoints link from
+    <root>/LOCK                                    a directory's only: held by the worker that owns the job
+    <root>/claims/0000000003-<uuid>                who claimed generation 3 of the job
+    <root>/checkpoints/0000000007-0000000003.json  manifest of checkpoint 7, made by generation 3: it never changes
+    <root>/files/ab/ab12…-3                        contents by their SHA-256, shared by all checkpoints that list them
+    <root>/scratch/                                a directory's only: of this run, what is being written or was restored
 
-A checkpoint is written into its `.tmp` directory, made durable from the leaves up (files, directories, the
-manifest last), and gets its final name by one rename. So a crash between any two steps leaves the checkpoint
-before or the new one, never a mix; an old checkpoint leaves the same way back, by a rename to `.tmp`. No step
-relies on the order in which a file system persists two others without an fsync between them (Pillai et al.,
-"All File Systems Are Not Created Equal", OSDI 2014).
+What a checkpoint has written is moved to its place first, then its manifest is created, in one step. So a crash between any two
+steps leaves the checkpoint before or the new one, never a mix. Contents that are there are not stored again, and a file that an
+earlier checkpoint held (the same inode) is not even read again. An old checkpoint leaves the other way round: its manifest first, then
+the files that no other lists. `protocol` decides whose the job is, which checkpoint counts and what may go; `files` is where bytes are.
 """
 
 import errno
-import fcntl
+import hashlib
 import logging
 import os
 import re
 import shutil
-import socket
 import tempfile
 import threading
+import uuid
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from sabot.checkpoint.files import LocalPlace, Location, Place, StoredFile, place_of, this_worker
+from sabot.checkpoint.protocol import (
+    Claim,
+    Mark,
+    Verdict,
+    claim_name,
+    counting,
+    judge,
+    manifest_name,
+    next_generation,
+    outdated,
+    overtaken_by,
+    read_claim,
+    read_manifest_name,
+    stale_claims,
+    unlisted,
+)
+from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import CheckpointFailed, CorruptCheckpoint, InternalError, JobLocked, UserError
 
 __all__ = ["FORMAT_VERSION", "CheckpointStorage", "Manifest", "StoredFile", "StoredLane", "StoredPart", "StoredTask"]
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
-FORMAT_VERSION = 1
-_MANIFEST = "manifest.json"
-_COMPLETE = re.compile(r"chk-(\d{10,})")
-_TEMPORARY = re.compile(r"(chk-\d{10,}|kept-.+)\.tmp")
-_READ_BYTES = 1 << 20
-_Inode = tuple[int, int]  # device, number
+FORMAT_VERSION = 2
+_FORMAT_1 = re.compile(r"chk-\d{10,}(\.tmp)?|kept-.+\.tmp")  # its folders
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-class StoredFile(msgspec.Struct, frozen=True):
-    """Length in bytes and CRC-32 of a file."""
-
-    size: int
-    crc32: int
-
-
 class StoredTask(msgspec.Struct, frozen=True):
-    """One task in a checkpoint. `files` and `states`: name -> path relative to the checkpoint's directory."""
+    """One task in a checkpoint. `files` and `states`: name -> path in the manifest's contents, of a file or of a folder."""
 
     meta: dict[str, Any] = {}
     files: dict[str, str] = {}
@@ -74,13 +84,15 @@ class StoredLane(msgspec.Struct, frozen=True):
     given: int = 0
     delivered: int = 0
     pending: list[StoredPart] = []
+    finished: bool = False  # the input had ended, and the sink completed its result
 
 
 class Manifest(msgspec.Struct, frozen=True):
     """What a checkpoint holds.
 
-    `contents` lists every file by its path relative to `path`, which is None for a checkpoint kept in memory.
-    incarnation: of the job, made at its fresh start. generation: of the run that wrote this.
+    `contents` lists every file by the path that it was written under, below `CheckpointStorage.begin`'s directory.
+    incarnation: of the job, made at its fresh start. generation: of the run that wrote this. `place` is None for a checkpoint
+    kept in memory, `path` also for one that is not on this machine.
     """
 
     checkpoint_id: int
@@ -92,6 +104,12 @@ class Manifest(msgspec.Struct, frozen=True):
     generation: int = 0
     contents: dict[str, StoredFile] = {}
     path: Path | None = None
+    place: Place | None = None
+
+    @property
+    def mark(self) -> Mark:
+        """Its place among the checkpoints of the job."""
+        return Mark(self.generation, self.checkpoint_id)
 
     @property
     def nbytes(self) -> int:
@@ -99,21 +117,56 @@ class Manifest(msgspec.Struct, frozen=True):
         return sum(file.size for file in self.contents.values())
 
     def read_file(self, task: str, name: str) -> bytes:
-        """The blob that the task put into its snapshot under this name."""
-        return (self._directory() / self.tasks[task].files[name]).read_bytes()
+        """The blob that the task put into its snapshot under this name. Raises CorruptCheckpoint naming it."""
+        stored = self._stored(self.tasks[task].files[name])
+        with self._readable(stored):
+            return self._place().contents(stored)
 
     def state_directory(self, task: str, name: str) -> Path:
-        """The directory that the state snapshot of this name was saved into: to read, never to write."""
-        return self._directory() / self.tasks[task].states[name]
+        """A directory on this machine that holds what the state of this name was saved as: to read, never to write.
 
-    def _directory(self) -> Path:
-        if self.path is None:
+        Links to the checkpoint's own files where they are on this machine; else they are fetched, and compared with their
+        hashes: CorruptCheckpoint. It stays until `CheckpointStorage.release_restored`, `unlock`, or the end of the process.
+        """
+        folder = self.tasks[task].states[name]
+        start = f"{folder}/"
+        files = {path.removeprefix(start): file for path, file in self.contents.items() if path.startswith(start)}
+        try:
+            return self._place().folder(f"{manifest_name(self.mark)}/{folder}", files)
+        except OSError as error:
+            raise CorruptCheckpoint(
+                f"{folder} of checkpoint {self.checkpoint_id} in {self._place().where} cannot be read: "
+                f"{error.strerror or error}"
+            ) from error
+
+    def part_path(self, part: StoredPart) -> Path:
+        """A file on this machine with the part: to read, as long as a checkpoint lists it. Raises like `state_directory`."""
+        stored = self._stored(part.file)
+        with self._readable(stored):
+            return self._place().fetch(stored)
+
+    def _stored(self, path: str) -> StoredFile:
+        try:
+            return self.contents[path]
+        except KeyError:
+            raise CorruptCheckpoint(f"checkpoint {self.checkpoint_id} has no file {path}") from None
+
+    def _place(self) -> Place:
+        if self.place is None:
             raise InternalError(f"checkpoint {self.checkpoint_id} was kept in memory only: it has no files")
-        return self.path
+        return self.place
+
+    @contextmanager
+    def _readable(self, stored: StoredFile) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = self._place().locate(stored.name)
+            raise CorruptCheckpoint(f"{where} cannot be read: {error.strerror or error}") from error
 
 
 class _Envelope(msgspec.Struct):
-    """manifest.json: the body's own bytes stay as written, so that their checksum can be compared."""
+    """The file: the body's own bytes stay as written, so that their checksum can be compared."""
 
     format_version: int
     crc32: int
@@ -121,77 +174,135 @@ class _Envelope(msgspec.Struct):
 
 
 class CheckpointStorage:
-    """The checkpoints of one job in one directory; the newest `retain` of them are kept.
+    """The checkpoints of one job in one place; the newest `retain` of them are kept.
 
-    All methods may block on the disk, and may be called from any thread; those that write exclude each other.
+    location: a directory, a URI of a file system that pyarrow knows (`s3://bucket/path`), or a pyarrow FileSystem and a path.
+    scratch: for a remote one, a folder on this machine for what is being written; best on the disk of the state, so that files
+    are linked and not copied. `directory` is the directory's path, or a URI for messages.
+
+    All methods may block on the disk or the network, and may be called from any thread; those that write exclude each other.
     Writing needs the lock, and takes it if `lock` was not called before.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], retain: int = 3) -> None:
+    def __init__(self, location: Location, retain: int = 3, *, scratch: Path | None = None) -> None:
         if retain < 1:
             raise UserError(f"retain={retain}: the newest checkpoint is always kept", hint="give 1 or more")
-        self.directory = Path(directory).absolute()
+        self._place = place_of(location, scratch)
+        self.directory: Path | str = self._place.where
         self.retain = retain
-        self._lock_file: int | None = None
         self._exclusive = threading.RLock()
-        # State files that are hard links come again in every checkpoint: they are read and synced once. Only what
-        # the newest checkpoint holds is known here, so no inode can have been freed and used again.
-        # -> (size, mtime in ns, file)
-        self._durable: dict[_Inode, tuple[int, int, StoredFile]] = {}
+        self._claim: Claim | None = None
+        self._claims_seen: list[Claim] = []
+        # What we may build upon: contents of the checkpoint that we go on from, and our own. By hash.
+        self._stored: dict[str, StoredFile] = {}
+        # What the manifests list, of those that we have written or read. A file goes when no manifest lists it any more.
+        self._known: dict[Mark, frozenset[str]] = {}
+        self._listed: Counter[str] = Counter()
+        self._unreadable: set[Mark] = set()
+        self._swept = False
+        self._pinned: Counter[Mark] = Counter()
 
-    # Owning the directory
+    # Owning the job
+
+    @property
+    def generation(self) -> int:
+        """Of this run: greater than those of all runs before it. 0 without the lock."""
+        return 0 if self._claim is None else self._claim.generation
 
     def lock(self) -> None:
-        """Own the directory until `unlock` or the end of the process, however it ends.
+        """Own the job until `unlock`, the end of the process, or until another worker takes it over. Idempotent.
 
-        Removes what a crash left unfinished. Raises JobLocked when another worker owns it. Idempotent.
+        In a directory another worker is refused as long as this one lives, and is here: JobLocked. In an object store the later
+        one is the owner: the one before finds out at its next checkpoint, or `check_owner`.
         """
         with self._exclusive:
-            if self._lock_file is not None:
+            if self._claim is not None:
                 return
             try:
-                self._lock_file = self._take_lock()
-                for entry in self._entries():
-                    if _TEMPORARY.fullmatch(entry):
-                        _log.info("removing what a crash left in %s", self.directory / entry)
-                        shutil.rmtree(self.directory / entry)
+                self._place.own()
+                self._claim = self._claimed()
+                self._place.remove(
+                    f"claims/{claim_name(claim)}" for claim in stale_claims(self._claim, self._claims_seen)
+                )
+                self._build_upon_newest()
             except OSError as error:
                 self.unlock()
                 raise UserError(
                     f"checkpoint directory {self.directory} cannot be used: {error.strerror or error}",
                     hint="make room there and make it writable, or give another one (checkpoint_dir=)",
                 ) from error
+            except BaseException:
+                self.unlock()
+                raise
+
+    def claim_above(self, generation: int) -> None:
+        """`generation` is greater than this one from here on: somebody has used it. Raises like `lock`."""
+        with self._exclusive, self.explained():
+            self.lock()
+            if self.generation <= generation:
+                self.check_owner()
+                self._claim = self._claimed(above=generation)
+
+    def check_owner(self) -> None:
+        """Raises JobLocked when another worker has taken the job over. Waits for no checkpoint that is being written."""
+        with self.explained():
+            self._check_owner()
 
     def unlock(self) -> None:
-        """Another worker may own the directory now. Idempotent."""
+        """Another worker may own the job now. What was restored is removed. Idempotent."""
         with self._exclusive:
-            if self._lock_file is not None:
-                os.close(self._lock_file)  # the file itself stays: removing it would let two workers in
-                self._lock_file = None
+            if self._place.owned:
+                self._place.release()
+                self._place.disown()
+            self._place.known = {}
+            self._claim = None
+            self._forget()
 
-    def _take_lock(self) -> int:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.directory / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
+    def _check_owner(self) -> None:
+        mine = self._claim
+        if mine is None:
+            raise InternalError("check_owner without the lock")
+        owner = overtaken_by(mine, self._claims())
+        if owner is not None:
+            raise self._taken(owner)
+
+    def _claimed(self, *, above: int = 0, afresh: bool = False) -> Claim:
+        claims = self._claims()
+        while True:
+            mine = Claim(next_generation(claims, self._marks(), above), uuid.uuid4().hex, afresh)
+            words = f"{this_worker()}, at {int(SYSTEM_CLOCK.time())} s since 1970\n"
+            self._place.create(f"claims/{claim_name(mine)}", words.encode(), "claim")
+            claims = self._claims()
+            verdict = judge(mine, claims)
+            if verdict is Verdict.TAKEN:
+                raise self._taken(max(claims, key=lambda claim: claim.rank))
+            if verdict is Verdict.OWNER:
+                self._claims_seen = claims
+                return mine
+
+    def _taken(self, owner: Claim) -> JobLocked:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
-        except BlockingIOError:
-            owner = os.pread(descriptor, 400, 0).decode("utf-8", "replace").strip()
-            os.close(descriptor)
-            raise JobLocked(
-                f"{self.directory} is in use by {owner or 'another process'}",
-                hint="stop that process first, or give this job another directory (checkpoint_dir=)",
-            ) from None
-        except OSError:
-            os.close(descriptor)
-            raise
-        return descriptor
+            who = self._place.read(f"claims/{claim_name(owner)}").decode("utf-8", "replace").strip()
+        except OSError:  # removed meanwhile: it says only who it was
+            who = ""
+        return JobLocked(
+            f"another worker has taken this job over in {self.directory}: {who or f'generation {owner.generation}'}",
+            hint="one worker runs a job: let that one go on, or stop it and start this one again",
+        )
+
+    def _build_upon_newest(self) -> None:
+        marks = self._counting()
+        if marks:
+            try:
+                manifest = self._read(marks[-1])
+            except CorruptCheckpoint:  # `latest` says so
+                return
+            self._stored = {file.sha256: file for file in manifest.contents.values()}
 
     # Writing one
 
     def begin(self, checkpoint_id: int) -> Path:
-        """An empty directory to write this checkpoint's files into."""
+        """An empty directory on this machine to write this checkpoint's files into."""
         with self._exclusive, self.explained():
             self.lock()
             unfinished = self._unfinished(checkpoint_id)
@@ -201,42 +312,46 @@ class CheckpointStorage:
             return unfinished
 
     def commit(self, checkpoint_id: int, manifest: Manifest) -> Manifest:
-        """Makes durable what was written since `begin`, adds the manifest, gives the checkpoint its name.
+        """Stores what was written since `begin`, then the manifest: the checkpoint is complete.
 
-        Returns the manifest with `contents` and `path`. Raises CheckpointFailed; `abort` then cleans up.
+        Returns the manifest with `contents`, `generation` and where it is. Raises CheckpointFailed, and `abort` then cleans up;
+        JobLocked when another worker has taken the job over: then it does not count.
         """
         with self._exclusive, self.explained():
             self.lock()
-            unfinished, complete = self._unfinished(checkpoint_id), self._complete(checkpoint_id)
-            if complete.exists():
-                raise CheckpointFailed(
-                    f"{complete} exists already",
-                    hint="two jobs may be using one directory: give each its own checkpoint_dir",
-                )
-            durable = self._sync_tree(unfinished)
-            contents = {name: file for name, (_, _, _, file) in durable.items()}
-            manifest = msgspec.structs.replace(manifest, contents=contents, path=complete)
-            _write_durably(unfinished / _MANIFEST, _encode(manifest))
-            _sync_directory(unfinished)
-            os.rename(unfinished, complete)
+            mark = Mark(self.generation, checkpoint_id)
+            name = f"checkpoints/{manifest_name(mark)}"
+            contents, known = self._store_all(self._unfinished(checkpoint_id))
+            manifest = msgspec.structs.replace(manifest, contents=contents, generation=self.generation)
+            encoded = _encode(manifest)
+            self.check_owner()
             try:
-                _sync_directory(self.directory)
+                self._place.create(name, encoded, "manifest")
+            except FileExistsError as error:
+                raise CheckpointFailed(
+                    f"{self._place.locate(name)} exists already",
+                    hint="two jobs may be using one directory: give each its own checkpoint_dir",
+                ) from error
             except OSError:
-                os.rename(complete, unfinished)  # failed means gone: the caller keeps to the one before
+                if not isinstance(self._place, LocalPlace):  # there it may have arrived all the same
+                    self._learn(mark, contents.values())
                 raise
-            self._durable = {inode: (size, mtime, file) for inode, size, mtime, file in durable.values()}
-            return manifest
+            self._learn(mark, contents.values())
+            self.check_owner()
+            self._place.known = known
+            self._place.let_go({file.name for file in contents.values()})
+            self.abort(checkpoint_id)
+            return self._here(manifest, mark)
 
     def abort(self, checkpoint_id: int) -> None:
         """Removes what was written since `begin`. Idempotent. What resists goes with the next `lock`."""
         with self._exclusive:
-            unfinished = self._unfinished(checkpoint_id)
-            if unfinished.exists():
-                shutil.rmtree(unfinished, ignore_errors=True)
+            if self._place.owned:
+                shutil.rmtree(self._unfinished(checkpoint_id), ignore_errors=True)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Around what writes below `begin`'s directory: OSError -> CheckpointFailed that names the directory."""
+        """Around what writes below `begin`'s directory: OSError -> CheckpointFailed that names the place."""
         try:
             yield
         except OSError as error:
@@ -249,41 +364,96 @@ class CheckpointStorage:
         """A new directory, until the caller removes it or the next `lock`: on the same disk, so that files can be linked."""
         with self._exclusive, self.explained():
             self.lock()
-            return Path(tempfile.mkdtemp(prefix="kept-", suffix=".tmp", dir=self.directory))
+            return Path(tempfile.mkdtemp(prefix="kept-", dir=self._place.scratch))
 
     def drop_old(self) -> None:
-        """Removes all but the newest `retain` checkpoints."""
-        with self._exclusive:
-            self._drop(self.ids()[: -self.retain])
-
-    def clear(self) -> None:
-        """Removes all checkpoints, the oldest first: the job starts afresh."""
+        """Removes all but the newest `retain` checkpoints, and the files that none of the others lists."""
         with self._exclusive:
             self.lock()
-            self._durable = {}
-            self._drop(self.ids())
+            self._learn_all()
+            assert self._claim is not None
+            gone = outdated(
+                {*self._known, *self._unreadable}, self._claims_seen, self._claim, self.retain, set(self._pinned)
+            )
+            self._drop(gone)
+
+    def clear(self) -> None:
+        """Forgets all checkpoints: the job starts afresh, in a new generation. It is done wholly or not at all."""
+        with self._exclusive:
+            self.lock()
+            with self.explained():
+                self.check_owner()
+                self._claim = self._claimed(afresh=True)
+                self._place.known = {}
+                self._forget()
+                if isinstance(self._place, LocalPlace):
+                    for folder in _folders_of_format_1(self._place.where):
+                        shutil.rmtree(folder)
+            self.drop_old()
+
+    def copy_to(self, manifest: Manifest, location: Location) -> Path | str:
+        """A savepoint: the checkpoint by itself, in a place of its own, which nobody tidies up; -> that place.
+
+        `CheckpointStorage(location).latest()` reads it. Links where both are on one disk. It is there when its manifest is, which
+        comes last; a copy that failed may be made again. Raises UserError where the place holds a checkpoint already,
+        CheckpointFailed.
+        """
+        target = place_of(location)
+        with self.pinned(manifest):
+            try:
+                if any(read_manifest_name(name) for name in target.names("checkpoints")):
+                    raise UserError(
+                        f"{target.where} holds a checkpoint already", hint="give the savepoint a place of its own"
+                    )
+                distinct = {file.name: file for file in manifest.contents.values()}
+                _each(target.parallel, lambda file: target.add(self._place.fetch(file), file.name), distinct.values())
+                target.sync()
+                target.create(f"checkpoints/{manifest_name(manifest.mark)}", _encode(manifest), "manifest")
+            except OSError as error:
+                raise CheckpointFailed(
+                    f"checkpoint {manifest.checkpoint_id} could not be copied from {self.directory} to {target.where}: "
+                    f"{error.strerror or error}",
+                    hint="make room there, and try again" if error.errno in _NO_ROOM else "",
+                ) from error
+        return target.where
+
+    @contextmanager
+    def pinned(self, manifest: Manifest) -> Iterator[None]:
+        """Inside, `drop_old` leaves this checkpoint and its files alone."""
+        with self._exclusive:
+            self._pinned[manifest.mark] += 1
+        try:
+            yield
+        finally:
+            with self._exclusive:
+                self._pinned[manifest.mark] -= 1
+                if not self._pinned[manifest.mark]:
+                    del self._pinned[manifest.mark]
 
     # Reading
 
     def ids(self) -> list[int]:
         """The complete checkpoints, oldest first."""
-        return sorted(int(match[1]) for entry in self._entries() if (match := _COMPLETE.fullmatch(entry)))
+        return list(dict.fromkeys(mark.checkpoint_id for mark in self._counting()))
 
     def last_id(self) -> int:
-        """The newest complete checkpoint's id; 0 without one."""
+        """The greatest id of a complete checkpoint; 0 without one."""
         return max(self.ids(), default=0)
 
     def latest(self) -> Manifest | None:
-        """The newest complete checkpoint, verified; None without one.
+        """The newest complete checkpoint, checked; None without one. What is remote is compared when it is fetched.
 
         Raises CorruptCheckpoint when it cannot be used. Going back to an older one by itself would deliver
         again what is delivered already, so the error leaves that choice to the user, and spells it out.
         """
-        newest = self.last_id()
-        if newest == 0:
+        marks = self._counting()
+        if not marks:
+            if isinstance(self._place, LocalPlace):
+                _refuse_format_1(self._place.where)
             return None
-        manifest = self.read(newest)
-        self.verify(manifest)
+        with self._with_ways_on(marks[-1]):
+            manifest = self._read(marks[-1])
+            self._place.check(manifest.contents)
         return manifest
 
     def manifests(self) -> list[Manifest]:
@@ -292,80 +462,160 @@ class CheckpointStorage:
 
     def read(self, checkpoint_id: int) -> Manifest:
         """The manifest of this checkpoint. Raises CorruptCheckpoint naming the file."""
-        with self._with_ways_on(checkpoint_id):
-            return _read(self._complete(checkpoint_id))
+        marks = [mark for mark in self._counting() if mark.checkpoint_id == checkpoint_id]
+        if not marks:
+            raise CorruptCheckpoint(f"{self.directory} has no checkpoint {checkpoint_id}")
+        with self._with_ways_on(marks[-1]):
+            return self._read(marks[-1])
 
     def verify(self, manifest: Manifest) -> None:
-        """Compares every file with the manifest. Raises CorruptCheckpoint naming the first that differs."""
-        with self._with_ways_on(manifest.checkpoint_id):
-            _verify(manifest)
+        """Reads and compares every file. Raises CorruptCheckpoint naming the first that differs."""
+        with self._with_ways_on(manifest.mark):
+            self._place.check(manifest.contents, fully=True)
+
+    def release_restored(self) -> None:
+        """Removes the directories that `Manifest.state_directory` made. Each goes with its checkpoint at the latest."""
+        self._place.release()
 
     # Below: how
 
-    def _complete(self, checkpoint_id: int) -> Path:
-        return self.directory / f"chk-{checkpoint_id:010d}"
-
     def _unfinished(self, checkpoint_id: int) -> Path:
-        return self.directory / f"chk-{checkpoint_id:010d}.tmp"
+        return self._place.scratch / f"{checkpoint_id:010d}"
 
-    def _entries(self) -> list[str]:
+    def _claims(self) -> list[Claim]:
+        return [claim for claim in map(read_claim, self._place.names("claims")) if claim is not None]
+
+    def _marks(self) -> list[Mark]:
+        return [mark for mark in map(read_manifest_name, self._place.names("checkpoints")) if mark is not None]
+
+    def _counting(self) -> list[Mark]:
+        return counting(self._marks(), self._claims())
+
+    def _read(self, mark: Mark) -> Manifest:
+        name = f"checkpoints/{manifest_name(mark)}"
+        where = self._place.locate(name)
         try:
-            return os.listdir(self.directory)
-        except FileNotFoundError:
-            return []
+            data = self._place.read(name)
+        except OSError as error:
+            raise CorruptCheckpoint(f"{where} cannot be read: {error.strerror or error}") from error
+        manifest = _decode(data, where)
+        if manifest.mark != mark:
+            raise CorruptCheckpoint(f"{where} is damaged: it says {manifest_name(manifest.mark)}")
+        return self._here(manifest, mark)
 
-    def _drop(self, checkpoint_ids: list[int]) -> None:
-        if not checkpoint_ids:
+    def _here(self, manifest: Manifest, mark: Mark) -> Manifest:
+        path = None
+        if isinstance(self._place, LocalPlace):
+            path = self._place.where / "checkpoints" / manifest_name(mark)
+        return msgspec.structs.replace(manifest, path=path, place=self._place)
+
+    def _store_all(
+        self, root: Path
+    ) -> tuple[dict[str, StoredFile], dict[tuple[int, int], tuple[int, int, StoredFile]]]:
+        """Every file below `root` is stored; -> contents, and by inode those that the place now holds."""
+        contents: dict[str, StoredFile] = {}
+        known: dict[tuple[int, int], tuple[int, int, StoredFile]] = {}
+        new: dict[str, tuple[Path, StoredFile]] = {}
+        for path in _files_below(root):
+            status = path.stat()
+            inode = status.st_dev, status.st_ino
+            size, mtime = status.st_size, status.st_mtime_ns
+            before = self._place.known.get(inode)
+            if before is not None and before[:2] == (size, mtime) and self._stored.get(before[2].sha256) == before[2]:
+                file = before[2]
+                known[inode] = before
+            else:
+                sha256 = _sha256(path)
+                file = self._stored.get(sha256) or StoredFile(size, sha256, self.generation)
+                if sha256 not in self._stored and file.name not in new:
+                    new[file.name] = path, file
+                    known[inode] = size, mtime, file
+            contents[path.relative_to(root).as_posix()] = file
+        _each(self._place.parallel, self._store, new.values())
+        self._place.sync()
+        return dict(sorted(contents.items())), known
+
+    def _store(self, new: tuple[Path, StoredFile]) -> None:
+        path, file = new
+        self._place.put(path, file.name)
+        self._stored[file.sha256] = file
+
+    def _forget(self) -> None:
+        self._stored = {}
+        self._known = {}
+        self._listed = Counter()
+        self._unreadable = set()
+        self._swept = False
+
+    def _learn(self, mark: Mark, contents: Iterable[StoredFile]) -> None:
+        names = frozenset(file.name for file in contents)
+        self._known[mark] = names
+        self._listed.update(names)
+
+    def _learn_all(self) -> None:
+        """Once: what the manifests of earlier runs list, and away with files that none of them does."""
+        if self._swept:
             return
-        for checkpoint_id in checkpoint_ids:  # half removed must not look complete
-            os.rename(self._complete(checkpoint_id), self._unfinished(checkpoint_id))
-        _sync_directory(self.directory)
-        for checkpoint_id in checkpoint_ids:
-            shutil.rmtree(self._unfinished(checkpoint_id))
+        assert self._claim is not None
+        marks = self._marks()
+        self._check_owner()
+        for mark in marks:
+            if mark not in self._known and mark not in self._unreadable:
+                try:
+                    self._learn(mark, self._read(mark).contents.values())
+                except CorruptCheckpoint as error:
+                    _log.warning("%s: files are not removed as long as it is there", error)
+                    self._unreadable.add(mark)
+        if not self._unreadable:
+            self._place.remove(unlisted(self._place.all_files(), self._listed, self._claim))
+            self._swept = True
 
-    def _sync_tree(self, root: Path) -> dict[str, tuple[_Inode, int, int, StoredFile]]:
-        """Every file and directory below `root` is durable; -> what is there, by relative path."""
-        found = {}
-        for folder, _, names in os.walk(root, topdown=False, onerror=_raise):
-            for name in names:
-                path = Path(folder, name)
-                status = path.stat()
-                inode, size, mtime = (status.st_dev, status.st_ino), status.st_size, status.st_mtime_ns
-                known = self._durable.get(inode)
-                file = known[2] if known is not None and known[:2] == (size, mtime) else _sync_file(path)
-                found[path.relative_to(root).as_posix()] = (inode, size, mtime, file)
-            if Path(folder) != root:
-                _sync_directory(Path(folder))
-        return dict(sorted(found.items()))
+    def _drop(self, marks: list[Mark]) -> None:
+        if marks:
+            self._place.remove(f"checkpoints/{manifest_name(mark)}" for mark in marks)
+        for mark in marks:
+            self._place.release(manifest_name(mark))
+            self._unreadable.discard(mark)
+            self._listed.subtract(self._known.pop(mark, frozenset()))
+        if self._unreadable:
+            return
+        gone = [name for name, count in self._listed.items() if count <= 0]
+        unused = [file for file in self._stored.values() if not self._listed[file.name]]
+        self._place.remove(sorted({*gone, *(file.name for file in unused)}))
+        for name in gone:
+            del self._listed[name]
+        for file in unused:
+            del self._stored[file.sha256]
 
     @contextmanager
-    def _with_ways_on(self, checkpoint_id: int) -> Iterator[None]:
+    def _with_ways_on(self, mark: Mark) -> Iterator[None]:
         """CorruptCheckpoint gets the hint that names the ways on."""
         try:
             yield
         except CorruptCheckpoint as error:
-            error.hint += self._ways_on(checkpoint_id)
+            error.hint += self._ways_on(mark)
             raise
 
-    def _ways_on(self, corrupt: int) -> str:
-        """Remove directories down to the newest good checkpoint, or start afresh."""
+    def _ways_on(self, corrupt: Mark) -> str:
+        """Remove manifests down to the newest good checkpoint, or start afresh."""
         bad = [corrupt]
-        for older in reversed([each for each in self.ids() if each < corrupt]):
+        for older in reversed([each for each in self._counting() if each < corrupt]):
             try:
-                _verify(_read(self._complete(older)))
+                self._place.check(self._read(older).contents)
             except CorruptCheckpoint:
                 bad.append(older)
                 continue
-            remove = " and ".join(str(self._complete(each)) for each in bad)
+            remove = " and ".join(self._place.locate(f"checkpoints/{manifest_name(each)}") for each in bad)
             return (
-                f"remove {remove} to go back to checkpoint {older}: what came after it is then processed "
+                f"remove {remove} to go back to checkpoint {older.checkpoint_id}: what came after it is then processed "
                 "and delivered again; or start with --fresh, which forgets all state"
             )
         return "no older checkpoint can be read either: start with --fresh, which forgets all state"
 
 
 def _encode(manifest: Manifest) -> bytes:
-    body = {name: value for name, value in msgspec.structs.asdict(manifest).items() if name != "path"}
+    fields = msgspec.structs.asdict(manifest)
+    body = {name: value for name, value in fields.items() if name not in ("path", "place")}
     try:
         encoded = msgspec.json.encode(body)
     except (TypeError, ValueError, OverflowError) as error:
@@ -376,75 +626,65 @@ def _encode(manifest: Manifest) -> bytes:
     return msgspec.json.encode(_Envelope(FORMAT_VERSION, zlib.crc32(encoded), msgspec.Raw(encoded)))
 
 
-def _read(directory: Path) -> Manifest:
-    path = directory / _MANIFEST
+def _decode(data: bytes, where: str) -> Manifest:
     try:
-        envelope = msgspec.json.decode(path.read_bytes(), type=_Envelope)
+        envelope = msgspec.json.decode(data, type=_Envelope)
         if envelope.format_version > FORMAT_VERSION:
             raise CorruptCheckpoint(
-                f"{path} was written by a newer Sabot: it has format {envelope.format_version}, not {FORMAT_VERSION}",
+                f"{where} was written by a newer Sabot: it has format {envelope.format_version}, not {FORMAT_VERSION}",
                 hint="install that version again; or ",
             )
+        if envelope.format_version < FORMAT_VERSION:
+            raise _too_old(where, envelope.format_version)
         if zlib.crc32(bytes(envelope.body)) != envelope.crc32:
-            raise CorruptCheckpoint(f"{path} is damaged: its checksum differs")
-        manifest = msgspec.json.decode(envelope.body, type=Manifest)
-    except OSError as error:
-        raise CorruptCheckpoint(f"{path} cannot be read: {error.strerror}") from error
+            raise CorruptCheckpoint(f"{where} is damaged: its checksum differs")
+        return msgspec.json.decode(envelope.body, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CorruptCheckpoint(f"{path} is damaged: {error}") from error
-    return msgspec.structs.replace(manifest, path=directory)
+        raise CorruptCheckpoint(f"{where} is damaged: {error}") from error
 
 
-def _verify(manifest: Manifest) -> None:
-    directory = manifest._directory()
-    for name, stored in manifest.contents.items():
-        path = directory / name
-        try:
-            size = path.stat().st_size
-            if size != stored.size:
-                raise CorruptCheckpoint(f"{path} is damaged: {size} bytes, not {stored.size}")
-            with path.open("rb") as file:
-                found = _crc32(file.fileno())
-        except OSError as error:
-            raise CorruptCheckpoint(f"{path} cannot be read: {error.strerror}") from error
-        if found.crc32 != stored.crc32:
-            raise CorruptCheckpoint(f"{path} is damaged: its checksum differs")
-    for task in manifest.tasks.values():
-        for state in task.states.values():
-            if not (directory / state).is_dir():
-                raise CorruptCheckpoint(f"{directory / state} is missing")
+def _too_old(where: object, version: int) -> CorruptCheckpoint:
+    return CorruptCheckpoint(
+        f"{where} was written by an older Sabot: it has format {version}, not {FORMAT_VERSION}",
+        hint="install that version again and let the job end there; or ",
+    )
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _folders_of_format_1(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if _FORMAT_1.fullmatch(path.name)) if root.exists() else []
 
 
-def _sync_file(path: Path) -> StoredFile:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-        return _crc32(descriptor)
-    finally:
-        os.close(descriptor)
+def _refuse_format_1(root: Path) -> None:
+    complete = [path for path in _folders_of_format_1(root) if path.suffix != ".tmp"]
+    if complete:
+        error = _too_old(complete[-1], 1)
+        error.hint += "start with --fresh, which forgets all state"
+        raise error
 
 
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _files_below(root: Path) -> list[Path]:
+    """In an order that is the same each time."""
+    found = []
+    for folder, folders, names in os.walk(root, onerror=_raise):
+        folders.sort()
+        found += [Path(folder, name) for name in sorted(names)]
+    return found
 
 
-def _crc32(descriptor: int) -> StoredFile:
-    size = checksum = 0
-    while chunk := os.read(descriptor, _READ_BYTES):
-        size += len(chunk)
-        checksum = zlib.crc32(chunk, checksum)
-    return StoredFile(size, checksum)
+def _sha256(path: Path) -> str:
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _each(parallel: int, do: Callable[[_T], None], these: Iterable[_T]) -> None:
+    """do(one) of each, so many at a time. The first error is raised when all that had begun have ended."""
+    if parallel == 1:
+        for one in these:
+            do(one)
+        return
+    with ThreadPoolExecutor(parallel, "sabot checkpoint writer") as writers:
+        for _ in writers.map(do, these):
+            pass
 
 
 def _raise(error: OSError) -> None:

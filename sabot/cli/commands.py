@@ -1,13 +1,17 @@
 """The words of the command line. What they do stands in `loading`, `running` and the demos."""
 
 from json import dumps as encoded
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import sabot
+from sabot.cli.checkpoints import checkpoints, savepoint
+from sabot.cli.jobs import find_job
+from sabot.cli.letters import dlq
 from sabot.cli.loading import WrongUse, load_app
+from sabot.cli.planning import plan
+from sabot.cli.reading import state as read_state
 from sabot.cli.running import LOG_LEVELS, guarded, run_app, set_up_logging
 from sabot.errors import UserError
 
@@ -24,6 +28,11 @@ _cli = typer.Typer(
 )
 _demos = typer.Typer(help="Programs that show Sabot at work.", no_args_is_help=True, rich_markup_mode=None)
 _cli.add_typer(_demos, name="demo")
+_cli.command()(plan)
+_cli.command("state")(read_state)
+_cli.add_typer(checkpoints, name="checkpoints")
+_cli.add_typer(savepoint, name="savepoint")
+_cli.add_typer(dlq, name="dlq")
 
 
 def _log_level(value: str) -> str:
@@ -36,13 +45,25 @@ Target = Annotated[str, typer.Argument(metavar="MODULE:APP", help="The module an
 Broker = Annotated[str | None, typer.Option(metavar="URL", help="memory:// or kafka://host:port")]
 LogLevel = Annotated[str, typer.Option(metavar="LEVEL", callback=_log_level, help=", ".join(LOG_LEVELS))]
 State = Annotated[str | None, typer.Option(metavar="memory|DIR", help="Where the keyed state lives.")]
-CheckpointDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Default: checkpoints in the state's DIR.")]
+CheckpointDir = Annotated[str | None, typer.Option(metavar="DIR|URI", help="Default: checkpoints in the state's DIR.")]
 Interval = Annotated[str | None, typer.Option("--checkpoint-interval", metavar="TIME", help="5s, 100ms, or seconds.")]
 Parallelism = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="1 in this version; agents have concurrency=.")
+    int | None, typer.Option(min=1, metavar="N", help="Threads of each stage of a stream; agents have concurrency=.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget the checkpoints; start from the beginning.")]
 MetricsPort = Annotated[int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Serve Prometheus metrics.")]
+From = Annotated[
+    str | None,
+    typer.Option("--from", metavar="SAVEPOINT", help="Start from this savepoint; DIR@ID for one of several in it."),
+]
+Redeliver = Annotated[
+    str | None,
+    typer.Option(metavar="repeat|skip", help="Where the receiver has other output than the checkpoint knows of."),
+]
+Restart = Annotated[
+    str | None,
+    typer.Option(metavar="HOW", help='After a failure: "fixed(3, 1s)", three times, a second apart; "none".'),
+]
 
 
 def _version(wanted: bool) -> None:
@@ -73,16 +94,22 @@ def run(
     parallelism: Parallelism = None,
     fresh: Fresh = False,
     metrics_port: MetricsPort = None,
+    from_: From = None,
+    redeliver: Redeliver = None,
+    restart: Restart = None,
 ) -> None:
     """Run an app until its input ends, or Ctrl-C. The options override what the program says."""
     settings = {
         "broker": broker,
         "state": state,
-        "checkpoint_dir": None if checkpoint_dir is None else str(checkpoint_dir),
+        "checkpoint_dir": checkpoint_dir,
         "checkpoint_interval": checkpoint_interval,
         "parallelism": parallelism,
         "fresh": fresh or None,
         "metrics_port": metrics_port,
+        "from_": from_,
+        "redeliver": redeliver,
+        "restart": restart,
     }
     set_up_logging(loglevel)
     raise typer.Exit(guarded(lambda: _work(target, settings), debug=loglevel == "debug"))
@@ -99,6 +126,9 @@ def worker(
     parallelism: Parallelism = None,
     fresh: Fresh = False,
     metrics_port: MetricsPort = None,
+    from_: From = None,
+    redeliver: Redeliver = None,
+    restart: Restart = None,
 ) -> None:
     """The same as `run`, in Faust's words: sabot -A module:app worker."""
     if context.obj is None:
@@ -113,11 +143,17 @@ def worker(
         parallelism,
         fresh,
         metrics_port,
+        from_,
+        redeliver,
+        restart,
     )
 
 
 def _work(target: str, settings: dict[str, Any]) -> None:
     app = load_app(target)
+    if settings["from_"] is not None:
+        job = find_job(settings["from_"])
+        settings = settings | {"from_": f"{job.location}@{job.manifest().checkpoint_id}"}
     try:
         app.configure(**settings)
     except UserError as error:

@@ -8,9 +8,9 @@ a new process opens the source at the positions of the last complete checkpoint.
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -24,6 +24,7 @@ from sabot.errors import DataError, UserError
 __all__ = [
     "BAD_SCHEMA",
     "RECORD_SCHEMA",
+    "Delivery",
     "Headers",
     "Lane",
     "Positions",
@@ -32,6 +33,7 @@ __all__ = [
     "Source",
     "Token",
     "build_records",
+    "check_delivery",
     "dead_letter_headers",
     "decode_json",
     "encode_json",
@@ -66,6 +68,9 @@ BAD_SCHEMA = RECORD_SCHEMA.append(pa.field("reason", pa.string()))
 """Records that a decoding source set apart (`Batch.bad`): as they came, and why."""
 
 Headers = tuple[tuple[str, bytes], ...]
+
+Delivery = Literal["exactly_once", "at_least_once"] | None
+"""How often a result reaches its sink when something crashes; None: exactly once where that can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +220,12 @@ def iterate_records(data: pa.RecordBatch, topic: str) -> list[Record]:
     ]
 
 
+def check_delivery(delivery: object, where: str) -> None:
+    """Raises UserError that begins with `where`."""
+    if delivery not in (None, "exactly_once", "at_least_once"):
+        raise UserError(f"{where}: delivery={delivery!r}", hint='"exactly_once" or "at_least_once"')
+
+
 class Source(ABC):
     """Where records come from: partitions that can be read again from an offset.
 
@@ -354,6 +365,14 @@ class Sink(ABC):
     name: str
     keeps_token: bool = False
     """`deliver` keeps (seq, incarnation) at the receiver, in one step with the rows, and `claim` reads it back."""
+    lasting: bool = True
+    """What it holds outlives the process; if not, exactly once has to be asked for."""
+    still_ours: Callable[[], bool] | None = None
+    """Set by the engine before `claim`, for a sink that is told that somebody else has taken its lane: whether this process still
+    owns the job. Blocking; in the lane's thread. None: nobody knows.
+    """
+    sealed: Mapping[str, int] = {}
+    """The engine's own, of what stands before a sink that delivers: by lane, the last part of what was written before the last flush."""
 
     def start_afresh(self) -> None:  # noqa: B027 - most sinks add to what is there
         """Before `open`: the job begins, and goes on from no checkpoint. What an earlier run left unfinished is
@@ -385,8 +404,9 @@ class Sink(ABC):
         """Ready to deliver, in place of `open`, whose errors it raises. Also after an error: it starts over.
 
         When it returns no process that claimed this lane before can deliver any more (as far as the receiver can keep
-        it out), and what that one left half done is gone or finished. -> what the receiver knows; None: no part came.
-        A sink that keeps no token returns None, and knows a part that it is given again by its seq.
+        it out), and what that one left half done is gone or finished. Called again before `close` it raises JobLocked
+        where another process has claimed the lane since: who is late must not take it back. -> what the receiver knows;
+        None: no part came. A sink that keeps no token returns None, and knows a part that it is given again by its seq.
         """
         self.open()
         return None

@@ -29,17 +29,20 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.config import parse_broker
 from sabot.connectors.base import (
     Headers,
+    Lane,
     Positions,
     Record,
     Sink,
     Source,
+    Token,
     build_records,
     encode_json,
     encode_key,
     iterate_records,
     to_records,
 )
-from sabot.errors import TransientError, UserError
+from sabot.errors import JobLocked, TransientError, UserError
+from sabot.steps import step
 
 __all__ = ["CountSink", "MemoryBroker", "MemorySink", "MemorySource", "TableSink"]
 
@@ -67,6 +70,7 @@ class MemoryBroker:
         self._topics: dict[str, _Topic] = {}
         self.log_id = uuid.uuid4().hex  # which log the offsets count in
         self._groups: dict[tuple[str, str], dict[int, int]] = {}
+        self._lanes: dict[str, tuple[object, Token | None]] = {}  # -> who claimed it last, what it has
 
     @classmethod
     def get(cls, url: str = "memory://") -> "MemoryBroker":
@@ -143,12 +147,13 @@ class MemoryBroker:
         return [] if where is None else where.records()
 
     def reset(self) -> None:
-        """Forgets all topics and groups. Sources and sinks that are open end with a UserError that says so."""
+        """Forgets all topics, groups and tokens. Sources and sinks that are open end with a UserError that says so."""
         with self._lock:
             topics = list(self._topics.values())
             self.log_id = uuid.uuid4().hex
             self._topics.clear()
             self._groups.clear()
+            self._lanes.clear()
         for topic in topics:
             topic.forget()
 
@@ -161,6 +166,36 @@ class MemoryBroker:
         """Partition -> the group's next offset, where it has one."""
         with self._lock:
             return dict(self._groups.get((group, topic), {}))
+
+    def claim(self, lane: Lane, owner: object, *, again: bool) -> Token | None:
+        """From now on only `owner` delivers on this lane -> its token. `again`: it was his before; JobLocked when another has
+        claimed it since.
+        """
+        with self._lock:
+            now, token = self._lanes.get(lane.key, (owner, None))
+            if again and now is not owner:
+                raise self._lost(lane)
+            self._lanes[lane.key] = (owner, token)
+        return token
+
+    def advance(self, lane: Lane, owner: object, seq: int, then: Callable[[], None], *, anyhow: bool = False) -> None:
+        """`then` and the new token, together; nothing where the token says that this part is here, unless `anyhow`.
+
+        JobLocked for who does not own the lane.
+        """
+        with self._lock:
+            now, token = self._lanes.get(lane.key, (None, None))
+            if now is not owner:
+                raise self._lost(lane)
+            if anyhow or token is None or token.incarnation != lane.incarnation or token.seq < seq:
+                then()
+                self._lanes[lane.key] = (owner, Token(seq, lane.incarnation))
+
+    def _lost(self, lane: Lane) -> JobLocked:
+        return JobLocked(
+            f"another job of this process delivers {lane.key!r} into memory://{self.name} now",
+            hint="stop one of the two; a job that is not the same needs another name (App(id))",
+        )
 
     def statistics(self) -> dict[str, int]:
         """topics, rows and bytes held, rows_total ever written, dropped_rows by retention; readers open."""
@@ -410,30 +445,43 @@ class _Topic:
         self.readers.wake()
         return last
 
-    def write(self, data: pa.RecordBatch, closed: Callable[[], bool], timeout: float) -> None:
-        """Appends a batch of RECORD_SCHEMA; waits while the topic is full, TransientError after `timeout`
-        seconds.
+    def write(
+        self,
+        batches: Sequence[pa.RecordBatch],
+        closed: Callable[[], bool],
+        timeout: float,
+        together: Callable[[Callable[[], None]], None] = lambda append: append(),
+    ) -> None:
+        """Appends batches of RECORD_SCHEMA, all at once; waits while the topic is full, TransientError after `timeout`
+        seconds. `together` is given what appends them, and calls it or not.
         """
-        rows = data.num_rows
-        if rows == 0:
-            return
-        if data.get_total_buffer_size() > 2 * data.nbytes + 65536:
-            data = _take(data, np.arange(rows))  # a small slice would keep its whole parent in memory
-        hashes = None
-        if len(self.partitions) > 1 and data.column(1).null_count < rows:
-            hashes = np.asarray(hash_rows(bytes_list(data.column(1))), dtype=np.uint64)
+        ready: list[tuple[pa.RecordBatch, Any]] = []
+        for data in batches:
+            if data.num_rows == 0:
+                continue
+            if data.get_total_buffer_size() > 2 * data.nbytes + 65536:
+                data = _take(data, np.arange(data.num_rows))  # a small slice would keep its whole parent in memory
+            hashes = None
+            if len(self.partitions) > 1 and data.column(1).null_count < data.num_rows:
+                hashes = np.asarray(hash_rows(bytes_list(data.column(1))), dtype=np.uint64)
+            ready.append((data, hashes))
+        nbytes = sum(data.nbytes for data, _ in ready)
         with self.lock:
 
             def may_go() -> bool:
-                return self.forgotten or closed() or self._make_room(data.nbytes)
+                return self.forgotten or closed() or nbytes == 0 or self._make_room(nbytes)
+
+            def append() -> None:
+                for data, hashes in ready:
+                    for where, part in self._split(data, hashes):
+                        where.append_chunk(part)
 
             if not self.writable.wait_for(may_go, timeout):
                 raise self.full()
             self._alive()
             if closed():
                 raise TransientError(f"topic {self.name!r}: the sink was closed while it waited to write")
-            for where, part in self._split(data, hashes):
-                where.append_chunk(part)
+            together(append)
             self.readable.notify_all()
         self.readers.wake()
 
@@ -680,8 +728,8 @@ class MemorySource(Source):
         rows = nbytes = 0
         count = len(topic.partitions)
         first = self._turn
-        for step in range(count):
-            part = topic.partitions[(first + step) % count]
+        for further in range(count):
+            part = topic.partitions[(first + further) % count]
             for piece in part.slices(self.position_of(part), max_rows - rows):
                 if pieces and (rows + piece.num_rows > RUN_ROWS or nbytes + piece.nbytes > GATHER_BYTES):
                     return pieces, offsets
@@ -711,33 +759,75 @@ class MemorySink(Sink):
     """Writes to a topic of the embedded broker. What `write` took is there at once.
 
     A topic full of what its live readers have not read makes `write` wait; after `write_timeout` seconds it
-    raises TransientError.
+    raises TransientError. Delivers exactly once, as long as the process lives: tokens are the broker's.
     """
+
+    keeps_token = True
+    lasting = False
 
     def __init__(self, topic: str, broker_url: str = "memory://", *, write_timeout: float = 300.0) -> None:
         self.name = topic
         self._broker = MemoryBroker.get(broker_url)
         self._write_timeout = write_timeout
         self._topic: _Topic | None = None
+        self._lane: Lane | None = None
+        self._owner: object = None
 
     def open(self) -> None:
+        self._lane = None
         self._topic = self._broker._topic(self.name)
 
     def write(self, batch: Batch) -> None:
-        topic = self._topic
-        if topic is None:
-            raise UserError(f"the sink of topic {self.name!r} is not open")
+        topic = self._opened()
         data = to_records(batch, int(SYSTEM_CLOCK.time() * 1000))
-        topic.write(data, lambda: self._topic is None, self._write_timeout)
+        with step("append", self.name):
+            topic.write([data], lambda: self._topic is None, self._write_timeout)
 
     def flush(self) -> None:
         """Nothing to do: `write` returns when the rows are in the log."""
 
+    def claim(self, lane: Lane) -> Token | None:
+        again = lane == self._lane
+        if not again:
+            self._owner = object()
+        self.open()
+        with step("claim", lane.key):
+            token = self._broker.claim(lane, self._owner, again=again)
+        self._lane = lane
+        return token
+
+    def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
+        topic, lane, owner = self._opened(), self._claimed(), self._owner
+        now_ms = int(SYSTEM_CLOCK.time() * 1000)
+        # a copy: what is delivered may be mapped from a file that is removed next
+        rows = [_take(to_records(Batch(data), now_ms), np.arange(data.num_rows)) for data in batches if data.num_rows]
+
+        def together(append: Callable[[], None]) -> None:
+            self._broker.advance(lane, owner, seq, append)
+
+        with step("append", self.name):
+            topic.write(rows, lambda: self._topic is None, self._write_timeout, together)
+
+    def settle(self, seq: int) -> None:
+        self._opened()
+        with step("token", self.name):
+            self._broker.advance(self._claimed(), self._owner, seq, lambda: None, anyhow=True)
+
     def close(self) -> None:
-        topic, self._topic = self._topic, None
+        topic, self._topic, self._lane = self._topic, None, None
         if topic is not None:
             with topic.lock:
                 topic.writable.notify_all()
+
+    def _opened(self) -> _Topic:
+        if self._topic is None:
+            raise UserError(f"the sink of topic {self.name!r} is not open")
+        return self._topic
+
+    def _claimed(self) -> Lane:
+        if self._lane is None:
+            raise UserError(f"the sink of topic {self.name!r} is not open for parts: no lane was claimed")
+        return self._lane
 
 
 class CountSink(Sink):

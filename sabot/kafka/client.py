@@ -19,10 +19,13 @@ from sabot.errors import BrokerUnavailable, SabotError, TransientError, UserErro
 
 __all__ = [
     "ANSWER_SECONDS",
+    "FORBIDDEN",
     "MESSAGE_BYTES",
+    "UNKNOWN",
     "Link",
     "admin_of",
     "client_of",
+    "connection_of",
     "ensure_topic",
     "explain",
     "link_of",
@@ -44,13 +47,14 @@ _ABSENT = {
     KafkaError._AUTHENTICATION,
     KafkaError._SSL,
 }
-_FORBIDDEN = {
+FORBIDDEN = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
     KafkaError.SASL_AUTHENTICATION_FAILED,
 }
-_UNKNOWN = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
+UNKNOWN = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
 
 _FRESH_SECONDS = 2.0  # how long an answer is believed against the client
 
@@ -144,12 +148,12 @@ def producer_of(link: Link, kafka: Mapping[str, Any], **settings: Any) -> Any:
 def explain(error: KafkaError, link: Link, topic: str) -> SabotError:
     """The client's error as one of ours."""
     code = error.code()
-    if code in _UNKNOWN:
+    if code in UNKNOWN:
         return UserError(
             f"topic {topic!r} does not exist on kafka://{link.address}",
             hint="create it, or correct the name; topics of sources are never made by themselves",
         )
-    if code in _FORBIDDEN:
+    if code in FORBIDDEN:
         return UserError(f"topic {topic!r} on kafka://{link.address}: {error.str()}")
     if code == KafkaError.TOPIC_EXCEPTION:
         return UserError(f"{topic!r} is no name for a Kafka topic: {error.str()}")
@@ -221,9 +225,13 @@ def wait_for_partitions(client: Any, link: Link, topic: str, count: int) -> None
 
 def admin_of(link: Link, kafka: Mapping[str, Any]) -> Any:
     """An admin client with the connection settings among `kafka`."""
+    return client_of(AdminClient, link, connection_of(kafka), {})
+
+
+def connection_of(kafka: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings that say how the broker is reached: what every client of a job shares."""
     connection = ("security.", "sasl.", "ssl", "oauth", "client.", "socket.", "broker.", "metadata.", "enable.ssl")
-    own = {name: value for name, value in kafka.items() if name.startswith(connection) or name == "debug"}
-    return client_of(AdminClient, link, own, {})
+    return {name: value for name, value in kafka.items() if name.startswith(connection) or name == "debug"}
 
 
 def link_of(broker: str, what: str) -> Link:

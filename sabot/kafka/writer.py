@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from confluent_kafka import KafkaError, KafkaException
 
@@ -16,12 +17,84 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.base import Headers, Sink, header_rows, to_records
 from sabot.errors import DataError, RowErrors, TransientError, UserError
 from sabot.kafka.bridge import done
-from sabot.kafka.client import MESSAGE_BYTES, ensure_topic, explain, link_of, partitions_of, producer_of
+from sabot.kafka.client import MESSAGE_BYTES, Link, ensure_topic, explain, link_of, partitions_of, producer_of
 
-__all__ = ["KafkaSender", "KafkaWriter"]
+__all__ = ["KafkaSender", "KafkaWriter", "Refusals", "check_sizes", "largest_record", "produce", "refusal"]
 
 CLOSE_SECONDS = 5.0
+FULL_SECONDS = 0.1  # a look at a full queue of the client
 MESSAGE_OVERHEAD = 512  # what a record costs beside key, payload and headers, at most, in the client's own check
+
+
+class Refusals:
+    """What a producer reports of records that were not taken: the first one, and how many. Given as its `on_delivery`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: tuple[KafkaError, Any] | None = None
+
+    def __call__(self, error: KafkaError | None, message: Any) -> None:
+        if error is not None:
+            self.count += 1
+            if self.first is None:
+                self.first = (error, message)
+
+    def raise_first(self, link: Link, topic: str) -> None:
+        """Raises it, once."""
+        if self.first is None:
+            return
+        fault, count = refusal(self.first[0], link, topic, self.first[1]), self.count
+        self.first, self.count = None, 0
+        if count > 1:
+            fault.add_note(f"and {count - 1} more records of this sink")
+        raise fault
+
+
+def produce(producer: Any, topic: str, data: pa.RecordBatch, go_on: Callable[[], None]) -> None:
+    """Puts rows of RECORD_SCHEMA into the client's queue, in order; their partition and offset are ignored.
+
+    Full: waits until some are delivered, or given up after message.timeout.ms, and calls `go_on`, which raises when
+    there is no more point in it. Raises KafkaException as the client does.
+    """
+    payloads = bytes_list(data.column(0))
+    keys = bytes_list(data.column(1))
+    stamps = data.column(2).to_pylist()
+    headers = header_rows(data.column(5))
+    take = producer.produce
+    for payload, key, stamp, pairs in zip(payloads, keys, stamps, headers, strict=True):
+        while True:
+            try:
+                if pairs:
+                    take(topic, payload, key, timestamp=stamp, headers=list(pairs))
+                else:
+                    take(topic, payload, key, timestamp=stamp)
+                break
+            except BufferError:
+                producer.poll(FULL_SECONDS)
+                go_on()
+    producer.poll(0)
+
+
+def largest_record(kafka: Mapping[str, Any]) -> int:
+    """Key, payload and headers of one record, in bytes, that the client takes under these settings."""
+    return int(kafka.get("message.max.bytes", MESSAGE_BYTES)) - MESSAGE_OVERHEAD
+
+
+def check_sizes(data: pa.RecordBatch, limit: int, topic: str, first: int = 0) -> None:
+    """RowErrors names the rows of RECORD_SCHEMA above `limit` bytes; `first` is the number of the first row."""
+    payload, key, headers = data.column(0), data.column(1), data.column(5)
+    if payload.nbytes + key.nbytes + headers.nbytes <= limit:
+        return
+    sizes = pc.add(pc.fill_null(pc.binary_length(payload), 0), pc.fill_null(pc.binary_length(key), 0)).to_numpy()
+    sizes = sizes + [sum(len(name) + len(value or b"") for name, value in pairs) for pairs in header_rows(headers)]
+    big = np.flatnonzero(sizes > limit)
+    if len(big):
+        raise RowErrors(
+            {
+                first + int(row): f"topic {topic!r}: {sizes[row]} bytes are above message.max.bytes ({limit})"
+                for row in big
+            }
+        )
 
 
 class KafkaWriter(Sink):
@@ -32,83 +105,37 @@ class KafkaWriter(Sink):
         self._link = link_of(broker, f"sink of topic {topic!r}")
         self._kafka = kafka
         self._producer: Any = None
-        self._limit = int(kafka.get("message.max.bytes", MESSAGE_BYTES)) - MESSAGE_OVERHEAD
         self._unflushed = False
-        self._refused = 0
-        self._first_refusal: Exception | None = None
+        self._refusals = Refusals()
 
     def open(self) -> None:
         ensure_topic(self._link, self.name, self._kafka)
-        self._refused, self._first_refusal = 0, None
-        self._producer = producer_of(self._link, self._kafka, on_delivery=self._on_delivery)
+        self._refusals = Refusals()
+        self._producer = producer_of(self._link, self._kafka, on_delivery=self._refusals)
         self._link.opened = True
-
-    def _on_delivery(self, error: KafkaError | None, message: Any) -> None:
-        if error is not None:
-            self._refused += 1
-            if self._first_refusal is None:
-                self._first_refusal = _refusal(error, self._link, self.name, message)
 
     def write(self, batch: Batch) -> None:
         data = to_records(batch, int(SYSTEM_CLOCK.time() * 1000))
-        self._check_sizes(data)
+        check_sizes(data, largest_record(self._kafka), self.name)
         self._unflushed = self._unflushed or data.num_rows > 0
-        payloads = bytes_list(data.column(0))
-        keys = bytes_list(data.column(1))
-        stamps = data.column(2).to_pylist()
-        headers = header_rows(data.column(5))
-        topic, producer = self.name, self._opened()
-        produce = producer.produce
-        for payload, key, stamp, pairs in zip(payloads, keys, stamps, headers, strict=True):
-            while True:
-                try:
-                    if pairs:
-                        produce(topic, payload, key, timestamp=stamp, headers=list(pairs))
-                    else:
-                        produce(topic, payload, key, timestamp=stamp)
-                    break
-                except BufferError:
-                    producer.poll(0.1)  # full: wait until some are delivered, or given up after message.timeout.ms
-                    if self._producer is None:
-                        raise TransientError(f"topic {topic!r}: the sink was closed while it waited") from None
-                except KafkaException as error:
-                    raise _refusal(error.args[0], self._link, topic, None) from error
-        producer.poll(0)
-        self._raise_refusal()
+        try:
+            produce(self._opened(), self.name, data, self._check_open)
+        except KafkaException as error:
+            raise refusal(error.args[0], self._link, self.name, None) from error
+        self._refusals.raise_first(self._link, self.name)
 
-    def _check_sizes(self, data: Any) -> None:
-        payload, key, headers = data.column(0), data.column(1), data.column(5)
-        if payload.nbytes + key.nbytes + headers.nbytes <= self._limit:
-            return
-        sizes = pc.add(pc.fill_null(pc.binary_length(payload), 0), pc.fill_null(pc.binary_length(key), 0)).to_numpy()
-        sizes = sizes + [sum(len(name) + len(value or b"") for name, value in pairs) for pairs in header_rows(headers)]
-        big = np.flatnonzero(sizes > self._limit)
-        if len(big):
-            raise RowErrors(
-                {
-                    int(row): f"topic {self.name!r}: {sizes[row]} bytes are above message.max.bytes ({self._limit})"
-                    for row in big
-                }
-            )
+    def _check_open(self) -> None:
+        if self._producer is None:
+            raise TransientError(f"topic {self.name!r}: the sink was closed while it waited")
 
     def flush(self) -> None:
         producer = self._opened()
         waiting, self._unflushed = self._unflushed, False  # not len(producer): that counts error events too
         while waiting and producer.flush(1.0) > 0:
-            if self._producer is None:
-                raise TransientError(f"topic {self.name!r}: the sink was closed while it flushed")
-        self._raise_refusal()
+            self._check_open()
+        self._refusals.raise_first(self._link, self.name)
         if waiting:
             self._link.up()
-
-    def _raise_refusal(self) -> None:
-        first, count = self._first_refusal, self._refused
-        if first is None:
-            return
-        self._first_refusal, self._refused = None, 0
-        if count > 1:
-            first.add_note(f"and {count - 1} more records of this sink")
-        raise first
 
     def close(self) -> None:
         producer, self._producer = self._producer, None
@@ -154,7 +181,7 @@ class KafkaSender:
                 self._link.up()
                 sent.set_result(message.offset())
             else:
-                sent.set_exception(_refusal(error, self._link, topic, message))
+                sent.set_exception(refusal(error, self._link, topic, message))
 
         place: dict[str, int] = {} if partition is None else {"partition": partition}
         if timestamp is not None:
@@ -173,7 +200,7 @@ class KafkaSender:
                     asked = True  # it may be newer than what the client knows of the topic
                     await asyncio.to_thread(partitions_of, self._producer, self._link, topic)
                     continue
-                raise _refusal(error.args[0], self._link, topic, None) from error
+                raise refusal(error.args[0], self._link, topic, None) from error
         await done(sent)
         return sent.result()
 
@@ -207,7 +234,7 @@ class KafkaSender:
             self._producer = self._thread = None
 
 
-def _refusal(error: KafkaError, link: Any, topic: str, message: Any) -> Exception:
+def refusal(error: KafkaError, link: Link, topic: str, message: Any) -> Exception:
     """Why a record was not taken."""
     if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
         size = "" if message is None else f" of {len(message.value() or b'') + len(message.key() or b'')} bytes"

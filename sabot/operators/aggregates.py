@@ -4,8 +4,8 @@ fixed width is gathered beside it, by the table's slots (`gathered.Extras`).
 An Aggregator is a description: tables, stores and extras are the caller's, one a pane, a window or a session.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,16 +16,28 @@ import pyarrow.compute as pc
 
 from sabot._cython.keyed import GroupTable
 from sabot._cython.partition import KEY_GROUPS
+from sabot.codecs.json import schema_text
 from sabot.errors import UserError
-from sabot.operators.base import OperatorContext, OperatorState
+from sabot.operators.base import TIME_COLUMN, OperatorContext, OperatorState
 from sabot.operators.gathered import Extras, Gather
 from sabot.state.tables import TableStore
 
-__all__ = ["KINDS", "Aggregator", "Call", "Snapshot", "owned_groups", "read_batches"]
+__all__ = [
+    "KINDS",
+    "Aggregator",
+    "Call",
+    "Snapshot",
+    "calls_reader",
+    "calls_schema",
+    "columns_schema",
+    "owned_groups",
+    "read_batches",
+]
 
 _NUMERIC = ["sum", "mean", "variance", "stddev"]
 _PICKED = ["min", "max", "first", "last", "any", "arg_min", "arg_max"]
 KINDS = frozenset(["count", *_NUMERIC, *_PICKED, "count_distinct", "collect_list", "user"])
+_BY_ORDER = frozenset(["first", "last", "any", "arg_min", "arg_max", "collect_list"])  # order says which row it is
 CHUNK_ROWS = 65_536
 _ZERO, _ONE, _NO_NUMBER = (pa.scalar(value, pa.float64()) for value in (0.0, 1.0, None))
 
@@ -36,7 +48,8 @@ Array: TypeAlias = pa.Array
 class Call:
     """One aggregate. `argument`, `by` (of arg_min and arg_max) and `where` (bool: only rows where it is true) name input columns.
 
-    function: of the kind `user` (see `gathered.UserAggregate`). ddof: of variance and stddev.
+    function: of the kind `user` (see `gathered.UserAggregate`). ddof: of variance and stddev. text: what it is of, where an argument
+    was made by an expression and has no name of its own.
     """
 
     name: str
@@ -46,6 +59,15 @@ class Call:
     where: str | None = None
     ddof: int = 1
     function: Any = None
+    text: str = ""
+
+    def words(self) -> str:
+        """What it is, without its name."""
+        if self.text:
+            return self.text
+        given = [self.argument, self.by, None if self.ddof == 1 else f"ddof={self.ddof}"]
+        words = f"{self.kind}({', '.join(each for each in given if each is not None)})"
+        return words if self.where is None else f"{words}.filter({self.where})"
 
 
 class Aggregator:
@@ -291,7 +313,15 @@ class Aggregator:
         index = len(self._gathers)
         self._gathers.append(
             Gather.of(
-                call.name, call.kind, self.input, argument, by=by, where=where, order=self.order, function=call.function
+                call.name,
+                call.kind,
+                self.input,
+                argument,
+                by=by,
+                where=where,
+                order=self.order,
+                function=call.function,
+                kept_as=f"gathered {index}",
             )
         )
         return lambda kernel, gathered: gathered[index]
@@ -346,7 +376,12 @@ def read_batches(directory: Path, name: str) -> Iterator[pa.RecordBatch]:
 
 
 def owned_groups(context: OperatorContext, keyed: bool = True) -> Callable[[pa.UInt64Array], pa.BooleanArray]:
-    """Key hashes -> which belong to this subtask: key group g to part g * parallelism // 1024; without keys all to subtask 0."""
+    """Key hashes -> which belong to this subtask: key group g to part g * parallelism // 1024; without keys all to subtask 0.
+
+    `context.only`, where it is set, says it instead.
+    """
+    if context.only is not None:
+        return context.only
 
     def owned(hashes: pa.UInt64Array) -> pa.BooleanArray:
         if not keyed:
@@ -356,6 +391,32 @@ def owned_groups(context: OperatorContext, keyed: bool = True) -> Callable[[pa.U
         return pa.array(parts == np.uint64(context.subtask))
 
     return owned
+
+
+def columns_schema(fields: Iterable[pa.Field]) -> list[list[str]]:
+    """Names and types, for `Operator.state_schema`."""
+    return [[field.name, str(field.type)] for field in fields]
+
+
+def calls_schema(calls: Sequence[Call], results: Sequence[pa.Field], input: pa.Schema) -> dict[str, Any]:
+    """What their state consists of, for `Operator.state_schema`: name, what it is of, type of the result (a field a call)."""
+    schema: dict[str, Any] = {
+        "aggregates": [[call.name, call.words(), str(field.type)] for call, field in zip(calls, results, strict=True)]
+    }
+    if any(call.kind in _BY_ORDER for call in calls):
+        schema["order"] = "event time" if TIME_COLUMN in input.names else "arrival"
+    return schema
+
+
+def calls_reader(keys: Sequence[str], calls: Sequence[Call], input: pa.Schema) -> dict[str, Any]:
+    """For `Operator.state_reader`: keys, calls, and the columns that they use. `Call.function` stays behind."""
+    used = {*keys, TIME_COLUMN}.union(*((call.argument, call.by, call.where) for call in calls))
+    columns = pa.schema([field for field in input if field.name in used])
+    described = [
+        {name: value for name, value in asdict(replace(call, function=None)).items() if value is not None}
+        for call in calls
+    ]
+    return {"keys": list(keys), "calls": described, "input": schema_text(columns)}
 
 
 def _index(schema: pa.Schema, name: str, what: str) -> int:

@@ -10,7 +10,7 @@ Operators call `emit` (set before `open`) with what they have made; it may block
 Event time travels as the column TIME_COLUMN (int64, ms UTC, not null), last of the columns, where something downstream needs it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,6 +70,7 @@ class OperatorContext:
     directory: its own, empty, for a database; None: state is kept in memory only.
     memory_budget: bytes that its state may take in memory where it has a directory.
     side: by name, where rows go that leave the main road ("late"); absent: they are counted and dropped.
+    only: key hashes -> which of them a restore takes in; None: those of the subtask's key groups.
     """
 
     input: pa.Schema
@@ -78,14 +79,19 @@ class OperatorContext:
     directory: Path | None = None
     memory_budget: int = 256_000_000
     side: dict[str, Callable[[Batch], None]] = field(default_factory=dict)
+    only: Callable[[pa.UInt64Array], pa.BooleanArray] | None = None
 
 
 class Operator:
     """One step. Without state of its own it overrides `process` and, where columns change, `open`."""
 
     id: str = ""  # stable over restarts: names its state in checkpoints
-    text: str = ""  # what it does, as the plan says it: state belongs to this and nothing else
+    sealed: Mapping[str, int] = {}  # of an exactly-once sink: by lane, its last part before the last snapshot
+    text: str = ""  # what it does, as the plan says it
+    named: bool = False  # its id was given by the user
+    path: str = ""  # stands for what its rows have gone through before it: tells two that do the same apart
     emit: Callable[[Batch], None]
+    _about: dict[str, Any] | None = None
 
     def open(self, context: OperatorContext) -> pa.Schema:
         """Ready to process; -> the columns of what it emits. Raises UserError for columns that are not there."""
@@ -104,6 +110,27 @@ class Operator:
     def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
         """At a barrier: (facts for the manifest, JSON values; what must be saved beside it). Must be quick: it stops the rows."""
         return {}, None
+
+    def state_schema(self) -> dict[str, Any] | None:
+        """What its state consists of, by names for people, JSON values; after `open`. None: it keeps none.
+
+        Where it is equal, state of one program may go on in another (`plan.against` says where else).
+        """
+        return None
+
+    def state_reader(self) -> dict[str, Any]:
+        """What `operators.reading` needs to make an operator that can read the state: JSON values."""
+        return {}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        """The state as columns: keys, bounds of windows, aggregates; in pieces. After `restore`, before any row."""
+        return iter(())
+
+    def about_state(self, groups: int) -> dict[str, Any]:
+        """Part of the facts of a snapshot of every operator with state. groups: about how many it keeps."""
+        if self._about is None:
+            self._about = {"schema": self.state_schema(), "reader": self.state_reader()}
+        return {**self._about, "named": self.named, "path": self.path, "groups": groups}
 
     def finish(self) -> None:
         """The input has ended for good, after `advance(END_OF_TIME)` where it had event time: emit all that is left."""

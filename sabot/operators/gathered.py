@@ -53,6 +53,7 @@ class UserAggregate(Protocol):
 class Gather:
     """What one call gathers. `states`: its columns in an export, one row a group: a list of what is kept, for each kept column.
 
+    kept_as: the name of its columns in an export; empty: `name`. With it the call may get another name while its state stays.
     argument, rank, where, order: column indices of the rows, -1 where there is none; width: how many columns the rows have.
     reduce, what is kept of a slot: "least" and "greatest", the row with that rank (of equal ones with the least order, then the first
     to come); "latest", the row that came last of those with the greatest rank; "min", "max", "sum", the value; "distinct", each value
@@ -70,15 +71,27 @@ class Gather:
     skip_null_rank: bool
     width: int
     function: Any = None
+    kept_as: str = ""
 
     @staticmethod
     def of(
-        name: str, kind: str, input: pa.Schema, argument: int, *, by: int, where: int, order: int, function: Any = None
+        name: str,
+        kind: str,
+        input: pa.Schema,
+        argument: int,
+        *,
+        by: int,
+        where: int,
+        order: int,
+        function: Any = None,
+        kept_as: str = "",
     ) -> "Gather":
         """The call `kind(argument)` over rows of `input`; UserError where the column's type cannot be."""
         if kind == "user":
             state = (pa.field("state", pa.binary()),)
-            return Gather(name, "user", function.type, state, argument, -1, where, order, False, len(input), function)
+            return Gather(
+                name, "user", function.type, state, argument, -1, where, order, False, len(input), function, kept_as
+            )
         value = input.field(argument).type
         rank, skip, ordered = -1, False, False
         if kind in ("min", "max"):
@@ -105,11 +118,12 @@ class Gather:
             columns += (pa.field("rank", pa.int64() if rank < 0 else input.field(rank).type),)
         if ordered:
             columns += (pa.field("order", pa.int64()),)
-        return Gather(name, reduce, result, columns, argument, rank, where, order, skip, len(input))
+        return Gather(name, reduce, result, columns, argument, rank, where, order, skip, len(input), kept_as=kept_as)
 
     @property
     def states(self) -> list[pa.Field]:
-        return [pa.field(f"{self.name}.{column.name}", pa.list_(column.type)) for column in self.columns]
+        name = self.kept_as or self.name
+        return [pa.field(f"{name}.{column.name}", pa.list_(column.type)) for column in self.columns]
 
 
 class Extras:

@@ -5,7 +5,7 @@ answer is "all of them", state is a TableStore's, which keeps to a memory budget
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,8 +15,18 @@ import pyarrow as pa
 
 from sabot._cython.batch import Batch
 from sabot._cython.sessions import RunTable
+from sabot.api.windows import CountWindow
+from sabot.codecs.json import schema_text
 from sabot.errors import UserError
-from sabot.operators.aggregates import Aggregator, Call, Snapshot, owned_groups
+from sabot.operators.aggregates import (
+    Aggregator,
+    Call,
+    Snapshot,
+    calls_reader,
+    calls_schema,
+    columns_schema,
+    owned_groups,
+)
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
 from sabot.operators.gathered import fits
 from sabot.operators.sessions import (
@@ -28,6 +38,7 @@ from sabot.operators.sessions import (
     key_table,
     result_schema,
     time_index,
+    window_words,
 )
 from sabot.state.tables import TableStore
 
@@ -72,6 +83,12 @@ class _Keyed(Operator):
     def statistics(self) -> dict[str, Any]:
         holder = self._state if self._store is None else self._store
         return {} if holder is None else dict(holder.statistics())
+
+    def _groups(self) -> int:
+        """About how many are kept."""
+        if self._store is not None:
+            return self._store.statistics()["groups"]
+        return 0 if self._runs is None else len(self._runs)
 
     def _taken(self, batch: Batch, indices: Sequence[int]) -> list[Array]:
         """These columns of the rows that count."""
@@ -140,10 +157,28 @@ class RunningAggregate(_Keyed):
         if self._runs is not None:
             self._state.remove(self._runs.advance(watermark_ms))
 
+    def state_schema(self) -> dict[str, Any]:
+        keys = columns_schema(self._keys)
+        results = [self._schema.field(call.name) for call in self._calls]
+        calls = calls_schema(self._calls, results, self._context.input)
+        return {"kind": "running aggregate", "keys": keys, "ttl": self._ttl_ms, **calls}
+
+    def state_reader(self) -> dict[str, Any]:
+        return {**calls_reader(self._names, self._calls, self._context.input), "ttl_ms": self._ttl_ms}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        if self._store is not None:
+            yield from self._aggregator.results(self._store, 0, self._aggregator.extras())
+            return
+        names = [*self._names, *(call.name for call in self._calls)]
+        for _, keys, calls in self._state.contents():
+            yield pa.RecordBatch.from_arrays([*keys, *calls], names=names)
+
     def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
         if self._store is not None:
-            return self._store.snapshot()
-        return {}, self._state.snapshot()
+            facts, state = self._store.snapshot()
+            return {**facts, **self.about_state(self._groups())}, state
+        return self.about_state(self._groups()), self._state.snapshot()
 
     def restore(self, saved: list[SavedState]) -> None:
         if self._store is not None:
@@ -183,16 +218,18 @@ class CountAggregate(_Keyed):
     def _emit(self, runs: RunTable, windows: pa.Int32Array) -> None:
         """The results of these windows; then they are gone."""
         for start in range(0, len(windows), CHUNK_ROWS):
-            part = windows.slice(start, CHUNK_ROWS)
-            columns, calls = self._state.key_columns(part), self._state.calls(part)
-            if self._time >= 0:
-                first, last = runs.bounds(part)
-                end = pa.array(last.to_numpy() + 1)
-                columns = [*columns, first.view(_TIMESTAMP), end.view(_TIMESTAMP), *calls, last]
-            else:
-                columns = [*columns, *calls]
-            self.emit(Batch(pa.RecordBatch.from_arrays(columns, schema=self._schema)))
+            self.emit(Batch(self._rows(runs, windows.slice(start, CHUNK_ROWS))))
         self._state.remove(windows)
+
+    def _rows(self, runs: RunTable, windows: pa.Int32Array) -> pa.RecordBatch:
+        columns, calls = self._state.key_columns(windows), self._state.calls(windows)
+        if self._time >= 0:
+            first, last = runs.bounds(windows)
+            end = pa.array(last.to_numpy() + 1)
+            columns = [*columns, first.view(_TIMESTAMP), end.view(_TIMESTAMP), *calls, last]
+        else:
+            columns = [*columns, *calls]
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def advance(self, watermark_ms: int) -> None:
         if watermark_ms == END_OF_TIME:  # what follows in the chain is told after this that time is over
@@ -202,8 +239,21 @@ class CountAggregate(_Keyed):
         if self._runs is not None:
             self._emit(self._runs, self._runs.export().column("run"))
 
+    def state_schema(self) -> dict[str, Any]:
+        keys, window = columns_schema(self._keys), window_words(CountWindow(self._size))
+        order = {"order": "event time" if self._time >= 0 else "arrival"}
+        return {"kind": "window", "keys": keys, "window": window, **self._state.calls_schema(), **order}
+
+    def state_reader(self) -> dict[str, Any]:
+        return {**calls_reader(self._names, self._calls, self._context.input), "size": self._size}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        assert self._runs is not None
+        for numbers in self._state.numbers():
+            yield self._rows(self._runs, numbers)
+
     def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
-        return {}, self._state.snapshot()
+        return self.about_state(self._groups()), self._state.snapshot()
 
     def restore(self, saved: list[SavedState]) -> None:
         self._state.restore(saved, self._context)
@@ -269,7 +319,24 @@ class Deduplicate(_Keyed):
             facts, state = self._store.snapshot()
         elif runs := self._state.saved():
             state = Snapshot(None, {"runs": (self._state.saved_schema, runs)})
-        return {**facts, "dropped_rows": self._dropped_rows}, state
+        return {**facts, "dropped_rows": self._dropped_rows, **self.about_state(self._groups())}, state
+
+    def state_schema(self) -> dict[str, Any]:
+        return {"kind": "deduplicate", "keys": columns_schema(self._keys), "within": self._within_ms}
+
+    def state_reader(self) -> dict[str, Any]:
+        return {**calls_reader(self._names, [], self._context.input), "within_ms": self._within_ms}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        """The keys that were seen; with `within_ms`, and when the row was that passed last."""
+        if self._store is not None:
+            for columns in self._store.finish():
+                yield pa.RecordBatch.from_arrays(columns[: len(self._keys)], schema=self._keys)
+        elif self._runs is not None:
+            for numbers in self._state.numbers():
+                passed = self._runs.bounds(numbers)[0].view(_TIMESTAMP)
+                names = [*self._names, "passed_at"]
+                yield pa.RecordBatch.from_arrays([*self._state.key_columns(numbers), passed], names=names)
 
     def restore(self, saved: list[SavedState]) -> None:
         if self._store is not None:
@@ -377,11 +444,23 @@ class Reduce(_Keyed):
             self._end(self._runs.advance(watermark_ms))
 
     def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
-        runs = self._state.saved()
+        runs, facts = self._state.saved(), self.about_state(self._groups())
         if not runs:
-            return {}, None
+            return facts, None
         made = [self._made[run] for part in runs for run in part.column(0).to_pylist()]
-        return {}, _ReduceSnapshot(self._state.saved_schema, runs, self._row_schema, made)
+        return facts, _ReduceSnapshot(self._state.saved_schema, runs, self._row_schema, made)
+
+    def state_schema(self) -> dict[str, Any]:
+        columns = {"columns": columns_schema(self._row_schema)}
+        return {"kind": "reduce", "keys": columns_schema(self._keys), "ttl": self._ttl_ms, **columns}
+
+    def state_reader(self) -> dict[str, Any]:
+        return {"keys": self._names, "ttl_ms": self._ttl_ms, "input": schema_text(self._context.input)}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        for numbers in self._state.numbers():
+            rows = [self._made[run] for run in numbers.to_pylist()]
+            yield pa.RecordBatch.from_pylist(rows, schema=self._row_schema)
 
     def restore(self, saved: list[SavedState]) -> None:
         for runs, rows in self._state.load(saved, self._context, "rows", self._row_schema):

@@ -1,5 +1,6 @@
 """Rows in the order of event time, for steps whose answer depends on the order."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,9 @@ import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch
 from sabot._cython.keyed import hash_columns
-from sabot.operators.aggregates import Snapshot, owned_groups, read_batches
-from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
+from sabot.codecs.json import schema_text
+from sabot.operators.aggregates import Snapshot, columns_schema, owned_groups, read_batches
+from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState, without_time
 
 __all__ = ["EventOrder"]
 
@@ -82,13 +84,26 @@ class EventOrder(Operator):
             self.emit(Batch(rows.slice(start, _CHUNK_ROWS)))
 
     def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
-        return {"watermark": self._watermark}, Snapshot(None, {"held": (self._schema, list(self._held))})
+        facts = {"watermark": self._watermark, **self.about_state(sum(data.num_rows for data in self._held))}
+        return facts, Snapshot(None, {"held": (self._schema, list(self._held))})
+
+    def state_schema(self) -> dict[str, Any]:
+        keys = columns_schema(self._schema.field(name) for name in self._keys)
+        return {"kind": "rows in order", "keys": keys, "columns": columns_schema(without_time(self._schema))}
+
+    def state_reader(self) -> dict[str, Any]:
+        return {"keys": list(self._keys), "input": schema_text(self._schema)}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        """The rows that are held back."""
+        yield from self._held
 
     def restore(self, saved: list[SavedState]) -> None:
         owned = owned_groups(self._context, bool(self._keys))
         for part in saved:
             for data in read_batches(part.directory, "held"):
-                if len(saved) > 1 or self._context.parallelism > 1:
+                data = data.select(self._schema.names)  # the program may read fewer columns now
+                if len(saved) > 1 or self._context.parallelism > 1 or self._context.only is not None:
                     keys = [data.column(name) for name in self._keys]
                     data = data.filter(owned(hash_columns(keys) if keys else pa.nulls(data.num_rows, pa.uint64())))
                 if data.num_rows:

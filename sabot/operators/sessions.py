@@ -13,11 +13,21 @@ import pyarrow as pa
 from sabot._cython.batch import Batch
 from sabot._cython.keyed import GroupTable, hash_columns
 from sabot._cython.sessions import RunTable, SessionTable
+from sabot.api.windows import SessionWindow, Window
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.aggregates import Aggregator, Call, Snapshot, owned_groups, read_batches
+from sabot.operators.aggregates import (
+    Aggregator,
+    Call,
+    Snapshot,
+    calls_reader,
+    calls_schema,
+    columns_schema,
+    owned_groups,
+    read_batches,
+)
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
 
-__all__ = ["WINDOW_END", "WINDOW_START", "KeyedRuns", "Numbered", "SessionAggregate"]
+__all__ = ["WINDOW_END", "WINDOW_START", "KeyedRuns", "Numbered", "SessionAggregate", "window_words"]
 
 WINDOW_START, WINDOW_END = "window_start", "window_end"
 CHUNK_ROWS = 65_536
@@ -98,8 +108,28 @@ class SessionAggregate(Operator):
             self.emit(Batch(pa.RecordBatch.from_arrays(columns, schema=self._schema)))
         self._state.remove(over)
 
+    def state_schema(self) -> dict[str, Any]:
+        return {
+            "kind": "window",
+            "keys": columns_schema(self._state.keys),
+            "window": window_words(SessionWindow(self._gap_ms)),
+            "allowed_lateness": self._lateness_ms,
+            **self._state.calls_schema(),
+        }
+
+    def state_reader(self) -> dict[str, Any]:
+        given = {"gap_ms": self._gap_ms, "allowed_lateness": self._lateness_ms}
+        return {**calls_reader(self._keys, self._calls, self._context.input), **given}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        for numbers, keys, calls in self._state.contents():
+            first, end = self._sessions.bounds(numbers)
+            columns = [*keys, first.view(_TIMESTAMP), end.view(_TIMESTAMP), *calls, pa.array(end.to_numpy() - 1)]
+            yield pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
     def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
-        return {"watermark": self._watermark_ms, "late_rows": self._late_rows}, self._state.snapshot()
+        facts = {"watermark": self._watermark_ms, "late_rows": self._late_rows}
+        return {**facts, **self.about_state(len(self._sessions))}, self._state.snapshot()
 
     def restore(self, saved: list[SavedState]) -> None:
         watermarks = [part.facts["watermark"] for part in saved]
@@ -150,6 +180,12 @@ class KeyedRuns:
     def key_columns(self, numbers: pa.Int32Array) -> list[Array]:
         """A row for each number."""
         return self._known.key_columns(self._runs.slots(numbers))
+
+    def numbers(self) -> Iterator[pa.Int32Array]:
+        """All that are there, in pieces of at most CHUNK_ROWS."""
+        everything = self._runs.export().column(0)
+        for start in range(0, len(everything), CHUNK_ROWS):
+            yield everything.slice(start, CHUNK_ROWS)
 
     def remove(self, numbers: pa.Int32Array) -> None:
         """They are over."""
@@ -210,6 +246,7 @@ class Numbered(KeyedRuns):
     ) -> None:
         super().__init__(keys, input, runs)
         order = TIME_COLUMN if TIME_COLUMN in input.names else None
+        self._calls, self._input = list(calls), input
         self._aggregator = Aggregator([_GROUP], calls, input.append(pa.field(_GROUP, pa.int64())), order=order)
         self.results = list(self._aggregator.schema)[1:]
         self._table = self._aggregator.table()
@@ -252,6 +289,15 @@ class Numbered(KeyedRuns):
         """Their results, a row for each number."""
         slots = pa.array(self._slot_of[numbers.to_numpy()])
         return list(self._aggregator.finish(self._table, self._extras, slots).columns[1:])
+
+    def calls_schema(self) -> dict[str, Any]:
+        """For `Operator.state_schema`."""
+        return calls_schema(self._calls, self.results, self._input)
+
+    def contents(self) -> Iterator[tuple[pa.Int32Array, list[Array], list[Array]]]:
+        """(numbers, their keys, their calls' results), of all, piece by piece."""
+        for numbers in self.numbers():
+            yield numbers, self.key_columns(numbers), self.calls(numbers)
 
     def remove(self, numbers: pa.Int32Array) -> None:
         if len(numbers):
@@ -312,6 +358,12 @@ class Numbered(KeyedRuns):
         if self._aggregator.needs_slots:
             self._extras.remove(gone)
         self._table.remove(gone)
+
+
+def window_words(window: Window) -> str:
+    """A window with its figures (times in ms), as `state_schema` has it."""
+    figures = [value for name, value in vars(window).items() if value or name != "offset_ms"]
+    return f"{type(window).__name__.removesuffix('Window').lower()}({', '.join(map(str, figures))})"
 
 
 def key_table(keys: pa.Schema) -> GroupTable:

@@ -19,7 +19,7 @@ _LASTING = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
 
 
 class SinkWriter(Operator):
-    """Writes what comes; at a barrier everything before it is safe at the receiver (delivery at least once)."""
+    """Writes what comes; at a barrier everything before it is safe: at the receiver, or in parts that the checkpoint will have."""
 
     def __init__(self, sink: Sink, key: str | None, expected: pa.Schema | None, now_ms: Callable[[], int]) -> None:
         self.sink = sink
@@ -52,6 +52,7 @@ class SinkWriter(Operator):
     def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
         with self._named():
             self.sink.flush()
+        self.sealed = self.sink.sealed
         return {}, None
 
     def finish(self) -> None:

@@ -7,6 +7,7 @@ cumulative one grows by one each step. Only panes are state. What is merged of t
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +19,20 @@ from sabot._cython.keyed import GroupTable, SlidingTable, hash_columns
 from sabot._cython.window import split_panes
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.errors import InternalError, UserError
-from sabot.operators.aggregates import CHUNK_ROWS, Aggregator, Call, Snapshot, owned_groups, read_batches
+from sabot.operators.aggregates import (
+    CHUNK_ROWS,
+    Aggregator,
+    Call,
+    Snapshot,
+    calls_reader,
+    calls_schema,
+    columns_schema,
+    owned_groups,
+    read_batches,
+)
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
 from sabot.operators.gathered import Extras, joined
+from sabot.operators.sessions import window_words
 from sabot.state.tables import TableStore
 
 __all__ = ["PANE_COLUMN", "LocalCombine", "WindowAggregate"]
@@ -101,6 +113,7 @@ class WindowAggregate(Operator):
         if emit_every_ms is not None and emit_every_ms < 1:
             raise UserError(f"emit_every: {emit_every_ms} ms is no interval", hint="1 ms or more")
         self.id = id
+        self._window = window
         self._shape = _Shape(window)
         self._keys, self._calls = tuple(keys), tuple(calls)
         self._lateness, self._every, self._partial = allowed_lateness_ms, emit_every_ms, partial
@@ -240,16 +253,18 @@ class WindowAggregate(Operator):
 
     def _emit_window(self, merged: "_Merged", end: int, touched: GroupTable | None = None) -> None:
         """The results of a window; of these keys alone where `touched` says them."""
+        for results in self._results(merged, end, touched):
+            self._rows_emitted += results.num_rows
+            self.emit(Batch(results))
+        self._windows_emitted += 1
+
+    def _results(self, merged: "_Merged", end: int, touched: GroupTable | None = None) -> Iterator[pa.RecordBatch]:
         start = self._shape.start(end)
         panes = self._panes[bisect_left(self._panes, start) : bisect_left(self._panes, end)]
         merged.slide(panes)
-        self._emit(merged.results(panes), start, end, touched)
-        self._windows_emitted += 1
-
-    def _emit(self, results: Iterator[pa.RecordBatch], start: int, end: int, touched: GroupTable | None) -> None:
         width = len(self._keys)
         keys = list(range(width))
-        for result in results:
+        for result in merged.results(panes):
             if touched is not None and width:
                 result = result.filter(pc.greater_equal(touched.resolve(result, keys, insert=False), _FIRST_SLOT))
             rows = result.num_rows
@@ -258,8 +273,31 @@ class WindowAggregate(Operator):
             bounds = [_repeated(ms, rows, _WINDOW_TIME) for ms in (start, end)]
             columns = [*result.columns[:width], *bounds, *result.columns[width:]]
             columns.append(_repeated(end - 1, rows))
-            self._rows_emitted += rows
-            self.emit(Batch(pa.RecordBatch.from_arrays(columns, schema=self._schema)))
+            yield pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+    def state_schema(self) -> dict[str, Any]:
+        result = list(self._aggregator.schema)[len(self._keys) :]
+        return {
+            "kind": "window",
+            "keys": columns_schema(self._aggregator.keys),
+            "window": window_words(self._window),
+            "allowed_lateness": self._lateness,
+            **calls_schema(self._calls, result, self._aggregator.input),
+        }
+
+    def state_reader(self) -> dict[str, Any]:
+        return {
+            **calls_reader(self._keys, self._calls, self._aggregator.input),
+            "window": [type(self._window).__name__, asdict(self._window)],
+            "allowed_lateness": self._lateness,
+        }
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        """The windows that are not over, lateness included, as they are."""
+        if self._panes:
+            merged = self._cache()
+            for end in self._ends(self._watermark - self._lateness, self._shape.last_end(self._panes[-1])):
+                yield from self._results(merged, end)
 
     def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
         tables_facts, tables = self._store.snapshot()
@@ -278,12 +316,14 @@ class WindowAggregate(Operator):
             "watermark": self._watermark,
             "late_rows": self._late_rows,
             "tables": tables_facts,
+            **self.about_state(self._store.statistics()["groups"]),
         }
         return facts, Snapshot(tables, files) if tables is not None or files else None
 
     def restore(self, saved: list[SavedState]) -> None:
         context = self._context
-        owned = owned_groups(context, bool(self._keys)) if context.parallelism > 1 or len(saved) > 1 else None
+        some = context.parallelism > 1 or len(saved) > 1 or context.only is not None
+        owned = owned_groups(context, bool(self._keys)) if some else None
         self._store.restore([SavedState(part.directory / "tables", part.facts["tables"]) for part in saved], owned)
         self._panes = sorted(self._store.panes)
         self._extras.update((pane, self._aggregator.extras()) for pane in self._panes)

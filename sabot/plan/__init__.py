@@ -1,5 +1,6 @@
 """What users wrote -> what runs. No threads, sockets or clocks here."""
 
+from sabot.plan.against import Planned, Verdict, check, compare, planned
 from sabot.plan.mermaid import mermaid
 from sabot.plan.optimise import walk, with_schemas
 from sabot.plan.stages import Edge, Plan, Reading, Stage, Step, check_alike, column_types, make_plan
@@ -7,13 +8,18 @@ from sabot.plan.stages import Edge, Plan, Reading, Stage, Step, check_alike, col
 __all__ = [
     "Edge",
     "Plan",
+    "Planned",
     "Reading",
     "Stage",
     "Step",
+    "Verdict",
+    "check",
     "check_alike",
     "column_types",
+    "compare",
     "make_plan",
     "mermaid",
+    "planned",
     "walk",
     "with_schemas",
 ]

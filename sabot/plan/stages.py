@@ -6,7 +6,8 @@ group), before a union, before a sink. Everything else is fused: plain calls wit
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from itertools import count
 from typing import Any
 
@@ -18,7 +19,7 @@ from sabot.api.expr import Expr, col, lit
 from sabot.api.stream import Node, Read, Write
 from sabot.api.windows import CountWindow, SessionWindow
 from sabot.config import legal_topic
-from sabot.connectors.base import Sink
+from sabot.connectors.base import Delivery, Sink, Source
 from sabot.errors import UserError
 from sabot.operators.aggregates import Call
 from sabot.operators.base import Operator, OperatorContext, with_time
@@ -59,6 +60,8 @@ class Step:
     make: Callable[[], Operator]
     targets: list["Step | Edge"] = field(default_factory=list)
     side: dict[str, Edge] = field(default_factory=dict)
+    named: bool = False  # the user gave the id
+    path: str = ""  # stands for all steps before it, back to the sources
 
 
 @dataclass(eq=False)
@@ -92,6 +95,7 @@ class Stage:
     parallelism: int
     reading: Reading | None = None
     sink: tuple[str | Sink, str | None] | None = None  # (topic or Sink, the column that is the key)
+    delivery: Delivery = None  # of the sink; None: what suits it
     targets: list[Step | Edge] = field(default_factory=list)
 
     def steps(self) -> list[Step]:
@@ -202,6 +206,7 @@ class _Place:
     keys: tuple[str, ...] | None = None
     timed: bool = False
     time: str | None = None
+    path: str = ""
 
 
 class _Planner:
@@ -213,13 +218,15 @@ class _Planner:
         self._stages: list[Stage] = []
         self._sinks: dict[int | str, Stage] = {}
         self._places: dict[int, _Place] = {}
+        self._paths: dict[int, str] = {}
+        self._ids: set[str] = set()
         self._counts: Counter[str] = Counter()
         self._timed = _timed_reads(writes)
 
     def plan(self) -> Plan:
         for write in self._writes:
             place = self._place(write.input)
-            place.targets.append(Edge(self._sink(write.sink, write.key)))
+            place.targets.append(Edge(self._sink(write.sink, write.key, write.delivery)))
         upstream_first = [stage for stage in self._stages if stage.sink is None]
         return Plan(upstream_first + [stage for stage in self._stages if stage.sink is not None])
 
@@ -235,20 +242,31 @@ class _Planner:
         self._stages.append(stage)
         return stage
 
-    def _sink(self, sink: str | Sink, key: str | None = None) -> Stage:
+    def _sink(self, sink: str | Sink, key: str | None = None, delivery: Delivery = None) -> Stage:
         name = sink if isinstance(sink, str) else id(sink)
         stage = self._sinks.get(name)
         if stage is None:
             stage = self._sinks[name] = self._stage("write", 1, sink=(sink, key))
         elif stage.sink is not None and stage.sink[1] != key:
             raise UserError(f"to({sink!r}): two streams write it with different keys", hint="give both the same key=")
+        if stage.delivery is not None and delivery not in (None, stage.delivery):
+            raise UserError(f"to({sink!r}): two streams write it, with different delivery=", hint="give both the same")
+        stage.delivery = delivery or stage.delivery
         return stage
 
-    def _step(self, place: _Place, text: str, make: Callable[[], Operator], **facts: Any) -> tuple[Step, _Place]:
-        """The operator at the end of the chain, and the place behind it."""
-        step = Step(self._id(text.split(" ", 1)[0]), text, make)
+    def _step(
+        self, place: _Place, text: str, make: Callable[[], Operator], *, id: str = "", **facts: Any
+    ) -> tuple[Step, _Place]:
+        """The operator at the end of the chain, and the place behind it. id: by the user; else it is found."""
+        given, id = bool(id), id or self._id(text.split(" ", 1)[0])
+        if id in self._ids:
+            raise UserError(
+                f"two steps are called {id!r}", hint="name each once, and not as others are called by themselves"
+            )
+        self._ids.add(id)
+        step = Step(id, text, make, named=given, path=place.path)
         place.targets.append(step)
-        behind = {"keys": place.keys, "timed": place.timed, "time": place.time} | facts
+        behind = {"keys": place.keys, "timed": place.timed, "time": place.time, "path": place.path} | facts
         return step, _Place(place.stage, step.targets, **behind)
 
     def _moved(self, place: _Place, keys: tuple[str, ...], name: str) -> _Place:
@@ -261,13 +279,15 @@ class _Planner:
             return self._step(place, f"go on by {', '.join(keys)}", WithoutHashes)[1]
         stage = self._stage(name, self._parallelism if keys else 1)
         place.targets.append(Edge(stage, keys or None))
-        return _Place(stage, stage.targets, keys or None, place.timed, place.time)
+        return _Place(stage, stage.targets, keys or None, place.timed, place.time, place.path)
 
     # -- nodes --------------------------------------------------------------------------------------------------------
 
     def _place(self, node: Node) -> _Place:
         if id(node) not in self._places:
-            self._places[id(node)] = self._placed(node)
+            place = self._placed(node)
+            self._paths[id(node)] = _path(node, [self._paths[id(upstream)] for upstream in node.inputs])
+            self._places[id(node)] = replace(place, path=self._paths[id(node)])
         return self._places[id(node)]
 
     def _placed(self, node: Node) -> _Place:
@@ -302,19 +322,19 @@ class _Planner:
                 return self._aggregate_window(node)
             case logical.RunningAggregate():
                 by, ttl_ms = node.keys, node.ttl_ms
-                place, calls = self._arguments(self._keyed(node.input, by, ttl_ms, "ttl="), node.aggregates)
+                place, calls = self._arguments(self._keyed(node, by, ttl_ms, "ttl="), node.aggregates)
                 text = f"aggregate{_by(by)}: {_words(node.aggregates)}"
-                return self._step(place, text, lambda: RunningAggregate(by, calls, ttl_ms=ttl_ms))[1]
+                return self._step(place, text, lambda: RunningAggregate(by, calls, ttl_ms=ttl_ms), id=node.id)[1]
             case logical.Reduce():
                 by, reduce, ttl_ms = node.keys, node.function, node.ttl_ms
-                place = self._keyed(node.input, by, ttl_ms, "ttl=")
+                place = self._keyed(node, by, ttl_ms, "ttl=")
                 text = f"reduce{_by(by)}: {_name_of(reduce)}"
-                return self._step(place, text, lambda: Reduce(by, reduce, ttl_ms=ttl_ms))[1]
+                return self._step(place, text, lambda: Reduce(by, reduce, ttl_ms=ttl_ms), id=node.id)[1]
             case logical.Deduplicate():
                 by, within_ms = node.keys, node.within_ms
-                place = self._keyed(node.input, by, within_ms, "within=")
+                place = self._keyed(node, by, within_ms, "within=")
                 text = f"deduplicate{_by(by)}"
-                return self._step(place, text, lambda: Deduplicate(by, within_ms=within_ms))[1]
+                return self._step(place, text, lambda: Deduplicate(by, within_ms=within_ms), id=node.id)[1]
             case _:
                 raise UserError(f"{type(node).__name__} is no step of a stream")
 
@@ -336,14 +356,21 @@ class _Planner:
         text = "rename " + ", ".join(f"{old} to {new}" for old, new in node.names)
         return self._step(place, text, lambda: Rename(renamed, unread=checked), keys=keys, time=time)[1]
 
-    def _keyed(self, upstream: Node, keys: tuple[str, ...], span_ms: int | None, what: str) -> _Place:
-        """Rows of a key together; where a span of event time decides, in its order."""
-        place = self._place(upstream)
+    def _keyed(
+        self,
+        node: logical.RunningAggregate | logical.Reduce | logical.Deduplicate,
+        keys: tuple[str, ...],
+        span_ms: int | None,
+        what: str,
+    ) -> _Place:
+        """Before the node: rows of a key together; where a span of event time decides, in its order."""
+        place = self._place(node.input)
         self._need_time(place, span_ms is not None, what)
         place = self._moved(place, keys, "keyed")
         if span_ms is None:
             return place
-        return self._step(place, "order by event time", lambda: EventOrder(keys))[1]
+        order = f"{node.id}.order" if node.id else ""
+        return self._step(place, "order by event time", lambda: EventOrder(keys), id=order)[1]
 
     def _then(self, upstream: Node, text: str, make: Callable[[], Operator]) -> _Place:
         return self._step(self._place(upstream), text, make)[1]
@@ -412,7 +439,7 @@ class _Planner:
             return self._two_phases(node, place)
         place, calls = self._arguments(self._moved(place, keys, "window"), node.aggregates)
         text = f"{_window_words(window)}{_by(keys)}: {_words(node.aggregates)}"
-        step, behind = self._step(place, text, self._window_operator(node, calls), time=None)
+        step, behind = self._step(place, text, self._window_operator(node, calls), id=node.id, time=None)
         self._late(node, step)
         return behind
 
@@ -437,7 +464,7 @@ class _Planner:
         words = f"{_window_words(window)}: {_words(node.aggregates)}"
         _, behind = self._step(place, f"combine {words}", lambda: LocalCombine(window, (), calls))
         moved = self._moved(behind, (), "window")
-        return self._step(moved, words, self._window_operator(node, calls, partial=True), time=None)[1]
+        return self._step(moved, words, self._window_operator(node, calls, partial=True), id=node.id, time=None)[1]
 
     def _late(self, node: logical.AggregateWindow, step: Step) -> None:
         if node.late is not None:
@@ -473,11 +500,35 @@ class _Planner:
                 argument=column(each.argument),
                 by=column(each.by),
                 where=column(each.predicate),
+                text=each.text(),
                 **_call_options(each),
             )
             for name, each in aggregates
         ]
         return (self._with_columns(place, tuple(made)) if made else place), calls
+
+
+_NOT_SAID = ("input", "streams", "schema", "inferred", "id", "late", "dead_letter")  # of a node, in a path
+_NO_MATTER = ("emit_every_ms", "lateness_ms", "idle_ms")
+
+
+def _path(node: Node, before: list[str]) -> str:
+    """A digest of what the rows of a node have gone through. Says nothing to people; equal for the same steps in another program."""
+    words = [type(node).__name__, *sorted(before)]
+    for name, value in vars(node).items():
+        if name not in _NOT_SAID and name not in _NO_MATTER:
+            words.append(f"{name}={_said(value)}")
+    return sha256("\n".join(words).encode()).hexdigest()[:16]
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Expr | Aggregate):
+        return value.text()
+    if isinstance(value, Source):
+        return value.name
+    if isinstance(value, tuple):
+        return ", ".join(map(_said, value))
+    return _name_of(value) if callable(value) else repr(value)
 
 
 def _one_column(schema: pa.Schema) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from sabot.checkpoint import Coordinator, Manifest
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
 from sabot.config import legal_topic
-from sabot.connectors.base import Sink, Source
+from sabot.connectors.base import Delivery, Sink, Source
 from sabot.errors import UserError
 from sabot.operators import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
 from sabot.runtime.agent_task import AgentTask, OperatorPort, positions_of
@@ -38,6 +38,7 @@ class AgentJob:
         *,
         open_source: Callable[[str, str], Source],
         open_sink: Callable[[str], Sink],
+        staged: Callable[[Sink, Delivery], Sink] = lambda sink, delivery: sink,
         backend: StateBackend | None,
         coordinator: Coordinator,
         clock: Clock,
@@ -51,6 +52,7 @@ class AgentJob:
         self.was_complete = False
         self._open_source = open_source
         self._open_sink = open_sink
+        self._staged = staged
         self._clock = clock
         self._counters = counters
         self._on_failed = on_failed
@@ -131,7 +133,7 @@ class AgentJob:
         if sink is None:
             return None
         if isinstance(sink, str | Sink):
-            return await self._sink(sink)
+            return await self._sink(sink, spec.delivery)
         for operator in operators.values():
             if operator.spec.func is sink:
                 return OperatorPort(operator)
@@ -140,18 +142,19 @@ class AgentJob:
     async def _dead_letter_ports(self, spec: AgentSpec) -> Callable[[str], Port]:
         """One port per input topic, open from the start: a dead letter must not fail on a topic that cannot be made."""
         if isinstance(spec.dead_letter, Sink):
-            port = await self._sink(spec.dead_letter)
+            port = await self._sink(spec.dead_letter, None)
             return lambda topic: port
         topics = [*spec.topics, *(each.agent_id for each in self.specs if each.sink is spec.func)]
-        ports = {topic: await self._sink(spec.dead_letter.format(topic=legal_topic(topic))) for topic in topics}
+        ports = {topic: await self._sink(spec.dead_letter.format(topic=legal_topic(topic)), None) for topic in topics}
         other = next(iter(ports.values()))  # for unfinished rows of a topic that the agent had before
         return lambda topic: ports.get(topic, other)
 
-    async def _sink(self, sink: str | Sink) -> SinkTask:
+    async def _sink(self, sink: str | Sink, delivery: Delivery) -> SinkTask:
         name = sink if isinstance(sink, str) else f"{sink.name}#{id(sink)}"
         task = self._sinks.get(name)
         if task is None:
-            task = SinkTask(self._open_sink(sink) if isinstance(sink, str) else sink, self._loop)
+            opened = self._staged(self._open_sink(sink) if isinstance(sink, str) else sink, delivery)
+            task = SinkTask(opened, self._loop)
             self._sinks[name] = task
             self.task.sinks.append(task)
             task.on_broken = self.task.sink_broke
@@ -204,6 +207,11 @@ class AgentJob:
         operator.restart()
         for source in self.task.inputs_of(operator):
             source.pause(False)
+
+    def hold(self, held: bool) -> None:
+        """Read no more while it is so; barriers pass. From any thread."""
+        for source in self.task.sources:
+            source.hold(held)
 
     async def stop(self, *, drain: bool) -> None:
         """Stops reading; with `drain` processes what was read, else lets running calls end for a moment and cancels the rest."""

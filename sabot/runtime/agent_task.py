@@ -82,6 +82,7 @@ class AgentTask:
         self.sinks: list[SinkTask] = []
         self.sources: list[SourceTask] = []
         self.ended = False
+        self.cut_seconds = 0.0  # how long the last barrier held the event loop up
         self.broken: SabotError | None = None
         self._consumers: list[AgentOperator] = []
         self._coordinator = coordinator
@@ -229,6 +230,7 @@ class AgentTask:
     def _cut(self, checkpoint_id: int) -> None:
         """All inputs stand at the barrier. No `await` in here: unfinished rows, positions and state are taken at one moment."""
         self._asked.discard(checkpoint_id)
+        began = self._clock.monotonic()
         try:
             if self.broken is not None:
                 raise self.broken
@@ -241,6 +243,7 @@ class AgentTask:
         except Exception as error:
             self._coordinator.decline(checkpoint_id, self.name, f"{type(error).__name__}: {error}")
             return
+        self.cut_seconds = self._clock.monotonic() - began
         ack = self._loop.create_task(self._acknowledge(checkpoint_id, snapshot, state, flushes))
         self._acks[checkpoint_id] = ack
         ack.add_done_callback(lambda _: self._acks.pop(checkpoint_id, None))
@@ -279,7 +282,7 @@ class AgentTask:
         checkpoint_id: int,
         snapshot: TaskSnapshot,
         state: asyncio.Future[Snapshot] | None,
-        flushes: list[asyncio.Future[None]],
+        flushes: list[asyncio.Future[Mapping[str, int]]],
     ) -> None:
         """The cut is complete when the state is safe and every sink has flushed what was put before it."""
         parts: list[asyncio.Future[Any]] = [*([] if state is None else [state]), *flushes]
@@ -297,6 +300,7 @@ class AgentTask:
             return
         if state is not None:
             snapshot.states = {"state": state.result()}
+        snapshot.sealed = {lane: seq for flush in flushes for lane, seq in flush.result().items()}
         self._coordinator.acknowledge(checkpoint_id, self.name, snapshot)
 
     def _refuse_hung(self) -> None:
@@ -452,6 +456,8 @@ class AgentTask:
             yield Sample("sabot_channel_rows", source.channel.rows, agent_id, topic)
             for (name, partition), lag in source.source.lag().items():
                 yield Sample("sabot_consumer_lag", lag, agent_id, name, str(partition))
+        yield Sample("sabot_checkpoint_sync_seconds", self.cut_seconds, self.name)
+        yield Sample("sabot_checkpoint_alignment_seconds", self.gate.statistics()["alignment_seconds"], self.name)
         for sink in self.sinks:
             yield Sample("sabot_channel_rows", sink.waiting_rows, "sink", sink.name)
         for agent_id, operator in self.operators.items():

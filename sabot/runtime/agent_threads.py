@@ -4,22 +4,23 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sabot._cython.batch import Batch
 from sabot._cython.channel import END, Barrier, Channel, ChannelClosed
 from sabot.codecs.json import JsonCodec
 from sabot.connectors.base import Positions, Sink, Source
-from sabot.errors import SabotError, TransientError
+from sabot.errors import SabotError
 from sabot.operators import decoded
+from sabot.runtime.host import threads
+from sabot.runtime.inputs import commit_offsets
 
 __all__ = ["SinkTask", "SourceTask", "tell"]
 
 _log = logging.getLogger(__name__)
 
 _SINK_STOP_SECONDS = 5.0
-_POLL_SECONDS = 0.05  # how long a request can wait for an idle source thread
 
 
 class SourceTask:
@@ -38,10 +39,12 @@ class SourceTask:
         self._max_rows = max_rows
         self.taken: Positions = {}  # the offsets after what the task has taken out of the channel; the task's own
         self._requests: deque[Callable[[], None]] = deque()
+        self._waiting: Batch | None = None  # read, and the channel is full
         self._paused = False
+        self._held = False
         self._stopping = False
         self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"source {name}", daemon=True)
+        self._thread = threads.spawn(f"source {name}", self.step)
 
     def open(self, positions: Positions | None, start: str | int) -> None:
         """Blocking; before `start`. Raises what Source.open raises."""
@@ -59,12 +62,17 @@ class SourceTask:
 
     def request_commit(self, positions: Positions) -> None:
         """Commit positions of a complete checkpoint; from any thread."""
-        self._requests.append(lambda: self._commit(positions))
+        self._requests.append(lambda: commit_offsets(self.source, positions))
         self._wake.set()
 
     def pause(self, paused: bool = True) -> None:
         """Read no more (or go on reading); requests are still served."""
         self._paused = paused
+
+    def hold(self, held: bool) -> None:
+        """Read no more for now (or go on); requests are still served."""
+        self._held = held
+        self._wake.set()
 
     def end(self) -> None:
         """Read no more and let the input end here, behind what was read; requests are still served."""
@@ -92,40 +100,53 @@ class SourceTask:
 
     # -- in the thread ------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def step(self, wait_seconds: float) -> bool | None:
+        """Reads a batch (`host.Step`)."""
         try:
-            while not self._stopping:
-                self._serve()
-                if self._paused or self.ended:
-                    self._wake.wait(_POLL_SECONDS)
-                    self._wake.clear()
-                    continue
-                batch = self.source.read_batch(self._max_rows, _POLL_SECONDS)
-                if batch is not None:
-                    self._push(batch)
-                elif self.source.exhausted:
-                    self.exhausted = True
-                    self._end()
-            self._serve()
+            took = self._turn(wait_seconds)
         except ChannelClosed:
             _log.debug("source %s: its task is gone", self.name)
+            took = False
         except BaseException as error:
             self.error = error
             if self.on_error is not None:
                 self.on_error(self)
-        finally:
+            took = False
+        if took is False:
             self.source.close()
+        return took
 
-    def _push(self, batch: Batch) -> None:
+    def _turn(self, wait_seconds: float) -> bool | None:
+        self._serve()
+        if self._stopping:
+            self._serve()  # what came between the two
+            return False
+        if self._waiting is not None and not self.ended:
+            if self.channel.put(self._waiting, timeout=wait_seconds):
+                self._waiting = None
+                return True
+            return None
+        if self._held or self._paused or self.ended:
+            self._wake.wait(wait_seconds)
+            self._wake.clear()
+            return None
+        batch = self.source.read_batch(self._max_rows, wait_seconds)
+        if batch is not None:
+            batch = self._decoded(batch)
+            if not self.channel.put_nowait(batch):
+                self._waiting = batch
+        elif self.source.exhausted:
+            self.exhausted = True
+            self._end()
+        else:
+            return None
+        return True
+
+    def _decoded(self, batch: Batch) -> Batch:
         self.rows_in += batch.num_rows
         if not batch.topic:
             batch = Batch(batch.data, batch.offsets, self.source.name)
-        if self.codec is not None:
-            batch = decoded(batch, self.codec)
-        while not self.channel.put(batch, timeout=_POLL_SECONDS):
-            self._serve()
-            if self._stopping or self.ended:
-                return
+        return batch if self.codec is None else decoded(batch, self.codec)
 
     def _serve(self) -> None:
         while self._requests:
@@ -139,14 +160,6 @@ class SourceTask:
         self._mark(END)
         self.ended = True
 
-    def _commit(self, positions: Positions) -> None:
-        try:
-            self.source.commit(positions)
-        except TransientError as error:
-            _log.warning(
-                "source %s: offsets could not be committed, the next checkpoint tries again: %s", self.name, error
-            )
-
 
 class SinkTask:
     """The thread of one sink, and the port through which operators reach it."""
@@ -158,12 +171,12 @@ class SinkTask:
         self._loop = loop
         self._channel = Channel(name=f"sink {sink.name}")
         self._backlog: deque[Any] = deque()  # what the full channel refused; operators stop at `full`
-        self._flushed: dict[int, asyncio.Future[None]] = {}
+        self._flushed: dict[int, asyncio.Future[Mapping[str, int]]] = {}
         self._room: list[asyncio.Future[None]] = []
         self._armed = False
         self._finished = False
         self.on_broken: Callable[[SinkTask], None] | None = None
-        self._thread = threading.Thread(target=self._run, name=f"sink {sink.name}", daemon=True)
+        self._thread = threads.spawn(f"sink {sink.name}", self.step)
 
     def start(self) -> None:
         """The thread begins to write; the sink is open."""
@@ -209,9 +222,9 @@ class SinkTask:
         """A barrier has not come out at the other end."""
         return bool(self._flushed)
 
-    def barrier(self, checkpoint_id: int) -> asyncio.Future[None]:
-        """Everything put before this will be flushed; done when it is."""
-        flushed: asyncio.Future[None] = self._loop.create_future()
+    def barrier(self, checkpoint_id: int) -> asyncio.Future[Mapping[str, int]]:
+        """Everything put before this will be flushed; done when it is, with what the sink has `sealed`."""
+        flushed: asyncio.Future[Mapping[str, int]] = self._loop.create_future()
         self._flushed[checkpoint_id] = flushed
         if self.error is not None:
             self._report(checkpoint_id, self.error)
@@ -266,14 +279,14 @@ class SinkTask:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _report(self, checkpoint_id: int, error: BaseException | None) -> None:
+    def _report(self, checkpoint_id: int, outcome: Mapping[str, int] | BaseException) -> None:
         flushed = self._flushed.pop(checkpoint_id, None)
         if flushed is None or flushed.done():
             return
-        if error is None:
-            flushed.set_result(None)
+        if isinstance(outcome, BaseException):
+            flushed.set_exception(SabotError(f"sink {self.sink.name}: {outcome}"))
         else:
-            flushed.set_exception(SabotError(f"sink {self.sink.name}: {error}"))
+            flushed.set_result(outcome)
 
     def _broken(self, error: BaseException) -> None:
         self.error = error
@@ -286,26 +299,33 @@ class SinkTask:
 
     # -- in the thread ------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def step(self, wait_seconds: float) -> bool | None:
+        """Writes an element (`host.Step`)."""
         try:
-            while True:
-                element = self._channel.get()
-                if isinstance(element, Batch):
-                    self.sink.write(element)
-                    self.rows_out += element.num_rows
-                elif isinstance(element, Barrier):
-                    self.sink.flush()
-                    tell(self._loop, self._report, element.checkpoint_id, None)
-                elif element is END:
-                    if self._finished:
-                        self.sink.finish()
-                    else:
-                        self.sink.flush()
-                    return
+            return self._turn(wait_seconds)
         except BaseException as error:
             _log.error("sink %s: %s", self.sink.name, error)
             tell(self._loop, self._broken, error)
             self._channel.close()
+            return False
+
+    def _turn(self, wait_seconds: float) -> bool | None:
+        element = self._channel.get(wait_seconds)
+        if element is None:
+            return None
+        if isinstance(element, Batch):
+            self.sink.write(element)
+            self.rows_out += element.num_rows
+        elif isinstance(element, Barrier):
+            self.sink.flush()
+            tell(self._loop, self._report, element.checkpoint_id, self.sink.sealed)
+        elif element is END:
+            if self._finished:
+                self.sink.finish()
+            else:
+                self.sink.flush()
+            return False
+        return True
 
 
 def tell(loop: asyncio.AbstractEventLoop, what: Callable[..., object], *values: Any) -> None:

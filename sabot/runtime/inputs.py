@@ -29,12 +29,12 @@ from sabot.connectors.base import (
 from sabot.errors import DataError, TransientError, UserError
 from sabot.operators.base import TIME_COLUMN
 from sabot.operators.stateless import to_ms
+from sabot.steps import step
 
-__all__ = ["GateInput", "Input", "SourceInput", "Told", "Watermarks", "dead_letters"]
+__all__ = ["GateInput", "Input", "SourceInput", "Told", "Watermarks", "commit_offsets", "dead_letters"]
 
 _log = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.05  # how long a request can wait for an idle source
 _BATCH_ROWS = 32_768
 _SMALL_ROWS = 4_096  # smaller ones are joined with what waits behind them
 _LONG_AGO = -(2**63)
@@ -45,8 +45,8 @@ _FAR_PAST, _FAR_FUTURE, _NO = pa.scalar(-_FAR_MS), pa.scalar(_FAR_MS), pa.scalar
 class Input(Protocol):
     """Elements for one task. All calls but `interrupt` come from its thread."""
 
-    def next(self) -> Any:
-        """The next element; None when there is none for the moment."""
+    def next(self, wait_seconds: float) -> Any:
+        """The next element; None when none comes within `wait_seconds`."""
 
     def facts(self) -> dict[str, Any]:
         """At a barrier: what a checkpoint must know of it."""
@@ -68,11 +68,11 @@ class GateInput:
         self.gate = Gate(channels)
         self._next: Any = None
 
-    def next(self) -> Any:
+    def next(self, wait_seconds: float) -> Any:
         if self._next is not None:
             element, self._next = self._next, None
         else:
-            item = self.gate.next(_POLL_SECONDS)
+            item = self.gate.next(wait_seconds)
             element = None if item is None else item[1]
         if isinstance(element, Batch) and element.num_rows < _SMALL_ROWS:
             return self._joined(element)
@@ -254,6 +254,7 @@ class SourceInput:
         self.dead_letters = 0
         self.exhausted = False
         self.paused = False
+        self.held = False
         self._codec = codec
         self._schema = schema
         self._time = time
@@ -268,7 +269,7 @@ class SourceInput:
         self._positions: Positions = {}
         self._watermarks = watermarks
         self._told = Told(watermarks)
-        self._held: Batch | None = None  # read, behind an ACTIVE that goes first
+        self._read: Batch | None = None  # behind an ACTIVE that goes first
 
     # -- from any thread ----------------------------------------------------------------------------------------------
 
@@ -279,12 +280,17 @@ class SourceInput:
 
     def request_commit(self, positions: Positions) -> None:
         """A complete checkpoint covers these."""
-        self._requests.append(lambda: self._commit(positions))
+        self._requests.append(lambda: commit_offsets(self.source, positions))
         self._wake.set()
 
     def pause(self) -> None:
         """Read no more; requests are still served."""
         self.paused = True
+
+    def hold(self, held: bool) -> None:
+        """Read no more for now (or go on): requests are still served, event time stands still, and so does the wait for silence."""
+        self.held = held
+        self._wake.set()
 
     def end(self) -> None:
         """Read no more, and let the input end here."""
@@ -315,21 +321,23 @@ class SourceInput:
             self._watermarks.restore(facts["watermark_ms"], facts["greatest_ms"], now_ms)
         self._watermarks.know(self._positions, now_ms)
 
-    def next(self) -> Any:
+    def next(self, wait_seconds: float) -> Any:
         while self._requests:
             self._requests.popleft()()
         if self._marks:
             return self._marks.popleft()
-        if self.paused or self.exhausted:
-            self._wake.wait(_POLL_SECONDS)
+        if self.held and self._timed:
+            self._watermarks.busy(self._positions)
+        if self.held or self.paused or self.exhausted:
+            self._wake.wait(wait_seconds)
             self._wake.clear()
             return None
         if self._timed:
             self._watermarks.back(self._positions, self._now_ms())
-        if self._held is not None:
-            held, self._held = self._held, None
-            return self._ready(held)
-        batch = self.source.read_batch(_BATCH_ROWS, _POLL_SECONDS)
+        if self._read is not None:
+            read, self._read = self._read, None
+            return self._ready(read)
+        batch = self.source.read_batch(_BATCH_ROWS, wait_seconds)
         if batch is None:
             if self.source.exhausted:
                 self.exhausted = True
@@ -342,7 +350,7 @@ class SourceInput:
         if self._timed and self._told.idle:
             # those behind must know that this input counts, before its rows move event time
             self._told.idle = False
-            self._held = batch
+            self._read = batch
             return ACTIVE
         return self._ready(batch)
 
@@ -457,16 +465,21 @@ class SourceInput:
             self._requests.popleft()()
         self.source.close()
 
-    def _commit(self, positions: Positions) -> None:
-        try:
-            self.source.commit(positions)
-        except TransientError as error:
-            _log.warning(
-                "source %s: offsets could not be committed, the next checkpoint tries again: %s", self.name, error
-            )
-
     def _now_ms(self) -> int:
         return int(self._clock.monotonic() * 1000)
+
+
+def commit_offsets(source: Source, positions: Positions) -> None:
+    """A complete checkpoint covers these. In the source's thread."""
+    if type(source).commit is Source.commit:
+        return  # nobody to tell
+    try:
+        with step("offset commit", source.name):
+            source.commit(positions)
+    except TransientError as error:
+        _log.warning(
+            "source %s: offsets could not be committed, the next checkpoint tries again: %s", source.name, error
+        )
 
 
 def _sayable(rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -19,13 +19,26 @@ from sabot.api.stream import Read, Write
 from sabot.checkpoint import Coordinator, Manifest, StoredTask, TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec, schema_of_text
-from sabot.connectors.base import RECORD_SCHEMA, Positions, Sink, Source
+from sabot.connectors.base import RECORD_SCHEMA, Delivery, Positions, Sink, Source
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import SabotError, UserError
 from sabot.metrics import Sample
-from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, SavedState, without_time
+from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, without_time
+from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
-from sabot.plan import Edge, Plan, Reading, Stage, Step, check_alike, column_types, make_plan
+from sabot.plan import (
+    Edge,
+    Plan,
+    Reading,
+    Stage,
+    Step,
+    check,
+    check_alike,
+    column_types,
+    compare,
+    make_plan,
+    planned,
+)
 from sabot.plan.optimise import walk, with_schemas
 from sabot.runtime.host import interpreter, to_the_end
 from sabot.runtime.inputs import GateInput, SourceInput, Watermarks
@@ -53,6 +66,7 @@ class Surroundings:
 
     open_source: Callable[[str], Source]
     open_sink: Callable[[str], Sink]
+    staged: Callable[[Sink, Delivery], Sink]  # puts what exactly once needs before the sink
     coordinator: Coordinator
     clock: Clock
     app: str
@@ -136,6 +150,8 @@ class StreamJob:
         """
         stored = {name: task.meta for name, task in restored.tasks.items() if "operators" in task.meta}
         if not stored or not all(meta["ended"] and meta["input"].get("exhausted", True) for meta in stored.values()):
+            return False
+        if not all(lane.finished for lane in restored.lanes.values()):
             return False
         for name, meta in stored.items():
             self.around.coordinator.detach(name, TaskSnapshot(meta))
@@ -361,6 +377,7 @@ class StreamJob:
             return output
         operator = target.make()
         operator.id, operator.text = target.id, target.text
+        operator.named, operator.path = target.named, target.path
         context = OperatorContext(
             schema,
             number,
@@ -405,7 +422,9 @@ class StreamJob:
     def _sink_writer(self, built: _Built) -> Operator:
         assert built.stage.sink is not None
         sink, key = built.stage.sink
-        opened = self.around.open_sink(sink) if isinstance(sink, str) else sink
+        opened = self.around.staged(
+            self.around.open_sink(sink) if isinstance(sink, str) else sink, built.stage.delivery
+        )
         if self._afresh:
             opened.start_afresh()
         expected = None if built.mixed or built.schema is None else without_time(built.schema)
@@ -422,7 +441,7 @@ class StreamJob:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _check_program(self, stored: Mapping[str, StoredTask]) -> None:
-        """The checkpoint is of this program: the same sources, and nobody's state is dropped in silence."""
+        """The checkpoint is of a program that reads the same sources."""
         sources = {name.split("/")[0]: task.meta["input"]["source"] for name, task in stored.items() if _reads(task)}
         mine = {stage.id: stage.reading.node.name for stage in self._stages if stage.reading is not None}
         if sources != mine:
@@ -430,15 +449,6 @@ class StreamJob:
                 f"the checkpoint is of a program that reads {_some(sources)}, this one reads {_some(mine)}",
                 hint="run the program that wrote it; or start afresh (--fresh)",
             )
-        operators = {operator.id: operator.text for task in self.tasks for operator in task.chain.operators}
-        for task in stored.values():
-            for name, facts in task.meta["operators"].items():
-                before = task.meta["texts"].get(name, name)
-                if (facts or name in task.states) and operators.get(name) != before:
-                    raise UserError(
-                        f"the checkpoint has state of {before!r}, which this program does not have in that place",
-                        hint="run the program that wrote it; or start afresh (--fresh)",
-                    )
 
     def _restore(self, restored: Manifest) -> None:
         """Each subtask gets its own state; with another parallelism all of it, and takes its key groups."""
@@ -446,10 +456,13 @@ class StreamJob:
         if not stored:
             return
         self._check_program(stored)
-        saved: dict[str, dict[str, SavedState]] = {}  # by operator, then task
-        for name, each in stored.items():
-            for operator_id, facts in each.meta["operators"].items():
-                saved.setdefault(operator_id, {})[name] = SavedState(_state_of(restored, name, operator_id), facts)
+        assert self.plan is not None
+        verdicts = compare(planned(self.plan), restored)
+        saved_as = check(verdicts, restored.checkpoint_id)
+        for each in verdicts:
+            if each.outcome in ("migrate", "drop"):
+                _log.info("%s: %s: %s", each.id, each.outcome, each.why)
+        saved = {operator: parts_of(restored, before) for operator, before in saved_as.items()}
         subtasks = Counter(operator.id for task in self.tasks for operator in task.chain.operators)
         for task in self.tasks:
             states = {}
@@ -513,6 +526,11 @@ class StreamJob:
                 other.stop()
         elif self._left == 0:
             self._over.set_result(None)
+
+    def hold(self, held: bool) -> None:
+        """Read no more while it is so; barriers pass. From any thread."""
+        for _, _, source in self._inputs:
+            source.hold(held)
 
     async def stop(self, *, drain: bool) -> None:
         """Stops reading. `drain`: what was read is processed to its end, windows close, tasks end."""
@@ -591,7 +609,10 @@ class StreamJob:
             for (name, partition), lag in source.source.lag().items():
                 yield Sample("sabot_consumer_lag", lag, task.name, name, str(partition))
         for task in self.tasks:
+            yield Sample("sabot_checkpoint_sync_seconds", task.cut_seconds, task.name)
             if isinstance(task.input, GateInput):
+                aligned = task.input.gate.statistics()["alignment_seconds"]
+                yield Sample("sabot_checkpoint_alignment_seconds", aligned, task.name)
                 yield Sample("sabot_channel_rows", task.input.gate.statistics()["rows"], task.name, "")
             for operator in task.chain.operators:
                 figures: Mapping[str, Any] = operator.statistics()
@@ -607,13 +628,6 @@ def _refused(what: str, error: BaseException) -> UserError:
 
 def _reads(stored: StoredTask) -> bool:
     return "source" in stored.meta.get("input", {})
-
-
-def _state_of(restored: Manifest, task: str, operator: str) -> Path:
-    """Where the operator's state was saved; a directory that is not there, for one that had nothing to save."""
-    if operator in restored.tasks[task].states:
-        return restored.state_directory(task, operator)
-    return (restored.path or Path()) / "nothing was saved"
 
 
 def _some(sources: Mapping[str, str]) -> str:

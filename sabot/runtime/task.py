@@ -8,7 +8,7 @@ take an element  ─▶  a batch: the chain processes it; what comes out goes in
 
 import asyncio
 import logging
-import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from sabot._cython.channel import ACTIVE, END, IDLE, Abort, Barrier, Channel, Ch
 from sabot._cython.keyed import hash_columns
 from sabot._cython.partition import partition_indices
 from sabot.checkpoint import Coordinator, TaskSnapshot
+from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import InternalError, SabotError
 from sabot.operators.base import END_OF_TIME, Operator, OperatorState, SavedState
+from sabot.runtime.host import threads
 from sabot.runtime.inputs import Input
 
 __all__ = ["Chain", "Link", "Output", "StreamTask"]
@@ -37,6 +39,7 @@ class Output:
         self.rows_out = 0
         self._keys = list(keys)
         self._task = task
+        self._refused: deque[tuple[Channel, Any]] = deque()  # by full channels, of a task that may not wait
 
     def put(self, batch: Batch) -> None:
         """Blocks while a channel is full."""
@@ -63,12 +66,28 @@ class Output:
     def mark(self, element: Any) -> None:
         """To all of them; marks are always taken."""
         for channel in self.channels:
-            channel.put_nowait(element)
+            if self._refused:
+                self._refused.append((channel, element))
+            else:
+                channel.put_nowait(element)
 
     def _send(self, channel: Channel, batch: Batch) -> None:
+        if not self._task.may_wait:
+            if self._refused or not channel.put_nowait(batch):
+                self._refused.append((channel, batch))
+            return
         while not channel.put(batch, timeout=_WAIT_SECONDS):
             if self._task.stopping:
                 raise ChannelClosed(channel.name)
+
+    def offer(self) -> bool:
+        """What channels refused, again; -> whether there is room for more."""
+        while self._refused:
+            channel, element = self._refused[0]
+            if not channel.put_nowait(element):
+                return False
+            self._refused.popleft()
+        return True
 
 
 class Link:
@@ -170,20 +189,25 @@ class _Saved:
 
 
 class StreamTask:
-    """One subtask of a stage. Built and opened on the job's thread, then its own thread's alone."""
+    """One subtask of a stage. Built and opened on the job's thread, then its own thread's alone.
+
+    A thread that may not wait (`step(0)`) keeps what a full channel refuses, and takes no element before that has gone.
+    """
 
     def __init__(self, name: str, coordinator: Coordinator) -> None:
         self.name = name
         self.stopping = False
+        self.may_wait = True
         self.ended = False
         self.error: BaseException | None = None
         self.batches = 0
+        self.cut_seconds = 0.0  # how long the last barrier held the rows up
         self.watermark_ms: int | None = None
         self.on_over: Callable[[StreamTask], None] | None = None  # in the task's thread: ended, or failed
         self.input: Input
         self.chain: Chain
         self._coordinator = coordinator
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threads.spawn(name, self.step)
 
     @property
     def built(self) -> bool:
@@ -203,46 +227,59 @@ class StreamTask:
 
     # -- the thread ---------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def step(self, wait_seconds: float) -> bool | None:
+        """Takes an element (`host.Step`)."""
         try:
-            self._take_elements()
+            took = self._turn(wait_seconds)
         except ChannelClosed:
             _log.debug("task %s: a task behind it is gone", self.name)
+            took = False
         except BaseException as error:
             self.error = error if isinstance(error, SabotError) else _internal(self.name, error)
-        finally:
-            if self.on_over is not None:
-                self.on_over(self)
+            took = False
+        if took is False and self.on_over is not None:
+            self.on_over(self)
+        return took
 
-    def _take_elements(self) -> None:
+    def _turn(self, wait_seconds: float) -> bool | None:
+        if self.stopping:
+            return False
+        if not self.may_wait and not all([output.offer() for output in self.chain.outputs]):
+            return None
+        if self.ended:
+            return False
+        self.may_wait = wait_seconds > 0
+        element = self.input.next(wait_seconds)
+        if element is None:
+            return None
+        self._take(element)
+        return not self.ended or not self.may_wait
+
+    def _take(self, element: Any) -> None:
         chain = self.chain
-        process, take = chain.process, self.input.next
-        while not self.stopping:
-            element = take()
-            if element is None:
-                continue
-            if isinstance(element, Batch):
-                self.batches += 1
-                process(element)
-            elif isinstance(element, Watermark):
-                self.watermark_ms = element.timestamp_ms
-                chain.advance(element.timestamp_ms)
-                chain.mark(element)
-            elif isinstance(element, Barrier):
-                self._cut(element)
-            elif element is END:
-                chain.finish()
-                self.ended = True
-                final = self._snapshot()
-                chain.mark(END)
-                self._coordinator.detach(self.name, final)
-                return
-            elif isinstance(element, Abort) or element is IDLE or element is ACTIVE:
-                chain.mark(element)
+        if isinstance(element, Batch):
+            self.batches += 1
+            chain.process(element)
+        elif isinstance(element, Watermark):
+            self.watermark_ms = element.timestamp_ms
+            chain.advance(element.timestamp_ms)
+            chain.mark(element)
+        elif isinstance(element, Barrier):
+            self._cut(element)
+        elif element is END:
+            chain.finish()
+            self.ended = True
+            final = self._snapshot()
+            chain.mark(END)
+            self._coordinator.detach(self.name, final)
+        elif isinstance(element, Abort) or element is IDLE or element is ACTIVE:
+            chain.mark(element)
 
     def _cut(self, barrier: Barrier) -> None:
         """Everything before the barrier has been processed; nothing after it has."""
+        began = SYSTEM_CLOCK.monotonic()
         snapshot = self._snapshot()
+        self.cut_seconds = SYSTEM_CLOCK.monotonic() - began
         self.chain.mark(barrier)
         self._coordinator.acknowledge(barrier.checkpoint_id, self.name, snapshot)
 
@@ -255,7 +292,8 @@ class StreamTask:
                 states[operator.id] = _Saved(state)
         texts = {each.id: each.text for each in self.chain.operators if facts[each.id] or each.id in states}
         meta = {"ended": self.ended, "input": self.input.facts(), "operators": facts, "texts": texts}
-        return TaskSnapshot(meta, {}, states)
+        sealed = {lane: seq for each in self.chain.operators for lane, seq in each.sealed.items()}
+        return TaskSnapshot(meta, {}, states, sealed)
 
     # -- from outside -------------------------------------------------------------------------------------------------
 
@@ -286,6 +324,7 @@ class StreamTask:
             "batches": self.batches,
             "ended": self.ended,
             "watermark_ms": self.watermark_ms,
+            "cut_seconds": self.cut_seconds,
             "operators": {operator.id: operator.statistics() for operator in self.chain.operators},
         }
 

@@ -10,6 +10,7 @@ Not thread safe: one thread writes. Others may read at the same time.
 
 import json
 import struct
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -30,6 +31,7 @@ from rocksdict import (
 )
 
 from sabot.errors import CorruptCheckpoint, UserError
+from sabot.state.files import seen_from
 
 __all__ = ["MARK_FILE", "Database", "database_options", "read_database", "read_mark"]
 
@@ -237,18 +239,20 @@ def read_mark(directory: Path) -> bool:
 def read_database(directory: Path) -> Iterator[tuple[str, bytes, bytes]]:
     """(namespace, key, stored value) of a checkpoint, without writing into it. Raises CorruptCheckpoint."""
     options = database_options(8 << 20, {})
-    try:
-        names = Rdict.list_cf(str(directory), options)
-        db: Any = Rdict(str(directory), options, dict.fromkeys(names, options), AccessType.read_only(False))
-    except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
-        raise CorruptCheckpoint(f"{directory}: cannot be read as state: {error}") from error
-    with db:
-        for name in names:
-            if name.startswith(_FAMILY):
-                family = db.get_column_family(name)
-                for key, value in family.items():
-                    yield name.removeprefix(_FAMILY), key, value
-                family.close()
+    with tempfile.TemporaryDirectory(prefix="sabot-read-") as view:
+        try:
+            seen_from(directory, Path(view))
+            names = Rdict.list_cf(view, options)
+            db: Any = Rdict(view, options, dict.fromkeys(names, options), AccessType.read_only(False))
+        except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
+            raise CorruptCheckpoint(f"{directory}: cannot be read as state: {error}") from error
+        with db:
+            for name in names:
+                if name.startswith(_FAMILY):
+                    family = db.get_column_family(name)
+                    for key, value in family.items():
+                        yield name.removeprefix(_FAMILY), key, value
+                    family.close()
 
 
 def _sorted_pieces(entries: Mapping[bytes, bytes | None]) -> Iterator[Piece]:

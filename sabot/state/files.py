@@ -10,7 +10,7 @@ from typing import IO
 
 from sabot.errors import JobLocked, UserError
 
-__all__ = ["link_file", "link_tree", "lock_directory", "made_whole", "remove_tree"]
+__all__ = ["link_file", "link_tree", "lock_directory", "made_whole", "remove_tree", "seen_from"]
 
 _IMMUTABLE = (".sst", ".blob")
 
@@ -79,6 +79,17 @@ def link_tree(source: Path, target: Path) -> int:
         _sync(copy)
         size += copy.stat().st_size
     return size
+
+
+def seen_from(source: Path, view: Path) -> None:
+    """The files of `source` in the existing directory `view`, to be read there for a while: even a database that is opened to be read
+    writes its small files anew, and those of a checkpoint belong to it alone. So they are copies; what never changes are symlinks.
+    """
+    for file in source.iterdir():
+        if file.suffix in _IMMUTABLE:
+            (view / file.name).symlink_to(file.resolve())
+        else:
+            shutil.copyfile(file, view / file.name)
 
 
 def link_file(file: Path, copy: Path) -> int:

@@ -1,6 +1,26 @@
-"""Tools for the tests of programs that use Sabot: a broker inside the process, a clock that is moved by hand."""
+"""Tools for the tests of programs that use Sabot: sources that follow a script, a sink that keeps its rows, a clock that is moved by
+hand, a broker inside the process; and runners that let an app die and begin again.
+"""
 
 from sabot.clock import ManualClock
 from sabot.connectors.memory import MemoryBroker
+from sabot.testing.every_step import Crashes, crash_at_every_step
+from sabot.testing.lives import run
+from sabot.testing.script import BARRIER, CRASH, END, ScriptedSource
+from sabot.testing.simulation import Simulation, simulate
+from sabot.testing.sinks import ListSink
 
-__all__ = ["ManualClock", "MemoryBroker"]
+__all__ = [
+    "BARRIER",
+    "CRASH",
+    "END",
+    "Crashes",
+    "ListSink",
+    "ManualClock",
+    "MemoryBroker",
+    "ScriptedSource",
+    "Simulation",
+    "crash_at_every_step",
+    "run",
+    "simulate",
+]

@@ -11,6 +11,7 @@ from agent_tools import (
     bounded,
     checkpoint,
     crash_image,
+    manifest_files,
     processed,
     publish,
     read_lines,
@@ -22,6 +23,7 @@ from agent_tools import (
 )
 
 from sabot import App, CorruptCheckpoint
+from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend, ValueState
 
@@ -179,7 +181,7 @@ async def test_a_corrupt_manifest_is_named_and_nothing_is_lost(kind, damage, mem
     async with started(app):
         await until(lambda: len(seen) == 50)
     publish(app, "in", list(range(50, 100)))
-    found = sorted((tmp_path / "checkpoints").glob("chk-*/manifest.json"))
+    found = manifest_files(tmp_path / "checkpoints")
     assert found
     good = {path: path.read_bytes() for path in found}
     for path, content in good.items():
@@ -209,7 +211,8 @@ async def test_a_damaged_state_file_is_named(memory_url, tmp_path):
         return app
 
     await bounded(build().run())
-    files = [path for path in (tmp_path / "checkpoints").rglob("*.sst")]
+    contents = CheckpointStorage(tmp_path / "checkpoints").latest().contents
+    files = [tmp_path / "checkpoints" / file.name for path, file in contents.items() if path.endswith(".sst")]
     assert files
     for path in files:
         damaged = path.read_bytes()[:-1] + b"\x00\x01"

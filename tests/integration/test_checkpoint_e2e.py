@@ -9,6 +9,7 @@ from agent_tools import (
     bounded,
     checkpoint,
     crash_image,
+    manifest_files,
     manifests,
     processed,
     publish,
@@ -256,9 +257,9 @@ async def test_a_failed_checkpoint_leaves_the_job_running_and_the_previous_one_v
     async with started(app):
         await until(lambda: len(trace) == 100)
         good = await checkpoint(app)
-        complete = next(path for path in directory.glob("chk-*") if int(path.name[4:]) == good)
-        in_the_way = directory / f"chk-{good + 1:0{len(complete.name) - 4}d}"
-        in_the_way.mkdir()  # the final name of the next checkpoint is taken
+        complete = next(path for path in manifest_files(directory) if int(path.name.split("-")[0]) == good)
+        in_the_way = complete.with_name(complete.name.replace(f"{good:010d}-", f"{good + 1:010d}-"))
+        in_the_way.mkdir()  # the name of the next manifest is taken
         (in_the_way / "stranger").write_text("not a checkpoint")
         for _ in range(100):
             gate.release()
@@ -279,7 +280,7 @@ async def test_a_failed_checkpoint_leaves_the_job_running_and_the_previous_one_v
 
 
 async def test_a_checkpoint_that_was_never_completed_is_no_place_to_go_on_from(memory_url, tmp_path):
-    """A crash while a checkpoint is written leaves a directory without manifest: the one before it counts."""
+    """A crash while a checkpoint is written leaves files without a manifest, or half of one: the one before it counts."""
     lines = write_lines(tmp_path / "in.ndjson", range(50))
     free = asyncio.Event()
 
@@ -303,10 +304,10 @@ async def test_a_checkpoint_that_was_never_completed_is_no_place_to_go_on_from(m
         await checkpoint(app)
         image = crash_image(tmp_path / "first" / "checkpoints", tmp_path / "crash" / "checkpoints")
         free.set()
-    complete = max(image.glob("chk-*"))
-    for name in (".tmp", ".unfinished", "-partial"):
-        shutil.copytree(complete, image / f"chk-0000000999{name}")
-        (image / f"chk-0000000999{name}" / "manifest.json").unlink()
+    complete = max(manifest_files(image))
+    for name in (".tmp", ".json.tmp", "-0000000001.json.0123.tmp"):
+        (image / "checkpoints" / f"0000000999{name}").write_bytes(complete.read_bytes()[:100])
+    (image / "scratch" / "0000000999").mkdir(parents=True)
     again = []
     await bounded(build(image.parent, again).run())
     assert again == [(n, n + 1) for n in range(20, 50)]

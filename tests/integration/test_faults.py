@@ -54,7 +54,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from agent_tools import bounded, checkpoint, manifests, processed, started, state_of, until
+from agent_tools import bounded, checkpoint, manifest_files, manifests, processed, started, state_of, until
 from broker import free_ports
 from confluent_kafka import Producer
 from fault_tools import (
@@ -478,23 +478,22 @@ async def test_a_corrupt_manifest_ends_sabot_run_with_the_file_and_the_ways_on_w
             assert await asyncio.to_thread(process.wait, 20) == 0, lines_of(log)
 
     await run(rows // 2)
-    last = newest(state / "checkpoints").path
-    manifest = last / "manifest.json"
+    manifest = newest(state / "checkpoints").path
     manifest.write_bytes(manifest.read_bytes()[:-40] + b"#" * 40)
     line = one_line(await asyncio.to_thread(sabot_run, *words, **env), 1)
     assert f"{manifest} is damaged" in line
-    assert f"remove {last} to go back to checkpoint" in line
+    assert f"remove {manifest} to go back to checkpoint" in line
     assert "start with --fresh" in line
     assert len(await asyncio.to_thread(real.read, out)) == rows // 2  # it did nothing on its own account
-    shutil.rmtree(last)  # as it says
+    manifest.unlink()  # as it says
     await run(rows)
     found = newest(state / "checkpoints")
     assert sum(counts_in(found, KEYS).values()) == rows
     assert real.committed(f"{name}.count-group", topic) == {0: rows}
-    for file in (state / "checkpoints").glob("chk-*/manifest.json"):
+    for file in manifest_files(state / "checkpoints"):
         file.write_bytes(b"")
     line = one_line(await asyncio.to_thread(sabot_run, *words, **env), 1)
-    assert f"{found.path / 'manifest.json'} is damaged" in line
+    assert f"{found.path} is damaged" in line
     assert "no older checkpoint can be read either: start with --fresh" in line
 
 

@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from agent_tools import bounded, read_lines, until, write_lines
+from agent_tools import bounded, crash_image, manifests, read_lines, until, write_lines
 
 from sabot import App, RowErrors
 from sabot._cython.channel import Channel
@@ -194,14 +194,8 @@ async def add(state, key, number):
 def crash(directory):
     """What the disk holds now: the checkpoint first, then the sinks' files, which may be ahead of it as after any crash."""
     image = directory.with_name(f"{directory.name}-crashed")
-    while True:
-        complete = [p for p in (directory / "checkpoints").glob("chk-*") if p.suffix != ".tmp"]
-        try:
-            if complete:
-                shutil.copytree(max(complete), image / "checkpoints" / max(complete).name)
-            break
-        except (FileNotFoundError, shutil.Error):  # dropped just now, for newer ones
-            shutil.rmtree(image)
+    if manifests(directory / "checkpoints"):
+        crash_image(directory / "checkpoints", image / "checkpoints")
     image.mkdir(exist_ok=True)
     copy_outputs(directory, image)
     return image
@@ -217,7 +211,9 @@ def next_directory(left, directory):
     """Where the next life begins: nothing but the checkpoints and outputs that are left."""
     directory.mkdir()
     if (left / "checkpoints").exists():
-        shutil.copytree(left / "checkpoints", directory / "checkpoints", ignore=shutil.ignore_patterns("LOCK", "*.tmp"))
+        shutil.copytree(
+            left / "checkpoints", directory / "checkpoints", ignore=shutil.ignore_patterns("LOCK", "scratch")
+        )
     copy_outputs(left, directory)
 
 

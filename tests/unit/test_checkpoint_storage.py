@@ -1,8 +1,11 @@
 """Checkpoints on the disk: complete or not at all, and clear words for what is damaged."""
 
+import contextlib
 import errno
+import hashlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sabot import steps
 from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.checkpoint.storage import StoredTask
+from sabot.checkpoint.storage import StoredLane, StoredPart, StoredTask
 from sabot.errors import CheckpointFailed, CorruptCheckpoint, JobLocked, UserError
 
 
@@ -29,14 +33,26 @@ def write(storage: CheckpointStorage, checkpoint_id: int, data: bytes = b"positi
 
 
 def names(directory: Path) -> list[str]:
-    return sorted(entry.name for entry in directory.iterdir() if entry.name != "LOCK")
+    """Ids of complete checkpoints, and whatever else of one is there."""
+    complete = [path.name[:10] for path in directory.glob("checkpoints/*")]
+    return sorted(complete) + sorted(path.name for path in directory.glob("scratch/[!r]*"))  # not what was restored
+
+
+def file_of(manifest: Manifest, path: str) -> Path:
+    """Where these contents are."""
+    return manifest.path.parents[1] / manifest.contents[path].name
+
+
+def stored(directory: Path) -> set[str]:
+    return {path.relative_to(directory).as_posix() for path in directory.glob("files/*/*")}
 
 
 def test_a_checkpoint_reads_back_as_it_was_written(tmp_path: Path) -> None:
     written = write(CheckpointStorage(tmp_path), 1, b"abc")
     manifest = CheckpointStorage(tmp_path).latest()
     assert manifest == written
-    assert manifest.path == tmp_path / "chk-0000000001"
+    assert manifest.path == tmp_path / "checkpoints" / "0000000001-0000000001.json"
+    assert (manifest.generation, manifest.mark) == (1, (1, 1))
     assert manifest.describe == {"app": "a"}
     assert manifest.tasks["task"].meta == {"offsets": [["in", 0, 7]]}
     assert manifest.read_file("task", "window") == b"abc"
@@ -63,7 +79,7 @@ def test_the_newest_checkpoints_are_kept_and_the_newest_of_all_always(tmp_path: 
     assert storage.ids() == [3, 10]
     assert [manifest.checkpoint_id for manifest in storage.manifests()] == [3, 10]
     assert storage.last_id() == 10
-    assert names(tmp_path) == ["chk-0000000003", "chk-0000000010"]
+    assert names(tmp_path) == ["0000000003", "0000000010"]
     with pytest.raises(UserError, match="retain=0"):
         CheckpointStorage(tmp_path, retain=0)
 
@@ -82,7 +98,7 @@ def test_an_existing_checkpoint_is_never_written_over(tmp_path: Path) -> None:
         write(storage, 1, b"second")
     storage.abort(1)
     assert storage.latest().read_file("task", "window") == b"first"
-    assert names(tmp_path) == ["chk-0000000001"]
+    assert names(tmp_path) == ["0000000001"]
 
 
 def test_clear_forgets_everything(tmp_path: Path) -> None:
@@ -116,17 +132,17 @@ def hold(directory: Path) -> subprocess.Popen[bytes]:
 
 
 def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
-    (tmp_path / "chk-0000000005.tmp").mkdir()
+    (tmp_path / "scratch" / "0000000005").mkdir(parents=True)
     first = hold(tmp_path)
     try:
         assert names(tmp_path) == []  # what a crash left behind went with the lock
-        (tmp_path / "chk-0000000006.tmp").mkdir()
+        (tmp_path / "scratch" / "0000000006").mkdir()
         with pytest.raises(JobLocked) as refused:
             CheckpointStorage(tmp_path).lock()
         assert str(tmp_path) in refused.value.message
         assert f"process {first.pid} on host {os.uname().nodename}" in refused.value.message
         assert "stop that process" in refused.value.hint
-        assert names(tmp_path) == ["chk-0000000006.tmp"]  # the owner's work is left alone
+        assert names(tmp_path) == ["0000000006"]  # the owner's work is left alone
         with pytest.raises(JobLocked):
             CheckpointStorage(tmp_path).begin(7)
     finally:
@@ -159,20 +175,19 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def test_a_damaged_checkpoint_stops_with_the_choice_spelled_out(tmp_path: Path) -> None:
     storage = CheckpointStorage(tmp_path)
-    for checkpoint_id in (1, 2, 3):
-        write(storage, checkpoint_id)
-    (tmp_path / "chk-0000000003/t/state/000001.sst").write_bytes(b"short")
+    first, second, third = (write(storage, checkpoint_id, b"%d" % checkpoint_id) for checkpoint_id in (1, 2, 3))
+    file_of(third, "t/state/000001.sst").write_bytes(b"short")
     with pytest.raises(CorruptCheckpoint) as stopped:
         storage.latest()
-    assert "chk-0000000003/t/state/000001.sst" in stopped.value.message
-    assert "5 bytes, not 9000" in stopped.value.message
-    assert f"remove {tmp_path}/chk-0000000003 to go back to checkpoint 2" in stopped.value.hint
+    assert f"{file_of(third, 't/state/000001.sst')} (t/state/000001.sst)" in stopped.value.message
+    assert "5 bytes, not 1000" in stopped.value.message
+    assert f"remove {third.path} to go back to checkpoint 2" in stopped.value.hint
     assert "--fresh" in stopped.value.hint
 
-    (tmp_path / "chk-0000000002/manifest.json").write_bytes(b"{}")
-    with pytest.raises(CorruptCheckpoint, match=r"chk-0000000003 and \S*chk-0000000002 to go back to checkpoint 1"):
+    second.path.write_bytes(b"{}")
+    with pytest.raises(CorruptCheckpoint, match=f"{third.path} and {second.path} to go back to checkpoint 1"):
         storage.latest()
-    (tmp_path / "chk-0000000001/t/blob").unlink()
+    file_of(first, "t/blob").unlink()
     with pytest.raises(CorruptCheckpoint, match="no older checkpoint can be read either: start with --fresh"):
         storage.latest()
 
@@ -198,9 +213,12 @@ def damage_bit(path: Path) -> None:
 @pytest.mark.parametrize("file", ["manifest.json", "t/blob", "t/state/000001.sst"])
 @pytest.mark.parametrize("damage", [damage_missing, damage_cut, damage_longer, damage_bit])
 def test_every_kind_of_damage_is_found_and_the_file_named(tmp_path: Path, file: str, damage) -> None:
-    write(CheckpointStorage(tmp_path), 4)
-    path = tmp_path / "chk-0000000004" / file
+    written = write(CheckpointStorage(tmp_path), 4)
+    path = written.path if file == "manifest.json" else file_of(written, file)
     damage(path)
+    if file == "manifest.json" and damage is damage_missing:
+        assert CheckpointStorage(tmp_path).latest() is None  # it is the manifest that makes a checkpoint
+        return
     if file == "manifest.json" and damage is damage_longer:
         assert CheckpointStorage(tmp_path).latest().checkpoint_id == 4  # white space after it is harmless
         return
@@ -209,11 +227,11 @@ def test_every_kind_of_damage_is_found_and_the_file_named(tmp_path: Path, file: 
 
 
 @given(at=st.integers(0, 10_000), bit=st.integers(0, 7))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_no_flipped_bit_of_a_manifest_changes_what_is_read(tmp_path_factory, at: int, bit: int) -> None:
     directory = tmp_path_factory.mktemp("flip")
     written = write(CheckpointStorage(directory), 1)
-    path = written.path / "manifest.json"
+    path = written.path
     data = bytearray(path.read_bytes())
     data[at % len(data)] ^= 1 << bit
     path.write_bytes(data)
@@ -226,25 +244,34 @@ def test_no_flipped_bit_of_a_manifest_changes_what_is_read(tmp_path_factory, at:
     assert str(path) in damage
 
 
-def test_a_missing_state_directory_is_damage(tmp_path: Path) -> None:
+def test_a_state_that_wrote_nothing_is_an_empty_directory(tmp_path: Path) -> None:
     storage = CheckpointStorage(tmp_path)
-    directory = storage.begin(1)
-    (directory / "empty").mkdir()
+    (storage.begin(1) / "empty").mkdir()
     storage.commit(1, Manifest(1, 0, {}, {"task": StoredTask(states={"default": "empty"})}))
-    assert storage.latest().state_directory("task", "default").is_dir()
-    (tmp_path / "chk-0000000001/empty").rmdir()
-    with pytest.raises(CorruptCheckpoint, match="chk-0000000001/empty is missing"):
-        storage.latest()
+    assert list(storage.latest().state_directory("task", "default").iterdir()) == []
 
 
 def test_a_newer_format_is_not_guessed_at(tmp_path: Path) -> None:
     storage = CheckpointStorage(tmp_path)
-    path = write(storage, 1).path / "manifest.json"
-    path.write_text('{"format_version": 2, "crc32": 0, "body": {"something": "else"}}')
-    with pytest.raises(CorruptCheckpoint, match="newer Sabot: it has format 2, not 1") as stopped:
+    path = write(storage, 1).path
+    path.write_text('{"format_version": 3, "crc32": 0, "body": {"something": "else"}}')
+    with pytest.raises(CorruptCheckpoint, match="newer Sabot: it has format 3, not 2") as stopped:
         storage.latest()
     assert str(path) in stopped.value.message
     assert "install that version again" in stopped.value.hint
+
+
+def test_checkpoints_of_an_older_format_are_named_and_go_with_a_fresh_start(tmp_path: Path) -> None:
+    (tmp_path / "chk-0000000007").mkdir()
+    storage = CheckpointStorage(tmp_path)
+    with pytest.raises(
+        CorruptCheckpoint, match="chk-0000000007 was written by an older Sabot: it has format 1"
+    ) as stopped:
+        storage.latest()
+    assert "--fresh" in stopped.value.hint
+    storage.clear()
+    assert storage.latest() is None
+    assert not (tmp_path / "chk-0000000007").exists()
 
 
 def test_an_unfinished_checkpoint_is_ignored(tmp_path: Path) -> None:
@@ -255,25 +282,205 @@ def test_an_unfinished_checkpoint_is_ignored(tmp_path: Path) -> None:
     assert storage.last_id() == 1
 
 
-def test_hard_linked_files_are_read_once_and_still_compared(tmp_path: Path, monkeypatch) -> None:
+def test_files_that_a_checkpoint_before_held_are_not_read_nor_written_again(tmp_path: Path, monkeypatch) -> None:
     storage = CheckpointStorage(tmp_path / "checkpoints")
     table = tmp_path / "000007.sst"
     table.write_bytes(b"x" * 100)
-    synced: list[str] = []
-    sync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), sync(fd)))
-    for checkpoint_id in (1, 2):
+    synced, hashed = watch_files(monkeypatch)
+    for checkpoint_id in (1, 2, 3):
         os.link(table, storage.begin(checkpoint_id) / "000007.sst")
         storage.commit(checkpoint_id, Manifest(checkpoint_id, 0))
-    assert [Path(path).parent.name for path in synced if path.endswith(".sst")] == ["chk-0000000001.tmp"]
-    first, second = storage.manifests()
-    assert first.contents == second.contents
+        storage.drop_old()
+    assert [Path(path).name for path in hashed] == ["000007.sst"]
+    assert len([path for path in synced if path.endswith("000007.sst")]) == 1
+    first, second, third = storage.manifests()
+    assert first.contents == second.contents == third.contents
+    assert len(stored(storage.directory)) == 1
 
-    table.unlink()
-    (tmp_path / "checkpoints/chk-0000000002/000007.sst").unlink()
-    (tmp_path / "checkpoints/chk-0000000002/000007.sst").write_bytes(b"y" * 100)
+    file_of(third, "000007.sst").unlink()
+    file_of(third, "000007.sst").write_bytes(b"y" * 100)
     with pytest.raises(CorruptCheckpoint, match="its checksum differs"):
         storage.latest()
+
+
+def test_what_was_restored_by_links_is_not_read_again_by_the_next_run(tmp_path: Path, monkeypatch) -> None:
+    first = CheckpointStorage(tmp_path)
+    write(first, 1)
+    first.unlock()
+    storage = CheckpointStorage(tmp_path)
+    storage.lock()
+    restored = storage.latest().state_directory("task", "default")
+    _, hashed = watch_files(monkeypatch)
+    directory = storage.begin(2)
+    os.link(restored / "000001.sst", directory / "000001.sst")
+    (directory / "new").write_bytes(b"new")
+    second = storage.commit(2, Manifest(2, 0))
+    assert [Path(path).name for path in hashed] == ["new"]
+    assert second.contents["000001.sst"].generation == 1  # it lies where the run before put it
+    assert (second.contents["new"].generation, second.generation) == (2, 2)
+    storage.release_restored()
+    assert not restored.exists()
+    storage.verify(second)
+
+
+def watch_files(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
+    """Paths of files that are synced, and of files that are hashed."""
+    synced: list[str] = []
+    hashed: list[str] = []
+    sync, digest = os.fsync, hashlib.file_digest
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), sync(fd)))
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda file, name: (hashed.append(str(file.name)), digest(file, name))[1]
+    )
+    return synced, hashed
+
+
+def test_a_file_goes_with_the_last_manifest_that_lists_it(tmp_path: Path) -> None:
+    storage = CheckpointStorage(tmp_path, retain=2)
+
+    def save(checkpoint_id: int, **files: bytes) -> set[str]:
+        directory = storage.begin(checkpoint_id)
+        for name, data in files.items():
+            (directory / name).write_bytes(data)
+        storage.commit(checkpoint_id, Manifest(checkpoint_id, 0))
+        storage.drop_old()
+        return {data.decode() for data in map(Path.read_bytes, tmp_path.glob("files/*/*"))}
+
+    assert save(1, a=b"one", b=b"both", twice=b"one") == {"one", "both"}
+    assert save(2, b=b"both", c=b"two") == {"one", "both", "two"}
+    assert save(3, c=b"two") == {"both", "two"}
+    storage.unlock()
+    (tmp_path / "files/ab").mkdir(exist_ok=True)
+    (tmp_path / f"files/ab/ab{'0' * 62}-1").write_bytes(b"left by a crash")
+    (tmp_path / f"files/ab/ab{'0' * 62}-9").write_bytes(b"of a later generation")
+    (tmp_path / "files/ab/stranger").write_bytes(b"not ours")
+    strangers = {"of a later generation", "not ours"}
+    assert save(4, d=b"four") == {"two", "four"} | strangers
+    assert save(5, e=b"five") == {"four", "five"} | strangers
+
+
+def test_as_long_as_a_manifest_cannot_be_read_no_file_goes(tmp_path: Path) -> None:
+    storage = CheckpointStorage(tmp_path, retain=2)
+    first = write(storage, 1, b"first")
+    write(storage, 2, b"second")
+    storage.unlock()
+    damage_bit(first.path)
+    before = stored(tmp_path)
+    storage.clear()
+    assert storage.ids() == []
+    storage = CheckpointStorage(tmp_path / "other", retain=2)
+    bad = write(storage, 1, b"first")
+    storage.unlock()
+    damage_bit(bad.path)
+    write(storage, 2, b"second")
+    storage.drop_old()
+    assert file_of(bad, "t/blob").exists()
+    write(storage, 3, b"third")
+    storage.drop_old()
+    storage.drop_old()
+    assert storage.ids() == [2, 3]
+    assert not file_of(bad, "t/blob").exists()
+    assert before
+
+
+def test_a_pinned_checkpoint_stays(tmp_path: Path) -> None:
+    storage = CheckpointStorage(tmp_path, retain=1)
+    first = write(storage, 1, b"first")
+    with storage.pinned(first):
+        write(storage, 2, b"second")
+        storage.drop_old()
+        storage.verify(first)
+    storage.drop_old()
+    assert storage.ids() == [2]
+    assert not file_of(first, "t/blob").exists()
+
+
+def test_generations_grow_and_a_fresh_start_counts_only_its_own(tmp_path: Path) -> None:
+    first = CheckpointStorage(tmp_path)
+    assert first.generation == 0
+    write(first, 1)
+    assert first.generation == 1
+    first.unlock()
+    second = CheckpointStorage(tmp_path)
+    write(second, 2)
+    assert second.generation == 2
+    second.claim_above(1)
+    assert second.generation == 2
+    second.claim_above(40)
+    assert second.generation == 41
+    second.clear()
+    assert (second.generation, second.ids(), second.last_id()) == (42, [], 0)
+    assert stored(tmp_path) == set()
+    write(second, 1)
+    second.unlock()
+    for generation in range(43, 70):
+        second.lock()
+        assert second.generation == generation
+        second.unlock()
+    assert len(list(tmp_path.glob("claims/*"))) == 10  # this one, eight before it, and the one that began afresh
+    assert second.ids() == [1]
+
+
+# Savepoints
+
+
+def test_a_savepoint_is_the_checkpoint_by_itself_in_another_place(tmp_path: Path) -> None:
+    storage = CheckpointStorage(tmp_path / "checkpoints", retain=1)
+    manifest = write(storage, 7, b"abc")
+    assert storage.copy_to(manifest, tmp_path / "deep/savepoint") == tmp_path / "deep/savepoint"
+    shutil.rmtree(tmp_path / "checkpoints")
+    savepoint = CheckpointStorage(tmp_path / "deep/savepoint")
+    found = savepoint.latest()
+    assert (found.checkpoint_id, found.generation, found.contents) == (7, 1, manifest.contents)
+    assert found.read_file("task", "window") == b"abc"
+    assert (found.state_directory("task", "default") / "000001.sst").read_bytes() == b"abc" * 1000
+    assert not (savepoint.directory / "LOCK").exists()  # read without owning it
+
+
+def test_a_savepoint_on_the_same_disk_is_linked(tmp_path: Path) -> None:
+    storage = CheckpointStorage(tmp_path / "checkpoints")
+    manifest = write(storage, 1)
+    storage.copy_to(manifest, tmp_path / "savepoint")
+    copy = CheckpointStorage(tmp_path / "savepoint").latest()
+    assert file_of(copy, "t/blob").samefile(file_of(manifest, "t/blob"))
+
+
+def test_a_savepoint_is_never_put_over_another(tmp_path: Path) -> None:
+    storage = CheckpointStorage(tmp_path / "checkpoints")
+    first, second = write(storage, 1), write(storage, 2)
+    storage.copy_to(first, tmp_path / "savepoint")
+    with pytest.raises(UserError, match="savepoint holds a checkpoint already"):
+        storage.copy_to(second, tmp_path / "savepoint")
+    assert CheckpointStorage(tmp_path / "savepoint").ids() == [1]
+
+
+def test_a_checkpoint_that_went_meanwhile_cannot_be_copied(tmp_path: Path) -> None:
+    storage = CheckpointStorage(tmp_path / "checkpoints", retain=1)
+    first = write(storage, 1, b"first")
+    write(storage, 2, b"second")
+    storage.drop_old()
+    with pytest.raises(CheckpointFailed, match="checkpoint 1 could not be copied"):
+        CheckpointStorage(tmp_path / "checkpoints").copy_to(first, tmp_path / "savepoint")
+    assert CheckpointStorage(tmp_path / "savepoint").latest() is None
+    CheckpointStorage(tmp_path / "checkpoints").copy_to(
+        storage.latest(), tmp_path / "savepoint"
+    )  # the place is still free
+
+
+# Undelivered output
+
+
+def test_parts_of_output_are_read_from_a_file_on_this_machine(tmp_path: Path) -> None:
+    storage = CheckpointStorage(tmp_path)
+    directory = storage.begin(1)
+    (directory / "stages/lane").mkdir(parents=True)
+    (directory / "stages/lane/7.arrow").write_bytes(b"rows")
+    part = StoredPart(7, "stages/lane/7.arrow", 1)
+    storage.commit(1, Manifest(1, 0, lanes={"lane": StoredLane("out", 7, 6, [part])}))
+    manifest = CheckpointStorage(tmp_path).latest()
+    assert manifest.part_path(manifest.lanes["lane"].pending[0]).read_bytes() == b"rows"
+    with pytest.raises(CorruptCheckpoint, match="has no file stages/lane/8"):
+        manifest.part_path(StoredPart(8, "stages/lane/8.arrow", 1))
 
 
 # Crashes: the process ends before the n-th change or sync that it asks the system for
@@ -298,7 +505,7 @@ def crashing(monkeypatch: pytest.MonkeyPatch, before_step: int) -> list[str]:
 
         monkeypatch.setattr(module, name, step)
 
-    for name in ("fsync", "rename", "mkdir", "unlink", "rmdir"):
+    for name in ("fsync", "rename", "link", "mkdir", "unlink", "rmdir"):
         guard(os, name)
     guard(Path, "write_bytes")
     guard(Path, "mkdir")
@@ -306,20 +513,20 @@ def crashing(monkeypatch: pytest.MonkeyPatch, before_step: int) -> list[str]:
     return done
 
 
-def test_a_crash_before_any_step_leaves_the_old_checkpoint_or_the_new(tmp_path: Path) -> None:
+def crash_before_each(tmp_path: Path, arm) -> list[bytes]:
+    """A second checkpoint is written over and over, each time with a crash one step later; -> what was found afterwards."""
     seen: list[bytes] = []
     for before_step in range(1000):
         directory = tmp_path / str(before_step)
         storage = CheckpointStorage(directory, retain=1)
         write(storage, 1, b"old")
-        with pytest.MonkeyPatch.context() as patch:
-            steps = crashing(patch, before_step)
-            try:
-                write(storage, 2, b"new")
-                storage.drop_old()
-                finished = True
-            except Crash:
-                finished = False
+        finished = False
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Crash):
+            arm(patch, before_step)
+            write(storage, 2, b"new")
+            storage.drop_old()
+            finished = True
+        steps.watch(None)
         storage.unlock()  # as the kernel does for a process that is gone
         again = CheckpointStorage(directory, retain=1)
         before_lock = again.latest()
@@ -329,23 +536,90 @@ def test_a_crash_before_any_step_leaves_the_old_checkpoint_or_the_new(tmp_path: 
         value = manifest.read_file("task", "window")
         assert (manifest.checkpoint_id, value) in {(1, b"old"), (2, b"new")}
         again.drop_old()
-        assert len(names(directory)) == 1
+        assert names(directory) == [f"{manifest.checkpoint_id:010d}"]
+        assert stored(directory) == {file.name for file in manifest.contents.values()}
         write(again, manifest.checkpoint_id + 1, b"next")
         assert again.latest().read_file("task", "window") == b"next"
         again.unlock()
         seen.append(value)
         if finished:
             break
-    assert steps.count("rename") == 2
-    assert steps.index("rename") > 8
-    switch = steps.index("rename") + 1
+    switch = seen.index(b"new")
     assert seen == [b"old"] * switch + [b"new"] * (len(seen) - switch)
+    return seen
+
+
+def test_a_crash_before_any_system_call_leaves_the_old_checkpoint_or_the_new(tmp_path: Path) -> None:
+    done: list[list[str]] = []
+    seen = crash_before_each(tmp_path, lambda patch, before_step: done.append(crashing(patch, before_step)))
+    switch = done[-1].index("link") + 1  # the manifest gets its name
+    assert switch > 8
+    assert seen.index(b"new") == switch
+
+
+class CrashAt:
+    """Ends the process before the n-th step, or in the middle of it, or after it."""
+
+    def __init__(self, at: int, moment: str) -> None:
+        self.at = at
+        self.moment = moment
+        self.names: list[str] = []
+
+    def before(self, name: str, what: str) -> None:
+        self.names.append(name)
+        if self.moment == "before" and len(self.names) == self.at + 1:
+            raise Crash
+
+    def after(self, name: str, what: str) -> None:
+        if self.moment != "before" and len(self.names) == self.at + 1:
+            raise Crash
+
+    def torn(self, name: str, what: str, size: int) -> int:
+        return size // 2 if self.moment == "torn" and len(self.names) == self.at + 1 else size
+
+
+@pytest.mark.parametrize("moment", ["before", "torn", "after"])
+def test_a_crash_at_any_step_leaves_the_old_checkpoint_or_the_new(tmp_path: Path, moment: str) -> None:
+    watchers: list[CrashAt] = []
+
+    def arm(patch: pytest.MonkeyPatch, at: int) -> None:
+        watchers.append(CrashAt(at, moment))
+        steps.watch(watchers[-1])
+
+    seen = crash_before_each(tmp_path, arm)
+    manifest = watchers[-1].names.index("manifest")
+    assert watchers[-1].names[:manifest] == ["rename"] * 2  # the empty file is there already
+    assert seen.index(b"new") == manifest + {"before": 1, "torn": 1, "after": 0}[moment]
+
+
+def test_a_crash_in_a_copy_leaves_no_savepoint_or_a_whole_one(tmp_path: Path) -> None:
+    storage = CheckpointStorage(tmp_path / "checkpoints")
+    manifest = write(storage, 1)
+    found = []
+    for at in range(100):
+        steps.watch(CrashAt(at, "torn"))
+        place = tmp_path / f"savepoint-{at}"
+        try:
+            storage.copy_to(manifest, place)
+            break
+        except Crash:
+            pass
+        finally:
+            steps.watch(None)
+        copy = CheckpointStorage(place).latest()
+        found.append(copy)
+        assert copy is None or copy.contents == manifest.contents
+        if copy is None:
+            storage.copy_to(manifest, place)  # it may be made again
+        assert CheckpointStorage(place).latest().read_file("task", "window") == b"positions"
+    assert at > 3
+    assert found[0] is None
 
 
 # A full disk
 
 
-@pytest.mark.parametrize("name", ["fsync", "rename", "mkdir"])
+@pytest.mark.parametrize("name", ["fsync", "rename", "mkdir", "link"])
 def test_an_error_of_the_disk_fails_this_checkpoint_only(tmp_path: Path, monkeypatch, name: str) -> None:
     storage = CheckpointStorage(tmp_path)
     write(storage, 1)
@@ -363,7 +637,7 @@ def test_an_error_of_the_disk_fails_this_checkpoint_only(tmp_path: Path, monkeyp
         with monkeypatch.context() as patch:
             patch.setattr(os, name, full)
             try:
-                write(storage, 2)
+                write(storage, 2, b"%d" % after)
             except (CheckpointFailed, OSError) as error:
                 failure = error
         if failure is None:
@@ -375,7 +649,7 @@ def test_an_error_of_the_disk_fails_this_checkpoint_only(tmp_path: Path, monkeyp
         else:
             assert name == "mkdir"  # of this test's own directories
         storage.abort(2)
-        assert names(tmp_path) == ["chk-0000000001"]
+        assert names(tmp_path) == ["0000000001"]
         assert storage.latest().checkpoint_id == 1
     else:
         pytest.fail("it never came to an end")
@@ -410,4 +684,4 @@ def test_a_manifest_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> N
     result = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     assert f"could not be written to {tmp_path}: File too large" in result.stdout
-    assert names(tmp_path) == ["chk-0000000001", "chk-0000000003"]
+    assert names(tmp_path) == ["0000000001", "0000000003"]

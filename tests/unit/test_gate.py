@@ -326,6 +326,7 @@ def test_statistics_name_what_is_awaited():
         "awaited": 2,
         "barriers_total": 0,
         "aborts_total": 0,
+        "alignment_seconds": 0.0,
     }
 
 

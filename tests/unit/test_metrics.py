@@ -3,7 +3,6 @@
 import asyncio
 import http.client
 import itertools
-import shutil
 import sys
 import threading
 from pathlib import Path
@@ -12,7 +11,7 @@ from urllib.request import urlopen
 
 import pyarrow as pa
 import pytest
-from agent_tools import checkpoint, processed, publish, started, state_of, until
+from agent_tools import checkpoint, manifest_files, processed, publish, started, state_of, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from sabot import App
@@ -131,13 +130,17 @@ async def test_an_app_has_just_these_names_and_labels(app: App) -> None:
         "sabot_checkpoint_seconds": {"app"},
         "sabot_checkpoint_bytes": {"app"},
         "sabot_checkpoint_failed_total": {"app"},
+        "sabot_checkpoint_sync_seconds": {"app", "operator"},
+        "sabot_checkpoint_alignment_seconds": {"app", "operator"},
+        "sabot_restarts_total": {"app"},
         "sabot_state_bytes": {"app"},
         "sabot_state_keys": {"app"},
     }
 
 
 def test_an_app_that_never_ran_has_figures_too(app: App) -> None:
-    assert read(app) == {("sabot_checkpoint_failed_total", frozenset({("app", "shop")})): 0}
+    shop = frozenset({("app", "shop")})
+    assert read(app) == {("sabot_checkpoint_failed_total", shop): 0, ("sabot_restarts_total", shop): 0}
 
 
 async def test_a_failed_agent_is_counted_and_its_unread_rows_are_lag(app: App) -> None:
@@ -289,9 +292,9 @@ async def test_no_counter_goes_back_when_an_older_checkpoint_is_restored(tmp_pat
         await checkpoint(app)
         running = read(app)
     stopped = read(app)
-    for newer in tmp_path.glob("chk-*"):
-        if int(newer.name.removeprefix("chk-")) > first:
-            shutil.rmtree(newer)
+    for newer in manifest_files(tmp_path):
+        if int(newer.name.split("-")[0]) > first:
+            newer.unlink()
     seen = []
     async with started(app):
         assert app.agent_runtime.restored_from == first

@@ -116,7 +116,7 @@ def test_the_graph_is_mermaid(app, orders):
         (lambda s: s.key_by("account").aggregate(sabot.count(), ttl="1h"), "has no name"),
         (lambda s: s.window(tumbling("1m")).aggregate(sabot.count()), "has no name"),
         (lambda s: s.flat_map(list, schema=["id"]), r"schema=\['id'\] is no schema"),
-        (lambda s: s.to("x", delivery="exactly_once"), "exactly_once"),
+        (lambda s: s.to("x", delivery="twice"), "exactly_once"),
         (lambda s: s.to(3), "no topic and no Sink"),
         (lambda s: s.collect(), "has no end"),
         (lambda s: s.map_batches(3), "no function"),

@@ -11,8 +11,9 @@ from pyarrow import ipc
 from pyarrow import parquet as pq
 
 from sabot._cython.batch import Batch
+from sabot.connectors.files.delivered import Growth, JournalGrowth
 from sabot.connectors.files.parts import Part, RowWriter, SealedPart, batches_of_frame, frame_of_batches
-from sabot.connectors.files.sink import PART_BYTES, FileSink, decoded_rows
+from sabot.connectors.files.sink import FileSink, decoded_rows
 from sabot.errors import UserError
 
 __all__ = ["ArrowSink", "ParquetSink"]
@@ -26,7 +27,7 @@ MAX_GROUP_ROWS = 1 << 20
 class _ColumnSink(FileSink):
     """Batches of one schema into a format of columns."""
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool, part_bytes: int) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool, part_bytes: int | None) -> None:
         super().__init__(path, overwrite=overwrite, part_bytes=part_bytes)
         self._schema: pa.Schema | None = None
 
@@ -38,15 +39,22 @@ class _ColumnSink(FileSink):
     def _batches(self, path: Path) -> Iterator[pa.RecordBatch]:
         """Of a complete file."""
 
-    def open(self) -> None:
+    def _forget(self) -> None:
         self._schema = None
-        super().open()
 
     def _new_part(self, path: Path) -> Part[pa.RecordBatch]:
         return SealedPart(path, self)
 
-    def _rows(self, batch: Batch, part: Part[pa.RecordBatch]) -> pa.RecordBatch:
+    def _new_growth(self, path: Path) -> Growth[pa.RecordBatch]:
+        return JournalGrowth(path, self)
+
+    def _rows(self, batch: Batch, *, first: bool) -> pa.RecordBatch:
         return self._fitting(_own(decoded_rows(self, batch)))
+
+    def _try_empty(self) -> None:
+        writer = self.start(pa.BufferOutputStream(), None)
+        if writer is not None:
+            writer.close()
 
     def _fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
         """All rows have the columns of the first ones."""
@@ -93,7 +101,7 @@ class ParquetSink(_ColumnSink):
         *,
         overwrite: bool = False,
         compression: str = "snappy",
-        part_bytes: int = PART_BYTES,
+        part_bytes: int | None = None,
     ) -> None:
         super().__init__(path, overwrite=overwrite, part_bytes=part_bytes)
         self._compression = compression
@@ -117,7 +125,7 @@ class ArrowSink(_ColumnSink):
         *,
         overwrite: bool = False,
         compression: str | None = None,
-        part_bytes: int = PART_BYTES,
+        part_bytes: int | None = None,
     ) -> None:
         super().__init__(path, overwrite=overwrite, part_bytes=part_bytes)
         self._options = ipc.IpcWriteOptions(compression=compression)

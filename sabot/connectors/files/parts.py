@@ -20,22 +20,29 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from sabot.errors import UserError
+from sabot.steps import step
 
 __all__ = [
+    "FRAME_BYTES",
+    "JOURNAL_MAGIC",
     "AppendedPart",
     "Encoding",
     "Part",
     "RowWriter",
     "SealedPart",
     "batches_of_frame",
+    "beside",
+    "frame_head",
     "frame_of_batches",
+    "frames_of",
     "journal_of",
+    "remove",
     "sync_folder",
     "unfinished",
 ]
 
 FRAME_BYTES = 32 << 20  # of rows that wait in memory for the journal
-_MAGIC = b"SABOTJ1\n"
+JOURNAL_MAGIC = b"SABOTJ1\n"
 _HEAD = struct.Struct("<QI")  # bytes of the frame, their CRC-32
 
 Rows = TypeVar("Rows")
@@ -111,13 +118,14 @@ class AppendedPart(Part[bytes]):
     def __init__(self, path: Path, *, hidden: bool, truncate: bool, cut: Callable[[BinaryIO, int], int]) -> None:
         self.path = path
         self._hidden = hidden
-        target = _beside(path, "tmp") if hidden else path
-        self._file: BinaryIO = open(target, "w+b" if truncate else "a+b")  # noqa: SIM115 - closed by close()
+        target = beside(path, "tmp") if hidden else path
+        self._file = _open_or_create(target)
         try:
             end = self._file.seek(0, os.SEEK_END)
-            keep = cut(self._file, end)
+            keep = 0 if truncate else cut(self._file, end)
             if keep < end:
-                self._file.truncate(keep)
+                with step("truncate", target):
+                    self._file.truncate(keep)
             self._file.seek(0, os.SEEK_END)
             self._size = keep
             self.rows = keep > 0
@@ -128,19 +136,22 @@ class AppendedPart(Part[bytes]):
 
     def write(self, rows: bytes) -> None:
         self.rows, self.clean = True, False
-        self._file.write(rows)
+        with step("append", self.path) as each:
+            each.write(self._file, rows)
         self._size += len(rows)
 
     def flush(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with step("sync", self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self.clean = True
 
     def seal(self) -> bool:
         self.flush()
         self._file.close()
         if self._hidden:
-            os.rename(_beside(self.path, "tmp"), self.path)
+            with step("rename", self.path):
+                os.rename(beside(self.path, "tmp"), self.path)
             sync_folder(self.path.parent)
         return True
 
@@ -163,7 +174,7 @@ class SealedPart(Part[Rows]):
     def __init__(self, path: Path, encoding: Encoding[Rows]) -> None:
         self.path = path
         self._encoding = encoding
-        self._temporary = _beside(path, "tmp")
+        self._temporary = beside(path, "tmp")
         self._file: Any = None
         self._writer: RowWriter[Rows] | None = None
         self._waiting: list[Rows] = []  # not in the journal yet
@@ -181,8 +192,8 @@ class SealedPart(Part[Rows]):
 
     def take_over(self) -> None:
         """The rows of the complete file that is there come first. Until the journal has all of them it is not the journal."""
-        copy = _beside(self.path, "copy")
-        copy.unlink(missing_ok=True)
+        copy = beside(self.path, "copy")
+        remove(copy)
         self._journal = Journal(copy)
         for rows in self._encoding.read(self.path):
             self.write(rows)
@@ -191,10 +202,12 @@ class SealedPart(Part[Rows]):
 
     def _add(self, rows: Rows) -> None:
         if self._writer is None:
-            self._file = pa.OSFile(os.fspath(self._temporary), "wb")
+            with step("create", self._temporary):
+                self._file = pa.OSFile(os.fspath(self._temporary), "wb")
             self._writer = self._encoding.start(self._file, rows)
             assert self._writer is not None
-        self._writer.write(rows)
+        with step("write", self._temporary):
+            self._writer.write(rows)
         self.rows = True
 
     def write(self, rows: Rows) -> None:
@@ -222,16 +235,19 @@ class SealedPart(Part[Rows]):
 
     def seal(self) -> bool:
         if self._writer is None:
-            self._file = pa.OSFile(os.fspath(self._temporary), "wb")
+            with step("create", self._temporary):
+                self._file = pa.OSFile(os.fspath(self._temporary), "wb")
             self._writer = self._encoding.start(self._file, None)
         made = self._writer is not None
         if self._writer is not None:
             writer, self._writer = self._writer, None
-            writer.close()
-            self._file.close()
-            with open(self._temporary, "rb") as file:
+            with step("write", self._temporary):
+                writer.close()
+                self._file.close()
+            with step("sync", self._temporary), open(self._temporary, "rb") as file:
                 os.fsync(file.fileno())
-            os.rename(self._temporary, self.path)
+            with step("rename", self.path):
+                os.rename(self._temporary, self.path)
             sync_folder(self.path.parent)
         self.clean = True
         if self._journal is not None:
@@ -254,7 +270,7 @@ class SealedPart(Part[Rows]):
             writer.close()  # a writer that is not closed says so when it is collected
         if file is not None:
             file.close()
-            self._temporary.unlink(missing_ok=True)
+            remove(self._temporary)
 
 
 class Journal:
@@ -262,15 +278,16 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: BinaryIO = open(path, "a+b")  # noqa: SIM115 - closed by close()
+        self._file = _open_or_create(path)
         try:
             self._file.seek(0)
-            start = self._file.read(len(_MAGIC))
-            if not _MAGIC.startswith(start.rstrip(b"\0")):  # zeros: the size was on the disk, the bytes were not
+            start = self._file.read(len(JOURNAL_MAGIC))
+            if not JOURNAL_MAGIC.startswith(start.rstrip(b"\0")):  # zeros: the size was on the disk, the bytes were not
                 raise UserError(f"file {os.fspath(path)!r} is no journal of a sink of files", hint="move it away")
-            if start != _MAGIC:
-                self._file.truncate(0)
-                self._file.write(_MAGIC)
+            if start != JOURNAL_MAGIC:
+                with step("append", path) as each:
+                    self._file.truncate(0)
+                    each.write(self._file, JOURNAL_MAGIC)
         except BaseException:
             self._file.close()
             raise
@@ -278,53 +295,71 @@ class Journal:
     def frames(self) -> Iterator[Any]:
         """What was appended; what a crash has left unfinished at the end is cut off."""
         end = self._file.seek(0, os.SEEK_END)
-        at = len(_MAGIC)
-        while at < end:
-            self._file.seek(at)
-            head = self._file.read(_HEAD.size)
-            if len(head) < _HEAD.size:
-                break
-            length, check = _HEAD.unpack(head)
-            if length > end - at - _HEAD.size:
-                break
-            frame = self._file.read(length)
-            if _check(frame) != check:
-                break
-            yield pa.py_buffer(frame)
-            at += _HEAD.size + length
-        self._file.truncate(at)
+        at = len(JOURNAL_MAGIC)
+        for frame in frames_of(self._file, at, end):
+            yield frame
+            at += _HEAD.size + len(frame)
+        if at < end:
+            with step("truncate", self.path):
+                self._file.truncate(at)
         self._file.seek(0, os.SEEK_END)
 
     def append(self, frame: Any) -> None:
         """Not durable before `sync`."""
-        self._file.write(_HEAD.pack(len(frame), _check(frame)))
-        self._file.write(frame)
+        with step("append", self.path) as each:
+            each.write(self._file, frame_head(frame))
+        with step("append", self.path) as each:
+            each.write(self._file, frame)
 
     def sync(self) -> None:
         """All that was appended is on the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with step("sync", self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
         sync_folder(self.path.parent)
 
     def rename(self, path: Path) -> None:
         """Durably."""
-        os.rename(self.path, path)
+        with step("rename", path):
+            os.rename(self.path, path)
         self.path = path
         sync_folder(path.parent)
 
     def delete(self) -> None:
         """It is not needed any more."""
         self.close()
-        self.path.unlink(missing_ok=True)
+        remove(self.path)
 
     def close(self) -> None:
         """Lets go of the file. Idempotent."""
         self._file.close()
 
 
+def frames_of(file: BinaryIO, at: int, end: int) -> Iterator[Any]:
+    """The frames of a journal from here on, up to the first that is not whole or not as it was written."""
+    while at < end:
+        file.seek(at)
+        head = file.read(_HEAD.size)
+        if len(head) < _HEAD.size:
+            return
+        length, check = _HEAD.unpack(head)
+        if length > end - at - _HEAD.size:
+            return
+        frame = file.read(length)
+        if _check(frame) != check:
+            return
+        at += _HEAD.size + length
+        yield pa.py_buffer(frame)
+
+
+def frame_head(frame: Any) -> bytes:
+    """What stands before a frame."""
+    return _HEAD.pack(len(frame), _check(frame))
+
+
 def _check(frame: Any) -> int:
     """Not 0 for an empty frame: zeros are no frame."""
-    return zlib.crc32(frame, len(_MAGIC))
+    return zlib.crc32(frame, len(JOURNAL_MAGIC))
 
 
 def frame_of_batches(batches: list[pa.RecordBatch]) -> Any:
@@ -342,24 +377,41 @@ def batches_of_frame(frame: Any) -> Iterator[pa.RecordBatch]:
         yield from reader
 
 
-def _beside(path: Path, kind: str) -> Path:
+def beside(path: Path, kind: str) -> Path:
+    """The hidden file of this kind that belongs to `path`."""
     return path.parent / f".{path.name}.{kind}"
 
 
 def journal_of(path: Path) -> Path:
     """Where the journal of a file is, if it has one."""
-    return _beside(path, "journal")
+    return beside(path, "journal")
 
 
 def unfinished(path: Path) -> list[Path]:
     """The hidden files beside `path` that are there."""
-    return [found for kind in ("tmp", "journal", "copy") if (found := _beside(path, kind)).exists()]
+    return [found for kind in ("tmp", "journal", "copy") if (found := beside(path, kind)).exists()]
+
+
+def _open_or_create(path: Path) -> BinaryIO:
+    """To read, and to write at its end."""
+    if not path.exists():
+        with step("create", path):
+            path.touch()
+    return open(path, "a+b")
+
+
+def remove(path: Path) -> None:
+    """The file is not there."""
+    if path.exists():
+        with step("remove", path):
+            path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
     """Names in it are on the disk."""
     number = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(number)
+        with step("sync", folder):
+            os.fsync(number)
     finally:
         os.close(number)

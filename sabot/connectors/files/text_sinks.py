@@ -13,14 +13,15 @@ from pyarrow import csv
 from sabot._cython.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.base import to_records
+from sabot.connectors.files.delivered import Growth, JournalGrowth, TextGrowth
 from sabot.connectors.files.parts import AppendedPart, Part, RowWriter, SealedPart
 from sabot.connectors.files.paths import COMPRESSION, bare_suffix, codec_of
-from sabot.connectors.files.sink import PART_BYTES, FileSink, decoded_rows
+from sabot.connectors.files.sink import FileSink, decoded_rows
 from sabot.errors import UserError
 
 __all__ = ["CsvSink", "NdjsonSink", "end_of_lines", "end_of_records"]
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = HEAD_BYTES = 1 << 20
 _ENDINGS = {codec: suffix for suffix, codec in reversed(COMPRESSION.items())}
 
 
@@ -35,7 +36,7 @@ class _TextSink(FileSink):
         *,
         overwrite: bool = False,
         compression: str | None = None,
-        part_bytes: int = PART_BYTES,
+        part_bytes: int | None = None,
     ) -> None:
         super().__init__(path, overwrite=overwrite, part_bytes=part_bytes)
         self._compression = codec_of(self.name) if compression is None else compression
@@ -60,8 +61,15 @@ class _TextSink(FileSink):
     def _ending(self) -> str:
         return self.suffix + ("" if self._compression is None else _ENDINGS[self._compression])
 
-    def _continues(self, path: Path) -> bool:
+    @property
+    def _continues(self) -> bool:
         return self._compression is None
+
+    def _forget(self) -> None:
+        self._first = b""
+
+    def _begins_with(self, rows: bytes) -> None:
+        self._first = rows[:HEAD_BYTES]
 
     def _new_part(self, path: Path) -> Part[bytes]:
         self._first = b""
@@ -70,13 +78,16 @@ class _TextSink(FileSink):
         truncate = self._anew and not self._folder
         part = AppendedPart(path, hidden=self._folder, truncate=truncate, cut=self._end_of_rows)
         if part.rows:
-            self._first = part.head()
+            self._begins_with(part.head())
         return part
 
-    def _rows(self, batch: Batch, part: Part[bytes]) -> bytes:
+    def _new_growth(self, path: Path) -> Growth[bytes]:
+        return JournalGrowth(path, self) if self._compression is not None else TextGrowth(path, hidden=self._folder)
+
+    def _rows(self, batch: Batch, *, first: bool) -> bytes:
         lines = self._lines(batch)
         head = self._head(batch.schema)
-        if not part.rows:
+        if first:
             self._first = head
             return head + lines
         if not self._first.startswith(head):
@@ -86,11 +97,8 @@ class _TextSink(FileSink):
             )
         return lines
 
-    def _before_seal(self) -> None:
-        if self._part is not None and not self._part.rows and self._expected is not None:
-            head = self._head(self._expected)
-            if head:
-                self._part.write(head)
+    def _before_first(self) -> bytes | None:
+        return None if self._expected is None else self._head(self._expected) or None
 
     # -- as the encoding of a compressed file --------------------------------------------------------------------------
 
@@ -112,7 +120,7 @@ class _TextSink(FileSink):
 
     def unframe(self, frame: pa.Buffer) -> Iterator[bytes]:
         text = frame.to_pybytes()
-        self._first = self._first or text[: 1 << 20]
+        self._first = self._first or text[:HEAD_BYTES]
         yield text
 
 
@@ -167,7 +175,7 @@ class CsvSink(_TextSink):
         delimiter: str | None = None,
         overwrite: bool = False,
         compression: str | None = None,
-        part_bytes: int = PART_BYTES,
+        part_bytes: int | None = None,
     ) -> None:
         super().__init__(path, overwrite=overwrite, compression=compression, part_bytes=part_bytes)
         self._delimiter = delimiter or ("\t" if bare_suffix(self.name) == ".tsv" else ",")

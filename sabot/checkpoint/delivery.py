@@ -1,0 +1,621 @@
+"""Exactly-once output: saved with its epoch's checkpoint, delivered when that is complete.
+
+    write ─▶ part (a file) ─▶ seal, at a barrier ─▶ manifest lists it ─▶ release ─▶ deliver, in order ─▶ the next manifest
+    sink's thread                                   coordinator                     lane's thread        lists it no more
+
+A lane is one such sink of a job. Its parts are numbered (`tokens`), and the receiver keeps the number of the last one that it has
+(`Sink.deliver`), so a part that was delivered just before a crash is known at the next start. A part is cut by bytes only, where it
+is written, because a part that is given again must be the same part.
+
+A receiver that does not answer stops nothing but itself: checkpoints go on, and list what waits. When that becomes too much
+(`FULL_EPOCHS`, `FULL_BYTES`) the sources are held until some of it is gone.
+"""
+
+import asyncio
+import logging
+import re
+import shutil
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+from pyarrow import ipc
+
+from sabot._cython.batch import Batch
+from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredLane, StoredPart
+from sabot.checkpoint.tokens import Opening, opening
+from sabot.clock import Clock
+from sabot.connectors.base import Lane, Sink
+from sabot.errors import JobLocked, SabotError, TransientError, UserError
+from sabot.steps import step
+
+__all__ = ["FULL_BYTES", "FULL_EPOCHS", "PART_BYTES", "Delivery", "StagedSink", "read_part"]
+
+_log = logging.getLogger(__name__)
+
+PART_BYTES = 64 << 20  # a part is cut when it has so many
+FULL_EPOCHS = 16  # complete checkpoints whose output waits, of one lane
+FULL_BYTES = 1 << 30  # of parts that wait or are being written, of one lane
+CHUNK_BYTES = 1 << 20  # small batches are put together before they are written
+RENEW_SECONDS = 3600.0  # a token that is not renewed may be forgotten by its receiver
+_BACKOFF_SECONDS = (0.2, 10.0)  # after a failed delivery: the first wait, doubled up to the last
+
+
+@dataclass
+class _Part:
+    """A piece of output on the disk."""
+
+    seq: int
+    path: Path
+    rows: int
+    nbytes: int
+    ours: bool = True  # the file is a scratch file; else it belongs to the checkpoint that was restored
+
+
+class Spawned(Protocol):
+    """A thread of control."""
+
+    def start(self) -> None:
+        """It begins."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits for its end, at most so many seconds."""
+
+    def is_alive(self) -> bool:
+        """It has begun, and not ended."""
+
+
+Spawn = Callable[[str, Callable[[float], bool | None]], Spawned]
+
+
+class _PartWriter:
+    """Rows into a part's file: Arrow streams one behind the other, a new one where the columns change."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows = 0
+        self.nbytes = 0
+        self._file: Any = path.open("wb")
+        self._stream: Any = None
+        self._schema: pa.Schema | None = None
+        self._waiting: list[pa.RecordBatch] = []
+        self._waiting_bytes = 0
+
+    def write(self, data: pa.RecordBatch) -> None:
+        if self._schema is None or not data.schema.equals(self._schema):
+            self._end_stream()
+            self._schema = data.schema
+            self._stream = ipc.new_stream(self._file, data.schema)
+        self.rows += data.num_rows
+        self.nbytes += data.get_total_buffer_size() if data.num_rows < 64 else data.nbytes
+        self._waiting.append(data)
+        self._waiting_bytes += data.nbytes
+        if self._waiting_bytes >= CHUNK_BYTES:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        if waiting:
+            self._stream.write_batch(waiting[0] if len(waiting) == 1 else pa.concat_batches(waiting))
+
+    def _end_stream(self) -> None:
+        if self._stream is not None:
+            self._write_waiting()
+            self._stream.close()
+            self._stream = None
+
+    def close(self) -> None:
+        """All rows are in the file."""
+        self._end_stream()
+        self._file.close()
+
+    def drop(self) -> None:
+        """The rows are not wanted any more."""
+        self._waiting.clear()
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+def read_part(path: Path) -> Iterator[pa.RecordBatch]:
+    """The batches of a part's file."""
+    with pa.memory_map(str(path)) as source:
+        while source.tell() < source.size():
+            with ipc.open_stream(source) as stream:
+                yield from stream
+
+
+class _Lane:
+    """The parts of one sink: written by the sink's thread, delivered by its own."""
+
+    def __init__(self, lane_id: str, sink: Sink, delivery: "Delivery") -> None:
+        self.id = lane_id
+        self.sink = sink
+        self.delivered = 0
+        self.delivered_rows = 0
+        self.failures = 0  # in a row
+        self.failures_total = 0
+        self.finished = False
+        self.broken = False
+        self._delivery = delivery
+        self._sealed = 0  # the last part that was whole when `seal` was called last
+        self._given = 0
+        self._listed = 0  # where the cut of the last manifest ended
+        self._writer: _PartWriter | None = None
+        self._changed = threading.Condition()
+        self._parts: deque[_Part] = deque()  # sealed, not yet dropped by `listed`; the first are the oldest
+        self._released = 0  # up to this number parts may be delivered
+        self._epochs: deque[int] = deque()  # numbers at which releases ended that are not all delivered
+        self._bytes = 0
+        self._closing = False
+        self._claimed = True
+        self._retry_at = 0.0
+        self._wait = _BACKOFF_SECONDS[0]
+        self._settled_at = 0.0
+        self._finish = False
+        self.name = Lane("", lane_id, "")  # set by `open`
+        self._thread: Spawned | None = None
+
+    # -- the start ----------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Claims the lane, compares, and begins to deliver what waits. Blocking."""
+        delivery = self._delivery
+        restored = delivery.restored
+        stored = None if restored is None else restored.lanes.get(self.id)
+        self.name = Lane(delivery.job, self.id, delivery.incarnation)
+        self.sink.still_ours = delivery.still_ours
+        token = self.sink.claim(self.name)
+        begin = opening(
+            self.sink.name,
+            stored,
+            token,
+            keeps_token=self.sink.keeps_token,
+            incarnation=delivery.incarnation,
+            generation=delivery.generation,
+            newest=delivery.newest,
+            choice=delivery.choice,
+            fresh=delivery.fresh,
+        )
+        self._begin(begin, stored, restored)
+        if begin.note:
+            _log.warning("sink %s: %s", self.sink.name, begin.note)
+        if begin.settle and self.sink.keeps_token:
+            self.sink.settle(begin.delivered)
+        self._settled_at = delivery.clock.monotonic()
+        self._thread = delivery.spawn(f"delivery {self.id}", self._step)
+        self._thread.start()
+
+    def _begin(self, begin: Opening, stored: StoredLane | None, restored: Manifest | None) -> None:
+        self.delivered = begin.delivered
+        self._given = self._sealed = begin.above
+        for part in [] if stored is None else stored.pending:
+            if part.seq <= begin.delivered:
+                continue
+            assert restored is not None
+            path = restored.part_path(part)
+            seq = part.seq
+            if begin.renumber:
+                seq = self._given = self._given + 1
+            self._parts.append(_Part(seq, path, part.rows, path.stat().st_size, ours=False))
+        self._bytes = sum(part.nbytes for part in self._parts)
+        if begin.renumber:
+            self._sealed = self._given
+        elif self._parts:
+            self._released = self._parts[-1].seq
+            self._epochs.append(self._released)
+
+    # -- the sink's thread --------------------------------------------------------------------------------------------
+
+    def write(self, data: pa.RecordBatch) -> None:
+        """Adds rows to the open part."""
+        if data.num_rows == 0:
+            return
+        if self._writer is None:
+            self._writer = _PartWriter(self._delivery.part_path(self.id, self._given + 1))
+        self._writer.write(data)
+        if self._writer.nbytes >= PART_BYTES:
+            self._cut()
+
+    def seal(self) -> int:
+        """What was written so far is in whole parts; -> the number of the last one, for the cut that is being taken."""
+        self._cut()
+        self._sealed = self._given
+        return self._sealed
+
+    def _cut(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        with step("stage", writer.path.name):
+            writer.close()
+        with self._changed:
+            self._given += 1
+            self._parts.append(_Part(self._given, writer.path, writer.rows, writer.path.stat().st_size))
+            self._bytes += self._parts[-1].nbytes
+        self._delivery.look_at_fullness()
+
+    def drop_open(self) -> None:
+        """The rows behind the last cut are made again after a restore."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.drop()
+
+    def finish(self) -> None:
+        """The input has ended for good."""
+        self._finish = True
+
+    # -- the coordinator ----------------------------------------------------------------------------------------------
+
+    def listed(self, sealed: int) -> tuple[StoredLane, list[_Part]]:
+        """For a manifest whose cut ended at `sealed`: what it says, and the parts whose files it needs.
+
+        One manifest is made at a time, so what was delivered before this call is in none that is under way.
+        """
+        with self._changed:
+            delivered = self.delivered
+            sealed = self._listed = max(sealed, self._listed)
+            while self._parts and self._parts[0].seq <= delivered:
+                part = self._parts.popleft()
+                if part.ours:
+                    part.path.unlink(missing_ok=True)
+            waiting = [part for part in self._parts if part.seq <= sealed]
+        pending = [StoredPart(part.seq, f"stages/{self.id}/{part.seq}.arrow", part.rows) for part in waiting]
+        return StoredLane(self.sink.name, max(sealed, delivered), delivered, pending, self.finished), waiting
+
+    def release(self, given: int) -> None:
+        """A complete checkpoint knows the parts up to this number."""
+        with self._changed:
+            if given > self._released:
+                self._released = given
+                if given > self.delivered:
+                    self._epochs.append(given)
+                self._changed.notify_all()
+
+    @property
+    def full(self) -> bool:
+        """So much waits that nothing more should come."""
+        with self._changed:
+            return len(self._epochs) >= FULL_EPOCHS or self._bytes >= FULL_BYTES
+
+    @property
+    def waiting(self) -> bool:
+        """Released parts are not delivered yet."""
+        with self._changed:
+            return self._next() is not None
+
+    def _next(self) -> _Part | None:
+        return next((part for part in self._parts if self.delivered < part.seq <= self._released), None)
+
+    # -- its own thread -----------------------------------------------------------------------------------------------
+
+    def _step(self, wait_seconds: float) -> bool | None:
+        """Delivers one part (True); waits for one at most so long (None). False: it is over."""
+        with self._changed:
+            if self._closing:
+                return False
+            now = self._delivery.clock.monotonic()
+            part = self._next() if now >= self._retry_at else None
+            if part is None and (now - self._settled_at < RENEW_SECONDS or now < self._retry_at):
+                self._changed.wait(wait_seconds)
+                return None
+        try:
+            self._reclaim()
+            if part is None:
+                self._renew()
+            elif part.seq > self.delivered:  # the token may have told that it got through
+                self.sink.deliver(part.seq, list(read_part(part.path)))
+                self._is_delivered(part.seq, part.rows)
+        except TransientError as error:
+            self._failed(error)
+        except BaseException as error:
+            with self._changed:
+                if self._closing:
+                    _log.debug("sink %s: %s, while it was closed", self.sink.name, error)
+                    return False
+            self.broken = True
+            self._delivery.broken(self, error)
+            return False
+        return True
+
+    def _reclaim(self) -> None:
+        """After an error there is one way on: claim the lane, and look at the token."""
+        if self._claimed:
+            return
+        token = self.sink.claim(self.name)
+        self._claimed = True
+        if not self.sink.keeps_token or (token is None and self.delivered == 0):
+            return
+        if token is None:
+            raise UserError(
+                f"sink {self.sink.name}: the receiver has lost its token; {self.delivered} was delivered",
+                hint="start again: the start compares, and says what can be done",
+            )
+        if token.incarnation != self.name.incarnation or token.seq < self.delivered:
+            raise UserError(
+                f"sink {self.sink.name}: the receiver's token says {token.seq} of {token.incarnation}, and {self.delivered} of "
+                f"{self.name.incarnation} was delivered: somebody else has written it",
+                hint="one job delivers into one place",
+            )
+        rows = sum(part.rows for part in list(self._parts) if self.delivered < part.seq <= token.seq)
+        self._is_delivered(token.seq, rows)
+
+    def _renew(self) -> None:
+        if self.sink.keeps_token:
+            self.sink.settle(self.delivered)
+        self._settled_at = self._delivery.clock.monotonic()
+
+    def _is_delivered(self, seq: int, rows: int) -> None:
+        if self.failures:
+            _log.warning("sink %s takes parts again, after %d failures", self.sink.name, self.failures)
+        with self._changed:
+            self._bytes -= sum(part.nbytes for part in self._parts if self.delivered < part.seq <= seq)
+            self.delivered = max(self.delivered, seq)
+            self.delivered_rows += rows
+            while self._epochs and self._epochs[0] <= seq:
+                self._epochs.popleft()
+            self.failures = 0
+            self._wait = _BACKOFF_SECONDS[0]
+            self._settled_at = self._delivery.clock.monotonic()
+            self._changed.notify_all()
+        self._delivery.look_at_fullness()
+
+    def _failed(self, error: TransientError) -> None:
+        self._claimed = False
+        self.failures += 1
+        self.failures_total += 1
+        if self.failures == 1:
+            _log.warning("sink %s does not take its output: %s; trying again", self.sink.name, error)
+        with self._changed:
+            self._retry_at = self._delivery.clock.monotonic() + self._wait
+            self._wait = min(2 * self._wait, _BACKOFF_SECONDS[1])
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def finish_if_asked(self) -> None:
+        """Blocking: completes the result of an input that has ended, once all of it is delivered."""
+        with self._changed:
+            ready = self._finish and not self.finished and all(part.seq <= self.delivered for part in self._parts)
+        if ready:
+            with step("finish", self.id):
+                self.sink.finish()
+            self.finished = True
+
+    def close(self, seconds: float) -> None:
+        """Blocking; a delivery that hangs is left behind."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self.drop_open()
+        if self._thread is not None:
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                _log.error("sink %s does not come back; the next start delivers what it did not take", self.sink.name)
+                return
+        self.sink.close()
+
+    def statistics(self) -> dict[str, Any]:
+        with self._changed:
+            waiting = [part for part in self._parts if part.seq > self.delivered]
+            return {
+                "sink": self.sink.name,
+                "delivered_rows": self.delivered_rows,
+                "undelivered_rows": sum(part.rows for part in waiting),
+                "undelivered_bytes": sum(part.nbytes for part in waiting),
+                "undelivered_epochs": len(self._epochs),
+                "failures_total": self.failures_total,
+            }
+
+
+class StagedSink(Sink):
+    """What a task writes into in place of its sink: rows go into parts, a flush seals them."""
+
+    def __init__(self, lane: _Lane) -> None:
+        self._lane = lane
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self._lane.sink.name
+
+    def start_afresh(self) -> None:
+        self._lane.sink.start_afresh()
+
+    def expect(self, schema: pa.Schema) -> None:
+        self._lane.sink.expect(schema)
+
+    def open(self) -> None:
+        self._lane.open()
+
+    def write(self, batch: Batch) -> None:
+        self._lane.write(batch.taken())
+
+    def flush(self) -> None:
+        self.sealed = {self._lane.id: self._lane.seal()}
+
+    def finish(self) -> None:
+        self.flush()
+        self.end()
+
+    def end(self) -> None:
+        """All was flushed, and nothing more will be written. Any thread."""
+        self._lane.finish()
+
+    def close(self) -> None:
+        """The lane goes on until the delivery is closed."""
+        self._lane.drop_open()
+
+
+class Delivery:
+    """The exactly-once sinks of one run of a job. On the event loop, but for what says otherwise."""
+
+    def __init__(
+        self,
+        job: str,
+        storage: CheckpointStorage | None,
+        restored: Manifest | None,
+        *,
+        incarnation: str,
+        spawn: Spawn,
+        clock: Clock,
+        newest: bool = True,
+        choice: str | None = None,
+        fresh: bool = False,
+        on_full: Callable[[bool], None] = lambda full: None,
+        on_broken: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
+        self.job = job
+        self.restored = restored
+        self.incarnation = incarnation
+        self.generation = 0 if storage is None else storage.generation
+        self.spawn = spawn
+        self.clock = clock
+        self.newest = newest
+        self.choice = choice
+        self.fresh = fresh
+        self._storage = storage
+        self._on_full = on_full
+        self._on_broken = on_broken
+        self._full = False
+        self._lock = threading.Lock()
+        self._lanes: dict[str, _Lane] = {}
+        self._scratch: Path | None = None
+
+    def staged(self, room: str, sink: Sink, wanted: str | None) -> Sink:
+        """What the task shall write into: the sink itself, or a lane before it. Before its `open`; any thread.
+
+        room: who writes ("streams", "agents"). wanted: "exactly_once", "at_least_once", or None: what suits the sink.
+        """
+        if wanted == "at_least_once" or (
+            wanted is None and (not (sink.delivers and sink.lasting) or self._storage is None)
+        ):
+            return sink
+        if not sink.delivers:
+            raise UserError(
+                f"sink {sink.name} cannot deliver exactly once",
+                hint='give it a method deliver(seq, batches), or say delivery="at_least_once"',
+            )
+        if self._storage is None:
+            raise UserError(
+                f"sink {sink.name}: exactly once needs checkpoints on a disk",
+                hint='App(..., state=DIRECTORY) or checkpoint_dir=; or say delivery="at_least_once"',
+            )
+        base = lane_id = f"{room}.{re.sub('[^A-Za-z0-9._-]+', '_', sink.name)[-80:]}"
+        with self._lock:
+            number = 1
+            while lane_id in self._lanes:
+                number += 1
+                lane_id = f"{base}-{number}"
+            lane = self._lanes[lane_id] = _Lane(lane_id, sink, self)
+        return StagedSink(lane)
+
+    def part_path(self, lane_id: str, seq: int) -> Path:
+        """For the lanes: where a new part goes."""
+        assert self._storage is not None
+        with self._lock:
+            if self._scratch is None:
+                self._scratch = self._storage.keep()
+            folder = self._scratch / lane_id
+            folder.mkdir(exist_ok=True)
+            return folder / f"{seq}.arrow"
+
+    @property
+    def full(self) -> bool:
+        """The sources should be held."""
+        return self._full
+
+    @property
+    def exactly_once(self) -> bool:
+        """Some sink is."""
+        return bool(self._lanes)
+
+    def still_ours(self) -> bool:
+        """No other worker has taken the job over. Blocking."""
+        assert self._storage is not None
+        try:
+            self._storage.check_owner()
+        except JobLocked:
+            return False
+        return True
+
+    def check_restored(self) -> None:
+        """All sinks are open. Raises UserError for output of a sink that the program no longer has."""
+        for lane_id, stored in ({} if self.restored is None else self.restored.lanes).items():
+            if stored.pending and lane_id not in self._lanes:
+                raise UserError(
+                    f"the checkpoint has {sum(part.rows for part in stored.pending)} undelivered rows for sink {stored.sink}, "
+                    "which this program does not have",
+                    hint="run the program that wrote it until they are delivered, or start afresh (--fresh)",
+                )
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def compose(self, sealed: Mapping[str, int]) -> tuple[dict[str, StoredLane], dict[str, Path]]:
+        """-> what a manifest says of the lanes, and files by their path in the checkpoint. sealed: by lane, where its cut ended."""
+        lanes, files = {}, {}
+        for lane_id, lane in sorted(self._lanes.items()):
+            lanes[lane_id], parts = lane.listed(sealed.get(lane_id, 0))
+            files.update({stored.file: part.path for stored, part in zip(lanes[lane_id].pending, parts, strict=True)})
+        return lanes, files
+
+    def release(self, manifest: Manifest) -> None:
+        """The checkpoint is complete: its output may be delivered."""
+        for lane_id, stored in manifest.lanes.items():
+            if lane_id in self._lanes:
+                self._lanes[lane_id].release(stored.given)
+        self.look_at_fullness()
+
+    def look_at_fullness(self) -> None:
+        """For the lanes, any thread: something came or went."""
+        full = any(lane.full for lane in list(self._lanes.values()))
+        with self._lock:
+            if full == self._full:
+                return
+            self._full = full
+        if full:
+            _log.warning("too much output waits to be delivered; the sources are held until it is gone")
+        self._on_full(full)
+
+    def broken(self, lane: _Lane, error: BaseException) -> None:
+        """For the lanes: this one cannot go on."""
+        named = (
+            error
+            if isinstance(error, SabotError)
+            else SabotError(f"sink {lane.sink.name}: {type(error).__name__}: {error}")
+        )
+        if named is not error:
+            named.__cause__ = error
+        self._on_broken(named)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    async def drained(self, seconds: float) -> bool:
+        """True when all that complete checkpoints know is delivered; False after so long, or when a lane is broken."""
+        deadline = self.clock.monotonic() + seconds
+        while any(lane.waiting for lane in self._lanes.values()):
+            if self.clock.monotonic() > deadline or any(lane.broken for lane in self._lanes.values()):
+                return False
+            await asyncio.sleep(0.005)
+        return True
+
+    async def finish(self) -> bool:
+        """Completes the results of inputs that have ended; -> whether there was one, so that a checkpoint should say so."""
+        before = [lane.finished for lane in self._lanes.values()]
+        for lane in self._lanes.values():
+            await asyncio.to_thread(lane.finish_if_asked)
+        return before != [lane.finished for lane in self._lanes.values()]
+
+    async def close(self, seconds: float = 10.0) -> None:
+        """Ends the lanes, closes their sinks. Idempotent."""
+        lanes, self._lanes = list(self._lanes.values()), {}
+        if lanes:
+            await asyncio.gather(*(asyncio.to_thread(lane.close, seconds) for lane in lanes))
+        scratch, self._scratch = self._scratch, None
+        if scratch is not None:
+            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+
+    def statistics(self) -> dict[str, Any]:
+        """By lane; from any thread."""
+        return {lane_id: lane.statistics() for lane_id, lane in list(self._lanes.items())}

@@ -1,0 +1,183 @@
+"""Whose a job's checkpoints are, which of them counts, and what may go: decisions over names that were seen. No I/O.
+
+    claims/0000000003-<worker>          this worker claims generation 3: it runs the job from here on
+    claims/0000000004-<worker>-afresh   so, and what earlier generations left does not count any more
+    checkpoints/0000000007-0000000003   checkpoint 7, made by generation 3
+    files/<2 hex>/<sha256>-3            contents, put there by generation 3
+
+Two workers of one job may be alive at once: one that was taken for dead, one started by mistake. No lock of an object store keeps
+them apart, so each *writes, then reads*. A worker that takes a job over writes its claim, then lists the checkpoints. One that
+completes a checkpoint writes the manifest, then lists the claims. Whichever reads last sees what the other wrote: either the newcomer
+goes on from that checkpoint, or the older worker learns that it is not the owner, and the checkpoint does not count: nothing of it is
+delivered. All that is asked of the store is that a listing shows what was written before it.
+
+Nobody removes what another may need. A worker builds upon files of the checkpoint that it went on from, and its own; it removes
+files of its own and earlier generations that no manifest of its view lists. So files carry the generation beside their hash: an
+older worker, woken in the middle of removing, does not know the names that its successor writes.
+"""
+
+import enum
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+__all__ = [
+    "Claim",
+    "FileName",
+    "Mark",
+    "Verdict",
+    "claim_name",
+    "counting",
+    "file_name",
+    "judge",
+    "manifest_name",
+    "next_generation",
+    "outdated",
+    "overtaken_by",
+    "read_claim",
+    "read_file_name",
+    "read_manifest_name",
+    "stale_claims",
+    "unlisted",
+]
+
+CLAIMS_KEPT = 8
+_CLAIM = re.compile(r"(\d{10,})-([0-9a-f]{32})(-afresh)?")
+_MANIFEST = re.compile(r"(\d{10,})-(\d{10,})\.json")
+_FILE = re.compile(r"files/([0-9a-f]{2})/(\1[0-9a-f]{62})-(\d+)")
+
+
+class Claim(NamedTuple):
+    """A worker's claim of a generation. Claims are ordered: the greatest owns the job."""
+
+    generation: int
+    worker: str  # 32 hex digits, new for each claim
+    afresh: bool = False
+
+    @property
+    def rank(self) -> tuple[int, str]:
+        """What claims are ordered by."""
+        return self.generation, self.worker
+
+
+class Mark(NamedTuple):
+    """A checkpoint, and who made it. The greatest is the one to go on from: what a later generation did comes after."""
+
+    generation: int
+    checkpoint_id: int
+
+
+class FileName(NamedTuple):
+    """Contents by their hash (hex), and the generation that put them there."""
+
+    sha256: str
+    generation: int
+
+
+class Verdict(enum.Enum):
+    """What came of a claim."""
+
+    OWNER = "the job is ours"
+    AGAIN = "another has claimed this generation too, and may take itself for its owner: claim a later one"
+    TAKEN = "another was here first, or came after us: it goes on, we do not"
+
+
+# Names
+
+
+def claim_name(claim: Claim) -> str:
+    return f"{claim.generation:010d}-{claim.worker}{'-afresh' if claim.afresh else ''}"
+
+
+def read_claim(name: str) -> Claim | None:
+    """None: not the name of a claim."""
+    match = _CLAIM.fullmatch(name)
+    return None if match is None else Claim(int(match[1]), match[2], match[3] is not None)
+
+
+def manifest_name(mark: Mark) -> str:
+    return f"{mark.checkpoint_id:010d}-{mark.generation:010d}.json"
+
+
+def read_manifest_name(name: str) -> Mark | None:
+    """None: not the name of a manifest."""
+    match = _MANIFEST.fullmatch(name)
+    return None if match is None else Mark(int(match[2]), int(match[1]))
+
+
+def file_name(sha256: str, generation: int) -> str:
+    return f"files/{sha256[:2]}/{sha256}-{generation}"
+
+
+def read_file_name(name: str) -> FileName | None:
+    """None: not the name of contents."""
+    match = _FILE.fullmatch(name)
+    return None if match is None else FileName(match[2], int(match[3]))
+
+
+# Who owns the job
+
+
+def next_generation(claims: Iterable[Claim], marks: Iterable[Mark], above: int = 0) -> int:
+    """The generation to claim: later than all that is there, and than `above`."""
+    return 1 + max([above, *(claim.generation for claim in claims), *(mark.generation for mark in marks)])
+
+
+def judge(mine: Claim, claims: Iterable[Claim]) -> Verdict:
+    """What came of `mine`: from the claims that were there after it was written.
+
+    A generation has one owner at most. Two that claim the same one cannot both miss the other's: the lesser gives up; the greater
+    may have been missed by the lesser, which then is the owner of this generation, so it claims a later one.
+    """
+    verdict = Verdict.OWNER
+    for other in claims:
+        if other.rank > mine.rank:
+            return Verdict.TAKEN
+        if other.generation == mine.generation and other.worker != mine.worker:
+            verdict = Verdict.AGAIN
+    return verdict
+
+
+def overtaken_by(mine: Claim, claims: Iterable[Claim]) -> Claim | None:
+    """Who owns the job now; None: still the owner of `mine`."""
+    newest = max(claims, key=lambda claim: claim.rank, default=mine)
+    return newest if newest.rank > mine.rank else None
+
+
+def stale_claims(mine: Claim, claims: Iterable[Claim]) -> list[Claim]:
+    """Claims that the owner may remove: the newest few stay, and the newest that says from where checkpoints count."""
+    older = sorted((claim for claim in claims if claim.rank < mine.rank), key=lambda claim: claim.rank)
+    afresh = [claim for claim in older if claim.afresh]
+    kept = {*older[-CLAIMS_KEPT:], *([] if mine.afresh else afresh[-1:])}
+    return [claim for claim in older if claim not in kept]
+
+
+# Which checkpoints count, and what may go
+
+
+def counting(marks: Iterable[Mark], claims: Iterable[Claim]) -> list[Mark]:
+    """The checkpoints that count, in order: the last is the one to go on from."""
+    line = max((claim.generation for claim in claims if claim.afresh), default=0)
+    return sorted({mark for mark in marks if mark.generation >= line})
+
+
+def outdated(
+    marks: Iterable[Mark], claims: Iterable[Claim], mine: Claim, retain: int, needed: Iterable[Mark]
+) -> list[Mark]:
+    """The manifests that the owner may remove: all but the newest `retain` that count, and those `needed`.
+
+    Of a later generation none: whoever wrote it goes on from it.
+    """
+    found, kept = set(marks), set(needed)
+    kept.update(counting(found, claims)[-retain:])
+    return sorted(mark for mark in found - kept if mark.generation <= mine.generation)
+
+
+def unlisted(files: Iterable[str], listed: Mapping[str, int], mine: Claim) -> list[str]:
+    """Of the files that are there, those that the owner may remove: of no later generation, and no manifest lists them."""
+    gone = []
+    for name in files:
+        found = read_file_name(name)
+        if found is not None and found.generation <= mine.generation and not listed.get(name):
+            gone.append(name)
+    return sorted(gone)

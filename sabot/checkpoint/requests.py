@@ -1,0 +1,93 @@
+"""Requests to a running job, by files in its checkpoint directory: what needs no port, and works wherever checkpoints can be.
+
+requests/<id>.json        asked: {"savepoint": LOCATION} or {"checkpoint": true}
+requests/<id>.done.json   answered: {"checkpoint": id, "path": …} or {"error": …}
+"""
+
+import json
+import os
+import re
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import UserError
+
+__all__ = ["Requests", "ask"]
+
+_ASKED = re.compile(r"([0-9a-f]{32})\.json")
+_POLL_SECONDS = 0.05
+
+
+class Requests:
+    """The running job's side. Blocking on the disk; any thread."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self._folder = Path(directory) / "requests"
+
+    def clear(self) -> None:
+        """What was asked of an earlier run was not asked of this one."""
+        for name in self._names():
+            (self._folder / name).unlink(missing_ok=True)
+
+    def pending(self) -> list[tuple[str, dict[str, Any]]]:
+        """What is asked and not answered: (id, request). What cannot be read is answered with that."""
+        names = self._names()
+        found = []
+        for name in sorted(names):
+            match = _ASKED.fullmatch(name)
+            if match is None or f"{match[1]}.done.json" in names:
+                continue
+            try:
+                request = json.loads((self._folder / name).read_bytes())
+            except FileNotFoundError:
+                continue  # who asked has given up
+            except ValueError as error:
+                self.answer(match[1], {"error": f"the request is not JSON: {error}"})
+                continue
+            found.append((match[1], request))
+        return found
+
+    def answer(self, request_id: str, answer: dict[str, Any]) -> None:
+        """Tells who asked."""
+        _write(self._folder / f"{request_id}.done.json", answer)
+
+    def _names(self) -> set[str]:
+        try:
+            return set(os.listdir(self._folder))
+        except FileNotFoundError:
+            return set()
+
+
+def ask(directory: str | os.PathLike[str], request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
+    """Asks the job that runs on this checkpoint directory; -> its answer. Raises UserError for a refusal, or when none comes."""
+    folder = Path(directory) / "requests"
+    folder.mkdir(parents=True, exist_ok=True)
+    request_id = uuid.uuid4().hex
+    asked, done = folder / f"{request_id}.json", folder / f"{request_id}.done.json"
+    _write(asked, request)
+    deadline = SYSTEM_CLOCK.monotonic() + timeout
+    try:
+        while not done.exists():
+            if SYSTEM_CLOCK.monotonic() > deadline:
+                raise UserError(
+                    f"no job answers on {directory} within {timeout:g} s",
+                    hint="does it run, and is this its checkpoint directory?",
+                )
+            time.sleep(_POLL_SECONDS)
+        answer: dict[str, Any] = json.loads(done.read_bytes())
+    finally:
+        asked.unlink(missing_ok=True)
+        done.unlink(missing_ok=True)
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return answer
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(value))
+    os.replace(unfinished, path)

@@ -1,0 +1,107 @@
+"""What is to be delivered after a start: decided from what the checkpoint says of a lane and what the receiver knows.
+
+    seq = generation * 2**40 + n      a run (generation) never gives out a number that another one may have given out
+
+Pure: no files, no clocks, no receivers. The reasons stand in docs/decisions/007.
+"""
+
+from dataclasses import dataclass
+
+from sabot.checkpoint.storage import StoredLane
+from sabot.connectors.base import Token
+from sabot.errors import DeliveryConflict, UserError
+
+__all__ = ["CHOICES", "SEQ_BITS", "Opening", "after", "first_seq", "opening"]
+
+SEQ_BITS = 40
+CHOICES = ("repeat", "skip")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a lane begins: pending parts above `delivered` are delivered; with `renumber` all of them, under new numbers, once a
+    checkpoint knows these. `settle`: the receiver's token is to be set to `delivered`. The next number is above `above`.
+    """
+
+    delivered: int
+    above: int
+    settle: bool = False
+    renumber: bool = False
+    note: str = ""
+
+
+def first_seq(generation: int) -> int:
+    """The number below the first one of this run."""
+    return generation << SEQ_BITS
+
+
+def after(seq: int) -> int:
+    """The number below the first one of a run that is above `seq`."""
+    return ((seq >> SEQ_BITS) + 1) << SEQ_BITS
+
+
+def opening(
+    name: str,
+    stored: StoredLane | None,
+    token: Token | None,
+    *,
+    keeps_token: bool,
+    incarnation: str,
+    generation: int,
+    newest: bool,
+    choice: str | None,
+    fresh: bool = False,
+) -> Opening:
+    """Raises DeliveryConflict, with the ways on spelled out, where going on by itself could repeat or lose output.
+
+    stored: the lane in the checkpoint that is restored; None: it has none, or nothing is restored. newest: that checkpoint is the
+    newest of the job, not a savepoint. choice: what the user has said, of CHOICES. fresh: he said that the job starts afresh.
+    """
+    if choice is not None and choice not in CHOICES:
+        raise UserError(f"redeliver={choice!r}", hint='"repeat" or "skip"')
+    lane = stored or StoredLane("")
+    above = max(first_seq(generation), lane.given)
+    if not keeps_token:  # it knows parts by their numbers
+        return Opening(lane.delivered, above)
+    if token is not None and token.seq == 0 and token.incarnation != incarnation:
+        token = None  # of a life that had not delivered anything
+    if token is None:
+        if lane.given == 0:
+            return Opening(0, above, settle=True)
+        if not lane.pending and newest:
+            return Opening(
+                lane.delivered, above, settle=True, note="the receiver has lost its token; nothing was pending"
+            )
+        why = f"the receiver has lost its token, and {_parts(lane)} may be there or not"
+    elif token.incarnation != incarnation:
+        if fresh:
+            return Opening(0, max(above, after(token.seq)), settle=True)
+        why = (
+            f"the receiver has output of another life of this job (incarnation {token.incarnation or 'unknown'}, this one is "
+            f"{incarnation}), which had other checkpoints"
+        )
+    elif token.seq < lane.delivered:
+        why = f"the receiver's token {token.seq} is older than the {lane.delivered} that was delivered"
+    elif token.seq > lane.given:
+        why = f"output up to {token.seq} was delivered after this checkpoint, which knows numbers up to {lane.given}"
+    else:
+        return Opening(token.seq, above)
+    known = 0 if token is None else token.seq
+    above = max(above, after(known))
+    if choice == "repeat":
+        return Opening(lane.delivered, above, settle=True, renumber=True, note=f"{why}; all of it is delivered again")
+    if choice == "skip":
+        skipped = sum(part.seq <= known for part in lane.pending) if token is not None else len(lane.pending)
+        return Opening(max(known, lane.given), above, settle=True, note=f"{why}; {skipped} saved parts are skipped")
+    raise DeliveryConflict(
+        f"sink {name}: {why}",
+        hint="choose: redeliver=repeat (--redeliver repeat) delivers again what comes from this checkpoint on, so some "
+        "output may be there twice; redeliver=skip drops the saved parts that may be there already, so some may be missing; "
+        "or start from the checkpoint that belongs to this output",
+    )
+
+
+def _parts(lane: StoredLane) -> str:
+    if not lane.pending:
+        return "what came after this checkpoint"
+    return f"{len(lane.pending)} saved parts ({lane.pending[0].seq} to {lane.pending[-1].seq})"

@@ -1,0 +1,226 @@
+"""`sabot checkpoints`, `sabot savepoint`: what is saved of a job, whether it is whole, and a copy to keep."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import pyarrow as pa
+import typer
+
+from sabot.checkpoint import Manifest, ask
+from sabot.checkpoint.files import Location
+from sabot.cli.jobs import Job, JobWord, find_job
+from sabot.cli.printing import columns, json_line, moment, size
+from sabot.cli.running import guarded, set_up_logging
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import CorruptCheckpoint, UserError
+
+__all__ = ["checkpoints", "savepoint"]
+
+checkpoints = typer.Typer(help="Checkpoints of a job.", no_args_is_help=True, rich_markup_mode=None)
+savepoint = typer.Typer(help="Checkpoints to keep.", no_args_is_help=True, rich_markup_mode=None)
+
+_STATE_DEPTH = 3  # <task>/states/<state>/…
+
+Id = Annotated[int | None, typer.Argument(metavar="ID", min=1, help="Which checkpoint; default: the newest.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")]
+
+
+def _run(work: Any) -> None:
+    set_up_logging("warning")
+    raise typer.Exit(guarded(work, debug=False))
+
+
+@checkpoints.command("list")
+def list_(job: JobWord, json: Json = False) -> None:
+    """The complete checkpoints, the oldest first. NEW is what a checkpoint has that the one before it has not."""
+
+    def work() -> None:
+        found = find_job(job)
+        rows: list[list[object]] = []
+        damaged = ""
+        before: set[str] = set()
+        for checkpoint_id in found.storage.ids():
+            try:
+                manifest = found.manifest(checkpoint_id)
+            except CorruptCheckpoint as error:
+                damaged = damaged or error.message
+                continue
+            files = {file.name: file.size for file in manifest.contents.values()}
+            new = sum(nbytes for name, nbytes in files.items() if name not in before)
+            before = set(files)
+            waiting = sum(part.rows for lane in manifest.lanes.values() for part in lane.pending)
+            if json:
+                json_line(
+                    {
+                        "checkpoint": checkpoint_id,
+                        "generation": manifest.generation,
+                        "written": manifest.created_ms,
+                        "bytes": sum(files.values()),
+                        "new_bytes": new,
+                        "files": len(files),
+                        "tasks": len(manifest.tasks),
+                        "undelivered_rows": waiting,
+                        **_program(manifest),
+                    }
+                )
+            facts = _program(manifest)
+            what = " ".join(filter(None, (facts["app"], facts["version"])))
+            numbers = (len(files), size(sum(files.values())), size(new), len(manifest.tasks), waiting)
+            rows.append([checkpoint_id, manifest.generation, moment(manifest.created_ms), *numbers, what])
+        if not rows and not damaged:
+            found.manifest()
+        if not json:
+            columns(
+                ["checkpoint", "generation", "written", "files", "size", "new", "tasks", "undelivered", "app"], rows
+            )
+        if damaged:
+            raise UserError(damaged)
+
+    _run(work)
+
+
+@checkpoints.command()
+def show(job: JobWord, checkpoint_id: Id = None, json: Json = False) -> None:
+    """What a checkpoint holds: positions of sources, operators and their state, agents, output that is not delivered."""
+
+    def work() -> None:
+        manifest = find_job(job).manifest(checkpoint_id)
+        if json:
+            json_line(msgspec.to_builtins(msgspec.structs.replace(manifest, path=None, place=None)))
+            return
+        for name, value in {
+            "checkpoint": manifest.checkpoint_id,
+            "written": moment(manifest.created_ms),
+            **_program(manifest),
+            "generation": manifest.generation,
+            "incarnation": manifest.incarnation,
+            "files": f"{len(manifest.contents)}, {size(manifest.nbytes)}",
+        }.items():
+            typer.echo(f"{name:<12} {value}".rstrip())
+        _table("positions", ["task", "source", "topic", "partition", "next offset"], _positions(manifest))
+        _table("state", ["task", "operator", "size", "what it is"], _states(manifest))
+        _table("agents", ["agent", "processed", "errors", "dead letters", "unfinished"], _agents(manifest))
+        _table("output", ["sink", "lane", "given", "delivered", "waiting"], _lanes(manifest))
+
+    _run(work)
+
+
+@checkpoints.command()
+def verify(job: JobWord, checkpoint_id: Id = None, json: Json = False) -> None:
+    """Read every file and compare it with its hash: of one checkpoint, or of all. Exit code 1 names the first that differs."""
+
+    def work() -> None:
+        found = find_job(job)
+        wanted = checkpoint_id or found.chosen
+        if not wanted and not found.storage.ids():
+            found.manifest()  # says that there is none
+        for each in [wanted] if wanted else found.storage.ids():
+            manifest = found.manifest(each)
+            found.storage.verify(manifest)
+            files, nbytes = len(manifest.contents), manifest.nbytes
+            if json:
+                json_line({"checkpoint": manifest.checkpoint_id, "files": files, "bytes": nbytes, "whole": True})
+            else:
+                typer.echo(f"checkpoint {manifest.checkpoint_id}: {files} files, {size(nbytes)}, all as written")
+
+    _run(work)
+
+
+@savepoint.command()
+def create(
+    job: JobWord,
+    to: Annotated[
+        str | None, typer.Option(metavar="PLACE", help="Default: savepoints, beside the checkpoints.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long a running job may take.")] = 60.0,
+    json: Json = False,
+) -> None:
+    """Keep a checkpoint: a running job makes one for it, of any other the newest is copied. Nobody tidies it up.
+
+    `sabot run --from PLACE` starts from it.
+    """
+
+    def work() -> None:
+        found = find_job(job)
+        place = _place(found, to)
+        if found.runs() and not found.chosen:
+            answer = ask(found.place, {"savepoint": str(place)}, timeout)
+            checkpoint_id, where, running = answer["checkpoint"], answer["path"], True
+        else:
+            manifest = found.manifest()
+            found.storage.verify(manifest)
+            checkpoint_id, running = manifest.checkpoint_id, False
+            where = str(found.storage.copy_to(manifest, place))
+        if json:
+            json_line({"checkpoint": checkpoint_id, "savepoint": where, "running": running})
+        else:
+            typer.echo(
+                f"checkpoint {checkpoint_id} of the {'running' if running else 'stopped'} job is kept in {where}"
+            )
+
+    _run(work)
+
+
+def _place(job: Job, to: str | None) -> Location:
+    """As the running job, which has another current folder, understands it."""
+    if to is None:
+        stamp = moment(int(SYSTEM_CLOCK.time() * 1000)).replace(" ", "-").replace(":", "").removesuffix("Z")
+        return job.below(f"savepoints/{stamp}")
+    return to if "://" in to else Path(to).absolute()
+
+
+def _program(manifest: Manifest) -> dict[str, str]:
+    return {"app": str(manifest.describe.get("app", "")), "version": str(manifest.describe.get("version", ""))}
+
+
+def _table(what: str, titles: list[str], rows: Iterable[list[object]]) -> None:
+    found = list(rows)
+    if found:
+        typer.echo(f"\n{what}")
+        columns(titles, found)
+
+
+def _positions(manifest: Manifest) -> Iterable[list[object]]:
+    for task, stored in manifest.tasks.items():
+        inputs = dict(stored.meta.get("sources", {}))
+        if "source" in stored.meta.get("input", {}):
+            inputs[stored.meta["input"]["source"]] = stored.meta["input"]
+        for source, facts in inputs.items():
+            for topic, partition, offset in facts["positions"]:
+                yield [task, source, topic, partition, offset]
+
+
+def _states(manifest: Manifest) -> Iterable[list[object]]:
+    sizes: Counter[str] = Counter()
+    for path, file in manifest.contents.items():
+        sizes["/".join(path.split("/")[:_STATE_DEPTH])] += file.size
+    for task, stored in manifest.tasks.items():
+        texts = stored.meta.get("texts", {})
+        for name, folder in stored.states.items():
+            yield [task, name, size(sizes[folder]), texts.get(name, "")]
+        for name, text in texts.items():
+            if name not in stored.states:
+                yield [task, name, "-", text]
+
+
+def _agents(manifest: Manifest) -> Iterable[list[object]]:
+    for task, stored in manifest.tasks.items():
+        for agent, facts in stored.meta.get("agents", {}).items():
+            files = [manifest.read_file(task, each["file"]) for each in facts["unfinished"]]
+            unfinished = sum(pa.ipc.open_stream(data).read_all().num_rows for data in files)
+            yield [agent, facts["messages_processed"], facts["errors"], facts["dead_letters"], unfinished]
+
+
+def _lanes(manifest: Manifest) -> Iterable[list[object]]:
+    for name, lane in manifest.lanes.items():
+        rows = sum(part.rows for part in lane.pending)
+        waiting = f"{len(lane.pending)} parts, {rows} rows" if lane.pending else "-"
+        yield [lane.sink, name, _seq(lane.given), _seq(lane.delivered), waiting]
+
+
+def _seq(seq: int) -> str:
+    """The number of a part, as the run that gave it out and its number there."""
+    return f"{seq >> 40}/{seq & (1 << 40) - 1}" if seq else "-"

@@ -1,0 +1,121 @@
+"""From the word JOB on the command line to checkpoints: of an app, in a directory, in an object store."""
+
+import fcntl
+import os
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sabot.checkpoint import CheckpointStorage, Manifest
+from sabot.checkpoint.files import Location
+from sabot.cli.loading import WrongUse, load_app
+from sabot.errors import CorruptCheckpoint, UserError
+from sabot.state import state_directory
+
+__all__ = ["Job", "JobWord", "find_job"]
+
+JobWord = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB", help="module:app, or where checkpoints are: a checkpoint or state directory, a URI, a savepoint."
+    ),
+]
+_APP = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_AT = re.compile(r"(.+)@(\d+)")
+_MANIFEST = re.compile(r"(\d{10,})-\d{10,}\.json")
+
+
+@dataclass
+class Job:
+    """The checkpoints of one job, in `location`. `chosen`: the one that the user named with the place, JOB@ID; 0: the newest."""
+
+    location: Location
+    chosen: int = 0
+    storage: CheckpointStorage = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.storage = CheckpointStorage(self.location)
+
+    @property
+    def place(self) -> str:
+        """Where its checkpoints are, for messages."""
+        return str(self.storage.directory)
+
+    def below(self, name: str) -> Location:
+        """A place of this name below the checkpoints."""
+        if isinstance(self.location, tuple):
+            return self.location[0], f"{self.location[1]}/{name}"
+        if isinstance(self.storage.directory, Path):
+            return self.storage.directory / name
+        path, question, settings = os.fspath(self.location).partition("?")
+        return f"{path.rstrip('/')}/{name}{question}{settings}"
+
+    def manifest(self, checkpoint_id: int | None = None) -> Manifest:
+        """The checkpoint of this id, or the chosen one; the newest where neither is. Its files are not looked at.
+
+        Raises UserError where there is none, CorruptCheckpoint.
+        """
+        ids = self.storage.ids()
+        if not ids:
+            self.storage.latest()  # says so where they are of another format
+            raise UserError(f"{self.place} holds no checkpoint", hint="the job writes one after checkpoint_interval=")
+        wanted = checkpoint_id or self.chosen or ids[-1]
+        if wanted not in ids:
+            raise UserError(f"{self.place} has no checkpoint {wanted}", hint=f"it has {', '.join(map(str, ids))}")
+        try:
+            return self.storage.read(wanted)
+        except CorruptCheckpoint as error:
+            error.hint = "an older one is read with its ID" if len(ids) > 1 else ""  # here nothing is to be restored
+            raise
+
+    def runs(self) -> bool:
+        """Whether a worker has it now. Only known of a directory on this machine."""
+        if not isinstance(self.storage.directory, Path):
+            return False
+        try:
+            descriptor = os.open(self.storage.directory / "LOCK", os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+
+def find_job(word: str) -> Job:
+    """The job that is meant. Raises WrongUse, UserError when an app keeps no checkpoints."""
+    at = _AT.fullmatch(word)
+    if at is not None and not Path(word).exists():
+        return replace(find_job(at[1]), chosen=int(at[2]))
+    if _APP.fullmatch(word) and not Path(word).exists():
+        return Job(_of_app(word))
+    if "://" in word and not word.startswith(("file://", "rocksdb://")):
+        return Job(word)
+    path = Path(state_directory(word) or word) if word.startswith("rocksdb://") else Path(word.removeprefix("file://"))
+    manifest = _MANIFEST.fullmatch(path.name)
+    if manifest is not None and path.is_file():
+        return Job(path.parent.parent, int(manifest[1]))
+    if not path.is_dir():
+        raise WrongUse(f"there is no directory {word}", hint="write module:app, or where the checkpoints are")
+    below = path / "checkpoints"
+    is_state = any((below / name).exists() for name in ("LOCK", "claims", "checkpoints"))
+    return Job(below if is_state else path)
+
+
+def _of_app(word: str) -> Location:
+    app = load_app(word)
+    if app.checkpoint_dir is not None:
+        return app.checkpoint_dir
+    base = state_directory(app.state_place)
+    if base is None:
+        raise UserError(
+            f"app {app.id} keeps no checkpoints: it has neither a state directory nor checkpoint_dir=",
+            hint="one that gets them on the command line (sabot run --state DIR) is named by that DIR",
+        )
+    return base / "checkpoints"

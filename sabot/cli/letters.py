@@ -1,0 +1,207 @@
+"""`sabot dlq`: dead letters looked at, and sent back."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Annotated, Any
+
+import typer
+
+from sabot.cli.loading import WrongUse, load_app
+from sabot.cli.printing import columns, json_line, moment, shortened, text_or_hex
+from sabot.cli.running import guarded, set_up_logging
+from sabot.config import parse_broker
+from sabot.errors import UserError
+
+__all__ = ["dlq"]
+
+dlq = typer.Typer(help="Dead letters in Kafka topics.", no_args_is_help=True, rich_markup_mode=None)
+
+Topic = Annotated[str, typer.Argument(metavar="TOPIC", help="The topic of the dead letters, as in orders.dlq.")]
+Broker = Annotated[str | None, typer.Option(metavar="URL", help="kafka://host:port; default: that of the app in -A")]
+Kafka = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the Kafka client.")]
+Error = Annotated[str, typer.Option(metavar="TEXT", help="Only letters whose error or message has this text.")]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="At most so many.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")]
+
+
+def _place(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+):(\d+)", text, re.ASCII)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no place: write PARTITION:OFFSET, as in 0:17")
+    return int(match[1]), int(match[2])
+
+
+@dlq.command("list")
+def list_(
+    context: typer.Context,
+    topic: Topic,
+    broker: Broker = None,
+    kafka: Kafka = None,
+    error: Error = "",
+    limit: Limit = None,
+    everything: Annotated[bool, typer.Option("--all", help="Those that were redriven too.")] = False,
+    json: Json = False,
+) -> None:
+    """The letters that wait: where each stands, what it was, and what happened to it. The oldest come first."""
+
+    def work() -> None:
+        with _opened(context, topic, broker, kafka) as dead:
+            dead.read_notes()
+            chosen = islice((each for each in dead.letters(redriven=everything) if each.says(error)), limit or 20)
+            if json:
+                for letter in chosen:
+                    json_line(_facts(letter))
+                return
+            rows = [_row(letter, everything) for letter in chosen]
+            titles = ["letter", "written", "record", "agent", "version", "error", "payload"]
+            columns([*titles, "redriven"] if everything else titles, rows)
+
+    _run(work)
+
+
+@dlq.command()
+def show(
+    context: typer.Context,
+    topic: Topic,
+    place: Annotated[str, typer.Argument(metavar="PARTITION:OFFSET", help="Which letter.")],
+    broker: Broker = None,
+    kafka: Kafka = None,
+    json: Json = False,
+) -> None:
+    """One letter whole: payload, key and headers, topic, partition and offset of the record, error, agent and code version."""
+    partition, offset = _place(place)
+
+    def work() -> None:
+        with _opened(context, topic, broker, kafka) as dead:
+            dead.read_notes()
+            letter = dead.find(partition, offset)
+        facts = _facts(letter)
+        if json:
+            json_line(facts)
+            return
+        for name, value in facts.items():
+            if name not in ("payload", "headers"):
+                typer.echo(f"{name:<10} {_shown(name, value)}")
+        for name, data in letter.headers:
+            typer.echo(f"header     {name}: {text_or_hex(data)}")
+        typer.echo("payload    null" if letter.payload is None else f"payload\n{facts['payload']}")
+
+    _run(work)
+
+
+@dlq.command()
+def redrive(
+    context: typer.Context,
+    topic: Topic,
+    broker: Broker = None,
+    kafka: Kafka = None,
+    to: Annotated[str | None, typer.Option(metavar="TOPIC", help="Not where they came from, but there.")] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="PARTITION:OFFSET", help="This letter; repeatable.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(metavar="PARTITION:OFFSET", help="Not this; repeatable.")] = None,
+    error: Error = "",
+    limit: Limit = None,
+    now: Annotated[
+        bool, typer.Option("--now", help="The time of now for those older than what the topic keeps, which else stay.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Send the letters that wait back to the topics that they came from, each once.
+
+    Killed and started again it goes on where it was; a letter that was redriven is never sent a second time.
+    """
+    places = None if not only else [_place(text) for text in only]
+    skipped = {_place(text) for text in skip or []}
+
+    def work() -> None:
+        from sabot.kafka.redrive import redrive as send_back
+
+        with _opened(context, topic, broker, kafka) as dead:
+            done = send_back(dead, to=to, only=places, error=error, limit=limit, skip=skipped, now=now)
+        if json:
+            json_line({"redriven": done.letters, "already": done.already, "topics": done.topics, "left": done.left})
+        else:
+            went = ", ".join(f"{count} to {name}" for name, count in done.topics.items())
+            before = f"; {done.already} were redriven before" if done.already else ""
+            typer.echo(f"{done.letters} letters are redriven{': ' + went if went else ''}{before}")
+        if done.left:
+            raise UserError("; ".join(f"{count} letters stay: {why}" for why, count in done.left.items()))
+
+    _run(work)
+
+
+def _run(work: Any) -> None:
+    set_up_logging("warning")
+    raise typer.Exit(guarded(work, debug=False))
+
+
+@contextmanager
+def _opened(context: typer.Context, topic: str, broker: str | None, kafka: list[str] | None) -> Iterator[Any]:
+    """The dead letters of a topic, on the broker of the command line or of the app."""
+    target = context.find_root().obj
+    settings: dict[str, Any] = {}
+    if target is not None:
+        app = load_app(target)
+        broker, settings = broker or app.broker, dict(app.kafka)
+    if broker is None:
+        raise WrongUse("which broker?", hint="--broker kafka://host:port, or sabot -A module:app dlq …")
+    for setting in kafka or []:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise WrongUse(f"--kafka {setting}", hint="write --kafka NAME=VALUE, as in security.protocol=ssl")
+        settings[name] = value
+    try:
+        scheme, _ = parse_broker(broker)
+    except UserError as error:
+        raise WrongUse(error.message, hint=error.hint) from error
+    if scheme == "memory":
+        raise WrongUse(
+            f"{broker}: what it held went with its process", hint="dead letters outlive the app on a kafka:// broker"
+        )
+    from sabot.kafka.letters import DeadLetters  # here: it loads the Kafka client
+
+    dead = DeadLetters(topic, broker, settings)
+    try:
+        yield dead
+    finally:
+        dead.close()
+
+
+def _row(letter: Any, everything: bool) -> list[str]:
+    facts = letter.facts
+    where = f"{facts.get('topic', '?')}[{facts.get('partition', '?')}]@{facts.get('offset', '?')}"
+    error = shortened(f"{facts.get('error', '?')}: {facts.get('message', '')}", 60)
+    payload = "null" if letter.payload is None else shortened(text_or_hex(letter.payload), 40)
+    row = [
+        letter.place,
+        moment(letter.timestamp),
+        where,
+        facts.get("agent", ""),
+        facts.get("version", ""),
+        error,
+        payload,
+    ]
+    return [*row, "yes" if letter.redriven else "no"] if everything else row
+
+
+def _facts(letter: Any) -> dict[str, Any]:
+    numbers = {"partition", "offset", "timestamp", "attempts"}
+    record = {name: int(value) if name in numbers else value for name, value in letter.facts.items()}
+    return {
+        "letter": letter.place,
+        "written": letter.timestamp,
+        "redriven": letter.redriven,
+        **record,
+        "key": None if letter.key is None else text_or_hex(letter.key),
+        "headers": [[name, text_or_hex(value)] for name, value in letter.headers],
+        "payload": None if letter.payload is None else text_or_hex(letter.payload),
+    }
+
+
+def _shown(name: str, value: Any) -> str:
+    if name in ("written", "timestamp"):
+        return moment(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "null" if value is None else str(value)

@@ -1,0 +1,55 @@
+"""What commands print: aligned columns for people, JSON for programs."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from json import dumps
+from typing import Any
+
+import typer
+
+__all__ = ["columns", "json_line", "moment", "shortened", "size", "text_or_hex"]
+
+
+def columns(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """One line a row, each column as wide as its widest cell."""
+    lines = [[str(cell) for cell in row] for row in [titles, *rows]]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    for line in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def json_line(value: Any) -> None:
+    """The value as JSON on one line."""
+    typer.echo(dumps(value, ensure_ascii=False))
+
+
+def shortened(text: str, width: int) -> str:
+    """On one line of at most `width` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def text_or_hex(data: bytes | None) -> str:
+    """Bytes as text where they are text, else as hexadecimal digits; null: nothing."""
+    if data is None:
+        return ""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return data.hex()
+    return text if all(char.isprintable() or char in "\t\n\r" for char in text) else data.hex()
+
+
+def moment(ms: int) -> str:
+    """Milliseconds since 1970 as a date and time in UTC."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(" ", "milliseconds").removesuffix("+00:00") + "Z"
+
+
+def size(nbytes: int) -> str:
+    """Bytes, in the unit that a person reads."""
+    value, unit = float(nbytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

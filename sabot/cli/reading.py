@@ -1,0 +1,129 @@
+"""`sabot state`: what a job keeps, as tables."""
+
+import sys
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.csv
+import typer
+
+from sabot._cython.json import encode_rows
+from sabot._cython.rows import bytes_list
+from sabot.checkpoint import ask
+from sabot.cli.jobs import JobWord, find_job
+from sabot.cli.loading import WrongUse
+from sabot.cli.printing import columns, json_line, moment
+from sabot.cli.running import guarded, set_up_logging
+from sabot.errors import UserError
+from sabot.operators.reading import operators_of, state_of
+
+__all__ = ["state"]
+
+_FORMATS = ("table", "json", "csv")
+_TABLE_ROWS = 100
+_JSON_ROWS = 8192  # encoded at a time
+
+
+def _format(value: str) -> str:
+    if value not in _FORMATS:
+        raise typer.BadParameter(f"{value!r} is none of {', '.join(_FORMATS)}")
+    return value
+
+
+def state(
+    job: JobWord,
+    operator: Annotated[
+        str | None, typer.Argument(metavar="OPERATOR", help="Whose state: an operator's id, an agent's, a namespace.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="K", help="Of this key alone; of several columns a JSON list.")
+    ] = None,
+    as_of: Annotated[
+        int | None, typer.Option(min=1, metavar="ID", help="At this checkpoint; default: the newest.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Of a running job: as it is now.")] = False,
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", callback=_format, help=", ".join(_FORMATS))
+    ] = "table",
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json: an object on a line.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="At most so many rows.")] = None,
+) -> None:
+    """Read the state of a job, running or not, from its newest checkpoint. Without OPERATOR: who keeps state."""
+    wanted = "json" if json else form
+
+    def work() -> None:
+        if fresh and as_of is not None:
+            raise WrongUse("--fresh is of now, --as-of of then", hint="leave one of them out")
+        found = find_job(job)
+        checkpoint_id = as_of
+        if fresh:
+            if not found.runs():
+                raise UserError(f"no job runs on {found.place}", hint="without --fresh its newest checkpoint is read")
+            checkpoint_id = ask(found.place, {"checkpoint": True})["checkpoint"]
+        manifest = found.manifest(checkpoint_id)
+        try:
+            if operator is None:
+                _list(operators_of(manifest), wanted)
+                return
+            table = state_of(manifest, operator, key)
+            shown = table if limit is None else table.slice(0, limit)
+            _print(shown, wanted)
+        finally:
+            found.storage.release_restored()
+        note = f"checkpoint {manifest.checkpoint_id}, {moment(manifest.created_ms)}"
+        if wanted == "table":
+            cut = min(shown.num_rows, _TABLE_ROWS)
+            rest = f" of {table.num_rows:,}" if cut < table.num_rows else ""
+            typer.echo(f"{cut:,} rows{rest}; {note}", err=True)
+
+    set_up_logging("warning")
+    raise typer.Exit(guarded(work, debug=False))
+
+
+def _list(operators: list[Any], form: str) -> None:
+    titles = ["operator", "kind", "rows", "what it is"]
+    rows = [[each.id, each.kind, "-" if each.rows is None else each.rows, each.text] for each in operators]
+    if form == "json":
+        for each in operators:
+            json_line({"operator": each.id, "kind": each.kind, "rows": each.rows, "text": each.text})
+    elif form == "csv":
+        table = pa.table({title: [str(row[at]) for row in rows] for at, title in enumerate(titles)})
+        _csv(table)
+    else:
+        columns(titles, rows)
+
+
+def _print(table: pa.Table, form: str) -> None:
+    if form == "csv":
+        _csv(table)
+    elif form == "json":
+        sys.stdout.flush()
+        for batch in table.to_batches(max_chunksize=_JSON_ROWS):
+            sys.stdout.buffer.write(
+                b"".join(line + b"\n" for line in bytes_list(encode_rows(batch)) if line is not None)
+            )
+        sys.stdout.buffer.flush()
+    else:
+        head = table.slice(0, _TABLE_ROWS)
+        columns(table.schema.names, [[_cell(row[name]) for name in table.schema.names] for row in head.to_pylist()])
+
+
+def _csv(table: pa.Table) -> None:
+    flat = pa.table(
+        {
+            name: column.cast(pa.string()) if pa.types.is_binary(column.type) else _flat(column)
+            for name, column in zip(table.schema.names, table.columns, strict=True)
+        }
+    )
+    sys.stdout.flush()
+    pyarrow.csv.write_csv(flat, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+
+
+def _flat(column: Any) -> Any:
+    """CSV has no nested values: they become text."""
+    return pa.array(map(_cell, column.to_pylist())) if pa.types.is_nested(column.type) else column
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value)

@@ -1,0 +1,5 @@
+"""Rows into a table of SQLite or PostgreSQL, exactly once: the rows and the lane's token in one transaction."""
+
+from sabot.connectors.sql.sink import SqlSink
+
+__all__ = ["SqlSink"]

@@ -1,0 +1,315 @@
+"""PostgreSQL, through psycopg: the only importer of it. Rows go by COPY, as CSV that Arrow writes."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from pyarrow import csv
+
+from sabot.connectors.sql.database import TOKENS, Database, quoted
+from sabot.connectors.sql.rows import Columns, JsonKind, hex_text, json_text, last_of_each_key, utc
+from sabot.errors import BrokerUnavailable, MissingExtra, SabotError, TransientError, UserError
+from sabot.steps import step
+
+__all__ = ["PostgresDatabase"]
+
+_ROWS = 16384  # of which CSV is made at once
+_STAGING = '"sabot_rows"'  # rows on their way to replace others, of this session
+# What the server or the way to it may never answer is noticed within a minute. The user's own settings come first.
+_DEFAULTS = {
+    "connect_timeout": "10",
+    "keepalives_idle": "10",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "40000",
+}
+_SESSION = {"client_encoding": "UTF8", "datestyle": "ISO", "lock_timeout": "30s"}
+_REFUSED = re.compile(
+    r"authentication failed|does not exist|pg_hba|no password supplied|permission denied|not permitted"
+)
+_READ_ONLY = "25006"  # a server that has become a standby
+_LOCK = 0x5AB07  # held while tables are made, so that two processes do not make one table
+
+
+class PostgresDatabase(Database):
+    """`table` may name its schema: `sales.alerts`. The table of tokens stands in the same schema."""
+
+    mark = "%s"
+
+    def __init__(self, url: str, table: str, keys: Sequence[str]) -> None:
+        super().__init__(table, keys)
+        try:
+            import psycopg
+        except ImportError as error:
+            raise MissingExtra("a sink into PostgreSQL", "postgres") from error
+        self._driver = psycopg
+        self._url = url
+        schema, _, name = table.rpartition(".")
+        self._prefix = f"{quoted(schema)}." if schema else ""
+        self._name = self._prefix + quoted(name)
+        self._connection: Any = None
+        self._types: dict[str, str] = {}
+        self._staged: list[str] | None = None
+        try:
+            given = self._driver.conninfo.conninfo_to_dict(url)
+        except self._driver.Error as error:
+            raise UserError(
+                f"table {table}: its database's address cannot be read", hint="postgresql://user@host:5432/database"
+            ) from error
+        self._conninfo: str = psycopg.conninfo.make_conninfo(url, **{**_DEFAULTS, **given})
+
+    @property
+    def where(self) -> str:
+        parts = urlsplit(self._url)
+        return f"{parts.netloc.rpartition('@')[2] or 'postgresql'}{parts.path}"
+
+    @property
+    def tokens(self) -> str:
+        return (self._prefix + quoted(TOKENS)).replace("%", "%%")
+
+    def connect(self, session: str) -> None:
+        self.close()
+        try:
+            self._connection = self._driver.connect(self._conninfo, autocommit=True)
+        except self._driver.OperationalError as error:
+            message = f"PostgreSQL at {self.where}: {error}".strip()
+            if _REFUSED.search(str(error)):
+                raise UserError(
+                    message, hint="see the address given to SqlSink, and the server's pg_hba.conf"
+                ) from error
+            raise BrokerUnavailable(message) from error
+        with self.explained():
+            settings = {**_SESSION, **({"application_name": session} if session else {})}
+            for name, value in settings.items():
+                self.run("SELECT set_config(%s, %s, false)", (name, value))
+            # an answer to COMMIT has to mean that the rows are on the disk
+            self.run(
+                "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+            )
+            self._connection.autocommit = False
+
+    def close(self) -> None:
+        connection, self._connection, self._staged = self._connection, None, None
+        if connection is not None:
+            connection.close()
+
+    @property
+    def _open(self) -> Any:
+        if self._connection is None:
+            raise UserError(f"the sink of table {self.table} is not open")
+        return self._connection
+
+    def begin(self) -> None:
+        """The first statement begins it."""
+        assert self._open is not None
+
+    def commit(self) -> None:
+        self._open.commit()
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        driver = self._driver
+        try:
+            yield
+        except driver.Error as error:
+            message = f"table {self.table} of {self.where}: {str(error).strip()}"
+            passing = isinstance(error, driver.OperationalError | driver.InterfaceError) or error.sqlstate == _READ_ONLY
+            if passing:
+                raise TransientError(message) from error
+            raise UserError(message) from error
+
+    def run(self, statement: str, values: Sequence[Any] = ()) -> tuple[int, list[tuple[Any, ...]]]:
+        cursor = self._open.execute(statement, values)
+        return cursor.rowcount, cursor.fetchall() if cursor.description is not None else []
+
+    def columns(self) -> Columns | None:
+        _, rows = self.run(
+            "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute WHERE attrelid = to_regclass(%s) "
+            "AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum",
+            (self._name,),
+        )
+        self._types = dict(rows)
+        return {name: _JSON_KINDS.get(kind, "text") for name, kind in rows} or None
+
+    def same_column(self, name: str) -> str:
+        return name
+
+    def create(self, schema: pa.Schema) -> None:
+        columns = [f"{quoted(field.name)} {_declared(field)}" for field in schema]
+        if self.keys:
+            columns.append(f"PRIMARY KEY ({', '.join(map(quoted, self.keys))})")
+        self._make(self._name, ", ".join(columns), self.table)
+
+    def _make(self, name: str, columns: str, what: str) -> None:
+        """One at a time: IF NOT EXISTS alone is an error where two transactions do it."""
+        self.run("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        with step("sql", what):
+            self._execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
+
+    def check_keys(self) -> None:
+        _, rows = self.run(
+            "SELECT array_agg(a.attname::text) FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid "
+            "AND a.attnum = ANY(i.indkey) WHERE i.indrelid = to_regclass(%s) AND i.indisunique AND i.indpred IS NULL "
+            "AND i.indexprs IS NULL AND i.indimmediate GROUP BY i.indexrelid",
+            (self._name,),
+        )
+        if not any(set(names) == set(self.keys) for (names,) in rows):
+            raise UserError(
+                f"table {self.table} of {self.where} has no unique index on {', '.join(self.keys)}",
+                hint=f"CREATE UNIQUE INDEX ON {self._name} ({', '.join(map(quoted, self.keys))})",
+            )
+
+    def insert(self, data: pa.RecordBatch) -> None:
+        if not self.keys:
+            return self._copy(data, self._name)
+        names = list(data.schema.names)
+        columns = ", ".join(map(quoted, names))
+        if self._staged != names:
+            self._execute(f"DROP TABLE IF EXISTS pg_temp.{_STAGING}")
+            self._execute(
+                f"CREATE TEMP TABLE {_STAGING} ON COMMIT DELETE ROWS AS SELECT {columns} FROM {self._name} WITH NO DATA"
+            )
+            self._staged = names
+        self._copy(last_of_each_key(data, self.keys), f"pg_temp.{_STAGING}")
+        others = [quoted(name) for name in names if name not in self.keys]
+        action = f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in others)}" if others else "NOTHING"
+        keys = ", ".join(map(quoted, self.keys))
+        with step("sql", self.table):
+            self._execute(
+                f"INSERT INTO {self._name} ({columns}) SELECT {columns} FROM pg_temp.{_STAGING} ORDER BY {keys} "
+                f"ON CONFLICT ({keys}) DO {action}"
+            )
+        self._execute(f"DELETE FROM pg_temp.{_STAGING}")
+        return None
+
+    def _copy(self, data: pa.RecordBatch, target: str) -> None:
+        types = self._types
+        columns = [
+            _text(column, name, types.get(name, ""))
+            for name, column in zip(data.schema.names, data.columns, strict=True)
+        ]
+        rows = pa.RecordBatch.from_arrays(columns, names=data.schema.names)
+        names = ", ".join(map(quoted, data.schema.names))
+        with (
+            step("sql", self.table),
+            self._open.cursor() as cursor,
+            cursor.copy(f"COPY {target} ({names}) FROM STDIN WITH (FORMAT csv)") as copy,
+        ):
+            for start in range(0, rows.num_rows, _ROWS):
+                text = pa.BufferOutputStream()
+                csv.write_csv(rows.slice(start, _ROWS), text, _CSV)
+                copy.write(memoryview(text.getvalue()))
+
+    def _execute(self, statement: str) -> None:
+        """A statement without values: `%` in a name is only a letter."""
+        self._open.execute(statement)
+
+    def make_tokens(self) -> None:
+        name = self._prefix + quoted(TOKENS)
+        _, [(there,)] = self.run("SELECT to_regclass(%s) IS NOT NULL", (name,))
+        if not there:  # who may not create tables may still use those that are there
+            self._make(name, "lane text PRIMARY KEY, seq bigint, incarnation text, owner text NOT NULL", TOKENS)
+
+    def expel(self, owner: str) -> None:
+        """A process that hangs in a transaction would hold the lane's row for ever. One that is idle finds out by itself."""
+        with step("expel", owner):
+            self.run(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = %s AND state <> 'idle' AND pid <> pg_backend_pid()",
+                (owner,),
+            )
+
+
+# Null is an empty field, an empty text is `""`: as COPY reads it.
+_CSV = csv.WriteOptions(include_header=False)
+
+_JSON_KINDS: dict[str, JsonKind] = {
+    "json": "json",
+    "jsonb": "json",
+    "boolean": pa.bool_(),
+    "smallint": pa.int16(),
+    "integer": pa.int32(),
+    "bigint": pa.int64(),
+    "real": pa.float32(),
+    "double precision": pa.float64(),
+    "bytea": pa.binary(),
+    "date": pa.date32(),
+    "timestamp without time zone": pa.timestamp("us"),
+    "timestamp with time zone": pa.timestamp("us", "UTC"),
+}
+
+_DECLARED: list[tuple[Any, str]] = [
+    (pa.types.is_boolean, "boolean"),
+    (pa.types.is_int8, "smallint"),
+    (pa.types.is_int16, "smallint"),
+    (pa.types.is_int32, "integer"),
+    (pa.types.is_int64, "bigint"),
+    (pa.types.is_uint8, "smallint"),
+    (pa.types.is_uint16, "integer"),
+    (pa.types.is_uint32, "bigint"),
+    (pa.types.is_uint64, "numeric(20)"),
+    (pa.types.is_float64, "double precision"),
+    (pa.types.is_floating, "real"),
+    (pa.types.is_date, "date"),
+    (pa.types.is_time, "time"),
+    (pa.types.is_duration, "bigint"),
+    (pa.types.is_binary, "bytea"),
+    (pa.types.is_fixed_size_binary, "bytea"),
+    (pa.types.is_string, "text"),
+    (pa.types.is_null, "text"),
+    (pa.types.is_nested, "jsonb"),
+]
+
+
+def _declared(field: "pa.Field[Any]") -> str:
+    """The type of a column for this field."""
+    kind: Any = field.type
+    if pa.types.is_decimal(kind):
+        return f"numeric({kind.precision}, {kind.scale})"
+    if pa.types.is_timestamp(kind):
+        return "timestamp" if kind.tz is None else "timestamptz"
+    for is_kind, declared in _DECLARED:
+        if is_kind(kind):
+            return declared
+    raise _not_held(field.name, kind)
+
+
+def _text(column: Any, name: str, declared: str) -> Any:
+    """A column as what Arrow's CSV writer takes and COPY reads."""
+    kind = column.type
+    types = pa.types
+    if types.is_nested(kind):
+        return json_text(column, name)
+    if types.is_binary(kind) or types.is_fixed_size_binary(kind) or (types.is_string(kind) and declared == "bytea"):
+        if declared == "bytea":
+            return hex_text(column)
+        try:
+            return column.cast(pa.string())
+        except pa.ArrowInvalid as error:
+            raise UserError(
+                f"column {name!r} is {declared}, and binary that is no UTF-8 came", hint="a bytea column holds it"
+            ) from error
+    if types.is_timestamp(kind):
+        return utc(column).cast(pa.timestamp("us", kind.tz and "UTC"), safe=False)
+    if types.is_time(kind):
+        return column.cast(pa.time64("us"), safe=False)
+    if types.is_date(kind):
+        return column.cast(pa.date32())
+    if types.is_duration(kind):
+        return column.cast(pa.int64())
+    if types.is_float16(kind):
+        return column.cast(pa.float32())
+    if types.is_null(kind) or types.is_decimal(kind):
+        return column.cast(pa.string())
+    if types.is_primitive(kind) or types.is_string(kind):
+        return column
+    raise _not_held(name, kind)
+
+
+def _not_held(name: str, kind: Any) -> SabotError:
+    return UserError(
+        f"column {name!r}: a database cannot hold {kind}", hint="cast it, or leave it out, before the sink"
+    )

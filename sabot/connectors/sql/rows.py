@@ -1,0 +1,164 @@
+"""What rows become before a table takes them: agents' JSON results become columns, nested values JSON text, binary hex."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.json import JsonDecoder, encode_rows, infer_schema
+from sabot._cython.rows import binary_array, bytes_list
+from sabot.errors import UserError
+
+__all__ = [
+    "Columns",
+    "JsonKind",
+    "decoded_records",
+    "hex_text",
+    "inferred_schema",
+    "json_text",
+    "last_of_each_key",
+    "utc",
+]
+
+_log = logging.getLogger(__name__)
+
+JsonKind: TypeAlias = pa.DataType | Literal["text", "json", "any"]
+Columns: TypeAlias = Mapping[str, JsonKind]
+"""A table's columns, and how JSON is read for them: as a type; "text": a string as it is, all else as it stands, for the database
+to read; "json": all as it stands; "any": as what comes."""
+
+_INFERENCE_ROWS = 1000
+_fields_of = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def inferred_schema(batches: Sequence[pa.RecordBatch]) -> pa.Schema:
+    """The columns of a table for these records, from the first 1,000 payloads."""
+    payloads: list[bytes | None] = []
+    for batch in batches:
+        payloads += bytes_list(batch.column("payload").slice(0, _INFERENCE_ROWS - len(payloads)))
+    return infer_schema(payloads)
+
+
+def decoded_records(data: pa.RecordBatch, columns: Columns, table: str, told: set[str]) -> pa.RecordBatch:
+    """Records with one JSON object each -> the columns of the table that they name; fields without a column are told of once.
+
+    Raises UserError naming the first that does not fit.
+    """
+    payloads = data.column("payload")
+    fields = [_fields(payload, row, len(payloads), table) for row, payload in enumerate(bytes_list(payloads))]
+    named: set[str] = set().union(*fields)
+    _tell(named - columns.keys(), table, told)
+    kept = [name for name in columns if name in named]
+    if not kept and data.num_rows:
+        raise UserError(
+            f"table {table}: no result has one of its columns ({', '.join(columns)})",
+            hint="results are objects, whose fields are the columns' names",
+        )
+    kinds = {
+        name: _guessed([row.get(name) for row in fields]) if columns[name] == "any" else columns[name] for name in kept
+    }
+    typed = pa.schema([(name, kind) for name, kind in kinds.items() if isinstance(kind, pa.DataType)])
+    read, bad = JsonDecoder(typed).decode(payloads)
+    if bad:
+        raise _unfit(bad[0].row, data.num_rows, table, bad[0].reason, payloads[bad[0].row].as_py())
+    arrays: list[Any] = [
+        read.column(name)
+        if isinstance(kind, pa.DataType)
+        else _texts([row.get(name) for row in fields], kind == "text")
+        for name, kind in kinds.items()
+    ]
+    return pa.RecordBatch.from_arrays(arrays, names=kept)
+
+
+def _guessed(values: list[msgspec.Raw | None]) -> JsonKind:
+    """What these values are, if they agree."""
+    try:
+        kind: pa.DataType = infer_schema([b'{"":%b}' % bytes(value or b"null") for value in values]).field(0).type
+    except UserError:
+        return "text"
+    return "text" if pa.types.is_null(kind) else kind
+
+
+def _fields(payload: bytes | None, row: int, rows: int, table: str) -> dict[str, msgspec.Raw]:
+    try:
+        return _fields_of(payload or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _unfit(row, rows, table, str(error), payload) from error
+
+
+def _unfit(row: int, rows: int, table: str, reason: str, payload: bytes | None) -> UserError:
+    shown = "nothing" if payload is None else repr(payload[:100])
+    return UserError(
+        f"table {table}: row {row} of {rows} does not fit: {reason}; it is {shown}",
+        hint="results for a table are objects, whose fields have the types of its columns",
+    )
+
+
+def _tell(unknown: set[str], table: str, told: set[str]) -> None:
+    if unknown and not told:  # once: names may be without end
+        told.update(sorted(unknown)[:5])
+        _log.warning("table %s has no column for %s of the results: left out", table, ", ".join(sorted(told)))
+
+
+def _texts(values: list[msgspec.Raw | None], bare: bool) -> Any:
+    """JSON values as text, null as null. `bare`: strings without their quotes."""
+    texts: list[bytes | None] = []
+    for value in values:
+        raw = None if value is None else bytes(value)
+        if raw == b"null":
+            raw = None
+        elif bare and raw is not None and raw[:1] == b'"':
+            raw = msgspec.json.decode(raw, type=str).encode()
+        texts.append(raw)
+    return binary_array(texts).cast(pa.string())
+
+
+def json_text(column: Any, name: str) -> Any:
+    """Lists and structs -> one JSON text a row, null as null. UserError for what JSON cannot say."""
+    try:
+        rows: Any = encode_rows(pa.RecordBatch.from_arrays([column], names=["v"]))
+    except (TypeError, UserError) as error:
+        raise UserError(
+            f"column {name!r} of type {column.type} cannot be written as JSON",
+            hint="cast it, or leave it out (select), before the sink",
+        ) from error
+    texts: Any = pc.binary_slice(rows, 5, -1).cast(pa.string())  # of {"v":...}
+    return pc.if_else(pc.is_null(column), pa.scalar(None, pa.string()), texts)
+
+
+def hex_text(column: Any) -> Any:
+    """Binary -> `\\x0aff`, null as null: all values in one call, so twice the bytes are all that it takes."""
+    values = column.cast(pa.binary())
+    if len(values) == 0:
+        return pa.array([], pa.string())
+    offsets = np.frombuffer(values.buffers()[1], np.int32)[values.offset : values.offset + len(values) + 1]
+    start, end = int(offsets[0]), int(offsets[-1])
+    data = values.buffers()[2]
+    digits = b"" if data is None or start == end else bytes(memoryview(data)[start:end]).hex().encode()
+    if len(digits) > 2**31 - 1:
+        raise UserError(f"{end - start} bytes of binary in one batch are too many")
+    moved = ((offsets - start) * 2).astype(np.int32)
+    plain: Any = pa.StringArray.from_buffers(len(values), pa.py_buffer(moved), pa.py_buffer(digits))
+    prefixed: Any = pc.binary_join_element_wise("\\x", plain, "")
+    return pc.if_else(pc.is_null(values), pa.scalar(None, pa.string()), prefixed)
+
+
+def utc(column: Any) -> Any:
+    """A timestamp with a zone -> the same moment in UTC; without one as it is."""
+    return column if column.type.tz in (None, "UTC") else column.cast(pa.timestamp(column.type.unit, "UTC"))
+
+
+def last_of_each_key(data: pa.RecordBatch, keys: Sequence[str]) -> pa.RecordBatch:
+    """The rows that no later row of the same key replaces, in order."""
+    columns: list[Any] = [data.column(key) for key in keys]
+    names = [str(place) for place in range(len(keys))]
+    numbered = pa.Table.from_arrays([*columns, pa.array(np.arange(data.num_rows))], names=[*names, "row"])
+    last = numbered.group_by(names, use_threads=False).aggregate([("row", "max")]).column("row_max").to_numpy()
+    if len(last) == data.num_rows:
+        return data
+    rows: Any = pa.array(np.sort(last))
+    return data.take(rows)

@@ -1,0 +1,191 @@
+"""`SqlSink`: which rows go into which columns, and when a transaction begins and ends."""
+
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.batch import Batch, normalise
+from sabot.connectors.base import RECORD_SCHEMA, Lane, Sink, Token
+from sabot.connectors.sql.database import Database
+from sabot.connectors.sql.postgres import PostgresDatabase
+from sabot.connectors.sql.rows import Columns, decoded_records, inferred_schema
+from sabot.connectors.sql.sqlite import SqliteDatabase
+from sabot.errors import UserError
+
+__all__ = ["SqlSink"]
+
+_HINT = "write sqlite:///absolute/path.db, sqlite:relative/path.db or postgresql://user@host/database"
+
+
+class SqlSink(Sink):
+    """Rows into a table: `SqlSink("sqlite:///var/lib/alerts.db", table="alerts")`.
+
+    url: sqlite:///absolute/path.db, sqlite:relative/path.db, or postgresql://user@host/database with whatever libpq takes behind
+    it. table: its name; of PostgreSQL with its schema, if any ("sales.alerts"). keys: columns of which a row replaces the row with the
+    same values (null is none); they need a unique index. schema: the columns, where the plan does not know them.
+
+    The table is made if it is missing. One that is there needs the columns that come, and keeps what it has. Agents' results are
+    JSON objects: their fields are columns; without a table and a schema, their types are those of the first results.
+
+    Exactly once: the rows of a part and its token (table `sabot_tokens`) are one transaction. At least once: each batch is one.
+    """
+
+    keeps_token = True
+
+    def __init__(self, url: str, table: str, *, keys: Sequence[str] = (), schema: pa.Schema | None = None) -> None:
+        if isinstance(keys, str):
+            raise UserError(f"table {table}: keys={keys!r} is no list", hint=f"keys=[{keys!r}]")
+        self.name = table
+        self._keys = list(keys)
+        self._schema = schema
+        self._database = _database(str(url), table, keys)
+        self._lane: Lane | None = None
+        self._owner = ""  # who claimed the lane: this sink, from its first claim until `close`
+        self._fitting: pa.Schema | None = None  # the last schema that the table has the columns for
+        self._columns: Columns | None = None
+        self._told: set[str] = set()
+
+    # -- the contract --------------------------------------------------------------------------------------------------
+
+    def expect(self, schema: pa.Schema) -> None:
+        if self._schema is None:
+            self._schema = schema
+
+    def open(self) -> None:
+        self._lane = None
+        self._connect("")
+        with self._database.transaction():
+            self._prepare()
+
+    def write(self, batch: Batch) -> None:
+        data = batch.taken()
+        if data.num_rows == 0:
+            return
+        with self._database.transaction(), self._explained():
+            self._insert([data])
+
+    def flush(self) -> None:
+        """Nothing to do: `write` returns when the rows are in the table."""
+
+    def claim(self, lane: Lane) -> Token | None:
+        again = lane == self._lane
+        if not again:
+            self._owner = f"sabot-{uuid.uuid4().hex}"
+        self._connect(self._owner)
+        with self._database.transaction():
+            token = self._database.claim(lane, self._owner, again=again)
+            self._prepare()
+        self._lane = lane
+        return token
+
+    def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
+        lane = self._claimed()
+        with self._database.transaction():
+            if self._database.advance(lane, self._owner, seq):
+                with self._explained():
+                    self._insert([batch for batch in batches if batch.num_rows])
+
+    def settle(self, seq: int) -> None:
+        lane = self._claimed()
+        with self._database.transaction():
+            self._database.advance(lane, self._owner, seq, anyhow=True)
+
+    def close(self) -> None:
+        self._lane = None
+        self._database.close()
+
+    # -- the connection ------------------------------------------------------------------------------------------------
+
+    def _connect(self, session: str) -> None:
+        self._fitting = self._columns = None  # another may have changed the table
+        self._database.connect(session)
+
+    def _claimed(self) -> Lane:
+        if self._lane is None:
+            raise UserError(f"the sink of table {self.name} is not open: no lane was claimed")
+        return self._lane
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What Arrow cannot do with a column is wrong with the column."""
+        try:
+            yield
+        except pa.ArrowException as error:
+            raise UserError(
+                f"table {self.name}: {error}", hint="cast the column, or leave it out (select), before the sink"
+            ) from error
+
+    # -- the table -----------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """What can be found wrong before there are rows is found now."""
+        if self._schema is not None and not self._schema.equals(RECORD_SCHEMA):
+            self._fit(normalise(self._schema.empty_table()).schema)
+
+    def _insert(self, batches: Sequence[pa.RecordBatch]) -> None:
+        for place, batch in enumerate(batches):
+            data = normalise(batch)
+            if data.schema.equals(RECORD_SCHEMA):
+                if self._table() is None:
+                    self._fit(inferred_schema([each for each in batches[place:] if each.schema.equals(RECORD_SCHEMA)]))
+                data = decoded_records(data, self._table() or {}, self.name, self._told)
+            self._fit(data.schema)
+            for key in self._keys:
+                if data.column(key).null_count or (
+                    pa.types.is_floating(data.column(key).type) and pc.any(pc.is_nan(data.column(key))).as_py()
+                ):
+                    raise UserError(f"table {self.name}: a row without its key {key!r} came")
+            self._database.insert(data)
+
+    def _table(self) -> Columns | None:
+        if self._columns is None:
+            self._columns = self._database.columns()
+        return self._columns
+
+    def _fit(self, schema: pa.Schema) -> None:
+        """The table has these columns: it is made, or looked at. UserError naming what is missing."""
+        if self._fitting is not None and schema.equals(self._fitting):
+            return
+        same = self._database.same_column
+        coming = [same(name) for name in schema.names]
+        if not coming or len(set(coming)) < len(coming):
+            raise UserError(
+                f"table {self.name}: {'rows without a column' if not coming else 'two columns of one name'} came",
+                hint=f"the columns are {', '.join(schema.names)}" if coming else "results are objects, not empty ones",
+            )
+        unknown = [key for key in self._keys if key not in schema.names]
+        if unknown:
+            raise UserError(
+                f"table {self.name}: keys: there is no column {', '.join(unknown)}",
+                hint=f"the columns are {', '.join(schema.names)}",
+            )
+        if self._table() is None:
+            self._database.create(schema)
+        columns = {same(name) for name in self._table() or ()}
+        missing = [f"{field.name} ({field.type})" for field in schema if same(field.name) not in columns]
+        if missing:
+            raise UserError(
+                f"table {self.name} of {self._database.where} has no column {', '.join(missing)}",
+                hint="add the column (ALTER TABLE), give another table, or leave it out (select) before the sink",
+            )
+        if self._keys:
+            self._database.check_keys()
+        self._fitting = schema
+
+
+def _database(url: str, table: str, keys: Sequence[str]) -> Database:
+    scheme, separator, rest = url.partition(":")
+    if scheme in ("postgresql", "postgres") and separator:
+        return PostgresDatabase(url, table, keys)
+    if scheme != "sqlite" or not separator:
+        raise UserError(f"table {table}: its database's address begins with {scheme[:20]!r}", hint=_HINT)
+    if rest.startswith("//") and not rest.startswith("///"):
+        raise UserError(f"{url!r} is no absolute path", hint=f"write sqlite:///{rest[2:]} or sqlite:{rest[2:]}")
+    path = rest[2:] if rest.startswith("///") else rest
+    if not path.strip("/") or path.endswith(("/", ":memory:")):
+        raise UserError(f"{url!r} names no file", hint=_HINT)
+    return SqliteDatabase(Path(path).expanduser(), table, keys)

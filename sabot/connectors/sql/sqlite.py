@@ -1,0 +1,199 @@
+"""SQLite, from the standard library: a file, one writer at a time."""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sabot.connectors.sql.database import TOKENS, Database, quoted
+from sabot.connectors.sql.rows import Columns, JsonKind, json_text, utc
+from sabot.errors import TransientError, UserError
+from sabot.steps import step
+
+__all__ = ["SqliteDatabase"]
+
+_WAIT_SECONDS = 30.0  # for other writers of the file
+_ROWS = 16384  # of which tuples are made at once
+_PASSING = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_PROTOCOL,
+}
+
+
+class SqliteDatabase(Database):
+    """Each transaction takes the file's write lock at its beginning, and is on the disk at its end."""
+
+    mark = "?"
+    tokens = quoted(TOKENS)
+
+    def __init__(self, path: Path, table: str, keys: Sequence[str]) -> None:
+        super().__init__(table, keys)
+        self.path = path
+        self._name = quoted(table)
+        self._connection: sqlite3.Connection | None = None
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def connect(self, session: str) -> None:
+        self.close()
+        with self.explained():
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{self.path.parent} cannot be made: {error.strerror or error}") from error
+            self._connection = sqlite3.connect(
+                self.path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._connection.execute("PRAGMA synchronous = FULL")
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    @property
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise UserError(f"the sink of table {self.table} is not open")
+        return self._connection
+
+    def begin(self) -> None:
+        self._open.execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        self._open.execute("COMMIT")
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            message = f"table {self.table} of {self.path}: {error}"
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
+                raise TransientError(message) from error
+            raise UserError(message) from error
+        except OverflowError as error:
+            raise UserError(
+                f"table {self.table} of {self.path}: an integer above 2^63 - 1", hint="cast the column before the sink"
+            ) from error
+
+    def run(self, statement: str, values: Sequence[Any] = ()) -> tuple[int, list[tuple[Any, ...]]]:
+        cursor = self._open.execute(statement, values)
+        return cursor.rowcount, cursor.fetchall()
+
+    def columns(self) -> Columns | None:
+        _, rows = self.run(f"PRAGMA table_info({self._name})")
+        return {name: _json_kind(declared) for _, name, declared, *_ in rows} or None
+
+    def same_column(self, name: str) -> str:
+        return name.lower()
+
+    def create(self, schema: pa.Schema) -> None:
+        columns = [f"{quoted(field.name)} {_declared(field.type)}" for field in schema]
+        if self.keys:
+            columns.append(f"PRIMARY KEY ({', '.join(map(quoted, self.keys))})")
+        with step("sql", self.table):
+            self.run(f"CREATE TABLE {self._name} ({', '.join(columns)})")
+
+    def check_keys(self) -> None:
+        wanted = {self.same_column(key) for key in self.keys}
+        _, info = self.run(f"PRAGMA table_info({self._name})")
+        if wanted == {self.same_column(name) for _, name, _, _, _, place in info if place}:
+            return
+        for _, index, unique, _, partial in self.run(f"PRAGMA index_list({self._name})")[1]:
+            inside = self.run(f"PRAGMA index_info({quoted(index)})")[1]
+            if unique and not partial and wanted == {self.same_column(name or "") for _, _, name in inside}:
+                return
+        raise UserError(
+            f"table {self.table} of {self.path} has no unique index on {', '.join(self.keys)}",
+            hint=f"CREATE UNIQUE INDEX ... ON {self._name} ({', '.join(map(quoted, self.keys))})",
+        )
+
+    def insert(self, data: pa.RecordBatch) -> None:
+        names = [quoted(name) for name in data.schema.names]
+        statement = f"INSERT INTO {self._name} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+        if self.keys:
+            keys = {self.same_column(key) for key in self.keys}
+            others = [quoted(name) for name in data.schema.names if self.same_column(name) not in keys]
+            action = f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in others)}" if others else "NOTHING"
+            statement += f" ON CONFLICT ({', '.join(map(quoted, self.keys))}) DO {action}"
+        for start in range(0, data.num_rows, _ROWS):
+            part = data.slice(start, _ROWS)
+            values = [_values(column, name) for name, column in zip(part.schema.names, part.columns, strict=True)]
+            with step("sql", self.table):
+                self._open.executemany(statement, zip(*values, strict=True))
+
+    def make_tokens(self) -> None:
+        with step("sql", TOKENS):
+            self.run(
+                f"CREATE TABLE IF NOT EXISTS {self.tokens} "
+                "(lane TEXT PRIMARY KEY, seq BIGINT, incarnation TEXT, owner TEXT NOT NULL)"
+            )
+
+    def expel(self, owner: str) -> None:
+        """An open transaction of another process ends with that process; until then this one waits, and says so."""
+
+
+def _declared(kind: pa.DataType) -> str:
+    """The type of a column of this kind, of which SQLite takes the first word that it knows."""
+    if pa.types.is_boolean(kind):
+        return "BOOLEAN"
+    if pa.types.is_integer(kind) or pa.types.is_duration(kind):
+        return "INTEGER"
+    if pa.types.is_floating(kind):
+        return "REAL"
+    if _is_bytes(kind):
+        return "BLOB"
+    return "TEXT"
+
+
+def _json_kind(declared: str) -> JsonKind:
+    """How JSON is read for a column, by SQLite's rules of what a declared type means."""
+    declared = declared.upper()
+    if "BOOL" in declared:
+        return pa.bool_()
+    if "INT" in declared:
+        return pa.int64()
+    if any(word in declared for word in ("CHAR", "CLOB", "TEXT")):
+        return "text"
+    if "BLOB" in declared:
+        return pa.binary()
+    if any(word in declared for word in ("REAL", "FLOA", "DOUB")):
+        return pa.float64()
+    return "text" if declared else "any"
+
+
+def _values(column: Any, name: str) -> list[Any]:
+    """A column as what SQLite stores: ints, floats, text, bytes."""
+    kind = column.type
+    types = pa.types
+    if types.is_nested(kind):
+        column = json_text(column, name)
+    elif types.is_timestamp(kind):
+        column = utc(column).cast(pa.string())
+    elif types.is_decimal(kind) or types.is_date(kind) or types.is_time(kind):
+        column = column.cast(pa.string())
+    elif types.is_duration(kind):
+        column = column.cast(pa.int64())
+    elif types.is_float16(kind):
+        column = column.cast(pa.float32())
+    elif not (types.is_primitive(kind) or types.is_null(kind) or types.is_string(kind) or _is_bytes(kind)):
+        raise UserError(
+            f"column {name!r}: a database cannot hold {kind}", hint="cast it, or leave it out, before the sink"
+        )
+    values: list[Any] = column.to_pylist()
+    return values
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind))

@@ -1,0 +1,462 @@
+"""The engine's sink over a Kafka topic, exactly once: a part is one transaction, and its number goes with it as an offset
+of a group of the lane's own. docs/decisions/007 has the experiments behind each choice here. Loads confluent_kafka.
+
+There is one way on after any error, the same as after a crash: leave the producer, make a new one, let the broker end
+what the old one began (`init_transactions`), read the number of the last part that got through.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from concurrent.futures import TimeoutError as Overdue
+from contextlib import contextmanager, suppress
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, ClassVar, TypeVar
+
+import pyarrow as pa
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from sabot._cython.batch import Batch
+from sabot.clock import SYSTEM_CLOCK
+from sabot.connectors.base import Lane, Token, to_records
+from sabot.errors import BrokerUnavailable, JobLocked, SabotError, TransientError, UserError
+from sabot.kafka.client import (
+    ANSWER_SECONDS,
+    FORBIDDEN,
+    UNKNOWN,
+    Link,
+    client_of,
+    connection_of,
+    ensure_topic,
+    producer_of,
+)
+from sabot.kafka.writer import CLOSE_SECONDS, KafkaWriter, Refusals, check_sizes, largest_record, produce, refusal
+from sabot.steps import step
+
+__all__ = ["KafkaDelivery"]
+
+_log = logging.getLogger("sabot.kafka")
+
+CALL_SECONDS = 10.0  # the time-out that one call of the client is given
+GRACE_SECONDS = 5.0  # how much longer it may take before it counts as one that never returns
+CLAIM_SECONDS = 30.0  # for the broker to end what the lane's last producer began, and to know the token
+TOPIC_SECONDS = (
+    4 * ANSWER_SECONDS
+)  # to find the topic or make it; a broker that is absent is named after a quarter of that
+TRANSACTION_MS = 60_000  # how long readers wait behind a transaction that nobody takes over
+PIECE_ROWS, PIECE_BYTES = 65_536, 8 << 20  # so much of a part is Python objects at a time
+FAULTS_IN_A_ROW = 10
+LEFT_CLIENTS = 8  # of a process, that have not ended: each may hold a part
+
+_FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
+_LOADING = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+}
+_NO_TRANSACTIONS = {KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION}
+_PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}  # a consequence: the next call tells the reason
+
+T = TypeVar("T")
+
+
+class KafkaDelivery(KafkaWriter):
+    """A KafkaWriter that takes parts, too. Written rows and parts do not mix: a job does one or the other.
+
+    `still_ours` says whether this process owns the job (None: nobody knows). May block; called in the lane's thread.
+    """
+
+    keeps_token = True
+
+    def __init__(
+        self, topic: str, broker: str, kafka: Mapping[str, Any], still_ours: Callable[[], bool | None]
+    ) -> None:
+        super().__init__(topic, broker, kafka)
+        self._still_ours = still_ours
+        self._client: _Client | None = None
+        self._lane = Lane("", "", "")
+        self._seq = -1  # the last part of this incarnation that the topic has
+        self._faults = 0
+        self._lost = False  # the broker said so, and nobody knew better
+        self._transaction_seconds = int(kafka.get("transaction.timeout.ms", TRANSACTION_MS)) / 1000
+
+    def claim(self, lane: Lane) -> Token | None:
+        if "transactional.id" in self._kafka:
+            raise UserError(
+                f"topic {self.name!r}: exactly once needs a transactional.id of its own, {_lane_id(lane)!r}",
+                hint="leave transactional.id out of the settings",
+            )
+        self._leave(abort=False)
+        ours = self._still_ours()  # before anything is fenced, or two workers fence each other for ever
+        if ours is False or (self._lost and ours is None):
+            raise self._taken_over(lane)
+        self._lost = False
+        self._lane = lane
+        client = self._client = _Client(self._link)
+        with self._or_leave(client), step("claim", self.name):
+            client.call(lambda: ensure_topic(self._link, self.name, self._kafka), TOPIC_SECONDS + GRACE_SECONDS)
+            client.call(lambda: self._make(client), GRACE_SECONDS)
+            deadline = SYSTEM_CLOCK.monotonic() + CLAIM_SECONDS
+            self._ask(client, client.init, deadline)
+            found = self._ask(client, client.committed, deadline)
+            client.call(client.forget_consumer, CLOSE_SECONDS + GRACE_SECONDS)
+        client.claimed = self._link.opened = True
+        self._seq = found.seq if found is not None and found.incarnation == lane.incarnation else -1
+        return found
+
+    def _make(self, client: "_Client") -> None:
+        """In the client's thread. The consumer never subscribes: no member, nothing to leave, it only reads the token."""
+        name = _lane_id(self._lane)
+        ours = {
+            "transactional.id": name,
+            "transaction.timeout.ms": TRANSACTION_MS,
+            "metadata.recovery.strategy": "none",  # with it a restart of the broker may leave a call hanging
+        }
+        client.producer = producer_of(self._link, self._kafka, on_delivery=client.refusals, **ours)
+        reading = {"group.id": name, "isolation.level": "read_committed", "enable.auto.commit": False}
+        client.consumer = client_of(Consumer, self._link, connection_of(self._kafka), reading)
+        client.group = client.consumer.consumer_group_metadata()
+        client.place = self.name
+
+    def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
+        """As `Sink.deliver`. A part has to get through within `transaction.timeout.ms`."""
+        client = self._claimed()
+        if seq <= self._seq:
+            return
+        with self._or_leave(client):
+            deadline = self._begin(client)
+            with step("produce", self.name):
+                self._produce(client, batches, deadline)
+            self._commit(client, seq, deadline)
+
+    def settle(self, seq: int) -> None:
+        """A transaction without records. Due at each start, and when a lane has sent nothing for an hour: a broker
+        forgets offsets that nobody renews (`offsets.retention.minutes`, 7 days).
+        """
+        client = self._claimed()
+        with self._or_leave(client):
+            self._commit(client, seq, self._begin(client))
+
+    def _begin(self, client: "_Client") -> float:
+        with step("begin", self.name):
+            client.call(client.begin, GRACE_SECONDS)
+        return SYSTEM_CLOCK.monotonic() + self._transaction_seconds
+
+    def _produce(self, client: "_Client", batches: Sequence[pa.RecordBatch], deadline: float) -> None:
+        limit, now_ms, first = largest_record(self._kafka), int(SYSTEM_CLOCK.time() * 1000), 0
+
+        def go_on() -> None:
+            client.check()
+            if client.refusals.first is not None or SYSTEM_CLOCK.monotonic() > deadline:
+                raise _Enough
+
+        def send(rows: pa.RecordBatch) -> None:
+            produce(client.producer, self.name, rows, go_on)
+
+        try:
+            for batch in batches:
+                for piece in _pieces(batch):
+                    rows = to_records(Batch(piece), now_ms)
+                    check_sizes(rows, limit, self.name, first)
+                    first += rows.num_rows
+                    client.call(partial(send, rows), deadline - SYSTEM_CLOCK.monotonic() + GRACE_SECONDS)
+            while client.call(lambda: client.producer.flush(1.0), GRACE_SECONDS):
+                go_on()
+        except _Enough:
+            if client.refusals.first is None:
+                raise self._late() from None
+        if client.refusals.first is not None and client.refusals.first[0].code() not in _PURGED:
+            raise self._fault(*client.refusals.first)
+
+    def _commit(self, client: "_Client", seq: int, deadline: float) -> None:
+        token = Token(seq, self._lane.incarnation)
+        with step("token", self.name):
+            self._ask(client, partial(client.send_token, token), deadline)
+        if client.refusals.first is not None:
+            raise self._fault(*client.refusals.first)
+        with step("commit", self.name):
+            self._ask(client, client.commit, deadline)
+        self._seq, self._faults = seq, 0
+        self._link.up()
+
+    def _ask(self, client: "_Client", call: Callable[[float], T], deadline: float) -> T:
+        """A call that takes a time-out, again while the client says that this may help."""
+        while True:
+            seconds = max(0.1, min(CALL_SECONDS, deadline - SYSTEM_CLOCK.monotonic()))
+            try:
+                return client.call(partial(call, seconds), seconds + GRACE_SECONDS)
+            except KafkaException as error:
+                reason = error.args[0]
+                again = reason.retriable() or reason.code() in _LOADING or reason.code() == KafkaError._TIMED_OUT
+                if not again:
+                    raise
+                if SYSTEM_CLOCK.monotonic() > deadline:
+                    if client.claimed:
+                        raise
+                    raise BrokerUnavailable(
+                        f"kafka://{self._link.address} did not ready topic {self.name!r} for exactly once within "
+                        f"{CLAIM_SECONDS:g} s: {reason.str()}",
+                        hint="do all its brokers run, with the topics __transaction_state and __consumer_offsets?",
+                    ) from error
+                client.call(lambda: client.producer.poll(0.1), GRACE_SECONDS)  # a pause, and news of the link
+
+    @contextmanager
+    def _or_leave(self, client: "_Client") -> Iterator[None]:
+        """Whatever goes wrong: the error in our words, and the producer is left."""
+        try:
+            try:
+                yield
+            except KafkaException as error:
+                raise self._fault(error.args[0]) from error
+        except BaseException as error:
+            # `claim` ends the transaction of one who comes back; of one who does not, readers need not wait for its end
+            final = isinstance(error, Exception) and not isinstance(error, TransientError | JobLocked)
+            if self._client is client:
+                self._leave(abort=final)
+                if final:
+                    client.ended(CLOSE_SECONDS)
+            raise
+
+    def _fault(self, error: KafkaError, message: Any = None) -> Exception:
+        """By the table of docs/decisions/007."""
+        code, address = error.code(), self._link.address
+        if code in _FENCED:
+            if not self._still_ours():
+                return self._taken_over(self._lane)
+            return self._bounded(f"the broker ended a transaction after transaction.timeout.ms: {error.str()}")
+        if code == KafkaError.INVALID_TRANSACTION_TIMEOUT:
+            return UserError(
+                f"topic {self.name!r}: kafka://{address} refuses transaction.timeout.ms {self._transaction_seconds:g} s",
+                hint="it may not be above the broker's transaction.max.timeout.ms",
+            )
+        if code in _NO_TRANSACTIONS:
+            return UserError(
+                f"kafka://{address} has no transactions: {error.str()}", hint="use delivery='at_least_once'"
+            )
+        if code in FORBIDDEN:
+            return UserError(
+                f"topic {self.name!r} on kafka://{address}: {error.str()}",
+                hint=f"exactly once needs Write and Describe on the transactional id {_lane_id(self._lane)!r} and on the "
+                "topic, and Read on the group of the same name; or use delivery='at_least_once'",
+            )
+        if code in UNKNOWN:
+            return UserError(
+                f"topic {self.name!r} is not on kafka://{address} any more",
+                hint="it was deleted while the job wrote to it? make it anew by a new start",
+            )
+        if code == KafkaError.MSG_SIZE_TOO_LARGE:
+            return refusal(error, self._link, self.name, message)
+        if code in (KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT, KafkaError._TRANSPORT):
+            return self._late()
+        return self._bounded(error.str())
+
+    def _late(self) -> Exception:
+        """A deadline passed: there was nobody, or it takes too long."""
+        if self._link.lost:
+            why = f": {self._link.reason}" if self._link.reason else ""
+            return BrokerUnavailable(f"kafka://{self._link.address} does not answer{why}")
+        return self._bounded(
+            f"a transaction took more than {self._transaction_seconds:g} s",
+            hint="is the broker overloaded? raise transaction.timeout.ms",
+        )
+
+    def _bounded(self, what: str, hint: str = "") -> SabotError:
+        """A fault that a new producer may mend: tried so often, then the job fails."""
+        self._faults += 1
+        what = f"topic {self.name!r} on kafka://{self._link.address}: {what}"
+        if self._faults < FAULTS_IN_A_ROW:
+            return TransientError(what, hint=hint)
+        return SabotError(f"{what}, {self._faults} times in a row", hint=hint)
+
+    def _taken_over(self, lane: Lane) -> JobLocked:
+        self._lost = True
+        return JobLocked(
+            f"another worker delivers to topic {self.name!r} as {_lane_id(lane)!r}: it has taken job {lane.job!r} over",
+            hint="stop one of the two; app ids are to be unique on a broker",
+        )
+
+    def _claimed(self) -> "_Client":
+        if self._client is None:
+            raise UserError(f"the sink of topic {self.name!r} is not open: claim comes before deliver and settle")
+        return self._client
+
+    def _leave(self, *, abort: bool) -> "_Client | None":
+        client, self._client = self._client, None
+        if client is not None:
+            client.leave(abort)
+        return client
+
+    def finish(self) -> None:
+        if self._producer is not None:
+            self.flush()
+
+    def close(self) -> None:
+        """Also from another thread, while a call hangs."""
+        self._lost = False
+        client = self._leave(abort=True)
+        if client is not None and not client.ended(CLOSE_SECONDS):
+            _log.warning("topic %r: the Kafka client is still closing", self.name)
+        super().close()
+
+
+class _Enough(Exception):
+    """No more of this part."""
+
+
+class _Client:
+    """Producer and consumer of one claim, and the one thread that makes all their calls.
+
+    So a call that never returns costs this thread and what the client holds, no more; it is left, and counted.
+    """
+
+    _left: ClassVar["list[_Client]"] = []
+    _lock: ClassVar = threading.Lock()
+
+    def __init__(self, link: Link) -> None:
+        self._await_room()
+        self.producer: Any = None
+        self.consumer: Any = None
+        self.group: Any = None
+        self.place = ""
+        self.refusals = Refusals()
+        self.claimed = False
+        self.open = False  # a transaction that may still be aborted
+        self._link = link
+        self._gone = False
+        self._pending: Future[Any] | None = None
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="kafka-lane", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while (given := self._calls.get()) is not None:
+            future, function = given
+            try:
+                result, fault = None if future.cancelled() else function(), None
+            except BaseException as error:  # raised again in the thread that asked
+                result, fault = None, self._reason(error)
+            with suppress(InvalidStateError):  # nobody waits any more
+                if fault is None:
+                    future.set_result(result)
+                else:
+                    future.set_exception(fault)
+            del given, future, function, result, fault
+
+    def _reason(self, error: BaseException) -> BaseException:
+        """A fatal error of the client may break the callback that comes next in the same call, and get lost behind a
+        SystemError; it is told again by whatever is asked of the producer then.
+        """
+        if isinstance(error, SystemError) and self.producer is not None:
+            lost = KafkaError(KafkaError._FAIL, f"the client lost its own error: {error}")
+            try:
+                self.producer.begin_transaction()  # changes nothing in one that is fatal, or in a transaction
+                error = KafkaException(lost)
+            except KafkaException as again:
+                error = KafkaException(lost) if again.args[0].code() == KafkaError._STATE else again
+        if isinstance(error, KafkaException):
+            return error.with_traceback(None)  # its frames hold the producer, for as long as somebody keeps the error
+        return error
+
+    def call(self, function: Callable[[], T], seconds: float) -> T:
+        """What it returns or raises; TransientError when it does not come back in time, or the client is left."""
+        future: Future[T] = Future()
+        self._pending = future
+        self._calls.put((future, function))
+        if self._gone:  # left meanwhile: `leave` may not have seen this one
+            future.cancel()
+        try:
+            return future.result(max(0.0, seconds))
+        except CancelledError:
+            raise TransientError("the sink was closed while it delivered") from None
+        except Overdue:
+            if not future.cancel():
+                return future.result()  # just in time, or its own
+            raise TransientError(
+                f"kafka://{self._link.address}: the Kafka client did not return within {seconds:.0f} s"
+            ) from None
+
+    def check(self) -> None:
+        """In the client's thread: raises when it is left."""
+        if self._gone:
+            raise TransientError("the sink was closed while it delivered")
+
+    def init(self, seconds: float) -> None:
+        """Ends what the lane's last producer left open, and keeps it out."""
+        self.producer.init_transactions(seconds)
+
+    def begin(self) -> None:
+        self.producer.begin_transaction()
+        self.open = True
+
+    def send_token(self, token: Token, seconds: float) -> None:
+        place = TopicPartition(self.place, 0, token.seq, token.incarnation)
+        self.producer.send_offsets_to_transaction([place], self.group, seconds)
+
+    def commit(self, seconds: float) -> None:
+        self.open = False  # from here on only the broker knows
+        self.producer.commit_transaction(seconds)
+
+    def committed(self, seconds: float) -> Token | None:
+        """The token, once no transaction is open on it."""
+        (found,) = self.consumer.committed([TopicPartition(self.place, 0)], seconds)
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return Token(found.offset, found.metadata or "") if found.offset >= 0 else None
+
+    def forget_consumer(self) -> None:
+        self.consumer.close()
+        self.consumer = None
+
+    def leave(self, abort: bool) -> None:
+        """Wakes who waits, and ends the thread as soon as it is free. Never blocks; from any thread."""
+        self._gone = True
+        pending = self._pending
+        if pending is not None:
+            pending.cancel()
+        self._calls.put((Future(), lambda: self._end(abort)))
+        self._calls.put(None)
+        with self._lock:
+            self._left.append(self)
+
+    def _end(self, abort: bool) -> None:
+        producer, consumer = self.producer, self.consumer
+        self.producer = self.consumer = self._pending = None
+        if producer is not None:
+            producer.purge()
+            if abort and self.open:
+                try:
+                    producer.abort_transaction(CLOSE_SECONDS / 2)
+                except KafkaException as error:  # it ends by its time-out, or by the next claim
+                    _log.debug("a transaction stays open until it times out: %s", error)
+        # not producer.close(): it waits for an abort, of a broker that may be gone. This was the last reference to it
+        if consumer is not None:
+            consumer.close()
+
+    def ended(self, seconds: float) -> bool:
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    @classmethod
+    def _await_room(cls) -> None:
+        with cls._lock:
+            cls._left[:] = [each for each in cls._left if each._thread.is_alive()]
+            waiting = list(cls._left)
+        if len(waiting) >= LEFT_CLIENTS and not waiting[0].ended(ANSWER_SECONDS):
+            raise SabotError(
+                f"{len(waiting)} Kafka clients never returned from a call",
+                hint="they cannot be ended from inside: start the worker again",
+            )
+
+
+def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """So much of it as is Python objects at a time."""
+    rows = max(1, min(PIECE_ROWS, batch.num_rows * PIECE_BYTES // max(1, batch.nbytes)))
+    for start in range(0, batch.num_rows, rows):
+        yield batch.slice(start, rows)
+
+
+def _lane_id(lane: Lane) -> str:
+    """The transactional id, and the group of the token. A sink has one lane, number 0."""
+    return f"{lane.key}.0"

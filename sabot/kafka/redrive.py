@@ -1,0 +1,349 @@
+"""Dead letters back to where they came from, exactly once: each transaction holds the records and the note that they went.
+
+A redrive that dies leaves a transaction open, which the next one ends by claiming the same transactional id; the notes that are
+to be seen then say what went, and it goes on with the rest. Two at once: the second takes over, the first ends with an error.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import msgspec
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
+
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import JobLocked, SabotError, TransientError, UserError
+from sabot.kafka.client import ANSWER_SECONDS, admin_of, ensure_topic, explain, partitions_of, producer_of
+from sabot.kafka.letters import DeadLetter, DeadLetters, Note, Ranges
+from sabot.steps import step
+
+__all__ = ["Redriven", "redrive"]
+
+log = logging.getLogger("sabot.kafka")
+
+_LETTERS = 2000  # of one transaction
+_BYTES = 8 << 20
+_TRANSACTION_MS = 60_000
+_CALL_SECONDS = 60.0
+_FENCED = {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED}
+_UNFIT = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_TIMESTAMP, KafkaError.INVALID_RECORD}
+_CLIENT_BATCH_BYTES = 1_000_000  # what the client puts into one request, at most
+_FOREVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+
+
+@dataclass
+class Redriven:
+    """What a redrive did. `topics`: records by the topic that they went to. `left`: why letters stay where they are -> places."""
+
+    letters: int = 0
+    already: int = 0  # of those asked for by place, redriven before
+    topics: dict[str, int] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
+
+    def leave(self, why: str) -> None:
+        """One letter stays."""
+        self.left[why] = self.left.get(why, 0) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Sending:
+    """A letter on its way: the offsets from `begin` to its own hold nothing else that waits."""
+
+    letter: DeadLetter
+    begin: int
+    topic: str
+    partition: int  # -1: by its key
+    timestamp: int
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.letter.payload or b"") + len(self.letter.key or b"")
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A topic that takes records: its partitions (0: there is none), how long it keeps a record, the largest request it takes."""
+
+    partitions: int
+    kept_ms: int = 1 << 62
+    batch_bytes: int = 1 << 62
+
+
+def redrive(
+    dead: DeadLetters,
+    *,
+    to: str | None = None,
+    only: list[tuple[int, int]] | None = None,
+    error: str = "",
+    limit: int | None = None,
+    skip: Collection[tuple[int, int]] = (),
+    now: bool = False,
+) -> Redriven:
+    """Sends letters with their own key, payload, headers and timestamp into the topic that they came from, or `to`.
+
+    only: those at these places (partition, offset); skip: not those. error: those that say this. limit: at most so many.
+    now: with the time of now, in place of a timestamp that the topic's retention has passed: the broker may delete such a
+    record before it is read, so without it they stay. Each goes at most once, ever, whatever happens in between and however
+    often this is called; letters that are not selected stay waiting. Back in their own topic they go to their own partition.
+    Raises JobLocked when another redrive of the topic has begun, UserError naming a letter that the topic does not take.
+    """
+    done = Redriven()
+    ensure_topic(dead.link, dead.journal, dead.kafka, 1, _FOREVER)
+    lane = _Lane(dead, to or "")
+    try:
+        dead.read_notes()  # behind the claim: nobody else adds to them from here on
+        chosen = _places(dead, only, done) if only is not None else _waiting(dead)
+        wanted = (
+            (each, begin) for each, begin in chosen if each.says(error) and (each.partition, each.offset) not in skip
+        )
+        for batch in _batches(_addressed(islice(wanted, limit), lane, now, done)):
+            lane.deliver(batch, done)
+    except BaseException:
+        lane.give_up()
+        raise
+    return done
+
+
+def _waiting(dead: DeadLetters) -> Iterator[tuple[DeadLetter, int]]:
+    """Each letter that waits, and from where on nothing stands between the one before and it."""
+    partition, begin = -1, 0
+    for letter in dead.letters():
+        if letter.partition != partition:
+            partition, begin = letter.partition, dead.begin(letter.partition)
+        yield letter, begin
+        begin = letter.offset + 1
+
+
+def _places(dead: DeadLetters, only: list[tuple[int, int]], done: Redriven) -> Iterator[tuple[DeadLetter, int]]:
+    for partition, offset in sorted(set(only)):
+        letter = dead.find(partition, offset)
+        if letter.redriven:
+            done.already += 1
+        else:
+            yield letter, offset
+
+
+def _addressed(
+    wanted: Iterator[tuple[DeadLetter, int]], lane: "_Lane", now: bool, done: Redriven
+) -> Iterator[_Sending]:
+    now_ms = int(SYSTEM_CLOCK.time() * 1000)
+    for letter, begin in wanted:
+        topic = lane.to or letter.facts.get("topic", "")
+        if not topic:
+            done.leave("no dead letters of sabot: they do not say where they came from (--to TOPIC sends them)")
+            continue
+        target = lane.target(topic)
+        if target.partitions == 0:
+            done.leave(f"there is no topic {topic!r} to take them back (--to TOPIC sends them elsewhere)")
+            continue
+        stamp = max(0, int(letter.facts.get("timestamp", letter.timestamp)))
+        if now and stamp < now_ms - target.kept_ms:
+            stamp = now_ms
+        if stamp < now_ms - target.kept_ms:
+            done.leave(f"their timestamps are older than what topic {topic!r} keeps (--now gives them the time of now)")
+            continue
+        origin = int(letter.facts.get("partition", -1)) if not lane.to else -1
+        yield _Sending(letter, begin, topic, origin if origin < target.partitions else -1, stamp)
+
+
+def _batches(sendings: Iterator[_Sending]) -> Iterator[list[_Sending]]:
+    batch: list[_Sending] = []
+    nbytes = 0
+    for sending in sendings:
+        if batch and (len(batch) == _LETTERS or nbytes + sending.nbytes > _BYTES):
+            yield batch
+            batch, nbytes = [], 0
+        batch.append(sending)
+        nbytes += sending.nbytes
+    if batch:
+        yield batch
+
+
+class _Lane:
+    """The one producer that may send dead letters of this topic; whoever is made last has it."""
+
+    def __init__(self, dead: DeadLetters, to: str) -> None:
+        self.to = to
+        self._dead = dead
+        self._targets: dict[str, _Target] = {}
+        self._reports: list[tuple[str, KafkaError]] = []  # of the open transaction
+        self._open = False
+        self._producer = self._claim()
+
+    def target(self, topic: str) -> _Target:
+        """What is known of a topic."""
+        if topic not in self._targets:
+            try:
+                count = len(partitions_of(self._producer, self._dead.link, topic))
+            except UserError:
+                count = 0
+            self._targets[topic] = _target(self._dead, topic, count) if count else _Target(0)
+        return self._targets[topic]
+
+    def deliver(self, batch: list[_Sending], done: Redriven) -> None:
+        """All of them, and the notes of it, in one transaction."""
+        self._transaction(batch)
+        done.letters += len(batch)
+        for sending in batch:
+            done.topics[sending.topic] = done.topics.get(sending.topic, 0) + 1
+
+    def give_up(self) -> None:
+        """Readers of committed records do not have to wait for the end of what was begun."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            self._producer.purge()
+            self._producer.abort_transaction(5)
+        except KafkaException as error:
+            log.warning(
+                "the transaction of this redrive could not be ended (%s): the broker does it within %d s; "
+                "until then readers of committed records wait",
+                error.args[0].str(),
+                2 * _TRANSACTION_MS // 1000,
+            )
+
+    def _claim(self) -> Any:
+        name = f"sabot.dlq.{self._dead.topic}"
+        settings = {
+            "transactional.id": name,
+            "transaction.timeout.ms": _TRANSACTION_MS,
+            "metadata.recovery.strategy": "none",  # else calls may never return after a restart of the broker
+        }
+        producer = producer_of(self._dead.link, self._dead.kafka, **settings)
+        with step("claim", name):
+            self._call(producer.init_transactions)
+        return producer
+
+    def _transaction(self, batch: list[_Sending]) -> None:
+        producer, journal = self._producer, self._dead.journal
+        self._reports = []
+        with step("begin", journal):
+            self._call(lambda _: producer.begin_transaction())
+            self._open = True
+        for sending in batch:
+            with step("produce", sending.topic):
+                self._produce(sending)
+                if self.target(sending.topic).batch_bytes < _CLIENT_BATCH_BYTES:
+                    self._flush()  # alone: the client would put together what the topic takes one by one
+        for partition, note in self._notes(batch).items():
+            with step("token", journal):
+                producer.produce(
+                    journal, msgspec.json.encode(note), f"{note.topic_id}/{partition}".encode(), partition=0
+                )
+        self._flush()
+        with step("commit", journal):
+            self._call(producer.commit_transaction)
+            self._open = False
+
+    def _produce(self, sending: _Sending) -> None:
+        letter, refused = sending.letter, partial(self._on_delivery, sending.letter.place)
+        place: dict[str, int] = {} if sending.partition < 0 else {"partition": sending.partition}
+        while True:
+            try:
+                self._producer.produce(
+                    sending.topic,
+                    letter.payload,
+                    letter.key,
+                    headers=list(letter.headers) or None,
+                    timestamp=sending.timestamp,
+                    on_delivery=refused,
+                    **place,
+                )
+                return
+            except BufferError:
+                self._producer.poll(0.1)
+                self._raise_refusal()
+            except KafkaException as error:
+                self._on_delivery(letter.place, error.args[0], None)
+                self._raise_refusal()
+                raise self._explained(error.args[0]) from error
+
+    def _notes(self, batch: list[_Sending]) -> dict[int, Note]:
+        ranges: dict[int, Ranges] = {}
+        counts: dict[int, int] = {}
+        for sending in batch:
+            partition = sending.letter.partition
+            ranges.setdefault(partition, Ranges()).add(sending.begin, sending.letter.offset)
+            counts[partition] = counts.get(partition, 0) + 1
+        return {
+            partition: Note(self._dead.topic_id, partition, list(covered), counts[partition], self.to)
+            for partition, covered in ranges.items()
+        }
+
+    def _on_delivery(self, place: str, error: KafkaError | None, _: Any) -> None:
+        """Only notes it: while `flush` raises, no method of the client's objects may be called."""
+        if error is not None:
+            self._reports.append((place, error))
+
+    def _flush(self) -> None:
+        deadline = SYSTEM_CLOCK.monotonic() + _CALL_SECONDS
+        try:
+            while self._producer.flush(1.0) > 0:
+                self._raise_refusal()
+                if SYSTEM_CLOCK.monotonic() > deadline:
+                    raise self._unanswered()
+        except KafkaException as error:
+            raise self._explained(error.args[0]) from error
+        except SystemError:  # the client's own error, lost where it called back: the commit says it again
+            log.debug("the client lost an error while it flushed", exc_info=True)
+        self._raise_refusal()
+
+    def _raise_refusal(self) -> None:
+        """The first refusal that is of the record's own making counts: the others of its batch fail with it."""
+        for place, error in self._reports:
+            if error.code() in _UNFIT:
+                raise UserError(
+                    f"letter {place} of {self._dead.topic!r} is not taken back: {error.str()}",
+                    hint=f"--skip {place} leaves it out; nothing is sent twice",
+                )
+
+    def _call(self, call: Callable[[float], object]) -> None:
+        """Again as long as the client says so, and our deadline lasts."""
+        deadline = SYSTEM_CLOCK.monotonic() + _CALL_SECONDS
+        while True:
+            try:
+                call(10.0)
+                return
+            except KafkaException as error:
+                reason: Any = error.args[0]
+                if not reason.retriable():
+                    raise self._explained(reason) from error
+                if SYSTEM_CLOCK.monotonic() > deadline:
+                    raise self._unanswered() from error
+
+    def _explained(self, reason: Any) -> SabotError:
+        if reason.code() in _FENCED:
+            self._open = False  # the other one has ended it
+            return JobLocked(
+                f"another redrive of {self._dead.topic!r} has begun, and goes on with what this one has not sent",
+                hint="nothing is sent twice; let that one end",
+            )
+        explained = explain(reason, self._dead.link, self._dead.topic)
+        explained.hint = explained.hint or "repeat the command: nothing is sent twice"
+        return explained
+
+    def _unanswered(self) -> SabotError:
+        return TransientError(
+            f"kafka://{self._dead.link.address} did not end a transaction within {_CALL_SECONDS:g} s",
+            hint="repeat the command: nothing is sent twice",
+        )
+
+
+def _target(dead: DeadLetters, topic: str, partitions: int) -> _Target:
+    """What the broker says of a topic. Where we may not ask, it is taken to keep records for ever."""
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+    admin = admin_of(dead.link, dead.kafka)
+    try:
+        settings = admin.describe_configs([resource], request_timeout=ANSWER_SECONDS)[resource].result()
+    except KafkaException as error:
+        log.warning("topic %r: its settings are unknown: %s", topic, error.args[0].str())
+        return _Target(partitions)
+    largest, retention = int(settings["max.message.bytes"].value), int(settings["retention.ms"].value)
+    if "delete" not in settings["cleanup.policy"].value or retention < 0:
+        return _Target(partitions, batch_bytes=largest)
+    return _Target(partitions, retention, largest)

@@ -1,0 +1,266 @@
+"""State read from outside: a checkpoint -> tables, without the program that wrote it.
+
+Of a stream's operator the checkpoint says what its state consists of (`Operator.state_reader`): an operator like it is made, takes the
+state of all subtasks in, and gives its `contents`. Agents' state is what `state.reading` makes of it.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.keyed import hash_columns
+from sabot.api import windows
+from sabot.codecs.json import schema_of_text
+from sabot.errors import CorruptCheckpoint, UserError
+from sabot.operators.aggregates import Call
+from sabot.operators.base import Operator, OperatorContext, SavedState, without_time
+from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, RunningAggregate
+from sabot.operators.ordered import EventOrder
+from sabot.operators.sessions import SessionAggregate
+from sabot.operators.windows import WindowAggregate
+from sabot.state.reading import SavedJob, json_text, namespaces_in, read_namespaces
+
+__all__ = ["OperatorInfo", "operators_of", "parts_of", "state_of"]
+
+_AGENTS = "agents"  # the task of them all
+
+
+class OperatorInfo(NamedTuple):
+    """One who keeps state in a checkpoint. rows: about how many groups, keys or rows; None: not known without reading them."""
+
+    id: str
+    text: str
+    kind: str
+    rows: int | None
+
+
+def operators_of(manifest: SavedJob) -> list[OperatorInfo]:
+    """All that keep state: operators of streams, then agents."""
+    found: dict[str, OperatorInfo] = {}
+    for task in manifest.tasks.values():
+        for operator, facts in task.meta.get("operators", {}).items():
+            if facts:
+                before = found.get(operator)
+                rows = facts.get("groups", 0) + (0 if before is None or before.rows is None else before.rows)
+                text = task.meta["texts"].get(operator, operator)
+                found[operator] = OperatorInfo(operator, text, facts["schema"]["kind"], rows)
+    agents = [OperatorInfo(agent, f"agent {agent}", "agent", None) for agent in _agents(manifest)]
+    return [*found.values(), *agents]
+
+
+def parts_of(manifest: SavedJob, operator: str) -> dict[str, SavedState]:
+    """The state of an operator of a stream, by the task that saved it."""
+    parts = {}
+    for name, task in sorted(manifest.tasks.items()):
+        facts = task.meta.get("operators", {}).get(operator)
+        if facts is not None:
+            saved = operator in task.states
+            directory = manifest.state_directory(name, operator) if saved else Path("nothing was saved")
+            parts[name] = SavedState(directory, facts)
+    return parts
+
+
+def state_of(manifest: SavedJob, operator: str, key: Any = None) -> pa.Table:
+    """The state of an operator of a stream, of an agent, or of a namespace of agents' state, as it was at the checkpoint.
+
+    A stream's: its key columns, window_start and window_end where it has windows, then the values under the user's names. Of a
+    function of the user's, the state as JSON text. An agent's: see `state.reading.read_namespaces`.
+    key: these rows alone; a value, or one for each key column (a list; in text a JSON list). Text becomes the key column's type.
+    UserError for an operator that is not there or keeps no state; CorruptCheckpoint.
+    """
+    parts = parts_of(manifest, operator)
+    if any(part.facts for part in parts.values()):
+        return _stream_state(operator, [part for part in parts.values() if part.facts], key)
+    if parts:
+        raise UserError(f"{operator} keeps no state", hint=_there(manifest))
+    return _agent_state(manifest, operator, key)
+
+
+def _there(manifest: SavedJob) -> str:
+    names = [each.id for each in operators_of(manifest)]
+    return f"with state there are {', '.join(names)}" if names else "nothing in it keeps state"
+
+
+# Streams
+
+
+def _stream_state(name: str, parts: list[SavedState], key: Any) -> pa.Table:
+    reader = parts[0].facts.get("reader")
+    schema = parts[0].facts.get("schema")
+    if not reader or not schema or schema["kind"] not in _MAKERS:
+        raise UserError(
+            f"the state of {name} cannot be read from outside", hint="run the program, and write it to a sink"
+        )
+    input = schema_of_text(reader["input"])
+    assert input is not None
+    operator = _maker(schema)(reader)
+    operator.id = name
+    context = OperatorContext(input)
+    wanted = None
+    if key is not None:
+        wanted = _key_row(name, [input.field(column) for column in reader["keys"]], key)
+        wanted_hash = hash_columns(wanted.columns)[0]
+        context.only = lambda hashes: pc.equal(hashes, wanted_hash)
+    columns = operator.open(context)
+    try:
+        operator.restore(parts)
+        pieces = [_matching(piece, wanted) for piece in operator.contents()]
+    finally:
+        operator.close()
+    table = pa.Table.from_batches(pieces) if pieces else columns.empty_table()
+    return table.select(without_time(table.schema).names)
+
+
+def _maker(schema: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Operator]:
+    kind = schema["kind"]
+    if kind == "window":
+        kind = schema["window"].partition("(")[0]
+    return _MAKERS[kind]
+
+
+def _calls(reader: Mapping[str, Any]) -> list[Call]:
+    return [
+        Call(**described, function=_StateAsJson() if described["kind"] == "user" else None)
+        for described in reader["calls"]
+    ]
+
+
+def _window(reader: Mapping[str, Any]) -> Operator:
+    name, figures = reader["window"]
+    window = getattr(windows, name)(**figures)
+    return WindowAggregate(window, reader["keys"], _calls(reader), allowed_lateness_ms=reader["allowed_lateness"])
+
+
+def _session(reader: Mapping[str, Any]) -> Operator:
+    lateness = reader["allowed_lateness"]
+    return SessionAggregate(reader["gap_ms"], reader["keys"], _calls(reader), allowed_lateness_ms=lateness)
+
+
+def _no_function(so_far: Any, row: Any) -> Any:
+    raise AssertionError("state that is read takes no rows")
+
+
+_MAKERS: dict[str, Callable[[Mapping[str, Any]], Operator]] = {
+    "window": _window,
+    "tumbling": _window,
+    "hopping": _window,
+    "cumulative": _window,
+    "session": _session,
+    "count": lambda reader: CountAggregate(reader["size"], reader["keys"], _calls(reader)),
+    "running aggregate": lambda reader: RunningAggregate(reader["keys"], _calls(reader), ttl_ms=reader["ttl_ms"]),
+    "deduplicate": lambda reader: Deduplicate(reader["keys"], reader["within_ms"]),
+    "reduce": lambda reader: Reduce(reader["keys"], _no_function, reader["ttl_ms"]),
+    "rows in order": lambda reader: EventOrder(tuple(reader["keys"])),
+}
+
+
+class _StateAsJson:
+    """Stands in for a function of the user's, which is not there: the value is its state, as it is."""
+
+    type = pa.string()
+
+    def init(self) -> Any:
+        return None
+
+    def accumulate(self, state: Any, values: Any) -> Any:
+        return _no_function(state, values)
+
+    def merge(self, state: Any, other: Any) -> Any:
+        return _no_function(state, other)
+
+    def finish(self, state: Any) -> str | None:
+        return None if state is None else json_text(state)
+
+
+def _key_row(operator: str, fields: list[pa.Field], key: Any) -> pa.RecordBatch:
+    """The key as the operator has it. Raises UserError where it cannot be one."""
+    if not fields:
+        raise UserError(f"{operator} has no keys", hint="read all of it, without a key")
+    values = [key]
+    if len(fields) > 1:
+        if isinstance(key, str):
+            try:
+                key = msgspec.json.decode(key)
+            except msgspec.DecodeError:
+                key = None
+        if not isinstance(key, list | tuple) or len(key) != len(fields):
+            names = [field.name for field in fields]
+            raise UserError(f"a key of {operator} is {len(fields)} values: {', '.join(names)}", hint=_example(fields))
+        values = list(key)
+    columns = [_key_value(operator, field, value) for field, value in zip(fields, values, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+
+
+def _key_value(operator: str, field: pa.Field, value: Any) -> "pa.Array[Any]":
+    try:
+        if isinstance(value, str):
+            return pa.array([value], pa.string()).cast(field.type)
+        return pa.array([value], field.type)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{field.name}, a key of {operator}, is {field.type}, and cannot be {value!r}") from error
+
+
+def _example(fields: list[pa.Field]) -> str:
+    return f"a list, in text as JSON: {json.dumps([f'<{field.name}>' for field in fields])}"
+
+
+def _matching(piece: pa.RecordBatch, wanted: pa.RecordBatch | None) -> pa.RecordBatch:
+    """The rows of this key; others may have its hash."""
+    if wanted is None or not piece.num_rows:
+        return piece
+    mask = None
+    for name, value in zip(wanted.schema.names, wanted.columns, strict=True):
+        column = piece.column(name)
+        same = pc.is_null(column) if value.null_count else pc.fill_null(pc.equal(column, value[0]), False)
+        if pa.types.is_floating(column.type) and pc.is_nan(value)[0].as_py():
+            same = pc.fill_null(pc.is_nan(column), False)
+        mask = same if mask is None else pc.and_(mask, same)
+    return piece.filter(mask)
+
+
+# Agents
+
+
+def _agents(manifest: SavedJob) -> list[str]:
+    task = manifest.tasks.get(_AGENTS)
+    return [] if task is None else list(task.meta.get("agents", {}))
+
+
+def _agent_state(manifest: SavedJob, name: str, key: Any) -> pa.Table:
+    """Of an agent with `key=` its own; of one without, what agents share; or a namespace."""
+    agents = _agents(manifest)
+    alike = [agent for agent in agents if agent.endswith(f".{name}")]
+    if name not in agents and len(alike) == 1:
+        name = alike[0]  # without the app's id before it
+    task = manifest.tasks.get(_AGENTS)
+    if task is None or "state" not in task.states:
+        if name in agents:
+            raise UserError(f"agent {name} keeps no state", hint="App(..., state=...) gives it some")
+        raise _unknown(manifest, name)
+    directory = manifest.state_directory(_AGENTS, "state")
+    try:
+        known = namespaces_in(directory)
+    except CorruptCheckpoint as error:
+        if not any((directory / file).exists() for file in ("state.arrow", "CURRENT")):
+            raise UserError(
+                f"the state of {name} cannot be read from outside: its backend is the program's own, not one of Sabot's"
+            ) from error
+        raise
+    own = {space for space in known if space.startswith(f"{name}/")} if name in agents else set()
+    if own:
+        return read_namespaces(directory, manifest.created_ms, own.__contains__, by_record=True, key=key)
+    if name not in agents and name not in known:
+        raise _unknown(manifest, name, known)
+    spaces = {name} if name in known else {space for space in known if space.partition("/")[0] not in agents}
+    return read_namespaces(directory, manifest.created_ms, spaces.__contains__, key=key)
+
+
+def _unknown(manifest: SavedJob, name: str, spaces: list[str] | None = None) -> UserError:
+    known = [each.id for each in operators_of(manifest)] + (spaces or [])
+    what = f"there are {', '.join(known)}" if known else "nothing in it keeps state"
+    return UserError(f"checkpoint {manifest.checkpoint_id} has no operator or agent {name!r}", hint=what)

@@ -1,0 +1,265 @@
+"""A program beside a checkpoint: whose state goes on, and whose does not; before it runs. Pure.
+
+State belongs to an operator by the id that the user gave it (`.named("totals")`), else by what it consists of (`state_schema`), which
+tells it from all others, or by what its rows have gone through before it. What comes before or after an operator may change.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+
+from sabot.errors import UserError
+from sabot.operators.base import OperatorContext
+from sabot.operators.reading import parts_of
+from sabot.plan.stages import Edge, Plan, Step
+from sabot.state.reading import SavedJob
+
+__all__ = ["Planned", "Verdict", "check", "compare", "planned"]
+
+Outcome = Literal["keep", "migrate", "drop", "new", "refuse"]
+_UNITS = {"ttl": " ms", "within": " ms", "allowed_lateness": " ms"}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An operator of a plan that keeps state, opened on the columns that it gets."""
+
+    id: str
+    text: str
+    schema: Mapping[str, Any]
+    parallelism: int = 1
+    named: bool = False  # the user gave the id
+    path: str = ""
+
+
+class Verdict(NamedTuple):
+    """What becomes of an operator's state.
+
+    keep: it goes on as it is. migrate: it goes on, and `why` says with what change. new: there is none, it begins empty. drop: the program
+    has no such operator. refuse: the program has one with that id, but it keeps something else; `why` says what differs.
+    saved_as: the operator's id in the checkpoint; None: nothing is taken over. groups: about how many the checkpoint has of it.
+    """
+
+    id: str
+    before: str | None
+    now: str | None
+    outcome: Outcome
+    why: str = ""
+    saved_as: str | None = None
+    groups: int = 0
+
+
+class _Saved(NamedTuple):
+    """An operator with state, as the checkpoint tells of it."""
+
+    id: str
+    text: str
+    schema: Mapping[str, Any]
+    subtasks: int
+    groups: int
+    named: bool
+    path: str
+
+
+def planned(plan: Plan) -> list[Planned]:
+    """The operators of the plan that keep state. Opens every operator, and closes it. UserError where columns are not known yet."""
+    schemas: dict[str, pa.Schema] = {}
+    found: list[Planned] = []
+
+    def visit(targets: Iterable[Step | Edge], schema: pa.Schema, parallelism: int) -> None:
+        for target in targets:
+            if isinstance(target, Edge):
+                schemas.setdefault(target.target.id, schema)
+                continue
+            operator = target.make()
+            try:
+                columns = operator.open(OperatorContext(schema))
+                state = operator.state_schema()
+            finally:
+                operator.close()
+            if state is not None:
+                found.append(Planned(target.id, target.text, state, parallelism, target.named, target.path))
+            visit(target.targets, columns, parallelism)
+
+    for stage in plan.stages:
+        if stage.sink is not None:
+            continue
+        known = schemas.get(stage.id) if stage.reading is None else stage.reading.rows
+        if known is None:
+            source = stage.id if stage.reading is None else stage.reading.node.name
+            raise UserError(f"the columns of {source} are not known", hint='give the stream schema={"name": "type", …}')
+        visit(stage.targets, known, stage.parallelism)
+    return found
+
+
+def compare(operators: Sequence[Planned], manifest: SavedJob) -> list[Verdict]:
+    """A verdict for each operator with state of the program, in its order; then for those that only the checkpoint has."""
+    saved = {each.id: each for each in _saved(manifest)}
+    matched, unclear = _matched(operators, saved)
+    taken = {old.id for old in matched.values()}
+    verdicts = []
+    for new in operators:
+        old = matched.get(new.id)
+        same_id = saved.get(new.id)
+        if old is not None:
+            verdicts.append(_verdict(old, new))
+        elif new.id in unclear:
+            verdicts.append(_unclear(new, unclear[new.id]))
+            taken.update(each.id for each in unclear[new.id])
+        elif same_id is not None and same_id.id not in taken:
+            taken.add(same_id.id)
+            verdicts.append(_verdict(same_id, new))
+        else:
+            verdicts.append(Verdict(new.id, None, new.text, "new", "it begins empty"))
+    for old in saved.values():
+        if old.id not in taken:
+            why = "this program has no such operator" + ("" if old.groups else "; it holds nothing")
+            verdicts.append(Verdict(old.id, old.text, None, "drop", why, groups=old.groups))
+    return verdicts
+
+
+def check(verdicts: Iterable[Verdict], checkpoint: int) -> dict[str, str]:
+    """Operator -> the id under which the checkpoint has its state. Raises UserError where state would be lost, saying what differs."""
+    found: dict[str, str] = {}
+    lost = []
+    for each in verdicts:
+        if each.outcome == "refuse" or (each.outcome == "drop" and each.groups):
+            lost.append(f"{each.id} ({each.before}): {each.why}")
+        elif each.saved_as is not None:
+            found[each.id] = each.saved_as
+    if lost:
+        raise UserError(
+            f"checkpoint {checkpoint} has state that this program would not go on with: {'; '.join(lost)}",
+            hint="run the program that wrote it; or start afresh (--fresh)",
+        )
+    return found
+
+
+def _saved(manifest: SavedJob) -> Iterator[_Saved]:
+    texts: dict[str, str] = {}
+    for task in manifest.tasks.values():
+        for operator, facts in task.meta.get("operators", {}).items():
+            if facts or operator in task.states:
+                texts[operator] = task.meta["texts"].get(operator, operator)
+    for operator, text in texts.items():
+        parts = [part.facts for part in parts_of(manifest, operator).values()]
+        first = parts[0]
+        schema = first.get("schema") or {"kind": "state of another version of Sabot"}
+        groups = sum(facts.get("groups", 0) for facts in parts)
+        named, path = first.get("named", False), first.get("path", "")
+        yield _Saved(operator, text, schema, len(parts), groups, named, path)
+
+
+def _matched(
+    operators: Sequence[Planned], saved: Mapping[str, _Saved]
+) -> tuple[dict[str, _Saved], dict[str, list[_Saved]]]:
+    """(operator -> whose state is its own; operator -> those whose state it may be, where nothing tells).
+
+    First by the user's ids, then among those that keep the very same: by the way to them, and where one is left on each side, that.
+    """
+    matched = {new.id: saved[new.id] for new in operators if new.named and new.id in saved}
+    taken = {old.id for old in matched.values()}
+    unclear: dict[str, list[_Saved]] = {}
+    alike: dict[str, tuple[list[Planned], list[_Saved]]] = defaultdict(lambda: ([], []))
+    for new in operators:
+        if new.id not in matched:
+            alike[_what(new.schema)][0].append(new)
+    for old in saved.values():
+        if old.id not in taken and not old.named:
+            alike[_what(old.schema)][1].append(old)
+    for news, olds in alike.values():
+        for path in {new.path for new in news}:
+            here = [new for new in news if new.path == path]
+            there = [old for old in olds if old.path == path]
+            by_id = {old.id: old for old in there}
+            if len(here) == 1 and len(there) == 1:
+                matched[here[0].id] = there[0]
+            elif all(new.id in by_id for new in here) and len(here) == len(there):
+                matched.update((new.id, by_id[new.id]) for new in here)  # the very same steps: any would do
+        left = [new for new in news if new.id not in matched]
+        gone = [old for old in olds if old not in matched.values()]
+        if len(left) == len(gone) == 1:
+            matched[left[0].id] = gone[0]
+        elif gone:
+            unclear.update((new.id, gone) for new in left)
+    return matched, unclear
+
+
+def _what(schema: Mapping[str, Any]) -> str:
+    return repr(sorted((name, value) for name, value in schema.items()))
+
+
+def _unclear(new: Planned, olds: list[_Saved]) -> Verdict:
+    names = " or ".join(old.id for old in olds)
+    why = f"it may go on with the state of {names}, and nothing says which: name them before the checkpoint, .named(…)"
+    before = " or ".join(sorted({old.text for old in olds}))
+    return Verdict(new.id, before, new.text, "refuse", why, groups=sum(old.groups for old in olds))
+
+
+def _verdict(old: _Saved, new: Planned) -> Verdict:
+    changes, differences = [], []
+    if old.schema.get("kind") != new.schema["kind"]:
+        differences.append(f"it was a {old.schema.get('kind')}, is a {new.schema['kind']}")
+    else:
+        for name in dict.fromkeys([*old.schema, *new.schema]):
+            before, now = old.schema.get(name), new.schema.get(name)
+            if before != now:
+                change = _taken_over(name, before, now, old)
+                differences.append(_difference(name, before, now)) if change is None else changes.append(change)
+    if differences and not old.groups:
+        why = f"{'; '.join(differences)}; the checkpoint holds nothing of it, it begins empty"
+        return Verdict(new.id, old.text, new.text, "new", why)
+    if differences:
+        why = "; ".join([*differences, *changes])
+        return Verdict(new.id, old.text, new.text, "refuse", why, groups=old.groups)
+    if old.id != new.id:
+        changes.insert(0, f"the checkpoint calls it {old.id}")
+    if old.subtasks != new.parallelism:
+        changes.append(f"{old.subtasks} subtasks before, {new.parallelism} now: key groups are dealt out anew")
+    return Verdict(new.id, old.text, new.text, "migrate" if changes else "keep", "; ".join(changes), old.id, old.groups)
+
+
+def _taken_over(name: str, before: Any, now: Any, old: _Saved) -> str | None:
+    """How state goes on though this differs; None: it does not."""
+    if name == "aggregates" and [each[1:] for each in before] == [each[1:] for each in now]:
+        renamed = [f"{one[0]} is {two[0]} now" for one, two in zip(before, now, strict=True) if one != two]
+        return ", ".join(renamed)
+    if name in ("ttl", "within") and before is not None and now is not None:
+        return f"{name} was {before} ms, is {now} ms: for what the checkpoint still has, and from here on"
+    if name == "columns" and old.schema["kind"] == "rows in order":
+        if all(column in before for column in now):
+            return f"of the rows that wait only {', '.join(column for column, _ in now)} go on"
+        if not old.groups:
+            return "other columns; no rows wait"
+    return None
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    """Exactly what differs."""
+    if name in ("aggregates", "columns", "keys") and _rows(before) and _rows(now):
+        return "; ".join(_differences_in(name, before, now))
+    unit = _UNITS.get(name, "")
+    one, two = (f"{value}{unit}" if value is not None else "none" for value in (before, now))
+    return f"{name.replace('_', ' ')} was {one}, is {two}"
+
+
+def _rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, list) for each in value)
+
+
+def _differences_in(name: str, before: list[list[str]], now: list[list[str]]) -> Iterator[str]:
+    """Of named things: what each was and is; what came and went; another order."""
+    old, new = ({each[0]: " ".join(each[1:]) for each in rows} for rows in (before, now))
+    one = {"aggregates": "aggregate", "columns": "column", "keys": "key"}[name]
+    for each in dict.fromkeys([*old, *new]):
+        if each not in new:
+            yield f"{one} {each} is gone ({old[each]})"
+        elif each not in old:
+            yield f"{one} {each} is new ({new[each]})"
+        elif old[each] != new[each]:
+            yield f"{one} {each} was {old[each]}, is {new[each]}"
+    if old == new:
+        yield f"{name} were in the order {', '.join(old)}, are in the order {', '.join(new)}"

@@ -1,0 +1,199 @@
+"""State read from outside: what a checkpoint says of agents' state, as a table; without the program that wrote it.
+
+Agents keep bytes under (namespace, key), as `values` lays them out. A list or a map is one row here, as JSON.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import pyarrow as pa
+
+from sabot._cython.rows import state_key
+from sabot.errors import CorruptCheckpoint, UserError
+from sabot.state.opening import load_snapshot
+
+__all__ = ["SavedJob", "SavedTask", "json_text", "key_candidates", "namespaces_in", "plain_column", "read_namespaces"]
+
+_GROUP_BYTES = 2
+_EXPIRY_BYTES = 8
+_LIST, _MAP = 1, 2  # of the extensions that stand for a list and a map, see `values`
+_MOST_INT64 = 2**63 - 1
+_SCALARS: dict[type, pa.DataType] = {
+    bool: pa.bool_(),
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    bytes: pa.binary(),
+}
+
+
+class SavedTask(Protocol):
+    """One task of a checkpoint: facts, and the names of what it saved."""
+
+    @property
+    def meta(self) -> Mapping[str, Any]: ...
+    @property
+    def states(self) -> Mapping[str, str]: ...
+
+
+class SavedJob(Protocol):
+    """A checkpoint, as `checkpoint.Manifest` is: what reading needs of it."""
+
+    @property
+    def checkpoint_id(self) -> int: ...
+    @property
+    def created_ms(self) -> int: ...
+    @property
+    def tasks(self) -> Mapping[str, Any]: ...
+    def state_directory(self, task: str, name: str) -> Path: ...
+
+
+def namespaces_in(directory: Path) -> list[str]:
+    """Those that hold something. Looks at all that there is, a key at a time. CorruptCheckpoint for what is no state of ours."""
+    return [namespace for namespace, _ in groupby(load_snapshot(directory).entries(), key=lambda entry: entry[0])]
+
+
+def read_namespaces(
+    directory: Path, now_ms: int, wanted: Callable[[str], bool], *, by_record: bool | None = None, key: Any = None
+) -> pa.Table:
+    """namespace, [record_key,] key, value: what a backend saved in `directory`, in the order of namespaces and stored keys.
+
+    by_record: keys stand below the key of the record, which is the column record_key; None: where all do. key: only the rows of this
+    key (of the record, where there is one); text is also tried as JSON. Keys and values are columns of their own type where all of
+    them are of one scalar type, else JSON text; a list is a JSON list; a map a JSON object, or where its fields are not all texts, a
+    list of pairs. Values that had expired at `now_ms` are not there. CorruptCheckpoint for what is no state of ours.
+    """
+    spaces: list[str] = []
+    keys: list[list[Any]] = []
+    values: list[Any] = []
+    prefixes = None if key is None else tuple(_prefixes(key))
+    for namespace, entries in _by_namespace(directory, now_ms, wanted, prefixes):
+        for parts, value in _values(sorted(entries), directory):
+            spaces.append(namespace)
+            keys.append(parts)
+            values.append(value)
+    if by_record is None:
+        by_record = bool(keys) and all(len(parts) == 2 for parts in keys)
+    columns = {"namespace": pa.array(spaces, pa.string())}
+    if by_record:
+        columns["record_key"] = plain_column([parts[0] for parts in keys])
+    columns["key"] = plain_column([parts[-1] for parts in keys])
+    columns["value"] = plain_column(values)
+    return pa.table(columns)
+
+
+def key_candidates(key: Any) -> list[Any]:
+    """What a key may mean: itself; text, as it comes from a command line, also what it is as JSON, and its bytes."""
+    if not isinstance(key, str):
+        return [key]
+    found: list[Any] = [key, key.encode()]
+    try:
+        found.append(msgspec.json.decode(key))
+    except msgspec.DecodeError:
+        return found
+    return found if not isinstance(found[-1], dict) else found[:-1]
+
+
+def _prefixes(key: Any) -> Iterator[bytes]:
+    """What stored keys begin with, for each thing that the key may mean and that can be a key."""
+    for each in key_candidates(key):
+        try:
+            yield state_key(each)
+        except (TypeError, ValueError, OverflowError) as error:
+            if each is key:
+                raise UserError(f"key {key!r}: {error}", hint="give it as the agent has it") from error
+
+
+def plain_column(values: list[Any]) -> "pa.Array[Any]":
+    """A column of the values' own type where they are all of one scalar type (None: null), else of JSON text."""
+    kinds = {type(value) for value in values if value is not None}
+    kind = _SCALARS.get(next(iter(kinds), str)) if len(kinds) <= 1 else None
+    if kind == pa.int64() and any(value > _MOST_INT64 for value in values if value is not None):
+        kind = pa.uint64() if all(value >= 0 for value in values if value is not None) else None
+    if kind is not None:
+        return pa.array(values, kind)
+    return pa.array([None if value is None else json_text(value) for value in values], pa.string())
+
+
+def json_text(value: Any) -> str:
+    """As JSON: bytes as base64; a dict whose keys JSON cannot have as a list of pairs."""
+    return msgspec.json.encode(_jsonable(value)).decode()
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        if all(isinstance(name, str) for name in value):
+            return {name: _jsonable(each) for name, each in value.items()}
+        return [[_jsonable(name), _jsonable(each)] for name, each in value.items()]
+    return [_jsonable(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _by_namespace(
+    directory: Path, now_ms: int, wanted: Callable[[str], bool], prefixes: tuple[bytes, ...] | None
+) -> Iterator[tuple[str, Iterator[tuple[bytes, bytes]]]]:
+    """(namespace, its keys and values, those that have not expired and begin with one of the prefixes)."""
+    snapshot = load_snapshot(directory)
+    now_mark = now_ms.to_bytes(_EXPIRY_BYTES, "big")
+
+    def alive(entries: Iterator[tuple[str, bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+        for _, key, value in entries:
+            if prefixes is not None and not key.startswith(prefixes):
+                continue
+            if not snapshot.sealed:
+                yield key, value
+            elif value[:_EXPIRY_BYTES] > now_mark:
+                yield key, value[_EXPIRY_BYTES:]
+
+    for namespace, entries in groupby(snapshot.entries(), key=lambda entry: entry[0]):
+        if wanted(namespace):
+            yield namespace, alive(entries)
+
+
+def _values(entries: list[tuple[bytes, bytes]], where: Path) -> Iterator[tuple[list[Any], Any]]:
+    """(the parts of its key, its value) of each value, list and map; what belongs to a list or a map stands behind its key."""
+    place = 0
+    while place < len(entries):
+        base, data = entries[place]
+        place += 1
+        value = _decoded(data, where)
+        if isinstance(value, msgspec.msgpack.Ext):
+            begin = place
+            while place < len(entries) and entries[place][0].startswith(base):
+                place += 1
+            value = _gathered(value.code, base, entries[begin:place], where)
+        yield _parts(base[_GROUP_BYTES:], where), value
+
+
+def _gathered(kind: int, base: bytes, entries: list[tuple[bytes, bytes]], where: Path) -> Any:
+    """A list, or a map."""
+    below = [(_parts(key[len(base) :], where)[0], _decoded(data, where)) for key, data in entries]
+    if kind == _LIST:
+        return [value for _, value in sorted(below, key=lambda pair: pair[0])]
+    if kind != _MAP:
+        raise CorruptCheckpoint(f"{where}: has a kind of state, {kind}, that this version of Sabot does not know")
+    fields = [(field[0], value) for field, value in below if isinstance(field, list)]
+    fields.sort(key=lambda pair: pair[1][0])  # by their places
+    if all(isinstance(field, str) for field, _ in fields):
+        return {field: value for field, (_, value) in fields}
+    return [[field, value] for field, (_, value) in fields]
+
+
+def _parts(data: bytes, where: Path) -> list[Any]:
+    """The msgpack values that stand one after the other: at most the record's key, the user's, and a place or a field."""
+    for count in (1, 2, 3):
+        try:
+            parts: list[Any] = msgspec.msgpack.decode(bytes([0x90 + count]) + data)
+        except msgspec.DecodeError:
+            continue
+        return parts
+    raise CorruptCheckpoint(f"{where}: {data[:40]!r} is no key of state")
+
+
+def _decoded(data: bytes, where: Path) -> Any:
+    try:
+        return msgspec.msgpack.decode(data)
+    except msgspec.DecodeError as error:
+        raise CorruptCheckpoint(f"{where}: {data[:40]!r} is no value of state: {error}") from error

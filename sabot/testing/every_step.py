@@ -1,0 +1,332 @@
+"""A crash before, after and in the middle of every step by which an app changes the world: each in a process of its own, which dies.
+
+A fork server that has everything imported and no threads makes the processes, so one costs some hundredths of a second. Threads,
+clients and databases die as they would: by `os._exit` in the middle of what they do.
+"""
+
+import asyncio
+import faulthandler
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any, Literal
+
+from sabot.app import App
+from sabot.errors import UserError
+from sabot.steps import watch
+from sabot.testing.lives import checkpoint_of, sources_of
+from sabot.testing.script import ScriptedSource
+
+__all__ = ["Crashes", "crash_at_every_step"]
+
+Moment = Literal["before", "after", "torn"]
+
+_DIED = 77  # the exit code of a process that dies as it was told
+_PRELOADED = ("sabot", "sabot.testing", "sabot.testing.every_step")
+
+
+@dataclass
+class Crashes:
+    """What was tried."""
+
+    steps: int  # of the undisturbed run
+    kinds: Counter[str]  # its steps by name
+    runs: int = 0  # that were to crash
+    died: int = 0  # that did: the others ended before they came to their step
+    by_moment: Counter[str] = field(default_factory=Counter)  # of those that died
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{count} {name}" for name, count in self.kinds.most_common())
+        moments = ", ".join(f"{count} {moment}" for moment, count in self.by_moment.most_common())
+        return f"{self.steps} steps ({kinds}); {self.died} of {self.runs} runs died ({moments})"
+
+
+@dataclass(frozen=True)
+class _Death:
+    """Where a process dies: at its `at`th step. 0: it lives."""
+
+    at: int = 0
+    moment: Moment = "before"
+
+    def __str__(self) -> str:
+        return f"{self.moment} step {self.at}" if self.at else "no crash"
+
+
+def crash_at_every_step(
+    build: Callable[[Path], App],
+    check: Callable[[Path], Any],
+    *,
+    prepare: Callable[[Path], None] | None = None,
+    torn: bool = True,
+    deaths: int = 1,
+    workers: int = 1,
+    timeout: float = 60.0,
+    preload: Sequence[str] = (),
+) -> Crashes:
+    """Runs the app that `build(directory)` makes to its end, undisturbed; then, for each of its steps, again in a fresh directory with
+    a crash before it, after it, and (torn) in the middle of what it writes; starts it again after the crash, and compares what
+    `check(directory)` then says of the outside world with what it said of the undisturbed run: AssertionError where they differ.
+
+    All three are functions of a module, called in other processes, but for `prepare(directory)` and `check`, called here: before the
+    first start and after the end. What the app reads and writes belongs below its directory, or is named after it. The app ends by
+    itself. deaths: the first crash, and so many in all, the others at random steps. workers: runs at a time. timeout: seconds of a
+    process. preload: modules that the app imports late. Where threads make the number of steps vary a step may not be reached in
+    some run; the outcome is compared all the same.
+    """
+    _refuse_unpicklable(build)
+    context = _fork_server([*_PRELOADED, build.__module__, *preload])
+    with tempfile.TemporaryDirectory(prefix="sabot-steps-") as folder:
+        runs = _Runs(build, check, prepare, Path(folder), timeout, context, deaths)
+        expected, names, writes = runs.undisturbed()
+        crashes = Crashes(len(names), Counter(names))
+
+        def attempt(death: _Death) -> bool:
+            return runs.attempt(death, expected, len(names))
+
+        def count(tried: Sequence[_Death], died: Sequence[bool]) -> None:
+            crashes.runs += len(tried)
+            crashes.died += sum(died)
+            crashes.by_moment.update(death.moment for death, so in zip(tried, died, strict=True) if so)
+
+        planned = [
+            _Death(at, moment) for at, name in enumerate(names, 1) for moment in _moments(torn and name in writes)
+        ]
+        with ThreadPoolExecutor(workers) as pool:
+            count(planned, list(pool.map(attempt, planned)))
+        at = len(names) + 1
+        while True:  # other runs may have more steps
+            death = _Death(at)
+            died = attempt(death)
+            count([death], [died])
+            if not died:
+                return crashes
+            at += 1
+
+
+def _fork_server(modules: list[str]) -> Any:
+    """A server that has these imported; the one of before, where there is one."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(modules)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        path or os.getcwd() for path in sys.path
+    )  # Python 3.11 tells it no other way
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return context
+
+
+def _moments(writes: bool) -> tuple[Moment, ...]:
+    return ("before", "torn", "after") if writes else ("before", "after")
+
+
+def _refuse_unpicklable(build: Callable[[Path], App]) -> None:
+    try:
+        pickle.dumps(build)
+    except (pickle.PicklingError, AttributeError) as error:
+        raise UserError(
+            f"{build!r} cannot be called in another process: {error}", hint="make it a function at the top of a module"
+        ) from error
+
+
+@dataclass
+class _Runs:
+    build: Callable[[Path], App]
+    check: Callable[[Path], Any]
+    prepare: Callable[[Path], None] | None
+    folder: Path
+    timeout: float
+    context: Any
+    deaths: int
+
+    def undisturbed(self) -> tuple[Any, list[str], set[str]]:
+        """-> what `check` says, the names of the steps in their order, and which of them write."""
+        directory = self._directory("undisturbed")
+        self._process(directory, _Death(), (0,))
+        report = json.loads(_report(directory).read_text())
+        return self.check(directory), report["names"], set(report["writes"])
+
+    def attempt(self, death: _Death, expected: Any, steps: int) -> bool:
+        """-> whether the process died. Raises AssertionError where the outcome is another."""
+        directory = self._directory(f"{death.at}-{death.moment}")
+        dice = random.Random(f"{death}")
+        died = self._process(directory, death, (0, _DIED)) == _DIED
+        where = f"{death} ({json.loads(_report(directory).read_text())['died_in']})" if died else str(death)
+        for _ in range(self.deaths - 1 if died else 0):
+            self._process(
+                directory, _Death(dice.randint(1, max(steps, 1)), dice.choice(["before", "after"])), (0, _DIED)
+            )
+        if died:
+            self._process(directory, _Death(), (0,))
+        found = self.check(directory)
+        if found != expected:
+            kept = self._keep(directory)
+            raise AssertionError(
+                f"crash {where}: the outcome is\n{found!r}\n"
+                f"and should be\n{expected!r}\nThe world of that run is kept in {kept}\n{_log_of(kept)}"
+            )
+        shutil.rmtree(directory)
+        _log(directory).unlink()
+        _report(directory).unlink(missing_ok=True)
+        return died
+
+    def _directory(self, name: str) -> Path:
+        directory = self.folder / name
+        directory.mkdir()
+        if self.prepare is not None:
+            self.prepare(directory)
+        return directory
+
+    def _process(self, directory: Path, death: _Death, allowed: tuple[int, ...]) -> int:
+        process = self.context.Process(target=_live, args=(self.build, directory, death))
+        process.start()
+        process.join(self.timeout)
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGABRT)  # its threads say where they are
+            process.join()
+            why = f"did not end within {self.timeout:g} s"
+        elif process.exitcode in allowed:
+            return int(process.exitcode)
+        else:
+            why = f"ended with exit code {process.exitcode}"
+        kept = self._keep(directory)
+        raise AssertionError(f"crash {death}: the process {why}; its world is kept in {kept}\n{_log_of(kept)}")
+
+    @staticmethod
+    def _keep(directory: Path) -> Path:
+        kept = Path(tempfile.mkdtemp(prefix="sabot-failed-"))
+        for path in (directory, _log(directory), _report(directory)):
+            if path.exists():
+                shutil.move(path, kept / path.name)
+        return kept / directory.name
+
+
+def _log(directory: Path) -> Path:
+    return directory.with_suffix(".log")
+
+
+def _report(directory: Path) -> Path:
+    return directory.with_suffix(".json")
+
+
+def _log_of(directory: Path) -> str:
+    log = _log(directory)
+    return log.read_text(errors="replace")[-4000:] if log.exists() else ""
+
+
+# -- in the process -------------------------------------------------------------------------------------------------------
+
+
+def _live(build: Callable[[Path], App], directory: Path, death: _Death) -> None:
+    """One life of the app, in a process that does nothing else, and leaves without a word to anybody."""
+    log = os.open(_log(directory), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    print(f"-- {death}", file=sys.stderr, flush=True)
+    faulthandler.enable()
+    steps = _Steps(death, _report(directory))
+    try:
+        watch(steps)
+        asyncio.run(_run(build(directory)))
+        steps.tell()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    sys.stderr.flush()
+    os._exit(0)
+
+
+async def _run(app: App) -> None:
+    director = _Director(app, asyncio.get_running_loop())
+    for source in sources_of(app):
+        if isinstance(source, ScriptedSource):
+            source.directed_by(director)
+    await app.run()
+
+
+@dataclass
+class _Director:
+    """Of scripts: their barriers. Crashes are the runner's."""
+
+    app: App
+    loop: asyncio.AbstractEventLoop
+
+    def checkpoint(self) -> "Future[Any]":
+        return asyncio.run_coroutine_threadsafe(checkpoint_of(self.app), self.loop)
+
+    def crash(self, place: tuple[str, int]) -> bool:
+        raise UserError(f"script {place[0]} has a CRASH", hint="crash_at_every_step crashes by itself: leave it out")
+
+
+class _Steps:
+    """Numbers the steps, and dies at one of them."""
+
+    def __init__(self, death: _Death, report: Path) -> None:
+        self._death = death
+        self._report = report
+        self._names: list[str] = []
+        self._writes: set[str] = set()
+        self._died_in = ""
+        self._lock = threading.Lock()
+        self._mine = threading.local()  # the numbers of the steps in which this thread is
+
+    def before(self, name: str, what: str) -> None:
+        with self._lock:
+            self._names.append(name)
+            number = len(self._names)
+            if number == self._death.at and self._death.moment == "before":
+                self._die(name, what)
+        self._stack().append((number, name, what))
+
+    def after(self, name: str, what: str) -> None:
+        stack = self._stack()
+        while stack:  # a step that raised is left behind without a word
+            number, *of = stack.pop()
+            if of == [name, what]:
+                if number == self._death.at and self._death.moment != "before":
+                    with self._lock:
+                        self._die(name, what)
+                return
+
+    def torn(self, name: str, what: str, size: int) -> int:
+        with self._lock:
+            self._writes.add(name)
+        stack = self._stack()
+        here = bool(stack) and stack[-1][0] == self._death.at and self._death.moment == "torn"
+        return size // 2 if here else size
+
+    def _stack(self) -> list[tuple[int, str, str]]:
+        if not hasattr(self._mine, "stack"):
+            self._mine.stack = []
+        stack: list[tuple[int, str, str]] = self._mine.stack
+        return stack
+
+    def _die(self, name: str, what: str) -> None:
+        self._died_in = f"{name} {what}"
+        self.tell()
+        os._exit(_DIED)
+
+    def tell(self) -> None:
+        """What was counted, for the runner."""
+        facts = {"names": self._names, "writes": sorted(self._writes), "died_in": self._died_in}
+        self._report.write_text(json.dumps(facts))

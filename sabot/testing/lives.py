@@ -1,0 +1,141 @@
+"""An app that dies where its scripts say, and begins again: one process, several lives."""
+
+import asyncio
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from sabot.api.stream import Read
+from sabot.app import App
+from sabot.connectors.base import Source
+from sabot.errors import SabotError, UserError
+from sabot.plan import walk
+from sabot.runtime.host import run_here
+from sabot.steps import watch
+from sabot.testing.script import ScriptedSource
+
+__all__ = ["Crash", "Life", "checkpoint_of", "run", "sources_of"]
+
+
+class Crash(SabotError):
+    """A step of a life that is over. Nothing of it happens."""
+
+
+class Life:
+    """One life of an app: directs its scripts, and after its death lets no step happen (`sabot.steps`)."""
+
+    def __init__(self, app: App, died_at: set[tuple[str, int]]) -> None:
+        self.app = app
+        self.dead = False
+        self._died_at = died_at
+        self._loop: asyncio.AbstractEventLoop
+        self._main: asyncio.Future[None]
+        self._lock = threading.Lock()
+
+    async def live(self) -> bool:
+        """Runs the app; -> whether it came to its end. Raises what `App.run` raises."""
+        for source in sources_of(self.app):
+            if isinstance(source, ScriptedSource):
+                source.directed_by(self)
+        self._loop = asyncio.get_running_loop()
+        self._main = asyncio.ensure_future(self.app.run())
+        logger = logging.getLogger("sabot")
+        level = logger.level
+        watch(self)
+        try:
+            await asyncio.wait([self._main])
+            if not self.dead:
+                self._main.result()
+            elif not self._main.cancelled():
+                self._main.exception()  # whatever it is, nobody was there to see it
+        finally:
+            watch(None)
+            logger.setLevel(level)
+        return not self.dead
+
+    def die(self) -> None:
+        """From here on nothing of this life happens; from any thread."""
+        with self._lock:
+            if self.dead:
+                return
+            self.dead = True
+        logging.getLogger("sabot").setLevel(logging.CRITICAL + 1)  # what it says of its end is no news
+        self._loop.call_soon_threadsafe(self._main.cancel)
+
+    # -- of scripts ---------------------------------------------------------------------------------------------------
+
+    def checkpoint(self) -> "Future[Any]":
+        return asyncio.run_coroutine_threadsafe(checkpoint_of(self.app), self._loop)
+
+    def crash(self, place: tuple[str, int]) -> bool:
+        if not self.dead:
+            if place in self._died_at:
+                return False
+            self._died_at.add(place)
+            self.die()
+        return True
+
+    # -- of steps -----------------------------------------------------------------------------------------------------
+
+    def before(self, name: str, what: str) -> None:
+        if self.dead:
+            raise Crash(f"{name} {what}: after the crash")
+
+    def after(self, name: str, what: str) -> None:
+        """Done."""
+
+    def torn(self, name: str, what: str, size: int) -> int:
+        return size
+
+
+async def checkpoint_of(app: App) -> int:
+    """A checkpoint, complete when this returns; of all tasks, so not before all of them run."""
+    runtime = app.agent_runtime
+    if runtime._starting is not None:
+        await runtime._starting.wait()
+    return await runtime.trigger_checkpoint()
+
+
+def sources_of(app: App) -> Iterator[Source]:
+    """The Source objects that its streams and agents read."""
+    for node in walk(app.agent_runtime.writes):
+        if isinstance(node, Read) and isinstance(node.source, Source):
+            yield node.source
+    for agent in app.agent_runtime.agents.values():
+        if agent.spec is not None:
+            yield from (entry for entry in agent.spec.inputs if isinstance(entry, Source))
+
+
+def run(build: Callable[[Path], App], directory: Path | None = None) -> int:
+    """Runs the app that `build(directory)` makes; at each CRASH of its scripts that app is dead, and a new one goes on.
+
+    -> how many lives it took. directory: for state and checkpoints; empty, or of an earlier run; default a temporary one. After a
+    crash no step of that life changes anything outside it. Raises what `App.run` raises. Also where an event loop runs.
+    """
+    if directory is None:
+        with tempfile.TemporaryDirectory(prefix="sabot-") as folder:
+            return run(build, Path(folder))
+    lives = 0
+    died_at: set[tuple[str, int]] = set()
+
+    async def live() -> None:
+        nonlocal lives
+        over = False
+        while not over:
+            app = build(directory)
+            _refuse_endless(app)
+            lives += 1
+            over = await Life(app, died_at).live()
+
+    run_here(live)
+    return lives
+
+
+def _refuse_endless(app: App) -> None:
+    for source in sources_of(app):
+        if isinstance(source, ScriptedSource) and not source.bounded:
+            raise UserError(f"script {source.name} has no end, so the run would have none", hint="put END last")

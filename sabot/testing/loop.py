@@ -1,0 +1,308 @@
+"""A whole app on one thread: an event loop that also gives the engine's threads their turns, in an order that a seed decides.
+
+    ready        callbacks of the event loop, first come, first served
+    threads      of the engine (`runtime.host.Step`), one step at a time
+    jobs         of the loop's executors: run when their turn comes, and their result goes to the loop
+    timers       due when virtual time has come so far: it moves a little with each turn, and on to the next timer when nothing else can
+
+Whoever does something may give the others something to do; who had nothing to do is asked again after that.
+"""
+
+import asyncio
+import heapq
+import itertools
+import logging
+import math
+import os
+import random
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import Context
+from typing import Any, TypeVar, TypeVarTuple
+
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import InternalError
+from sabot.runtime.host import Step, threads
+
+__all__ = ["SimulatedLoop", "Stuck"]
+
+_log = logging.getLogger("asyncio")
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+_EPOCH = 1_700_000_000.0  # the calendar when virtual time is 0
+_LONGEST_SLEEP = 1.0  # threads look at the clock too, not only timers
+_JOIN_LOOK_SECONDS = 0.05
+
+
+class Stuck(InternalError):
+    """The simulation does not come to its end."""
+
+
+class _Thread:
+    """A thread of control that takes its turns when the loop says so."""
+
+    def __init__(self, name: str, step: Step, loop: "SimulatedLoop") -> None:
+        self.name = name
+        self._step = step
+        self._loop = loop
+        self._alive = False
+        self.lazy = loop.dice.choice((0.0, 0.0, 0.5, 0.95))  # how often it lets its turn pass
+
+    def start(self) -> None:
+        self._alive = True
+        self._loop.threads.append(self)
+
+    def is_alive(self) -> bool:
+        return self._alive
+
+    def join(self, timeout: float | None = None) -> None:
+        """Whoever joins it has nothing else to do, so it takes its turns now."""
+        until = math.inf if timeout is None else self._loop.time() + timeout
+        while self._alive and self._loop.time() < until:
+            if self.turn() is None:
+                self._loop.pass_time(_JOIN_LOOK_SECONDS)
+
+    def turn(self) -> bool | None:
+        took = self._step(0.0)
+        if took is False:
+            self._alive = False
+            self._loop.threads.remove(self)
+        return took
+
+
+class _Job:
+    """What `run_in_executor` was given."""
+
+    def __init__(self, future: "asyncio.Future[Any]", function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.future = future
+        self._function = function
+        self._args = args
+
+    def run(self) -> Callable[[], None]:
+        """-> what tells the loop."""
+        try:
+            result = self._function(*self._args)
+        except BaseException as raised:
+            error = raised  # the name of an except clause ends with it
+            return lambda: None if self.future.done() else self.future.set_exception(error)
+        return lambda: None if self.future.done() else self.future.set_result(result)
+
+
+def _submit_here(
+    executor: ThreadPoolExecutor, function: Callable[..., Any], /, *args: Any, **named: Any
+) -> "Future[Any]":
+    future: Future[Any] = Future()
+    try:
+        future.set_result(function(*args, **named))
+    except BaseException as error:
+        future.set_exception(error)
+    return future
+
+
+class SimulatedLoop(asyncio.AbstractEventLoop):
+    """The event loop, the threads, the executors and the clock of a simulated process. The same seed makes the same choices."""
+
+    def __init__(self, dice: random.Random, *, most_turns: int = 1_000_000, longest_s: float = 7200.0) -> None:
+        self.dice = dice
+        self.turns = 0
+        self.threads: list[_Thread] = []
+        self.on_turn: Callable[[], None] | None = None
+        self.now_in = ""  # whose turn it is
+        self._most_turns = most_turns
+        self._longest_s = longest_s
+        self._now = 0.0
+        self._turn_seconds = dice.choice((0.0, 1e-5, 1e-4, 1e-3))  # at most
+        self._ready: deque[asyncio.Handle] = deque()
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._numbers = itertools.count()
+        self._jobs: dict[int, deque[_Job]] = {}  # by executor; the default one has a line for each job
+        self._idle: set[_Thread] = set()
+        self._running = False
+        self._closed = False
+        self._task_factory: Any = None
+
+    # -- the turns ----------------------------------------------------------------------------------------------------
+
+    def run_until_complete(self, future: Any) -> Any:
+        """Turns, until it is done."""
+        with self._hosting():
+            done = asyncio.ensure_future(future, loop=self)
+            while not done.done():
+                self._turn()
+        return done.result()
+
+    @contextmanager
+    def _hosting(self) -> Iterator[None]:
+        """While it runs, threads, time and what else a process has come from here."""
+
+        def begin(generator: AsyncGenerator[Any, Any]) -> None:
+            """Nothing to note."""
+
+        def end(generator: AsyncGenerator[Any, Any]) -> None:
+            self.call_soon(self.create_task, generator.aclose())
+
+        hooks, to_the_disk, submit = sys.get_asyncgen_hooks(), os.fsync, ThreadPoolExecutor.submit
+        own = vars(SYSTEM_CLOCK)
+        self._running = True
+        threads.made_by(lambda name, step: _Thread(name, step, self))
+        sys.set_asyncgen_hooks(begin, end)
+        os.fsync = lambda fd: None  # no power fails in here
+        ThreadPoolExecutor.submit = _submit_here  # type: ignore[method-assign, assignment]  # whose results are waited for, by a thread
+        own.update(time=lambda: _EPOCH + self._now, monotonic=self.time)
+        try:
+            yield
+        finally:
+            own.clear()
+            os.fsync = to_the_disk
+            ThreadPoolExecutor.submit = submit  # type: ignore[method-assign]
+            sys.set_asyncgen_hooks(*hooks)
+            threads.made_by(None)
+            self._running = False
+
+    def _turn(self) -> None:
+        self.turns += 1
+        if self.turns > self._most_turns or self._now > self._longest_s:
+            raise Stuck(
+                f"the app does not end: {self.turns} turns, {self._now:.1f} s of virtual time",
+                hint=f"alive: {', '.join(thread.name for thread in self.threads) or 'nothing but the event loop'}",
+            )
+        if self.on_turn is not None:
+            self.on_turn()
+        self._now += self.dice.random() * self._turn_seconds
+        self._ring()
+        awake = [thread for thread in self.threads if thread not in self._idle]
+        lines = [key for key, line in self._jobs.items() if line]
+        choices = bool(self._ready) + len(awake) + len(lines)
+        if not choices:
+            self._sleep()
+            return
+        choice = int(self.dice.random() * choices)
+        if choice < len(awake):
+            self._step(awake[choice])
+        elif choice < len(awake) + len(lines):
+            self._work(lines[choice - len(awake)])
+        else:
+            self._call(self._ready.popleft())
+
+    def _step(self, thread: _Thread) -> None:
+        if thread.lazy and self.dice.random() < thread.lazy:
+            return
+        self.now_in = thread.name
+        if thread.turn() is None:
+            self._idle.add(thread)
+        else:
+            self._idle.clear()
+
+    def _work(self, key: int) -> None:
+        line = self._jobs[key]
+        job = line.popleft()
+        if not line:
+            del self._jobs[key]
+        if not job.future.cancelled():
+            self.now_in = "executor"
+            self.call_soon(job.run())
+        self._idle.clear()
+
+    def _call(self, handle: asyncio.Handle) -> None:
+        if handle.cancelled():
+            return
+        self.now_in = "loop"
+        asyncio._set_running_loop(self)
+        try:
+            handle._run()
+        finally:
+            asyncio._set_running_loop(None)
+        self._idle.clear()
+
+    def _ring(self) -> None:
+        while self._timers and self._timers[0][0] <= self._now:
+            handle = heapq.heappop(self._timers)[2]
+            if not handle.cancelled():
+                self._ready.append(handle)
+
+    def _sleep(self) -> None:
+        while self._timers and self._timers[0][2].cancelled():
+            heapq.heappop(self._timers)
+        longest = self._now + _LONGEST_SLEEP
+        self._now = max(self._now, min(self._timers[0][0], longest)) if self._timers else longest
+        self._idle.clear()
+
+    def pass_time(self, seconds: float) -> None:
+        """Somebody waits."""
+        self._now += seconds
+
+    # -- AbstractEventLoop --------------------------------------------------------------------------------------------
+
+    def time(self) -> float:
+        return self._now
+
+    def call_soon(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_soon_threadsafe(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        return self.call_soon(callback, *args, context=context)
+
+    def call_later(
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._numbers), handle))
+        return handle
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It is dropped when its time comes."""
+
+    def run_in_executor(self, executor: Any, func: Callable[[*Ts], T], *args: *Ts) -> "asyncio.Future[T]":
+        future: asyncio.Future[T] = self.create_future()
+        number = next(self._numbers)
+        key = -number if executor is None else id(executor)
+        self._jobs.setdefault(key, deque()).append(_Job(future, func, args))
+        return future
+
+    def create_future(self) -> "asyncio.Future[Any]":
+        return asyncio.Future(loop=self)
+
+    def create_task(self, coro: Any, **options: Any) -> "asyncio.Task[Any]":
+        return asyncio.Task(coro, loop=self, **options)
+
+    def is_running(self) -> bool:
+        return self._running
+
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        """Ends the tasks that are left; threads get no more turns."""
+        if self._closed:
+            return
+        left = asyncio.all_tasks(self)
+        for task in left:
+            task.cancel()
+        self.threads.clear()
+        if left:
+            self.run_until_complete(asyncio.wait(left))
+        self._closed = True
+        self._ready.clear()
+        self._timers.clear()
+
+    def get_debug(self) -> bool:
+        return False
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        _log.error("%s", context.get("message"), exc_info=context.get("exception"))

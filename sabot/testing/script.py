@@ -1,0 +1,206 @@
+"""A source that gives what its script says: rows, and what is to happen between them."""
+
+import enum
+from bisect import bisect_right
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot.codecs.json import JsonCodec
+from sabot.connectors.base import Positions, Source, build_records, encode_json
+from sabot.errors import UserError
+
+__all__ = ["BARRIER", "CRASH", "END", "Director", "Mark", "ScriptedSource"]
+
+_START_MS = 1_700_000_000_000  # of the records' own time: a ms each
+_WAIT_SECONDS = 0.002  # between two looks at what a mark waits for; the barrier itself comes between two reads
+
+
+class Mark(enum.Enum):
+    """What happens at a place of a script."""
+
+    BARRIER = "a checkpoint is taken, and has its barrier exactly here; what follows waits until it is complete"
+    CRASH = "the process dies here, once: what follows is read by the next one, which goes on from the last checkpoint"
+    END = "the source ends"
+
+
+BARRIER, CRASH, END = Mark.BARRIER, Mark.CRASH, Mark.END
+
+
+class Director(Protocol):
+    """Who makes happen what scripts say; of one life of the app. Called from the thread that reads."""
+
+    def checkpoint(self) -> "Future[Any]":
+        """Takes one; done when it is complete."""
+
+    def crash(self, place: tuple[str, int]) -> bool:
+        """The process dies, unless it has died at this place before; -> whether it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A batch or a mark; `first`: the offset of its first row. A mark takes an offset too."""
+
+    first: int
+    end: int
+    what: pa.RecordBatch | Mark
+
+
+class ScriptedSource(Source):
+    """`ScriptedSource([rows, BARRIER, rows, CRASH, rows, END])`, for streams and agents, in apps that `sabot.testing.run` runs.
+
+    Rows are an Arrow batch or table; a list of dicts (or of any values that JSON can say, for record agents), which come as one
+    batch; or one such value. Values come as JSON records, like those of a topic, unless `schema=` makes columns of the dicts.
+    One partition; it goes on where a checkpoint says. Without END it stays open.
+    """
+
+    def __init__(self, script: Sequence[Any], *, name: str = "script", schema: pa.Schema | None = None) -> None:
+        self.name = name
+        self._columns: pa.Schema | None = schema
+        parts = [part if isinstance(part, Mark) else self._batch(part) for part in script]
+        if any(part is END for part in parts[:-1]):
+            raise UserError(f"script {name}: something follows END", hint="END is the last of a script")
+        self.bounded = bool(parts) and parts[-1] is END
+        schemas = {str(part.schema): part.schema for part in parts if isinstance(part, pa.RecordBatch)}
+        if len(schemas) > 1:
+            raise UserError(f"script {name}: its rows have different columns: {'; '.join(schemas)}")
+        self._is_decoded = schema is not None or any(isinstance(part, pa.RecordBatch | pa.Table) for part in script)
+        if self._is_decoded and self._columns is None:
+            self._columns = next(iter(schemas.values()))
+        self._entries: list[_Entry] = []
+        for part in parts:
+            first = self._entries[-1].end if self._entries else 0
+            rows = 1 if isinstance(part, Mark) else part.num_rows
+            if rows:
+                what = part if isinstance(part, Mark) or self._is_decoded else _at(part, first)
+                self._entries.append(_Entry(first, first + rows, what))
+        self._firsts = [entry.first for entry in self._entries]
+        self._wanted: list[str] | None = None
+        self._at = 0
+        self._director: Director | None = None
+        self._checkpoint: Future[Any] | None = None
+
+    def _batch(self, part: Any) -> pa.RecordBatch:
+        if isinstance(part, pa.RecordBatch):
+            return part
+        if isinstance(part, pa.Table):
+            chunks = part.combine_chunks().to_batches()
+            return chunks[0] if chunks else pa.RecordBatch.from_pylist([], schema=part.schema)
+        rows = part if isinstance(part, list) else [part]
+        if self._columns is not None:
+            return pa.RecordBatch.from_pylist(rows, schema=self._columns)
+        payloads = [row if row is None or isinstance(row, bytes) else encode_json(row) for row in rows]
+        return build_records(payloads, None, [0] * len(rows), 0, range(len(rows)))
+
+    def directed_by(self, director: Director) -> None:
+        """Who makes the marks happen; before `open`."""
+        self._director = director
+
+    # -- Source -------------------------------------------------------------------------------------------------------
+
+    def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
+        self._wanted = None
+        if self._columns is None:
+            return False
+        if columns is not None:
+            if missing := [name for name in columns if name not in self._columns.names]:
+                raise UserError(
+                    f"script {self.name} has no column {', '.join(missing)}",
+                    hint=f"it has {', '.join(self._columns.names)}",
+                )
+            self._wanted = list(columns)
+        return True
+
+    def infer_schema(self) -> pa.Schema:
+        if self._columns is not None:
+            return self._columns
+        batches = [entry.what for entry in self._entries if isinstance(entry.what, pa.RecordBatch)]
+        codec = JsonCodec()
+        if batches:
+            codec.decode(pa.Table.from_batches(batches).combine_chunks().to_batches()[0])
+        if codec.schema is None:
+            raise UserError(
+                f"script {self.name}: its rows are no JSON objects", hint="a stream needs dicts, or schema="
+            )
+        return codec.schema
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        if self._columns is None or self._wanted is None:
+            return self._columns
+        return pa.schema([self._columns.field(name) for name in self._wanted])
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        self._checkpoint = None
+        self._at = (positions or {}).get((self.name, 0), 0)
+        if not 0 <= self._at <= self._end:
+            raise UserError(f"script {self.name}: there is no position {self._at}", hint=f"it has 0 to {self._end}")
+        while self._at and (entry := self._entry) is not None and entry.what is BARRIER:
+            self._at = entry.end  # the checkpoint that is restored was taken there
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        while (entry := self._entry) is not None:
+            if isinstance(entry.what, Mark):
+                if not self._happened(entry.what, timeout):
+                    return None
+                self._at = entry.end
+                continue
+            inside = self._at - entry.first
+            data = entry.what.slice(inside, max_rows)
+            self._at += data.num_rows
+            if self._wanted is not None:
+                data = data.select(self._wanted)
+            return Batch(data, {(self.name, 0): self._at}, self.name)
+        return None
+
+    def _happened(self, mark: Mark, timeout: float) -> bool:
+        """The mark is done with; False: not yet, or the script goes no further in this life."""
+        if mark is END:
+            return True
+        if self._director is None:
+            raise UserError(
+                f"script {self.name}: nobody is there for its {mark.name}", hint="run it by sabot.testing.run"
+            )
+        if mark is CRASH:
+            return not self._director.crash((self.name, self._at))
+        if self._checkpoint is None:
+            self._checkpoint = self._director.checkpoint()
+        try:
+            self._checkpoint.result(min(timeout, _WAIT_SECONDS))
+        except (TimeoutError, CancelledError):
+            return False
+        self._checkpoint = None
+        return True
+
+    @property
+    def _entry(self) -> _Entry | None:
+        """Where the script stands; None behind its last entry."""
+        return None if self._at >= self._end else self._entries[bisect_right(self._firsts, self._at) - 1]
+
+    @property
+    def _end(self) -> int:
+        return self._entries[-1].end if self._entries else 0
+
+    @property
+    def exhausted(self) -> bool:
+        return self.bounded and self._at >= self._end
+
+    def positions(self) -> Positions:
+        return {(self.name, 0): self._at}
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        return {(self.name, 0): self._end - self._at}
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def _at(records: pa.RecordBatch, first: int) -> pa.RecordBatch:
+    """Records with their offsets in the script, and a time for each."""
+    offsets = range(first, first + records.num_rows)
+    payloads: Any = records.column("payload")
+    return build_records(payloads.to_pylist(), None, [_START_MS + offset for offset in offsets], 0, offsets)

@@ -1,0 +1,133 @@
+"""An app in a simulation: one thread, virtual time, every choice made by a seed. What went wrong once goes wrong again."""
+
+import math
+import os
+import random
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sabot.app import App
+from sabot.testing.lives import Life
+from sabot.testing.loop import SimulatedLoop
+
+__all__ = ["Simulation", "simulate"]
+
+_END_TURNS = (30, 3000)  # a life that is to end early does it after so many turns
+
+
+@dataclass
+class Simulation:
+    """What happened. The same seed gives the same, with the same PYTHONHASHSEED."""
+
+    seed: int
+    lives: int = 0
+    crashes: int = 0
+    stops: int = 0
+    turns: int = 0
+    seconds: float = 0.0  # of virtual time
+    steps: list[str] = field(default_factory=list)  # "turn life whose name", in their order
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a life is to end, if it lives so long."""
+
+    turn: int
+    is_crash: bool
+
+
+class _SimulatedLife(Life):
+    """Notes its steps, and may die, or be stopped, after some number of turns."""
+
+    def __init__(
+        self, app: App, died_at: set[tuple[str, int]], loop: SimulatedLoop, so_far: Simulation, end: _End | None
+    ) -> None:
+        super().__init__(app, died_at)
+        self.stopped = False
+        self._simulated = loop
+        self._so_far = so_far
+        self._end = end
+        loop.on_turn = self._look
+
+    def _look(self) -> None:
+        if self._end is not None and self._simulated.turns >= self._end.turn:
+            if self._end.is_crash:
+                self.die()
+            elif not self.dead:
+                self.stopped = True
+                self.app.request_stop()
+            self._end = None
+
+    def before(self, name: str, what: str) -> None:
+        super().before(name, what)
+        self._so_far.steps.append(
+            f"{self._simulated.turns} {self._so_far.lives} {self._simulated.now_in or 'loop'}: {name}"
+        )
+
+
+def simulate(
+    build: Callable[[Path], App],
+    seed: int,
+    *,
+    crashes: int = 0,
+    stops: int = 0,
+    directory: Path | None = None,
+    most_turns: int = 1_000_000,
+) -> Simulation:
+    """Runs the app that `build(directory)` makes in a simulation, to its end: in each life one event loop, all threads and executors of
+    the engine on this thread, in an order that the seed decides. The app dies where its scripts say, and up to `crashes` times more
+    at moments that the seed decides, and is stopped in good order up to `stops` times; each time a new one goes on. `build` may draw
+    from a `random.Random(seed)` of its own.
+
+    An error has the seed as its note. Not for brokers: nothing outside the process takes part. Topics need a schema. Call it where
+    no event loop runs.
+    """
+    if directory is None:
+        in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        with tempfile.TemporaryDirectory(prefix="sabot-", dir=in_memory) as folder:
+            return simulate(build, seed, crashes=crashes, stops=stops, directory=Path(folder), most_turns=most_turns)
+    dice = random.Random(f"simulation {seed}")
+    so_far = Simulation(seed)
+    died_at: set[tuple[str, int]] = set()
+    ends = [_End(_some_turn(dice), is_crash) for is_crash in [True] * crashes + [False] * stops]
+    dice.shuffle(ends)
+    try:
+        over = False
+        while not over:
+            so_far.lives += 1
+            loop = SimulatedLoop(dice, most_turns=most_turns)  # type: ignore[abstract]  # sockets and processes are not simulated
+            over = _live(build, directory, loop, so_far, died_at, ends.pop() if ends else None)
+    except BaseException as error:
+        error.add_note(f"in the simulation with seed {seed}, in life {so_far.lives}")
+        raise
+    return so_far
+
+
+def _some_turn(dice: random.Random) -> int:
+    least, most = _END_TURNS
+    return round(math.exp(dice.uniform(math.log(least), math.log(most))))
+
+
+def _live(
+    build: Callable[[Path], App],
+    directory: Path,
+    loop: SimulatedLoop,
+    so_far: Simulation,
+    died_at: set[tuple[str, int]],
+    end: _End | None,
+) -> bool:
+    async def live() -> bool:
+        life = _SimulatedLife(build(directory), died_at, loop, so_far, end)
+        survived = await life.live()
+        so_far.crashes += not survived
+        so_far.stops += survived and life.stopped
+        return survived and not life.stopped
+
+    try:
+        return bool(loop.run_until_complete(live()))
+    finally:
+        loop.close()
+        so_far.turns += loop.turns
+        so_far.seconds += loop.time()

@@ -1,0 +1,93 @@
+"""A sink that keeps its rows where a test can look at them."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot.connectors.base import RECORD_SCHEMA, Lane, Sink, Token, decode_json, iterate_records
+from sabot.errors import UserError
+from sabot.steps import step
+
+__all__ = ["ListSink"]
+
+
+class ListSink(Sink):
+    """Keeps what arrives, exactly once or at least once: an outside world that survives the crashes of a test.
+
+    Make it outside the function that builds the app. At least once, rows count when they are flushed; what was not is lost in a
+    crash. Exactly once, a part that is given again is not taken twice. Safe to look at from any thread.
+    """
+
+    def __init__(self, name: str = "list") -> None:
+        self.name = name
+        self._arrived: list[pa.RecordBatch] = []
+        self._unflushed: list[pa.RecordBatch] = []
+        self._schema: pa.Schema | None = None
+        self._lane: Lane | None = None
+        self._last: dict[Lane, int] = {}  # the number of the last part
+        self._lock = threading.Lock()
+
+    @property
+    def rows(self) -> list[Any]:
+        """In the order of their arrival: rows of columns as dicts, records as their decoded values."""
+        found: list[Any] = []
+        for data in self.batches:
+            if data.schema.equals(RECORD_SCHEMA):
+                records = iterate_records(data, self.name)
+                found += [decode_json(record.payload, where=self.name) for record in records]
+            else:
+                found += data.to_pylist()
+        return found
+
+    @property
+    def batches(self) -> list[pa.RecordBatch]:
+        """As they arrived."""
+        with self._lock:
+            return list(self._arrived)
+
+    def table(self) -> pa.Table:
+        """All rows so far. Raises UserError where batches of different columns arrived."""
+        batches = self.batches
+        schema = batches[0].schema if batches else self._schema
+        if any(not data.schema.equals(schema) for data in batches):
+            raise UserError(f"sink {self.name}: its rows have different columns", hint="look at .rows, or .batches")
+        return pa.table({}) if schema is None else pa.Table.from_batches(batches, schema=schema)
+
+    # -- Sink ---------------------------------------------------------------------------------------------------------
+
+    def expect(self, schema: pa.Schema) -> None:
+        self._schema = schema
+
+    def open(self) -> None:
+        with self._lock:
+            self._unflushed = []
+
+    def write(self, batch: Batch) -> None:
+        with self._lock:
+            self._unflushed.append(batch.taken())
+
+    def flush(self) -> None:
+        if self._unflushed:
+            with step("flush", self.name), self._lock:
+                self._arrived += self._unflushed
+                self._unflushed = []
+
+    def claim(self, lane: Lane) -> Token | None:
+        with step("claim", lane.key), self._lock:
+            self._lane = lane
+            return None
+
+    def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
+        lane = self._lane
+        if lane is None:
+            raise UserError(f"sink {self.name}: no lane has claimed it")
+        with step("deliver", f"{lane.key} {seq}"), self._lock:
+            if seq > self._last.get(lane, 0):
+                self._last[lane] = seq
+                self._arrived += [data for data in batches if data.num_rows]
+
+    def close(self) -> None:
+        """The rows stay."""

@@ -1,0 +1,128 @@
+"""The places that the suite of exactly once runs on: how to make one, and how to look at it from outside.
+
+Another one: a class like these, and a line in PLACES.
+"""
+
+import contextlib
+import json
+import re
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import psycopg
+from postgres import server_or_skip
+
+from sabot.connectors.base import Sink
+from sabot.connectors.memory import MemoryBroker, MemorySink
+from sabot.connectors.sql import SqlSink
+
+Row = tuple[int, str | None]  # of the columns n: int64, text: string
+
+
+class DeliveryPlace(Protocol):
+    """An empty receiver. What is asked of it stands in `test_delivery_contract`."""
+
+    fences: bool  # who lost the lane is refused
+
+    def sink(self) -> Sink:
+        """A new one, as another process would make it, for this receiver."""
+
+    def rows(self) -> list[Row]:
+        """What is there, in order, read by other means than ours."""
+
+
+class MemoryDelivery:
+    """A topic of the embedded broker."""
+
+    fences = True
+
+    def __init__(self) -> None:
+        self._url = f"memory://{uuid.uuid4().hex}"
+
+    def sink(self) -> Sink:
+        return MemorySink("results", self._url)
+
+    def rows(self) -> list[Row]:
+        return [_row(record.value) for record in MemoryBroker.get(self._url).records("results")]
+
+
+class SqliteDelivery:
+    """A table of a SQLite file."""
+
+    fences = True
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / f"{uuid.uuid4().hex}.db"
+
+    def sink(self) -> Sink:
+        return SqlSink(f"sqlite://{self.path}", "results")
+
+    def rows(self) -> list[Row]:
+        with contextlib.closing(sqlite3.connect(self.path)) as connection:
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'results'").fetchone():
+                return []
+            return connection.execute("SELECT n, text FROM results ORDER BY rowid").fetchall()
+
+
+class PostgresDelivery:
+    """A table of a PostgreSQL server, in a schema of its own."""
+
+    fences = True
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.table = f"s{uuid.uuid4().hex}.results"
+        with psycopg.connect(url) as connection:
+            connection.execute(f"CREATE SCHEMA {self.table.partition('.')[0]}")  # type: ignore[arg-type]
+
+    def sink(self) -> Sink:
+        return SqlSink(self.url, self.table)
+
+    def rows(self) -> list[Row]:
+        with psycopg.connect(self.url) as connection:
+            if connection.execute("SELECT to_regclass(%s)", (self.table,)).fetchone() == (None,):
+                return []
+            return connection.execute(f"SELECT n, text FROM {self.table} ORDER BY ctid").fetchall()  # type: ignore[arg-type]
+
+
+class DocumentedDelivery:
+    """The sink of a user's own that docs/sinks.md shows."""
+
+    fences = False
+
+    def __init__(self, folder: Path) -> None:
+        page = (Path(__file__).parents[2] / "docs" / "sinks.md").read_text()
+        programs = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+        (program,) = [text for text in programs if "class Parts" in text]
+        names: dict[str, Any] = {}
+        exec(program, names)
+        self._class: Callable[[Path], Sink] = names["Parts"]
+        self._folder = folder / uuid.uuid4().hex
+
+    def sink(self) -> Sink:
+        return self._class(self._folder)
+
+    def rows(self) -> list[Row]:
+        return [_row(value) for path in sorted(self._folder.glob("*.json")) for value in json.loads(path.read_text())]
+
+
+def _row(value: dict[str, Any]) -> Row:
+    return value["n"], value["text"]
+
+
+@contextlib.contextmanager
+def _postgres(folder: Path) -> Iterator[Callable[[], DeliveryPlace]]:
+    with server_or_skip().database() as url:
+        yield lambda: PostgresDelivery(url)
+
+
+PLACES: dict[str, Callable[[Path], contextlib.AbstractContextManager[Callable[[], DeliveryPlace]]]] = {
+    "memory": lambda folder: contextlib.nullcontext(MemoryDelivery),
+    "sqlite": lambda folder: contextlib.nullcontext(lambda: SqliteDelivery(folder)),
+    "postgres": _postgres,
+    "documented": lambda folder: contextlib.nullcontext(lambda: DocumentedDelivery(folder)),
+}
+"""Name -> with a folder for its files, something that makes empty places."""

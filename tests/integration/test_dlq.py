@@ -1,0 +1,404 @@
+"""Dead letters in real Kafka topics: looked at, and sent back exactly once, also by a redrive that is killed in the middle."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from typer.testing import CliRunner
+
+import sabot.kafka.redrive as redriving
+from sabot import App, steps
+from sabot.cli import commands
+from sabot.connectors.base import Headers, dead_letter_headers
+from sabot.errors import JobLocked
+from sabot.kafka import admin
+from sabot.kafka.letters import DeadLetters
+
+pytestmark = pytest.mark.kafka
+ROOT = Path(__file__).parents[2]
+STAMP = 1_700_000_000_000
+
+
+def facts(topic: str, number: int, **other: Any) -> Headers:
+    return dead_letter_headers(
+        topic=topic,
+        partition=number % 3,
+        offset=100 + number,
+        timestamp=STAMP + number,
+        agent="shop.check",
+        error="ValueError" if number % 2 else "KeyError",
+        message=f"no account {number}",
+        attempts=1,
+        version="v7",
+        **other,
+    )
+
+
+def with_letters(url: str, topic: str, count: int, partitions: int = 2, headers: Headers = (("a", b"1"),)) -> None:
+    """`count` dead letters of records of `topic`, in `<topic>.dlq`; letter n stands at n % partitions : n // partitions."""
+    admin.create_topic(url, topic, 3)
+    admin.create_topic(url, f"{topic}.dlq", partitions)
+    write(url, f"{topic}.dlq", [(b"%d" % n, (*headers, *facts(topic, n)), n % partitions) for n in range(count)])
+
+
+def write(url: str, topic: str, rows: list[tuple[bytes, Headers, int]]) -> None:
+    producer = Producer({"bootstrap.servers": url.removeprefix("kafka://")})
+    for payload, headers, partition in rows:
+        producer.produce(topic, payload, b"k" + payload, headers=list(headers), partition=partition)
+    producer.flush()
+
+
+def committed(url: str, topic: str) -> list[Any]:
+    """Every record that a plain reader of committed records finds."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": url.removeprefix("kafka://"),
+            "group.id": "t",
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "earliest",
+        }
+    )
+    partitions = consumer.list_topics(topic).topics[topic].partitions
+    consumer.assign([TopicPartition(topic, index, 0) for index in partitions])
+    ended: set[int] = set()
+    found = []
+    while len(ended) < len(partitions):
+        for message in consumer.consume(100, 1.0):
+            if message.error() is None:
+                found.append(message)
+            elif message.error().code() == KafkaError._PARTITION_EOF:
+                ended.add(message.partition())
+    consumer.close()
+    return found
+
+
+def payloads(url: str, topic: str) -> list[int]:
+    return sorted(int(message.value()) for message in committed(url, topic))
+
+
+def sabot(url: str, *words: str) -> Any:
+    return CliRunner().invoke(commands._cli, [*words, "--broker", url], catch_exceptions=False)
+
+
+def redriven(url: str, *words: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(sabot(url, "dlq", "redrive", *words, "--json").stdout)
+    return found
+
+
+# --- looking at them
+
+
+async def test_the_letters_of_an_agent_are_listed_with_all_that_is_known_of_them(kafka_url: str, topic: str) -> None:
+    admin.create_topic(kafka_url, topic, 1)
+    app = App(f"shop-{topic}", kafka_url, version="v7")
+
+    @app.agent(topic, on_error="skip", name="check")
+    async def check(ctx: Any) -> None:
+        app.request_stop()
+        raise ValueError(f"no account {ctx.message['n']}")
+
+    await app.send(topic, {"n": 7}, key="seven", headers=(("a", b"1"),), timestamp=STAMP)
+    await app.run()
+    done = await asyncio.to_thread(sabot, kafka_url, "dlq", "list", f"{topic}.dlq", "--json")
+    (letter,) = map(json.loads, done.stdout.splitlines())
+    assert letter.pop("written") >= STAMP
+    assert letter == {
+        "letter": f"{letter['letter'].partition(':')[0]}:0",
+        "redriven": False,
+        "topic": topic,
+        "partition": 0,
+        "offset": 0,
+        "timestamp": STAMP,
+        "agent": f"shop-{topic}.check",
+        "error": "ValueError",
+        "message": "no account 7",
+        "attempts": 1,
+        "version": "v7",
+        "key": "seven",
+        "headers": [["a", "1"]],
+        "payload": '{"n":7}',
+    }
+
+
+def test_a_list_begins_with_the_oldest_and_can_be_cut_and_searched(kafka_url: str, topic: str) -> None:
+    with_letters(kafka_url, topic, 60)
+    lines = sabot(kafka_url, "dlq", "list", f"{topic}.dlq", "--limit", "3").stdout.splitlines()
+    assert lines[0].split() == ["letter", "written", "record", "agent", "version", "error", "payload"]
+    assert [line.split()[0] for line in lines[1:]] == ["0:0", "0:1", "0:2"]
+    assert f"{topic}[2]@102  shop.check  v7       KeyError: no account 2" in lines[2]
+    found = sabot(kafka_url, "dlq", "list", f"{topic}.dlq", "--error", "account 17", "--json").stdout
+    assert [json.loads(line)["letter"] for line in found.splitlines()] == ["1:8"]
+
+
+def test_a_letter_is_shown_whole_as_text_or_as_hexadecimal_digits(kafka_url: str, topic: str) -> None:
+    with_letters(kafka_url, topic, 0)
+    write(kafka_url, f"{topic}.dlq", [(b'{"long": 1}', (("trace", b"\xff\x01"), *facts(topic, 4)), 0)])
+    write(kafka_url, f"{topic}.dlq", [(b"\x00\xfe", facts(topic, 5), 0)])
+    shown = sabot(kafka_url, "dlq", "show", f"{topic}.dlq", "0:0").stdout
+    for line in ("message    no account 4", "agent      shop.check", "version    v7", "header     trace: ff01"):
+        assert f"{line}\n" in shown
+    assert "timestamp  2023-11-14 22:13:20.004Z\n" in shown
+    assert shown.endswith('payload\n{"long": 1}\n')
+    assert sabot(kafka_url, "dlq", "show", f"{topic}.dlq", "0:1").stdout.endswith("payload\n00fe\n")
+    missing = sabot(kafka_url, "dlq", "show", f"{topic}.dlq", "1:9")
+    assert (missing.exit_code, "has no letter at 1:9 (it holds 0:0 to 0:1)" in missing.stderr) == (1, True)
+
+
+def test_a_topic_that_is_not_there_is_named(kafka_url: str, topic: str) -> None:
+    done = sabot(kafka_url, "dlq", "list", topic)
+    assert (done.exit_code, f"topic '{topic}' does not exist" in done.stderr) == (1, True)
+
+
+# --- sending them back
+
+
+def test_a_letter_goes_back_as_the_record_that_it_was(kafka_url: str, topic: str) -> None:
+    with_letters(kafka_url, topic, 1, headers=(("a", b"1"), ("sabot.x", b"own"), ("a", b"2")))
+    assert redriven(kafka_url, f"{topic}.dlq") == {"redriven": 1, "already": 0, "topics": {topic: 1}, "left": {}}
+    (record,) = committed(kafka_url, topic)
+    assert (record.key(), record.value(), record.partition()) == (b"k0", b"0", 0)
+    assert record.headers() == [("a", b"1"), ("sabot.x", b"own"), ("a", b"2")]
+    assert record.timestamp()[1] == STAMP
+
+
+def test_a_letter_about_a_letter_keeps_what_the_first_one_said(kafka_url: str, topic: str) -> None:
+    with_letters(kafka_url, topic, 0)
+    admin.create_topic(kafka_url, f"{topic}.dlq.dlq", 1)
+    first = facts(topic, 1)
+    write(kafka_url, f"{topic}.dlq.dlq", [(b"1", (*first, *facts(f"{topic}.dlq", 2)), 0)])
+    assert redriven(kafka_url, f"{topic}.dlq.dlq")["topics"] == {f"{topic}.dlq": 1}
+    assert committed(kafka_url, f"{topic}.dlq")[0].headers() == list(first)
+
+
+def test_a_second_redrive_goes_on_behind_the_first_and_selections_leave_the_others_waiting(
+    kafka_url: str, topic: str
+) -> None:
+    with_letters(kafka_url, topic, 20)
+    dlq = f"{topic}.dlq"
+    assert redriven(kafka_url, dlq, "--only", "1:3", "--only", "0:9", "--only", "1:3")["redriven"] == 2
+    assert redriven(kafka_url, dlq, "--only", "1:3", "--only", "0:8")["already"] == 1
+    assert payloads(kafka_url, topic) == [7, 16, 18]
+    assert redriven(kafka_url, dlq, "--error", "KeyError", "--limit", "4")["redriven"] == 4
+    assert payloads(kafka_url, topic) == [0, 2, 4, 6, 7, 16, 18]
+    listed = sabot(kafka_url, "dlq", "list", dlq, "--all", "--json").stdout.splitlines()
+    assert sum(json.loads(line)["redriven"] for line in listed) == 7
+    assert len(sabot(kafka_url, "dlq", "list", dlq, "--json").stdout.splitlines()) == 13
+    write(kafka_url, dlq, [(b"20", facts(topic, 20), 0)])
+    assert redriven(kafka_url, dlq)["redriven"] == 14
+    assert redriven(kafka_url, dlq)["redriven"] == 0
+    assert payloads(kafka_url, topic) == list(range(21))
+
+
+def test_letters_can_go_elsewhere_and_count_as_redriven(kafka_url: str, topic: str) -> None:
+    with_letters(kafka_url, topic, 4)
+    admin.create_topic(kafka_url, f"{topic}.again", 1)
+    done = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq", "--to", f"{topic}.again")
+    assert done.stdout == f"4 letters are redriven: 4 to {topic}.again\n"
+    assert payloads(kafka_url, f"{topic}.again") == [0, 1, 2, 3]
+    assert redriven(kafka_url, f"{topic}.dlq")["redriven"] == 0
+
+
+def test_what_nobody_takes_back_stays_and_the_others_go(kafka_url: str, topic: str) -> None:
+    """A record of somebody else's, and one of a topic that is gone: neither may block those behind it."""
+    with_letters(kafka_url, topic, 2)
+    rows: list[tuple[bytes, Headers, int]] = [
+        (b"2", (("a", b"1"),), 0),
+        (b"3", facts(f"{topic}.gone", 3), 0),
+        (b"5", facts(topic, 5), 0),
+    ]
+    write(kafka_url, f"{topic}.dlq", rows)
+    done = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq")
+    assert (done.exit_code, done.stdout) == (1, f"3 letters are redriven: 3 to {topic}\n")
+    assert "1 letters stay: no dead letters of sabot" in done.stderr
+    assert f"there is no topic '{topic}.gone'" in done.stderr
+    assert payloads(kafka_url, topic) == [0, 1, 5]
+    left = sabot(kafka_url, "dlq", "list", f"{topic}.dlq", "--json").stdout.splitlines()
+    assert [json.loads(line)["letter"] for line in left] == ["0:1", "0:2"]
+    again = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq", "--to", topic)
+    assert (again.exit_code, again.stdout) == (0, f"2 letters are redriven: 2 to {topic}\n")
+
+
+def test_a_letter_that_its_topic_refuses_is_named_and_can_be_left_out(kafka_url: str, topic: str) -> None:
+    """The topic takes 1,000 bytes at a time: small letters go one by one, a large one not at all."""
+    admin.create_topic(kafka_url, topic, 3, config={"max.message.bytes": "1000"})
+    with_letters(kafka_url, topic, 6)
+    write(kafka_url, f"{topic}.dlq", [(random.Random(4).randbytes(3000), facts(topic, 4), 0)])
+    write(kafka_url, f"{topic}.dlq", [(random.Random(n).randbytes(300), facts(topic, 4), 1) for n in range(5)])
+    done = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"letter 0:3 of '{topic}.dlq' is not taken back" in done.stderr
+    assert "--skip 0:3" in done.stderr
+    assert committed(kafka_url, topic) == []
+    assert redriven(kafka_url, f"{topic}.dlq", "--skip", "0:3")["redriven"] == 11
+    assert len(committed(kafka_url, topic)) == 11
+    (left,) = sabot(kafka_url, "dlq", "list", f"{topic}.dlq", "--json").stdout.splitlines()
+    assert json.loads(left)["letter"] == "0:3"
+
+
+def test_a_record_that_the_broker_would_delete_at_once_stays_unless_it_gets_the_time_of_now(
+    kafka_url: str, topic: str
+) -> None:
+    """Retention goes by the timestamp: what is older than it may be gone before anybody has read it."""
+    admin.create_topic(kafka_url, topic, 3, config={"retention.ms": "60000", "cleanup.policy": "delete"})
+    with_letters(kafka_url, topic, 2)
+    done = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq")
+    assert (done.exit_code, "older than what topic" in done.stderr) == (1, True)
+    assert redriven(kafka_url, f"{topic}.dlq", "--now")["redriven"] == 2
+    assert min(record.timestamp()[1] for record in committed(kafka_url, topic)) > STAMP + 1000
+
+
+def test_letters_of_a_topic_that_was_made_anew_are_not_taken_for_redriven_ones(kafka_url: str, topic: str) -> None:
+    with_letters(kafka_url, topic, 4)
+    assert redriven(kafka_url, f"{topic}.dlq")["redriven"] == 4
+    admin.delete_topic(kafka_url, f"{topic}.dlq")
+    while admin.partitions(kafka_url, f"{topic}.dlq"):
+        pass
+    with_letters(kafka_url, topic, 2)
+    assert redriven(kafka_url, f"{topic}.dlq")["redriven"] == 2
+    assert payloads(kafka_url, topic) == [0, 0, 1, 1, 2, 3]
+
+
+def test_letters_of_transactions_are_read_as_far_as_they_are_committed(kafka_url: str, topic: str) -> None:
+    """Aborted ones are not there, and one that hangs open does not make the command wait."""
+    with_letters(kafka_url, topic, 0, partitions=1)
+    settings = {"bootstrap.servers": kafka_url.removeprefix("kafka://"), "transactional.id": topic}
+    producer = Producer(settings)
+    producer.init_transactions(30)
+    for number, end in enumerate(
+        [producer.commit_transaction, producer.abort_transaction, producer.commit_transaction]
+    ):
+        producer.begin_transaction()
+        producer.produce(f"{topic}.dlq", b"%d" % number, headers=list(facts(topic, number)))
+        producer.flush()
+        end(30)
+    producer.begin_transaction()
+    producer.produce(f"{topic}.dlq", b"3", headers=list(facts(topic, 3)))
+    producer.flush()
+    assert redriven(kafka_url, f"{topic}.dlq")["redriven"] == 2
+    producer.commit_transaction(30)
+    assert redriven(kafka_url, f"{topic}.dlq")["redriven"] == 1
+    assert payloads(kafka_url, topic) == [0, 2, 3]
+    dead = DeadLetters(f"{topic}.dlq", kafka_url)
+    dead.read_notes()
+    assert dead.begin(0) == 7  # behind the last letter and all markers before it
+    dead.close()
+
+
+# --- two at once, and none to its end
+
+
+class Watching:
+    """Calls `act` before the nth step of this name, once."""
+
+    def __init__(self, name: str, nth: int, act: Any) -> None:
+        self.left, self.name, self.act = nth, name, act
+
+    def before(self, name: str, what: str) -> None:
+        self.left -= name == self.name
+        if self.left == 0 and name == self.name:
+            self.act()
+
+    def after(self, name: str, what: str) -> None: ...
+
+    def torn(self, name: str, what: str, size: int) -> int:
+        return size
+
+
+@pytest.fixture
+def small_transactions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(redriving, "_LETTERS", 3)
+    yield
+    steps.watch(None)
+
+
+@pytest.mark.usefixtures("small_transactions")
+@pytest.mark.parametrize(("name", "nth"), [("begin", 1), ("produce", 5), ("commit", 2)])
+def test_a_second_redrive_takes_over_and_the_first_ends_and_each_letter_goes_once(
+    kafka_url: str, topic: str, name: str, nth: int
+) -> None:
+    with_letters(kafka_url, topic, 10)
+    taken_over: list[int] = []
+
+    def other() -> None:
+        steps.watch(None)
+        taken_over.append(redriven(kafka_url, f"{topic}.dlq")["redriven"])
+
+    steps.watch(Watching(name, nth, other))
+    dead = DeadLetters(f"{topic}.dlq", kafka_url)
+    with pytest.raises(JobLocked, match="another redrive"):
+        redriving.redrive(dead)
+    dead.close()
+    assert taken_over == [10 if nth == 1 else 7]
+    assert payloads(kafka_url, topic) == list(range(10))
+
+
+KILLED = """
+import os, signal, sys, threading
+import sabot.kafka.redrive as redriving
+from sabot import steps
+from sabot.kafka.letters import DeadLetters
+
+url, topic, wanted, delay = sys.argv[1:]
+
+class Killer:
+    def at(self, *where):
+        seen.append(where)
+        if f"{where[0]} {where[1]} {seen.count(where)}" == wanted:
+            if float(delay):
+                threading.Timer(float(delay), os.kill, [os.getpid(), signal.SIGKILL]).start()
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
+    def before(self, name, what):
+        self.at("before", name)
+    def after(self, name, what):
+        self.at("after", name)
+    def torn(self, name, what, size):
+        return size
+
+seen = []
+redriving._LETTERS = 3
+steps.watch(Killer())
+redriving.redrive(DeadLetters(topic, url))
+print("not killed")
+"""
+MOMENTS = [
+    *(("after claim 1", 0.0), ("after produce 5", 0.0), ("after token 2", 0.0), ("before commit 3", 0.0)),
+    *(("after commit 2", 0.0), ("before commit 2", 0.004)),
+]
+
+
+@pytest.mark.slow
+def test_a_redrive_that_is_killed_in_the_middle_loses_nothing_and_its_successor_repeats_nothing(
+    kafka_url: str, topic: str
+) -> None:
+    topics = [f"{topic}-{number}" for number in range(len(MOMENTS))]
+    for name in topics:
+        with_letters(kafka_url, name, 12)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pairs = list(zip(topics, MOMENTS, strict=True))
+    for some in (pairs[:3], pairs[3:]):
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-c", KILLED, kafka_url, f"{name}.dlq", moment, str(delay)], env=environment
+            )
+            for name, (moment, delay) in some
+        ]
+        for child, (_, (moment, delay)) in zip(children, some, strict=True):
+            code = child.wait(60)
+            assert code == -signal.SIGKILL or (delay and code == 0), moment
+    went = [redriven(kafka_url, f"{name}.dlq")["redriven"] for name in topics]
+    assert went[:5] == [12, 9, 9, 6, 6]
+    assert went[5] in (0, 3, 6, 9)
+    for name in topics:
+        assert payloads(kafka_url, name) == list(range(12)), name
+    assert redriven(kafka_url, f"{topics[0]}.dlq")["redriven"] == 0

@@ -1,0 +1,99 @@
+"""The four pipelines that are crashed at every step: each app ends by itself, and all it does goes below a directory, or is named after it.
+
+Numbers are whole, so sums are exact whatever the order.
+"""
+
+import asyncio
+from pathlib import Path
+
+import pyarrow as pa
+
+import sabot
+from sabot import App, ParquetSink, SqlSink, col, tumbling
+from sabot.testing import BARRIER, END, ScriptedSource
+
+ACCOUNTS = ["ann", "bob", "cyd"]
+
+
+def payments(start: int, count: int = 8) -> list[dict[str, object]]:
+    """A batch: rows a second apart."""
+    return [{"account": ACCOUNTS[n % 3], "amount": n, "ts": n * 1000} for n in range(start, start + count)]
+
+
+SCRIPT = [payments(0), BARRIER, payments(8), payments(16), BARRIER, payments(24), END]
+
+
+def named(directory: Path) -> App:
+    """An app of this directory: on the broker that `prepare` wrote down there, or without one."""
+    broker = directory / "broker"
+    url, name = broker.read_text().split() if broker.exists() else ("memory://", "steps")
+    return App(name, url, state=str(directory / "state"), checkpoint_interval=3600)
+
+
+def topic_of(directory: Path) -> str:
+    """Where results go in Kafka."""
+    return f"{(directory / 'broker').read_text().split()[1]}-out"
+
+
+def windows(app: App) -> sabot.Stream:
+    """Sums per account and ten seconds."""
+    rows = app.stream(ScriptedSource(SCRIPT), time="ts")
+    return (
+        rows.filter(col("amount") != 5)
+        .key_by("account")
+        .window(tumbling("10s"))
+        .aggregate(n=sabot.count(), total=sabot.sum("amount"))
+    )
+
+
+def windows_to_kafka(directory: Path) -> App:
+    app = named(directory)
+    windows(app).to(topic_of(directory), key="account")
+    return app
+
+
+def windows_to_parquet(directory: Path) -> App:
+    app = named(directory)
+    windows(app).to(ParquetSink(directory / "out/"))
+    return app
+
+
+def agent_to_kafka(directory: Path) -> App:
+    """State is written before and after an await: a call that is cut in the middle must leave nothing."""
+    app = named(directory)
+
+    @app.agent(ScriptedSource(SCRIPT), key="account", sink=topic_of(directory))
+    async def running(ctx):
+        state = ctx.state()
+        account, amount = ctx.message["account"], ctx.message["amount"]
+        seen = (await state.get("seen") or 0) + 1
+        await state.put("seen", seen)
+        await asyncio.sleep(0)
+        total = (await state.get("total") or 0) + amount
+        await state.put("total", total)
+        return {"account": account, "seen": seen, "total": total}
+
+    return app
+
+
+def agents_to_sqlite(directory: Path) -> App:
+    """One agent counts what another one lists: without key= they share their state."""
+    app = named(directory)
+    sink = SqlSink(
+        f"sqlite:///{directory / 'out.db'}", table="totals", schema=pa.schema([("n", pa.int64()), ("sum", pa.int64())])
+    )
+
+    @app.agent(ScriptedSource(SCRIPT, name="first"), name="add")
+    async def add(ctx):
+        state = ctx.state("shared")
+        for name, more in (("n", 1), ("sum", ctx.message["amount"])):
+            await state.put(name, (await state.get(name) or 0) + more)
+
+    @app.agent(ScriptedSource([payments(0, 4), BARRIER, payments(4, 4), END], name="second"), name="list", sink=sink)
+    async def add_and_list(ctx):
+        state = ctx.state("shared")
+        for name, more in (("n", 1), ("sum", 1000)):
+            await state.put(name, (await state.get(name) or 0) + more)
+        return {"n": 1, "sum": ctx.message["amount"]}
+
+    return app

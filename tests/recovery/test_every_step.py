@@ -1,0 +1,106 @@
+"""The runner that crashes an app at every step (`sabot.testing.crash_at_every_step`): it counts, it dies where it should, it sees loss."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import sabot
+from sabot import App, Sink, UserError, col
+from sabot.steps import step
+from sabot.testing import BARRIER, END, ScriptedSource, crash_at_every_step
+
+ROWS = [[{"k": f"k{number % 3}", "n": number} for number in range(start, start + 6)] for start in (0, 6, 12)]
+
+
+class LineSink(Sink):
+    """A file of lines, one for each part: "seq rows…"."""
+
+    def __init__(self, path: Path, *, forgetful: bool = False) -> None:
+        self.name = path.name
+        self._path = path
+        self._forgetful = forgetful
+
+    def open(self) -> None:
+        self._path.touch()
+
+    def write(self, batch):
+        raise AssertionError("it delivers")
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def deliver(self, seq, batches):
+        lines = self._path.read_bytes().split(b"\n")[:-1]  # a line that is torn does not count
+        if not self._forgetful and any(json.loads(line)["seq"] == seq for line in lines):
+            return
+        rows = [row for batch in batches for row in batch.to_pylist()]
+        whole = self._path.with_suffix(".new")
+        with step("write", self.name) as this, whole.open("wb") as file:
+            this.write(
+                file, b"".join(line + b"\n" for line in lines) + json.dumps({"seq": seq, "rows": rows}).encode() + b"\n"
+            )
+        with step("rename", self.name):
+            whole.rename(self._path)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def build(directory: Path, *, forgetful: bool = False) -> App:
+    app = App("sums", state="memory", checkpoint_dir=directory / "checkpoints")
+    rows = app.stream(ScriptedSource([ROWS[0], BARRIER, ROWS[1], BARRIER, ROWS[2], END]))
+    summed = rows.filter(col("n") >= 0).key_by("k").aggregate(total=sabot.sum("n"))
+    summed.to(LineSink(directory / "out.txt", forgetful=forgetful), delivery="exactly_once")
+    return app
+
+
+def build_forgetful(directory: Path) -> App:
+    return build(directory, forgetful=True)
+
+
+def check(directory: Path) -> list[list[object]]:
+    lines = (directory / "out.txt").read_text().splitlines()
+    return sorted([row["k"], row["total"]] for line in lines for row in json.loads(line)["rows"])
+
+
+def test_the_outcome_is_the_same_wherever_the_process_dies() -> None:
+    crashes = crash_at_every_step(build, check)
+    print(crashes)
+    assert crashes.steps > 5
+    assert crashes.died > crashes.steps
+
+
+def test_a_part_that_is_taken_twice_is_seen_and_the_step_is_named() -> None:
+    with pytest.raises(AssertionError, match=r"(?s)crash after step \d+ \((rename|finish).*and should be.*kept in"):
+        crash_at_every_step(build_forgetful, check)
+
+
+def test_more_than_one_death_in_a_row_changes_nothing() -> None:
+    crashes = crash_at_every_step(build, check, torn=False, deaths=3, workers=2)
+    assert crashes.by_moment["torn"] == 0
+    assert crashes.died > crashes.steps
+
+
+def hang(directory: Path) -> App:
+    app = build(directory)
+
+    class Stuck(LineSink):
+        def claim(self, lane):
+            while True:
+                pass
+
+    app.stream(ScriptedSource([{"n": 1}, END], name="other")).to(
+        Stuck(directory / "stuck.txt"), delivery="exactly_once"
+    )
+    return app
+
+
+def test_a_process_that_hangs_is_ended_and_says_where_it_was() -> None:
+    with pytest.raises(AssertionError, match=r"(?s)did not end within 1.5 s.*in claim"):
+        crash_at_every_step(hang, check, timeout=1.5)
+
+
+def test_a_function_that_no_other_process_can_call_is_refused() -> None:
+    with pytest.raises(UserError, match="top of a module"):
+        crash_at_every_step(lambda directory: build(directory), check)

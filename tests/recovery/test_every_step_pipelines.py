@@ -1,0 +1,104 @@
+"""Exactly once, shown: each pipeline is killed before and after every step by which it changes the world, and in the middle of what it
+writes; what it then has delivered is what it delivers undisturbed.
+"""
+
+import json
+import sqlite3
+import uuid
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset
+from broker import Broker
+from confluent_kafka import Consumer, TopicPartition
+
+import every_step_apps as apps
+from sabot.checkpoint import CheckpointStorage
+from sabot.operators.reading import state_of
+from sabot.testing import crash_at_every_step
+
+
+def prepare(url: str, directory: Path) -> None:
+    """Names of its own on the broker, for each run."""
+    (directory / "broker").write_text(f"{url} steps-{uuid.uuid4().hex[:12]}")
+
+
+def committed(url: str, directory: Path) -> list[str]:
+    """What a reader of committed records finds: a plain consumer, no code of ours."""
+    topic = apps.topic_of(directory)
+    consumer = Consumer(
+        {
+            "bootstrap.servers": url.removeprefix("kafka://"),
+            "group.id": "verify",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+        }
+    )
+    try:
+        partitions = list(consumer.list_topics(topic, timeout=10).topics[topic].partitions)
+        consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
+        rows, ended = [], set()
+        while len(ended) < len(partitions):
+            message = consumer.poll(10)
+            assert message is not None, "the topic does not come to its end: a transaction is open"
+            if message.error() is None:
+                rows.append(message.value().decode())
+            else:
+                ended.add(message.partition())
+        return sorted(rows)
+    finally:
+        consumer.close()
+
+
+def on_kafka(kafka: Broker, build: Callable[[Path], Any]) -> None:
+    crashes = crash_at_every_step(
+        build,
+        partial(committed, kafka.url),
+        prepare=partial(prepare, kafka.url),
+        workers=2,
+        preload=["confluent_kafka"],
+    )
+    print(crashes)
+    assert {"begin", "produce", "token", "commit", "manifest", "stage"} <= crashes.kinds.keys()
+    assert crashes.died >= 2 * crashes.steps * 0.8
+
+
+def test_windows_into_kafka_survive_a_crash_at_every_step(kafka: Broker) -> None:
+    on_kafka(kafka, apps.windows_to_kafka)
+
+
+def test_an_agent_with_an_await_between_its_writes_survives_a_crash_at_every_step(kafka: Broker) -> None:
+    on_kafka(kafka, apps.agent_to_kafka)
+
+
+def parquet_rows(directory: Path) -> list[str]:
+    parts = sorted((directory / "out").glob("part-*.parquet"))
+    return sorted(json.dumps(row, default=str) for row in pyarrow.dataset.dataset(parts).to_table().to_pylist())
+
+
+def test_windows_into_parquet_files_survive_a_crash_at_every_step() -> None:
+    crashes = crash_at_every_step(apps.windows_to_parquet, parquet_rows, workers=2)
+    print(crashes)
+    assert {"manifest", "stage", "rename"} <= crashes.kinds.keys()
+    assert crashes.by_moment["torn"] > 0
+    assert crashes.died >= 2 * crashes.steps * 0.8
+
+
+def totals(directory: Path) -> tuple[list[Any], list[Any]]:
+    """The rows, and the state that the agents share."""
+    with sqlite3.connect(directory / "out.db") as database:
+        rows = sorted(database.execute("select n, sum from totals").fetchall())
+    manifest = CheckpointStorage(directory / "state" / "checkpoints").latest()
+    assert manifest is not None
+    state = state_of(manifest, "shared").to_pylist()
+    return rows, sorted((row["key"], row["value"]) for row in state)
+
+
+def test_two_agents_that_share_state_survive_a_crash_at_every_step() -> None:
+    crashes = crash_at_every_step(apps.agents_to_sqlite, totals, workers=2)
+    print(crashes)
+    assert {"manifest", "stage", "sql"} <= crashes.kinds.keys()
+    assert crashes.died >= 2 * crashes.steps * 0.8

@@ -1,0 +1,444 @@
+"""Random programs of streams and agents, the data they run over, and their answers by DuckDB.
+
+A seed is a program: one to three sources with some rows each, steps without state, a union, then one or two outputs: the rows
+themselves, windows, distinct keys, running aggregates, or one over the other; in some seeds an agent beside them. `Seed.run` lets it
+live a few lives in the simulation, each with another parallelism, other batches and other barriers, and compares.
+"""
+
+import asyncio
+import functools
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+import sabot
+from sabot import App, Batch, Expr, Source, Stream, col, cumulative, hopping, session, tumbling
+from sabot.connectors.base import Positions
+from sabot.testing import ListSink, ScriptedSource, Simulation, simulate
+from sabot.testing.script import BARRIER, END
+
+SCHEMA = pa.schema(
+    [
+        ("n", pa.int64()),  # the number of the row
+        ("ts", pa.int64()),  # event time, ms; no two rows have the same
+        ("k", pa.string()),
+        ("i", pa.int64()),
+        ("amount", pa.float64()),  # multiples of 1/64, so sums are exact
+        ("s", pa.string()),
+    ]
+)
+DISORDER_MS = 500
+START_MS = 1_700_000_000_000
+
+Dice = random.Random
+
+
+# -- rows -----------------------------------------------------------------------------------------------------------------
+
+
+def make_rows(dice: Dice) -> pa.Table:
+    """In the order of their arrival: up to DISORDER_MS after their time."""
+    rows = dice.choice([0, 1, 20, 60, 120, 250])
+    keys = dice.choice([["a"], ["a", "b", "c", None], [f"k{n}" for n in range(20)]])
+    step = dice.choice([20, 100, 2000])
+    times = sorted(dice.sample(range(rows * step + 1), rows))
+    arrivals = [ts for _, ts in sorted((ts + dice.randrange(DISORDER_MS), ts) for ts in times)]
+    columns = {
+        "n": list(range(rows)),
+        "ts": [START_MS + ts for ts in arrivals],
+        "k": dice.choices(keys, k=rows),
+        "i": [dice.choice([None, 2**53 + 1, -1, 0, 1, 2, 3]) for _ in range(rows)],
+        "amount": [None if dice.random() < 0.1 else dice.randrange(-6400, 64000) / 64 for _ in range(rows)],
+        "s": dice.choices(["", "x", "abc", "Zz", None], k=rows),
+    }
+    return pa.table([pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names], schema=SCHEMA)
+
+
+class Parts(Source):
+    """A table as partitions, in batches as the dice fall; now and then it has nothing for the moment, or asks for a checkpoint."""
+
+    bounded = True
+
+    def __init__(self, name: str, table: pa.Table, partitions: int, dice: Dice, checkpoint: Callable[[], Any]) -> None:
+        self.name = name
+        self._columns = table.schema
+        self._parts = {
+            p: table.take(pa.array(range(p, table.num_rows, partitions), pa.int64())) for p in range(partitions)
+        }
+        self._most = dice.choice([1, 7, 30, 1000])
+        self._pauses = dice.choice([0.0, 0.2, 0.6])
+        self._barriers = dice.choice([0.0, 0.05, 0.3])
+        self._dice = dice
+        self._checkpoint = checkpoint
+        self._at: dict[int, int] = {}
+
+    def readers(self, count: int) -> "Sequence[Source]":
+        shares = [dict(list(self._parts.items())[i::count]) for i in range(count)]
+        readers = []
+        for share in shares:
+            if share:
+                reader = Parts.__new__(Parts)
+                reader.__dict__.update(self.__dict__, _parts=share, _dice=random.Random(self._dice.random()))
+                readers.append(reader)
+        return readers
+
+    def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
+        wanted = self._columns.names if columns is None else list(columns)
+        self._parts = {p: part.select(wanted) for p, part in self._parts.items()}
+        return True
+
+    def infer_schema(self) -> pa.Schema:
+        return self._columns
+
+    @property
+    def schema(self) -> pa.Schema:
+        return next(iter(self._parts.values())).schema
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        self._at = {p: (positions or {}).get((self.name, p), 0) for p in self._parts}
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        if self._dice.random() < self._barriers:
+            self._checkpoint()
+        ready = [p for p, part in self._parts.items() if self._at[p] < part.num_rows]
+        if not ready or self._dice.random() < self._pauses:
+            return None
+        p = self._dice.choice(ready)
+        at = self._at[p]
+        rows = min(self._dice.randint(1, self._most), max_rows, self._parts[p].num_rows - at)
+        self._at[p] += rows
+        data = self._parts[p].slice(at, rows).combine_chunks().to_batches()[0]
+        return Batch(data, {(self.name, p): at + rows}, self.name)
+
+    @property
+    def exhausted(self) -> bool:
+        return all(self._at[p] >= part.num_rows for p, part in self._parts.items())
+
+    def positions(self) -> Positions:
+        return {(self.name, p): at for p, at in self._at.items()}
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        return {(self.name, p): part.num_rows - self._at[p] for p, part in self._parts.items()}
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+# -- programs -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Rows as a stream, made for each life anew, and as a query."""
+
+    make: Callable[[list[Stream]], Stream]
+    sql: str
+    columns: tuple[str, ...]
+
+    def then(self, step: Callable[[Stream], Stream], sql: str, *more: str, only: Sequence[str] | None = None) -> "Flow":
+        """sql: with {rows} where the rows of before stand."""
+        columns = (*self.columns, *more) if only is None else tuple(only)
+        return Flow(lambda given: step(self.make(given)), sql.format(rows=f"({self.sql})"), columns)
+
+
+@dataclass(frozen=True)
+class Output:
+    """An end of the program. running: a row for each change, of which the last one of each key is the answer."""
+
+    flow: Flow
+    keys: tuple[str, ...] = ()
+    running: bool = False
+    exactly_once: bool = True
+
+
+def stateless(flow: Flow, dice: Dice) -> Flow:
+    """None to three steps."""
+    for _ in range(dice.randrange(4)):
+        flow = filtered(flow, dice) if dice.random() < 0.6 else computed(flow, dice)
+    return flow
+
+
+def filtered(flow: Flow, dice: Dice) -> Flow:
+    least, rest, number = dice.randrange(-50, 500), dice.randrange(3), dice.randrange(4)
+    predicate, sql = dice.choice(
+        [
+            (col("amount") > least, f"amount > {least}"),
+            (col("n") % 3 != rest, f"n % 3 <> {rest}"),
+            (col("k").is_in(["a", "k1", "k2"]), "k in ('a', 'k1', 'k2')"),
+            (col("i").is_null() | (col("i") >= number), f"i is null or i >= {number}"),
+            (~(col("k") == "b"), "not (k = 'b')"),
+            ((col("n") >= 0) & col("s").is_not_null(), "n >= 0 and s is not null"),
+        ]
+    )
+    return flow.then(lambda stream: stream.filter(predicate), f"select * from {{rows}} where {sql}")
+
+
+def computed(flow: Flow, dice: Dice) -> Flow:
+    name = f"x{len(flow.columns)}"
+    choices: list[tuple[Expr, str]] = [
+        (col("i").fill_null(7) + 1, "coalesce(i, 7) + 1"),
+        (col("n") * 3 + 1, "n * 3 + 1"),
+        (col("amount") * 2, "amount * 2"),
+        (col("s").str.upper(), "upper(s)"),
+    ]
+    expression, sql = dice.choice(choices)
+    return flow.then(
+        lambda stream: stream.with_columns(expression.alias(name)), f"select *, {sql} as {name} from {{rows}}", name
+    )
+
+
+def unified(flows: Sequence[Flow]) -> Flow:
+    """The union of flows of the same columns."""
+    first, *others = flows
+    if not others:
+        return first
+
+    def make(given: list[Stream]) -> Stream:
+        return first.make(given).union(*(other.make(given) for other in others))
+
+    names = ", ".join(first.columns)
+    sql = " union all ".join(f"select {names} from ({flow.sql})" for flow in flows)
+    return Flow(make, sql, first.columns)
+
+
+AGGREGATES = "count(*) as rows, sum(amount) as total, min(n) as first, max(n) as last"
+
+
+def aggregates() -> dict[str, Any]:
+    return {"rows": sabot.count(), "total": sabot.sum("amount"), "first": sabot.min("n"), "last": sabot.max("n")}
+
+
+def windowed(flow: Flow, keys: tuple[str, ...], dice: Dice) -> Flow:
+    size = dice.choice([300, 1000, 5000, 60_000])
+    named = ", ".join(keys)
+    kind = dice.choice(["tumbling", "hopping", "cumulative", "session"])
+    window: Any
+    if kind == "tumbling":
+        window = tumbling(size / 1000)
+        sql = f"select {named}, ts // {size} * {size} as window_start, window_start + {size} as window_end"
+        sql += f", {AGGREGATES} from {{rows}} group by all"
+    elif kind == "hopping":
+        slide = size // dice.choice([1, 2, 5])
+        window = hopping(size / 1000, slide / 1000)
+        sql = f"select {named}, ts // {slide} * {slide} - hop * {slide} as window_start, window_start + {size} as window_end"
+        sql += f", {AGGREGATES} from {{rows}}, (select unnest(range({size // slide})) as hop) group by all"
+    elif kind == "cumulative":
+        step = size // dice.choice([1, 2, 4])
+        window = cumulative(size / 1000, step / 1000)
+        sql = f"select {named}, ts // {size} * {size} as window_start, window_start + hop * {step} as window_end"
+        sql += f", {AGGREGATES} from {{rows}}, (select unnest(range(1, {size // step} + 1)) as hop)"
+        sql += f" where ts < ts // {size} * {size} + hop * {step} group by all"
+    else:
+        window = session(size / 1000)
+        sql = f"select {named}, min(ts) as window_start, max(ts) + {size} as window_end, {AGGREGATES} from ("
+        sql += f"select *, sum(fresh) over (partition by {named} order by ts) as part from ("
+        sql += f"select *, case when ts - lag(ts) over (partition by {named} order by ts) < {size} then 0 else 1 end as fresh"
+        sql += f" from {{rows}})) group by {named}, part"
+    columns = (*keys, "window_start", "window_end", "rows", "total", "first", "last")
+    return flow.then(lambda stream: stream.key_by(*keys).window(window).aggregate(**aggregates()), sql, only=columns)
+
+
+def distinct(flow: Flow, keys: tuple[str, ...]) -> Flow:
+    return flow.then(
+        lambda stream: stream.deduplicate(*keys).select(*keys),
+        f"select distinct {', '.join(keys)} from {{rows}}",
+        only=keys,
+    )
+
+
+def running(flow: Flow, keys: tuple[str, ...]) -> Flow:
+    named = ", ".join(keys)
+    return flow.then(
+        lambda stream: stream.key_by(*keys).aggregate(
+            changes=sabot.count(), most=sabot.max("total"), sum=sabot.sum("total")
+        ),
+        f"select {named}, count(*) as changes, max(total) as most, sum(total) as sum from {{rows}} group by {named}",
+        only=(*keys, "changes", "most", "sum"),
+    )
+
+
+def make_output(flow: Flow, dice: Dice) -> Output:
+    keys = dice.choice([("k",), ("k",), ("i",), ("k", "i")])
+    kind = dice.choice(
+        ["rows", "window", "window", "window", "distinct", "running", "window, running", "window, distinct"]
+    )
+    once = dice.random() < 0.8
+    if kind == "rows":
+        return Output(flow, exactly_once=once)
+    if kind == "distinct":
+        return Output(distinct(flow, keys), exactly_once=once)
+    if kind == "running":
+        totals = flow.then(
+            lambda s: s.with_columns(total=col("amount")), "select *, amount as total from {rows}", "total"
+        )
+        return Output(running(totals, keys), keys, running=True, exactly_once=once)
+    windows = windowed(flow, keys, dice)
+    if dice.random() < 0.3:
+        windows = windows.then(lambda stream: stream.filter(col("rows") > 1), "select * from {rows} where rows > 1")
+    if kind == "window, running":
+        return Output(running(windows, keys[:1]), keys[:1], running=True, exactly_once=once)
+    if kind == "window, distinct":
+        return Output(distinct(windows, keys[:1]), exactly_once=once)
+    return Output(windows, exactly_once=once)
+
+
+# -- a seed ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Seed:
+    """One program, its rows, and the world outside it."""
+
+    number: int
+    tables: list[pa.Table] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
+    sinks: list[ListSink] = field(default_factory=list)
+    lives: int = 0
+
+    def __post_init__(self) -> None:
+        dice = random.Random(f"program {self.number}")
+        self.tables = [make_rows(dice) for _ in range(dice.choice([1, 1, 2, 3]))]
+        flows = [
+            stateless(Flow(lambda given, at=at: given[at], f"select * from t{at}", tuple(SCHEMA.names)), dice)
+            for at in range(len(self.tables))
+        ]
+        if len({flow.columns for flow in flows}) > 1:  # a union needs the same columns
+            flows = [
+                flow.then(
+                    lambda s: s.select(*SCHEMA.names),
+                    f"select {', '.join(SCHEMA.names)} from {{rows}}",
+                    only=SCHEMA.names,
+                )
+                for flow in flows
+            ]
+        flow = stateless(unified(flows), dice)
+        self.outputs = [make_output(flow, dice) for _ in range(dice.choice([1, 1, 2]))]
+        self.partitions = [dice.randint(1, 3) for _ in self.tables]
+        self.state = dice.choice(["memory"] * 9 + ["directory"])
+        self.crashes, self.stops = dice.randrange(4), dice.choice([0, 0, 1])
+        self.values = [dice.choice(["a", "b", "c"]) for _ in range(dice.choice([0, 0, 10, 60]))]  # of the agent
+        self.script = [
+            what for value in self.values for what in ({"k": value}, BARRIER)[: 2 if dice.random() < 0.03 else 1]
+        ]
+        self.script.append(END)
+        self.agent_once = dice.random() < 0.8
+        self.sinks = [ListSink(f"out{at}") for at in range(len(self.outputs))]
+        self.counts = ListSink("counts")
+
+    def build(self, directory: Path) -> App:
+        """The app of the next life."""
+        self.lives += 1
+        dice = random.Random(f"life {self.lives} of {self.number}")
+        app = App(
+            "graph",
+            state="memory" if self.state == "memory" else str(directory / "state"),
+            checkpoint_dir=directory / "checkpoints",
+            checkpoint_interval=dice.choice([0.005, 0.05, 60]),
+            parallelism=dice.randint(1, 4),
+            memory_budget=dice.choice(["64KB", "256MB"]),
+        )
+        runtime, barriers = app.agent_runtime, iter(range(12))
+
+        def checkpoint() -> None:
+            if runtime._running and next(barriers, None) is not None:
+                runtime.checkpoint_coordinator.trigger()
+
+        streams = [
+            app.stream(
+                Parts(f"rows{at}", table, self.partitions[at], dice, checkpoint), time="ts", lateness=DISORDER_MS / 1000
+            )
+            for at, table in enumerate(self.tables)
+        ]
+        for output, sink in zip(self.outputs, self.sinks, strict=True):
+            output.flow.make(streams).to(sink, delivery="exactly_once" if output.exactly_once else "at_least_once")
+        if self.values:
+            self.add_agent(app, dice)
+        return app
+
+    def add_agent(self, app: App, dice: Dice) -> None:
+        """Counts its values by key, with waits between what it reads and what it writes."""
+        waits = dice.choice([0.0, 0.02])
+
+        async def count(ctx: sabot.AgentContext) -> dict[str, Any]:
+            seen = (await ctx.state().get("seen") or 0) + 1
+            if dice.random() < 0.3:
+                await asyncio.sleep(waits)  # of virtual time
+            await ctx.state().put("seen", seen)
+            return {"k": ctx.message["k"], "seen": seen}
+
+        delivery = "exactly_once" if self.agent_once else "at_least_once"
+        source = ScriptedSource(self.script, name="values")
+        app.agent(source, key="k", sink=self.counts, concurrency=dice.choice([1, 3]), delivery=delivery)(count)
+
+    def run(self) -> Simulation:
+        """Raises AssertionError where the outputs are not DuckDB's answer. Once only."""
+        try:
+            simulation = simulate(self.build, self.number, crashes=self.crashes, stops=self.stops, most_turns=200_000)
+            self.check()
+        except BaseException as error:
+            error.add_note(f"seed {self.number}: {self}")
+            raise
+        return simulation
+
+    # -- the answer ---------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        connection = database()
+        for at, table in enumerate(self.tables):
+            connection.register(f"t{at}", table)
+        for output, sink in zip(self.outputs, self.sinks, strict=True):
+            query = f"select {', '.join(output.flow.columns)} from ({output.flow.sql})"
+            compare(output, sink, connection.execute(query).fetchall())
+        expected = Counter((key, seen) for key, count in Counter(self.values).items() for seen in range(1, count + 1))
+        found = Counter((row["k"], row["seen"]) for row in self.counts.rows)
+        assert (found if self.agent_once else Counter(set(found))) == expected, (
+            f"the agent's counts: {found - expected} {expected - found}"
+        )
+
+    def __str__(self) -> str:
+        rows = [table.num_rows for table in self.tables]
+        outputs = "; ".join(f"{'' if o.exactly_once else 'at least once '}{o.flow.sql}" for o in self.outputs)
+        world = f"{rows} rows in {self.partitions} partitions, {len(self.values)} values, state {self.state}"
+        return f"{world}, {self.crashes} crashes, {self.stops} stops: {outputs}"
+
+
+@functools.cache
+def database() -> duckdb.DuckDBPyConnection:
+    """One for all seeds: to open one costs more than to ask it."""
+    connection = duckdb.connect()
+    connection.execute("set threads = 1")
+    return connection
+
+
+def compare(output: Output, sink: ListSink, answer: list[tuple[Any, ...]]) -> None:
+    columns = output.flow.columns
+    found = [tuple(plain(row[name]) for name in columns) for row in sink.rows]
+    expected = Counter(answer)
+    if output.running:
+        last: dict[Any, tuple[Any, ...]] = {}
+        key_columns, changes = len(output.keys), len(output.keys)
+        for row in found:
+            before = last.get(row[:key_columns])
+            if before is None or row[changes] > before[changes]:
+                last[row[:key_columns]] = row
+            else:
+                assert not output.exactly_once, f"{sink.name}: {row} came after {before}"
+        have = Counter(last.values())
+    else:
+        have = Counter(found) if output.exactly_once else Counter(set(found)) | (Counter(found) & expected)
+    missing, more = expected - have, have - expected
+    assert not missing | more, (
+        f"{sink.name} {columns}: {missing.total()} rows lack, {more.total()} are too many\n"
+        f"  lacking  {list(missing)[:4]}\n  too many {list(more)[:4]}"
+    )
+
+
+def plain(value: Any) -> Any:
+    """Times as ms."""
+    return round(value.timestamp() * 1000) if hasattr(value, "timestamp") else value

@@ -1,0 +1,67 @@
+"""Random programs in the simulation against DuckDB, as many as one likes.
+
+    make simulate SEEDS=2000 START=0
+    python tests/simulation/seeds.py --start 41 --seeds 1          one of them again
+
+Prints what failed, with its seed, and one JSON line; exit code 1 when something failed.
+"""
+
+import argparse
+import json
+import logging
+import multiprocessing
+import sys
+import time
+import traceback
+from typing import Any
+
+from graphs import Seed
+
+SHOWN = 5  # failures in full; of the others only the seed
+
+
+def try_seed(number: int) -> tuple[int, str, dict[str, int]]:
+    """-> the seed, how it failed ("": it did not), figures."""
+    logging.disable(logging.CRITICAL)
+    try:
+        done = Seed(number).run()
+    except Exception:
+        return number, traceback.format_exc(), {}
+    steps = len(done.steps)
+    figures = {"lives": done.lives, "crashes": done.crashes, "stops": done.stops, "turns": done.turns, "steps": steps}
+    return number, "", figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    given = parser.parse_args()
+    began = time.perf_counter()
+    numbers = range(given.start, given.start + given.seeds)
+    failed: list[int] = []
+    sums: dict[str, int] = {}
+
+    def note(result: tuple[int, str, dict[str, int]]) -> None:
+        number, failure, figures = result
+        if failure:
+            failed.append(number)
+            print(failure if len(failed) <= SHOWN else f"seed {number} failed too", file=sys.stderr, flush=True)
+        for name, value in figures.items():
+            sums[name] = sums.get(name, 0) + value
+
+    if given.workers == 1:
+        for number in numbers:
+            note(try_seed(number))
+    else:
+        with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
+            for result in pool.imap_unordered(try_seed, numbers, chunksize=8):
+                note(result)
+    line: dict[str, Any] = {"seeds": given.seeds, "start": given.start, "failed": sorted(failed), **sums}
+    print(json.dumps(line | {"seconds": round(time.perf_counter() - began, 1)}))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Random programs under a seeded scheduler give DuckDB's answer, whatever crashes, stops and rescales come between (see graphs).
+
+make simulate SEEDS=2000                     as many as one likes
+SABOT_SEEDS=300 pytest tests/simulation      more than the few of a normal run
+"""
+
+import os
+
+import pytest
+from graphs import Seed
+
+pytestmark = pytest.mark.integration
+
+FEW = 8  # seeds a test
+SEEDS = int(os.environ.get("SABOT_SEEDS", "40"))
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, FEW))
+def test_the_answer_is_that_of_all_rows_at_once(first: int) -> None:
+    for number in range(first, min(first + FEW, SEEDS)):
+        Seed(number).run()
+
+
+def test_the_same_seed_takes_the_same_steps() -> None:
+    seed = next(number for number in range(100) if Seed(number).crashes and Seed(number).values)
+    once, again = Seed(seed).run(), Seed(seed).run()
+    assert once == again
+    assert len(once.steps) > 20
+    assert once.steps != Seed(seed + 1).run().steps
+
+
+def test_the_seeds_are_of_many_kinds() -> None:
+    seeds = [Seed(number) for number in range(60)]
+    text = " ".join(map(str, seeds))
+    for word in ("union all", "group by", "unnest", "lag(ts)", "distinct", "where", "directory", "at least once"):
+        assert word in text
+    assert {seed.crashes for seed in seeds} == {0, 1, 2, 3}
+    assert len({str(seed) for seed in seeds}) == 60

@@ -1,0 +1,53 @@
+"""What `sabot dlq` refuses before it asks a broker, and the set of offsets that it keeps."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from sabot.cli import commands
+from sabot.kafka.letters import Ranges
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["list", "orders.dlq"], "which broker? (--broker kafka://host:port"),
+        (["list", "orders.dlq", "--broker", "memory://"], "memory://: what it held went with its process"),
+        (["list", "orders.dlq", "--broker", "amqp://x"], "amqp://x"),
+        (["list", "orders.dlq", "--broker", "kafka://x:1", "--kafka", "ssl"], "write --kafka NAME=VALUE"),
+        (["show", "orders.dlq", "17", "--broker", "kafka://x:1"], "'17' is no place: write PARTITION:OFFSET"),
+        (["redrive", "orders.dlq", "--only", "0:x", "--broker", "kafka://x:1"], "'0:x' is no place"),
+        (["redrive", "orders.dlq", "--limit", "0", "--broker", "kafka://x:1"], "Invalid value"),
+    ],
+)
+def test_wrong_use_is_told_with_what_to_write(words: list[str], said: str) -> None:
+    done = CliRunner().invoke(commands._cli, ["dlq", *words])
+    assert done.exit_code == 2
+    assert said in done.stderr
+
+
+def test_the_broker_of_the_app_is_taken(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "dlq_shop.py").write_text("from sabot import App\napp = App('shop', 'memory://shop')\n")
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(commands._cli, ["-A", "dlq_shop:app", "dlq", "list", "orders.dlq"])
+    assert done.exit_code == 2
+    assert "memory://shop: what it held went with its process" in done.stderr
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 8)), max_size=12))
+def test_ranges_hold_what_a_set_holds(pieces: list[tuple[int, int]]) -> None:
+    ranges, oracle = Ranges(), set[int]()
+    for first, more in pieces:
+        ranges.add(first, first + more)
+        oracle.update(range(first, first + more + 1))
+    assert {at for at in range(60) if at in ranges} == oracle
+    assert [ranges.behind(at) for at in range(60)] == [
+        next(x for x in range(at, 99) if x not in oracle) for at in range(60)
+    ]
+    pairs = list(ranges)
+    assert all(first <= last for first, last in pairs)
+    assert all(later[0] > earlier[1] + 1 for earlier, later in pairwise(pairs))
