@@ -85,13 +85,16 @@ async def checkpoint(app: App) -> int:
 def crash_image(checkpoints: Path, target: Path) -> Path:
     """What counts of what a crash at this moment would leave: the newest complete checkpoint."""
     storage = CheckpointStorage(checkpoints)
-    while True:
+    for attempt in range(20):
         assert storage.ids(), "there was no complete checkpoint"
         try:
             storage.copy_to(storage.read(storage.last_id()), target)
-            return target
+            break
         except (CheckpointFailed, CorruptCheckpoint):  # dropped just now, for newer ones
             shutil.rmtree(target, ignore_errors=True)
+            if attempt == 19:
+                raise
+    return target
 
 
 def manifests(checkpoints: Path) -> set[str]:

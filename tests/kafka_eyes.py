@@ -2,8 +2,6 @@
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
-from sabot.kafka import admin
-
 __all__ = ["committed", "token"]
 
 
@@ -11,7 +9,7 @@ def committed(url: str, topic: str, isolation: str = "read_committed") -> list[b
     """What a plain consumer sees, to the end of every partition."""
     plain = {"bootstrap.servers": url.removeprefix("kafka://"), "group.id": "reader", "enable.auto.commit": False}
     reader = Consumer({**plain, "isolation.level": isolation, "enable.partition.eof": True})
-    indexes = range(admin.partitions(url, topic))
+    indexes = reader.list_topics(topic, 30).topics[topic].partitions
     reader.assign([TopicPartition(topic, index, 0) for index in indexes])
     found, ended = [], 0
     while ended < len(indexes):

@@ -125,6 +125,13 @@ class GroupTable:
         """The key hash of each slot."""
     def idle_since(self, tick: int) -> pa.Int32Array:
         """Slots last touched (update, resolve, merge) before the table's `tick` was set to this value."""
+    def cut(self, turn: tuple[int, int] | None = None) -> TableCut:
+        """The groups as they are now, and nothing is dirty from here. Costs a look at one byte a slot: nothing is copied.
+
+        turn: None, all groups. (start, more): those that are dirty, and of those from slot `start` on as many, dirty or not.
+        A table has one open cut; of an older one, what was not written since is copied first. While it is open, a group is copied
+        when it is written to the first time; `close` it when it is saved.
+        """
     tick: int
     """Set by the owner; every touch notes it. Starts at 0, at most 2^31 - 1."""
     def remove(self, slots: pa.Int32Array) -> None:
@@ -133,6 +140,29 @@ class GroupTable:
         """No groups; memory is kept for the next ones. The order of coming goes on: what was exported before came before."""
     def statistics(self) -> dict[str, int]:
         """groups, slots, dirty, bytes."""
+
+class TableCut:
+    """Groups of a table as they were at a moment: `GroupTable.cut`. Read by any one thread, while the owner goes on with the table.
+
+    The owner waits for the reader while some hundred rows are copied. Keeps the table, also when its owner has dropped it.
+    """
+
+    next_slot: int
+    """Where the next turn begins: behind the last group of this one; 0: it has come to the end of the table."""
+    @property
+    def schema(self) -> pa.Schema:
+        """`GroupTable.states`."""
+    def __len__(self) -> int:
+        """Groups."""
+    def read(self, rows: int) -> pa.RecordBatch | None:
+        """The next groups, about so many, in no order: columns as `GroupTable.export` gives them. None: there are no more.
+
+        RuntimeError when it was closed.
+        """
+    def rewind(self) -> None:
+        """What comes next is the first again."""
+    def close(self) -> None:
+        """It is not needed any more. Idempotent; any thread, when nobody reads."""
 
 class SlidingTable(GroupTable):
     """The groups of a window that slides over panes, which come in order and go in the same order.

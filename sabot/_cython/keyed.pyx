@@ -7,13 +7,14 @@ import pyarrow as pa
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libcpp cimport bool as cbool
+from libcpp.memory cimport shared_ptr
 from libcpp.vector cimport vector
 
 from sabot._cython.arrow cimport ArrowArray, ArrowSchema, array_of, schema_of
 from sabot._cython.batch cimport plain_array
 from sabot._cython.partition cimport TYPE_OTHER, Type, View, hash_views, view_of
 
-__all__ = ["KINDS", "GroupTable", "SlidingTable", "hash_columns", "select_rows"]
+__all__ = ["KINDS", "GroupTable", "SlidingTable", "TableCut", "hash_columns", "select_rows"]
 
 
 cdef extern from "keyed_table.h" namespace "sabot" nogil:
@@ -50,6 +51,16 @@ cdef extern from "keyed_table.h" namespace "sabot" nogil:
         int index                   # of the key or aggregate
         int field_index             # of the accumulator
 
+    cppclass Copies:
+        Copies() except +
+        int64_t count
+
+    cppclass Cut:
+        int64_t groups
+        int64_t next_slot
+        void rewind()
+        void close()
+
     cppclass Table:
         # Slots are within the table, and rows within the columns: who calls has made sure of both.
         int64_t groups
@@ -78,6 +89,10 @@ cdef extern from "keyed_table.h" namespace "sabot" nogil:
         void merge_slots(const int32_t* into, const int32_t* source, int64_t count)
         int64_t key_bytes(int key, const int32_t* slots, int64_t count)
         void columns(const vector[Source]& sources, const int32_t* slots, int64_t count, Output* outputs) except +
+        shared_ptr[Cut] cut(cbool all, int64_t start, int64_t more) except +
+        void read(Cut& cut, int64_t most, Copies& out) except +
+        int64_t copied_key_bytes "key_bytes"(int key, const Copies& copies)
+        void copied_columns "columns"(const vector[Source]& sources, const Copies& copies, Output* outputs) except +
         int64_t slots_in(uint8_t state, int32_t* out)
         int64_t slots_idle(int32_t since, int32_t* out)
         void hashes(const int32_t* slots, int64_t count, uint64_t* out)
@@ -570,9 +585,8 @@ cdef class GroupTable:
             sources.push_back(source)
         return self.gather(sources, types + self.results, slots)
 
-    def export(self, slots=None):
-        """Keys and accumulators of these slots, or of all groups in the order of their slots; `states` says the columns."""
-        cdef vector[Source] sources
+    cdef list state_sources(self, vector[Source]& sources):
+        """Adds the sources of all columns of `states`; -> their types."""
         cdef Source source
         cdef list types = self.key_sources(sources)
         for i, (kind, argument) in enumerate(self.aggregates):
@@ -580,10 +594,33 @@ cdef class GroupTable:
                 source.what, source.index, source.field_index = FIELD, i, f
                 sources.push_back(source)
                 types.append(data_type)
-        columns = self.gather(sources, types, slots)
+        return types
+
+    cdef object state_batch(self, list columns, int64_t rows):
         if not columns:
-            return pa.record_batch([pa.nulls(self.groups(slots).length)], names=["_"]).select([])
+            return pa.record_batch([pa.nulls(rows)], names=["_"]).select([])
         return _RecordBatch.from_arrays(columns, schema=self.states)
+
+    def export(self, slots=None):
+        """Keys and accumulators of these slots, or of all groups in the order of their slots; `states` says the columns."""
+        cdef vector[Source] sources
+        cdef list types = self.state_sources(sources)
+        return self.state_batch(self.gather(sources, types, slots), self.table.groups if slots is None else len(slots))
+
+    def cut(self, turn=None):
+        """The groups as they are now. See keyed.pyi."""
+        cdef TableCut cut = TableCut.__new__(TableCut)
+        cdef cbool everything = turn is None
+        cdef int64_t start = 0, more = 0
+        if turn is not None:
+            start, more = turn
+            if start < 0 or more < 0:
+                raise ValueError(f"a turn begins at a slot and has so many groups: ({start}, {more}) cannot be")
+        with nogil:
+            cut.cut = self.table.cut(everything, start, more)
+        cut.table = self
+        cut.next_slot = cut.cut.get().next_slot
+        return cut
 
     def slots(self):
         """All slots that hold a group, ascending."""
@@ -637,6 +674,62 @@ cdef class GroupTable:
             self.table.clear()
 
 
+cdef class TableCut:
+    """Groups of a table as they were at a moment. See keyed.pyi."""
+
+    cdef GroupTable table
+    cdef shared_ptr[Cut] cut
+    cdef Copies copies
+    cdef readonly int64_t next_slot
+
+    def __dealloc__(self):
+        if self.cut.get() != NULL:
+            self.cut.get().close()
+
+    def __len__(self):
+        return self.cut.get().groups
+
+    @property
+    def schema(self):
+        return self.table.states
+
+    def read(self, int64_t rows):
+        """The next groups, about so many: columns as `export` gives them. None: there are no more."""
+        cdef vector[Source] sources
+        cdef list types = self.table.state_sources(sources)
+        cdef Table* table = self.table.table
+        cdef size_t s
+        cdef int64_t size
+        if rows < 1:
+            raise ValueError(f"{rows} rows cannot be read")
+        with nogil:
+            table.read(self.cut.get()[0], rows, self.copies)
+        if self.copies.count == 0:
+            self.copies = Copies()
+            return None
+        cdef _Outputs outputs = _Outputs(self.copies.count)
+        for s in range(sources.size()):
+            size = 0
+            if sources[s].what == KEY and types[s] in (pa.string(), pa.binary()):
+                size = table.copied_key_bytes(sources[s].index, self.copies)
+                if size > MAX_OFFSET:
+                    raise OverflowError(f"keys of {self.copies.count} groups take more than 2 GiB: read fewer at once")
+            outputs.add(types[s], size)
+        with nogil:
+            table.copied_columns(sources, self.copies, outputs.items.data())
+        return self.table.state_batch(outputs.arrays(), self.copies.count)
+
+    def rewind(self):
+        """What comes next is the first again."""
+        with nogil:
+            self.cut.get().rewind()
+
+    def close(self):
+        """It is not needed any more. Idempotent."""
+        with nogil:
+            self.cut.get().close()
+
+
 cdef class SlidingTable(GroupTable):
     """The groups of a window that slides over panes. See keyed.pyi."""
 
@@ -685,6 +778,9 @@ cdef class SlidingTable(GroupTable):
             raise ValueError(f"{numbers.length} slots of a pane of {table.groups} groups")
         with nogil:
             self.slide.turn(table[0], number, numbers.int32())
+
+    def cut(self, turn=None):
+        raise TypeError("a sliding window is not cut: its panes are what a snapshot keeps")
 
     def leave(self, int32_t number, slots):
         """The pane goes that turned last."""

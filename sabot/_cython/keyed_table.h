@@ -12,6 +12,8 @@
 - A key cell is a word (numbers, in 64 bits) or 16 bytes: length, then up to INLINE bytes, or 4 bytes and the place in the arena.
 - `bits`: which number keys are null, then which aggregates have seen a value, and a value that is null (first, last).
 - state_[id]: LIVE, DIRTY. A byte, so that to touch is to store.
+- cut_: who reads the groups as they were at a moment, in another thread (keyed_cut.h). All that writes rows does so under `Writing`,
+  and calls `keep` before it changes a group.
 
 Rows come in blocks. First the slots of the whole block are found (index and rows are fetched ahead of their use), then each
 aggregate runs over the block in a loop of its own, for which rows that do not count for it have been taken out. Room is made before
@@ -33,6 +35,7 @@ a block, so that rows and index stay where they are while it is worked on. */
 #endif
 
 #include "key_hash.h"
+#include "keyed_cut.h"
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "cells of keys are written for little-endian machines");
 
@@ -343,8 +346,10 @@ class Table {
     ) {
         Block block(keys_.size());
         for (int64_t base = 0; base < count; base += BLOCK_ROWS) {
+            const Writing writing(*this);
             block.rows = {chosen, base, block_rows(base, count)};
             find_block<true>(block, keys, hashes);
+            keep(block);
             touch(block, lanes);
             if (slots) give_slots(block, slots + base);
             for (size_t a = 0; a < aggregates_.size(); a++) add_block(block, aggregates_[a], lanes[a], order);
@@ -355,6 +360,7 @@ class Table {
     void resolve(const View* keys, const uint64_t* hashes, const int32_t* chosen, int64_t count, bool insert, int32_t* slots) {
         Block block(keys_.size());
         for (int64_t base = 0; base < count; base += BLOCK_ROWS) {
+            const Writing writing(*this);
             block.rows = {chosen, base, block_rows(base, count)};
             if (insert) find_block<true>(block, keys, hashes);
             else find_block<false>(block, keys, hashes);
@@ -366,8 +372,10 @@ class Table {
     void accumulate(const int32_t* slots, const Lane* lanes, const View* order, const int32_t* chosen, int64_t count) {
         Block block(0);
         for (int64_t base = 0; base < count; base += BLOCK_ROWS) {
+            const Writing writing(*this);
             block.rows = {chosen, base, block_rows(base, count)};
             take_slots(block, slots + base);
+            keep(block);
             touch(block, lanes);
             for (size_t a = 0; a < aggregates_.size(); a++) add_block(block, aggregates_[a], lanes[a], order);
             arrived_ += block.rows.count;
@@ -380,8 +388,10 @@ class Table {
     ) {
         Block block(0);
         for (int64_t base = 0; base < count; base += BLOCK_ROWS) {
+            const Writing writing(*this);
             block.rows = {chosen, base, block_rows(base, count)};
             take_slots(block, slots + base);
+            keep(block);
             for (int i = 0; i < block.rows.count; i++) {
                 set_tick(block.at[i]);
                 state_[block.id[i]] = LIVE | DIRTY;
@@ -404,8 +414,10 @@ class Table {
         Block block(keys_.size());
         std::vector<uint64_t> words(3 * BLOCK_ROWS);
         for (int64_t base = 0; base < count; base += BLOCK_ROWS) {
+            const Writing writing(*this);
             block.rows = {chosen, base, block_rows(base, count)};
             find_block<true>(block, keys, nullptr);
+            keep(block);
             for (int i = 0; i < block.rows.count; i++) {
                 set_tick(block.at[i]);
                 state_[block.id[i]] = LIVE | DIRTY;
@@ -430,7 +442,10 @@ class Table {
 
     /* Slots are those of groups, into[i] != source[i]. */
     void merge_slots(const int32_t* into, const int32_t* source, int64_t count) {
+        const Writing writing(*this);
         for (int64_t i = 0; i < count; i++) {
+            keep(into[i] + 1);
+            keep(source[i] + 1);
             uint8_t* to = row(into[i] + 1);
             uint8_t* from = row(source[i] + 1);
             for (const Aggregate& a : aggregates_) {
@@ -446,17 +461,44 @@ class Table {
 
     /* Bytes that a column of bytes takes for these slots. */
     int64_t key_bytes(int key, const int32_t* slots, int64_t count) const {
+        return key_bytes_of(key, count, [&](int64_t i) { return row(slots[i] + 1); });
+    }
+    int64_t key_bytes(int key, const Copies& copies) const {
+        return key_bytes_of(key, copies.count, [&](int64_t i) { return copies.rows.data() + i * stride_; });
+    }
+
+    /* Columns of these slots. Of bytes, `data` has room for `key_bytes`. */
+    void columns(const std::vector<Source>& sources, const int32_t* slots, int64_t count, Output* outputs) const {
+        columns_of(sources, count, arena_.data(), outputs, [&](int64_t i) { return row(slots[i] + 1); });
+    }
+    void columns(const std::vector<Source>& sources, const Copies& copies, Output* outputs) const {
+        columns_of(sources, copies.count, copies.bytes.data(), outputs, [&](int64_t i) {
+            return const_cast<uint8_t*>(copies.rows.data()) + i * stride_;
+        });
+    }
+
+    /* The groups as they are now: all, or those that are dirty and, in turns, those after them: `more` live ones from slot `start`
+       on, dirty or not. Nothing is dirty then. */
+    std::shared_ptr<Cut> cut(bool all, int64_t start, int64_t more);
+    /* Fills `out` with the next rows of a cut of this table, `most` or some more; none: that was all. Any one thread. */
+    void read(Cut& cut, int64_t most, Copies& out) const;
+
+  private:
+    template <class RowAt>
+    int64_t key_bytes_of(int key, int64_t count, RowAt row_at) const {
         int64_t total = 0;
         for (int64_t i = 0; i < count; i++) {
-            if (i + AHEAD < count) __builtin_prefetch(row(slots[i + AHEAD] + 1));
-            const uint32_t length = get<uint32_t>(row(slots[i] + 1) + keys_[key].at);
+            if (i + AHEAD < count) __builtin_prefetch(row_at(i + AHEAD));
+            const uint32_t length = get<uint32_t>(row_at(i) + keys_[key].at);
             total += length == NULL_LENGTH ? 0 : length;
         }
         return total;
     }
 
-    /* Columns of these slots. Of bytes, `data` has room for `key_bytes`. */
-    void columns(const std::vector<Source>& sources, const int32_t* slots, int64_t count, Output* outputs) {
+    template <class RowAt>
+    void columns_of(
+        const std::vector<Source>& sources, int64_t count, const uint8_t* arena, Output* outputs, RowAt row_at
+    ) const {
         Block block(0);
         std::vector<int64_t> written(sources.size());
         for (size_t s = 0; s < sources.size(); s++)
@@ -464,7 +506,7 @@ class Table {
         for (int64_t base = 0; base < count; base += BLOCK_ROWS) {
             const int n = block_rows(base, count);
             for (int i = 0; i < n; i++) {
-                block.at[i] = row(slots[base + i] + 1);
+                block.at[i] = row_at(base + i);
                 __builtin_prefetch(block.at[i]);
             }
             for (size_t s = 0; s < sources.size(); s++) {
@@ -473,7 +515,7 @@ class Table {
                 if (source.what == Source::key) {
                     const KeyColumn& key = keys_[source.index];
                     if (has_bytes(key.type)) {
-                        out.nulls += put_bytes(key, block.at, n, base, out, &written[s]);
+                        out.nulls += put_bytes(key, arena, block.at, n, base, out, &written[s]);
                         continue;
                     }
                     for (int i = 0; i < n; i++) {
@@ -496,6 +538,7 @@ class Table {
         }
     }
 
+  public:
     /* OUT out[groups] at most; -> how many. */
     int64_t slots_in(uint8_t state, int32_t* out) const {
         int64_t n = 0;
@@ -518,13 +561,20 @@ class Table {
 
     /* Slots are those of groups. False, and nothing has changed, where one is named twice. */
     bool remove(const int32_t* slots, int64_t count) {
+        const Writing writing(*this);
         int64_t marked = 0;
         while (marked < count && !(state_[slots[marked] + 1] & LEAVING)) state_[slots[marked++] + 1] |= LEAVING;
         if (marked < count) {
             while (marked > 0) state_[slots[--marked] + 1] &= LIVE | DIRTY;
             return false;
         }
-        free_.reserve(free_.size() + count);
+        try { /* what may throw comes first */
+            free_.reserve(free_.size() + count);
+            if (cut_) for (int64_t i = 0; i < count; i++) keep(slots[i] + 1);
+        } catch (...) {
+            while (marked > 0) state_[slots[--marked] + 1] &= LIVE | DIRTY;
+            throw;
+        }
         for (int64_t i = 0; i < count; i++) {
             if (i + 2 * AHEAD < count) __builtin_prefetch(row(slots[i + 2 * AHEAD] + 1));
             if (i + AHEAD < count) fetch_bucket(row(slots[i + AHEAD] + 1));
@@ -547,6 +597,7 @@ class Table {
 
     void clear() {
         if (groups == 0) return;
+        leave_cut();
         if (groups < static_cast<int64_t>(buckets_.size())) { /* few in many buckets */
             for (int64_t id = 1; id < used_; id++)
                 if (state_[id]) erase(get<uint64_t>(row(id)), static_cast<uint32_t>(id));
@@ -577,6 +628,8 @@ class Table {
     int64_t arena_dead_ = 0;   /* bytes of it that belonged to groups that are gone */
     int64_t arrived_ = 0;      /* rows so far: the order of coming. Never set back, so that it also orders what was exported before */
 
+    std::shared_ptr<Cut> cut_; /* the last one, until it is seen that it is closed */
+
     static int block_rows(int64_t base, int64_t count) { return static_cast<int>(std::min<int64_t>(BLOCK_ROWS, count - base)); }
 
     static void set_fields(Aggregate& a, std::initializer_list<Type> types) {
@@ -585,6 +638,35 @@ class Table {
     }
 
     uint8_t* row(int64_t id) const { return segments_[id >> SEGMENT_BITS] + (id & (SEGMENT - 1)) * stride_; }
+
+    /* The cut */
+
+    /* Held while rows, arena and segments change: nobody reads them for a cut meanwhile. */
+    class Writing {
+      public:
+        explicit Writing(Table& table) {
+            if (!table.cut_) return;
+            lock_ = std::unique_lock<std::mutex>(table.cut_->mutex_);
+            if (table.cut_->open_) return;
+            lock_.unlock();
+            table.cut_.reset();
+        }
+
+      private:
+        std::unique_lock<std::mutex> lock_;
+    };
+    /* To be called before the group changes: what the cut still needs of it is put aside. */
+    void keep(uint32_t id) {
+        if (cut_ && cut_->has(id)) put_aside(id);
+    }
+    void keep(const Block& block) {
+        if (!cut_) return;
+        for (int i = 0; i < block.rows.count; i++)
+            if (cut_->has(block.id[i])) put_aside(block.id[i]);
+    }
+    void put_aside(uint32_t id);
+    void leave_cut();
+    void copy(Copies& to, const uint8_t* row, const uint8_t* arena) const;
 
     /* Room */
 
@@ -790,7 +872,7 @@ class Table {
             default: return a.seen.in(row);
         }
     }
-    int64_t put_bytes(const KeyColumn& key, uint8_t* const* at, int count, int64_t base, Output& out, int64_t* written) const;
+    int64_t put_bytes(const KeyColumn& key, const uint8_t* arena, uint8_t* const* at, int count, int64_t base, Output& out, int64_t* written) const;
 };
 
 /* Making and growing */
@@ -904,6 +986,115 @@ inline int64_t Table::nbytes() const {
         + segments_.capacity() * sizeof(uint8_t*) + image_.capacity() + keys_.capacity() * sizeof(KeyColumn)
         + aggregates_.capacity() * sizeof(Aggregate)
     );
+}
+
+/* The cut */
+
+inline void Table::copy(Copies& to, const uint8_t* from, const uint8_t* arena) const {
+    to.rows.resize(to.count * stride_); /* so it is, unless this threw before */
+    to.rows.insert(to.rows.end(), from, from + stride_);
+    for (const KeyColumn& key : keys_) {
+        if (!has_bytes(key.type)) continue;
+        const Cell cell{get<uint64_t>(from + key.at), get<uint64_t>(from + key.at + 8)};
+        if (!cell.is_long()) continue;
+        put<uint64_t>(to.rows.data() + to.count * stride_ + key.at + 8, to.bytes.size());
+        to.bytes.insert(to.bytes.end(), arena + cell.high, arena + cell.high + cell.length());
+    }
+    to.count++;
+}
+
+/* Under its lock. */
+inline void Table::put_aside(uint32_t id) {
+    Cut& cut = *cut_;
+    if (cut.kept_rows() == static_cast<int64_t>(cut.kept_.size()) * Cut::KEPT_ROWS) {
+        auto piece = std::make_unique<Cut::Kept>();
+        piece->rows.rows.reserve(Cut::KEPT_ROWS * stride_);
+        cut.kept_.push_back(std::move(piece));
+    }
+    Cut::Kept& piece = *cut.kept_.back();
+    piece.late[piece.rows.count] = id < cut.next_id_;
+    copy(piece.rows, row(id), arena_.data());
+    cut.bits_[id >> 6] &= ~(1ULL << (id & 63));
+}
+
+/* The table has nothing any more that its cut needs. */
+inline void Table::leave_cut() {
+    if (!cut_) return;
+    {
+        std::lock_guard<std::mutex> hold(cut_->mutex_);
+        for (size_t w = 0; w < cut_->bits_.size(); w++)
+            while (cut_->bits_[w]) put_aside(static_cast<uint32_t>(w * 64 + __builtin_ctzll(cut_->bits_[w])));
+    }
+    cut_.reset();
+}
+
+inline std::shared_ptr<Cut> Table::cut(bool all, int64_t start, int64_t more) {
+    auto cut = std::make_shared<Cut>();
+    const int64_t words = (used_ + 63) / 64;
+    cut->bits_.resize(words);
+    leave_cut();
+    constexpr uint64_t ONES = 0x0101010101010101ULL;
+    static_assert(LIVE == 1 && DIRTY == 2, "bits of a state are found by shifting");
+    auto bits_of = [&](int64_t word, int shift) { /* 64 states to 64 bits; the last ones are states of no group */
+        uint64_t bits = 0;
+        for (int part = 0; part < 8; part++) {
+            const uint64_t states = get<uint64_t>(&state_[word * 64 + part * 8]) >> shift & ONES;
+            bits |= (states * 0x0102040810204080ULL >> 56) << (8 * part);
+        }
+        return bits;
+    };
+    for (int64_t w = 0; w < words; w++) {
+        const uint64_t bits = bits_of(w, all ? 0 : 1);
+        cut->bits_[w] = bits;
+        cut->groups += __builtin_popcountll(bits);
+        if (bits == 0) continue;
+        for (int part = 0; part < 8; part++) {
+            uint8_t* states = &state_[w * 64 + part * 8];
+            put(states, get<uint64_t>(states) & ONES);
+        }
+    }
+    int64_t last = 0; /* id of the last one of the turn */
+    bool through = true;
+    for (int64_t id = start + 1, w = id / 64; !all && w < words; w++) {
+        uint64_t live = bits_of(w, 0);
+        if (w == id / 64) live &= ~0ULL << (id & 63);
+        for (; live && more > 0; live &= live - 1, more--) {
+            last = w * 64 + __builtin_ctzll(live);
+            const uint64_t bit = live & -live;
+            cut->groups += (cut->bits_[w] & bit) == 0;
+            cut->bits_[w] |= bit;
+        }
+        if (live) {
+            through = false;
+            break;
+        }
+    }
+    cut->next_slot = through ? 0 : last; /* id + 1 - 1 */
+    if (cut->groups) cut_ = cut;
+    return cut;
+}
+
+inline void Table::read(Cut& cut, int64_t most, Copies& out) const {
+    out.clear();
+    out.rows.reserve((most + Cut::READ_ROWS + 64) * stride_);
+    for (bool some = true; some && out.count < most;) {
+        std::lock_guard<std::mutex> hold(cut.mutex_);
+        if (!cut.open_) throw std::logic_error("a cut is read that was closed");
+        const int64_t enough = out.count + Cut::READ_ROWS;
+        const int64_t words = static_cast<int64_t>(cut.bits_.size());
+        int64_t w = cut.next_id_ / 64;
+        for (const int64_t end = std::min(words, w + Cut::READ_WORDS); w < end && out.count < enough; w++)
+            for (uint64_t bits = cut.bits_[w]; bits; bits &= bits - 1) copy(out, row(w * 64 + __builtin_ctzll(bits)), arena_.data());
+        cut.next_id_ = w * 64;
+        if (w < words) continue;
+        const int64_t kept = cut.kept_rows(); /* from here on, only late ones come */
+        for (; cut.next_kept_ < kept && out.count < enough; cut.next_kept_++) {
+            const Cut::Kept& piece = *cut.kept_[cut.next_kept_ / Cut::KEPT_ROWS];
+            const int64_t index = cut.next_kept_ % Cut::KEPT_ROWS;
+            if (!piece.late[index]) copy(out, piece.rows.rows.data() + index * stride_, piece.rows.bytes.data());
+        }
+        some = cut.next_kept_ < kept;
+    }
 }
 
 /* Finding groups */
@@ -1257,7 +1448,7 @@ inline bool Table::result_of(const Aggregate& a, const uint8_t* row, uint64_t* r
 }
 
 inline int64_t Table::put_bytes(
-    const KeyColumn& key, uint8_t* const* at, int count, int64_t base, Output& out, int64_t* written
+    const KeyColumn& key, const uint8_t* arena, uint8_t* const* at, int count, int64_t base, Output& out, int64_t* written
 ) const {
     int32_t* offsets = static_cast<int32_t*>(out.values) + base + 1;
     int64_t to = *written, nulls = 0;
@@ -1269,7 +1460,7 @@ inline int64_t Table::put_bytes(
         byte |= static_cast<uint8_t>(valid << ((base + i) & 7));
         nulls += !valid;
         if (cell.is_long()) {
-            std::memcpy(out.data + to, arena_.data() + cell.high, cell.length());
+            std::memcpy(out.data + to, arena + cell.high, cell.length());
             to += cell.length();
         } else if (valid && cell.length()) {
             std::memcpy(out.data + to, at[i] + key.at + 4, cell.length());

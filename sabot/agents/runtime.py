@@ -252,6 +252,7 @@ class AgentRuntime:
         self.agents: dict[str, AgentProcess] = {}
         self.writes: list[Write] = []  # the ends of the app's streams
         self.checkpoint_coordinator = Coordinator(timeout=app.checkpoint_timeout_s, clock=app.clock)
+        self.checkpoint_coordinator.on_complete.append(self._followed)
         self.metrics = Metrics(app.id, self._samples)
         self.restored_from: int | None = None
         self.left_behind: list[str] = []  # calls that refused to be cancelled when the app stopped
@@ -339,6 +340,7 @@ class AgentRuntime:
             agent.broker, agent.kafka = self.app.broker, self.app.kafka
         if self.app.metrics_port is not None:
             self.metrics.serve(self.app.metrics_port)
+        self._from = self.app.from_
         # Off the loop: taking the lock, wiping a database and reading a manifest wait for the disk.
         await to_the_end(asyncio.to_thread(self._open))
         storage = self._storage
@@ -409,6 +411,10 @@ class AgentRuntime:
         if number:
             savepoint.verify(found)
         return found
+
+    def _followed(self, manifest: Manifest) -> None:
+        """A checkpoint of our own follows the savepoint: the next start goes on from there."""
+        self._from = self.app.from_ = None
 
     def _new_delivery(self, manifest: Manifest | None, incarnation: str) -> Delivery:
         loop = asyncio.get_running_loop()
@@ -618,7 +624,6 @@ class AgentRuntime:
                 f"app {self.app.id} has no agents and no streams",
                 hint="put @app.agent(...) above a function, or let a stream go somewhere: app.stream(...).to(...)",
             )
-        self._from = self.app.from_
         failed_at: list[float] = []
         while True:
             error, unfinished = await self._run_once()

@@ -16,6 +16,7 @@ import logging
 import re
 import shutil
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredLane, St
 from sabot.checkpoint.tokens import Opening, opening
 from sabot.clock import Clock
 from sabot.connectors.base import Lane, Sink
-from sabot.errors import JobLocked, SabotError, TransientError, UserError
+from sabot.errors import DataError, JobLocked, SabotError, TransientError, UserError
 from sabot.steps import step
 
 __all__ = ["FULL_BYTES", "FULL_EPOCHS", "PART_BYTES", "Delivery", "StagedSink", "read_part"]
@@ -183,7 +184,7 @@ class _Lane:
         self._begin(begin, stored, restored)
         if begin.note:
             _log.warning("sink %s: %s", self.sink.name, begin.note)
-        if begin.settle and self.sink.keeps_token:
+        if self.sink.keeps_token:  # set, or renewed
             self.sink.settle(begin.delivered)
         self._settled_at = delivery.clock.monotonic()
         self._thread = delivery.spawn(f"delivery {self.id}", self._step)
@@ -312,13 +313,35 @@ class _Lane:
         except TransientError as error:
             self._failed(error)
         except BaseException as error:
+            reason: BaseException = error
+            try:
+                if part is not None and self._may_drop(part, error):
+                    return True
+            except BaseException as other:
+                reason = other
             with self._changed:
                 if self._closing:
-                    _log.debug("sink %s: %s, while it was closed", self.sink.name, error)
+                    _log.debug("sink %s: %s, while it was closed", self.sink.name, reason)
                     return False
             self.broken = True
-            self._delivery.broken(self, error)
+            self._delivery.broken(self, reason)
             return False
+        return True
+
+    def _may_drop(self, part: _Part, error: BaseException) -> bool:
+        """A part of the restored checkpoint that its receiver refuses for good would stop every start: the user may let it go."""
+        if part.ours or not isinstance(error, UserError | DataError) or isinstance(error, JobLocked):
+            return False
+        if self._delivery.choice != "skip":
+            error.hint = f"{error.hint}; " if error.hint else ""
+            error.hint += f"it is in the checkpoint: once the receiver takes it, start again; redeliver=skip drops its {part.rows} rows"
+            return False
+        _log.error("sink %s: %d rows are dropped, as redeliver=skip says: %s", self.sink.name, part.rows, error)
+        self._claimed = False
+        self._reclaim()
+        if self.sink.keeps_token:
+            self.sink.settle(part.seq)
+        self._is_delivered(part.seq, 0)
         return True
 
     def _reclaim(self) -> None:
@@ -430,7 +453,7 @@ class StagedSink(Sink):
         self._lane.open()
 
     def write(self, batch: Batch) -> None:
-        self._lane.write(batch.taken())
+        self._lane.write(self._lane.sink.fitting(batch.taken()))
 
     def flush(self) -> None:
         self.sealed = {self._lane.id: self._lane.seal()}
@@ -446,6 +469,12 @@ class StagedSink(Sink):
     def close(self) -> None:
         """The lane goes on until the delivery is closed."""
         self._lane.drop_open()
+
+
+def _lane_id(room: str, sink: Sink) -> str:
+    """The same in each run of a program; a name for groups, transactions and folders."""
+    plain = re.sub("[^A-Za-z0-9._-]+", "_", sink.name)[-80:]
+    return f"{room}.{plain}" if plain == sink.address else f"{room}.{plain}-{zlib.crc32(sink.address.encode()):08x}"
 
 
 class Delivery:
@@ -502,7 +531,7 @@ class Delivery:
                 f"sink {sink.name}: exactly once needs checkpoints on a disk",
                 hint='App(..., state=DIRECTORY) or checkpoint_dir=; or say delivery="at_least_once"',
             )
-        base = lane_id = f"{room}.{re.sub('[^A-Za-z0-9._-]+', '_', sink.name)[-80:]}"
+        base = lane_id = _lane_id(room, sink)
         with self._lock:
             number = 1
             while lane_id in self._lanes:

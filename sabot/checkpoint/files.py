@@ -18,11 +18,12 @@ import os
 import re
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,7 +80,7 @@ def place_of(location: Location, scratch: Path | None = None) -> "Place":
             filesystem, path = arrow_fs.FileSystem.from_uri(words)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(
-                f"{where} is no place for checkpoints: {error}",
+                f"{where} is no place for checkpoints: {str(error).replace(words, where)}",
                 hint="give a directory, s3://bucket/path, gs://…, abfs://… or hdfs://…, or (a pyarrow FileSystem, a path)",
             ) from error
     if isinstance(filesystem, arrow_fs.LocalFileSystem):
@@ -101,6 +102,7 @@ class Place(ABC):
 
     def __init__(self) -> None:
         self.known: dict[_Inode, tuple[int, int, StoredFile]] = {}  # -> size, mtime in ns, contents
+        self.doubt: Callable[[], None] = lambda: None  # raises if what is missing was removed by another owner
         self._reading: tempfile.TemporaryDirectory[str] | None = None
         self._restoring = threading.Lock()
         self._lock_file: int | None = None
@@ -132,7 +134,7 @@ class Place(ABC):
 
     @abstractmethod
     def names(self, folder: str) -> list[str]:
-        """What is directly in this folder; nothing where there is no folder."""
+        """The files directly in this folder; none where there is no folder."""
 
     @abstractmethod
     def all_files(self) -> list[str]:
@@ -156,8 +158,8 @@ class Place(ABC):
         """Moves a file out of `scratch` to this name, over what is there. Safe after `sync`."""
 
     @abstractmethod
-    def add(self, path: Path, name: str) -> None:
-        """As `put`, of a file that stays where it is and never changes."""
+    def add(self, path: Path, name: str, *, safe: bool) -> None:
+        """As `put`, of a file that stays where it is and never changes. `safe`: it is on the disk already."""
 
     @abstractmethod
     def sync(self) -> None:
@@ -303,12 +305,14 @@ class LocalPlace(Place):
 
     def names(self, folder: str) -> list[str]:
         try:
-            return os.listdir(self.where / folder)
+            with os.scandir(self.where / folder) as entries:
+                return [entry.name for entry in entries if entry.is_file()]
         except FileNotFoundError:
             return []
 
     def all_files(self) -> list[str]:
-        return [f"files/{part}/{name}" for part in self.names("files") for name in self.names(f"files/{part}")]
+        folders = [folder.name for folder in (self.where / "files").glob("??")]
+        return [f"files/{folder}/{name}" for folder in folders for name in self.names(f"files/{folder}")]
 
     def locate(self, name: str) -> str:
         return str(self.where / name)
@@ -336,12 +340,12 @@ class LocalPlace(Place):
     def put(self, path: Path, name: str) -> None:
         target = self.where / name
         self._make(target.parent)
-        _sync(path)
+        _sync_data(path)
         with step("rename", target):
             os.rename(path, target)
         self._unsynced.add(target.parent)
 
-    def add(self, path: Path, name: str) -> None:
+    def add(self, path: Path, name: str, *, safe: bool) -> None:
         target = self.where / name
         self._make(target.parent)
         with step("link", target):
@@ -352,7 +356,9 @@ class LocalPlace(Place):
                 if error.errno not in _NO_LINKS:
                     raise
                 shutil.copyfile(path, target)
-        _sync(target)
+                safe = False
+        if not safe:
+            _sync_data(target)
         self._unsynced.add(target.parent)
 
     def sync(self) -> None:
@@ -473,12 +479,12 @@ class RemotePlace(Place):
                 self._fs.move(unfinished, target)
 
     def put(self, path: Path, name: str) -> None:
-        self.add(path, name)
+        self.add(path, name, safe=False)
         near = self.near(name)
         near.parent.mkdir(parents=True, exist_ok=True)
         os.rename(path, near)
 
-    def add(self, path: Path, name: str) -> None:
+    def add(self, path: Path, name: str, *, safe: bool) -> None:
         target = self._below(name)
         with _as_os_error():
             self._make(target)
@@ -495,7 +501,7 @@ class RemotePlace(Place):
 
     def remove(self, names: Iterable[str]) -> None:
         for name in names:
-            with step("remove", self.locate(name)), _as_os_error(), suppress(FileNotFoundError):
+            with step("remove", self.locate(name)), _as_os_error():
                 self._delete(self._below(name))
             self.near(name).unlink(missing_ok=True)
 
@@ -577,8 +583,11 @@ class RemotePlace(Place):
             self._folders.add(folder)
 
     def _delete(self, target: str) -> None:
-        if self._fs.get_file_info(target).type != arrow_fs.FileType.NotFound:
+        try:
             self._fs.delete_file(target)
+        except OSError:
+            if self._fs.get_file_info(target).type != arrow_fs.FileType.NotFound:
+                raise
 
 
 def damaged(where: str, size: int, stored: StoredFile) -> CorruptCheckpoint:
@@ -633,6 +642,18 @@ def _name(unfinished: Path, target: Path) -> None:
         if target.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
         os.rename(unfinished, target)
+
+
+def _sync_data(path: Path) -> None:
+    """Contents and length: a link to a file that is safe is no reason to wait for the disk again."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if sys.platform == "darwin":  # has no fdatasync
+            os.fsync(descriptor)
+        else:
+            os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync(path: Path) -> None:

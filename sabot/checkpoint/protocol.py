@@ -29,6 +29,7 @@ __all__ = [
     "claim_name",
     "counting",
     "file_name",
+    "half_written",
     "judge",
     "manifest_name",
     "next_generation",
@@ -171,6 +172,17 @@ def outdated(
     found, kept = set(marks), set(needed)
     kept.update(counting(found, claims)[-retain:])
     return sorted(mark for mark in found - kept if mark.generation <= mine.generation)
+
+
+def half_written(names: Iterable[str], mine: Claim) -> list[str]:
+    """Of the names beside the manifests, those of manifests whose writing no worker of ours or before us ended."""
+    found = []
+    for name in names:
+        start, separator, _ = name.partition(".json.")
+        mark = read_manifest_name(f"{start}.json")
+        if separator and mark is not None and mark.generation <= mine.generation:
+            found.append(name)
+    return sorted(found)
 
 
 def unlisted(files: Iterable[str], listed: Mapping[str, int], mine: Claim) -> list[str]:

@@ -38,6 +38,7 @@ from sabot.checkpoint.protocol import (
     Verdict,
     claim_name,
     counting,
+    half_written,
     judge,
     manifest_name,
     next_generation,
@@ -120,7 +121,7 @@ class Manifest(msgspec.Struct, frozen=True):
         """The blob that the task put into its snapshot under this name. Raises CorruptCheckpoint naming it."""
         stored = self._stored(self.tasks[task].files[name])
         with self._readable(stored):
-            return self._place().contents(stored)
+            return self.home().contents(stored)
 
     def state_directory(self, task: str, name: str) -> Path:
         """A directory on this machine that holds what the state of this name was saved as: to read, never to write.
@@ -132,10 +133,11 @@ class Manifest(msgspec.Struct, frozen=True):
         start = f"{folder}/"
         files = {path.removeprefix(start): file for path, file in self.contents.items() if path.startswith(start)}
         try:
-            return self._place().folder(f"{manifest_name(self.mark)}/{folder}", files)
+            return self.home().folder(f"{manifest_name(self.mark)}/{folder}", files)
         except OSError as error:
+            self.home().doubt()
             raise CorruptCheckpoint(
-                f"{folder} of checkpoint {self.checkpoint_id} in {self._place().where} cannot be read: "
+                f"{folder} of checkpoint {self.checkpoint_id} in {self.home().where} cannot be read: "
                 f"{error.strerror or error}"
             ) from error
 
@@ -143,7 +145,7 @@ class Manifest(msgspec.Struct, frozen=True):
         """A file on this machine with the part: to read, as long as a checkpoint lists it. Raises like `state_directory`."""
         stored = self._stored(part.file)
         with self._readable(stored):
-            return self._place().fetch(stored)
+            return self.home().fetch(stored)
 
     def _stored(self, path: str) -> StoredFile:
         try:
@@ -151,7 +153,8 @@ class Manifest(msgspec.Struct, frozen=True):
         except KeyError:
             raise CorruptCheckpoint(f"checkpoint {self.checkpoint_id} has no file {path}") from None
 
-    def _place(self) -> Place:
+    def home(self) -> Place:
+        """Where its files are."""
         if self.place is None:
             raise InternalError(f"checkpoint {self.checkpoint_id} was kept in memory only: it has no files")
         return self.place
@@ -161,7 +164,8 @@ class Manifest(msgspec.Struct, frozen=True):
         try:
             yield
         except OSError as error:
-            where = self._place().locate(stored.name)
+            self.home().doubt()
+            where = self.home().locate(stored.name)
             raise CorruptCheckpoint(f"{where} cannot be read: {error.strerror or error}") from error
 
 
@@ -221,6 +225,7 @@ class CheckpointStorage:
             try:
                 self._place.own()
                 self._claim = self._claimed()
+                self._place.doubt = self.check_owner
                 self._place.remove(
                     f"claims/{claim_name(claim)}" for claim in stale_claims(self._claim, self._claims_seen)
                 )
@@ -255,6 +260,7 @@ class CheckpointStorage:
                 self._place.release()
                 self._place.disown()
             self._place.known = {}
+            self._place.doubt = lambda: None
             self._claim = None
             self._forget()
 
@@ -335,6 +341,7 @@ class CheckpointStorage:
             except OSError:
                 if not isinstance(self._place, LocalPlace):  # there it may have arrived all the same
                     self._learn(mark, contents.values())
+                self._check_owner()
                 raise
             self._learn(mark, contents.values())
             self.check_owner()
@@ -398,7 +405,7 @@ class CheckpointStorage:
         comes last; a copy that failed may be made again. Raises UserError where the place holds a checkpoint already,
         CheckpointFailed.
         """
-        target = place_of(location)
+        source, target = manifest.home(), place_of(location)
         with self.pinned(manifest):
             try:
                 if any(read_manifest_name(name) for name in target.names("checkpoints")):
@@ -406,12 +413,17 @@ class CheckpointStorage:
                         f"{target.where} holds a checkpoint already", hint="give the savepoint a place of its own"
                     )
                 distinct = {file.name: file for file in manifest.contents.values()}
-                _each(target.parallel, lambda file: target.add(self._place.fetch(file), file.name), distinct.values())
+                safe = isinstance(source, LocalPlace)
+                _each(
+                    target.parallel,
+                    lambda file: target.add(source.fetch(file), file.name, safe=safe),
+                    distinct.values(),
+                )
                 target.sync()
                 target.create(f"checkpoints/{manifest_name(manifest.mark)}", _encode(manifest), "manifest")
             except OSError as error:
                 raise CheckpointFailed(
-                    f"checkpoint {manifest.checkpoint_id} could not be copied from {self.directory} to {target.where}: "
+                    f"checkpoint {manifest.checkpoint_id} could not be copied from {source.where} to {target.where}: "
                     f"{error.strerror or error}",
                     hint="make room there, and try again" if error.errno in _NO_ROOM else "",
                 ) from error
@@ -446,15 +458,19 @@ class CheckpointStorage:
         Raises CorruptCheckpoint when it cannot be used. Going back to an older one by itself would deliver
         again what is delivered already, so the error leaves that choice to the user, and spells it out.
         """
-        marks = self._counting()
-        if not marks:
-            if isinstance(self._place, LocalPlace):
-                _refuse_format_1(self._place.where)
-            return None
-        with self._with_ways_on(marks[-1]):
-            manifest = self._read(marks[-1])
-            self._place.check(manifest.contents)
-        return manifest
+        while marks := self._counting():
+            try:
+                with self._with_ways_on(marks[-1]):
+                    manifest = self._read(marks[-1])
+                    self._place.check(manifest.contents)
+                    return manifest
+            except CorruptCheckpoint:
+                if marks[-1] in self._marks():
+                    raise
+                # its owner dropped it just now, for newer ones
+        if isinstance(self._place, LocalPlace):
+            _refuse_format_1(self._place.where)
+        return None
 
     def manifests(self) -> list[Manifest]:
         """All complete checkpoints, oldest first, not verified. Raises CorruptCheckpoint, as `read`."""
@@ -568,6 +584,8 @@ class CheckpointStorage:
                     self._unreadable.add(mark)
         if not self._unreadable:
             self._place.remove(unlisted(self._place.all_files(), self._listed, self._claim))
+            left = half_written(self._place.names("checkpoints"), self._claim)
+            self._place.remove(f"checkpoints/{name}" for name in left)
             self._swept = True
 
     def _drop(self, marks: list[Mark]) -> None:
@@ -589,10 +607,11 @@ class CheckpointStorage:
 
     @contextmanager
     def _with_ways_on(self, mark: Mark) -> Iterator[None]:
-        """CorruptCheckpoint gets the hint that names the ways on."""
+        """CorruptCheckpoint gets the hint that names the ways on. JobLocked where it is because the job is another's."""
         try:
             yield
         except CorruptCheckpoint as error:
+            self._place.doubt()
             error.hint += self._ways_on(mark)
             raise
 

@@ -20,7 +20,7 @@ CHOICES = ("repeat", "skip")
 @dataclass(frozen=True)
 class Opening:
     """How a lane begins: pending parts above `delivered` are delivered; with `renumber` all of them, under new numbers, once a
-    checkpoint knows these. `settle`: the receiver's token is to be set to `delivered`. The next number is above `above`.
+    checkpoint knows these. The receiver's token is `settle`d, or renewed, at `delivered`. The next number is above `above`.
     """
 
     delivered: int
@@ -61,11 +61,13 @@ def opening(
         raise UserError(f"redeliver={choice!r}", hint='"repeat" or "skip"')
     lane = stored or StoredLane("")
     above = max(first_seq(generation), lane.given)
-    if not keeps_token:  # it knows parts by their numbers
+    if not keeps_token and (newest or not lane.given or choice == "repeat"):  # it knows parts by their numbers
         return Opening(lane.delivered, above)
     if token is not None and token.seq == 0 and token.incarnation != incarnation:
         token = None  # of a life that had not delivered anything
-    if token is None:
+    if not keeps_token:
+        why = "it keeps no token, so nobody knows whether it was given more after this savepoint"
+    elif token is None:
         if lane.given == 0:
             return Opening(0, above, settle=True)
         if not lane.pending and newest:
@@ -91,8 +93,9 @@ def opening(
     if choice == "repeat":
         return Opening(lane.delivered, above, settle=True, renumber=True, note=f"{why}; all of it is delivered again")
     if choice == "skip":
-        skipped = sum(part.seq <= known for part in lane.pending) if token is not None else len(lane.pending)
-        return Opening(max(known, lane.given), above, settle=True, note=f"{why}; {skipped} saved parts are skipped")
+        return Opening(
+            max(known, lane.given), above, settle=True, note=f"{why}; {len(lane.pending)} saved parts are skipped"
+        )
     raise DeliveryConflict(
         f"sink {name}: {why}",
         hint="choose: redeliver=repeat (--redeliver repeat) delivers again what comes from this checkpoint on, so some "

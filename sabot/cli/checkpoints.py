@@ -157,9 +157,7 @@ def create(
         if json:
             json_line({"checkpoint": checkpoint_id, "savepoint": where, "running": running})
         else:
-            typer.echo(
-                f"checkpoint {checkpoint_id} of the {'running' if running else 'stopped'} job is kept in {where}"
-            )
+            typer.echo(f"checkpoint {checkpoint_id} is kept in {where}")
 
     _run(work)
 

@@ -153,6 +153,11 @@ def _work(target: str, settings: dict[str, Any]) -> None:
     app = load_app(target)
     if settings["from_"] is not None:
         job = find_job(settings["from_"])
+        if isinstance(job.location, tuple):
+            raise WrongUse(
+                f"{settings['from_']}: its file system has no address",
+                hint="keep it where one has: sabot savepoint create … --to DIR",
+            )
         settings = settings | {"from_": f"{job.location}@{job.manifest().checkpoint_id}"}
     try:
         app.configure(**settings)

@@ -187,7 +187,7 @@ def _row(letter: Any, everything: bool) -> list[str]:
 
 def _facts(letter: Any) -> dict[str, Any]:
     numbers = {"partition", "offset", "timestamp", "attempts"}
-    record = {name: int(value) if name in numbers else value for name, value in letter.facts.items()}
+    record = {name: letter.number(name) if name in numbers else value for name, value in letter.facts.items()}
     return {
         "letter": letter.place,
         "written": letter.timestamp,
@@ -200,8 +200,8 @@ def _facts(letter: Any) -> dict[str, Any]:
 
 
 def _shown(name: str, value: Any) -> str:
+    if value is None:
+        return "null"
     if name in ("written", "timestamp"):
         return moment(value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "null" if value is None else str(value)
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)

@@ -119,8 +119,23 @@ def _check_ours(app: App, manifest: Manifest, place: str) -> None:
             raise UserError(f"{place}: this checkpoint is of {name} {manifest.describe.get(name)!r}, not {mine!r}")
 
 
+def _check_sources(made: Plan, manifest: Manifest) -> None:
+    """Positions belong to what is read: a start refuses another source in the same place."""
+    was = {
+        name.split("/")[0]: stored.meta["input"]["source"]
+        for name, stored in sorted(manifest.tasks.items())
+        if "source" in stored.meta.get("input", {})
+    }
+    reads = {stage.id: stage.reading.node.name for stage in made.stages if stage.reading is not None}
+    if was and was != reads:
+        before, now = (", ".join(each.values()) or "nothing" for each in (was, reads))
+        raise UserError(f"the checkpoint is of a program that reads {before}, this one reads {now}: a start is refused")
+
+
 def _fates(app: App, manifest: Manifest) -> list[_Fate]:
-    verdicts = compare(planned(_plan(app, manifest)), manifest)
+    made = _plan(app, manifest)
+    _check_sources(made, manifest)
+    verdicts = compare(planned(made), manifest)
     fates = [
         _Fate(
             each.id,

@@ -411,8 +411,15 @@ class Sink(ABC):
         self.open()
         return None
 
+    def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """Rows as `write` takes them -> as `deliver` shall get them. After `claim`; in the thread that writes, not the lane's.
+
+        Raises for rows that the receiver would refuse, as `write` does: once they are in a checkpoint nobody can take them out.
+        """
+        return data
+
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
-        """Takes a part: rows as `write` takes them, at most some 64 MiB. When it returns they are at the receiver, safe
+        """Takes a part: rows that were `fitting`, at most some 64 MiB. When it returns they are at the receiver, safe
         and to be seen, all of them, and none twice however often the part is given (the same seq, the same rows).
 
         seq grows, with gaps; never used for two parts. Raises TransientError when it may be tried again (`claim` comes
@@ -423,6 +430,11 @@ class Sink(ABC):
 
     def settle(self, seq: int) -> None:  # noqa: B027 - only a receiver that forgets tokens needs it
         """Sets the token to `seq` without rows: one that the receiver lost or may forget. A sink that keeps tokens."""
+
+    @property
+    def address(self) -> str:
+        """Where it writes: two sinks of one name that write into different places have different ones."""
+        return self.name
 
     @property
     def delivers(self) -> bool:

@@ -120,6 +120,12 @@ class KafkaDelivery(KafkaWriter):
         client.group = client.consumer.consumer_group_metadata()
         client.place = self.name
 
+    def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """Records. Encoded here, beside the lane's thread; how they are sent is as the producer is set."""
+        rows = to_records(Batch(data), int(SYSTEM_CLOCK.time() * 1000))
+        check_sizes(rows, largest_record(self._kafka), self.name)
+        return rows
+
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         """As `Sink.deliver`. A part has to get through within `transaction.timeout.ms`."""
         client = self._claimed()

@@ -49,6 +49,13 @@ class DeadLetter:
         """PARTITION:OFFSET."""
         return f"{self.partition}:{self.offset}"
 
+    def number(self, name: str) -> int | None:
+        """A fact that is one; None where it is not there, or somebody else has written it."""
+        try:
+            return int(self.facts[name])
+        except (KeyError, ValueError):
+            return None
+
     def says(self, text: str) -> bool:
         """The text stands in the name of its error or in its message."""
         return text in self.facts.get("error", "") or text in self.facts.get("message", "")

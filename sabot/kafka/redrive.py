@@ -140,14 +140,17 @@ def _addressed(
         if target.partitions == 0:
             done.leave(f"there is no topic {topic!r} to take them back (--to TOPIC sends them elsewhere)")
             continue
-        stamp = max(0, int(letter.facts.get("timestamp", letter.timestamp)))
+        known = letter.number("timestamp")
+        stamp = max(0, letter.timestamp if known is None else known)
         if now and stamp < now_ms - target.kept_ms:
             stamp = now_ms
         if stamp < now_ms - target.kept_ms:
             done.leave(f"their timestamps are older than what topic {topic!r} keeps (--now gives them the time of now)")
             continue
-        origin = int(letter.facts.get("partition", -1)) if not lane.to else -1
-        yield _Sending(letter, begin, topic, origin if origin < target.partitions else -1, stamp)
+        origin = letter.number("partition")
+        if origin is None or lane.to or not 0 <= origin < target.partitions:
+            origin = -1
+        yield _Sending(letter, begin, topic, origin, stamp)
 
 
 def _batches(sendings: Iterator[_Sending]) -> Iterator[list[_Sending]]:

@@ -68,6 +68,10 @@ class KafkaSink(Sink):
     def claim(self, lane: Lane) -> Token | None:
         return self._sink.claim(lane)
 
+    def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """Records; RowErrors for those above `message.max.bytes`."""
+        return self._sink.fitting(data)
+
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         """As `Sink.deliver`. A record that is too large raises RowErrors (its row in the part) or DataError, and nothing of
         the part is seen.

@@ -59,6 +59,7 @@ class AgentJob:
         self._version = version
         self._loop = asyncio.get_running_loop()
         self._sinks: dict[str, SinkTask] = {}
+        self._wanted: dict[str, Delivery] = {}  # delivery= of each
         self._running: asyncio.Task[None] | None = None
         self._closed = False
         self.task = AgentTask(TASK, coordinator=coordinator, backend=backend, clock=clock, hung_after_s=hung_after_s)
@@ -152,6 +153,11 @@ class AgentJob:
     async def _sink(self, sink: str | Sink, delivery: Delivery) -> SinkTask:
         name = sink if isinstance(sink, str) else f"{sink.name}#{id(sink)}"
         task = self._sinks.get(name)
+        wanted = self._wanted.setdefault(name, delivery)
+        if delivery not in (None, wanted):
+            raise UserError(
+                f"sink {name}: two agents write it, with different delivery=", hint="give both, or the first, the same"
+            )
         if task is None:
             opened = self._staged(self._open_sink(sink) if isinstance(sink, str) else sink, delivery)
             task = SinkTask(opened, self._loop)

@@ -37,7 +37,7 @@ __all__ = ["CHUNK_ROWS", "SavedTables", "TableStore"]
 
 Array: TypeAlias = pa.Array
 
-_EXPORT_ROWS = 1 << 20  # of one batch of a snapshot
+_RETIRE_ROWS = 1 << 20  # looked at in one go
 _SPARES = 64  # cleared tables that are kept for the next panes: a batch may open and drop many short ones
 _SPARE_BYTES = 32_000_000  # of all of them
 _STAY = 0.6  # of the groups that stay when room is made
@@ -184,7 +184,7 @@ class TableStore:
         if isinstance(table, HotTable):
             table.need_whole()
         gone = 0
-        for part in pieces(table, _EXPORT_ROWS):
+        for part in pieces(table, _RETIRE_ROWS):
             slots = table.slots() if part is None else part
             slots = slots.filter(below_bound(table.finish(slots)[len(self._keys) + aggregate], below))
             gone += len(slots)
@@ -217,16 +217,12 @@ class TableStore:
             self._make_room()
 
     def snapshot(self) -> tuple[dict[str, Any], TableSnapshot | None]:
-        """The tables as they are now: facts (JSON values), and what is to be saved."""
+        """The tables as they are now: facts (JSON values), and what is to be saved, which is read from them while the owner goes on."""
         if self._directory is None:
-            changes = [
-                Change(pane, 0, False, table.export(slots))
-                for pane, table in self._tables.items()
-                for slots in pieces(table, _EXPORT_ROWS)
-            ]
+            changes = [Change(pane, 0, table.cut()) for pane, table in self._tables.items() if len(table)]
             panes = [[pane, 0, 0, None, 0, 0] for pane in self.panes]
             facts = {"format": _FORMAT, "panes": panes, "deltas": 1 if changes else 0, "cold": False, "runs": 0}
-            return facts, TableSnapshot([Delta(1, changes)]) if changes else None
+            return facts, TableSnapshot([Delta(1, changes, own=False)]) if changes else None
         tables = self._hot_tables()
         waiting = sum(delta.rows for delta in self._deltas if not delta.written)
         if waiting > max(CHUNK_ROWS, sum(len(table) for table in tables)):  # none of the last snapshots was saved

@@ -9,7 +9,7 @@ there on the group is hot, and what the database has of it is out of date and ne
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -321,32 +321,19 @@ class HotTable(GroupTable):
         left, self._left, self._left_rows = self._left, [], 0
         if not self.since:
             self.since, self._cursor, self._rotation = number, 0, number + 1
-            changes = [
-                Change(self.pane, self.life, False, GroupTable.export(self, part)) for part in pieces(self, 1 << 20)
-            ]
+            cut = self.cut()
         else:
-            dirty = self.dirty().to_numpy()
-            if not len(dirty) and not left:
+            dirty = self.statistics()["dirty"]
+            if not dirty and not left:
                 return []
-            changes = [Change(self.pane, self.life, True, keys) for keys in left]
-            live = self.slots().to_numpy()
-            turn = self._turn(live, len(dirty), number)
-            wanted = np.zeros(int(live[-1]) + 1 if len(live) else 0, np.bool_)
-            wanted[dirty] = wanted[turn] = True
-            slots = pa.array(np.flatnonzero(wanted).astype(np.int32))
-            if len(slots):
-                changes.append(Change(self.pane, self.life, False, super().export(slots)))
-        self.clean()
+            cut = self.cut((self._cursor, max(dirty, len(self) // _ROTATION + 1)))
+            self._cursor = cut.next_slot
+            if not cut.next_slot:  # the turn is through
+                self.since, self._rotation = self._rotation, number + 1
+        changes = [Change(self.pane, self.life, keys) for keys in left]
+        if len(cut):
+            changes.append(Change(self.pane, self.life, cut))
         return changes
-
-    def _turn(self, live: np.ndarray[Any, Any], dirty: int, number: int) -> np.ndarray[Any, Any]:
-        start = int(np.searchsorted(live, self._cursor))
-        turn = live[start : start + max(dirty, len(live) // _ROTATION + 1)]
-        if start + len(turn) < len(live):
-            self._cursor = int(turn[-1]) + 1
-        else:
-            self.since, self._cursor, self._rotation = self._rotation, 0, number + 1
-        return turn
 
 
 def pieces(table: GroupTable, rows: int) -> list[pa.Int32Array | None]:

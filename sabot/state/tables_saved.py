@@ -10,7 +10,7 @@ deltas give what stood in memory. The facts say which lives count, and from whic
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import NamedTuple
 import pyarrow as pa
 from pyarrow import ipc
 
+from sabot._cython.keyed import TableCut
 from sabot.errors import CorruptCheckpoint
 from sabot.state.files import link_file, link_tree, remove_tree
 from sabot.state.tables_cold import ColdGroups
@@ -28,15 +29,33 @@ __all__ = ["COLD", "Change", "Cut", "Delta", "SavedChange", "TableSnapshot", "co
 
 COLD = "cold"
 _NAME = re.compile(r"(\d+)(\.gone)?\.arrow")
+_BATCH_ROWS = 65_536  # of one batch of a delta: so much of it is in memory a second time while it is written
 
 
 class Change(NamedTuple):
-    """Groups of one pane that are so now, or (`gone`: the batch has their keys only) that have left the table."""
+    """Groups of one pane: a cut says how they were; a batch, which has their keys only, that they have left the table (`gone`)."""
 
     pane: int
     life: int
-    gone: bool
-    groups: pa.RecordBatch
+    groups: TableCut | pa.RecordBatch
+
+    @property
+    def gone(self) -> bool:
+        return not isinstance(self.groups, TableCut)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """May be called again as long as it is not closed."""
+        if isinstance(self.groups, TableCut):
+            self.groups.rewind()
+            while (batch := self.groups.read(_BATCH_ROWS)) is not None:
+                yield batch
+        else:
+            yield self.groups
+
+    def close(self) -> None:
+        """It is saved, or will not be."""
+        if isinstance(self.groups, TableCut):
+            self.groups.close()
 
 
 @dataclass(frozen=True)
@@ -53,14 +72,15 @@ class SavedChange:
 class Delta:
     """The changes between two snapshots: in memory until the first `write`, then in files that snapshots share.
 
-    Any thread. `hold` says that one more needs it; when all have let it go by `release`, it is gone, its files too.
+    Any thread. `hold` says that one more needs it; when all have let it go by `release`, it is gone; its files too, if they are `own`.
     """
 
-    def __init__(self, number: int, changes: list[Change]) -> None:
+    def __init__(self, number: int, changes: Sequence[Change], *, own: bool = True) -> None:
         self.number = number
         self.lives = {change.life for change in changes}
-        self.rows = sum(change.groups.num_rows for change in changes)
-        self._changes: list[Change] | None = changes
+        self.rows = sum(len(change.groups) for change in changes)
+        self._changes: Sequence[Change] | None = changes
+        self._own = own
         self._files: list[Path] = []
         self._holders = 0
         self._lock = Lock()
@@ -73,13 +93,14 @@ class Delta:
         """Its files, in `directory` if they are not written yet."""
         with self._lock:
             if self._changes is not None:
+                self._files = []  # those of a write that failed are written again
                 for gone in (True, False):
                     part = [change for change in self._changes if change.gone == gone]
                     if part:
                         file = directory / f"{self.number:012d}{'.gone' if gone else ''}.arrow"
-                        _write(file, part)
                         self._files.append(file)
-                self._changes = None
+                        _write(file, part)
+                self._forget()
             return self._files
 
     def hold(self) -> "Delta":
@@ -91,10 +112,15 @@ class Delta:
         with self._lock:
             self._holders -= 1
             if not self._holders:
-                self._changes = []
-                for file in self._files:
+                self._forget()
+                for file in self._files if self._own else ():
                     file.unlink(missing_ok=True)
                 self._files = []
+
+    def _forget(self) -> None:
+        changes, self._changes = self._changes, None
+        for change in changes or ():
+            change.close()
 
 
 class Cut:
@@ -138,7 +164,7 @@ class TableSnapshot:
     """The tables at a barrier: an OperatorState."""
 
     def __init__(self, deltas: list[Delta], *, local: Path | None = None, cut: Cut | None = None) -> None:
-        """local: where deltas are kept that later snapshots need too; None: there are no such."""
+        """local: where deltas are kept that later snapshots need too; None: there are no such, and they own no files."""
         self._deltas = [delta.hold() for delta in deltas]
         self._local = local
         self._cut = cut
@@ -163,9 +189,8 @@ class TableSnapshot:
         with self._lock:
             deltas, self._deltas = self._deltas, []
             cut, self._cut = self._cut, None
-        if self._local is not None:
-            for delta in deltas:
-                delta.release()
+        for delta in deltas:
+            delta.release()
         if cut is not None:
             cut.drop()
 
@@ -176,7 +201,9 @@ def _write(file: Path, changes: list[Change]) -> None:
     with file.open("xb") as out:
         with ipc.new_file(out, changes[0].groups.schema) as writer:
             for change in changes:
-                writer.write_batch(change.groups, {"pane": str(change.pane), "life": str(change.life)})
+                about = {"pane": str(change.pane), "life": str(change.life)}
+                for groups in change.batches():
+                    writer.write_batch(groups, about)
         out.flush()
         os.fsync(out.fileno())
 

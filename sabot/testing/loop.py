@@ -37,6 +37,7 @@ Ts = TypeVarTuple("Ts")
 _EPOCH = 1_700_000_000.0  # the calendar when virtual time is 0
 _LONGEST_SLEEP = 1.0  # threads look at the clock too, not only timers
 _JOIN_LOOK_SECONDS = 0.05
+_CLOSING_TURNS = 100_000
 
 
 class Stuck(InternalError):
@@ -288,16 +289,18 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         return self._closed
 
     def close(self) -> None:
-        """Ends the tasks that are left; threads get no more turns."""
+        """Ends the tasks that are left. Threads that are left get no more turns."""
         if self._closed:
             return
         left = asyncio.all_tasks(self)
         for task in left:
             task.cancel()
-        self.threads.clear()
+        self._most_turns = self.turns + _CLOSING_TURNS
+        self._longest_s += self._now
         if left:
             self.run_until_complete(asyncio.wait(left))
         self._closed = True
+        self.threads.clear()
         self._ready.clear()
         self._timers.clear()
 

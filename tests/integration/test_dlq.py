@@ -214,9 +214,10 @@ def test_what_nobody_takes_back_stays_and_the_others_go(kafka_url: str, topic: s
     rows: list[tuple[bytes, Headers, int]] = [
         (b"2", (("a", b"1"),), 0),
         (b"3", facts(f"{topic}.gone", 3), 0),
-        (b"5", facts(topic, 5), 0),
+        (b"5", (("sabot.topic", topic.encode()), ("sabot.partition", b"far"), ("sabot.timestamp", b"late")), 0),
     ]
     write(kafka_url, f"{topic}.dlq", rows)
+    assert "partition  null\n" in sabot(kafka_url, "dlq", "show", f"{topic}.dlq", "0:3").stdout
     done = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq")
     assert (done.exit_code, done.stdout) == (1, f"3 letters are redriven: 3 to {topic}\n")
     assert "1 letters stay: no dead letters of sabot" in done.stderr
@@ -402,3 +403,21 @@ def test_a_redrive_that_is_killed_in_the_middle_loses_nothing_and_its_successor_
     for name in topics:
         assert payloads(kafka_url, name) == list(range(12)), name
     assert redriven(kafka_url, f"{topics[0]}.dlq")["redriven"] == 0
+
+
+# --- the page
+
+
+def test_the_commands_of_the_page_on_operations_do_what_it_says(kafka_url: str, topic: str) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    commands_of_page = [line for line in page.splitlines() if line.startswith("sabot dlq ")]
+    with_letters(kafka_url, topic, 8, partitions=1)
+    printed = []
+    for line in commands_of_page:
+        words = line.replace("kafka://localhost:19092", kafka_url).replace("orders", topic).split()[1:]
+        done = CliRunner().invoke(commands._cli, words, catch_exceptions=False)
+        assert done.exit_code == 0, (line, done.stderr)
+        printed.append(done.stdout)
+    assert [len(text.splitlines()) for text in printed[:2]] == [9, 4]
+    assert [text.split()[0] for text in printed[3:]] == ["2", "1", "4", "1"]
+    assert payloads(kafka_url, topic) == list(range(8))

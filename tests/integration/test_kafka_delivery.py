@@ -314,6 +314,7 @@ def test_an_error_that_the_client_loses_on_its_way_is_asked_for_again(
     monkeypatch.setattr(delivery, "produce", lose)
     with pytest.raises(JobLocked):
         sink.deliver(1, part(1))
+    sink.close()  # from here on it is a newcomer
     sink.claim(lane_of(topic))
     with pytest.raises(TransientError, match="lost its own error"):  # nothing was fatal
         sink.deliver(1, part(1))

@@ -198,7 +198,7 @@ class Place:
             **({"DANCE_DELIVERY": delivery} if delivery else {}),
             **(environment or {}),
         }
-        self._started = 0
+        self._workers: list[Worker] = []
 
     def make_topics(self, **config: str) -> None:
         admin = AdminClient({"bootstrap.servers": self.broker, "log_level": 2})
@@ -213,8 +213,16 @@ class Place:
 
     def delete_topics(self) -> None:
         admin = AdminClient({"bootstrap.servers": self.broker, "log_level": 2})
-        for future in admin.delete_topics([self.input_topic, self.output_topic]).values():
+        there = admin.list_topics(timeout=30).topics
+        mine = {self.input_topic, f"{self.input_topic}.dlq", self.output_topic} & there.keys()
+        for future in admin.delete_topics(sorted(mine)).values():
             future.result(30)
+
+    def close(self) -> None:
+        """No worker is left behind, however it ends."""
+        for worker in self._workers:
+            if worker.alive:
+                worker.kill()
 
     def completed(self) -> set[str]:
         """The manifests that there are; a checkpoint is complete when it has one."""
@@ -225,7 +233,6 @@ class Place:
 
     def worker(self, state: str, *, parallelism: int = 1, shared: bool = False) -> "Worker":
         """shared: the checkpoints lie where no lock keeps a second worker out, as on a file system that hosts share."""
-        self._started += 1
         words = [*SABOT, "run", "dance_app:app", "--broker", f"kafka://{self.broker}", "--loglevel", "warning"]
         words += ["--state", str(self.folder / f"state-{state}")]
         words += ["--checkpoint-interval", str(CHECKPOINT_SECONDS), "--parallelism", str(parallelism)]
@@ -234,7 +241,9 @@ class Place:
             environment["DANCE_SHARED"] = str(self.checkpoints)
         else:
             words += ["--checkpoint-dir", str(self.checkpoints)]
-        return Worker(self, words, environment, self.folder / f"worker-{self._started:03d}.log")
+        log = self.folder / f"worker-{len(self._workers):03d}.log"
+        self._workers.append(Worker(self, words, environment, log))
+        return self._workers[-1]
 
 
 class Worker:
@@ -442,9 +451,14 @@ def dance(folder: Path, broker: Broker, options: argparse.Namespace) -> dict[str
     inflow = Inflow(address, place.input_topic, options.rows, options.seed)
     run = Dance(place, inflow, broker, options)
     began = time.monotonic()
-    run.run()
+    try:
+        run.run()
+        found = run.finish()
+    finally:
+        inflow.stop()
+        place.close()
     outcome = {
-        **run.finish(),
+        **found,
         **run.figures(),
         "input_topic": place.input_topic,
         "output_topic": place.output_topic,
@@ -453,7 +467,7 @@ def dance(folder: Path, broker: Broker, options: argparse.Namespace) -> dict[str
         "seconds": round(time.monotonic() - began, 1),
         "broker": address,
     }
-    if not broker.ours and not options.keep:
+    if not options.keep:
         place.delete_topics()
     return outcome
 

@@ -265,7 +265,11 @@ def soak(folder: Path, broker: Broker, options: argparse.Namespace) -> tuple[dic
     inflow.allow(AHEAD_ROWS)
     results = Results(place)
     run = Soak(place, inflow, results, options)
-    run.run()
+    try:
+        run.run()
+    finally:
+        inflow.stop()
+        place.close()
     outcome = {
         "minutes": options.minutes,
         "kills": run.kills,

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import every_step_apps as apps
 import pyarrow.dataset
 from broker import Broker
 from confluent_kafka import Consumer, TopicPartition
 
-import every_step_apps as apps
 from sabot.checkpoint import CheckpointStorage
 from sabot.operators.reading import state_of
 from sabot.testing import crash_at_every_step

@@ -1,5 +1,5 @@
-"""The proof from outside, and that it can fail: a short dance on a real broker; results that are lost, repeated or wrong are found;
-figures that rise are found.
+"""The proof from outside, and that it can fail: a short dance on a real broker; results that are lost, repeated or wrong are found,
+also by the benchmark; figures that rise are found.
 """
 
 import argparse
@@ -8,10 +8,13 @@ import os
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "pipelines"))
 import dance_verifier
+import exactly_once
 import kill_dance
 import soak
 
@@ -91,6 +94,29 @@ def test_a_file_with_two_names_counts_once(tmp_path):
     os.link(tmp_path / "a", tmp_path / "b")
     (tmp_path / "c").write_bytes(b"x" * 500)
     assert soak.directory(tmp_path) == (0.0015, 2)
+
+
+def benchmark_results(job, rows):
+    if job == "windows":
+        return [{"account": f"acc{n}", "window_start": 0, "rows": 1, "sum": n % 10} for n in range(rows)]
+    if job == "agent":
+        return [{"n": n, "seen": n // exactly_once.ACCOUNTS + 1} for n in range(rows)]
+    return [{"n": n, "twice": n % 10 * 2} for n in range(rows) if n % 10]
+
+
+@pytest.mark.parametrize("job", exactly_once.JOBS)
+@pytest.mark.parametrize(
+    "spoil", [None, lambda rows: rows[1:], lambda rows: [*rows, rows[3]]], ids=["whole", "one lost", "one twice"]
+)
+def test_the_benchmark_checks_that_each_result_is_there_once(monkeypatch, job, spoil):
+    found = benchmark_results(job, 50)
+    spoiled = found if spoil is None else spoil(found[1:] if job == "windows" else found)
+    monkeypatch.setattr(exactly_once, "results", lambda *_: [pa.RecordBatch.from_pylist(spoiled)])
+    if spoil is None:
+        assert exactly_once.CHECKS[job]("", "", 50) == len(found)
+    else:
+        with pytest.raises(AssertionError):
+            exactly_once.CHECKS[job]("", "", 50)
 
 
 @pytest.mark.kafka

@@ -180,14 +180,14 @@ def filtered(flow: Flow, dice: Dice) -> Flow:
 
 
 def computed(flow: Flow, dice: Dice) -> Flow:
-    name = f"x{len(flow.columns)}"
-    choices: list[tuple[Expr, str]] = [
-        (col("i").fill_null(7) + 1, "coalesce(i, 7) + 1"),
-        (col("n") * 3 + 1, "n * 3 + 1"),
-        (col("amount") * 2, "amount * 2"),
-        (col("s").str.upper(), "upper(s)"),
+    choices: list[tuple[Expr, str, str]] = [
+        (col("i").fill_null(7) + 1, "coalesce(i, 7) + 1", "int"),
+        (col("n") * 3 + 1, "n * 3 + 1", "int"),
+        (col("amount") * 2, "amount * 2", "float"),
+        (col("s").str.upper(), "upper(s)", "string"),
     ]
-    expression, sql = dice.choice(choices)
+    expression, sql, kind = dice.choice(choices)
+    name = f"{kind}{len(flow.columns)}"
     return flow.then(
         lambda stream: stream.with_columns(expression.alias(name)), f"select *, {sql} as {name} from {{rows}}", name
     )

@@ -16,6 +16,7 @@ from sabot.checkpoint.protocol import (
     claim_name,
     counting,
     file_name,
+    half_written,
     judge,
     manifest_name,
     next_generation,
@@ -104,6 +105,14 @@ def test_files_go_that_no_manifest_lists_but_never_those_of_a_later_generation()
     assert gone == [names[1], names[3], names[4], names[6], names[7]]
 
 
+def test_half_written_manifests_go_but_those_that_a_successor_may_be_writing() -> None:
+    names = [f"000000000{n}-000000000{generation}.json" for n in (1, 2) for generation in (3, 4)]
+    assert half_written([*names, *(f"{name}.0f.tmp" for name in names), "x.json.tmp"], Claim(3, A)) == [
+        f"{names[0]}.0f.tmp",
+        f"{names[2]}.0f.tmp",
+    ]
+
+
 # Workers that take steps in any order. Each step is one thing that a place does at once.
 
 
@@ -125,6 +134,7 @@ class Worker:
     claim: Claim | None = None
     base: Mark | None = None
     listed: bool = False
+    line: int = 0  # what generations before it left does not count
     counted: list[Mark] = field(default_factory=list)
     delivered: list[Mark] = field(default_factory=list)
     lost: bool = False
@@ -148,6 +158,7 @@ class Worker:
                 return
             yield
         self.claim = mine
+        self.line = max((claim.generation for claim in claims if claim.afresh), default=0)
         for claim in stale_claims(mine, claims):
             self.place.claims.discard(claim)
         yield
@@ -238,13 +249,12 @@ def assert_all_is_well(place: Place, workers: list[Worker]) -> None:
     for earlier in owners:
         for later in owners:
             if later.claim.generation > earlier.claim.generation and later.listed and not later.afresh:
-                line = max((o.claim.generation for o in owners if o.afresh and o.claim < later.claim), default=0)
                 for mark in earlier.counted:
-                    if mark.generation >= line:
+                    if mark.generation >= later.line:
                         assert later.base is not None
                         assert later.base >= mark
     newest = max((mark for worker in owners for mark in worker.counted), default=None)
-    fresh = max((worker.claim.generation for worker in owners if worker.afresh), default=0)
+    fresh = max((claim.generation for claim in place.claims if claim.afresh), default=0)
     if newest is not None and newest.generation >= fresh:
         assert newest in place.manifests
         assert place.manifests[newest] <= place.files

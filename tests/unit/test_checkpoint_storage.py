@@ -327,8 +327,8 @@ def watch_files(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
     """Paths of files that are synced, and of files that are hashed."""
     synced: list[str] = []
     hashed: list[str] = []
-    sync, digest = os.fsync, hashlib.file_digest
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), sync(fd)))
+    sync, digest = os.fdatasync, hashlib.file_digest
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), sync(fd)))
     monkeypatch.setattr(
         hashlib, "file_digest", lambda file, name: (hashed.append(str(file.name)), digest(file, name))[1]
     )
@@ -505,7 +505,7 @@ def crashing(monkeypatch: pytest.MonkeyPatch, before_step: int) -> list[str]:
 
         monkeypatch.setattr(module, name, step)
 
-    for name in ("fsync", "rename", "link", "mkdir", "unlink", "rmdir"):
+    for name in ("fsync", "fdatasync", "rename", "link", "mkdir", "unlink", "rmdir"):
         guard(os, name)
     guard(Path, "write_bytes")
     guard(Path, "mkdir")
@@ -619,7 +619,7 @@ def test_a_crash_in_a_copy_leaves_no_savepoint_or_a_whole_one(tmp_path: Path) ->
 # A full disk
 
 
-@pytest.mark.parametrize("name", ["fsync", "rename", "mkdir", "link"])
+@pytest.mark.parametrize("name", ["fsync", "fdatasync", "rename", "mkdir", "link"])
 def test_an_error_of_the_disk_fails_this_checkpoint_only(tmp_path: Path, monkeypatch, name: str) -> None:
     storage = CheckpointStorage(tmp_path)
     write(storage, 1)

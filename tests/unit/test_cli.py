@@ -284,7 +284,9 @@ def test_ctrl_c_in_the_demo_shows_the_figures_so_far_and_exits_0(tmp_path: Path)
     ) as demo:
         try:
             deadline = time.monotonic() + 60
-            while not any((tmp_path / "state").rglob("*manifest*")) and time.monotonic() < deadline:
+            while (
+                not any((tmp_path / "state" / "checkpoints").glob("checkpoints/*.json")) and time.monotonic() < deadline
+            ):
                 time.sleep(0.05)
             demo.send_signal(signal.SIGINT)
             figures, errors = demo.communicate(timeout=60)

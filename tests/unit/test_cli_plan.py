@@ -142,6 +142,14 @@ def test_a_checkpoint_of_another_app_is_refused(shop: Path) -> None:
     assert (done.exit_code, "this checkpoint is of app 'shop', not 'till'" in done.stderr) == (1, True)
 
 
+def test_a_program_that_reads_something_else_is_refused(shop: Path) -> None:
+    name = program(shop, MINUTES, TOTALS).partition(":")[0]
+    path = shop / f"{name}.py"
+    path.write_text(path.read_text().replace('app.stream("rows"', 'app.stream("lines"'))
+    done = sabot_says("plan", f"{name}:app", "--against", "state")
+    assert (done.exit_code, "a program that reads rows, this one reads lines" in done.stderr) == (1, True)
+
+
 def test_a_start_decides_as_the_plan_said(shop: Path) -> None:
     """What `plan` calls migrate runs, what it refuses is refused, with the same words."""
 

@@ -51,6 +51,10 @@ class SqlSink(Sink):
 
     # -- the contract --------------------------------------------------------------------------------------------------
 
+    @property
+    def address(self) -> str:
+        return f"{self._database.where}/{self.name}"
+
     def expect(self, schema: pa.Schema) -> None:
         if self._schema is None:
             self._schema = schema

@@ -1,0 +1,933 @@
+"""What users are promised of results: there once a checkpoint covers them, once each and in order, whatever the receiver does
+and wherever the job dies; and a stop with the choice spelled out where nobody can know.
+"""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet
+import pytest
+from agent_tools import bounded, checkpoint, manifest_files, publish, started, until
+
+from sabot import (
+    App,
+    Batch,
+    CheckpointFailed,
+    CorruptCheckpoint,
+    DeliveryConflict,
+    JobLocked,
+    Lane,
+    ParquetSink,
+    Sink,
+    SqlSink,
+    Token,
+    TransientError,
+    UserError,
+)
+from sabot.checkpoint import CheckpointStorage
+from sabot.connectors.base import RECORD_SCHEMA, iterate_records
+from sabot.connectors.memory import MemoryBroker
+from sabot.steps import watch
+from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run, simulate
+
+SCHEMA = pa.schema([("n", pa.int64())])
+PATIENCE = 20.0
+
+
+class Receiver(Sink):
+    """A user's own: keeps no token, knows a part by its number. `trouble(seq, rows)` may raise or wait, before a part is taken;
+    `late_trouble` after it was.
+    """
+
+    name = "receiver"
+
+    def __init__(self) -> None:
+        self.claims: list[Lane] = []
+        self.given: list[tuple[int, list[Any]]] = []  # each call, in order
+        self.taken: dict[tuple[str, int], list[Any]] = {}
+        self.trouble: Callable[[int, list[Any]], None] = lambda seq, rows: None
+        self.late_trouble: Callable[[int, list[Any]], None] = lambda seq, rows: None
+
+    @property
+    def rows(self) -> list[Any]:
+        return [row for part in list(self.taken.values()) for row in part]
+
+    def claim(self, lane: Lane) -> Token | None:
+        self.claims.append(lane)
+        return None
+
+    def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
+        rows = [row for data in batches for row in values_of(data)]
+        self.given.append((seq, rows))
+        self.trouble(seq, rows)
+        self.taken.setdefault((self.claims[-1].incarnation, seq), rows)
+        self.late_trouble(seq, rows)
+
+    def open(self) -> None:
+        raise AssertionError("a sink that delivers is claimed")
+
+    def write(self, batch: Batch) -> None:
+        raise AssertionError("a sink that delivers is given parts")
+
+    def flush(self) -> None:
+        """Nothing waits here."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def waiting_for(event: threading.Event) -> Callable[[int, list[Any]], None]:
+    """The trouble of a receiver that does not answer before the event."""
+
+    def trouble(seq: int, rows: list[Any]) -> None:
+        event.wait(PATIENCE)
+
+    return trouble
+
+
+class Plain(Sink):
+    """A user's own that cannot deliver exactly once."""
+
+    name = "plain"
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+
+    def open(self) -> None:
+        """Ready."""
+
+    def write(self, batch: Batch) -> None:
+        self.rows += values_of(batch.taken())
+
+    def flush(self) -> None:
+        """Nothing waits here."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def values_of(data: pa.RecordBatch) -> list[Any]:
+    """What a result says: `n` of a row, or the value of a record."""
+    if data.schema.equals(RECORD_SCHEMA):
+        return [record.value["n"] for record in iterate_records(data, "result")]
+    return data.column("n").to_pylist()
+
+
+def dicts(rows: Sequence[int]) -> list[dict[str, int]]:
+    return [{"n": n} for n in rows]
+
+
+def numbers(
+    url: str, folder: Path, sink: Any, *, delivery: Any = None, checkpoints: bool = True, **settings: Any
+) -> App:
+    """Passes the numbers of the topic "in" on to the sink; a checkpoint when it is asked for."""
+    if checkpoints:
+        settings["checkpoint_dir"] = str(folder / "checkpoints")
+    settings = {"checkpoint_interval": "1h", "restart": "none", **settings}
+    app = App("numbers", url, **settings)
+    app.stream("in", schema=SCHEMA).to(sink, delivery=delivery)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def running(app: App) -> AsyncIterator[None]:
+    """The app runs (as by `App.run`) inside the block, and is stopped after it. Raises what ends it."""
+    run_of_it = asyncio.ensure_future(app.run())
+    await until(lambda: run_of_it.done() or app.statistics()["streams"], "the start")
+    try:
+        if not run_of_it.done():
+            yield
+    finally:
+        app.request_stop()
+        await bounded(run_of_it)
+
+
+def rows_read(app: App) -> int:
+    figures = app.statistics()["streams"]
+    return sum(task["input"].get("rows_in", 0) for name, task in figures.items() if name.startswith("read"))
+
+
+async def feed(app: App, rows: Sequence[int]) -> None:
+    """Rows are in the topic, and read: the next checkpoint covers them."""
+    before = rows_read(app)
+    publish(app, "in", dicts(rows))
+    await until(lambda: rows_read(app) >= before + len(rows), "the rows to be read")
+
+
+def delivery(app: App) -> dict[str, Any]:
+    """The figures of the only lane."""
+    (figures,) = app.statistics()["delivery"].values()
+    return figures
+
+
+def scripted(*script: Any) -> ScriptedSource:
+    return ScriptedSource(list(script), schema=SCHEMA)
+
+
+class Watcher:
+    """Notes the steps; `at(name, what)` is called before each of them."""
+
+    def __init__(self, at: Callable[[str, str], None] = lambda name, what: None) -> None:
+        self.at = at
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> "Watcher":
+        watch(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        watch(None)
+
+    def before(self, name: str, what: str) -> None:
+        with self.lock:
+            self.at(name, what)
+
+    def after(self, name: str, what: str) -> None:
+        """Done."""
+
+    def torn(self, name: str, what: str, size: int) -> int:
+        return size
+
+
+# -- which delivery -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", [None, "exactly_once"])
+async def test_rows_are_there_once_a_checkpoint_covers_them_and_not_before(
+    memory_url: str, tmp_path: Path, asked: str | None
+) -> None:
+    sink = ListSink()
+    app = numbers(memory_url, tmp_path, sink, delivery=asked)
+    async with started(app):
+        await feed(app, [1, 2])
+        assert sink.rows == []
+        await checkpoint(app)
+        await until(lambda: sink.rows == dicts([1, 2]), "the rows of the checkpoint")
+        await feed(app, [3])
+        assert sink.rows == dicts([1, 2])
+    assert sink.rows == dicts([1, 2, 3]), "stopping takes a last checkpoint, and delivers what it covers"
+
+
+async def test_at_least_once_is_there_at_once(memory_url: str, tmp_path: Path) -> None:
+    sink = Plain()
+    app = numbers(memory_url, tmp_path, sink, delivery="at_least_once")
+    async with started(app):
+        await feed(app, [1, 2])
+        await until(lambda: sink.rows == [1, 2], "rows without a checkpoint")
+        assert manifest_files(tmp_path / "checkpoints") == []
+
+
+async def test_a_sink_that_cannot_deliver_is_at_least_once_unless_asked(memory_url: str, tmp_path: Path) -> None:
+    sink = Plain()
+    async with started(app := numbers(memory_url, tmp_path, sink)):
+        await feed(app, [1])
+        await until(lambda: sink.rows == [1], "rows without a checkpoint")
+    with pytest.raises(UserError, match=r"plain.*exactly.once") as caught:
+        await numbers(memory_url, tmp_path / "other", Plain(), delivery="exactly_once").start()
+    assert "at_least_once" in str(caught.value), "it says what to do"
+
+
+async def test_without_checkpoints_results_are_at_least_once_unless_asked(memory_url: str, tmp_path: Path) -> None:
+    sink = ListSink()
+    app = numbers(memory_url, tmp_path, sink, checkpoints=False)
+    async with started(app):
+        await feed(app, [1])
+    assert sink.rows == dicts([1])
+    with pytest.raises(UserError, match="checkpoint") as caught:
+        await numbers(memory_url, tmp_path, ListSink(), checkpoints=False, delivery="exactly_once").start()
+    assert caught.value.hint
+
+
+def test_another_word_for_delivery_is_refused_where_it_is_written(memory_url: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="twice") as caught:
+        numbers(memory_url, tmp_path, ListSink(), delivery="twice")
+    assert "exactly_once" in str(caught.value)
+    app = App("words", memory_url)
+    with pytest.raises(UserError, match="twice"):
+
+        @app.agent("in", sink="out", delivery="twice")
+        async def pass_on(ctx: Any) -> Any:
+            return ctx.message
+
+
+async def test_what_dies_with_the_process_is_exactly_once_only_if_asked(memory_url: str, tmp_path: Path) -> None:
+    broker = MemoryBroker.get(memory_url)
+    async with started(app := numbers(memory_url, tmp_path / "a", "at-once")):
+        await feed(app, [1])
+        await until(lambda: len(broker.records("at-once")) == 1, "the record")
+    async with started(app := numbers(memory_url, tmp_path / "b", "staged", delivery="exactly_once")):
+        await until(lambda: rows_read(app) == 1, "the rows")
+        assert broker.records("staged") == []
+        await checkpoint(app)
+        await until(lambda: len(broker.records("staged")) == 1, "the record")
+
+
+@pytest.mark.parametrize("asked", ["exactly_once", "at_least_once", None])
+async def test_an_agent_delivers_like_a_stream(memory_url: str, tmp_path: Path, asked: str | None) -> None:
+    sink = ListSink()
+    app = App("agents", memory_url, checkpoint_dir=str(tmp_path), checkpoint_interval="1h")
+
+    @app.agent("in", sink=sink, delivery=asked)
+    async def pass_on(ctx: Any) -> Any:
+        return ctx.message
+
+    async with started(app):
+        publish(app, "in", dicts([1, 2, 3]))
+        await until(lambda: app.statistics()["agents"]["agents.pass_on"]["messages_processed"] == 3)
+        if asked == "at_least_once":
+            await checkpoint(app)  # a ListSink keeps what was flushed
+        else:
+            assert sink.rows == []
+            await checkpoint(app)
+        await until(lambda: len(sink.rows) == 3, "the results")
+    assert sink.rows == dicts([1, 2, 3])
+
+
+@pytest.mark.parametrize(("asked", "least", "most"), [("exactly_once", 290, 330), ("at_least_once", 4, 8)])
+def test_a_checkpoint_each_second_with_an_exactly_once_sink_each_minute_without(
+    asked: Any, least: int, most: int
+) -> None:
+    """300 s of virtual time."""
+    sink = ListSink()
+
+    def build(folder: Path) -> App:
+        app = App("intervals", checkpoint_dir=str(folder))
+
+        @app.agent(ScriptedSource([{"n": 1}, END]), sink=sink, delivery=asked)
+        async def slow(ctx: Any) -> Any:
+            await asyncio.sleep(300)
+            return ctx.message
+
+        return app
+
+    steps = simulate(build, seed=1).steps
+    assert least <= sum(step.endswith("executor: manifest") for step in steps) <= most
+    assert sink.rows == dicts([1])
+
+
+# -- receivers in trouble -------------------------------------------------------------------------------------------------
+
+
+async def test_a_receiver_that_fails_for_a_while_gets_all_of_it_once_and_in_order(
+    memory_url: str, tmp_path: Path
+) -> None:
+    sink = Receiver()
+    failures = iter([TransientError("busy"), TransientError("still busy")])
+    passed = threading.Event()
+
+    def trouble(seq: int, rows: list[Any]) -> None:
+        if (error := next(failures, None)) is not None:
+            raise error
+        passed.wait(PATIENCE)
+
+    sink.trouble = trouble
+    app = numbers(memory_url, tmp_path, sink)
+    async with started(app):
+        for n in range(4):  # checkpoints go on meanwhile
+            await feed(app, [2 * n, 2 * n + 1])
+            await checkpoint(app)
+        assert sink.rows == []
+        assert app.statistics()["checkpoints"]["failed"] == 0
+        passed.set()
+        await until(lambda: len(sink.rows) == 8, "the receiver to have all")
+    assert sink.rows == list(range(8))
+    assert len(sink.claims) == 3, "after each error the lane is claimed again"
+    assert [seq for seq, _ in sink.given[:3]] == [sink.given[0][0]] * 3, "the same part is tried again"
+    assert [seq for seq, _ in sink.given] == sorted(seq for seq, _ in sink.given)
+
+
+async def test_a_part_that_got_through_before_the_error_is_not_there_twice(memory_url: str, tmp_path: Path) -> None:
+    sink = Receiver()
+    failures = iter([TransientError("the answer was lost")])
+
+    def late_trouble(seq: int, rows: list[Any]) -> None:
+        if (error := next(failures, None)) is not None:
+            raise error
+
+    sink.late_trouble = late_trouble
+    app = numbers(memory_url, tmp_path, sink)
+    async with started(app):
+        await feed(app, [1, 2])
+        await checkpoint(app)
+        await until(lambda: len(sink.given) == 2, "the part to be given again")
+    assert sink.given[0] == sink.given[1], "the same number, the same rows"
+    assert sink.rows == [1, 2]
+
+
+async def test_a_stuck_receiver_holds_the_sources_but_no_checkpoint(memory_url: str, tmp_path: Path) -> None:
+    sink = Receiver()
+    healed = threading.Event()
+    sink.trouble = waiting_for(healed)
+    app = numbers(memory_url, tmp_path, sink)
+    directory = tmp_path / "checkpoints"
+    sent = 0
+    async with started(app):
+        for _ in range(60):
+            publish(app, "in", dicts(range(sent, sent + 10)))
+            sent += 10
+            await bounded(app.agent_runtime.trigger_checkpoint())
+            held = rows_read(app)
+        stuck = delivery(app)
+        assert 0 < held < sent, "the sources are held"
+        assert 16 <= stuck["undelivered_epochs"] <= 20, "not before the bound, and not much behind it"
+        files = sorted(directory.rglob("*"))
+        sizes = sum(path.stat().st_size for path in files if path.is_file())
+        for _ in range(10):  # more of the same
+            await bounded(app.agent_runtime.trigger_checkpoint())
+        assert rows_read(app) == held
+        assert delivery(app)["undelivered_rows"] == stuck["undelivered_rows"]
+        assert delivery(app)["undelivered_epochs"] == stuck["undelivered_epochs"]
+        assert len(sorted(directory.rglob("*"))) <= len(files) + 3
+        assert sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) <= sizes * 1.2 + 1000
+        assert app.statistics()["checkpoints"]["failed"] == 0
+        healed.set()
+        await until(lambda: rows_read(app) == sent, "the sources to go on")
+        await checkpoint(app)
+        await until(lambda: len(sink.rows) == sent, "the receiver to have all")
+        assert sink.rows == list(range(sent))
+    assert len(sink.given) == len(sink.taken), "no part was given twice"
+
+
+async def test_a_stuck_receiver_keeps_no_row_from_another_sink(memory_url: str, tmp_path: Path) -> None:
+    stuck, other = Receiver(), ListSink("other")
+    healed = threading.Event()
+    stuck.trouble = waiting_for(healed)
+    app = numbers(memory_url, tmp_path, stuck)
+    app.stream("in", schema=SCHEMA).to(other)
+    async with started(app):
+        publish(app, "in", dicts([1, 2]))
+        await until(lambda: rows_read(app) == 4)
+        await checkpoint(app)
+        await until(lambda: other.rows == dicts([1, 2]), "the other sink's rows")
+        assert stuck.rows == []
+        healed.set()
+        await until(lambda: stuck.rows == [1, 2])
+
+
+async def test_a_receiver_that_refuses_for_good_ends_the_job_and_the_next_start_delivers(
+    memory_url: str, tmp_path: Path
+) -> None:
+    broken, sink = True, Receiver()
+
+    def trouble(seq: int, rows: list[Any]) -> None:
+        if broken:
+            raise ValueError("no such table")
+
+    sink.trouble = trouble
+    app = numbers(memory_url, tmp_path, sink, checkpoint_interval="20ms")
+    publish(app, "in", dicts([1, 2, 3]))
+    with pytest.raises(Exception, match="no such table") as caught:
+        await bounded(app.run())
+    assert "receiver" in str(caught.value) or "receiver" in str(caught.value.__notes__), "it says which sink"
+    assert sink.rows == []
+    broken = False
+    async with started(numbers(memory_url, tmp_path, sink)):
+        await until(lambda: sink.rows == [1, 2, 3], "what was pending")
+    assert sink.rows == [1, 2, 3]
+
+
+async def test_a_part_that_is_given_again_by_the_next_process_is_the_same(memory_url: str, tmp_path: Path) -> None:
+    sink = Receiver()
+
+    def late_trouble(seq: int, rows: list[Any]) -> None:
+        raise ValueError("died just after it")
+
+    sink.late_trouble = late_trouble
+    app = numbers(memory_url, tmp_path, sink, checkpoint_interval="20ms")
+    publish(app, "in", dicts(range(5)))
+    with pytest.raises(Exception, match="died just after"):
+        await bounded(app.run())
+    before = list(sink.given)
+    sink.late_trouble = lambda seq, rows: None
+    publish(app, "in", dicts(range(5, 8)))
+    app = numbers(memory_url, tmp_path, sink)
+    async with started(app):
+        await until(lambda: len(sink.given) > len(before), "the part again")
+        await checkpoint(app)
+    again = sink.given[len(before)]
+    assert again in before, "the same number, the same rows"
+    assert sink.rows == list(range(8))
+    assert len({lane.incarnation for lane in sink.claims}) == 1
+    assert len({lane.key for lane in sink.claims}) == 1
+
+
+def test_numbers_grow_over_lives_and_are_never_used_for_other_rows(tmp_path: Path) -> None:
+    sink = Receiver()
+
+    def build(folder: Path) -> App:
+        app = App("grow", checkpoint_dir=str(folder))
+        rows = [[{"n": n}] for n in range(8)]
+        script: list[Any] = []
+        for row in rows:
+            script += [row, BARRIER, row, CRASH]
+        app.stream(scripted(*script, END)).to(sink)
+        return app
+
+    assert run(build, tmp_path) == 9
+    assert sorted(sink.rows) == sorted([*range(8), *range(8)])
+    assert sink.rows == sorted(sink.rows), "in order"
+    contents: dict[int, list[Any]] = {}
+    for seq, part in sink.given:
+        assert contents.setdefault(seq, part) == part
+    assert list(contents) == sorted(contents)
+
+
+# -- checkpoints that fail ------------------------------------------------------------------------------------------------
+
+
+async def test_rows_of_a_failed_checkpoint_come_with_the_next_one(memory_url: str, tmp_path: Path) -> None:
+    sink = ListSink()
+    app = numbers(memory_url, tmp_path, sink)
+    full = True
+
+    def at(name: str, what: str) -> None:
+        if name == "manifest" and full:
+            raise OSError(28, "No space left on device")
+
+    async with started(app):
+        with Watcher(at):
+            await feed(app, [1, 2])
+            with pytest.raises(Exception, match="space"):
+                await bounded(app.agent_runtime.trigger_checkpoint())
+            await feed(app, [3])
+            assert sink.rows == []
+            full = False
+            await checkpoint(app)
+            await until(lambda: len(sink.rows) == 3, "both epochs")
+    assert sink.rows == dicts([1, 2, 3])
+
+
+def test_rows_behind_the_last_checkpoint_are_not_delivered_by_a_dead_process(tmp_path: Path) -> None:
+    sink = ListSink()
+
+    def build(folder: Path) -> App:
+        app = App("dead", checkpoint_dir=str(folder))
+        app.stream(scripted([{"n": 1}], BARRIER, [{"n": 2}], CRASH, [{"n": 3}], BARRIER, [{"n": 4}], CRASH, END)).to(
+            sink
+        )
+        return app
+
+    assert run(build, tmp_path) == 3
+    assert sink.rows == dicts([1, 2, 3, 4])
+
+
+# -- a bounded job, killed near its end -----------------------------------------------------------------------------------
+
+
+def bounded_job(folder: Path, kind: str) -> App:
+    app = App("bounded", checkpoint_dir=str(folder / "checkpoints"), checkpoint_interval="1h", restart="none")
+    parquet = ParquetSink(str(folder / "out.parquet"))
+    sql = SqlSink(f"sqlite:///{folder}/out.db", table="out")
+    app.stream(scripted(dicts(range(50)), dicts(range(50, 90)), END)).to(parquet if kind == "parquet" else sql)
+    return app
+
+
+def results(folder: Path, kind: str) -> list[int] | None:
+    """None: there are none."""
+    if kind == "parquet":
+        path = folder / "out.parquet"
+        return pyarrow.parquet.read_table(path)["n"].to_pylist() if path.exists() else None
+    return in_table(folder / "out.db")
+
+
+def in_table(path: Path) -> list[int] | None:
+    if not path.exists():
+        return None
+    with sqlite3.connect(path) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'out'").fetchall():
+            return None
+        return [n for (n,) in connection.execute("SELECT n FROM out ORDER BY rowid")] or None
+
+
+@pytest.mark.parametrize("kind", ["parquet", "sqlite"])
+async def test_a_bounded_job_killed_at_its_end_is_completed_by_the_next_start(tmp_path: Path, kind: str) -> None:
+    """A picture of the disk is taken before each step from the last checkpoint on, and a job started on each of them."""
+    live, pictures = tmp_path / "live", tmp_path / "pictures"
+    live.mkdir()
+    taken: list[Path] = []
+
+    def at(name: str, what: str) -> None:
+        if (taken or name == "manifest") and name != "write":
+            taken.append(pictures / f"{len(taken):03}-{name}")
+            shutil.copytree(live, taken[-1])
+
+    with Watcher(at):
+        await bounded_job(live, kind).run()
+    assert results(live, kind) == list(range(90))
+    kinds = [path.name[4:] for path in taken]
+    assert kinds.count("manifest") == 2, "the end, and that the result is complete"
+    assert len(taken) >= 5
+    for picture in taken:
+        shutil.rmtree(live)
+        shutil.copytree(picture, live)
+        found = results(live, kind)
+        assert found in (None, list(range(90))), f"half a result at {picture.name}"
+        await bounded(bounded_job(live, kind).run())
+        assert results(live, kind) == list(range(90)), picture.name
+    before = {path: path.stat().st_mtime_ns for path in live.glob("out*")}
+    await bounded(bounded_job(live, kind).run())
+    assert {path: path.stat().st_mtime_ns for path in live.glob("out*")} == before, "a further start does nothing"
+
+
+# -- where checkpoint and receiver disagree -------------------------------------------------------------------------------
+
+
+def to_sql(url: str, folder: Path, **settings: Any) -> App:
+    return numbers(url, folder, SqlSink(f"sqlite:///{folder}/out.db", table="out"), **settings)
+
+
+async def lived(app: App, *epochs: Sequence[int]) -> None:
+    """A run with a checkpoint behind each epoch; all is delivered when it ends."""
+    async with started(app):
+        for rows in epochs:
+            await feed(app, rows)
+            await checkpoint(app)
+
+
+async def died_before_delivery(url: str, folder: Path, rows: Sequence[int]) -> None:
+    """The folder is as a crash leaves it that comes when a checkpoint with these rows is complete and they are not delivered."""
+    app = to_sql(url, folder)
+    picture = folder.with_name(folder.name + "-picture")
+
+    def at(name: str, what: str) -> None:
+        if not picture.exists() and taking and manifest_files(folder / "checkpoints") != manifests_before:
+            shutil.copytree(folder, picture)
+
+    taking = False
+    manifests_before = manifest_files(folder / "checkpoints")
+    with Watcher(at):
+        async with started(app):
+            await feed(app, rows)
+            manifests_before, taking = manifest_files(folder / "checkpoints"), True
+            await checkpoint(app)
+            await until(picture.exists, "a step behind the manifest")
+    shutil.rmtree(folder)
+    picture.rename(folder)
+    pending = CheckpointStorage(folder / "checkpoints").latest()
+    assert pending is not None
+    assert [part.rows for lane in pending.lanes.values() for part in lane.pending] == [len(rows)]
+
+
+def tokens(folder: Path, sql: str = "SELECT lane, seq FROM sabot_tokens") -> list[Any]:
+    with sqlite3.connect(folder / "out.db") as connection:
+        return connection.execute(sql).fetchall()
+
+
+async def test_what_was_pending_when_the_process_died_is_delivered_by_the_next(memory_url: str, tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    await lived(to_sql(memory_url, folder), [1, 2])
+    await died_before_delivery(memory_url, folder, [3, 4])
+    assert in_table(folder / "out.db") == [1, 2]
+    await lived(to_sql(memory_url, folder), [5])
+    assert in_table(folder / "out.db") == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("choice", "then"), [("repeat", [1, 2, 3, 4, 5]), ("skip", [1, 2, 5])])
+async def test_a_lost_token_with_pending_parts_is_a_choice(
+    memory_url: str, tmp_path: Path, choice: str, then: list[int]
+) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    await lived(to_sql(memory_url, folder), [1, 2])
+    await died_before_delivery(memory_url, folder, [3, 4])
+    tokens(folder, "DELETE FROM sabot_tokens")
+    for _ in range(2):
+        with pytest.raises(DeliveryConflict) as caught:
+            await bounded(to_sql(memory_url, folder).run())
+        assert "repeat" in str(caught.value)
+        assert "skip" in str(caught.value)
+        assert "out" in caught.value.message
+        assert in_table(folder / "out.db") == [1, 2]
+    app = to_sql(memory_url, folder)
+    app.configure(redeliver=choice)
+    await lived(app, [5])
+    assert in_table(folder / "out.db") == then
+
+
+async def test_a_lost_token_where_nothing_waits_is_set_again(memory_url: str, tmp_path: Path) -> None:
+    await lived(to_sql(memory_url, tmp_path), [1, 2])
+    await lived(to_sql(memory_url, tmp_path))
+    tokens(tmp_path, "DELETE FROM sabot_tokens")
+    await lived(to_sql(memory_url, tmp_path), [3])
+    assert in_table(tmp_path / "out.db") == [1, 2, 3]
+    assert len(tokens(tmp_path)) == 1
+
+
+async def test_a_deleted_state_directory_does_not_deliver_everything_again_by_itself(
+    memory_url: str, tmp_path: Path
+) -> None:
+    await lived(to_sql(memory_url, tmp_path), [1, 2])
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(DeliveryConflict, match="another life") as caught:
+        await bounded(to_sql(memory_url, tmp_path).run())
+    assert caught.value.hint
+    assert in_table(tmp_path / "out.db") == [1, 2]
+    app = to_sql(memory_url, tmp_path)
+    app.configure(fresh=True)
+    async with started(app):
+        await until(lambda: rows_read(app) == 2)
+        await checkpoint(app)
+    assert in_table(tmp_path / "out.db") == [1, 2, 1, 2], "afresh: it was asked for"
+    await lived(to_sql(memory_url, tmp_path), [3])
+    assert in_table(tmp_path / "out.db") == [1, 2, 1, 2, 3]
+
+
+async def test_a_job_that_dies_before_its_first_checkpoint_starts_without_a_question(
+    memory_url: str, tmp_path: Path
+) -> None:
+    """The token has been claimed by a life that left no checkpoint."""
+    live, picture = tmp_path / "live", tmp_path / "picture"
+    live.mkdir()
+
+    def at(name: str, what: str) -> None:
+        if name == "manifest" and not picture.exists():
+            shutil.copytree(live, picture)
+
+    with Watcher(at):
+        await lived(to_sql(memory_url, live), [1])
+    shutil.rmtree(live)
+    picture.rename(live)
+    app = to_sql(memory_url, live)
+    async with started(app):
+        await until(lambda: rows_read(app) == 1)
+    assert in_table(live / "out.db") == [1]
+
+
+@pytest.mark.parametrize("choice", ["repeat", "skip"])
+async def test_a_savepoint_older_than_what_was_delivered_is_a_choice(
+    memory_url: str, tmp_path: Path, choice: str
+) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    await lived(to_sql(memory_url, folder), [1, 2])
+    storage = CheckpointStorage(folder / "checkpoints")
+    storage.copy_to(storage.latest(), tmp_path / "saved")
+    await lived(to_sql(memory_url, folder), [3, 4])
+    before = tokens(folder)
+    for _ in range(2):
+        app = to_sql(memory_url, folder)
+        app.configure(from_=str(tmp_path / "saved"))
+        with pytest.raises(DeliveryConflict) as caught:
+            await bounded(app.run())
+        assert "repeat" in str(caught.value)
+        assert "skip" in str(caught.value)
+    assert in_table(folder / "out.db") == [1, 2, 3, 4]
+    app = to_sql(memory_url, folder)
+    app.configure(from_=str(tmp_path / "saved"), redeliver=choice)
+    async with running(app):
+        await until(lambda: rows_read(app) == 2, "the rows behind the savepoint")
+        await feed(app, [5])
+    found = in_table(folder / "out.db")
+    assert found is not None
+    if choice == "repeat":
+        assert found == [1, 2, 3, 4, 3, 4, 5]
+    else:  # exact for saved parts only: what is computed anew comes
+        assert found[:4] == [1, 2, 3, 4]
+        assert found[-1] == 5
+    await lived(to_sql(memory_url, folder), [6])
+    assert in_table(folder / "out.db") == [*found, 6]
+    assert tokens(folder) > before
+
+
+async def test_start_goes_on_from_the_savepoint_as_run_does(memory_url: str, tmp_path: Path) -> None:
+    """(Finding 3.)"""
+    await lived(to_sql(memory_url, tmp_path), [1, 2])
+    storage = CheckpointStorage(tmp_path / "checkpoints")
+    storage.copy_to(storage.latest(), tmp_path / "saved")
+    await lived(to_sql(memory_url, tmp_path), [3, 4])
+    app = to_sql(memory_url, tmp_path)
+    app.configure(from_=str(tmp_path / "saved"))
+    with pytest.raises(DeliveryConflict):
+        await app.start()
+    await app.stop()
+
+
+async def test_a_savepoint_for_a_sink_without_a_token_is_a_choice_too(memory_url: str, tmp_path: Path) -> None:
+    """(Finding 1.)"""
+    sink = Receiver()
+    await lived(numbers(memory_url, tmp_path, sink), [1, 2])
+    storage = CheckpointStorage(tmp_path / "checkpoints")
+    storage.copy_to(storage.latest(), tmp_path / "saved")
+    await lived(numbers(memory_url, tmp_path, sink), [3, 4])
+    app = numbers(memory_url, tmp_path, sink)
+    app.configure(from_=str(tmp_path / "saved"))
+    with pytest.raises(DeliveryConflict, match="receiver"):
+        async with running(app):
+            await until(lambda: rows_read(app) == 2, "the rows behind the savepoint")
+    assert sink.rows == [1, 2, 3, 4]
+
+
+def stage_file(folder: Path) -> Path:
+    """The pending part's file."""
+    manifest = CheckpointStorage(folder / "checkpoints").latest()
+    assert manifest is not None
+    (part,) = [part for lane in manifest.lanes.values() for part in lane.pending]
+    return folder / "checkpoints" / manifest.contents[part.file].name
+
+
+@pytest.mark.parametrize("harm", ["truncated", "changed", "removed"])
+async def test_a_damaged_stage_stops_the_start_and_is_named(memory_url: str, tmp_path: Path, harm: str) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    await lived(to_sql(memory_url, folder), [1, 2])
+    await died_before_delivery(memory_url, folder, [3, 4])
+    path = stage_file(folder)
+    data = path.read_bytes()
+    path.chmod(0o644)
+    if harm == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    elif harm == "changed":
+        path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    else:
+        path.unlink()
+    for choice in (None, "repeat", "skip"):
+        app = to_sql(memory_url, folder)
+        app.configure(redeliver=choice)
+        with pytest.raises(CorruptCheckpoint) as caught:
+            await bounded(app.run())
+        assert path.name in str(caught.value) or "stages" in str(caught.value), "the file is named"
+        assert caught.value.hint
+        assert in_table(folder / "out.db") == [1, 2]
+
+
+async def test_a_manifest_of_a_newer_version_stops_the_start(memory_url: str, tmp_path: Path) -> None:
+    await lived(to_sql(memory_url, tmp_path), [1, 2])
+    path = manifest_files(tmp_path / "checkpoints")[-1]
+    manifest = json.loads(path.read_text())
+    (version,) = [name for name in manifest if "version" in name or "format" in name]
+    manifest[version] += 1
+    path.chmod(0o644)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CorruptCheckpoint, match="newer") as caught:
+        await bounded(to_sql(memory_url, tmp_path).run())
+    assert caught.value.hint
+    assert in_table(tmp_path / "out.db") == [1, 2]
+
+
+# -- two of one job -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_second_run_on_one_directory_is_refused_and_the_first_goes_on(memory_url: str, tmp_path: Path) -> None:
+    sink = ListSink()
+    async with started(first := numbers(memory_url, tmp_path, sink)):
+        await feed(first, [1])
+        with pytest.raises(JobLocked) as caught:
+            await numbers(memory_url, tmp_path, sink).start()
+        assert str(tmp_path) in str(caught.value)
+        await feed(first, [2])
+        await checkpoint(first)
+    assert sink.rows == dicts([1, 2])
+
+
+class Elsewhere(App):
+    """Checkpoints in a file system that is not this machine's, as far as Sabot can see."""
+
+    place: Path
+
+    def open_storage(self) -> CheckpointStorage:
+        self.place.mkdir(exist_ok=True)
+        return CheckpointStorage((pyarrow.fs.SubTreeFileSystem(str(self.place), pyarrow.fs.LocalFileSystem()), "two"))
+
+
+async def test_of_two_runs_on_one_object_store_the_later_one_goes_on_alone(memory_url: str, tmp_path: Path) -> None:
+    sink = Receiver()
+
+    def build() -> App:
+        app = Elsewhere(
+            "two", memory_url, checkpoint_interval="1h", restart="none", checkpoint_dir=str(tmp_path / "none")
+        )
+        app.place = tmp_path / "bucket"
+        app.stream("in", schema=SCHEMA).to(sink)
+        return app
+
+    first, second = build(), build()
+    publish(first, "in", dicts([1]))
+    running = asyncio.ensure_future(first.run())
+    await until(lambda: first.statistics()["streams"] and rows_read(first) == 1)
+    await checkpoint(first)
+    await until(lambda: sink.rows == [1])
+    async with started(second):
+        await feed(second, [2, 3])
+        publish(first, "in", dicts([4]))
+        await until(lambda: rows_read(first) == 4)
+        with pytest.raises((JobLocked, CheckpointFailed), match="another worker"):
+            await bounded(first.agent_runtime.trigger_checkpoint())
+        with pytest.raises(JobLocked, match="another worker"):
+            await bounded(running)
+        await until(lambda: rows_read(second) == 3)
+        await checkpoint(second)
+        await until(lambda: len(sink.rows) == 4)
+    assert sink.rows == [1, 2, 3, 4], "nothing of the first one's came"
+
+
+# -- calls that take long -------------------------------------------------------------------------------------------------
+
+
+async def test_a_slow_call_delays_no_checkpoint_and_is_repeated_after_a_crash(memory_url: str, tmp_path: Path) -> None:
+    sink = Receiver()
+    calls: list[int] = []
+    answered = asyncio.Event()
+
+    def build(folder: Path) -> App:
+        app = App("slow", memory_url, checkpoint_dir=str(folder), checkpoint_interval="1h", restart="none")
+
+        @app.agent("in", sink=sink, concurrency=4)
+        async def ask(ctx: Any) -> Any:
+            calls.append(ctx.message["n"])
+            if ctx.message["n"] == 2:
+                await answered.wait()
+            return ctx.message
+
+        return app
+
+    picture = tmp_path / "picture"
+    app = build(tmp_path / "live")
+    async with started(app):
+        publish(app, "in", dicts([1, 2, 3]))
+        await until(lambda: sorted(calls) == [1, 2, 3])
+        await until(lambda: app.statistics()["agents"]["slow.ask"]["messages_processed"] == 2)
+        for _ in range(3):
+            await checkpoint(app)
+        await until(lambda: sorted(sink.rows) == [1, 3], "the results of the others")
+        shutil.copytree(tmp_path / "live", picture)
+        assert app.statistics()["checkpoints"]["last_seconds"] < PATIENCE
+        answered.set()
+    calls.clear()
+    sink.taken = {part: rows for part, rows in sink.taken.items() if 2 not in rows}  # that life had crashed
+    async with started(build(picture)):
+        await until(lambda: sorted(sink.rows) == [1, 3], "nothing again")
+        await until(lambda: calls == [2], "the unfinished input")
+    assert sorted(sink.rows) == [1, 2, 3]
+
+
+def test_checkpoints_are_taken_each_second_during_a_call_of_ten(tmp_path: Path) -> None:
+    """In virtual time: between the begin and the end of the call lie at least nine checkpoints."""
+    sink = ListSink()
+
+    def build(folder: Path) -> App:
+        app = App("ten", checkpoint_dir=str(folder), state="memory")
+
+        @app.agent(ScriptedSource([{"n": n} for n in range(3)] + [END]), sink=sink)
+        async def slow(ctx: Any) -> Any:
+            calls = (await ctx.state().get("calls") or 0) + 1
+            await ctx.state().put("calls", calls)
+            await asyncio.sleep(10)
+            return {"n": ctx.message["n"], "calls": calls}
+
+        return app
+
+    for seed in (1, 2):
+        sink = ListSink()
+        found = simulate(build, seed=seed, crashes=1)
+        assert sink.rows == [{"n": n, "calls": n + 1} for n in range(3)]
+        assert sum(step.endswith("executor: manifest") for step in found.steps) >= 25
