@@ -1058,13 +1058,14 @@ inline std::shared_ptr<Cut> Table::cut(bool all, int64_t start, int64_t more) {
     for (int64_t id = start + 1, w = id / 64; !all && w < words; w++) {
         uint64_t live = bits_of(w, 0);
         if (w == id / 64) live &= ~0ULL << (id & 63);
-        for (; live && more > 0; live &= live - 1, more--) {
-            last = w * 64 + __builtin_ctzll(live);
-            const uint64_t bit = live & -live;
-            cut->groups += (cut->bits_[w] & bit) == 0;
-            cut->bits_[w] |= bit;
-        }
-        if (live) {
+        uint64_t taken = 0;
+        if (__builtin_popcountll(live) <= more) taken = live;
+        else for (int64_t left = more; left > 0; left--) taken |= (live ^ taken) & -(live ^ taken);
+        more -= __builtin_popcountll(taken);
+        if (taken) last = w * 64 + 63 - __builtin_clzll(taken);
+        cut->groups += __builtin_popcountll(taken & ~cut->bits_[w]);
+        cut->bits_[w] |= taken;
+        if (taken != live) {
             through = false;
             break;
         }

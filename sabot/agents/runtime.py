@@ -7,6 +7,7 @@ their state has one owner and one cut (design decision 10).
 import asyncio
 import enum
 import logging
+import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -348,7 +349,9 @@ class AgentRuntime:
         coordinator = self.checkpoint_coordinator
         incarnation = manifest.incarnation if manifest is not None else uuid.uuid4().hex
         if storage is not None:
-            facts = {"app": self.app.id, "version": self.app.version, "hash": HASH_VERSION}
+            facts: dict[str, Any] = {"app": self.app.id, "version": self.app.version, "hash": HASH_VERSION}
+            if manifest is not None:  # the savepoint at the beginning, if there was one
+                facts["from"] = manifest.describe.get("from") if self._from is None else _identity(manifest)
             coordinator.keep_in(storage, facts, incarnation)
         if manifest is not None:
             self._check_ours(manifest)
@@ -399,17 +402,22 @@ class AgentRuntime:
 
     def _to_restore(self, storage: CheckpointStorage) -> Manifest | None:
         """The newest checkpoint, or the savepoint that was asked for. Blocking."""
+        newest = storage.latest()
         if self._from is None:
-            return storage.latest()
-        location, _, number = self._from.partition("@")
+            return newest
+        location, _, number = self._from.rpartition("@") if re.search(r"@\d+$", self._from) else (self._from, "", "")
         savepoint = CheckpointStorage(location)
-        found = savepoint.latest() if not number else savepoint.read(int(number))
+        found = savepoint.read(int(number)) if number else savepoint.latest()
         if found is None:
             raise UserError(
                 f"{location} holds no checkpoint", hint="give the directory that `sabot savepoint create` named"
             )
         if number:
             savepoint.verify(found)
+        if newest is not None and newest.describe.get("from") == _identity(found):
+            _log.info("app %s has gone on from %s before: it goes on from where it was", self.app.id, self._from)
+            self._from = self.app.from_ = None
+            return newest
         return found
 
     def _followed(self, manifest: Manifest) -> None:
@@ -829,6 +837,11 @@ async def _all_over(running: list[asyncio.Future[None]]) -> None:
         done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
         for one in done:
             one.result()
+
+
+def _identity(manifest: Manifest) -> list[Any]:
+    """Which checkpoint it is, wherever it lies."""
+    return [manifest.incarnation, manifest.generation, manifest.checkpoint_id]
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop) -> bool:

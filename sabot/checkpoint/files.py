@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import msgspec
 import pyarrow as pa
@@ -259,7 +260,7 @@ class Place(ABC):
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            os.symlink(file, target)
+            shutil.copyfile(file, target)  # no symbolic link: whoever restores links it into his own directory
         else:
             status = file.stat()
             self.known[status.st_dev, status.st_ino] = (status.st_size, status.st_mtime_ns, stored)
@@ -269,8 +270,11 @@ class Place(ABC):
         if self.owned:
             return self.scratch
         if self._reading is None:
-            self._reading = tempfile.TemporaryDirectory(prefix="sabot-", ignore_cleanup_errors=True)
+            self._reading = self._reading_folder()
         return Path(self._reading.name)
+
+    def _reading_folder(self) -> "tempfile.TemporaryDirectory[str]":
+        return tempfile.TemporaryDirectory(prefix="sabot-", ignore_cleanup_errors=True)
 
     def release(self, name: str = "") -> None:
         """Removes what `folder` made, for names that begin with this folder's."""
@@ -296,12 +300,16 @@ class LocalPlace(Place):
         self.where: Path = directory
         self._folders: set[Path] = set()  # that are there, and safe after the next `sync`
         self._unsynced: set[Path] = set()
+        self._reading_lock: IO[bytes] | None = None
 
     def own(self) -> None:
         if not self.where.exists():
             self.where.mkdir(parents=True)
             _sync(self.where.parent)
         self._take_scratch(self.where / "LOCK", self.where / "scratch")
+        for folder in self.where.glob("reading-*"):
+            if _is_left(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def names(self, folder: str) -> list[str]:
         try:
@@ -394,6 +402,16 @@ class LocalPlace(Place):
 
     def fetch(self, stored: StoredFile) -> Path:
         return self.where / stored.name
+
+    def _reading_folder(self) -> "tempfile.TemporaryDirectory[str]":
+        """On the same disk where that can be, so that files are linked. The next owner removes it if we cannot."""
+        try:
+            folder = tempfile.TemporaryDirectory(prefix="reading-", dir=self.where, ignore_cleanup_errors=True)
+        except OSError:  # read-only
+            return super()._reading_folder()
+        self._reading_lock = (Path(folder.name) / "LOCK").open("wb")
+        fcntl.flock(self._reading_lock, fcntl.LOCK_EX)
+        return folder
 
     def _make(self, folder: Path) -> None:
         """The folder, below the directory; safe after `sync`."""
@@ -630,6 +648,17 @@ def _lock(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _is_left(folder: Path) -> bool:
+    """Whoever read in this folder is gone."""
+    with suppress(FileNotFoundError), (folder / "LOCK").open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+    return False
 
 
 def _name(unfinished: Path, target: Path) -> None:

@@ -5,6 +5,7 @@
     <root>/checkpoints/0000000007-0000000003.json  manifest of checkpoint 7, made by generation 3: it never changes
     <root>/files/ab/ab12…-3                        contents by their SHA-256, shared by all checkpoints that list them
     <root>/scratch/                                a directory's only: of this run, what is being written or was restored
+    <root>/reading-…/                              a directory's only: what somebody who only reads has restored
 
 What a checkpoint has written is moved to its place first, then its manifest is created, in one step. So a crash between any two
 steps leaves the checkpoint before or the new one, never a mix. Contents that are there are not stored again, and a file that an

@@ -1,5 +1,6 @@
 """An app in a simulation: one thread, virtual time, every choice made by a seed. What went wrong once goes wrong again."""
 
+import errno
 import math
 import os
 import random
@@ -9,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sabot.app import App
+from sabot.errors import SabotError
 from sabot.testing.lives import Life
 from sabot.testing.loop import SimulatedLoop
 
 __all__ = ["Simulation", "simulate"]
 
+_FAULT_SHARE = 0.05  # of the steps, until so many have failed
 _END_TURNS = (30, 3000)  # a life that is to end early does it after so many turns
 
 
@@ -25,6 +28,7 @@ class Simulation:
     lives: int = 0
     crashes: int = 0
     stops: int = 0
+    faults: int = 0
     turns: int = 0
     seconds: float = 0.0  # of virtual time
     steps: list[str] = field(default_factory=list)  # "turn life whose name", in their order
@@ -42,13 +46,20 @@ class _SimulatedLife(Life):
     """Notes its steps, and may die, or be stopped, after some number of turns."""
 
     def __init__(
-        self, app: App, died_at: set[tuple[str, int]], loop: SimulatedLoop, so_far: Simulation, end: _End | None
+        self,
+        app: App,
+        died_at: set[tuple[str, int]],
+        loop: SimulatedLoop,
+        so_far: Simulation,
+        end: _End | None,
+        faults: int,
     ) -> None:
         super().__init__(app, died_at)
         self.stopped = False
         self._simulated = loop
         self._so_far = so_far
         self._end = end
+        self._faults = faults
         loop.on_turn = self._look
 
     def _look(self) -> None:
@@ -62,9 +73,23 @@ class _SimulatedLife(Life):
 
     def before(self, name: str, what: str) -> None:
         super().before(name, what)
-        self._so_far.steps.append(
-            f"{self._simulated.turns} {self._so_far.lives} {self._simulated.now_in or 'loop'}: {name}"
-        )
+        done = f"{self._simulated.turns} {self._so_far.lives} {self._simulated.now_in or 'loop'}: {name}"
+        if self._faults and self._simulated.dice.random() < _FAULT_SHARE:
+            self._faults -= 1
+            self._so_far.faults += 1
+            self._so_far.steps.append(f"{done} (fails)")
+            raise OSError(errno.EIO, f"the simulation lets this {name} fail", what)
+        self._so_far.steps.append(done)
+
+    async def live(self) -> bool:
+        """An error that follows a fault is the end of this life, and no more."""
+        before = self._so_far.faults
+        try:
+            return await super().live()
+        except (SabotError, OSError):
+            if self._so_far.faults == before:
+                raise
+            return False
 
 
 def simulate(
@@ -73,13 +98,15 @@ def simulate(
     *,
     crashes: int = 0,
     stops: int = 0,
+    faults: int = 0,
     directory: Path | None = None,
     most_turns: int = 1_000_000,
 ) -> Simulation:
     """Runs the app that `build(directory)` makes in a simulation, to its end: in each life one event loop, all threads and executors of
     the engine on this thread, in an order that the seed decides. The app dies where its scripts say, and up to `crashes` times more
-    at moments that the seed decides, and is stopped in good order up to `stops` times; each time a new one goes on. `build` may draw
-    from a `random.Random(seed)` of its own.
+    at moments that the seed decides, and is stopped in good order up to `stops` times; each time a new one goes on. Up to `faults` of
+    its steps fail with an OSError; where the app ends with an error after that, a new one goes on as well. `build` may draw from a
+    `random.Random(seed)` of its own.
 
     An error has the seed as its note. Not for brokers: nothing outside the process takes part. Topics need a schema. Call it where
     no event loop runs.
@@ -87,7 +114,9 @@ def simulate(
     if directory is None:
         in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         with tempfile.TemporaryDirectory(prefix="sabot-", dir=in_memory) as folder:
-            return simulate(build, seed, crashes=crashes, stops=stops, directory=Path(folder), most_turns=most_turns)
+            return simulate(
+                build, seed, crashes=crashes, stops=stops, faults=faults, directory=Path(folder), most_turns=most_turns
+            )
     dice = random.Random(f"simulation {seed}")
     so_far = Simulation(seed)
     died_at: set[tuple[str, int]] = set()
@@ -98,7 +127,7 @@ def simulate(
         while not over:
             so_far.lives += 1
             loop = SimulatedLoop(dice, most_turns=most_turns)  # type: ignore[abstract]  # sockets and processes are not simulated
-            over = _live(build, directory, loop, so_far, died_at, ends.pop() if ends else None)
+            over = _live(build, directory, loop, so_far, died_at, ends.pop() if ends else None, faults - so_far.faults)
     except BaseException as error:
         error.add_note(f"in the simulation with seed {seed}, in life {so_far.lives}")
         raise
@@ -117,11 +146,12 @@ def _live(
     so_far: Simulation,
     died_at: set[tuple[str, int]],
     end: _End | None,
+    faults: int,
 ) -> bool:
     async def live() -> bool:
-        life = _SimulatedLife(build(directory), died_at, loop, so_far, end)
+        life = _SimulatedLife(build(directory), died_at, loop, so_far, end, faults)
         survived = await life.live()
-        so_far.crashes += not survived
+        so_far.crashes += life.dead
         so_far.stops += survived and life.stopped
         return survived and not life.stopped
 

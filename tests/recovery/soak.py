@@ -45,9 +45,9 @@ TOLERANCE = {  # rise over the whole line: share of the mean, amount
     "rss_mb": (0.10, 40.0),
     "open_files": (0.05, 6.0),
     "threads": (0.05, 3.0),
-    "checkpoint_mb": (0.25, 16.0),
+    "checkpoint_mb": (0.25, 8.0),
     "checkpoint_files": (0.25, 20.0),
-    "state_mb": (0.25, 32.0),
+    "state_mb": (0.25, 1.0),
     "state_files": (0.25, 20.0),
 }
 

@@ -6,8 +6,10 @@ live a few lives in the simulation, each with another parallelism, other batches
 """
 
 import asyncio
+import contextlib
 import functools
 import random
+import unittest.mock
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +21,10 @@ import pyarrow as pa
 
 import sabot
 from sabot import App, Batch, Expr, Source, Stream, col, cumulative, hopping, session, tumbling
+from sabot._cython.channel import Channel
 from sabot.connectors.base import Positions
+from sabot.errors import TransientError
+from sabot.operators import agent_operator
 from sabot.testing import ListSink, ScriptedSource, Simulation, simulate
 from sabot.testing.script import BARRIER, END
 
@@ -128,6 +133,27 @@ class Parts(Source):
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+class Refusing(ListSink):
+    """Exactly once it now and then fails for a moment: before the rows have arrived, or after that."""
+
+    def __init__(self, name: str, share: float, dice: Dice) -> None:
+        super().__init__(name)
+        self._share = share
+        self._dice = dice
+
+    def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
+        if self._dice.random() < self._share:
+            raise TransientError(f"{self.name} is busy")
+        super().deliver(seq, batches)
+        if self._dice.random() < self._share:
+            raise TransientError(f"the answer of {self.name} is lost")
+
+
+def narrow(make: Any, capacity_rows: int) -> Any:
+    """With room for so many rows."""
+    return functools.partial(make, capacity_rows=capacity_rows)
 
 
 # -- programs -------------------------------------------------------------------------------------------------------------
@@ -328,8 +354,17 @@ class Seed:
         ]
         self.script.append(END)
         self.agent_once = dice.random() < 0.8
-        self.sinks = [ListSink(f"out{at}") for at in range(len(self.outputs))]
-        self.counts = ListSink("counts")
+        self.faults = dice.choice([0, 0, 0, 1, 4])
+        self.limits = {
+            "sabot.runtime.stream_job.Channel": narrow(Channel, dice.choice([1, 20, 65_536])),
+            "sabot.runtime.agent_threads.Channel": narrow(Channel, dice.choice([1, 65_536])),
+            "sabot.runtime.agent_job.agent_operator": narrow(agent_operator, dice.choice([2, 16_384])),
+            "sabot.checkpoint.delivery.PART_BYTES": dice.choice([100, 2000, 64 << 20]),
+            "sabot.checkpoint.delivery.FULL_EPOCHS": dice.choice([1, 3, 16]),
+        }
+        refusals = dice.choice([0.0, 0.0, 0.1, 0.4])
+        self.sinks = [Refusing(f"out{at}", refusals, random.Random(dice.random())) for at in range(len(self.outputs))]
+        self.counts = Refusing("counts", refusals, random.Random(dice.random()))
 
     def build(self, directory: Path) -> App:
         """The app of the next life."""
@@ -342,6 +377,7 @@ class Seed:
             checkpoint_interval=dice.choice([0.005, 0.05, 60]),
             parallelism=dice.randint(1, 4),
             memory_budget=dice.choice(["64KB", "256MB"]),
+            restart="fixed(1000, 100ms)",
         )
         runtime, barriers = app.agent_runtime, iter(range(12))
 
@@ -379,7 +415,17 @@ class Seed:
     def run(self) -> Simulation:
         """Raises AssertionError where the outputs are not DuckDB's answer. Once only."""
         try:
-            simulation = simulate(self.build, self.number, crashes=self.crashes, stops=self.stops, most_turns=200_000)
+            with contextlib.ExitStack() as limits:
+                for name, limit in self.limits.items():
+                    limits.enter_context(unittest.mock.patch(name, limit))
+                simulation = simulate(
+                    self.build,
+                    self.number,
+                    crashes=self.crashes,
+                    stops=self.stops,
+                    faults=self.faults,
+                    most_turns=400_000,
+                )
             self.check()
         except BaseException as error:
             error.add_note(f"seed {self.number}: {self}")
@@ -405,7 +451,7 @@ class Seed:
         rows = [table.num_rows for table in self.tables]
         outputs = "; ".join(f"{'' if o.exactly_once else 'at least once '}{o.flow.sql}" for o in self.outputs)
         world = f"{rows} rows in {self.partitions} partitions, {len(self.values)} values, state {self.state}"
-        return f"{world}, {self.crashes} crashes, {self.stops} stops: {outputs}"
+        return f"{world}, {self.crashes} crashes, {self.stops} stops, {self.faults} faults: {outputs}"
 
 
 @functools.cache

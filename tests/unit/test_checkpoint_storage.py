@@ -19,6 +19,7 @@ from sabot import steps
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.checkpoint.storage import StoredLane, StoredPart, StoredTask
 from sabot.errors import CheckpointFailed, CorruptCheckpoint, JobLocked, UserError
+from sabot.state import BackendConfig, RocksDBBackend, ValueState, load_snapshot
 
 
 def write(storage: CheckpointStorage, checkpoint_id: int, data: bytes = b"positions") -> Manifest:
@@ -465,6 +466,47 @@ def test_a_checkpoint_that_went_meanwhile_cannot_be_copied(tmp_path: Path) -> No
     CheckpointStorage(tmp_path / "checkpoints").copy_to(
         storage.latest(), tmp_path / "savepoint"
     )  # the place is still free
+
+
+def test_what_a_reader_restored_is_linked_and_goes_with_him_or_with_the_next_lock(tmp_path: Path) -> None:
+    storage = CheckpointStorage(tmp_path)
+    manifest = write(storage, 1)
+    storage.unlock()
+    reader = CheckpointStorage(tmp_path)
+    folder = reader.latest().state_directory("task", "default")
+    assert (folder / "000001.sst").samefile(file_of(manifest, "t/state/000001.sst"))
+    left = tmp_path / "reading-left"
+    left.mkdir()
+    (left / "LOCK").touch()
+    storage.lock()
+    assert not left.exists()
+    assert folder.exists()  # its reader lives
+    reader.release_restored()
+    assert not folder.exists()
+
+
+async def test_a_database_that_goes_on_from_a_checkpoint_never_changes_its_files(tmp_path: Path) -> None:
+    storage = CheckpointStorage(tmp_path / "checkpoints")
+    backend = RocksDBBackend(BackendConfig("rocksdb", tmp_path / "first"))
+    await ValueState(backend, "n").put("k", "v" * 1000)
+    directory = storage.begin(1)
+    await (await backend.snapshot()).save(directory / "state")
+    storage.commit(1, Manifest(1, 0, {}, {"task": StoredTask(states={"db": "state"})}))
+    await backend.close()
+    manifest = storage.latest()
+    again = RocksDBBackend(BackendConfig("rocksdb", tmp_path / "second"))
+    await again.restore(load_snapshot(manifest.state_directory("task", "db")))
+    [table] = [path for path in manifest.contents if path.endswith(".sst")]
+    assert (
+        file_of(manifest, table).stat().st_nlink == 3
+    )  # the checkpoint's, what was restored, the database's: one file
+    for n in range(50):
+        await ValueState(again, "n").put(str(n), "w" * 10_000)
+        if n % 20 == 0:
+            (await again.snapshot()).discard()
+    assert await ValueState(again, "n").get("k") == "v" * 1000
+    await again.close()
+    storage.verify(manifest)
 
 
 # Undelivered output
