@@ -10,6 +10,7 @@ import logging
 import re
 import uuid
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ _EPOCH_SECONDS = 1.0  # between checkpoints, with an exactly-once sink: its resu
 _CHECKPOINT_SECONDS = 60.0  # without
 _DELIVER_SECONDS = 60.0  # how long a stop waits for output to be delivered
 _REQUEST_SECONDS = 0.25
+_FAR_GENERATIONS = 4096  # from a savepoint to what goes on from it: the job it was taken from uses the numbers between
 _RESTART_MEMORY_SECONDS = 600.0  # failures longer ago do not count against `restart=`
 
 
@@ -263,6 +265,7 @@ class AgentRuntime:
         self._last_delivery: dict[str, Any] = {}
         self._broken: asyncio.Future[None] | None = None  # what ended the run beside its tasks
         self._awaited = False  # somebody hears of `_broken`
+        self._ended = False  # all inputs had ended: what is not delivered now stays so
         self._engine_failure: SabotError | None = None  # of the last run: not an agent's own
         self._has_run = self._can_go_back = self._fresh = False
         self._from: str | None = None  # a savepoint that no checkpoint has followed yet
@@ -391,6 +394,7 @@ class AgentRuntime:
         self._delivery.check_restored()
         self._hold(self._delivery.full)
         self._running = self._has_run = True
+        self._ended = self._awaited = False
         self._periodic = [asyncio.create_task(self._checkpoint_loop(), name="checkpoints")]
         if storage is not None and isinstance(storage.directory, Path):
             requests = Requests(storage.directory)
@@ -418,11 +422,14 @@ class AgentRuntime:
             _log.info("app %s has gone on from %s before: it goes on from where it was", self.app.id, self._from)
             self._from = self.app.from_ = None
             return newest
+        storage.claim_above(found.generation + _FAR_GENERATIONS)
         return found
 
     def _followed(self, manifest: Manifest) -> None:
         """A checkpoint of our own follows the savepoint: the next start goes on from there."""
-        self._from = self.app.from_ = None
+        self._from = self.app.from_ = self.app.redeliver = None
+        if self._delivery is not None and self._delivery.needs_checkpoint and self._loop is not None:
+            self._loop.call_soon(self.checkpoint_coordinator.beat)
 
     def _new_delivery(self, manifest: Manifest | None, incarnation: str) -> Delivery:
         loop = asyncio.get_running_loop()
@@ -444,6 +451,8 @@ class AgentRuntime:
         """Too much output waits: nothing more is read. From any thread."""
         for job in self._jobs():
             job.hold(held)
+        if held and self._loop is not None:  # it may wait for a checkpoint that is far away
+            tell(self._loop, self.checkpoint_coordinator.beat)
 
     def _break(self, error: BaseException) -> None:
         """The run cannot go on, whatever its tasks do."""
@@ -585,7 +594,13 @@ class AgentRuntime:
                 if isinstance(sink.sink, StagedSink):
                     sink.sink.end()
         if not await delivery.drained(_DELIVER_SECONDS):
-            _log.warning("app %s: some output is not delivered; the next start does it", self.app.id)
+            missing = TransientError(
+                f"app {self.app.id}: {delivery.undelivered()}",
+                hint="it is safe in the last checkpoint; the next start delivers it",
+            )
+            if self._ended and not self._is_broken(self._jobs()):
+                raise missing
+            _log.warning("%s", missing)
         elif await delivery.finish():
             await self.trigger_checkpoint()
 
@@ -603,27 +618,28 @@ class AgentRuntime:
         # a backend of the user's is put back by a checkpoint, not emptied
         known = self.restored_from is not None or self.checkpoint_coordinator.statistics()["completed"] > 0
         self._can_go_back = storage is not None and (backend is None or self._owns_backend or known)
-        try:
-            if streams is not None:
-                self._last_streams = streams.statistics()
-                await streams.close()
-            if job is not None:
-                await job.close()
-                self.left_behind = job.left_behind
-            await self.checkpoint_coordinator.close()
-            self.checkpoint_coordinator.delivery = None
-            if delivery is not None:
-                self._last_delivery = delivery.statistics()
-                await delivery.close()
-        finally:
-            for agent in self.agents.values():
-                agent.released()
-            self.metrics.settle()  # no scrape reads the backend from here
-            await asyncio.to_thread(self.metrics.close)
-            if backend is not None and self._owns_backend:
-                await backend.close()
+        if streams is not None:
+            self._last_streams = streams.statistics()
+        if delivery is not None:
+            self._last_delivery = delivery.statistics()
+        async with AsyncExitStack() as last:  # from the last to the first, whatever one of them raises
             if storage is not None:
-                await asyncio.to_thread(storage.unlock)
+                last.push_async_callback(asyncio.to_thread, storage.unlock)
+            if backend is not None and self._owns_backend:
+                last.push_async_callback(backend.close)
+            last.push_async_callback(asyncio.to_thread, self.metrics.close)
+            last.callback(self.metrics.settle)  # no scrape reads the backend from here
+            for agent in self.agents.values():
+                last.callback(agent.released)
+            if delivery is not None:
+                last.push_async_callback(delivery.close)
+            last.callback(setattr, self.checkpoint_coordinator, "delivery", None)
+            last.push_async_callback(self.checkpoint_coordinator.close)
+            if job is not None:
+                last.callback(lambda: setattr(self, "left_behind", job.left_behind))
+                last.push_async_callback(job.close)
+            if streams is not None:
+                last.push_async_callback(streams.close)
 
     async def run(self) -> None:
         """Blocks until every input has ended, no agent is left, or the app is stopped. Raises AgentFailed at the end."""
@@ -646,7 +662,7 @@ class AgentRuntime:
         if failures:
             raise AgentFailed("; ".join(f.message for f in failures), hint=failures[0].hint) from failures[0].__cause__
 
-    async def _run_once(self) -> tuple[SabotError | None, CheckpointFailed | None]:
+    async def _run_once(self) -> tuple[SabotError | None, SabotError | None]:
         """From a start to its stop; -> what ended it, and what the stop complains of."""
         error: SabotError | None = None
         self._engine_failure = None
@@ -687,11 +703,11 @@ class AgentRuntime:
         stopping.cancel()
         return not stopped
 
-    async def _stopped(self) -> CheckpointFailed | None:
+    async def _stopped(self) -> SabotError | None:
         """Stops; what `stop_all` raises comes back, to be told only where there is nothing worse to tell."""
         try:
             await self.stop_all()
-        except CheckpointFailed as error:
+        except SabotError as error:
             return error
         return None
 
@@ -722,6 +738,8 @@ class AgentRuntime:
                 broken.result()
             if over in done and self._job is not None:  # None: stopped from beside
                 over.result()
+                self._ended = True
+            self._awaited = False  # what breaks from here on is told by the stop
         finally:
             for wait in {*waits, over}:
                 wait.cancel()
@@ -767,6 +785,8 @@ class AgentRuntime:
 
     async def trigger_checkpoint(self) -> int:
         """Takes a checkpoint now; returns its id when all running agents have acknowledged. Raises CheckpointFailed."""
+        if self._starting is not None:  # a checkpoint is of all tasks
+            await self._starting.wait()
         checkpoint_id = self.checkpoint_coordinator.trigger()
         await self.checkpoint_coordinator.wait(checkpoint_id)
         return checkpoint_id

@@ -19,6 +19,7 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +44,7 @@ FULL_EPOCHS = 16  # complete checkpoints whose output waits, of one lane
 FULL_BYTES = 1 << 30  # of parts that wait or are being written, of one lane
 CHUNK_BYTES = 1 << 20  # small batches are put together before they are written
 RENEW_SECONDS = 3600.0  # a token that is not renewed may be forgotten by its receiver
+_LEFT_SECONDS = 30.0  # how long a start waits for a delivery that an earlier one left behind
 _BACKOFF_SECONDS = (0.2, 10.0)  # after a failed delivery: the first wait, doubled up to the last
 
 
@@ -92,7 +94,7 @@ class _PartWriter:
             self._schema = data.schema
             self._stream = ipc.new_stream(self._file, data.schema)
         self.rows += data.num_rows
-        self.nbytes += data.get_total_buffer_size() if data.num_rows < 64 else data.nbytes
+        self.nbytes += data.nbytes
         self._waiting.append(data)
         self._waiting_bytes += data.nbytes
         if self._waiting_bytes >= CHUNK_BYTES:
@@ -100,8 +102,13 @@ class _PartWriter:
 
     def _write_waiting(self) -> None:
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        if waiting:
-            self._stream.write_batch(waiting[0] if len(waiting) == 1 else pa.concat_batches(waiting))
+        if len(waiting) > 1:
+            try:
+                waiting = [pa.concat_batches(waiting)]
+            except pa.ArrowInvalid:  # dictionaries that together have more values than their indices can say
+                _log.debug("part %s: batches are not put together", self.path.name)
+        for data in waiting:
+            self._stream.write_batch(data)
 
     def _end_stream(self) -> None:
         if self._stream is not None:
@@ -117,7 +124,8 @@ class _PartWriter:
     def drop(self) -> None:
         """The rows are not wanted any more."""
         self._waiting.clear()
-        self._file.close()
+        with suppress(OSError):  # a full disk: what it could not write is not wanted
+            self._file.close()
         self.path.unlink(missing_ok=True)
 
 
@@ -168,6 +176,7 @@ class _Lane:
         restored = delivery.restored
         stored = None if restored is None else restored.lanes.get(self.id)
         self.name = Lane(delivery.job, self.id, delivery.incarnation)
+        _wait_for_left(self.sink)
         self.sink.still_ours = delivery.still_ours
         token = self.sink.claim(self.name)
         begin = opening(
@@ -272,7 +281,7 @@ class _Lane:
         with self._changed:
             if given > self._released:
                 self._released = given
-                if given > self.delivered:
+                if self._next() is not None:
                     self._epochs.append(given)
                 self._changed.notify_all()
 
@@ -412,13 +421,14 @@ class _Lane:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self.drop_open()
         if self._thread is not None:
             self._thread.join(seconds)
             if self._thread.is_alive():
                 _log.error("sink %s does not come back; the next start delivers what it did not take", self.sink.name)
+                _left[id(self.sink)] = self.sink, self._thread
                 return
         self.sink.close()
+        self.drop_open()
 
     def statistics(self) -> dict[str, Any]:
         with self._changed:
@@ -431,6 +441,23 @@ class _Lane:
                 "undelivered_epochs": len(self._epochs),
                 "failures_total": self.failures_total,
             }
+
+
+_left: dict[int, tuple[Sink, Spawned]] = {}  # sinks in which a delivery of an earlier run of this process hangs
+
+
+def _wait_for_left(sink: Sink) -> None:
+    """Two threads in one Sink would spoil it."""
+    _, thread = _left.get(id(sink), (sink, None))
+    if thread is None:
+        return
+    thread.join(_LEFT_SECONDS)
+    if thread.is_alive():
+        raise TransientError(
+            f"sink {sink.name} still delivers for the run before", hint="wait for it, or start the process again"
+        )
+    sink.close()
+    del _left[id(sink)]
 
 
 class StagedSink(Sink):
@@ -509,6 +536,7 @@ class Delivery:
         self._on_broken = on_broken
         self._full = False
         self._lock = threading.Lock()
+        self._telling = threading.Lock()
         self._lanes: dict[str, _Lane] = {}
         self._scratch: Path | None = None
 
@@ -556,6 +584,11 @@ class Delivery:
         return self._full
 
     @property
+    def needs_checkpoint(self) -> bool:
+        """The sources are held by output that no complete checkpoint knows, so nothing but the next one helps."""
+        return self._full and not any(lane.waiting for lane in list(self._lanes.values()))
+
+    @property
     def exactly_once(self) -> bool:
         """Some sink is."""
         return bool(self._lanes)
@@ -583,7 +616,11 @@ class Delivery:
 
     def compose(self, sealed: Mapping[str, int]) -> tuple[dict[str, StoredLane], dict[str, Path]]:
         """-> what a manifest says of the lanes, and files by their path in the checkpoint. sealed: by lane, where its cut ended."""
-        lanes, files = {}, {}
+        lanes: dict[str, StoredLane] = {}
+        files: dict[str, Path] = {}
+        for lane_id, stored_lane in ({} if self.restored is None else self.restored.lanes).items():
+            if lane_id not in self._lanes:  # of streams that had ended, or of a sink that the program had once
+                lanes[lane_id] = stored_lane
         for lane_id, lane in sorted(self._lanes.items()):
             lanes[lane_id], parts = lane.listed(sealed.get(lane_id, 0))
             files.update({stored.file: part.path for stored, part in zip(lanes[lane_id].pending, parts, strict=True)})
@@ -598,14 +635,14 @@ class Delivery:
 
     def look_at_fullness(self) -> None:
         """For the lanes, any thread: something came or went."""
-        full = any(lane.full for lane in list(self._lanes.values()))
-        with self._lock:
+        with self._telling:  # so that the last word that the sources hear is the true one
+            full = any(lane.full for lane in list(self._lanes.values()))
             if full == self._full:
                 return
             self._full = full
-        if full:
-            _log.warning("too much output waits to be delivered; the sources are held until it is gone")
-        self._on_full(full)
+            if full:
+                _log.warning("too much output waits to be delivered; the sources are held until it is gone")
+            self._on_full(full)
 
     def broken(self, lane: _Lane, error: BaseException) -> None:
         """For the lanes: this one cannot go on."""
@@ -619,6 +656,11 @@ class Delivery:
         self._on_broken(named)
 
     # -- the end ------------------------------------------------------------------------------------------------------
+
+    def undelivered(self) -> str:
+        """What waits where, for a message."""
+        waits = {lane.sink.name: lane.statistics()["undelivered_rows"] for lane in self._lanes.values()}
+        return ", ".join(f"{rows} rows are not delivered into sink {name}" for name, rows in waits.items() if rows)
 
     async def drained(self, seconds: float) -> bool:
         """True when all that complete checkpoints know is delivered; False after so long, or when a lane is broken."""

@@ -17,6 +17,7 @@ from sabot._cython.batch import Batch
 from sabot._cython.channel import Channel
 from sabot.api.stream import Read, Write
 from sabot.checkpoint import Coordinator, Manifest, StoredTask, TaskSnapshot
+from sabot.checkpoint.coordinator import link_or_copy
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec, schema_of_text
 from sabot.connectors.base import RECORD_SCHEMA, Delivery, Positions, Sink, Source
@@ -90,6 +91,20 @@ class _Built:
     mixed: bool = False  # a sink into which streams of different columns go
 
 
+class _Carried:
+    """The state of a task that had ended, as the checkpoint has it, for those to come."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    async def save(self, directory: Path) -> int:
+        await asyncio.to_thread(lambda: shutil.copytree(self._directory, directory, copy_function=_link))
+        return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+    def discard(self) -> None:
+        """It belongs to the checkpoint that was restored."""
+
+
 class StreamJob:
     """All methods on one event loop; not started twice."""
 
@@ -151,10 +166,11 @@ class StreamJob:
         stored = {name: task.meta for name, task in restored.tasks.items() if "operators" in task.meta}
         if not stored or not all(meta["ended"] and meta["input"].get("exhausted", True) for meta in stored.values()):
             return False
-        if not all(lane.finished for lane in restored.lanes.values()):
+        if not all(lane.finished for lane_id, lane in restored.lanes.items() if lane_id.startswith("streams.")):
             return False
         for name, meta in stored.items():
-            self.around.coordinator.detach(name, TaskSnapshot(meta))
+            states = {state: _Carried(restored.state_directory(name, state)) for state in restored.tasks[name].states}
+            self.around.coordinator.detach(name, TaskSnapshot(meta, {}, states))
         self.was_complete = True
         self._over.set_result(None)
         return True
@@ -632,6 +648,10 @@ def _reads(stored: StoredTask) -> bool:
 
 def _some(sources: Mapping[str, str]) -> str:
     return ", ".join(f"{source} ({stage})" for stage, source in sorted(sources.items())) or "nothing"
+
+
+def _link(file: str, path: str) -> None:
+    link_or_copy(Path(file), Path(path))
 
 
 def _nothing(checkpoint_id: int) -> None:

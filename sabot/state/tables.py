@@ -31,7 +31,7 @@ from sabot.errors import CorruptCheckpoint, InternalError, SabotError
 from sabot.state.files import remove_tree
 from sabot.state.tables_cold import ColdGroups, read_cold
 from sabot.state.tables_hot import CHUNK_ROWS, HotTable, below_bound, pieces
-from sabot.state.tables_saved import COLD, Change, Cut, Delta, SavedChange, TableSnapshot, count_deltas, read_changes
+from sabot.state.tables_saved import COLD, Change, Cut, Delta, TableSnapshot, count_deltas, read_changes
 
 __all__ = ["CHUNK_ROWS", "SavedTables", "TableStore"]
 
@@ -234,7 +234,7 @@ class TableStore:
                 table.flush_gone()
         number = next(self._numbers)
         delta = Delta(number, [change for table in tables for change in table.changes(number)])
-        self._keep_deltas(delta)
+        over = self._keep_deltas(delta)
         cut = None
         if self._database is not None:
             cut = Cut(self._database, self._directory / "cuts" / str(number))
@@ -247,8 +247,10 @@ class TableStore:
             "runs": self._runs,
         }
         if not self._deltas and cut is None:
+            for old in over:
+                old.release()
             return facts, None
-        return facts, TableSnapshot(self._deltas, local=self._directory / "deltas", cut=cut)
+        return facts, TableSnapshot(self._deltas, local=self._directory / "deltas", cut=cut, over=over)
 
     def restore(self, saved: Sequence[SavedTables], owned: Owned | None = None) -> None:
         """What `snapshot` took comes back: one entry for each subtask of the job that was. Before anything else is put in.
@@ -291,33 +293,45 @@ class TableStore:
 
     def _load_hot(self, part: SavedTables, panes: list["_Pane"], owned: Owned | None) -> None:
         """What stood in memory."""
-        if part.facts["deltas"] > 1:
-            for number, table in self._image(part.directory, panes).items():
-                for slots in pieces(table, CHUNK_ROWS):
-                    self._put(number, table.export(slots), owned)
-        else:
-            for change in self._changes(part.directory, panes):
-                for start in range(0, 0 if change.gone else change.groups.num_rows, CHUNK_ROWS):
-                    self._put(change.pane, change.groups.slice(start, CHUNK_ROWS), owned)
+        for number, groups in self._latest(part.directory, panes):
+            self._put(number, groups, owned)
 
     def _image(self, directory: Path, panes: list["_Pane"]) -> dict[int, GroupTable]:
-        """The deltas, one after the other: the groups that stood in memory, by pane, in tables beside the store."""
+        """The groups that stood in memory, by pane, in tables beside the store."""
         tables = {pane.pane: self._new() for pane in panes}
-        for change in self._changes(directory, panes):
-            table = tables[change.pane]
-            if len(table):
-                slots = table.resolve(change.groups, range(len(self._keys)), insert=False)
-                table.remove(slots.filter(pc.greater_equal(slots, 0)))
-            if not change.gone:
-                table.merge(change.groups)
+        for number, groups in self._latest(directory, panes):
+            tables[number].merge(groups)
         return tables
 
-    def _changes(self, directory: Path, panes: list["_Pane"]) -> Iterator[SavedChange]:
-        """Those that count."""
+    def _latest(self, directory: Path, panes: list["_Pane"]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """(pane, groups) that stood in memory, each group once: the deltas from the newest on, what was not seen before."""
         since = {(pane.pane, pane.life): pane.since for pane in panes}
-        for change in read_changes(directory, self._keys, self._states):
-            if change.number >= since.get((change.pane, change.life), change.number + 1):
-                yield change
+        seen = {pane.pane: GroupTable(self._keys, []) for pane in panes}
+        columns = range(len(self._keys))
+        changes = [
+            change
+            for change in read_changes(directory, self._keys, self._states)
+            if change.number >= since.get((change.pane, change.life), change.number + 1)
+        ]
+        oldest = min((change.number for change in changes), default=0)
+        for change in changes:
+            table = seen[change.pane]
+            if change.number == oldest and change.gone:
+                continue
+            for start in range(0, change.groups.num_rows, CHUNK_ROWS):
+                groups = change.groups.slice(start, CHUNK_ROWS)
+                if change.number > oldest:
+                    before = len(table)
+                    slots = table.resolve(groups, columns)
+                    new = pc.greater_equal(
+                        slots, before
+                    )  # slots are given out in order, of a table that nothing leaves
+                elif len(table):
+                    new = pc.less(table.resolve(groups, columns, insert=False), 0)
+                else:
+                    new = None
+                if not change.gone:
+                    yield change.pane, groups if new is None else groups.filter(new)
 
     def _beside(self, hot: GroupTable, groups: pa.RecordBatch, are_parts: bool) -> pa.RecordBatch:
         """What the database had of some groups, made whole: groups that were hot count alone, or are taken over as a part."""
@@ -483,16 +497,16 @@ class TableStore:
         table.bound = bound
         self._swept_at = table.cold
 
-    def _keep_deltas(self, new: Delta) -> None:
-        """`new` and those before it that some table needs still."""
+    def _keep_deltas(self, new: Delta) -> list[Delta]:
+        """`new` and those before it that some table needs still. -> the others, to be let go where nobody waits: files go with them."""
         since = {table.life: table.since for table in self._hot_tables()}
-        kept = []
+        kept: list[Delta] = []
+        over: list[Delta] = []
         for delta in [*self._deltas, new.hold()]:
-            if any(delta.number >= since[life] for life in delta.lives if life in since):
-                kept.append(delta)
-            else:
-                delta.release()
+            needed = any(delta.number >= since[life] for life in delta.lives if life in since)
+            (kept if needed else over).append(delta)
         self._deltas = kept
+        return over
 
 
 class _Pane(NamedTuple):

@@ -163,9 +163,15 @@ class Cut:
 class TableSnapshot:
     """The tables at a barrier: an OperatorState."""
 
-    def __init__(self, deltas: list[Delta], *, local: Path | None = None, cut: Cut | None = None) -> None:
-        """local: where deltas are kept that later snapshots need too; None: there are no such, and they own no files."""
+    def __init__(
+        self, deltas: list[Delta], *, local: Path | None = None, cut: Cut | None = None, over: Sequence[Delta] = ()
+    ) -> None:
+        """local: where deltas are kept that later snapshots need too; None: there are no such, and they own no files.
+
+        over: deltas that the owner does not hold any more, to be released with this.
+        """
         self._deltas = [delta.hold() for delta in deltas]
+        self._over = over
         self._local = local
         self._cut = cut
         self._lock = Lock()
@@ -187,7 +193,8 @@ class TableSnapshot:
     def discard(self) -> None:
         """It is not needed any more, saved or not. Idempotent; any thread."""
         with self._lock:
-            deltas, self._deltas = self._deltas, []
+            deltas, self._deltas = [*self._deltas, *self._over], []
+            self._over = ()
             cut, self._cut = self._cut, None
         for delta in deltas:
             delta.release()
@@ -216,13 +223,16 @@ def count_deltas(directory: Path) -> int:
 
 
 def read_changes(directory: Path, keys: pa.Schema, states: pa.Schema) -> Iterator[SavedChange]:
-    """The deltas in `directory`, in order. Raises CorruptCheckpoint, also where the columns are not these."""
+    """The deltas in `directory`, the newest first, and of each what is there before what is gone.
+
+    Raises CorruptCheckpoint, also where the columns are not these.
+    """
     found = []
     for file in directory.iterdir():
         match = _NAME.fullmatch(file.name)
         if match:
-            found.append((int(match[1]), match[2] is None, file))  # of one delta, what is gone comes first
-    for number, alive, file in sorted(found):
+            found.append((int(match[1]), match[2] is None, file))
+    for number, alive, file in sorted(found, reverse=True):
         yield from _read(file, number, states if alive else keys, gone=not alive)
 
 

@@ -360,9 +360,9 @@ class Seed:
             "sabot.runtime.agent_threads.Channel": narrow(Channel, dice.choice([1, 65_536])),
             "sabot.runtime.agent_job.agent_operator": narrow(agent_operator, dice.choice([2, 16_384])),
             "sabot.checkpoint.delivery.PART_BYTES": dice.choice([100, 2000, 64 << 20]),
-            "sabot.checkpoint.delivery.FULL_EPOCHS": dice.choice([1, 3, 16]),
+            "sabot.checkpoint.delivery.FULL_EPOCHS": dice.choice([2, 4, 16]),
         }
-        refusals = dice.choice([0.0, 0.0, 0.1, 0.4])
+        refusals = dice.choice([0.0, 0.0, 0.05, 0.2])
         self.sinks = [Refusing(f"out{at}", refusals, random.Random(dice.random())) for at in range(len(self.outputs))]
         self.counts = Refusing("counts", refusals, random.Random(dice.random()))
 
@@ -374,7 +374,7 @@ class Seed:
             "graph",
             state="memory" if self.state == "memory" else str(directory / "state"),
             checkpoint_dir=directory / "checkpoints",
-            checkpoint_interval=dice.choice([0.005, 0.05, 60]),
+            checkpoint_interval=dice.choice([0.01, 0.1, 60]),
             parallelism=dice.randint(1, 4),
             memory_budget=dice.choice(["64KB", "256MB"]),
             restart="fixed(1000, 100ms)",
