@@ -45,6 +45,8 @@ class GroupTable:
         """The columns of `export`: the keys, then the accumulators ("0.count", "0.sum", …)."""
     def __len__(self) -> int:
         """Groups."""
+    def reserve(self, groups: int) -> None:
+        """So many more groups will come: their keys are indexed without a larger index on the way, which costs half as much."""
     @property
     def nbytes(self) -> int:
         """Memory that the table takes, keys and index included."""

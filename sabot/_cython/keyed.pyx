@@ -68,6 +68,7 @@ cdef extern from "keyed_table.h" namespace "sabot" nogil:
         void add_key(Type type) except +
         void add_aggregate(Kind kind, Type argument, Type result) except +
         void ready() except +
+        void reserve(int64_t more) except +
         int64_t slots_used()
         int64_t nbytes()
         int64_t dirty_groups()
@@ -386,6 +387,13 @@ cdef class GroupTable:
             "dirty": self.table.dirty_groups(),
             "bytes": self.nbytes,
         }
+
+    def reserve(self, int64_t groups):
+        """So many more groups will come."""
+        if not 0 <= groups < MAX_OFFSET:
+            raise ValueError(f"a table holds 0 to 2^31 - 2 groups, not {groups}")
+        with nogil:
+            self.table.reserve(groups)
 
     # What comes in
 

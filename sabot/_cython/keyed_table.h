@@ -42,6 +42,8 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "cells of keys are writ
 namespace sabot {
 
 constexpr uint8_t LIVE = 1, DIRTY = 2, LEAVING = 4;
+constexpr uint64_t ONES = 0x0101010101010101ULL; /* LIVE of eight states */
+static_assert(LIVE == 1 && DIRTY == 2, "where many states are looked at, they are found by shifting");
 constexpr int SEGMENT_BITS = 15; /* rows of a segment, as a power of two */
 constexpr int64_t SEGMENT = 1 << SEGMENT_BITS;
 constexpr int64_t MAX_GROUPS = 0x7ffffffe;
@@ -332,11 +334,17 @@ class Table {
         aggregates_.push_back(a);
     }
     void ready();
+    /* The index will have room for so many more groups: it need not grow in between. */
+    void reserve(int64_t more);
 
     const std::vector<Aggregate>& aggregates() const { return aggregates_; }
     int64_t slots_used() const { return used_ - 1; }
     int64_t nbytes() const;
-    int64_t dirty_groups() const { return std::count(state_.begin(), state_.begin() + used_, LIVE | DIRTY); }
+    int64_t dirty_groups() const { /* eight states at a time: those behind the last group are of none */
+        int64_t count = 0;
+        for (int64_t id = 0; id < used_; id += 8) count += ((get<uint64_t>(&state_[id]) >> 1 & ONES) * ONES) >> 56;
+        return count;
+    }
     bool live(int64_t slot) const { return slot >= 0 && slot < slots_used() && (state_[slot + 1] & LIVE); }
 
     /* OUT slots[count], may be null. `hashes` of all rows or null; order null: the order of coming. */
@@ -671,7 +679,7 @@ class Table {
     /* Room */
 
     void make_room(int64_t more);
-    void grow_buckets();
+    void grow_buckets(int bits);
     void reset() {
         used_ = 1;
         free_.clear();
@@ -924,7 +932,7 @@ inline void Table::ready() {
 
 /* For `more` groups. Nothing has changed for the caller when it throws. */
 inline void Table::make_room(int64_t more) {
-    while (groups + more > MOST_IN_BUCKET * static_cast<int64_t>(buckets_.size())) grow_buckets();
+    while (groups + more > MOST_IN_BUCKET * static_cast<int64_t>(buckets_.size())) grow_buckets(std::max(3, bucket_bits_ + 1));
     const int64_t needed = used_ + std::max<int64_t>(0, more - static_cast<int64_t>(free_.size()));
     if (needed <= capacity_) return;
     if (needed > MAX_GROUPS) throw std::length_error("more than 2^31 groups in one table");
@@ -951,8 +959,13 @@ inline void Table::make_room(int64_t more) {
     }
 }
 
-inline void Table::grow_buckets() {
-    const int bits = bucket_bits_ == 0 ? 3 : bucket_bits_ + 1;
+inline void Table::reserve(int64_t more) {
+    int bits = std::max(3, bucket_bits_);
+    while (groups + more > MOST_IN_BUCKET * (int64_t(1) << bits)) bits++;
+    if (bits > bucket_bits_) grow_buckets(bits);
+}
+
+inline void Table::grow_buckets(int bits) {
     std::vector<Bucket, Scattered<Bucket>> more(size_t(1) << bits);
     buckets_.swap(more);
     bucket_bits_ = bits;
@@ -1033,8 +1046,6 @@ inline std::shared_ptr<Cut> Table::cut(bool all, int64_t start, int64_t more) {
     const int64_t words = (used_ + 63) / 64;
     cut->bits_.resize(words);
     leave_cut();
-    constexpr uint64_t ONES = 0x0101010101010101ULL;
-    static_assert(LIVE == 1 && DIRTY == 2, "bits of a state are found by shifting");
     auto bits_of = [&](int64_t word, int shift) { /* 64 states to 64 bits; the last ones are states of no group */
         uint64_t bits = 0;
         for (int part = 0; part < 8; part++) {

@@ -24,14 +24,14 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Restart, parse_broker
 from sabot.connectors.base import Sink, Source
 from sabot.connectors.memory import CountSink, MemoryBroker
-from sabot.errors import AgentFailed, CheckpointFailed, SabotError, TransientError, UserError
+from sabot.errors import AgentFailed, CheckpointFailed, CorruptCheckpoint, SabotError, TransientError, UserError
 from sabot.kafka import open_sink, open_source
 from sabot.kafka.source import KafkaSource
 from sabot.metrics import Metrics, Sample
 from sabot.operators import AgentOperator
 from sabot.runtime.agent_job import AgentJob
 from sabot.runtime.agent_threads import tell
-from sabot.runtime.host import threads, to_the_end
+from sabot.runtime.host import Handle, threads, to_the_end
 from sabot.runtime.stream_job import StoppedEarly, StreamJob, Surroundings
 from sabot.state import StateBackend, load_snapshot
 
@@ -44,7 +44,8 @@ _log = logging.getLogger(__name__)
 
 _EPOCH_SECONDS = 1.0  # between checkpoints, with an exactly-once sink: its results wait so long
 _CHECKPOINT_SECONDS = 60.0  # without
-_DELIVER_SECONDS = 60.0  # how long a stop waits for output to be delivered
+_DELIVER_SECONDS = 60.0  # how long the end of all inputs waits for output to be delivered
+_STOP_SECONDS = 10.0  # how long a stop does
 _REQUEST_SECONDS = 0.25
 _FAR_GENERATIONS = 4096  # from a savepoint to what goes on from it: the job it was taken from uses the numbers between
 _RESTART_MEMORY_SECONDS = 600.0  # failures longer ago do not count against `restart=`
@@ -256,6 +257,7 @@ class AgentRuntime:
         self.writes: list[Write] = []  # the ends of the app's streams
         self.checkpoint_coordinator = Coordinator(timeout=app.checkpoint_timeout_s, clock=app.clock)
         self.checkpoint_coordinator.on_complete.append(self._followed)
+        self.checkpoint_coordinator.on_failed = lambda: self._ask_for_another(_EPOCH_SECONDS)
         self.metrics = Metrics(app.id, self._samples)
         self.restored_from: int | None = None
         self.left_behind: list[str] = []  # calls that refused to be cancelled when the app stopped
@@ -267,6 +269,9 @@ class AgentRuntime:
         self._awaited = False  # somebody hears of `_broken`
         self._ended = False  # all inputs had ended: what is not delivered now stays so
         self._engine_failure: SabotError | None = None  # of the last run: not an agent's own
+        self._left: list[
+            tuple[str, Handle]
+        ] = []  # threads of earlier runs that did not come back, with the user's objects
         self._has_run = self._can_go_back = self._fresh = False
         self._from: str | None = None  # a savepoint that no checkpoint has followed yet
         self._running = False
@@ -338,6 +343,11 @@ class AgentRuntime:
             self._starting = None
 
     async def _start(self) -> None:
+        if left := [name for name, thread in self._left if thread.is_alive()]:
+            raise UserError(
+                f"app {self.app.id}: {left[0]} of the run before has not come back",
+                hint="start the process again; its objects cannot be used by two runs at once",
+            )
         for agent in self.agents.values():
             restarting = agent.state is AgentState.FAILED
             agent.state = AgentState.RESTARTING if restarting else AgentState.STARTING
@@ -406,9 +416,13 @@ class AgentRuntime:
 
     def _to_restore(self, storage: CheckpointStorage) -> Manifest | None:
         """The newest checkpoint, or the savepoint that was asked for. Blocking."""
-        newest = storage.latest()
         if self._from is None:
-            return newest
+            return storage.latest()
+        try:
+            newest = storage.latest()
+        except CorruptCheckpoint as error:
+            _log.warning("%s; the savepoint takes its place", error.message)
+            newest = None
         location, _, number = self._from.rpartition("@") if re.search(r"@\d+$", self._from) else (self._from, "", "")
         savepoint = CheckpointStorage(location)
         found = savepoint.read(int(number)) if number else savepoint.latest()
@@ -419,7 +433,10 @@ class AgentRuntime:
         if number:
             savepoint.verify(found)
         if newest is not None and newest.describe.get("from") == _identity(found):
-            _log.info("app %s has gone on from %s before: it goes on from where it was", self.app.id, self._from)
+            _log.warning(
+                "app %s has gone on from %s before, and goes on from where it was then (back to the savepoint once more: --fresh)",
+                *(self.app.id, self._from),
+            )
             self._from = self.app.from_ = None
             return newest
         storage.claim_above(found.generation + _FAR_GENERATIONS)
@@ -428,8 +445,12 @@ class AgentRuntime:
     def _followed(self, manifest: Manifest) -> None:
         """A checkpoint of our own follows the savepoint: the next start goes on from there."""
         self._from = self.app.from_ = self.app.redeliver = None
-        if self._delivery is not None and self._delivery.needs_checkpoint and self._loop is not None:
-            self._loop.call_soon(self.checkpoint_coordinator.beat)
+        self._ask_for_another(0.0)
+
+    def _ask_for_another(self, seconds: float) -> None:
+        """The sources may be held by output that only a further checkpoint lets go."""
+        if self._running and self._delivery is not None and self._delivery.needs_checkpoint and self._loop is not None:
+            self._loop.call_later(seconds, self.checkpoint_coordinator.beat)
 
     def _new_delivery(self, manifest: Manifest | None, incarnation: str) -> Delivery:
         loop = asyncio.get_running_loop()
@@ -593,7 +614,8 @@ class AgentRuntime:
             for sink in job.task.sinks:
                 if isinstance(sink.sink, StagedSink):
                     sink.sink.end()
-        if not await delivery.drained(_DELIVER_SECONDS):
+        seconds = _DELIVER_SECONDS if self._ended else _STOP_SECONDS
+        if not await delivery.drained(seconds, patient=self._ended):
             missing = TransientError(
                 f"app {self.app.id}: {delivery.undelivered()}",
                 hint="it is safe in the last checkpoint; the next start delivers it",
@@ -637,8 +659,10 @@ class AgentRuntime:
             last.push_async_callback(self.checkpoint_coordinator.close)
             if job is not None:
                 last.callback(lambda: setattr(self, "left_behind", job.left_behind))
+                last.callback(lambda: self._left.extend(job.left))
                 last.push_async_callback(job.close)
             if streams is not None:
+                last.callback(lambda: self._left.extend(streams.left))
                 last.push_async_callback(streams.close)
 
     async def run(self) -> None:
@@ -687,7 +711,8 @@ class AgentRuntime:
         attempts, delay_s = self.app.restart
         lasting = isinstance(error, UserError) and not isinstance(error.__cause__, OSError | TransientError)
         assert self._stop_asked is not None
-        if lasting or not self._has_run or not self._can_go_back or self._stop_asked.is_set():
+        hanging = any(thread.is_alive() for _, thread in self._left)
+        if lasting or hanging or not self._has_run or not self._can_go_back or self._stop_asked.is_set():
             return False
         now = self.app.clock.monotonic()
         failed_at[:] = [*(at for at in failed_at if now - at < _RESTART_MEMORY_SECONDS), now]
@@ -771,16 +796,23 @@ class AgentRuntime:
             for request_id, request in await asyncio.to_thread(requests.pending):
                 try:
                     answer = await self._serve(storage, request)
-                except SabotError as error:
+                except Exception as error:  # whatever was asked, the next one is answered
+                    _log.warning("request %s failed: %s", request_id, error)
                     answer = {"error": str(error)}
-                await asyncio.to_thread(requests.answer, request_id, answer)
+                try:
+                    await asyncio.to_thread(requests.answer, request_id, answer)
+                except OSError as error:
+                    _log.warning("request %s cannot be answered: %s", request_id, error)
 
     async def _serve(self, storage: CheckpointStorage, request: "Mapping[str, Any]") -> dict[str, Any]:
+        location = request.get("savepoint")
+        if location is not None and not isinstance(location, str):
+            raise UserError(f"savepoint: {location!r} is no place")
         checkpoint_id = await self.trigger_checkpoint()
         manifest = await self.checkpoint_coordinator.wait(checkpoint_id)
         path: Path | str | None = manifest.path
-        if "savepoint" in request:
-            path = await asyncio.to_thread(storage.copy_to, manifest, request["savepoint"])
+        if location is not None:
+            path = await asyncio.to_thread(storage.copy_to, manifest, location)
         return {"checkpoint": checkpoint_id, "path": str(path)}
 
     async def trigger_checkpoint(self) -> int:

@@ -146,6 +146,7 @@ class Coordinator:
         self.storage = storage
         self.delivery: Delivery | None = None  # the output that is saved with each checkpoint
         self.on_complete: list[Callable[[Manifest], None]] = []
+        self.on_failed: Callable[[], None] = lambda: None
         self.on_lost: Callable[[JobLocked], None] = lambda error: None  # another worker has taken the job over
         self._timeout = parse_seconds(timeout, name="checkpoint timeout")
         self._clock = clock
@@ -496,6 +497,7 @@ class Coordinator:
             except Exception:  # the others must be freed too
                 _log.exception("task %s could not abort checkpoint %d", name, flight.checkpoint_id)
         self._end(flight, self._failure(flight.checkpoint_id, why, hint=hint, cause=cause))
+        self.on_failed()
 
     def _failure(
         self, checkpoint_id: int, why: str, *, hint: str = "", cause: Exception | None = None

@@ -16,6 +16,7 @@ import logging
 import re
 import shutil
 import threading
+import uuid
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -175,7 +176,7 @@ class _Lane:
         delivery = self._delivery
         restored = delivery.restored
         stored = None if restored is None else restored.lanes.get(self.id)
-        self.name = Lane(delivery.job, self.id, delivery.incarnation)
+        self.name = Lane(delivery.job, self.id, self._incarnation(stored))
         _wait_for_left(self.sink)
         self.sink.still_ours = delivery.still_ours
         token = self.sink.claim(self.name)
@@ -184,7 +185,7 @@ class _Lane:
             stored,
             token,
             keeps_token=self.sink.keeps_token,
-            incarnation=delivery.incarnation,
+            incarnation=self.name.incarnation,
             generation=delivery.generation,
             newest=delivery.newest,
             choice=delivery.choice,
@@ -198,6 +199,14 @@ class _Lane:
         self._settled_at = delivery.clock.monotonic()
         self._thread = delivery.spawn(f"delivery {self.id}", self._step)
         self._thread.start()
+
+    def _incarnation(self, stored: StoredLane | None) -> str:
+        """The job's. Where nobody can know the last number, as after a savepoint without a token, one of its own: two that go on from
+        one savepoint would give the same numbers to other rows.
+        """
+        if not self._delivery.newest and not self.sink.keeps_token:
+            return uuid.uuid4().hex
+        return (stored.incarnation if stored is not None else "") or self._delivery.incarnation
 
     def _begin(self, begin: Opening, stored: StoredLane | None, restored: Manifest | None) -> None:
         self.delivered = begin.delivered
@@ -274,7 +283,8 @@ class _Lane:
                     part.path.unlink(missing_ok=True)
             waiting = [part for part in self._parts if part.seq <= sealed]
         pending = [StoredPart(part.seq, f"stages/{self.id}/{part.seq}.arrow", part.rows) for part in waiting]
-        return StoredLane(self.sink.name, max(sealed, delivered), delivered, pending, self.finished), waiting
+        given, incarnation = max(sealed, delivered), self.name.incarnation
+        return StoredLane(self.sink.name, given, delivered, pending, self.finished, incarnation), waiting
 
     def release(self, given: int) -> None:
         """A complete checkpoint knows the parts up to this number."""
@@ -427,7 +437,10 @@ class _Lane:
                 _log.error("sink %s does not come back; the next start delivers what it did not take", self.sink.name)
                 _left[id(self.sink)] = self.sink, self._thread
                 return
-        self.sink.close()
+        try:
+            self.sink.close()
+        except Exception:  # the receiver may be away; what it does not have is in the checkpoint
+            _log.exception("sink %s could not be closed", self.sink.name)
         self.drop_open()
 
     def statistics(self) -> dict[str, Any]:
@@ -559,12 +572,13 @@ class Delivery:
                 f"sink {sink.name}: exactly once needs checkpoints on a disk",
                 hint='App(..., state=DIRECTORY) or checkpoint_dir=; or say delivery="at_least_once"',
             )
-        base = lane_id = _lane_id(room, sink)
+        lane_id = _lane_id(room, sink)
         with self._lock:
-            number = 1
-            while lane_id in self._lanes:
-                number += 1
-                lane_id = f"{base}-{number}"
+            if lane_id in self._lanes:  # which of them is which would depend on their order
+                raise UserError(
+                    f"two sinks are called {sink.name}, and deliver exactly once",
+                    hint="give both streams, or agents, the same Sink; or each a name or an address of its own",
+                )
             lane = self._lanes[lane_id] = _Lane(lane_id, sink, self)
         return StagedSink(lane)
 
@@ -662,11 +676,14 @@ class Delivery:
         waits = {lane.sink.name: lane.statistics()["undelivered_rows"] for lane in self._lanes.values()}
         return ", ".join(f"{rows} rows are not delivered into sink {name}" for name, rows in waits.items() if rows)
 
-    async def drained(self, seconds: float) -> bool:
-        """True when all that complete checkpoints know is delivered; False after so long, or when a lane is broken."""
+    async def drained(self, seconds: float, *, patient: bool) -> bool:
+        """True when all that complete checkpoints know is delivered; False after so long, or when a lane is broken; without
+        patience also when those that wait are refused by their receivers.
+        """
         deadline = self.clock.monotonic() + seconds
-        while any(lane.waiting for lane in self._lanes.values()):
-            if self.clock.monotonic() > deadline or any(lane.broken for lane in self._lanes.values()):
+        while lanes := [lane for lane in self._lanes.values() if lane.waiting]:
+            refused = not patient and all(lane.failures for lane in lanes)
+            if refused or self.clock.monotonic() > deadline or any(lane.broken for lane in lanes):
                 return False
             await asyncio.sleep(0.005)
         return True

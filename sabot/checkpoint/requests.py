@@ -47,6 +47,9 @@ class Requests:
             except ValueError as error:
                 self.answer(match[1], {"error": f"the request is not JSON: {error}"})
                 continue
+            if not isinstance(request, dict):
+                self.answer(match[1], {"error": "the request is no object"})
+                continue
             found.append((match[1], request))
         return found
 

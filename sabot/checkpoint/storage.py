@@ -87,6 +87,7 @@ class StoredLane(msgspec.Struct, frozen=True):
     delivered: int = 0
     pending: list[StoredPart] = []
     finished: bool = False  # the input had ended, and the sink completed its result
+    incarnation: str = ""  # under which its numbers are known
 
 
 class Manifest(msgspec.Struct, frozen=True):

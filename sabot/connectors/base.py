@@ -422,7 +422,8 @@ class Sink(ABC):
         """Takes a part: rows that were `fitting`, at most some 64 MiB. When it returns they are at the receiver, safe
         and to be seen, all of them, and none twice however often the part is given (the same seq, the same rows).
 
-        seq grows, with gaps; never used for two parts. Raises TransientError when it may be tried again (`claim` comes
+        seq grows, with gaps; with the lane that was claimed (its incarnation, too) it names the part for ever: what remembers
+        parts by a key of its own puts all three into it. Raises TransientError when it may be tried again (`claim` comes
         first, and its token says whether the part got through); JobLocked when another process has claimed the lane;
         anything else ends the job. Whatever it raises, the rows are at the receiver all or not at all.
         """

@@ -31,4 +31,4 @@ def open_sink(topic: str, broker: str, kafka: Mapping[str, Any] | None = None) -
     """
     if parse_broker(broker)[0] == "memory":
         return MemorySink(topic, broker)
-    return KafkaSink(topic, broker, **(kafka or {}))
+    return KafkaSink(topic, broker, **(kafka or {})).of_app()

@@ -33,6 +33,7 @@ class KafkaSink(Sink):
     def __init__(self, topic: str, broker: str = "memory://", **kafka: Any) -> None:
         self.name = topic
         self.broker = broker
+        self._address = f"{topic}@{broker}"
         self._sink: Sink
         if parse_broker(broker)[0] == "memory":
             self._sink = MemorySink(topic, broker)
@@ -45,6 +46,15 @@ class KafkaSink(Sink):
 
     def _ask_owner(self) -> bool | None:
         return None if self.still_ours is None else self.still_ours()
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    def of_app(self) -> "KafkaSink":
+        """On the app's own broker, whatever address that has today: the topic is enough to know it by."""
+        self._address = self.name
+        return self
 
     @property
     def delivers(self) -> bool:

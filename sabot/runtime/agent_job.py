@@ -16,7 +16,7 @@ from sabot.errors import UserError
 from sabot.operators import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
 from sabot.runtime.agent_task import AgentTask, OperatorPort, positions_of
 from sabot.runtime.agent_threads import SinkTask, SourceTask
-from sabot.runtime.host import interpreter, to_the_end
+from sabot.runtime.host import Handle, interpreter, to_the_end
 from sabot.state import StateBackend
 
 __all__ = ["AgentJob"]
@@ -184,6 +184,12 @@ class AgentJob:
     def left_behind(self) -> list[str]:
         """Calls that refused to be cancelled: agents and records."""
         return [place for operator in self.task.operators.values() for place in operator.left_behind]
+
+    @property
+    def left(self) -> list[tuple[str, Handle]]:
+        """After `close`: threads that did not come back."""
+        sources = [left for source in self.task.sources for left in source.left]
+        return sources + [left for sink in self.task.sinks for left in sink.left]
 
     @property
     def broken(self) -> bool:

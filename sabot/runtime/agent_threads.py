@@ -13,7 +13,7 @@ from sabot.codecs.json import JsonCodec
 from sabot.connectors.base import Positions, Sink, Source
 from sabot.errors import SabotError
 from sabot.operators import decoded
-from sabot.runtime.host import threads
+from sabot.runtime.host import Handle, threads
 from sabot.runtime.inputs import commit_offsets
 
 __all__ = ["SinkTask", "SourceTask", "tell"]
@@ -21,6 +21,7 @@ __all__ = ["SinkTask", "SourceTask", "tell"]
 _log = logging.getLogger(__name__)
 
 _SINK_STOP_SECONDS = 5.0
+_SOURCE_STOP_SECONDS = 30.0
 
 
 class SourceTask:
@@ -85,9 +86,16 @@ class SourceTask:
         self._stopping = True
         self._wake.set()
         if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join, 30.0)
+            await asyncio.to_thread(self._thread.join, _SOURCE_STOP_SECONDS)
+            if self._thread.is_alive():
+                _log.error("source %s does not come back, and is left behind", self.name)
         else:
-            await asyncio.to_thread(self.source.close)
+            await asyncio.to_thread(closed, self.source)
+
+    @property
+    def left(self) -> list[tuple[str, Handle]]:
+        """After `stop`: its thread, if it did not come back."""
+        return [(f"source {self.name}", self._thread)] if self._thread.is_alive() else []
 
     def statistics(self) -> dict[str, Any]:
         """rows_in (read in this job), ended, lag, and its channel; from any thread."""
@@ -113,7 +121,7 @@ class SourceTask:
                 self.on_error(self)
             took = False
         if took is False:
-            self.source.close()
+            closed(self.source)
         return took
 
     def _turn(self, wait_seconds: float) -> bool | None:
@@ -244,7 +252,12 @@ class SinkTask:
         if self._thread.is_alive():
             _log.error("sink %s does not come back; %d rows are not written", self.sink.name, self.waiting_rows)
         else:
-            await asyncio.to_thread(self.sink.close)
+            await asyncio.to_thread(closed, self.sink)
+
+    @property
+    def left(self) -> list[tuple[str, Handle]]:
+        """After `stop`: its thread, if it did not come back."""
+        return [(f"sink {self.name}", self._thread)] if self._thread.is_alive() else []
 
     def _put(self, element: Any) -> None:
         if self.error is not None:
@@ -326,6 +339,14 @@ class SinkTask:
                 self.sink.flush()
             return False
         return True
+
+
+def closed(connector: Source | Sink) -> None:
+    """Closes it. What that raises is told and changes nothing: all that counts was flushed, or is in a checkpoint."""
+    try:
+        connector.close()
+    except Exception:
+        _log.exception("%s could not be closed", connector.name)
 
 
 def tell(loop: asyncio.AbstractEventLoop, what: Callable[..., object], *values: Any) -> None:

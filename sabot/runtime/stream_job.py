@@ -41,7 +41,7 @@ from sabot.plan import (
     planned,
 )
 from sabot.plan.optimise import walk, with_schemas
-from sabot.runtime.host import interpreter, to_the_end
+from sabot.runtime.host import Handle, interpreter, to_the_end
 from sabot.runtime.inputs import GateInput, SourceInput, Watermarks
 from sabot.runtime.task import Chain, Link, Output, StreamTask
 
@@ -125,6 +125,7 @@ class StreamJob:
         self._sources: list[Source] = []  # objects of the user's that this run reads
         self._afresh = True  # no checkpoint is restored
         self._cancelled = threading.Event()
+        self.left: list[tuple[str, Handle]] = []  # threads that did not come back at the stop
 
     # -- building -----------------------------------------------------------------------------------------------------
 
@@ -599,8 +600,12 @@ class StreamJob:
         for task in built:
             if not task.join(_JOIN_SECONDS):
                 _log.error("task %s does not come back and is left behind", task.name)
+                self.left.append((f"task {task.name}", task.handle))
                 continue
-            task.close()
+            try:
+                task.close()
+            except Exception:  # what it holds goes with the process; the others must be closed too
+                _log.exception("task %s could not be closed", task.name)
 
     # -- figures ------------------------------------------------------------------------------------------------------
 

@@ -207,7 +207,7 @@ class StreamTask:
         self.input: Input
         self.chain: Chain
         self._coordinator = coordinator
-        self._thread = threads.spawn(name, self.step)
+        self.handle = threads.spawn(name, self.step)
 
     @property
     def built(self) -> bool:
@@ -216,7 +216,7 @@ class StreamTask:
 
     def start(self) -> None:
         """The thread begins to take elements."""
-        self._thread.start()
+        self.handle.start()
 
     def restore(self, operators: Mapping[str, list[SavedState]]) -> None:
         """The states of a checkpoint, by operator id; before `start`."""
@@ -268,6 +268,8 @@ class StreamTask:
             self._cut(element)
         elif element is END:
             chain.finish()
+            if self.stopping:
+                return  # left behind: the job has gone on without it
             self.ended = True
             final = self._snapshot()
             chain.mark(END)
@@ -280,6 +282,9 @@ class StreamTask:
         began = SYSTEM_CLOCK.monotonic()
         snapshot = self._snapshot()
         self.cut_seconds = SYSTEM_CLOCK.monotonic() - began
+        if self.stopping:
+            snapshot.discard()
+            return
         self.chain.mark(barrier)
         self._coordinator.acknowledge(barrier.checkpoint_id, self.name, snapshot)
 
@@ -304,9 +309,9 @@ class StreamTask:
 
     def join(self, seconds: float) -> bool:
         """-> whether the thread has ended; a task that was never started has."""
-        if self._thread.is_alive():
-            self._thread.join(seconds)
-        return not self._thread.is_alive()
+        if self.handle.is_alive():
+            self.handle.join(seconds)
+        return not self.handle.is_alive()
 
     def close(self) -> None:
         """After `join`: lets go of what operators and the input hold. Idempotent."""

@@ -14,6 +14,7 @@ Files, below the directory of a store; none of them is an authority, and a start
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
@@ -31,7 +32,7 @@ from sabot.errors import CorruptCheckpoint, InternalError, SabotError
 from sabot.state.files import remove_tree
 from sabot.state.tables_cold import ColdGroups, read_cold
 from sabot.state.tables_hot import CHUNK_ROWS, HotTable, below_bound, pieces
-from sabot.state.tables_saved import COLD, Change, Cut, Delta, TableSnapshot, count_deltas, read_changes
+from sabot.state.tables_saved import COLD, Change, Cut, Delta, SavedChange, TableSnapshot, count_deltas, read_changes
 
 __all__ = ["CHUNK_ROWS", "SavedTables", "TableStore"]
 
@@ -293,26 +294,43 @@ class TableStore:
 
     def _load_hot(self, part: SavedTables, panes: list["_Pane"], owned: Owned | None) -> None:
         """What stood in memory."""
-        for number, groups in self._latest(part.directory, panes):
+        changes = self._changes(part.directory, panes)
+        if owned is None:
+            self._reserve(changes)
+        for number, groups in self._latest(changes, panes):
             self._put(number, groups, owned)
+
+    def _reserve(self, changes: list[SavedChange]) -> None:
+        """Makes room for as many groups of each pane as some delta has of it: there are at least so many, but for what left since."""
+        rows: Counter[tuple[int, int]] = Counter()
+        for change in changes:
+            rows[change.pane, change.number] += 0 if change.gone else change.groups.num_rows
+        largest: dict[int, int] = {}
+        for (pane, _), count in rows.items():
+            largest[pane] = max(count, largest.get(pane, 0))
+        for pane, count in largest.items():
+            self.table(pane).reserve(min(count, self._table_bytes // 64) if self._evictable else count)
 
     def _image(self, directory: Path, panes: list["_Pane"]) -> dict[int, GroupTable]:
         """The groups that stood in memory, by pane, in tables beside the store."""
         tables = {pane.pane: self._new() for pane in panes}
-        for number, groups in self._latest(directory, panes):
+        for number, groups in self._latest(self._changes(directory, panes), panes):
             tables[number].merge(groups)
         return tables
 
-    def _latest(self, directory: Path, panes: list["_Pane"]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """(pane, groups) that stood in memory, each group once: the deltas from the newest on, what was not seen before."""
+    def _changes(self, directory: Path, panes: list["_Pane"]) -> list[SavedChange]:
+        """Those that count, the newest first. The files are mapped, not read."""
         since = {(pane.pane, pane.life): pane.since for pane in panes}
-        seen = {pane.pane: GroupTable(self._keys, []) for pane in panes}
-        columns = range(len(self._keys))
-        changes = [
+        return [
             change
             for change in read_changes(directory, self._keys, self._states)
             if change.number >= since.get((change.pane, change.life), change.number + 1)
         ]
+
+    def _latest(self, changes: list[SavedChange], panes: list["_Pane"]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """(pane, groups) that stood in memory, each group once: of every change what no newer one has."""
+        seen = {pane.pane: GroupTable(self._keys, []) for pane in panes}
+        columns = range(len(self._keys))
         oldest = min((change.number for change in changes), default=0)
         for change in changes:
             table = seen[change.pane]

@@ -22,13 +22,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
 
 from sabot.app import App
 from sabot.errors import UserError
 from sabot.steps import watch
-from sabot.testing.lives import checkpoint_of, sources_of
+from sabot.testing.lives import checkpoint_of, sources_of, temporary_directory
 from sabot.testing.script import ScriptedSource
 
 __all__ = ["Crashes", "crash_at_every_step"]
@@ -89,8 +90,8 @@ def crash_at_every_step(
     """
     _refuse_unpicklable(build)
     context = _fork_server([*_PRELOADED, build.__module__, *preload])
-    with tempfile.TemporaryDirectory(prefix="sabot-steps-") as folder:
-        runs = _Runs(build, check, prepare, Path(folder), timeout, context, deaths)
+    with temporary_directory() as folder:
+        runs = _Runs(build, check, prepare, folder, timeout, context, deaths)
         expected, names, writes = runs.undisturbed()
         crashes = Crashes(len(names), Counter(names))
 
@@ -157,6 +158,7 @@ class _Runs:
     timeout: float
     context: Any
     deaths: int
+    lock: threading.Lock = field(default_factory=threading.Lock)  # multiprocessing counts on one thread
 
     def undisturbed(self) -> tuple[Any, list[str], set[str]]:
         """-> what `check` says, the names of the steps in their order, and which of them write."""
@@ -198,15 +200,17 @@ class _Runs:
 
     def _process(self, directory: Path, death: _Death, allowed: tuple[int, ...]) -> int:
         process = self.context.Process(target=_live, args=(self.build, directory, death))
-        process.start()
-        process.join(self.timeout)
-        if process.is_alive():
+        with self.lock:
+            process.start()  # looks at all others too, whether they have ended
+        if not wait([process.sentinel], self.timeout):
             os.kill(process.pid, signal.SIGABRT)  # its threads say where they are
-            process.join()
+            wait([process.sentinel])
             why = f"did not end within {self.timeout:g} s"
-        elif process.exitcode in allowed:
-            return int(process.exitcode)
         else:
+            with self.lock:
+                process.join()
+            if process.exitcode in allowed:
+                return int(process.exitcode)
             why = f"ended with exit code {process.exitcode}"
         kept = self._keep(directory)
         raise AssertionError(f"crash {death}: the process {why}; its world is kept in {kept}\n{_log_of(kept)}")

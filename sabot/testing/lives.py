@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from sabot.runtime.host import run_here
 from sabot.steps import watch
 from sabot.testing.script import ScriptedSource
 
-__all__ = ["Crash", "Life", "checkpoint_of", "run", "sources_of"]
+__all__ = ["Crash", "Life", "checkpoint_of", "run", "sources_of", "temporary_directory"]
 
 
 class Crash(SabotError):
@@ -92,6 +94,14 @@ class Life:
         return size
 
 
+@contextmanager
+def temporary_directory() -> Iterator[Path]:
+    """In memory, where the machine has such a place: processes die in tests, machines do not, so nothing need reach a disk."""
+    in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="sabot-", dir=in_memory) as folder:
+        yield Path(folder)
+
+
 async def checkpoint_of(app: App) -> int:
     """A checkpoint, complete when this returns; of all tasks, so not before all of them run."""
     runtime = app.agent_runtime
@@ -117,8 +127,8 @@ def run(build: Callable[[Path], App], directory: Path | None = None) -> int:
     crash no step of that life changes anything outside it. Raises what `App.run` raises. Also where an event loop runs.
     """
     if directory is None:
-        with tempfile.TemporaryDirectory(prefix="sabot-") as folder:
-            return run(build, Path(folder))
+        with temporary_directory() as folder:
+            return run(build, folder)
     lives = 0
     died_at: set[tuple[str, int]] = set()
 

@@ -2,16 +2,14 @@
 
 import errno
 import math
-import os
 import random
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sabot.app import App
 from sabot.errors import SabotError
-from sabot.testing.lives import Life
+from sabot.testing.lives import Life, temporary_directory
 from sabot.testing.loop import SimulatedLoop
 
 __all__ = ["Simulation", "simulate"]
@@ -112,10 +110,9 @@ def simulate(
     no event loop runs.
     """
     if directory is None:
-        in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        with tempfile.TemporaryDirectory(prefix="sabot-", dir=in_memory) as folder:
+        with temporary_directory() as folder:
             return simulate(
-                build, seed, crashes=crashes, stops=stops, faults=faults, directory=Path(folder), most_turns=most_turns
+                build, seed, crashes=crashes, stops=stops, faults=faults, directory=folder, most_turns=most_turns
             )
     dice = random.Random(f"simulation {seed}")
     so_far = Simulation(seed)

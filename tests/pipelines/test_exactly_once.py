@@ -4,6 +4,7 @@ and wherever the job dies; and a stop with the choice spelled out where nobody c
 
 import asyncio
 import contextlib
+import itertools
 import json
 import shutil
 import sqlite3
@@ -27,6 +28,7 @@ from sabot import (
     JobLocked,
     Lane,
     ParquetSink,
+    SabotError,
     Sink,
     SqlSink,
     Token,
@@ -53,6 +55,7 @@ class Receiver(Sink):
     def __init__(self) -> None:
         self.claims: list[Lane] = []
         self.given: list[tuple[int, list[Any]]] = []  # each call, in order
+        self.calls: list[tuple[tuple[str, int], list[Any]]] = []  # the same, with the incarnation
         self.taken: dict[tuple[str, int], list[Any]] = {}
         self.trouble: Callable[[int, list[Any]], None] = lambda seq, rows: None
         self.late_trouble: Callable[[int, list[Any]], None] = lambda seq, rows: None
@@ -68,6 +71,7 @@ class Receiver(Sink):
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         rows = [row for data in batches for row in values_of(data)]
         self.given.append((seq, rows))
+        self.calls.append(((self.claims[-1].incarnation, seq), rows))
         self.trouble(seq, rows)
         self.taken.setdefault((self.claims[-1].incarnation, seq), rows)
         self.late_trouble(seq, rows)
@@ -578,6 +582,131 @@ async def test_a_bounded_job_killed_at_its_end_is_completed_by_the_next_start(tm
     assert {path: path.stat().st_mtime_ns for path in live.glob("out*")} == before, "a further start does nothing"
 
 
+@pytest.mark.parametrize("kind", ["parquet", "sqlite"])
+async def test_a_disk_that_fails_once_at_any_step_costs_no_row(tmp_path: Path, kind: str) -> None:
+    """Each step raises once, in a run of its own; whatever comes of that run, after the next start the result is exact."""
+    names: list[str] = []
+    with Watcher(lambda name, what: names.append(name)):
+        (tmp_path / "undisturbed").mkdir()
+        await bounded_job(tmp_path / "undisturbed", kind).run()
+    assert len(names) > 8
+    for number, name in enumerate(names):
+        if name == "write" and names[number - 1 : number + 2] == ["write"] * 3:
+            continue  # many alike
+        folder = tmp_path / f"{number}-{name}"
+        folder.mkdir()
+        steps = itertools.count()
+
+        def at(step: str, what: str, steps: Any = steps, number: int = number) -> None:
+            if next(steps) == number:
+                raise OSError(5, "Input/output error", what)
+
+        with Watcher(at):
+            with contextlib.suppress(SabotError, OSError, sqlite3.Error):
+                await bounded(bounded_job(folder, kind).run())
+            assert results(folder, kind) in (None, list(range(90))), f"half a result after {folder.name}"
+        await bounded(bounded_job(folder, kind).run())
+        assert results(folder, kind) == list(range(90)), folder.name
+
+
+async def test_a_bounded_job_whose_last_checkpoint_fails_says_so_and_the_next_start_completes_it(
+    tmp_path: Path,
+) -> None:
+    def at(name: str, what: str) -> None:
+        if name == "manifest":
+            raise OSError(28, "No space left on device")
+
+    with Watcher(at), pytest.raises(SabotError, match="space"):
+        await bounded(bounded_job(tmp_path, "parquet").run())
+    assert results(tmp_path, "parquet") is None
+    await bounded(bounded_job(tmp_path, "parquet").run())
+    assert results(tmp_path, "parquet") == list(range(90))
+
+
+async def test_a_bounded_job_ends_when_its_last_rows_are_delivered(tmp_path: Path) -> None:
+    sink = Receiver()
+    failures = iter([TransientError("busy"), TransientError("still busy")])
+
+    def trouble(seq: int, rows: list[Any]) -> None:
+        if (error := next(failures, None)) is not None:
+            raise error
+
+    sink.trouble = trouble
+    app = App("bounded", checkpoint_dir=str(tmp_path), checkpoint_interval="1h")
+    app.stream(scripted(dicts(range(50)), END)).to(sink)
+    await bounded(app.run())
+    assert sink.rows == list(range(50))
+    assert delivery_left(tmp_path) == 0
+
+
+def test_stopping_does_not_wait_for_ever_for_a_stuck_receiver(tmp_path: Path) -> None:
+    """In virtual time. What is not delivered is in the last checkpoint, and the next start delivers it."""
+    sink = Receiver()
+
+    def away(seq: int, rows: list[Any]) -> None:
+        raise TransientError("away")
+
+    def build(folder: Path) -> App:
+        app = App("stopping", checkpoint_dir=str(folder))
+
+        @app.agent(ScriptedSource([{"n": n} for n in range(5)] + [END]), sink=sink)
+        async def slow(ctx: Any) -> Any:
+            await asyncio.sleep(5)
+            if ctx.message["n"] == 3 and sink.trouble is away:
+                app.request_stop()
+            return ctx.message
+
+        return app
+
+    sink.trouble = away
+    found = simulate(build, seed=11, directory=tmp_path)
+    assert found.seconds < 20 + 90
+    assert sink.rows == []
+    assert delivery_left(tmp_path) >= 3
+    sink.trouble = lambda seq, rows: None
+    simulate(build, seed=12, directory=tmp_path)
+    assert sink.rows == list(range(5))
+
+
+@pytest.mark.parametrize("failures", [3, 40])
+def test_an_input_that_ends_while_the_receiver_is_away_is_delivered_or_its_end_is_an_error(
+    tmp_path: Path, failures: int
+) -> None:
+    """In virtual time: forty failures take some six minutes. A job without an error has delivered everything."""
+    sink = Receiver()
+    errors = iter([TransientError("away")] * failures)
+
+    def trouble(seq: int, rows: list[Any]) -> None:
+        if (error := next(errors, None)) is not None:
+            raise error
+
+    def build(folder: Path) -> App:
+        app = App("ends", checkpoint_dir=str(folder))
+        app.stream(scripted(dicts(range(50)), END)).to(sink)
+        return app
+
+    sink.trouble = trouble
+    lives = 0
+    while sink.rows != list(range(50)):
+        lives += 1
+        try:
+            simulate(build, seed=lives, directory=tmp_path)
+            break
+        except TransientError as error:
+            assert "50 rows" in str(error)
+            assert "receiver" in str(error)
+            assert delivery_left(tmp_path) == 50
+    assert sink.rows == list(range(50))
+    assert lives <= (1 if failures == 3 else 10)
+
+
+def delivery_left(checkpoints: Path) -> int:
+    """Rows that the newest checkpoint lists as not delivered."""
+    manifest = CheckpointStorage(checkpoints).latest()
+    assert manifest is not None
+    return sum(part.rows for lane in manifest.lanes.values() for part in lane.pending)
+
+
 # -- where checkpoint and receiver disagree -------------------------------------------------------------------------------
 
 
@@ -641,6 +770,7 @@ async def test_a_lost_token_with_pending_parts_is_a_choice(
     await lived(to_sql(memory_url, folder), [1, 2])
     await died_before_delivery(memory_url, folder, [3, 4])
     tokens(folder, "DELETE FROM sabot_tokens")
+    before = manifest_files(folder / "checkpoints")
     for _ in range(2):
         with pytest.raises(DeliveryConflict) as caught:
             await bounded(to_sql(memory_url, folder).run())
@@ -648,6 +778,7 @@ async def test_a_lost_token_with_pending_parts_is_a_choice(
         assert "skip" in str(caught.value)
         assert "out" in caught.value.message
         assert in_table(folder / "out.db") == [1, 2]
+        assert manifest_files(folder / "checkpoints") == before, "a refused start changes nothing"
     app = to_sql(memory_url, folder)
     app.configure(redeliver=choice)
     await lived(app, [5])
@@ -765,6 +896,30 @@ async def test_a_savepoint_for_a_sink_without_a_token_is_a_choice_too(memory_url
     with pytest.raises(DeliveryConflict, match="receiver"):
         await bounded(app.run())
     assert sink.rows == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("starts", [1, 2])
+async def test_a_number_is_never_used_twice_by_two_histories_of_one_savepoint(
+    memory_url: str, tmp_path: Path, starts: int
+) -> None:
+    """A sink without a token knows parts by their numbers: what comes under one that it has is lost. (Finding 4.)"""
+    sink = Receiver()
+    await lived(numbers(memory_url, tmp_path / "job", sink), [1, 2])
+    storage = CheckpointStorage(tmp_path / "job" / "checkpoints")
+    storage.copy_to(storage.latest(), tmp_path / "saved")
+    await lived(numbers(memory_url, tmp_path / "job", sink), [3])
+    for start in range(
+        starts
+    ):  # the same job goes on from the savepoint, each time where nothing is known of the others
+        app = numbers(memory_url, tmp_path / f"elsewhere-{start}", sink)
+        app.configure(from_=str(tmp_path / "saved"), redeliver="repeat")
+        async with running(app):
+            await until(lambda app=app, start=start: rows_read(app) == 1 + start)
+            await feed(app, [4 + start])
+    assert set(sink.rows) == {1, 2, 3, *range(4, 4 + starts)}, "what comes after the savepoint is delivered, not lost"
+    contents: dict[tuple[str, int], list[Any]] = {}
+    for key, rows in sink.calls:
+        assert contents.setdefault(key, rows) == rows, "one number, two contents"
 
 
 def stage_file(folder: Path) -> Path:

@@ -1,6 +1,8 @@
 """The runner that crashes an app at every step (`sabot.testing.crash_at_every_step`): it counts, it dies where it should, it sees loss."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from sabot import App, Sink, UserError, col
 from sabot.steps import step
 from sabot.testing import BARRIER, END, ScriptedSource, crash_at_every_step
 
-ROWS = [[{"k": f"k{number % 3}", "n": number} for number in range(start, start + 6)] for start in (0, 6, 12)]
+ROWS = [[{"k": f"k{number % 3}", "n": number} for number in range(start, start + 6)] for start in (0, 6)]
 
 
 class LineSink(Sink):
@@ -49,7 +51,7 @@ class LineSink(Sink):
 
 def build(directory: Path, *, forgetful: bool = False) -> App:
     app = App("sums", state="memory", checkpoint_dir=directory / "checkpoints")
-    rows = app.stream(ScriptedSource([ROWS[0], BARRIER, ROWS[1], BARRIER, ROWS[2], END]))
+    rows = app.stream(ScriptedSource([ROWS[0], BARRIER, ROWS[1], END]))
     summed = rows.filter(col("n") >= 0).key_by("k").aggregate(total=sabot.sum("n"))
     summed.to(LineSink(directory / "out.txt", forgetful=forgetful), delivery="exactly_once")
     return app
@@ -104,3 +106,12 @@ def test_a_process_that_hangs_is_ended_and_says_where_it_was() -> None:
 def test_a_function_that_no_other_process_can_call_is_refused() -> None:
     with pytest.raises(UserError, match="top of a module"):
         crash_at_every_step(lambda directory: build(directory), check)
+
+
+@pytest.mark.slow
+def test_the_test_that_the_documents_show_passes(tmp_path: Path) -> None:
+    page = (Path(sabot.__file__).parents[1] / "docs" / "testing.md").read_text()
+    (tmp_path / "test_page.py").write_text(page.split("```py\n")[1].split("```")[0])
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout

@@ -140,6 +140,7 @@ class Refusing(ListSink):
 
     def __init__(self, name: str, share: float, dice: Dice) -> None:
         super().__init__(name)
+        self.refuses = share > 0
         self._share = share
         self._dice = dice
 
@@ -374,10 +375,11 @@ class Seed:
             "graph",
             state="memory" if self.state == "memory" else str(directory / "state"),
             checkpoint_dir=directory / "checkpoints",
-            checkpoint_interval=dice.choice([0.01, 0.1, 60]),
+            checkpoint_interval=dice.choice([0.2, 1, 60] if self.counts.refuses else [0.01, 0.1, 60]),
             parallelism=dice.randint(1, 4),
             memory_budget=dice.choice(["64KB", "256MB"]),
             restart="fixed(1000, 100ms)",
+            checkpoint_timeout="2h",
         )
         runtime, barriers = app.agent_runtime, iter(range(12))
 
