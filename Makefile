@@ -9,7 +9,7 @@ KERNEL_TESTS := $(foreach t,json_kernel json_conformance batch rows partition ch
 # Each prints one JSON object as its last line, checks its answer, and takes --rows.
 BENCHMARKS := $(sort $(wildcard benchmarks/kernels/*.py benchmarks/pipelines/*.py))
 
-.PHONY: demo test simulate check lint types kernels-debug bench bench-smoke kafka kafka-stop clean
+.PHONY: demo test simulate check lint types kernels-debug bench bench-smoke kafka kafka-stop soak clean
 
 demo: $(STAMP)
 	@$(BIN)/sabot demo fraud
@@ -22,6 +22,10 @@ SEEDS ?= 200
 START ?= 0
 simulate: $(STAMP)
 	@$(BIN)/python tests/simulation/seeds.py --seeds $(SEEDS) --start $(START) --workers $(or $(WORKERS),1)
+
+# Ten minutes at full speed with a kill each 20 s, then without: memory, files, threads and disk must have no slope.
+soak: $(STAMP)
+	@$(BIN)/python tests/recovery/soak.py
 
 # Everything that `make test` does not see: style, types, the kernels with bounds checks and asserts, the benchmarks' answers.
 check: lint types kernels-debug bench-smoke

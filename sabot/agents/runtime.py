@@ -24,7 +24,15 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Restart, parse_broker
 from sabot.connectors.base import Sink, Source
 from sabot.connectors.memory import CountSink, MemoryBroker
-from sabot.errors import AgentFailed, CheckpointFailed, CorruptCheckpoint, SabotError, TransientError, UserError
+from sabot.errors import (
+    AgentFailed,
+    CheckpointFailed,
+    CorruptCheckpoint,
+    JobLocked,
+    SabotError,
+    TransientError,
+    UserError,
+)
 from sabot.kafka import open_sink, open_source
 from sabot.kafka.source import KafkaSource
 from sabot.metrics import Metrics, Sample
@@ -269,6 +277,7 @@ class AgentRuntime:
         self._awaited = False  # somebody hears of `_broken`
         self._ended = False  # all inputs had ended: what is not delivered now stays so
         self._engine_failure: SabotError | None = None  # of the last run: not an agent's own
+        self._taken: JobLocked | None = None  # another worker has the job, as the last run found at its end
         self._left: list[
             tuple[str, Handle]
         ] = []  # threads of earlier runs that did not come back, with the user's objects
@@ -640,6 +649,11 @@ class AgentRuntime:
         # a backend of the user's is put back by a checkpoint, not emptied
         known = self.restored_from is not None or self.checkpoint_coordinator.statistics()["completed"] > 0
         self._can_go_back = storage is not None and (backend is None or self._owns_backend or known)
+        if storage is not None and self._has_run:
+            try:  # who has lost the job must not claim it back by a restart
+                await asyncio.to_thread(storage.check_owner)
+            except SabotError as error:
+                self._taken = error if isinstance(error, JobLocked) else None
         if streams is not None:
             self._last_streams = streams.statistics()
         if delivery is not None:
@@ -689,7 +703,7 @@ class AgentRuntime:
     async def _run_once(self) -> tuple[SabotError | None, SabotError | None]:
         """From a start to its stop; -> what ended it, and what the stop complains of."""
         error: SabotError | None = None
-        self._engine_failure = None
+        self._engine_failure = self._taken = None
         try:
             await self.start_all()
             await self._until_over()
@@ -701,7 +715,7 @@ class AgentRuntime:
             error = failed
         finally:
             unfinished = await self._stopped()
-        return error, unfinished
+        return (error if error is None or self._taken is None else self._taken), unfinished
 
     async def _may_restart(self, error: SabotError, failed_at: list[float]) -> bool:
         """Whether the job goes on from its last checkpoint, after the wait that `restart=` says.

@@ -59,6 +59,8 @@ def database_options(cache_bytes: int, extra: Mapping[str, Any], *, lookups: boo
     options.create_missing_column_families(True)
     options.set_stats_dump_period_sec(0)
     options.set_keep_log_file_num(2)
+    options.set_max_log_file_size(1 << 20)  # RocksDB's own log says some KB at each checkpoint
+    options.set_keep_log_file_num(2)
     table = BlockBasedOptions()
     table.set_bloom_filter(10, False)
     table.set_block_cache(Cache(cache_bytes))

@@ -14,7 +14,6 @@ Files, below the directory of a store; none of them is an authority, and a start
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
@@ -32,12 +31,13 @@ from sabot.errors import CorruptCheckpoint, InternalError, SabotError
 from sabot.state.files import remove_tree
 from sabot.state.tables_cold import ColdGroups, read_cold
 from sabot.state.tables_hot import CHUNK_ROWS, HotTable, below_bound, pieces
-from sabot.state.tables_saved import COLD, Change, Cut, Delta, SavedChange, TableSnapshot, count_deltas, read_changes
+from sabot.state.tables_saved import COLD, Change, Cut, Delta, TableSnapshot, count_deltas, read_changes
 
 __all__ = ["CHUNK_ROWS", "SavedTables", "TableStore"]
 
 Array: TypeAlias = pa.Array
 
+_ROW_BYTES = 64  # of a group in memory, about
 _RETIRE_ROWS = 1 << 20  # looked at in one go
 _SPARES = 64  # cleared tables that are kept for the next panes: a batch may open and drop many short ones
 _SPARE_BYTES = 32_000_000  # of all of them
@@ -221,7 +221,7 @@ class TableStore:
         """The tables as they are now: facts (JSON values), and what is to be saved, which is read from them while the owner goes on."""
         if self._directory is None:
             changes = [Change(pane, 0, table.cut()) for pane, table in self._tables.items() if len(table)]
-            panes = [[pane, 0, 0, None, 0, 0] for pane in self.panes]
+            panes = [[pane, 0, 0, None, 0, 0, len(self._tables[pane])] for pane in self.panes]
             facts = {"format": _FORMAT, "panes": panes, "deltas": 1 if changes else 0, "cold": False, "runs": 0}
             return facts, TableSnapshot([Delta(1, changes, own=False)]) if changes else None
         tables = self._hot_tables()
@@ -242,7 +242,10 @@ class TableStore:
             self._cuts = [*(cut for cut in self._cuts if cut.pending), cut]
         facts = {
             "format": _FORMAT,
-            "panes": [[table.pane, table.life, table.since, table.bound, table.cold, table.parts] for table in tables],
+            "panes": [
+                [table.pane, table.life, table.since, table.bound, table.cold, table.parts, len(table)]
+                for table in tables
+            ],
             "deltas": len(self._deltas),
             "cold": cut is not None,
             "runs": self._runs,
@@ -294,44 +297,34 @@ class TableStore:
 
     def _load_hot(self, part: SavedTables, panes: list["_Pane"], owned: Owned | None) -> None:
         """What stood in memory."""
-        changes = self._changes(part.directory, panes)
-        if owned is None:
-            self._reserve(changes)
-        for number, groups in self._latest(changes, panes):
+        for pane in panes:
+            if owned is None and pane.hot:
+                room = min(pane.hot, self._table_bytes // _ROW_BYTES) if self._evictable else pane.hot
+                self.table(pane.pane).reserve(room)
+        for number, groups in self._latest(part.directory, panes):
             self._put(number, groups, owned)
-
-    def _reserve(self, changes: list[SavedChange]) -> None:
-        """Makes room for as many groups of each pane as some delta has of it: there are at least so many, but for what left since."""
-        rows: Counter[tuple[int, int]] = Counter()
-        for change in changes:
-            rows[change.pane, change.number] += 0 if change.gone else change.groups.num_rows
-        largest: dict[int, int] = {}
-        for (pane, _), count in rows.items():
-            largest[pane] = max(count, largest.get(pane, 0))
-        for pane, count in largest.items():
-            self.table(pane).reserve(min(count, self._table_bytes // 64) if self._evictable else count)
 
     def _image(self, directory: Path, panes: list["_Pane"]) -> dict[int, GroupTable]:
         """The groups that stood in memory, by pane, in tables beside the store."""
         tables = {pane.pane: self._new() for pane in panes}
-        for number, groups in self._latest(self._changes(directory, panes), panes):
+        for number, groups in self._latest(directory, panes):
             tables[number].merge(groups)
         return tables
 
-    def _changes(self, directory: Path, panes: list["_Pane"]) -> list[SavedChange]:
-        """Those that count, the newest first. The files are mapped, not read."""
+    def _latest(self, directory: Path, panes: list["_Pane"]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """(pane, groups) that stood in memory, each group once: of each change, from the newest on, what no newer one has."""
         since = {(pane.pane, pane.life): pane.since for pane in panes}
-        return [
+        changes = [  # mapped, not read
             change
             for change in read_changes(directory, self._keys, self._states)
             if change.number >= since.get((change.pane, change.life), change.number + 1)
         ]
-
-    def _latest(self, changes: list[SavedChange], panes: list["_Pane"]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """(pane, groups) that stood in memory, each group once: of every change what no newer one has."""
         seen = {pane.pane: GroupTable(self._keys, []) for pane in panes}
         columns = range(len(self._keys))
         oldest = min((change.number for change in changes), default=0)
+        if changes and changes[0].number > oldest:
+            for pane in panes:
+                seen[pane.pane].reserve(pane.hot)
         for change in changes:
             table = seen[change.pane]
             if change.number == oldest and change.gone:
@@ -536,6 +529,7 @@ class _Pane(NamedTuple):
     bound: tuple[int, int] | None
     cold: int  # groups that are only in the database
     parts: int  # of groups, in the database
+    hot: int = 0  # groups in memory, or not known
 
 
 def _taken(columns: list[Array], rows: pa.Int32Array) -> list[Array]:

@@ -3,6 +3,7 @@ checkpoints, in which no row may be lost or come twice unless the user has said 
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -39,6 +40,7 @@ def opened(
     newest: bool = True,
     fresh: bool = False,
     keeps_token: bool = True,
+    generation: int = GENERATION,
 ) -> Opening:
     return opening(
         "out",
@@ -46,7 +48,7 @@ def opened(
         token,
         keeps_token=keeps_token,
         incarnation=US,
-        generation=GENERATION,
+        generation=generation,
         newest=newest,
         choice=choice,
         fresh=fresh,
@@ -200,6 +202,19 @@ def test_who_starts_afresh_is_not_asked_and_numbers_above_the_old_token(token: T
     assert found.settle, "the token is of this life from now on"
     assert found.above >= (token.seq if token else 0), "or a receiver would take new parts for old ones"
     assert found.above >= first_seq(GENERATION)
+
+
+def test_numbers_are_above_all_that_was_given_out_where_the_generations_begin_anew() -> None:
+    """A savepoint that is started from in an empty directory: the claims there know nothing of earlier runs."""
+    stored = lane(given=4, delivered=2)
+    elsewhere: dict[str, Any] = {"newest": False, "generation": 1}
+    assert opened(stored, Token(seq(4), US), **elsewhere).above >= seq(4)
+    far = first_seq(40) + 3
+    for choice in CHOICES:
+        assert opened(stored, Token(far, US), choice=choice, **elsewhere).above >= far
+        assert opened(stored, None, choice=choice, **elsewhere).above >= seq(4)
+        assert opened(None, Token(far, THEM), choice=choice, generation=1).above >= far
+    assert opened(None, Token(far, THEM), fresh=True, generation=1).above >= far
 
 
 # -- sinks that keep no token ---------------------------------------------------------------------------------------------
@@ -375,9 +390,9 @@ def test_crashes_alone_neither_lose_nor_repeat_a_row_nor_ask_anybody(steps: list
 
 
 @settings(max_examples=80, deadline=None)
-@given(STEPS, STEPS, st.sampled_from([None, *CHOICES]))
+@given(STEPS, STEPS, st.sampled_from([None, *CHOICES]), st.booleans())
 def test_a_savepoint_repeats_or_loses_output_only_if_the_user_says_so(
-    before: list[str], behind: list[str], choice: str | None
+    before: list[str], behind: list[str], choice: str | None, elsewhere: bool
 ) -> None:
     receiver = Receiver()
     job = played(Job(receiver), before)
@@ -386,6 +401,8 @@ def test_a_savepoint_repeats_or_loses_output_only_if_the_user_says_so(
     assert saved is not None
     played(job, behind)
     arrived = list(receiver.rows)
+    if elsewhere:
+        job.generation = 0  # in an empty directory, which knows of no claim
     try:
         job.start(replace(saved), choice=choice)
     except DeliveryConflict:
