@@ -275,7 +275,8 @@ class Coordinator:
             self._last_id += 1
             checkpoint_id = self._last_id
             self._unfinished.add(checkpoint_id)
-            self._on_loop(self._enqueue, checkpoint_id)
+            self._queue.append(checkpoint_id)
+            self._on_loop(self._start_next)
             return checkpoint_id
 
     def beat(self) -> int | None:
@@ -315,10 +316,6 @@ class Coordinator:
         raise CheckpointFailed(outcome.message, hint=outcome.hint) from outcome.__cause__
 
     # Barriers
-
-    def _enqueue(self, checkpoint_id: int) -> None:
-        self._queue.append(checkpoint_id)
-        self._start_next()
 
     def _start_next(self) -> None:
         if self._starting:

@@ -251,7 +251,7 @@ class AgentJob:
         self._closed = True
         if self._running is not None:
             interpreter.restore()
-            self.coordinator.detach(TASK)
+            self.coordinator.abandon(TASK)
             self.coordinator.on_complete.remove(self._commit)
             self._running.cancel()
             await asyncio.wait([self._running])
