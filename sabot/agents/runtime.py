@@ -403,14 +403,18 @@ class AgentRuntime:
         if self.writes:
             self._refuse_shared_sinks()
             self._streams = StreamJob(self.writes, self._surroundings())
-            await self._streams.start(manifest)
-            self.metrics.follow(self._streams.samples)
+            await self._streams.open(manifest)
         if self.agents:  # after the streams, which may wait for their first record
-            await job.start(manifest)
+            await job.open(manifest)
+        self._delivery.check_restored()
+        if self._streams is not None:
+            self._streams.run()
+            self.metrics.follow(self._streams.samples)
+        if self.agents:
+            job.run()
             self.metrics.follow(job.task.samples)
             for agent in self.agents.values():
                 agent.run_in(job)
-        self._delivery.check_restored()
         self._hold(self._delivery.full)
         self._running = self._has_run = True
         self._ended = self._awaited = False
@@ -632,8 +636,11 @@ class AgentRuntime:
             if self._ended and not self._is_broken(self._jobs()):
                 raise missing
             _log.warning("%s", missing)
-        elif await delivery.finish():
-            await self.trigger_checkpoint()
+        elif await delivery.finish() or delivery.has_news:
+            try:
+                await self.trigger_checkpoint()
+            except CheckpointFailed as error:
+                _log.warning("%s; the next start looks at what was delivered", error)
 
     def _jobs(self) -> list[AgentJob | StreamJob]:
         """What runs: the agents, if there are any, and the streams."""

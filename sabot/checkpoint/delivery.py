@@ -144,7 +144,7 @@ class _Lane:
     def __init__(self, lane_id: str, sink: Sink, delivery: "Delivery") -> None:
         self.id = lane_id
         self.sink = sink
-        self.delivered = 0
+        self.delivered = self.known = 0  # the last number at the receiver; as the last manifest has it
         self.delivered_rows = 0
         self.failures = 0  # in a row
         self.failures_total = 0
@@ -209,7 +209,7 @@ class _Lane:
         return (stored.incarnation if stored is not None else "") or self._delivery.incarnation
 
     def _begin(self, begin: Opening, stored: StoredLane | None, restored: Manifest | None) -> None:
-        self.delivered = begin.delivered
+        self.delivered = self.known = begin.delivered
         self._given = self._sealed = begin.above
         for part in [] if stored is None else stored.pending:
             if part.seq <= begin.delivered:
@@ -283,6 +283,7 @@ class _Lane:
                     part.path.unlink(missing_ok=True)
             waiting = [part for part in self._parts if part.seq <= sealed]
         pending = [StoredPart(part.seq, f"stages/{self.id}/{part.seq}.arrow", part.rows) for part in waiting]
+        self.known = delivered
         given, incarnation = max(sealed, delivered), self.name.incarnation
         return StoredLane(self.sink.name, given, delivered, pending, self.finished, incarnation), waiting
 
@@ -596,6 +597,11 @@ class Delivery:
     def full(self) -> bool:
         """The sources should be held."""
         return self._full
+
+    @property
+    def has_news(self) -> bool:
+        """More is delivered than the last manifest knows."""
+        return any(lane.delivered > lane.known for lane in list(self._lanes.values()))
 
     @property
     def needs_checkpoint(self) -> bool:

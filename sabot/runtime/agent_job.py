@@ -65,13 +65,21 @@ class AgentJob:
         self.task = AgentTask(TASK, coordinator=coordinator, backend=backend, clock=clock, hung_after_s=hung_after_s)
 
     async def start(self, restored: Manifest | None = None) -> None:
-        """Opens everything, puts it where the checkpoint says, and lets it run. Raises what opening raises; then nothing is left open."""
+        """`open`, then `run`."""
+        await self.open(restored)
+        self.run()
+
+    async def open(self, restored: Manifest | None = None) -> None:
+        """Opens everything, and puts it where the checkpoint says. Raises what opening raises; then nothing is left open."""
         try:
             await self._build(restored)
-            self.coordinator.attach(TASK, self.task.inject, self.task.abort, self.task.hint)
         except BaseException:
             await self.close()
             raise
+
+    def run(self) -> None:
+        """Lets run what is open."""
+        self.coordinator.attach(TASK, self.task.inject, self.task.abort, self.task.hint)
         self.coordinator.on_complete.append(self._commit)
         interpreter.suit()
         for operator in self.task.operators.values():

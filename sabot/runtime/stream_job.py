@@ -130,7 +130,12 @@ class StreamJob:
     # -- building -----------------------------------------------------------------------------------------------------
 
     async def start(self, restored: Manifest | None = None) -> None:
-        """Opens everything, puts it where the checkpoint says, and lets it run. Raises what opening raises; then nothing is left open."""
+        """`open`, then `run`."""
+        await self.open(restored)
+        self.run()
+
+    async def open(self, restored: Manifest | None = None) -> None:
+        """Opens everything, and puts it where the checkpoint says. Raises what opening raises; then nothing is left open."""
         if restored is not None and self._was_complete(restored):
             return
         building = asyncio.ensure_future(asyncio.to_thread(self._build, restored))
@@ -140,6 +145,11 @@ class StreamJob:
             self._cancelled.set()
             await to_the_end(self._give_up(building))
             raise
+
+    def run(self) -> None:
+        """Lets run what is open."""
+        if self.was_complete:
+            return
         for task in self.tasks:
             source = next((each for _, owner, each in self._inputs if owner is task), None)
             inject = source.request_barrier if source is not None else _nothing

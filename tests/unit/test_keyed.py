@@ -541,6 +541,22 @@ def test_memory_is_bounded_by_what_is_there():
     assert len(table) == 50
 
 
+def test_an_index_that_is_reserved_does_not_grow():
+    table = GroupTable(pa.schema([("k", pa.int64())]), [])
+    table.resolve(batch(k=[1, 2, None]), [0])
+    for groups in (50_000, 50_000, 0):
+        table.reserve(groups)
+    reserved = table.nbytes
+    assert table.resolve(batch(k=[None, 2, 1]), [0]).to_pylist() == [2, 1, 0]
+    twin = GroupTable(pa.schema([("k", pa.int64())]), [])
+    for one in (table, twin):
+        one.resolve(batch(k=list(range(40_000))), [0])
+    assert table.nbytes - reserved < twin.nbytes
+    assert sorted(table.key_columns(table.slots())[0].to_pylist(), key=str) == sorted([None, *range(40_000)], key=str)
+    with pytest.raises(ValueError, match="2\\^31"):
+        table.reserve(-1)
+
+
 def test_a_cleared_table_keeps_its_memory():
     table = counts()
     table.update(batch(k=list(range(10_000))), [0], [-1])

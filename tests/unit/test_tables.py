@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from sabot._cython.keyed import hash_columns
 from sabot._cython.tables import KeyFilter, RowCodec, places
 from sabot.errors import CorruptCheckpoint, InternalError
+from sabot.state import tables_saved
 from sabot.state.tables import TableStore
 from sabot.state.tables_cold import ColdGroups
 
@@ -452,6 +453,68 @@ def test_a_save_that_broke_off_does_not_matter_to_the_next(
 
 def _full_disk(*_: Any) -> None:
     raise OSError("no space")
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_delta_whose_write_broke_off_half_way_is_written_again_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_disk: bool
+) -> None:
+    """Groups that had been read from the table when the disk was full, and have changed since, are in the delta all the same."""
+    store = TableStore(KEYS, AGGREGATES, directory=tmp_path / "state" if on_disk else None)
+    add(store, 0, *many(range(3000)))
+    saved(store.snapshot(), tmp_path / "first")
+    add(store, 0, *many(range(0, 3000, 2)))
+    slots = store.table().resolve(rows_of(*many(range(10))), [0, 1])
+    store.table().remove(slots)
+    expected = content(store)
+    facts, state = store.snapshot()
+    assert state is not None
+    write = tables_saved._write
+
+    def half(file: Path, changes: list[tables_saved.Change]) -> None:
+        if changes[0].gone:
+            write(file, changes)
+        else:
+            assert changes[0].groups.read(600) is not None
+            _full_disk()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tables_saved, "_write", half)
+        (tmp_path / "broken").mkdir()
+        with pytest.raises(OSError, match="no space"):
+            state.save(tmp_path / "broken")
+    add(store, 0, *many(range(1000)))  # read before, and changed now
+    back = restored(tmp_path / "back", saved((facts, state), tmp_path / "again"), on_disk=on_disk)
+    assert content(back) == expected
+    back.close()
+    store.close()
+
+
+def test_files_that_no_snapshot_needs_go_where_the_rows_do_not_wait(tmp_path: Path) -> None:
+    store = TableStore(KEYS, AGGREGATES, directory=tmp_path / "state")
+    deltas = tmp_path / "state" / "deltas"
+    for turn in range(3):
+        add(store, 0, *many(range(500)))
+        _, state = store.snapshot()
+        assert state is not None
+        before = set(deltas.iterdir())
+        (tmp_path / f"saved{turn}").mkdir()
+        state.save(tmp_path / f"saved{turn}")
+        after = set(deltas.iterdir())
+        assert len(after - before) == 1
+        assert bool(before - after) == (turn == 2)  # the first delta, when a turn through the table has ended
+    store.close()
+
+
+def test_facts_that_do_not_say_how_many_groups_there_are_will_do(store: TableStore, tmp_path: Path) -> None:
+    """Checkpoints of the version before have not the last one of a pane's facts."""
+    add(store, 0, *many(range(500)))
+    part = saved(store.snapshot(), tmp_path / "saved")
+    assert all(len(pane) == 7 for pane in part.facts["panes"])
+    part.facts["panes"] = [pane[:6] for pane in part.facts["panes"]]
+    back = restored(tmp_path / "back", part)
+    assert content(back) == content(store)
+    back.close()
 
 
 def test_what_a_killed_process_left_in_the_directory_is_not_read(tmp_path: Path) -> None:
