@@ -139,6 +139,7 @@ class FlakySource(Source):
     def __init__(self, breaks: set[int]) -> None:
         self.breaks = breaks
         self.at = 0
+        self.is_held: Callable[[], bool] = lambda: False
 
     def scan(self, schema: pa.Schema | None, columns: Any) -> bool:
         return True
@@ -157,7 +158,7 @@ class FlakySource(Source):
         if self.at in self.breaks:
             self.breaks.discard(self.at)
             raise ConnectionError("the line is dead")
-        if self.exhausted:
+        if self.exhausted or (self.at >= 50 and self.is_held()):
             return None
         rows = pa.record_batch({"n": list(range(self.at, self.at + 10))}, schema=SCHEMA)
         self.at += 10
@@ -214,6 +215,29 @@ async def test_a_sink_that_breaks_gets_the_rows_again(tmp_path: Path) -> None:
     app.stream(ScriptedSource([dicts(range(5)), dicts(range(5, 9)), END], schema=SCHEMA)).to(sink)
     await bounded(app.run())
     assert set(sink.rows) == set(range(9)), "at least once"
+    assert restarts(app) == 2
+
+
+@pytest.mark.parametrize("when", ["while it runs", "at its end"])
+async def test_a_receiver_that_breaks_is_one_more_failure_of_a_task(tmp_path: Path, when: str) -> None:
+    """(Finding 6: at the end of a bounded job it was the end of the job.)"""
+    broken = [OSError("io"), OSError("io")]
+
+    class Broken(ListSink):
+        def deliver(self, seq: int, batches: Any) -> None:
+            if broken:
+                raise broken.pop()
+            super().deliver(seq, batches)
+
+    sink = Broken()
+    interval = "10ms" if when == "while it runs" else "1h"
+    app = App("receiver", checkpoint_dir=str(tmp_path), checkpoint_interval=interval, restart="fixed(3, 1ms)")
+    source = FlakySource(set())
+    if when == "while it runs":
+        source.is_held = lambda: bool(broken)  # its second half comes when the receiver has failed
+    app.stream(source).to(sink)
+    await bounded(app.run())
+    assert sink.rows == dicts(range(100))
     assert restarts(app) == 2
 
 
