@@ -18,6 +18,7 @@ ORDER = [
     "config",
     "clock",
     "steps",
+    "aside",
     "metrics",
     "_cython",
     "codecs",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sabot._cython.partition import HASH_VERSION
 from sabot.api.agent import AgentSpec
 from sabot.api.stream import Write
+from sabot.aside import aside
 from sabot.checkpoint import CheckpointStorage, Coordinator, Delivery, Manifest, Requests, StagedSink
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Restart, parse_broker
@@ -26,6 +27,7 @@ from sabot.connectors.base import Sink, Source
 from sabot.connectors.memory import CountSink, MemoryBroker
 from sabot.errors import (
     AgentFailed,
+    BrokerUnavailable,
     CheckpointFailed,
     CorruptCheckpoint,
     JobLocked,
@@ -57,6 +59,10 @@ _STOP_SECONDS = 10.0  # how long a stop does
 _REQUEST_SECONDS = 0.25
 _FAR_GENERATIONS = 4096  # from a savepoint to what goes on from it: the job it was taken from uses the numbers between
 _RESTART_MEMORY_SECONDS = 600.0  # failures longer ago do not count against `restart=`
+
+
+class _Undelivered(TransientError):
+    """All inputs have ended, and a receiver does not take what is left for it."""
 
 
 class AgentState(enum.Enum):
@@ -293,6 +299,7 @@ class AgentRuntime:
         self._starting: asyncio.Event | None = None
         self._stopping: asyncio.Future[None] | None = None
         self._stop_asked: asyncio.Event | None = None
+        self._agents_broken = asyncio.Event()  # their state or a sink failed: nothing more can be saved
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -339,6 +346,7 @@ class AgentRuntime:
             raise UserError(f"app {self.app.id} is starting already")
         self._loop = asyncio.get_running_loop()
         self._stop_asked = asyncio.Event()
+        self._agents_broken = asyncio.Event()
         self._starting = asyncio.Event()
         try:
             await self._start()
@@ -365,9 +373,9 @@ class AgentRuntime:
             self.metrics.serve(self.app.metrics_port)
         self._from = self.app.from_
         # Off the loop: taking the lock, wiping a database and reading a manifest wait for the disk.
-        await to_the_end(asyncio.to_thread(self._open))
+        await to_the_end(aside(self._open))
         storage = self._storage
-        manifest = None if storage is None else await asyncio.to_thread(self._to_restore, storage)
+        manifest = None if storage is None else await aside(self._to_restore, storage)
         coordinator = self.checkpoint_coordinator
         incarnation = manifest.incarnation if manifest is not None else uuid.uuid4().hex
         if storage is not None:
@@ -411,6 +419,7 @@ class AgentRuntime:
             self._streams.run()
             self.metrics.follow(self._streams.samples)
         if self.agents:
+            job.task.on_broken = self._agents_broken.set
             job.run()
             self.metrics.follow(job.task.samples)
             for agent in self.agents.values():
@@ -629,7 +638,7 @@ class AgentRuntime:
                     sink.sink.end()
         seconds = _DELIVER_SECONDS if self._ended else _STOP_SECONDS
         if not await delivery.drained(seconds, patient=self._ended):
-            missing = TransientError(
+            missing = _Undelivered(
                 f"app {self.app.id}: {delivery.undelivered()}",
                 hint="it is safe in the last checkpoint; the next start delivers it",
             )
@@ -658,7 +667,7 @@ class AgentRuntime:
         self._can_go_back = storage is not None and (backend is None or self._owns_backend or known)
         if storage is not None and self._has_run:
             try:  # who has lost the job must not claim it back by a restart
-                await asyncio.to_thread(storage.check_owner)
+                await aside(storage.check_owner)
             except SabotError as error:
                 self._taken = error if isinstance(error, JobLocked) else None
         if streams is not None:
@@ -667,10 +676,10 @@ class AgentRuntime:
             self._last_delivery = delivery.statistics()
         async with AsyncExitStack() as last:  # from the last to the first, whatever one of them raises
             if storage is not None:
-                last.push_async_callback(asyncio.to_thread, storage.unlock)
+                last.push_async_callback(aside, storage.unlock)
             if backend is not None and self._owns_backend:
                 last.push_async_callback(backend.close)
-            last.push_async_callback(asyncio.to_thread, self.metrics.close)
+            last.push_async_callback(aside, self.metrics.close)
             last.callback(self.metrics.settle)  # no scrape reads the backend from here
             for agent in self.agents.values():
                 last.callback(agent.released)
@@ -696,7 +705,10 @@ class AgentRuntime:
         failed_at: list[float] = []
         while True:
             error, unfinished = await self._run_once()
-            cause = self._engine_failure if error is None else error
+            refused = (
+                None if isinstance(unfinished, CheckpointFailed | BrokerUnavailable | _Undelivered) else unfinished
+            )
+            cause = error or self._engine_failure or refused
             if cause is None or not await self._may_restart(cause, failed_at):
                 break
         if error is not None:
@@ -762,7 +774,8 @@ class AgentRuntime:
         assert self._broken is not None
         self._awaited = True
         broken = asyncio.shield(self._broken)
-        waits: set[asyncio.Future[Any]] = {asyncio.ensure_future(self._stop_asked.wait()), broken}
+        ends = (self._stop_asked.wait(), self._agents_broken.wait())
+        waits: set[asyncio.Future[Any]] = {*map(asyncio.ensure_future, ends), broken}
         jobs = self._jobs()
         over = asyncio.ensure_future(_all_over([job.running for job in jobs]))
         if self._streams is not None:
@@ -811,17 +824,17 @@ class AgentRuntime:
 
     async def _serve_requests(self, storage: CheckpointStorage, requests: Requests) -> None:
         """Answers what the command line asks of this job (`checkpoint.requests`)."""
-        await asyncio.to_thread(requests.clear)
+        await aside(requests.clear)
         while True:
             await asyncio.sleep(_REQUEST_SECONDS)
-            for request_id, request in await asyncio.to_thread(requests.pending):
+            for request_id, request in await aside(requests.pending):
                 try:
                     answer = await self._serve(storage, request)
                 except Exception as error:  # whatever was asked, the next one is answered
                     _log.warning("request %s failed: %s", request_id, error)
                     answer = {"error": str(error)}
                 try:
-                    await asyncio.to_thread(requests.answer, request_id, answer)
+                    await aside(requests.answer, request_id, answer)
                 except OSError as error:
                     _log.warning("request %s cannot be answered: %s", request_id, error)
 
@@ -833,7 +846,7 @@ class AgentRuntime:
         manifest = await self.checkpoint_coordinator.wait(checkpoint_id)
         path: Path | str | None = manifest.path
         if location is not None:
-            path = await asyncio.to_thread(storage.copy_to, manifest, location)
+            path = await aside(storage.copy_to, manifest, location)
         return {"checkpoint": checkpoint_id, "path": str(path)}
 
     async def trigger_checkpoint(self) -> int:

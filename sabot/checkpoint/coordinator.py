@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from sabot.aside import aside
 from sabot.checkpoint.delivery import Delivery
 from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredTask
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -84,7 +85,7 @@ class _KeptState:
 
     async def save(self, directory: Path) -> int:
         if self._home is None:
-            home = await asyncio.to_thread(self._storage.keep)
+            home = await aside(self._storage.keep)
             try:
                 self._nbytes = await self._state.save(home / "state")
                 (home / "state").mkdir(exist_ok=True)
@@ -92,7 +93,7 @@ class _KeptState:
                 shutil.rmtree(home, ignore_errors=True)
                 raise
             self._home = home
-        await asyncio.to_thread(shutil.copytree, self._home / "state", directory, copy_function=os.link)
+        await aside(shutil.copytree, self._home / "state", directory, copy_function=os.link)
         return self._nbytes
 
     def discard(self) -> None:
@@ -430,7 +431,7 @@ class Coordinator:
         """States, then blobs and output, then the manifest."""
         manifest, parts = self._manifest(flight)
         with storage.explained():
-            directory = await asyncio.to_thread(storage.begin, flight.checkpoint_id)
+            directory = await aside(storage.begin, flight.checkpoint_id)
             blobs: dict[Path, bytes] = {}
             for name, snapshot in flight.snapshots().items():
                 stored = manifest.tasks[name]
@@ -441,7 +442,7 @@ class Coordinator:
                     (directory / path).mkdir(exist_ok=True)  # an empty state may have written nothing
                 blobs.update((directory / path, snapshot.files[file]) for file, path in stored.files.items())
             links = {directory / path: file for path, file in parts.items()}
-            return await asyncio.to_thread(_finish, storage, manifest, blobs, links)
+            return await aside(_finish, storage, manifest, blobs, links)
 
     def _manifest(self, flight: _InFlight) -> tuple[Manifest, dict[str, Path]]:
         """What it says, but for its files; and files of output, by their path in the checkpoint."""

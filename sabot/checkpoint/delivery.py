@@ -29,6 +29,7 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from sabot._cython.batch import Batch
+from sabot.aside import aside
 from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredLane, StoredPart
 from sabot.checkpoint.tokens import Opening, opening
 from sabot.clock import Clock
@@ -552,6 +553,7 @@ class Delivery:
         self._lock = threading.Lock()
         self._telling = threading.Lock()
         self._lanes: dict[str, _Lane] = {}
+        self._unstaged: set[str] = set()  # ids of sinks that are written at least once
         self._scratch: Path | None = None
 
     def staged(self, room: str, sink: Sink, wanted: str | None) -> Sink:
@@ -562,6 +564,7 @@ class Delivery:
         if wanted == "at_least_once" or (
             wanted is None and (not (sink.delivers and sink.lasting) or self._storage is None)
         ):
+            self._unstaged.add(_lane_id(room, sink))
             return sink
         if not sink.delivers:
             raise UserError(
@@ -623,14 +626,23 @@ class Delivery:
         return True
 
     def check_restored(self) -> None:
-        """All sinks are open. Raises UserError for output of a sink that the program no longer has."""
+        """All sinks are open. Raises UserError for saved output of a sink that the program no longer has."""
         for lane_id, stored in ({} if self.restored is None else self.restored.lanes).items():
-            if stored.pending and lane_id not in self._lanes:
-                raise UserError(
-                    f"the checkpoint has {sum(part.rows for part in stored.pending)} undelivered rows for sink {stored.sink}, "
-                    "which this program does not have",
-                    hint="run the program that wrote it until they are delivered, or start afresh (--fresh)",
+            rows = sum(part.rows for part in stored.pending)
+            if not rows or lane_id in self._lanes:
+                continue
+            if self.choice == "skip":
+                _log.warning(
+                    "sink %s is gone: its %d undelivered rows are dropped, as redeliver=skip says", stored.sink, rows
                 )
+                continue
+            what = "which this program does not have"
+            if lane_id in self._unstaged:
+                what = 'which this program writes at least once: run it once more with delivery="exactly_once"'
+            raise UserError(
+                f"the checkpoint has {rows} undelivered rows for sink {stored.sink}, {what}",
+                hint="run the program that wrote it until they are delivered; or drop them: redeliver=skip",
+            )
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -639,7 +651,9 @@ class Delivery:
         lanes: dict[str, StoredLane] = {}
         files: dict[str, Path] = {}
         for lane_id, stored_lane in ({} if self.restored is None else self.restored.lanes).items():
-            if lane_id not in self._lanes:  # of streams that had ended, or of a sink that the program had once
+            if (
+                lane_id not in self._lanes and not stored_lane.pending
+            ):  # of streams that had ended, or of a sink that the program had once
                 lanes[lane_id] = stored_lane
         for lane_id, lane in sorted(self._lanes.items()):
             lanes[lane_id], parts = lane.listed(sealed.get(lane_id, 0))
@@ -698,17 +712,17 @@ class Delivery:
         """Completes the results of inputs that have ended; -> whether there was one, so that a checkpoint should say so."""
         before = [lane.finished for lane in self._lanes.values()]
         for lane in self._lanes.values():
-            await asyncio.to_thread(lane.finish_if_asked)
+            await aside(lane.finish_if_asked)
         return before != [lane.finished for lane in self._lanes.values()]
 
     async def close(self, seconds: float = 10.0) -> None:
         """Ends the lanes, closes their sinks. Idempotent."""
         lanes, self._lanes = list(self._lanes.values()), {}
         if lanes:
-            await asyncio.gather(*(asyncio.to_thread(lane.close, seconds) for lane in lanes))
+            await asyncio.gather(*(aside(lane.close, seconds) for lane in lanes))
         scratch, self._scratch = self._scratch, None
         if scratch is not None:
-            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+            await aside(shutil.rmtree, scratch, ignore_errors=True)
 
     def statistics(self) -> dict[str, Any]:
         """By lane; from any thread."""

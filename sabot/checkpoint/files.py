@@ -191,6 +191,10 @@ class Place(ABC):
     def fetch(self, stored: StoredFile) -> Path:
         """A file on this machine with these contents: to read, and to link. Raises CorruptCheckpoint where they differ."""
 
+    def holds(self, path: Path, stored: StoredFile) -> bool:
+        """`path` is another name of the very file that has these contents here."""
+        return False
+
     def contents(self, stored: StoredFile) -> bytes:
         """These, of a small file. Raises CorruptCheckpoint where they differ."""
         return self.fetch(stored).read_bytes()
@@ -402,6 +406,12 @@ class LocalPlace(Place):
 
     def fetch(self, stored: StoredFile) -> Path:
         return self.where / stored.name
+
+    def holds(self, path: Path, stored: StoredFile) -> bool:
+        try:
+            return path.samefile(self.where / stored.name)
+        except FileNotFoundError:
+            return False
 
     def _reading_folder(self) -> "tempfile.TemporaryDirectory[str]":
         """On the same disk where that can be, so that files are linked. The next owner removes it if we cannot."""

@@ -548,6 +548,8 @@ class CheckpointStorage:
                 if sha256 not in self._stored and file.name not in new:
                     new[file.name] = path, file
                     known[inode] = size, mtime, file
+                elif self._place.holds(path, file):  # of the checkpoint that was restored, under another name
+                    known[inode] = size, mtime, file
             contents[path.relative_to(root).as_posix()] = file
         _each(self._place.parallel, self._store, new.values())
         self._place.sync()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from sabot.api.agent import AgentSpec
+from sabot.aside import aside
 from sabot.checkpoint import Coordinator, Manifest
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
@@ -135,7 +136,7 @@ class AgentJob:
         task = SourceTask(name, source, codec=codec, max_rows=_BATCH_ROWS if spec.batch else _RECORD_ROWS)
         self.task.connect(task, operator)
         positions = None if facts is None or facts["positions"] is None else positions_of(facts["positions"])
-        await to_the_end(asyncio.to_thread(task.open, positions, spec.start))
+        await to_the_end(aside(task.open, positions, spec.start))
 
     async def _port(self, spec: AgentSpec, operators: Mapping[str, AgentOperator]) -> Port | None:
         sink = spec.sink
@@ -172,7 +173,7 @@ class AgentJob:
             self._sinks[name] = task
             self.task.sinks.append(task)
             task.on_broken = self.task.sink_broke
-            await to_the_end(asyncio.to_thread(task.sink.open))
+            await to_the_end(aside(task.sink.open))
             task.start()
         return task
 

@@ -85,6 +85,7 @@ class AgentTask:
         self.ended = False
         self.cut_seconds = 0.0  # how long the last barrier held the event loop up
         self.broken: SabotError | None = None
+        self.on_broken: Callable[[], None] = lambda: None  # no checkpoint can be taken any more
         self._consumers: list[AgentOperator] = []
         self._coordinator = coordinator
         self._clock = clock
@@ -148,6 +149,7 @@ class AgentTask:
         """State and output may no longer agree: nothing goes on from here, and no checkpoint covers it."""
         if self.broken is None:
             self.broken = SabotError(f"{what}: {error}")
+            self.on_broken()
             for operator in self.operators.values():
                 operator.fail(error, what)
 

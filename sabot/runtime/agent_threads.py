@@ -9,6 +9,7 @@ from typing import Any
 
 from sabot._cython.batch import Batch
 from sabot._cython.channel import END, Barrier, Channel, ChannelClosed
+from sabot.aside import aside
 from sabot.codecs.json import JsonCodec
 from sabot.connectors.base import Positions, Sink, Source
 from sabot.errors import SabotError
@@ -86,11 +87,11 @@ class SourceTask:
         self._stopping = True
         self._wake.set()
         if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join, _SOURCE_STOP_SECONDS)
+            await aside(self._thread.join, _SOURCE_STOP_SECONDS)
             if self._thread.is_alive():
                 _log.error("source %s does not come back, and is left behind", self.name)
         else:
-            await asyncio.to_thread(closed, self.source)
+            await aside(closed, self.source)
 
     @property
     def left(self) -> list[tuple[str, Handle]]:
@@ -248,11 +249,11 @@ class SinkTask:
         self._finished = finished
         if self._thread.is_alive():
             self._put(END)
-            await asyncio.to_thread(self._thread.join, _SINK_STOP_SECONDS)
+            await aside(self._thread.join, _SINK_STOP_SECONDS)
         if self._thread.is_alive():
             _log.error("sink %s does not come back; %d rows are not written", self.sink.name, self.waiting_rows)
         else:
-            await asyncio.to_thread(closed, self.sink)
+            await aside(closed, self.sink)
 
     @property
     def left(self) -> list[tuple[str, Handle]]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from sabot._cython.batch import Batch
 from sabot._cython.channel import Channel
 from sabot.api.stream import Read, Write
+from sabot.aside import aside
 from sabot.checkpoint import Coordinator, Manifest, StoredTask, TaskSnapshot
 from sabot.checkpoint.coordinator import link_or_copy
 from sabot.clock import Clock
@@ -98,7 +99,7 @@ class _Carried:
         self._directory = directory
 
     async def save(self, directory: Path) -> int:
-        await asyncio.to_thread(lambda: shutil.copytree(self._directory, directory, copy_function=_link))
+        await aside(lambda: shutil.copytree(self._directory, directory, copy_function=_link))
         return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
     def discard(self) -> None:
@@ -138,7 +139,7 @@ class StreamJob:
         """Opens everything, and puts it where the checkpoint says. Raises what opening raises; then nothing is left open."""
         if restored is not None and self._was_complete(restored):
             return
-        building = asyncio.ensure_future(asyncio.to_thread(self._build, restored))
+        building = asyncio.ensure_future(aside(self._build, restored))
         try:
             await asyncio.shield(building)
         except BaseException:
@@ -579,7 +580,7 @@ class StreamJob:
             coordinator.on_complete.remove(self._commit)
         for task in self.tasks:
             coordinator.abandon(task.name)
-        await asyncio.to_thread(self._join)
+        await aside(self._join)
         self._tell_of_late_rows()
         with _reading_lock:
             _reading.difference_update(map(id, self._sources))

@@ -6,7 +6,6 @@ take an element  ─▶  a batch: the chain processes it; what comes out goes in
                      END: the chain emits all that is left; the task's last state stays for the checkpoints to come
 """
 
-import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from sabot._cython.batch import Batch
 from sabot._cython.channel import ACTIVE, END, IDLE, Abort, Barrier, Channel, ChannelClosed, Watermark
 from sabot._cython.keyed import hash_columns
 from sabot._cython.partition import partition_indices
+from sabot.aside import aside
 from sabot.checkpoint import Coordinator, TaskSnapshot
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import InternalError, SabotError
@@ -178,7 +178,7 @@ class _Saved:
         self._state = state
 
     async def save(self, directory: Path) -> int:
-        return await asyncio.to_thread(self._write, directory)
+        return await aside(self._write, directory)
 
     def _write(self, directory: Path) -> int:
         directory.mkdir(parents=True, exist_ok=True)

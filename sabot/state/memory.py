@@ -1,6 +1,5 @@
 """State in memory: a dict of dicts."""
 
-import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -9,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from sabot.aside import aside
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.state.base import BackendConfig, ClosedTables, Snapshot, StateBackend, next_snapshot_id
@@ -77,7 +77,7 @@ class MemorySnapshot(Snapshot):
             raise CorruptCheckpoint(f"{file}: cannot be read as state: {error}") from error
 
     async def save(self, directory: Path) -> int:
-        size = await asyncio.to_thread(self._save, directory)
+        size = await aside(self._save, directory)
         self.path = directory
         return size
 
@@ -204,7 +204,7 @@ class MemoryBackend(StateBackend):
 
     async def restore(self, snapshot: Snapshot) -> None:
         self._tables.get("")
-        self._tables = await asyncio.to_thread(self._rebuilt, snapshot)
+        self._tables = await aside(self._rebuilt, snapshot)
 
     def _rebuilt(self, snapshot: Snapshot) -> Tables:
         tables: Tables = {}

@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
+from sabot.aside import aside
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import CheckpointFailed, CorruptCheckpoint, SabotError, UserError
 from sabot.state.base import BackendConfig, ClosedTables, Snapshot, StateBackend, next_snapshot_id
@@ -57,7 +58,7 @@ class RocksDBSnapshot(Snapshot):
         return read_database(self._directory)
 
     async def save(self, directory: Path) -> int:
-        size = await asyncio.to_thread(self._save, directory)
+        size = await aside(self._save, directory)
         self.discard()
         self.path = self._directory = directory
         self._owned = False
@@ -216,7 +217,7 @@ class RocksDBBackend(StateBackend):
     async def restore(self, snapshot: Snapshot) -> None:
         self._tables.get("")
         self._settle()
-        database = await asyncio.to_thread(self._rebuilt, snapshot)
+        database = await aside(self._rebuilt, snapshot)
         previous, self._database = self._database, database
         self._tables = {}
         self._dirty_bytes = self._young_bytes = self._old_bytes = 0
@@ -227,7 +228,7 @@ class RocksDBBackend(StateBackend):
         if isinstance(self._tables, ClosedTables):
             return
         self._tables = ClosedTables()
-        await asyncio.to_thread(self._worker.shutdown)
+        await aside(self._worker.shutdown)
         self._database.close()
         self._lock.close()
 

@@ -29,7 +29,7 @@ from typing import Any, Literal
 from sabot.app import App
 from sabot.errors import UserError
 from sabot.steps import watch
-from sabot.testing.lives import checkpoint_of, sources_of, temporary_directory
+from sabot.testing.lives import sources_of, temporary_directory
 from sabot.testing.script import ScriptedSource
 
 __all__ = ["Crashes", "crash_at_every_step"]
@@ -276,7 +276,7 @@ class _Director:
     loop: asyncio.AbstractEventLoop
 
     def checkpoint(self) -> "Future[Any]":
-        return asyncio.run_coroutine_threadsafe(checkpoint_of(self.app), self.loop)
+        return asyncio.run_coroutine_threadsafe(self.app.agent_runtime.trigger_checkpoint(), self.loop)
 
     def crash(self, place: tuple[str, int]) -> bool:
         raise UserError(f"script {place[0]} has a CRASH", hint="crash_at_every_step crashes by itself: leave it out")

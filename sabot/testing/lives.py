@@ -20,7 +20,7 @@ from sabot.runtime.host import run_here
 from sabot.steps import watch
 from sabot.testing.script import ScriptedSource
 
-__all__ = ["Crash", "Life", "checkpoint_of", "run", "sources_of", "temporary_directory"]
+__all__ = ["Crash", "Life", "run", "sources_of", "temporary_directory"]
 
 
 class Crash(SabotError):
@@ -71,7 +71,7 @@ class Life:
     # -- of scripts ---------------------------------------------------------------------------------------------------
 
     def checkpoint(self) -> "Future[Any]":
-        return asyncio.run_coroutine_threadsafe(checkpoint_of(self.app), self._loop)
+        return asyncio.run_coroutine_threadsafe(self.app.agent_runtime.trigger_checkpoint(), self._loop)
 
     def crash(self, place: tuple[str, int]) -> bool:
         if not self.dead:
@@ -100,14 +100,6 @@ def temporary_directory() -> Iterator[Path]:
     in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="sabot-", dir=in_memory) as folder:
         yield Path(folder)
-
-
-async def checkpoint_of(app: App) -> int:
-    """A checkpoint, complete when this returns; of all tasks, so not before all of them run."""
-    runtime = app.agent_runtime
-    if runtime._starting is not None:
-        await runtime._starting.wait()
-    return await runtime.trigger_checkpoint()
 
 
 def sources_of(app: App) -> Iterator[Source]:

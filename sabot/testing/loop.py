@@ -113,7 +113,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self.turns = 0
         self.threads: list[_Thread] = []
         self.on_turn: Callable[[], None] | None = None
-        self.now_in = ""  # whose turn it is
+        self.now_in = "loop"  # whose turn it is
         self._most_turns = most_turns
         self._longest_s = longest_s
         self._now = 0.0

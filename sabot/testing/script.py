@@ -55,7 +55,8 @@ class ScriptedSource(Source):
 
     Rows are an Arrow batch or table; a list of dicts (or of any values that JSON can say, for record agents), which come as one
     batch; or one such value. Values come as JSON records, like those of a topic, unless `schema=` makes columns of the dicts.
-    One partition; it goes on where a checkpoint says. Without END it stays open.
+    One partition; it goes on where a checkpoint says. Marks have offsets too, so the script is the same in each life. Without END it
+    stays open.
     """
 
     def __init__(self, script: Sequence[Any], *, name: str = "script", schema: pa.Schema | None = None) -> None:

@@ -20,7 +20,9 @@ _END_TURNS = (30, 3000)  # a life that is to end early does it after so many tur
 
 @dataclass
 class Simulation:
-    """What happened. The same seed gives the same, with the same PYTHONHASHSEED."""
+    """What happened. The same seed gives the same; but with a state directory RocksDB's files, and so the steps that save them, may
+    vary.
+    """
 
     seed: int
     lives: int = 0
@@ -71,7 +73,8 @@ class _SimulatedLife(Life):
 
     def before(self, name: str, what: str) -> None:
         super().before(name, what)
-        done = f"{self._simulated.turns} {self._so_far.lives} {self._simulated.now_in or 'loop'}: {name}"
+        whose = self._simulated.now_in.split()[0]  # what follows may name a directory
+        done = f"{self._simulated.turns} {self._so_far.lives} {whose}: {name}"
         if self._faults and self._simulated.dice.random() < _FAULT_SHARE:
             self._faults -= 1
             self._so_far.faults += 1

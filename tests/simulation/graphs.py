@@ -7,25 +7,33 @@ live a few lives in the simulation, each with another parallelism, other batches
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
+import json
 import random
+import sqlite3
 import unittest.mock
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 import sabot
-from sabot import App, Batch, Expr, Source, Stream, col, cumulative, hopping, session, tumbling
+from sabot import App, Batch, Expr, Sink, Source, Stream, col, cumulative, hopping, session, tumbling
 from sabot._cython.channel import Channel
 from sabot.connectors.base import Positions
+from sabot.connectors.files import NdjsonSink, ParquetSink
+from sabot.connectors.sql import SqlSink
 from sabot.errors import TransientError
 from sabot.operators import agent_operator
 from sabot.testing import ListSink, ScriptedSource, Simulation, simulate
+from sabot.testing.lives import temporary_directory
 from sabot.testing.script import BARRIER, END
 
 SCHEMA = pa.schema(
@@ -176,12 +184,15 @@ class Flow:
 
 @dataclass(frozen=True)
 class Output:
-    """An end of the program. running: a row for each change, of which the last one of each key is the answer."""
+    """An end of the program. running: a row for each change, of which the last one of each key is the answer. place: what kind of
+    sink it has: a list, or in the directory of the run a file or a database.
+    """
 
     flow: Flow
     keys: tuple[str, ...] = ()
     running: bool = False
     exactly_once: bool = True
+    place: str = "list"
 
 
 def stateless(flow: Flow, dice: Dice) -> Flow:
@@ -346,10 +357,17 @@ class Seed:
             ]
         flow = stateless(unified(flows), dice)
         self.outputs = [make_output(flow, dice) for _ in range(dice.choice([1, 1, 2]))]
+        places = [dice.choice(["list"] * 6 + ["ndjson", "parquet", "sqlite"]) for _ in self.outputs]
+        self.outputs = [
+            dataclasses.replace(output, place=place) if output.exactly_once else output
+            for output, place in zip(self.outputs, places, strict=True)
+        ]
         self.partitions = [dice.randint(1, 3) for _ in self.tables]
         self.state = dice.choice(["memory"] * 9 + ["directory"])
         self.crashes, self.stops = dice.randrange(4), dice.choice([0, 0, 1])
-        self.values = [dice.choice(["a", "b", "c"]) for _ in range(dice.choice([0, 0, 10, 60]))]  # of the agent
+        keys = dice.choice([["a", "b", "c"], ["a", "b", "bad"]])
+        self.values = [dice.choice(keys) for _ in range(dice.choice([0, 0, 10, 60]))]  # of the agent
+        self.copies = dice.choice([1, 1, 2])  # that another agent makes of each before it
         self.script = [
             what for value in self.values for what in ({"k": value}, BARRIER)[: 2 if dice.random() < 0.03 else 1]
         ]
@@ -366,6 +384,7 @@ class Seed:
         refusals = dice.choice([0.0, 0.0, 0.05, 0.2])
         self.sinks = [Refusing(f"out{at}", refusals, random.Random(dice.random())) for at in range(len(self.outputs))]
         self.counts = Refusing("counts", refusals, random.Random(dice.random()))
+        self.letters = Refusing("letters", refusals, random.Random(dice.random()))
 
     def build(self, directory: Path) -> App:
         """The app of the next life."""
@@ -393,42 +412,66 @@ class Seed:
             )
             for at, table in enumerate(self.tables)
         ]
-        for output, sink in zip(self.outputs, self.sinks, strict=True):
+        for output, kept in zip(self.outputs, self.sinks, strict=True):
+            sink = kept if output.place == "list" else sink_at(output.place, directory / kept.name)
             output.flow.make(streams).to(sink, delivery="exactly_once" if output.exactly_once else "at_least_once")
         if self.values:
             self.add_agent(app, dice)
         return app
 
     def add_agent(self, app: App, dice: Dice) -> None:
-        """Counts its values by key, with waits between what it reads and what it writes."""
+        """Counts its values by key, with waits between what it reads and what it writes; bad ones are dead letters. It may have
+        another before it, which copies them.
+        """
         waits = dice.choice([0.0, 0.02])
+
+        async def perhaps_wait() -> None:
+            if dice.random() < 0.3:
+                await asyncio.sleep(waits)  # of virtual time
+
+        async def copy(ctx: sabot.AgentContext) -> AsyncIterator[Any]:
+            for _ in range(self.copies):
+                await perhaps_wait()
+                yield ctx.message
 
         async def count(ctx: sabot.AgentContext) -> dict[str, Any]:
             seen = (await ctx.state().get("seen") or 0) + 1
-            if dice.random() < 0.3:
-                await asyncio.sleep(waits)  # of virtual time
+            await perhaps_wait()
             await ctx.state().put("seen", seen)
+            if ctx.message["k"] == "bad":
+                raise ValueError("bad")
             return {"k": ctx.message["k"], "seen": seen}
 
-        delivery = "exactly_once" if self.agent_once else "at_least_once"
         source = ScriptedSource(self.script, name="values")
-        app.agent(source, key="k", sink=self.counts, concurrency=dice.choice([1, 3]), delivery=delivery)(count)
+        app.agent(
+            None if self.copies > 1 else source,
+            key="k",
+            sink=self.counts,
+            concurrency=dice.choice([1, 3]),
+            delivery="exactly_once" if self.agent_once else "at_least_once",
+            on_error="skip",
+            dead_letter=self.letters,
+        )(count)
+        if self.copies > 1:
+            app.agent(source, key="k", sink=count, concurrency=dice.choice([1, 2]), dead_letter=self.letters)(copy)
 
     def run(self) -> Simulation:
         """Raises AssertionError where the outputs are not DuckDB's answer. Once only."""
         try:
-            with contextlib.ExitStack() as limits:
+            with contextlib.ExitStack() as around:
                 for name, limit in self.limits.items():
-                    limits.enter_context(unittest.mock.patch(name, limit))
+                    around.enter_context(unittest.mock.patch(name, limit))
+                folder = around.enter_context(temporary_directory())
                 simulation = simulate(
                     self.build,
                     self.number,
+                    directory=folder,
                     crashes=self.crashes,
                     stops=self.stops,
                     faults=self.faults,
                     most_turns=400_000,
                 )
-            self.check()
+                self.check(folder)
         except BaseException as error:
             error.add_note(f"seed {self.number}: {self}")
             raise
@@ -436,14 +479,17 @@ class Seed:
 
     # -- the answer ---------------------------------------------------------------------------------------------------
 
-    def check(self) -> None:
+    def check(self, folder: Path) -> None:
         connection = database()
         for at, table in enumerate(self.tables):
             connection.register(f"t{at}", table)
         for output, sink in zip(self.outputs, self.sinks, strict=True):
             query = f"select {', '.join(output.flow.columns)} from ({output.flow.sql})"
-            compare(output, sink, connection.execute(query).fetchall())
-        expected = Counter((key, seen) for key, count in Counter(self.values).items() for seen in range(1, count + 1))
+            rows = sink.rows if output.place == "list" else rows_at(output.place, folder / sink.name)
+            compare(output, sink.name, rows, connection.execute(query).fetchall())
+        values = Counter(self.values * self.copies)
+        assert Counter(row["k"] for row in self.letters.rows) == Counter({"bad": values.pop("bad", 0)}) - Counter()
+        expected = Counter((key, seen) for key, count in values.items() for seen in range(1, count + 1))
         found = Counter((row["k"], row["seen"]) for row in self.counts.rows)
         assert (found if self.agent_once else Counter(set(found))) == expected, (
             f"the agent's counts: {found - expected} {expected - found}"
@@ -451,7 +497,7 @@ class Seed:
 
     def __str__(self) -> str:
         rows = [table.num_rows for table in self.tables]
-        outputs = "; ".join(f"{'' if o.exactly_once else 'at least once '}{o.flow.sql}" for o in self.outputs)
+        outputs = "; ".join(f"{o.place if o.exactly_once else 'at least once'}: {o.flow.sql}" for o in self.outputs)
         world = f"{rows} rows in {self.partitions} partitions, {len(self.values)} values, state {self.state}"
         return f"{world}, {self.crashes} crashes, {self.stops} stops, {self.faults} faults: {outputs}"
 
@@ -464,9 +510,29 @@ def database() -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def compare(output: Output, sink: ListSink, answer: list[tuple[Any, ...]]) -> None:
+def sink_at(place: str, path: Path) -> Sink:
+    if place == "sqlite":
+        return SqlSink(f"sqlite:///{path}.db", "rows")
+    return NdjsonSink(f"{path}.ndjson") if place == "ndjson" else ParquetSink(f"{path}.parquet")
+
+
+def rows_at(place: str, path: Path) -> list[dict[str, Any]]:
+    """What the world outside has; nothing, where no row came."""
+    if place == "ndjson":
+        whole = Path(f"{path}.ndjson")
+        return [json.loads(line) for line in whole.read_text().splitlines()] if whole.exists() else []
+    if place == "parquet":
+        return pq.read_table(f"{path}.parquet").to_pylist()
+    with contextlib.closing(sqlite3.connect(f"{path}.db")) as connection:
+        connection.row_factory = sqlite3.Row
+        rows = [dict(row) for row in connection.execute("select * from rows")]
+    times = ("window_start", "window_end")
+    return [row | {name: datetime.fromisoformat(row[name]) for name in times if name in row} for row in rows]
+
+
+def compare(output: Output, name: str, rows: list[dict[str, Any]], answer: list[tuple[Any, ...]]) -> None:
     columns = output.flow.columns
-    found = [tuple(plain(row[name]) for name in columns) for row in sink.rows]
+    found = [tuple(plain(row[column]) for column in columns) for row in rows]
     expected = Counter(answer)
     if output.running:
         last: dict[Any, tuple[Any, ...]] = {}
@@ -476,13 +542,13 @@ def compare(output: Output, sink: ListSink, answer: list[tuple[Any, ...]]) -> No
             if before is None or row[changes] > before[changes]:
                 last[row[:key_columns]] = row
             else:
-                assert not output.exactly_once, f"{sink.name}: {row} came after {before}"
+                assert not output.exactly_once, f"{name}: {row} came after {before}"
         have = Counter(last.values())
     else:
         have = Counter(found) if output.exactly_once else Counter(set(found)) | (Counter(found) & expected)
     missing, more = expected - have, have - expected
     assert not missing | more, (
-        f"{sink.name} {columns}: {missing.total()} rows lack, {more.total()} are too many\n"
+        f"{name} ({output.place}) {columns}: {missing.total()} rows lack, {more.total()} are too many\n"
         f"  lacking  {list(missing)[:4]}\n  too many {list(more)[:4]}"
     )
 

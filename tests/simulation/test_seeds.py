@@ -22,7 +22,8 @@ def test_the_answer_is_that_of_all_rows_at_once(first: int) -> None:
 
 
 def test_the_same_seed_takes_the_same_steps() -> None:
-    seed = next(number for number in range(100) if Seed(number).crashes and Seed(number).values)
+    drawn = map(Seed, range(100))
+    seed = next(each.number for each in drawn if each.crashes and each.values and each.state == "memory")
     once, again = Seed(seed).run(), Seed(seed).run()
     assert once == again
     assert len(once.steps) > 20
@@ -32,7 +33,19 @@ def test_the_same_seed_takes_the_same_steps() -> None:
 def test_the_seeds_are_of_many_kinds() -> None:
     seeds = [Seed(number) for number in range(60)]
     text = " ".join(map(str, seeds))
-    for word in ("union all", "group by", "unnest", "lag(ts)", "distinct", "where", "directory", "at least once"):
+    for word in (
+        "ndjson",
+        "parquet",
+        "sqlite",
+        "union all",
+        "group by",
+        "unnest",
+        "lag(ts)",
+        "distinct",
+        "where",
+        "directory",
+        "at least once",
+    ):
         assert word in text
     assert {seed.crashes for seed in seeds} == {0, 1, 2, 3}
     assert len({str(seed) for seed in seeds}) == 60

@@ -51,6 +51,12 @@ class _ColumnSink(FileSink):
     def _rows(self, batch: Batch, *, first: bool) -> pa.RecordBatch:
         return self._fitting(_own(decoded_rows(self, batch)))
 
+    def _accept(self, empty: Batch, before: pa.Schema | None) -> None:
+        schema = decoded_rows(self, empty).schema.remove_metadata()
+        if before is not None and not schema.equals(before.remove_metadata()):
+            raise self._other_columns(schema, before)
+        self._writer(pa.BufferOutputStream(), schema).close()
+
     def _try_empty(self) -> None:
         writer = self.start(pa.BufferOutputStream(), None)
         if writer is not None:
@@ -61,14 +67,16 @@ class _ColumnSink(FileSink):
         if self._schema is None:
             self._schema = data.schema.remove_metadata()
         elif not data.schema.equals(self._schema):
-            raise UserError(
-                f"file {self.name!r}: rows with the columns {_described(data.schema)} do not fit those before:"
-                f" {_described(self._schema)}",
-                hint="select and cast to the same columns before the sink",
-            )
+            raise self._other_columns(data.schema, self._schema)
         return data
 
     # -- the encoding --------------------------------------------------------------------------------------------------
+
+    def _other_columns(self, schema: pa.Schema, before: pa.Schema) -> UserError:
+        return UserError(
+            f"file {self.name!r}: rows with the columns {_described(schema)} do not fit those before: {_described(before)}",
+            hint="select and cast to the same columns before the sink",
+        )
 
     def start(self, file: Any, first: pa.RecordBatch | None) -> RowWriter[pa.RecordBatch] | None:
         schema = self._expected if first is None else first.schema

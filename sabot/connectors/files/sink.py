@@ -77,6 +77,7 @@ class FileSink(Sink):
         self._number = 0
         self._lane: Lane | None = None  # exactly once
         self._owner = ""  # "": the lane is to be claimed first
+        self._fits: pa.Schema | None = None  # the columns of the rows that were `fitting` last
         if not (self.name.endswith(("/", os.sep)) or os.path.isdir(self.name)):
             self._check_ending()
 
@@ -85,6 +86,10 @@ class FileSink(Sink):
     @abstractmethod
     def _rows(self, batch: Batch, *, first: bool) -> Any:
         """What a file takes of the batch, which are its first rows or not. UserError for what the format cannot say."""
+
+    @abstractmethod
+    def _accept(self, empty: Batch, before: pa.Schema | None) -> None:
+        """Rows with these columns can be written, behind such with those `before`. UserError. In another thread than the rest."""
 
     @abstractmethod
     def _new_part(self, path: Path) -> Part[Any]:
@@ -234,6 +239,14 @@ class FileSink(Sink):
         self._afresh = False
         self._owner = entry.owner
         return Token(entry.seq, entry.incarnation) if entry.incarnation else None
+
+    def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        if self._fits is None or not data.schema.equals(self._fits):
+            empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in data.schema], schema=data.schema)
+            with self._writing():
+                self._accept(Batch(empty), self._fits)
+            self._fits = data.schema
+        return data
 
     def _check_expected(self) -> None:
         """What the format cannot say is known before rows of it stand in a checkpoint."""

@@ -97,6 +97,15 @@ class _TextSink(FileSink):
             )
         return lines
 
+    def _accept(self, empty: Batch, before: pa.Schema | None) -> None:
+        self._lines(empty)
+        head = self._head(empty.schema)
+        if before is not None and head != self._head(before):
+            raise UserError(
+                f"file {self.name!r} begins with {self._head(before).rstrip()!r}, and not with {head.rstrip()!r}",
+                hint="write other columns into another file",
+            )
+
     def _before_first(self) -> bytes | None:
         return None if self._expected is None else self._head(self._expected) or None
 

@@ -86,6 +86,13 @@ class SqlSink(Sink):
         self._lane = lane
         return token
 
+    def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """What can be known without the database: names, and keys that are null. Of records nothing."""
+        if not data.schema.equals(RECORD_SCHEMA):
+            self._check_names(data.schema)
+            self._check_keys(data)
+        return data
+
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         lane = self._claimed()
         with self._database.transaction():
@@ -138,11 +145,7 @@ class SqlSink(Sink):
                     self._fit(inferred_schema([each for each in batches[place:] if each.schema.equals(RECORD_SCHEMA)]))
                 data = decoded_records(data, self._table() or {}, self.name, self._told)
             self._fit(data.schema)
-            for key in self._keys:
-                if data.column(key).null_count or (
-                    pa.types.is_floating(data.column(key).type) and pc.any(pc.is_nan(data.column(key))).as_py()
-                ):
-                    raise UserError(f"table {self.name}: a row without its key {key!r} came")
+            self._check_keys(data)
             self._database.insert(data)
 
     def _table(self) -> Columns | None:
@@ -154,6 +157,28 @@ class SqlSink(Sink):
         """The table has these columns: it is made, or looked at. UserError naming what is missing."""
         if self._fitting is not None and schema.equals(self._fitting):
             return
+        self._check_names(schema)
+        same = self._database.same_column
+        if self._table() is None:
+            self._database.create(schema)
+        columns = {same(name) for name in self._table() or ()}
+        missing = [f"{field.name} ({field.type})" for field in schema if same(field.name) not in columns]
+        if missing:
+            raise UserError(
+                f"table {self.name} of {self._database.where} has no column {', '.join(missing)}",
+                hint="add the column (ALTER TABLE), give another table, or leave it out (select) before the sink",
+            )
+        if self._keys:
+            self._database.check_keys()
+        self._fitting = schema
+
+    def _check_keys(self, data: pa.RecordBatch) -> None:
+        for key in self._keys:
+            column = data.column(key)
+            if column.null_count or (pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py()):
+                raise UserError(f"table {self.name}: a row without its key {key!r} came")
+
+    def _check_names(self, schema: pa.Schema) -> None:
         same = self._database.same_column
         coming = [same(name) for name in schema.names]
         if not coming or len(set(coming)) < len(coming):
@@ -167,18 +192,6 @@ class SqlSink(Sink):
                 f"table {self.name}: keys: there is no column {', '.join(unknown)}",
                 hint=f"the columns are {', '.join(schema.names)}",
             )
-        if self._table() is None:
-            self._database.create(schema)
-        columns = {same(name) for name in self._table() or ()}
-        missing = [f"{field.name} ({field.type})" for field in schema if same(field.name) not in columns]
-        if missing:
-            raise UserError(
-                f"table {self.name} of {self._database.where} has no column {', '.join(missing)}",
-                hint="add the column (ALTER TABLE), give another table, or leave it out (select) before the sink",
-            )
-        if self._keys:
-            self._database.check_keys()
-        self._fitting = schema
 
 
 def _database(url: str, table: str, keys: Sequence[str]) -> Database:
