@@ -415,6 +415,7 @@ class AgentRuntime:
         if self.agents:  # after the streams, which may wait for their first record
             await job.open(manifest)
         self._delivery.check_restored()
+        await to_the_end(self._delivery.open())
         if self._streams is not None:
             self._streams.run()
             self.metrics.follow(self._streams.samples)
@@ -461,7 +462,8 @@ class AgentRuntime:
             )
             self._from = self.app.from_ = None
             return newest
-        storage.claim_above(found.generation + _FAR_GENERATIONS)
+        ours = newest is not None and newest.incarnation == found.incarnation
+        storage.claim_above(found.generation + (0 if ours else _FAR_GENERATIONS))
         return found
 
     def _followed(self, manifest: Manifest) -> None:
@@ -642,6 +644,7 @@ class AgentRuntime:
                 f"app {self.app.id}: {delivery.undelivered()}",
                 hint="it is safe in the last checkpoint; the next start delivers it",
             )
+            await asyncio.sleep(0)  # what a lane told before it broke is heard
             if self._ended and not self._is_broken(self._jobs()):
                 raise missing
             _log.warning("%s", missing)

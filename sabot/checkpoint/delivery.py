@@ -20,7 +20,7 @@ import uuid
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -180,7 +180,8 @@ class _Lane:
         self.name = Lane(delivery.job, self.id, self._incarnation(stored))
         _wait_for_left(self.sink)
         self.sink.still_ours = delivery.still_ours
-        token = self.sink.claim(self.name)
+        with self._named():
+            token = self.sink.claim(self.name)
         begin = opening(
             self.sink.name,
             stored,
@@ -196,7 +197,8 @@ class _Lane:
         if begin.note:
             _log.warning("sink %s: %s", self.sink.name, begin.note)
         if self.sink.keeps_token:  # set, or renewed
-            self.sink.settle(begin.delivered)
+            with self._named():
+                self.sink.settle(begin.delivered)
         self._settled_at = delivery.clock.monotonic()
         self._thread = delivery.spawn(f"delivery {self.id}", self._step)
         self._thread.start()
@@ -344,8 +346,8 @@ class _Lane:
                 if self._closing:
                     _log.debug("sink %s: %s, while it was closed", self.sink.name, reason)
                     return False
-            self.broken = True
             self._delivery.broken(self, reason)
+            self.broken = True  # who sees this finds that the error was told
             return False
         return True
 
@@ -417,6 +419,17 @@ class _Lane:
             self._retry_at = self._delivery.clock.monotonic() + self._wait
             self._wait = min(2 * self._wait, _BACKOFF_SECONDS[1])
 
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors that are not ours say whose they are."""
+        try:
+            yield
+        except SabotError:
+            raise
+        except Exception as error:
+            kind = TransientError if isinstance(error, OSError) else UserError
+            raise kind(f"sink {self.sink.name}: {type(error).__name__}: {error}") from error
+
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def finish_if_asked(self) -> None:
@@ -424,7 +437,7 @@ class _Lane:
         with self._changed:
             ready = self._finish and not self.finished and all(part.seq <= self.delivered for part in self._parts)
         if ready:
-            with step("finish", self.id):
+            with step("finish", self.id), self._named():
                 self.sink.finish()
             self.finished = True
 
@@ -492,7 +505,7 @@ class StagedSink(Sink):
         self._lane.sink.expect(schema)
 
     def open(self) -> None:
-        self._lane.open()
+        """`Delivery.open` claims all lanes together."""
 
     def write(self, batch: Batch) -> None:
         self._lane.write(self._lane.sink.fitting(batch.taken()))
@@ -595,6 +608,13 @@ class Delivery:
             folder = self._scratch / lane_id
             folder.mkdir(exist_ok=True)
             return folder / f"{seq}.arrow"
+
+    async def open(self) -> None:
+        """Every task has its sink, and none writes yet: claims all lanes, side by side. Raises what one of them raises."""
+        lanes = list(self._lanes.values())
+        for error in await asyncio.gather(*(aside(lane.open) for lane in lanes), return_exceptions=True):
+            if error is not None:
+                raise error
 
     @property
     def full(self) -> bool:

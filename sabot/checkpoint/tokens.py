@@ -1,6 +1,6 @@
 """What is to be delivered after a start: decided from what the checkpoint says of a lane and what the receiver knows.
 
-    seq = generation * 2**40 + n      a run (generation) never gives out a number that another one may have given out
+    seq = generation * 2**34 + n      a run (generation) never gives out a number that another one may have given out
 
 Pure: no files, no clocks, no receivers. The reasons stand in docs/decisions/007.
 """
@@ -13,7 +13,7 @@ from sabot.errors import DeliveryConflict, UserError
 
 __all__ = ["CHOICES", "SEQ_BITS", "Opening", "after", "first_seq", "opening"]
 
-SEQ_BITS = 40
+SEQ_BITS = 34  # a part each 200 ms for a century; and 2**29 generations, each below 2**63
 CHOICES = ("repeat", "skip")
 
 

@@ -11,6 +11,7 @@ import typer
 
 from sabot.checkpoint import Manifest, ask
 from sabot.checkpoint.files import Location
+from sabot.checkpoint.tokens import SEQ_BITS
 from sabot.cli.jobs import Job, JobWord, find_job
 from sabot.cli.printing import columns, json_line, moment, size
 from sabot.cli.running import guarded, set_up_logging
@@ -221,4 +222,4 @@ def _lanes(manifest: Manifest) -> Iterable[list[object]]:
 
 def _seq(seq: int) -> str:
     """The number of a part, as the run that gave it out and its number there."""
-    return f"{seq >> 40}/{seq & (1 << 40) - 1}" if seq else "-"
+    return f"{seq >> SEQ_BITS}/{seq & (1 << SEQ_BITS) - 1}" if seq else "-"

@@ -52,7 +52,7 @@ class _Thread:
         self._step = step
         self._loop = loop
         self._alive = False
-        self.lazy = loop.dice.choice((0.0, 0.0, 0.5, 0.95))  # how often it lets its turn pass
+        self.lazy = loop.dice.choice((0.0, 0.0, 0.5, 0.95))  # how often it lets others go first
 
     def start(self) -> None:
         self._alive = True
@@ -184,14 +184,15 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             return
         choice = int(self.dice.random() * choices)
         if choice < len(awake):
-            self._step(awake[choice])
+            others = choices > len(awake) or any(not thread.lazy for thread in awake)
+            self._step(awake[choice], others)
         elif choice < len(awake) + len(lines):
             self._work(lines[choice - len(awake)])
         else:
             self._call(self._ready.popleft())
 
-    def _step(self, thread: _Thread) -> None:
-        if thread.lazy and self.dice.random() < thread.lazy:
+    def _step(self, thread: _Thread, others: bool) -> None:
+        if others and thread.lazy and self.dice.random() < thread.lazy:
             return
         self.now_in = thread.name
         if thread.turn() is None:

@@ -16,7 +16,7 @@ from sabot.checkpoint.tokens import Opening, after, first_seq, opening
 
 US, THEM = "a" * 32, "b" * 32
 GENERATION = 3  # of the run that opens; what is stored was given out by run 2
-BASE = 2 * 2**40
+BASE = 2 * 2**34
 
 
 def seq(n: int) -> int:
@@ -67,20 +67,20 @@ def delivered_parts(stored: StoredLane | None, found: Opening) -> list[int]:
 
 def test_a_number_is_the_generation_and_a_count() -> None:
     assert first_seq(0) == 0
-    assert first_seq(1) == 2**40
-    assert first_seq(7) == 7 * 2**40
+    assert first_seq(1) == 2**34
+    assert first_seq(7) == 7 * 2**34
 
 
-@given(st.integers(0, 2**20), st.integers(0, 2**40 - 1))
+@given(st.integers(0, 2**20), st.integers(0, 2**34 - 1))
 def test_a_number_above_another_is_the_first_of_a_later_run(generation: int, n: int) -> None:
-    number = generation * 2**40 + n
+    number = generation * 2**34 + n
     assert after(number) >= number
-    assert after(number) % 2**40 == 0, "it is the number below the first one of a run"
+    assert after(number) % 2**34 == 0, "it is the number below the first one of a run"
     assert after(number) >= first_seq(generation + (n > 0))
 
 
 def test_numbers_of_different_runs_never_meet() -> None:
-    assert first_seq(4) + 2**40 - 1 < first_seq(5) + 1
+    assert first_seq(4) + 2**34 - 1 < first_seq(5) + 1
 
 
 # -- the table ------------------------------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ class Job:
             fresh=fresh,
         )
         self.incarnation = incarnation
-        self.generation = max(generation, found.above >> 40)
+        self.generation = max(generation, found.above >> 34)
         self.position = at.position if at is not None else 0
         self.last = found.above
         self.given = at.lane.given if at is not None else 0
