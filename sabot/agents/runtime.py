@@ -501,8 +501,10 @@ class AgentRuntime:
 
     def _break(self, error: BaseException) -> None:
         """The run cannot go on, whatever its tasks do."""
+        if self._broken is None:
+            return  # it is over, and the next one has nothing to do with it
         self.checkpoint_coordinator.refuse(str(error))
-        if self._broken is not None and not self._broken.done():
+        if not self._broken.done():
             _log.error("%s", error)
             self._broken.set_exception(error)
             self._broken.exception()  # somebody waits for it, or `stop` raises it

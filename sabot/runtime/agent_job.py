@@ -63,6 +63,7 @@ class AgentJob:
         self._wanted: dict[str, Delivery] = {}  # delivery= of each
         self._running: asyncio.Task[None] | None = None
         self._closed = False
+        self._afresh = True  # no checkpoint is restored
         self.task = AgentTask(TASK, coordinator=coordinator, backend=backend, clock=clock, hung_after_s=hung_after_s)
 
     async def start(self, restored: Manifest | None = None) -> None:
@@ -90,6 +91,7 @@ class AgentJob:
         self._running = self._loop.create_task(self.task.run(), name="agent task")
 
     async def _build(self, restored: Manifest | None) -> None:
+        self._afresh = restored is None
         stored = None if restored is None else restored.tasks.get(TASK)
         meta = None if stored is None else stored.meta
         operators: dict[str, AgentOperator] = {}
@@ -169,6 +171,8 @@ class AgentJob:
             )
         if task is None:
             opened = self._staged(self._open_sink(sink) if isinstance(sink, str) else sink, delivery)
+            if self._afresh:
+                opened.start_afresh()
             task = SinkTask(opened, self._loop)
             self._sinks[name] = task
             self.task.sinks.append(task)

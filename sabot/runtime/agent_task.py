@@ -177,7 +177,8 @@ class AgentTask:
                 self._cut(checkpoint_id)
             await self.drain()
             alive = all(operator.failure is None for operator in self.operators.values())
-            self.ended = alive and all(source.exhausted for source in self.sources)
+            stopped = any(operator.stopped for operator in self.operators.values())  # with rows in its lanes, maybe
+            self.ended = alive and not stopped and all(source.exhausted for source in self.sources)
         finally:
             for task in [*self._waiting.values()]:
                 task.cancel()

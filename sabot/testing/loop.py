@@ -121,7 +121,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._ready: deque[asyncio.Handle] = deque()
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._numbers = itertools.count()
-        self._jobs: dict[int, deque[_Job]] = {}  # by executor; the default one has a line for each job
+        self._jobs: dict[int, deque[_Job]] = {}  # by executor; of one with several threads each job is a line
         self._idle: set[_Thread] = set()
         self._running = False
         self._closed = False
@@ -273,7 +273,8 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def run_in_executor(self, executor: Any, func: Callable[[*Ts], T], *args: *Ts) -> "asyncio.Future[T]":
         future: asyncio.Future[T] = self.create_future()
         number = next(self._numbers)
-        key = -number if executor is None else id(executor)
+        in_order = getattr(executor, "_max_workers", 0) == 1
+        key = id(executor) if in_order else -number
         self._jobs.setdefault(key, deque()).append(_Job(future, func, args))
         return future
 
@@ -309,4 +310,5 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         return False
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        _log.error("%s", context.get("message"), exc_info=context.get("exception"))
+        level = logging.DEBUG if self._closed else logging.ERROR  # of a life that is over it is no news
+        _log.log(level, "%s", context.get("message"), exc_info=context.get("exception"))

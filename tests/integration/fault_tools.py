@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import pyarrow as pa
 from agent_tools import environment
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from sabot._cython.rows import state_key
 from sabot.checkpoint import CheckpointStorage, Manifest
@@ -61,6 +61,7 @@ class Place:
         if not self.real:
             return MemoryBroker.get(self.url).records(topic)
         client = {"group.id": uuid.uuid4().hex, "enable.auto.commit": False, "auto.offset.reset": "error"}
+        client |= {"enable.partition.eof": True}  # the last offset may be a transaction's mark, which no reader sees
         reader = Consumer({**self.settings, **client})
         try:
             ends = {}
@@ -70,15 +71,16 @@ class Place:
                     ends[index] = (first, end)
             reader.assign([TopicPartition(topic, index, first) for index, (first, _) in ends.items()])
             found: list[Record] = []
-            missing = {index: end - 1 for index, (_, end) in ends.items()}
+            missing = set(ends)
             while missing:
                 for message in reader.consume(10_000, 0.05):
-                    assert message.error() is None, message.error()
+                    if message.error() is not None:
+                        assert message.error().code() == KafkaError._PARTITION_EOF, message.error()
+                        missing.discard(message.partition())
+                        continue
                     at = (message.topic(), message.partition(), message.offset())
                     headers = tuple(message.headers() or ())
                     found.append(Record(message.value(), message.key(), headers, message.timestamp()[1], *at))
-                    if missing.get(at[1]) == at[2]:
-                        del missing[at[1]]
             return found
         finally:
             reader.close()

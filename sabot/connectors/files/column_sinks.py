@@ -53,6 +53,7 @@ class _ColumnSink(FileSink):
 
     def _accept(self, empty: Batch, before: pa.Schema | None) -> None:
         schema = decoded_rows(self, empty).schema.remove_metadata()
+        before = self._schema if before is None else before
         if before is not None and not schema.equals(before.remove_metadata()):
             raise self._other_columns(schema, before)
         self._writer(pa.BufferOutputStream(), schema).close()

@@ -91,20 +91,21 @@ class _TextSink(FileSink):
             self._first = head
             return head + lines
         if not self._first.startswith(head):
-            raise UserError(
-                f"file {self.name!r} begins with {self._first[:200].splitlines()[0]!r}, and not with {head.rstrip()!r}",
-                hint="write other columns into another file",
-            )
+            raise self._other_head(self._first, head)
         return lines
+
+    def _other_head(self, begun: bytes, head: bytes) -> UserError:
+        return UserError(
+            f"file {self.name!r} begins with {begun[:200].splitlines()[0]!r}, and not with {head.rstrip()!r}",
+            hint="write other columns into another file",
+        )
 
     def _accept(self, empty: Batch, before: pa.Schema | None) -> None:
         self._lines(empty)
         head = self._head(empty.schema)
-        if before is not None and head != self._head(before):
-            raise UserError(
-                f"file {self.name!r} begins with {self._head(before).rstrip()!r}, and not with {head.rstrip()!r}",
-                hint="write other columns into another file",
-            )
+        begun = self._first if before is None else self._head(before)
+        if begun and not begun.startswith(head):
+            raise self._other_head(begun, head)
 
     def _before_first(self) -> bytes | None:
         return None if self._expected is None else self._head(self._expected) or None
