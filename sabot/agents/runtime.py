@@ -675,6 +675,7 @@ class AgentRuntime:
                 await aside(storage.check_owner)
             except SabotError as error:
                 self._taken = error if isinstance(error, JobLocked) else None
+        self.checkpoint_coordinator.refuse("the job is stopping")  # what waits must not be taken of tasks that are gone
         if streams is not None:
             self._last_streams = streams.statistics()
         if delivery is not None:

@@ -477,7 +477,7 @@ class Coordinator:
         self._last_completed = flight.checkpoint_id
         self._last_seconds = self._clock.monotonic() - flight.started
         self._last_bytes = manifest.nbytes
-        if self.delivery is not None:
+        if self.delivery is not None and manifest.place is not None:  # one of no task is stored nowhere
             self.delivery.release(manifest)
         for callback in list(self.on_complete):
             try:

@@ -154,7 +154,6 @@ class _Lane:
         self._delivery = delivery
         self._sealed = 0  # the last part that was whole when `seal` was called last
         self._given = 0
-        self._listed = 0  # where the cut of the last manifest ended
         self._writer: _PartWriter | None = None
         self._changed = threading.Condition()
         self._parts: deque[_Part] = deque()  # sealed, not yet dropped by `listed`; the first are the oldest
@@ -279,7 +278,7 @@ class _Lane:
         """
         with self._changed:
             delivered = self.delivered
-            sealed = self._listed = max(sealed, self._listed)
+            sealed = max(sealed, self._released)  # of a task that is gone nothing less counts than before
             while self._parts and self._parts[0].seq <= delivered:
                 part = self._parts.popleft()
                 if part.ours:
