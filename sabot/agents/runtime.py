@@ -1,27 +1,28 @@
-"""AgentProcess and AgentRuntime: what one sees of agents from outside. The engine (`runtime.agent_job`) does the work.
+"""AgentRuntime: the life of an app. Its agents run together in one job, so that their state has one owner and one cut (design
+decision 10); its streams beside them; one coordinator makes the checkpoints of both. What the engine does stands in `runtime`.
 
-An AgentProcess started by itself is a job of one agent. Agents registered with an AgentRuntime run together in one job, so that
-their state has one owner and one cut (design decision 10).
+    run  ─▶ start_all (restore, open all, claim all lanes, let run) ─▶ until all is over, or broken ─▶ stop_all (last checkpoint, its
+    output delivered, everything closed) ─▶ again, where `restart=` says so
 """
 
 import asyncio
-import enum
 import logging
 import re
 import uuid
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sabot._cython.partition import HASH_VERSION
+from sabot.agents.process import AgentProcess, AgentState
 from sabot.api.agent import AgentSpec
 from sabot.api.stream import Write
 from sabot.aside import aside
 from sabot.checkpoint import CheckpointStorage, Coordinator, Delivery, Manifest, Requests, StagedSink
-from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.clock import Clock
 from sabot.config import Restart, parse_broker
 from sabot.connectors.base import Sink, Source
 from sabot.connectors.memory import CountSink, MemoryBroker
@@ -36,9 +37,7 @@ from sabot.errors import (
     UserError,
 )
 from sabot.kafka import open_sink, open_source
-from sabot.kafka.source import KafkaSource
 from sabot.metrics import Metrics, Sample
-from sabot.operators import AgentOperator
 from sabot.runtime.agent_job import AgentJob
 from sabot.runtime.agent_threads import tell
 from sabot.runtime.host import Handle, threads, to_the_end
@@ -63,174 +62,6 @@ _RESTART_MEMORY_SECONDS = 600.0  # failures longer ago do not count against `res
 
 class _Undelivered(TransientError):
     """All inputs have ended, and a receiver does not take what is left for it."""
-
-
-class AgentState(enum.Enum):
-    """Where an agent is in its life."""
-
-    STOPPED = "stopped"
-    STARTING = "starting"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    FAILED = "failed"
-    RESTARTING = "restarting"
-
-
-@dataclass
-class AgentProcess:
-    """A running agent, with its figures. `process` is the asyncio task of its processing loop."""
-
-    agent_id: str
-    agent_func: Callable[..., Any]
-    topic: Any
-    broker: str
-
-    process: asyncio.Task[None] | None = None
-    state: AgentState = AgentState.STOPPED
-    consumer: KafkaSource | Source | None = None
-
-    messages_processed: int = 0
-    errors_count: int = 0
-    last_message_time: float | None = None
-
-    state_backend: StateBackend | None = None
-    barrier_queue: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
-
-    dead_letters: int = 0
-    error: AgentFailed | None = None
-    spec: AgentSpec | None = None
-    kafka: dict[str, Any] = field(default_factory=dict)
-    clock: Clock = SYSTEM_CLOCK
-    _job: AgentJob | None = field(default=None, repr=False)
-    _own_job: bool = field(default=False, repr=False)
-    _failed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.spec is None:
-            self.spec = AgentSpec.of(self.agent_id, self.agent_func, self.topic)
-
-    async def start(self) -> None:
-        """Runs this agent by itself, from the earliest record. Idempotent. Raises UserError, BrokerUnavailable."""
-        if self.state in (AgentState.STARTING, AgentState.RUNNING):
-            return
-        if self._job is not None:  # stopped by itself while its app runs on
-            self._job.restart_agent(self.agent_id)
-            self.run_in(self._job)
-            return
-        assert self.spec is not None
-        self.state = AgentState.RESTARTING if self.state is AgentState.FAILED else AgentState.STARTING
-        job = AgentJob(
-            [self.spec],
-            open_source=self.open_source,
-            open_sink=lambda topic: open_sink(topic, self.broker, self.kafka),
-            backend=self.state_backend,
-            coordinator=Coordinator(clock=self.clock),
-            clock=self.clock,
-            counters={self.agent_id: self},
-            on_failed=self.on_failed,
-        )
-        try:
-            await job.start()
-        except BaseException:
-            self.state = AgentState.STOPPED
-            raise
-        self._own_job = True
-        self.run_in(job)
-
-    def open_source(self, topic: str, group_id: str) -> Source:
-        """The consumer of one of its topics; `consumer` is that of the first."""
-        source = KafkaSource(topic, self.broker, group_id, **self.kafka)
-        if self.consumer is None:
-            self.consumer = source
-        return source
-
-    def run_in(self, job: AgentJob) -> None:
-        """The job runs, and this agent in it."""
-        self._job = job
-        self._failed = asyncio.Event()  # these two belong to the event loop that is running now
-        self.barrier_queue = asyncio.Queue()
-        self.error = None
-        self.state = AgentState.RUNNING
-        self.process = asyncio.create_task(self._processing_loop(job), name=f"agent {self.agent_id}")
-        self.process.add_done_callback(_heard)
-        _log.info("agent %s runs on %s", self.agent_id, ", ".join(job.topics_of(self.agent_id)))
-
-    async def stop(self) -> None:
-        """Takes no more records, ends or cancels its calls, closes its consumer. Idempotent."""
-        if self.state is AgentState.STOPPED:
-            return
-        self.state = AgentState.STOPPING
-        if self.process is not None:
-            self.process.cancel()
-            await asyncio.wait([self.process])
-        if self._job is not None:
-            if self._own_job:
-                await self._job.stop(drain=False)
-                await self._last_checkpoint(self._job.coordinator)
-                await self._job.close()
-                self.released()
-            else:
-                await self._job.stop_agent(self.agent_id)
-        self.state = AgentState.STOPPED
-        _log.info("agent %s stopped", self.agent_id)
-
-    async def _last_checkpoint(self, coordinator: Coordinator) -> None:
-        """Covers what was done, so that the offsets are committed."""
-        try:
-            await coordinator.wait(coordinator.trigger())
-        except CheckpointFailed as error:
-            _log.error("agent %s: %s; its offsets are not committed", self.agent_id, error)
-
-    def released(self) -> None:
-        """Its job is over. A failed agent stays FAILED for everyone to see."""
-        if self.process is not None and not self.process.done():
-            self.process.cancel()
-        self._job = None
-        self._own_job = False
-        self.consumer = None
-        if self.state is not AgentState.FAILED:
-            self.state = AgentState.STOPPED
-
-    async def receive_barrier(self, checkpoint_id: int) -> None:
-        """A checkpoint begins: its barrier is on its way to this agent."""
-        await self.barrier_queue.put(checkpoint_id)
-
-    async def _processing_loop(self, job: AgentJob) -> None:
-        """Passes barriers on to the engine, which processes the records; ends with the agent's failure, or by cancellation."""
-        failed = asyncio.ensure_future(self._failed.wait())
-        barrier = asyncio.ensure_future(self.barrier_queue.get())
-        try:
-            while True:
-                done, _ = await asyncio.wait({barrier, failed}, return_when=asyncio.FIRST_COMPLETED)
-                if barrier in done:
-                    await self._handle_barrier(barrier.result())
-                    barrier = asyncio.ensure_future(self.barrier_queue.get())
-                if failed in done:
-                    assert self.error is not None
-                    raise self.error
-        finally:
-            barrier.cancel()
-            failed.cancel()
-
-    async def _handle_barrier(self, checkpoint_id: int) -> None:
-        """The sources emit the barrier behind what they have read; the task snapshots there, and acknowledges."""
-        if self._job is not None:
-            self._job.coordinator.begin_after(checkpoint_id)
-            self._job.task.inject(checkpoint_id)
-
-    def on_failed(self, operator: AgentOperator) -> None:
-        """The engine stopped this agent at a record."""
-        self.error = operator.failure
-        self.state = AgentState.FAILED
-        self._failed.set()
-        _log.error("%s", operator.failure)
-        _log.debug("where it was raised", exc_info=operator.failure.__cause__ if operator.failure else None)
-
-
-def _heard(task: asyncio.Task[None]) -> None:
-    """The failure is in `error` and in the log: asyncio need not complain that nobody asked the task."""
-    if not task.cancelled():
-        task.exception()
 
 
 class Settings(Protocol):

@@ -38,6 +38,7 @@ _EPOCH = 1_700_000_000.0  # the calendar when virtual time is 0
 _LONGEST_SLEEP = 1.0  # threads look at the clock too, not only timers
 _JOIN_LOOK_SECONDS = 0.05
 _CLOSING_TURNS = 100_000
+_EXECUTOR = "executor"
 
 
 class Stuck(InternalError):
@@ -62,11 +63,16 @@ class _Thread:
         return self._alive
 
     def join(self, timeout: float | None = None) -> None:
-        """Whoever joins it has nothing else to do, so it takes its turns now."""
-        until = math.inf if timeout is None else self._loop.time() + timeout
-        while self._alive and self._loop.time() < until:
-            if self.turn() is None:
-                self._loop.pass_time(_JOIN_LOOK_SECONDS)
+        """Meanwhile all others go on; where the event loop itself waits, this one alone."""
+        loop = self._loop
+        until = math.inf if timeout is None else loop.time() + timeout
+        who = loop.now_in
+        while self._alive and loop.time() < until:
+            if who == _EXECUTOR:
+                loop.turn()
+            elif self.turn() is None:
+                loop.pass_time(_JOIN_LOOK_SECONDS)
+        loop.now_in = who
 
     def turn(self) -> bool | None:
         took = self._step(0.0)
@@ -134,7 +140,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         with self._hosting():
             done = asyncio.ensure_future(future, loop=self)
             while not done.done():
-                self._turn()
+                self.turn()
         return done.result()
 
     @contextmanager
@@ -165,7 +171,8 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             threads.made_by(None)
             self._running = False
 
-    def _turn(self) -> None:
+    def turn(self) -> None:
+        """One of those who can do something does it."""
         self.turns += 1
         if self.turns > self._most_turns or self._now > self._longest_s:
             raise Stuck(
@@ -206,7 +213,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         if not line:
             del self._jobs[key]
         if not job.future.cancelled():
-            self.now_in = "executor"
+            self.now_in = _EXECUTOR
             self.call_soon(job.run())
         self._idle.clear()
 

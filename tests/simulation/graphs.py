@@ -378,8 +378,8 @@ class Seed:
             "sabot.runtime.stream_job.Channel": narrow(Channel, dice.choice([1, 20, 65_536])),
             "sabot.runtime.agent_threads.Channel": narrow(Channel, dice.choice([1, 65_536])),
             "sabot.runtime.agent_job.agent_operator": narrow(agent_operator, dice.choice([2, 16_384])),
-            "sabot.checkpoint.delivery.PART_BYTES": dice.choice([100, 2000, 64 << 20]),
-            "sabot.checkpoint.delivery.FULL_EPOCHS": dice.choice([2, 4, 16]),
+            "sabot.checkpoint.parts.PART_BYTES": dice.choice([100, 2000, 64 << 20]),
+            "sabot.checkpoint.lanes.FULL_EPOCHS": dice.choice([2, 4, 16]),
         }
         refusals = dice.choice([0.0, 0.0, 0.05, 0.2])
         self.sinks = [Refusing(f"out{at}", refusals, random.Random(dice.random())) for at in range(len(self.outputs))]

@@ -1,0 +1,421 @@
+"""A lane: the parts of one exactly-once sink, written by the sink's thread, listed by the coordinator, delivered by a thread of its own."""
+
+import logging
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from sabot.checkpoint import parts
+from sabot.checkpoint.parts import Part, PartWriter, read_part
+from sabot.checkpoint.storage import Manifest, StoredLane, StoredPart
+from sabot.checkpoint.tokens import Opening, opening
+from sabot.clock import Clock
+from sabot.connectors.base import Lane, Sink
+from sabot.errors import DataError, JobLocked, SabotError, TransientError, UserError
+from sabot.steps import step
+
+__all__ = ["FULL_BYTES", "FULL_EPOCHS", "LaneRun", "LaneWork", "Spawn"]
+
+_log = logging.getLogger(__name__)
+
+FULL_EPOCHS = 16  # complete checkpoints whose output waits, of one lane
+FULL_BYTES = 1 << 30  # of parts that wait or are being written, of one lane
+RENEW_SECONDS = 3600.0  # a token that is not renewed may be forgotten by its receiver
+_LEFT_SECONDS = 30.0  # how long a start waits for a delivery that an earlier one left behind
+_BACKOFF_SECONDS = (0.2, 10.0)  # after a failed delivery: the first wait, doubled up to the last
+
+
+class Spawned(Protocol):
+    """A thread of control."""
+
+    def start(self) -> None:
+        """It begins."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits for its end, at most so many seconds."""
+
+    def is_alive(self) -> bool:
+        """It has begun, and not ended."""
+
+
+Spawn = Callable[[str, Callable[[float], bool | None]], Spawned]
+
+
+class LaneRun(Protocol):
+    """What a lane asks of the run that it is in (`delivery.Delivery`)."""
+
+    job: str
+    restored: Manifest | None
+    incarnation: str
+    generation: int
+    newest: bool
+    choice: str | None
+    fresh: bool
+    clock: Clock
+    spawn: Spawn
+
+    def still_ours(self) -> bool:
+        """No other worker has taken the job over."""
+
+    def part_path(self, lane_id: str, seq: int) -> Path:
+        """Where a new part goes."""
+
+    def look_at_fullness(self) -> None:
+        """Something came or went."""
+
+    def broken(self, name: str, error: BaseException) -> None:
+        """The lane of this sink cannot go on."""
+
+
+class LaneWork:
+    """The parts of one sink: written by the sink's thread, delivered by its own."""
+
+    def __init__(self, lane_id: str, sink: Sink, delivery: LaneRun) -> None:
+        self.id = lane_id
+        self.sink = sink
+        self.delivered = self.known = 0  # the last number at the receiver; as the last manifest has it
+        self.delivered_rows = 0
+        self.failures = 0  # in a row
+        self.failures_total = 0
+        self.finished = False
+        self.broken = False
+        self._delivery = delivery
+        self._sealed = 0  # the last part that was whole when `seal` was called last
+        self._given = 0
+        self._writer: PartWriter | None = None
+        self._changed = threading.Condition()
+        self._parts: deque[Part] = deque()  # sealed, not yet dropped by `listed`; the first are the oldest
+        self._released = 0  # up to this number parts may be delivered
+        self._epochs: deque[int] = deque()  # numbers at which releases ended that are not all delivered
+        self._bytes = 0
+        self._closing = False
+        self._claimed = True
+        self._retry_at = 0.0
+        self._wait = _BACKOFF_SECONDS[0]
+        self._settled_at = 0.0
+        self._finish = False
+        self.name = Lane("", lane_id, "")  # set by `open`
+        self._thread: Spawned | None = None
+
+    # -- the start ----------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Claims the lane, compares, and begins to deliver what waits. Blocking."""
+        delivery = self._delivery
+        restored = delivery.restored
+        stored = None if restored is None else restored.lanes.get(self.id)
+        self.name = Lane(delivery.job, self.id, self._incarnation(stored))
+        _wait_for_left(self.sink)
+        self.sink.still_ours = delivery.still_ours
+        with self._named():
+            token = self.sink.claim(self.name)
+        begin = opening(
+            self.sink.name,
+            stored,
+            token,
+            keeps_token=self.sink.keeps_token,
+            incarnation=self.name.incarnation,
+            generation=delivery.generation,
+            newest=delivery.newest,
+            choice=delivery.choice,
+            fresh=delivery.fresh,
+        )
+        self._begin(begin, stored, restored)
+        if begin.note:
+            _log.warning("sink %s: %s", self.sink.name, begin.note)
+        if self.sink.keeps_token:  # set, or renewed
+            with self._named():
+                self.sink.settle(begin.delivered)
+        self._settled_at = delivery.clock.monotonic()
+        self._thread = delivery.spawn(f"delivery {self.id}", self._step)
+        self._thread.start()
+
+    def _incarnation(self, stored: StoredLane | None) -> str:
+        """The job's. Where nobody can know the last number, as after a savepoint without a token, one of its own: two that go on from
+        one savepoint would give the same numbers to other rows.
+        """
+        if not self._delivery.newest and not self.sink.keeps_token:
+            return uuid.uuid4().hex
+        return (stored.incarnation if stored is not None else "") or self._delivery.incarnation
+
+    def _begin(self, begin: Opening, stored: StoredLane | None, restored: Manifest | None) -> None:
+        self.delivered = self.known = begin.delivered
+        self._given = self._sealed = begin.above
+        for part in [] if stored is None else stored.pending:
+            if part.seq <= begin.delivered:
+                continue
+            assert restored is not None
+            path = restored.part_path(part)
+            seq = part.seq
+            if begin.renumber:
+                seq = self._given = self._given + 1
+            self._parts.append(Part(seq, path, part.rows, path.stat().st_size, ours=False))
+        self._bytes = sum(part.nbytes for part in self._parts)
+        if begin.renumber:
+            self._sealed = self._given
+        elif self._parts:
+            self._released = self._parts[-1].seq
+            self._epochs.append(self._released)
+
+    # -- the sink's thread --------------------------------------------------------------------------------------------
+
+    def write(self, data: pa.RecordBatch) -> None:
+        """Adds rows to the open part."""
+        if data.num_rows == 0:
+            return
+        if self._writer is None:
+            self._writer = PartWriter(self._delivery.part_path(self.id, self._given + 1))
+        self._writer.write(data)
+        if self._writer.nbytes >= parts.PART_BYTES:
+            self._cut()
+
+    def seal(self) -> int:
+        """What was written so far is in whole parts; -> the number of the last one, for the cut that is being taken."""
+        self._cut()
+        self._sealed = self._given
+        return self._sealed
+
+    def _cut(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        with step("stage", writer.path.name):
+            writer.close()
+        with self._changed:
+            self._given += 1
+            self._parts.append(Part(self._given, writer.path, writer.rows, writer.path.stat().st_size))
+            self._bytes += self._parts[-1].nbytes
+        self._delivery.look_at_fullness()
+
+    def drop_open(self) -> None:
+        """The rows behind the last cut are made again after a restore."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.drop()
+
+    def finish(self) -> None:
+        """The input has ended for good."""
+        self._finish = True
+
+    # -- the coordinator ----------------------------------------------------------------------------------------------
+
+    def listed(self, sealed: int) -> tuple[StoredLane, list[Part]]:
+        """For a manifest whose cut ended at `sealed`: what it says, and the parts whose files it needs.
+
+        One manifest is made at a time, so what was delivered before this call is in none that is under way.
+        """
+        with self._changed:
+            delivered = self.delivered
+            sealed = max(sealed, self._released)  # of a task that is gone nothing less counts than before
+            while self._parts and self._parts[0].seq <= delivered:
+                part = self._parts.popleft()
+                if part.ours:
+                    part.path.unlink(missing_ok=True)
+            waiting = [part for part in self._parts if part.seq <= sealed]
+        pending = [StoredPart(part.seq, f"stages/{self.id}/{part.seq}.arrow", part.rows) for part in waiting]
+        self.known = delivered
+        given, incarnation = max(sealed, delivered), self.name.incarnation
+        return StoredLane(self.sink.name, given, delivered, pending, self.finished, incarnation), waiting
+
+    def release(self, given: int) -> None:
+        """A complete checkpoint knows the parts up to this number."""
+        with self._changed:
+            if given > self._released:
+                self._released = given
+                if self._next() is not None:
+                    self._epochs.append(given)
+                self._changed.notify_all()
+
+    @property
+    def full(self) -> bool:
+        """So much waits that nothing more should come."""
+        with self._changed:
+            return len(self._epochs) >= FULL_EPOCHS or self._bytes >= FULL_BYTES
+
+    @property
+    def waiting(self) -> bool:
+        """Released parts are not delivered yet."""
+        with self._changed:
+            return self._next() is not None
+
+    def _next(self) -> Part | None:
+        return next((part for part in self._parts if self.delivered < part.seq <= self._released), None)
+
+    # -- its own thread -----------------------------------------------------------------------------------------------
+
+    def _step(self, wait_seconds: float) -> bool | None:
+        """Delivers one part (True); waits for one at most so long (None). False: it is over."""
+        with self._changed:
+            if self._closing:
+                return False
+            now = self._delivery.clock.monotonic()
+            part = self._next() if now >= self._retry_at else None
+            if part is None and (now - self._settled_at < RENEW_SECONDS or now < self._retry_at):
+                self._changed.wait(wait_seconds)
+                return None
+        try:
+            self._reclaim()
+            if part is None:
+                self._renew()
+            elif part.seq > self.delivered:  # the token may have told that it got through
+                self.sink.deliver(part.seq, list(read_part(part.path)))
+                self._is_delivered(part.seq, part.rows)
+        except TransientError as error:
+            self._failed(error)
+        except BaseException as error:
+            reason: BaseException = error
+            try:
+                if part is not None and self._may_drop(part, error):
+                    return True
+            except BaseException as other:
+                reason = other
+            with self._changed:
+                if self._closing:
+                    _log.debug("sink %s: %s, while it was closed", self.sink.name, reason)
+                    return False
+            self._delivery.broken(self.sink.name, reason)
+            self.broken = True  # who sees this finds that the error was told
+            return False
+        return True
+
+    def _may_drop(self, part: Part, error: BaseException) -> bool:
+        """A part of the restored checkpoint that its receiver refuses for good would stop every start: the user may let it go."""
+        if part.ours or not isinstance(error, UserError | DataError) or isinstance(error, JobLocked):
+            return False
+        if self._delivery.choice != "skip":
+            error.hint = f"{error.hint}; " if error.hint else ""
+            error.hint += f"it is in the checkpoint: once the receiver takes it, start again; redeliver=skip drops its {part.rows} rows"
+            return False
+        _log.error("sink %s: %d rows are dropped, as redeliver=skip says: %s", self.sink.name, part.rows, error)
+        self._claimed = False
+        self._reclaim()
+        if self.sink.keeps_token:
+            self.sink.settle(part.seq)
+        self._is_delivered(part.seq, 0)
+        return True
+
+    def _reclaim(self) -> None:
+        """After an error there is one way on: claim the lane, and look at the token."""
+        if self._claimed:
+            return
+        token = self.sink.claim(self.name)
+        self._claimed = True
+        if not self.sink.keeps_token or (token is None and self.delivered == 0):
+            return
+        if token is None:
+            raise UserError(
+                f"sink {self.sink.name}: the receiver has lost its token; {self.delivered} was delivered",
+                hint="start again: the start compares, and says what can be done",
+            )
+        if token.incarnation != self.name.incarnation or token.seq < self.delivered:
+            raise UserError(
+                f"sink {self.sink.name}: the receiver's token says {token.seq} of {token.incarnation}, and {self.delivered} of "
+                f"{self.name.incarnation} was delivered: somebody else has written it",
+                hint="one job delivers into one place",
+            )
+        rows = sum(part.rows for part in list(self._parts) if self.delivered < part.seq <= token.seq)
+        self._is_delivered(token.seq, rows)
+
+    def _renew(self) -> None:
+        if self.sink.keeps_token:
+            self.sink.settle(self.delivered)
+        self._settled_at = self._delivery.clock.monotonic()
+
+    def _is_delivered(self, seq: int, rows: int) -> None:
+        if self.failures:
+            _log.warning("sink %s takes parts again, after %d failures", self.sink.name, self.failures)
+        with self._changed:
+            self._bytes -= sum(part.nbytes for part in self._parts if self.delivered < part.seq <= seq)
+            self.delivered = max(self.delivered, seq)
+            self.delivered_rows += rows
+            while self._epochs and self._epochs[0] <= seq:
+                self._epochs.popleft()
+            self.failures = 0
+            self._wait = _BACKOFF_SECONDS[0]
+            self._settled_at = self._delivery.clock.monotonic()
+            self._changed.notify_all()
+        self._delivery.look_at_fullness()
+
+    def _failed(self, error: TransientError) -> None:
+        self._claimed = False
+        self.failures += 1
+        self.failures_total += 1
+        if self.failures == 1:
+            _log.warning("sink %s does not take its output: %s; trying again", self.sink.name, error)
+        with self._changed:
+            self._retry_at = self._delivery.clock.monotonic() + self._wait
+            self._wait = min(2 * self._wait, _BACKOFF_SECONDS[1])
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors that are not ours say whose they are."""
+        try:
+            yield
+        except SabotError:
+            raise
+        except Exception as error:
+            kind = TransientError if isinstance(error, OSError) else UserError
+            raise kind(f"sink {self.sink.name}: {type(error).__name__}: {error}") from error
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def finish_if_asked(self) -> None:
+        """Blocking: completes the result of an input that has ended, once all of it is delivered."""
+        with self._changed:
+            ready = self._finish and not self.finished and all(part.seq <= self.delivered for part in self._parts)
+        if ready:
+            with step("finish", self.id), self._named():
+                self.sink.finish()
+            self.finished = True
+
+    def close(self, seconds: float) -> None:
+        """Blocking; a delivery that hangs is left behind."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                _log.error("sink %s does not come back; the next start delivers what it did not take", self.sink.name)
+                _left[id(self.sink)] = self.sink, self._thread
+                return
+        try:
+            self.sink.close()
+        except Exception:  # the receiver may be away; what it does not have is in the checkpoint
+            _log.exception("sink %s could not be closed", self.sink.name)
+        self.drop_open()
+
+    def statistics(self) -> dict[str, Any]:
+        with self._changed:
+            waiting = [part for part in self._parts if part.seq > self.delivered]
+            return {
+                "sink": self.sink.name,
+                "delivered_rows": self.delivered_rows,
+                "undelivered_rows": sum(part.rows for part in waiting),
+                "undelivered_bytes": sum(part.nbytes for part in waiting),
+                "undelivered_epochs": len(self._epochs),
+                "failures_total": self.failures_total,
+            }
+
+
+_left: dict[int, tuple[Sink, Spawned]] = {}  # sinks in which a delivery of an earlier run of this process hangs
+
+
+def _wait_for_left(sink: Sink) -> None:
+    """Two threads in one Sink would spoil it."""
+    _, thread = _left.get(id(sink), (sink, None))
+    if thread is None:
+        return
+    thread.join(_LEFT_SECONDS)
+    if thread.is_alive():
+        raise TransientError(
+            f"sink {sink.name} still delivers for the run before", hint="wait for it, or start the process again"
+        )
+    sink.close()
+    del _left[id(sink)]
