@@ -1,5 +1,6 @@
 """Checkpoints: who takes part and when one is complete (`coordinator`), how it is stored (`storage`, `files`), whose job it is
-(`protocol`), the output that it saves until it is delivered (`delivery`, `lanes`, `parts`, `tokens`), and what is asked of a running job (`requests`).
+(`protocol`), the output that it saves until it is delivered (`delivery`, `lanes`, `parts`, `tokens`), and what is asked of a running
+job (`requests`).
 """
 
 from sabot.checkpoint.coordinator import Coordinator, StateSnapshot, TaskSnapshot

@@ -528,7 +528,7 @@ async def test_results_that_wait_for_their_sink_at_a_barrier_are_written_after_a
     def build(root, out):
         app = App("copy", broker=memory_url, **options("memory", root))
 
-        @app.agent(NdjsonSource(lines), sink=NdjsonSink(out))
+        @app.agent(NdjsonSource(lines), sink=NdjsonSink(out), delivery="at_least_once")
         async def copy(ctx):
             await asyncio.sleep(0)
             yield ctx.message

@@ -321,7 +321,7 @@ async def test_results_in_a_file_are_all_there_after_a_crash(memory_url, tmp_pat
     def build(root, out, pause_at=None):
         app = App("copy", broker=memory_url, **options("memory", root))
 
-        @app.agent(NdjsonSource(lines), sink=NdjsonSink(out))
+        @app.agent(NdjsonSource(lines), sink=NdjsonSink(out), delivery="at_least_once")
         async def copy(ctx):
             if ctx.message == pause_at:
                 await bounded(free.wait())

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import sabot
 from sabot import App, Sink, UserError, col
 from sabot.steps import step
 from sabot.testing import BARRIER, END, ScriptedSource, crash_at_every_step
+
+pytestmark = pytest.mark.integration
 
 ROWS = [[{"k": f"k{number % 3}", "n": number} for number in range(start, start + 6)] for start in (0, 6)]
 
@@ -73,6 +76,13 @@ def test_the_outcome_is_the_same_wherever_the_process_dies() -> None:
     assert crashes.died > crashes.steps
 
 
+@pytest.fixture
+def kept_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worlds of runs that fail."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+@pytest.mark.usefixtures("kept_here")
 def test_a_part_that_is_taken_twice_is_seen_and_the_step_is_named() -> None:
     with pytest.raises(AssertionError, match=r"(?s)crash after step \d+ \((rename|finish).*and should be.*kept in"):
         crash_at_every_step(build_forgetful, check)
@@ -98,6 +108,7 @@ def hang(directory: Path) -> App:
     return app
 
 
+@pytest.mark.usefixtures("kept_here")
 def test_a_process_that_hangs_is_ended_and_says_where_it_was() -> None:
     with pytest.raises(AssertionError, match=r"(?s)did not end within 1.5 s.*in claim"):
         crash_at_every_step(hang, check, timeout=1.5)
