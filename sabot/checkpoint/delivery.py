@@ -218,11 +218,10 @@ class Delivery:
         """-> what a manifest says of the lanes, and files by their path in the checkpoint. sealed: by lane, where its cut ended."""
         lanes: dict[str, StoredLane] = {}
         files: dict[str, Path] = {}
-        for lane_id, stored_lane in ({} if self.restored is None else self.restored.lanes).items():
-            if (
-                lane_id not in self._lanes and not stored_lane.pending
-            ):  # of streams that had ended, or of a sink that the program had once
-                lanes[lane_id] = stored_lane
+        # of streams that had ended, or of a sink that the program had once: what is known of them is kept
+        for lane_id, gone in ({} if self.restored is None else self.restored.lanes).items():
+            if lane_id not in self._lanes and not gone.pending:
+                lanes[lane_id] = gone
         for lane_id, lane in sorted(self._lanes.items()):
             lanes[lane_id], parts = lane.listed(sealed.get(lane_id, 0))
             files.update({stored.file: part.path for stored, part in zip(lanes[lane_id].pending, parts, strict=True)})
