@@ -206,6 +206,11 @@ class AgentRuntime:
         # Off the loop: taking the lock, wiping a database and reading a manifest wait for the disk.
         await to_the_end(aside(self._open))
         storage = self._storage
+        if storage is None and self._from is not None:
+            raise UserError(
+                f"app {self.app.id}: it cannot start from {self._from} and then keep no checkpoints",
+                hint="App(..., state=DIRECTORY), or checkpoint_dir=",
+            )
         manifest = None if storage is None else await aside(self._to_restore, storage)
         coordinator = self.checkpoint_coordinator
         incarnation = manifest.incarnation if manifest is not None else uuid.uuid4().hex

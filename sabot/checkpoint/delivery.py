@@ -53,7 +53,8 @@ class StagedSink(Sink):
         self._lane.sink.expect(schema)
 
     def open(self) -> None:
-        """`Delivery.open` claims all lanes together."""
+        """The place where the sink writes is there, and its token looked at. `Delivery.open` claims all lanes, together."""
+        self._lane.look()
 
     def write(self, batch: Batch) -> None:
         self._lane.write(self._lane.sink.fitting(batch.taken()))
@@ -158,7 +159,10 @@ class Delivery:
             return folder / f"{seq}.arrow"
 
     async def open(self) -> None:
-        """Every task has its sink, and none writes yet: claims all lanes, side by side. Raises what one of them raises."""
+        """Every task has opened its sink, and none writes yet: claims all lanes, side by side. Raises what one of them raises.
+
+        All tokens were looked at before (`StagedSink.open`): who is refused there has taken no lane from anybody.
+        """
         lanes = list(self._lanes.values())
         for error in await asyncio.gather(*(aside(lane.open) for lane in lanes), return_exceptions=True):
             if error is not None:

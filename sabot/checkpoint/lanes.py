@@ -16,7 +16,7 @@ from sabot.checkpoint.parts import Part, PartWriter, read_part
 from sabot.checkpoint.storage import Manifest, StoredLane, StoredPart
 from sabot.checkpoint.tokens import Opening, opening
 from sabot.clock import Clock
-from sabot.connectors.base import Lane, Sink
+from sabot.connectors.base import Lane, Sink, Token
 from sabot.errors import DataError, JobLocked, SabotError, TransientError, UserError
 from sabot.steps import step
 
@@ -105,28 +105,24 @@ class LaneWork:
 
     # -- the start ----------------------------------------------------------------------------------------------------
 
-    def open(self) -> None:
-        """Claims the lane, compares, and begins to deliver what waits. Blocking."""
-        delivery = self._delivery
-        restored = delivery.restored
-        stored = None if restored is None else restored.lanes.get(self.id)
-        self.name = Lane(delivery.job, self.id, self._incarnation(stored))
+    def look(self) -> None:
+        """Raises DeliveryConflict where the receiver's token already says that this start will not do; takes nothing. Blocking."""
+        stored = self._stored
+        self.name = Lane(self._delivery.job, self.id, self._incarnation(stored))
         _wait_for_left(self.sink)
+        with self._named():
+            token = self.sink.known(self.name)
+        if token is not None:
+            self._opening(stored, token)
+
+    def open(self) -> None:
+        """Claims the lane, compares, and begins to deliver what waits. After `look`. Blocking."""
+        delivery, stored = self._delivery, self._stored
         self.sink.still_ours = delivery.still_ours
         with self._named():
             token = self.sink.claim(self.name)
-        begin = opening(
-            self.sink.name,
-            stored,
-            token,
-            keeps_token=self.sink.keeps_token,
-            incarnation=self.name.incarnation,
-            generation=delivery.generation,
-            newest=delivery.newest,
-            choice=delivery.choice,
-            fresh=delivery.fresh,
-        )
-        self._begin(begin, stored, restored)
+        begin = self._opening(stored, token)
+        self._begin(begin, stored, delivery.restored)
         if begin.note:
             _log.warning("sink %s: %s", self.sink.name, begin.note)
         if self.sink.keeps_token:  # set, or renewed
@@ -135,6 +131,25 @@ class LaneWork:
         self._settled_at = delivery.clock.monotonic()
         self._thread = delivery.spawn(f"delivery {self.id}", self._step)
         self._thread.start()
+
+    @property
+    def _stored(self) -> StoredLane | None:
+        restored = self._delivery.restored
+        return None if restored is None else restored.lanes.get(self.id)
+
+    def _opening(self, stored: StoredLane | None, token: Token | None) -> Opening:
+        run = self._delivery
+        return opening(
+            self.sink.name,
+            stored,
+            token,
+            keeps_token=self.sink.keeps_token,
+            incarnation=self.name.incarnation,
+            generation=run.generation,
+            newest=run.newest,
+            choice=run.choice,
+            fresh=run.fresh,
+        )
 
     def _incarnation(self, stored: StoredLane | None) -> str:
         """The job's. Where nobody can know the last number, as after a savepoint without a token, one of its own: two that go on from

@@ -9,6 +9,7 @@ import os
 import re
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = ["Requests", "ask"]
 
 _ASKED = re.compile(r"([0-9a-f]{32})\.json")
 _POLL_SECONDS = 0.05
+_OLD_SECONDS = 120.0
 
 
 class Requests:
@@ -28,9 +30,12 @@ class Requests:
         self._folder = Path(directory) / "requests"
 
     def clear(self) -> None:
-        """What was asked of an earlier run was not asked of this one."""
+        """What nobody waits for any more: it was asked of an earlier run."""
         for name in self._names():
-            (self._folder / name).unlink(missing_ok=True)
+            path = self._folder / name
+            with suppress(FileNotFoundError):
+                if SYSTEM_CLOCK.time() - path.stat().st_mtime > _OLD_SECONDS:
+                    path.unlink()
 
     def pending(self) -> list[tuple[str, dict[str, Any]]]:
         """What is asked and not answered: (id, request). What cannot be read is answered with that."""

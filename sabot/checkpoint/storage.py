@@ -414,6 +414,13 @@ class CheckpointStorage:
                     raise UserError(
                         f"{target.where} holds a checkpoint already", hint="give the savepoint a place of its own"
                     )
+                if isinstance(target.where, Path) and target.where.is_dir():
+                    others = sorted(set(os.listdir(target.where)) - {"checkpoints", "files"})
+                    if others:
+                        raise UserError(
+                            f"{target.where} is no place for a savepoint: {others[0]} is in it",
+                            hint="give the savepoint a place of its own",
+                        )
                 distinct = {file.name: file for file in manifest.contents.values()}
                 safe = isinstance(source, LocalPlace)
                 _each(

@@ -80,7 +80,7 @@ def opening(
             return Opening(0, max(above, after(token.seq)), settle=True)
         why = (
             f"the receiver has output of another life of this job (incarnation {token.incarnation or 'unknown'}, this one is "
-            f"{incarnation}), which had other checkpoints"
+            f"{incarnation}), which had other checkpoints (if they are gone for good: start afresh, --fresh)"
         )
     elif token.seq < lane.delivered:
         why = f"the receiver's token {token.seq} is older than the {lane.delivered} that was delivered"

@@ -359,7 +359,7 @@ class Sink(ABC):
 
     Exactly once, by a sink with `deliver`: the rows of an epoch are saved in its checkpoint, as parts; once the
     checkpoint is complete they are delivered, in order, by a thread that does nothing else.
-    [start_afresh] [expect] (claim (deliver | settle)*)* [finish] close.
+    [start_afresh] [expect] [known] (claim (deliver | settle)*)* [finish] close.
     """
 
     name: str
@@ -399,6 +399,13 @@ class Sink(ABC):
         """Returns when all that was written is safe at the receiver. Raises when anything was refused, naming
         it.
         """
+
+    def known(self, lane: Lane) -> Token | None:
+        """What the receiver knows of the lane, asked before `claim`, and taking nothing from whoever writes into it now: a start that
+        is refused must not end a job that runs. None: nothing, or it cannot be told without claiming. A topic that is missing is made
+        here: others may want to read it before the claim. Raises like `open`.
+        """
+        return None
 
     def claim(self, lane: Lane) -> Token | None:
         """Ready to deliver, in place of `open`, whose errors it raises. Also after an error: it starts over.

@@ -41,6 +41,7 @@ _log = logging.getLogger("sabot.kafka")
 
 CALL_SECONDS = 10.0  # the time-out that one call of the client is given
 GRACE_SECONDS = 5.0  # how much longer it may take before it counts as one that never returns
+KNOWN_SECONDS = 3.0  # to look at a token that is not claimed yet
 CLAIM_SECONDS = 30.0  # for the broker to end what the lane's last producer began, and to know the token
 TOPIC_SECONDS = (
     4 * ANSWER_SECONDS
@@ -81,6 +82,26 @@ class KafkaDelivery(KafkaWriter):
         self._faults = 0
         self._lost = False  # the broker said so, and nobody knew better
         self._transaction_seconds = int(kafka.get("transaction.timeout.ms", TRANSACTION_MS)) / 1000
+
+    def known(self, lane: Lane) -> Token | None:
+        """The last number that was committed, whoever has a transaction open now. Makes the topic if it is missing."""
+        client = _Client(self._link)
+        settings = {"group.id": _lane_id(lane), "isolation.level": "read_uncommitted", "enable.auto.commit": False}
+        deadline = SYSTEM_CLOCK.monotonic() + KNOWN_SECONDS
+        try:
+            with step("topic", self.name):
+                client.call(lambda: ensure_topic(self._link, self.name, self._kafka), TOPIC_SECONDS + GRACE_SECONDS)
+            client.place = self.name
+            client.consumer = client_of(Consumer, self._link, connection_of(self._kafka), settings)
+            while True:
+                try:
+                    return client.call(partial(client.committed, KNOWN_SECONDS), KNOWN_SECONDS + GRACE_SECONDS)
+                except KafkaException:
+                    if SYSTEM_CLOCK.monotonic() > deadline:
+                        return None  # `claim` asks again, and says why
+                    client.call(lambda: threading.Event().wait(0.1), GRACE_SECONDS)
+        finally:
+            client.leave(abort=False)
 
     def claim(self, lane: Lane) -> Token | None:
         if "transactional.id" in self._kafka:
@@ -231,7 +252,9 @@ class KafkaDelivery(KafkaWriter):
         if code in _FENCED:
             if not self._still_ours():
                 return self._taken_over(self._lane)
-            return self._bounded(f"the broker ended a transaction after transaction.timeout.ms: {error.str()}")
+            return self._bounded(
+                f"another producer has taken this lane, or a transaction took longer than transaction.timeout.ms: {error.str()}"
+            )
         if code == KafkaError.INVALID_TRANSACTION_TIMEOUT:
             return UserError(
                 f"topic {self.name!r}: kafka://{address} refuses transaction.timeout.ms {self._transaction_seconds:g} s",

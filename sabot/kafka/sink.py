@@ -75,6 +75,9 @@ class KafkaSink(Sink):
     def flush(self) -> None:
         self._sink.flush()
 
+    def known(self, lane: Lane) -> Token | None:
+        return self._sink.known(lane)
+
     def claim(self, lane: Lane) -> Token | None:
         return self._sink.claim(lane)
 

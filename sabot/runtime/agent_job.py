@@ -107,6 +107,7 @@ class AgentJob:
                 counters=self._counters[spec.agent_id],
                 version=self._version,
             )
+        await self._open_sinks()
         self.task.operators = dict(reversed(operators.items()))
         for operator in self.task.operators.values():
             for entry in operator.spec.inputs:
@@ -177,9 +178,17 @@ class AgentJob:
             self._sinks[name] = task
             self.task.sinks.append(task)
             task.on_broken = self.task.sink_broke
-            await to_the_end(aside(task.sink.open))
-            task.start()
         return task
+
+    async def _open_sinks(self) -> None:
+        """Side by side; their topics are there before sources are opened, which may read them."""
+        tasks = list(self._sinks.values())
+        opening = asyncio.gather(*(aside(task.sink.open) for task in tasks), return_exceptions=True)
+        for error in await to_the_end(_all(opening)):
+            if error is not None:
+                raise error
+        for task in tasks:
+            task.start()
 
     def _failed(self, operator: AgentOperator) -> None:
         self.task.agent_failed(operator)
@@ -269,6 +278,10 @@ class AgentJob:
             self._running.cancel()
             await asyncio.wait([self._running])
         await self.task.close()
+
+
+async def _all(results: "asyncio.Future[list[Any]]") -> list[Any]:
+    return await results
 
 
 def _without_needless_topics(specs: Sequence[AgentSpec]) -> list[AgentSpec]:

@@ -28,6 +28,7 @@ from sabot import (
     DeliveryConflict,
     JobLocked,
     Lane,
+    NdjsonSink,
     ParquetSink,
     SabotError,
     Sink,
@@ -1148,3 +1149,37 @@ def test_checkpoints_are_taken_each_second_during_a_call_of_ten(tmp_path: Path) 
         found = simulate(build, seed=seed, crashes=1)
         assert sink.rows == [{"n": n, "calls": n + 1} for n in range(3)]
         assert sum(step.endswith("executor: manifest") for step in found.steps) >= 25
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "table"])
+async def test_a_start_that_is_refused_takes_nothing_from_the_job_that_runs(
+    memory_url: str, tmp_path: Path, kind: str
+) -> None:
+    """It had claimed the lanes before it compared the tokens: the healthy job lost them, and ended, and nobody ran."""
+
+    def build(state: str) -> App:
+        sink: Sink = NdjsonSink(tmp_path / "out.ndjson")
+        if kind == "folder":
+            sink = NdjsonSink(tmp_path / "parts/")
+        elif kind == "table":
+            sink = SqlSink(f"sqlite:{tmp_path / 'out.db'}", table="rows")
+        app = App("one", memory_url, checkpoint_interval="1h", restart="none", checkpoint_dir=str(tmp_path / state))
+        app.stream("in", schema=SCHEMA).to(sink)
+        return app
+
+    def delivered(app: App) -> int:
+        (lane,) = [each for each in app.statistics()["delivery"].values() if each["sink"] != "in.dlq"]
+        return int(lane["delivered_rows"])
+
+    first = build("state")
+    publish(first, "in", dicts([1, 2]))
+    async with started(first):
+        await until(lambda: rows_read(first) == 2)
+        await checkpoint(first)
+        await until(lambda: delivered(first) == 2)
+        with pytest.raises(DeliveryConflict, match="another life"):
+            await bounded(build("other").run())
+        publish(first, "in", dicts([3]))
+        await until(lambda: rows_read(first) == 3)
+        await checkpoint(first)
+        await until(lambda: delivered(first) == 3)

@@ -124,6 +124,15 @@ class Ledger:
             )
         return max(found, key=lambda entry: entry.turn, default=None)
 
+    def peek(self) -> Entry | None:
+        """The last entry, without `held`: somebody else may write the next one meanwhile. None also for what cannot be read."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        found = [entry for at in (0, _SLOT_BYTES) if (entry := _entry(content[at : at + _SLOT_BYTES])) is not None]
+        return max(found, key=lambda entry: entry.turn, default=None)
+
     def write(self, entry: Entry) -> Entry:
         """When it returns the entry is there, after a crash of the machine too; before, the last one is."""
         assert self._file is not None

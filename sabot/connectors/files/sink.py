@@ -219,6 +219,18 @@ class FileSink(Sink):
 
     # -- exactly once: `delivered` says what counts, and in what order it becomes true ------------------------------------
 
+    def known(self, lane: Lane) -> Token | None:
+        if self._afresh and self._overwrite:
+            return None
+        try:
+            self._look()
+            entry = self._ledger.peek()
+        except OSError:  # `claim` says what it is
+            return None
+        if entry is None or entry.lane != lane.key or not entry.incarnation:
+            return None
+        return Token(entry.seq, entry.incarnation)
+
     def claim(self, lane: Lane) -> Token | None:
         self._let_go()
         self._opened = False

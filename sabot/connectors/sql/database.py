@@ -137,6 +137,12 @@ class Database(ABC):
         seq, incarnation = rows[0]
         return None if seq is None else Token(int(seq), incarnation)
 
+    def known(self, lane: Lane) -> Token | None:
+        """The lane's token. In a transaction."""
+        self.make_tokens()
+        _, rows = self.run(f"SELECT seq, incarnation FROM {self.tokens} WHERE lane = {self.mark}", (lane.key,))
+        return Token(int(rows[0][0]), rows[0][1]) if rows and rows[0][0] is not None else None
+
     def advance(self, lane: Lane, owner: str, seq: int, *, anyhow: bool = False) -> bool:
         """Sets the token, and keeps others off the lane until the end of the transaction. False: it has this part already.
 

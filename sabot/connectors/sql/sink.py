@@ -75,6 +75,14 @@ class SqlSink(Sink):
     def flush(self) -> None:
         """Nothing to do: `write` returns when the rows are in the table."""
 
+    def known(self, lane: Lane) -> Token | None:
+        self._connect("")
+        try:
+            with self._database.transaction():
+                return self._database.known(lane)
+        finally:
+            self._database.close()
+
     def claim(self, lane: Lane) -> Token | None:
         again = lane == self._lane
         if not again:
