@@ -16,7 +16,8 @@ from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.printing import columns, json_line, moment
 from sabot.cli.running import guarded, set_up_logging
 from sabot.codecs.json import schema_of_text
-from sabot.connectors.base import Source
+from sabot.config import legal_topic
+from sabot.connectors.base import Sink, Source
 from sabot.errors import UserError
 from sabot.plan import Plan, compare, make_plan, planned, walk, with_schemas
 
@@ -147,7 +148,34 @@ def _fates(app: App, manifest: Manifest) -> list[_Fate]:
         )
         for each in verdicts
     ]
-    return [*fates, *_agent_fates(app, manifest)]
+    return [*fates, *_agent_fates(app, manifest), *_output_fates(app, made, manifest)]
+
+
+def _output_fates(app: App, made: Plan, manifest: Manifest) -> list[_Fate]:
+    """Output that waits for a sink which the program has no more: a start refuses to lose it."""
+    sinks = [stage.sink[0] for stage in made.stages if stage.sink is not None]
+    for agent in app.agent_runtime.agents.values():
+        if agent.spec is not None:
+            letters = agent.spec.dead_letter
+            sinks += [agent.spec.sink]
+            sinks += (
+                [letters.format(topic=legal_topic(topic)) for topic in agent.spec.topics]
+                if isinstance(letters, str)
+                else [letters]
+            )
+    names = {sink.name if isinstance(sink, Sink) else sink for sink in sinks}
+    return [
+        _Fate(
+            lane_id,
+            "refuse",
+            f"sink {lane.sink}",
+            "",
+            f"{sum(part.rows for part in lane.pending)} rows are not delivered into it",
+            True,
+        )
+        for lane_id, lane in manifest.lanes.items()
+        if lane.pending and lane.sink not in names
+    ]
 
 
 def _agent_fates(app: App, manifest: Manifest) -> list[_Fate]:

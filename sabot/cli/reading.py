@@ -52,6 +52,8 @@ def state(
     wanted = "json" if json else form
 
     def work() -> None:
+        if operator is None and key is not None:
+            raise WrongUse("--key needs an OPERATOR", hint="without one the operators are listed")
         if fresh and as_of is not None:
             raise WrongUse("--fresh is of now, --as-of of then", hint="leave one of them out")
         found = find_job(job)

@@ -106,6 +106,9 @@ def guarded(work: Callable[[], None], *, debug: bool) -> int:
         return _said(error, 2, debug and error.cause is not None)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # who reads has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         return _said(error, 1, debug)
     return 0
