@@ -75,7 +75,9 @@ def _version(wanted: bool) -> None:
 @_cli.callback()
 def _root(
     context: typer.Context,
-    app: Annotated[str | None, typer.Option("--app", "-A", metavar="MODULE:APP", help="The app for `worker` and `dlq`.")] = None,
+    app: Annotated[
+        str | None, typer.Option("--app", "-A", metavar="MODULE:APP", help="The app for `worker` and `dlq`.")
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,

@@ -154,24 +154,28 @@ class AgentJob:
 
     async def _dead_letter_ports(self, spec: AgentSpec) -> Callable[[str], Port]:
         """One port per input topic, open from the start: a dead letter must not fail on a topic that cannot be made."""
+        delivery: Delivery = "at_least_once" if spec.delivery == "at_least_once" else None
         if isinstance(spec.dead_letter, Sink):
-            port = await self._sink(spec.dead_letter, None)
+            port = await self._sink(spec.dead_letter, delivery, letters=True)
             return lambda topic: port
         topics = [*spec.topics, *(each.agent_id for each in self.specs if each.sink is spec.func)]
-        ports = {topic: await self._sink(spec.dead_letter.format(topic=legal_topic(topic)), None) for topic in topics}
+        ports = {
+            topic: await self._sink(spec.dead_letter.format(topic=legal_topic(topic)), delivery) for topic in topics
+        }
         other = next(iter(ports.values()))  # for unfinished rows of a topic that the agent had before
         return lambda topic: ports.get(topic, other)
 
-    async def _sink(self, sink: str | Sink, delivery: Delivery) -> SinkTask:
+    async def _sink(self, sink: str | Sink, delivery: Delivery, *, letters: bool = False) -> SinkTask:
+        """letters: of an agent's dead letters; who came first says how they are delivered."""
         name = sink if isinstance(sink, str) else f"{sink.name}#{id(sink)}"
         task = self._sinks.get(name)
         wanted = self._wanted.setdefault(name, delivery)
-        if delivery not in (None, wanted):
+        if not letters and delivery not in (None, wanted):
             raise UserError(
                 f"sink {name}: two agents write it, with different delivery=", hint="give both, or the first, the same"
             )
         if task is None:
-            opened = self._staged(self._open_sink(sink) if isinstance(sink, str) else sink, delivery)
+            opened = self._staged(self._open_sink(sink) if isinstance(sink, str) else sink, wanted)
             if self._afresh:
                 opened.start_afresh()
             task = SinkTask(opened, self._loop)

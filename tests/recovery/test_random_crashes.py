@@ -89,6 +89,7 @@ class Program:
         block_bytes = self.rng.choice([300, 3000])
         sources = [NdjsonSource(self.inputs / topic, block_bytes=block_bytes) for topic in topics]
         dead = self.sink(f"dead-{name}")
+        options["delivery"] = "at_least_once"  # each life writes into a folder of its own
         return self.app.agent(sources or None, name=name, dead_letter=dead, **options)(function)
 
     def sink(self, name):
