@@ -2,6 +2,7 @@
 uses.
 """
 
+import logging
 import sys
 import uuid
 from collections.abc import Iterator
@@ -20,6 +21,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--broker", metavar="URL", help="a running Kafka broker (kafka://host:port) instead of one started here"
     )
+
+
+@pytest.fixture(autouse=True)
+def _log_level_of_before() -> Iterator[None]:
+    """The command line sets the level of our logger, for the process."""
+    logger = logging.getLogger("sabot")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,13 @@ log = logging.getLogger("sabot.kafka")
 CLOSE_SECONDS = 5.0
 LAG_SECONDS = 0.5  # how old the figures of `lag` may be
 WAIT_SECONDS = 0.5  # a wait for records is cut here, to take in new partitions
+_ELECTING = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+}
 _LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
 
@@ -158,7 +165,8 @@ class KafkaReader(Source):
                 return call(argument, timeout=max(0.1, deadline - SYSTEM_CLOCK.monotonic()))
             except KafkaException as error:
                 reason = error.args[0]
-                if SYSTEM_CLOCK.monotonic() > deadline or not reason.retriable():
+                again = reason.retriable() or reason.code() in _ELECTING
+                if SYSTEM_CLOCK.monotonic() > deadline or not again:
                     raise explain(reason, self._link, self.name) from error
                 self._consumer.poll(0)
                 self._closing.wait(0.1)

@@ -308,17 +308,19 @@ async def test_ctrl_c_ends_sabot_run_while_a_stream_waits_for_its_first_record(p
 
 
 async def test_two_streams_and_an_agent_go_back_to_one_checkpoint(place, name, tmp_path):
-    """The crash is a copy of the complete checkpoints, taken while the app runs and has gone on."""
+    """The crash is a copy of the complete checkpoints, taken while the app runs and has gone on: exactly once would stop for a choice."""
     topic, minutes, totals, seen = place.topic(PARTITIONS), place.topic(), place.topic(), place.topic()
     rows = payments(1000)
 
     def build(root):
         app = App(name, broker=place.url, state=str(root / "state"), checkpoint_dir=root / "checkpoints", parallelism=2)
-        windows(app.stream(topic, schema=SCHEMA, time="ts", lateness="2s")).to(minutes, key="account")
+        windows(app.stream(topic, schema=SCHEMA, time="ts", lateness="2s")).to(
+            minutes, key="account", delivery="at_least_once"
+        )
         running = app.stream(topic, schema={"account": "string", "id": "int64"}).key_by("account")
-        running.aggregate(n=sabot.count(), ids=sabot.sum("id")).to(totals, key="account")
+        running.aggregate(n=sabot.count(), ids=sabot.sum("id")).to(totals, key="account", delivery="at_least_once")
 
-        @app.agent(topic, key="account", sink=seen)
+        @app.agent(topic, key="account", sink=seen, delivery="at_least_once")
         async def count(ctx):
             n = (await ctx.state().get("n") or 0) + 1
             await ctx.state().put("n", n)
