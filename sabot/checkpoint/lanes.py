@@ -334,8 +334,9 @@ class LaneWork:
                 f"{self.name.incarnation} was delivered: somebody else has written it",
                 hint="one job delivers into one place",
             )
-        rows = sum(part.rows for part in list(self._parts) if self.delivered < part.seq <= token.seq)
-        self._is_delivered(token.seq, rows)
+        if token.seq > self.delivered:  # that a claim is taken says nothing of parts
+            rows = sum(part.rows for part in list(self._parts) if self.delivered < part.seq <= token.seq)
+            self._is_delivered(token.seq, rows)
 
     def _renew(self) -> None:
         if self.sink.keeps_token:

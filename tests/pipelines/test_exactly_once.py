@@ -1183,3 +1183,40 @@ async def test_a_start_that_is_refused_takes_nothing_from_the_job_that_runs(
         await until(lambda: rows_read(first) == 3)
         await checkpoint(first)
         await until(lambda: delivered(first) == 3)
+
+
+def test_a_receiver_that_can_be_claimed_and_takes_nothing_is_asked_less_and_less_often(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In virtual time. On a full disk the claim worked and the part did not: each claim was taken for a recovery, so the log said
+    "takes parts again" five times a second, and nothing was backed off.
+    """
+
+    class Full(Receiver):
+        keeps_token = True
+
+        def claim(self, lane: Lane) -> Token | None:
+            super().claim(lane)
+            last = max((seq for _, seq in self.taken), default=0)
+            return Token(last, lane.incarnation)
+
+    sink = Full()
+    refusals = iter(range(8))
+
+    def full(seq: int, rows: list[Any]) -> None:
+        if next(refusals, None) is not None:
+            raise TransientError("no room")
+
+    sink.trouble = full
+
+    def build(folder: Path) -> App:
+        app = App("full", checkpoint_dir=str(folder))
+        app.stream(ScriptedSource([[{"n": 1}], BARRIER, [{"n": 2}], END])).to(sink)
+        return app
+
+    found = simulate(build, seed=3, directory=tmp_path)
+    assert sink.rows == [1, 2]
+    assert found.seconds > 0.2 + 0.4 + 0.8 + 1.6 + 3.2 + 6.4 + 10
+    said = [line for line in caplog.messages if "receiver" in line]
+    assert len([line for line in said if "does not take its output" in line]) == 1
+    assert len([line for line in said if "takes parts again, after 8 failures" in line]) == 1
