@@ -323,7 +323,7 @@ class AgentRuntime:
             clock=self.app.clock,
             newest=self._from is None,
             choice=self.app.redeliver,
-            fresh=self._fresh,
+            fresh=self._fresh and manifest is None,  # with a savepoint its own rules hold
             on_full=self._hold,
             on_broken=lambda error: tell(loop, self._break, error),
         )
@@ -476,14 +476,18 @@ class AgentRuntime:
             for sink in job.task.sinks:
                 if isinstance(sink.sink, StagedSink):
                     sink.sink.end()
-        seconds = _DELIVER_SECONDS if self._ended else _STOP_SECONDS
-        if not await delivery.drained(seconds, patient=self._ended):
+        asked = self._stop_asked
+
+        def patient() -> bool:
+            return self._ended and (asked is None or not asked.is_set())  # a stop may be asked for meanwhile
+
+        if not await delivery.drained(_DELIVER_SECONDS, _STOP_SECONDS, patient):
             missing = _Undelivered(
                 f"app {self.app.id}: {delivery.undelivered()}",
                 hint="it is safe in the last checkpoint; the next start delivers it",
             )
             await asyncio.sleep(0)  # what a lane told before it broke is heard
-            if self._ended and not self._is_broken(self._jobs()):
+            if patient() and not self._is_broken(self._jobs()):
                 raise missing
             _log.warning("%s", missing)
         elif await delivery.finish() or delivery.has_news:

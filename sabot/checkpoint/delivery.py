@@ -161,12 +161,14 @@ class Delivery:
     async def open(self) -> None:
         """Every task has opened its sink, and none writes yet: claims all lanes, side by side. Raises what one of them raises.
 
-        All tokens were looked at before (`StagedSink.open`): who is refused there has taken no lane from anybody.
+        All tokens were looked at before (`StagedSink.open`): who is refused there has taken no lane from anybody. And nothing is
+        delivered, and no token set, before every lane has been compared.
         """
         lanes = list(self._lanes.values())
-        for error in await asyncio.gather(*(aside(lane.open) for lane in lanes), return_exceptions=True):
-            if error is not None:
-                raise error
+        for steps in ([lane.open for lane in lanes], [lane.start for lane in lanes]):
+            for error in await asyncio.gather(*map(aside, steps), return_exceptions=True):
+                if error is not None:
+                    raise error
 
     @property
     def full(self) -> bool:
@@ -263,14 +265,16 @@ class Delivery:
         waits = {lane.sink.name: lane.statistics()["undelivered_rows"] for lane in self._lanes.values()}
         return ", ".join(f"{rows} rows are not delivered into sink {name}" for name, rows in waits.items() if rows)
 
-    async def drained(self, seconds: float, *, patient: bool) -> bool:
-        """True when all that complete checkpoints know is delivered; False after so long, or when a lane is broken; without
-        patience also when those that wait are refused by their receivers.
+    async def drained(self, seconds: float, hurried: float, patient: Callable[[], bool]) -> bool:
+        """True when all that complete checkpoints know is delivered; False after so long, or when a lane is broken.
+
+        When patience is lost: False after `hurried` seconds, or at once when those that wait are refused by their receivers.
         """
-        deadline = self.clock.monotonic() + seconds
+        began = self.clock.monotonic()
         while lanes := [lane for lane in self._lanes.values() if lane.waiting]:
-            refused = not patient and all(lane.failures for lane in lanes)
-            if refused or self.clock.monotonic() > deadline or any(lane.broken for lane in lanes):
+            refused = not patient() and all(lane.failures for lane in lanes)
+            waited = self.clock.monotonic() - began
+            if refused or waited > (seconds if patient() else hurried) or any(lane.broken for lane in lanes):
                 return False
             await asyncio.sleep(0.005)
         return True

@@ -100,6 +100,7 @@ class LaneWork:
         self._wait = _BACKOFF_SECONDS[0]
         self._settled_at = 0.0
         self._finish = False
+        self._note = ""
         self.name = Lane("", lane_id, "")  # set by `open`
         self._thread: Spawned | None = None
 
@@ -116,18 +117,22 @@ class LaneWork:
             self._opening(stored, token)
 
     def open(self) -> None:
-        """Claims the lane, compares, and begins to deliver what waits. After `look`. Blocking."""
+        """Claims the lane, and compares. After `look`. Blocking. Raises what `look` raises."""
         delivery, stored = self._delivery, self._stored
         self.sink.still_ours = delivery.still_ours
         with self._named():
             token = self.sink.claim(self.name)
         begin = self._opening(stored, token)
         self._begin(begin, stored, delivery.restored)
-        if begin.note:
-            _log.warning("sink %s: %s", self.sink.name, begin.note)
+
+    def start(self) -> None:
+        """No lane of the job was refused: begins to deliver what waits. Blocking."""
+        delivery = self._delivery
+        if self._note:
+            _log.warning("sink %s: %s", self.sink.name, self._note)
         if self.sink.keeps_token:  # set, or renewed
             with self._named():
-                self.sink.settle(begin.delivered)
+                self.sink.settle(self.delivered)
         self._settled_at = delivery.clock.monotonic()
         self._thread = delivery.spawn(f"delivery {self.id}", self._step)
         self._thread.start()
@@ -161,6 +166,7 @@ class LaneWork:
 
     def _begin(self, begin: Opening, stored: StoredLane | None, restored: Manifest | None) -> None:
         self.delivered = self.known = begin.delivered
+        self._note = begin.note
         self._given = self._sealed = begin.above
         for part in [] if stored is None else stored.pending:
             if part.seq <= begin.delivered:

@@ -99,7 +99,8 @@ def opening(
     raise DeliveryConflict(
         f"sink {name}: {why}",
         hint="choose: redeliver=repeat (--redeliver repeat) delivers again what comes from this checkpoint on, so some "
-        "output may be there twice; redeliver=skip drops the saved parts that may be there already, so some may be missing; "
+        "output may be there twice; redeliver=skip drops the saved parts that may be there already, so some may be missing, "
+        "and what an older checkpoint computes anew is still delivered; "
         "or start from the checkpoint that belongs to this output",
     )
 
