@@ -86,7 +86,6 @@ class LaneWork:
         self.finished = False
         self.broken = False
         self._delivery = delivery
-        self._sealed = 0  # the last part that was whole when `seal` was called last
         self._given = 0
         self._writer: PartWriter | None = None
         self._changed = threading.Condition()
@@ -167,7 +166,7 @@ class LaneWork:
     def _begin(self, begin: Opening, stored: StoredLane | None, restored: Manifest | None) -> None:
         self.delivered = self.known = begin.delivered
         self._note = begin.note
-        self._given = self._sealed = begin.above
+        self._given = begin.above
         for part in [] if stored is None else stored.pending:
             if part.seq <= begin.delivered:
                 continue
@@ -178,9 +177,7 @@ class LaneWork:
                 seq = self._given = self._given + 1
             self._parts.append(Part(seq, path, part.rows, path.stat().st_size, ours=False))
         self._bytes = sum(part.nbytes for part in self._parts)
-        if begin.renumber:
-            self._sealed = self._given
-        elif self._parts:
+        if self._parts and not begin.renumber:  # new numbers are in no checkpoint yet
             self._released = self._parts[-1].seq
             self._epochs.append(self._released)
 
@@ -199,8 +196,7 @@ class LaneWork:
     def seal(self) -> int:
         """What was written so far is in whole parts; -> the number of the last one, for the cut that is being taken."""
         self._cut()
-        self._sealed = self._given
-        return self._sealed
+        return self._given
 
     def _cut(self) -> None:
         writer, self._writer = self._writer, None

@@ -159,9 +159,8 @@ class AgentJob:
             port = await self._sink(spec.dead_letter, delivery, letters=True)
             return lambda topic: port
         topics = [*spec.topics, *(each.agent_id for each in self.specs if each.sink is spec.func)]
-        ports = {
-            topic: await self._sink(spec.dead_letter.format(topic=legal_topic(topic)), delivery) for topic in topics
-        }
+        names = {topic: spec.dead_letter.format(topic=legal_topic(topic)) for topic in topics}
+        ports = {topic: await self._sink(name, delivery, letters=True) for topic, name in names.items()}
         other = next(iter(ports.values()))  # for unfinished rows of a topic that the agent had before
         return lambda topic: ports.get(topic, other)
 

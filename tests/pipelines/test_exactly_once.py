@@ -1220,3 +1220,22 @@ def test_a_receiver_that_can_be_claimed_and_takes_nothing_is_asked_less_and_less
     said = [line for line in caplog.messages if "receiver" in line]
     assert len([line for line in said if "does not take its output" in line]) == 1
     assert len([line for line in said if "takes parts again, after 8 failures" in line]) == 1
+
+
+async def test_agents_of_one_topic_share_its_dead_letters_whatever_their_delivery(
+    memory_url: str, tmp_path: Path
+) -> None:
+    """The second agent was refused: "two agents write it, with different delivery="."""
+    app = App("letters", memory_url, checkpoint_dir=str(tmp_path), checkpoint_interval="1h", restart="none")
+
+    @app.agent("in", sink="firsts", on_error="skip")
+    async def first(ctx: Any) -> None:
+        raise ValueError("first")
+
+    @app.agent("in", sink="seconds", on_error="skip", delivery="at_least_once")
+    async def second(ctx: Any) -> None:
+        raise ValueError("second")
+
+    publish(app, "in", dicts([1]))
+    async with started(app):
+        await until(lambda: len(MemoryBroker.get(memory_url).records("in.dlq")) == 2)
