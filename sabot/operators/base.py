@@ -8,8 +8,14 @@ Operators call `emit` (set before `open`) with what they have made; it may block
 `selection`: only the rows that it names count. An operator that cannot use one asks for `batch.taken()`.
 
 Event time travels as the column TIME_COLUMN (int64, ms UTC, not null), last of the columns, where something downstream needs it.
+
+Changes: rows of a result that is not final carry OP_COLUMN (int8, not null), before TIME_COLUMN. INSERT and UPDATE_AFTER add a row to
+a table, a multiset; DELETE and UPDATE_BEFORE take an equal one away, which is there: whatever came so far, applied in order, is a
+table. UPDATE_BEFORE is directly followed by its UPDATE_AFTER, of the same unique key; who cannot keep them together writes DELETE and
+INSERT, and means the same.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,19 +24,29 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
+from sabot.clock import SYSTEM_CLOCK, Clock
 
 __all__ = [
+    "DELETE",
     "END_OF_TIME",
+    "INSERT",
+    "OP_COLUMN",
     "TIME_COLUMN",
+    "UPDATE_AFTER",
+    "UPDATE_BEFORE",
     "Operator",
     "OperatorContext",
     "OperatorState",
     "SavedState",
+    "with_marks",
     "with_time",
+    "without_marks",
     "without_time",
 ]
 
 TIME_COLUMN = "__time"
+OP_COLUMN = "__op"
+INSERT, UPDATE_BEFORE, UPDATE_AFTER, DELETE = range(4)  # values of OP_COLUMN: an even one adds a row, an odd one takes it away
 END_OF_TIME = 2**63 - 1  # the watermark after the last row of a bounded input
 
 
@@ -40,8 +56,18 @@ def with_time(schema: pa.Schema, timed: bool = True) -> pa.Schema:
 
 
 def without_time(schema: pa.Schema) -> pa.Schema:
-    """The columns that users see."""
+    """The columns without event time."""
     return pa.schema([field for field in schema if field.name != TIME_COLUMN], schema.metadata)
+
+
+def with_marks(schema: pa.Schema, *, op: bool, timed: bool) -> pa.Schema:
+    """The columns that users see, and those of ours behind them."""
+    return with_time(schema.append(pa.field(OP_COLUMN, pa.int8())) if op else schema, timed)
+
+
+def without_marks(schema: pa.Schema) -> pa.Schema:
+    """The columns that users see: without event time and the op of changes."""
+    return pa.schema([field for field in schema if field.name not in (TIME_COLUMN, OP_COLUMN)], schema.metadata)
 
 
 class OperatorState(Protocol):
@@ -71,6 +97,8 @@ class OperatorContext:
     memory_budget: bytes that its state may take in memory where it has a directory.
     side: by name, where rows go that leave the main road ("late"); absent: they are counted and dropped.
     only: key hashes -> which of them a restore takes in; None: those of the subtask's key groups.
+    right: of an operator with two inputs, the columns of the second. clock: processing time. loop: where coroutines of the user's run;
+    not the operator's thread.
     """
 
     input: pa.Schema
@@ -80,6 +108,9 @@ class OperatorContext:
     memory_budget: int = 256_000_000
     side: dict[str, Callable[[Batch], None]] = field(default_factory=dict)
     only: Callable[[pa.UInt64Array], pa.BooleanArray] | None = None
+    right: pa.Schema | None = None
+    clock: Clock = SYSTEM_CLOCK
+    loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.get_event_loop
 
 
 class Operator:
@@ -91,6 +122,11 @@ class Operator:
     named: bool = False  # its id was given by the user
     path: str = ""  # stands for what its rows have gone through before it: tells two that do the same apart
     emit: Callable[[Batch], None]
+    inputs = 1  # 2: rows of a second input come to `process_right`; such an operator is the first of its chain
+    polls = False  # the task calls `poll` between elements, at least each 50 ms
+    holds = False  # event time does not pass by itself: the operator gets the marks in `hold`, and gives them on to `on_mark`
+    on_mark: Callable[[Any], None]  # set before `open`, of one that holds
+    wake: Callable[[], None] = staticmethod(lambda: None)  # any thread: `poll` soon
     _about: dict[str, Any] | None = None
 
     def open(self, context: OperatorContext) -> pa.Schema:
@@ -104,8 +140,32 @@ class Operator:
         """Rows, in order. Emits what follows from them. Keeps no reference to what it may not: batches are immutable."""
         self.emit(batch)
 
-    def advance(self, watermark_ms: int) -> None:
-        """No row below this event time is expected any more. Emits what has become complete. The chain then tells the next."""
+    def process_right(self, batch: Batch) -> None:
+        """Rows of the second input, in order."""
+        raise NotImplementedError
+
+    def advance(self, watermark_ms: int) -> int | None:
+        """No row below this event time is expected any more. Emits what has become complete. The chain then tells the next.
+
+        -> what it is told: a watermark that is less, where rows are still to be emitted that are older; None: the same. The end of
+        time is told as it is.
+        """
+
+    def poll(self, now_ms: int) -> None:
+        """Of one that `polls`: emits what has become ready by itself. now_ms: processing time."""
+
+    def hold(self, mark: Any) -> None:
+        """Of one that `holds`: a WATERMARK, IDLE or ACTIVE, to be given to `on_mark` when everything before it has been emitted."""
+
+    @property
+    def has_room(self) -> bool:
+        """No: the task takes no more elements for now, and polls."""
+        return True
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is in flight. The end of the input waits for that."""
+        return True
 
     def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
         """At a barrier: (facts for the manifest, JSON values; what must be saved beside it). Must be quick: it stops the rows."""
