@@ -123,6 +123,7 @@ cdef class Gate:
     cdef bint _idle               # IDLE went out after the last ACTIVE
     cdef bint _ended              # END went out
     cdef bint _closed
+    cdef bint _woken              # `next` returns once, whatever there is
     cdef _Signal _signal          # of all channels
     cdef object _on_readable
     cdef int64_t _barriers_total, _aborts_total

@@ -85,6 +85,8 @@ class Gate:
     def next_nowait(self) -> tuple[int, Element] | None: ...
     def next(self, timeout: float | None = None) -> tuple[int, Element] | None:
         """Blocks until an element is there; None on time-out, after END, and when the gate is closed."""
+    def wake(self) -> None:
+        """`next` returns soon, now or the next time, though there may be nothing to read. Any thread."""
     def when_readable(self, callback: Callable[[], object]) -> None:
         """As Channel.when_readable, for any input that is not held back.
 

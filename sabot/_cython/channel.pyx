@@ -348,8 +348,16 @@ cdef class Gate:
         while True:
             count = self._signal.signal.count()
             found = self.poll()
-            if found is not None or self._ended or self._closed or not self._signal.wait(count, deadline):
+            if found is not None or self._ended or self._closed or self._woken:
+                self._woken = False
                 return found
+            if not self._signal.wait(count, deadline):
+                return None
+
+    def wake(self):
+        """`next` returns soon, now or the next time, though there may be nothing to read. Any thread."""
+        self._woken = True
+        self._signal.signal.notify()
 
     def when_readable(self, callback):
         """As Channel.when_readable, for any input that is not held back.

@@ -46,7 +46,9 @@ __all__ = [
 
 TIME_COLUMN = "__time"
 OP_COLUMN = "__op"
-INSERT, UPDATE_BEFORE, UPDATE_AFTER, DELETE = range(4)  # values of OP_COLUMN: an even one adds a row, an odd one takes it away
+INSERT, UPDATE_BEFORE, UPDATE_AFTER, DELETE = range(
+    4
+)  # values of OP_COLUMN: an even one adds a row, an odd one takes it away
 END_OF_TIME = 2**63 - 1  # the watermark after the last row of a bounded input
 
 
@@ -132,6 +134,10 @@ class Operator:
     def open(self, context: OperatorContext) -> pa.Schema:
         """Ready to process; -> the columns of what it emits. Raises UserError for columns that are not there."""
         return context.input
+
+    def side_schema(self, name: str, input: pa.Schema) -> pa.Schema:
+        """The columns of what goes to `context.side[name]`; after `open`. input: of what comes in."""
+        return without_time(input)
 
     def restore(self, saved: list[SavedState]) -> None:
         """The state of a checkpoint comes back: one entry for each subtask that the operator had then."""

@@ -32,16 +32,17 @@ def mermaid(plan: Plan) -> str:
     return "\n".join(lines + links)
 
 
-def _link(origin: str, targets: list[Step | Edge], first: dict[str, str], links: list[str]) -> None:
+def _link(origin: str, targets: list[Step | Edge], first: dict[str, str], links: list[str], arrow: str = "-->") -> None:
     for target in targets:
         if isinstance(target, Edge):
             label = "" if target.keys is None else f"|{_quoted('by ' + ', '.join(target.keys))}|"
-            links.append(f"  {origin} -->{label} {first[target.target.id]}")
+            label = "|all|" if target.everywhere else label
+            links.append(f"  {origin} {arrow}{label} {first[target.target.id]}")
         else:
-            links.append(f"  {origin} --> {_id(target.id)}")
-            for name, edge in target.side.items():
-                links.append(f"  {_id(target.id)} -. {name} .-> {first[edge.target.id]}")
+            links.append(f"  {origin} {arrow} {_id(target.id)}")
             _link(_id(target.id), target.targets, first, links)
+            for name, side in target.sides.items():
+                _link(_id(target.id), side, first, links, f"-. {name} .->")
 
 
 def _id(name: str) -> str:

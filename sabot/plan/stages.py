@@ -45,21 +45,26 @@ __all__ = ["Edge", "Plan", "Reading", "Stage", "Step", "check_alike", "column_ty
 
 @dataclass(eq=False)
 class Edge:
-    """Rows of a chain go to another stage. keys: to the owner of the key group of these columns; None: all to its one subtask."""
+    """Rows of a chain go to another stage. keys: to the owner of the key group of these columns; None: all to its one subtask.
+
+    right: they are the second input of the stage. everywhere: all of them go to each subtask.
+    """
 
     target: "Stage"
     keys: tuple[str, ...] | None = None
+    right: bool = False
+    everywhere: bool = False
 
 
 @dataclass(eq=False)
 class Step:
-    """One operator of a chain. `make` gives a new one for each subtask; `targets` is where its rows go."""
+    """One operator of a chain. `make` gives a new one for each subtask; `targets` is where its rows go, `sides` where some go beside."""
 
     id: str
     text: str
     make: Callable[[], Operator]
     targets: list["Step | Edge"] = field(default_factory=list)
-    side: dict[str, Edge] = field(default_factory=dict)
+    sides: dict[str, list["Step | Edge"]] = field(default_factory=dict)
     named: bool = False  # the user gave the id
     path: str = ""  # stands for all steps before it, back to the sources
 
@@ -107,6 +112,8 @@ class Stage:
                 if isinstance(target, Step):
                     found.append(target)
                     visit(target.targets)
+                    for side in target.sides.values():
+                        visit(side)
 
         visit(self.targets)
         return found
@@ -182,8 +189,9 @@ def _describe(targets: Iterable[Step | Edge], indent: str, lines: list[str]) -> 
             lines.append(f"{indent}-> stage {target.target.id}{how}")
         else:
             lines.append(f"{indent}{target.text}")
-            for name, edge in target.side.items():
-                lines.append(f"{indent}  {name} -> stage {edge.target.id}")
+            for name, side in target.sides.items():
+                lines.append(f"{indent}  {name}:")
+                _describe(side, indent + "    ", lines)
             _describe(target.targets, indent if len(target.targets) < 2 else indent + "  ", lines)
 
 
@@ -468,7 +476,7 @@ class _Planner:
 
     def _late(self, node: logical.AggregateWindow, step: Step) -> None:
         if node.late is not None:
-            step.side["late"] = Edge(self._sink(node.late))
+            step.sides["late"] = [Edge(self._sink(node.late))]
 
     def _need_time(self, place: _Place, needed: bool, what: str) -> None:
         if needed and not place.timed:

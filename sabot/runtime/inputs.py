@@ -6,7 +6,7 @@ Both give elements, one after the other: batches, and the marks WATERMARK, IDLE,
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,7 +43,10 @@ _FAR_PAST, _FAR_FUTURE, _NO = pa.scalar(-_FAR_MS), pa.scalar(_FAR_MS), pa.scalar
 
 
 class Input(Protocol):
-    """Elements for one task. All calls but `interrupt` come from its thread."""
+    """Elements for one task. All calls but `interrupt` and `wake` come from its thread."""
+
+    right: bool  # the last batch is of the second input
+    flight_seconds: float  # how long `next` may take while calls are in flight: what `wake` cannot cut short is short
 
     def next(self, wait_seconds: float) -> Any:
         """The next element; None when none comes within `wait_seconds`."""
@@ -54,6 +57,9 @@ class Input(Protocol):
     def interrupt(self) -> None:
         """Any thread: `next` returns soon."""
 
+    def wake(self) -> None:
+        """Any thread: `next` returns soon, though there may be no element."""
+
     def statistics(self) -> dict[str, Any]:
         """Figures, from any thread."""
 
@@ -62,21 +68,29 @@ class Input(Protocol):
 
 
 class GateInput:
-    """The gate over the channels of the stages before. Small batches that wait are joined: each split made them smaller."""
+    """The gate over the channels of the stages before. Small batches that wait are joined: each split made them smaller.
 
-    def __init__(self, channels: list[Channel]) -> None:
+    right: the numbers of the channels that are the second input's.
+    """
+
+    flight_seconds = float("inf")
+
+    def __init__(self, channels: list[Channel], right: Set[int] = frozenset()) -> None:
         self.gate = Gate(channels)
-        self._next: Any = None
+        self.right = False
+        self._right = right
+        self._next: tuple[int, Any] | None = None
 
     def next(self, wait_seconds: float) -> Any:
-        if self._next is not None:
-            element, self._next = self._next, None
-        else:
-            item = self.gate.next(wait_seconds)
-            element = None if item is None else item[1]
-        if isinstance(element, Batch) and element.num_rows < _SMALL_ROWS:
-            return self._joined(element)
-        return element
+        item = self.gate.next(wait_seconds) if self._next is None else self._next
+        if item is None:
+            return None
+        self._next = None
+        number, element = item
+        if not isinstance(element, Batch):
+            return element
+        self.right = number in self._right
+        return self._joined(element) if element.num_rows < _SMALL_ROWS else element
 
     def _joined(self, first: Batch) -> Batch:
         """With those that wait behind it, as far as they have the same columns."""
@@ -85,9 +99,14 @@ class GateInput:
             item = self.gate.next_nowait()
             if item is None:
                 break
-            element = item[1]
-            if not isinstance(element, Batch) or element.topic != first.topic or not element.data.schema.equals(schema):
-                self._next = element
+            number, element = item
+            if (
+                not isinstance(element, Batch)
+                or (number in self._right) is not self.right
+                or element.topic != first.topic
+                or not element.data.schema.equals(schema)
+            ):
+                self._next = item
                 break
             parts.append(element)
             rows += element.num_rows
@@ -100,6 +119,9 @@ class GateInput:
 
     def interrupt(self) -> None:
         self.gate.close()
+
+    def wake(self) -> None:
+        self.gate.wake()
 
     def statistics(self) -> dict[str, Any]:
         return self.gate.statistics()
@@ -233,6 +255,9 @@ class Told:
 class SourceInput:
     """One reader of a source: polls, decodes, sets bad rows apart, reads event time, tells watermarks and barriers."""
 
+    right = False
+    flight_seconds = 0.002  # a source that waits for records is not woken
+
     def __init__(
         self,
         name: str,
@@ -299,6 +324,9 @@ class SourceInput:
         self._wake.set()
 
     def interrupt(self) -> None:
+        self._wake.set()
+
+    def wake(self) -> None:
         self._wake.set()
 
     def statistics(self) -> dict[str, Any]:

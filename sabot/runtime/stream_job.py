@@ -44,7 +44,7 @@ from sabot.plan import (
 from sabot.plan.optimise import walk, with_schemas
 from sabot.runtime.host import Handle, interpreter, to_the_end
 from sabot.runtime.inputs import GateInput, SourceInput, Watermarks
-from sabot.runtime.task import Chain, Link, Output, StreamTask
+from sabot.runtime.task import Chain, Link, Output, StreamTask, receiver_of
 
 __all__ = ["StoppedEarly", "StreamJob", "Surroundings"]
 
@@ -88,8 +88,19 @@ class _Built:
     stage: Stage
     tasks: list[StreamTask]
     gates: list[list[Channel]] = field(default_factory=list)  # by subtask, the channels that come in
+    right: set[int] = field(default_factory=set)  # numbers of those channels that are the second input's
     schema: pa.Schema | None = None  # of what comes in
+    right_schema: pa.Schema | None = None
     mixed: bool = False  # a sink into which streams of different columns go
+
+
+class _SideRoad:
+    """Where rows leave an operator beside the main road; known when the operator is open."""
+
+    receive: Callable[[Batch], None]
+
+    def __call__(self, batch: Batch) -> None:
+        self.receive(batch)
 
 
 class _Carried:
@@ -203,7 +214,10 @@ class StreamJob:
         for stage in self.plan.stages:
             if stage.id in readers:
                 stage.parallelism = len(readers[stage.id][0])
-            tasks = [StreamTask(f"{stage.id}/{i}", self.around.coordinator) for i in range(stage.parallelism)]
+            tasks = [
+                StreamTask(f"{stage.id}/{i}", self.around.coordinator, self.around.clock)
+                for i in range(stage.parallelism)
+            ]
             self._built[stage.id] = _Built(stage, tasks, [[] for _ in tasks])
         for stage in self.plan.stages:
             built = self._built[stage.id]
@@ -212,7 +226,7 @@ class StreamJob:
                 watermarks = Watermarks(stage.reading.node.lateness_ms, stage.reading.node.idle_ms)
             for number, task in enumerate(built.tasks):
                 if stage.reading is None:
-                    task.input = GateInput(built.gates[number])
+                    task.input = GateInput(built.gates[number], built.right)
                 task.chain = self._chain(built, number)
                 if stage.reading is not None:
                     sources, codec = readers[stage.id]
@@ -412,15 +426,24 @@ class StreamJob:
             stage.parallelism,
             None if self.around.directory is None else self._directory(task, operator),
             self.around.memory_budget // max(1, stage.parallelism),
+            right=self._built[stage.id].right_schema,
+            clock=self.around.clock,
+            loop=lambda: self._loop,
         )
-        if "late" in target.side:
+        operator.wake = task.wake
+        if "late" in target.sides:
             self._late_sides.add(target.id)
-        for name, edge in target.side.items():
-            side = self._output(edge, task, without_time(schema))
-            outputs.append(side)
-            context.side[name] = side.put
+        roads = {name: _SideRoad() for name in target.sides}
+        context.side.update(roads)
         columns = operator.open(context)
-        return Link(operator, [self._link(each, columns, task, number, stage, outputs) for each in target.targets])
+        sides = {
+            name: [self._link(each, operator.side_schema(name, schema), task, number, stage, outputs) for each in side]
+            for name, side in target.sides.items()
+        }
+        for name, road in roads.items():
+            road.receive = receiver_of(sides[name])
+        targets = [self._link(each, columns, task, number, stage, outputs) for each in target.targets]
+        return Link(operator, targets, sides)
 
     def _directory(self, task: StreamTask, operator: Operator) -> Path:
         assert self.around.directory is not None
@@ -432,7 +455,10 @@ class StreamJob:
     def _output(self, edge: Edge, task: StreamTask, schema: pa.Schema | None) -> Output:
         """A channel into each subtask of the stage behind the edge. schema: of the rows, where the stage must know it."""
         built = self._built[edge.target.id]
-        if schema is not None:
+        if edge.right:
+            built.right_schema = schema
+            built.right.add(len(built.gates[0]))
+        elif schema is not None:
             if built.schema is None:
                 built.schema = schema
             elif built.stage.sink is not None:
@@ -445,7 +471,7 @@ class StreamJob:
             channel = Channel(name=f"{task.name} to {built.tasks[number].name}")
             gate.append(channel)
             channels.append(channel)
-        return Output(channels, edge.keys or (), task)
+        return Output(channels, edge.keys or (), task, edge.everywhere)
 
     def _sink_writer(self, built: _Built) -> Operator:
         assert built.stage.sink is not None

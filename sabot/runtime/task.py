@@ -7,8 +7,9 @@ take an element  ─▶  a batch: the chain processes it; what comes out goes in
 """
 
 import logging
+import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sabot._cython.keyed import hash_columns
 from sabot._cython.partition import partition_indices
 from sabot.aside import aside
 from sabot.checkpoint import Coordinator, TaskSnapshot
-from sabot.clock import SYSTEM_CLOCK
+from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import InternalError, SabotError
 from sabot.operators.base import END_OF_TIME, Operator, OperatorState, SavedState
 from sabot.runtime.host import threads
@@ -32,13 +33,19 @@ _WAIT_SECONDS = 0.05
 
 
 class Output:
-    """Where rows leave a chain: one channel for each subtask of the next stage. keys: their owner's; none: all go to the first."""
+    """Where rows leave a chain: one channel for each subtask of the next stage. keys: their owner's; none: all go to the first.
 
-    def __init__(self, channels: Sequence[Channel], keys: Sequence[str], task: "StreamTask") -> None:
+    everywhere: every subtask gets all rows.
+    """
+
+    def __init__(
+        self, channels: Sequence[Channel], keys: Sequence[str], task: "StreamTask", everywhere: bool = False
+    ) -> None:
         self.channels = list(channels)
         self.rows_out = 0
         self._keys = list(keys)
         self._task = task
+        self._everywhere = everywhere
         self._refused: deque[tuple[Channel, Any]] = deque()  # by full channels, of a task that may not wait
 
     def put(self, batch: Batch) -> None:
@@ -48,8 +55,10 @@ class Output:
         self.rows_out += batch.num_rows
         if batch.selection is not None and 2 * batch.num_rows < batch.data.num_rows:
             batch = batch.with_data(batch.taken())  # else few rows would keep many alive while they wait
-        if len(self.channels) == 1:  # the next keys may be others than those of the hashes
-            self._send(self.channels[0], batch if batch.hashes is None else batch.with_selection(batch.selection, None))
+        if len(self.channels) == 1 or self._everywhere:  # the next keys may be others than those of the hashes
+            batch = batch if batch.hashes is None else batch.with_selection(batch.selection, None)
+            for channel in self.channels:
+                self._send(channel, batch)
             return
         data, selection = batch.data, batch.selection
         hashes = hash_columns([data.column(name) for name in self._keys], selection)
@@ -91,29 +100,43 @@ class Output:
 
 
 class Link:
-    """An operator in its chain, and what its rows go on to."""
+    """An operator in its chain, and what its rows go on to; sides: what they go to beside the main road."""
 
-    def __init__(self, operator: Operator, targets: "Sequence[Link | Output]") -> None:
+    def __init__(
+        self,
+        operator: Operator,
+        targets: "Sequence[Link | Output]",
+        sides: "Mapping[str, Sequence[Link | Output]] | None" = None,
+    ) -> None:
         self.operator = operator
         self.targets = list(targets)
-        receivers: list[Callable[[Batch], None]] = [
-            target.operator.process if isinstance(target, Link) else target.put for target in targets
-        ]
-        operator.emit = receivers[0] if len(receivers) == 1 else _fan_out(receivers)
+        self.sides = [target for side in (sides or {}).values() for target in side]
+        operator.emit = receiver_of(targets)
+        if operator.holds:
+            operator.on_mark = self._pass
 
-    def advance(self, watermark_ms: int) -> None:
-        """The operator first, then those behind it."""
-        self.operator.advance(watermark_ms)
-        for target in self.targets:
-            if isinstance(target, Link):
-                target.advance(watermark_ms)
+    def mark(self, element: Any) -> None:
+        """WATERMARK, IDLE or ACTIVE: the operator first, then those behind it; who holds passes it on later."""
+        if self.operator.holds:
+            self.operator.hold(element)
+        elif isinstance(element, Watermark):
+            told = self.operator.advance(element.timestamp_ms)
+            self._pass(element if told is None or element.timestamp_ms == END_OF_TIME else Watermark(told))
+        else:
+            self._pass(element)
 
-    def finish(self) -> None:
-        """The same for the end."""
-        self.operator.finish()
-        for target in self.targets:
-            if isinstance(target, Link):
-                target.finish()
+    def _pass(self, element: Any) -> None:
+        for target in (*self.targets, *self.sides):
+            if isinstance(target, Link) or not isinstance(element, Watermark) or element.timestamp_ms != END_OF_TIME:
+                target.mark(element)
+
+
+def receiver_of(targets: Sequence[Link | Output]) -> Callable[[Batch], None]:
+    """What gives a batch to all of them."""
+    receivers: list[Callable[[Batch], None]] = [
+        target.operator.process if isinstance(target, Link) else target.put for target in targets
+    ]
+    return receivers[0] if len(receivers) == 1 else _fan_out(receivers)
 
 
 def _fan_out(receivers: Sequence[Callable[[Batch], None]]) -> Callable[[Batch], None]:
@@ -125,7 +148,7 @@ def _fan_out(receivers: Sequence[Callable[[Batch], None]]) -> Callable[[Batch], 
 
 
 class Chain:
-    """The operators of one subtask, and its outputs."""
+    """The operators of one subtask, and its outputs: those behind operators, and those that only barriers and the end go to."""
 
     def __init__(self, roots: Sequence[Link | Output], outputs: Sequence[Output]) -> None:
         self.roots = list(roots)
@@ -133,13 +156,16 @@ class Chain:
         self.links: list[Link] = []
         for root in roots:
             self._gather(root)
-        receivers = [root.operator.process if isinstance(root, Link) else root.put for root in roots]
-        self.process = receivers[0] if len(receivers) == 1 else _fan_out(receivers)
+        self.process = receiver_of(roots)
+        self.process_right: Callable[[Batch], None] | None = None
+        if len(self.links) and self.links[0].operator.inputs == 2:
+            self.process_right = self.links[0].operator.process_right
+        self.pollers = [link.operator for link in self.links if link.operator.polls]
 
     def _gather(self, target: Link | Output) -> None:
         if isinstance(target, Link):
             self.links.append(target)
-            for each in target.targets:
+            for each in (*target.targets, *target.sides):
                 self._gather(each)
 
     @property
@@ -147,21 +173,33 @@ class Chain:
         """Upstream first."""
         return [link.operator for link in self.links]
 
-    def advance(self, watermark_ms: int) -> None:
-        """Event time has come so far."""
-        for root in self.roots:
-            if isinstance(root, Link):
-                root.advance(watermark_ms)
+    @property
+    def has_room(self) -> bool:
+        """No: operators have as much in flight as they may."""
+        return all([operator.has_room for operator in self.pollers])
 
-    def finish(self) -> None:
-        """The input is over."""
-        self.advance(END_OF_TIME)
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is in flight."""
+        return all([operator.is_empty for operator in self.pollers])
+
+    def mark_time(self, element: Any) -> None:
+        """WATERMARK, IDLE or ACTIVE: goes down the chain like rows, and out of it."""
+        for root in self.roots:
+            root.mark(element)
+
+    def finishing(self) -> Iterator[None]:
+        """The input is over: ends the operators, from the first to the last. Gives wherever what is in flight must come out first."""
         for root in self.roots:
             if isinstance(root, Link):
-                root.finish()
+                root.mark(Watermark(END_OF_TIME))
+        for link in self.links:
+            while not link.operator.is_empty:
+                yield
+            link.operator.finish()
 
     def mark(self, element: Any) -> None:
-        """To every channel behind the chain."""
+        """To every channel behind the chain, at once."""
         for output in self.outputs:
             output.mark(element)
 
@@ -194,7 +232,7 @@ class StreamTask:
     A thread that may not wait (`step(0)`) keeps what a full channel refuses, and takes no element before that has gone.
     """
 
-    def __init__(self, name: str, coordinator: Coordinator) -> None:
+    def __init__(self, name: str, coordinator: Coordinator, clock: Clock = SYSTEM_CLOCK) -> None:
         self.name = name
         self.stopping = False
         self.may_wait = True
@@ -207,6 +245,9 @@ class StreamTask:
         self.input: Input
         self.chain: Chain
         self._coordinator = coordinator
+        self._clock = clock
+        self._finishing: Iterator[None] | None = None  # after END, until nothing is in flight
+        self._woken = threading.Event()
         self.handle = threads.spawn(name, self.step)
 
     @property
@@ -249,33 +290,63 @@ class StreamTask:
         if self.ended:
             return False
         self.may_wait = wait_seconds > 0
-        element = self.input.next(wait_seconds)
+        if self.chain.pollers and not self._poll(wait_seconds):
+            return None if not self.ended else not self.may_wait
+        element = self.input.next(wait_seconds if self.chain.is_empty else min(wait_seconds, self.input.flight_seconds))
         if element is None:
             return None
         self._take(element)
         return not self.ended or not self.may_wait
 
+    def _poll(self, wait_seconds: float) -> bool:
+        """What operators have ready by themselves; -> whether the task may take an element: not when they have no room, nor after END."""
+        self._woken.clear()
+        now_ms = int(self._clock.time() * 1000)
+        for operator in self.chain.pollers:
+            operator.poll(now_ms)
+        if self._finishing is not None:
+            self._finish()
+        elif self.chain.has_room:
+            return True
+        if not self.ended:
+            self._woken.wait(wait_seconds)
+        return False
+
+    def wake(self) -> None:
+        """Any thread: poll the operators soon."""
+        self._woken.set()
+        self.input.wake()
+
     def _take(self, element: Any) -> None:
         chain = self.chain
         if isinstance(element, Batch):
             self.batches += 1
-            chain.process(element)
-        elif isinstance(element, Watermark):
-            self.watermark_ms = element.timestamp_ms
-            chain.advance(element.timestamp_ms)
-            chain.mark(element)
+            if chain.process_right is not None and self.input.right:
+                chain.process_right(element)
+            else:
+                chain.process(element)
         elif isinstance(element, Barrier):
             self._cut(element)
         elif element is END:
-            chain.finish()
-            if self.stopping:
-                return  # left behind: the job has gone on without it
-            self.ended = True
-            final = self._snapshot()
-            chain.mark(END)
-            self._coordinator.detach(self.name, final)
-        elif isinstance(element, Abort) or element is IDLE or element is ACTIVE:
+            self._finishing = chain.finishing()
+            self._finish()
+        elif isinstance(element, Abort):
             chain.mark(element)
+        elif isinstance(element, Watermark) or element is IDLE or element is ACTIVE:
+            if isinstance(element, Watermark):
+                self.watermark_ms = element.timestamp_ms
+            chain.mark_time(element)
+
+    def _finish(self) -> None:
+        """Goes on with the end of the input, as far as what is in flight allows."""
+        assert self._finishing is not None
+        if next(self._finishing, self) is not self or self.stopping:
+            return  # stopping: left behind, the job has gone on without it
+        self._finishing = None
+        self.ended = True
+        final = self._snapshot()
+        self.chain.mark(END)
+        self._coordinator.detach(self.name, final)
 
     def _cut(self, barrier: Barrier) -> None:
         """Everything before the barrier has been processed; nothing after it has."""
