@@ -4,16 +4,18 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
 from sabot._cython.partition import KEY_GROUPS
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AGENT_OPTIONS, AgentSpec
-from sabot.api.stream import Node, Read, Schema, Stream, Write, read_node
+from sabot.api.nodes import Node, Read, Schema, TableFormat, Upsert, Write, read_node
+from sabot.api.shape import check_node
+from sabot.api.stream import Stream
 from sabot.checkpoint import CHOICES, CheckpointStorage, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_broker, parse_bytes, parse_restart, parse_seconds
@@ -22,8 +24,9 @@ from sabot.connectors.files.choice import format_of
 from sabot.connectors.memory import TableSink
 from sabot.errors import UserError
 from sabot.kafka import RecordSender
+from sabot.operators.base import without_marks
 from sabot.operators.reading import state_of
-from sabot.plan import make_plan, mermaid, walk, with_schemas
+from sabot.plan import Plan, make_plan, mermaid, walk, with_schemas
 from sabot.runtime.host import run_here
 from sabot.state import StateBackend, open_backend, state_directory
 
@@ -223,6 +226,43 @@ class App:
         self._begun.append(node)
         return stream
 
+    def table(
+        self,
+        source: str | Source,
+        *,
+        key: str | Sequence[str],
+        schema: Schema | None = None,
+        format: Literal["json", "debezium"] = "json",
+        time: str | None = None,
+        lateness: Duration = 0,
+        idle: Duration = "30s",
+        dead_letter: str | Sink = "{topic}.dlq",
+    ) -> Stream:
+        """The table that a compacted topic holds: the last record of each key is its row, a tombstone (a null payload) deletes it. Changes.
+
+        key: the columns of the key; what a payload does not say of it is read from the record's key. schema: of the table's columns.
+        format: "json", a payload is the row; "debezium", it is the envelope of a change (`docs/changes.md` says how the connector must be
+        set up). A Source with columns (files) may be read too: a later row replaces the earlier one of its key. The rest as in `stream`.
+        """
+        keys = (key,) if isinstance(key, str) else tuple(key)
+        if format not in ("json", "debezium"):
+            raise UserError(f"table: format={format!r}", hint="json or debezium")
+        if format == "debezium" and schema is None:
+            raise UserError("table: the columns of a debezium topic are not inferred", hint='schema={"id": "int64", …}')
+        node = read_node(
+            source,
+            schema=schema,
+            time=time,
+            lateness=lateness,
+            idle=idle,
+            dead_letter=dead_letter,
+            table=TableFormat(keys, format),
+        )
+        table = Upsert(node, keys, deletes=True)
+        check_node(table)
+        self._begun.append(node)
+        return Stream(self, table)
+
     def graph(self) -> str:
         """The plan of all streams of this app, as a Mermaid graph."""
         return mermaid(make_plan(self.agent_runtime.writes, parallelism=self.parallelism))
@@ -246,6 +286,23 @@ class App:
 
     def explain(self, node: Node) -> str:
         """For `Stream.explain`."""
+        plan = self._plan_of(node)
+        plan.check()
+        return plan.text()
+
+    def schema(self, node: Node) -> pa.Schema:
+        """For `Stream.schema`."""
+        plan = self._plan_of(node)
+        known = plan.schemas().get(plan.stages[-1].id)
+        if known is None:
+            raise UserError(
+                "schema: the columns are not known before the first records have come",
+                hint="give app.stream(…, schema=)",
+            )
+        return without_marks(known)
+
+    def _plan_of(self, node: Node) -> Plan:
+        """Of the steps up to this node, into nothing."""
         write = Write(node, TableSink("out"), None)
         reads = [read for read in walk([write]) if isinstance(read, Read)]
         known = {
@@ -254,9 +311,7 @@ class App:
             else read.schema
             for read in reads
         }
-        plan = make_plan(with_schemas([write], known), parallelism=self.parallelism)
-        plan.check()
-        return plan.text()
+        return make_plan(with_schemas([write], known), parallelism=self.parallelism)
 
     def _warn_of_loose_ends(self) -> None:
         """A stream that goes nowhere is most often a forgotten `.to`."""

@@ -1,7 +1,8 @@
 """A compiled operator driven as a chain drives it, in several subtasks, with barriers, restarts and rescaling in between."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,16 @@ import pyarrow as pa
 from sabot._cython.batch import Batch
 from sabot._cython.keyed import hash_columns
 from sabot._cython.partition import partition_indices
-from sabot.operators.base import END_OF_TIME, Operator, OperatorContext, SavedState
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, SavedState
 
 
 class OperatorRun:
-    """`make()` in `parallelism` subtasks; rows go to them by key group, as a selection. `results` and `late` gather what comes out."""
+    """`make()` in `parallelism` subtasks; rows go to them by key group, as a selection. `results` and `late` gather what comes out.
+
+    right: the columns of a second input, fed by `feed_right`; right_keys: what they go by (None: `keys`). broadcast: the second input
+    goes whole to all subtasks, and rows of the first to any. punctual: no row may come out that is older than what `advance` has said.
+    """
 
     def __init__(
         self,
@@ -24,8 +30,17 @@ class OperatorRun:
         directory: Path,
         parallelism: int = 1,
         memory_budget: int | None = None,
+        *,
+        right: pa.Schema | None = None,
+        right_keys: Sequence[str] | None = None,
+        broadcast: bool = False,
+        punctual: bool = False,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._make, self._input, self._keys, self._directory = make, input, keys, directory
+        self._right, self._right_keys = right, keys if right_keys is None else right_keys
+        self._broadcast, self._punctual, self._clock = broadcast, punctual, clock
+        self._told: list[int] = []  # by subtask: the watermark that the next operators know
         self._memory_budget = memory_budget  # None: state is kept in memory only
         self.batches: list[Batch] = []
         self.late: list[dict[str, Any]] = []
@@ -36,11 +51,14 @@ class OperatorRun:
 
     def _start(self, parallelism: int, saved: list[SavedState]) -> None:
         self.parts = []
+        self._told = [-(2**63)] * parallelism
         for subtask in range(parallelism):
             part = self._make()
-            part.emit = self._emit
-            side = {"late": lambda batch: self.late.extend(batch.taken().to_pylist())}
-            context = OperatorContext(self._input, subtask, parallelism, side=side)
+            part.emit = partial(self._emit, subtask)
+            late = {name: lambda batch: self.late.extend(batch.taken().to_pylist()) for name in ("late", "late_right")}
+            context = OperatorContext(
+                self._input, subtask, parallelism, side=late, right=self._right, clock=self._clock
+            )
             if self._memory_budget is not None:
                 context.memory_budget = self._memory_budget
                 context.directory = self._directory / f"state-{self._checkpoints}-{subtask}"
@@ -50,10 +68,12 @@ class OperatorRun:
                 part.restore(saved)
             self.parts.append(part)
 
-    def _emit(self, batch: Batch) -> None:
+    def _emit(self, subtask: int, batch: Batch) -> None:
         assert batch.schema.equals(self.schema), f"{batch.schema} is not {self.schema}"
         assert batch.num_rows
         batch.taken().validate(full=True)
+        if self._punctual:
+            assert min(batch.taken().column(TIME_COLUMN).to_pylist()) >= self._told[subtask]
         self.batches.append(batch)
 
     @property
@@ -66,16 +86,48 @@ class OperatorRun:
             data = rows.slice(start, size)
             if len(self.parts) == 1:
                 self.parts[0].process(Batch(data, {("t", 0): start}))
-                continue
-            hashes = hash_columns([data.column(name) for name in self._keys])
-            indices, bounds = partition_indices(hashes, len(self.parts))
-            for part, first, end in zip(self.parts, bounds.to_pylist(), bounds.to_pylist()[1:], strict=False):
-                if end > first:
-                    part.process(Batch(data).with_selection(indices.slice(first, end - first), hashes))
+            elif self._broadcast:
+                for number, part in enumerate(self.parts):
+                    some = pa.array(range(number, data.num_rows, len(self.parts)), pa.int32())
+                    if len(some):
+                        part.process(Batch(data).with_selection(some))
+            else:
+                for part, batch in self._dealt(data, self._keys):
+                    part.process(batch)
+
+    def feed_right(self, rows: pa.RecordBatch, size: int = 1 << 16) -> None:
+        """Rows of the second input, in batches of `size`."""
+        for start in range(0, rows.num_rows, size):
+            data = rows.slice(start, size)
+            if len(self.parts) == 1 or self._broadcast:
+                for part in self.parts:
+                    part.process_right(Batch(data, {("r", 0): start}))
+            else:
+                for part, batch in self._dealt(data, self._right_keys):
+                    part.process_right(batch)
+
+    def _dealt(self, data: pa.RecordBatch, keys: Sequence[str]) -> Iterator[tuple[Operator, Batch]]:
+        """Each subtask's rows, as the end of a chain deals them out."""
+        if not keys:
+            yield self.parts[0], Batch(data)
+            return
+        hashes = hash_columns([data.column(name) for name in keys])
+        indices, bounds = partition_indices(hashes, len(self.parts))
+        for part, first, end in zip(self.parts, bounds.to_pylist(), bounds.to_pylist()[1:], strict=False):
+            if end > first:
+                yield part, Batch(data).with_selection(indices.slice(first, end - first), hashes)
 
     def advance(self, watermark: int) -> None:
+        for number, part in enumerate(self.parts):
+            told = part.advance(watermark)
+            assert told is None or told <= watermark
+            self._told[number] = max(self._told[number], watermark if told is None else told)
+
+    def poll(self, now_ms: int) -> None:
+        """Processing time has come so far, for operators that wait for it."""
         for part in self.parts:
-            part.advance(watermark)
+            if part.polls:
+                part.poll(now_ms)
 
     def checkpoint(self) -> list[SavedState]:
         """A barrier: what each subtask was, on the disk."""

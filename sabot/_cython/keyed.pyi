@@ -117,6 +117,8 @@ class GroupTable:
     def key_columns(self, slots: pa.Int32Array | None = None) -> list[pa.Array[Any]]: ...
     def finish(self, slots: pa.Int32Array | None = None) -> list[pa.Array[Any]]:
         """The key columns, then one column of results an aggregate. The table stays as it is."""
+    def values(self, slots: pa.Int32Array) -> list[pa.Array[Any]]:
+        """One column of results an aggregate, as `finish` gives them, of these slots."""
     def slots(self) -> pa.Int32Array:
         """All slots that hold a group, ascending."""
     def dirty(self) -> pa.Int32Array:

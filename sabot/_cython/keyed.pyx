@@ -593,6 +593,15 @@ cdef class GroupTable:
             sources.push_back(source)
         return self.gather(sources, types + self.results, slots)
 
+    def values(self, slots):
+        """What `finish` gives of these slots, without the keys."""
+        cdef vector[Source] sources
+        cdef Source source
+        for i in range(len(self.results)):
+            source.what, source.index, source.field_index = RESULT, i, 0
+            sources.push_back(source)
+        return self.gather(sources, self.results, slots)
+
     cdef list state_sources(self, vector[Source]& sources):
         """Adds the sources of all columns of `states`; -> their types."""
         cdef Source source

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sabot._cython.partition import HASH_VERSION
 from sabot.agents.process import AgentProcess, AgentState
 from sabot.api.agent import AgentSpec
-from sabot.api.stream import Write
+from sabot.api.nodes import Write
 from sabot.aside import aside
 from sabot.checkpoint import CheckpointStorage, Coordinator, Delivery, Manifest, Requests, StagedSink
 from sabot.clock import Clock

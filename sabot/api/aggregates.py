@@ -1,11 +1,11 @@
 """Aggregates as users write them: `total=sabot.sum("amount")`. Descriptions only.
 
-What an aggregate of nothing is: without a value that is not null, count and count_distinct are 0, collect_list is empty, all
-others null (as in SQL). Arguments are names of columns or expressions.
+What an aggregate of nothing is: without a value that is not null, count, count_distinct and approx_count_distinct are 0, collect_list
+and top_k are empty, all others null (as in SQL). Arguments are names of columns or expressions.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +20,8 @@ __all__ = [
     "UserAggregate",
     "aggregate_with",
     "any",
+    "approx_count_distinct",
+    "approx_quantile",
     "arg_max",
     "arg_min",
     "collect_list",
@@ -32,6 +34,7 @@ __all__ = [
     "min",
     "stddev",
     "sum",
+    "top_k",
     "variance",
 ]
 
@@ -96,7 +99,8 @@ class Aggregate:
     """One column of a result; its name comes from the keyword that it is given by.
 
     kind: as the functions of this module, or "user". argument: None only for count of rows; of "user" a struct of its columns.
-    by: of arg_min and arg_max. predicate: only rows where it is true count. options: "ddof" of variance and stddev.
+    by: of arg_min and arg_max. predicate: only rows where it is true count. options: "ddof" of variance and stddev, "q" of approx_quantile,
+    "k" of top_k.
     function: of "user"; its `accumulate` takes the rows as a RecordBatch, or as the argument, a struct array.
     """
 
@@ -197,6 +201,37 @@ def any(x: str | Expr) -> Aggregate:
 def count_distinct(x: str | Expr) -> Aggregate:
     """How many values there are that differ, nulls aside; int64. Exact: it keeps them."""
     return Aggregate("count_distinct", as_column(x))
+
+
+def approx_count_distinct(x: str | Expr) -> Aggregate:
+    """About how many values there are that differ, nulls aside; int64. Exact up to 512; above, within 1.6 % (standard error).
+
+    HyperLogLog of 4096 registers: a group takes at most about 8 KiB, however many values it has. Not over changes, whose rows may be
+    taken away again: use count_distinct there.
+    """
+    return Aggregate("approx_count_distinct", as_column(x))
+
+
+def approx_quantile(x: str | Expr, q: float | Sequence[float]) -> Aggregate:
+    """About the value below which the part `q` of the values lies (0.5: the median); float64. Several: a list, in their order.
+
+    Of n values the one of rank floor(q * (n - 1)) in ascending order, within 1 % of it. Null and NaN do not count. DDSketch: a group
+    takes 16 bytes for each 2 % that its values reach over (some 15 KB from 1e-3 to 1e6), however many they are.
+    """
+    several = list(q) if isinstance(q, Sequence) and not isinstance(q, str) else [q]
+    for each in several:
+        if not isinstance(each, int | float) or not 0 <= each <= 1:
+            raise UserError(f"approx_quantile: there is no quantile {each!r}", hint="from 0 to 1: 0.5 is the median")
+    wanted = [float(each) for each in several]
+    options = {"q": wanted if isinstance(q, Sequence) else wanted[0]}
+    return Aggregate("approx_quantile", as_column(x), options=MappingProxyType(options))
+
+
+def top_k(x: str | Expr, k: int) -> Aggregate:
+    """The `k` greatest values, greatest first, as a list; equal ones as often as they are there. Null and NaN do not count."""
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise UserError(f"top_k: {k!r} values", hint="a whole number, 1 or more")
+    return Aggregate("top_k", as_column(x), options=MappingProxyType({"k": k}))
 
 
 def collect_list(x: str | Expr) -> Aggregate:

@@ -5,202 +5,73 @@
         .to("account_minutes")
 
 A `Stream` stands for the rows after one step; each method gives a new one, and `to` says where rows go. The steps are the
-nodes below; `plan/` makes stages of them.
+nodes of `api/nodes`; `plan/` makes stages of them. A step is checked when it is written, as far as its columns are known (`api/shape`).
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
 from sabot.api.aggregates import Aggregate
-from sabot.api.expr import Expr, as_type, col
-from sabot.api.windows import CountWindow, SessionWindow, Window
+from sabot.api.calls import AsyncCall, LookupCall
+from sabot.api.describe import aggregates_of, table_of
+from sabot.api.expr import Expr, col
+from sabot.api.nodes import (
+    AggregateWindow,
+    AsofJoin,
+    Broadcast,
+    Changelog,
+    Connect,
+    Deduplicate,
+    Drop,
+    Filter,
+    FlatMap,
+    GroupAggregate,
+    IntervalJoin,
+    Join,
+    JoinHow,
+    Lookup,
+    LookupAsync,
+    MapAsync,
+    MapBatches,
+    Match,
+    Materialize,
+    Node,
+    Over,
+    Process,
+    Reduce,
+    Rename,
+    RunningAggregate,
+    Sample,
+    Schema,
+    Select,
+    Side,
+    Ties,
+    TopN,
+    Union,
+    Upsert,
+    WindowJoin,
+    WindowTopN,
+    WithColumns,
+    Write,
+    schema_of,
+)
+from sabot.api.over import OverFunction
+from sabot.api.patterns import MATCH_END, MATCH_START, Pattern, check_measures
+from sabot.api.process import process_spec
+from sabot.api.shape import check_columns, check_node, columns_of, is_changes, is_upserted, unique_key
+from sabot.api.windows import CountWindow, CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow, Window
 from sabot.config import Duration, parse_seconds
-from sabot.connectors.base import Delivery, Sink, Source, check_delivery
+from sabot.connectors.base import Delivery, Sink, check_delivery
 from sabot.errors import UserError
 
-__all__ = [
-    "AggregateWindow",
-    "Deduplicate",
-    "Drop",
-    "Filter",
-    "FlatMap",
-    "KeyedStream",
-    "MapBatches",
-    "Node",
-    "Owner",
-    "Read",
-    "Reduce",
-    "Rename",
-    "RunningAggregate",
-    "Select",
-    "Stream",
-    "Union",
-    "WindowedStream",
-    "WithColumns",
-    "Write",
-    "read_node",
-    "schema_of",
-]
+__all__ = ["ConnectedStreams", "GroupedStream", "KeyedStream", "Owner", "ProcessedStream", "Stream", "WindowedStream"]
 
-Schema: TypeAlias = pa.Schema | Mapping[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """One step. Compared by identity: two streams may do the same and stay two."""
-
-    @property
-    def inputs(self) -> tuple["Node", ...]:
-        """The steps whose rows come in."""
-        node = getattr(self, "input", None)
-        return () if node is None else (node,)
-
-
-@dataclass(frozen=True, eq=False)
-class Read(Node):
-    """Rows of a topic, or of a Source. `time`: the column of event time; None: the records' timestamps, where they have one."""
-
-    source: str | Source
-    schema: pa.Schema | None
-    time: str | None
-    lateness_ms: int
-    idle_ms: int
-    dead_letter: str | Sink
-    inferred: bool = False  # `schema` was not given but found
-
-    @property
-    def name(self) -> str:
-        """The topic, or the source's name."""
-        return self.source if isinstance(self.source, str) else self.source.name
-
-
-@dataclass(frozen=True, eq=False)
-class Filter(Node):
-    """Rows for which the predicate is true."""
-
-    input: Node
-    predicate: Expr
-
-
-@dataclass(frozen=True, eq=False)
-class Select(Node):
-    """These columns and no others."""
-
-    input: Node
-    columns: tuple[tuple[str, Expr], ...]
-
-
-@dataclass(frozen=True, eq=False)
-class WithColumns(Node):
-    """These columns beside, or in place of, those that are there."""
-
-    input: Node
-    columns: tuple[tuple[str, Expr], ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Drop(Node):
-    """All columns but these."""
-
-    input: Node
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Rename(Node):
-    """Other names for some columns."""
-
-    input: Node
-    names: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, eq=False)
-class MapBatches(Node):
-    """The user's function over RecordBatches."""
-
-    input: Node
-    function: Callable[[pa.RecordBatch], Any]
-    schema: pa.Schema | None
-
-
-@dataclass(frozen=True, eq=False)
-class FlatMap(Node):
-    """The user's function over single rows: a dict in, any number of dicts out."""
-
-    input: Node
-    function: Callable[[dict[str, Any]], Any]
-    schema: pa.Schema
-
-
-@dataclass(frozen=True, eq=False)
-class Union(Node):
-    """The rows of several streams, which have the same columns."""
-
-    streams: tuple[Node, ...]
-
-    @property
-    def inputs(self) -> tuple[Node, ...]:
-        return self.streams
-
-
-@dataclass(frozen=True, eq=False)
-class AggregateWindow(Node):
-    """One row for each key and window."""
-
-    input: Node
-    keys: tuple[str, ...]
-    window: Window
-    aggregates: tuple[tuple[str, Aggregate], ...]
-    allowed_lateness_ms: int
-    emit_every_ms: int | None
-    late: str | Sink | None
-    id: str = ""  # given by the user
-
-
-@dataclass(frozen=True, eq=False)
-class RunningAggregate(Node):
-    """For each row its key's aggregates so far, the row included."""
-
-    input: Node
-    keys: tuple[str, ...]
-    aggregates: tuple[tuple[str, Aggregate], ...]
-    ttl_ms: int | None
-    id: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Reduce(Node):
-    """For each row its key's rows so far, reduced to one by the user's function."""
-
-    input: Node
-    keys: tuple[str, ...]
-    function: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
-    ttl_ms: int | None
-    id: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Deduplicate(Node):
-    """The first row of each key."""
-
-    input: Node
-    keys: tuple[str, ...]
-    within_ms: int | None
-    id: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Write(Node):
-    """Rows leave for a topic or a Sink."""
-
-    input: Node
-    sink: str | Sink
-    key: str | None
-    delivery: Delivery = None
+_HOWS = ("inner", "left", "right", "full", "semi", "anti")
 
 
 class Owner(Protocol):
@@ -215,9 +86,16 @@ class Owner(Protocol):
     def explain(self, node: Node) -> str:
         """The plan of the steps up to this node."""
 
+    def schema(self, node: Node) -> pa.Schema:
+        """The columns of the rows of this node."""
+
 
 class Stream:
-    """The rows after a step. Immutable: every method gives a new stream; nothing runs before the app does, or `collect`."""
+    """The rows after a step. Immutable: every method gives a new stream; nothing runs before the app does, or `collect`.
+
+    Most streams are append streams: a row that came stays. What `group_by`, `upsert`, `top_n` and outer joins give are changes: rows
+    that may be updated and deleted later. Steps that cannot take changes say so when they are written.
+    """
 
     def __init__(self, owner: Owner, node: Node) -> None:
         self._owner = owner
@@ -267,7 +145,16 @@ class Stream:
 
     def union(self, *others: "Stream") -> "Stream":
         """The rows of this stream and of the others; their columns are the same, in the same order."""
-        return self._then(Union((self._node, *(other._node for other in others))))
+        return self._then(Union((self._node, *(_other(other, "union") for other in others))))
+
+    def sample(self, fraction: float, *, seed: int = 0) -> "Stream":
+        """About this share of the rows, by chance: each row with the probability `fraction` (0 to 1), by a generator that starts at `seed`.
+
+        The same rows, in the same order and with the same parallelism, give the same sample.
+        """
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+            raise UserError(f"sample: {fraction!r} is no share of the rows", hint="from 0 to 1: sample(0.1)")
+        return self._then(Sample(self._node, float(fraction), seed))
 
     def split(self, predicate: Expr) -> tuple["Stream", "Stream"]:
         """-> (rows for which the predicate is true, all other rows: those where it is null too)."""
@@ -322,6 +209,200 @@ class Stream:
             raise UserError(f"named: {id!r} is no id", hint='letters, digits, "_", "-" and ".", at most 80: "totals"')
         return self._then(_with_id(self._node, id))
 
+    # -- several streams ----------------------------------------------------------------------------------------------
+
+    def join(
+        self,
+        other: "Stream",
+        on: str | Sequence[str] | None = None,
+        *,
+        left_on: str | Sequence[str] | None = None,
+        right_on: str | Sequence[str] | None = None,
+        how: JoinHow = "inner",
+        between: tuple[Duration | None, Duration | None] | None = None,
+        window: Window | None = None,
+        suffix: str = "_right",
+    ) -> "Stream":
+        """Rows of both streams whose keys are equal: the columns of this one, then the other's without its keys.
+
+        on: columns that both have; or left_on= and right_on=. Null equals nothing, as in SQL. how: "inner", "left", "right", "full",
+        "semi" (rows of this stream that have a partner), "anti" (those that have none). suffix: behind names that both have.
+
+        between=("-1h", "5m"): only where the other's event time is between this row's time - 1 h and + 5 min, both ends included. What is
+        older than that is forgotten; None for an end that is open. Rows without a partner come out when none can come any more.
+        window=tumbling("1m"): only rows that fall into the same window, when it closes; with window_start and window_end.
+        Neither: all rows, for ever. Then the state grows with them, and but for "inner" and "semi" the result is changes: a row that
+        had no partner is taken back when one comes.
+        other.broadcast(): the other stream is small and goes to every subtask whole; rows of this one stay where they are.
+        Event time of a pair: the later of the two. Both streams may be changes, where neither between= nor window= is given.
+        """
+        left_keys, right_keys = _join_keys("join", on, left_on, right_on)
+        node: Join
+        given = (self._node, _other(other, "join"), left_keys, right_keys, _one_of("join: how", how, _HOWS), suffix)
+        if between is not None and window is not None:
+            raise UserError("join: between= and window= are two kinds of joins", hint="give one of them")
+        if between is not None:
+            lower_ms, upper_ms = _interval(between, how)
+            node = IntervalJoin(*given, lower_ms=lower_ms, upper_ms=upper_ms)
+        elif window is not None:
+            if not isinstance(window, TumblingWindow | HoppingWindow | CumulativeWindow):
+                raise UserError(
+                    f"join: {window!r} is no window that two streams can share",
+                    hint='tumbling("1m"), hopping("1h", "1m")',
+                )
+            node = WindowJoin(*given, window=window)
+        else:
+            node = Join(*given)
+        if isinstance(node.right, Broadcast) and (type(node) is not Join or how in ("right", "full")):
+            raise UserError(
+                f"join: a broadcast stream cannot be joined {'by time' if type(node) is not Join else how!r}",
+                hint='how="inner", "left", "semi" or "anti", without between= and window=; or without .broadcast()',
+            )
+        return self._then(node)
+
+    def join_asof(
+        self,
+        other: "Stream",
+        on: str | Sequence[str] | None = None,
+        *,
+        left_on: str | Sequence[str] | None = None,
+        right_on: str | Sequence[str] | None = None,
+        how: Literal["left", "inner"] = "left",
+        strategy: Literal["backward", "forward", "nearest"] = "backward",
+        tolerance: Duration | None = None,
+        suffix: str = "_right",
+    ) -> "Stream":
+        """Each row with the other's row of the same key that was current at its event time: the last one at or before it.
+
+        The other stream holds versions (prices, rates, addresses), each valid from its event time to the next of its key; a table
+        (`app.table`, `upsert`) may end them too. strategy: "forward", the first at or after; "nearest". tolerance: how far off it may be
+        (forward and nearest need it). how: "left" keeps rows without a partner, "inner" does not. A row comes out when event time
+        has passed it on both sides.
+        """
+        left_keys, right_keys = _join_keys("join_asof", on, left_on, right_on)
+        strategy = _one_of("join_asof: strategy", strategy, ("backward", "forward", "nearest"))
+        if strategy != "backward" and tolerance is None:
+            raise UserError(
+                f"join_asof: strategy={strategy!r} needs a tolerance",
+                hint='tolerance="5s": how long a row waits for it',
+            )
+        node = AsofJoin(
+            self._node,
+            _other(other, "join_asof"),
+            left_keys,
+            right_keys,
+            _one_of("join_asof: how", how, ("left", "inner")),
+            suffix,
+            strategy=strategy,
+            tolerance_ms=None if tolerance is None else _ms(tolerance, "tolerance"),
+        )
+        return self._then(node)
+
+    def lookup(
+        self,
+        table: "Stream | Callable[[Any], Any]",
+        on: str | Sequence[str] | None = None,
+        *,
+        left_on: str | Sequence[str] | None = None,
+        right_on: str | Sequence[str] | None = None,
+        how: Literal["left", "inner"] = "left",
+        suffix: str = "_right",
+        dead_letter: str | Sink | None = None,
+        **options: Any,
+    ) -> "Stream":
+        """Each row with what a table, or a coroutine function, knows of its key when the row comes. What changes later changes no row.
+
+        table: a stream (`app.table`, or another, of which the last row of a key counts). The answer depends on which came first;
+        where it must not, `join_asof` goes by event time. Keys as in `join`.
+        Or `async def f(key)` -> a dict of the columns schema=, or None: `lookup(f, on="account", schema={...})`. options, with their
+        defaults: cache=10_000 answers kept, cache_ttl="10m", concurrency=100, ordered=True, timeout="30s", retries=0,
+        backoff="100ms", on_error="fail" or "skip"; then rows whose calls failed go to dead_letter.
+        how: "left" keeps rows without an answer, with nulls; "inner" does not.
+        """
+        if isinstance(table, Stream):
+            if options or dead_letter is not None:
+                given = ", ".join([*options, *(["dead_letter"] if dead_letter is not None else [])])
+                raise UserError(f"lookup: {given}: not for a table", hint="they are for a coroutine function")
+            left_keys, right_keys = _join_keys("lookup", on, left_on, right_on)
+            how = _one_of("lookup: how", how, ("left", "inner"))
+            return self._then(Lookup(self._node, table._node, left_keys, right_keys, how, suffix))
+        if left_on is not None or right_on is not None or on is None:
+            raise UserError("lookup: a function needs on=, the columns whose values it gets", hint='on="account"')
+        call = LookupCall.of(table, on=on, how=how, **options)
+        return self._then(LookupAsync(self._node, call, suffix, dead_letter))
+
+    def map_async(
+        self,
+        function: Callable[[Any], Any],
+        *,
+        schema: Schema,
+        concurrency: int = 100,
+        ordered: bool = True,
+        timeout: Duration | None = "30s",
+        retries: int = 0,
+        backoff: Duration = "100ms",
+        on_error: Literal["fail", "skip"] = "fail",
+        dead_letter: str | Sink | None = None,
+        batch: bool = False,
+        rows: int = 1024,
+    ) -> "Stream":
+        """`async def function(row: dict)` -> a dict of the columns `schema`, a list of them, or None. Runs on the app's event loop.
+
+        concurrency: so many calls are in flight (in each subtask), others wait. ordered: results come out in the order of the rows; if not,
+        as they are ready, but event time never overtakes a row. timeout: of one attempt. retries: with backoff, twice as long each time.
+        on_error: what happens after the last attempt: "fail" stops the job, "skip" goes on, and the row goes to dead_letter.
+        batch: the function gets a RecordBatch of at most `rows` rows, and gives anything that speaks Arrow.
+        What is in flight is in the checkpoint: a call that had not ended is made again after a restart.
+        """
+        call = AsyncCall.of(
+            function,
+            schema=schema,
+            concurrency=concurrency,
+            ordered=ordered,
+            timeout=timeout,
+            retries=retries,
+            backoff=backoff,
+            on_error=on_error,
+            batch=batch,
+            rows=rows,
+        )
+        return self._then(MapAsync(self._node, call, dead_letter))
+
+    def broadcast(self) -> "Stream":
+        """This stream as the small side of `join`, or the rules of `connect`: every subtask gets all of it."""
+        return self._then(Broadcast(self._node))
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    def group_by(self, *keys: str | Expr) -> "GroupedStream":
+        """One row for each key, kept up to date: SQL's GROUP BY. Without keys, one row for all."""
+        keyed = self.key_by(*keys) if keys else KeyedStream(self._owner, self._node, ())
+        return GroupedStream(keyed)
+
+    def upsert(self, *keys: str) -> "Stream":
+        """The table in which the last row of each key is the key's row, as changes.
+
+        Of an append stream a row replaces the one before it of the same key. Of changes it says by which key a sink keeps them: rows
+        of one key replace each other, and a key that has no row any more is deleted (in a topic: a tombstone).
+        """
+        if not keys:
+            raise UserError("upsert needs the key", hint='upsert("account")')
+        return self._then(Upsert(self._node, _names(_flat(keys), "upsert")))
+
+    def changelog(self) -> "Stream":
+        """Changes as rows that stay: the column `op` (insert, update_before, update_after, delete) says what happened to each."""
+        if not is_changes(self._node):
+            raise UserError(
+                "changelog: these rows are no changes", hint="it follows group_by, upsert, top_n or an outer join"
+            )
+        return self._then(Changelog(self._node))
+
+    def materialize(self) -> "Stream":
+        """The table that changes make, kept in state: its rows come out once, when the input has ended. `.named("x")`, and
+        `app.state("x")` reads it before that. An append stream stays as it is.
+        """
+        return self._then(Materialize(self._node)) if is_changes(self._node) else self
+
     # -- out ----------------------------------------------------------------------------------------------------------
 
     def to(self, sink: str | Sink, *, key: str | None = None, delivery: Delivery = None) -> None:
@@ -335,26 +416,45 @@ class Stream:
             raise UserError(
                 f"to: {sink!r} is no topic and no Sink", hint='to("topic") or to(ParquetSink("out.parquet"))'
             )
-        self._owner.write(Write(self._node, sink, key, delivery))
+        node = Write(self._node, sink, key, delivery)
+        check_node(node)
+        if is_changes(self._node):
+            _check_takes_changes(self._node, sink, key)
+        self._owner.write(node)
 
     def collect(self) -> pa.Table:
-        """Runs it now and gives all rows. Bounded inputs only. Also in a notebook."""
-        return self._owner.collect(self._node)
+        """Runs it now and gives all rows; of changes, those that are there in the end. Bounded inputs only. Also in a notebook."""
+        return self._owner.collect(self.materialize()._node)
 
     def print(self, n: int = 20) -> None:
         """Runs it now and prints the first `n` rows. Bounded inputs only."""
         table = self.collect()
         print(f"{_shown(table.slice(0, n))}\n{table.num_rows} rows")
 
+    def describe(self) -> pa.Table:
+        """Runs it now; for each column a row: column, type, count, nulls, distinct, mean, std, min, 25%, 50%, 75%, max.
+
+        mean, std and quartiles of numbers only; min and max as text. How many are distinct and the quartiles are approximate (see
+        `approx_count_distinct`, `approx_quantile`). Bounded inputs only.
+        """
+        schema = self.schema
+        found = self.group_by().aggregate(**aggregates_of(schema)).collect()
+        return table_of(schema, found.to_pylist()[0] if found.num_rows else {})
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of the columns. Where no schema was given, the source is asked for it; not for the columns of a topic."""
+        return self._owner.schema(self._node)
+
     def explain(self) -> str:
-        """The plan as text: stages, what each does, what is read."""
+        """The plan as text: stages, what each does, what is read; where rows are changes."""
         return self._owner.explain(self._node)
 
     def __repr__(self) -> str:
         return f"Stream({type(self._node).__name__})"
 
     def _then(self, node: Node) -> "Stream":
-        return Stream(self._owner, node)
+        return _stream(self._owner, node)
 
 
 class KeyedStream:
@@ -364,6 +464,7 @@ class KeyedStream:
         self._owner = owner
         self._node = node
         self._keys = keys
+        check_columns("key_by", node, keys)
 
     def window(
         self,
@@ -396,7 +497,7 @@ class KeyedStream:
         Of numbers and times: count, sum, min, max, mean, variance, stddev, first, last, any. The others need a window.
         """
         known = _aggregates(unnamed, aggregates)
-        return Stream(self._owner, RunningAggregate(self._node, self._keys, known, _optional_ms(ttl, "ttl")))
+        return _stream(self._owner, RunningAggregate(self._node, self._keys, known, _optional_ms(ttl, "ttl")))
 
     def reduce(
         self,
@@ -406,14 +507,184 @@ class KeyedStream:
     ) -> Stream:
         """For each row, its key's rows so far reduced to one: `function(so_far, row)`, dicts of the same columns."""
         node = Reduce(self._node, self._keys, _callable(function, "reduce"), _optional_ms(ttl, "ttl"))
-        return Stream(self._owner, node)
+        return _stream(self._owner, node)
 
     def deduplicate(self, *, within: Duration | None = None) -> Stream:
         """The first row of each key; with `within`, a key counts as new again so long (of event time) after its first row."""
-        return Stream(self._owner, Deduplicate(self._node, self._keys, _optional_ms(within, "within")))
+        return _stream(self._owner, Deduplicate(self._node, self._keys, _optional_ms(within, "within")))
+
+    def top_n(
+        self,
+        n: int,
+        by: str | Sequence[str],
+        *,
+        descending: bool | Sequence[bool] = True,
+        ties: Ties = "row_number",
+        rank: str | None = None,
+    ) -> Stream:
+        """The first `n` rows of each key in the order of `by`, kept up to date: changes.
+
+        descending: the greatest come first; for several columns, one of each. Null and NaN come last. ties: "row_number": of equal rows
+        the first to come; "rank": all rows that have fewer than `n` before them; "dense_rank": all rows of the first `n` values. rank:
+        the name of a column that says which place it is (1, 2, …); then each move is an update.
+        """
+        number, order = _order("top_n", n, by, descending)
+        ties = _one_of("top_n: ties", ties, ("row_number", "rank", "dense_rank"))
+        return _stream(self._owner, TopN(self._node, self._keys, number, order, ties, rank))
+
+    def process(
+        self,
+        function: Any,
+        *,
+        schema: Schema,
+        batch: bool = False,
+        on_timer: Callable[..., Any] | None = None,
+        sides: Mapping[str, Schema] | None = None,
+        ttl: Duration | None = None,
+    ) -> "ProcessedStream":
+        """One's own function over the rows of a key, with its state and its timers: `function(row, ctx)` -> None, a dict, or several.
+
+        schema: of what it gives. function may be an object too (see `sabot.Process`). on_timer: `on_timer(timer, ctx)`. batch: the
+        vectorised form, `function(keys, batch, ctx)` and `on_timer(keys, at, ctx)`: no Python per row. sides: name -> schema of rows
+        that leave by `ctx.side(name, row)`; `.side(name)` is their stream. ttl: a value of the state is forgotten so long (of event
+        time) after it was put. `api/process` describes what `ctx` can do.
+        """
+        spec = process_spec(function, schema=schema, batch=batch, on_timer=on_timer, sides=sides, ttl=ttl)
+        node = Process(self._node, self._keys, spec)
+        check_node(node)
+        return ProcessedStream(self._owner, node)
+
+    def over(self, *, preceding: int | Duration | None = None, **columns: Aggregate | OverFunction) -> Stream:
+        """Every row, and beside it columns made of the rows of its key up to it, in the order of event time: SQL's OVER.
+
+        preceding: how many rows before it count (5: six with itself), or of how much event time ("1h": also those of equal time that come
+        after it); None: all. `total=sabot.sum("x")` and the other aggregates that need no list; `sabot.lag("x")`, `lead("x")`,
+        `row_number()`, `rank()`, `dense_rank()`. A row comes out when event time has passed it; with lead, when those that follow have
+        come.
+        """
+        if not columns:
+            raise UserError("over needs a column to add", hint='over(preceding=5, mean=sabot.mean("price"))')
+        rows, ms = None, None
+        if isinstance(preceding, int) and not isinstance(preceding, bool):
+            rows = preceding
+            if rows < 0:
+                raise UserError(f"over: preceding={preceding!r} rows", hint="0 or more")
+        elif preceding is not None:
+            ms = _ms(preceding, "preceding")
+        for name, each in columns.items():
+            if not isinstance(each, Aggregate | OverFunction):
+                raise UserError(f"over: {name}={each!r}", hint=f'{name}=sabot.sum("amount"), sabot.lag("amount"), …')
+            check_columns(f"over: {name}", self._node, sorted(each.columns))
+        known = columns_of(self._node) or ()
+        if taken := [name for name in columns if name in known]:
+            raise UserError(f"over: {taken[0]!r} is the name of another column", hint="choose another name")
+        return _stream(self._owner, Over(self._node, self._keys, tuple(columns.items()), rows, ms))
+
+    def pattern(
+        self, pattern: Pattern, *, skip: Literal["past_last", "to_next", "none"] = "past_last", **measures: Expr
+    ) -> Stream:
+        """A row for each sequence of rows of a key that follows the pattern (`sabot.pattern`), in the order of event time.
+
+        The keys, match_start and match_end (the times of its first and last row, both included), then the measures:
+        `n=sabot.step("a").count()`, `amount=sabot.step("b").last("amount")`. skip: where the next match may begin: "past_last" behind the
+        last row of this one; "to_next" at the row behind its first; "none": all matches. Rows that come too late are dropped.
+        """
+        known = check_measures(pattern, skip, measures)
+        for name, _ in known:
+            if name in (*self._keys, MATCH_START, MATCH_END):
+                raise UserError(f"pattern: {name!r} is the name of another column", hint="choose another name")
+        return _stream(self._owner, Match(self._node, self._keys, pattern, skip, known))
+
+    def connect(self, other: "KeyedStream | Stream") -> "ConnectedStreams":
+        """This stream and another, processed together: one by the same keys, or a broadcast one: `connect(rules.broadcast())`."""
+        if isinstance(other, Stream) and isinstance(other._node, Broadcast):
+            return ConnectedStreams(self, other._node, ())
+        if not isinstance(other, KeyedStream) or len(other._keys) != len(self._keys):
+            raise UserError(
+                f"connect: {other!r} is no stream by {len(self._keys)} keys, and no broadcast one",
+                hint='connect(other.key_by("account")), connect(rules.broadcast())',
+            )
+        return ConnectedStreams(self, other._node, other._keys)
 
     def __repr__(self) -> str:
         return f"KeyedStream(by {', '.join(self._keys)})"
+
+
+class ConnectedStreams:
+    """Two streams that one step will process."""
+
+    def __init__(self, keyed: KeyedStream, right: Node, right_keys: tuple[str, ...]) -> None:
+        self._keyed = keyed
+        self._right = right
+        self._right_keys = right_keys
+
+    def process(
+        self,
+        function: Any,
+        *,
+        right: Callable[..., Any] | None = None,
+        schema: Schema,
+        batch: bool = False,
+        on_timer: Callable[..., Any] | None = None,
+        sides: Mapping[str, Schema] | None = None,
+        ttl: Duration | None = None,
+    ) -> "ProcessedStream":
+        """As KeyedStream.process; `right(row, ctx)` gets the rows of the other stream. State and timers are one, by key.
+
+        Of a broadcast stream every subtask gets all rows; what they say is kept in `ctx.broadcast(name)`, a map that all keys read.
+        """
+        keyed = self._keyed
+        spec = process_spec(
+            function,
+            schema=schema,
+            batch=batch,
+            on_timer=on_timer,
+            sides=sides,
+            ttl=ttl,
+            right=right,
+            two_inputs=True,
+            broadcast=isinstance(self._right, Broadcast),
+        )
+        node = Connect(keyed._node, self._right, keyed._keys, self._right_keys, spec)
+        check_node(node)
+        return ProcessedStream(keyed._owner, node)
+
+
+class ProcessedStream(Stream):
+    """What a process step gives, and what leaves it by its sides."""
+
+    def side(self, name: str) -> Stream:
+        """The rows that the functions gave to `ctx.side(name, …)`."""
+        node = self._node
+        assert isinstance(node, Process | Connect)
+        if name not in node.spec.sides:
+            known = ", ".join(node.spec.sides) or "none"
+            raise UserError(
+                f"side({name!r}): the step has no side of that name, but {known}", hint="process(…, sides={…})"
+            )
+        return _stream(self._owner, Side(node, name))
+
+    def named(self, id: str) -> "ProcessedStream":
+        return ProcessedStream(self._owner, super().named(id)._node)
+
+
+class GroupedStream:
+    """Rows by key, of which one is made that changes with them."""
+
+    def __init__(self, keyed: KeyedStream) -> None:
+        self._keyed = keyed
+
+    def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate) -> Stream:
+        """The keys, then these: changes. Each batch updates the row of a key once; a key whose last row was taken back is deleted."""
+        keyed = self._keyed
+        node = GroupAggregate(keyed._node, keyed._keys, _aggregates(unnamed, aggregates))
+        for name, _ in node.aggregates:
+            if name in keyed._keys:
+                raise UserError(f"aggregate: {name!r} is the name of another column", hint="choose another name")
+        return _stream(keyed._owner, node)
+
+    def __repr__(self) -> str:
+        return f"GroupedStream(by {', '.join(self._keyed._keys)})"
 
 
 class WindowedStream:
@@ -448,56 +719,137 @@ class WindowedStream:
         for name, _ in node.aggregates:
             if name in (*keyed._keys, "window_start", "window_end"):
                 raise UserError(f"aggregate: {name!r} is the name of another column", hint="choose another name")
-        return Stream(keyed._owner, node)
+        return _stream(keyed._owner, node)
+
+    def top_n(
+        self,
+        n: int,
+        by: str | Sequence[str],
+        *,
+        descending: bool | Sequence[bool] = True,
+        ties: Ties = "row_number",
+        rank: str | None = None,
+    ) -> Stream:
+        """The first `n` rows of each key and window in the order of `by`, when the window closes: the row, window_start, window_end.
+
+        The words as in KeyedStream.top_n. Tumbling, hopping and cumulative windows.
+        """
+        keyed, window = self._keyed, self._window
+        if not isinstance(window, TumblingWindow | HoppingWindow | CumulativeWindow) or self._emit_every_ms is not None:
+            raise UserError(
+                "top_n: only of tumbling, hopping and cumulative windows, at their end", hint='window(tumbling("1m"))'
+            )
+        number, order = _order("top_n", n, by, descending)
+        ties = _one_of("top_n: ties", ties, ("row_number", "rank", "dense_rank"))
+        node = WindowTopN(
+            keyed._node, keyed._keys, window, number, order, ties, rank, self._allowed_lateness_ms, self._late
+        )
+        return _stream(keyed._owner, node)
 
     def __repr__(self) -> str:
         return f"WindowedStream({self._window})"
 
 
-def read_node(
-    source: str | Source,
-    *,
-    schema: Schema | None = None,
-    time: str | None = None,
-    lateness: Duration = 0,
-    idle: Duration = "30s",
-    dead_letter: str | Sink = "{topic}.dlq",
-) -> Read:
-    """The checked first step of a stream."""
-    if not isinstance(source, str | Source):
-        raise UserError(
-            f"stream: {source!r} is no topic and no Source", hint='stream("orders") or stream(files("*.ndjson"))'
-        )
-    if not isinstance(dead_letter, str | Sink):
-        raise UserError(f"stream: dead_letter={dead_letter!r} is no topic and no Sink", hint='"{topic}.dlq"')
-    if time is not None and not isinstance(time, str):
-        raise UserError(f"stream: time={time!r} is no name of a column", hint='time="ts"')
-    known = schema_of(schema)
-    if time is not None and known is not None and time not in known.names:
-        raise UserError(f"stream: time={time!r} is none of the columns {known.names}")
-    return Read(source, known, time, _ms(lateness, "lateness"), _ms(idle, "idle"), dead_letter)
-
-
-def schema_of(schema: Schema | None) -> pa.Schema | None:
-    """A pa.Schema, or {"name": "type"} with pyarrow's names of types."""
-    if schema is None or isinstance(schema, pa.Schema):
-        return schema
-    if not isinstance(schema, Mapping):
-        raise UserError(
-            f"schema={schema!r} is no schema", hint='{"account": "string", "amount": "float64"}, or a pa.Schema'
-        )
-    return pa.schema([pa.field(str(name), as_type(kind)) for name, kind in schema.items()])
+def _stream(owner: Owner, node: Node) -> Stream:
+    """The checked next step."""
+    check_node(node)
+    return Stream(owner, node)
 
 
 def _with_id(node: Node, id: str) -> Node:
-    if isinstance(node, AggregateWindow | RunningAggregate | Reduce | Deduplicate):
+    if hasattr(node, "id"):
         if node.id:
             raise UserError(f"named: this step is called {node.id!r} already", hint="name it once")
-        return replace(node, id=id)
+        return replace(node, id=id)  # type: ignore[call-arg]
     if len(node.inputs) != 1:
-        hint = "call it right behind aggregate, reduce or deduplicate"
+        hint = "call it right behind the step that keeps state: aggregate, join, top_n, …"
         raise UserError(f"named({id!r}): no step before this place keeps state", hint=hint)
-    return replace(node, input=_with_id(node.inputs[0], id))  # type: ignore[call-arg]
+    return node.over(_with_id(node.inputs[0], id))
+
+
+def _other(other: Any, where: str) -> Node:
+    if not isinstance(other, Stream):
+        raise UserError(f"{where}: {other!r} is no stream", hint="app.stream(…)")
+    return other._node
+
+
+def _one_of(what: str, value: Any, among: Sequence[str]) -> Any:
+    if value not in among:
+        raise UserError(f"{what}={value!r}", hint=f"one of {', '.join(map(repr, among))}")
+    return value
+
+
+def _join_keys(where: str, on: Any, left_on: Any, right_on: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    if on is not None and (left_on is not None or right_on is not None):
+        raise UserError(f"{where}: on= and left_on=/right_on= say the same twice", hint="give on=, or the other two")
+    left, right = (_names(_flat([each or ()]), where) for each in ((on, on) if on is not None else (left_on, right_on)))
+    if not left or len(left) != len(right):
+        raise UserError(
+            f"{where} needs as many keys of the left as of the right", hint='on="account", or left_on= and right_on='
+        )
+    return left, right
+
+
+def _interval(between: Any, how: str) -> tuple[int | None, int | None]:
+    """(lower, upper) in ms; "-1h" is before."""
+    if not isinstance(between, tuple | list) or len(between) != 2:
+        raise UserError(
+            f"join: between={between!r}", hint='between=("-1h", "5m"): from an hour before to five minutes after'
+        )
+    lower, upper = (None if each is None else _signed_ms(each) for each in between)
+    if lower is not None and upper is not None and lower > upper:
+        raise UserError(f"join: between={between!r} is empty", hint="the earlier end comes first")
+    # a row of the left is known to have no partner when the watermark is past its upper end; one of the right, past its lower end
+    if (how in ("left", "full", "anti") and upper is None) or (how in ("right", "full") and lower is None):
+        raise UserError(
+            f"join: with an open end it is never known of a row that it has no partner, as how={how!r} must",
+            hint='give both ends of between=, or how="inner"',
+        )
+    return lower, upper
+
+
+def _signed_ms(value: Any) -> int:
+    if isinstance(value, str) and value.strip().startswith("-"):
+        return -_ms(value.strip()[1:].strip(), "between")
+    if isinstance(value, int | float) and value < 0:
+        return -_ms(-value, "between")
+    if isinstance(value, timedelta) and value < timedelta(0):
+        return -_ms(-value, "between")
+    return _ms(value, "between")
+
+
+def _order(where: str, n: Any, by: Any, descending: Any) -> tuple[int, tuple[tuple[str, bool], ...]]:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise UserError(f"{where}: {n!r} is no number of rows", hint="a whole number, 1 or more")
+    names = _names(_flat([by]), where)
+    if not names:
+        raise UserError(f"{where} needs the columns to order by", hint='by="amount"')
+    ways = [descending] * len(names) if isinstance(descending, bool) else list(descending)
+    if len(ways) != len(names):
+        raise UserError(f"{where}: {len(ways)} directions for {len(names)} columns", hint="descending=[True, False]")
+    return n, tuple(zip(names, map(bool, ways), strict=True))
+
+
+def _check_takes_changes(node: Node, sink: str | Sink, key: str | None) -> None:
+    """A sink gets changes only where it can keep them, by a key that the program says."""
+    name = repr(sink) if isinstance(sink, str) else f"{type(sink).__name__}({sink.name!r})"
+    if not isinstance(sink, str) and not sink.takes_changes:
+        raise UserError(
+            f"to({name}): the rows are changes (updates and deletes of earlier ones), and this sink can only add rows",
+            hint=".materialize().to(…) writes the final rows, .changelog().to(…) each change as a row; "
+            "a topic or a SqlSink takes .upsert(key)",
+        )
+    if not is_upserted(node):
+        unique = unique_key(node)
+        hint = f".upsert({', '.join(map(repr, unique))})" if unique else '.upsert("key")'
+        raise UserError(
+            f"to({name}): the rows are changes (updates and deletes of earlier ones), and nothing says which row they change",
+            hint=f"{hint}.to(…) keeps the last row of each key; .materialize() writes the final rows, .changelog() each change as a row",
+        )
+    if unique_key(node) is None:
+        raise UserError(f"to({name}): the key of the upsert is gone", hint="keep its columns in select and drop")
+    if key is not None:
+        raise UserError(f"to({name}): the key of an upsert is its own", hint="leave key= out")
 
 
 def _ms(value: Duration, name: str) -> int:

@@ -17,7 +17,7 @@ import re
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,13 @@ class StagedSink(Sink):
 
     def expect(self, schema: pa.Schema) -> None:
         self._lane.sink.expect(schema)
+
+    @property
+    def takes_changes(self) -> bool:  # type: ignore[override]
+        return self._lane.sink.takes_changes
+
+    def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
+        self._lane.sink.expect_changes(schema, keys)
 
     def open(self) -> None:
         """The place where the sink writes is there, and its token looked at. `Delivery.open` claims all lanes, together."""

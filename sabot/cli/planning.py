@@ -8,7 +8,7 @@ import pyarrow as pa
 import typer
 
 from sabot._cython.partition import HASH_VERSION
-from sabot.api.stream import Read
+from sabot.api.nodes import Read
 from sabot.app import App
 from sabot.checkpoint import Manifest
 from sabot.cli.jobs import find_job

@@ -34,6 +34,10 @@ class JsonCodec:
         """The codec that a checkpoint tells of."""
         return cls(schema_of_text(text))
 
+    def another(self) -> "JsonCodec":
+        """One that does the same, for another thread."""
+        return JsonCodec(self.schema)
+
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
         """The column `payload` -> the rows that are good, in order, and the bad ones, which never stop a batch.
 

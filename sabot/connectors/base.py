@@ -15,10 +15,12 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch
+from sabot._cython.batch import Batch, normalise
 from sabot._cython.json import encode_rows
 from sabot._cython.rows import binary_array, bytes_list
+from sabot.codecs.changes import DELETE, OP_COLUMN
 from sabot.errors import DataError, UserError
 
 __all__ = [
@@ -33,7 +35,10 @@ __all__ = [
     "Source",
     "Token",
     "build_records",
+    "carries_changes",
+    "change_records",
     "check_delivery",
+    "check_keys",
     "dead_letter_headers",
     "decode_json",
     "encode_json",
@@ -41,6 +46,7 @@ __all__ = [
     "header_rows",
     "iterate_records",
     "json_records",
+    "record_keys",
     "to_records",
 ]
 
@@ -176,11 +182,13 @@ def dead_letter_headers(**facts: Any) -> Headers:
     return tuple((f"sabot.{name}", str(value).encode(errors="backslashreplace")) for name, value in facts.items())
 
 
-def to_records(batch: Batch, now_ms: int) -> pa.RecordBatch:
+def to_records(batch: Batch, now_ms: int, keys: Sequence[str] | None = None) -> pa.RecordBatch:
     """What a sink of records writes: RECORD_SCHEMA as it is (timestamp null: `now_ms`), other columns as one
-    JSON object a row.
+    JSON object a row. keys: of a sink that was told to expect changes.
     """
     data = batch.taken()
+    if keys is not None and carries_changes(data.schema):
+        return change_records(data, keys, now_ms)
     if data.schema.equals(RECORD_SCHEMA):
         stamps = data.column(2)
         if stamps.null_count == 0:
@@ -201,6 +209,54 @@ def json_records(data: pa.RecordBatch, keys: pa.BinaryArray | None, now_ms: int)
         pa.nulls(rows, _HEADERS),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA)
+
+
+def carries_changes(schema: pa.Schema) -> bool:
+    """The rows say what becomes of their key, in OP_COLUMN, the last column."""
+    return len(schema) > 0 and schema.field(len(schema) - 1).name == OP_COLUMN
+
+
+def record_keys(data: pa.RecordBatch, keys: Sequence[str]) -> pa.BinaryArray:
+    """The keys of records for these rows: of one column its value, text as it is, the rest as JSON, null as none; several columns as
+    one JSON object, which of none is empty.
+    """
+    if not keys:
+        return pa.array([b"{}"]).take(pa.array(np.zeros(data.num_rows, np.int64)))
+    said = normalise(data.select(list(keys)))
+    if len(keys) > 1:
+        return encode_rows(said)
+    column = said.column(0)
+    if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
+        written = column.cast(pa.binary())
+    else:
+        text: Any = column if pa.types.is_primitive(column.type) else encode_rows(said)
+        written = text.cast(pa.string()).cast(pa.binary())
+    return pc.if_else(pc.is_null(column), pa.scalar(None, pa.binary()), written)
+
+
+def change_records(data: pa.RecordBatch, keys: Sequence[str], now_ms: int) -> pa.RecordBatch:
+    """Rows with their op -> RECORD_SCHEMA, each with the key of `keys`: the row as JSON; where it ends its key no payload, a tombstone.
+
+    Raises UserError for a row without its key: nobody could read of it what ends.
+    """
+    rows = data.select(data.schema.names[:-1])
+    check_keys(rows, keys, "a log of changes")
+    records = json_records(rows, record_keys(rows, keys), now_ms)
+    ends = pc.equal(data.column(data.num_columns - 1), pa.scalar(DELETE, pa.int8()))
+    if not pc.any(ends).as_py():
+        return records
+    payloads = pc.if_else(ends, pa.scalar(None, pa.binary()), records.column(0))
+    return records.set_column(0, RECORD_SCHEMA.field(0), payloads)
+
+
+def check_keys(data: pa.RecordBatch, keys: Sequence[str], where: str) -> None:
+    """Raises UserError, which begins with `where`, for a row whose key is null or NaN."""
+    for key in keys:
+        column = data.column(key)
+        if column.null_count or (pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py()):
+            raise UserError(
+                f"{where}: a row without its key {key!r} came", hint=f"filter(col({key!r}).is_not_null()) before it"
+            )
 
 
 def iterate_records(data: pa.RecordBatch, topic: str) -> list[Record]:
@@ -367,6 +423,8 @@ class Sink(ABC):
     """`deliver` keeps (seq, incarnation) at the receiver, in one step with the rows, and `claim` reads it back."""
     lasting: bool = True
     """What it holds outlives the process; if not, exactly once has to be asked for."""
+    takes_changes: bool = False
+    """It can keep a table: `expect_changes`."""
     still_ours: Callable[[], bool] | None = None
     """Set by the engine before `claim`, for a sink that is told that somebody else has taken its lane: whether this process still
     owns the job. Blocking; in the lane's thread. None: nobody knows.
@@ -382,6 +440,22 @@ class Sink(ABC):
 
     def expect(self, schema: pa.Schema) -> None:  # noqa: B027 - only a format with columns needs them
         """Before `open`, where the plan knows it: the columns that will come. For results without a row."""
+
+    def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
+        """Before `open`, in place of `expect`, of a sink that `takes_changes`: what is written are changes of a table with these columns.
+
+        Batches then have OP_COLUMN (int8) as their last column. INSERT and UPDATE_AFTER: the row is the only one with these values of
+        `keys` now; DELETE: there is none (the rest of the row is the old one). Nothing else comes. What is said of a key holds
+        until more is said of it, so a repetition from some point on, at least once, ends in the same table, and of the rows of a key in
+        one batch the last is enough. A row whose key is null is a UserError. Raises UserError for a sink that keeps no table, and for
+        keys that are not the receiver's.
+        """
+        if not self.takes_changes:
+            raise UserError(
+                f"sink {self.name} takes rows that are final, not changes of them",
+                hint="a topic or a SqlSink takes changes; or write .materialize() (the last state, at the end of the input) "
+                "or .changelog() (each change as a row) before .to()",
+            )
 
     @abstractmethod
     def open(self) -> None:

@@ -36,6 +36,7 @@ from sabot.connectors.base import (
     Source,
     Token,
     build_records,
+    carries_changes,
     encode_json,
     encode_key,
     iterate_records,
@@ -756,7 +757,7 @@ class MemorySource(Source):
 
 
 class MemorySink(Sink):
-    """Writes to a topic of the embedded broker. What `write` took is there at once.
+    """Writes to a topic of the embedded broker. What `write` took is there at once. Changes become records with keys, and tombstones.
 
     A topic full of what its live readers have not read makes `write` wait; after `write_timeout` seconds it
     raises TransientError. Delivers exactly once, as long as the process lives: tokens are the broker's.
@@ -764,6 +765,7 @@ class MemorySink(Sink):
 
     keeps_token = True
     lasting = False
+    takes_changes = True
 
     def __init__(self, topic: str, broker_url: str = "memory://", *, write_timeout: float = 300.0) -> None:
         self.name = topic
@@ -772,6 +774,10 @@ class MemorySink(Sink):
         self._topic: _Topic | None = None
         self._lane: Lane | None = None
         self._owner: object = None
+        self._keys: Sequence[str] | None = None  # of the table whose changes come
+
+    def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
+        self._keys = keys
 
     def open(self) -> None:
         self._lane = None
@@ -779,7 +785,7 @@ class MemorySink(Sink):
 
     def write(self, batch: Batch) -> None:
         topic = self._opened()
-        data = to_records(batch, int(SYSTEM_CLOCK.time() * 1000))
+        data = self._records(batch.taken())
         with step("append", self.name):
             topic.write([data], lambda: self._topic is None, self._write_timeout)
 
@@ -796,11 +802,14 @@ class MemorySink(Sink):
         self._lane = lane
         return token
 
+    def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """Changes as records, which know their keys whatever the program is that delivers them."""
+        return self._records(data) if self._keys is not None and carries_changes(data.schema) else data
+
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
         topic, lane, owner = self._opened(), self._claimed(), self._owner
-        now_ms = int(SYSTEM_CLOCK.time() * 1000)
         # a copy: what is delivered may be mapped from a file that is removed next
-        rows = [_take(to_records(Batch(data), now_ms), np.arange(data.num_rows)) for data in batches if data.num_rows]
+        rows = [_take(self._records(data), np.arange(data.num_rows)) for data in batches if data.num_rows]
 
         def together(append: Callable[[], None]) -> None:
             self._broker.advance(lane, owner, seq, append)
@@ -818,6 +827,9 @@ class MemorySink(Sink):
         if topic is not None:
             with topic.lock:
                 topic.writable.notify_all()
+
+    def _records(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        return to_records(Batch(data), int(SYSTEM_CLOCK.time() * 1000), self._keys)
 
     def _opened(self) -> _Topic:
         if self._topic is None:

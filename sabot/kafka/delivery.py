@@ -29,7 +29,6 @@ from sabot.kafka.client import (
     Link,
     client_of,
     connection_of,
-    ensure_topic,
     producer_of,
 )
 from sabot.kafka.writer import CLOSE_SECONDS, KafkaWriter, Refusals, check_sizes, largest_record, produce, refusal
@@ -90,7 +89,7 @@ class KafkaDelivery(KafkaWriter):
         deadline = SYSTEM_CLOCK.monotonic() + KNOWN_SECONDS
         try:
             with step("topic", self.name):
-                client.call(lambda: ensure_topic(self._link, self.name, self._kafka), TOPIC_SECONDS + GRACE_SECONDS)
+                client.call(self.ensure_topic, TOPIC_SECONDS + GRACE_SECONDS)
             client.place = self.name
             client.consumer = client_of(Consumer, self._link, connection_of(self._kafka), settings)
             while True:
@@ -117,7 +116,7 @@ class KafkaDelivery(KafkaWriter):
         self._lane = lane
         client = self._client = _Client(self._link)
         with self._or_leave(client), step("claim", self.name):
-            client.call(lambda: ensure_topic(self._link, self.name, self._kafka), TOPIC_SECONDS + GRACE_SECONDS)
+            client.call(self.ensure_topic, TOPIC_SECONDS + GRACE_SECONDS)
             client.call(lambda: self._make(client), GRACE_SECONDS)
             deadline = SYSTEM_CLOCK.monotonic() + CLAIM_SECONDS
             self._ask(client, client.init, deadline)
@@ -143,7 +142,7 @@ class KafkaDelivery(KafkaWriter):
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
         """Records. Encoded here, beside the lane's thread; how they are sent is as the producer is set."""
-        rows = to_records(Batch(data), int(SYSTEM_CLOCK.time() * 1000))
+        rows = to_records(Batch(data), int(SYSTEM_CLOCK.time() * 1000), self._keys)
         check_sizes(rows, largest_record(self._kafka), self.name)
         return rows
 

@@ -14,7 +14,8 @@ __all__ = ["KafkaSink"]
 
 
 class KafkaSink(Sink):
-    """A topic of a kafka:// or memory:// broker, made if it is missing.
+    """A topic of a kafka:// or memory:// broker, made if it is missing. Changes become records with keys, and tombstones; a topic
+    that is made for them is compacted, and one that is there should be (`cleanup.policy=compact`), or it forgets what changes rarely.
 
     Defaults of the producer: idempotent, `linger.ms` 5, `compression.type` lz4, keys placed as the Java
     clients place them, and with exactly once `transaction.timeout.ms` 60000. Other keyword arguments are settings of the
@@ -25,6 +26,7 @@ class KafkaSink(Sink):
     else's; its metadata is the job's incarnation.
     """
 
+    takes_changes = True
     still_ours: Callable[[], bool] | None = None
     """Whether this process owns the job; set before `claim`. The broker says to one whose transaction timed out the
     same as to one whose lane another process has claimed. Without an answer the lane counts as lost (JobLocked).
@@ -62,6 +64,9 @@ class KafkaSink(Sink):
 
     def start_afresh(self) -> None:
         self._sink.start_afresh()
+
+    def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
+        self._sink.expect_changes(schema, keys)
 
     def open(self) -> None:
         self._sink.open()

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -100,6 +100,8 @@ def check_sizes(data: pa.RecordBatch, limit: int, topic: str, first: int = 0) ->
 class KafkaWriter(Sink):
     """One idempotent producer. What it refuses is collected, and raised by `flush` (or the next `write`)."""
 
+    takes_changes = True
+
     def __init__(self, topic: str, broker: str, kafka: Mapping[str, Any]) -> None:
         self.name = topic
         self._link = link_of(broker, f"sink of topic {topic!r}")
@@ -107,15 +109,24 @@ class KafkaWriter(Sink):
         self._producer: Any = None
         self._unflushed = False
         self._refusals = Refusals()
+        self._keys: Sequence[str] | None = None  # of the table whose changes come
+
+    def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
+        self._keys = keys
+
+    def ensure_topic(self) -> None:
+        """Makes it if it is missing. One of changes is compacted: its last record of each key stays."""
+        config = {} if self._keys is None else {"cleanup.policy": "compact"}
+        ensure_topic(self._link, self.name, self._kafka, config=config)
 
     def open(self) -> None:
-        ensure_topic(self._link, self.name, self._kafka)
+        self.ensure_topic()
         self._refusals = Refusals()
         self._producer = producer_of(self._link, self._kafka, on_delivery=self._refusals)
         self._link.opened = True
 
     def write(self, batch: Batch) -> None:
-        data = to_records(batch, int(SYSTEM_CLOCK.time() * 1000))
+        data = to_records(batch, int(SYSTEM_CLOCK.time() * 1000), self._keys)
         check_sizes(data, largest_record(self._kafka), self.name)
         self._unflushed = self._unflushed or data.num_rows > 0
         try:

@@ -36,7 +36,8 @@ __all__ = [
 
 _NUMERIC = ["sum", "mean", "variance", "stddev"]
 _PICKED = ["min", "max", "first", "last", "any", "arg_min", "arg_max"]
-KINDS = frozenset(["count", *_NUMERIC, *_PICKED, "count_distinct", "collect_list", "user"])
+_SKETCHED = ["approx_count_distinct", "approx_quantile"]
+KINDS = frozenset(["count", *_NUMERIC, *_PICKED, "count_distinct", "collect_list", "top_k", *_SKETCHED, "user"])
 _BY_ORDER = frozenset(["first", "last", "any", "arg_min", "arg_max", "collect_list"])  # order says which row it is
 CHUNK_ROWS = 65_536
 _ZERO, _ONE, _NO_NUMBER = (pa.scalar(value, pa.float64()) for value in (0.0, 1.0, None))
@@ -48,8 +49,8 @@ Array: TypeAlias = pa.Array
 class Call:
     """One aggregate. `argument`, `by` (of arg_min and arg_max) and `where` (bool: only rows where it is true) name input columns.
 
-    function: of the kind `user` (see `gathered.UserAggregate`). ddof: of variance and stddev. text: what it is of, where an argument
-    was made by an expression and has no name of its own.
+    function: of the kind `user` (see `gathered.UserAggregate`). ddof: of variance and stddev. q: of approx_quantile, a number or a
+    list. k: of top_k. text: what it is of, where an argument was made by an expression and has no name of its own.
     """
 
     name: str
@@ -60,12 +61,16 @@ class Call:
     ddof: int = 1
     function: Any = None
     text: str = ""
+    q: Any = None
+    k: int | None = None
 
     def words(self) -> str:
         """What it is, without its name."""
         if self.text:
             return self.text
-        given = [self.argument, self.by, None if self.ddof == 1 else f"ddof={self.ddof}"]
+        options = {"ddof": None if self.ddof == 1 else self.ddof, "q": self.q, "k": self.k}
+        said = [f"{name}={value}" for name, value in options.items() if value is not None]
+        given = [self.argument, self.by, *said]
         words = f"{self.kind}({', '.join(each for each in given if each is not None)})"
         return words if self.where is None else f"{words}.filter({self.where})"
 
@@ -179,6 +184,15 @@ class Aggregator:
             extras.merge(slots, state if selection is None else state.take(selection))
         return slots
 
+    @property
+    def width(self) -> int:
+        """How many columns `columns` gives."""
+        return len(self.input) + len(self._derived)
+
+    def lane(self, kind: str, column: str) -> int:
+        """Which of the kernel's aggregates is `kind` of that column, without a filter."""
+        return self._known[kind, self.input.get_field_index(column), -1]
+
     # Results out
 
     def compose(self, kernel: Sequence[Array], gathered: Sequence[Array]) -> list[Array]:
@@ -192,6 +206,10 @@ class Aggregator:
         columns = table.finish(slots)
         gathered = extras.results(slots) if slots is not None else []
         return self._result(columns, gathered)
+
+    def values(self, table: GroupTable, extras: Extras, slots: pa.Int32Array) -> list[Array]:
+        """Results of these slots, a column a call, without the keys."""
+        return self.compose(table.values(slots), extras.results(slots) if self.needs_slots else [])
 
     def results(self, store: TableStore, pane: int, extras: Extras) -> Iterator[pa.RecordBatch]:
         """Results of all groups of a pane, in pieces of at most CHUNK_ROWS rows."""
@@ -322,6 +340,7 @@ class Aggregator:
                 order=self.order,
                 function=call.function,
                 kept_as=f"gathered {index}",
+                option=call.k if call.kind == "top_k" else call.q,
             )
         )
         return lambda kernel, gathered: gathered[index]

@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from sabot._cython.batch import Batch
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.codecs.changes import DELETE, INSERT, OP_COLUMN, UPDATE_AFTER, UPDATE_BEFORE
 
 __all__ = [
     "DELETE",
@@ -45,10 +46,6 @@ __all__ = [
 ]
 
 TIME_COLUMN = "__time"
-OP_COLUMN = "__op"
-INSERT, UPDATE_BEFORE, UPDATE_AFTER, DELETE = range(
-    4
-)  # values of OP_COLUMN: an even one adds a row, an odd one takes it away
 END_OF_TIME = 2**63 - 1  # the watermark after the last row of a bounded input
 
 

@@ -10,6 +10,7 @@ twice a list's values, and six times what must be kept of reduced ones, which ru
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -17,15 +18,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot._cython.keyed import hash_columns
+from sabot._cython.sketch import Distinct, Quantiles
 from sabot.errors import UserError
+from sabot.operators.packed import ordered
 
-__all__ = ["Extras", "Gather", "UserAggregate", "fits", "joined"]
+__all__ = ["Extras", "Gather", "UserAggregate", "fits", "joined", "quantile_column"]
 
 REDUCE_ROWS = 65_536  # fewer are not worth it
 PIECE_ROWS = 32_768  # reduced at once: what is looked up stays in the processor's cache
 RUN_BYTES = 1 << 29  # runs of lists are not merged to more: the offsets of texts have 31 bits
 _NAN_AND_ZERO = {kind: (pa.scalar(float("nan"), kind), pa.scalar(0.0, kind)) for kind in (pa.float32(), pa.float64())}
 _ROWS = ("least", "greatest", "latest")  # reductions that keep one row a slot, by its rank
+_VALUES = ("min", "max", "sum", "distinct", "top")  # to which nulls are nothing
 
 Array: TypeAlias = pa.Array
 
@@ -57,7 +62,8 @@ class Gather:
     argument, rank, where, order: column indices of the rows, -1 where there is none; width: how many columns the rows have.
     reduce, what is kept of a slot: "least" and "greatest", the row with that rank (of equal ones with the least order, then the first
     to come); "latest", the row that came last of those with the greatest rank; "min", "max", "sum", the value; "distinct", each value
-    once; "list", all; "user", a state.
+    once; "list", all; "top", the `option` greatest values, greatest first; "user", a state; "sketch", a sketch of the values.
+    option: how many values of "top"; the quantiles, one or several, of a sketch.
     """
 
     name: str
@@ -72,6 +78,7 @@ class Gather:
     width: int
     function: Any = None
     kept_as: str = ""
+    option: Any = None
 
     @staticmethod
     def of(
@@ -85,6 +92,7 @@ class Gather:
         order: int,
         function: Any = None,
         kept_as: str = "",
+        option: Any = None,
     ) -> "Gather":
         """The call `kind(argument)` over rows of `input`; UserError where the column's type cannot be."""
         if kind == "user":
@@ -93,6 +101,12 @@ class Gather:
                 name, "user", function.type, state, argument, -1, where, order, False, len(input), function, kept_as
             )
         value = input.field(argument).type
+        if kind in ("approx_count_distinct", "approx_quantile"):
+            result = _sketched(name, kind, input.field(argument), option)
+            state = (pa.field("state", pa.large_binary()),)
+            return Gather(
+                name, "sketch", result, state, argument, -1, where, order, False, len(input), None, kept_as, option
+            )
         rank, skip, ordered = -1, False, False
         if kind in ("min", "max"):
             reduce, result = kind, value
@@ -105,6 +119,11 @@ class Gather:
         elif kind == "count_distinct":
             reduce, result = "distinct", pa.int64()
             _check(name, "count_distinct of", input.field(argument))
+        elif kind == "top_k":
+            if isinstance(option, bool) or not isinstance(option, int) or option < 1:
+                raise UserError(f"{name}: top_k of {option!r} values", hint="a whole number, 1 or more")
+            reduce, result = "top", pa.list_(value)
+            _check(name, "top_k of", input.field(argument))
         elif kind == "collect_list":
             reduce, result, ordered = "list", pa.list_(value), order >= 0
         elif kind in ("first", "any", "last"):
@@ -118,7 +137,9 @@ class Gather:
             columns += (pa.field("rank", pa.int64() if rank < 0 else input.field(rank).type),)
         if ordered:
             columns += (pa.field("order", pa.int64()),)
-        return Gather(name, reduce, result, columns, argument, rank, where, order, skip, len(input), kept_as=kept_as)
+        return Gather(
+            name, reduce, result, columns, argument, rank, where, order, skip, len(input), None, kept_as, option
+        )
 
     @property
     def states(self) -> list[pa.Field]:
@@ -130,7 +151,7 @@ class Extras:
     """What a table's kernel cannot keep, by the table's slots. One owner; the extras of one pane."""
 
     def __init__(self, gathers: Sequence[Gather]) -> None:
-        self._parts: list[_Part] = [_User(g) if g.reduce == "user" else _Pairs(g) for g in gathers]
+        self._parts: list[_Part] = [_KEPT_BY.get(gather.reduce, _Pairs)(gather) for gather in gathers]
 
     def __bool__(self) -> bool:
         return bool(self._parts)
@@ -240,7 +261,7 @@ class _Pairs(_Part):
     def __init__(self, gather: Gather) -> None:
         super().__init__(gather)
         self._schema = pa.schema([pa.field("slot", pa.int32()), *gather.columns])
-        self._reducer = _REDUCERS[gather.reduce]
+        self._reducer = partial(_top, gather.option) if gather.reduce == "top" else _REDUCERS[gather.reduce]
         self._arrived = 0  # rows so far: the rank of first and last where there is no order
         self.clear()
 
@@ -268,13 +289,13 @@ class _Pairs(_Part):
             columns.append(
                 self._arrivals(len(slots)) if gather.rank < 0 else _taken(data.column(gather.rank), selection)
             )
-        elif gather.reduce in ("min", "max", "sum", "distinct"):
+        elif gather.reduce in _VALUES:
             columns = [_plain_floats(value).cast(gather.columns[0].type)]
         if gather.columns[-1].name == "order":
             columns.append(_taken(data.column(gather.order), selection))
         batch = pa.RecordBatch.from_arrays([slots, *columns], schema=self._schema)
-        if gather.reduce in ("min", "max", "sum", "distinct"):
-            batch = _without(batch, value)
+        if gather.reduce in _VALUES:
+            batch = _without(batch, value, nan=gather.reduce == "top")
         elif gather.skip_null_rank:
             batch = _without(batch, columns[1], nan=True)
         self._append(batch)
@@ -291,7 +312,7 @@ class _Pairs(_Part):
         values = batch.column(1)
         if self.gather.reduce == "distinct":
             return pa.array(np.diff(bounds))
-        if self.gather.reduce == "list":
+        if self.gather.reduce in ("list", "top"):
             return pa.ListArray.from_arrays(pa.array(bounds.astype(np.int32)), values)
         return values.take(pa.array(bounds[:-1], mask=bounds[:-1] == bounds[1:]))
 
@@ -529,6 +550,97 @@ class _User(_Part):
         return f"aggregate {self.gather.name}: {name}.{method}"
 
 
+class _Sketch(_Part):
+    """A sketch of each slot's values."""
+
+    def __init__(self, gather: Gather) -> None:
+        super().__init__(gather)
+        self._counts = Distinct() if gather.option is None else None
+        self._places = Quantiles() if gather.option is not None else None
+        self._store: Distinct | Quantiles = self._counts or self._places  # type: ignore[assignment]
+
+    def add(self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None:
+        gather = self.gather
+        values = _taken(data.column(gather.argument), selection)
+        keep = None if values.null_count == 0 else values.is_valid()
+        if gather.where >= 0:
+            mask = _taken(data.column(gather.where), selection)
+            keep = mask if keep is None else pc.and_(keep, mask)
+        if keep is not None:
+            slots, values = slots.filter(keep), values.filter(keep)
+        if self._counts is not None:
+            self._counts.add(slots.to_numpy(), value_hashes(values))
+        elif self._places is not None:
+            self._places.add(slots.to_numpy(), values.cast(pa.float64()).to_numpy())
+
+    def merge(self, slots: pa.Int32Array, columns: list[Array]) -> None:
+        parents = pc.list_parent_indices(columns[0])
+        self._store.load(slots.take(parents).to_numpy(), pc.list_flatten(columns[0]))
+
+    def results(self, slots: pa.Int32Array) -> Array:
+        if self._counts is not None:
+            return pa.array(self._counts.estimates(slots.to_numpy()))
+        assert self._places is not None
+        return quantile_column(self._places, slots.to_numpy(), self.gather.option)
+
+    def states(self, slots: pa.Int32Array) -> list[Array]:
+        saved = self._store.save(slots.to_numpy())
+        ends = np.frombuffer(saved.buffers()[1], np.int64)
+        there = ends[1:] > ends[:-1]
+        offsets = np.concatenate([[0], np.cumsum(there)]).astype(np.int32)
+        return [pa.ListArray.from_arrays(pa.array(offsets), saved.filter(pa.array(there)))]
+
+    def move(self, into: Any, source: Any) -> None:
+        self._store.load(into, self._store.save(source))
+        self._store.remove(source)
+
+    def remove(self, slots: Any) -> None:
+        self._store.remove(slots)
+
+    def clear(self) -> None:
+        self._store.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return self._store.nbytes
+
+
+_KEPT_BY: dict[str, Any] = {"user": _User, "sketch": _Sketch}
+
+
+def value_hashes(values: Array) -> Any:
+    """A hash for each value, none of them null (numpy uint64)."""
+    if pa.types.is_decimal(values.type) or pa.types.is_fixed_size_binary(values.type):
+        values = ordered(values).cast(pa.binary())
+    return hash_columns([values]).to_numpy()
+
+
+def quantile_column(sketch: Quantiles, slots: Any, of: Any) -> Array:
+    """The result of approx_quantile, of these slots: `of` is a number, or several."""
+    several = isinstance(of, list | tuple)
+    found, there = sketch.quantiles(slots, of if several else [of])
+    mask = None if there.all() else pa.array(~there)
+    if not several:
+        return pa.array(found[:, 0], mask=None if mask is None else ~there)
+    bounds = pa.array(np.arange(len(found) + 1, dtype=np.int32) * found.shape[1])
+    return pa.ListArray.from_arrays(bounds, pa.array(found.reshape(-1)), mask=mask)
+
+
+def _sketched(name: str, kind: str, field: pa.Field, option: Any) -> pa.DataType:
+    """What the sketch gives; UserError where the column's type, or the quantiles, cannot be."""
+    _check(name, f"{kind} of", field)
+    if kind == "approx_count_distinct":
+        return pa.int64()
+    types = pa.types
+    if not (types.is_integer(field.type) or types.is_floating(field.type) or types.is_decimal(field.type)):
+        raise UserError(f"{name}: {kind} of {field.name!r}, which is {field.type}", hint="cast it to a number")
+    several = option if isinstance(option, list | tuple) else [option]
+    for each in several:
+        if isinstance(each, bool) or not isinstance(each, int | float) or not 0 <= each <= 1:
+            raise UserError(f"{name}: there is no quantile {each!r}", hint="from 0 to 1: 0.5 is the median")
+    return pa.list_(pa.float64()) if several is option else pa.float64()
+
+
 def joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     """Batches of one schema, with rows, end to end. UserError where they are more than a batch can hold."""
     if len(batches) == 1:
@@ -691,6 +803,17 @@ def _distinct(batch: pa.RecordBatch) -> pa.RecordBatch:
     pairs = pairs[np.concatenate([pairs[:1] == pairs[:1], pairs[1:] != pairs[:-1]])]
     columns = [pa.array((pairs >> 32).astype(np.int32)), values.dictionary.take(pa.array(pairs & 0xFFFFFFFF))]
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+def _top(most: int, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The greatest values of each slot, greatest first. Ascending by slot."""
+    batch = batch.take(pc.sort_indices(batch, [("slot", "ascending"), ("value", "descending")]))
+    slots = batch.column(0).to_numpy()
+    begins = np.flatnonzero(np.diff(slots, prepend=-1))
+    sizes = np.diff(np.append(begins, len(slots)))
+    if sizes.max(initial=0) <= most:
+        return batch
+    return batch.filter(pa.array(np.arange(len(slots)) - np.repeat(begins, sizes) < most))
 
 
 _REDUCERS = {

@@ -1,17 +1,27 @@
 """The last step of a chain: rows leave for a Sink."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch
-from sabot._cython.json import encode_rows
-from sabot.connectors.base import RECORD_SCHEMA, Sink, json_records
+from sabot.connectors.base import RECORD_SCHEMA, Sink, json_records, record_keys
 from sabot.errors import SabotError, TransientError, UserError
-from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, OperatorState
+from sabot.operators.base import (
+    DELETE,
+    OP_COLUMN,
+    TIME_COLUMN,
+    UPDATE_AFTER,
+    UPDATE_BEFORE,
+    Operator,
+    OperatorContext,
+    OperatorState,
+    without_marks,
+)
 
 __all__ = ["SinkWriter", "with_key"]
 
@@ -19,32 +29,65 @@ _LASTING = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
 
 
 class SinkWriter(Operator):
-    """Writes what comes; at a barrier everything before it is safe: at the receiver, or in parts that the checkpoint will have."""
+    """Writes what comes; at a barrier everything before it is safe: at the receiver, or in parts that the checkpoint will have.
 
-    def __init__(self, sink: Sink, key: str | None, expected: pa.Schema | None, now_ms: Callable[[], int]) -> None:
+    key: the column whose values are the records' keys. changes: rows are changes, of a table with this unique key; the rows of one
+    key come in order.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        key: str | None,
+        expected: pa.Schema | None,
+        now_ms: Callable[[], int],
+        changes: tuple[str, ...] | None = None,
+    ) -> None:
         self.sink = sink
         self.rows_out = 0
         self._key = key
         self._expected = expected
         self._now_ms = now_ms
+        self._changes = changes
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        if self._key is not None and self._expected is not None and self._key not in self._expected.names:
-            raise UserError(
-                f"to({self.sink.name!r}): there is no column {self._key!r} for the key",
-                hint=f"the columns are {', '.join(self._expected.names)}",
-            )
-        if self._expected is not None and self._key is None:
+        if self._changes is not None:
+            self._expect_changes(without_marks(self._expected or context.input), self._changes)
+        elif self._expected is not None and self._key is not None:
+            self._check_columns([self._key], self._expected)
+        elif self._expected is not None:
             self.sink.expect(self._expected)
         self.sink.open()
         return context.input
+
+    def _expect_changes(self, columns: pa.Schema, keys: tuple[str, ...]) -> None:
+        if self._key is not None and keys != (self._key,):
+            raise UserError(
+                f"to({self.sink.name!r}): the key of changes is what tells their rows apart, {', '.join(keys) or 'nothing'}, "
+                f"not {self._key!r}",
+                hint=f"leave key= out, or write .upsert({self._key!r}) before .to()",
+            )
+        self._check_columns(keys, columns)
+        self.sink.expect_changes(columns, keys)
+
+    def _check_columns(self, keys: Sequence[str], columns: pa.Schema) -> None:
+        for key in keys:
+            if key not in columns.names:
+                raise UserError(
+                    f"to({self.sink.name!r}): there is no column {key!r} for the key",
+                    hint=f"the columns are {', '.join(columns.names)}",
+                )
 
     def process(self, batch: Batch) -> None:
         data = batch.taken()
         if data.num_columns and data.schema.names[-1] == TIME_COLUMN:
             data = data.remove_column(data.num_columns - 1)
+        if self._changes is not None:
+            data = _settled(data, self._changes)
+            if not data.num_rows:
+                return
         with self._named(data):
-            if self._key is not None and data.schema != RECORD_SCHEMA:
+            if self._changes is None and self._key is not None and data.schema != RECORD_SCHEMA:
                 data = with_key(data, self._key, self._now_ms())
             self.sink.write(Batch(data, None, batch.topic))
         self.rows_out += data.num_rows
@@ -98,12 +141,26 @@ def _no_text(data: pa.RecordBatch) -> str:
     return ""
 
 
+def _settled(data: pa.RecordBatch, keys: Sequence[str]) -> pa.RecordBatch:
+    """Changes as a sink takes them: what was before an update is left out where the update follows; where it does not, the row ends."""
+    ops = data.column(OP_COLUMN).to_numpy()
+    before = np.flatnonzero(ops == UPDATE_BEFORE)
+    if not len(before):
+        return data
+    next_rows = np.minimum(before + 1, len(ops) - 1)
+    updated = ops[next_rows] == UPDATE_AFTER
+    for key in keys:
+        column = data.column(key)
+        same: Any = pc.equal(column.take(pa.array(before)), column.take(pa.array(next_rows)))
+        updated &= np.asarray(pc.fill_null(same, False))
+    kept = np.ones(len(ops), bool)
+    kept[before[updated]] = False
+    ops = ops.copy()
+    ops[before[~updated]] = DELETE
+    index = data.schema.get_field_index(OP_COLUMN)
+    return data.set_column(index, data.schema.field(index), pa.array(ops)).filter(pa.array(kept))
+
+
 def with_key(data: pa.RecordBatch, key: str, now_ms: int) -> pa.RecordBatch:
     """Rows -> RECORD_SCHEMA: each row as JSON, the column `key` as the record's key (text as it is, the rest as JSON)."""
-    column = data.column(key)
-    if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
-        keys = column.cast(pa.binary())
-    else:
-        text: Any = column if pa.types.is_primitive(column.type) else encode_rows(data.select([key]))
-        keys = text.cast(pa.string()).cast(pa.binary())
-    return json_records(data, pc.if_else(pc.is_null(column), pa.scalar(None, pa.binary()), keys), now_ms)
+    return json_records(data, record_keys(data, [key]), now_ms)

@@ -7,6 +7,7 @@ those are taken, else all are computed and the selection stays.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -14,23 +15,40 @@ from sabot._cython.batch import Batch, normalise
 from sabot._cython.keyed import select_rows
 from sabot.api.expr import Expr, col
 from sabot.errors import DataError, UserError
-from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, with_time, without_time
+from sabot.operators.base import (
+    DELETE,
+    INSERT,
+    OP_COLUMN,
+    TIME_COLUMN,
+    Operator,
+    OperatorContext,
+    OperatorState,
+    SavedState,
+    with_marks,
+    with_time,
+    without_marks,
+    without_time,
+)
 from sabot.operators.expressions import Compiled, compile_expr, compile_predicate
 from sabot.operators.times import is_time, to_ms
 
 __all__ = [
+    "AsInserts",
     "Drop",
     "Filter",
     "FlatMap",
     "MapBatches",
     "Rename",
+    "Sample",
     "Select",
     "WithColumns",
     "WithoutHashes",
+    "WithoutPairs",
     "WithoutTime",
     "to_ms",
 ]
 
+_MARKS = (OP_COLUMN, TIME_COLUMN)  # in the order in which they stand behind the user's columns
 _FLAT_ROWS = 65_536  # of a batch that flat_map emits
 _FEW = 4  # where less than one row in so many counts, taking them costs less than computing all
 
@@ -39,7 +57,10 @@ Named = Sequence[tuple[str, Expr]]
 
 
 class Filter(Operator):
-    """Rows where the predicate is true. Makes a selection; nothing is copied, and empty batches end here."""
+    """Rows where the predicate is true. Makes a selection; nothing is copied, and empty batches end here.
+
+    Of an update whose rows do not pass together a delete or an insert is left.
+    """
 
     def __init__(self, predicate: Expr) -> None:
         self.predicate = predicate
@@ -47,6 +68,7 @@ class Filter(Operator):
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._rows = _Rows([self.predicate], context.input, compile_predicate)
+        self._changes = OP_COLUMN in context.input.names
         return context.input
 
     def process(self, batch: Batch) -> None:
@@ -62,7 +84,10 @@ class Filter(Operator):
             return
         if alone and selection is not None:
             kept = selection.take(kept)
-        self.emit(batch.with_selection(kept, batch.hashes))
+        hashes = batch.hashes
+        if self._changes:
+            batch = _parted(batch)
+        self.emit(batch.with_selection(kept, hashes))
 
     def statistics(self) -> dict[str, Any]:
         return {"rows_in": self.rows_in, "rows_out": self.rows_out}
@@ -91,7 +116,7 @@ class WithColumns(Operator):
 
     def open(self, context: OperatorContext) -> pa.Schema:
         _check_names("with_columns", [name for name, _ in self.columns])
-        outputs = {name: col(name) for name in context.input.names if name != TIME_COLUMN}
+        outputs = {name: col(name) for name in without_marks(context.input).names}
         replaced = any(name in outputs for name, _ in self.columns)
         outputs.update(self.columns)
         self._outputs = _Outputs(context.input, outputs, keep_hashes=not replaced)
@@ -112,7 +137,7 @@ class Drop(Operator):
         if not self._unread:
             _check_there("drop", self.names, context.input)
         self._kept = [i for i, name in enumerate(context.input.names) if name not in self.names]
-        if all(context.input.names[i] == TIME_COLUMN for i in self._kept):
+        if all(context.input.names[i] in _MARKS for i in self._kept):
             raise UserError(f"drop: no column would be left of {', '.join(self.names)}")
         return pa.schema([context.input.field(i) for i in self._kept])
 
@@ -125,6 +150,57 @@ class WithoutHashes(Operator):
 
     def process(self, batch: Batch) -> None:
         self.emit(batch.with_selection(batch.selection, None))
+
+
+class WithoutPairs(Operator):
+    """Updates become deletes and inserts, which may go different ways."""
+
+    def process(self, batch: Batch) -> None:
+        self.emit(_parted(batch))
+
+
+class AsInserts(Operator):
+    """Rows of an append stream as changes."""
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._timed = TIME_COLUMN in context.input.names
+        self._schema = with_marks(without_time(context.input), op=True, timed=self._timed)
+        return self._schema
+
+    def process(self, batch: Batch) -> None:
+        columns = list(batch.data.columns)
+        inserts = pa.array(np.full(batch.data.num_rows, INSERT, np.int8))
+        columns.insert(len(columns) - 1 if self._timed else len(columns), inserts)
+        self.emit(_over(batch, pa.RecordBatch.from_arrays(columns, schema=self._schema)))
+
+
+class Sample(Operator):
+    """Each row with the probability `fraction`: by a generator of this subtask, which goes on where the checkpoint left it."""
+
+    def __init__(self, fraction: float, seed: int) -> None:
+        self._fraction, self._seed = fraction, seed
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._random = np.random.Generator(np.random.PCG64([self._seed, context.subtask]))
+        return context.input
+
+    def process(self, batch: Batch) -> None:
+        kept = pa.array(np.flatnonzero(self._random.random(batch.num_rows) < self._fraction).astype(np.int32))
+        if len(kept):
+            selection = kept if batch.selection is None else batch.selection.take(kept)
+            self.emit(batch.with_selection(selection, batch.hashes))
+
+    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+        state = self._random.bit_generator.state["state"]
+        return {"state": str(state["state"]), "inc": str(state["inc"]), **self.about_state(0)}, None
+
+    def state_schema(self) -> dict[str, Any]:
+        return {"kind": "sample", "fraction": self._fraction, "seed": self._seed}
+
+    def restore(self, saved: list[SavedState]) -> None:
+        if len(saved) == 1:  # with another parallelism there are other generators
+            own = {name: int(saved[0].facts[name]) for name in ("state", "inc")}
+            self._random.bit_generator.state = {**self._random.bit_generator.state, "state": own}
 
 
 class WithoutTime(Operator):
@@ -150,7 +226,7 @@ class Rename(Operator):
         if not self._unread:
             _check_there("rename", self.names, context.input)
         names = [self.names.get(name, name) for name in context.input.names]
-        _check_names("rename", [name for name in names if name != TIME_COLUMN], among=names)
+        _check_names("rename", [name for name in names if name not in _MARKS], among=names)
         self._schema = pa.schema([field.with_name(name) for field, name in zip(context.input, names, strict=True)])
         return self._schema
 
@@ -357,10 +433,10 @@ class _Rows:
 
 
 class _Outputs:
-    """Columns made of columns: (name, expression) each, TIME_COLUMN behind them where it is there."""
+    """Columns made of columns: (name, expression) each, those of ours behind them where they are there."""
 
     def __init__(self, input: pa.Schema, columns: Mapping[str, Expr], *, keep_hashes: bool = True) -> None:
-        columns = {**columns, **({TIME_COLUMN: col(TIME_COLUMN)} if TIME_COLUMN in input.names else {})}
+        columns = {**columns, **{name: col(name) for name in _MARKS if name in input.names}}
         self._keep_hashes = keep_hashes
         made = {name: expr for name, expr in columns.items() if _picked(expr) is None}
         self._rows = _Rows(list(made.values()), input) if made else None
@@ -404,6 +480,14 @@ def _picked(expr: Expr) -> str | None:
     while expr.kind == "alias":
         (expr,) = expr.inputs
     return expr.option("name") if expr.kind == "col" else None
+
+
+def _parted(batch: Batch) -> Batch:
+    """Changes whose updates are deletes and inserts. 0 1 2 3 -> 0 3 0 3."""
+    place = batch.data.schema.get_field_index(OP_COLUMN)
+    ops = batch.data.column(place).to_numpy()
+    data = batch.data.set_column(place, batch.data.schema.field(place), pa.array((ops & 1) * np.int8(DELETE)))
+    return _over(batch, data)
 
 
 def _over(batch: Batch, data: pa.RecordBatch) -> Batch:
@@ -450,8 +534,9 @@ def _check_time(name: str, field: pa.Field) -> None:
 def _check_names(what: str, names: Sequence[str], *, among: Sequence[str] = ()) -> None:
     if not names:
         raise UserError(f"{what}: there are no columns")
-    if TIME_COLUMN in names or list(among).count(TIME_COLUMN) > 1:
-        raise UserError(f"{what}: no column can be called {TIME_COLUMN!r}", hint="event time stands there")
+    for mark in _MARKS:
+        if mark in names or list(among).count(mark) > 1:
+            raise UserError(f"{what}: no column can be called {mark!r}", hint="a column of ours stands there")
     if len(set(names)) < len(names):
         twice = next(name for name in names if list(names).count(name) > 1)
         raise UserError(f"{what}: two columns are called {twice!r}", hint="give one of them another name")
@@ -459,8 +544,8 @@ def _check_names(what: str, names: Sequence[str], *, among: Sequence[str] = ()) 
 
 def _check_there(what: str, names: Iterable[str], schema: pa.Schema) -> None:
     for name in names:
-        if name == TIME_COLUMN:
-            raise UserError(f"{what}: {TIME_COLUMN!r} holds event time and stays")
+        if name in _MARKS:
+            raise UserError(f"{what}: {name!r} is ours, and stays")
         try:
             compile_expr(col(name), schema)
         except UserError as error:

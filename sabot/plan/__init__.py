@@ -3,7 +3,8 @@
 from sabot.plan.against import Planned, Verdict, check, compare, planned
 from sabot.plan.mermaid import mermaid
 from sabot.plan.optimise import walk, with_schemas
-from sabot.plan.stages import Edge, Plan, Reading, Stage, Step, check_alike, column_types, make_plan
+from sabot.plan.planner import make_plan
+from sabot.plan.stages import Edge, Plan, Reading, Stage, Step, check_alike, column_types
 
 __all__ = [
     "Edge",

@@ -1,6 +1,5 @@
 """The graph as written -> a graph that gives the same rows for less: filters go towards the source, unused columns are not read."""
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -8,27 +7,38 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from sabot.api.expr import Expr, col
-from sabot.api.stream import (
+from sabot.api.nodes import (
     AggregateWindow,
+    Broadcast,
+    Changelog,
     Deduplicate,
     Drop,
     Filter,
     FlatMap,
+    GroupAggregate,
+    Join,
+    LookupAsync,
     MapBatches,
+    Match,
+    Materialize,
     Node,
+    Over,
     Read,
     Reduce,
     Rename,
     RunningAggregate,
+    Sample,
     Select,
+    TopN,
     Union,
+    Upsert,
+    WindowTopN,
     WithColumns,
     Write,
 )
-from sabot.api.windows import CountWindow
-from sabot.errors import UserError
+from sabot.api.shape import OP, WINDOW_COLUMNS, answer_names, check_node, columns_of, named_columns, right_names
 
-__all__ = ["Columns", "check_columns", "columns_of", "optimise", "used_columns", "walk", "with_schemas"]
+__all__ = ["Columns", "check_nodes", "optimise", "used_columns", "walk", "with_schemas"]
 
 Columns = frozenset[str] | None
 """Names of columns; None: all."""
@@ -57,10 +67,8 @@ def with_schemas(writes: Iterable[Write], schemas: Mapping[int, pa.Schema | None
         inputs = tuple(made[id(upstream)] for upstream in node.inputs)
         if isinstance(node, Read):
             made[id(node)] = replace(node, schema=schemas[id(node)], inferred=node.schema is None)
-        elif isinstance(node, Union):
-            made[id(node)] = replace(node, streams=inputs)
         else:
-            made[id(node)] = replace(node, input=inputs[0])  # type: ignore[call-arg]
+            made[id(node)] = node.over(*inputs)
     return [write for node in writes if isinstance(write := made[id(node)], Write)]
 
 
@@ -84,12 +92,7 @@ class _Pushdown:
     def _rewritten(self, node: Node) -> Node:
         if isinstance(node, Filter):
             return self._filtered(node.predicate, node.input)
-        if isinstance(node, Union):
-            return replace(node, streams=tuple(self.rewrite(stream) for stream in node.streams))
-        if not node.inputs:
-            return node
-        (upstream,) = node.inputs
-        return replace(node, input=self.rewrite(upstream))  # type: ignore[call-arg]
+        return node.over(*map(self.rewrite, node.inputs))
 
     def _filtered(self, predicate: Expr, below: Node) -> Node:
         """Filter(predicate) over `below`, moved past as many steps as have nobody else to feed and do not make its columns."""
@@ -128,6 +131,12 @@ class _Needs:
         self.columns[id(node)] = None if columns is None or known is None else known | columns
 
 
+def check_nodes(writes: Iterable[Write]) -> None:
+    """What `api.shape` knows of every step. Before `optimise`, which moves steps to where more columns are."""
+    for node in walk(writes):
+        check_node(node)
+
+
 def used_columns(writes: Iterable[Write]) -> Mapping[int, Columns]:
     """id(node) -> the columns of its rows that anything below uses (event time aside)."""
     nodes = walk(writes)
@@ -136,62 +145,6 @@ def used_columns(writes: Iterable[Write]) -> Mapping[int, Columns]:
         for upstream, columns in _asks(node, needs.columns.get(id(node), frozenset())):
             needs.add(upstream, columns)
     return needs.columns
-
-
-def columns_of(node: Node) -> list[str] | None:
-    """The names of a node's columns as the program has them; None where a function, or records to come, decide."""
-    if isinstance(node, Read):
-        return None if node.schema is None else list(node.schema.names)
-    if isinstance(node, Select):
-        return [name for name, _ in node.columns]
-    if isinstance(node, RunningAggregate):
-        return [*node.keys, *(name for name, _ in node.aggregates)]
-    if isinstance(node, AggregateWindow):
-        if isinstance(node.window, CountWindow):
-            return None  # with event time it has the bounds of its windows too
-        return [*node.keys, "window_start", "window_end", *(name for name, _ in node.aggregates)]
-    below = columns_of(node.inputs[0]) if node.inputs and not isinstance(node, MapBatches | FlatMap) else None
-    if below is None:
-        return None
-    if isinstance(node, WithColumns):
-        return below + [name for name, _ in node.columns if name not in below]
-    if isinstance(node, Drop):
-        return [name for name in below if name not in node.names]
-    if isinstance(node, Rename):
-        return [dict(node.names).get(name, name) for name in below]
-    return below
-
-
-def check_columns(writes: Iterable[Write]) -> None:
-    """Every column that a step names is there. Before `optimise`, which moves steps to where more columns are."""
-    for node in walk(writes):
-        named = sorted(_named(node))
-        for known in filter(None, map(columns_of, node.inputs)):
-            for name in named:
-                if name not in known:
-                    close = difflib.get_close_matches(name, known, 1)
-                    hint = f"did you mean {close[0]!r}? " if close else ""
-                    hint += f"the columns are {', '.join(known)}"
-                    raise UserError(f"{type(node).__name__}: there is no column {name!r}", hint=hint)
-
-
-def _named(node: Node) -> frozenset[str]:
-    """The columns of its input that a step names."""
-    if isinstance(node, Filter):
-        return node.predicate.columns
-    if isinstance(node, Select | WithColumns):
-        return frozenset().union(*(expr.columns for _, expr in node.columns))
-    if isinstance(node, Drop):
-        return frozenset(node.names)
-    if isinstance(node, Rename):
-        return frozenset(old for old, _ in node.names)
-    if isinstance(node, AggregateWindow | RunningAggregate):
-        return frozenset(node.keys).union(*(aggregate.columns for _, aggregate in node.aggregates))
-    if isinstance(node, Deduplicate | Reduce):
-        return frozenset(node.keys)
-    if isinstance(node, Write):
-        return frozenset() if node.key is None else frozenset([node.key])
-    return frozenset()
 
 
 def _asks(node: Node, wanted: Columns) -> list[tuple[Node, Columns]]:
@@ -213,16 +166,42 @@ def _asks(node: Node, wanted: Columns) -> list[tuple[Node, Columns]]:
         return [(node.input, frozenset(new_names.get(name, name) for name in wanted))]
     if isinstance(node, Union):
         return [(stream, wanted) for stream in node.streams]
-    if isinstance(node, AggregateWindow | RunningAggregate):
-        if isinstance(node, AggregateWindow) and node.late is not None:
-            return [(node.input, None)]  # late rows leave as they came
+    if isinstance(node, AggregateWindow | WindowTopN) and node.late is not None:
+        return [(node.input, None)]  # late rows leave as they came
+    if isinstance(node, AggregateWindow | RunningAggregate | GroupAggregate):
         return [(node.input, frozenset(node.keys).union(*(aggregate.columns for _, aggregate in node.aggregates)))]
-    if isinstance(node, Deduplicate):
+    if isinstance(node, Join):
+        return _asks_of_join(node, wanted)
+    if isinstance(node, TopN | WindowTopN):
+        kept = None if wanted is None else wanted - {node.rank, *WINDOW_COLUMNS}
+        return [(node.input, _with(kept, frozenset([*node.keys, *(name for name, _ in node.by)])))]
+    if isinstance(node, Over):
+        kept = None if wanted is None else wanted - {name for name, _ in node.columns}
+        return [(node.input, _with(kept, named_columns(node)[0]))]
+    if isinstance(node, Match):
+        return [(node.input, named_columns(node)[0])]
+    if isinstance(node, Deduplicate | Upsert):
         return [(node.input, _with(wanted, frozenset(node.keys)))]
-    if isinstance(node, Drop):
-        return [(node.input, wanted)]
+    if isinstance(node, Changelog):
+        return [(node.input, None if wanted is None else wanted - {OP})]
+    if isinstance(node, Drop | Materialize | Broadcast | Sample):
+        return [(node.inputs[0], wanted)]
+    if isinstance(node, LookupAsync):
+        kept = None if wanted is None else wanted - {new for _, new in answer_names(node)}
+        return [(node.input, _with(kept, frozenset(node.call.on)))]
     return [(upstream, None) for upstream in node.inputs]
 
 
 def _with(columns: Columns, more: frozenset[str]) -> Columns:
     return None if columns is None else columns | more
+
+
+def _asks_of_join(node: Join, wanted: Columns) -> list[tuple[Node, Columns]]:
+    left, names = columns_of(node.left), right_names(node)
+    if wanted is None or left is None or names is None:
+        return [(node.left, None), (node.right, frozenset(node.right_keys) if names == [] else None)]
+    of_right = frozenset(old for old, new in names if new in wanted)
+    return [
+        (node.left, wanted.intersection(left) | frozenset(node.left_keys)),
+        (node.right, of_right | frozenset(node.right_keys)),
+    ]

@@ -17,7 +17,8 @@ from sabot._cython.batch import Batch
 from sabot._cython.channel import ACTIVE, END, IDLE, Barrier, Channel, Gate, Watermark
 from sabot._cython.json import encode_rows
 from sabot.clock import Clock
-from sabot.codecs.json import JsonCodec, schema_text
+from sabot.codecs import Codec
+from sabot.codecs.json import schema_text
 from sabot.connectors.base import (
     RECORD_SCHEMA,
     Positions,
@@ -27,7 +28,7 @@ from sabot.connectors.base import (
     header_rows,
 )
 from sabot.errors import DataError, TransientError, UserError
-from sabot.operators.base import TIME_COLUMN
+from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN
 from sabot.operators.stateless import to_ms
 from sabot.steps import step
 
@@ -263,7 +264,7 @@ class SourceInput:
         name: str,
         source: Source,
         *,
-        codec: JsonCodec | None,
+        codec: Codec | None,
         schema: pa.Schema,
         time: str | None,
         timed: bool,
@@ -397,6 +398,8 @@ class SourceInput:
             if batch.bad is not None:
                 reasons = batch.bad.column("reason").to_pylist()
                 self._bury(batch.bad.select(RECORD_SCHEMA.names), reasons, batch.topic or self.source.name)
+            if OP_COLUMN in self._schema.names:  # a table in columns: each row replaces the one before of its key
+                data = data.append_column(OP_COLUMN, pa.array(np.full(data.num_rows, INSERT, np.int8)))
         if self._timed:
             data = self._with_time(data, records, batch)
         columns = [data.column(name) for name in self._schema.names]

@@ -15,17 +15,18 @@ import pyarrow as pa
 
 from sabot._cython.batch import Batch
 from sabot._cython.channel import Channel
-from sabot.api.stream import Read, Write
+from sabot.api.nodes import Read, Write
 from sabot.aside import aside
 from sabot.checkpoint import Coordinator, Manifest, StoredTask, TaskSnapshot
 from sabot.checkpoint.coordinator import link_or_copy
 from sabot.clock import Clock
-from sabot.codecs.json import JsonCodec, schema_of_text
+from sabot.codecs import Codec, JsonCodec, TableCodec
+from sabot.codecs.json import schema_of_text
 from sabot.connectors.base import RECORD_SCHEMA, Delivery, Positions, Sink, Source
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import SabotError, UserError
 from sabot.metrics import Sample
-from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, without_time
+from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, without_marks
 from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
 from sabot.plan import (
@@ -88,7 +89,7 @@ class _Built:
     stage: Stage
     tasks: list[StreamTask]
     gates: list[list[Channel]] = field(default_factory=list)  # by subtask, the channels that come in
-    right: set[int] = field(default_factory=set)  # numbers of those channels that are the second input's
+    right: list[set[int]] = field(default_factory=list)  # by subtask, which of those channels are the second input's
     schema: pa.Schema | None = None  # of what comes in
     right_schema: pa.Schema | None = None
     mixed: bool = False  # a sink into which streams of different columns go
@@ -218,7 +219,7 @@ class StreamJob:
                 StreamTask(f"{stage.id}/{i}", self.around.coordinator, self.around.clock)
                 for i in range(stage.parallelism)
             ]
-            self._built[stage.id] = _Built(stage, tasks, [[] for _ in tasks])
+            self._built[stage.id] = _Built(stage, tasks, [[] for _ in tasks], [set() for _ in tasks])
         for stage in self.plan.stages:
             built = self._built[stage.id]
             if stage.reading is not None:
@@ -226,11 +227,11 @@ class StreamJob:
                 watermarks = Watermarks(stage.reading.node.lateness_ms, stage.reading.node.idle_ms)
             for number, task in enumerate(built.tasks):
                 if stage.reading is None:
-                    task.input = GateInput(built.gates[number], built.right)
+                    task.input = GateInput(built.gates[number], built.right[number])
                 task.chain = self._chain(built, number)
                 if stage.reading is not None:
                     sources, codec = readers[stage.id]
-                    own = codec if codec is None else JsonCodec(codec.schema)
+                    own = None if codec is None else codec.another()
                     self._open_reader(stage.reading, task, sources[number], own, watermarks, restored)
         if restored is not None:
             self._restore(restored)
@@ -328,7 +329,7 @@ class StreamJob:
             )
         return codec.schema
 
-    def _readers(self, stage: Stage) -> tuple[Sequence[Source], JsonCodec | None]:
+    def _readers(self, stage: Stage) -> tuple[Sequence[Source], Codec | None]:
         """The sources of the stage's subtasks, as many as the plan has, or fewer; and what decodes their records, where they do not."""
         reading = stage.reading
         assert reading is not None
@@ -339,14 +340,17 @@ class StreamJob:
             schema = schema.append(node.schema.field(node.time))
         source = node.source if isinstance(node.source, Source) else self.around.open_source(node.source)
         decodes = source.scan(node.schema, schema.names)
-        return source.readers(stage.parallelism), None if decodes else JsonCodec(schema)
+        codec: Codec = JsonCodec(schema)
+        if node.table is not None:
+            codec = TableCodec(schema, node.table.keys, node.table.format, node.time if reading.timed else None)
+        return source.readers(stage.parallelism), None if decodes else codec
 
     def _open_reader(
         self,
         reading: Reading,
         task: StreamTask,
         source: Source,
-        codec: JsonCodec | None,
+        codec: Codec | None,
         watermarks: Watermarks,
         restored: Manifest | None,
     ) -> None:
@@ -457,7 +461,6 @@ class StreamJob:
         built = self._built[edge.target.id]
         if edge.right:
             built.right_schema = schema
-            built.right.add(len(built.gates[0]))
         elif schema is not None:
             if built.schema is None:
                 built.schema = schema
@@ -467,8 +470,13 @@ class StreamJob:
                 check_alike(built.schema, schema)
                 built.schema = pa.schema(column_types(schema))
         channels = []
+        own = int(task.name.rsplit("/", 1)[1]) % len(built.gates)
         for number, gate in enumerate(built.gates):
+            if edge.straight and number != own:
+                continue
             channel = Channel(name=f"{task.name} to {built.tasks[number].name}")
+            if edge.right:
+                built.right[number].add(len(gate))
             gate.append(channel)
             channels.append(channel)
         return Output(channels, edge.keys or (), task, edge.everywhere)
@@ -481,9 +489,9 @@ class StreamJob:
         )
         if self._afresh:
             opened.start_afresh()
-        expected = None if built.mixed or built.schema is None else without_time(built.schema)
+        expected = None if built.mixed or built.schema is None else without_marks(built.schema)
         clock = self.around.clock
-        writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000))
+        writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000), changes=built.stage.changes)
         writer.id = built.stage.id
         try:
             writer.open(OperatorContext(built.schema or RECORD_SCHEMA))

@@ -9,6 +9,7 @@ import pyarrow as pa
 from sabot._cython.batch import Batch
 from sabot.connectors.base import RECORD_SCHEMA, Lane, Sink, Token, decode_json, iterate_records
 from sabot.errors import UserError
+from sabot.operators.base import DELETE, OP_COLUMN, with_marks
 from sabot.steps import step
 
 __all__ = ["ListSink"]
@@ -19,7 +20,12 @@ class ListSink(Sink):
 
     Make it outside the function that builds the app. At least once, rows count when they are flushed; what was not is lost in a
     crash. Exactly once, a part that is given again is not taken twice. Safe to look at from any thread.
+
+    Takes changes: `rows` are what came, each with its op in "__op" (0 and 2: the key's row now; 3: it has none), `current` is what
+    they come to.
     """
+
+    takes_changes = True
 
     def __init__(self, name: str = "list") -> None:
         self.name = name
@@ -28,6 +34,7 @@ class ListSink(Sink):
         self._schema: pa.Schema | None = None
         self._lane: Lane | None = None
         self._last: dict[Lane, int] = {}  # the number of the last part
+        self._keys: tuple[str, ...] | None = None  # of the table whose changes come
         self._lock = threading.Lock()
 
     @property
@@ -41,6 +48,20 @@ class ListSink(Sink):
             else:
                 found += data.to_pylist()
         return found
+
+    @property
+    def current(self) -> list[dict[str, Any]]:
+        """Of changes: the rows that are there now, in the order in which their keys came. UserError where none were to come."""
+        if self._keys is None:
+            raise UserError(f"sink {self.name}: its rows are final, nothing changes them", hint="look at .rows")
+        found: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for row in self.rows:
+            key, op = tuple(row[name] for name in self._keys), row.pop(OP_COLUMN)
+            if op == DELETE:
+                found.pop(key, None)
+            else:
+                found[key] = row
+        return list(found.values())
 
     @property
     def batches(self) -> list[pa.RecordBatch]:
@@ -60,6 +81,10 @@ class ListSink(Sink):
 
     def expect(self, schema: pa.Schema) -> None:
         self._schema = schema
+
+    def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
+        self._schema = with_marks(schema, op=True, timed=False)
+        self._keys = tuple(keys)
 
     def open(self) -> None:
         with self._lock:

@@ -24,6 +24,7 @@ from sabot._cython.batch import Batch, normalise
 from sabot._cython.json import encode_rows
 from sabot._cython.keyed import GroupTable, hash_columns, select_rows
 from sabot._cython.partition import KEY_GROUPS, hash_array, key_hash, partition_indices
+from sabot._cython.row_table import RowTable
 from sabot._cython.rows import binary_array, bytes_list, decode_values, encode_keys, encode_values
 
 pack = msgspec.msgpack.encode
@@ -117,6 +118,36 @@ def _naive_extremes(values: list[Any]) -> list[Any]:
     return [results, results]
 
 
+def _kept(column: Any) -> list[Any]:
+    """The rows as a table gives them back, put in as they are and backwards; and which rows it finds when it is asked for these."""
+    rows = _rows(column)
+    table = RowTable(rows.schema, [])
+    ids = table.insert(rows)
+    found = table.match(rows).to_pylist()
+    backwards = pa.array(range(rows.num_rows)[::-1], pa.int32())
+    others = table.insert(rows, selection=backwards)
+    return [*[table.take(x).column(0).to_pylist() for x in (ids, others, ids.slice(len(ids) // 2))], found]
+
+
+def _naive_kept(values: list[Any]) -> list[Any]:
+    return [values, values[::-1], values[len(values) // 2 :], list(range(len(values)))]
+
+
+def _found(column: Any) -> list[Any]:
+    """For each row, the rows with its key; of those the ones that came no later."""
+    rows = _rows(column)
+    table = RowTable(rows.schema, [rows.schema.names[0]])
+    numbers = pa.array(range(rows.num_rows), pa.int64())
+    table.insert(rows, numbers)
+    all_pairs, some = table.find(rows, [0]), table.find(rows, [0], upper=numbers)
+    return [list(zip(*[x.to_pylist() for x in pairs], strict=True)) for pairs in (all_pairs, some)]
+
+
+def _naive_found(values: list[Any]) -> list[Any]:
+    pairs = [(i, j) for i, x in enumerate(values) for j, y in enumerate(values) if x is not None and _same(x, y)]
+    return [pairs, [(i, j) for i, j in pairs if j <= i]]
+
+
 def _as_bytes(value: Any) -> Any:
     return value.encode() if isinstance(value, str) else value
 
@@ -147,6 +178,8 @@ KERNELS = [
     Kernel("select_rows", lambda c: select_rows(c).to_pylist(), lambda v: [i for i, x in enumerate(v) if x], [pa.bool_()]),
     Kernel("GroupTable.keys", _grouped, _naive_grouped, GROUPS),
     Kernel("GroupTable.values", _extremes, _naive_extremes, NUMBERS),
+    Kernel("RowTable.rows", _kept, _naive_kept, list(VALUES)),
+    Kernel("RowTable.keys", _found, _naive_found, GROUPS),
     Kernel("encode_rows", lambda c: [json.loads(x) for x in encode_rows(_rows(c)).to_pylist()], lambda v: [{"c": x} for x in v], EXACT),
 ]
 # fmt: on

@@ -192,11 +192,11 @@ def test_drop_and_rename_pass_the_selection_through() -> None:
     [
         (Drop(["b"]), "drop: there is no column 'b'.*are a, s"),
         (Drop(["a", "s"]), "no column would be left"),
-        (Drop([TIME_COLUMN]), "event time and stays"),
+        (Drop([TIME_COLUMN]), "is ours, and stays"),
         (Rename({"b": "c"}), "rename: there is no column 'b'"),
         (Rename({"a": "s"}), "two columns are called 's'"),
         (Rename({"a": TIME_COLUMN}), "no column can be called"),
-        (Rename({TIME_COLUMN: "t"}), "event time and stays"),
+        (Rename({TIME_COLUMN: "t"}), "is ours, and stays"),
         (Select([]), "there are no columns"),
         (Select([("x", col("a")), ("x", col("s"))]), "two columns are called 'x'"),
         (Select([("x", col("b"))]), "no column 'b'"),

@@ -93,6 +93,10 @@ class Database(ABC):
         """All rows, in order, in the open transaction."""
 
     @abstractmethod
+    def delete(self, data: pa.RecordBatch) -> None:
+        """The rows whose `keys` are among these, which are all the columns of `data`, in the open transaction."""
+
+    @abstractmethod
     def make_tokens(self) -> None:
         """The table of tokens is there."""
 

@@ -17,7 +17,10 @@ from sabot.steps import step
 __all__ = ["PostgresDatabase"]
 
 _ROWS = 16384  # of which CSV is made at once
-_STAGING = '"sabot_rows"'  # rows on their way to replace others, of this session
+_ROWS_IN, _KEYS_OUT = (
+    '"sabot_rows"',
+    '"sabot_keys"',
+)  # of this session: rows on their way to replace others, keys of rows that end
 # What the server or the way to it may never answer is noticed within a minute. The user's own settings come first.
 _DEFAULTS = {
     "connect_timeout": "10",
@@ -52,7 +55,7 @@ class PostgresDatabase(Database):
         self._name = self._prefix + quoted(name)
         self._connection: Any = None
         self._types: dict[str, str] = {}
-        self._staged: list[str] | None = None
+        self._staged: dict[str, list[str]] = {}  # by name, the columns of this session's tables
         try:
             given = self._driver.conninfo.conninfo_to_dict(url)
         except self._driver.Error as error:
@@ -92,7 +95,7 @@ class PostgresDatabase(Database):
             self._connection.autocommit = False
 
     def close(self) -> None:
-        connection, self._connection, self._staged = self._connection, None, None
+        connection, self._connection, self._staged = self._connection, None, {}
         if connection is not None:
             connection.close()
 
@@ -167,23 +170,38 @@ class PostgresDatabase(Database):
             return self._copy(data, self._name)
         names = list(data.schema.names)
         columns = ", ".join(map(quoted, names))
-        if self._staged != names:
-            self._execute(f"DROP TABLE IF EXISTS pg_temp.{_STAGING}")
-            self._execute(
-                f"CREATE TEMP TABLE {_STAGING} ON COMMIT DELETE ROWS AS SELECT {columns} FROM {self._name} WITH NO DATA"
-            )
-            self._staged = names
-        self._copy(last_of_each_key(data, self.keys), f"pg_temp.{_STAGING}")
+        staged = self._stage(last_of_each_key(data, self.keys), _ROWS_IN)
         others = [quoted(name) for name in names if name not in self.keys]
         action = f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in others)}" if others else "NOTHING"
         keys = ", ".join(map(quoted, self.keys))
         with step("sql", self.table):
             self._execute(
-                f"INSERT INTO {self._name} ({columns}) SELECT {columns} FROM pg_temp.{_STAGING} ORDER BY {keys} "
+                f"INSERT INTO {self._name} ({columns}) SELECT {columns} FROM {staged} ORDER BY {keys} "
                 f"ON CONFLICT ({keys}) DO {action}"
             )
-        self._execute(f"DELETE FROM pg_temp.{_STAGING}")
+        self._execute(f"DELETE FROM {staged}")
         return None
+
+    def delete(self, data: pa.RecordBatch) -> None:
+        staged = self._stage(data, _KEYS_OUT)
+        same = " AND ".join(f"t.{quoted(name)} = s.{quoted(name)}" for name in data.schema.names)
+        with step("sql", self.table):
+            self._execute(f"DELETE FROM {self._name} t USING {staged} s WHERE {same}")
+        self._execute(f"DELETE FROM {staged}")
+
+    def _stage(self, data: pa.RecordBatch, name: str) -> str:
+        """Rows into a table of this session, whose columns have the types that the real one's have -> its name."""
+        names = list(data.schema.names)
+        staged = f"pg_temp.{name}"
+        if self._staged.get(name) != names:
+            columns = ", ".join(map(quoted, names))
+            self._execute(f"DROP TABLE IF EXISTS {staged}")
+            self._execute(
+                f"CREATE TEMP TABLE {name} ON COMMIT DELETE ROWS AS SELECT {columns} FROM {self._name} WITH NO DATA"
+            )
+            self._staged[name] = names
+        self._copy(data, staged)
+        return staged
 
     def _copy(self, data: pa.RecordBatch, target: str) -> None:
         types = self._types

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch, normalise
-from sabot.connectors.base import RECORD_SCHEMA, Lane, Sink, Token
+from sabot.codecs.changes import DELETE
+from sabot.connectors.base import RECORD_SCHEMA, Lane, Sink, Token, carries_changes, check_keys
 from sabot.connectors.sql.database import Database
 from sabot.connectors.sql.postgres import PostgresDatabase
-from sabot.connectors.sql.rows import Columns, decoded_records, inferred_schema
+from sabot.connectors.sql.rows import Columns, decoded_records, inferred_schema, last_of_each_key
 from sabot.connectors.sql.sqlite import SqliteDatabase
 from sabot.errors import UserError
 
@@ -31,10 +32,14 @@ class SqlSink(Sink):
     The table is made if it is missing. One that is there needs the columns that come, and keeps what it has. Agents' results are
     JSON objects: their fields are columns; without a table and a schema, their types are those of the first results.
 
+    Takes changes: what tells their rows apart becomes `keys`, a row that comes replaces the one of its key or is new, and one that goes
+    is deleted. Of the rows of one key in a batch only the last is executed.
+
     Exactly once: the rows of a part and its token (table `sabot_tokens`) are one transaction. At least once: each batch is one.
     """
 
     keeps_token = True
+    takes_changes = True
 
     def __init__(self, url: str, table: str, *, keys: Sequence[str] = (), schema: pa.Schema | None = None) -> None:
         if isinstance(keys, str):
@@ -48,6 +53,7 @@ class SqlSink(Sink):
         self._fitting: pa.Schema | None = None  # the last schema that the table has the columns for
         self._columns: Columns | None = None
         self._told: set[str] = set()
+        self._changes = False  # come, not only rows
 
     # -- the contract --------------------------------------------------------------------------------------------------
 
@@ -58,6 +64,21 @@ class SqlSink(Sink):
     def expect(self, schema: pa.Schema) -> None:
         if self._schema is None:
             self._schema = schema
+
+    def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
+        if not keys:
+            raise UserError(
+                f"table {self.name}: changes of a result without a key came: nothing says which row they replace",
+                hint="give the result a column that is the same in all rows, and group by it",
+            )
+        if self._keys and set(self._keys) != set(keys):
+            raise UserError(
+                f"table {self.name}: keys are {', '.join(self._keys)}, but what tells the rows that come apart is {', '.join(keys)}",
+                hint=f"leave keys= out, or write .upsert({', '.join(map(repr, self._keys))}) before .to()",
+            )
+        self.expect(schema)
+        self._keys = self._database.keys = self._keys or list(keys)
+        self._changes = True
 
     def open(self) -> None:
         self._lane = None
@@ -97,8 +118,9 @@ class SqlSink(Sink):
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
         """What can be known without the database: names, and keys that are null. Of records nothing."""
         if not data.schema.equals(RECORD_SCHEMA):
-            self._check_names(data.schema)
-            self._check_keys(data)
+            rows = data.select(data.schema.names[:-1]) if carries_changes(data.schema) else data
+            self._check_names(rows.schema)
+            self._check_keys(rows)
         return data
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
@@ -152,9 +174,31 @@ class SqlSink(Sink):
                 if self._table() is None:
                     self._fit(inferred_schema([each for each in batches[place:] if each.schema.equals(RECORD_SCHEMA)]))
                 data = decoded_records(data, self._table() or {}, self.name, self._told)
+            if carries_changes(data.schema):
+                self._change(data)
+                continue
             self._fit(data.schema)
             self._check_keys(data)
             self._database.insert(data)
+
+    def _change(self, data: pa.RecordBatch) -> None:
+        """What the last row of each key says. Those that go, first: others of their values may come with another key."""
+        rows = data.select(data.schema.names[:-1])
+        if not self._changes:
+            raise UserError(
+                f"table {self.name}: changes came from a program whose rows are final",
+                hint="run the program that wrote them until they are delivered; or drop them: redeliver=skip",
+            )
+        self._fit(rows.schema)
+        self._check_keys(rows)
+        last = last_of_each_key(data, self._keys)
+        ends = pc.equal(last.column(last.num_columns - 1), pa.scalar(DELETE, pa.int8()))
+        going = last.filter(ends).select(self._keys)
+        if going.num_rows:
+            self._database.delete(going)
+        coming = last.filter(pc.invert(ends)).select(rows.schema.names)
+        if coming.num_rows:
+            self._database.insert(coming)
 
     def _table(self) -> Columns | None:
         if self._columns is None:
@@ -181,10 +225,7 @@ class SqlSink(Sink):
         self._fitting = schema
 
     def _check_keys(self, data: pa.RecordBatch) -> None:
-        for key in self._keys:
-            column = data.column(key)
-            if column.null_count or (pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py()):
-                raise UserError(f"table {self.name}: a row without its key {key!r} came")
+        check_keys(data, self._keys, f"table {self.name}")
 
     def _check_names(self, schema: pa.Schema) -> None:
         same = self._database.same_column

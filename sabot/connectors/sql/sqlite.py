@@ -127,6 +127,14 @@ class SqliteDatabase(Database):
             others = [quoted(name) for name in data.schema.names if self.same_column(name) not in keys]
             action = f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in others)}" if others else "NOTHING"
             statement += f" ON CONFLICT ({', '.join(map(quoted, self.keys))}) DO {action}"
+        self._for_each(data, statement)
+
+    def delete(self, data: pa.RecordBatch) -> None:
+        same = " AND ".join(f"{quoted(name)} = ?" for name in data.schema.names)
+        self._for_each(data, f"DELETE FROM {self._name} WHERE {same}")
+
+    def _for_each(self, data: pa.RecordBatch, statement: str) -> None:
+        """The statement for each row, with its values."""
         for start in range(0, data.num_rows, _ROWS):
             part = data.slice(start, _ROWS)
             values = [_values(column, name) for name, column in zip(part.schema.names, part.columns, strict=True)]

@@ -1,0 +1,78 @@
+"""Runs the programs of Peer.java: fetches Flink's jars by Maven once, compiles once, and starts a JVM for each run.
+
+    flink_peer.prepare()                                              # NotThere: no Java, no Maven, or no way to the jars
+    flink_peer.run("regular", left, right, 0, parallelism=2)          # {"seconds": 12.3, "cpu_seconds": 20.1, "sums": [...]}
+
+Flink reads rows as longs from a mapped file (`raw`), which costs it next to nothing: its own Parquet reader needs Hadoop's libraries, and
+decoding CSV would take more than most of these programs. Its start, and the planning of a query, are not in the figures.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+__all__ = ["VERSION", "NotThere", "prepare", "raw", "run"]
+
+HERE = Path(__file__).parent
+PLACE = HERE.parents[2] / ".venv-peers" / "flink"
+JARS, CLASSES = PLACE / "lib", PLACE / "classes"
+VERSION = "1.20.0"
+HEAP = "10g"
+PATIENCE_SECONDS = 1800
+# what Flink's own start script opens to it on Java 17
+OPENED = ["java.lang", "java.util", "java.util.concurrent", "java.nio", "java.lang.reflect", "java.net", "java.time"]
+
+
+class NotThere(Exception):
+    """The peer cannot be run here, and why."""
+
+
+def prepare() -> None:
+    """Jars and classes are there afterwards. Raises NotThere."""
+    for tool in ("java", "javac", "mvn"):
+        if shutil.which(tool) is None:
+            raise NotThere(f"there is no {tool}")
+    mark = PLACE / "pom.xml"  # written last
+    wanted = (HERE / "pom.xml").read_text()
+    if not mark.exists() or mark.read_text() != wanted:
+        shutil.rmtree(PLACE, ignore_errors=True)
+        command = ["mvn", "-q", "-B", "-f", HERE / "pom.xml", "dependency:copy-dependencies", f"-DoutputDirectory={JARS}"]
+        fetched = subprocess.run(command, stdout=sys.stderr)
+        if fetched.returncode:
+            raise NotThere("Maven did not fetch its jars")
+        mark.write_text(wanted)
+    program, made = HERE / "Peer.java", CLASSES / "Peer.class"
+    if not made.exists() or made.stat().st_mtime < program.stat().st_mtime:
+        services = CLASSES / "META-INF" / "services"
+        services.mkdir(parents=True, exist_ok=True)
+        (services / "org.apache.flink.table.factories.Factory").write_text("Peer$Factory\n")
+        subprocess.run(["javac", "-nowarn", "-cp", f"{JARS}/*", "-d", CLASSES, program], check=True, stdout=sys.stderr)
+
+
+def raw(parquet: Path, path: Path) -> Path:
+    """Its rows as longs, row by row, in a file that is made if it is not there. -> the file."""
+    if not path.exists():
+        table = pq.read_table(parquet)
+        rows = np.column_stack([column.to_numpy() for column in table.columns])
+        rows.astype("<i8").tofile(path)
+    return path
+
+
+def run(program: str, *files_and_number: Path | int, parallelism: int, runs: int = 2) -> dict[str, Any]:
+    """The fastest of `runs` runs in one JVM: the first finds it cold. files first, then the program's number (ms, rows)."""
+    *files, number = files_and_number
+    command = ["java", f"-Xms{HEAP}", f"-Xmx{HEAP}", "-XX:+UseG1GC"]
+    command += [option for name in OPENED for option in ("--add-opens", f"java.base/{name}=ALL-UNNAMED")]
+    command += ["-cp", f"{CLASSES}:{JARS}/*", "Peer", program, str(parallelism), str(runs), str(number), *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        raise RuntimeError(f"flink {program}: exit {done.returncode}\n{done.stderr[:4000]}")
+    figures: dict[str, Any] = json.loads(lines[-1])
+    return figures

@@ -1,0 +1,129 @@
+"""Which groups a batch touches, and what becomes of their rows. See changes.pyi for the contract. Plain loops over numpy arrays."""
+
+import numpy as np
+
+from libc.stdint cimport INT64_MIN, int8_t, int32_t, int64_t, uint8_t
+
+__all__ = ["Touches", "weave", "woven"]
+
+
+
+
+cdef class Touches:
+    """The slots that differ, in the order in which they come first. See changes.pyi."""
+
+    cdef object array
+    cdef int32_t[::1] places        # by slot: its place among those of this call; -1: none
+
+    def __init__(self):
+        self.array = np.full(1024, -1, np.int32)
+        self.places = self.array
+
+    cdef int reach(self, int64_t slot) except -1:
+        cdef int64_t known = len(self.array)
+        if slot >= known:
+            grown = np.full(max(slot + 1, 2 * known), -1, np.int32)
+            grown[:known] = self.array
+            self.array = grown
+            self.places = grown
+        return 0
+
+    def of(self, const int32_t[::1] slots, times=None):
+        cdef int64_t count = len(slots), i, found = 0
+        cdef int32_t slot, highest = -1, place
+        touched = np.empty(count, np.int32)
+        inverse = np.empty(count, np.int32)
+        latest = None if times is None else np.empty(count, np.int64)
+        if not count:
+            return touched, inverse, latest
+        cdef int32_t[::1] out = touched
+        cdef int32_t[::1] back = inverse
+        cdef const int64_t[::1] when
+        cdef int64_t[::1] last
+        for i in range(count):
+            if slots[i] < 0:
+                raise IndexError(f"there is no slot {slots[i]}")
+            highest = max(highest, slots[i])
+        self.reach(highest)
+        cdef int32_t[::1] places = self.places
+        with nogil:
+            for i in range(count):
+                slot = slots[i]
+                place = places[slot]
+                if place < 0:
+                    place = <int32_t> found
+                    places[slot] = place
+                    out[found] = slot
+                    found += 1
+                back[i] = place
+            for i in range(found):
+                places[out[i]] = -1
+        if times is not None:
+            if len(times) != count:
+                raise ValueError(f"{len(times)} times of {count} rows")
+            when = times
+            last = latest
+            with nogil:
+                for i in range(found):
+                    last[i] = INT64_MIN
+                for i in range(count):
+                    if when[i] > last[back[i]]:
+                        last[back[i]] = when[i]
+            latest = latest[:found]
+        return touched[:found], inverse, latest
+
+
+def weave(taken, added):
+    """Where the rows of changes come from, and their ops. See changes.pyi."""
+    cdef const uint8_t[::1] away = np.ascontiguousarray(taken).view(np.uint8)
+    cdef const uint8_t[::1] here = np.ascontiguousarray(added).view(np.uint8)
+    cdef int64_t count = len(away), i, total = 0
+    if len(here) != count:
+        raise ValueError(f"{len(here)} rows that come, {count} that go")
+    for i in range(count):
+        total += (away[i] != 0) + (here[i] != 0)
+    rows = np.empty(total, np.int32)
+    choice = np.empty(total, np.int32)
+    ops = np.empty(total, np.int8)
+    if not total:
+        return rows, choice, ops
+    cdef int32_t[::1] row = rows
+    cdef int32_t[::1] chosen = choice
+    cdef int8_t[::1] op = ops
+    cdef int64_t at = 0
+    with nogil:
+        for i in range(count):
+            if away[i]:
+                row[at] = <int32_t> i
+                chosen[at] = <int32_t> i
+                op[at] = 1 if here[i] else 3
+                at += 1
+            if here[i]:
+                row[at] = <int32_t> i
+                chosen[at] = <int32_t> (i + count)
+                op[at] = 2 if away[i] else 0
+                at += 1
+    return rows, choice, ops
+
+
+def woven(const int64_t[::1] before, const int64_t[::1] after, const int32_t[::1] choice):
+    """The words that `choice` names, of both. See changes.pyi."""
+    cdef int64_t count = len(before), total = len(choice), i
+    cdef int32_t place
+    if len(after) != count:
+        raise ValueError(f"{count} rows before, {len(after)} after")
+    result = np.empty(total, np.int64)
+    if not total:
+        return result
+    cdef int64_t[::1] out = result
+    cdef bint within = True
+    with nogil:
+        for i in range(total):
+            within &= 0 <= choice[i] < 2 * count
+        if within:
+            for i in range(total):
+                place = choice[i]
+                out[i] = before[place] if place < count else after[place - count]
+    if not within:
+        raise IndexError(f"rows beyond {count} before and {count} after")
+    return result

@@ -1,0 +1,437 @@
+/* Timers by key: what is due when, and each of them once. The kernel behind timers.pyx; no Python here.
+
+        index     (slot, kind, time, name) ──▶ timer         open addressing; 8 bytes an entry
+        timers    by id: time, key, order, …                  ids are used again
+        Queue     one a kind:
+                      run       all timers of one time, in order ──▶ the next to be given
+                      heap      those set at or before `last`, which is where the queue stands
+                      buckets   all later ones: bucket b holds times whose highest bit that differs from `last` is b
+
+   The queue is a radix heap (Ahuja, Mehlhorn, Orlin, Tarjan 1990): nothing is set before what was given last, or else it goes to the
+   small heap beside it. A timer moves at most 64 times, each time to a lower bucket, and in practice a few times; to set one is to
+   append it. A deleted timer stays in the queue as a dead one until it is met, or until there are more dead ones than living.
+
+   Order: time, then the key that has had timers for longer, then as they were set. */
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <vector>
+
+namespace sabot {
+
+constexpr int64_t SLACK = 1024; /* dead timers that are always tolerated */
+constexpr int EVENT = 0, KINDS = 2;
+
+struct Timer {
+    int64_t at;      /* ms */
+    uint64_t serial; /* of its key: keys that have had timers for longer have less */
+    uint64_t order;  /* in which it was set */
+    int32_t slot;    /* of its key */
+    int32_t name;
+    int32_t used;    /* how often the id was given out */
+    uint8_t kind;
+    bool alive;
+};
+
+struct Slot {
+    uint64_t serial = 0;
+    int64_t at = 0;        /* of its timers in the batch that is being taken */
+    uint64_t batch = 0;    /* the last one that it was in */
+    uint64_t round = 0;    /* the last one in which it was guarded */
+    uint64_t looked = 0;   /* the last look for vacant slots */
+    int64_t guarded = 0;   /* timers set in that round that may never end */
+    int64_t timers = 0;
+};
+
+struct Entry {
+    int64_t at;
+    int32_t id;
+};
+
+class Timers {
+  public:
+    int64_t alive = 0, dead = 0;
+    int64_t fired = 0;
+    int32_t over = -1; /* the slot that has set more timers in a round than the guard allows; -1: none */
+
+    /* -> whether it is new. The name has one more timer then. */
+    bool add(int32_t slot, int64_t at, int kind, int32_t name) {
+        if (static_cast<size_t>(slot) >= slots_.size()) slots_.resize(std::max<size_t>(slot + 1, slots_.size() * 2));
+        if ((alive + 1) * 8 > static_cast<int64_t>(index_.size()) * 5) grow();
+        const uint64_t hash = hash_of(slot, at, kind, name);
+        size_t place = hash & mask_;
+        for (; index_[place].id >= 0; place = (place + 1) & mask_) {
+            if (index_[place].tag == tag_of(hash) && same(timers_[index_[place].id], slot, at, kind, name)) return false;
+        }
+        const int32_t id = new_id();
+        Slot& key = slots_[slot];
+        if (key.timers++ == 0) key.serial = ++serials_;
+        Timer& timer = timers_[id];
+        timer.at = at, timer.serial = key.serial, timer.order = ++orders_;
+        timer.slot = slot, timer.name = name, timer.kind = static_cast<uint8_t>(kind), timer.alive = true;
+        index_[place] = {id, tag_of(hash)};
+        alive++;
+        if (guard_limit_ && at <= guard_floor_) guard(slot);
+        Queue& queue = queues_[kind];
+        if (queue.holding) queue.held.push_back(id);
+        else push(queue, id);
+        return true;
+    }
+
+    /* -> whether it was there. Its name has one timer less then. */
+    bool remove(int32_t slot, int64_t at, int kind, int32_t name) {
+        if (index_.empty()) return false;
+        const uint64_t hash = hash_of(slot, at, kind, name);
+        for (size_t place = hash & mask_; index_[place].id >= 0; place = (place + 1) & mask_) {
+            const int32_t id = index_[place].id;
+            if (index_[place].tag == tag_of(hash) && same(timers_[id], slot, at, kind, name)) {
+                forget(place, id);
+                dead++;
+                if (dead > alive + SLACK) sweep();
+                return true;
+            }
+        }
+        return false;
+    }
+
+    /* The next timer of the kind with time <= limit is over and copied to `out`; false where there is none. */
+    bool take(int kind, int64_t limit, Timer* out) {
+        Queue& queue = queues_[kind];
+        const int32_t id = next(queue, limit);
+        if (id < 0) return false;
+        *out = timers_[id];
+        drop(queue, id);
+        return true;
+    }
+
+    /* As many as come before a key that has had its turn at another time, at most `rows`: appends slots and times. */
+    void take_batch(int kind, int64_t limit, int64_t rows, std::vector<int32_t>& slots, std::vector<int64_t>& times) {
+        Queue& queue = queues_[kind];
+        batches_++;
+        for (int64_t row = 0; row < rows; row++) {
+            const int32_t id = next(queue, limit);
+            if (id < 0) return;
+            Slot& key = slots_[timers_[id].slot];
+            if (key.batch == batches_) {
+                if (key.at != timers_[id].at) return;
+            } else {
+                key.batch = batches_;
+                key.at = timers_[id].at;
+            }
+            slots.push_back(timers_[id].slot);
+            times.push_back(timers_[id].at);
+            names.push_back(timers_[id].name);
+            drop(queue, id);
+        }
+    }
+    std::vector<int32_t> names; /* of the timers of the last take_batch: each has one less */
+
+    /* Slots of timers that are probably among the next; no order. */
+    void soon(int kind, int64_t limit, size_t rows, std::vector<int32_t>& out) {
+        Queue& queue = queues_[kind];
+        if (next(queue, limit) < 0) return;
+        auto look = [&](int32_t id) { /* the key of a dead one may be gone */
+            if (timers_[id].alive) out.push_back(timers_[id].slot);
+        };
+        for (size_t i = queue.at_run; i < queue.run.size() && out.size() < rows; i++) look(queue.run[i]);
+        for (size_t i = 0; i < queue.heap.size() && out.size() < rows; i++) look(queue.heap[i].id);
+        for (const auto& bucket : queue.buckets) {
+            for (size_t i = 0; i < bucket.entries.size() && out.size() < rows; i++) look(bucket.entries[i].id);
+        }
+    }
+
+    /* From here on new timers of the kind are not given before `release`. */
+    void hold(int kind) { queues_[kind].holding = true; }
+    void release(int kind) {
+        Queue& queue = queues_[kind];
+        queue.holding = false;
+        for (const int32_t id : queue.held) push(queue, id);
+        queue.held.clear();
+    }
+
+    /* A round begins: a key may set so many timers in it whose time is at most the floor. 0: no round. */
+    void begin_guard(int64_t limit) {
+        guard_limit_ = limit;
+        rounds_++;
+        over = -1;
+    }
+    void set_floor(int64_t floor) { guard_floor_ = floor; }
+
+    /* Of these slots, and of all that have lost their last timer since the last call, those that have none: each once. */
+    void vacant(const int32_t* slots, int64_t count, std::vector<int32_t>& out) {
+        looks_++;
+        auto look = [&](int32_t slot) {
+            if (slot < 0) return;
+            if (static_cast<size_t>(slot) >= slots_.size()) slots_.resize(slot + 1);
+            Slot& key = slots_[slot];
+            if (key.looked == looks_) return;
+            key.looked = looks_;
+            if (key.timers == 0) out.push_back(slot);
+        };
+        for (const int32_t slot : vacated_) look(slot);
+        for (int64_t i = 0; i < count; i++) look(slots[i]);
+        vacated_.clear();
+    }
+
+    template <class Body>
+    void each(Body body) const {
+        for (const Timer& timer : timers_) {
+            if (timer.alive) body(timer);
+        }
+    }
+
+    int64_t bytes() const {
+        int64_t entries = 0;
+        for (const Queue& queue : queues_) {
+            entries += queue.heap.capacity() + queue.run.capacity();
+            for (const auto& bucket : queue.buckets) entries += bucket.entries.capacity();
+        }
+        return timers_.capacity() * sizeof(Timer) + slots_.capacity() * sizeof(Slot) + index_.size() * sizeof(Known)
+            + (unused_.capacity() + vacated_.capacity()) * sizeof(int32_t) + entries * sizeof(Entry);
+    }
+
+  private:
+    struct Known {
+        int32_t id; /* -1: free */
+        uint32_t tag;
+    };
+    struct Bucket {
+        std::vector<Entry> entries;
+        int64_t least = INT64_MAX; /* of living and dead */
+    };
+    struct Queue {
+        Bucket buckets[65];
+        std::vector<Entry> heap;
+        std::vector<int32_t> run, held;
+        size_t at_run = 0;
+        int64_t run_at = 0;
+        int64_t last = INT64_MIN;
+        bool holding = false;
+    };
+
+    std::vector<Timer> timers_;
+    std::vector<int32_t> unused_;
+    std::vector<Slot> slots_;
+    std::vector<int32_t> vacated_;
+    std::vector<Known> index_;
+    size_t mask_ = 0;
+    Queue queues_[KINDS];
+    uint64_t serials_ = 0, orders_ = 0, batches_ = 0, rounds_ = 0, looks_ = 0;
+    int64_t guard_limit_ = 0, guard_floor_ = INT64_MIN;
+
+    static uint64_t hash_of(int32_t slot, int64_t at, int kind, int32_t name) {
+        const uint64_t who = static_cast<uint64_t>(static_cast<uint32_t>(slot)) << 32 | static_cast<uint32_t>(name * 2 + kind);
+        const unsigned __int128 product = (static_cast<unsigned __int128>(who ^ 0x6a09e667f3bcc909ULL))
+            * (static_cast<uint64_t>(at) * 0x9e3779b97f4a7c15ULL ^ 0xbb67ae8584caa73bULL);
+        uint64_t hash = static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
+        hash = (hash ^ who) * 0xa54ff53a5f1d36f1ULL;
+        return hash ^ hash >> 32;
+    }
+    static uint32_t tag_of(uint64_t hash) { return static_cast<uint32_t>(hash >> 32); }
+    static bool same(const Timer& timer, int32_t slot, int64_t at, int kind, int32_t name) {
+        return timer.at == at && timer.slot == slot && timer.name == name && timer.kind == kind;
+    }
+    uint64_t hash_of(const Timer& timer) const { return hash_of(timer.slot, timer.at, timer.kind, timer.name); }
+
+    int32_t new_id() {
+        if (!unused_.empty()) {
+            const int32_t id = unused_.back();
+            unused_.pop_back();
+            return id;
+        }
+        if (timers_.size() >= INT32_MAX) throw std::overflow_error("more than 2^31 - 1 timers in one subtask: use more parallelism");
+        timers_.push_back({});
+        return static_cast<int32_t>(timers_.size() - 1);
+    }
+
+    void guard(int32_t slot) {
+        Slot& key = slots_[slot];
+        if (key.round != rounds_) {
+            key.round = rounds_;
+            key.guarded = 0;
+        }
+        if (++key.guarded > guard_limit_) over = slot;
+    }
+
+    /* The index, doubled. */
+    void grow() {
+        const size_t size = index_.empty() ? 1024 : index_.size() * 2;
+        index_.assign(size, {-1, 0});
+        mask_ = size - 1;
+        for (size_t id = 0; id < timers_.size(); id++) {
+            if (!timers_[id].alive) continue;
+            const uint64_t hash = hash_of(timers_[id]);
+            size_t place = hash & mask_;
+            while (index_[place].id >= 0) place = (place + 1) & mask_;
+            index_[place] = {static_cast<int32_t>(id), tag_of(hash)};
+        }
+    }
+
+    /* Out of the index, and off its key; those behind it in the index close up. */
+    void forget(size_t place, int32_t id) {
+        size_t hole = place;
+        for (size_t at = (hole + 1) & mask_; index_[at].id >= 0; at = (at + 1) & mask_) {
+            const size_t home = hash_of(timers_[index_[at].id]) & mask_;
+            if (((at - home) & mask_) >= ((at - hole) & mask_)) {
+                index_[hole] = index_[at];
+                hole = at;
+            }
+        }
+        index_[hole].id = -1;
+        timers_[id].alive = false;
+        alive--;
+        if (--slots_[timers_[id].slot].timers == 0) vacated_.push_back(timers_[id].slot);
+    }
+
+    /* It is given: it stands first in the run or in the heap. */
+    void drop(Queue& queue, int32_t id) {
+        const uint64_t hash = hash_of(timers_[id]);
+        size_t place = hash & mask_;
+        while (index_[place].id != id) place = (place + 1) & mask_;
+        forget(place, id);
+        fired++;
+        if (queue.at_run < queue.run.size() && queue.run[queue.at_run] == id) queue.at_run++;
+        else pop_heap(queue);
+        unused_.push_back(id);
+    }
+
+    bool later(const Entry& a, const Entry& b) const {
+        if (a.at != b.at) return a.at > b.at;
+        const Timer &left = timers_[a.id], &right = timers_[b.id];
+        if (left.serial != right.serial) return left.serial > right.serial;
+        return left.order > right.order;
+    }
+    void pop_heap(Queue& queue) {
+        std::pop_heap(queue.heap.begin(), queue.heap.end(), [this](const Entry& a, const Entry& b) { return later(a, b); });
+        queue.heap.pop_back();
+    }
+
+    void push(Queue& queue, int32_t id) {
+        const int64_t at = timers_[id].at;
+        if (at <= queue.last) {
+            queue.heap.push_back({at, id});
+            std::push_heap(queue.heap.begin(), queue.heap.end(), [this](const Entry& a, const Entry& b) { return later(a, b); });
+        } else {
+            push_bucket(queue, {at, id});
+        }
+    }
+    void push_bucket(Queue& queue, Entry entry) {
+        const uint64_t differing = static_cast<uint64_t>(entry.at) ^ static_cast<uint64_t>(queue.last); /* at != last */
+        Bucket& bucket = queue.buckets[64 - __builtin_clzll(differing)];
+        bucket.entries.push_back(entry);
+        bucket.least = std::min(bucket.least, entry.at);
+    }
+
+    /* The dead one is met: its id may be used again. */
+    void bury(int32_t id) {
+        dead--;
+        unused_.push_back(id);
+    }
+
+    /* The next living timer with time <= limit, now first in the run or the heap; -1: none. */
+    int32_t next(Queue& queue, int64_t limit) {
+        while (true) {
+            while (queue.at_run < queue.run.size() && !timers_[queue.run[queue.at_run]].alive) bury(queue.run[queue.at_run++]);
+            while (!queue.heap.empty() && !timers_[queue.heap.front().id].alive) {
+                bury(queue.heap.front().id);
+                pop_heap(queue);
+            }
+            const bool has_run = queue.at_run < queue.run.size();
+            if (has_run || !queue.heap.empty()) {
+                int32_t id = has_run ? queue.run[queue.at_run] : queue.heap.front().id;
+                if (has_run && !queue.heap.empty() && later({queue.run_at, id}, queue.heap.front())) id = queue.heap.front().id;
+                return timers_[id].at <= limit ? id : -1;
+            }
+            if (!refill(queue, limit)) return -1;
+        }
+    }
+
+    /* The run becomes the timers of the next time, if that is <= limit. -> whether there is any. */
+    bool refill(Queue& queue, int64_t limit) {
+        queue.run.clear();
+        queue.at_run = 0;
+        for (Bucket& bucket : queue.buckets) {
+            if (bucket.entries.empty()) continue;
+            if (bucket.least > limit) return false;
+            std::vector<Entry> entries;
+            entries.swap(bucket.entries);
+            bucket.least = INT64_MAX;
+            int64_t least = INT64_MAX;
+            size_t kept = 0;
+            for (const Entry& entry : entries) {
+                if (timers_[entry.id].alive) {
+                    entries[kept++] = entry;
+                    least = std::min(least, entry.at);
+                } else {
+                    bury(entry.id);
+                }
+            }
+            entries.resize(kept);
+            if (entries.empty()) continue;
+            if (least > limit) {
+                bucket.least = least;
+                entries.swap(bucket.entries);
+                return false;
+            }
+            queue.last = queue.run_at = least;
+            for (const Entry& entry : entries) {
+                if (entry.at == least) queue.run.push_back(entry.id);
+                else push_bucket(queue, entry);
+            }
+            sort_run(queue.run);
+            return true;
+        }
+        return false;
+    }
+
+    void sort_run(std::vector<int32_t>& run) {
+        if (run.size() < 2) return;
+        struct Place {
+            uint64_t serial, order;
+            int32_t id;
+        };
+        std::vector<Place> places;
+        places.reserve(run.size());
+        bool sorted = true;
+        for (const int32_t id : run) {
+            places.push_back({timers_[id].serial, timers_[id].order, id});
+            const size_t n = places.size();
+            sorted = sorted && (n < 2 || !before(places[n - 1].serial, places[n - 1].order, places[n - 2].serial, places[n - 2].order));
+        }
+        if (sorted) return;
+        std::sort(places.begin(), places.end(), [](const Place& a, const Place& b) { return before(a.serial, a.order, b.serial, b.order); });
+        for (size_t i = 0; i < run.size(); i++) run[i] = places[i].id;
+    }
+    static bool before(uint64_t serial, uint64_t order, uint64_t other_serial, uint64_t other_order) {
+        return serial != other_serial ? serial < other_serial : order < other_order;
+    }
+
+    /* Without the dead ones. */
+    void sweep() {
+        for (Queue& queue : queues_) {
+            auto buried = [&](int32_t id) {
+                if (timers_[id].alive) return false;
+                bury(id);
+                return true;
+            };
+            queue.run.erase(queue.run.begin(), queue.run.begin() + queue.at_run);
+            queue.at_run = 0;
+            queue.run.erase(std::remove_if(queue.run.begin(), queue.run.end(), buried), queue.run.end());
+            queue.held.erase(std::remove_if(queue.held.begin(), queue.held.end(), buried), queue.held.end());
+            auto entry_buried = [&](const Entry& entry) { return buried(entry.id); };
+            queue.heap.erase(std::remove_if(queue.heap.begin(), queue.heap.end(), entry_buried), queue.heap.end());
+            std::make_heap(queue.heap.begin(), queue.heap.end(), [this](const Entry& a, const Entry& b) { return later(a, b); });
+            for (Bucket& bucket : queue.buckets) {
+                auto& entries = bucket.entries;
+                entries.erase(std::remove_if(entries.begin(), entries.end(), entry_buried), entries.end());
+                bucket.least = INT64_MAX;
+                for (const Entry& entry : entries) bucket.least = std::min(bucket.least, entry.at);
+            }
+        }
+    }
+};
+
+}  // namespace sabot

@@ -1,0 +1,60 @@
+"""`Stream.describe`: what a bounded stream holds, column by column."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from sabot.api import aggregates
+from sabot.api.aggregates import Aggregate, count, max, mean, min, stddev
+
+__all__ = ["QUARTILES", "aggregates_of", "table_of"]
+
+QUARTILES = (0.25, 0.5, 0.75)
+
+_SCHEMA = pa.schema(
+    [
+        ("column", pa.string()),
+        ("type", pa.string()),
+        ("count", pa.int64()),
+        ("nulls", pa.int64()),
+        ("distinct", pa.int64()),
+        ("mean", pa.float64()),
+        ("std", pa.float64()),
+        ("min", pa.string()),
+        ("25%", pa.float64()),
+        ("50%", pa.float64()),
+        ("75%", pa.float64()),
+        ("max", pa.string()),
+    ]
+)
+
+
+def aggregates_of(schema: pa.Schema) -> dict[str, Aggregate]:
+    """What `table_of` needs: by "<number of the column>.<what>"."""
+    wanted: dict[str, Aggregate] = {"rows": count()}
+    for i, column in enumerate(schema):
+        name, number = column.name, _is_number(column.type)
+        wanted[f"{i}.count"] = count(name)
+        if not pa.types.is_nested(column.type):
+            wanted[f"{i}.distinct"] = aggregates.approx_count_distinct(name)
+            wanted |= {f"{i}.min": min(name), f"{i}.max": max(name)}
+        if number:
+            wanted |= {f"{i}.mean": mean(name), f"{i}.std": stddev(name)}
+            wanted |= {f"{i}.{q:.0%}": aggregates.approx_quantile(name, q) for q in QUARTILES}
+    return wanted
+
+
+def table_of(schema: pa.Schema, values: dict[str, Any]) -> pa.Table:
+    """The one row of the aggregates -> a row for each column of the stream."""
+    rows = []
+    for i, column in enumerate(schema):
+        row: dict[str, Any] = {field.name: values.get(f"{i}.{field.name}") for field in _SCHEMA}
+        row |= {"column": column.name, "type": str(column.type), "count": row["count"] or 0}
+        row["nulls"] = (values.get("rows") or 0) - row["count"]
+        row |= {end: None if row[end] is None else str(row[end]) for end in ("min", "max")}
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))

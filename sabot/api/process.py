@@ -1,0 +1,300 @@
+"""Process functions as users write them: rows of a key, its state, its timers.
+
+    def three_declines(row, ctx):                                # a row at a time
+        seen = (ctx.state("declined").get() or 0) + 1
+        ctx.state("declined").put(seen)
+        ctx.timers.event(ctx.timestamp + 60_000)                 # on_timer is called a minute later, in event time
+        if seen == 3:
+            return {"account": ctx.key, "why": "three declines"}
+
+    keyed.process(three_declines, schema={"account": "string", "why": "string"}, on_timer=forget)
+
+    def totals(keys, batch, ctx):                                # batch=True: a batch at a time, nothing is done per row
+        state = ctx.state("total")
+        ...
+        state.put_many(keys, sums)
+        ctx.timers.event_many(keys, pc.add(ctx.timestamp, 60_000))
+
+What a function gets as `ctx` is described by the protocols below. A `ProcessSpec` is the checked description of a step.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import pyarrow as pa
+
+from sabot.api.expr import as_type
+from sabot.config import Duration, parse_seconds
+from sabot.errors import UserError
+
+__all__ = [
+    "BatchProcessContext",
+    "BatchState",
+    "BatchTimers",
+    "BroadcastMap",
+    "KeyList",
+    "KeyMap",
+    "KeyState",
+    "Process",
+    "ProcessContext",
+    "ProcessSpec",
+    "Timer",
+    "Timers",
+    "process_spec",
+]
+
+Array: TypeAlias = pa.Array
+Row: TypeAlias = dict[str, Any]
+
+
+class Timer(NamedTuple):
+    """A timer that fires. at: ms, as it was set. kind: "event" or "processing"."""
+
+    at: int
+    name: str
+    kind: str
+
+
+class KeyState(Protocol):
+    """One value of the key: None, bool, int (64 bit), float, str, bytes, lists and dicts of these. Each read gives a copy."""
+
+    def get(self) -> Any:
+        """The value; None when absent."""
+
+    def put(self, value: Any) -> None:
+        """Kept from here on; None deletes."""
+
+    def delete(self) -> None: ...
+
+
+class KeyList(Protocol):
+    """A list of the key; to add to it costs the same however long it is."""
+
+    def add(self, value: Any) -> None: ...
+    def get(self) -> list[Any]:
+        """All of it, in order; [] when absent."""
+
+    def delete(self) -> None: ...
+
+
+class KeyMap(Protocol):
+    """A dict of the key; a field costs the same however many there are."""
+
+    def get(self, field: Any) -> Any:
+        """None when absent."""
+
+    def put(self, field: Any, value: Any) -> None:
+        """None removes the field."""
+
+    def items(self) -> dict[Any, Any]: ...
+    def delete(self, field: Any = ...) -> None:
+        """One field; without it all of them."""
+
+
+class Timers(Protocol):
+    """The timers of the key. Set twice, a timer (kind, time, name) is one. One in the past fires at the next occasion."""
+
+    def event(self, at_ms: int, name: str = "") -> None:
+        """Due when the watermark reaches `at_ms`."""
+
+    def processing(self, at_ms: int, name: str = "") -> None:
+        """Due when the clock does. What is pending when a bounded input ends does not fire."""
+
+    def delete(self, at_ms: int, name: str = "", *, kind: str = "event") -> None:
+        """It does not fire; one that is not there is fine."""
+
+
+class BroadcastMap(Protocol):
+    """A map that all keys share, the same in every subtask. What it gives is its own: not to be changed."""
+
+    def get(self, key: Any, default: Any = None) -> Any: ...
+    def items(self) -> Mapping[Any, Any]:
+        """All of it, in the order in which keys were put first."""
+
+    def put(self, key: Any, value: Any) -> None:
+        """In the function of the broadcast side alone: UserError elsewhere. None deletes."""
+
+    def delete(self, key: Any) -> None:
+        """As `put`."""
+
+
+class ProcessContext(Protocol):
+    """What a function over rows gets. Its own only for the length of the call."""
+
+    key: Any
+    """The key: a value, or a tuple where there are several columns; None for a row of a broadcast side."""
+    timestamp: int | None
+    """Event time of the row, or the time of the timer, in ms; None where the stream has no event time."""
+    watermark: int | None
+    """No row below it is expected any more; a row that comes all the same is processed like others. None: there was none yet."""
+
+    def now(self) -> int:
+        """The clock, in ms since 1970. It is another one when rows are processed again after a restart."""
+
+    def state(self, name: str = "state") -> KeyState: ...
+    def list(self, name: str) -> KeyList: ...
+    def map(self, name: str) -> KeyMap: ...
+    @property
+    def timers(self) -> Timers: ...
+    def side(self, name: str, row: Row) -> None:
+        """A row for one of `sides=`."""
+
+    def broadcast(self, name: str = "broadcast") -> BroadcastMap: ...
+
+
+class BatchState(Protocol):
+    """One value for each key. `keys`: an array like the one that the function gets."""
+
+    def get_many(self, keys: Array) -> Array:
+        """Row i -> the value of keys[i], null when absent; of the type that the values have."""
+
+    def put_many(self, keys: Array, values: Array) -> None:
+        """Null deletes; of equal keys the last counts. Not of times or decimals: cast them first."""
+
+    def delete_many(self, keys: Array) -> None: ...
+
+
+class BatchTimers(Protocol):
+    """Timers of many keys; `at`: int64 ms, one for each key, or one for all."""
+
+    def event_many(self, keys: Array, at: Array | int) -> None: ...
+    def processing_many(self, keys: Array, at: Array | int) -> None: ...
+    def delete_many(self, keys: Array, at: Array | int, *, kind: str = "event") -> None: ...
+
+
+class BatchProcessContext(Protocol):
+    """What a function over batches gets.
+
+    It gives None, or anything that speaks Arrow: with as many rows as it got, these have their event times; with other rows it gives
+    a pair (data, their event times in ms).
+    """
+
+    timestamp: Array | None
+    """int64: event time of each row, or the time of each timer; None where the stream has no event time."""
+    watermark: int | None
+    kind: str
+    """In `on_timer`: "event" or "processing"."""
+
+    def now(self) -> int: ...
+    def state(self, name: str = "state") -> BatchState: ...
+    @property
+    def timers(self) -> BatchTimers: ...
+    def side(self, name: str, data: Any) -> None:
+        """Rows (anything that speaks Arrow) for one of `sides=`."""
+
+    def broadcast(self, name: str = "broadcast") -> BroadcastMap: ...
+
+
+class Process:
+    """To derive from, where a step is better said as an object: `keyed.process(Declines(limit=3), schema=...)`.
+
+    One object serves all subtasks, each in its thread: what belongs to a key goes into `ctx.state`, not into `self`.
+    """
+
+    def process(self, row: Row, ctx: ProcessContext) -> Row | Iterable[Row] | None:
+        """A row -> nothing, a row, or rows."""
+        raise NotImplementedError
+
+    def process_right(self, row: Row, ctx: ProcessContext) -> Row | Iterable[Row] | None:
+        """A row of the other side."""
+        raise NotImplementedError
+
+    def on_timer(self, timer: Timer, ctx: ProcessContext) -> Row | Iterable[Row] | None:
+        """A timer of the key fires."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class ProcessSpec:
+    """A checked process step.
+
+    schema: what the functions give, without marks. sides: name -> columns of rows that leave by it. ttl_ms: a value is forgotten when
+    so much event time has passed since it was put. broadcast: the right side has no key, and all subtasks get its rows.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    right: Callable[..., Any] | None
+    on_timer: Callable[..., Any] | None
+    schema: pa.Schema
+    sides: Mapping[str, pa.Schema]
+    batch: bool
+    ttl_ms: int | None
+    broadcast: bool
+
+
+def process_spec(
+    function: Any,
+    *,
+    schema: pa.Schema | Mapping[str, Any],
+    batch: bool = False,
+    on_timer: Callable[..., Any] | None = None,
+    sides: Mapping[str, pa.Schema | Mapping[str, Any]] | None = None,
+    ttl: Duration | None = None,
+    right: Callable[..., Any] | None = None,
+    two_inputs: bool = False,
+    broadcast: bool = False,
+) -> ProcessSpec:
+    """The description of `keyed.process(...)` (or of `keyed.connect(other).process(...)`: two_inputs). UserError for what cannot be.
+
+    function: a callable, or an object with the methods process and, as it needs them, on_timer and process_right.
+    """
+    whole = function
+    method = _method(whole, "process")
+    if method is not None:
+        function = method
+        on_timer = on_timer or _method(whole, "on_timer")
+        right = right or (_method(whole, "process_right") if two_inputs else None)
+    if not callable(function):
+        raise UserError(
+            f"process: {whole!r} is no function, and has no method `process`", hint="process(f, schema=...)"
+        )
+    name = f"process({getattr(whole, '__qualname__', type(whole).__name__)})"
+    if any(inspect.iscoroutinefunction(each) for each in (function, on_timer, right)):
+        raise UserError(
+            f"{name}: a process function cannot be async", hint="call out in stream.map_async(...) before it"
+        )
+    for what, each in (("on_timer", on_timer), ("right", right)):
+        if each is not None and not callable(each):
+            raise UserError(f"{name}: {what}={each!r} is no function")
+    if two_inputs and right is None:
+        raise UserError(
+            f"{name}: nothing is said of the rows of the other side", hint="give it right=, a second function"
+        )
+    if right is not None and not two_inputs:
+        raise UserError(f"{name}: right= has no rows", hint="keyed.connect(other).process(f, right=g, ...)")
+    ttl_ms = None if ttl is None else round(parse_seconds(ttl, name="ttl") * 1000)
+    if ttl_ms is not None and ttl_ms < 1:
+        raise UserError(f"{name}: ttl={ttl!r} is less than a millisecond")
+    columns = _schema(name, "schema", schema)
+    named = {str(side): _schema(name, f"sides[{side!r}]", each) for side, each in (sides or {}).items()}
+    return ProcessSpec(name, function, right, on_timer, columns, named, bool(batch), ttl_ms, broadcast)
+
+
+def _method(whole: Any, name: str) -> Callable[..., Any] | None:
+    """The object's method, if it is more than the one of `Process`."""
+    if isinstance(whole, type):
+        return None
+    method = getattr(whole, name, None)
+    if not callable(method) or getattr(type(whole), name, None) is getattr(Process, name):
+        return None
+    return method  # type: ignore[no-any-return]
+
+
+def _schema(name: str, what: str, given: Any) -> pa.Schema:
+    if isinstance(given, pa.Schema):
+        schema = pa.schema([(field.name, field.type) for field in given])
+    elif isinstance(given, Mapping):
+        schema = pa.schema([pa.field(str(column), as_type(kind)) for column, kind in given.items()])
+    else:
+        hint = '{"account": "string", "amount": "float64"}, or a pa.Schema'
+        raise UserError(f"{name}: {what}={given!r} is no schema", hint=hint)
+    if not len(schema):
+        raise UserError(f"{name}: {what} has no columns")
+    for column in schema.names:
+        if column.startswith("__") or schema.names.count(column) > 1:
+            reason = "stands for something of ours" if column.startswith("__") else "is there twice"
+            raise UserError(f"{name}: {what}: the column {column!r} {reason}", hint="give it another name")
+    return schema

@@ -1,0 +1,344 @@
+"""What is known of a node's rows before anything runs: their columns, whether they are changes, and of which unique key.
+
+With it a misspelt column is an error where it is written, not where it would run.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+from sabot.api.expr import Expr, col
+from sabot.api.nodes import (
+    AggregateWindow,
+    AsofJoin,
+    Broadcast,
+    Changelog,
+    Connect,
+    Deduplicate,
+    Drop,
+    Filter,
+    FlatMap,
+    GroupAggregate,
+    IntervalJoin,
+    Join,
+    Lookup,
+    LookupAsync,
+    MapAsync,
+    MapBatches,
+    Match,
+    Materialize,
+    Node,
+    Over,
+    Process,
+    Read,
+    Reduce,
+    Rename,
+    RunningAggregate,
+    Select,
+    Side,
+    TopN,
+    Union,
+    Upsert,
+    WindowJoin,
+    WindowTopN,
+    WithColumns,
+    Write,
+)
+from sabot.api.patterns import MATCH_END, MATCH_START
+from sabot.api.windows import CountWindow
+from sabot.errors import UserError
+
+__all__ = [
+    "OP",
+    "WINDOW_COLUMNS",
+    "answer_names",
+    "check_columns",
+    "check_node",
+    "columns_of",
+    "is_changes",
+    "is_upserted",
+    "named_columns",
+    "right_names",
+    "step_name",
+    "unique_key",
+]
+
+T = TypeVar("T")
+
+
+def _remembered(find: Callable[[Node], T]) -> Callable[[Node], T]:
+    """Each node is asked once, however many steps and streams stand on it."""
+    known: WeakKeyDictionary[Node, T] = WeakKeyDictionary()
+
+    def ask(node: Node) -> T:
+        if node not in known:
+            known[node] = find(node)
+        return known[node]
+
+    ask.__doc__ = find.__doc__
+    return ask
+
+
+OP = "op"  # the column that a changelog has for people
+WINDOW_COLUMNS = ("window_start", "window_end")
+
+
+@_remembered
+def columns_of(node: Node) -> list[str] | None:
+    """The names of a node's columns as the program has them; None where a function, or records to come, decide."""
+    match node:
+        case Read():
+            return None if node.schema is None else list(node.schema.names)
+        case MapBatches() | FlatMap():
+            return None if node.schema is None else list(node.schema.names)
+        case MapAsync():
+            return list(node.call.schema.names)
+        case Match():
+            return [*node.keys, MATCH_START, MATCH_END, *(name for name, _ in node.measures)]
+        case Process() | Connect():
+            return list(node.spec.schema.names)
+        case Side():
+            return list(node.input.spec.sides[node.name].names)
+        case Select():
+            return [name for name, _ in node.columns]
+        case RunningAggregate() | GroupAggregate():
+            return [*node.keys, *(name for name, _ in node.aggregates)]
+        case AggregateWindow():
+            if isinstance(node.window, CountWindow):
+                return None  # with event time it has the bounds of its windows too
+            return [*node.keys, *WINDOW_COLUMNS, *(name for name, _ in node.aggregates)]
+        case Join():
+            return _columns_of_join(node)
+    known = columns_of(node.inputs[0]) if node.inputs else None
+    if known is None:
+        return None
+    match node:
+        case WithColumns():
+            return known + [name for name, _ in node.columns if name not in known]
+        case Drop():
+            return [name for name in known if name not in node.names]
+        case Rename():
+            return [dict(node.names).get(name, name) for name in known]
+        case Changelog():
+            return [OP, *known]
+        case TopN():
+            return known + ([] if node.rank is None else [node.rank])
+        case WindowTopN():
+            return [*known, *WINDOW_COLUMNS, *([] if node.rank is None else [node.rank])]
+        case Over():
+            return [*known, *(name for name, _ in node.columns)]
+        case LookupAsync():
+            return [*known, *(new for _, new in answer_names(node))]
+        case _:
+            return known
+
+
+def _columns_of_join(node: Join) -> list[str] | None:
+    left, names = columns_of(node.left), right_names(node)
+    if left is None or names is None:
+        return None
+    return [*left, *(WINDOW_COLUMNS if _has_window(node) else ()), *(new for _, new in names)]
+
+
+def _has_window(node: Join) -> bool:
+    return isinstance(node, WindowJoin) and node.how not in ("semi", "anti")
+
+
+def right_names(node: Join) -> list[tuple[str, str]] | None:
+    """(column of the right, its name in the result), without its keys; None where the columns are not known."""
+    if node.how in ("semi", "anti"):
+        return []
+    left, right = columns_of(node.left), columns_of(node.right)
+    if left is None or right is None:
+        return None
+    taken = {*left, *(WINDOW_COLUMNS if _has_window(node) else ())}
+    names = [(name, name + node.suffix if name in taken else name) for name in right if name not in node.right_keys]
+    for _, new in names:
+        if new in taken:
+            raise UserError(
+                f"join: two columns of the result would be called {new!r}",
+                hint='choose another suffix="…", or rename one',
+            )
+        taken.add(new)
+    return names
+
+
+def answer_names(node: LookupAsync) -> list[tuple[str, str]]:
+    """(column of the answers, its name in the result)."""
+    known = columns_of(node.input) or []
+    return [(name, name + node.suffix if name in known else name) for name in node.call.call.schema.names]
+
+
+@_remembered
+def is_changes(node: Node) -> bool:
+    """Whether rows of the node may take back what was said before."""
+    match node:
+        case GroupAggregate() | Upsert() | TopN():
+            return True
+        case Changelog() | Materialize():
+            return False
+        case AsofJoin() | Lookup() | IntervalJoin() | WindowJoin():
+            return False
+        case Join():
+            return node.how not in ("inner", "semi") or is_changes(node.left) or is_changes(node.right)
+        case Filter() | Select() | WithColumns() | Drop() | Rename() | Union() | Deduplicate() | Broadcast():
+            return any(map(is_changes, node.inputs))
+        case _:
+            return False
+
+
+@_remembered
+def unique_key(node: Node) -> tuple[str, ...] | None:
+    """Columns of which a table made of the changes has each value once; None: not known, or no changes."""
+    if not is_changes(node):
+        return None
+    match node:
+        case GroupAggregate() | Upsert():
+            return node.keys
+        case TopN():
+            return None if node.rank is None or node.ties != "row_number" else (*node.keys, node.rank)
+        case Filter() | Broadcast():
+            return unique_key(node.inputs[0])
+        case Deduplicate():
+            return node.keys
+    key = unique_key(node.inputs[0]) if node.inputs else None
+    if key is None:
+        return None
+    match node:
+        case Select():
+            kept = {expr.name: name for name, expr in node.columns if expr.same(col(expr.name))}
+            return tuple(kept[name] for name in key) if set(key) <= kept.keys() else None
+        case WithColumns():
+            return None if set(key) & {name for name, _ in node.columns} else key
+        case Drop():
+            return None if set(key) & set(node.names) else key
+        case Rename():
+            return tuple(dict(node.names).get(name, name) for name in key)
+        case _:
+            return None
+
+
+def is_upserted(node: Node) -> bool:
+    """Whether the program says by which key its changes are to be kept: `.upsert(…)` stands before, and only steps without state after."""
+    if isinstance(node, Upsert):
+        return True
+    if isinstance(node, Filter | Select | WithColumns | Drop | Rename):
+        return is_upserted(node.input)
+    return False
+
+
+# -- checks -----------------------------------------------------------------------------------------------------------
+
+_ANYTHING = (Filter, Select, WithColumns, Drop, Rename, Union, Deduplicate, Broadcast, GroupAggregate, Upsert, TopN)
+_TAKE_CHANGES = (*_ANYTHING, Changelog, Materialize, Write)
+_WORDS = {
+    "RunningAggregate": "aggregate",
+    "AggregateWindow": "window",
+    "WindowTopN": "window",
+    "GroupAggregate": "group_by",
+    "IntervalJoin": "join(…, between=)",
+    "WindowJoin": "join(…, window=)",
+    "AsofJoin": "join_asof",
+    "TopN": "top_n",
+    "Write": "to",
+    "WithColumns": "with_columns",
+    "FlatMap": "flat_map",
+    "MapBatches": "map_batches",
+    "Match": "pattern",
+    "MapAsync": "map_async",
+    "LookupAsync": "lookup",
+    "Connect": "process",
+}
+
+
+def step_name(node: Node) -> str:
+    """The step as users write it."""
+    name = type(node).__name__
+    return _WORDS.get(name, name.lower())
+
+
+def check_node(node: Node) -> None:
+    """Raises UserError where a step names a column that is not there, or cannot take the changes that come."""
+    for upstream, named in zip(node.inputs, named_columns(node), strict=True):
+        check_columns(step_name(node), upstream, sorted(named))
+    if isinstance(node, Join):
+        right_names(node)
+    _check_changes(node)
+
+
+def check_columns(where: str, node: Node, names: Iterable[str]) -> None:
+    """Raises UserError for the first of these that is no column of the node's rows, as far as they are known."""
+    known = columns_of(node)
+    if known is None:
+        return
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise UserError(f"{where}: there is no column {name!r}", hint=f"{hint}the columns are {', '.join(known)}")
+
+
+def _check_changes(node: Node) -> None:
+    if isinstance(node, _TAKE_CHANGES) and not isinstance(node, Deduplicate):
+        return
+    if isinstance(node, Deduplicate):
+        if is_changes(node.input) and node.within_ms is not None:
+            raise _refused(node, "deduplicate(within=)")
+        return
+    if type(node) is Join:
+        return
+    inputs = node.inputs[:1] if isinstance(node, AsofJoin | Lookup) else node.inputs
+    if any(map(is_changes, inputs)):
+        raise _refused(node, step_name(node))
+
+
+def _refused(node: Node, what: str) -> UserError:
+    more = (
+        'group_by("key").aggregate(…) takes changes; ' if isinstance(node, RunningAggregate | AggregateWindow) else ""
+    )
+    return UserError(
+        f"{what}: the rows that come in are changes (updates and deletes of earlier ones), which it cannot take",
+        hint=f"{more}.materialize() waits for the final rows, .changelog() gives each change as a row of its own",
+    )
+
+
+def named_columns(node: Node) -> list[frozenset[str]]:
+    """For each input of a step, the columns of it that the step names."""
+    if isinstance(node, Join | Connect):
+        return [frozenset(node.left_keys), frozenset(node.right_keys)]
+    return [_named(node)] * len(node.inputs)
+
+
+def _named(node: Node) -> frozenset[str]:
+    match node:
+        case Filter():
+            return node.predicate.columns
+        case Select() | WithColumns():
+            return _columns(expr for _, expr in node.columns)
+        case Drop():
+            return frozenset(node.names)
+        case Rename():
+            return frozenset(old for old, _ in node.names)
+        case AggregateWindow() | RunningAggregate() | GroupAggregate():
+            return frozenset(node.keys).union(*(aggregate.columns for _, aggregate in node.aggregates))
+        case TopN() | WindowTopN():
+            return frozenset([*node.keys, *(name for name, _ in node.by)])
+        case Deduplicate() | Reduce() | Upsert():
+            return frozenset(node.keys)
+        case Process():
+            return frozenset(node.keys)
+        case Match():
+            return frozenset(node.keys) | node.pattern.columns | _columns(expr for _, expr in node.measures)
+        case LookupAsync():
+            return frozenset(node.call.on)
+        case Over():
+            return frozenset(node.keys).union(*(each.columns for _, each in node.columns))
+        case Write():
+            return frozenset() if node.key is None else frozenset([node.key])
+        case _:
+            return frozenset()
+
+
+def _columns(exprs: Iterable[Expr]) -> frozenset[str]:
+    return frozenset().union(*(expr.columns for expr in exprs))

@@ -1,0 +1,175 @@
+"""Records of a table -> its rows, each with what becomes of its key: INSERT, this is the key's row now; DELETE, it has none.
+
+payload ─▶ the row, its key among its columns            no payload ─▶ the record's key ─▶ the key's columns, all else null
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.json import BadRow, JsonDecoder
+from sabot.codecs.changes import DELETE, INSERT, OP_COLUMN
+from sabot.codecs.debezium import Envelopes
+from sabot.codecs.keys import JsonKeys, TextKeys
+from sabot.errors import UserError
+
+__all__ = ["TableCodec"]
+
+_FORMATS = ("json", "debezium")
+
+
+class TableCodec:
+    """Records of a topic that holds a table: the last record of a key is its row, a null payload (a tombstone) ends it.
+
+    schema: the table's columns, `keys` among them. What a payload does not say of its key is read from the record's key: one column of
+    text as it stands, one of another type as JSON (its value, or an object with it), several as a JSON object. time: a column of event
+    time; of rows that end a key it is the record's timestamp. format: "json", the payload is the row; "debezium": `codecs.debezium`.
+
+    A row whose key is null, or that ends a key which cannot be read, is a bad row. One codec is of one thread: see `another`.
+    """
+
+    def __init__(self, schema: pa.Schema, keys: Sequence[str], format: str = "json", time: str | None = None) -> None:
+        if format not in _FORMATS:
+            raise UserError(f"format={format!r} is no format of tables", hint=f"one of {', '.join(_FORMATS)}")
+        unknown = [key for key in keys if key not in schema.names]
+        if unknown or not keys:
+            raise UserError(
+                f"a table needs a key among its columns, not {', '.join(map(repr, unknown)) or 'none'}",
+                hint=f"the columns are {', '.join(schema.names)}",
+            )
+        if OP_COLUMN in schema.names:
+            raise UserError(f"{OP_COLUMN!r} is a name of ours", hint="call the column another name")
+        self._given = (schema, tuple(keys), format, time)
+        columns = [field.with_nullable(True) for field in schema]
+        self._schema = pa.schema([*columns, pa.field(OP_COLUMN, pa.int8())])
+        self._keys = list(keys)
+        self._time = None if time in self._keys else time
+        # a payload need not say its key
+        asked = pa.schema([field.with_nullable(True) if field.name in self._keys else field for field in schema])
+        self._rows = Envelopes(asked, keys) if format == "debezium" else _Plain(asked)
+        of_key = pa.schema([self._schema.field(key) for key in keys])
+        text = len(of_key) == 1 and of_key.field(0).type in (pa.string(), pa.binary()) and format == "json"
+        self._key_rows = TextKeys(of_key) if text else JsonKeys(of_key, connect=format == "debezium")
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of decoded batches: those that were given, any of which may be null in a row that ends a key, and OP_COLUMN."""
+        return self._schema
+
+    def another(self) -> "TableCodec":
+        """One that does the same, for another thread."""
+        return TableCodec(*self._given)
+
+    def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
+        """Records (RECORD_SCHEMA) -> the rows that are good, in order, and the bad ones."""
+        payloads = batch.column("payload")
+        numbers = np.arange(len(payloads))
+        pieces: list[tuple[Any, pa.RecordBatch]] = []
+        if payloads.null_count:
+            there = np.asarray(payloads.is_valid())
+            pieces.append((numbers[~there], self._ends(len(payloads) - int(there.sum()))))
+            numbers, payloads = numbers[there], payloads.drop_null()
+        unfit: dict[int, str] = {}
+        for rows, data in self._rows.read(payloads, unfit):
+            pieces.append((numbers[rows], pa.RecordBatch.from_arrays(data.columns, schema=self._schema)))
+        bad = {int(numbers[row]): reason for row, reason in unfit.items()}
+        numbers, data = _in_order(pieces)
+        numbers, data = self._with_keys(numbers, data, batch.column("key"), bad)
+        if self._time is not None:
+            data = self._with_times(numbers, data, self._time, batch.column("timestamp"))
+        return data, [BadRow(row, bad[row]) for row in sorted(bad)]
+
+    def _ends(self, rows: int) -> pa.RecordBatch:
+        """Rows that end keys which are not known yet."""
+        columns: list[Any] = [pa.nulls(rows, field.type) for field in self._schema]
+        columns[-1] = _ops(rows, DELETE)
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+    def _with_keys(
+        self, numbers: Any, data: pa.RecordBatch, keys: pa.Array, bad: dict[int, str]
+    ) -> tuple[Any, pa.RecordBatch]:
+        """What the payloads did not say of their keys, from the records' keys."""
+        unsaid = np.zeros(data.num_rows, bool)
+        for key in self._keys:
+            if data.column(key).null_count:
+                unsaid |= np.asarray(data.column(key).is_null())
+        rows = np.flatnonzero(unsaid)
+        if not len(rows):
+            return numbers, data
+        asked = keys.take(pa.array(numbers[rows]))
+        found, reasons = self._key_rows.read(asked)
+        places = np.full(data.num_rows, -1)
+        places[rows] = np.arange(len(rows))
+        spread: Any = pa.array(places, mask=~unsaid)
+        good = np.ones(data.num_rows, bool)
+        for key, column in zip(self._keys, found, strict=True):
+            index = data.schema.get_field_index(key)
+            whole = pc.coalesce(data.column(index), column.take(spread))
+            data = data.set_column(index, self._schema.field(index), whole)
+            good &= np.asarray(whole.is_valid())
+        if good.all():
+            return numbers, data
+        for row in np.flatnonzero(~good).tolist():
+            place = int(places[row])
+            why = reasons.get(
+                place, "the record's key does not say it" if asked[place].is_valid else "the record has no key"
+            )
+            bad[int(numbers[row])] = f"{self._lack(data.slice(row, 1))}: {why}"
+        return numbers[good], data.filter(pa.array(good))
+
+    def _lack(self, row: pa.RecordBatch) -> str:
+        """What a row is without its key."""
+        names = ", ".join(repr(key) for key in self._keys if row.column(key).null_count)
+        if row.column(row.num_columns - 1)[0].as_py() == DELETE:
+            return f"a deletion without its key {names}"
+        return f"the key {names} is null"
+
+    def _with_times(self, numbers: Any, data: pa.RecordBatch, time: str, stamps: pa.Array) -> pa.RecordBatch:
+        """What ends a key happens when its record was made."""
+        ends = pc.equal(data.column(OP_COLUMN), pa.scalar(DELETE, pa.int8()))
+        if not pc.any(ends).as_py():
+            return data
+        index = data.schema.get_field_index(time)
+        times = _as_time(stamps.take(pa.array(numbers)), data.schema.field(index).type)
+        return data.set_column(index, data.schema.field(index), pc.if_else(ends, times, data.column(index)))
+
+
+class _Plain:
+    """Payloads that are the rows."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._decoder = JsonDecoder(schema)
+
+    def read(self, payloads: pa.Array, bad: dict[int, str]) -> list[tuple[Any, pa.RecordBatch]]:
+        """As `Envelopes.read`."""
+        rows, refused = self._decoder.decode(payloads)
+        bad.update({each.row: each.reason for each in refused})
+        numbers = np.delete(np.arange(len(payloads)), [each.row for each in refused])
+        columns: list[Any] = [*rows.columns, _ops(rows.num_rows, INSERT)]
+        return [(numbers, pa.RecordBatch.from_arrays(columns, names=[*rows.schema.names, OP_COLUMN]))]
+
+
+def _ops(rows: int, op: int) -> pa.Int8Array:
+    return pa.array(np.full(rows, op, np.int8))
+
+
+def _in_order(pieces: list[tuple[Any, pa.RecordBatch]]) -> tuple[Any, pa.RecordBatch]:
+    """Rows and their numbers, by number."""
+    pieces = [(numbers, data) for numbers, data in pieces if data.num_rows] or pieces[:1]
+    if len(pieces) == 1:
+        return pieces[0]
+    numbers = np.concatenate([numbers for numbers, _ in pieces])
+    order = np.argsort(numbers, kind="stable")
+    return numbers[order], pa.concat_batches([data for _, data in pieces]).take(pa.array(order))
+
+
+def _as_time(stamps: Any, kind: pa.DataType) -> Any:
+    """Milliseconds as a column of event time has them."""
+    if pa.types.is_integer(kind):
+        return stamps.cast(kind)
+    if pa.types.is_timestamp(kind):
+        return stamps.cast(pa.timestamp("ms", kind.tz)).cast(kind, safe=False)
+    return stamps.cast(pa.timestamp("ms")).cast(kind, safe=False)

@@ -1,0 +1,239 @@
+"""Values as bytes and back, column by column: bytes that sort as the values do, and rows of any columns as one byte string each.
+
+Equal values have equal bytes: -0.0 is 0.0, every NaN is the one, and greater than all numbers. Text sorts by its UTF-8. A row is its
+columns one after the other, each behind a byte that says whether it is null (which sorts first). Of a list the bytes say only whether
+two are equal.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.multiset import join_keys, split_keys
+
+__all__ = ["NAN", "from_ordered", "ordered", "ordered_width", "packed", "unpacked"]
+
+Array: TypeAlias = pa.Array
+_Part: TypeAlias = tuple[Array, int]  # bytes without nulls, and how many each has (-1: they differ)
+
+NAN = b"\xff\xf8\x00\x00\x00\x00\x00\x00"  # as `ordered` has it
+_SIGN = np.uint64(1 << 63)
+
+
+def ordered_width(kind: pa.DataType) -> int:
+    """Bytes of a value, as `ordered` gives them; -1: they differ."""
+    types = pa.types
+    if types.is_string(kind) or types.is_binary(kind):
+        return -1
+    if types.is_floating(kind):
+        return 8
+    return 1 if types.is_boolean(kind) else int(kind.bit_width) // 8
+
+
+def ordered(column: Array) -> Array:
+    """Each value as bytes that sort as values do (binary, without nulls: those of a null are any). Not for nested types."""
+    kind = column.type
+    width = ordered_width(kind)
+    if width < 0:
+        return pc.fill_null(column.cast(pa.binary()), b"")
+    cells = _cells(column, width)
+    if column.null_count:
+        cells[column.is_null().to_numpy(zero_copy_only=False)] = 0
+    return _of_cells(cells)
+
+
+def from_ordered(values: Array, kind: pa.DataType) -> Array:
+    """The column that `ordered` was given. Null where `values` (large binary) are."""
+    width = ordered_width(kind)
+    if width < 0:
+        return values.cast(kind)
+    missing = values.is_null().to_numpy(zero_copy_only=False)
+    cells = np.zeros((len(values), width), np.uint8)
+    cells[~missing] = _data(values).reshape(-1, width)
+    return _column(cells, kind, missing if missing.any() else None)
+
+
+def packed(columns: Sequence[Array], rows: int) -> Array:
+    """Each row of the columns as bytes (large binary)."""
+    parts = [part for column in columns for part in _parts(column)]
+    if not parts:
+        return pa.array([b""] * rows, pa.large_binary())
+    return join_keys([part for part, _ in parts], [width for _, width in parts])
+
+
+def unpacked(rows: Array, kinds: Sequence[pa.DataType]) -> list[Array]:
+    """The columns that `packed` was given; all of them null where `rows` is null."""
+    widths = [width for kind in kinds for width in _widths(kind)]
+    missing = rows.is_null()
+    absent = bool(rows.null_count)
+    there = rows.drop_null() if absent else rows
+    parts = iter(split_keys(there, widths) if widths else [])
+    columns = [_from_parts(kind, parts, len(there)) for kind in kinds]
+    if absent:
+        places = np.cumsum(~missing.to_numpy(zero_copy_only=False)) - 1
+        index = pa.array(places, mask=missing.to_numpy(zero_copy_only=False))
+        columns = [column.take(index) for column in columns]
+    return columns
+
+
+# One column's parts
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_list(kind) or types.is_map(kind) or types.is_fixed_size_list(kind))
+
+
+def _item(kind: pa.DataType) -> pa.DataType:
+    return pa.struct([kind.key_field, kind.item_field]) if pa.types.is_map(kind) else kind.value_type
+
+
+def _widths(kind: pa.DataType) -> list[int]:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _widths(kind.storage_type)
+    if pa.types.is_null(kind):
+        return []
+    if pa.types.is_struct(kind):
+        return [1, *(width for field in kind for width in _widths(field.type))]
+    if _is_list(kind):
+        return [1, -1, -1]
+    return [1, ordered_width(kind)]
+
+
+def _parts(column: Array) -> list[_Part]:
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _parts(column.storage)
+    if pa.types.is_null(kind):
+        return []
+    there = _of_cells(column.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8).reshape(-1, 1))
+    if pa.types.is_struct(kind):
+        return [(there, 1), *(part for child in column.flatten() for part in _parts(child))]
+    if _is_list(kind):
+        return [(there, 1), *((part, -1) for part in _list_parts(column))]
+    return [(there, 1), (ordered(column), ordered_width(kind))]
+
+
+def _list_parts(column: Array) -> list[Array]:
+    """How long the bytes of each value are; the bytes themselves, end to end."""
+    if not pa.types.is_list(column.type):
+        column = column.cast(pa.list_(_item(column.type)))
+    sizes = pc.list_value_length(column).fill_null(0).to_numpy()
+    bounds = np.concatenate([[0], np.cumsum(sizes)])
+    values = pc.list_flatten(column)
+    keys = packed([values], len(values))
+    ends = _offsets(keys)
+    lengths = np.diff(ends).astype(np.int32)
+    return [_large(bounds * 4, lengths), _large(ends[bounds] - ends[0], _data(keys))]
+
+
+def _from_parts(kind: pa.DataType, parts: Iterator[Array], rows: int) -> Array:
+    if isinstance(kind, pa.BaseExtensionType):
+        return pa.ExtensionArray.from_storage(kind, _from_parts(kind.storage_type, parts, rows))
+    if pa.types.is_null(kind):
+        return pa.nulls(rows)
+    missing = _data(next(parts)) == 0
+    mask = pa.array(missing) if missing.any() else None
+    if pa.types.is_struct(kind):
+        children = [_from_parts(field.type, parts, rows) for field in kind]
+        if not children:
+            return pa.array([None if gone else {} for gone in missing.tolist()], kind)
+        return pa.StructArray.from_arrays(children, fields=list(kind), mask=mask)
+    if _is_list(kind):
+        return _list_column(kind, next(parts), next(parts), missing)
+    column = from_ordered(next(parts), kind)
+    return column if mask is None else pc.if_else(mask, pa.scalar(None, kind), column)
+
+
+def _list_column(kind: pa.DataType, lengths: Array, data: Array, missing: Any) -> Array:
+    ends = np.concatenate([[0], np.cumsum(_data(lengths).view(np.int32))])
+    values = unpacked(_large(ends, _data(data)), [_item(kind)])[0]
+    sizes = np.diff(_offsets(lengths)) // 4
+    if pa.types.is_fixed_size_list(kind) and missing.any():  # a null has values, too
+        index = np.full((len(missing), kind.list_size), -1)
+        index[~missing] = np.arange(len(values)).reshape(-1, kind.list_size)
+        values = values.take(pa.array(index.reshape(-1), mask=index.reshape(-1) < 0))
+    bounds = pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
+    mask = pa.array(missing) if missing.any() else None
+    if pa.types.is_map(kind):
+        keys, items = (values.field(0), values.field(1)) if len(values) else values.flatten()
+        return pa.MapArray.from_arrays(bounds, keys, items, type=kind, mask=mask)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=mask)
+    return pa.ListArray.from_arrays(bounds, values, type=kind, mask=mask)
+
+
+# Cells: the bytes of values of one width, a row each
+
+
+def _cells(column: Array, width: int) -> Any:
+    kind = column.type
+    if pa.types.is_boolean(kind):
+        return column.fill_null(False).to_numpy(zero_copy_only=False).astype(np.uint8).reshape(-1, 1)
+    if pa.types.is_floating(kind):
+        values = column.cast(pa.float64()).fill_null(0.0).to_numpy() + 0.0
+        values[np.isnan(values)] = np.nan
+        bits = values.view(np.uint64)
+        return _big_endian(np.where(bits & _SIGN, ~bits, bits | _SIGN))
+    if not len(column) or column.buffers()[1] is None:
+        return np.zeros((len(column), width), np.uint8)
+    start = column.offset * width
+    raw = np.frombuffer(column.buffers()[1], np.uint8)[start : start + len(column) * width].reshape(-1, width)
+    if pa.types.is_fixed_size_binary(kind) or pa.types.is_interval(kind):
+        return raw.copy()
+    cells = raw[:, ::-1].copy()
+    if not pa.types.is_unsigned_integer(kind):
+        cells[:, 0] ^= 0x80
+    return cells
+
+
+def _column(cells: Any, kind: pa.DataType, missing: Any) -> Array:
+    validity = None if missing is None else pa.py_buffer(np.packbits(~missing, bitorder="little"))
+    rows = len(cells)
+    if pa.types.is_boolean(kind):
+        values = np.packbits(cells[:, 0], bitorder="little")
+    elif pa.types.is_floating(kind):
+        bits = np.ascontiguousarray(cells[:, ::-1]).reshape(-1).view(np.uint64)
+        reals = np.where(bits & _SIGN, bits ^ _SIGN, ~bits).view(np.float64)
+        values = reals.astype(kind.to_pandas_dtype())
+    elif pa.types.is_fixed_size_binary(kind) or pa.types.is_interval(kind):
+        values = cells
+    else:
+        if not pa.types.is_unsigned_integer(kind):
+            cells[:, 0] ^= 0x80
+        values = cells[:, ::-1]
+    return pa.Array.from_buffers(kind, rows, [validity, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def _big_endian(words: Any) -> Any:
+    return words.astype(">u8").view(np.uint8).reshape(-1, 8)
+
+
+# Byte strings
+
+
+def _of_cells(cells: Any) -> Array:
+    rows, width = cells.shape
+    return _large(np.arange(rows + 1) * width, np.ascontiguousarray(cells))
+
+
+def _large(offsets: Any, data: Any) -> Array:
+    buffers = [None, pa.py_buffer(offsets.astype(np.int64)), pa.py_buffer(np.ascontiguousarray(data))]
+    return pa.Array.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
+
+
+def _offsets(values: Array) -> Any:
+    if not len(values):
+        return np.zeros(1, np.int64)
+    kind = np.int64 if pa.types.is_large_binary(values.type) else np.int32
+    return np.frombuffer(values.buffers()[1], kind)[values.offset : values.offset + len(values) + 1]
+
+
+def _data(values: Array) -> Any:
+    """All bytes, as numpy; those of nulls are none."""
+    ends = _offsets(values)
+    data = values.buffers()[2]
+    return np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]

@@ -1,0 +1,364 @@
+"""Process functions: the user's own logic over rows of a key, with state and timers.
+
+    rows ──▶ function ───────────────┐
+    rows of the other side ──▶ right ├──▶ rows out, rows to sides
+    watermark, clock ──▶ on_timer ───┘
+                │   ▲
+                ▼   │
+    values by (name, key)    in `state.keyed_values`: in memory, or in RocksDB before which there is a cache
+    timers                   a `TimerTable`, by slots of a `GroupTable`, which has the keys that have timers
+    broadcast maps           the same in every subtask
+
+`process_rows` calls functions that take a row, `process_columns` those that take a batch; both stand on `process_state`.
+
+Event timers fire in the order of time when the watermark reaches them, before it is passed on; those that a timer sets and that are due
+fire in the same advance, each in its turn. A key that goes on setting timers without end at the end of the input (or, before that, at no
+later time than the one that fires) is stopped at TIMERS_OF_A_KEY.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Never, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import KEY_GROUPS
+from sabot._cython.timers import EVENT, PROCESSING
+from sabot.api.process import ProcessSpec
+from sabot.codecs.json import schema_text
+from sabot.errors import CorruptCheckpoint, UserError
+from sabot.operators.aggregates import Aggregator, Snapshot, columns_schema, owned_groups, read_batches
+from sabot.operators.base import (
+    END_OF_TIME,
+    OP_COLUMN,
+    TIME_COLUMN,
+    Operator,
+    OperatorContext,
+    OperatorState,
+    SavedState,
+    with_time,
+)
+from sabot.operators.process_columns import BatchForm
+from sabot.operators.process_rows import RowForm
+from sabot.operators.process_state import LEAST, Form, Keyed, Side, parts_of
+from sabot.operators.sessions import time_index
+from sabot.state.keyed_values import Mine
+
+__all__ = ["Process", "saved_process"]
+
+Array: TypeAlias = pa.Array
+
+_CHUNK_ROWS = 65_536
+_INTEGERS = {32: pa.int32(), 64: pa.int64()}
+_BROADCAST = pa.schema([("name", pa.string()), ("key", pa.binary()), ("value", pa.binary())])
+
+
+class Process(Operator):
+    """The functions of `spec` over rows by `keys`. What they give has the columns of spec.schema, and event time.
+
+    right_keys: of the second input, in the order of `keys`; none where it is broadcast. What a row makes has its event time, what a
+    timer makes the timer's (not below the watermark that was passed on before); that of a processing timer is the watermark. Rows below
+    the watermark are processed like others: the function has ctx.watermark. Sides get their rows without TIME_COLUMN.
+    """
+
+    def __init__(self, keys: Sequence[str], spec: ProcessSpec, *, right_keys: Sequence[str] = (), id: str = "") -> None:
+        self.id = id
+        self.spec = spec
+        self.inputs = 1 if spec.right is None else 2
+        self.polls = spec.on_timer is not None
+        self._names, self._right_names = list(keys), list(right_keys)
+        self._state: Keyed | None = None
+        self._dropped: dict[str, int] = {}
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        spec = self.spec
+        there = Aggregator(self._names, [], context.input)  # says which columns are missing
+        if not self._names:
+            raise UserError(f"{spec.name}: there is no key", hint='stream.key_by("account").process(...)')
+        for input in (context.input, context.right):
+            if input is not None and OP_COLUMN in input.names:
+                raise UserError(f"{spec.name}: its rows are changes", hint="make them rows first: .changelog()")
+        timed = TIME_COLUMN in context.input.names
+        if spec.ttl_ms is not None:
+            time_index(context.input, f"{spec.name}: values with a ttl")
+        self._context = context
+        self._state = Keyed(spec, there.keys, timed, context)
+        self._schema = with_time(spec.schema, timed)
+        form = BatchForm if spec.batch else RowForm
+        self._form: Form = form(self._state, self._give, self._aside)
+        self._left = Side(context.input, there.key_indices)
+        self._right: Side | None = None
+        if spec.right is not None:
+            self._right = self._open_right(context.right, there.keys, timed)
+        return self._schema
+
+    def _open_right(self, input: pa.Schema | None, keys: pa.Schema, timed: bool) -> "Side":
+        assert input is not None, "an operator of two inputs is told the columns of both"
+        if timed and TIME_COLUMN not in input.names:
+            reason = "one side has event time, the other has none"
+            raise UserError(f"{self.spec.name}: {reason}", hint="name both streams' time columns: time=...")
+        if self.spec.broadcast:
+            return Side(input, [])
+        there = Aggregator(self._right_names, [], input)
+        if [field.type for field in there.keys] != [field.type for field in keys]:
+            sides = [", ".join(f"{field.name} {field.type}" for field in each) for each in (keys, there.keys)]
+            raise UserError(f"{self.spec.name}: the keys of the sides differ: {sides[0]}; {sides[1]}", hint="cast them")
+        return Side(input, there.key_indices)
+
+    def process(self, batch: Batch) -> None:
+        self._form.rows(self.spec.function, self._left, batch)
+
+    def process_right(self, batch: Batch) -> None:
+        function, side = self.spec.right, self._right
+        assert function is not None, "an operator of one input has no right side"
+        assert side is not None, "open comes first"
+        self._form.rows(function, side, batch)
+
+    def advance(self, watermark_ms: int) -> None:
+        state = self._keyed
+        passed = state.watermark_ms
+        if passed is not None and watermark_ms < passed:
+            return
+        state.watermark_ms = watermark_ms
+        if self.spec.on_timer is not None and state.timers:
+            state.guard()
+            self._form.fire(EVENT, watermark_ms, LEAST if passed is None else passed)
+            state.timers.guard(0)
+        state.values.advance(watermark_ms)
+
+    def poll(self, now_ms: int) -> None:
+        state = self._keyed
+        if not state.timers:
+            return
+        state.poll_ms = now_ms
+        state.timers.hold(PROCESSING)  # one that is set for now is for the next poll
+        try:
+            self._form.fire(PROCESSING, now_ms, state.now())
+        finally:
+            state.timers.release(PROCESSING)
+            state.poll_ms = None
+
+    def _give(self, data: pa.RecordBatch, times: Array | None, batch: Batch | None) -> None:
+        """Rows go on; `batch`: they are the last that were made of it."""
+        if times is not None:
+            data = data.append_column(TIME_COLUMN, times)
+        if data.num_rows:
+            self.emit(Batch(data) if batch is None else batch.with_data(data))
+
+    def _aside(self, name: str, data: pa.RecordBatch) -> None:
+        if name in self._context.side:
+            self._context.side[name](Batch(data))
+        else:
+            self._dropped[name] = self._dropped.get(name, 0) + data.num_rows
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _keyed(self) -> "Keyed":
+        assert self._state is not None, "open comes first"
+        return self._state
+
+    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+        state = self._keyed
+        values = state.values.cut()
+        facts = {"watermark": state.watermark_ms, "latest": state.latest_ms, "values": values is not None}
+        facts |= self.about_state(state.values.statistics()["keys"] + len(state.timers))
+        timers = _timers_cut(state) if state.timers else None
+        maps = {name: dict(each.stored) for name, each in state.maps.items() if each.stored}
+        if values is None and timers is None and not maps:
+            return facts, None
+        return facts, _ProcessSnapshot(values, timers, maps)
+
+    def restore(self, saved: list[SavedState]) -> None:
+        state = self._keyed
+        watermarks = [part.facts["watermark"] for part in saved]
+        if watermarks and None not in watermarks and min(watermarks) < END_OF_TIME:
+            # at END_OF_TIME it was drained: time begins anew
+            state.watermark_ms = min(watermarks)
+            state.values.advance(state.watermark_ms)
+        state.latest_ms = max([part.facts["latest"] for part in saved], default=LEAST)
+        state.tell_time(state.now())
+        mine = self._mine()
+        directories = [part.directory for part in saved if part.facts["values"]]
+        if directories:
+            passed = LEAST if state.watermark_ms is None else state.watermark_ms
+            state.values.take_over(directories, mine, passed)
+        for part in saved:
+            _load_timers(state, part.directory, owned_groups(self._context) if mine is not None else None)
+        for part in saved[:1]:  # the same in all
+            for batch in read_batches(part.directory, "broadcast"):
+                for name, key, value in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    state.map(name).store(key, value)
+
+    def _mine(self) -> Mine | None:
+        """What of a checkpoint belongs to this subtask; None: all."""
+        context, fields = self._context, self._keyed.keys
+        if context.only is not None:
+            only = context.only
+            return lambda entries: _those_with_hash(entries, fields, only)
+        groups = owned_groups(context)(pa.array(range(KEY_GROUPS), pa.uint64())).to_pylist()
+        if all(groups):
+            return None
+        return lambda entries: (entry for entry in entries if groups[entry[1][0] << 8 | entry[1][1]])
+
+    def state_schema(self) -> dict[str, Any]:
+        return {"kind": "process", "keys": columns_schema(self._keyed.keys), "ttl": self.spec.ttl_ms}
+
+    def state_reader(self) -> dict[str, Any]:
+        return {"keys": self._names, "input": schema_text(self._keyed.keys)}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        """Keys, name, value as JSON text: a row for each value, list or map that a key has."""
+        keys = self._keyed.keys
+        schema = _contents_schema(keys)
+        rows: list[tuple[Any, str, str]] = []
+        for row in self._keyed.contents():
+            rows.append(row)
+            if len(rows) == _CHUNK_ROWS:
+                yield _contents_batch(rows, keys, schema)
+                rows = []
+        if rows:
+            yield _contents_batch(rows, keys, schema)
+
+    def close(self) -> None:
+        if self._state is not None:
+            self._state.values.shut()
+
+    def statistics(self) -> dict[str, Any]:
+        if self._state is None:
+            return {}
+        timers, values = self._state.timers.statistics(), self._state.values.statistics()
+        return {
+            "timers": timers["timers"],
+            "timers_fired": timers["fired"],
+            "values": values["keys"],
+            "keys": len(self._state.known),
+            "bytes": timers["bytes"] + values["bytes"] + self._state.known.nbytes,
+            "broadcast": sum(len(each.stored) for each in self._state.maps.values()),
+            "dropped": dict(self._dropped),
+        }
+
+
+class _ProcessSnapshot:
+    """The state at a barrier: an OperatorState."""
+
+    def __init__(
+        self, values: Any, timers: "tuple[pa.RecordBatch, list[str]] | None", maps: dict[str, dict[bytes, bytes]]
+    ) -> None:
+        self._values, self._timers, self._maps = values, timers, maps
+
+    def save(self, directory: Path) -> int:
+        files: dict[str, tuple[pa.Schema, list[pa.RecordBatch]]] = {}
+        if self._timers is not None:
+            timers, names = self._timers
+            place = timers.schema.get_field_index("name")
+            texts = pa.DictionaryArray.from_arrays(timers.column(place), pa.array(names, pa.string())).cast(pa.string())
+            timers = timers.set_column(place, "name", texts)
+            pieces = [timers.slice(start, _CHUNK_ROWS) for start in range(0, timers.num_rows, _CHUNK_ROWS)]
+            files["timers"] = (timers.schema, pieces)
+        rows = [(name, key, value) for name, stored in self._maps.items() for key, value in stored.items()]
+        if rows:
+            columns = [
+                pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), _BROADCAST, strict=True)
+            ]
+            files["broadcast"] = (_BROADCAST, [pa.RecordBatch.from_arrays(columns, schema=_BROADCAST)])
+        written = Snapshot(None, files).save(directory)
+        return written + (0 if self._values is None else self._values.save(directory))
+
+    def discard(self) -> None:
+        if self._values is not None:
+            self._values.discard()
+        self._timers, self._maps = None, {}
+
+
+def _timers_cut(state: Keyed) -> tuple[pa.RecordBatch, list[str]]:
+    """All timers with their keys: `_timer_schema`, but that names are places in the list."""
+    timers, names = state.timers.export()
+    keys = state.known.key_columns(timers.column("slot"))
+    schema = _timer_schema(state.keys)
+    schema = schema.set(schema.get_field_index("name"), pa.field("name", pa.int32()))
+    return pa.RecordBatch.from_arrays([*keys, *timers.columns[1:]], schema=schema), names
+
+
+def _timer_schema(keys: pa.Schema) -> pa.Schema:
+    fields = [pa.field(f"key.{i}", field.type) for i, field in enumerate(keys)]
+    about = [
+        ("at", pa.int64()),
+        ("kind", pa.int8()),
+        ("name", pa.string()),
+        ("serial", pa.int64()),
+        ("order", pa.int64()),
+    ]
+    return pa.schema([*fields, *about])
+
+
+def _load_timers(state: Keyed, directory: Path, owned: Callable[[pa.UInt64Array], pa.BooleanArray] | None) -> None:
+    batches = list(read_batches(directory, "timers"))
+    schema, width = _timer_schema(state.keys), len(state.keys)
+    if not batches:
+        return
+    if not batches[0].schema.equals(schema):
+        raise CorruptCheckpoint(
+            f"{directory}: the timers have other keys than the program now has",
+            hint="keys cannot change between a checkpoint and its restore",
+        )
+    rows = pa.concat_batches(batches)
+    hashes = hash_columns(rows.columns[:width])
+    if owned is not None:
+        mine = owned(hashes)
+        rows, hashes = rows.filter(mine), hashes.filter(mine)
+    order = pa.array(np.lexsort((rows.column("order").to_numpy(), rows.column("serial").to_numpy())))
+    rows, hashes = rows.take(order), hashes.take(order)
+    slots = state.slots(rows.columns[:width], hashes)
+    names = rows.column("name").dictionary_encode()
+    texts = names.dictionary.to_pylist()
+    state.timers.load(slots, rows.column("at"), rows.column("kind"), names.indices, texts)
+
+
+def _those_with_hash(
+    entries: Iterator[tuple[str, bytes, bytes]],
+    keys: pa.Schema,
+    only: Callable[[pa.UInt64Array], pa.BooleanArray],
+) -> Iterator[tuple[str, bytes, bytes]]:
+    """Entries of keys of which `only` says so."""
+    for entry in entries:
+        if only(hash_columns(_key_columns([parts_of(entry[1][2:])[0]], keys)))[0].as_py():
+            yield entry
+
+
+def saved_process(reader: Mapping[str, Any], keys: pa.Schema) -> Process:
+    """An operator that takes the state in and gives its `contents`. reader: `Process.state_reader`; keys: its "input"."""
+    spec = ProcessSpec("process", _no_function, None, None, _contents_schema(keys), {}, False, None, False)
+    return Process(reader["keys"], spec)
+
+
+def _no_function(row: Any, ctx: Any) -> Never:
+    raise AssertionError("state that is read takes no rows")
+
+
+def _contents_schema(keys: pa.Schema) -> pa.Schema:
+    names = [
+        "name" if "name" not in keys.names else "state_name",
+        "value" if "value" not in keys.names else "state_value",
+    ]
+    return pa.schema([*keys, *(pa.field(name, pa.string()) for name in names)])
+
+
+def _contents_batch(rows: list[tuple[Any, str, str]], keys: pa.Schema, schema: pa.Schema) -> pa.RecordBatch:
+    found, names, values = zip(*rows, strict=True)
+    columns = [*_key_columns(found, keys), pa.array(names, pa.string()), pa.array(values, pa.string())]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _key_columns(found: Sequence[Any], keys: pa.Schema) -> list[Array]:
+    """Keys as msgpack has them -> columns."""
+    columns = [found] if len(keys) == 1 else list(zip(*found, strict=True))
+    return [
+        pa.array(column, _INTEGERS[field.type.bit_width]).view(field.type)
+        if pa.types.is_temporal(field.type)
+        else pa.array(column, field.type)
+        for column, field in zip(columns, keys, strict=True)
+    ]

@@ -1,0 +1,377 @@
+"""Rows by key with their checkpoints: what joins, rankings and other operators keep that must keep whole rows.
+
+A checkpoint of a RowStore:
+
+    000000000000-000000262144-7.arrow    a segment: the rows that had these ids, as they were at snapshot 7; then order and id
+    alive.arrow                          which of their ids are rows still, and their counts
+
+A segment does not change, so with a directory it is written once, and each later checkpoint has a link to it; what rows have gone
+since, and what was counted, `alive.arrow` says, in a bit or some bytes a row. New rows are a new segment. Segments of like size are
+put together, and one is written anew when most of its rows have gone: so there are few, and a row is written a logarithm of times.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import ipc
+
+from sabot._cython.keyed import hash_columns
+from sabot._cython.row_table import ALIVE, RowCut, RowTable
+from sabot.errors import CorruptCheckpoint
+from sabot.state.files import link_file, remove_tree
+
+__all__ = ["RowStore", "SavedRows", "Together", "part_of", "together"]
+
+Array: TypeAlias = pa.Array
+Owned = Callable[[pa.UInt64Array], pa.BooleanArray]
+"""Key hashes -> which of them belong to this subtask."""
+
+_FORMAT = 1
+_ALIVE = "alive.arrow"
+_BATCH_ROWS = 65_536  # of one batch of a file: so much of it is in memory a second time while it is written
+_SEGMENT_ROWS = 1 << 18
+_SEGMENT_BYTES = 256_000_000  # about, where rows are large
+_BLOCK_BITS = 16  # of an id: its place in a block of `alive.arrow`
+_SPARSE = 4  # a segment is written anew when one of so many rows has stayed
+_COUNTS = {1: np.int8, 2: np.int16, 4: np.int32}
+_NONE = {"first": 0, "rows": 0, "kind": 2, "data": b"", "counts": b""}  # of ALIVE: no row of the block
+
+
+class SavedRows(Protocol):
+    """A snapshot as a checkpoint gives it back: where `save` wrote, and the facts beside it."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def directory(self) -> Path: ...
+    @property
+    def facts(self) -> dict[str, Any]: ...
+
+
+class State(Protocol):
+    """What is saved beside the facts of a snapshot: `operators.base.OperatorState`."""
+
+    def save(self, directory: Path) -> int: ...
+    def discard(self) -> None: ...
+
+
+class RowStore:
+    """A RowTable, `table`, and its checkpoints. One owner, the subtask's thread. Arguments as those of a RowTable.
+
+    directory: its own, for files that checkpoints share; None: each checkpoint is written whole.
+    """
+
+    def __init__(
+        self, rows: pa.Schema, keys: Sequence[str], *, counted: bool = False, directory: Path | None = None
+    ) -> None:
+        self.table = RowTable(rows, keys, counted=counted)
+        self._columns = [rows.get_field_index(name) for name in keys]
+        self._directory = None if directory is None else directory / "rows"
+        self._segments: list[_Segment] = []
+        self._snapshots = 0
+        if self._directory is not None:
+            remove_tree(self._directory)
+            self._directory.mkdir(parents=True)
+
+    def snapshot(self) -> tuple[dict[str, Any], State | None]:
+        """The rows as they are now: facts (JSON values), and what is to be saved, which is read while the owner goes on."""
+        facts = {"format": _FORMAT, "rows": len(self.table)}
+        self._snapshots += 1
+        if not len(self.table):
+            self._keep([])
+            return facts, None
+        cut = self.table.cut()
+        segments = [
+            piece.segment or _Segment(piece.first, piece.end, piece.alive, self._snapshots, cut, self._directory)
+            for piece in self._pieces(cut)
+        ]
+        state = _RowSnapshot([segment.hold() for segment in segments], cut)
+        if self._directory is not None:
+            self._keep(segments)
+        return facts, state
+
+    def _keep(self, segments: list["_Segment"]) -> None:
+        old, self._segments = self._segments, [segment.hold() for segment in segments]
+        for segment in old:
+            segment.release()
+
+    def _pieces(self, cut: RowCut) -> list["_Piece"]:
+        """All live rows by ranges of ids: segments that are written and still worth it, and ranges that are to be."""
+        most = min(_SEGMENT_ROWS, max(1024, _SEGMENT_BYTES * len(self.table) // self.table.nbytes))
+        pieces: list[_Piece] = []
+        for piece in self._ranges(cut, most):
+            while pieces and pieces[-1].goes_with(piece, most):
+                piece = pieces.pop().joined(piece)
+            pieces.append(piece)
+        return pieces
+
+    def _ranges(self, cut: RowCut, most: int) -> Iterator["_Piece"]:
+        end = 0
+        for segment in self._segments:
+            alive = cut.rows_in(segment.first, segment.end)
+            stays = segment.written and alive * _SPARSE >= segment.rows
+            if alive:
+                yield _Piece(segment.first, segment.end, alive, segment if stays else None)
+            end = segment.end
+        for first in range(end, cut.next_id, most):
+            last = min(first + most, cut.next_id)
+            alive = cut.rows_in(first, last)
+            if alive:
+                yield _Piece(first, last, alive, None)
+
+    def restore(self, saved: Sequence[SavedRows], owned: Owned | None = None) -> None:
+        """What `snapshot` took comes back, with order and counts, not with its ids: one entry for each subtask that was. Before all else.
+
+        owned: says by key hashes which rows are this subtask's (without keys they are 0); None: all. Raises CorruptCheckpoint.
+        """
+        for part in saved:
+            if part.facts.get("format") != _FORMAT:
+                raise CorruptCheckpoint(f"{part.directory}: are no rows of this version of Sabot")
+            if part.facts["rows"]:  # else there may be no directory
+                found = sum(self._load(part.directory, owned))
+                if found != part.facts["rows"]:
+                    raise CorruptCheckpoint(f"{part.directory}: has {found} rows, not {part.facts['rows']}")
+
+    def _load(self, directory: Path, owned: Owned | None) -> Iterator[int]:
+        """-> rows that were read, mine or not."""
+        try:
+            alive = _Alive(directory)
+            for file in sorted(directory.iterdir()):
+                if file.name == _ALIVE:
+                    continue
+                with pa.memory_map(str(file)) as source:
+                    reader = ipc.open_file(source)
+                    columns = self._names(file, reader.schema)
+                    for index in range(reader.num_record_batches):
+                        data = reader.get_batch(index)
+                        rows, counts = alive.of(data.column(data.num_columns - 1).to_numpy())
+                        self._put(data.select(columns), data.column(data.num_columns - 2), rows, counts, owned)
+                        yield len(rows)
+        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+            raise CorruptCheckpoint(f"{directory}: cannot be read as rows: {error}") from error
+
+    def _names(self, file: Path, schema: pa.Schema) -> list[int]:
+        """Which of a file's columns are the table's: the program may keep fewer now."""
+        names, rows = schema.names[:-2], self.table.rows
+        columns = [names.index(name) if names.count(name) == 1 else -1 for name in rows.names]
+        if names == rows.names:
+            columns = list(range(len(names)))
+        if -1 in columns or [schema.types[c] for c in columns] != rows.types:
+            raise CorruptCheckpoint(
+                f"{file}: has the columns {_described(schema)}, the program keeps {_described(rows)}",
+                hint="the program has changed: start it afresh",
+            )
+        return columns
+
+    def _put(self, data: pa.RecordBatch, order: Array, rows: Any, counts: Any, owned: Owned | None) -> None:
+        keys = [data.column(c) for c in self._columns]
+        hashes = hash_columns(keys) if keys else pa.array(np.zeros(data.num_rows, np.uint64))
+        if owned is not None:
+            mine = owned(hashes).to_numpy(zero_copy_only=False)[rows]
+            rows, counts = rows[mine], None if counts is None else counts[mine]
+        ids = self.table.insert(data, order, hashes=hashes if keys else None, selection=pa.array(rows, pa.int32()))
+        if counts is not None and self.table.counted:
+            self.table.add_counts(ids, pa.array(counts, pa.int32()))
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        """The rows, in pieces, in the order in which they came. The table may change meanwhile."""
+        cut = self.table.cut()
+        for data in cut.read():
+            yield data.select(range(len(self.table.rows)))
+
+    def close(self) -> None:
+        """Lets go of everything. Idempotent."""
+        self._keep([])
+        self.table = RowTable(self.table.rows, self.table.keys, counted=self.table.counted)
+
+    def statistics(self) -> dict[str, int]:
+        """rows, keys, blocks, bytes; from any thread."""
+        return self.table.statistics()
+
+
+class _Segment:
+    """Rows of a range of ids as they were at a snapshot: in memory until they are written, then in a file.
+
+    Any thread. `hold` says that one more needs it; when all have let it go by `release`, it is gone, its own file too.
+    """
+
+    def __init__(self, first: int, end: int, rows: int, snapshot: int, cut: RowCut, directory: Path | None) -> None:
+        self.first, self.end, self.rows = first, end, rows
+        self._name = f"{first:012d}-{end:012d}-{snapshot}.arrow"
+        self._cut: RowCut | None = cut
+        self._directory = directory
+        self._holders = 0
+        self._lock = Lock()
+
+    @property
+    def written(self) -> bool:
+        return self._cut is None
+
+    def save(self, directory: Path) -> int:
+        """Its file, in `directory`; -> bytes."""
+        with self._lock:
+            if self._cut is not None:
+                self._write((self._directory or directory) / self._name, self._cut)
+                self._cut = None if self._directory else self._cut
+            if self._directory:
+                return link_file(self._directory / self._name, directory / self._name)
+            return (directory / self._name).stat().st_size
+
+    def _write(self, file: Path, cut: RowCut) -> None:
+        with suppress(FileNotFoundError):  # of a write that failed
+            file.unlink()
+        with file.open("xb") as out:
+            with ipc.new_file(out, cut.schema) as writer:
+                for data in cut.read(self.first, self.end, rows=_BATCH_ROWS):
+                    writer.write_batch(data)
+            out.flush()
+            os.fsync(out.fileno())
+
+    def hold(self) -> "_Segment":
+        with self._lock:
+            self._holders += 1
+        return self
+
+    def release(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            if not self._holders:
+                if self._cut is None and self._directory is not None:
+                    (self._directory / self._name).unlink(missing_ok=True)
+                self._cut = None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Live rows of a range of ids, and the segment that has them already; None: they are to be written."""
+
+    first: int
+    end: int
+    alive: int
+    segment: _Segment | None
+
+    def goes_with(self, other: "_Piece", most: int) -> bool:
+        """They are better written together: one is to be written anyhow, and the other is not much larger."""
+        if (self.segment and other.segment) or self.alive + other.alive > most:
+            return False
+        if self.segment:
+            return self.alive <= 2 * other.alive
+        return other.segment is None or other.alive <= 2 * self.alive
+
+    def joined(self, other: "_Piece") -> "_Piece":
+        return _Piece(self.first, other.end, self.alive + other.alive, None)
+
+
+class _RowSnapshot:
+    """The rows at a barrier: an OperatorState."""
+
+    def __init__(self, segments: list[_Segment], cut: RowCut) -> None:
+        self._segments = segments
+        self._cut = cut
+        self._lock = Lock()
+
+    def save(self, directory: Path) -> int:
+        """Writes into `directory`, which is empty; -> bytes. Blocking, in any thread, at most once."""
+        size = sum(segment.save(directory) for segment in self._segments)
+        with pa.OSFile(str(directory / _ALIVE), "wb") as file, ipc.new_file(file, ALIVE) as writer:
+            for batch in self._cut.alive():
+                writer.write_batch(batch)
+        size += (directory / _ALIVE).stat().st_size
+        self.discard()
+        return size
+
+    def discard(self) -> None:
+        """It is not needed any more, saved or not. Idempotent; any thread."""
+        with self._lock:
+            segments, self._segments = self._segments, []
+            self._cut.close()
+        for segment in segments:
+            segment.release()
+
+
+class _Alive:
+    """`alive.arrow`, asked for ascending ids."""
+
+    def __init__(self, directory: Path) -> None:
+        self._blocks: dict[int, dict[str, Any]] = {}
+        self._passed: dict[int, int] = {}  # block -> live rows that were asked for
+        with pa.memory_map(str(directory / _ALIVE)) as source:
+            reader = ipc.open_file(source)
+            for index in range(reader.num_record_batches):
+                for row in reader.get_batch(index).to_pylist():
+                    self._blocks[row["first"] >> _BLOCK_BITS] = row
+
+    def of(self, ids: Any) -> tuple[Any, Any]:
+        """(which of the ids are alive, as places in `ids`; their counts, None: all are 0). Each id is asked for once."""
+        blocks = ids >> _BLOCK_BITS
+        starts = np.flatnonzero(np.r_[True, blocks[1:] != blocks[:-1]])
+        rows: list[Any] = []
+        counts: list[Any] = []
+        some = False
+        for start, end in zip(starts, np.r_[starts[1:], len(ids)], strict=True):
+            block = self._blocks.get(int(blocks[start]), _NONE)
+            live = start + np.flatnonzero(_is_alive(ids[start:end] - block["first"], block["kind"], block["data"]))
+            rows.append(live)
+            before = self._passed.get(int(blocks[start]), 0)
+            self._passed[int(blocks[start])] = before + len(live)
+            if block["counts"]:
+                some = True
+                width = _COUNTS[len(block["counts"]) // block["rows"]]
+                counts.append(np.frombuffer(block["counts"], width)[before : before + len(live)].astype(np.int32))
+            else:
+                counts.append(np.zeros(len(live), np.int32))
+        return np.concatenate(rows), np.concatenate(counts) if some else None
+
+
+def _is_alive(locals: Any, kind: int, data: bytes) -> Any:
+    if kind == 0:
+        return np.ones(len(locals), np.bool_)
+    if kind == 1:
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").astype(np.bool_)
+        return np.r_[bits, False][np.minimum(locals, len(bits))]
+    return np.isin(locals, np.frombuffer(data, np.uint16))
+
+
+def _described(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
+
+
+class Together:
+    """States of several stores as one, each in a folder of its name."""
+
+    def __init__(self, states: Mapping[str, State]) -> None:
+        self._states = states
+
+    def save(self, directory: Path) -> int:
+        """Writes into `directory`, which is empty; -> bytes."""
+        size = 0
+        for name, state in self._states.items():
+            (directory / name).mkdir()
+            size += state.save(directory / name)
+        return size
+
+    def discard(self) -> None:
+        """None of them is needed any more."""
+        for state in self._states.values():
+            state.discard()
+
+
+def together(states: Mapping[str, State | None]) -> Together | None:
+    """States of several stores, by name, as one `OperatorState`; None where there is none to be saved."""
+    some = {name: state for name, state in states.items() if state is not None}
+    return Together(some) if some else None
+
+
+Saved = TypeVar("Saved", bound=SavedRows)
+
+
+def part_of(saved: Saved, name: str) -> Saved:
+    """What was saved under this name: its folder, and its facts, which the operator's facts must have under the name."""
+    return replace(saved, directory=saved.directory / name, facts=saved.facts[name])

@@ -1,0 +1,492 @@
+"""Records of a table -> rows with what becomes of their keys: plain rows and tombstones, and Debezium's envelopes."""
+
+import base64
+import datetime as dt
+import json
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sabot._cython.json import BadRow
+from sabot.codecs import JsonCodec, TableCodec
+from sabot.codecs import changes as words
+from sabot.connectors.base import build_records, change_records, record_keys
+from sabot.errors import UserError
+from sabot.operators import base
+from sabot.operators.base import DELETE, INSERT, OP_COLUMN, UPDATE_AFTER
+
+PEOPLE = pa.schema([("id", pa.int64()), ("name", pa.string()), ("score", pa.float64())])
+
+
+def records(*pairs: tuple[Any, Any], stamps: Any = None) -> pa.RecordBatch:
+    """(key, payload): bytes and None as they are, anything else as JSON."""
+    written = [[v if v is None or isinstance(v, bytes) else json.dumps(v).encode() for v in pair] for pair in pairs]
+    keys, payloads = [pair[0] for pair in written], [pair[1] for pair in written]
+    return build_records(payloads, keys, range(len(pairs)) if stamps is None else stamps, 0, range(len(pairs)))
+
+
+def read(codec: TableCodec, *pairs: tuple[Any, Any]) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    data, bad = codec.decode(records(*pairs))
+    data.validate(full=True)
+    assert data.schema.equals(codec.schema)
+    assert data.num_rows + len(bad) == len(pairs)
+    return data.to_pylist(), {row.row: row.reason for row in bad}
+
+
+def person(id: int | None, name: str | None = None, score: float | None = None, op: int = INSERT) -> dict[str, Any]:
+    return {"id": id, "name": name, "score": score, OP_COLUMN: op}
+
+
+def test_every_room_means_the_same_by_an_op() -> None:
+    for name in words.__all__:
+        assert getattr(words, name) == getattr(base, name)
+
+
+# -- rows and tombstones ------------------------------------------------------------------------------------------------------
+
+
+def test_rows_come_as_inserts_and_tombstones_as_deletes_in_order() -> None:
+    rows, bad = read(
+        TableCodec(PEOPLE, ["id"]),
+        (b"1", {"id": 1, "name": "ada", "score": 2.5, "more": []}),
+        (b"1", None),
+        (b"2", {"id": 2, "name": None}),
+        (b"-3", None),
+        (b"1", {"id": 1, "name": "eve"}),
+    )
+    assert rows == [
+        person(1, "ada", 2.5),
+        person(1, op=DELETE),
+        person(2),
+        person(-3, op=DELETE),
+        person(1, "eve"),
+    ]
+    assert bad == {}
+
+
+def test_a_batch_without_tombstones_and_one_of_nothing_else() -> None:
+    codec = TableCodec(PEOPLE, ["id"])
+    assert read(codec, (None, {"id": 1}))[0] == [person(1)]
+    assert read(codec, (b"4", None), (b"5", None))[0] == [person(4, op=DELETE), person(5, op=DELETE)]
+    assert read(codec) == ([], {})
+
+
+def test_what_cannot_be_read_is_a_bad_row_and_never_more() -> None:
+    rows, bad = read(
+        TableCodec(PEOPLE, ["id"]),
+        (b"1", b"{"),
+        (None, None),
+        (b"two", None),
+        (b"", None),
+        (b"3", {"id": 3}),
+        (b"4", {"id": "4"}),
+        (b"null", None),
+        (None, {"name": "nobody"}),
+        (b"\xff", None),
+        (b"9", None),
+    )
+    assert rows == [person(3), person(9, op=DELETE)]
+    assert sorted(bad) == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert bad[1] == "a deletion without its key 'id': the record has no key"
+    assert bad[2].startswith("a deletion without its key 'id': the record's key cannot be read: ")
+    assert "id" in bad[5]
+    assert bad[6] == "a deletion without its key 'id': the record's key does not say it"
+    assert bad[7] == "the key 'id' is null: the record has no key"
+
+
+def test_a_key_that_only_the_records_key_says_is_taken_from_there() -> None:
+    rows, bad = read(
+        TableCodec(PEOPLE, ["id"]), (b"7", {"name": "ada"}), (b'{"id": 8}', {"id": None}), (b"9", {"id": 1})
+    )
+    assert rows == [person(7, "ada"), person(8), person(1)]
+    assert not bad
+
+
+def test_columns_that_may_not_be_null_are_null_only_where_a_key_ends() -> None:
+    strict = pa.schema([pa.field("id", pa.int64(), nullable=False), pa.field("name", pa.string(), nullable=False)])
+    rows, bad = read(TableCodec(strict, ["id"]), (b"1", {"id": 1}), (b"1", None), (b"2", {"id": 2, "name": "ada"}))
+    assert rows == [{"id": 1, "name": None, OP_COLUMN: DELETE}, {"id": 2, "name": "ada", OP_COLUMN: INSERT}]
+    assert "name" in bad[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        (pa.string(), b"it's \xc3\xbc", "it's ü"),
+        (pa.string(), b'{"id":1}', '{"id":1}'),
+        (pa.string(), b"", ""),
+        (pa.binary(), b"\xff\x00", b"\xff\x00"),
+        (pa.bool_(), b"true", True),
+        (pa.uint64(), b"18446744073709551615", 2**64 - 1),
+        (pa.float64(), b"1e+20", 1e20),
+        (pa.timestamp("ms"), b"2026-01-31 12:00:00.007", dt.datetime(2026, 1, 31, 12, 0, 0, 7000)),
+        (pa.timestamp("ms"), b"1769860800007", dt.datetime(2026, 1, 31, 12, 0, 0, 7000)),
+        (pa.timestamp("ms"), b'"2026-01-31T12:00:00.007"', dt.datetime(2026, 1, 31, 12, 0, 0, 7000)),
+        (pa.date32(), b"2026-01-31", dt.date(2026, 1, 31)),
+        (pa.list_(pa.int64()), b'{"id":[1,2]}', [1, 2]),
+    ],
+)
+def test_a_key_of_one_column_is_its_text_or_its_json(kind: pa.DataType, key: bytes, value: Any) -> None:
+    codec = TableCodec(pa.schema([("id", kind), ("n", pa.int64())]), ["id"])
+    assert read(codec, (key, None)) == ([{"id": value, "n": None, OP_COLUMN: DELETE}], {})
+
+
+def test_a_text_key_that_is_no_text_is_bad_alone() -> None:
+    codec = TableCodec(pa.schema([("id", pa.string()), ("n", pa.int64())]), ["id"])
+    rows, bad = read(codec, (b"a", None), (b"\xff", None), (None, None), (b"b", None))
+    assert [row["id"] for row in rows] == ["a", "b"]
+    assert "no UTF-8" in bad[1]
+    assert "no key" in bad[2]
+
+
+def test_a_key_of_several_columns_is_an_object() -> None:
+    schema = pa.schema([("a", pa.string()), ("n", pa.int64()), ("b", pa.int32())])
+    rows, bad = read(
+        TableCodec(schema, ["b", "a"]),
+        (b'{"b":1,"a":"x"}', None),
+        (b'{"b":1}', None),
+        (b"x", None),
+        (b'{"b":2,"a":"y"}', {"a": "z", "n": 5}),
+    )
+    assert rows == [{"a": "x", "n": None, "b": 1, OP_COLUMN: DELETE}, {"a": "z", "n": 5, "b": 2, OP_COLUMN: INSERT}]
+    assert bad[1] == "a deletion without its key 'a': the record's key does not say it"
+    assert 2 in bad
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (pa.int64(), 1_500),
+        (pa.timestamp("s"), dt.datetime(1970, 1, 1, 0, 0, 1)),
+        (pa.timestamp("us", "UTC"), dt.datetime(1970, 1, 1, 0, 0, 1, 500_000, dt.UTC)),
+        (pa.date32(), dt.date(1970, 1, 1)),
+    ],
+)
+def test_the_time_of_a_deletion_is_that_of_its_record(kind: pa.DataType, expected: Any) -> None:
+    codec = TableCodec(pa.schema([("id", pa.int64()), ("at", kind)]), ["id"], time="at")
+    data, _ = codec.decode(records((b"1", {"id": 1, "at": 86_400_000}), (b"1", None), stamps=[5, 1_500]))
+    first, second = data.column("at").to_pylist()
+    assert first != expected
+    assert second == expected
+
+
+def test_a_table_says_what_is_wrong_with_its_key() -> None:
+    with pytest.raises(UserError, match="'ID'") as wrong:
+        TableCodec(PEOPLE, ["ID"])
+    assert "id, name, score" in str(wrong.value.hint)
+    with pytest.raises(UserError, match="needs a key"):
+        TableCodec(PEOPLE, [])
+    with pytest.raises(UserError, match="avro"):
+        TableCodec(PEOPLE, ["id"], "avro")
+    with pytest.raises(UserError, match=OP_COLUMN):
+        TableCodec(PEOPLE.append(pa.field(OP_COLUMN, pa.int8())), ["id"])
+
+
+def test_another_codec_does_the_same() -> None:
+    for codec in (TableCodec(PEOPLE, ["id"], "debezium"), TableCodec(PEOPLE, ["id"], time="id")):
+        again = codec.another()
+        assert again is not codec
+        assert again.schema == codec.schema
+        assert read(again, (b'{"id":1}', None)) == read(codec, (b'{"id":1}', None))
+    assert JsonCodec(PEOPLE).another().schema == PEOPLE
+    assert JsonCodec().another().schema is None
+
+
+# -- what a sink of changes writes is what a table reads --------------------------------------------------------------------------
+
+MOMENTS = st.datetimes(dt.datetime(1800, 1, 1), dt.datetime(2200, 1, 1))
+KEYS = st.one_of(
+    st.tuples(st.just(pa.int64()), st.integers(-(2**63), 2**63 - 1)),
+    st.tuples(st.just(pa.uint8()), st.integers(0, 255)),
+    st.tuples(st.just(pa.bool_()), st.booleans()),
+    st.tuples(st.just(pa.float64()), st.floats(allow_nan=False, allow_infinity=False)),
+    st.tuples(st.just(pa.string()), st.text(st.characters(codec="utf-8"), max_size=6)),
+    st.tuples(st.just(pa.timestamp("s")), MOMENTS.map(lambda moment: moment.replace(microsecond=0))),
+    st.tuples(st.just(pa.date32()), MOMENTS.map(dt.datetime.date)),
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    keys=st.lists(KEYS, min_size=1, max_size=3),
+    ops=st.lists(st.sampled_from([INSERT, UPDATE_AFTER, DELETE]), min_size=1, max_size=6),
+    name=st.text(st.characters(codec="utf-8"), min_size=1, max_size=3),
+)
+def test_changes_that_become_records_read_back_as_they_were(keys: list[Any], ops: list[int], name: str) -> None:
+    names = [f"{name}{number}" for number in range(len(keys))]
+    columns = [pa.array([value] * len(ops), kind) for kind, value in keys]
+    data = pa.RecordBatch.from_arrays(
+        [pa.array(range(len(ops))), *columns, pa.array(ops, pa.int8())], names=["n ", *names, OP_COLUMN]
+    )
+    written = change_records(data, names, 17)
+    assert written.column("payload").is_null().to_pylist() == [op == DELETE for op in ops]
+    codec = TableCodec(pa.schema(list(data.schema)[:-1]), names)
+    found, bad = codec.decode(written)
+    assert not bad
+    wanted = [
+        {
+            **row,
+            "n ": None if row[OP_COLUMN] == DELETE else row["n "],
+            OP_COLUMN: DELETE if row[OP_COLUMN] == DELETE else INSERT,
+        }
+        for row in data.to_pylist()
+    ]
+    assert found.to_pylist() == wanted
+
+
+def test_keys_of_records_are_text_or_json_whatever_holds_them() -> None:
+    def keys(array: Any) -> list[bytes | None]:
+        return record_keys(pa.record_batch([array], names=["k"]), ["k"]).to_pylist()
+
+    assert keys(pa.array(["a", None])) == [b"a", None]
+    assert keys(pa.array(["a", None]).dictionary_encode()) == [b"a", None]
+    assert keys(pa.array(["a", "b", "c"], pa.large_string()).slice(1, 1)) == [b"b"]
+    assert keys(pa.array([[1, 2]])) == [b'{"k":[1,2]}']
+    both = pa.record_batch({"a": ["x", "y"], "b": [1, 2]})
+    assert record_keys(both, ["b", "a"]).to_pylist() == [b'{"b":1,"a":"x"}', b'{"b":2,"a":"y"}']
+    assert record_keys(both, []).to_pylist() == [b"{}", b"{}"]
+
+
+# -- the codec against a twin in plain Python ---------------------------------------------------------------------------------
+
+
+def twin(pairs: list[tuple[bytes | None, bytes | None]]) -> tuple[list[dict[str, Any]], list[int]]:
+    """TableCodec of (id: int64, name: string) row by row."""
+    rows, bad = [], []
+    for number, (key, payload) in enumerate(pairs):
+        try:
+            row = {} if payload is None else json.loads(payload)
+            id, name = row.get("id"), row.get("name")
+            if id is None and key is not None:
+                id = json.loads(key)
+            if not isinstance(id, int) or not isinstance(name, str | None):
+                raise ValueError
+        except (ValueError, AttributeError):
+            bad.append(number)
+            continue
+        rows.append({"id": id, "name": name, OP_COLUMN: DELETE if payload is None else INSERT})
+    return rows, bad
+
+
+ANY_KEY = st.sampled_from([None, b"1", b"2", b"x", b"null", b"3.5", b"\xff"])
+ANY_PAYLOAD = st.sampled_from(
+    [None, b'{"id":1,"name":"a"}', b'{"id":2}', b'{"name":"b"}', b"{", b"[]", b'{"id":"1"}', b'{"id":null,"name":7}']
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(pairs=st.lists(st.tuples(ANY_KEY, ANY_PAYLOAD), max_size=12), cut=st.integers(0, 12))
+def test_any_records_become_what_plain_python_makes_of_them(pairs: list[Any], cut: int) -> None:
+    codec = TableCodec(pa.schema([("id", pa.int64()), ("name", pa.string())]), ["id"])
+    data, bad = codec.decode(records((None, None), *pairs).slice(1))
+    wanted, wrong = twin(pairs)
+    assert data.to_pylist() == wanted
+    assert [each.row for each in bad] == wrong
+    assert all(isinstance(each, BadRow) and each.reason for each in bad)
+
+
+# -- Debezium ---------------------------------------------------------------------------------------------------------------
+
+
+def envelope(op: str, before: Any = None, after: Any = None, **more: Any) -> dict[str, Any]:
+    source = {"version": "3.0.0", "connector": "postgresql", "table": "people", "lsn": 24023128, "snapshot": "false"}
+    return {
+        "before": before,
+        "after": after,
+        "source": source,
+        "op": op,
+        "ts_ms": 1_714_000_000_142,
+        "transaction": None,
+        **more,
+    }
+
+
+def wrapped(payload: Any) -> dict[str, Any]:
+    return {
+        "schema": {"type": "struct", "fields": [{"field": "op", "type": "string"}], "optional": False},
+        "payload": payload,
+    }
+
+
+ADA, EVE = {"id": 1, "name": "ada", "score": 1.5}, {"id": 2, "name": "eve", "score": None}
+STORY = [
+    ({"id": 1}, envelope("r", None, ADA)),
+    ({"id": 2}, envelope("c", None, EVE)),
+    ({"id": 2}, envelope("u", EVE, {**EVE, "score": 9.0})),
+    ({"id": 1}, envelope("u", None, {**ADA, "name": "Ada"})),
+    ({"id": 2}, envelope("d", {**EVE, "score": 9.0}, None)),
+    ({"id": 2}, None),
+    ({"id": 1}, envelope("d", None, None)),
+]
+TOLD = [
+    person(1, "ada", 1.5),
+    person(2, "eve"),
+    person(2, "eve", 9.0),
+    person(1, "Ada", 1.5),
+    person(2, op=DELETE),
+    person(2, op=DELETE),
+    person(1, op=DELETE),
+]
+
+
+@pytest.mark.parametrize("how", ["plain", "with schemas", "mixed"])
+def test_envelopes_are_rows_by_key(how: str) -> None:
+    codec = TableCodec(PEOPLE, ["id"], "debezium")
+
+    def said(number: int, value: Any) -> Any:
+        return (
+            wrapped(value)
+            if value is not None and (how == "with schemas" or (how == "mixed" and number % 3))
+            else value
+        )
+
+    story = [(said(number, key), said(number, payload)) for number, (key, payload) in enumerate(STORY)]
+    for _ in range(2):  # it learns which way most are
+        assert read(codec, *story) == (TOLD, {})
+
+
+def test_envelopes_that_say_nothing_of_a_row_are_bad_rows() -> None:
+    rows, bad = read(
+        TableCodec(PEOPLE, ["id"], "debezium"),
+        ({"id": 1}, envelope("t")),
+        (None, envelope("d", None, None)),
+        ({"id": 1}, {"id": 1, "name": "flat"}),
+        ({"id": 1}, envelope("c", None, None)),
+        ({"id": 1}, envelope("m", message={"prefix": "p", "content": "AA=="})),
+        ({"id": 1}, b"nonsense"),
+        ({"id": 1}, envelope("u", None, {"id": 1, "name": 5})),
+        (None, None),
+        (None, envelope("c", None, {"name": "nobody"})),
+        ("text", None),
+        (None, envelope("c", None, ADA)),
+        (None, wrapped(envelope("t"))),
+        (None, wrapped(None)),
+    )
+    assert rows == [person(1, "ada", 1.5)]
+    assert "truncated" in bad[0]
+    assert bad[1] == "a deletion without its key 'id': the record has no key"
+    assert "no Debezium envelope" in bad[2]
+    assert "op 'c' without a row" in bad[3]
+    assert "op 'm'" in bad[4]
+    assert "name" in bad[6]
+    assert "the record has no key" in bad[7]
+    assert "the key 'id' is null" in bad[8]
+    assert "cannot be read" in bad[9]
+    assert "truncated" in bad[11]
+    assert "no Debezium envelope" in bad[12]
+    assert len(bad) == 12
+
+
+def test_types_come_as_connect_writes_them() -> None:
+    schema = pa.schema(
+        [
+            ("id", pa.int32()),
+            ("price", pa.decimal128(10, 2)),
+            ("day", pa.date32()),
+            ("late", pa.date64()),
+            ("clock", pa.time32("ms")),
+            ("fine", pa.time64("us")),
+            ("at", pa.timestamp("us")),
+            ("zoned", pa.timestamp("ms", "UTC")),
+            ("blob", pa.binary()),
+        ]
+    )
+    row = {
+        "id": 1,
+        "price": "-12.30",
+        "day": 20_484,
+        "late": 1,
+        "clock": 3_600_001,
+        "fine": 5,
+        "at": 1_769_860_800_007,
+        "zoned": "2026-01-31T12:00:00.007Z",
+        "blob": base64.b64encode(b"\xff").decode(),
+    }
+    moment = dt.datetime(2026, 1, 31, 12, 0, 0, 7000)
+    codec = TableCodec(schema, ["id"], "debezium")
+    assert read(codec, ({"id": 1}, envelope("c", None, row)), ({"id": 1}, envelope("c", None, {"id": 2}))) == (
+        [
+            {
+                "id": 1,
+                "price": Decimal("-12.30"),
+                "day": dt.date(2026, 1, 31),
+                "late": dt.date(1970, 1, 2),
+                "clock": dt.time(1, 0, 0, 1000),
+                "fine": dt.time(0, 0, 0, 5000),
+                "at": moment,
+                "zoned": moment.replace(tzinfo=dt.UTC),
+                "blob": b"/w==",
+                OP_COLUMN: INSERT,
+            },
+            {**dict.fromkeys(schema.names), "id": 2, OP_COLUMN: INSERT},
+        ],
+        {},
+    )
+
+
+def test_decimals_as_bytes_are_bad_rows_that_name_the_setting() -> None:
+    schema = pa.schema([("id", pa.int64()), ("price", pa.decimal128(10, 2))])
+    rows, bad = read(
+        TableCodec(schema, ["id"], "debezium"),
+        (None, envelope("c", None, {"id": 1, "price": "AN3h"})),
+        (None, envelope("c", None, {"id": 2, "price": "7"})),
+        (None, envelope("c", None, {"id": 3, "price": "1.234"})),
+        (None, envelope("c", None, {"id": 4, "price": None})),
+    )
+    assert [row["price"] for row in rows] == [Decimal("7.00"), None]
+    assert "'AN3h' is no decimal128(10, 2)" in bad[0]
+    assert "decimal.handling.mode=string" in bad[0]
+    assert 2 in bad
+
+
+def test_keys_of_types_that_connect_writes_its_own_way() -> None:
+    schema = pa.schema([("day", pa.date32()), ("price", pa.decimal128(10, 2)), ("n", pa.int64())])
+    key, day = {"day": 20_484, "price": "1.50"}, dt.date(2026, 1, 31)
+    ended = {"day": day, "price": Decimal("1.50"), "n": None, OP_COLUMN: DELETE}
+    codec = TableCodec(schema, ["day", "price"], "debezium")
+    rows, bad = read(
+        codec,
+        (key, None),
+        (wrapped(key), None),
+        (None, envelope("d", {**key, "n": 7})),
+        ({**key, "price": "AA"}, None),
+        (None, envelope("d", {**key, "price": "AA"})),
+        (None, envelope("u", {**key, "price": "AA"}, {**key, "n": 1})),
+    )
+    assert rows == [ended, ended, ended, {**ended, "n": 1, OP_COLUMN: INSERT}]
+    assert sorted(bad) == [3, 4]
+    assert "price" in bad[3]
+
+
+def test_a_large_batch_of_envelopes_costs_no_python_per_row() -> None:
+    """Not a time: what is counted are the calls of the kernel, which has a whole batch each."""
+    codec = TableCodec(PEOPLE, ["id"], "debezium")
+    count = 5_000
+    batch = records(
+        *[({"id": n}, wrapped(envelope("u", None, {"id": n, "name": "x", "score": n / 2}))) for n in range(count)]
+    )
+    first, bad = codec.decode(batch)
+    assert not bad
+    assert first.num_rows == count
+    calls = []
+    decoders = codec._rows._decoders
+
+    class Counting:
+        def __init__(self, decoder: Any) -> None:
+            self._decoder = decoder
+
+        def decode(self, payloads: Any) -> Any:
+            calls.append(len(payloads))
+            return self._decoder.decode(payloads)
+
+    for way in list(decoders):
+        decoders[way] = Counting(decoders[way])
+    again, _ = codec.decode(batch)
+    assert again.equals(first)
+    assert calls == [count]  # it knows by now that they are wrapped
+    assert np.array_equal(again.column("score").to_numpy(), np.arange(count) / 2)
