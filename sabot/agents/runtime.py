@@ -534,12 +534,14 @@ class AgentRuntime:
             last.callback(setattr, self.checkpoint_coordinator, "delivery", None)
             last.push_async_callback(self.checkpoint_coordinator.close)
             if job is not None:
-                last.callback(lambda: setattr(self, "left_behind", job.left_behind))
+                last.callback(lambda: self.left_behind.extend(job.left_behind))
                 last.callback(lambda: self._left.extend(job.left))
                 last.push_async_callback(job.close)
             if streams is not None:
+                last.callback(lambda: self.left_behind.extend(streams.left_behind))
                 last.callback(lambda: self._left.extend(streams.left))
                 last.push_async_callback(streams.close)
+            self.left_behind.clear()
 
     async def run(self) -> None:
         """Blocks until every input has ended, no agent is left, or the app is stopped. Raises AgentFailed at the end."""

@@ -201,6 +201,11 @@ class Operator:
     def close(self) -> None:
         """Let go of everything. Idempotent."""
 
+    @property
+    def left_behind(self) -> list[str]:
+        """After `close`: calls of the user's that refused to be cancelled."""
+        return []
+
     def statistics(self) -> dict[str, Any]:
         """Figures, from any thread."""
         return {}

@@ -47,10 +47,14 @@ class Input(Protocol):
     """Elements for one task. All calls but `interrupt` and `wake` come from its thread."""
 
     right: bool  # the last batch is of the second input
+    brings_barriers: bool  # they stand behind rows
     flight_seconds: float  # how long `next` may take while calls are in flight: what `wake` cannot cut short is short
 
     def next(self, wait_seconds: float) -> Any:
         """The next element; None when none comes within `wait_seconds`."""
+
+    def mark(self) -> Any:
+        """The next element if that can be told without reading rows; None: there is none."""
 
     def facts(self) -> dict[str, Any]:
         """At a barrier: what a checkpoint must know of it."""
@@ -74,6 +78,7 @@ class GateInput:
     right: the numbers of the channels that are the second input's.
     """
 
+    brings_barriers = True
     flight_seconds = float("inf")
 
     def __init__(self, channels: list[Channel], right: Set[int] = frozenset()) -> None:
@@ -92,6 +97,9 @@ class GateInput:
             return element
         self.right = number in self._right
         return self._joined(element) if element.num_rows < _SMALL_ROWS else element
+
+    def mark(self) -> Any:
+        return None
 
     def _joined(self, first: Batch) -> Batch:
         """With those that wait behind it, as far as they have the same columns."""
@@ -257,6 +265,7 @@ class SourceInput:
     """One reader of a source: polls, decodes, sets bad rows apart, reads event time, tells watermarks and barriers."""
 
     right = False
+    brings_barriers = False
     flight_seconds = 0.002  # a source that waits for records is not woken
 
     def __init__(
@@ -351,10 +360,9 @@ class SourceInput:
         self._watermarks.know(self._positions, now_ms)
 
     def next(self, wait_seconds: float) -> Any:
-        while self._requests:
-            self._requests.popleft()()
-        if self._marks:
-            return self._marks.popleft()
+        mark = self.mark()
+        if mark is not None:
+            return mark
         if self.held and self._timed:
             self._watermarks.busy(self._positions)
         if self.held or self.paused or self.exhausted:
@@ -382,6 +390,11 @@ class SourceInput:
             self._read = batch
             return ACTIVE
         return self._ready(batch)
+
+    def mark(self) -> Any:
+        while self._requests:
+            self._requests.popleft()()
+        return self._marks.popleft() if self._marks else None
 
     def _ready(self, batch: Batch) -> Batch | None:
         """Decoded, with event time; its watermarks follow it. None: no row was good."""

@@ -165,7 +165,7 @@ class StreamJob:
             return
         for task in self.tasks:
             source = next((each for _, owner, each in self._inputs if owner is task), None)
-            inject = source.request_barrier if source is not None else _nothing
+            inject = source.request_barrier if source is not None else task.expect
             abort = task.input.gate.abort if isinstance(task.input, GateInput) else _nothing
             self.around.coordinator.attach(task.name, inject, abort, task.hint)
         self.around.coordinator.on_complete.append(self._commit)
@@ -637,6 +637,12 @@ class StreamJob:
                     rows,
                     text,
                 )
+
+    @property
+    def left_behind(self) -> list[str]:
+        """After `close`: calls of the user's that refused to be cancelled."""
+        tasks = [task for task in self.tasks if task.built]
+        return [call for task in tasks for operator in task.chain.operators for call in operator.left_behind]
 
     def _join(self) -> None:
         built = [task for task in self.tasks if task.built]

@@ -248,6 +248,7 @@ class StreamTask:
         self._clock = clock
         self._finishing: Iterator[None] | None = None  # after END, until nothing is in flight
         self._woken = threading.Event()
+        self._expected = 0  # the checkpoint whose barrier is on its way; 0: none
         self.handle = threads.spawn(name, self.step)
 
     @property
@@ -290,27 +291,49 @@ class StreamTask:
         if self.ended:
             return False
         self.may_wait = wait_seconds > 0
-        if self.chain.pollers and not self._poll(wait_seconds):
-            return None if not self.ended else not self.may_wait
+        if self.chain.pollers and not self._poll():
+            return self._without_room(wait_seconds)
         element = self.input.next(wait_seconds if self.chain.is_empty else min(wait_seconds, self.input.flight_seconds))
         if element is None:
             return None
         self._take(element)
         return not self.ended or not self.may_wait
 
-    def _poll(self, wait_seconds: float) -> bool:
-        """What operators have ready by themselves; -> whether the task may take an element: not when they have no room, nor after END."""
+    def _poll(self) -> bool:
+        """What operators have ready by themselves; -> whether the task may take rows: not when they have no room, nor after END.
+
+        Rows before a barrier that is on its way are taken in any case: it must not wait for calls. They are what the channels hold.
+        """
         self._woken.clear()
         now_ms = int(self._clock.time() * 1000)
         for operator in self.chain.pollers:
             operator.poll(now_ms)
         if self._finishing is not None:
             self._finish()
-        elif self.chain.has_room:
-            return True
-        if not self.ended:
+            return False
+        return self.chain.has_room or (self._expected > 0 and self.input.brings_barriers)
+
+    def _without_room(self, wait_seconds: float) -> bool | None:
+        """No rows; marks of the task's own source all the same."""
+        if self.ended:
+            return not self.may_wait
+        element = self.input.mark() if self._finishing is None else None
+        if element is None:
             self._woken.wait(wait_seconds)
-        return False
+            return None
+        self._take(element)
+        return True
+
+    def expect(self, checkpoint_id: int) -> None:
+        """Any thread: the barrier of this checkpoint is on its way."""
+        self._expected = checkpoint_id
+        if self.chain.pollers:
+            self.wake()
+
+    def expect_no_more(self, checkpoint_id: int) -> None:
+        """The barrier came, or was given up."""
+        if checkpoint_id >= self._expected:
+            self._expected = 0
 
     def wake(self) -> None:
         """Any thread: poll the operators soon."""
@@ -331,6 +354,7 @@ class StreamTask:
             self._finishing = chain.finishing()
             self._finish()
         elif isinstance(element, Abort):
+            self.expect_no_more(element.checkpoint_id)
             chain.mark(element)
         elif isinstance(element, Watermark) or element is IDLE or element is ACTIVE:
             if isinstance(element, Watermark):
@@ -350,6 +374,7 @@ class StreamTask:
 
     def _cut(self, barrier: Barrier) -> None:
         """Everything before the barrier has been processed; nothing after it has."""
+        self.expect_no_more(barrier.checkpoint_id)
         began = SYSTEM_CLOCK.monotonic()
         snapshot = self._snapshot()
         self.cut_seconds = SYSTEM_CLOCK.monotonic() - began
