@@ -30,6 +30,7 @@ class RowTable:
             raise ValueError(f"keys {list(keys)} are not all columns of {rows.names}")
         self._next = 0
         self._rows: dict[int, pa.RecordBatch] = {}  # id -> a batch of one row
+        self._values: dict[int, tuple[Any, ...]] = {}
         self._order: dict[int, int] = {}
         self._count: dict[int, int] = {}
         self._by_key: dict[Any, list[tuple[int, int]]] = {}  # (order, id), sorted
@@ -51,6 +52,7 @@ class RowTable:
         ids = []
         for row in _chosen(data, selection):
             self._rows[self._next] = data.slice(row, 1)
+            self._values[self._next] = _values(data.slice(row, 1))
             self._order[self._next] = 0 if order is None else order[row].as_py()
             self._count[self._next] = 0
             chain = self._by_key.setdefault(_key(data, self._columns, row), [])
@@ -104,7 +106,7 @@ class RowTable:
         for row in _chosen(data, selection):
             wanted = (0 if order is None else order[row].as_py(), _values(data.slice(row, 1)))
             chain = self._by_key.get(_key(data, self._columns, row), [])
-            found = [id for at, id in chain if (at, _values(self._rows[id])) == wanted and id not in used]
+            found = [id for at, id in chain if (at, self._values[id]) == wanted and id not in used]
             used.update(found[:1])
             ids.append(found[0] if found else -1)
         return pa.array(ids, pa.int64())
@@ -154,7 +156,7 @@ class RowTable:
         for id in gone:
             key = _key(self._rows.pop(id), self._columns, 0)
             self._by_key[key].remove((self._order.pop(id), id))
-            del self._count[id]
+            del self._count[id], self._values[id]
             if not self._by_key[key]:
                 del self._by_key[key]
 

@@ -1,14 +1,19 @@
-"""Events of users in a Parquet file -> a login, three failures or more, no logout, a purchase, within five minutes -> who, when, how many.
+"""Events of users in a Parquet file -> those that follow a pattern, within five minutes -> who, when, how much.
 
-    python benchmarks/pipelines/pattern.py --rows 10000000 --keys 10000
+    python benchmarks/pipelines/pattern.py --rows 10000000 --keys 10000 --repeat 3 --peers flink
 
-`seconds` runs from the first byte read to the last match out, in one thread with --threads 1: reading, order by event time, the
+    fails   a login, three failures or more, no logout, a purchase
+    steps   a login, a failure, a purchase: also in Flink's CEP (benchmarks/peers/flink), parallelism 1 and 2
+
+Between the rows of a match others may stand, and no row is in two matches of a user. `seconds` runs from the first byte read to the last match out, in one thread with --threads 1: reading, order by event time, the
 pattern. `operator_seconds` is the pattern alone, over the same rows in memory, in order, in batches of 65,536 with a watermark behind
-each. The answer of both is checked against a matcher in plain Python that knows this pattern only.
+each. The answers are checked against matchers in plain Python that know these patterns only; Flink's by its number of matches, and sums
+of users, of the last 16 bits of the purchases' times, and of their products.
 """
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -20,6 +25,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
+from flink import flink_peer
+from flink.flink_peer import NotThere
 
 import sabot
 from sabot import App, Sink, col
@@ -44,6 +53,12 @@ def the_pattern() -> Pattern:
     )
 
 
+def three_steps() -> Pattern:
+    steps = pattern("login", col("kind") == "login").then("fail", col("kind") == "fail")
+    return steps.then("buy", col("kind") == "buy").within(f"{MINUTES}m")
+
+
+PATTERNS = {"fails": the_pattern, "steps": three_steps}
 MEASURES = {"fails": step("fail").count(), "amount": step("buy").last("amount")}
 
 
@@ -81,21 +96,22 @@ class Kept(Sink):
         """Nothing to do."""
 
 
-def run_job(path: Path, threads: int) -> tuple[float, pa.Table]:
-    """The program as a user writes it."""
+def run_job(path: Path, threads: int, pattern: Pattern) -> tuple[float, float, pa.Table]:
+    """The program as a user writes it; -> seconds, those of the processors, matches."""
     schema = {"user": "int64", "kind": "string", "amount": "float64", "ts": "int64"}
     app, kept = App("pattern", parallelism=threads), Kept()
     stream = app.stream(files(path), schema=schema, time="ts", lateness="0s")
-    stream.key_by("user").pattern(the_pattern(), **MEASURES).to(kept)
-    began = time.perf_counter()
+    stream.key_by("user").pattern(pattern, **MEASURES).to(kept)
+    began, cpu = time.perf_counter(), time.process_time()
     app.main()
-    return time.perf_counter() - began, pa.Table.from_batches(kept.batches)
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+    return seconds, cpu_seconds, pa.Table.from_batches(kept.batches)
 
 
-def run_operator(events: pa.Table) -> tuple[float, pa.Table, dict[str, Any]]:
+def run_operator(events: pa.Table, pattern: Pattern) -> tuple[float, pa.Table, dict[str, Any]]:
     """The operator alone; -> seconds, matches, its figures when most was in it."""
     data = events.append_column(TIME_COLUMN, events["ts"]).combine_chunks().to_batches()[0]
-    operator = PatternOperator(["user"], the_pattern(), "past_last", list(MEASURES.items()))
+    operator = PatternOperator(["user"], pattern, "past_last", list(MEASURES.items()))
     found: list[pa.RecordBatch] = []
     operator.emit = lambda batch: found.append(batch.taken())
     operator.open(OperatorContext(data.schema))
@@ -115,9 +131,10 @@ def run_operator(events: pa.Table) -> tuple[float, pa.Table, dict[str, Any]]:
     return seconds + time.perf_counter() - began, pa.Table.from_batches(found), figures
 
 
-def twin(events: pa.Table) -> list[tuple[Any, ...]]:
+def twin(events: pa.Table, name: str) -> list[tuple[Any, ...]]:
     """The same by hand: per user the logins of the last five minutes, each with its failures."""
     asked = events.filter(pc.is_in(events["kind"], pa.array(["login", "fail", "logout", "buy"])))
+    least, most = (3, len(events)) if name == "fails" else (1, 1)
     logins: defaultdict[int, list[list[int]]] = defaultdict(list)
     matches = []
     columns = [asked[name].to_pylist() for name in ("user", "kind", "amount", "ts")]
@@ -129,11 +146,12 @@ def twin(events: pa.Table) -> list[tuple[Any, ...]]:
             mine.append([ts, 0])
         elif kind == "fail":
             for login in mine:
-                login[1] += 1
+                login[1] = min(login[1] + 1, most)
         elif kind == "logout":
-            logins[user] = [login for login in mine if login[1] < 3]
+            if name == "fails":
+                logins[user] = [login for login in mine if login[1] < 3]
         else:
-            first = next((login for login in mine if login[1] >= 3), None)
+            first = next((login for login in mine if login[1] >= least), None)
             if first is not None:
                 matches.append((user, first[0], ts, first[1], amount))
                 mine.clear()
@@ -146,6 +164,58 @@ def answer(matches: pa.Table) -> list[tuple[Any, ...]]:
     return sorted(zip(others[0], *times, *others[1:], strict=True))
 
 
+def run_flink(events: pa.Table, folder: Path, want: list[tuple[Any, ...]]) -> dict[str, Any]:
+    """What Flink takes for "steps", by parallelism; nothing where it is not there."""
+    try:
+        flink_peer.prepare()
+    except NotThere as reason:
+        print(f"flink: left out: {reason}", file=sys.stderr)
+        return {}
+    codes = {"login": 0, "fail": 1, "buy": 2}
+    kinds = np.array([codes.get(kind, 3) for kind in KINDS])
+    numbers = pc.index_in(events["kind"], pa.array(list(KINDS))).to_numpy()
+    path = folder / "events.raw"
+    np.column_stack([events["user"].to_numpy(), events["ts"].to_numpy(), kinds[numbers]]).astype("<i8").tofile(path)
+    low = [(user, end & 0xFFFF) for user, _, end, _, _ in want]
+    sums = [len(low), sum(u for u, _ in low), sum(t for _, t in low), sum(u * t for u, t in low)]
+    figures = {}
+    for parallelism in (1, 2):
+        taken = flink_peer.run("pattern", path, MINUTES * 60_000, parallelism=parallelism)
+        assert taken["sums"] == sums, f"flink has {taken['sums']}, the twin {sums} (matches, sums of users, times, products)"
+        figures[f"flink-{parallelism}"] = rates(len(events), taken["seconds"], taken["cpu_seconds"])
+    return figures
+
+
+def rates(rows: int, seconds: float, cpu_seconds: float) -> dict[str, Any]:
+    return {
+        "seconds": round(seconds, 3),
+        "cpu_seconds": round(cpu_seconds, 3),
+        "rows_per_s": round(rows / seconds),
+        "rows_per_cpu_s": round(rows / max(cpu_seconds, 1e-9)),
+    }
+
+
+def measure(name: str, events: pa.Table, path: Path, threads: int, repeat: int) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
+    """-> figures, the matches."""
+    want = twin(events, name)
+    jobs = [run_job(path, threads, PATTERNS[name]()) for _ in range(repeat)]
+    alone = [run_operator(events, PATTERNS[name]()) for _ in range(repeat)]
+    for matches in [*(job[2] for job in jobs), *(each[1] for each in alone)]:
+        if answer(matches) != want:
+            print(f"{name}: {matches.num_rows} matches are not the {len(want)} of the twin", file=sys.stderr)
+            sys.exit(1)
+    best, operator_seconds = min(jobs, key=lambda job: job[0]), min(each[0] for each in alone)
+    figures = {
+        "matches": len(want),
+        **rates(len(events), *best[:2]),
+        "operator_seconds": round(operator_seconds, 4),
+        "operator_rows_per_s": round(len(events) / operator_seconds),
+        "most_partial_matches": alone[0][2]["partial_matches"],
+        "state_bytes": alone[0][2]["bytes"],
+    }
+    return figures, want
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -153,31 +223,19 @@ def main() -> None:
     parser.add_argument("--per-second", type=int, default=1_000, help="events a second of event time, of all users")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=1, help="runs; the best ones are shown")
+    parser.add_argument("--peers", default="none", choices=["none", "all", "flink"])
     options = parser.parse_args()
     events = make_events(options.rows, options.keys, options.per_second)
-    want = twin(events)
+    result: dict[str, Any] = {"benchmark": "pattern", "rows": options.rows, "keys": options.keys, "threads": options.threads}
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "events.parquet"
         pq.write_table(events, path)
-        jobs = [run_job(path, options.threads) for _ in range(options.repeat)]
-    alone = [run_operator(events) for _ in range(options.repeat)]
-    for matches in [*(job[1] for job in jobs), *(each[1] for each in alone)]:
-        if answer(matches) != want:
-            print(f"{matches.num_rows} matches are not the {len(want)} of the twin", file=sys.stderr)
-            sys.exit(1)
-    seconds, operator_seconds = min(job[0] for job in jobs), min(each[0] for each in alone)
-    result = {
-        "rows": options.rows,
-        "keys": options.keys,
-        "threads": options.threads,
-        "matches": len(want),
-        "seconds": round(seconds, 4),
-        "rows_per_s": round(options.rows / seconds),
-        "operator_seconds": round(operator_seconds, 4),
-        "operator_rows_per_s": round(options.rows / operator_seconds),
-        "most_partial_matches": alone[0][2]["partial_matches"],
-        "state_bytes": alone[0][2]["bytes"],
-    }
+        for name in PATTERNS:
+            result[name], want = measure(name, events, path, options.threads, options.repeat)
+        if options.peers != "none":
+            result["steps"] |= run_flink(events, Path(folder), want)
+    result["load"] = [round(load, 1), round(os.getloadavg()[0], 1)]
     print(json.dumps(result))
 
 

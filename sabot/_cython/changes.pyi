@@ -3,10 +3,11 @@ from typing import Any
 class Touches:
     """Finds the slots that a batch touches, without sorting: it keeps 4 bytes for each slot that there has been. One owner."""
 
-    def of(self, slots: Any, times: Any = None) -> tuple[Any, Any, Any]:
+    def of(self, slots: Any, times: Any = None) -> tuple[Any, Any, Any, Any]:
         """slots: numpy int32, none below 0 (IndexError); times: numpy int64, one a row.
 
-        -> (each slot once, as they come first; for each row the place of its slot there; the latest time of each, where there are times).
+        -> (each slot once, as they come first; the first row of each; for each row the place of its slot among them; the latest time
+        of each slot, where there are times).
         """
 
 def weave(taken: Any, added: Any) -> tuple[Any, Any, Any]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from libc.stdint cimport INT64_MIN, int8_t, int32_t, int64_t, uint8_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
 
 __all__ = ["Touches", "weave", "woven"]
 
@@ -22,55 +22,59 @@ cdef class Touches:
     cdef int reach(self, int64_t slot) except -1:
         cdef int64_t known = len(self.array)
         if slot >= known:
-            grown = np.full(max(slot + 1, 2 * known), -1, np.int32)
-            grown[:known] = self.array
-            self.array = grown
-            self.places = grown
+            self.array = np.full(max(slot + 1, 2 * known), -1, np.int32)
+            self.places = self.array
         return 0
 
     def of(self, const int32_t[::1] slots, times=None):
-        cdef int64_t count = len(slots), i, found = 0
-        cdef int32_t slot, highest = -1, place
+        cdef int64_t count = len(slots), i
+        cdef int32_t slot, highest = -1, least = 0, place, found = 0
+        cdef bint fresh
         touched = np.empty(count, np.int32)
+        rows = np.empty(count, np.int32)
         inverse = np.empty(count, np.int32)
         latest = None if times is None else np.empty(count, np.int64)
+        if times is not None and len(times) != count:
+            raise ValueError(f"{len(times)} times of {count} rows")
         if not count:
-            return touched, inverse, latest
+            return touched, rows, inverse, latest
         cdef int32_t[::1] out = touched
+        cdef int32_t[::1] first = rows
         cdef int32_t[::1] back = inverse
         cdef const int64_t[::1] when
         cdef int64_t[::1] last
-        for i in range(count):
-            if slots[i] < 0:
-                raise IndexError(f"there is no slot {slots[i]}")
-            highest = max(highest, slots[i])
+        with nogil:
+            for i in range(count):
+                highest = max(highest, slots[i])
+                least = min(least, slots[i])
+        if least < 0:
+            raise IndexError(f"there is no slot {least}")
         self.reach(highest)
         cdef int32_t[::1] places = self.places
         with nogil:
-            for i in range(count):
+            for i in range(count):  # without a branch that could be foretold wrongly
                 slot = slots[i]
                 place = places[slot]
-                if place < 0:
-                    place = <int32_t> found
-                    places[slot] = place
-                    out[found] = slot
-                    found += 1
+                fresh = place < 0
+                place = found if fresh else place
+                places[slot] = place
+                out[found] = slot  # of a slot that is not fresh: for the next to write over, as is its row
+                first[found] = <int32_t> i
                 back[i] = place
+                found += fresh
             for i in range(found):
                 places[out[i]] = -1
         if times is not None:
-            if len(times) != count:
-                raise ValueError(f"{len(times)} times of {count} rows")
             when = times
             last = latest
             with nogil:
                 for i in range(found):
-                    last[i] = INT64_MIN
+                    last[i] = when[first[i]]
                 for i in range(count):
-                    if when[i] > last[back[i]]:
-                        last[back[i]] = when[i]
+                    place = back[i]
+                    last[place] = max(last[place], when[i])
             latest = latest[:found]
-        return touched[:found], inverse, latest
+        return touched[:found], rows[:found], inverse, latest
 
 
 def weave(taken, added):

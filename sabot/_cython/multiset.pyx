@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.string cimport memcpy
 from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
@@ -57,6 +58,7 @@ cdef extern from "multiset_store.h" namespace "sabot" nogil:
 
     void append_escaped(string& out, const char* data, int64_t size) except +
     void read_escaped(Reader& reader, string& out) except +
+    void append_bytes(string& out, Reader& reader, int64_t size) except +
 
 
 cdef extern from "multiset_sums.h" namespace "sabot" nogil:
@@ -157,15 +159,13 @@ cdef object _large_binary(Strings& strings):
     cdef int64_t count = <int64_t> strings.ends.size()
     cdef int64_t[::1] to
     cdef uint8_t[::1] bits
-    cdef int64_t i
     offsets = np.zeros(count + 1, np.int64)
     mask = np.zeros(count, np.uint8)
     if count:
         to = offsets
         bits = mask
-        for i in range(count):
-            to[i + 1] = strings.ends[i]
-            bits[i] = strings.valid[i]
+        memcpy(&to[1], strings.ends.data(), count * 8)
+        memcpy(&bits[0], strings.valid.data(), count)
     validity = None if mask.all() else pa.py_buffer(np.packbits(mask, bitorder="little"))
     data = pa.py_buffer(strings.data.data()[:strings.data.size()])
     return pa.Array.from_buffers(_LARGE_BINARY, count, [validity, pa.py_buffer(offsets), data])
@@ -180,39 +180,61 @@ cdef const uint8_t[::1] _flags(object flags, int64_t count):
 
 # Keys of several columns
 
+cdef cppclass Part:
+    # A part of keys, as its array has it.
+    const int32_t* narrow           # offsets; or NULL
+    const int64_t* wide
+    const char* data
+    int64_t width                   # bytes of each; -1: they differ
+
+
 def join_keys(parts, widths):
     """One key a row. See multiset.pyi."""
-    cdef list opened = []
-    cdef int64_t count = len(parts[0]), i
-    cdef Py_ssize_t p, number = len(parts)
-    cdef vector[int64_t] sizes
+    cdef list opened = []           # keeps the memory
+    cdef vector[Part] pieces
+    cdef Part piece
+    cdef _Bytes each
+    cdef int64_t count = len(parts[0]), i, first, end, total = 0
+    cdef size_t p
     cdef Strings out
-    cdef _Bytes part
-    for each, width in zip(parts, widths, strict=True):
-        opened.append(_bytes(each, count))
-        sizes.push_back(width)
-    for i in range(count):
-        for p in range(number):
-            part = <_Bytes> opened[p]
-            if sizes[p] < 0:
-                append_escaped(out.data, part.begin(i), part.size(i))
-            else:
-                out.data.append(part.begin(i), <size_t> part.size(i))
-        out.ends.push_back(<int64_t> out.data.size())
-        out.valid.push_back(1)
+    for array, width in zip(parts, widths, strict=True):
+        each = _bytes(array, count)
+        opened.append(each)
+        piece.narrow, piece.wide, piece.data, piece.width = each.narrow, each.wide, each.data, width
+        pieces.push_back(piece)
+        if count:
+            total += each.begin(count) - each.begin(0) + (2 * count if width < 0 else 0)
+    with nogil:
+        out.data.reserve(total)
+        out.ends.reserve(count)
+        out.valid.assign(count, 1)
+        for i in range(count):
+            for p in range(pieces.size()):
+                if pieces[p].narrow != NULL:
+                    first, end = pieces[p].narrow[i], pieces[p].narrow[i + 1]
+                else:
+                    first, end = pieces[p].wide[i], pieces[p].wide[i + 1]
+                if pieces[p].width < 0:
+                    append_escaped(out.data, pieces[p].data + first, end - first)
+                else:
+                    out.data.append(pieces[p].data + first, <size_t> (end - first))
+            out.ends.push_back(<int64_t> out.data.size())
     return _large_binary(out)
 
 
 def split_keys(keys, widths):
     """The parts of keys. See multiset.pyi."""
     cdef _Bytes whole = _bytes(keys, len(keys))
-    cdef Py_ssize_t p, number = len(widths)
+    cdef size_t p, number = len(widths)
     cdef vector[int64_t] sizes = widths
     cdef vector[Strings] out
     cdef Reader reader
     cdef int64_t i
     out.resize(number)
     with nogil:
+        for p in range(number):
+            out[p].ends.reserve(whole.count)
+            out[p].valid.assign(whole.count, 1)
         for i in range(whole.count):
             reader.at = whole.begin(i)
             reader.end = reader.at + whole.size(i)
@@ -220,10 +242,8 @@ def split_keys(keys, widths):
                 if sizes[p] < 0:
                     read_escaped(reader, out[p].data)
                 else:
-                    out[p].data.append(reader.at, sizes[p])
-                    reader.bytes(<size_t> sizes[p])
+                    append_bytes(out[p].data, reader, sizes[p])
                 out[p].ends.push_back(<int64_t> out[p].data.size())
-                out[p].valid.push_back(1)
     return [_large_binary(out[p]) for p in range(number)]
 
 

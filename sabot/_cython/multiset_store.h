@@ -425,4 +425,6 @@ static inline void read_escaped(Reader& reader, std::string& out) {
     }
 }
 
+static inline void append_bytes(std::string& out, Reader& reader, int64_t size) { out.append(reader.bytes(size)); }
+
 }  // namespace sabot

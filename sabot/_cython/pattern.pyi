@@ -12,8 +12,12 @@ Condition = tuple[str, Operand, Operand, bool]
 Test = tuple[int, Sequence[Condition]]
 """Index of the bool column that must be true (-1: none), and conditions that must hold too. With a null, none does."""
 
-Step = tuple[int, int | None, str, str, bool, bool, Test]
-"""least and most rows (None: any number), before, between ("next", "then", "then_any"), optional, greedy, test."""
+Step = tuple[int, int | None, str, str, bool, bool, str, Test]
+"""least and most rows (None: any number), before, between ("next", "then", "then_any"), optional, greedy, keep, test.
+
+keep: what a match tells of its rows of the step: "each", "ends" (the first and the last), or "count" (no row has a number). It bounds
+what is kept: with "each", a partial match grows by each row; else it does not.
+"""
 
 Slot = tuple[int, bool, str, int]
 """A value that a partial match remembers: of its step's first row (else the last), its kind, and the column of operands it is from."""
@@ -52,6 +56,7 @@ class PatternTable:
         within_ms: int | None,
         skip: str,
         max_partial: int = 10_000,
+        max_rows: int = 1_000_000,
         output_rows: int = 1_048_576,
     ) -> None: ...
     def __len__(self) -> int:
@@ -79,16 +84,26 @@ class PatternTable:
     def walk(self) -> bool:
         """The rows, one by one, until all are done (True), or `output_rows` rows of matches wait for `matches` (False).
 
-        TooManyPartials where a key has more than `max_partial`; the table must not be used then.
+        TooManyPartials where a key has more than `max_partial`, or more than `max_rows` rows in them; the table must not be used then.
         """
     def expire(self, watermark_ms: int) -> bool:
         """No row below comes any more: what has no time left goes, or is a match that only had to wait. As `walk`: True when done."""
     def matches(
         self,
-    ) -> tuple[pa.Int32Array, pa.Int64Array, pa.Int64Array, pa.Int64Array, pa.Int32Array, pa.Int64Array, pa.Int32Array]:
-        """Those found since the last call: (key slots, first time, last time, offsets, steps, rows, taken).
+    ) -> tuple[
+        pa.Int32Array,
+        pa.Int64Array,
+        pa.Int64Array,
+        pa.Int64Array,
+        pa.Int32Array,
+        pa.Int64Array,
+        pa.Int64Array,
+        pa.Int32Array,
+    ]:
+        """Those found since the last call: (key slots, first time, last time, offsets, steps, rows, weights, taken).
 
-        offsets, one more than matches, into steps and rows: which step each row of a match is of, and its number. taken: the batch's
+        offsets, one more than matches, into steps, rows and weights: which step each row of a match is of, its number (-1: none), and how
+        many rows it stands for (itself, and those before it that are not kept). taken: the batch's
         rows that were given numbers since the last call, in order: they are the last len(taken) below `next_row`.
         """
     def vacant(self) -> pa.Int32Array:
@@ -103,7 +118,7 @@ class PatternTable:
 
         Partials, of each key in order: slot int32, first int64 (ms), step int32, rows int32, count int32, loop bool, targets int64,
         start int64, last int64, node int64 (of its last row), then the slots "0", "1", …: int64 (the bits) or binary.
-        Nodes: row int64, prev int64 (-1: none), step int32. A node's place is its number.
+        Nodes: row int64, prev int64 (-1: none), step int32, weight int32. A node's place is its number.
         """
     def load(self, partials: pa.RecordBatch, nodes: pa.RecordBatch, first_row: int) -> None:
         """Partials of an `export`, with slots as they are here, and all of its nodes; the row of number i then is first_row + i now.

@@ -66,6 +66,7 @@ cdef extern from "pattern_walk.h" namespace "sabot" nogil:
         int between
         cbool optional
         cbool greedy
+        int keep
         CTest test
 
     cppclass SlotPlan:
@@ -89,7 +90,8 @@ cdef extern from "pattern_walk.h" namespace "sabot" nogil:
     cppclass Node:
         int64_t row
         int32_t prev
-        int32_t depth
+        int32_t total
+        int32_t weight
         int32_t step
 
     cppclass KeyOf:
@@ -103,6 +105,7 @@ cdef extern from "pattern_walk.h" namespace "sabot" nogil:
         vector[int64_t] last
         vector[int64_t] offsets
         vector[int64_t] rows
+        vector[int64_t] weights
         void clear() except +
 
     cppclass Matcher:
@@ -114,6 +117,7 @@ cdef extern from "pattern_walk.h" namespace "sabot" nogil:
         int64_t within
         int skip
         int64_t most_partials
+        int64_t most_nodes
         int64_t output_rows
         uint64_t start_bits
         uint64_t watched
@@ -137,7 +141,7 @@ cdef extern from "pattern_walk.h" namespace "sabot" nogil:
         const Partial& partial(int32_t i) noexcept
         uint64_t value(int32_t partial, int slot) noexcept
         const string& text(uint64_t handle) noexcept
-        int32_t load_node(int64_t row, int32_t prev, int32_t step) except +
+        int32_t load_node(int64_t row, int32_t prev, int32_t step, int32_t weight, int32_t slot) except +
         int32_t load_partial(int32_t slot, const Partial& given) except +
         void load_value(int32_t p, int slot, uint64_t raw) except +
         void load_text(int32_t p, int slot, const uint8_t* data, int64_t size) except +
@@ -149,7 +153,8 @@ _OPS = ["==", "!=", "<", "<=", ">", ">="]
 _BEFORE = ["next", "then", "then_any"]
 _SKIP = ["past_last", "to_next", "none"]
 _MOST_STEPS = 62
-_NODES = pa.schema([("row", pa.int64()), ("prev", pa.int64()), ("step", pa.int32())])
+_KEEP = ["count", "ends", "each"]
+_NODES = pa.schema([("row", pa.int64()), ("prev", pa.int64()), ("step", pa.int32()), ("weight", pa.int32())])
 _PARTIALS = [
     ("slot", pa.int32()), ("first", pa.int64()), ("step", pa.int32()), ("rows", pa.int32()), ("count", pa.int32()),
     ("loop", pa.bool_()), ("targets", pa.int64()), ("start", pa.int64()), ("last", pa.int64()), ("node", pa.int64()),
@@ -231,7 +236,8 @@ cdef class PatternTable:
     cdef object alive                      # arrays of the batch
 
     def __cinit__(
-        self, steps, gaps, slots, operands, *, within_ms, skip, int64_t max_partial=10_000, int64_t output_rows=1_048_576
+        self, steps, gaps, slots, operands, *, within_ms, skip, int64_t max_partial=10_000, int64_t max_rows=1_000_000,
+        int64_t output_rows=1_048_576,
     ):
         cdef StepPlan plan
         cdef SlotPlan slot
@@ -248,12 +254,13 @@ cdef class PatternTable:
             if not (0 <= slot.step < len(steps) and 0 <= slot.source < len(operands)) or operands[source] != kind:
                 raise ValueError(f"slot {step, first, kind, source} does not fit")
             matcher.slots.push_back(slot)
-        for least, most, before, between, optional, greedy, test in steps:
+        for least, most, before, between, optional, greedy, keep, test in steps:
             plan.least, plan.most = least, 0 if most is None else most
             if plan.least < 1 or (plan.most and plan.most < plan.least):
                 raise ValueError(f"{least} to {most} rows of a step")
             plan.before, plan.between = _index(_BEFORE, before, "before"), _index(_BEFORE, between, "between")
             plan.optional, plan.greedy, plan.test = optional, greedy, self._test(test)
+            plan.keep = _index(_KEEP, keep, "keep")
             if greedy and between == "then_any":
                 raise ValueError("a greedy step leaves no row out: its rows cannot come with then_any")
             matcher.steps.push_back(plan)
@@ -264,7 +271,7 @@ cdef class PatternTable:
             matcher.gaps.push_back(tests)
         matcher.within = -1 if within_ms is None else within_ms
         matcher.skip = _index(_SKIP, skip, "skip")
-        matcher.most_partials, matcher.output_rows = max_partial, output_rows
+        matcher.most_partials, matcher.most_nodes, matcher.output_rows = max_partial, max_rows, output_rows
         matcher.ready()
         self.done = self.rows = 0
 
@@ -422,7 +429,7 @@ cdef class PatternTable:
             taken[i] = <int32_t> self.matcher.taken[i]
         answer = (
             _of32(found.slots), _of64(found.first), _of64(found.last), _of64(found.offsets), _of32(found.steps),
-            _of64(found.rows), _of32(taken),
+            _of64(found.rows), _of64(found.weights), _of32(taken),
         )  # fmt: skip
         self.matcher.taken.clear()
         found.clear()
@@ -454,6 +461,7 @@ cdef class PatternTable:
         cdef int32_t* rows
         cdef int32_t* count
         cdef int32_t* node_step
+        cdef int32_t* weight
         cdef int64_t* first
         cdef int64_t* targets
         cdef int64_t* start
@@ -474,7 +482,7 @@ cdef class PatternTable:
         ]  # fmt: skip
         nodes = [
             _new(pa.int64(), length, <void**> &row), _new(pa.int64(), length, <void**> &prev),
-            _new(pa.int32(), length, <void**> &node_step),
+            _new(pa.int32(), length, <void**> &node_step), _new(pa.int32(), length, <void**> &weight),
         ]  # fmt: skip
         with nogil:
             memset(loop, 0, (size + 7) // 8)
@@ -484,6 +492,7 @@ cdef class PatternTable:
                 row[i] = at.row
                 prev[i] = -1 if at.prev < 0 else place[at.prev]
                 node_step[i] = at.step
+                weight[i] = at.weight
             which.resize(size)
             for i in range(<int64_t> matcher.keys.size()):
                 p = matcher.keys[i].head
@@ -493,7 +502,7 @@ cdef class PatternTable:
                     slot[n] = <int32_t> i
                     first[n] = partial.first_time
                     step[n] = partial.step
-                    rows[n] = matcher.node(partial.node).depth
+                    rows[n] = matcher.node(partial.node).total
                     count[n] = partial.count
                     if partial.loop:
                         loop[n >> 3] |= <uint8_t> (1 << (n & 7))
@@ -556,7 +565,7 @@ cdef class PatternTable:
         if not partials.schema.equals(self._schema()) or not nodes.schema.equals(_NODES):
             raise ValueError("these are no partial matches of this pattern")
         cdef Columns columns[10]
-        cdef Columns row_view, prev_view, step_view
+        cdef Columns row_view, prev_view, step_view, weight_view
         cdef Columns view
         cdef int64_t i, at, size = partials.num_rows, length = nodes.num_rows
         cdef int slot
@@ -567,14 +576,18 @@ cdef class PatternTable:
         cdef int32_t made, greatest = -1
         cdef int64_t rows = 0
         cdef int n = <int> matcher.steps.size()
-        alive = [_open(nodes.column(0), &row_view), _open(nodes.column(1), &prev_view), _open(nodes.column(2), &step_view)]
+        alive = [
+            _open(nodes.column(0), &row_view), _open(nodes.column(1), &prev_view), _open(nodes.column(2), &step_view),
+            _open(nodes.column(3), &weight_view),
+        ]  # fmt: skip
         for i in range(10):
             alive.append(_open(partials.column(i), &columns[i]))
         cdef const int64_t* row = _int64s(&row_view)
         cdef const int64_t* prev = _int64s(&prev_view)
         cdef const int32_t* step = _int32s(&step_view)
+        cdef const int32_t* weight = _int32s(&weight_view)
         for i in range(length):
-            if not (-1 <= prev[i] < length and 0 <= step[i] < n and row[i] >= 0):
+            if not (-1 <= prev[i] < length and 0 <= step[i] < n and row[i] >= -1 and weight[i] >= 1):
                 raise ValueError(f"node {i} does not belong here")
             rows = max(rows, row[i] + 1)
         place.assign(length, -1)
@@ -595,7 +608,10 @@ cdef class PatternTable:
             while path.size():
                 at = path.back()
                 path.pop_back()
-                place[at] = matcher.load_node(first_row + row[at], place[prev[at]] if prev[at] >= 0 else -1, step[at])
+                place[at] = matcher.load_node(
+                    first_row + row[at] if row[at] >= 0 else -1, place[prev[at]] if prev[at] >= 0 else -1, step[at],
+                    weight[at], _int32s(&columns[0])[i],
+                )  # fmt: skip
             given.first_time = _int64s(&columns[1])[i]
             given.step = <int16_t> _int32s(&columns[2])[i]
             given.count = _int32s(&columns[4])[i]

@@ -3,7 +3,8 @@
       key ──▶ partial ──next──▶ partial ──▶ …           the one that counts more stands before; so all are ordered by their first row
                  │ node            │ node
                  ▼                 ▼
-      row c ──▶ row b ──prev──▶ row a                   nodes: the rows that were taken, newest first; shared, with counts of references
+      row c ──▶ row b ──prev──▶ row a                   nodes: the rows that were taken, newest first; shared, with counts of references;
+                                                        where not each row is kept, one node stands for several
 
 A partial knows what it may take: another row of its `step` (`loop`), or a first row of each step in `targets`. A row that it takes makes
 a new partial, in its place; it stays behind that one with what it may still take without that row, or goes where that is nothing.
@@ -24,6 +25,7 @@ namespace sabot {
 enum : int { STRICT = 0, RELAXED = 1, ANY = 2 };           /* which rows may stand before a row that is taken */
 enum : int { PAST_LAST = 0, TO_NEXT = 1, ALL = 2 };        /* where to go on behind a match */
 enum : int { SIGNED = 0, UNSIGNED = 1, FLOAT = 2, BYTES = 3 }; /* what values are */
+enum : int { COUNT = 0, ENDS = 1, EACH = 2 };              /* what is kept of the rows of a step; ENDS: of the first and the last */
 constexpr int END = 63;                                    /* of targets: the time that nothing forbidden may come in */
 constexpr uint64_t EVERY = 1ull << 63;                     /* a test that all rows pass */
 constexpr int LOOK_BACK = 16;                              /* partials that a new one is compared with */
@@ -45,6 +47,7 @@ struct StepPlan {
     int32_t least, most; /* rows; most 0: any number */
     int before, between; /* which rows may stand before its first row, and between its rows */
     bool optional, greedy;
+    int keep;
     Test test;
 };
 
@@ -67,9 +70,12 @@ struct Partial {
 };
 
 struct Node {
-    int64_t row;
+    int64_t row; /* its number; -1: it has none, nobody will ask for it */
     int32_t prev, refs;
-    int32_t depth; /* rows up to here */
+    int32_t depth; /* nodes up to here */
+    int32_t total; /* rows up to here */
+    int32_t weight; /* rows that it stands for, itself the last */
+    int32_t slot; /* the key's */
     int32_t step;
 };
 
@@ -77,14 +83,15 @@ struct KeyOf {
     uint64_t interest = 0; /* of all its partials, or more */
     int64_t deadline = INT64_MAX; /* of the first one */
     int32_t head = -1, tail = -1, size = 0;
+    int32_t nodes = 0;
     bool queued = false, listed = false;
 };
 
 struct Found { /* matches; the rows of match i are those from offsets[i] to offsets[i + 1] */
     std::vector<int32_t> slots, steps;
-    std::vector<int64_t> first, last, offsets, rows;
+    std::vector<int64_t> first, last, offsets, rows, weights;
     void clear() {
-        slots.clear(), steps.clear(), first.clear(), last.clear(), offsets.clear(), rows.clear();
+        slots.clear(), steps.clear(), first.clear(), last.clear(), offsets.clear(), rows.clear(), weights.clear();
         offsets.push_back(0);
     }
 };
@@ -98,7 +105,7 @@ public:
     std::vector<View> operands; /* of the batch */
     int64_t within = -1;
     int skip = PAST_LAST;
-    int64_t most_partials = 10000, output_rows = 1 << 20;
+    int64_t most_partials = 10000, most_nodes = 1000000, output_rows = 1 << 20; /* the first two: of a key */
 
     uint64_t start_bits = 0, watched = 0;
     Found found;
@@ -160,7 +167,7 @@ public:
         if (mask & key.interest) over = walk(slot, mask, time);
         if (!over && (mask & start_bits)) begin(slot, mask, time);
         if (has_text_) forget_row_text();
-        if (key.size > most_partials) crowded = slot;
+        if (key.size > most_partials || key.nodes > most_nodes) crowded = slot;
         note(slot);
     }
 
@@ -192,7 +199,7 @@ public:
     void live_rows(std::vector<int64_t>& out) const {
         out.reserve(nodes);
         for (const Node& node : node_pool_)
-            if (node.refs > 0) out.push_back(node.row);
+            if (node.refs > 0 && node.row >= 0) out.push_back(node.row);
         std::sort(out.begin(), out.end());
         out.erase(std::unique(out.begin(), out.end()), out.end());
     }
@@ -200,7 +207,7 @@ public:
     /* Row live[i] has the number i from here on. */
     void renumber(const std::vector<int64_t>& live) {
         for (Node& node : node_pool_)
-            if (node.refs > 0) node.row = std::lower_bound(live.begin(), live.end(), node.row) - live.begin();
+            if (node.refs > 0 && node.row >= 0) node.row = std::lower_bound(live.begin(), live.end(), node.row) - live.begin();
         next_row = static_cast<int64_t>(live.size());
     }
 
@@ -218,10 +225,11 @@ public:
     uint64_t value(int32_t partial, int slot) const { return values_[partial * slots.size() + slot]; }
     const std::string& text(uint64_t handle) const { return texts_[handle]; }
 
-    int32_t load_node(int64_t row, int32_t prev, int32_t step) {
-        const int32_t made = new_node(row, prev, step);
+    int32_t load_node(int64_t row, int32_t prev, int32_t step, int32_t weight, int32_t slot) {
+        const int32_t made = new_node(row, prev, step, weight, slot);
         node_pool_[made].refs = 0;
         nodes--;
+        keys[slot].nodes--;
         return made;
     }
     int32_t load_partial(int32_t slot, const Partial& given) {
@@ -308,8 +316,9 @@ private:
         }
     }
 
-    int32_t new_node(int64_t row, int32_t prev, int32_t step) {
+    int32_t new_node(int64_t row, int32_t prev, int32_t step, int32_t weight, int32_t slot) {
         nodes++;
+        keys[slot].nodes++;
         int32_t made;
         if (unused_nodes_.empty()) {
             made = static_cast<int32_t>(node_pool_.size());
@@ -319,18 +328,22 @@ private:
             unused_nodes_.pop_back();
         }
         if (prev >= 0) hold(prev);
-        node_pool_[made] = {row, prev, 1, prev >= 0 ? node_pool_[prev].depth + 1 : 1, step};
+        const int32_t depth = prev >= 0 ? node_pool_[prev].depth : 0, total = prev >= 0 ? node_pool_[prev].total : 0;
+        node_pool_[made] = {row, prev, 1, depth + 1, total + weight, weight, slot, step};
         return made;
     }
 
     void hold(int32_t node) {
-        if (node_pool_[node].refs++ == 0) nodes++; /* one that was loaded */
+        if (node_pool_[node].refs++ > 0) return;
+        nodes++; /* one that was loaded */
+        keys[node_pool_[node].slot].nodes++;
     }
 
     void release(int32_t node) {
         while (node >= 0 && --node_pool_[node].refs == 0) {
             unused_nodes_.push_back(node);
             nodes--;
+            keys[node_pool_[node].slot].nodes--;
             node = node_pool_[node].prev;
         }
         if (nodes == 0) {
@@ -491,14 +504,14 @@ private:
     /* -- rows ------------------------------------------------------------------------------------------------------------- */
 
     /* Partial `p` (-1: none yet) with the row at hand as a row of step j; `complete` (OUT): it is a match. */
-    int32_t child(int32_t p, int j, bool looping, int64_t time, bool* complete) {
-        if (row_ < 0) {
+    int32_t child(int32_t slot, int32_t p, int j, bool looping, int64_t time, bool* complete) {
+        const StepPlan& plan = steps[j];
+        if (row_ < 0 && plan.keep != COUNT) {
             row_ = next_row++;
             taken.push_back(index_);
         }
         const int32_t made = new_partial();
         Partial& now = pool_[made];
-        const StepPlan& plan = steps[j];
         int32_t count = 1;
         if (p >= 0) {
             const Partial& old = pool_[p];
@@ -518,7 +531,7 @@ private:
             now.valid = 0;
         }
         now.last = serial;
-        now.node = new_node(row_, p >= 0 ? pool_[p].node : -1, j);
+        now.node = grown(p >= 0 ? pool_[p].node : -1, j, looping, slot);
         now.next = -1;
         now.step = static_cast<int16_t>(j);
         now.loop = plan.most == 0 || count < plan.most;
@@ -530,17 +543,33 @@ private:
         return made;
     }
 
+    /* The node of the row at hand behind `prev`, or in its place where that need not be kept. */
+    int32_t grown(int32_t prev, int j, bool looping, int32_t slot) {
+        const int keep = steps[j].keep;
+        int32_t weight = 1;
+        if (looping && keep != EACH) {
+            const Node& last = node_pool_[prev];
+            if (keep == COUNT || (last.prev >= 0 && node_pool_[last.prev].step == j)) {
+                weight = last.weight + 1;
+                prev = last.prev;
+            }
+        }
+        return new_node(keep == COUNT ? -1 : row_, prev, j, weight, slot);
+    }
+
     void emit(int32_t slot, int32_t p, int64_t end) {
         const Partial& partial = pool_[p];
         const int32_t depth = node_pool_[partial.node].depth;
         const size_t base = found.rows.size();
         found.rows.resize(base + depth);
         found.steps.resize(base + depth);
+        found.weights.resize(base + depth);
         size_t place = base + depth;
         for (int32_t node = partial.node; node >= 0; node = node_pool_[node].prev) {
             place--;
             found.rows[place] = node_pool_[node].row;
             found.steps[place] = node_pool_[node].step;
+            found.weights[place] = node_pool_[node].weight;
         }
         found.slots.push_back(slot);
         found.first.push_back(partial.first_time);
@@ -646,7 +675,7 @@ private:
     /* Partial `p` takes the row at hand; -> whether that ends all with the same first row. */
     bool advance(int32_t slot, int32_t p, int j, bool looping, int64_t time) {
         bool complete;
-        const int32_t made = child(p, j, looping, time, &complete);
+        const int32_t made = child(slot, p, j, looping, time, &complete);
         if (complete) {
             emit(slot, made, time);
             if (skip != ALL) {

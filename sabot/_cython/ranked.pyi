@@ -54,6 +54,13 @@ class RankTable:
         that is equal in all columns of `rows`, of several the newest one. KeyError names one that is not there; then the table is of
         no use any more. arrival: row r of data arrived as number arrival + r, and rows go to several tables; -1: they go to this one.
         """
+    def absorb(self, other: RankTable, slots: pa.Int32Array) -> None:
+        """The rows of another table of the same rows and order come, as they arrived there; slots[s]: where those of its slot s go.
+
+        They stay the other's, which must not change as long as this one is used: then only `members` and `pieces` are, and nothing
+        else comes but what more tables have. Costs what enters, and a look at each slot. ValueError for a table of other rows, and in
+        a table that has rows of its own, or `changes`.
+        """
     def settle(self) -> pa.Int32Array:
         """What the result is different in since the last `settle` is there for `pieces` now: rows that leave it, then those that enter.
 

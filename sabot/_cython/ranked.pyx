@@ -55,6 +55,7 @@ cdef extern from "ranked_table.h" namespace "sabot" nogil:
         Ties ties
         cbool ranked
         cbool changes
+        cbool borrows
         int64_t rows
         vector[Change] out
         Ranking() except +
@@ -67,6 +68,8 @@ cdef extern from "ranked_table.h" namespace "sabot" nogil:
             const vector[Source]& columns, const vector[View]& sort_views, const int32_t* slots, int64_t count,
             const int64_t* numbers, const int64_t* times
         ) except +
+        void absorb(const Ranking& other, const int32_t* slots) except +
+        int64_t slots_used()
         void settle(vector[int32_t]& vacant) except +
         void members() except +
         void hold(vector[const Row*]& all) except +
@@ -225,9 +228,11 @@ cdef class RankTable:
 
     cdef Ranking* ranking
     cdef readonly object rows
+    cdef list absorbed              # tables whose rows it has
 
     def __cinit__(self, rows, by, int64_t n, *, str ties="row_number", bint ranked=False, bint changes=False):
         self.ranking = new Ranking()
+        self.absorbed = []
         if n < 1:
             raise ValueError(f"the first {n} rows: 1 or more")
         cdef dict kinds = {"row_number": <int> ROW_NUMBER, "rank": <int> RANK, "dense_rank": <int> DENSE_RANK}
@@ -274,8 +279,14 @@ cdef class RankTable:
             views.push_back(view_of(schema.children[index], array.children[index], array.offset, array.length))
         return 0
 
+    cdef int _check_own(self) except -1:
+        if self.ranking.borrows:
+            raise ValueError("a table that has absorbed another takes no rows of its own")
+        return 0
+
     def add(self, slots, data, *, selection=None, ops=None, time=None, int64_t arrival=-1):
         """Rows come, and go. See ranked.pyi."""
+        self._check_own()
         cdef vector[Source] sources
         cdef vector[View] views
         cdef Column slot_column, chosen_column, op_column, time_column
@@ -316,6 +327,7 @@ cdef class RankTable:
 
     def load(self, slots, data, numbers, time):
         """Rows of a checkpoint. See ranked.pyi."""
+        self._check_own()
         cdef vector[Source] sources
         cdef vector[View] views
         cdef Column slot_column, number_column, time_column
@@ -336,6 +348,22 @@ cdef class RankTable:
                 self.ranking.load(
                     sources, views, _int32s(&slot_column), count, _int64s(&number_column), _int64s(&time_column)
                 )
+
+    def absorb(self, RankTable other, slots):
+        """The rows of another table. See ranked.pyi."""
+        cdef Column column
+        alive = _open(slots, &column, KIND_INT32, "slots")
+        if self.ranking.changes or (self.ranking.rows and not self.ranking.borrows):
+            raise ValueError("a table that has rows of its own, or of which rows are taken away, absorbs no other")
+        if other is self or not other.rows.equals(self.rows) or other.ranking.exact != self.ranking.exact:
+            raise ValueError("only another table of the same rows can be absorbed")
+        if not _all_within(_int32s(&column), column.length, 2**31 - 1):
+            raise IndexError("a slot is negative")
+        if column.length < other.ranking.slots_used():
+            raise IndexError(f"{column.length} slots for a table that has {other.ranking.slots_used()}")
+        self.absorbed.append(other)
+        with nogil:
+            self.ranking.absorb(other.ranking[0], _int32s(&column))
 
     def settle(self):
         """What has changed is there for `pieces`. See ranked.pyi."""

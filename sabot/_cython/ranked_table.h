@@ -324,12 +324,14 @@ class Ranking {
     Ties ties = Ties::row_number;
     bool ranked = false;  /* ranks are given out: a row that moves is a change */
     bool changes = false; /* rows are taken away: all are kept */
+    bool borrows = false; /* rows are of tables that were absorbed, and no others */
     int64_t rows = 0, row_bytes = 0;
     std::vector<Change> out; /* of the last `settle` or `members` */
 
     Ranking() = default;
     Ranking(const Ranking&) = delete;
     ~Ranking() {
+        if (borrows) return;
         for (Key& key : keys) key.order.each([&](const Entry& entry) { pool.give(entry.row, entry.row->nbytes()); });
         for (const Entry& entry : gone) pool.give(entry.row, entry.row->nbytes());
         for (Row* row : finished) pool.give(row, row->nbytes());
@@ -392,6 +394,30 @@ class Ranking {
                 layout.write(columns, row, scratch);
                 insert(slots[row], prefix, number | (exact && nulls[i] ? NULL_KEY : 0), times[row]);
                 next_number = std::max(next_number, number + 1);
+            }
+        }
+    }
+
+    /* The rows of another table of the same columns come, as they arrived there; they stay the other's. slots: by its slot.
+       Those of a slot that are behind one that cannot enter are not looked at. */
+    void absorb(const Ranking& other, const int32_t* slots) {
+        borrows = true;
+        const int64_t used = other.slots_used();
+        for (int64_t from = 0; from < used; from++) {
+            const Ordered& order = other.keys[from].order;
+            if (order.size() == 0) continue;
+            const int32_t slot = slots[from];
+            grow(slot);
+            Key& key = keys[slot];
+            for (auto at = order.begin(); !order.is_end(at); at = order.after(at)) {
+                const Entry& entry = order.at(at);
+                if (entry.prefix > bounds[slot]) break;
+                if (full(key)) {
+                    const Probe mine(entry), last(key.order.last());
+                    const int than = ties == Ties::row_number ? compare(mine, last, exact) : compare_keys(mine, last, exact);
+                    if (than > 0) break;
+                }
+                enter(key, slot, entry);
             }
         }
     }
@@ -465,6 +491,12 @@ class Ranking {
         }
         if (count > 1 && out[start + count - 1].op == UPDATE_BEFORE) count--;
         return count;
+    }
+    /* Slots that hold rows are below this. */
+    int64_t slots_used() const {
+        size_t used = keys.size();
+        while (used > 0 && keys[used - 1].order.size() == 0) used--;
+        return static_cast<int64_t>(used);
     }
     static int64_t arrival(const Row* row) { return static_cast<int64_t>(row->number & ~NULL_KEY); }
 
@@ -638,13 +670,17 @@ class Ranking {
         if (changes) {
             row->hash = sabot_hash(row->bytes(), size);
             index.put(row);
-        } else if (ties == Ties::dense_rank) {
+        }
+        row_bytes += row->nbytes();
+        enter(key, slot, entry);
+    }
+    void enter(Key& key, int32_t slot, const Entry& entry) {
+        if (!changes && ties == Ties::dense_rank) {
             const auto group = key.order.group(entry, exact);
             key.distinct += key.order.is_end(group) || compare_keys(Probe(key.order.at(group)), Probe(entry), exact) != 0;
         }
         key.order.insert(entry, exact);
         rows++;
-        row_bytes += row->nbytes();
         if (!changes) evict(key, slot);
     }
     void touch(Key& key, int32_t slot, const Entry& entry) {
@@ -657,15 +693,15 @@ class Ranking {
         }
     }
     void remove(Key& key, Ordered::Place place) {
-        Row* row = key.order.at(place).row;
-        gone.push_back(key.order.at(place));
+        const Entry entry = key.order.at(place);
         key.order.erase(place);
         rows--;
-        row_bytes -= row->nbytes();
+        if (borrows) return;
+        row_bytes -= entry.row->nbytes();
+        gone.push_back(entry);
     }
     void remove_last(Key& key) {
-        Row* row = key.order.last().row;
-        if (!walks()) row->rank = EVICTED;
+        if (!walks() && !borrows) key.order.last().row->rank = EVICTED;
         remove(key, key.order.ahead(key.order.end()));
     }
     /* Rows that cannot be among the first n any more. */

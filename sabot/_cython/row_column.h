@@ -200,6 +200,13 @@ struct Store {
             children[c].truncate(layout.children[c], left);
         }
     }
+    /* As many rows, and children, as the other, and nothing in them. */
+    void take_shape(const Store& other) {
+        rows = other.rows;
+        nullable = other.nullable;
+        children.resize(other.children.size());
+        for (size_t c = 0; c < children.size(); c++) children[c].take_shape(other.children[c]);
+    }
     bool valid(int64_t row) const { return !nullable || bit_at(validity.at(), row); }
     int64_t nbytes() const {
         int64_t total = validity.room() + values.room() + data.room();

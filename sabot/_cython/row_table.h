@@ -21,6 +21,7 @@
 #include "keyed_table.h"
 #include "row_chain.h"
 #include "row_column.h"
+#include "row_mapped.h"
 #include "row_runs.h"
 
 namespace sabot {
@@ -30,6 +31,7 @@ constexpr int64_t BLOCK_IDS = int64_t(1) << BLOCK_BITS;
 constexpr int64_t STEP = 4096;             /* rows that are copied in one go */
 constexpr int64_t MOST_LOOSE = 64 << 20;   /* bytes of what has no fixed width, in a block */
 constexpr int64_t FEW = 32;                /* rows of one order that are compared one by one */
+constexpr int64_t SMALL_BLOCK = 65536;     /* bytes for which no file is made */
 constexpr int64_t SPARSE = 4;              /* a block is written anew when only one of so many is alive */
 
 /* As `allocate`, without more memory than it is asked for. */
@@ -52,6 +54,7 @@ static inline int64_t count_bits(const uint64_t* words, int64_t from, int64_t en
 
 struct RowBlock {
     std::unique_ptr<uint8_t, void (*)(void*)> wide{nullptr, std::free}; /* what has a fixed width, of a block that will be full */
+    std::unique_ptr<Mapped> mapped; /* where the columns are, if they are in a file */
     int64_t first_id = 0;
     int64_t used = 0; /* rows that were put in */
     std::vector<Store> columns;
@@ -88,8 +91,9 @@ struct RowBlock {
         return found != locals.end() && *found == local ? found - locals.begin() : -1;
     }
     int64_t nbytes() const {
-        int64_t total = sizeof(RowBlock) + orders.room() + slots.room() + 2 * locals.capacity() + 8 * live.capacity()
-            + 4 * counts.capacity() + 8 * marks.capacity();
+        int64_t total = sizeof(RowBlock) + 2 * locals.capacity() + 8 * live.capacity() + 4 * counts.capacity() + 8 * marks.capacity();
+        if (mapped) return total;
+        total += orders.room() + slots.room();
         for (const Store& store : columns) total += sizeof(Store) + store.nbytes();
         return total;
     }
@@ -199,6 +203,11 @@ class RowTable {
         keys.ready();
         measure();
     }
+    /* Full blocks, the oldest first, are moved into files there, so that at most so many bytes of them are in memory. */
+    void use_directory(const std::string& directory, int64_t memory_bytes) {
+        directory_ = directory;
+        memory_bytes_ = memory_bytes;
+    }
     const std::vector<Layout>& layouts() const { return layouts_; }
     int64_t rows() const { return rows_; }
     int64_t blocks() const { return blocks_; }
@@ -268,6 +277,9 @@ class RowTable {
     int64_t first_page_ = 0;
     int64_t next_block_ = 0;          /* its number */
     RowBlock* open_ = nullptr;        /* the one that grows */
+    std::string directory_;           /* empty: all stays in memory */
+    int64_t memory_bytes_ = 0;
+    int64_t next_to_move_ = 0;        /* number of a block: those before are in files, or too small */
     bool filled_ = false;             /* there has been a full block: the next ones will be */
     std::vector<Chain, Scattered<Chain>> chains_; /* by slot */
     Chains entries_;                  /* the memory of the chains */
@@ -336,6 +348,17 @@ class RowTable {
     void settle(RowBlock* block) {
         if (block->alive == 0) free_block(block);
         else if (block->alive * SPARSE < block->used) thin_out(block);
+    }
+    void move_out(std::shared_ptr<RowBlock>& place);
+    void move_out() {
+        if (directory_.empty()) return;
+        next_to_move_ = std::max(next_to_move_, first_page_ << PAGE_BITS);
+        const int64_t end = open_ ? next_block_ - 1 : next_block_;
+        for (; full_bytes_ > memory_bytes_ && next_to_move_ < end; next_to_move_++) {
+            if (!pages_[(next_to_move_ >> PAGE_BITS) - first_page_]) continue;
+            std::shared_ptr<RowBlock>& place = place_of(next_to_move_);
+            if (place && !place->mapped && place->nbytes() > SMALL_BLOCK) move_out(place);
+        }
     }
     /* Rows of a batch at the end of the open block; STEP at most, and no more than there is room for. */
     void append_rows(RowBlock& block, const Incoming& in, int64_t base, int64_t count, const int32_t* slots);
@@ -553,6 +576,8 @@ inline void RowTable::insert(const Incoming& in, int64_t* ids) {
     rows_ += in.count;
     for (RowBlock* done : full) settle(done);
     measure();
+    move_out(); /* the rows are in, whatever becomes of this */
+    measure();
 }
 
 inline void Finder::start(RowTable& table, const Incoming& in) {
@@ -761,6 +786,37 @@ inline void RowTable::thin_out(RowBlock* block) {
     few->used = few->alive = n;
     full_bytes_ += few->nbytes() - block->nbytes();
     place_of(block->first_id >> BLOCK_BITS) = std::move(few);
+}
+
+/* A cut may read the old block meanwhile, so there is a new one. */
+inline void RowTable::move_out(std::shared_ptr<RowBlock>& place) {
+    RowBlock& block = *place;
+    std::vector<Mapped::Part> parts;
+    auto collect = [&](const Memory& memory, size_t bytes) { parts.push_back({memory.at(), bytes}); };
+    for (size_t c = 0; c < layouts_.size(); c++) each_memory(block.columns[c], layouts_[c], block.used, block.columns[c], collect);
+    collect(block.orders, 8 * block.used);
+    collect(block.slots, 4 * block.used);
+    auto mapped = std::make_unique<Mapped>(directory_, parts);
+    auto moved = std::make_shared<RowBlock>();
+    moved->first_id = block.first_id;
+    moved->used = block.used;
+    moved->columns.resize(layouts_.size());
+    auto lend = [&](Memory& memory, size_t bytes) { mapped->lend_next(memory, bytes); };
+    for (size_t c = 0; c < layouts_.size(); c++) {
+        moved->columns[c].take_shape(block.columns[c]);
+        each_memory(moved->columns[c], layouts_[c], block.used, block.columns[c], lend);
+    }
+    lend(moved->orders, 8 * block.used);
+    lend(moved->slots, 4 * block.used);
+    moved->mapped = std::move(mapped);
+    moved->sparse = block.sparse;
+    moved->locals = block.locals;
+    full_bytes_ -= block.nbytes();
+    moved->alive = block.alive;
+    moved->live = std::move(block.live);
+    moved->counts = std::move(block.counts);
+    full_bytes_ += moved->nbytes();
+    place = std::move(moved);
 }
 
 inline void RowTable::remove(const int64_t* ids, int64_t count) {

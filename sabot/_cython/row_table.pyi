@@ -1,4 +1,5 @@
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -18,6 +19,10 @@ class RowTable:
     NaN, null is a key of its own (which no `find` finds).
     counted: each row has a number, 0 at first: how many partners it has, or whatever the owner counts.
 
+    directory: where blocks of rows are written and mapped, the oldest first, so that no more than `memory_bytes` of them must be in memory
+    (the index must: about 16 bytes a row, and 32 and the key itself a key). An existing one, of which nothing is left with the process.
+    OSError, after the rows are in, where it cannot be written. None: all stays in memory.
+
     One owner, no locks; the GIL is released once a call. A row has an `id` (int64, from 0 on): ids grow for ever, are never used twice, and
     stay valid until the row is removed, whatever happens in between. They are not told in checkpoints. A key's rows stand by (order, id).
 
@@ -27,7 +32,15 @@ class RowTable:
     has one entry for each SELECTED row. TypeError for arrays of another type, ValueError for a wrong length or nulls, IndexError for a
     selection outside of the batch. Whatever raises has changed nothing.
     """
-    def __init__(self, rows: pa.Schema, keys: Sequence[str], *, counted: bool = False) -> None: ...
+    def __init__(
+        self,
+        rows: pa.Schema,
+        keys: Sequence[str],
+        *,
+        counted: bool = False,
+        directory: Path | None = None,
+        memory_bytes: int = 256_000_000,
+    ) -> None: ...
     @property
     def rows(self) -> pa.Schema: ...
     @property
@@ -36,7 +49,7 @@ class RowTable:
     def counted(self) -> bool: ...
     @property
     def nbytes(self) -> int:
-        """Memory that it takes, index and keys included."""
+        """Memory that it takes, index and keys included; without what is mapped."""
     def __len__(self) -> int:
         """Rows."""
     def statistics(self) -> dict[str, int]:

@@ -3,6 +3,8 @@
 Here types are compared and columns become views, once a call; then the call runs without the GIL.
 """
 
+import os
+
 import pyarrow as pa
 
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
@@ -76,6 +78,7 @@ cdef extern from "row_table.h" namespace "sabot" nogil:
         cbool column_is_kept(int64_t column)
         void set_key_count(size_t count)
         void ready(int64_t key_columns, cbool counted) except +
+        void use_directory(const string& directory, int64_t memory_bytes) except +
         const vector[Layout]& layouts()
         int64_t rows()
         int64_t blocks()
@@ -256,7 +259,7 @@ cdef class RowTable:
     def __dealloc__(self):
         del self.table
 
-    def __init__(self, rows, keys, *, bint counted=False):
+    def __init__(self, rows, keys, *, bint counted=False, directory=None, int64_t memory_bytes=256_000_000):
         if not isinstance(rows, pa.Schema):
             raise TypeError(f"rows are a pyarrow.Schema, not a {type(rows).__name__}")
         self.rows = rows
@@ -283,6 +286,8 @@ cdef class RowTable:
             self.table.keys.add_key(type_of(self.schema.children[column].format))
         self.table.set_key_count(len(self.key_columns))
         self.table.ready(len(self.key_columns), counted)
+        if directory is not None:
+            self.table.use_directory(os.fsencode(directory), memory_bytes)
 
     def __len__(self):
         return self.table.rows()

@@ -97,7 +97,7 @@ class Timers(Protocol):
     """The timers of the key. Set twice, a timer (kind, time, name) is one. One in the past fires at the next occasion."""
 
     def event(self, at_ms: int, name: str = "") -> None:
-        """Due when the watermark reaches `at_ms`."""
+        """Due when the watermark reaches `at_ms`; at the end of the input all are."""
 
     def processing(self, at_ms: int, name: str = "") -> None:
         """Due when the clock does. What is pending when a bounded input ends does not fire."""
@@ -126,7 +126,7 @@ class ProcessContext(Protocol):
     key: Any
     """The key: a value, or a tuple where there are several columns; None for a row of a broadcast side."""
     timestamp: int | None
-    """Event time of the row, or the time of the timer, in ms; None where the stream has no event time."""
+    """Event time in ms of the row, or of the timer (of a processing timer: the watermark); None where the stream has none."""
     watermark: int | None
     """No row below it is expected any more; a row that comes all the same is processed like others. None: there was none yet."""
 
@@ -139,13 +139,16 @@ class ProcessContext(Protocol):
     @property
     def timers(self) -> Timers: ...
     def side(self, name: str, row: Row) -> None:
-        """A row for one of `sides=`."""
+        """A row for one of `sides=`; its event time is that of the row, or timer, at hand."""
 
     def broadcast(self, name: str = "broadcast") -> BroadcastMap: ...
 
 
 class BatchState(Protocol):
-    """One value for each key. `keys`: an array like the one that the function gets."""
+    """One value for each key. `keys`: an array like the one that the function gets.
+
+    With a ttl, values are read and put at the time of the latest row, or timer, of the call.
+    """
 
     def get_many(self, keys: Array) -> Array:
         """Row i -> the value of keys[i], null when absent; of the type that the values have."""
@@ -172,7 +175,7 @@ class BatchProcessContext(Protocol):
     """
 
     timestamp: Array | None
-    """int64: event time of each row, or the time of each timer; None where the stream has no event time."""
+    """int64: event time in ms of each row, or timer (of processing timers: the watermark); None where the stream has none."""
     watermark: int | None
     kind: str
     """In `on_timer`: "event" or "processing"."""
@@ -181,8 +184,8 @@ class BatchProcessContext(Protocol):
     def state(self, name: str = "state") -> BatchState: ...
     @property
     def timers(self) -> BatchTimers: ...
-    def side(self, name: str, data: Any) -> None:
-        """Rows (anything that speaks Arrow) for one of `sides=`."""
+    def side(self, name: str, data: Any, times: Array | None = None) -> None:
+        """Rows (anything that speaks Arrow) for one of `sides=`; event times as for what is given back."""
 
     def broadcast(self, name: str = "broadcast") -> BroadcastMap: ...
 
@@ -247,6 +250,10 @@ def process_spec(
         function = method
         on_timer = on_timer or _method(whole, "on_timer")
         right = right or (_method(whole, "process_right") if two_inputs else None)
+    if isinstance(whole, type) and callable(getattr(whole, "process", None)):
+        raise UserError(
+            f"process: {whole.__qualname__} is a class", hint=f"give an object: process({whole.__qualname__}(), …)"
+        )
     if not callable(function):
         raise UserError(
             f"process: {whole!r} is no function, and has no method `process`", hint="process(f, schema=...)"

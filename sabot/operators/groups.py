@@ -99,7 +99,7 @@ class KeptGroups(Operator):
         keys = [data.schema.get_field_index(name) for name in self._names]
         table = groups.table()
         slots = table.resolve(data, keys, hashes=batch.hashes, selection=batch.selection)
-        touched, places, latest = self._touches.of(slots.to_numpy(), self._times(batch))
+        touched, first, places, latest = self._touches.of(slots.to_numpy(), self._times(batch))
         asked = pa.array(touched)
         rows, times, before = groups.results(table, asked)
         groups.add(table, slots, batch)
@@ -112,7 +112,8 @@ class KeptGroups(Operator):
             latest = np.where(now, times_after, latest) if groups.own_times else np.maximum(times, latest)
         if changed.any():
             weave = Weave(was & changed, now & changed)
-            columns = [weave.same(column) for column in table.key_columns(asked)]
+            first = pa.array(first) if batch.selection is None else batch.selection.take(pa.array(first))
+            columns = [weave.same(data.column(key), first) for key in keys]
             columns += [weave.woven(old, new) for old, new in zip(before, after, strict=True)]
             columns = [columns[place] for place in self._places]
             columns.append(weave.ops())
@@ -830,7 +831,7 @@ class LatestRows(Groups):
 
     def add(self, table: GroupTable, slots: pa.Int32Array, batch: Batch) -> None:
         data = batch.taken()
-        _, _, last = self._touches.of(slots.to_numpy(), np.arange(len(slots)))
+        _, _, _, last = self._touches.of(slots.to_numpy(), np.arange(len(slots)))
         rows = data.take(pa.array(last))
         stays = np.ones(len(last), bool)
         if OP_COLUMN in data.schema.names:

@@ -44,7 +44,11 @@ RANKS = ("row_number", "rank", "dense_rank")
 OVER_KINDS = frozenset([*RANKS, "lag", "lead"])  # beside those of aggregates
 _START_OF_TIME = -(2**63)
 _INT64 = pa.int64()
-_MARKS = (pa.field("__slot", pa.int32()), pa.field("__at", _INT64), pa.field("__number", _INT64))  # of rows kept beside others
+_MARKS = (
+    pa.field("__slot", pa.int32()),
+    pa.field("__at", _INT64),
+    pa.field("__number", _INT64),
+)  # of rows kept beside others
 
 Array: TypeAlias = pa.Array
 Files: TypeAlias = dict[str, tuple[pa.Schema, list[pa.RecordBatch]]]
@@ -92,6 +96,8 @@ class Over(Operator):
     A row that comes late, older than one of its key that was given, is given at once. It takes its place by event time among the rows
     that frames, lag and lead still have, and counts for rows to come; results that were given stay. What is before the frame's oldest
     row is not there any more: there the late row stands alone. Over all rows, and for ranks, it counts as the newest row.
+
+    Aggregates over all rows keep to the memory budget where there is a directory; all else is kept in memory.
     """
 
     def __init__(

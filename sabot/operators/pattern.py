@@ -6,7 +6,7 @@ keeps by itself; what measures need stands beside it in columns (`_Rows`), row b
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,8 @@ __all__ = ["Pattern", "PatternState"]
 
 MAX_PARTIAL = 10_000
 _TIMESTAMP = pa.timestamp("ms", "UTC")
-_MATCH = "__match"
+_MOST = 63  # of tests and of slots that the kernel takes
+_ROWS_A_PARTIAL = 100  # that a key may have on the average, where it has as many partial matches as it may
 _GARBAGE_ROWS = 65_536  # fewer rows that nobody needs are not worth a copy
 _PIECE_ROWS, _PIECES = (
     16_384,
@@ -82,8 +83,11 @@ class Pattern(Operator):
         there = Aggregator(self._names, [], context.input)  # says which columns are missing
         self._keys, self._key_indices = there.keys, there.key_indices
         self._known = key_table(self._keys)
-        plan = _Plan(self._pattern, context.input)
-        self._tests, self._operands = plan.tests, plan.operands
+        names = [each.name for each in self._pattern.steps]
+        self._measures = _Measures(self._given, names, self._keys, context.input)
+        plan = _Plan(self._pattern, self._measures.kept, context.input)
+        self._tests, self._operands, self._remembered = plan.tests, plan.operands, plan.slots
+        self._can_fail = plan.can_fail
         self._table = PatternTable(
             plan.steps,
             plan.gaps,
@@ -92,8 +96,8 @@ class Pattern(Operator):
             within_ms=self._pattern.within_ms,
             skip=self._skip,
             max_partial=self._max_partial,
+            max_rows=_ROWS_A_PARTIAL * self._max_partial,
         )
-        self._measures = _Measures(self._given, [each.name for each in self._pattern.steps], self._keys, context.input)
         self._rows = _Rows(self._measures.rows)
         bounds = [pa.field(MATCH_START, _TIMESTAMP), pa.field(MATCH_END, _TIMESTAMP)]
         self._schema = result_schema([*self._keys, *bounds, *self._measures.results], timed=True)
@@ -101,6 +105,8 @@ class Pattern(Operator):
 
     def process(self, batch: Batch) -> None:
         batch = self._on_time(batch)
+        if self._can_fail and batch.selection is not None:
+            batch = batch.with_data(batch.taken())  # rows that do not count must not raise
         data, table = batch.data, self._table
         rows, starts = table.choose([test(data) for test in self._tests], data.num_rows, batch.selection)
         if not len(rows) or not (len(starts) or len(self._known)):
@@ -139,15 +145,15 @@ class Pattern(Operator):
         keys = self._known.key_columns(pa.array([slot], pa.int32()))
         words = ", ".join(f"{name} = {key[0].as_py()!r}" for name, key in zip(self._names, keys, strict=True))
         return UserError(
-            f"more than {self._max_partial:,} partial matches of one key, {words or 'there are no keys'}, of the pattern "
-            f"{self._pattern.text()}",
+            f"more than {self._max_partial:,} partial matches (or {_ROWS_A_PARTIAL * self._max_partial:,} rows in them) of one key, "
+            f"{words or 'there are no keys'}, of the pattern {self._pattern.text()}",
             hint="give it a shorter within, a stricter first step, then() in place of then_any(), greedy() or fewer times, "
-            'skip="past_last", or a greater max_partial',
+            'skip="past_last", or a greater max_partial; of steps with many rows measure count(), first() and last() alone',
         )
 
     def _emit(self, data: pa.RecordBatch | None) -> None:
         """The matches that were found. data: the batch of which rows were taken."""
-        slots, first, last, offsets, steps, rows, taken = self._table.matches()
+        slots, first, last, offsets, steps, rows, weights, taken = self._table.matches()
         if data is not None and len(taken) and len(self._measures.rows):
             self._rows.append(self._measures.of_rows(data, taken), self._table.next_row - len(taken))
         self._matches += len(slots)
@@ -161,8 +167,13 @@ class Pattern(Operator):
                 begin.view(_TIMESTAMP),
                 over.view(_TIMESTAMP),
             ]
-            found = (bounds[start : end + 1] - low, steps.slice(low, count), rows.slice(low, count))
-            columns += self._measures.of_matches(columns, *found, self._rows.taken)
+            found = _Found(
+                bounds[start : end + 1] - low,
+                steps.slice(low, count).to_numpy(),
+                rows.slice(low, count).to_numpy(),
+                weights.slice(low, count),
+            )
+            columns += self._measures.of_matches(columns, found, self._rows.taken)
             self.emit(Batch(pa.RecordBatch.from_arrays([*columns, over], schema=self._schema)))
 
     def _tidy(self) -> None:
@@ -189,6 +200,8 @@ class Pattern(Operator):
             "pattern": self._pattern.text(),
             "skip": self._skip,
             "columns": columns_schema(self._measures.rows),
+            "kept": [[step, kept] for step, kept in zip(self._steps(), self._measures.kept, strict=True)],
+            "remembered": [[*slot[:2], str(slot[2])] for slot in self._remembered],
         }
 
     def state_reader(self) -> dict[str, Any]:
@@ -222,7 +235,10 @@ class Pattern(Operator):
             self._watermark_ms = min(watermarks)  # at END_OF_TIME it was drained: time begins anew
         if self._context.subtask == 0:  # the job's sum stays what it was
             self._late_rows = sum(part.facts["late_rows"] for part in saved)
+        mine = self.state_schema()
         for part in saved:
+            if any(part.facts["schema"][name] != mine[name] for name in ("kept", "remembered")):
+                raise _other_columns(part.directory)
             for partials in read_batches(part.directory, "partials"):
                 self._load(part.directory, partials)
 
@@ -315,7 +331,7 @@ def _owned(context: OperatorContext, keys: Sequence[Array], rows: int) -> pa.Boo
 def _other_columns(directory: Path) -> CorruptCheckpoint:
     return CorruptCheckpoint(
         f"{directory}: the state is not that of this pattern",
-        hint="keys, pattern and the columns of measures cannot change between a checkpoint and its restore",
+        hint="keys, pattern and what is measured cannot change between a checkpoint and its restore",
     )
 
 
@@ -325,23 +341,29 @@ def _other_columns(directory: Path) -> CorruptCheckpoint:
 class _Plan:
     """A pattern over columns as the kernel takes it: tests are bool columns, operands what comparisons with earlier rows need."""
 
-    def __init__(self, pattern: patterns.Pattern, input: pa.Schema) -> None:
+    def __init__(self, pattern: patterns.Pattern, kept: Sequence[str], input: pa.Schema) -> None:
         self._input = input
         self._known: dict[str, int] = {}  # the text of a predicate -> its column
         self._columns: dict[tuple[str, str], int] = {}  # the text of an operand and its type -> its column
         self._slots: dict[tuple[int, bool, int], int] = {}
-        self.tests: list[Callable[[pa.RecordBatch], Array]] = []
+        self.tests: list[Compiled] = []
         self.operands: list[Callable[[pa.RecordBatch], Array]] = []
-        self.kinds: list[str] = []
+        self.can_fail = False  # some value makes one of them raise a DataError
+        self.kinds: list[str] = []  # of operands
         self.slots: list[tuple[int, bool, str, int]] = []
         self._names = [each.name for each in pattern.steps]
         self.steps: list[Any] = []
         for number, each in enumerate(pattern.steps):
             test = self._test(each.predicate, number)
             rows = (each.least, each.most, each.before, each.between)
-            self.steps.append((*rows, each.is_optional, each.is_greedy, test))
+            self.steps.append((*rows, each.is_optional, each.is_greedy, kept[number], test))
         gaps = [*(each.forbidden for each in pattern.steps), pattern.ending]
         self.gaps = [[self._test(predicate, -1) for predicate in gap] for gap in gaps]
+        if len(self.tests) > _MOST or len(self.slots) > _MOST:
+            raise UserError(
+                f"the pattern has {len(self.tests)} predicates and {len(self.slots)} values of earlier rows, each at most {_MOST}",
+                hint="make columns of some, or a shorter pattern",
+            )
 
     def _test(self, predicate: Expr, own: int) -> tuple[int, list[Any]]:
         alone, comparisons = split(predicate)
@@ -350,6 +372,7 @@ class _Plan:
             column = self._known.setdefault(alone.text(), len(self.tests))
             if column == len(self.tests):
                 self.tests.append(compile_predicate(alone, self._input))
+                self.can_fail |= self.tests[-1].can_fail
         return column, [self._condition(each, own) for each in comparisons]
 
     def _condition(self, given: patterns.Comparison, own: int) -> Any:
@@ -382,6 +405,7 @@ class _Plan:
         if place not in self._columns:
             self._columns[place] = len(self.operands)
             self.operands.append(_canonical(side, common, kind))
+            self.can_fail |= side.can_fail
             self.kinds.append(kind)
         return self._columns[place]
 
@@ -414,45 +438,58 @@ def _canonical(side: Compiled, common: pa.DataType, kind: str) -> Callable[[pa.R
 
 # -- measures ---------------------------------------------------------------------------------------------------------------
 
-_CALLS = {"count": "count", "list": "collect_list"}  # others are called alike
+_CALLS = {"list": "collect_list"}  # others are called alike
+_MATCH, _WEIGHT = (
+    "__match",
+    "__rows",
+)  # columns of the rows of matches: which match it is of, how many rows it stands for
+
+
+class _Found(NamedTuple):
+    """Rows of matches; those of match i are from offsets[i] to offsets[i + 1]: step, number, how many it stands for."""
+
+    offsets: Any
+    steps: Any
+    rows: Any
+    weights: pa.Int64Array
 
 
 class _Measures:
-    """What is measured: `rows`, the columns that have to be kept of rows; `results`, a field a measure."""
+    """What is measured. rows: the columns that have to be kept of rows; kept: of each step which rows; results: a field a measure."""
 
     def __init__(
         self, measures: Sequence[tuple[str, Expr]], steps: Sequence[str], keys: pa.Schema, input: pa.Schema
     ) -> None:
         values = {value.text(): value for _, measure in measures for value in step_values(measure)}
         arguments = {each.text(): each for value in values.values() for each in value.inputs}
+        for each in arguments.values():
+            compile_expr(each, input)  # says which columns are missing
         used = frozenset().union(*(each.columns for each in arguments.values()))
         self._input = pa.schema([field for field in input if field.name in used])
-        self._missing(arguments.values(), input)
         self._arguments = [compile_expr(each, self._input) for each in arguments.values()]
         self.rows = pa.schema(
             [pa.field(text, each.type) for text, each in zip(arguments, self._arguments, strict=True)]
         )
-        within = pa.schema([pa.field(_MATCH, pa.int64()), *self.rows])
-        self._of_step: list[tuple[int, Aggregator]] = []
-        fields: dict[str, pa.Field] = {}
+        self._of_match = pa.schema([pa.field(_MATCH, pa.int64()), pa.field(_WEIGHT, pa.int64()), *self.rows])
+        self._of_step: list[tuple[int, Aggregator, bool]] = []
+        self.kept: list[str] = []
+        fields: list[pa.Field] = []
         for number, step in enumerate(steps):
-            calls = [_call(text, value) for text, value in values.items() if value.option("step") == step]
-            if calls:
-                aggregator = Aggregator([_MATCH], calls, within)
-                self._of_step.append((number, aggregator))
-                fields.update({field.name: field for field in list(aggregator.schema)[1:]})
+            asked = {text: value for text, value in values.items() if value.option("step") == step}
+            kinds = {value.kind for value in asked.values()} - {"step.count"}
+            self.kept.append("each" if kinds - {"step.first", "step.last"} else "ends" if kinds else "count")
+            if asked:
+                calls = [_call(text, value) for text, value in asked.items()]
+                aggregator = Aggregator([_MATCH], calls, self._of_match)
+                self._of_step.append((number, aggregator, bool(kinds)))
+                fields += list(aggregator.schema)[1:]
         bounds = [pa.field(MATCH_START, _TIMESTAMP), pa.field(MATCH_END, _TIMESTAMP)]
-        self._values = pa.schema([*keys, *bounds, *fields.values()])
-        self._exprs = [
-            compile_expr(with_step_values(measure, {text: col(text) for text in values}), self._values)
-            for _, measure in measures
-        ]
+        self._values = pa.schema([*keys, *bounds, *fields])
+        found = {
+            text: col(text).fill_null(0) if each.kind == "step.count" else col(text) for text, each in values.items()
+        }
+        self._exprs = [compile_expr(with_step_values(measure, found), self._values) for _, measure in measures]
         self.results = [pa.field(name, each.type) for (name, _), each in zip(measures, self._exprs, strict=True)]
-
-    @staticmethod
-    def _missing(arguments: Any, input: pa.Schema) -> None:
-        for each in arguments:
-            compile_expr(each, input)  # with all columns in the error
 
     def of_rows(self, data: pa.RecordBatch, rows: pa.Int32Array) -> pa.RecordBatch:
         """The columns `rows` of these rows."""
@@ -460,37 +497,34 @@ class _Measures:
         return pa.RecordBatch.from_arrays([each(chosen) for each in self._arguments], schema=self.rows)
 
     def of_matches(
-        self,
-        bounds: Sequence[Array],
-        offsets: Any,
-        steps: pa.Int32Array,
-        rows: pa.Int64Array,
-        taken: Callable[[Any], pa.RecordBatch],
+        self, bounds: Sequence[Array], found: "_Found", taken: Callable[[Any], pa.RecordBatch]
     ) -> list[Array]:
-        """A column a measure. bounds: keys, match_start, match_end; the rows of match i are those from offsets[i] on."""
-        count = len(offsets) - 1
-        matches = np.repeat(np.arange(count), np.diff(offsets))
-        numbers = pa.RecordBatch.from_arrays(
-            [pa.array(np.arange(count)), *(pa.nulls(count, field.type) for field in self.rows)],
-            names=[_MATCH, *self.rows.names],
-        )
+        """A column a measure. bounds: keys, match_start, match_end."""
+        count = len(found.offsets) - 1
+        matches = np.repeat(np.arange(count), np.diff(found.offsets))
+        everyone = self._rows_of(np.arange(count), pa.nulls(count, pa.int64()), None)
         columns = list(bounds)
-        for step, aggregator in self._of_step:
-            there = np.flatnonzero(steps.to_numpy() == step)
-            data = taken(rows.to_numpy()[there]) if len(self.rows) else None
-            of_rows = [] if data is None else data.columns
-            batch = pa.RecordBatch.from_arrays([pa.array(matches[there]), *of_rows], names=numbers.schema.names)
+        for step, aggregator, has_columns in self._of_step:
+            there = np.flatnonzero(found.steps == step)
+            data = taken(found.rows[there]) if has_columns else None
             table, extras = aggregator.table(), aggregator.extras()
-            slots = table.resolve(numbers, [0])  # also those without rows of the step
-            aggregator.add(table, extras, batch)
+            slots = table.resolve(everyone, [0])  # also those without rows of the step
+            aggregator.add(table, extras, self._rows_of(matches[there], found.weights.take(pa.array(there)), data))
             columns += aggregator.finish(table, extras, slots).columns[1:]
         values = pa.RecordBatch.from_arrays(columns, schema=self._values)
         return [each(values) for each in self._exprs]
 
+    def _rows_of(self, matches: Any, weights: pa.Int64Array, data: pa.RecordBatch | None) -> pa.RecordBatch:
+        """Rows of matches as aggregates take them; without `data` all its columns are null."""
+        columns = [pa.nulls(len(matches), field.type) for field in self.rows] if data is None else data.columns
+        return pa.RecordBatch.from_arrays([pa.array(matches), weights, *columns], schema=self._of_match)
+
 
 def _call(text: str, value: Expr) -> Call:
     kind = value.kind.removeprefix("step.")
-    return Call(text, _CALLS.get(kind, kind), value.inputs[0].text() if value.inputs else None)
+    if kind == "count":
+        return Call(text, "sum", _WEIGHT)
+    return Call(text, _CALLS.get(kind, kind), value.inputs[0].text())
 
 
 # -- rows that matches have -------------------------------------------------------------------------------------------------
@@ -581,8 +615,10 @@ class _PatternSnapshot:
 
     def save(self, directory: Path) -> int:
         assert self._rows is not None
-        live, numbers = np.unique(self._nodes.column("row").to_numpy(), return_inverse=True)
-        nodes = self._nodes.set_column(0, "row", pa.array(numbers, pa.int64()))
+        numbers = self._nodes.column("row").to_numpy()
+        live = np.unique(numbers[numbers >= 0])
+        ranks = np.where(numbers >= 0, np.searchsorted(live, numbers), -1)
+        nodes = self._nodes.set_column(0, "row", pa.array(ranks, pa.int64()))
         rows = [data for _, data in _pieces(self._rows, live)]
         files = {"partials": (self._partials.schema, [self._partials]), "nodes": (nodes.schema, [nodes])}
         if rows:

@@ -61,7 +61,7 @@ class Process(Operator):
 
     right_keys: of the second input, in the order of `keys`; none where it is broadcast. What a row makes has its event time, what a
     timer makes the timer's (not below the watermark that was passed on before); that of a processing timer is the watermark. Rows below
-    the watermark are processed like others: the function has ctx.watermark. Sides get their rows without TIME_COLUMN.
+    the watermark are processed like others: the function has ctx.watermark.
     """
 
     def __init__(self, keys: Sequence[str], spec: ProcessSpec, *, right_keys: Sequence[str] = (), id: str = "") -> None:
@@ -108,6 +108,9 @@ class Process(Operator):
             raise UserError(f"{self.spec.name}: the keys of the sides differ: {sides[0]}; {sides[1]}", hint="cast them")
         return Side(input, there.key_indices)
 
+    def side_schema(self, name: str, input: pa.Schema) -> pa.Schema:
+        return with_time(self.spec.sides[name], self._keyed.timed)
+
     def process(self, batch: Batch) -> None:
         self._form.rows(self.spec.function, self._left, batch)
 
@@ -148,8 +151,10 @@ class Process(Operator):
         if data.num_rows:
             self.emit(Batch(data) if batch is None else batch.with_data(data))
 
-    def _aside(self, name: str, data: pa.RecordBatch) -> None:
-        if name in self._context.side:
+    def _aside(self, name: str, data: pa.RecordBatch, times: Array | None) -> None:
+        if times is not None:
+            data = data.append_column(TIME_COLUMN, times)
+        if name in self._context.side and data.num_rows:
             self._context.side[name](Batch(data))
         else:
             self._dropped[name] = self._dropped.get(name, 0) + data.num_rows

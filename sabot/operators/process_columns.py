@@ -48,6 +48,8 @@ class BatchForm(Form):
             None  # the keys of the call, as given and as columns
         )
         self._own_rows: list[bytes] | None = None
+        self._stamps: Array | None = None  # event times of the call's rows, or timers
+        self._count = 0  # of these
 
     def rows(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
         state, ctx, data = self._state, self._ctx, batch.taken()
@@ -61,11 +63,12 @@ class BatchForm(Form):
             columns, hashes = self._keys_of(side, batch, data)
             keys = self._called_with(columns, hashes)
         ctx.timestamp, ctx.kind = times, ""
+        self._stamps, self._count = times, data.num_rows
         state.tell_time(max(latest, LEAST if state.watermark_ms is None else state.watermark_ms))
         state.broadcasting = keys is None
         try:
             given = function(keys, data.select(side.names), ctx)
-            made = None if given is None else self._fitted(given, data.num_rows, times)
+            made = None if given is None else self._fitted(given)
         except Exception as error:
             raise self._failed(error, place_of(batch)) from error
         finally:
@@ -87,13 +90,14 @@ class BatchForm(Form):
             keys = self._called_with(columns, state.known.hashes(slots))
             stamps = pa.array(np.maximum(at.to_numpy(), passed) if kind == EVENT else np.full(len(at), passed))
             ctx.timestamp = at if kind == EVENT else (stamps if state.timed else None)
+            self._stamps, self._count = stamps, len(at)
             state.tell_time(stamps[-1].as_py())
             timers.floor(limit if ended else at[0].as_py())
             try:
                 given = function(keys, at, ctx)
                 if timers.over >= 0:
                     raise state.endless()
-                made = None if given is None else self._fitted(given, len(slots), stamps if state.timed else None)
+                made = None if given is None else self._fitted(given)
             except Exception as error:
                 where = f"as {len(slots)} timers fired, that of the key {state.key_of(columns)} first"
                 raise self._failed(error, where) from error
@@ -146,26 +150,29 @@ class BatchForm(Form):
             ) from error
         return columns, hash_columns(columns)
 
-    def side(self, name: str, data: Any) -> None:
+    def side(self, name: str, data: Any, times: Any) -> None:
         if name not in self._spec.sides:
             raise self._no_side(name)
-        self._aside(name, self._shaped(data, self._spec.sides[name], f"side {name!r}"))
+        made = self._shaped(data, self._spec.sides[name], f"side {name!r}")
+        self._aside(name, made, self._times_of(made, times, "ctx.side(name, data, times)"))
 
-    def _fitted(self, given: Any, rows: int, stamps: Array | None) -> tuple[pa.RecordBatch, Array | None]:
+    def _fitted(self, given: Any) -> tuple[pa.RecordBatch, Array | None]:
         """What a call gave, and its event times."""
-        times: Any = None
-        if isinstance(given, tuple) and len(given) == 2 and not isinstance(given, pa.RecordBatch):
-            given, times = given
-        made = self._shaped(given, self._spec.schema, "schema")
+        data, times = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+        made = self._shaped(data, self._spec.schema, "schema")
+        return made, self._times_of(made, times, "return data, times")
+
+    def _times_of(self, made: pa.RecordBatch, times: Any, how: str) -> Array | None:
+        """The event times of what a call gave."""
         if not self._state.timed:
-            return made, None
+            return None
         if times is None:
-            if made.num_rows != rows:
+            if made.num_rows != self._count:
                 raise UserError(
-                    f"it made {made.num_rows} rows of {rows}, which leaves them without event time",
-                    hint="give them with it: return data, times (ctx.timestamp has those of what you got)",
+                    f"it made {made.num_rows} rows of {self._count}, which leaves them without event time",
+                    hint=f"give them with it: {how} (ctx.timestamp has those of what you got)",
                 )
-            return made, stamps
+            return self._stamps
         try:
             times = times.combine_chunks() if isinstance(times, pa.ChunkedArray) else times
             times = times if isinstance(times, pa.Array) else pa.array(times, pa.int64())
@@ -174,7 +181,7 @@ class BatchForm(Form):
             raise UserError(f"the event times that it gave are not int64: {error}", hint="ms since 1970") from error
         if len(times) != made.num_rows or times.null_count:
             raise UserError(f"it gave {len(times) - times.null_count} event times for {made.num_rows} rows")
-        return made, times
+        return times
 
     def _shaped(self, given: Any, schema: pa.Schema, what: str) -> pa.RecordBatch:
         try:
@@ -226,8 +233,8 @@ class _BatchContext:
             known = self._kept[name] = _BatchState(self._state.values, self._form, name)
         return known
 
-    def side(self, name: str, data: Any) -> None:
-        self._form.side(name, data)
+    def side(self, name: str, data: Any, times: Any = None) -> None:
+        self._form.side(name, data, times)
 
     def broadcast(self, name: str = "broadcast") -> "SharedMap":
         return self._state.map(name)

@@ -47,7 +47,7 @@ class RowForm(Form):
         self._ctx = _RowContext(state, self)
         self._out: list[Row] = []
         self._times: list[int] = []
-        self.sides: dict[str, list[Row]] = {name: [] for name in self._spec.sides}
+        self.sides: dict[str, tuple[list[Row], list[Any]]] = {name: ([], []) for name in self._spec.sides}
         self._keys: list[Array] = []  # of the rows at hand
         self._hashes: Any = None
         self._slots: list[int] | None = None  # theirs, once one of them is asked for
@@ -70,7 +70,7 @@ class RowForm(Form):
         ctx._slot = -1
         try:
             for at, (row, key, under, time) in enumerate(zip(rows, keys, stored, times, strict=True)):
-                ctx.key, ctx.timestamp, ctx._under, ctx._at = key, time, under, at
+                ctx.key, ctx.timestamp, ctx._under, ctx._at, ctx._time = key, time, under, at, time
                 if expiry is not None:
                     expiry.now_ms = time if time > floor else floor
                 made = function(row, ctx)
@@ -127,6 +127,7 @@ class RowForm(Form):
                 ctx._slot = slot
                 time = (at if at > passed else passed) if kind == EVENT else passed
                 ctx.timestamp = at if kind == EVENT else (passed if state.timed else None)
+                ctx._time = time
                 state.tell_time(time)
                 timers.floor(limit if ended else at)
                 timer = Timer(at, name, word)
@@ -175,18 +176,17 @@ class RowForm(Form):
 
     def _flush(self, batch: Batch | None) -> None:
         """What has been gathered goes on. batch: that which is over."""
-        for name, rows in self.sides.items():
+        for name, (rows, times) in self.sides.items():
             if rows:
-                self._aside(name, self._made(rows, self._spec.sides[name], f"side {name!r}"))
-                rows.clear()
+                self._aside(name, *self._made(rows, times, self._spec.sides[name], f"side {name!r}"))
         if self._out:
-            data = self._made(self._out, self._spec.schema, "schema")
-            times = pa.array(self._times, pa.int64()) if self._state.timed else None
-            self._out.clear()
-            self._times.clear()
-            self._give(data, times, batch)
+            data, stamps = self._made(self._out, self._times, self._spec.schema, "schema")
+            self._give(data, stamps, batch)
 
-    def _made(self, rows: list[Row], schema: pa.Schema, what: str) -> pa.RecordBatch:
+    def _made(
+        self, rows: list[Row], times: list[Any], schema: pa.Schema, what: str
+    ) -> tuple[pa.RecordBatch, Array | None]:
+        """Rows and their times as columns; the lists are empty then."""
         name = self._spec.name
         try:
             made = pa.RecordBatch.from_pylist(rows, schema=schema)
@@ -204,13 +204,16 @@ class RowForm(Form):
                 f"{name}: its rows do not fit the {what}: {type(error).__name__}: {error}",
                 hint="it gives dicts whose values are of the types that were said",
             ) from error
-        return made
+        stamps = pa.array(times, pa.int64()) if self._state.timed else None
+        rows.clear()
+        times.clear()
+        return made, stamps
 
 
 class _RowContext:
     """A `ProcessContext`. One object serves all calls, one after the other."""
 
-    __slots__ = ("_at", "_form", "_kept", "_slot", "_state", "_under", "key", "timers", "timestamp")
+    __slots__ = ("_at", "_form", "_kept", "_slot", "_state", "_time", "_under", "key", "timers", "timestamp")
 
     def __init__(self, state: Keyed, form: RowForm) -> None:
         self._state, self._form = state, form
@@ -218,6 +221,7 @@ class _RowContext:
         self.timestamp: int | None = None
         self._under = b""  # the key, as state has it; empty: there is none
         self._at = 0  # the row
+        self._time: int | None = None  # event time of what is made
         self._slot = -1  # of the key, where it is known
         self._kept: dict[str, _KeyState] = {}
         self.timers = _RowTimers(self)
@@ -242,10 +246,11 @@ class _RowContext:
         return _KeyMap(self, name)
 
     def side(self, name: str, row: Row) -> None:
-        rows = self._form.sides.get(name)
-        if rows is None:
+        side = self._form.sides.get(name)
+        if side is None:
             raise self._form._no_side(name)
-        rows.append(row)
+        side[0].append(row)
+        side[1].append(self._time)
 
     def broadcast(self, name: str = "broadcast") -> "SharedMap":
         return self._state.map(name)

@@ -197,10 +197,11 @@ class Form(ABC):
         self,
         state: Keyed,
         give: Callable[[pa.RecordBatch, Array | None, Batch | None], None],
-        aside: Callable[[str, pa.RecordBatch], None],
+        aside: Callable[[str, pa.RecordBatch, Array | None], None],
     ) -> None:
-        self._state, self._give, self._aside = state, give, aside
+        self._state, self._give_on, self._give_aside = state, give, aside
         self._spec = state.spec
+        self._behind: Exception | None = None  # raised by those behind this step
 
     @abstractmethod
     def rows(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
@@ -210,7 +211,24 @@ class Form(ABC):
     def fire(self, kind: int, limit: int, passed: int) -> None:
         """All timers of the kind with time <= limit; passed: event time has been told to be there already."""
 
+    def _give(self, data: pa.RecordBatch, times: Array | None, batch: Batch | None) -> None:
+        try:
+            self._give_on(data, times, batch)
+        except Exception as error:
+            self._behind = error
+            raise
+
+    def _aside(self, name: str, data: pa.RecordBatch, times: Array | None) -> None:
+        try:
+            self._give_aside(name, data, times)
+        except Exception as error:
+            self._behind = error
+            raise
+
     def _failed(self, error: Exception, where: str) -> UserError:
+        """What a call has raised, as the user is told it. What those behind have raised is raised again, as it is."""
+        if error is self._behind:
+            raise error
         if isinstance(error, UserError):
             said = error.message.startswith(self._spec.name)
             return UserError(error.message if said else f"{self._spec.name}: {error.message}; {where}", hint=error.hint)

@@ -128,7 +128,8 @@ class TopN(_Ranked):
     whose row changes is an update pair. changes: the input is changes, and all rows are kept; else those among the first n are.
 
     Emits after each batch what is different from before it: first what leaves the result, then what enters. A row that leaves has
-    the event time that it came with. Rows count in the order in which they come, also takes: of equal rows the newest is taken.
+    the event time that it came with. Rows count in the order in which they come, also takes: of equal rows the newest is taken. State is
+    kept in memory.
     """
 
     def __init__(
@@ -236,7 +237,7 @@ class WindowTopN(_Ranked):
     next `advance` emit its key's rows again, all of them. A row is late when all its windows are over, lateness included: it goes
     to the side "late", without TIME_COLUMN.
 
-    Rows are kept by panes, as a WindowAggregate keeps its groups: a row among the first n of a window is so in its pane.
+    Rows are kept in memory, by panes, as a WindowAggregate keeps its groups: a row among the first n of a window is so in its pane.
     """
 
     def __init__(
@@ -381,11 +382,11 @@ class WindowTopN(_Ranked):
             return self._panes[starts[0]].table
         known, table = key_table(self._keys), self._table_of()
         for start in starts:
-            with _Reading(self._panes[start].table) as cut:
-                while (rows := cut.read(CHUNK_ROWS)) is not None:
-                    slots = known.resolve(rows, self._key_indices)
-                    table.load(slots, rows, rows.column(NUMBER_COLUMN), rows.column(TIME_COLUMN))
-                    table.settle()
+            pane = self._panes[start]
+            slots = pane.known.slots().to_numpy()
+            places = np.zeros(slots.max() + 1, np.int32)
+            places[slots] = known.resolve(pane.keys(self._keys), range(len(self._keys))).to_numpy()
+            table.absorb(pane.table, pa.array(places))
         return table
 
     def _saved_schema(self) -> pa.Schema:
@@ -464,6 +465,12 @@ class _Pane:
 
     def __init__(self, known: GroupTable, table: RankTable) -> None:
         self.known, self.table = known, table
+
+    def keys(self, schema: pa.Schema) -> pa.RecordBatch:
+        """Of all slots, in their order."""
+        if len(schema):
+            return pa.RecordBatch.from_arrays(self.known.key_columns(), schema=schema)
+        return pa.RecordBatch.from_struct_array(pa.array([{}] * len(self.known), pa.struct([])))  # no keys: one group
 
 
 class _Reading:

@@ -106,9 +106,9 @@ class Weave:
         """OP_COLUMN."""
         return self._ops
 
-    def same(self, column: Array) -> Array:
-        """A column that is the same before and after."""
-        return column if self._only_adds else column.take(self._rows)
+    def same(self, column: Array, rows: pa.Int32Array) -> Array:
+        """What is the same before and after: of each key the value in one of these rows of a column."""
+        return column.take(rows if self._only_adds else rows.take(self._rows))
 
     def woven(self, before: Array, after: Array) -> Array:
         """A column, where rows that go are of `before`, and rows that come of `after`."""

@@ -9,12 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import pyarrow as pa
-
 from sabot.errors import UserError
-from sabot.operators.base import OperatorContext
+from sabot.operators.base import Operator
 from sabot.operators.reading import parts_of
-from sabot.plan.stages import Edge, Plan, Step
+from sabot.plan.stages import Plan, Stage, Step
 from sabot.state.reading import SavedJob
 
 __all__ = ["Planned", "Verdict", "check", "compare", "planned"]
@@ -66,32 +64,18 @@ class _Saved(NamedTuple):
 
 def planned(plan: Plan) -> list[Planned]:
     """The operators of the plan that keep state. Opens every operator, and closes it. UserError where columns are not known yet."""
-    schemas: dict[str, pa.Schema] = {}
     found: list[Planned] = []
 
-    def visit(targets: Iterable[Step | Edge], schema: pa.Schema, parallelism: int) -> None:
-        for target in targets:
-            if isinstance(target, Edge):
-                schemas.setdefault(target.target.id, schema)
-                continue
-            operator = target.make()
-            try:
-                columns = operator.open(OperatorContext(schema))
-                state = operator.state_schema()
-            finally:
-                operator.close()
-            if state is not None:
-                found.append(Planned(target.id, target.text, state, parallelism, target.named, target.path))
-            visit(target.targets, columns, parallelism)
+    def look(stage: Stage, step: Step, operator: Operator) -> None:
+        state = operator.state_schema()
+        if state is not None:
+            found.append(Planned(step.id, step.text, state, stage.parallelism, step.named, step.path))
 
+    known = plan.schemas(look)
     for stage in plan.stages:
-        if stage.sink is not None:
-            continue
-        known = schemas.get(stage.id) if stage.reading is None else stage.reading.rows
-        if known is None:
+        if stage.sink is None and (stage.id not in known if stage.reading is None else stage.reading.rows is None):
             source = stage.id if stage.reading is None else stage.reading.node.name
             raise UserError(f"the columns of {source} are not known", hint='give the stream schema={"name": "type", …}')
-        visit(stage.targets, known, stage.parallelism)
     return found
 
 

@@ -111,8 +111,11 @@ class Plan:
         """Opens every operator whose columns are known, and closes it again. Raises UserError for names and types that do not fit."""
         self.schemas()
 
-    def schemas(self) -> dict[str, pa.Schema]:
-        """By the id of a stage, the columns that come into it, as far as they are known. Raises what `check` raises."""
+    def schemas(self, look: Callable[[Stage, Step, Operator], None] | None = None) -> dict[str, pa.Schema]:
+        """By the id of a stage, the columns that come into it, as far as they are known. Raises what `check` raises.
+
+        look: is shown every operator, open.
+        """
         schemas: dict[str, pa.Schema] = {}
         rights: dict[str, pa.Schema] = {}
 
@@ -130,6 +133,8 @@ class Plan:
                 context.side.update(dict.fromkeys(target.sides, _nowhere))
                 try:
                     columns = operator.open(context)
+                    if look is not None:
+                        look(stage, target, operator)
                     beside = {name: operator.side_schema(name, schema) for name in target.sides}
                 finally:
                     operator.close()

@@ -339,11 +339,12 @@ class StreamJob:
         if reading.timed and node.time is not None and node.time not in schema.names:
             schema = schema.append(node.schema.field(node.time))
         source = node.source if isinstance(node.source, Source) else self.around.open_source(node.source)
-        decodes = source.scan(node.schema, schema.names)
-        codec: Codec = JsonCodec(schema)
-        if node.table is not None:
-            codec = TableCodec(schema, node.table.keys, node.table.format, node.time if reading.timed else None)
-        return source.readers(stage.parallelism), None if decodes else codec
+        codec: Codec | None = None
+        if not source.scan(node.schema, schema.names):
+            codec = JsonCodec(schema)
+            if node.table is not None:
+                codec = TableCodec(schema, node.table.keys, node.table.format, node.time if reading.timed else None)
+        return source.readers(stage.parallelism), codec
 
     def _open_reader(
         self,

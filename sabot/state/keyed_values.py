@@ -146,7 +146,8 @@ class OnDisk(RocksDBBackend):
         super().__init__(BackendConfig("rocksdb", directory, memory_budget=budget, ttl=ttl))
         self.expiry = None if ttl_ms is None else EventExpiry(ttl_ms)
         self._expiry = self.expiry
-        self._passed = mark(-(2**63))  # read by the thread that writes
+        self._passed = mark(-(2**63))
+        self._passed_at: dict[Path, bytes] = {}  # by cut that is not written yet: what had expired then may go
 
     def advance(self, watermark_ms: int) -> None:
         """Nobody reads at a time before this any more; expired values go with the next cut."""
@@ -159,16 +160,20 @@ class OnDisk(RocksDBBackend):
         if not self._dirty_bytes and not self._jobs and not self._database.namespaces():
             return None
         directory = self.path / "snapshots" / str(next(self._numbers))
+        self._passed_at[directory] = self._passed
         return _DiskCut(directory, self._start(directory))
 
     def _write_out(
         self, parts: list[tuple[str, dict[bytes, bytes | None]]], directory: Path | None
     ) -> Exception | None:
         failed = super()._write_out(parts, None)
-        if failed is None and directory is not None:
+        if directory is None:
+            return failed
+        passed = self._passed_at.pop(directory)
+        if failed is None:
             try:
                 if self.expiry is not None:
-                    self._database.remove_expired(self._passed)
+                    self._database.remove_expired(passed)
                 self._database.checkpoint(directory)
             except Exception as error:  # whatever RocksDB reports; the owner still has everything
                 self._failed = failed = error
@@ -205,7 +210,9 @@ class _DiskCut:
         if error is not None:
             raise CheckpointFailed(f"state directory {self._directory}: {error}", hint="is the disk full?") from error
         with made_whole(directory / FOLDER) as partial:
-            return link_tree(self._directory, partial)
+            size = link_tree(self._directory, partial)
+        self.discard()
+        return size
 
     def discard(self) -> None:
         self._job.add_done_callback(lambda _: remove_tree(self._directory))

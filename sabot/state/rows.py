@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
@@ -65,20 +66,30 @@ class State(Protocol):
 class RowStore:
     """A RowTable, `table`, and its checkpoints. One owner, the subtask's thread. Arguments as those of a RowTable.
 
-    directory: its own, for files that checkpoints share; None: each checkpoint is written whole.
+    directory: its own, for files that checkpoints share, and for rows beyond `memory_bytes`, which the system may keep there and not in
+    memory (what finds them stays in memory); None: all is in memory, and each checkpoint is written whole.
     """
 
     def __init__(
-        self, rows: pa.Schema, keys: Sequence[str], *, counted: bool = False, directory: Path | None = None
+        self,
+        rows: pa.Schema,
+        keys: Sequence[str],
+        *,
+        counted: bool = False,
+        directory: Path | None = None,
+        memory_bytes: int = 256_000_000,
     ) -> None:
-        self.table = RowTable(rows, keys, counted=counted)
-        self._columns = [rows.get_field_index(name) for name in keys]
         self._directory = None if directory is None else directory / "rows"
-        self._segments: list[_Segment] = []
-        self._snapshots = 0
         if self._directory is not None:
             remove_tree(self._directory)
             self._directory.mkdir(parents=True)
+        self._make = partial(
+            RowTable, rows, keys, counted=counted, directory=self._directory, memory_bytes=memory_bytes
+        )
+        self.table = self._make()
+        self._columns = [rows.get_field_index(name) for name in keys]
+        self._segments: list[_Segment] = []
+        self._snapshots = 0
 
     def snapshot(self) -> tuple[dict[str, Any], State | None]:
         """The rows as they are now: facts (JSON values), and what is to be saved, which is read while the owner goes on."""
@@ -189,7 +200,7 @@ class RowStore:
     def close(self) -> None:
         """Lets go of everything. Idempotent."""
         self._keep([])
-        self.table = RowTable(self.table.rows, self.table.keys, counted=self.table.counted)
+        self.table = self._make()
 
     def statistics(self) -> dict[str, int]:
         """rows, keys, blocks, bytes; from any thread."""

@@ -25,7 +25,8 @@ import pyarrow.parquet
 
 from sabot import App, Batch, Sink, Source, Stream, UserError, files
 from sabot.connectors.base import Positions
-from sabot.testing import MemoryBroker
+from sabot.testing import BARRIER, CRASH, END, ListSink, MemoryBroker, ScriptedSource
+from sabot.testing import run as run_lives
 
 LATENESS_MS = 5_000
 PATIENCE_S = 20.0
@@ -43,6 +44,19 @@ SCHEMA = pa.schema(
         ("amount", pa.float64()),  # multiples of 1/64
         ("r", pa.int64()),  # a permutation, with nulls
         ("b", pa.bool_()),
+        ("s", pa.string()),
+    ]
+)
+
+EVENTS = pa.schema(
+    [
+        ("n", pa.int64()),  # the number of the row
+        ("ts", pa.int64()),  # event time, ms; many rows have the same
+        ("k", pa.string()),  # a key of some ten values, one of them hot, null too
+        ("j", pa.int64()),  # a key of few values, null too
+        ("x", pa.int64()),  # small, null too
+        ("v", pa.float64()),  # multiples of 1/64, null too
+        ("f", pa.float64()),  # NaN, infinities, both zeros
         ("s", pa.string()),
     ]
 )
@@ -107,6 +121,36 @@ def make_table(kind: str, seed: int = 0) -> pa.Table:
             rng.choice("äz🙂") * 33_000 + str(i % 3) if i % 7 == 3 else each for i, each in enumerate(columns["s"])
         ]
     return pa.table([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
+
+
+def make_events(kind: str, seed: int = 0) -> pa.Table:
+    """Rows for programs over several streams, in the order of arrival, out of order by less than LATENESS_MS; times are often equal.
+
+    kind: plain, empty, one, old (across 1970), hot (nearly all rows of one key), sparse (much time between rows), apart (no row of
+    the first stream has the time of one of the second, nor lies halfway between two).
+    """
+    rng = random.Random(f"events {kind} {seed}")
+    rows = {"plain": 240, "empty": 0, "one": 1, "old": 200, "hot": 120, "sparse": 100, "apart": 200}[kind]
+    start = -60_000 if kind == "old" else 1_700_000_000_000
+    step = {"sparse": 20_000}.get(kind, 500)
+    moments = [rng.randrange(rows or 1) * step for _ in range(rows)]
+    arrivals = sorted((moment + rng.randrange(LATENESS_MS - 200), moment) for moment in moments)
+    keys = [*"abcdefgh", "Ω", "", None]
+    weights = [120 if kind == "hot" else 12, *[3] * 9, 2]
+    floats = [math.nan, math.inf, -math.inf, 0.0, -0.0]
+    columns: dict[str, list[Any]] = {
+        "n": list(range(rows)),
+        "ts": [
+            start + moment + (100 if kind == "apart" and i % 2 == 0 else 0) for i, (_, moment) in enumerate(arrivals)
+        ],
+        "k": rng.choices(keys, weights, k=rows),
+        "j": [rng.choice([None, 0, 1, 1, 2, 3, -7]) for _ in range(rows)],
+        "x": [rng.choice([None, *range(-3, 6)]) for _ in range(rows)],
+        "v": [None if rng.random() < 0.1 else rng.randrange(-640, 6400) / 64 for _ in range(rows)],
+        "f": [rng.choice(floats) if rng.random() < 0.2 else rng.randrange(-20, 20) / 8 for _ in range(rows)],
+        "s": rng.choices(["", "x", "Straße", "日本語", None, "y" * 40], k=rows),
+    }
+    return pa.table([pa.array(columns[f.name], f.type) for f in EVENTS], schema=EVENTS)
 
 
 def as_text_allows(table: pa.Table, kind: str) -> pa.Table:
@@ -356,6 +400,37 @@ class Program:
         return self.oracle(rows_of(table))
 
 
+@dataclass(frozen=True)
+class Joined(Program):
+    """A program over several streams (or one) of `make_events`.
+
+    oracle: SQL over the tables `a`, `b`, …, one for each stream, or a function of as many lists of rows. changes: the result is
+    changes. key: of its columns, unique. data: the kinds of tables it is asked of.
+    """
+
+    sources: int = 2
+    changes: bool = False
+    key: tuple[str, ...] = ()
+    data: tuple[str, ...] = ("plain", "old", "hot", "sparse", "one", "empty")
+
+    def answer(self, table: pa.Table) -> list[Row]:
+        parts = deal(self, table)
+        if not isinstance(self.oracle, str):
+            return self.oracle(*map(rows_of, parts))  # type: ignore[call-arg]
+        with duckdb.connect() as connection:
+            for name, part in zip("abcd", parts, strict=False):
+                connection.register(name, part)
+            return rows_of(connection.sql(self.oracle).to_arrow_table())
+
+    def logged(self) -> "Joined":
+        """The same, as the log of its changes."""
+        return replace(self, build=lambda *given: self.build(*given).changelog()) if self.changes else self
+
+    def materialized(self) -> "Joined":
+        """The same, its rows at the end."""
+        return replace(self, build=lambda *given: self.build(*given).materialize())
+
+
 Span = tuple[int, int]
 
 
@@ -550,6 +625,37 @@ def differences(
             if not _close(row[name], other[name]):
                 return f"{name} is {row[name]!r}, expected {other[name]!r} in {row}"
     return ""
+
+
+def table_after(log: pa.Table, key: Sequence[str] = ()) -> pa.Table:
+    """The rows that are there after a log of changes (`changelog()`), applied to an empty table.
+
+    Raises AssertionError where a change takes what is not there, a pair is torn, or two rows have one key.
+    """
+    assert log.column_names[0] == "op", f"a changelog begins with its op, not {log.column_names}"
+    rows = rows_of(log)
+    there: dict[Any, list[int]] = {}
+    keyed: Counter[Any] = Counter()
+    for at, row in enumerate(rows):
+        op = row.pop("op")
+        assert op in ("insert", "update_before", "update_after", "delete"), f"row {at} has the op {op!r}"
+        before = log["op"][at - 1].as_py() if at else None
+        assert (op == "update_after") == (before == "update_before"), f"change {at}: {op} behind {before}: {row}"
+        value = tuple(plain(each, zeros_equal=True) for each in row.values())
+        unique = tuple(plain(row[name], zeros_equal=True) for name in key)
+        if op in ("insert", "update_after"):
+            there.setdefault(value, []).append(at)
+            keyed[unique] += 1
+            assert not key or keyed[unique] == 1, f"change {at}: {op} makes a second row of the key {unique}: {row}"
+            if op == "update_after" and key:
+                assert unique == tuple(plain(rows[at - 1][name], zeros_equal=True) for name in key), f"pair at {at}"
+        else:
+            assert there.get(value), f"change {at}: {op} of what is not there: {row}"
+            there[value].pop()
+            keyed[unique] -= 1
+    assert not rows or log["op"][-1].as_py() != "update_before", "the last pair is torn"
+    left = sorted(at for places in there.values() for at in places)
+    return log.drop(["op"]).take(pa.array(left, pa.int64()))
 
 
 def _close(a: float | None, b: float | None) -> bool:
@@ -765,3 +871,139 @@ async def _ended(running_app: "asyncio.Future[None]") -> None:
     if not running_app.done():
         running_app.cancel()
         await asyncio.wait([running_app], timeout=PATIENCE_S)
+
+
+# -- several streams, changes, and what crashes exactly once --------------------------------------------------------------
+
+
+async def run_in_turns(
+    program: Program, table: pa.Table, how: Circumstance, folder: Path, order: Sequence[int] | None = None
+) -> pa.Table:
+    """The streams go on one after another, each a part of its rows at a time: what was read has passed all steps when the next goes on.
+
+    order: whose turn it is, each time for all of its rows. Without it the seed decides.
+    """
+    rng = random.Random(how.seed)
+    turns = [(1.0, i) for i in order or ()]
+    if order is None:
+        turns = sorted((rng.random(), i) for i in range(program.sources) for _ in range(2))
+        turns += [(1.0, i) for i in rng.sample(range(program.sources), program.sources)]
+    gates, kept = [Gate(0.0) for _ in range(program.sources)], Kept()
+    app = app_of(how, folder, folder / "checkpoints")
+    given = [
+        Rows(part, partitions=how.partitions, split=how.split, seed=how.seed + i, gate=gates[i], name=f"rows{i}")
+        for i, part in enumerate(deal(program, table))
+    ]
+    read(app, program, given).to(kept)
+    running_app = asyncio.ensure_future(app.run())
+    try:
+        for at, (share, i) in enumerate(turns):
+            gates[i].open_to(share)
+            await until(lambda i=i: gates[i].reached(how.partitions) or running_app.done(), "the source to go on")  # type: ignore[misc]
+            if at < len(turns) - 1 and not running_app.done():
+                assert await app.agent_runtime.trigger_checkpoint() > 0
+        await asyncio.wait_for(running_app, PATIENCE_S)
+    finally:
+        await _ended(running_app)
+    return kept.table()
+
+
+def script_of(table: pa.Table, how: Circumstance, number: int, *, crashes: int = 2) -> list[Any]:
+    """The rows of a stream as a script: cut anywhere, with barriers and crashes between."""
+    rng = random.Random(how.seed * 7 + number)
+    script: list[Any] = []
+    at = 0
+    while at < table.num_rows:
+        size = {"one": 3, "seven": 7, "mixed": rng.choice([1, 2, 9, 50])}.get(how.split, 40)
+        script.append(table.slice(at, size))
+        at += size
+    for mark in [BARRIER] * 2 + [CRASH] * crashes:
+        script.insert(rng.randrange(len(script) + 1), mark)
+    return [*script, END]
+
+
+def run_crashes(program: Program, table: pa.Table, how: Circumstance, folder: Path, sink: ListSink) -> int:
+    """Exactly once into `sink`, over crashes at any place of its streams; -> in how many lives."""
+
+    def build(directory: Path) -> App:
+        app = App("job", parallelism=how.parallelism, state=str(directory), checkpoint_dir=directory / "checkpoints")
+        app.configure(checkpoint_interval=0.01 if how.seed % 2 else None)
+        scripts = [
+            ScriptedSource(script_of(part, how, i), name=f"script{i}", schema=part.schema)
+            for i, part in enumerate(deal(program, table))
+        ]
+        read(app, program, scripts).to(sink)
+        return app
+
+    return run_lives(build, folder)
+
+
+def figures(statistics: Any, name: str) -> list[Any]:
+    """What all operators say under this name."""
+    if not isinstance(statistics, dict):
+        return []
+    found = [statistics[name]] if name in statistics else []
+    return found + [each for value in statistics.values() for each in figures(value, name)]
+
+
+WAYS = ("split", "logged", "turns", "barriers", "stopped", "crashed", "dying", "rescaled")
+
+_events: dict[tuple[str, int], pa.Table] = {}
+
+
+def events(kind: str, seed: int = 0) -> pa.Table:
+    """`make_events`, made once."""
+    if (kind, seed) not in _events:
+        _events[kind, seed] = make_events(kind, seed)
+    return _events[kind, seed]
+
+
+def draw(program: Joined, way: str, seed: int) -> Circumstance:
+    """A circumstance that follows from the names and the seed."""
+    return Circumstance.drawn(f"{program.name} {way} {seed}", program, list(program.data))
+
+
+def ways(program: Program, seed: int) -> list[str]:
+    """How a program is run for this seed: split, and two other ways; all ways in four seeds."""
+    others = random.Random(program.name).sample(WAYS[1:], len(WAYS) - 1)
+    return ["split", *(others[(2 * seed + i) % len(others)] for i in (0, 1))]
+
+
+async def run_way(program: Joined, table: pa.Table, how: Circumstance, way: str, folder: Path) -> tuple[pa.Table, bool]:
+    """-> (the rows, or of changes their log; whether a row may have come several times)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    match way:
+        case "split":
+            return run_split(program, table, how), False
+        case "logged":
+            return run_split(program.logged(), table, how), False
+        case "turns":
+            return await run_in_turns(program.logged(), table, how, folder), False
+        case "barriers":
+            return await run_barriers(program.logged(), table, how, folder), False
+        case "stopped":
+            return await run_restored(program.logged(), table, how, folder, crash=False), False
+        case "crashed":  # what is materialized comes at the end, once
+            got = await run_restored(program.materialized(), table, how, folder, crash=True)
+            return got, not program.changes
+        case "rescaled":
+            later = 1 + (how.parallelism + how.seed) % 4
+            return await run_restored(program.logged(), table, how, folder, crash=False, later=later), False
+    sink = ListSink()
+    await asyncio.to_thread(run_crashes, program.logged(), table, how, folder, sink)
+    return sink.table(), False
+
+
+async def answers_are_the_same(program: Joined, way: str, seed: int, folder: Path) -> None:
+    """Runs it one way and compares: of changes the log too, and that each prefix of it is valid."""
+    how = draw(program, way, seed)
+    table = events(how.data, seed)
+    where = f"{program.name!r} {way} {how}"
+    got, repeated = await run_way(program, table, how, way, folder / f"{way}{seed}")
+    if program.changes and way not in ("split", "crashed"):
+        try:
+            got = table_after(got, program.key)
+        except AssertionError as wrong:
+            raise AssertionError(f"{where}\n{wrong}") from None
+    wrong = differences(got, program.answer(table), near=program.near, repeated=repeated)
+    assert not wrong, f"{where}\n{wrong}"

@@ -198,7 +198,7 @@ def test_rows_that_stay_are_not_woven():
     before, after = pa.array([1, 2, 3, 4]), pa.array([10, 20, 30, 40])
     assert weave.ops().to_pylist() == [UPDATE_BEFORE, UPDATE_AFTER, DELETE, INSERT]
     assert weave.woven(before, after).to_pylist() == [1, 10, 3, 40]
-    assert weave.same(before).to_pylist() == [1, 1, 3, 4]
+    assert weave.same(after, pa.array([3, 2, 1, 0])).to_pylist() == [40, 40, 20, 10]
 
 
 # upsert

@@ -37,7 +37,7 @@ from sabot.operators.base import (
 from sabot.operators.joins import Join, Sides, TableLookup
 from sabot.operators.sides import Joined
 
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=15, deadline=None)
 
 LEFT = pa.schema([("k", pa.string()), ("a", pa.int64()), (TIME_COLUMN, pa.int64())])
 RIGHT = pa.schema([("b", pa.float64()), ("rk", pa.string()), (TIME_COLUMN, pa.int64())])
@@ -146,7 +146,7 @@ def drive(
     return run, left, right
 
 
-@FEW
+@settings(max_examples=30, deadline=None)
 @given(STEPS, SIZES, st.sampled_from(HOWS), st.booleans(), st.booleans())
 def test_what_comes_out_makes_the_table_of_a_batch_join(
     steps: Any, size: int, how: str, left_changes: bool, right_changes: bool
@@ -388,6 +388,21 @@ def test_rows_that_were_forgotten_stay_in_what_came_out(steps: Any, size: int, h
     assert applied(run.results) == want
     for name, ms in zip(("left_rows", "right_rows"), keep, strict=True):
         assert ms is None or run.statistic(name) == 0
+
+
+def test_nan_and_both_zeros_are_keys_like_others(tmp_path: Path) -> None:
+    left = pa.schema([("k", pa.float64()), ("a", pa.int64())])
+    right = pa.schema([("k", pa.float64()), ("b", pa.int64())])
+    run = start(tmp_path, "full", sides=Sides(("k",), ("k",), (("b", "b"),)), left=left, right=right)
+    run.feed(batch_of([(math.nan, 1), (-0.0, 2), (None, 3)], left))
+    run.feed_right(batch_of([(0.0, 7), (math.nan, 8), (None, 9)], right))
+    assert applied(run.results) == Counter({("NaN", 1, 8): 1, (0.0, 2, 7): 1, (None, 3, None): 1, (None, None, 9): 1})
+
+
+def test_a_column_that_cannot_be_a_key_is_said(tmp_path: Path) -> None:
+    lists = pa.schema([("k", pa.list_(pa.int64())), ("a", pa.int64())])
+    with pytest.raises(UserError, match=r"cannot be kept by \['k'\]"):
+        start(tmp_path, "inner", sides=Sides(("k",), ("k",)), left=lists, right=lists)
 
 
 def test_without_keys_every_row_meets_every_other(tmp_path: Path) -> None:

@@ -298,11 +298,12 @@ def test_touched_slots_come_once_with_their_latest_time(batches):
     touches = Touches()
     for rows in batches:
         slots = np.array([slot for slot, _ in rows], np.int32)
-        found, places, latest = touches.of(slots, np.array([time for _, time in rows], np.int64))
+        found, first, places, latest = touches.of(slots, np.array([time for _, time in rows], np.int64))
         assert found.tolist() == list(dict.fromkeys(slots.tolist()))
         assert found[places].tolist() == slots.tolist()
+        assert first.tolist() == [slots.tolist().index(slot) for slot in found.tolist()]
         assert latest.tolist() == [max(time for slot, time in rows if slot == each) for each in found.tolist()]
-        assert touches.of(slots)[2] is None
+        assert touches.of(slots)[3] is None
     with pytest.raises(IndexError, match="no slot -1"):
         touches.of(np.array([-1], np.int32))
 

@@ -51,6 +51,11 @@ class Spec:
     within: int | None
     skip: str
     extra: dict[str, Any] = field(default_factory=dict)
+    keeps: list[str] | None = None
+
+    @property
+    def keep(self) -> list[str]:
+        return self.keeps or ["each"] * len(self.steps)
 
     def table(self) -> PatternTable:
         def test(given: Any) -> Any:
@@ -58,7 +63,7 @@ class Spec:
             return bit, [(op, (False, 0), (True, slot), own) for op, slot, own in conditions]
 
         return PatternTable(
-            [(*step[:-1], test(step[-1])) for step in self.steps],
+            [(*step[:-1], keep, test(step[-1])) for step, keep in zip(self.steps, self.keep, strict=True)],
             [[test(each) for each in gap] for gap in self.gaps],
             [(step, first, self.kind, 0) for step, first in self.slots],
             [self.kind],
@@ -189,6 +194,7 @@ class Driven:
         self.numbers: dict[int, int] = {}
         self.found: list[tuple[int, list[tuple[int, int]]]] = []
         self.times: list[tuple[int, int, int]] = []
+        self.weights: list[list[int]] = []  # of the rows of `found`
         self._fed = 0
 
     def feed(self, rows: list[Row], start: int = 0, sliced: bool = False) -> None:
@@ -216,12 +222,13 @@ class Driven:
         self._take(0)
 
     def _take(self, start: int) -> None:
-        slots, first, last, offsets, steps, rows, taken = (each.to_pylist() for each in self.table.matches())
+        slots, first, last, offsets, steps, rows, weights, taken = (each.to_pylist() for each in self.table.matches())
         for i, row in enumerate(taken):
             self.numbers[self.table.next_row - len(taken) + i] = self._fed + row - start
         for i, key in enumerate(slots):
             span = range(offsets[i], offsets[i + 1])
-            self.found.append((key, [(self.numbers[rows[at]], steps[at]) for at in span]))
+            self.found.append((key, [(self.numbers.get(rows[at], -1), steps[at]) for at in span]))
+            self.weights.append([weights[at] for at in span])
             self.times.append((key, first[i], last[i]))
 
     def restart(self) -> None:
@@ -229,7 +236,7 @@ class Driven:
         partials.validate(full=True)
         self.table = self.spec.table()
         self.table.load(partials, nodes, 1000)
-        self.numbers = {1000 + row: self.numbers[row] for row in nodes.column("row").to_pylist()}
+        self.numbers = {1000 + row: self.numbers[row] for row in nodes.column("row").to_pylist() if row >= 0}
 
     def renumber(self) -> None:
         live = self.table.renumber().to_pylist()
@@ -293,7 +300,7 @@ def expected(spec: Spec, rows: list[Row]) -> list[tuple[int, list[tuple[int, int
     return sorted(want)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(feeds(), st.integers(0, 5), st.sampled_from([1, 1 << 20]))
 def test_matches_are_those_of_the_matcher_that_tries_everything(given_: Any, what: int, output_rows: int) -> None:
     spec, rows, cuts = given_
@@ -308,6 +315,7 @@ def test_matches_are_those_of_the_matcher_that_tries_everything(given_: Any, wha
         if what >= 4:
             driven.renumber()
     driven.expire(FAR)
+    assert {weight for weights in driven.weights for weight in weights} <= {1}
     assert sorted(driven.found) == expected(spec, rows)
     if spec.within is not None:
         assert len(driven.table) == 0
@@ -315,6 +323,39 @@ def test_matches_are_those_of_the_matcher_that_tries_everything(given_: Any, wha
     for (key, match), (its, first, last) in zip(driven.found, driven.times, strict=True):
         assert (key, rows[match[0][0]].time) == (its, first)
         assert last == (first + spec.within if spec.gaps[-1] else rows[match[-1][0]].time)
+
+
+def told(match: list[tuple[int, int]], keep: list[str]) -> list[tuple[int, int, int]]:
+    """(row, step, weight) of a match, where not all rows are kept."""
+    rows: list[tuple[int, int, int]] = []
+    for step, group in itertools.groupby(match, lambda taken: taken[1]):
+        places = [row for row, _ in group]
+        if keep[step] == "count":
+            rows.append((-1, step, len(places)))
+        elif keep[step] == "ends" and len(places) > 1:
+            rows += [(places[0], step, 1), (places[-1], step, len(places) - 1)]
+        else:
+            rows += [(place, step, 1) for place in places]
+    return rows
+
+
+@settings(max_examples=80, deadline=None)
+@given(feeds(), st.booleans(), st.lists(st.sampled_from(["each", "ends", "count"]), min_size=4, max_size=4))
+def test_matches_tell_what_is_kept_of_their_rows(given_: Any, restart: bool, keep: list[str]) -> None:
+    spec, rows, cuts = given_
+    spec.keeps = keep[: len(spec.steps)]
+    driven = Driven(spec)
+    for low, high in itertools.pairwise([0, *cuts, len(rows)]):
+        driven.feed(rows[low:high])
+        if restart:
+            driven.restart()
+            driven.renumber()
+    driven.expire(FAR)
+    found = [
+        (key, [(*taken, weight) for taken, weight in zip(match, weights, strict=True)])
+        for (key, match), weights in zip(driven.found, driven.weights, strict=True)
+    ]
+    assert sorted(found) == sorted((key, told(match, spec.keep)) for key, match in expected(spec, rows))
 
 
 # One thing each
@@ -387,6 +428,30 @@ def test_a_loop_that_may_end_anywhere_keeps_one_for_each_beginning() -> None:
     assert len(driven.table) == 1
     driven.feed([Row(0, 6000, [False, False, True, False], None)])
     assert [len(match) for _, match in driven.found] == [5002]
+
+
+def test_too_many_rows_of_one_key_are_an_error_too() -> None:
+    loop = (1, None, "then", "then", False, False, (1, []))
+    driven = Driven(spec_of(A, loop, (*A[:-1], (2, [])), within=1000, max_rows=500))
+    driven.feed(rows_of("a" * 10))
+    driven.feed([Row(0, 10 + i, [False, True, False, False], None) for i in range(49)])
+    with pytest.raises(TooManyPartials):
+        driven.feed([Row(0, 100, [False, True, False, False], None)])
+
+
+@pytest.mark.parametrize(("keep", "nodes"), [("each", 2525), ("ends", 75), ("count", 50)])
+def test_what_need_not_be_told_of_a_loop_takes_no_memory(keep: str, nodes: int) -> None:
+    loop = (1, None, "then", "then", False, False, (1, []))
+    spec = spec_of(A, loop, (*A[:-1], (2, [])), within=1000)
+    spec.keeps = ["each", keep, "each"]
+    driven = Driven(spec)
+    driven.feed(rows_of("a" * 25))
+    driven.feed([Row(0, 25 + i, [False, True, False, False], None) for i in range(100)])
+    assert len(driven.table) == 25
+    assert driven.table.live_nodes == nodes
+    driven.feed([Row(0, 200, [False, False, True, False], None)])
+    assert sum(driven.weights[0]) == 102
+    assert driven.table.live_nodes == 0
 
 
 @pytest.mark.parametrize("output_rows", [1, 100, 1 << 20])

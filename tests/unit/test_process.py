@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 from typing import Any
 
 import pyarrow as pa
@@ -75,6 +76,8 @@ class Run(OperatorRun):
                 part._context.side[name] = partial(self._beside, name)
 
     def _beside(self, name: str, batch: Batch) -> None:
+        part = self.parts[0]
+        assert batch.schema.equals(part.side_schema(name, self._input))
         self.sides[name].extend(batch.taken().to_pylist())
 
     def feed_right(self, rows: pa.RecordBatch, size: int = 1 << 16) -> None:
@@ -159,14 +162,15 @@ def as_timers_fire(timer: Timer, ctx: Any) -> Any:
         ctx.timers.event(timer.at - 1, "past")
     if timer.kind == "processing" and count.get() < 5:
         ctx.timers.processing(ctx.now(), "p")
+    ctx.side("aside", {"op": timer.at})
     yield {"k": ctx.key, "what": f"{timer.kind} {timer.name} {timer.at}", "n": count.get()}
 
 
 class NaiveContext:
     """The ProcessContext of the twin: dicts."""
 
-    def __init__(self, twin: "Twin", key: Any, now: int | None, timestamp: int | None) -> None:
-        self.twin, self.key, self.timestamp, self._now = twin, key, timestamp, now
+    def __init__(self, twin: "Twin", key: Any, now: int | None, timestamp: int, stamp: int) -> None:
+        self.twin, self.key, self.timestamp, self._now, self._stamp = twin, key, timestamp, now, stamp
         self.watermark, self.timers = twin.watermark, self
 
     def now(self) -> int:
@@ -182,7 +186,7 @@ class NaiveContext:
         return NaiveMap(self, name)
 
     def side(self, name: str, row: Any) -> None:
-        self.twin.aside.append(row)
+        self.twin.aside.append({**row, TIME_COLUMN: self._stamp})
 
     def event(self, at: int, name: str = "") -> None:
         self.twin.set(self.key, at, "event", name)
@@ -274,7 +278,7 @@ class Twin:
         for key, op, v, at in rows:
             self.latest = max(self.latest, at)
             now = at if self.watermark is None else max(at, self.watermark)
-            self.take(program({"k": key, "op": op, "v": v}, NaiveContext(self, key, now, at)), at)
+            self.take(program({"k": key, "op": op, "v": v}, NaiveContext(self, key, now, at, at)), at)
 
     def fire(self, kind: str, limit: int, passed: int, known: Any = None) -> None:
         while True:
@@ -287,7 +291,7 @@ class Twin:
                 known.discard(timer)
             key, at, _, name = timer
             time = max(at, passed) if kind == "event" else passed
-            self.take(as_timers_fire(Timer(at, name, kind), NaiveContext(self, key, time, at)), time)
+            self.take(as_timers_fire(Timer(at, name, kind), NaiveContext(self, key, time, at, time)), time)
 
     def advance(self, watermark: int) -> None:
         passed, self.watermark = self.watermark, watermark
@@ -345,7 +349,8 @@ def check_program(steps: Any, ttl: int | None, parallelism: int, disk: bool) -> 
         if alone:
             assert made.results == twin.out
         assert by_key(made.results) == by_key(twin.out)
-        assert sorted(row["op"] for row in made.sides["aside"]) == sorted(row["op"] for row in twin.aside)
+        asides = [sorted(tuple(row.values()) for row in rows) for rows in (made.sides["aside"], twin.aside)]
+        assert asides[0] == asides[1]
         assert made.statistic("timers") == len([timer for timer in twin.timers if timer[2] == "processing"])
         made.close()
 
@@ -416,7 +421,7 @@ def naive_sums(steps: Any) -> list[Any]:
     return out
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(STEP, max_size=10), st.integers(1, 3))
 def test_functions_over_batches_see_each_key_in_the_order_of_time(steps: Any, parallelism: int) -> None:
     spec = process_spec(sums, schema=OUTPUT, batch=True, on_timer=sums_fire)
@@ -529,7 +534,8 @@ def test_keys_of_several_columns_are_structs_in_batches(run: Any, disk: bool) ->
         ("processing", 21),
     ]
     assert sorted(row["n"] for row in results["a"] if row["what"] == "row" and row["n"]) == [10, 20]
-    assert len(made.sides["gone"]) == len([row for row in made.results if row["what"] != "row"])
+    gone = [(row["k"], row["n"], row[TIME_COLUMN]) for row in made.results if row["what"] != "row"]
+    assert [tuple(row.values()) for row in made.sides["gone"]] == gone
     made.advance(50)
     assert made.statistic("keys") == made.statistic("timers") == 0
 
@@ -794,6 +800,36 @@ def test_a_mistake_says_what_is_wrong(run: Any, function: Any, message: str) -> 
         made.feed(rows_of([("a", 0, 0, 1)]))
 
 
+@pytest.mark.parametrize("batch", [False, True])
+def test_what_goes_wrong_behind_the_step_is_not_the_error_of_its_function(run: Any, batch: bool) -> None:
+    def rows(row: Any, ctx: Any) -> Any:
+        ctx.timers.event(1)
+        return ({"k": "x"} for _ in range(row["v"]))
+
+    def columns(keys: Any, data: Any, ctx: Any) -> Any:
+        ctx.timers.event_many(keys, 1)
+        n = data.column("v")[0].as_py()
+        return pa.table({"k": ["x"] * n, "what": [""] * n, "n": pa.nulls(n, pa.int64())}), [1] * n
+
+    def fire(*given_: Any) -> None:
+        side = {"op": [1]} if batch else {"op": 1}
+        given_[-1].side("aside", pa.table(side) if batch else side)
+
+    made = run(columns if batch else rows, batch=batch, on_timer=fire, sides={"aside": {"op": "int64"}})
+
+    def closed(*_: Any) -> None:
+        raise ConnectionError("the channel is closed")
+
+    part = made.parts[0]
+    part.emit = part._context.side["aside"] = closed
+    for n in (1, 20_000):
+        with pytest.raises(ConnectionError):
+            made.feed(rows_of([("a", 0, n, 1)]))
+    made.feed(rows_of([("a", 0, 0, 1)]))
+    with pytest.raises(ConnectionError):
+        made.advance(5)
+
+
 def test_timers_need_a_function_and_event_time(run: Any) -> None:
     made = run(lambda row, ctx: ctx.timers.event(1))
     with pytest.raises(UserError, match=r"nothing is there to fire.*on_timer=f"):
@@ -875,6 +911,8 @@ def test_an_object_brings_its_methods(run: Any) -> None:
     assert not Process(["k"], spec).polls
     with pytest.raises(UserError, match="other side"):
         process_spec(Plain(), schema=OUTPUT, two_inputs=True)
+    with pytest.raises(UserError, match=r"Plain is a class .*Plain\(\)"):
+        process_spec(Plain, schema=OUTPUT)
 
 
 # Checkpoints
@@ -924,8 +962,8 @@ def test_keys_of_all_types_come_back_with_state_and_timers(run: Any, disk: bool)
     assert "datetime.date(1970, 1, 2)" in results[0]["k"]
 
 
-@pytest.mark.parametrize("disk", [False, True])
-def test_a_snapshot_is_of_its_moment_though_it_is_saved_later(run: Any, tmp_path: Path, disk: bool) -> None:
+@pytest.mark.parametrize(("disk", "then"), [(False, False), (True, True), (False, True), (True, False)])
+def test_a_snapshot_is_of_its_moment_though_it_is_saved_later(run: Any, tmp_path: Path, disk: bool, then: bool) -> None:
     made = run(program, on_timer=as_timers_fire, sides={"aside": {"op": "int64"}}, disk=disk)
     made.feed(rows_of([("a", 0, 5, 1), ("a", 1, 50, 1), ("b", 5, 3, 1)]))
     facts, state = made.parts[0].snapshot()
@@ -936,7 +974,7 @@ def test_a_snapshot_is_of_its_moment_though_it_is_saved_later(run: Any, tmp_path
     assert written == sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
     state.discard()
     state.discard()
-    new = run(program, on_timer=as_timers_fire, sides={"aside": {"op": "int64"}}, disk=disk)
+    new = run(program, on_timer=as_timers_fire, sides={"aside": {"op": "int64"}}, disk=then)
     new.parts[0].restore([SavedState(directory, json.loads(json.dumps(facts)))])
     new.feed(rows_of([("a", 0, 0, 3), ("c", 0, 0, 3), ("b", 5, 9, 3)]))
     new.advance(60)
@@ -947,6 +985,23 @@ def test_a_snapshot_is_of_its_moment_though_it_is_saved_later(run: Any, tmp_path
         ("b", "[9, 3]", None),
         ("a", "event  51", 6),
     ]
+
+
+def test_what_expires_after_the_barrier_is_still_in_its_checkpoint(run: Any, tmp_path: Path) -> None:
+    made = run(lambda row, ctx: ctx.state().put(row["v"]), ttl=0.01, disk=True)
+    part = made.parts[0]
+    made.feed(rows_of([("a", 0, 5, 1), ("b", 0, 6, 7)]))
+    made.advance(12)
+    go_on = Event()
+    part._state.values._worker.submit(go_on.wait)  # the thread that writes has other things to do
+    facts, state = part.snapshot()
+    made.advance(100)
+    go_on.set()
+    state.save(tmp_path)
+    new = run(lambda row, ctx: {"k": ctx.key, "n": ctx.state().get()}, ttl=0.01, disk=True)
+    new.parts[0].restore([SavedState(tmp_path, facts)])
+    new.feed(rows_of([("a", 0, 0, 12), ("b", 0, 0, 16), ("b", 0, 0, 17)]))
+    assert [row["n"] for row in new.results] == [None, 6, None]
 
 
 def test_with_a_directory_a_checkpoint_brings_only_what_has_changed(run: Any) -> None:

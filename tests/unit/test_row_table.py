@@ -4,6 +4,7 @@ import math
 import random
 import time
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -198,13 +199,15 @@ def numbered(count: int, keys: int, seed: int = 0) -> tuple[pa.RecordBatch, pa.A
     return data, pa.array(random_numbers.integers(0, 1000, count))
 
 
-def test_ids_stay_when_blocks_thin_out_and_are_written_anew():
-    data, order = numbered(300_000, 1000)
-    table = RowTable(data.schema, ["k"], counted=True)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_ids_stay_when_blocks_thin_out_and_are_written_anew(mapped: bool, tmp_path: Path):
+    data, order = numbered(210_000, 1000)
+    options: dict[str, Any] = {"directory": tmp_path, "memory_bytes": 0} if mapped else {}
+    table = RowTable(data.schema, ["k"], counted=True, **options)
     ids = table.insert(data, order)
     full = table.nbytes
-    table.add_counts(ids, pa.array(np.arange(300_000), pa.int32()))
-    left = np.arange(300_000)
+    table.add_counts(ids, pa.array(np.arange(210_000), pa.int32()))
+    left = np.arange(210_000)
     for share in (2, 5, 3, 20):
         stay = np.random.default_rng(share).integers(0, share, len(left)) == 0
         table.remove(pa.array(left[~stay]))
@@ -216,10 +219,10 @@ def test_ids_stay_when_blocks_thin_out_and_are_written_anew():
         assert table.match(data.take(rows), order.take(rows)).equals(rows)
     figures = table.statistics()
     assert figures["rows"] == len(left)
-    assert figures["bytes"] < full / 4
+    assert figures["bytes"] < full / (2 if mapped else 4)
     assert table.below(2000).to_pylist() == sorted(left.tolist(), key=lambda id: (order[id].as_py(), id))
     new = table.insert(data.slice(0, 10))
-    assert new.to_pylist() == list(range(300_000, 300_010))
+    assert new.to_pylist() == list(range(210_000, 210_010))
     table.remove(pa.array(left))
     assert len(table) == 10
     assert table.statistics()["blocks"] == 1
@@ -258,6 +261,64 @@ def test_one_key_may_have_very_many_rows_in_any_order_of_arrival():
         table.remove(ids.take(pa.array(np.random.default_rng(2).permutation(count)[: count - 5])))
         assert len(table) == 5 == len(table.find(probe, [0])[1])
         assert time.perf_counter() - started < 20
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_long_chains_grow_and_shrink_as_sorted_lists_do(seed: int):
+    """Rows of three keys, thousands each, that come and go at random, beside (order, id) in numpy arrays."""
+    chance = np.random.default_rng(seed)
+    table = RowTable(pa.schema([("k", pa.int64())]), ["k"])
+    rows = np.zeros((0, 3), np.int64)  # key, order, id
+    span = [10, 100_000][seed % 2]
+    probe = pa.record_batch({"k": np.arange(4)})
+    for step in range(25):
+        more = int(chance.integers(1, 3000)) if step < 15 else 1
+        keys, orders = chance.integers(0, 3, more), chance.integers(0, span, more)
+        ids = table.insert(pa.record_batch({"k": keys}), pa.array(orders)).to_numpy()
+        rows = np.concatenate([rows, np.stack([keys, orders, ids], axis=1)])
+        stays = chance.random(len(rows)) < [1.0, 0.3, 0.8][step % 3]
+        if step % 4 == 3:  # what is oldest goes
+            stays = rows[:, 1] >= span // 4
+        table.remove(pa.array(chance.permutation(rows[~stays, 2])))
+        rows = rows[stays]
+        rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]
+        low, high = np.sort(chance.integers(-1, span + 1, (2, 4)), axis=0)
+        inside = (rows[:, 1] >= low[rows[:, 0]]) & (rows[:, 1] <= high[rows[:, 0]])
+        bounds = {"lower": pa.array(low), "upper": pa.array(high)}
+        numbers, found = table.find(probe, [0], **bounds)
+        assert numbers.to_pylist() == rows[inside, 0].tolist()
+        assert found.to_pylist() == rows[inside, 2].tolist()
+        pieces = list(table.find_chunks(probe, [0], rows=int(chance.integers(1, 900)), limit=1000, **bounds))
+        wanted = [rows[inside & (rows[:, 0] == k), 2][:1000] for k in range(3)]
+        assert [x for _, part in pieces for x in part.to_pylist()] == np.concatenate(wanted).tolist()
+        before = [rows[(rows[:, 0] == k) & (rows[:, 1] <= high[k]), 2][-1:].tolist() for k in range(4)]
+        after = [rows[(rows[:, 0] == k) & (rows[:, 1] >= low[k]), 2][:1].tolist() for k in range(4)]
+        assert table.last_at(probe, [0], bounds["upper"]).to_pylist() == [x[0] if x else -1 for x in before]
+        assert table.first_at(probe, [0], bounds["lower"]).to_pylist() == [x[0] if x else -1 for x in after]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_that_are_found_by_their_hash_are_those_that_are_found_one_by_one(seed: int):
+    """A key with so many rows of one order that they get an index by value, which then follows what comes and goes."""
+    chance = random.Random(seed)
+    table, twin = RowTable(ROWS, ["k"]), Twin(ROWS, ["k"])
+    alive: list[int] = []
+    values = [None, 0.0, -0.0, 1.5, math.nan, *map(float, range(9))]
+    for step in range(12):
+        few = 1 if step == 8 else 130  # at some time there are few rows again
+        rows = [(chance.randrange(2), chance.choice("ab"), chance.choice(values), None) for _ in range(few)]
+        part, order = batch(rows), ints([chance.randrange(2) for _ in rows])
+        assert table.match(part, order).equals(twin.match(part, order))
+        ids = table.insert(part, order)
+        assert ids.equals(twin.insert(part, order))
+        alive += ids.to_pylist()
+        gone = [id for id in alive if chance.random() < [0.2, 0.5, 1.0][step % 3 if step != 7 else 2]]
+        for store in (table, twin):
+            store.remove(ints(gone))
+        alive = sorted(set(alive) - set(gone))
+        again = batch(rows[::-1] * 2)
+        orders = pa.concat_arrays([ints(order.to_pylist()[::-1])] * 2)
+        assert table.match(again, orders).equals(twin.match(again, orders))
 
 
 def test_rows_of_one_key_and_order_are_matched_without_a_look_at_all_of_them():
@@ -409,6 +470,42 @@ def test_more_columns_than_the_table_has_are_passed_over():
     table.insert(rows.append_column("more", ints([3])))
     assert same(table.take(ints([0])), rows)
     assert table.match(rows.append_column("more", ints([4]))).to_pylist() == [0]
+
+
+def test_with_a_directory_full_blocks_are_moved_out_of_memory(tmp_path: Path):
+    rows = nested(list(range(500)))
+    rows = pa.Table.from_batches([rows] * 150).combine_chunks().to_batches()[0]
+    tables = [RowTable(NESTED, ["k"]), RowTable(NESTED, ["k"], directory=tmp_path, memory_bytes=0)]
+    ids, _ = [table.insert(rows, pa.array(np.arange(75_000))) for table in tables]
+    assert tables[1].nbytes < tables[0].nbytes / 2
+    assert list(tmp_path.iterdir()) == []  # files without names: nothing is left when the process is gone
+    some = ids.take(pa.array(np.random.default_rng(0).integers(0, 75_000, 3000)))
+    assert same(tables[0].take(some), tables[1].take(some))
+    cuts = [table.cut() for table in tables]
+    for table in tables:
+        table.remove(ids.slice(0, 60_000))
+        assert table.match(rows.slice(70_000, 10), pa.array(np.arange(70_000, 70_010))).to_pylist() == list(
+            range(70_000, 70_010)
+        )
+    assert [x.num_rows for x in cuts[1].read(100, 3000)] == [2900]
+    for one, other in zip(cuts[0].read(100, 3000), cuts[1].read(100, 3000), strict=True):
+        assert same(one, other)
+    tmp_path.rmdir()
+    with pytest.raises(OSError, match="No such file"):
+        tables[1].insert(rows)
+    assert len(tables[1]) == 90_000
+
+
+def test_a_cut_is_read_while_its_blocks_are_moved_out(tmp_path: Path):
+    data, order = numbered(200_000, 500)
+    table = RowTable(data.schema, ["k"], directory=tmp_path, memory_bytes=1_500_000)
+    table.insert(data.slice(0, 100_000), order.slice(0, 100_000))
+    cut = table.cut()
+    pieces = cut.read(rows=30_000)
+    first = next(pieces)
+    table.insert(data.slice(100_000), order.slice(100_000))
+    found = pa.Table.from_batches([first, *pieces]).select(["k", "n", "s"]).combine_chunks()
+    assert found.equals(pa.Table.from_batches([data.slice(0, 100_000)]))
 
 
 def test_values_that_are_large_close_a_block_early():

@@ -135,7 +135,7 @@ def test_a_snapshot_that_was_never_saved_leaves_nothing_out_of_the_next(tmp_path
 
 
 def test_a_snapshot_is_saved_while_the_owner_goes_on(tmp_path: Path):
-    store = RowStore(ROWS, ["k"], counted=True, directory=tmp_path / "local")
+    store = RowStore(ROWS, ["k"], counted=True, directory=tmp_path / "local", memory_bytes=0)
     ids = store.table.insert(*some_rows(80_000))
     before = image(store)
     facts, state = store.snapshot()

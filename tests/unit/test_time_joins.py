@@ -24,7 +24,7 @@ from sabot.operators.base import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_
 from sabot.operators.sides import Joined, Sides
 from sabot.operators.time_joins import AsofJoin, IntervalJoin, WindowJoin
 
-FEW = settings(max_examples=30, deadline=None)
+FEW = settings(max_examples=20, deadline=None)
 
 LEFT = pa.schema([("a", pa.int64()), ("k", pa.string()), (TIME_COLUMN, pa.int64())])
 RIGHT = pa.schema([("rk", pa.string()), ("b", pa.int64()), (TIME_COLUMN, pa.int64())])
