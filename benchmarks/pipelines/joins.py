@@ -124,19 +124,21 @@ class Totals(Sink):
 
 def run(join: str, left: Path, right: Path, rows: int, threads: int) -> tuple[dict[str, float], Answer]:
     """-> (seconds, cpu_seconds; the answer)."""
-    app = App("joins", parallelism=threads)
-    one = app.stream(files(left), schema={"key": "int64", "ts": "int64", "x": "int64"}, time="ts", lateness=LATENESS)
-    other = app.stream(files(right), schema={"key": "int64", "ts": "int64", "y": "int64"}, time="ts", lateness=LATENESS)
+    app, timed = App("joins", parallelism=threads), join in ("interval", "asof")
+    columns = {"key": "int64", **({"ts": "int64"} if timed else {})}
+    time_column = "ts" if timed else None
+    one = app.stream(files(left), schema=columns | {"x": "int64"}, time=time_column, lateness=LATENESS)
+    other = app.stream(files(right), schema=columns | {"y": "int64"}, time=time_column, lateness=LATENESS)
     half = half_ms(rows) / 1000
     totals = Totals()
     if join == "interval":
-        joined = one.join(other, on="key", between=(-half, half))
+        joined = one.join(other, on="key", between=(-half, half)).select("x", "y")
     elif join == "asof":
-        joined = one.join_asof(other, on="key")
+        joined = one.join_asof(other, on="key").select("x", "y")
     elif join == "regular":
-        joined = one.join(other, on="key")
+        joined = one.join(other, on="key").select("x", "y")
     else:
-        joined = one.join(other, on="key", how="left").changelog()
+        joined = one.join(other, on="key", how="left").select("x", "y").changelog()
     joined.to(totals)
     began, cpu = time.perf_counter(), time.process_time()
     app.main()

@@ -71,8 +71,8 @@ class RankTable:
         """All rows among the first n are there for `pieces`, slot by slot, in order, with their ranks (also where not `ranked`)."""
     def pieces(
         self, rows: int
-    ) -> list[tuple[list[pa.Array[Any]], pa.Int32Array, pa.Int64Array, pa.Int8Array, pa.Int64Array]]:
-        """What `settle` or `members` said last: (columns, slots, ranks, ops, times), with so many rows or fewer; pairs stay together."""
+    ) -> list[tuple[list[pa.Array[Any]], pa.Int64Array, pa.Int8Array, pa.Int64Array]]:
+        """What `settle` or `members` said last: (columns, ranks, ops, times), with so many rows or fewer; pairs stay together."""
     def cut(self) -> RankCut:
         """All rows as they are now, slot by slot, in order. Costs a pointer a row; rows that go are kept until it is closed."""
     def load(self, slots: pa.Int32Array, data: pa.RecordBatch, numbers: pa.Int64Array, time: pa.Int64Array) -> None:

@@ -86,11 +86,10 @@ cdef extern from *:
 
     static inline void sabot_read_changes(
         const sabot::Layout& layout, const std::vector<sabot::Change>& out, int64_t start, int64_t count,
-        std::vector<sabot::Made>& columns, int32_t* slots, int64_t* ranks, int8_t* ops, int64_t* times
+        std::vector<sabot::Made>& columns, int64_t* ranks, int8_t* ops, int64_t* times
     ) {
         layout.read(count, [&](int64_t i) { return out[start + i].row->bytes(); }, columns, nullptr, [&](int64_t i) {
             const sabot::Change& change = out[start + i];
-            slots[i] = change.row->slot;
             ranks[i] = change.rank;
             ops[i] = change.op;
             times[i] = change.row->time;
@@ -113,7 +112,7 @@ cdef extern from *:
     }
     """
     void read_changes "sabot_read_changes"(
-        const Layout& layout, const vector[Change]& out, int64_t start, int64_t count, vector[Made]& columns, int32_t* slots,
+        const Layout& layout, const vector[Change]& out, int64_t start, int64_t count, vector[Made]& columns,
         int64_t* ranks, int8_t* ops, int64_t* times
     ) except + nogil
     int64_t read_rows "sabot_read_rows"(
@@ -378,7 +377,7 @@ cdef class RankTable:
             self.ranking.members()
 
     def pieces(self, int64_t rows):
-        """(columns, slots, ranks, ops, times), … See ranked.pyi."""
+        """(columns, ranks, ops, times), … See ranked.pyi."""
         cdef int64_t start = 0, count
         cdef int64_t size = self.ranking.out.size()
         cdef list found = []
@@ -391,20 +390,16 @@ cdef class RankTable:
     cdef tuple _piece(self, int64_t start, int64_t count):
         cdef vector[Made] columns
         cdef int64_t i
-        slots, ranks, times = pa.allocate_buffer(count * 4), pa.allocate_buffer(count * 8), pa.allocate_buffer(count * 8)
+        ranks, times = pa.allocate_buffer(count * 8), pa.allocate_buffer(count * 8)
         ops = pa.allocate_buffer(count)
-        cdef int32_t* slot_out = <int32_t*> <size_t> slots.address
         cdef int64_t* rank_out = <int64_t*> <size_t> ranks.address
         cdef int64_t* time_out = <int64_t*> <size_t> times.address
         cdef int8_t* op_out = <int8_t*> <size_t> ops.address
         with nogil:
-            read_changes(
-                self.ranking.layout, self.ranking.out, start, count, columns, slot_out, rank_out, op_out, time_out
-            )
+            read_changes(self.ranking.layout, self.ranking.out, start, count, columns, rank_out, op_out, time_out)
         cdef list arrays = [array_of_made(&columns[i], self.rows.field(i).type) for i in range(<int64_t> columns.size())]
         return (
             arrays,
-            pa.Array.from_buffers(pa.int32(), count, [None, slots], 0),
             pa.Array.from_buffers(pa.int64(), count, [None, ranks], 0),
             pa.Array.from_buffers(pa.int8(), count, [None, ops], 0),
             pa.Array.from_buffers(pa.int64(), count, [None, times], 0),

@@ -403,11 +403,17 @@ class Ranking {
     void absorb(const Ranking& other, const int32_t* slots) {
         borrows = true;
         const int64_t used = other.slots_used();
+        if (used > 0) grow(*std::max_element(slots, slots + used));
         for (int64_t from = 0; from < used; from++) {
+            if (from + 16 < used) {
+                other.keys[from + 16].order.prefetch();
+                __builtin_prefetch(&keys[slots[from + 16]], 1);
+                __builtin_prefetch(&bounds[slots[from + 16]], 1);
+                keys[slots[from + 8]].order.prefetch();
+            }
             const Ordered& order = other.keys[from].order;
             if (order.size() == 0) continue;
             const int32_t slot = slots[from];
-            grow(slot);
             Key& key = keys[slot];
             for (auto at = order.begin(); !order.is_end(at); at = order.after(at)) {
                 const Entry& entry = order.at(at);

@@ -209,12 +209,16 @@ JoinHow: TypeAlias = Literal["inner", "left", "right", "full", "semi", "anti"]
 
 @dataclass(frozen=True, eq=False)
 class Join(TwoInputs):
-    """Rows whose keys are equal, put together: the columns of the left, then those of the right without its keys."""
+    """Rows whose keys are equal, put together: the columns of the left, then those of the right without its keys.
+
+    keep_ms: of each side, for how much event time its rows are kept; None: for ever.
+    """
 
     left_keys: tuple[str, ...]
     right_keys: tuple[str, ...]
     how: JoinHow = "inner"
     suffix: str = "_right"
+    keep_ms: tuple[int | None, int | None] = (None, None)
     id: str = ""
 
 

@@ -47,7 +47,8 @@ from sabot.api.nodes import (
 )
 from sabot.api.patterns import MATCH_END, MATCH_START
 from sabot.api.windows import CountWindow
-from sabot.errors import UserError
+from sabot.connectors.base import Source
+from sabot.errors import SabotError, UserError
 
 __all__ = [
     "OP",
@@ -89,7 +90,7 @@ def columns_of(node: Node) -> list[str] | None:
     """The names of a node's columns as the program has them; None where a function, or records to come, decide."""
     match node:
         case Read():
-            return None if node.schema is None else list(node.schema.names)
+            return _columns_read(node)
         case MapBatches() | FlatMap():
             return None if node.schema is None else list(node.schema.names)
         case MapAsync():
@@ -132,6 +133,17 @@ def columns_of(node: Node) -> list[str] | None:
             return [*known, *(new for _, new in answer_names(node))]
         case _:
             return known
+
+
+def _columns_read(node: Read) -> list[str] | None:
+    """As given, or as the data of a Source tells."""
+    schema = node.schema
+    if schema is None and isinstance(node.source, Source):
+        try:
+            schema = node.source.infer_schema()
+        except (SabotError, OSError):
+            return None  # the start will say what is wrong with it
+    return None if schema is None else list(schema.names)
 
 
 def _columns_of_join(node: Join) -> list[str] | None:

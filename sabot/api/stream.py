@@ -221,6 +221,7 @@ class Stream:
         how: JoinHow = "inner",
         between: tuple[Duration | None, Duration | None] | None = None,
         window: Window | None = None,
+        keep: Duration | tuple[Duration | None, Duration | None] | None = None,
         suffix: str = "_right",
     ) -> "Stream":
         """Rows of both streams whose keys are equal: the columns of this one, then the other's without its keys.
@@ -232,7 +233,9 @@ class Stream:
         older than that is forgotten; None for an end that is open. Rows without a partner come out when none can come any more.
         window=tumbling("1m"): only rows that fall into the same window, when it closes; with window_start and window_end.
         Neither: all rows, for ever. Then the state grows with them, and but for "inner" and "semi" the result is changes: a row that
-        had no partner is taken back when one comes.
+        had no partner is taken back when one comes. keep=("1h", "1d"): rows of this stream are forgotten when event time has passed them
+        by an hour, the other's by a day (None: never); what came out with them stays. That is coarser than between=, which decides
+        for each pair, whatever the order in which rows come.
         other.broadcast(): the other stream is small and goes to every subtask whole; rows of this one stay where they are.
         Event time of a pair: the later of the two. Both streams may be changes, where neither between= nor window= is given.
         """
@@ -252,12 +255,13 @@ class Stream:
                 )
             node = WindowJoin(*given, window=window)
         else:
-            node = Join(*given)
-        if isinstance(node.right, Broadcast) and (type(node) is not Join or how in ("right", "full")):
+            node = Join(*given, keep_ms=_keep(keep))
+        if keep is not None and type(node) is not Join:
             raise UserError(
-                f"join: a broadcast stream cannot be joined {'by time' if type(node) is not Join else how!r}",
-                hint='how="inner", "left", "semi" or "anti", without between= and window=; or without .broadcast()',
+                "join: between= and window= say by themselves how long rows are kept", hint="leave keep= out"
             )
+        if isinstance(node.right, Broadcast):
+            _check_broadcast(node)
         return self._then(node)
 
     def join_asof(
@@ -788,6 +792,25 @@ def _join_keys(where: str, on: Any, left_on: Any, right_on: Any) -> tuple[tuple[
             f"{where} needs as many keys of the left as of the right", hint='on="account", or left_on= and right_on='
         )
     return left, right
+
+
+def _keep(keep: Any) -> tuple[int | None, int | None]:
+    left, right = keep if isinstance(keep, tuple | list) and len(keep) == 2 else (keep, keep)
+    return _optional_ms(left, "keep"), _optional_ms(right, "keep")
+
+
+def _check_broadcast(node: Join) -> None:
+    """Rows of the left stay where they are, and none of the subtasks knows of those of the others."""
+    by_time = type(node) is not Join
+    if by_time or node.how in ("right", "full"):
+        raise UserError(
+            f"join: a broadcast stream cannot be joined {'by time' if by_time else repr(node.how)}",
+            hint='how="inner", "left", "semi" or "anti", without between= and window=; or without .broadcast()',
+        )
+    if is_changes(node.left):
+        raise UserError(
+            "join: a stream of changes cannot be joined with a broadcast one", hint="leave .broadcast() out"
+        )
 
 
 def _interval(between: Any, how: str) -> tuple[int | None, int | None]:

@@ -173,7 +173,7 @@ class TopN(_Ranked):
         except KeyError as error:
             raise InternalError(f"top_n: the changes are no valid ones: {error.args[0]}") from error
         self._release(table.settle())
-        for columns, _, ranks, ops, times in table.pieces(CHUNK_ROWS):
+        for columns, ranks, ops, times in table.pieces(CHUNK_ROWS):
             self.emit(Batch(self._result(columns, ranks, ops, times)))
 
     def _result(self, columns: list[Array], ranks: Array, ops: Array, times: Array) -> pa.RecordBatch:
@@ -364,7 +364,7 @@ class WindowTopN(_Ranked):
         start = self._shape.start(end)
         table = self._merged(self._starts[bisect_left(self._starts, start) : bisect_left(self._starts, end)])
         table.members()
-        for columns, _, ranks, _, _ in table.pieces(CHUNK_ROWS):
+        for columns, ranks, _, _ in table.pieces(CHUNK_ROWS):
             count = len(ranks)
             bounds = [pa.array(np.full(count, ms)).view(_TIMESTAMP) for ms in (start, end)]
             rank = [] if self._rank is None else [ranks]

@@ -18,10 +18,19 @@ from sabot.api import windows
 from sabot.codecs.json import schema_of_text
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates import Call
-from sabot.operators.base import Operator, OperatorContext, SavedState, without_time
+from sabot.operators.base import Operator, OperatorContext, SavedState, without_marks
+from sabot.operators.changes import Materialize, Upsert
+from sabot.operators.groups import GroupAggregate
+from sabot.operators.joins import Join, TableLookup
 from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, RunningAggregate
+from sabot.operators.map_async import HeldCalls
 from sabot.operators.ordered import EventOrder
+from sabot.operators.over import Over, OverCall
+from sabot.operators.pattern import PatternState
+from sabot.operators.process import saved_process
+from sabot.operators.ranked import TopN, WindowTopN
 from sabot.operators.sessions import SessionAggregate
+from sabot.operators.time_joins import AsofJoin, IntervalJoin, WindowJoin
 from sabot.operators.windows import WindowAggregate
 from sabot.state.reading import SavedJob, json_text, namespaces_in, read_namespaces
 
@@ -69,7 +78,9 @@ def state_of(manifest: SavedJob, operator: str, key: Any = None) -> pa.Table:
     """The state of an operator of a stream, of an agent, or of a namespace of agents' state, as it was at the checkpoint.
 
     A stream's: its key columns, window_start and window_end where it has windows, then the values under the user's names. Of a
-    function of the user's, the state as JSON text. An agent's: see `state.reading.read_namespaces`.
+    function of the user's, the state as JSON text. Of a join the rows of both sides, which the column `side` tells apart; of a process
+    step a row for each value, list and map; of a pattern its partial matches; of async calls the rows in flight. An agent's: see
+    `state.reading.read_namespaces`.
     key: these rows alone; a value, or one for each key column (a list; in text a JSON list). Text becomes the key column's type.
     UserError for an operator that is not there or keeps no state; CorruptCheckpoint.
     """
@@ -100,7 +111,7 @@ def _stream_state(name: str, parts: list[SavedState], key: Any) -> pa.Table:
     assert input is not None
     operator = _maker(schema)(reader)
     operator.id = name
-    context = OperatorContext(input)
+    context = OperatorContext(input, right=schema_of_text(reader.get("right")))
     wanted = None
     if key is not None:
         wanted = _key_row(name, [input.field(column) for column in reader["keys"]], key)
@@ -113,7 +124,7 @@ def _stream_state(name: str, parts: list[SavedState], key: Any) -> pa.Table:
     finally:
         operator.close()
     table = pa.Table.from_batches(pieces) if pieces else columns.empty_table()
-    return table.select(without_time(table.schema).names)
+    return table.select(without_marks(table.schema).names)
 
 
 def _maker(schema: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Operator]:

@@ -353,6 +353,7 @@ class _Planner:
     def _join(self, node: logical.Join) -> _Place:
         left, right = self._place(node.left), self._place(node.right)
         timed = isinstance(node, logical.IntervalJoin | logical.WindowJoin | logical.AsofJoin)
+        timed |= node.keep_ms != (None, None)
         for each in (left, right):
             self._need_time(each, timed, step_name(node))
         changes = left.changes, right.changes
@@ -672,7 +673,7 @@ _BY_TIME = (logical.IntervalJoin, logical.WindowJoin, logical.AsofJoin, logical.
 
 
 def _needs_time(node: Node) -> bool:
-    if isinstance(node, _BY_TIME):
+    if isinstance(node, _BY_TIME) or (isinstance(node, logical.Join) and node.keep_ms != (None, None)):
         return True
     if isinstance(node, logical.AggregateWindow):
         return not isinstance(node.window, CountWindow)
@@ -697,7 +698,16 @@ def _join_operator(node: logical.Join, sides: Sides, changes: tuple[bool, bool])
         case logical.Lookup():
             return TableLookup(sides, node.how)
     whole = isinstance(node.right, logical.Broadcast)
-    return Join(sides, node.how, left_changes=changes[0], right_changes=changes[1], broadcast=whole)
+    left_keep_ms, right_keep_ms = node.keep_ms
+    return Join(
+        sides,
+        node.how,
+        left_changes=changes[0],
+        right_changes=changes[1],
+        broadcast=whole,
+        left_keep_ms=left_keep_ms,
+        right_keep_ms=right_keep_ms,
+    )
 
 
 def _join_words(node: logical.Join) -> str:
@@ -709,7 +719,8 @@ def _join_words(node: logical.Join) -> str:
             return f", {_window_words(node.window)}"
         case logical.AsofJoin():
             return f", {node.strategy}" + ("" if node.tolerance_ms is None else f" within {node.tolerance_ms} ms")
-    return ", broadcast" if isinstance(node.right, logical.Broadcast) else ""
+    kept = ", ".join(f"{side} kept {ms} ms" for side, ms in zip(("left", "right"), node.keep_ms, strict=True) if ms)
+    return (f", {kept}" if kept else "") + (", broadcast" if isinstance(node.right, logical.Broadcast) else "")
 
 
 def _order(by: tuple[tuple[str, bool], ...]) -> str:

@@ -652,7 +652,7 @@ def test_what_cannot_be_is_said_when_it_is_written(make: Callable[[], Any], mess
         (pattern("a", A), {"n": step("a").sum("kind")}, "sum of"),
         (pattern("a", A).then("b", col("x") == step("a").last("kind")), {}, "cannot be"),
         (
-            pattern("a", A).then("b", DECIMAL == step("a").last(DECIMAL)),
+            pattern("a", A).then("b", step("a").last(DECIMAL) == DECIMAL),
             {},
             "cannot be remembered",
         ),
