@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from hashlib import sha256
 from itertools import count
@@ -622,10 +622,14 @@ def _path(node: Node, before: list[str]) -> str:
 def _said(value: Any) -> str:
     if isinstance(value, Expr | Aggregate):
         return value.text()
-    if isinstance(value, Source):
+    if isinstance(value, Source | Sink):
         return value.name
     if isinstance(value, tuple):
         return ", ".join(map(_said, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={_said(each)}" for name, each in value.items())
+    if is_dataclass(value) and not isinstance(value, type):
+        return f"{type(value).__name__}({', '.join(_said(getattr(value, each.name)) for each in fields(value))})"
     return _name_of(value) if callable(value) else repr(value)
 
 

@@ -111,6 +111,7 @@ class Link:
         self.operator = operator
         self.targets = list(targets)
         self.sides = [target for side in (sides or {}).values() for target in side]
+        self._told = -(2**63)  # the watermark that the operator put in place of its own
         operator.emit = receiver_of(targets)
         if operator.holds:
             operator.on_mark = self._pass
@@ -121,7 +122,11 @@ class Link:
             self.operator.hold(element)
         elif isinstance(element, Watermark):
             told = self.operator.advance(element.timestamp_ms)
-            self._pass(element if told is None or element.timestamp_ms == END_OF_TIME else Watermark(told))
+            if told is None or element.timestamp_ms == END_OF_TIME:
+                self._pass(element)
+            elif told > self._told:
+                self._told = told
+                self._pass(Watermark(told))
         else:
             self._pass(element)
 
