@@ -1,14 +1,14 @@
-from collections.abc import Sequence
-from typing import Any
-
-import pyarrow as pa
-
 """What aggregates over changes keep of each group, by slot (0, 1, …): what was added can be taken away again. One owner.
 
 Values are byte strings, in the order of bytes: binary or large binary without nulls. `takes`: for each row whether it takes away
 (numpy bool). A slot that was never named is empty. `save` gives a state for each slot, `load` adds states to what is there;
 ValueError for what is none. IndexError for a slot below 0.
 """
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
 
 def join_keys(parts: Sequence[pa.Array[Any]], widths: Sequence[int]) -> pa.LargeBinaryArray:
     """One key a row, of its parts: they sort as the parts do, one after the other. widths: bytes of a part, -1 where they differ."""

@@ -240,7 +240,7 @@ struct Store {
         validity.reserve((rows + count + 7) / 8);
         for (; i < count; i++) put_bit(validity.at(), rows + i, valid(i));
     }
-    /* The end of the offsets moves on; false where they do not suffice. */
+    /* The end of the offsets moves on. */
     static uint32_t offset(uint64_t end) {
         if (end > 0x7fffffff) throw std::overflow_error("more than 2 GB in one column: take fewer rows at once");
         return static_cast<uint32_t>(end);
@@ -502,7 +502,8 @@ static inline bool same_value(const Layout& layout, const Store& a, int64_t i, c
             return true;
         default: {
             const bool fixed = layout.shape == Shape::fixed_list;
-            const int64_t x = fixed ? i * layout.width : a.values.as<uint32_t>()[i], y = fixed ? j * layout.width : b.values.as<uint32_t>()[j];
+            const int64_t x = fixed ? i * layout.width : a.values.as<uint32_t>()[i];
+            const int64_t y = fixed ? j * layout.width : b.values.as<uint32_t>()[j];
             const int64_t size = fixed ? layout.width : a.values.as<uint32_t>()[i + 1] - x;
             if (!fixed && size != b.values.as<uint32_t>()[j + 1] - y) return false;
             for (int64_t k = 0; k < size; k++)

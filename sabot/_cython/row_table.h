@@ -138,7 +138,7 @@ class RowsCut {
         return total;
     }
     Alive alive(const Part& part) const;
-    /* Columns, order and id of live rows with first <= id < end, at most `most`, into `out`; -> the first id that has not been looked at. */
+    /* Columns, order and id of live rows with first <= id < end, at most `most`, into `out`; -> the first id that was not looked at. */
     int64_t read(const std::vector<Layout>& layouts, int64_t first, int64_t end, int64_t most, std::vector<Store>& out) const;
 };
 
@@ -364,8 +364,8 @@ class RowTable {
     void append_rows(RowBlock& block, const Incoming& in, int64_t base, int64_t count, const int32_t* slots);
     void append_columns(std::vector<Store>& columns, const Incoming& in, int64_t base, int64_t count) const;
     void measure() {
-        bytes_ = sizeof(RowTable) + keys.nbytes() + static_cast<int64_t>(chains_.capacity() * sizeof(Chain)) + entries_.nbytes() + full_bytes_
-            + (open_ ? open_->nbytes() : 0) + (expiring_ ? expiring_->nbytes() : 0) + (versions_ ? versions_->nbytes() : 0)
+        bytes_ = sizeof(RowTable) + keys.nbytes() + static_cast<int64_t>(chains_.capacity() * sizeof(Chain)) + entries_.nbytes()
+            + full_bytes_ + (open_ ? open_->nbytes() : 0) + (expiring_ ? expiring_->nbytes() : 0) + (versions_ ? versions_->nbytes() : 0)
             + static_cast<int64_t>(8 * given_.capacity() + pages_.size() * sizeof(Page) + twins_.size() * 64);
     }
 
@@ -558,6 +558,7 @@ inline void RowTable::insert(const Incoming& in, int64_t* ids) {
         std::sort(empty.begin(), empty.end());
         empty.erase(std::unique(empty.begin(), empty.end()), empty.end());
         keys.remove(empty.data(), static_cast<int64_t>(empty.size()));
+        for (RowBlock* done : full) settle(done);
         throw;
     }
     version_++;

@@ -272,7 +272,9 @@ cdef class RowTable:
         for column in range(len(rows)):
             self.table.add_column(self.schema.children[column])
             if not self.table.column_is_kept(column):
-                raise TypeError(f"column {rows.names[column]!r} of type {rows.types[column]} cannot be kept: normalise the batch, or cast it")
+                raise TypeError(
+                    f"column {rows.names[column]!r} of type {rows.types[column]} cannot be kept: normalise the batch, or cast it"
+                )
         for name in self.keys:
             column = rows.get_field_index(name)
             if column < 0:

@@ -1,12 +1,12 @@
-from typing import Any
-
-import pyarrow as pa
-
 """Sketches by slot (0, 1, …): what is asked of them is about right. One owner. A slot that was never named is empty.
 
 `save` gives a state for each slot (large binary), `load` adds states to what is there: a sketch of two parts is that of the whole,
 whatever the parts are. ValueError for what is no state, IndexError for a slot below 0.
 """
+
+from typing import Any
+
+import pyarrow as pa
 
 class Distinct:
     """About how many values of each slot differ: exact for 512 and less, then within 1.6 % (standard error). Up to 8 KiB a slot."""

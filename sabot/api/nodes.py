@@ -405,6 +405,7 @@ class Match(Node):
     pattern: Pattern
     skip: str
     measures: tuple[tuple[str, Expr], ...]
+    max_partial: int = 10_000
     id: str = ""
 
 

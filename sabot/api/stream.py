@@ -585,19 +585,27 @@ class KeyedStream:
         return _stream(self._owner, Over(self._node, self._keys, tuple(columns.items()), rows, ms))
 
     def pattern(
-        self, pattern: Pattern, *, skip: Literal["past_last", "to_next", "none"] = "past_last", **measures: Expr
+        self,
+        pattern: Pattern,
+        *,
+        skip: Literal["past_last", "to_next", "none"] = "past_last",
+        max_partial: int = 10_000,
+        **measures: Expr,
     ) -> Stream:
         """A row for each sequence of rows of a key that follows the pattern (`sabot.pattern`), in the order of event time.
 
         The keys, match_start and match_end (the times of its first and last row, both included), then the measures:
         `n=sabot.step("a").count()`, `amount=sabot.step("b").last("amount")`. skip: where the next match may begin: "past_last" behind the
         last row of this one; "to_next" at the row behind its first; "none": all matches. Rows that come too late are dropped.
+        max_partial: of a key, how many matches may be begun and not complete; more stop the job.
         """
         known = check_measures(pattern, skip, measures)
+        if isinstance(max_partial, bool) or not isinstance(max_partial, int) or max_partial < 1:
+            raise UserError(f"pattern: max_partial={max_partial!r}", hint="a whole number, 1 or more")
         for name, _ in known:
             if name in (*self._keys, MATCH_START, MATCH_END):
                 raise UserError(f"pattern: {name!r} is the name of another column", hint="choose another name")
-        return _stream(self._owner, Match(self._node, self._keys, pattern, skip, known))
+        return _stream(self._owner, Match(self._node, self._keys, pattern, skip, known, max_partial))
 
     def connect(self, other: "KeyedStream | Stream") -> "ConnectedStreams":
         """This stream and another, processed together: one by the same keys, or a broadcast one: `connect(rules.broadcast())`."""

@@ -109,6 +109,10 @@ def compile_expr(expr: Expr, schema: pa.Schema) -> Compiled:
     if expr.kind == "lit":
         return _literal(expr)
     step = _STEPS.get(expr.kind)
+    if expr.kind.startswith("step."):
+        raise UserError(
+            f"{expr!r} is a value of a pattern", hint="it stands in the predicates and measures of pattern(…)"
+        )
     if step is None:
         raise InternalError(f"no step for expressions of the kind {expr.kind!r}")
     return step(expr, [compile_expr(each, schema) for each in expr.inputs])

@@ -99,7 +99,7 @@ class KeptGroups(Operator):
         keys = [data.schema.get_field_index(name) for name in self._names]
         table = groups.table()
         slots = table.resolve(data, keys, hashes=batch.hashes, selection=batch.selection)
-        touched, first, places, latest = self._touches.of(slots.to_numpy(), self._times(batch))
+        touched, first, _, latest = self._touches.of(slots.to_numpy(), self._times(batch))
         asked = pa.array(touched)
         rows, times, before = groups.results(table, asked)
         groups.add(table, slots, batch)
@@ -107,7 +107,7 @@ class KeptGroups(Operator):
         was, now = rows > 0, rows_after > 0
         changed = was | now if groups.always_change else (was != now) | (was & now & differ(before, after))
         if not groups.always_change:
-            groups.note_changes(table, slots, batch, changed, places)
+            groups.note_changes(table, asked, batch, changed, latest)
         if latest is not None:
             latest = np.where(now, times_after, latest) if groups.own_times else np.maximum(times, latest)
         if changed.any():
@@ -207,8 +207,8 @@ class Groups(ABC):
         """Row i that counts goes to slots[i]; not yet its time, unless they always change."""
 
     @abstractmethod
-    def note_changes(self, table: GroupTable, slots: pa.Int32Array, batch: Batch, changed: Any, places: Any) -> None:
-        """After `add`, unless they always change: which of the touched groups have changed; row i is of the group at places[i]."""
+    def note_changes(self, table: GroupTable, slots: pa.Int32Array, batch: Batch, changed: Any, latest: Any) -> None:
+        """After `add`, unless they always change: which of the touched slots have changed; the latest time that the batch brings each."""
 
     @abstractmethod
     def remove(self, table: GroupTable, slots: pa.Int32Array) -> None:
@@ -291,18 +291,36 @@ class StoredGroups(Groups):
 
 
 class _Added(StoredGroups):
-    """Of rows that are only added: an Aggregator's groups, with a count of rows, and the time."""
+    """Of rows that are only added: an Aggregator's groups, with a count of rows, and the time.
+
+    Distinct values are counted beside it: an Aggregator would look at all of a group's to count them, after each batch.
+    """
 
     def __init__(self, keys: Sequence[str], calls: Sequence[Call], input: pa.Schema, context: OperatorContext) -> None:
         timed = TIME_COLUMN in input.names
+        order = TIME_COLUMN if timed else None
         hidden = [Call(_ROWS, "count"), *([Call(_TIME, "max", TIME_COLUMN)] if timed else [])]
-        self._aggregator = aggregator = Aggregator(keys, [*hidden, *calls], input, order=TIME_COLUMN if timed else None)
-        self.fields = list(aggregator.schema)[len(keys) + len(hidden) :]
+        described = Aggregator(keys, calls, input, order=order)  # checks, and says the types
+        self.fields = list(described.schema)[len(keys) :]
+        self._values: list[_Values | None] = [  # a call; None: it is the aggregator's
+            _Values(call, input.field(call.argument).type, field.type) if call.kind == "count_distinct" else None
+            for call, field in zip(calls, self.fields, strict=True)
+        ]
+        self._holders = [holder for holder in self._values if holder is not None]
+        others = [call for call, holder in zip(calls, self._values, strict=True) if holder is None]
+        self._aggregator = aggregator = Aggregator(keys, [*hidden, *others], input, order=order)
         self.always_change = any(c.kind == "count" and c.argument is None and c.where is None for c in calls)
         self._timed = timed
-        self.store = aggregator.store(context)
+        self.store = TableStore(
+            aggregator.keys,
+            aggregator.kernel,
+            directory=context.directory,
+            memory_budget=context.memory_budget,
+            evictable=not (aggregator.needs_slots or self._holders),
+        )
         self._extras = aggregator.extras()
-        self.saved_schema = aggregator.gathered
+        kept = [pa.field(f"{_KEPT} {i}", pa.large_binary()) for i in range(len(self._holders))]
+        self.saved_schema = pa.schema([*aggregator.gathered, *kept])
         # times are noted when it is known what has changed: two runs over the lanes, each with the others' filters never true
         self._filters = aggregator.filters
         self._time_filters: list[int] | None = None
@@ -313,8 +331,12 @@ class _Added(StoredGroups):
 
     def results(self, table: GroupTable, slots: pa.Int32Array) -> tuple[Any, Any, list[Array]]:
         columns = self._aggregator.values(table, self._extras, slots)
+        rows = columns[0].to_numpy()
         times = columns[1].fill_null(_NEVER).to_numpy() if self._timed else None
-        return columns[0].to_numpy(), times, columns[1 + self._timed :]
+        others = iter(columns[1 + self._timed :])
+        numbers = slots.to_numpy()
+        found = [next(others) if holder is None else holder.results(numbers, rows) for holder in self._values]
+        return rows, times, found
 
     def add(self, table: GroupTable, slots: pa.Int32Array, batch: Batch) -> None:
         data, selection = self._columns(batch.data), batch.selection
@@ -322,12 +344,17 @@ class _Added(StoredGroups):
         table.accumulate(slots, data, aggregator.arguments, self._filters, order=aggregator.order, selection=selection)
         if aggregator.needs_slots:
             self._extras.add(slots, data, selection)
+        if self._holders:
+            rows = ChangedRows(batch, slots.to_numpy(), self._timed)
+            for holder in self._holders:
+                holder.add(rows)
 
-    def note_changes(self, table: GroupTable, slots: pa.Int32Array, batch: Batch, changed: Any, places: Any) -> None:
+    def note_changes(self, table: GroupTable, slots: pa.Int32Array, batch: Batch, changed: Any, latest: Any) -> None:
         if self._timed and changed.any():
-            some = pa.array(np.where(changed[places], slots.to_numpy(), np.int32(-1)))
-            arguments = self._aggregator.arguments
-            table.accumulate(some, self._columns(batch.data), arguments, self._time_filters, selection=batch.selection)
+            some = pa.array(np.where(changed, slots.to_numpy(), np.int32(-1)))
+            data = batch.data.slice(0, len(slots))  # of these rows the times alone count
+            data = data.set_column(data.schema.get_field_index(TIME_COLUMN), TIME_COLUMN, pa.array(latest))
+            table.accumulate(some, self._columns(data), self._aggregator.arguments, self._time_filters)
 
     def _columns(self, data: pa.RecordBatch) -> pa.RecordBatch:
         data = self._aggregator.columns(data)
@@ -342,24 +369,40 @@ class _Added(StoredGroups):
         return len(self.saved_schema) - len(self._aggregator.keys)
 
     def saved(self) -> Iterator[pa.RecordBatch]:
-        return self._aggregator.export_gathered(self.store.table(), self._extras)
+        if self._beside():
+            table = self.store.table()
+            for slots in _pieces(table):
+                states = [holder.store.save(slots.to_numpy()) for holder in self._holders]
+                columns = [*table.key_columns(slots), *self._extras.states(slots), *states]
+                yield pa.RecordBatch.from_arrays(columns, schema=self.saved_schema)
 
     def load(self, state: pa.RecordBatch) -> None:
-        self._aggregator.merge_gathered(self.store.table(), self._extras, state)
+        slots = self.store.table().resolve(state, range(len(self._aggregator.keys)))
+        self._extras.merge(slots, state)
+        for holder, column in zip(self._holders, state.columns[len(self._aggregator.gathered) :], strict=True):
+            holder.store.load(slots.to_numpy(), column)
 
     def contents(self) -> Iterator[list[Array]]:
-        hidden = 1 + self._timed
-        width = len(self._aggregator.keys)
-        for piece in self._aggregator.results(self.store, 0, self._extras):
-            yield [*piece.columns[:width], *piece.columns[width + hidden :]]
+        table = self.store.whole()
+        if table is None:  # then there is nothing beside it
+            hidden = 1 + self._timed
+            width = len(self._aggregator.keys)
+            for piece in self._aggregator.results(self.store, 0, self._extras):
+                yield [*piece.columns[:width], *piece.columns[width + hidden :]]
+            return
+        for slots in _pieces(table):
+            yield [*table.key_columns(slots), *self.results(table, slots)[2]]
 
     def close(self) -> None:
         self.store.close()
         self._extras.clear()
+        for holder in self._holders:
+            holder.store.clear()
 
     def statistics(self) -> dict[str, Any]:
         figures = self.store.statistics()
-        return {**figures, "bytes": figures["bytes"] + self._extras.nbytes}
+        beside = self._extras.nbytes + sum(holder.store.nbytes for holder in self._holders)
+        return {**figures, "bytes": figures["bytes"] + beside}
 
 
 class _Kept(StoredGroups):
@@ -445,20 +488,17 @@ class _Kept(StoredGroups):
                 lanes += part.lanes(rows)
             else:
                 part.add(rows)
-        self._accumulate(table, slots, lanes, rows.times)
+        self._accumulate(table, slots, lanes, np.full(len(slots), _NEVER))
 
-    def note_changes(self, table: GroupTable, slots: pa.Int32Array, batch: Batch, changed: Any, places: Any) -> None:
+    def note_changes(self, table: GroupTable, slots: pa.Int32Array, batch: Batch, changed: Any, latest: Any) -> None:
         if self._timed and changed.any():
             zero = pa.array(np.zeros(len(slots), np.int64))
             lanes = [zero if kind == pa.int64() else zero.cast(kind) for kind in self._lanes]
-            some = pa.array(np.where(changed[places], slots.to_numpy(), np.int32(-1)))
-            self._accumulate(table, some, lanes, ChangedRows(batch, slots.to_numpy(), True).times, times_too=True)
+            self._accumulate(table, pa.array(np.where(changed, slots.to_numpy(), np.int32(-1))), lanes, latest)
 
-    def _accumulate(
-        self, table: GroupTable, slots: pa.Int32Array, lanes: list[Array], times: Any, times_too: bool = False
-    ) -> None:
+    def _accumulate(self, table: GroupTable, slots: pa.Int32Array, lanes: list[Array], times: Any) -> None:
         if self._timed:
-            lanes = [*lanes, pa.array(times if times_too else np.full(len(slots), _NEVER))]
+            lanes = [*lanes, pa.array(times)]
         data = pa.RecordBatch.from_arrays(lanes, names=[str(i) for i in range(len(lanes))])
         table.accumulate(slots, data, range(len(lanes)))
 
@@ -838,11 +878,11 @@ class LatestRows(Groups):
             stays = ~signs(rows.column(OP_COLUMN))
         self._new = rows.select(self._input.names), stays
 
-    def note_changes(self, table: GroupTable, slots: pa.Int32Array, batch: Batch, changed: Any, places: Any) -> None:
+    def note_changes(self, table: GroupTable, slots: pa.Int32Array, batch: Batch, changed: Any, latest: Any) -> None:
         assert self._new is not None
         rows, stays = self._new
         self._new = None
-        touched = self._touches.of(slots.to_numpy())[0]
+        touched = slots.to_numpy()
         gone = self._ids[touched[changed]]
         self._rows.table.remove(pa.array(gone[gone >= 0]))
         self._ids[touched[changed]] = -1

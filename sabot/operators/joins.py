@@ -194,7 +194,7 @@ class Join(Joined):
         ):
             numbers = i.to_numpy()
             met[numbers] = True
-            partners, others = other.stored(ids)
+            partners, others = other.stored(ids, of_partners=not other.counted)
             both = later(None if times is None else times[numbers], others)
             if other.counted:
                 self._first_met(other, ids, partners, both)

@@ -148,8 +148,10 @@ class TopN(_Ranked):
         self._table: RankTable | None = None
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        if self._changes and OP_COLUMN not in context.input.names:
-            raise InternalError("top_n over changes: the input has no ops")
+        if self._changes != (OP_COLUMN in context.input.names):
+            raise InternalError(
+                f"top_n over {'changes' if self._changes else 'rows'}: the input has {context.input.names}"
+            )
         self._open_rows(context, changes=self._changes, ranked=self._rank is not None)
         self._known = key_table(self._keys)
         self._table = self._table_of()

@@ -135,21 +135,55 @@ def _maker(schema: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Operator]
 
 
 def _calls(reader: Mapping[str, Any]) -> list[Call]:
+    functions = _RowsAsJson() if reader.get("changes") else _StateAsJson()
     return [
-        Call(**described, function=_StateAsJson() if described["kind"] == "user" else None)
-        for described in reader["calls"]
+        Call(**described, function=functions if described["kind"] == "user" else None) for described in reader["calls"]
     ]
 
 
-def _window(reader: Mapping[str, Any]) -> Operator:
+def _window_of(reader: Mapping[str, Any]) -> Any:
     name, figures = reader["window"]
-    window = getattr(windows, name)(**figures)
-    return WindowAggregate(window, reader["keys"], _calls(reader), allowed_lateness_ms=reader["allowed_lateness"])
+    return getattr(windows, name)(**figures)
+
+
+def _window(reader: Mapping[str, Any]) -> Operator:
+    lateness = reader["allowed_lateness"]
+    return WindowAggregate(_window_of(reader), reader["keys"], _calls(reader), allowed_lateness_ms=lateness)
 
 
 def _session(reader: Mapping[str, Any]) -> Operator:
     lateness = reader["allowed_lateness"]
     return SessionAggregate(reader["gap_ms"], reader["keys"], _calls(reader), allowed_lateness_ms=lateness)
+
+
+def _ranked(reader: Mapping[str, Any]) -> dict[str, Any]:
+    by = [(name, descending) for name, descending in reader["by"]]
+    return {"keys": reader["keys"], "n": reader["n"], "by": by, "ties": reader["ties"], "rank": reader["rank"]}
+
+
+def _window_top_n(reader: Mapping[str, Any]) -> Operator:
+    return WindowTopN(_window_of(reader), **_ranked(reader), allowed_lateness_ms=reader["allowed_lateness"])
+
+
+def _over(reader: Mapping[str, Any]) -> Operator:
+    calls = [OverCall(**described) for described in reader["calls"]]
+    frame = {name: reader[name] for name in ("preceding_rows", "preceding_ms")}
+    return Over(reader["keys"], calls, **frame)
+
+
+def _process(reader: Mapping[str, Any]) -> Operator:
+    keys = schema_of_text(reader["input"])
+    assert keys is not None
+    return saved_process(reader, keys)
+
+
+def _lookup(reader: Mapping[str, Any]) -> Operator:
+    """In a table, or by calls."""
+    return TableLookup.read_with(reader) if "sides" in reader else _calls_in_flight(reader)
+
+
+def _calls_in_flight(reader: Mapping[str, Any]) -> Operator:
+    return HeldCalls(keys=reader["keys"])
 
 
 def _no_function(so_far: Any, row: Any) -> Any:
@@ -167,6 +201,20 @@ _MAKERS: dict[str, Callable[[Mapping[str, Any]], Operator]] = {
     "deduplicate": lambda reader: Deduplicate(reader["keys"], reader["within_ms"]),
     "reduce": lambda reader: Reduce(reader["keys"], _no_function, reader["ttl_ms"]),
     "rows in order": lambda reader: EventOrder(tuple(reader["keys"])),
+    "groups": lambda reader: GroupAggregate(reader["keys"], _calls(reader), changes=reader["changes"]),
+    "upsert": lambda reader: Upsert(reader["keys"], changes=reader["changes"], deletes=reader["deletes"]),
+    "materialize": lambda reader: Materialize(reader["keys"]),
+    "top_n": lambda reader: TopN(**_ranked(reader), changes=reader["changes"]),
+    "window top_n": _window_top_n,
+    "over": _over,
+    "join": Join.read_with,
+    "interval join": IntervalJoin.read_with,
+    "window join": WindowJoin.read_with,
+    "as-of join": AsofJoin.read_with,
+    "lookup": _lookup,
+    "calls": _calls_in_flight,
+    "process": _process,
+    "pattern": lambda reader: PatternState(reader["keys"], reader["steps"]),
 }
 
 
@@ -186,6 +234,25 @@ class _StateAsJson:
 
     def finish(self, state: Any) -> str | None:
         return None if state is None else json_text(state)
+
+
+class _RowsAsJson:
+    """Stands in for a function over changes: what is kept are the rows that it gets."""
+
+    type = pa.string()
+
+    def init(self) -> list[Any]:
+        return []
+
+    def accumulate(self, state: list[Any], values: Any) -> list[Any]:
+        rows: list[Any] = values.to_pylist()
+        return state + rows
+
+    def merge(self, state: list[Any], other: list[Any]) -> list[Any]:
+        return state + other
+
+    def finish(self, state: list[Any]) -> str:
+        return json_text(state)
 
 
 def _key_row(operator: str, fields: list[pa.Field], key: Any) -> pa.RecordBatch:

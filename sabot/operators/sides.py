@@ -125,8 +125,10 @@ class Side:
         self.time = len(names) - 1 if self.timed else -1
         self.by_time = order == "time" and self.timed
         self._by_hash = order == "hash"
+        beside = [i for i in range(len(names)) if i not in self.key_indices or _has_two_forms(self.schema.types[i])]
         kept = names if self._by_hash else names[:users]
         self.kept = pa.schema([*(self.schema.field(n) for n in kept), *extra])
+        self.beside_keys = [i for i in beside if i < len(kept)] or None
         self._store: RowStore | None = None
         if order is not None:
             folder = None if context.directory is None else context.directory / name
@@ -191,12 +193,15 @@ class Side:
         """The key columns of the rows."""
         return Rows(rows.data.select(self.key_indices), rows.selection).taken()
 
-    def stored(self, ids: pa.Int64Array) -> tuple[pa.RecordBatch, Any]:
-        """(the rows with these ids, their event times (numpy); None: the side has none)."""
-        rows = self.table.take(ids)
+    def stored(self, ids: pa.Int64Array, *, of_partners: bool = False) -> tuple[pa.RecordBatch, Any]:
+        """(the rows with these ids, their event times (numpy); None: the side has none).
+
+        of_partners: without the keys that are the same, to the bit, in rows that have them on the other side. What is far away is costly.
+        """
+        rows = self.table.take(ids, self.beside_keys if of_partners else None)
         if not self.timed:
             return rows, None
-        return rows, (self.table.orders(ids) if self.by_time else rows.column(self.time)).to_numpy()
+        return rows, (self.table.orders(ids) if self.by_time else rows.column(TIME_COLUMN)).to_numpy()
 
     def insert(self, rows: Rows, extra: Array | None = None) -> pa.Int64Array:
         """Keeps them; -> their ids. extra: the column behind those of the side, a value for each row that counts."""
@@ -273,6 +278,11 @@ class Side:
         return np.concatenate(numbers), np.concatenate(ids)
 
 
+def _has_two_forms(kind: pa.DataType) -> bool:
+    """Values that differ may be equal: 0.0 and -0.0."""
+    return bool(pa.types.is_floating(kind) or pa.types.is_nested(kind))
+
+
 def _has_hash(kind: pa.DataType) -> bool:
     try:
         hash_columns([pa.array([], kind)])
@@ -345,13 +355,13 @@ class Result:
         op: int = INSERT,
         bounds: tuple[int, int] | None = None,
     ) -> pa.RecordBatch:
-        """Rows of the result, of as many rows of both sides; None: nulls, and keys from the other. times: numpy."""
+        """Rows of the result, of as many rows of both sides; None: nulls. Keys that one side lacks are the other's. times: numpy."""
         one = left if left is not None else right
         assert one is not None
         count = one.num_rows
         columns: list[Array] = []
         for place, (name, key) in enumerate(self._left):
-            if left is not None:
+            if left is not None and (key is None or left.schema.get_field_index(name) >= 0):
                 columns.append(left.column(name))
             elif key is not None and right is not None:
                 columns.append(right.column(key))

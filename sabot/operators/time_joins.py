@@ -170,7 +170,7 @@ class IntervalJoin(_TimedJoin):
         for i, partners in other.table.find_chunks(
             rows.data, mine.key_indices, hashes=rows.hashes, selection=rows.selection, lower=lower, upper=upper
         ):
-            theirs, their_times = other.stored(partners)
+            theirs, their_times = other.stored(partners, of_partners=True)
             left, right = (rows.at(i), theirs) if mine is self._left else (theirs, rows.at(i))
             self._emission.add(self._result.rows(left, right, later(times[i.to_numpy()], their_times)))
             if alone:
@@ -504,7 +504,7 @@ class AsofJoin(_TimedJoin):
                 there = found >= 0
                 rows, times, found = rows.filter(pa.array(there)), times[there], found[there]
             if len(found):
-                self._emission.add(self._result.rows(rows, right.table.take(pa.array(found)), times))
+                self._emission.add(self._result.rows(rows, right.table.take(pa.array(found), right.beside_keys), times))
         left.table.remove(ids)
         self._emission.flush()
 

@@ -318,7 +318,7 @@ class _Planner:
                 by = node.keys
                 self._need_time(self._place(node.input), True, "pattern")
                 place = self._in_order(self._moved(self._place(node.input), by, "pattern"), by, node.id)
-                make = partial(Pattern, by, node.pattern, node.skip, node.measures)
+                make = partial(Pattern, by, node.pattern, node.skip, node.measures, max_partial=node.max_partial)
                 text = f"pattern{_by(by)}: {node.pattern.text()}; {node.skip}"
                 return self._step(place, text, make, id=node.id, time=None)[1]
             case logical.Process():

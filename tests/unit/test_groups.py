@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from operator_run import OperatorRun
 
 from sabot._cython.batch import Batch
+from sabot._cython.keyed import GroupTable
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates import Call
 from sabot.operators.base import (
@@ -424,3 +425,14 @@ def test_state_of_other_aggregates_is_refused(tmp_path):
     other.open(OperatorContext(SCHEMA))
     with pytest.raises(CorruptCheckpoint, match="other columns"):
         other.restore(saved)
+
+
+def test_the_values_of_a_table_are_its_results_without_keys():
+    data = batch_of([(INSERT, (name, 1.0, n, "r", None, None, None), n) for n, name in enumerate("abca")])
+    table = GroupTable(pa.schema([("user", pa.string())]), [("count", None), ("sum", pa.int64())])
+    table.update(data, [0], [-1, 2])
+    slots = pa.array([2, 0], pa.int32())
+    assert table.values(slots) == table.finish(slots)[1:]
+    assert [column.to_pylist() for column in table.values(slots)] == [[1, 2], [2, 3]]
+    with pytest.raises(IndexError, match="no group"):
+        table.values(pa.array([7], pa.int32()))

@@ -371,6 +371,174 @@ async def test_rows_that_wait_lose_only_columns_that_nobody_reads(run: Any, tmp_
     assert outcomes(firsts("n", "shop"), manifest)["d.order"] == "migrate"  # nothing waits after a drain
 
 
+# Joins, changes, ranks, functions, patterns, calls
+
+
+async def tripled(row: dict[str, Any]) -> dict[str, Any]:
+    return {"k": row["k"], "n": row["n"] * 3}
+
+
+async def place_of(key: str) -> dict[str, Any]:
+    return {"place": f"in {key}"}
+
+
+def remember(row: dict[str, Any], ctx: Any) -> None:
+    ctx.state("n").put(row["n"])
+    ctx.timers.event(ctx.timestamp + 3_600_000)
+
+
+def late(timer: Any, ctx: Any) -> dict[str, Any]:
+    return {"k": ctx.key, "n": ctx.state("n").get()}
+
+
+def others(stream: Any) -> Any:
+    """A second side: other columns, of the same rows."""
+    return stream.select("k", "ts", m="n")
+
+
+def grouped(stream: Any) -> Any:
+    return stream.group_by("k").aggregate(n=sabot.count(), most=sabot.max("n"))
+
+
+def climbing(times: int = 50) -> sabot.Pattern:
+    return sabot.pattern("low", col("n") == 0).then("high", col("n") > 0, times=times).within("1h")
+
+
+STEPS: dict[str, Program] = {
+    "join": lambda s: s.join(others(s), on="k"),
+    "outer": lambda s: s.join(others(s), on="k", how="full").changelog(),
+    "near": lambda s: s.join(others(s), on="k", between=("-1h", "1h")),
+    "same-hour": lambda s: s.join(others(s), on="k", window=tumbling("1h")),
+    "as-of": lambda s: s.join_asof(others(s), on="k"),
+    "lookup": lambda s: s.lookup(others(s), on="k"),
+    "groups": lambda s: grouped(s).changelog(),
+    "groups-of-changes": lambda s: grouped(s).group_by("n").aggregate(keys=sabot.count()).changelog(),
+    "upsert": lambda s: s.upsert("k").changelog(),
+    "best": lambda s: s.key_by("k").top_n(3, by="n").changelog(),
+    "best-of-hours": lambda s: s.key_by("k").window(tumbling("1h")).top_n(3, by="n"),
+    "around": lambda s: s.key_by("k").over(preceding=5, total=sabot.sum("n"), before=sabot.lag("n")),
+    "function": lambda s: s.key_by("k").process(remember, schema={"k": "string", "n": "int64"}, on_timer=late),
+    "climbs": lambda s: s.key_by("k").pattern(climbing(), n=sabot.step("high").count()),
+    "calls": lambda s: s.map_async(tripled, schema={"k": "string", "n": "int64"}),
+    "asked": lambda s: s.lookup(place_of, on="k", schema={"place": "string"}),
+    "some": lambda s: s.sample(0.5),
+}
+EMPTY = {"calls", "asked", "some"}  # nothing was in flight; a generator is no rows
+
+
+async def test_the_same_program_keeps_everything_of_joins_changes_and_functions(run: Any, tmp_path: Path) -> None:
+    def program(stream: Any) -> None:
+        for name, step in STEPS.items():
+            step(stream).named(name).to(name)
+
+    await run(program)
+    manifest = checkpoint(tmp_path)
+    found = verdicts(program, manifest)
+    assert {(each.outcome, each.why) for each in found} == {("keep", "")}
+    assert STEPS.keys() <= {each.id for each in found}
+    assert check(found, 1) == {each.id: each.id for each in found}
+    known = {each.id: each for each in operators_of(manifest)}
+    assert known.keys() == {each.id for each in found}
+    for each in known.values():
+        if each.id == "some":
+            with pytest.raises(UserError, match="the state of some cannot be read from outside"):
+                state_of(manifest, each.id)
+        elif each.id not in EMPTY:
+            assert state_of(manifest, each.id).num_rows > 0, each
+            assert each.rows, each
+
+
+@pytest.mark.parametrize("name", ["join", "near", "as-of", "lookup", "groups-of-changes", "best", "function"])
+async def test_with_another_parallelism_they_go_on_as_they_were(run: Any, tmp_path: Path, name: str) -> None:
+    def program(stream: Any) -> None:
+        STEPS[name](stream).named("it").to("results")
+
+    await run(program, parallelism=2)
+    manifest = checkpoint(tmp_path)
+    found = {each.id: (each.outcome, each.why) for each in verdicts(program, manifest, parallelism=3)}
+    assert found["it"] == ("migrate", "2 subtasks before, 3 now: key groups are dealt out anew")
+    before = state_of(manifest, "it")
+    await run(program, parallelism=3)
+    assert state_of(checkpoint(tmp_path), "it").num_rows >= before.num_rows
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("join", lambda s: s.join(others(s), on="k", how="semi"), "how was inner, is semi"),
+        ("join", lambda s: s.join(others(s), on="k", between=(0, "1h")), "it was a join, is a interval join"),
+        (
+            "near",
+            lambda s: s.join(others(s), on="k", between=("-1h", "2h")),
+            "upper ms was 3600000, is 7200000",
+        ),
+        (
+            "same-hour",
+            lambda s: s.join(others(s), on="k", window=tumbling("30m")),
+            "window was tumbling(3600000), is tumbling(1800000)",
+        ),
+        (
+            "as-of",
+            lambda s: s.join_asof(others(s), on="k", tolerance="1m"),
+            "tolerance ms was none, is 60000",
+        ),
+        (
+            "groups",
+            lambda s: s.group_by("k").aggregate(n=sabot.count(), most=sabot.min("n")).changelog(),
+            'aggregate most was max(col("n")) int64, is min(col("n")) int64',
+        ),
+        ("upsert", lambda s: s.upsert("shop").changelog(), "key shop is new (int32)"),
+        ("best", lambda s: s.key_by("k").top_n(5, by="n").changelog(), "n was 3, is 5"),
+        ("best", lambda s: s.key_by("k").top_n(3, by="n", descending=False).changelog(), "by was"),
+        (
+            "around",
+            lambda s: s.key_by("k").over(preceding=9, total=sabot.sum("n"), before=sabot.lag("n")),
+            "frame was",
+        ),
+        (
+            "function",
+            lambda s: s.key_by("k", "shop").process(remember, schema={"k": "string", "n": "int64"}, on_timer=late),
+            "key shop is new (int32)",
+        ),
+        (
+            "climbs",
+            lambda s: s.key_by("k").pattern(climbing(60), n=sabot.step("high").count()),
+            "pattern was",
+        ),
+    ],
+)
+async def test_what_cannot_go_on_of_them_is_said_exactly(
+    run: Any, tmp_path: Path, before: str, after: Any, says: str
+) -> None:
+    await run(lambda stream: STEPS[before](stream).named("it").to("results"))
+
+    def changed(stream: Any) -> None:
+        after(stream).named("it").to("results")
+
+    (verdict,) = [each for each in verdicts(changed, checkpoint(tmp_path)) if each.id == "it"]
+    assert verdict.outcome == "refuse"
+    assert says in verdict.why
+    with pytest.raises(UserError, match="--fresh") as caught:
+        await run(changed)
+    assert says in str(caught.value)
+
+
+async def test_functions_and_calls_may_become_others(run: Any, tmp_path: Path) -> None:
+    """What a function does is its own; what it has kept goes on."""
+
+    def again(row: dict[str, Any], ctx: Any) -> dict[str, Any]:
+        return {"before": ctx.state("n").get()}
+
+    await run(lambda stream: STEPS["function"](stream).named("it").to("results"))
+
+    def changed(stream: Any) -> None:
+        stream.key_by("k").process(again, schema={"before": "int64"}).named("it").to("before")
+
+    assert outcomes(changed, checkpoint(tmp_path)) == {"it": "keep"}
+    app = await run(changed)
+    assert {row["before"] for row in values(app, "before")} == {35, 36, 37, 38, 39}
+
+
 def test_a_name_is_given_once_and_to_a_step_with_state() -> None:
     stream = App("shop").stream("orders", schema=SCHEMA, time="ts")
     with pytest.raises(UserError, match="no step before this place keeps state"):

@@ -11,16 +11,32 @@ import pyarrow as pa
 import pytest
 from operator_run import OperatorRun
 
+from sabot._cython.batch import Batch
 from sabot._cython.rows import state_key
+from sabot.api.expr import col
+from sabot.api.patterns import pattern, step
+from sabot.api.process import process_spec
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.clock import ManualClock
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates import Call
-from sabot.operators.base import TIME_COLUMN, SavedState
+from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext, SavedState
+from sabot.operators.changes import Materialize, Upsert
+from sabot.operators.groups import GroupAggregate
+from sabot.operators.joins import Join, TableLookup
 from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, RunningAggregate
+from sabot.operators.lookups import LookupAsync
+from sabot.operators.map_async import MapAsync
 from sabot.operators.ordered import EventOrder
+from sabot.operators.over import Over, OverCall
+from sabot.operators.pattern import Pattern
+from sabot.operators.process import Process
+from sabot.operators.ranked import TopN, WindowTopN
 from sabot.operators.reading import OperatorInfo, operators_of, state_of
 from sabot.operators.sessions import SessionAggregate
+from sabot.operators.sides import Sides
+from sabot.operators.stateless import Sample
+from sabot.operators.time_joins import AsofJoin, IntervalJoin, WindowJoin
 from sabot.operators.windows import WindowAggregate
 from sabot.state import BackendConfig, ListState, MapState, MemoryBackend, RocksDBBackend, ValueState
 
@@ -287,6 +303,256 @@ def test_an_operator_without_rows_gives_no_rows_with_its_columns(tmp_path: Path)
     table = state_of(job_of(run.checkpoint()), "op-1")
     assert table.num_rows == 0
     assert table.schema.names == ["user", "window_start", "window_end", "n", "total", "spread"]
+
+
+# Streams of two inputs
+
+SHOPS = pa.schema([("number", pa.int32()), ("city", pa.string()), (TIME_COLUMN, pa.int64())])
+SIDES = Sides(("shop",), ("number",), (("city", "city"),))
+CITIES = [{"number": number, "city": f"c{number}", TIME_COLUMN: 900 + number} for number in range(4)]
+
+
+def joined(make: Any, tmp_path: Path, parallelism: int = 1, watermark: int = 0, sides: Any = None) -> OperatorRun:
+    """A join of ROWS, without the fourth shop's, and CITIES."""
+    run = OperatorRun(make, SCHEMA, ["shop"], tmp_path, parallelism, right=SHOPS, right_keys=["number"])
+    run.feed(pa.RecordBatch.from_pylist(ROWS, schema=SCHEMA), 37)
+    run.feed_right(pa.RecordBatch.from_pylist(CITIES, schema=SHOPS), 3)
+    run.advance(watermark)
+    return run
+
+
+def users(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name not in (TIME_COLUMN, OP_COLUMN)} for row in rows]
+
+
+def sides_of(table: pa.Table) -> dict[str, list[dict[str, Any]]]:
+    rows = by_key(table.to_pylist(), "side")
+    return {
+        side: [{name: row[name] for name in row if name != "side"} for row in found] for (side,), found in rows.items()
+    }
+
+
+@pytest.mark.parametrize("parallelism", [1, 3])
+def test_a_join_gives_the_rows_of_both_sides(tmp_path: Path, parallelism: int) -> None:
+    job = job_of(joined(lambda: Join(SIDES, "full"), tmp_path, parallelism).checkpoint())
+    table = state_of(job, "op-1")
+    assert table.schema.names == ["side", "user", "shop", "x", "note", "city"]
+    found = sides_of(table)
+    assert in_order(found["left"]) == in_order([{**row, "city": None} for row in users(ROWS)])
+    nothing = {"user": None, "x": None, "note": None}
+    assert in_order(found["right"]) == in_order(
+        [{**nothing, "shop": row["number"], "city": row["city"]} for row in CITIES]
+    )
+    one = sides_of(state_of(job, "op-1", "2"))
+    assert in_order(one["left"]) == in_order([{**row, "city": None} for row in users(ROWS) if row["shop"] == 2])
+    assert [row["city"] for row in one["right"]] == ["c2"]
+    assert [(each.kind, each.rows) for each in operators_of(job)] == [("join", len(ROWS) + len(CITIES))]
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "left", "right"),
+    [
+        # a city's partners are within 200 ms before it, so rows wait for 200 ms
+        (lambda: IntervalJoin(SIDES, "inner", 0, 200), "interval join", 1000, 1200),
+        (lambda: WindowJoin(SIDES, "inner", TumblingWindow(600)), "window join", 1200, 1200),
+        (lambda: AsofJoin(SIDES, "left"), "as-of join", 1200, -1),
+    ],
+)
+def test_joins_by_time_give_what_can_still_meet(tmp_path: Path, make: Any, kind: str, left: int, right: int) -> None:
+    job = job_of(joined(make, tmp_path, 2, watermark=1200).checkpoint())
+    found = sides_of(state_of(job, "op-1"))
+    kept = [{**row, "city": None} for row, whole in zip(users(ROWS), ROWS, strict=True) if whole[TIME_COLUMN] >= left]
+    assert in_order([{name: row[name] for name in kept[0]} for row in found["left"]]) == in_order(kept)
+    assert sorted(row["city"] for row in found.get("right", [])) == [
+        row["city"] for row in CITIES if row[TIME_COLUMN] >= right
+    ]
+    assert [each.kind for each in operators_of(job)] == [kind]
+
+
+def test_a_lookup_gives_its_table(tmp_path: Path) -> None:
+    job = job_of(joined(lambda: TableLookup(SIDES, "left"), tmp_path, 2).checkpoint())
+    assert sorted(state_of(job, "op-1").select(["side", "shop", "city"]).to_pylist(), key=repr) == [
+        {"side": "right", "shop": row["number"], "city": row["city"]} for row in CITIES
+    ]
+
+
+# Changes
+
+CHANGES = SCHEMA.insert(len(SCHEMA) - 1, pa.field(OP_COLUMN, pa.int8()))
+GONE = [row for number, row in enumerate(ROWS) if number % 3 == 0]
+LEFT = [row for number, row in enumerate(ROWS) if number % 3]
+
+
+def changed(make: Any, tmp_path: Path, keys: list[str], **options: Any) -> OperatorRun:
+    """The operator with ROWS in it, of which GONE were taken away again."""
+    run = OperatorRun(make, CHANGES, keys, tmp_path, **options)
+    for op, rows in ((0, ROWS), (3, GONE)):
+        run.feed(pa.RecordBatch.from_pylist([{**row, OP_COLUMN: op} for row in rows], schema=CHANGES), 37)
+    return run
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_groups_are_read_as_they_stand(tmp_path: Path, changes: bool) -> None:
+    calls = [*CALLS[:2], Call("most", "max", "x"), Call("notes", "count_distinct", "note")]
+    fill, rows = (changed, LEFT) if changes else (run_of, ROWS)
+    job = job_of(
+        fill(
+            lambda: GroupAggregate(["user"], calls, changes=changes), tmp_path, keys=["user"], parallelism=2
+        ).checkpoint()
+    )
+    want = [
+        {
+            "user": user,
+            "n": len(mine),
+            "total": sum(row["x"] for row in mine),
+            "most": max(row["x"] for row in mine),
+            "notes": len({row["note"] for row in mine}),
+        }
+        for (user,), mine in by_key(rows, "user").items()
+    ]
+    assert in_order(state_of(job, "op-1").to_pylist()) == in_order(want)
+    assert state_of(job, "op-1", "u3").to_pylist() == [row for row in want if row["user"] == "u3"]
+    assert [(each.kind, each.rows) for each in operators_of(job)] == [("groups", len(want))]
+
+
+def test_of_a_users_function_over_changes_the_rows_are_given(tmp_path: Path) -> None:
+    calls = [Call("mine", "user", "x", function=Together())]
+    job = job_of(changed(lambda: GroupAggregate(["user"], calls, changes=True), tmp_path, ["user"]).checkpoint())
+    (row,) = state_of(job, "op-1", "u2").to_pylist()
+    assert sorted(json.loads(row["mine"])) == [each["x"] for each in LEFT if each["user"] == "u2"]
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_an_upsert_gives_the_row_of_each_key(tmp_path: Path, changes: bool) -> None:
+    fill, rows = (changed, LEFT) if changes else (run_of, ROWS)
+    job = job_of(fill(lambda: Upsert(["user"], changes=changes), tmp_path, keys=["user"], parallelism=2).checkpoint())
+    last = {row["user"]: row for row in rows}
+    assert in_order(state_of(job, "op-1").to_pylist()) == in_order(users(list(last.values())))
+    assert state_of(job, "op-1", "u5").to_pylist() == users([last["u5"]])
+
+
+def test_materialized_rows_are_read_before_they_come_out(tmp_path: Path) -> None:
+    job = job_of(changed(lambda: Materialize(["user"]), tmp_path, ["user"], parallelism=2).checkpoint())
+    assert in_order(state_of(job, "op-1").to_pylist()) == in_order(users(LEFT))
+    whole = job_of(changed(Materialize, tmp_path / "whole", []).checkpoint())
+    assert in_order(state_of(whole, "op-1").to_pylist()) == in_order(users(LEFT))
+    with pytest.raises(UserError, match="op-1 has no keys"):
+        state_of(whole, "op-1", "u1")
+
+
+# Ranks, rows around rows, patterns, functions
+
+
+def test_a_top_n_gives_the_rows_that_it_keeps(tmp_path: Path) -> None:
+    job = job_of(run_of(lambda: TopN(["user"], 2, [("x", True)], rank="place"), tmp_path, parallelism=2).checkpoint())
+    best = {user: sorted(rows, key=lambda row: -row["x"])[:2] for (user,), rows in by_key(ROWS, "user").items()}
+    assert in_order(state_of(job, "op-1").to_pylist()) == in_order(
+        users([row for rows in best.values() for row in rows])
+    )
+    assert state_of(job, "op-1", "u6").to_pylist() == users(best["u6"])
+    all_of_them = changed(lambda: TopN(["user"], 2, [("x", True)], changes=True), tmp_path / "all", ["user"])
+    assert in_order(state_of(job_of(all_of_them.checkpoint()), "op-1").to_pylist()) == in_order(users(LEFT))
+
+
+def test_a_top_n_of_windows_gives_those_that_are_open(tmp_path: Path) -> None:
+    run = run_of(lambda: WindowTopN(HoppingWindow(600, 200), ["user"], 2, [("x", True)], rank="place"), tmp_path)
+    run.advance(1000)
+    table = state_of(job_of(run.checkpoint()), "op-1")
+    before = len(run.batches)
+    run.end()
+    rest = [row for batch in run.batches[before:] for row in batch.taken().to_pylist()]
+    assert rest
+    assert in_order(table.to_pylist()) == in_order(users(rest))
+
+
+@pytest.mark.parametrize("frame", [{}, {"preceding_rows": 3}, {"preceding_ms": 500}])
+def test_over_gives_the_aggregates_after_the_newest_row(tmp_path: Path, frame: Any) -> None:
+    columns = [OverCall("n", "count"), OverCall("total", "sum", "x"), OverCall("before", "lag", "x")]
+    run = OperatorRun(lambda: Over(["user"], columns, **frame), SCHEMA, ["user"], tmp_path, 2)
+    rows = sorted(ROWS, key=lambda row: row[TIME_COLUMN])
+    run.feed(pa.RecordBatch.from_pylist(rows, schema=SCHEMA), 37)
+    job = job_of(run.checkpoint())
+    newest = {}
+    for row in run.results:
+        newest[row["user"]] = {name: row[name] for name in ("user", "n", "total")}
+    held = [] if "preceding_ms" not in frame else [rows[-1]["user"]]  # the newest row waits for others of its time
+    found = {row["user"]: row for row in state_of(job, "op-1").to_pylist()}
+    assert {user: found[user] for user in newest if user not in held} == {u: newest[u] for u in newest if u not in held}
+    assert found.keys() == newest.keys()
+    assert state_of(job, "op-1", "u4").to_pylist() == [found["u4"]]
+
+
+def test_over_without_aggregates_gives_how_many_rows_there_were(tmp_path: Path) -> None:
+    run = OperatorRun(lambda: Over(["user"], [OverCall("place", "row_number")]), SCHEMA, ["user"], tmp_path)
+    run.feed(pa.RecordBatch.from_pylist(sorted(ROWS, key=lambda row: row[TIME_COLUMN]), schema=SCHEMA))
+    found = {row["user"]: row["rows"] for row in state_of(job_of(run.checkpoint()), "op-1").to_pylist()}
+    assert found == {user: len(rows) for (user,), rows in by_key(ROWS, "user").items()}
+
+
+def test_a_pattern_gives_its_partial_matches(tmp_path: Path) -> None:
+    rises = pattern("low", col("x") < 1).then("high", col("x") >= 40, times=20).within("1h")
+    run = OperatorRun(
+        lambda: Pattern(["user"], rises, "past_last", [("n", step("high").count())]), SCHEMA, ["user"], tmp_path, 2
+    )
+    rows = sorted(ROWS, key=lambda row: row[TIME_COLUMN])
+    run.feed(pa.RecordBatch.from_pylist(rows, schema=SCHEMA), 37)
+    job = job_of(run.checkpoint())
+    found = state_of(job, "op-1", "u3").to_pylist()
+    low = next(row for row in rows if row["user"] == "u3" and row["x"] < 1)
+    high = sum(row["user"] == "u3" and row["x"] >= 40 for row in rows)
+    assert {"user": "u3", "match_start": at(low[TIME_COLUMN]), "step": "high", "rows": 1 + high} in found
+    assert sum(each.rows or 0 for each in operators_of(job)) == state_of(job, "op-1").num_rows
+
+
+def test_a_process_step_gives_what_its_function_keeps(tmp_path: Path) -> None:
+    def seen(row: Any, ctx: Any) -> None:
+        ctx.state("last").put(row["x"])
+        ctx.list("notes").add(row["note"])
+        ctx.map("shops").put(row["shop"], (ctx.map("shops").get(row["shop"]) or 0) + 1)
+        ctx.timers.event(ctx.timestamp + 1_000_000)
+
+    spec = process_spec(seen, schema={"n": "int64"}, on_timer=lambda timer, ctx: None)
+    job = job_of(run_of(lambda: Process(["user"], spec), tmp_path, parallelism=2).checkpoint())
+    mine = by_key(ROWS, "user")["u1",]
+    found = {row["name"]: json.loads(row["value"]) for row in state_of(job, "op-1", "u1").to_pylist()}
+    shops = {shop: len(rows) for (shop,), rows in by_key(mine, "shop").items()}
+    assert found == {
+        "last": mine[-1]["x"],
+        "notes": [row["note"] for row in mine],
+        "shops": [[k, v] for k, v in shops.items()],
+    }
+    assert state_of(job, "op-1").num_rows == 3 * len(by_key(ROWS, "user"))
+
+
+async def _never(argument: Any) -> Any:
+    raise AssertionError("nothing is called")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: MapAsync(_never, pa.schema([("n", pa.int64())])), "calls"),
+        (lambda: LookupAsync(_never, ["user"], pa.schema([("n", pa.int64())])), "lookup"),
+    ],
+)
+def test_of_async_calls_the_rows_in_flight_are_given(tmp_path: Path, make: Any, kind: str) -> None:
+    held = make()
+    held.open(OperatorContext(SCHEMA))
+    held._hand_over = lambda: None  # no call begins
+    held.process(Batch(pa.RecordBatch.from_pylist(ROWS[1:9], schema=SCHEMA)))
+    facts, state = held.snapshot()
+    state.save(tmp_path)
+    job = job_of([SavedState(tmp_path, json.loads(json.dumps(facts)))])
+    assert state_of(job, "op-1").to_pylist() == users(ROWS[1:9])
+    assert operators_of(job) == [OperatorInfo("op-1", "what it does", kind, 8)]
+    with pytest.raises(UserError, match="op-1 has no keys"):
+        state_of(job, "op-1", "u1")
+
+
+def test_what_is_nothing_for_people_says_so(tmp_path: Path) -> None:
+    job = job_of(OperatorRun(lambda: Sample(0.5, 1), SCHEMA, [], tmp_path).checkpoint())
+    with pytest.raises(UserError, match="the state of op-1 cannot be read from outside"):
+        state_of(job, "op-1")
 
 
 # Agents
