@@ -910,8 +910,11 @@ inline void RowTable::superseded(int64_t order, std::vector<int64_t>& ids) {
     });
     std::sort(slots.begin(), slots.end());
     slots.erase(std::unique(slots.begin(), slots.end()), slots.end());
-    for (int32_t slot : slots) {
-        const Chain& chain = chains_[slot];
+    std::vector<int64_t> found_now; /* of each key those before its last row below the order */
+    for (size_t i = 0; i < slots.size(); i++) {
+        if (i + 2 * FETCH < slots.size()) __builtin_prefetch(&chains_[slots[i + 2 * FETCH]]);
+        if (i + FETCH < slots.size()) Chains::fetch(chains_[slots[i + FETCH]]);
+        const Chain& chain = chains_[slots[i]];
         const Entry* last = Chains::before(chain, Chains::seek(chain, {order, LEAST}));
         if (last == nullptr) continue;
         const Entry newest = *last;
@@ -920,24 +923,27 @@ inline void RowTable::superseded(int64_t order, std::vector<int64_t>& ids) {
             uint32_t length;
             const Entry* entry = Chains::run(chain, spot, &length);
             uint32_t k = 0;
-            for (; k < length && entry[k] < newest; k++) given_.push_back(entry[k].id);
+            for (; k < length && entry[k] < newest; k++) found_now.push_back(entry[k].id);
             more = k == length && length && chain.size_class == Chain::IN_LEAVES;
             if (more) Chains::step(chain, spot, length, length);
         }
     }
-    std::sort(given_.begin(), given_.end());
-    given_.erase(std::unique(given_.begin(), given_.end()), given_.end());
-    size_t kept = 0;
-    for (int64_t id : given_) { /* an earlier call may have asked for a later order */
+    std::sort(found_now.begin(), found_now.end());
+    std::vector<int64_t> before; /* given in an earlier call, which may have asked for a later order, and still there */
+    for (int64_t id : given_) {
         Found found;
-        if (!locate(id, found)) continue;
-        given_[kept++] = id;
+        if (!locate(id, found) || std::binary_search(found_now.begin(), found_now.end(), id)) continue;
+        before.push_back(id);
         if (found.block->order(found.at) >= order) continue;
         const Chain& chain = chains_[found.block->slot(found.at)];
         const Entry* last = Chains::before(chain, Chains::seek(chain, {order, LEAST}));
         if (last && last->id != id) ids.push_back(id);
     }
-    given_.resize(kept);
+    const size_t again = ids.size();
+    ids.insert(ids.end(), found_now.begin(), found_now.end());
+    std::inplace_merge(ids.begin(), ids.begin() + again, ids.end());
+    given_.resize(before.size() + found_now.size());
+    std::merge(before.begin(), before.end(), found_now.begin(), found_now.end(), given_.begin());
     measure();
 }
 

@@ -25,6 +25,7 @@ __all__ = [
     "Connect",
     "Deduplicate",
     "Drop",
+    "EndVersions",
     "Filter",
     "FlatMap",
     "GroupAggregate",
@@ -54,6 +55,7 @@ __all__ = [
     "TwoInputs",
     "Union",
     "Upsert",
+    "Versions",
     "WindowJoin",
     "WindowTopN",
     "WithColumns",
@@ -314,6 +316,22 @@ class Upsert(Node):
     keys: tuple[str, ...]
     deletes: bool = False
     id: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Versions(Node):
+    """All rows of an Upsert's input, none left out, as changes: the plan's own, below an AsofJoin."""
+
+    input: Node
+    deletes: bool
+
+
+@dataclass(frozen=True, eq=False)
+class EndVersions(Node):
+    """A Filter over Versions: a row that does not pass ends the one before."""
+
+    input: Node
+    predicate: Expr
 
 
 @dataclass(frozen=True, eq=False)

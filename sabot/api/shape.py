@@ -17,6 +17,7 @@ from sabot.api.nodes import (
     Connect,
     Deduplicate,
     Drop,
+    EndVersions,
     Filter,
     FlatMap,
     GroupAggregate,
@@ -40,6 +41,7 @@ from sabot.api.nodes import (
     TopN,
     Union,
     Upsert,
+    Versions,
     WindowJoin,
     WindowTopN,
     WithColumns,
@@ -154,7 +156,7 @@ def _columns_of_join(node: Join) -> list[str] | None:
 
 
 def _has_window(node: Join) -> bool:
-    return isinstance(node, WindowJoin) and node.how not in ("semi", "anti")
+    return isinstance(node, WindowJoin)
 
 
 def right_names(node: Join) -> list[tuple[str, str]] | None:
@@ -186,7 +188,7 @@ def answer_names(node: LookupAsync) -> list[tuple[str, str]]:
 def is_changes(node: Node) -> bool:
     """Whether rows of the node may take back what was said before."""
     match node:
-        case GroupAggregate() | Upsert() | TopN():
+        case GroupAggregate() | Upsert() | TopN() | Versions() | EndVersions():
             return True
         case Changelog() | Materialize():
             return False
@@ -242,7 +244,21 @@ def is_upserted(node: Node) -> bool:
 
 # -- checks -----------------------------------------------------------------------------------------------------------
 
-_ANYTHING = (Filter, Select, WithColumns, Drop, Rename, Union, Deduplicate, Broadcast, GroupAggregate, Upsert, TopN)
+_ANYTHING = (
+    EndVersions,
+    Versions,
+    Filter,
+    Select,
+    WithColumns,
+    Drop,
+    Rename,
+    Union,
+    Deduplicate,
+    Broadcast,
+    GroupAggregate,
+    Upsert,
+    TopN,
+)
 _TAKE_CHANGES = (*_ANYTHING, Changelog, Materialize, Write)
 _WORDS = {
     "RunningAggregate": "aggregate",
@@ -277,6 +293,8 @@ def check_node(node: Node) -> None:
     if isinstance(node, Join):
         right_names(node)
     _check_changes(node)
+    if isinstance(node, AsofJoin) and is_changes(node.right):
+        _check_versions(node)
 
 
 def check_columns(where: str, node: Node, names: Iterable[str]) -> None:
@@ -315,6 +333,23 @@ def _refused(node: Node, what: str) -> UserError:
     )
 
 
+def _check_versions(node: AsofJoin) -> None:
+    """Changes hold from event time to event time only where rows of an append stream replace each other, by the key of the join."""
+    right = node.right
+    while isinstance(right, Select | WithColumns | Drop | Rename | Filter):
+        right = right.input
+    if not isinstance(right, Upsert) or is_changes(right.input):
+        raise UserError(
+            "join_asof: the other stream changes as rows come, not by event time", hint=".lookup(…) joins what is there"
+        )
+    key = unique_key(node.right) or right.keys
+    if set(key) != set(node.right_keys):
+        raise UserError(
+            f"join_asof: the other stream has one row for each {', '.join(key)}, not for each {', '.join(node.right_keys)}",
+            hint=f"join on {', '.join(key)}, or .upsert({', '.join(map(repr, node.right_keys))})",
+        )
+
+
 def named_columns(node: Node) -> list[frozenset[str]]:
     """For each input of a step, the columns of it that the step names."""
     if isinstance(node, Join | Connect):
@@ -324,7 +359,7 @@ def named_columns(node: Node) -> list[frozenset[str]]:
 
 def _named(node: Node) -> frozenset[str]:
     match node:
-        case Filter():
+        case Filter() | EndVersions():
             return node.predicate.columns
         case Select() | WithColumns():
             return _columns(expr for _, expr in node.columns)

@@ -35,6 +35,7 @@ from sabot.operators.times import is_time, to_ms
 __all__ = [
     "AsInserts",
     "Drop",
+    "EndVersions",
     "Filter",
     "FlatMap",
     "MapBatches",
@@ -150,6 +151,26 @@ class WithoutHashes(Operator):
 
     def process(self, batch: Batch) -> None:
         self.emit(batch.with_selection(batch.selection, None))
+
+
+class EndVersions(Operator):
+    """Versions of a table's rows. INSERT: from here on this one; DELETE: from here on none, as where the predicate is not true."""
+
+    def __init__(self, predicate: Expr) -> None:
+        self.predicate = predicate
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._rows = _Rows([self.predicate], context.input, compile_predicate)
+        self._op = context.input.get_field_index(OP_COLUMN)
+        return context.input
+
+    def process(self, batch: Batch) -> None:
+        batch = batch.with_data(batch.taken())
+        _, (mask,) = self._rows(batch)
+        ops = pc.if_else(
+            pc.fill_null(mask, pa.scalar(False)), batch.data.column(self._op), pa.scalar(DELETE, pa.int8())
+        )
+        self.emit(batch.with_data(batch.data.set_column(self._op, batch.data.schema.field(self._op), ops)))
 
 
 class WithoutPairs(Operator):

@@ -9,10 +9,12 @@ import pyarrow as pa
 from sabot.api.expr import Expr, col
 from sabot.api.nodes import (
     AggregateWindow,
+    AsofJoin,
     Broadcast,
     Changelog,
     Deduplicate,
     Drop,
+    EndVersions,
     Filter,
     FlatMap,
     GroupAggregate,
@@ -32,11 +34,21 @@ from sabot.api.nodes import (
     TopN,
     Union,
     Upsert,
+    Versions,
     WindowTopN,
     WithColumns,
     Write,
 )
-from sabot.api.shape import OP, WINDOW_COLUMNS, answer_names, check_node, columns_of, named_columns, right_names
+from sabot.api.shape import (
+    OP,
+    WINDOW_COLUMNS,
+    answer_names,
+    check_node,
+    columns_of,
+    is_changes,
+    named_columns,
+    right_names,
+)
 
 __all__ = ["Columns", "check_nodes", "optimise", "used_columns", "walk", "with_schemas"]
 
@@ -92,6 +104,8 @@ class _Pushdown:
     def _rewritten(self, node: Node) -> Node:
         if isinstance(node, Filter):
             return self._filtered(node.predicate, node.input)
+        if isinstance(node, AsofJoin) and is_changes(node.right):
+            return replace(node, left=self.rewrite(node.left), right=self.rewrite(_versions(node.right)))
         return node.over(*map(self.rewrite, node.inputs))
 
     def _filtered(self, predicate: Expr, below: Node) -> Node:
@@ -114,6 +128,15 @@ class _Pushdown:
             if isinstance(below, Union):
                 return replace(below, streams=tuple(self._filtered(predicate, each) for each in below.streams))
         return Filter(self.rewrite(below), predicate)
+
+
+def _versions(node: Node) -> Node:
+    """A table whose rows count from event time to event time: all of them, also those that others of their batch replace."""
+    if isinstance(node, Upsert):
+        return Versions(node.input, node.deletes)
+    if isinstance(node, Filter):
+        return EndVersions(_versions(node.input), node.predicate)
+    return node.over(_versions(node.inputs[0]))
 
 
 def _plain(expr: Expr) -> bool:
@@ -151,7 +174,7 @@ def _asks(node: Node, wanted: Columns) -> list[tuple[Node, Columns]]:
     """What a node asks of its inputs when `wanted` is asked of it."""
     if isinstance(node, Write | MapBatches | FlatMap | Reduce):
         return [(node.input, None)]
-    if isinstance(node, Filter):
+    if isinstance(node, Filter | EndVersions):
         return [(node.input, _with(wanted, node.predicate.columns))]
     if isinstance(node, Select):
         return [(node.input, frozenset().union(*(expr.columns for _, expr in node.columns)))]
@@ -184,7 +207,7 @@ def _asks(node: Node, wanted: Columns) -> list[tuple[Node, Columns]]:
         return [(node.input, _with(wanted, frozenset(node.keys)))]
     if isinstance(node, Changelog):
         return [(node.input, None if wanted is None else wanted - {OP})]
-    if isinstance(node, Drop | Materialize | Broadcast | Sample):
+    if isinstance(node, Drop | Materialize | Broadcast | Sample | Versions):
         return [(node.inputs[0], wanted)]
     if isinstance(node, LookupAsync):
         kept = None if wanted is None else wanted - {new for _, new in answer_names(node)}

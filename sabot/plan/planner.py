@@ -39,6 +39,7 @@ from sabot.operators.sides import Sides
 from sabot.operators.stateless import (
     AsInserts,
     Drop,
+    EndVersions,
     Filter,
     FlatMap,
     MapBatches,
@@ -272,12 +273,19 @@ class _Planner:
                 return self._step(place, text, make, id=node.id, time=None)[1]
             case logical.Upsert():
                 return self._upsert(node)
+            case logical.Versions():
+                place = self._place(node.input)
+                return place if node.deletes else self._step(place, "as versions", AsInserts, changes=True)[1]
+            case logical.EndVersions():
+                predicate = node.predicate
+                return self._then(node.input, f"versions while {predicate.text()}", lambda: EndVersions(predicate))
             case logical.Changelog():
                 return self._step(self._place(node.input), "changelog", Changelog)[1]
             case logical.Materialize():
                 place = self._place(node.input)
                 place = place if place.keys is not None else self._moved(place, (), "table")
-                return self._step(place, "materialize", Materialize, id=node.id, time=None)[1]
+                make = partial(Materialize, place.keys or ())
+                return self._step(place, "materialize", make, id=node.id, time=None)[1]
             case logical.TopN():
                 by, order = node.keys, node.by
                 place = self._moved(self._place(node.input), by, "ranked")
