@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.sabot$(if $(PYTHON),-with-$(notdir $(PYTHON)))
 SOURCES := pyproject.toml setup.py tools/setup.sh $(wildcard sabot/_cython/*.pyx sabot/_cython/*.pxd sabot/_cython/*.h)
 DEBUG_BUILD := build/debug
-KERNEL_TESTS := $(foreach t,json_kernel json_conformance batch rows partition channel gate compare_kernel keyed window_kernel sessions tables slice_fuzz,tests/unit/test_$(t).py)
+KERNEL_TESTS := $(foreach t,json_kernel json_conformance batch rows partition channel gate compare_kernel keyed window_kernel sessions tables slice_fuzz row_table changes multiset ranked over timers pattern_kernel sketches,tests/unit/test_$(t).py)
+SIDE_BY_SIDE := tests/unit
 # Each prints one JSON object as its last line, checks its answer, and takes --rows.
 BENCHMARKS := $(sort $(wildcard benchmarks/kernels/*.py benchmarks/pipelines/*.py))
 
@@ -14,8 +15,10 @@ BENCHMARKS := $(sort $(wildcard benchmarks/kernels/*.py benchmarks/pipelines/*.p
 demo: $(STAMP)
 	@$(BIN)/sabot demo fraud
 
+# Those that need no server and kill nothing go side by side; the others one by one.
 test: $(STAMP)
-	@$(BIN)/pytest
+	@$(BIN)/pytest -q -n 2 --dist loadfile $(SIDE_BY_SIDE)
+	@$(BIN)/pytest $(addprefix --ignore=,$(SIDE_BY_SIDE))
 
 # Random programs, crashes and rescales in the simulation against DuckDB's answer: SEEDS of them, from START on.
 SEEDS ?= 200

@@ -3,7 +3,8 @@
 Values are byte strings whose order is that of the values. They stand in `Sorted`: chunks of at most MOST entries, each sorted, one
 after the other, so that to insert moves few of them however many there are; most groups have one chunk.
 
-    chunks_ ─▶ [ a a b c ] [ d d f ] [ g ]      lower(e): by the last entries of the chunks, then within one */
+    tops_      [    c    ] [   f   ] [ g ]      of each chunk's last entry the first bytes, as a number: side by side in memory
+    chunks_ ─▶ [ a a b c ] [ d d f ] [ g ]      lower(e): by the tops, then within one chunk */
 #pragma once
 
 #include <algorithm>
@@ -17,10 +18,25 @@ after the other, so that to insert moves few of them however many there are; mos
 
 namespace sabot {
 
+/* The first eight bytes as a number: sorts as the bytes do, as far as it goes. */
+static inline uint64_t prefix_of(std::string_view bytes) {
+    uint64_t word = 0;
+    std::memcpy(&word, bytes.data(), std::min<size_t>(8, bytes.size()));
+    return __builtin_bswap64(word);
+}
+
+/* Less: less(entry, probe); top(entry) and top(probe), numbers that sort as entries do, as far as they go. */
 template <class Entry, class Less>
 class Sorted {
     static constexpr size_t MOST = 256;
     std::vector<std::vector<Entry>> chunks_;
+    std::vector<uint64_t> tops_;
+
+    void set_top(size_t chunk) { tops_[chunk] = Less::top(chunks_[chunk].back()); }
+    void drop(size_t chunk) {
+        chunks_.erase(chunks_.begin() + chunk);
+        tops_.erase(tops_.begin() + chunk);
+    }
 
   public:
     struct Place {
@@ -29,9 +45,10 @@ class Sorted {
 
     bool empty() const { return chunks_.empty(); }
     bool ends(Place place) const { return place.chunk == chunks_.size(); }
-    Entry& operator[](Place place) { return chunks_[place.chunk][place.at]; }
     const Entry& operator[](Place place) const { return chunks_[place.chunk][place.at]; }
+    Entry& operator[](Place place) { return chunks_[place.chunk][place.at]; } /* its place must stay the same */
     Place first() const { return {0, 0}; }
+    Place end() const { return {chunks_.size(), 0}; }
     void advance(Place& place) const {
         if (++place.at == chunks_[place.chunk].size()) place = {place.chunk + 1, 0};
     }
@@ -46,14 +63,16 @@ class Sorted {
         place.at = chunks_[place.chunk].size() - 1;
         return true;
     }
-    Place end() const { return {chunks_.size(), 0}; }
 
     /* The first entry that is not less than the probe. */
     template <class Probe>
     Place lower(const Probe& probe) const {
         const Less less{};
+        const auto [low, high] = std::equal_range(tops_.begin(), tops_.end(), Less::top(probe));
         const auto chunk = std::partition_point(
-            chunks_.begin(), chunks_.end(), [&](const std::vector<Entry>& each) { return less(each.back(), probe); }
+            chunks_.begin() + (low - tops_.begin()),
+            chunks_.begin() + (high - tops_.begin()),
+            [&](const std::vector<Entry>& each) { return less(each.back(), probe); }
         );
         if (chunk == chunks_.end()) return end();
         const auto entry =
@@ -63,32 +82,41 @@ class Sorted {
 
     /* Before the entry at `place`, as `lower` gave it. */
     void insert(Place place, Entry&& entry) {
-        if (chunks_.empty()) chunks_.emplace_back();
-        if (place.chunk == chunks_.size()) place = {chunks_.size() - 1, chunks_.back().size()};
-        std::vector<Entry>* chunk = &chunks_[place.chunk];
-        if (chunk->size() >= MOST) {
-            /* what comes in order fills its chunks */
-            const bool behind = place.chunk + 1 == chunks_.size() && place.at == chunk->size();
-            const size_t kept = behind ? MOST : MOST / 2;
-            std::vector<Entry> rest(std::make_move_iterator(chunk->begin() + kept), std::make_move_iterator(chunk->end()));
-            chunk->resize(kept);
-            chunks_.insert(chunks_.begin() + place.chunk + 1, std::move(rest));
-            if (place.at > kept || behind) place = {place.chunk + 1, place.at - kept};
-            chunk = &chunks_[place.chunk];
+        if (chunks_.empty()) {
+            chunks_.emplace_back();
+            tops_.push_back(0);
         }
-        chunk->insert(chunk->begin() + place.at, std::move(entry));
+        if (place.chunk == chunks_.size()) place = {chunks_.size() - 1, chunks_.back().size()};
+        if (chunks_[place.chunk].size() >= MOST) {
+            std::vector<Entry>& full = chunks_[place.chunk];
+            const bool behind = place.chunk + 1 == chunks_.size() && place.at == full.size(); /* in order: chunks stay full */
+            const size_t kept = behind ? MOST : MOST / 2;
+            std::vector<Entry> rest(std::make_move_iterator(full.begin() + kept), std::make_move_iterator(full.end()));
+            full.resize(kept);
+            chunks_.insert(chunks_.begin() + place.chunk + 1, std::move(rest));
+            tops_.insert(tops_.begin() + place.chunk + 1, 0);
+            set_top(place.chunk);
+            if (!behind) set_top(place.chunk + 1);
+            if (place.at > kept || behind) place = {place.chunk + 1, place.at - kept};
+        }
+        std::vector<Entry>& chunk = chunks_[place.chunk];
+        chunk.insert(chunk.begin() + place.at, std::move(entry));
+        if (place.at + 1 == chunk.size()) set_top(place.chunk);
     }
 
     void erase(Place place) {
         std::vector<Entry>& chunk = chunks_[place.chunk];
         chunk.erase(chunk.begin() + place.at);
         if (chunk.empty()) {
-            chunks_.erase(chunks_.begin() + place.chunk);
-            if (chunks_.empty()) chunks_.shrink_to_fit();
+            drop(place.chunk);
+            if (chunks_.empty()) *this = {};
         } else if (place.chunk + 1 < chunks_.size() && chunk.size() + chunks_[place.chunk + 1].size() <= MOST / 2) {
             std::vector<Entry>& next = chunks_[place.chunk + 1];
             chunk.insert(chunk.end(), std::make_move_iterator(next.begin()), std::make_move_iterator(next.end()));
-            chunks_.erase(chunks_.begin() + place.chunk + 1);
+            drop(place.chunk + 1);
+            set_top(place.chunk);
+        } else if (place.at == chunk.size()) {
+            set_top(place.chunk);
         }
     }
 
@@ -144,6 +172,8 @@ struct Counted {
 };
 struct ByKey {
     bool operator()(const Counted& a, std::string_view key) const { return std::string_view(a.key) < key; }
+    static uint64_t top(const Counted& a) { return prefix_of(a.key); }
+    static uint64_t top(std::string_view key) { return prefix_of(key); }
 };
 
 /* By slot: which values, and how often each. */
@@ -291,6 +321,8 @@ struct ByMoment {
     bool operator()(const ArrivalAt& a, const Moment& b) const {
         return a->order != b.order ? a->order < b.order : a->number < b.number;
     }
+    static uint64_t top(const ArrivalAt& a) { return static_cast<uint64_t>(a->order) ^ (1ULL << 63); }
+    static uint64_t top(const Moment& a) { return static_cast<uint64_t>(a.order) ^ (1ULL << 63); }
 };
 struct ByValue {
     bool operator()(const Arrival* a, const Wanted& b) const {
@@ -298,6 +330,8 @@ struct ByValue {
         if (order != 0) return order < 0;
         return a->order != b.order ? a->order < b.order : a->number < b.number;
     }
+    static uint64_t top(const Arrival* a) { return prefix_of(a->value); }
+    static uint64_t top(const Wanted& a) { return prefix_of(a.value); }
 };
 
 /* By slot: values in order, each findable by what it is. */

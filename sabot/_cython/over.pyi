@@ -7,8 +7,8 @@ class FrameTable:
     """Aggregates over the last rows of each key slot. Native; one owner; the GIL is released once a call.
 
     aggregates: (kind, type of the argument or None), as a GroupTable's; arguments, filters: column indices, one an aggregate, -1: none;
-    results: the types of the results, a GroupTable's. What they are of no value, of nulls and of NaN is as there; first and last go by time,
-    then arrival. A frame is a row and the `rows` before it, or all rows of its key from its time - `ms` to its time.
+    results: the types of the results, a GroupTable's. What they are of no value, of nulls and of NaN is as there; first and last go by
+    time, then arrival. A frame is a row and the `rows` before it, or all rows of its key from its time - `ms` to its time.
 
     Each row costs three additions to an accumulator, however long the frame. Nothing is subtracted. A row that is older than one of its
     key before it takes its place by time among the rows that are still there (with `rows`: the newest rows + 1; with `ms`: those from the
@@ -37,7 +37,8 @@ class FrameTable:
     ) -> list[pa.Array[Any]]:
         """-> a column an aggregate, with an entry for each row of the selection: slots[i] is the slot of row selection[i].
 
-        time: of all rows of data. With `ms`, all rows of a key and time come in one call, and each sees the others; what comes after is late.
+        time: of all rows of data. With `ms`, all rows of a key and time come in one call, and each sees the others: one that comes after
+        sees them, and they have not seen it.
         """
     def advance(self, watermark_ms: int) -> pa.Int32Array:
         """No row that is on time is older: with `ms`, rows that no frame to come has go, within a 16th of `ms`. -> slots without rows."""
@@ -72,7 +73,7 @@ class PlaceTable:
     def counters(self) -> pa.RecordBatch:
         """slot, rows, newest, rank, dense: of all slots."""
     def history(self, rows: int) -> list[pa.RecordBatch]:
-        """The rows that are kept: __slot, __at (time), __number (0), columns; slot by slot, the oldest first; in batches of at most so many."""
+        """The rows that are kept: __slot, __at (time), __number (0), columns; slot by slot, the oldest first; at most so many at once."""
     def load(self, counters: pa.RecordBatch) -> None:
         """Rows of `counters`, with their slots as they are here."""
     def load_history(self, slots: pa.Int32Array, data: pa.RecordBatch, time: pa.Int64Array) -> None:
@@ -110,7 +111,8 @@ class WaitTable:
     def flush(
         self, rows: int = 65536
     ) -> tuple[
-        pa.Int32Array, list[tuple[list[pa.Array[Any]], pa.Int64Array, list[tuple[pa.BooleanArray, list[pa.Array[Any]]]]]]
+        pa.Int32Array,
+        list[tuple[list[pa.Array[Any]], pa.Int64Array, list[tuple[pa.BooleanArray, list[pa.Array[Any]]]]]],
     ]:
         """No row will come: (slots that have no rows any more, all that waited as `add` gives it)."""
     def export(self, rows: int) -> list[pa.RecordBatch]:

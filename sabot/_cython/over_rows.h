@@ -250,7 +250,9 @@ class Waiting {
         bury();
     }
     int64_t waiting() const { return kept.rows - static_cast<int64_t>(gone.size()); }
-    int64_t nbytes() const { return keys.capacity() * sizeof(Key) + kept.nbytes() + kept.rows * 8 + times_there.size() * 64 + by_slot.nbytes(); }
+    int64_t nbytes() const {
+        return keys.capacity() * sizeof(Key) + kept.nbytes() + kept.rows * 8 + times_there.size() * 64 + by_slot.nbytes();
+    }
     /* Of the oldest that waits; there is one. */
     int64_t least() const { return times_there.begin()->first; }
 

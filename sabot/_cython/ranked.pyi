@@ -69,9 +69,7 @@ class RankTable:
         """
     def members(self) -> None:
         """All rows among the first n are there for `pieces`, slot by slot, in order, with their ranks (also where not `ranked`)."""
-    def pieces(
-        self, rows: int
-    ) -> list[tuple[list[pa.Array[Any]], pa.Int64Array, pa.Int8Array, pa.Int64Array]]:
+    def pieces(self, rows: int) -> list[tuple[list[pa.Array[Any]], pa.Int64Array, pa.Int8Array, pa.Int64Array]]:
         """What `settle` or `members` said last: (columns, ranks, ops, times), with so many rows or fewer; pairs stay together."""
     def cut(self) -> RankCut:
         """All rows as they are now, slot by slot, in order. Costs a pointer a row; rows that go are kept until it is closed."""

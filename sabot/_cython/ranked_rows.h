@@ -287,7 +287,8 @@ struct Layout {
             else put_value(columns[i], row, out);
         }
     }
-    /* Columns of rows: bytes_of(i) is where those of row i stand. wanted: null, or which columns are. visit(i) is called when they are near. */
+    /* Columns of rows: bytes_of(i) is where those of row i stand. wanted: null, or which columns are. visit(i) is called when
+       row i is in the cache. */
     template <class BytesOf, class Visit>
     void read(
         int64_t count, BytesOf bytes_of, std::vector<Made>& columns, const std::vector<char>* wanted, Visit visit

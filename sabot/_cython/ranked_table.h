@@ -109,9 +109,9 @@ class Ordered {
             else high = middle;
         }
         const std::vector<Entry>& in = block(low);
-        const size_t index = exact ? lower_exact(in, probe) : std::lower_bound(in.begin(), in.end(), probe, [&](const Entry& entry, const Probe& value) {
-            return before(entry, value, false);
-        }) - in.begin();
+        auto is_before = [](const Entry& entry, const Probe& value) { return before(entry, value, false); };
+        const size_t index = exact ? lower_exact(in, probe)
+                                   : std::lower_bound(in.begin(), in.end(), probe, is_before) - in.begin();
         return index < in.size() ? Place{low, index} : Place{low + 1, 0};
     }
     /* The first entry with a greater sort key. */

@@ -39,6 +39,8 @@ cdef enum:
     KIND_COUNT = 2
 
 cdef extern from "timers_queue.h" namespace "sabot" nogil:
+    const int64_t TIMERS_AHEAD
+
     cppclass Timer:
         int64_t at
         uint64_t serial
@@ -55,6 +57,7 @@ cdef extern from "timers_queue.h" namespace "sabot" nogil:
         int32_t over
         vector[int32_t] names
         cbool add(int32_t slot, int64_t at, int kind, int32_t name) except +
+        void fetch(int32_t slot, int64_t at, int kind, int32_t name) noexcept
         cbool remove(int32_t slot, int64_t at, int kind, int32_t name) except +
         cbool take(int kind, int64_t limit, Timer* out) except +
         void take_batch(int kind, int64_t limit, int64_t rows, vector[int32_t]& slots, vector[int64_t]& times) except +
@@ -216,6 +219,8 @@ cdef class TimerTable:
         cdef int64_t i, added = 0
         with nogil:
             for i in range(rows.count):
+                if i + TIMERS_AHEAD < rows.count:
+                    self.timers.fetch(<int32_t> int_at(&rows.slot_column, i + TIMERS_AHEAD), int_at(&rows.at_column, i + TIMERS_AHEAD), which, 0)
                 added += self.timers.add(<int32_t> int_at(&rows.slot_column, i), int_at(&rows.at_column, i), which, 0)
         self.name_counts[0] += added
         return added

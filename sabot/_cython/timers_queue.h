@@ -24,6 +24,8 @@ namespace sabot {
 
 constexpr int64_t SLACK = 1024; /* dead timers that are always tolerated */
 constexpr int EVENT = 0, KINDS = 2;
+constexpr int64_t TIMERS_AHEAD = 16; /* timers whose memory is fetched ahead of their turn */
+constexpr size_t SOON = 16;          /* timers of a bucket that has so few will be given soon */
 
 struct Timer {
     int64_t at;      /* ms */
@@ -79,6 +81,12 @@ class Timers {
         if (queue.holding) queue.held.push_back(id);
         else push(queue, id);
         return true;
+    }
+
+    /* What `add` will touch is on its way. */
+    void fetch(int32_t slot, int64_t at, int kind, int32_t name) const {
+        if (static_cast<size_t>(slot) < slots_.size()) __builtin_prefetch(&slots_[slot], 1);
+        if (!index_.empty()) __builtin_prefetch(&index_[hash_of(slot, at, kind, name) & mask_], 1);
     }
 
     /* -> whether it was there. Its name has one timer less then. */
@@ -230,7 +238,8 @@ class Timers {
         hash = (hash ^ who) * 0xa54ff53a5f1d36f1ULL;
         return hash ^ hash >> 32;
     }
-    static uint32_t tag_of(uint64_t hash) { return static_cast<uint32_t>(hash >> 32); }
+    /* Says where it belongs in the index too, which has no more than 2^32 places. */
+    static uint32_t tag_of(uint64_t hash) { return static_cast<uint32_t>(hash); }
     static bool same(const Timer& timer, int32_t slot, int64_t at, int kind, int32_t name) {
         return timer.at == at && timer.slot == slot && timer.name == name && timer.kind == kind;
     }
@@ -259,14 +268,14 @@ class Timers {
     /* The index, doubled. */
     void grow() {
         const size_t size = index_.empty() ? 1024 : index_.size() * 2;
-        index_.assign(size, {-1, 0});
+        std::vector<Known> before(size, Known{-1, 0});
+        before.swap(index_);
         mask_ = size - 1;
-        for (size_t id = 0; id < timers_.size(); id++) {
-            if (!timers_[id].alive) continue;
-            const uint64_t hash = hash_of(timers_[id]);
-            size_t place = hash & mask_;
+        for (const Known& known : before) {
+            if (known.id < 0) continue;
+            size_t place = known.tag & mask_;
             while (index_[place].id >= 0) place = (place + 1) & mask_;
-            index_[place] = {static_cast<int32_t>(id), tag_of(hash)};
+            index_[place] = known;
         }
     }
 
@@ -274,7 +283,7 @@ class Timers {
     void forget(size_t place, int32_t id) {
         size_t hole = place;
         for (size_t at = (hole + 1) & mask_; index_[at].id >= 0; at = (at + 1) & mask_) {
-            const size_t home = hash_of(timers_[index_[at].id]) & mask_;
+            const size_t home = index_[at].tag & mask_;
             if (((at - home) & mask_) >= ((at - hole) & mask_)) {
                 index_[hole] = index_[at];
                 hole = at;
@@ -361,8 +370,13 @@ class Timers {
             bucket.least = INT64_MAX;
             int64_t least = INT64_MAX;
             size_t kept = 0;
-            for (const Entry& entry : entries) {
-                if (timers_[entry.id].alive) {
+            const bool soon = entries.size() <= SOON;
+            for (size_t i = 0; i < entries.size(); i++) {
+                if (i + TIMERS_AHEAD < entries.size()) __builtin_prefetch(&timers_[entries[i + TIMERS_AHEAD].id]);
+                const Entry entry = entries[i];
+                const Timer& timer = timers_[entry.id];
+                if (timer.alive) {
+                    if (soon) fetch(timer.slot, timer.at, timer.kind, timer.name);
                     entries[kept++] = entry;
                     least = std::min(least, entry.at);
                 } else {

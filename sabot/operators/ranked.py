@@ -204,7 +204,7 @@ class TopN(_Ranked):
 
     def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
         table = self._rank_table()
-        facts = {"arrivals": len(table), **self.about_state(len(self._known))}
+        facts = self.about_state(len(self._known))
         return facts, _Saving(self._saved_schema(), [(None, table.cut())]) if len(table) else None
 
     def restore(self, saved: list[SavedState]) -> None:

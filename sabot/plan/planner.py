@@ -164,7 +164,7 @@ class _Planner:
     def _moved(self, place: _Place, keys: tuple[str, ...], name: str) -> _Place:
         """Rows of a key come together: here, if they are together already."""
         if place.stage.parallelism == 1 and (place.stage.reading is None or self._parallelism == 1):
-            return place
+            return replace(place, keys=keys or None)  # those of before may be gone behind the step
         if keys and place.keys is not None and set(place.keys) <= set(keys):
             if place.keys == keys:
                 return place

@@ -127,13 +127,17 @@ def make_events(kind: str, seed: int = 0) -> pa.Table:
     """Rows for programs over several streams, in the order of arrival, out of order by less than LATENESS_MS; times are often equal.
 
     kind: plain, empty, one, old (across 1970), hot (nearly all rows of one key), sparse (much time between rows), apart (no row of
-    the first stream has the time of one of the second, nor lies halfway between two).
+    the first stream has the time of one of the second, nor lies halfway between two), distinct (no two rows have the same time).
     """
     rng = random.Random(f"events {kind} {seed}")
-    rows = {"plain": 240, "empty": 0, "one": 1, "old": 200, "hot": 120, "sparse": 100, "apart": 200}[kind]
+    rows = {"plain": 240, "empty": 0, "one": 1, "old": 200, "hot": 120, "sparse": 100, "apart": 200, "distinct": 240}[
+        kind
+    ]
     start = -60_000 if kind == "old" else 1_700_000_000_000
     step = {"sparse": 20_000}.get(kind, 500)
     moments = [rng.randrange(rows or 1) * step for _ in range(rows)]
+    if kind == "distinct":
+        moments = rng.sample(range(rows * step), rows)
     arrivals = sorted((moment + rng.randrange(LATENESS_MS - 200), moment) for moment in moments)
     keys = [*"abcdefgh", "Ω", "", None]
     weights = [120 if kind == "hot" else 12, *[3] * 9, 2]
@@ -960,7 +964,9 @@ def events(kind: str, seed: int = 0) -> pa.Table:
 
 def draw(program: Joined, way: str, seed: int) -> Circumstance:
     """A circumstance that follows from the names and the seed."""
-    small = ("one", "empty") if way in ("turns", "barriers", "stopped", "crashed", "rescaled") else ()  # no gate holds them
+    small = (
+        ("one", "empty") if way in ("turns", "barriers", "stopped", "crashed", "rescaled") else ()
+    )  # no gate holds them
     data = [each for each in program.data if each not in small]
     return Circumstance.drawn(f"{program.name} {way} {seed}", program, data or ["sparse"])
 

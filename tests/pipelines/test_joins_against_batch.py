@@ -431,7 +431,13 @@ ASOF = [
         asof(),
         data=("one", "empty"),
     ),
-    Joined("as-of forward", with_asof(strategy="forward", tolerance="4s"), asof("forward", 4000), data=("apart",)),
+    Joined(
+        "as-of forward",
+        with_asof(strategy="forward", tolerance="4s"),
+        asof("forward", 4000),
+        arrival=True,
+        data=("apart",),
+    ),
     Joined(
         "as-of forward, inner",
         with_asof(strategy="forward", tolerance="30s", how="inner"),

@@ -1,8 +1,9 @@
 """Random programs of streams and agents, the data they run over, and their answers by DuckDB.
 
-A seed is a program: one to three sources with some rows each, steps without state, a union, then one or two outputs: the rows
-themselves, windows, distinct keys, running aggregates, or one over the other; in some seeds an agent beside them. `Seed.run` lets it
-live a few lives in the simulation, each with another parallelism, other batches and other barriers, and compares.
+A seed is a program: one to three sources with some rows each, steps without state, a union; in half of the seeds then joins, patterns,
+process functions, calls, tables and what else `steps` has; then one or two outputs: the rows themselves, windows, distinct keys,
+running aggregates, or one over the other, or changes; in some seeds an agent beside them. `Seed.run` lets it live a few lives in the
+simulation, each with another parallelism, other batches and other barriers, and compares.
 """
 
 import asyncio
@@ -23,9 +24,22 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+from flows import (
+    SCHEMA,
+    Dice,
+    Flow,
+    Output,
+    distinct,
+    narrow,
+    running,
+    stateless,
+    unified,
+    windowed,
+)
+from steps import append_step, called, changes_step, looked_up
 
 import sabot
-from sabot import App, Batch, Expr, Sink, Source, Stream, col, cumulative, hopping, session, tumbling
+from sabot import App, Batch, Sink, Source, col
 from sabot._cython.channel import Channel
 from sabot.connectors.base import Positions
 from sabot.connectors.files import NdjsonSink, ParquetSink
@@ -36,31 +50,20 @@ from sabot.testing import ListSink, ScriptedSource, Simulation, simulate
 from sabot.testing.lives import temporary_directory
 from sabot.testing.script import BARRIER, END
 
-SCHEMA = pa.schema(
-    [
-        ("n", pa.int64()),  # the number of the row
-        ("ts", pa.int64()),  # event time, ms; no two rows have the same
-        ("k", pa.string()),
-        ("i", pa.int64()),
-        ("amount", pa.float64()),  # multiples of 1/64, so sums are exact
-        ("s", pa.string()),
-    ]
-)
 DISORDER_MS = 500
 START_MS = 1_700_000_000_000
-
-Dice = random.Random
+TABLES = 4  # more than there are
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------------
 
 
-def make_rows(dice: Dice) -> pa.Table:
-    """In the order of their arrival: up to DISORDER_MS after their time."""
-    rows = dice.choice([0, 1, 20, 60, 120, 250])
+def make_rows(dice: Dice, number: int, most: int) -> pa.Table:
+    """In the order of their arrival: up to DISORDER_MS after their time. number: of the table."""
+    rows = dice.choice([rows for rows in (0, 1, 20, 60, 60, 120, 250) if rows <= most])
     keys = dice.choice([["a"], ["a", "b", "c", None], [f"k{n}" for n in range(20)]])
     step = dice.choice([20, 100, 2000])
-    times = sorted(dice.sample(range(rows * step + 1), rows))
+    times = [ts * TABLES + number for ts in sorted(dice.sample(range(rows * step // TABLES + 1), rows))]
     arrivals = [ts for _, ts in sorted((ts + dice.randrange(DISORDER_MS), ts) for ts in times)]
     columns = {
         "n": list(range(rows)),
@@ -160,7 +163,7 @@ class Refusing(ListSink):
             raise TransientError(f"the answer of {self.name} is lost")
 
 
-def narrow(make: Any, capacity_rows: int) -> Any:
+def with_room(make: Any, capacity_rows: int) -> Any:
     """With room for so many rows."""
     return functools.partial(make, capacity_rows=capacity_rows)
 
@@ -168,162 +171,61 @@ def narrow(make: Any, capacity_rows: int) -> Any:
 # -- programs -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Flow:
-    """Rows as a stream, made for each life anew, and as a query."""
-
-    make: Callable[[list[Stream]], Stream]
-    sql: str
-    columns: tuple[str, ...]
-
-    def then(self, step: Callable[[Stream], Stream], sql: str, *more: str, only: Sequence[str] | None = None) -> "Flow":
-        """sql: with {rows} where the rows of before stand."""
-        columns = (*self.columns, *more) if only is None else tuple(only)
-        return Flow(lambda given: step(self.make(given)), sql.format(rows=f"({self.sql})"), columns)
-
-
-@dataclass(frozen=True)
-class Output:
-    """An end of the program. running: a row for each change, of which the last one of each key is the answer. place: what kind of
-    sink it has: a list, or in the directory of the run a file or a database.
-    """
-
-    flow: Flow
-    keys: tuple[str, ...] = ()
-    running: bool = False
-    exactly_once: bool = True
-    place: str = "list"
-
-
-def stateless(flow: Flow, dice: Dice) -> Flow:
-    """None to three steps."""
-    for _ in range(dice.randrange(4)):
-        flow = filtered(flow, dice) if dice.random() < 0.6 else computed(flow, dice)
-    return flow
-
-
-def filtered(flow: Flow, dice: Dice) -> Flow:
-    least, rest, number = dice.randrange(-50, 500), dice.randrange(3), dice.randrange(4)
-    predicate, sql = dice.choice(
-        [
-            (col("amount") > least, f"amount > {least}"),
-            (col("n") % 3 != rest, f"n % 3 <> {rest}"),
-            (col("k").is_in(["a", "k1", "k2"]), "k in ('a', 'k1', 'k2')"),
-            (col("i").is_null() | (col("i") >= number), f"i is null or i >= {number}"),
-            (~(col("k") == "b"), "not (k = 'b')"),
-            ((col("n") >= 0) & col("s").is_not_null(), "n >= 0 and s is not null"),
-        ]
-    )
-    return flow.then(lambda stream: stream.filter(predicate), f"select * from {{rows}} where {sql}")
-
-
-def computed(flow: Flow, dice: Dice) -> Flow:
-    choices: list[tuple[Expr, str, str]] = [
-        (col("i").fill_null(7) + 1, "coalesce(i, 7) + 1", "int"),
-        (col("n") * 3 + 1, "n * 3 + 1", "int"),
-        (col("amount") * 2, "amount * 2", "float"),
-        (col("s").str.upper(), "upper(s)", "string"),
-    ]
-    expression, sql, kind = dice.choice(choices)
-    name = f"{kind}{len(flow.columns)}"
-    return flow.then(
-        lambda stream: stream.with_columns(expression.alias(name)), f"select *, {sql} as {name} from {{rows}}", name
-    )
-
-
-def unified(flows: Sequence[Flow]) -> Flow:
-    """The union of flows of the same columns."""
-    first, *others = flows
-    if not others:
-        return first
-
-    def make(given: list[Stream]) -> Stream:
-        return first.make(given).union(*(other.make(given) for other in others))
-
-    names = ", ".join(first.columns)
-    sql = " union all ".join(f"select {names} from ({flow.sql})" for flow in flows)
-    return Flow(make, sql, first.columns)
-
-
-AGGREGATES = "count(*) as rows, sum(amount) as total, min(n) as first, max(n) as last"
-
-
-def aggregates() -> dict[str, Any]:
-    return {"rows": sabot.count(), "total": sabot.sum("amount"), "first": sabot.min("n"), "last": sabot.max("n")}
-
-
-def windowed(flow: Flow, keys: tuple[str, ...], dice: Dice) -> Flow:
-    size = dice.choice([300, 1000, 5000, 60_000])
-    named = ", ".join(keys)
-    kind = dice.choice(["tumbling", "hopping", "cumulative", "session"])
-    window: Any
-    if kind == "tumbling":
-        window = tumbling(size / 1000)
-        sql = f"select {named}, ts // {size} * {size} as window_start, window_start + {size} as window_end"
-        sql += f", {AGGREGATES} from {{rows}} group by all"
-    elif kind == "hopping":
-        slide = size // dice.choice([1, 2, 5])
-        window = hopping(size / 1000, slide / 1000)
-        sql = f"select {named}, ts // {slide} * {slide} - hop * {slide} as window_start, window_start + {size} as window_end"
-        sql += f", {AGGREGATES} from {{rows}}, (select unnest(range({size // slide})) as hop) group by all"
-    elif kind == "cumulative":
-        step = size // dice.choice([1, 2, 4])
-        window = cumulative(size / 1000, step / 1000)
-        sql = f"select {named}, ts // {size} * {size} as window_start, window_start + hop * {step} as window_end"
-        sql += f", {AGGREGATES} from {{rows}}, (select unnest(range(1, {size // step} + 1)) as hop)"
-        sql += f" where ts < ts // {size} * {size} + hop * {step} group by all"
-    else:
-        window = session(size / 1000)
-        sql = f"select {named}, min(ts) as window_start, max(ts) + {size} as window_end, {AGGREGATES} from ("
-        sql += f"select *, sum(fresh) over (partition by {named} order by ts) as part from ("
-        sql += f"select *, case when ts - lag(ts) over (partition by {named} order by ts) < {size} then 0 else 1 end as fresh"
-        sql += f" from {{rows}})) group by {named}, part"
-    columns = (*keys, "window_start", "window_end", "rows", "total", "first", "last")
-    return flow.then(lambda stream: stream.key_by(*keys).window(window).aggregate(**aggregates()), sql, only=columns)
-
-
-def distinct(flow: Flow, keys: tuple[str, ...]) -> Flow:
-    return flow.then(
-        lambda stream: stream.deduplicate(*keys).select(*keys),
-        f"select distinct {', '.join(keys)} from {{rows}}",
-        only=keys,
-    )
-
-
-def running(flow: Flow, keys: tuple[str, ...]) -> Flow:
-    named = ", ".join(keys)
-    return flow.then(
-        lambda stream: stream.key_by(*keys).aggregate(
-            changes=sabot.count(), most=sabot.max("total"), sum=sabot.sum("total")
-        ),
-        f"select {named}, count(*) as changes, max(total) as most, sum(total) as sum from {{rows}} group by {named}",
-        only=(*keys, "changes", "most", "sum"),
-    )
-
-
 def make_output(flow: Flow, dice: Dice) -> Output:
-    keys = dice.choice([("k",), ("k",), ("i",), ("k", "i")])
-    kind = dice.choice(
-        ["rows", "window", "window", "window", "distinct", "running", "window, running", "window, distinct"]
-    )
+    """An end of a flow, with a step or two before it."""
     once = dice.random() < 0.8
+    kinds = ["rows", "distinct"]
+    if flow.time is not None and not {"window_start", "window_end"} & set(flow.columns):
+        kinds += ["window"] * 3 + ["window, running", "window, distinct"]
+    if flow.floats:
+        kinds.append("running")
+    kind = dice.choice(kinds)
+    keys = (dice.choice(flow.keys),) if dice.random() < 0.75 else flow.keys[:2]
     if kind == "rows":
         return Output(flow, exactly_once=once)
     if kind == "distinct":
         return Output(distinct(flow, keys), exactly_once=once)
     if kind == "running":
-        totals = flow.then(
-            lambda s: s.with_columns(total=col("amount")), "select *, amount as total from {rows}", "total"
-        )
-        return Output(running(totals, keys), keys, running=True, exactly_once=once)
+        return Output(running(flow, keys), keys, "running", exactly_once=once)
     windows = windowed(flow, keys, dice)
     if dice.random() < 0.3:
-        windows = windows.then(lambda stream: stream.filter(col("rows") > 1), "select * from {rows} where rows > 1")
-    if kind == "window, running":
-        return Output(running(windows, keys[:1]), keys[:1], running=True, exactly_once=once)
+        rows = next(name for name in windows.columns if name.startswith("rows"))
+        windows = windows.then(lambda s: s.filter(col(rows) > 1), f"select * from {{rows}} where {rows} > 1")
+    if kind == "window, running" and windows.floats:
+        return Output(running(windows, keys[:1]), keys[:1], "running", exactly_once=once)
     if kind == "window, distinct":
         return Output(distinct(windows, keys[:1]), exactly_once=once)
     return Output(windows, exactly_once=once)
+
+
+def make_changes_output(flow: Flow, dice: Dice) -> Output:
+    """An end of changes."""
+    kind = dice.choice(["changelog", "materialize", "upsert", "upsert"])
+    if kind == "materialize":
+        rows = flow.then(lambda s: s.materialize(), "select * from {rows}", changes=False, time=None)
+        return make_output(rows, dice) if dice.random() < 0.3 else Output(rows)
+    if kind == "changelog" or flow.unique is None:
+        return Output(flow.then(lambda s: s.changelog(), "select * from {rows}"), kind="changelog")
+    keys = flow.unique
+    there = functools.reduce(lambda a, b: a & b, [col(key).is_not_null() for key in keys])
+    words = " and ".join(f"{key} is not null" for key in keys)
+    flow = flow.then(lambda s: s.filter(there).upsert(*keys), f"select * from {{rows}} where {words}")
+    return Output(flow, keys, "upsert")
+
+
+def make_program(flows: list[Flow], dice: Dice) -> Output:
+    """One to four of the steps of `steps`, and an end."""
+    flow = unified(flows) if dice.random() < 0.3 else dice.choice(flows)
+    if dice.random() < 0.25 and set(flow.columns) <= set(SCHEMA.names):
+        flow = called(flow, dice)
+    elif dice.random() < 0.15:
+        flow = looked_up(flow, dice)
+    if dice.random() < 0.6:
+        flow = stateless(append_step(flow, dice.choice(flows), dice), dice)
+    if flow.changes or dice.random() < 0.6:
+        for _ in range(dice.choice([1, 1, 2, 3])):
+            flow = stateless(changes_step(flow, flows, dice), dice)
+    return make_changes_output(flow, dice) if flow.changes else make_output(flow, dice)
 
 
 # -- a seed ---------------------------------------------------------------------------------------------------------------
@@ -341,28 +243,19 @@ class Seed:
 
     def __post_init__(self) -> None:
         dice = random.Random(f"program {self.number}")
-        self.tables = [make_rows(dice) for _ in range(dice.choice([1, 1, 2, 3]))]
-        flows = [
-            stateless(Flow(lambda given, at=at: given[at], f"select * from t{at}", tuple(SCHEMA.names)), dice)
-            for at in range(len(self.tables))
-        ]
-        if len({flow.columns for flow in flows}) > 1:  # a union needs the same columns
-            flows = [
-                flow.then(
-                    lambda s: s.select(*SCHEMA.names),
-                    f"select {', '.join(SCHEMA.names)} from {{rows}}",
-                    only=SCHEMA.names,
-                )
-                for flow in flows
-            ]
-        flow = stateless(unified(flows), dice)
-        self.outputs = [make_output(flow, dice) for _ in range(dice.choice([1, 1, 2]))]
-        places = [dice.choice(["list"] * 6 + ["ndjson", "parquet", "sqlite"]) for _ in self.outputs]
-        self.outputs = [
-            dataclasses.replace(output, place=place) if output.exactly_once else output
-            for output, place in zip(self.outputs, places, strict=True)
-        ]
+        self.is_stateful = dice.random() < 0.5  # has steps of `steps`
+        most = 60 if self.is_stateful else 250
+        self.tables = [make_rows(dice, number, most) for number in range(dice.choice([1, 1, 2, 3]))]
         self.partitions = [dice.randint(1, 3) for _ in self.tables]
+        flows = [stateless(self.rows_of(at), dice) for at in range(len(self.tables))]
+        if len({flow.columns for flow in flows}) > 1:  # a union needs the same columns
+            flows = [narrow(flow, SCHEMA.names) for flow in flows]
+        if self.is_stateful:
+            self.outputs = [make_program(flows, dice) for _ in range(dice.choice([1, 1, 1, 2]))]
+        else:
+            flow = stateless(unified(flows), dice)
+            self.outputs = [make_output(flow, dice) for _ in range(dice.choice([1, 1, 2]))]
+        self.outputs = [dataclasses.replace(output, place=place_of(output, dice)) for output in self.outputs]
         self.state = dice.choice(["memory"] * 9 + ["directory"])
         self.crashes, self.stops = dice.randrange(4), dice.choice([0, 0, 1])
         keys = dice.choice([["a", "b", "c"], ["a", "b", "bad"]])
@@ -375,9 +268,9 @@ class Seed:
         self.agent_once = dice.random() < 0.8
         self.faults = dice.choice([0, 0, 0, 1, 4])
         self.limits = {
-            "sabot.runtime.stream_job.Channel": narrow(Channel, dice.choice([1, 20, 65_536])),
-            "sabot.runtime.agent_threads.Channel": narrow(Channel, dice.choice([1, 65_536])),
-            "sabot.runtime.agent_job.agent_operator": narrow(agent_operator, dice.choice([2, 16_384])),
+            "sabot.runtime.stream_job.Channel": with_room(Channel, dice.choice([1, 20, 65_536])),
+            "sabot.runtime.agent_threads.Channel": with_room(Channel, dice.choice([1, 65_536])),
+            "sabot.runtime.agent_job.agent_operator": with_room(agent_operator, dice.choice([2, 16_384])),
             "sabot.checkpoint.parts.PART_BYTES": dice.choice([100, 2000, 64 << 20]),
             "sabot.checkpoint.lanes.FULL_EPOCHS": dice.choice([2, 4, 16]),
         }
@@ -385,6 +278,17 @@ class Seed:
         self.sinks = [Refusing(f"out{at}", refusals, random.Random(dice.random())) for at in range(len(self.outputs))]
         self.counts = Refusing("counts", refusals, random.Random(dice.random()))
         self.letters = Refusing("letters", refusals, random.Random(dice.random()))
+
+    def rows_of(self, at: int) -> Flow:
+        """The rows of a table, as they come."""
+        return Flow(
+            lambda given: given[at],
+            f"select * from t{at}",
+            tuple(SCHEMA.names),
+            apart=True,
+            ordered=self.partitions[at] == 1,
+            unique=("n",),
+        )
 
     def build(self, directory: Path) -> App:
         """The app of the next life."""
@@ -484,8 +388,14 @@ class Seed:
         for at, table in enumerate(self.tables):
             connection.register(f"t{at}", table)
         for output, sink in zip(self.outputs, self.sinks, strict=True):
+            for computed in output.flow.computed:
+                rows = computed.function(connection.sql(computed.query).to_arrow_table().to_pylist())
+                connection.register(computed.name, pa.Table.from_pylist(rows, schema=computed.schema))
             query = f"select {', '.join(output.flow.columns)} from ({output.flow.sql})"
-            rows = sink.rows if output.place == "list" else rows_at(output.place, folder / sink.name)
+            if output.place != "list":
+                rows = rows_at(output.place, folder / sink.name)
+            else:
+                rows = sink.current if output.kind == "upsert" and sink.rows else sink.rows
             compare(output, sink.name, rows, connection.execute(query).fetchall())
         values = Counter(self.values * self.copies)
         bad, letters = values.pop("bad", 0), [row["k"] for row in self.letters.rows]
@@ -514,6 +424,15 @@ def database() -> duckdb.DuckDBPyConnection:
     return connection
 
 
+def place_of(output: Output, dice: Dice) -> str:
+    """At least once a list; changes by key only where rows can be changed."""
+    if not output.exactly_once:
+        return "list"
+    if output.kind == "upsert":
+        return dice.choice(["list", "sqlite"])
+    return dice.choice(["list"] * 6 + ["ndjson", "parquet", "sqlite"])
+
+
 def sink_at(place: str, path: Path) -> Sink:
     if place == "sqlite":
         return SqlSink(f"sqlite:///{path}.db", "rows")
@@ -530,31 +449,55 @@ def rows_at(place: str, path: Path) -> list[dict[str, Any]]:
     with contextlib.closing(sqlite3.connect(f"{path}.db")) as connection:
         connection.row_factory = sqlite3.Row
         rows = [dict(row) for row in connection.execute("select * from rows")]
-    times = ("window_start", "window_end")
-    return [row | {name: datetime.fromisoformat(row[name]) for name in times if name in row} for row in rows]
+    times = ("window_start", "window_end", "match_start", "match_end")
+    return [row | {name: datetime.fromisoformat(row[name]) for name in times if row.get(name)} for row in rows]
 
 
 def compare(output: Output, name: str, rows: list[dict[str, Any]], answer: list[tuple[Any, ...]]) -> None:
     columns = output.flow.columns
     found = [tuple(plain(row[column]) for column in columns) for row in rows]
     expected = Counter(answer)
-    if output.running:
-        last: dict[Any, tuple[Any, ...]] = {}
-        key_columns, changes = len(output.keys), len(output.keys)
-        for row in found:
-            before = last.get(row[:key_columns])
-            if before is None or row[changes] > before[changes]:
-                last[row[:key_columns]] = row
-            else:
-                assert not output.exactly_once, f"{name}: {row} came after {before}"
-        have = Counter(last.values())
+    if output.kind == "running":
+        have = last_ones(output, name, found)
+    elif output.kind == "changelog":
+        have = applied(output, name, [row["op"] for row in rows], found)
     else:
         have = Counter(found) if output.exactly_once else Counter(set(found)) | (Counter(found) & expected)
     missing, more = expected - have, have - expected
     assert not missing | more, (
-        f"{name} ({output.place}) {columns}: {missing.total()} rows lack, {more.total()} are too many\n"
+        f"{name} ({output.kind} in {output.place}) {columns}: {missing.total()} rows lack, {more.total()} are too many\n"
         f"  lacking  {list(missing)[:4]}\n  too many {list(more)[:4]}"
     )
+
+
+def last_ones(output: Output, name: str, found: list[tuple[Any, ...]]) -> "Counter[tuple[Any, ...]]":
+    last: dict[Any, tuple[Any, ...]] = {}
+    key_columns, changes = len(output.keys), len(output.keys)
+    for row in found:
+        before = last.get(row[:key_columns])
+        if before is None or row[changes] > before[changes]:
+            last[row[:key_columns]] = row
+        else:
+            assert not output.exactly_once, f"{name}: {row} came after {before}"
+    return Counter(last.values())
+
+
+def applied(output: Output, name: str, ops: list[str], found: list[tuple[Any, ...]]) -> "Counter[tuple[Any, ...]]":
+    """The table that a changelog makes; no row of it takes what is not there, and an update's two rows stand together."""
+    there: Counter[tuple[Any, ...]] = Counter()
+    keys = [output.flow.columns.index(key) for key in output.flow.unique or ()]
+    before = ""
+    for at, (op, row) in enumerate(zip(ops, found, strict=True)):
+        there[row] += 1 if op in ("insert", "update_after") else -1
+        assert there[row] >= 0, f"{name}: {op} of {row}, which is not there"
+        assert (op == "update_after") == (before == "update_before"), f"{name}: {op} of {row} came after {before}"
+        if op == "update_after":
+            assert [row[key] for key in keys] == [found[at - 1][key] for key in keys], (
+                f"{name}: {found[at - 1 : at + 1]}"
+            )
+        before = op
+    assert before != "update_before", f"{name} ends in an update of which the second row lacks"
+    return +there
 
 
 def plain(value: Any) -> Any:

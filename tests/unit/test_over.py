@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operator_run import OperatorRun
 
 from sabot._cython.batch import Batch
 from sabot._cython.keyed import GroupTable
@@ -18,7 +19,6 @@ from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
 from sabot.operators.ordered import EventOrder
 from sabot.operators.over import Over, OverCall
-from tests.operator_run import OperatorRun
 
 SCHEMA = pa.schema(
     [
@@ -280,39 +280,49 @@ def test_a_late_row_takes_its_place_in_the_frames_that_still_have_it(tmp_path):
     assert said({}, "all") == [(8, 4, 15, 4, None), (16, 5, 31, 5, None), (32, 6, 63, 6, 4)]
 
 
-def late_twin(rows, ms=None, count=None):
-    """Naive: rows of one key in the order of arrival -> (number in the frame, sum), as the docstring of Over says."""
+def late_twin(calls, ms=None, count=None):
+    """Naive: the rows of one key by call, in any order of time -> (rows in the frame, sum) of each, as FrameTable says it."""
     kept, said = [], []
-    for time, value in rows:
-        at = len(kept)
-        while at and kept[at - 1][0] > time:
-            at -= 1
-        newest = max([time, *(t for t, _ in kept)])
-        around = [*kept[:at], (time, value)]
-        frame = around[-count - 1 :] if count is not None else [r for r in around if time - r[0] <= ms]
-        said.append((len(frame), sum(v for _, v in frame)))
-        kept.insert(at, (time, value))
-        kept = kept[-count - 1 :] if count is not None else [r for r in kept if newest - r[0] <= ms]
+    for call in calls:
+        results = [None] * len(call)
+        in_order = sorted(range(len(call)), key=lambda i: call[i][0])
+        newest = kept[-1][0] if kept else -1
+        late = [i for i in in_order if call[i][0] < newest]
+        for part in (late, in_order[len(late) :]):
+            there = sorted([*((*row, None) for row in kept), *((*call[i], i) for i in part)], key=lambda row: row[0])
+            for place, (time, _, i) in enumerate(there):
+                before = there[: place + 1][-count - 1 :] if count is not None else there
+                frame = [row for row in before if count is not None or 0 <= time - row[0] <= ms]
+                if i is not None:
+                    results[i] = (len(frame), sum(row[1] for row in frame))
+            kept = [row[:2] for row in there]
+            kept = kept[-count - 1 :] if count is not None else [row for row in kept if kept[-1][0] - row[0] <= ms]
+        said += results
     return said
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 60), st.integers(-9, 9)), max_size=60),
-    st.integers(0, 5),
-    st.integers(0, 30),
-)
-def test_rows_in_any_order_one_by_one_are_as_the_naive_twin_says(rows, count, ms):
-    for frame, given_frame in (({"rows": count}, {"count": count}), ({"ms": ms}, {"ms": ms})):
-        table = FrameTable([("count", None), ("sum", pa.int64())], [-1, 0], [-1, -1], [pa.int64()] * 2, **frame)
-        by_key = defaultdict(list)
-        for slot, time, value in rows:
-            by_key[slot].append((time, value))
-        expected = {slot: late_twin(given, **given_frame) for slot, given in by_key.items()}
-        for slot, time, value in rows:
-            data = pa.record_batch([pa.array([value])], names=["v"])
-            n, total = table.add(pa.array([slot], pa.int32()), data, pa.array([time]))
-            assert (n[0].as_py(), total[0].as_py()) == expected[slot].pop(0)
+ROWS_OF_A_CALL = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 60), st.integers(-9, 9)), min_size=1, max_size=12)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(ROWS_OF_A_CALL, max_size=12), st.integers(0, 5), st.integers(0, 30), st.integers(0, 12))
+def test_rows_in_any_order_of_time_are_as_the_naive_twin_says(calls, count, ms, restart):
+    kinds, types = [("count", None), ("sum", pa.int64())], [pa.int64()] * 2
+    for frame, of_twin in (({"rows": count}, {"count": count}), ({"ms": ms}, {"ms": ms})):
+        table = FrameTable(kinds, [-1, 0], [-1, -1], types, **frame)
+        found = defaultdict(list)
+        for number, call in enumerate(calls):
+            if number == restart:
+                state, table = table.export(), FrameTable(kinds, [-1, 0], [-1, -1], types, **frame)
+                table.load(state)
+            slots, times, values = zip(*call, strict=True)
+            data = pa.record_batch([pa.array(values)], names=["v"])
+            n, total = table.add(pa.array(slots, pa.int32()), data, pa.array(times))
+            for slot, *result in zip(slots, n.to_pylist(), total.to_pylist(), strict=True):
+                found[slot].append(tuple(result))
+        for slot, results in found.items():
+            mine = [[(time, value) for s, time, value in call if s == slot] for call in calls]
+            assert results == late_twin([call for call in mine if call], **of_twin)
 
 
 @settings(max_examples=40, deadline=None)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operator_run import OperatorRun
 
 from sabot._cython.batch import Batch
 from sabot._cython.ranked import RankTable
@@ -29,7 +30,6 @@ from sabot.operators.base import (
     OperatorContext,
 )
 from sabot.operators.ranked import TopN, WindowTopN
-from tests.operator_run import OperatorRun
 
 ROWS = pa.schema([("k", pa.int64()), ("v", pa.float64()), ("s", pa.string())])
 CHANGES = ROWS.append(pa.field(OP_COLUMN, pa.int8())).append(pa.field(TIME_COLUMN, pa.int64()))

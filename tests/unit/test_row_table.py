@@ -12,11 +12,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_table_oracle import RowTable as Twin
+from row_table_oracle import plain
 
 from sabot._cython.keyed import hash_columns
 from sabot._cython.row_table import RowTable
-from tests.row_table_oracle import RowTable as Twin
-from tests.row_table_oracle import plain
 
 ROWS = pa.schema([("k", pa.int64()), ("name", pa.string()), ("x", pa.float64()), ("flag", pa.bool_())])
 SPREAD = st.sampled_from([0, 1, 2, 3, 50, -(2**63), 2**63 - 1])
