@@ -190,6 +190,11 @@ EXAMPLES = {
     "batch_features": ["a 12.5", "b 5.0"],
     "chain": ["s1 95 alarm 1", "s1 99 alarm 2", "s2 91 alarm 1"],
     "minutes": ["a 2 12.5", "b 1 7.5"],
+    "prices": ["ink 1 9.0", "pen 10 20.0", "pen 4 10.0"],
+    "leaders": ["1 Ada 8", "2 Bo 7"],
+    "reminders": ["order 2 is not paid"],
+    "takeover": ["ada 4 900"],
+    "calls": ["1 0.4", "2 0.8", "3 1.2"],
 }
 
 

@@ -80,7 +80,9 @@ def program(join: str, left: str, right: str, half_ms: int) -> dict[str, Any]:
         near = pw.temporal.interval(-half_ms, half_ms)
         both = one.interval_join(other, one.ts, other.ts, near, one.key == other.key).select(x=one.x, y=other.y)
     elif join == "asof":
-        found = one.asof_join(other, one.ts, other.ts, one.key == other.key, how=pw.JoinMode.LEFT, defaults={other.y: 0})
+        found = one.asof_join(
+            other, one.ts, other.ts, one.key == other.key, how=pw.JoinMode.LEFT, defaults={other.y: 0}
+        )
         both = found.select(x=one.x, y=other.y)
     elif join == "regular":
         both = one.join(other, one.key == other.key).select(x=one.x, y=other.y)

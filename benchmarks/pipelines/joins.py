@@ -49,7 +49,7 @@ PEERS = ("duckdb", "polars", "flink", "pathway")
 MS_A_ROW = 7
 ROWS_A_KEY = 5
 START_MS = 1_700_000_000_000
-DISORDER_ROWS = 2_000 // MS_A_ROW
+DISORDER_MS = 2_000
 LATENESS = "5s"
 MOST = 100_000  # of x and y; their products add up within 64 bits
 GROUP_ROWS = 1 << 16
@@ -65,7 +65,7 @@ def half_ms(rows: int) -> int:
 def make_side(rows: int, seed: int, value: str, odd: int) -> pa.Table:
     """One stream. No two rows, of both, have the same time."""
     random = np.random.default_rng(seed)
-    came = np.argsort(np.arange(rows) + random.integers(0, DISORDER_ROWS, rows, endpoint=True), kind="stable")
+    came = np.argsort(np.arange(rows) + random.integers(0, DISORDER_MS // MS_A_ROW, rows, endpoint=True), kind="stable")
     return pa.table(
         {
             "key": random.integers(0, max(rows // ROWS_A_KEY, 1), rows),
@@ -236,7 +236,9 @@ def run_pathway(join: str, left: Path, right: Path, rows: int, threads: int) -> 
 
 
 def compare(join: str, who: str, answer: Sequence[int], truth: Sequence[int]) -> None:
-    assert list(answer) == list(truth), f"{join}: {who} has {list(answer)}, DuckDB {list(truth)} (rows, sums of x, y, x * y)"
+    assert list(answer) == list(truth), (
+        f"{join}: {who} has {list(answer)}, DuckDB {list(truth)} (rows, sums of x, y, x * y)"
+    )
 
 
 def measure(join: str, paths: tuple[Path, Path], rows: int, threads: int, repeat: int, peers: Any) -> dict[str, Any]:
@@ -265,7 +267,9 @@ def figures_of(best: dict[str, dict[str, float]], rows: int) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for who, taken in best.items():
         figures[who] = {name: round(value, 3) for name, value in taken.items()}
-        figures[who] |= {f"rows_per_{name.removesuffix('seconds')}s": round(rows / max(value, 1e-9)) for name, value in taken.items()}
+        figures[who] |= {
+            f"rows_per_{name.removesuffix('seconds')}s": round(rows / max(value, 1e-9)) for name, value in taken.items()
+        }
         if who != "sabot":
             figures[who]["sabot_takes"] = round(best["sabot"]["seconds"] / taken["seconds"], 3)
     return figures

@@ -5,10 +5,11 @@
     fails   a login, three failures or more, no logout, a purchase
     steps   a login, a failure, a purchase: also in Flink's CEP (benchmarks/peers/flink), parallelism 1 and 2
 
-Between the rows of a match others may stand, and no row is in two matches of a user. `seconds` runs from the first byte read to the last match out, in one thread with --threads 1: reading, order by event time, the
-pattern. `operator_seconds` is the pattern alone, over the same rows in memory, in order, in batches of 65,536 with a watermark behind
-each. The answers are checked against matchers in plain Python that know these patterns only; Flink's by its number of matches, and sums
-of users, of the last 16 bits of the purchases' times, and of their products.
+Between the rows of a match others may stand, and no row is in two matches of a user. `seconds` runs from the first byte read to the
+last match out, in one thread with --threads 1: reading, order by event time, the pattern. `operator_seconds` is the pattern alone, over the
+same rows in memory, in order, in batches of 65,536 with a watermark behind each. The answers are checked against matchers in plain Python
+that know these patterns only; Flink's by its number of matches, and sums of users, of the last 16 bits of the purchases' times, and of
+their products.
 """
 
 import argparse
@@ -181,7 +182,9 @@ def run_flink(events: pa.Table, folder: Path, want: list[tuple[Any, ...]]) -> di
     figures = {}
     for parallelism in (1, 2):
         taken = flink_peer.run("pattern", path, MINUTES * 60_000, parallelism=parallelism)
-        assert taken["sums"] == sums, f"flink has {taken['sums']}, the twin {sums} (matches, sums of users, times, products)"
+        assert taken["sums"] == sums, (
+            f"flink has {taken['sums']}, the twin {sums} (matches, sums of users, times, products)"
+        )
         figures[f"flink-{parallelism}"] = rates(len(events), taken["seconds"], taken["cpu_seconds"])
     return figures
 
@@ -195,7 +198,9 @@ def rates(rows: int, seconds: float, cpu_seconds: float) -> dict[str, Any]:
     }
 
 
-def measure(name: str, events: pa.Table, path: Path, threads: int, repeat: int) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
+def measure(
+    name: str, events: pa.Table, path: Path, threads: int, repeat: int
+) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
     """-> figures, the matches."""
     want = twin(events, name)
     jobs = [run_job(path, threads, PATTERNS[name]()) for _ in range(repeat)]
@@ -226,7 +231,12 @@ def main() -> None:
     parser.add_argument("--peers", default="none", choices=["none", "all", "flink"])
     options = parser.parse_args()
     events = make_events(options.rows, options.keys, options.per_second)
-    result: dict[str, Any] = {"benchmark": "pattern", "rows": options.rows, "keys": options.keys, "threads": options.threads}
+    result: dict[str, Any] = {
+        "benchmark": "pattern",
+        "rows": options.rows,
+        "keys": options.keys,
+        "threads": options.threads,
+    }
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "events.parquet"

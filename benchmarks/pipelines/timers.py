@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "peers")]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
 from flink import flink_peer
 from flink.flink_peer import NotThere
 from joins import GROUP_ROWS, START_MS, Answer, Totals
@@ -130,10 +131,18 @@ def main() -> None:
         folder = options.data or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         load = os.getloadavg()[0]
-        result: dict[str, Any] = {"benchmark": "timers", "rows": options.rows, "pending": pending, "threads": options.threads}
+        result: dict[str, Any] = {
+            "benchmark": "timers",
+            "rows": options.rows,
+            "pending": pending,
+            "threads": options.threads,
+        }
 
         def figures(taken: dict[str, float], fired: int) -> dict[str, Any]:
-            rates = {"fired_per_s": round(fired / taken["seconds"]), "fired_per_cpu_s": round(fired / max(taken["cpu_seconds"], 1e-9))}
+            rates = {
+                "fired_per_s": round(fired / taken["seconds"]),
+                "fired_per_cpu_s": round(fired / max(taken["cpu_seconds"], 1e-9)),
+            }
             return {name: round(value, 3) for name, value in taken.items()} | rates
 
         paths = {}

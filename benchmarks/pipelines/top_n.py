@@ -2,9 +2,9 @@
 
     python benchmarks/pipelines/top_n.py --rows 5000000 --threads 2 --repeat 3 --peers all --data DIR
 
-    top_n           key, value -> the ten greatest values of each key                       fifty rows a key
-    top_n_updates   key, item -> how often each item came -> the ten most frequent of each key: every count that rises is an update
-                    of the one before it                                                     items Zipf 1.1 over 1,000, 1,000 keys at 5 M rows
+    top_n           key, value -> the ten greatest values of each key; keys a fiftieth of the rows
+    top_n_updates   key, item -> how often each item came -> the ten most frequent of each key: each count that rises is an
+                    update of the one before; items Zipf 1.1 over 1,000, keys a 5,000th of the rows
 
 `seconds` runs from the first byte read to the last change in the sink, which adds up the changes: rows, sums of key and value, and
 of their product, must be DuckDB's, which runs the same as one batch. Flink (SQL, ROW_NUMBER() <= 10; benchmarks/peers/flink): parallelism 1
@@ -25,7 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "peers")]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
 from flink import flink_peer
 from flink.flink_peer import NotThere
 from joins import GROUP_ROWS, MOST, START_MS, Answer, Totals, compare, figures_of

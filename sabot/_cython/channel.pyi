@@ -100,6 +100,8 @@ class Gate:
         thread that reads the gate."""
     def pause(self, index: int) -> None:
         """Read this input no more until `resume`: its consumer has no room. Barriers behind its batches wait too."""
+    def ended(self, index: int) -> bool:
+        """Whether END of this input has been read. On the thread that reads the gate."""
     def resume(self, index: int) -> None:
         """Read this input again. Idempotent; on the thread that reads the gate."""
     def abort(self, checkpoint_id: int) -> None:

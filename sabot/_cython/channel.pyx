@@ -400,6 +400,10 @@ cdef class Gate:
         self._signal.signal.notify()
         self._fire()
 
+    def ended(self, size_t index):
+        """Whether END of this input has been read."""
+        return True if self._inputs.at(index).ended else False
+
     def abort(self, int64_t checkpoint_id):
         """Out of band, from any thread: as if ABORT had come."""
         if checkpoint_id <= 0:

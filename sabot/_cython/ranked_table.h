@@ -261,6 +261,12 @@ class RowIndex {
         }
         return nullptr;
     }
+    void prefetch(uint64_t hash) const {
+        if (!cells.empty()) __builtin_prefetch(&cells[hash & (cells.size() - 1)], 1);
+    }
+    void prefetch_row(uint64_t hash) const {
+        if (!cells.empty()) __builtin_prefetch(cells[hash & (cells.size() - 1)]);
+    }
     int64_t nbytes() const { return cells.capacity() * sizeof(Row*); }
 
    private:
@@ -349,14 +355,20 @@ class Ranking {
         const std::vector<Source>& columns, const std::vector<View>& sort_views, const int32_t* slots, const int32_t* chosen,
         int64_t count, const int8_t* ops, const int64_t* times, int64_t arrival
     ) {
-        uint64_t prefixes[BLOCK_ROWS] = {0};
+        uint64_t prefixes[BLOCK_ROWS] = {0}, hashes[BLOCK_ROWS];
         uint8_t nulls[BLOCK_ROWS];
         for (int64_t base = 0; base < count; base += BLOCK_ROWS) {
             const Rows block{chosen, base, static_cast<int>(std::min<int64_t>(BLOCK_ROWS, count - base))};
             grow(*std::max_element(slots + base, slots + base + block.count));
             if (exact) exact_keys(sort_views, block, prefixes, nulls);
+            for (int i = 0; changes && i < block.count; i++) { /* where they stand in the index is far away */
+                layout.write(columns, block[i], scratch);
+                hashes[i] = sabot_hash(scratch.data(), scratch.size());
+                index.prefetch(hashes[i]);
+            }
             for (int i = 0; i < block.count; i++) {
                 if (i + AHEAD < block.count) prefetch(slots, prefixes, base, i);
+                if (changes && i + AHEAD / 2 < block.count) index.prefetch_row(hashes[i + AHEAD / 2]);
                 const int64_t row = block[i];
                 if (ops != nullptr && (ops[row] & 1)) {
                     layout.write(columns, row, scratch);

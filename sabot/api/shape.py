@@ -293,6 +293,8 @@ def check_node(node: Node) -> None:
     if isinstance(node, Join):
         right_names(node)
     _check_changes(node)
+    if isinstance(node, TopN | WindowTopN) and node.rank in (columns_of(node.input) or ()):
+        raise UserError(f"top_n: rank={node.rank!r} is the name of another column", hint="choose another name")
     if isinstance(node, AsofJoin) and is_changes(node.right):
         _check_versions(node)
 

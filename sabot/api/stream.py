@@ -145,7 +145,7 @@ class Stream:
 
     def union(self, *others: "Stream") -> "Stream":
         """The rows of this stream and of the others; their columns are the same, in the same order."""
-        return self._then(Union((self._node, *(_other(other, "union") for other in others))))
+        return self._then(Union((self._node, *(self._other(other, "union") for other in others))))
 
     def sample(self, fraction: float, *, seed: int = 0) -> "Stream":
         """About this share of the rows, by chance: each row with the probability `fraction` (0 to 1), by a generator that starts at `seed`.
@@ -236,12 +236,20 @@ class Stream:
         had no partner is taken back when one comes. keep=("1h", "1d"): rows of this stream are forgotten when event time has passed them
         by an hour, the other's by a day (None: never); what came out with them stays. That is coarser than between=, which decides
         for each pair, whatever the order in which rows come.
-        other.broadcast(): the other stream is small and goes to every subtask whole; rows of this one stay where they are.
+        other.broadcast(): the other stream is small and goes to every subtask whole; rows of this one stay where they are. One that ends
+        (files) is read first.
         Event time of a pair: the later of the two. Both streams may be changes, where neither between= nor window= is given.
         """
         left_keys, right_keys = _join_keys("join", on, left_on, right_on)
         node: Join
-        given = (self._node, _other(other, "join"), left_keys, right_keys, _one_of("join: how", how, _HOWS), suffix)
+        given = (
+            self._node,
+            self._other(other, "join"),
+            left_keys,
+            right_keys,
+            _one_of("join: how", how, _HOWS),
+            suffix,
+        )
         if between is not None and window is not None:
             raise UserError("join: between= and window= are two kinds of joins", hint="give one of them")
         if between is not None:
@@ -292,7 +300,7 @@ class Stream:
             )
         node = AsofJoin(
             self._node,
-            _other(other, "join_asof"),
+            self._other(other, "join_asof"),
             left_keys,
             right_keys,
             _one_of("join_asof: how", how, ("left", "inner")),
@@ -316,8 +324,8 @@ class Stream:
     ) -> "Stream":
         """Each row with what a table, or a coroutine function, knows of its key when the row comes. What changes later changes no row.
 
-        table: a stream (`app.table`, or another, of which the last row of a key counts). The answer depends on which came first;
-        where it must not, `join_asof` goes by event time. Keys as in `join`.
+        table: a stream (`app.table`, or another, of which the last row of a key counts). One that ends (files) is read before the
+        first row. Else the answer depends on which came first; where it must not, `join_asof` goes by event time. Keys as in `join`.
         Or `async def f(key)` -> a dict of the columns schema=, or None: `lookup(f, on="account", schema={...})`. options, with their
         defaults: cache=10_000 answers kept, cache_ttl="10m", concurrency=100, ordered=True, timeout="30s", retries=0,
         backoff="100ms", on_error="fail" or "skip"; then rows whose calls failed go to dead_letter.
@@ -329,7 +337,7 @@ class Stream:
                 raise UserError(f"lookup: {given}: not for a table", hint="they are for a coroutine function")
             left_keys, right_keys = _join_keys("lookup", on, left_on, right_on)
             how = _one_of("lookup: how", how, ("left", "inner"))
-            return self._then(Lookup(self._node, table._node, left_keys, right_keys, how, suffix))
+            return self._then(Lookup(self._node, self._other(table, "lookup"), left_keys, right_keys, how, suffix))
         if left_on is not None or right_on is not None or on is None:
             raise UserError("lookup: a function needs on=, the columns whose values it gets", hint='on="account"')
         call = LookupCall.of(table, on=on, how=how, **options)
@@ -442,7 +450,7 @@ class Stream:
         `approx_count_distinct`, `approx_quantile`). Bounded inputs only.
         """
         schema = self.schema
-        found = self.group_by().aggregate(**aggregates_of(schema)).collect()
+        found = self.materialize().group_by().aggregate(**aggregates_of(schema)).collect()
         return table_of(schema, found.to_pylist()[0] if found.num_rows else {})
 
     @property
@@ -456,6 +464,13 @@ class Stream:
 
     def __repr__(self) -> str:
         return f"Stream({type(self._node).__name__})"
+
+    def _other(self, other: Any, where: str) -> Node:
+        if not isinstance(other, Stream):
+            raise UserError(f"{where}: {other!r} is no stream", hint="app.stream(…)")
+        if other._owner is not self._owner:
+            raise UserError(f"{where}: the other stream is of another app", hint="make both with one app")
+        return other._node
 
     def _then(self, node: Node) -> "Stream":
         return _stream(self._owner, node)
@@ -609,6 +624,8 @@ class KeyedStream:
 
     def connect(self, other: "KeyedStream | Stream") -> "ConnectedStreams":
         """This stream and another, processed together: one by the same keys, or a broadcast one: `connect(rules.broadcast())`."""
+        if getattr(other, "_owner", self._owner) is not self._owner:
+            raise UserError("connect: the other stream is of another app", hint="make both with one app")
         if isinstance(other, Stream) and isinstance(other._node, Broadcast):
             return ConnectedStreams(self, other._node, ())
         if not isinstance(other, KeyedStream) or len(other._keys) != len(self._keys):
@@ -777,12 +794,6 @@ def _with_id(node: Node, id: str) -> Node:
         hint = "call it right behind the step that keeps state: aggregate, join, top_n, …"
         raise UserError(f"named({id!r}): no step before this place keeps state", hint=hint)
     return node.over(_with_id(node.inputs[0], id))
-
-
-def _other(other: Any, where: str) -> Node:
-    if not isinstance(other, Stream):
-        raise UserError(f"{where}: {other!r} is no stream", hint="app.stream(…)")
-    return other._node
 
 
 def _one_of(what: str, value: Any, among: Sequence[str]) -> Any:

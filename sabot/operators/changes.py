@@ -40,6 +40,7 @@ LOGGED = "op"
 _WORDS = pa.array(["insert", "update_before", "update_after", "delete"])
 _CHUNK_ROWS = 65_536
 _START_OF_TIME = -(2**63)
+_MOST_KEYS = 32  # columns that the table takes for its key
 
 
 def net(batch: Batch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
@@ -126,7 +127,12 @@ class Upsert(KeptGroups):
 
 
 class Changelog(Operator):
-    """Changes as rows: the column `op` (insert, update_before, update_after, delete), then the columns of the input."""
+    """Changes as rows: the column `op` (insert, update_before, update_after, delete), then the columns of the input.
+
+    A change may have the event time of the row that it takes back, which is over; here it is not older than the watermark.
+    """
+
+    _watermark = _START_OF_TIME
 
     def open(self, context: OperatorContext) -> pa.Schema:
         place = context.input.get_field_index(OP_COLUMN)
@@ -144,8 +150,22 @@ class Changelog(Operator):
         place = data.schema.get_field_index(OP_COLUMN)
         words = _WORDS.take(data.column(place))
         columns = [words, *(column for i, column in enumerate(data.columns) if i != place)]
+        if self._schema.names[-1] == TIME_COLUMN:
+            columns[-1] = pa.array(np.maximum(columns[-1].to_numpy(), self._watermark))
         logged = batch.with_data(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self.emit(logged if batch.selection is None else logged.with_selection(batch.selection, batch.hashes))
+
+    def advance(self, watermark_ms: int) -> None:
+        self._watermark = watermark_ms
+
+    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+        return {"watermark": self._watermark, **self.about_state(0)}, None
+
+    def restore(self, saved: list[SavedState]) -> None:
+        self._watermark = max(part.facts["watermark"] for part in saved)
+
+    def state_schema(self) -> dict[str, Any]:
+        return {"kind": "changelog"}
 
 
 class Materialize(Operator):
@@ -166,7 +186,9 @@ class Materialize(Operator):
         self._timed = TIME_COLUMN in context.input.names
         self._columns = without_marks(context.input)
         Aggregator(self._names, [], context.input)  # says which columns are missing
-        self._plain = all(map(_is_key, self._columns.types))  # else rows are kept as bytes
+        self._plain = len(self._columns) <= _MOST_KEYS and all(
+            map(_is_key, self._columns.types)
+        )  # else rows are kept as bytes
         self._kept = self._columns if self._plain else pa.schema([pa.field("row", pa.binary())])
         self._lanes = [("sum", pa.int64()), *([("max", pa.int64())] if self._timed else [])]
         self._store = TableStore(

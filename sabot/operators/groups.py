@@ -846,7 +846,7 @@ class LatestRows(Groups):
     def __init__(self, keys: Sequence[str], input: pa.Schema, context: OperatorContext) -> None:
         self._names, self._input = list(keys), input
         self._timed = TIME_COLUMN in input.names
-        self._rows = RowStore(input, self._names, directory=context.directory)
+        self._rows = RowStore(input, self._names, directory=context.directory, memory_bytes=context.memory_budget)
         self._known = key_table(pa.schema([input.field(name) for name in keys]))
         self._ids: Any = np.zeros(0, np.int64)
         self._touches = Touches()

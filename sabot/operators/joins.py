@@ -29,6 +29,9 @@ from sabot.operators.weaving import same_rows
 __all__ = ["Join", "Sides", "TableLookup"]
 
 
+_START_OF_TIME = -(2**63)
+
+
 class Join(Joined):
     """Every pair of rows with equal keys, of all rows that are there: the join of SQL, over tables that change.
 
@@ -132,6 +135,8 @@ class Join(Joined):
                 changes=changes[1],
                 counted=counted[1],
             )
+        if timed and not timed_right:  # then its rows are of the time when they come
+            self._right.now = _START_OF_TIME
         return result
 
     def process(self, batch: Batch) -> None:
@@ -302,10 +307,12 @@ class Join(Joined):
     def advance(self, watermark_ms: int) -> None:
         for side, ms in ((self._left, self._left_keep_ms), (self._right, self._right_keep_ms)):
             if ms is not None:
-                side.table.remove(side.table.below(max(watermark_ms - ms, -(2**63))))
+                side.table.remove(side.table.below(max(watermark_ms - ms, _START_OF_TIME)))
+        if self._right.now is not None:
+            self._right.now = watermark_ms
 
     def _facts(self) -> dict[str, Any]:
-        return {**super()._facts(), "unknown_takes": self._unknown_takes()}
+        return {**super()._facts(), "unknown_takes": self._unknown_takes(), "now": self._right.now}
 
     def _unknown_takes(self) -> int:
         return self._left.unknown_takes + self._right.unknown_takes
@@ -314,6 +321,10 @@ class Join(Joined):
         super().restore(saved)
         if self._context.subtask == 0:
             self._left.unknown_takes = sum(part.facts["unknown_takes"] for part in saved)
+        if self._right.now is not None:
+            self._right.now = max(
+                [part.facts["now"] for part in saved if part.facts["now"] is not None], default=_START_OF_TIME
+            )
 
     def _restore_side(self, side: Side, saved: list[SavedState], owned: Any) -> None:
         if self._broadcast and side is self._right:

@@ -61,7 +61,8 @@ class Process(Operator):
 
     right_keys: of the second input, in the order of `keys`; none where it is broadcast. What a row makes has its event time, what a
     timer makes the timer's (not below the watermark that was passed on before); that of a processing timer is the watermark. Rows below
-    the watermark are processed like others: the function has ctx.watermark.
+    the watermark are processed like others: the function has ctx.watermark. Where only the left has event time, the right's rows are
+    of the time that it is when they come: the watermark.
     """
 
     def __init__(self, keys: Sequence[str], spec: ProcessSpec, *, right_keys: Sequence[str] = (), id: str = "") -> None:
@@ -92,14 +93,11 @@ class Process(Operator):
         self._left = Side(context.input, there.key_indices)
         self._right: Side | None = None
         if spec.right is not None:
-            self._right = self._open_right(context.right, there.keys, timed)
+            self._right = self._open_right(context.right, there.keys)
         return self._schema
 
-    def _open_right(self, input: pa.Schema | None, keys: pa.Schema, timed: bool) -> "Side":
+    def _open_right(self, input: pa.Schema | None, keys: pa.Schema) -> "Side":
         assert input is not None, "an operator of two inputs is told the columns of both"
-        if timed and TIME_COLUMN not in input.names:
-            reason = "one side has event time, the other has none"
-            raise UserError(f"{self.spec.name}: {reason}", hint="name both streams' time columns: time=...")
         if self.spec.broadcast:
             return Side(input, [])
         there = Aggregator(self._right_names, [], input)

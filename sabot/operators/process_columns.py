@@ -55,8 +55,8 @@ class BatchForm(Form):
         state, ctx, data = self._state, self._ctx, batch.taken()
         if not data.num_rows:
             return
-        times = data.column(side.time) if side.time >= 0 else None
-        latest = LEAST if times is None else pc.max(times).as_py()
+        times = state.times_of(data, side)
+        latest = pc.max(times).as_py() if times is not None and side.time >= 0 else LEAST
         state.latest_ms = max(state.latest_ms, latest)
         keys = None
         if side.keys:

@@ -59,7 +59,8 @@ class RowForm(Form):
         count = data.num_rows
         if not count:
             return
-        times = data.column(side.time).to_pylist() if side.time >= 0 else [None] * count
+        stamps = state.times_of(data, side)
+        times = [None] * count if stamps is None else stamps.to_pylist()
         if side.time >= 0:
             state.latest_ms = max(state.latest_ms, max(times, default=LEAST))
         keys, stored = self._begin(side, batch, data)
@@ -190,13 +191,12 @@ class RowForm(Form):
         name = self._spec.name
         try:
             made = pa.RecordBatch.from_pylist(rows, schema=schema)
-            if sum(map(len, rows)) != len(rows) * len(schema):  # missing ones are null
-                extra = set().union(*rows) - set(schema.names)
-                if extra:
-                    raise UserError(
-                        f"{name}: a row has {sorted(map(str, extra))[0]!r}, which is no column of its {what}",
-                        hint=f"the columns are {', '.join(schema.names)}",
-                    )
+            extra = set().union(*rows) - set(schema.names)  # missing ones are null
+            if extra:
+                raise UserError(
+                    f"{name}: a row has {sorted(map(str, extra))[0]!r}, which is no column of its {what}",
+                    hint=f"the columns are {', '.join(schema.names)}",
+                )
         except UserError:
             raise
         except Exception as error:

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
@@ -86,6 +87,15 @@ class Keyed:
     def now(self) -> int:
         """Event time where there is no row: the watermark; before the first one, the latest row's."""
         return self.latest_ms if self.watermark_ms is None else self.watermark_ms
+
+    def times_of(self, data: pa.RecordBatch, side: Side) -> Array | None:
+        """The event times of an input's rows; where it has none and the other has, the time is now. None: neither has."""
+        if side.time >= 0:
+            return data.column(side.time)
+        if not self.timed:
+            return None
+        now = self.now()
+        return pa.array(np.full(data.num_rows, 0 if now == LEAST else now))
 
     def tell_time(self, at: int) -> None:
         """Values are read and put at this event time."""

@@ -32,7 +32,7 @@ from sabot.operators.base import (
     without_marks,
 )
 from sabot.operators.sessions import WINDOW_END, WINDOW_START, key_table, time_index, window_words
-from sabot.operators.windows import PANE_COLUMN, TimeWindow, _Shape
+from sabot.operators.windows import PANE_COLUMN, TimeWindow, WindowShape
 
 __all__ = ["TIES", "TopN", "WindowTopN"]
 
@@ -255,7 +255,7 @@ class WindowTopN(_Ranked):
         id: str = "",
     ) -> None:
         super().__init__(keys, n, by, ties, rank, id)
-        self._window, self._shape, self._lateness = window, _Shape(window), allowed_lateness_ms
+        self._window, self._shape, self._lateness = window, WindowShape(window), allowed_lateness_ms
         self._late_rows = self._windows_emitted = self._arrivals = 0
 
     def open(self, context: OperatorContext) -> pa.Schema:

@@ -123,6 +123,7 @@ class Side:
         self.schema = pa.schema([schema.field(i) for i in self._columns])
         self.key_indices = [names.index(key) for key in keys]
         self.time = len(names) - 1 if self.timed else -1
+        self.now: int | None = None  # set where this side has no event time and the result has
         self.by_time = order == "time" and self.timed
         self._by_hash = order == "hash"
         beside = [i for i in range(len(names)) if i not in self.key_indices or _has_two_forms(self.schema.types[i])]
@@ -135,7 +136,9 @@ class Side:
             if folder is not None:
                 folder.mkdir()
             try:
-                self._store = RowStore(self.kept, keys, counted=counted, directory=folder)
+                self._store = RowStore(
+                    self.kept, keys, counted=counted, directory=folder, memory_bytes=context.memory_budget // 2
+                )
             except TypeError as error:
                 raise UserError(f"join: the {name} side cannot be kept by {self.keys}: {error}") from error
         self.counted = counted
@@ -170,8 +173,10 @@ class Side:
         return (ops if batch.selection is None else ops.take(batch.selection)).to_numpy()
 
     def times(self, rows: Rows) -> Any:
-        """Their event times (numpy); None: the side has none."""
-        return rows.column(self.time).to_numpy() if self.timed else None
+        """Their event times (numpy), of a side without them `now`; None: there are none."""
+        if self.timed:
+            return rows.column(self.time).to_numpy()
+        return None if self.now is None else np.full(len(rows), self.now)
 
     def has_key(self, rows: Rows) -> Any:
         """Which have no null in their key, and so may have partners (numpy); None: all."""

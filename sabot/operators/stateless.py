@@ -43,7 +43,6 @@ __all__ = [
     "Sample",
     "Select",
     "WithColumns",
-    "WithoutHashes",
     "WithoutPairs",
     "WithoutTime",
     "to_ms",
@@ -144,13 +143,6 @@ class Drop(Operator):
 
     def process(self, batch: Batch) -> None:
         self.emit(_over(batch, batch.data.select(self._kept)))
-
-
-class WithoutHashes(Operator):
-    """The hashes that a shuffle computed are of other keys than the next step's."""
-
-    def process(self, batch: Batch) -> None:
-        self.emit(batch.with_selection(batch.selection, None))
 
 
 class EndVersions(Operator):

@@ -27,7 +27,7 @@ from sabot.operators.base import (
 )
 from sabot.operators.sessions import window_words
 from sabot.operators.sides import CHUNK_ROWS, Joined, Result, Rows, Side, Sides, later
-from sabot.operators.windows import TimeWindow, _Shape
+from sabot.operators.windows import TimeWindow, WindowShape
 
 __all__ = ["AsofJoin", "IntervalJoin", "WindowJoin"]
 
@@ -276,7 +276,7 @@ class WindowJoin(_TimedJoin):
                 f"a join in a {type(window).__name__}: the two sides would not have the same windows",
                 hint="tumbling, hopping or cumulative; or between=(…) for rows that are near each other",
             )
-        self._window, self._shape = window, _Shape(window)
+        self._window, self._shape = window, WindowShape(window)
 
     def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
         sides, how = self._sides, self._how

@@ -35,7 +35,7 @@ from sabot.operators.gathered import Extras, joined
 from sabot.operators.sessions import window_words
 from sabot.state.tables import TableStore
 
-__all__ = ["PANE_COLUMN", "LocalCombine", "WindowAggregate"]
+__all__ = ["PANE_COLUMN", "LocalCombine", "WindowAggregate", "WindowShape"]
 
 PANE_COLUMN = "__pane"  # of partial states: where the pane starts, ms
 ROWS_COLUMN = "__rows"  # of partial states: rows behind this one
@@ -50,7 +50,7 @@ _WINDOW_TIME = pa.timestamp("ms", tz="UTC")
 TimeWindow = TumblingWindow | HoppingWindow | CumulativeWindow
 
 
-class _Shape:
+class WindowShape:
     """Panes and windows as numbers, ms. Every window ends where a pane ends."""
 
     def __init__(self, window: TimeWindow) -> None:
@@ -114,7 +114,7 @@ class WindowAggregate(Operator):
             raise UserError(f"emit_every: {emit_every_ms} ms is no interval", hint="1 ms or more")
         self.id = id
         self._window = window
-        self._shape = _Shape(window)
+        self._shape = WindowShape(window)
         self._keys, self._calls = tuple(keys), tuple(calls)
         self._lateness, self._every, self._partial = allowed_lateness_ms, emit_every_ms, partial
         self._late_rows = self._windows_emitted = self._rows_emitted = 0
@@ -374,7 +374,7 @@ class LocalCombine(Operator):
 
     def __init__(self, window: TimeWindow, keys: Sequence[str], calls: Sequence[Call], *, id: str = "") -> None:
         self.id = id
-        self._shape = _Shape(window)
+        self._shape = WindowShape(window)
         self._keys, self._calls = tuple(keys), tuple(calls)
         self._rows_in = self._rows_out = 0
 

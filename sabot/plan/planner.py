@@ -47,7 +47,6 @@ from sabot.operators.stateless import (
     Sample,
     Select,
     WithColumns,
-    WithoutHashes,
     WithoutPairs,
     WithoutTime,
 )
@@ -165,10 +164,8 @@ class _Planner:
         """Rows of a key come together: here, if they are together already."""
         if place.stage.parallelism == 1 and (place.stage.reading is None or self._parallelism == 1):
             return replace(place, keys=keys or None)  # those of before may be gone behind the step
-        if keys and place.keys is not None and set(place.keys) <= set(keys):
-            if place.keys == keys:
-                return place
-            return self._step(place, f"go on by {', '.join(keys)}", WithoutHashes)[1]
+        if keys and place.keys == keys:  # not if by some of them: a restore finds its rows by the key groups of all
+            return place
         stage = self._stage(name, self._parallelism if keys else 1)
         place = self._parted(place, keys)
         place.targets.append(Edge(stage, keys or None, changes=place.changes))
@@ -184,7 +181,8 @@ class _Planner:
         self, node: logical.TwoInputs, name: str, left: _Place, right: _Place, keys: tuple[_Keys, _Keys]
     ) -> _Place:
         """The head of a stage into which two streams go, by the keys of each; all of a broadcast one into every subtask."""
-        if left.timed != right.timed:
+        timeless = left.timed and not right.timed and _left_has_time(node)
+        if left.timed != right.timed and not timeless:
             left, right = (self._untimed(each) for each in (left, right))
         whole = isinstance(node.right, logical.Broadcast)
         by_left, by_right = keys
@@ -194,10 +192,11 @@ class _Planner:
         right = right if whole else self._parted(right, by_right)
         left.targets.append(Edge(stage, None if joined else by_left or None, straight=joined, changes=left.changes))
         by_right = () if whole else by_right
-        right.targets.append(Edge(stage, by_right or None, right=True, everywhere=whole, changes=right.changes))
-        return replace(
-            left, stage=stage, targets=stage.targets, keys=left.keys if joined else by_left or None, time=None
-        )
+        facts = {"right": True, "everywhere": whole, "timeless": timeless, "changes": right.changes}
+        facts["first"] = (timeless or whole or isinstance(node, logical.Lookup)) and _ends_apart(node)
+        right.targets.append(Edge(stage, by_right or None, **facts))
+        keys_behind = None if joined else by_left or None  # with another parallelism they would be dealt out anew
+        return replace(left, stage=stage, targets=stage.targets, keys=keys_behind, time=None)
 
     def _untimed(self, place: _Place) -> _Place:
         return self._step(place, "without event time", WithoutTime, timed=False)[1] if place.timed else place
@@ -384,7 +383,9 @@ class _Planner:
         text = f"{step_name(node)} {node.how} on {on}{_join_words(node)}"
         if isinstance(node, logical.AsofJoin | logical.Lookup):
             place = replace(place, time=left.time if place.timed else None)
-        return self._step(place, text, make, id=node.id)[1]
+        step, place = self._step(place, text, make, id=node.id)
+        step.scattered = isinstance(node.right, logical.Broadcast)
+        return place
 
     def _over(self, node: logical.Over) -> _Place:
         by = node.keys
@@ -662,7 +663,7 @@ def _timed_reads(writes: list[Write]) -> set[int]:
     for node in reversed(nodes):
         inputs = {id(upstream) for upstream in node.inputs}
         if id(node) in must or _needs_time(node):
-            must |= inputs
+            must |= {id(node.inputs[0])} if _left_has_time(node) else inputs
         if id(node) in may or isinstance(node, _KEYED):
             may |= inputs
     reads = [node for node in nodes if isinstance(node, Read)]
@@ -682,6 +683,20 @@ _KEYED = (
     logical.Connect,
 )
 _BY_TIME = (logical.IntervalJoin, logical.WindowJoin, logical.AsofJoin, logical.WindowTopN, logical.Over, logical.Match)
+
+
+def _left_has_time(node: Node) -> bool:
+    """Of a step of two inputs: it is enough that the left one has event time; rows of the other are there when they come."""
+    if type(node) is logical.Join:
+        return node.how in ("inner", "left", "semi", "anti") and node.keep_ms[1] is None
+    return isinstance(node, logical.Lookup | logical.Connect)
+
+
+def _ends_apart(node: logical.TwoInputs) -> bool:
+    """The right side ends, and nothing that the left reads would have to wait for itself."""
+    left, right = ({id(each): each for each in walk([side]) if isinstance(each, Read)} for side in node.inputs)
+    ends = all(isinstance(each.source, Source) and each.source.bounded for each in right.values())
+    return ends and not left.keys() & right.keys()
 
 
 def _needs_time(node: Node) -> bool:

@@ -24,7 +24,8 @@ class Edge:
     """Rows of a chain go to another stage. keys: to the owner of the key group of these columns; None: all to its one subtask.
 
     right: they are the second input of the stage. everywhere: all of them go to each subtask. straight: those of a subtask stay with the
-    one of the same number. changes: they are not an append stream.
+    one of the same number. changes: they are not an append stream. timeless: they have no event time, and do not hold it back.
+    first: they are read to their end before what comes by other edges.
     """
 
     target: "Stage"
@@ -32,6 +33,8 @@ class Edge:
     right: bool = False
     everywhere: bool = False
     straight: bool = False
+    timeless: bool = False
+    first: bool = False
     changes: bool = False
 
 
@@ -46,6 +49,7 @@ class Step:
     sides: dict[str, list["Step | Edge"]] = field(default_factory=dict)
     named: bool = False  # the user gave the id
     path: str = ""  # stands for all steps before it, back to the sources
+    scattered: bool = False  # rows come to any subtask; what is restored is dealt out by key group all the same
 
 
 @dataclass(eq=False)
@@ -192,6 +196,7 @@ def _describe(targets: Iterable[Step | Edge], indent: str, lines: list[str]) -> 
             how = "" if target.keys is None else f" by key group of {', '.join(target.keys)}"
             how += ", all rows to each subtask" if target.everywhere else ""
             how += ", changes" if target.changes else ""
+            how += ", before all others" if target.first else ""
             lines.append(f"{indent}-> stage {target.target.id}{' (right)' if target.right else ''}{how}")
         else:
             lines.append(f"{indent}{target.text}")

@@ -75,20 +75,26 @@ class Input(Protocol):
 class GateInput:
     """The gate over the channels of the stages before. Small batches that wait are joined: each split made them smaller.
 
-    right: the numbers of the channels that are the second input's.
+    right: the numbers of the channels that are the second input's. first: those of channels that are read to their end before any other.
     """
 
     brings_barriers = True
     flight_seconds = float("inf")
 
-    def __init__(self, channels: list[Channel], right: Set[int] = frozenset()) -> None:
+    def __init__(self, channels: list[Channel], right: Set[int] = frozenset(), first: Set[int] = frozenset()) -> None:
         self.gate = Gate(channels)
+        self._first = set(first)
+        self._later = [number for number in range(len(channels)) if first and number not in first]
+        for number in self._later:
+            self.gate.pause(number)
         self.right = False
         self._right = right
         self._next: tuple[int, Any] | None = None
 
     def next(self, wait_seconds: float) -> Any:
         item = self.gate.next(wait_seconds) if self._next is None else self._next
+        if self._later:
+            self._look_for_ends()
         if item is None:
             return None
         self._next = None
@@ -100,6 +106,14 @@ class GateInput:
 
     def mark(self) -> Any:
         return None
+
+    def _look_for_ends(self) -> None:
+        """When the first inputs have ended the others' turn has come."""
+        self._first = {number for number in self._first if not self.gate.ended(number)}
+        if not self._first:
+            for number in self._later:
+                self.gate.resume(number)
+            self._later.clear()
 
     def _joined(self, first: Batch) -> Batch:
         """With those that wait behind it, as far as they have the same columns."""

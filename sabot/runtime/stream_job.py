@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
-from sabot._cython.channel import Channel
+from sabot._cython.channel import IDLE, Channel
 from sabot.api.nodes import Read, Write
 from sabot.aside import aside
 from sabot.checkpoint import Coordinator, Manifest, StoredTask, TaskSnapshot
@@ -90,6 +90,9 @@ class _Built:
     tasks: list[StreamTask]
     gates: list[list[Channel]] = field(default_factory=list)  # by subtask, the channels that come in
     right: list[set[int]] = field(default_factory=list)  # by subtask, which of those channels are the second input's
+    first: list[set[int]] = field(
+        default_factory=list
+    )  # by subtask, which of those are read to their end before the others
     schema: pa.Schema | None = None  # of what comes in
     right_schema: pa.Schema | None = None
     mixed: bool = False  # a sink into which streams of different columns go
@@ -219,7 +222,9 @@ class StreamJob:
                 StreamTask(f"{stage.id}/{i}", self.around.coordinator, self.around.clock)
                 for i in range(stage.parallelism)
             ]
-            self._built[stage.id] = _Built(stage, tasks, [[] for _ in tasks], [set() for _ in tasks])
+            self._built[stage.id] = _Built(
+                stage, tasks, [[] for _ in tasks], [set() for _ in tasks], [set() for _ in tasks]
+            )
         for stage in self.plan.stages:
             built = self._built[stage.id]
             if stage.reading is not None:
@@ -227,7 +232,7 @@ class StreamJob:
                 watermarks = Watermarks(stage.reading.node.lateness_ms, stage.reading.node.idle_ms)
             for number, task in enumerate(built.tasks):
                 if stage.reading is None:
-                    task.input = GateInput(built.gates[number], built.right[number])
+                    task.input = GateInput(built.gates[number], built.right[number], built.first[number])
                 task.chain = self._chain(built, number)
                 if stage.reading is not None:
                     sources, codec = readers[stage.id]
@@ -478,6 +483,10 @@ class StreamJob:
             channel = Channel(name=f"{task.name} to {built.tasks[number].name}")
             if edge.right:
                 built.right[number].add(len(gate))
+            if edge.first:
+                built.first[number].add(len(gate))
+            if edge.timeless:
+                channel.put_nowait(IDLE)
             gate.append(channel)
             channels.append(channel)
         return Output(channels, edge.keys or (), task, edge.everywhere)
@@ -527,11 +536,12 @@ class StreamJob:
                 _log.info("%s: %s: %s", each.id, each.outcome, each.why)
         saved = {operator: parts_of(restored, before) for operator, before in saved_as.items()}
         subtasks = Counter(operator.id for task in self.tasks for operator in task.chain.operators)
+        scattered = {step.id for stage in self._stages for step in stage.steps() if step.scattered}
         for task in self.tasks:
             states = {}
             for operator in task.chain.operators:
                 parts = saved.get(operator.id, {})
-                same = len(parts) == subtasks[operator.id] and task.name in parts
+                same = len(parts) == subtasks[operator.id] and task.name in parts and operator.id not in scattered
                 states[operator.id] = [parts[task.name]] if same else list(parts.values())
             task.restore(states)
 

@@ -1015,3 +1015,40 @@ async def answers_are_the_same(program: Joined, way: str, seed: int, folder: Pat
             raise AssertionError(f"{where}\n{wrong}") from None
     wrong = differences(got, program.answer(table), near=program.near, repeated=repeated)
     assert not wrong, f"{where}\n{wrong}"
+
+
+WEEK_HOURS = 7 * 24
+
+
+def a_week(rows: int = 6000, keys: int = 20) -> pa.Table:
+    """Rows of a week, evenly, in order; two streams get them by turns."""
+    return pa.table(
+        {
+            "n": pa.array(range(rows), pa.int64()),
+            "ts": pa.array([i * WEEK_HOURS * 3_600_000 // rows for i in range(rows)], pa.int64()),
+            "k": pa.array([f"key {i // 2 % keys}" for i in range(rows)]),
+            "x": pa.array([i // 2 // keys % 7 for i in range(rows)], pa.int64()),
+        }
+    )
+
+
+async def figures_at(program: Program, table: pa.Table, share: float, *names: str) -> dict[str, list[Any]]:
+    """What the operators say under these names when so much of the rows has been processed."""
+    gate, kept = Gate(share), Kept()
+    app = App("size", parallelism=2)
+    given = [Rows(part, split="seven", gate=gate, name=f"rows{i}") for i, part in enumerate(deal(program, table))]
+    program.build(*(app.stream(each, time="ts") for each in given)).to(kept)
+    await app.start()
+    try:
+        await until(lambda: gate.reached(program.sources), "the rows to be read")
+        seen: list[dict[str, list[Any]]] = []
+
+        def is_quiet() -> bool:
+            statistics = app.statistics()
+            seen.append({name: figures(statistics, name) for name in names} | {"all": [str(statistics["streams"])]})
+            return len(seen) > 60 and all(each == seen[-1] for each in seen[-60:])
+
+        await until(is_quiet, "the state to come to rest")
+        return seen[-1]
+    finally:
+        await app.stop()

@@ -11,26 +11,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from harness import (
     EVENTS,
+    WEEK_HOURS,
     Circumstance,
-    Gate,
     Joined,
     Kept,
     Row,
     Rows,
+    a_week,
     answers_are_the_same,
     by_key,
     differences,
     draw,
     events,
     figures,
+    figures_at,
     of,
     run_in_turns,
     tumbles,
-    until,
     ways,
     windowed,
 )
@@ -536,47 +536,6 @@ async def test_what_changes_after_a_lookup_changes_no_row(tmp_path: Path) -> Non
 
 # -- how much is kept -----------------------------------------------------------------------------------------------------
 
-HOUR, WEEK = 3_600_000, 7 * 24 * 3_600_000
-
-
-def a_week(rows: int = 6000, keys: int = 20) -> pa.Table:
-    """Rows of a week, evenly, in order; the two streams by turns."""
-    return pa.table(
-        {
-            "n": pa.array(range(rows), pa.int64()),
-            "ts": pa.array([i * WEEK // rows for i in range(rows)], pa.int64()),
-            "k": pa.array([f"key {i // 2 % keys}" for i in range(rows)]),
-        }
-    )
-
-
-async def figures_at(program: Joined, table: pa.Table, share: float, names: Sequence[str]) -> dict[str, list[Any]]:
-    """What the operators say when so much of the rows has been processed."""
-    gate, kept = Gate(share), Kept()
-    app = App("size", parallelism=2)
-    given = [
-        Rows(part, split="seven", gate=gate, name=f"rows{i}") for i, part in enumerate(table_parts(program, table))
-    ]
-    program.build(*(app.stream(each, time="ts") for each in given)).to(kept)
-    await app.start()
-    try:
-        await until(lambda: gate.reached(program.sources), "the rows to be read")
-        seen: list[Any] = []
-
-        def is_quiet() -> bool:
-            seen.append({name: figures(app.statistics(), name) for name in names})
-            return len(seen) > 40 and all(each == seen[-1] for each in seen[-40:])
-
-        await until(is_quiet, "the state to come to rest")
-        return seen[-1]
-    finally:
-        await app.stop()
-
-
-def table_parts(program: Joined, table: pa.Table) -> list[pa.Table]:
-    return [table.take(pa.array(range(i, table.num_rows, program.sources))) for i in range(program.sources)]
-
-
 A_WEEK = [
     # (program, hours of rows that it may keep)
     (Joined("inner", joined("inner", "k", ("n", "k"), ("n", "k"), between=("-1h", 0)), ""), 1.0),
@@ -598,9 +557,9 @@ A_WEEK = [
 @pytest.mark.parametrize(("program", "hours"), A_WEEK, ids=[program.name for program, _ in A_WEEK])
 async def test_an_hour_of_join_over_a_week_of_rows_keeps_an_hour(program: Joined, hours: float) -> None:
     table = a_week()
-    found = await figures_at(program, table, 0.99, ["rows"])
+    found = await figures_at(program, table, 0.99, "rows")
     kept = sum(each for each in found["rows"] if isinstance(each, int))
-    in_an_hour = table.num_rows / (7 * 24)
+    in_an_hour = table.num_rows / WEEK_HOURS
     # beside the hour: what has come since the last watermark, and of versions one of each of the 20 keys
     assert found["rows"], "no operator says how many rows it keeps"
     assert kept <= hours * in_an_hour + 60, f"{kept} rows; an hour has {in_an_hour:.0f}: {found}"
@@ -609,7 +568,7 @@ async def test_an_hour_of_join_over_a_week_of_rows_keeps_an_hour(program: Joined
 async def test_a_join_without_time_keeps_all_rows() -> None:
     """The other side of the measure: it sees rows where there are some."""
     program = Joined("inner", joined("inner", "k", ("n", "k"), ("n", "k")), "")
-    found = await figures_at(program, a_week(600), 0.99, ["rows"])
+    found = await figures_at(program, a_week(600), 0.99, "rows")
     assert sum(each for each in found["rows"] if isinstance(each, int)) >= 590
 
 

@@ -1,4 +1,4 @@
-"""The four pipelines that are crashed at every step: each app ends by itself, and all it does goes below a directory, or is named after it.
+"""The six pipelines that are crashed at every step: each app ends by itself, and all it does goes below a directory, or is named after it.
 
 Numbers are whole, so sums are exact whatever the order.
 """
@@ -96,4 +96,57 @@ def agents_to_sqlite(directory: Path) -> App:
             await state.put(name, (await state.get(name) or 0) + more)
         return {"n": 1, "sum": ctx.message["amount"]}
 
+    return app
+
+
+def joined_to_sqlite(directory: Path) -> App:
+    """Sums per city of payments whose account may be known only later: then they leave the sum of those without a city."""
+    app = named(directory)
+    paid = app.stream(ScriptedSource([payments(0, 6), BARRIER, payments(6, 6), END], name="paid"), time="ts")
+    homes = [{"account": "ann", "city": "Oslo"}, {"account": "bob", "city": "Rome"}]
+    known = app.stream(ScriptedSource([homes[:1], BARRIER, homes[1:], END], name="homes"))
+    (
+        paid.join(known, on="account", how="left")
+        .with_columns(city=col("city").fill_null("nowhere"))
+        .group_by("city")
+        .aggregate(n=sabot.count(), total=sabot.sum("amount"), least=sabot.min("amount"))
+        .upsert("city")
+        .to(SqlSink(f"sqlite:///{directory / 'out.db'}", table="cities"))
+    )
+    return app
+
+
+async def rated(row: dict[str, object]) -> dict[str, object]:
+    """A call of which one in three comes at once, and the others later."""
+    amount = int(str(row["amount"]))
+    await asyncio.sleep(amount % 3 / 1000)
+    return {**row, "risk": amount % 4}
+
+
+class Spans(sabot.Process):
+    """Sums of an account's parts of ten seconds, told by timers."""
+
+    def process(self, row, ctx):
+        part, sums = ctx.timestamp // 10_000, ctx.map("sums")
+        sums.put(part, (sums.get(part) or 0) + row["amount"])
+        ctx.timers.event((part + 1) * 10_000)
+
+    def on_timer(self, timer, ctx):
+        part = timer.at // 10_000 - 1
+        total = ctx.map("sums").get(part)
+        ctx.map("sums").delete(part)
+        return {"account": ctx.key, "first": part, "last": total}
+
+
+def calls_to_parquet(directory: Path) -> App:
+    """Rows wait for calls; what comes of them goes through timers, and through a pattern."""
+    app = named(directory)
+    rows = app.stream(ScriptedSource([payments(0), BARRIER, payments(8), END]), time="ts")
+    schema = {"account": "string", "amount": "int64", "ts": "int64", "risk": "int64"}
+    calls = rows.map_async(rated, schema=schema, concurrency=3, ordered=False).key_by("account")
+    columns = {"account": "string", "first": "int64", "last": "int64"}
+    rising = sabot.pattern("low", col("risk") <= 1).then("high", col("risk") >= 2).within("10s")
+    low, high = sabot.step("low"), sabot.step("high")
+    matches = calls.pattern(rising, first=low.first("amount"), last=high.last("amount"))
+    calls.process(Spans(), schema=columns).union(matches.select(*columns)).to(ParquetSink(directory / "out/"))
     return app

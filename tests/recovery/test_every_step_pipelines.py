@@ -87,6 +87,28 @@ def test_windows_into_parquet_files_survive_a_crash_at_every_step() -> None:
     assert crashes.died >= 2 * crashes.steps * 0.8
 
 
+def test_calls_timers_and_a_pattern_survive_a_crash_at_every_step() -> None:
+    crashes = crash_at_every_step(apps.calls_to_parquet, parquet_rows, workers=2)
+    print(crashes)
+    assert {"manifest", "stage", "state write", "rename"} <= crashes.kinds.keys()
+    assert crashes.died >= 2 * crashes.steps * 0.8
+
+
+def cities(directory: Path) -> list[Any]:
+    """The table, not how it came to be what it is."""
+    with sqlite3.connect(directory / "out.db") as database:
+        rows = sorted(database.execute("select city, n, total, least from cities").fetchall())
+    assert rows == [("Oslo", 4, 18, 0), ("Rome", 4, 22, 1), ("nowhere", 4, 26, 2)]
+    return rows
+
+
+def test_the_changes_of_a_join_into_a_table_survive_a_crash_at_every_step() -> None:
+    crashes = crash_at_every_step(apps.joined_to_sqlite, cities, workers=2)
+    print(crashes)
+    assert {"manifest", "stage", "sql"} <= crashes.kinds.keys()
+    assert crashes.died >= 2 * crashes.steps * 0.8
+
+
 def totals(directory: Path) -> tuple[list[Any], list[Any]]:
     """The rows, and the state that the agents share."""
     with sqlite3.connect(directory / "out.db") as database:

@@ -294,11 +294,12 @@ class Seed:
         """The app of the next life."""
         self.lives += 1
         dice = random.Random(f"life {self.lives} of {self.number}")
+        intervals = [0.2, 1, 60] if self.counts.refuses or self.is_stateful else [0.01, 0.1, 60]
         app = App(
             "graph",
             state="memory" if self.state == "memory" else str(directory / "state"),
             checkpoint_dir=directory / "checkpoints",
-            checkpoint_interval=dice.choice([0.2, 1, 60] if self.counts.refuses else [0.01, 0.1, 60]),
+            checkpoint_interval=dice.choice(intervals),
             parallelism=dice.randint(1, 4),
             memory_budget=dice.choice(["64KB", "256MB"]),
             restart="fixed(1000, 100ms)",
@@ -373,7 +374,7 @@ class Seed:
                     crashes=self.crashes,
                     stops=self.stops,
                     faults=self.faults,
-                    most_turns=400_000,
+                    most_turns=2_000_000,
                 )
                 self.check(folder)
         except BaseException as error:

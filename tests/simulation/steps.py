@@ -240,6 +240,7 @@ def ranked(flow: Flow, dice: Dice) -> Flow:
         changes=True,
         apart=False,
         ordered=False,
+        **({"unique": (*keys, place)} if place and ties == "row_number" else {}),
     )
 
 

@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from sabot import Batch
 from sabot.connectors.base import build_records
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -88,3 +92,75 @@ def test_the_fraud_oracle_is_what_the_demo_counts(monkeypatch):
     assert fraud.expected(30_000, seed=5) == whole
     assert whole["rows"] == 30_000
     assert 0 < whole["alerts"] < 1_000
+
+
+@pytest.mark.parametrize("join", ["interval", "asof", "regular", "left"])
+def test_the_joins_of_two_files_add_up_to_the_answer_of_duckdb(monkeypatch, tmp_path, join):
+    joins = script("joins", monkeypatch)
+    paths = joins.make_files(tmp_path, 5_000)
+    figures = joins.measure(join, paths, 5_000, 2, 1, {"duckdb": joins.run_duckdb})
+    assert figures["result_rows"] > 0
+    assert figures["sabot"]["rows_per_s"] == pytest.approx(10_000 / figures["sabot"]["seconds"], rel=0.1)
+    assert figures["duckdb"]["sabot_takes"] > 0
+
+
+def test_a_peer_with_another_answer_stops_the_run_and_one_that_takes_too_long_is_left_out(monkeypatch, tmp_path):
+    joins = script("joins", monkeypatch)
+    paths = joins.make_files(tmp_path, 1_000)
+
+    def wrong(*given):
+        taken, (rows, x, y, z) = joins.run_duckdb(*given)
+        return taken, (rows, x, y, z + 1)
+
+    def slow(*given):
+        raise joins.subprocess.TimeoutExpired("peer", 5)
+
+    with pytest.raises(AssertionError, match="regular: wrong has"):
+        joins.measure("regular", paths, 1_000, 1, 1, {"wrong": wrong})
+    assert joins.measure("regular", paths, 1_000, 1, 2, {"slow": slow})["slow"] == {"stopped_after_s": 5}
+
+
+def test_what_changes_take_back_is_taken_off_the_totals(monkeypatch):
+    totals = script("joins", monkeypatch).Totals()
+    ops = ["insert", "insert", "update_before", "update_after", "delete"]
+    rows = pa.record_batch({"op": ops, "x": [1, 2, 2, 5, 1], "y": [10, 20, 20, 30, 10]})
+    totals.write(Batch(rows))
+    assert totals.answer == (1, 5, 30, 150)
+    totals.write(Batch(pa.record_batch({"op": ["insert"], "x": [4], "y": pa.array([None], pa.int64())})))
+    assert totals.answer == (2, 9, 30, 150)
+
+
+def test_no_two_rows_of_both_streams_have_the_same_time_and_none_is_late(monkeypatch):
+    joins = script("joins", monkeypatch)
+    sides = [joins.make_side(5_000, seed, "x", odd)["ts"].to_numpy() for seed, odd in ((7, 0), (8, 3))]
+    assert len(np.unique(np.concatenate(sides))) == 10_000
+    for times in sides:
+        assert (np.maximum.accumulate(times) - times).max() <= joins.DISORDER_MS < 5_000
+
+
+@pytest.mark.parametrize("program", ["top_n", "top_n_updates"])
+def test_the_first_ten_of_each_key_add_up_to_the_answer_of_duckdb(monkeypatch, tmp_path, program):
+    top_n = script("top_n", monkeypatch)
+    path = top_n.make_file(tmp_path, program, 20_000)
+    assert top_n.measure(program, path, 20_000, 2, 1, {})["result_rows"] > 0
+
+
+@pytest.mark.parametrize("batch", [True, False])
+def test_every_timer_of_the_benchmark_fires_once(monkeypatch, tmp_path, batch):
+    timers = script("timers", monkeypatch)
+    rows = timers.make_rows(4_000, 1_000)
+    pq.write_table(rows, tmp_path / "rows.parquet", row_group_size=500)
+    truth = timers.expected(rows, 1_000)
+    assert timers.run_job(tmp_path / "rows.parquet", 1_000, 2, batch)[1] == truth
+    assert timers.run_operator(rows, 1_000)[2] == truth
+    with pytest.raises(AssertionError, match="rows gives"):
+        timers.least(lambda: ({"seconds": 1.0}, (0, 0, 0, 0)), 1, "rows", truth)
+
+
+@pytest.mark.parametrize("name", ["fails", "steps"])
+def test_the_matches_of_the_benchmark_are_those_of_its_twin(monkeypatch, tmp_path, name):
+    pattern = script("pattern", monkeypatch)
+    events = pattern.make_events(40_000, 20, 100)
+    pq.write_table(events, tmp_path / "events.parquet")
+    figures, want = pattern.measure(name, events, tmp_path / "events.parquet", 1, 1)
+    assert figures["matches"] == len(want) > 0

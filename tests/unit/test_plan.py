@@ -86,8 +86,15 @@ def test_several_threads_split_rows_by_key_group_before_keyed_work(memory_url):
 def test_rows_that_are_split_already_are_not_split_again(memory_url):
     app = App("shop", broker=memory_url, parallelism=2)
     orders = app.stream("orders", schema=SCHEMA, time="ts")
-    again = minutes(orders).key_by("account", "window_start").deduplicate()
+    again = minutes(orders).key_by("account").aggregate(n=sabot.count())
     assert again.explain().count("by key group") == 1
+
+
+def test_rows_that_are_split_by_some_of_the_keys_are_split_by_all_of_them(memory_url):
+    app = App("shop", broker=memory_url, parallelism=2)
+    orders = app.stream("orders", schema=SCHEMA, time="ts")
+    again = minutes(orders).key_by("account", "window_start").deduplicate()
+    assert "by key group of account, window_start" in again.explain()  # where a restore looks for their state
 
 
 def test_the_graph_is_mermaid(app, orders):

@@ -207,6 +207,19 @@ def test_a_rank_whose_row_changes_is_an_update_pair(tmp_path):
     ]
 
 
+def test_pieces_of_a_result_never_part_a_pair():
+    schema = pa.schema([("v", pa.int64())])
+    for size in (2, 3, 4, 5):
+        table = RankTable(schema, [(0, False)], 9, ranked=True)
+        for values in ([10, 20, 30, 40], [5, 15]):
+            rows = pa.record_batch([pa.array(values)], schema=schema)
+            table.add(pa.array([0] * len(values), pa.int32()), rows)
+            table.settle()
+        ops = [ops.to_pylist() for _, _, ops, _ in table.pieces(size)]
+        assert [op for piece in ops for op in piece] == [UPDATE_BEFORE, UPDATE_AFTER] * 4 + [INSERT] * 2
+        assert all(len(piece) <= size and piece[-1] != UPDATE_BEFORE for piece in ops)
+
+
 def test_a_row_that_is_taken_lets_the_next_one_in(tmp_path):
     run = OperatorRun(lambda: TopN([], 1, [("v", True)], changes=True), CHANGES, [], tmp_path)
     run.feed(batch_of([(1, 3.0, "a"), (2, 2.0, "b")], [INSERT, INSERT], CHANGES))

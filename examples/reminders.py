@@ -1,0 +1,26 @@
+"""A process function: an order that is not paid within a minute, by state and a timer. Run it: sabot run examples.reminders:app"""
+
+from sabot import App
+from sabot.testing import MemoryBroker
+
+app = App("reminders")
+orders = app.stream("orders", schema={"order": "int64", "what": "string", "ts": "int64"}, time="ts")
+
+
+def note(row, ctx):
+    if row["what"] == "placed":
+        ctx.timers.event(ctx.timestamp + 60_000)
+    else:
+        ctx.state("paid").put(ctx.timestamp)
+
+
+def remind(timer, ctx):
+    if (ctx.state("paid").get() or timer.at) >= timer.at:
+        return {"text": f"order {ctx.key} is not paid"}
+
+
+orders.key_by("order").process(note, on_timer=remind, schema={"text": "string"}, ttl="1d").to("reminders")
+app.agent("reminders", name="show")(lambda ctx: print(ctx.message["text"], flush=True))
+
+events = [(1, "placed", 0), (2, "placed", 9_000), (1, "paid", 59_000), (3, "placed", 70_000), (2, "paid", 71_000)]
+MemoryBroker.get().publish("orders", [{"order": id, "what": what, "ts": ts} for id, what, ts in events])
