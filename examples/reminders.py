@@ -8,19 +8,24 @@ orders = app.stream("orders", schema={"order": "int64", "what": "string", "ts": 
 
 
 def note(row, ctx):
+    ctx.state(row["what"]).put(ctx.timestamp)
     if row["what"] == "placed":
         ctx.timers.event(ctx.timestamp + 60_000)
-    else:
-        ctx.state("paid").put(ctx.timestamp)
 
 
 def remind(timer, ctx):
-    if (ctx.state("paid").get() or timer.at) >= timer.at:
-        return {"text": f"order {ctx.key} is not paid"}
+    paid = ctx.state("paid").get()
+    if paid is None or paid >= timer.at:
+        return {"order": ctx.key}
 
 
-orders.key_by("order").process(note, on_timer=remind, schema={"text": "string"}, ttl="1d").to("reminders")
-app.agent("reminders", name="show")(lambda ctx: print(ctx.message["text"], flush=True))
+orders.key_by("order").process(note, on_timer=remind, schema={"order": "int64"}, ttl="1d").to("unpaid")
+
+
+@app.agent("unpaid")
+async def show(ctx):
+    print("not paid:", ctx.message["order"], flush=True)
+
 
 events = [(1, "placed", 0), (2, "placed", 9_000), (1, "paid", 59_000), (3, "placed", 70_000), (2, "paid", 71_000)]
 MemoryBroker.get().publish("orders", [{"order": id, "what": what, "ts": ts} for id, what, ts in events])

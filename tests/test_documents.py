@@ -192,7 +192,7 @@ EXAMPLES = {
     "minutes": ["a 2 12.5", "b 1 7.5"],
     "prices": ["ink 1 9.0", "pen 10 20.0", "pen 4 10.0"],
     "leaders": ["1 Ada 8", "2 Bo 7"],
-    "reminders": ["order 2 is not paid"],
+    "reminders": ["not paid: 2"],
     "takeover": ["ada 4 900"],
     "calls": ["1 0.4", "2 0.8", "3 1.2"],
 }

@@ -577,7 +577,7 @@ class KeyedStream:
         """Every row, and beside it columns made of the rows of its key up to it, in the order of event time: SQL's OVER.
 
         preceding: how many rows before it count (5: six with itself), or of how much event time ("1h": also those of equal time that come
-        after it); None: all. `total=sabot.sum("x")` and the other aggregates that need no list; `sabot.lag("x")`, `lead("x")`,
+        after it); None: all. `total=sabot.sum("x")` and the other aggregates of numbers and times; `sabot.lag("x")`, `lead("x")`,
         `row_number()`, `rank()`, `dense_rank()`. A row comes out when event time has passed it; with lead, when those that follow have
         come.
         """

@@ -319,10 +319,12 @@ class StreamTask:
         return self.chain.has_room or (self._expected > 0 and self.input.brings_barriers)
 
     def _without_room(self, wait_seconds: float) -> bool | None:
-        """No rows; marks of the task's own source all the same."""
+        """No rows; barriers all the same: those of the task's own source; behind a gate that has ended, when they are asked for."""
         if self.ended:
             return not self.may_wait
-        element = self.input.mark() if self._finishing is None else None
+        element = self.input.mark()
+        if self._finishing is not None and self.input.brings_barriers and self._expected:
+            element = Barrier(self._expected)
         if element is None:
             self._woken.wait(wait_seconds)
             return None
