@@ -14,9 +14,7 @@ def note(row, ctx):
 
 
 def remind(timer, ctx):
-    paid = ctx.state("paid").get()
-    if paid is None or paid >= timer.at:
-        return {"order": ctx.key}
+    return {"order": ctx.key} if (ctx.state("paid").get() or timer.at) >= timer.at else None
 
 
 orders.key_by("order").process(note, on_timer=remind, schema={"order": "int64"}, ttl="1d").to("unpaid")

@@ -9,14 +9,28 @@ nodes of `api/nodes`; `plan/` makes stages of them. A step is checked when it is
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
 from sabot.api.aggregates import Aggregate
+from sabot.api.arguments import (
+    aggregates_of_keywords,
+    column_names,
+    expression_of,
+    flat,
+    function_of,
+    interval_ms,
+    join_keys,
+    keep_ms,
+    named_columns_of,
+    one_of,
+    optional_ms,
+    order_of,
+    whole_ms,
+)
 from sabot.api.calls import AsyncCall, LookupCall
 from sabot.api.describe import aggregates_of, table_of
 from sabot.api.expr import Expr, col
@@ -65,7 +79,7 @@ from sabot.api.patterns import MATCH_END, MATCH_START, Pattern, check_measures
 from sabot.api.process import process_spec
 from sabot.api.shape import check_columns, check_node, columns_of, is_changes, is_upserted, unique_key
 from sabot.api.windows import CountWindow, CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow, Window
-from sabot.config import Duration, parse_seconds
+from sabot.config import Duration
 from sabot.connectors.base import Delivery, Sink, check_delivery
 from sabot.errors import UserError
 
@@ -109,20 +123,20 @@ class Stream:
             raise UserError("filter needs a predicate", hint='filter(col("amount") > 10)')
         node = self._node
         for predicate in predicates:
-            node = Filter(node, _expression(predicate, "filter"))
+            node = Filter(node, expression_of(predicate, "filter"))
         return self._then(node)
 
     def select(self, *columns: str | Expr | Sequence[str | Expr], **named: Expr | Any) -> "Stream":
         """These columns, in this order: names, expressions, or name=expression."""
-        return self._then(Select(self._node, _named(columns, named, "select")))
+        return self._then(Select(self._node, named_columns_of(columns, named, "select")))
 
     def with_columns(self, *columns: Expr, **named: Expr | Any) -> "Stream":
         """Adds columns, or replaces those of the same name. All see the columns as they were before."""
-        return self._then(WithColumns(self._node, _named(columns, named, "with_columns")))
+        return self._then(WithColumns(self._node, named_columns_of(columns, named, "with_columns")))
 
     def drop(self, *names: str | Sequence[str]) -> "Stream":
         """All columns but these."""
-        return self._then(Drop(self._node, _names(_flat(names), "drop")))
+        return self._then(Drop(self._node, column_names(flat(names), "drop")))
 
     def rename(self, names: Mapping[str, str]) -> "Stream":
         """{old name: new name}."""
@@ -135,13 +149,13 @@ class Stream:
         schema: of what it gives; without one it is called with an empty batch, once, to see. Where windows follow, event time is
         read again from its column if that is there, else the number of rows must stay the same.
         """
-        return self._then(MapBatches(self._node, _callable(function, "map_batches"), schema_of(schema)))
+        return self._then(MapBatches(self._node, function_of(function, "map_batches"), schema_of(schema)))
 
     def flat_map(self, function: Callable[[dict[str, Any]], Any], *, schema: Schema) -> "Stream":
         """`function(row: dict)` -> an iterable of dicts. A Python call for each row: prefer `map_batches`."""
         known = schema_of(schema)
         assert known is not None
-        return self._then(FlatMap(self._node, _callable(function, "flat_map"), known))
+        return self._then(FlatMap(self._node, function_of(function, "flat_map"), known))
 
     def union(self, *others: "Stream") -> "Stream":
         """The rows of this stream and of the others; their columns are the same, in the same order."""
@@ -158,7 +172,7 @@ class Stream:
 
     def split(self, predicate: Expr) -> tuple["Stream", "Stream"]:
         """-> (rows for which the predicate is true, all other rows: those where it is null too)."""
-        yes = _expression(predicate, "split")
+        yes = expression_of(predicate, "split")
         return self.filter(yes), self.filter(~yes.fill_null(False))
 
     # -- keys and time ------------------------------------------------------------------------------------------------
@@ -167,7 +181,7 @@ class Stream:
         """Rows that belong together: names of columns, or expressions with an alias. Null is a key like others."""
         if not keys:
             raise UserError("key_by needs a column", hint='key_by("account")')
-        named = _named(keys, {}, "key_by")
+        named = named_columns_of(keys, {}, "key_by")
         made = tuple((name, expr) for name, expr in named if not expr.same(col(name)))
         for name, expr in made:
             if name in expr.columns:
@@ -240,20 +254,20 @@ class Stream:
         (files) is read first.
         Event time of a pair: the later of the two. Both streams may be changes, where neither between= nor window= is given.
         """
-        left_keys, right_keys = _join_keys("join", on, left_on, right_on)
+        left_keys, right_keys = join_keys("join", on, left_on, right_on)
         node: Join
         given = (
             self._node,
             self._other(other, "join"),
             left_keys,
             right_keys,
-            _one_of("join: how", how, _HOWS),
+            one_of("join: how", how, _HOWS),
             suffix,
         )
         if between is not None and window is not None:
             raise UserError("join: between= and window= are two kinds of joins", hint="give one of them")
         if between is not None:
-            lower_ms, upper_ms = _interval(between, how)
+            lower_ms, upper_ms = interval_ms(between, how)
             node = IntervalJoin(*given, lower_ms=lower_ms, upper_ms=upper_ms)
         elif window is not None:
             if not isinstance(window, TumblingWindow | HoppingWindow | CumulativeWindow):
@@ -263,7 +277,7 @@ class Stream:
                 )
             node = WindowJoin(*given, window=window)
         else:
-            node = Join(*given, keep_ms=_keep(keep))
+            node = Join(*given, keep_ms=keep_ms(keep))
         if keep is not None and type(node) is not Join:
             raise UserError(
                 "join: between= and window= say by themselves how long rows are kept", hint="leave keep= out"
@@ -291,8 +305,8 @@ class Stream:
         (forward and nearest need it). how: "left" keeps rows without a partner, "inner" does not. A row comes out when event time
         has passed it on both sides.
         """
-        left_keys, right_keys = _join_keys("join_asof", on, left_on, right_on)
-        strategy = _one_of("join_asof: strategy", strategy, ("backward", "forward", "nearest"))
+        left_keys, right_keys = join_keys("join_asof", on, left_on, right_on)
+        strategy = one_of("join_asof: strategy", strategy, ("backward", "forward", "nearest"))
         if strategy != "backward" and tolerance is None:
             raise UserError(
                 f"join_asof: strategy={strategy!r} needs a tolerance",
@@ -303,10 +317,10 @@ class Stream:
             self._other(other, "join_asof"),
             left_keys,
             right_keys,
-            _one_of("join_asof: how", how, ("left", "inner")),
+            one_of("join_asof: how", how, ("left", "inner")),
             suffix,
             strategy=strategy,
-            tolerance_ms=None if tolerance is None else _ms(tolerance, "tolerance"),
+            tolerance_ms=None if tolerance is None else whole_ms(tolerance, "tolerance"),
         )
         return self._then(node)
 
@@ -335,8 +349,8 @@ class Stream:
             if options or dead_letter is not None:
                 given = ", ".join([*options, *(["dead_letter"] if dead_letter is not None else [])])
                 raise UserError(f"lookup: {given}: not for a table", hint="they are for a coroutine function")
-            left_keys, right_keys = _join_keys("lookup", on, left_on, right_on)
-            how = _one_of("lookup: how", how, ("left", "inner"))
+            left_keys, right_keys = join_keys("lookup", on, left_on, right_on)
+            how = one_of("lookup: how", how, ("left", "inner"))
             return self._then(Lookup(self._node, self._other(table, "lookup"), left_keys, right_keys, how, suffix))
         if left_on is not None or right_on is not None or on is None:
             raise UserError("lookup: a function needs on=, the columns whose values it gets", hint='on="account"')
@@ -399,7 +413,7 @@ class Stream:
         """
         if not keys:
             raise UserError("upsert needs the key", hint='upsert("account")')
-        return self._then(Upsert(self._node, _names(_flat(keys), "upsert")))
+        return self._then(Upsert(self._node, column_names(flat(keys), "upsert")))
 
     def changelog(self) -> "Stream":
         """Changes as rows that stay: the column `op` (insert, update_before, update_after, delete) says what happened to each."""
@@ -505,18 +519,18 @@ class KeyedStream:
             )
         if late is not None and not isinstance(late, str | Sink):
             raise UserError(f"window: late={late!r} is no topic and no Sink", hint='late="late-orders"')
-        every = None if emit_every is None else _ms(emit_every, "emit_every")
+        every = None if emit_every is None else whole_ms(emit_every, "emit_every")
         if every is not None and isinstance(window, SessionWindow | CountWindow):
             raise UserError("emit_every: sessions and windows by count have no early results", hint="leave it out")
-        return WindowedStream(self, window, _ms(allowed_lateness, "allowed_lateness"), every, late)
+        return WindowedStream(self, window, whole_ms(allowed_lateness, "allowed_lateness"), every, late)
 
     def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate) -> Stream:
         """For each row, its key's aggregates so far, the row included. ttl: a key not seen for so long of event time starts anew.
 
         Of numbers and times: count, sum, min, max, mean, variance, stddev, first, last, any. The others need a window.
         """
-        known = _aggregates(unnamed, aggregates)
-        return _stream(self._owner, RunningAggregate(self._node, self._keys, known, _optional_ms(ttl, "ttl")))
+        known = aggregates_of_keywords(unnamed, aggregates)
+        return _stream(self._owner, RunningAggregate(self._node, self._keys, known, optional_ms(ttl, "ttl")))
 
     def reduce(
         self,
@@ -525,12 +539,12 @@ class KeyedStream:
         ttl: Duration | None = None,
     ) -> Stream:
         """For each row, its key's rows so far reduced to one: `function(so_far, row)`, dicts of the same columns."""
-        node = Reduce(self._node, self._keys, _callable(function, "reduce"), _optional_ms(ttl, "ttl"))
+        node = Reduce(self._node, self._keys, function_of(function, "reduce"), optional_ms(ttl, "ttl"))
         return _stream(self._owner, node)
 
     def deduplicate(self, *, within: Duration | None = None) -> Stream:
         """The first row of each key; with `within`, a key counts as new again so long (of event time) after its first row."""
-        return _stream(self._owner, Deduplicate(self._node, self._keys, _optional_ms(within, "within")))
+        return _stream(self._owner, Deduplicate(self._node, self._keys, optional_ms(within, "within")))
 
     def top_n(
         self,
@@ -547,8 +561,8 @@ class KeyedStream:
         the first to come; "rank": all rows that have fewer than `n` before them; "dense_rank": all rows of the first `n` values. rank:
         the name of a column that says which place it is (1, 2, …); then each move is an update.
         """
-        number, order = _order("top_n", n, by, descending)
-        ties = _one_of("top_n: ties", ties, ("row_number", "rank", "dense_rank"))
+        number, order = order_of("top_n", n, by, descending)
+        ties = one_of("top_n: ties", ties, ("row_number", "rank", "dense_rank"))
         return _stream(self._owner, TopN(self._node, self._keys, number, order, ties, rank))
 
     def process(
@@ -589,7 +603,7 @@ class KeyedStream:
             if rows < 0:
                 raise UserError(f"over: preceding={preceding!r} rows", hint="0 or more")
         elif preceding is not None:
-            ms = _ms(preceding, "preceding")
+            ms = whole_ms(preceding, "preceding")
         for name, each in columns.items():
             if not isinstance(each, Aggregate | OverFunction):
                 raise UserError(f"over: {name}={each!r}", hint=f'{name}=sabot.sum("amount"), sabot.lag("amount"), …')
@@ -706,7 +720,7 @@ class GroupedStream:
     def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate) -> Stream:
         """The keys, then these: changes. Each batch updates the row of a key once; a key whose last row was taken back is deleted."""
         keyed = self._keyed
-        node = GroupAggregate(keyed._node, keyed._keys, _aggregates(unnamed, aggregates))
+        node = GroupAggregate(keyed._node, keyed._keys, aggregates_of_keywords(unnamed, aggregates))
         for name, _ in node.aggregates:
             if name in keyed._keys:
                 raise UserError(f"aggregate: {name!r} is the name of another column", hint="choose another name")
@@ -740,7 +754,7 @@ class WindowedStream:
             keyed._node,
             keyed._keys,
             self._window,
-            _aggregates(unnamed, aggregates),
+            aggregates_of_keywords(unnamed, aggregates),
             self._allowed_lateness_ms,
             self._emit_every_ms,
             self._late,
@@ -768,8 +782,8 @@ class WindowedStream:
             raise UserError(
                 "top_n: only of tumbling, hopping and cumulative windows, at their end", hint='window(tumbling("1m"))'
             )
-        number, order = _order("top_n", n, by, descending)
-        ties = _one_of("top_n: ties", ties, ("row_number", "rank", "dense_rank"))
+        number, order = order_of("top_n", n, by, descending)
+        ties = one_of("top_n: ties", ties, ("row_number", "rank", "dense_rank"))
         node = WindowTopN(
             keyed._node, keyed._keys, window, number, order, ties, rank, self._allowed_lateness_ms, self._late
         )
@@ -796,28 +810,6 @@ def _with_id(node: Node, id: str) -> Node:
     return node.over(_with_id(node.inputs[0], id))
 
 
-def _one_of(what: str, value: Any, among: Sequence[str]) -> Any:
-    if value not in among:
-        raise UserError(f"{what}={value!r}", hint=f"one of {', '.join(map(repr, among))}")
-    return value
-
-
-def _join_keys(where: str, on: Any, left_on: Any, right_on: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    if on is not None and (left_on is not None or right_on is not None):
-        raise UserError(f"{where}: on= and left_on=/right_on= say the same twice", hint="give on=, or the other two")
-    left, right = (_names(_flat([each or ()]), where) for each in ((on, on) if on is not None else (left_on, right_on)))
-    if not left or len(left) != len(right):
-        raise UserError(
-            f"{where} needs as many keys of the left as of the right", hint='on="account", or left_on= and right_on='
-        )
-    return left, right
-
-
-def _keep(keep: Any) -> tuple[int | None, int | None]:
-    left, right = keep if isinstance(keep, tuple | list) and len(keep) == 2 else (keep, keep)
-    return _optional_ms(left, "keep"), _optional_ms(right, "keep")
-
-
 def _check_broadcast(node: Join) -> None:
     """Rows of the left stay where they are, and none of the subtasks knows of those of the others."""
     by_time = type(node) is not Join
@@ -830,46 +822,6 @@ def _check_broadcast(node: Join) -> None:
         raise UserError(
             "join: a stream of changes cannot be joined with a broadcast one", hint="leave .broadcast() out"
         )
-
-
-def _interval(between: Any, how: str) -> tuple[int | None, int | None]:
-    """(lower, upper) in ms; "-1h" is before."""
-    if not isinstance(between, tuple | list) or len(between) != 2:
-        raise UserError(
-            f"join: between={between!r}", hint='between=("-1h", "5m"): from an hour before to five minutes after'
-        )
-    lower, upper = (None if each is None else _signed_ms(each) for each in between)
-    if lower is not None and upper is not None and lower > upper:
-        raise UserError(f"join: between={between!r} is empty", hint="the earlier end comes first")
-    # a row of the left is known to have no partner when the watermark is past its upper end; one of the right, past its lower end
-    if (how in ("left", "full", "anti") and upper is None) or (how in ("right", "full") and lower is None):
-        raise UserError(
-            f"join: with an open end it is never known of a row that it has no partner, as how={how!r} must",
-            hint='give both ends of between=, or how="inner"',
-        )
-    return lower, upper
-
-
-def _signed_ms(value: Any) -> int:
-    if isinstance(value, str) and value.strip().startswith("-"):
-        return -_ms(value.strip()[1:].strip(), "between")
-    if isinstance(value, int | float) and value < 0:
-        return -_ms(-value, "between")
-    if isinstance(value, timedelta) and value < timedelta(0):
-        return -_ms(-value, "between")
-    return _ms(value, "between")
-
-
-def _order(where: str, n: Any, by: Any, descending: Any) -> tuple[int, tuple[tuple[str, bool], ...]]:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise UserError(f"{where}: {n!r} is no number of rows", hint="a whole number, 1 or more")
-    names = _names(_flat([by]), where)
-    if not names:
-        raise UserError(f"{where} needs the columns to order by", hint='by="amount"')
-    ways = [descending] * len(names) if isinstance(descending, bool) else list(descending)
-    if len(ways) != len(names):
-        raise UserError(f"{where}: {len(ways)} directions for {len(names)} columns", hint="descending=[True, False]")
-    return n, tuple(zip(names, map(bool, ways), strict=True))
 
 
 def _check_takes_changes(node: Node, sink: str | Sink, key: str | None) -> None:
@@ -892,74 +844,6 @@ def _check_takes_changes(node: Node, sink: str | Sink, key: str | None) -> None:
         raise UserError(f"to({name}): the key of the upsert is gone", hint="keep its columns in select and drop")
     if key is not None:
         raise UserError(f"to({name}): the key of an upsert is its own", hint="leave key= out")
-
-
-def _ms(value: Duration, name: str) -> int:
-    return round(parse_seconds(value, name=name) * 1000)
-
-
-def _optional_ms(value: Duration | None, name: str) -> int | None:
-    if value is None:
-        return None
-    ms = _ms(value, name)
-    if ms < 1:
-        raise UserError(f"{name}: {value!r} is less than a millisecond")
-    return ms
-
-
-def _expression(value: Any, where: str) -> Expr:
-    if not isinstance(value, Expr):
-        raise UserError(f"{where}: {value!r} is no expression", hint='col("amount") > 10')
-    return value
-
-
-def _callable(value: Any, where: str) -> Any:
-    if not callable(value):
-        raise UserError(f"{where}: {value!r} is no function")
-    return value
-
-
-def _flat(values: Iterable[Any]) -> list[Any]:
-    """As polars takes them: one by one, or in a list."""
-    return [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]
-
-
-def _names(names: Sequence[Any], where: str) -> tuple[str, ...]:
-    for name in names:
-        if not isinstance(name, str):
-            raise UserError(f"{where}: {name!r} is no column name")
-    return tuple(names)
-
-
-def _named(columns: Sequence[Any], named: Mapping[str, Any], where: str) -> tuple[tuple[str, Expr], ...]:
-    pairs = list(_pairs(columns, named, where))
-    seen: set[str] = set()
-    for name, _ in pairs:
-        if name in seen:
-            raise UserError(f"{where}: two columns are called {name!r}", hint='name one of them: .alias("…")')
-        seen.add(name)
-    return tuple(pairs)
-
-
-def _pairs(columns: Sequence[Any], named: Mapping[str, Any], where: str) -> Iterator[tuple[str, Expr]]:
-    for column in _flat(columns):
-        expr = col(column) if isinstance(column, str) else _expression(column, where)
-        yield expr.name, expr
-    for name, value in named.items():
-        yield name, col(value) if isinstance(value, str) else _expression(value, f"{where}, {name}")
-
-
-def _aggregates(unnamed: Sequence[Any], aggregates: Mapping[str, Any]) -> tuple[tuple[str, Aggregate], ...]:
-    if unnamed:
-        raise UserError(
-            f"aggregate: {unnamed[0]!r} has no name, and its column needs one", hint=f"aggregate(n={unnamed[0]!r})"
-        )
-    if not aggregates:
-        raise UserError("aggregate needs at least one", hint='aggregate(n=sabot.count(), total=sabot.sum("amount"))')
-    for name, aggregate in aggregates.items():
-        if not isinstance(aggregate, Aggregate):
-            raise UserError(f"aggregate: {name}={aggregate!r} is no aggregate", hint=f'{name}=sabot.sum("amount")')
-    return tuple(aggregates.items())
 
 
 def _shown(table: pa.Table) -> str:

@@ -1,0 +1,158 @@
+"""What users give to the methods of streams, checked: names of columns, expressions, durations, keys, orders."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sabot.api.aggregates import Aggregate
+from sabot.api.expr import Expr, col
+from sabot.config import Duration, parse_seconds
+from sabot.errors import UserError
+
+__all__ = [
+    "aggregates_of_keywords",
+    "column_names",
+    "expression_of",
+    "flat",
+    "function_of",
+    "interval_ms",
+    "join_keys",
+    "keep_ms",
+    "named_columns_of",
+    "one_of",
+    "optional_ms",
+    "order_of",
+    "whole_ms",
+]
+
+
+def one_of(what: str, value: Any, among: Sequence[str]) -> Any:
+    if value not in among:
+        raise UserError(f"{what}={value!r}", hint=f"one of {', '.join(map(repr, among))}")
+    return value
+
+
+def join_keys(where: str, on: Any, left_on: Any, right_on: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    if on is not None and (left_on is not None or right_on is not None):
+        raise UserError(f"{where}: on= and left_on=/right_on= say the same twice", hint="give on=, or the other two")
+    left, right = (
+        column_names(flat([each or ()]), where) for each in ((on, on) if on is not None else (left_on, right_on))
+    )
+    if not left or len(left) != len(right):
+        raise UserError(
+            f"{where} needs as many keys of the left as of the right", hint='on="account", or left_on= and right_on='
+        )
+    return left, right
+
+
+def keep_ms(keep: Any) -> tuple[int | None, int | None]:
+    left, right = keep if isinstance(keep, tuple | list) and len(keep) == 2 else (keep, keep)
+    return optional_ms(left, "keep"), optional_ms(right, "keep")
+
+
+def interval_ms(between: Any, how: str) -> tuple[int | None, int | None]:
+    """(lower, upper) in ms; "-1h" is before."""
+    if not isinstance(between, tuple | list) or len(between) != 2:
+        raise UserError(
+            f"join: between={between!r}", hint='between=("-1h", "5m"): from an hour before to five minutes after'
+        )
+    lower, upper = (None if each is None else _signed_ms(each) for each in between)
+    if lower is not None and upper is not None and lower > upper:
+        raise UserError(f"join: between={between!r} is empty", hint="the earlier end comes first")
+    # a row of the left is known to have no partner when the watermark is past its upper end; one of the right, past its lower end
+    if (how in ("left", "full", "anti") and upper is None) or (how in ("right", "full") and lower is None):
+        raise UserError(
+            f"join: with an open end it is never known of a row that it has no partner, as how={how!r} must",
+            hint='give both ends of between=, or how="inner"',
+        )
+    return lower, upper
+
+
+def _signed_ms(value: Any) -> int:
+    if isinstance(value, str) and value.strip().startswith("-"):
+        return -whole_ms(value.strip()[1:].strip(), "between")
+    if isinstance(value, int | float) and value < 0:
+        return -whole_ms(-value, "between")
+    if isinstance(value, timedelta) and value < timedelta(0):
+        return -whole_ms(-value, "between")
+    return whole_ms(value, "between")
+
+
+def order_of(where: str, n: Any, by: Any, descending: Any) -> tuple[int, tuple[tuple[str, bool], ...]]:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise UserError(f"{where}: {n!r} is no number of rows", hint="a whole number, 1 or more")
+    names = column_names(flat([by]), where)
+    if not names:
+        raise UserError(f"{where} needs the columns to order by", hint='by="amount"')
+    ways = [descending] * len(names) if isinstance(descending, bool) else list(descending)
+    if len(ways) != len(names):
+        raise UserError(f"{where}: {len(ways)} directions for {len(names)} columns", hint="descending=[True, False]")
+    return n, tuple(zip(names, map(bool, ways), strict=True))
+
+
+def whole_ms(value: Duration, name: str) -> int:
+    return round(parse_seconds(value, name=name) * 1000)
+
+
+def optional_ms(value: Duration | None, name: str) -> int | None:
+    if value is None:
+        return None
+    ms = whole_ms(value, name)
+    if ms < 1:
+        raise UserError(f"{name}: {value!r} is less than a millisecond")
+    return ms
+
+
+def expression_of(value: Any, where: str) -> Expr:
+    if not isinstance(value, Expr):
+        raise UserError(f"{where}: {value!r} is no expression", hint='col("amount") > 10')
+    return value
+
+
+def function_of(value: Any, where: str) -> Any:
+    if not callable(value):
+        raise UserError(f"{where}: {value!r} is no function")
+    return value
+
+
+def flat(values: Iterable[Any]) -> list[Any]:
+    """As polars takes them: one by one, or in a list."""
+    return [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]
+
+
+def column_names(names: Sequence[Any], where: str) -> tuple[str, ...]:
+    for name in names:
+        if not isinstance(name, str):
+            raise UserError(f"{where}: {name!r} is no column name")
+    return tuple(names)
+
+
+def named_columns_of(columns: Sequence[Any], named: Mapping[str, Any], where: str) -> tuple[tuple[str, Expr], ...]:
+    pairs = list(_pairs(columns, named, where))
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise UserError(f"{where}: two columns are called {name!r}", hint='name one of them: .alias("…")')
+        seen.add(name)
+    return tuple(pairs)
+
+
+def _pairs(columns: Sequence[Any], named: Mapping[str, Any], where: str) -> Iterator[tuple[str, Expr]]:
+    for column in flat(columns):
+        expr = col(column) if isinstance(column, str) else expression_of(column, where)
+        yield expr.name, expr
+    for name, value in named.items():
+        yield name, col(value) if isinstance(value, str) else expression_of(value, f"{where}, {name}")
+
+
+def aggregates_of_keywords(unnamed: Sequence[Any], aggregates: Mapping[str, Any]) -> tuple[tuple[str, Aggregate], ...]:
+    if unnamed:
+        raise UserError(
+            f"aggregate: {unnamed[0]!r} has no name, and its column needs one", hint=f"aggregate(n={unnamed[0]!r})"
+        )
+    if not aggregates:
+        raise UserError("aggregate needs at least one", hint='aggregate(n=sabot.count(), total=sabot.sum("amount"))')
+    for name, aggregate in aggregates.items():
+        if not isinstance(aggregate, Aggregate):
+            raise UserError(f"aggregate: {name}={aggregate!r} is no aggregate", hint=f'{name}=sabot.sum("amount")')
+    return tuple(aggregates.items())
