@@ -84,7 +84,9 @@ async def test_every_kind_refuses_and_keeps_what_it_had():
     assert await fields.items("k") == {"f": 1}
 
 
-@pytest.mark.parametrize("key", [{}, {1}, 2**64, "\ud800", object()], ids=["dict", "set", "2**64", "surrogate", "object"])
+@pytest.mark.parametrize(
+    "key", [{}, {1}, 2**64, "\ud800", object()], ids=["dict", "set", "2**64", "surrogate", "object"]
+)
 async def test_a_key_that_cannot_be_encoded_names_the_namespace(key):
     for call in (ValueState(MemoryBackend(), "mine").get(key), MapState(MemoryBackend(), "mine").get("k", key)):
         with pytest.raises(UserError, match="'mine'"):
