@@ -250,8 +250,9 @@ class Stream:
         had no partner is taken back when one comes. keep=("1h", "1d"): rows of this stream are forgotten when event time has passed them
         by an hour, the other's by a day (None: never); what came out with them stays. That is coarser than between=, which decides
         for each pair, whatever the order in which rows come.
-        other.broadcast(): the other stream is small and goes to every subtask whole; rows of this one stay where they are. One that ends
-        (files) is read first.
+        other.broadcast(): the other stream is small and goes to every subtask whole; rows of this one stay where they are. The other may
+        have no event time where this one has it ("inner", "left", "semi", "anti"): its rows are of the time when they come, and where
+        it ends (files) it is read first.
         Event time of a pair: the later of the two. Both streams may be changes, where neither between= nor window= is given.
         """
         left_keys, right_keys = join_keys("join", on, left_on, right_on)

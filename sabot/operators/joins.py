@@ -166,13 +166,12 @@ class Join(Joined):
         before_takes, before = self._numbers(mine, takes, others_alone), self._numbers(mine, adds, others_alone)
         mine.table.remove(pa.array(known[known >= 0]))
         ids = mine.insert(adds)
-        after_takes, after = self._numbers(mine, takes, others_alone), self._numbers(mine, adds, others_alone)
 
         self._join(mine, other, takes, DELETE, alone)
         if others_alone:
-            new = before < 0
-            self._turn(mine, other, adds.where(new), after[new], DELETE)
-            gone = after_takes < 0
+            new = adds.where(before < 0)
+            self._turn(mine, other, new, self._numbers(mine, new, True), DELETE)
+            gone = self._numbers(mine, takes, True) < 0
             self._turn(mine, other, takes.where(gone), before_takes[gone], INSERT)
         met = self._join(mine, other, adds, INSERT, alone)
         if mine.counted:

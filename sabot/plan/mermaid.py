@@ -35,8 +35,9 @@ def mermaid(plan: Plan) -> str:
 def _link(origin: str, targets: list[Step | Edge], first: dict[str, str], links: list[str], arrow: str = "-->") -> None:
     for target in targets:
         if isinstance(target, Edge):
-            label = "" if target.keys is None else f"|{_quoted('by ' + ', '.join(target.keys))}|"
-            label = "|all|" if target.everywhere else label
+            words = ["all"] if target.everywhere else [f"by {', '.join(target.keys)}"] if target.keys else []
+            words += ["changes"] if target.changes else []
+            label = f"|{_quoted(', '.join(words))}|" if words else ""
             links.append(f"  {origin} {arrow}{label} {first[target.target.id]}")
         else:
             links.append(f"  {origin} {arrow} {_id(target.id)}")

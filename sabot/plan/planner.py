@@ -99,6 +99,7 @@ class _Planner:
         self._places: dict[int, _Place] = {}
         self._paths: dict[int, str] = {}
         self._processes: dict[int, Step] = {}
+        self._waits: dict[int, set[int]] = {}  # ids of Read nodes -> of those that are read to their end before
         self._ids: set[str] = set()
         self._counts: Counter[str] = Counter()
         self._timed = _timed_reads(writes)
@@ -193,10 +194,26 @@ class _Planner:
         left.targets.append(Edge(stage, None if joined else by_left or None, straight=joined, changes=left.changes))
         by_right = () if whole else by_right
         facts = {"right": True, "everywhere": whole, "timeless": timeless, "changes": right.changes}
-        facts["first"] = (timeless or whole or isinstance(node, logical.Lookup)) and _ends_apart(node)
+        facts["first"] = (timeless or isinstance(node, logical.Lookup)) and self._ends_apart(node)
         right.targets.append(Edge(stage, by_right or None, **facts))
         keys_behind = None if joined else by_left or None  # with another parallelism they would be dealt out anew
         return replace(left, stage=stage, targets=stage.targets, keys=keys_behind, time=None)
+
+    def _ends_apart(self, node: logical.TwoInputs) -> bool:
+        """The right side ends, and may be read to its end first: nothing that it reads waits, by others, for the left."""
+        left, right = ({id(each): each for each in walk([side]) if isinstance(each, Read)} for side in node.inputs)
+        if not all(isinstance(each.source, Source) and each.source.bounded for each in right.values()):
+            return False
+        awaited, more = set(right), list(right)
+        while more:
+            for each in self._waits.get(more.pop(), set()) - awaited:
+                awaited.add(each)
+                more.append(each)
+        if awaited & left.keys():
+            return False
+        for each in left:
+            self._waits.setdefault(each, set()).update(right)
+        return True
 
     def _untimed(self, place: _Place) -> _Place:
         return self._step(place, "without event time", WithoutTime, timed=False)[1] if place.timed else place
@@ -690,13 +707,6 @@ def _left_has_time(node: Node) -> bool:
     if type(node) is logical.Join:
         return node.how in ("inner", "left", "semi", "anti") and node.keep_ms[1] is None
     return isinstance(node, logical.Lookup | logical.Connect)
-
-
-def _ends_apart(node: logical.TwoInputs) -> bool:
-    """The right side ends, and nothing that the left reads would have to wait for itself."""
-    left, right = ({id(each): each for each in walk([side]) if isinstance(each, Read)} for side in node.inputs)
-    ends = all(isinstance(each.source, Source) and each.source.bounded for each in right.values())
-    return ends and not left.keys() & right.keys()
 
 
 def _needs_time(node: Node) -> bool:

@@ -25,7 +25,7 @@ class Edge:
 
     right: they are the second input of the stage. everywhere: all of them go to each subtask. straight: those of a subtask stay with the
     one of the same number. changes: they are not an append stream. timeless: they have no event time, and do not hold it back.
-    first: they are read to their end before what comes by other edges.
+    first: what comes by other edges is not read before they have ended.
     """
 
     target: "Stage"
@@ -104,12 +104,35 @@ class Stage:
         visit(self.targets)
         return found
 
+    def edges(self) -> list[Edge]:
+        """All that leave the chain, dead letters aside."""
+        steps = self.steps()
+        targets = [*self.targets, *(target for step in steps for target in step.targets)]
+        targets += [target for step in steps for side in step.sides.values() for target in side]
+        return [target for target in targets if isinstance(target, Edge)]
+
 
 @dataclass
 class Plan:
     """Stages, upstream before downstream."""
 
     stages: list[Stage]
+
+    def reads_of(self, stage: Stage) -> set[Read]:
+        """What is read for the inputs of a stage but those that come first."""
+        found: set[Read] = set()
+        seen: set[str] = set()
+        wanted = [(stage, False)]
+        while wanted:
+            target, whole = wanted.pop()
+            for each in self.stages:
+                edges = [edge for edge in each.edges() if edge.target is target and (whole or not edge.first)]
+                if edges and each.id not in seen:
+                    seen.add(each.id)
+                    wanted.append((each, True))
+                    if each.reading is not None:
+                        found.add(each.reading.node)
+        return found
 
     def check(self) -> None:
         """Opens every operator whose columns are known, and closes it again. Raises UserError for names and types that do not fit."""

@@ -75,7 +75,7 @@ class Input(Protocol):
 class GateInput:
     """The gate over the channels of the stages before. Small batches that wait are joined: each split made them smaller.
 
-    right: the numbers of the channels that are the second input's. first: those of channels that are read to their end before any other.
+    right: the numbers of the channels that are the second input's. first: those of channels for whose end the readers of the others wait.
     """
 
     brings_barriers = True
@@ -84,17 +84,17 @@ class GateInput:
     def __init__(self, channels: list[Channel], right: Set[int] = frozenset(), first: Set[int] = frozenset()) -> None:
         self.gate = Gate(channels)
         self._first = set(first)
-        self._later = [number for number in range(len(channels)) if first and number not in first]
-        for number in self._later:
-            self.gate.pause(number)
+        self.on_first_over: Callable[[], None] = lambda: (
+            None
+        )  # in the task's thread: the rows of those have been processed
         self.right = False
         self._right = right
         self._next: tuple[int, Any] | None = None
 
     def next(self, wait_seconds: float) -> Any:
-        item = self.gate.next(wait_seconds) if self._next is None else self._next
-        if self._later:
+        if self._first:
             self._look_for_ends()
+        item = self.gate.next(wait_seconds) if self._next is None else self._next
         if item is None:
             return None
         self._next = None
@@ -108,12 +108,9 @@ class GateInput:
         return None
 
     def _look_for_ends(self) -> None:
-        """When the first inputs have ended the others' turn has come."""
         self._first = {number for number in self._first if not self.gate.ended(number)}
         if not self._first:
-            for number in self._later:
-                self.gate.resume(number)
-            self._later.clear()
+            self.on_first_over()
 
     def _joined(self, first: Batch) -> Batch:
         """With those that wait behind it, as far as they have the same columns."""
@@ -304,6 +301,7 @@ class SourceInput:
         self.exhausted = False
         self.paused = False
         self.held = False
+        self.waits_for: set[str] = set()  # stages that read other sources first
         self._codec = codec
         self._schema = schema
         self._time = time
@@ -339,6 +337,11 @@ class SourceInput:
     def hold(self, held: bool) -> None:
         """Read no more for now (or go on): requests are still served, event time stands still, and so does the wait for silence."""
         self.held = held
+        self._wake.set()
+
+    def go_on(self, stage: str) -> None:
+        """This one is not waited for any more."""
+        self.waits_for.discard(stage)
         self._wake.set()
 
     def end(self) -> None:
@@ -377,9 +380,10 @@ class SourceInput:
         mark = self.mark()
         if mark is not None:
             return mark
-        if self.held and self._timed:
+        held = self.held or bool(self.waits_for)
+        if held and self._timed:
             self._watermarks.busy(self._positions)
-        if self.held or self.paused or self.exhausted:
+        if held or self.paused or self.exhausted:
             self._wake.wait(wait_seconds)
             self._wake.clear()
             return None

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -238,8 +239,29 @@ class StreamJob:
                     sources, codec = readers[stage.id]
                     own = None if codec is None else codec.another()
                     self._open_reader(stage.reading, task, sources[number], own, watermarks, restored)
+        for built in self._built.values():
+            if any(built.first):
+                self._wait_for_first(built)
         if restored is not None:
             self._restore(restored)
+
+    def _wait_for_first(self, built: _Built) -> None:
+        """The sources of a stage's other inputs are not read before its first ones have ended, and their rows have been processed there."""
+        stage, missing = built.stage, {task.name for task in built.tasks}
+        others = self.plan.reads_of(stage) if self.plan is not None else set()
+        waiting = [source for reading, _, source in self._inputs if reading.node in others]
+
+        def over(name: str) -> None:
+            missing.discard(name)
+            if not missing:
+                for source in waiting:
+                    source.go_on(stage.id)
+
+        for source in waiting:
+            source.waits_for.add(stage.id)
+        for task in built.tasks:
+            assert isinstance(task.input, GateInput)
+            task.input.on_first_over = partial(over, task.name)
 
     def _take_sources(self) -> None:
         """A Source object is read by one stream of one run at a time."""

@@ -929,8 +929,16 @@ def script_of(table: pa.Table, how: Circumstance, number: int, *, crashes: int =
 def run_crashes(program: Program, table: pa.Table, how: Circumstance, folder: Path, sink: ListSink) -> int:
     """Exactly once into `sink`, over crashes at any place of its streams; -> in how many lives."""
 
+    apps: list[App] = []
+    stuck: list[Any] = []
+
+    def give_up() -> None:
+        stuck.append(apps[-1].statistics()["streams"])
+        apps[-1].request_stop()
+
     def build(directory: Path) -> App:
         app = App("job", parallelism=how.parallelism, state=str(directory), checkpoint_dir=directory / "checkpoints")
+        apps.append(app)
         app.configure(checkpoint_interval=0.01 if how.seed % 2 else None)
         scripts = [
             ScriptedSource(script_of(part, how, i), name=f"script{i}", schema=part.schema)
@@ -939,7 +947,14 @@ def run_crashes(program: Program, table: pa.Table, how: Circumstance, folder: Pa
         read(app, program, scripts).to(sink)
         return app
 
-    return run_lives(build, folder)
+    patience = threading.Timer(2 * PATIENCE_S, give_up)
+    patience.start()
+    try:
+        lives = run_lives(build, folder)
+    finally:
+        patience.cancel()
+        assert not stuck, f"after {2 * PATIENCE_S} s, in life {len(apps)}, it does not come to its end: {stuck}"
+    return lives
 
 
 def figures(statistics: Any, name: str) -> list[Any]:

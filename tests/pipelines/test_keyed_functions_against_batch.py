@@ -484,11 +484,11 @@ OVERS = [
     Joined(
         "over: the first and last of ten rows",
         lambda a: (
-            a.select("n", "k", "s")
+            a.select("n", "k", "x")
             .key_by("k")
             .over(preceding=9, begin=sabot.first("n"), end=sabot.last("x"), place=sabot.row_number())
         ),
-        f"""select n, k, s, first(n) over w as begin, last(x) over w as "end", row_number() over ({ALONE}) as place from a
+        f"""select n, k, x, first(n) over w as begin, last(x) over w as "end", row_number() over ({ALONE}) as place from a
             window w as ({ALONE} rows between 9 preceding and current row)""",
         sources=1,
         arrival=True,
