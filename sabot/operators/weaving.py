@@ -150,6 +150,8 @@ def _differ(old: Array, new: Array) -> Any:
         return np.zeros(len(old), bool)
     if pa.types.is_integer(kind) and not old.null_count and not new.null_count:
         return old.to_numpy() != new.to_numpy()
+    if pa.types.is_float16(kind):  # which has no kernel
+        old, new = (pc.cast(each, pa.float32()) for each in (old, new))
     unlike = pc.not_equal(old, new)
     if pa.types.is_floating(kind):
         unlike = pc.and_not(unlike, pc.and_(pc.is_nan(old), pc.is_nan(new)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from sabot._cython.batch import normalise
 from sabot.api.expr import Expr, col
 from sabot.api.nodes import (
     AggregateWindow,
@@ -73,12 +74,14 @@ def walk(writes: Iterable[Node]) -> list[Node]:
 
 
 def with_schemas(writes: Iterable[Write], schemas: Mapping[int, pa.Schema | None]) -> list[Write]:
-    """The same graph, its Read nodes with these schemas (by the id of the node)."""
+    """The same graph, its Read nodes with these schemas (by the id of the node), in canonical types."""
     made: dict[int, Node] = {}
     for node in walk(writes):
         inputs = tuple(made[id(upstream)] for upstream in node.inputs)
         if isinstance(node, Read):
-            made[id(node)] = replace(node, schema=schemas[id(node)], inferred=node.schema is None)
+            schema = schemas[id(node)]
+            canonical = None if schema is None else normalise(schema.empty_table()).schema
+            made[id(node)] = replace(node, schema=canonical, inferred=node.schema is None)
         else:
             made[id(node)] = node.over(*inputs)
     return [write for node in writes if isinstance(write := made[id(node)], Write)]

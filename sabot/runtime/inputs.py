@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch
+from sabot._cython.batch import Batch, normalise
 from sabot._cython.channel import ACTIVE, END, IDLE, Barrier, Channel, Gate, Watermark
 from sabot._cython.json import encode_rows
 from sabot.clock import Clock
@@ -425,7 +425,7 @@ class SourceInput:
                 self._set_apart(batch, {row.row: row.reason for row in bad})
                 records = records.take(_others(batch.num_rows, [row.row for row in bad]))
         else:
-            data = batch.data
+            data = normalise(batch.data)
             if batch.bad is not None:
                 reasons = batch.bad.column("reason").to_pylist()
                 self._bury(batch.bad.select(RECORD_SCHEMA.names), reasons, batch.topic or self.source.name)

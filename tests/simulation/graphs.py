@@ -36,7 +36,7 @@ from flows import (
     unified,
     windowed,
 )
-from steps import append_step, called, changes_step, looked_up
+from steps import append_step, called, changes_step, enriched, looked_up, slim
 
 import sabot
 from sabot import App, Batch, Sink, Source, col
@@ -213,14 +213,16 @@ def make_changes_output(flow: Flow, dice: Dice) -> Output:
     return Output(flow, keys, "upsert")
 
 
-def make_program(flows: list[Flow], dice: Dice) -> Output:
-    """One to four of the steps of `steps`, and an end."""
+def make_program(flows: list[Flow], plain: list[Flow], dice: Dice) -> Output:
+    """One to five of the steps of `steps`, and an end. plain: flows without event time."""
     flow = unified(flows) if dice.random() < 0.3 else dice.choice(flows)
     if dice.random() < 0.25 and set(flow.columns) <= set(SCHEMA.names):
         flow = called(flow, dice)
     elif dice.random() < 0.15:
         flow = looked_up(flow, dice)
-    if dice.random() < 0.6:
+    if dice.random() < 0.15:
+        flow = enriched(flow, slim(dice.choice(plain), dice), dice)
+    if not flow.changes and dice.random() < 0.6 and flow.apart:
         flow = stateless(append_step(flow, dice.choice(flows), dice), dice)
     if flow.changes or dice.random() < 0.6:
         for _ in range(dice.choice([1, 1, 2, 3])):
@@ -251,7 +253,8 @@ class Seed:
         if len({flow.columns for flow in flows}) > 1:  # a union needs the same columns
             flows = [narrow(flow, SCHEMA.names) for flow in flows]
         if self.is_stateful:
-            self.outputs = [make_program(flows, dice) for _ in range(dice.choice([1, 1, 1, 2]))]
+            plain = [stateless(self.rows_of(at, is_plain=True), dice) for at in range(len(self.tables))]
+            self.outputs = [make_program(flows, plain, dice) for _ in range(dice.choice([1, 1, 1, 2]))]
         else:
             flow = stateless(unified(flows), dice)
             self.outputs = [make_output(flow, dice) for _ in range(dice.choice([1, 1, 2]))]
@@ -279,13 +282,15 @@ class Seed:
         self.counts = Refusing("counts", refusals, random.Random(dice.random()))
         self.letters = Refusing("letters", refusals, random.Random(dice.random()))
 
-    def rows_of(self, at: int) -> Flow:
-        """The rows of a table, as they come."""
+    def rows_of(self, at: int, *, is_plain: bool = False) -> Flow:
+        """The rows of a table, as they come; is_plain: without event time, by another source."""
+        stream = at + len(self.tables) * is_plain
         return Flow(
-            lambda given: given[at],
+            lambda given: given[stream],
             f"select * from t{at}",
             tuple(SCHEMA.names),
-            apart=True,
+            time=None if is_plain else "ts",
+            apart=not is_plain,
             ordered=self.partitions[at] == 1,
             unique=("n",),
         )
@@ -317,6 +322,11 @@ class Seed:
             )
             for at, table in enumerate(self.tables)
         ]
+        if self.is_stateful:
+            streams += [
+                app.stream(Parts(f"plain{at}", table, self.partitions[at], dice, checkpoint))
+                for at, table in enumerate(self.tables)
+            ]
         for output, kept in zip(self.outputs, self.sinks, strict=True):
             sink = kept if output.place == "list" else sink_at(output.place, directory / kept.name)
             output.flow.make(streams).to(sink, delivery="exactly_once" if output.exactly_once else "at_least_once")

@@ -179,6 +179,9 @@ def asof_joined(left: Flow, right: Flow, dice: Dice) -> Flow:
     on = shared_keys(left, right, dice)
     how = dice.choice(["left", "inner"])
     strategy = dice.choice(["backward", "backward", "forward", "nearest"])
+    is_table = (
+        strategy == "backward" and len(on) == 1 and right.ordered and dice.random() < 0.4
+    )  # whose versions are its rows
     tolerance = dice.choice([100, 1000, 10_000]) if strategy != "backward" or dice.random() < 0.3 else None
     apart = "(r.ts - l.ts)"
     also = {"backward": f"{apart} <= 0", "forward": f"{apart} >= 0", "nearest": "true"}[strategy]
@@ -192,7 +195,7 @@ def asof_joined(left: Flow, right: Flow, dice: Dice) -> Flow:
         left,
         right,
         lambda a, b: a.join_asof(
-            b,
+            b.upsert(*on) if is_table else b,
             on=list(on),
             how=how,  # type: ignore[arg-type]
             strategy=strategy,  # type: ignore[arg-type]
@@ -203,6 +206,40 @@ def asof_joined(left: Flow, right: Flow, dice: Dice) -> Flow:
         time="ts",
         apart=True,
         **names["facts"] | {"many": left.many, "unique": left.unique},
+    )
+
+
+def enriched(left: Flow, plain: Flow, dice: Dice) -> Flow:
+    """With reference data: a stream that ends and has no event time is read first, so rows of the left meet all of it."""
+    keys = shared_keys(left, plain, dice)
+    if dice.random() < 0.4:
+        return joined_to_all(left, plain, keys, dice.choice(["inner", "left", "semi", "anti"]))
+    table = upserted(plain, dice, keys[0]) if plain.ordered and dice.random() < 0.5 else grouped(plain, keys[:1])
+    if dice.random() < 0.3:
+        return joined_to_all(left, table, keys[:1], dice.choice(["inner", "left", "semi", "anti"]))
+    how = dice.choice(["left", "inner"])
+    names = columns_of_join(left, table, keys[:1], how)
+    return two(
+        left,
+        table,
+        lambda a, b: a.lookup(b, on=keys[0], how=how, suffix=names["suffix"]),  # type: ignore[arg-type]
+        sql=pairs(left, table, names["picked"], keys[:1], how),
+        apart=left.apart,
+        **names["facts"] | {"unique": left.unique, "many": left.many},
+    )
+
+
+def joined_to_all(left: Flow, right: Flow, on: Sequence[str], how: str) -> Flow:
+    names = columns_of_join(left, right, on, how)
+    changes = right.changes or how not in ("inner", "semi")
+    return two(
+        left,
+        right,
+        lambda a, b: a.join(b, on=list(on), how=how, suffix=names["suffix"]),  # type: ignore[arg-type]
+        sql=pairs(left, right, names["picked"], on, how),
+        time=None if changes else left.time,
+        changes=changes,
+        **names["facts"] | {"many": how not in ("semi", "anti")},
     )
 
 
@@ -248,9 +285,9 @@ def number_columns(flow: Flow) -> list[str]:
     return [*flow.ints, *flow.floats]
 
 
-def upserted(flow: Flow, dice: Dice) -> Flow:
+def upserted(flow: Flow, dice: Dice, key: str = "") -> Flow:
     """The last row of each key, of an ordered flow."""
-    key = dice.choice(["k", "i"])
+    key = key or dice.choice(["k", "i"])
     return flow.then(
         lambda stream: stream.upsert(key),
         f"select * from {{rows}} qualify row_number() over (partition by {key} order by n desc) = 1",

@@ -448,7 +448,7 @@ async def test_the_same_program_keeps_everything_of_joins_changes_and_functions(
             assert each.rows, each
 
 
-@pytest.mark.parametrize("name", ["join", "near", "as-of", "lookup", "groups-of-changes", "best", "function"])
+@pytest.mark.parametrize("name", ["near", "lookup", "groups-of-changes", "function"])
 async def test_with_another_parallelism_they_go_on_as_they_were(run: Any, tmp_path: Path, name: str) -> None:
     def program(stream: Any) -> None:
         STEPS[name](stream).named("it").to("results")
