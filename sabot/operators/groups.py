@@ -105,7 +105,11 @@ class KeptGroups(Operator):
         groups.add(table, slots, batch)
         rows_after, times_after, after = groups.results(table, asked)
         was, now = rows > 0, rows_after > 0
-        changed = was | now if groups.always_change else (was != now) | (was & now & differ(before, after))
+        changed = (
+            was | now
+            if groups.always_change
+            else (was != now) | (was & now & (differ(before, after) if before else False))
+        )
         if not groups.always_change:
             groups.note_changes(table, asked, batch, changed, latest)
         if latest is not None:

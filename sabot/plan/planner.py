@@ -188,7 +188,7 @@ class _Planner:
         whole = isinstance(node.right, logical.Broadcast)
         by_left, by_right = keys
         joined = whole and isinstance(node, logical.Join)  # then rows of the left may stay where they are
-        stage = self._stage(name, left.stage.parallelism if joined else self._parallelism if by_left else 1)
+        stage = self._stage(name, self._parallelism if by_left else 1)
         left = left if joined else self._parted(left, by_left)
         right = right if whole else self._parted(right, by_right)
         left.targets.append(Edge(stage, None if joined else by_left or None, straight=joined, changes=left.changes))

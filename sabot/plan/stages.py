@@ -24,8 +24,8 @@ class Edge:
     """Rows of a chain go to another stage. keys: to the owner of the key group of these columns; None: all to its one subtask.
 
     right: they are the second input of the stage. everywhere: all of them go to each subtask. straight: those of a subtask stay with the
-    one of the same number. changes: they are not an append stream. timeless: they have no event time, and do not hold it back.
-    first: what comes by other edges is not read before they have ended.
+    one of the same number; where these are more or fewer, batches go to them in turn. changes: they are not an append stream.
+    timeless: they have no event time, and do not hold it back. first: what comes by other edges is not read before they have ended.
     """
 
     target: "Stage"

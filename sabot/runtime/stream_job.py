@@ -498,9 +498,10 @@ class StreamJob:
                 check_alike(built.schema, schema)
                 built.schema = pa.schema(column_types(schema))
         channels = []
-        own = int(task.name.rsplit("/", 1)[1]) % len(built.gates)
+        stage, own = task.name.rsplit("/", 1)
+        straight = edge.straight and len(built.gates) == len(self._built[stage].tasks)
         for number, gate in enumerate(built.gates):
-            if edge.straight and number != own:
+            if straight and number != int(own):
                 continue
             channel = Channel(name=f"{task.name} to {built.tasks[number].name}")
             if edge.right:
@@ -511,7 +512,7 @@ class StreamJob:
                 channel.put_nowait(IDLE)
             gate.append(channel)
             channels.append(channel)
-        return Output(channels, edge.keys or (), task, edge.everywhere)
+        return Output(channels, edge.keys or (), task, everywhere=edge.everywhere, in_turn=edge.straight)
 
     def _sink_writer(self, built: _Built) -> Operator:
         assert built.stage.sink is not None

@@ -35,17 +35,25 @@ _WAIT_SECONDS = 0.05
 class Output:
     """Where rows leave a chain: one channel for each subtask of the next stage. keys: their owner's; none: all go to the first.
 
-    everywhere: every subtask gets all rows.
+    everywhere: every subtask gets all rows. in_turn: one batch goes to one of them, the next to the next.
     """
 
     def __init__(
-        self, channels: Sequence[Channel], keys: Sequence[str], task: "StreamTask", everywhere: bool = False
+        self,
+        channels: Sequence[Channel],
+        keys: Sequence[str],
+        task: "StreamTask",
+        *,
+        everywhere: bool = False,
+        in_turn: bool = False,
     ) -> None:
         self.channels = list(channels)
         self.rows_out = 0
         self._keys = list(keys)
         self._task = task
         self._everywhere = everywhere
+        self._in_turn = in_turn
+        self._turn = 0
         self._refused: deque[tuple[Channel, Any]] = deque()  # by full channels, of a task that may not wait
 
     def put(self, batch: Batch) -> None:
@@ -55,9 +63,11 @@ class Output:
         self.rows_out += batch.num_rows
         if batch.selection is not None and 2 * batch.num_rows < batch.data.num_rows:
             batch = batch.with_data(batch.taken())  # else few rows would keep many alive while they wait
-        if len(self.channels) == 1 or self._everywhere:  # the next keys may be others than those of the hashes
+        if len(self.channels) == 1 or self._everywhere or self._in_turn:
+            # the next keys may be others than those of the hashes
             batch = batch if batch.hashes is None else batch.with_selection(batch.selection, None)
-            for channel in self.channels:
+            self._turn = (self._turn + 1) % len(self.channels)
+            for channel in self.channels if self._everywhere else [self.channels[self._turn]]:
                 self._send(channel, batch)
             return
         data, selection = batch.data, batch.selection
