@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests/*.py that hold no tests
 
 from broker import Broker, BrokerMissing, required
 
 from sabot.connectors.memory import MemoryBroker
+
+settings.register_profile("sabot", derandomize=True, deadline=None, database=None)  # the same cases each time
+settings.load_profile("sabot")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,8 +7,6 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
 __all__ = ["Touches", "weave", "woven"]
 
 
-
-
 cdef class Touches:
     """The slots that differ, in the order in which they come first. See changes.pyi."""
 

@@ -12,6 +12,7 @@ from libcpp.vector cimport vector
 
 from sabot._cython.arrow cimport ArrowArray, ArrowSchema, array_of, schema_of
 from sabot._cython.batch cimport plain_array
+from sabot._cython.columns cimport Numbers, numbers_of
 from sabot._cython.partition cimport TYPE_OTHER, Type, View, hash_views, view_of
 
 __all__ = ["KINDS", "GroupTable", "SlidingTable", "TableCut", "hash_columns", "select_rows"]
@@ -153,50 +154,17 @@ cdef bint _is_number(object data_type):
 
 # Arrays of plain numbers
 
-cdef class _Numbers:
-    """An int32 or uint64 array without nulls, open for reading."""
-
-    cdef object array               # keeps the memory
-    cdef const void* values
-    cdef int64_t length
-
-    cdef const int32_t* int32(self) noexcept nogil:
-        return <const int32_t*> self.values
-
-    cdef const uint64_t* uint64(self) noexcept nogil:
-        return <const uint64_t*> self.values
-
-
-cdef _Numbers _numbers(object data, object data_type, str name):
-    """TypeError where `data` is not an array of `data_type`, ValueError where it has nulls."""
-    array = plain_array(data)
-    if array.type != data_type:
-        raise TypeError(f"{name} must be {data_type}, not {array.type}")
-    if array.null_count:
-        raise ValueError(f"{name} must not be null")
-    cdef _Numbers numbers = _Numbers()
-    numbers.array = array
-    numbers.length = len(array)
-    numbers.values = NULL
-    if numbers.length:
-        skipped = array.offset * (array.type.bit_width // 8)
-        numbers.values = <const void*> <size_t> (array.buffers()[1].address + skipped)
-    return numbers
-
-
-cdef _Numbers _rows(object selection, int64_t length):
+cdef Numbers _rows(object selection, int64_t length):
     """The row numbers of a selection, each below `length`; of None: no values and no length, that is all rows."""
-    cdef _Numbers rows
+    cdef Numbers rows
     if selection is None:
-        rows = _Numbers()
+        rows = Numbers()
         rows.values = NULL
         rows.length = length
         return rows
-    rows = _numbers(selection, _INT32, "selection")
+    rows = numbers_of(selection, _INT32, "selection", -1)
     if not all_within(rows.int32(), rows.length, 0, length):
         raise IndexError(f"the selection names rows outside of the {length} rows of its batch")
-    if rows.length == 0:
-        rows.values = <const void*> <size_t> 8  # not NULL, which would mean all rows; nothing is read
     return rows
 
 
@@ -270,7 +238,7 @@ def hash_columns(columns, selection=None):
             raise ValueError(f"key columns have {views[0].length} and {view.length} rows")
         views.push_back(view)
     cdef int64_t length = views[0].length
-    cdef _Numbers rows = _rows(selection, length)
+    cdef Numbers rows = _rows(selection, length)
     buffer = pa.allocate_buffer(length * 8)
     cdef uint64_t* hashes = <uint64_t*> <size_t> buffer.address
     cdef const int32_t* chosen = rows.int32()
@@ -287,7 +255,7 @@ def select_rows(mask, selection=None):
     capsules = array.__arrow_c_array__()
     cdef ArrowArray* raw = array_of(capsules[1])
     cdef View view = view_of(schema_of(capsules[0]), raw, 0, raw.length)
-    cdef _Numbers rows = _rows(selection, raw.length)
+    cdef Numbers rows = _rows(selection, raw.length)
     cdef const int32_t* chosen = rows.int32()
     buffer = pa.allocate_buffer(rows.length * 4, resizable=True)
     cdef int32_t* out = <int32_t*> <size_t> buffer.address
@@ -303,8 +271,8 @@ cdef class _Call:
     """The views and pointers of one call; whatever they point to lives as long as it."""
 
     cdef _Columns columns
-    cdef _Numbers rows
-    cdef _Numbers hashes            # or None
+    cdef Numbers rows
+    cdef Numbers hashes             # or None
     cdef vector[View] views         # reserved beforehand: lanes point into it
     cdef vector[Lane] lanes
     cdef View order_view
@@ -406,7 +374,7 @@ cdef class GroupTable:
         call.hash_values = NULL
         call.order = NULL
         if hashes is not None:
-            call.hashes = _numbers(hashes, _UINT64, "hashes")
+            call.hashes = numbers_of(hashes, _UINT64, "hashes", -1)
             if call.hashes.length != call.columns.array.length:
                 raise ValueError(f"{call.hashes.length} hashes of {call.columns.array.length} rows")
             call.hash_values = call.hashes.uint64()
@@ -473,9 +441,9 @@ cdef class GroupTable:
             self.table.resolve(call.views.data(), call.hash_values, call.chosen, call.count, insert, slots)
         return _int32_array(buffer, call.count)
 
-    cdef _Numbers slots_of(self, _Call call, object slots):
+    cdef Numbers slots_of(self, _Call call, object slots):
         """Slots for the rows of a call: of this table or -1, as many as rows."""
-        cdef _Numbers numbers = _numbers(slots, _INT32, "slots")
+        cdef Numbers numbers = numbers_of(slots, _INT32, "slots", -1)
         if numbers.length != call.count:
             raise ValueError(f"{numbers.length} slots of {call.count} rows")
         if not self.all_live(numbers, True):
@@ -486,7 +454,7 @@ cdef class GroupTable:
         """The second half of `update`: row i of the selection goes to slots[i]; -1 is passed over."""
         cdef _Call call = self.open(data, selection, None)
         self.add_lanes(call, arguments, filters, order)
-        cdef _Numbers numbers = self.slots_of(call, slots)
+        cdef Numbers numbers = self.slots_of(call, slots)
         with nogil:
             self.table.accumulate(numbers.int32(), call.lanes.data(), call.order, call.chosen, call.count)
 
@@ -494,7 +462,7 @@ cdef class GroupTable:
         """As `accumulate`, and gives for each row the results of its slot right after it was added: one array an aggregate."""
         cdef _Call call = self.open(data, selection, None)
         self.add_lanes(call, arguments, filters, order)
-        cdef _Numbers numbers = self.slots_of(call, slots)
+        cdef Numbers numbers = self.slots_of(call, slots)
         cdef _Outputs outputs = _Outputs(call.count)
         for data_type in self.results:
             outputs.add(data_type, 0)
@@ -521,8 +489,8 @@ cdef class GroupTable:
 
     def merge_slots(self, into, source):
         """Accumulators of source[i] are added to into[i], pair by pair, in order; the sources become empty (their keys stay)."""
-        cdef _Numbers to = self.groups(into)
-        cdef _Numbers origin = self.groups(source)
+        cdef Numbers to = self.groups(into)
+        cdef Numbers origin = self.groups(source)
         cdef int64_t i
         if to.length != origin.length:
             raise ValueError(f"{to.length} slots to merge into, and {origin.length} to merge")
@@ -534,7 +502,7 @@ cdef class GroupTable:
 
     # What goes out
 
-    cdef bint all_live(self, _Numbers slots, bint absent) noexcept:
+    cdef bint all_live(self, Numbers slots, bint absent) noexcept:
         """Whether all of them hold groups; with `absent`, -1 may be among them."""
         cdef const int32_t* values = slots.int32()
         cdef Table* table = self.table
@@ -545,16 +513,16 @@ cdef class GroupTable:
                 result &= table.live(values[i]) or (absent and values[i] == -1)
         return result
 
-    cdef _Numbers groups(self, object slots):
+    cdef Numbers groups(self, object slots):
         """Slots that hold groups; None: all of them. IndexError where one holds none."""
-        cdef _Numbers numbers = _numbers(self.slots() if slots is None else slots, _INT32, "slots")
+        cdef Numbers numbers = numbers_of(self.slots() if slots is None else slots, _INT32, "slots", -1)
         if slots is not None and not self.all_live(numbers, False):
             raise IndexError("slots that hold no group")
         return numbers
 
     cdef list gather(self, vector[Source]& sources, list types, object slots):
         """These columns of the slots."""
-        cdef _Numbers numbers = self.groups(slots)
+        cdef Numbers numbers = self.groups(slots)
         cdef _Outputs outputs = _Outputs(numbers.length)
         cdef size_t s
         cdef int64_t size
@@ -669,7 +637,7 @@ cdef class GroupTable:
 
     def hashes(self, slots):
         """The key hash of each slot."""
-        cdef _Numbers numbers = self.groups(slots)
+        cdef Numbers numbers = self.groups(slots)
         buffer = pa.allocate_buffer(numbers.length * 8)
         cdef uint64_t* out = <uint64_t*> <size_t> buffer.address
         with nogil:
@@ -678,7 +646,7 @@ cdef class GroupTable:
 
     def remove(self, slots):
         """The groups are gone; their slots are used again by later inserts. Also those that are dirty."""
-        cdef _Numbers numbers = self.groups(slots)
+        cdef Numbers numbers = self.groups(slots)
         cdef bint removed
         with nogil:
             removed = self.table.remove(numbers.int32(), numbers.length)
@@ -789,7 +757,7 @@ cdef class SlidingTable(GroupTable):
     def turn(self, GroupTable pane, int32_t number, slots):
         """A pane turns to the front."""
         cdef Table* table = self.pane_table(pane)
-        cdef _Numbers numbers = self.groups(slots)
+        cdef Numbers numbers = self.groups(slots)
         self.check_number(number, 1)
         if numbers.length != table.groups:
             raise ValueError(f"{numbers.length} slots of a pane of {table.groups} groups")
@@ -801,7 +769,7 @@ cdef class SlidingTable(GroupTable):
 
     def leave(self, int32_t number, slots):
         """The pane goes that turned last."""
-        cdef _Numbers numbers = self.groups(slots)
+        cdef Numbers numbers = self.groups(slots)
         self.check_number(number, 1)
         if numbers.length > self.slide.groups_in_front():
             raise ValueError(f"{numbers.length} groups of a pane, but only {self.slide.groups_in_front()} are in the front")

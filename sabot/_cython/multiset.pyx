@@ -1,4 +1,4 @@
-"""What aggregates over changes keep of each group. See multiset.pyi for the contract; the loops are in multiset_store.h and multiset_sums.h.
+"""What aggregates over changes keep of each group. See multiset.pyi for the contract; the loops are in multiset_store.h, multiset_sums.h.
 
 Slots and sizes are checked here; then a call runs without the GIL.
 """
@@ -178,6 +178,37 @@ cdef const uint8_t[::1] _flags(object flags, int64_t count):
     return array
 
 
+# What all stores have
+
+ctypedef fused Store:
+    MultisetStore
+    ArrivalStore
+    SumStore
+
+
+cdef object _save(Store* store, object slots):
+    cdef _Slots numbers = _slots(slots)
+    cdef Strings out
+    with nogil:
+        store.save(numbers.values, numbers.count, out)
+    return _large_binary(out)
+
+
+cdef object _load(Store* store, object slots, object states):
+    cdef _Slots numbers = _slots(slots)
+    cdef _Bytes saved = _bytes(states, numbers.count)
+    cdef int64_t i
+    with nogil:
+        for i in range(numbers.count):
+            store.load(numbers.values[i], saved.begin(i), saved.size(i))
+
+
+cdef object _remove(Store* store, object slots):
+    cdef _Slots numbers = _slots(slots)
+    with nogil:
+        store.remove(numbers.values, numbers.count)
+
+
 # Keys of several columns
 
 cdef cppclass Part:
@@ -311,24 +342,13 @@ cdef class Multisets:
         return sizes, _large_binary(out)
 
     def save(self, slots):
-        cdef _Slots numbers = _slots(slots)
-        cdef Strings out
-        with nogil:
-            self.store.save(numbers.values, numbers.count, out)
-        return _large_binary(out)
+        return _save(&self.store, slots)
 
     def load(self, slots, states):
-        cdef _Slots numbers = _slots(slots)
-        cdef _Bytes saved = _bytes(states, numbers.count)
-        cdef int64_t i
-        with nogil:
-            for i in range(numbers.count):
-                self.store.load(numbers.values[i], saved.begin(i), saved.size(i))
+        _load(&self.store, slots, states)
 
     def remove(self, slots):
-        cdef _Slots numbers = _slots(slots)
-        with nogil:
-            self.store.remove(numbers.values, numbers.count)
+        _remove(&self.store, slots)
 
     def clear(self):
         self.store.clear()
@@ -383,24 +403,13 @@ cdef class Arrivals:
         return sizes, _large_binary(out)
 
     def save(self, slots):
-        cdef _Slots numbers = _slots(slots)
-        cdef Strings out
-        with nogil:
-            self.store.save(numbers.values, numbers.count, out)
-        return _large_binary(out)
+        return _save(&self.store, slots)
 
     def load(self, slots, states):
-        cdef _Slots numbers = _slots(slots)
-        cdef _Bytes saved = _bytes(states, numbers.count)
-        cdef int64_t i
-        with nogil:
-            for i in range(numbers.count):
-                self.store.load(numbers.values[i], saved.begin(i), saved.size(i))
+        _load(&self.store, slots, states)
 
     def remove(self, slots):
-        cdef _Slots numbers = _slots(slots)
-        with nogil:
-            self.store.remove(numbers.values, numbers.count)
+        _remove(&self.store, slots)
 
     def clear(self):
         self.store.clear()
@@ -490,24 +499,13 @@ cdef class ExactSums:
         return words, valid.view(bool)
 
     def save(self, slots):
-        cdef _Slots numbers = _slots(slots)
-        cdef Strings out
-        with nogil:
-            self.store.save(numbers.values, numbers.count, out)
-        return _large_binary(out)
+        return _save(self.store, slots)
 
     def load(self, slots, states):
-        cdef _Slots numbers = _slots(slots)
-        cdef _Bytes saved = _bytes(states, numbers.count)
-        cdef int64_t i
-        with nogil:
-            for i in range(numbers.count):
-                self.store.load(numbers.values[i], saved.begin(i), saved.size(i))
+        _load(self.store, slots, states)
 
     def remove(self, slots):
-        cdef _Slots numbers = _slots(slots)
-        with nogil:
-            self.store.remove(numbers.values, numbers.count)
+        _remove(self.store, slots)
 
     def clear(self):
         self.store.clear()

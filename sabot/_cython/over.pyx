@@ -2,9 +2,7 @@
 
 import pyarrow as pa
 
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint64_t
-from libc.string cimport memcpy
-from libcpp cimport bool as cbool
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libcpp.vector cimport vector
 
 from sabot._cython.arrow cimport (
@@ -15,12 +13,10 @@ from sabot._cython.arrow cimport (
     ArrowArray,
     ArrowSchema,
     Column,
-    Kind,
     array_of,
-    open_column,
     schema_of,
 )
-from sabot._cython.batch cimport plain_array
+from sabot._cython.columns cimport all_within, int32_array, int32s, int64_array, int64s, new_array, open_array
 from sabot._cython.partition cimport Type, View, view_of
 from sabot._cython.ranked cimport Layout, Made, Source, array_of_made, lay_out, open_rows
 
@@ -163,31 +159,6 @@ cdef extern from *:
 
 # Arrays in and out
 
-cdef object _open(object array, Column* column, Kind kind, str name):
-    """Fills `column`; -> what has to stay alive while it is read. TypeError for another type, ValueError for nulls."""
-    array = plain_array(array)
-    if array.null_count:
-        raise ValueError(f"{name}: {array.null_count} values are null")
-    capsules = array.__arrow_c_array__()
-    cdef ArrowArray* raw = array_of(capsules[1])
-    if open_column(column, schema_of(capsules[0]), raw, 0, raw.length) != kind:
-        raise TypeError(f"{name} cannot be {array.type}")
-    column.validity = NULL
-    return capsules
-
-
-cdef inline const int32_t* _int32s(const Column* column) noexcept nogil:
-    if column.length == 0:
-        return NULL
-    return <const int32_t*> column.values + column.start
-
-
-cdef inline const int64_t* _int64s(const Column* column) noexcept nogil:
-    if column.length == 0:
-        return NULL
-    return <const int64_t*> column.values + column.start
-
-
 cdef class _Rows:
     """The rows of a call: row i of `count` has slots[i], and stands at chosen[i] of the data."""
 
@@ -199,49 +170,26 @@ cdef class _Rows:
     cdef const int64_t* times       # of the data
 
     def __cinit__(self, slots, data, selection, time):
-        cdef int64_t rows = data.num_rows, i
-        cdef bint good = True
-        self.alive = [_open(slots, &self.slot_column, KIND_INT32, "slots"), _open(time, &self.time_column, KIND_INT64, "time")]
+        cdef int64_t rows = data.num_rows
+        self.alive = [
+            open_array(slots, &self.slot_column, KIND_INT32, "slots"),
+            open_array(time, &self.time_column, KIND_INT64, "time"),
+        ]
         self.count = self.slot_column.length
-        self.slots = _int32s(&self.slot_column)
-        self.times = _int64s(&self.time_column)
+        self.slots = int32s(&self.slot_column)
+        self.times = int64s(&self.time_column)
         self.chosen = NULL
         if self.time_column.length != rows:
             raise ValueError(f"{self.time_column.length} times for {rows} rows")
         if selection is not None:
-            self.alive.append(_open(selection, &self.chosen_column, KIND_INT32, "selection"))
-            self.chosen = _int32s(&self.chosen_column)
+            self.alive.append(open_array(selection, &self.chosen_column, KIND_INT32, "selection"))
+            self.chosen = int32s(&self.chosen_column)
             if self.chosen_column.length != self.count:
                 raise ValueError(f"{self.count} slots for a selection of {self.chosen_column.length} rows")
         elif rows != self.count:
             raise ValueError(f"{self.count} slots for {rows} rows")
-        for i in range(self.count):
-            good &= self.slots[i] >= 0 and (self.chosen == NULL or 0 <= self.chosen[i] < rows)
-        if not good:
+        if not (all_within(self.slots, self.count, 2**31) and (selection is None or all_within(self.chosen, self.count, rows))):
             raise IndexError(f"a slot is negative, or the selection names rows outside of the {rows} rows of its batch")
-
-
-cdef object _new(object kind, int64_t size, int width, void** data):
-    """An array of `size` values of `width` bytes that `data` (OUT) points at, to be filled."""
-    buffer = pa.allocate_buffer(size * width)
-    data[0] = <void*> <size_t> buffer.address
-    return pa.Array.from_buffers(kind, size, [None, buffer], 0)
-
-
-cdef object _int64_array(const vector[int64_t]& values):
-    cdef void* data
-    array = _new(pa.int64(), values.size(), 8, &data)
-    if values.size():
-        memcpy(data, values.data(), values.size() * 8)
-    return array
-
-
-cdef object _int32_array(const vector[int32_t]& values):
-    cdef void* data
-    array = _new(pa.int32(), values.size(), 4, &data)
-    if values.size():
-        memcpy(data, values.data(), values.size() * 4)
-    return array
 
 
 # Frames
@@ -346,7 +294,7 @@ cdef class FrameTable:
         cdef vector[int32_t] vacant
         with nogil:
             self.frames.advance(watermark_ms, vacant)
-        return _int32_array(vacant)
+        return int32_array(vacant)
 
     def current(self):
         """(slots, times, results). See over.pyi."""
@@ -354,7 +302,7 @@ cdef class FrameTable:
         cdef vector[int64_t] newest
         with nogil:
             self.frames.current(slots, newest)
-        return _int32_array(slots), _int64_array(newest), self._results(slots.size())
+        return int32_array(slots), int64_array(newest), self._results(slots.size())
 
     def export(self):
         """All rows as columns. See over.pyi."""
@@ -364,12 +312,12 @@ cdef class FrameTable:
         cdef void* data
         cdef vector[uint64_t*] raw
         cdef vector[uint8_t*] states
-        cdef list columns = [_new(pa.int32(), count, 4, <void**> &slots), _new(pa.int64(), count, 8, <void**> &times)]
+        cdef list columns = [new_array(pa.int32(), count, <void**> &slots), new_array(pa.int64(), count, <void**> &times)]
         cdef list names = ["slot", "time"]
         for i in range(len(self.sources)):
-            columns.append(_new(pa.uint64(), count, 8, &data))
+            columns.append(new_array(pa.uint64(), count, &data))
             raw.push_back(<uint64_t*> data)
-            columns.append(_new(pa.uint8(), count, 1, &data))
+            columns.append(new_array(pa.uint8(), count, &data))
             states.push_back(<uint8_t*> data)
             names += [f"{i}.value", f"{i}.state"]
         with nogil:
@@ -383,17 +331,18 @@ cdef class FrameTable:
         cdef vector[const uint8_t*] states
         cdef int64_t count = state.num_rows
         cdef list alive = [
-            _open(state.column("slot"), &slots, KIND_INT32, "slot"), _open(state.column("time"), &times, KIND_INT64, "time")
+            open_array(state.column("slot"), &slots, KIND_INT32, "slot"),
+            open_array(state.column("time"), &times, KIND_INT64, "time"),
         ]
         if count == 0:
             return
         for i in range(len(self.sources)):
-            alive.append(_open(state.column(f"{i}.value"), &column, KIND_UINT64, "value"))
+            alive.append(open_array(state.column(f"{i}.value"), &column, KIND_UINT64, "value"))
             raw.push_back(<const uint64_t*> column.values + column.start)
-            alive.append(_open(state.column(f"{i}.state"), &column, KIND_UINT8, "state"))
+            alive.append(open_array(state.column(f"{i}.state"), &column, KIND_UINT8, "state"))
             states.push_back(<const uint8_t*> column.values + column.start)
         with nogil:
-            self.frames.load(_int32s(&slots), count, _int64s(&times), raw.data(), states.data())
+            self.frames.load(int32s(&slots), count, int64s(&times), raw.data(), states.data())
 
 
 cdef Type _kernel_type(object data_type) except *:
@@ -456,9 +405,9 @@ cdef list _all_rows(const Layout* layout, object schema, const vector[const Kept
     while start < size:
         count = kept_piece(rows, start, most)
         arrays = [
-            _new(pa.int32(), count, 4, <void**> &slots),
-            _new(pa.int64(), count, 8, <void**> &times),
-            _new(pa.int64(), count, 8, <void**> &numbers),
+            new_array(pa.int32(), count, <void**> &slots),
+            new_array(pa.int64(), count, <void**> &times),
+            new_array(pa.int64(), count, <void**> &numbers),
         ]
         for i in range(count):
             slots[i] = rows[start + i].slot
@@ -509,9 +458,9 @@ cdef class PlaceTable:
             self.places.add(sources, rows.slots, rows.chosen, rows.count, rows.times)
         cdef size_t o
         ranks = (
-            _int64_array(self.places.numbers), _int64_array(self.places.ranks), _int64_array(self.places.dense_ranks)
+            int64_array(self.places.numbers), int64_array(self.places.ranks), int64_array(self.places.dense_ranks)
         )  # fmt: skip
-        found = [_int64_array(self.places.sources[o]) for o in range(self.places.offsets.size())]
+        found = [int64_array(self.places.sources[o]) for o in range(self.places.offsets.size())]
         history = _columns_of(
             &self.places.kept.layout, self.columns, self.places.history, 0, self.places.history.size(), self.places.history, None
         )
@@ -522,9 +471,9 @@ cdef class PlaceTable:
         cdef int64_t count = self.places.used()
         cdef int32_t* slots
         cdef int64_t* raw[4]
-        cdef list columns = [_new(pa.int32(), count, 4, <void**> &slots)]
+        cdef list columns = [new_array(pa.int32(), count, <void**> &slots)]
         for i in range(4):
-            columns.append(_new(pa.int64(), count, 8, <void**> &raw[<int> i]))
+            columns.append(new_array(pa.int64(), count, <void**> &raw[<int> i]))
         with nogil:
             self.places.counters(slots, raw[0], raw[1], raw[2], raw[3])
         return pa.RecordBatch.from_arrays(columns, names=["slot", "rows", "newest", "rank", "dense"])
@@ -539,15 +488,15 @@ cdef class PlaceTable:
         """Rows of `counters`."""
         cdef Column slots
         cdef Column columns[4]
-        cdef list alive = [_open(counters.column("slot"), &slots, KIND_INT32, "slot")]
+        cdef list alive = [open_array(counters.column("slot"), &slots, KIND_INT32, "slot")]
         cdef int64_t i
         for i, name in enumerate(("rows", "newest", "rank", "dense")):
-            alive.append(_open(counters.column(name), &columns[i], KIND_INT64, name))
+            alive.append(open_array(counters.column(name), &columns[i], KIND_INT64, name))
         with nogil:
             for i in range(slots.length):
                 self.places.load_counter(
-                    _int32s(&slots)[i], _int64s(&columns[0])[i], _int64s(&columns[1])[i], _int64s(&columns[2])[i],
-                    _int64s(&columns[3])[i],
+                    int32s(&slots)[i], int64s(&columns[0])[i], int64s(&columns[1])[i], int64s(&columns[2])[i],
+                    int64s(&columns[3])[i],
                 )  # fmt: skip
 
     def load_history(self, slots, data, time):
@@ -604,7 +553,7 @@ cdef class WaitTable:
         cdef vector[int32_t] slots
         with nogil:
             self.rows_waiting.flush(slots)
-        return _int32_array(slots), self._ready(rows)
+        return int32_array(slots), self._ready(rows)
 
     cdef list _ready(self, int64_t most):
         cdef int64_t start = 0, count, i
@@ -617,12 +566,12 @@ cdef class WaitTable:
         while start < size:
             count = kept_piece(self.rows_waiting.ready, start, most)
             columns = _columns_of(layout, self.rows, self.rows_waiting.ready, start, count, self.rows_waiting.ready, None)
-            time = _new(pa.int64(), count, 8, <void**> &times)
+            time = new_array(pa.int64(), count, <void**> &times)
             for i in range(count):
                 times[i] = self.rows_waiting.ready[start + i].time
             after = []
             for o in range(self.rows_waiting.offsets.size()):
-                marks = _new(pa.uint8(), count, 1, <void**> &there)
+                marks = new_array(pa.uint8(), count, <void**> &there)
                 for i in range(count):
                     there[i] = self.rows_waiting.sources[o][start + i] != NULL
                 values = _columns_of(
@@ -643,7 +592,7 @@ cdef class WaitTable:
         """Rows of `export`. See over.pyi."""
         cdef _Rows rows = _Rows(slots, data, None, time)
         cdef Column column
-        alive = _open(numbers, &column, KIND_INT64, "numbers")
+        alive = open_array(numbers, &column, KIND_INT64, "numbers")
         if column.length != rows.count:
             raise ValueError(f"{column.length} numbers for {rows.count} rows")
         cdef vector[Source] sources
@@ -651,4 +600,4 @@ cdef class WaitTable:
         cdef int64_t i
         with nogil:
             for i in range(rows.count):
-                self.rows_waiting.load(sources, i, rows.slots[i], rows.times[i], _int64s(&column)[i])
+                self.rows_waiting.load(sources, i, rows.slots[i], rows.times[i], int64s(&column)[i])

@@ -33,7 +33,8 @@ class PatternTable:
     - before (between, where p is of j too) is "next": there is no row; "then": no row that passes j's test; "then_any": any rows;
     - where q is of another step than p, no row after p up to q, q included, passes a test in the gaps between their steps; where it is
       of the same one, which has `least` rows by p, none passes a test of the gap behind it;
-    - where p's step is greedy, is not j and has fewer rows than `most`: no row after p up to q passes its test (of "next": not the very next).
+    - where p's step is greedy, is not j and has fewer rows than `most`: no row after p up to q passes its test (of "next": not the very
+      next).
     From the first row's time to the last are at most `within_ms`. A match whose last step has a gap behind it ends `within_ms` after
     its first row: no row after its last and up to then passes a test of that gap.
     A test is asked with the values that the rows taken before have left in the slots.

@@ -1,15 +1,26 @@
 """Sequences of rows by key. See pattern.pyi for the contract; how a row moves partial matches on is in pattern_walk.h."""
 
-from libc.stdint cimport INT64_MAX, int16_t, int32_t, int64_t, uint8_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint64_t
+from libc.string cimport memset
 from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 import pyarrow as pa
 
-from sabot._cython.arrow cimport ArrowArray, ArrowSchema, array_of, schema_of
+from sabot._cython.arrow cimport (
+    KIND_BOOL,
+    KIND_INT32,
+    KIND_INT64,
+    ArrowArray,
+    ArrowSchema,
+    Column,
+    array_of,
+    bool_at,
+    schema_of,
+)
 from sabot._cython.batch cimport plain_array
+from sabot._cython.columns cimport all_within, int32_array, int32s, int64_array, int64s, new_array, open_array
 
 __all__ = ["PatternTable", "TooManyPartials"]
 
@@ -18,7 +29,6 @@ cdef extern from "column.h" namespace "sabot" nogil:
     ctypedef enum Type "sabot::Type":
         TYPE_BOOL "sabot::Type::bool_"
         TYPE_NOTHING "sabot::Type::nothing"
-        TYPE_INT32 "sabot::Type::int32"
         TYPE_INT64 "sabot::Type::int64"
         TYPE_UINT64 "sabot::Type::uint64"
         TYPE_FLOAT64 "sabot::Type::float64"
@@ -173,51 +183,6 @@ cdef object _open(object array, Columns* view):
     return capsules
 
 
-cdef object _open_as(object array, Columns* view, Type wanted, str name):
-    """As `_open`. TypeError for another type, ValueError for nulls."""
-    if array.null_count:
-        raise ValueError(f"{name}: {array.null_count} values are null")
-    alive = _open(array, view)
-    if view.type != wanted:
-        raise TypeError(f"{name} cannot be {array.type}")
-    return alive
-
-
-cdef inline const int32_t* _int32s(const Columns* view) noexcept nogil:
-    if view.length == 0:
-        return NULL
-    return <const int32_t*> view.values + view.start
-
-
-cdef inline const int64_t* _int64s(const Columns* view) noexcept nogil:
-    if view.length == 0:
-        return NULL
-    return <const int64_t*> view.values + view.start
-
-
-cdef object _of32(const vector[int32_t]& values):
-    cdef int64_t size = values.size()
-    buffer = pa.allocate_buffer(size * 4)
-    if size:
-        memcpy(<void*> <size_t> buffer.address, values.data(), size * 4)
-    return pa.Array.from_buffers(pa.int32(), size, [None, buffer], 0)
-
-
-cdef object _of64(const vector[int64_t]& values):
-    cdef int64_t size = values.size()
-    buffer = pa.allocate_buffer(size * 8)
-    if size:
-        memcpy(<void*> <size_t> buffer.address, values.data(), size * 8)
-    return pa.Array.from_buffers(pa.int64(), size, [None, buffer], 0)
-
-
-cdef object _new(object kind, int64_t size, void** data):
-    """An array of `size` values that `data` (OUT) points at, to be filled."""
-    buffer = pa.allocate_buffer((size * kind.bit_width + 7) // 8)
-    data[0] = <void*> <size_t> buffer.address
-    return pa.Array.from_buffers(kind, size, [None, buffer], 0)
-
-
 cdef int _index(list names, object name, str what) except -1:
     if name not in names:
         raise ValueError(f"{what}: {name!r} is none of {', '.join(names)}")
@@ -232,7 +197,7 @@ cdef class PatternTable:
     cdef vector[int32_t] chosen            # these rows
     cdef int64_t done                      # how many of them are walked
     cdef int64_t rows                      # of the batch
-    cdef Columns slot_view, time_view
+    cdef Column slot_column, time_column
     cdef object alive                      # arrays of the batch
 
     def __cinit__(
@@ -317,19 +282,17 @@ cdef class PatternTable:
 
     def choose(self, tests, int64_t rows, selection=None):
         """The rows that matter, and those that can begin a match. See pattern.pyi."""
-        cdef Columns chosen_view, view
+        cdef Columns view
+        cdef Column chosen_column
         cdef const int32_t* chosen = NULL
         cdef int64_t count = rows, i, n = 0
         cdef vector[int32_t] starts
         cdef uint64_t bit, mask, watched = self.matcher.watched, first = self.matcher.start_bits
         cdef int32_t row
-        cdef bint bad = False
         if selection is not None:
-            kept = _open_as(selection, &chosen_view, TYPE_INT32, "selection")
-            chosen, count = _int32s(&chosen_view), chosen_view.length
-            for i in range(count):
-                bad = bad or not 0 <= chosen[i] < rows
-            if bad:
+            kept = open_array(selection, &chosen_column, KIND_INT32, "selection")
+            chosen, count = int32s(&chosen_column), chosen_column.length
+            if not all_within(chosen, count, rows):
                 raise IndexError(f"the selection names rows that are none of the {rows}")
         self.masks.assign(count, EVERY)
         for number, test in enumerate(tests):
@@ -355,7 +318,7 @@ cdef class PatternTable:
             self.masks.resize(n)
         self.rows = rows
         self.done = n
-        return _of32(self.chosen), _of32(starts)
+        return int32_array(self.chosen), int32_array(starts)
 
     def begin(self, slots, time, operands):
         """The keys of the rows that were chosen. See pattern.pyi."""
@@ -365,9 +328,10 @@ cdef class PatternTable:
         cdef const int32_t* slot
         cdef int kind
         alive = [
-            _open_as(slots, &self.slot_view, TYPE_INT32, "slots"), _open_as(time, &self.time_view, TYPE_INT64, "time")
-        ]  # fmt: skip
-        if self.slot_view.length != <int64_t> self.chosen.size() or self.time_view.length != self.rows:
+            open_array(slots, &self.slot_column, KIND_INT32, "slots"),
+            open_array(time, &self.time_column, KIND_INT64, "time"),
+        ]
+        if self.slot_column.length != <int64_t> self.chosen.size() or self.time_column.length != self.rows:
             raise ValueError(f"{len(slots)} slots for {self.chosen.size()} rows, {len(time)} times for {self.rows}")
         if len(operands) != <int64_t> self.matcher.operand_kinds.size():
             raise ValueError(f"{len(operands)} operands for {self.matcher.operand_kinds.size()}")
@@ -378,8 +342,8 @@ cdef class PatternTable:
             if not _fits(&view, kind) or view.length != self.rows:
                 raise TypeError(f"operand {i} is {operand.type} of {view.length} rows, not {_KINDS[kind]} of {self.rows}")
             self.matcher.operands.push_back(view)
-        slot = _int32s(&self.slot_view)
-        for i in range(self.slot_view.length):
+        slot = int32s(&self.slot_column)
+        for i in range(self.slot_column.length):
             if slot[i] > greatest:
                 greatest = slot[i]
         self.matcher.reach_slot(greatest)
@@ -388,8 +352,8 @@ cdef class PatternTable:
 
     def walk(self):
         """The rows that were chosen, until matches have to be taken out. See pattern.pyi."""
-        cdef const int32_t* slot = _int32s(&self.slot_view)
-        cdef const int64_t* time = _int64s(&self.time_view)
+        cdef const int32_t* slot = int32s(&self.slot_column)
+        cdef const int64_t* time = int64s(&self.time_column)
         cdef int64_t i = self.done, count = self.chosen.size()
         cdef int32_t row
         cdef Matcher* matcher = &self.matcher
@@ -428,8 +392,8 @@ cdef class PatternTable:
         for i in range(taken.size()):
             taken[i] = <int32_t> self.matcher.taken[i]
         answer = (
-            _of32(found.slots), _of64(found.first), _of64(found.last), _of64(found.offsets), _of32(found.steps),
-            _of64(found.rows), _of64(found.weights), _of32(taken),
+            int32_array(found.slots), int64_array(found.first), int64_array(found.last), int64_array(found.offsets),
+            int32_array(found.steps), int64_array(found.rows), int64_array(found.weights), int32_array(taken),
         )  # fmt: skip
         self.matcher.taken.clear()
         found.clear()
@@ -439,7 +403,7 @@ cdef class PatternTable:
         """Keys without partial matches. See pattern.pyi."""
         cdef vector[int32_t] out
         self.matcher.drain_vacant(out)
-        return _of32(out)
+        return int32_array(out)
 
     def renumber(self):
         """Rows that partial matches have, counted anew. See pattern.pyi."""
@@ -447,7 +411,7 @@ cdef class PatternTable:
         with nogil:
             self.matcher.live_rows(live)
             self.matcher.renumber(live)
-        return _of64(live)
+        return int64_array(live)
 
     # Out and in again
 
@@ -474,15 +438,15 @@ cdef class PatternTable:
         cdef const Partial* partial
         cdef const Node* at
         columns = [
-            _new(pa.int32(), size, <void**> &slot), _new(pa.int64(), size, <void**> &first),
-            _new(pa.int32(), size, <void**> &step), _new(pa.int32(), size, <void**> &rows),
-            _new(pa.int32(), size, <void**> &count), _new(pa.bool_(), size, <void**> &loop),
-            _new(pa.int64(), size, <void**> &targets), _new(pa.int64(), size, <void**> &start),
-            _new(pa.int64(), size, <void**> &last), _new(pa.int64(), size, <void**> &node),
+            new_array(pa.int32(), size, <void**> &slot), new_array(pa.int64(), size, <void**> &first),
+            new_array(pa.int32(), size, <void**> &step), new_array(pa.int32(), size, <void**> &rows),
+            new_array(pa.int32(), size, <void**> &count), new_array(pa.bool_(), size, <void**> &loop),
+            new_array(pa.int64(), size, <void**> &targets), new_array(pa.int64(), size, <void**> &start),
+            new_array(pa.int64(), size, <void**> &last), new_array(pa.int64(), size, <void**> &node),
         ]  # fmt: skip
         nodes = [
-            _new(pa.int64(), length, <void**> &row), _new(pa.int64(), length, <void**> &prev),
-            _new(pa.int32(), length, <void**> &node_step), _new(pa.int32(), length, <void**> &weight),
+            new_array(pa.int64(), length, <void**> &row), new_array(pa.int64(), length, <void**> &prev),
+            new_array(pa.int32(), length, <void**> &node_step), new_array(pa.int32(), length, <void**> &weight),
         ]  # fmt: skip
         with nogil:
             memset(loop, 0, (size + 7) // 8)
@@ -564,8 +528,9 @@ cdef class PatternTable:
         cdef Matcher* matcher = &self.matcher
         if not partials.schema.equals(self._schema()) or not nodes.schema.equals(_NODES):
             raise ValueError("these are no partial matches of this pattern")
-        cdef Columns columns[10]
-        cdef Columns row_view, prev_view, step_view, weight_view
+        cdef Column row_column, prev_column, step_column, weight_column
+        cdef Column slot_column, first_column, at_column, count_column, loop_column
+        cdef Column targets_column, start_column, last_column, node_column
         cdef Columns view
         cdef int64_t i, at, size = partials.num_rows, length = nodes.num_rows
         cdef int slot
@@ -577,27 +542,39 @@ cdef class PatternTable:
         cdef int64_t rows = 0
         cdef int n = <int> matcher.steps.size()
         alive = [
-            _open(nodes.column(0), &row_view), _open(nodes.column(1), &prev_view), _open(nodes.column(2), &step_view),
-            _open(nodes.column(3), &weight_view),
-        ]  # fmt: skip
-        for i in range(10):
-            alive.append(_open(partials.column(i), &columns[i]))
-        cdef const int64_t* row = _int64s(&row_view)
-        cdef const int64_t* prev = _int64s(&prev_view)
-        cdef const int32_t* step = _int32s(&step_view)
-        cdef const int32_t* weight = _int32s(&weight_view)
+            open_array(nodes.column("row"), &row_column, KIND_INT64, "row"),
+            open_array(nodes.column("prev"), &prev_column, KIND_INT64, "prev"),
+            open_array(nodes.column("step"), &step_column, KIND_INT32, "step"),
+            open_array(nodes.column("weight"), &weight_column, KIND_INT32, "weight"),
+            open_array(partials.column("slot"), &slot_column, KIND_INT32, "slot"),
+            open_array(partials.column("first"), &first_column, KIND_INT64, "first"),
+            open_array(partials.column("step"), &at_column, KIND_INT32, "step"),
+            open_array(partials.column("count"), &count_column, KIND_INT32, "count"),
+            open_array(partials.column("loop"), &loop_column, KIND_BOOL, "loop"),
+            open_array(partials.column("targets"), &targets_column, KIND_INT64, "targets"),
+            open_array(partials.column("start"), &start_column, KIND_INT64, "start"),
+            open_array(partials.column("last"), &last_column, KIND_INT64, "last"),
+            open_array(partials.column("node"), &node_column, KIND_INT64, "node"),
+        ]
+        cdef const int64_t* row = int64s(&row_column)
+        cdef const int64_t* prev = int64s(&prev_column)
+        cdef const int32_t* step = int32s(&step_column)
+        cdef const int32_t* weight = int32s(&weight_column)
+        cdef const int32_t* slots = int32s(&slot_column)
+        cdef const int32_t* steps = int32s(&at_column)
+        cdef const int64_t* ends = int64s(&node_column)
         for i in range(length):
             if not (-1 <= prev[i] < length and 0 <= step[i] < n and row[i] >= -1 and weight[i] >= 1):
                 raise ValueError(f"node {i} does not belong here")
             rows = max(rows, row[i] + 1)
         place.assign(length, -1)
         for i in range(size):
-            greatest = max(greatest, _int32s(&columns[0])[i])
+            greatest = max(greatest, slots[i])
         matcher.reach_slot(greatest)
         made_of = []
         for i in range(size):
-            at = _int64s(&columns[9])[i]
-            if not (0 <= at < length and 0 <= _int32s(&columns[2])[i] < n and _int32s(&columns[0])[i] >= 0):
+            at = ends[i]
+            if not (0 <= at < length and 0 <= steps[i] < n and slots[i] >= 0):
                 raise ValueError(f"partial match {i} does not belong here")
             path.clear()
             while at >= 0 and place[at] < 0:
@@ -610,17 +587,17 @@ cdef class PatternTable:
                 path.pop_back()
                 place[at] = matcher.load_node(
                     first_row + row[at] if row[at] >= 0 else -1, place[prev[at]] if prev[at] >= 0 else -1, step[at],
-                    weight[at], _int32s(&columns[0])[i],
+                    weight[at], slots[i],
                 )  # fmt: skip
-            given.first_time = _int64s(&columns[1])[i]
-            given.step = <int16_t> _int32s(&columns[2])[i]
-            given.count = _int32s(&columns[4])[i]
-            given.loop = (<const uint8_t*> columns[5].values)[(columns[5].start + i) >> 3] >> ((columns[5].start + i) & 7) & 1
-            given.targets = <uint64_t> _int64s(&columns[6])[i]
-            given.start = _int64s(&columns[7])[i]
-            given.last = _int64s(&columns[8])[i]
-            given.node = place[_int64s(&columns[9])[i]]
-            made = matcher.load_partial(_int32s(&columns[0])[i], given)
+            given.first_time = int64s(&first_column)[i]
+            given.step = <int16_t> steps[i]
+            given.count = int32s(&count_column)[i]
+            given.loop = bool_at(&loop_column, i)
+            given.targets = <uint64_t> int64s(&targets_column)[i]
+            given.start = int64s(&start_column)[i]
+            given.last = int64s(&last_column)[i]
+            given.node = place[ends[i]]
+            made = matcher.load_partial(slots[i], given)
             made_of.append(made)
         for slot in range(<int> matcher.slots.size()):
             kept = _open(partials.column(10 + slot), &view)
@@ -631,7 +608,7 @@ cdef class PatternTable:
                     data = view.bytes_at(i, &bytes_)
                     matcher.load_text(made_of[i], slot, data, bytes_)
                 else:
-                    matcher.load_value(made_of[i], slot, <uint64_t> _int64s(&view)[i])
+                    matcher.load_value(made_of[i], slot, (<const uint64_t*> view.values)[view.start + i])
         if matcher.next_row < first_row + rows:
             matcher.next_row = first_row + rows
 

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
+from libc.stdint cimport int8_t, int32_t, int64_t
 from libc.string cimport memcpy
 from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
@@ -14,12 +14,10 @@ from sabot._cython.arrow cimport (
     ArrowArray,
     ArrowSchema,
     Column,
-    Kind,
     array_of,
-    open_column,
     schema_of,
 )
-from sabot._cython.batch cimport plain_array
+from sabot._cython.columns cimport all_within, int8s, int32s, int64s, new_array, open_array
 from sabot._cython.partition cimport TYPE_OTHER, Type, View, view_of
 
 __all__ = ["NUMBER_COLUMN", "RankCut", "RankTable"]
@@ -183,45 +181,6 @@ cdef tuple open_rows(Layout* layout, object schema, object data, vector[Source]*
     return capsules
 
 
-cdef object _open(object array, Column* column, Kind kind, str name):
-    """Fills `column`; -> what has to stay alive while it is read. TypeError for another type, ValueError for nulls."""
-    array = plain_array(array)
-    if array.null_count:
-        raise ValueError(f"{name}: {array.null_count} values are null")
-    capsules = array.__arrow_c_array__()
-    cdef ArrowArray* raw = array_of(capsules[1])
-    if open_column(column, schema_of(capsules[0]), raw, 0, raw.length) != kind:
-        raise TypeError(f"{name} cannot be {array.type}")
-    column.validity = NULL
-    return capsules
-
-
-cdef inline const int32_t* _int32s(const Column* column) noexcept nogil:
-    if column.length == 0:
-        return NULL
-    return <const int32_t*> column.values + column.start
-
-
-cdef inline const int64_t* _int64s(const Column* column) noexcept nogil:
-    if column.length == 0:
-        return NULL
-    return <const int64_t*> column.values + column.start
-
-
-cdef inline const int8_t* _int8s(const Column* column) noexcept nogil:
-    if column.length == 0:
-        return NULL
-    return <const int8_t*> column.values + column.start
-
-
-cdef bint _all_within(const int32_t* numbers, int64_t count, int64_t end) noexcept nogil:
-    cdef int64_t i
-    cdef bint good = True
-    for i in range(count):
-        good &= 0 <= numbers[i] < end
-    return good
-
-
 cdef class RankTable:
     """Rows by key slot, and which of them are among the first n. See ranked.pyi."""
 
@@ -291,36 +250,36 @@ cdef class RankTable:
         cdef Column slot_column, chosen_column, op_column, time_column
         capsules = open_rows(&self.ranking.layout, self.rows, data, &sources)
         self._views(capsules, &views)
-        cdef list alive = [_open(slots, &slot_column, KIND_INT32, "slots")]
+        cdef list alive = [open_array(slots, &slot_column, KIND_INT32, "slots")]
         cdef int64_t rows = data.num_rows, count = slot_column.length, missing
         cdef const int32_t* chosen = NULL
         cdef const int8_t* op_values = NULL
         cdef const int64_t* times = NULL
         if selection is not None:
-            alive.append(_open(selection, &chosen_column, KIND_INT32, "selection"))
-            chosen = _int32s(&chosen_column)
+            alive.append(open_array(selection, &chosen_column, KIND_INT32, "selection"))
+            chosen = int32s(&chosen_column)
             if chosen_column.length != count:
                 raise ValueError(f"{count} slots for a selection of {chosen_column.length} rows")
-            if not _all_within(chosen, count, rows):
+            if not all_within(chosen, count, rows):
                 raise IndexError(f"the selection names rows outside of the {rows} rows of its batch")
         elif rows != count:
             raise ValueError(f"{count} slots for {rows} rows")
-        if not _all_within(_int32s(&slot_column), count, 2**31 - 1):
+        if not all_within(int32s(&slot_column), count, 2**31 - 1):
             raise IndexError("a slot is negative")
         if ops is not None:
             if not self.ranking.changes:
                 raise ValueError("a table of rows that are only added takes no ops")
-            alive.append(_open(ops, &op_column, KIND_INT8, "ops"))
-            op_values = _int8s(&op_column)
+            alive.append(open_array(ops, &op_column, KIND_INT8, "ops"))
+            op_values = int8s(&op_column)
         if time is not None:
-            alive.append(_open(time, &time_column, KIND_INT64, "time"))
-            times = _int64s(&time_column)
+            alive.append(open_array(time, &time_column, KIND_INT64, "time"))
+            times = int64s(&time_column)
         if (ops is not None and op_column.length != rows) or (time is not None and time_column.length != rows):
             raise ValueError(f"ops and time have an entry for each of the {rows} rows")
         if count == 0:
             return
         with nogil:
-            missing = self.ranking.add(sources, views, _int32s(&slot_column), chosen, count, op_values, times, arrival)
+            missing = self.ranking.add(sources, views, int32s(&slot_column), chosen, count, op_values, times, arrival)
         if missing >= 0:
             raise KeyError(f"row {missing} is to be taken away, and is not there: {data.slice(missing, 1).to_pylist()[0]}")
 
@@ -333,36 +292,36 @@ cdef class RankTable:
         capsules = open_rows(&self.ranking.layout, self.rows, data, &sources)
         self._views(capsules, &views)
         cdef list alive = [
-            _open(slots, &slot_column, KIND_INT32, "slots"),
-            _open(numbers, &number_column, KIND_INT64, "numbers"),
-            _open(time, &time_column, KIND_INT64, "time"),
+            open_array(slots, &slot_column, KIND_INT32, "slots"),
+            open_array(numbers, &number_column, KIND_INT64, "numbers"),
+            open_array(time, &time_column, KIND_INT64, "time"),
         ]
         cdef int64_t count = data.num_rows
         if not (slot_column.length == count and number_column.length == count and time_column.length == count):
             raise ValueError(f"slots, numbers and time have an entry for each of the {count} rows")
-        if not _all_within(_int32s(&slot_column), count, 2**31 - 1):
+        if not all_within(int32s(&slot_column), count, 2**31 - 1):
             raise IndexError("a slot is negative")
         if count:
             with nogil:
                 self.ranking.load(
-                    sources, views, _int32s(&slot_column), count, _int64s(&number_column), _int64s(&time_column)
+                    sources, views, int32s(&slot_column), count, int64s(&number_column), int64s(&time_column)
                 )
 
     def absorb(self, RankTable other, slots):
         """The rows of another table. See ranked.pyi."""
         cdef Column column
-        alive = _open(slots, &column, KIND_INT32, "slots")
+        alive = open_array(slots, &column, KIND_INT32, "slots")
         if self.ranking.changes or (self.ranking.rows and not self.ranking.borrows):
             raise ValueError("a table that has rows of its own, or of which rows are taken away, absorbs no other")
         if other is self or not other.rows.equals(self.rows) or other.ranking.exact != self.ranking.exact:
             raise ValueError("only another table of the same rows can be absorbed")
-        if not _all_within(_int32s(&column), column.length, 2**31 - 1):
+        if not all_within(int32s(&column), column.length, 2**31 - 1):
             raise IndexError("a slot is negative")
         if column.length < other.ranking.slots_used():
             raise IndexError(f"{column.length} slots for a table that has {other.ranking.slots_used()}")
         self.absorbed.append(other)
         with nogil:
-            self.ranking.absorb(other.ranking[0], _int32s(&column))
+            self.ranking.absorb(other.ranking[0], int32s(&column))
 
     def settle(self):
         """What has changed is there for `pieces`. See ranked.pyi."""
@@ -390,20 +349,16 @@ cdef class RankTable:
     cdef tuple _piece(self, int64_t start, int64_t count):
         cdef vector[Made] columns
         cdef int64_t i
-        ranks, times = pa.allocate_buffer(count * 8), pa.allocate_buffer(count * 8)
-        ops = pa.allocate_buffer(count)
-        cdef int64_t* rank_out = <int64_t*> <size_t> ranks.address
-        cdef int64_t* time_out = <int64_t*> <size_t> times.address
-        cdef int8_t* op_out = <int8_t*> <size_t> ops.address
+        cdef int64_t* rank_out
+        cdef int64_t* time_out
+        cdef int8_t* op_out
+        ranks = new_array(pa.int64(), count, <void**> &rank_out)
+        ops = new_array(pa.int8(), count, <void**> &op_out)
+        times = new_array(pa.int64(), count, <void**> &time_out)
         with nogil:
             read_changes(self.ranking.layout, self.ranking.out, start, count, columns, rank_out, op_out, time_out)
         cdef list arrays = [array_of_made(&columns[i], self.rows.field(i).type) for i in range(<int64_t> columns.size())]
-        return (
-            arrays,
-            pa.Array.from_buffers(pa.int64(), count, [None, ranks], 0),
-            pa.Array.from_buffers(pa.int8(), count, [None, ops], 0),
-            pa.Array.from_buffers(pa.int64(), count, [None, times], 0),
-        )
+        return arrays, ranks, ops, times
 
     def cut(self):
         """All rows as they are now. See ranked.pyi."""

@@ -10,14 +10,13 @@ import pyarrow as pa
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
 from libcpp cimport bool as cbool
 from libcpp.memory cimport shared_ptr, unique_ptr
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from sabot._cython.arrow cimport ArrowArray, ArrowSchema, array_of, schema_of
-from sabot._cython.batch cimport plain_array
+from sabot._cython.columns cimport Numbers, int64_array, new_array, numbers_of
 from sabot._cython.partition cimport TYPE_OTHER, Type, View, view_of
 
 __all__ = ["ALIVE", "RowCut", "RowTable"]
@@ -149,55 +148,7 @@ cdef class _Made:
         return self.schema.__arrow_c_schema__(), self.capsule
 
 
-cdef object _numbers_array(object data_type, object buffer, int64_t length):
-    return pa.Array.from_buffers(data_type, length, [None, buffer], 0)
-
-
-cdef object _id_array(vector[int64_t]& ids):
-    cdef int64_t count = ids.size()
-    buffer = pa.allocate_buffer(count * 8)
-    if count:
-        memcpy(<void*> <size_t> buffer.address, ids.data(), count * 8)
-    return _numbers_array(_INT64, buffer, count)
-
-
 # What comes in
-
-cdef class _Numbers:
-    """An int32, int64 or uint64 array without nulls, open for reading."""
-
-    cdef object array               # keeps the memory
-    cdef const void* values
-    cdef int64_t length
-
-    cdef const int32_t* int32(self) noexcept nogil:
-        return <const int32_t*> self.values
-
-    cdef const int64_t* int64(self) noexcept nogil:
-        return <const int64_t*> self.values
-
-    cdef const uint64_t* uint64(self) noexcept nogil:
-        return <const uint64_t*> self.values
-
-
-cdef _Numbers _numbers(object data, object data_type, str name, int64_t length):
-    """TypeError where it is not an array of this type; ValueError where it has nulls, or another length (-1: any)."""
-    array = plain_array(data)
-    if array.type != data_type:
-        raise TypeError(f"{name} must be {data_type}, not {array.type}")
-    if array.null_count:
-        raise ValueError(f"{name} must not be null")
-    cdef _Numbers numbers = _Numbers()
-    numbers.array = array
-    numbers.length = len(array)
-    numbers.values = <const void*> <size_t> 8  # nothing is read
-    if length >= 0 and numbers.length != length:
-        raise ValueError(f"{name}: {numbers.length} of {length} rows")
-    if numbers.length:
-        skipped = array.offset * (array.type.bit_width // 8)
-        numbers.values = <const void*> <size_t> (array.buffers()[1].address + skipped)
-    return numbers
-
 
 cdef class _Rows:
     """The rows of one call, open for reading."""
@@ -206,13 +157,13 @@ cdef class _Rows:
     cdef tuple capsules             # keep the structs
     cdef ArrowSchema* schema
     cdef ArrowArray* array
-    cdef list kept                  # _Numbers that are pointed to
+    cdef list kept                  # Numbers that are pointed to
     cdef vector[View] keys
     cdef Incoming rows
 
     cdef int64_t add_numbers(self, object data, object data_type, str name) except 0:
         """Where the values of an array with an entry for each row of the batch stand."""
-        cdef _Numbers numbers = _numbers(data, data_type, name, self.array.length)
+        cdef Numbers numbers = numbers_of(data, data_type, name, self.array.length)
         self.kept.append(numbers)
         return <int64_t> numbers.values
 
@@ -221,7 +172,7 @@ cdef _Rows _open(object data, object selection, object hashes):
     if not isinstance(data, _RecordBatch):
         raise TypeError(f"a table takes a pyarrow.RecordBatch, not a {type(data).__name__}")
     cdef _Rows rows = _Rows()
-    cdef _Numbers chosen
+    cdef Numbers chosen
     rows.batch = data
     rows.capsules = data.__arrow_c_array__()
     rows.schema = schema_of(rows.capsules[0])
@@ -230,7 +181,7 @@ cdef _Rows _open(object data, object selection, object hashes):
     rows.rows.offset = rows.array.offset
     rows.rows.count = rows.array.length
     if selection is not None:
-        chosen = _numbers(selection, _INT32, "selection", -1)
+        chosen = numbers_of(selection, _INT32, "selection", -1)
         if not all_within(chosen.int32(), chosen.length, 0, rows.array.length):
             raise IndexError(f"the selection names rows outside of the {rows.array.length} rows of its batch")
         rows.kept.append(chosen)
@@ -355,11 +306,11 @@ cdef class RowTable:
     def insert(self, data, order=None, *, hashes=None, selection=None):
         """Adds rows; -> their ids."""
         cdef _Rows call = self.open_rows(data, order, hashes, selection)
-        buffer = pa.allocate_buffer(call.rows.count * 8)
-        cdef int64_t* ids = <int64_t*> <size_t> buffer.address
+        cdef int64_t* ids
+        made = new_array(_INT64, call.rows.count, <void**> &ids)
         with nogil:
             self.table.insert(call.rows, ids)
-        return _numbers_array(_INT64, buffer, call.rows.count)
+        return made
 
     # What is looked for
 
@@ -407,35 +358,35 @@ cdef class RowTable:
     cdef object nearest(self, object data, object keys, object at, object hashes, object selection, bint last):
         cdef _Rows call = self.open_probes(data, keys, hashes, selection)
         call.rows.order = <const int64_t*> call.add_numbers(at, _INT64, "at")
-        buffer = pa.allocate_buffer(call.rows.count * 8)
-        cdef int64_t* ids = <int64_t*> <size_t> buffer.address
+        cdef int64_t* ids
+        made = new_array(_INT64, call.rows.count, <void**> &ids)
         with nogil:
             self.table.nearest(call.rows, last, ids)
-        return _numbers_array(_INT64, buffer, call.rows.count)
+        return made
 
     def match(self, data, order=None, *, hashes=None, selection=None):
         """The ids of equal rows; -1: none."""
         cdef _Rows call = self.open_rows(data, order, hashes, selection)
-        buffer = pa.allocate_buffer(call.rows.count * 8)
-        cdef int64_t* ids = <int64_t*> <size_t> buffer.address
+        cdef int64_t* ids
+        made = new_array(_INT64, call.rows.count, <void**> &ids)
         with nogil:
             self.table.match(call.rows, ids)
-        return _numbers_array(_INT64, buffer, call.rows.count)
+        return made
 
     def key_ids(self, data, keys, *, hashes=None, selection=None):
         """A number for each row's key; -1: the table has no rows of it, or it has a null."""
         cdef _Rows call = self.open_probes(data, keys, hashes, selection)
-        buffer = pa.allocate_buffer(call.rows.count * 4)
-        cdef int32_t* slots = <int32_t*> <size_t> buffer.address
+        cdef int32_t* slots
+        made = new_array(_INT32, call.rows.count, <void**> &slots)
         with nogil:
             self.table.known_slots(call.rows, slots)
-        return _numbers_array(_INT32, buffer, call.rows.count)
+        return made
 
     # What is known by id
 
     def take(self, ids, columns=None):
         """The rows; -1: a row of nulls."""
-        cdef _Numbers numbers = _numbers(ids, _INT64, "ids", -1)
+        cdef Numbers numbers = numbers_of(ids, _INT64, "ids", -1)
         cdef vector[int] wanted
         cdef vector[Store] stores
         cdef int column
@@ -460,52 +411,52 @@ cdef class RowTable:
 
     def orders(self, ids):
         """Their orders."""
-        cdef _Numbers numbers = _numbers(ids, _INT64, "ids", -1)
-        buffer = pa.allocate_buffer(numbers.length * 8)
-        cdef int64_t* out = <int64_t*> <size_t> buffer.address
+        cdef Numbers numbers = numbers_of(ids, _INT64, "ids", -1)
+        cdef int64_t* out
+        made = new_array(_INT64, numbers.length, <void**> &out)
         with nogil:
             self.table.orders(numbers.int64(), numbers.length, out)
-        return _numbers_array(_INT64, buffer, numbers.length)
+        return made
 
     def hashes(self, ids):
         """The hashes of their keys."""
-        cdef _Numbers numbers = _numbers(ids, _INT64, "ids", -1)
-        buffer = pa.allocate_buffer(numbers.length * 8)
-        cdef uint64_t* out = <uint64_t*> <size_t> buffer.address
+        cdef Numbers numbers = numbers_of(ids, _INT64, "ids", -1)
+        cdef uint64_t* out
+        made = new_array(_UINT64, numbers.length, <void**> &out)
         with nogil:
             self.table.hashes(numbers.int64(), numbers.length, out)
-        return _numbers_array(_UINT64, buffer, numbers.length)
+        return made
 
     def counts(self, ids):
         """Their numbers."""
-        cdef _Numbers numbers = self.countable(ids)
-        buffer = pa.allocate_buffer(numbers.length * 4)
-        cdef int32_t* out = <int32_t*> <size_t> buffer.address
+        cdef Numbers numbers = self.countable(ids)
+        cdef int32_t* out
+        made = new_array(_INT32, numbers.length, <void**> &out)
         with nogil:
             self.table.counts(numbers.int64(), numbers.length, out)
-        return _numbers_array(_INT32, buffer, numbers.length)
+        return made
 
     def add_counts(self, ids, by):
         """Adds to their numbers."""
-        cdef _Numbers numbers = self.countable(ids), more
+        cdef Numbers numbers = self.countable(ids), more
         cdef const int32_t* each = NULL
         cdef int32_t same = 0
         if isinstance(by, int):
             same = by
         else:
-            more = _numbers(by, _INT32, "by", numbers.length)
+            more = numbers_of(by, _INT32, "by", numbers.length)
             each = more.int32()
         with nogil:
             self.table.add_counts(numbers.int64(), numbers.length, each, same)
 
-    cdef _Numbers countable(self, object ids):
+    cdef Numbers countable(self, object ids):
         if not self.counted:
             raise ValueError("the table is not counted: make it with counted=True")
-        return _numbers(ids, _INT64, "ids", -1)
+        return numbers_of(ids, _INT64, "ids", -1)
 
     def remove(self, ids):
         """The rows are gone."""
-        cdef _Numbers numbers = _numbers(ids, _INT64, "ids", -1)
+        cdef Numbers numbers = numbers_of(ids, _INT64, "ids", -1)
         with nogil:
             self.table.remove(numbers.int64(), numbers.length)
 
@@ -516,14 +467,14 @@ cdef class RowTable:
         cdef vector[int64_t] ids
         with nogil:
             self.table.below(order, ids)
-        return _id_array(ids)
+        return int64_array(ids)
 
     def superseded(self, int64_t order):
         """The ids of rows with an order < this that are not their key's last such row."""
         cdef vector[int64_t] ids
         with nogil:
             self.table.superseded(order, ids)
-        return _id_array(ids)
+        return int64_array(ids)
 
     def cut(self):
         """The rows as they are now."""

@@ -11,7 +11,7 @@ heap in its place took a third of all time, at 50,000 open sessions.)
 """
 
 from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 from libcpp.map cimport map as ordered_map
 from libcpp.pair cimport pair
 from libcpp.unordered_map cimport unordered_map
@@ -19,20 +19,8 @@ from libcpp.vector cimport vector
 
 import pyarrow as pa
 
-from sabot._cython.arrow cimport (
-    KIND_BOOL,
-    KIND_INT32,
-    KIND_INT64,
-    ArrowArray,
-    Column,
-    Kind,
-    array_of,
-    bool_at,
-    int_at,
-    open_column,
-    schema_of,
-)
-from sabot._cython.batch cimport plain_array
+from sabot._cython.arrow cimport KIND_BOOL, KIND_INT32, KIND_INT64, Column, bool_at, int_at
+from sabot._cython.columns cimport int32_array, int32s, int64s, new_array, open_array
 
 __all__ = ["RunTable", "SessionTable"]
 
@@ -74,34 +62,6 @@ _RUNS = pa.schema(
 )
 
 
-# Arrays in and out
-
-cdef object _open(object array, Column* column, Kind kind, str name):
-    """Fills `column`; -> what has to stay alive while it is read. TypeError for another type, ValueError for nulls."""
-    array = plain_array(array)
-    if array.null_count:
-        raise ValueError(f"{name}: {array.null_count} values are null")
-    capsules = array.__arrow_c_array__()
-    cdef ArrowArray* raw = array_of(capsules[1])
-    if open_column(column, schema_of(capsules[0]), raw, 0, raw.length) != kind:
-        raise TypeError(f"{name} cannot be {array.type}")
-    column.validity = NULL
-    return capsules
-
-
-cdef inline const int32_t* _int32s(const Column* column) noexcept nogil:
-    """Row 0 of a KIND_INT32 column; NULL where it is empty."""
-    if column.length == 0:
-        return NULL
-    return <const int32_t*> column.values + column.start
-
-
-cdef inline const int64_t* _int64s(const Column* column) noexcept nogil:
-    if column.length == 0:
-        return NULL
-    return <const int64_t*> column.values + column.start
-
-
 cdef class _Rows:
     """The arguments of `add`: row i of `count` has slots[i] and stands at selection[i] of the times."""
 
@@ -114,19 +74,19 @@ cdef class _Rows:
     cdef int32_t greatest             # slot
 
     def __cinit__(self, slots, time, selection):
-        self.alive = [_open(slots, &self.slot_column, KIND_INT32, "slots")]
+        self.alive = [open_array(slots, &self.slot_column, KIND_INT32, "slots")]
         self.count = self.slot_column.length
-        self.slots = _int32s(&self.slot_column)
+        self.slots = int32s(&self.slot_column)
         self.time = NULL
         self.selection = NULL
         cdef int64_t length = self.count, i
         if time is not None:
-            self.alive.append(_open(time, &self.time_column, KIND_INT64, "time"))
-            self.time = _int64s(&self.time_column)
+            self.alive.append(open_array(time, &self.time_column, KIND_INT64, "time"))
+            self.time = int64s(&self.time_column)
             length = self.time_column.length
         if selection is not None:
-            self.alive.append(_open(selection, &self.selection_column, KIND_INT32, "selection"))
-            self.selection = _int32s(&self.selection_column)
+            self.alive.append(open_array(selection, &self.selection_column, KIND_INT32, "selection"))
+            self.selection = int32s(&self.selection_column)
             if self.selection_column.length != self.count:
                 raise ValueError(f"{self.count} slots for a selection of {self.selection_column.length} rows")
         elif length != self.count:
@@ -146,22 +106,6 @@ cdef class _Rows:
 
     cdef inline int64_t row(self, int64_t i) noexcept nogil:
         return i if self.selection == NULL else self.selection[i]
-
-
-cdef object _array(const vector[int32_t]& values):
-    """A copy of the values as pa.Int32Array."""
-    cdef int64_t size = values.size()
-    buffer = pa.allocate_buffer(size * 4)
-    if size:
-        memcpy(<void*> <size_t> buffer.address, values.data(), size * 4)
-    return pa.Array.from_buffers(pa.int32(), size, [None, buffer], 0)
-
-
-cdef object _new(object kind, int64_t size, int width, void** data):
-    """An array of `size` values of `width` bytes that `data` (OUT) points at, to be filled."""
-    buffer = pa.allocate_buffer(size * width)
-    data[0] = <void*> <size_t> buffer.address
-    return pa.Array.from_buffers(kind, size, [None, buffer], 0)
 
 
 # Times. Differences of int64 do not always fit one, so they are compared as unsigned ones, which is exact where later >= earlier.
@@ -280,11 +224,11 @@ cdef class SessionTable:
             raise TypeError("sessions need event time")
         cdef _Rows rows = _Rows(slots, time, selection)
         cdef int32_t* out
-        ids = _new(pa.int32(), rows.count, 4, <void**> &out)
+        ids = new_array(pa.int32(), rows.count, <void**> &out)
         cdef vector[int32_t] created, into, source
         with nogil:
             self._add(rows, out, created, into, source)
-        return ids, _array(created), _array(into), _array(source)
+        return ids, int32_array(created), int32_array(into), int32_array(source)
 
     cdef int _add(
         self, _Rows rows, int32_t* out, vector[int32_t]& created, vector[int32_t]& into, vector[int32_t]& source
@@ -486,14 +430,14 @@ cdef class SessionTable:
                 if rows.slots[i] < <int64_t> self.newest.size() and self.newest[rows.slots[i]] == NOTHING:
                     self.newest[rows.slots[i]] = GONE
                     out.push_back(rows.slots[i])
-        return _array(out)
+        return int32_array(out)
 
     def advance(self, int64_t watermark_ms):
         """(ripe, over). See sessions.pyi."""
         cdef vector[int32_t] ripe, over
         with nogil:
             self._advance(watermark_ms, ripe, over)
-        return _array(ripe), _array(over)
+        return int32_array(ripe), int32_array(over)
 
     cdef int _advance(self, int64_t watermark_ms, vector[int32_t]& ripe, vector[int32_t]& over) except -1 nogil:
         cdef vector[Entry] bucket, early
@@ -533,13 +477,13 @@ cdef class SessionTable:
     def bounds(self, sessions):
         """(first rows' times, ends). See sessions.pyi."""
         cdef Column column
-        cdef object alive = _open(sessions, &column, KIND_INT32, "sessions")
-        cdef const int32_t* ids = _int32s(&column)
+        cdef object alive = open_array(sessions, &column, KIND_INT32, "sessions")
+        cdef const int32_t* ids = int32s(&column)
         cdef int64_t i
         cdef int64_t* first
         cdef int64_t* end
-        firsts = _new(pa.int64(), column.length, 8, <void**> &first)
-        ends = _new(pa.int64(), column.length, 8, <void**> &end)
+        firsts = new_array(pa.int64(), column.length, <void**> &first)
+        ends = new_array(pa.int64(), column.length, <void**> &end)
         self._check(&column)
         with nogil:
             for i in range(column.length):
@@ -550,11 +494,11 @@ cdef class SessionTable:
     def slots(self, sessions):
         """Their keys."""
         cdef Column column
-        cdef object alive = _open(sessions, &column, KIND_INT32, "sessions")
-        cdef const int32_t* ids = _int32s(&column)
+        cdef object alive = open_array(sessions, &column, KIND_INT32, "sessions")
+        cdef const int32_t* ids = int32s(&column)
         cdef int64_t i
         cdef int32_t* out
-        slots = _new(pa.int32(), column.length, 4, <void**> &out)
+        slots = new_array(pa.int32(), column.length, <void**> &out)
         self._check(&column)
         with nogil:
             for i in range(column.length):
@@ -563,7 +507,7 @@ cdef class SessionTable:
 
     cdef int _check(self, const Column* column) except -1:
         """KeyError unless all ids are of sessions that are there."""
-        cdef const int32_t* ids = _int32s(column)
+        cdef const int32_t* ids = int32s(column)
         cdef int64_t i
         for i in range(column.length):
             if not 0 <= ids[i] < <int64_t> self.sessions.size() or self.sessions[ids[i]].slot == NOTHING:
@@ -573,8 +517,8 @@ cdef class SessionTable:
     def remove(self, sessions):
         """They are gone; -> slots of keys without any. See sessions.pyi."""
         cdef Column column
-        cdef object alive = _open(sessions, &column, KIND_INT32, "sessions")
-        cdef const int32_t* ids = _int32s(&column)
+        cdef object alive = open_array(sessions, &column, KIND_INT32, "sessions")
+        cdef const int32_t* ids = int32s(&column)
         cdef vector[int32_t] slots
         cdef int64_t i
         cdef int32_t slot
@@ -592,7 +536,7 @@ cdef class SessionTable:
                     slots.push_back(slot)
             if self.wheel.entries > 2 * <int64_t> (self.sessions.size() - self.unused.size()) + SLACK:
                 self._sweep_wheel()
-        return _array(slots)
+        return int32_array(slots)
 
     def export(self):
         """All sessions as columns. See sessions.pyi."""
@@ -604,15 +548,14 @@ cdef class SessionTable:
         cdef int64_t* last
         cdef uint8_t* given
         columns = [
-            _new(pa.int32(), count, 4, <void**> &ids),
-            _new(pa.int32(), count, 4, <void**> &slot),
-            _new(pa.int64(), count, 8, <void**> &first),
-            _new(pa.int64(), count, 8, <void**> &last),
+            new_array(pa.int32(), count, <void**> &ids),
+            new_array(pa.int32(), count, <void**> &slot),
+            new_array(pa.int64(), count, <void**> &first),
+            new_array(pa.int64(), count, <void**> &last),
+            new_array(pa.bool_(), count, <void**> &given),
         ]
-        buffer = pa.allocate_buffer((count + 7) // 8)
-        given = <uint8_t*> <size_t> buffer.address
-        memset(given, 0, (count + 7) // 8)
         with nogil:
+            memset(given, 0, (count + 7) // 8)
             for id in range(self.sessions.size()):
                 if self.sessions[id].slot == NOTHING:
                     continue
@@ -623,20 +566,19 @@ cdef class SessionTable:
                 if self.sessions[id].given:
                     given[at >> 3] |= <uint8_t> (1 << (at & 7))
                 at += 1
-        columns.append(pa.Array.from_buffers(pa.bool_(), count, [None, buffer], 0))
         return pa.RecordBatch.from_arrays(columns, schema=_SESSIONS)
 
     def load(self, state):
         """Sessions of `export` come in -> their ids. See sessions.pyi."""
         cdef Column slot_column, first_column, last_column, given_column
         cdef list alive = [
-            _open(state.column("slot"), &slot_column, KIND_INT32, "slot"),
-            _open(state.column("first"), &first_column, KIND_INT64, "first"),
-            _open(state.column("last"), &last_column, KIND_INT64, "last"),
-            _open(state.column("given"), &given_column, KIND_BOOL, "given"),
+            open_array(state.column("slot"), &slot_column, KIND_INT32, "slot"),
+            open_array(state.column("first"), &first_column, KIND_INT64, "first"),
+            open_array(state.column("last"), &last_column, KIND_INT64, "last"),
+            open_array(state.column("given"), &given_column, KIND_BOOL, "given"),
         ]
         cdef int32_t* out
-        ids = _new(pa.int32(), slot_column.length, 4, <void**> &out)
+        ids = new_array(pa.int32(), slot_column.length, <void**> &out)
         cdef int64_t i
         cdef int32_t id, slot, left, right
         with nogil:
@@ -696,11 +638,11 @@ cdef class RunTable:
             raise TypeError("runs that end by time need event time")
         cdef _Rows rows = _Rows(slots, time, selection)
         cdef int32_t* out
-        ids = _new(pa.int32(), rows.count, 4, <void**> &out)
+        ids = new_array(pa.int32(), rows.count, <void**> &out)
         cdef vector[int32_t] began, heads, ended
         with nogil:
             self._add(rows, out, began, heads, ended)
-        return ids, _array(began), _array(heads), _array(ended)
+        return ids, int32_array(began), int32_array(heads), int32_array(ended)
 
     cdef int _add(
         self, _Rows rows, int32_t* out, vector[int32_t]& began, vector[int32_t]& heads, vector[int32_t]& ended
@@ -789,7 +731,7 @@ cdef class RunTable:
         cdef vector[int32_t] over
         with nogil:
             self._advance(watermark_ms, over)
-        return _array(over)
+        return int32_array(over)
 
     cdef int _advance(self, int64_t watermark_ms, vector[int32_t]& over) except -1 nogil:
         cdef vector[Entry] bucket, early
@@ -816,13 +758,13 @@ cdef class RunTable:
     def bounds(self, runs):
         """(first, last). See sessions.pyi."""
         cdef Column column
-        cdef object alive = _open(runs, &column, KIND_INT32, "runs")
-        cdef const int32_t* ids = _int32s(&column)
+        cdef object alive = open_array(runs, &column, KIND_INT32, "runs")
+        cdef const int32_t* ids = int32s(&column)
         cdef int64_t i
         cdef int64_t* first
         cdef int64_t* last
-        firsts = _new(pa.int64(), column.length, 8, <void**> &first)
-        lasts = _new(pa.int64(), column.length, 8, <void**> &last)
+        firsts = new_array(pa.int64(), column.length, <void**> &first)
+        lasts = new_array(pa.int64(), column.length, <void**> &last)
         self._check(&column)
         with nogil:
             for i in range(column.length):
@@ -833,11 +775,11 @@ cdef class RunTable:
     def slots(self, runs):
         """Their keys."""
         cdef Column column
-        cdef object alive = _open(runs, &column, KIND_INT32, "runs")
-        cdef const int32_t* ids = _int32s(&column)
+        cdef object alive = open_array(runs, &column, KIND_INT32, "runs")
+        cdef const int32_t* ids = int32s(&column)
         cdef int64_t i
         cdef int32_t* out
-        slots = _new(pa.int32(), column.length, 4, <void**> &out)
+        slots = new_array(pa.int32(), column.length, <void**> &out)
         self._check(&column)
         with nogil:
             for i in range(column.length):
@@ -846,7 +788,7 @@ cdef class RunTable:
 
     cdef int _check(self, const Column* column) except -1:
         """KeyError unless all ids are of runs that are there."""
-        cdef const int32_t* ids = _int32s(column)
+        cdef const int32_t* ids = int32s(column)
         cdef int64_t i
         for i in range(column.length):
             if not 0 <= ids[i] < <int64_t> self.runs.size() or self.runs[ids[i]].slot == NOTHING:
@@ -856,8 +798,8 @@ cdef class RunTable:
     def remove(self, runs):
         """They are gone; -> slots of keys without any. See sessions.pyi."""
         cdef Column column
-        cdef object alive = _open(runs, &column, KIND_INT32, "runs")
-        cdef const int32_t* ids = _int32s(&column)
+        cdef object alive = open_array(runs, &column, KIND_INT32, "runs")
+        cdef const int32_t* ids = int32s(&column)
         cdef vector[int32_t] slots
         cdef int64_t i
         cdef int32_t slot
@@ -876,7 +818,7 @@ cdef class RunTable:
                     slots.push_back(slot)
             if self.wheel.entries > 2 * <int64_t> (self.runs.size() - self.unused.size()) + SLACK:
                 self._sweep_wheel()
-        return _array(slots)
+        return int32_array(slots)
 
     def export(self):
         """All runs as columns. See sessions.pyi."""
@@ -888,11 +830,11 @@ cdef class RunTable:
         cdef int64_t* last
         cdef int64_t* rows
         columns = [
-            _new(pa.int32(), count, 4, <void**> &ids),
-            _new(pa.int32(), count, 4, <void**> &slot),
-            _new(pa.int64(), count, 8, <void**> &first),
-            _new(pa.int64(), count, 8, <void**> &last),
-            _new(pa.int64(), count, 8, <void**> &rows),
+            new_array(pa.int32(), count, <void**> &ids),
+            new_array(pa.int32(), count, <void**> &slot),
+            new_array(pa.int64(), count, <void**> &first),
+            new_array(pa.int64(), count, <void**> &last),
+            new_array(pa.int64(), count, <void**> &rows),
         ]
         with nogil:
             for id in range(self.runs.size()):
@@ -910,13 +852,13 @@ cdef class RunTable:
         """Runs of `export` come in -> their ids. See sessions.pyi."""
         cdef Column slot_column, first_column, last_column, count_column
         cdef list alive = [
-            _open(state.column("slot"), &slot_column, KIND_INT32, "slot"),
-            _open(state.column("first"), &first_column, KIND_INT64, "first"),
-            _open(state.column("last"), &last_column, KIND_INT64, "last"),
-            _open(state.column("count"), &count_column, KIND_INT64, "count"),
+            open_array(state.column("slot"), &slot_column, KIND_INT32, "slot"),
+            open_array(state.column("first"), &first_column, KIND_INT64, "first"),
+            open_array(state.column("last"), &last_column, KIND_INT64, "last"),
+            open_array(state.column("count"), &count_column, KIND_INT64, "count"),
         ]
         cdef int32_t* out
-        ids = _new(pa.int32(), slot_column.length, 4, <void**> &out)
+        ids = new_array(pa.int32(), slot_column.length, <void**> &out)
         cdef int64_t i
         cdef int32_t slot
         with nogil:

@@ -66,6 +66,43 @@ cdef tuple _opened(object states, int64_t count):
     return offsets, held
 
 
+# What both stores have
+
+ctypedef fused Store:
+    DistinctStore
+    QuantileStore
+
+
+cdef object _save(Store* store, object slots):
+    cdef const int32_t[::1] numbers = _slots(slots)
+    cdef Strings out
+    cdef int64_t i
+    with nogil:
+        for i in range(len(numbers)):
+            store.save(numbers[i], out)
+    return _large_binary(out)
+
+
+cdef object _load(Store* store, object slots, object states):
+    cdef const int32_t[::1] numbers = _slots(slots)
+    offsets, held = _opened(states, len(numbers))
+    cdef const int64_t[::1] ends = offsets
+    cdef const uint8_t[::1] data = held
+    cdef const char* start = <const char*> &data[0]
+    cdef int64_t i
+    with nogil:
+        for i in range(len(numbers)):
+            store.load(numbers[i], start + ends[i], ends[i + 1] - ends[i])
+
+
+cdef object _remove(Store* store, object slots):
+    cdef const int32_t[::1] numbers = _slots(slots)
+    cdef int64_t i
+    with nogil:
+        for i in range(len(numbers)):
+            store.remove(numbers[i])
+
+
 cdef class Distinct:
     """About how many values of each slot differ. See sketch.pyi."""
 
@@ -96,31 +133,13 @@ cdef class Distinct:
         return result
 
     def save(self, slots):
-        cdef const int32_t[::1] numbers = _slots(slots)
-        cdef Strings out
-        cdef int64_t i
-        with nogil:
-            for i in range(len(numbers)):
-                self.store.save(numbers[i], out)
-        return _large_binary(out)
+        return _save(&self.store, slots)
 
     def load(self, slots, states):
-        cdef const int32_t[::1] numbers = _slots(slots)
-        offsets, held = _opened(states, len(numbers))
-        cdef const int64_t[::1] ends = offsets
-        cdef const uint8_t[::1] data = held
-        cdef const char* start = <const char*> &data[0]
-        cdef int64_t i
-        with nogil:
-            for i in range(len(numbers)):
-                self.store.load(numbers[i], start + ends[i], ends[i + 1] - ends[i])
+        _load(&self.store, slots, states)
 
     def remove(self, slots):
-        cdef const int32_t[::1] numbers = _slots(slots)
-        cdef int64_t i
-        with nogil:
-            for i in range(len(numbers)):
-                self.store.remove(numbers[i])
+        _remove(&self.store, slots)
 
     def clear(self):
         self.store.clear()
@@ -163,31 +182,13 @@ cdef class Quantiles:
         return result, there.view(bool)
 
     def save(self, slots):
-        cdef const int32_t[::1] numbers = _slots(slots)
-        cdef Strings out
-        cdef int64_t i
-        with nogil:
-            for i in range(len(numbers)):
-                self.store.save(numbers[i], out)
-        return _large_binary(out)
+        return _save(&self.store, slots)
 
     def load(self, slots, states):
-        cdef const int32_t[::1] numbers = _slots(slots)
-        offsets, held = _opened(states, len(numbers))
-        cdef const int64_t[::1] ends = offsets
-        cdef const uint8_t[::1] data = held
-        cdef const char* start = <const char*> &data[0]
-        cdef int64_t i
-        with nogil:
-            for i in range(len(numbers)):
-                self.store.load(numbers[i], start + ends[i], ends[i + 1] - ends[i])
+        _load(&self.store, slots, states)
 
     def remove(self, slots):
-        cdef const int32_t[::1] numbers = _slots(slots)
-        cdef int64_t i
-        with nogil:
-            for i in range(len(numbers)):
-                self.store.remove(numbers[i])
+        _remove(&self.store, slots)
 
     def clear(self):
         self.store.clear()

@@ -46,7 +46,7 @@ class TimerTable:
         """Timers of this kind that are set from here on are not given before `release`."""
     def release(self, kind: int) -> None: ...
     def guard(self, limit: int) -> None:
-        """A round begins, in which no key should set more than so many timers at or before the floor: `over` says which one did. 0: ends."""
+        """A round begins, in which no key should set more than so many timers at or before the floor: `over` says which did. 0: ends."""
     def floor(self, at: int) -> None:
         """Timers at or before this count for the guard."""
     def vacant(self, slots: pa.Int32Array) -> pa.Int32Array:

@@ -1,6 +1,6 @@
 """Timers by key, and the bytes that state stands under. See timers.pyi for the contract; timers_queue.h has the loops."""
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint64_t
@@ -14,12 +14,10 @@ from sabot._cython.arrow cimport (
     KIND_INT8,
     KIND_INT32,
     KIND_INT64,
-    KIND_NULL,
     KIND_OTHER,
     KIND_UINT64,
     ArrowArray,
     Column,
-    Kind,
     array_of,
     bytes_at,
     int_at,
@@ -28,6 +26,7 @@ from sabot._cython.arrow cimport (
     schema_of,
 )
 from sabot._cython.batch cimport plain_array
+from sabot._cython.columns cimport int32_array, int32s, int64_array, new_array, open_array
 from sabot._cython.partition cimport KEY_GROUP_COUNT, has_bytes, put_array_head, put_head, put_scalar
 
 __all__ = ["EVENT", "PROCESSING", "TimerTable", "key_rows"]
@@ -106,42 +105,6 @@ _EXPORT = pa.schema(
 )
 
 
-cdef object _open(object array, Column* column, Kind kind, str name):
-    """Fills `column`; -> what has to stay alive while it is read. TypeError for another type, ValueError for nulls."""
-    array = plain_array(array)
-    if array.null_count:
-        raise ValueError(f"{name}: {array.null_count} values are null")
-    capsules = array.__arrow_c_array__()
-    cdef ArrowArray* raw = array_of(capsules[1])
-    if open_column(column, schema_of(capsules[0]), raw, 0, raw.length) != kind:
-        raise TypeError(f"{name} cannot be {array.type}")
-    column.validity = NULL
-    return capsules
-
-
-cdef object _new(object kind, int64_t size, int width, void** data):
-    """An array of `size` values of `width` bytes that `data` (OUT) points at, to be filled."""
-    buffer = pa.allocate_buffer(size * width)
-    data[0] = <void*> <size_t> buffer.address
-    return pa.Array.from_buffers(kind, size, [None, buffer], 0)
-
-
-cdef object _int32s(const vector[int32_t]& values):
-    cdef void* data
-    array = _new(pa.int32(), values.size(), 4, &data)
-    if values.size():
-        memcpy(data, values.data(), values.size() * 4)
-    return array
-
-
-cdef object _int64s(const vector[int64_t]& values):
-    cdef void* data
-    array = _new(pa.int64(), values.size(), 8, &data)
-    if values.size():
-        memcpy(data, values.data(), values.size() * 8)
-    return array
-
-
 cdef int _kind(kind) except -1:
     if not 0 <= kind < KIND_COUNT:
         raise ValueError(f"{kind} is no kind of timer")
@@ -156,7 +119,10 @@ cdef class _Sets:
     cdef int64_t count
 
     def __cinit__(self, slots, at):
-        self.alive = [_open(slots, &self.slot_column, KIND_INT32, "slots"), _open(at, &self.at_column, KIND_INT64, "at")]
+        self.alive = [
+            open_array(slots, &self.slot_column, KIND_INT32, "slots"),
+            open_array(at, &self.at_column, KIND_INT64, "at"),
+        ]
         self.count = self.slot_column.length
         if self.count != self.at_column.length:
             raise ValueError(f"{self.count} slots for {self.at_column.length} times")
@@ -216,11 +182,12 @@ cdef class TimerTable:
         """A timer for each row. See timers.pyi."""
         cdef _Sets rows = _Sets(slots, at)
         cdef int which = _kind(kind)
-        cdef int64_t i, added = 0
+        cdef int64_t i, ahead, added = 0
         with nogil:
             for i in range(rows.count):
                 if i + TIMERS_AHEAD < rows.count:
-                    self.timers.fetch(<int32_t> int_at(&rows.slot_column, i + TIMERS_AHEAD), int_at(&rows.at_column, i + TIMERS_AHEAD), which, 0)
+                    ahead = i + TIMERS_AHEAD
+                    self.timers.fetch(<int32_t> int_at(&rows.slot_column, ahead), int_at(&rows.at_column, ahead), which, 0)
                 added += self.timers.add(<int32_t> int_at(&rows.slot_column, i), int_at(&rows.at_column, i), which, 0)
         self.name_counts[0] += added
         return added
@@ -230,8 +197,8 @@ cdef class TimerTable:
         cdef _Sets rows = _Sets(slots, at)
         cdef Column kind_column, name_column
         cdef list alive = [
-            _open(kinds, &kind_column, KIND_INT8, "kinds"),
-            _open(names, &name_column, KIND_INT32, "names"),
+            open_array(kinds, &kind_column, KIND_INT8, "kinds"),
+            open_array(names, &name_column, KIND_INT32, "names"),
         ]
         if kind_column.length != rows.count or name_column.length != rows.count:
             raise ValueError(f"{kind_column.length} kinds and {name_column.length} names for {rows.count} timers")
@@ -285,13 +252,13 @@ cdef class TimerTable:
             self.timers.take_batch(which, limit, rows, slots, times)
         for i in range(self.timers.names.size()):
             self._unname(self.timers.names[i])
-        return _int32s(slots), _int64s(times)
+        return int32_array(slots), int64_array(times)
 
     def soon(self, int64_t limit, kind, int64_t rows):
         """Slots of timers that come soon. See timers.pyi."""
         cdef vector[int32_t] slots
         self.timers.soon(_kind(kind), limit, rows, slots)
-        return _int32s(slots)
+        return int32_array(slots)
 
     def hold(self, kind):
         """See timers.pyi."""
@@ -312,14 +279,11 @@ cdef class TimerTable:
     def vacant(self, slots):
         """See timers.pyi."""
         cdef Column column
-        cdef object alive = _open(slots, &column, KIND_INT32, "slots")
+        cdef object alive = open_array(slots, &column, KIND_INT32, "slots")
         cdef vector[int32_t] out
-        cdef const int32_t* first = NULL
-        if column.length:
-            first = <const int32_t*> column.values + column.start
         with nogil:
-            self.timers.vacant(first, column.length, out)
-        return _int32s(out)
+            self.timers.vacant(int32s(&column), column.length, out)
+        return int32_array(out)
 
     def export(self):
         """All timers as columns, and the names. See timers.pyi."""
@@ -331,12 +295,12 @@ cdef class TimerTable:
         cdef int64_t* serial
         cdef int64_t* order
         columns = [
-            _new(pa.int32(), count, 4, <void**> &slot),
-            _new(pa.int64(), count, 8, <void**> &at),
-            _new(pa.int8(), count, 1, <void**> &kind),
-            _new(pa.int32(), count, 4, <void**> &name),
-            _new(pa.int64(), count, 8, <void**> &serial),
-            _new(pa.int64(), count, 8, <void**> &order),
+            new_array(pa.int32(), count, <void**> &slot),
+            new_array(pa.int64(), count, <void**> &at),
+            new_array(pa.int8(), count, <void**> &kind),
+            new_array(pa.int32(), count, <void**> &name),
+            new_array(pa.int64(), count, <void**> &serial),
+            new_array(pa.int64(), count, <void**> &order),
         ]
         with nogil:
             export_timers(self.timers, slot, at, kind, name, serial, order)
@@ -392,7 +356,7 @@ def key_rows(columns, hashes):
             raise ValueError(f"key columns have {opened[0].length} and {column.length} rows")
         opened.push_back(column)
     cdef Column hashed
-    alive.append(_open(hashes, &hashed, KIND_UINT64, "hashes"))
+    alive.append(open_array(hashes, &hashed, KIND_UINT64, "hashes"))
     cdef int64_t count = opened[0].length, row, size, at, group
     if hashed.length != count:
         raise ValueError(f"{hashed.length} hashes for {count} keys")

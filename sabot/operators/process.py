@@ -79,7 +79,8 @@ class Process(Operator):
         there = Aggregator(self._names, [], context.input)  # says which columns are missing
         if not self._names:
             raise UserError(f"{spec.name}: there is no key", hint='stream.key_by("account").process(...)')
-        for input in (context.input, context.right):
+        # context.right is that of the chain's first step, and no matter of one behind it
+        for input in (context.input, context.right if spec.right is not None else None):
             if input is not None and OP_COLUMN in input.names:
                 raise UserError(f"{spec.name}: its rows are changes", hint="make them rows first: .changelog()")
         timed = TIME_COLUMN in context.input.names

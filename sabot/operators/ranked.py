@@ -31,13 +31,12 @@ from sabot.operators.base import (
     with_marks,
     without_marks,
 )
+from sabot.operators.panes import PANE_COLUMN, START_OF_TIME, TimeWindow, WindowShape
 from sabot.operators.sessions import WINDOW_END, WINDOW_START, key_table, time_index, window_words
-from sabot.operators.windows import PANE_COLUMN, TimeWindow, WindowShape
 
 __all__ = ["TIES", "TopN", "WindowTopN"]
 
 TIES = ("row_number", "rank", "dense_rank")
-_START_OF_TIME = -(2**63)
 _TIMESTAMP = pa.timestamp("ms", "UTC")
 _FIRST_SLOT = pa.scalar(0, pa.int32())
 
@@ -266,7 +265,7 @@ class WindowTopN(_Ranked):
         self._starts: list[int] = []  # of the panes, ascending
         # pane -> the keys of rows that came for it after one of its windows was emitted
         self._reopened: dict[int, GroupTable] = {}
-        self._watermark = self._late_before = _START_OF_TIME
+        self._watermark = self._late_before = START_OF_TIME
         bounds = [pa.field(WINDOW_START, _TIMESTAMP), pa.field(WINDOW_END, _TIMESTAMP)]
         rank = [] if self._rank is None else [pa.field(self._rank, pa.int64())]
         result = pa.schema([*self._rows, *bounds, *rank])
@@ -311,7 +310,7 @@ class WindowTopN(_Ranked):
         if watermark_ms <= before:
             return
         self._emit_reopened(before)
-        for end in self._ends(before, watermark_ms):
+        for end in self._shape.ends(self._starts, before, watermark_ms):
             self._emit_window(end)
         self._set_watermark(watermark_ms)
         over = bisect_left(self._starts, self._late_before)
@@ -321,37 +320,16 @@ class WindowTopN(_Ranked):
 
     def _set_watermark(self, watermark_ms: int) -> None:
         self._watermark = watermark_ms
-        first_open = self._shape.first_open(watermark_ms - self._lateness)
-        self._late_before = max(_START_OF_TIME, min(first_open, END_OF_TIME))
-
-    def _ends(self, after: int, upto: int) -> Iterator[int]:
-        """Ends of windows that hold rows, after < end <= upto, ascending. Goes from pane to pane, not from window to window."""
-        shape = self._shape
-        end = shape.pane(after) + shape.step
-        while end <= upto:
-            at = bisect_left(self._starts, shape.start(end))
-            if at == len(self._starts):
-                return
-            if self._starts[at] < end:
-                yield end
-                end += shape.step
-            else:
-                end = self._starts[at] + shape.step
+        self._late_before = self._shape.late_before(watermark_ms - self._lateness)
 
     def _emit_reopened(self, watermark: int) -> None:
         """Windows that were emitted, and that rows have come for since: the keys of these rows."""
         if not self._reopened:
             return
-        shape = self._shape
-        ends: set[int] = set()
-        for start in self._reopened:
-            first = max(start, shape.pane(watermark - self._lateness)) + shape.step
-            last = min(shape.last_end(start), shape.pane(watermark))
-            ends.update(range(first, last + 1, shape.step))
-        for end in sorted(ends):
+        for end in self._shape.reopened_ends(self._reopened, watermark, self._lateness):
             touched = self._keys_table()
             for start, keys in self._reopened.items():
-                if shape.start(end) <= start < end:
+                if self._shape.start(end) <= start < end:
                     touched.merge(keys.export())
             self._emit_window(end, touched)
         self._reopened.clear()
@@ -404,9 +382,8 @@ class WindowTopN(_Ranked):
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         """The windows that are not over, lateness included, as they are."""
-        if self._starts:
-            for end in self._ends(self._watermark - self._lateness, self._shape.last_end(self._starts[-1])):
-                yield from self._results(end)
+        for end in self._shape.ends(self._starts, self._watermark - self._lateness):
+            yield from self._results(end)
 
     def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
         facts = {"watermark": self._watermark, "late_rows": self._late_rows, "arrivals": self._arrivals}
@@ -436,7 +413,7 @@ class WindowTopN(_Ranked):
         for pane in self._panes.values():
             pane.table.settle()
         self._arrivals = max((part.facts["arrivals"] for part in saved), default=0)
-        watermark = min((part.facts["watermark"] for part in saved), default=_START_OF_TIME)
+        watermark = min((part.facts["watermark"] for part in saved), default=START_OF_TIME)
         if watermark < END_OF_TIME:  # else it was drained: time begins anew
             self._set_watermark(watermark)
         if self._context.subtask == 0:  # the job's sum stays what it was

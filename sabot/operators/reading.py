@@ -103,6 +103,8 @@ def _there(manifest: SavedJob) -> str:
 def _stream_state(name: str, parts: list[SavedState], key: Any) -> pa.Table:
     reader = parts[0].facts.get("reader")
     schema = parts[0].facts.get("schema")
+    if schema and schema["kind"] in _FIGURES:
+        raise UserError(f"{name} keeps no rows, only {_FIGURES[schema['kind']]}")
     if not reader or not schema or schema["kind"] not in _MAKERS:
         raise UserError(
             f"the state of {name} cannot be read from outside", hint="run the program, and write it to a sink"
@@ -215,6 +217,12 @@ _MAKERS: dict[str, Callable[[Mapping[str, Any]], Operator]] = {
     "calls": _calls_in_flight,
     "process": _process,
     "pattern": lambda reader: PatternState(reader["keys"], reader["steps"]),
+}
+
+
+_FIGURES = {
+    "changelog": "the event time that its rows have reached",
+    "sample": "where its random numbers stand",
 }
 
 

@@ -25,13 +25,12 @@ from sabot.operators.base import (
     OperatorContext,
     SavedState,
 )
+from sabot.operators.panes import START_OF_TIME, TimeWindow, WindowShape
 from sabot.operators.sessions import window_words
 from sabot.operators.sides import CHUNK_ROWS, Joined, Result, Rows, Side, Sides, later
-from sabot.operators.windows import TimeWindow, WindowShape
 
 __all__ = ["AsofJoin", "IntervalJoin", "WindowJoin"]
 
-_START_OF_TIME = -(2**63)
 _LONGEST_MS = 2**60  # of an interval or a tolerance
 _FIRST_PROBE = 64  # rows
 _GONE = "__gone"
@@ -45,7 +44,7 @@ class _TimedJoin(Joined):
             if schema is not None and TIME_COLUMN not in schema.names:
                 hint = "name its column: app.stream(..., time='ts')"
                 raise UserError(f"{self.kind}: the {name} side has no event time", hint=hint)
-        self._set_watermark(_START_OF_TIME)
+        self._set_watermark(START_OF_TIME)
         return super().open(context)
 
     def _set_watermark(self, watermark_ms: int) -> None:
@@ -79,7 +78,7 @@ class _TimedJoin(Joined):
 
     def restore(self, saved: list[SavedState]) -> None:
         super().restore(saved)
-        watermark = min((part.facts["watermark"] for part in saved), default=_START_OF_TIME)
+        watermark = min((part.facts["watermark"] for part in saved), default=START_OF_TIME)
         if watermark < END_OF_TIME:  # else it was drained: time begins anew
             self._set_watermark(watermark)
 
@@ -290,7 +289,7 @@ class WindowJoin(_TimedJoin):
 
     def _set_watermark(self, watermark_ms: int) -> None:
         self._watermark = watermark_ms
-        self._late_before = _within(self._shape.first_open(watermark_ms))
+        self._late_before = self._shape.late_before(watermark_ms)
 
     def process(self, batch: Batch) -> None:
         self._keep(self._left, self._punctual(self._left, batch))
@@ -316,31 +315,17 @@ class WindowJoin(_TimedJoin):
     def advance(self, watermark_ms: int) -> None:
         if watermark_ms <= self._watermark:
             return
-        for end in self._ends(self._watermark, watermark_ms):
+        for end in self._shape.ends(self._panes, self._watermark, watermark_ms):
             self._emit_window(self._shape.start(end), end)
-            self._expire(self._shape.first_open(end))
+            self._expire(self._shape.late_before(end))
         self._set_watermark(watermark_ms)
         self._expire(self._late_before)
         self._emission.flush()
         del self._panes[: bisect_left(self._panes, self._late_before)]
 
-    def _ends(self, after: int, upto: int) -> Iterator[int]:
-        """Ends of windows that hold rows, after < end <= upto, ascending. Goes from pane to pane, not from window to window."""
-        shape = self._shape
-        end = shape.pane(after) + shape.step
-        while end <= upto:
-            at = bisect_left(self._panes, shape.start(end))
-            if at == len(self._panes):
-                return
-            if self._panes[at] < end:
-                yield end
-                end += shape.step
-            else:
-                end = self._panes[at] + shape.step
-
     def _expire(self, before: int) -> None:
         for side in (self._left, self._right):
-            side.table.remove(side.table.below(_within(before)))
+            side.table.remove(side.table.below(before))
 
     def _emit_window(self, start: int, end: int) -> None:
         left, right, single = self._left, self._right, self._how in ("semi", "anti")
@@ -519,7 +504,7 @@ class AsofJoin(_TimedJoin):
                 before = np.where(self._orders(before, -(2**62)) >= times - tolerance, before, -1)
         if self._strategy != "backward":
             first = table.first_at(rows, keys, pa.array(times)).to_numpy()
-            at = self._orders(first, _START_OF_TIME)
+            at = self._orders(first, START_OF_TIME)
             after = table.last_at(rows, keys, pa.array(at)).to_numpy()  # of those of that time the last
             after = np.where((first >= 0) & (at <= times + tolerance), after, -1)
         if self._strategy == "nearest":
@@ -583,4 +568,4 @@ class AsofJoin(_TimedJoin):
 
 def _within(ms: int) -> int:
     """As a time that there is."""
-    return max(_START_OF_TIME, min(ms, END_OF_TIME))
+    return max(START_OF_TIME, min(ms, END_OF_TIME))

@@ -1,7 +1,7 @@
 """Aggregates in windows of event time: tumbling, hopping and cumulative.
 
-Rows are aggregated once, into panes that do not overlap: a tumbling window is a pane, a hopping one is size / slide of them, a
-cumulative one grows by one each step. Only panes are state. What is merged of them for a window is a cache (`_Merged`).
+Rows are aggregated once, into panes that do not overlap (see `panes`). Only panes are state. What is merged of them for a window is
+a cache (`_Merged`).
 """
 
 from bisect import bisect_left
@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 from sabot._cython.batch import Batch
 from sabot._cython.keyed import GroupTable, SlidingTable, hash_columns
 from sabot._cython.window import split_panes
-from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.errors import InternalError, UserError
 from sabot.operators.aggregates import (
     CHUNK_ROWS,
@@ -32,59 +31,19 @@ from sabot.operators.aggregates import (
 )
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
 from sabot.operators.gathered import Extras, joined
+from sabot.operators.panes import PANE_COLUMN, START_OF_TIME, TimeWindow, WindowShape
 from sabot.operators.sessions import window_words
 from sabot.state.tables import TableStore
 
-__all__ = ["PANE_COLUMN", "LocalCombine", "WindowAggregate", "WindowShape"]
+__all__ = ["LocalCombine", "WindowAggregate"]
 
-PANE_COLUMN = "__pane"  # of partial states: where the pane starts, ms
 ROWS_COLUMN = "__rows"  # of partial states: rows behind this one
 
-_START_OF_TIME = -(2**63)
 _MOST_NUMBERS = 2**30  # for panes in a SlidingTable, until it begins again
 _INPUT = b"sabot.input"  # metadata of partial states' schema: the columns that were combined
 _INT64 = pa.int64()
 _FIRST_SLOT = pa.scalar(0, pa.int32())  # pyarrow takes 30 µs to make a scalar of a number where pandas is not installed
 _WINDOW_TIME = pa.timestamp("ms", tz="UTC")
-
-TimeWindow = TumblingWindow | HoppingWindow | CumulativeWindow
-
-
-class WindowShape:
-    """Panes and windows as numbers, ms. Every window ends where a pane ends."""
-
-    def __init__(self, window: TimeWindow) -> None:
-        self.size = window.size_ms
-        self.offset = window.offset_ms
-        self.step = window.size_ms
-        if isinstance(window, HoppingWindow):
-            self.step = window.slide_ms
-        elif isinstance(window, CumulativeWindow):
-            self.step = window.step_ms
-        self.grows = isinstance(window, CumulativeWindow)
-        self.single = self.step == self.size  # a window is a pane
-        if self.size % self.step:
-            raise UserError(
-                f"a window of {self.size} ms is no multiple of {self.step} ms", hint="it is made of whole panes"
-            )
-
-    def pane(self, time: int) -> int:
-        """The start of the pane in which a row of this time is."""
-        return time - (time - self.offset) % self.step
-
-    def start(self, end: int) -> int:
-        """The start of the window that ends here."""
-        return end - self.step - (end - self.step - self.offset) % self.size if self.grows else end - self.size
-
-    def last_end(self, pane: int) -> int:
-        """The end of the last window that this pane is in."""
-        return (pane - (pane - self.offset) % self.size if self.grows else pane) + self.size
-
-    def first_open(self, watermark: int) -> int:
-        """The least time of which a row is in a window that is not over: rows before it are late."""
-        if self.grows:
-            return watermark - (watermark - self.offset) % self.size
-        return self.pane(watermark - self.size) + self.step
 
 
 class WindowAggregate(Operator):
@@ -132,8 +91,8 @@ class WindowAggregate(Operator):
         # pane -> the keys of rows that came for it after one of its windows was emitted
         self._reopened: dict[int, GroupTable] = {}
         self._merged = self._cache()
-        self._watermark = _START_OF_TIME
-        self._late_before = _START_OF_TIME
+        self._watermark = START_OF_TIME
+        self._late_before = START_OF_TIME
         result = self._aggregator.schema
         bounds = [pa.field("window_start", _WINDOW_TIME), pa.field("window_end", _WINDOW_TIME)]
         time = pa.field(TIME_COLUMN, _INT64)
@@ -189,7 +148,7 @@ class WindowAggregate(Operator):
         if watermark_ms <= before:
             return
         self._emit_reopened(before)
-        for end in self._ends(before, watermark_ms):
+        for end in self._shape.ends(self._panes, before, watermark_ms):
             self._emit_window(self._merged, end)
         self._set_watermark(watermark_ms)
         if self._every is not None and before // self._every != watermark_ms // self._every:
@@ -202,38 +161,17 @@ class WindowAggregate(Operator):
 
     def _set_watermark(self, watermark_ms: int) -> None:
         self._watermark = watermark_ms
-        first_open = self._shape.first_open(watermark_ms - self._lateness)
-        self._late_before = max(_START_OF_TIME, min(first_open, END_OF_TIME))
-
-    def _ends(self, after: int, upto: int) -> Iterator[int]:
-        """Ends of windows that hold rows, after < end <= upto, ascending. Goes from pane to pane, not from window to window."""
-        shape = self._shape
-        end = shape.pane(after) + shape.step
-        while end <= upto:
-            at = bisect_left(self._panes, shape.start(end))
-            if at == len(self._panes):
-                return
-            if self._panes[at] < end:
-                yield end
-                end += shape.step
-            else:
-                end = self._panes[at] + shape.step
+        self._late_before = self._shape.late_before(watermark_ms - self._lateness)
 
     def _emit_reopened(self, watermark: int) -> None:
         """Windows that were emitted, and that rows have come for since: the groups of these rows."""
         if not self._reopened:
             return
-        shape = self._shape
-        ends: set[int] = set()
-        for pane in self._reopened:
-            first = max(pane, shape.pane(watermark - self._lateness)) + shape.step
-            last = min(shape.last_end(pane), shape.pane(watermark))
-            ends.update(range(first, last + 1, shape.step))
         merged = self._cache()
-        for end in sorted(ends):
+        for end in self._shape.reopened_ends(self._reopened, watermark, self._lateness):
             touched = self._keys_table()
             for pane in self._reopened:
-                if shape.start(end) <= pane < end:
+                if self._shape.start(end) <= pane < end:
                     touched.merge(self._reopened[pane].export())
             self._emit_window(merged, end, touched)
         self._reopened.clear()
@@ -248,7 +186,7 @@ class WindowAggregate(Operator):
         """Windows that end after the watermark, as they are."""
         if self._panes:
             merged = self._cache()
-            for end in self._ends(self._watermark, self._shape.last_end(self._panes[-1])):
+            for end in self._shape.ends(self._panes, self._watermark):
                 self._emit_window(merged, end)
 
     def _emit_window(self, merged: "_Merged", end: int, touched: GroupTable | None = None) -> None:
@@ -296,7 +234,7 @@ class WindowAggregate(Operator):
         """The windows that are not over, lateness included, as they are."""
         if self._panes:
             merged = self._cache()
-            for end in self._ends(self._watermark - self._lateness, self._shape.last_end(self._panes[-1])):
+            for end in self._shape.ends(self._panes, self._watermark - self._lateness):
                 yield from self._results(merged, end)
 
     def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
@@ -338,7 +276,7 @@ class WindowAggregate(Operator):
                     if pane not in self._reopened:
                         self._reopened[pane] = self._keys_table()
                     self._reopened[pane].merge(state)
-        watermark = min((part.facts["watermark"] for part in saved), default=_START_OF_TIME)
+        watermark = min((part.facts["watermark"] for part in saved), default=START_OF_TIME)
         if watermark < END_OF_TIME:  # else it was drained: time begins anew
             self._set_watermark(watermark)
         if context.subtask == 0:  # the job's sum stays what it was

@@ -1267,11 +1267,13 @@ def numbers(found: Any) -> list[int]:
 
 
 @pytest.mark.parametrize(("name", "build"), A_WEEK, ids=[name for name, _ in A_WEEK])
-async def test_what_is_kept_of_a_week_is_no_more_than_of_a_day(name: str, build: Callable[[Stream], Stream]) -> None:
+async def test_what_is_kept_of_a_week_is_no_more_than_of_a_day(
+    name: str, build: Callable[[Stream], Stream], tmp_path: Path
+) -> None:
     """Bytes of state, as the operators say, late in the week and after its first day."""
     program = Joined(name, build, "", sources=1)
     table = a_week()
-    day, week = [await figures_at(program, table, share, "bytes", "rows") for share in (1 / 7, 0.99)]
+    day, week = [await figures_at(program, table, share, tmp_path, "bytes") for share in (1 / 7, 0.99)]
     assert numbers(week["bytes"]), f"no operator says how much it keeps: {week}"
     assert sum(numbers(week["bytes"])) <= 2 * sum(numbers(day["bytes"])) + 20_000, f"{day}\n{week}"
 

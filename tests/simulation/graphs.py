@@ -422,7 +422,9 @@ class Seed:
 
     def __str__(self) -> str:
         rows = [table.num_rows for table in self.tables]
-        outputs = "; ".join(f"{o.place if o.exactly_once else 'at least once'}: {o.flow.sql}" for o in self.outputs)
+        outputs = "; ".join(
+            f"{o.kind}, {o.place if o.exactly_once else 'at least once'}: {o.flow.sql}" for o in self.outputs
+        )
         world = f"{rows} rows in {self.partitions} partitions, {len(self.values)} values, state {self.state}"
         return f"{world}, {self.crashes} crashes, {self.stops} stops, {self.faults} faults: {outputs}"
 

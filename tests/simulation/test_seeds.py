@@ -31,7 +31,7 @@ def test_the_same_seed_takes_the_same_steps() -> None:
 
 
 def test_the_seeds_are_of_many_kinds() -> None:
-    seeds = [Seed(number) for number in range(60)]
+    seeds = [Seed(number) for number in range(200)]
     text = " ".join(map(str, seeds))
     for word in (
         "ndjson",
@@ -40,12 +40,30 @@ def test_the_seeds_are_of_many_kinds() -> None:
         "union all",
         "group by",
         "unnest",
-        "lag(ts)",
+        "lag(at_)",
         "distinct",
         "where",
         "directory",
         "at least once",
+        "running",
+        "changelog",
+        "upsert",
+        "inner join",
+        "left join",
+        "right join",
+        "full outer join",
+        "where exists",
+        "where not exists",
+        "window_start",
+        "l_ts",  # as-of joins
+        "qualify",
+        "range 1000 preceding",
+        "computed",  # patterns and process functions
+        "lefts",
+        "rules",
+        "called",
+        "length",
     ):
         assert word in text
     assert {seed.crashes for seed in seeds} == {0, 1, 2, 3}
-    assert len({str(seed) for seed in seeds}) == 60
+    assert len({str(seed) for seed in seeds}) == 200

@@ -56,19 +56,19 @@ Change = tuple[int, Row, int]  # op, row, time
 
 
 class Total:
-    """A user's aggregate: how many, and the sum."""
+    """A user's aggregate: how many, and the sum, in digits: it may be more than 64 bits."""
 
     type = pa.string()
 
     def init(self) -> list[Any]:
-        return [0, 0]
+        return [0, "0"]
 
     def accumulate(self, state: list[Any], values: pa.Array) -> list[Any]:
         found = [v for v in values.to_pylist() if v is not None]
-        return [state[0] + len(found), state[1] + sum(found)]
+        return [state[0] + len(found), str(int(state[1]) + sum(found))]
 
     def merge(self, state: list[Any], other: list[Any]) -> list[Any]:
-        return [state[0] + other[0], state[1] + other[1]]
+        return [state[0] + other[0], str(int(state[1]) + int(other[1]))]
 
     def finish(self, state: list[Any]) -> str:
         return f"{state[0]} {state[1]}"

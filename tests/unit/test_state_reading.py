@@ -21,7 +21,7 @@ from sabot.clock import ManualClock
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates import Call
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext, SavedState
-from sabot.operators.changes import Materialize, Upsert
+from sabot.operators.changes import Changelog, Materialize, Upsert
 from sabot.operators.groups import GroupAggregate
 from sabot.operators.joins import Join, TableLookup
 from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, RunningAggregate
@@ -549,9 +549,16 @@ def test_of_async_calls_the_rows_in_flight_are_given(tmp_path: Path, make: Any, 
         state_of(job, "op-1", "u1")
 
 
-def test_what_is_nothing_for_people_says_so(tmp_path: Path) -> None:
-    job = job_of(OperatorRun(lambda: Sample(0.5, 1), SCHEMA, [], tmp_path).checkpoint())
-    with pytest.raises(UserError, match="the state of op-1 cannot be read from outside"):
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (Changelog, "the event time that its rows have reached"),
+        (lambda: Sample(0.5, 1), "where its random numbers stand"),
+    ],
+)
+def test_what_keeps_no_rows_says_so(tmp_path: Path, make: Any, what: str) -> None:
+    job = job_of(OperatorRun(make, CHANGES, [], tmp_path).checkpoint())
+    with pytest.raises(UserError, match=f"op-1 keeps no rows, only {what}"):
         state_of(job, "op-1")
 
 

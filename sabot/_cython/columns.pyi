@@ -1,0 +1,1 @@
+"""Arrays without nulls, as kernels take and give them: for other kernels (columns.pxd), nothing for Python."""

@@ -1,0 +1,84 @@
+"""The panes that windows of event time are made of: in which windows a row is, when these end, and which rows are late.
+
+Panes do not overlap: a tumbling window is a pane, a hopping one is size / slide of them, a cumulative one grows by one each step.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+
+from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
+from sabot.errors import UserError
+from sabot.operators.base import END_OF_TIME
+
+__all__ = ["PANE_COLUMN", "START_OF_TIME", "TimeWindow", "WindowShape"]
+
+PANE_COLUMN = "__pane"  # of partial states and of what is saved: where the pane starts, ms
+START_OF_TIME = -(2**63)  # the watermark before the first row
+
+TimeWindow = TumblingWindow | HoppingWindow | CumulativeWindow
+
+
+class WindowShape:
+    """Panes and windows as numbers, ms. Every window ends where a pane ends."""
+
+    def __init__(self, window: TimeWindow) -> None:
+        self.size = window.size_ms
+        self.offset = window.offset_ms
+        self.step = window.size_ms
+        if isinstance(window, HoppingWindow):
+            self.step = window.slide_ms
+        elif isinstance(window, CumulativeWindow):
+            self.step = window.step_ms
+        self.grows = isinstance(window, CumulativeWindow)
+        if self.size % self.step:
+            raise UserError(
+                f"a window of {self.size} ms is no multiple of {self.step} ms", hint="it is made of whole panes"
+            )
+
+    def pane(self, time: int) -> int:
+        """The start of the pane in which a row of this time is."""
+        return time - (time - self.offset) % self.step
+
+    def start(self, end: int) -> int:
+        """The start of the window that ends here."""
+        return end - self.step - (end - self.step - self.offset) % self.size if self.grows else end - self.size
+
+    def last_end(self, pane: int) -> int:
+        """The end of the last window that this pane is in."""
+        return (pane - (pane - self.offset) % self.size if self.grows else pane) + self.size
+
+    def late_before(self, watermark: int) -> int:
+        """The least time of which a row is in a window that is not over: rows before it are late."""
+        time = self.pane(watermark - self.size) + self.step
+        if self.grows:
+            time = watermark - (watermark - self.offset) % self.size
+        return max(START_OF_TIME, min(time, END_OF_TIME))
+
+    def ends(self, panes: Sequence[int], after: int, upto: int | None = None) -> Iterator[int]:
+        """Ends of windows that hold rows, after < end <= upto, ascending. Goes from pane to pane, not from window to window.
+
+        panes: the starts of those that hold rows, ascending. upto: None is no bound.
+        """
+        if not panes:
+            return
+        if upto is None:
+            upto = self.last_end(panes[-1])
+        end = self.pane(after) + self.step
+        while end <= upto:
+            at = bisect_left(panes, self.start(end))
+            if at == len(panes):
+                return
+            if panes[at] < end:
+                yield end
+                end += self.step
+            else:
+                end = panes[at] + self.step
+
+    def reopened_ends(self, panes: Iterable[int], watermark: int, lateness: int) -> list[int]:
+        """Ends, ascending, of windows that hold one of these panes, and that are over by this watermark but not by lateness."""
+        ends: set[int] = set()
+        for pane in panes:
+            first = max(pane, self.pane(watermark - lateness)) + self.step
+            last = min(self.last_end(pane), self.pane(watermark))
+            ends.update(range(first, last + 1, self.step))
+        return sorted(ends)
