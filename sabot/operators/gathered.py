@@ -571,7 +571,7 @@ class _Sketch(_Part):
         if self._counts is not None:
             self._counts.add(slots.to_numpy(), value_hashes(values))
         elif self._places is not None:
-            self._places.add(slots.to_numpy(), values.cast(pa.float64()).to_numpy())
+            self._places.add(slots.to_numpy(), values.cast(pa.float64(), safe=False).to_numpy())
 
     def merge(self, slots: pa.Int32Array, columns: list[Array]) -> None:
         parents = pc.list_parent_indices(columns[0])

@@ -662,7 +662,7 @@ class _Sums(_Beside):
             words = values.cast(pa.uint64() if unsigned else pa.int64()).to_numpy().view(np.uint64)
             self.store.add_words(slots, words.reshape(-1, 1), not unsigned, takes)
         else:
-            self.store.add_reals(slots, values.cast(pa.float64()).to_numpy(), takes)
+            self.store.add_reals(slots, values.cast(pa.float64(), safe=False).to_numpy(), takes)
 
     def results(self, slots: Any, counts: Any) -> Array:
         if self._call.kind == "mean":
@@ -724,7 +724,7 @@ class _Quantiles(_Beside):
     def add(self, rows: ChangedRows) -> None:
         values = rows.column(str(self._call.argument))
         keep = rows.counting(self._call, values)
-        numbers = values.filter(pa.array(keep)).cast(pa.float64()).to_numpy()
+        numbers = values.filter(pa.array(keep)).cast(pa.float64(), safe=False).to_numpy()
         self.store.add(rows.slots[keep], numbers, rows.takes[keep])
 
     def results(self, slots: Any, counts: Any) -> Array:

@@ -526,8 +526,8 @@ OVERS = [
             .window(tumbling("15s"))
             .aggregate(c=sabot.count("after"), most=sabot.max("place"), high=sabot.max("after"))
         ),
-        f"""select k, floor(ts / 15000.0)::bigint * 15000 as window_start, window_start + 15000 as window_end, count(a2) as c, max(p) as most,
-            max(a2) as high from (select k, ts, lead(n, 2) over w as a2, row_number() over w as p from a window w as ({ALONE}))
+        f"""select k, floor(ts / 15000.0)::bigint * 15000 as window_start, window_start + 15000 as window_end, count(a2) as c,
+            max(p) as most, max(a2) as high from (select k, ts, lead(n, 2) over w as a2, row_number() over w as p from a window w as ({ALONE}))
             group by k, window_start""",
         sources=1,
         arrival=True,
@@ -943,7 +943,8 @@ async def name_of(key: Any) -> Row | None:
 
 
 NAMES = {"name": "string", "x": "int64"}
-NAMES_SQL = "select n, k, x, if(k in ('c', 'e') {0}, null, '<' || k || '>') as name, if(k in ('c', 'e') {0}, null, length(k)) as x_right from a"
+NAMES_SQL = """select n, k, x, if(k in ('c', 'e'), null, '<' || k || '>') as name,
+    if(k in ('c', 'e'), null, length(k)) as x_right from a"""
 
 CALLS = [
     *(
@@ -1009,8 +1010,7 @@ CALLS = [
                 .select("n", "k", "x")
                 .lookup(name_of, on="k", schema=NAMES, how=how, cache=cache)
             ),
-            f"select * from ({NAMES_SQL.format('')}) where k is not null"
-            + (" and name is not null" if how == "inner" else ""),
+            f"select * from ({NAMES_SQL}) where k is not null" + (" and name is not null" if how == "inner" else ""),
             sources=1,
         )
         for how, cache in (("left", 10_000), ("inner", 10_000), ("left", 2), ("inner", 0))
@@ -1018,7 +1018,7 @@ CALLS = [
     Joined(
         "lookup by a function, out of order",
         lambda a: a.filter(col("k") != "").select("n", "k", "x").lookup(name_of, on="k", schema=NAMES, ordered=False),
-        f"select * from ({NAMES_SQL.format('')}) where k <> ''",
+        f"select * from ({NAMES_SQL}) where k <> ''",
         sources=1,
     ),
 ]
