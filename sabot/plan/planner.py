@@ -376,10 +376,9 @@ class _Planner:
 
     def _join(self, node: logical.Join) -> _Place:
         left, right = self._place(node.left), self._place(node.right)
-        timed = isinstance(node, logical.IntervalJoin | logical.WindowJoin | logical.AsofJoin)
-        timed |= node.keep_ms != (None, None)
-        for each in (left, right):
-            self._need_time(each, timed, step_name(node))
+        by_time = isinstance(node, logical.IntervalJoin | logical.WindowJoin | logical.AsofJoin)
+        for side, keep_ms in zip((left, right), node.keep_ms, strict=True):
+            self._need_time(side, by_time or keep_ms is not None, step_name(node))
         changes = left.changes, right.changes
         names, used = right_names(node), self._used.get(id(node))
         if names is not None and used is not None:

@@ -368,8 +368,9 @@ class StreamJob:
         source = node.source if isinstance(node.source, Source) else self.around.open_source(node.source)
         codec: Codec | None = None
         if not source.scan(node.schema, schema.names):
-            codec = JsonCodec(schema)
-            if node.table is not None:
+            if node.table is None:
+                codec = JsonCodec(schema)
+            else:
                 codec = TableCodec(schema, node.table.keys, node.table.format, node.time if reading.timed else None)
         return source.readers(stage.parallelism), codec
 

@@ -15,6 +15,7 @@ import pytest
 from harness import (
     EVENTS,
     WEEK_HOURS,
+    Gate,
     Joined,
     Kept,
     Row,
@@ -32,6 +33,7 @@ from harness import (
     rows_of,
     run_in_turns,
     tumbles,
+    until,
     ways,
     windowed,
 )
@@ -223,6 +225,16 @@ REGULAR += (
     ]
 )
 
+REGULAR += [
+    Joined(  # nothing is so old
+        f"{how} join that keeps rows for long",
+        joined(how, keep=("300d", "400d")),
+        sql(how),
+        changes=is_updated(how),
+    )
+    for how in HOWS
+]
+
 BROADCAST = [
     Joined(
         f"{how} join of a broadcast stream",
@@ -353,7 +365,8 @@ WINDOW = (
             "inner join in tumbling windows with an offset, by two keys",
             joined("inner", ["k", "j"], ("n", "k", "j"), ("n", "k", "j"), window=tumbling("1m", offset="7s")),
             """select a.n, a.k, a.j, floor((a.ts - 7000) / 60000.0)::bigint * 60000 + 7000 as window_start,
-           window_start + 60000 as window_end, b.n as n_right from a join b on a.k = b.k and a.j = b.j and floor((a.ts - 7000) / 60000.0) = floor((b.ts - 7000) / 60000.0)""",
+           window_start + 60000 as window_end, b.n as n_right from a join b on a.k = b.k and a.j = b.j
+           and floor((a.ts - 7000) / 60000.0) = floor((b.ts - 7000) / 60000.0)""",
         ),
         Joined(
             "inner join in cumulative windows",
@@ -371,7 +384,8 @@ WINDOW = (
                 .aggregate(c=sabot.count("n_right"), low=sabot.min("n"))
             ),
             f"""select k, floor(ws / 20000.0)::bigint * 20000 as window_start, window_start + 20000 as window_end,
-            count(n_right) as c, min(n) as low from (select k, n, n_right, window_start as ws from ({window_join_sql("full", 5000, 5000)})) group by k, window_start""",
+            count(n_right) as c, min(n) as low from (select k, n, n_right, window_start as ws from 
+            ({window_join_sql("full", 5000, 5000)})) group by k, window_start""",
         ),
     ]
 )
@@ -571,6 +585,16 @@ async def test_what_changes_after_a_lookup_changes_no_row(tmp_path: Path) -> Non
 # -- how much is kept -----------------------------------------------------------------------------------------------------
 
 A_WEEK = [
+    (Joined("everything that is kept an hour", joined("inner", "k", ("n", "k"), ("n", "k"), keep="1h"), ""), 1.1),
+    (
+        Joined(
+            "full, of which an hour is kept",
+            joined("full", "k", ("n", "k"), ("n", "k"), keep=("30m", "1h")),
+            "",
+            changes=True,
+        ).logged(),
+        1.0,
+    ),
     # (program, hours of rows that it may keep)
     (Joined("inner", joined("inner", "k", ("n", "k"), ("n", "k"), between=("-1h", 0)), ""), 1.0),
     (Joined("full", joined("full", "k", ("n", "k"), ("n", "k"), between=("-1h", 0)), ""), 1.0),

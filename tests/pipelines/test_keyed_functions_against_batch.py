@@ -527,8 +527,8 @@ OVERS = [
             .aggregate(c=sabot.count("after"), most=sabot.max("place"), high=sabot.max("after"))
         ),
         f"""select k, floor(ts / 15000.0)::bigint * 15000 as window_start, window_start + 15000 as window_end, count(a2) as c,
-            max(p) as most, max(a2) as high from (select k, ts, lead(n, 2) over w as a2, row_number() over w as p from a window w as ({ALONE}))
-            group by k, window_start""",
+            max(p) as most, max(a2) as high from (select k, ts, lead(n, 2) over w as a2, row_number() over w as p from a
+            window w as ({ALONE})) group by k, window_start""",
         sources=1,
         arrival=True,
     ),
