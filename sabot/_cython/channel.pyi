@@ -78,7 +78,8 @@ class Gate:
       later barriers with that id or lower are dropped. A newer barrier than the one awaited aborts the older (ABORT comes out first).
       Each id comes out once, however many inputs bring it, and also when its barrier has gone through here: tasks further on may wait.
       Barriers up to the last one that came out are dropped too (repeated ids);
-    - WATERMARK with index -1 when the minimum over active inputs rises; IDLE when all became idle, ACTIVE when one woke;
+    - WATERMARK with index -1 when the minimum over active inputs rises; IDLE when all became idle, after the greatest WATERMARK of them
+      (as if those behind had become idle before the others); ACTIVE when one woke;
     - END with index -1, once, when all inputs ended. An input that ends counts as having delivered every barrier and as idle.
     """
     def __init__(self, channels: Sequence[Channel]) -> None: ...

@@ -549,6 +549,7 @@ cdef class Gate:
         """
         cdef size_t i, running = 0, active = 0
         cdef int64_t least = 0
+        cdef bint greatest = False
         for i in range(self._inputs.size()):
             if self._inputs[i].ended:
                 continue
@@ -562,6 +563,13 @@ cdef class Gate:
             self._out.append((-1, _END))
         elif active == 0:
             if not self._idle:
+                # as if those that are behind had turned idle first: whose rows stand where must not hang on that
+                for i in range(self._inputs.size()):
+                    if not self._inputs[i].ended and self._inputs[i].watermark > self._watermark:
+                        self._watermark = self._inputs[i].watermark
+                        greatest = True
+                if greatest:
+                    self._out.append((-1, Watermark(self._watermark)))
                 self._idle = True
                 self._out.append((-1, _IDLE))
         else:

@@ -42,6 +42,11 @@ def join_keys(where: str, on: Any, left_on: Any, right_on: Any) -> tuple[tuple[s
         raise UserError(
             f"{where} needs as many keys of the left as of the right", hint='on="account", or left_on= and right_on='
         )
+    for keys in (left, right):
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise UserError(
+                f"{where}: the key {twice[0]!r} is named twice", hint="compare the other column in a filter behind it"
+            )
     return left, right
 
 

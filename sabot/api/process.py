@@ -151,7 +151,9 @@ class BatchState(Protocol):
     """
 
     def get_many(self, keys: Array) -> Array:
-        """Row i -> the value of keys[i], null when absent; of the type that the values have."""
+        """Row i -> the value of keys[i], null when absent; of the type that the values have: where no key has one, of type null, so cast it
+        before pc.fill_null.
+        """
 
     def put_many(self, keys: Array, values: Array) -> None:
         """Null deletes; of equal keys the last counts. Not of times or decimals: cast them first."""

@@ -49,6 +49,7 @@ from sabot.api.nodes import (
 )
 from sabot.api.patterns import MATCH_END, MATCH_START
 from sabot.api.windows import CountWindow
+from sabot.codecs.changes import OP_COLUMN
 from sabot.connectors.base import Source
 from sabot.errors import SabotError, UserError
 
@@ -84,6 +85,7 @@ def _remembered(find: Callable[[Node], T]) -> Callable[[Node], T]:
 
 
 OP = "op"  # the column that a changelog has for people
+_OURS = {OP_COLUMN, "__time"}
 WINDOW_COLUMNS = ("window_start", "window_end")
 
 
@@ -292,6 +294,11 @@ def check_node(node: Node) -> None:
         check_columns(step_name(node), upstream, sorted(named))
     if isinstance(node, Join):
         right_names(node)
+    if not isinstance(node, Read | Write):
+        for name in _OURS.intersection(columns_of(node) or ()):
+            raise UserError(
+                f"{step_name(node)}: no column can be called {name!r}", hint="a column of ours stands there"
+            )
     _check_changes(node)
     if isinstance(node, TopN | WindowTopN) and node.rank in (columns_of(node.input) or ()):
         raise UserError(f"top_n: rank={node.rank!r} is the name of another column", hint="choose another name")

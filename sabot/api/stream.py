@@ -285,6 +285,7 @@ class Stream:
             )
         if isinstance(node.right, Broadcast):
             _check_broadcast(node)
+        _check_keep(node)
         return self._then(node)
 
     def join_asof(
@@ -809,6 +810,19 @@ def _with_id(node: Node, id: str) -> Node:
         hint = "call it right behind the step that keeps state: aggregate, join, top_n, …"
         raise UserError(f"named({id!r}): no step before this place keeps state", hint=hint)
     return node.over(_with_id(node.inputs[0], id))
+
+
+def _check_keep(node: Join) -> None:
+    """Changes say by themselves how long rows stay, and of some right sides all rows are needed."""
+    for name, side, ms in zip(("this", "the other"), node.inputs, node.keep_ms, strict=True):
+        if ms is not None and is_changes(side):
+            raise UserError(f"join: keep= of {name} stream, which is changes: they say how long its rows are kept")
+    if node.keep_ms[1] is not None and (node.how in ("semi", "anti") or isinstance(node.right, Broadcast)):
+        raise UserError(
+            f"join: of the other stream {'that is broadcast' if node.how not in ('semi', 'anti') else f'of how={node.how!r}'} "
+            "all rows are kept",
+            hint="keep=(…, None); between=(…) says how near a partner must be",
+        )
 
 
 def _check_broadcast(node: Join) -> None:

@@ -156,7 +156,7 @@ class Plan:
                 operator = target.make()
                 if operator.inputs == 2 and stage.id not in rights:
                     continue
-                context = OperatorContext(schema, right=rights.get(stage.id))
+                context = OperatorContext(schema, right=rights[stage.id] if operator.inputs == 2 else None)
                 context.side.update(dict.fromkeys(target.sides, _nowhere))
                 try:
                     columns = operator.open(context)

@@ -27,7 +27,7 @@ from sabot.connectors.base import RECORD_SCHEMA, Delivery, Positions, Sink, Sour
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import SabotError, UserError
 from sabot.metrics import Sample
-from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, without_marks
+from sabot.operators.base import OP_COLUMN, TIME_COLUMN, Operator, OperatorContext, without_marks
 from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
 from sabot.plan import (
@@ -298,10 +298,9 @@ class StreamJob:
                 f"stream {node.name}: there is no column {node.time!r} for event time",
                 hint=f"the columns are {', '.join(schema.names)}",
             )
-        if TIME_COLUMN in schema.names:
-            raise UserError(
-                f"stream {node.name}: {TIME_COLUMN!r} is a name of ours", hint="call the column another name"
-            )
+        for ours in (TIME_COLUMN, OP_COLUMN):
+            if ours in schema.names:
+                raise UserError(f"stream {node.name}: {ours!r} is a name of ours", hint="call the column another name")
         return schema
 
     def _schema(self, node: Read, restored: Manifest | None) -> pa.Schema:
@@ -459,7 +458,7 @@ class StreamJob:
             stage.parallelism,
             None if self.around.directory is None else self._directory(task, operator),
             self.around.memory_budget // max(1, stage.parallelism),
-            right=self._built[stage.id].right_schema,
+            right=self._built[stage.id].right_schema if operator.inputs == 2 else None,
             clock=self.around.clock,
             loop=lambda: self._loop,
         )

@@ -664,6 +664,7 @@ def test_a_group_whose_last_row_is_taken_is_deleted() -> None:
 # -- sinks that keep the row of a key -------------------------------------------------------------------------------------
 
 KEYED = [program for program in PROGRAMS if program.key and program.changes and not program.near]
+KEYED = KEYED if len(SEEDS) > 1 else KEYED[::3]
 
 
 def upserted(program: Joined) -> Joined:

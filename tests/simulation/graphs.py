@@ -1,6 +1,6 @@
 """Random programs of streams and agents, the data they run over, and their answers by DuckDB.
 
-A seed is a program: one to three sources with some rows each, steps without state, a union; in half of the seeds then joins, patterns,
+A seed is a program: one to three sources with some rows each, steps without state, a union; in many seeds then joins, patterns,
 process functions, calls, tables and what else `steps` has; then one or two outputs: the rows themselves, windows, distinct keys,
 running aggregates, or one over the other, or changes; in some seeds an agent beside them. `Seed.run` lets it live a few lives in the
 simulation, each with another parallelism, other batches and other barriers, and compares.
@@ -60,7 +60,7 @@ TABLES = 4  # more than there are
 
 def make_rows(dice: Dice, number: int, most: int) -> pa.Table:
     """In the order of their arrival: up to DISORDER_MS after their time. number: of the table."""
-    rows = dice.choice([rows for rows in (0, 1, 20, 60, 60, 120, 250) if rows <= most])
+    rows = dice.choice([rows for rows in (0, 1, 20, 40, 60, 120, 250) if rows <= most])
     keys = dice.choice([["a"], ["a", "b", "c", None], [f"k{n}" for n in range(20)]])
     step = dice.choice([20, 100, 2000])
     times = [ts * TABLES + number for ts in sorted(dice.sample(range(rows * step // TABLES + 1), rows))]
@@ -245,7 +245,7 @@ class Seed:
 
     def __post_init__(self) -> None:
         dice = random.Random(f"program {self.number}")
-        self.is_stateful = dice.random() < 0.5  # has steps of `steps`
+        self.is_stateful = dice.random() < 0.45  # has steps of `steps`
         most = 60 if self.is_stateful else 250
         self.tables = [make_rows(dice, number, most) for number in range(dice.choice([1, 1, 2, 3]))]
         self.partitions = [dice.randint(1, 3) for _ in self.tables]
@@ -305,7 +305,7 @@ class Seed:
             state="memory" if self.state == "memory" else str(directory / "state"),
             checkpoint_dir=directory / "checkpoints",
             checkpoint_interval=dice.choice(intervals),
-            parallelism=dice.randint(1, 4),
+            parallelism=dice.randint(1, 3 if self.is_stateful else 4),
             memory_budget=dice.choice(["64KB", "256MB"]),
             restart="fixed(1000, 100ms)",
             checkpoint_timeout="2h",

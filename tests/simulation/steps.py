@@ -356,7 +356,7 @@ def matched(flow: Flow, dice: Dice) -> Flow:
     steps = rests[: dice.choice([2, 3])]
     strict = [False, *(dice.random() < 0.25 for _ in steps[1:])]
     without = None if strict[1] or dice.random() < 0.5 else dice.choice([0, 1, 2, 3])
-    within = dice.choice([300, 2000, 30_000, None])
+    within = dice.choice([2000, 30_000, None])
     skip = dice.choice(["past_last", "to_next"])
     pattern = sabot.pattern("s0", col("n") % 3 == steps[0])
     if without is not None:
@@ -736,7 +736,7 @@ def append_step(flow: Flow, other: Flow, dice: Dice) -> Flow:
     step = dice.choice(
         [
             *[interval_joined, window_joined, asof_joined, joined, connected, connected_broadcast],
-            *[over, window_ranked, matched, visited, counted_by_batch],
+            *[over, window_ranked, matched, matched, visited, visited, counted_by_batch],
         ]
     )
     if step in (over, window_ranked, matched, visited, counted_by_batch):

@@ -549,3 +549,26 @@ def test_aborts_from_a_thread_never_lose_rows():
     assert done == sorted(set(done))
     assert aborted == sorted(set(aborted))
     assert settled[-1] is END
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_time_stands_where_it_stands_whichever_of_two_inputs_goes_idle_first(first):
+    channels, gate = opened(2)
+    feed(channels, (0, Watermark(1000)))
+    feed(channels, (first, IDLE))
+    given = drain(gate)
+    feed(channels, (1 - first, IDLE))
+    given += drain(gate)
+    assert given == [(-1, Watermark(1000)), (-1, IDLE)]
+
+
+def test_a_gate_that_is_woken_gives_nothing_and_goes_on():
+    channels, gate = opened(1)
+    gate.wake()
+    assert gate.next(60.0) is None
+    feed(channels, (0, Watermark(1)))
+    assert gate.next(60.0) == (-1, Watermark(1))
+    assert not gate.ended(0)
+    feed(channels, (0, END))
+    assert gate.next(60.0) == (-1, END)
+    assert gate.ended(0)
