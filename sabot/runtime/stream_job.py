@@ -667,7 +667,7 @@ class StreamJob:
         for text, rows in late.items():
             if rows:
                 _log.warning(
-                    "%d rows came too late for %s, and are in no window (lateness=, allowed_lateness= or late=)",
+                    "%d rows came too late for %s, and do not count (lateness= of the stream says how late rows may be)",
                     rows,
                     text,
                 )

@@ -60,7 +60,7 @@ TABLES = 4  # more than there are
 
 def make_rows(dice: Dice, number: int, most: int) -> pa.Table:
     """In the order of their arrival: up to DISORDER_MS after their time. number: of the table."""
-    rows = dice.choice([rows for rows in (0, 1, 20, 40, 60, 120, 250) if rows <= most])
+    rows = dice.choice([rows for rows in (0, 1, 20, 40, 40, 60, 60, 120, 250) if rows <= most])
     keys = dice.choice([["a"], ["a", "b", "c", None], [f"k{n}" for n in range(20)]])
     step = dice.choice([20, 100, 2000])
     times = [ts * TABLES + number for ts in sorted(dice.sample(range(rows * step // TABLES + 1), rows))]
@@ -87,9 +87,9 @@ class Parts(Source):
         self._parts = {
             p: table.take(pa.array(range(p, table.num_rows, partitions), pa.int64())) for p in range(partitions)
         }
-        self._most = dice.choice([1, 7, 30, 1000])
-        self._pauses = dice.choice([0.0, 0.2, 0.6])
-        self._barriers = dice.choice([0.0, 0.05, 0.3])
+        self._most = dice.choice([1, 2, 5, 1000] if table.num_rows <= 60 else [1, 7, 30, 1000])
+        self._pauses = dice.choice([0.0, 0.2, 0.6, 0.8])
+        self._barriers = dice.choice([0.0, 0.05, 0.3, 0.3])
         self._dice = dice
         self._checkpoint = checkpoint
         self._at: dict[int, int] = {}
