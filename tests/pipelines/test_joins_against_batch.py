@@ -340,8 +340,10 @@ def window_join_sql(how: str, size: int, slide: int) -> str:
         "coalesce(a.window_start, b.window_start) as window_start",
         "coalesce(a.window_end, b.window_end) as window_end",
     )
+    bounds = ("window_start", "window_end") if how in ("semi", "anti") else ()
     return sql(
         how,
+        left=("n", "k", "x", *bounds),
         a=in_windows("a", size, slide),
         b=in_windows("b", size, slide),
         also="a.window_start = b.window_start",
