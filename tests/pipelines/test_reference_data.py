@@ -1,12 +1,12 @@
 """Streams that are joined with data that ends and has no time of its own, and what a step of two inputs needs of its sources."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from harness import until
 
 import sabot
 from sabot import App, Stream, UserError, col, files, tumbling
@@ -94,6 +94,15 @@ def test_versions_that_others_of_their_batch_replace_are_seen_by_an_as_of_join(t
         rows.with_columns(x=col("k")).join_asof(table, on="x")
 
 
+def tasks_of(app: App) -> list[str]:
+    return list(app.agent_runtime.statistics()["streams"])
+
+
+def last_of(url: str, topic: str) -> str:
+    records = MemoryBroker.get(url).records(topic)
+    return str(records[-1].payload) if records else ""
+
+
 async def test_a_broadcast_join_runs_in_as_many_tasks_after_a_restart(tmp_path: Path) -> None:
     url, seen = "memory://wide", []
     for _ in range(2):
@@ -105,9 +114,9 @@ async def test_a_broadcast_join_runs_in_as_many_tasks_after_a_restart(tmp_path: 
         left.join(right.broadcast(), on="k").group_by("k").aggregate(n=sabot.count()).upsert("k").to("out")
         await app.start()
         names = {name.split("/")[0] for name in app.agent_runtime.statistics()["streams"]}
-        seen.append({name: 0 for name in names})
-        while not (records := MemoryBroker.get(url).records("out")) or f'"n":{len(seen) ** 2}' not in str(records[-1].payload):
-            await asyncio.sleep(0.01)
+        counts = {name: len([task for task in tasks_of(app) if task.startswith(f"{name}/")]) for name in names}
+        seen.append(counts)
+        await until(lambda: f'"n":{len(seen) ** 2}' in last_of(url, "out"), "the join's rows")
         await app.stop()
     assert seen[0] == seen[1]
 
