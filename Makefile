@@ -6,7 +6,7 @@ STAMP := $(VENV)/.sabot$(if $(PYTHON),-with-$(notdir $(PYTHON)))
 SOURCES := pyproject.toml setup.py tools/setup.sh $(wildcard sabot/_cython/*.pyx sabot/_cython/*.pxd sabot/_cython/*.h)
 DEBUG_BUILD := build/debug
 KERNEL_TESTS := $(foreach t,json_kernel json_conformance batch rows partition channel gate compare_kernel keyed window_kernel sessions tables slice_fuzz row_table changes multiset ranked over timers pattern_kernel sketches,tests/unit/test_$(t).py)
-SIDE_BY_SIDE := tests/unit
+SIDE_BY_SIDE := tests/unit tests/pipelines
 # Each prints one JSON object as its last line, checks its answer, and takes --rows.
 BENCHMARKS := $(sort $(wildcard benchmarks/kernels/*.py benchmarks/pipelines/*.py))
 

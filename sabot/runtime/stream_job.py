@@ -423,7 +423,7 @@ class StreamJob:
         edge = reading.dead_letters
         assert edge is not None
         output = self._output(edge, task, None)
-        task.chain.outputs.append(output)
+        task.chain.add_beside(output)
         return lambda records: output.put(Batch(records, None, reading.node.name))
 
     def _origin(self, task: StreamTask) -> dict[str, Any]:

@@ -163,11 +163,12 @@ def _fan_out(receivers: Sequence[Callable[[Batch], None]]) -> Callable[[Batch], 
 
 
 class Chain:
-    """The operators of one subtask, and its outputs: those behind operators, and those that only barriers and the end go to."""
+    """The operators of one subtask, and its outputs: those behind operators, and those that stand beside them (dead letters)."""
 
     def __init__(self, roots: Sequence[Link | Output], outputs: Sequence[Output]) -> None:
         self.roots = list(roots)
         self.outputs = list(outputs)
+        self._beside: list[Output] = []
         self.links: list[Link] = []
         for root in roots:
             self._gather(root)
@@ -182,6 +183,11 @@ class Chain:
             self.links.append(target)
             for each in (*target.targets, *target.sides):
                 self._gather(each)
+
+    def add_beside(self, output: Output) -> None:
+        """An output that no operator feeds."""
+        self.outputs.append(output)
+        self._beside.append(output)
 
     @property
     def operators(self) -> list[Operator]:
@@ -200,8 +206,8 @@ class Chain:
 
     def mark_time(self, element: Any) -> None:
         """WATERMARK, IDLE or ACTIVE: goes down the chain like rows, and out of it."""
-        for root in self.roots:
-            root.mark(element)
+        for target in (*self.roots, *self._beside):
+            target.mark(element)
 
     def finishing(self) -> Iterator[None]:
         """The input is over: ends the operators, from the first to the last. Gives wherever what is in flight must come out first."""
