@@ -48,8 +48,8 @@ from sabot.api.nodes import (
     Write,
 )
 from sabot.api.patterns import MATCH_END, MATCH_START
-from sabot.api.windows import CountWindow
-from sabot.codecs.changes import OP_COLUMN
+from sabot.api.windows import WINDOW_END, WINDOW_START, CountWindow
+from sabot.codecs.marks import OP_COLUMN, TIME_COLUMN
 from sabot.connectors.base import Source
 from sabot.errors import SabotError, UserError
 
@@ -85,8 +85,8 @@ def _remembered(find: Callable[[Node], T]) -> Callable[[Node], T]:
 
 
 OP = "op"  # the column that a changelog has for people
-_OURS = {OP_COLUMN, "__time"}
-WINDOW_COLUMNS = ("window_start", "window_end")
+_OURS = {OP_COLUMN, TIME_COLUMN}
+WINDOW_COLUMNS = (WINDOW_START, WINDOW_END)
 
 
 @_remembered
@@ -154,11 +154,7 @@ def _columns_of_join(node: Join) -> list[str] | None:
     left, names = columns_of(node.left), right_names(node)
     if left is None or names is None:
         return None
-    return [*left, *(WINDOW_COLUMNS if _has_window(node) else ()), *(new for _, new in names)]
-
-
-def _has_window(node: Join) -> bool:
-    return isinstance(node, WindowJoin)
+    return [*left, *(WINDOW_COLUMNS if isinstance(node, WindowJoin) else ()), *(new for _, new in names)]
 
 
 def right_names(node: Join) -> list[tuple[str, str]] | None:
@@ -168,7 +164,7 @@ def right_names(node: Join) -> list[tuple[str, str]] | None:
     left, right = columns_of(node.left), columns_of(node.right)
     if left is None or right is None:
         return None
-    taken = {*left, *(WINDOW_COLUMNS if _has_window(node) else ())}
+    taken = {*left, *(WINDOW_COLUMNS if isinstance(node, WindowJoin) else ())}
     names = [(name, name + node.suffix if name in taken else name) for name in right if name not in node.right_keys]
     for _, new in names:
         if new in taken:

@@ -6,6 +6,8 @@ from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError
 
 __all__ = [
+    "WINDOW_END",
+    "WINDOW_START",
     "CountWindow",
     "CumulativeWindow",
     "HoppingWindow",
@@ -18,6 +20,8 @@ __all__ = [
     "session",
     "tumbling",
 ]
+
+WINDOW_START, WINDOW_END = "window_start", "window_end"  # columns of what is made of windows
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.json import JsonDecoder
-from sabot.codecs.changes import DELETE, INSERT, OP_COLUMN
+from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN
 
 __all__ = ["ConnectTypes", "Envelopes"]
 

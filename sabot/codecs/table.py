@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.json import BadRow, JsonDecoder
-from sabot.codecs.changes import DELETE, INSERT, OP_COLUMN
 from sabot.codecs.debezium import Envelopes
 from sabot.codecs.keys import JsonKeys, TextKeys
+from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN
 from sabot.errors import UserError
 
 __all__ = ["TableCodec"]

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from sabot._cython.batch import Batch, normalise
 from sabot._cython.json import encode_rows
 from sabot._cython.rows import binary_array, bytes_list
-from sabot.codecs.changes import DELETE, OP_COLUMN
+from sabot.codecs.marks import DELETE, OP_COLUMN
 from sabot.errors import DataError, UserError
 
 __all__ = [

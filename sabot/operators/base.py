@@ -25,13 +25,14 @@ import pyarrow as pa
 
 from sabot._cython.batch import Batch
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.codecs.changes import DELETE, INSERT, OP_COLUMN, UPDATE_AFTER, UPDATE_BEFORE
+from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_AFTER, UPDATE_BEFORE
 
 __all__ = [
     "DELETE",
     "END_OF_TIME",
     "INSERT",
     "OP_COLUMN",
+    "START_OF_TIME",
     "TIME_COLUMN",
     "UPDATE_AFTER",
     "UPDATE_BEFORE",
@@ -45,7 +46,7 @@ __all__ = [
     "without_time",
 ]
 
-TIME_COLUMN = "__time"
+START_OF_TIME = -(2**63)  # the watermark before the first one
 END_OF_TIME = 2**63 - 1  # the watermark after the last row of a bounded input
 
 

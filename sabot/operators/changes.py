@@ -12,12 +12,14 @@ import pyarrow as pa
 
 from sabot._cython.batch import Batch
 from sabot._cython.keyed import hash_columns
+from sabot.api.shape import OP
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates import Aggregator, columns_schema, owned_groups
 from sabot.operators.base import (
     END_OF_TIME,
     OP_COLUMN,
+    START_OF_TIME,
     TIME_COLUMN,
     Operator,
     OperatorContext,
@@ -36,10 +38,8 @@ __all__ = ["Changelog", "Materialize", "Upsert", "net"]
 
 Array: TypeAlias = pa.Array
 
-LOGGED = "op"
 _WORDS = pa.array(["insert", "update_before", "update_after", "delete"])
 _CHUNK_ROWS = 65_536
-_START_OF_TIME = -(2**63)
 _MOST_KEYS = 32  # columns that the table takes for its key
 
 
@@ -132,17 +132,17 @@ class Changelog(Operator):
     A change may have the event time of the row that it takes back, which is over; here it is not older than the watermark.
     """
 
-    _watermark = _START_OF_TIME
+    _watermark = START_OF_TIME
 
     def open(self, context: OperatorContext) -> pa.Schema:
         place = context.input.get_field_index(OP_COLUMN)
         if place < 0:
             raise UserError("changelog of rows that are no changes", hint="they are all inserts: leave it out")
-        if LOGGED in context.input.names:
+        if OP in context.input.names:
             raise UserError(
-                f"changelog: there is a column {LOGGED!r} already", hint=f'.rename({LOGGED}="…") before .changelog()'
+                f"changelog: there is a column {OP!r} already", hint=f'.rename({OP}="…") before .changelog()'
             )
-        self._schema = context.input.remove(place).insert(0, pa.field(LOGGED, pa.string()))
+        self._schema = context.input.remove(place).insert(0, pa.field(OP, pa.string()))
         return self._schema
 
     def process(self, batch: Batch) -> None:
@@ -224,7 +224,7 @@ class Materialize(Operator):
         if watermark_ms == END_OF_TIME:  # what follows in the chain is told after this that time is over
             self.finish()
             return None
-        return _START_OF_TIME
+        return START_OF_TIME
 
     def finish(self) -> None:
         if not self._given:

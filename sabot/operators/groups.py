@@ -18,8 +18,6 @@ import pyarrow.compute as pc
 from sabot._cython.batch import Batch
 from sabot._cython.changes import Touches
 from sabot._cython.keyed import GroupTable, hash_columns
-from sabot._cython.multiset import Arrivals, ExactSums, Multisets, join_keys, split_keys
-from sabot._cython.sketch import Quantiles
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates import (
     CHUNK_ROWS,
@@ -34,6 +32,7 @@ from sabot.operators.aggregates import (
 )
 from sabot.operators.base import (
     OP_COLUMN,
+    START_OF_TIME,
     TIME_COLUMN,
     Operator,
     OperatorContext,
@@ -42,8 +41,17 @@ from sabot.operators.base import (
     with_marks,
     without_marks,
 )
-from sabot.operators.gathered import quantile_column
-from sabot.operators.packed import NAN, from_ordered, ordered, ordered_width, packed, unpacked
+from sabot.operators.group_values import (
+    Beside,
+    Best,
+    ChangedRows,
+    InOrder,
+    Lanes,
+    QuantileSketches,
+    Sums,
+    Values,
+    WholeRows,
+)
 from sabot.operators.sessions import key_table, result_schema
 from sabot.operators.weaving import Weave, differ, signs
 from sabot.state.rows import RowStore
@@ -56,8 +64,6 @@ Owned: TypeAlias = Callable[[pa.UInt64Array], pa.BooleanArray]
 
 _ROWS, _TIME = "__rows", "__at"  # hidden calls: how many rows a group has; the time of its row
 _KEPT = "kept"
-_NEVER = -(2**63)
-_LOW = np.int64(0xFFFFFFFF)
 
 
 class KeptGroups(Operator):
@@ -105,11 +111,9 @@ class KeptGroups(Operator):
         groups.add(table, slots, batch)
         rows_after, times_after, after = groups.results(table, asked)
         was, now = rows > 0, rows_after > 0
-        changed = (
-            was | now
-            if groups.always_change
-            else (was != now) | (was & now & (differ(before, after) if before else False))
-        )
+        changed = was | now if groups.always_change else was != now
+        if before and not groups.always_change:
+            changed |= was & now & differ(before, after)
         if not groups.always_change:
             groups.note_changes(table, asked, batch, changed, latest)
         if latest is not None:
@@ -306,8 +310,8 @@ class _Added(StoredGroups):
         hidden = [Call(_ROWS, "count"), *([Call(_TIME, "max", TIME_COLUMN)] if timed else [])]
         described = Aggregator(keys, calls, input, order=order)  # checks, and says the types
         self.fields = list(described.schema)[len(keys) :]
-        self._values: list[_Values | None] = [  # a call; None: it is the aggregator's
-            _Values(call, input.field(call.argument).type, field.type) if call.kind == "count_distinct" else None
+        self._values: list[Values | None] = [  # a call; None: it is the aggregator's
+            Values(call, input.field(call.argument).type, field.type) if call.kind == "count_distinct" else None
             for call, field in zip(calls, self.fields, strict=True)
         ]
         self._holders = [holder for holder in self._values if holder is not None]
@@ -336,7 +340,7 @@ class _Added(StoredGroups):
     def results(self, table: GroupTable, slots: pa.Int32Array) -> tuple[Any, Any, list[Array]]:
         columns = self._aggregator.values(table, self._extras, slots)
         rows = columns[0].to_numpy()
-        times = columns[1].fill_null(_NEVER).to_numpy() if self._timed else None
+        times = columns[1].fill_null(START_OF_TIME).to_numpy() if self._timed else None
         others = iter(columns[1 + self._timed :])
         numbers = slots.to_numpy()
         found = [next(others) if holder is None else holder.results(numbers, rows) for holder in self._values]
@@ -421,7 +425,7 @@ class _Kept(StoredGroups):
         calls: Sequence[Call],
         input: pa.Schema,
         context: OperatorContext,
-        beside: Sequence["_Beside"] = (),
+        beside: Sequence["Beside"] = (),
     ) -> None:
         self._keys = list(keys)
         self._input = input
@@ -431,11 +435,11 @@ class _Kept(StoredGroups):
         )  # checks, and says the types
         self.fields = list(described.schema)[len(keys) :]
         self._lanes: list[pa.DataType] = [pa.int64()]  # how many rows
-        self._parts: list[_Lanes | _Beside] = [
+        self._parts: list[Lanes | Beside] = [
             self._part(call, field.type) for call, field in zip(calls, self.fields, strict=True)
         ]
         self._parts += beside
-        self._holders = [part for part in self._parts if isinstance(part, _Beside)]
+        self._holders = [part for part in self._parts if isinstance(part, Beside)]
         self._key_schema = described.keys
         aggregates = [("sum", kind) for kind in self._lanes] + ([("max", pa.int64())] if self._timed else [])
         self.store = TableStore(
@@ -448,7 +452,7 @@ class _Kept(StoredGroups):
         kept = [pa.field(f"{_KEPT} {i}", pa.large_binary()) for i in range(len(self._holders))]
         self.saved_schema = pa.schema([*described.keys, *kept])
 
-    def _part(self, call: Call, result: pa.DataType) -> "_Lanes | _Beside":
+    def _part(self, call: Call, result: pa.DataType) -> "Lanes | Beside":
         if call.kind == "approx_count_distinct":
             raise UserError(
                 f"{call.name}: approx_count_distinct over changes: it cannot forget a row that is taken away",
@@ -459,40 +463,40 @@ class _Kept(StoredGroups):
         if call.kind == "count" or (whole and call.kind in ("sum", "mean")):
             return self._lanes_of(call, kind, result)
         if call.kind in ("sum", "mean", "variance", "stddev"):
-            return _Sums(call, kind, result)
+            return Sums(call, kind, result)
         if call.kind in ("arg_min", "arg_max"):
-            return _Best(call, kind, result, self._input.field(call.by).type)
+            return Best(call, kind, result, self._input.field(call.by).type)
         if call.kind in ("min", "max", "count_distinct", "top_k", "any"):
-            return _Values(call, kind, result)
+            return Values(call, kind, result)
         if call.kind == "approx_quantile":
-            return _Quantiles(call)
-        return _InOrder(call, self._input, result)
+            return QuantileSketches(call)
+        return InOrder(call, self._input, result)
 
-    def _lanes_of(self, call: Call, kind: pa.DataType | None, result: pa.DataType) -> "_Lanes":
+    def _lanes_of(self, call: Call, kind: pa.DataType | None, result: pa.DataType) -> "Lanes":
         lanes = {"count": [pa.int64()], "sum": [pa.int64(), result], "mean": [pa.int64()] * 3}[call.kind]
         first = len(self._lanes)
         self._lanes += lanes
-        return _Lanes(call, kind, result, first)
+        return Lanes(call, kind, result, first)
 
     def results(self, table: GroupTable, slots: pa.Int32Array) -> tuple[Any, Any, list[Array]]:
         columns = table.values(slots)
         rows = columns[0].fill_null(0).to_numpy()
-        times = columns[-1].fill_null(_NEVER).to_numpy() if self._timed else None
+        times = columns[-1].fill_null(START_OF_TIME).to_numpy() if self._timed else None
         numbers = slots.to_numpy()
         found: list[Array] = []
         for part in self._parts:
-            found += [part.results(columns)] if isinstance(part, _Lanes) else part.columns(numbers, rows)
+            found += [part.results(columns)] if isinstance(part, Lanes) else part.columns(numbers, rows)
         return rows, times, found
 
     def add(self, table: GroupTable, slots: pa.Int32Array, batch: Batch) -> None:
         rows = ChangedRows(batch, slots.to_numpy(), self._timed)
         lanes = [pa.array(rows.by)]
         for part in self._parts:
-            if isinstance(part, _Lanes):
+            if isinstance(part, Lanes):
                 lanes += part.lanes(rows)
             else:
                 part.add(rows)
-        self._accumulate(table, slots, lanes, np.full(len(slots), _NEVER))
+        self._accumulate(table, slots, lanes, np.full(len(slots), START_OF_TIME))
 
     def note_changes(self, table: GroupTable, slots: pa.Int32Array, batch: Batch, changed: Any, latest: Any) -> None:
         if self._timed and changed.any():
@@ -535,7 +539,7 @@ class _Kept(StoredGroups):
             return
         width = len(self._keys)
         for columns in self.store.finish():
-            parts = [part for part in self._parts if isinstance(part, _Lanes)]
+            parts = [part for part in self._parts if isinstance(part, Lanes)]
             yield [*columns[:width], *(part.results(columns[width:]) for part in parts)]
 
     def close(self) -> None:
@@ -548,294 +552,12 @@ class _Kept(StoredGroups):
         return {**figures, "bytes": figures["bytes"] + sum(holder.store.nbytes for holder in self._holders)}
 
 
-class ChangedRows:
-    """The rows of a batch of changes that count, for those who add them up."""
-
-    def __init__(self, batch: Batch, slots: Any, timed: bool) -> None:
-        self._batch = batch
-        self._columns: dict[str, Array] = {}
-        self.slots = slots
-        place = batch.schema.get_field_index(OP_COLUMN)
-        self.takes = np.zeros(len(slots), bool) if place < 0 else signs(self.column(OP_COLUMN))
-        self.by = np.where(self.takes, np.int64(-1), np.int64(1))
-        self.times = self.column(TIME_COLUMN).to_numpy() if timed else np.zeros(len(slots), np.int64)
-
-    def column(self, name: str) -> Array:
-        if name not in self._columns:
-            column = self._batch.data.column(self._batch.schema.get_field_index(name))
-            selection = self._batch.selection
-            self._columns[name] = column if selection is None else column.take(selection)
-        return self._columns[name]
-
-    def whole(self) -> pa.RecordBatch:
-        """All columns of the user's."""
-        names = without_marks(self._batch.schema).names
-        return pa.RecordBatch.from_arrays([self.column(name) for name in names], names=names)
-
-    def counting(self, call: Call, values: Array | None) -> Any:
-        """Which rows count: the filter holds, and the value, where there are some, is not null."""
-        keep = np.ones(len(self.slots), bool)
-        if call.where is not None:
-            keep &= self.column(call.where).fill_null(False).to_numpy(zero_copy_only=False)
-        if values is not None and values.null_count:
-            keep &= values.is_valid().to_numpy(zero_copy_only=False)
-        return keep
-
-
-class _Lanes:
-    """count, and sum and mean of whole numbers: lanes of the store, from `first` on.
-
-    sum: how many values, their sum. mean: how many, the sum of what is above the low 32 bits, that of the low ones.
-    """
-
-    def __init__(self, call: Call, kind: pa.DataType | None, result: pa.DataType, first: int) -> None:
-        self._call, self._kind, self._result, self._first = call, kind, result, first
-
-    def lanes(self, rows: ChangedRows) -> list[Array]:
-        call = self._call
-        values = None if call.argument is None else rows.column(call.argument)
-        by = np.where(rows.counting(call, values), rows.by, np.int64(0))
-        if call.kind == "count" or values is None:
-            return [pa.array(by)]
-        unsigned = pa.types.is_uint64(self._kind)
-        wide = pa.uint64() if unsigned else pa.int64()
-        numbers = values.cast(wide).fill_null(0).to_numpy()
-        if call.kind == "sum":
-            sums = numbers.astype(np.int64) * by  # wraps, signed or not
-            return [pa.array(by), pa.array(sums.view(np.uint64) if self._result == pa.uint64() else sums)]
-        high = (numbers >> (np.uint64(32) if unsigned else np.int64(32))).astype(np.int64)
-        return [pa.array(by), pa.array(high * by), pa.array((numbers.astype(np.int64) & _LOW) * by)]
-
-    def results(self, columns: Sequence[Array]) -> Array:
-        counts = columns[self._first].fill_null(0)
-        if self._call.kind == "count":
-            return counts
-        n = counts.to_numpy()
-        if self._call.kind == "sum":
-            return pc.if_else(pa.array(n > 0), columns[self._first + 1], pa.scalar(None, self._result))
-        high, low = (columns[self._first + lane].fill_null(0).to_numpy() for lane in (1, 2))
-        high, low = high + (low >> 32), low & _LOW
-        total = high.astype(np.longdouble) * np.longdouble(2**32) + low.astype(np.longdouble)
-        means = (total / np.maximum(n, 1)).astype(np.float64)
-        return pa.array(means, mask=n <= 0)
-
-
-class _Beside(ABC):
-    """What one call keeps by slot, beside the store's tables."""
-
-    store: ExactSums | Multisets | Arrivals | Quantiles
-
-    @abstractmethod
-    def add(self, rows: ChangedRows) -> None: ...
-    def columns(self, slots: Any, counts: Any) -> list[Array]:
-        """The fields that it gives. counts: how many rows each slot has."""
-        return [self.results(slots, counts)]
-
-    def results(self, slots: Any, counts: Any) -> Array:
-        """Of one that gives one field."""
-        raise NotImplementedError
-
-
-class _Sums(_Beside):
-    """sum, mean, variance and stddev: exact."""
-
-    def __init__(self, call: Call, kind: pa.DataType, result: pa.DataType) -> None:
-        self._call, self._result = call, result
-        self._whole = pa.types.is_decimal(kind) and call.kind == "sum"
-        self.store: ExactSums = ExactSums(squares=call.kind in ("variance", "stddev"))
-
-    def add(self, rows: ChangedRows) -> None:
-        values = rows.column(str(self._call.argument))
-        keep = rows.counting(self._call, values)
-        slots, takes = rows.slots[keep], rows.takes[keep]
-        values = values.filter(pa.array(keep))
-        kind = values.type
-        if self._whole:
-            values = values.cast(self._result)
-            width = self._result.bit_width // 64
-            words = (
-                np.frombuffer(values.buffers()[1], np.uint64)[values.offset * width :] if len(values) else np.zeros(0)
-            )
-            self.store.add_words(slots, words[: len(values) * width].reshape(-1, width), True, takes)
-        elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-            unsigned = pa.types.is_unsigned_integer(kind)
-            words = values.cast(pa.uint64() if unsigned else pa.int64()).to_numpy().view(np.uint64)
-            self.store.add_words(slots, words.reshape(-1, 1), not unsigned, takes)
-        else:
-            self.store.add_reals(slots, values.cast(pa.float64(), safe=False).to_numpy(), takes)
-
-    def results(self, slots: Any, counts: Any) -> Array:
-        if self._call.kind == "mean":
-            return self.store.means(slots)
-        if self._call.kind in ("variance", "stddev"):
-            variance = self.store.variances(slots, self._call.ddof)
-            return pc.sqrt(variance) if self._call.kind == "stddev" else variance
-        if not self._whole:
-            return self.store.sums(slots)
-        try:
-            words, valid = self.store.whole(slots, self._result.bit_width // 64)
-        except OverflowError as error:
-            raise UserError(
-                f"{self._call.name}: the sum of {self._call.argument!r} is more than {self._result} holds",
-                hint="cast the column to float64, or to a decimal256",
-            ) from error
-        bits = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
-        return pa.Array.from_buffers(self._result, len(slots), [bits, pa.py_buffer(words)])
-
-
-class _Values(_Beside):
-    """min, max, any, count_distinct, top_k: which values there are, and how often."""
-
-    def __init__(self, call: Call, kind: pa.DataType, result: pa.DataType) -> None:
-        self._call, self._kind, self._result = call, kind, result
-        self._real = pa.types.is_floating(kind)
-        self.store: Multisets = Multisets()
-
-    def add(self, rows: ChangedRows) -> None:
-        values = rows.column(str(self._call.argument))
-        keep = rows.counting(self._call, None if self._call.kind == "any" else values)
-        if self._real and self._call.kind == "top_k":
-            keep &= ~pc.is_nan(values).fill_null(True).to_numpy(zero_copy_only=False)
-        values = values.filter(pa.array(keep))
-        found = packed([values], len(values)) if self._call.kind == "any" else ordered(values)
-        self.store.add(rows.slots[keep], found, rows.takes[keep])
-
-    def results(self, slots: Any, counts: Any) -> Array:
-        kind = self._call.kind
-        if kind == "count_distinct":
-            return pa.array(self.store.differing(slots))
-        if kind == "any":
-            return unpacked(self.store.least(slots), [self._kind])[0]
-        if kind == "top_k":
-            sizes, values = self.store.best(slots, self._call.k or 1)
-            bounds = pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
-            return pa.ListArray.from_arrays(bounds, from_ordered(values, self._kind), type=self._result)
-        asked = self.store.least if kind == "min" else self.store.greatest
-        return from_ordered(asked(slots, NAN) if self._real else asked(slots), self._kind)
-
-
-class _Quantiles(_Beside):
-    """approx_quantile: a sketch, which can forget values."""
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-        self.store: Quantiles = Quantiles()
-
-    def add(self, rows: ChangedRows) -> None:
-        values = rows.column(str(self._call.argument))
-        keep = rows.counting(self._call, values)
-        numbers = values.filter(pa.array(keep)).cast(pa.float64(), safe=False).to_numpy()
-        self.store.add(rows.slots[keep], numbers, rows.takes[keep])
-
-    def results(self, slots: Any, counts: Any) -> Array:
-        return quantile_column(self.store, slots, self._call.q)
-
-
-class _Best(_Beside):
-    """arg_min, arg_max: pairs of what it goes by, and the value."""
-
-    def __init__(self, call: Call, kind: pa.DataType, result: pa.DataType, by: pa.DataType) -> None:
-        self._call, self._kind = call, kind
-        self._width = ordered_width(by)
-        self.store: Multisets = Multisets()
-
-    def add(self, rows: ChangedRows) -> None:
-        values, by = rows.column(str(self._call.argument)), rows.column(str(self._call.by))
-        keep = rows.counting(self._call, by)
-        if pa.types.is_floating(by.type):
-            keep &= ~pc.is_nan(by).fill_null(True).to_numpy(zero_copy_only=False)
-        mask = pa.array(keep)
-        by, values = by.filter(mask), values.filter(mask)
-        keys = join_keys([ordered(by), packed([values], len(values))], [self._width, -1])
-        self.store.add(rows.slots[keep], keys, rows.takes[keep])
-
-    def results(self, slots: Any, counts: Any) -> Array:
-        least = self._call.kind == "arg_min"
-        keys = self.store.least(slots) if least else self.store.first_of_greatest(slots, self._width)
-        missing = keys.is_null()
-        values = split_keys(keys.drop_null(), [self._width, -1])[1]
-        if keys.null_count:
-            places = np.cumsum(~missing.to_numpy(zero_copy_only=False)) - 1
-            values = values.take(pa.array(places, mask=missing.to_numpy(zero_copy_only=False)))
-        return unpacked(values, [self._kind])[0]
-
-
-class _InOrder(_Beside):
-    """first, last, collect_list, user: values by event time, then as they came."""
-
-    def __init__(self, call: Call, input: pa.Schema, result: pa.DataType) -> None:
-        self._call, self._result = call, result
-        names = without_marks(input).names if call.argument is None else [call.argument]
-        self._schema = pa.schema([input.field(name) for name in names])
-        self.store: Arrivals = Arrivals()
-
-    def add(self, rows: ChangedRows) -> None:
-        call = self._call
-        keep = rows.counting(call, None)
-        columns = [rows.column(name).filter(pa.array(keep)) for name in self._schema.names]
-        values = packed(columns, int(keep.sum()))
-        self.store.add(rows.slots[keep], values, rows.times[keep], rows.takes[keep])
-
-    def results(self, slots: Any, counts: Any) -> Array:
-        kinds = self._schema.types
-        if self._call.kind in ("first", "last"):
-            return unpacked(self.store.first(slots) if self._call.kind == "first" else self.store.last(slots), kinds)[0]
-        sizes, rows = self.store.all(slots)
-        bounds = np.concatenate([[0], np.cumsum(sizes)])
-        if self._call.kind == "collect_list":
-            offsets = pa.array(bounds.astype(np.int32))
-            return pa.ListArray.from_arrays(offsets, unpacked(rows, kinds)[0], type=self._result)
-        batch = pa.RecordBatch.from_arrays(unpacked(rows, kinds), schema=self._schema)
-        return self._made(batch if self._call.argument is None else batch.column(0), bounds, counts)
-
-    def _made(self, values: Any, bounds: Any, counts: Any) -> Array:
-        """What the user's function makes of each slot's rows."""
-        function = self._call.function
-        results: list[Any] = []
-        for first, end, there in zip(bounds[:-1].tolist(), bounds[1:].tolist(), (counts > 0).tolist(), strict=True):
-            if not there:
-                results.append(None)
-                continue
-            try:
-                state = function.init()
-                if end > first:
-                    state = function.accumulate(state, values.slice(first, end - first))
-                results.append(function.finish(state))
-            except Exception as error:
-                name = getattr(function, "name", type(function).__qualname__)
-                raise UserError(
-                    f"aggregate {self._call.name}: {name}: {type(error).__name__}: {error}; over {end - first} rows"
-                ) from error
-        try:
-            return pa.array(results, self._result)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise UserError(
-                f"aggregate {self._call.name}: finish gave what is no {self._result}: {error}",
-                hint="its `type` says what finish gives: change one of them",
-            ) from error
-
-
-class _WholeRows(_Beside):
-    """All columns but the keys, of the row that came last and was not taken away."""
-
-    def __init__(self, fields: pa.Schema) -> None:
-        self._schema = fields
-        self.store: Arrivals = Arrivals()
-
-    def add(self, rows: ChangedRows) -> None:
-        values = packed([rows.column(name) for name in self._schema.names], len(rows.slots))
-        self.store.add(rows.slots, values, np.zeros(len(rows.slots), np.int64), rows.takes)
-
-    def columns(self, slots: Any, counts: Any) -> list[Array]:
-        return unpacked(self.store.last(slots), self._schema.types)
-
-
 class LastOfChanges(_Kept):
     """The last row of each key whose rows may be taken away: all of them are kept, in memory."""
 
     def __init__(self, keys: Sequence[str], input: pa.Schema, context: OperatorContext) -> None:
         fields = pa.schema([field for field in without_marks(input) if field.name not in keys])
-        super().__init__(keys, [], input, context, [_WholeRows(fields)])
+        super().__init__(keys, [], input, context, [WholeRows(fields)])
         self.fields = list(fields)
 
 
@@ -870,7 +592,7 @@ class LatestRows(Groups):
             rows, there = self._rows.table.take(pa.array(ids)), ids >= 0
         else:
             rows, there = self._new
-        times = rows.column(TIME_COLUMN).fill_null(_NEVER).to_numpy() if self._timed else None
+        times = rows.column(TIME_COLUMN).fill_null(START_OF_TIME).to_numpy() if self._timed else None
         return there.astype(np.int64), times, [rows.column(place) for place in self._places]
 
     def add(self, table: GroupTable, slots: pa.Int32Array, batch: Batch) -> None:

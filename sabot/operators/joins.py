@@ -15,21 +15,11 @@ import pyarrow as pa
 
 from sabot._cython.batch import Batch
 from sabot.errors import UserError
-from sabot.operators.base import (
-    DELETE,
-    INSERT,
-    OP_COLUMN,
-    TIME_COLUMN,
-    OperatorContext,
-    SavedState,
-)
+from sabot.operators.base import DELETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN, OperatorContext, SavedState
 from sabot.operators.sides import Joined, Result, Rows, Side, Sides, later
 from sabot.operators.weaving import same_rows
 
 __all__ = ["Join", "Sides", "TableLookup"]
-
-
-_START_OF_TIME = -(2**63)
 
 
 class Join(Joined):
@@ -136,7 +126,7 @@ class Join(Joined):
                 counted=counted[1],
             )
         if timed and not timed_right:  # then its rows are of the time when they come
-            self._right.now = _START_OF_TIME
+            self._right.now = START_OF_TIME
         return result
 
     def process(self, batch: Batch) -> None:
@@ -306,7 +296,7 @@ class Join(Joined):
     def advance(self, watermark_ms: int) -> None:
         for side, ms in ((self._left, self._left_keep_ms), (self._right, self._right_keep_ms)):
             if ms is not None:
-                side.table.remove(side.table.below(max(watermark_ms - ms, _START_OF_TIME)))
+                side.table.remove(side.table.below(max(watermark_ms - ms, START_OF_TIME)))
         if self._right.now is not None:
             self._right.now = watermark_ms
 
@@ -322,7 +312,7 @@ class Join(Joined):
             self._left.unknown_takes = sum(part.facts["unknown_takes"] for part in saved)
         if self._right.now is not None:
             self._right.now = max(
-                [part.facts["now"] for part in saved if part.facts["now"] is not None], default=_START_OF_TIME
+                [part.facts["now"] for part in saved if part.facts["now"] is not None], default=START_OF_TIME
             )
 
     def _restore_side(self, side: Side, saved: list[SavedState], owned: Any) -> None:

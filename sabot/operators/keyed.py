@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from sabot._cython.batch import Batch
 from sabot._cython.sessions import RunTable
-from sabot.api.windows import CountWindow
+from sabot.api.windows import WINDOW_END, WINDOW_START, CountWindow
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates import (
@@ -31,8 +31,6 @@ from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorCon
 from sabot.operators.gathered import fits
 from sabot.operators.sessions import (
     CHUNK_ROWS,
-    WINDOW_END,
-    WINDOW_START,
     KeyedRuns,
     Numbered,
     key_table,

@@ -11,7 +11,15 @@ from sabot._cython.batch import Batch
 from sabot._cython.keyed import hash_columns
 from sabot.codecs.json import schema_text
 from sabot.operators.aggregates import Snapshot, columns_schema, owned_groups, read_batches
-from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState, without_time
+from sabot.operators.base import (
+    START_OF_TIME,
+    TIME_COLUMN,
+    Operator,
+    OperatorContext,
+    OperatorState,
+    SavedState,
+    without_time,
+)
 
 __all__ = ["EventOrder"]
 
@@ -30,7 +38,7 @@ class EventOrder(Operator):
         self._keys = keys
         self._held: list[pa.RecordBatch] = []
         self._small = 0  # rows in the small batches at the end of `_held`
-        self._watermark = -(2**63)
+        self._watermark = START_OF_TIME
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._context = context

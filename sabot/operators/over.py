@@ -28,6 +28,7 @@ from sabot.operators.aggregates import (
 )
 from sabot.operators.base import (
     END_OF_TIME,
+    START_OF_TIME,
     TIME_COLUMN,
     Operator,
     OperatorContext,
@@ -42,7 +43,6 @@ __all__ = ["OVER_KINDS", "Over", "OverCall"]
 
 RANKS = ("row_number", "rank", "dense_rank")
 OVER_KINDS = frozenset([*RANKS, "lag", "lead"])  # beside those of aggregates
-_START_OF_TIME = -(2**63)
 _INT64 = pa.int64()
 _MARKS = (
     pa.field("__slot", pa.int32()),
@@ -161,7 +161,7 @@ class Over(Operator):
                 )
         self._schema = with_time(pa.schema(result))
         self._held: list[pa.RecordBatch] = []  # rows of the newest time, where others of that time may come
-        self._held_time = self._watermark = _START_OF_TIME
+        self._held_time = self._watermark = START_OF_TIME
         return self._schema
 
     # Rows in
@@ -287,7 +287,7 @@ class Over(Operator):
 
     def restore(self, saved: list[SavedState]) -> None:
         owned = owned_groups(self._context, bool(self._names))
-        watermark = min((part.facts["watermark"] for part in saved), default=_START_OF_TIME)
+        watermark = min((part.facts["watermark"] for part in saved), default=START_OF_TIME)
         if watermark < END_OF_TIME:  # else it was drained: time begins anew
             self._watermark = watermark
         for part in self._parts:

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.errors import UserError
-from sabot.operators.base import END_OF_TIME
+from sabot.operators.base import END_OF_TIME, START_OF_TIME
 
-__all__ = ["PANE_COLUMN", "START_OF_TIME", "TimeWindow", "WindowShape"]
+__all__ = ["PANE_COLUMN", "TimeWindow", "WindowShape"]
 
 PANE_COLUMN = "__pane"  # of partial states and of what is saved: where the pane starts, ms
-START_OF_TIME = -(2**63)  # the watermark before the first row
 
 TimeWindow = TumblingWindow | HoppingWindow | CumulativeWindow
 

@@ -34,6 +34,7 @@ from sabot.operators.aggregates import Aggregator, Snapshot, columns_schema, own
 from sabot.operators.base import (
     END_OF_TIME,
     OP_COLUMN,
+    START_OF_TIME,
     TIME_COLUMN,
     Operator,
     OperatorContext,
@@ -43,7 +44,7 @@ from sabot.operators.base import (
 )
 from sabot.operators.process_columns import BatchForm
 from sabot.operators.process_rows import RowForm
-from sabot.operators.process_state import LEAST, Form, Keyed, Side, parts_of
+from sabot.operators.process_state import Form, Keyed, Side, parts_of
 from sabot.operators.sessions import time_index
 from sabot.state.keyed_values import Mine
 
@@ -127,7 +128,7 @@ class Process(Operator):
         state.watermark_ms = watermark_ms
         if self.spec.on_timer is not None and state.timers:
             state.guard()
-            self._form.fire(EVENT, watermark_ms, LEAST if passed is None else passed)
+            self._form.fire(EVENT, watermark_ms, START_OF_TIME if passed is None else passed)
             state.timers.guard(0)
         state.values.advance(watermark_ms)
 
@@ -183,12 +184,12 @@ class Process(Operator):
             # at END_OF_TIME it was drained: time begins anew
             state.watermark_ms = min(watermarks)
             state.values.advance(state.watermark_ms)
-        state.latest_ms = max([part.facts["latest"] for part in saved], default=LEAST)
+        state.latest_ms = max([part.facts["latest"] for part in saved], default=START_OF_TIME)
         state.tell_time(state.now())
         mine = self._mine()
         directories = [part.directory for part in saved if part.facts["values"]]
         if directories:
-            passed = LEAST if state.watermark_ms is None else state.watermark_ms
+            passed = START_OF_TIME if state.watermark_ms is None else state.watermark_ms
             state.values.take_over(directories, mine, passed)
         for part in saved:
             _load_timers(state, part.directory, owned_groups(self._context) if mine is not None else None)

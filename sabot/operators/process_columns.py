@@ -12,10 +12,9 @@ from sabot._cython.keyed import hash_columns
 from sabot._cython.rows import decode_values, encode_values
 from sabot._cython.timers import EVENT, PROCESSING, key_rows
 from sabot.errors import UserError
-from sabot.operators.base import END_OF_TIME
+from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.operators.process_state import (
     KIND_WORDS,
-    LEAST,
     NO_SLOTS,
     Form,
     Keyed,
@@ -56,7 +55,7 @@ class BatchForm(Form):
         if not data.num_rows:
             return
         times = state.times_of(data, side)
-        latest = pc.max(times).as_py() if times is not None and side.time >= 0 else LEAST
+        latest = pc.max(times).as_py() if times is not None and side.time >= 0 else START_OF_TIME
         state.latest_ms = max(state.latest_ms, latest)
         keys = None
         if side.keys:
@@ -64,7 +63,7 @@ class BatchForm(Form):
             keys = self._called_with(columns, hashes)
         ctx.timestamp, ctx.kind = times, ""
         self._stamps, self._count = times, data.num_rows
-        state.tell_time(max(latest, LEAST if state.watermark_ms is None else state.watermark_ms))
+        state.tell_time(max(latest, START_OF_TIME if state.watermark_ms is None else state.watermark_ms))
         state.broadcasting = keys is None
         try:
             given = function(keys, data.select(side.names), ctx)

@@ -9,10 +9,9 @@ from sabot._cython.batch import Batch
 from sabot._cython.timers import EVENT, PROCESSING, key_rows
 from sabot.api.process import Row, Timer
 from sabot.errors import UserError
-from sabot.operators.base import END_OF_TIME
+from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.operators.process_state import (
     KIND_WORDS,
-    LEAST,
     NO_SLOTS,
     Form,
     Keyed,
@@ -62,10 +61,10 @@ class RowForm(Form):
         stamps = state.times_of(data, side)
         times = [None] * count if stamps is None else stamps.to_pylist()
         if side.time >= 0:
-            state.latest_ms = max(state.latest_ms, max(times, default=LEAST))
+            state.latest_ms = max(state.latest_ms, max(times, default=START_OF_TIME))
         keys, stored = self._begin(side, batch, data)
         rows = data.select(side.names).to_pylist()
-        expiry, floor = state.values.expiry, LEAST if state.watermark_ms is None else state.watermark_ms
+        expiry, floor = state.values.expiry, START_OF_TIME if state.watermark_ms is None else state.watermark_ms
         out, stamps, take, at = self._out, self._times, self._take, 0
         state.broadcasting = not side.keys
         ctx._slot = -1

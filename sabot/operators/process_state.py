@@ -14,7 +14,7 @@ from sabot._cython.keyed import hash_columns
 from sabot._cython.timers import EVENT, PROCESSING, TimerTable
 from sabot.api.process import ProcessSpec
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, without_marks
+from sabot.operators.base import END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, without_marks
 from sabot.operators.sessions import key_table
 from sabot.state.keyed_values import PlainValue, Values, open_values
 from sabot.state.reading import json_text
@@ -22,7 +22,6 @@ from sabot.state.values import ListState, MapState
 
 __all__ = [
     "KIND_WORDS",
-    "LEAST",
     "NO_SLOTS",
     "TIMERS_OF_A_KEY",
     "Form",
@@ -43,7 +42,6 @@ __all__ = [
 Array: TypeAlias = pa.Array
 
 TIMERS_OF_A_KEY = 100_000  # that a key may set in an advance without time moving on
-LEAST = -(2**63)
 NO_SLOTS = pa.array([], pa.int32())
 KIND_WORDS = ("event", "processing")
 _KINDS = {"event": EVENT, "processing": PROCESSING}
@@ -73,7 +71,7 @@ class Keyed:
         self.maps: dict[str, SharedMap] = {}
         self.broadcasting = False  # it is the broadcast side's function that runs
         self.watermark_ms: int | None = None
-        self.latest_ms = LEAST  # of all rows
+        self.latest_ms = START_OF_TIME  # of all rows
         self.poll_ms: int | None = None
         self._clock = context.clock
 
@@ -95,7 +93,7 @@ class Keyed:
         if not self.timed:
             return None
         now = self.now()
-        return pa.array(np.full(data.num_rows, 0 if now == LEAST else now))
+        return pa.array(np.full(data.num_rows, 0 if now == START_OF_TIME else now))
 
     def tell_time(self, at: int) -> None:
         """Values are read and put at this event time."""
@@ -302,7 +300,7 @@ def namespace_of(name: Any) -> str:
 
 
 def checked_ms(at: Any) -> int:
-    if type(at) is not int or not LEAST <= at <= END_OF_TIME:
+    if type(at) is not int or not START_OF_TIME <= at <= END_OF_TIME:
         raise UserError(f"a timer is set to {at!r}", hint="milliseconds since 1970, an int: ctx.timestamp + 60_000")
     return at
 

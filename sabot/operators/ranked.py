@@ -17,12 +17,14 @@ from sabot._cython.batch import Batch
 from sabot._cython.keyed import GroupTable, hash_columns
 from sabot._cython.ranked import NUMBER_COLUMN, RankCut, RankTable
 from sabot._cython.window import split_panes
+from sabot.api.windows import WINDOW_END, WINDOW_START
 from sabot.codecs.json import schema_text
 from sabot.errors import CorruptCheckpoint, InternalError, UserError
 from sabot.operators.aggregates import CHUNK_ROWS, Aggregator, Snapshot, columns_schema, owned_groups, read_batches
 from sabot.operators.base import (
     END_OF_TIME,
     OP_COLUMN,
+    START_OF_TIME,
     TIME_COLUMN,
     Operator,
     OperatorContext,
@@ -31,8 +33,8 @@ from sabot.operators.base import (
     with_marks,
     without_marks,
 )
-from sabot.operators.panes import PANE_COLUMN, START_OF_TIME, TimeWindow, WindowShape
-from sabot.operators.sessions import WINDOW_END, WINDOW_START, key_table, time_index, window_words
+from sabot.operators.panes import PANE_COLUMN, TimeWindow, WindowShape
+from sabot.operators.sessions import key_table, time_index, window_words
 
 __all__ = ["TIES", "TopN", "WindowTopN"]
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from sabot._cython.batch import Batch
 from sabot._cython.keyed import GroupTable, hash_columns
 from sabot._cython.sessions import RunTable, SessionTable
-from sabot.api.windows import SessionWindow, Window
+from sabot.api.windows import WINDOW_END, WINDOW_START, SessionWindow, Window
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates import (
     Aggregator,
@@ -27,9 +27,8 @@ from sabot.operators.aggregates import (
 )
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
 
-__all__ = ["WINDOW_END", "WINDOW_START", "KeyedRuns", "Numbered", "SessionAggregate", "window_words"]
+__all__ = ["KeyedRuns", "Numbered", "SessionAggregate", "window_words"]
 
-WINDOW_START, WINDOW_END = "window_start", "window_end"
 CHUNK_ROWS = 65_536
 _GROUP = "__group"
 _TIMESTAMP = pa.timestamp("ms", "UTC")

@@ -20,12 +20,13 @@ from sabot.errors import UserError
 from sabot.operators.base import (
     DELETE,
     END_OF_TIME,
+    START_OF_TIME,
     TIME_COLUMN,
     UPDATE_BEFORE,
     OperatorContext,
     SavedState,
 )
-from sabot.operators.panes import START_OF_TIME, TimeWindow, WindowShape
+from sabot.operators.panes import TimeWindow, WindowShape
 from sabot.operators.sessions import window_words
 from sabot.operators.sides import CHUNK_ROWS, Joined, Result, Rows, Side, Sides, later
 

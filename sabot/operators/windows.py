@@ -29,9 +29,17 @@ from sabot.operators.aggregates import (
     owned_groups,
     read_batches,
 )
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
+from sabot.operators.base import (
+    END_OF_TIME,
+    START_OF_TIME,
+    TIME_COLUMN,
+    Operator,
+    OperatorContext,
+    OperatorState,
+    SavedState,
+)
 from sabot.operators.gathered import Extras, joined
-from sabot.operators.panes import PANE_COLUMN, START_OF_TIME, TimeWindow, WindowShape
+from sabot.operators.panes import PANE_COLUMN, TimeWindow, WindowShape
 from sabot.operators.sessions import window_words
 from sabot.state.tables import TableStore
 

@@ -28,7 +28,7 @@ from sabot.connectors.base import (
     header_rows,
 )
 from sabot.errors import DataError, TransientError, UserError
-from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN
+from sabot.operators.base import INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
 from sabot.operators.stateless import to_ms
 from sabot.steps import step
 
@@ -38,7 +38,6 @@ _log = logging.getLogger(__name__)
 
 _BATCH_ROWS = 32_768
 _SMALL_ROWS = 4_096  # smaller ones are joined with what waits behind them
-_LONG_AGO = -(2**63)
 _FAR_MS = 2**61  # beyond it sums of times and window sizes would overflow; some 73 million years
 _FAR_PAST, _FAR_FUTURE, _NO = pa.scalar(-_FAR_MS), pa.scalar(_FAR_MS), pa.scalar(False)
 
@@ -84,9 +83,7 @@ class GateInput:
     def __init__(self, channels: list[Channel], right: Set[int] = frozenset(), first: Set[int] = frozenset()) -> None:
         self.gate = Gate(channels)
         self._first = set(first)
-        self.on_first_over: Callable[[], None] = lambda: (
-            None
-        )  # in the task's thread: the rows of those have been processed
+        self.on_first_over: Callable[[], None] = _nothing  # in the task's thread: the rows of those have been processed
         self.right = False
         self._right = right
         self._next: tuple[int, Any] | None = None
@@ -150,6 +147,10 @@ class GateInput:
         self.gate.close()
 
 
+def _nothing() -> None:
+    """Nobody waits."""
+
+
 class Watermarks:
     """Event time of a source, by partition: no row below the watermark is expected any more. Its readers share one; any thread.
 
@@ -165,7 +166,7 @@ class Watermarks:
         self._idle_ms = idle_ms
         self._greatest: dict[tuple[str, int], int] = {}
         self._seen_ms: dict[tuple[str, int], int] = {}
-        self._watermark_ms = _LONG_AGO
+        self._watermark_ms = START_OF_TIME
         self._busy: set[tuple[str, int]] = set()  # partitions whose reader is not back from its last batch
         self._came: set[tuple[str, int]] = set()  # partitions that had rows since all were idle
         self._idle = False
@@ -186,7 +187,7 @@ class Watermarks:
                 self._seen_ms = dict.fromkeys(self._seen_ms, now_ms)
             self._seen_ms[partition] = now_ms
             self._came.add(partition)
-            if greatest_ms > self._greatest.get(partition, _LONG_AGO):
+            if greatest_ms > self._greatest.get(partition, START_OF_TIME):
                 self._greatest[partition] = greatest_ms
 
     def awake(self, partitions: Iterable[tuple[str, int]], now_ms: int) -> None:
@@ -230,21 +231,21 @@ class Watermarks:
 
     def _pass(self, partitions: list[tuple[str, int]]) -> None:
         """The watermark comes as far as the last of these."""
-        least = min((self._greatest[partition] for partition in partitions), default=_LONG_AGO)
-        if least > _LONG_AGO:
+        least = min((self._greatest[partition] for partition in partitions), default=START_OF_TIME)
+        if least > START_OF_TIME:
             self._watermark_ms = max(self._watermark_ms, least - self._lateness_ms)
 
     def facts(self, partitions: Iterable[tuple[str, int]]) -> list[list[Any]]:
         """Of these partitions, for the checkpoint."""
         with self._lock:
-            found = [(place, self._greatest.get(place, _LONG_AGO)) for place in partitions]
-        return [[topic, number, ms] for (topic, number), ms in found if ms > _LONG_AGO]
+            found = [(place, self._greatest.get(place, START_OF_TIME)) for place in partitions]
+        return [[topic, number, ms] for (topic, number), ms in found if ms > START_OF_TIME]
 
     def restore(self, watermark_ms: int, greatest_ms: list[list[Any]], now_ms: int) -> None:
         """What a checkpoint says of one reader. The source stands where the reader stood that was least far."""
         with self._lock:
             before = self._watermark_ms
-            self._watermark_ms = watermark_ms if before == _LONG_AGO else min(before, watermark_ms)
+            self._watermark_ms = watermark_ms if before == START_OF_TIME else min(before, watermark_ms)
         for topic, number, ms in greatest_ms:
             self.see((topic, number), ms, now_ms)
 
@@ -253,7 +254,7 @@ class Told:
     """What one reader has told of its source's event time."""
 
     def __init__(self, watermarks: Watermarks) -> None:
-        self.watermark_ms = _LONG_AGO
+        self.watermark_ms = START_OF_TIME
         self.idle = False
         self._watermarks = watermarks
 
@@ -360,7 +361,7 @@ class SourceInput:
         return {
             "rows_in": self.rows_in,
             "dead_letters": self.dead_letters,
-            "watermark_ms": self._told.watermark_ms if self._told.watermark_ms > _LONG_AGO else None,
+            "watermark_ms": self._told.watermark_ms if self._told.watermark_ms > START_OF_TIME else None,
             "lag": {f"{topic}[{partition}]": lag for (topic, partition), lag in self.source.lag().items()},
         }
 

@@ -93,7 +93,7 @@ class _Built:
     right: list[set[int]] = field(default_factory=list)  # by subtask, which of those channels are the second input's
     first: list[set[int]] = field(
         default_factory=list
-    )  # by subtask, which of those are read to their end before the others
+    )  # by subtask, those for whose end the readers of the others wait
     schema: pa.Schema | None = None  # of what comes in
     right_schema: pa.Schema | None = None
     mixed: bool = False  # a sink into which streams of different columns go

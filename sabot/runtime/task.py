@@ -21,7 +21,7 @@ from sabot.aside import aside
 from sabot.checkpoint import Coordinator, TaskSnapshot
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import InternalError, SabotError
-from sabot.operators.base import END_OF_TIME, Operator, OperatorState, SavedState
+from sabot.operators.base import END_OF_TIME, START_OF_TIME, Operator, OperatorState, SavedState
 from sabot.runtime.host import threads
 from sabot.runtime.inputs import Input
 
@@ -121,7 +121,7 @@ class Link:
         self.operator = operator
         self.targets = list(targets)
         self.sides = [target for side in (sides or {}).values() for target in side]
-        self._told = -(2**63)  # the watermark that the operator put in place of its own
+        self._told = START_OF_TIME  # the watermark that the operator put in place of its own
         operator.emit = receiver_of(targets)
         if operator.holds:
             operator.on_mark = self._pass

@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 
 from sabot._cython.json import BadRow
 from sabot.codecs import JsonCodec, TableCodec
-from sabot.codecs import changes as words
 from sabot.connectors.base import build_records, change_records, record_keys
 from sabot.errors import UserError
-from sabot.operators import base
 from sabot.operators.base import DELETE, INSERT, OP_COLUMN, UPDATE_AFTER
 
 PEOPLE = pa.schema([("id", pa.int64()), ("name", pa.string()), ("score", pa.float64())])
@@ -40,11 +38,6 @@ def read(codec: TableCodec, *pairs: tuple[Any, Any]) -> tuple[list[dict[str, Any
 
 def person(id: int | None, name: str | None = None, score: float | None = None, op: int = INSERT) -> dict[str, Any]:
     return {"id": id, "name": name, "score": score, OP_COLUMN: op}
-
-
-def test_every_room_means_the_same_by_an_op() -> None:
-    for name in words.__all__:
-        assert getattr(words, name) == getattr(base, name)
 
 
 # -- rows and tombstones ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch, normalise
-from sabot.codecs.changes import DELETE
+from sabot.codecs.marks import DELETE
 from sabot.connectors.base import RECORD_SCHEMA, Lane, Sink, Token, carries_changes, check_keys
 from sabot.connectors.sql.database import Database
 from sabot.connectors.sql.postgres import PostgresDatabase
