@@ -1,28 +1,47 @@
-"""Durations, sizes and broker addresses as users write them, read in one place."""
+"""Durations, sizes, names and broker addresses as users write them, read in one place."""
 
+import os
 import re
-from collections.abc import Mapping
+import unicodedata
 from datetime import timedelta
 from typing import NamedTuple
 
 from sabot.errors import UserError
+from sabot.redaction import has_password, keep_url, redacted_url
 
 __all__ = [
+    "FIELDS",
+    "RECORD_BYTES",
     "Duration",
     "Restart",
+    "checked_name",
+    "checked_no_password",
+    "checked_path",
+    "checked_text",
+    "checked_topic",
+    "dead_letter_topic",
     "legal_topic",
     "parse_broker",
     "parse_bytes",
     "parse_restart",
     "parse_seconds",
-    "redacted",
 ]
+
+NAME_BYTES = 255
+TOPIC_BYTES = 249  # Kafka's bound
+
+RECORD_BYTES = 16 << 20
+"""A record that comes from outside has no more bytes, unless its source says so: one above it is set apart."""
+
+FIELDS = 10_000
+"""So many columns, fields in fields counted, are inferred from data; with a schema there may be more."""
 
 Duration = str | int | float | timedelta
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
-_SECRET = re.compile(r"password|secret|token|key$|key\.|pem|jaas|credentials", re.IGNORECASE)
+_MOST_BYTES = 1 << 62
+_WHO_CALLS = 'kafka://host:port, kafka={"security.protocol": "SASL_SSL", "sasl.mechanism": …, "sasl.username": …, "sasl.password": …}'
 
 
 def parse_seconds(value: Duration, *, name: str = "duration") -> float:
@@ -51,7 +70,9 @@ def parse_bytes(value: str | int, *, name: str = "size") -> int:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b|b)?\s*", str(value), re.IGNORECASE)
         if match is None:
             raise UserError(f"{name}: {value!r} is no size", hint='write "256MB", "64KiB" or a number of bytes')
-        size = int(float(match[1]) * _BYTES[(match[2] or "b").lower()])
+        size = int(min(float(match[1]), _MOST_BYTES) * _BYTES[(match[2] or "b").lower()])
+    if size >= _MOST_BYTES:
+        raise UserError(f"{name}: {str(value)[:40]!r} is more than any machine has")
     if size <= 0:
         raise UserError(f"{name}: {value!r} is not positive")
     return size
@@ -68,7 +89,7 @@ def parse_restart(value: str) -> Restart:
     """`"fixed(3, 1s)"` -> three restarts, one second after each failure; `"none"`: no restart."""
     if value == "none":
         return Restart(0, 0.0)
-    match = re.fullmatch(r"fixed\(\s*(\d+)\s*,([^,)]+)\)", value)
+    match = re.fullmatch(r"fixed\(\s*(\d{1,18})\s*,([^,)]+)\)", value)
     if match is None:
         raise UserError(
             f"restart={value!r}", hint='write "fixed(3, 1s)": how often, and the wait before each; or "none"'
@@ -80,8 +101,88 @@ def parse_broker(url: str) -> tuple[str, str]:
     """`kafka://host:port[,host:port]` -> `("kafka", "host:port,…")`; `memory://name` -> `("memory", "name")`."""
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in ("kafka", "memory") or (scheme == "kafka" and not rest):
-        raise UserError(f"broker {url!r} is no broker address", hint="write memory:// or kafka://host:port")
+        keep_url(url)
+        raise UserError(
+            f"broker {redacted_url(url)!r} is no broker address", hint="write memory:// or kafka://host:port"
+        )
+    if scheme == "kafka" and (wrong := re.search(r"[@?#\s]", rest)):
+        keep_url(url)
+        shown = re.split(r"[?#\s]", redacted_url(url))[0]
+        raise UserError(
+            f"broker {shown!r}: an address has no {wrong[0]!r}; it is hosts and ports, and settings say who calls",
+            hint=_WHO_CALLS,
+        )
     return scheme, rest.rstrip("/")
+
+
+def checked_text(value: object, what: str) -> str:
+    """`value`, if it is a str that a message, a database and a manifest can hold. Raises UserError."""
+    if not isinstance(value, str):
+        raise UserError(f"{what}={_shown(value)} is no str")
+    if "\0" in value:
+        raise UserError(f"{what}={_shown(value)} has a NUL in it", hint="no database and no path can hold it")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{what}={_shown(value)} cannot be written as UTF-8",
+            hint=f"character {error.start} is half of a surrogate pair",
+        ) from None
+    return value
+
+
+def checked_name(value: object, what: str, *, longest: int = NAME_BYTES) -> str:
+    """`value`, if it can name something: a line of a log shows it whole, and a Kafka group, a header and a table can be called so.
+
+    Raises UserError for what is empty, longer than `longest` bytes of UTF-8, or has control characters.
+    """
+    name = checked_text(value, what)
+    if not name:
+        raise UserError(f"{what} is empty")
+    control = next((place for place, character in enumerate(name) if unicodedata.category(character) == "Cc"), None)
+    if control is not None:
+        raise UserError(f"{what}={_shown(name)} has a control character in it", hint=f"it is character {control}")
+    size = len(name.encode())
+    if size > longest:
+        raise UserError(f"{what}={_shown(name)} has {size} bytes", hint=f"{longest} are the most")
+    return name
+
+
+def checked_no_password(name: str, what: str) -> str:
+    """`name`, unless it is an address with a password in it. Raises UserError."""
+    if has_password(name):
+        keep_url(name)
+        raise UserError(
+            f"{what} {redacted_url(name)!r} has a password or a token in it",
+            hint="names stand in checkpoints, dead letters, metrics and log lines: give it one without",
+        )
+    return name
+
+
+def checked_topic(value: object, what: str, *, kafka: bool = False) -> str:
+    """`value`, if it can name a topic; `kafka`: one of a Kafka broker, which takes few characters. Raises UserError."""
+    name = checked_no_password(checked_name(value, what, longest=TOPIC_BYTES), what)
+    if kafka and (not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", "..")):
+        raise UserError(
+            f"{what}={_shown(name)} is no name of a Kafka topic",
+            hint='letters, digits, ".", "_" and "-"; not "." or ".."',
+        )
+    return name
+
+
+def checked_path(value: object, what: str) -> str:
+    """`value`, as a str, if it can be a path or a URI. Raises UserError."""
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str) or not path:
+        raise UserError(f"{what}={_shown(value)} names no place", hint="a str, or a Path")
+    if "\0" in path:
+        raise UserError(f"{what}={_shown(path)} has a NUL in it", hint="no path can hold it")
+    return path
+
+
+def _shown(value: object) -> str:
+    words = repr(redacted_url(value) if isinstance(value, str) and has_password(value) else value)
+    return words if len(words) <= 100 else f"{words[:80]}…{words[-10:]}"
 
 
 def legal_topic(name: str) -> str:
@@ -89,6 +190,6 @@ def legal_topic(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-200:]
 
 
-def redacted(settings: Mapping[str, object]) -> dict[str, object]:
-    """The settings as they may be logged: values of secret-looking names are hidden."""
-    return {name: "***" if _SECRET.search(name) else value for name, value in settings.items()}
+def dead_letter_topic(template: str, topic: str) -> str:
+    """The topic for the dead letters of `topic`: `"{topic}.dlq"` has its place in it."""
+    return template.replace("{topic}", legal_topic(topic))

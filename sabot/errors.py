@@ -19,7 +19,12 @@ SabotError(message, *, hint=)
 from collections.abc import Mapping
 from operator import index
 
+import msgspec
+
+from sabot.redaction import scrubbed
+
 __all__ = [
+    "UNREADABLE",
     "AgentFailed",
     "BrokerUnavailable",
     "CheckpointFailed",
@@ -37,10 +42,15 @@ __all__ = [
 ]
 
 
+UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What decoders of JSON and msgpack raise for bytes from outside that they cannot read; RecursionError where these are nested too deep."""
+
+
 class SabotError(Exception):
-    """Base of all errors that Sabot raises on purpose: what happened, and what to do about it."""
+    """Base of all errors that Sabot raises on purpose: what happened, and what to do about it. No known secret is in it."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
+        message = scrubbed(message)
         super().__init__(message)
         self.message = message
         self.hint = hint

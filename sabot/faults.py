@@ -1,0 +1,158 @@
+"""What an error of the operating system means, and what to do about it: one place for all who read and write.
+
+Python says the number of the error (`OSError.errno`). RocksDB, Arrow and librdkafka pass on the system's words for it ("IO error: No
+space left on device: While appending to file: …"), so the number is found in them.
+"""
+
+import errno
+import os
+import resource
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from sabot.errors import CorruptCheckpoint, InternalError, SabotError, UserError
+
+__all__ = ["fault_of", "hint_of", "taking_over", "unreadable"]
+
+_MOST_COUNTED = 65_536  # descriptors that are looked at
+
+
+def _full() -> str:
+    return "the disk is full (df -h), or has no room for more files (df -i): make room there"
+
+
+def _over_quota() -> str:
+    return "this user's quota of the disk is used up: make room there, or have it raised"
+
+
+def _too_large() -> str:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return "a file would be larger than this file system allows: give a directory on another one"
+    return f"a file would be larger than this process may write, {limit:,} bytes: raise that (ulimit -f)"
+
+
+def _read_only() -> str:
+    return "the disk is mounted read-only: mount it writable, or give another directory"
+
+
+def _not_allowed() -> str:
+    return f"this process runs as user {os.geteuid()}, who may not: change the owner or the mode, or give another directory"
+
+
+def _too_many_open() -> str:
+    """No file can be opened to look at those that are: they are asked for one by one."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    kinds: Counter[str] = Counter()
+    for descriptor in range(min(limit, _MOST_COUNTED)):
+        try:
+            kinds[_kind(os.fstat(descriptor).st_mode)] += 1
+        except OSError:  # it is not open
+            continue
+    counted = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    return (
+        f"this process has {kinds.total():,} files open ({counted}) and may have {limit:,}: raise that (ulimit -n 65536, "
+        "LimitNOFILE= of a service). A Kafka source, sink or exactly-once lane takes some 14, RocksDB one for each file of "
+        "state, a file source or sink one or two"
+    )
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISSOCK(mode):
+        return "sockets"
+    if stat.S_ISREG(mode):
+        return "files"
+    return "pipes" if stat.S_ISFIFO(mode) else "others"
+
+
+def _too_many_of_all() -> str:
+    return (
+        "all processes of this machine together have as many files open as it allows: raise that (sysctl fs.file-max)"
+    )
+
+
+def _broken() -> str:
+    return "the disk, or the way to it, is failing: see what the machine says (dmesg)"
+
+
+def _too_long() -> str:
+    return "a name or path is longer than the file system allows: give a directory with a shorter one"
+
+
+def _no_memory() -> str:
+    return "there is no memory for it: this process may have too little (ulimit -v, its cgroup), or what is read says a size that cannot be"
+
+
+def _no_more_threads() -> str:
+    return "no more threads can be made: raise how many this user (ulimit -u) or this container (pids.max) may have"
+
+
+def _stale() -> str:
+    return "the server of this network disk has lost the file: mount it anew"
+
+
+_HINTS: dict[int, Callable[[], str]] = {
+    errno.ENOSPC: _full,
+    errno.EDQUOT: _over_quota,
+    errno.EFBIG: _too_large,
+    errno.EROFS: _read_only,
+    errno.EACCES: _not_allowed,
+    errno.EPERM: _not_allowed,
+    errno.EMFILE: _too_many_open,
+    errno.ENFILE: _too_many_of_all,
+    errno.EIO: _broken,
+    errno.ENAMETOOLONG: _too_long,
+    errno.ESTALE: _stale,
+    errno.ENOMEM: _no_memory,
+    errno.EAGAIN: _no_more_threads,
+}
+_PASSING = set(_HINTS) - {errno.EIO}  # of these what is on the disk is no worse
+_WORDS = {os.strerror(number).casefold(): number for number in _HINTS if number != errno.EAGAIN}
+_WORDS["can't start new thread"] = errno.EAGAIN  # Python's own
+_WORDS["database or disk is full"] = errno.ENOSPC  # SQLite's own
+_LONGEST_FIRST = sorted(_WORDS, key=len, reverse=True)  # "Too many open files in system" has the words of another in it
+
+
+def fault_of(error: object) -> int:
+    """The number (`errno`) of the system's error that this one is, or tells of in its words; 0: none that we know."""
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    if isinstance(error, OSError) and error.errno in _HINTS and error.errno != errno.EAGAIN:
+        return error.errno
+    words = str(error).casefold()
+    return next((_WORDS[text] for text in _LONGEST_FIRST if text in words), 0)
+
+
+def hint_of(error: object, otherwise: str = "") -> str:
+    """What to do about it; `otherwise` where it is no fault of the machine's."""
+    fault = fault_of(error)
+    return _HINTS[fault]() if fault else otherwise
+
+
+def unreadable(what: str, error: BaseException) -> UserError:
+    """The error for what a checkpoint holds and cannot be used: it is corrupt, unless it may be whole and the machine stands in the way."""
+    message = f"{what}: {getattr(error, 'strerror', None) or error}"
+    if fault_of(error) in _PASSING:
+        return UserError(message, hint=hint_of(error))
+    return CorruptCheckpoint(message)
+
+
+@contextmanager
+def taking_over(what: str, where: object) -> Iterator[None]:
+    """Around what makes state out of a checkpoint. Its files have hashes and its manifest a checksum, which tell damage, but whoever can
+    write them can write those too. So whatever stumbles over what they say is a CorruptCheckpoint that names the place; but for the
+    faults of the machine.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SabotError) and not isinstance(error, InternalError):
+            raise
+        found = unreadable(f"{what} cannot be taken over from {where}: {type(error).__name__}", error)
+        if isinstance(found, CorruptCheckpoint):
+            found.hint = (
+                "no Sabot of this version has written it so: go back to another checkpoint, or start with --fresh"
+            )
+        raise found from error

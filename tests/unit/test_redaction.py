@@ -1,0 +1,445 @@
+"""Secrets in settings, addresses and what others say: what is shown has none of them."""
+
+import asyncio
+import base64
+import json
+import logging
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import pytest
+from confluent_kafka import KafkaError
+from hypothesis import given
+from hypothesis import strategies as st
+from secrets_planted import leaks, planted, printed
+from test_cli import sabot_does
+from typer.testing import CliRunner
+
+from sabot import App, SqlSink, UserError
+from sabot.checkpoint.files import place_of
+from sabot.checkpoint.requests import Requests
+from sabot.cli import commands
+from sabot.connectors.base import Sink
+from sabot.connectors.memory import MemoryBroker
+from sabot.errors import SabotError
+from sabot.kafka import KafkaSink, KafkaSource
+from sabot.kafka.client import Link, client_of, explain, producer_of
+from sabot.kafka.letters import DeadLetters
+from sabot.redaction import clean_cause, has_password, keep_secret, keep_settings, redacted, redacted_url, scrubbed
+from sabot.state import state_directory
+from sabot.testing import END, ScriptedSource
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "sasl.password",
+            "sasl.pasword",
+            "sasl.oauthbearer.config",
+            "sasl.oauthbearer.client.secret",
+            "sasl.jaas.config",
+        ),
+        *("ssl.key.password", "ssl.key.pem", "ssl.keystore.pasword", "ssl.key.passphrase", "SASL.PASSWORD", "oauth_cb"),
+        *(
+            "sasl.username",
+            "sasl.oauthbearer.assertion.private.key.pem",
+            "secret_access_key",
+            "account_key",
+            "sslpassword",
+        ),
+        *("access-token", "client.credentials", "sasl.nobody.knows.this"),
+    ],
+)
+def test_a_setting_that_may_be_a_secret_is_not_shown(name: str) -> None:
+    assert redacted({name: "x"}) == {name: "***"}
+
+
+def test_settings_that_are_none_are_shown() -> None:
+    settings = {
+        "bootstrap.servers": "a:1,b:2",
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "PLAIN",
+        "ssl.ca.location": "/etc/ca.pem",
+        "ssl.key.location": "/etc/key",
+        "linger.ms": 5,
+        "enable.idempotence": True,
+        "partitioner": "murmur2_random",
+        "group.id": "shop-group",
+    }
+    assert redacted(settings) == settings
+
+
+def test_a_secret_within_a_name_an_address_or_a_value_that_is_no_text_is_not_shown() -> None:
+    shown = redacted(
+        {"sasl.password=hunter": 1, "url": "http://u:hunter@h/p", "on_delivery": len, "inner": {"token": "hunter"}}
+    )
+    assert shown == {
+        "sasl.password…": "***",
+        "url": "http://h/p",
+        "on_delivery": "<builtin_function_or_method>",
+        "inner": {"token": "***"},
+    }
+
+
+# --- addresses
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:pa#ss@h:5432/db", "postgresql://h:5432/db"),
+        ("postgresql://u:pa/s@s@h/db", "postgresql://h/db"),
+        ("postgresql://u:p?a=b@h/db", "postgresql://h/db"),
+        ("s3://KEY:se/cr+et@bucket/path?region=x", "s3://bucket/path?region=x"),
+        ("s3://KEY@bucket/a@b", "s3://bucket/a@b"),
+        ("s3://bucket/path@12", "s3://bucket/path@12"),
+        ("s3://bucket/x?secret_key=abc&region=r", "s3://bucket/x?secret_key=***&region=r"),
+        ("postgresql://h/db?sslpassword=abc&user=u", "postgresql://h/db?sslpassword=***&user=u"),
+        ("host=h password='a b' user=u", "host=h password=*** user=u"),
+        ("memory://", "memory://"),
+        ("/var/lib/a@b", "/var/lib/a@b"),
+    ],
+)
+def test_an_address_is_shown_without_who_calls(url: str, shown: str) -> None:
+    assert redacted_url(url) == shown
+
+
+@given(st.text(st.sampled_from("#@/%:?&=+;,. '\"\\"), max_size=8), st.sampled_from(["kafka", "s3", "postgresql"]))
+def test_no_part_of_a_password_stands_in_an_address_as_it_is_shown(between: str, scheme: str) -> None:
+    url = f"{scheme}://user:{planted(between)}@host/path"
+    assert leaks(redacted_url(url)) == []
+    assert has_password(url)
+
+
+# --- texts of others
+
+
+@pytest.mark.parametrize("secret", ["hunter#2/vault", "pass%2Fword%20x", "quo\"te'd\\x", "zwei-Wörter und mehr"])
+def test_a_known_secret_is_hidden_in_all_its_forms(secret: str) -> None:
+    keep_secret(secret)
+    forms = [
+        secret,
+        quote(secret, safe=""),
+        unquote(secret),
+        repr(secret)[1:-1],
+        base64.b64encode(secret.encode()).decode(),
+    ]
+    assert [scrubbed(f"before {form} after") for form in forms] == ["before *** after"] * len(forms)
+
+
+def test_a_short_secret_is_hidden_as_a_whole_word_and_a_common_one_is_not_looked_for() -> None:
+    keep_secret("hntr9", "abc", "password", "same", beside=["same"])
+    assert scrubbed("hntr9, hntr9s, abc, password, same") == "***, hntr9s, abc, password, same"
+
+
+def test_an_error_of_ours_and_its_cause_say_no_secret() -> None:
+    keep_settings({"sasl.oauthbearer.config": "principal=admin secret=swordfish77"})
+    cause = ValueError("cannot read secret=swordfish77")
+    assert str(SabotError("of swordfish77", hint="x")) == "of *** (x)"
+    assert clean_cause(cause) is None
+    nested = RuntimeError("wrapped")
+    nested.__context__ = cause
+    assert clean_cause(nested) is None
+    assert clean_cause(fine := ValueError("fine")) is fine
+
+
+def test_a_long_text_of_somebody_who_wishes_us_ill_takes_no_long_time() -> None:
+    from sabot.clock import SYSTEM_CLOCK
+
+    began = SYSTEM_CLOCK.monotonic()
+    for text in ("a" * 300_000 + "=", "token='" * 40_000, "://a:" * 60_000, "password " * 30_000 + "="):
+        scrubbed(text)
+    assert SYSTEM_CLOCK.monotonic() - began < 10  # seconds, on a machine that is busy; quadratic ones took minutes
+
+
+# --- Kafka
+
+
+@pytest.mark.parametrize("rest", ["u:{}@h:9092", "{}@h:9092", "h:9092?sasl.password={}", "h:9092#{}"])
+def test_a_broker_address_with_credentials_is_refused_with_a_hint(rest: str) -> None:
+    secret = planted("%.")
+    url = f"kafka://{rest.format(secret)}"
+    for use in (
+        lambda: App("a", url),
+        lambda: App("a").configure(broker=url),
+        lambda: KafkaSource("t", url),
+        lambda: KafkaSink("t", url),
+        lambda: DeadLetters("t", url),
+    ):
+        with pytest.raises(UserError, match="who calls") as caught:
+            use()
+        assert "sasl.username" in caught.value.hint
+        assert leaks(printed(caught.value), whole=(secret,)) == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sasl.pasword": "{}"},
+        {"sasl.password={}": "x"},
+        {"ssl.key.pem": "{}", "security.protocol": "ssl"},
+        {"ssl.key.password": "{}", "ssl.key.location": "/nowhere", "security.protocol": "ssl"},
+        {"sasl.oauthbearer.token.endpoint.url": "https://id:{}@h/token"},
+        {"security.protocol": "sasl_plaintext", "sasl.mechanism": "{}", "sasl.username": "u", "sasl.password": "{}"},
+        {"sasl.jaas.config": 'org.apache.kafka.PlainLoginModule required username="u" password="{}";'},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_a_setting_that_the_client_refuses_is_not_repeated(
+    settings: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = planted()
+    kafka = {name.format(secret): value.format(secret) for name, value in settings.items()}
+    with caplog.at_level(logging.DEBUG), pytest.raises(UserError) as caught:
+        producer_of(Link("127.0.0.1:1", "sink"), kafka)
+    assert leaks(printed(caught.value), caplog.text, App("a", kafka=kafka), whole=(secret,)) == []
+
+
+def test_what_the_client_quotes_of_a_setting_is_hidden_at_debug_too(caplog: pytest.LogCaptureFixture) -> None:
+    secret, link = planted(), Link("127.0.0.1:1", "source")
+    link.opened = True
+    kafka = {
+        "security.protocol": "sasl_plaintext",
+        "sasl.mechanism": "OAUTHBEARER",
+        "enable.sasl.oauthbearer.unsecure.jwt": True,
+        "sasl.oauthbearer.config": f"principal=admin secret={secret}",
+    }
+    said: list[KafkaError] = []
+    with caplog.at_level(logging.DEBUG):
+        client = client_of(
+            lambda conf: __import__("confluent_kafka").Producer(conf), link, {**kafka, "error_cb": said.append}, {}
+        )
+        for _ in range(100):
+            client.poll(0.1)
+            if any(error.code() == KafkaError._AUTHENTICATION for error in said):
+                break
+    assert leaks(*(error.str() for error in said)), "the client quotes it, or this test shows nothing"
+    link.down()
+    error = explain(KafkaError(KafkaError._ALL_BROKERS_DOWN), link, "orders")
+    assert "client settings" in caplog.text
+    assert "does not answer (" in caplog.text
+    assert leaks(printed(error), caplog.text, link.reason, whole=(secret,)) == []
+
+
+# --- SQL, checkpoints, state, names
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "postgresql://u:{}@h/db",
+            "postgresql:u:{}@h",
+            "host=h password={}",
+            "password={} host=h:1",
+            "mysql://u:{}@h/db",
+        ),
+        *("sqlite://u:{}@h/db", "postgresql://h/db?password={}&nonsense", "postgresql://u:x@h@{}/db"),
+    ],
+)
+def test_the_address_of_a_database_that_is_not_understood_is_not_repeated(url: str) -> None:
+    secret = planted()
+    with pytest.raises(UserError) as caught:
+        SqlSink(url.format(secret), "alerts")
+    assert leaks(printed(caught.value), whole=(secret,)) == []
+
+
+def test_a_database_is_known_by_its_place_and_not_by_its_password() -> None:
+    addresses = {
+        SqlSink(f"postgresql://u{password}@h:5432/db?connect_timeout=3", "alerts").address
+        for password in ("", ":p", ":p#q", ":p?q", ":p:q", ":p%40q", ":p%2Fq")
+    }
+    assert addresses == {"h:5432/db/alerts"}
+    # as they were before passwords with these characters were understood: a lane of a checkpoint is called by them
+    assert SqlSink("postgresql:///db", "t").address == "postgresql/db/t"
+    assert SqlSink("postgresql://a:1,b:2/db", "t").address == "a:1,b:2/db/t"
+    assert SqlSink("postgresql://u@[::1]:5432/db", "t").address == "[::1]:5432/db/t"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://KEY:{}@bucket/jobs?region=eu-west-1",
+        "s3://:{}@bucket/jobs?region=eu-west-1",
+        "nfs://u:{}@h/x",
+        "s3://b/x?region=eu-west-1&secret_key={}",
+        "abfs://:{}@a/b",
+    ],
+)
+@pytest.mark.parametrize("between", ["", "/+", "#?@:%"])
+def test_a_place_of_checkpoints_is_shown_without_its_key(uri: str, between: str) -> None:
+    secret = planted(between)
+    try:
+        place = place_of(uri.format(secret))
+        shown = f"{place.where} {place.locate('x')}"
+    except UserError as error:
+        shown = printed(error)
+    assert leaks(shown, whole=(secret,)) == []
+
+
+def test_a_state_directory_that_is_an_address_is_not_repeated() -> None:
+    with pytest.raises(UserError) as caught:
+        state_directory(f"postgresql://u:{planted()}@h/db")
+    assert leaks(printed(caught.value)) == []
+
+
+class Named(Sink):
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def open(self) -> None: ...
+    def write(self, batch: Any) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("name", ["https://u:{}@h/hook", "https://h/hook?token={}", "postgresql://u:{}@h/db"])
+def test_a_name_with_a_password_is_refused(name: str) -> None:
+    name = name.format(planted())
+    app = App("a")
+    stream = app.stream(ScriptedSource([END]), schema={"x": "int64"})
+    uses = [
+        lambda: stream.to(Named(name)),
+        lambda: stream.to(name),
+        lambda: app.stream(ScriptedSource([END], name=name)),
+        lambda: app.stream(ScriptedSource([END]), dead_letter=name),
+        lambda: app.agent("t", name="f", sink=Named(name))(len),
+        lambda: app.agent(name, name="g")(len),
+    ]
+    for use in uses:
+        with pytest.raises(UserError, match="password or a token") as caught:
+            use()
+        assert leaks(printed(caught.value)) == []
+
+
+def test_a_request_for_a_savepoint_is_removed_when_it_is_answered(tmp_path: Path) -> None:
+    """Who asked may have been killed, and the place of the savepoint has a key in its address."""
+    (tmp_path / "requests").mkdir()
+    (tmp_path / "requests" / f"{'a' * 32}.json").write_text(json.dumps({"savepoint": f"s3://K:{planted()}@b/x"}))
+    requests = Requests(tmp_path)
+    ((name, _),) = requests.pending()
+    requests.answer(name, {"error": "no"})
+    assert requests.pending() == []
+    assert leaks(tmp_path) == []
+
+
+# --- a whole app
+
+
+def test_an_app_with_secrets_says_none_of_them_anywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Settings are kept for a broker that is not used here; the agent's own error repeats one of them."""
+    secret, other = planted(), planted()
+    kafka = {
+        "sasl.username": planted(""),
+        "sasl.password": secret,
+        "sasl.oauthbearer.config": f"scope=x secret={other}",
+    }
+    app = App("vault", "memory://vault", state=str(tmp_path / "state"), kafka=kafka, checkpoint_interval="50ms")
+    MemoryBroker.get("memory://vault").reset()
+
+    @app.agent(ScriptedSource([{"n": 1}, {"n": 2}, END], name="in"), key="n", on_error="skip", sink="out")
+    async def repeats(ctx: Any) -> Any:
+        await ctx.state().put("n", 1)
+        raise ValueError(f"cannot log in with {app.kafka['sasl.password']}, secret={other}")
+
+    app.stream(ScriptedSource([{"n": 1}, END], name="rows"), schema={"n": "int64"}).to("rows-out")
+
+    async def run() -> list[object]:
+        await app.start()
+        await asyncio.sleep(0)
+        seen = [app.statistics(), app.agent_runtime.metrics.text(), app.agent_runtime.agents, repr(app)]
+        for _ in range(400):
+            if app.statistics()["agents"]["vault.repeats"]["dead_letters"] == 2:
+                break
+            await asyncio.sleep(0.01)
+        await app.stop(drain=True)
+        return [*seen, app.statistics(), app.agent_runtime.metrics.text(), app.graph()]
+
+    with caplog.at_level(logging.DEBUG):
+        seen = asyncio.run(run())
+    broker = MemoryBroker.get("memory://vault")
+    letters = [record for name in broker.topics() for record in broker.records(name)]
+    assert any("cannot log in with ***" in str(record.headers) for record in letters)
+    says = [
+        CliRunner().invoke(commands._cli, [*words.split(), str(tmp_path / "state")]).output
+        for words in (
+            "checkpoints list",
+            "checkpoints show",
+            "checkpoints show --json",
+            "checkpoints verify",
+            "state --names",
+        )
+    ]
+    assert leaks(*seen, *says, letters, caplog.text, tmp_path, whole=(secret, other)) == []
+
+
+PROGRAM = """
+    import sys
+    from sabot import App
+    from sabot.testing import END, ScriptedSource
+    app = App("child", kafka={{"sasl.password": {secret!r}, "security.protocol": "ssl"}})
+
+    @app.agent(ScriptedSource([{{"n": 1}}, END], name="in"))
+    async def fails(ctx):
+        raise ValueError("no login: " + {secret!r})
+"""
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Two of them in the current folder; -> the secret that stands in both."""
+    secret = planted("#@/")
+    (tmp_path / "of_secrets.py").write_text(textwrap.dedent(PROGRAM).format(secret=secret))
+    (tmp_path / "of_wrong.py").write_text(f"from sabot import App\napp = App('a', 'kafka://u:{secret}@h:1')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield secret
+    sys.modules.pop("of_secrets", None)
+    for number, handler in handlers.items():  # `sabot run` leaves the process deaf, which ends after it
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("module", ["of_secrets", "of_wrong"])
+def test_a_traceback_at_debug_quotes_no_line_with_a_secret(module: str, programs: str, tmp_path: Path) -> None:
+    done = sabot_does(tmp_path, "run", f"{module}:app", "--loglevel", "debug")
+    assert "Traceback" in done.stderr
+    assert "***" in done.stderr
+    assert leaks(done.stdout, done.stderr, whole=(programs,)) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "run of_secrets:app --broker kafka://u:{}@h:1",
+        "run of_secrets:app --state postgresql://u:{}@h/db",
+        "run of_secrets:app --from nfs://K:{}@bucket/x@3",
+        "run of_secrets:app --checkpoint-dir nfs://K:{}@bucket/x",
+        "dlq list t --broker kafka://u:{}@h:1",
+        "dlq list t --broker kafka://127.0.0.1:1 --kafka sasl.password:{}",
+        "dlq list t --broker kafka://127.0.0.1:1 --kafka sasl.pasword={}",
+        "checkpoints list s3:/K:{}@bucket/x",
+        "checkpoints list nfs://K:{}@bucket/x",
+        "plan of_secrets:app",
+    ],
+)
+def test_a_command_does_not_repeat_a_secret_that_it_was_given(words: str, programs: str) -> None:
+    done = CliRunner().invoke(commands._cli, [word.format(programs) for word in words.split()])
+    assert done.exit_code == 0 if "plan" in words else done.exit_code in (1, 2)
+    assert "sabot:" in done.stderr or "plan" in words
+    assert leaks(done.stdout, done.stderr, whole=(programs,)) == []
+
+
+def test_an_address_whose_password_is_no_utf8_is_an_error_of_ours_without_it() -> None:
+    """A byte of an environment variable that is no UTF-8 was a UnicodeEncodeError, in place of what was wrong with the address."""
+    with pytest.raises(UserError) as refused:
+        App("a", broker="redis://me:pass\udcd0word@host:1")
+    assert "word" not in str(refused.value)
