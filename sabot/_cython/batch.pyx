@@ -145,9 +145,14 @@ def normalise(data):
     """Any Arrow capsule -> a RecordBatch of canonical types.
 
     View, large, dictionary and run-end types become string/binary/list/plain; decimal128 and all else stay. A batch that is
-    canonical already comes back as it is. Raises TypeError for what speaks no Arrow, UserError for what fits no canonical array.
+    canonical already comes back as it is. Raises TypeError for what speaks no Arrow, UserError for what fits no canonical array, and
+    for columns whose buffers are smaller than their rows need; the values in between are the program's, and trusted.
     """
     batch = data if isinstance(data, _RecordBatch) else _import(data)
+    try:
+        batch.validate()
+    except pa.ArrowInvalid as error:
+        raise UserError(f"a batch is not what its types say: {error}", hint="its buffers are too small, or were not its own") from error
     schema = batch.schema
     fields = list(schema)
     plain = [_plain_field(field) for field in fields]

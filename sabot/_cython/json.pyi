@@ -3,6 +3,12 @@ from typing import Any
 
 import pyarrow as pa
 
+NESTING_MAX: int
+"""Objects and lists inside one another in what comes from outside, whoever decodes it."""
+
+def is_too_deep(payload: bytes) -> bool:
+    """Whether a payload has more than NESTING_MAX objects and lists inside one another, be it valid or not."""
+
 class BadRow:
     """A payload that could not be decoded: `row` is its index in the input, `reason` says what and at which byte. Compared by value.
 

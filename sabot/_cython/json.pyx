@@ -19,12 +19,16 @@ from libcpp.vector cimport vector
 from sabot._cython.arrow cimport ArrowArray, array_of
 
 from sabot._cython.batch import normalise
+from sabot.config import FIELDS
 from sabot.errors import UserError
 
-__all__ = ["BadRow", "JsonDecoder", "encode_rows", "infer_schema"]
+__all__ = ["NESTING_MAX", "BadRow", "JsonDecoder", "encode_rows", "infer_schema", "is_too_deep"]
 
 
 cdef extern from "json_parse.h" namespace "sabot" nogil:
+    const int MAX_DEPTH
+    cbool c_is_too_deep "sabot::is_too_deep" (const uint8_t* payload, int64_t n)
+
     int NULL_ "static_cast<int>(sabot::Kind::null_)"
     int BOOL_ "static_cast<int>(sabot::Kind::bool_)"
     int INT8 "static_cast<int>(sabot::Kind::int8)"
@@ -75,6 +79,16 @@ cdef extern from "json_write.h" namespace "sabot" nogil:
 
     # False: a value of the column `path` has no JSON form
     cbool write_rows(Column& root, const ArrowArray* batch, ArrowArray* out, string& path) except +
+
+
+NESTING_MAX = MAX_DEPTH
+
+
+def is_too_deep(bytes payload not None):
+    """Whether a payload has more than NESTING_MAX objects and lists inside one another, be it valid or not."""
+    if PyBytes_GET_SIZE(payload) <= MAX_DEPTH:
+        return False
+    return c_is_too_deep(<const uint8_t*> PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
 
 
 cdef dict KINDS = {
@@ -163,10 +177,11 @@ cdef int add_fields(Node* parent, list fields, int depth=1) except -1:
     cdef int kind
     if depth > MAX_NESTED:
         raise UserError(f"column {fields[0][1][:100]!r}… is nested deeper than {MAX_NESTED} types", hint="leave that field out of the schema")
-    names = [field.name for field, _ in fields]
+    names = set()
     for field, path in fields:
-        if names.count(field.name) > 1:
+        if field.name in names:
             raise UserError(f"column {path!r} is there twice", hint="give every column its own name")
+        names.add(field.name)
         kind = kind_of(field.type, path, "decoded from")
         unit = PER_SECOND["ms"] if kind == DATE64 else PER_SECOND[field.type.unit] if kind == TIMESTAMP else 1
         node = new Node(kind, field.nullable, unit, path.encode(), str(field.type).encode())
@@ -295,7 +310,19 @@ def infer_schema(payloads):
     for i, payload in enumerate(payloads):
         if i not in skipped:
             fields = _merged(fields, _shape(_stdlib_json.loads(payload, parse_int=_integer), ""), "")
+            if _count(fields) > FIELDS:
+                raise UserError(
+                    f"the records have more than {FIELDS} fields, up to record {i + 1} of those that columns are inferred from",
+                    hint='give a schema={"name": "type"} of the fields that are wanted',
+                )
     return pa.schema([(name, _arrow_type(shape)) for name, shape in fields.items()])
+
+
+def _count(shape):
+    """The fields in a shape, at every depth."""
+    if isinstance(shape, dict):
+        return sum([1 + _count(item) for item in shape.values()])
+    return _count(shape[0]) if isinstance(shape, list) else 0
 
 
 def _integer(text):

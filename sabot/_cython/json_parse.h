@@ -37,7 +37,7 @@ duplicate of the field may replace it: the value is skipped, `mismatch` is set, 
 namespace sabot {
 
 constexpr int64_t PADDING = 64;
-constexpr int MAX_DEPTH = 512;
+constexpr int MAX_DEPTH = 512; /* objects and lists inside one another; Python's own decoders stop at some 1,000 frames, the caller's among them */
 constexpr size_t MAX_KEYS = 1024; /* names remembered per object, wanted or not */
 
 enum class Kind : uint8_t {
@@ -1188,5 +1188,29 @@ class Decoder {
         return p;
     }
 };
+
+/* Whether a payload opens more than MAX_DEPTH objects and lists inside one another. Nearly all have fewer brackets in all, and counting them
+is a loop without branches. */
+inline bool is_too_deep(const uint8_t* p, int64_t n) {
+    int64_t opened = 0;
+    for (int64_t i = 0; i < n; ++i) opened += (p[i] | 0x20) == '{'; /* '[' is '{' without that bit */
+    if (opened <= MAX_DEPTH) return false;
+    int depth = 0;
+    bool in_text = false;
+    for (int64_t i = 0; i < n; ++i) {
+        const uint8_t c = p[i];
+        if (in_text) {
+            if (c == '\\') ++i;
+            else if (c == '"') in_text = false;
+        } else if (c == '"') {
+            in_text = true;
+        } else if ((c | 0x20) == '{') {
+            if (++depth > MAX_DEPTH) return true;
+        } else if ((c | 0x20) == '}') {
+            --depth;
+        }
+    }
+    return false;
+}
 
 }  // namespace sabot

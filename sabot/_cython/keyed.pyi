@@ -3,6 +3,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from sabot.errors import DataError
+
 KINDS: frozenset[str]
 """Aggregates that the kernel keeps in fixed-width accumulators: count, sum, min, max, mean, variance, first, last."""
 
@@ -16,6 +18,9 @@ def hash_columns(columns: Sequence[pa.Array[Any]], selection: pa.Int32Array | No
 def select_rows(mask: pa.BooleanArray, selection: pa.Int32Array | None = None) -> pa.Int32Array:
     """The rows where the mask is true (null is not), of those that `selection` names; in order."""
 
+def sum_overflow(what: str, keys: pa.RecordBatch | None = None) -> DataError:
+    """The error of a sum that its type does not hold. keys: columns whose first row is its key; names that begin with "__" are not told."""
+
 class GroupTable:
     """Groups by key: key -> slot (0, 1, …), and accumulators per slot. One owner; the GIL is released once per call.
 
@@ -23,7 +28,8 @@ class GroupTable:
     Null is a key like others; -0.0 equals 0.0, every NaN equals every NaN. No column at all: one group.
     aggregates: (kind, type of the argument or None). Arguments: bool, ints, floats, date, time, timestamp, duration.
       count        int64: rows; with an argument, of any type: rows where it is not null
-      sum          int64 of ints and bool (wraps at 64 bits), uint64 of unsigned, float64 of floats; null without a value
+      sum          int64 of ints and bool, uint64 of unsigned, float64 of floats; null without a value. Calls that add raise DataError where
+                   a sum leaves its 64 bits, on the way too; the table is of no use then
       min max      the argument's type; null without a value; NaN only where there is nothing else
       mean         float64; of ints and bool from an exact sum (128 bits); null without a value
       variance     float64, of the sample (n - 1): Welford, merged by Chan et al.; null for fewer than two values

@@ -14,8 +14,10 @@ from sabot._cython.arrow cimport ArrowArray, ArrowSchema, array_of, schema_of
 from sabot._cython.batch cimport plain_array
 from sabot._cython.columns cimport Numbers, numbers_of
 from sabot._cython.partition cimport TYPE_OTHER, Type, View, hash_views, view_of
+from sabot._cython.partition import check_keys
+from sabot.errors import DataError
 
-__all__ = ["KINDS", "GroupTable", "SlidingTable", "TableCut", "hash_columns", "select_rows"]
+__all__ = ["KINDS", "GroupTable", "SlidingTable", "TableCut", "hash_columns", "select_rows", "sum_overflow"]
 
 
 cdef extern from "keyed_table.h" namespace "sabot" nogil:
@@ -66,6 +68,8 @@ cdef extern from "keyed_table.h" namespace "sabot" nogil:
         # Slots are within the table, and rows within the columns: who calls has made sure of both.
         int64_t groups
         int32_t tick
+        int overflow                # the aggregate whose sum was more than 64 bits hold; -1: none was
+        int64_t overflow_slot       # whose; -1: not known
         void add_key(Type type) except +
         void add_aggregate(Kind kind, Type argument, Type result) except +
         void ready() except +
@@ -282,6 +286,17 @@ cdef class _Call:
     cdef int64_t count              # rows
 
 
+def sum_overflow(str what, keys=None):
+    """The error of a sum that its type does not hold. keys: columns whose first row is its key; those of ours are not told."""
+    told = [] if keys is None else [
+        f"{name}={column[0].as_py()!r}" for name, column in zip(keys.schema.names, keys.columns) if not name.startswith("__")
+    ]
+    return DataError(
+        what + (f": the one of {', '.join(told)}" if told else ""),
+        hint='sum a wider type: .cast("float64"), or .cast(pa.decimal128(38, 0))',
+    )
+
+
 cdef class GroupTable:
     """Groups by key: key -> slot (0, 1, …), and accumulators per slot. One owner; the GIL is released once per call."""
 
@@ -313,6 +328,7 @@ cdef class GroupTable:
             format = _format(field.type)
             self.key_formats.append(format)
             self.table.add_key(type_of(format))
+        check_keys(keys)
         self.aggregates = tuple([(kind, argument) for kind, argument in aggregates])
         states = [pa.field(field.name, field.type) for field in keys]
         for i, (kind, argument) in enumerate(self.aggregates):
@@ -364,6 +380,15 @@ cdef class GroupTable:
             self.table.reserve(groups)
 
     # What comes in
+
+    cdef int check_sums(self) except -1:
+        """After each call that adds. DataError where a sum is more than its type holds."""
+        if self.table.overflow < 0:
+            return 0
+        result = self.results[self.table.overflow]
+        slot, self.table.overflow, self.table.overflow_slot = self.table.overflow_slot, -1, -1
+        keys = pa.record_batch(self.key_columns(pa.array([slot], _INT32)), schema=self.keys) if slot >= 0 and self.key_formats else None
+        raise sum_overflow(f"a sum is more than {result} holds", keys)
 
     cdef _Call open(self, object data, object selection, object hashes):
         cdef _Call call = _Call()
@@ -429,6 +454,7 @@ cdef class GroupTable:
             self.table.update(
                 call.views.data(), call.lanes.data(), call.order, call.hash_values, call.chosen, call.count, slots
             )
+        self.check_sums()
         return _int32_array(buffer, call.count) if want_slots else None
 
     def resolve(self, data, keys, *, hashes=None, selection=None, bint insert=True):
@@ -457,6 +483,7 @@ cdef class GroupTable:
         cdef Numbers numbers = self.slots_of(call, slots)
         with nogil:
             self.table.accumulate(numbers.int32(), call.lanes.data(), call.order, call.chosen, call.count)
+        self.check_sums()
 
     def running(self, slots, data, arguments, filters=None, *, int64_t order=-1, selection=None):
         """As `accumulate`, and gives for each row the results of its slot right after it was added: one array an aggregate."""
@@ -470,6 +497,7 @@ cdef class GroupTable:
             self.table.running(
                 numbers.int32(), call.lanes.data(), call.order, call.chosen, call.count, outputs.items.data()
             )
+        self.check_sums()
         return outputs.arrays()
 
     def merge(self, state, *, selection=None):
@@ -485,6 +513,7 @@ cdef class GroupTable:
         cdef int32_t* slots = <int32_t*> <size_t> buffer.address
         with nogil:
             self.table.merge(call.views.data(), call.views.data() + keys, call.chosen, call.count, slots)
+        self.check_sums()
         return _int32_array(buffer, call.count)
 
     def merge_slots(self, into, source):
@@ -499,6 +528,7 @@ cdef class GroupTable:
                 raise ValueError(f"slot {to.int32()[i]} cannot be merged into itself")
         with nogil:
             self.table.merge_slots(to.int32(), origin.int32(), to.length)
+        self.check_sums()
 
     # What goes out
 
@@ -752,6 +782,7 @@ cdef class SlidingTable(GroupTable):
         cdef int32_t* slots = <int32_t*> <size_t> buffer.address
         with nogil:
             self.slide.enter(table[0], number, slots)
+        self.check_sums()
         return _int32_array(buffer, table.groups)
 
     def turn(self, GroupTable pane, int32_t number, slots):
@@ -763,6 +794,7 @@ cdef class SlidingTable(GroupTable):
             raise ValueError(f"{numbers.length} slots of a pane of {table.groups} groups")
         with nogil:
             self.slide.turn(table[0], number, numbers.int32())
+        self.check_sums()
 
     def cut(self, turn=None):
         raise TypeError("a sliding window is not cut: its panes are what a snapshot keeps")
@@ -775,6 +807,7 @@ cdef class SlidingTable(GroupTable):
             raise ValueError(f"{numbers.length} groups of a pane, but only {self.slide.groups_in_front()} are in the front")
         with nogil:
             self.slide.leave(number, numbers.int32(), numbers.length)
+        self.check_sums()
 
     def clear(self):
         with nogil:

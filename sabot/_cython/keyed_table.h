@@ -115,6 +115,7 @@ struct KeyColumn {
 
 struct Aggregate {
     Kind kind;
+    int index;     /* among the table's */
     Type argument; /* other: none, or one of which only the nulls count */
     Number number;
     int fields;
@@ -146,16 +147,26 @@ struct Source {
     int field_index;
 };
 
-/* How a value is added to an accumulator. */
+/* How a value is added to an accumulator. wrong: its top bit is set, and stays so, where a sum is more than 64 bits hold. */
 template <class T>
 struct AddSum {
     using Value = T;
-    static void add(uint8_t* at, T value) { put(at, static_cast<T>(get<T>(at) + value)); }
+    static void add(uint8_t* at, T value, uint64_t& wrong) {
+        const T old = get<T>(at);
+        if constexpr (std::is_floating_point_v<T>) {
+            put(at, old + value);
+        } else {
+            const uint64_t x = static_cast<uint64_t>(old), y = static_cast<uint64_t>(value), sum = x + y;
+            put(at, sum);
+            if constexpr (std::is_signed_v<T>) wrong |= (x ^ sum) & (y ^ sum);
+            else wrong |= (x & y) | ((x | y) & ~sum);
+        }
+    }
 };
 template <class T>
 struct AddMin {
     using Value = T;
-    static void add(uint8_t* at, T value) {
+    static void add(uint8_t* at, T value, uint64_t&) {
         const T old = get<T>(at);
         if (value < old || old != old) put(at, value); /* NaN gives way to everything */
     }
@@ -163,7 +174,7 @@ struct AddMin {
 template <class T>
 struct AddMax {
     using Value = T;
-    static void add(uint8_t* at, T value) {
+    static void add(uint8_t* at, T value, uint64_t&) {
         const T old = get<T>(at);
         if (value > old || old != old) put(at, value);
     }
@@ -171,7 +182,7 @@ struct AddMax {
 template <class T>
 struct AddMean {
     using Value = T;
-    static void add(uint8_t* at, T value) {
+    static void add(uint8_t* at, T value, uint64_t&) {
         put(at, get<int64_t>(at) + 1);
         if constexpr (std::is_floating_point_v<T>) put(at + 8, get<double>(at + 8) + value);
         else add_wide(at + 8, value);
@@ -186,7 +197,7 @@ struct AddMean {
 /* Welford, Note on a method for calculating corrected sums of squares and products (1962). */
 struct AddVariance {
     using Value = double;
-    static void add(uint8_t* at, double value) {
+    static void add(uint8_t* at, double value, uint64_t&) {
         const int64_t count = get<int64_t>(at) + 1;
         const double mean = get<double>(at + 8), delta = value - mean, moved = mean + delta / static_cast<double>(count);
         put(at, count);
@@ -201,7 +212,8 @@ static inline void with_op(const Aggregate& a, Body body) {
     switch (a.kind) {
         case Kind::sum:
             if (a.number == Number::real) return body(AddSum<double>());
-            return body(AddSum<uint64_t>()); /* wraps, signed or not */
+            if (a.number == Number::natural) return body(AddSum<uint64_t>());
+            return body(AddSum<int64_t>());
         case Kind::min:
             if (a.number == Number::real) return body(AddMin<double>());
             if (a.number == Number::natural) return body(AddMin<uint64_t>());
@@ -303,6 +315,8 @@ class Table {
   public:
     int64_t groups = 0;
     int32_t tick = 0;
+    int overflow = -1;          /* the aggregate whose sum was more than 64 bits hold; -1: none was */
+    int64_t overflow_slot = -1; /* whose; -1: not known */
 
     Table() = default;
     Table(const Table&) = delete;
@@ -316,6 +330,7 @@ class Table {
     void add_aggregate(Kind kind, Type argument, Type result) {
         Aggregate a{};
         a.kind = kind;
+        a.index = static_cast<int>(aggregates_.size());
         a.argument = argument;
         a.number = number_of(argument);
         a.result = result;
@@ -863,11 +878,39 @@ class Table {
         const std::vector<Aggregate>& to_layout, uint8_t* const* to, const std::vector<Aggregate>& from_layout,
         uint8_t* const* from, int n
     );
-    static void merge_some(const Aggregate& a, uint8_t* const* to, const Aggregate& b, uint8_t* const* from, int n) {
+    void merge_some(const Aggregate& a, uint8_t* const* to, const Aggregate& b, uint8_t* const* from, int n) {
         with_op(a, [&](auto op) {
             using Op = decltype(op);
-            for (int i = 0; i < n; i++) Op::add(to[i] + a.at, get<typename Op::Value>(from[i] + b.at));
+            uint64_t wrong = 0;
+            for (int i = 0; i < n; i++) Op::add(to[i] + a.at, get<typename Op::Value>(from[i] + b.at), wrong);
+            if (static_cast<int64_t>(wrong) < 0)
+                overflows<Op>(a, to, [&](int i) { return get<typename Op::Value>(from[i] + b.at); }, n);
         });
+    }
+
+    /* at[i]: a group's row, or a cell beside one, to which value_of(i) was added; some sum was too much for 64 bits. Taking the values away
+       again, from the last on, shows whose. Once a table: what it has from there on is not looked at. */
+    template <class Op, class ValueOf>
+    [[gnu::cold, gnu::noinline]] void overflows(const Aggregate& a, uint8_t* const* at, ValueOf value_of, int n) {
+        if constexpr (std::is_integral_v<typename Op::Value>) {
+            if (overflow >= 0) return;
+            overflow = a.index;
+            for (int i = n - 1; i >= 0; i--) {
+                uint64_t wrong = 0;
+                put(at[i] + a.at, get<uint64_t>(at[i] + a.at) - static_cast<uint64_t>(value_of(i)));
+                uint64_t again = get<uint64_t>(at[i] + a.at);
+                Op::add(reinterpret_cast<uint8_t*>(&again), value_of(i), wrong);
+                if (static_cast<int64_t>(wrong) < 0) overflow_slot = slot_of(at[i]);
+            }
+        }
+    }
+    /* -1: it is none of the table's rows. */
+    int64_t slot_of(const uint8_t* row) const {
+        for (size_t s = 0; s < segments_.size(); s++) {
+            const int64_t at = row - segments_[s], first = static_cast<int64_t>(s) * SEGMENT;
+            if (at >= 0 && at < std::min(SEGMENT, capacity_ - first) * stride_) return first + at / stride_ - 1;
+        }
+        return -1;
     }
 
     static bool result_of(const Aggregate& a, const uint8_t* row, uint64_t* raw);
@@ -1319,7 +1362,9 @@ inline void Table::add_block(Block& block, const Aggregate& a, const Lane& lane,
     with_op(a, [&](auto op) {
         using Op = decltype(op);
         const auto* values = block.values<typename Op::Value>(*lane.argument, rows);
-        for (int i = 0; i < n; i++) Op::add(at[i] + a.at, values[i]);
+        uint64_t wrong = 0;
+        for (int i = 0; i < n; i++) Op::add(at[i] + a.at, values[i], wrong);
+        if (static_cast<int64_t>(wrong) < 0) overflows<Op>(a, at, [&](int i) { return values[i]; }, n);
     });
     if (a.seen.mask && (some || a.seen.at != 8))
         for (int i = 0; i < n; i++) a.seen.set(at[i]);
@@ -1351,7 +1396,9 @@ inline void Table::run_block(Block& block, const Aggregate& a, const Lane& lane,
             const auto* values = block.values<typename Op::Value>(*lane.argument, rows);
             for (int i = 0; i < n; i++) {
                 if (block.ok[i]) {
-                    Op::add(block.at[i] + a.at, values[i]);
+                    uint64_t wrong = 0;
+                    Op::add(block.at[i] + a.at, values[i], wrong);
+                    if (static_cast<int64_t>(wrong) < 0) overflows<Op>(a, &block.at[i], [&](int) { return values[i]; }, 1);
                     a.seen.set(block.at[i]);
                 }
                 block.valid[i] = result_of(a, block.at[i], &block.raw[i]);
@@ -1396,7 +1443,9 @@ inline void Table::merge_one(const Aggregate& a, uint8_t* row, const uint64_t* v
                 using Op = decltype(op);
                 typename Op::Value value;
                 std::memcpy(&value, values, 8);
-                Op::add(at, value);
+                uint64_t wrong = 0;
+                Op::add(at, value, wrong);
+                if (static_cast<int64_t>(wrong) < 0) overflows<Op>(a, &row, [&](int) { return value; }, 1);
             });
             a.seen.set(row);
     }

@@ -63,6 +63,8 @@ cdef extern from "over_frames.h" namespace "sabot" nogil:
         int64_t ms
         vector[FrameColumn] results
         int64_t kept
+        int64_t overflow            # the first row with a sum that 64 bits do not hold; -1: none
+        int overflow_call
         Frames() except +
         void ready()
         int64_t used()
@@ -107,7 +109,7 @@ cdef extern from "over_rows.h" namespace "sabot" nogil:
         void counters(int32_t* slots, int64_t* rows, int64_t* newest, int64_t* rank, int64_t* dense)
         void load_counter(int32_t slot, int64_t rows, int64_t newest, int64_t rank, int64_t dense) except +
         void all(vector[const Kept*]& out) except +
-        void load(const vector[Source]& columns, int64_t row, int32_t slot, int64_t time) except +
+        bint load(const vector[Source]& columns, int64_t row, int32_t slot, int64_t time) except +
 
     cppclass Waiting:
         Keeping kept
@@ -274,6 +276,9 @@ cdef class FrameTable:
 
     cdef list _results(self, int64_t count):
         cdef list found = []
+        if self.frames.overflow >= 0:
+            row, self.frames.overflow = self.frames.overflow, -1
+            raise OverflowError(f"a sum is more than {self.results[self.frames.overflow_call]} holds", row)
         cdef size_t c
         cdef int64_t nulls
         cdef FrameColumn* column
@@ -505,9 +510,9 @@ cdef class PlaceTable:
         cdef vector[Source] sources
         capsules = open_rows(&self.places.kept.layout, self.columns, data, &sources)
         cdef int64_t i
-        with nogil:
-            for i in range(rows.count):
-                self.places.load(sources, i, rows.slots[i], rows.times[i])
+        for i in range(rows.count):
+            if not self.places.load(sources, i, rows.slots[i], rows.times[i]):
+                raise ValueError(f"row {i}: slot {rows.slots[i]} has no counter, or more rows than are looked back at")
 
 
 cdef class WaitTable:

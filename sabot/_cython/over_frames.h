@@ -63,7 +63,7 @@ static inline Folded lift(const FrameCall& call, uint64_t value, uint8_t state) 
     if (call.fold == Fold::variance && !is_float(call.type)) {
         one.a = bits_of(is_unsigned(call.type) ? static_cast<double>(value) : static_cast<double>(static_cast<int64_t>(value)));
     }
-    if (call.fold == Fold::mean_int) one.b = !is_unsigned(call.type) && static_cast<int64_t>(value) < 0 ? ~0ULL : 0;
+    if (call.fold == Fold::mean_int || call.fold == Fold::sum_int) one.b = !is_unsigned(call.type) && static_cast<int64_t>(value) < 0 ? ~0ULL : 0;
     return one;
 }
 
@@ -74,9 +74,8 @@ static inline Folded together(const FrameCall& call, const Folded& x, const Fold
     Folded sum = {x.n + y.n, 0, 0};
     switch (call.fold) {
         case Fold::count: break;
-        case Fold::sum_int: sum.a = x.a + y.a; break;
         case Fold::sum_float: case Fold::mean_float: sum.a = bits_of(double_of(x.a) + double_of(y.a)); break;
-        case Fold::mean_int: {
+        case Fold::sum_int: case Fold::mean_int: { /* 128 bits: a the low ones, b the high ones */
             const unsigned __int128 total = ((unsigned __int128)x.b << 64 | x.a) + ((unsigned __int128)y.b << 64 | y.a);
             sum.a = static_cast<uint64_t>(total), sum.b = static_cast<uint64_t>(total >> 64);
             break;
@@ -116,6 +115,11 @@ static inline bool finished(const FrameCall& call, const Folded& all, uint64_t* 
     }
 }
 
+/* Whether the sum of whole numbers is one of 64 bits. */
+static inline bool fits(const FrameCall& call, const Folded& all) {
+    return all.b == (is_unsigned(call.type) || static_cast<int64_t>(all.a) >= 0 ? 0 : ~0ULL);
+}
+
 /* The results of one call, by row. */
 struct FrameColumn {
     std::vector<uint64_t> raw;
@@ -130,6 +134,8 @@ class Frames {
     int64_t ms = 0;
     std::vector<FrameColumn> results; /* of the last `add` or `current`, one a call */
     int64_t kept = 0;
+    int64_t overflow = -1; /* the first row (or key, of `current`) with a sum that 64 bits do not hold; -1: none */
+    int overflow_call = 0;
 
     void ready() {
         width = 1 + values + (values + 7) / 8;
@@ -391,6 +397,10 @@ class Frames {
         const bool some = !key.front.empty();
         const Folded all = some ? together(call, key.front[key.front.size() - calls.size() + c], key.back[c]) : key.back[c];
         results[c].valid[i] = finished(call, all, &results[c].raw[i]);
+        if (call.fold == Fold::sum_int && !fits(call, all) && overflow < 0) {
+            overflow = static_cast<int64_t>(i);
+            overflow_call = static_cast<int>(c);
+        }
     }
     /* Row i of this call comes; the results of `peers` and of it, when it is the last of its time. */
     void step(Key& key, int64_t time, int32_t i, bool last_of_time, const uint64_t* row) {

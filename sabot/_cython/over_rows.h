@@ -158,9 +158,11 @@ class Places {
     void all(std::vector<const Kept*>& out) const {
         for (const Key& key : keys) out.insert(out.end(), key.last.begin(), key.last.end());
     }
-    /* The next one of its slot, whose counter is there. */
-    void load(const std::vector<Source>& columns, int64_t row, int32_t slot, int64_t time) {
+    /* The next one of its slot; no: its counter is not there, or `depth` rows are. */
+    bool load(const std::vector<Source>& columns, int64_t row, int32_t slot, int64_t time) {
+        if (slot >= static_cast<int64_t>(keys.size()) || static_cast<int64_t>(keys[slot].last.size()) >= depth) return false;
         keys[slot].last.push_back(kept.keep(columns, row, time, 0, slot));
+        return true;
     }
 
    private:

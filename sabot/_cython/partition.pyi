@@ -5,6 +5,9 @@ import pyarrow as pa
 KEY_GROUPS: int  # 1024
 HASH_VERSION: int  # in every manifest; a change of the hash changes it
 
+def check_keys(keys: pa.Schema) -> None:
+    """Raises UserError for a key with more than 32 columns that are no text, which no table of keys takes."""
+
 def key_hash(data: bytes) -> int:
     """The stable 64-bit hash of an encoded key. The same on every platform and Python version."""
 

@@ -17,9 +17,12 @@ from sabot._cython.arrow cimport (
 )
 from sabot._cython.batch cimport plain_array
 
+from sabot.errors import UserError
+
 __all__ = [
     "HASH_VERSION",
     "KEY_GROUPS",
+    "check_keys",
     "hash_array",
     "hash_rows",
     "key_group",
@@ -29,6 +32,18 @@ __all__ = [
 
 KEY_GROUPS = KEY_GROUP_COUNT
 HASH_VERSION = CURRENT_HASH_VERSION
+
+_KEY_NUMBERS = 32  # key columns that are no text: each has a bit for its nulls in one half of a word
+
+
+def check_keys(keys):
+    """Raises UserError for a key of more columns than a table takes."""
+    numbers = sum([not (pa.types.is_string(kind) or pa.types.is_binary(kind)) for kind in keys.types])
+    if numbers > _KEY_NUMBERS:
+        raise UserError(
+            f"a key of {numbers} columns that are no text ({', '.join(keys.names[:3])}, …): at most {_KEY_NUMBERS} are possible",
+            hint='make one text of some of them before: col("a").cast("string") + "/" + col("b").cast("string")',
+        )
 
 
 def key_hash(bytes data not None):

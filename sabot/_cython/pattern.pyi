@@ -121,10 +121,11 @@ class PatternTable:
         start int64, last int64, node int64 (of its last row), then the slots "0", "1", …: int64 (the bits) or binary.
         Nodes: row int64, prev int64 (-1: none), step int32, weight int32. A node's place is its number.
         """
-    def load(self, partials: pa.RecordBatch, nodes: pa.RecordBatch, first_row: int) -> None:
+    def load(self, partials: pa.RecordBatch, nodes: pa.RecordBatch, first_row: int, row_count: int = ...) -> None:
         """Partials of an `export`, with slots as they are here, and all of its nodes; the row of number i then is first_row + i now.
 
-        `next_row` is behind them all. ValueError where they do not belong together.
+        row_count: of the rows that are kept for them. `next_row` is behind them all. ValueError where they do not belong together, or
+        where no rows can have led to them: what is loaded is not trusted.
         """
 
 class TooManyPartials(Exception):

@@ -152,6 +152,7 @@ cdef extern from "pattern_walk.h" namespace "sabot" nogil:
         uint64_t value(int32_t partial, int slot) noexcept
         const string& text(uint64_t handle) noexcept
         int32_t load_node(int64_t row, int32_t prev, int32_t step, int32_t weight, int32_t slot) except +
+        bint belongs(const Partial& given)
         int32_t load_partial(int32_t slot, const Partial& given) except +
         void load_value(int32_t p, int slot, uint64_t raw) except +
         void load_text(int32_t p, int slot, const uint8_t* data, int64_t size) except +
@@ -523,7 +524,7 @@ cdef class PatternTable:
             return pa.Array.from_buffers(pa.binary(), size, [validity, values, pa.py_buffer(<bytes> data)], nulls)
         return pa.Array.from_buffers(pa.int64(), size, [validity, values], nulls)
 
-    def load(self, partials, nodes, int64_t first_row):
+    def load(self, partials, nodes, int64_t first_row, int64_t row_count=1 << 40):
         """Partial matches of an `export`. See pattern.pyi."""
         cdef Matcher* matcher = &self.matcher
         if not partials.schema.equals(self._schema()) or not nodes.schema.equals(_NODES):
@@ -564,7 +565,7 @@ cdef class PatternTable:
         cdef const int32_t* steps = int32s(&at_column)
         cdef const int64_t* ends = int64s(&node_column)
         for i in range(length):
-            if not (-1 <= prev[i] < length and 0 <= step[i] < n and row[i] >= -1 and weight[i] >= 1):
+            if not (-1 <= prev[i] < length and 0 <= step[i] < n and -1 <= row[i] < row_count and weight[i] >= 1):
                 raise ValueError(f"node {i} does not belong here")
             rows = max(rows, row[i] + 1)
         place.assign(length, -1)
@@ -589,6 +590,8 @@ cdef class PatternTable:
                     first_row + row[at] if row[at] >= 0 else -1, place[prev[at]] if prev[at] >= 0 else -1, step[at],
                     weight[at], slots[i],
                 )  # fmt: skip
+                if place[at] < 0:
+                    raise ValueError(f"node {at} has too many rows before it")
             given.first_time = int64s(&first_column)[i]
             given.step = <int16_t> steps[i]
             given.count = int32s(&count_column)[i]
@@ -597,6 +600,8 @@ cdef class PatternTable:
             given.start = int64s(&start_column)[i]
             given.last = int64s(&last_column)[i]
             given.node = place[ends[i]]
+            if not matcher.belongs(given):
+                raise ValueError(f"partial match {i} is none of this pattern")
             made = matcher.load_partial(slots[i], given)
             made_of.append(made)
         for slot in range(<int> matcher.slots.size()):

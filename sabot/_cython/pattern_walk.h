@@ -58,6 +58,8 @@ struct SlotPlan {
     int source; /* column of operands */
 };
 
+constexpr int64_t FAR_SERIAL = int64_t{1} << 62; /* no row has a number as great */
+
 struct Partial {
     int64_t start, last; /* serials of its first row and its last */
     int64_t first_time;
@@ -225,12 +227,20 @@ public:
     uint64_t value(int32_t partial, int slot) const { return values_[partial * slots.size() + slot]; }
     const std::string& text(uint64_t handle) const { return texts_[handle]; }
 
+    /* -1: more rows than a match can have. */
     int32_t load_node(int64_t row, int32_t prev, int32_t step, int32_t weight, int32_t slot) {
+        if (prev >= 0 && weight > INT32_MAX - node_pool_[prev].total) return -1;
         const int32_t made = new_node(row, prev, step, weight, slot);
         node_pool_[made].refs = 0;
         nodes--;
         keys[slot].nodes--;
         return made;
+    }
+    /* Whether it can have come about in this pattern. */
+    bool belongs(const Partial& given) const {
+        const StepPlan& step = steps[given.step];
+        return given.count >= 1 && given.count <= std::max(step.least, step.most) && !(given.targets & ~reach_[given.step + 1])
+            && 0 <= given.start && given.start <= given.last && given.last < FAR_SERIAL;
     }
     int32_t load_partial(int32_t slot, const Partial& given) {
         const int32_t p = new_partial();

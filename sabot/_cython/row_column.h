@@ -276,8 +276,10 @@ static inline void append(Store& to, const Layout& layout, const ArrowArray* fro
         to.values.reserve((rows + count) * layout.width);
         const uint8_t* source = static_cast<const uint8_t*>(from->buffers[1]) + shift * layout.width;
         uint8_t* out = to.values.at() + rows * layout.width;
-        if (picked.rows == nullptr) {
-            if (layout.width) std::memcpy(out, source + picked.first * layout.width, count * layout.width);
+        if (layout.width == 0) {
+            /* fixed_size_binary(0): there is nothing, and perhaps no buffer */
+        } else if (picked.rows == nullptr) {
+            std::memcpy(out, source + picked.first * layout.width, count * layout.width);
         } else {
             with_width(layout.width, [&](auto constant) {
                 const int64_t width = decltype(constant)::value ? decltype(constant)::value : layout.width;
@@ -363,7 +365,7 @@ static inline void gather(Store& to, const Layout& layout, int64_t count, bool s
         to.rows += count;
         return;
     }
-    if (layout.shape == Shape::fixed) { /* values first: they are what is far away */
+    if (layout.shape == Shape::fixed && layout.width > 0) { /* values first: they are what is far away */
         to.values.reserve((rows + count) * layout.width);
         uint8_t* out = to.values.at() + rows * layout.width;
         with_width(layout.width, [&](auto constant) {

@@ -19,6 +19,8 @@ from sabot._cython.arrow cimport ArrowArray, ArrowSchema, array_of, schema_of
 from sabot._cython.columns cimport Numbers, int64_array, new_array, numbers_of
 from sabot._cython.partition cimport TYPE_OTHER, Type, View, view_of
 
+from sabot._cython.partition import check_keys
+
 __all__ = ["ALIVE", "RowCut", "RowTable"]
 
 
@@ -237,6 +239,7 @@ cdef class RowTable:
                 raise TypeError(f"key {name!r} cannot be {kind}: use bool, integers, floats, string, binary, dates or times")
             self.key_columns.append(column)
             self.table.keys.add_key(type_of(self.schema.children[column].format))
+        check_keys(pa.schema([rows.field(column) for column in self.key_columns]))
         self.table.set_key_count(len(self.key_columns))
         self.table.ready(len(self.key_columns), counted)
         if directory is not None:

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from sabot.config import Duration, parse_seconds
-from sabot.connectors.base import Delivery, Sink, Source, check_delivery
+from sabot.config import NAME_BYTES, Duration, checked_name, parse_seconds
+from sabot.connectors.base import Delivery, Sink, Source, check_delivery, check_input, check_sink
 from sabot.errors import UserError
 
 __all__ = ["AGENT_OPTIONS", "AgentSpec", "OnError", "as_schema"]
@@ -65,11 +65,14 @@ class AgentSpec:
         def refuse(what: str, hint: str = "") -> UserError:
             return UserError(f"agent {agent_id}: {what}", hint=hint)
 
+        checked_name(agent_id, "agent id", longest=2 * NAME_BYTES + 1)
         if not callable(func):
             raise refuse(f"{func!r} is not callable", "put @app.agent(...) above a function")
         topics = topic if isinstance(topic, list | tuple) else [topic or name or getattr(func, "__name__", "")]
         if not topics or any(not isinstance(t, str | Source) or t == "" for t in topics):
             raise refuse(f"topic {topic!r}", "give a topic name, a Source, or a list of them")
+        for each in topics:
+            check_input(each, f"agent {agent_id}: topic", "")
         if len({t if isinstance(t, str) else t.name for t in topics}) != len(topics):
             raise refuse(f"topic {topic!r} names one topic twice")
         if on_error not in _POLICIES:
@@ -85,6 +88,9 @@ class AgentSpec:
             raise refuse(f"retries={retries}", "not negative")
         if not isinstance(sink, str | Sink | None) and not callable(sink):
             raise refuse(f"sink {sink!r}", "a topic name, a Sink, or another agent's function")
+        if isinstance(sink, str | Sink):
+            check_sink(sink, f"agent {agent_id}: sink")
+        check_sink(dead_letter, f"agent {agent_id}: dead_letter")
         return cls(
             agent_id=agent_id,
             func=func,

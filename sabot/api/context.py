@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from sabot.config import checked_text
 from sabot.errors import NoStateBackend, UserError
 from sabot.state import (
     AggregatingState,
@@ -33,8 +34,10 @@ class Message:
         self.headers = tuple((name, data) for name, data in headers)
         if self.key is not None and not isinstance(self.key, bytes):
             raise UserError(f"Message: the key is {type(key).__name__}", hint="bytes or str")
-        if not all(isinstance(name, str) and isinstance(data, bytes) for name, data in self.headers):
-            raise UserError("Message: headers are pairs of a name (str) and a value (bytes)")
+        for header, data in self.headers:
+            if not isinstance(header, str) or not isinstance(data, bytes):
+                raise UserError("Message: headers are pairs of a name (str) and a value (bytes)")
+            checked_text(header, "Message: header")
 
 
 class StateAccessor(ValueState):
@@ -108,21 +111,24 @@ class AgentContext:
             self._overlay = Overlay(self._backend)
         return self._overlay
 
+    def _space(self, namespace: str) -> str:
+        return self._prefix + (namespace if isinstance(namespace, str) else checked_text(namespace, "state: namespace"))
+
     def state(self, namespace: str = "default") -> StateAccessor:
         """The agent's state: of its own key with `key=`, else shared by namespace with the app's other agents."""
-        return StateAccessor(self.state_backend, self._prefix + namespace, scope=self._scope)
+        return StateAccessor(self.state_backend, self._space(namespace), scope=self._scope)
 
     def list_state(self, namespace: str) -> ListState:
         """Many values a key; adding one costs the same however many there are."""
-        return ListState(self.state_backend, self._prefix + namespace, scope=self._scope)
+        return ListState(self.state_backend, self._space(namespace), scope=self._scope)
 
     def map_state(self, namespace: str) -> MapState:
         """Values by key and field."""
-        return MapState(self.state_backend, self._prefix + namespace, scope=self._scope)
+        return MapState(self.state_backend, self._space(namespace), scope=self._scope)
 
     def reducing_state(self, namespace: str, reduce: Callable[[Any, Any], Any]) -> ReducingState:
         """One value a key, made by `reduce(old, new)`."""
-        return ReducingState(self.state_backend, self._prefix + namespace, reduce=reduce, scope=self._scope)
+        return ReducingState(self.state_backend, self._space(namespace), reduce=reduce, scope=self._scope)
 
     def aggregating_state(
         self,
@@ -134,7 +140,7 @@ class AgentContext:
         """One accumulator a key (`create`, `add`), and a `result` read from it."""
         backend = self.state_backend
         return AggregatingState(
-            backend, self._prefix + namespace, create=create, add=add, result=result, scope=self._scope
+            backend, self._space(namespace), create=create, add=add, result=result, scope=self._scope
         )
 
     def _apply(self) -> None:

@@ -101,6 +101,14 @@ class Expr:
             return str(self.option("names")[0])
         return self.inputs[1 if self.kind == "when" else 0].name
 
+    @property
+    def column(self) -> str | None:
+        """The column that it is no more than, under whatever name; None: it is computed."""
+        expr = self
+        while expr.kind == "alias":
+            (expr,) = expr.inputs
+        return str(expr.option("name")) if expr.kind == "col" else None
+
     def option(self, name: str) -> Any:
         """The option of this name; KeyError where this kind has none."""
         return dict(self.options)[name]

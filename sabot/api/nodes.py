@@ -14,7 +14,7 @@ from sabot.api.patterns import Pattern
 from sabot.api.process import ProcessSpec
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, Window
 from sabot.config import Duration, parse_seconds
-from sabot.connectors.base import Delivery, Sink, Source
+from sabot.connectors.base import Delivery, Sink, Source, check_input, check_sink
 from sabot.errors import UserError
 
 __all__ = [
@@ -486,12 +486,8 @@ def read_node(
     table: TableFormat | None = None,
 ) -> Read:
     """The checked first step of a stream."""
-    if not isinstance(source, str | Source):
-        raise UserError(
-            f"stream: {source!r} is no topic and no Source", hint='stream("orders") or stream(files("*.ndjson"))'
-        )
-    if not isinstance(dead_letter, str | Sink):
-        raise UserError(f"stream: dead_letter={dead_letter!r} is no topic and no Sink", hint='"{topic}.dlq"')
+    check_input(source, "stream", 'stream("orders") or stream(files("*.ndjson"))')
+    check_sink(dead_letter, "stream: dead_letter")
     if time is not None and not isinstance(time, str):
         raise UserError(f"stream: time={time!r} is no name of a column", hint='time="ts"')
     known = schema_of(schema)

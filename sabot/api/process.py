@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import pyarrow as pa
 
 from sabot.api.expr import as_type
-from sabot.config import Duration, parse_seconds
+from sabot.config import Duration, checked_name, parse_seconds
 from sabot.errors import UserError
 
 __all__ = [
@@ -278,7 +278,10 @@ def process_spec(
     if ttl_ms is not None and ttl_ms < 1:
         raise UserError(f"{name}: ttl={ttl!r} is less than a millisecond")
     columns = _schema(name, "schema", schema)
-    named = {str(side): _schema(name, f"sides[{side!r}]", each) for side, each in (sides or {}).items()}
+    named = {
+        checked_name(side, f"{name}: side"): _schema(name, f"sides[{side!r}]", each)
+        for side, each in (sides or {}).items()
+    }
     return ProcessSpec(name, function, right, on_timer, columns, named, bool(batch), ttl_ms, broadcast)
 
 

@@ -58,8 +58,10 @@ __all__ = [
     "WINDOW_COLUMNS",
     "answer_names",
     "check_columns",
+    "check_event_time",
     "check_node",
     "columns_of",
+    "event_times",
     "is_changes",
     "is_upserted",
     "named_columns",
@@ -229,6 +231,78 @@ def unique_key(node: Node) -> tuple[str, ...] | None:
             return tuple(dict(node.names).get(name, name) for name in key)
         case _:
             return None
+
+
+@_remembered
+def event_times(node: Node) -> frozenset[str]:
+    """The names that stand for the event time of a node's rows: of the column that it was read from, through all steps.
+
+    Event time goes with the row, and its column keeps that meaning under another name. Where the column is gone its name still stands for
+    it, so that no other comes under it unseen; a function over batches that gives the column again gives new event times. Behind steps
+    that make rows of several, event time is no column's: none. Several: behind a union.
+    """
+    match node:
+        case Read():
+            return frozenset() if node.time is None else frozenset([node.time])
+        case Union():
+            return frozenset().union(*map(event_times, node.inputs))
+        case _ if _has_other_times(node):
+            return frozenset()
+    return frozenset(_behind(node, time) or time for time in event_times(node.inputs[0]))
+
+
+def _has_other_times(node: Node) -> bool:
+    """Its rows are made of several, or by the user's functions with their own times."""
+    if isinstance(node, Join):
+        return not isinstance(node, AsofJoin | Lookup)
+    return isinstance(
+        node, AggregateWindow | GroupAggregate | Materialize | Match | Process | Connect | Side | WindowTopN
+    )
+
+
+def check_event_time(node: Node) -> None:
+    """Raises UserError where a step puts other values under the name of event time. Only of rows whose event time something uses."""
+    if isinstance(node, Read | Union) or _has_other_times(node):
+        return
+    for time in sorted(event_times(node.inputs[0])):
+        if _behind(node, time) is None:
+            raise UserError(
+                f"{step_name(node)}: {time!r} is the stream's event time, and windows would still go by what it was",
+                hint="give the new column another name; or read it again in map_batches, which takes event time from its output",
+            )
+
+
+def _behind(node: Node, time: str) -> str | None:
+    """The name of event time behind a step whose first input calls it `time`; None: the step gives that name to something else."""
+    made = _made(node)
+    if time in made:
+        return time if made[time] == time else None
+    if isinstance(node, WithColumns):
+        return time
+    return next((name for name, column in made.items() if column == time), time)
+
+
+def _made(node: Node) -> dict[str, str | None]:
+    """The columns that a step gives names to -> the column that each is no more than; None: another value."""
+    match node:
+        case Select() | WithColumns():
+            return {name: expr.column for name, expr in node.columns}
+        case Rename():
+            return {new: old for old, new in node.names}
+        case Over():
+            return dict.fromkeys(name for name, _ in node.columns)
+        case RunningAggregate():
+            return dict.fromkeys(name for name, _ in node.aggregates)
+        case TopN():
+            return {} if node.rank is None else {node.rank: None}
+        case Changelog():
+            return {OP: None}
+        case Join():
+            return dict.fromkeys(new for _, new in right_names(node) or ())
+        case LookupAsync():
+            return dict.fromkeys(new for _, new in answer_names(node))
+        case _:
+            return {}
 
 
 def is_upserted(node: Node) -> bool:

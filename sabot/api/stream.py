@@ -80,7 +80,7 @@ from sabot.api.process import process_spec
 from sabot.api.shape import check_columns, check_node, columns_of, is_changes, is_upserted, unique_key
 from sabot.api.windows import CountWindow, CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow, Window
 from sabot.config import Duration
-from sabot.connectors.base import Delivery, Sink, check_delivery
+from sabot.connectors.base import Delivery, Sink, check_delivery, check_sink
 from sabot.errors import UserError
 
 __all__ = ["ConnectedStreams", "GroupedStream", "KeyedStream", "Owner", "ProcessedStream", "Stream", "WindowedStream"]
@@ -356,6 +356,8 @@ class Stream:
             return self._then(Lookup(self._node, self._other(table, "lookup"), left_keys, right_keys, how, suffix))
         if left_on is not None or right_on is not None or on is None:
             raise UserError("lookup: a function needs on=, the columns whose values it gets", hint='on="account"')
+        if dead_letter is not None:
+            check_sink(dead_letter, "lookup: dead_letter")
         call = LookupCall.of(table, on=on, how=how, **options)
         return self._then(LookupAsync(self._node, call, suffix, dead_letter))
 
@@ -394,6 +396,8 @@ class Stream:
             batch=batch,
             rows=rows,
         )
+        if dead_letter is not None:
+            check_sink(dead_letter, "map_async: dead_letter")
         return self._then(MapAsync(self._node, call, dead_letter))
 
     def broadcast(self) -> "Stream":
@@ -439,11 +443,8 @@ class Stream:
         delivery: "exactly_once": rows are there once a checkpoint covers them, each of them once whatever crashes. "at_least_once": they
         are there at once, and may be there again after a crash. None: exactly once where the sink can and checkpoints are written.
         """
+        check_sink(sink, "to", 'to("topic") or to(ParquetSink("out.parquet"))')
         check_delivery(delivery, f"to({sink!r})")
-        if not isinstance(sink, str | Sink):
-            raise UserError(
-                f"to: {sink!r} is no topic and no Sink", hint='to("topic") or to(ParquetSink("out.parquet"))'
-            )
         node = Write(self._node, sink, key, delivery)
         check_node(node)
         if is_changes(self._node):
@@ -519,8 +520,8 @@ class KeyedStream:
             raise UserError(
                 f"window: {window!r} is no window", hint='tumbling("1m"), hopping("1h", "1m"), session("5m")'
             )
-        if late is not None and not isinstance(late, str | Sink):
-            raise UserError(f"window: late={late!r} is no topic and no Sink", hint='late="late-orders"')
+        if late is not None:
+            check_sink(late, "window: late", 'late="late-orders"')
         every = None if emit_every is None else whole_ms(emit_every, "emit_every")
         if every is not None and isinstance(window, SessionWindow | CountWindow):
             raise UserError("emit_every: sessions and windows by count have no early results", hint="leave it out")

@@ -13,6 +13,7 @@ from sabot.codecs.debezium import ConnectTypes
 
 __all__ = ["JsonKeys", "TextKeys"]
 
+_SEVERAL = "the record's key cannot be read: it is no single JSON value"
 Found = tuple[list[Any], dict[int, str]]
 """Columns, null where a key does not say them; row -> what is wrong with its key."""
 
@@ -51,10 +52,15 @@ class JsonKeys:
         if connect:
             self._decoders.append(JsonDecoder(pa.schema([("payload", pa.struct(list(plain)))])))
         self._alone = None if connect or len(schema) > 1 else schema.field(0)
+        if self._alone is not None:
+            self._lists = JsonDecoder(pa.schema([self._alone.with_type(pa.list_(self._alone.type))]))
 
     def read(self, keys: pa.Array) -> Found:
-        keys = keys if self._alone is None else self._objects(keys)
+        several: dict[int, str] = {}
+        if self._alone is not None:
+            keys, several = self._objects(keys, self._alone)
         columns, wrong = self._decode(keys, 0)
+        wrong.update(several)
         if len(self._decoders) > 1 and all(column.null_count for column in columns):
             inside, _ = self._decode(keys, 1)
             columns = [pc.coalesce(column, other) for column, other in zip(columns, inside, strict=True)]
@@ -73,15 +79,25 @@ class JsonKeys:
         spread = read.take(pa.array(places, mask=places < 0))
         return spread.column(0).flatten() if way else spread.columns, wrong
 
-    def _objects(self, keys: pa.Array) -> pa.Array:
-        """Values alone, as objects."""
-        assert self._alone is not None
+    def _objects(self, keys: pa.Array, alone: pa.Field) -> tuple[pa.Array, dict[int, str]]:
+        """Values alone, as objects; row -> why its key is not a value alone, which a member of an object could follow."""
         values = keys
-        if pa.types.is_temporal(self._alone.type):
+        if pa.types.is_temporal(alone.type):
             bare = pc.invert(pc.match_substring_regex(keys, r'^(-?\d+$|"|\{)'))
             values = pc.if_else(bare, _joined(b'"', keys, b'"'), keys)
-        name = msgspec.json.encode(self._alone.name)
-        return pc.if_else(pc.starts_with(keys, "{"), keys, _joined(b"{" + name + b":", values, b"}"))
+        begin = b"{" + msgspec.json.encode(alone.name) + b":"
+        objects = pc.starts_with(keys, "{")
+        asked = np.flatnonzero(pc.and_not(pc.match_substring(values, ","), objects).fill_null(False))
+        several = {}
+        if len(asked):  # what can stand in an object and in a list is one value: `5,"id":9` can only in the object
+            _, refused = self._lists.decode(_joined(begin + b"[", values.take(pa.array(asked)), b"]}"))
+            several = {int(asked[each.row]): _SEVERAL for each in refused}
+        found = pc.if_else(objects, keys, _joined(begin, values, b"}"))
+        if several:
+            single = np.ones(len(keys), bool)
+            single[list(several)] = False
+            found = pc.if_else(pa.array(single), found, pa.nulls(len(keys), found.type))
+        return found, several
 
 
 def _joined(before: bytes, values: pa.Array, after: bytes) -> Any:

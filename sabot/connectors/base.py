@@ -18,13 +18,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch, normalise
-from sabot._cython.json import encode_rows
+from sabot._cython.json import NESTING_MAX, encode_rows, is_too_deep
 from sabot._cython.rows import binary_array, bytes_list
 from sabot.codecs.marks import DELETE, OP_COLUMN
-from sabot.errors import DataError, UserError
+from sabot.config import RECORD_BYTES, checked_no_password, checked_text, checked_topic
+from sabot.errors import UNREADABLE, DataError, UserError
+from sabot.redaction import scrubbed
 
 __all__ = [
     "BAD_SCHEMA",
+    "HEAD_BYTES",
     "RECORD_SCHEMA",
     "Delivery",
     "Headers",
@@ -34,6 +37,8 @@ __all__ = [
     "Sink",
     "Source",
     "Token",
+    "above",
+    "bounded",
     "build_records",
     "carries_changes",
     "change_records",
@@ -41,12 +46,15 @@ __all__ = [
     "check_keys",
     "dead_letter_headers",
     "decode_json",
+    "empty_batch",
     "encode_json",
     "encode_key",
     "header_rows",
     "iterate_records",
     "json_records",
     "record_keys",
+    "refuse_json_types",
+    "refuse_types",
     "to_records",
 ]
 
@@ -73,6 +81,9 @@ RECORD_SCHEMA = pa.schema(
 BAD_SCHEMA = RECORD_SCHEMA.append(pa.field("reason", pa.string()))
 """Records that a decoding source set apart (`Batch.bad`): as they came, and why."""
 
+HEAD_BYTES = 1024
+"""So much of a record above its bound is kept, for its dead letter."""
+
 Headers = tuple[tuple[str, bytes], ...]
 
 Delivery = Literal["exactly_once", "at_least_once"] | None
@@ -98,12 +109,16 @@ class Record:
 
 
 def decode_json(payload: bytes | None, *, where: str) -> Any:
-    """What `json.loads` gives for this payload, faster. Raises DataError that begins with `where`."""
+    """What `json.loads` gives for this payload, faster. Raises DataError that begins with `where`, also for one that is nested
+    deeper than NESTING_MAX, whatever the interpreter's stack would still take: code that goes through its value has room then.
+    """
     if payload is None:
         raise DataError(f"{where}: the payload is null", hint="a tombstone has no JSON value")
+    if is_too_deep(payload):
+        raise DataError(f"{where}: the payload is nested deeper than {NESTING_MAX}")
     try:
         return _decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         pass  # NaN, 1e400 and lone surrogates are fine with json.loads
     try:
         return json.loads(payload)
@@ -178,7 +193,12 @@ def header_rows(column: Any) -> list[Headers]:
 
 
 def dead_letter_headers(**facts: Any) -> Headers:
-    """What happened to a record, and where: header `sabot.<name>` for each fact, behind the record's own."""
+    """What happened to a record, and where: header `sabot.<name>` for each fact, behind the record's own.
+
+    What the user's function says of its errors may repeat a setting of his: known secrets are taken out of the message.
+    """
+    if "message" in facts:
+        facts["message"] = scrubbed(str(facts["message"]))
     return tuple((f"sabot.{name}", str(value).encode(errors="backslashreplace")) for name, value in facts.items())
 
 
@@ -214,6 +234,38 @@ def json_records(data: pa.RecordBatch, keys: pa.BinaryArray | None, now_ms: int)
 def carries_changes(schema: pa.Schema) -> bool:
     """The rows say what becomes of their key, in OP_COLUMN, the last column."""
     return len(schema) > 0 and schema.field(len(schema) - 1).name == OP_COLUMN
+
+
+def empty_batch(schema: pa.Schema) -> pa.RecordBatch:
+    """No rows, of these columns."""
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+
+
+def refuse_types(schema: pa.Schema, try_out: Callable[[pa.RecordBatch], object], where: str, format: str) -> None:
+    """Raises UserError, which begins with `where`, for the first column of which `try_out` cannot write even no rows.
+
+    Records as they are (RECORD_SCHEMA) are passed over.
+    """
+    for column in () if schema.equals(RECORD_SCHEMA) else schema:
+        try:
+            try_out(empty_batch(pa.schema([column])))
+        except (UserError, pa.ArrowException, TypeError) as error:
+            hint = f"leave it out before the sink: .drop({column.name!r})"
+            if not pa.types.is_nested(column.type):
+                hint = f"cast it before the sink, .with_columns({_cast_of(column.name)}), or {hint}"
+            raise UserError(
+                f"{where}: column {column.name!r} of type {column.type} cannot be written as {format}", hint=hint
+            ) from error
+
+
+def _cast_of(column: str) -> str:
+    cast = f'col({column!r}).cast("string")'
+    return f"{column}={cast}" if column.isidentifier() else f"**{{{column!r}: {cast}}}"
+
+
+def refuse_json_types(schema: pa.Schema, where: str) -> None:
+    """`refuse_types`, of what is written as JSON."""
+    refuse_types(schema, encode_rows, where, "JSON")
 
 
 def record_keys(data: pa.RecordBatch, keys: Sequence[str]) -> pa.BinaryArray:
@@ -259,6 +311,36 @@ def check_keys(data: pa.RecordBatch, keys: Sequence[str], where: str) -> None:
             )
 
 
+def above(data: pa.RecordBatch, size: int) -> list[int]:
+    """The rows that take more than `size` bytes."""
+    if data.nbytes <= size:
+        return []
+    rows = data.num_rows
+    if rows == 1:
+        return [0]
+    half = rows // 2
+    return above(data.slice(0, half), size) + [half + row for row in above(data.slice(half), size)]
+
+
+def bounded(batch: Batch, record_bytes: int) -> Batch:
+    """The batch, of RECORD_SCHEMA, with the records above the bound set apart: with their first bytes, without headers."""
+    data = batch.data
+    long = above(data, record_bytes + HEAD_BYTES)  # beside its bytes a record has places in columns
+    if not long:
+        return batch
+    apart = data.take(pa.array(long, pa.int64()))
+    reasons = [
+        f"{apart.slice(row, 1).nbytes} bytes are more than a record may have ({record_bytes}): these are the first"
+        for row in range(len(long))
+    ]
+    heads = [pc.binary_slice(apart.column(name), 0, HEAD_BYTES) for name in ("payload", "key")]
+    bad: Any = [*heads, *apart.columns[2:5], pa.nulls(len(long), _HEADERS), pa.array(reasons, pa.string())]
+    good = np.ones(data.num_rows, bool)
+    good[long] = False
+    kept = data.filter(pa.array(good))
+    return Batch(kept, batch.offsets, batch.topic, bad=pa.RecordBatch.from_arrays(bad, schema=BAD_SCHEMA))
+
+
 def iterate_records(data: pa.RecordBatch, topic: str) -> list[Record]:
     """A batch of RECORD_SCHEMA -> its records as objects, for code that handles one at a time."""
     payload, key, timestamp, partition, offset, headers = data.columns
@@ -282,6 +364,26 @@ def check_delivery(delivery: object, where: str) -> None:
         raise UserError(f"{where}: delivery={delivery!r}", hint='"exactly_once" or "at_least_once"')
 
 
+def check_input(source: object, where: str, hint: str) -> None:
+    """A topic, or a Source, with a name that a checkpoint can hold. Raises UserError that begins with `where`."""
+    _check_connector(source, Source, where, hint)
+
+
+def check_sink(sink: object, where: str, hint: str = '"{topic}.dlq"') -> None:
+    """A topic, or a Sink, with a name that a checkpoint can hold. Raises UserError that begins with `where`."""
+    _check_connector(sink, Sink, where, hint)
+
+
+def _check_connector(given: object, kind: "type[Source] | type[Sink]", where: str, hint: str) -> None:
+    if isinstance(given, str):
+        checked_topic(given, where)
+    elif isinstance(given, kind):
+        what = f"{where}: the name of its {type(given).__name__}"
+        checked_no_password(checked_text(given.name, what), what)
+    else:
+        raise UserError(f"{where}: {given!r} is no topic and no {kind.__name__}", hint=hint)
+
+
 class Source(ABC):
     """Where records come from: partitions that can be read again from an offset.
 
@@ -290,6 +392,8 @@ class Source(ABC):
 
     name: str
     bounded: bool = False
+    record_bytes: int = RECORD_BYTES
+    """Of records that are not decoded: one above it goes to the dead letters, with its first bytes."""
 
     def readers(self, count: int) -> "Sequence[Source]":
         """At most `count` sources that share the partitions of this one among them; the same `count` gives the
@@ -415,7 +519,7 @@ class Sink(ABC):
 
     Exactly once, by a sink with `deliver`: the rows of an epoch are saved in its checkpoint, as parts; once the
     checkpoint is complete they are delivered, in order, by a thread that does nothing else.
-    [start_afresh] [expect] [known] (claim (deliver | settle)*)* [finish] close.
+    [start_afresh] [check_types]* [expect] [known] (claim (deliver | settle)*)* [finish] close.
     """
 
     name: str
@@ -440,6 +544,11 @@ class Sink(ABC):
 
     def expect(self, schema: pa.Schema) -> None:  # noqa: B027 - only a format with columns needs them
         """Before `open`, where the plan knows it: the columns that will come. For results without a row."""
+
+    def check_types(self, schema: pa.Schema) -> None:  # noqa: B027 - a sink may take all there are
+        """Raises UserError that names sink, column, type, and the way out, for a column that can never be written. Before `open`, for each
+        stream that comes in and whose columns the plan knows; for the results of batch agents too, from another thread. Changes nothing.
+        """
 
     def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
         """Before `open`, in place of `expect`, of a sink that `takes_changes`: what is written are changes of a table with these columns.

@@ -40,6 +40,7 @@ from sabot.connectors.base import (
     encode_json,
     encode_key,
     iterate_records,
+    refuse_json_types,
     to_records,
 )
 from sabot.errors import JobLocked, TransientError, UserError
@@ -775,6 +776,9 @@ class MemorySink(Sink):
         self._lane: Lane | None = None
         self._owner: object = None
         self._keys: Sequence[str] | None = None  # of the table whose changes come
+
+    def check_types(self, schema: pa.Schema) -> None:
+        refuse_json_types(schema, f"topic {self.name!r}")
 
     def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
         self._keys = keys

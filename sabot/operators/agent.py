@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -26,10 +27,14 @@ from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
-from sabot.connectors.base import Headers, build_records, dead_letter_headers, header_rows
+from sabot.connectors.base import RECORD_SCHEMA, Headers, build_records, dead_letter_headers, header_rows
 from sabot.errors import AgentFailed, SabotError
+from sabot.exits import EXITS
+from sabot.faults import hint_of
 from sabot.metrics import Durations, Sample
+from sabot.operators.calling import backed_off
 from sabot.state import StateBackend
+from sabot.watch import unexpected, watched
 
 __all__ = [
     "AgentOperator",
@@ -273,16 +278,23 @@ class AgentOperator(ABC):
             lane.task = self._loop.create_task(self._serve(lane), name=f"{self.spec.agent_id}#{number}")
             lane.task.add_done_callback(self._lane_ended)
         if self.spec.timeout_s is not None:
-            self._watchdog = self._loop.create_task(self._watch(self.spec.timeout_s))
+            what = f"what watches over timeout= of agent {self.spec.agent_id}"
+            watchdog = self._loop.create_task(self._watch(self.spec.timeout_s))
+            self._watchdog = watched(watchdog, what, partial(self._on_broken, what), stopped=lambda: self._stopping)
 
     def _lane_ended(self, task: asyncio.Task[None]) -> None:
         """A lane ends only by being stopped; anything else ends the agent loudly."""
         if self._stopping or self.failure is not None:
             return
-        error = RuntimeError("the task that runs the call was cancelled") if task.cancelled() else task.exception()
-        if error is not None:
-            item = next((lane.queue[0] for lane in self._lanes if lane.task is task and lane.queue), None)
-            self.fail(error, self.spec.agent_id if item is None else self._where(item))
+        item = next((lane.queue[0] for lane in self._lanes if lane.task is task and lane.queue), None)
+        where = self.spec.agent_id if item is None else self._where(item)
+        if task.cancelled():
+            self.fail(RuntimeError("the task that runs the call was cancelled"), where)
+        elif (
+            error := task.exception()
+        ) is not None:  # not the call's own: state may be applied, and the row still wait
+            what = f"a lane of agent {self.spec.agent_id}, at {where},"
+            self._on_broken(what, unexpected(what, error))
 
     async def quiesce(self, grace_s: float) -> None:
         """Take no further row; wait up to `grace_s` seconds for the calls that run."""
@@ -530,7 +542,11 @@ class AgentOperator(ABC):
                 failure = self._cancelled(lane)
                 if failure is None:
                     raise
-            except (Exception, SystemExit, GeneratorExit) as error:  # an agent does not end the process
+            except EXITS as asked:  # whatever on_error= says: the app stops, and this row is not done
+                lane.started = 0.0
+                self.fail(asked, self._where(item))
+                return
+            except BaseException as error:
                 failure = error
             lane.started = 0.0
             late, lane.overtime = lane.overtime, False
@@ -547,7 +563,7 @@ class AgentOperator(ABC):
             if failure is None:
                 try:
                     ctx._apply()
-                except Exception as error:
+                except (Exception, *EXITS) as error:
                     self._on_broken(f"state, at {self._where(item)}", error)
                     return
                 self._end(item, output)
@@ -560,7 +576,7 @@ class AgentOperator(ABC):
                     self.fail(failure, self._where(item))
                     return
                 if self.spec.on_error == "retry" and attempts <= self.spec.retries:
-                    await asyncio.sleep(self.spec.backoff_s * 2 ** (attempts - 1))
+                    await asyncio.sleep(backed_off(self.spec.backoff_s, attempts - 1))
                     self._renew(item)
                     continue
                 self._bury(item, failure, attempts)
@@ -582,7 +598,9 @@ class AgentOperator(ABC):
         """Waits for room, or until the agent is to stop."""
         ends = [self._loop.create_task(waiting), self._loop.create_task(self._stop_asked.wait())]
         try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in done:
+                end.result()
         finally:
             for end in ends:
                 end.cancel()
@@ -615,6 +633,7 @@ class AgentOperator(ABC):
         self.failure = AgentFailed(
             f"agent {self.spec.agent_id} failed at {where}: {type(error).__name__}: {words}",
             hint=hint
+            or ("it asked for the end of the process" if isinstance(error, EXITS) else hint_of(error))
             or "mend the agent and start again, it goes on at that record; or choose on_error='skip' or 'retry'",
         )
         self.failure.__cause__ = error
@@ -623,6 +642,14 @@ class AgentOperator(ABC):
                 lane.task.cancel()
         self._release()
         self._on_failed(self)
+
+    def set_apart(self, bad: pa.RecordBatch, topic: str) -> None:
+        """What a source could not read (BAD_SCHEMA), to the dead letters."""
+        reasons = bad.column("reason").to_pylist()
+        self.counters.errors_count += len(reasons)
+        rows = rows_of(bad.select(RECORD_SCHEMA.names), topic)
+        for row, reason in zip(rows, reasons, strict=True):
+            self._dead_letter(row, f"{row.topic}[{row.partition}]@{row.offset}: {reason}", 0)
 
     def _dead_letter(self, row: Row, error: BaseException | str, attempts: int) -> None:
         """The record as it came, with what happened to it, to the dead letters of its topic."""

@@ -14,10 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot._cython.border import validate
 from sabot._cython.keyed import GroupTable
 from sabot._cython.partition import KEY_GROUPS
 from sabot.codecs.json import schema_text
+from sabot.disk import make_folder
 from sabot.errors import UserError
+from sabot.faults import taking_over
 from sabot.operators.base import TIME_COLUMN, OperatorContext, OperatorState
 from sabot.operators.gathered import Extras, Gather
 from sabot.state.tables import TableStore
@@ -371,7 +374,7 @@ class Snapshot:
         written = 0
         if self._tables is not None:
             folder = directory / "tables"
-            folder.mkdir()
+            make_folder(folder)
             written += self._tables.save(folder)
         for name, (schema, batches) in self._files.items():
             path = directory / f"{name}.arrow"
@@ -390,8 +393,10 @@ def read_batches(directory: Path, name: str) -> Iterator[pa.RecordBatch]:
     """The batches of one of a Snapshot's files; none where it was not written."""
     path = directory / f"{name}.arrow"
     if path.exists():
-        with pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
-            yield from reader
+        with taking_over("state", path), pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
+            for batch in reader:
+                validate(batch)
+                yield batch
 
 
 def owned_groups(context: OperatorContext, keyed: bool = True) -> Callable[[pa.UInt64Array], pa.BooleanArray]:

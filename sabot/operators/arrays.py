@@ -44,6 +44,14 @@ def is_ascii(strings: pa.Array) -> bool:
     return bool(np.frombuffer(data, np.uint8)[start:end].max(initial=0) < 0x80)
 
 
+def shown(value: pa.Scalar) -> str:
+    """A value as messages show it; a time that Python has no object for as the number that it is."""
+    try:
+        return repr(value.as_py())
+    except (OverflowError, ValueError):
+        return f"{value.value} {getattr(value.type, 'unit', 'days')} since 1970"
+
+
 def integer_array(values: Any, type: pa.DataType, *sources: Any, nulls: Any = None) -> pa.Array:
     """numpy integers as an array of this type (as wide as they are); null where a source is, and where `nulls` is true."""
     for source in sources:

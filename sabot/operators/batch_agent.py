@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.batch import Batch, normalise
+from sabot._cython.border import validate
 from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext
 from sabot.codecs.json import JsonCodec
-from sabot.connectors.base import RECORD_SCHEMA, to_records
+from sabot.connectors.base import RECORD_SCHEMA, Sink, to_records
 from sabot.errors import RowErrors, UserError
 from sabot.operators.agent import AgentOperator, awaitable, rows_of
 
@@ -24,6 +25,7 @@ class BatchAgentOperator(AgentOperator):
         super().__init__(spec, **wiring)
         self._current: tuple[pa.RecordBatch, pa.RecordBatch | None] | None = None
         self._to_records = self.port is not None and self.port.takes_records
+        self._checked: pa.Schema | None = None  # columns that the sink takes
 
     def put(self, batch: Batch) -> None:
         if batch.records is None and batch.data.schema.equals(RECORD_SCHEMA):
@@ -119,10 +121,13 @@ class BatchAgentOperator(AgentOperator):
             self._dead_letter(row, reason, attempts)
 
     def _written(self, item: Batch, value: Any) -> pa.RecordBatch:
-        """What a batch agent returned -> RECORD_SCHEMA or columns for its port. Raises TypeError for anything but Arrow."""
+        """What a batch agent returned -> RECORD_SCHEMA or columns for its port. Raises TypeError for anything but Arrow, ArrowInvalid
+        for what is damaged.
+        """
         if not hasattr(value, "__arrow_c_array__") and not hasattr(value, "__arrow_c_stream__"):
             raise TypeError(f"a batch agent returns a RecordBatch (or Table, or None), not {type(value).__name__}")
         batch = normalise(value)
+        validate(batch)
         if self.spec.key is not None and self.spec.key in batch.schema.names:
             keys = batch.column(self.spec.key).cast(pa.string()).cast(pa.binary())
             return self._as_records(batch).set_column(1, RECORD_SCHEMA.field(1), keys)
@@ -130,6 +135,9 @@ class BatchAgentOperator(AgentOperator):
             return self._as_records(batch)
         if isinstance(self.spec.sink, str):
             to_records(Batch(batch.slice(0, 1)), 0)  # a type that JSON cannot say is this call's error, not the sink's
+        elif isinstance(self.spec.sink, Sink) and (self._checked is None or not batch.schema.equals(self._checked)):
+            self.spec.sink.check_types(batch.schema)
+            self._checked = batch.schema
         return batch
 
     def _as_records(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -141,4 +149,4 @@ class BatchAgentOperator(AgentOperator):
 def decoded(batch: Batch, codec: JsonCodec) -> Batch:
     """Records -> columns, with the records behind them."""
     data, bad = codec.decode(batch.data)
-    return Batch(data, batch.offsets, batch.topic, batch.data, bad)
+    return Batch(data, batch.offsets, batch.topic, batch.data, bad, bad=batch.bad)

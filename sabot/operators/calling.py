@@ -13,15 +13,20 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol
 
 import pyarrow as pa
 
 from sabot.errors import InternalError, SabotError, UserError
+from sabot.exits import EXITS
+from sabot.redaction import scrubbed
+from sabot.watch import guarded
 
-__all__ = ["Crew", "Failed", "Work", "shown"]
+__all__ = ["Crew", "Failed", "Work", "backed_off", "shown"]
 
 _log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 _LONGEST_BACKOFF_SECONDS = 30.0
 _TELL_SECONDS = 0.002  # the operator is told of results at most so often: they gather meanwhile
@@ -30,6 +35,11 @@ _SLICE_SECONDS = 0.002  # calls that never wait give the loop to others after th
 _CANCEL_SECONDS = 5.0
 _CANCEL_AGAIN_SECONDS = 0.5
 _SHOWN_CHARACTERS = 200
+
+
+def backed_off(first_s: float, retries: int) -> float:
+    """Seconds before the next attempt, after so many retries: `first_s`, then twice as long each time, at most half a minute."""
+    return min(_LONGEST_BACKOFF_SECONDS, first_s * 2.0 ** min(retries, 60))
 
 
 class Failed:
@@ -126,7 +136,7 @@ class Crew:
     def give(self, works: Sequence[Work]) -> None:
         """They go to the loop in one hand-over."""
         self._given = True
-        self._loop.call_soon_threadsafe(self._take, list(works))
+        self._loop.call_soon_threadsafe(self._safely(self._take), list(works))
 
     def settled(self) -> Iterator[tuple[Work, int]]:
         """The calls that have ended and were not told of before. Raises the error of one that failed."""
@@ -198,6 +208,10 @@ class Crew:
             self._workers[task] = worker
             task.add_done_callback(self._worker_ended)
 
+    def _safely(self, turn: Callable[P, None]) -> Callable[P, None]:
+        """A callback of the loop, whose error is told by `settled`."""
+        return guarded(turn, f"{self._name}: a turn of its calls", self._fail)
+
     def _cancel(self) -> None:
         for timer in (self._telling, self._watching):
             if timer is not None:
@@ -253,7 +267,7 @@ class Crew:
             work = works[0]
             try:
                 piece.extend(work.take())
-            except Exception as error:
+            except (Exception, *EXITS) as error:
                 failure = UserError(f"{self._name}: a row cannot be given to Python: {type(error).__name__}: {error}")
                 failure.__cause__ = error
                 self._fail(failure)
@@ -270,7 +284,7 @@ class Crew:
             if self._timeout_s is not None:
                 worker.deadline = self._loop.time() + self._timeout_s
                 if self._watching is None:
-                    self._watching = self._loop.call_at(worker.deadline, self._watch)
+                    self._watching = self._loop.call_at(worker.deadline, self._safely(self._watch))
             try:
                 result = await self._function(argument)
             except asyncio.CancelledError as error:
@@ -278,19 +292,19 @@ class Crew:
                 if self._closing or worker.task.cancelling():
                     raise
                 failure = TimeoutError(f"no answer within {self._timeout_s:g} s") if expired else error
-            except Exception as error:
+            except (Exception, *EXITS) as error:
                 self._expired(worker)
                 failure = error
             else:
                 self._expired(worker)
                 try:
                     return work.outcome(number, result)
-                except Exception as error:
+                except (Exception, *EXITS) as error:
                     return self._given_up(error, argument, 0)  # the same once more would not be another
-            if attempt >= self._retries or self._closing:
+            if attempt >= self._retries or self._closing or isinstance(failure, EXITS):
                 return self._given_up(failure, argument, attempt)
             self._retried += 1
-            await asyncio.sleep(min(_LONGEST_BACKOFF_SECONDS, self._backoff_s * 2.0 ** min(attempt, 60)))
+            await asyncio.sleep(backed_off(self._backoff_s, attempt))
             attempt += 1
 
     def _expired(self, worker: _Worker) -> bool:
@@ -315,18 +329,18 @@ class Crew:
                 worker.task.cancel()
             first = min(first, worker.deadline)
         again = max(first, now + self._timeout_s * _WATCH_SHARE)
-        self._watching = None if first == math.inf else self._loop.call_at(again, self._watch)
+        self._watching = None if first == math.inf else self._loop.call_at(again, self._safely(self._watch))
 
     def _given_up(self, failure: BaseException, argument: Any, attempts: int) -> Failed:
         self._failed += 1
         text = failure.message if isinstance(failure, SabotError) else f"{type(failure).__name__}: {failure}"
-        if not self._skip:
+        if not self._skip or isinstance(failure, EXITS):
             times = f" ({attempts + 1} attempts)" if attempts else ""
             hint = getattr(failure, "hint", "") or "retries= calls again; on_error='skip' goes on without the row"
             error = UserError(f"{self._name}: {text}{times}; {shown(argument)}", hint=hint)
             error.__cause__ = failure
             self._fail(error)
-        return Failed(text)
+        return Failed(scrubbed(text))
 
     async def _give_way(self) -> None:
         now = self._loop.time()

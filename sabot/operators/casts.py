@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.errors import DataError, UserError
-from sabot.operators.arrays import is_utc, where
+from sabot.operators.arrays import is_utc, shown, where
 from sabot.operators.times import epoch, local, to_unit
 
 __all__ = ["caster", "common_type", "integer_range", "is_number", "least_integer"]
@@ -129,7 +129,7 @@ def caster(source: pa.DataType, target: pa.DataType, *, strict: bool, what: str)
         if strict and result.null_count > array.null_count:
             row = pc.index(pc.and_(pc.is_null(result), pc.is_valid(array)), True).as_py()
             raise DataError(
-                f"{what}: {array[row].as_py()!r} is no {target}", hint="cast(…, strict=False) makes such values null"
+                f"{what}: {shown(array[row])} is no {target}", hint="cast(…, strict=False) makes such values null"
             )
         return result
 
@@ -200,7 +200,7 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
     if types.is_duration(source) and types.is_duration(target):
         return lambda array: to_unit(array, target.unit), _UNITS.index(source.unit) >= _UNITS.index(target.unit)
     if types.is_timestamp(source) and types.is_date(target):
-        return lambda array: _dates(array, target), True
+        return lambda array: _dates(array, target), source.unit in ("us", "ns")  # which end before days of 32 bits do
     return plain, False
 
 

@@ -14,6 +14,7 @@ from sabot._cython.batch import Batch
 from sabot._cython.keyed import hash_columns
 from sabot.api.shape import OP
 from sabot.codecs.json import schema_text
+from sabot.disk import make_folder
 from sabot.errors import UserError
 from sabot.operators.aggregates import Aggregator, columns_schema, owned_groups
 from sabot.operators.base import (
@@ -262,7 +263,7 @@ class Materialize(Operator):
         for number, part in enumerate(saved):
             directory = None if context.directory is None else context.directory / f"restored-{number}"
             if directory is not None:
-                directory.mkdir()
+                make_folder(directory)
             old = TableStore(self._kept, self._lanes, directory=directory, memory_budget=context.memory_budget)
             try:
                 old.restore([part])

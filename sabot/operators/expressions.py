@@ -22,7 +22,7 @@ from sabot._cython.compare import LITERALS, LiteralSet, contains, equal_literal,
 from sabot.api.expr import Expr
 from sabot.errors import DataError, InternalError, UserError
 from sabot.operators import times
-from sabot.operators.arrays import broadcast, floats, integer_array, integers, is_ascii, where
+from sabot.operators.arrays import broadcast, floats, integer_array, integers, is_ascii, shown, where
 from sabot.operators.base import TIME_COLUMN
 from sabot.operators.casts import caster, common_type, integer_range, is_number, least_integer
 
@@ -67,6 +67,7 @@ _STRING_STEPS = {
 _STRING_STEPS |= {"replace", "replace_all"}
 _CLOCK_PARTS = {"dt.hour", "dt.minute", "dt.second"}
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+_SHOWN = 200  # characters of a value in a message
 _DOES_NOT_FIT = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowKeyError)
 
 
@@ -89,7 +90,8 @@ def result_type(expr: Expr, schema: pa.Schema) -> pa.DataType:
 class Compiled:
     """An expression over one schema. Called with a batch of it, gives an array of `type`, a value a row. Threads may share it.
 
-    can_fail: whether some value makes it raise a DataError. value: of an expression without columns, else None.
+    can_fail: whether a value makes it raise a DataError by a rule of its own, as of a strict cast: it is to see only rows that count.
+    value: of an expression without columns, else None.
     """
 
     type: pa.DataType
@@ -180,14 +182,50 @@ def _apply(expr: Expr, function: Function, *nodes: Compiled, can_fail: bool = Fa
         sample = function(*(pa.array([], node.type) if node.value is None else node.value for node in nodes))
     except _DOES_NOT_FIT as error:
         raise _misfit(expr, nodes, error) from error
-    if len(nodes) == 1:
-        only = nodes[0].run
-        return Compiled(sample.type, lambda data: function(only(data)), fails)
-    if len(nodes) == 2:
-        left, right = nodes[0].run, nodes[1].run
-        return Compiled(sample.type, lambda data: function(left(data), right(data)), fails)
     runs = [node.run for node in nodes]
-    return Compiled(sample.type, lambda data: function(*[run(data) for run in runs]), fails)
+
+    def run(data: pa.RecordBatch) -> Any:
+        values = [each(data) for each in runs]
+        try:
+            return function(*values)
+        except pa.ArrowInvalid as error:
+            raise _refused(expr, function, values, error) from error
+
+    return Compiled(sample.type, run, fails)
+
+
+def _refused(expr: Expr, function: Function, values: list[Any], error: pa.ArrowInvalid) -> DataError:
+    """What Arrow says of a value that a step cannot take, with the first such value."""
+    rows = max(len(each) for each in values if isinstance(each, pa.Array))
+    first, given = 0, ""
+    while rows:
+        size = (rows + 1) // 2  # of the former half; of one row itself
+        reason = _reason(function, values, first, size)
+        if reason is None:
+            first, size = first + size, rows - size
+            reason = _reason(function, values, first, size)
+        if reason is None:  # only together they cannot be
+            break
+        error, rows = reason, size
+        if size == 1:
+            given = " of " + " and ".join(_cut(shown(each[first])) for each in values if isinstance(each, pa.Array))
+            break
+    return DataError(
+        f"{expr.text()} cannot be{given}: {error}", hint="leave such rows out before, or cast to a type that has room"
+    )
+
+
+def _reason(function: Function, values: list[Any], first: int, rows: int) -> pa.ArrowInvalid | None:
+    """What the step says of these rows."""
+    try:
+        function(*(each.slice(first, rows) if isinstance(each, pa.Array) else each for each in values))
+    except pa.ArrowInvalid as error:
+        return error
+    return None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _misfit(expr: Expr, nodes: Sequence[Compiled], error: Exception | None = None) -> UserError:
@@ -383,7 +421,18 @@ def _temporal(expr: Expr, nodes: list[Compiled]) -> Compiled:
             left, right = (fitting, right) if one is left else (left, fitting)
     if pa.types.is_temporal(left.type) and common_type(left.type, right.type) is not None:
         left, right = _unified(expr, [left, right])
+    if expr.kind == "/" and pa.types.is_duration(left.type) and pa.types.is_integer(right.type):
+        return _apply(expr, _duration_divided, left, right)
     return _apply(expr, _ARITHMETIC[expr.kind], left, right)
+
+
+def _duration_divided(a: Any, b: Any) -> Any:
+    """By 0: null, as integers."""
+    if isinstance(b, pa.Scalar):
+        b = b if b.as_py() != 0 else pa.scalar(None, b.type)
+    elif not np.all(integers(b)):
+        b = where(pc.not_equal(b, pa.scalar(0, b.type)), b)
+    return pc.divide(a, b)
 
 
 def _logic(expr: Expr, nodes: list[Compiled]) -> Compiled:
@@ -535,8 +584,23 @@ def _rounded(expr: Expr, nodes: list[Compiled]) -> Compiled:
     if pa.types.is_integer(node.type):
         return node
     if expr.kind == "round":
-        return _apply(expr, functools.partial(pc.round, ndigits=expr.option("decimals")), node)
+        return _apply(expr, functools.partial(_round, decimals=expr.option("decimals")), node)
     return _apply(expr, pc.floor if expr.kind == "floor" else pc.ceil, node)
+
+
+def _round(x: pa.Array, decimals: int) -> pa.Array:
+    """A float so great that it has no such digits stays as it is: 1e308 at two decimals, on the way to which it would overflow."""
+    try:
+        return pc.round(x, ndigits=decimals)
+    except pa.ArrowInvalid:
+        if not pa.types.is_floating(x.type):
+            raise
+    values = floats(x)
+    with np.errstate(all="ignore"):
+        ten = np.power(values.dtype.type(10), abs(decimals))
+        made = values * ten if decimals >= 0 else np.rint(values / ten) * ten
+    far = pa.array(np.isfinite(values) & ~np.isfinite(made))
+    return pc.if_else(far, x, pc.round(where(pc.invert(far), x), ndigits=decimals))
 
 
 def _root(expr: Expr, nodes: list[Compiled]) -> Compiled:

@@ -7,6 +7,7 @@ Gawlick, O'Neil 1996). So a row costs a logarithm, and a question what it touche
 twice a list's values, and six times what must be kept of reduced ones, which runs and the tail may have again; and two batches.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.keyed import hash_columns
+from sabot._cython.keyed import hash_columns, sum_overflow
 from sabot._cython.sketch import Distinct, Quantiles
 from sabot.errors import UserError
 from sabot.operators.packed import ordered
@@ -765,6 +766,25 @@ def _one_value(kind: str) -> Any:
     return reduce
 
 
+_plain_sum = _one_value("sum")
+
+
+def _sum_of_decimals(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """pyarrow's sums wrap: where these could be too many digits, they are made of more, and must fit."""
+    values, kind = batch.column(1), batch.schema.field(1).type
+    most = pc.sum(pc.abs(pc.cast(values, pa.float64()))).as_py() or 0.0
+    if most < 0.99 * 10.0 ** (kind.precision - kind.scale):
+        return _plain_sum(batch)
+    if most < 5.0 * 10.0 ** (76 - kind.scale):  # of 2**255 - 1, less what a float rounds
+        wide = pa.RecordBatch.from_arrays(
+            [batch.column(0), values.cast(pa.decimal256(76, kind.scale))], batch.schema.names
+        )
+        found = _grouped(wide, "value", "sum")
+        with contextlib.suppress(pa.ArrowInvalid):
+            return pa.RecordBatch.from_arrays([found.column(0), found.column(1).cast(kind)], schema=batch.schema)
+    raise sum_overflow(f"a sum is more than {kind} holds")
+
+
 def _one_row(kind: str, last: bool = False) -> Any:
     """The row of each slot with the least (greatest) rank; of these, the one with the least order; of these, the first (last)."""
 
@@ -822,7 +842,7 @@ _REDUCERS = {
     "latest": _one_row("max", last=True),
     "min": _one_value("min"),
     "max": _one_value("max"),
-    "sum": _one_value("sum"),
+    "sum": _sum_of_decimals,
     "distinct": _distinct,
     "list": lambda batch: batch,
 }

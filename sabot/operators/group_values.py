@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch
+from sabot._cython.keyed import sum_overflow
 from sabot._cython.multiset import Arrivals, ExactSums, Multisets, join_keys, split_keys
 from sabot._cython.sketch import Quantiles
 from sabot.errors import UserError
@@ -71,7 +72,7 @@ class ChangedRows:
 class Lanes:
     """count, and sum and mean of whole numbers: lanes of the store, from `first` on.
 
-    sum: how many values, their sum. mean: how many, the sum of what is above the low 32 bits, that of the low ones.
+    sum, mean: how many values, the sum of what is above the low 32 bits, that of the low ones: neither wraps, and what takes is exact.
     """
 
     def __init__(self, call: Call, kind: pa.DataType | None, result: pa.DataType, first: int) -> None:
@@ -86,9 +87,6 @@ class Lanes:
         unsigned = pa.types.is_uint64(self._kind)
         wide = pa.uint64() if unsigned else pa.int64()
         numbers = values.cast(wide).fill_null(0).to_numpy()
-        if call.kind == "sum":
-            sums = numbers.astype(np.int64) * by  # wraps, signed or not
-            return [pa.array(by), pa.array(sums.view(np.uint64) if self._result == pa.uint64() else sums)]
         high = (numbers >> (np.uint64(32) if unsigned else np.int64(32))).astype(np.int64)
         return [pa.array(by), pa.array(high * by), pa.array((numbers.astype(np.int64) & _LOW) * by)]
 
@@ -97,13 +95,21 @@ class Lanes:
         if self._call.kind == "count":
             return counts
         n = counts.to_numpy()
-        if self._call.kind == "sum":
-            return pc.if_else(pa.array(n > 0), columns[self._first + 1], pa.scalar(None, self._result))
         high, low = (columns[self._first + lane].fill_null(0).to_numpy() for lane in (1, 2))
         high, low = high + (low >> 32), low & _LOW
+        if self._call.kind == "sum":
+            return self._sums(n, high, low)
         total = high.astype(np.longdouble) * np.longdouble(2**32) + low.astype(np.longdouble)
         means = (total / np.maximum(n, 1)).astype(np.float64)
         return pa.array(means, mask=n <= 0)
+
+    def _sums(self, n: Any, high: Any, low: Any) -> Array:
+        unsigned = pa.types.is_uint64(self._result)
+        least, greatest = (0, 2**32 - 1) if unsigned else (-(2**31), 2**31 - 1)
+        if ((high < least) | (high > greatest))[n > 0].any():
+            raise sum_overflow(f"{self._call.name}: a sum of {self._call.argument!r} is more than {self._result} holds")
+        sums = (high << 32) | low
+        return pa.array(sums.view(np.uint64) if unsigned else sums, mask=n <= 0)
 
 
 class Beside(ABC):
@@ -161,10 +167,8 @@ class Sums(Beside):
         try:
             words, valid = self.store.whole(slots, self._result.bit_width // 64)
         except OverflowError as error:
-            raise UserError(
-                f"{self._call.name}: the sum of {self._call.argument!r} is more than {self._result} holds",
-                hint="cast the column to float64, or to a decimal256",
-            ) from error
+            what = f"{self._call.name}: a sum of {self._call.argument!r} is more than {self._result} holds"
+            raise sum_overflow(what) from error
         bits = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
         return pa.Array.from_buffers(self._result, len(slots), [bits, pa.py_buffer(words)])
 

@@ -416,7 +416,7 @@ class _Added(StoredGroups):
 class _Kept(StoredGroups):
     """Of rows that may be taken away again: what each call needs for that.
 
-    The store's lanes are sums of int64 or uint64, to which a row gives, or from which it takes; with the greatest time behind them.
+    The store's lanes are sums of int64, to which a row gives, or from which it takes; with the greatest time behind them.
     """
 
     def __init__(
@@ -434,14 +434,14 @@ class _Kept(StoredGroups):
             keys, calls, input, order=TIME_COLUMN if self._timed else None
         )  # checks, and says the types
         self.fields = list(described.schema)[len(keys) :]
-        self._lanes: list[pa.DataType] = [pa.int64()]  # how many rows
+        self._lanes = 1  # how many rows; of each call, what it adds up
         self._parts: list[Lanes | Beside] = [
             self._part(call, field.type) for call, field in zip(calls, self.fields, strict=True)
         ]
         self._parts += beside
         self._holders = [part for part in self._parts if isinstance(part, Beside)]
         self._key_schema = described.keys
-        aggregates = [("sum", kind) for kind in self._lanes] + ([("max", pa.int64())] if self._timed else [])
+        aggregates = [("sum", pa.int64())] * self._lanes + ([("max", pa.int64())] if self._timed else [])
         self.store = TableStore(
             described.keys,
             aggregates,
@@ -473,9 +473,8 @@ class _Kept(StoredGroups):
         return InOrder(call, self._input, result)
 
     def _lanes_of(self, call: Call, kind: pa.DataType | None, result: pa.DataType) -> "Lanes":
-        lanes = {"count": [pa.int64()], "sum": [pa.int64(), result], "mean": [pa.int64()] * 3}[call.kind]
-        first = len(self._lanes)
-        self._lanes += lanes
+        first = self._lanes
+        self._lanes += 1 if call.kind == "count" else 3
         return Lanes(call, kind, result, first)
 
     def results(self, table: GroupTable, slots: pa.Int32Array) -> tuple[Any, Any, list[Array]]:
@@ -501,7 +500,7 @@ class _Kept(StoredGroups):
     def note_changes(self, table: GroupTable, slots: pa.Int32Array, batch: Batch, changed: Any, latest: Any) -> None:
         if self._timed and changed.any():
             zero = pa.array(np.zeros(len(slots), np.int64))
-            lanes = [zero if kind == pa.int64() else zero.cast(kind) for kind in self._lanes]
+            lanes = [zero] * self._lanes
             self._accumulate(table, pa.array(np.where(changed, slots.to_numpy(), np.int32(-1))), lanes, latest)
 
     def _accumulate(self, table: GroupTable, slots: pa.Int32Array, lanes: list[Array], times: Any) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch
-from sabot._cython.keyed import GroupTable, hash_columns
+from sabot._cython.keyed import GroupTable, hash_columns, sum_overflow
 from sabot._cython.over import FrameTable, PlaceTable, WaitTable
 from sabot.codecs.json import schema_text
 from sabot.errors import CorruptCheckpoint, UserError
@@ -423,7 +423,14 @@ class _Framed(_Part):
         aggregator, selection = self._aggregator, batch.selection
         slots = self._known.resolve(batch.data, aggregator.key_indices, hashes=batch.hashes, selection=selection)
         data = aggregator.columns(batch.data)
-        kernel = self._frames.add(slots, data, data.column(self._time), selection=selection)
+        try:
+            kernel = self._frames.add(slots, data, data.column(self._time), selection=selection)
+        except OverflowError as error:
+            what, row = error.args
+            keys = data.take(pa.array([row]) if selection is None else selection.slice(row, 1)).select(
+                aggregator.key_indices
+            )
+            raise sum_overflow(what, keys) from error
         return _named(self.fields, aggregator.compose(kernel, []))
 
     def advance(self, watermark_ms: int) -> None:

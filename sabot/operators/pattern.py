@@ -28,6 +28,7 @@ from sabot.operators.aggregates import (
     owned_groups,
     read_batches,
 )
+from sabot.operators.arrays import shown
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
 from sabot.operators.casts import common_type
 from sabot.operators.expressions import Compiled, compile_expr, compile_predicate
@@ -143,7 +144,7 @@ class Pattern(Operator):
 
     def _crowded(self, slot: int) -> UserError:
         keys = self._known.key_columns(pa.array([slot], pa.int32()))
-        words = ", ".join(f"{name} = {key[0].as_py()!r}" for name, key in zip(self._names, keys, strict=True))
+        words = ", ".join(f"{name} = {shown(key[0])}" for name, key in zip(self._names, keys, strict=True))
         return UserError(
             f"more than {self._max_partial:,} partial matches (or {_ROWS_A_PARTIAL * self._max_partial:,} rows in them) of one key, "
             f"{words or 'there are no keys'}, of the pattern {self._pattern.text()}",
@@ -260,7 +261,7 @@ class Pattern(Operator):
         names = ["slot", *mine.schema.names[width:]]
         loaded = pa.RecordBatch.from_arrays(columns, names=names)
         try:
-            self._table.load(loaded, nodes, first_row)
+            self._table.load(loaded, nodes, first_row, sum(piece.num_rows for piece in rows))
         except ValueError as error:
             raise _other_columns(directory) from error
         for piece in rows:

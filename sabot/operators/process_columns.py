@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch, normalise
+from sabot._cython.border import validate
 from sabot._cython.keyed import hash_columns
 from sabot._cython.rows import decode_values, encode_values
 from sabot._cython.timers import EVENT, PROCESSING, key_rows
@@ -27,6 +28,7 @@ from sabot.operators.process_state import (
     place_of,
     plain_keys,
 )
+from sabot.operators.stateless import NO_ARROW
 from sabot.state.keyed_values import Values
 
 __all__ = ["BatchForm"]
@@ -185,6 +187,9 @@ class BatchForm(Form):
     def _shaped(self, given: Any, schema: pa.Schema, what: str) -> pa.RecordBatch:
         try:
             made = normalise(given)
+            validate(made)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"it gave data that is no valid Arrow: {error}", hint=NO_ARROW) from error
         except TypeError as error:
             hint = "return a pa.RecordBatch or pa.Table, a polars or pandas DataFrame, or None"
             raise UserError(f"it gave a {type(given).__name__}, which speaks no Arrow", hint=hint) from error

@@ -13,7 +13,7 @@ from sabot._cython.batch import Batch
 from sabot._cython.keyed import hash_columns
 from sabot._cython.timers import EVENT, PROCESSING, TimerTable
 from sabot.api.process import ProcessSpec
-from sabot.errors import CorruptCheckpoint, UserError
+from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, without_marks
 from sabot.operators.sessions import key_table
 from sabot.state.keyed_values import PlainValue, Values, open_values
@@ -270,7 +270,7 @@ def parts_of(data: bytes) -> list[Any]:
     for count in (1, 2, 3):
         try:
             parts: list[Any] = _decode(bytes([0x90 + count]) + data)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             continue
         return parts
     raise CorruptCheckpoint(f"{data[:40]!r} is no key of state")

@@ -6,6 +6,7 @@ state of all subtasks in, and gives its `contents`. Agents' state is what `state
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ import pyarrow.compute as pc
 from sabot._cython.keyed import hash_columns
 from sabot.api import windows
 from sabot.codecs.json import schema_of_text
-from sabot.errors import CorruptCheckpoint, UserError
+from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
+from sabot.faults import taking_over
 from sabot.operators.aggregates import Call
 from sabot.operators.base import Operator, OperatorContext, SavedState, without_marks
 from sabot.operators.changes import Materialize, Upsert
@@ -51,15 +53,20 @@ class OperatorInfo(NamedTuple):
 def operators_of(manifest: SavedJob) -> list[OperatorInfo]:
     """All that keep state: operators of streams, then agents."""
     found: dict[str, OperatorInfo] = {}
-    for task in manifest.tasks.values():
-        for operator, facts in task.meta.get("operators", {}).items():
-            if facts:
-                before = found.get(operator)
-                rows = facts.get("groups", 0) + (0 if before is None or before.rows is None else before.rows)
-                text = task.meta["texts"].get(operator, operator)
-                found[operator] = OperatorInfo(operator, text, facts["schema"]["kind"], rows)
-    agents = [OperatorInfo(agent, f"agent {agent}", "agent", None) for agent in _agents(manifest)]
+    with _reading(manifest):
+        for task in manifest.tasks.values():
+            for operator, facts in task.meta.get("operators", {}).items():
+                if facts:
+                    before = found.get(operator)
+                    rows = facts.get("groups", 0) + (0 if before is None or before.rows is None else before.rows)
+                    text = task.meta["texts"].get(operator, operator)
+                    found[operator] = OperatorInfo(operator, text, facts["schema"]["kind"], rows)
+        agents = [OperatorInfo(agent, f"agent {agent}", "agent", None) for agent in _agents(manifest)]
     return [*found.values(), *agents]
+
+
+def _reading(manifest: SavedJob) -> AbstractContextManager[None]:
+    return taking_over("its state", f"checkpoint {manifest.checkpoint_id}")
 
 
 def parts_of(manifest: SavedJob, operator: str) -> dict[str, SavedState]:
@@ -84,9 +91,10 @@ def state_of(manifest: SavedJob, operator: str, key: Any = None) -> pa.Table:
     key: these rows alone; a value, or one for each key column (a list; in text a JSON list). Text becomes the key column's type.
     UserError for an operator that is not there or keeps no state; CorruptCheckpoint.
     """
-    parts = parts_of(manifest, operator)
-    if any(part.facts for part in parts.values()):
-        return _stream_state(operator, [part for part in parts.values() if part.facts], key)
+    with _reading(manifest):
+        parts = parts_of(manifest, operator)
+        if any(part.facts for part in parts.values()):
+            return _stream_state(operator, [part for part in parts.values() if part.facts], key)
     if parts:
         raise UserError(f"{operator} keeps no state", hint=_there(manifest))
     return _agent_state(manifest, operator, key)
@@ -143,9 +151,12 @@ def _calls(reader: Mapping[str, Any]) -> list[Call]:
     ]
 
 
+_WINDOWS = {each.__name__: each for each in (windows.TumblingWindow, windows.HoppingWindow, windows.CumulativeWindow)}
+
+
 def _window_of(reader: Mapping[str, Any]) -> Any:
     name, figures = reader["window"]
-    return getattr(windows, name)(**figures)
+    return _WINDOWS[name](**figures)
 
 
 def _window(reader: Mapping[str, Any]) -> Operator:
@@ -272,7 +283,7 @@ def _key_row(operator: str, fields: list[pa.Field], key: Any) -> pa.RecordBatch:
         if isinstance(key, str):
             try:
                 key = msgspec.json.decode(key)
-            except msgspec.DecodeError:
+            except UNREADABLE:
                 key = None
         if not isinstance(key, list | tuple) or len(key) != len(fields):
             names = [field.name for field in fields]
@@ -330,7 +341,8 @@ def _agent_state(manifest: SavedJob, name: str, key: Any) -> pa.Table:
         raise _unknown(manifest, name)
     directory = manifest.state_directory(_AGENTS, "state")
     try:
-        known = namespaces_in(directory)
+        with _reading(manifest):
+            known = namespaces_in(directory)
     except CorruptCheckpoint as error:
         if not any((directory / file).exists() for file in ("state.arrow", "CURRENT")):
             raise UserError(
@@ -339,11 +351,13 @@ def _agent_state(manifest: SavedJob, name: str, key: Any) -> pa.Table:
         raise
     own = {space for space in known if space.startswith(f"{name}/")} if name in agents else set()
     if own:
-        return read_namespaces(directory, manifest.created_ms, own.__contains__, by_record=True, key=key)
+        with _reading(manifest):
+            return read_namespaces(directory, manifest.created_ms, own.__contains__, by_record=True, key=key)
     if name not in agents and name not in known:
         raise _unknown(manifest, name, known)
     spaces = {name} if name in known else {space for space in known if space.partition("/")[0] not in agents}
-    return read_namespaces(directory, manifest.created_ms, spaces.__contains__, key=key)
+    with _reading(manifest):
+        return read_namespaces(directory, manifest.created_ms, spaces.__contains__, key=key)
 
 
 def _unknown(manifest: SavedJob, name: str, spaces: list[str] | None = None) -> UserError:

@@ -9,13 +9,14 @@ import msgspec
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
+from sabot._cython.json import NESTING_MAX, is_too_deep
 from sabot._cython.partition import hash_rows
 from sabot._cython.rows import state_key
 from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext, Message
 from sabot.codecs.json import JsonCodec
 from sabot.connectors.base import Headers, decode_json, encode_json, to_records
-from sabot.errors import DataError
+from sabot.errors import UNREADABLE, DataError
 from sabot.operators.agent import AgentOperator, Lane, Row, awaitable, records_batch, rows_of
 
 __all__ = ["RecordAgentOperator"]
@@ -87,8 +88,11 @@ class RecordAgentOperator(AgentOperator):
         if payload is None:
             raise DataError(f"{self._where(row)}: the payload is null", hint="a tombstone has no JSON value")
         try:
-            row.value = _decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            if len(payload) > NESTING_MAX and is_too_deep(payload):
+                row.value = decode_json(payload, where=self._where(row))  # which says so
+            else:
+                row.value = _decode(payload)
+        except UNREADABLE:
             row.value = decode_json(payload, where=self._where(row))
         if self.spec.key is not None:
             key = row.value.get(self.spec.key) if isinstance(row.value, dict) else None

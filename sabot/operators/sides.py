@@ -11,6 +11,7 @@ from sabot._cython.batch import Batch
 from sabot._cython.keyed import hash_columns
 from sabot._cython.row_table import RowTable
 from sabot.codecs.json import schema_text
+from sabot.disk import make_folder
 from sabot.errors import UserError
 from sabot.operators.aggregates import columns_schema, owned_groups
 from sabot.operators.base import (
@@ -134,7 +135,7 @@ class Side:
         if order is not None:
             folder = None if context.directory is None else context.directory / name
             if folder is not None:
-                folder.mkdir()
+                make_folder(folder)
             try:
                 self._store = RowStore(
                     self.kept, keys, counted=counted, directory=folder, memory_bytes=context.memory_budget // 2

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch
-from sabot.connectors.base import RECORD_SCHEMA, Sink, json_records, record_keys
+from sabot.connectors.base import RECORD_SCHEMA, Sink, json_records, record_keys, refuse_json_types
 from sabot.errors import SabotError, TransientError, UserError
 from sabot.operators.base import (
     DELETE,
@@ -49,6 +49,13 @@ class SinkWriter(Operator):
         self._expected = expected
         self._now_ms = now_ms
         self._changes = changes
+
+    def check_types(self, columns: pa.Schema) -> None:
+        """Of one of the streams that come in, before `open`. Raises UserError for a column that can never be written."""
+        if self._changes is None and self._key is not None:
+            refuse_json_types(columns, f"sink {self.sink.name!r}, with key={self._key!r}")
+        else:
+            self.sink.check_types(columns)
 
     def open(self, context: OperatorContext) -> pa.Schema:
         if self._changes is not None:

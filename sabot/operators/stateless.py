@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch, normalise
+from sabot._cython.border import validate
 from sabot._cython.keyed import select_rows
 from sabot.api.expr import Expr, col
 from sabot.errors import DataError, UserError
@@ -52,6 +53,7 @@ _MARKS = (OP_COLUMN, TIME_COLUMN)  # in the order in which they stand behind the
 _FLAT_ROWS = 65_536  # of a batch that flat_map emits
 _FEW = 4  # where less than one row in so many counts, taking them costs less than computing all
 
+NO_ARROW = "texts are UTF-8, and offsets ascend: array.validate(full=True) says where they do not"
 Row = dict[str, Any]
 Named = Sequence[tuple[str, Expr]]
 
@@ -437,12 +439,19 @@ class _Rows:
         """(whether the values are of the selected rows only, the values)."""
         data, selection = batch.data.select(self._names), batch.selection
         alone = selection is not None and (self._can_fail or _FEW * len(selection) < data.num_rows)
-        if alone:
-            data = data.take(selection)
         try:
-            return alone, [each(data) for each in self._exprs]
+            return alone, self._values(data.take(selection) if alone else data)
         except DataError as error:
-            raise DataError(f"{error.message}; {_where(batch)}", hint=error.hint) from error
+            failed = error
+        if selection is not None and not alone:  # it may be a row that does not count
+            try:
+                return True, self._values(data.take(selection))
+            except DataError as error:
+                failed = error
+        raise DataError(f"{failed.message}; {_where(batch)}", hint=failed.hint) from failed
+
+    def _values(self, data: pa.RecordBatch) -> list[pa.Array]:
+        return [each(data) for each in self._exprs]
 
 
 class _Outputs:
@@ -451,13 +460,13 @@ class _Outputs:
     def __init__(self, input: pa.Schema, columns: Mapping[str, Expr], *, keep_hashes: bool = True) -> None:
         columns = {**columns, **{name: col(name) for name in _MARKS if name in input.names}}
         self._keep_hashes = keep_hashes
-        made = {name: expr for name, expr in columns.items() if _picked(expr) is None}
+        made = {name: expr for name, expr in columns.items() if expr.column is None}
         self._rows = _Rows(list(made.values()), input) if made else None
         types = dict(zip(made, self._rows.types if self._rows else [], strict=True))
         self._plan: list[int | None] = []  # the place of a column that is picked; None: the next computed one
         fields = []
         for name, expr in columns.items():
-            picked = _picked(expr)
+            picked = expr.column
             if picked is None:
                 self._plan.append(None)
                 fields.append(pa.field(name, types[name]))
@@ -488,13 +497,6 @@ class _Outputs:
         return batch.with_data(made).with_selection(batch.selection, batch.hashes if self._keep_hashes else None)
 
 
-def _picked(expr: Expr) -> str | None:
-    """The column that an expression is no more than, under whatever name."""
-    while expr.kind == "alias":
-        (expr,) = expr.inputs
-    return expr.option("name") if expr.kind == "col" else None
-
-
 def _parted(batch: Batch) -> Batch:
     """Changes whose updates are deletes and inserts. 0 1 2 3 -> 0 3 0 3."""
     place = batch.data.schema.get_field_index(OP_COLUMN)
@@ -510,12 +512,16 @@ def _over(batch: Batch, data: pa.RecordBatch) -> Batch:
 
 def _arrow(name: str, given: Any) -> pa.RecordBatch:
     try:
-        return normalise(given)
+        made = normalise(given)
+        validate(made)
     except TypeError as error:
         raise UserError(
             f"{name} gave a {type(given).__name__}, which speaks no Arrow",
             hint="return a pa.RecordBatch or pa.Table, a polars or pandas DataFrame, or None",
         ) from error
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{name} gave data that is no valid Arrow: {error}", hint=NO_ARROW) from error
+    return made
 
 
 def _alike(have: pa.DataType, want: pa.DataType) -> bool:

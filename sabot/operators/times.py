@@ -80,6 +80,10 @@ def epoch(array: pa.Array, unit: str) -> pa.Array:
     if have > want:
         values = np.floor_divide(values, have // want)
     elif have < want:
+        limit = (2**63 - 1) // (want // have)
+        far = (values > limit) | (values < -limit)
+        if far.any():  # beyond 64 bits: no time
+            return integer_array(np.where(far, 0, values) * (want // have), pa.int64(), array, nulls=far)
         values = values * (want // have)
     if unit == "d":
         values = np.floor_divide(values, 86400)
@@ -103,11 +107,12 @@ def truncate(every: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
         if ns % step_ns:
             raise UserError(f"{every} is no multiple of what {array.type} counts in")
         zone = _zone(array.type)
-        clock = integers(array if zone is None else local(array)).astype(np.int64, copy=False)
+        values = integers(array).astype(np.int64, copy=False)
+        clock = values if zone is None else integers(local(array))
         past = np.remainder(clock - start // step_ns, ns // step_ns)
         if zone is not None and ns >= _NS["d"]:
             return _in_zone(clock - past, array)
-        return integer_array((integers(array) - past).astype(f"i{array.type.bit_width // 8}"), array.type, array)
+        return integer_array((values - past).astype(f"i{array.type.bit_width // 8}"), array.type, array)
 
     run(pa.array([], type))
     return run

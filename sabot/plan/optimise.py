@@ -125,7 +125,7 @@ class _Pushdown:
                     return replace(below, input=self._filtered(moved, below.input))
             if isinstance(below, Select):
                 made = dict(below.columns)
-                if predicate.columns <= made.keys() and all(_plain(made[name]) for name in predicate.columns):
+                if predicate.columns <= made.keys() and all(made[name].column for name in predicate.columns):
                     moved = predicate.substitute({name: made[name] for name in predicate.columns})
                     return replace(below, input=self._filtered(moved, below.input))
             if isinstance(below, Union):
@@ -140,12 +140,6 @@ def _versions(node: Node) -> Node:
     if isinstance(node, Filter):
         return EndVersions(_versions(node.input), node.predicate)
     return node.over(_versions(node.inputs[0]))
-
-
-def _plain(expr: Expr) -> bool:
-    """No more than a column under another name."""
-    (name, *more) = [*expr.columns] or [""]
-    return not more and expr.same(col(name)) if name else False
 
 
 @dataclass

@@ -16,9 +16,18 @@ from sabot.api.expr import Expr, col, lit
 from sabot.api.nodes import Node, Read, Write
 from sabot.api.over import OverFunction
 from sabot.api.process import ProcessSpec
-from sabot.api.shape import answer_names, columns_of, is_changes, right_names, step_name, unique_key
+from sabot.api.shape import (
+    answer_names,
+    check_event_time,
+    columns_of,
+    event_times,
+    is_changes,
+    right_names,
+    step_name,
+    unique_key,
+)
 from sabot.api.windows import CountWindow, SessionWindow
-from sabot.config import legal_topic
+from sabot.config import dead_letter_topic
 from sabot.connectors.base import Delivery, Sink, Source
 from sabot.errors import UserError
 from sabot.operators.aggregates import Call
@@ -82,7 +91,6 @@ class _Place:
     targets: list[Step | Edge]
     keys: tuple[str, ...] | None = None
     timed: bool = False
-    time: str | None = None
     path: str = ""
     changes: bool = False
     unique: tuple[str, ...] | None = None
@@ -102,7 +110,7 @@ class _Planner:
         self._waits: dict[int, set[int]] = {}  # ids of Read nodes -> of those that are read to their end before
         self._ids: set[str] = set()
         self._counts: Counter[str] = Counter()
-        self._timed = _timed_reads(writes)
+        self._timed, self._goes_by_time = _timed_nodes(writes)
 
     def plan(self) -> Plan:
         for write in self._writes:
@@ -197,7 +205,7 @@ class _Planner:
         facts["first"] = (timeless or isinstance(node, logical.Lookup)) and self._ends_apart(node)
         right.targets.append(Edge(stage, by_right or None, **facts))
         keys_behind = None if joined else by_left or None  # with another parallelism they would be dealt out anew
-        return replace(left, stage=stage, targets=stage.targets, keys=keys_behind, time=None)
+        return replace(left, stage=stage, targets=stage.targets, keys=keys_behind)
 
     def _ends_apart(self, node: logical.TwoInputs) -> bool:
         """The right side ends, and may be read to its end first: nothing that it reads waits, by others, for the left."""
@@ -223,6 +231,8 @@ class _Planner:
     def _place(self, node: Node) -> _Place:
         if id(node) not in self._places:
             place = self._placed(node)
+            if place.timed and id(node) in self._goes_by_time:
+                check_event_time(node)
             self._paths[id(node)] = _path(node, [self._paths[id(upstream)] for upstream in node.inputs])
             self._places[id(node)] = replace(
                 place, path=self._paths[id(node)], changes=is_changes(node), unique=unique_key(node)
@@ -247,12 +257,12 @@ class _Planner:
                 return self._rename(node)
             case logical.MapBatches():
                 place = self._place(node.input)
-                function, schema, time = node.function, node.schema, place.time
+                function, schema, time = node.function, node.schema, _time_of(node.input)
                 text = f"map_batches {_name_of(function)}"
                 return self._step(place, text, lambda: MapBatches(function, schema, time=time), keys=None)[1]
             case logical.FlatMap():
                 place = self._place(node.input)
-                each, schema, time = node.function, node.schema, place.time
+                each, schema, time = node.function, node.schema, _time_of(node.input)
                 text = f"flat_map {_name_of(each)}"
                 return self._step(place, text, lambda: FlatMap(each, schema, time=time), keys=None)[1]
             case logical.Union():
@@ -286,7 +296,7 @@ class _Planner:
                 place, calls = self._arguments(self._moved(self._place(node.input), by, "grouped"), node.aggregates)
                 text = f"group{_by(by)}: {_words(node.aggregates)}"
                 make: Callable[[], Operator] = partial(GroupAggregate, by, calls, changes=place.changes)
-                return self._step(place, text, make, id=node.id, time=None)[1]
+                return self._step(place, text, make, id=node.id)[1]
             case logical.Upsert():
                 return self._upsert(node)
             case logical.Versions():
@@ -301,7 +311,7 @@ class _Planner:
                 place = self._place(node.input)
                 place = place if place.keys is not None else self._moved(place, (), "table")
                 make = partial(Materialize, place.keys or ())
-                return self._step(place, "materialize", make, id=node.id, time=None)[1]
+                return self._step(place, "materialize", make, id=node.id)[1]
             case logical.TopN():
                 by, order = node.keys, node.by
                 place = self._moved(self._place(node.input), by, "ranked")
@@ -318,12 +328,17 @@ class _Planner:
                     "allowed_lateness_ms": node.allowed_lateness_ms,
                 }
                 make = partial(WindowTopN, node.window, by, node.n, order, **options)
-                step, place = self._step(place, text, make, id=node.id, time=None)
+                step, place = self._step(place, text, make, id=node.id)
                 self._late(node, step)
                 return place
             case logical.MapAsync():
                 place, call, name = self._place(node.input), node.call, node.call.name
-                options = {"batch": call.batch, "rows": call.rows, "time": place.time, "keys": place.keys or ()}
+                options = {
+                    "batch": call.batch,
+                    "rows": call.rows,
+                    "time": _time_of(node.input),
+                    "keys": place.keys or (),
+                }
                 make = partial(MapAsync, call.function, call.schema, **options, **call.options())
                 step, place = self._step(place, f"map_async {name}", make, id=node.id, keys=None)
                 return self._with_letters(node, step, place)
@@ -344,7 +359,7 @@ class _Planner:
                 place = self._in_order(self._moved(self._place(node.input), by, "pattern"), by, node.id)
                 make = partial(Pattern, by, node.pattern, node.skip, node.measures, max_partial=node.max_partial)
                 text = f"pattern{_by(by)}: {node.pattern.text()}; {node.skip}"
-                return self._step(place, text, make, id=node.id, time=None)[1]
+                return self._step(place, text, make, id=node.id)[1]
             case logical.Process():
                 place = self._moved(self._place(node.input), node.keys, "process")
                 make = partial(Process, node.keys, node.spec)
@@ -357,7 +372,7 @@ class _Planner:
             case logical.Side():
                 behind = self._place(node.input)
                 side = self._processes[id(node.input)].sides.setdefault(node.name, [])
-                return replace(behind, targets=side, keys=None, time=None)
+                return replace(behind, targets=side, keys=None)
             case logical.Sample():
                 make = partial(Sample, node.fraction, node.seed)
                 return self._step(self._place(node.input), f"sample {node.fraction:g}", make, id=node.id)[1]
@@ -365,7 +380,7 @@ class _Planner:
                 raise UserError(f"{type(node).__name__} is no step of a stream")
 
     def _processed(self, node: Node, spec: ProcessSpec, place: _Place, make: Callable[[], Operator], by: str) -> _Place:
-        step, behind = self._step(place, f"{spec.name}{by}", make, id=getattr(node, "id", ""), keys=None, time=None)
+        step, behind = self._step(place, f"{spec.name}{by}", make, id=getattr(node, "id", ""), keys=None)
         self._processes[id(node)] = step
         return behind
 
@@ -397,8 +412,6 @@ class _Planner:
             return _join_operator(node, Sides(node.left_keys, node.right_keys, tuple(names)), changes)
 
         text = f"{step_name(node)} {node.how} on {on}{_join_words(node)}"
-        if isinstance(node, logical.AsofJoin | logical.Lookup):
-            place = replace(place, time=left.time if place.timed else None)
         step, place = self._step(place, text, make, id=node.id)
         step.scattered = isinstance(node.right, logical.Broadcast)
         return place
@@ -432,20 +445,17 @@ class _Planner:
     def _drop(self, node: logical.Drop) -> _Place:
         place, names, checked = self._place(node.input), node.names, columns_of(node.input) is not None
         keys = None if place.keys is not None and set(place.keys) & set(names) else place.keys
-        time = None if place.time in names else place.time
         text = f"drop {', '.join(names)}"
-        return self._step(place, text, lambda: Drop(names, unread=checked), keys=keys, time=time)[1]
+        return self._step(place, text, lambda: Drop(names, unread=checked), keys=keys)[1]
 
     def _rename(self, node: logical.Rename) -> _Place:
         place, renamed, checked = self._place(node.input), dict(node.names), columns_of(node.input) is not None
         taken = set(renamed.values()) - renamed.keys()  # names that mean another column from here on
-        keys, time = place.keys, place.time
+        keys = place.keys
         if keys is not None:
             keys = None if taken & set(keys) else tuple(renamed.get(key, key) for key in keys)
-        if time is not None:
-            time = None if time in taken else renamed.get(time, time)
         text = "rename " + ", ".join(f"{old} to {new}" for old, new in node.names)
-        return self._step(place, text, lambda: Rename(renamed, unread=checked), keys=keys, time=time)[1]
+        return self._step(place, text, lambda: Rename(renamed, unread=checked), keys=keys)[1]
 
     def _keyed(
         self,
@@ -481,26 +491,20 @@ class _Planner:
         assert stage.reading is not None
         letters = node.dead_letter
         if isinstance(letters, str):
-            letters = letters.replace("{topic}", legal_topic(node.name))
+            letters = dead_letter_topic(letters, node.name)
         stage.reading.dead_letters = Edge(self._sink(letters))
-        return _Place(stage, stage.targets, timed=timed, time=node.time)
+        return _Place(stage, stage.targets, timed=timed)
 
     def _select(self, node: logical.Select) -> _Place:
         place = self._place(node.input)
         columns = node.columns
-        kept = {name for name, expr in columns if expr.same(col(name))}
+        kept = {name for name, expr in columns if expr.column == name}
         keys = place.keys if place.keys is not None and set(place.keys) <= kept else None
-        time = place.time if place.time in kept else None
         text = "select " + ", ".join(_column(name, expr) for name, expr in columns)
-        return self._step(place, text, lambda: Select(columns), keys=keys, time=time)[1]
+        return self._step(place, text, lambda: Select(columns), keys=keys)[1]
 
     def _with_columns(self, place: _Place, columns: tuple[tuple[str, Expr], ...]) -> _Place:
         made = {name for name, _ in columns}
-        if place.timed and place.time in made:
-            raise UserError(
-                f"with_columns: {place.time!r} is the stream's event time, and windows would still go by what it was",
-                hint="give the new column another name; or read it again in map_batches, which takes event time from its output",
-            )
         keys = place.keys if place.keys is not None and not set(place.keys) & made else None
         text = "with " + ", ".join(_column(name, expr) for name, expr in columns)
         return self._step(place, text, lambda: WithColumns(columns), keys=keys)[1]
@@ -525,8 +529,7 @@ class _Planner:
         stage = self._stage("union", 1)
         for place in places:
             place.targets.append(Edge(stage, changes=place.changes))
-        times = {place.time for place in places}
-        return _Place(stage, stage.targets, timed=timed, time=times.pop() if len(times) == 1 else None)
+        return _Place(stage, stage.targets, timed=timed)
 
     def _aggregate_window(self, node: logical.AggregateWindow) -> _Place:
         window, keys = node.window, node.keys
@@ -537,7 +540,7 @@ class _Planner:
             return self._two_phases(node, place)
         place, calls = self._arguments(self._moved(place, keys, "window"), node.aggregates)
         text = f"{_window_words(window)}{_by(keys)}: {_words(node.aggregates)}"
-        step, behind = self._step(place, text, self._window_operator(node, calls), id=node.id, time=None)
+        step, behind = self._step(place, text, self._window_operator(node, calls), id=node.id)
         self._late(node, step)
         return behind
 
@@ -562,7 +565,7 @@ class _Planner:
         words = f"{_window_words(window)}: {_words(node.aggregates)}"
         _, behind = self._step(place, f"combine {words}", lambda: LocalCombine(window, (), calls))
         moved = self._moved(behind, (), "window")
-        return self._step(moved, words, self._window_operator(node, calls, partial=True), id=node.id, time=None)[1]
+        return self._step(moved, words, self._window_operator(node, calls, partial=True), id=node.id)[1]
 
     def _late(self, node: logical.AggregateWindow | logical.WindowTopN, step: Step) -> None:
         if node.late is not None:
@@ -590,9 +593,8 @@ class _Made:
         """The column of this name, or the one that is made for it."""
         if expr is None:
             return None
-        names = [*expr.columns]
-        if len(names) == 1 and expr.same(col(names[0])):
-            return names[0]
+        if expr.column is not None:
+            return expr.column
         for name, known in self.columns:
             if known.same(expr):
                 return name
@@ -671,20 +673,31 @@ def _call_options(aggregate: Aggregate) -> Mapping[str, Any]:
     return options
 
 
-def _timed_reads(writes: list[Write]) -> set[int]:
-    """ids of Read nodes whose rows need their event time: something below cannot do without it, or can do more with it."""
+def _time_of(node: Node) -> str | None:
+    """The column that is the event time of a node's rows; None: none, or not the same one for all."""
+    times = event_times(node)
+    return next(iter(times)) if len(times) == 1 else None
+
+
+def _timed_nodes(writes: list[Write]) -> tuple[set[int], set[int]]:
+    """ids of the Read nodes whose rows carry their event time, as something below cannot do without it, or can do more with it; and of
+    all nodes behind which the answer goes by it.
+    """
     nodes = walk(writes)
     must: set[int] = set()
     may: set[int] = set()
+    asked: set[int] = set()
     for node in reversed(nodes):
         inputs = {id(upstream) for upstream in node.inputs}
         if id(node) in must or _needs_time(node):
             must |= {id(node.inputs[0])} if _left_has_time(node) else inputs
         if id(node) in may or isinstance(node, _KEYED):
             may |= inputs
+        if id(node) in asked or _orders_by_time(node):
+            asked |= inputs
     reads = [node for node in nodes if isinstance(node, Read)]
     has_time = {id(node) for node in reads if node.time is not None or isinstance(node.source, str)}
-    return {id(node) for node in reads if id(node) in must or (id(node) in may and id(node) in has_time)}
+    return {id(node) for node in reads if id(node) in must or (id(node) in may and id(node) in has_time)}, must | asked
 
 
 _KEYED = (
@@ -706,6 +719,13 @@ def _left_has_time(node: Node) -> bool:
     if type(node) is logical.Join:
         return node.how in ("inner", "left", "semi", "anti") and node.keep_ms[1] is None
     return isinstance(node, logical.Lookup | logical.Connect)
+
+
+def _orders_by_time(node: Node) -> bool:
+    """Where its rows have event time its answer depends on it, though it could do without."""
+    if isinstance(node, logical.RunningAggregate | logical.GroupAggregate | logical.AggregateWindow):
+        return any(each.kind in ("first", "last", "any", "collect_list") for _, each in node.aggregates)
+    return isinstance(node, logical.Process | logical.Connect)
 
 
 def _needs_time(node: Node) -> bool:
@@ -772,7 +792,7 @@ def _by(keys: tuple[str, ...]) -> str:
 
 
 def _column(name: str, expr: Expr) -> str:
-    return name if expr.same(col(name)) else f"{name} = {expr.text()}"
+    return name if expr.column == name else f"{name} = {expr.text()}"
 
 
 def _words(aggregates: tuple[tuple[str, Aggregate], ...]) -> str:

@@ -184,7 +184,10 @@ class Plan:
             if stage.reading is not None:
                 reading = stage.reading
                 columns = "all columns" if reading.columns is None else ", ".join(reading.columns) or "no columns"
-                time = f"; event time from {reading.node.time or 'the records'}" if reading.timed else ""
+                by = reading.node.time
+                time = (
+                    f"; event time from {by or 'the records'}" if reading.timed else f"; {by} is not null" if by else ""
+                )
                 lines.append(f"  read {reading.node.name}: {columns}{time}")
             if stage.sink is not None:
                 sink, key = stage.sink

@@ -736,3 +736,78 @@ def test_a_row_that_a_strict_cast_cannot_take_fails_only_where_it_is_asked() -> 
     batch = pa.record_batch({"s": ["1", "x"]})
     with pytest.raises(DataError, match="'x' is no int64"):
         evaluate(when(col("s") == "1").then(col("s").cast("int64")).otherwise(0), batch)
+
+
+def test_a_time_that_python_has_no_object_for_is_named_where_a_cast_refuses_it():
+    """It was an OverflowError of ours."""
+    data = pa.record_batch({"t": pa.array([10**15], pa.timestamp("s"))})
+    with pytest.raises(DataError, match="1000000000000000 s since 1970 is no timestamp"):
+        evaluate(col("t").cast("timestamp[ns]"), data)
+
+
+@pytest.mark.parametrize(
+    ("expr", "found"),
+    [
+        (col("ts") + col("du"), r"datetime\(3000, 1, 1, 0, 0\) and .*: .*out of bounds"),
+        (col("d") - col("du"), r"date\(3000, 1, 1\) and .*: .*out of bounds"),
+        (col("du") * col("u"), r".* and 18446744073709551615: .*not in range"),
+        (col("i") ** col("u"), r"2 and 18446744073709551615: .*negative"),
+        (col("clock") + col("du"), r"time\(23, 59\) and .*: .*acceptable range"),
+    ],
+    ids=["far time", "far date", "unsigned", "exponent", "clock"],
+)
+def test_a_value_that_a_step_cannot_take_is_a_data_error_with_the_step_and_the_value(expr: Expr, found: str) -> None:
+    near, far = dt.datetime(2024, 1, 1), dt.datetime(3000, 1, 1)
+    good = {"ts": near, "d": near.date(), "du": dt.timedelta(0), "u": 1, "i": 2, "clock": dt.time(1)}
+    bad = {"ts": far, "d": far.date(), "du": dt.timedelta(days=1), "u": 2**64 - 1, "i": 2, "clock": dt.time(23, 59)}
+    schema = pa.schema(
+        [
+            ("ts", pa.timestamp("ms")),
+            ("d", pa.date32()),
+            ("du", pa.duration("ns")),
+            ("u", pa.uint64()),
+            ("i", pa.int64()),
+            ("clock", pa.time64("us")),
+        ]
+    )
+    made = compile_expr(expr, schema)
+    assert len(made(pa.RecordBatch.from_pylist([good] * 5, schema))) == 5
+    for place in (0, 3, 4):
+        rows = [bad if row == place else good for row in range(5)]
+        with pytest.raises(DataError, match=found) as caught:
+            made(pa.RecordBatch.from_pylist(rows, schema))
+        assert str(caught.value).startswith(f"{expr.text()} cannot be of ")
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 2, 15, 300])
+def test_floats_too_great_to_have_a_fraction_round_to_themselves(decimals: int) -> None:
+    values = [2.5, 1e308, -1.7e308, None, NAN, INF, 0.25]
+    made = evaluate(col("a").round(decimals), pa.record_batch({"a": values}))
+    expected = [round(v, decimals) if v is not None and math.isfinite(v) else v for v in values]
+    assert plain(made.to_pylist()) == plain(expected)
+    narrow = pa.record_batch({"a": pa.array([1.5, 3e38, -3e38, None], pa.float32())})
+    made = evaluate(col("a").round(decimals or 1), narrow)
+    assert made.equals(narrow.column(0))
+
+
+def test_a_time_beyond_all_dates_is_no_date() -> None:
+    for unit, value in (("ms", GREATEST), ("s", 2**50)):
+        batch = pa.record_batch({"a": pa.array([0, value, None, -value], pa.timestamp(unit))})
+        for target in ("date32", "date64"):
+            made = evaluate(col("a").cast(target, strict=False), batch)
+            assert made.to_pylist() == [dt.date(1970, 1, 1), None, None, None]
+            with pytest.raises(DataError, match=f"column 'a': {value} {unit} since 1970 is no {target}"):
+                evaluate(col("a").cast(target), batch)
+
+
+def test_a_duration_by_zero_is_null() -> None:
+    batch = pa.record_batch({"a": pa.array([6, 6, None], pa.duration("us")), "b": [2, 0, 0]})
+    assert evaluate(col("a") / col("b"), batch).cast(pa.int64()).to_pylist() == [3, None, None]
+    assert evaluate(col("a") / 0, batch).to_pylist() == [None, None, None]
+    assert evaluate(col("a") / 3, batch).cast(pa.int64()).to_pylist() == [2, 2, None]
+
+
+def test_unsigned_times_are_truncated_exactly() -> None:
+    batch = pa.record_batch({"a": pa.array([2**60 + 7, 0], pa.uint64())})
+    made = evaluate(col("a").dt.date_trunc("5ms"), batch)
+    assert made.to_pylist() == [(2**60 + 7) // 5 * 5, 0]

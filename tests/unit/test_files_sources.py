@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import csv, ipc
 from pyarrow import parquet as pq
 
+from sabot import App
 from sabot.connectors.base import BAD_SCHEMA, Positions, Source
 from sabot.connectors.files import ArrowSource, CsvSource, FileSource, NdjsonSource, ParquetSource, files
 from sabot.connectors.files.csv import CsvRecords
@@ -180,17 +181,36 @@ def test_a_file_that_has_grown_goes_on_for_every_reader_where_it_stopped(tmp_pat
     assert sorted(found) == list(range(250))
 
 
-def test_a_file_that_becomes_shorter_while_it_is_read_ends_there(tmp_path: Path) -> None:
-    path = tmp_path / "rows.ndjson"
-    path.write_text('{"n":1}\n' * 100)
-    source = NdjsonSource(path, block_bytes=80)
+@pytest.mark.parametrize("left", [0, 164, 792])
+@pytest.mark.parametrize("kind", [NdjsonSource, CsvSource])
+def test_a_file_that_becomes_shorter_while_it_is_read_is_an_error_and_no_end(
+    tmp_path: Path, kind: Any, left: int
+) -> None:
+    path = tmp_path / "rows.txt"
+    path.write_text('{"n":1}\n' * 100 if kind is NdjsonSource else "n\n" + "1234567\n" * 99 + "12345\n")
+    source = kind(path, block_bytes=80)
     source.scan(N, None)
     source.open(None)
     assert source.read_batch(100, 0) is not None
-    os.truncate(path, 160)
-    rest = rows_of(source)
-    assert 0 < len(rest) <= 10
-    assert source.exhausted
+    os.truncate(path, left)
+    with pytest.raises(
+        UserError, match=rf"rows.txt' became shorter .* had 800 bytes and has {left}, .* offset \d+ .*copytruncate"
+    ):
+        rows_of(source)
+    source.close()
+
+
+def test_a_long_line_that_is_cut_off_while_it_is_stepped_over_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "rows.ndjson"
+    path.write_text('{"n":1}\n' * 10 + "x" * 100_000 + "\n")
+    source = NdjsonSource(path, block_bytes=80, record_bytes=2000)
+    source.scan(N, None)
+    source.open(None)
+    assert source.read_batch(100, 0) is not None
+    os.truncate(path, 50_000)
+    with pytest.raises(UserError, match="had 100081 bytes and has 50000, nothing is left to read at offset 50000"):
+        rows_of(source)
+    source.close()
 
 
 # --- bad rows
@@ -246,6 +266,44 @@ def test_bad_csv_rows_are_set_apart_with_their_place_and_the_reason(tmp_path: Pa
     assert "columns" in bad[1]["reason"]
 
 
+@pytest.mark.parametrize(
+    ("lines", "bad", "reason"),
+    [
+        (b"x,y\n", b"x,y", "In CSV column #0: Row #1: CSV conversion error to int64: invalid value 'x'"),
+        (b"1,2,3\n", b"1,2,3", "Row #1: Expected 2 columns, got 3: 1,2,3"),
+        (b'5\n"6","a\nb"\n', b"5", "Row #1: Expected 2 columns, got 1: 5"),
+        (b"1,2\n1,\xff\n", b"1,\xff", "In CSV column #1: Row #1: CSV conversion error to string: invalid UTF8 data"),
+    ],
+)
+def test_bad_csv_rows_are_set_apart_in_few_passes_however_many_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: bytes, bad: bytes, reason: str
+) -> None:
+    passes = 0
+    parse = csv.read_csv
+
+    def counted(*given: Any, **named: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        return parse(*given, **named)
+
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"n,t\n" + lines * 10_000)
+    monkeypatch.setattr(csv, "read_csv", counted)
+    source = CsvSource(path)
+    source.scan(pa.schema({"n": pa.int64(), "t": pa.string()}), None)
+    source.open(None)
+    batch = source.read_batch(30_000, 0)
+    assert batch is not None
+    assert batch.bad is not None
+    assert batch.num_rows == (0 if lines.count(b"\n") == 1 else 10_000)
+    assert batch.bad["payload"].to_pylist() == [bad] * 10_000
+    data = path.read_bytes()
+    first = 4 + lines.index(bad)
+    assert batch.bad["offset"].to_pylist() == list(range(first, len(data), len(lines)))
+    assert set(batch.bad["reason"].to_pylist()) == {reason}
+    assert passes < 10
+
+
 # --- csv
 
 FIELDS = st.sampled_from(["", "a", "ü", '"', ",", "\n", "\r\n", 'x"y', " ", "a\n\nb", "1"])
@@ -274,13 +332,62 @@ def test_quoted_line_breaks_are_no_record_ends_at_any_block_size(
     assert found == table.to_pylist()
 
 
-@given(st.lists(st.sampled_from([b"a", b'"', b"\n", b"\r\n", b'""', b",", b'"\n"']), max_size=30), st.integers(0, 20))
-def test_record_ends_are_those_with_an_even_number_of_quotes_before(pieces: list[bytes], low: int) -> None:
+def record_ends(data: bytes, delimiter: bytes) -> list[int]:
+    """Byte after byte: a quote opens a field at its beginning, and nowhere else."""
+    ends, state = [], "beginning"
+    for at, byte in enumerate(data):
+        mark = data[at : at + 1]
+        if state == "quoted":
+            state = "behind a quote" if mark == b'"' else "quoted"
+        elif mark == b'"' and state in ("beginning", "behind a quote"):
+            state = "quoted"
+        else:
+            state = "beginning" if mark in (b"\n", b"\r", delimiter) else "in a field"
+            if byte in b"\r\n" and data[at : at + 2] != b"\r\n":
+                ends.append(at + 1)
+    return ends
+
+
+PIECES = [b"a", b'"', b'"', b"\n", b"\r\n", b"\r", b'""', b",", b";", b'"\n"', b',"', b'",']
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=30), st.integers(0, 20), st.sampled_from([b",", b";"]))
+def test_records_end_where_the_parser_says_so(pieces: list[bytes], low: int, delimiter: bytes) -> None:
     data = bytearray(b"".join(pieces))
     low = min(low, len(data))
-    ends = [at + 1 for at in range(low, len(data)) if data[at] == 10 and data.count(b'"', low, at) % 2 == 0]
-    assert CsvRecords().last(data, low, len(data)) == (ends[-1] if ends else low)
-    assert CsvRecords().first(data, low, len(data)) == (ends[0] if ends else len(data))
+    ends = [low + end for end in record_ends(bytes(data[low:]), delimiter)]
+    records = CsvRecords(delimiter.decode())
+    assert records.first(data, low, len(data)) == (ends[0] if ends else len(data))
+    ends = [end for end in ends if end < len(data) or not data.endswith(b"\r")]  # its \n may be still to come
+    assert records.last(data, low, len(data)) == (ends[-1] if ends else low)
+
+
+@pytest.mark.parametrize(
+    ("data", "rows"),
+    [
+        (b'a,b\n5" disk,x\n6,"y\nz"\n7,w\n8,v\n', [('5" disk', "x"), ("6", "y\nz"), ("7", "w"), ("8", "v")]),
+        (b"a,b\r5,x\r6,y\r7,w\r8,v", [("5", "x"), ("6", "y"), ("7", "w"), ("8", "v")]),
+        (b'a,b\n"5"" disk,x\n6,""y"\n', []),
+    ],
+)
+@pytest.mark.parametrize("max_rows", [1, 2, 100])
+@pytest.mark.parametrize("block", [4, 1 << 20])
+def test_a_quote_within_a_field_and_a_lone_return_neither_stop_reading_nor_move_records(
+    tmp_path: Path, data: bytes, rows: list[tuple[str, str]], max_rows: int, block: int
+) -> None:
+    """Quotes were only counted: behind an odd one reading stood still, where a block had more rows than were asked for."""
+    path = tmp_path / "t.csv"
+    path.write_bytes(data)
+    source = CsvSource(path, block_bytes=block)
+    source.scan(pa.schema({"a": pa.string(), "b": pa.string()}), None)
+    source.open(None)
+    found, bad = [], 0
+    while not source.exhausted:
+        batch = source.read_batch(max_rows, 0)
+        found += [] if batch is None else [(row["a"], row["b"]) for row in batch.data.to_pylist()]
+        bad += 0 if batch is None or batch.bad is None else batch.bad.num_rows
+        source.open(source.positions())  # each end of a batch is a place to go on from
+    assert (found, bad) == (rows, 0 if rows else 1)
 
 
 def test_types_of_csv_columns_are_inferred_and_what_does_not_fit_later_is_bad(tmp_path: Path) -> None:
@@ -704,6 +811,13 @@ def test_csv_that_is_not_in_utf8_is_named_when_its_columns_are_inferred(tmp_path
     found = scanned(CsvSource(path), pa.schema({"n": pa.int64(), "name": pa.string()}))
     assert found == [{"bad": b"2,Jos\xe9"}, {"n": 1, "name": "Ada"}]
     assert scanned(CsvSource(path), pa.schema({"name": pa.binary()}))[1] == {"name": b"Jos\xe9"}
+    path.write_bytes(
+        b"n,name\n1,Ada\n2,Jos\xe9,3\n"
+    )  # pyarrow calls a handler with a text, and prints that it could not
+    with pytest.raises(
+        UserError, match=r"people\.csv' is not in UTF-8: a row with more or fewer fields than its header"
+    ):
+        CsvSource(path).infer_schema()
     path.write_bytes("n,name\n1,Ada\n".encode("utf-16"))
     with pytest.raises(UserError, match=r"people\.csv' is not in UTF-8: its header"):
         CsvSource(path).infer_schema()
@@ -742,3 +856,35 @@ def test_an_array_that_is_read_with_a_schema_says_what_is_read(tmp_path: Path) -
     assert batch.bad is not None
     assert batch.bad["reason"][0].as_py().endswith("one JSON object a line is read, no array of them")
     source.close()
+
+
+def test_a_path_with_a_nul_in_it_is_refused_as_a_path() -> None:
+    for make in (files, NdjsonSource, CsvSource):
+        with pytest.raises(UserError, match=r"a.x00b.ndjson' has a NUL in it"):
+            make("a\0b.ndjson").open(None)
+
+
+def test_types_that_cannot_be_inferred_are_told_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.ndjson"
+    path.write_text('{"a": 1}\n{"a": "x"}\n')
+    with pytest.raises(UserError, match=r"file '.*mixed\.ndjson': field 'a': rows do not agree.*give a schema"):
+        NdjsonSource(path).infer_schema()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    """A pipe held up the start for ever; a device (/dev/stdin, /dev/zero) was read as empty."""
+    path = tmp_path / "rows.ndjson" if kind == "pipe" else Path("/dev/zero")
+    if kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(UserError, match=f"'{path}' is no file: a pipe, a device or the like"):
+        App("special").stream(files(path, "ndjson"), schema={"a": "int64"}).collect()
+
+
+def test_a_file_whose_name_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
+    """It was said to be damaged."""
+    (tmp_path / "nu").mkdir()
+    with open(os.fsencode(tmp_path / "nu") + b"/\xff.csv", "w") as file:
+        file.write("a\n1\n")
+    with pytest.raises(UserError, match=r"the name of file '.*\\udcff\.csv' is not UTF-8"):
+        App("names").stream(files(tmp_path / "nu", "csv")).collect()

@@ -18,10 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_run import OperatorRun
 
+import sabot
+from sabot import App
+from sabot.api.stream import Stream
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates import Aggregator, Call
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, ReduceAggregate, RunningAggregate
+from sabot.testing import END, ScriptedSource
 
 FEW = settings(max_examples=25, deadline=None)
 
@@ -456,3 +460,21 @@ def test_without_event_time_first_and_last_are_by_coming_also_after_a_restart(
     last = run.results[-1]
     assert (last["n"], last["start"], last["end"]) == (30, 0.0, 29.0)
     assert (last.get("first_tag", "t0"), last.get("last_tag", "t29")) == ("t0", "t29")
+
+
+NUMBERS = [f"c{number}" for number in range(33)]
+MANY_KEYED: dict[str, Callable[[Stream, Stream], Stream]] = {
+    "group_by": lambda rows, _: rows.group_by(*NUMBERS).aggregate(n=sabot.count()),
+    "aggregate": lambda rows, _: rows.key_by(*NUMBERS).aggregate(n=sabot.count()),
+    "deduplicate": lambda rows, _: rows.deduplicate(*NUMBERS),
+    "join": lambda rows, others: rows.join(others, on=NUMBERS),
+}
+
+
+@pytest.mark.parametrize("step", MANY_KEYED)
+def test_a_key_of_more_columns_than_a_table_takes_is_refused_by_their_names(step: str) -> None:
+    """It was a bare ValueError of the kernel."""
+    app = App("wide")
+    rows, others = (app.stream(ScriptedSource([dict.fromkeys(NUMBERS, 1), END])) for _ in range(2))
+    with pytest.raises(UserError, match=r"key of 33 columns that are no text \(c0, c1, c2, …\): at most 32"):
+        MANY_KEYED[step](rows, others).collect()

@@ -536,3 +536,20 @@ def test_what_is_no_export_of_this_pattern_is_refused() -> None:
     circle = nodes.set_column(1, "prev", pa.array([0]))
     with pytest.raises(ValueError):
         other.load(partials, circle, 0)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("targets", 1 << 9), ("count", 0), ("count", 2), ("start", -1), ("last", 1 << 62)]
+)
+def test_a_partial_match_that_no_rows_can_have_led_to_is_refused(column: str, value: int) -> None:
+    """Of a checkpoint that somebody else has written: targets were followed to steps that the pattern does not have."""
+    driven = Driven(spec_of(A, B))
+    driven.feed(rows_of("a"))
+    partials, nodes = driven.table.export()
+    spec_of(A, B).table().load(partials, nodes, 0, 1)
+    with pytest.raises(ValueError, match="node 0 does not belong here"):
+        spec_of(A, B).table().load(partials, nodes, 0, 0)  # of a row that is not there
+    place = partials.schema.get_field_index(column)
+    other = partials.set_column(place, partials.schema.field(place), pa.array([value], partials.column(place).type))
+    with pytest.raises(ValueError, match="partial match 0 is none of this pattern"):
+        spec_of(A, B).table().load(other, nodes, 0, 1)

@@ -37,12 +37,12 @@ def test_only_the_columns_that_are_used_are_read(orders):
 
 
 def test_a_sink_of_the_whole_stream_reads_all_columns(orders):
-    assert line(orders.filter(col("amount") > 10), "read") == "read orders: all columns"
+    assert line(orders.filter(col("amount") > 10), "read") == "read orders: all columns; ts is not null"
 
 
 def test_a_column_that_is_computed_and_not_used_reads_nothing(orders):
     doubled = orders.with_columns(twice=col("amount") * 2).select("id", "twice")
-    assert line(doubled, "read") == "read orders: id, amount"
+    assert line(doubled, "read") == "read orders: id, amount; ts is not null"
 
 
 def steps(stream):
@@ -189,3 +189,114 @@ def test_a_window_by_count_needs_no_time(app, tmp_path):
     (tmp_path / "a.ndjson").write_text('{"k": 1}\n{"k": 1}\n{"k": 2}\n')
     stream = app.stream(files(tmp_path / "a.ndjson")).key_by("k").window(count_window(2)).aggregate(n=sabot.count())
     assert stream.collect().sort_by("k").to_pylist() == [{"k": 1, "n": 2}, {"k": 2, "n": 1}]
+
+
+# -- event time and its column --------------------------------------------------------------------------------------------
+
+TIMED = {"id": "int64", "k": "string", "ts": "int64", "expires": "int64"}
+
+
+@pytest.fixture
+def timed(app):
+    return app.stream("jobs", schema=TIMED, time="ts")
+
+
+def shifted(batch):
+    return batch.rename_columns(["id", "k", "ts"])
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("with_columns", lambda s: s.with_columns(ts=col("ts") + 1)),
+        ("select", lambda s: s.select("k", ts=col("ts") + 1)),
+        ("select", lambda s: s.select("k", ts="expires")),
+        ("select", lambda s: s.select("k", col("expires").alias("ts"))),
+        ("select", lambda s: s.select("k", when="ts", ts="expires")),
+        ("rename", lambda s: s.rename({"ts": "expires", "expires": "ts"})),
+        ("rename", lambda s: s.drop("ts").rename({"expires": "ts"})),
+        ("rename", lambda s: s.select("k", "expires").rename({"expires": "ts"})),
+        ("with_columns", lambda s: s.drop("ts").with_columns(ts="expires")),
+        ("with_columns", lambda s: s.filter(col("id") > 1).drop("ts").sample(0.5).with_columns(ts="expires")),
+        ("aggregate", lambda s: s.key_by("k").aggregate(ts=sabot.max("expires"))),
+        ("over", lambda s: s.drop("ts").key_by("k").over(ts=sabot.max("expires"))),
+        ("with_columns", lambda s: s.union(s).with_columns(ts="expires")),
+        ("with_columns", lambda s: s.key_by("k").deduplicate().with_columns(ts="expires")),
+    ],
+)
+def test_no_other_column_comes_under_the_name_of_event_time(timed, name, step):
+    """Only with_columns refused it; the others kept the old event time beside the new column, and windows fell elsewhere."""
+    with pytest.raises(UserError, match=f"{name}: 'ts' is the stream's event time"):
+        step(timed).window(tumbling("1m")).aggregate(n=sabot.count()).explain()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda s: s.rename({"ts": "at"}),
+        lambda s: s.select("k", at="ts"),
+        lambda s: s.select("k", col("ts").alias("at")),
+    ],
+)
+def test_event_time_follows_its_column_under_another_name(timed, step):
+    moved = step(timed)
+    assert "event time from ts" in moved.window(tumbling("1m")).aggregate(n=sabot.count()).explain()
+    with pytest.raises(UserError, match="with_columns: 'at' is the stream's event time"):
+        moved.with_columns(at=col("at") + 1).window(tumbling("1m")).aggregate(n=sabot.count()).explain()
+    assert moved.with_columns(ts=col("at") + 1).window(tumbling("1m")).aggregate(n=sabot.count()).explain()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda s: s.key_by("k").aggregate(first=sabot.first("id")),
+        lambda s: s.group_by("k").aggregate(last=sabot.last("id")),
+        lambda s: s.key_by("k").deduplicate(within="1h"),
+        lambda s: s.key_by("k").process(lambda row, ctx: row, schema=TIMED),
+    ],
+)
+def test_what_goes_by_event_time_without_a_window_asks_the_same(timed, use):
+    with pytest.raises(UserError, match="is the stream's event time"):
+        use(timed.select("id", "k", ts="expires")).explain()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [lambda s: s, lambda s: s.group_by("k").aggregate(last=sabot.max("ts")), lambda s: s.key_by("k").deduplicate()],
+)
+def test_where_nothing_goes_by_event_time_its_name_is_free(timed, use):
+    assert use(timed.select("id", "k", ts=col("expires") + 1)).explain()
+
+
+def test_a_function_over_batches_gives_event_time_anew_though_the_column_was_gone(app, tmp_path):
+    from sabot import files
+
+    (tmp_path / "a.ndjson").write_text('{"id": 1, "k": "a", "ts": 0, "expires": 90000}\n')
+    stream = app.stream(files(tmp_path / "a.ndjson"), time="ts").drop("ts").map_batches(shifted)
+    (row,) = stream.window(tumbling("1m")).aggregate(n=sabot.count()).collect().to_pylist()
+    assert row["window_start"].timestamp() == 60
+
+
+@pytest.mark.parametrize(
+    "step", [lambda s: s, lambda s: s.select("id"), lambda s: s.drop("ts").key_by("k").deduplicate()]
+)
+def test_rows_without_event_time_are_dead_letters_whether_or_not_something_goes_by_it(app, tmp_path, step):
+    """They passed where no window followed, though docs/streams.md says that they do not."""
+    from sabot import files
+    from sabot.testing import ListSink
+
+    (tmp_path / "a.ndjson").write_text(
+        '{"id": 1, "k": "a", "ts": 0}\n{"id": 2, "k": "b", "ts": null}\n{"id": 3, "k": "c"}\n'
+    )
+    letters = ListSink()
+    stream = app.stream(files(tmp_path / "a.ndjson"), time="ts", dead_letter=letters)
+    assert step(stream).collect()["id"].to_pylist() == [1]
+    assert step(stream.filter(col("id") > 1)).collect().num_rows == 0
+
+
+def test_a_column_that_is_no_time_is_refused_though_nothing_goes_by_it(app, tmp_path):
+    from sabot import files
+
+    (tmp_path / "a.ndjson").write_text('{"id": 1, "at": "noon"}\n')
+    with pytest.raises(UserError, match="'at'"):
+        app.stream(files(tmp_path / "a.ndjson"), time="at").collect()

@@ -522,3 +522,18 @@ def test_values_that_are_large_close_a_block_early():
     table.remove(ids)
     assert table.statistics()["blocks"] == 1
     assert table.nbytes < 10_000_000
+
+
+def test_values_of_no_bytes_are_kept_as_they_are() -> None:
+    """`fixed_size_binary(0)`: UBSan saw copies of nothing to nowhere."""
+    kind = pa.binary(0)
+    data = pa.record_batch({"k": pa.array([1, 2, 3]), "nothing": pa.array([b"", None, b""], kind)})
+    table = RowTable(data.schema, ["k"])
+    table.insert(data, pa.array([0, 1, 2]), selection=pa.array([2, 1], pa.int32()))
+    table.insert(data.slice(0, 1), pa.array([3]))
+    (found,) = table.cut().read()
+    assert found.select(["k", "nothing"]).to_pylist() == [
+        {"k": 3, "nothing": b""},
+        {"k": 2, "nothing": None},
+        {"k": 1, "nothing": b""},
+    ]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sabot import App, files
 from sabot._cython.batch import Batch
 from sabot.api.aggregates import (
     Aggregate,
@@ -110,6 +111,18 @@ def test_filter_does_not_look_at_rows_that_are_filtered_already_where_looking_co
         DataError, match=r"'s': 'no number' is no int64; a batch of 3 rows of pay\[0\] before offset 7.*strict=False"
     ):
         run(Filter(predicate), Batch(data, OFFSETS, "pay"))
+
+
+def test_a_far_value_in_a_row_that_is_filtered_already_does_not_end_the_job() -> None:
+    data = pa.record_batch(
+        {"a": pa.array([1, 32503680000000, 2], pa.timestamp("ms")), "b": pa.array([1, 1, 1], pa.duration("ns"))}
+    )
+    (out,) = run(Select([("c", col("a") + col("b"))]), selected(data, 0, 2), input=data.schema)
+    assert out.taken().column(0).cast(pa.int64()).to_pylist() == [1_000_001, 2_000_001]
+    with pytest.raises(
+        DataError, match=r" cannot be of .*3000.*out of bounds.*; a batch of 3 rows of pay\[0\] before offset 7"
+    ):
+        run(Select([("c", col("a") + col("b"))]), Batch(data, OFFSETS, "pay"), input=data.schema)
 
 
 def test_filter_refuses_at_build_time() -> None:
@@ -489,3 +502,41 @@ def test_a_user_aggregate_that_cannot_be_is_refused() -> None:
     ]:
         with pytest.raises(UserError, match=words):
             make()
+
+
+# -- data that is no valid Arrow ------------------------------------------------------------------------------------------
+
+NOT_UTF8 = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe"))
+
+
+def damaged(batch, *more):
+    return pa.record_batch([pa.array([1]), NOT_UTF8], names=["n", "s"]).slice(0, batch.num_rows)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda s: s.map_batches(damaged),
+        lambda s: s.map_batches(damaged, schema={"n": "int64", "s": "string"}),
+        lambda s: s.key_by("n").process(
+            lambda keys, rows, ctx: damaged(rows), schema={"n": "int64", "s": "string"}, batch=True
+        ),
+        lambda s: s.map_async(damaged_soon, schema={"n": "int64", "s": "string"}, batch=True),
+    ],
+)
+def test_what_a_function_gives_must_be_utf8(tmp_path, step):
+    r"""b"\xff\xfe" went through to files and topics: `{"s":"\xff\xfe"}` is no JSON."""
+    (tmp_path / "a.ndjson").write_text('{"n": 1}\n')
+    stream = step(App("utf8").stream(files(tmp_path / "a.ndjson")))
+    with pytest.raises(UserError, match="no valid Arrow: column 's'"):
+        stream.collect()
+
+
+async def damaged_soon(batch):
+    return damaged(batch)
+
+
+def test_a_time_beyond_64_bits_of_ms_is_none():
+    """18,446,744,073,709,552 s were read as 384 ms after 1970."""
+    seconds = pa.array([18_446_744_073_709_552, -18_446_744_073_709_552, 5, None, 2**63 // 1000], pa.timestamp("s"))
+    assert to_ms(seconds).to_pylist() == [None, None, 5000, None, 2**63 // 1000 * 1000]

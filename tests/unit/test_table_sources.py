@@ -437,6 +437,36 @@ def test_decimals_as_bytes_are_bad_rows_that_name_the_setting() -> None:
     assert 2 in bad
 
 
+@pytest.mark.parametrize(
+    ("kind", "good", "value", "bad"),
+    [
+        (
+            pa.int64(),
+            b" 5 ",
+            5,
+            [b'5,"id":9', b'5 , "i\\u0064":9', b'5,"zz":[1]', b"5,6", b'5},{"id":9', b'5],"id":[9', b'5,"":'],
+        ),
+        (pa.float64(), b"0.5", 0.5, [b'0.5,"id":9']),
+        (pa.bool_(), b"true", True, [b'true,"id":false']),
+        (
+            pa.date32(),
+            b"2026-01-31",
+            dt.date(2026, 1, 31),
+            [b'2026-01-31","id":"2026-02-01', b'"2026-01-31","id":"2026-02-01"'],
+        ),
+        (pa.list_(pa.int64()), b"[1,2]", [1, 2], [b'[1],"id":[2]', b'[1]],"id":[[2]', b"[1],[2]"]),
+    ],
+)
+def test_a_key_says_one_value_and_no_more(kind: pa.DataType, good: bytes, value: Any, bad: list[bytes]) -> None:
+    codec = TableCodec(pa.schema([("id", kind), ("v", pa.string())]), ["id"])
+    row = {"id": value, "v": "x", OP_COLUMN: INSERT}
+    for payload in ({"v": "x"}, None):
+        rows, reasons = read(codec, (good, payload), *[(key, payload) for key in bad], (good, payload))
+        assert rows == [row if payload else {"id": value, "v": None, OP_COLUMN: DELETE}] * 2
+        assert sorted(reasons) == list(range(1, len(bad) + 1))
+        assert all("the record's key cannot be read" in reason for reason in reasons.values())
+
+
 def test_keys_of_types_that_connect_writes_its_own_way() -> None:
     schema = pa.schema([("day", pa.date32()), ("price", pa.decimal128(10, 2)), ("n", pa.int64())])
     key, day = {"day": 20_484, "price": "1.50"}, dt.date(2026, 1, 31)

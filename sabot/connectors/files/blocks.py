@@ -1,17 +1,20 @@
 """Text files as blocks of whole lines, in memory of a fixed size: by chunks, or as a stream.
 
-A block stands in a buffer that the next one overwrites: what is to be kept of it is copied.
+A block stands in a buffer that the next one overwrites: what is to be kept of it is copied. The buffer grows up to the bound of
+a record. One above it is not kept: its first bytes are, and where the next begins.
 """
 
 import math
 import os
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from sabot.connectors.base import HEAD_BYTES
 from sabot.connectors.files.paths import DataFile, codec_of, open_stream
 from sabot.connectors.files.source import FileReader, Found, Share, no_place
+from sabot.errors import InternalError, UserError
 
-__all__ = ["BlockReader", "Blocks", "ChunkedFile", "Lines", "Nothing", "Records", "StreamedFile", "open_blocks"]
+__all__ = ["BlockReader", "Blocks", "ChunkedFile", "Lines", "Long", "Nothing", "Records", "StreamedFile", "open_blocks"]
 
 SLACK_BYTES = 16 << 10  # read beyond a chunk, for the end of its last line
 SKIP_BYTES = 1 << 20
@@ -19,6 +22,9 @@ SKIP_BYTES = 1 << 20
 
 class Records(Protocol):
     """Where records end in `buffer[low:high]`, which begins at a record's start."""
+
+    ends: bytes
+    """The bytes that may be a record's last one."""
 
     def last(self, buffer: bytearray, low: int, high: int) -> int:
         """The end of the last whole record; `low` where there is none."""
@@ -30,6 +36,8 @@ class Records(Protocol):
 class Lines:
     """Each record is a line."""
 
+    ends = b"\n"
+
     def last(self, buffer: bytearray, low: int, high: int) -> int:
         """Behind the last newline."""
         return buffer.rfind(b"\n", low, high) + 1 or low
@@ -39,19 +47,83 @@ class Lines:
         return buffer.find(b"\n", low, high) + 1 or high
 
 
+class Long(NamedTuple):
+    """A record above the bound: where it begins, its first bytes, how many it has."""
+
+    offset: int
+    head: bytes
+    length: int
+
+
 class Blocks(ABC):
-    """After `next()`: `buffer[low:high]` are whole records, and `buffer[low]` is byte `offset` of the file."""
+    """After `next()`: `buffer[low:high]` are whole records, and `buffer[low]` is byte `offset` of the file.
+
+    low        high                   limit
+     |aaaa|bbbbb|cccccccccccccccccccccc|ddd        c is above the bound, d not whole
+    """
 
     buffer: bytearray
     low = 0
     high = 0
+    limit = 0
     offset = 0
+    long: Long | None = None
+    """The record before `buffer[low:high]`, if it was above the bound."""
     ended = False
-    """Nothing comes behind `buffer[low:high]`."""
+    """Nothing comes behind `buffer[low:limit]`."""
+
+    def __init__(self, records: Records, record_bytes: int) -> None:
+        self._records = records
+        self._record_bytes = record_bytes
+
+    def next(self) -> bool:
+        """The next block, or `long`: one of them is not empty; False at the end, with `offset` at the end of the file."""
+        self.long = None
+        if self.high == self.limit and not self._load():
+            return False
+        if self.high == self.low:
+            self._step_over()
+        return True
 
     @abstractmethod
-    def next(self) -> bool:
-        """The next block, which is not empty; False at the end, with `offset` at the end of the file."""
+    def _load(self) -> bool:
+        """The next bytes; calls `_found`."""
+
+    @abstractmethod
+    def _pass(self) -> int:
+        """Reads on behind `buffer[limit]` to the end of a record -> bytes until there. Nothing is left in the buffer before it."""
+
+    def _found(self, low: int, limit: int) -> None:
+        """`buffer[low:limit]` is a block, of which `high` ends the records before the first that is above the bound."""
+        self.low, self.limit = low, limit
+        high = low
+        while limit - high > self._record_bytes:
+            end = self._records.last(self.buffer, high, high + self._record_bytes)
+            if end == high:
+                break
+            high = end
+        else:
+            high = limit
+        self.high = high
+
+    def _step_over(self) -> None:
+        """Over the record at `low`, which is above the bound, to the next line."""
+        ends = [self.buffer.find(mark, self.low, self.limit) + 1 for mark in self._records.ends]
+        end = min(filter(None, ends), default=0)
+        head = bytes(memoryview(self.buffer)[self.low : min(end or self.limit, self.low + HEAD_BYTES)])
+        at = self.offset
+        if end:
+            self.offset += end - self.low
+            self._found(end, self.limit)
+        else:
+            self.offset += self.limit - self.low + self._pass()
+        self.long = Long(at, head, self.offset - at)
+
+    def reason(self, long: Long) -> str:
+        """Why it was set apart."""
+        if long.length <= self._record_bytes:
+            return f"a quote that is not closed within {self._record_bytes} bytes (record_bytes=)"
+        return f"{long.length} bytes are more than a record may have (record_bytes={self._record_bytes}): these are the first"
 
     def take(self, end: int) -> None:
         """The records up to `buffer[end]` are done with."""
@@ -78,7 +150,8 @@ class ChunkedFile(Blocks):
     To find its first line a reader looks from the byte before the chunk on: a line starts behind each newline.
     """
 
-    def __init__(self, file: DataFile, offset: int, share: Share, chunk_bytes: int) -> None:
+    def __init__(self, file: DataFile, offset: int, share: Share, chunk_bytes: int, record_bytes: int) -> None:
+        super().__init__(Lines(), record_bytes)
         self._file = file
         self._share = share
         self._chunk_bytes = chunk_bytes
@@ -94,16 +167,16 @@ class ChunkedFile(Blocks):
             self.close()
             raise
 
-    def next(self) -> bool:
+    def _load(self) -> bool:
         while self._chunk * self._chunk_bytes < self._size:
             chunk = self._chunk
             self._chunk += 1
-            if self._share.has(self._file.number, chunk) and self._load(chunk):
+            if self._share.has(self._file.number, chunk) and self._lines_of(chunk):
                 return True
         self.offset, self.ended = self._size, True
         return False
 
-    def _load(self, chunk: int) -> bool:
+    def _lines_of(self, chunk: int) -> bool:
         """The lines of the chunk that are not read yet; False when none starts in it."""
         first = chunk * self._chunk_bytes
         end = min(first + self._chunk_bytes, self._size)  # no line of ours starts here or later
@@ -122,18 +195,35 @@ class ChunkedFile(Blocks):
         high = filled
         if end < self._size:
             high = self.buffer.find(b"\n", end - 1 - start, filled) + 1
-            while high == 0 and start + filled < self._size:
+            begin = max(low, self.buffer.rfind(b"\n", low, min(end - 1 - start, filled)) + 1)  # of the last line
+            longest = begin + self._record_bytes + 1
+            while high == 0 and start + filled < self._size and filled < longest:
                 before = filled
-                filled = self._read(start, min(start + 2 * filled, self._size), filled)
+                filled = self._read(start, min(start + min(2 * filled, longest), self._size), filled)
                 high = self.buffer.find(b"\n", before, filled) + 1
             high = high or filled
-        self.low, self.high, self.offset = low, high, start + low
+        self.offset = start + low
+        self._found(low, high)
         self.ended = start + high >= self._size
         return high > low
 
+    def _pass(self) -> int:
+        at = behind = self.offset + self.limit - self.low
+        while at < self._size:
+            piece = os.pread(self._fd, min(SKIP_BYTES, self._size - at), at)
+            if not piece:
+                raise _shorter(self._file, self._fd, at)
+            found = piece.find(b"\n") + 1
+            at += found or len(piece)
+            if found:
+                break
+        self.low = self.high = self.limit = 0
+        self.ended = at >= self._size
+        return at - behind
+
     def _read(self, start: int, stop: int, filled: int) -> int:
-        """Reads on until the buffer holds bytes [start, stop) of the file -> bytes in it: less where the file became
-        shorter meanwhile, which then is its size.
+        """Reads on until the buffer holds bytes [start, stop) of the file -> bytes in it; UserError where the file became
+        shorter meanwhile.
         """
         if stop - start > len(self.buffer):
             longer = bytearray(stop - start)  # one long line; the buffer of the common size stays for the next
@@ -143,8 +233,7 @@ class ChunkedFile(Blocks):
         while start + filled < stop:
             got = os.preadv(self._fd, [view[filled : stop - start]], start + filled)
             if got == 0:
-                self._size = start + filled
-                break
+                raise _shorter(self._file, self._fd, start + filled)
             filled += got
         return filled
 
@@ -163,9 +252,9 @@ class StreamedFile(Blocks):
     one whose records only a reader from the beginning can tell apart. It is one piece.
     """
 
-    def __init__(self, file: DataFile, offset: int, block_bytes: int, records: Records) -> None:
+    def __init__(self, file: DataFile, offset: int, block_bytes: int, records: Records, record_bytes: int) -> None:
+        super().__init__(records, record_bytes)
         self._file = file
-        self._records = records
         self._plain = codec_of(file.path) is None
         self._block_bytes = block_bytes
         self.buffer = bytearray(block_bytes)
@@ -193,27 +282,42 @@ class StreamedFile(Blocks):
             if not last:
                 raise no_place(f"file {self._file.path!r}: position {offset} is behind its end, {offset - left}")
             left -= len(last)
-        if last[-1:] != b"\n" and self._stream.read(1):
+        if last[-1] not in self._records.ends and self._stream.read(1):
             raise no_place(f"file {self._file.path!r}: position {offset} is no start of a line")
 
-    def next(self) -> bool:
-        rest = self._filled - self.high
-        self.buffer[:rest] = self.buffer[self.high : self._filled]
-        self._filled, self.low, self.high = rest, 0, 0
+    def _load(self) -> bool:
+        rest = self._filled - self.limit
+        self.buffer[:rest] = self.buffer[self.limit : self._filled]
+        self._filled = rest
         if len(self.buffer) > self._block_bytes > 2 * rest:
             self.buffer = bytearray(memoryview(self.buffer)[: self._block_bytes])
         while True:
             self._fill()
-            if self._end_reached:
-                self.high = self._filled
-            else:
-                self.high = self._records.last(self.buffer, 0, self._filled)
             self.ended = self._end_reached
-            if self.high > 0:
-                return True
-            if self._end_reached:
-                return False
-            self.buffer = self.buffer + bytes(len(self.buffer))  # one long line
+            whole = self._filled if self._end_reached else self._records.last(self.buffer, 0, self._filled)
+            if whole == 0 and not self._end_reached and len(self.buffer) <= self._record_bytes:
+                longer = bytearray(min(2 * len(self.buffer), self._record_bytes + 1))  # one long line
+                longer[: self._filled] = memoryview(self.buffer)[: self._filled]
+                self.buffer = longer
+                continue
+            self._found(0, whole or self._filled)
+            return self.limit > 0
+
+    def _pass(self) -> int:
+        behind = 0
+        while not self._end_reached:
+            self._filled = 0
+            self._fill()
+            ends = [self.buffer.find(mark, 0, self._filled) + 1 for mark in self._records.ends]
+            end = min(filter(None, ends), default=0)
+            behind += end or self._filled
+            if end:
+                self.low = self.high = self.limit = end
+                self.ended = self._end_reached and end == self._filled
+                return behind
+        self.low = self.high = self.limit = self._filled = 0
+        self.ended = True
+        return behind
 
     def _fill(self) -> None:
         view = memoryview(self.buffer)
@@ -224,6 +328,8 @@ class StreamedFile(Blocks):
             got = self._stream.readinto(view[self._filled : self._filled + room]) if room > 0 else 0
             self._filled += got
             self._end_reached = got == 0
+            if self._end_reached and self._plain and self._raw.tell() < self._file.size:
+                raise _shorter(self._file, self._raw.fileno(), self._raw.tell())
 
     @property
     def fraction(self) -> float:
@@ -236,25 +342,38 @@ class StreamedFile(Blocks):
         self._raw.close()
 
 
-def open_blocks(file: DataFile, offset: int, share: Share, block_bytes: int) -> Blocks:
+def _shorter(file: DataFile, fd: int, offset: int) -> UserError:
+    return UserError(
+        f"file {file.path!r} became shorter while it was read: it had {file.size} bytes and has {os.fstat(fd).st_size},"
+        f" nothing is left to read at offset {offset}",
+        hint="rotate a log by renaming it (logrotate's copytruncate cuts off what is not read yet); write new data to a new"
+        " file; to read the file as it is now, start afresh (--fresh)",
+    )
+
+
+def open_blocks(file: DataFile, offset: int, share: Share, block_bytes: int, record_bytes: int) -> Blocks:
     """The lines of a file that belong to this share."""
     if codec_of(file.path) is None:
-        return ChunkedFile(file, offset, share, block_bytes)
+        return ChunkedFile(file, offset, share, block_bytes, record_bytes)
     if not share.has(file.number, 0):
         return Nothing(offset)
-    return StreamedFile(file, offset, block_bytes, Lines())
+    return StreamedFile(file, offset, block_bytes, Lines(), record_bytes)
 
 
 class Nothing(Blocks):
     """A file of which this reader has no part."""
 
     def __init__(self, offset: int) -> None:
+        super().__init__(Lines(), 0)
         self.buffer = bytearray()
         self.offset = offset
         self.ended = True
 
-    def next(self) -> bool:
+    def _load(self) -> bool:
         return False
+
+    def _pass(self) -> int:
+        return 0
 
     @property
     def fraction(self) -> float:
@@ -275,7 +394,7 @@ class BlockReader(FileReader):
 
     @abstractmethod
     def _decode(self, blocks: Blocks, end: int) -> Found:
-        """The rows of `buffer[low:end]`. What it returns refers to no byte of the buffer."""
+        """The rows of `buffer[low:end]`, which may be none. What it returns refers to no byte of the buffer."""
 
     def read(self, max_rows: int) -> Found | None:
         blocks = self._blocks
@@ -283,10 +402,16 @@ class BlockReader(FileReader):
             if blocks.low == blocks.high and not blocks.next():
                 self.offset = blocks.offset
                 return None
+            if blocks.long is not None:
+                long, blocks.long = blocks.long, None
+                self.offset = blocks.offset
+                return Found(self._decode(blocks, blocks.low).data, [(long.offset, long.head, blocks.reason(long))])
             end = self._end(blocks, max_rows)
             found = self._decode(blocks, end)
             rows = found.data.num_rows + len(found.bad)
             if rows > max_rows:
+                if end == self._records.first(blocks.buffer, blocks.low, blocks.high):
+                    raise InternalError(f"{rows} rows in what should be one, of {end - blocks.low} bytes")
                 self._row_bytes = 0.9 * (end - blocks.low) / rows
                 continue
             if rows:
@@ -313,7 +438,7 @@ class BlockReader(FileReader):
     @property
     def ended(self) -> bool:
         blocks = self._blocks
-        if blocks.low < blocks.high or not blocks.ended:
+        if blocks.low < blocks.limit or blocks.long is not None or not blocks.ended:
             return False
         self.offset = blocks.offset
         return True

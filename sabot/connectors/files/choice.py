@@ -1,5 +1,6 @@
 """The source that a path's suffix asks for."""
 
+from sabot.config import RECORD_BYTES
 from sabot.connectors.files.column_sources import ArrowSource, ParquetSource
 from sabot.connectors.files.csv import CsvSource
 from sabot.connectors.files.ndjson import NdjsonSource
@@ -23,15 +24,16 @@ def format_of(path: str) -> str | None:
     return _SUFFIXES.get(bare_suffix(path))
 
 
-def files(path: Paths, format: str | None = None) -> FileSource:
+def files(path: Paths, format: str | None = None, *, record_bytes: int | str = RECORD_BYTES) -> FileSource:
     """The source for these files: `format` is "ndjson", "csv", "parquet" or "arrow"; None: what their suffixes say.
 
+    A record of more than `record_bytes` goes to the dead letters.
     Raises UserError where nothing is found, or files of several formats, or a suffix that says nothing.
     """
     if format is not None:
         if format not in _FORMATS:
             raise UserError(f"{format!r} is no format of files", hint=f"one of {', '.join(_FORMATS)}")
-        return _FORMATS[format](path)
+        return _FORMATS[format](path, record_bytes=record_bytes)
     first: dict[str, str] = {}  # by format
     for file in find_files(path, _SUFFIXES)[0]:
         suffix = bare_suffix(file.path)
@@ -46,4 +48,4 @@ def files(path: Paths, format: str | None = None) -> FileSource:
         raise UserError(
             f"{name_of(path)!r} has files of several formats: {found}", hint='say format=, or a glob: "folder/*.csv"'
         )
-    return _FORMATS[next(iter(first))](path)
+    return _FORMATS[next(iter(first))](path, record_bytes=record_bytes)

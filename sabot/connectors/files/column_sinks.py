@@ -11,6 +11,7 @@ from pyarrow import ipc
 from pyarrow import parquet as pq
 
 from sabot._cython.batch import Batch
+from sabot._cython.border import validate
 from sabot.connectors.files.delivered import Growth, JournalGrowth
 from sabot.connectors.files.parts import Part, RowWriter, SealedPart, batches_of_frame, frame_of_batches
 from sabot.connectors.files.sink import FileSink, decoded_rows
@@ -51,6 +52,9 @@ class _ColumnSink(FileSink):
     def _rows(self, batch: Batch, *, first: bool) -> pa.RecordBatch:
         return self._fitting(_own(decoded_rows(self, batch)))
 
+    def _try_types(self, empty: pa.RecordBatch) -> None:
+        self._writer(pa.BufferOutputStream(), empty.schema).close()
+
     def _accept(self, empty: Batch, before: pa.Schema | None) -> None:
         schema = decoded_rows(self, empty).schema.remove_metadata()
         before = self._schema if before is None else before
@@ -89,6 +93,12 @@ class _ColumnSink(FileSink):
 
     def read(self, path: Path) -> Iterator[pa.RecordBatch]:
         for data in self._batches(path):
+            try:
+                validate(data)
+            except pa.ArrowInvalid as error:
+                raise UserError(
+                    f"file {os.fspath(path)!r} is damaged: {error}", hint="mend it or move it away"
+                ) from error
             yield self._fitting(data.replace_schema_metadata(None))
 
     def frame(self, rows: list[pa.RecordBatch]) -> pa.Buffer:
@@ -140,7 +150,7 @@ class ArrowSink(_ColumnSink):
         self._options = ipc.IpcWriteOptions(compression=compression)
 
     def _batches(self, path: Path) -> Iterator[pa.RecordBatch]:
-        with pa.memory_map(os.fspath(path)) as mapped, ipc.open_file(mapped) as opened:
+        with pa.OSFile(os.fspath(path)) as file, ipc.open_file(file) as opened:
             for number in range(opened.num_record_batches):
                 yield opened.get_batch(number)
 

@@ -1,19 +1,27 @@
-"""Parquet and Arrow IPC files as sources. An offset in such a file is the number of a row."""
+"""Parquet and Arrow IPC files as sources. An offset in such a file is the number of a row.
+
+What a file says is not trusted: every batch is checked in full before anything follows an offset of it. So it is read into
+memory of ours, never mapped: a mapped file can change behind the check, and ends the process with SIGBUS where it gets shorter.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 from pyarrow import parquet as pq
 
-from sabot.connectors.files.columns import canonical, checked, distinct, fitted
+from sabot._cython.border import validate
+from sabot.connectors.base import HEAD_BYTES, above
+from sabot.connectors.files.columns import as_wanted, canonical, checked, distinct, fitted, most_rows
 from sabot.connectors.files.paths import DataFile, codec_of, open_stream
 from sabot.connectors.files.source import FileReader, FileSource, Found, Share, no_place
 from sabot.errors import UserError
 
 __all__ = ["ArrowSource", "ParquetSource"]
 
+PLAIN_BYTES = 64 << 20  # of texts that dictionaries become at once
 _MAGIC = b"ARROW1"
 
 
@@ -25,7 +33,7 @@ class ParquetSource(FileSource):
     def _open_file(self, file: DataFile, offset: int) -> FileReader:
         if self._schema is None:
             self._schema = checked(self.infer_schema(), self.name)
-        return _ParquetReader(file, offset, self._share, self._schema)
+        return _ParquetReader(file, offset, self._share, self._schema, self._record_bytes)
 
     def _end_of(self, file: DataFile) -> int | None:
         with _parquet(file.path) as opened:
@@ -51,8 +59,8 @@ class ArrowSource(FileSource):
         if self._schema is None:
             self._schema = checked(self.infer_schema(), self.name)
         if _is_stream(file.path):
-            return _StreamReader(file, offset, self._share, self._schema)
-        return _IpcReader(file, offset, self._share, self._schema)
+            return _StreamReader(file, offset, self._share, self._schema, self._record_bytes)
+        return _IpcReader(file, offset, self._share, self._schema, self._record_bytes)
 
     def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
         path = files[0].path
@@ -60,7 +68,7 @@ class ArrowSource(FileSource):
             raw, stream = open_stream(path)
             with raw, ipc.open_stream(stream) as opened:
                 return _columns(opened.schema, path)
-        with pa.memory_map(path) as mapped, ipc.open_file(mapped) as opened:
+        with pa.OSFile(path) as raw, ipc.open_file(raw) as opened:
             return _columns(opened.schema, path)
 
 
@@ -72,7 +80,7 @@ def _columns(schema: pa.Schema, path: str) -> pa.Schema:
 def _parquet(path: str) -> pq.ParquetFile:
     if codec_of(path) is not None:
         raise UserError(f"file {path!r}: Parquet is compressed inside, not as a whole", hint="decompress it")
-    return pq.ParquetFile(path)
+    return pq.ParquetFile(path, page_checksum_verification=True)  # of files that have check sums
 
 
 def _is_stream(path: str) -> bool:
@@ -90,10 +98,12 @@ def _is_stream(path: str) -> bool:
 class _Slices(FileReader):
     """Rows of batches that may be larger than what is asked for. `_next` gives a batch and the number of its first row."""
 
-    def __init__(self, file: DataFile, offset: int, schema: pa.Schema) -> None:
+    def __init__(self, file: DataFile, offset: int, schema: pa.Schema, record_bytes: int) -> None:
         self._file = file
         self._schema = schema
+        self._record_bytes = record_bytes
         self._rest: pa.RecordBatch | None = None
+        self._most_rows = 1
         self.offset = offset
 
     def _next(self, max_rows: int) -> tuple[int, pa.RecordBatch] | None:
@@ -106,19 +116,49 @@ class _Slices(FileReader):
             if found is None:
                 return None
             first, data = found
+            data = self._sound(first, data)
             rest = data.slice(max(0, self.offset - first))
             self.offset = max(first, self.offset)
             if rest.num_rows:
-                self._rest = fitted(rest, self._schema, self._file.path)
-        given = self._rest.slice(0, max_rows)
-        self._rest = self._rest.slice(max_rows) if self._rest.num_rows > max_rows else None
+                self._rest = rest
+                self._most_rows = most_rows(rest, PLAIN_BYTES)
+        # dictionaries and runs become plain here, by slices: a few bytes of them can say 2^31 rows
+        rows = min(max_rows, self._most_rows)
+        given = fitted(self._rest.slice(0, rows), self._schema, self._file.path)
+        self._rest = self._rest.slice(rows) if self._rest.num_rows > rows else None
+        first = self.offset
         self.offset += given.num_rows
-        return Found(given)
+        return self._bounded(given, first)
+
+    def _bounded(self, data: pa.RecordBatch, first: int) -> Found:
+        """Rows above the bound are set apart, with the first bytes of their longest column."""
+        long = above(data, self._record_bytes)
+        if not long:
+            return Found(data)
+        bad = []
+        for row in long:
+            one = data.slice(row, 1)
+            sizes = [column.nbytes for column in one.columns]
+            widest = sizes.index(max(sizes))
+            reason = f"{one.nbytes} bytes are more than a record may have (record_bytes={self._record_bytes}): these are the first of"
+            bad.append((first + row, _head(one.column(widest)), f"{reason} column {data.schema.names[widest]!r}"))
+        good = np.ones(data.num_rows, bool)
+        good[long] = False
+        return Found(data.filter(pa.array(good)), bad)
+
+    def _sound(self, first: int, data: pa.RecordBatch) -> pa.RecordBatch:
+        """The batch; pa.ArrowInvalid naming the rows and the column where it is not what its types say."""
+        data = as_wanted(data, self._schema)
+        try:
+            validate(data)
+        except pa.ArrowInvalid as error:
+            raise pa.ArrowInvalid(f"rows {first} to {first + data.num_rows - 1}, {error}") from error
+        return data
 
 
 class _ParquetReader(_Slices):
-    def __init__(self, file: DataFile, offset: int, share: Share, schema: pa.Schema) -> None:
-        super().__init__(file, offset, schema)
+    def __init__(self, file: DataFile, offset: int, share: Share, schema: pa.Schema, record_bytes: int) -> None:
+        super().__init__(file, offset, schema, record_bytes)
         self._opened = _parquet(file.path)
         try:
             names = self._opened.schema_arrow.names
@@ -167,18 +207,18 @@ class _ParquetReader(_Slices):
 
 
 class _IpcReader(_Slices):
-    """The batches of a file lie where they are: memory is mapped, and nothing is copied unless it is compressed."""
+    """The batches of a file; of those of other readers as little as tells how many rows they have."""
 
-    def __init__(self, file: DataFile, offset: int, share: Share, schema: pa.Schema) -> None:
-        super().__init__(file, offset, schema)
+    def __init__(self, file: DataFile, offset: int, share: Share, schema: pa.Schema, record_bytes: int) -> None:
+        super().__init__(file, offset, schema, record_bytes)
         self._share = share
-        self._mapped = pa.memory_map(file.path)
+        self._raw = pa.OSFile(file.path)
         try:
-            whole = ipc.open_file(self._mapped)
-            fields = [number for number, name in enumerate(whole.schema.names) if name in schema.names]
-            # no field would be all of them; to count the rows of the others' batches, one is enough
-            self._opened = ipc.open_file(self._mapped, options=_only(fields or [0]))
-            self._counted = ipc.open_file(self._mapped, options=_only([0]))
+            whole = ipc.open_file(self._raw).schema
+            fields = [number for number, name in enumerate(whole.names) if name in schema.names]
+            least = _narrowest(whole)  # no field would be all of them; to count rows, one is enough
+            self._opened = ipc.open_file(self._raw, options=_only(fields or least))
+            self._counted = ipc.open_file(self._raw, options=_only(least))
         except BaseException:
             self.close()
             raise
@@ -204,24 +244,25 @@ class _IpcReader(_Slices):
         return self._batch / batches if batches else 1.0
 
     def close(self) -> None:
-        self._mapped.close()
+        self._raw.close()
 
 
 class _StreamReader(_Slices):
     """One batch after the other, from the beginning."""
 
-    def __init__(self, file: DataFile, offset: int, share: Share, schema: pa.Schema) -> None:
-        super().__init__(file, offset, schema)
+    def __init__(self, file: DataFile, offset: int, share: Share, schema: pa.Schema, record_bytes: int) -> None:
+        super().__init__(file, offset, schema, record_bytes)
         self._raw, self._stream = open_stream(file.path)
         self._mine = share.has(file.number, 0)
         self._at = 0
         try:
             self._opened = ipc.open_stream(self._stream) if self._mine else None
             if self._opened is not None:
-                fields = [number for number, name in enumerate(self._opened.schema.names) if name in schema.names]
+                whole = self._opened.schema
+                fields = [number for number, name in enumerate(whole.names) if name in schema.names]
                 self._raw.close()
                 self._raw, self._stream = open_stream(file.path)
-                self._opened = ipc.open_stream(self._stream, options=_only(fields or [0]))
+                self._opened = ipc.open_stream(self._stream, options=_only(fields or _narrowest(whole)))
         except BaseException:
             self.close()
             raise
@@ -248,5 +289,27 @@ class _StreamReader(_Slices):
         self._raw.close()
 
 
+def _head(column: Any) -> bytes:
+    """The first bytes of a text; of other columns nothing."""
+    if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
+        return bytes(column.view(pa.binary())[0].as_buffer()[:HEAD_BYTES])
+    return b""
+
+
+def _narrowest(schema: pa.Schema) -> list[int]:
+    """The column, if there is one, whose rows take least."""
+    return sorted(range(len(schema)), key=lambda number: _width(schema.field(number).type))[:1]
+
+
+def _width(kind: pa.DataType) -> int:
+    try:
+        return int(kind.bit_width)
+    except ValueError:  # of no fixed width
+        return 1 << 31
+
+
 def _only(fields: list[int]) -> ipc.IpcReadOptions:
-    return ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+    # a file may have its numbers anywhere: those that lie askew are copied
+    return ipc.IpcReadOptions(
+        included_fields=fields, use_threads=False, ensure_alignment=ipc.Alignment.DataTypeSpecific
+    )

@@ -4,17 +4,21 @@ Streams carry every Arrow type but unions. Extension types (uuid, json) come as 
 plain, decimal32 and decimal64 as decimal128, which the operators know.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sabot._cython.batch import normalise
 from sabot.errors import UserError
 
-__all__ = ["canonical", "checked", "distinct", "fitted", "picked"]
+__all__ = ["as_wanted", "canonical", "checked", "distinct", "fitted", "most_rows", "picked"]
 
 _LEAVE_OUT = 'give the stream a schema={"name": "type"} of the columns that are wanted, or write the file without it'
+
+_SCALES = 38  # a decimal's scale is at most so much more than its precision: Python has no decimals of exponents that damaged files say
 
 
 def canonical(schema: pa.Schema) -> pa.Schema:
@@ -39,8 +43,10 @@ def _stored(kind: Any) -> Any:
     """The type without extension types in it."""
     if isinstance(kind, pa.BaseExtensionType):
         return _stored(kind.storage_type)
-    if pa.types.is_decimal(kind) and kind.bit_width < 128:
-        return pa.decimal128(kind.precision, kind.scale)
+    if pa.types.is_decimal(kind):
+        if abs(kind.scale) > kind.precision + _SCALES:
+            raise pa.ArrowInvalid(f"a type {kind}, of which no value has all its digits")
+        return pa.decimal128(kind.precision, kind.scale) if kind.bit_width < 128 else kind
     if pa.types.is_dictionary(kind):
         return pa.dictionary(kind.index_type, _stored(kind.value_type), kind.ordered)
     if pa.types.is_map(kind):
@@ -55,7 +61,7 @@ def _stored(kind: Any) -> Any:
 
 
 def _renewed(field: pa.Field) -> pa.Field:
-    return field.with_type(_stored(field.type))
+    return field.with_type(_stored(field.type)).with_name(field.name)  # UnicodeDecodeError for a name that is no text
 
 
 def picked(schema: pa.Schema, columns: Sequence[str] | None, name: str) -> pa.Schema:
@@ -89,9 +95,17 @@ def checked(schema: pa.Schema, name: str) -> pa.Schema:
 
 def distinct(names: Sequence[str], path: str) -> None:
     """UserError where two columns of a file have one name."""
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted({name for name, times in Counter(names).items() if times > 1})
     if twice:
         raise UserError(f"file {path!r} has two columns {', '.join(map(repr, twice))}", hint=_LEAVE_OUT)
+
+
+def as_wanted(data: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The batch with those texts as binary that are wanted so: they need not be UTF-8."""
+    for number, field in enumerate(data.schema):
+        if field.name in schema.names and schema.field(field.name).type == pa.binary() and field.type == pa.string():
+            data = data.set_column(number, field.with_type(pa.binary()), data.column(number).view(pa.binary()))
+    return data
 
 
 def fitted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch:
@@ -114,6 +128,18 @@ def fitted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch
     return pa.RecordBatch.from_arrays(columns, schema=schema) if columns else data
 
 
+def most_rows(data: pa.RecordBatch, size: int) -> int:
+    """So many rows of it have no more than `size` bytes in the texts that its dictionaries stand for; at least 1."""
+    longest = 1
+    for column in data.columns:
+        kind = column.type
+        if pa.types.is_dictionary(kind) and (
+            pa.types.is_binary(kind.value_type) or pa.types.is_string(kind.value_type)
+        ):
+            longest = max(longest, pc.max(pc.binary_length(column.dictionary)).as_py() or 0)
+    return max(1, size // longest)
+
+
 def _wanted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch:
     names = data.schema.names
     if names == schema.names:
@@ -122,7 +148,7 @@ def _wanted(data: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatc
         if name not in names:
             raise UserError(
                 f"file {path!r} has no column {name!r}",
-                hint=f"it has {', '.join(map(repr, names))}; all files of a source have the same columns",
+                hint="all files of a source have the same columns: leave it out, or read it by a source of its own",
             )
     distinct([name for name in names if name in schema.names], path)
     return data.select(schema.names)

@@ -1,12 +1,17 @@
 """CSV files as sources: the types of the columns are given or inferred, rows that do not fit are set apart."""
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv
 
 from sabot._cython.batch import normalise
+from sabot.config import RECORD_BYTES
 from sabot.connectors.files.blocks import BlockReader, Blocks, Nothing, StreamedFile
 from sabot.connectors.files.paths import DataFile, Paths, bare_suffix
 from sabot.connectors.files.source import FileReader, FileSource, Found
@@ -15,7 +20,12 @@ from sabot.errors import UserError
 __all__ = ["CsvRecords", "CsvSource"]
 
 BLOCK_BYTES = 1 << 20
-RECORD_BYTES = 16 << 20  # no quoted field is longer; a quote that is not closed until there is a sign of its own
+_SINGLY = 8  # so few values, of which some fail, are tried one by one
+_QUOTED = 96  # characters of a row in a reason
+_NAMES = "give names with columns=[...]"
+_QUOTE = ord('"')
+_NEWLINE = ord("\n")
+_RETURN = ord("\r")
 
 
 class CsvSource(FileSource):
@@ -36,8 +46,9 @@ class CsvSource(FileSource):
         delimiter: str | None = None,
         columns: Sequence[str] | None = None,
         block_bytes: int = BLOCK_BYTES,
+        record_bytes: int | str = RECORD_BYTES,
     ) -> None:
-        super().__init__(path)
+        super().__init__(path, record_bytes)
         self._delimiter = delimiter
         self._columns = None if columns is None else list(columns)
         self._block_bytes = block_bytes
@@ -58,17 +69,23 @@ class CsvSource(FileSource):
                     f"file {file.path!r} has no column {name!r}",
                     hint=f"its header has {', '.join(map(repr, dialect.names))}; all files of a source have the same columns",
                 )
-        stream = StreamedFile(file, max(offset, dialect.header_bytes), self._block_bytes, CsvRecords())
-        return _Rows(stream, dialect, wanted)
+        begin = max(offset, dialect.header_bytes)
+        return _Rows(self._stream(file, begin, self._block_bytes, CsvRecords(dialect.delimiter)), dialect, wanted)
+
+    def _stream(self, file: DataFile, offset: int, block_bytes: int, records: "CsvRecords") -> StreamedFile:
+        return StreamedFile(file, offset, block_bytes, records, self._record_bytes)
 
     def _dialect(self, file: DataFile) -> "_Dialect":
         delimiter = self._delimiter or ("\t" if bare_suffix(file.path) == ".tsv" else ",")
         if self._columns is not None:
             return _Dialect(delimiter, self._columns, 0)
-        blocks = StreamedFile(file, 0, min(self._block_bytes, 1 << 16), CsvRecords())
+        records = CsvRecords(delimiter)
+        blocks = self._stream(file, 0, min(self._block_bytes, 1 << 16), records)
         try:
             while blocks.low < blocks.high or blocks.next():
-                end = blocks._records.first(blocks.buffer, blocks.low, blocks.high)
+                if blocks.long is not None:
+                    raise UserError(f"file {file.path!r}: its header: {blocks.reason(blocks.long)}", hint=_NAMES)
+                end = records.first(blocks.buffer, blocks.low, blocks.high)
                 header = bytes(blocks.buffer[blocks.low : end])
                 blocks.take(end)
                 if header.strip():
@@ -84,16 +101,25 @@ class CsvSource(FileSource):
     def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
         for file in files:
             dialect = self._dialect(file)
-            blocks = StreamedFile(file, dialect.header_bytes, max(self._block_bytes, BLOCK_BYTES), CsvRecords())
+            records = CsvRecords(dialect.delimiter)
+            blocks = self._stream(file, dialect.header_bytes, max(self._block_bytes, BLOCK_BYTES), records)
             try:
-                if not dialect.names or not blocks.next():
+                while dialect.names and blocks.next() and blocks.low == blocks.high:
+                    pass  # a record above the bound
+                if blocks.low == blocks.high:
                     continue
-                parsing = _parsing(dialect.delimiter, invalid_row_handler=lambda row: "skip")
+                view = memoryview(blocks.buffer)[blocks.low : blocks.high]
+                skip = {"invalid_row_handler": lambda row: "skip"} if _is_text(view) else {}  # it is given texts
+                parsing = _parsing(dialect.delimiter, **skip)
                 reading = csv.ReadOptions(
                     use_threads=False, block_size=2 * len(blocks.buffer), column_names=dialect.names
                 )
-                view = memoryview(blocks.buffer)[: blocks.high]
-                schema = csv.read_csv(pa.py_buffer(view), reading, parsing, _converting(None)).schema
+                try:
+                    schema = csv.read_csv(pa.py_buffer(view), reading, parsing, _converting(None)).schema
+                except pa.ArrowInvalid as error:
+                    if not _is_text(view):
+                        raise _no_utf8(file.path, "a row with more or fewer fields than its header") from error
+                    raise
             finally:
                 blocks.close()
             for field in schema:
@@ -114,41 +140,91 @@ class _Dialect:
 
 
 class CsvRecords:
-    """Where records end: at line breaks outside of quotes. A doubled quote counts as two, so the number of quotes before a
-    record's end is even.
+    """Where records end: at line breaks (\\n, \\r\\n, \\r) outside of quoted fields, as the parser has it.
+
+    A quote opens a quoted field only where the field begins; elsewhere it is a character like others, as in `5" disk`. Where every
+    other quote follows a delimiter, a line break or a quote, the quotes before a record's end are even in number, and it is found
+    from the end back. Elsewhere, or where a \\r stands alone, the quoted fields are found one by one, from the beginning.
     """
 
+    ends = b"\n\r"
+
+    def __init__(self, delimiter: str = ",") -> None:
+        self._delimiter = delimiter.encode()[0]
+        before = delimiter.encode() + b'\r\n"'
+        self._opens = np.isin(np.arange(256), list(before))  # by the byte before a quote
+        field = rb'"[^"]*(?:""[^"]*)*(?:"|\Z)'
+        self._first = re.compile(field)
+        self._quoted = re.compile(rb"(?<=[\r\n" + re.escape(delimiter.encode()) + rb"])" + field)
+
     def last(self, buffer: bytearray, low: int, high: int) -> int:
-        """From the end back, until the quotes before are even."""
+        if buffer.find(b"\r", low, high) >= 0 and buffer.count(b"\r", low, high) != buffer.count(b"\r\n", low, high):
+            return self._last_of(buffer, low, high) or low
         end = buffer.rfind(b"\n", low, high) + 1
-        odd = buffer.count(b'"', low, end) & 1 if end else 0
-        while end and odd:
-            before = buffer.rfind(b"\n", low, buffer.rfind(b'"', low, end)) + 1
-            odd ^= buffer.count(b'"', before or low, end) & 1
-            end = before
-        if end == 0 and high - low > RECORD_BYTES:
-            return buffer.rfind(b"\n", low, high) + 1 or low
+        if buffer.find(b'"', low, high) < 0:
+            return end or low
+        data = np.frombuffer(buffer, np.uint8)[low:high]
+        quotes = np.flatnonzero(data == _QUOTE)
+        opening = quotes[::2]
+        if not self._opens[data[opening[opening > 0] - 1]].all():
+            return self._last_of(buffer, low, high) or low
+        while end and (before := int(np.searchsorted(quotes, end - low))) & 1:
+            end = buffer.rfind(b"\n", low, low + int(quotes[before - 1])) + 1  # to the line where the open field begins
         return end or low
 
     def first(self, buffer: bytearray, low: int, high: int) -> int:
-        """Line after line, until the quotes before are even."""
-        at, odd = low, 0
-        while (end := buffer.find(b"\n", at, high) + 1) > 0:
-            odd ^= buffer.count(b'"', at, end) & 1
-            if not odd:
-                return end
-            at = end
+        for start, end in self._outside(buffer, low, high):
+            found = [buffer.find(mark, start, end) + 1 for mark in (b"\n", b"\r")]
+            found[1] += buffer[found[1] : found[1] + 1] == b"\n" and 0 < found[1] < high
+            if any(found):
+                return min(filter(None, found))
         return high
+
+    def split(self, buffer: bytearray, low: int, high: int) -> tuple[Any, Any, Any]:
+        """Where the records begin that are not empty, where their line breaks are, how many fields each has."""
+        data = np.frombuffer(buffer, np.uint8)[low:high]
+        outside = np.ones(len(data), dtype=bool)
+        if buffer.find(b'"', low, high) >= 0:
+            outside[:] = False
+            for start, end in self._outside(buffer, low, high):
+                outside[start - low : end - low] = True
+        stops = np.flatnonzero(((data == _NEWLINE) | (data == _RETURN)) & outside)
+        starts = np.concatenate(([0], stops + 1))
+        stops = np.append(stops, len(data))
+        full = stops > starts
+        starts, stops = starts[full], stops[full]
+        between = np.flatnonzero((data == self._delimiter) & outside)
+        return starts, stops, np.searchsorted(between, stops) - np.searchsorted(between, starts) + 1
+
+    def _last_of(self, buffer: bytearray, low: int, high: int) -> int:
+        for start, end in reversed(list(self._outside(buffer, low, high))):
+            last = min(end, high - 1)  # a \\r at the end may have its \\n behind it
+            found = max(buffer.rfind(b"\n", start, end), buffer.rfind(b"\r", start, last)) + 1
+            if found:
+                return found
+        return 0
+
+    def _outside(self, buffer: bytearray, low: int, high: int) -> Iterator[tuple[int, int]]:
+        """What is not in quoted fields, piece by piece."""
+        at = low
+        first = self._first.match(buffer, low, high)
+        if first is not None:
+            at = first.end()
+        for quoted in self._quoted.finditer(buffer, at, high):
+            yield at, quoted.start()
+            at = quoted.end()
+        yield at, high
 
 
 class _Rows(BlockReader):
     """Records into columns."""
 
     def __init__(self, blocks: Blocks, dialect: _Dialect | None, wanted: pa.Schema) -> None:
-        super().__init__(blocks, CsvRecords())
-        self._wanted = wanted
+        super().__init__(blocks, CsvRecords(dialect.delimiter if dialect is not None else ","))
+        self.wanted = wanted
         if dialect is not None:
-            self._names = dialect.names
+            self.names = dialect.names
+            self.delimiter = dialect.delimiter
             self._parsing = _parsing(dialect.delimiter)
             self._converting = _converting(wanted, dialect.names)
 
@@ -156,35 +232,184 @@ class _Rows(BlockReader):
         try:
             return Found(self._parsed(blocks, blocks.low, end))
         except pa.ArrowInvalid:
-            parts: list[pa.RecordBatch] = []
-            bad: list[tuple[int, bytes, str]] = []
-            self._set_apart(blocks, blocks.low, end, parts, bad)
-            return Found(_one(pa.Table.from_batches(parts, self._wanted)), bad)
+            return _Apart(self, blocks, end).found()
 
     def _parsed(self, blocks: Blocks, low: int, high: int) -> pa.RecordBatch:
-        view = memoryview(blocks.buffer)[low:high]
-        reading = csv.ReadOptions(use_threads=False, block_size=high - low + 1, column_names=self._names)
-        table = csv.read_csv(pa.py_buffer(view), reading, self._parsing, self._converting)
-        return _one(table.select(self._wanted.names))
+        return self.parsed(memoryview(blocks.buffer)[low:high])
 
-    def _set_apart(
-        self, blocks: Blocks, low: int, high: int, parts: list[pa.RecordBatch], bad: list[tuple[int, bytes, str]]
-    ) -> None:
-        """Halves what cannot be parsed until the bad records stand alone."""
-        record = bytes(blocks.buffer[low:high]).strip(b"\r\n") if high - low < RECORD_BYTES else b"?"
-        if not record:
+    def parsed(self, text: Any) -> pa.RecordBatch:
+        """The rows of it in the wanted types; ArrowInvalid for a bad one."""
+        return _one(self._table(text, self._parsing, self._converting).select(self.wanted.names))
+
+    def fields(self, text: Any) -> pa.RecordBatch:
+        """The same columns, as bytes; ArrowInvalid for a row with too many or too few."""
+        options = _converting(None)
+        options.column_types = dict.fromkeys(self.wanted.names, pa.binary())
+        options.include_columns = self._converting.include_columns
+        return _one(self._table(text, self._parsing, options).select(self.wanted.names))
+
+    def misfits(self, text: bytes) -> bool:
+        """Whether not one row of it has as many fields as the file has columns."""
+        parsing = _parsing(self._parsing.delimiter, invalid_row_handler=lambda row: "skip")
+        whole = text.decode("latin-1").encode()  # a handler is given texts; what separates fields is ASCII
+        return bool(self._table(whole, parsing, csv.ConvertOptions()).num_rows == 0)
+
+    def _table(self, text: Any, parsing: csv.ParseOptions, converting: csv.ConvertOptions) -> pa.Table:
+        reading = csv.ReadOptions(use_threads=False, block_size=len(text) + 1, column_names=self.names)
+        return csv.read_csv(pa.py_buffer(text), reading, parsing, converting)
+
+
+class _Apart:
+    """The bad records of a block that cannot be parsed, set apart in few passes, however many they are.
+
+    Those with too many or too few fields are found by counting delimiters; of the others each column is taken as bytes once, and
+    cast, in halves where that fails. What is still bad is found by parsing halves, record by record at last.
+    """
+
+    def __init__(self, rows: _Rows, blocks: Blocks, end: int) -> None:
+        self._rows = rows
+        self._offset = blocks.offset
+        self._data = np.frombuffer(blocks.buffer, np.uint8)[blocks.low : end]
+        self._starts, self._stops, self._fields = CsvRecords(rows.delimiter).split(blocks.buffer, blocks.low, end)
+        self._lengths = np.diff(np.append(self._starts, len(self._data)))
+        self._reasons: dict[int, str] = {}
+        self._parts: list[pa.RecordBatch] = []
+
+    def found(self) -> Found:
+        self._miscounted()
+        self._misspelt()
+        self._halved(self._left())
+        bad = [(self._offset + int(self._starts[n]), self._record(n), self._reasons[n]) for n in sorted(self._reasons)]
+        return Found(_one(pa.Table.from_batches(self._parts, self._rows.wanted)), bad)
+
+    def _left(self) -> Any:
+        left = np.ones(len(self._starts), dtype=bool)
+        left[list(self._reasons)] = False
+        return np.flatnonzero(left)
+
+    def _record(self, number: int) -> bytes:
+        return bytes(self._data[self._starts[number] : self._stops[number]]).strip(b"\r\n")
+
+    def _text(self, numbers: Any) -> bytes:
+        """These records, with their line breaks."""
+        among = np.zeros(len(self._starts), dtype=bool)
+        among[numbers] = True
+        if not len(numbers):
+            return b""
+        low, high = int(numbers[0]), int(numbers[-1]) + 1
+        begin = int(self._starts[low])
+        end = begin + int(self._lengths[low:high].sum())
+        return bytes(self._data[begin:end][np.repeat(among[low:high], self._lengths[low:high])])
+
+    def _miscounted(self) -> None:
+        wanted = len(self._rows.names)
+        wrong = np.flatnonzero(self._fields != wanted)
+        if len(wrong) and self._rows.misfits(self._text(wrong)):
+            for number in wrong.tolist():
+                text = self._record(number).decode(errors="replace")
+                text = text if len(text) <= _QUOTED else f"{text[:_QUOTED]} ..."
+                self._reasons[number] = f"Row #1: Expected {wanted} columns, got {self._fields[number]}: {text}"
+
+    def _misspelt(self) -> None:
+        left = self._left()
+        if not len(left):
             return
         try:
-            parts.append(self._parsed(blocks, low, high))
+            data = self._rows.fields(self._text(left))
+        except pa.ArrowInvalid:
+            return
+        if data.num_rows != len(left):
+            return
+        for field in self._rows.wanted:
+            texts = data.column(field.name)
+            failing = _failing(texts, field.type)
+            where = f"In CSV column #{self._rows.names.index(field.name)}: Row #1: CSV conversion error to {field.type}"
+            for n, text in zip(
+                left[np.array(failing, dtype=np.int64)].tolist(),
+                texts.take(pa.array(failing, pa.int64())).to_pylist(),
+                strict=True,
+            ):
+                if n not in self._reasons:
+                    self._reasons[n] = f"{where}: {_why(text, field.type)}"
+
+    def _halved(self, numbers: Any) -> None:
+        if not len(numbers):
+            return
+        try:
+            self._parts.append(self._rows.parsed(self._text(numbers)))
         except pa.ArrowInvalid as error:
-            middle = self._records.last(blocks.buffer, low, (low + high) // 2)
-            if middle == low:
-                middle = self._records.first(blocks.buffer, low, high)
-            if middle == high:
-                bad.append((blocks.offset + low - blocks.low, record, str(error).removeprefix("CSV parse error: ")))
+            if len(numbers) == 1:
+                self._reasons[int(numbers[0])] = str(error).removeprefix("CSV parse error: ")
                 return
-            self._set_apart(blocks, low, middle, parts, bad)
-            self._set_apart(blocks, middle, high, parts, bad)
+            half = len(numbers) // 2
+            self._halved(numbers[:half])
+            self._halved(numbers[half:])
+
+
+def _why(value: bytes, kind: Any) -> str:
+    """The parser's words."""
+    if _texts(kind):
+        return "invalid UTF8 data"
+    text = (value.strip(b" \t") if _trimmed(kind) else value).decode(errors="replace")
+    if pa.types.is_timestamp(kind):
+        try:
+            pa.scalar(text).cast(pa.timestamp(kind.unit, None if kind.tz else "UTC"))
+        except pa.ArrowInvalid:
+            return f"invalid value '{text}'"
+        return f"expected {'a' if kind.tz else 'no'} zone offset in '{text}'"
+    return f"invalid value '{text}'"
+
+
+def _trimmed(kind: Any) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_date(kind))
+
+
+def _texts(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _plausible(kind: Any) -> str | None:
+    """A pattern that each text of such a value has; None for types that cast otherwise than the parser does."""
+    if pa.types.is_integer(kind):
+        return "^[-+]?(0[xX][0-9a-fA-F]+|[0-9]+)$"
+    if pa.types.is_floating(kind):
+        return "^[-+]?([0-9.][-+0-9.eE]*|[iInN].*)$"
+    if pa.types.is_boolean(kind):
+        return "^(0|1|[tT]rue|TRUE|[fF]alse|FALSE)$"
+    if pa.types.is_date(kind):
+        return "^[-0-9]+$"
+    return "^[0-9][-+0-9T:.Z ]*$" if pa.types.is_timestamp(kind) else None
+
+
+def _failing(texts: pa.Array, kind: Any) -> list[int]:
+    """Which of these fields are no value of the type. What passes may still be none: the parser has the last word."""
+    failing: list[int] = []
+    numbers: Any = np.arange(len(texts))
+    if not _texts(kind):
+        pattern = _plausible(kind)
+        if pattern is None:
+            return failing
+        texts = texts.view(pa.string())
+        if _trimmed(kind):
+            texts = pc.ascii_trim(texts, " \t")
+        good = pc.match_substring_regex(texts, pattern).fill_null(True)
+        numbers, wrong = np.flatnonzero(good), np.flatnonzero(pc.invert(good))
+        failing += wrong.tolist()
+        texts = texts.filter(good)
+
+    def look(low: int, high: int) -> None:
+        try:
+            texts.slice(low, high - low).cast(kind)
+        except pa.ArrowInvalid:
+            if high - low == 1:
+                failing.append(int(numbers[low]))
+                return
+            step = (high - low + 1) // 2 if high - low > _SINGLY else 1
+            for at in range(low, high, step):
+                look(at, min(at + step, high))
+
+    look(0, len(texts))
+    return failing
 
 
 def _one(table: pa.Table) -> pa.RecordBatch:
@@ -208,6 +433,14 @@ def _converting(wanted: pa.Schema | None, names: Sequence[str] = ()) -> csv.Conv
     return options
 
 
+def _is_text(view: memoryview) -> bool:
+    try:
+        str(view, "utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _text_if_null(field: Any) -> Any:
     return field.with_type(pa.string()) if pa.types.is_null(field.type) else field
 
@@ -220,9 +453,7 @@ def _no_utf8(path: str, what: str) -> UserError:
 
 
 def _distinct(names: list[str], path: str) -> list[str]:
-    twice = {name for name in names if names.count(name) > 1}
+    twice = {name for name, times in Counter(names).items() if times > 1}
     if twice:
-        raise UserError(
-            f"file {path!r} has two columns {', '.join(map(repr, sorted(twice)))}", hint="give names with columns=[...]"
-        )
+        raise UserError(f"file {path!r} has two columns {', '.join(map(repr, sorted(twice)))}", hint=_NAMES)
     return names

@@ -13,13 +13,12 @@ shadow-paged database). Whoever reads and writes it holds its lock, and finds in
 """
 
 import errno
-import fcntl
 import itertools
 import os
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -39,7 +38,8 @@ from sabot.connectors.files.parts import (
     remove,
     sync_folder,
 )
-from sabot.errors import UserError
+from sabot.disk import hold, no_link, private, regular
+from sabot.errors import UNREADABLE, UserError
 from sabot.steps import step
 
 __all__ = ["Busy", "Entry", "Growth", "JournalGrowth", "Ledger", "TextGrowth"]
@@ -50,6 +50,7 @@ _HEAD = struct.Struct("<8sII")  # magic, bytes of the entry, their CRC-32
 _VERSION = 1
 
 Rows = TypeVar("Rows")
+Opener = Callable[[str, int], int]
 
 
 class Busy(Exception):
@@ -93,13 +94,13 @@ class Ledger:
     def held(self, *, create: bool = False) -> Iterator[None]:
         """Nobody else reads or writes it meanwhile. Busy when somebody does; FileNotFoundError without a file, unless `create`."""
         if create and not self.path.exists():
-            with step("create", self.path):
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666))
+            with step("create", self.path), open(self.path, "ab", opener=private):
+                pass
             sync_folder(self.path.parent)
-        file = _WholeFile(self.path, "rb+", "token")
+        file = _WholeFile(self.path, "rb+", "token", private)
         try:
             try:
-                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.lock()
             except OSError as error:
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                     raise Busy from error
@@ -127,7 +128,8 @@ class Ledger:
     def peek(self) -> Entry | None:
         """The last entry, without `held`: somebody else may write the next one meanwhile. None also for what cannot be read."""
         try:
-            content = self.path.read_bytes()
+            with open(self.path, "rb", opener=regular) as file:
+                content = file.read(2 * _SLOT_BYTES)
         except FileNotFoundError:
             return None
         found = [entry for at in (0, _SLOT_BYTES) if (entry := _entry(content[at : at + _SLOT_BYTES])) is not None]
@@ -157,7 +159,17 @@ def _entry(slot: bytes) -> Entry | None:
     body = slot[_HEAD.size : _HEAD.size + size]
     if magic != _MAGIC or len(body) < size or zlib.crc32(body) != check:
         return None
-    entry = _decode(body)
+    try:
+        entry = _decode(body)
+    except UNREADABLE:  # its check sum is right, and what it says is not
+        return None
+    if (
+        entry.ready in (".", "..")
+        or "/" in entry.ready
+        or "\0" in entry.ready
+        or min(entry.seq, entry.number, entry.length) < 0
+    ):
+        return None
     if entry.version > _VERSION:
         raise UserError(f"the token of {entry.lane} is of a newer version of Sabot", hint="run that version")
     return entry
@@ -169,9 +181,10 @@ class Growth(ABC, Generic[Rows]):
     `length` is what counts of it so far. OSError from all methods; an error leaves what counts as it is.
     """
 
-    def __init__(self, path: Path, grown: Path) -> None:
+    def __init__(self, path: Path, grown: Path, opener: Opener | None) -> None:
         self.path = path
         self.grown = grown
+        self._opener = opener
 
     @abstractmethod
     def add(self, length: int, rows: Iterable[Rows], nbytes: int, full: float) -> tuple[int, bool]:
@@ -196,8 +209,8 @@ class Growth(ABC, Generic[Rows]):
             raise UserError(
                 f"file {os.fspath(self.grown)!r}: {length} bytes were delivered into it, and "
                 + (f"it has {size}" if self.grown.exists() else "it is gone"),
-                hint=f"bring it back; or remove {os.fspath(self.path.parent)!r}'s token too (the hidden file that ends in "
-                ".token) and say at the next start whether to repeat or to skip",
+                hint="bring it back; or remove the token beside it too (the hidden file of its name that ends in .token), and say "
+                "at the next start whether to repeat or to skip",
             )
         if length == 0 and self.grown != self.path:
             remove(self.grown)
@@ -208,14 +221,14 @@ class Growth(ABC, Generic[Rows]):
     def _opened(self, length: int) -> "_WholeFile":
         """At the end of what counts."""
         if length == 0 and not self.grown.exists():
-            file = _WholeFile(self.grown, "xb+", "append")
+            file = _WholeFile(self.grown, "xb+", "append", self._opener)
             try:
                 sync_folder(self.grown.parent)
             except BaseException:
                 file.close()
                 raise
         else:
-            file = _WholeFile(self.grown, "rb+", "append")
+            file = _WholeFile(self.grown, "rb+", "append", self._opener)
         size = file.seek_end()
         if size != length:
             file.close()
@@ -227,7 +240,7 @@ class TextGrowth(Growth[bytes]):
     """Text grows in place: a file under its own name, the part of a folder as its .tmp."""
 
     def __init__(self, path: Path, *, hidden: bool) -> None:
-        super().__init__(path, beside(path, "tmp") if hidden else path)
+        super().__init__(path, beside(path, "tmp") if hidden else path, no_link if hidden else None)
 
     def add(self, length: int, rows: Iterable[bytes], nbytes: int, full: float) -> tuple[int, bool]:
         file = self._opened(length)
@@ -255,7 +268,7 @@ class JournalGrowth(Growth[Rows]):
     """Rows wait in the journal, and become a file when it is complete: at once, those of a part that is large enough."""
 
     def __init__(self, path: Path, encoding: Encoding[Rows]) -> None:
-        super().__init__(path, journal_of(path))
+        super().__init__(path, journal_of(path), private)
         self._encoding = encoding
 
     def add(self, length: int, rows: Iterable[Rows], nbytes: int, full: float) -> tuple[int, bool]:
@@ -303,7 +316,7 @@ class JournalGrowth(Growth[Rows]):
     def complete(self, length: int, rows: Iterable[Rows] = ()) -> bool:
         temporary = beside(self.path, "tmp")
         remove(temporary)
-        file = _WholeFile(temporary, "xb+", "write")
+        file = _WholeFile(temporary, "xb+", "write", no_link)
         native = pa.PythonFile(_Borrowed(file), mode="w")
         writer: RowWriter[Rows] | None = None
         try:
@@ -345,7 +358,7 @@ class JournalGrowth(Growth[Rows]):
     def _counted(self, length: int) -> Iterator[Rows]:
         if length == 0:
             return
-        with self.grown.open("rb") as file:
+        with open(self.grown, "rb", opener=regular) as file:
             at = len(JOURNAL_MAGIC)
             if file.read(at) == JOURNAL_MAGIC:
                 for frame in frames_of(file, at, length):
@@ -361,16 +374,16 @@ class JournalGrowth(Growth[Rows]):
 class _WholeFile:
     """A file without a buffer. Each write is a step, and writes all or raises."""
 
-    def __init__(self, path: Path, mode: str, name: str) -> None:
+    def __init__(self, path: Path, mode: str, name: str, opener: Opener | None) -> None:
         self._path = path
         self._name = name
         self.dead = False
         """Nothing is written any more."""
         if "x" in mode:
             with step("create", path):
-                self._file: Any = open(path, mode, buffering=0)  # noqa: SIM115 - closed by close()
+                self._file: Any = open(path, mode, buffering=0, opener=opener)  # noqa: SIM115 - closed by close()
         else:
-            self._file = open(path, mode, buffering=0)  # noqa: SIM115
+            self._file = open(path, mode, buffering=0, opener=opener)  # noqa: SIM115
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
@@ -378,6 +391,10 @@ class _WholeFile:
             with step(self._name, self._path) as each:
                 each.write(_All(self._file), view)
         return len(view)
+
+    def lock(self) -> None:
+        """Nobody else has it, until it is closed. OSError where somebody does."""
+        hold(self._file)
 
     def write_at(self, at: int, data: bytes) -> None:
         self._file.seek(at)

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from sabot._cython.json import JsonDecoder
 from sabot.codecs.json import INFERENCE_ROWS, JsonCodec
+from sabot.config import RECORD_BYTES
 from sabot.connectors.base import RECORD_SCHEMA
 from sabot.connectors.files.blocks import BlockReader, Blocks, Lines, open_blocks
 from sabot.connectors.files.paths import DataFile, Paths, codec_of
@@ -33,8 +34,8 @@ class NdjsonSource(FileSource):
 
     suffixes = (".ndjson", ".jsonl", ".json")
 
-    def __init__(self, path: Paths, *, block_bytes: int = BLOCK_BYTES) -> None:
-        super().__init__(path)
+    def __init__(self, path: Paths, *, block_bytes: int = BLOCK_BYTES, record_bytes: int | str = RECORD_BYTES) -> None:
+        super().__init__(path, record_bytes)
         self._block_bytes = block_bytes
 
     def _pieces(self, file: DataFile) -> bool:
@@ -44,7 +45,7 @@ class NdjsonSource(FileSource):
         return file.size if codec_of(file.path) is None else None
 
     def _open_file(self, file: DataFile, offset: int) -> FileReader:
-        blocks = open_blocks(file, offset, self._share, self._block_bytes)
+        blocks = open_blocks(file, offset, self._share, self._block_bytes, self._record_bytes)
         if self._schema is None:
             return _Payloads(blocks, file, self._share.index)
         return _Columns(blocks, JsonDecoder(self._schema))
@@ -54,20 +55,26 @@ class NdjsonSource(FileSource):
         codec = JsonCodec()
         wrong: UserError | None = None
         for file in files:
-            head = NdjsonSource(file.path, block_bytes=min(self._block_bytes, 1 << 20))
+            head = NdjsonSource(file.path, block_bytes=min(self._block_bytes, 1 << 20), record_bytes=self._record_bytes)
             head.open(None)
             rows: list[pa.RecordBatch] = []
             count = 0
             while count < INFERENCE_ROWS and not head.exhausted:
                 read = head.read_batch(INFERENCE_ROWS - count, 0)
-                if read is not None:
+                if read is not None and read.bad is not None:
+                    bad_one = read.bad.slice(0, 1).to_pylist()[0]
+                    wrong = wrong or _no_lines(file.path, bad_one["payload"], bad_one["reason"])
+                if read is not None and read.num_rows:
                     rows.append(read.data)
                     count += read.num_rows
             head.close()
             if not rows:
                 continue
             first = rows[0].column(0)[0].as_py()
-            _, bad = codec.decode(pa.concat_batches(rows))
+            try:
+                _, bad = codec.decode(pa.concat_batches(rows))
+            except UserError as error:
+                raise UserError(f"file {file.path!r}: {error.message}", hint=error.hint) from error
             if _ARRAY.match(first):
                 raise _no_lines(file.path, first, bad[0].reason)
             if codec.schema is not None:
@@ -112,6 +119,8 @@ class _Payloads(BlockReader):
         self._partition = partition
 
     def _decode(self, blocks: Blocks, end: int) -> Found:
+        if end == blocks.low:
+            return Found(pa.RecordBatch.from_pylist([], schema=RECORD_SCHEMA))
         block = bytes(memoryview(blocks.buffer)[blocks.low : end])
         data = np.frombuffer(block, np.uint8)
         stops = np.flatnonzero(data == NEWLINE)

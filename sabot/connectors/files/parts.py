@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 import pyarrow as pa
 from pyarrow import ipc
 
+from sabot.disk import no_link, private
 from sabot.errors import UserError
 from sabot.steps import step
 
@@ -119,7 +120,7 @@ class AppendedPart(Part[bytes]):
         self.path = path
         self._hidden = hidden
         target = beside(path, "tmp") if hidden else path
-        self._file = _open_or_create(target)
+        self._file = _open_or_create(target, no_link if hidden else None)
         try:
             end = self._file.seek(0, os.SEEK_END)
             keep = 0 if truncate else cut(self._file, end)
@@ -202,8 +203,7 @@ class SealedPart(Part[Rows]):
 
     def _add(self, rows: Rows) -> None:
         if self._writer is None:
-            with step("create", self._temporary):
-                self._file = pa.OSFile(os.fspath(self._temporary), "wb")
+            self._file = _new_file(self._temporary)
             self._writer = self._encoding.start(self._file, rows)
             assert self._writer is not None
         with step("write", self._temporary):
@@ -235,8 +235,7 @@ class SealedPart(Part[Rows]):
 
     def seal(self) -> bool:
         if self._writer is None:
-            with step("create", self._temporary):
-                self._file = pa.OSFile(os.fspath(self._temporary), "wb")
+            self._file = _new_file(self._temporary)
             self._writer = self._encoding.start(self._file, None)
         made = self._writer is not None
         if self._writer is not None:
@@ -278,7 +277,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = _open_or_create(path)
+        self._file = _open_or_create(path, private)
         try:
             self._file.seek(0)
             start = self._file.read(len(JOURNAL_MAGIC))
@@ -392,12 +391,21 @@ def unfinished(path: Path) -> list[Path]:
     return [found for kind in ("tmp", "journal", "copy") if (found := beside(path, kind)).exists()]
 
 
-def _open_or_create(path: Path) -> BinaryIO:
+def _open_or_create(path: Path, opener: Callable[[str, int], int] | None) -> BinaryIO:
     """To read, and to write at its end."""
     if not path.exists():
-        with step("create", path):
-            path.touch()
-    return open(path, "a+b")
+        with step("create", path), open(path, "ab", opener=opener):
+            pass
+    return open(path, "a+b", opener=opener)
+
+
+def _new_file(path: Path) -> Any:
+    """A file of Arrow's in place of what is there, which may be a link that somebody has put there."""
+    with step("create", path):
+        path.unlink(missing_ok=True)
+        with open(path, "xb", opener=no_link):
+            pass
+        return pa.OSFile(os.fspath(path), "wb")
 
 
 def remove(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -10,7 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from sabot.config import checked_path
 from sabot.errors import UserError
+from sabot.faults import hint_of
 
 __all__ = ["COMPRESSION", "DataFile", "Paths", "bare_suffix", "codec_of", "find_files", "name_of", "open_stream"]
 
@@ -48,9 +51,8 @@ def open_stream(path: str) -> tuple[Any, Any]:
 
 
 def _each(paths: Paths) -> list[str]:
-    if isinstance(paths, str | os.PathLike):
-        return [os.fspath(paths)]
-    return [os.fspath(path) for path in paths]
+    each = [paths] if isinstance(paths, str | os.PathLike) else paths
+    return [checked_path(path, "path") for path in each]
 
 
 def name_of(paths: Paths) -> str:
@@ -87,7 +89,7 @@ def find_files(paths: Paths, suffixes: Iterable[str]) -> tuple[list[DataFile], b
 
 def _folder(path: str, suffixes: tuple[str, ...]) -> list[str]:
     def refuse(error: OSError) -> None:
-        raise UserError(f"folder {error.filename!r} cannot be read: {error.strerror}") from error
+        raise UserError(f"folder {error.filename!r} cannot be read: {error.strerror}", hint=hint_of(error)) from error
 
     each = (Path(folder) / name for folder, _, names in os.walk(path, onerror=refuse) for name in names)
     seen = sorted(str(file) for file in each if file.is_file() and not _hidden(file, Path(path)))
@@ -107,12 +109,27 @@ def _hidden(path: Path, folder: Path) -> bool:
 
 def _stated(path: str, number: int) -> DataFile:
     try:
-        with open(path, "rb") as file:
-            found = os.fstat(file.fileno())
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the name of file {path!r} is not UTF-8", hint="rename it, or leave it out") from None
+    try:
+        file = os.open(
+            path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        )  # a pipe would wait for somebody who writes into it
+        try:
+            found = os.fstat(file)
+        finally:
+            os.close(file)
     except OSError as error:
         raise UserError(
-            f"file {path!r} cannot be read: {error.strerror}", hint=f"the current folder is {os.getcwd()!r}"
+            f"file {path!r} cannot be read: {error.strerror}",
+            hint=hint_of(error, f"the current folder is {os.getcwd()!r}"),
         ) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(
+            f"{path!r} is no file: a pipe, a device or the like, which cannot be read again after a crash",
+            hint="write what comes out of it into a file or a topic, and read that",
+        )
     return DataFile(path, number, found.st_size, found.st_mtime_ns // 1_000_000)
 
 

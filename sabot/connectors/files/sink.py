@@ -20,7 +20,7 @@ import pyarrow as pa
 from msgspec.structs import replace
 
 from sabot._cython.batch import Batch
-from sabot.connectors.base import RECORD_SCHEMA, Lane, Sink, Token
+from sabot.connectors.base import RECORD_SCHEMA, Lane, Sink, Token, refuse_types
 from sabot.connectors.files.choice import format_of
 from sabot.connectors.files.delivered import Busy, Entry, Growth, Ledger
 from sabot.connectors.files.parts import (
@@ -34,6 +34,7 @@ from sabot.connectors.files.parts import (
 )
 from sabot.connectors.files.paths import codec_of
 from sabot.errors import JobLocked, TransientError, UserError
+from sabot.faults import hint_of
 from sabot.steps import step
 
 __all__ = ["PART_BYTES", "FileSink", "decoded_rows"]
@@ -119,6 +120,10 @@ class FileSink(Sink):
     def _begins_with(self, rows: Any) -> None:
         """The first rows of a file that will be added to."""
 
+    @abstractmethod
+    def _try_types(self, empty: pa.RecordBatch) -> None:
+        """Writes no rows, into nothing. Raises UserError or ArrowException for columns that the format cannot say."""
+
     def _try_empty(self) -> None:
         """ArrowException for expected columns that the format cannot say, where `_rows` does not tell."""
 
@@ -130,6 +135,9 @@ class FileSink(Sink):
 
     def start_afresh(self) -> None:
         self._afresh = True
+
+    def check_types(self, schema: pa.Schema) -> None:
+        refuse_types(schema, self._try_types, f"file {self.name!r}", self.suffix[1:])
 
     def expect(self, schema: pa.Schema) -> None:
         self._expected = schema
@@ -143,7 +151,9 @@ class FileSink(Sink):
             self._give_up(path)
             self._open_path(path, afresh)
         except OSError as error:
-            raise UserError(f"file {self.name!r} cannot be written: {error.strerror or error}") from error
+            raise UserError(
+                f"file {self.name!r} cannot be written: {error.strerror or error}", hint=hint_of(error)
+            ) from error
         self._opened = True
 
     def _look(self) -> Path:
@@ -247,7 +257,9 @@ class FileSink(Sink):
             ) from error
         except OSError as error:
             kind = UserError if error.errno in _REFUSALS else TransientError
-            raise kind(f"file {self.name!r} cannot be written: {error.strerror or error}") from error
+            raise kind(
+                f"file {self.name!r} cannot be written: {error.strerror or error}", hint=hint_of(error)
+            ) from error
         self._afresh = False
         self._owner = entry.owner
         return Token(entry.seq, entry.incarnation) if entry.incarnation else None
@@ -555,7 +567,9 @@ class FileSink(Sink):
         try:
             yield
         except OSError as error:
-            raise TransientError(f"file {self.name!r} cannot be written: {error.strerror or error}") from error
+            raise TransientError(
+                f"file {self.name!r} cannot be written: {error.strerror or error}", hint=hint_of(error)
+            ) from error
         except pa.ArrowException as error:
             raise UserError(
                 f"file {self.name!r}: its format cannot say this: {error}",

@@ -16,15 +16,21 @@ from typing import ClassVar, NamedTuple, Self
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
+from sabot.config import FIELDS, RECORD_BYTES, parse_bytes
 from sabot.connectors.base import BAD_SCHEMA, Positions, Source, build_records
 from sabot.connectors.files.columns import checked, picked
 from sabot.connectors.files.paths import DataFile, Paths, digest, find_files, name_of
 from sabot.errors import UserError
+from sabot.faults import hint_of
 
-__all__ = ["FileReader", "FileSource", "Found", "Share", "global_offset", "no_place"]
+__all__ = ["DAMAGED", "FileReader", "FileSource", "Found", "Share", "global_offset", "no_place"]
 
 _FILE = 44  # bits of the offset in a file: 16 TiB
 _RESTART = "start afresh (--fresh)"
+_MEND = "it is damaged, unfinished, or of another format than its source; mend it or leave it out"
+
+DAMAGED = (OSError, pa.ArrowException, UnicodeError, MemoryError, OverflowError)
+"""What is raised by readers of a file that is not what it should be: names that are no text, sizes that no memory has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +53,8 @@ class Found(NamedTuple):
 
 
 class FileReader(ABC):
-    """One file from an offset on, as far as it belongs to one share. What is wrong with the file: OSError or
-    pa.ArrowException, which the source turns into a UserError that names it.
+    """One file from an offset on, as far as it belongs to one share. What is wrong with the file: one of DAMAGED, which the
+    source turns into a UserError that names it.
     """
 
     offset: int
@@ -78,13 +84,15 @@ class FileSource(Source):
 
     `path` is a file, a folder, a glob ("data/**/*.json.gz") or a list of these; a folder's files are read by name.
     `start="latest"` gives nothing, a timestamp begins at the first file that was changed then or later.
+    A record of more than `record_bytes` is set apart, with its first bytes.
     """
 
     bounded = True
     suffixes: ClassVar[tuple[str, ...]]
 
-    def __init__(self, path: Paths) -> None:
+    def __init__(self, path: Paths, record_bytes: int | str = RECORD_BYTES) -> None:
         self.name = name_of(path)
+        self.record_bytes = self._record_bytes = parse_bytes(record_bytes, name="record_bytes")
         self._paths: Paths = path
         self._share = Share(0, 1)
         self._files: list[DataFile] | None = None
@@ -143,8 +151,16 @@ class FileSource(Source):
             files = self._list()
             try:
                 self._whole = self._infer(files)
-            except (OSError, pa.ArrowException) as error:
-                raise UserError(f"file {files[0].path!r} cannot be read: {_reason(error)}") from error
+            except DAMAGED as error:
+                raise UserError(
+                    f"file {files[0].path!r} cannot be read: {_reason(error)}", hint=hint_of(error, _MEND)
+                ) from error
+            if len(self._whole) > FIELDS:
+                count, self._whole = len(self._whole), None
+                raise UserError(
+                    f"file {files[0].path!r} has {count} columns, more than {FIELDS}",
+                    hint='give a schema={"name": "type"} of the columns that are wanted',
+                )
         return self._whole
 
     @property
@@ -177,7 +193,7 @@ class FileSource(Source):
             file = self._list()[self._number]
             try:
                 found = self._reader.read(max_rows)
-            except (OSError, pa.ArrowException) as error:
+            except DAMAGED as error:
                 raise self._unreadable(file, error) from error
             self._offset = self._reader.offset
             if found is None or self._reader.ended:
@@ -227,7 +243,7 @@ class FileSource(Source):
                 break
             try:
                 self._reader = self._open_file(files[self._number], self._offset)
-            except (OSError, pa.ArrowException) as error:
+            except DAMAGED as error:
                 raise self._unreadable(files[self._number], error) from error
             if self._reader.ended:
                 self._offset = self._reader.offset
@@ -253,10 +269,11 @@ class FileSource(Source):
         self._progress = (done / self._share.count, total / self._share.count)
 
     def _unreadable(self, file: DataFile, error: Exception) -> UserError:
-        return UserError(
-            f"file {file.path!r} cannot be read at offset {self._offset}: {_reason(error)}",
-            hint="it is damaged, unfinished, or of another format than its source; mend it or leave it out",
-        )
+        reason = _reason(error)
+        hint = hint_of(error, _MEND)
+        if "UTF8" in reason:
+            hint = 'schema={"name": "binary"} takes the bytes of a column as they are, which need be no text'
+        return UserError(f"file {file.path!r} cannot be read at offset {self._offset}: {reason}", hint=hint)
 
     def _bad_rows(self, file: DataFile, bad: Sequence[tuple[int, bytes, str]]) -> pa.RecordBatch:
         offsets, payloads, reasons = zip(*bad, strict=True)
@@ -335,4 +352,4 @@ def no_place(message: str) -> UserError:
 
 
 def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).strip()
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).strip()

@@ -100,6 +100,9 @@ class _TextSink(FileSink):
             hint="write other columns into another file",
         )
 
+    def _try_types(self, empty: pa.RecordBatch) -> None:
+        self._lines(Batch(empty))
+
     def _accept(self, empty: Batch, before: pa.Schema | None) -> None:
         self._lines(empty)
         head = self._head(empty.schema)
@@ -173,7 +176,7 @@ class NdjsonSink(_TextSink):
 class CsvSink(_TextSink):
     """A header, then one record a row. Null is an empty field, an empty text a quoted one; texts are quoted where they must be.
 
-    UserError for columns that CSV cannot say (lists, structs, binary) and for records that are not decoded.
+    UserError for columns that CSV cannot say (lists, structs, binary, intervals) and for records that are not decoded.
     """
 
     suffix = ".csv"
@@ -197,6 +200,7 @@ class CsvSink(_TextSink):
                 pa.types.is_nested(field.type)
                 or pa.types.is_binary(field.type)
                 or pa.types.is_fixed_size_binary(field.type)
+                or pa.types.is_interval(field.type)
             ):
                 raise UserError(
                     f"file {self.name!r}: column {field.name!r} of type {field.type} cannot be written as CSV",

@@ -89,6 +89,10 @@ class Database(ABC):
         """UserError unless a unique index has just the columns `keys`."""
 
     @abstractmethod
+    def try_types(self, empty: pa.RecordBatch) -> None:
+        """What `insert` would make of these columns. Raises UserError. Not connected."""
+
+    @abstractmethod
     def insert(self, data: pa.RecordBatch) -> None:
         """All rows, in order, in the open transaction."""
 

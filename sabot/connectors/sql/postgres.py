@@ -1,10 +1,10 @@
 """PostgreSQL, through psycopg: the only importer of it. Rows go by COPY, as CSV that Arrow writes."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import csv
@@ -12,6 +12,7 @@ from pyarrow import csv
 from sabot.connectors.sql.database import TOKENS, Database, quoted
 from sabot.connectors.sql.rows import Columns, JsonKind, hex_text, json_text, last_of_each_key, utc
 from sabot.errors import BrokerUnavailable, MissingExtra, SabotError, TransientError, UserError
+from sabot.redaction import clean_cause, keep_secret
 from sabot.steps import step
 
 __all__ = ["PostgresDatabase"]
@@ -33,6 +34,7 @@ _SESSION = {"client_encoding": "UTF8", "datestyle": "ISO", "lock_timeout": "30s"
 _REFUSED = re.compile(
     r"authentication failed|does not exist|pg_hba|no password supplied|permission denied|not permitted"
 )
+_ADDRESS = "postgresql://user@host:5432/database; in a name or a password @ is written %40, / %2F, ? %3F, # %23, % %25"
 _READ_ONLY = "25006"  # a server that has become a standby
 _LOCK = 0x5AB07  # held while tables are made, so that two processes do not make one table
 
@@ -49,7 +51,6 @@ class PostgresDatabase(Database):
         except ImportError as error:
             raise MissingExtra("a sink into PostgreSQL", "postgres") from error
         self._driver = psycopg
-        self._url = url
         schema, _, name = table.rpartition(".")
         self._prefix = f"{quoted(schema)}." if schema else ""
         self._name = self._prefix + quoted(name)
@@ -58,16 +59,16 @@ class PostgresDatabase(Database):
         self._staged: dict[str, list[str]] = {}  # by name, the columns of this session's tables
         try:
             given = self._driver.conninfo.conninfo_to_dict(url)
-        except self._driver.Error as error:
-            raise UserError(
-                f"table {table}: its database's address cannot be read", hint="postgresql://user@host:5432/database"
-            ) from error
+        except self._driver.Error:  # which says what it could not read: a password, most often
+            raise UserError(f"table {table}: its database's address cannot be read", hint=_ADDRESS) from None
+        shown = [value for key, value in given.items() if key not in ("password", "sslpassword")]
+        keep_secret(given.get("password"), given.get("sslpassword"), os.environ.get("PGPASSWORD"), beside=shown)
+        self._where = _where(url, table)
         self._conninfo: str = psycopg.conninfo.make_conninfo(url, **{**_DEFAULTS, **given})
 
     @property
     def where(self) -> str:
-        parts = urlsplit(self._url)
-        return f"{parts.netloc.rpartition('@')[2] or 'postgresql'}{parts.path}"
+        return self._where
 
     @property
     def tokens(self) -> str:
@@ -77,13 +78,13 @@ class PostgresDatabase(Database):
         self.close()
         try:
             self._connection = self._driver.connect(self._conninfo, autocommit=True)
-        except self._driver.OperationalError as error:
+        except self._driver.Error as error:
             message = f"PostgreSQL at {self.where}: {error}".strip()
-            if _REFUSED.search(str(error)):
+            if not isinstance(error, self._driver.OperationalError) or _REFUSED.search(str(error)):
                 raise UserError(
                     message, hint="see the address given to SqlSink, and the server's pg_hba.conf"
-                ) from error
-            raise BrokerUnavailable(message) from error
+                ) from clean_cause(error)
+            raise BrokerUnavailable(message) from clean_cause(error)
         with self.explained():
             settings = {**_SESSION, **({"application_name": session} if session else {})}
             for name, value in settings.items():
@@ -121,8 +122,8 @@ class PostgresDatabase(Database):
             message = f"table {self.table} of {self.where}: {str(error).strip()}"
             passing = isinstance(error, driver.OperationalError | driver.InterfaceError) or error.sqlstate == _READ_ONLY
             if passing:
-                raise TransientError(message) from error
-            raise UserError(message) from error
+                raise TransientError(message) from clean_cause(error)
+            raise UserError(message) from clean_cause(error)
 
     def run(self, statement: str, values: Sequence[Any] = ()) -> tuple[int, list[tuple[Any, ...]]]:
         cursor = self._open.execute(statement, values)
@@ -164,6 +165,10 @@ class PostgresDatabase(Database):
                 f"table {self.table} of {self.where} has no unique index on {', '.join(self.keys)}",
                 hint=f"CREATE UNIQUE INDEX ON {self._name} ({', '.join(map(quoted, self.keys))})",
             )
+
+    def try_types(self, empty: pa.RecordBatch) -> None:
+        for field, column in zip(empty.schema, empty.columns, strict=True):
+            _text(column, field.name, _declared(field))
 
     def insert(self, data: pa.RecordBatch) -> None:
         if not self.keys:
@@ -239,6 +244,17 @@ class PostgresDatabase(Database):
                 "WHERE application_name = %s AND state <> 'idle' AND pid <> pg_backend_pid()",
                 (owner,),
             )
+
+
+def _where(url: str, table: str) -> str:
+    """host:port/database: as libpq reads it, who calls ends at the first `@` before a `/`, whatever else a password has in it."""
+    rest = url.partition("://")[2]
+    at = re.match(r"[^@/]*@", rest)
+    place = rest[at.end() if at is not None else 0 :].partition("?")[0]
+    if "@" in place:  # libpq takes a part of the password for the host, or the port
+        raise UserError(f"table {table}: its database's address has an @ behind its user and password", hint=_ADDRESS)
+    place = place.partition("#")[0]
+    return f"postgresql{place}" if place[:1] in ("", "/") else place
 
 
 # Null is an empty field, an empty text is `""`: as COPY reads it.

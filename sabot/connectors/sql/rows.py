@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.json import JsonDecoder, encode_rows, infer_schema
 from sabot._cython.rows import binary_array, bytes_list
-from sabot.errors import UserError
+from sabot.errors import UNREADABLE, UserError
 
 __all__ = [
     "Columns",
@@ -86,7 +86,7 @@ def _guessed(values: list[msgspec.Raw | None]) -> JsonKind:
 def _fields(payload: bytes | None, row: int, rows: int, table: str) -> dict[str, msgspec.Raw]:
     try:
         return _fields_of(payload or b"")
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise _unfit(row, rows, table, str(error), payload) from error
 
 

@@ -1,5 +1,6 @@
 """`SqlSink`: which rows go into which columns, and when a transaction begins and ends."""
 
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,12 +11,13 @@ import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch, normalise
 from sabot.codecs.marks import DELETE
-from sabot.connectors.base import RECORD_SCHEMA, Lane, Sink, Token, carries_changes, check_keys
+from sabot.connectors.base import RECORD_SCHEMA, Lane, Sink, Token, carries_changes, check_keys, refuse_types
 from sabot.connectors.sql.database import Database
 from sabot.connectors.sql.postgres import PostgresDatabase
 from sabot.connectors.sql.rows import Columns, decoded_records, inferred_schema, last_of_each_key
 from sabot.connectors.sql.sqlite import SqliteDatabase
 from sabot.errors import UserError
+from sabot.redaction import has_password, keep_url, redacted_url
 
 __all__ = ["SqlSink"]
 
@@ -60,6 +62,9 @@ class SqlSink(Sink):
     @property
     def address(self) -> str:
         return f"{self._database.where}/{self.name}"
+
+    def check_types(self, schema: pa.Schema) -> None:
+        refuse_types(schema, lambda empty: self._database.try_types(normalise(empty)), f"table {self.name}", "SQL")
 
     def expect(self, schema: pa.Schema) -> None:
         if self._schema is None:
@@ -245,13 +250,21 @@ class SqlSink(Sink):
 
 def _database(url: str, table: str, keys: Sequence[str]) -> Database:
     scheme, separator, rest = url.partition(":")
+    if scheme != "sqlite" or has_password(url):
+        keep_url(url)
     if scheme in ("postgresql", "postgres") and separator:
         return PostgresDatabase(url, table, keys)
     if scheme != "sqlite" or not separator:
-        raise UserError(f"table {table}: its database's address begins with {scheme[:20]!r}", hint=_HINT)
+        begins = (
+            f"begins with {scheme[:20]!r}"
+            if re.fullmatch(r"[A-Za-z][\w+.-]*", scheme) and separator
+            else "has no scheme"
+        )
+        raise UserError(f"table {table}: its database's address {begins}", hint=_HINT)
     if rest.startswith("//") and not rest.startswith("///"):
-        raise UserError(f"{url!r} is no absolute path", hint=f"write sqlite:///{rest[2:]} or sqlite:{rest[2:]}")
+        path = redacted_url(rest[2:])
+        raise UserError(f"'sqlite://{path}' is no absolute path", hint=f"write sqlite:///{path} or sqlite:{path}")
     path = rest[2:] if rest.startswith("///") else rest
     if not path.strip("/") or path.endswith(("/", ":memory:")):
-        raise UserError(f"{url!r} names no file", hint=_HINT)
+        raise UserError(f"{redacted_url(url)!r} names no file", hint=_HINT)
     return SqliteDatabase(Path(path).expanduser(), table, keys)

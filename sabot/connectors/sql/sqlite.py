@@ -11,6 +11,7 @@ import pyarrow as pa
 from sabot.connectors.sql.database import TOKENS, Database, quoted
 from sabot.connectors.sql.rows import Columns, JsonKind, json_text, utc
 from sabot.errors import TransientError, UserError
+from sabot.faults import hint_of
 from sabot.steps import step
 
 __all__ = ["SqliteDatabase"]
@@ -50,7 +51,9 @@ class SqliteDatabase(Database):
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UserError(f"{self.path.parent} cannot be made: {error.strerror or error}") from error
+                raise UserError(
+                    f"{self.path.parent} cannot be made: {error.strerror or error}", hint=hint_of(error)
+                ) from error
             self._connection = sqlite3.connect(
                 self.path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
             )
@@ -80,7 +83,7 @@ class SqliteDatabase(Database):
         except sqlite3.Error as error:
             message = f"table {self.table} of {self.path}: {error}"
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
-                raise TransientError(message) from error
+                raise TransientError(message, hint=hint_of(error)) from error
             raise UserError(message) from error
         except OverflowError as error:
             raise UserError(
@@ -118,6 +121,10 @@ class SqliteDatabase(Database):
             f"table {self.table} of {self.path} has no unique index on {', '.join(self.keys)}",
             hint=f"CREATE UNIQUE INDEX ... ON {self._name} ({', '.join(map(quoted, self.keys))})",
         )
+
+    def try_types(self, empty: pa.RecordBatch) -> None:
+        for name, column in zip(empty.schema.names, empty.columns, strict=True):
+            _values(column, name)
 
     def insert(self, data: pa.RecordBatch) -> None:
         names = [quoted(name) for name in data.schema.names]
@@ -195,7 +202,9 @@ def _values(column: Any, name: str) -> list[Any]:
         column = column.cast(pa.int64())
     elif types.is_float16(kind):
         column = column.cast(pa.float32())
-    elif not (types.is_primitive(kind) or types.is_null(kind) or types.is_string(kind) or _is_bytes(kind)):
+    elif types.is_interval(kind) or not (
+        types.is_primitive(kind) or types.is_null(kind) or types.is_string(kind) or _is_bytes(kind)
+    ):
         raise UserError(
             f"column {name!r}: a database cannot hold {kind}", hint="cast it, or leave it out, before the sink"
         )
