@@ -1,10 +1,16 @@
-"""A Kafka broker for the tests: started by tools/kafka/kafka.sh, in a folder of its own, on free ports."""
+"""A Kafka broker for the tests: started by tools/kafka/kafka.sh, in a folder of its own, on free ports. It ends with who started it."""
 
+import fcntl
 import os
 import shutil
 import socket
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from leftovers import MARK, leftovers
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "kafka" / "kafka.sh"
 
@@ -14,10 +20,14 @@ class BrokerMissing(Exception):
 
 
 class Broker:
-    """`url` is its address. `stop` and `start` keep port and data; only a broker that we started can do that."""
+    """`url` is its address. `stop` and `start` keep port and data; only a broker that we started can do that.
 
-    def __init__(self, folder: Path | None = None, url: str = "") -> None:
+    keep: it and its folder outlive this process, however that ends.
+    """
+
+    def __init__(self, folder: Path | None = None, url: str = "", *, keep: bool = False) -> None:
         self.folder = folder
+        self.keep = keep
         self.url = url
         self._ports = free_ports(2)
         if folder is not None:
@@ -28,9 +38,17 @@ class Broker:
         return self.folder is not None
 
     def start(self) -> None:
+        assert self.folder is not None
+        if not self.keep:
+            leftovers().folder(self.folder)
         if shutil.which("java") is None:
             raise BrokerMissing("no Kafka broker: Java is missing")
-        libs = self._run("libs")
+        (SCRIPT.parents[2] / ".kafka").mkdir(exist_ok=True)
+        with open(
+            SCRIPT.parents[2] / ".kafka" / "libs.lock", "w"
+        ) as lock:  # workers side by side would take the jars from one another
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            libs = self._run("libs")
         if libs.returncode:
             raise BrokerMissing(f"no Kafka broker: {libs.stderr.strip().splitlines()[-1]}")
         done = self._run("start")
@@ -44,6 +62,8 @@ class Broker:
         port, controller = (str(port) for port in self._ports)
         command = [str(SCRIPT), verb, "--port", port, "--controller-port", controller, "--dir", str(self.folder)]
         environment = {**os.environ, "SABOT_KAFKA_JVM": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"}  # starts faster
+        if self.keep:
+            environment.pop(MARK, None)
         # output to files' end, not to pipes: the broker outlives the script and would hold a pipe open
         assert self.folder is not None
         with open(self.folder / "script.out", "w+") as out, open(self.folder / "script.err", "w+") as err:
@@ -53,6 +73,21 @@ class Broker:
             out.seek(0)
             err.seek(0)
             return subprocess.CompletedProcess(command, done.returncode, out.read(), err.read())
+
+
+@contextmanager
+def running(url: str | None) -> Iterator[str]:
+    """The address of a broker: this one, or that of one of ours, which is there for so long."""
+    if url:
+        yield url
+        return
+    with tempfile.TemporaryDirectory(prefix="sabot-broker-") as folder:
+        broker = Broker(Path(folder))
+        try:
+            broker.start()
+            yield broker.url
+        finally:
+            broker.stop()
 
 
 def required() -> bool:

@@ -6,8 +6,19 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.cimpl import NewPartitions
 
+from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import UserError
-from sabot.kafka.client import admin_of, ensure_topic, explain, link_of, partitions_of, wait_for_partitions
+from sabot.kafka.client import (
+    ANSWER_SECONDS,
+    admin_of,
+    ensure_topic,
+    explain,
+    link_of,
+    metadata_of,
+    partitions_of,
+    wait_for_partitions,
+)
+from sabot.redaction import clean_cause
 
 __all__ = ["create_topic", "delete_topic", "partitions", "topics"]
 
@@ -23,31 +34,31 @@ def create_topic(
     """Makes the topic if it is missing, and grows it to `partitions` (-1: the broker's default) if it has
     fewer.
     """
-    link = link_of(broker, f"topic {topic!r}")
+    link = link_of(broker, f"topic {topic!r}", kafka, "Create")
     ensure_topic(link, topic, kafka or {}, partitions, config)
     admin = admin_of(link, kafka or {})
     if partitions > len(partitions_of(admin, link, topic)):
         try:
             admin.create_partitions([NewPartitions(topic, partitions)])[topic].result()
         except KafkaException as error:
-            raise explain(error.args[0], link, topic) from error
+            raise explain(error.args[0], link, topic, "Alter") from clean_cause(error)
         wait_for_partitions(admin, link, topic, partitions)
 
 
 def delete_topic(broker: str, topic: str, *, kafka: Mapping[str, Any] | None = None) -> None:
     """Deletes the topic; nothing happens when there is none."""
-    link = link_of(broker, f"topic {topic!r}")
+    link = link_of(broker, f"topic {topic!r}", kafka, "Delete")
     admin = admin_of(link, kafka or {})  # held until the answer is there: its end would be the request's end
     try:
         admin.delete_topics([topic])[topic].result()
     except KafkaException as error:
         if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-            raise explain(error.args[0], link, topic) from error
+            raise explain(error.args[0], link, topic) from clean_cause(error)
 
 
 def partitions(broker: str, topic: str, *, kafka: Mapping[str, Any] | None = None) -> int:
     """How many partitions the topic has; 0 when there is no such topic."""
-    link = link_of(broker, f"topic {topic!r}")
+    link = link_of(broker, f"topic {topic!r}", kafka, "Describe")
     try:
         return len(partitions_of(admin_of(link, kafka or {}), link, topic))
     except UserError:
@@ -56,9 +67,6 @@ def partitions(broker: str, topic: str, *, kafka: Mapping[str, Any] | None = Non
 
 def topics(broker: str, *, kafka: Mapping[str, Any] | None = None) -> dict[str, int]:
     """Name -> number of partitions, of all topics that are not the broker's own."""
-    link = link_of(broker, "topics")
-    try:
-        found = admin_of(link, kafka or {}).list_topics(timeout=8).topics
-    except KafkaException as error:
-        raise explain(error.args[0], link, "") from error
+    link = link_of(broker, "topics", kafka, "Describe")
+    found = metadata_of(admin_of(link, kafka or {}), link, "", SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS).topics
     return {name: len(topic.partitions) for name, topic in found.items() if not name.startswith("__")}

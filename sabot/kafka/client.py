@@ -14,70 +14,136 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import parse_broker, redacted
+from sabot.config import RECORD_BYTES, checked_topic, parse_broker
 from sabot.errors import BrokerUnavailable, SabotError, TransientError, UserError
+from sabot.faults import hint_of
+from sabot.kafka.access import Finding, acl_hint, login_hint, look, principal, tidy
+from sabot.redaction import clean_cause, has_password, keep_settings, redacted, redacted_url, scrubbed, setting_name
 
 __all__ = [
     "ANSWER_SECONDS",
+    "FETCHING",
     "FORBIDDEN",
     "MESSAGE_BYTES",
+    "REFUSED_SECONDS",
     "UNKNOWN",
     "Link",
     "admin_of",
     "client_of",
+    "committed_of",
     "connection_of",
     "ensure_topic",
     "explain",
+    "flush_of",
     "link_of",
+    "metadata_of",
     "partitions_of",
     "producer_of",
+    "said",
     "wait_for_partitions",
 ]
 
 log = logging.getLogger("sabot.kafka")
 
 ANSWER_SECONDS = 8.0  # how long an opening waits for the broker; callers promise 10 s in all
-MESSAGE_BYTES = 16 << 20  # the largest message that a producer of ours takes, before the broker has its say
+MESSAGE_BYTES = RECORD_BYTES  # the largest message that a producer of ours takes, before the broker has its say
 
+# What the client fetches ahead, for all partitions of a consumer together: it asks for no more once it holds so many records or
+# so many bytes of keys and payloads. It does not count its own 330 bytes for each record (measured: 1 M records of 127 bytes took
+# 490 MB), nor the answers that are on their way, one from each broker: those are of `fetch.max.bytes`, compressed.
+FETCHING = {
+    "queued.min.messages": 100_000,
+    "queued.max.messages.kbytes": 64 << 10,
+    "fetch.max.bytes": 2 << 20,  # 50 MB by itself: a 64th part of it for each of 64 partitions made 270 MB
+    "fetch.message.max.bytes": 1 << 20,  # of one partition; a batch of records that is larger comes whole all the same
+    "fetch.queue.backoff.ms": 5,  # how soon it looks again whether there is room; 1000 by itself, a second of idling each time
+}
+
+# What the codes of the client mean here. Lasting: waiting mends nothing, it is a UserError. Everything else may pass: TransientError.
+#   _ABSENT      passes: BrokerUnavailable at an opening; later the client goes on trying, and `Link` says so
+#   _REFUSED     a login or a certificate: lasting at an opening; later, when it has lasted for REFUSED_SECONDS
+#   FORBIDDEN    a right that is missing: lasting
+#   UNKNOWN      a topic or partition that is not there: lasting
 _ABSENT = {
     KafkaError._TRANSPORT,
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._TIMED_OUT,
     KafkaError._RESOLVE,
+    KafkaError._SSL,  # but see `_is_refusal`
+}
+_REFUSED = {
     KafkaError._AUTHENTICATION,
-    KafkaError._SSL,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError.UNSUPPORTED_SASL_MECHANISM,
+    KafkaError.ILLEGAL_SASL_STATE,
 }
 FORBIDDEN = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-    KafkaError.SASL_AUTHENTICATION_FAILED,
 }
 UNKNOWN = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
 
+REFUSED_SECONDS = 5.0  # a broker that restarts, or learns of a new password, may refuse a login that was good
 _FRESH_SECONDS = 2.0  # how long an answer is believed against the client
+_FIRST_SECONDS = 1.0  # an opening asks for so long before it looks for the reason
 
 
 class Link:
-    """Whether the broker answers, in one line on loss and one on return. Called from any thread."""
+    """Whether the broker answers, in one line on loss and one on return; and what an error needs to know of its
+    client: who we are, what we do. Called from any thread.
+    """
 
-    def __init__(self, address: str, what: str) -> None:
+    def __init__(
+        self, address: str, what: str, kafka: Mapping[str, Any] | None = None, operation: str = "Read"
+    ) -> None:
+        """operation: as ACLs call what is done with the topic, "Read" or "Write"."""
         self.address = address
         self.reason = ""
         self.lost = False
         self.opened = False  # an opening that fails raises; only what comes later is logged
+        self.kafka = kafka or {}
+        self.operation = operation
+        self.group = ""  # and the transactional id, where there is one: they have the same name
         self._what = what
         self._lock = threading.Lock()
         self._since = 0.0
         self._up = -_FRESH_SECONDS  # when it last came back
+        self._refused_at: float | None = None  # the first refusal of those that no answer and no other fault came after
 
     def on_error(self, error: KafkaError) -> None:
         """The client's own report of a fault; it goes on trying by itself."""
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             self.down()
-        elif error.code() in _ABSENT:
-            self.reason = error.str()
+        elif error.code() in _ABSENT | _REFUSED:
+            self.reason = tidy(said(error))
+            if not _is_refusal(error):
+                self._refused_at = None
+            elif self._refused_at is None:
+                self._refused_at = SYSTEM_CLOCK.monotonic()
+                if self.opened:
+                    log.warning("%s: kafka://%s refuses a connection: %s", self._what, self.address, self.reason)
+
+    @property
+    def refused(self) -> bool:
+        """By the last that was heard."""
+        return self._refused_at is not None
+
+    def check(self, proof: Callable[[float], object]) -> None:
+        """Raises UserError when a broker that has answered before refuses us, and still does after REFUSED_SECONDS.
+
+        proof: asks something over the connections of the client that was refused, within so many seconds. Others may have a connection
+        from before the password was changed, and the client tells the same error once in 30 s only.
+        """
+        at = self._refused_at
+        if not self.opened or at is None or SYSTEM_CLOCK.monotonic() < at + REFUSED_SECONDS:
+            return
+        try:
+            proof(REFUSED_SECONDS)
+        except KafkaException:
+            raise _refusal(self) from None
+        self._refused_at = None
 
     def down(self) -> None:
         """Nobody answers. The client's reports wait in a queue: right after an answer they tell of before."""
@@ -88,8 +154,10 @@ class Link:
         why = f" ({self.reason})" if self.reason else ""
         log.warning("%s: kafka://%s does not answer%s; waiting for it", self._what, self.address, why)
 
-    def up(self) -> None:
-        """Somebody answered."""
+    def up(self, *, proof: bool = True) -> None:
+        """Somebody answered. proof: the client whose work this is, so it is not refused any more."""
+        if proof:
+            self._refused_at = None
         if not self.lost:
             return
         with self._lock:
@@ -101,12 +169,18 @@ class Link:
         log.warning("%s: kafka://%s answers again after %.1f s", self._what, self.address, seconds)
 
 
+def said(error: KafkaError) -> str:
+    """What the client says, without the settings that it repeats: of `sasl.oauthbearer.config` it quotes what it cannot read."""
+    return scrubbed(error.str())
+
+
 def client_of(
     make: Callable[[dict[str, Any]], Any], link: Link, kafka: Mapping[str, Any], settings: dict[str, Any]
 ) -> Any:
     """A client made by `make` with our `settings`, over them the user's. UserError names a setting it
     refuses.
     """
+    _check_settings(kafka)
     theirs = kafka.get("error_cb")
 
     def on_error(error: KafkaError) -> None:
@@ -122,12 +196,30 @@ def client_of(
     try:
         return make(conf)
     except KafkaException as error:
+        if hint := hint_of(error):  # of the machine, which cannot run one more client
+            raise TransientError(f"no Kafka client can be made: {error.args[0].str()}", hint=hint) from error
         raise UserError(
             f"the Kafka client refuses a setting: {error.args[0].str()}",
             hint="settings are those of librdkafka, as in kafka={'security.protocol': 'ssl'}",
-        ) from error
+        ) from clean_cause(error)
     except (TypeError, ValueError) as error:
-        raise UserError(f"the Kafka client refuses a setting: {error}") from error
+        raise UserError(f"the Kafka client refuses a setting: {error}") from clean_cause(error)
+
+
+def _check_settings(kafka: Mapping[str, Any]) -> None:
+    """UserError for what would come out with the client's own messages and log lines; their values are secrets from now on."""
+    keep_settings(kafka)
+    for name, value in kafka.items():
+        if setting_name(name) != name:
+            raise UserError(
+                f"kafka: {setting_name(name)!r} is no name of a setting",
+                hint='write {"sasl.password": "…"}: name, value',
+            )
+        if isinstance(value, str) and has_password(value):
+            raise UserError(
+                f"kafka: {name} is {redacted_url(value)!r} with a password in it, which the client would log",
+                hint="who calls has settings of its own: sasl.oauthbearer.client.id and .secret, sasl.username and sasl.password",
+            )
 
 
 def producer_of(link: Link, kafka: Mapping[str, Any], **settings: Any) -> Any:
@@ -145,8 +237,8 @@ def producer_of(link: Link, kafka: Mapping[str, Any], **settings: Any) -> Any:
     return client_of(Producer, link, kafka, ours)
 
 
-def explain(error: KafkaError, link: Link, topic: str) -> SabotError:
-    """The client's error as one of ours."""
+def explain(error: KafkaError, link: Link, topic: str, operation: str = "") -> SabotError:
+    """The client's error as one of ours. operation: what was tried with the topic, where it is not the link's own."""
     code = error.code()
     if code in UNKNOWN:
         return UserError(
@@ -154,35 +246,151 @@ def explain(error: KafkaError, link: Link, topic: str) -> SabotError:
             hint="create it, or correct the name; topics of sources are never made by themselves",
         )
     if code in FORBIDDEN:
-        return UserError(f"topic {topic!r} on kafka://{link.address}: {error.str()}")
+        return _forbidden(error, link, topic, operation or link.operation)
     if code == KafkaError.TOPIC_EXCEPTION:
         return UserError(f"{topic!r} is no name for a Kafka topic: {error.str()}")
+    if _is_refusal(error) or (code in _ABSENT and link.refused):
+        return _refusal(link, "" if link.refused else tidy(said(error)))
     if code in _ABSENT:
-        return BrokerUnavailable(
-            f"kafka://{link.address} does not answer: {link.reason or error.str()}",
-            hint="is the broker running, and is the address right?",
-        )
+        found = None if link.opened else look(link.address, link.kafka)
+        return _absent(link, tidy(said(error)), found)
     return TransientError(f"topic {topic!r} on kafka://{link.address}: {error.str()}")
 
 
-def partitions_of(client: Any, link: Link, topic: str, timeout: float | None = None) -> list[int]:
-    """The partitions of a topic, asked of the broker. UserError when it does not exist, BrokerUnavailable.
+def _is_refusal(error: KafkaError) -> bool:
+    """A connection that is closed in the middle of a handshake is none: a broker that stops does that."""
+    if error.code() == KafkaError._SSL:
+        return "certificate" in error.str()
+    return error.code() in _REFUSED or "SASL authentication error" in error.str()
+
+
+def _refusal(link: Link, reason: str = "") -> UserError:
+    """A login or a certificate that is not accepted."""
+    reason = reason or link.reason
+    if "SASL" in reason:
+        user = principal(link.kafka)
+        whose = f" of user {user!r}" if user else ""
+        return UserError(
+            f"kafka://{link.address} refuses the login{whose}: {reason}", hint=login_hint(reason, link.kafka)
+        )
+    found = look(link.address, link.kafka) or Finding(reason, "look at ssl.ca.location and the other ssl.*", True)
+    return UserError(f"kafka://{link.address}: {found.reason}", hint=found.hint)
+
+
+def _absent(link: Link, reason: str, found: Finding | None) -> SabotError:
+    if found is None:
+        return BrokerUnavailable(
+            f"kafka://{link.address} does not answer: {link.reason or reason}",
+            hint=hint_of(link.reason or reason, "is the broker running, and is the address right?"),
+        )
+    kind = UserError if found.sure else BrokerUnavailable
+    return kind(f"kafka://{link.address} does not answer: {found.reason}", hint=found.hint)
+
+
+def _forbidden(error: KafkaError, link: Link, topic: str, operation: str) -> UserError:
+    """A right that is missing, and the command that gives it."""
+    user, code = principal(link.kafka), error.code()
+    rights = [f"--operation {operation} --topic {topic}"]
+    if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+        what = f"{operation.lower()} topic {topic!r}"
+    elif code == KafkaError.GROUP_AUTHORIZATION_FAILED:
+        what, rights = f"read group {link.group!r}, of topic {topic!r}", [f"--operation Read --group {link.group}"]
+    elif code == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
+        what = f"use transactional id {link.group!r}, for topic {topic!r}"
+        rights = [f"--operation Write --operation Describe --transactional-id {link.group}"]
+    elif operation == "Write":  # a right to write to some topic is a right to be an idempotent producer
+        what = f"write to topic {topic!r}, nor be an idempotent producer"
+    else:
+        what, rights = f"{operation.lower()} topic {topic!r}", [f"--operation {operation} --cluster"]
+    who = f"user {user!r}" if user else "this client"
+    return UserError(
+        f"kafka://{link.address}: {who} may not {what} ({tidy(said(error))})",
+        hint=acl_hint(user, link.address, *rights),
+    )
+
+
+def flush_of(producer: Any, seconds: float, anew: Callable[[], Any]) -> int:
+    """How many records are still on their way. Raises KafkaException: the producer's fatal error.
+
+    `poll` raises it, `flush` goes on with the callbacks of the records, the next of which breaks with it: then it stands behind a
+    SystemError, or is lost. Another producer, made by `anew` and only polled, fails in the same way and tells.
+    """
+    try:
+        left: int = producer.flush(seconds)
+        return left
+    except SystemError as broken:
+        if isinstance(broken.__cause__, KafkaException):
+            raise broken.__cause__ from None
+        other, deadline = anew(), SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
+        while SYSTEM_CLOCK.monotonic() < deadline:
+            other.poll(0.1)
+        raise KafkaException(KafkaError(KafkaError._FAIL, f"the client lost its own error: {broken}")) from broken
+
+
+def metadata_of(client: Any, link: Link, topic: str, deadline: float) -> Any:
+    """What the broker knows of a topic ("": of all). UserError when it refuses us, BrokerUnavailable.
 
     Polls the client when there is a fault, to learn the reason: not for a consumer that is reading already.
     """
-    deadline = SYSTEM_CLOCK.monotonic() + (ANSWER_SECONDS if timeout is None else timeout)
+    seconds, looked = _FIRST_SECONDS, link.opened
     while True:
+        left = max(0.1, deadline - SYSTEM_CLOCK.monotonic())
         try:
-            found = client.list_topics(topic, timeout=max(0.1, deadline - SYSTEM_CLOCK.monotonic())).topics[topic]
+            found = client.list_topics(topic or None, timeout=min(seconds, left))
+            break
         except KafkaException as error:
             client.poll(0)  # serves the callback that knows the reason
-            raise explain(error.args[0], link, topic) from error
-        link.up()
+            reason: Any = error.args[0]
+            last = SYSTEM_CLOCK.monotonic() > deadline or reason.code() not in _ABSENT
+            if last or link.refused:
+                raise explain(reason, link, topic) from clean_cause(error)
+            if not looked:
+                at_fault, looked = look(link.address, link.kafka), True
+                if at_fault is not None and at_fault.sure:
+                    raise _absent(link, "", at_fault) from clean_cause(error)
+            client.poll(0.1)
+        seconds = left
+    link.up(proof=not link.opened)  # later it is a client beside the one that works
+    return found
+
+
+def partitions_of(client: Any, link: Link, topic: str, timeout: float | None = None) -> list[int]:
+    """The partitions of a topic, asked of the broker. Raises like `metadata_of`; UserError when it does not exist, or we
+    may not see it.
+    """
+    checked_topic(topic, "topic", kafka=True)
+    deadline = SYSTEM_CLOCK.monotonic() + (ANSWER_SECONDS if timeout is None else timeout)
+    while True:
+        found = metadata_of(client, link, topic, deadline).topics[topic]
         if found.error is None:
             return sorted(found.partitions)
         if found.error.code() != KafkaError.LEADER_NOT_AVAILABLE or SYSTEM_CLOCK.monotonic() > deadline:
             raise explain(found.error, link, topic)
         client.poll(0.1)
+
+
+def committed_of(consumer: Any, places: list[Any], timeout: float) -> list[Any]:
+    """The group's offsets of these partitions, as TopicPartitions. Raises KafkaException.
+
+    Where the group is forbidden, the call itself only times out, and the reason is told by the next poll: so it is made in pieces. Not
+    for a consumer that is reading already.
+    """
+    deadline = SYSTEM_CLOCK.monotonic() + timeout
+    while True:
+        left = max(0.1, deadline - SYSTEM_CLOCK.monotonic())
+        try:
+            found: list[Any] = consumer.committed(places, min(_FIRST_SECONDS, left))
+            return found
+        except KafkaException as error:
+            reason: Any = error.args[0]
+            if reason.code() != KafkaError._TIMED_OUT:
+                raise
+            event = consumer.poll(0)
+            told = None if event is None else event.error()
+            if told is not None and told.code() in FORBIDDEN:
+                raise KafkaException(told) from None
+            if SYSTEM_CLOCK.monotonic() > deadline:
+                raise
 
 
 def ensure_topic(
@@ -202,7 +410,7 @@ def ensure_topic(
         outcome[topic].result()
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-            raise explain(error.args[0], link, topic) from error
+            raise explain(error.args[0], link, topic, "Create") from clean_cause(error)
     wait_for_partitions(admin, link, topic, 1)
 
 
@@ -234,9 +442,9 @@ def connection_of(kafka: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kafka.items() if name.startswith(connection) or name == "debug"}
 
 
-def link_of(broker: str, what: str) -> Link:
-    """The link to a kafka:// address."""
+def link_of(broker: str, what: str, kafka: Mapping[str, Any] | None = None, operation: str = "Read") -> Link:
+    """The link to a kafka:// address, for a client with these settings."""
     scheme, address = parse_broker(broker)
     if scheme != "kafka":
         raise UserError(f"{broker!r} is no Kafka address", hint="write kafka://host:port")
-    return Link(address, what)
+    return Link(address, what, kafka, operation)

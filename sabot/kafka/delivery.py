@@ -28,10 +28,14 @@ from sabot.kafka.client import (
     UNKNOWN,
     Link,
     client_of,
+    committed_of,
     connection_of,
+    explain,
     producer_of,
+    said,
 )
 from sabot.kafka.writer import CLOSE_SECONDS, KafkaWriter, Refusals, check_sizes, largest_record, produce, refusal
+from sabot.redaction import clean_cause
 from sabot.steps import step
 
 __all__ = ["KafkaDelivery"]
@@ -85,6 +89,7 @@ class KafkaDelivery(KafkaWriter):
     def known(self, lane: Lane) -> Token | None:
         """The last number that was committed, whoever has a transaction open now. Makes the topic if it is missing."""
         client = _Client(self._link)
+        self._link.group = _lane_id(lane)
         settings = {"group.id": _lane_id(lane), "isolation.level": "read_uncommitted", "enable.auto.commit": False}
         deadline = SYSTEM_CLOCK.monotonic() + KNOWN_SECONDS
         try:
@@ -95,8 +100,8 @@ class KafkaDelivery(KafkaWriter):
             while True:
                 try:
                     return client.call(partial(client.committed, KNOWN_SECONDS), KNOWN_SECONDS + GRACE_SECONDS)
-                except KafkaException:
-                    if SYSTEM_CLOCK.monotonic() > deadline:
+                except KafkaException as error:
+                    if SYSTEM_CLOCK.monotonic() > deadline or error.args[0].code() in FORBIDDEN:
                         return None  # `claim` asks again, and says why
                     client.call(lambda: threading.Event().wait(0.1), GRACE_SECONDS)
         finally:
@@ -114,10 +119,11 @@ class KafkaDelivery(KafkaWriter):
             raise self._taken_over(lane)
         self._lost = False
         self._lane = lane
+        self._link.group = _lane_id(lane)
         client = self._client = _Client(self._link)
         with self._or_leave(client), step("claim", self.name):
             client.call(self.ensure_topic, TOPIC_SECONDS + GRACE_SECONDS)
-            client.call(lambda: self._make(client), GRACE_SECONDS)
+            client.call(lambda: self._connect(client), GRACE_SECONDS)
             deadline = SYSTEM_CLOCK.monotonic() + CLAIM_SECONDS
             self._ask(client, client.init, deadline)
             found = self._ask(client, client.committed, deadline)
@@ -126,7 +132,7 @@ class KafkaDelivery(KafkaWriter):
         self._seq = found.seq if found is not None and found.incarnation == lane.incarnation else -1
         return found
 
-    def _make(self, client: "_Client") -> None:
+    def _connect(self, client: "_Client") -> None:
         """In the client's thread. The consumer never subscribes: no member, nothing to leave, it only reads the token."""
         name = _lane_id(self._lane)
         ours = {
@@ -175,6 +181,7 @@ class KafkaDelivery(KafkaWriter):
 
         def go_on() -> None:
             client.check()
+            self._link.check(client.prove)
             if client.refusals.first is not None or SYSTEM_CLOCK.monotonic() > deadline:
                 raise _Enough
 
@@ -218,14 +225,15 @@ class KafkaDelivery(KafkaWriter):
                 again = reason.retriable() or reason.code() in _LOADING or reason.code() == KafkaError._TIMED_OUT
                 if not again:
                     raise
+                self._link.check(lambda left: client.call(partial(client.prove, left), left + GRACE_SECONDS))
                 if SYSTEM_CLOCK.monotonic() > deadline:
                     if client.claimed:
                         raise
                     raise BrokerUnavailable(
                         f"kafka://{self._link.address} did not ready topic {self.name!r} for exactly once within "
-                        f"{CLAIM_SECONDS:g} s: {reason.str()}",
+                        f"{CLAIM_SECONDS:g} s: {said(reason)}",
                         hint="do all its brokers run, with the topics __transaction_state and __consumer_offsets?",
-                    ) from error
+                    ) from clean_cause(error)
                 client.call(lambda: client.producer.poll(0.1), GRACE_SECONDS)  # a pause, and news of the link
 
     @contextmanager
@@ -235,7 +243,7 @@ class KafkaDelivery(KafkaWriter):
             try:
                 yield
             except KafkaException as error:
-                raise self._fault(error.args[0]) from error
+                raise self._fault(error.args[0]) from clean_cause(error)
         except BaseException as error:
             # `claim` ends the transaction of one who comes back; of one who does not, readers need not wait for its end
             final = isinstance(error, Exception) and not isinstance(error, TransientError | JobLocked)
@@ -252,7 +260,7 @@ class KafkaDelivery(KafkaWriter):
             if not self._still_ours():
                 return self._taken_over(self._lane)
             return self._bounded(
-                f"another producer has taken this lane, or a transaction took longer than transaction.timeout.ms: {error.str()}"
+                f"another producer has taken this lane, or a transaction took longer than transaction.timeout.ms: {said(error)}"
             )
         if code == KafkaError.INVALID_TRANSACTION_TIMEOUT:
             return UserError(
@@ -261,14 +269,13 @@ class KafkaDelivery(KafkaWriter):
             )
         if code in _NO_TRANSACTIONS:
             return UserError(
-                f"kafka://{address} has no transactions: {error.str()}", hint="use delivery='at_least_once'"
+                f"kafka://{address} has no transactions: {said(error)}", hint="use delivery='at_least_once'"
             )
         if code in FORBIDDEN:
-            return UserError(
-                f"topic {self.name!r} on kafka://{address}: {error.str()}",
-                hint=f"exactly once needs Write and Describe on the transactional id {_lane_id(self._lane)!r} and on the "
-                "topic, and Read on the group of the same name; or use delivery='at_least_once'",
-            )
+            # the token is an offset of the topic: to commit one is a right of readers
+            operation = "Read" if "commit offsets" in error.str() else "Write"
+            fault = explain(error, self._link, self.name, operation)
+            return UserError(fault.message, hint=f"{fault.hint}; or use delivery='at_least_once'")
         if code in UNKNOWN:
             return UserError(
                 f"topic {self.name!r} is not on kafka://{address} any more",
@@ -278,7 +285,7 @@ class KafkaDelivery(KafkaWriter):
             return refusal(error, self._link, self.name, message)
         if code in (KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT, KafkaError._TRANSPORT):
             return self._late()
-        return self._bounded(error.str())
+        return self._bounded(said(error))
 
     def _late(self) -> Exception:
         """A deadline passed: there was nobody, or it takes too long."""
@@ -410,6 +417,10 @@ class _Client:
         if self._gone:
             raise TransientError("the sink was closed while it delivered")
 
+    def prove(self, seconds: float) -> None:
+        """In the client's thread: that the producer is let in. Raises KafkaException."""
+        self.producer.list_topics(self.place, timeout=seconds)
+
     def init(self, seconds: float) -> None:
         """Ends what the lane's last producer left open, and keeps it out."""
         self.producer.init_transactions(seconds)
@@ -428,7 +439,7 @@ class _Client:
 
     def committed(self, seconds: float) -> Token | None:
         """The token, once no transaction is open on it."""
-        (found,) = self.consumer.committed([TopicPartition(self.place, 0)], seconds)
+        (found,) = committed_of(self.consumer, [TopicPartition(self.place, 0)], seconds)
         if found.error is not None:
             raise KafkaException(found.error)
         return Token(found.offset, found.metadata or "") if found.offset >= 0 else None

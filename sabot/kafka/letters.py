@@ -17,8 +17,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollectio
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.base import Headers
-from sabot.errors import BrokerUnavailable, UserError
-from sabot.kafka.client import ANSWER_SECONDS, admin_of, client_of, explain, link_of, partitions_of
+from sabot.errors import UNREADABLE, BrokerUnavailable, UserError
+from sabot.kafka.client import ANSWER_SECONDS, FETCHING, admin_of, client_of, explain, link_of, partitions_of
+from sabot.redaction import clean_cause
 
 __all__ = ["JOURNAL_SUFFIX", "DeadLetter", "DeadLetters", "Note", "Ranges"]
 
@@ -112,7 +113,7 @@ class DeadLetters:
     def __init__(self, topic: str, broker: str, kafka: Mapping[str, Any] | None = None) -> None:
         self.topic = topic
         self.kafka = dict(kafka or {})
-        self.link = link_of(broker, f"dead letters in {topic!r}")
+        self.link = link_of(broker, f"dead letters in {topic!r}", kafka)
         self._consumer = self._open_consumer()
         try:
             self.partitions = partitions_of(self._consumer, self.link, topic)
@@ -144,7 +145,7 @@ class DeadLetters:
     def _note(self, message: Any) -> Note:
         try:
             return msgspec.json.decode(message.value() or b"", type=Note)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise UserError(
                 f"{self.journal}[0]@{message.offset()} is no note of a redrive: {error}",
                 hint="only sabot writes there; what was redriven cannot be told without it",
@@ -190,6 +191,7 @@ class DeadLetters:
             "auto.offset.reset": "earliest",  # what retention has taken meanwhile is not there to be shown
             "allow.auto.create.topics": False,
             "isolation.level": "read_committed",
+            **FETCHING,
             "fetch.wait.max.ms": 20,  # the end of a partition is told when a fetch comes back empty
         }
         return client_of(Consumer, self.link, {**self.kafka, "enable.partition.eof": True}, ours)
@@ -218,7 +220,7 @@ class DeadLetters:
         try:
             yield
         except KafkaException as error:
-            raise explain(error.args[0], self.link, topic) from error
+            raise explain(error.args[0], self.link, topic) from clean_cause(error)
 
     def _messages(self, topic: str, index: int, first: int, end: int) -> Iterator[Any]:
         """Committed records with first <= offset < end."""

@@ -10,6 +10,7 @@ knows more: when the client reports the end of a partition, its offset covers tr
 import logging
 import threading
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from confluent_kafka import (
@@ -24,9 +25,23 @@ from confluent_kafka import (
 
 from sabot._cython.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
+from sabot.config import RECORD_BYTES
 from sabot.connectors.base import Positions, Source, build_records
 from sabot.errors import BrokerUnavailable, SabotError, TransientError, UserError
-from sabot.kafka.client import ANSWER_SECONDS, admin_of, client_of, explain, link_of, partitions_of
+from sabot.kafka.client import (
+    ANSWER_SECONDS,
+    FETCHING,
+    FORBIDDEN,
+    admin_of,
+    client_of,
+    committed_of,
+    explain,
+    link_of,
+    partitions_of,
+    said,
+)
+from sabot.redaction import clean_cause
+from sabot.watch import guarded
 
 __all__ = ["KafkaReader"]
 
@@ -59,9 +74,11 @@ class KafkaReader(Source):
     ) -> None:
         self.name = topic
         self.group_id = group_id
-        self._link = link_of(broker, f"source of topic {topic!r}")
+        self._link = link_of(broker, f"source of topic {topic!r}", kafka)
+        self._link.group = str(kafka.get("group.id") or group_id or f"sabot.{topic}")
         self._check_seconds = partition_check
         self._kafka = kafka
+        self.record_bytes = max(RECORD_BYTES, int(kafka.get("message.max.bytes", 0)))
         self._share = share
         self._consumer: Any = None
         self._positions: dict[int, int] = {}
@@ -70,7 +87,7 @@ class KafkaReader(Source):
         self._looked = 0.0
         self._new: list[int] = []  # partitions found by the watch
         self._unread: set[int] = set()  # of those, the ones without a row so far
-        self._fault: UserError | None = None  # what the watch found that cannot heal
+        self._fault: SabotError | None = None  # what the watch found that cannot heal
         self._closing = threading.Event()
         self._watch: threading.Thread | None = None
 
@@ -83,13 +100,13 @@ class KafkaReader(Source):
 
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         ours = {
-            "group.id": self.group_id or f"sabot.{self.name}",
+            "group.id": self._link.group,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "error",  # a position beyond retention is an error, never a silent jump
             "allow.auto.create.topics": False,
             "isolation.level": "read_committed",
-            "fetch.message.max.bytes": 4 << 20,
+            **FETCHING,
             "max.poll.interval.ms": 86_400_000,  # backpressure may last; there is no group to leave
             "on_commit": self._on_commit,
         }
@@ -108,7 +125,8 @@ class KafkaReader(Source):
         self._highs, self._looked = {}, 0.0
         self._assign()
         self._link.opened = True
-        self._watch = threading.Thread(target=self._watch_partitions, name=f"kafka-watch-{self.name}", daemon=True)
+        watch = guarded(self._watch_partitions, f"what looks for new partitions of topic {self.name!r}", self._broke)
+        self._watch = threading.Thread(target=watch, name=f"kafka-watch-{self.name}", daemon=True)
         self._watch.start()
 
     def _resolve(self, indexes: list[int], restored: dict[int, int], start: str | int) -> dict[int, int]:
@@ -127,7 +145,9 @@ class KafkaReader(Source):
         elif start == "latest":
             chosen.update({index: held[index][1] for index in missing})
         elif start == "committed":
-            for found in self._ask(self._consumer.committed, [TopicPartition(self.name, index) for index in missing]):
+            for found in self._ask(
+                partial(committed_of, self._consumer), [TopicPartition(self.name, index) for index in missing]
+            ):
                 chosen[found.partition] = found.offset if found.offset >= 0 else held[found.partition][0]
         elif isinstance(start, int):
             asked = [TopicPartition(self.name, index, start) for index in missing]
@@ -167,7 +187,7 @@ class KafkaReader(Source):
                 reason = error.args[0]
                 again = reason.retriable() or reason.code() in _ELECTING
                 if SYSTEM_CLOCK.monotonic() > deadline or not again:
-                    raise explain(reason, self._link, self.name) from error
+                    raise explain(reason, self._link, self.name) from clean_cause(error)
                 self._consumer.poll(0)
                 self._closing.wait(0.1)
 
@@ -192,6 +212,7 @@ class KafkaReader(Source):
         while True:
             if self._fault is not None:
                 raise self._fault
+            self._link.check(self._prove)
             if self._new:
                 self._take_new()
             # `consume` waits until it has all that it was asked for: wait for one, then take what is there
@@ -210,6 +231,11 @@ class KafkaReader(Source):
             if left <= 0:
                 return None
             wait = min(left, WAIT_SECONDS)
+
+    def _prove(self, seconds: float) -> None:
+        """That the consumer is let in. Raises KafkaException."""
+        for index in list(self._positions)[:1]:
+            self._consumer.get_watermark_offsets(TopicPartition(self.name, index), timeout=seconds, cached=False)
 
     def _batch(self, messages: list[Any]) -> Batch:
         indexes: list[Any] = list(map(Message.partition, messages))
@@ -240,7 +266,7 @@ class KafkaReader(Source):
         elif error.code() in _LOST:
             index = message.partition()
             raise UserError(
-                f"{self.name}[{index}]: position {self._positions.get(index)} does not exist any more: {error.str()}",
+                f"{self.name}[{index}]: position {self._positions.get(index)} does not exist any more: {said(error)}",
                 hint="retention has passed it; raise the topic's retention, and start afresh (--fresh)",
             )
         elif error.code() == KafkaError._ALL_BROKERS_DOWN:
@@ -261,6 +287,10 @@ class KafkaReader(Source):
         self._unread.update(new)
         log.info("topic %r: reading new partitions %s", self.name, new)
         self._assign()
+
+    def _broke(self, error: SabotError) -> None:
+        """For the thread beside: the next read raises it."""
+        self._fault = error
 
     def _watch_partitions(self) -> None:
         """Thread of its own: looks for new partitions, and while the broker is lost for its return.
@@ -299,11 +329,13 @@ class KafkaReader(Source):
         try:
             self._consumer.commit(offsets=own, asynchronous=True)
         except KafkaException as error:
-            raise explain(error.args[0], self._link, self.name) from error
+            raise explain(error.args[0], self._link, self.name) from clean_cause(error)
 
     def _on_commit(self, error: KafkaError | None, _: list[Any]) -> None:
-        if error is not None:
-            log.warning("group %r: offsets of topic %r are not committed: %s", self.group_id, self.name, error.str())
+        if error is not None and error.code() in FORBIDDEN:
+            self._fault = explain(error, self._link, self.name)
+        elif error is not None:
+            log.warning("group %r: offsets of topic %r are not committed: %s", self.group_id, self.name, said(error))
 
     def _look_at_ends(self, indexes: Iterable[int]) -> None:
         """In the reading thread: the client holds a lock while it consumes, so any other thread would wait for a pause."""

@@ -17,8 +17,9 @@ from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import JobLocked, SabotError, TransientError, UserError
-from sabot.kafka.client import ANSWER_SECONDS, admin_of, ensure_topic, explain, partitions_of, producer_of
+from sabot.kafka.client import ANSWER_SECONDS, admin_of, ensure_topic, explain, partitions_of, producer_of, said
 from sabot.kafka.letters import DeadLetter, DeadLetters, Note, Ranges
+from sabot.redaction import clean_cause
 from sabot.steps import step
 
 __all__ = ["Redriven", "redrive"]
@@ -206,7 +207,7 @@ class _Lane:
             log.warning(
                 "the transaction of this redrive could not be ended (%s): the broker does it within %d s; "
                 "until then readers of committed records wait",
-                error.args[0].str(),
+                said(error.args[0]),
                 2 * _TRANSACTION_MS // 1000,
             )
 
@@ -264,7 +265,7 @@ class _Lane:
             except KafkaException as error:
                 self._on_delivery(letter.place, error.args[0], None)
                 self._raise_refusal()
-                raise self._explained(error.args[0]) from error
+                raise self._explained(error.args[0]) from clean_cause(error)
 
     def _notes(self, batch: list[_Sending]) -> dict[int, Note]:
         ranges: dict[int, Ranges] = {}
@@ -291,7 +292,7 @@ class _Lane:
                 if SYSTEM_CLOCK.monotonic() > deadline:
                     raise self._unanswered()
         except KafkaException as error:
-            raise self._explained(error.args[0]) from error
+            raise self._explained(error.args[0]) from clean_cause(error)
         except SystemError:  # the client's own error, lost where it called back: the commit says it again
             log.debug("the client lost an error while it flushed", exc_info=True)
         self._raise_refusal()
@@ -301,7 +302,7 @@ class _Lane:
         for place, error in self._reports:
             if error.code() in _UNFIT:
                 raise UserError(
-                    f"letter {place} of {self._dead.topic!r} is not taken back: {error.str()}",
+                    f"letter {place} of {self._dead.topic!r} is not taken back: {said(error)}",
                     hint=f"--skip {place} leaves it out; nothing is sent twice",
                 )
 
@@ -315,9 +316,9 @@ class _Lane:
             except KafkaException as error:
                 reason: Any = error.args[0]
                 if not reason.retriable():
-                    raise self._explained(reason) from error
+                    raise self._explained(reason) from clean_cause(error)
                 if SYSTEM_CLOCK.monotonic() > deadline:
-                    raise self._unanswered() from error
+                    raise self._unanswered() from clean_cause(error)
 
     def _explained(self, reason: Any) -> SabotError:
         if reason.code() in _FENCED:
@@ -326,7 +327,7 @@ class _Lane:
                 f"another redrive of {self._dead.topic!r} has begun, and goes on with what this one has not sent",
                 hint="nothing is sent twice; let that one end",
             )
-        explained = explain(reason, self._dead.link, self._dead.topic)
+        explained = explain(reason, self._dead.link, self._dead.topic, "Write")
         explained.hint = explained.hint or "repeat the command: nothing is sent twice"
         return explained
 
@@ -344,7 +345,7 @@ def _target(dead: DeadLetters, topic: str, partitions: int) -> _Target:
     try:
         settings = admin.describe_configs([resource], request_timeout=ANSWER_SECONDS)[resource].result()
     except KafkaException as error:
-        log.warning("topic %r: its settings are unknown: %s", topic, error.args[0].str())
+        log.warning("topic %r: its settings are unknown: %s", topic, said(error.args[0]))
         return _Target(partitions)
     largest, retention = int(settings["max.message.bytes"].value), int(settings["retention.ms"].value)
     if "delete" not in settings["cleanup.policy"].value or retention < 0:

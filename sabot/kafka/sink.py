@@ -65,6 +65,9 @@ class KafkaSink(Sink):
     def start_afresh(self) -> None:
         self._sink.start_afresh()
 
+    def check_types(self, schema: pa.Schema) -> None:
+        self._sink.check_types(schema)
+
     def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
         self._sink.expect_changes(schema, keys)
 

@@ -14,10 +14,22 @@ from confluent_kafka import KafkaError, KafkaException
 from sabot._cython.batch import Batch
 from sabot._cython.rows import bytes_list
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.base import Headers, Sink, header_rows, to_records
-from sabot.errors import DataError, RowErrors, TransientError, UserError
+from sabot.connectors.base import Headers, Sink, header_rows, refuse_json_types, to_records
+from sabot.errors import DataError, RowErrors, SabotError, TransientError, UserError
 from sabot.kafka.bridge import done
-from sabot.kafka.client import MESSAGE_BYTES, Link, ensure_topic, explain, link_of, partitions_of, producer_of
+from sabot.kafka.client import (
+    MESSAGE_BYTES,
+    Link,
+    ensure_topic,
+    explain,
+    flush_of,
+    link_of,
+    partitions_of,
+    producer_of,
+    said,
+)
+from sabot.redaction import clean_cause
+from sabot.watch import guarded
 
 __all__ = ["KafkaSender", "KafkaWriter", "Refusals", "check_sizes", "largest_record", "produce", "refusal"]
 
@@ -104,12 +116,15 @@ class KafkaWriter(Sink):
 
     def __init__(self, topic: str, broker: str, kafka: Mapping[str, Any]) -> None:
         self.name = topic
-        self._link = link_of(broker, f"sink of topic {topic!r}")
+        self._link = link_of(broker, f"sink of topic {topic!r}", kafka, "Write")
         self._kafka = kafka
         self._producer: Any = None
         self._unflushed = False
         self._refusals = Refusals()
         self._keys: Sequence[str] | None = None  # of the table whose changes come
+
+    def check_types(self, schema: pa.Schema) -> None:
+        refuse_json_types(schema, f"topic {self.name!r}")
 
     def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
         self._keys = keys
@@ -122,28 +137,35 @@ class KafkaWriter(Sink):
     def open(self) -> None:
         self.ensure_topic()
         self._refusals = Refusals()
-        self._producer = producer_of(self._link, self._kafka, on_delivery=self._refusals)
+        self._producer = self._make()
         self._link.opened = True
+
+    def _make(self) -> Any:
+        return producer_of(self._link, self._kafka, on_delivery=self._refusals)
 
     def write(self, batch: Batch) -> None:
         data = to_records(batch, int(SYSTEM_CLOCK.time() * 1000), self._keys)
         check_sizes(data, largest_record(self._kafka), self.name)
         self._unflushed = self._unflushed or data.num_rows > 0
         try:
-            produce(self._opened(), self.name, data, self._check_open)
+            produce(self._opened(), self.name, data, self._go_on)
         except KafkaException as error:
-            raise refusal(error.args[0], self._link, self.name, None) from error
+            raise refusal(error.args[0], self._link, self.name, None) from clean_cause(error)
         self._refusals.raise_first(self._link, self.name)
 
-    def _check_open(self) -> None:
+    def _go_on(self) -> None:
         if self._producer is None:
             raise TransientError(f"topic {self.name!r}: the sink was closed while it waited")
+        self._link.check(lambda seconds: self._opened().list_topics(self.name, timeout=seconds))
 
     def flush(self) -> None:
         producer = self._opened()
         waiting, self._unflushed = self._unflushed, False  # not len(producer): that counts error events too
-        while waiting and producer.flush(1.0) > 0:
-            self._check_open()
+        try:
+            while waiting and flush_of(producer, 1.0, self._make) > 0:
+                self._go_on()
+        except KafkaException as error:
+            raise refusal(error.args[0], self._link, self.name, None) from clean_cause(error)
         self._refusals.raise_first(self._link, self.name)
         if waiting:
             self._link.up()
@@ -166,12 +188,14 @@ class KafkaSender:
     """
 
     def __init__(self, broker: str, kafka: Mapping[str, Any]) -> None:
-        self._link = link_of(broker, "sender")
+        self._link = link_of(broker, "sender", kafka, "Write")
         self._kafka = kafka
         self._lock = threading.Lock()
         self._topics: set[str] = set()
         self._producer: Any = None
         self._thread: threading.Thread | None = None
+        self._waiting: dict[Future[int], str] = {}  # for their offsets; the topic of each
+        self._fault: SabotError | None = None  # what ended the thread
         self._closed = False
 
     async def send(
@@ -188,6 +212,8 @@ class KafkaSender:
         sent: Future[int] = Future()
 
         def on_delivery(error: KafkaError | None, message: Any) -> None:
+            if sent.done():  # told of what ended the thread
+                return
             if error is None:
                 self._link.up()
                 sent.set_result(message.offset())
@@ -197,23 +223,45 @@ class KafkaSender:
         place: dict[str, int] = {} if partition is None else {"partition": partition}
         if timestamp is not None:
             place["timestamp"] = timestamp
+        self._waiting[sent] = topic
+        try:
+            await self._produce(topic, payload, key, list(headers) or None, on_delivery, place)
+            await done(sent)
+        finally:
+            del self._waiting[sent]
+        return sent.result()
+
+    async def _produce(
+        self,
+        topic: str,
+        payload: bytes | None,
+        key: bytes | None,
+        headers: Any,
+        on_delivery: Any,
+        place: dict[str, int],
+    ) -> None:
+        """Waits for room in the client's queue."""
         asked = False
         while True:
+            if self._fault is not None:
+                raise self._fault
+            producer = self._producer
+            if producer is None:  # it was given up meanwhile
+                await asyncio.to_thread(self._prepare, topic)
+                continue
             try:
-                self._producer.produce(
-                    topic, payload, key, headers=list(headers) or None, on_delivery=on_delivery, **place
-                )
-                break
+                producer.produce(topic, payload, key, headers=headers, on_delivery=on_delivery, **place)
+                if producer is self._producer or self._closed:
+                    return
+                raise TransientError(f"topic {topic!r}: the Kafka client was given up while it took a record")
             except BufferError:
                 await asyncio.sleep(0.05)  # full; the thread delivers, or gives up after message.timeout.ms
             except KafkaException as error:
                 if error.args[0].code() == KafkaError._UNKNOWN_PARTITION and not asked:
                     asked = True  # it may be newer than what the client knows of the topic
-                    await asyncio.to_thread(partitions_of, self._producer, self._link, topic)
+                    await asyncio.to_thread(partitions_of, producer, self._link, topic)
                     continue
-                raise refusal(error.args[0], self._link, topic, None) from error
-        await done(sent)
-        return sent.result()
+                raise refusal(error.args[0], self._link, topic, None) from clean_cause(error)
 
     def _prepare(self, topic: str) -> None:
         ensure_topic(self._link, topic, self._kafka)
@@ -226,22 +274,51 @@ class KafkaSender:
                 self._producer = producer_of(
                     self._link, self._kafka, **{"linger.ms": 0, "delivery.report.only.error": False}
                 )
-                self._thread = threading.Thread(target=self._serve, name="kafka-sender", daemon=True)
+                serve = guarded(self._serve, "the thread of the Kafka sender", self._broke)
+                self._thread = threading.Thread(target=serve, name="kafka-sender", daemon=True)
                 self._thread.start()
             self._link.opened = True
             self._topics.add(topic)
 
+    def _broke(self, error: SabotError) -> None:
+        """For its thread: who waits for an offset, or comes later, is told."""
+        self._fault = error
+        for sent in list(self._waiting):
+            if not sent.done():
+                sent.set_exception(error)
+
     def _serve(self) -> None:
+        producer = self._producer
         while not self._closed:
-            self._producer.poll(0.2)
+            try:
+                producer.poll(0.2)
+                self._link.check(lambda seconds: producer.list_topics(timeout=seconds))
+            except KafkaException as error:  # fatal: this producer sends nothing any more
+                return self._give_up(producer, error.args[0])
+            except UserError as error:
+                return self._give_up(producer, error)
+
+    def _give_up(self, producer: Any, why: KafkaError | UserError) -> None:
+        """Who waits is told, by his topic. Who comes later gets a new producer: the right may have been given meanwhile."""
+        with self._lock:
+            if self._closed:
+                return
+            self._topics.clear()
+            self._producer = self._thread = None
+            self._link.opened = False
+        producer.purge()
+        for sent, topic in list(self._waiting.items()):
+            if not sent.done():
+                sent.set_exception(why if isinstance(why, UserError) else refusal(why, self._link, topic, None))
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
             self._topics.clear()
-        if self._thread is not None:
-            self._thread.join()
-            self._producer.flush(CLOSE_SECONDS)
+            thread, producer = self._thread, self._producer
+        if thread is not None:
+            thread.join()
+            producer.flush(CLOSE_SECONDS)
             self._producer = self._thread = None
 
 
@@ -250,7 +327,7 @@ def refusal(error: KafkaError, link: Link, topic: str, message: Any) -> Exceptio
     if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
         size = "" if message is None else f" of {len(message.value() or b'') + len(message.key() or b'')} bytes"
         return DataError(
-            f"topic {topic!r}: a record{size} is too large: {error.str()}",
+            f"topic {topic!r}: a record{size} is too large: {said(error)}",
             hint="raise message.max.bytes of the client, the broker and the topic (max.message.bytes)",
         )
     if error.code() == KafkaError._MSG_TIMED_OUT:
@@ -258,5 +335,5 @@ def refusal(error: KafkaError, link: Link, topic: str, message: Any) -> Exceptio
             f"topic {topic!r}: kafka://{link.address} did not take a record within message.timeout.ms"
         )
     if error.code() == KafkaError._UNKNOWN_PARTITION:
-        return UserError(f"topic {topic!r} has no such partition: {error.str()}")
+        return UserError(f"topic {topic!r} has no such partition: {said(error)}")
     return explain(error, link, topic)

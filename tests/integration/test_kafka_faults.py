@@ -20,6 +20,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.base import Record, Source, build_records, iterate_records
 from sabot.errors import BrokerUnavailable, DataError, RowErrors, SabotError, UserError
 from sabot.kafka import KafkaSink, KafkaSource, RecordSender, admin
+from sabot.kafka.client import FETCHING
 
 pytestmark = pytest.mark.kafka
 WAIT = 60.0
@@ -237,6 +238,32 @@ def test_settings_reach_the_client_and_secrets_never_reach_a_log(
     assert "sasl_plaintext" in caplog.text
     assert "hunter2" not in caplog.text
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_source_whose_client_was_full_goes_on_at_once(kafka_url: str, topic: str) -> None:
+    """The client stops fetching at 100,000 records. It looked again a second later, of which two thirds went by with an empty queue."""
+    rows = 300_000
+    filled(kafka_url, topic, [b"%d" % n for n in range(rows)])
+    source = KafkaSource(topic, kafka_url, topic)
+    source.open(None)
+    read(source, 1)
+    while (batch := source.read_batch(32_768, 0.5)) is not None:
+        assert batch.num_rows
+    assert source.positions() == {(topic, 0): rows}
+    source.close()
+
+
+def test_what_a_source_fetches_ahead_is_bounded_and_settings_of_the_user_win(
+    kafka_url: str, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    filled(kafka_url, topic, [b"1"])
+    source = KafkaSource(topic, kafka_url, topic, **{"fetch.max.bytes": 4 << 20})
+    with caplog.at_level(logging.DEBUG, logger="sabot.kafka"):
+        source.open(None)
+    source.close()
+    settings = next(line for line in caplog.messages if "isolation.level" in line)
+    for name, value in ({**FETCHING, "fetch.max.bytes": 4 << 20}).items():
+        assert f"{name!r}: {value}" in settings
 
 
 def test_a_topic_deleted_while_it_is_read_is_named(kafka_url: str, topic: str) -> None:

@@ -5,6 +5,7 @@
 #
 # Needs Java 17 and Maven. The jars come from Maven Central into .kafka/libs of the repository, once; --dir holds the
 # data, the configuration, the log and the pid file of one broker. Stopping and starting on the same --dir keeps the data.
+# Lines of DIR/more.properties are settings of the broker beside those that are here, or in their place.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -57,7 +58,7 @@ fetch_libs() {
 }
 
 running() {
-    [ -s "$pid_file" ] && ps -o args= -p "$(cat "$pid_file")" 2> /dev/null | grep -qF "$config"
+    [ -s "$pid_file" ] && ps -ww -o args= -p "$(cat "$pid_file")" 2> /dev/null | grep -qF "$config"
 }
 
 answers() {
@@ -95,6 +96,7 @@ controlled.shutdown.enable=false
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
 EOF
+    [ ! -f "$dir/more.properties" ] || cat "$dir/more.properties" >> "$config"
     cat > "$dir/log4j2.properties" << 'EOF'
 appender.out.type=Console
 appender.out.name=out
@@ -116,8 +118,11 @@ start() {
     answers && die "port $port is in use"
     fetch_libs
     configure
+    rm -rf "$dir/tmp" # of a run that was killed: a JVM that ends by itself leaves nothing in it
+    mkdir "$dir/tmp"
     # shellcheck disable=SC2206 - more flags of the JVM, split at blanks
-    local java=(java -Xms128m -Xmx512m -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true ${SABOT_KAFKA_JVM:-}
+    local java=(java -Xms128m -Xmx512m -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true
+        -XX:-UsePerfData "-Djava.io.tmpdir=$dir/tmp" ${SABOT_KAFKA_JVM:-}
         "-Dlog4j2.configurationFile=$dir/log4j2.properties" -cp "$libs/*")
     if [ ! -f "$dir/data/meta.properties" ]; then
         "${java[@]}" kafka.tools.StorageTool format -t MkU3OEVBNTcwNTJENDM2Qg -c "$config" > "$dir/format.log" 2>&1 ||
@@ -127,12 +132,12 @@ start() {
     setsid "${java[@]}" kafka.Kafka "$config" > "$log" 2>&1 < /dev/null &
     echo $! > "$pid_file"
     for _ in $(seq 600); do
+        sleep 0.2 # at first it is still this script's fork, which `running` does not know
         running || die "the broker ended while starting, see $log"
         if answers && grep -q "Kafka Server started" "$log"; then
             echo "kafka.sh: running on 127.0.0.1:$port (pid $(cat "$pid_file"))"
             return
         fi
-        sleep 0.2
     done
     die "the broker does not answer after 120 s, see $log"
 }

@@ -1,0 +1,129 @@
+"""What a broker refuses, in words that say what to do: its certificate, a login, a right.
+
+The client does not say what is wrong with a certificate, nor that a listener speaks TLS: `look` asks the listener itself, once, where an
+opening has failed. It sends nothing but the handshake.
+"""
+
+import re
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+__all__ = ["Finding", "acl_hint", "login_hint", "look", "principal", "tidy"]
+
+LOOK_SECONDS = 1.0  # for one listener
+LOOKED_AT = 2  # of a list of addresses
+
+_X509_HINTS = {
+    9: "is the clock of this machine right? `openssl s_client -connect {at}` shows the dates",
+    10: "renew the broker's certificate; `openssl s_client -connect {at}` shows its dates",
+    18: "ssl.ca.location is to name a file with the certificate of the CA that signed the broker's; it is {ca}",
+    62: "use an address that stands in the certificate, or have one made for {host!r}",
+}
+_X509_HINTS |= {19: _X509_HINTS[18], 20: _X509_HINTS[18], 21: _X509_HINTS[18], 64: _X509_HINTS[62]}
+_NO_LOGIN = "the listener takes no login: leave out sasl.*, security.protocol is ssl or plaintext there"
+
+
+class Finding(NamedTuple):
+    """What is wrong with a listener, and what to do. `sure`: waiting does not mend it."""
+
+    reason: str
+    hint: str
+    sure: bool
+
+
+def protocol_of(kafka: Mapping[str, Any]) -> str:
+    return str(kafka.get("security.protocol", "plaintext")).lower()
+
+
+def principal(kafka: Mapping[str, Any]) -> str:
+    """The user that we are for the broker's ACLs; "" where the settings do not say it (certificates, tokens)."""
+    return str(kafka.get("sasl.username") or "") if protocol_of(kafka).startswith("sasl") else ""
+
+
+def acl_hint(user: str, address: str, *rights: str) -> str:
+    """The commands that give the rights: `--operation Read --topic t`."""
+    head = f"kafka-acls --bootstrap-server {address.split(',')[0]} --add --allow-principal User:{user or 'NAME'}"
+    return "; ".join(f"{head} {right}" for right in rights)
+
+
+def login_hint(reason: str, kafka: Mapping[str, Any]) -> str:
+    mechanism = kafka.get("sasl.mechanism", kafka.get("sasl.mechanisms", "GSSAPI"))
+    if "Unsupported SASL mechanism" in reason:
+        return f"sasl.mechanism is {mechanism}: take one of those that the broker lists"
+    if "SASL state" in reason:
+        return _NO_LOGIN
+    return f"look at sasl.username and sasl.password; has the broker this user, for {mechanism}?"
+
+
+def tidy(reason: str) -> str:
+    """A reason of the client without the times in it."""
+    return re.sub(r" \(after \d+ms in state \w+[^)]*\)", "", reason)
+
+
+def look(address: str, kafka: Mapping[str, Any]) -> Finding | None:
+    """What a handshake with the listeners shows. None: nobody is there, or nothing is wrong with it. Blocks for two seconds at most."""
+    for host, port in _places(address):
+        try:
+            with socket.create_connection((host, port), LOOK_SECONDS) as connection:
+                return _look_at(connection, host, port, kafka)
+        except OSError:
+            continue
+    return None
+
+
+def _places(address: str) -> Iterator[tuple[str, int]]:
+    for place in address.split(",")[:LOOKED_AT]:
+        found = re.fullmatch(r"\s*(?:\w+://)?(?:\[([^]]+)\]|([^:]*))(?::(\d+))?\s*", place)
+        if found is not None:
+            yield found[1] or found[2], int(found[3] or 9092)
+
+
+def _look_at(connection: socket.socket, host: str, port: int, kafka: Mapping[str, Any]) -> Finding | None:
+    protocol = protocol_of(kafka)
+    ours = protocol in ("ssl", "sasl_ssl")
+    try:
+        with _context(kafka, verify=ours).wrap_socket(connection, server_hostname=host):
+            pass
+    except ssl.SSLCertVerificationError as error:
+        reason = f"the certificate of {host}:{port} is not accepted: {error.verify_message.rstrip('.')}"
+        ca = kafka.get("ssl.ca.location", "not set, so those of the system are taken")
+        hint = _X509_HINTS.get(error.verify_code, "look at the broker's certificate and ssl.ca.location")
+        return Finding(reason, hint.format(at=f"{host}:{port}", host=host, ca=ca), True)
+    except OSError as error:  # ssl.SSLError is one
+        if not ours:
+            hint = "does this listener want a login? then security.protocol is sasl_plaintext"
+            return Finding("the connection is closed by the broker", hint, False) if protocol == "plaintext" else None
+        hint = "security.protocol is plaintext or sasl_plaintext there, or another port speaks TLS"
+        return Finding(f"{host}:{port} does not speak TLS ({type(error).__name__})", hint, False)
+    if not ours:
+        wanted = "sasl_ssl" if protocol.startswith("sasl") else "ssl, or sasl_ssl for a login"
+        return Finding(f"{host}:{port} speaks TLS, and we do not", f"set security.protocol to {wanted}", True)
+    if protocol == "ssl":
+        hint = "does this listener want a login? then security.protocol is sasl_ssl"
+        return Finding("the connection is closed by the broker behind the TLS handshake", hint, False)
+    return None
+
+
+def _context(kafka: Mapping[str, Any], *, verify: bool) -> ssl.SSLContext:
+    """As the client is set to look at the broker's certificate."""
+    context = ssl.create_default_context()
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # the client is not that strict
+    named = str(kafka.get("ssl.endpoint.identification.algorithm", "https")).lower() != "none"
+    verify = verify and str(kafka.get("enable.ssl.certificate.verification", "true")).lower() != "false"
+    context.check_hostname = named and verify
+    if not verify:
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    if "ssl.ca.location" in kafka or "ssl.ca.pem" in kafka:
+        context = _only(context, kafka)
+    return context
+
+
+def _only(like: ssl.SSLContext, kafka: Mapping[str, Any]) -> ssl.SSLContext:
+    """The same, with the authorities that the settings name, and no others."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = like.check_hostname
+    context.load_verify_locations(kafka.get("ssl.ca.location"), None, kafka.get("ssl.ca.pem"))
+    return context
