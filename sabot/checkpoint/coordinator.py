@@ -31,8 +31,11 @@ from sabot.checkpoint.delivery import Delivery
 from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredTask
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
+from sabot.disk import copy_private, make_folder, private
 from sabot.errors import CheckpointFailed, JobLocked, SabotError, UserError
+from sabot.exits import EXITS, carried
 from sabot.steps import step
+from sabot.watch import guarded, watched
 
 __all__ = ["Coordinator", "StateSnapshot", "TaskSnapshot"]
 
@@ -88,7 +91,7 @@ class _KeptState:
             home = await aside(self._storage.keep)
             try:
                 self._nbytes = await self._state.save(home / "state")
-                (home / "state").mkdir(exist_ok=True)
+                make_folder(home / "state")
             except BaseException:
                 shutil.rmtree(home, ignore_errors=True)
                 raise
@@ -148,7 +151,8 @@ class Coordinator:
         self.delivery: Delivery | None = None  # the output that is saved with each checkpoint
         self.on_complete: list[Callable[[Manifest], None]] = []
         self.on_failed: Callable[[], None] = lambda: None
-        self.on_lost: Callable[[JobLocked], None] = lambda error: None  # another worker has taken the job over
+        self.on_lost: Callable[[SabotError], None] = lambda error: None  # another worker has taken the job over
+        self.on_broken: Callable[[SabotError], None] = _told  # no checkpoint can be made any more
         self._timeout = parse_seconds(timeout, name="checkpoint timeout")
         self._clock = clock
         self._describe = dict(describe or {})
@@ -281,8 +285,8 @@ class Coordinator:
             return checkpoint_id
 
     def beat(self) -> int | None:
-        """One beat of `run`: triggers, unless a checkpoint is under way or no task runs, so that nothing is new."""
-        if self._unfinished or not self._tasks:
+        """One beat of `run`: triggers, unless a checkpoint is under way, or no task runs, so that nothing is new, or all are refused."""
+        if self._unfinished or not self._tasks or self._refused:
             return None
         try:
             return self.trigger()
@@ -291,7 +295,7 @@ class Coordinator:
             return None
 
     async def run(self, interval: Duration) -> None:
-        """Triggers every `interval` until cancelled. Failed checkpoints are logged and the next one is tried."""
+        """Triggers every `interval` until cancelled. Failed checkpoints are logged and the next one is tried, but for a job that failed."""
         seconds = parse_seconds(interval, name="checkpoint interval")
         if seconds == 0:
             raise UserError("the checkpoint interval is zero", hint='write "1s", or a number of seconds')
@@ -406,7 +410,17 @@ class Coordinator:
         elif _running_loop() is None:
             asyncio.run(self._write(flight, self.storage))
         else:
-            flight.writer = asyncio.create_task(self._write(flight, self.storage), name="sabot checkpoint writer")
+            writer = asyncio.create_task(self._write(flight, self.storage), name="sabot checkpoint writer")
+            flight.writer = watched(writer, f"the writer of checkpoint {flight.checkpoint_id}", self._broke)
+
+    def _broke(self, error: SabotError) -> None:
+        """A step of ours failed where none may: who waits is told, and no further checkpoint is tried."""
+        self._refused = self._refused or str(error)
+        flight, self._in_flight = self._in_flight, None
+        for checkpoint_id in [*([] if flight is None else [flight.checkpoint_id]), *self._queue]:
+            self._settle(checkpoint_id, self._failure(checkpoint_id, str(error), cause=error))
+        self._queue.clear()
+        self.on_broken(error)
 
     async def _write(self, flight: _InFlight, storage: CheckpointStorage) -> None:
         try:
@@ -415,7 +429,7 @@ class Coordinator:
             storage.abort(flight.checkpoint_id)  # first waits for a thread that is in `commit`
             self._fail(flight, "cancelled while it was written")
             raise
-        except Exception as error:
+        except (Exception, *EXITS) as error:
             storage.abort(flight.checkpoint_id)
             why = f"it could not be written to {storage.directory}: {error!r}"
             hint = ""
@@ -424,6 +438,8 @@ class Coordinator:
             self._fail(flight, why, hint=hint, cause=error)
             if isinstance(error, JobLocked):
                 self.on_lost(error)
+            elif isinstance(error, EXITS):
+                self.on_lost(carried(error, "the user's snapshot"))
         else:
             self._complete(flight, manifest)
 
@@ -436,10 +452,10 @@ class Coordinator:
             for name, snapshot in flight.snapshots().items():
                 stored = manifest.tasks[name]
                 for state, path in stored.states.items():
-                    (directory / path).parent.mkdir(parents=True, exist_ok=True)
+                    make_folder((directory / path).parent)
                     with step("state write", path):
                         await snapshot.states[state].save(directory / path)
-                    (directory / path).mkdir(exist_ok=True)  # an empty state may have written nothing
+                    make_folder(directory / path)  # an empty state may have written nothing
                 blobs.update((directory / path, snapshot.files[file]) for file, path in stored.files.items())
             links = {directory / path: file for path, file in parts.items()}
             return await aside(_finish, storage, manifest, blobs, links)
@@ -486,7 +502,7 @@ class Coordinator:
                 _log.exception("checkpoint %d is complete, but a callback failed", flight.checkpoint_id)
         self._end(flight, manifest)
 
-    def _fail(self, flight: _InFlight, why: str, *, hint: str = "", cause: Exception | None = None) -> None:
+    def _fail(self, flight: _InFlight, why: str, *, hint: str = "", cause: BaseException | None = None) -> None:
         flight.waiting.clear()  # what a task still answers, from inside its `abort` too, is too late
         flight.writing = True
         for name, task in list(self._tasks.items()):
@@ -498,13 +514,16 @@ class Coordinator:
         self.on_failed()
 
     def _failure(
-        self, checkpoint_id: int, why: str, *, hint: str = "", cause: Exception | None = None
+        self, checkpoint_id: int, why: str, *, hint: str = "", cause: BaseException | None = None
     ) -> CheckpointFailed:
         error = CheckpointFailed(f"checkpoint {checkpoint_id}: {why}", hint=hint)
         error.__cause__ = cause
         self._failed += 1
         self._last_error = str(error)
-        _log.warning("%s; the job goes on, and the checkpoint before it stays valid", error)
+        if self._refused:  # what failed was told when it did
+            _log.debug("%s", error)
+        else:
+            _log.warning("%s; the job goes on, and the checkpoint before it stays valid", error)
         return error
 
     def _end(self, flight: _InFlight, outcome: Manifest | CheckpointFailed) -> None:
@@ -564,7 +583,11 @@ class Coordinator:
         if self._loop is None or self._loop is _running_loop():
             step(*args)
         else:
-            self._loop.call_soon_threadsafe(step, *args)
+            self._loop.call_soon_threadsafe(guarded(step, "a step of a checkpoint", self._broke), *args)
+
+
+def _told(error: SabotError) -> None:
+    _log.error("%s", error)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -581,7 +604,7 @@ def link_or_copy(file: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
             raise
-        shutil.copyfile(file, path)
+        copy_private(file, path)
 
 
 def _path(index: int, name: str) -> str:
@@ -594,11 +617,12 @@ def _finish(
 ) -> Manifest:
     """The blocking end of a checkpoint, in a thread."""
     for path, file in links.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         link_or_copy(file, path)
     for path, blob in blobs.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(blob)
+        make_folder(path.parent)
+        with open(path, "xb", opener=private) as out:
+            out.write(blob)
     manifest = storage.commit(manifest.checkpoint_id, manifest)
     try:
         storage.drop_old()

@@ -29,7 +29,9 @@ from sabot.checkpoint.lanes import LaneWork, Spawn
 from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredLane
 from sabot.clock import Clock
 from sabot.connectors.base import Sink
+from sabot.disk import make_folder
 from sabot.errors import JobLocked, SabotError, UserError
+from sabot.redaction import clean_cause
 
 __all__ = ["Delivery", "StagedSink"]
 
@@ -48,6 +50,9 @@ class StagedSink(Sink):
 
     def start_afresh(self) -> None:
         self._lane.sink.start_afresh()
+
+    def check_types(self, schema: pa.Schema) -> None:
+        self._lane.sink.check_types(schema)
 
     def expect(self, schema: pa.Schema) -> None:
         self._lane.sink.expect(schema)
@@ -162,7 +167,7 @@ class Delivery:
             if self._scratch is None:
                 self._scratch = self._storage.keep()
             folder = self._scratch / lane_id
-            folder.mkdir(exist_ok=True)
+            make_folder(folder)
             return folder / f"{seq}.arrow"
 
     async def open(self) -> None:
@@ -262,7 +267,7 @@ class Delivery:
         """For the lanes: this one cannot go on."""
         named = error if isinstance(error, SabotError) else SabotError(f"sink {name}: {type(error).__name__}: {error}")
         if named is not error:
-            named.__cause__ = error
+            named.__cause__ = clean_cause(error)
         self._on_broken(named)
 
     # -- the end ------------------------------------------------------------------------------------------------------

@@ -12,14 +12,12 @@ Systems Are Not Created Equal", OSDI 2014).
 """
 
 import errno
-import fcntl
 import hashlib
 import os
-import re
 import shutil
 import socket
+import stat
 import sys
-import tempfile
 import threading
 import uuid
 from abc import ABC, abstractmethod
@@ -34,7 +32,23 @@ import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
 from sabot.checkpoint.protocol import file_name
+from sabot.config import checked_path
+from sabot.disk import (
+    TemporaryFolder,
+    close_to_others,
+    copy_private,
+    hold,
+    make_folder,
+    open_lock,
+    own_folder,
+    private,
+    regular,
+    remove_left,
+    tell_of_open_folder,
+)
 from sabot.errors import CorruptCheckpoint, JobLocked, UserError
+from sabot.faults import unreadable
+from sabot.redaction import clean_cause, has_password, keep_url, redacted_url, scrubbed
 from sabot.steps import step
 
 __all__ = ["LocalPlace", "Location", "Place", "RemotePlace", "StoredFile", "place_of", "this_worker"]
@@ -42,6 +56,10 @@ __all__ = ["LocalPlace", "Location", "Place", "RemotePlace", "StoredFile", "plac
 Location = str | os.PathLike[str] | tuple[arrow_fs.FileSystem, str]
 """A directory, a URI of a file system that pyarrow knows, or a file system and a path in it."""
 
+_PLACE_HINT = "give a directory, s3://bucket/path, gs://…, abfs://… or hdfs://…, or (a pyarrow FileSystem, a path)"
+_KEY_HINT = (
+    "in a name or a key / is written %2F, + %2B, @ %40, : %3A; or leave them out, and let the environment say who calls"
+)
 _READ_BYTES = 1 << 20
 _UPLOAD_BYTES = 8 << 20
 _UPLOADS = 8  # at a time: an object store answers one after some 50 ms, whatever its size
@@ -71,19 +89,21 @@ def place_of(location: Location, scratch: Path | None = None) -> "Place":
         filesystem, path = location
         where = f"{filesystem.type_name}:{path}"
     else:
-        words = os.fspath(location)
+        words = checked_path(location, "the place of checkpoints")
         scheme, separator, _ = words.partition("://")
         if not separator or os.sep in scheme:
             return LocalPlace(Path(words).absolute())
-        where = re.sub(r"//[^/@]*@", "//", words)  # names and keys belong in no message
-        where = where.partition("?")[0].rstrip("/")
+        keep_url(words)
+        where = redacted_url(words).partition("?")[0].rstrip("/")
         try:
             filesystem, path = arrow_fs.FileSystem.from_uri(words)
         except (pa.ArrowException, OSError, ValueError) as error:
+            # The error quotes what is not understood, which may be a part of a key with a / in it.
+            secret = "@" in words or has_password(words)
+            why = "its address cannot be read" if secret else str(error).replace(words, where)
             raise UserError(
-                f"{where} is no place for checkpoints: {str(error).replace(words, where)}",
-                hint="give a directory, s3://bucket/path, gs://…, abfs://… or hdfs://…, or (a pyarrow FileSystem, a path)",
-            ) from error
+                f"{where} is no place for checkpoints: {why}", hint=_KEY_HINT if secret else _PLACE_HINT
+            ) from (None if secret else error)
     if isinstance(filesystem, arrow_fs.LocalFileSystem):
         return LocalPlace(Path(path).absolute())
     return RemotePlace(filesystem, path, where, scratch)
@@ -104,9 +124,9 @@ class Place(ABC):
     def __init__(self) -> None:
         self.known: dict[_Inode, tuple[int, int, StoredFile]] = {}  # -> size, mtime in ns, contents
         self.doubt: Callable[[], None] = lambda: None  # raises if what is missing was removed by another owner
-        self._reading: tempfile.TemporaryDirectory[str] | None = None
+        self._reading: TemporaryFolder | None = None
         self._restoring = threading.Lock()
-        self._lock_file: int | None = None
+        self._lock_file: IO[bytes] | None = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Place) and str(self.where) == str(other.where)
@@ -128,7 +148,7 @@ class Place(ABC):
     def disown(self) -> None:
         """Lets go of it. Idempotent."""
         if self._lock_file is not None:
-            os.close(self._lock_file)  # the file itself stays: removing it would let two workers in
+            self._lock_file.close()  # the file itself stays: removing it would let two workers in
             self._lock_file = None
 
     # Names
@@ -185,7 +205,7 @@ class Place(ABC):
 
     @abstractmethod
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
-        """Bytes of those that are there."""
+        """Bytes of those that are there; -1: it is no file."""
 
     @abstractmethod
     def fetch(self, stored: StoredFile) -> Path:
@@ -209,11 +229,13 @@ class Place(ABC):
         try:
             sizes = self.sizes(stored.name for _, stored in distinct)
         except OSError as error:
-            raise CorruptCheckpoint(f"{self.where} cannot be read: {error.strerror or error}") from error
+            raise unreadable(f"{self.where} cannot be read", error) from error
         for path, stored in distinct:
             size = sizes.get(stored.name)
             if size is None:
                 raise CorruptCheckpoint(f"{self.locate(stored.name)} ({path}) is missing")
+            if size < 0:
+                raise CorruptCheckpoint(f"{self.locate(stored.name)} ({path}) is a link or a folder, and no file")
             if size != stored.size:
                 raise damaged(f"{self.locate(stored.name)} ({path})", size, stored)
         if fully or self.checks_contents:
@@ -233,7 +255,7 @@ class Place(ABC):
                 size += len(chunk)
                 digest.update(chunk)
         except OSError as error:
-            raise CorruptCheckpoint(f"{where} cannot be read: {error.strerror or error}") from error
+            raise unreadable(f"{where} cannot be read", error) from error
         if size != stored.size or digest.hexdigest() != stored.sha256:
             raise damaged(where, size, stored)
 
@@ -246,11 +268,11 @@ class Place(ABC):
         with self._restoring:
             if not folder.exists():
                 partial = folder.with_name(f"{folder.name}.partial")
-                partial.mkdir(parents=True)
+                make_folder(partial)
                 try:
                     for path, stored in sorted(files.items()):
                         target = partial / path
-                        target.parent.mkdir(parents=True, exist_ok=True)
+                        make_folder(target.parent)
                         self._link(self.fetch(stored), target, stored)
                     partial.rename(folder)
                 except BaseException:
@@ -264,7 +286,7 @@ class Place(ABC):
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            shutil.copyfile(file, target)  # no symbolic link: whoever restores links it into his own directory
+            copy_private(file, target)  # no symbolic link: whoever restores links it into his own directory
         else:
             status = file.stat()
             self.known[status.st_dev, status.st_ino] = (status.st_size, status.st_mtime_ns, stored)
@@ -275,10 +297,10 @@ class Place(ABC):
             return self.scratch
         if self._reading is None:
             self._reading = self._reading_folder()
-        return Path(self._reading.name)
+        return self._reading.path
 
-    def _reading_folder(self) -> "tempfile.TemporaryDirectory[str]":
-        return tempfile.TemporaryDirectory(prefix="sabot-", ignore_cleanup_errors=True)
+    def _reading_folder(self) -> TemporaryFolder:
+        return TemporaryFolder("sabot-reading-")
 
     def release(self, name: str = "") -> None:
         """Removes what `folder` made, for names that begin with this folder's."""
@@ -289,11 +311,15 @@ class Place(ABC):
 
     def _take_scratch(self, lock: Path, scratch: Path) -> None:
         """`scratch` is empty, and belongs to who has `lock`."""
-        self._lock_file = _lock(lock)
-        if scratch.exists():
+        lock_file = _lock(lock)
+        try:
+            own_folder(scratch)
             shutil.rmtree(scratch)
-        scratch.mkdir()
-        self.scratch = scratch
+            own_folder(scratch)
+        except BaseException:
+            lock_file.close()
+            raise
+        self._lock_file, self.scratch = lock_file, scratch
 
 
 class LocalPlace(Place):
@@ -304,16 +330,18 @@ class LocalPlace(Place):
         self.where: Path = directory
         self._folders: set[Path] = set()  # that are there, and safe after the next `sync`
         self._unsynced: set[Path] = set()
-        self._reading_lock: IO[bytes] | None = None
 
     def own(self) -> None:
         if not self.where.exists():
-            self.where.mkdir(parents=True)
+            make_folder(self.where)
             _sync(self.where.parent)
+        tell_of_open_folder(self.where)
         self._take_scratch(self.where / "LOCK", self.where / "scratch")
-        for folder in self.where.glob("reading-*"):
-            if _is_left(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+        own_folder(self.where / "requests")  # here, so that it is ours whoever asks
+        for name in ("claims", "checkpoints", "files"):
+            if os.path.lexists(self.where / name):
+                own_folder(self.where / name)
+        remove_left(self.where, "reading-")
 
     def names(self, folder: str) -> list[str]:
         try:
@@ -336,7 +364,7 @@ class LocalPlace(Place):
         self.sync()
         try:
             with step(kind, target) as written:
-                with unfinished.open("xb") as file:
+                with open(unfinished, "xb", opener=private) as file:
                     written.write(file, data)
                     file.flush()
                     os.fsync(file.fileno())
@@ -367,7 +395,7 @@ class LocalPlace(Place):
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
-                shutil.copyfile(path, target)
+                copy_private(path, target)
                 safe = False
         if not safe:
             _sync_data(target)
@@ -390,10 +418,11 @@ class LocalPlace(Place):
                 _sync(folder)
 
     def read(self, name: str) -> bytes:
-        return (self.where / name).read_bytes()
+        with open(self.where / name, "rb", opener=regular) as file:
+            return file.read()
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        with (self.where / name).open("rb", buffering=0) as file:
+        with open(self.where / name, "rb", buffering=0, opener=regular) as file:
             while chunk := file.read(_READ_BYTES):
                 yield chunk
 
@@ -401,11 +430,15 @@ class LocalPlace(Place):
         found = {}
         for name in names:
             with suppress(FileNotFoundError):
-                found[name] = (self.where / name).stat().st_size
+                status = os.lstat(self.where / name)
+                found[name] = status.st_size if stat.S_ISREG(status.st_mode) else -1
         return found
 
     def fetch(self, stored: StoredFile) -> Path:
-        return self.where / stored.name
+        file = self.where / stored.name
+        if not stat.S_ISREG(os.lstat(file).st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(file))
+        return file
 
     def holds(self, path: Path, stored: StoredFile) -> bool:
         try:
@@ -413,15 +446,12 @@ class LocalPlace(Place):
         except FileNotFoundError:
             return False
 
-    def _reading_folder(self) -> "tempfile.TemporaryDirectory[str]":
-        """On the same disk where that can be, so that files are linked. The next owner removes it if we cannot."""
+    def _reading_folder(self) -> TemporaryFolder:
+        """On the same disk where that can be, so that files are linked."""
         try:
-            folder = tempfile.TemporaryDirectory(prefix="reading-", dir=self.where, ignore_cleanup_errors=True)
+            return TemporaryFolder("reading-", self.where)
         except OSError:  # read-only
             return super()._reading_folder()
-        self._reading_lock = (Path(folder.name) / "LOCK").open("wb")
-        fcntl.flock(self._reading_lock, fcntl.LOCK_EX)
-        return folder
 
     def _make(self, folder: Path) -> None:
         """The folder, below the directory; safe after `sync`."""
@@ -429,11 +459,10 @@ class LocalPlace(Place):
             return
         if folder != self.where:
             self._make(folder.parent)
-            with suppress(FileExistsError):
-                folder.mkdir()
+            own_folder(folder)
             self._unsynced.add(folder.parent)
         elif not folder.exists():
-            folder.mkdir(parents=True)
+            make_folder(folder)
             self._unsynced.add(folder.parent)
         self._folders.add(folder)
 
@@ -464,15 +493,15 @@ class RemotePlace(Place):
         self._atomic = filesystem.type_name in _OBJECT_STORES
         self._folders: set[str] = set()
         self._wanted_scratch = scratch
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._temporary: TemporaryFolder | None = None
 
     def own(self) -> None:
         if self._wanted_scratch is not None:
             home = self._wanted_scratch.absolute()
-            home.mkdir(parents=True, exist_ok=True)
+            own_folder(home)
         else:
-            self._temporary = tempfile.TemporaryDirectory(prefix="sabot-", ignore_cleanup_errors=True)
-            home = Path(self._temporary.name)
+            self._temporary = TemporaryFolder("sabot-job-")
+            home = self._temporary.path
         self._take_scratch(home / "LOCK", home / "scratch")
 
     def disown(self) -> None:
@@ -509,7 +538,7 @@ class RemotePlace(Place):
     def put(self, path: Path, name: str) -> None:
         self.add(path, name, safe=False)
         near = self.near(name)
-        near.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(near.parent)
         os.rename(path, near)
 
     def add(self, path: Path, name: str, *, safe: bool) -> None:
@@ -561,11 +590,11 @@ class RemotePlace(Place):
         near = self.near(stored.name)
         if near.exists():
             return near
-        near.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(near.parent)
         partial = near.with_name(f"{near.name}.{uuid.uuid4().hex}")
         size, digest = 0, hashlib.sha256()
         try:
-            with partial.open("wb") as file:
+            with open(partial, "xb", opener=private) as file:
                 for chunk in self.chunks(stored.name):
                     size += len(chunk)
                     digest.update(chunk)
@@ -632,43 +661,33 @@ def this_worker() -> str:
 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
-    """Whatever pyarrow raises comes out as an OSError."""
+    """Whatever pyarrow raises comes out as an OSError, without the keys that an object store may repeat."""
     try:
         yield
-    except pa.ArrowException as error:
-        if isinstance(error, OSError):
+    except (pa.ArrowException, OSError) as error:
+        cause = clean_cause(error)
+        if cause is not None and isinstance(error, OSError):
             raise
-        raise OSError(str(error)) from error
+        raise OSError(scrubbed(str(error))) from cause
 
 
-def _lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def _lock(path: Path) -> IO[bytes]:
+    file = os.fdopen(open_lock(path), "rb+", buffering=0)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{this_worker()}\n".encode(), 0)
+        hold(file)
+        file.truncate(0)
+        file.write(f"{this_worker()}\n".encode())
     except BlockingIOError:
-        owner = os.pread(descriptor, 400, 0).decode("utf-8", "replace").strip()
-        os.close(descriptor)
+        owner = file.read(400).decode("utf-8", "replace").strip()
+        file.close()
         raise JobLocked(
             f"{path.parent} is in use by {owner or 'another process'}",
             hint="stop that process first, or give this job another directory (checkpoint_dir=)",
         ) from None
     except OSError:
-        os.close(descriptor)
+        file.close()
         raise
-    return descriptor
-
-
-def _is_left(folder: Path) -> bool:
-    """Whoever read in this folder is gone."""
-    with suppress(FileNotFoundError), (folder / "LOCK").open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-    return False
+    return file
 
 
 def _name(unfinished: Path, target: Path) -> None:
@@ -684,9 +703,10 @@ def _name(unfinished: Path, target: Path) -> None:
 
 
 def _sync_data(path: Path) -> None:
-    """Contents and length: a link to a file that is safe is no reason to wait for the disk again."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Contents and length: a link to a file that is safe is no reason to wait for the disk again. RocksDB's files become ours alone."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        close_to_others(descriptor)
         if sys.platform == "darwin":  # has no fdatasync
             os.fsync(descriptor)
         else:

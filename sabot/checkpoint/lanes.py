@@ -14,10 +14,11 @@ import pyarrow as pa
 from sabot.checkpoint import parts
 from sabot.checkpoint.parts import Part, PartWriter, read_part
 from sabot.checkpoint.storage import Manifest, StoredLane, StoredPart
-from sabot.checkpoint.tokens import Opening, opening
+from sabot.checkpoint.tokens import Opening, in_words, opening
 from sabot.clock import Clock
 from sabot.connectors.base import Lane, Sink, Token
 from sabot.errors import DataError, JobLocked, SabotError, TransientError, UserError
+from sabot.faults import hint_of
 from sabot.steps import step
 
 __all__ = ["FULL_BYTES", "FULL_EPOCHS", "LaneRun", "LaneWork", "Spawn"]
@@ -327,13 +328,13 @@ class LaneWork:
             return
         if token is None:
             raise UserError(
-                f"sink {self.sink.name}: the receiver has lost its token; {self.delivered} was delivered",
+                f"sink {self.sink.name}: the receiver has lost its token; part {in_words(self.delivered)} was delivered",
                 hint="start again: the start compares, and says what can be done",
             )
         if token.incarnation != self.name.incarnation or token.seq < self.delivered:
             raise UserError(
-                f"sink {self.sink.name}: the receiver's token says {token.seq} of {token.incarnation}, and {self.delivered} of "
-                f"{self.name.incarnation} was delivered: somebody else has written it",
+                f"sink {self.sink.name}: the receiver's token says {in_words(token.seq)} of {token.incarnation}, and "
+                f"{in_words(self.delivered)} of {self.name.incarnation} was delivered: somebody else has written it",
                 hint="one job delivers into one place",
             )
         if token.seq > self.delivered:  # that a claim is taken says nothing of parts
@@ -379,7 +380,7 @@ class LaneWork:
             raise
         except Exception as error:
             kind = TransientError if isinstance(error, OSError) else UserError
-            raise kind(f"sink {self.sink.name}: {type(error).__name__}: {error}") from error
+            raise kind(f"sink {self.sink.name}: {type(error).__name__}: {error}", hint=hint_of(error)) from error
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

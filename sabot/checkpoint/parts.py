@@ -2,13 +2,18 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import ipc
+
+from sabot._cython.border import validate
+from sabot.disk import private
+from sabot.errors import SabotError
+from sabot.faults import hint_of
 
 __all__ = ["PART_BYTES", "Part", "PartWriter", "read_part"]
 
@@ -36,13 +41,29 @@ class PartWriter:
         self.path = path
         self.rows = 0
         self.nbytes = 0
-        self._file: Any = path.open("wb")
+        with self._told():
+            self._file: Any = open(path, "wb", opener=private)  # noqa: SIM115 - closed by `close`
         self._stream: Any = None
         self._schema: pa.Schema | None = None
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_bytes = 0
 
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """It is not the sink that fails, nor the file of its output."""
+        try:
+            yield
+        except OSError as error:
+            raise SabotError(
+                f"output that waits for its checkpoint cannot be written to {self.path}: {error.strerror or error}",
+                hint=hint_of(error, "is the directory of state and checkpoints still there?"),
+            ) from error
+
     def write(self, data: pa.RecordBatch) -> None:
+        with self._told():
+            self._write(data)
+
+    def _write(self, data: pa.RecordBatch) -> None:
         if self._schema is None or not data.schema.equals(self._schema):
             self._end_stream()
             self._schema = data.schema
@@ -72,8 +93,9 @@ class PartWriter:
 
     def close(self) -> None:
         """All rows are in the file."""
-        self._end_stream()
-        self._file.close()
+        with self._told():
+            self._end_stream()
+            self._file.close()
 
     def drop(self) -> None:
         """The rows are not wanted any more."""
@@ -88,4 +110,6 @@ def read_part(path: Path) -> Iterator[pa.RecordBatch]:
     with pa.memory_map(str(path)) as source:
         while source.tell() < source.size():
             with ipc.open_stream(source) as stream:
-                yield from stream
+                for batch in stream:
+                    validate(batch)  # it may have come out of a checkpoint
+                    yield batch

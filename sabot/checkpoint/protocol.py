@@ -43,9 +43,9 @@ __all__ = [
 ]
 
 CLAIMS_KEPT = 8
-_CLAIM = re.compile(r"(\d{10,})-([0-9a-f]{32})(-afresh)?")
-_MANIFEST = re.compile(r"(\d{10,})-(\d{10,})\.json")
-_FILE = re.compile(r"files/([0-9a-f]{2})/(\1[0-9a-f]{62})-(\d+)")
+_CLAIM = re.compile(r"([0-9]{10,100})-([0-9a-f]{32})(-afresh)?")
+_MANIFEST = re.compile(r"([0-9]{10,100})-([0-9]{10,100})\.json")
+_FILE = re.compile(r"files/([0-9a-f]{2})/(\1[0-9a-f]{62})-([0-9]{1,100})")
 
 
 class Claim(NamedTuple):
@@ -93,7 +93,8 @@ def claim_name(claim: Claim) -> str:
 def read_claim(name: str) -> Claim | None:
     """None: not the name of a claim."""
     match = _CLAIM.fullmatch(name)
-    return None if match is None else Claim(int(match[1]), match[2], match[3] is not None)
+    claim = None if match is None else Claim(int(match[1]), match[2], match[3] is not None)
+    return claim if claim is not None and claim_name(claim) == name else None
 
 
 def manifest_name(mark: Mark) -> str:
@@ -103,7 +104,8 @@ def manifest_name(mark: Mark) -> str:
 def read_manifest_name(name: str) -> Mark | None:
     """None: not the name of a manifest."""
     match = _MANIFEST.fullmatch(name)
-    return None if match is None else Mark(int(match[2]), int(match[1]))
+    mark = None if match is None else Mark(int(match[2]), int(match[1]))
+    return mark if mark is not None and manifest_name(mark) == name else None  # one name each: no zeros before it
 
 
 def file_name(sha256: str, generation: int) -> str:
@@ -113,7 +115,8 @@ def file_name(sha256: str, generation: int) -> str:
 def read_file_name(name: str) -> FileName | None:
     """None: not the name of contents."""
     match = _FILE.fullmatch(name)
-    return None if match is None else FileName(match[2], int(match[3]))
+    found = None if match is None else FileName(match[2], int(match[3]))
+    return found if found is not None and file_name(*found) == name else None
 
 
 # Who owns the job

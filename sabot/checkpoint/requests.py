@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import UserError
+from sabot.disk import make_folder, private, regular
+from sabot.errors import UNREADABLE, UserError
 
 __all__ = ["Requests", "ask"]
 
 _ASKED = re.compile(r"([0-9a-f]{32})\.json")
 _POLL_SECONDS = 0.05
 _OLD_SECONDS = 120.0
+_MOST_BYTES = 65_536  # of a request
 
 
 class Requests:
@@ -46,10 +48,14 @@ class Requests:
             if match is None or f"{match[1]}.done.json" in names:
                 continue
             try:
-                request = json.loads((self._folder / name).read_bytes())
+                with open(self._folder / name, "rb", opener=regular) as file:
+                    request = json.loads(file.read(_MOST_BYTES))
             except FileNotFoundError:
                 continue  # who asked has given up
-            except ValueError as error:
+            except OSError as error:
+                self.answer(match[1], {"error": f"the request cannot be read: {error.strerror or error}"})
+                continue
+            except UNREADABLE as error:
                 self.answer(match[1], {"error": f"the request is not JSON: {error}"})
                 continue
             if not isinstance(request, dict):
@@ -59,8 +65,10 @@ class Requests:
         return found
 
     def answer(self, request_id: str, answer: dict[str, Any]) -> None:
-        """Tells who asked."""
+        """Tells who asked. The request goes: the address of a savepoint may have a key in it, and who asked may be gone."""
         _write(self._folder / f"{request_id}.done.json", answer)
+        with suppress(FileNotFoundError, IsADirectoryError, PermissionError):  # macOS says of a folder that it may not
+            (self._folder / f"{request_id}.json").unlink()
 
     def _names(self) -> set[str]:
         try:
@@ -72,7 +80,9 @@ class Requests:
 def ask(directory: str | os.PathLike[str], request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
     """Asks the job that runs on this checkpoint directory; -> its answer. Raises UserError for a refusal, or when none comes."""
     folder = Path(directory) / "requests"
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        make_folder(folder)
+        _give_to_owner(folder)
     request_id = uuid.uuid4().hex
     asked, done = folder / f"{request_id}.json", folder / f"{request_id}.done.json"
     _write(asked, request)
@@ -97,5 +107,13 @@ def ask(directory: str | os.PathLike[str], request: dict[str, Any], timeout: flo
 def _write(path: Path, value: dict[str, Any]) -> None:
     """Whole or not at all."""
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(value))
+    with open(unfinished, "x", opener=private) as file:
+        json.dump(value, file)
+    _give_to_owner(unfinished)
     os.replace(unfinished, path)
+
+
+def _give_to_owner(path: Path) -> None:
+    """Root may ask a job of another user, who has to read it: it belongs to whom the folder belongs to that it is in."""
+    if os.geteuid() == 0:
+        os.chown(path, path.parent.stat().st_uid, -1, follow_symlinks=False)

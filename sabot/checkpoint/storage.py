@@ -13,7 +13,6 @@ earlier checkpoint held (the same inode) is not even read again. An old checkpoi
 the files that no other lists. `protocol` decides whose the job is, which checkpoint counts and what may go; `files` is where bytes are.
 """
 
-import errno
 import hashlib
 import logging
 import os
@@ -50,8 +49,11 @@ from sabot.checkpoint.protocol import (
     stale_claims,
     unlisted,
 )
+from sabot.checkpoint.sound import refuse_repeated_keys, refuse_unsound
 from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import CheckpointFailed, CorruptCheckpoint, InternalError, JobLocked, UserError
+from sabot.disk import make_folder
+from sabot.errors import UNREADABLE, CheckpointFailed, CorruptCheckpoint, InternalError, JobLocked, UserError
+from sabot.faults import hint_of, unreadable
 
 __all__ = ["FORMAT_VERSION", "CheckpointStorage", "Manifest", "StoredFile", "StoredLane", "StoredPart", "StoredTask"]
 
@@ -60,7 +62,6 @@ _T = TypeVar("_T")
 
 FORMAT_VERSION = 2
 _FORMAT_1 = re.compile(r"chk-\d{10,}(\.tmp)?|kept-.+\.tmp")  # its folders
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class StoredTask(msgspec.Struct, frozen=True):
@@ -138,10 +139,8 @@ class Manifest(msgspec.Struct, frozen=True):
             return self.home().folder(f"{manifest_name(self.mark)}/{folder}", files)
         except OSError as error:
             self.home().doubt()
-            raise CorruptCheckpoint(
-                f"{folder} of checkpoint {self.checkpoint_id} in {self.home().where} cannot be read: "
-                f"{error.strerror or error}"
-            ) from error
+            what = f"{folder} of checkpoint {self.checkpoint_id} in {self.home().where} cannot be read"
+            raise unreadable(what, error) from error
 
     def part_path(self, part: StoredPart) -> Path:
         """A file on this machine with the part: to read, as long as a checkpoint lists it. Raises like `state_directory`."""
@@ -168,7 +167,7 @@ class Manifest(msgspec.Struct, frozen=True):
         except OSError as error:
             self.home().doubt()
             where = self.home().locate(stored.name)
-            raise CorruptCheckpoint(f"{where} cannot be read: {error.strerror or error}") from error
+            raise unreadable(f"{where} cannot be read", error) from error
 
 
 class _Envelope(msgspec.Struct):
@@ -236,7 +235,7 @@ class CheckpointStorage:
                 self.unlock()
                 raise UserError(
                     f"checkpoint directory {self.directory} cannot be used: {error.strerror or error}",
-                    hint="make room there and make it writable, or give another one (checkpoint_dir=)",
+                    hint=hint_of(error, "make it writable, or give another one (checkpoint_dir=)"),
                 ) from error
             except BaseException:
                 self.unlock()
@@ -316,7 +315,7 @@ class CheckpointStorage:
             unfinished = self._unfinished(checkpoint_id)
             if unfinished.exists():
                 shutil.rmtree(unfinished)
-            unfinished.mkdir()
+            make_folder(unfinished)
             return unfinished
 
     def commit(self, checkpoint_id: int, manifest: Manifest) -> Manifest:
@@ -366,7 +365,7 @@ class CheckpointStorage:
         except OSError as error:
             raise CheckpointFailed(
                 f"it could not be written to {self.directory}: {error.strerror or error}",
-                hint="make room there; the next checkpoint tries again" if error.errno in _NO_ROOM else "",
+                hint=f"{hint}; the next checkpoint tries again" if (hint := hint_of(error)) else "",
             ) from error
 
     def keep(self) -> Path:
@@ -434,7 +433,7 @@ class CheckpointStorage:
                 raise CheckpointFailed(
                     f"checkpoint {manifest.checkpoint_id} could not be copied from {source.where} to {target.where}: "
                     f"{error.strerror or error}",
-                    hint="make room there, and try again" if error.errno in _NO_ROOM else "",
+                    hint=hint_of(error),
                 ) from error
         return target.where
 
@@ -514,7 +513,12 @@ class CheckpointStorage:
         return [mark for mark in map(read_manifest_name, self._place.names("checkpoints")) if mark is not None]
 
     def _counting(self) -> list[Mark]:
-        return counting(self._marks(), self._claims())
+        try:
+            return counting(self._marks(), self._claims())
+        except OSError as error:
+            raise UserError(
+                f"{self.directory} cannot be read: {error.strerror or error}", hint=hint_of(error)
+            ) from error
 
     def _read(self, mark: Mark) -> Manifest:
         name = f"checkpoints/{manifest_name(mark)}"
@@ -522,7 +526,7 @@ class CheckpointStorage:
         try:
             data = self._place.read(name)
         except OSError as error:
-            raise CorruptCheckpoint(f"{where} cannot be read: {error.strerror or error}") from error
+            raise unreadable(f"{where} cannot be read", error) from error
         manifest = _decode(data, where)
         if manifest.mark != mark:
             raise CorruptCheckpoint(f"{where} is damaged: it says {manifest_name(manifest.mark)}")
@@ -590,7 +594,7 @@ class CheckpointStorage:
             if mark not in self._known and mark not in self._unreadable:
                 try:
                     self._learn(mark, self._read(mark).contents.values())
-                except CorruptCheckpoint as error:
+                except UserError as error:
                     _log.warning("%s: files are not removed as long as it is there", error)
                     self._unreadable.add(mark)
         if not self._unreadable:
@@ -648,7 +652,7 @@ def _encode(manifest: Manifest) -> bytes:
     body = {name: value for name, value in fields.items() if name not in ("path", "place")}
     try:
         encoded = msgspec.json.encode(body)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InternalError(
             f"its manifest cannot be written as JSON: {error}",
             hint="`describe` and the `meta` of each task take JSON values with string keys",
@@ -668,9 +672,12 @@ def _decode(data: bytes, where: str) -> Manifest:
             raise _too_old(where, envelope.format_version)
         if zlib.crc32(bytes(envelope.body)) != envelope.crc32:
             raise CorruptCheckpoint(f"{where} is damaged: its checksum differs")
-        return msgspec.json.decode(envelope.body, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        manifest = msgspec.json.decode(envelope.body, type=Manifest)
+        refuse_repeated_keys(bytes(envelope.body), where)
+    except UNREADABLE as error:
         raise CorruptCheckpoint(f"{where} is damaged: {error}") from error
+    refuse_unsound(manifest, where)
+    return manifest
 
 
 def _too_old(where: object, version: int) -> CorruptCheckpoint:

@@ -11,7 +11,7 @@ from sabot.checkpoint.storage import StoredLane
 from sabot.connectors.base import Token
 from sabot.errors import DeliveryConflict, UserError
 
-__all__ = ["CHOICES", "SEQ_BITS", "Opening", "after", "first_seq", "opening"]
+__all__ = ["CHOICES", "SEQ_BITS", "Opening", "after", "first_seq", "in_words", "opening"]
 
 SEQ_BITS = 34  # a part each 200 ms for a century; and 2**29 generations, each below 2**63
 CHOICES = ("repeat", "skip")
@@ -33,6 +33,11 @@ class Opening:
 def first_seq(generation: int) -> int:
     """The number below the first one of this run."""
     return generation << SEQ_BITS
+
+
+def in_words(seq: int) -> str:
+    """As people see it: "4/5", the fifth part of generation 4."""
+    return f"{seq >> SEQ_BITS}/{seq & (1 << SEQ_BITS) - 1}"
 
 
 def after(seq: int) -> int:

@@ -10,7 +10,6 @@ Not thread safe: one thread writes. Others may read at the same time.
 
 import json
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -30,7 +29,9 @@ from rocksdict import (
     SstFileWriter,
 )
 
-from sabot.errors import CorruptCheckpoint, UserError
+from sabot.disk import TemporaryFolder, make_folder, private
+from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
+from sabot.faults import unreadable
 from sabot.state.files import seen_from
 
 __all__ = ["MARK_FILE", "Database", "database_options", "read_database", "read_mark"]
@@ -41,6 +42,11 @@ _FAMILY = "state:"  # before the namespace: RocksDB's own "default" family must 
 _EXPIRY = "expiry"  # (expiry, namespace, key) -> nothing, in a database of sealed values
 _SORT_CHUNK = 50_000  # keys that are turned into Arrow, or back, in one go; this holds the GIL
 _EXPIRE_CHUNK = 1000
+# RocksDB notes in its MANIFEST what each write adds: some 130 bytes and four keys, for ever (it begins a new one at 1 GB), and a
+# checkpoint stores the whole MANIFEST. Beyond this size it begins a new one, which lists the files that are there. Where that
+# list is longer than this (more than 1000 to 2000 files, 64 to 128 GB) each write begins a new one, and takes 66 ms instead of
+# 8 ms (2,500 files): so it is not smaller.
+_MANIFEST_BYTES = 256 << 10
 
 _file_numbers = count(1)
 
@@ -60,6 +66,10 @@ def database_options(cache_bytes: int, extra: Mapping[str, Any], *, lookups: boo
     options.set_stats_dump_period_sec(0)
     options.set_max_log_file_size(1 << 20)  # RocksDB's own log grows by some KB at each checkpoint
     options.set_keep_log_file_num(2)
+    options.set_max_file_opening_threads(
+        1
+    )  # of the 16 that it makes by itself one that cannot be made ends the process (SIGABRT)
+    options.set_max_manifest_file_size(_MANIFEST_BYTES)
     table = BlockBasedOptions()
     table.set_bloom_filter(10, False)
     table.set_block_cache(Cache(cache_bytes))
@@ -87,6 +97,7 @@ class Database:
         self._sealed = sealed
         self._expired_until = b""
         names = Rdict.list_cf(str(directory), options) if (directory / "CURRENT").exists() else ["default"]
+        make_folder(directory)
         # Any: the stubs of rocksdict type keys for its pickling mode; in raw mode all is bytes
         self._db: Any = Rdict(str(directory), options, dict.fromkeys(names, options))
         self._families: dict[str, Any] = {}
@@ -180,7 +191,8 @@ class Database:
         """All that was written, as hard links in a new directory that can be opened as a database of its own."""
         Checkpoint(self._db).create_checkpoint(str(directory))
         files = {file.name: file.stat().st_size for file in directory.iterdir()}
-        (directory / MARK_FILE).write_text(json.dumps({"format": _FORMAT, "sealed": self._sealed, "files": files}))
+        with open((directory / MARK_FILE), "x", opener=private) as mark:
+            json.dump({"format": _FORMAT, "sealed": self._sealed, "files": files}, mark)
 
     def close(self) -> None:
         """Every handle: RocksDB lets go of the directory when the last is closed."""
@@ -225,9 +237,11 @@ def read_mark(directory: Path) -> bool:
         if mark["format"] != _FORMAT:
             raise CorruptCheckpoint(f"{mark_file}: is no state of this version of Sabot")
         sealed, files = bool(mark["sealed"]), dict(mark["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptCheckpoint(f"{mark_file}: cannot be read as state: {error}") from error
+    except (OSError, KeyError, TypeError, *UNREADABLE) as error:
+        raise unreadable(f"{mark_file}: cannot be read as state", error) from error
     for name, size in files.items():
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise CorruptCheckpoint(f"{mark_file}: its entry {name!a} is no file of a database")
         file = directory / name
         found = file.stat().st_size if file.exists() else None
         if found != size:
@@ -240,13 +254,15 @@ def read_mark(directory: Path) -> bool:
 def read_database(directory: Path) -> Iterator[tuple[str, bytes, bytes]]:
     """(namespace, key, stored value) of a checkpoint, without writing into it. Raises CorruptCheckpoint."""
     options = database_options(8 << 20, {})
-    with tempfile.TemporaryDirectory(prefix="sabot-read-") as view:
+    with TemporaryFolder("sabot-database-") as folder:
+        view = folder / "db"
         try:
-            seen_from(directory, Path(view))
-            names = Rdict.list_cf(view, options)
-            db: Any = Rdict(view, options, dict.fromkeys(names, options), AccessType.read_only(False))
+            make_folder(view)
+            seen_from(directory, view)
+            names = Rdict.list_cf(str(view), options)
+            db: Any = Rdict(str(view), options, dict.fromkeys(names, options), AccessType.read_only(False))
         except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
-            raise CorruptCheckpoint(f"{directory}: cannot be read as state: {error}") from error
+            raise unreadable(f"{directory}: cannot be read as state", error) from error
         with db:
             for name in names:
                 if name.startswith(_FAMILY):

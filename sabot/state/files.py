@@ -1,6 +1,5 @@
 """Directories of state on disk: made whole or not at all, linked where that is possible, owned by one process."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,7 +7,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from sabot.disk import copy_private, hold, make_folder, open_lock, own_folder, tell_of_open_folder
 from sabot.errors import JobLocked, UserError
+from sabot.faults import hint_of
 
 __all__ = ["link_file", "link_tree", "lock_directory", "made_whole", "remove_tree", "seen_from"]
 
@@ -21,12 +22,13 @@ def lock_directory(directory: Path) -> IO[bytes]:
     Raises JobLocked, naming the directory and the process that has it; UserError if it cannot be made.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / "lock").open("ab+")  # never removed: two processes would hold two locks
+        own_folder(directory)
+        tell_of_open_folder(directory.parent)
+        file = os.fdopen(open_lock(directory / "lock"), "rb+")  # never removed: two processes would hold two locks
     except OSError as error:
-        raise UserError(f"state directory {directory}: {error}") from error
+        raise UserError(f"state directory {directory}: {error}", hint=hint_of(error)) from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hold(file)
     except BlockingIOError:
         file.seek(0)
         holder = file.read(20).decode(errors="replace") or "unknown"
@@ -35,6 +37,7 @@ def lock_directory(directory: Path) -> IO[bytes]:
             f"state directory {directory} is in use by process {holder}", hint="stop it, or give another directory"
         ) from None
     file.truncate(0)
+    file.seek(0)
     file.write(str(os.getpid()).encode())
     file.flush()
     return file
@@ -51,10 +54,10 @@ def made_whole(directory: Path) -> Iterator[Path]:
     """Yields a directory to fill; on success it becomes `directory`, safe on disk; on an error nothing is left of it."""
     if directory.exists():
         raise FileExistsError(f"{directory} exists already")
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(directory.parent)
     partial = directory.with_name(directory.name + ".partial")
     remove_tree(partial)
-    partial.mkdir()
+    make_folder(partial)
     try:
         yield partial
         _sync(partial)
@@ -75,7 +78,7 @@ def link_tree(source: Path, target: Path) -> int:
     for file in source.iterdir():
         copy = target / file.name
         if file.suffix not in _IMMUTABLE or not _linked(file, copy):
-            shutil.copyfile(file, copy)
+            copy_private(file, copy)
         _sync(copy)
         size += copy.stat().st_size
     return size
@@ -89,13 +92,13 @@ def seen_from(source: Path, view: Path) -> None:
         if file.suffix in _IMMUTABLE:
             (view / file.name).symlink_to(file.resolve())
         else:
-            shutil.copyfile(file, view / file.name)
+            copy_private(file, view / file.name)
 
 
 def link_file(file: Path, copy: Path) -> int:
     """A file that never changes again, and is safe on disk, under a second name: a link where that is possible; -> its bytes."""
     if not _linked(file, copy):
-        shutil.copyfile(file, copy)
+        copy_private(file, copy)
         _sync(copy)
     return copy.stat().st_size
 

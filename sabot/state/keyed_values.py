@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from sabot.errors import CheckpointFailed, InternalError
+from sabot.faults import hint_of
 from sabot.state.base import BackendConfig, ClosedTables, Snapshot
 from sabot.state.expiry import Expiry
 from sabot.state.files import link_tree, made_whole, remove_tree
@@ -208,7 +209,7 @@ class _DiskCut:
     def save(self, directory: Path) -> int:
         error = self._job.result()
         if error is not None:
-            raise CheckpointFailed(f"state directory {self._directory}: {error}", hint="is the disk full?") from error
+            raise CheckpointFailed(f"state directory {self._directory}: {error}", hint=hint_of(error)) from error
         with made_whole(directory / FOLDER) as partial:
             size = link_tree(self._directory, partial)
         self.discard()

@@ -10,7 +10,9 @@ import pyarrow as pa
 
 from sabot.aside import aside
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.disk import private
 from sabot.errors import CorruptCheckpoint, UserError
+from sabot.faults import unreadable
 from sabot.state.base import BackendConfig, ClosedTables, Snapshot, StateBackend, next_snapshot_id
 from sabot.state.expiry import Expiry, convert
 from sabot.state.files import made_whole
@@ -52,7 +54,7 @@ class MemorySnapshot(Snapshot):
             with pa.memory_map(str(file)) as data:
                 metadata = pa.ipc.open_file(data).schema.metadata or {}
         except (OSError, pa.ArrowInvalid) as error:
-            raise CorruptCheckpoint(f"{file}: cannot be read as state: {error}") from error
+            raise unreadable(f"{file}: cannot be read as state", error) from error
         if metadata.get(b"sabot.state") != _FORMAT:
             raise CorruptCheckpoint(f"{file}: is no state of this version of Sabot")
         snapshot.sealed = metadata.get(b"sabot.sealed") == b"1"
@@ -74,7 +76,7 @@ class MemorySnapshot(Snapshot):
                     batch.validate(full=True)
                     yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
         except (OSError, pa.ArrowInvalid) as error:
-            raise CorruptCheckpoint(f"{file}: cannot be read as state: {error}") from error
+            raise unreadable(f"{file}: cannot be read as state", error) from error
 
     async def save(self, directory: Path) -> int:
         size = await aside(self._save, directory)
@@ -86,7 +88,7 @@ class MemorySnapshot(Snapshot):
         with made_whole(directory) as partial:
             file = partial / STATE_FILE
             # Python's own file, not Arrow's: a failed write must raise here, also the one that happens at close
-            with file.open("wb") as out:
+            with open(file, "xb", opener=private) as out:
                 with pa.ipc.new_file(out, _SCHEMA.with_metadata(metadata)) as writer:
                     for batch in _batches(self.entries()):
                         writer.write_batch(batch)

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import checked_path
 from sabot.errors import CorruptCheckpoint, UserError
+from sabot.redaction import redacted_url
 from sabot.state.base import BackendConfig, Snapshot, StateBackend
 from sabot.state.memory import STATE_FILE, MemoryBackend, MemorySnapshot
 from sabot.state.rocksdb import RocksDBBackend, RocksDBSnapshot
@@ -19,18 +21,18 @@ def state_directory(state: str | None) -> Path | None:
     if state is None or state == "memory":
         return None
     if not isinstance(state, str | Path):
-        raise UserError(f"state {state!r} is unknown", hint=_HINT)
-    scheme, separator, rest = str(state).partition("://")
+        raise UserError(f"state {redacted_url(str(state))!r} is unknown", hint=_HINT)
+    scheme, separator, rest = (checked_path(state, "state") if state else "").partition("://")
     if not separator:
         if not scheme or scheme == "rocksdb":
-            raise UserError(f"state {state!r} names no directory", hint=_HINT)
+            raise UserError(f"state {redacted_url(str(state))!r} names no directory", hint=_HINT)
         return Path(scheme).expanduser()
     if scheme != "rocksdb":
-        raise UserError(f"state {state!r} is unknown", hint=_HINT)
+        raise UserError(f"state {redacted_url(str(state))!r} is unknown", hint=_HINT)
     if not rest.startswith("/") or not rest.strip("/"):
         raise UserError(
-            f"state {state!r} is not an absolute directory",
-            hint=f"write rocksdb:///{rest or 'dir'} or a plain directory",
+            f"state {redacted_url(str(state))!r} is not an absolute directory",
+            hint=f"write rocksdb:///{redacted_url(rest) or 'dir'} or a plain directory",
         )
     return Path(rest)
 

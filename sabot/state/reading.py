@@ -12,7 +12,7 @@ import msgspec
 import pyarrow as pa
 
 from sabot._cython.rows import state_key
-from sabot.errors import CorruptCheckpoint, UserError
+from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.state.opening import load_snapshot
 
 __all__ = ["SavedJob", "SavedTask", "json_text", "key_candidates", "namespaces_in", "plain_column", "read_namespaces"]
@@ -92,7 +92,7 @@ def key_candidates(key: Any) -> list[Any]:
     found: list[Any] = [key, key.encode()]
     try:
         found.append(msgspec.json.decode(key))
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return found
     return found if not isinstance(found[-1], dict) else found[:-1]
 
@@ -126,9 +126,11 @@ def json_text(value: Any) -> str:
 def _jsonable(value: Any) -> Any:
     if isinstance(value, dict):
         if all(isinstance(name, str) for name in value):
-            return {name: _jsonable(each) for name, each in value.items()}
-        return [[_jsonable(name), _jsonable(each)] for name, each in value.items()]
-    return [_jsonable(each) for each in value] if isinstance(value, list | tuple) else value
+            return dict(
+                zip(value, map(_jsonable, value.values()), strict=True)
+            )  # map: one frame a level, deep values fit
+        return list(map(list, zip(map(_jsonable, value), map(_jsonable, value.values()), strict=True)))
+    return list(map(_jsonable, value)) if isinstance(value, list | tuple) else value
 
 
 def _by_namespace(
@@ -186,7 +188,7 @@ def _parts(data: bytes, where: Path) -> list[Any]:
     for count in (1, 2, 3):
         try:
             parts: list[Any] = msgspec.msgpack.decode(bytes([0x90 + count]) + data)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             continue
         return parts
     raise CorruptCheckpoint(f"{where}: {data[:40]!r} is no key of state")
@@ -195,5 +197,5 @@ def _parts(data: bytes, where: Path) -> list[Any]:
 def _decoded(data: bytes, where: Path) -> Any:
     try:
         return msgspec.msgpack.decode(data)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise CorruptCheckpoint(f"{where}: {data[:40]!r} is no value of state: {error}") from error

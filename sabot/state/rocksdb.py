@@ -21,7 +21,9 @@ from pathlib import Path
 
 from sabot.aside import aside
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import CheckpointFailed, CorruptCheckpoint, SabotError, UserError
+from sabot.disk import make_folder, own_folder
+from sabot.errors import CheckpointFailed, SabotError, UserError
+from sabot.faults import hint_of, unreadable
 from sabot.state.base import BackendConfig, ClosedTables, Snapshot, StateBackend, next_snapshot_id
 from sabot.state.database import Database, database_options, read_database, read_mark
 from sabot.state.expiry import Expiry, convert
@@ -211,7 +213,7 @@ class RocksDBBackend(StateBackend):
         error = job.result()
         if error is not None:
             snapshot.discard()
-            raise CheckpointFailed(f"state directory {self.path}: {error}", hint="is the disk full?") from error
+            raise CheckpointFailed(f"state directory {self.path}: {error}", hint=hint_of(error)) from error
         return snapshot
 
     async def restore(self, snapshot: Snapshot) -> None:
@@ -266,7 +268,7 @@ class RocksDBBackend(StateBackend):
                 return
         error = self._settle()
         if error is not None:
-            raise SabotError(f"state directory {self.path}: {error}", hint="is the disk full?") from error
+            raise SabotError(f"state directory {self.path}: {error}", hint=hint_of(error)) from error
         self._start(None)
 
     def _start(self, directory: Path | None) -> "Future[Exception | None]":
@@ -331,13 +333,13 @@ class RocksDBBackend(StateBackend):
         try:
             return Database(directory, self._options, sealed=self.expires)
         except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
-            raise UserError(f"state directory {self.path}: {error}") from error
+            raise UserError(f"state directory {self.path}: {error}", hint=hint_of(error)) from error
 
     def _rebuilt(self, snapshot: Snapshot) -> Database:
         directory = self.path / "db" / str(next(self._numbers))
         try:
             if isinstance(snapshot, RocksDBSnapshot) and snapshot.sealed == self.expires:
-                directory.mkdir()
+                make_folder(directory)
                 link_tree(snapshot.directory, directory)
                 return Database(directory, self._options, sealed=self.expires)
             database = Database(directory, self._options, sealed=self.expires)
@@ -351,7 +353,7 @@ class RocksDBBackend(StateBackend):
             remove_tree(directory)
             if isinstance(error, SabotError) or not isinstance(error, Exception):
                 raise
-            raise CorruptCheckpoint(f"{snapshot.path}: cannot be restored: {error}") from error
+            raise unreadable(f"{snapshot.path}: cannot be restored", error) from error
 
     def _import(self, database: Database, snapshot: Snapshot) -> None:
         part: _Entries = {}
@@ -389,7 +391,7 @@ def _merged(
 
 def _wipe(directory: Path) -> None:
     """Makes the directory empty: it holds what an earlier process left, and nothing in it counts."""
-    directory.mkdir(exist_ok=True)
+    own_folder(directory)
     for entry in directory.iterdir():
         if not entry.name.split(".")[0].isdigit():
             raise UserError(f"{entry} is not Sabot's", hint="give a directory of its own for state")

@@ -23,9 +23,12 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
+from sabot._cython.border import validate
 from sabot._cython.keyed import hash_columns
 from sabot._cython.row_table import ALIVE, RowCut, RowTable
+from sabot.disk import make_folder, private
 from sabot.errors import CorruptCheckpoint
+from sabot.faults import unreadable
 from sabot.state.files import link_file, remove_tree
 
 __all__ = ["RowStore", "SavedRows", "Together", "part_of", "together"]
@@ -82,7 +85,7 @@ class RowStore:
         self._directory = None if directory is None else directory / "rows"
         if self._directory is not None:
             remove_tree(self._directory)
-            self._directory.mkdir(parents=True)
+            make_folder(self._directory)
         self._make = partial(
             RowTable, rows, keys, counted=counted, directory=self._directory, memory_bytes=memory_bytes
         )
@@ -162,11 +165,12 @@ class RowStore:
                     columns = self._names(file, reader.schema)
                     for index in range(reader.num_record_batches):
                         data = reader.get_batch(index)
+                        validate(data)
                         rows, counts = alive.of(data.column(data.num_columns - 1).to_numpy())
                         self._put(data.select(columns), data.column(data.num_columns - 2), rows, counts, owned)
                         yield len(rows)
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-            raise CorruptCheckpoint(f"{directory}: cannot be read as rows: {error}") from error
+            raise unreadable(f"{directory}: cannot be read as rows", error) from error
 
     def _names(self, file: Path, schema: pa.Schema) -> list[int]:
         """Which of a file's columns are the table's: the program may keep fewer now."""
@@ -238,7 +242,7 @@ class _Segment:
     def _write(self, file: Path, cut: RowCut) -> None:
         with suppress(FileNotFoundError):  # of a write that failed
             file.unlink()
-        with file.open("xb") as out:
+        with open(file, "xb", opener=private) as out:
             with ipc.new_file(out, cut.schema) as writer:
                 for data in cut.read(self.first, self.end, rows=_BATCH_ROWS):
                     writer.write_batch(data)
@@ -316,7 +320,9 @@ class _Alive:
         with pa.memory_map(str(directory / _ALIVE)) as source:
             reader = ipc.open_file(source)
             for index in range(reader.num_record_batches):
-                for row in reader.get_batch(index).to_pylist():
+                batch = reader.get_batch(index)
+                validate(batch)
+                for row in batch.to_pylist():
                     self._blocks[row["first"] >> _BLOCK_BITS] = row
 
     def of(self, ids: Any) -> tuple[Any, Any]:
@@ -364,7 +370,7 @@ class Together:
         """Writes into `directory`, which is empty; -> bytes."""
         size = 0
         for name, state in self._states.items():
-            (directory / name).mkdir()
+            make_folder(directory / name)
             size += state.save(directory / name)
         return size
 

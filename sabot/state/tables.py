@@ -27,7 +27,9 @@ import pyarrow.compute as pc
 from sabot._cython.keyed import GroupTable, hash_columns
 from sabot._cython.partition import KEY_GROUPS
 from sabot._cython.tables import KeyFilter, give_back
+from sabot.disk import make_folder
 from sabot.errors import CorruptCheckpoint, InternalError, SabotError
+from sabot.faults import hint_of
 from sabot.state.files import remove_tree
 from sabot.state.tables_cold import ColdGroups, read_cold
 from sabot.state.tables_hot import CHUNK_ROWS, HotTable, below_bound, pieces
@@ -101,7 +103,7 @@ class TableStore:
         if directory is not None:
             for name in ("db", "deltas", "cuts"):
                 remove_tree(directory / name)
-                (directory / name).mkdir(parents=True)
+                make_folder(directory / name)
 
     @property
     def panes(self) -> list[int]:
@@ -445,7 +447,7 @@ class TableStore:
             except SabotError:
                 raise
             except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
-                raise SabotError(f"state directory {self._directory}: {error}", hint="is the disk full?") from error
+                raise SabotError(f"state directory {self._directory}: {error}", hint=hint_of(error)) from error
             if table.left_more_than_stayed:
                 table.begin(next(self._lives))
         wrapped = self._tick >= _LAST_TICK

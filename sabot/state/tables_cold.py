@@ -13,9 +13,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from sabot._cython.border import validate
 from sabot._cython.keyed import GroupTable
 from sabot._cython.tables import RowCodec, places
-from sabot.errors import CorruptCheckpoint
+from sabot.disk import make_folder
+from sabot.faults import taking_over, unreadable
 from sabot.state.database import Database, Piece, database_options, read_database, read_mark
 from sabot.state.files import link_tree, remove_tree
 from sabot.state.tables_parts import PARTS, Parts, merged_parts
@@ -50,13 +52,13 @@ class ColdGroups:
     def linked(cls, source: Path, directory: Path, states: pa.Schema, keys: int, cache_bytes: int) -> "ColdGroups":
         """A database of its own over the files of a checkpoint. Raises CorruptCheckpoint."""
         read_mark(source)
-        directory.mkdir(parents=True)
+        make_folder(directory)
         try:
             link_tree(source, directory)
             return cls(directory, states, keys, cache_bytes)
         except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
             remove_tree(directory)
-            raise CorruptCheckpoint(f"{source}: cannot be restored: {error}") from error
+            raise unreadable(f"{source}: cannot be restored", error) from error
 
     def write(self, pane: int, hashes: pa.UInt64Array, take: Take) -> None:
         """Keeps the groups that `take` gives (keys, then accumulators), one a hash, each key once."""
@@ -135,9 +137,13 @@ class _Codec:
         return self._key_rows.pack(keys, pane=pane, heads=heads)
 
     def unpack(self, pairs: list[tuple[bytes, bytes]]) -> pa.RecordBatch:
-        keys = self._key_rows.unpack([key for key, _ in pairs], skip=_HEAD_BYTES)
-        values = self._value_rows.unpack([value for _, value in pairs])
-        return pa.RecordBatch.from_arrays([*keys, *values], schema=self._states)
+        """Raises CorruptCheckpoint: the database may have come out of one, whoever wrote that."""
+        with taking_over("groups", "their database"):
+            keys = self._key_rows.unpack([key for key, _ in pairs], skip=_HEAD_BYTES)
+            values = self._value_rows.unpack([value for _, value in pairs])
+            groups = pa.RecordBatch.from_arrays([*keys, *values], schema=self._states)
+            validate(groups)  # their texts
+        return groups
 
     def pieces(self, pane: int, hashes: pa.UInt64Array, take: Take, *, delete: bool) -> Iterator[Piece]:
         heads = places(hashes)

@@ -20,8 +20,11 @@ from typing import NamedTuple
 import pyarrow as pa
 from pyarrow import ipc
 
+from sabot._cython.border import validate
 from sabot._cython.keyed import TableCut
+from sabot.disk import make_folder, private
 from sabot.errors import CorruptCheckpoint
+from sabot.faults import unreadable
 from sabot.state.files import link_file, link_tree, remove_tree
 from sabot.state.tables_cold import ColdGroups
 
@@ -151,7 +154,7 @@ class Cut:
         self.take()
         if self._failed is not None:
             raise self._failed
-        directory.mkdir()
+        make_folder(directory)
         return link_tree(self.directory, directory)
 
     def drop(self) -> None:
@@ -205,7 +208,7 @@ class TableSnapshot:
 def _write(file: Path, changes: list[Change]) -> None:
     with suppress(FileNotFoundError):  # of a write that failed
         file.unlink()
-    with file.open("xb") as out:
+    with open(file, "xb", opener=private) as out:
         with ipc.new_file(out, changes[0].groups.schema) as writer:
             for change in changes:
                 about = {"pane": str(change.pane), "life": str(change.life)}
@@ -247,9 +250,10 @@ def _read(file: Path, number: int, schema: pa.Schema, *, gone: bool) -> Iterator
                 )
             for index in range(reader.num_record_batches):
                 groups, about = reader.get_batch_with_custom_metadata(index)
+                validate(groups)
                 yield SavedChange(number, int(about[b"pane"]), int(about[b"life"]), gone, groups)
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise CorruptCheckpoint(f"{file}: cannot be read as state: {error}") from error
+        raise unreadable(f"{file}: cannot be read as state", error) from error
 
 
 def _columns(schema: pa.Schema) -> str:

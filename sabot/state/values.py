@@ -14,20 +14,28 @@ Put None, or delete, and the key is absent again. The methods are coroutines tha
 
 import struct
 from collections.abc import Callable
+from functools import lru_cache
+from itertools import repeat
 from typing import Any, Generic, NoReturn, TypeVar
 
 import msgspec
 import pyarrow as pa
 
+from sabot._cython.json import NESTING_MAX
 from sabot._cython.rows import decode_values, encode_keys, encode_values, state_key
-from sabot.errors import UserError
+from sabot.config import checked_text
+from sabot.errors import CorruptCheckpoint, UserError
 from sabot.state.base import StateBackend
 
 __all__ = ["AggregatingState", "ListState", "MapState", "ReducingState", "ValueState"]
 
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 _LIST, _MAP = 1, 2
+_PLACES = 4096  # of a list or a map, read in one go
 _KINDS = {_LIST: "a list", _MAP: "a map"}
+_NESTING_MAX = (
+    NESTING_MAX + 64
+)  # the deepest value that comes in as JSON, and what the agent puts around it; all readers take that
 _ALL: Any = object()
 
 # What stands under the key of a list or a map: a msgpack extension (fixext 16), its kind, first place, place after the last
@@ -49,11 +57,16 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ext_hook=_refuse_head).decode
 
 
-def _unfit(value: object) -> str:
-    """Why msgpack would not give this value back as it is; empty if it would. msgspec itself would take far more types."""
+def _unfit(value: object, room: int = _NESTING_MAX) -> str:
+    """Why msgpack would not give this value back as it is; empty if it would. msgspec itself would take far more types.
+
+    room: how deep it may be nested.
+    """
     kind = type(value)
     if kind in _PLAIN:
         return ""
+    if not room:
+        return f"nested deeper than {_NESTING_MAX}"
     inner: Any
     if kind is dict:
         if not _PLAIN.issuperset(map(type, value)):  # type: ignore[call-overload]
@@ -65,7 +78,13 @@ def _unfit(value: object) -> str:
         return f"type {kind.__module__}.{kind.__qualname__}".replace("builtins.", "")
     if _PLAIN.issuperset(map(type, inner)):
         return ""
-    return next(filter(None, map(_unfit, inner)), "")
+    return next(filter(None, map(_unfit, inner, repeat(room - 1))), "")
+
+
+@lru_cache(maxsize=1024)
+def _known(namespace: str) -> str:
+    """A namespace, checked; a name in every database that keeps state."""
+    return checked_text(namespace, "state: namespace")
 
 
 class _State:
@@ -75,7 +94,7 @@ class _State:
 
     def __init__(self, backend: StateBackend, namespace: str, *, scope: bytes = b"") -> None:
         self._backend = backend
-        self._namespace = namespace
+        self._namespace = _known(namespace)
         self._scope = scope
         self._read = backend.read
         self._write = backend.write
@@ -114,6 +133,19 @@ class _State:
             if mark == _FIXEXT_16 and code == kind:
                 return first, end
         raise UserError(f"state {self._namespace!r} does not hold {_KINDS[kind]} under this key")
+
+    def _read_places(self, base: bytes, first: int, end: int) -> list[bytes | None]:
+        """What stands at these places; None where it has expired. In pieces: how many there are is what a head says, not what there is."""
+        found: list[bytes | None] = []
+        for start in range(first, end, _PLACES):
+            keys = [state_key(n, scope=base) for n in range(start, min(start + _PLACES, end))]
+            found += self._backend.read_many(self._namespace, keys)
+            if found[-1] is None and not self._backend.expires:
+                raise CorruptCheckpoint(
+                    f"state {self._namespace!r}: a list or map of {end - first} entries has none at place {start + len(keys) - 1}",
+                    hint="no Sabot has written it so: go back to another checkpoint, or start with --fresh",
+                )
+        return found
 
 
 def _head_bytes(kind: int, first: int, end: int) -> bytes | None:
@@ -176,7 +208,7 @@ class ListState(_State):
         first, end = self._head(_LIST, base)
         if first == end:
             return []
-        found = self._backend.read_many(self._namespace, [state_key(n, scope=base) for n in range(first, end)])
+        found = self._read_places(base, first, end)
         if found[0] is None:  # expired; the next `get` need not look there again
             gone = next((place for place, data in enumerate(found) if data is not None), len(found))
             self._write(self._namespace, base, _head_bytes(_LIST, first + gone, end))
@@ -185,6 +217,8 @@ class ListState(_State):
     async def delete(self, key: object) -> None:
         base = self._key(key)
         first, end = self._head(_LIST, base)
+        if end - first > _PLACES:
+            self._read_places(base, first, end)
         keys = [base, *(state_key(n, scope=base) for n in range(first, end))]
         self._backend.write_many(self._namespace, keys, [None] * len(keys))
 
@@ -232,7 +266,7 @@ class MapState(_State):
         first, end = self._head(_MAP, base)
         if first == end:
             return {}
-        places = self._backend.read_many(self._namespace, [state_key(n, scope=base) for n in range(first, end)])
+        places = self._read_places(base, first, end)
         if places[0] is None:  # expired, see ListState.get
             gone = next((n for n, data in enumerate(places) if data is not None), len(places))
             self._write(self._namespace, base, _head_bytes(_MAP, first + gone, end))
@@ -247,10 +281,8 @@ class MapState(_State):
         base = self._key(key)
         first, end = self._head(_MAP, base)
         if field is _ALL:
+            fields = [_hashable(self._decoded(d)) for d in self._read_places(base, first, end) if d is not None]
             places = [state_key(n, scope=base) for n in range(first, end)]
-            fields = [
-                _hashable(self._decoded(d)) for d in self._backend.read_many(self._namespace, places) if d is not None
-            ]
             keys = [base, *places, *(self._field(base, name) for name in fields)]
             self._backend.write_many(self._namespace, keys, [None] * len(keys))
             return

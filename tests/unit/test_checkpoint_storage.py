@@ -477,7 +477,7 @@ def test_what_a_reader_restored_is_linked_and_goes_with_him_or_with_the_next_loc
     assert (folder / "000001.sst").samefile(file_of(manifest, "t/state/000001.sst"))
     left = tmp_path / "reading-left"
     left.mkdir()
-    (left / "LOCK").touch()
+    (left / "temporary.lock").touch()
     storage.lock()
     assert not left.exists()
     assert folder.exists()  # its reader lives

@@ -2,6 +2,8 @@
 
 import datetime
 import json
+import re
+import struct
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from operator_run import OperatorRun
+from pyarrow import ipc
 
 from sabot._cython.batch import Batch
 from sabot._cython.rows import state_key
@@ -671,3 +674,55 @@ async def test_nothing_is_written_by_reading(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "saved").rglob("*"))}
     state_of(job, "bank")
     assert {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "saved").rglob("*"))} == before
+
+
+# State that somebody else has written: its hashes fit
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"panes": 7},
+        {"groups": {}},
+        {"schema": 1},
+        {"reader": {"input": "zz"}},
+        {"schema": {"kind": "é"}},
+        {"deltas": "x"},
+    ],
+)
+def test_figures_of_another_kind_are_a_corrupt_checkpoint(tmp_path: Path, facts: Any) -> None:
+    job = job_of(run_of(lambda: RunningAggregate(["user"], CALLS[:2]), tmp_path).checkpoint())
+    kept = job.tasks["window-1/0"].meta["operators"]["op-1"]
+    for name, value in facts.items():
+        kept[name] = {**kept[name], **value} if isinstance(value, dict) and value else value
+    with pytest.raises(UserError, match=r"checkpoint 7: \w+|cannot be read from outside|there should be"):
+        (*operators_of(job), state_of(job, "op-1"))
+
+
+@pytest.mark.parametrize(
+    ("make", "file"),
+    [
+        (lambda: RunningAggregate(["note"], CALLS[:2]), "000000000001.arrow"),
+        (lambda: SessionAggregate(25, ["note"], CALLS), "runs.arrow"),
+        (lambda: TopN(["note"], 2, [("x", True)]), "rows.arrow"),
+        (lambda: Upsert(["note"], changes=True), "kept.arrow"),
+    ],
+)
+def test_offsets_that_lead_out_of_a_file_of_state_are_a_corrupt_checkpoint(
+    tmp_path: Path, make: Any, file: str
+) -> None:
+    """They were followed: a segmentation fault, or memory of the process as keys."""
+    fill = changed if file == "kept.arrow" else run_of
+    saved = fill(make, tmp_path / "run", keys=["note"]).checkpoint()
+    path = saved[0].directory / file
+    data = path.read_bytes()
+    names = ipc.open_file(data) if data.startswith(b"ARROW1") else ipc.open_stream(data)
+    batch = names.get_batch(0) if data.startswith(b"ARROW1") else names.read_next_batch()
+    column = next(column for column in batch.columns if column.type in (pa.string(), pa.binary()) and column.nbytes > 8)
+    offsets = column.buffers()[1].to_pybytes()[:8]  # of the first two values
+    places = [at for at in range(0, len(data), 8) if data[at : at + 8] == offsets]
+    for at in places:
+        path.write_bytes(data[:at] + struct.pack("<ii", 0, 1 << 30) + data[at + 8 :])
+        with pytest.raises(CorruptCheckpoint, match=re.escape(str(path))):
+            state_of(job_of(saved), "op-1")
+    assert places

@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import enum
+import struct
 import uuid
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sabot.errors import UserError
+from sabot._cython.rows import state_key
+from sabot.errors import CorruptCheckpoint, UserError
 from sabot.state import ListState, MapState, MemoryBackend, ValueState
 
 
@@ -167,3 +169,13 @@ async def test_a_map_does_what_a_dict_does(steps):
         assert await state.items("k") == model
         assert await state.get("k", field) == value
     assert backend.statistics()["keys"] == (2 * len(model) + 1 if model else 0)
+
+
+async def test_a_list_or_map_that_says_it_has_more_than_there_is_is_corrupt_and_takes_no_memory():
+    backend = MemoryBackend()
+    for kind, state in ((1, ListState(backend, "notes")), (2, MapState(backend, "shops"))):
+        head = struct.pack(">BBQQ", 0xD8, kind, 0, 2**40)  # of a checkpoint that somebody else has written
+        backend.write(state._namespace, state_key("u1"), head)
+        for read in (state.get("u1") if kind == 1 else state.items("u1"), state.delete("u1")):
+            with pytest.raises(CorruptCheckpoint, match=r"of 1099511627776 entries has none at place 4095"):
+                await read

@@ -1,0 +1,117 @@
+"""Whether what a manifest says can be used. Its checksum finds damage; what somebody wrote on purpose carries a right one.
+
+A manifest may come from shared storage, or from another machine: its names become paths that are made, linked and removed here.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from sabot.checkpoint.files import StoredFile
+from sabot.errors import CorruptCheckpoint
+
+if TYPE_CHECKING:
+    from sabot.checkpoint.storage import Manifest
+
+__all__ = ["refuse_repeated_keys", "refuse_unsound"]
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_INCARNATION = re.compile(r"[A-Za-z0-9_-]{0,64}")
+_MOST = 1 << 63
+_MOST_BYTES_OF_A_PATH = 1024  # below the place for restored files, which has to fit into the system's 4096 too
+_MOST_BYTES_OF_A_NAME = 255
+
+
+def refuse_repeated_keys(body: bytes, where: str) -> None:
+    """Raises CorruptCheckpoint where a JSON object names a key twice: two readers could take different values of it."""
+
+    def once(pairs: list[tuple[str, Any]]) -> None:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            raise _unsound(where, next(key for key in keys if keys.count(key) > 1), "is there twice")
+
+    json.loads(body, object_pairs_hook=once)
+
+
+def refuse_unsound(manifest: "Manifest", where: str) -> None:
+    """Raises CorruptCheckpoint naming the manifest and the entry that no job has written."""
+    for name, value in (("created_ms", manifest.created_ms), ("checkpoint_id", manifest.checkpoint_id)):
+        _refuse_number(where, name, value)
+    _refuse_incarnation(where, "incarnation", manifest.incarnation)
+    for path, file in manifest.contents.items():
+        _refuse_path(where, path)
+        _refuse_contents(where, path, file)
+    _refuse_colliding(where, manifest.contents)
+    for task in manifest.tasks.values():
+        for path in (*task.files.values(), *task.states.values()):
+            _refuse_path(where, path)
+    for lane_id, lane in manifest.lanes.items():
+        _refuse_incarnation(where, lane_id, lane.incarnation)
+        for value in (lane.given, lane.delivered):
+            _refuse_number(where, lane_id, value)
+        for part in lane.pending:
+            _refuse_path(where, part.file)
+            _refuse_number(where, part.file, part.seq)
+            _refuse_number(where, part.file, part.rows)
+
+
+def _refuse_path(where: str, path: str) -> None:
+    components = path.split("/")
+    if path.startswith("/"):
+        why = "is an absolute path"
+    elif ".." in components:
+        why = "leads out of the checkpoint"
+    elif "" in components or "." in components:
+        why = "is no path of a file"
+    elif "\\" in path or not path.isprintable():
+        why = "has characters that no job writes"
+    elif (
+        len(path.encode()) > _MOST_BYTES_OF_A_PATH
+        or max(len(one.encode()) for one in components) > _MOST_BYTES_OF_A_NAME
+    ):
+        why = "is too long"
+    else:
+        return
+    raise _unsound(where, path, why)
+
+
+def _refuse_contents(where: str, path: str, file: StoredFile) -> None:
+    if not _SHA256.fullmatch(file.sha256):
+        raise _unsound(where, path, f"has no SHA-256 but {_shown(file.sha256)}")
+    _refuse_number(where, path, file.size)
+    _refuse_number(where, path, file.generation)
+
+
+def _refuse_colliding(where: str, paths: Iterable[str]) -> None:
+    """No two are one file where case does not count, and none is the folder of another."""
+    files: dict[str, str] = {}
+    for path in paths:
+        other = files.setdefault(path.casefold(), path)
+        if other is not path:
+            raise _unsound(where, path, f"is the same file as {_shown(other)} where case does not count")
+    for folded, path in files.items():
+        folder = folded.rpartition("/")[0]
+        while folder:
+            if folder in files:
+                raise _unsound(where, path, f"is below {_shown(files[folder])}, which is a file")
+            folder = folder.rpartition("/")[0]
+
+
+def _refuse_number(where: str, entry: str, value: int) -> None:
+    if not 0 <= value < _MOST:
+        raise _unsound(where, entry, f"has the number {value}")
+
+
+def _refuse_incarnation(where: str, entry: str, value: str) -> None:
+    if not _INCARNATION.fullmatch(value):
+        raise _unsound(where, entry, f"has the incarnation {_shown(value)}")
+
+
+def _unsound(where: str, entry: str, why: str) -> CorruptCheckpoint:
+    return CorruptCheckpoint(f"{where} is damaged, or was made by somebody else: its entry {_shown(entry)} {why}")
+
+
+def _shown(text: str) -> str:
+    """As Python writes it, so that nothing of it moves a terminal; not more than a line."""
+    return ascii(text if len(text) <= 100 else f"{text[:100]}…")
