@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-import signal
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,7 +18,17 @@ from sabot.api.shape import check_node
 from sabot.api.stream import Stream
 from sabot.checkpoint import CHOICES, CheckpointStorage, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.config import Duration, parse_broker, parse_bytes, parse_restart, parse_seconds
+from sabot.config import (
+    Duration,
+    checked_name,
+    checked_path,
+    checked_text,
+    checked_topic,
+    parse_broker,
+    parse_bytes,
+    parse_restart,
+    parse_seconds,
+)
 from sabot.connectors.base import Sink, Source, encode_json, encode_key
 from sabot.connectors.files.choice import format_of
 from sabot.connectors.memory import TableSink
@@ -27,14 +37,14 @@ from sabot.kafka import RecordSender
 from sabot.operators.base import without_marks
 from sabot.operators.reading import state_of
 from sabot.plan import Plan, make_plan, mermaid, walk, with_schemas
+from sabot.redaction import keep_settings
 from sabot.runtime.host import run_here
+from sabot.runtime.signals import StopSignals
 from sabot.state import StateBackend, open_backend, state_directory
 
 __all__ = ["App", "StateView"]
 
 _log = logging.getLogger(__name__)
-
-SECOND_SIGNAL_SECONDS = 0.3  # `timeout` and some shells send each signal twice, to the process and to its group
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -82,15 +92,16 @@ class App:
         start: str | int = "earliest",
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        if not id:
+        if id in ("", None):
             raise UserError("an App needs an id", hint='App("orders")')
-        self.id = id
+        self.id = checked_name(id, "App id")
         if kafka is not None and not isinstance(kafka, dict):
-            raise UserError(f"kafka={kafka!r}", hint='client settings: {"security.protocol": "ssl"}')
+            raise UserError(f"kafka is a {type(kafka).__name__}", hint='client settings: {"security.protocol": "ssl"}')
         self.kafka = dict(kafka or {})
+        keep_settings(self.kafka)
         self.parallelism = 1
         self.memory_budget_bytes = parse_bytes(memory_budget, name="memory_budget")
-        self.version = version
+        self.version = checked_text(version, "version")
         self.clock = clock
         self.start_at = start
         self.restart = parse_restart(restart)
@@ -109,7 +120,13 @@ class App:
         self._collected: set[int] = set()  # ids of nodes that collect() ran
         self._sender: RecordSender | None = None
         self._sender_lock = threading.Lock()
-        self.configure(broker=broker, state=state, checkpoint_interval=checkpoint_interval, parallelism=parallelism)
+        self.configure(
+            broker=broker,
+            state=state,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_interval=checkpoint_interval,
+            parallelism=parallelism,
+        )
 
     def configure(
         self,
@@ -138,6 +155,8 @@ class App:
             state_directory(state)
             self.state_place = state
         if checkpoint_dir is not None:
+            if not isinstance(checkpoint_dir, tuple):  # a file system of pyarrow's, and a path
+                checked_path(checkpoint_dir, "checkpoint_dir")
             self.checkpoint_dir = checkpoint_dir
         if checkpoint_interval is not None:
             interval = parse_seconds(checkpoint_interval, name="checkpoint_interval")
@@ -157,7 +176,7 @@ class App:
                 raise UserError(f"redeliver={redeliver!r}", hint='"repeat" or "skip"')
             self.redeliver = redeliver
         if from_ is not None:
-            self.from_ = from_
+            self.from_ = checked_path(from_, "from_")
         if metrics_port is not None:
             if not 0 <= metrics_port <= 65535:
                 raise UserError(f"metrics_port={metrics_port} is no port", hint="0 takes a free one")
@@ -195,7 +214,9 @@ class App:
                 raise UserError(
                     f"@app.agent has no option {', '.join(sorted(unknown))}", hint=f"it has {', '.join(AGENT_OPTIONS)}"
                 )
-            label = str(name or getattr(func, "__name__", ""))
+            label: Any = name or getattr(func, "__name__", "")
+            if label:  # a partial has none
+                checked_name(label, f"app {self.id}: agent name")
             options.setdefault("start", self.start_at)
             spec = AgentSpec.of(f"{self.id}.{label}", func, topic, name=label, **options)
             self.agent_runtime.add(spec)
@@ -347,26 +368,35 @@ class App:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Restores the last checkpoint and runs; returns after END or Ctrl-C. Raises AgentFailed."""
+        """Restores the last checkpoint and runs; returns after END or Ctrl-C. Raises AgentFailed.
+
+        SIGINT (Ctrl-C), SIGTERM and SIGHUP stop it in good order, where nobody else has claimed them; a second one is Python's own again.
+        """
         self._warn_of_loose_ends()
-        give_back_signals = self._stop_on_signals()
         try:
-            await self.agent_runtime.run()
+            await self.agent_runtime.run(partial(StopSignals.asked, self.request_stop))
         finally:
-            give_back_signals()
             await self._close_sender()
 
     def main(self) -> None:
-        """`asyncio.run(app.run())`, for scripts."""
-        asyncio.run(self.run())
+        """`asyncio.run(app.run())`, for scripts: a second SIGINT, SIGTERM or SIGHUP ends the process at once."""
+        with StopSignals.held():
+            asyncio.run(self.run())
 
     async def start(self) -> None:
-        """Starts agents and streams and returns; `await app.stop()` ends them."""
+        """Starts agents and streams and returns; `await app.stop()` ends them.
+
+        What ends one of the engine's tasks afterwards (a stream that fails, a sink that breaks, a bug) is logged, stands in
+        `statistics()["failure"]`, and is raised by the next `send`, checkpoint, `start`, and by `stop`; nothing more is read
+        meanwhile. `restart=` is of `run()`: here `stop()` and `start()` go on from the last checkpoint.
+        """
         self._warn_of_loose_ends()
         await self.agent_runtime.start_all()
 
     async def stop(self, drain: bool = False) -> None:
-        """A last checkpoint, then everything ends. `drain`: first processes what was read."""
+        """A last checkpoint, then everything ends. `drain`: first processes what was read. Raises what ended the run before, without a
+        checkpoint then.
+        """
         try:
             await self.agent_runtime.stop_all(drain=drain)
         finally:
@@ -375,38 +405,6 @@ class App:
     def request_stop(self) -> None:
         """Makes `run()` stop and return; from any thread or signal handler."""
         self.agent_runtime.request_stop()
-
-    def _stop_on_signals(self) -> Callable[[], None]:
-        """Ctrl-C and SIGTERM stop in good order, where nobody else has claimed them; a second one is Python's own again.
-
-        -> what gives the signals back.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            return lambda: None
-        ours: dict[int, Any] = {}
-        asked: list[float] = []
-
-        def on_signal(number: int, frame: object) -> None:
-            now = self.clock.monotonic()
-            if asked and now - asked[0] > SECOND_SIGNAL_SECONDS:
-                signal.signal(number, ours[number])
-                signal.raise_signal(number)
-                return
-            asked.append(now)
-            self.request_stop()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before = signal.getsignal(number)
-            runner = getattr(getattr(before, "func", None), "__self__", None)  # asyncio.run: partial(runner._on_sigint)
-            if before in (signal.default_int_handler, signal.SIG_DFL) or isinstance(runner, asyncio.Runner):
-                ours[number] = before
-                signal.signal(number, on_signal)
-
-        def give_back() -> None:
-            for number, handler in ours.items():
-                signal.signal(number, handler)
-
-        return give_back
 
     # -- records in ---------------------------------------------------------------------------------------------------
 
@@ -422,8 +420,11 @@ class App:
     ) -> int:
         """Writes one record; returns its offset once the broker has it. Whether or not the app runs, on any loop or thread.
 
-        value: bytes go as they are, anything else as JSON. key: bytes or str. timestamp: ms UTC, default now.
+        value: bytes go as they are, anything else as JSON. key: bytes or str. timestamp: ms UTC, default now. Raises what ended the
+        app that runs since `start()`.
         """
+        checked_topic(topic, "send: topic")
+        self.agent_runtime.raise_failure()
         payload = value if isinstance(value, bytes) else encode_json(value)
         with self._sender_lock:
             if self._sender is None:
@@ -478,7 +479,8 @@ class App:
         """Figures of everything that lives long, from any thread; what belongs to a running job is empty without one.
 
             app           the id
-            agents        by agent id: state, messages_processed, errors, last_message_time, dead_letters
+            failure       what ended this run, or the last one, unexpectedly; None where all is well
+            agents        by agent id: state, messages_processed, errors, last_message_time, dead_letters, failure
             checkpoints   completed, failed, last_id, last_seconds, last_bytes, in_flight, last_error
             state         of the backend: keys, bytes, and with RocksDB what is cached and dirty
             sources       by "agent id/topic": rows_in, ended, lag (by "topic[partition]"), channel

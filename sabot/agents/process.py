@@ -11,12 +11,13 @@ from sabot.api.agent import AgentSpec
 from sabot.checkpoint import Coordinator
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.base import Source
-from sabot.errors import AgentFailed, CheckpointFailed
+from sabot.errors import AgentFailed, CheckpointFailed, SabotError
 from sabot.kafka import open_sink
 from sabot.kafka.source import KafkaSource
 from sabot.operators import AgentOperator
 from sabot.runtime.agent_job import AgentJob
 from sabot.state import StateBackend
+from sabot.watch import watched
 
 __all__ = ["AgentProcess", "AgentState"]
 
@@ -56,8 +57,9 @@ class AgentProcess:
 
     dead_letters: int = 0
     error: AgentFailed | None = None
+    failure: str | None = None  # why it is FAILED
     spec: AgentSpec | None = None
-    kafka: dict[str, Any] = field(default_factory=dict)
+    kafka: dict[str, Any] = field(default_factory=dict, repr=False)
     clock: Clock = SYSTEM_CLOCK
     _job: AgentJob | None = field(default=None, repr=False)
     _own_job: bool = field(default=False, repr=False)
@@ -107,11 +109,17 @@ class AgentProcess:
         self._job = job
         self._failed = asyncio.Event()  # these two belong to the event loop that is running now
         self.barrier_queue = asyncio.Queue()
-        self.error = None
+        self.error = self.failure = None
         self.state = AgentState.RUNNING
         self.process = asyncio.create_task(self._processing_loop(job), name=f"agent {self.agent_id}")
-        self.process.add_done_callback(_heard)
+        what = f"the processing loop of agent {self.agent_id}"
+        watched(self.process, what, lambda error: self._loop_ended(job, what, error))
         _log.info("agent %s runs on %s", self.agent_id, ", ".join(job.topics_of(self.agent_id)))
+
+    def _loop_ended(self, job: AgentJob, what: str, error: SabotError) -> None:
+        """The agent's failure, which stands in `error` and in the log; or one of the engine."""
+        if error is not self.error:
+            job.task.break_down(what, error)
 
     async def stop(self) -> None:
         """Takes no more records, ends or cancels its calls, closes its consumer. Idempotent."""
@@ -149,6 +157,12 @@ class AgentProcess:
         if self.state is not AgentState.FAILED:
             self.state = AgentState.STOPPED
 
+    def halted(self, failure: SabotError) -> None:
+        """The job cannot go on, whatever this agent does."""
+        if self.state is AgentState.RUNNING:
+            self.state = AgentState.FAILED
+            self.failure = str(failure)
+
     async def receive_barrier(self, checkpoint_id: int) -> None:
         """A checkpoint begins: its barrier is on its way to this agent."""
         await self.barrier_queue.put(checkpoint_id)
@@ -179,13 +193,8 @@ class AgentProcess:
     def on_failed(self, operator: AgentOperator) -> None:
         """The engine stopped this agent at a record."""
         self.error = operator.failure
+        self.failure = str(operator.failure)
         self.state = AgentState.FAILED
         self._failed.set()
         _log.error("%s", operator.failure)
         _log.debug("where it was raised", exc_info=operator.failure.__cause__ if operator.failure else None)
-
-
-def _heard(task: asyncio.Task[None]) -> None:
-    """The failure is in `error` and in the log: asyncio need not complain that nobody asked the task."""
-    if not task.cancelled():
-        task.exception()

@@ -9,8 +9,8 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,13 +36,19 @@ from sabot.errors import (
     TransientError,
     UserError,
 )
+from sabot.exits import Exit, exit_in
+from sabot.faults import taking_over
 from sabot.kafka import open_sink, open_source
 from sabot.metrics import Metrics, Sample
+from sabot.operators import AgentOperator
+from sabot.redaction import redacted_url, scrubbed
 from sabot.runtime.agent_job import AgentJob
 from sabot.runtime.agent_threads import tell
+from sabot.runtime.facts import check_facts
 from sabot.runtime.host import Handle, threads, to_the_end
 from sabot.runtime.stream_job import StoppedEarly, StreamJob, Surroundings
 from sabot.state import StateBackend, load_snapshot
+from sabot.watch import unexpected, watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -111,7 +117,8 @@ class AgentRuntime:
         self._delivery: Delivery | None = None
         self._last_delivery: dict[str, Any] = {}
         self._broken: asyncio.Future[None] | None = None  # what ended the run beside its tasks
-        self._awaited = False  # somebody hears of `_broken`
+        self._awaited = False  # `run` hears of `_broken`
+        self._failure: SabotError | None = None  # what ended the run, or the last one
         self._ended = False  # all inputs had ended: what is not delivered now stays so
         self._engine_failure: SabotError | None = None  # of the last run: not an agent's own
         self._taken: JobLocked | None = None  # another worker has the job, as the last run found at its end
@@ -120,7 +127,12 @@ class AgentRuntime:
         ] = []  # threads of earlier runs that did not come back, with the user's objects
         self._has_run = self._can_go_back = self._fresh = False
         self._from: str | None = None  # a savepoint that no checkpoint has followed yet
+        self._last_place: object = None  # of checkpoints, in this run or the last one
+        self._back_to: tuple[object, int] | None = None  # in a restart: where, and which checkpoint has to be there
         self._running = False
+        self._leaving: asyncio.Task[None] | None = None
+        self._in_run = False  # `run` is told of everything; `start` has nobody
+        self._exit: Exit | None = None  # the user's code asked for the end of the process
         self._job: AgentJob | None = None
         self._streams: StreamJob | None = None
         self._last_streams: dict[str, Any] = {}  # figures of the last run
@@ -143,6 +155,21 @@ class AgentRuntime:
         if self._running:
             raise UserError("the app runs already", hint="say where streams go (.to) before the start")
         self.writes.append(write)
+
+    @property
+    def failure(self) -> SabotError | None:
+        """What ended this run unexpectedly, or the last one: nothing more is read or saved. None where all is well."""
+        return self._failure
+
+    def raise_failure(self) -> None:
+        """For calls on an app that runs since `start_all`: raises what has ended it meanwhile. `run` raises it itself."""
+        if self._running and self._loop is not None and self._loop.is_closed():
+            raise UserError(
+                f"the event loop that app {self.app.id} was started on has ended, and the app with it",
+                hint="start, send and stop belong into one asyncio.run(…); this process still holds the app's directories",
+            )
+        if self._failure is not None and self._running and not self._in_run:
+            raise self._failure
 
     # -- agents -------------------------------------------------------------------------------------------------------
 
@@ -172,11 +199,28 @@ class AgentRuntime:
     async def start_all(self) -> None:
         """Restores the last checkpoint, if there is one, and starts every agent and the periodic checkpoints."""
         if self._running:
+            self.raise_failure()
             return
-        if self._starting is not None:
-            raise UserError(f"app {self.app.id} is starting already")
+        self._expect_stop()
+        try:
+            await self._start_all()
+        except SabotError as error:
+            if (asked := exit_in(error)) is not None:
+                raise asked from None
+            raise
+
+    def _expect_stop(self) -> None:
+        """From here on `request_stop` counts, for the run that begins. Idempotent until it is over."""
+        if self._running or self._in_run or self._starting is not None:
+            return
         self._loop = asyncio.get_running_loop()
         self._stop_asked = asyncio.Event()
+        self._exit = None
+
+    async def _start_all(self) -> None:
+        if self._starting is not None:
+            raise UserError(f"app {self.app.id} is starting already")
+        self._failure = None
         self._agents_broken = asyncio.Event()
         self._starting = asyncio.Event()
         try:
@@ -208,7 +252,7 @@ class AgentRuntime:
         storage = self._storage
         if storage is None and self._from is not None:
             raise UserError(
-                f"app {self.app.id}: it cannot start from {self._from} and then keep no checkpoints",
+                f"app {self.app.id}: it cannot start from {redacted_url(self._from)} and then keep no checkpoints",
                 hint="App(..., state=DIRECTORY), or checkpoint_dir=",
             )
         manifest = None if storage is None else await aside(self._to_restore, storage)
@@ -221,13 +265,15 @@ class AgentRuntime:
             coordinator.keep_in(storage, facts, incarnation)
         if manifest is not None:
             self._check_ours(manifest)
+            check_facts(manifest)
             coordinator.begin_after(manifest.checkpoint_id)
         self._broken = asyncio.get_running_loop().create_future()
         self._delivery = coordinator.delivery = self._new_delivery(manifest, incarnation)
-        coordinator.on_lost = self._break
+        coordinator.on_lost = coordinator.on_broken = self._break
         stored = None if manifest is None else manifest.tasks.get("agents")
         if manifest is not None and stored is not None and self._backend is not None and "state" in stored.states:
-            await self._backend.restore(load_snapshot(manifest.state_directory("agents", "state")))
+            with taking_over("agents' state", manifest.path):
+                await self._backend.restore(load_snapshot(manifest.state_directory("agents", "state")))
         self.restored_from = None if manifest is None else manifest.checkpoint_id
         self._job = job = AgentJob(
             [agent.spec for agent in self.agents.values() if agent.spec is not None],
@@ -238,7 +284,7 @@ class AgentRuntime:
             coordinator=coordinator,
             clock=self.app.clock,
             counters=self.agents,
-            on_failed=lambda operator: self.agents[operator.spec.agent_id].on_failed(operator),
+            on_failed=self._agent_failed,
             version=self.app.version,
             hung_after_s=self.app.checkpoint_timeout_s,
         )
@@ -253,10 +299,12 @@ class AgentRuntime:
         self._delivery.check_restored()
         await to_the_end(self._delivery.open())
         if self._streams is not None:
+            self._streams.on_failed = self._break
             self._streams.run()
+            self._streams.running.add_done_callback(lambda over: self._heed(_failure_of(over)))
             self.metrics.follow(self._streams.samples)
         if self.agents:
-            job.task.on_broken = self._agents_broken.set
+            job.task.on_broken = self._agents_broke
             job.run()
             self.metrics.follow(job.task.samples)
             for agent in self.agents.values():
@@ -264,19 +312,33 @@ class AgentRuntime:
         self._hold(self._delivery.full)
         self._running = self._has_run = True
         self._ended = self._awaited = False
-        self._periodic = [asyncio.create_task(self._checkpoint_loop(), name="checkpoints")]
+        self._periodic = [self._beside(self._checkpoint_loop(), "checkpoints")]
         if storage is not None and isinstance(storage.directory, Path):
             requests = Requests(storage.directory)
-            self._periodic.append(asyncio.create_task(self._serve_requests(storage, requests), name="requests"))
+            self._periodic.append(self._beside(self._serve_requests(storage, requests), "requests"))
         if self._from is not None:
             self.checkpoint_coordinator.beat()  # the next start goes on from here
         if manifest is not None:
             _log.info("app %s goes on from checkpoint %d", self.app.id, manifest.checkpoint_id)
 
+    def _beside(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        """A task that runs as long as the app does; without it the run is broken."""
+        task = asyncio.create_task(work, name=name)
+        return watched(task, f"the task of {name}", self._break, stopped=lambda: not self._running)
+
+    def _gone(self, directory: object, checkpoint_id: int) -> UserError:
+        return UserError(
+            f"app {self.app.id} cannot go back to checkpoint {checkpoint_id}, which it has made: {directory} has it no more",
+            hint="was the directory removed, renamed or unmounted while the job ran? Bring it back, and start again",
+        )
+
     def _to_restore(self, storage: CheckpointStorage) -> Manifest | None:
         """The newest checkpoint, or the savepoint that was asked for. Blocking."""
         if self._from is None:
-            return storage.latest()
+            found = storage.latest()
+            if self._back_to is not None and (found is None or found.checkpoint_id < self._back_to[1]):
+                raise self._gone(*self._back_to)
+            return found
         try:
             newest = storage.latest()
         except CorruptCheckpoint as error:
@@ -287,14 +349,15 @@ class AgentRuntime:
         found = savepoint.read(int(number)) if number else savepoint.latest()
         if found is None:
             raise UserError(
-                f"{location} holds no checkpoint", hint="give the directory that `sabot savepoint create` named"
+                f"{savepoint.directory} holds no checkpoint",
+                hint="give the directory that `sabot savepoint create` named",
             )
         if number:
             savepoint.verify(found)
         if newest is not None and newest.describe.get("from") == _identity(found):
             _log.warning(
                 "app %s has gone on from %s before, and goes on from where it was then (back to the savepoint once more: --fresh)",
-                *(self.app.id, self._from),
+                *(self.app.id, f"{savepoint.directory}@{number}" if number else savepoint.directory),
             )
             self._from = self.app.from_ = None
             return newest
@@ -330,20 +393,58 @@ class AgentRuntime:
 
     def _hold(self, held: bool) -> None:
         """Too much output waits: nothing more is read. From any thread."""
+        held = held or self._failure is not None
         for job in self._jobs():
             job.hold(held)
         if held and self._loop is not None:  # it may wait for a checkpoint that is far away
             tell(self._loop, self.checkpoint_coordinator.beat)
 
+    def _agent_failed(self, operator: AgentOperator) -> None:
+        self.agents[operator.spec.agent_id].on_failed(operator)
+        self._heed(operator.failure)
+
+    def _agents_broke(self) -> None:
+        self._agents_broken.set()
+        broken = None if self._job is None else self._job.task.broken
+        self._heed(broken)
+        if broken is not None and not self._awaited:
+            self._break(broken)
+
+    def _heed(self, error: BaseException | None) -> None:
+        """Something failed. If the user's code asked for the end of the process, everything stops in good order first."""
+        asked = exit_in(error)
+        if asked is None or self._exit is not None or self._loop is None:
+            return
+        self._exit = asked
+        if self._stop_asked is not None:
+            self._stop_asked.set()
+        if not self._in_run:
+            self._leaving = self._loop.create_task(self._leave(asked), name="the user's exit")
+
+    async def _leave(self, asked: Exit) -> None:
+        """Nobody waits in `run`: the exit is the event loop's, once all is closed."""
+        try:
+            await self.stop_all()
+        except SabotError as error:
+            _log.error("%s", error)
+        asyncio.get_running_loop().call_soon(_raise, asked)
+
     def _break(self, error: BaseException) -> None:
         """The run cannot go on, whatever its tasks do."""
         if self._broken is None:
             return  # it is over, and the next one has nothing to do with it
+        self._heed(error)
         self.checkpoint_coordinator.refuse(str(error))
         if not self._broken.done():
-            _log.error("%s", error)
-            self._broken.set_exception(error)
-            self._broken.exception()  # somebody waits for it, or `stop` raises it
+            failure = unexpected("the run", error)
+            _log.error("%s", failure)
+            self._broken.set_exception(failure)
+            self._broken.exception()  # somebody waits for it, or the next call raises it
+            self._failure = failure
+            self._hold(True)  # what is read now would be read again
+            if not self._awaited:
+                for agent in self.agents.values():
+                    agent.halted(failure)
 
     def _refuse_shared_sinks(self) -> None:
         """An agent and a stream write in threads of their own, so neither may have the other's Sink."""
@@ -386,17 +487,25 @@ class AgentRuntime:
             staged=lambda sink, wanted: sink,
         )
         job = StreamJob(writes, around)
-        await job.start()
-        job.awaited = True
         try:
-            await job.running
-        finally:
-            await job.close()
+            await job.start()
+            job.awaited = True
+            try:
+                await job.running
+            finally:
+                await job.close()
+        except SabotError as error:
+            if (asked := exit_in(error)) is not None:
+                raise asked from None
+            raise
 
     def _open(self) -> None:
         """Blocking. What is open stands in the attributes at once, so that `_release` finds it."""
         self._fresh = self.app.fresh
+        if self._back_to is not None and isinstance(self._back_to[0], Path) and not self._back_to[0].exists():
+            raise self._gone(*self._back_to)
         self._storage = self.app.open_storage()
+        self._last_place = None if self._storage is None else self._storage.directory
         self._backend, self._owns_backend = self.app.open_state()
 
     def _check_ours(self, manifest: Manifest) -> None:
@@ -412,6 +521,8 @@ class AgentRuntime:
 
     async def stop_all(self, *, drain: bool = False) -> None:
         """Stops every agent behind a last checkpoint. `drain`: first processes what was read. Idempotent."""
+        if self._loop is not None and self._loop.is_closed():
+            self.raise_failure()
         if self._starting is not None:
             if self._stop_asked is not None:
                 self._stop_asked.set()  # it may wait for the first record of a stream
@@ -453,12 +564,10 @@ class AgentRuntime:
         except CheckpointFailed as error:
             failure = error
         finally:
-            streams, broken = self._streams, self._broken
+            broken = self._broken
             await to_the_end(self._release())
-        if streams is not None and streams.failure is not None and not streams.awaited:
-            raise streams.failure  # nobody else would hear of it
         if broken is not None and broken.done() and not self._awaited:
-            broken.result()
+            broken.result()  # nobody else would hear of it
         if failure is not None:
             raise CheckpointFailed(
                 f"no last checkpoint: {failure.message}", hint="the next start goes on from the one before"
@@ -543,16 +652,35 @@ class AgentRuntime:
                 last.push_async_callback(streams.close)
             self.left_behind.clear()
 
-    async def run(self) -> None:
-        """Blocks until every input has ended, no agent is left, or the app is stopped. Raises AgentFailed at the end."""
+    async def run(self, listening: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        """Blocks until every input has ended, no agent is left, or the app is stopped. Raises AgentFailed at the end, or the
+        KeyboardInterrupt or SystemExit that the user's code raised.
+
+        listening: around all of it, who may ask for the stop; `request_stop` counts from its beginning.
+        """
         if not self.agents and not self.writes:
             raise UserError(
                 f"app {self.app.id} has no agents and no streams",
                 hint="put @app.agent(...) above a function, or let a stream go somewhere: app.stream(...).to(...)",
             )
+        self._expect_stop()
+        before, self._in_run = self._in_run, True
+        try:
+            with listening():
+                await self._run_again_and_again()
+        finally:
+            self._in_run = before
+
+    async def _run_again_and_again(self) -> None:
         failed_at: list[float] = []
+        self._back_to = None
         while True:
             error, unfinished = await self._run_once()
+            self._failure = error or self._engine_failure or self._failure
+            for each in (error, self._engine_failure, unfinished):
+                self._heed(each)
+            if self._exit is not None:
+                raise self._exit
             refused = (
                 None if isinstance(unfinished, CheckpointFailed | BrokerUnavailable | _Undelivered) else unfinished
             )
@@ -571,11 +699,12 @@ class AgentRuntime:
         """From a start to its stop; -> what ended it, and what the stop complains of."""
         error: SabotError | None = None
         self._engine_failure = self._taken = None
+        assert self._stop_asked is not None
+        if self._stop_asked.is_set():
+            return None, None
         try:
-            await self.start_all()
+            await self._start_all()
             await self._until_over()
-        except KeyboardInterrupt:
-            _log.info("interrupted")
         except StoppedEarly as stopped:
             _log.info("%s", stopped)
         except SabotError as failed:
@@ -600,6 +729,8 @@ class AgentRuntime:
         if len(failed_at) > attempts:
             return False
         self.restarts += 1
+        if (made := self.checkpoint_coordinator.statistics()["last_id"]) and self._last_place is not None:
+            self._back_to = self._last_place, made
         _log.error(
             "app %s: %s; restart %d of %d from the last checkpoint in %g s",
             *(self.app.id, error, len(failed_at), attempts, delay_s),
@@ -672,15 +803,27 @@ class AgentRuntime:
 
     async def _serve_requests(self, storage: CheckpointStorage, requests: Requests) -> None:
         """Answers what the command line asks of this job (`checkpoint.requests`)."""
-        await aside(requests.clear)
+        unread = False
+        try:
+            await aside(requests.clear)
+        except OSError as error:
+            _log.warning("old requests of the command line cannot be removed: %s", error)
         while True:
             await asyncio.sleep(_REQUEST_SECONDS)
-            for request_id, request in await aside(requests.pending):
+            try:
+                pending = await aside(requests.pending)
+            except OSError as error:  # no permission, no more files: the job needs no requests
+                if not unread:
+                    _log.warning("requests of the command line cannot be read: %s", error)
+                unread = True
+                continue
+            unread = False
+            for request_id, request in pending:
                 try:
                     answer = await self._serve(storage, request)
                 except Exception as error:  # whatever was asked, the next one is answered
-                    _log.warning("request %s failed: %s", request_id, error)
-                    answer = {"error": str(error)}
+                    answer = {"error": scrubbed(str(error))}
+                    _log.warning("request %s failed: %s", request_id, answer["error"])
                 try:
                     await aside(requests.answer, request_id, answer)
                 except OSError as error:
@@ -689,7 +832,7 @@ class AgentRuntime:
     async def _serve(self, storage: CheckpointStorage, request: "Mapping[str, Any]") -> dict[str, Any]:
         location = request.get("savepoint")
         if location is not None and not isinstance(location, str):
-            raise UserError(f"savepoint: {location!r} is no place")
+            raise UserError(f"savepoint: a {type(location).__name__} is no place")
         checkpoint_id = await self.trigger_checkpoint()
         manifest = await self.checkpoint_coordinator.wait(checkpoint_id)
         path: Path | str | None = manifest.path
@@ -701,6 +844,7 @@ class AgentRuntime:
         """Takes a checkpoint now; returns its id when all running agents have acknowledged. Raises CheckpointFailed."""
         if self._starting is not None:  # a checkpoint is of all tasks
             await self._starting.wait()
+        self.raise_failure()
         checkpoint_id = self.checkpoint_coordinator.trigger()
         await self.checkpoint_coordinator.wait(checkpoint_id)
         return checkpoint_id
@@ -714,7 +858,7 @@ class AgentRuntime:
     # -- figures ------------------------------------------------------------------------------------------------------
 
     def get_stats(self) -> "dict[str, dict[str, Any]]":
-        """{agent_id: {state, messages_processed, errors, last_message_time, dead_letters}}"""
+        """{agent_id: {state, messages_processed, errors, last_message_time, dead_letters, failure}}"""
         return {
             agent_id: {
                 "state": agent.state.value,
@@ -722,6 +866,7 @@ class AgentRuntime:
                 "errors": agent.errors_count,
                 "last_message_time": agent.last_message_time,
                 "dead_letters": agent.dead_letters,
+                "failure": agent.failure,
             }
             for agent_id, agent in self.agents.items()
         }
@@ -744,6 +889,7 @@ class AgentRuntime:
             "streams": self._last_streams if self._streams is None else self._streams.statistics(),
             "broker": MemoryBroker.get(self.app.broker).statistics() if scheme == "memory" else {},
             "metrics": self.metrics.statistics(),
+            "failure": None if self._failure is None else str(self._failure),
         }
 
     def _samples(self) -> "Iterator[Sample]":
@@ -783,6 +929,14 @@ def _in_loop(loop: asyncio.AbstractEventLoop) -> bool:
         return asyncio.get_running_loop() is loop
     except RuntimeError:
         return False
+
+
+def _failure_of(over: "asyncio.Future[None]") -> BaseException | None:
+    return None if over.cancelled() else over.exception()
+
+
+def _raise(asked: Exit) -> None:
+    raise asked
 
 
 async def _ended(task: asyncio.Future[Any]) -> None:

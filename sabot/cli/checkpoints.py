@@ -11,7 +11,7 @@ import typer
 
 from sabot.checkpoint import Manifest, ask
 from sabot.checkpoint.files import Location
-from sabot.checkpoint.tokens import SEQ_BITS
+from sabot.checkpoint.tokens import in_words
 from sabot.cli.jobs import Job, JobWord, find_job
 from sabot.cli.printing import columns, json_line, moment, size
 from sabot.cli.running import guarded, set_up_logging
@@ -222,4 +222,4 @@ def _lanes(manifest: Manifest) -> Iterable[list[object]]:
 
 def _seq(seq: int) -> str:
     """The number of a part, as the run that gave it out and its number there."""
-    return f"{seq >> SEQ_BITS}/{seq & (1 << SEQ_BITS) - 1}" if seq else "-"
+    return in_words(seq) if seq else "-"

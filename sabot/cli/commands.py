@@ -1,19 +1,24 @@
 """The words of the command line. What they do stands in `loading`, `running` and the demos."""
 
+import os
+import signal
 from json import dumps as encoded
 from typing import Annotated, Any
 
 import typer
 
 import sabot
+from sabot.app import App
 from sabot.cli.checkpoints import checkpoints, savepoint
 from sabot.cli.jobs import find_job
 from sabot.cli.letters import dlq
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.planning import plan
 from sabot.cli.reading import state as read_state
-from sabot.cli.running import LOG_LEVELS, guarded, run_app, set_up_logging
+from sabot.cli.running import LOG_LEVELS, guarded, leave_at_once, run_app, set_up_logging
 from sabot.errors import UserError
+from sabot.redaction import redacted_url
+from sabot.runtime.signals import StopSignals
 
 __all__ = ["main"]
 
@@ -152,12 +157,19 @@ def worker(
 
 
 def _work(target: str, settings: dict[str, Any]) -> None:
+    with StopSignals.held(for_good=True) as signals:
+        with signals.raising():
+            app = _loaded(target, settings)
+        run_app(app)
+
+
+def _loaded(target: str, settings: dict[str, Any]) -> App:
     app = load_app(target)
     if settings["from_"] is not None:
         job = find_job(settings["from_"])
         if isinstance(job.location, tuple):
             raise WrongUse(
-                f"{settings['from_']}: its file system has no address",
+                f"{redacted_url(settings['from_'])}: its file system has no address",
                 hint="keep it where one has: sabot savepoint create … --to DIR",
             )
         settings = settings | {"from_": f"{job.location}@{job.manifest().checkpoint_id}"}
@@ -165,7 +177,7 @@ def _work(target: str, settings: dict[str, Any]) -> None:
         app.configure(**settings)
     except UserError as error:
         raise WrongUse(error.message, hint=error.hint) from error
-    run_app(app)
+    return app
 
 
 @_demos.command()
@@ -190,6 +202,18 @@ def fraud(
     raise typer.Exit(guarded(work, debug=loglevel == "debug"))
 
 
+def _open_standard_files() -> None:
+    """A standard stream that was closed leads to nothing. Else a file of the program's gets its number, and what libraries say there."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+
+
 def main() -> None:
     """The entry point of the `sabot` script."""
+    _open_standard_files()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, leave_at_once)
     _cli()

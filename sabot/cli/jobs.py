@@ -12,7 +12,9 @@ import typer
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.checkpoint.files import Location
 from sabot.cli.loading import WrongUse, load_app
+from sabot.disk import regular
 from sabot.errors import CorruptCheckpoint, UserError
+from sabot.redaction import redacted_url
 from sabot.state import state_directory
 
 __all__ = ["Job", "JobWord", "find_job"]
@@ -76,7 +78,7 @@ class Job:
         if not isinstance(self.storage.directory, Path):
             return False
         try:
-            descriptor = os.open(self.storage.directory / "LOCK", os.O_RDONLY)
+            descriptor = regular(str(self.storage.directory / "LOCK"), os.O_RDONLY)
         except FileNotFoundError:
             return False
         try:
@@ -102,7 +104,9 @@ def find_job(word: str) -> Job:
     if manifest is not None and path.is_file():
         return Job(path.parent.parent, int(manifest[1]))
     if not path.is_dir():
-        raise WrongUse(f"there is no directory {word}", hint="write module:app, or where the checkpoints are")
+        raise WrongUse(
+            f"there is no directory {redacted_url(word)}", hint="write module:app, or where the checkpoints are"
+        )
     below = path / "checkpoints"
     is_state = any((below / name).exists() for name in ("LOCK", "claims", "checkpoints"))
     return Job(below if is_state else path)

@@ -13,6 +13,7 @@ from sabot.cli.printing import columns, json_line, moment, shortened, text_or_he
 from sabot.cli.running import guarded, set_up_logging
 from sabot.config import parse_broker
 from sabot.errors import UserError
+from sabot.redaction import redacted_url, setting_name
 
 __all__ = ["dlq"]
 
@@ -149,7 +150,10 @@ def _opened(context: typer.Context, topic: str, broker: str | None, kafka: list[
     for setting in kafka or []:
         name, equals, value = setting.partition("=")
         if not equals:
-            raise WrongUse(f"--kafka {setting}", hint="write --kafka NAME=VALUE, as in security.protocol=ssl")
+            raise WrongUse(
+                f"--kafka {setting_name(setting)} has no value",
+                hint="write --kafka NAME=VALUE, as in security.protocol=ssl",
+            )
         settings[name] = value
     try:
         scheme, _ = parse_broker(broker)
@@ -157,7 +161,8 @@ def _opened(context: typer.Context, topic: str, broker: str | None, kafka: list[
         raise WrongUse(error.message, hint=error.hint) from error
     if scheme == "memory":
         raise WrongUse(
-            f"{broker}: what it held went with its process", hint="dead letters outlive the app on a kafka:// broker"
+            f"{redacted_url(broker)}: what it held went with its process",
+            hint="dead letters outlive the app on a kafka:// broker",
         )
     from sabot.kafka.letters import DeadLetters  # here: it loads the Kafka client
 

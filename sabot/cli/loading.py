@@ -40,12 +40,18 @@ def load_app(target: str) -> App:
         raise WrongUse(f"{name!r} is a file, and a module is wanted", hint=f"write {dotted}:{attribute}")
     if not all(part.isidentifier() for part in [*name.split("."), *attribute.split(".")]):
         raise WrongUse(f"{target!r} names no app", hint="write module:app, as in examples.hello:app")
-    folder = str(Path.cwd())
+    try:
+        folder = str(Path.cwd())
+    except FileNotFoundError:
+        raise WrongUse(
+            "the current folder is gone: it was removed or renamed", hint="go into one that is there"
+        ) from None
     if folder not in sys.path:
         sys.path.insert(0, folder)
     with _explained_coroutines():
         module = _import(name)
         gc.collect()  # a coroutine caught in a cycle is reported here, not at exit
+    _refuse_another(module, Path(folder, *name.split(".")))
     return _app_of(module, attribute)
 
 
@@ -69,6 +75,17 @@ def _import(name: str) -> ModuleType:
         ) from error
     except BaseException as error:
         raise _import_failed(name, error) from error
+
+
+def _refuse_another(module: ModuleType, here: Path) -> None:
+    """A module of the current folder that is called as one that was imported before (signal, types, sabot) is never looked at."""
+    mine = here / "__init__.py" if here.is_dir() else here.with_suffix(".py")
+    loaded = getattr(module, "__file__", None)
+    if mine.is_file() and (loaded is None or not Path(loaded).exists() or not mine.samefile(loaded)):
+        raise WrongUse(
+            f"{mine} is not what `import {module.__name__}` gives: that is {loaded or 'built into Python'}",
+            hint="rename the file",
+        )
 
 
 def _import_failed(name: str, error: BaseException) -> WrongUse:

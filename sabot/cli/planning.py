@@ -16,7 +16,7 @@ from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.printing import columns, json_line, moment
 from sabot.cli.running import guarded, set_up_logging
 from sabot.codecs.json import schema_of_text
-from sabot.config import legal_topic
+from sabot.config import dead_letter_topic
 from sabot.connectors.base import Sink, Source
 from sabot.errors import UserError
 from sabot.plan import Plan, compare, make_plan, planned, walk, with_schemas
@@ -159,7 +159,7 @@ def _output_fates(app: App, made: Plan, manifest: Manifest) -> list[_Fate]:
             letters = agent.spec.dead_letter
             sinks += [agent.spec.sink]
             sinks += (
-                [letters.format(topic=legal_topic(topic)) for topic in agent.spec.topics]
+                [dead_letter_topic(letters, topic) for topic in agent.spec.topics]
                 if isinstance(letters, str)
                 else [letters]
             )

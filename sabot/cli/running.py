@@ -13,47 +13,40 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from sabot.app import SECOND_SIGNAL_SECONDS, App
+from sabot.app import App
 from sabot.cli.loading import WrongUse
-from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import SabotError
+from sabot.exits import EXITS, Exit
+from sabot.redaction import scrubbed
 
-__all__ = ["LOG_LEVELS", "guarded", "run_app", "set_up_logging"]
+__all__ = ["LOG_LEVELS", "guarded", "leave_at_once", "run_app", "set_up_logging"]
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
+def leave_at_once(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C before anything is begun. An exception could be swallowed on its way, and typer makes an exit code of 1 of it."""
+    os._exit(128 + number)
+
+
+class _Scrubbing(logging.Formatter):
+    """Of other libraries' lines, and of tracebacks, which quote the program: a password may stand in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrubbed(super().format(record))
+
+
 def set_up_logging(level: str) -> None:
     """Log lines of Sabot from `level` up, those of other libraries from `warning` up, to stderr."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Scrubbing("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("sabot").setLevel(level.upper())
 
 
 def run_app(app: App) -> None:
-    """Returns after END, or after SIGINT or SIGTERM and a final checkpoint; a second signal ends the process."""
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        now = SYSTEM_CLOCK.monotonic()
-        if stopping and now - stopping[0] < SECOND_SIGNAL_SECONDS:
-            return
-        if stopping:
-            os.write(2, b"sabot: stopped at once; the last complete checkpoint counts\n")
-            os._exit(128 + number)
-        stopping.append(now)
-        os.write(2, b"sabot: stopping in good order; again to stop at once\n")
-        app.request_stop()
-
-    stopping: list[float] = []
-    # signal.signal, not loop.add_signal_handler: the second Ctrl-C must work while an agent blocks the loop.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
-    try:
-        asyncio.run(_run(app))
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # the process ends by itself now, with its own exit code
+    """Returns after END, or after a signal and a final checkpoint; `StopSignals` are held by the caller."""
+    asyncio.run(_run(app))
 
 
 async def _run(app: App) -> None:
@@ -62,13 +55,23 @@ async def _run(app: App) -> None:
     try:
         with _progress_shown(app):
             await app.run()
-    except Exception as error:
+    except (Exception, *EXITS) as error:
         if not app.agent_runtime.left_behind:
             raise
-        code = _said(error, 1, False)
+        code = _exit_code(error) if isinstance(error, EXITS) else _said(error, 1, False)
     if app.agent_runtime.left_behind:
         logging.shutdown()
         os._exit(code)
+
+
+def _exit_code(asked: Exit) -> int:
+    """As Python ends with it."""
+    if isinstance(asked, KeyboardInterrupt):
+        return getattr(asked, "code", 128 + signal.SIGINT)
+    if isinstance(asked.code, int | None):
+        return asked.code or 0
+    print(asked.code, file=sys.stderr)
+    return 1
 
 
 @contextlib.contextmanager
@@ -79,12 +82,15 @@ def _progress_shown(app: App) -> Iterator[None]:
         yield
         return
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as shown:
-        showing = asyncio.get_running_loop().create_task(_show_progress(app, shown))
-        try:
-            yield
-        finally:
-            showing.cancel()
+    shown = Progress(*columns, console=console, transient=True)
+    shown.start()
+    showing = asyncio.get_running_loop().create_task(_show_progress(app, shown))
+    try:
+        yield
+    finally:
+        showing.cancel()
+        with contextlib.suppress(OSError):  # SIGHUP: the terminal is gone
+            shown.stop()
 
 
 async def _show_progress(app: App, shown: Progress) -> None:
@@ -99,13 +105,15 @@ async def _show_progress(app: App, shown: Progress) -> None:
 
 
 def guarded(work: Callable[[], None], *, debug: bool) -> int:
-    """Does the work; says what failed in one line on stderr. Exit code: 0, 1 (failure), 2 (wrong use), 130."""
+    """Does the work; says what failed in one line on stderr. Exit code: 0, 1 (failure), 2 (wrong use), 130 (or 128 + the signal)."""
+    if signal.getsignal(signal.SIGINT) is leave_at_once:  # from here on there may be something to close
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         work()
     except WrongUse as error:
         return _said(error, 2, debug and error.cause is not None)
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as asked:
+        return _exit_code(asked)
     except BrokenPipeError:  # who reads has seen enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -116,8 +124,8 @@ def guarded(work: Callable[[], None], *, debug: bool) -> int:
 
 def _said(error: Exception, code: int, with_traceback: bool) -> int:
     if with_traceback:
-        traceback.print_exception(error)
+        print(scrubbed("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     known = isinstance(error, SabotError)
     line = str(error) if known else f"{type(error).__name__}: {error} (--loglevel debug shows where)"
-    print("sabot: " + " ".join(line.split()), file=sys.stderr)
+    print("sabot: " + " ".join(scrubbed(line).split()), file=sys.stderr)
     return code

@@ -11,20 +11,23 @@ from sabot.aside import aside
 from sabot.checkpoint import Coordinator, Manifest
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
-from sabot.config import legal_topic
+from sabot.config import dead_letter_topic
 from sabot.connectors.base import Delivery, Sink, Source
-from sabot.errors import UserError
+from sabot.errors import SabotError, UserError
+from sabot.faults import taking_over
 from sabot.operators import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
 from sabot.runtime.agent_task import AgentTask, OperatorPort, positions_of
 from sabot.runtime.agent_threads import SinkTask, SourceTask
 from sabot.runtime.host import Handle, interpreter, to_the_end
 from sabot.state import StateBackend
+from sabot.watch import unexpected, watched
 
 __all__ = ["AgentJob"]
 
 _log = logging.getLogger(__name__)
 
 TASK = "agents"
+_AGENT_TASK = "the task that hands records to agents"
 _BATCH_ROWS = 16384  # the cost of a call is spread over its rows
 _RECORD_ROWS = 2048  # dealing them to the lanes holds the event loop up: 2 ms
 _GRACE_SECONDS = 2.0  # for calls that run when the job is stopped
@@ -88,7 +91,18 @@ class AgentJob:
             operator.start()
         for source in self.task.sources:
             source.start()
-        self._running = self._loop.create_task(self.task.run(), name="agent task")
+        self._running = self._loop.create_task(self._run(), name="agent task")
+        watched(self._running, _AGENT_TASK, self._ended_early, stopped=lambda: self._closed)
+
+    async def _run(self) -> None:
+        """Until every input has ended. What it raises is one of our errors."""
+        try:
+            await self.task.run()
+        except Exception as error:
+            raise unexpected(_AGENT_TASK, error) from error
+
+    def _ended_early(self, error: SabotError) -> None:
+        self.task.break_down(_AGENT_TASK, error)
 
     async def _build(self, restored: Manifest | None) -> None:
         self._afresh = restored is None
@@ -117,7 +131,8 @@ class AgentJob:
             for name in meta["sources"].keys() - {source.name for source in self.task.sources}:
                 _log.warning("source %s of the checkpoint is gone from the program; its position is dropped", name)
             self.was_complete = bool(meta["ended"])
-            self.task.restore_unfinished(meta, lambda name: restored.read_file(TASK, name))
+            with taking_over("rows whose calls had not ended", restored.path):
+                self.task.restore_unfinished(meta, lambda name: restored.read_file(TASK, name))
 
     async def _connect(self, entry: str | Source, operator: AgentOperator, meta: Mapping[str, Any] | None) -> None:
         spec = operator.spec
@@ -159,7 +174,7 @@ class AgentJob:
             port = await self._sink(spec.dead_letter, delivery, letters=True)
             return lambda topic: port
         topics = [*spec.topics, *(each.agent_id for each in self.specs if each.sink is spec.func)]
-        names = {topic: spec.dead_letter.format(topic=legal_topic(topic)) for topic in topics}
+        names = {topic: dead_letter_topic(spec.dead_letter, topic) for topic in topics}
         ports = {topic: await self._sink(name, delivery, letters=True) for topic, name in names.items()}
         other = next(iter(ports.values()))  # for unfinished rows of a topic that the agent had before
         return lambda topic: ports.get(topic, other)
@@ -221,8 +236,11 @@ class AgentJob:
         """No checkpoint can be taken any more: the engine, the state or a sink failed."""
         if self._running is None:
             return False
-        ended = self.running.done() and not self.running.cancelled()
-        return self.task.broken is not None or (ended and self.running.exception() is not None)
+        ended = self.running.done() and not self._closed
+        # cancelled by somebody else: the end of the event loop cancels all there is
+        return self.task.broken is not None or (
+            ended and (self.running.cancelled() or self.running.exception() is not None)
+        )
 
     @property
     def running(self) -> asyncio.Task[None]:

@@ -10,23 +10,27 @@ source threads through the gate to the sink threads; the task acknowledges when 
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
+from sabot._cython.border import validate
 from sabot._cython.channel import END, Barrier, Gate
 from sabot.checkpoint import Coordinator, TaskSnapshot
 from sabot.clock import Clock
 from sabot.connectors.base import RECORD_SCHEMA, Positions
-from sabot.errors import SabotError, UserError
+from sabot.errors import InternalError, SabotError, UserError
+from sabot.exits import EXITS, carried, exit_in
 from sabot.metrics import Sample
 from sabot.operators import AgentOperator
 from sabot.operators.agent import Resume
 from sabot.runtime.agent_threads import SinkTask, SourceTask, tell
 from sabot.state import HeldWrites, MemoryBackend, RocksDBBackend, Snapshot, StateBackend
+from sabot.watch import watched
 
 __all__ = ["AgentTask", "OperatorPort", "positions_of"]
 
@@ -148,7 +152,12 @@ class AgentTask:
     def break_down(self, what: str, error: BaseException) -> None:
         """State and output may no longer agree: nothing goes on from here, and no checkpoint covers it."""
         if self.broken is None:
-            self.broken = SabotError(f"{what}: {error}")
+            if isinstance(error, InternalError):
+                self.broken = error
+            else:
+                self.broken = SabotError(f"{what}: {error}")
+                self.broken.__cause__ = error
+            self._coordinator.refuse(str(self.broken))
             self.on_broken()
             for operator in self.operators.values():
                 operator.fail(error, what)
@@ -197,6 +206,8 @@ class AgentTask:
         """The batch is in the lanes: from here a checkpoint covers its offsets, and repeats the rows that are not finished."""
         operator = self._consumers[index]
         try:
+            if batch.bad is not None:
+                operator.set_apart(batch.bad, batch.topic)
             operator.put(batch)
         except UserError as error:
             operator.fail(error, f"its input {batch.topic}")
@@ -221,7 +232,8 @@ class AgentTask:
             del self._waiting[index]
             self.gate.resume(index)
 
-        self._waiting[index] = self._loop.create_task(resume())
+        what = f"the wait for room in agent {operator.spec.agent_id}"
+        self._waiting[index] = watched(self._loop.create_task(resume()), what, partial(self.break_down, what))
 
     async def drain(self) -> None:
         """Every row that came in is processed, along the chains (upstream stands before downstream)."""
@@ -249,7 +261,10 @@ class AgentTask:
             return
         self.cut_seconds = self._clock.monotonic() - began
         ack = self._loop.create_task(self._acknowledge(checkpoint_id, snapshot, state, flushes))
-        self._acks[checkpoint_id] = ack
+        what = "the acknowledgement"
+        self._acks[checkpoint_id] = watched(
+            ack, what, lambda error: self._coordinator.decline(checkpoint_id, self.name, str(error))
+        )
         ack.add_done_callback(lambda _: self._acks.pop(checkpoint_id, None))
 
     def _cut_state(self) -> asyncio.Future[Snapshot] | None:
@@ -262,7 +277,7 @@ class AgentTask:
             return None
         if isinstance(self.state, HeldWrites):
             self.state.hold()
-            taking = self._loop.create_task(self.backend.snapshot())
+            taking = self._loop.create_task(_users(self.backend.snapshot()))
             taking.add_done_callback(lambda _: self._let_go())
             return taking
         snapshot = self.backend.snapshot()
@@ -278,7 +293,7 @@ class AgentTask:
         assert isinstance(self.state, HeldWrites)
         try:
             self.state.let_go()
-        except Exception as error:
+        except (Exception, *EXITS) as error:
             self.break_down("state", error)
 
     async def _acknowledge(
@@ -300,6 +315,8 @@ class AgentTask:
         if errors:
             if state is not None:
                 _discard(state)
+            if exit_in(errors[0]) is not None:
+                self.break_down("state", errors[0])
             self._coordinator.decline(checkpoint_id, self.name, str(errors[0]))
             return
         if state is not None:
@@ -480,6 +497,14 @@ def _discard(state: asyncio.Future[Snapshot]) -> None:
         state.result().discard()
 
 
+async def _users(snapshot: Coroutine[Any, Any, Snapshot]) -> Snapshot:
+    """Of a backend of the user's."""
+    try:
+        return await snapshot
+    except EXITS as asked:
+        raise carried(asked, "the user's StateBackend") from asked
+
+
 async def _rest_of(snapshot: Resume) -> Snapshot:
     taken: Snapshot = await snapshot
     return taken
@@ -507,4 +532,6 @@ def _to_ipc(data: pa.RecordBatch) -> bytes:
 
 def _from_ipc(data: bytes) -> pa.RecordBatch:
     with pa.ipc.open_stream(data) as reader:
-        return reader.read_next_batch()
+        batch = reader.read_next_batch()
+        validate(batch)
+        return batch

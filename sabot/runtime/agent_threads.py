@@ -11,8 +11,9 @@ from sabot._cython.batch import Batch
 from sabot._cython.channel import END, Barrier, Channel, ChannelClosed
 from sabot.aside import aside
 from sabot.codecs.json import JsonCodec
-from sabot.connectors.base import Positions, Sink, Source
+from sabot.connectors.base import RECORD_SCHEMA, Positions, Sink, Source, bounded
 from sabot.errors import SabotError
+from sabot.exits import EXITS
 from sabot.operators import decoded
 from sabot.runtime.host import Handle, threads
 from sabot.runtime.inputs import commit_offsets
@@ -154,7 +155,9 @@ class SourceTask:
     def _decoded(self, batch: Batch) -> Batch:
         self.rows_in += batch.num_rows
         if not batch.topic:
-            batch = Batch(batch.data, batch.offsets, self.source.name)
+            batch = Batch(batch.data, batch.offsets, self.source.name, bad=batch.bad)
+        if batch.bad is None and batch.data.schema.equals(RECORD_SCHEMA):
+            batch = bounded(batch, self.source.record_bytes)
         return batch if self.codec is None else decoded(batch, self.codec)
 
     def _serve(self) -> None:
@@ -346,7 +349,7 @@ def closed(connector: Source | Sink) -> None:
     """Closes it. What that raises is told and changes nothing: all that counts was flushed, or is in a checkpoint."""
     try:
         connector.close()
-    except Exception:
+    except (Exception, *EXITS):
         _log.exception("%s could not be closed", connector.name)
 
 

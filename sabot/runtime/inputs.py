@@ -23,6 +23,7 @@ from sabot.connectors.base import (
     RECORD_SCHEMA,
     Positions,
     Source,
+    bounded,
     build_records,
     dead_letter_headers,
     header_rows,
@@ -419,6 +420,11 @@ class SourceInput:
         """Decoded, with event time; its watermarks follow it. None: no row was good."""
         self._positions.update(batch.offsets)
         records: pa.RecordBatch | None = None
+        if self._codec is not None and batch.bad is None:
+            batch = bounded(batch, self.source.record_bytes)
+        if batch.bad is not None:
+            reasons = batch.bad.column("reason").to_pylist()
+            self._bury(batch.bad.select(RECORD_SCHEMA.names), reasons, batch.topic or self.source.name)
         if self._codec is not None:
             data, bad = self._codec.decode(batch.data)
             records = batch.data
@@ -427,13 +433,12 @@ class SourceInput:
                 records = records.take(_others(batch.num_rows, [row.row for row in bad]))
         else:
             data = normalise(batch.data)
-            if batch.bad is not None:
-                reasons = batch.bad.column("reason").to_pylist()
-                self._bury(batch.bad.select(RECORD_SCHEMA.names), reasons, batch.topic or self.source.name)
             if OP_COLUMN in self._schema.names:  # a table in columns: each row replaces the one before of its key
                 data = data.append_column(OP_COLUMN, pa.array(np.full(data.num_rows, INSERT, np.int8)))
         if self._timed:
             data = self._with_time(data, records, batch)
+        elif self._time is not None:  # nothing goes by it, and yet rows without it are none of the stream's
+            data, _, _ = self._in_time(data, to_ms(data.column(self._time)), records, batch)
         columns = [data.column(name) for name in self._schema.names]
         data = pa.RecordBatch.from_arrays(columns, schema=self._schema)
         if not data.num_rows:
@@ -452,13 +457,7 @@ class SourceInput:
                 f"source {self.name}: its rows have no time of their own",
                 hint='give the stream time="its column of event time"',
             )
-        span = pc.min_max(times)
-        if times.null_count or (len(times) and not -_FAR_MS < span["min"].as_py() <= span["max"].as_py() < _FAR_MS):
-            good = pc.fill_null(pc.and_(pc.greater(times, _FAR_PAST), pc.less(times, _FAR_FUTURE)), _NO)
-            lost = pc.invert(good)
-            self._without_time(data.filter(lost), None if records is None else records.filter(lost), batch)
-            data, times = data.filter(good), times.filter(good)
-            records = None if records is None else records.filter(good)
+        data, times, records = self._in_time(data, times, records, batch)
         data = data.append_column(TIME_COLUMN, times)
         now_ms = self._now_ms()
         if data.num_rows:
@@ -467,6 +466,19 @@ class SourceInput:
                 self._watermarks.see(partition, greatest, now_ms)
         self._tell_time(now_ms)
         return data
+
+    def _in_time(
+        self, data: pa.RecordBatch, times: Any, records: pa.RecordBatch | None, batch: Batch
+    ) -> tuple[pa.RecordBatch, Any, pa.RecordBatch | None]:
+        """Rows that have event time; the others go to the dead letters."""
+        span = pc.min_max(times)
+        if times.null_count or (len(times) and not -_FAR_MS < span["min"].as_py() <= span["max"].as_py() < _FAR_MS):
+            good = pc.fill_null(pc.and_(pc.greater(times, _FAR_PAST), pc.less(times, _FAR_FUTURE)), _NO)
+            lost = pc.invert(good)
+            self._without_time(data.filter(lost), None if records is None else records.filter(lost), batch)
+            data, times = data.filter(good), times.filter(good)
+            records = None if records is None else records.filter(good)
+        return data, times, records
 
     def _tell_time(self, now_ms: int) -> None:
         lag = self.source.lag()

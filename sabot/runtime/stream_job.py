@@ -25,11 +25,14 @@ from sabot.codecs import Codec, JsonCodec, TableCodec
 from sabot.codecs.json import schema_of_text
 from sabot.connectors.base import RECORD_SCHEMA, Delivery, Positions, Sink, Source
 from sabot.connectors.files.sink import FileSink
+from sabot.disk import make_folder, own_folder
 from sabot.errors import SabotError, UserError
+from sabot.faults import taking_over
 from sabot.metrics import Sample
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN, Operator, OperatorContext, without_marks
 from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
+from sabot.operators.times import is_time
 from sabot.plan import (
     Edge,
     Plan,
@@ -96,7 +99,12 @@ class _Built:
     )  # by subtask, those for whose end the readers of the others wait
     schema: pa.Schema | None = None  # of what comes in
     right_schema: pa.Schema | None = None
-    mixed: bool = False  # a sink into which streams of different columns go
+    coming: list[pa.Schema] = field(default_factory=list)  # of a sink, by stream that goes into it
+
+    @property
+    def mixed(self) -> bool:
+        """A sink into which streams of different columns go."""
+        return any(not schema.equals(self.coming[0]) for schema in self.coming)
 
 
 class _SideRoad:
@@ -130,6 +138,7 @@ class StreamJob:
         self.around = around
         self.was_complete = False
         self.awaited = False  # somebody waits for `running`, and will hear of a failure
+        self.on_failed: Callable[[BaseException], None] = lambda error: _log.error("%s", error)  # where nobody does
         self.plan: Plan | None = None
         self._built: dict[str, _Built] = {}
         self._inputs: list[tuple[Reading, StreamTask, SourceInput]] = []
@@ -243,7 +252,8 @@ class StreamJob:
             if any(built.first):
                 self._wait_for_first(built)
         if restored is not None:
-            self._restore(restored)
+            with taking_over("the streams", restored.path):
+                self._restore(restored)
 
     def _wait_for_first(self, built: _Built) -> None:
         """The sources of a stage's other inputs are not read before its first ones have ended, and their rows have been processed there."""
@@ -297,6 +307,11 @@ class StreamJob:
             raise UserError(
                 f"stream {node.name}: there is no column {node.time!r} for event time",
                 hint=f"the columns are {', '.join(schema.names)}",
+            )
+        if node.time is not None and not is_time(schema.field(node.time).type):
+            raise UserError(
+                f"stream {node.name}: the column of event time, {node.time!r}, is {schema.field(node.time).type}",
+                hint="a timestamp, a date, or int64 as ms since 1970 UTC: schema= says how it is read",
             )
         for ours in (TIME_COLUMN, OP_COLUMN):
             if ours in schema.names:
@@ -362,15 +377,13 @@ class StreamJob:
         node, schema = reading.node, reading.schema
         assert schema is not None
         assert node.schema is not None
-        if reading.timed and node.time is not None and node.time not in schema.names:
+        if node.time is not None and node.time not in schema.names:
             schema = schema.append(node.schema.field(node.time))
         source = node.source if isinstance(node.source, Source) else self.around.open_source(node.source)
         codec: Codec | None = None
         if not source.scan(node.schema, schema.names):
-            if node.table is None:
-                codec = JsonCodec(schema)
-            else:
-                codec = TableCodec(schema, node.table.keys, node.table.format, node.time if reading.timed else None)
+            table = node.table
+            codec = JsonCodec(schema) if table is None else TableCodec(schema, table.keys, table.format, node.time)
         return source.readers(stage.parallelism), codec
 
     def _open_reader(
@@ -416,8 +429,10 @@ class StreamJob:
         self._inputs.append((reading, task, source_input))
         try:
             source_input.open(positions, self.around.start, facts)
+        except SabotError:
+            raise
         except Exception as error:
-            raise error if isinstance(error, SabotError) else _refused(f"source {node.name}", error) from error
+            raise _refused(f"source {node.name}", error) from error
 
     def _dead_letter(self, reading: Reading, task: StreamTask) -> Callable[[pa.RecordBatch], None]:
         edge = reading.dead_letters
@@ -479,9 +494,10 @@ class StreamJob:
 
     def _directory(self, task: StreamTask, operator: Operator) -> Path:
         assert self.around.directory is not None
+        own_folder(self.around.directory)
         directory = self.around.directory / task.name.replace("/", "-") / operator.id
         shutil.rmtree(directory, ignore_errors=True)  # of an earlier run; the checkpoint is the only authority
-        directory.mkdir(parents=True)
+        make_folder(directory)
         return directory
 
     def _output(self, edge: Edge, task: StreamTask, schema: pa.Schema | None) -> Output:
@@ -490,11 +506,13 @@ class StreamJob:
         if edge.right:
             built.right_schema = schema
         elif schema is not None:
+            if built.stage.sink is not None:
+                built.coming.append(schema)
             if built.schema is None:
                 built.schema = schema
-            elif built.stage.sink is not None:
-                built.mixed = built.mixed or not built.schema.equals(schema)
-            elif not built.schema.equals(schema):  # of a union: what may be null in one may be null
+            elif built.stage.sink is None and not built.schema.equals(
+                schema
+            ):  # of a union: what may be null in one may be null
                 check_alike(built.schema, schema)
                 built.schema = pa.schema(column_types(schema))
         channels = []
@@ -527,10 +545,14 @@ class StreamJob:
         writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000), changes=built.stage.changes)
         writer.id = built.stage.id
         try:
+            for schema in built.coming:
+                writer.check_types(without_marks(schema))
             writer.open(OperatorContext(built.schema or RECORD_SCHEMA))
         except BaseException as error:
             writer.close()
-            raise error if isinstance(error, SabotError) else _refused(f"sink {opened.name}", error) from error
+            if isinstance(error, SabotError):  # not from itself: whoever follows its causes would not come to an end
+                raise
+            raise _refused(f"sink {opened.name}", error) from error
         return writer
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
@@ -614,12 +636,12 @@ class StreamJob:
         if self._over.done():
             return
         if task.error is not None:
-            if not self.awaited:
-                _log.error("%s", task.error)
             self.around.coordinator.refuse(f"task {task.name} has failed: {task.error}")
             self._over.set_exception(task.error)
             for other in self.tasks:
                 other.stop()
+            if not self.awaited:
+                self.on_failed(task.error)
         elif self._left == 0:
             self._over.set_result(None)
 

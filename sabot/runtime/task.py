@@ -21,6 +21,8 @@ from sabot.aside import aside
 from sabot.checkpoint import Coordinator, TaskSnapshot
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import InternalError, SabotError
+from sabot.exits import EXITS, carried
+from sabot.faults import taking_over
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, Operator, OperatorState, SavedState
 from sabot.runtime.host import threads
 from sabot.runtime.inputs import Input
@@ -286,7 +288,8 @@ class StreamTask:
         for operator in self.chain.operators:
             saved = operators.get(operator.id)
             if saved:
-                operator.restore(saved)
+                with taking_over(f"state of {operator.id} ({operator.text})", saved[0].directory):
+                    operator.restore(saved)
 
     # -- the thread ---------------------------------------------------------------------------------------------------
 
@@ -453,7 +456,9 @@ class StreamTask:
         }
 
 
-def _internal(name: str, error: BaseException) -> InternalError:
+def _internal(name: str, error: BaseException) -> SabotError:
+    if isinstance(error, EXITS):
+        return carried(error, f"the user's code in task {name}")
     wrapped = InternalError(f"task {name}: {type(error).__name__}: {error}")
     wrapped.__cause__ = error
     return wrapped

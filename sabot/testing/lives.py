@@ -20,7 +20,10 @@ from sabot.runtime.host import run_here
 from sabot.steps import watch
 from sabot.testing.script import ScriptedSource
 
-__all__ = ["Crash", "Life", "run", "sources_of", "temporary_directory"]
+__all__ = ["IN_MEMORY", "Crash", "Life", "run", "sources_of", "temporary_directory"]
+
+IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""The machine's place for files that reach no disk, if it has one: `temporary_directory` makes its folders there."""
 
 
 class Crash(SabotError):
@@ -97,8 +100,7 @@ class Life:
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
     """In memory, where the machine has such a place: processes die in tests, machines do not, so nothing need reach a disk."""
-    in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="sabot-", dir=in_memory) as folder:
+    with tempfile.TemporaryDirectory(prefix="sabot-", dir=IN_MEMORY) as folder:
         yield Path(folder)
 
 

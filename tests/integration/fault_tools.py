@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import pyarrow as pa
 from agent_tools import environment
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from sabot._cython.rows import state_key
 from sabot.checkpoint import CheckpointStorage, Manifest
@@ -105,11 +105,16 @@ class Place:
 
 
 async def eventually(place: Place, topic: str, count: int, patience: float = 20.0) -> list[Record]:
-    """What the topic holds once it holds so many records; AssertionError when it never does."""
+    """What the topic holds once it holds so many records; AssertionError when it never does. Waits for a broker that has just come back."""
     loop = asyncio.get_running_loop()
     limit = loop.time() + patience
+    found: list[Record] = []
     while True:
-        found = await asyncio.to_thread(place.read, topic)
+        try:
+            found = await asyncio.to_thread(place.read, topic)
+        except KafkaException as error:  # a partition has no leader yet
+            if error.args[0].code() not in (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE):
+                raise
         if len(found) >= count:
             return found
         assert loop.time() < limit, f"{len(found)} of {count} records in {topic} after {patience} s"

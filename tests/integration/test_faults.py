@@ -554,7 +554,7 @@ async def test_a_disk_that_is_full_while_checkpoints_are_taken_costs_only_those(
             with pytest.raises(CheckpointFailed, match="No space left on device") as failed:
                 await bounded(app.agent_runtime.trigger_checkpoint())
             assert str(small_disk) in str(failed.value)
-            assert any(hint in str(failed.value) for hint in ("make room", "is the disk full?"))
+            assert "make room" in str(failed.value)
         assert state_of(app, "count") == "running"
         assert CheckpointStorage(small_disk / "checkpoints").last_id() == good
         assert (await asyncio.to_thread(place.committed, f"{name}.count-group", topic))[0] <= rows // 3
@@ -822,7 +822,8 @@ async def test_after_kills_on_kafka_state_is_exact_results_are_all_there_and_off
         done = {(value["partition"], value["offset"]) for value in jsons(await asyncio.to_thread(real.read, out))}
         assert len(done) < rows, "it was over before it was killed"
         behind = {(partition, offset) for partition, end in last.items() for offset in range(end)}
-        assert behind <= done  # what the group says is done is done
+        waiting = [part for lane in newest(checkpoints).lanes.values() for part in lane.pending]
+        assert len(behind - done) <= sum(part.rows for part in waiting)  # delivered, or safe in the checkpoint
     with running(log, *words, **env) as process:
         results = []
         while len({value["n"] for value in results}) < rows:

@@ -575,8 +575,7 @@ def _numbers(kind: str, some: list[Any], ddof: int) -> Any:
         assert len(set(some)) == 1, "the oracle of any wants one value"
         return some[0]
     if kind == "sum":
-        total = sum(some)
-        return (total + 2**63) % 2**64 - 2**63 if isinstance(total, int) else total
+        return sum(some)
     if kind == "mean":
         return float(sum(some)) / len(some)
     if len(some) <= ddof:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -128,6 +129,31 @@ async def test_a_failure_before_the_first_checkpoint_starts_over(memory_url: str
         await checkpoint(app)
         await until(lambda: len(sink.rows) == 3)
     assert sink.rows == dicts([1, 2, 3])
+
+
+@pytest.mark.parametrize("how", ["away", "empty"])
+async def test_a_restart_whose_checkpoint_is_gone_does_not_begin_from_nothing(
+    memory_url: str, tmp_path: Path, how: str
+) -> None:
+    """A volume that was unmounted, or a folder that was renamed, while the job ran: it counted from 1 again, without a word."""
+    trouble = Trouble(2, [OSError("flaky")])
+    app = through(memory_url, tmp_path, ListSink(), trouble)
+    publish(app, "in", dicts([1]))
+    async with Running(app) as run:
+        await until(lambda: trouble.seen[1])
+        await checkpoint(app)
+        (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+        if how == "empty":
+            (tmp_path / "checkpoints").mkdir()
+        publish(app, "in", dicts([2]))
+        with pytest.raises(UserError, match=r"cannot go back to checkpoint 1, .*has it no more.*unmounted"):
+            await bounded(run.over)
+    assert (tmp_path / "checkpoints").exists() == (how == "empty"), "nothing is made in its place"
+    (tmp_path / "checkpoints").exists() and shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "elsewhere").rename(tmp_path / "checkpoints")
+    async with Running(app):
+        await until(lambda: trouble.seen[2], "the job goes on where it was")
+    assert trouble.seen[1] == 1
 
 
 class FlakySource(Source):

@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 from broker import Broker
 from dance_verifier import Result, committed, compare, delivered, expected
+from leftovers import leftovers
 
 HERE = Path(__file__).parent
 SABOT = (sys.executable, "-P", "-c", "from sabot.cli import main; main()")
@@ -489,11 +490,13 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="leave topics, files and our broker as they are")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="sabot-dance-"))
+    if not options.keep:
+        leftovers().folder(folder)
     if options.broker:
         broker = Broker(url=f"kafka://{options.broker.removeprefix('kafka://')}")
     else:
         (folder / "broker").mkdir()
-        broker = Broker(folder / "broker")
+        broker = Broker(folder / "broker", keep=options.keep)
         broker.start()
     try:
         outcome = dance(folder, broker, options)

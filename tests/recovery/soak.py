@@ -32,6 +32,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 sys.path.insert(0, str(Path(__file__).parent))
 from kill_dance import PARTITIONS, PATIENCE, Broker, Inflow, Place, Trouble, Worker, say, wait_until
+from leftovers import leftovers
 
 MB = 1e6
 SAMPLE_SECONDS = 1.0
@@ -295,7 +296,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--broker", metavar="HOST:PORT", help="a running one; default: our own")
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="sabot-soak-"))
+    folder = leftovers().folder(Path(tempfile.mkdtemp(prefix="sabot-soak-")))
     broker = Broker(url=f"kafka://{options.broker.removeprefix('kafka://')}") if options.broker else None
     if broker is None:
         (folder / "broker").mkdir()

@@ -16,7 +16,6 @@ from agent_tools import bounded, publish, until, values
 
 import sabot
 from sabot import App, NdjsonSink, NdjsonSource, SabotError, UserError, col, files, hopping, session, tumbling
-from sabot.errors import CheckpointFailed
 from sabot.testing import MemoryBroker
 
 pytestmark = pytest.mark.integration
@@ -277,7 +276,7 @@ async def test_the_failure_of_a_stream_is_told(tmp_path, memory_url, caplog):
     publish(app, "orders", [{"k": "a"}])
     await app.start()
     await until(lambda: "no luck" in caplog.text)
-    with pytest.raises(CheckpointFailed, match="has failed"):
+    with pytest.raises(SabotError, match="no luck"):  # by whatever is called next
         await bounded(app.agent_runtime.trigger_checkpoint())
     with pytest.raises(SabotError, match=r"broken.*no luck.*orders"):
         await bounded(app.stop())

@@ -11,6 +11,7 @@ from agent_tools import bounded, processed, publish, records, started, state_of,
 from sabot import AgentFailed, App, RowErrors, UserError
 from sabot.connectors.files import NdjsonSource
 from sabot.connectors.memory import MemoryBroker
+from sabot.operators.calling import backed_off
 
 HEADERS = {
     "sabot.topic",
@@ -222,6 +223,36 @@ async def test_retry_backs_off_longer_each_time(app):
     assert len(pauses) == 3
     assert all(pause >= 0.02 for pause in pauses)  # jitter may shorten a pause, not to nothing
     assert sum(pauses) >= 0.12
+
+
+async def test_many_retries_wait_half_a_minute_at_most_and_end_in_the_dead_letters(app):
+    """The wait doubled without a bound: retries=20 waited 14 hours, and after 1,024 the number was no float any more: the agent ended."""
+
+    @app.agent("orders", on_error="retry", retries=1100, backoff=0)
+    async def check(ctx):
+        raise ConnectionError("never")
+
+    publish(app, "orders", ["x"])
+    async with started(app):
+        await until(lambda: len(records(app, "orders.dlq")) == 1)
+    assert headers_of(records(app, "orders.dlq")[0])["sabot.attempts"] == "1101"
+    assert [backed_off(0.1, retries) for retries in (0, 1, 8, 9, 19, 5000)] == [0.1, 0.2, 25.6, 30.0, 30.0, 30.0]
+
+
+async def test_an_error_that_is_no_exception_is_one_of_the_call_too(app):
+    """pytest's Failed and those of gevent are BaseExceptions: it was told as a bug of the engine, and restarted the app."""
+
+    class Odd(BaseException):
+        pass
+
+    @app.agent("orders", on_error="skip")
+    async def check(ctx):
+        raise Odd("odd")
+
+    publish(app, "orders", ["x"])
+    async with started(app):
+        await until(lambda: len(records(app, "orders.dlq")) == 1)
+    assert headers_of(records(app, "orders.dlq")[0])["sabot.message"] == "odd"
 
 
 async def test_retry_while_it_backs_off_does_not_hold_up_the_stop(app):

@@ -16,6 +16,7 @@ from urllib.request import urlopen
 import pytest
 
 import sabot
+from sabot.cli import WrongUse, load_app
 
 HELLO = """
 from sabot import App
@@ -295,3 +296,22 @@ def test_ctrl_c_in_the_demo_shows_the_figures_so_far_and_exits_0(tmp_path: Path)
     assert (demo.returncode, errors) == (0, "")
     assert 0 < json.loads(figures)["rows"] < 100_000_000
     assert json.loads(figures)["checkpoints"] >= 1
+
+
+@pytest.mark.parametrize("name", ["signal", "sabot"])
+def test_a_module_named_as_one_that_is_loaded_is_refused_by_its_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sabot run signal:app` said that there is no App in signal; there was one, in ./signal.py."""
+    (tmp_path / f"{name}.py").write_text("app = 1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(WrongUse, match=rf"{name}\.py is not what `import {name}` gives.*rename the file"):
+        load_app(f"{name}:app")
+
+
+def test_a_current_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    with pytest.raises(WrongUse, match="the current folder is gone"):
+        load_app("program:app")

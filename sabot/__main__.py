@@ -1,0 +1,5 @@
+"""`python -m sabot`: the command line."""
+
+from sabot.cli import main
+
+main()

@@ -1,0 +1,84 @@
+"""What tasks say of themselves in a manifest, checked before anything relies on it: a manifest may be anybody's.
+
+The checksum of a manifest tells damage; whoever can write it can write that too. Of operators only their names are checked here:
+what each keeps, it checks itself where it takes its state over.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from sabot.checkpoint import Manifest
+from sabot.codecs.json import schema_of_text
+from sabot.faults import taking_over
+
+__all__ = ["check_facts"]
+
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_Places = list[tuple[str, _Int64, _Int64]]
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Reader(msgspec.Struct):
+    source: str
+    exhausted: bool
+    log: str
+    schema: str | None
+    positions: _Places
+    rows_in: _Count
+    watermark_ms: _Int64
+    greatest_ms: _Places
+
+
+class _StreamTask(msgspec.Struct):
+    ended: bool
+    input: dict[str, Any]
+    operators: dict[str, dict[str, Any]]
+    texts: dict[str, str]
+
+
+class _AgentSource(msgspec.Struct):
+    log: str
+    schema: str | None
+    positions: _Places
+    commit: _Places
+
+
+class _Unfinished(msgspec.Struct):
+    file: str
+    topic: str
+
+
+class _Agent(msgspec.Struct):
+    unfinished: list[_Unfinished]
+    messages_processed: _Count
+    errors: _Count
+    dead_letters: _Count
+    schemas: dict[str, str | None]
+
+
+class _AgentTask(msgspec.Struct):
+    sources: dict[str, _AgentSource]
+    agents: dict[str, _Agent]
+    ended: bool
+
+
+def check_facts(manifest: Manifest) -> None:
+    """Raises CorruptCheckpoint, naming the manifest, the task and the entry."""
+    where = manifest.path or f"checkpoint {manifest.checkpoint_id}"
+    for name, task in manifest.tasks.items():
+        with taking_over(f"task {name}", where):
+            schemas: list[str | None] = []
+            if "operators" in task.meta:
+                stream = msgspec.convert(task.meta, _StreamTask)
+                if stream.input:
+                    schemas.append(msgspec.convert(stream.input, _Reader).schema)
+            elif "agents" in task.meta:
+                agents = msgspec.convert(task.meta, _AgentTask)
+                schemas += [source.schema for source in agents.sources.values()]
+                schemas += [text for agent in agents.agents.values() for text in agent.schemas.values()]
+                for agent in agents.agents.values():
+                    for entry in agent.unfinished:
+                        manifest.read_file(name, entry.file)
+            for text in schemas:
+                schema_of_text(text)

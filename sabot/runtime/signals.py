@@ -1,0 +1,219 @@
+"""SIGINT, SIGTERM and SIGHUP: the first asks the apps that run to stop in good order, the second ends the process at once.
+
+    StopSignals        holds the signals of the process; main thread
+    ├── held()         by a program that is one app, from before the app is there: `sabot run`, `app.main()`
+    └── asked(stop)    around the run of an app; where nobody holds the signals yet, it does so itself
+
+`signal.signal`, not `loop.add_signal_handler`: the second one must work while an agent blocks the event loop. What came before the app
+could be asked is not forgotten: it is asked as soon as it can be.
+"""
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from sabot.clock import SYSTEM_CLOCK
+
+__all__ = ["SECOND_SIGNAL_SECONDS", "Interrupted", "StopSignals"]
+
+SECOND_SIGNAL_SECONDS = 0.3  # `timeout` and some shells send each signal twice, to the process and to its group
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOPPING = b"sabot: stopping in good order; again to stop at once\n"
+_AT_ONCE = b"sabot: stopped at once; the last complete checkpoint counts\n"
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ends what has not begun to run yet. `code`: the exit code that tells of it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+
+
+class StopSignals:
+    """first: the signal that asked for the stop; 0: none has. All methods in the main thread, `_on_signal` between any two lines of it."""
+
+    _holder: "StopSignals | None" = None  # of the process
+
+    def __init__(self, *, whole_process: bool) -> None:
+        self.first = 0
+        self._whole_process = whole_process
+        self._of_runs = False  # given back when the last run that asked for them is over
+        self._raises = False  # what runs now has nothing to close: the first signal ends it where it stands
+        self._last = 0.0
+        self._stops: list[Callable[[], None]] = []
+        self._waking = contextlib.ExitStack()  # of the loop, while there is somebody to stop
+        self._before: dict[int, Any] = {}
+
+    # -- who holds them -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    @contextlib.contextmanager
+    def held(cls, *, for_good: bool = False) -> Iterator["StopSignals"]:
+        """By a program that is one app: the second signal ends the process.
+
+        for_good: until its very end, which a thread of the user's may hold up; and from the handlers that somebody may have set.
+        """
+        signals = cls(whole_process=True)
+        if cls._holder is not None or threading.current_thread() is not threading.main_thread():
+            yield signals
+            return
+        signals._take(claim=for_good)
+        try:
+            yield signals
+        finally:
+            if not for_good:
+                signals._give_back()
+
+    @classmethod
+    @contextlib.contextmanager
+    def asked(cls, stop: Callable[[], None]) -> Iterator[None]:
+        """Around the run of an app, on its event loop. `stop` may be called at once, and more than once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        holder = cls._holder
+        if holder is None:
+            holder = cls(whole_process=False)
+            holder._of_runs = True
+            holder._take(claim=False)
+        if not holder._stops:
+            holder._waking.enter_context(_woken_by_signals(asyncio.get_running_loop()))
+        holder._stops.append(stop)
+        try:
+            if holder.first:
+                stop()
+            yield
+        finally:
+            holder._stops.remove(stop)
+            if not holder._stops:
+                holder._waking.close()
+                if holder._of_runs:
+                    holder._give_back()
+
+    def _take(self, claim: bool) -> None:
+        """Signals that nobody has claimed; one that is ignored stays so (nohup; a job in the background of a script)."""
+        StopSignals._holder = self
+        for number in _NUMBERS:
+            before = signal.getsignal(number)
+            free = before in (signal.SIG_DFL, signal.default_int_handler) or _runner(before) is not None
+            if free or (claim and (number != signal.SIGHUP or before != signal.SIG_IGN)):
+                self._before[number] = before
+                signal.signal(number, self._on_signal)
+
+    def _give_back(self) -> None:
+        StopSignals._holder = None
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @classmethod
+    def _forget(cls) -> None:
+        """In a forked child, which has no app to stop: signals do what they did before, and wake nobody."""
+        holder, cls._holder = cls._holder, None
+        if holder is None:
+            return
+        signal.set_wakeup_fd(-1)
+        for number, before in holder._before.items():
+            signal.signal(number, signal.default_int_handler if _runner(before) is not None else before)
+
+    # -- a signal -----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        """Around what has nothing to close (imports, say): the first signal ends it, at the latest at its end: Interrupted."""
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+        if self.first:  # it was raised in a place that swallows what is raised
+            raise Interrupted(self.first)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = SYSTEM_CLOCK.monotonic()
+        if not self.first:
+            self.first, self._last = number, now
+            if self._raises:
+                raise Interrupted(number)
+            if not self._of_runs:
+                _say(_STOPPING)
+            for stop in list(self._stops):
+                stop()
+        elif now - self._last >= SECOND_SIGNAL_SECONDS:
+            self._last = now
+            self._again(number)
+
+    def _again(self, number: int) -> None:
+        """At once, if the process is the app's. Else what Python does; and in a script of asyncio's there is no third time."""
+        before = self._before[number]
+        if self._whole_process:
+            _say(_AT_ONCE)
+            os._exit(128 + number)
+        if _runner(before) is not None:
+            self._whole_process = True
+        else:
+            signal.signal(number, before)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        signal.raise_signal(number)
+
+
+os.register_at_fork(after_in_child=StopSignals._forget)
+
+
+def _runner(handler: Any) -> asyncio.Runner | None:
+    """Whose handler of SIGINT it is: `asyncio.run` puts partial(runner._on_sigint, …) there."""
+    runner = getattr(getattr(handler, "func", None), "__self__", None)
+    return runner if isinstance(runner, asyncio.Runner) else None
+
+
+def _say(words: bytes) -> None:
+    """On stderr, where somebody takes it at once: a reader that stands still, or Ctrl-S in a terminal, must not hold up the stop."""
+    if sys.__stderr__ is None:  # it was closed from the start: the descriptor is somebody else's now
+        return
+    taken = select.poll()
+    taken.register(2, select.POLLOUT)
+    with contextlib.suppress(OSError):  # SIGHUP: the terminal is gone
+        if any(events & select.POLLOUT for _, events in taken.poll(0)):
+            os.write(2, words)
+
+
+@contextlib.contextmanager
+def _woken_by_signals(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """A signal wakes the loop. Python's handlers run in the main thread when it comes back from waiting; a signal that another thread
+    took, or one that came just before the wait, would be heard only when something else wakes the loop.
+    """
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        try:
+            loop.add_reader(reader, _emptied, reader)
+        except NotImplementedError:  # a simulation waits for nothing
+            yield
+            return
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        if before != -1:  # of a handler that the user gave to the loop
+            signal.set_wakeup_fd(before)
+        try:
+            yield
+        finally:
+            loop.remove_reader(reader)
+            after = signal.set_wakeup_fd(-1)
+            if after != writer.fileno():
+                signal.set_wakeup_fd(after)  # of somebody who came later
+
+
+def _emptied(reader: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while reader.recv(4096):
+            pass

@@ -1,0 +1,360 @@
+"""Tasks, callbacks and threads of the engine that end unexpectedly, by failures put into each: logged, in the statistics, raised
+by `run()`, and by the next call where `start()` was used. Nothing stands still in silence.
+"""
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+from agent_tools import bounded, publish, state_of, until, values
+
+from sabot import App, SabotError, UserError, col
+from sabot.agents.process import AgentProcess
+from sabot.checkpoint import Coordinator, Requests
+from sabot.checkpoint.lanes import LaneWork
+from sabot.connectors.memory import MemorySink, MemorySource
+from sabot.errors import InternalError
+from sabot.exits import exit_in
+from sabot.operators.agent import AgentOperator
+from sabot.operators.calling import Crew
+from sabot.operators.record_agent import RecordAgentOperator
+from sabot.operators.stateless import Filter
+from sabot.runtime.agent_task import AgentTask
+from sabot.watch import guarded, unexpected, watched
+
+BURST = [RecursionError("maximum recursion depth exceeded"), MemoryError()]
+
+
+@pytest.fixture
+def app(memory_url, tmp_path):
+    """An agent whose results and state are in checkpoints, in a job of its own."""
+    app = App("shop", broker=memory_url, checkpoint_dir=tmp_path, checkpoint_interval=0.02, restart="none")
+
+    @app.agent("orders", sink="copies", timeout="10s")
+    async def copy(ctx):
+        return ctx.message
+
+    return app
+
+
+def burst(monkeypatch, owner, name, error):
+    """From now on this method ends with the error."""
+    original = getattr(owner, name)
+
+    def fails(*args, **options):
+        raise error
+
+    async def fails_later(*args, **options):
+        raise error
+
+    monkeypatch.setattr(owner, name, fails_later if asyncio.iscoroutinefunction(original) else fails)
+
+
+async def told(app, what, caplog):
+    """The app runs since `start()`: the failure is in the log and the statistics, each call raises it, and then it can start again."""
+    await until(lambda: app.statistics()["failure"] is not None, "the failure")
+    assert what in app.statistics()["failure"]
+    assert any(what in record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR)
+    calls = [
+        lambda: app.send("orders", {"n": 2}),
+        app.agent_runtime.trigger_checkpoint,
+        app.start,
+    ]
+    for call in calls:
+        with pytest.raises(SabotError) as raised:
+            await bounded(call())
+        assert what in str(raised.value)
+    with pytest.raises(SabotError) as raised:
+        await bounded(app.stop())
+    assert what in str(raised.value)
+    await bounded(app.stop())  # which was told once
+    assert what in app.statistics()["failure"]  # until the next start
+
+
+AGENT_PLACES = {
+    "the agent task": (AgentTask, "_take", "the task that hands records to agents"),
+    "the hand-over of rows": (RecordAgentOperator, "put", "the task that hands records to agents"),
+    "the end of a call": (RecordAgentOperator, "_end", "a lane of agent shop.copy, at orders[0]@0"),
+    "checkpoints": (Coordinator, "beat", "the task of checkpoints"),
+    "requests": (Requests, "pending", "the task of requests"),
+    "the writer of a checkpoint": (Coordinator, "_complete", "the writer of checkpoint 1"),
+    "an agent's loop": (AgentProcess, "_processing_loop", "the processing loop of agent shop.copy"),
+    "the watchdog": (AgentOperator, "_watch", "what watches over timeout= of agent shop.copy"),
+    "a sink's thread": (MemorySink, "write", "sink copies"),
+}
+
+
+@pytest.mark.parametrize("error", BURST, ids=["RecursionError", "MemoryError"])
+@pytest.mark.parametrize("place", AGENT_PLACES)
+async def test_it_is_told_to_the_next_call_after_start(app, place, error, monkeypatch, caplog):
+    owner, name, what = AGENT_PLACES[place]
+    burst(monkeypatch, owner, name, error)
+    publish(app, "orders", [{"n": 1}])
+    await app.start()
+    await until(lambda: app.statistics()["failure"] is not None, "the failure")
+    assert state_of(app, "copy") == "failed"
+    assert what in app.agent_runtime.get_stats()["shop.copy"]["failure"]
+    await told(app, what, caplog)
+    monkeypatch.undo()
+    await app.start()  # goes on from the last checkpoint
+    await until(lambda: {"n": 1} in values(app, "copies"))
+    assert app.statistics()["failure"] is None
+    assert app.agent_runtime.get_stats()["shop.copy"]["failure"] is None
+    await bounded(app.stop())
+
+
+@pytest.mark.parametrize("place", AGENT_PLACES)
+async def test_it_is_raised_by_run(app, place, monkeypatch):
+    owner, name, what = AGENT_PLACES[place]
+    burst(monkeypatch, owner, name, RecursionError("too deep"))
+    publish(app, "orders", [{"n": 1}])
+    with pytest.raises(SabotError) as raised:
+        await bounded(app.run())
+    assert what in str(raised.value)
+    assert what in app.statistics()["failure"]
+    monkeypatch.undo()
+    publish(app, "orders", [{"n": 2}])
+    running = asyncio.ensure_future(app.run())
+    await until(lambda: {"n": 2} in values(app, "copies"))
+    app.request_stop()
+    await bounded(running)
+
+
+async def test_run_restarts_what_a_failure_of_the_engine_ended(memory_url, tmp_path, monkeypatch):
+    app = App("shop", broker=memory_url, checkpoint_dir=tmp_path, restart="fixed(3, 1ms)")
+    seen = []
+
+    @app.agent("orders")
+    async def check(ctx):
+        seen.append(ctx.message)
+
+    take, left = AgentTask._take, [RecursionError("too deep"), MemoryError()]
+
+    def fails_twice(self, index, batch):
+        if left:
+            raise left.pop()
+        take(self, index, batch)
+
+    monkeypatch.setattr(AgentTask, "_take", fails_twice)
+    publish(app, "orders", [1, 2])
+    running = asyncio.ensure_future(app.run())
+    await until(lambda: seen == [1, 2])
+    app.request_stop()
+    await bounded(running)
+    assert app.agent_runtime.restarts == 2
+
+
+async def test_an_agents_source_that_breaks_is_its_failure_and_the_others_go_on(app, monkeypatch):
+    read = MemorySource.read_batch
+
+    def breaks(self, max_rows, timeout):
+        if self.name == "orders":
+            raise MemoryError
+        return read(self, max_rows, timeout)
+
+    monkeypatch.setattr(MemorySource, "read_batch", breaks)
+    seen = []
+
+    @app.agent("others")
+    async def other(ctx):
+        seen.append(ctx.message)
+
+    publish(app, "orders", [1])
+    publish(app, "others", [2])
+    await app.start()
+    await until(lambda: state_of(app, "copy") == "failed" and seen == [2])
+    assert "source shop.copy/orders" in app.agent_runtime.get_stats()["shop.copy"]["failure"]
+    assert state_of(app, "other") == "running"
+    await app.agent_runtime.trigger_checkpoint()
+    await bounded(app.stop())
+
+
+async def test_an_agent_that_waits_for_room_in_another_does_not_wait_for_ever(memory_url, monkeypatch, caplog):
+    app = App("shop", broker=memory_url)
+    gone = asyncio.Event()
+
+    @app.agent("orders")
+    async def slow(ctx):
+        await gone.wait()
+
+    burst(monkeypatch, AgentOperator, "writable", RecursionError("too deep"))
+    monkeypatch.setattr(AgentOperator, "full", property(lambda self: True))
+    publish(app, "orders", [1])
+    await app.start()
+    await told(app, "the wait for room in agent shop.slow", caplog)
+
+
+async def test_an_acknowledgement_that_breaks_fails_its_checkpoint_at_once(app, monkeypatch):
+    publish(app, "orders", [1])
+    app.checkpoint_interval_s = 60.0
+    await app.start()
+    acknowledge = Coordinator.acknowledge
+    burst(monkeypatch, Coordinator, "acknowledge", RecursionError("too deep"))
+    with pytest.raises(SabotError, match="the acknowledgement has ended unexpectedly: RecursionError: too deep"):
+        await bounded(app.agent_runtime.trigger_checkpoint())
+    monkeypatch.setattr(Coordinator, "acknowledge", acknowledge)
+    await bounded(app.agent_runtime.trigger_checkpoint())
+    await bounded(app.stop())
+
+
+async def test_a_task_of_the_engine_that_is_cancelled_from_outside_is_told(app, caplog):
+    await app.start()
+    (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "agent task"]
+    task.cancel()
+    await told(app, "cancelled from outside", caplog)
+
+
+async def test_a_task_of_an_agent_by_itself_is_told_in_its_figures(memory_url, monkeypatch):
+    app = App("shop", broker=memory_url)
+
+    @app.agent("orders")
+    async def check(ctx):
+        """Nothing."""
+
+    agent = app.agent_runtime.agents["shop.check"]
+    agent.open_source = lambda topic, group: MemorySource(topic, memory_url, group)
+    burst(monkeypatch, AgentTask, "_take", MemoryError())
+    publish(app, "orders", [1])
+    await agent.start()
+    await until(lambda: agent.state.value == "failed")
+    assert "MemoryError" in agent.failure
+    await bounded(agent.stop())
+
+
+# Streams
+
+
+@pytest.fixture
+def stream_app(memory_url, tmp_path):
+    app = App("shop", broker=memory_url, checkpoint_dir=tmp_path, checkpoint_interval=0.02, restart="none")
+    app.stream("orders", schema={"n": "int64"}).filter(col("n") > 0).to("copies", delivery="exactly_once")
+    return app
+
+
+STREAM_PLACES = {
+    "an operator": (Filter, "process", "task"),
+    "a source": (MemorySource, "read_batch", "task"),
+    "a sink": (MemorySink, "deliver", "sink copies"),
+    "a lane of delivery": (LaneWork, "_is_delivered", "sink copies"),
+}
+
+
+@pytest.mark.parametrize("error", BURST, ids=["RecursionError", "MemoryError"])
+@pytest.mark.parametrize("place", STREAM_PLACES)
+async def test_a_stream_tells_the_next_call_after_start(stream_app, place, error, monkeypatch, caplog):
+    owner, name, what = STREAM_PLACES[place]
+    burst(monkeypatch, owner, name, error)
+    publish(stream_app, "orders", [{"n": 1}])
+    await stream_app.start()
+    await told(stream_app, what, caplog)
+    assert type(error).__name__ in stream_app.statistics()["failure"]
+    monkeypatch.undo()
+    await stream_app.start()
+    await until(lambda: values(stream_app, "copies") == [{"n": 1}])
+    await bounded(stream_app.stop())
+
+
+async def test_after_a_failure_no_checkpoint_pretends_that_the_job_goes_on(stream_app, monkeypatch, caplog):
+    burst(monkeypatch, Filter, "process", ValueError("odd"))
+    publish(stream_app, "orders", [{"n": 1}])
+    await stream_app.start()
+    await until(lambda: stream_app.statistics()["failure"] is not None)
+    failed = stream_app.statistics()["checkpoints"]["failed"]
+    for _ in range(5):
+        assert stream_app.agent_runtime.checkpoint_coordinator.beat() is None
+    assert stream_app.statistics()["checkpoints"]["failed"] == failed
+    assert [r.getMessage() for r in caplog.records if "odd" in r.getMessage() and "goes on" in r.getMessage()] == []
+    assert len([r for r in caplog.records if "odd" in r.getMessage() and r.levelno == logging.ERROR]) == 1
+    with pytest.raises(SabotError, match="odd"):
+        await bounded(stream_app.stop())
+
+
+async def test_agents_beside_a_stream_that_failed_read_no_more(stream_app, monkeypatch):
+    """No checkpoint covers what they would do: the next start would do it again."""
+    seen = []
+
+    @stream_app.agent("others")
+    async def other(ctx):
+        seen.append(ctx.message)
+
+    burst(monkeypatch, Filter, "process", ValueError("odd"))
+    publish(stream_app, "orders", [{"n": 1}])
+    await stream_app.start()
+    await until(lambda: stream_app.statistics()["failure"] is not None)
+    assert state_of(stream_app, "other") == "failed"
+    (source,) = stream_app.agent_runtime._job.task.sources
+    assert source._held
+    with pytest.raises(SabotError, match="odd"):
+        await bounded(stream_app.stop())
+    assert seen == []
+
+
+async def test_calls_beside_a_stream_that_cannot_be_handed_over_are_told(memory_url, monkeypatch, caplog):
+    app = App("shop", broker=memory_url)
+
+    async def look_up(row):
+        return {**row, "found": True}
+
+    app.stream("orders", schema={"n": "int64"}).map_async(look_up, schema={"n": "int64", "found": "bool"}).to("copies")
+    burst(monkeypatch, Crew, "_take", RecursionError("too deep"))
+    publish(app, "orders", [{"n": 1}])
+    await app.start()
+    await told(app, "a turn of its calls has ended unexpectedly: RecursionError: too deep", caplog)
+
+
+# The mechanism
+
+
+async def test_watched_tells_errors_and_unwanted_cancellations_alone():
+    async def heard_of(work, *, stopped=True, cancel=False):
+        heard = []
+        task = watched(asyncio.ensure_future(work), "a task", heard.append, stopped=lambda: stopped)
+        await asyncio.sleep(0)
+        if cancel:
+            task.cancel()
+        await asyncio.wait([task])
+        return [str(error) for error in heard]
+
+    async def ends(error):
+        raise error
+
+    hint = "(the next start goes on from the last checkpoint)"
+    assert await heard_of(asyncio.sleep(0)) == []
+    assert await heard_of(ends(SabotError("ours"))) == ["ours"]
+    assert await heard_of(ends(RecursionError("deep"))) == [
+        f"a task has ended unexpectedly: RecursionError: deep {hint}"
+    ]
+    assert await heard_of(asyncio.sleep(60), cancel=True) == []
+    assert await heard_of(asyncio.sleep(60), cancel=True, stopped=False) == [
+        f"a task has ended unexpectedly: RuntimeError: it was cancelled from outside {hint}"
+    ]
+
+
+def test_guarded_tells_and_returns():
+    heard = []
+
+    def run(what):
+        raise MemoryError(what)
+
+    guarded(run, "a thread", heard.append)("no room")
+    assert isinstance(heard[0], InternalError)
+    assert "a thread has ended unexpectedly: MemoryError: no room" in str(heard[0])
+    assert isinstance(heard[0].__cause__, MemoryError)
+    assert unexpected("it", heard[0]) is heard[0]
+    asked = KeyboardInterrupt()
+    assert exit_in(unexpected("a callback", asked)) is asked
+
+
+def test_an_app_whose_event_loop_has_ended_says_so(tmp_path: Path) -> None:
+    """asyncio.run(app.start()), then asyncio.run(app.send(…)): it was an InternalError, and "Event loop is closed"."""
+    app = App("loops", broker=f"memory://{tmp_path.name}", state="memory")
+
+    @app.agent("t")
+    async def a(ctx):
+        """Nothing to do."""
+
+    asyncio.run(app.start())
+    for call in (lambda: app.send("t", 1), app.stop, app.start):
+        with pytest.raises(UserError, match=r"event loop that app loops was started on has ended.*one asyncio\.run"):
+            asyncio.run(call())
