@@ -5,26 +5,39 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.sabot$(if $(PYTHON),-with-$(notdir $(PYTHON)))
 SOURCES := pyproject.toml setup.py tools/setup.sh $(wildcard sabot/_cython/*.pyx sabot/_cython/*.pxd sabot/_cython/*.h)
 DEBUG_BUILD := build/debug
-KERNEL_TESTS := $(foreach t,json_kernel json_conformance batch rows partition channel gate compare_kernel keyed window_kernel sessions tables slice_fuzz row_table changes multiset ranked over timers pattern_kernel sketches,tests/unit/test_$(t).py)
-SIDE_BY_SIDE := tests/unit tests/pipelines
+SANITIZED_BUILD := build/sanitized
+KERNEL_TESTS := $(foreach t,json_kernel json_conformance batch border rows partition channel gate compare_kernel keyed window_kernel sessions tables slice_fuzz row_table changes multiset ranked over timers pattern_kernel sketches,tests/unit/test_$(t).py)
+# The long files first, so that no worker is left with one at the end.
+LONG_FIRST := tests/integration tests/recovery tests/pipelines tests/contracts tests
 # Each prints one JSON object as its last line, checks its answer, and takes --rows.
 BENCHMARKS := $(sort $(wildcard benchmarks/kernels/*.py benchmarks/pipelines/*.py))
 
-.PHONY: demo test simulate check lint types kernels-debug bench bench-smoke kafka kafka-stop soak clean
+.PHONY: demo test test-all simulate fuzz check lint types kernels-debug bench bench-smoke kafka kafka-stop soak clean
 
 demo: $(STAMP)
 	@$(BIN)/sabot demo fraud
 
-# Those that need no server and kill nothing go side by side; the others one by one.
+# All tests but those marked `slow`. More workers than cores: many tests wait, for a broker or for a process that dies.
 test: $(STAMP)
-	@$(BIN)/pytest -q -n 2 --dist loadfile $(SIDE_BY_SIDE)
-	@$(BIN)/pytest $(addprefix --ignore=,$(SIDE_BY_SIDE))
+	@$(BIN)/pytest -q -n 4 --dist loadfile -m "not slow" $(LONG_FIRST)
+
+# What takes longer too: 2,000 simulated programs, then, one by one, crashes at every step of whole pipelines, packages, kills of a job on Kafka.
+test-all: test
+	@$(MAKE) simulate SEEDS=2000 WORKERS=2
+	@$(BIN)/pytest -q -m slow tests
 
 # Random programs, crashes and rescales in the simulation against DuckDB's answer: SEEDS of them, from START on.
 SEEDS ?= 200
 START ?= 0
 simulate: $(STAMP)
 	@$(BIN)/python tests/simulation/seeds.py --seeds $(SEEDS) --start $(START) --workers $(or $(WORKERS),1)
+
+# Damaged inputs for every reader, the kernels under AddressSanitizer and UBSan: for so many SECONDS, beside the build.
+SECONDS ?= 180
+SEED ?= 1
+fuzz: $(STAMP)
+	SABOT_SANITIZE=1 $(BIN)/python setup.py -q build --build-lib $(SANITIZED_BUILD) --build-temp $(SANITIZED_BUILD)-temp
+	@$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS) --seed $(SEED)
 
 # Ten minutes at full speed with a kill each 20 s, then without: memory, files, threads and disk must have no slope.
 soak: $(STAMP)

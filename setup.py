@@ -1,6 +1,7 @@
 """Build of the compiled data plane: one Extension per `.pyx` in `sabot/_cython/`.
 
-`SABOT_DEBUG=1` turns bounds checks, `None` checks, the C asserts and those of the C++ library on.
+`SABOT_DEBUG=1` turns bounds checks, `None` checks, the C asserts and those of the C++ library on. `SABOT_SANITIZE=1` builds with
+AddressSanitizer, UBSan and these asserts, and without Cython's checks, which would raise before a sanitizer sees anything.
 """
 
 import os
@@ -10,7 +11,10 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 DEBUG = os.environ.get("SABOT_DEBUG") == "1"
-FLAGS = ["-O1", "-g", "-UNDEBUG", "-D_GLIBCXX_ASSERTIONS"] if DEBUG else ["-O3", "-g0", "-DNDEBUG"]
+SANITIZE = os.environ.get("SABOT_SANITIZE") == "1"
+CHECKED = ["-O1", "-g", "-UNDEBUG", "-D_GLIBCXX_ASSERTIONS"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+FLAGS = CHECKED if DEBUG else [*CHECKED, *SANITIZERS] if SANITIZE else ["-O3", "-g0", "-DNDEBUG"]
 HEADERS = sorted(path.as_posix() for path in Path("sabot/_cython").glob("*.h"))
 
 EXTENSIONS = [
@@ -21,6 +25,7 @@ EXTENSIONS = [
         depends=HEADERS,
         include_dirs=["sabot/_cython"],
         extra_compile_args=["-std=c++17", "-fvisibility=hidden", *FLAGS],
+        extra_link_args=SANITIZERS if SANITIZE else [],
     )
     for path in sorted(Path("sabot/_cython").glob("*.pyx"))
 ]

@@ -3,7 +3,10 @@ uses.
 """
 
 import logging
+import os
+import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +17,15 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent))  # tests/*.py that hold no tests
 
 from broker import Broker, BrokerMissing, required
+from leftovers import leftovers, temporary_folder
 
 from sabot.connectors.memory import MemoryBroker
+from sabot.testing import lives
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # started by a shell in its background; the children of the tests would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("sabot", derandomize=True, deadline=None, database=None)  # the same cases each time
 settings.load_profile("sabot")
@@ -25,6 +35,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--broker", metavar="URL", help="a running Kafka broker (kafka://host:port) instead of one started here"
     )
+
+
+def pytest_configure() -> None:
+    """All that this session writes beside what it is given is below one folder, which goes with it; so does what it starts."""
+    temporary_folder()
+    if lives.IN_MEMORY is not None:
+        lives.IN_MEMORY = os.fspath(
+            leftovers().folder(Path(tempfile.mkdtemp(prefix="sabot-tests-", dir=lives.IN_MEMORY)))
+        )
+
+
+def pytest_unconfigure() -> None:
+    leftovers().finish()
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """A PostgreSQL server for the tests: Debian's programs, in a folder of its own, on a free port of loopback, as a user without rights."""
 
-import atexit
 import contextlib
 import functools
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from broker import free_ports
+from leftovers import leftovers
 
 
 class PostgresMissing(Exception):
@@ -31,7 +31,7 @@ class Postgres:
             raise PostgresMissing("no PostgreSQL server: apt-get install postgresql")
         self._bin = Path(initdb).resolve().parent
         self._as_user = _someone_else() if os.geteuid() == 0 else {}
-        self.folder = Path(tempfile.mkdtemp(prefix="sabot-postgres-"))
+        self.folder = leftovers().folder(Path(tempfile.mkdtemp(prefix="sabot-postgres-")))
         if self._as_user:
             os.chown(self.folder, self._as_user["user"], self._as_user["group"])
         (self.port,) = free_ports(1)
@@ -42,6 +42,7 @@ class Postgres:
 
     def start(self) -> None:
         settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", "max_connections=40"]
+        settings.append("dynamic_shared_memory_type=mmap")  # files in its folder, which go with it; not in /dev/shm
         command = [self._bin / "postgres", "-D", "data", "-p", str(self.port)]
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(
@@ -109,7 +110,7 @@ def _someone_else() -> dict[str, object]:
 def shared_server() -> Postgres:
     """One for all tests of the session. PostgresMissing where there is none."""
     server = Postgres()
-    atexit.register(server.remove)
+    leftovers().at_end(server.remove)
     return server
 
 

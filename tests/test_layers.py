@@ -14,11 +14,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "sabot"
 ORDER = [
+    "redaction",
     "errors",
+    "faults",
     "config",
     "clock",
     "steps",
+    "disk",
+    "exits",
     "aside",
+    "watch",
     "metrics",
     "_cython",
     "codecs",
@@ -36,6 +41,7 @@ ORDER = [
     "testing",
     "demos",
     "cli",
+    "__main__",
 ]
 EVERYWHERE = {"pyarrow", "numpy", "msgspec"}
 # rich: the demos and the command line are one face, what a person sees in the terminal; so it has two rooms.
@@ -138,6 +144,30 @@ def test_no_import_of_our_own_modules_is_guarded() -> None:
             ):
                 guarded.append(f"{path.name}:{node.lineno}")
     assert guarded == []
+
+
+RUNS_WHAT_IT_READS = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "code", "codeop"}
+RUNS_TEXT = {"eval", "exec", "compile", "__import__"}
+
+
+def test_nothing_that_is_read_can_run() -> None:
+    """Records, files and checkpoints are not trusted (docs/security.md): no module that unpickles is imported, no text is run.
+
+    Exempt: `testing/every_step` asks pickle whether a function can be sent to its own child process, and loads nothing.
+    """
+    found = []
+    for path in FILES:
+        place = path.relative_to(ROOT).as_posix()
+        found += [
+            f"{place}: import {name}"
+            for name in imports(path)
+            if name.split(".")[0] in RUNS_WHAT_IT_READS and place != "testing/every_step.py"
+        ]
+        if path.suffix == ".py":
+            calls = (node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+            found += [f"{place}: {f.id}(…)" for f in calls if isinstance(f, ast.Name) and f.id in RUNS_TEXT]
+            found += [f"{place}: allow_pickle" for _ in range("allow_pickle" in path.read_text())]
+    assert found == []
 
 
 def test_the_walk_sees_the_imports_of_a_kernel() -> None:
