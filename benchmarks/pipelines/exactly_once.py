@@ -38,7 +38,7 @@ from sabot.connectors.base import RECORD_SCHEMA, json_records
 from sabot.kafka import KafkaSink, KafkaSource, admin
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from broker import Broker
+from broker import running
 
 MODES = ("at_least_once", "exactly_once")
 COMPARED = ("rows_per_s", "cpu_seconds")
@@ -265,15 +265,8 @@ def main() -> None:
     if options.here:
         print(json.dumps(asyncio.run(run(options))))
         return
-    with tempfile.TemporaryDirectory(prefix="sabot-bench-") as folder:
-        broker = Broker(url=options.broker) if options.broker else Broker(Path(folder))
-        if broker.ours:
-            broker.start()
-        try:
-            outcome = measure(broker.url, options)
-        finally:
-            if broker.ours:
-                broker.stop()
+    with running(options.broker) as broker:
+        outcome = measure(broker, options)
     print(json.dumps({"benchmark": "exactly_once", "rounds": options.rounds, **outcome}))
     if options.bound is not None and any(outcome[job]["cost_percent"] > options.bound for job in options.jobs):
         sys.exit(1)
