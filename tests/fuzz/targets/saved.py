@@ -304,21 +304,25 @@ class _Job:
 
 def damaged_arrow(rng: random.Random, data: bytes) -> bytes:
     """A valid Arrow file or stream with other values, rows, columns or notes; what is none is damaged as bytes."""
-    opened, write = (ipc.open_file, ipc.new_file) if data.startswith(b"ARROW1") else (ipc.open_stream, ipc.new_stream)
     try:
-        reader = opened(pa.py_buffer(data))
-        schema = reader.schema
-        pieces = (
-            [reader.get_batch_with_custom_metadata(number) for number in range(reader.num_record_batches)]
-            if opened is ipc.open_file
-            else [(batch, None) for batch in reader]
-        )
-        for batch, _ in pieces:
-            batch.validate(full=True)  # it may be damaged already
-    except (pa.ArrowException, OSError):
+        return _rewritten_arrow(rng, data)
+    except (pa.ArrowException, OSError, TypeError, ValueError):  # damaged already: its names may be no UTF-8, too
         return mutated(rng, [data])
+
+
+def _rewritten_arrow(rng: random.Random, data: bytes) -> bytes:
+    opened, write = (ipc.open_file, ipc.new_file) if data.startswith(b"ARROW1") else (ipc.open_stream, ipc.new_stream)
+    reader = opened(pa.py_buffer(data))
+    schema = reader.schema
+    pieces = (
+        [reader.get_batch_with_custom_metadata(number) for number in range(reader.num_record_batches)]
+        if opened is ipc.open_file
+        else [(batch, None) for batch in reader]
+    )
     if not pieces:
-        return mutated(rng, [data])
+        raise ValueError("no batches")
+    for batch, _ in pieces:
+        batch.validate(full=True)
     at = rng.randrange(len(pieces))
     batch, notes = pieces[at]
     dice = rng.random()
@@ -334,12 +338,9 @@ def damaged_arrow(rng: random.Random, data: bytes) -> bytes:
         schema = batch.schema
     pieces[at] = (batch, notes)
     out = io.BytesIO()
-    try:
-        with write(out, schema) as writer:
-            for each, about in pieces:
-                writer.write_batch(each, about)
-    except (pa.ArrowException, TypeError, ValueError):
-        return mutated(rng, [data])
+    with write(out, schema) as writer:
+        for each, about in pieces:
+            writer.write_batch(each, about)
     return out.getvalue()
 
 
