@@ -64,7 +64,7 @@ def database_options(cache_bytes: int, extra: Mapping[str, Any], *, lookups: boo
     options.create_if_missing(True)
     options.create_missing_column_families(True)
     options.set_stats_dump_period_sec(0)
-    options.set_max_log_file_size(1 << 20)  # RocksDB's own log grows by some KB at each checkpoint
+    options.set_max_log_file_size(1 << 18)  # RocksDB's own log grows by some KB at each checkpoint
     options.set_keep_log_file_num(2)
     options.set_max_file_opening_threads(
         1
