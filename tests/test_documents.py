@@ -75,6 +75,16 @@ def bounded(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_is_left_in_the_project() -> Iterator[None]:
+    """Code of pages and examples writes files under plain names, so it runs in a folder that goes with the test."""
+    folders = [ROOT, ROOT / "docs", ROOT / "examples"]
+    before = {path for folder in folders for path in folder.iterdir()}
+    yield
+    left = {path.name for folder in folders for path in folder.iterdir() if path not in before}
+    assert {name for name in left if not name.startswith((".", "__pycache__"))} == set()
+
+
 # --- code in pages
 
 

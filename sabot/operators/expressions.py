@@ -26,7 +26,7 @@ from sabot.operators.arrays import broadcast, floats, integer_array, integers, i
 from sabot.operators.base import TIME_COLUMN
 from sabot.operators.casts import caster, common_type, integer_range, is_number, least_integer
 
-__all__ = ["Compiled", "compile_expr", "compile_predicate", "evaluate", "mask", "result_type"]
+__all__ = ["Compiled", "compile_expr", "compile_predicate"]
 
 Function = Callable[..., Any]
 
@@ -71,21 +71,6 @@ _SHOWN = 200  # characters of a value in a message
 _DOES_NOT_FIT = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowKeyError)
 
 
-def evaluate(expr: Expr, data: pa.RecordBatch) -> pa.Array:
-    """The expression's value for each row. Compiles it: who has many batches of one schema keeps `compile_expr`'s answer."""
-    return compile_expr(expr, data.schema)(data)
-
-
-def mask(expr: Expr, data: pa.RecordBatch) -> pa.BooleanArray:
-    """Whether each row passes: null does not, as false."""
-    return compile_predicate(expr, data.schema)(data).fill_null(False)
-
-
-def result_type(expr: Expr, schema: pa.Schema) -> pa.DataType:
-    """The type of the expression over these columns; UserError for a column that is not there, or types that do not fit."""
-    return compile_expr(expr, schema).type
-
-
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """An expression over one schema. Called with a batch of it, gives an array of `type`, a value a row. Threads may share it.
@@ -105,7 +90,7 @@ class Compiled:
 
 
 def compile_expr(expr: Expr, schema: pa.Schema) -> Compiled:
-    """The expression made ready for batches of `schema`. Raises like `result_type`."""
+    """The expression made ready for batches of `schema`. UserError for a column that is not there, or types that do not fit."""
     if expr.kind == "col":
         return _column(expr, schema)
     if expr.kind == "lit":

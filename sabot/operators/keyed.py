@@ -40,7 +40,7 @@ from sabot.operators.sessions import (
 )
 from sabot.state.tables import TableStore
 
-__all__ = ["CountAggregate", "Deduplicate", "Reduce", "ReduceAggregate", "RunningAggregate"]
+__all__ = ["CountAggregate", "Deduplicate", "Reduce", "RunningAggregate"]
 
 Array: TypeAlias = pa.Array
 Row = dict[str, Any]
@@ -486,34 +486,6 @@ class _ReduceSnapshot:
 
     def discard(self) -> None:
         self._runs, self._rows = [], []
-
-
-class ReduceAggregate:
-    """`function(a, b)` over the rows of a window: a `gathered.UserAggregate` over all columns; the result is a struct of `fields`.
-
-    Rows are taken in the order in which they come; what was made of two parts of a window becomes one by the function too.
-    """
-
-    def __init__(self, function: Callable[[Row, Row], Row], fields: pa.Schema) -> None:
-        self.type = pa.struct(list(fields))
-        self.name = f"reduce by {_name_of(function)}"
-        self._function, self._names = function, fields.names
-
-    def init(self) -> Row | None:
-        return None
-
-    def accumulate(self, state: Row | None, values: pa.RecordBatch) -> Row | None:
-        for row in values.select(self._names).to_pylist():
-            state = row if state is None else self._function(state, row)
-        return state
-
-    def merge(self, state: Row | None, other: Row | None) -> Row | None:
-        if state is None or other is None:
-            return other if state is None else state
-        return self._function(state, other)
-
-    def finish(self, state: Row | None) -> Row | None:
-        return state
 
 
 def _check_running(whole: Sequence[Call]) -> None:

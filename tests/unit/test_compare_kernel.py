@@ -14,12 +14,16 @@ from hypothesis import strategies as st
 
 from sabot._cython.compare import LITERALS, LiteralSet, contains, equal_literal, starts_with
 from sabot.api.expr import Expr, col, lit
-from sabot.operators.expressions import evaluate
+from sabot.operators.expressions import compile_expr
 
 Test = Callable[[bytes], bool]
 
 POOL = st.lists(st.binary(max_size=20) | st.text("ab\0", max_size=20).map(str.encode), min_size=1, max_size=6)
 EIGHTS = [b"12345678", b"1234567", b"123456789", b"12345678abcdefgh", b"12345678Xabcdefgh", b"12345678Yabcdefgh"]
+
+
+def evaluate(expr: Expr, batch: pa.RecordBatch) -> pa.Array:
+    return compile_expr(expr, batch.schema)(batch)
 
 
 def in_set(values: Sequence[bytes]) -> Callable[[pa.Array], pa.Array]:

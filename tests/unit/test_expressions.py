@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sabot._cython.keyed import select_rows
 from sabot.api import expr as sabot_expr
 from sabot.api.expr import Expr, as_type, coalesce, col, lit, struct, when
 from sabot.errors import DataError, UserError
 from sabot.operators.base import TIME_COLUMN
-from sabot.operators.expressions import compile_expr, evaluate, mask, result_type
+from sabot.operators.expressions import compile_expr, compile_predicate
 
 NAN, INF = math.nan, math.inf
 LEAST, GREATEST = -(2**63), 2**63 - 1
@@ -55,6 +56,10 @@ FRAME = {
 BATCH = pa.record_batch(FRAME)
 
 
+def evaluate(expr: Expr, batch: pa.RecordBatch) -> pa.Array:
+    return compile_expr(expr, batch.schema)(batch)
+
+
 class Ours:
     """What a case is written with: our functions, or polars'."""
 
@@ -89,7 +94,7 @@ def by_polars(case: Callable[[Any], Any], batch: pa.RecordBatch) -> list[Any]:
 def ours(case: Callable[[Any], Any], batch: pa.RecordBatch) -> list[Any]:
     array = evaluate(case(Ours), batch)
     assert isinstance(array, pa.Array)
-    assert array.type == result_type(case(Ours), batch.schema)
+    assert array.type == compile_expr(case(Ours), batch.schema).type
     array.validate(full=True)
     return plain(array.to_pylist())
 
@@ -344,9 +349,9 @@ def test_numbers_meet_in_the_types_of_polars(sign: str) -> None:
             if expected == pl.Int128 or (a == "uint64" and b == -1):
                 if sign != "**" and isinstance(b, str):
                     with pytest.raises(UserError, match="uint64"):
-                        result_type(expr, schema)
+                        compile_expr(expr, schema)
                 continue
-            made = result_type(expr, schema)
+            made = compile_expr(expr, schema).type
             if {"float": "Float32", "double": "Float64"}.get(str(made), str(made)).lower() != str(expected).lower():
                 wrong.append((a, sign, b, str(made), str(expected)))
     assert wrong == []
@@ -384,24 +389,24 @@ def test_numbers_meet_in_the_types_of_polars(sign: str) -> None:
 )
 def test_what_does_not_fit_is_a_user_error_at_build_time(expr: Expr, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        result_type(expr, BATCH.schema)
+        compile_expr(expr, BATCH.schema)
 
 
 def test_the_column_of_event_time_is_not_offered() -> None:
     schema = pa.schema([("a", pa.int64()), (TIME_COLUMN, pa.int64())])
     with pytest.raises(UserError) as caught:
-        result_type(col("b"), schema)
+        compile_expr(col("b"), schema)
     assert TIME_COLUMN not in str(caught.value)
     with pytest.raises(UserError, match="2 columns 'a'"):
-        result_type(col("a"), pa.schema([("a", pa.int64()), ("a", pa.int64())]))
+        compile_expr(col("a"), pa.schema([("a", pa.int64()), ("a", pa.int64())]))
 
 
 def test_a_predicate_is_true_or_false_and_null_does_not_pass() -> None:
     batch = pa.record_batch({"a": [1, None, 3]})
-    assert mask(col("a") > 1, batch).to_pylist() == [False, False, True]
-    assert mask(lit(None), batch).to_pylist() == [False, False, False]
+    for predicate, passing in [(col("a") > 1, [2]), (lit(None), []), (col("a") < 9, [0, 2])]:
+        assert select_rows(compile_predicate(predicate, batch.schema)(batch)).to_pylist() == passing
     with pytest.raises(UserError, match="int64, not true or false"):
-        mask(col("a") + 1, batch)
+        compile_predicate(col("a") + 1, batch.schema)
 
 
 # -- casts ----------------------------------------------------------------------------------------------------------------
@@ -529,7 +534,7 @@ def test_int64_columns_are_ms_since_1970(unit: str) -> None:
     as_ints = pa.record_batch({"t": BATCH.column("ms").cast(pa.int64())})
     as_times = pa.record_batch({"t": BATCH.column("ms")})
     trunc = col("t").dt.date_trunc(unit)
-    assert result_type(trunc, as_ints.schema) == pa.int64()
+    assert compile_expr(trunc, as_ints.schema).type == pa.int64()
     assert evaluate(trunc, as_ints).to_pylist() == evaluate(trunc, as_times).cast(pa.int64()).to_pylist()
     for expr in (
         col("t").dt.hour(),

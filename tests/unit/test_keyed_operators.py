@@ -22,9 +22,9 @@ import sabot
 from sabot import App
 from sabot.api.stream import Stream
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.aggregates import Aggregator, Call
+from sabot.operators.aggregates import Call
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
-from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, ReduceAggregate, RunningAggregate
+from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, RunningAggregate
 from sabot.testing import END, ScriptedSource
 
 FEW = settings(max_examples=25, deadline=None)
@@ -380,25 +380,6 @@ def test_an_error_of_the_users_function_says_at_which_key(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"reduce by .*lambda.*: KeyError: 'z'; at the key {'user': 'a'}") as caught:
         run.feed(batch_of([("a", 1.0, None, 0), ("a", 2.0, None, 0)]))
     assert isinstance(caught.value.__cause__, KeyError)
-
-
-def test_an_error_in_a_window_that_is_reduced_says_which_function(tmp_path: Path) -> None:
-    calls = [Call("row", "user", function=ReduceAggregate(lambda a, b: a["z"], pa.schema([("x", pa.float64())])))]
-    run = OperatorRun(lambda: CountAggregate(3, ["user"], calls), SCHEMA, ["user"], tmp_path)
-    with pytest.raises(UserError, match=r"aggregate row: reduce by .*lambda.*\.accumulate: KeyError: 'z'; over 2 rows"):
-        run.feed(batch_of([("a", 1.0, None, 0), ("a", 2.0, None, 0)]))
-
-
-def test_a_function_of_two_rows_reduces_windows_too(tmp_path: Path) -> None:
-    fields = pa.schema([("x", pa.float64()), ("tag", pa.string())])
-    both = ReduceAggregate(lambda a, b: {"x": a["x"] + b["x"], "tag": b["tag"]}, fields)
-    calls = [Call("row", "user", function=both)]
-    run = OperatorRun(lambda: CountAggregate(3, ["user"], calls), SCHEMA, ["user"], tmp_path)
-    run.feed(batch_of([("a", float(n), f"t{n}", n) for n in range(5)]), 2)
-    run.restart(1)
-    run.end()
-    assert [row["row"] for row in run.results] == [{"x": 3.0, "tag": "t2"}, {"x": 7.0, "tag": "t4"}]
-    assert Aggregator([], calls, SCHEMA).schema.field("row").type == pa.struct(list(fields))
 
 
 def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path) -> None:
