@@ -22,7 +22,7 @@ ORDER = [
     "steps",
     "disk",
     "exits",
-    "aside",
+    "threads",
     "watch",
     "metrics",
     "_cython",

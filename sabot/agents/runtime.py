@@ -20,7 +20,6 @@ from sabot._cython.partition import HASH_VERSION
 from sabot.agents.process import AgentProcess, AgentState
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes import Write
-from sabot.aside import aside
 from sabot.checkpoint import CheckpointStorage, Coordinator, Delivery, Manifest, Requests, StagedSink
 from sabot.clock import Clock
 from sabot.config import Restart, parse_broker
@@ -43,11 +42,10 @@ from sabot.metrics import Metrics, Sample
 from sabot.operators import AgentOperator
 from sabot.redaction import redacted_url, scrubbed
 from sabot.runtime.agent_job import AgentJob
-from sabot.runtime.agent_threads import tell
 from sabot.runtime.facts import check_facts
-from sabot.runtime.host import Handle, threads, to_the_end
 from sabot.runtime.stream_job import StoppedEarly, StreamJob, Surroundings
 from sabot.state import StateBackend, load_snapshot
+from sabot.threads import Handle, aside, tell, threads, to_the_end
 from sabot.watch import unexpected, watched
 
 if TYPE_CHECKING:

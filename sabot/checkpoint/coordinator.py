@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from sabot.aside import aside
 from sabot.checkpoint.delivery import Delivery
 from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredTask
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -35,6 +34,7 @@ from sabot.disk import copy_private, make_folder, private
 from sabot.errors import CheckpointFailed, JobLocked, SabotError, UserError
 from sabot.exits import EXITS, carried
 from sabot.steps import step
+from sabot.threads import aside
 from sabot.watch import guarded, watched
 
 __all__ = ["Coordinator", "StateSnapshot", "TaskSnapshot"]

@@ -24,14 +24,14 @@ from typing import Any
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
-from sabot.aside import aside
-from sabot.checkpoint.lanes import LaneWork, Spawn
+from sabot.checkpoint.lanes import LaneWork
 from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredLane
 from sabot.clock import Clock
 from sabot.connectors.base import Sink
 from sabot.disk import make_folder
 from sabot.errors import JobLocked, SabotError, UserError
 from sabot.redaction import clean_cause
+from sabot.threads import Spawn, aside
 
 __all__ = ["Delivery", "StagedSink"]
 

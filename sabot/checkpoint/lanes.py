@@ -4,7 +4,7 @@ import logging
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,8 +20,9 @@ from sabot.connectors.base import Lane, Sink, Token
 from sabot.errors import DataError, JobLocked, SabotError, TransientError, UserError
 from sabot.faults import hint_of
 from sabot.steps import step
+from sabot.threads import Handle, Spawn
 
-__all__ = ["FULL_BYTES", "FULL_EPOCHS", "LaneRun", "LaneWork", "Spawn"]
+__all__ = ["FULL_BYTES", "FULL_EPOCHS", "LaneRun", "LaneWork"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,22 +31,6 @@ FULL_BYTES = 1 << 30  # of parts that wait or are being written, of one lane
 RENEW_SECONDS = 3600.0  # a token that is not renewed may be forgotten by its receiver
 _LEFT_SECONDS = 30.0  # how long a start waits for a delivery that an earlier one left behind
 _BACKOFF_SECONDS = (0.2, 10.0)  # after a failed delivery: the first wait, doubled up to the last
-
-
-class Spawned(Protocol):
-    """A thread of control."""
-
-    def start(self) -> None:
-        """It begins."""
-
-    def join(self, timeout: float | None = None) -> None:
-        """Waits for its end, at most so many seconds."""
-
-    def is_alive(self) -> bool:
-        """It has begun, and not ended."""
-
-
-Spawn = Callable[[str, Callable[[float], bool | None]], Spawned]
 
 
 class LaneRun(Protocol):
@@ -102,7 +87,7 @@ class LaneWork:
         self._finish = False
         self._note = ""
         self.name = Lane("", lane_id, "")  # set by `open`
-        self._thread: Spawned | None = None
+        self._thread: Handle | None = None
 
     # -- the start ----------------------------------------------------------------------------------------------------
 
@@ -423,7 +408,7 @@ class LaneWork:
             }
 
 
-_left: dict[int, tuple[Sink, Spawned]] = {}  # sinks in which a delivery of an earlier run of this process hangs
+_left: dict[int, tuple[Sink, Handle]] = {}  # sinks in which a delivery of an earlier run of this process hangs
 
 
 def _wait_for_left(sink: Sink) -> None:

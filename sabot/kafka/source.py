@@ -11,7 +11,7 @@ from sabot.config import Duration, parse_broker, parse_seconds
 from sabot.connectors.base import Positions, Record, Source, iterate_records
 from sabot.connectors.memory import MemorySource
 from sabot.errors import UserError
-from sabot.kafka.bridge import done
+from sabot.threads import done
 
 if TYPE_CHECKING:
     from sabot.kafka.reader import KafkaReader

@@ -16,7 +16,6 @@ from sabot._cython.rows import bytes_list
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.base import Headers, Sink, header_rows, refuse_json_types, to_records
 from sabot.errors import DataError, RowErrors, SabotError, TransientError, UserError
-from sabot.kafka.bridge import done
 from sabot.kafka.client import (
     MESSAGE_BYTES,
     Link,
@@ -29,6 +28,7 @@ from sabot.kafka.client import (
     said,
 )
 from sabot.redaction import clean_cause
+from sabot.threads import done
 from sabot.watch import guarded
 
 __all__ = ["KafkaSender", "KafkaWriter", "Refusals", "check_sizes", "largest_record", "produce", "refusal"]

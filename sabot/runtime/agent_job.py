@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from sabot.api.agent import AgentSpec
-from sabot.aside import aside
 from sabot.checkpoint import Coordinator, Manifest
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
@@ -18,8 +17,9 @@ from sabot.faults import taking_over
 from sabot.operators import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
 from sabot.runtime.agent_task import AgentTask, OperatorPort, positions_of
 from sabot.runtime.agent_threads import SinkTask, SourceTask
-from sabot.runtime.host import Handle, interpreter, to_the_end
+from sabot.runtime.host import interpreter
 from sabot.state import StateBackend
+from sabot.threads import Handle, aside, to_the_end
 from sabot.watch import unexpected, watched
 
 __all__ = ["AgentJob"]

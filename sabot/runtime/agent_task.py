@@ -28,8 +28,9 @@ from sabot.exits import EXITS, carried, exit_in
 from sabot.metrics import Sample
 from sabot.operators import AgentOperator
 from sabot.operators.agent import Resume
-from sabot.runtime.agent_threads import SinkTask, SourceTask, tell
+from sabot.runtime.agent_threads import SinkTask, SourceTask
 from sabot.state import HeldWrites, MemoryBackend, RocksDBBackend, Snapshot, StateBackend
+from sabot.threads import tell
 from sabot.watch import watched
 
 __all__ = ["AgentTask", "OperatorPort", "positions_of"]

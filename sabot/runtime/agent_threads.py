@@ -9,16 +9,15 @@ from typing import Any
 
 from sabot._cython.batch import Batch
 from sabot._cython.channel import END, Barrier, Channel, ChannelClosed
-from sabot.aside import aside
 from sabot.codecs.json import JsonCodec
 from sabot.connectors.base import RECORD_SCHEMA, Positions, Sink, Source, bounded
 from sabot.errors import SabotError
 from sabot.exits import EXITS
 from sabot.operators import decoded
-from sabot.runtime.host import Handle, threads
 from sabot.runtime.inputs import commit_offsets
+from sabot.threads import Handle, aside, tell, threads
 
-__all__ = ["SinkTask", "SourceTask", "tell"]
+__all__ = ["SinkTask", "SourceTask"]
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +110,7 @@ class SourceTask:
     # -- in the thread ------------------------------------------------------------------------------------------------
 
     def step(self, wait_seconds: float) -> bool | None:
-        """Reads a batch (`host.Step`)."""
+        """Reads a batch (`threads.Turn`)."""
         try:
             took = self._turn(wait_seconds)
         except ChannelClosed:
@@ -317,7 +316,7 @@ class SinkTask:
     # -- in the thread ------------------------------------------------------------------------------------------------
 
     def step(self, wait_seconds: float) -> bool | None:
-        """Writes an element (`host.Step`)."""
+        """Writes an element (`threads.Turn`)."""
         try:
             return self._turn(wait_seconds)
         except BaseException as error:
@@ -351,12 +350,3 @@ def closed(connector: Source | Sink) -> None:
         connector.close()
     except (Exception, *EXITS):
         _log.exception("%s could not be closed", connector.name)
-
-
-def tell(loop: asyncio.AbstractEventLoop, what: Callable[..., object], *values: Any) -> None:
-    """From a thread to the loop; a thread that was left behind may come back when there is no loop any more."""
-    try:
-        loop.call_soon_threadsafe(what, *values)
-    except RuntimeError:
-        if not loop.is_closed():
-            raise

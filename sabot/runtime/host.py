@@ -1,67 +1,13 @@
-"""The process that hosts tasks: its threads of control, the settings of its interpreter, and steps on its event loop that must
-not stop half way.
-"""
+"""The process that hosts a job: the settings of its interpreter, and an event loop where one runs already."""
 
 import asyncio
 import gc
 import sys
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-__all__ = ["Handle", "Interpreter", "Step", "Threads", "interpreter", "run_here", "threads", "to_the_end"]
-
-T = TypeVar("T")
-
-Step = Callable[[float], bool | None]
-"""One turn of a thread of control: `step(wait_seconds)` takes one element if there is one, and waits for it at most so long.
-
-True: it took one. None: there was none, or no room for what it had made. False: it is over, and is not called again. Never raises.
-With 0 seconds it never waits, for nothing: what a full channel refuses stays with the thread until a later turn.
-"""
-
-_WAIT_SECONDS = 0.05
-
-
-class Handle(Protocol):
-    """A thread of control from outside."""
-
-    def start(self) -> None:
-        """Its first turn may come."""
-
-    def join(self, timeout: float | None = None) -> None:
-        """Returns when it is over, or after `timeout` seconds."""
-
-    def is_alive(self) -> bool:
-        """Between `start` and its end."""
-
-
-class Threads:
-    """Where the engine's threads of control come from: threads of the process, unless a simulation puts its own in their place."""
-
-    def __init__(self) -> None:
-        self._make: Callable[[str, Step], Handle] = _Thread
-
-    def spawn(self, name: str, step: Step) -> Handle:
-        """A thread of control that takes its turns until it is over; `start` begins."""
-        return self._make(name, step)
-
-    def made_by(self, make: Callable[[str, Step], Handle] | None) -> None:
-        """From now on `make(name, step)` makes them; None: threads of the process."""
-        self._make = make or _Thread
-
-
-class _Thread(threading.Thread):
-    def __init__(self, name: str, step: Step) -> None:
-        super().__init__(name=name, daemon=True)
-        self._step = step
-
-    def run(self) -> None:
-        while self._step(_WAIT_SECONDS) is not False:
-            pass
-
-
-threads = Threads()
+__all__ = ["Interpreter", "interpreter", "run_here"]
 
 
 class Interpreter:
@@ -90,22 +36,6 @@ class Interpreter:
 
 
 interpreter = Interpreter()
-
-
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """For steps that must not stop half way (a lock being taken, everything being closed): who is cancelled meanwhile, however
-    often, waits for the step's end, then goes.
-    """
-    step = asyncio.ensure_future(work)
-    cancelled = False
-    while not step.done():
-        try:
-            await asyncio.wait([step])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
-    return step.result()
 
 
 def run_here(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -17,7 +17,6 @@ import pyarrow as pa
 from sabot._cython.batch import Batch
 from sabot._cython.channel import IDLE, Channel
 from sabot.api.nodes import Read, Write
-from sabot.aside import aside
 from sabot.checkpoint import Coordinator, Manifest, StoredTask, TaskSnapshot
 from sabot.checkpoint.coordinator import link_or_copy
 from sabot.clock import Clock
@@ -47,9 +46,10 @@ from sabot.plan import (
     planned,
 )
 from sabot.plan.optimise import walk, with_schemas
-from sabot.runtime.host import Handle, interpreter, to_the_end
+from sabot.runtime.host import interpreter
 from sabot.runtime.inputs import GateInput, SourceInput, Watermarks
 from sabot.runtime.task import Chain, Link, Output, StreamTask, receiver_of
+from sabot.threads import Handle, aside, to_the_end
 
 __all__ = ["StoppedEarly", "StreamJob", "Surroundings"]
 

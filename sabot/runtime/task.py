@@ -17,15 +17,14 @@ from sabot._cython.batch import Batch
 from sabot._cython.channel import ACTIVE, END, IDLE, Abort, Barrier, Channel, ChannelClosed, Watermark
 from sabot._cython.keyed import hash_columns
 from sabot._cython.partition import partition_indices
-from sabot.aside import aside
 from sabot.checkpoint import Coordinator, TaskSnapshot
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import InternalError, SabotError
 from sabot.exits import EXITS, carried
 from sabot.faults import taking_over
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, Operator, OperatorState, SavedState
-from sabot.runtime.host import threads
 from sabot.runtime.inputs import Input
+from sabot.threads import aside, threads
 
 __all__ = ["Chain", "Link", "Output", "StreamTask"]
 
@@ -294,7 +293,7 @@ class StreamTask:
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def step(self, wait_seconds: float) -> bool | None:
-        """Takes an element (`host.Step`)."""
+        """Takes an element (`threads.Turn`)."""
         try:
             took = self._turn(wait_seconds)
         except ChannelClosed:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from sabot.aside import aside
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.disk import private
 from sabot.errors import CorruptCheckpoint, UserError
@@ -16,6 +15,7 @@ from sabot.faults import unreadable
 from sabot.state.base import BackendConfig, ClosedTables, Snapshot, StateBackend, next_snapshot_id
 from sabot.state.expiry import Expiry, convert
 from sabot.state.files import made_whole
+from sabot.threads import aside
 
 __all__ = ["STATE_FILE", "MemoryBackend", "MemorySnapshot"]
 

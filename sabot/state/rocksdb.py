@@ -19,7 +19,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
-from sabot.aside import aside
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.disk import make_folder, own_folder
 from sabot.errors import CheckpointFailed, SabotError, UserError
@@ -28,6 +27,7 @@ from sabot.state.base import BackendConfig, ClosedTables, Snapshot, StateBackend
 from sabot.state.database import Database, database_options, read_database, read_mark
 from sabot.state.expiry import Expiry, convert
 from sabot.state.files import link_tree, lock_directory, made_whole, remove_tree
+from sabot.threads import aside
 
 __all__ = ["RocksDBBackend", "RocksDBSnapshot"]
 

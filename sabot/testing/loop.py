@@ -1,7 +1,7 @@
 """A whole app on one thread: an event loop that also gives the engine's threads their turns, in an order that a seed decides.
 
     ready        callbacks of the event loop, first come, first served
-    threads      of the engine (`runtime.host.Step`), one step at a time
+    threads      of the engine (`sabot.threads.Turn`), one turn at a time
     jobs         of the loop's executors: run when their turn comes, and their result goes to the loop
     timers       due when virtual time has come so far: it moves a little with each turn, and on to the next timer when nothing else can
 
@@ -25,7 +25,7 @@ from typing import Any, TypeVar, TypeVarTuple
 
 from sabot.clock import SYSTEM_CLOCK
 from sabot.errors import InternalError
-from sabot.runtime.host import Step, threads
+from sabot.threads import Turn, threads
 
 __all__ = ["SimulatedLoop", "Stuck"]
 
@@ -48,9 +48,9 @@ class Stuck(InternalError):
 class _Thread:
     """A thread of control that takes its turns when the loop says so."""
 
-    def __init__(self, name: str, step: Step, loop: "SimulatedLoop") -> None:
+    def __init__(self, name: str, turn: Turn, loop: "SimulatedLoop") -> None:
         self.name = name
-        self._step = step
+        self._take = turn
         self._loop = loop
         self._alive = False
         self.lazy = loop.dice.choice((0.0, 0.0, 0.5, 0.95))  # how often it lets others go first
@@ -75,7 +75,7 @@ class _Thread:
         loop.now_in = who
 
     def turn(self) -> bool | None:
-        took = self._step(0.0)
+        took = self._take(0.0)
         if took is False:
             self._alive = False
             self._loop.threads.remove(self)
@@ -156,7 +156,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         hooks, to_the_disk, submit = sys.get_asyncgen_hooks(), os.fsync, ThreadPoolExecutor.submit
         own = vars(SYSTEM_CLOCK)
         self._running = True
-        threads.made_by(lambda name, step: _Thread(name, step, self))
+        threads.made_by(lambda name, turn: _Thread(name, turn, self))
         sys.set_asyncgen_hooks(begin, end)
         os.fsync = lambda fd: None  # no power fails in here
         ThreadPoolExecutor.submit = _submit_here  # type: ignore[method-assign, assignment]  # whose results are waited for, by a thread

@@ -9,11 +9,11 @@ from sabot._cython.channel import END, Barrier, Channel, Watermark
 from sabot.checkpoint import Coordinator
 from sabot.clock import ManualClock
 from sabot.runtime.agent_threads import SourceTask
-from sabot.runtime.host import threads
 from sabot.runtime.inputs import SourceInput, Watermarks
 from sabot.runtime.task import Chain, Output, StreamTask
 from sabot.testing import ScriptedSource
 from sabot.testing.script import END as THE_END
+from sabot.threads import threads
 
 ROWS = pa.record_batch({"n": [1, 2, 3]})
 
