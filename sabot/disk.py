@@ -22,20 +22,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from sabot.errors import UserError
+from sabot.errors import SabotError, UserError
 
 __all__ = [
     "TemporaryFolder",
     "close_to_others",
     "copy_private",
     "hold",
+    "link_or_copy",
+    "lock",
     "make_folder",
+    "name_new",
     "no_link",
     "open_lock",
     "own_folder",
     "private",
     "regular",
     "remove_left",
+    "sync",
     "tell_of_open_folder",
 ]
 
@@ -43,6 +47,7 @@ _log = logging.getLogger(__name__)
 
 _MARK = "temporary.lock"  # in each TemporaryFolder, held by its process: the mark of those that may be removed
 
+_NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 _NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS}  # of a file system without modes
 
 
@@ -75,6 +80,41 @@ def copy_private(file: Path, copy: Path) -> None:
     with open(copy, "xb", opener=private):
         pass
     shutil.copyfile(file, copy)
+
+
+def link_or_copy(file: Path | str, copy: Path | str) -> bool:
+    """A file that never changes again, under a second name, which is new. False: no link can be (another file system, one without
+    links, too many links), so it is a copy, which is not safe on disk before `sync`. Raises OSError.
+    """
+    try:
+        os.link(file, copy)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        copy_private(Path(file), Path(copy))
+        return False
+    return True
+
+
+def name_new(unfinished: Path, name: Path) -> None:
+    """The file under a name that nothing has. Raises FileExistsError where something has it; OSError."""
+    try:
+        os.link(unfinished, name)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if name.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(name)) from error
+        os.rename(unfinished, name)
+
+
+def sync(path: Path) -> None:
+    """The contents of a file, or the names in a folder, are safe on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(folder: Path) -> None:
@@ -168,6 +208,26 @@ def open_lock(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def lock(path: Path, holder: str, taken: Callable[[str], SabotError]) -> IO[bytes]:
+    """The file at `path`, with the text `holder` in it, locked until it is closed or the process is gone, however it ended.
+
+    It is made where it is missing, and never removed: two processes would hold two locks. Raises `taken(text)` where another process
+    has it, with the text of that one; UserError where something else is in its place; OSError.
+    """
+    file = os.fdopen(open_lock(path), "rb+", buffering=0)
+    try:
+        try:
+            hold(file)
+        except BlockingIOError:
+            raise taken(file.read(400).decode("utf-8", "replace").strip()) from None
+        file.truncate(0)
+        file.write(holder.encode())
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def tell_of_open_folder(folder: Path) -> None:

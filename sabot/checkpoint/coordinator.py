@@ -14,7 +14,6 @@ the end in every case, also when it comes too late.
 """
 
 import asyncio
-import errno
 import logging
 import os
 import re
@@ -30,7 +29,7 @@ from sabot.checkpoint.delivery import Delivery
 from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredTask
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
-from sabot.disk import copy_private, make_folder, private
+from sabot.disk import link_or_copy, make_folder, private
 from sabot.errors import CheckpointFailed, JobLocked, SabotError, UserError
 from sabot.exits import EXITS, carried
 from sabot.steps import step
@@ -595,16 +594,6 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def link_or_copy(file: Path, path: Path) -> None:
-    """The file under another name as well; where two disks are between, a copy."""
-    try:
-        os.link(file, path)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-            raise
-        copy_private(file, path)
 
 
 def _path(index: int, name: str) -> str:

@@ -24,6 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -36,14 +37,15 @@ from sabot.config import checked_path
 from sabot.disk import (
     TemporaryFolder,
     close_to_others,
-    copy_private,
-    hold,
+    link_or_copy,
+    lock,
     make_folder,
-    open_lock,
+    name_new,
     own_folder,
     private,
     regular,
     remove_left,
+    sync,
     tell_of_open_folder,
 )
 from sabot.errors import CorruptCheckpoint, JobLocked, UserError
@@ -64,7 +66,6 @@ _READ_BYTES = 1 << 20
 _UPLOAD_BYTES = 8 << 20
 _UPLOADS = 8  # at a time: an object store answers one after some 50 ms, whatever its size
 _READERS = 4
-_NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 _OBJECT_STORES = {"s3", "gcs", "abfs"}  # an object is there when it was sent wholly, and needs no folder
 
 _Inode = tuple[int, int]  # device, number
@@ -281,13 +282,7 @@ class Place(ABC):
         return folder
 
     def _link(self, file: Path, target: Path, stored: StoredFile) -> None:
-        try:
-            os.link(file, target)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            copy_private(file, target)  # no symbolic link: whoever restores links it into his own directory
-        else:
+        if link_or_copy(file, target):  # no symbolic link: whoever restores links it into his own directory
             status = file.stat()
             self.known[status.st_dev, status.st_ino] = (status.st_size, status.st_mtime_ns, stored)
 
@@ -309,9 +304,9 @@ class Place(ABC):
 
     # Below: for both
 
-    def _take_scratch(self, lock: Path, scratch: Path) -> None:
-        """`scratch` is empty, and belongs to who has `lock`."""
-        lock_file = _lock(lock)
+    def _take_scratch(self, lock_path: Path, scratch: Path) -> None:
+        """`scratch` is empty, and belongs to who has the lock."""
+        lock_file = lock(lock_path, f"{this_worker()}\n", partial(_taken, lock_path.parent))
         try:
             own_folder(scratch)
             shutil.rmtree(scratch)
@@ -334,7 +329,7 @@ class LocalPlace(Place):
     def own(self) -> None:
         if not self.where.exists():
             make_folder(self.where)
-            _sync(self.where.parent)
+            sync(self.where.parent)
         tell_of_open_folder(self.where)
         self._take_scratch(self.where / "LOCK", self.where / "scratch")
         own_folder(self.where / "requests")  # here, so that it is ours whoever asks
@@ -368,9 +363,9 @@ class LocalPlace(Place):
                     written.write(file, data)
                     file.flush()
                     os.fsync(file.fileno())
-                _name(unfinished, target)
+                name_new(unfinished, target)
                 try:
-                    _sync(target.parent)
+                    sync(target.parent)
                 except OSError:
                     target.unlink()  # failed means gone
                     raise
@@ -390,20 +385,14 @@ class LocalPlace(Place):
         self._make(target.parent)
         with step("link", target):
             target.unlink(missing_ok=True)
-            try:
-                os.link(path, target)
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                copy_private(path, target)
-                safe = False
-        if not safe:
+            linked = link_or_copy(path, target)
+        if not (linked and safe):
             _sync_data(target)
         self._unsynced.add(target.parent)
 
     def sync(self) -> None:
         for folder in sorted(self._unsynced):
-            _sync(folder)
+            sync(folder)
             self._unsynced.discard(folder)
 
     def remove(self, names: Iterable[str]) -> None:
@@ -415,7 +404,7 @@ class LocalPlace(Place):
             folders.add(path.parent)
         for folder in sorted(folders):
             if folder.exists():
-                _sync(folder)
+                sync(folder)
 
     def read(self, name: str) -> bytes:
         with open(self.where / name, "rb", opener=regular) as file:
@@ -671,35 +660,11 @@ def _as_os_error() -> Iterator[None]:
         raise OSError(scrubbed(str(error))) from cause
 
 
-def _lock(path: Path) -> IO[bytes]:
-    file = os.fdopen(open_lock(path), "rb+", buffering=0)
-    try:
-        hold(file)
-        file.truncate(0)
-        file.write(f"{this_worker()}\n".encode())
-    except BlockingIOError:
-        owner = file.read(400).decode("utf-8", "replace").strip()
-        file.close()
-        raise JobLocked(
-            f"{path.parent} is in use by {owner or 'another process'}",
-            hint="stop that process first, or give this job another directory (checkpoint_dir=)",
-        ) from None
-    except OSError:
-        file.close()
-        raise
-    return file
-
-
-def _name(unfinished: Path, target: Path) -> None:
-    """Gives the file this name too. Raises FileExistsError."""
-    try:
-        os.link(unfinished, target)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        if target.exists():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
-        os.rename(unfinished, target)
+def _taken(directory: Path, owner: str) -> JobLocked:
+    return JobLocked(
+        f"{directory} is in use by {owner or 'another process'}",
+        hint="stop that process first, or give this job another directory (checkpoint_dir=)",
+    )
 
 
 def _sync_data(path: Path) -> None:
@@ -711,13 +676,5 @@ def _sync_data(path: Path) -> None:
             os.fsync(descriptor)
         else:
             os.fdatasync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

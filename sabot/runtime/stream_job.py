@@ -18,13 +18,12 @@ from sabot._cython.batch import Batch
 from sabot._cython.channel import IDLE, Channel
 from sabot.api.nodes import Read, Write
 from sabot.checkpoint import Coordinator, Manifest, StoredTask, TaskSnapshot
-from sabot.checkpoint.coordinator import link_or_copy
 from sabot.clock import Clock
 from sabot.codecs import Codec, JsonCodec, TableCodec
 from sabot.codecs.json import schema_of_text
 from sabot.connectors.base import RECORD_SCHEMA, Delivery, Positions, Sink, Source
 from sabot.connectors.files.sink import FileSink
-from sabot.disk import make_folder, own_folder
+from sabot.disk import link_or_copy, make_folder, own_folder
 from sabot.errors import SabotError, UserError
 from sabot.faults import taking_over
 from sabot.metrics import Sample
@@ -123,7 +122,7 @@ class _Carried:
         self._directory = directory
 
     async def save(self, directory: Path) -> int:
-        await aside(lambda: shutil.copytree(self._directory, directory, copy_function=_link))
+        await aside(lambda: shutil.copytree(self._directory, directory, copy_function=link_or_copy))
         return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
     def discard(self) -> None:
@@ -760,10 +759,6 @@ def _reads(stored: StoredTask) -> bool:
 
 def _some(sources: Mapping[str, str]) -> str:
     return ", ".join(f"{source} ({stage})" for stage, source in sorted(sources.items())) or "nothing"
-
-
-def _link(file: str, path: str) -> None:
-    link_or_copy(Path(file), Path(path))
 
 
 def _nothing(checkpoint_id: int) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from sabot.disk import copy_private, hold, make_folder, open_lock, own_folder, tell_of_open_folder
+from sabot.disk import copy_private, link_or_copy, lock, make_folder, own_folder, sync, tell_of_open_folder
 from sabot.errors import JobLocked, UserError
 from sabot.faults import hint_of
 
@@ -21,26 +21,19 @@ def lock_directory(directory: Path) -> IO[bytes]:
 
     Raises JobLocked, naming the directory and the process that has it; UserError if it cannot be made.
     """
+
+    def taken(holder: str) -> JobLocked:
+        return JobLocked(
+            f"state directory {directory} is in use by process {holder or 'unknown'}",
+            hint="stop it, or give another directory",
+        )
+
     try:
         own_folder(directory)
         tell_of_open_folder(directory.parent)
-        file = os.fdopen(open_lock(directory / "lock"), "rb+")  # never removed: two processes would hold two locks
+        return lock(directory / "lock", str(os.getpid()), taken)
     except OSError as error:
         raise UserError(f"state directory {directory}: {error}", hint=hint_of(error)) from error
-    try:
-        hold(file)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read(20).decode(errors="replace") or "unknown"
-        file.close()
-        raise JobLocked(
-            f"state directory {directory} is in use by process {holder}", hint="stop it, or give another directory"
-        ) from None
-    file.truncate(0)
-    file.seek(0)
-    file.write(str(os.getpid()).encode())
-    file.flush()
-    return file
 
 
 def remove_tree(directory: Path) -> None:
@@ -60,12 +53,12 @@ def made_whole(directory: Path) -> Iterator[Path]:
     make_folder(partial)
     try:
         yield partial
-        _sync(partial)
+        sync(partial)
         partial.rename(directory)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _sync(directory.parent)
+    sync(directory.parent)
 
 
 def link_tree(source: Path, target: Path) -> int:
@@ -77,9 +70,11 @@ def link_tree(source: Path, target: Path) -> int:
     size = 0
     for file in source.iterdir():
         copy = target / file.name
-        if file.suffix not in _IMMUTABLE or not _linked(file, copy):
+        if file.suffix in _IMMUTABLE:
+            link_or_copy(file, copy)
+        else:
             copy_private(file, copy)
-        _sync(copy)
+        sync(copy)
         size += copy.stat().st_size
     return size
 
@@ -97,25 +92,6 @@ def seen_from(source: Path, view: Path) -> None:
 
 def link_file(file: Path, copy: Path) -> int:
     """A file that never changes again, and is safe on disk, under a second name: a link where that is possible; -> its bytes."""
-    if not _linked(file, copy):
-        copy_private(file, copy)
-        _sync(copy)
+    if not link_or_copy(file, copy):
+        sync(copy)
     return copy.stat().st_size
-
-
-def _linked(file: Path, copy: Path) -> bool:
-    try:
-        os.link(file, copy)
-    except FileNotFoundError:
-        raise
-    except OSError:  # another file system, one without links, or too many links: a copy does
-        return False
-    return True
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 import pyarrow as pa
 from pyarrow import ipc
 
-from sabot.disk import no_link, private
+from sabot.disk import no_link, private, sync
 from sabot.errors import UserError
 from sabot.steps import step
 
@@ -243,8 +243,8 @@ class SealedPart(Part[Rows]):
             with step("write", self._temporary):
                 writer.close()
                 self._file.close()
-            with step("sync", self._temporary), open(self._temporary, "rb") as file:
-                os.fsync(file.fileno())
+            with step("sync", self._temporary):
+                sync(self._temporary)
             with step("rename", self.path):
                 os.rename(self._temporary, self.path)
             sync_folder(self.path.parent)
@@ -417,9 +417,5 @@ def remove(path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Names in it are on the disk."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        with step("sync", folder):
-            os.fsync(number)
-    finally:
-        os.close(number)
+    with step("sync", folder):
+        sync(folder)
