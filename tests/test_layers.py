@@ -25,6 +25,7 @@ ORDER = [
     "threads",
     "watch",
     "metrics",
+    "arrays",
     "_cython",
     "codecs",
     "state",

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot.arrays import epoch, is_utc, shown, to_unit, where
 from sabot.errors import DataError, UserError
-from sabot.operators.arrays import is_utc, shown, where
-from sabot.operators.times import epoch, local, to_unit
+from sabot.operators.times import local
 
 __all__ = ["caster", "common_type", "integer_range", "is_number", "least_integer"]
 

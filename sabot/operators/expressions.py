@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 
 from sabot._cython.compare import LITERALS, LiteralSet, contains, equal_literal, starts_with
 from sabot.api.expr import Expr
+from sabot.arrays import broadcast, epoch, floats, integer_array, integers, is_ascii, is_time, shown, where
 from sabot.errors import DataError, InternalError, UserError
 from sabot.operators import times
-from sabot.operators.arrays import broadcast, floats, integer_array, integers, is_ascii, shown, where
 from sabot.operators.base import TIME_COLUMN
 from sabot.operators.casts import caster, common_type, integer_range, is_number, least_integer
 
@@ -805,7 +805,7 @@ def _time_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
     kind = expr.kind
     if pa.types.is_null(node.type):
         node = _to_type(node, pa.timestamp("ms"))
-    if not times.is_time(node.type) or (kind in _CLOCK_PARTS and pa.types.is_date(node.type)):
+    if not is_time(node.type) or (kind in _CLOCK_PARTS and pa.types.is_date(node.type)):
         raise UserError(
             f"{expr.text()} cannot be: {kind} of {node.type}", hint="a timestamp, or int64 as ms since 1970 UTC"
         )
@@ -813,7 +813,7 @@ def _time_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
         part = _PARTS[kind]
         return _apply(expr, lambda x: part(times.local(x)), node)
     if kind == "dt.epoch":
-        return _apply(expr, functools.partial(times.epoch, unit=expr.option("unit")), node)
+        return _apply(expr, functools.partial(epoch, unit=expr.option("unit")), node)
     if kind == "dt.strftime":
         return _apply(expr, times.format_time(expr.option("format"), node.type), node)
     return _apply(expr, times.truncate(expr.option("every"), node.type), node)

@@ -18,6 +18,7 @@ from sabot._cython.pattern import PatternTable, TooManyPartials
 from sabot.api import patterns
 from sabot.api.expr import Expr, col
 from sabot.api.patterns import MATCH_END, MATCH_START, check_measures, split, step_values, with_step_values
+from sabot.arrays import shown
 from sabot.codecs.json import schema_text
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates import (
@@ -28,7 +29,6 @@ from sabot.operators.aggregates import (
     owned_groups,
     read_batches,
 )
-from sabot.operators.arrays import shown
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
 from sabot.operators.casts import common_type
 from sabot.operators.expressions import Compiled, compile_expr, compile_predicate

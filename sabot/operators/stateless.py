@@ -15,6 +15,7 @@ from sabot._cython.batch import Batch, normalise
 from sabot._cython.border import validate
 from sabot._cython.keyed import select_rows
 from sabot.api.expr import Expr, col
+from sabot.arrays import is_time, to_ms
 from sabot.errors import DataError, UserError
 from sabot.operators.base import (
     DELETE,
@@ -31,7 +32,6 @@ from sabot.operators.base import (
     without_time,
 )
 from sabot.operators.expressions import Compiled, compile_expr, compile_predicate
-from sabot.operators.times import is_time, to_ms
 
 __all__ = [
     "AsInserts",
@@ -46,7 +46,6 @@ __all__ = [
     "WithColumns",
     "WithoutPairs",
     "WithoutTime",
-    "to_ms",
 ]
 
 _MARKS = (OP_COLUMN, TIME_COLUMN)  # in the order in which they stand behind the user's columns

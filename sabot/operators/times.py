@@ -1,4 +1,4 @@
-"""Times in columns: timestamps, dates, and int64 as ms since 1970 UTC, all of which expressions and event time take alike."""
+"""What expressions compute of times: the clock of a zone, rounding to multiples of a duration, text."""
 
 import re
 from collections.abc import Callable
@@ -7,12 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sabot.arrays import PER_SECOND, as_timestamp, integer_array, integers, is_utc, to_unit
 from sabot.errors import UserError
-from sabot.operators.arrays import integer_array, integers, is_utc
 
-__all__ = ["epoch", "format_time", "is_time", "local", "to_ms", "to_unit", "truncate"]
+__all__ = ["format_time", "local", "truncate"]
 
-_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _NS = {
     "ns": 1,
     "us": 10**3,
@@ -27,31 +26,6 @@ _MONTHS = {"mo": 1, "q": 3, "y": 12}
 _MONDAY_NS = 4 * 86400 * 10**9  # 1970-01-05: weeks begin on Mondays
 
 
-def is_time(type: pa.DataType) -> bool:
-    """Whether a column of this type holds points in time."""
-    return bool(pa.types.is_timestamp(type) or pa.types.is_date(type) or pa.types.is_integer(type))
-
-
-def to_ms(array: pa.Array) -> pa.Array:
-    """int64 ms since 1970 UTC, from timestamps of any unit (rounded down), dates, and integers (ms already); null stays null."""
-    if pa.types.is_integer(array.type):
-        return array if pa.types.is_int64(array.type) else pc.cast(array, pa.int64())
-    if not is_time(array.type):
-        raise UserError(f"{array.type} is no time", hint="a timestamp, a date, or int64 as ms since 1970 UTC")
-    return epoch(array, "ms")
-
-
-def as_timestamp(array: pa.Array) -> pa.Array:
-    """Integers (ms) and dates as timestamps; timestamps as they are."""
-    if pa.types.is_timestamp(array.type):
-        return array
-    if pa.types.is_date32(array.type):
-        return pc.cast(array, pa.timestamp("s"))
-    if pa.types.is_date64(array.type):
-        return pc.cast(array, pa.timestamp("ms"))
-    return pc.cast(array, pa.int64(), safe=False).view(pa.timestamp("ms"))
-
-
 def local(array: pa.Array) -> pa.Array:
     """Timestamps as a clock of their zone shows them, without a zone."""
     array = as_timestamp(array)
@@ -60,34 +34,6 @@ def local(array: pa.Array) -> pa.Array:
     if is_utc(array.type.tz):
         return array.view(pa.timestamp(array.type.unit))
     return pc.local_timestamp(array)
-
-
-def to_unit(array: pa.Array, unit: str) -> pa.Array:
-    """Timestamps or durations of another unit: rounded down to a coarser one; ArrowInvalid where a finer one overflows."""
-    zoned = pa.types.is_timestamp(array.type)
-    type = pa.timestamp(unit, array.type.tz) if zoned else pa.duration(unit)
-    have, want = _PER_SECOND[array.type.unit], _PER_SECOND[unit]
-    if have <= want:
-        return pc.cast(array, type)
-    return integer_array(np.floor_divide(integers(array), have // want), type, array)
-
-
-def epoch(array: pa.Array, unit: str) -> pa.Array:
-    """int64 units ("d": days) since 1970 UTC, rounded down."""
-    array = as_timestamp(array)
-    have, want = _PER_SECOND[array.type.unit], _PER_SECOND.get(unit, 1)
-    values = integers(array)
-    if have > want:
-        values = np.floor_divide(values, have // want)
-    elif have < want:
-        limit = (2**63 - 1) // (want // have)
-        far = (values > limit) | (values < -limit)
-        if far.any():  # beyond 64 bits: no time
-            return integer_array(np.where(far, 0, values) * (want // have), pa.int64(), array, nulls=far)
-        values = values * (want // have)
-    if unit == "d":
-        values = np.floor_divide(values, 86400)
-    return integer_array(values, pa.int64(), array)
 
 
 def truncate(every: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
@@ -159,7 +105,7 @@ def format_time(format: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array
 
 
 def _fraction(array: pa.Array, digits: int, before: str) -> pa.Array:
-    per_second = _PER_SECOND[array.type.unit]
+    per_second = PER_SECOND[array.type.unit]
     values = np.remainder(integers(array), per_second) * (10**9 // per_second) // 10 ** (9 - digits)
     text = pc.utf8_lpad(pc.cast(integer_array(values, pa.int64(), array), pa.string()), width=digits, padding="0")
     return pc.binary_join_element_wise(before, text, "") if before else text
@@ -196,4 +142,4 @@ def _unit(type: pa.DataType) -> str:
 
 
 def _step_ns(type: pa.DataType) -> int:
-    return _NS["d"] if pa.types.is_date32(type) else 10**9 // _PER_SECOND[_unit(type)]
+    return _NS["d"] if pa.types.is_date32(type) else 10**9 // PER_SECOND[_unit(type)]

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from sabot._cython.batch import Batch, normalise
 from sabot._cython.channel import ACTIVE, END, IDLE, Barrier, Channel, Gate, Watermark
 from sabot._cython.json import encode_rows
+from sabot.arrays import to_ms
 from sabot.clock import Clock
 from sabot.codecs import Codec
 from sabot.codecs.json import schema_text
@@ -30,7 +31,6 @@ from sabot.connectors.base import (
 )
 from sabot.errors import DataError, TransientError, UserError
 from sabot.operators.base import INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
-from sabot.operators.stateless import to_ms
 from sabot.steps import step
 
 __all__ = ["GateInput", "Input", "SourceInput", "Told", "Watermarks", "commit_offsets", "dead_letters"]

@@ -17,6 +17,7 @@ import pyarrow as pa
 from sabot._cython.batch import Batch
 from sabot._cython.channel import IDLE, Channel
 from sabot.api.nodes import Read, Write
+from sabot.arrays import is_time
 from sabot.checkpoint import Coordinator, Manifest, StoredTask, TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs import Codec, JsonCodec, TableCodec
@@ -30,7 +31,6 @@ from sabot.metrics import Sample
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN, Operator, OperatorContext, without_marks
 from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
-from sabot.operators.times import is_time
 from sabot.plan import (
     Edge,
     Plan,

@@ -1,0 +1,151 @@
+"""Arrow arrays beside numpy's views of their values; and columns of times, each as int64 since 1970 UTC.
+
+A column holds times if it is of timestamps, of dates, or of integers, which count ms: expressions and event time take them alike.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot.errors import UserError
+
+__all__ = [
+    "PER_SECOND",
+    "as_timestamp",
+    "broadcast",
+    "epoch",
+    "floats",
+    "integer_array",
+    "integers",
+    "is_ascii",
+    "is_time",
+    "is_utc",
+    "shown",
+    "to_ms",
+    "to_unit",
+    "where",
+]
+
+PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+"""How many of a timestamp's unit are one second."""
+
+
+def broadcast(value: Any, rows: int) -> pa.Array:
+    """A scalar as an array of so many rows; an array as it is, in one piece."""
+    if isinstance(value, pa.Scalar):
+        return pa.repeat(value, rows) if value.is_valid else pa.nulls(rows, value.type)
+    return value.combine_chunks() if isinstance(value, pa.ChunkedArray) else value
+
+
+def integers(array: pa.Array) -> Any:
+    """The values of an array of integers, times or dates, without a copy; anything where it is null."""
+    return _view(array, "u" if pa.types.is_unsigned_integer(array.type) else "i")
+
+
+def floats(array: pa.Array) -> Any:
+    """The values of an array of floats, without a copy; anything where it is null."""
+    return _view(array, "f")
+
+
+def _view(array: pa.Array, kind: str) -> Any:
+    dtype = np.dtype(f"{kind}{array.type.bit_width // 8}")
+    data = array.buffers()[1]
+    if data is None:
+        return np.zeros(len(array), dtype)
+    return np.frombuffer(data, dtype)[array.offset : array.offset + len(array)]
+
+
+def is_ascii(strings: pa.Array) -> bool:
+    """Whether all bytes of these strings are ASCII, those included that a null may hide. One look over the memory."""
+    _, offsets, data = strings.buffers()
+    if len(strings) == 0 or data is None:
+        return True
+    ends = np.frombuffer(offsets, np.int32)
+    start, end = ends[strings.offset], ends[strings.offset + len(strings)]
+    return bool(np.frombuffer(data, np.uint8)[start:end].max(initial=0) < 0x80)
+
+
+def shown(value: pa.Scalar) -> str:
+    """A value as messages show it; a time that Python has no object for as the number that it is."""
+    try:
+        return repr(value.as_py())
+    except (OverflowError, ValueError):
+        return f"{value.value} {getattr(value.type, 'unit', 'days')} since 1970"
+
+
+def integer_array(values: Any, type: pa.DataType, *sources: Any, nulls: Any = None) -> pa.Array:
+    """numpy integers as an array of this type (as wide as they are); null where a source is, and where `nulls` is true."""
+    for source in sources:
+        if isinstance(source, pa.Scalar):
+            if not source.is_valid:
+                return pa.nulls(len(values), type)
+        elif source.null_count:
+            more = source.is_null().to_numpy(zero_copy_only=False)
+            nulls = more if nulls is None else nulls | more
+    made = pa.array(values, mask=nulls)
+    return made if made.type == type else made.view(type)
+
+
+def where(mask: Any, array: pa.Array) -> pa.Array:
+    """The values where the mask is true, null elsewhere. (pyarrow 17 breaks a slice of strings where the null is a scalar.)"""
+    return pc.if_else(mask, array, pa.nulls(len(array), array.type))
+
+
+def is_utc(zone: str | None) -> bool:
+    """Whether times of this zone are what they are in UTC; a time without a zone is UTC."""
+    return zone is None or zone in ("UTC", "Etc/UTC", "Z", "+00:00", "utc")
+
+
+def is_time(type: pa.DataType) -> bool:
+    """Whether a column of this type holds points in time."""
+    return bool(pa.types.is_timestamp(type) or pa.types.is_date(type) or pa.types.is_integer(type))
+
+
+def to_ms(array: pa.Array) -> pa.Array:
+    """int64 ms since 1970 UTC, from timestamps of any unit (rounded down), dates, and integers (ms already); null stays null."""
+    if pa.types.is_integer(array.type):
+        return array if pa.types.is_int64(array.type) else pc.cast(array, pa.int64())
+    if not is_time(array.type):
+        raise UserError(f"{array.type} is no time", hint="a timestamp, a date, or int64 as ms since 1970 UTC")
+    return epoch(array, "ms")
+
+
+def as_timestamp(array: pa.Array) -> pa.Array:
+    """Integers (ms) and dates as timestamps; timestamps as they are."""
+    if pa.types.is_timestamp(array.type):
+        return array
+    if pa.types.is_date32(array.type):
+        return pc.cast(array, pa.timestamp("s"))
+    if pa.types.is_date64(array.type):
+        return pc.cast(array, pa.timestamp("ms"))
+    return pc.cast(array, pa.int64(), safe=False).view(pa.timestamp("ms"))
+
+
+def to_unit(array: pa.Array, unit: str) -> pa.Array:
+    """Timestamps or durations of another unit: rounded down to a coarser one; ArrowInvalid where a finer one overflows."""
+    zoned = pa.types.is_timestamp(array.type)
+    type = pa.timestamp(unit, array.type.tz) if zoned else pa.duration(unit)
+    have, want = PER_SECOND[array.type.unit], PER_SECOND[unit]
+    if have <= want:
+        return pc.cast(array, type)
+    return integer_array(np.floor_divide(integers(array), have // want), type, array)
+
+
+def epoch(array: pa.Array, unit: str) -> pa.Array:
+    """int64 units ("d": days) since 1970 UTC, rounded down."""
+    array = as_timestamp(array)
+    have, want = PER_SECOND[array.type.unit], PER_SECOND.get(unit, 1)
+    values = integers(array)
+    if have > want:
+        values = np.floor_divide(values, have // want)
+    elif have < want:
+        limit = (2**63 - 1) // (want // have)
+        far = (values > limit) | (values < -limit)
+        if far.any():  # beyond 64 bits: no time
+            return integer_array(np.where(far, 0, values) * (want // have), pa.int64(), array, nulls=far)
+        values = values * (want // have)
+    if unit == "d":
+        values = np.floor_divide(values, 86400)
+    return integer_array(values, pa.int64(), array)
