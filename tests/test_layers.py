@@ -29,6 +29,7 @@ ORDER = [
     "_cython",
     "codecs",
     "state",
+    "calls",
     "connectors",
     "kafka",
     "api",

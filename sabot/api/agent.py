@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from sabot.config import NAME_BYTES, Duration, checked_name, parse_seconds
+from sabot.calls import CallOptions, Retry
+from sabot.config import NAME_BYTES, Duration, checked_name
 from sabot.connectors.base import Delivery, Sink, Source, check_delivery, check_input, check_sink
 from sabot.errors import UserError
 
@@ -20,7 +21,7 @@ _POLICIES = ("fail", "retry", "skip")
 
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """An agent as the user described it. Times in seconds; `sink` is a topic, a Sink, another agent's function, or None."""
+    """An agent as the user described it. `sink` is a topic, a Sink, another agent's function, or None."""
 
     agent_id: str
     func: Callable[..., Any]
@@ -29,11 +30,7 @@ class AgentSpec:
     sink: Any = None
     batch: bool = False
     schema: pa.Schema | None = None
-    concurrency: int = 1
-    timeout_s: float | None = None
-    on_error: OnError = "fail"
-    retries: int = 3
-    backoff_s: float = 0.1
+    calls: CallOptions = field(default_factory=CallOptions)
     dead_letter: str | Sink = "{topic}.dlq"
     delivery: Delivery = None
     start: str | int = "earliest"
@@ -75,17 +72,22 @@ class AgentSpec:
             check_input(each, f"agent {agent_id}: topic", "")
         if len({t if isinstance(t, str) else t.name for t in topics}) != len(topics):
             raise refuse(f"topic {topic!r} names one topic twice")
-        if on_error not in _POLICIES:
-            raise refuse(f"on_error={on_error!r}", "one of 'fail', 'retry', 'skip'")
+        calls = CallOptions.of(
+            f"agent {agent_id}",
+            concurrency=concurrency,
+            timeout=timeout,
+            retries=retries,
+            backoff=backoff,
+            on_error=on_error,
+            policies=_POLICIES,
+        )
+        if on_error != "retry":
+            calls = replace(calls, retry=Retry(0, calls.retry.backoff_s))
         check_delivery(delivery, f"agent {agent_id}")
-        if concurrency < 1 or (batch and concurrency != 1):
-            raise refuse(f"concurrency={concurrency}", "at least 1; a batch agent takes one batch at a time")
+        if batch and concurrency != 1:
+            raise refuse(f"concurrency={concurrency}", "a batch agent takes one batch at a time")
         if batch and (inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func)):
             raise refuse("a batch agent cannot yield", "return one RecordBatch, or None")
-        if timeout is not None and not parse_seconds(timeout, name="timeout"):
-            raise refuse("timeout=0", "more than nothing, or leave it out")
-        if retries < 0:
-            raise refuse(f"retries={retries}", "not negative")
         if not isinstance(sink, str | Sink | None) and not callable(sink):
             raise refuse(f"sink {sink!r}", "a topic name, a Sink, or another agent's function")
         if isinstance(sink, str | Sink):
@@ -99,11 +101,7 @@ class AgentSpec:
             sink=sink,
             batch=batch,
             schema=None if schema is None else as_schema(schema, where=f"agent {agent_id}"),
-            concurrency=concurrency,
-            timeout_s=None if timeout is None else parse_seconds(timeout, name="timeout"),
-            on_error=on_error,
-            retries=retries,
-            backoff_s=parse_seconds(backoff, name="backoff"),
+            calls=calls,
             dead_letter=dead_letter,
             delivery=delivery,
             start=start,

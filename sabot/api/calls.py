@@ -8,6 +8,8 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from sabot.api.agent import as_schema
+from sabot.calls import CallOptions
+from sabot.calls.options import checked_whole
 from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError
 
@@ -15,26 +17,20 @@ __all__ = ["AsyncCall", "CallError", "LookupCall", "check_coroutine_function", "
 
 CallError = Literal["fail", "skip"]
 
-_MOST_AT_ONCE = 100_000
+_POLICIES = ("fail", "skip")
 
 
 @dataclass(frozen=True, slots=True)
 class AsyncCall:
-    """One call for each row, or (batch) for each slice of at most `rows` rows; times in seconds.
+    """One call for each row, or (batch) for each slice of at most `rows` rows.
 
-    schema: of what it gives. concurrency: calls in flight. ordered: results come out in the order of the input. timeout_s: of one
-    attempt; None: it may take as long as it likes. retries: so many more attempts after the first, the first after backoff_s, each
-    next one after twice as long, at most 30 s. on_error: what happens when all of them have failed.
+    schema: of what the function gives. ordered: results come out in the order of the input. on_error of the options: "fail" or "skip".
     """
 
     function: Callable[[Any], Awaitable[Any]]
     schema: pa.Schema
-    concurrency: int = 100
+    options: CallOptions
     ordered: bool = True
-    timeout_s: float | None = 30.0
-    retries: int = 0
-    backoff_s: float = 0.1
-    on_error: CallError = "fail"
     batch: bool = False
     rows: int = 1024
 
@@ -64,43 +60,29 @@ class AsyncCall:
         if twice or not columns.names:
             what = f"two columns are called {twice[0]!r}" if twice else "there are no columns"
             raise UserError(f"{where}: schema: {what}", hint='{"name": "type", …} of what the function gives')
-        _whole(where, "concurrency", concurrency, 1, _MOST_AT_ONCE)
-        _whole(where, "retries", retries, 0)
-        _whole(where, "rows", rows, 1)
-        if on_error not in ("fail", "skip"):
-            raise UserError(f"{where}: on_error={on_error!r}", hint="one of 'fail', 'skip'")
-        timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
-        if timeout_s == 0:
-            raise UserError(f"{where}: timeout=0", hint='more than nothing ("30s"), or None for no limit')
-        backoff_s = parse_seconds(backoff, name="backoff")
-        return cls(
-            function,
-            columns,
-            concurrency,
-            bool(ordered),
-            timeout_s,
-            retries,
-            backoff_s,
-            on_error,
-            bool(batch),
-            rows,
+        options = CallOptions.of(
+            where,
+            concurrency=concurrency,
+            timeout=timeout,
+            retries=retries,
+            backoff=backoff,
+            on_error=on_error,
+            policies=_POLICIES,
         )
+        checked_whole(where, "rows", rows, 1)
+        return cls(function, columns, options, bool(ordered), bool(batch), rows)
 
     @property
     def name(self) -> str:
         """The function's."""
         return function_name(self.function)
 
-    def options(self) -> dict[str, Any]:
-        """What operators take by name, beside function and schema."""
-        return {
-            "concurrency": self.concurrency,
-            "ordered": self.ordered,
-            "timeout_s": self.timeout_s,
-            "retries": self.retries,
-            "backoff_s": self.backoff_s,
-            "on_error": self.on_error,
-        }
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """What tells this call from another one, in the order in which the digests of steps in checkpoints have it."""
+        made = self.options
+        attempts = (made.timeout_s, made.retry.retries, made.retry.backoff_s, made.on_error)
+        return (self.function, self.schema, made.concurrency, self.ordered, *attempts, self.batch, self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +124,7 @@ class LookupCall:
             )
         if how not in ("left", "inner"):
             raise UserError(f"{where}: how={how!r}", hint="one of 'left', 'inner'")
-        _whole(where, "cache", cache, 0)
+        checked_whole(where, "cache", cache, 0)
         ttl_s = None if cache_ttl is None else parse_seconds(cache_ttl, name="cache_ttl")
         return cls(call, columns, how, cache, ttl_s)
 
@@ -170,9 +152,3 @@ def function_name(function: Any) -> str:
     """As people know it."""
     target = getattr(function, "func", function)
     return str(getattr(target, "__qualname__", type(target).__name__))
-
-
-def _whole(where: str, name: str, value: Any, least: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        bounds = f"{least} or more" if most is None else f"{least} to {most}"
-        raise UserError(f"{where}: {name}={value!r}", hint=f"a whole number, {bounds}")

@@ -32,7 +32,6 @@ from sabot.errors import AgentFailed, SabotError
 from sabot.exits import EXITS
 from sabot.faults import hint_of
 from sabot.metrics import Durations, Sample
-from sabot.operators.calling import backed_off
 from sabot.state import StateBackend
 from sabot.watch import unexpected, watched
 
@@ -266,7 +265,7 @@ class AgentOperator(ABC):
         self._quiet: list[asyncio.Future[None]] = []
         self._stopping = False
         self._stop_asked = asyncio.Event()
-        self._lanes = [Lane() for _ in range(spec.concurrency)]
+        self._lanes = [Lane() for _ in range(spec.calls.concurrency)]
         self._watchdog: asyncio.Task[None] | None = None
         self._context = contextvars.copy_context()
 
@@ -277,9 +276,9 @@ class AgentOperator(ABC):
         for number, lane in enumerate(self._lanes):
             lane.task = self._loop.create_task(self._serve(lane), name=f"{self.spec.agent_id}#{number}")
             lane.task.add_done_callback(self._lane_ended)
-        if self.spec.timeout_s is not None:
+        if self.spec.calls.timeout_s is not None:
             what = f"what watches over timeout= of agent {self.spec.agent_id}"
-            watchdog = self._loop.create_task(self._watch(self.spec.timeout_s))
+            watchdog = self._loop.create_task(self._watch(self.spec.calls.timeout_s))
             self._watchdog = watched(watchdog, what, partial(self._on_broken, what), stopped=lambda: self._stopping)
 
     def _lane_ended(self, task: asyncio.Task[None]) -> None:
@@ -557,7 +556,7 @@ class AgentOperator(ABC):
                 for _ in range(lane.task.cancelling()):
                     lane.task.uncancel()
             if failure is not None and late:
-                failure = TimeoutError(f"the call took longer than timeout={self.spec.timeout_s}s")
+                failure = TimeoutError(f"the call took longer than timeout={self.spec.calls.timeout_s}s")
             if self.failure is not None:
                 return
             if failure is None:
@@ -572,11 +571,11 @@ class AgentOperator(ABC):
                     continue
                 attempts += 1
                 self.counters.errors_count += 1
-                if self.spec.on_error == "fail":
+                if self.spec.calls.on_error == "fail":
                     self.fail(failure, self._where(item))
                     return
-                if self.spec.on_error == "retry" and attempts <= self.spec.retries:
-                    await asyncio.sleep(backed_off(self.spec.backoff_s, attempts - 1))
+                if attempts <= self.spec.calls.retry.retries:
+                    await asyncio.sleep(self.spec.calls.retry.wait_s(attempts - 1))
                     self._renew(item)
                     continue
                 self._bury(item, failure, attempts)

@@ -17,29 +17,24 @@ from typing import Any, ParamSpec, Protocol
 
 import pyarrow as pa
 
+from sabot.calls import CallOptions
 from sabot.errors import InternalError, SabotError, UserError
 from sabot.exits import EXITS
 from sabot.redaction import scrubbed
 from sabot.watch import guarded
 
-__all__ = ["Crew", "Failed", "Work", "backed_off", "shown"]
+__all__ = ["Crew", "Failed", "Work", "shown"]
 
 _log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 
-_LONGEST_BACKOFF_SECONDS = 30.0
 _TELL_SECONDS = 0.002  # the operator is told of results at most so often: they gather meanwhile
 _WATCH_SHARE = 0.01  # of the time that an attempt may take: it may take so much more
 _SLICE_SECONDS = 0.002  # calls that never wait give the loop to others after this long
 _CANCEL_SECONDS = 5.0
 _CANCEL_AGAIN_SECONDS = 0.5
 _SHOWN_CHARACTERS = 200
-
-
-def backed_off(first_s: float, retries: int) -> float:
-    """Seconds before the next attempt, after so many retries: `first_s`, then twice as long each time, at most half a minute."""
-    return min(_LONGEST_BACKOFF_SECONDS, first_s * 2.0 ** min(retries, 60))
 
 
 class Failed:
@@ -86,10 +81,10 @@ class _Worker:
 
 
 class Crew:
-    """At most `concurrency` calls of `function` at once, in the order in which they are given.
+    """At most `options.concurrency` calls of `function` at once, in the order in which they are given.
 
     name: of the step, for errors. ordered: `on_ready` (called on the loop) tells that the first call that had not ended has; else, of
-    any. skip: a call that fails is `Failed` and no more; else the first one is raised by `settled`, and no more calls are made.
+    any. on_error="skip": a call that fails is `Failed` and no more; else the first one is raised by `settled`, and no more calls are made.
     """
 
     def __init__(
@@ -99,17 +94,13 @@ class Crew:
         loop: asyncio.AbstractEventLoop,
         on_ready: Callable[[], None],
         *,
-        concurrency: int,
+        options: CallOptions,
         ordered: bool,
-        timeout_s: float | None,
-        retries: int,
-        backoff_s: float,
-        skip: bool,
     ) -> None:
         self.left_behind = 0  # calls that had not ended when `close` gave up
         self._name, self._function, self._loop, self._on_ready = name, function, loop, on_ready
-        self._concurrency, self._ordered, self._skip = concurrency, ordered, skip
-        self._timeout_s, self._retries, self._backoff_s = timeout_s, retries, backoff_s
+        self._concurrency, self._ordered, self._skip = options.concurrency, ordered, options.on_error == "skip"
+        self._timeout_s, self._retry = options.timeout_s, options.retry
         self._settled: deque[tuple[Work, int]] = deque()  # loop: append; operator: popleft
         self._told = False  # loop: sets; operator: clears, before it looks
         self._closing = False
@@ -301,10 +292,10 @@ class Crew:
                     return work.outcome(number, result)
                 except (Exception, *EXITS) as error:
                     return self._given_up(error, argument, 0)  # the same once more would not be another
-            if attempt >= self._retries or self._closing or isinstance(failure, EXITS):
+            if attempt >= self._retry.retries or self._closing or isinstance(failure, EXITS):
                 return self._given_up(failure, argument, attempt)
             self._retried += 1
-            await asyncio.sleep(backed_off(self._backoff_s, attempt))
+            await asyncio.sleep(self._retry.wait_s(attempt))
             attempt += 1
 
     def _expired(self, worker: _Worker) -> bool:

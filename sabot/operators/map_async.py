@@ -19,6 +19,7 @@ from sabot._cython.batch import Batch
 from sabot._cython.channel import ACTIVE, Watermark
 from sabot._cython.keyed import hash_columns
 from sabot.api.calls import check_coroutine_function, function_name
+from sabot.calls import CallOptions
 from sabot.codecs.json import schema_text
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates import Snapshot, columns_schema, owned_groups, read_batches
@@ -182,25 +183,14 @@ class HeldCalls(Operator):
         function: Callable[[Any], Any] | None = None,
         *,
         keys: Sequence[str] = (),
-        concurrency: int = 100,
         ordered: bool = True,
-        timeout_s: float | None = 30.0,
-        retries: int = 0,
-        backoff_s: float = 0.1,
-        on_error: str = "fail",
+        options: CallOptions | None = None,
     ) -> None:
         self._function = function
         self._keys = tuple(keys)
-        self._ordered, self._skip = ordered, on_error == "skip"
-        self._calls: dict[str, Any] = {
-            "concurrency": concurrency,
-            "ordered": ordered,
-            "timeout_s": timeout_s,
-            "retries": retries,
-            "backoff_s": backoff_s,
-            "skip": self._skip,
-        }
-        self._capacity_rows = 2 * concurrency
+        self._ordered, self._options = ordered, options or CallOptions()
+        self._skip = self._options.on_error == "skip"
+        self._capacity_rows = 2 * self._options.concurrency
         self._segments = deque([Segment()])
         self._held_rows = self._held_bytes = 0
         self._watermark_ms: int | None = None  # the last one that came
@@ -265,7 +255,8 @@ class HeldCalls(Operator):
             return
         if self._crew is None:
             assert self._function is not None
-            self._crew = Crew(self.name, self._function, self._context.loop(), self._ring, **self._calls)
+            loop = self._context.loop()
+            self._crew = Crew(self.name, self._function, loop, self._ring, options=self._options, ordered=self._ordered)
         works, self._new = self._new, []
         self._crew.give(works)
 

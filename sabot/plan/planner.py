@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from sabot.api import nodes as logical
 from sabot.api.aggregates import Aggregate
+from sabot.api.calls import AsyncCall
 from sabot.api.expr import Expr, col, lit
 from sabot.api.nodes import Node, Read, Write
 from sabot.api.over import OverFunction
@@ -338,16 +339,17 @@ class _Planner:
                     "rows": call.rows,
                     "time": _time_of(node.input),
                     "keys": place.keys or (),
+                    "ordered": call.ordered,
                 }
-                make = partial(MapAsync, call.function, call.schema, **options, **call.options())
+                make = partial(MapAsync, call.function, call.schema, options=call.options, **options)
                 step, place = self._step(place, f"map_async {name}", make, id=node.id, keys=None)
                 return self._with_letters(node, step, place)
             case logical.LookupAsync():
                 place, names = self._place(node.input), dict(answer_names(node))
                 call = node.call.call
-                options = {"names": names, "how": node.call.how, "keys": place.keys or ()}
+                options = {"names": names, "how": node.call.how, "keys": place.keys or (), "ordered": call.ordered}
                 options |= {"cache_rows": node.call.cache_rows, "cache_ttl_s": node.call.cache_ttl_s}
-                make = partial(LookupAsync, call.function, node.call.on, call.schema, **options, **call.options())
+                make = partial(LookupAsync, call.function, node.call.on, call.schema, options=call.options, **options)
                 text = f"lookup {call.name} on {', '.join(node.call.on)}"
                 step, place = self._step(place, text, make, id=node.id)
                 return self._with_letters(node, step, place)
@@ -655,6 +657,8 @@ def _said(value: Any) -> str:
         return ", ".join(map(_said, value))
     if isinstance(value, Mapping):
         return ", ".join(f"{name}={_said(each)}" for name, each in value.items())
+    if isinstance(value, AsyncCall):
+        return f"AsyncCall({', '.join(map(_said, value.facts))})"
     if is_dataclass(value) and not isinstance(value, type):
         return f"{type(value).__name__}({', '.join(_said(getattr(value, each.name)) for each in fields(value))})"
     return _name_of(value) if callable(value) else repr(value)

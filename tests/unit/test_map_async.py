@@ -21,6 +21,7 @@ from sabot._cython.batch import Batch
 from sabot._cython.channel import ACTIVE, IDLE, Watermark
 from sabot._cython.keyed import hash_columns
 from sabot.api.calls import AsyncCall, LookupCall
+from sabot.calls import CallOptions, Retry
 from sabot.clock import ManualClock
 from sabot.errors import InternalError, UserError
 from sabot.operators import calling, map_async
@@ -161,9 +162,16 @@ class Run:
         self.loop.turns()
 
 
+def spoken(options):
+    """Those of calls among an operator's options, made into CallOptions."""
+    ours = {"timeout_s": None, "concurrency": 10} | options
+    retry = Retry(ours.pop("retries", 0), ours.pop("backoff_s", 0.1))
+    calls = {name: ours.pop(name) for name in ("concurrency", "timeout_s", "on_error") if name in ours}
+    return ours | {"options": CallOptions(retry=retry, **calls)}
+
+
 def mapping(loop, service, *, restored=(), subtask=0, parallelism=1, schema=OUTPUT, input=INPUT, **options):
-    options = {"timeout_s": None, "concurrency": 10} | options
-    operator = MapAsync(service, schema, **options)
+    operator = MapAsync(service, schema, **spoken(options))
     return Run(operator, loop, input, subtask=subtask, parallelism=parallelism, restored=restored)
 
 
@@ -356,7 +364,7 @@ def test_functions_that_never_wait_leave_the_loop_to_others():
 
     async def main():
         loop = asyncio.get_running_loop()
-        run = Run(MapAsync(at_once, OUTPUT, concurrency=4), _Turnless(loop))
+        run = Run(MapAsync(at_once, OUTPUT, options=CallOptions(4)), _Turnless(loop))
         run.operator.process(Batch(rows(*range(20_000))))
 
         async def tick():
@@ -596,17 +604,15 @@ def test_a_call_is_described_in_seconds_and_columns():
     call = AsyncCall.of(CallsAsync(), schema={"m": "int64"}, timeout="1m", backoff="50ms", retries=2, ordered=False)
     assert call.schema == OUTPUT
     assert call.name == "CallsAsync"
-    assert call.options() == {
-        "concurrency": 100,
-        "ordered": False,
-        "timeout_s": 60.0,
-        "retries": 2,
-        "backoff_s": 0.05,
-        "on_error": "fail",
-    }
-    MapAsync(call.function, call.schema, batch=call.batch, rows=call.rows, **call.options())
+    assert call.options == CallOptions(concurrency=100, timeout_s=60.0, retry=Retry(2, 0.05), on_error="fail")
+    assert not call.ordered
     lookup = LookupCall.of(fine, on="k", schema={"m": "int64"}, cache_ttl=None, concurrency=5)
-    assert (lookup.on, lookup.cache_rows, lookup.cache_ttl_s, lookup.call.concurrency) == (("k",), 10_000, None, 5)
+    assert (lookup.on, lookup.cache_rows, lookup.cache_ttl_s, lookup.call.options.concurrency) == (
+        ("k",),
+        10_000,
+        None,
+        5,
+    )
 
 
 def test_the_names_of_our_own_columns_are_not_for_results(loop):
@@ -1003,7 +1009,7 @@ def test_between_two_threads_nothing_is_lost(ordered):
         return {"m": row["n"] * 2}
 
     with LoopThread() as thread:
-        run = Run(MapAsync(double, OUTPUT, ordered=ordered, concurrency=20), _Turnless(thread.loop))
+        run = Run(MapAsync(double, OUTPUT, ordered=ordered, options=CallOptions(20)), _Turnless(thread.loop))
         run.operator.wake = woken.set
         fed = 0
         while fed < 3000 or not run.operator.is_empty:
@@ -1035,8 +1041,7 @@ def keyed_rows(*pairs):
 
 
 def lookup(loop, service, *, on=("k",), schema=OUTPUT, restored=(), clock=None, input=KEYED, **options):
-    options = {"timeout_s": None, "concurrency": 10} | options
-    operator = LookupAsync(service, on, schema, **options)
+    operator = LookupAsync(service, on, schema, **spoken(options))
     return Run(operator, loop, input, restored=restored, clock=clock)
 
 
@@ -1249,7 +1254,7 @@ def test_a_large_batch_of_any_key_types_is_looked_up_like_by_hand(loop):
         answers[key] = key[0] + key[1]
         return {"m": answers[key]}
 
-    operator = LookupAsync(at_once, ["k", "f"], pa.schema([("m", pa.float64())]), timeout_s=None)
+    operator = LookupAsync(at_once, ["k", "f"], pa.schema([("m", pa.float64())]), options=CallOptions(100))
     run = Run(operator, loop, data.schema)
     for start in range(0, 40_000, 9_999):
         run.feed(data.slice(start, 9_999))

@@ -1,0 +1,68 @@
+"""What the user says of calls: how many at once, how long each, how often again. Parsed, checked and bounded here, and nowhere else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sabot.config import Duration, parse_seconds
+from sabot.errors import UserError
+
+__all__ = ["CallOptions", "Retry", "checked_whole"]
+
+_MOST_AT_ONCE = 100_000
+_LONGEST_BACKOFF_SECONDS = 30.0
+_MOST_DOUBLINGS = 60  # of any back-off that is not 0 they make more than the longest
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A call that failed is made again at most `retries` times: after `backoff_s` seconds, then after twice as long each time."""
+
+    retries: int = 0
+    backoff_s: float = 0.1
+
+    def wait_s(self, retries: int) -> float:
+        """Seconds before the next attempt, where `retries` have been made already: at most half a minute."""
+        return min(_LONGEST_BACKOFF_SECONDS, self.backoff_s * 2.0 ** min(retries, _MOST_DOUBLINGS))
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """concurrency: calls in flight at most. timeout_s: of one attempt, in seconds; None: it may take as long as it likes.
+
+    on_error: what happens when a call has failed; which words there are is the step's to say.
+    """
+
+    concurrency: int = 1
+    timeout_s: float | None = None
+    retry: Retry = Retry()
+    on_error: str = "fail"
+
+    @classmethod
+    def of(
+        cls,
+        where: str,
+        *,
+        concurrency: int,
+        timeout: Duration | None,
+        retries: int,
+        backoff: Duration,
+        on_error: str,
+        policies: Sequence[str],
+    ) -> "CallOptions":
+        """Checks what the user wrote; raises UserError that begins with `where`. policies: the words that on_error= may be."""
+        checked_whole(where, "concurrency", concurrency, 1, _MOST_AT_ONCE)
+        checked_whole(where, "retries", retries, 0)
+        if on_error not in policies:
+            raise UserError(f"{where}: on_error={on_error!r}", hint=f"one of {', '.join(map(repr, policies))}")
+        timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
+        if timeout_s == 0:
+            raise UserError(f"{where}: timeout=0", hint='more than nothing ("30s"), or None for no limit')
+        return cls(concurrency, timeout_s, Retry(retries, parse_seconds(backoff, name="backoff")), on_error)
+
+
+def checked_whole(where: str, name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raises UserError unless the value is a whole number within these bounds."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        bounds = f"{least} or more" if most is None else f"{least} to {most}"
+        raise UserError(f"{where}: {name}={value!r}", hint=f"a whole number, {bounds}")
