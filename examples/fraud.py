@@ -1,7 +1,7 @@
 """The fraud demo's agents as a program of one's own: `sabot run examples.fraud:app`, with `--state DIR` to survive a kill -9."""
 
 from sabot import App, Sink
-from sabot.connectors.base import iterate_records
+from sabot.codecs.records import iterate_records
 from sabot.demos.fraud.app import build
 from sabot.demos.fraud.generator import FraudSource
 

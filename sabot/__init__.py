@@ -31,7 +31,8 @@ from sabot.api.process import BatchProcessContext, Process, ProcessContext, Time
 from sabot.api.stream import KeyedStream, Stream, WindowedStream
 from sabot.api.windows import count_window, cumulative, hopping, session, tumbling
 from sabot.app import App
-from sabot.connectors.base import Lane, Record, Sink, Source, Token
+from sabot.codecs.records import Record
+from sabot.connectors.base import Lane, Sink, Source, Token
 from sabot.connectors.files import (
     ArrowSink,
     ArrowSource,

@@ -18,6 +18,7 @@ from sabot.api.shape import check_node
 from sabot.api.stream import Stream
 from sabot.checkpoint import CHOICES, CheckpointStorage, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.codecs.records import encode_json, encode_key
 from sabot.config import (
     Duration,
     checked_name,
@@ -29,7 +30,7 @@ from sabot.config import (
     parse_restart,
     parse_seconds,
 )
-from sabot.connectors.base import Sink, Source, encode_json, encode_key
+from sabot.connectors.base import Sink, Source
 from sabot.connectors.files.choice import format_of
 from sabot.connectors.memory import TableSink
 from sabot.errors import UserError

@@ -34,7 +34,7 @@ import sabot
 from sabot import App, col, tumbling
 from sabot._cython.batch import Batch
 from sabot._cython.json import JsonDecoder
-from sabot.connectors.base import RECORD_SCHEMA, json_records
+from sabot.codecs.records import RECORD_SCHEMA, json_records
 from sabot.kafka import KafkaSink, KafkaSource, admin
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))

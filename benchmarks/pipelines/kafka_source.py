@@ -28,7 +28,7 @@ import numpy as np
 from confluent_kafka import Consumer, Message, TopicPartition
 
 from sabot._cython.batch import Batch
-from sabot.connectors.base import RECORD_SCHEMA, build_records
+from sabot.codecs.records import RECORD_SCHEMA, build_records
 from sabot.kafka import KafkaSink, KafkaSource, admin
 from sabot.kafka.client import FETCHING
 

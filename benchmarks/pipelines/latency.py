@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from sabot import App, Batch, col
 from sabot._cython.json import JsonDecoder
-from sabot.connectors.base import json_records
+from sabot.codecs.records import json_records
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 
 SCHEMA = {"id": "int64", "made_us": "int64", "amount": "float64"}

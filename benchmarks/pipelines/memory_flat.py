@@ -33,7 +33,7 @@ import pyarrow as pa
 from sabot import App
 from sabot._cython.batch import Batch
 from sabot._cython.json import JsonDecoder
-from sabot.connectors.base import build_records
+from sabot.codecs.records import build_records
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.demos.fraud.app import build, read_figures
 from sabot.demos.fraud.generator import FraudSource

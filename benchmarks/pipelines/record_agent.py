@@ -16,7 +16,7 @@ from collections import Counter
 
 from sabot import App
 from sabot._cython.batch import Batch
-from sabot.connectors.base import build_records, iterate_records
+from sabot.codecs.records import build_records, iterate_records
 from sabot.kafka import open_sink, open_source
 
 ACCOUNTS = 10_000

@@ -46,7 +46,7 @@ class Batch:
     @property
     def bad(self) -> pa.RecordBatch | None:
         """Of a batch straight from a source that decodes by itself: the records that it set apart since the batch before
-        (connectors.base.BAD_SCHEMA), for the dead letters. No other batch has them: neither a slice nor `with_data`."""
+        (codecs.records.BAD_SCHEMA), for the dead letters. No other batch has them: neither a slice nor `with_data`."""
     @property
     def num_rows(self) -> int:
         """Rows that count."""

@@ -1,4 +1,4 @@
-"""Records' keys -> the columns of a table's key: the way back of `connectors.base.record_keys`."""
+"""Records' keys -> the columns of a table's key: the way back of `codecs.records.record_keys`."""
 
 from typing import Any
 

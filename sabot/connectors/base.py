@@ -6,190 +6,37 @@ Unless said otherwise a method may block, and is called from that one thread. Af
 a new process opens the source at the positions of the last complete checkpoint.
 """
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import msgspec
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch, normalise
-from sabot._cython.json import NESTING_MAX, encode_rows, is_too_deep
-from sabot._cython.rows import binary_array, bytes_list
-from sabot.codecs.marks import DELETE, OP_COLUMN
+from sabot._cython.batch import Batch
+from sabot.codecs.records import Headers
 from sabot.config import RECORD_BYTES, checked_no_password, checked_text, checked_topic
-from sabot.errors import UNREADABLE, DataError, UserError
+from sabot.errors import UserError
 from sabot.redaction import scrubbed
 
 __all__ = [
-    "BAD_SCHEMA",
-    "HEAD_BYTES",
-    "RECORD_SCHEMA",
     "Delivery",
-    "Headers",
     "Lane",
     "Positions",
-    "Record",
     "Sink",
     "Source",
     "Token",
-    "above",
-    "bounded",
-    "build_records",
-    "carries_changes",
-    "change_records",
     "check_delivery",
-    "check_keys",
+    "check_input",
+    "check_sink",
     "dead_letter_headers",
-    "decode_json",
-    "empty_batch",
-    "encode_json",
-    "encode_key",
-    "header_rows",
-    "iterate_records",
-    "json_records",
-    "record_keys",
-    "refuse_json_types",
-    "refuse_types",
-    "to_records",
 ]
-
-_decode = msgspec.json.Decoder().decode
-_encode = msgspec.json.Encoder().encode
 
 Positions = dict[tuple[str, int], int]
 """(topic, partition) -> the next offset to read."""
 
-_HEADERS: Any = pa.list_(pa.struct([("name", pa.string()), ("value", pa.binary())]))
-
-RECORD_SCHEMA = pa.schema(
-    [
-        ("payload", pa.binary()),
-        ("key", pa.binary()),
-        ("timestamp", pa.int64()),  # ms, UTC
-        ("partition", pa.int32()),
-        ("offset", pa.int64()),
-        ("headers", _HEADERS),  # null: none
-    ]
-)
-"""The columns of a batch of records that are not decoded yet; its topic stands on the Batch."""
-
-BAD_SCHEMA = RECORD_SCHEMA.append(pa.field("reason", pa.string()))
-"""Records that a decoding source set apart (`Batch.bad`): as they came, and why."""
-
-HEAD_BYTES = 1024
-"""So much of a record above its bound is kept, for its dead letter."""
-
-Headers = tuple[tuple[str, bytes], ...]
-
 Delivery = Literal["exactly_once", "at_least_once"] | None
 """How often a result reaches its sink when something crashes; None: exactly once where that can be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record as the broker has it. `payload` None is a tombstone; `timestamp` is ms since 1970 UTC."""
-
-    payload: bytes | None
-    key: bytes | None
-    headers: tuple[tuple[str, bytes], ...] = field(default=())
-    timestamp: int = 0
-    topic: str = ""
-    partition: int = 0
-    offset: int = 0
-
-    @property
-    def value(self) -> Any:
-        """The payload decoded as JSON; raises DataError naming topic, partition and offset."""
-        return decode_json(self.payload, where=f"{self.topic}[{self.partition}]@{self.offset}")
-
-
-def decode_json(payload: bytes | None, *, where: str) -> Any:
-    """What `json.loads` gives for this payload, faster. Raises DataError that begins with `where`, also for one that is nested
-    deeper than NESTING_MAX, whatever the interpreter's stack would still take: code that goes through its value has room then.
-    """
-    if payload is None:
-        raise DataError(f"{where}: the payload is null", hint="a tombstone has no JSON value")
-    if is_too_deep(payload):
-        raise DataError(f"{where}: the payload is nested deeper than {NESTING_MAX}")
-    try:
-        return _decode(payload)
-    except UNREADABLE:
-        pass  # NaN, 1e400 and lone surrogates are fine with json.loads
-    try:
-        return json.loads(payload)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: the payload is not JSON: {error}") from error
-
-
-def encode_json(value: Any) -> bytes:
-    """The value as compact JSON; raises UserError for what JSON cannot say. `decode_json` gives it back."""
-    try:
-        return _encode(value)
-    except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()  # lone surrogates, as escapes
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise UserError(f"a {type(value).__name__} cannot be written as JSON: {error}") from error
-
-
-def encode_key(key: Any) -> bytes | None:
-    """The key of a record: None and bytes as they are, a string as UTF-8, anything else as JSON."""
-    if key is None or isinstance(key, bytes):
-        return key
-    return key.encode() if isinstance(key, str) else encode_json(key)
-
-
-def build_records(
-    payloads: Sequence[bytes | None],
-    keys: Sequence[bytes | None] | None,
-    timestamps: Any,
-    partitions: Any,
-    offsets: Any,
-    headers: Sequence[Headers] | None = None,
-) -> pa.RecordBatch:
-    """Lists of records -> RECORD_SCHEMA. `timestamps`, `partitions` and `offsets` are anything numpy reads as
-    integers; one partition for all rows may be a plain number.
-
-    None for `keys` or `headers` says that no record has any.
-    """
-    rows = len(payloads)
-    columns = [
-        binary_array(payloads),
-        pa.nulls(rows, pa.binary()) if keys is None else binary_array(keys),
-        pa.array(np.asarray(timestamps, dtype=np.int64)),
-        pa.array(np.full(rows, partitions, dtype=np.int32)),
-        pa.array(np.asarray(offsets, dtype=np.int64)),
-        pa.nulls(rows, _HEADERS) if headers is None else _header_array(headers),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA)
-
-
-def _header_array(headers: Sequence[Headers]) -> Any:
-    bounds: list[int | None] = []
-    names: list[str] = []
-    values: list[bytes | None] = []
-    for pairs in headers:
-        bounds.append(len(names) if pairs else None)
-        for name, value in pairs:
-            names.append(name)
-            values.append(value)
-    bounds.append(len(names))
-    pair_type = _HEADERS.value_type
-    pairs_array = pa.StructArray.from_arrays(
-        [pa.array(names, pa.string()), binary_array(values)], fields=list(pair_type)
-    )
-    return pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), pairs_array, type=_HEADERS)
-
-
-def header_rows(column: Any) -> list[Headers]:
-    """The headers column of RECORD_SCHEMA -> one tuple of (name, value) per row."""
-    if column.null_count == len(column):
-        return [()] * len(column)
-    return [tuple((pair["name"], pair["value"]) for pair in row) if row else () for row in column.to_pylist()]
 
 
 def dead_letter_headers(**facts: Any) -> Headers:
@@ -200,162 +47,6 @@ def dead_letter_headers(**facts: Any) -> Headers:
     if "message" in facts:
         facts["message"] = scrubbed(str(facts["message"]))
     return tuple((f"sabot.{name}", str(value).encode(errors="backslashreplace")) for name, value in facts.items())
-
-
-def to_records(batch: Batch, now_ms: int, keys: Sequence[str] | None = None) -> pa.RecordBatch:
-    """What a sink of records writes: RECORD_SCHEMA as it is (timestamp null: `now_ms`), other columns as one
-    JSON object a row. keys: of a sink that was told to expect changes.
-    """
-    data = batch.taken()
-    if keys is not None and carries_changes(data.schema):
-        return change_records(data, keys, now_ms)
-    if data.schema.equals(RECORD_SCHEMA):
-        stamps = data.column(2)
-        if stamps.null_count == 0:
-            return data
-        return data.set_column(2, RECORD_SCHEMA.field(2), stamps.fill_null(now_ms))
-    return json_records(data, None, now_ms)
-
-
-def json_records(data: pa.RecordBatch, keys: pa.BinaryArray | None, now_ms: int) -> pa.RecordBatch:
-    """Columns -> RECORD_SCHEMA: one JSON object a row; None for `keys` says that no record has one."""
-    rows = data.num_rows
-    columns = [
-        encode_rows(data),
-        pa.nulls(rows, pa.binary()) if keys is None else keys,
-        pa.array(np.full(rows, now_ms, dtype=np.int64)),
-        pa.array(np.zeros(rows, dtype=np.int32)),
-        pa.array(np.zeros(rows, dtype=np.int64)),
-        pa.nulls(rows, _HEADERS),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=RECORD_SCHEMA)
-
-
-def carries_changes(schema: pa.Schema) -> bool:
-    """The rows say what becomes of their key, in OP_COLUMN, the last column."""
-    return len(schema) > 0 and schema.field(len(schema) - 1).name == OP_COLUMN
-
-
-def empty_batch(schema: pa.Schema) -> pa.RecordBatch:
-    """No rows, of these columns."""
-    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
-
-
-def refuse_types(schema: pa.Schema, try_out: Callable[[pa.RecordBatch], object], where: str, format: str) -> None:
-    """Raises UserError, which begins with `where`, for the first column of which `try_out` cannot write even no rows.
-
-    Records as they are (RECORD_SCHEMA) are passed over.
-    """
-    for column in () if schema.equals(RECORD_SCHEMA) else schema:
-        try:
-            try_out(empty_batch(pa.schema([column])))
-        except (UserError, pa.ArrowException, TypeError) as error:
-            hint = f"leave it out before the sink: .drop({column.name!r})"
-            if not pa.types.is_nested(column.type):
-                hint = f"cast it before the sink, .with_columns({_cast_of(column.name)}), or {hint}"
-            raise UserError(
-                f"{where}: column {column.name!r} of type {column.type} cannot be written as {format}", hint=hint
-            ) from error
-
-
-def _cast_of(column: str) -> str:
-    cast = f'col({column!r}).cast("string")'
-    return f"{column}={cast}" if column.isidentifier() else f"**{{{column!r}: {cast}}}"
-
-
-def refuse_json_types(schema: pa.Schema, where: str) -> None:
-    """`refuse_types`, of what is written as JSON."""
-    refuse_types(schema, encode_rows, where, "JSON")
-
-
-def record_keys(data: pa.RecordBatch, keys: Sequence[str]) -> pa.BinaryArray:
-    """The keys of records for these rows: of one column its value, text as it is, the rest as JSON, null as none; several columns as
-    one JSON object, which of none is empty.
-    """
-    if not keys:
-        return pa.array([b"{}"]).take(pa.array(np.zeros(data.num_rows, np.int64)))
-    said = normalise(data.select(list(keys)))
-    if len(keys) > 1:
-        return encode_rows(said)
-    column = said.column(0)
-    if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
-        written = column.cast(pa.binary())
-    else:
-        text: Any = column if pa.types.is_primitive(column.type) else encode_rows(said)
-        written = text.cast(pa.string()).cast(pa.binary())
-    return pc.if_else(pc.is_null(column), pa.scalar(None, pa.binary()), written)
-
-
-def change_records(data: pa.RecordBatch, keys: Sequence[str], now_ms: int) -> pa.RecordBatch:
-    """Rows with their op -> RECORD_SCHEMA, each with the key of `keys`: the row as JSON; where it ends its key no payload, a tombstone.
-
-    Raises UserError for a row without its key: nobody could read of it what ends.
-    """
-    rows = data.select(data.schema.names[:-1])
-    check_keys(rows, keys, "a log of changes")
-    records = json_records(rows, record_keys(rows, keys), now_ms)
-    ends = pc.equal(data.column(data.num_columns - 1), pa.scalar(DELETE, pa.int8()))
-    if not pc.any(ends).as_py():
-        return records
-    payloads = pc.if_else(ends, pa.scalar(None, pa.binary()), records.column(0))
-    return records.set_column(0, RECORD_SCHEMA.field(0), payloads)
-
-
-def check_keys(data: pa.RecordBatch, keys: Sequence[str], where: str) -> None:
-    """Raises UserError, which begins with `where`, for a row whose key is null or NaN."""
-    for key in keys:
-        column = data.column(key)
-        if column.null_count or (pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py()):
-            raise UserError(
-                f"{where}: a row without its key {key!r} came", hint=f"filter(col({key!r}).is_not_null()) before it"
-            )
-
-
-def above(data: pa.RecordBatch, size: int) -> list[int]:
-    """The rows that take more than `size` bytes."""
-    if data.nbytes <= size:
-        return []
-    rows = data.num_rows
-    if rows == 1:
-        return [0]
-    half = rows // 2
-    return above(data.slice(0, half), size) + [half + row for row in above(data.slice(half), size)]
-
-
-def bounded(batch: Batch, record_bytes: int) -> Batch:
-    """The batch, of RECORD_SCHEMA, with the records above the bound set apart: with their first bytes, without headers."""
-    data = batch.data
-    long = above(data, record_bytes + HEAD_BYTES)  # beside its bytes a record has places in columns
-    if not long:
-        return batch
-    apart = data.take(pa.array(long, pa.int64()))
-    reasons = [
-        f"{apart.slice(row, 1).nbytes} bytes are more than a record may have ({record_bytes}): these are the first"
-        for row in range(len(long))
-    ]
-    heads = [pc.binary_slice(apart.column(name), 0, HEAD_BYTES) for name in ("payload", "key")]
-    bad: Any = [*heads, *apart.columns[2:5], pa.nulls(len(long), _HEADERS), pa.array(reasons, pa.string())]
-    good = np.ones(data.num_rows, bool)
-    good[long] = False
-    kept = data.filter(pa.array(good))
-    return Batch(kept, batch.offsets, batch.topic, bad=pa.RecordBatch.from_arrays(bad, schema=BAD_SCHEMA))
-
-
-def iterate_records(data: pa.RecordBatch, topic: str) -> list[Record]:
-    """A batch of RECORD_SCHEMA -> its records as objects, for code that handles one at a time."""
-    payload, key, timestamp, partition, offset, headers = data.columns
-    return [
-        Record(p, k, h, t, topic, n, o)
-        for p, k, h, t, n, o in zip(
-            bytes_list(payload),
-            bytes_list(key),
-            header_rows(headers),
-            timestamp.to_pylist(),
-            partition.to_pylist(),
-            offset.to_pylist(),
-            strict=True,
-        )
-    ]
 
 
 def check_delivery(delivery: object, where: str) -> None:

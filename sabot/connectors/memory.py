@@ -26,15 +26,9 @@ from sabot._cython.batch import Batch
 from sabot._cython.partition import hash_rows
 from sabot._cython.rows import bytes_list
 from sabot.clock import SYSTEM_CLOCK
-from sabot.config import parse_broker
-from sabot.connectors.base import (
+from sabot.codecs.records import (
     Headers,
-    Lane,
-    Positions,
     Record,
-    Sink,
-    Source,
-    Token,
     build_records,
     carries_changes,
     encode_json,
@@ -43,6 +37,8 @@ from sabot.connectors.base import (
     refuse_json_types,
     to_records,
 )
+from sabot.config import parse_broker
+from sabot.connectors.base import Lane, Positions, Sink, Source, Token
 from sabot.errors import JobLocked, TransientError, UserError
 from sabot.steps import step
 

@@ -20,7 +20,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from sabot._cython.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.base import Lane, Token, to_records
+from sabot.codecs.records import to_records
+from sabot.connectors.base import Lane, Token
 from sabot.errors import BrokerUnavailable, JobLocked, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     ANSWER_SECONDS,

@@ -16,7 +16,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.base import Headers
+from sabot.codecs.records import Headers
 from sabot.errors import UNREADABLE, BrokerUnavailable, UserError
 from sabot.kafka.client import ANSWER_SECONDS, FETCHING, admin_of, client_of, explain, link_of, partitions_of
 from sabot.redaction import clean_cause

@@ -25,8 +25,9 @@ from confluent_kafka import (
 
 from sabot._cython.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
+from sabot.codecs.records import build_records
 from sabot.config import RECORD_BYTES
-from sabot.connectors.base import Positions, Source, build_records
+from sabot.connectors.base import Positions, Source
 from sabot.errors import BrokerUnavailable, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     ANSWER_SECONDS,

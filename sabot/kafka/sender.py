@@ -4,8 +4,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from sabot.codecs.records import Headers
 from sabot.config import parse_broker
-from sabot.connectors.base import Headers
 from sabot.connectors.memory import MemoryBroker
 
 __all__ = ["RecordSender"]

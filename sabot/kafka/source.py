@@ -7,8 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from sabot._cython.batch import Batch
+from sabot.codecs.records import Record, iterate_records
 from sabot.config import Duration, parse_broker, parse_seconds
-from sabot.connectors.base import Positions, Record, Source, iterate_records
+from sabot.connectors.base import Positions, Source
 from sabot.connectors.memory import MemorySource
 from sabot.errors import UserError
 from sabot.threads import done

@@ -14,7 +14,8 @@ from confluent_kafka import KafkaError, KafkaException
 from sabot._cython.batch import Batch
 from sabot._cython.rows import bytes_list
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.base import Headers, Sink, header_rows, refuse_json_types, to_records
+from sabot.codecs.records import Headers, header_rows, refuse_json_types, to_records
+from sabot.connectors.base import Sink
 from sabot.errors import DataError, RowErrors, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     MESSAGE_BYTES,

@@ -27,7 +27,8 @@ from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
-from sabot.connectors.base import RECORD_SCHEMA, Headers, build_records, dead_letter_headers, header_rows
+from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records, header_rows
+from sabot.connectors.base import dead_letter_headers
 from sabot.errors import AgentFailed, SabotError
 from sabot.exits import EXITS
 from sabot.faults import hint_of

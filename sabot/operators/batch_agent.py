@@ -11,7 +11,8 @@ from sabot._cython.border import validate
 from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext
 from sabot.codecs.json import JsonCodec
-from sabot.connectors.base import RECORD_SCHEMA, Sink, to_records
+from sabot.codecs.records import RECORD_SCHEMA, to_records
+from sabot.connectors.base import Sink
 from sabot.errors import RowErrors, UserError
 from sabot.operators.agent import AgentOperator, awaitable, rows_of
 

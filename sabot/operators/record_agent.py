@@ -15,7 +15,7 @@ from sabot._cython.rows import state_key
 from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext, Message
 from sabot.codecs.json import JsonCodec
-from sabot.connectors.base import Headers, decode_json, encode_json, to_records
+from sabot.codecs.records import Headers, decode_json, encode_json, to_records
 from sabot.errors import UNREADABLE, DataError
 from sabot.operators.agent import AgentOperator, Lane, Row, awaitable, records_batch, rows_of
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch
-from sabot.connectors.base import RECORD_SCHEMA, Sink, json_records, record_keys, refuse_json_types
+from sabot.codecs.records import RECORD_SCHEMA, json_records, record_keys, refuse_json_types
+from sabot.connectors.base import Sink
 from sabot.errors import SabotError, TransientError, UserError
 from sabot.operators.base import (
     DELETE,

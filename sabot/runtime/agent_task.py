@@ -22,7 +22,8 @@ from sabot._cython.border import validate
 from sabot._cython.channel import END, Barrier, Gate
 from sabot.checkpoint import Coordinator, TaskSnapshot
 from sabot.clock import Clock
-from sabot.connectors.base import RECORD_SCHEMA, Positions
+from sabot.codecs.records import RECORD_SCHEMA
+from sabot.connectors.base import Positions
 from sabot.errors import InternalError, SabotError, UserError
 from sabot.exits import EXITS, carried, exit_in
 from sabot.metrics import Sample

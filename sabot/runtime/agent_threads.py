@@ -10,7 +10,8 @@ from typing import Any
 from sabot._cython.batch import Batch
 from sabot._cython.channel import END, Barrier, Channel, ChannelClosed
 from sabot.codecs.json import JsonCodec
-from sabot.connectors.base import RECORD_SCHEMA, Positions, Sink, Source, bounded
+from sabot.codecs.records import RECORD_SCHEMA, bounded
+from sabot.connectors.base import Positions, Sink, Source
 from sabot.errors import SabotError
 from sabot.exits import EXITS
 from sabot.operators import decoded

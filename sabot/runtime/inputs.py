@@ -20,15 +20,8 @@ from sabot.arrays import to_ms
 from sabot.clock import Clock
 from sabot.codecs import Codec
 from sabot.codecs.json import schema_text
-from sabot.connectors.base import (
-    RECORD_SCHEMA,
-    Positions,
-    Source,
-    bounded,
-    build_records,
-    dead_letter_headers,
-    header_rows,
-)
+from sabot.codecs.records import RECORD_SCHEMA, bounded, build_records, header_rows
+from sabot.connectors.base import Positions, Source, dead_letter_headers
 from sabot.errors import DataError, TransientError, UserError
 from sabot.operators.base import INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
 from sabot.steps import step

@@ -22,7 +22,8 @@ from sabot.checkpoint import Coordinator, Manifest, StoredTask, TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs import Codec, JsonCodec, TableCodec
 from sabot.codecs.json import schema_of_text
-from sabot.connectors.base import RECORD_SCHEMA, Delivery, Positions, Sink, Source
+from sabot.codecs.records import RECORD_SCHEMA
+from sabot.connectors.base import Delivery, Positions, Sink, Source
 from sabot.connectors.files.sink import FileSink
 from sabot.disk import link_or_copy, make_folder, own_folder
 from sabot.errors import SabotError, UserError

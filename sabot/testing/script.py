@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from sabot._cython.batch import Batch
 from sabot.codecs.json import JsonCodec
-from sabot.connectors.base import Positions, Source, build_records, encode_json
+from sabot.codecs.records import build_records, encode_json
+from sabot.connectors.base import Positions, Source
 from sabot.errors import UserError
 
 __all__ = ["BARRIER", "CRASH", "END", "Director", "Mark", "ScriptedSource"]

@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
-from sabot.connectors.base import RECORD_SCHEMA, Lane, Sink, Token, decode_json, iterate_records
+from sabot.codecs.records import RECORD_SCHEMA, decode_json, iterate_records
+from sabot.connectors.base import Lane, Sink, Token
 from sabot.errors import UserError
 from sabot.operators.base import DELETE, OP_COLUMN, with_marks
 from sabot.steps import step

@@ -17,7 +17,8 @@ from pyarrow import csv, ipc
 from pyarrow import parquet as pq
 
 from sabot._cython.json import encode_rows
-from sabot.connectors.base import Headers, Record, Sink, Source, iterate_records
+from sabot.codecs.records import Headers, Record, iterate_records
+from sabot.connectors.base import Sink, Source
 from sabot.connectors.files import ArrowSink, CsvSink, FileSource, NdjsonSink, NdjsonSource, ParquetSink, files
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.kafka import KafkaSink, KafkaSource, RecordSender

@@ -11,7 +11,8 @@ from contracts.delivery_places import PLACES, DeliveryPlace, Row
 from pyarrow import ipc
 
 from sabot import steps
-from sabot.connectors.base import Lane, Sink, Token, build_records
+from sabot.codecs.records import build_records
+from sabot.connectors.base import Lane, Sink, Token
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.errors import JobLocked, TransientError, UserError
 

@@ -11,7 +11,7 @@ from contracts.places import PAYLOADS, MemoryPlace, Place, TablePlace
 
 from sabot._cython.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.base import Headers, build_records, decode_json
+from sabot.codecs.records import Headers, build_records, decode_json
 from sabot.errors import UserError
 from sabot.kafka import RecordSender, open_sink
 

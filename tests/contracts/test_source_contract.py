@@ -10,7 +10,8 @@ import pytest
 from contracts.places import PAYLOADS, FilePlace, GzipPlace, KafkaPlace, MemoryPlace, Place, TablePlace
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.base import RECORD_SCHEMA, Positions, Record, Source, iterate_records
+from sabot.codecs.records import RECORD_SCHEMA, Record, iterate_records
+from sabot.connectors.base import Positions, Source
 from sabot.errors import DataError, UserError
 from sabot.kafka import KafkaSource, open_source
 

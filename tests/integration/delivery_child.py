@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from sabot.connectors.base import Lane, build_records
+from sabot.codecs.records import build_records
+from sabot.connectors.base import Lane
 from sabot.kafka import KafkaSink
 from sabot.steps import watch
 

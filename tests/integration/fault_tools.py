@@ -20,7 +20,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 from sabot._cython.rows import state_key
 from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.connectors.base import Record
+from sabot.codecs.records import Record
 from sabot.connectors.memory import MemoryBroker
 from sabot.kafka.admin import create_topic, partitions
 from sabot.state import load_snapshot

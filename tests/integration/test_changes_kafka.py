@@ -22,7 +22,8 @@ from sabot import App, col
 from sabot._cython.batch import Batch
 from sabot.checkpoint.parts import PartWriter, read_part
 from sabot.codecs import TableCodec
-from sabot.connectors.base import Lane, Record, Sink
+from sabot.codecs.records import Record
+from sabot.connectors.base import Lane, Sink
 from sabot.errors import UserError
 from sabot.kafka import KafkaSink, KafkaSource
 from sabot.kafka.admin import create_topic

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 import sabot.kafka.redrive as redriving
 from sabot import App, steps
 from sabot.cli import commands
-from sabot.connectors.base import Headers, dead_letter_headers
+from sabot.codecs.records import Headers
+from sabot.connectors.base import dead_letter_headers
 from sabot.errors import JobLocked
 from sabot.kafka import admin
 from sabot.kafka.letters import DeadLetters

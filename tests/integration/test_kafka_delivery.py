@@ -25,7 +25,8 @@ from kafka_eyes import committed, token
 from sabot import steps
 from sabot._cython.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.base import Lane, Token, build_records, iterate_records
+from sabot.codecs.records import build_records, iterate_records
+from sabot.connectors.base import Lane, Token
 from sabot.connectors.memory import MemorySink
 from sabot.errors import BrokerUnavailable, DataError, JobLocked, RowErrors, SabotError, TransientError, UserError
 from sabot.kafka import KafkaSink, KafkaSource, admin, client, delivery

@@ -17,7 +17,8 @@ from confluent_kafka.admin import AdminClient
 
 from sabot._cython.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.base import Record, Source, build_records, iterate_records
+from sabot.codecs.records import Record, build_records, iterate_records
+from sabot.connectors.base import Source
 from sabot.errors import BrokerUnavailable, DataError, RowErrors, SabotError, UserError
 from sabot.kafka import KafkaSink, KafkaSource, RecordSender, admin
 from sabot.kafka.client import FETCHING

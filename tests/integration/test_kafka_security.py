@@ -18,7 +18,8 @@ from secure_broker import PASSWORD, SecureBroker
 
 from sabot import App, col
 from sabot._cython.batch import Batch
-from sabot.connectors.base import Lane, Record, build_records, iterate_records
+from sabot.codecs.records import Record, build_records, iterate_records
+from sabot.connectors.base import Lane
 from sabot.errors import BrokerUnavailable, SabotError, UserError
 from sabot.kafka import KafkaSink, KafkaSource, RecordSender, admin
 

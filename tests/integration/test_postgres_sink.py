@@ -24,7 +24,8 @@ from postgres import Postgres, server_or_skip
 
 from sabot import steps
 from sabot._cython.batch import Batch
-from sabot.connectors.base import Lane, Token, build_records
+from sabot.codecs.records import build_records
+from sabot.connectors.base import Lane, Token
 from sabot.connectors.sql import SqlSink
 from sabot.errors import BrokerUnavailable, JobLocked, MissingExtra, TransientError, UserError
 

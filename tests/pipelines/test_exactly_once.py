@@ -38,7 +38,7 @@ from sabot import (
     UserError,
 )
 from sabot.checkpoint import CheckpointStorage
-from sabot.connectors.base import RECORD_SCHEMA, iterate_records
+from sabot.codecs.records import RECORD_SCHEMA, iterate_records
 from sabot.connectors.memory import MemoryBroker
 from sabot.steps import step, watch
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run, simulate

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sabot import Batch
-from sabot.connectors.base import build_records
+from sabot.codecs.records import build_records
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

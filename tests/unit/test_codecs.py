@@ -6,7 +6,7 @@ import pytest
 from sabot._cython.json import BadRow
 from sabot.codecs import JsonCodec
 from sabot.codecs.json import schema_of_text, schema_text
-from sabot.connectors.base import RECORD_SCHEMA
+from sabot.codecs.records import RECORD_SCHEMA
 from sabot.errors import UserError
 
 

@@ -11,7 +11,7 @@ from sabot import App, DataError, UserError
 from sabot._cython.json import NESTING_MAX, JsonDecoder, infer_schema, is_too_deep
 from sabot.checkpoint import CheckpointStorage
 from sabot.checkpoint.requests import Requests
-from sabot.connectors.base import decode_json, encode_json
+from sabot.codecs.records import decode_json, encode_json
 from sabot.errors import CorruptCheckpoint
 from sabot.operators.process_state import parts_of
 from sabot.operators.record_agent import RecordAgentOperator

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot._cython.batch import Batch
-from sabot.connectors.base import build_records
+from sabot.codecs.records import build_records
 from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.errors import UserError
 

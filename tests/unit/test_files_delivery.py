@@ -20,7 +20,8 @@ from pyarrow import csv, ipc
 from pyarrow import parquet as pq
 
 from sabot._cython.batch import Batch
-from sabot.connectors.base import Lane, Token, build_records
+from sabot.codecs.records import build_records
+from sabot.connectors.base import Lane, Token
 from sabot.connectors.files import ArrowSink, CsvSink, FileSink, NdjsonSink, ParquetSink
 from sabot.connectors.files.delivered import Busy, Entry, Ledger
 from sabot.errors import JobLocked, TransientError, UserError

@@ -15,7 +15,8 @@ from pyarrow import csv, ipc
 from pyarrow import parquet as pq
 
 from sabot import App
-from sabot.connectors.base import BAD_SCHEMA, Positions, Source
+from sabot.codecs.records import BAD_SCHEMA
+from sabot.connectors.base import Positions, Source
 from sabot.connectors.files import ArrowSource, CsvSource, FileSource, NdjsonSource, ParquetSource, files
 from sabot.connectors.files.csv import CsvRecords
 from sabot.errors import UserError

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot._cython.batch import Batch
-from sabot.connectors.base import build_records
+from sabot.codecs.records import build_records
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.errors import TransientError, UserError
 from sabot.testing import MemoryBroker as PublicBroker

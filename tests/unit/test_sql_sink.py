@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from sabot import App
 from sabot._cython.batch import Batch
-from sabot.connectors.base import Lane, Token, build_records
+from sabot.codecs.records import build_records
+from sabot.connectors.base import Lane, Token
 from sabot.connectors.files import NdjsonSource
 from sabot.connectors.sql import SqlSink, sqlite
 from sabot.connectors.sql.rows import hex_text, json_text, last_of_each_key

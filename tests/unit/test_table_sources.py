@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sabot._cython.json import BadRow
 from sabot.codecs import JsonCodec, TableCodec
-from sabot.connectors.base import build_records, change_records, record_keys
+from sabot.codecs.records import build_records, change_records, record_keys
 from sabot.errors import UserError
 from sabot.operators.base import DELETE, INSERT, OP_COLUMN, UPDATE_AFTER
 

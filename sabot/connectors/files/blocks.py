@@ -9,7 +9,7 @@ import os
 from abc import ABC, abstractmethod
 from typing import NamedTuple, Protocol
 
-from sabot.connectors.base import HEAD_BYTES
+from sabot.codecs.records import HEAD_BYTES
 from sabot.connectors.files.paths import DataFile, codec_of, open_stream
 from sabot.connectors.files.source import FileReader, Found, Share, no_place
 from sabot.errors import InternalError, UserError

@@ -13,7 +13,7 @@ from pyarrow import ipc
 from pyarrow import parquet as pq
 
 from sabot._cython.border import validate
-from sabot.connectors.base import HEAD_BYTES, above
+from sabot.codecs.records import HEAD_BYTES, above
 from sabot.connectors.files.columns import as_wanted, canonical, checked, distinct, fitted, most_rows
 from sabot.connectors.files.paths import DataFile, codec_of, open_stream
 from sabot.connectors.files.source import FileReader, FileSource, Found, Share, no_place

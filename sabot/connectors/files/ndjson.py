@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from sabot._cython.json import JsonDecoder
 from sabot.codecs.json import INFERENCE_ROWS, JsonCodec
+from sabot.codecs.records import RECORD_SCHEMA
 from sabot.config import RECORD_BYTES
-from sabot.connectors.base import RECORD_SCHEMA
 from sabot.connectors.files.blocks import BlockReader, Blocks, Lines, open_blocks
 from sabot.connectors.files.paths import DataFile, Paths, codec_of
 from sabot.connectors.files.source import FileReader, FileSource, Found, global_offset

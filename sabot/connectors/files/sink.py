@@ -20,7 +20,8 @@ import pyarrow as pa
 from msgspec.structs import replace
 
 from sabot._cython.batch import Batch
-from sabot.connectors.base import RECORD_SCHEMA, Lane, Sink, Token, refuse_types
+from sabot.codecs.records import RECORD_SCHEMA, refuse_types
+from sabot.connectors.base import Lane, Sink, Token
 from sabot.connectors.files.choice import format_of
 from sabot.connectors.files.delivered import Busy, Entry, Growth, Ledger
 from sabot.connectors.files.parts import (

@@ -16,8 +16,9 @@ from typing import ClassVar, NamedTuple, Self
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
+from sabot.codecs.records import BAD_SCHEMA, build_records
 from sabot.config import FIELDS, RECORD_BYTES, parse_bytes
-from sabot.connectors.base import BAD_SCHEMA, Positions, Source, build_records
+from sabot.connectors.base import Positions, Source
 from sabot.connectors.files.columns import checked, picked
 from sabot.connectors.files.paths import DataFile, Paths, digest, find_files, name_of
 from sabot.errors import UserError

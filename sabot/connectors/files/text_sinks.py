@@ -12,7 +12,7 @@ from pyarrow import csv
 
 from sabot._cython.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
-from sabot.connectors.base import to_records
+from sabot.codecs.records import to_records
 from sabot.connectors.files.delivered import Growth, JournalGrowth, TextGrowth
 from sabot.connectors.files.parts import AppendedPart, Part, RowWriter, SealedPart
 from sabot.connectors.files.paths import COMPRESSION, bare_suffix, codec_of

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch, normalise
 from sabot.codecs.marks import DELETE
-from sabot.connectors.base import RECORD_SCHEMA, Lane, Sink, Token, carries_changes, check_keys, refuse_types
+from sabot.codecs.records import RECORD_SCHEMA, carries_changes, check_keys, refuse_types
+from sabot.connectors.base import Lane, Sink, Token
 from sabot.connectors.sql.database import Database
 from sabot.connectors.sql.postgres import PostgresDatabase
 from sabot.connectors.sql.rows import Columns, decoded_records, inferred_schema, last_of_each_key

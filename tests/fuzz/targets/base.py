@@ -14,7 +14,7 @@ from sabot._cython.batch import Batch
 from sabot._cython.keyed import GroupTable, hash_columns
 from sabot._cython.partition import partition_indices
 from sabot._cython.row_table import RowTable
-from sabot.connectors.base import to_records
+from sabot.codecs.records import to_records
 from sabot.connectors.files import CsvSink, FileSource
 from sabot.errors import InternalError, SabotError, UserError
 

@@ -14,8 +14,8 @@ from sabot._cython.keyed import hash_columns
 from sabot._cython.rows import decode_values, encode_values
 from sabot._cython.tables import RowCodec, places
 from sabot.codecs.marks import OP_COLUMN
+from sabot.codecs.records import build_records, decode_json
 from sabot.codecs.table import TableCodec
-from sabot.connectors.base import build_records, decode_json
 from sabot.errors import SabotError
 from sabot.kafka.letters import DeadLetters, _letter
 from sabot.state.tables_cold import _Codec

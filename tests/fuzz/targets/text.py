@@ -14,7 +14,7 @@ from json_oracle import REFUSED, by_json, row_of
 
 from sabot import config
 from sabot.codecs.json import JsonCodec
-from sabot.connectors.base import build_records
+from sabot.codecs.records import build_records
 from sabot.connectors.files import CsvSource, NdjsonSource, files
 from sabot.errors import SabotError
 from targets.base import Target, found_in, refused, use
