@@ -70,16 +70,14 @@ T = TypeVar("T")
 class KafkaDelivery(KafkaWriter):
     """A KafkaWriter that takes parts, too. Written rows and parts do not mix: a job does one or the other.
 
-    `still_ours` says whether this process owns the job (None: nobody knows). May block; called in the lane's thread.
+    still_ours: set by the engine before `claim`. The broker says to one whose transaction timed out the same as to one whose lane
+    another process has claimed; without an answer the lane counts as lost (JobLocked).
     """
 
     keeps_token = True
 
-    def __init__(
-        self, topic: str, broker: str, kafka: Mapping[str, Any], still_ours: Callable[[], bool | None]
-    ) -> None:
+    def __init__(self, topic: str, broker: str, kafka: Mapping[str, Any]) -> None:
         super().__init__(topic, broker, kafka)
-        self._still_ours = still_ours
         self._client: _Client | None = None
         self._lane = Lane("", "", "")
         self._seq = -1  # the last part of this incarnation that the topic has
@@ -115,7 +113,7 @@ class KafkaDelivery(KafkaWriter):
                 hint="leave transactional.id out of the settings",
             )
         self._leave(abort=False)
-        ours = self._still_ours()  # before anything is fenced, or two workers fence each other for ever
+        ours = self._is_ours()  # before anything is fenced, or two workers fence each other for ever
         if ours is False or (self._lost and ours is None):
             raise self._taken_over(lane)
         self._lost = False
@@ -132,6 +130,10 @@ class KafkaDelivery(KafkaWriter):
         client.claimed = self._link.opened = True
         self._seq = found.seq if found is not None and found.incarnation == lane.incarnation else -1
         return found
+
+    def _is_ours(self) -> bool | None:
+        """Whether this process owns the job; None: nobody knows."""
+        return None if self.still_ours is None else self.still_ours()
 
     def _connect(self, client: "_Client") -> None:
         """In the client's thread. The consumer never subscribes: no member, nothing to leave, it only reads the token."""
@@ -258,7 +260,7 @@ class KafkaDelivery(KafkaWriter):
         """By the table of docs/decisions/007."""
         code, address = error.code(), self._link.address
         if code in _FENCED:
-            if not self._still_ours():
+            if not self._is_ours():
                 return self._taken_over(self._lane)
             return self._bounded(
                 f"another producer has taken this lane, or a transaction took longer than transaction.timeout.ms: {said(error)}"

@@ -9,7 +9,7 @@ knows more: when the client reports the end of a partition, its offset covers tr
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -62,7 +62,7 @@ _LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
 
 class KafkaReader(Source):
-    """Reads all partitions of `topic`. New partitions are looked for every `partition_check` seconds."""
+    """Reads the partitions of `topic`. New partitions are looked for every `partition_check` seconds."""
 
     def __init__(
         self,
@@ -73,8 +73,10 @@ class KafkaReader(Source):
         kafka: Mapping[str, Any],
         share: tuple[int, int] = (0, 1),
     ) -> None:
+        """share: (i, n) reads every n-th partition, from the i-th on."""
         self.name = topic
         self.group_id = group_id
+        self._broker = broker
         self._link = link_of(broker, f"source of topic {topic!r}", kafka)
         self._link.group = str(kafka.get("group.id") or group_id or f"sabot.{topic}")
         self._check_seconds = partition_check
@@ -92,9 +94,15 @@ class KafkaReader(Source):
         self._closing = threading.Event()
         self._watch: threading.Thread | None = None
 
-    def partition_count(self) -> int:
-        """Of the topic now. Raises like `open`."""
-        return len(partitions_of(admin_of(self._link, self._kafka), self._link, self.name))
+    def readers(self, count: int) -> Sequence[Source]:
+        partitions = len(partitions_of(admin_of(self._link, self._kafka), self._link, self.name))
+        readers = min(count, partitions)
+        if readers < 2:
+            return [self]
+        return [
+            KafkaReader(self.name, self._broker, self.group_id, self._check_seconds, self._kafka, (index, readers))
+            for index in range(readers)
+        ]
 
     def _own(self, indexes: list[int]) -> list[int]:
         return [index for index in indexes if index % self._share[1] == self._share[0]]

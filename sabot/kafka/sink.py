@@ -6,9 +6,8 @@ from typing import Any
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
-from sabot.config import parse_broker
 from sabot.connectors.base import Lane, Sink, Token
-from sabot.connectors.memory import MemorySink
+from sabot.kafka.topics import open_sink
 
 __all__ = ["KafkaSink"]
 
@@ -27,36 +26,25 @@ class KafkaSink(Sink):
     """
 
     takes_changes = True
-    still_ours: Callable[[], bool] | None = None
-    """Whether this process owns the job; set before `claim`. The broker says to one whose transaction timed out the
-    same as to one whose lane another process has claimed. Without an answer the lane counts as lost (JobLocked).
-    """
 
     def __init__(self, topic: str, broker: str = "memory://", **kafka: Any) -> None:
         self.name = topic
         self.broker = broker
-        self._address = f"{topic}@{broker}"
-        self._sink: Sink
-        if parse_broker(broker)[0] == "memory":
-            self._sink = MemorySink(topic, broker)
-        else:
-            from sabot.kafka.delivery import KafkaDelivery
-
-            self._sink = KafkaDelivery(topic, broker, kafka, self._ask_owner)
+        self._sink = open_sink(topic, broker, kafka)
         self.keeps_token = self._sink.keeps_token
         self.lasting = self._sink.lasting
 
-    def _ask_owner(self) -> bool | None:
-        return None if self.still_ours is None else self.still_ours()
+    @property
+    def still_ours(self) -> Callable[[], bool] | None:
+        return self._sink.still_ours
+
+    @still_ours.setter
+    def still_ours(self, still_ours: Callable[[], bool] | None) -> None:
+        self._sink.still_ours = still_ours
 
     @property
     def address(self) -> str:
-        return self._address
-
-    def of_app(self) -> "KafkaSink":
-        """On the app's own broker, whatever address that has today: the topic is enough to know it by."""
-        self._address = self.name
-        return self
+        return f"{self.name}@{self.broker}"
 
     @property
     def delivers(self) -> bool:

@@ -4,18 +4,16 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sabot._cython.batch import Batch
 from sabot.codecs.records import Record, iterate_records
-from sabot.config import Duration, parse_broker, parse_seconds
+from sabot.config import Duration
 from sabot.connectors.base import Positions, Source
 from sabot.connectors.memory import MemorySource
 from sabot.errors import UserError
+from sabot.kafka.topics import open_source
 from sabot.threads import done
-
-if TYPE_CHECKING:
-    from sabot.kafka.reader import KafkaReader
 
 __all__ = ["KafkaSource"]
 
@@ -42,22 +40,13 @@ class KafkaSource(Source):
         group_id: str = "",
         *,
         partition_check: Duration = "30s",
-        share: tuple[int, int] = (0, 1),
         **kafka: Any,
     ) -> None:
-        """share: (i, n) reads every n-th partition, from the i-th on."""
         self.name = topic
         self.broker = broker
         self.group_id = group_id
-        seconds = parse_seconds(partition_check, name="partition_check")
-        self._source: MemorySource | KafkaReader
-        if parse_broker(broker)[0] == "memory":
-            self._source = MemorySource(topic, broker, group_id, share=share)
-        else:
-            from sabot.kafka.reader import KafkaReader as Reader  # loads the client
-
-            self._source = Reader(topic, broker, group_id, seconds, kafka, share)
-        self._options = {"partition_check": partition_check, **kafka}
+        self._source = open_source(topic, broker, group_id, kafka, partition_check=partition_check)
+        self.record_bytes = self._source.record_bytes
         self._open = False
         self._thread: ThreadPoolExecutor | None = None  # reads from Kafka for the record-by-record face
         self._fetch: Future[Batch | None] | None = None
@@ -67,13 +56,7 @@ class KafkaSource(Source):
     # The engine's face
 
     def readers(self, count: int) -> Sequence[Source]:
-        readers = min(count, self._source.partition_count())
-        if readers < 2:
-            return [self]
-        return [
-            KafkaSource(self.name, self.broker, self.group_id, share=(index, readers), **self._options)
-            for index in range(readers)
-        ]
+        return self._source.readers(count)
 
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
         if self._open:
@@ -146,7 +129,7 @@ class KafkaSource(Source):
             yield await self.get_next()
 
     async def _next_batch(self) -> Batch | None:
-        if isinstance(self._source, MemorySource):
+        if isinstance(self._source, MemorySource):  # it waits for records without a thread
             return await self._source.read_batch_async(FETCH_ROWS)
         if self._fetch is None:
             if self._thread is None:

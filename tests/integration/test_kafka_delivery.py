@@ -551,5 +551,6 @@ def test_over_memory_it_does_as_the_memory_sink() -> None:
     ],
 )
 def test_each_error_of_the_client_has_its_class(code: str, still_ours: bool | None, expected: type[Exception]) -> None:
-    lane = delivery.KafkaDelivery("t", "kafka://localhost:1", {}, lambda: still_ours)
+    lane = delivery.KafkaDelivery("t", "kafka://localhost:1", {})
+    lane.still_ours = None if still_ours is None else lambda: still_ours
     assert type(lane._fault(KafkaError(getattr(KafkaError, code)))) is expected

@@ -1,14 +1,47 @@
-"""One record at a time, with its offset: what `App.send` uses."""
+"""Which connector a topic has, by the address of its broker: memory:// or kafka://. Decided here, and nowhere else.
+
+The client of Kafka is loaded by the first kafka:// address, so a program without one does not need it.
+"""
 
 import threading
 from collections.abc import Mapping
 from typing import Any
 
 from sabot.codecs.records import Headers
-from sabot.config import parse_broker
-from sabot.connectors.memory import MemoryBroker
+from sabot.config import Duration, parse_broker, parse_seconds
+from sabot.connectors.base import Sink, Source
+from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 
-__all__ = ["RecordSender"]
+__all__ = ["RecordSender", "open_sink", "open_source"]
+
+
+def open_source(
+    topic: str,
+    broker: str,
+    group_id: str,
+    kafka: Mapping[str, Any] | None = None,
+    *,
+    partition_check: Duration = "30s",
+) -> Source:
+    """The source of a topic. Not opened yet. kafka: settings of the client; partition_check: how often new partitions are looked for."""
+    seconds = parse_seconds(partition_check, name="partition_check")
+    if _in_memory(broker):
+        return MemorySource(topic, broker, group_id)
+    from sabot.kafka.reader import KafkaReader
+
+    return KafkaReader(topic, broker, group_id, seconds, kafka or {})
+
+
+def open_sink(topic: str, broker: str, kafka: Mapping[str, Any] | None = None) -> Sink:
+    """The sink of a topic. Not opened yet. kafka: settings of the client.
+
+    Its `address` is the topic: the app's broker may have another address tomorrow and be the same.
+    """
+    if _in_memory(broker):
+        return MemorySink(topic, broker)
+    from sabot.kafka.delivery import KafkaDelivery
+
+    return KafkaDelivery(topic, broker, kafka or {})
 
 
 class RecordSender:
@@ -18,7 +51,7 @@ class RecordSender:
 
     def __init__(self, broker: str, kafka: Mapping[str, Any] | None = None) -> None:
         self.broker = broker
-        self._memory = parse_broker(broker)[0] == "memory"
+        self._memory = _in_memory(broker)
         self._kafka_settings = dict(kafka or {})
         self._lock = threading.Lock()
         self._kafka: Any = None
@@ -57,3 +90,7 @@ class RecordSender:
             sender, self._kafka = self._kafka, None
         if sender is not None:
             sender.close()
+
+
+def _in_memory(broker: str) -> bool:
+    return parse_broker(broker)[0] == "memory"
