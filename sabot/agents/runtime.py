@@ -43,6 +43,7 @@ from sabot.operators import AgentOperator
 from sabot.redaction import redacted_url, scrubbed
 from sabot.runtime.agent_job import AgentJob
 from sabot.runtime.facts import check_facts
+from sabot.runtime.restore import check_app, topics_written
 from sabot.runtime.stream_job import StoppedEarly, StreamJob, Surroundings
 from sabot.state import StateBackend, load_snapshot
 from sabot.threads import Handle, aside, tell, threads, to_the_end
@@ -262,7 +263,7 @@ class AgentRuntime:
                 facts["from"] = manifest.describe.get("from") if self._from is None else _identity(manifest)
             coordinator.keep_in(storage, facts, incarnation)
         if manifest is not None:
-            self._check_ours(manifest)
+            check_app(manifest, self.app.id)
             check_facts(manifest)
             coordinator.begin_after(manifest.checkpoint_id)
         self._broken = asyncio.get_running_loop().create_future()
@@ -469,9 +470,7 @@ class AgentRuntime:
             parallelism=app.parallelism,
             memory_budget=app.memory_budget_bytes,
             directory=app.open_tables(),
-            written=frozenset(
-                agent.spec.sink for agent in self.agents.values() if agent.spec and isinstance(agent.spec.sink, str)
-            ),
+            written=topics_written(agent.spec for agent in self.agents.values() if agent.spec is not None),
             stop_asked=lambda: self._stop_asked is not None and self._stop_asked.is_set(),
         )
 
@@ -505,14 +504,6 @@ class AgentRuntime:
         self._storage = self.app.open_storage()
         self._last_place = None if self._storage is None else self._storage.directory
         self._backend, self._owns_backend = self.app.open_state()
-
-    def _check_ours(self, manifest: Manifest) -> None:
-        for name, mine in (("app", self.app.id), ("hash", HASH_VERSION)):
-            if manifest.describe.get(name) != mine:
-                raise UserError(
-                    f"{manifest.path}: this checkpoint is of {name} {manifest.describe.get(name)!r}, not {mine!r}",
-                    hint="give the app a checkpoint_dir of its own, or start with --fresh",
-                )
 
     def _open_source(self, topic: str, group_id: str) -> Source:
         return self.agents[group_id.removesuffix("-group")].open_source(topic, group_id)

@@ -4,7 +4,7 @@ job (`requests`).
 """
 
 from sabot.checkpoint.coordinator import Coordinator, StateSnapshot, TaskSnapshot
-from sabot.checkpoint.delivery import Delivery, StagedSink
+from sabot.checkpoint.delivery import Delivery, StagedSink, undelivered
 from sabot.checkpoint.requests import Requests, ask
 from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredTask
 from sabot.checkpoint.tokens import CHOICES
@@ -21,4 +21,5 @@ __all__ = [
     "StoredTask",
     "TaskSnapshot",
     "ask",
+    "undelivered",
 ]

@@ -17,7 +17,7 @@ import re
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from sabot.errors import JobLocked, SabotError, UserError
 from sabot.redaction import clean_cause
 from sabot.threads import Spawn, aside
 
-__all__ = ["Delivery", "StagedSink"]
+__all__ = ["Delivery", "StagedSink", "undelivered"]
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +93,48 @@ def _lane_id(room: str, sink: Sink) -> str:
     return f"{room}.{plain}" if plain == sink.address else f"{room}.{plain}-{zlib.crc32(sink.address.encode()):08x}"
 
 
+def lane_of(room: str, sink: Sink, wanted: str | None, *, kept: bool = True) -> str | None:
+    """The lane through which a sink is written exactly once; None: it is written at least once.
+
+    room: who writes ("streams", "agents"). wanted: "exactly_once", "at_least_once", or None: what suits the sink. kept: the job keeps
+    checkpoints. Raises UserError for a sink that cannot do what is wanted.
+    """
+    if wanted == "at_least_once" or (wanted is None and not (sink.delivers and sink.lasting and kept)):
+        return None
+    if not sink.delivers:
+        raise UserError(
+            f"sink {sink.name} cannot deliver exactly once",
+            hint='give it a method deliver(seq, batches), or say delivery="at_least_once"',
+        )
+    return _lane_id(room, sink)
+
+
+def undelivered(
+    restored: Manifest, sinks: Iterable[tuple[str, Sink, str | None]]
+) -> Iterator[tuple[str, StoredLane, str]]:
+    """Saved output that a start would lose -> (its lane, what is saved of it, why). sinks: (room, sink, wanted) of the whole program."""
+    lanes: set[str] = set()
+    unstaged: set[str] = set()
+    for room, sink, wanted in sinks:
+        lane_id = lane_of(room, sink, wanted)
+        if lane_id is None:
+            unstaged.add(_lane_id(room, sink))
+        else:
+            lanes.add(lane_id)
+    yield from _undelivered(restored, lanes, unstaged)
+
+
+def _undelivered(
+    restored: Manifest, lanes: Collection[str], unstaged: Collection[str]
+) -> Iterator[tuple[str, StoredLane, str]]:
+    for lane_id, stored in restored.lanes.items():
+        if any(part.rows for part in stored.pending) and lane_id not in lanes:
+            what = "which this program does not have"
+            if lane_id in unstaged:
+                what = 'which this program writes at least once: run it once more with delivery="exactly_once"'
+            yield lane_id, stored, what
+
+
 class Delivery:
     """The exactly-once sinks of one run of a job. On the event loop, but for what says otherwise."""
 
@@ -131,26 +173,16 @@ class Delivery:
         self._scratch: Path | None = None
 
     def staged(self, room: str, sink: Sink, wanted: str | None) -> Sink:
-        """What the task shall write into: the sink itself, or a lane before it. Before its `open`; any thread.
-
-        room: who writes ("streams", "agents"). wanted: "exactly_once", "at_least_once", or None: what suits the sink.
-        """
-        if wanted == "at_least_once" or (
-            wanted is None and (not (sink.delivers and sink.lasting) or self._storage is None)
-        ):
+        """What the task shall write into: the sink itself, or a lane before it (see `lane_of`). Before its `open`; any thread."""
+        lane_id = lane_of(room, sink, wanted, kept=self._storage is not None)
+        if lane_id is None:
             self._unstaged.add(_lane_id(room, sink))
             return sink
-        if not sink.delivers:
-            raise UserError(
-                f"sink {sink.name} cannot deliver exactly once",
-                hint='give it a method deliver(seq, batches), or say delivery="at_least_once"',
-            )
         if self._storage is None:
             raise UserError(
                 f"sink {sink.name}: exactly once needs checkpoints on a disk",
                 hint='App(..., state=DIRECTORY) or checkpoint_dir=; or say delivery="at_least_once"',
             )
-        lane_id = _lane_id(room, sink)
         with self._lock:
             if lane_id in self._lanes:  # which of them is which would depend on their order
                 raise UserError(
@@ -213,18 +245,15 @@ class Delivery:
 
     def check_restored(self) -> None:
         """All sinks are open. Raises UserError for saved output of a sink that the program no longer has."""
-        for lane_id, stored in ({} if self.restored is None else self.restored.lanes).items():
+        if self.restored is None:
+            return
+        for _, stored, what in _undelivered(self.restored, self._lanes, self._unstaged):
             rows = sum(part.rows for part in stored.pending)
-            if not rows or lane_id in self._lanes:
-                continue
             if self.choice == "skip":
                 _log.warning(
                     "sink %s is gone: its %d undelivered rows are dropped, as redeliver=skip says", stored.sink, rows
                 )
                 continue
-            what = "which this program does not have"
-            if lane_id in self._unstaged:
-                what = 'which this program writes at least once: run it once more with delivery="exactly_once"'
             raise UserError(
                 f"the checkpoint has {rows} undelivered rows for sink {stored.sink}, {what}",
                 hint="run the program that wrote it until they are delivered; or drop them: redeliver=skip",

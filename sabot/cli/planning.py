@@ -1,25 +1,23 @@
 """`sabot plan`: what a program will do, and what becomes of the state that a checkpoint has."""
 
-from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-import pyarrow as pa
 import typer
 
-from sabot._cython.partition import HASH_VERSION
-from sabot.api.nodes import Read
+from sabot.api.agent import AgentSpec
 from sabot.app import App
-from sabot.checkpoint import Manifest
+from sabot.checkpoint import Manifest, undelivered
 from sabot.cli.jobs import find_job
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.printing import columns, json_line, moment
 from sabot.cli.running import guarded, set_up_logging
-from sabot.codecs.json import schema_of_text
-from sabot.config import dead_letter_topic
-from sabot.connectors.base import Sink, Source
+from sabot.connectors.base import Source
 from sabot.errors import UserError
-from sabot.plan import Plan, compare, make_plan, planned, walk, with_schemas
+from sabot.kafka import open_sink
+from sabot.plan import Plan
+from sabot.runtime.facts import check_facts
+from sabot.runtime.restore import check_app, plan_of, sinks_of, topics_written, verdicts_of
 
 __all__ = ["plan"]
 
@@ -62,7 +60,8 @@ def plan(
             return
         job = find_job(against)
         manifest = job.manifest()
-        _check_ours(app, manifest, job.place)
+        check_app(manifest, app.id)
+        check_facts(manifest)
         fates = _fates(app, manifest)
         if json:
             for fate in fates:
@@ -92,51 +91,21 @@ def _print_plan(app: App, made: Plan, json: bool) -> None:
 
 
 def _plan(app: App, manifest: Manifest | None) -> Plan:
-    writes = app.agent_runtime.writes
-    schemas = {id(node): _schema(node, manifest) for node in walk(writes) if isinstance(node, Read)}
-    readers: Counter[str] = Counter()
-    if manifest is not None:
-        reading = (name for name, stored in manifest.tasks.items() if "source" in stored.meta.get("input", {}))
-        readers.update(name.split("/")[0] for name in reading)
-    made = make_plan(with_schemas(writes, schemas), parallelism=app.parallelism, readers=readers)
+    """As the start makes it; but a topic's columns, where nothing says them, are not waited for."""
+    made = plan_of(
+        app.agent_runtime.writes,
+        manifest,
+        parallelism=app.parallelism,
+        written=topics_written(_specs(app)),
+        infer=lambda node: node.source.infer_schema() if isinstance(node.source, Source) else None,
+    )
     made.check()
     return made
 
 
-def _schema(node: Read, manifest: Manifest | None) -> pa.Schema | None:
-    """As the start finds it: what the program says, what the checkpoint knows, what the data shows."""
-    if node.schema is not None:
-        return node.schema
-    for stored in () if manifest is None else manifest.tasks.values():
-        facts = stored.meta.get("input", {})
-        if facts.get("source") == node.name and facts.get("schema") is not None:
-            return schema_of_text(facts["schema"])
-    return node.source.infer_schema() if isinstance(node.source, Source) else None
-
-
-def _check_ours(app: App, manifest: Manifest, place: str) -> None:
-    for name, mine in (("app", app.id), ("hash", HASH_VERSION)):
-        if manifest.describe.get(name) != mine:
-            raise UserError(f"{place}: this checkpoint is of {name} {manifest.describe.get(name)!r}, not {mine!r}")
-
-
-def _check_sources(made: Plan, manifest: Manifest) -> None:
-    """Positions belong to what is read: a start refuses another source in the same place."""
-    was = {
-        name.split("/")[0]: stored.meta["input"]["source"]
-        for name, stored in sorted(manifest.tasks.items())
-        if "source" in stored.meta.get("input", {})
-    }
-    reads = {stage.id: stage.reading.node.name for stage in made.stages if stage.reading is not None}
-    if was and was != reads:
-        before, now = (", ".join(each.values()) or "nothing" for each in (was, reads))
-        raise UserError(f"the checkpoint is of a program that reads {before}, this one reads {now}: a start is refused")
-
-
 def _fates(app: App, manifest: Manifest) -> list[_Fate]:
     made = _plan(app, manifest)
-    _check_sources(made, manifest)
-    verdicts = compare(planned(made), manifest)
+    verdicts = verdicts_of(made, manifest)
     fates = [
         _Fate(
             each.id,
@@ -153,29 +122,22 @@ def _fates(app: App, manifest: Manifest) -> list[_Fate]:
 
 def _output_fates(app: App, made: Plan, manifest: Manifest) -> list[_Fate]:
     """Output that waits for a sink which the program has no more: a start refuses to lose it."""
-    sinks = [stage.sink[0] for stage in made.stages if stage.sink is not None]
-    for agent in app.agent_runtime.agents.values():
-        if agent.spec is not None:
-            letters = agent.spec.dead_letter
-            sinks += [agent.spec.sink]
-            sinks += (
-                [dead_letter_topic(letters, topic) for topic in agent.spec.topics]
-                if isinstance(letters, str)
-                else [letters]
-            )
-    names = {sink.name if isinstance(sink, Sink) else sink for sink in sinks}
+    sinks = sinks_of(made, _specs(app), lambda topic: open_sink(topic, app.broker, app.kafka))
     return [
         _Fate(
             lane_id,
             "refuse",
             f"sink {lane.sink}",
             "",
-            f"{sum(part.rows for part in lane.pending)} rows are not delivered into it",
+            f"{sum(part.rows for part in lane.pending)} rows are not delivered into it, {why}",
             True,
         )
-        for lane_id, lane in manifest.lanes.items()
-        if lane.pending and lane.sink not in names
+        for lane_id, lane, why in undelivered(manifest, sinks)
     ]
+
+
+def _specs(app: App) -> list[AgentSpec]:
+    return [agent.spec for agent in app.agent_runtime.agents.values() if agent.spec is not None]
 
 
 def _agent_fates(app: App, manifest: Manifest) -> list[_Fate]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import shutil
 import threading
 from collections import Counter
@@ -17,37 +16,22 @@ import pyarrow as pa
 from sabot._cython.batch import Batch
 from sabot._cython.channel import IDLE, Channel
 from sabot.api.nodes import Read, Write
-from sabot.arrays import is_time
-from sabot.checkpoint import Coordinator, Manifest, StoredTask, TaskSnapshot
+from sabot.checkpoint import Coordinator, Manifest, TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs import Codec, JsonCodec, TableCodec
-from sabot.codecs.json import schema_of_text
 from sabot.codecs.records import RECORD_SCHEMA
-from sabot.connectors.base import Delivery, Positions, Sink, Source
-from sabot.connectors.files.sink import FileSink
+from sabot.connectors.base import Delivery, Sink, Source
 from sabot.disk import link_or_copy, make_folder, own_folder
 from sabot.errors import SabotError, UserError
 from sabot.faults import taking_over
 from sabot.metrics import Sample
-from sabot.operators.base import OP_COLUMN, TIME_COLUMN, Operator, OperatorContext, without_marks
+from sabot.operators.base import Operator, OperatorContext, without_marks
 from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
-from sabot.plan import (
-    Edge,
-    Plan,
-    Reading,
-    Stage,
-    Step,
-    check,
-    check_alike,
-    column_types,
-    compare,
-    make_plan,
-    planned,
-)
-from sabot.plan.optimise import walk, with_schemas
+from sabot.plan import Edge, Plan, Reading, Stage, Step, check, check_alike, column_types, walk
 from sabot.runtime.host import interpreter
 from sabot.runtime.inputs import GateInput, SourceInput, Watermarks
+from sabot.runtime.restore import plan_of, positions_in, stored_streams, verdicts_of
 from sabot.runtime.task import Chain, Link, Output, StreamTask, receiver_of
 from sabot.threads import Handle, aside, to_the_end
 
@@ -200,14 +184,15 @@ class StreamJob:
         """Every task of the checkpoint had ended, its input read to the end: nothing is opened, and later checkpoints keep what
         this one says. A job that was drained before the end of its inputs is not complete.
         """
-        stored = {name: task.meta for name, task in restored.tasks.items() if "operators" in task.meta}
-        if not stored or not all(meta["ended"] and meta["input"].get("exhausted", True) for meta in stored.values()):
+        stored = stored_streams(restored)
+        metas = [task.meta for task in stored.values()]
+        if not stored or not all(meta["ended"] and meta["input"].get("exhausted", True) for meta in metas):
             return False
         if not all(lane.finished for lane_id, lane in restored.lanes.items() if lane_id.startswith("streams.")):
             return False
-        for name, meta in stored.items():
-            states = {state: _Carried(restored.state_directory(name, state)) for state in restored.tasks[name].states}
-            self.around.coordinator.detach(name, TaskSnapshot(meta, {}, states))
+        for name, task in stored.items():
+            states = {state: _Carried(restored.state_directory(name, state)) for state in task.states}
+            self.around.coordinator.detach(name, TaskSnapshot(task.meta, {}, states))
         self.was_complete = True
         self._over.set_result(None)
         return True
@@ -215,14 +200,13 @@ class StreamJob:
     def _build(self, restored: Manifest | None) -> None:
         """Blocking: sources are asked for their schema, everything is opened."""
         self._take_sources()
-        self._refuse_shared_files()
-        schemas = {
-            id(node): self._checked_schema(node, restored) for node in walk(self.writes) if isinstance(node, Read)
-        }
-        before = (
-            Counter() if restored is None else Counter(n.split("/")[0] for n, t in restored.tasks.items() if _reads(t))
+        self.plan = plan_of(
+            self.writes,
+            restored,
+            parallelism=self.around.parallelism,
+            written=self.around.written,
+            infer=self._inferred,
         )
-        self.plan = make_plan(with_schemas(self.writes, schemas), parallelism=self.around.parallelism, readers=before)
         self._afresh = restored is None
         readers = {stage.id: self._readers(stage) for stage in self.plan.stages if stage.reading is not None}
         for stage in self.plan.stages:
@@ -274,65 +258,21 @@ class StreamJob:
             task.input.on_first_over = partial(over, task.name)
 
     def _take_sources(self) -> None:
-        """A Source object is read by one stream of one run at a time."""
+        """A Source object is read by one run at a time."""
         with _reading_lock:
-            for node in walk(self.writes):
-                if isinstance(node, Read) and isinstance(node.source, Source):
-                    if any(other is node.source for other in self._sources):
+            sources = {id(n.source): n.source for n in walk(self.writes) if isinstance(n, Read)}
+            for source in sources.values():
+                if isinstance(source, Source):
+                    if id(source) in _reading:
                         raise UserError(
-                            f"two streams read this very Source, {node.source.name}",
-                            hint="make one for each, or one stream and use it twice",
-                        )
-                    if id(node.source) in _reading:
-                        raise UserError(
-                            f"this very Source, {node.source.name}, is being read by another run",
+                            f"this very Source, {source.name}, is being read by another run",
                             hint="make one for each, or wait for the other",
                         )
-                    _reading.add(id(node.source))
-                    self._sources.append(node.source)
+                    _reading.add(id(source))
+                    self._sources.append(source)
 
-    def _refuse_shared_files(self) -> None:
-        """Two sinks that write one file would each make the other's rows unreadable."""
-        files: list[tuple[str, Sink]] = []
-        for write in self.writes:
-            if isinstance(write.sink, FileSink):
-                path = os.path.abspath(write.sink.name)
-                if any(path == other and write.sink is not sink for other, sink in files):
-                    raise UserError(f"two sinks write {write.sink.name}", hint="make one and give it to both streams")
-                files.append((path, write.sink))
-
-    def _checked_schema(self, node: Read, restored: Manifest | None) -> pa.Schema:
-        schema = self._schema(node, restored)
-        if node.time is not None and node.time not in schema.names:
-            raise UserError(
-                f"stream {node.name}: there is no column {node.time!r} for event time",
-                hint=f"the columns are {', '.join(schema.names)}",
-            )
-        if node.time is not None and not is_time(schema.field(node.time).type):
-            raise UserError(
-                f"stream {node.name}: the column of event time, {node.time!r}, is {schema.field(node.time).type}",
-                hint="a timestamp, a date, or int64 as ms since 1970 UTC: schema= says how it is read",
-            )
-        for ours in (TIME_COLUMN, OP_COLUMN):
-            if ours in schema.names:
-                raise UserError(f"stream {node.name}: {ours!r} is a name of ours", hint="call the column another name")
-        return schema
-
-    def _schema(self, node: Read, restored: Manifest | None) -> pa.Schema:
-        """As given; as the checkpoint has it; or inferred from the first records, which may have to be waited for."""
-        if node.schema is not None:
-            return node.schema
-        for stored in () if restored is None else restored.tasks.values():
-            facts = stored.meta.get("input", {})
-            if facts.get("source") == node.name and facts.get("schema") is not None:
-                known = schema_of_text(facts["schema"])
-                assert known is not None
-                return known
-        if node.source in self.around.written or any(write.sink == node.source for write in self.writes):
-            raise UserError(
-                f"stream {node.name}: its columns cannot be inferred before who writes it, in this app, runs",
-                hint='give it schema={"name": "type", …}',
-            )
+    def _inferred(self, node: Read) -> pa.Schema:
+        """From the data, or from the first records, which may have to be waited for."""
         source = node.source if isinstance(node.source, Source) else self.around.open_source(node.source)
         inferred = source.infer_schema()
         return self._wait_for_records(node, source) if inferred is None else inferred
@@ -420,7 +360,7 @@ class StreamJob:
                     hint="run the program that wrote it; or start afresh (--fresh)",
                 )
             if facts["log"] == source.log_id:
-                positions = {(topic, number): offset for topic, number, offset in facts["positions"]}
+                positions = positions_in(facts)
             else:
                 _log.warning(
                     "source %s: its log died with the process that wrote the checkpoint; reading from its start",
@@ -557,24 +497,12 @@ class StreamJob:
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
-    def _check_program(self, stored: Mapping[str, StoredTask]) -> None:
-        """The checkpoint is of a program that reads the same sources."""
-        sources = {name.split("/")[0]: task.meta["input"]["source"] for name, task in stored.items() if _reads(task)}
-        mine = {stage.id: stage.reading.node.name for stage in self._stages if stage.reading is not None}
-        if sources != mine:
-            raise UserError(
-                f"the checkpoint is of a program that reads {_some(sources)}, this one reads {_some(mine)}",
-                hint="run the program that wrote it; or start afresh (--fresh)",
-            )
-
     def _restore(self, restored: Manifest) -> None:
         """Each subtask gets its own state; with another parallelism all of it, and takes its key groups."""
-        stored = {name: task for name, task in sorted(restored.tasks.items()) if "operators" in task.meta}
-        if not stored:
+        if not stored_streams(restored):
             return
-        self._check_program(stored)
         assert self.plan is not None
-        verdicts = compare(planned(self.plan), restored)
+        verdicts = verdicts_of(self.plan, restored)
         saved_as = check(verdicts, restored.checkpoint_id)
         for each in verdicts:
             if each.outcome in ("migrate", "drop"):
@@ -594,8 +522,7 @@ class StreamJob:
         for _, task, source in self._inputs:
             stored = manifest.tasks.get(task.name)
             if stored is not None:
-                positions: Positions = {(t, n): offset for t, n, offset in stored.meta["input"]["positions"]}
-                source.request_commit(positions)
+                source.request_commit(positions_in(stored.meta["input"]))
 
     @property
     def _stages(self) -> list[Stage]:
@@ -752,14 +679,6 @@ class StreamJob:
 
 def _refused(what: str, error: BaseException) -> UserError:
     return UserError(f"{what} cannot be opened: {type(error).__name__}: {error}")
-
-
-def _reads(stored: StoredTask) -> bool:
-    return "source" in stored.meta.get("input", {})
-
-
-def _some(sources: Mapping[str, str]) -> str:
-    return ", ".join(f"{source} ({stage})" for stage, source in sorted(sources.items())) or "nothing"
 
 
 def _nothing(checkpoint_id: int) -> None:

@@ -37,9 +37,11 @@ from sabot import (
     TransientError,
     UserError,
 )
-from sabot.checkpoint import CheckpointStorage
+from sabot.checkpoint import CheckpointStorage, undelivered
 from sabot.codecs.records import RECORD_SCHEMA, iterate_records
 from sabot.connectors.memory import MemoryBroker
+from sabot.kafka import open_sink
+from sabot.runtime.restore import plan_of, sinks_of
 from sabot.steps import step, watch
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run, simulate
 
@@ -823,6 +825,12 @@ async def test_pending_output_whose_sink_is_gone_stops_the_start(memory_url: str
     with pytest.raises(UserError, match=r"2 undelivered rows.*out") as caught:
         await bounded(app.run())
     assert caught.value.hint
+    restored = CheckpointStorage(folder / "checkpoints").latest()
+    assert restored is not None
+    plan = plan_of(app.agent_runtime.writes, restored, parallelism=1, written=(), infer=lambda node: None)
+    lost = list(undelivered(restored, sinks_of(plan, [], lambda topic: open_sink(topic, app.broker))))
+    assert [sum(part.rows for part in lane.pending) for _, lane, _ in lost] == [2], "`sabot plan --against` says so too"
+    assert all(why in caught.value.message for _, _, why in lost)
     if change == "at_least_once":
         assert "delivery" in str(caught.value) or "exactly" in str(caught.value)
     assert in_table(folder / "out.db") == [1, 2]

@@ -10,6 +10,7 @@ import pytest
 from test_cli_checkpoints import lines, sabot_says
 
 from sabot.cli import load_app
+from sabot.errors import UserError
 from sabot.kafka import KafkaSource
 from sabot.testing import MemoryBroker
 
@@ -147,7 +148,10 @@ def test_a_program_that_reads_something_else_is_refused(shop: Path) -> None:
     path = shop / f"{name}.py"
     path.write_text(path.read_text().replace('app.stream("rows"', 'app.stream("lines"'))
     done = sabot_says("plan", f"{name}:app", "--against", "state")
-    assert (done.exit_code, "a program that reads rows, this one reads lines" in done.stderr) == (1, True)
+    assert (done.exit_code, "a program that reads rows (read-1), this one reads lines (read-1)" in done.stderr) == (
+        1,
+        True,
+    )
 
 
 def test_a_start_decides_as_the_plan_said(shop: Path) -> None:
@@ -168,3 +172,56 @@ def test_a_start_decides_as_the_plan_said(shop: Path) -> None:
     assert "window was tumbling(60000), is tumbling(120000)" in said
     assert "window was tumbling(60000), is tumbling(120000)" in str(failure.value)
     asyncio.run(start(program(shop, MINUTES, TOTALS, AGENT), parallelism=2))
+
+
+LINES = 'lines = app.stream(sabot.files("lines.ndjson"), time={time!r})\nlines.to("out")\n'
+
+
+@pytest.mark.parametrize("against", [(), ("--against", "state")], ids=["plan", "against"])
+@pytest.mark.parametrize(
+    ("row", "part", "says"),
+    [
+        ({"n": 1}, LINES.format(time="at"), "stream lines.ndjson: there is no column 'at' for event time"),
+        ({"at": "noon"}, LINES.format(time="at"), "the column of event time, 'at', is string"),
+        ({"__time": 1}, LINES.format(time=None), "stream lines.ndjson: '__time' is a name of ours"),
+        (
+            {"n": 1},
+            'rows.select("amount").to("made")\napp.stream("made").to("out")\n',
+            "stream made: its columns cannot be inferred before who writes it",
+        ),
+        (
+            {"n": 1},
+            '@app.agent("rows", sink="made")\nasync def makes(ctx): ...\napp.stream("made").to("out")\n',
+            "stream made: its columns cannot be inferred before who writes it",
+        ),
+        (
+            {"n": 1},
+            'for _ in range(2): rows.to(NdjsonSink("same.ndjson"))\n',
+            "two sinks write same.ndjson",
+        ),
+        (
+            {"n": 1},
+            'once = sabot.files("lines.ndjson")\nfor _ in range(2): app.stream(once).to("out")\n',
+            "two streams read this very Source, lines.ndjson",
+        ),
+    ],
+    ids=["no column", "no time", "a name of ours", "its own topic", "its agent's topic", "one file", "one source"],
+)
+def test_the_plan_refuses_what_a_start_refuses(
+    shop: Path, row: dict[str, Any], part: str, says: str, against: tuple[str, ...]
+) -> None:
+    """The command had rules of its own once, which had drifted from those of the start: it promised what a start refuses."""
+    (shop / "lines.ndjson").write_text(json.dumps(row) + "\n")
+    done = sabot_says("plan", program(shop, part), *against)
+    assert (done.exit_code, says in done.stderr) == (1, True), done.stderr
+
+    async def start() -> None:
+        app = load_app(program(shop, part))
+        try:
+            await app.start()
+        finally:
+            await app.stop()
+
+    with pytest.raises(UserError) as refused:
+        asyncio.run(start())
+    assert says in str(refused.value)

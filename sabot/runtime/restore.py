@@ -1,0 +1,203 @@
+"""What a start makes of a program and of the checkpoint that it goes on from: the plan, whose state goes on, and what is refused.
+
+`StreamJob` asks before it opens anything, `sabot plan` asks before anything runs. Both ask here, so that the command never promises
+what a start refuses. Nothing here starts a thread or writes.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from sabot._cython.partition import HASH_VERSION
+from sabot.api.agent import AgentSpec
+from sabot.api.nodes import Read, Write
+from sabot.arrays import is_time
+from sabot.checkpoint import Manifest, StoredTask
+from sabot.codecs.json import schema_of_text
+from sabot.config import dead_letter_topic
+from sabot.connectors.base import Delivery, Positions, Sink, Source
+from sabot.connectors.files.sink import FileSink
+from sabot.errors import UserError
+from sabot.operators.base import OP_COLUMN, TIME_COLUMN
+from sabot.plan import Plan, Verdict, compare, make_plan, planned, walk, with_schemas
+
+__all__ = [
+    "check_app",
+    "plan_of",
+    "positions_in",
+    "sinks_of",
+    "stored_streams",
+    "topics_written",
+    "verdicts_of",
+]
+
+
+def check_app(restored: Manifest, app: str) -> None:
+    """Raises UserError for a checkpoint of another app, or one whose keys were hashed in another way."""
+    for name, mine in (("app", app), ("hash", HASH_VERSION)):
+        if restored.describe.get(name) != mine:
+            raise UserError(
+                f"{restored.path}: this checkpoint is of {name} {restored.describe.get(name)!r}, not {mine!r}",
+                hint="give the app a checkpoint_dir of its own, or start with --fresh",
+            )
+
+
+def topics_written(agents: Iterable[AgentSpec]) -> frozenset[str]:
+    """The topics into which agents of the app write."""
+    return frozenset(spec.sink for spec in agents if isinstance(spec.sink, str))
+
+
+# -- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def plan_of(
+    writes: Sequence[Write],
+    restored: Manifest | None,
+    *,
+    parallelism: int,
+    written: Collection[str],
+    infer: Callable[[Read], pa.Schema | None],
+) -> Plan:
+    """The plan of an app's streams. Raises UserError for a program that cannot run.
+
+    written: the topics that the app's agents write. infer: the columns of a stream that neither the program nor the checkpoint knows;
+    it may block, and give None where only records to come would tell.
+    """
+    reads = [node for node in walk(writes) if isinstance(node, Read)]
+    _refuse_shared_sources(reads)
+    _refuse_shared_files(writes)
+    own = {*written, *(write.sink for write in writes if isinstance(write.sink, str))}
+    schemas = {id(node): _columns(node, restored, own, infer) for node in reads}
+    tasks: Mapping[str, StoredTask] = {} if restored is None else restored.tasks
+    readers = Counter(_stage_of(name) for name, stored in tasks.items() if _reads(stored))
+    return make_plan(with_schemas(writes, schemas), parallelism=parallelism, readers=readers)
+
+
+def _refuse_shared_sources(reads: Iterable[Read]) -> None:
+    """A Source object has one position, so it is read by one stream."""
+    seen: set[int] = set()
+    for node in reads:
+        if isinstance(node.source, Source):
+            if id(node.source) in seen:
+                raise UserError(
+                    f"two streams read this very Source, {node.source.name}",
+                    hint="make one for each, or one stream and use it twice",
+                )
+            seen.add(id(node.source))
+
+
+def _refuse_shared_files(writes: Iterable[Write]) -> None:
+    """Two sinks that write one file would each make the other's rows unreadable."""
+    files: list[tuple[str, Sink]] = []
+    for write in writes:
+        if isinstance(write.sink, FileSink):
+            path = os.path.abspath(write.sink.name)
+            if any(path == other and write.sink is not sink for other, sink in files):
+                raise UserError(f"two sinks write {write.sink.name}", hint="make one and give it to both streams")
+            files.append((path, write.sink))
+
+
+def _columns(
+    node: Read, restored: Manifest | None, written: Collection[str], infer: Callable[[Read], pa.Schema | None]
+) -> pa.Schema | None:
+    """The columns of a stream: as the program says, as the checkpoint has them, or as the data shows them."""
+    schema = _stored_columns(node, restored) if node.schema is None else node.schema
+    if schema is None:
+        if node.source in written:
+            raise UserError(
+                f"stream {node.name}: its columns cannot be inferred before who writes it, in this app, runs",
+                hint='give it schema={"name": "type", …}',
+            )
+        schema = infer(node)
+    if schema is not None:
+        _check_columns(node, schema)
+    return schema
+
+
+def _stored_columns(node: Read, restored: Manifest | None) -> pa.Schema | None:
+    """What a checkpoint knows of a stream whose columns were inferred."""
+    for stored in () if restored is None else restored.tasks.values():
+        facts = stored.meta.get("input", {})
+        if facts.get("source") == node.name and facts.get("schema") is not None:
+            return schema_of_text(facts["schema"])
+    return None
+
+
+def _check_columns(node: Read, schema: pa.Schema) -> None:
+    if node.time is not None and node.time not in schema.names:
+        raise UserError(
+            f"stream {node.name}: there is no column {node.time!r} for event time",
+            hint=f"the columns are {', '.join(schema.names)}",
+        )
+    if node.time is not None and not is_time(schema.field(node.time).type):
+        raise UserError(
+            f"stream {node.name}: the column of event time, {node.time!r}, is {schema.field(node.time).type}",
+            hint="a timestamp, a date, or int64 as ms since 1970 UTC: schema= says how it is read",
+        )
+    for ours in (TIME_COLUMN, OP_COLUMN):
+        if ours in schema.names:
+            raise UserError(f"stream {node.name}: {ours!r} is a name of ours", hint="call the column another name")
+
+
+# -- what goes on -----------------------------------------------------------------------------------------------------
+
+
+def stored_streams(restored: Manifest) -> dict[str, StoredTask]:
+    """The tasks of streams in a checkpoint, by their names."""
+    return {name: task for name, task in sorted(restored.tasks.items()) if "operators" in task.meta}
+
+
+def verdicts_of(plan: Plan, restored: Manifest) -> list[Verdict]:
+    """What becomes of the state of each operator; `plan.check` refuses those that would lose it. Raises UserError where the program
+    reads other sources than the one that wrote the checkpoint, as positions belong to what is read.
+    """
+    stored = stored_streams(restored)
+    before = {_stage_of(name): task.meta["input"]["source"] for name, task in stored.items() if _reads(task)}
+    now = {stage.id: stage.reading.node.name for stage in plan.stages if stage.reading is not None}
+    if stored and before != now:
+        raise UserError(
+            f"the checkpoint is of a program that reads {_named(before)}, this one reads {_named(now)}",
+            hint="run the program that wrote it; or start afresh (--fresh)",
+        )
+    return compare(planned(plan), restored)
+
+
+def positions_in(facts: Mapping[str, Any]) -> Positions:
+    """Where a reader of the checkpoint goes on."""
+    return {(topic, number): offset for topic, number, offset in facts["positions"]}
+
+
+def sinks_of(
+    plan: Plan, agents: Iterable[AgentSpec], open_sink: Callable[[str], Sink]
+) -> Iterator[tuple[str, Sink, Delivery]]:
+    """Everything that the program writes, dead letters too -> (who writes it, the sink, delivery=). open_sink: of a topic."""
+
+    def opened(sink: str | Sink) -> Sink:
+        return open_sink(sink) if isinstance(sink, str) else sink
+
+    for stage in plan.stages:
+        if stage.sink is not None:
+            yield "streams", opened(stage.sink[0]), stage.delivery
+    for spec in agents:
+        if isinstance(spec.sink, str | Sink):
+            yield "agents", opened(spec.sink), spec.delivery
+        letters: list[str | Sink] = [spec.dead_letter]
+        if isinstance(spec.dead_letter, str):
+            letters = [dead_letter_topic(spec.dead_letter, topic) for topic in spec.topics]
+        for sink in letters:
+            yield "agents", opened(sink), "at_least_once" if spec.delivery == "at_least_once" else None
+
+
+def _stage_of(task: str) -> str:
+    return task.split("/")[0]
+
+
+def _reads(stored: StoredTask) -> bool:
+    return "source" in stored.meta.get("input", {})
+
+
+def _named(sources: Mapping[str, str]) -> str:
+    return ", ".join(f"{source} ({stage})" for stage, source in sorted(sources.items())) or "nothing"
