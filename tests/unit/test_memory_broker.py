@@ -142,7 +142,7 @@ def test_single_records_do_not_make_the_log_long(memory_url: str) -> None:
     for n in range(2_000):
         broker.publish("t", [n])
         assert source.read_batch(10, 0) is not None
-    assert len(broker._topic("t").partitions[0].chunks) < 20
+    assert len(broker.topic("t").partitions[0].chunks) < 20
 
 
 def test_without_readers_the_oldest_go_and_are_counted_and_warned_of_once(
@@ -338,7 +338,7 @@ async def test_a_cancelled_async_read_consumes_nothing_and_leaves_nothing_behind
     await asyncio.sleep(0)
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
-    topic = MemoryBroker.get(memory_url)._topic("t")
+    topic = MemoryBroker.get(memory_url).topic("t")
     assert topic.readers._callbacks == []
     MemoryBroker.get(memory_url).publish("t", [1])
     read = await source.read_batch_async(10)

@@ -1,0 +1,187 @@
+"""The broker inside the process: topics, partitions, offsets, groups; `memory://` in an address.
+
+A partition is a log of Arrow chunks. A batch that a sink writes becomes a chunk, a batch that a source reads
+is a slice of one: no record becomes a Python object. Records published one at a time gather in an open tail,
+which is sealed into a chunk when somebody reads it; small neighbours are merged as they are sealed, so the
+log stays short.
+
+Everything may be called from any thread and any event loop. Each topic has one lock, held for slices and list
+work only. The log dies with the process.
+"""
+
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sabot.clock import SYSTEM_CLOCK
+from sabot.codecs.records import Headers, Record, encode_json, encode_key
+from sabot.config import parse_broker
+from sabot.connectors.base import Lane, Token
+from sabot.connectors.memory.topic import Topic, size_of
+from sabot.errors import JobLocked, UserError
+
+__all__ = ["MemoryBroker"]
+
+
+class MemoryBroker:
+    """One broker per process and name. Get it with `MemoryBroker.get("memory://")` or `get("memory://name")`.
+
+    `retention_bytes` bounds each topic. A full topic makes a writing sink wait for its live readers; what no
+    live reader still needs is dropped oldest first (`statistics()["dropped_rows"]`).
+    """
+
+    _brokers: dict[str, "MemoryBroker"] = {}  # noqa: RUF012 - the registry itself
+    _registry = threading.Lock()
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.retention_bytes = 1 << 30
+        self._lock = threading.Lock()
+        self._topics: dict[str, Topic] = {}
+        self.log_id = uuid.uuid4().hex  # which log the offsets count in
+        self._groups: dict[tuple[str, str], dict[int, int]] = {}
+        self._lanes: dict[str, tuple[object, Token | None]] = {}  # -> who claimed it last, what it has
+
+    @classmethod
+    def get(cls, url: str = "memory://") -> "MemoryBroker":
+        """The broker of this address, made on first use; UserError when the address is not memory://."""
+        scheme, name = parse_broker(url)
+        if scheme != "memory":
+            raise UserError(f"{url!r} is no embedded broker", hint="write memory:// or memory://name")
+        with cls._registry:
+            return cls._brokers.setdefault(name, cls(name))
+
+    def create_topic(self, name: str, partitions: int = 1) -> None:
+        """Makes the topic, or grows it to `partitions`; a topic never shrinks."""
+        if partitions < 1:
+            raise UserError(f"topic {name!r}: {partitions} partitions", hint="a topic has at least 1")
+        self.topic(name).grow(partitions)
+
+    def topics(self) -> dict[str, int]:
+        """Name -> number of partitions."""
+        with self._lock:
+            return {name: len(topic.partitions) for name, topic in self._topics.items()}
+
+    def publish(
+        self,
+        topic: str,
+        values: Sequence[Any],
+        *,
+        key: Any = None,
+        partition: int | None = None,
+        headers: Headers = (),
+        timestamp: int | None = None,
+    ) -> int:
+        """Appends the values and returns the offset of the last one (-1 when there are none).
+
+        A value that is bytes goes as it is, None is a null payload, anything else becomes JSON. `key` (bytes,
+        str as UTF-8, else JSON), `headers` and `timestamp` (ms, default now) hold for all of them. The
+        partition is the one given, else that of the key, else the next in turn (which changes every 8,192
+        values). Never waits: raises TransientError when the topic is full of what a live reader has not read.
+        """
+        if isinstance(values, bytes | str | dict):
+            raise UserError(f"publish({topic!r}) takes a list of values, not one {type(values).__name__}")
+        payloads = [v if v is None or isinstance(v, bytes) else encode_json(v) for v in values]
+        where = self.topic(topic)
+        stamp = int(SYSTEM_CLOCK.time() * 1000) if timestamp is None else int(timestamp)
+        last = where.publish(payloads, encode_key(key), partition, tuple(headers), stamp)
+        if last is None:
+            raise where.full()
+        return last
+
+    async def send(
+        self,
+        topic: str,
+        payload: bytes | None,
+        key: bytes | None = None,
+        headers: Headers = (),
+        timestamp: int | None = None,
+        partition: int | None = None,
+    ) -> int:
+        """Appends one record and returns its offset; waits (without holding the loop) while the topic is
+        full.
+        """
+        where = self.topic(topic)
+        stamp = int(SYSTEM_CLOCK.time() * 1000) if timestamp is None else int(timestamp)
+        pairs = tuple(headers)
+        while True:
+            offset = where.publish([payload], key, partition, pairs, stamp)
+            if offset is not None:
+                return offset
+            await where.writers.turn(lambda: where.has_room(size_of(payload, key, pairs)))
+
+    def records(self, topic: str) -> list[Record]:
+        """Every record that the topic holds, by partition and offset; [] for a topic that does not exist."""
+        with self._lock:
+            where = self._topics.get(topic)
+        return [] if where is None else where.records()
+
+    def reset(self) -> None:
+        """Forgets all topics, groups and tokens. Sources and sinks that are open end with a UserError that says so."""
+        with self._lock:
+            topics = list(self._topics.values())
+            self.log_id = uuid.uuid4().hex
+            self._topics.clear()
+            self._groups.clear()
+            self._lanes.clear()
+        for topic in topics:
+            topic.forget()
+
+    def commit(self, group: str, topic: str, positions: dict[int, int]) -> None:
+        """Notes the group's next offset per partition."""
+        with self._lock:
+            self._groups.setdefault((group, topic), {}).update(positions)
+
+    def committed(self, group: str, topic: str) -> dict[int, int]:
+        """Partition -> the group's next offset, where it has one."""
+        with self._lock:
+            return dict(self._groups.get((group, topic), {}))
+
+    def claim(self, lane: Lane, owner: object, *, again: bool) -> Token | None:
+        """From now on only `owner` delivers on this lane -> its token. `again`: it was his before; JobLocked when another has
+        claimed it since.
+        """
+        with self._lock:
+            now, token = self._lanes.get(lane.key, (owner, None))
+            if again and now is not owner:
+                raise self._lost(lane)
+            self._lanes[lane.key] = (owner, token)
+        return token
+
+    def advance(self, lane: Lane, owner: object, seq: int, then: Callable[[], None], *, anyhow: bool = False) -> None:
+        """`then` and the new token, together; nothing where the token says that this part is here, unless `anyhow`.
+
+        JobLocked for who does not own the lane.
+        """
+        with self._lock:
+            now, token = self._lanes.get(lane.key, (None, None))
+            if now is not owner:
+                raise self._lost(lane)
+            if anyhow or token is None or token.incarnation != lane.incarnation or token.seq < seq:
+                then()
+                self._lanes[lane.key] = (owner, Token(seq, lane.incarnation))
+
+    def _lost(self, lane: Lane) -> JobLocked:
+        return JobLocked(
+            f"another job of this process delivers {lane.key!r} into memory://{self.name} now",
+            hint="stop one of the two; a job that is not the same needs another name (App(id))",
+        )
+
+    def statistics(self) -> dict[str, int]:
+        """topics, rows and bytes held, rows_total ever written, dropped_rows by retention; readers open."""
+        with self._lock:
+            topics = list(self._topics.values())
+        total = {"topics": len(topics), "retention_bytes": self.retention_bytes}
+        for topic in topics:
+            for name, value in topic.statistics().items():
+                total[name] = total.get(name, 0) + value
+        return total
+
+    def topic(self, name: str) -> Topic:
+        """The topic of this name, made on first use."""
+        with self._lock:
+            topic = self._topics.get(name)
+            if topic is None:
+                topic = self._topics[name] = Topic(name, lambda: self.retention_bytes)
+            return topic

@@ -1,0 +1,62 @@
+"""Sinks that keep or count what they are given, and write nowhere."""
+
+import logging
+
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot.connectors.base import Sink
+
+__all__ = ["CountSink", "TableSink"]
+
+log = logging.getLogger(__name__)
+
+
+class CountSink(Sink):
+    """Counts rows and forgets them, and says at the end how many: dead letters of a run that has no place for them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.rows = 0
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def write(self, batch: Batch) -> None:
+        self.rows += batch.num_rows
+
+    def flush(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        if self.rows:
+            log.warning("%s: %d rows were set apart and are not in the result", self.name, self.rows)
+
+
+class TableSink(Sink):
+    """Keeps everything that is written, in memory: what `Stream.collect` gives."""
+
+    def __init__(self, name: str = "table") -> None:
+        self.name = name
+        self._schema: pa.Schema | None = None
+        self._batches: list[pa.RecordBatch] = []
+
+    def expect(self, schema: pa.Schema) -> None:
+        self._schema = schema
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def write(self, batch: Batch) -> None:
+        self._batches.append(batch.data)
+
+    def flush(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do: the rows stay."""
+
+    def table(self) -> pa.Table:
+        """All rows so far."""
+        schema = self._batches[0].schema if self._schema is None and self._batches else self._schema
+        return pa.Table.from_batches(self._batches, schema=schema)

@@ -1,0 +1,106 @@
+"""Writing to a topic of the embedded broker, whole parts too."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot.clock import SYSTEM_CLOCK
+from sabot.codecs.records import carries_changes, refuse_json_types, to_records
+from sabot.connectors.base import Lane, Sink, Token
+from sabot.connectors.memory.broker import MemoryBroker
+from sabot.connectors.memory.topic import Topic, take
+from sabot.errors import UserError
+from sabot.steps import step
+
+__all__ = ["MemorySink"]
+
+
+class MemorySink(Sink):
+    """Writes to a topic of the embedded broker. What `write` took is there at once. Changes become records with keys, and tombstones.
+
+    A topic full of what its live readers have not read makes `write` wait; after `write_timeout` seconds it
+    raises TransientError. Delivers exactly once, as long as the process lives: tokens are the broker's.
+    """
+
+    keeps_token = True
+    lasting = False
+    takes_changes = True
+
+    def __init__(self, topic: str, broker_url: str = "memory://", *, write_timeout: float = 300.0) -> None:
+        self.name = topic
+        self._broker = MemoryBroker.get(broker_url)
+        self._write_timeout = write_timeout
+        self._topic: Topic | None = None
+        self._lane: Lane | None = None
+        self._owner: object = None
+        self._keys: Sequence[str] | None = None  # of the table whose changes come
+
+    def check_types(self, schema: pa.Schema) -> None:
+        refuse_json_types(schema, f"topic {self.name!r}")
+
+    def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
+        self._keys = keys
+
+    def open(self) -> None:
+        self._lane = None
+        self._topic = self._broker.topic(self.name)
+
+    def write(self, batch: Batch) -> None:
+        topic = self._opened()
+        data = self._records(batch.taken())
+        with step("append", self.name):
+            topic.write([data], lambda: self._topic is None, self._write_timeout)
+
+    def flush(self) -> None:
+        """Nothing to do: `write` returns when the rows are in the log."""
+
+    def claim(self, lane: Lane) -> Token | None:
+        again = lane == self._lane
+        if not again:
+            self._owner = object()
+        self.open()
+        with step("claim", lane.key):
+            token = self._broker.claim(lane, self._owner, again=again)
+        self._lane = lane
+        return token
+
+    def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """Changes as records, which know their keys whatever the program is that delivers them."""
+        return self._records(data) if self._keys is not None and carries_changes(data.schema) else data
+
+    def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
+        topic, lane, owner = self._opened(), self._claimed(), self._owner
+        # a copy: what is delivered may be mapped from a file that is removed next
+        rows = [take(self._records(data), np.arange(data.num_rows)) for data in batches if data.num_rows]
+
+        def together(append: Callable[[], None]) -> None:
+            self._broker.advance(lane, owner, seq, append)
+
+        with step("append", self.name):
+            topic.write(rows, lambda: self._topic is None, self._write_timeout, together)
+
+    def settle(self, seq: int) -> None:
+        self._opened()
+        with step("token", self.name):
+            self._broker.advance(self._claimed(), self._owner, seq, lambda: None, anyhow=True)
+
+    def close(self) -> None:
+        topic, self._topic, self._lane = self._topic, None, None
+        if topic is not None:
+            with topic.lock:
+                topic.writable.notify_all()
+
+    def _records(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        return to_records(Batch(data), int(SYSTEM_CLOCK.time() * 1000), self._keys)
+
+    def _opened(self) -> Topic:
+        if self._topic is None:
+            raise UserError(f"the sink of topic {self.name!r} is not open")
+        return self._topic
+
+    def _claimed(self) -> Lane:
+        if self._lane is None:
+            raise UserError(f"the sink of topic {self.name!r} is not open for parts: no lane was claimed")
+        return self._lane

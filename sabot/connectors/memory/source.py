@@ -1,0 +1,188 @@
+"""Reading a topic of the embedded broker."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot.clock import SYSTEM_CLOCK
+from sabot.connectors.base import Positions, Source
+from sabot.connectors.memory.broker import MemoryBroker
+from sabot.connectors.memory.topic import GATHER_BYTES, RUN_ROWS, Partition, Topic, concat
+from sabot.errors import UserError
+
+__all__ = ["MemorySource"]
+
+
+class MemorySource(Source):
+    """Reads a topic of the embedded broker, all its partitions. `read_batch` waits on a condition; nothing
+    polls.
+    """
+
+    def __init__(
+        self, topic: str, broker_url: str = "memory://", group_id: str = "", *, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        """share: (i, n) reads every n-th partition, from the i-th on."""
+        self.name = topic
+        self.group_id = group_id
+        self._share = share
+        self._broker_url = broker_url
+        self._broker = MemoryBroker.get(broker_url)
+        self._topic: Topic | None = None
+        self._positions: dict[int, int] = {}
+        self._turn = 0
+
+    @property
+    def log_id(self) -> str:
+        return self._broker.log_id
+
+    def partition_count(self) -> int:
+        """Of the topic now."""
+        return len(self._broker.topic(self.name).partitions)
+
+    def readers(self, count: int) -> Sequence[Source]:
+        readers = min(count, self.partition_count())
+        if readers < 2:
+            return [self]
+        return [
+            MemorySource(self.name, self._broker_url, self.group_id, share=(index, readers)) for index in range(readers)
+        ]
+
+    def _owns(self, part: Partition) -> bool:
+        return part.index % self._share[1] == self._share[0]
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        topic = self._broker.topic(self.name)
+        committed = self._broker.committed(self.group_id, self.name)
+        restored = {index: offset for (name, index), offset in (positions or {}).items() if name == self.name}
+        with topic.lock:
+            if restored and max(restored) >= len(topic.partitions):
+                raise self._lost(max(restored), restored[max(restored)], 0, 0)
+            for part in filter(self._owns, topic.partitions):
+                position = restored.get(part.index)
+                if position is None:
+                    position = part.first if restored else _start_of(part, start, committed)
+                if not part.first <= position <= part.end:
+                    raise self._lost(part.index, position, part.first, part.end)
+                self._positions[part.index] = position
+            topic.sources.add(self)
+            self._topic = topic
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        topic = self._opened()
+        with topic.lock:
+            if not topic.readable.wait_for(self._ready, timeout):
+                return None
+            topic.check_alive()
+            if self._topic is None:
+                return None
+            pieces, offsets = self._take(topic, max_rows)
+            topic.writable.notify_all()
+        topic.writers.wake()
+        return Batch(concat(pieces), offsets, self.name)
+
+    async def read_batch_async(self, max_rows: int, timeout: float | None = None) -> Batch | None:
+        """As `read_batch`, for an event loop: waits without a thread; None after `timeout` seconds (None: for
+        ever).
+        """
+        topic = self._opened()
+        while True:
+            batch = self.read_batch(max_rows, 0)
+            if batch is not None:
+                return batch
+            before = SYSTEM_CLOCK.monotonic()
+            await topic.readers.turn(self.ready, timeout)
+            if self._topic is None:
+                return None
+            if timeout is not None:
+                timeout -= SYSTEM_CLOCK.monotonic() - before
+                if timeout <= 0:
+                    return self.read_batch(max_rows, 0)
+
+    def ready(self) -> bool:
+        """True when `read_batch` would not wait."""
+        with self._opened().lock:
+            return self._ready()
+
+    def positions(self) -> Positions:
+        return {(self.name, index): offset for index, offset in list(self._positions.items())}
+
+    def position_of(self, part: Partition) -> int:
+        """The next offset that this source will read of the partition."""
+        return self._positions.get(part.index, 0) if self._owns(part) else part.end
+
+    def commit(self, positions: Positions) -> None:
+        own = {index: offset for (name, index), offset in positions.items() if name == self.name}
+        self._broker.commit(self.group_id, self.name, own)
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        topic = self._topic
+        if topic is None:
+            return {}
+        return {
+            (self.name, part.index): part.end - self.position_of(part) for part in topic.partitions if self._owns(part)
+        }
+
+    def close(self) -> None:
+        topic, self._topic = self._topic, None
+        if topic is None:
+            return
+        with topic.lock:
+            topic.sources.discard(self)
+            topic.readable.notify_all()  # a thread that waits in read_batch of this source
+            topic.writable.notify_all()
+        topic.readers.wake()
+        topic.writers.wake()
+
+    def _ready(self) -> bool:
+        topic = self._topic
+        if topic is None or topic.forgotten:
+            return True
+        return any(self.position_of(part) < part.end for part in topic.partitions)
+
+    def _take(self, topic: Topic, max_rows: int) -> tuple[list[pa.RecordBatch], Positions]:
+        """Slices in order per partition, partitions in turn. One big slice goes alone, without a copy."""
+        pieces: list[pa.RecordBatch] = []
+        offsets: Positions = {}
+        rows = nbytes = 0
+        count = len(topic.partitions)
+        first = self._turn
+        for further in range(count):
+            part = topic.partitions[(first + further) % count]
+            for piece in part.slices(self.position_of(part), max_rows - rows):
+                if pieces and (rows + piece.num_rows > RUN_ROWS or nbytes + piece.nbytes > GATHER_BYTES):
+                    return pieces, offsets
+                pieces.append(piece)
+                rows += piece.num_rows
+                nbytes += piece.nbytes
+                position = self.position_of(part) + piece.num_rows
+                self._positions[part.index] = offsets[(self.name, part.index)] = position
+                self._turn = part.index + 1
+                if rows >= min(max_rows, RUN_ROWS):
+                    return pieces, offsets
+        return pieces, offsets
+
+    def _opened(self) -> Topic:
+        if self._topic is None:
+            raise UserError(f"the source of topic {self.name!r} is not open")
+        return self._topic
+
+    def _lost(self, partition: int, position: int, first: int, end: int) -> UserError:
+        return UserError(
+            f"{self.name}[{partition}]: position {position} does not exist; the broker holds {first} to {end}",
+            hint="memory:// dies with its process and keeps retention_bytes a topic; start afresh (--fresh)",
+        )
+
+
+def _start_of(part: Partition, start: str | int, committed: dict[int, int]) -> int:
+    if start == "earliest":
+        return part.first
+    if start == "latest":
+        return part.end
+    if start == "committed":
+        return committed.get(part.index, part.first)
+    if isinstance(start, int):
+        return part.offset_at(start)
+    raise UserError(
+        f"start={start!r} is no place to start", hint='"earliest", "latest", "committed" or a timestamp in ms'
+    )
