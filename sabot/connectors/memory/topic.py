@@ -280,7 +280,7 @@ class Topic:
         for data in batches:
             if data.num_rows == 0:
                 continue
-            if data.get_total_buffersize_of() > 2 * data.nbytes + 65536:
+            if data.get_total_buffer_size() > 2 * data.nbytes + 65536:
                 data = take(data, np.arange(data.num_rows))  # a small slice would keep its whole parent in memory
             hashes = None
             if len(self.partitions) > 1 and data.column(1).null_count < data.num_rows:
