@@ -15,7 +15,7 @@ from sabot.state import (
     ValueState,
 )
 
-__all__ = ["AgentContext", "Message", "StateAccessor"]
+__all__ = ["AgentContext", "Message", "StateAccessor", "apply_writes"]
 
 
 class Message:
@@ -143,7 +143,8 @@ class AgentContext:
             backend, self._space(namespace), create=create, add=add, result=result, scope=self._scope
         )
 
-    def _apply(self) -> None:
-        """The call ended well: its writes become the state."""
-        if self._overlay is not None:
-            self._overlay.apply()
+
+def apply_writes(ctx: AgentContext) -> None:
+    """The call ended well: its writes become the state."""
+    if ctx._overlay is not None:
+        ctx._overlay.apply()

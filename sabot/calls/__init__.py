@@ -1,8 +1,10 @@
 """Calls of the user's coroutine functions: how they are made, how many at once, and what happens when one fails.
 
 options   what the user may say of them: checked once, frozen
+crew      who makes them on the event loop: so many at once, in order by queue, with time-outs and retries
 """
 
+from sabot.calls.crew import Calls, Crew, Resume, Worker, awaitable
 from sabot.calls.options import CallOptions, Retry
 
-__all__ = ["CallOptions", "Retry"]
+__all__ = ["CallOptions", "Calls", "Crew", "Resume", "Retry", "Worker", "awaitable"]

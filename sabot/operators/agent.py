@@ -1,22 +1,19 @@
-"""An agent as an operator: lanes that call the user's function, its errors, its results.
+"""An agent as an operator: what its calls are made of, their errors, their results.
 
-A record agent has `concurrency` lanes, each one long-lived coroutine on the event loop; a key always goes to the same lane, so
-its records keep their order. A batch agent has one lane. A row stays in its lane's queue until its call has ended: state writes
-applied, results emitted and the row taken off happen in one step without an `await`, so whatever stands in the queues at a
-barrier is exactly what the checkpoint must repeat.
+The calls are made by a crew (`calls.Crew`) whose workers have a queue each: the lanes. A record agent has `concurrency` lanes; a key
+always goes to the same lane, so its records keep their order. A batch agent has one lane. A row stays in its lane until its call has
+ended: state writes applied, results emitted and the row taken off happen in one step without an `await`, so whatever stands in the
+lanes at a barrier is exactly what the checkpoint must repeat.
 
-`AgentOperator` is the life of a lane; what a record and a batch agent call differently stands in `record_agent` and `batch_agent`.
+What a record and a batch agent do differently stands in `record_agent` and `batch_agent`.
 """
 
 import asyncio
-import contextvars
-import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -24,7 +21,8 @@ import pyarrow as pa
 from sabot._cython.batch import Batch
 from sabot._cython.rows import bytes_list
 from sabot.api.agent import AgentSpec
-from sabot.api.context import AgentContext
+from sabot.api.context import AgentContext, apply_writes
+from sabot.calls import Crew
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records, header_rows
@@ -34,17 +32,14 @@ from sabot.exits import EXITS
 from sabot.faults import hint_of
 from sabot.metrics import Durations, Sample
 from sabot.state import StateBackend
-from sabot.watch import unexpected, watched
+from sabot.watch import unexpected
 
 __all__ = [
     "AgentOperator",
     "Counters",
-    "Lane",
     "Port",
-    "Resume",
     "Row",
     "RowBuffer",
-    "awaitable",
     "records_batch",
     "rows_of",
 ]
@@ -52,8 +47,6 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _SHIP_ROWS = 1024
-_CANCEL_SECONDS = 5.0
-_SLICE_SECONDS = 0.002  # a lane that never waits gives the loop to others after this long
 
 
 class Port(Protocol):
@@ -172,54 +165,6 @@ def rows_of(data: pa.RecordBatch, topic: str) -> list[Row]:
     ]
 
 
-class Resume:
-    """Goes on awaiting a coroutine that was begun by hand, in its own context; everything else is the lane task's."""
-
-    __slots__ = ("_coroutine", "_run", "_waiting")
-
-    def __init__(self, run: Callable[..., Any], coroutine: Any, waiting: Any) -> None:
-        self._run = run
-        self._coroutine = coroutine
-        self._waiting = waiting
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        run, coroutine, waiting = self._run, self._coroutine, self._waiting
-        try:
-            while True:
-                try:
-                    sent = yield waiting
-                except BaseException as error:  # thrown in by the loop: cancellation above all
-                    waiting = run(coroutine.throw, error)
-                else:
-                    waiting = run(coroutine.send, sent)
-        except StopIteration as stop:
-            return stop.value
-
-
-def awaitable(value: Any) -> tuple[Any, bool]:
-    """What a function gave -> (a coroutine, True) if it is to be awaited, (the value, False) if not."""
-    if value is None or not inspect.isawaitable(value):
-        return value, False
-    return (value if hasattr(value, "send") else _awaited(value)), True
-
-
-async def _awaited(value: Awaitable[Any]) -> Any:
-    return await value
-
-
-class Lane:
-    """A queue and the coroutine that serves it."""
-
-    __slots__ = ("overtime", "queue", "started", "task", "wake")
-
-    def __init__(self) -> None:
-        self.queue: deque[Any] = deque()
-        self.wake = asyncio.Event()
-        self.task: asyncio.Task[None] | None = None
-        self.started = 0.0  # monotonic, of the call that is running; 0: none
-        self.overtime = False
-
-
 class AgentOperator(ABC):
     """What record and batch agents have in common. One owner: the agent task on its event loop."""
 
@@ -264,78 +209,35 @@ class AgentOperator(ABC):
         self._capacity_bytes = capacity_bytes
         self._room: list[asyncio.Future[None]] = []
         self._quiet: list[asyncio.Future[None]] = []
-        self._stopping = False
-        self._stop_asked = asyncio.Event()
-        self._lanes = [Lane() for _ in range(spec.calls.concurrency)]
-        self._watchdog: asyncio.Task[None] | None = None
-        self._context = contextvars.copy_context()
+        name = f"agent {spec.agent_id}"
+        self._crew: Crew[Any] = Crew(name, self, spec.calls, clock=clock, loop=self._loop, own_queues=True)
+        self._lanes = self._crew.workers
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to serve the lanes."""
-        for number, lane in enumerate(self._lanes):
-            lane.task = self._loop.create_task(self._serve(lane), name=f"{self.spec.agent_id}#{number}")
-            lane.task.add_done_callback(self._lane_ended)
-        if self.spec.calls.timeout_s is not None:
-            what = f"what watches over timeout= of agent {self.spec.agent_id}"
-            watchdog = self._loop.create_task(self._watch(self.spec.calls.timeout_s))
-            self._watchdog = watched(watchdog, what, partial(self._on_broken, what), stopped=lambda: self._stopping)
-
-    def _lane_ended(self, task: asyncio.Task[None]) -> None:
-        """A lane ends only by being stopped; anything else ends the agent loudly."""
-        if self._stopping or self.failure is not None:
-            return
-        item = next((lane.queue[0] for lane in self._lanes if lane.task is task and lane.queue), None)
-        where = self.spec.agent_id if item is None else self._where(item)
-        if task.cancelled():
-            self.fail(RuntimeError("the task that runs the call was cancelled"), where)
-        elif (
-            error := task.exception()
-        ) is not None:  # not the call's own: state may be applied, and the row still wait
-            what = f"a lane of agent {self.spec.agent_id}, at {where},"
-            self._on_broken(what, unexpected(what, error))
+        """Begin to serve the lanes; after `quiesce` and `close`, go on."""
+        self._crew.start()
 
     async def quiesce(self, grace_s: float) -> None:
         """Take no further row; wait up to `grace_s` seconds for the calls that run."""
-        self._stopping = True
-        self._stop_asked.set()
-        for lane in self._lanes:
-            lane.wake.set()
-        tasks = [lane.task for lane in self._lanes if lane.task is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=grace_s)
+        await self._crew.quiesce(grace_s)
         self._release()  # who waits for its rows would wait for ever
 
     async def close(self) -> None:
         """Cancel what still runs. Idempotent; queues stay as they are."""
-        self._stopping = True
-        tasks = [t for lane in self._lanes if (t := lane.task) is not None]
-        if self._watchdog is not None:
-            tasks.append(self._watchdog)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=_CANCEL_SECONDS)
-        for lane in self._lanes:
-            if lane.task is not None and not lane.task.done() and lane.queue:
-                place = f"agent {self.spec.agent_id} at {self._where(lane.queue[0])}"
-                if place not in self.left_behind:
-                    self.left_behind.append(place)
-                    _log.error("%s: the call refuses to be cancelled and is left behind", place)
-            lane.started = 0.0
+        await self._crew.close()
+        for item in self._crew.left_behind:
+            place = f"agent {self.spec.agent_id} at {self._where(item)}"
+            if place not in self.left_behind:
+                self.left_behind.append(place)
+                _log.error("%s: the call refuses to be cancelled and is left behind", place)
         self._release()
 
     @property
     def stopped(self) -> bool:
         """It takes no rows: `quiesce` or `close` was called."""
-        return self._stopping
-
-    def restart(self) -> None:
-        """Serve the lanes again after `quiesce` and `close`."""
-        self._stopping = False
-        self._stop_asked.clear()
-        self.start()
+        return self._crew.stopped
 
     def _now_ms(self) -> int:
         return int(self._clock.time() * 1000)
@@ -374,7 +276,7 @@ class AgentOperator(ABC):
 
     async def drained(self) -> None:
         """Returns when every row has been processed, or the agent has failed or was stopped."""
-        while self._pending_rows and self.failure is None and not self._stopping:
+        while self._pending_rows and self.failure is None and not self._crew.stopped:
             waiter = self._loop.create_future()
             self._quiet.append(waiter)
             await waiter
@@ -465,28 +367,69 @@ class AgentOperator(ABC):
 
     def busy(self) -> tuple[str, float] | None:
         """The call that has been running longest: where it is, and for how many seconds. None when none runs."""
-        running = [lane for lane in self._lanes if lane.started and lane.queue]
-        if not running:
-            return None
-        lane = min(running, key=lambda lane: lane.started)
-        return (
-            f"agent {self.spec.agent_id} at {self._where(lane.queue[0])}",
-            self._clock.monotonic() - lane.started,
-        )
+        longest = self._crew.longest()
+        return None if longest is None else (f"agent {self.spec.agent_id} at {self._where(longest[0])}", longest[1])
 
     @abstractmethod
     def _where(self, item: Any) -> str:
         """topic[partition]@offset of what a lane holds."""
 
-    # -- calls --------------------------------------------------------------------------------------------------------
+    # -- calls: what the crew asks (`calls.Calls`) --------------------------------------------------------------------
 
     @abstractmethod
-    def _begin(self, item: Any, run: Callable[..., Any]) -> tuple[AgentContext, Any, bool]:
+    def begin(self, item: Any, run: Callable[..., Any]) -> tuple[AgentContext, Any, bool]:
         """Calls the user's function in the context `run`: (its ctx, what it gave, whether that is to be awaited)."""
 
     @abstractmethod
-    def _written(self, item: Any, value: Any) -> Any:
+    def written(self, item: Any, value: Any) -> Any:
         """What the function gave, as it will be emitted. Raises for what cannot be."""
+
+    def ended(self, item: Any, ctx: AgentContext, output: Any) -> Awaitable[None] | None:
+        """The call ended well: its state writes, its results and its row, in one step. -> what the lane waits for before the next call."""
+        try:
+            apply_writes(ctx)
+        except (Exception, *EXITS) as error:
+            self._on_broken(f"state, at {self._where(item)}", error)
+            return None
+        self._end(item, output)
+        self._done(*self._size(item))
+        port = self.port
+        if port is not None and port.full:
+            return port.writable()
+        return self._dead_letters_writable() if self._dead and self._dead_letters_full else None
+
+    def attempt_failed(self, item: Any, failure: BaseException, attempts: int) -> bool:
+        """True: the failure concerns a part of the item, which is given up, and the rest is called again."""
+        if self._salvage(item, failure, attempts):
+            return True
+        self.counters.errors_count += 1
+        return False
+
+    @abstractmethod
+    def renew(self, item: Any) -> None:
+        """Before another attempt: the failed one may have changed what it was given."""
+
+    def failed(self, item: Any, failure: BaseException, attempts: int) -> Awaitable[None] | None:
+        """No attempt is left: the agent fails, or the item is given up. Who asks for the end of the process ends the agent."""
+        if self.spec.calls.on_error == "fail" or isinstance(failure, EXITS):
+            self.fail(failure, self._where(item))
+            return None
+        self._bury(item, failure, attempts)
+        self._done(*self._size(item))
+        return self._dead_letters_writable() if self._dead_letters_full else None
+
+    def worker_ended(self, item: Any, error: BaseException | None) -> None:
+        """A lane has ended, unexpectedly. An error is not the call's own: state may be applied, and the row still wait."""
+        where = self.spec.agent_id if item is None else self._where(item)
+        if error is None:
+            self.fail(RuntimeError("the task that runs the call was cancelled"), where)
+        else:
+            what = f"a lane of agent {self.spec.agent_id}, at {where},"
+            self._on_broken(what, unexpected(what, error))
+
+    def broke(self, what: str, error: SabotError) -> None:
+        """A callback of the crew has ended unexpectedly."""
+        self._on_broken(what, error)
 
     @abstractmethod
     def _end(self, item: Any, output: Any) -> None:
@@ -504,125 +447,6 @@ class AgentOperator(ABC):
         """The failure concerns a part of the item, which is given up, and the rest is tried again: True."""
         return False
 
-    @abstractmethod
-    def _renew(self, item: Any) -> None:
-        """Before another attempt: the failed one may have changed what it was given."""
-
-    async def _serve(self, lane: Lane) -> None:
-        """The lane's life: take, call, apply, emit, take off."""
-        queue, monotonic, fresh = lane.queue, self._clock.monotonic, self._context.copy
-        begin, written, port = self._begin, self._written, self.port
-        attempts = 0
-        slice_end = monotonic() + _SLICE_SECONDS
-        while not self._stopping:
-            if not queue:
-                lane.wake.clear()
-                await lane.wake.wait()
-                slice_end = monotonic() + _SLICE_SECONDS
-                continue
-            item = queue[0]
-            failure: BaseException | None = None
-            output: Any = None
-            lane.started = now = monotonic()
-            try:
-                run = fresh().run
-                ctx, value, pending = begin(item, run)
-                if pending:
-                    try:
-                        waiting = run(value.send, None)
-                    except StopIteration as stop:
-                        value = stop.value
-                    else:
-                        value = await Resume(run, value, waiting)
-                        now = monotonic()
-                        slice_end = now + _SLICE_SECONDS
-                if value is not None:
-                    output = written(item, value)
-            except asyncio.CancelledError:
-                failure = self._cancelled(lane)
-                if failure is None:
-                    raise
-            except EXITS as asked:  # whatever on_error= says: the app stops, and this row is not done
-                lane.started = 0.0
-                self.fail(asked, self._where(item))
-                return
-            except BaseException as error:
-                failure = error
-            lane.started = 0.0
-            late, lane.overtime = lane.overtime, False
-            if lane.task is not None and lane.task.cancelling():
-                if failure is not None and self._stopping:
-                    return  # the call was cancelled to stop the lane, and made an error of its own of it
-                # TaskGroup leaves some behind (3.11), and so does a call that answers all the same
-                for _ in range(lane.task.cancelling()):
-                    lane.task.uncancel()
-            if failure is not None and late:
-                failure = TimeoutError(f"the call took longer than timeout={self.spec.calls.timeout_s}s")
-            if self.failure is not None:
-                return
-            if failure is None:
-                try:
-                    ctx._apply()
-                except (Exception, *EXITS) as error:
-                    self._on_broken(f"state, at {self._where(item)}", error)
-                    return
-                self._end(item, output)
-            else:
-                if self._salvage(item, failure, attempts + 1):
-                    continue
-                attempts += 1
-                self.counters.errors_count += 1
-                if self.spec.calls.on_error == "fail":
-                    self.fail(failure, self._where(item))
-                    return
-                if attempts <= self.spec.calls.retry.retries:
-                    await asyncio.sleep(self.spec.calls.retry.wait_s(attempts - 1))
-                    self._renew(item)
-                    continue
-                self._bury(item, failure, attempts)
-                now = slice_end  # an agent that only fails must give the loop to others too
-            queue.popleft()
-            attempts = 0
-            self._done(*self._size(item))
-            if port is not None and port.full:
-                await self._unless_stopped(port.writable())
-            elif self._dead and self._dead_letters_full:
-                await self._unless_stopped(self._dead_letters_writable())
-            elif now < slice_end:
-                continue
-            else:
-                await asyncio.sleep(0)
-            slice_end = monotonic() + _SLICE_SECONDS
-
-    async def _unless_stopped(self, waiting: Coroutine[Any, Any, None]) -> None:
-        """Waits for room, or until the agent is to stop."""
-        ends = [self._loop.create_task(waiting), self._loop.create_task(self._stop_asked.wait())]
-        try:
-            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            for end in done:
-                end.result()
-        finally:
-            for end in ends:
-                end.cancel()
-
-    async def _watch(self, timeout_s: float) -> None:
-        """Cancels calls that run longer than the agent's `timeout`; the lane turns that into a TimeoutError."""
-        while True:
-            await asyncio.sleep(max(timeout_s / 8, 0.005))
-            late = self._clock.monotonic() - timeout_s
-            for lane in self._lanes:
-                if lane.started and lane.started < late and not lane.overtime and lane.task is not None:
-                    lane.overtime = True
-                    lane.task.cancel()
-
-    def _cancelled(self, lane: Lane) -> Exception | None:
-        """A CancelledError came out of a call: the error that it means; None when the lane itself is to end."""
-        if self._stopping or self.failure is not None or lane.task is None:
-            return None
-        if lane.overtime or not lane.task.cancelling():
-            return RuntimeError("the call was cancelled from inside")
-        return None
-
     def fail(self, error: BaseException, where: str) -> None:
         """The agent ends here: its own error under policy `fail`, or its source or sink broke. Unfinished rows stay."""
         if self.failure is not None:
@@ -637,9 +461,7 @@ class AgentOperator(ABC):
             or "mend the agent and start again, it goes on at that record; or choose on_error='skip' or 'retry'",
         )
         self.failure.__cause__ = error
-        for lane in self._lanes:
-            if lane.task is not None and lane.task is not asyncio.current_task():
-                lane.task.cancel()
+        self._crew.end()
         self._release()
         self._on_failed(self)
 

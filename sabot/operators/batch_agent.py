@@ -10,11 +10,12 @@ from sabot._cython.batch import Batch, normalise
 from sabot._cython.border import validate
 from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext
+from sabot.calls import awaitable
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA, to_records
 from sabot.connectors.base import Sink
 from sabot.errors import RowErrors, UserError
-from sabot.operators.agent import AgentOperator, awaitable, rows_of
+from sabot.operators.agent import AgentOperator, rows_of
 
 __all__ = ["BatchAgentOperator", "decoded"]
 
@@ -39,7 +40,7 @@ class BatchAgentOperator(AgentOperator):
             batch = self._reject(batch)
         self._took(batch.num_rows, batch.nbytes)
         self._lanes[0].queue.append(batch)
-        self._lanes[0].wake.set()
+        self._lanes[0].rouse()
 
     def _reject(self, batch: Batch) -> Batch:
         """Rows that could not be decoded -> dead letters; -> the same batch without them."""
@@ -55,7 +56,7 @@ class BatchAgentOperator(AgentOperator):
 
     def unfinished(self) -> list[Batch]:
         batches = []
-        for position, batch in enumerate(self._lanes[0].queue):
+        for position, batch in enumerate(self._lanes[0].items()):
             data, records = batch.data, batch.records
             if position == 0 and self._current is not None:
                 data, records = self._current
@@ -69,7 +70,7 @@ class BatchAgentOperator(AgentOperator):
             return f"{item.topic}[{first['partition']}]@{first['offset']} ({item.num_rows} rows)"
         return f"{ends or item.topic} ({item.num_rows} rows)"
 
-    def _begin(self, item: Batch, run: Callable[..., Any]) -> tuple[AgentContext, Any, bool]:
+    def begin(self, item: Batch, run: Callable[..., Any]) -> tuple[AgentContext, Any, bool]:
         if self._current is None:
             self._current = (item.data, item.records)
         data = self._current[0]
@@ -100,7 +101,7 @@ class BatchAgentOperator(AgentOperator):
         self._current = (data.filter(keep), None if records is None else records.filter(keep))
         return True
 
-    def _renew(self, item: Batch) -> None:
+    def renew(self, item: Batch) -> None:
         """Arrow data does not change."""
 
     def _bury(self, item: Batch, failure: BaseException, attempts: int) -> None:
@@ -121,7 +122,7 @@ class BatchAgentOperator(AgentOperator):
         for row, reason in zip(rows_of(rows, item.topic), reasons.values(), strict=True):
             self._dead_letter(row, reason, attempts)
 
-    def _written(self, item: Batch, value: Any) -> pa.RecordBatch:
+    def written(self, item: Batch, value: Any) -> pa.RecordBatch:
         """What a batch agent returned -> RECORD_SCHEMA or columns for its port. Raises TypeError for anything but Arrow, ArrowInvalid
         for what is damaged.
         """

@@ -14,10 +14,11 @@ from sabot._cython.partition import hash_rows
 from sabot._cython.rows import state_key
 from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext, Message
+from sabot.calls import Worker, awaitable
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import Headers, decode_json, encode_json, to_records
 from sabot.errors import UNREADABLE, DataError
-from sabot.operators.agent import AgentOperator, Lane, Row, awaitable, records_batch, rows_of
+from sabot.operators.agent import AgentOperator, Row, records_batch, rows_of
 
 __all__ = ["RecordAgentOperator"]
 
@@ -59,7 +60,7 @@ class RecordAgentOperator(AgentOperator):
         count = len(lanes)
         if count == 1:
             lanes[0].queue.extend(rows)
-            lanes[0].wake.set()
+            lanes[0].rouse()
             return
         if self.spec.key is not None:
             for row in rows:
@@ -78,9 +79,9 @@ class RecordAgentOperator(AgentOperator):
         return {bad.row: bad.reason for bad in self._checker.decode(records)[1]}
 
     @staticmethod
-    def _enqueue(lane: Lane, row: Row) -> None:
+    def _enqueue(lane: Worker[Row], row: Row) -> None:
         lane.queue.append(row)
-        lane.wake.set()
+        lane.rouse()
 
     def _decode(self, row: Row) -> None:
         """Gives the row its value, and with `key=` the scope of its state. Raises DataError."""
@@ -107,7 +108,7 @@ class RecordAgentOperator(AgentOperator):
         batches: list[Batch] = []
         by_topic: dict[str, list[Row]] = {}
         for lane in self._lanes:
-            for row in lane.queue:
+            for row in lane.items():
                 by_topic.setdefault(row.topic, []).append(row)
         for topic, rows in by_topic.items():
             rows.sort(key=lambda row: row.number)
@@ -118,7 +119,7 @@ class RecordAgentOperator(AgentOperator):
     def _where(self, item: Row) -> str:
         return f"{item.topic}[{item.partition}]@{item.offset}"
 
-    def _begin(self, item: Row, run: Callable[..., Any]) -> tuple[AgentContext, Any, bool]:
+    def begin(self, item: Row, run: Callable[..., Any]) -> tuple[AgentContext, Any, bool]:
         ctx = AgentContext(
             item.value,
             self._backend,
@@ -139,7 +140,7 @@ class RecordAgentOperator(AgentOperator):
         value = run(call, ctx)
         return ctx, *awaitable(value)
 
-    def _written(self, item: Row, value: Any) -> Sequence[Result]:
+    def written(self, item: Row, value: Any) -> Sequence[Result]:
         return value.results if type(value) is _Several else (_result(value),)
 
     def _end(self, item: Row, output: Sequence[Result] | None) -> None:
@@ -156,7 +157,7 @@ class RecordAgentOperator(AgentOperator):
     def _size(self, item: Row) -> tuple[int, int]:
         return 1, item.size
 
-    def _renew(self, item: Row) -> None:
+    def renew(self, item: Row) -> None:
         self._decode(item)
 
 

@@ -259,7 +259,7 @@ class AgentJob:
     def restart_agent(self, agent_id: str) -> None:
         """It goes on where it was stopped."""
         operator = self.task.operators[agent_id]
-        operator.restart()
+        operator.start()
         for source in self.task.inputs_of(operator):
             source.pause(False)
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 from sabot._cython.batch import Batch
 from sabot._cython.border import validate
 from sabot._cython.channel import END, Barrier, Gate
+from sabot.calls import Resume
 from sabot.checkpoint import Coordinator, TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs.records import RECORD_SCHEMA
@@ -28,7 +29,6 @@ from sabot.errors import InternalError, SabotError, UserError
 from sabot.exits import EXITS, carried, exit_in
 from sabot.metrics import Sample
 from sabot.operators import AgentOperator
-from sabot.operators.agent import Resume
 from sabot.runtime.agent_threads import SinkTask, SourceTask
 from sabot.state import HeldWrites, MemoryBackend, RocksDBBackend, Snapshot, StateBackend
 from sabot.threads import tell

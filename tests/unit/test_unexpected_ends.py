@@ -11,13 +11,14 @@ from agent_tools import bounded, publish, state_of, until, values
 
 from sabot import App, SabotError, UserError, col
 from sabot.agents.process import AgentProcess
+from sabot.calls import Crew
 from sabot.checkpoint import Coordinator, Requests
 from sabot.checkpoint.lanes import LaneWork
 from sabot.connectors.memory import MemorySink, MemorySource
 from sabot.errors import InternalError
 from sabot.exits import exit_in
+from sabot.operators import calling
 from sabot.operators.agent import AgentOperator
-from sabot.operators.calling import Crew
 from sabot.operators.record_agent import RecordAgentOperator
 from sabot.operators.stateless import Filter
 from sabot.runtime.agent_task import AgentTask
@@ -31,7 +32,7 @@ def app(memory_url, tmp_path):
     """An agent whose results and state are in checkpoints, in a job of its own."""
     app = App("shop", broker=memory_url, checkpoint_dir=tmp_path, checkpoint_interval=0.02, restart="none")
 
-    @app.agent("orders", sink="copies", timeout="10s")
+    @app.agent("orders", sink="copies", timeout="50ms")
     async def copy(ctx):
         return ctx.message
 
@@ -80,7 +81,7 @@ AGENT_PLACES = {
     "requests": (Requests, "pending", "the task of requests"),
     "the writer of a checkpoint": (Coordinator, "_complete", "the writer of checkpoint 1"),
     "an agent's loop": (AgentProcess, "_processing_loop", "the processing loop of agent shop.copy"),
-    "the watchdog": (AgentOperator, "_watch", "what watches over timeout= of agent shop.copy"),
+    "the watchdog": (Crew, "_watch", "what watches over timeout= of agent shop.copy"),
     "a sink's thread": (MemorySink, "write", "sink copies"),
 }
 
@@ -297,7 +298,7 @@ async def test_calls_beside_a_stream_that_cannot_be_handed_over_are_told(memory_
         return {**row, "found": True}
 
     app.stream("orders", schema={"n": "int64"}).map_async(look_up, schema={"n": "int64", "found": "bool"}).to("copies")
-    burst(monkeypatch, Crew, "_take", RecursionError("too deep"))
+    burst(monkeypatch, calling.Crew, "_take", RecursionError("too deep"))
     publish(app, "orders", [{"n": 1}])
     await app.start()
     await told(app, "a turn of its calls has ended unexpectedly: RecursionError: too deep", caplog)

@@ -1,0 +1,430 @@
+"""At most so many calls of the user's function at once, on the event loop; each in a context of its own, as in a task of its own.
+
+    queue ──▶ worker: begin ▶ await ▶ written ▶ ended ──▶ the next one
+                        ▲                │
+                        └─ after a wait ─┴ attempt_failed ▶ … ▶ failed
+
+A worker is one long-lived task that makes one call after the other, inline: a task for each call would cost as much again as the call.
+Workers share one queue; or each has a queue of its own, so that what goes into one queue is called in that order.
+"""
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+from sabot.calls.options import CallOptions
+from sabot.clock import Clock
+from sabot.errors import SabotError
+from sabot.exits import EXITS
+from sabot.watch import guarded
+
+__all__ = ["CANCEL_SECONDS", "Calls", "Crew", "Resume", "Worker", "awaitable"]
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
+
+CANCEL_SECONDS = 5.0
+"""A call that has not ended so long after it was cancelled is left behind."""
+
+_CANCEL_AGAIN_SECONDS = 2.5  # for code that swallows one cancellation; before that, cleaning up is not disturbed
+_SLICE_SECONDS = 0.002  # calls that never wait give the loop to others after this long
+_WATCH_SHARE = 0.01  # of the time that an attempt may take: it may take so much more
+
+
+class Calls(Protocol[T_contra]):
+    """What a crew calls, and who hears of it: all of it on the event loop. T: what one call is made for, an item."""
+
+    def begin(self, item: T_contra, run: Callable[..., Any]) -> tuple[Any, Any, bool]:
+        """Calls the user's function, in the context `run`: (anything, for `ended`; what the function gave; it is to be awaited).
+
+        May raise: the attempt has failed then.
+        """
+
+    def written(self, item: T_contra, value: Any) -> Any:
+        """What the function gave, as it will be kept; it is not None. Raises where it cannot be kept: the attempt has failed."""
+
+    def ended(self, item: T_contra, about: Any, output: Any) -> Awaitable[None] | None:
+        """The call has ended well. -> what the worker waits for before its next call; None: nothing."""
+
+    def attempt_failed(self, item: T_contra, failure: BaseException, attempts: int) -> bool:
+        """An attempt has failed. True: it does not count, and the rest of the item is called again at once."""
+
+    def renew(self, item: T_contra) -> None:
+        """Before another attempt: the failed one may have changed what it was given."""
+
+    def failed(self, item: T_contra, failure: BaseException, attempts: int) -> Awaitable[None] | None:
+        """All attempts have failed, or it asked for the end of the process (EXITS). -> as `ended`."""
+
+    def worker_ended(self, item: T_contra | None, error: BaseException | None) -> None:
+        """A worker has ended unexpectedly, while it had this item; error None: its task was cancelled by somebody else."""
+
+    def broke(self, what: str, error: SabotError) -> None:
+        """A callback of the crew has ended unexpectedly."""
+
+
+class Resume:
+    """Goes on awaiting a coroutine that was begun by hand, in its own context; everything else is the task's that awaits it."""
+
+    __slots__ = ("_coroutine", "_run", "_waiting")
+
+    def __init__(self, run: Callable[..., Any], coroutine: Any, waiting: Any) -> None:
+        self._run = run
+        self._coroutine = coroutine
+        self._waiting = waiting
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        run, coroutine, waiting = self._run, self._coroutine, self._waiting
+        try:
+            while True:
+                try:
+                    sent = yield waiting
+                except BaseException as error:  # thrown in by the loop: cancellation above all
+                    waiting = run(coroutine.throw, error)
+                else:
+                    waiting = run(coroutine.send, sent)
+        except StopIteration as stop:
+            return stop.value
+
+
+def awaitable(value: Any) -> tuple[Any, bool]:
+    """What a function gave -> (a coroutine, True) if it is to be awaited, (the value, False) if not."""
+    if value is None or not inspect.isawaitable(value):
+        return value, False
+    return (value if hasattr(value, "send") else _awaited(value)), True
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
+
+
+class Worker(Generic[T]):
+    """One call after the other. item: what the call is made for, until it has ended. started: of the attempt that runs, in seconds of the
+    clock; infinite: none runs.
+    """
+
+    __slots__ = ("item", "overtime", "queue", "started", "task", "waiter")
+
+    def __init__(self, queue: deque[T]) -> None:
+        self.queue = queue
+        self.item: T | None = None
+        self.started = math.inf
+        self.overtime = False  # the attempt was cancelled because it took too long
+        self.waiter: asyncio.Future[None] | None = None  # it has nothing to do
+        self.task: asyncio.Task[None] | None = None
+
+    def items(self) -> list[T]:
+        """What it has to call: the item whose call has not ended, then those in its queue."""
+        return list(self.queue) if self.item is None else [self.item, *self.queue]
+
+    def rouse(self) -> None:
+        """There is something in its queue."""
+        waiter = self.waiter
+        if waiter is not None:
+            self.waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class Crew(Generic[T]):
+    """The workers. name: as messages have it, "agent shop.check".
+
+    own_queues: a worker for each of the calls that may be in flight, with a queue of its own, from `start` on. Else they share `queue`,
+    and are made as they are needed (`rouse`). refill: is called when that queue is empty, and puts the next items into it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        calls: Calls[T],
+        options: CallOptions,
+        *,
+        clock: Clock,
+        loop: asyncio.AbstractEventLoop,
+        own_queues: bool = False,
+        refill: Callable[[deque[T]], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.queue: deque[T] = deque()  # where it is shared
+        self.workers = [Worker(deque[T]()) for _ in range(options.concurrency)] if own_queues else []
+        self.left_behind: list[T] = []  # items whose calls refused to be cancelled
+        self.retries = self.timeouts = 0
+        self.on_idle: Callable[[], None] = lambda: None  # it is to end, and its last worker has ended
+        self._calls, self._options, self._clock, self._loop = calls, options, clock, loop
+        self._own_queues, self._refill = own_queues, refill
+        self._parked: deque[Worker[T]] = deque()  # where the queue is shared: who has nothing to do
+        self._alive = 0
+        self._stopping = False
+        self._over = False
+        self._stop_asked = asyncio.Event()
+        self._watching: asyncio.TimerHandle | None = None
+        self._context = contextvars.copy_context()
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begins to serve the queues, or goes on after `close`: what was cancelled then is called again."""
+        self._stopping = False
+        self._stop_asked.clear()
+        for number, worker in enumerate(self.workers):
+            self._employ(worker, number)
+
+    def rouse(self, count: int) -> None:
+        """So many items have come, or can be had by `refill`: of the workers that share the queue as many go on, or are made."""
+        parked = self._parked
+        while count and parked:
+            parked.popleft().rouse()
+            count -= 1
+        for _ in range(min(count, self._options.concurrency - len(self.workers))):
+            worker = Worker(self.queue)
+            self.workers.append(worker)
+            self._employ(worker, len(self.workers) - 1)
+
+    def _employ(self, worker: Worker[T], number: int) -> None:
+        self._alive += 1
+        worker.task = self._loop.create_task(self._serve(worker), name=f"{self.name}#{number}")
+        worker.task.add_done_callback(partial(self._worker_ended, worker))
+
+    def _worker_ended(self, worker: Worker[T], task: asyncio.Task[None]) -> None:
+        """A worker ends only by being stopped; anything else is told."""
+        self._alive -= 1
+        error = None if task.cancelled() else task.exception()
+        ends = self._stopping or self._over
+        if not ends:
+            self._calls.worker_ended(worker.item, error)
+        elif error is not None:
+            _log.error("%s: a call ended with an error when it was cancelled", self.name, exc_info=error)
+        if ends and not self._alive:
+            self.on_idle()
+
+    @property
+    def stopped(self) -> bool:
+        """It begins no further calls: `stop` or `close` was called."""
+        return self._stopping
+
+    def stop(self) -> None:
+        """Begins no further call."""
+        self._stopping = True
+        self._stop_asked.set()
+        if self._watching is not None and not self._busy():
+            self._watching.cancel()
+            self._watching = None
+        for worker in self.workers:
+            worker.rouse()
+        self._parked.clear()
+
+    async def quiesce(self, grace_s: float) -> None:
+        """Stops, and waits up to `grace_s` seconds for the calls that run."""
+        self.stop()
+        tasks = [worker.task for worker in self.workers if worker.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace_s)
+
+    def cancel(self) -> None:
+        """Stops, and cancels the calls that run; they end in the loop's next turns."""
+        self.stop()
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+        for worker in self.workers:
+            if worker.task is not None:
+                worker.task.cancel()
+        if not self._alive:
+            self.on_idle()
+
+    async def close(self) -> None:
+        """Cancels what still runs, and waits for it: some seconds at most. Idempotent; queues and items stay as they are."""
+        rounds = max(1, round(CANCEL_SECONDS / _CANCEL_AGAIN_SECONDS))
+        for _ in range(rounds):
+            self.cancel()
+            running = [worker.task for worker in self.workers if worker.task is not None and not worker.task.done()]
+            if not running:
+                break
+            await asyncio.wait(running, timeout=CANCEL_SECONDS / rounds)
+        stuck = [worker for worker in self.workers if worker.task is not None and not worker.task.done()]
+        self.left_behind = [worker.item for worker in stuck if worker.item is not None]
+        for worker in self.workers:
+            worker.started = math.inf
+
+    def end(self) -> None:
+        """No call is begun any more, ever, and those of the other workers are cancelled: a call's failure is the end of all."""
+        self._over = True
+        current = asyncio.current_task()
+        for worker in self.workers:
+            if worker.task is not None and worker.task is not current:
+                worker.task.cancel()
+
+    # -- figures ------------------------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that have begun and not ended, with those that wait for another attempt. From any thread."""
+        return sum(worker.item is not None for worker in self.workers)
+
+    def longest(self) -> tuple[T, float] | None:
+        """The attempt that has been running longest: its item, and for how many seconds."""
+        running = [worker for worker in self.workers if worker.started < math.inf and worker.item is not None]
+        if not running:
+            return None
+        worker = min(running, key=lambda each: each.started)
+        assert worker.item is not None
+        return worker.item, self._clock.monotonic() - worker.started
+
+    def _busy(self) -> bool:
+        return any(worker.started < math.inf for worker in self.workers)
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    async def _serve(self, worker: Worker[T]) -> None:
+        """The life of a worker: take, call, write down, take off."""
+        calls, queue, monotonic, fresh = self._calls, worker.queue, self._clock.monotonic, self._context.copy
+        begin, written, ended = calls.begin, calls.written, calls.ended
+        timed = self._options.timeout_s is not None
+        retry = self._options.retry
+        task = asyncio.current_task()
+        assert task is not None
+        attempts = 0
+        slice_end = monotonic() + _SLICE_SECONDS
+        while not self._stopping and not self._over:
+            item = worker.item
+            if item is None:
+                if not queue and not self._refilled():
+                    await self._rest(worker)
+                    slice_end = monotonic() + _SLICE_SECONDS
+                    continue
+                item = worker.item = queue.popleft()
+                attempts = 0
+            failure: BaseException | None = None
+            output: Any = None
+            worker.started = now = monotonic()
+            if timed and self._watching is None:
+                self._watch_soon()
+            try:
+                run = fresh().run
+                about, value, pending = begin(item, run)
+                if pending:
+                    try:
+                        waiting = run(value.send, None)
+                    except StopIteration as stop:
+                        value = stop.value
+                    else:
+                        value = await Resume(run, value, waiting)
+                        now = monotonic()
+                        slice_end = now + _SLICE_SECONDS
+                if value is not None:
+                    output = written(item, value)
+            except asyncio.CancelledError as error:
+                failure = self._cancelled(worker, task, error)
+                if failure is None:
+                    raise
+            except GeneratorExit:  # the loop is gone
+                raise
+            except BaseException as error:
+                failure = error
+            worker.started = math.inf
+            late, worker.overtime = worker.overtime, False
+            if task.cancelling():
+                if failure is not None and self._stopping:
+                    return  # the call was cancelled to stop the worker, and made an error of its own of it
+                # TaskGroup leaves some behind (3.11), and so does a call that answers all the same
+                for _ in range(task.cancelling()):
+                    task.uncancel()
+            if self._over:
+                return
+            if failure is None:
+                room = ended(item, about, output)
+            else:
+                is_exit = isinstance(failure, EXITS)
+                if late and not is_exit:
+                    failure = TimeoutError(f"the call took longer than timeout={self._options.timeout_s}s")
+                if not is_exit and calls.attempt_failed(item, failure, attempts + 1):
+                    continue
+                attempts += 1
+                if not is_exit and attempts <= retry.retries:
+                    self.retries += 1
+                    await asyncio.sleep(retry.wait_s(attempts - 1))
+                    calls.renew(item)
+                    continue
+                room = calls.failed(item, failure, attempts)
+                now = slice_end  # calls that only fail must give the loop to others too
+            if self._over:
+                return
+            worker.item = None
+            if room is not None:
+                await self._unless_stopped(room)
+            elif now < slice_end:
+                continue
+            else:
+                await asyncio.sleep(0)
+            slice_end = monotonic() + _SLICE_SECONDS
+
+    def _refilled(self) -> bool:
+        if self._refill is None:
+            return False
+        self._refill(self.queue)
+        return bool(self.queue)
+
+    async def _rest(self, worker: Worker[T]) -> None:
+        """Until there is something to do."""
+        worker.waiter = waiter = self._loop.create_future()
+        if not self._own_queues:
+            self._parked.append(worker)
+        await waiter
+
+    async def _unless_stopped(self, waiting: Awaitable[None]) -> None:
+        """Waits for it, or until the crew is to stop."""
+        ends = [asyncio.ensure_future(waiting), self._loop.create_task(self._stop_asked.wait())]
+        try:
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in done:
+                end.result()
+        finally:
+            for end in ends:
+                end.cancel()
+
+    def _cancelled(
+        self, worker: Worker[T], task: asyncio.Task[Any], error: asyncio.CancelledError
+    ) -> BaseException | None:
+        """A CancelledError came out of a call: the error that it means; None when the worker itself is to end."""
+        if self._stopping or self._over:
+            return None
+        if worker.overtime or not task.cancelling():
+            failure = RuntimeError("the call was cancelled from inside")
+            failure.__cause__ = error
+            return failure
+        return None
+
+    # -- calls that take too long -------------------------------------------------------------------------------------
+
+    def _watch_soon(self) -> None:
+        assert self._options.timeout_s is not None
+        self._watch_in(self._options.timeout_s)
+
+    def _watch_in(self, seconds: float) -> None:
+        what = f"what watches over timeout= of {self.name}"
+        self._watching = self._loop.call_later(seconds, guarded(self._watch, what, partial(self._calls.broke, what)))
+
+    def _watch(self) -> None:
+        """Cancels attempts that take too long. One timer for all calls: `asyncio.timeout` around each costs more than all else here."""
+        timeout_s = self._options.timeout_s
+        assert timeout_s is not None
+        self._watching = None
+        now = self._clock.monotonic()
+        first = math.inf
+        for worker in self.workers:
+            due = worker.started + timeout_s
+            if due > now:
+                first = min(first, due)
+            elif not worker.overtime and worker.task is not None:
+                worker.overtime = True
+                self.timeouts += 1
+                worker.task.cancel()
+        if first < math.inf:
+            self._watch_in(max(first - now, timeout_s * _WATCH_SHARE))
