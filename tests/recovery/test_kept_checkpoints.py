@@ -1,0 +1,114 @@
+"""Checkpoints of each kind, written by an earlier Sabot and kept in `kept/`, restore: no row is lost, none is there twice, no state is
+another one. `kept_jobs` has their programs, `kept/make.py` says what the files hold.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_tools import checkpoint
+from kept_jobs import HALF, JOBS, RESTORED_S, WRITTEN_S, Job, Scene, contents, finish, publish
+
+from sabot.testing import lives
+
+pytestmark = pytest.mark.integration
+
+ARCHIVES = Path(__file__).parent / "kept"
+KINDS = {  # of state, as `sabot state` names them
+    "agent",
+    "as-of join",
+    "calls",
+    "changelog",
+    "deduplicate",
+    "groups",
+    "interval join",
+    "join",
+    "lookup",
+    "materialize",
+    "over",
+    "pattern",
+    "process",
+    "reduce",
+    "rows in order",
+    "running aggregate",
+    "sample",
+    "top_n",
+    "upsert",
+    "window",
+    "window join",
+    "window top_n",
+}
+
+
+@dataclass
+class Kept:
+    """A job as its archive says that it was; `outside` the app is the current folder."""
+
+    job: Job
+    folder: Path
+    scene: Scene
+    state: Any
+    outcome: Any
+
+
+@pytest.fixture
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, memory_url: str) -> Iterator[Kept]:
+    """Unpacked where nothing waits for a disk."""
+    with lives.temporary_directory() as folder:
+        with tarfile.open(ARCHIVES / f"{request.param}.tar.xz") as archive:
+            archive.extractall(folder, filter="data")
+        (folder / "outside").mkdir(exist_ok=True)
+        monkeypatch.chdir(folder / "outside")
+        expected = json.loads((folder / "expected.json").read_text())
+        yield Kept(JOBS[request.param], folder, Scene(broker=memory_url), expected["state"], expected["outcome"])
+
+
+each_job = pytest.mark.parametrize("kept", JOBS, indirect=True)
+each_way = pytest.mark.parametrize(
+    ("kept", "parallelism"),
+    [(name, p) for name, job in JOBS.items() for p in ([1, 3] if job.rescales else [job.parallelism])],
+    indirect=["kept"],
+)
+
+
+@each_job
+def test_what_a_kept_checkpoint_holds_is_read_as_it_was(kept: Kept) -> None:
+    assert contents(kept.folder / "checkpoints") == kept.state
+
+
+@each_way
+async def test_a_restored_job_keeps_what_was_kept(kept: Kept, parallelism: int) -> None:
+    """It takes a checkpoint before any further row has come, and that holds the same."""
+    kept.scene.limit, kept.scene.hold = 0, True
+    if kept.job.endless:
+        publish(kept.scene, 0, HALF)
+    app = kept.job.app(kept.scene, kept.folder, WRITTEN_S, parallelism)
+    await app.start()
+    try:
+        await checkpoint(app)
+        assert contents(kept.folder / "checkpoints") == kept.state
+    finally:
+        kept.scene.released.set()
+        await app.stop()
+
+
+@each_way
+async def test_a_job_goes_on_from_a_kept_checkpoint(kept: Kept, parallelism: int) -> None:
+    app = kept.job.app(kept.scene, kept.folder, RESTORED_S, parallelism)
+    outcome = await finish(kept.job, app, kept.scene, restored=True)
+    assert app.agent_runtime.restored_from is not None
+    assert outcome == kept.outcome
+
+
+def test_state_of_each_kind_is_kept() -> None:
+    found = set()
+    for job in JOBS:
+        with tarfile.open(ARCHIVES / f"{job}.tar.xz") as archive:
+            expected = archive.extractfile("expected.json")
+            assert expected is not None
+            found |= {each["kind"] for each in json.load(expected)["state"].values()}
+    assert found == KINDS
