@@ -20,10 +20,10 @@ from sabot._cython.partition import HASH_VERSION
 from sabot.agents.process import AgentProcess, AgentState
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes import Write
-from sabot.checkpoint import CheckpointStorage, Coordinator, Delivery, Manifest, Requests, StagedSink
+from sabot.checkpoint import CheckpointStorage, Coordinator, Delivery, Manifest, Requests
 from sabot.clock import Clock
 from sabot.config import Restart, parse_broker
-from sabot.connectors.base import Sink, Source
+from sabot.connectors.base import Source
 from sabot.connectors.memory import CountSink, MemoryBroker
 from sabot.errors import (
     AgentFailed,
@@ -290,9 +290,9 @@ class AgentRuntime:
         for agent in self.agents.values():
             agent.state_backend = self._backend
         if self.writes:
-            self._refuse_shared_sinks()
-            self._streams = StreamJob(self.writes, self._surroundings())
+            self._streams = StreamJob(self.writes, replace(self._surroundings(), wanted=job.wanted))
             await self._streams.open(manifest)
+            job.shared = self._streams.shared
         if self.agents:  # after the streams, which may wait for their first record
             await job.open(manifest)
         self._delivery.check_restored()
@@ -445,17 +445,6 @@ class AgentRuntime:
                 for agent in self.agents.values():
                     agent.halted(failure)
 
-    def _refuse_shared_sinks(self) -> None:
-        """An agent and a stream write in threads of their own, so neither may have the other's Sink."""
-        written = {id(write.sink) for write in self.writes if isinstance(write.sink, Sink)}
-        for agent in self.agents.values():
-            for sink in () if agent.spec is None else (agent.spec.sink, agent.spec.dead_letter):
-                if id(sink) in written and isinstance(sink, Sink):
-                    raise UserError(
-                        f"agent {agent.agent_id} and a stream write into the same Sink, {sink.name}",
-                        hint="make one for each",
-                    )
-
     def _surroundings(self) -> Surroundings:
         app = self.app
         return Surroundings(
@@ -567,13 +556,9 @@ class AgentRuntime:
 
     async def _deliver_the_rest(self) -> None:
         """The output of the last checkpoint; then results whose input has ended are completed, and a checkpoint says so."""
-        delivery, job = self._delivery, self._job
+        delivery = self._delivery
         if delivery is None:
             return
-        if job is not None and job.task.ended:
-            for sink in job.task.sinks:
-                if isinstance(sink.sink, StagedSink):
-                    sink.sink.end()
         asked = self._stop_asked
 
         def patient() -> bool:

@@ -26,6 +26,7 @@ __all__ = [
     "Sink",
     "Source",
     "Token",
+    "agreed_delivery",
     "check_delivery",
     "check_input",
     "check_sink",
@@ -53,6 +54,14 @@ def check_delivery(delivery: object, where: str) -> None:
     """Raises UserError that begins with `where`."""
     if delivery not in (None, "exactly_once", "at_least_once"):
         raise UserError(f"{where}: delivery={delivery!r}", hint='"exactly_once" or "at_least_once"')
+
+
+def agreed_delivery(sink: "str | Sink", one: Delivery, other: Delivery) -> Delivery:
+    """Of two who write one sink; who says None leaves it to the other. Raises UserError where they differ."""
+    if None not in (one, other) and one != other:
+        name = sink if isinstance(sink, str) else sink.name
+        raise UserError(f"sink {name}: two write it, with different delivery=", hint="give both the same")
+    return one or other
 
 
 def check_input(source: object, where: str, hint: str) -> None:

@@ -29,7 +29,7 @@ from sabot.api.shape import (
 )
 from sabot.api.windows import CountWindow, SessionWindow
 from sabot.config import dead_letter_topic
-from sabot.connectors.base import Delivery, Sink, Source
+from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
 from sabot.errors import UserError
 from sabot.operators.aggregates import Call
 from sabot.operators.base import Operator
@@ -151,9 +151,7 @@ class _Planner:
                 f"to({sink!r}): two streams write it, and they are not both changes of the same key",
                 hint="union them before .upsert(key)",
             )
-        if stage.delivery is not None and delivery not in (None, stage.delivery):
-            raise UserError(f"to({sink!r}): two streams write it, with different delivery=", hint="give both the same")
-        stage.delivery = delivery or stage.delivery
+        stage.delivery = agreed_delivery(sink, stage.delivery, delivery)
         return stage
 
     def _step(

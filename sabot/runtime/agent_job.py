@@ -6,18 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sabot._cython.channel import Channel
 from sabot.api.agent import AgentSpec
 from sabot.checkpoint import Coordinator, Manifest
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
 from sabot.config import dead_letter_topic
-from sabot.connectors.base import Delivery, Sink, Source
+from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
 from sabot.errors import SabotError, UserError
 from sabot.faults import taking_over
 from sabot.operators import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
+from sabot.operators.sink import SinkWriter
 from sabot.runtime.agent_task import AgentTask, OperatorPort, positions_of
-from sabot.runtime.agent_threads import SinkTask, SourceTask
+from sabot.runtime.agent_threads import SourceTask
 from sabot.runtime.host import interpreter
+from sabot.runtime.writing import AgentSink, SinkPort
 from sabot.state import StateBackend
 from sabot.threads import Handle, aside, to_the_end
 from sabot.watch import unexpected, watched
@@ -62,12 +65,13 @@ class AgentJob:
         self._on_failed = on_failed
         self._version = version
         self._loop = asyncio.get_running_loop()
-        self._sinks: dict[str, SinkTask] = {}
-        self._wanted: dict[str, Delivery] = {}  # delivery= of each
+        self.shared: Mapping[int, Channel] = {}  # by the id of a Sink that a stream writes too, the way into it
+        self._sinks: dict[str | int, SinkPort] = {}  # by topic, or the id of a Sink
         self._running: asyncio.Task[None] | None = None
         self._closed = False
         self._afresh = True  # no checkpoint is restored
         self.task = AgentTask(TASK, coordinator=coordinator, backend=backend, clock=clock, hung_after_s=hung_after_s)
+        self.wanted = self._agreed()
 
     async def start(self, restored: Manifest | None = None) -> None:
         """`open`, then `run`."""
@@ -113,8 +117,8 @@ class AgentJob:
             operators[spec.agent_id] = agent_operator(
                 spec,
                 backend=self.task.state,
-                output=await self._port(spec, operators),
-                dead_letters=await self._dead_letter_ports(spec),
+                output=self._port(spec, operators),
+                dead_letters=self._dead_letter_ports(spec),
                 on_failed=self._failed,
                 on_broken=self.task.break_down,
                 clock=self._clock,
@@ -156,57 +160,78 @@ class AgentJob:
         positions = None if facts is None or facts["positions"] is None else positions_of(facts["positions"])
         await to_the_end(aside(task.open, positions, spec.start))
 
-    async def _port(self, spec: AgentSpec, operators: Mapping[str, AgentOperator]) -> Port | None:
+    def _port(self, spec: AgentSpec, operators: Mapping[str, AgentOperator]) -> Port | None:
         sink = spec.sink
         if sink is None:
             return None
         if isinstance(sink, str | Sink):
-            return await self._sink(sink, spec.delivery)
+            return self._sink(sink)
         for operator in operators.values():
             if operator.spec.func is sink:
                 return OperatorPort(operator)
         raise UserError(f"agent {spec.agent_id}: its sink {sink!r} is no agent of this app")
 
-    async def _dead_letter_ports(self, spec: AgentSpec) -> Callable[[str], Port]:
+    def _dead_letter_ports(self, spec: AgentSpec) -> Callable[[str], Port]:
         """One port per input topic, open from the start: a dead letter must not fail on a topic that cannot be made."""
-        delivery: Delivery = "at_least_once" if spec.delivery == "at_least_once" else None
         if isinstance(spec.dead_letter, Sink):
-            port = await self._sink(spec.dead_letter, delivery, letters=True)
+            port = self._sink(spec.dead_letter)
             return lambda topic: port
-        topics = [*spec.topics, *(each.agent_id for each in self.specs if each.sink is spec.func)]
-        names = {topic: dead_letter_topic(spec.dead_letter, topic) for topic in topics}
-        ports = {topic: await self._sink(name, delivery, letters=True) for topic, name in names.items()}
+        ports = {topic: self._sink(name) for topic, name in self._dead_letter_topics(spec).items()}
         other = next(iter(ports.values()))  # for unfinished rows of a topic that the agent had before
         return lambda topic: ports.get(topic, other)
 
-    async def _sink(self, sink: str | Sink, delivery: Delivery, *, letters: bool = False) -> SinkTask:
-        """letters: of an agent's dead letters; who came first says how they are delivered."""
-        name = sink if isinstance(sink, str) else f"{sink.name}#{id(sink)}"
-        task = self._sinks.get(name)
-        wanted = self._wanted.setdefault(name, delivery)
-        if not letters and delivery not in (None, wanted):
-            raise UserError(
-                f"sink {name}: two agents write it, with different delivery=", hint="give both, or the first, the same"
-            )
-        if task is None:
-            opened = self._staged(self._open_sink(sink) if isinstance(sink, str) else sink, wanted)
+    def _dead_letter_topics(self, spec: AgentSpec) -> dict[str, str]:
+        """By input."""
+        assert isinstance(spec.dead_letter, str)
+        topics = [*spec.topics, *(each.agent_id for each in self.specs if each.sink is spec.func)]
+        return {topic: dead_letter_topic(spec.dead_letter, topic) for topic in topics}
+
+    def _agreed(self) -> dict[str | int, Delivery]:
+        """By topic, or the id of a Sink: the delivery= that those who write their results there agree on. Where none of them says it,
+        who came first does, and that may be an agent with its dead letters.
+        """
+        agreed: dict[str | int, Delivery] = {}
+        first: dict[str | int, Delivery] = {}
+        for spec in self.specs:
+            if isinstance(spec.sink, str | Sink):
+                place = _place(spec.sink)
+                agreed[place] = agreed_delivery(spec.sink, agreed.get(place), spec.delivery)
+                first.setdefault(place, spec.delivery)
+            own_letters = isinstance(spec.dead_letter, Sink)
+            letters = [spec.dead_letter] if own_letters else self._dead_letter_topics(spec).values()
+            for letter in letters:
+                first.setdefault(_place(letter), "at_least_once" if spec.delivery == "at_least_once" else None)
+        return {place: agreed.get(place) or delivery for place, delivery in first.items()}
+
+    def _sink(self, sink: str | Sink) -> SinkPort:
+        """The port into it; one for all agents."""
+        place = _place(sink)
+        port = self._sinks.get(place)
+        if port is not None:
+            return port
+        if isinstance(sink, Sink) and id(sink) in self.shared:
+            port = SinkPort(sink.name, self.shared[id(sink)], self._loop)
+        else:
+            opened = self._staged(self._open_sink(sink) if isinstance(sink, str) else sink, self.wanted[place])
             if self._afresh:
                 opened.start_afresh()
-            task = SinkTask(opened, self._loop)
-            self._sinks[name] = task
-            self.task.sinks.append(task)
-            task.on_broken = self.task.sink_broke
-        return task
+            clock = self._clock
+            writer = SinkWriter(opened, None, None, lambda: int(clock.time() * 1000))
+            port = own = AgentSink(writer, self._loop, clock)
+            own.on_broken = self.task.sink_broke
+        self._sinks[place] = port
+        self.task.sinks.append(port)
+        return port
 
     async def _open_sinks(self) -> None:
         """Side by side; their topics are there before sources are opened, which may read them."""
-        tasks = list(self._sinks.values())
-        opening = asyncio.gather(*(aside(task.sink.open) for task in tasks), return_exceptions=True)
+        own = [port for port in self._sinks.values() if isinstance(port, AgentSink)]
+        opening = asyncio.gather(*(aside(sink.open) for sink in own), return_exceptions=True)
         for error in await to_the_end(_all(opening)):
             if error is not None:
                 raise error
-        for task in tasks:
-            task.start()
+        for sink in own:
+            sink.start()
 
     def _failed(self, operator: AgentOperator) -> None:
         self.task.agent_failed(operator)
@@ -299,6 +324,11 @@ class AgentJob:
             self._running.cancel()
             await asyncio.wait([self._running])
         await self.task.close()
+
+
+def _place(sink: str | Sink) -> str | int:
+    """One for all who write it."""
+    return sink if isinstance(sink, str) else id(sink)
 
 
 async def _all(results: "asyncio.Future[list[Any]]") -> list[Any]:

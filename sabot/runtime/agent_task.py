@@ -2,7 +2,7 @@
 
     SourceTask   a thread for each source: polls, decodes, puts batches and barriers into its channel
     AgentTask    on the event loop: one gate over all those channels; hands batches to agent operators, cuts at barriers
-    SinkTask     a thread for each sink: takes batches from its channel, writes; at a barrier, flushes
+    SinkPort     into the channel of a sink, which has a thread (`writing`): it writes; at a barrier, it flushes
 
 All agents of an app stand in one AgentTask, so their state has one owner and one cut. Barriers travel in-band from the
 source threads through the gate to the sink threads; the task acknowledges when its state is cut and its sinks have flushed.
@@ -29,7 +29,9 @@ from sabot.errors import InternalError, SabotError, UserError
 from sabot.exits import EXITS, carried, exit_in
 from sabot.metrics import Sample
 from sabot.operators import AgentOperator
-from sabot.runtime.agent_threads import SinkTask, SourceTask
+from sabot.operators.agent import Resume
+from sabot.runtime.agent_threads import SourceTask
+from sabot.runtime.writing import AgentSink, SinkPort
 from sabot.state import HeldWrites, MemoryBackend, RocksDBBackend, Snapshot, StateBackend
 from sabot.threads import tell
 from sabot.watch import watched
@@ -86,7 +88,7 @@ class AgentTask:
         ours = backend is None or type(backend).snapshot in (MemoryBackend.snapshot, RocksDBBackend.snapshot)
         self.state = backend if backend is None or ours else HeldWrites(backend)  # what agents read and write
         self.operators: dict[str, AgentOperator] = {}  # upstream before downstream
-        self.sinks: list[SinkTask] = []
+        self.sinks: list[SinkPort] = []
         self.sources: list[SourceTask] = []
         self.ended = False
         self.cut_seconds = 0.0  # how long the last barrier held the event loop up
@@ -147,18 +149,23 @@ class AgentTask:
         """The sources that feed this operator."""
         return [s for s, consumer in zip(self.sources, self._consumers, strict=True) if consumer is operator]
 
-    def sink_broke(self, sink: SinkTask) -> None:
-        """What an agent did since the last checkpoint can no longer be delivered."""
-        self.break_down(f"sink {sink.sink.name}", sink.error or SabotError("broken"))
+    def sink_broke(self, sink: AgentSink) -> None:
+        """What an agent did since the last checkpoint can no longer be delivered. The error says what of it will be so again."""
+        assert sink.error is not None
+        self._break(f"sink {sink.name}", sink.error, sink.error)
 
     def break_down(self, what: str, error: BaseException) -> None:
         """State and output may no longer agree: nothing goes on from here, and no checkpoint covers it."""
+        if isinstance(error, InternalError):
+            self._break(what, error, error)
+        else:
+            broken = SabotError(f"{what}: {error}")
+            broken.__cause__ = error
+            self._break(what, error, broken)
+
+    def _break(self, what: str, error: BaseException, broken: SabotError) -> None:
         if self.broken is None:
-            if isinstance(error, InternalError):
-                self.broken = error
-            else:
-                self.broken = SabotError(f"{what}: {error}")
-                self.broken.__cause__ = error
+            self.broken = broken
             self._coordinator.refuse(str(self.broken))
             self.on_broken()
             for operator in self.operators.values():
@@ -190,6 +197,8 @@ class AgentTask:
             alive = all(operator.failure is None for operator in self.operators.values())
             stopped = any(operator.stopped for operator in self.operators.values())  # with rows in its lanes, maybe
             self.ended = alive and not stopped and all(source.exhausted for source in self.sources)
+            for sink in self.sinks:
+                sink.over(finished=self.ended)
         finally:
             for task in [*self._waiting.values()]:
                 task.cancel()
@@ -346,7 +355,7 @@ class AgentTask:
         )
         if behind:
             parts.append(f"no barrier yet from {', '.join(behind)}")
-        parts += [f"sink {sink.sink.name} has not flushed" for sink in self.sinks if sink.flushing]
+        parts += [f"sink {sink.name} has not flushed" for sink in self.sinks if sink.flushing]
         return "; ".join(parts)
 
     def inject(self, checkpoint_id: int) -> None:
@@ -428,9 +437,7 @@ class AgentTask:
         """Cancel what still runs, end the threads, close sources and sinks. Idempotent."""
         for operator in self.operators.values():
             await operator.close()
-        await asyncio.gather(
-            *(source.stop() for source in self.sources), *(sink.stop(finished=self.ended) for sink in self.sinks)
-        )
+        await asyncio.gather(*(source.stop() for source in self.sources), *(sink.stop() for sink in self.sinks))
         if self._gate is not None:
             self._gate.close()
         for ack in list(self._acks.values()):

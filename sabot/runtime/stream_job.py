@@ -20,7 +20,7 @@ from sabot.checkpoint import Coordinator, Manifest, TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs import Codec, JsonCodec, TableCodec
 from sabot.codecs.records import RECORD_SCHEMA
-from sabot.connectors.base import Delivery, Sink, Source
+from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
 from sabot.disk import link_or_copy, make_folder, own_folder
 from sabot.errors import SabotError, UserError
 from sabot.faults import taking_over
@@ -32,8 +32,9 @@ from sabot.plan import Edge, Plan, Reading, Stage, Step, check, check_alike, col
 from sabot.runtime.host import interpreter
 from sabot.runtime.inputs import GateInput, SourceInput, Watermarks
 from sabot.runtime.restore import plan_of, positions_in, stored_streams, verdicts_of
-from sabot.runtime.task import Chain, Link, Output, StreamTask, receiver_of
-from sabot.threads import Handle, aside, to_the_end
+from sabot.runtime.task import Chain, Link, Output, StreamTask, close_tasks, receiver_of, refused
+from sabot.runtime.writing import open_writer
+from sabot.threads import Handle, aside, tell, to_the_end
 
 __all__ = ["StoppedEarly", "StreamJob", "Surroundings"]
 
@@ -68,6 +69,9 @@ class Surroundings:
     memory_budget: int = 256_000_000
     stop_asked: Callable[[], bool] = lambda: False
     written: frozenset[str] = frozenset()  # topics that agents of the app write
+    wanted: Mapping[str | int, Delivery] = field(
+        default_factory=dict
+    )  # by the id of a Sink that agents write: delivery=
 
 
 @dataclass
@@ -84,11 +88,12 @@ class _Built:
     schema: pa.Schema | None = None  # of what comes in
     right_schema: pa.Schema | None = None
     coming: list[pa.Schema] = field(default_factory=list)  # of a sink, by stream that goes into it
+    by_agents: bool = False  # a sink that agents write too
 
     @property
     def mixed(self) -> bool:
-        """A sink into which streams of different columns go."""
-        return any(not schema.equals(self.coming[0]) for schema in self.coming)
+        """A sink into which rows of different columns go."""
+        return self.by_agents or any(not schema.equals(self.coming[0]) for schema in self.coming)
 
 
 class _SideRoad:
@@ -136,6 +141,11 @@ class StreamJob:
         self._afresh = True  # no checkpoint is restored
         self._cancelled = threading.Event()
         self.left: list[tuple[str, Handle]] = []  # threads that did not come back at the stop
+        self.shared = {  # by the id of a Sink that agents write too, their way into it
+            id(sink): Channel(name=f"agents to {sink.name}")
+            for sink in _sinks(self.writes)
+            if id(sink) in around.wanted
+        }
 
     # -- building -----------------------------------------------------------------------------------------------------
 
@@ -184,6 +194,8 @@ class StreamJob:
         """Every task of the checkpoint had ended, its input read to the end: nothing is opened, and later checkpoints keep what
         this one says. A job that was drained before the end of its inputs is not complete.
         """
+        if self.shared:
+            return False
         stored = stored_streams(restored)
         metas = [task.meta for task in stored.values()]
         if not stored or not all(meta["ended"] and meta["input"].get("exhausted", True) for meta in metas):
@@ -219,6 +231,7 @@ class StreamJob:
             self._built[stage.id] = _Built(
                 stage, tasks, [[] for _ in tasks], [set() for _ in tasks], [set() for _ in tasks]
             )
+        self._let_agents_in()
         for stage in self.plan.stages:
             built = self._built[stage.id]
             if stage.reading is not None:
@@ -238,6 +251,21 @@ class StreamJob:
         if restored is not None:
             with taking_over("the streams", restored.path):
                 self._restore(restored)
+
+    def _let_agents_in(self) -> None:
+        """Into the stages of sinks that agents write too: one thread writes for both, by one delivery=."""
+        for built in self._built.values():
+            sink = None if built.stage.sink is None else built.stage.sink[0]
+            if not isinstance(sink, Sink) or id(sink) not in self.shared:
+                continue
+            if built.stage.changes is not None:
+                raise UserError(
+                    f"sink {sink.name}: a stream writes changes into it, and an agent rows that are none",
+                    hint="make one for each",
+                )
+            built.by_agents = True
+            built.stage.delivery = agreed_delivery(sink, built.stage.delivery, self.around.wanted[id(sink)])
+            built.gates[0].append(self.shared[id(sink)])
 
     def _wait_for_first(self, built: _Built) -> None:
         """The sources of a stage's other inputs are not read before its first ones have ended, and their rows have been processed there."""
@@ -372,7 +400,7 @@ class StreamJob:
         except SabotError:
             raise
         except Exception as error:
-            raise _refused(f"source {node.name}", error) from error
+            raise refused(f"source {node.name}", error) from error
 
     def _dead_letter(self, reading: Reading, task: StreamTask) -> Callable[[pa.RecordBatch], None]:
         edge = reading.dead_letters
@@ -484,15 +512,7 @@ class StreamJob:
         clock = self.around.clock
         writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000), changes=built.stage.changes)
         writer.id = built.stage.id
-        try:
-            for schema in built.coming:
-                writer.check_types(without_marks(schema))
-            writer.open(OperatorContext(built.schema or RECORD_SCHEMA))
-        except BaseException as error:
-            writer.close()
-            if isinstance(error, SabotError):  # not from itself: whoever follows its causes would not come to an end
-                raise
-            raise _refused(f"sink {opened.name}", error) from error
+        open_writer(writer, [without_marks(schema) for schema in built.coming], built.schema or RECORD_SCHEMA)
         return writer
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
@@ -552,11 +572,7 @@ class StreamJob:
 
     def _task_over(self, task: StreamTask) -> None:
         """In the task's thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._count_out, task)
-        except RuntimeError:
-            if not self._loop.is_closed():
-                raise
+        tell(self._loop, self._count_out, task)
 
     def _count_out(self, task: StreamTask) -> None:
         self._left -= 1
@@ -597,7 +613,7 @@ class StreamJob:
             coordinator.on_complete.remove(self._commit)
         for task in self.tasks:
             coordinator.abandon(task.name)
-        await aside(self._join)
+        self.left += await aside(close_tasks, [task for task in self.tasks if task.built], _JOIN_SECONDS)
         self._tell_of_late_rows()
         with _reading_lock:
             _reading.difference_update(map(id, self._sources))
@@ -626,20 +642,6 @@ class StreamJob:
         """After `close`: calls of the user's that refused to be cancelled."""
         tasks = [task for task in self.tasks if task.built]
         return [call for task in tasks for operator in task.chain.operators for call in operator.left_behind]
-
-    def _join(self) -> None:
-        built = [task for task in self.tasks if task.built]
-        for task in built:
-            task.stop()
-        for task in built:
-            if not task.join(_JOIN_SECONDS):
-                _log.error("task %s does not come back and is left behind", task.name)
-                self.left.append((f"task {task.name}", task.handle))
-                continue
-            try:
-                task.close()
-            except Exception:  # what it holds goes with the process; the others must be closed too
-                _log.exception("task %s could not be closed", task.name)
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
@@ -677,8 +679,12 @@ class StreamJob:
                     yield Sample("sabot_records_out_total", figures["rows_out"], task.name, operator.id)
 
 
-def _refused(what: str, error: BaseException) -> UserError:
-    return UserError(f"{what} cannot be opened: {type(error).__name__}: {error}")
+def _sinks(writes: Sequence[Write]) -> list[Sink]:
+    """All Sink objects that streams write: results, late rows, dead letters."""
+    ends: list[Any] = [write.sink for write in writes]
+    for node in walk(writes):
+        ends += [getattr(node, "late", None), getattr(node, "dead_letter", None)]
+    return [end for end in ends if isinstance(end, Sink)]
 
 
 def _nothing(checkpoint_id: int) -> None:

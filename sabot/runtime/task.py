@@ -11,22 +11,22 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sabot._cython.batch import Batch
 from sabot._cython.channel import ACTIVE, END, IDLE, Abort, Barrier, Channel, ChannelClosed, Watermark
 from sabot._cython.keyed import hash_columns
 from sabot._cython.partition import partition_indices
-from sabot.checkpoint import Coordinator, TaskSnapshot
+from sabot.checkpoint import TaskSnapshot
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.errors import InternalError, SabotError
+from sabot.errors import InternalError, SabotError, UserError
 from sabot.exits import EXITS, carried
 from sabot.faults import taking_over
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, Operator, OperatorState, SavedState
 from sabot.runtime.inputs import Input
-from sabot.threads import aside, threads
+from sabot.threads import Handle, aside, threads
 
-__all__ = ["Chain", "Link", "Output", "StreamTask"]
+__all__ = ["Chain", "Link", "Output", "StreamTask", "close_tasks", "receiver_of", "refused"]
 
 _log = logging.getLogger(__name__)
 
@@ -248,13 +248,23 @@ class _Saved:
         self._state.discard()
 
 
+class Cuts(Protocol):
+    """Who hears of the cuts of a task, in its thread: the coordinator of the checkpoints, or who acknowledges for the task."""
+
+    def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
+        """What the task was at this barrier."""
+
+    def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
+        """What it was at its end."""
+
+
 class StreamTask:
     """One subtask of a stage. Built and opened on the job's thread, then its own thread's alone.
 
     A thread that may not wait (`step(0)`) keeps what a full channel refuses, and takes no element before that has gone.
     """
 
-    def __init__(self, name: str, coordinator: Coordinator, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, name: str, coordinator: Cuts, clock: Clock = SYSTEM_CLOCK) -> None:
         self.name = name
         self.stopping = False
         self.may_wait = True
@@ -453,6 +463,31 @@ class StreamTask:
             "cut_seconds": self.cut_seconds,
             "operators": {operator.id: operator.statistics() for operator in self.chain.operators},
         }
+
+
+def close_tasks(tasks: Sequence[StreamTask], seconds: float) -> list[tuple[str, Handle]]:
+    """Stops them, waits for each at most so long, closes what they hold. Blocking; -> those that did not come back.
+
+    What closing raises is told and changes nothing: all that counts was flushed, or is in a checkpoint.
+    """
+    left: list[tuple[str, Handle]] = []
+    for task in tasks:
+        task.stop()
+    for task in tasks:
+        if not task.join(seconds):
+            _log.error("task %s does not come back and is left behind", task.name)
+            left.append((f"task {task.name}", task.handle))
+            continue
+        try:
+            task.close()
+        except (Exception, *EXITS):
+            _log.exception("task %s could not be closed", task.name)
+    return left
+
+
+def refused(what: str, error: BaseException) -> UserError:
+    """A source or a sink cannot be opened, and its error is none of ours."""
+    return UserError(f"{what} cannot be opened: {type(error).__name__}: {error}")
 
 
 def _internal(name: str, error: BaseException) -> SabotError:

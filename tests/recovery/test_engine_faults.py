@@ -107,14 +107,15 @@ def sink():
 @pytest.fixture
 def narrow(monkeypatch):
     """Channels of few rows: what has a bound reaches it soon."""
-    monkeypatch.setattr("sabot.runtime.agent_threads.Channel", functools.partial(Channel, capacity_rows=512))
+    for module in ("agent_threads", "writing"):
+        monkeypatch.setattr(f"sabot.runtime.{module}.Channel", functools.partial(Channel, capacity_rows=512))
 
 
 @pytest.fixture
 def impatient(monkeypatch):
     """Calls and sinks that hang are given up sooner than by default."""
     monkeypatch.setattr("sabot.runtime.agent_job._GRACE_SECONDS", 0.05)
-    monkeypatch.setattr("sabot.runtime.agent_threads._SINK_STOP_SECONDS", 0.05)
+    monkeypatch.setattr("sabot.runtime.writing._STOP_SECONDS", 0.05)
 
 
 async def kept(app, key="n", namespace="default"):
@@ -470,7 +471,8 @@ async def test_a_lane_that_waits_for_its_dead_letters_does_not_wait_for_room_tha
     """It waited until its agent was "writable". Meanwhile a second input filled the lanes, and nobody was left to empty them."""
     narrow = functools.partial(agent_operator, capacity_rows=8)
     monkeypatch.setattr("sabot.runtime.agent_job.agent_operator", narrow)
-    monkeypatch.setattr("sabot.runtime.agent_threads.Channel", functools.partial(Channel, capacity_rows=1))
+    for module in ("agent_threads", "writing"):
+        monkeypatch.setattr(f"sabot.runtime.{module}.Channel", functools.partial(Channel, capacity_rows=1))
 
     @app.agent(["x", "y"], on_error="skip", dead_letter=sink)
     async def refuse(ctx):
