@@ -18,7 +18,7 @@ from sabot.faults import taking_over
 from sabot.operators import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
 from sabot.operators.sink import SinkWriter
 from sabot.runtime.agent_task import AgentTask, OperatorPort, positions_of
-from sabot.runtime.agent_threads import SourceTask
+from sabot.runtime.feeding import AgentSource
 from sabot.runtime.host import interpreter
 from sabot.runtime.writing import AgentSink, SinkPort
 from sabot.state import StateBackend
@@ -155,8 +155,9 @@ class AgentJob:
             text = JsonCodec(spec.schema).text or (None if facts is None else facts["schema"])
             codec = JsonCodec.of_text(text)  # the source thread's
             operator.codecs[source.name] = JsonCodec.of_text(text)
-        task = SourceTask(name, source, codec=codec, max_rows=_BATCH_ROWS if spec.batch else _RECORD_ROWS)
-        self.task.connect(task, operator)
+        max_rows = _BATCH_ROWS if spec.batch else _RECORD_ROWS
+        task = AgentSource(name, source, operator, codec=codec, max_rows=max_rows, clock=self._clock, loop=self._loop)
+        self.task.connect(task)
         positions = None if facts is None or facts["positions"] is None else positions_of(facts["positions"])
         await to_the_end(aside(task.open, positions, spec.start))
 
@@ -291,14 +292,14 @@ class AgentJob:
     def hold(self, held: bool) -> None:
         """Read no more while it is so; barriers pass. From any thread."""
         for source in self.task.sources:
-            source.hold(held)
+            source.input.hold(held)
 
     async def stop(self, *, drain: bool) -> None:
         """Stops reading; with `drain` processes what was read, else lets running calls end for a moment and cancels the rest."""
         operators = self.task.operators.values()
         if not drain:
             for source in self.task.sources:
-                source.pause()
+                source.input.pause()
             await asyncio.gather(*(operator.quiesce(_GRACE_SECONDS) for operator in operators))
             await asyncio.gather(*(operator.close() for operator in operators))
             return
@@ -308,7 +309,7 @@ class AgentJob:
                 await operator.quiesce(_GRACE_SECONDS)
                 self.task.end_inputs(operator)
         for source in self.task.sources:
-            source.end()
+            source.input.end()
         if self._running is not None:
             await asyncio.wait([self._running])
 

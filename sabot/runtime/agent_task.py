@@ -1,6 +1,6 @@
 """The task of an app's agents: poll, process, push, acknowledge.
 
-    SourceTask   a thread for each source: polls, decodes, puts batches and barriers into its channel
+    AgentSource  a thread for each source (`feeding`): polls, decodes, puts batches and barriers into its channel
     AgentTask    on the event loop: one gate over all those channels; hands batches to agent operators, cuts at barriers
     SinkPort     into the channel of a sink, which has a thread (`writing`): it writes; at a barrier, it flushes
 
@@ -29,11 +29,10 @@ from sabot.errors import InternalError, SabotError, UserError
 from sabot.exits import EXITS, carried, exit_in
 from sabot.metrics import Sample
 from sabot.operators import AgentOperator
-from sabot.operators.agent import Resume
-from sabot.runtime.agent_threads import SourceTask
+from sabot.runtime.feeding import AgentSource
+from sabot.runtime.reading import Reader
 from sabot.runtime.writing import AgentSink, SinkPort
 from sabot.state import HeldWrites, MemoryBackend, RocksDBBackend, Snapshot, StateBackend
-from sabot.threads import tell
 from sabot.watch import watched
 
 __all__ = ["AgentTask", "OperatorPort", "positions_of"]
@@ -89,12 +88,11 @@ class AgentTask:
         self.state = backend if backend is None or ours else HeldWrites(backend)  # what agents read and write
         self.operators: dict[str, AgentOperator] = {}  # upstream before downstream
         self.sinks: list[SinkPort] = []
-        self.sources: list[SourceTask] = []
+        self.sources: list[AgentSource] = []
         self.ended = False
         self.cut_seconds = 0.0  # how long the last barrier held the event loop up
         self.broken: SabotError | None = None
         self.on_broken: Callable[[], None] = lambda: None  # no checkpoint can be taken any more
-        self._consumers: list[AgentOperator] = []
         self._coordinator = coordinator
         self._clock = clock
         self._hung_after_s = hung_after_s
@@ -106,15 +104,10 @@ class AgentTask:
         self._waiting: dict[int, asyncio.Task[None]] = {}  # paused inputs
         self._acks: dict[int, asyncio.Task[None]] = {}
 
-    def connect(self, source: SourceTask, operator: AgentOperator) -> None:
-        """Rows of this source go to this operator; before `run`."""
+    def connect(self, source: AgentSource) -> None:
+        """Its rows go to its operator; before `run`."""
         self.sources.append(source)
-        self._consumers.append(operator)
-
-        def broke(broken: SourceTask) -> None:
-            tell(self._loop, self._source_broke, broken, operator)
-
-        source.on_error = broke
+        source.on_broken = self._source_broke
 
     def open_gate(self) -> None:
         """All sources are connected."""
@@ -126,9 +119,8 @@ class AgentTask:
         assert self._gate is not None
         return self._gate
 
-    def _source_broke(self, source: SourceTask, operator: AgentOperator) -> None:
-        assert source.error is not None
-        operator.fail(source.error, f"its source {source.name}")
+    def _source_broke(self, source: AgentSource, error: BaseException) -> None:
+        source.operator.fail(error, f"its source {source.name}")
 
     def agent_failed(self, operator: AgentOperator) -> None:
         """Its inputs end here, and so do the agents that write into it; the others go on."""
@@ -140,14 +132,14 @@ class AgentTask:
 
     def end_inputs(self, operator: AgentOperator) -> None:
         """No more rows for this operator; what its channels hold is not taken, so no checkpoint covers it."""
-        for index, consumer in enumerate(self._consumers):
-            if consumer is operator:
-                self.sources[index].end()
+        for index, source in enumerate(self.sources):
+            if source.operator is operator:
+                source.input.end()
                 self.gate.end(index)
 
-    def inputs_of(self, operator: AgentOperator) -> list[SourceTask]:
-        """The sources that feed this operator."""
-        return [s for s, consumer in zip(self.sources, self._consumers, strict=True) if consumer is operator]
+    def inputs_of(self, operator: AgentOperator) -> list[Reader]:
+        """Of the sources that feed this operator."""
+        return [source.input for source in self.sources if source.operator is operator]
 
     def sink_broke(self, sink: AgentSink) -> None:
         """What an agent did since the last checkpoint can no longer be delivered. The error says what of it will be so again."""
@@ -196,7 +188,7 @@ class AgentTask:
             await self.drain()
             alive = all(operator.failure is None for operator in self.operators.values())
             stopped = any(operator.stopped for operator in self.operators.values())  # with rows in its lanes, maybe
-            self.ended = alive and not stopped and all(source.exhausted for source in self.sources)
+            self.ended = alive and not stopped and all(source.input.exhausted for source in self.sources)
             for sink in self.sinks:
                 sink.over(finished=self.ended)
         finally:
@@ -215,7 +207,8 @@ class AgentTask:
 
     def _take(self, index: int, batch: Batch) -> None:
         """The batch is in the lanes: from here a checkpoint covers its offsets, and repeats the rows that are not finished."""
-        operator = self._consumers[index]
+        source = self.sources[index]
+        operator = source.operator
         try:
             if batch.bad is not None:
                 operator.set_apart(batch.bad, batch.topic)
@@ -223,7 +216,7 @@ class AgentTask:
         except UserError as error:
             operator.fail(error, f"its input {batch.topic}")
             return
-        self.sources[index].taken.update(batch.offsets)
+        source.taken.update(batch.offsets)
         if operator.full and operator.failure is None:
             self._hold_back(index, operator)
 
@@ -370,7 +363,7 @@ class AgentTask:
         for index in self._waiting:
             self.gate.deliver(index, checkpoint_id)
         for source in self.sources:
-            source.request_barrier(checkpoint_id)
+            source.input.request_barrier(checkpoint_id)
 
     def abort(self, checkpoint_id: int) -> None:
         """The checkpoint is given up; let go of what the gate holds back."""
@@ -401,10 +394,10 @@ class AgentTask:
                 "dead_letters": operator.counters.dead_letters,
                 "schemas": operator.schemas(),
             }
-        for source, consumer in zip(self.sources, self._consumers, strict=True):
+        for source in self.sources:
             positions = source.taken
             commit = [
-                (place, self._finished_up_to(consumer, *place, offset, first_open))
+                (place, self._finished_up_to(source.operator, *place, offset, first_open))
                 for place, offset in positions.items()
             ]
             meta["sources"][source.name] = {
@@ -448,7 +441,7 @@ class AgentTask:
         for source in self.sources:
             facts = meta["sources"].get(source.name)
             if facts is not None:
-                source.request_commit(positions_of(facts["commit"]))
+                source.input.request_commit(positions_of(facts["commit"]))
 
     def restore_unfinished(self, meta: Mapping[str, Any], read: Callable[[str], bytes]) -> None:
         """Rows that the checkpoint must repeat go into the lanes before anything else."""
@@ -480,9 +473,9 @@ class AgentTask:
 
     def samples(self) -> Iterator[Sample]:
         """For metrics; from any thread, once the task has been built."""
-        for source, consumer in zip(self.sources, self._consumers, strict=True):
-            agent_id, topic = consumer.spec.agent_id, source.source.name
-            yield Sample("sabot_records_in_total", source.rows_in, agent_id, topic)
+        for source in self.sources:
+            agent_id, topic = source.operator.spec.agent_id, source.source.name
+            yield Sample("sabot_records_in_total", source.input.rows_in, agent_id, topic)
             yield Sample("sabot_channel_rows", source.channel.rows, agent_id, topic)
             for (name, partition), lag in source.source.lag().items():
                 yield Sample("sabot_consumer_lag", lag, agent_id, name, str(partition))

@@ -30,9 +30,11 @@ from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
 from sabot.plan import Edge, Plan, Reading, Stage, Step, check, check_alike, column_types, walk
 from sabot.runtime.host import interpreter
-from sabot.runtime.inputs import GateInput, SourceInput, Watermarks
+from sabot.runtime.inputs import GateInput
+from sabot.runtime.reading import SourceInput
 from sabot.runtime.restore import plan_of, positions_in, stored_streams, verdicts_of
 from sabot.runtime.task import Chain, Link, Output, StreamTask, close_tasks, receiver_of, refused
+from sabot.runtime.watermarks import Watermarks
 from sabot.runtime.writing import open_writer
 from sabot.threads import Handle, aside, tell, to_the_end
 

@@ -69,7 +69,7 @@ class Output:
             batch = batch if batch.hashes is None else batch.with_selection(batch.selection, None)
             self._turn = (self._turn + 1) % len(self.channels)
             for channel in self.channels if self._everywhere else [self.channels[self._turn]]:
-                self._send(channel, batch)
+                self.send(channel, batch)
             return
         data, selection = batch.data, batch.selection
         hashes = hash_columns([data.column(name) for name in self._keys], selection)
@@ -81,7 +81,7 @@ class Output:
             if 4 * len(self.channels) * part.num_rows < data.num_rows:
                 part = batch.with_data(part.taken())
             if part.num_rows:
-                self._send(channel, part)
+                self.send(channel, part)
 
     def mark(self, element: Any) -> None:
         """To all of them; marks are always taken."""
@@ -91,7 +91,8 @@ class Output:
             else:
                 channel.put_nowait(element)
 
-    def _send(self, channel: Channel, batch: Batch) -> None:
+    def send(self, channel: Channel, batch: Batch) -> None:
+        """Into one of the channels; blocks while it is full."""
         if not self._task.may_wait:
             if self._refused or not channel.put_nowait(batch):
                 self._refused.append((channel, batch))

@@ -185,10 +185,10 @@ class AgentSink(SinkPort):
         self._last = 0  # checkpoint
         self._final: Mapping[str, int] | None = None  # what was sealed at the end of all inputs
         self._left: list[tuple[str, Handle]] = []
-        self._task = StreamTask(f"sink {name}", self, clock)
-        self._task.input = GateInput([channel])
-        self._task.chain = Chain([Link(writer, [])], [])
-        self._task.on_over = lambda task: tell(loop, self._ended)
+        self.task = StreamTask(f"sink {name}", self, clock)
+        self.task.input = GateInput([channel])
+        self.task.chain = Chain([Link(writer, [])], [])
+        self.task.on_over = lambda task: tell(loop, self._ended)
 
     def open(self) -> None:
         """Blocking; before `start`. Raises what `open_writer` raises."""
@@ -196,7 +196,7 @@ class AgentSink(SinkPort):
 
     def start(self) -> None:
         """The thread begins to write."""
-        self._task.start()
+        self.task.start()
 
     @property
     def flushing(self) -> bool:
@@ -221,10 +221,10 @@ class AgentSink(SinkPort):
     async def stop(self) -> None:
         """A sink that does not come back is left behind: no checkpoint counts on it."""
         seconds = _STOP_SECONDS
-        if self._task.handle.is_alive() and self.error is None:
+        if self.task.handle.is_alive() and self.error is None:
             flushed, _ = await asyncio.wait([self.barrier(self._last + 1)], timeout=_STOP_SECONDS)
             seconds = _STOP_SECONDS if flushed else 0.1
-        self._left = await aside(close_tasks, [self._task], seconds)
+        self._left = await aside(close_tasks, [self.task], seconds)
         if self._left:
             _log.error("%d rows for it are not written", self.waiting_rows)
 
@@ -249,7 +249,7 @@ class AgentSink(SinkPort):
 
     def _ended(self) -> None:
         """The thread is over."""
-        error = self._task.error
+        error = self.task.error
         if error is not None and self.error is None:
             _log.error("%s", error)
             self.error = error if isinstance(error, SabotError) else SabotError(f"sink {self.name}: {error}")

@@ -1,5 +1,7 @@
 """Threads of control: a step at a time, on a thread or by hand; sources that are held; what a full channel refuses."""
 
+import asyncio
+import functools
 import threading
 
 import pyarrow as pa
@@ -8,9 +10,10 @@ from sabot import Batch
 from sabot._cython.channel import END, Barrier, Channel, Watermark
 from sabot.checkpoint import Coordinator
 from sabot.clock import ManualClock
-from sabot.runtime.agent_threads import SourceTask
-from sabot.runtime.inputs import SourceInput, Watermarks
+from sabot.runtime.feeding import AgentSource
+from sabot.runtime.reading import SourceInput
 from sabot.runtime.task import Chain, Output, StreamTask
+from sabot.runtime.watermarks import Watermarks
 from sabot.testing import ScriptedSource
 from sabot.testing.script import END as THE_END
 from sabot.threads import threads
@@ -91,29 +94,59 @@ def test_a_source_does_not_fall_silent_while_it_is_held():
     assert source.next(0.0).num_rows == 3
 
 
-def test_a_held_source_of_an_agent_serves_barriers_and_reads_no_more():
-    source = SourceTask("agent/script", ScriptedSource([[1, 2], THE_END]), codec=None, max_rows=10)
+def agent_source(script, *, max_rows):
+    source = AgentSource(
+        "agent/script",
+        ScriptedSource(script),
+        None,
+        codec=None,
+        max_rows=max_rows,
+        clock=ManualClock(),
+        loop=asyncio.new_event_loop(),
+    )
     source.open(None, "earliest")
-    source.hold(True)
-    source.request_barrier(1)
-    assert source.step(0.0) is None
+    return source
+
+
+def test_a_held_source_of_an_agent_serves_barriers_and_reads_no_more():
+    source = agent_source([[1, 2], THE_END], max_rows=10)
+    source.input.hold(True)
+    source.input.request_barrier(1)
+    assert [source.task.step(0.0), source.task.step(0.0)] == [True, None]
     assert source.channel.get_nowait() == Barrier(1)
-    source.hold(False)
-    assert [source.step(0.0), source.step(0.0)] == [True, True]
+    source.input.hold(False)
+    while source.task.step(0.0) is not False:
+        """On to the end."""
     assert source.channel.get_nowait().num_rows == 2
     assert source.channel.get_nowait() is END
 
 
-def test_a_source_of_an_agent_keeps_what_its_full_channel_refuses():
-    source = SourceTask("agent/script", ScriptedSource([[1], [2], THE_END]), codec=None, max_rows=1)
-    source.channel = Channel(capacity_rows=1)
-    source.open(None, "earliest")
-    assert [source.step(0.0), source.step(0.0), source.step(0.0)] == [True, True, None]
-    source.request_barrier(1)  # overtakes what is not in the channel, and so is not covered
-    assert source.step(0.0) is None
-    assert [source.channel.get_nowait().num_rows, source.channel.get_nowait()] == [1, Barrier(1)]
-    assert [source.step(0.0), source.step(0.0)] == [True, True]
-    assert [source.channel.get_nowait().num_rows, source.channel.get_nowait()] == [1, END]
+def test_a_source_of_an_agent_keeps_what_its_full_channel_refuses(monkeypatch):
+    monkeypatch.setattr("sabot.runtime.feeding.Channel", functools.partial(Channel, capacity_rows=1))
+    source = agent_source([[1], [2], THE_END], max_rows=1)
+    assert [source.task.step(0.0), source.task.step(0.0), source.task.step(0.0)] == [True, True, None]
+    source.input.request_barrier(1)
+    assert source.task.step(0.0) is None
+    found = [source.channel.get_nowait()]
+    while source.task.step(0.0) is not False:
+        if len(source.channel):
+            found.append(source.channel.get_nowait())
+    found += [source.channel.get_nowait() for _ in range(len(source.channel))]
+    assert [each.num_rows if isinstance(each, Batch) else each for each in found] == [1, 1, Barrier(1), END]
+
+
+def test_of_the_positions_to_commit_the_last_ones_count():
+    """A source whose thread waits for room is asked at each checkpoint; what it is asked for does not pile up."""
+    source = agent_source([[1], THE_END], max_rows=1)
+    committed = []
+    type(source.source).commit = lambda self, positions: committed.append(positions)
+    try:
+        for offset in range(100):
+            source.input.request_commit({("script", 0): offset})
+        source.task.step(0.0)
+    finally:
+        del type(source.source).commit
+    assert committed == [{("script", 0): 99}]
 
 
 def test_a_task_that_may_not_wait_keeps_the_order_of_what_a_full_channel_refuses():

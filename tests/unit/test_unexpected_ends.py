@@ -285,7 +285,7 @@ async def test_agents_beside_a_stream_that_failed_read_no_more(stream_app, monke
     await until(lambda: stream_app.statistics()["failure"] is not None)
     assert state_of(stream_app, "other") == "failed"
     (source,) = stream_app.agent_runtime._job.task.sources
-    assert source._held
+    assert source.input.held
     with pytest.raises(SabotError, match="odd"):
         await bounded(stream_app.stop())
     assert seen == []

@@ -1,0 +1,427 @@
+"""The thread of a source, between two elements: it serves what it is asked for, polls, and makes of what came what goes on.
+
+Reader        all of that but the last
+SourceInput   of a stream: columns, with event time; bad rows set apart, watermarks told
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.batch import Batch, normalise
+from sabot._cython.channel import ACTIVE, END, Barrier
+from sabot._cython.json import encode_rows
+from sabot.arrays import to_ms
+from sabot.clock import Clock
+from sabot.codecs import Codec
+from sabot.codecs.json import schema_text
+from sabot.codecs.records import RECORD_SCHEMA, bounded, build_records, header_rows
+from sabot.connectors.base import Positions, Source, dead_letter_headers
+from sabot.errors import DataError, TransientError, UserError
+from sabot.operators.base import INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
+from sabot.runtime.watermarks import Told, Watermarks
+from sabot.steps import step
+
+__all__ = ["Reader", "SourceInput", "dead_letters"]
+
+_log = logging.getLogger(__name__)
+
+_BATCH_ROWS = 32_768
+_FAR_MS = 2**61  # beyond it sums of times and window sizes would overflow; some 73 million years
+_FAR_PAST, _FAR_FUTURE, _NO = pa.scalar(-_FAR_MS), pa.scalar(_FAR_MS), pa.scalar(False)
+
+
+class Reader:
+    """One reader of a source, as the input of a task. Requests are served between polls."""
+
+    right = False
+    brings_barriers = False
+    flight_seconds = 0.002  # a source that waits for records is not woken
+
+    def __init__(self, name: str, source: Source, *, max_rows: int = _BATCH_ROWS) -> None:
+        self.name = name
+        self.source = source
+        self.rows_in = 0
+        self.exhausted = False  # ended by itself
+        self.paused = False
+        self.held = False
+        self.waits_for: set[str] = set()  # stages that read other sources first
+        self._max_rows = max_rows
+        self._marks: deque[Any] = deque()
+        self._requested: deque[Any] = deque()  # barriers, and the end
+        self._commit: deque[Positions] = deque(maxlen=1)  # a later checkpoint covers what an earlier one does
+        self._wake = threading.Event()
+        self._waiting: Batch | None = None  # read, and a mark goes first
+
+    # -- from any thread ----------------------------------------------------------------------------------------------
+
+    def request_barrier(self, checkpoint_id: int) -> None:
+        """Emit a barrier as soon as possible."""
+        self._request(Barrier(checkpoint_id))
+
+    def request_commit(self, positions: Positions) -> None:
+        """A complete checkpoint covers these."""
+        self._commit.append(positions)
+        self._wake.set()
+
+    def pause(self, paused: bool = True) -> None:
+        """Read no more (or go on reading); requests are still served."""
+        self.paused = paused
+
+    def hold(self, held: bool) -> None:
+        """Read no more for now (or go on): requests are still served, event time stands still, and so does the wait for silence."""
+        self.held = held
+        self._wake.set()
+
+    def go_on(self, stage: str) -> None:
+        """This one is not waited for any more."""
+        self.waits_for.discard(stage)
+        self._wake.set()
+
+    def end(self) -> None:
+        """Read no more, and let the input end here."""
+        self.paused = True
+        self._request(END)
+
+    def interrupt(self) -> None:
+        self._wake.set()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def lag(self) -> dict[str, int]:
+        """Rows not read yet, by "topic[partition]"."""
+        return {f"{topic}[{partition}]": lag for (topic, partition), lag in self.source.lag().items()}
+
+    def statistics(self) -> dict[str, Any]:
+        return {"rows_in": self.rows_in, "lag": self.lag()}
+
+    def _request(self, mark: Any) -> None:
+        self._requested.append(mark)
+        self._wake.set()
+
+    # -- the task's thread --------------------------------------------------------------------------------------------
+
+    def next(self, wait_seconds: float) -> Any:
+        mark = self.mark()
+        if mark is not None:
+            return mark
+        held = self.held or bool(self.waits_for)
+        if held:
+            self._stands_still()
+        if held or self.paused or self.exhausted:
+            self._wake.wait(wait_seconds)
+            self._wake.clear()
+            return None
+        self._goes_on()
+        if self._waiting is not None:
+            batch, self._waiting = self._waiting, None
+            return self._ready(batch)
+        read = self.source.read_batch(self._max_rows, wait_seconds)
+        if read is None:
+            if self.source.exhausted:
+                self.exhausted = True
+                self._is_over()
+                self._marks.append(END)
+            else:
+                self._has_nothing()
+            return None
+        self.rows_in += read.num_rows
+        return self._came(read)
+
+    def mark(self) -> Any:
+        self._serve()
+        return self._marks.popleft() if self._marks else None
+
+    def _serve(self) -> None:
+        while self._commit:
+            _commit_offsets(self.source, self._commit.popleft())
+        while self._requested:
+            self._marks.append(self._requested.popleft())
+
+    def _stands_still(self) -> None:
+        """It is held, and does not look."""
+
+    def _goes_on(self) -> None:
+        """It looks for rows."""
+
+    def _has_nothing(self) -> None:
+        """There were none."""
+
+    def _is_over(self) -> None:
+        """There will be none."""
+
+    def _came(self, batch: Batch) -> Any:
+        """There were some; -> the next element."""
+        return self._ready(batch)
+
+    def _ready(self, batch: Batch) -> Batch | None:
+        """What goes on of them; None: nothing."""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        self._serve()  # the last checkpoint's positions
+        self.source.close()
+
+
+class SourceInput(Reader):
+    """Of a stream: decodes, sets bad rows apart, reads event time, tells watermarks."""
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        *,
+        codec: Codec | None,
+        schema: pa.Schema,
+        time: str | None,
+        timed: bool,
+        watermarks: Watermarks,
+        dead_letter: Callable[[pa.RecordBatch], None],
+        origin: Mapping[str, Any],
+        inferred: pa.Schema | None,
+        clock: Clock,
+    ) -> None:
+        super().__init__(name, source)
+        self.dead_letters = 0
+        self._codec = codec
+        self._schema = schema
+        self._time = time
+        self._timed = timed
+        self._dead_letter = dead_letter
+        self._origin = origin  # what dead letters say of who set them apart
+        self._schema_text = schema_text(inferred)  # the checkpoint keeps it
+        self._clock = clock
+        self._positions: Positions = {}
+        self._watermarks = watermarks
+        self._told = Told(watermarks)
+
+    def statistics(self) -> dict[str, Any]:
+        return {
+            "rows_in": self.rows_in,
+            "dead_letters": self.dead_letters,
+            "watermark_ms": self._told.watermark_ms if self._told.watermark_ms > START_OF_TIME else None,
+            "lag": self.lag(),
+        }
+
+    def open(self, positions: Positions | None, start: str | int, facts: Mapping[str, Any] | None) -> None:
+        """Blocking. Raises what Source.open raises."""
+        self.source.open(positions, start)
+        self._positions = dict(self.source.positions())
+        now_ms = self._now_ms()
+        if facts is not None:
+            self._told.watermark_ms = facts["watermark_ms"]
+            self._watermarks.restore(facts["watermark_ms"], facts["greatest_ms"], now_ms)
+        self._watermarks.know(self._positions, now_ms)
+
+    # -- the task's thread --------------------------------------------------------------------------------------------
+
+    def _stands_still(self) -> None:
+        if self._timed:
+            self._watermarks.busy(self._positions)
+
+    def _goes_on(self) -> None:
+        if self._timed:
+            self._watermarks.back(self._positions, self._now_ms())
+
+    def _has_nothing(self) -> None:
+        if self._timed:
+            self._tell_time(self._now_ms())
+
+    def _is_over(self) -> None:
+        self._watermarks.end(self._positions)
+
+    def _came(self, batch: Batch) -> Any:
+        if self._timed and self._told.idle:
+            # those behind must know that this input counts, before its rows move event time
+            self._told.idle = False
+            self._waiting = batch
+            return ACTIVE
+        return self._ready(batch)
+
+    def _ready(self, batch: Batch) -> Batch | None:
+        """Decoded, with event time; its watermarks follow it. None: no row was good."""
+        self._positions.update(batch.offsets)
+        records: pa.RecordBatch | None = None
+        if self._codec is not None and batch.bad is None:
+            batch = bounded(batch, self.source.record_bytes)
+        if batch.bad is not None:
+            reasons = batch.bad.column("reason").to_pylist()
+            self._bury(batch.bad.select(RECORD_SCHEMA.names), reasons, batch.topic or self.source.name)
+        if self._codec is not None:
+            data, bad = self._codec.decode(batch.data)
+            records = batch.data
+            if bad:
+                self._set_apart(batch, {row.row: row.reason for row in bad})
+                records = records.take(_others(batch.num_rows, [row.row for row in bad]))
+        else:
+            data = normalise(batch.data)
+            if OP_COLUMN in self._schema.names:  # a table in columns: each row replaces the one before of its key
+                data = data.append_column(OP_COLUMN, pa.array(np.full(data.num_rows, INSERT, np.int8)))
+        if self._timed:
+            data = self._with_time(data, records, batch)
+        elif self._time is not None:  # nothing goes by it, and yet rows without it are none of the stream's
+            data, _, _ = self._in_time(data, to_ms(data.column(self._time)), records, batch)
+        columns = [data.column(name) for name in self._schema.names]
+        data = pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        if not data.num_rows:
+            return None
+        if self._timed:
+            self._watermarks.busy(self._positions)
+        return Batch(data, batch.offsets, batch.topic or self.source.name)
+
+    def _with_time(self, data: pa.RecordBatch, records: pa.RecordBatch | None, batch: Batch) -> pa.RecordBatch:
+        if self._time is not None:
+            times: Any = to_ms(data.column(self._time))
+        elif records is not None:
+            times = records.column("timestamp")
+        else:
+            raise UserError(
+                f"source {self.name}: its rows have no time of their own",
+                hint='give the stream time="its column of event time"',
+            )
+        data, times, records = self._in_time(data, times, records, batch)
+        data = data.append_column(TIME_COLUMN, times)
+        now_ms = self._now_ms()
+        if data.num_rows:
+            places = None if records is None else records.column("partition")
+            for partition, greatest in self._greatest(times, places, batch):
+                self._watermarks.see(partition, greatest, now_ms)
+        self._tell_time(now_ms)
+        return data
+
+    def _in_time(
+        self, data: pa.RecordBatch, times: Any, records: pa.RecordBatch | None, batch: Batch
+    ) -> tuple[pa.RecordBatch, Any, pa.RecordBatch | None]:
+        """Rows that have event time; the others go to the dead letters."""
+        span = pc.min_max(times)
+        if times.null_count or (len(times) and not -_FAR_MS < span["min"].as_py() <= span["max"].as_py() < _FAR_MS):
+            good = pc.fill_null(pc.and_(pc.greater(times, _FAR_PAST), pc.less(times, _FAR_FUTURE)), _NO)
+            lost = pc.invert(good)
+            self._without_time(data.filter(lost), None if records is None else records.filter(lost), batch)
+            data, times = data.filter(good), times.filter(good)
+            records = None if records is None else records.filter(good)
+        return data, times, records
+
+    def _tell_time(self, now_ms: int) -> None:
+        lag = self.source.lag()
+        if lag:  # of a partition that is not in there nothing is known yet
+            self._watermarks.awake([place for place in self._positions if lag.get(place, 1) > 0], now_ms)
+        self._marks.extend(self._told.progress(now_ms))
+
+    def _greatest(self, times: Any, places: Any, batch: Batch) -> list[tuple[tuple[str, int], int]]:
+        offsets = batch.offsets
+        if len(offsets) == 1:
+            return [(next(iter(offsets)), pc.max(times).as_py())]
+        if places is None:
+            greatest = pc.max(times).as_py()
+            return [(partition, greatest) for partition in offsets]
+        table = pa.table([places, times], names=["p", "t"]).group_by("p").aggregate([("t", "max")])
+        topics = {number: topic for topic, number in offsets}
+        return [
+            ((topics[number], number), greatest)
+            for number, greatest in zip(table["p"].to_pylist(), table["t_max"].to_pylist(), strict=True)
+        ]
+
+    def _set_apart(self, batch: Batch, reasons: Mapping[int, str]) -> None:
+        rows = batch.data.take(pa.array(list(reasons), pa.int64()))
+        self._bury(rows, list(reasons.values()), batch.topic or self.source.name)
+
+    def _without_time(self, rows: pa.RecordBatch, records: pa.RecordBatch | None, batch: Batch) -> None:
+        """Rows whose event time is null: the records themselves; of a source that decodes, what was read of them as JSON, with
+        the place of the batch that they came in.
+        """
+        if records is None:
+            (_, partition), offset = next(iter(batch.offsets.items()), (("", -1), -1))
+            count = rows.num_rows
+            records = build_records(
+                encode_rows(_sayable(rows)).to_pylist(), None, np.zeros(count), partition, np.full(count, offset)
+            )
+        reasons = [f"event time {self._time!r} is null, or out of range"] * records.num_rows
+        self._bury(records, reasons, batch.topic or self.source.name)
+
+    def _bury(self, records: pa.RecordBatch, reasons: list[str], topic: str) -> None:
+        if not self.dead_letters:
+            _log.warning("%s: a row was set apart for the dead letters, the first one: %s", topic, reasons[0])
+        self.dead_letters += records.num_rows
+        self._dead_letter(dead_letters(records, reasons, topic, self._origin))
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "source": self.name,
+            "exhausted": self.exhausted,
+            "log": self.source.log_id,
+            "schema": self._schema_text,
+            "positions": [[topic, partition, offset] for (topic, partition), offset in self._positions.items()],
+            "rows_in": self.rows_in,
+            "watermark_ms": self._told.watermark_ms,
+            "greatest_ms": self._watermarks.facts(self._positions),
+        }
+
+    def _now_ms(self) -> int:
+        return int(self._clock.monotonic() * 1000)
+
+
+def _commit_offsets(source: Source, positions: Positions) -> None:
+    """A complete checkpoint covers these. In the source's thread."""
+    if type(source).commit is Source.commit:
+        return  # nobody to tell
+    try:
+        with step("offset commit", source.name):
+            source.commit(positions)
+    except TransientError as error:
+        _log.warning(
+            "source %s: offsets could not be committed, the next checkpoint tries again: %s", source.name, error
+        )
+
+
+def _sayable(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """The columns that JSON has words for; the others, a decimal say, as text, or left out."""
+    columns = {}
+    for name, column in zip(rows.schema.names, rows.columns, strict=True):
+        try:
+            encode_rows(rows.select([name]))
+            columns[name] = column
+        except (UserError, TypeError):
+            if not pa.types.is_nested(column.type) and not pa.types.is_fixed_size_binary(column.type):
+                columns[name] = column.cast(pa.string())
+    return pa.RecordBatch.from_pydict(columns) if columns else rows.select([])
+
+
+def _others(rows: int, taken: list[int]) -> pa.Int64Array:
+    keep = np.ones(rows, bool)
+    keep[taken] = False
+    return pa.array(np.flatnonzero(keep))
+
+
+def dead_letters(records: pa.RecordBatch, reasons: list[str], topic: str, origin: Mapping[str, Any]) -> pa.RecordBatch:
+    """Records as they came, each with what happened to it in its headers."""
+    payload, key, timestamp, partition, offset, headers = records.columns
+    facts = [
+        (
+            *own,
+            *dead_letter_headers(
+                topic=topic,
+                partition=p,
+                offset=o,
+                timestamp=t,
+                error=DataError.__name__,
+                message=reason,
+                attempts=1,
+                **origin,
+            ),
+        )
+        for own, p, o, t, reason in zip(
+            header_rows(headers), partition.to_pylist(), offset.to_pylist(), timestamp.to_pylist(), reasons, strict=True
+        )
+    ]
+    return build_records(payload.to_pylist(), key.to_pylist(), timestamp, partition, offset, facts)
