@@ -1,7 +1,18 @@
-/* A column as the kernels in C++ read it, and how results become one: the twin of arrow.pxd's Column, temporal types included.
+/* A column as every kernel reads it (`View`), and how results become a column again. columns.pxd declares the same for Cython.
 
 A kernel works through a column in blocks of at most BLOCK_ROWS rows. Which rows these are, `Rows` says: a run, or a part of a
-selection. What is dispatched on types is dispatched once a block. */
+selection. What is dispatched on types is dispatched once a block.
+
+What every reader of Arrow data must expect, and `view_of` sees to:
+
+- row i of an array stands at `offset + i` of its buffers, of validity and of bools (bits) too;
+- the child of a struct keeps its own offset: row i of the parent is `parent.offset + i` of the child, hence
+  `parent.offset + child.offset + i` of the child's buffers (a list's child is addressed by the list's offsets instead);
+- `null_count` may be -1 (not counted), and the validity buffer may be absent even then;
+- an empty array may have no buffers behind its pointers at all.
+
+All functions here are `noexcept nogil`: they allocate nothing, throw nothing and need no interpreter. A view owns nothing: the
+pair of capsules that it was made of must live as long as it is read. */
 #pragma once
 
 #include <cstdint>
@@ -66,16 +77,18 @@ static inline Type type_of(const char* format) {
     }
 }
 
+/* A flat view of one array, read only. Rows are counted from 0; the accessors of a value do not look at validity. */
 struct View {
     Type type = Type::other;
-    int64_t length = 0;
-    int64_t start = 0;                 /* row 0 stands here in every buffer */
+    bool temporal = false;             /* a date, time, timestamp or duration, whose type here is that of its integers */
+    int64_t length = 0;                /* rows */
+    int64_t start = 0;                 /* row 0 stands here in every buffer: the array's offset, plus the parent's for a child */
     const uint8_t* validity = nullptr; /* null: no row is null */
-    const void* values = nullptr;      /* numbers, bits, fixed-size bytes */
-    const int32_t* offsets = nullptr;  /* of text and bytes */
-    const uint8_t* data = nullptr;     /* of everything that has bytes */
+    const void* values = nullptr;      /* numbers, bits, fixed-size bytes; null when length is 0 */
+    const int32_t* offsets = nullptr;  /* of text and bytes; null when length is 0 */
+    const uint8_t* data = nullptr;     /* of everything that has bytes; null when length is 0 */
     const uint8_t* end = nullptr;      /* no row's bytes reach further */
-    int64_t width = 0;                 /* of fixed */
+    int64_t width = 0;                 /* bytes a row, of fixed */
 
     bool nullable() const { return validity != nullptr || type == Type::nothing; }
     bool valid(int64_t row) const {
@@ -96,12 +109,42 @@ struct View {
         *size = offsets[i + 1] - offsets[i];
         return data + offsets[i];
     }
+    /* The value of a column of integers, of whatever width; of uint64 the same 64 bits, to be cast back. */
+    int64_t integer(int64_t row) const {
+        const int64_t i = start + row;
+        switch (type) {
+            case Type::int8: return static_cast<const int8_t*>(values)[i];
+            case Type::int16: return static_cast<const int16_t*>(values)[i];
+            case Type::int32: return static_cast<const int32_t*>(values)[i];
+            case Type::uint8: return static_cast<const uint8_t*>(values)[i];
+            case Type::uint16: return static_cast<const uint16_t*>(values)[i];
+            case Type::uint32: return static_cast<const uint32_t*>(values)[i];
+            default: return static_cast<const int64_t*>(values)[i];
+        }
+    }
+    /* The value of a column of float32 or float64. */
+    double real(int64_t row) const {
+        if (type == Type::float32) return static_cast<const float*>(values)[start + row];
+        return static_cast<const double*>(values)[start + row];
+    }
+    /* Row 0 of a column whose values are of this C++ type; null where it has no rows. */
+    template <class T>
+    const T* from() const {
+        return length == 0 ? nullptr : static_cast<const T*>(values) + start;
+    }
+    const int8_t* int8s() const { return from<int8_t>(); }
+    const uint8_t* uint8s() const { return from<uint8_t>(); }
+    const int32_t* int32s() const { return from<int32_t>(); }
+    const int64_t* int64s() const { return from<int64_t>(); }
+    const uint64_t* uint64s() const { return from<uint64_t>(); }
 };
 
-/* `parent_offset` and `length` are the struct parent's for its child, 0 and array.length else. */
+/* `parent_offset` and `length` are the struct parent's for its child, 0 and array.length else. Of a view whose type is `other` only
+   `valid` may be asked. */
 static inline View view_of(const ArrowSchema* schema, const ArrowArray* array, int64_t parent_offset, int64_t length) {
     View view;
     view.type = schema->dictionary != nullptr ? Type::other : type_of(schema->format);
+    view.temporal = schema->format[0] == 't' && view.type != Type::other;
     view.length = length;
     view.start = parent_offset + array->offset;
     if (length == 0 || array->n_buffers == 0) return view;

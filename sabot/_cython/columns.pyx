@@ -1,4 +1,4 @@
-"""Arrays without nulls, as kernels take and give them. See columns.pxd: there is nothing here for Python."""
+"""Columns as kernels read and make them. See columns.pxd: there is nothing here for Python."""
 
 import pyarrow as pa
 
@@ -6,7 +6,7 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 from libcpp.vector cimport vector
 
-from sabot._cython.arrow cimport ArrowArray, Column, Kind, array_of, open_column, schema_of
+from sabot._cython.arrow cimport ArrowArray, array_of, schema_of
 from sabot._cython.batch cimport plain_array
 
 __all__ = []
@@ -17,17 +17,24 @@ cdef object _allocate = pa.allocate_buffer
 cdef object _from_buffers = pa.Array.from_buffers
 
 
-cdef object open_array(object array, Column* column, Kind kind, str name):
-    """Fills `column`; -> what has to stay alive while it is read. TypeError for another type, ValueError for nulls."""
+cdef object open_view(object array, View* view):
+    """Fills `view`; -> what has to stay alive while it is read."""
+    capsules = array.__arrow_c_array__()
+    cdef ArrowArray* raw = array_of(capsules[1])
+    view[0] = view_of(schema_of(capsules[0]), raw, 0, raw.length)
+    return capsules
+
+
+cdef object open_array(object array, View* view, Type type, str name):
+    """Fills `view`; -> what has to stay alive while it is read. TypeError for another type, ValueError for nulls."""
     array = plain_array(array)
     if array.null_count:
         raise ValueError(f"{name}: {array.null_count} values are null")
-    capsules = array.__arrow_c_array__()
-    cdef ArrowArray* raw = array_of(capsules[1])
-    if open_column(column, schema_of(capsules[0]), raw, 0, raw.length) != kind:
+    alive = open_view(array, view)
+    if view.temporal or view.type != type:
         raise TypeError(f"{name} cannot be {array.type}")
-    column.validity = NULL
-    return capsules
+    view.validity = NULL
+    return alive
 
 
 cdef class Numbers:

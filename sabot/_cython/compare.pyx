@@ -5,8 +5,8 @@ import pyarrow as pa
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
-from sabot._cython.arrow cimport KIND_BINARY, KIND_STRING, ArrowArray, Column, array_of, open_column, schema_of
 from sabot._cython.batch cimport plain_array
+from sabot._cython.columns cimport TYPE_BYTES, TYPE_TEXT, View, open_view
 
 __all__ = ["LITERALS", "LiteralSet", "contains", "equal_literal", "starts_with"]
 
@@ -51,19 +51,17 @@ cdef class _Answer:
 
 cdef _Answer _answer(object data):
     array = plain_array(data)
-    schema_capsule, array_capsule = array.__arrow_c_array__()
-    cdef ArrowArray* raw = array_of(array_capsule)
-    cdef Column column
-    open_column(&column, schema_of(schema_capsule), raw, 0, raw.length)
-    if column.kind != KIND_STRING and column.kind != KIND_BINARY:
+    cdef View view
+    cdef object alive = open_view(array, &view)
+    if view.type != TYPE_TEXT and view.type != TYPE_BYTES:
         raise TypeError(f"strings must be string or binary, not {array.type}")
     cdef _Answer answer = _Answer()
     answer.array = array
-    answer.strings.length = column.length
-    answer.strings.offsets = column.offsets + column.start if column.length else NULL
-    answer.strings.data = column.data
+    answer.strings.length = view.length
+    answer.strings.offsets = view.offsets + view.start if view.length else NULL
+    answer.strings.data = view.data
     answer.skip = array.offset & 7
-    answer.buffer = pa.allocate_buffer((answer.skip + column.length + 7) // 8)
+    answer.buffer = pa.allocate_buffer((answer.skip + view.length + 7) // 8)
     answer.out = <uint8_t*> <size_t> answer.buffer.address
     return answer
 

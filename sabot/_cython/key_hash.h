@@ -161,10 +161,14 @@ struct IntForms {
 };
 static constexpr IntForms INT_FORMS;
 
+static inline const IntForm& form_of(uint64_t value, bool negative) {
+    const uint64_t magnitude = value ^ (0 - static_cast<uint64_t>(negative));
+    return INT_FORMS.of[64 + 65 * negative - __builtin_clzll(magnitude | 1)];
+}
+
 /* sabot_hash of sabot_put_int(value), or of sabot_put_uint where it is not `negative`; without branches. */
 static inline uint64_t hash_int(uint64_t value, bool negative) {
-    const uint64_t magnitude = value ^ (0 - static_cast<uint64_t>(negative));
-    const IntForm& form = INT_FORMS.of[64 + 65 * negative - __builtin_clzll(magnitude | 1)];
+    const IntForm& form = form_of(value, negative);
     const uint64_t big_endian = __builtin_bswap64(value) >> form.shift & form.behind;
     return hash_words(form.tag | (value & form.own) | big_endian << 8, big_endian >> 56, form.size);
 }
@@ -256,6 +260,56 @@ static inline void hash_columns(const View* views, int columns, const int32_t* c
         uint64_t* out = chosen ? block : hashes + base;
         for (int c = 0; c < columns; c++) hash_block(views[c], rows, c > 0, out);
         if (chosen) each_row(rows, [&](int i, int64_t row) SABOT_INLINE { hashes[row] = block[i]; });
+    }
+}
+
+/* The bytes that a value takes in msgpack; it is not null. */
+static inline int64_t value_size(const View& view, int64_t row) {
+    switch (view.type) {
+        case Type::bool_: return 1;
+        case Type::float32: case Type::float64: return 9;
+        case Type::text: case Type::bytes: case Type::fixed: {
+            int64_t size;
+            view.bytes_at(row, &size);
+            if (view.type == Type::text && size < 32) return 1 + size;
+            return (size < 0x100 ? 2 : size < 0x10000 ? 3 : 5) + size;
+        }
+        default: {
+            const int64_t value = view.integer(row);
+            return form_of(static_cast<uint64_t>(value), value < 0 && view.type != Type::uint64).size;
+        }
+    }
+}
+
+/* A value that is not null, in msgpack. keys: floats that compare equal are written alike. -> bytes written. */
+static inline int64_t put_value(uint8_t* out, const View& view, int64_t row, bool keys) {
+    switch (view.type) {
+        case Type::bool_: *out = view.truth(row) ? 0xc3 : 0xc2; return 1;
+        case Type::float32: case Type::float64:
+            return keys ? sabot_put_key_float(out, view.real(row)) : sabot_put_float(out, view.real(row));
+        case Type::text: case Type::bytes: case Type::fixed: {
+            int64_t size;
+            const uint8_t* data = view.bytes_at(row, &size);
+            const int head = view.type == Type::text ? sabot_put_str_head(out, size) : sabot_put_bin_head(out, size);
+            if (size) std::memcpy(out + head, data, size);
+            return head + size;
+        }
+        case Type::uint64: return sabot_put_uint(out, static_cast<uint64_t>(view.integer(row)));
+        default: return sabot_put_int(out, view.integer(row));
+    }
+}
+
+/* A key in msgpack: of one column its value, of several an array of them; a null is nil. `key_size` says how many bytes. */
+static inline int64_t key_size(const View* views, int columns, int64_t row) {
+    int64_t size = columns == 1 ? 0 : columns < 16 ? 1 : 3;
+    for (int c = 0; c < columns; c++) size += views[c].valid(row) ? value_size(views[c], row) : 1;
+    return size;
+}
+static inline void put_key(uint8_t* out, const View* views, int columns, int64_t row) {
+    if (columns > 1) out += sabot_put_array_head(out, columns);
+    for (int c = 0; c < columns; c++) {
+        if (views[c].valid(row)) out += put_value(out, views[c], row, true);
+        else *out++ = 0xc0;
     }
 }
 

@@ -12,8 +12,8 @@ from libcpp.vector cimport vector
 
 from sabot._cython.arrow cimport ArrowArray, ArrowSchema, array_of, schema_of
 from sabot._cython.batch cimport plain_array
-from sabot._cython.columns cimport Numbers, numbers_of
-from sabot._cython.partition cimport TYPE_OTHER, Type, View, hash_views, view_of
+from sabot._cython.columns cimport TYPE_OTHER, Numbers, Type, View, numbers_of, open_view, type_of, view_of
+from sabot._cython.partition cimport hash_views
 from sabot._cython.partition import check_keys
 from sabot.errors import DataError
 
@@ -106,7 +106,6 @@ cdef extern from "keyed_table.h" namespace "sabot" nogil:
         cbool remove(const int32_t* slots, int64_t count) except +  # False, and nothing has changed: one is named twice
         void clear() except +
 
-    Type type_of(const char* format)
     int64_t choose_rows "sabot::select_rows"(const View& mask, const int32_t* chosen, int64_t count, int32_t* out)
     cbool all_within(const int32_t* numbers, int64_t count, int64_t least, int64_t end)
 
@@ -223,17 +222,13 @@ def hash_columns(columns, selection=None):
     constants of `partition.key_hash`, and h, g the hash so far and that of the next column: h = step(h, g, K0, K2).
     """
     cdef vector[View] views
-    cdef list capsules = []
+    cdef list alive = []
     cdef View view
-    cdef ArrowArray* raw
     if not columns:
         raise ValueError("no column to hash")
     for column in columns:
         array = plain_array(column)
-        pair = array.__arrow_c_array__()
-        capsules.append(pair)
-        raw = array_of(pair[1])
-        view = view_of(schema_of(pair[0]), raw, 0, raw.length)
+        alive.append(open_view(array, &view))
         if view.type == TYPE_OTHER:
             raise TypeError(
                 f"cannot hash keys of type {array.type}: use bool, integers, floats, string, binary, dates or times"
@@ -256,10 +251,9 @@ def select_rows(mask, selection=None):
     array = plain_array(mask)
     if array.type != pa.bool_():
         raise TypeError(f"a mask must be bool, not {array.type}")
-    capsules = array.__arrow_c_array__()
-    cdef ArrowArray* raw = array_of(capsules[1])
-    cdef View view = view_of(schema_of(capsules[0]), raw, 0, raw.length)
-    cdef Numbers rows = _rows(selection, raw.length)
+    cdef View view
+    cdef object alive = open_view(array, &view)
+    cdef Numbers rows = _rows(selection, view.length)
     cdef const int32_t* chosen = rows.int32()
     buffer = pa.allocate_buffer(rows.length * 4, resizable=True)
     cdef int32_t* out = <int32_t*> <size_t> buffer.address

@@ -5,19 +5,23 @@ import pyarrow as pa
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libcpp.vector cimport vector
 
-from sabot._cython.arrow cimport (
-    KIND_INT32,
-    KIND_INT64,
-    KIND_UINT8,
-    KIND_UINT64,
-    ArrowArray,
-    ArrowSchema,
-    Column,
-    array_of,
-    schema_of,
+from sabot._cython.arrow cimport ArrowArray, ArrowSchema, array_of, schema_of
+from sabot._cython.columns cimport (
+    TYPE_INT32,
+    TYPE_INT64,
+    TYPE_NOTHING,
+    TYPE_UINT8,
+    TYPE_UINT64,
+    Type,
+    View,
+    all_within,
+    int32_array,
+    int64_array,
+    new_array,
+    open_array,
+    type_of,
+    view_of,
 )
-from sabot._cython.columns cimport all_within, int32_array, int32s, int64_array, int64s, new_array, open_array
-from sabot._cython.partition cimport Type, View, view_of
 from sabot._cython.ranked cimport Layout, Made, Source, array_of_made, lay_out, open_rows
 
 __all__ = ["FrameTable", "PlaceTable", "WaitTable"]
@@ -37,9 +41,6 @@ cdef extern from "over_frames.h" namespace "sabot" nogil:
         FOLD_VARIANCE "sabot::Fold::variance"
         FOLD_FIRST "sabot::Fold::first"
         FOLD_LAST "sabot::Fold::last"
-
-    ctypedef enum TypeName "sabot::Type":
-        TYPE_NOTHING "sabot::Type::nothing"
 
     cppclass FrameCall:
         Fold fold
@@ -77,7 +78,6 @@ cdef extern from "over_frames.h" namespace "sabot" nogil:
         void export_rows(int32_t* slots, int64_t* times, uint64_t** raw, uint8_t** states)
         void load(const int32_t* slots, int64_t count, const int64_t* times, const uint64_t** raw, const uint8_t** states) except +
 
-    Type type_of(const char* format)
     int64_t pack(Type type, const uint64_t* raw, const uint8_t* valid, int count, int64_t first, void* values, uint8_t* validity)
 
 
@@ -164,7 +164,7 @@ cdef extern from *:
 cdef class _Rows:
     """The rows of a call: row i of `count` has slots[i], and stands at chosen[i] of the data."""
 
-    cdef Column slot_column, chosen_column, time_column
+    cdef View slot_column, chosen_column, time_column
     cdef list alive
     cdef int64_t count
     cdef const int32_t* slots
@@ -174,18 +174,18 @@ cdef class _Rows:
     def __cinit__(self, slots, data, selection, time):
         cdef int64_t rows = data.num_rows
         self.alive = [
-            open_array(slots, &self.slot_column, KIND_INT32, "slots"),
-            open_array(time, &self.time_column, KIND_INT64, "time"),
+            open_array(slots, &self.slot_column, TYPE_INT32, "slots"),
+            open_array(time, &self.time_column, TYPE_INT64, "time"),
         ]
         self.count = self.slot_column.length
-        self.slots = int32s(&self.slot_column)
-        self.times = int64s(&self.time_column)
+        self.slots = self.slot_column.int32s()
+        self.times = self.time_column.int64s()
         self.chosen = NULL
         if self.time_column.length != rows:
             raise ValueError(f"{self.time_column.length} times for {rows} rows")
         if selection is not None:
-            self.alive.append(open_array(selection, &self.chosen_column, KIND_INT32, "selection"))
-            self.chosen = int32s(&self.chosen_column)
+            self.alive.append(open_array(selection, &self.chosen_column, TYPE_INT32, "selection"))
+            self.chosen = self.chosen_column.int32s()
             if self.chosen_column.length != self.count:
                 raise ValueError(f"{self.count} slots for a selection of {self.chosen_column.length} rows")
         elif rows != self.count:
@@ -331,29 +331,29 @@ cdef class FrameTable:
 
     def load(self, state):
         """Rows of `export`. See over.pyi."""
-        cdef Column column, slots, times
+        cdef View column, slots, times
         cdef vector[const uint64_t*] raw
         cdef vector[const uint8_t*] states
         cdef int64_t count = state.num_rows
         cdef list alive = [
-            open_array(state.column("slot"), &slots, KIND_INT32, "slot"),
-            open_array(state.column("time"), &times, KIND_INT64, "time"),
+            open_array(state.column("slot"), &slots, TYPE_INT32, "slot"),
+            open_array(state.column("time"), &times, TYPE_INT64, "time"),
         ]
         if count == 0:
             return
         for i in range(len(self.sources)):
-            alive.append(open_array(state.column(f"{i}.value"), &column, KIND_UINT64, "value"))
-            raw.push_back(<const uint64_t*> column.values + column.start)
-            alive.append(open_array(state.column(f"{i}.state"), &column, KIND_UINT8, "state"))
-            states.push_back(<const uint8_t*> column.values + column.start)
+            alive.append(open_array(state.column(f"{i}.value"), &column, TYPE_UINT64, "value"))
+            raw.push_back(column.uint64s())
+            alive.append(open_array(state.column(f"{i}.state"), &column, TYPE_UINT8, "state"))
+            states.push_back(column.uint8s())
         with nogil:
-            self.frames.load(int32s(&slots), count, int64s(&times), raw.data(), states.data())
+            self.frames.load(slots.int32s(), count, times.int64s(), raw.data(), states.data())
 
 
 cdef Type _kernel_type(object data_type) except *:
     """As the kernel knows it; nothing for None."""
     if data_type is None:
-        return <Type> TYPE_NOTHING
+        return TYPE_NOTHING
     capsule = data_type.__arrow_c_schema__()
     return type_of(schema_of(capsule).format)
 
@@ -491,17 +491,17 @@ cdef class PlaceTable:
 
     def load(self, counters):
         """Rows of `counters`."""
-        cdef Column slots
-        cdef Column columns[4]
-        cdef list alive = [open_array(counters.column("slot"), &slots, KIND_INT32, "slot")]
+        cdef View slots
+        cdef View columns[4]
+        cdef list alive = [open_array(counters.column("slot"), &slots, TYPE_INT32, "slot")]
         cdef int64_t i
         for i, name in enumerate(("rows", "newest", "rank", "dense")):
-            alive.append(open_array(counters.column(name), &columns[i], KIND_INT64, name))
+            alive.append(open_array(counters.column(name), &columns[i], TYPE_INT64, name))
         with nogil:
             for i in range(slots.length):
                 self.places.load_counter(
-                    int32s(&slots)[i], int64s(&columns[0])[i], int64s(&columns[1])[i], int64s(&columns[2])[i],
-                    int64s(&columns[3])[i],
+                    slots.int32s()[i], columns[0].int64s()[i], columns[1].int64s()[i], columns[2].int64s()[i],
+                    columns[3].int64s()[i],
                 )  # fmt: skip
 
     def load_history(self, slots, data, time):
@@ -596,8 +596,8 @@ cdef class WaitTable:
     def load(self, slots, data, time, numbers):
         """Rows of `export`. See over.pyi."""
         cdef _Rows rows = _Rows(slots, data, None, time)
-        cdef Column column
-        alive = open_array(numbers, &column, KIND_INT64, "numbers")
+        cdef View column
+        alive = open_array(numbers, &column, TYPE_INT64, "numbers")
         if column.length != rows.count:
             raise ValueError(f"{column.length} numbers for {rows.count} rows")
         cdef vector[Source] sources
@@ -605,4 +605,4 @@ cdef class WaitTable:
         cdef int64_t i
         with nogil:
             for i in range(rows.count):
-                self.rows_waiting.load(sources, i, rows.slots[i], rows.times[i], int64s(&column)[i])
+                self.rows_waiting.load(sources, i, rows.slots[i], rows.times[i], column.int64s()[i])

@@ -5,17 +5,8 @@ from libc.string cimport memset
 
 import pyarrow as pa
 
-from sabot._cython.arrow cimport (
-    KIND_OTHER,
-    KIND_UINT64,
-    ArrowArray,
-    Column,
-    array_of,
-    int_at,
-    open_column,
-    schema_of,
-)
 from sabot._cython.batch cimport plain_array
+from sabot._cython.columns cimport TYPE_OTHER, TYPE_UINT64, View, open_view
 
 from sabot.errors import UserError
 
@@ -75,17 +66,15 @@ def hash_array(keys):
     bool, integers, float32/64, string, binary, fixed-size binary, null, in any encoding. Anything else: TypeError naming the type.
     """
     array = plain_array(keys)
-    schema_capsule, array_capsule = array.__arrow_c_array__()
-    cdef ArrowArray* raw = array_of(array_capsule)
-    cdef Column column
-    if open_column(&column, schema_of(schema_capsule), raw, 0, raw.length) == KIND_OTHER:
+    cdef View view
+    cdef object alive = open_view(array, &view)
+    if view.type == TYPE_OTHER or view.temporal:
         raise TypeError(f"cannot hash keys of type {array.type}: use bool, integers, floats, string or binary")
-    cdef View view = view_of(schema_of(schema_capsule), raw, 0, raw.length)
-    buffer = pa.allocate_buffer(raw.length * 8)
+    buffer = pa.allocate_buffer(view.length * 8)
     cdef uint64_t* hashes = <uint64_t*> <size_t> buffer.address
     with nogil:
         hash_views(&view, 1, NULL, view.length, hashes)
-    return pa.Array.from_buffers(pa.uint64(), raw.length, [None, buffer], 0)
+    return pa.Array.from_buffers(pa.uint64(), view.length, [None, buffer], 0)
 
 
 def hash_rows(list keys not None):
@@ -112,38 +101,37 @@ def partition_indices(hashes, int64_t parts):
     array = plain_array(hashes)
     if array.null_count:
         raise ValueError("hashes must not be null")
-    schema_capsule, array_capsule = array.__arrow_c_array__()
-    cdef ArrowArray* raw = array_of(array_capsule)
-    cdef Column column
-    if open_column(&column, schema_of(schema_capsule), raw, 0, raw.length) != KIND_UINT64:
+    cdef View view
+    cdef object alive = open_view(array, &view)
+    if view.type != TYPE_UINT64:
         raise TypeError(f"hashes must be uint64, not {array.type}")
-    index_buffer = pa.allocate_buffer(raw.length * 4)
+    index_buffer = pa.allocate_buffer(view.length * 4)
     bound_buffer = pa.allocate_buffer((parts + 1) * 4)
     cdef int32_t* indices = <int32_t*> <size_t> index_buffer.address
     cdef int32_t* bounds = <int32_t*> <size_t> bound_buffer.address
     with nogil:
-        _counting_sort(&column, parts, indices, bounds)
+        _counting_sort(view.uint64s(), view.length, parts, indices, bounds)
     return (
-        pa.Array.from_buffers(pa.int32(), raw.length, [None, index_buffer], 0),
+        pa.Array.from_buffers(pa.int32(), view.length, [None, index_buffer], 0),
         pa.Array.from_buffers(pa.int32(), parts + 1, [None, bound_buffer], 0),
     )
 
 
-cdef inline int64_t _part(const Column* hashes, int64_t row, int64_t parts) noexcept nogil:
-    return <int64_t> (<uint64_t> int_at(hashes, row) % <uint64_t> KEY_GROUP_COUNT) * parts // KEY_GROUP_COUNT
+cdef inline int64_t _part(uint64_t hash, int64_t parts) noexcept nogil:
+    return <int64_t> (hash % <uint64_t> KEY_GROUP_COUNT) * parts // KEY_GROUP_COUNT
 
 
-cdef void _counting_sort(const Column* hashes, int64_t parts, int32_t* indices, int32_t* bounds) noexcept nogil:
-    # IN hashes; OUT indices[length], bounds[parts + 1]
+cdef void _counting_sort(const uint64_t* hashes, int64_t length, int64_t parts, int32_t* indices, int32_t* bounds) noexcept nogil:
+    # IN hashes[length]; OUT indices[length], bounds[parts + 1]
     cdef int32_t next_free[1024]
     cdef int64_t row, part
     memset(bounds, 0, (parts + 1) * sizeof(int32_t))
-    for row in range(hashes.length):
-        bounds[_part(hashes, row, parts) + 1] += 1
+    for row in range(length):
+        bounds[_part(hashes[row], parts) + 1] += 1
     for part in range(parts):
         next_free[part] = bounds[part]
         bounds[part + 1] += bounds[part]
-    for row in range(hashes.length):
-        part = _part(hashes, row, parts)
+    for row in range(length):
+        part = _part(hashes[row], parts)
         indices[next_free[part]] = <int32_t> row
         next_free[part] += 1

@@ -8,47 +8,30 @@ from libcpp.vector cimport vector
 
 import pyarrow as pa
 
-from sabot._cython.arrow cimport (
-    KIND_BOOL,
-    KIND_INT32,
-    KIND_INT64,
-    ArrowArray,
-    ArrowSchema,
-    Column,
-    array_of,
-    bool_at,
-    schema_of,
-)
 from sabot._cython.batch cimport plain_array
-from sabot._cython.columns cimport all_within, int32_array, int32s, int64_array, int64s, new_array, open_array
+from sabot._cython.columns cimport (
+    TYPE_BOOL,
+    TYPE_BYTES,
+    TYPE_FLOAT64,
+    TYPE_INT32,
+    TYPE_INT64,
+    TYPE_NOTHING,
+    TYPE_TEXT,
+    TYPE_UINT64,
+    View,
+    all_within,
+    int32_array,
+    int64_array,
+    new_array,
+    open_array,
+    open_view,
+)
 
 __all__ = ["PatternTable", "TooManyPartials"]
 
 
-cdef extern from "column.h" namespace "sabot" nogil:
-    ctypedef enum Type "sabot::Type":
-        TYPE_BOOL "sabot::Type::bool_"
-        TYPE_NOTHING "sabot::Type::nothing"
-        TYPE_INT64 "sabot::Type::int64"
-        TYPE_UINT64 "sabot::Type::uint64"
-        TYPE_FLOAT64 "sabot::Type::float64"
-        TYPE_TEXT "sabot::Type::text"
-        TYPE_BYTES "sabot::Type::bytes"
-
-    cppclass Columns "sabot::View":
-        Type type
-        int64_t length
-        int64_t start
-        const uint8_t* validity
-        const void* values
-        cbool valid(int64_t row) noexcept
-        const uint8_t* bytes_at(int64_t row, int64_t* size) noexcept
-
-    Columns view_of(const ArrowSchema* schema, const ArrowArray* array, int64_t parent_offset, int64_t length) noexcept
-
-
 cdef extern from "pattern_bits.h" namespace "sabot" nogil:
-    void add_bits(const Columns& view, const int32_t* chosen, int64_t count, uint64_t bit, uint64_t* masks) noexcept
+    void add_bits(const View& view, const int32_t* chosen, int64_t count, uint64_t bit, uint64_t* masks) noexcept
 
 
 cdef extern from "pattern_walk.h" namespace "sabot" nogil:
@@ -123,7 +106,7 @@ cdef extern from "pattern_walk.h" namespace "sabot" nogil:
         vector[vector[CTest]] gaps
         vector[SlotPlan] slots
         vector[int] operand_kinds
-        vector[Columns] operands
+        vector[View] operands
         int64_t within
         int skip
         int64_t most_partials
@@ -176,14 +159,6 @@ class TooManyPartials(Exception):
     """args: the key slot."""
 
 
-cdef object _open(object array, Columns* view):
-    """Fills `view`; -> what has to stay alive while it is read."""
-    capsules = plain_array(array).__arrow_c_array__()
-    cdef ArrowArray* raw = array_of(capsules[1])
-    view[0] = view_of(schema_of(capsules[0]), raw, 0, raw.length)
-    return capsules
-
-
 cdef int _index(list names, object name, str what) except -1:
     if name not in names:
         raise ValueError(f"{what}: {name!r} is none of {', '.join(names)}")
@@ -198,7 +173,7 @@ cdef class PatternTable:
     cdef vector[int32_t] chosen            # these rows
     cdef int64_t done                      # how many of them are walked
     cdef int64_t rows                      # of the batch
-    cdef Column slot_column, time_column
+    cdef View slot_column, time_column
     cdef object alive                      # arrays of the batch
 
     def __cinit__(
@@ -283,21 +258,21 @@ cdef class PatternTable:
 
     def choose(self, tests, int64_t rows, selection=None):
         """The rows that matter, and those that can begin a match. See pattern.pyi."""
-        cdef Columns view
-        cdef Column chosen_column
+        cdef View view
+        cdef View chosen_column
         cdef const int32_t* chosen = NULL
         cdef int64_t count = rows, i, n = 0
         cdef vector[int32_t] starts
         cdef uint64_t bit, mask, watched = self.matcher.watched, first = self.matcher.start_bits
         cdef int32_t row
         if selection is not None:
-            kept = open_array(selection, &chosen_column, KIND_INT32, "selection")
-            chosen, count = int32s(&chosen_column), chosen_column.length
+            kept = open_array(selection, &chosen_column, TYPE_INT32, "selection")
+            chosen, count = chosen_column.int32s(), chosen_column.length
             if not all_within(chosen, count, rows):
                 raise IndexError(f"the selection names rows that are none of the {rows}")
         self.masks.assign(count, EVERY)
         for number, test in enumerate(tests):
-            alive = _open(test, &view)
+            alive = open_view(plain_array(test), &view)
             if (view.type != TYPE_BOOL and view.type != TYPE_NOTHING) or view.length != rows:
                 raise TypeError(f"test {number} is {test.type} of {view.length} rows, not bool of {rows}")
             bit = <uint64_t> 1 << <int> number
@@ -323,14 +298,14 @@ cdef class PatternTable:
 
     def begin(self, slots, time, operands):
         """The keys of the rows that were chosen. See pattern.pyi."""
-        cdef Columns view
+        cdef View view
         cdef int64_t i
         cdef int32_t greatest = -1
         cdef const int32_t* slot
         cdef int kind
         alive = [
-            open_array(slots, &self.slot_column, KIND_INT32, "slots"),
-            open_array(time, &self.time_column, KIND_INT64, "time"),
+            open_array(slots, &self.slot_column, TYPE_INT32, "slots"),
+            open_array(time, &self.time_column, TYPE_INT64, "time"),
         ]
         if self.slot_column.length != <int64_t> self.chosen.size() or self.time_column.length != self.rows:
             raise ValueError(f"{len(slots)} slots for {self.chosen.size()} rows, {len(time)} times for {self.rows}")
@@ -338,12 +313,12 @@ cdef class PatternTable:
             raise ValueError(f"{len(operands)} operands for {self.matcher.operand_kinds.size()}")
         self.matcher.operands.clear()
         for i, operand in enumerate(operands):
-            alive.append(_open(operand, &view))
+            alive.append(open_view(plain_array(operand), &view))
             kind = self.matcher.operand_kinds[i]
             if not _fits(&view, kind) or view.length != self.rows:
                 raise TypeError(f"operand {i} is {operand.type} of {view.length} rows, not {_KINDS[kind]} of {self.rows}")
             self.matcher.operands.push_back(view)
-        slot = int32s(&self.slot_column)
+        slot = self.slot_column.int32s()
         for i in range(self.slot_column.length):
             if slot[i] > greatest:
                 greatest = slot[i]
@@ -353,8 +328,8 @@ cdef class PatternTable:
 
     def walk(self):
         """The rows that were chosen, until matches have to be taken out. See pattern.pyi."""
-        cdef const int32_t* slot = int32s(&self.slot_column)
-        cdef const int64_t* time = int64s(&self.time_column)
+        cdef const int32_t* slot = self.slot_column.int32s()
+        cdef const int64_t* time = self.time_column.int64s()
         cdef int64_t i = self.done, count = self.chosen.size()
         cdef int32_t row
         cdef Matcher* matcher = &self.matcher
@@ -529,10 +504,10 @@ cdef class PatternTable:
         cdef Matcher* matcher = &self.matcher
         if not partials.schema.equals(self._schema()) or not nodes.schema.equals(_NODES):
             raise ValueError("these are no partial matches of this pattern")
-        cdef Column row_column, prev_column, step_column, weight_column
-        cdef Column slot_column, first_column, at_column, count_column, loop_column
-        cdef Column targets_column, start_column, last_column, node_column
-        cdef Columns view
+        cdef View row_column, prev_column, step_column, weight_column
+        cdef View slot_column, first_column, at_column, count_column, loop_column
+        cdef View targets_column, start_column, last_column, node_column
+        cdef View view
         cdef int64_t i, at, size = partials.num_rows, length = nodes.num_rows
         cdef int slot
         cdef const uint8_t* data
@@ -543,27 +518,27 @@ cdef class PatternTable:
         cdef int64_t rows = 0
         cdef int n = <int> matcher.steps.size()
         alive = [
-            open_array(nodes.column("row"), &row_column, KIND_INT64, "row"),
-            open_array(nodes.column("prev"), &prev_column, KIND_INT64, "prev"),
-            open_array(nodes.column("step"), &step_column, KIND_INT32, "step"),
-            open_array(nodes.column("weight"), &weight_column, KIND_INT32, "weight"),
-            open_array(partials.column("slot"), &slot_column, KIND_INT32, "slot"),
-            open_array(partials.column("first"), &first_column, KIND_INT64, "first"),
-            open_array(partials.column("step"), &at_column, KIND_INT32, "step"),
-            open_array(partials.column("count"), &count_column, KIND_INT32, "count"),
-            open_array(partials.column("loop"), &loop_column, KIND_BOOL, "loop"),
-            open_array(partials.column("targets"), &targets_column, KIND_INT64, "targets"),
-            open_array(partials.column("start"), &start_column, KIND_INT64, "start"),
-            open_array(partials.column("last"), &last_column, KIND_INT64, "last"),
-            open_array(partials.column("node"), &node_column, KIND_INT64, "node"),
+            open_array(nodes.column("row"), &row_column, TYPE_INT64, "row"),
+            open_array(nodes.column("prev"), &prev_column, TYPE_INT64, "prev"),
+            open_array(nodes.column("step"), &step_column, TYPE_INT32, "step"),
+            open_array(nodes.column("weight"), &weight_column, TYPE_INT32, "weight"),
+            open_array(partials.column("slot"), &slot_column, TYPE_INT32, "slot"),
+            open_array(partials.column("first"), &first_column, TYPE_INT64, "first"),
+            open_array(partials.column("step"), &at_column, TYPE_INT32, "step"),
+            open_array(partials.column("count"), &count_column, TYPE_INT32, "count"),
+            open_array(partials.column("loop"), &loop_column, TYPE_BOOL, "loop"),
+            open_array(partials.column("targets"), &targets_column, TYPE_INT64, "targets"),
+            open_array(partials.column("start"), &start_column, TYPE_INT64, "start"),
+            open_array(partials.column("last"), &last_column, TYPE_INT64, "last"),
+            open_array(partials.column("node"), &node_column, TYPE_INT64, "node"),
         ]
-        cdef const int64_t* row = int64s(&row_column)
-        cdef const int64_t* prev = int64s(&prev_column)
-        cdef const int32_t* step = int32s(&step_column)
-        cdef const int32_t* weight = int32s(&weight_column)
-        cdef const int32_t* slots = int32s(&slot_column)
-        cdef const int32_t* steps = int32s(&at_column)
-        cdef const int64_t* ends = int64s(&node_column)
+        cdef const int64_t* row = row_column.int64s()
+        cdef const int64_t* prev = prev_column.int64s()
+        cdef const int32_t* step = step_column.int32s()
+        cdef const int32_t* weight = weight_column.int32s()
+        cdef const int32_t* slots = slot_column.int32s()
+        cdef const int32_t* steps = at_column.int32s()
+        cdef const int64_t* ends = node_column.int64s()
         for i in range(length):
             if not (-1 <= prev[i] < length and 0 <= step[i] < n and -1 <= row[i] < row_count and weight[i] >= 1):
                 raise ValueError(f"node {i} does not belong here")
@@ -592,20 +567,20 @@ cdef class PatternTable:
                 )  # fmt: skip
                 if place[at] < 0:
                     raise ValueError(f"node {at} has too many rows before it")
-            given.first_time = int64s(&first_column)[i]
+            given.first_time = first_column.int64s()[i]
             given.step = <int16_t> steps[i]
-            given.count = int32s(&count_column)[i]
-            given.loop = bool_at(&loop_column, i)
-            given.targets = <uint64_t> int64s(&targets_column)[i]
-            given.start = int64s(&start_column)[i]
-            given.last = int64s(&last_column)[i]
+            given.count = count_column.int32s()[i]
+            given.loop = loop_column.truth(i)
+            given.targets = <uint64_t> targets_column.int64s()[i]
+            given.start = start_column.int64s()[i]
+            given.last = last_column.int64s()[i]
             given.node = place[ends[i]]
             if not matcher.belongs(given):
                 raise ValueError(f"partial match {i} is none of this pattern")
             made = matcher.load_partial(slots[i], given)
             made_of.append(made)
         for slot in range(<int> matcher.slots.size()):
-            kept = _open(partials.column(10 + slot), &view)
+            kept = open_view(plain_array(partials.column(10 + slot)), &view)
             for i in range(size):
                 if not view.valid(i):
                     continue
@@ -613,12 +588,12 @@ cdef class PatternTable:
                     data = view.bytes_at(i, &bytes_)
                     matcher.load_text(made_of[i], slot, data, bytes_)
                 else:
-                    matcher.load_value(made_of[i], slot, (<const uint64_t*> view.values)[view.start + i])
+                    matcher.load_value(made_of[i], slot, view.uint64s()[i])
         if matcher.next_row < first_row + rows:
             matcher.next_row = first_row + rows
 
 
-cdef bint _fits(const Columns* view, int kind) noexcept:
+cdef bint _fits(const View* view, int kind) noexcept:
     if view.type == TYPE_NOTHING:
         return True
     if kind == BYTES_KIND:

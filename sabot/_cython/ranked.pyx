@@ -7,18 +7,21 @@ from libc.string cimport memcpy
 from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
 
-from sabot._cython.arrow cimport (
-    KIND_INT8,
-    KIND_INT32,
-    KIND_INT64,
-    ArrowArray,
-    ArrowSchema,
-    Column,
-    array_of,
-    schema_of,
+from sabot._cython.arrow cimport ArrowArray, ArrowSchema, array_of, schema_of
+from sabot._cython.columns cimport (
+    TYPE_INT8,
+    TYPE_INT32,
+    TYPE_INT64,
+    TYPE_OTHER,
+    Type,
+    View,
+    all_within,
+    has_bytes,
+    new_array,
+    open_array,
+    type_of,
+    view_of,
 )
-from sabot._cython.columns cimport all_within, int8s, int32s, int64s, new_array, open_array
-from sabot._cython.partition cimport TYPE_OTHER, Type, View, view_of
 
 __all__ = ["NUMBER_COLUMN", "RankCut", "RankTable"]
 
@@ -73,9 +76,6 @@ cdef extern from "ranked_table.h" namespace "sabot" nogil:
         void hold(vector[const Row*]& all) except +
         void release()
         int64_t piece(int64_t start, int64_t most)
-
-    Type type_of(const char* format)
-    cbool is_bytes "sabot::has_bytes"(Type type)
 
 
 cdef extern from *:
@@ -214,7 +214,7 @@ cdef class RankTable:
             if kind == TYPE_OTHER and not column.decimal:
                 raise TypeError(f"rows have no order by {rows.field(index).name!r}, which is {data_type}")
             self.ranking.by.push_back(column)
-            self.ranking.exact = len(by) == 1 and not column.decimal and not is_bytes(kind)
+            self.ranking.exact = len(by) == 1 and not column.decimal and not has_bytes(kind)
 
     def __dealloc__(self):
         del self.ranking
@@ -247,39 +247,39 @@ cdef class RankTable:
         self._check_own()
         cdef vector[Source] sources
         cdef vector[View] views
-        cdef Column slot_column, chosen_column, op_column, time_column
+        cdef View slot_column, chosen_column, op_column, time_column
         capsules = open_rows(&self.ranking.layout, self.rows, data, &sources)
         self._views(capsules, &views)
-        cdef list alive = [open_array(slots, &slot_column, KIND_INT32, "slots")]
+        cdef list alive = [open_array(slots, &slot_column, TYPE_INT32, "slots")]
         cdef int64_t rows = data.num_rows, count = slot_column.length, missing
         cdef const int32_t* chosen = NULL
         cdef const int8_t* op_values = NULL
         cdef const int64_t* times = NULL
         if selection is not None:
-            alive.append(open_array(selection, &chosen_column, KIND_INT32, "selection"))
-            chosen = int32s(&chosen_column)
+            alive.append(open_array(selection, &chosen_column, TYPE_INT32, "selection"))
+            chosen = chosen_column.int32s()
             if chosen_column.length != count:
                 raise ValueError(f"{count} slots for a selection of {chosen_column.length} rows")
             if not all_within(chosen, count, rows):
                 raise IndexError(f"the selection names rows outside of the {rows} rows of its batch")
         elif rows != count:
             raise ValueError(f"{count} slots for {rows} rows")
-        if not all_within(int32s(&slot_column), count, 2**31 - 1):
+        if not all_within(slot_column.int32s(), count, 2**31 - 1):
             raise IndexError("a slot is negative")
         if ops is not None:
             if not self.ranking.changes:
                 raise ValueError("a table of rows that are only added takes no ops")
-            alive.append(open_array(ops, &op_column, KIND_INT8, "ops"))
-            op_values = int8s(&op_column)
+            alive.append(open_array(ops, &op_column, TYPE_INT8, "ops"))
+            op_values = op_column.int8s()
         if time is not None:
-            alive.append(open_array(time, &time_column, KIND_INT64, "time"))
-            times = int64s(&time_column)
+            alive.append(open_array(time, &time_column, TYPE_INT64, "time"))
+            times = time_column.int64s()
         if (ops is not None and op_column.length != rows) or (time is not None and time_column.length != rows):
             raise ValueError(f"ops and time have an entry for each of the {rows} rows")
         if count == 0:
             return
         with nogil:
-            missing = self.ranking.add(sources, views, int32s(&slot_column), chosen, count, op_values, times, arrival)
+            missing = self.ranking.add(sources, views, slot_column.int32s(), chosen, count, op_values, times, arrival)
         if missing >= 0:
             raise KeyError(f"row {missing} is to be taken away, and is not there: {data.slice(missing, 1).to_pylist()[0]}")
 
@@ -288,40 +288,40 @@ cdef class RankTable:
         self._check_own()
         cdef vector[Source] sources
         cdef vector[View] views
-        cdef Column slot_column, number_column, time_column
+        cdef View slot_column, number_column, time_column
         capsules = open_rows(&self.ranking.layout, self.rows, data, &sources)
         self._views(capsules, &views)
         cdef list alive = [
-            open_array(slots, &slot_column, KIND_INT32, "slots"),
-            open_array(numbers, &number_column, KIND_INT64, "numbers"),
-            open_array(time, &time_column, KIND_INT64, "time"),
+            open_array(slots, &slot_column, TYPE_INT32, "slots"),
+            open_array(numbers, &number_column, TYPE_INT64, "numbers"),
+            open_array(time, &time_column, TYPE_INT64, "time"),
         ]
         cdef int64_t count = data.num_rows
         if not (slot_column.length == count and number_column.length == count and time_column.length == count):
             raise ValueError(f"slots, numbers and time have an entry for each of the {count} rows")
-        if not all_within(int32s(&slot_column), count, 2**31 - 1):
+        if not all_within(slot_column.int32s(), count, 2**31 - 1):
             raise IndexError("a slot is negative")
         if count:
             with nogil:
                 self.ranking.load(
-                    sources, views, int32s(&slot_column), count, int64s(&number_column), int64s(&time_column)
+                    sources, views, slot_column.int32s(), count, number_column.int64s(), time_column.int64s()
                 )
 
     def absorb(self, RankTable other, slots):
         """The rows of another table. See ranked.pyi."""
-        cdef Column column
-        alive = open_array(slots, &column, KIND_INT32, "slots")
+        cdef View column
+        alive = open_array(slots, &column, TYPE_INT32, "slots")
         if self.ranking.changes or (self.ranking.rows and not self.ranking.borrows):
             raise ValueError("a table that has rows of its own, or of which rows are taken away, absorbs no other")
         if other is self or not other.rows.equals(self.rows) or other.ranking.exact != self.ranking.exact:
             raise ValueError("only another table of the same rows can be absorbed")
-        if not all_within(int32s(&column), column.length, 2**31 - 1):
+        if not all_within(column.int32s(), column.length, 2**31 - 1):
             raise IndexError("a slot is negative")
         if column.length < other.ranking.slots_used():
             raise IndexError(f"{column.length} slots for a table that has {other.ranking.slots_used()}")
         self.absorbed.append(other)
         with nogil:
-            self.ranking.absorb(other.ranking[0], int32s(&column))
+            self.ranking.absorb(other.ranking[0], column.int32s())
 
     def settle(self):
         """What has changed is there for `pieces`. See ranked.pyi."""

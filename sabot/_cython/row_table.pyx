@@ -16,8 +16,7 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from sabot._cython.arrow cimport ArrowArray, ArrowSchema, array_of, schema_of
-from sabot._cython.columns cimport Numbers, int64_array, new_array, numbers_of
-from sabot._cython.partition cimport TYPE_OTHER, Type, View, view_of
+from sabot._cython.columns cimport TYPE_OTHER, Numbers, Type, View, int64_array, new_array, numbers_of, type_of, view_of
 
 from sabot._cython.partition import check_keys
 
@@ -25,7 +24,6 @@ __all__ = ["ALIVE", "RowCut", "RowTable"]
 
 
 cdef extern from "row_table.h" namespace "sabot" nogil:
-    Type type_of(const char* format)
     cbool all_within(const int32_t* numbers, int64_t count, int64_t least, int64_t end)
     cbool same_type(const ArrowSchema* a, const ArrowSchema* b)
 

@@ -15,6 +15,13 @@ def encode_keys(keys: pa.Array[Any]) -> list[bytes]:
     string, binary, integers, bool, floats, in any encoding; else TypeError naming the type. A null is a ValueError.
     """
 
+def key_rows(columns: Sequence[pa.Array[Any]], hashes: pa.UInt64Array) -> list[bytes]:
+    """Row i -> the key that state stands under: the key group of hashes[i] (2 bytes, big endian), then msgpack of the column's value, of
+    several columns of an array of them. Equal keys (-0.0 and 0.0, every NaN) give equal bytes; null is a value like others.
+
+    Columns: bool, ints, floats, string, binary, null. TypeError for others: times come as the integers that they are.
+    """
+
 def state_key(key: object, *, scope: bytes = b"") -> bytes:
     """One key of state: 2 bytes key group (big endian) + msgpack(key).
 

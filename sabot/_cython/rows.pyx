@@ -15,29 +15,21 @@ from libcpp.vector cimport vector
 import msgspec
 import pyarrow as pa
 
-from sabot._cython.arrow cimport (
-    KIND_NULL,
-    KIND_OTHER,
-    ArrowArray,
-    Column,
-    array_of,
-    bytes_at,
-    is_null,
-    open_column,
-    schema_of,
-)
 from sabot._cython.batch cimport plain_array
+from sabot._cython.columns cimport TYPE_NOTHING, TYPE_OTHER, TYPE_UINT64, View, has_bytes, open_array, open_view
 from sabot._cython.partition cimport (
+    KEY_GROUP_COUNT,
     group_of,
-    has_bytes,
+    key_size,
     put_array_head,
     put_bin_head,
-    put_head,
     put_int,
+    put_key,
     put_key_float,
-    put_scalar,
     put_str_head,
     put_uint,
+    put_value,
+    value_size,
 )
 
 from sabot.errors import UserError
@@ -48,6 +40,7 @@ __all__ = [
     "decode_values",
     "encode_keys",
     "encode_values",
+    "key_rows",
     "state_key",
 ]
 
@@ -147,33 +140,25 @@ cdef inline void _set(uint8_t* bits, int64_t row) noexcept nogil:
     bits[row >> 3] |= <uint8_t> (1 << (row & 7))
 
 
-cdef object _open(object array, Column* column):
-    """Fills `column` with the array's buffers; -> what has to stay alive while it is read."""
-    capsules = array.__arrow_c_array__()
-    cdef ArrowArray* raw = array_of(capsules[1])
-    open_column(column, schema_of(capsules[0]), raw, 0, raw.length)
-    return capsules
-
-
 def bytes_list(array):
     """A binary or string array (any slice, any encoding; fixed-size binary too) -> bytes objects.
 
     Raises TypeError for other types.
     """
     array = plain_array(array)
-    cdef Column column
-    cdef object alive = _open(array, &column)
-    if not has_bytes(&column) and column.kind != KIND_NULL:
+    cdef View view
+    cdef object alive = open_view(array, &view)
+    if not has_bytes(view.type) and view.type != TYPE_NOTHING:
         raise TypeError(f"bytes_list needs a binary or string array, not {array.type}")
-    cdef list rows = PyList_New(column.length)
+    cdef list rows = PyList_New(view.length)
     cdef int64_t row, size
     cdef const uint8_t* data
     cdef object value
-    for row in range(column.length):
-        if is_null(&column, row):
+    for row in range(view.length):
+        if not view.valid(row):
             value = None
         else:
-            size = bytes_at(&column, row, &data)
+            data = view.bytes_at(row, &size)
             value = PyBytes_FromStringAndSize(<const char*> data, size)
         Py_INCREF(value)
         PyList_SET_ITEM(rows, row, value)
@@ -221,13 +206,11 @@ cdef bytes _joined(bytes scope, const uint8_t* head, int head_size, const uint8_
     if PyBytes_GET_SIZE(scope):
         memcpy(out, PyBytes_AS_STRING(scope), before)
     else:
-        _put_group(out, head_size + tail_size)
+        _put_group(out, group_of(out + GROUP_BYTES, head_size + tail_size))
     return result
 
 
-cdef inline void _put_group(uint8_t* out, int64_t size) noexcept:
-    """Writes the key group of the `size` bytes after it into out[0:2]."""
-    cdef int64_t group = group_of(out + GROUP_BYTES, size)
+cdef inline void _put_group(uint8_t* out, int64_t group) noexcept:
     out[0] = <uint8_t> (group >> 8)
     out[1] = <uint8_t> group
 
@@ -285,13 +268,35 @@ def encode_keys(keys):
     string, binary, integers, bool, floats, in any encoding; else TypeError naming the type. A null is a ValueError.
     """
     array = plain_array(keys)
-    cdef Column column
-    cdef object alive = _open(array, &column)
-    if column.kind == KIND_OTHER:
+    cdef vector[View] views
+    views.resize(1)
+    cdef object alive = open_view(array, &views[0])
+    if views[0].type == TYPE_OTHER or views[0].temporal:
         raise TypeError(f"keys of state cannot be {array.type}: use bool, integers, floats, string or binary")
     if array.null_count:
         raise ValueError(f"{array.null_count} keys are null")
-    return _encoded(&column, GROUP_BYTES)
+    return _encoded_keys(views, NULL)
+
+
+def key_rows(columns, hashes):
+    """Row i -> the key group of hashes[i] and msgpack of the columns' values. See rows.pyi."""
+    cdef vector[View] views
+    cdef View view
+    cdef list alive = []
+    if not columns:
+        raise ValueError("a key has columns")
+    for column in columns:
+        array = plain_array(column)
+        alive.append(open_view(array, &view))
+        if view.type == TYPE_OTHER or view.temporal:
+            raise TypeError(f"a column of a key cannot be {array.type}")
+        if views.size() and view.length != views[0].length:
+            raise ValueError(f"key columns have {views[0].length} and {view.length} rows")
+        views.push_back(view)
+    alive.append(open_array(hashes, &view, TYPE_UINT64, "hashes"))
+    if view.length != views[0].length:
+        raise ValueError(f"{view.length} hashes for {views[0].length} keys")
+    return _encoded_keys(views, view.uint64s())
 
 
 def encode_values(values):
@@ -301,10 +306,10 @@ def encode_values(values):
     work (through msgspec, slower). Timestamps, decimals and the like: TypeError that names the type.
     """
     array = plain_array(values)
-    cdef Column column
-    cdef object alive = _open(array, &column)
-    if column.kind != KIND_OTHER:
-        return _encoded(&column, 0)
+    cdef View view
+    cdef object alive = open_view(array, &view)
+    if view.type != TYPE_OTHER and not view.temporal:
+        return _encoded_values(&view)
     _require_plain_msgpack(array.type, array.type)
     return [None if value is None else _encode(value) for value in array.to_pylist()]
 
@@ -324,34 +329,41 @@ cdef object _require_plain_msgpack(object kind, object whole):
         raise TypeError(f"values of type {whole} cannot be kept in state: cast them to integers or strings first")
 
 
-cdef list _encoded(const Column* column, int before):
-    """msgpack of each row behind `before` bytes: 0 for values, GROUP_BYTES for keys (then their key group is put there)."""
-    cdef list rows = PyList_New(column.length)
-    cdef uint8_t small[16]
-    cdef const uint8_t* data = NULL
+cdef list _encoded_keys(const vector[View]& views, const uint64_t* hashes):
+    """Each row of the columns (at least one) as a key: its key group, that of hashes[row] or (NULL) of the key's own bytes, and msgpack."""
+    cdef int64_t count = views[0].length, row, size
+    cdef int columns = <int> views.size()
+    cdef const View* view = views.data()
+    cdef list rows = PyList_New(count)
     cdef uint8_t* out
-    cdef int64_t row, size = 0
-    cdef int head
-    cdef bint with_bytes = has_bytes(column)
-    cdef object value
-    for row in range(column.length):
-        if is_null(column, row):
-            value = None
+    cdef object made
+    for row in range(count):
+        size = key_size(view, columns, row)
+        made = PyBytes_FromStringAndSize(NULL, GROUP_BYTES + size)
+        out = <uint8_t*> PyBytes_AS_STRING(made)
+        put_key(out + GROUP_BYTES, view, columns, row)
+        if hashes == NULL:
+            _put_group(out, group_of(out + GROUP_BYTES, size))
         else:
-            if with_bytes:
-                size = bytes_at(column, row, &data)
-                head = put_head(small, column, size)
-            else:
-                head = put_scalar(small, column, row, before != 0)
-            value = PyBytes_FromStringAndSize(NULL, before + head + size)
-            out = <uint8_t*> PyBytes_AS_STRING(value)
-            memcpy(out + before, small, head)
-            if size:
-                memcpy(out + before + head, data, size)
-            if before:
-                _put_group(out, head + size)
-        Py_INCREF(value)
-        PyList_SET_ITEM(rows, row, value)
+            _put_group(out, <int64_t> (hashes[row] % <uint64_t> KEY_GROUP_COUNT))
+        Py_INCREF(made)
+        PyList_SET_ITEM(rows, row, made)
+    return rows
+
+
+cdef list _encoded_values(const View* view):
+    """msgpack of each row; of a null None."""
+    cdef list rows = PyList_New(view.length)
+    cdef int64_t row
+    cdef object made
+    for row in range(view.length):
+        if view.valid(row):
+            made = PyBytes_FromStringAndSize(NULL, value_size(view[0], row))
+            put_value(<uint8_t*> PyBytes_AS_STRING(made), view[0], row, False)
+        else:
+            made = None
+        Py_INCREF(made)
+        PyList_SET_ITEM(rows, row, made)
     return rows
 
 

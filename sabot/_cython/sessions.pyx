@@ -19,8 +19,7 @@ from libcpp.vector cimport vector
 
 import pyarrow as pa
 
-from sabot._cython.arrow cimport KIND_BOOL, KIND_INT32, KIND_INT64, Column, bool_at, int_at
-from sabot._cython.columns cimport int32_array, int32s, int64s, new_array, open_array
+from sabot._cython.columns cimport TYPE_BOOL, TYPE_INT32, TYPE_INT64, View, int32_array, new_array, open_array
 
 __all__ = ["RunTable", "SessionTable"]
 
@@ -65,7 +64,7 @@ _RUNS = pa.schema(
 cdef class _Rows:
     """The arguments of `add`: row i of `count` has slots[i] and stands at selection[i] of the times."""
 
-    cdef Column slot_column, time_column, selection_column
+    cdef View slot_column, time_column, selection_column
     cdef object alive
     cdef int64_t count
     cdef const int32_t* slots
@@ -74,19 +73,19 @@ cdef class _Rows:
     cdef int32_t greatest             # slot
 
     def __cinit__(self, slots, time, selection):
-        self.alive = [open_array(slots, &self.slot_column, KIND_INT32, "slots")]
+        self.alive = [open_array(slots, &self.slot_column, TYPE_INT32, "slots")]
         self.count = self.slot_column.length
-        self.slots = int32s(&self.slot_column)
+        self.slots = self.slot_column.int32s()
         self.time = NULL
         self.selection = NULL
         cdef int64_t length = self.count, i
         if time is not None:
-            self.alive.append(open_array(time, &self.time_column, KIND_INT64, "time"))
-            self.time = int64s(&self.time_column)
+            self.alive.append(open_array(time, &self.time_column, TYPE_INT64, "time"))
+            self.time = self.time_column.int64s()
             length = self.time_column.length
         if selection is not None:
-            self.alive.append(open_array(selection, &self.selection_column, KIND_INT32, "selection"))
-            self.selection = int32s(&self.selection_column)
+            self.alive.append(open_array(selection, &self.selection_column, TYPE_INT32, "selection"))
+            self.selection = self.selection_column.int32s()
             if self.selection_column.length != self.count:
                 raise ValueError(f"{self.count} slots for a selection of {self.selection_column.length} rows")
         elif length != self.count:
@@ -476,9 +475,9 @@ cdef class SessionTable:
 
     def bounds(self, sessions):
         """(first rows' times, ends). See sessions.pyi."""
-        cdef Column column
-        cdef object alive = open_array(sessions, &column, KIND_INT32, "sessions")
-        cdef const int32_t* ids = int32s(&column)
+        cdef View column
+        cdef object alive = open_array(sessions, &column, TYPE_INT32, "sessions")
+        cdef const int32_t* ids = column.int32s()
         cdef int64_t i
         cdef int64_t* first
         cdef int64_t* end
@@ -493,9 +492,9 @@ cdef class SessionTable:
 
     def slots(self, sessions):
         """Their keys."""
-        cdef Column column
-        cdef object alive = open_array(sessions, &column, KIND_INT32, "sessions")
-        cdef const int32_t* ids = int32s(&column)
+        cdef View column
+        cdef object alive = open_array(sessions, &column, TYPE_INT32, "sessions")
+        cdef const int32_t* ids = column.int32s()
         cdef int64_t i
         cdef int32_t* out
         slots = new_array(pa.int32(), column.length, <void**> &out)
@@ -505,9 +504,9 @@ cdef class SessionTable:
                 out[i] = self.sessions[ids[i]].slot
         return slots
 
-    cdef int _check(self, const Column* column) except -1:
+    cdef int _check(self, const View* column) except -1:
         """KeyError unless all ids are of sessions that are there."""
-        cdef const int32_t* ids = int32s(column)
+        cdef const int32_t* ids = column.int32s()
         cdef int64_t i
         for i in range(column.length):
             if not 0 <= ids[i] < <int64_t> self.sessions.size() or self.sessions[ids[i]].slot == NOTHING:
@@ -516,9 +515,9 @@ cdef class SessionTable:
 
     def remove(self, sessions):
         """They are gone; -> slots of keys without any. See sessions.pyi."""
-        cdef Column column
-        cdef object alive = open_array(sessions, &column, KIND_INT32, "sessions")
-        cdef const int32_t* ids = int32s(&column)
+        cdef View column
+        cdef object alive = open_array(sessions, &column, TYPE_INT32, "sessions")
+        cdef const int32_t* ids = column.int32s()
         cdef vector[int32_t] slots
         cdef int64_t i
         cdef int32_t slot
@@ -570,12 +569,12 @@ cdef class SessionTable:
 
     def load(self, state):
         """Sessions of `export` come in -> their ids. See sessions.pyi."""
-        cdef Column slot_column, first_column, last_column, given_column
+        cdef View slot_column, first_column, last_column, given_column
         cdef list alive = [
-            open_array(state.column("slot"), &slot_column, KIND_INT32, "slot"),
-            open_array(state.column("first"), &first_column, KIND_INT64, "first"),
-            open_array(state.column("last"), &last_column, KIND_INT64, "last"),
-            open_array(state.column("given"), &given_column, KIND_BOOL, "given"),
+            open_array(state.column("slot"), &slot_column, TYPE_INT32, "slot"),
+            open_array(state.column("first"), &first_column, TYPE_INT64, "first"),
+            open_array(state.column("last"), &last_column, TYPE_INT64, "last"),
+            open_array(state.column("given"), &given_column, TYPE_BOOL, "given"),
         ]
         cdef int32_t* out
         ids = new_array(pa.int32(), slot_column.length, <void**> &out)
@@ -583,12 +582,12 @@ cdef class SessionTable:
         cdef int32_t id, slot, left, right
         with nogil:
             for i in range(slot_column.length):
-                slot = <int32_t> int_at(&slot_column, i)
+                slot = <int32_t> slot_column.integer(i)
                 if <int64_t> self.newest.size() <= slot:
                     self.newest.resize(slot + 1, NOTHING)
-                left = self._find(slot, int_at(&first_column, i), &right)
-                id = self._make(slot, int_at(&first_column, i), int_at(&last_column, i), left, right)
-                if bool_at(&given_column, i):
+                left = self._find(slot, first_column.integer(i), &right)
+                id = self._make(slot, first_column.integer(i), last_column.integer(i), left, right)
+                if given_column.truth(i):
                     self.sessions[id].given = True
                 self.sessions[id].fresh = False
                 out[i] = id
@@ -757,9 +756,9 @@ cdef class RunTable:
 
     def bounds(self, runs):
         """(first, last). See sessions.pyi."""
-        cdef Column column
-        cdef object alive = open_array(runs, &column, KIND_INT32, "runs")
-        cdef const int32_t* ids = int32s(&column)
+        cdef View column
+        cdef object alive = open_array(runs, &column, TYPE_INT32, "runs")
+        cdef const int32_t* ids = column.int32s()
         cdef int64_t i
         cdef int64_t* first
         cdef int64_t* last
@@ -774,9 +773,9 @@ cdef class RunTable:
 
     def slots(self, runs):
         """Their keys."""
-        cdef Column column
-        cdef object alive = open_array(runs, &column, KIND_INT32, "runs")
-        cdef const int32_t* ids = int32s(&column)
+        cdef View column
+        cdef object alive = open_array(runs, &column, TYPE_INT32, "runs")
+        cdef const int32_t* ids = column.int32s()
         cdef int64_t i
         cdef int32_t* out
         slots = new_array(pa.int32(), column.length, <void**> &out)
@@ -786,9 +785,9 @@ cdef class RunTable:
                 out[i] = self.runs[ids[i]].slot
         return slots
 
-    cdef int _check(self, const Column* column) except -1:
+    cdef int _check(self, const View* column) except -1:
         """KeyError unless all ids are of runs that are there."""
-        cdef const int32_t* ids = int32s(column)
+        cdef const int32_t* ids = column.int32s()
         cdef int64_t i
         for i in range(column.length):
             if not 0 <= ids[i] < <int64_t> self.runs.size() or self.runs[ids[i]].slot == NOTHING:
@@ -797,9 +796,9 @@ cdef class RunTable:
 
     def remove(self, runs):
         """They are gone; -> slots of keys without any. See sessions.pyi."""
-        cdef Column column
-        cdef object alive = open_array(runs, &column, KIND_INT32, "runs")
-        cdef const int32_t* ids = int32s(&column)
+        cdef View column
+        cdef object alive = open_array(runs, &column, TYPE_INT32, "runs")
+        cdef const int32_t* ids = column.int32s()
         cdef vector[int32_t] slots
         cdef int64_t i
         cdef int32_t slot
@@ -850,12 +849,12 @@ cdef class RunTable:
 
     def load(self, state):
         """Runs of `export` come in -> their ids. See sessions.pyi."""
-        cdef Column slot_column, first_column, last_column, count_column
+        cdef View slot_column, first_column, last_column, count_column
         cdef list alive = [
-            open_array(state.column("slot"), &slot_column, KIND_INT32, "slot"),
-            open_array(state.column("first"), &first_column, KIND_INT64, "first"),
-            open_array(state.column("last"), &last_column, KIND_INT64, "last"),
-            open_array(state.column("count"), &count_column, KIND_INT64, "count"),
+            open_array(state.column("slot"), &slot_column, TYPE_INT32, "slot"),
+            open_array(state.column("first"), &first_column, TYPE_INT64, "first"),
+            open_array(state.column("last"), &last_column, TYPE_INT64, "last"),
+            open_array(state.column("count"), &count_column, TYPE_INT64, "count"),
         ]
         cdef int32_t* out
         ids = new_array(pa.int32(), slot_column.length, <void**> &out)
@@ -863,10 +862,10 @@ cdef class RunTable:
         cdef int32_t slot
         with nogil:
             for i in range(slot_column.length):
-                slot = <int32_t> int_at(&slot_column, i)
+                slot = <int32_t> slot_column.integer(i)
                 if <int64_t> self.current.size() <= slot:
                     self.current.resize(slot + 1, NOTHING)
-                out[i] = self._make(slot, int_at(&first_column, i), int_at(&last_column, i), int_at(&count_column, i))
+                out[i] = self._make(slot, first_column.integer(i), last_column.integer(i), count_column.integer(i))
         return ids
 
     def statistics(self):

@@ -13,19 +13,7 @@ from libcpp.vector cimport vector
 
 import pyarrow as pa
 
-from sabot._cython.arrow cimport (
-    KIND_INT32,
-    KIND_UINT64,
-    ArrowArray,
-    Column,
-    Kind,
-    array_of,
-    bool_at,
-    bytes_at,
-    is_null,
-    open_column,
-    schema_of,
-)
+from sabot._cython.columns cimport TYPE_INT32, TYPE_UINT64, Type, View, open_view
 
 from sabot.errors import UserError
 
@@ -87,29 +75,21 @@ cdef enum:
     MAX_DATA = 0x7FFFFFFF     # bytes in the data buffer of one string or binary array
 
 
-cdef object _open(object array, Column* column):
-    """Fills `column` with the array's buffers; -> what has to stay alive while it is read."""
-    capsules = array.__arrow_c_array__()
-    cdef ArrowArray* raw = array_of(capsules[1])
-    open_column(column, schema_of(capsules[0]), raw, 0, raw.length)
-    return capsules
-
-
-cdef object _open_words(object array, Column* column, Kind kind):
-    """As `_open`, of an array without nulls of this kind."""
-    alive = _open(array, column)
-    if column.kind != kind or array.null_count:
+cdef object _open_words(object array, View* view, Type type):
+    """Fills `view` from an array of this type without nulls; -> what has to stay alive while it is read."""
+    alive = open_view(array, view)
+    if view.temporal or view.type != type or array.null_count:
         raise TypeError(f"{array.type} with {array.null_count} nulls where numbers of another type were expected")
     return alive
 
 
 def places(hashes):
     """Key hash -> where the key stands in a database: the 10 bits of its key group first, then the rest of the hash."""
-    cdef Column column
-    cdef object alive = _open_words(hashes, &column, KIND_UINT64)
+    cdef View column
+    cdef object alive = _open_words(hashes, &column, TYPE_UINT64)
     cdef object buffer = pa.allocate_buffer(column.length * 8)
     cdef uint64_t* out = <uint64_t*> <size_t> buffer.address
-    cdef const uint64_t* words = <const uint64_t*> column.values + column.start
+    cdef const uint64_t* words = column.uint64s()
     cdef int64_t row
     with nogil:
         for row in range(column.length):
@@ -165,8 +145,8 @@ cdef class RowCodec:
 
     def pack(self, columns, *, int64_t pane=0, heads=None):
         """With `heads`, each row begins with the pane (8 bytes that sort as the number does) and its head."""
-        cdef vector[Column] opened
-        cdef Column column, head
+        cdef vector[View] opened
+        cdef View column, head
         cdef int64_t row, length = -1, before = 0
         cdef list alive = []
         if len(columns) != len(self.types):
@@ -174,14 +154,15 @@ cdef class RowCodec:
         for array, kind, storage in zip(columns, self.types, self.storage):
             if array.type != kind:
                 raise TypeError(f"a column is {array.type}, the codec was made for {kind}")
-            alive.append(_open(array if storage is kind else array.view(storage), &column))
+            alive.append(open_view(array if storage is kind else array.view(storage), &column))
             if length >= 0 and column.length != length:
                 raise ValueError(f"columns of {length} and of {column.length} rows")
             length = column.length
             opened.push_back(column)
-        head.values = NULL
+        cdef const uint64_t* head_words = NULL
         if heads is not None:
-            alive.append(_open_words(heads, &head, KIND_UINT64))
+            alive.append(_open_words(heads, &head, TYPE_UINT64))
+            head_words = head.uint64s()
             if length >= 0 and head.length != length:
                 raise ValueError(f"{head.length} heads for {length} rows")
             length = head.length
@@ -194,7 +175,7 @@ cdef class RowCodec:
             out = <uint8_t*> PyBytes_AS_STRING(packed)
             if before:
                 put_big64(out, <uint64_t> pane ^ (<uint64_t> 1 << 63))
-                put_big64(out + 8, (<const uint64_t*> head.values)[head.start + row])
+                put_big64(out + 8, head_words[row])
             self.put(out + before, opened, row)
             Py_INCREF(packed)
             PyList_SET_ITEM(rows, row, packed)
@@ -269,37 +250,37 @@ cdef class RowCodec:
             arrays.append(pa.Array.from_buffers(self.types[i], count, buffers[i], targets[i].nulls))
         return arrays
 
-    cdef int64_t size_of(self, const vector[Column]& columns, int64_t row) noexcept:
-        cdef int64_t size = (<int64_t> self.fields.size() + 7) >> 3, i
-        cdef const uint8_t* data
+    cdef int64_t size_of(self, const vector[View]& columns, int64_t row) noexcept:
+        cdef int64_t size = (<int64_t> self.fields.size() + 7) >> 3, i, length
         for i in range(<int64_t> self.fields.size()):
-            if is_null(&columns[i], row):
+            if not columns[i].valid(row):
                 continue
             if self.fields[i].form == FORM_BYTES:
-                size += 4 + bytes_at(&columns[i], row, &data)
+                columns[i].bytes_at(row, &length)
+                size += 4 + length
             else:
                 size += 1 if self.fields[i].form == FORM_BOOL else self.fields[i].width
         return size
 
-    cdef void put(self, uint8_t* out, const vector[Column]& columns, int64_t row) noexcept:
+    cdef void put(self, uint8_t* out, const vector[View]& columns, int64_t row) noexcept:
         cdef int64_t bits = (<int64_t> self.fields.size() + 7) >> 3, i, size
         cdef const uint8_t* data
         cdef uint8_t* place = out + bits
         cdef uint32_t length
         memset(out, 0, bits)
         for i in range(<int64_t> self.fields.size()):
-            if is_null(&columns[i], row):
+            if not columns[i].valid(row):
                 continue
             out[i >> 3] |= <uint8_t> (1 << (i & 7))
             if self.fields[i].form == FORM_BYTES:
-                size = bytes_at(&columns[i], row, &data)
+                data = columns[i].bytes_at(row, &size)
                 length = <uint32_t> size
                 memcpy(place, &length, 4)
                 if size:
                     memcpy(place + 4, data, size)
                 place += 4 + size
             elif self.fields[i].form == FORM_BOOL:
-                place[0] = bool_at(&columns[i], row)
+                place[0] = columns[i].truth(row)
                 place += 1
             else:
                 size = self.fields[i].width
@@ -376,9 +357,9 @@ cdef class KeyFilter:
         self.room = 0
 
     def add(self, hashes):
-        cdef Column column
-        cdef object alive = _open_words(hashes, &column, KIND_UINT64)
-        cdef const uint64_t* words = <const uint64_t*> column.values + column.start
+        cdef View column
+        cdef object alive = _open_words(hashes, &column, TYPE_UINT64)
+        cdef const uint64_t* words = column.uint64s()
         cdef uint64_t* level
         cdef int64_t row
         with nogil:
@@ -406,10 +387,10 @@ cdef class KeyFilter:
 
     def candidates(self, hashes, rows):
         """Those of the rows whose hash was perhaps added, in order. `hashes` is of all rows."""
-        cdef Column column, picked
-        cdef object alive = _open_words(hashes, &column, KIND_UINT64), alive_rows = _open_words(rows, &picked, KIND_INT32)
-        cdef const uint64_t* words = <const uint64_t*> column.values + column.start
-        cdef const int32_t* row = <const int32_t*> picked.values + picked.start
+        cdef View column, picked
+        cdef object alive = _open_words(hashes, &column, TYPE_UINT64), alive_rows = _open_words(rows, &picked, TYPE_INT32)
+        cdef const uint64_t* words = column.uint64s()
+        cdef const int32_t* row = picked.int32s()
         cdef object buffer = pa.allocate_buffer(picked.length * 4, resizable=True)
         cdef int32_t* out = <int32_t*> <size_t> buffer.address
         cdef int64_t i, found = 0

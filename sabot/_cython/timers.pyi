@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 
@@ -58,10 +57,3 @@ class TimerTable:
         """
     def statistics(self) -> dict[str, int]:
         """timers, fired (so far), bytes."""
-
-def key_rows(columns: Sequence[pa.Array[Any]], hashes: pa.UInt64Array) -> list[bytes]:
-    """Row i -> the key that state stands under: the key group of hashes[i] (2 bytes, big endian), then msgpack of the column's value, of
-    several columns of an array of them. Equal keys (-0.0 and 0.0, every NaN) give equal bytes; null is a value like others.
-
-    Columns: bool, ints, floats, string, binary, null. TypeError for others: times come as the integers that they are.
-    """

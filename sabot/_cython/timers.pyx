@@ -1,40 +1,27 @@
-"""Timers by key, and the bytes that state stands under. See timers.pyi for the contract; timers_queue.h has the loops."""
+"""Timers by key. See timers.pyi for the contract; timers_queue.h has the loops."""
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.list cimport PyList_New, PyList_SET_ITEM
-from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint64_t
-from libc.string cimport memcpy
 from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
 
 import pyarrow as pa
 
-from sabot._cython.arrow cimport (
-    KIND_INT8,
-    KIND_INT32,
-    KIND_INT64,
-    KIND_OTHER,
-    KIND_UINT64,
-    ArrowArray,
-    Column,
-    array_of,
-    bytes_at,
-    int_at,
-    is_null,
-    open_column,
-    schema_of,
+from sabot._cython.columns cimport (
+    TYPE_INT8,
+    TYPE_INT32,
+    TYPE_INT64,
+    View,
+    int32_array,
+    int64_array,
+    new_array,
+    open_array,
 )
-from sabot._cython.batch cimport plain_array
-from sabot._cython.columns cimport int32_array, int32s, int64_array, new_array, open_array
-from sabot._cython.partition cimport KEY_GROUP_COUNT, has_bytes, put_array_head, put_head, put_scalar
 
-__all__ = ["EVENT", "PROCESSING", "TimerTable", "key_rows"]
+__all__ = ["EVENT", "PROCESSING", "TimerTable"]
 
 EVENT, PROCESSING = 0, 1
 
 cdef enum:
-    GROUP_BYTES = 2    # before every key: its key group, big endian
     KIND_COUNT = 2
 
 cdef extern from "timers_queue.h" namespace "sabot" nogil:
@@ -114,21 +101,21 @@ cdef int _kind(kind) except -1:
 cdef class _Sets:
     """The arguments of `add` and `delete`: slots, and a time for each."""
 
-    cdef Column slot_column, at_column
+    cdef View slot_column, at_column
     cdef object alive
     cdef int64_t count
 
     def __cinit__(self, slots, at):
         self.alive = [
-            open_array(slots, &self.slot_column, KIND_INT32, "slots"),
-            open_array(at, &self.at_column, KIND_INT64, "at"),
+            open_array(slots, &self.slot_column, TYPE_INT32, "slots"),
+            open_array(at, &self.at_column, TYPE_INT64, "at"),
         ]
         self.count = self.slot_column.length
         if self.count != self.at_column.length:
             raise ValueError(f"{self.count} slots for {self.at_column.length} times")
         cdef int64_t i
         for i in range(self.count):
-            if int_at(&self.slot_column, i) < 0:
+            if self.slot_column.integer(i) < 0:
                 raise IndexError(f"row {i}: its slot is negative")
 
 
@@ -187,33 +174,33 @@ cdef class TimerTable:
             for i in range(rows.count):
                 if i + TIMERS_AHEAD < rows.count:
                     ahead = i + TIMERS_AHEAD
-                    self.timers.fetch(<int32_t> int_at(&rows.slot_column, ahead), int_at(&rows.at_column, ahead), which, 0)
-                added += self.timers.add(<int32_t> int_at(&rows.slot_column, i), int_at(&rows.at_column, i), which, 0)
+                    self.timers.fetch(<int32_t> rows.slot_column.integer(ahead), rows.at_column.integer(ahead), which, 0)
+                added += self.timers.add(<int32_t> rows.slot_column.integer(i), rows.at_column.integer(i), which, 0)
         self.name_counts[0] += added
         return added
 
     def load(self, slots, at, kinds, names, texts):
         """Timers of `export` come in. See timers.pyi."""
         cdef _Sets rows = _Sets(slots, at)
-        cdef Column kind_column, name_column
+        cdef View kind_column, name_column
         cdef list alive = [
-            open_array(kinds, &kind_column, KIND_INT8, "kinds"),
-            open_array(names, &name_column, KIND_INT32, "names"),
+            open_array(kinds, &kind_column, TYPE_INT8, "kinds"),
+            open_array(names, &name_column, TYPE_INT32, "names"),
         ]
         if kind_column.length != rows.count or name_column.length != rows.count:
             raise ValueError(f"{kind_column.length} kinds and {name_column.length} names for {rows.count} timers")
         cdef vector[int32_t] numbers
         cdef int64_t i, number, kind
         for i in range(rows.count):
-            number, kind = int_at(&name_column, i), int_at(&kind_column, i)
+            number, kind = name_column.integer(i), kind_column.integer(i)
             if not (0 <= number < len(texts) and 0 <= kind < KIND_COUNT):
                 raise IndexError(f"row {i}: there is no name {number}, or no kind {kind}")
         for text in texts:
             numbers.push_back(self._name(text))
         for i in range(rows.count):
-            number = numbers[int_at(&name_column, i)]
+            number = numbers[name_column.integer(i)]
             self.name_counts[number] += self.timers.add(
-                <int32_t> int_at(&rows.slot_column, i), int_at(&rows.at_column, i), <int> int_at(&kind_column, i), number
+                <int32_t> rows.slot_column.integer(i), rows.at_column.integer(i), <int> kind_column.integer(i), number
             )
         for i in range(<int64_t> numbers.size()):
             number = numbers[i]
@@ -228,7 +215,7 @@ cdef class TimerTable:
         cdef int64_t i, gone = 0
         with nogil:
             for i in range(rows.count):
-                gone += self.timers.remove(<int32_t> int_at(&rows.slot_column, i), int_at(&rows.at_column, i), which, 0)
+                gone += self.timers.remove(<int32_t> rows.slot_column.integer(i), rows.at_column.integer(i), which, 0)
         self.name_counts[0] -= gone
         return gone
 
@@ -278,11 +265,11 @@ cdef class TimerTable:
 
     def vacant(self, slots):
         """See timers.pyi."""
-        cdef Column column
-        cdef object alive = open_array(slots, &column, KIND_INT32, "slots")
+        cdef View column
+        cdef object alive = open_array(slots, &column, TYPE_INT32, "slots")
         cdef vector[int32_t] out
         with nogil:
-            self.timers.vacant(int32s(&column), column.length, out)
+            self.timers.vacant(column.int32s(), column.length, out)
         return int32_array(out)
 
     def export(self):
@@ -335,65 +322,3 @@ cdef class TimerTable:
             self.name_texts[number] = ""
             self.unused_names.push_back(number)
         return 0
-
-
-def key_rows(columns, hashes):
-    """Row i -> the key group of hashes[i] and msgpack of the columns' values. See timers.pyi."""
-    cdef vector[Column] opened
-    cdef list alive = []
-    cdef Column column
-    cdef ArrowArray* raw
-    if not columns:
-        raise ValueError("a key has columns")
-    for array in columns:
-        array = plain_array(array)
-        capsules = array.__arrow_c_array__()
-        alive.append(capsules)
-        raw = array_of(capsules[1])
-        if open_column(&column, schema_of(capsules[0]), raw, 0, raw.length) == KIND_OTHER:
-            raise TypeError(f"a column of a key cannot be {array.type}")
-        if opened.size() and column.length != opened[0].length:
-            raise ValueError(f"key columns have {opened[0].length} and {column.length} rows")
-        opened.push_back(column)
-    cdef Column hashed
-    alive.append(open_array(hashes, &hashed, KIND_UINT64, "hashes"))
-    cdef int64_t count = opened[0].length, row, size, at, group
-    if hashed.length != count:
-        raise ValueError(f"{hashed.length} hashes for {count} keys")
-    cdef list rows = PyList_New(count)
-    cdef vector[uint8_t] scratch
-    cdef uint8_t* out
-    cdef size_t c
-    cdef const uint8_t* data = NULL
-    cdef object made
-    for row in range(count):
-        size = GROUP_BYTES + 5
-        for c in range(opened.size()):
-            size += 9
-            if has_bytes(&opened[c]) and not is_null(&opened[c], row):
-                size += bytes_at(&opened[c], row, &data)
-        if <int64_t> scratch.size() < size:
-            scratch.resize(2 * size)
-        out = scratch.data()
-        group = <int64_t> (<uint64_t> int_at(&hashed, row) % <uint64_t> KEY_GROUP_COUNT)
-        out[0] = <uint8_t> (group >> 8)
-        out[1] = <uint8_t> group
-        at = GROUP_BYTES
-        if opened.size() > 1:
-            at += put_array_head(out + at, opened.size())
-        for c in range(opened.size()):
-            if is_null(&opened[c], row):
-                out[at] = 0xC0
-                at += 1
-            elif has_bytes(&opened[c]):
-                size = bytes_at(&opened[c], row, &data)
-                at += put_head(out + at, &opened[c], size)
-                if size:
-                    memcpy(out + at, data, size)
-                at += size
-            else:
-                at += put_scalar(out + at, &opened[c], row, True)
-        made = PyBytes_FromStringAndSize(<const char*> out, at)
-        Py_INCREF(made)
-        PyList_SET_ITEM(rows, row, made)
-    return rows

@@ -12,8 +12,8 @@ from libcpp.vector cimport vector
 
 import pyarrow as pa
 
-from sabot._cython.arrow cimport KIND_INT32, KIND_INT64, ArrowArray, Column, array_of, open_column, schema_of
 from sabot._cython.batch cimport plain_array
+from sabot._cython.columns cimport TYPE_INT32, TYPE_INT64, View, open_view
 
 from sabot.errors import DataError
 
@@ -39,29 +39,23 @@ cdef class _Opened:
     cdef object alive
 
     def __cinit__(self, time, selection):
-        cdef Column column
+        cdef View times, chosen
         array = plain_array(time)
         if array.null_count:
             raise ValueError("event time must not be null")
-        capsules = array.__arrow_c_array__()
-        cdef ArrowArray* raw = array_of(capsules[1])
-        if open_column(&column, schema_of(capsules[0]), raw, 0, raw.length) != KIND_INT64:
+        self.alive = [open_view(array, &times)]
+        if times.temporal or times.type != TYPE_INT64:
             raise TypeError(f"event time is int64, not {array.type}")
-        self.rows.time = <const int64_t*> column.values + column.start if raw.length else NULL
+        self.rows.time = times.int64s()
         self.rows.selection = NULL
-        self.rows.count = raw.length
-        self.alive = capsules
+        self.rows.count = times.length
         if selection is None:
             return
-        cdef Column chosen
-        selected = selection.__arrow_c_array__()
-        raw = array_of(selected[1])
-        if open_column(&chosen, schema_of(selected[0]), raw, 0, raw.length) != KIND_INT32:
+        self.alive.append(open_view(selection, &chosen))
+        if chosen.type != TYPE_INT32 or chosen.temporal:
             raise TypeError(f"a selection is int32, not {selection.type}")
-        self.rows.count = raw.length
-        if raw.length:
-            self.rows.selection = <const int32_t*> chosen.values + chosen.start
-        self.alive = (capsules, selected)
+        self.rows.count = chosen.length
+        self.rows.selection = chosen.int32s()
 
 
 cdef inline int64_t _row(const Rows* rows, int64_t i) noexcept nogil:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot._cython.keyed import hash_columns
-from sabot._cython.rows import state_key
-from sabot._cython.timers import EVENT, PROCESSING, TimerTable, key_rows
+from sabot._cython.rows import key_rows, state_key
+from sabot._cython.timers import EVENT, PROCESSING, TimerTable
 
 LEAST, MOST = -(2**63), 2**63 - 1
 
