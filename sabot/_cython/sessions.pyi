@@ -31,11 +31,11 @@ class SessionTable:
         ripe: end <= watermark, and changed since they were last given. over: end + lateness <= watermark; to be removed, at once.
         A watermark below an earlier one gives nothing.
         """
-    def bounds(self, sessions: pa.Int32Array) -> tuple[pa.Int64Array, pa.Int64Array]:
+    def bounds(self, ids: pa.Int32Array) -> tuple[pa.Int64Array, pa.Int64Array]:
         """Their first rows' times, and their ends (last row's + gap_ms, at most 2^63 - 1)."""
-    def slots(self, sessions: pa.Int32Array) -> pa.Int32Array:
+    def slots(self, ids: pa.Int32Array) -> pa.Int32Array:
         """Their keys."""
-    def remove(self, sessions: pa.Int32Array) -> pa.Int32Array:
+    def remove(self, ids: pa.Int32Array) -> pa.Int32Array:
         """They are gone. -> the slots of the keys that have no session any more, each once: the caller may use them anew."""
     def export(self) -> pa.RecordBatch:
         """All sessions: session int32, slot int32, first int64, last int64, given bool (ripe, and not changed since)."""
@@ -65,10 +65,10 @@ class RunTable:
         """
     def advance(self, watermark_ms: int) -> pa.Int32Array:
         """Runs that no row at or after the watermark can be in, in time proportional to them; to be removed, at once."""
-    def bounds(self, runs: pa.Int32Array) -> tuple[pa.Int64Array, pa.Int64Array]:
+    def bounds(self, ids: pa.Int32Array) -> tuple[pa.Int64Array, pa.Int64Array]:
         """Their least and greatest times (with `span_ms`: the time of the row that began them, and the greatest)."""
-    def slots(self, runs: pa.Int32Array) -> pa.Int32Array: ...
-    def remove(self, runs: pa.Int32Array) -> pa.Int32Array:
+    def slots(self, ids: pa.Int32Array) -> pa.Int32Array: ...
+    def remove(self, ids: pa.Int32Array) -> pa.Int32Array:
         """They are gone. -> the slots of the keys that have no run any more, each once."""
     def export(self) -> pa.RecordBatch:
         """All runs: run int32, slot int32, first int64, last int64, count int64."""
