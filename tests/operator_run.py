@@ -12,7 +12,7 @@ from sabot._cython.batch import Batch
 from sabot._cython.keyed import hash_columns
 from sabot._cython.partition import partition_indices
 from sabot.clock import SYSTEM_CLOCK, Clock
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, SavedState
+from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
 
 
 class OperatorRun:
@@ -49,7 +49,7 @@ class OperatorRun:
         directory.mkdir(exist_ok=True)
         self._start(parallelism, [])
 
-    def _start(self, parallelism: int, saved: list[SavedState]) -> None:
+    def _start(self, parallelism: int, saved: list[Saved]) -> None:
         self.parts = []
         self._told = [-(2**63)] * parallelism
         for subtask in range(parallelism):
@@ -129,7 +129,7 @@ class OperatorRun:
             if part.polls:
                 part.poll(now_ms)
 
-    def checkpoint(self) -> list[SavedState]:
+    def checkpoint(self) -> list[Saved]:
         """A barrier: what each subtask was, on the disk."""
         self._checkpoints += 1
         saved = []
@@ -141,7 +141,7 @@ class OperatorRun:
                 written = state.save(directory)
                 assert written == sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
                 state.discard()
-            saved.append(SavedState(directory, json.loads(json.dumps(facts))))
+            saved.append(Saved(directory, json.loads(json.dumps(facts))))
         return saved
 
     def restart(self, parallelism: int) -> None:

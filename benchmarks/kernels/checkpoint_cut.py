@@ -33,7 +33,7 @@ import pyarrow.compute as pc
 from sabot._cython.batch import Batch
 from sabot.api.windows import tumbling
 from sabot.operators.aggregates import Call
-from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
+from sabot.operators.base import TIME_COLUMN, Cut, Operator, OperatorContext, Saved
 from sabot.operators.keyed import RunningAggregate
 from sabot.operators.windows import WindowAggregate
 
@@ -88,10 +88,10 @@ class Checkpoints:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.known: set[int] = set()
-        self.last: SavedState | None = None
+        self.last: Saved | None = None
         self.number = 0
 
-    def save(self, facts: dict[str, Any], state: OperatorState | None) -> tuple[float, int]:
+    def save(self, facts: dict[str, Any], state: Cut | None) -> tuple[float, int]:
         """-> seconds, new bytes."""
         assert state is not None
         self.number += 1
@@ -104,7 +104,7 @@ class Checkpoints:
         found = {entry.st_ino: entry.st_size for entry in map(os.stat, filter(Path.is_file, directory.rglob("*")))}
         new = sum(size for inode, size in found.items() if inode not in self.known)
         self.known |= set(found)
-        self.last = SavedState(directory, json.loads(json.dumps(facts)))
+        self.last = Saved(directory, json.loads(json.dumps(facts)))
         return seconds, new
 
 
@@ -117,7 +117,7 @@ def make(kind: str, keys: Keys, directory: Path | None, budget: int) -> Operator
     return operator
 
 
-def cut(operator: Operator) -> tuple[float, tuple[dict[str, Any], OperatorState | None]]:
+def cut(operator: Operator) -> tuple[float, tuple[dict[str, Any], Cut | None]]:
     started = time.perf_counter()
     taken = operator.snapshot()
     return time.perf_counter() - started, taken

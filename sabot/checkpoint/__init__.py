@@ -3,7 +3,7 @@
 job (`requests`).
 """
 
-from sabot.checkpoint.coordinator import Coordinator, StateSnapshot, TaskSnapshot
+from sabot.checkpoint.coordinator import Coordinator, TaskSnapshot
 from sabot.checkpoint.delivery import Delivery, StagedSink, undelivered
 from sabot.checkpoint.requests import Requests, ask
 from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredTask
@@ -17,7 +17,6 @@ __all__ = [
     "Manifest",
     "Requests",
     "StagedSink",
-    "StateSnapshot",
     "StoredTask",
     "TaskSnapshot",
     "ask",

@@ -15,28 +15,28 @@ the end in every case, also when it comes too late.
 
 import asyncio
 import logging
-import os
 import re
-import shutil
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sabot.checkpoint.delivery import Delivery
+from sabot.checkpoint.kept import KeptState, save_state
 from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredTask
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
 from sabot.disk import link_or_copy, make_folder, private
 from sabot.errors import CheckpointFailed, JobLocked, SabotError, UserError
 from sabot.exits import EXITS, carried
+from sabot.state.base import Cut, Snapshot
 from sabot.steps import step
 from sabot.threads import aside
 from sabot.watch import guarded, watched
 
-__all__ = ["Coordinator", "StateSnapshot", "TaskSnapshot"]
+__all__ = ["Coordinator", "TaskSnapshot"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,27 +44,17 @@ _OUTCOMES_KEPT = 128  # results of ended checkpoints that `wait` still knows
 _UNFINISHED_MAX = 128  # checkpoints in flight and queued behind it
 
 
-class StateSnapshot(Protocol):
-    """The state of a task at its barrier, taken and not yet written (`sabot.state.Snapshot`)."""
-
-    async def save(self, directory: Path) -> int:
-        """Write into `directory`, which is not there yet; -> bytes. Called once, again only after it raised."""
-
-    def discard(self) -> None:
-        """It is not needed any more, saved or not."""
-
-
 @dataclass
 class TaskSnapshot:
     """What a task was at its barrier.
 
-    `meta` goes into the manifest: JSON values with string keys. `files` are small blobs, `states` large ones. `sealed`: of the
-    exactly-once sinks that the task writes, the last part before the barrier.
+    `meta` goes into the manifest: JSON values with string keys. `files` are small blobs, `states` large ones: cuts, or what the
+    `snapshot` of a user's own backend gave. `sealed`: of the exactly-once sinks that the task writes, the last part before the barrier.
     """
 
     meta: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
-    states: Mapping[str, StateSnapshot] = field(default_factory=dict)
+    states: Mapping[str, Cut | Snapshot] = field(default_factory=dict)
     sealed: Mapping[str, int] = field(default_factory=dict)
 
     def discard(self) -> None:
@@ -73,35 +63,7 @@ class TaskSnapshot:
             try:
                 state.discard()
             except Exception:  # the others must go too; what stays is disk space, which a restart frees
-                _log.exception("state snapshot %s could not be discarded", name)
-
-
-class _KeptState:
-    """State of an ended task: saved once, then linked into every later checkpoint, also after one that failed."""
-
-    def __init__(self, state: StateSnapshot, storage: CheckpointStorage) -> None:
-        self._state = state
-        self._storage = storage
-        self._home: Path | None = None
-        self._nbytes = 0
-
-    async def save(self, directory: Path) -> int:
-        if self._home is None:
-            home = await aside(self._storage.keep)
-            try:
-                self._nbytes = await self._state.save(home / "state")
-                make_folder(home / "state")
-            except BaseException:
-                shutil.rmtree(home, ignore_errors=True)
-                raise
-            self._home = home
-        await aside(shutil.copytree, self._home / "state", directory, copy_function=os.link)
-        return self._nbytes
-
-    def discard(self) -> None:
-        self._state.discard()
-        if self._home is not None:
-            shutil.rmtree(self._home, ignore_errors=True)  # what resists goes with the next lock
+                _log.exception("state %s could not be discarded", name)
 
 
 @dataclass(frozen=True)
@@ -218,7 +180,7 @@ class Coordinator:
 
     def _detach(self, task: str, final: TaskSnapshot | None) -> None:
         if final is not None and self.storage is not None:
-            kept = {name: _KeptState(state, self.storage) for name, state in final.states.items()}
+            kept = {name: KeptState(state, self.storage) for name, state in final.states.items()}
             final = TaskSnapshot(final.meta, final.files, kept, final.sealed)
         self._tasks.pop(task, None)
         self._replace_final(task, final)
@@ -453,8 +415,7 @@ class Coordinator:
                 for state, path in stored.states.items():
                     make_folder((directory / path).parent)
                     with step("state write", path):
-                        await snapshot.states[state].save(directory / path)
-                    make_folder(directory / path)  # an empty state may have written nothing
+                        await save_state(snapshot.states[state], directory / path)
                 blobs.update((directory / path, snapshot.files[file]) for file, path in stored.files.items())
             links = {directory / path: file for path, file in parts.items()}
             return await aside(_finish, storage, manifest, blobs, links)

@@ -21,7 +21,7 @@ from sabot.codecs.json import schema_text
 from sabot.disk import make_folder
 from sabot.errors import UserError
 from sabot.faults import taking_over
-from sabot.operators.base import TIME_COLUMN, OperatorContext, OperatorState
+from sabot.operators.base import TIME_COLUMN, Cut, OperatorContext
 from sabot.operators.gathered import Extras, Gather
 from sabot.state.tables import TableStore
 
@@ -362,12 +362,12 @@ class Aggregator:
 
 
 class Snapshot:
-    """The state of an operator at a barrier (an `OperatorState`): that of its store, and batches beside it.
+    """The state of an operator at a barrier (an `Cut`): that of its store, and batches beside it.
 
     `files`: name -> (schema, batches); each becomes an Arrow IPC stream `NAME.arrow`; `tables`: the store's, in the folder "tables".
     """
 
-    def __init__(self, tables: OperatorState | None, files: dict[str, tuple[pa.Schema, list[pa.RecordBatch]]]) -> None:
+    def __init__(self, tables: Cut | None, files: dict[str, tuple[pa.Schema, list[pa.RecordBatch]]]) -> None:
         self._tables, self._files = tables, files
 
     def save(self, directory: Path) -> int:

@@ -19,13 +19,14 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_AFTER, UPDATE_BEFORE
+from sabot.state.base import Cut, Saved
 
 __all__ = [
     "DELETE",
@@ -36,10 +37,10 @@ __all__ = [
     "TIME_COLUMN",
     "UPDATE_AFTER",
     "UPDATE_BEFORE",
+    "Cut",
     "Operator",
     "OperatorContext",
-    "OperatorState",
-    "SavedState",
+    "Saved",
     "with_marks",
     "with_time",
     "without_marks",
@@ -68,24 +69,6 @@ def with_marks(schema: pa.Schema, *, op: bool, timed: bool) -> pa.Schema:
 def without_marks(schema: pa.Schema) -> pa.Schema:
     """The columns that users see: without event time and the op of changes."""
     return pa.schema([field for field in schema if field.name not in (TIME_COLUMN, OP_COLUMN)], schema.metadata)
-
-
-class OperatorState(Protocol):
-    """What an operator was at a barrier: taken in its thread, saved by another one while the operator goes on."""
-
-    def save(self, directory: Path) -> int:
-        """Writes into `directory`, which exists and is empty; -> bytes. Blocking, in any thread, at most once."""
-
-    def discard(self) -> None:
-        """It is not needed any more, saved or not. Idempotent; any thread."""
-
-
-@dataclass(frozen=True)
-class SavedState:
-    """The state of one operator in a checkpoint: what `OperatorState.save` wrote, and the facts beside it."""
-
-    directory: Path
-    facts: dict[str, Any]
 
 
 @dataclass
@@ -137,7 +120,7 @@ class Operator:
         """The columns of what goes to `context.side[name]`; after `open`. input: of what comes in."""
         return without_time(input)
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         """The state of a checkpoint comes back: one entry for each subtask that the operator had then."""
 
     def process(self, batch: Batch) -> None:
@@ -171,7 +154,7 @@ class Operator:
         """Nothing is in flight. The end of the input waits for that."""
         return True
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         """At a barrier: (facts for the manifest, JSON values; what must be saved beside it). Must be quick: it stops the rows."""
         return {}, None
 

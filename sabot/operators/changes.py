@@ -22,10 +22,10 @@ from sabot.operators.base import (
     OP_COLUMN,
     START_OF_TIME,
     TIME_COLUMN,
+    Cut,
     Operator,
     OperatorContext,
-    OperatorState,
-    SavedState,
+    Saved,
     with_time,
     without_marks,
 )
@@ -159,10 +159,10 @@ class Changelog(Operator):
     def advance(self, watermark_ms: int) -> None:
         self._watermark = watermark_ms
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         return {"watermark": self._watermark, **self.about_state(0)}, None
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         self._watermark = max(part.facts["watermark"] for part in saved)
 
     def state_schema(self) -> dict[str, Any]:
@@ -250,11 +250,11 @@ class Materialize(Operator):
             places = np.arange(start, min(start + _CHUNK_ROWS, int(ends[-1])))
             yield data.take(pa.array(np.searchsorted(ends, places, side="right")))
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         facts, state = self._there().snapshot()
         return {**facts, "given": self._given, **self.about_state(self._there().statistics()["groups"])}, state
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         context, store = self._context, self._there()
         if context.parallelism == 1 and len(saved) == 1 and context.only is None:
             store.restore(saved)

@@ -34,10 +34,10 @@ from sabot.operators.base import (
     OP_COLUMN,
     START_OF_TIME,
     TIME_COLUMN,
+    Cut,
     Operator,
     OperatorContext,
-    OperatorState,
-    SavedState,
+    Saved,
     with_marks,
     without_marks,
 )
@@ -139,11 +139,11 @@ class KeptGroups(Operator):
         times = batch.data.column(batch.schema.get_field_index(TIME_COLUMN))
         return (times if batch.selection is None else times.take(batch.selection)).to_numpy()
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         facts, state = self._there().snapshot()
         return {"tables": facts, **self.about_state(self._there().count)}, state
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         context = self._context
         some = context.parallelism > 1 or len(saved) > 1 or context.only is not None
         self._there().restore(saved, owned_groups(context, keyed=bool(self._names)) if some else None)
@@ -227,9 +227,9 @@ class Groups(ABC):
         """After each batch."""
 
     @abstractmethod
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]: ...
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]: ...
     @abstractmethod
-    def restore(self, saved: list[SavedState], owned: Owned | None) -> None:
+    def restore(self, saved: list[Saved], owned: Owned | None) -> None:
         """owned: says which key hashes are to be taken in; None: all."""
 
     @abstractmethod
@@ -269,15 +269,15 @@ class StoredGroups(Groups):
     def load(self, state: pa.RecordBatch) -> None:
         """What `saved` gave, of groups that the store has."""
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         facts, tables = self.store.snapshot()
         kept = list(self.saved())
         if tables is None and not kept:
             return facts, None
         return facts, Snapshot(tables, {_KEPT: (self.saved_schema, kept)} if kept else {})
 
-    def restore(self, saved: list[SavedState], owned: Owned | None) -> None:
-        self.store.restore([SavedState(part.directory / "tables", part.facts["tables"]) for part in saved], owned)
+    def restore(self, saved: list[Saved], owned: Owned | None) -> None:
+        self.store.restore([Saved(part.directory / "tables", part.facts["tables"]) for part in saved], owned)
         width = len(self.saved_schema) - self._beside()
         for part in saved:
             for state in read_batches(part.directory, _KEPT):
@@ -620,11 +620,11 @@ class LatestRows(Groups):
     def settle(self) -> None:
         """Rows have no budget to keep: see RowStore."""
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         return self._rows.snapshot()
 
-    def restore(self, saved: list[SavedState], owned: Owned | None) -> None:
-        parts = [SavedState(part.directory, part.facts["tables"]) for part in saved]
+    def restore(self, saved: list[Saved], owned: Owned | None) -> None:
+        parts = [Saved(part.directory, part.facts["tables"]) for part in saved]
         self._rows.restore(parts, owned)
         for rows in self._pieces():
             slots = self._known.resolve(rows, [rows.schema.get_field_index(name) for name in self._names])

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from sabot._cython.batch import Batch
 from sabot.errors import UserError
-from sabot.operators.base import DELETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN, OperatorContext, SavedState
+from sabot.operators.base import DELETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.sides import Joined, Result, Rows, Side, Sides, later
 from sabot.operators.weaving import same_rows
 
@@ -306,7 +306,7 @@ class Join(Joined):
     def _unknown_takes(self) -> int:
         return self._left.unknown_takes + self._right.unknown_takes
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         super().restore(saved)
         if self._context.subtask == 0:
             self._left.unknown_takes = sum(part.facts["unknown_takes"] for part in saved)
@@ -315,7 +315,7 @@ class Join(Joined):
                 [part.facts["now"] for part in saved if part.facts["now"] is not None], default=START_OF_TIME
             )
 
-    def _restore_side(self, side: Side, saved: list[SavedState], owned: Any) -> None:
+    def _restore_side(self, side: Side, saved: list[Saved], owned: Any) -> None:
         if self._broadcast and side is self._right:
             side.store.restore(saved[:1], None)  # it is the same in all
         else:

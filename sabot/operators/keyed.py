@@ -27,7 +27,7 @@ from sabot.operators.aggregates import (
     columns_schema,
     owned_groups,
 )
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
+from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
 from sabot.operators.gathered import fits
 from sabot.operators.sessions import (
     CHUNK_ROWS,
@@ -172,13 +172,13 @@ class RunningAggregate(_Keyed):
         for _, keys, calls in self._state.contents():
             yield pa.RecordBatch.from_arrays([*keys, *calls], names=names)
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         if self._store is not None:
             facts, state = self._store.snapshot()
             return {**facts, **self.about_state(self._groups())}, state
         return self.about_state(self._groups()), self._state.snapshot()
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         if self._store is not None:
             self._store.restore(saved, owned_groups(self._context, keyed=bool(self._names)))
         else:
@@ -250,10 +250,10 @@ class CountAggregate(_Keyed):
         for numbers in self._state.numbers():
             yield self._rows(self._runs, numbers)
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         return self.about_state(self._groups()), self._state.snapshot()
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         self._state.restore(saved, self._context)
 
     def statistics(self) -> dict[str, Any]:
@@ -310,9 +310,9 @@ class Deduplicate(_Keyed):
         if self._runs is not None:
             self._state.remove(self._runs.advance(watermark_ms))
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         facts: dict[str, Any] = {}
-        state: OperatorState | None = None
+        state: Cut | None = None
         if self._store is not None:
             facts, state = self._store.snapshot()
         elif runs := self._state.saved():
@@ -336,7 +336,7 @@ class Deduplicate(_Keyed):
                 names = [*self._names, "passed_at"]
                 yield pa.RecordBatch.from_arrays([*self._state.key_columns(numbers), passed], names=names)
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         if self._store is not None:
             self._store.restore(saved, owned_groups(self._context, keyed=bool(self._names)))
         else:
@@ -441,7 +441,7 @@ class Reduce(_Keyed):
         if self._runs is not None:
             self._end(self._runs.advance(watermark_ms))
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         runs, facts = self._state.saved(), self.about_state(self._groups())
         if not runs:
             return facts, None
@@ -460,7 +460,7 @@ class Reduce(_Keyed):
             rows = [self._made[run] for run in numbers.to_pylist()]
             yield pa.RecordBatch.from_pylist(rows, schema=self._row_schema)
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         for runs, rows in self._state.load(saved, self._context, "rows", self._row_schema):
             self._begin(runs.tolist())
             for run, row in zip(runs.tolist(), rows.to_pylist(), strict=True):
@@ -468,7 +468,7 @@ class Reduce(_Keyed):
 
 
 class _ReduceSnapshot:
-    """The rows of Reduce at a barrier (an OperatorState). They do not change: they become columns in the thread that saves them."""
+    """The rows of Reduce at a barrier (a Cut). They do not change: they become columns in the thread that saves them."""
 
     def __init__(
         self, run_schema: pa.Schema, runs: list[pa.RecordBatch], schema: pa.Schema, rows: list[Row | None]

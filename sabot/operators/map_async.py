@@ -26,10 +26,10 @@ from sabot.operators.aggregates import Snapshot, columns_schema, owned_groups, r
 from sabot.operators.answers import Answers, BatchAnswers, joined
 from sabot.operators.base import (
     TIME_COLUMN,
+    Cut,
     Operator,
     OperatorContext,
-    OperatorState,
-    SavedState,
+    Saved,
     with_time,
     without_marks,
     without_time,
@@ -375,7 +375,7 @@ class HeldCalls(Operator):
 
     # -- state --------------------------------------------------------------------------------------------------------
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         self._settle()
         facts: dict[str, Any] = {
             "subtask": self._context.subtask,
@@ -417,7 +417,7 @@ class HeldCalls(Operator):
             for chunk in segment.chunks.values():
                 yield chunk.data.take(pa.array(chunk.waiting()[0]))
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         context = self._context
         told: list[int | None] = []
         moved = False
@@ -446,7 +446,7 @@ class HeldCalls(Operator):
         all_of_them = context.only is not None or subtask % context.parallelism == context.subtask
         return lambda data: np.full(data.num_rows, all_of_them)
 
-    def _put_back(self, part: SavedState, marks: list[list[int]], mine: Callable[[pa.RecordBatch], Any] | None) -> None:
+    def _put_back(self, part: Saved, marks: list[list[int]], mine: Callable[[pa.RecordBatch], Any] | None) -> None:
         pieces = list(read_batches(part.directory, "rows"))
         done = self._read_done(part.directory)
         start = 0

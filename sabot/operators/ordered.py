@@ -14,10 +14,10 @@ from sabot.operators.aggregates import Snapshot, columns_schema, owned_groups, r
 from sabot.operators.base import (
     START_OF_TIME,
     TIME_COLUMN,
+    Cut,
     Operator,
     OperatorContext,
-    OperatorState,
-    SavedState,
+    Saved,
     without_time,
 )
 
@@ -91,7 +91,7 @@ class EventOrder(Operator):
         for start in range(0, rows.num_rows, _CHUNK_ROWS):
             self.emit(Batch(rows.slice(start, _CHUNK_ROWS)))
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         facts = {"watermark": self._watermark, **self.about_state(sum(data.num_rows for data in self._held))}
         return facts, Snapshot(None, {"held": (self._schema, list(self._held))})
 
@@ -106,7 +106,7 @@ class EventOrder(Operator):
         """The rows that are held back."""
         yield from self._held
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         owned = owned_groups(self._context, bool(self._keys))
         for part in saved:
             for data in read_batches(part.directory, "held"):

@@ -30,10 +30,10 @@ from sabot.operators.base import (
     END_OF_TIME,
     START_OF_TIME,
     TIME_COLUMN,
+    Cut,
     Operator,
     OperatorContext,
-    OperatorState,
-    SavedState,
+    Saved,
     with_time,
     without_time,
 )
@@ -270,10 +270,10 @@ class Over(Operator):
                 yield from part.contents()
                 return
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         files: Files = {}
         facts: dict[str, Any] = {"watermark": self._watermark}
-        tables: OperatorState | None = None
+        tables: Cut | None = None
         for part in self._parts:
             if isinstance(part, _Running):
                 facts["tables"], tables = part.store.snapshot()
@@ -285,7 +285,7 @@ class Over(Operator):
         facts |= self.about_state(max((part.groups() for part in self._parts), default=0))
         return facts, Snapshot(tables, files) if tables is not None or files else None
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         owned = owned_groups(self._context, bool(self._names))
         watermark = min((part.facts["watermark"] for part in saved), default=START_OF_TIME)
         if watermark < END_OF_TIME:  # else it was drained: time begins anew
@@ -346,7 +346,7 @@ class _Part:
         """Its files of a snapshot."""
         return {}
 
-    def restore(self, saved: list[SavedState], owned: Owned) -> None:
+    def restore(self, saved: list[Saved], owned: Owned) -> None:
         raise NotImplementedError
 
     def statistics(self) -> dict[str, int]:
@@ -386,8 +386,8 @@ class _Running(_Part):
     def contents(self) -> Iterator[pa.RecordBatch]:
         yield from self._aggregator.results(self.store, 0, self._aggregator.extras())
 
-    def restore(self, saved: list[SavedState], owned: Owned) -> None:
-        self.store.restore([SavedState(part.directory / "tables", part.facts["tables"]) for part in saved], owned)
+    def restore(self, saved: list[Saved], owned: Owned) -> None:
+        self.store.restore([Saved(part.directory / "tables", part.facts["tables"]) for part in saved], owned)
 
     def statistics(self) -> dict[str, int]:
         told = self.store.statistics()
@@ -448,7 +448,7 @@ class _Framed(_Part):
     def saved(self) -> Files:
         return _with_keys("frames", self._frames.export(), self._known)
 
-    def restore(self, saved: list[SavedState], owned: Owned) -> None:
+    def restore(self, saved: list[Saved], owned: Owned) -> None:
         expected = self._frames.export().schema
         for state in _restored(saved, "frames", self._known, owned, expected):
             self._frames.load(state)
@@ -523,7 +523,7 @@ class _Placed(_Part):
             files["earlier"] = (with_keys[0][0], [batch for _, batches in with_keys for batch in batches])
         return files
 
-    def restore(self, saved: list[SavedState], owned: Owned) -> None:
+    def restore(self, saved: list[Saved], owned: Owned) -> None:
         for state in _restored(saved, "places", self._known, owned, self._places.counters().schema):
             self._places.load(state)
         expected = pa.schema([*_MARKS, *self._places.columns])
@@ -581,7 +581,7 @@ class _Leading:
         waiting = self.table.export(CHUNK_ROWS)
         return {"waiting": (waiting[0].schema, waiting)} if waiting else {}
 
-    def restore(self, saved: list[SavedState], owned: Owned) -> None:
+    def restore(self, saved: list[Saved], owned: Owned) -> None:
         for part in saved:
             for state in read_batches(part.directory, "waiting"):
                 rows = state.select(range(len(_MARKS), state.num_columns))
@@ -676,7 +676,7 @@ def _with_keys(name: str, state: pa.RecordBatch, known: GroupTable) -> Files:
 
 
 def _restored(
-    saved: list[SavedState], name: str, known: GroupTable, owned: Owned, expected: pa.Schema
+    saved: list[Saved], name: str, known: GroupTable, owned: Owned, expected: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
     """The rows of the file `name` that belong here, with their slots as they are here."""
     width = len(expected)
@@ -690,7 +690,7 @@ def _restored(
             yield pa.RecordBatch.from_arrays([slots, *state.columns[1:width]], schema=expected)
 
 
-def _other_columns(part: SavedState) -> CorruptCheckpoint:
+def _other_columns(part: Saved) -> CorruptCheckpoint:
     return CorruptCheckpoint(
         f"{part.directory}: the state has other columns than the program now keeps",
         hint="keys and columns of over cannot change between a checkpoint and its restore",

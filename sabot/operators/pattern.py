@@ -29,7 +29,7 @@ from sabot.operators.aggregates import (
     owned_groups,
     read_batches,
 )
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
+from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
 from sabot.operators.casts import common_type
 from sabot.operators.expressions import Compiled, compile_expr, compile_predicate
 from sabot.operators.sessions import CHUNK_ROWS, key_table, result_schema, time_index
@@ -220,7 +220,7 @@ class Pattern(Operator):
     def _steps(self) -> list[str]:
         return [step.name for step in self._pattern.steps]
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         facts = {"watermark": self._watermark_ms, "late_rows": self._late_rows, **self.about_state(len(self._table))}
         if not len(self._table):
             return facts, None
@@ -230,7 +230,7 @@ class Pattern(Operator):
         saved = pa.RecordBatch.from_arrays(columns, names=names)
         return facts, _PatternSnapshot(saved, nodes, self._rows.frozen())
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         watermarks = [part.facts["watermark"] for part in saved]
         if watermarks and None not in watermarks and min(watermarks) < END_OF_TIME:
             self._watermark_ms = min(watermarks)  # at END_OF_TIME it was drained: time begins anew
@@ -297,7 +297,7 @@ class PatternState(Operator):
         self._keys = pa.schema([context.input.field(name) for name in self._names])
         return _contents_schema(self._keys)
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         for part in saved:
             for partials in read_batches(part.directory, "partials"):
                 keys = partials.columns[: len(self._keys)]
@@ -608,7 +608,7 @@ def _gathered(schema: pa.Schema, pieces: Sequence[pa.RecordBatch], first: Sequen
 
 
 class _PatternSnapshot:
-    """Partial matches at a barrier (an OperatorState). Their rows are looked up, and counted anew, in the thread that saves them."""
+    """Partial matches at a barrier (a Cut). Their rows are looked up, and counted anew, in the thread that saves them."""
 
     def __init__(self, partials: pa.RecordBatch, nodes: pa.RecordBatch, rows: Callable[[Any], pa.RecordBatch]) -> None:
         self._partials, self._nodes = partials, nodes

@@ -29,6 +29,7 @@ from sabot._cython.partition import KEY_GROUPS
 from sabot._cython.timers import EVENT, PROCESSING
 from sabot.api.process import ProcessSpec
 from sabot.codecs.json import schema_text
+from sabot.disk import make_folder
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates import Aggregator, Snapshot, columns_schema, owned_groups, read_batches
 from sabot.operators.base import (
@@ -36,17 +37,18 @@ from sabot.operators.base import (
     OP_COLUMN,
     START_OF_TIME,
     TIME_COLUMN,
+    Cut,
     Operator,
     OperatorContext,
-    OperatorState,
-    SavedState,
+    Saved,
     with_time,
 )
 from sabot.operators.process_columns import BatchForm
 from sabot.operators.process_rows import RowForm
 from sabot.operators.process_state import Form, Keyed, Side, parts_of
 from sabot.operators.sessions import time_index
-from sabot.state.keyed_values import Mine
+from sabot.state.base import Entry, Mine
+from sabot.state.keyed_values import load_values
 
 __all__ = ["Process", "saved_process"]
 
@@ -54,6 +56,7 @@ Array: TypeAlias = pa.Array
 
 _CHUNK_ROWS = 65_536
 _INTEGERS = {32: pa.int32(), 64: pa.int64()}
+_VALUES = "values"  # the folder of a checkpoint in which they are
 _BROADCAST = pa.schema([("name", pa.string()), ("key", pa.binary()), ("value", pa.binary())])
 
 
@@ -130,7 +133,7 @@ class Process(Operator):
             state.guard()
             self._form.fire(EVENT, watermark_ms, START_OF_TIME if passed is None else passed)
             state.timers.guard(0)
-        state.values.advance(watermark_ms)
+        state.forget_expired(watermark_ms)
 
     def poll(self, now_ms: int) -> None:
         state = self._keyed
@@ -166,9 +169,9 @@ class Process(Operator):
         assert self._state is not None, "open comes first"
         return self._state
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         state = self._keyed
-        values = state.values.cut()
+        values = None if state.values.is_empty else state.values.cut()
         facts = {"watermark": state.watermark_ms, "latest": state.latest_ms, "values": values is not None}
         facts |= self.about_state(state.values.statistics()["keys"] + len(state.timers))
         timers = _timers_cut(state) if state.timers else None
@@ -177,20 +180,19 @@ class Process(Operator):
             return facts, None
         return facts, _ProcessSnapshot(values, timers, maps)
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         state = self._keyed
         watermarks = [part.facts["watermark"] for part in saved]
         if watermarks and None not in watermarks and min(watermarks) < END_OF_TIME:
             # at END_OF_TIME it was drained: time begins anew
             state.watermark_ms = min(watermarks)
-            state.values.advance(state.watermark_ms)
+            state.forget_expired(state.watermark_ms)
         state.latest_ms = max([part.facts["latest"] for part in saved], default=START_OF_TIME)
         state.tell_time(state.now())
         mine = self._mine()
-        directories = [part.directory for part in saved if part.facts["values"]]
-        if directories:
-            passed = START_OF_TIME if state.watermark_ms is None else state.watermark_ms
-            state.values.take_over(directories, mine, passed)
+        directories = [part.directory / _VALUES for part in saved if part.facts["values"]]
+        passed = START_OF_TIME if state.watermark_ms is None else state.watermark_ms
+        load_values(state.values, directories, mine, passed)
         for part in saved:
             _load_timers(state, part.directory, owned_groups(self._context) if mine is not None else None)
         for part in saved[:1]:  # the same in all
@@ -248,10 +250,10 @@ class Process(Operator):
 
 
 class _ProcessSnapshot:
-    """The state at a barrier: an OperatorState."""
+    """The state at a barrier: a Cut."""
 
     def __init__(
-        self, values: Any, timers: "tuple[pa.RecordBatch, list[str]] | None", maps: dict[str, dict[bytes, bytes]]
+        self, values: Cut | None, timers: "tuple[pa.RecordBatch, list[str]] | None", maps: dict[str, dict[bytes, bytes]]
     ) -> None:
         self._values, self._timers, self._maps = values, timers, maps
 
@@ -271,7 +273,11 @@ class _ProcessSnapshot:
             ]
             files["broadcast"] = (_BROADCAST, [pa.RecordBatch.from_arrays(columns, schema=_BROADCAST)])
         written = Snapshot(None, files).save(directory)
-        return written + (0 if self._values is None else self._values.save(directory))
+        if self._values is None:
+            return written
+        folder = directory / _VALUES
+        make_folder(folder)
+        return written + self._values.save(folder)
 
     def discard(self) -> None:
         if self._values is not None:
@@ -324,10 +330,10 @@ def _load_timers(state: Keyed, directory: Path, owned: Callable[[pa.UInt64Array]
 
 
 def _those_with_hash(
-    entries: Iterator[tuple[str, bytes, bytes]],
+    entries: Iterator[Entry],
     keys: pa.Schema,
     only: Callable[[pa.UInt64Array], pa.BooleanArray],
-) -> Iterator[tuple[str, bytes, bytes]]:
+) -> Iterator[Entry]:
     """Entries of keys of which `only` says so."""
     for entry in entries:
         if only(hash_columns(_key_columns([parts_of(entry[1][2:])[0]], keys)))[0].as_py():

@@ -29,7 +29,7 @@ from sabot.operators.process_state import (
     plain_keys,
 )
 from sabot.operators.stateless import NO_ARROW
-from sabot.state.keyed_values import Values
+from sabot.state.base import StateBackend
 
 __all__ = ["BatchForm"]
 
@@ -249,7 +249,7 @@ class _BatchState:
 
     __slots__ = ("_form", "_values", "name")
 
-    def __init__(self, values: Values, form: BatchForm, name: str) -> None:
+    def __init__(self, values: StateBackend, form: BatchForm, name: str) -> None:
         self._values, self._form, self.name = values, form, namespace_of(name)
 
     def get_many(self, keys: Any) -> Array:

@@ -65,7 +65,7 @@ class RowForm(Form):
             state.latest_ms = max(state.latest_ms, max(times, default=START_OF_TIME))
         keys, stored = self._begin(side, batch, data)
         rows = data.select(side.names).to_pylist()
-        expiry, floor = state.values.expiry, START_OF_TIME if state.watermark_ms is None else state.watermark_ms
+        expiry, floor = state.expiry, START_OF_TIME if state.watermark_ms is None else state.watermark_ms
         out, stamps, take, at = self._out, self._times, self._take, 0
         state.broadcasting = not side.keys
         ctx._slot = -1

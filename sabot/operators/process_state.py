@@ -16,7 +16,8 @@ from sabot.api.process import ProcessSpec
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, without_marks
 from sabot.operators.sessions import key_table
-from sabot.state.keyed_values import PlainValue, Values, open_values
+from sabot.state.expiry import EventExpiry
+from sabot.state.keyed_values import PlainValue, open_values
 from sabot.state.reading import json_text
 from sabot.state.values import ListState, MapState
 
@@ -67,7 +68,8 @@ class Keyed:
         self.spec, self.keys, self.timed = spec, keys, timed
         self.known = key_table(keys)  # the keys that have timers
         self.timers = TimerTable()
-        self.values: Values = open_values(context.directory, context.memory_budget, spec.ttl_ms)
+        self.expiry = None if spec.ttl_ms is None else EventExpiry(spec.ttl_ms)
+        self.values = open_values(context.directory, context.memory_budget, self.expiry)
         self.maps: dict[str, SharedMap] = {}
         self.broadcasting = False  # it is the broadcast side's function that runs
         self.watermark_ms: int | None = None
@@ -97,8 +99,14 @@ class Keyed:
 
     def tell_time(self, at: int) -> None:
         """Values are read and put at this event time."""
-        if self.values.expiry is not None:
-            self.values.expiry.now_ms = at
+        if self.expiry is not None:
+            self.expiry.now_ms = at
+
+    def forget_expired(self, watermark_ms: int) -> None:
+        """Nobody reads values at a time before this any more."""
+        if self.expiry is not None:
+            self.expiry.passed_ms = watermark_ms
+            self.values.remove_expired()
 
     def slots(self, keys: Sequence[Array], hashes: pa.UInt64Array) -> pa.Int32Array:
         """Of these keys; new ones get one, and lose it in `settle` if they have no timer then."""

@@ -26,10 +26,10 @@ from sabot.operators.base import (
     OP_COLUMN,
     START_OF_TIME,
     TIME_COLUMN,
+    Cut,
     Operator,
     OperatorContext,
-    OperatorState,
-    SavedState,
+    Saved,
     with_marks,
     without_marks,
 )
@@ -87,7 +87,7 @@ class _Ranked(Operator):
     def _keys_of(self, rows: pa.RecordBatch) -> list[Array]:
         return [rows.column(index) for index in self._key_indices]
 
-    def _loaded(self, part: SavedState, owned: Callable[[pa.UInt64Array], pa.BooleanArray]) -> Iterator[pa.RecordBatch]:
+    def _loaded(self, part: Saved, owned: Callable[[pa.UInt64Array], pa.BooleanArray]) -> Iterator[pa.RecordBatch]:
         """Rows of a checkpoint that belong here: the columns, NUMBER_COLUMN, TIME_COLUMN and what else was saved beside them."""
         for data in read_batches(part.directory, "rows"):
             if not data.schema.remove_metadata().equals(self._saved_schema().remove_metadata()):
@@ -203,12 +203,12 @@ class TopN(_Ranked):
             while (rows := cut.read(CHUNK_ROWS)) is not None:
                 yield rows.select(self._rows.names)
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         table = self._rank_table()
         facts = self.about_state(len(self._known))
         return facts, _Saving(self._saved_schema(), [(None, table.cut())]) if len(table) else None
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         table = self._rank_table()
         owned = owned_groups(self._context, keyed=bool(self._names))
         for part in saved:
@@ -387,7 +387,7 @@ class WindowTopN(_Ranked):
         for end in self._shape.ends(self._starts, self._watermark - self._lateness):
             yield from self._results(end)
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         facts = {"watermark": self._watermark, "late_rows": self._late_rows, "arrivals": self._arrivals}
         facts |= self.about_state(sum(len(pane.known) for pane in self._panes.values()))
         cuts = [(start, pane.table.cut()) for start, pane in self._panes.items()]
@@ -397,7 +397,7 @@ class WindowTopN(_Ranked):
         ]
         return facts, _Saving(self._saved_schema(), cuts, reopened) if cuts else None
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         owned = owned_groups(self._context, keyed=bool(self._names))
         for part in saved:
             for data in self._loaded(part, owned):
@@ -468,7 +468,7 @@ class _Reading:
 
 
 class _Saving:
-    """Rows at a barrier (an OperatorState), those of panes with PANE_COLUMN: made columns and written by another thread."""
+    """Rows at a barrier (a Cut), those of panes with PANE_COLUMN: made columns and written by another thread."""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from sabot.codecs.json import schema_of_text
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.faults import taking_over
 from sabot.operators.aggregates import Call
-from sabot.operators.base import Operator, OperatorContext, SavedState, without_marks
+from sabot.operators.base import Operator, OperatorContext, Saved, without_marks
 from sabot.operators.changes import Materialize, Upsert
 from sabot.operators.groups import GroupAggregate
 from sabot.operators.joins import Join, TableLookup
@@ -69,7 +69,7 @@ def _reading(manifest: SavedJob) -> AbstractContextManager[None]:
     return taking_over("its state", f"checkpoint {manifest.checkpoint_id}")
 
 
-def parts_of(manifest: SavedJob, operator: str) -> dict[str, SavedState]:
+def parts_of(manifest: SavedJob, operator: str) -> dict[str, Saved]:
     """The state of an operator of a stream, by the task that saved it."""
     parts = {}
     for name, task in sorted(manifest.tasks.items()):
@@ -77,7 +77,7 @@ def parts_of(manifest: SavedJob, operator: str) -> dict[str, SavedState]:
         if facts is not None:
             saved = operator in task.states
             directory = manifest.state_directory(name, operator) if saved else Path("nothing was saved")
-            parts[name] = SavedState(directory, facts)
+            parts[name] = Saved(directory, facts)
     return parts
 
 
@@ -108,7 +108,7 @@ def _there(manifest: SavedJob) -> str:
 # Streams
 
 
-def _stream_state(name: str, parts: list[SavedState], key: Any) -> pa.Table:
+def _stream_state(name: str, parts: list[Saved], key: Any) -> pa.Table:
     reader = parts[0].facts.get("reader")
     schema = parts[0].facts.get("schema")
     if schema and schema["kind"] in _FIGURES:

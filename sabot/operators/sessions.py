@@ -25,7 +25,7 @@ from sabot.operators.aggregates import (
     owned_groups,
     read_batches,
 )
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, OperatorState, SavedState
+from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
 
 __all__ = ["KeyedRuns", "Numbered", "SessionAggregate", "window_words"]
 
@@ -126,11 +126,11 @@ class SessionAggregate(Operator):
             columns = [*keys, first.view(_TIMESTAMP), end.view(_TIMESTAMP), *calls, pa.array(end.to_numpy() - 1)]
             yield pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         facts = {"watermark": self._watermark_ms, "late_rows": self._late_rows}
         return {**facts, **self.about_state(len(self._sessions))}, self._state.snapshot()
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         watermarks = [part.facts["watermark"] for part in saved]
         if watermarks and None not in watermarks and min(watermarks) < END_OF_TIME:
             # at END_OF_TIME it was drained: time begins anew
@@ -202,7 +202,7 @@ class KeyedRuns:
         return pieces
 
     def load(
-        self, saved: list[SavedState], context: OperatorContext, beside: str, schema: pa.Schema
+        self, saved: list[Saved], context: OperatorContext, beside: str, schema: pa.Schema
     ) -> Iterator[tuple[Any, pa.RecordBatch]]:
         """Takes the runs of keys that belong here in; -> (their numbers, the same rows of the file `beside`), piece by piece.
 
@@ -303,7 +303,7 @@ class Numbered(KeyedRuns):
             self._forget(self._slot_of[numbers.to_numpy()])
             super().remove(numbers)
 
-    def snapshot(self) -> OperatorState | None:
+    def snapshot(self) -> Cut | None:
         """All of it, copied."""
         runs, states = self.saved(), []
         for part in runs:
@@ -314,7 +314,7 @@ class Numbered(KeyedRuns):
             return None
         return Snapshot(None, {"runs": (self.saved_schema, runs), "states": (self._aggregator.states, states)})
 
-    def restore(self, saved: list[SavedState], context: OperatorContext) -> None:
+    def restore(self, saved: list[Saved], context: OperatorContext) -> None:
         """What `snapshot` took, of the keys that belong here."""
         schema = self._aggregator.states
         for numbers, states in self.load(saved, context, "states", schema):

@@ -18,16 +18,16 @@ from sabot.operators.base import (
     INSERT,
     OP_COLUMN,
     TIME_COLUMN,
+    Cut,
     Operator,
     OperatorContext,
-    OperatorState,
-    SavedState,
+    Saved,
     with_marks,
     without_marks,
 )
 from sabot.operators.changes import net
 from sabot.operators.weaving import same_rows
-from sabot.state.rows import RowStore, part_of, together
+from sabot.state.rows import RowStore, together
 
 __all__ = ["CHUNK_ROWS", "Emission", "Joined", "Result", "Rows", "Side", "Sides", "later"]
 
@@ -454,7 +454,7 @@ class Joined(Operator):
         """What a snapshot says beside the rows."""
         return {"late_rows": self._late_rows}
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         facts, states = self._facts(), {}
         rows = 0
         for side in self._kept_sides():
@@ -463,16 +463,16 @@ class Joined(Operator):
             states[side.name] = state
         return {**facts, **self.about_state(rows)}, together(states)
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         context = self._context
         some = context.parallelism > 1 or len(saved) > 1 or context.only is not None
         owned = owned_groups(context, bool(self._sides.left_keys)) if some else None
         for side in self._kept_sides():
-            self._restore_side(side, [part_of(part, side.name) for part in saved], owned)
+            self._restore_side(side, [part.part(side.name) for part in saved], owned)
         if context.subtask == 0:  # the job's sum stays what it was
             self._late_rows = sum(part.facts["late_rows"] for part in saved)
 
-    def _restore_side(self, side: Side, saved: list[SavedState], owned: Any) -> None:
+    def _restore_side(self, side: Side, saved: list[Saved], owned: Any) -> None:
         side.store.restore(saved, owned)
 
     def state_schema(self) -> dict[str, Any]:

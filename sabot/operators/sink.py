@@ -18,9 +18,9 @@ from sabot.operators.base import (
     TIME_COLUMN,
     UPDATE_AFTER,
     UPDATE_BEFORE,
+    Cut,
     Operator,
     OperatorContext,
-    OperatorState,
     without_marks,
 )
 
@@ -100,7 +100,7 @@ class SinkWriter(Operator):
             self.sink.write(Batch(data, None, batch.topic))
         self.rows_out += data.num_rows
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         with self._named():
             self.sink.flush()
         self.sealed = self.sink.sealed

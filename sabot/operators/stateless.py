@@ -22,10 +22,10 @@ from sabot.operators.base import (
     INSERT,
     OP_COLUMN,
     TIME_COLUMN,
+    Cut,
     Operator,
     OperatorContext,
-    OperatorState,
-    SavedState,
+    Saved,
     with_marks,
     with_time,
     without_marks,
@@ -204,14 +204,14 @@ class Sample(Operator):
             selection = kept if batch.selection is None else batch.selection.take(kept)
             self.emit(batch.with_selection(selection, batch.hashes))
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         state = self._random.bit_generator.state["state"]
         return {"state": str(state["state"]), "inc": str(state["inc"]), **self.about_state(0)}, None
 
     def state_schema(self) -> dict[str, Any]:
         return {"kind": "sample", "fraction": self._fraction, "seed": self._seed}
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         if len(saved) == 1:  # with another parallelism there are other generators
             own = {name: int(saved[0].facts[name]) for name in ("state", "inc")}
             self._random.bit_generator.state = {**self._random.bit_generator.state, "state": own}

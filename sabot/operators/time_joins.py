@@ -24,7 +24,7 @@ from sabot.operators.base import (
     TIME_COLUMN,
     UPDATE_BEFORE,
     OperatorContext,
-    SavedState,
+    Saved,
 )
 from sabot.operators.panes import TimeWindow, WindowShape
 from sabot.operators.sessions import window_words
@@ -77,7 +77,7 @@ class _TimedJoin(Joined):
     def _facts(self) -> dict[str, Any]:
         return {**super()._facts(), "watermark": self._watermark}
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         super().restore(saved)
         watermark = min((part.facts["watermark"] for part in saved), default=START_OF_TIME)
         if watermark < END_OF_TIME:  # else it was drained: time begins anew
@@ -370,7 +370,7 @@ class WindowJoin(_TimedJoin):
         if len(chosen):
             self._emit_alone(side, chosen.taken(), np.full(len(chosen), end - 1), (start, end))
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         super().restore(saved)
         for side in (self._left, self._right):
             times = side.table.orders(side.table.below(END_OF_TIME)).to_numpy()
@@ -548,7 +548,7 @@ class AsofJoin(_TimedJoin):
         self._right.table.remove(pa.array(ended[over]))
         self._ended = ended[~over]
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         super().restore(saved)
         if self._right_changes:
             table = self._right.table

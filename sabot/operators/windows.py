@@ -33,10 +33,10 @@ from sabot.operators.base import (
     END_OF_TIME,
     START_OF_TIME,
     TIME_COLUMN,
+    Cut,
     Operator,
     OperatorContext,
-    OperatorState,
-    SavedState,
+    Saved,
 )
 from sabot.operators.gathered import Extras, joined
 from sabot.operators.panes import PANE_COLUMN, TimeWindow, WindowShape
@@ -245,7 +245,7 @@ class WindowAggregate(Operator):
             for end in self._shape.ends(self._panes, self._watermark - self._lateness):
                 yield from self._results(merged, end)
 
-    def snapshot(self) -> tuple[dict[str, Any], OperatorState | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         tables_facts, tables = self._store.snapshot()
         files: dict[str, tuple[pa.Schema, list[pa.RecordBatch]]] = {}
         if self._aggregator.needs_slots:
@@ -266,11 +266,11 @@ class WindowAggregate(Operator):
         }
         return facts, Snapshot(tables, files) if tables is not None or files else None
 
-    def restore(self, saved: list[SavedState]) -> None:
+    def restore(self, saved: list[Saved]) -> None:
         context = self._context
         some = context.parallelism > 1 or len(saved) > 1 or context.only is not None
         owned = owned_groups(context, bool(self._keys)) if some else None
-        self._store.restore([SavedState(part.directory / "tables", part.facts["tables"]) for part in saved], owned)
+        self._store.restore([Saved(part.directory / "tables", part.facts["tables"]) for part in saved], owned)
         self._panes = sorted(self._store.panes)
         self._extras.update((pane, self._aggregator.extras()) for pane in self._panes)
         for part in saved:

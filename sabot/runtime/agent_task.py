@@ -20,7 +20,6 @@ import pyarrow as pa
 from sabot._cython.batch import Batch
 from sabot._cython.border import validate
 from sabot._cython.channel import END, Barrier, Gate
-from sabot.calls import Resume
 from sabot.checkpoint import Coordinator, TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs.records import RECORD_SCHEMA
@@ -32,7 +31,8 @@ from sabot.operators import AgentOperator
 from sabot.runtime.feeding import AgentSource
 from sabot.runtime.reading import Reader
 from sabot.runtime.writing import AgentSink, SinkPort
-from sabot.state import HeldWrites, MemoryBackend, RocksDBBackend, Snapshot, StateBackend
+from sabot.state import HeldWrites, Snapshot, StateBackend
+from sabot.state.base import Cut, LocalBackend
 from sabot.watch import watched
 
 __all__ = ["AgentTask", "OperatorPort", "positions_of"]
@@ -84,8 +84,10 @@ class AgentTask:
     ) -> None:
         self.name = name
         self.backend = backend
-        ours = backend is None or type(backend).snapshot in (MemoryBackend.snapshot, RocksDBBackend.snapshot)
-        self.state = backend if backend is None or ours else HeldWrites(backend)  # what agents read and write
+        at_once = backend is None or (
+            isinstance(backend, LocalBackend) and type(backend).snapshot is LocalBackend.snapshot
+        )
+        self.state = backend if backend is None or at_once else HeldWrites(backend)  # what agents read and write
         self.operators: dict[str, AgentOperator] = {}  # upstream before downstream
         self.sinks: list[SinkPort] = []
         self.sources: list[AgentSource] = []
@@ -271,27 +273,17 @@ class AgentTask:
         )
         ack.add_done_callback(lambda _: self._acks.pop(checkpoint_id, None))
 
-    def _cut_state(self) -> asyncio.Future[Snapshot] | None:
-        """The cut is taken when this returns; the snapshot itself comes later.
-
-        Our backends cut before they first suspend, so that much of the snapshot is run here and now. A user's own
-        `snapshot` may do other things first, so writes are held back until it has ended.
-        """
+    def _cut_state(self) -> "Cut | asyncio.Future[Snapshot] | None":
+        """The state as it is now. A user's own `snapshot` may do other things first: writes are held back until it has ended."""
         if self.backend is None:
             return None
-        if isinstance(self.state, HeldWrites):
-            self.state.hold()
-            taking = self._loop.create_task(_users(self.backend.snapshot()))
-            taking.add_done_callback(lambda _: self._let_go())
-            return taking
-        snapshot = self.backend.snapshot()
-        try:
-            waiting = snapshot.send(None)
-        except StopIteration as stop:
-            done: asyncio.Future[Snapshot] = self._loop.create_future()
-            done.set_result(stop.value)
-            return done
-        return asyncio.ensure_future(_rest_of(Resume(_call, snapshot, waiting)))
+        if not isinstance(self.state, HeldWrites):
+            assert isinstance(self.backend, LocalBackend)
+            return self.backend.cut()
+        self.state.hold()
+        taking = self._loop.create_task(_users(self.backend.snapshot()))
+        taking.add_done_callback(lambda _: self._let_go())
+        return taking
 
     def _let_go(self) -> None:
         assert isinstance(self.state, HeldWrites)
@@ -304,27 +296,25 @@ class AgentTask:
         self,
         checkpoint_id: int,
         snapshot: TaskSnapshot,
-        state: asyncio.Future[Snapshot] | None,
+        state: "Cut | asyncio.Future[Snapshot] | None",
         flushes: list[asyncio.Future[Mapping[str, int]]],
     ) -> None:
-        """The cut is complete when the state is safe and every sink has flushed what was put before it."""
-        parts: list[asyncio.Future[Any]] = [*([] if state is None else [state]), *flushes]
+        """The cut is complete when a user's own backend has taken its snapshot, and every sink has flushed what was put before it."""
+        parts: list[asyncio.Future[Any]] = [*([state] if isinstance(state, asyncio.Future) else []), *flushes]
         try:
             results = await asyncio.shield(asyncio.gather(*parts, return_exceptions=True))
         except asyncio.CancelledError:  # the checkpoint was given up
-            if state is not None:
-                state.add_done_callback(_discard)
+            _discard(state)
             raise
         errors = [result for result in results if isinstance(result, BaseException)]
         if errors:
-            if state is not None:
-                _discard(state)
+            _discard(state)
             if exit_in(errors[0]) is not None:
                 self.break_down("state", errors[0])
             self._coordinator.decline(checkpoint_id, self.name, str(errors[0]))
             return
         if state is not None:
-            snapshot.states = {"state": state.result()}
+            snapshot.states = {"state": state.result() if isinstance(state, asyncio.Future) else state}
         snapshot.sealed = {lane: seq for flush in flushes for lane, seq in flush.result().items()}
         self._coordinator.acknowledge(checkpoint_id, self.name, snapshot)
 
@@ -489,12 +479,15 @@ class AgentTask:
                 yield Sample("sabot_records_in_total", operator.rows_out, operator.port.name, agent_id)
 
 
-def _call(step: Callable[..., Any], *values: Any) -> Any:
-    return step(*values)
+def _discard(state: "Cut | asyncio.Future[Snapshot] | None") -> None:
+    """State that no checkpoint will keep, once it is there."""
+    if isinstance(state, asyncio.Future):
+        state.add_done_callback(_discard_result)
+    elif state is not None:
+        state.discard()
 
 
-def _discard(state: asyncio.Future[Snapshot]) -> None:
-    """A snapshot that no checkpoint will keep."""
+def _discard_result(state: "asyncio.Future[Snapshot]") -> None:
     if not state.cancelled() and state.exception() is None:
         state.result().discard()
 
@@ -505,11 +498,6 @@ async def _users(snapshot: Coroutine[Any, Any, Snapshot]) -> Snapshot:
         return await snapshot
     except EXITS as asked:
         raise carried(asked, "the user's StateBackend") from asked
-
-
-async def _rest_of(snapshot: Resume) -> Snapshot:
-    taken: Snapshot = await snapshot
-    return taken
 
 
 def positions_of(rows: list[list[Any]]) -> Positions:

@@ -17,11 +17,12 @@ from sabot._cython.batch import Batch
 from sabot._cython.channel import IDLE, Channel
 from sabot.api.nodes import Read, Write
 from sabot.checkpoint import Coordinator, Manifest, TaskSnapshot
+from sabot.checkpoint.kept import SavedAlready
 from sabot.clock import Clock
 from sabot.codecs import Codec, JsonCodec, TableCodec
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
-from sabot.disk import link_or_copy, make_folder, own_folder
+from sabot.disk import make_folder, own_folder
 from sabot.errors import SabotError, UserError
 from sabot.faults import taking_over
 from sabot.metrics import Sample
@@ -105,20 +106,6 @@ class _SideRoad:
 
     def __call__(self, batch: Batch) -> None:
         self.receive(batch)
-
-
-class _Carried:
-    """The state of a task that had ended, as the checkpoint has it, for those to come."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    async def save(self, directory: Path) -> int:
-        await aside(lambda: shutil.copytree(self._directory, directory, copy_function=link_or_copy))
-        return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-
-    def discard(self) -> None:
-        """It belongs to the checkpoint that was restored."""
 
 
 class StreamJob:
@@ -205,7 +192,7 @@ class StreamJob:
         if not all(lane.finished for lane_id, lane in restored.lanes.items() if lane_id.startswith("streams.")):
             return False
         for name, task in stored.items():
-            states = {state: _Carried(restored.state_directory(name, state)) for state in task.states}
+            states = {state: SavedAlready(restored.state_directory(name, state)) for state in task.states}
             self.around.coordinator.detach(name, TaskSnapshot(task.meta, {}, states))
         self.was_complete = True
         self._over.set_result(None)

@@ -10,7 +10,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from sabot._cython.batch import Batch
@@ -22,9 +21,10 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import InternalError, SabotError, UserError
 from sabot.exits import EXITS, carried
 from sabot.faults import taking_over
-from sabot.operators.base import END_OF_TIME, START_OF_TIME, Operator, OperatorState, SavedState
+from sabot.operators.base import END_OF_TIME, START_OF_TIME, Operator
 from sabot.runtime.inputs import Input
-from sabot.threads import Handle, aside, threads
+from sabot.state.base import Cut, Saved
+from sabot.threads import Handle, threads
 
 __all__ = ["Chain", "Link", "Output", "StreamTask", "close_tasks", "receiver_of", "refused"]
 
@@ -232,23 +232,6 @@ class Chain:
             operator.close()
 
 
-class _Saved:
-    """An operator's state as the coordinator saves it."""
-
-    def __init__(self, state: OperatorState) -> None:
-        self._state = state
-
-    async def save(self, directory: Path) -> int:
-        return await aside(self._write, directory)
-
-    def _write(self, directory: Path) -> int:
-        directory.mkdir(parents=True, exist_ok=True)
-        return self._state.save(directory)
-
-    def discard(self) -> None:
-        self._state.discard()
-
-
 class Cuts(Protocol):
     """Who hears of the cuts of a task, in its thread: the coordinator of the checkpoints, or who acknowledges for the task."""
 
@@ -293,7 +276,7 @@ class StreamTask:
         """The thread begins to take elements."""
         self.handle.start()
 
-    def restore(self, operators: Mapping[str, list[SavedState]]) -> None:
+    def restore(self, operators: Mapping[str, list[Saved]]) -> None:
         """The states of a checkpoint, by operator id; before `start`."""
         for operator in self.chain.operators:
             saved = operators.get(operator.id)
@@ -422,11 +405,11 @@ class StreamTask:
 
     def _snapshot(self) -> TaskSnapshot:
         facts: dict[str, Any] = {}
-        states: dict[str, _Saved] = {}
+        states: dict[str, Cut] = {}
         for operator in self.chain.operators:
             facts[operator.id], state = operator.snapshot()
             if state is not None:
-                states[operator.id] = _Saved(state)
+                states[operator.id] = state
         texts = {each.id: each.text for each in self.chain.operators if facts[each.id] or each.id in states}
         meta = {"ended": self.ended, "input": self.input.facts(), "operators": facts, "texts": texts}
         sealed = {lane: seq for each in self.chain.operators for lane, seq in each.sealed.items()}

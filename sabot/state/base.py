@@ -1,4 +1,10 @@
-"""The contract of state backends. What is written here, `tests/contracts/test_state_contract.py` checks for each.
+"""The contracts of state: of what a barrier takes from any store, and of the backends of agents and process functions.
+
+    cut        in memory: what a store was at a barrier. Taken by a plain call, saved by another thread
+    saved      on disk: the files of a cut, and the facts beside them in the manifest
+    snapshot   what `await backend.snapshot()` gives to users: a cut that can be saved, or that was
+
+What is written here of backends, `tests/contracts/test_state_contract.py` checks for each.
 
 A backend keeps opaque bytes under (namespace, key). Keys come encoded by `sabot._cython.rows.state_key`, values as
 msgpack; so every read gives a copy, and the same types come back, whatever the backend.
@@ -8,23 +14,60 @@ do not suspend. `items`, `namespaces` and `statistics` may also be called from a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 from sabot.config import Duration, parse_bytes, parse_seconds
 from sabot.errors import UserError
+from sabot.state.files import made_whole
+from sabot.threads import aside
 
-__all__ = ["BackendConfig", "ClosedTables", "Snapshot", "StateBackend", "next_snapshot_id"]
+__all__ = [
+    "BackendConfig",
+    "BackendCut",
+    "ClosedTables",
+    "Cut",
+    "Entry",
+    "LocalBackend",
+    "LocalSnapshot",
+    "Mine",
+    "Saved",
+    "Snapshot",
+    "StateBackend",
+]
 
 _snapshot_ids = count(1)
 
+Entry: TypeAlias = tuple[str, bytes, bytes]
+"""Namespace, key, stored value."""
 
-def next_snapshot_id() -> int:
-    """Grows with every snapshot of this process."""
-    return next(_snapshot_ids)
+Mine: TypeAlias = Callable[[Iterator[Entry]], Iterator[Entry]]
+"""Entries of a checkpoint -> those that belong to this subtask."""
+
+
+class Cut(Protocol):
+    """What a store was at a barrier. Taking it copies nothing that is large, and does not wait."""
+
+    def save(self, directory: Path) -> int:
+        """Writes into `directory`, which exists and is empty; -> bytes. May block. Any thread; again only after it raised."""
+
+    def discard(self) -> None:
+        """The cut is not needed any more, saved or not; what was saved stays. Idempotent; any thread."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A cut as a checkpoint gives it back: the directory into which `Cut.save` wrote, and the facts beside it in the manifest."""
+
+    directory: Path
+    facts: dict[str, Any]
+
+    def part(self, name: str) -> "Saved":
+        """What was saved under this name, where several stores were saved together."""
+        return Saved(self.directory / name, self.facts[name])
 
 
 @dataclass(frozen=True)
@@ -77,7 +120,7 @@ class Snapshot(ABC):
     sealed: bool
 
     @abstractmethod
-    def entries(self) -> Iterator[tuple[str, bytes, bytes]]:
+    def entries(self) -> Iterator[Entry]:
         """(namespace, key, stored value), each namespace in one run. May block. Raises CorruptCheckpoint naming the file."""
 
     @abstractmethod
@@ -144,6 +187,104 @@ class StateBackend(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Lets go of everything; nothing is saved. Idempotent. Reading or writing afterwards is a UserError."""
+
+
+class BackendCut(ABC):
+    """The values of a backend at one moment: as they were at its `cut`, or as the files of a saved cut have them. It is a Cut."""
+
+    sealed: bool
+    """The values carry an expiry (see `expiry.py`)."""
+    path: Path | None = None
+    """Where its files are; None: it has none, the values are in memory."""
+
+    @abstractmethod
+    def entries(self) -> Iterator[Entry]:
+        """(namespace, key, stored value), each namespace in one run. May block. Raises CorruptCheckpoint naming the file."""
+
+    @abstractmethod
+    def save(self, directory: Path) -> int:
+        """Writes into `directory`, which exists and is empty; -> bytes, which are on the disk then (fsync). May block."""
+
+    @abstractmethod
+    def saved_in(self, directory: Path) -> "BackendCut":
+        """The same values, of the files that `save` wrote there."""
+
+    def wait(self) -> None:  # noqa: B027  nothing to wait for, unless a subclass says so
+        """Blocks until all values are where `save` and `entries` find them. Raises CheckpointFailed."""
+
+    def discard(self) -> None:  # noqa: B027  most hold nothing there
+        """Drops what the cut holds on disk in the backend's own directory. Idempotent."""
+
+
+class LocalSnapshot(Snapshot):
+    """The snapshot of a LocalBackend: its cut, or the files into which the cut was saved."""
+
+    def __init__(self, cut: BackendCut) -> None:
+        self.id = next(_snapshot_ids)
+        self.cut = cut
+        self.path, self.sealed = cut.path, cut.sealed
+
+    def entries(self) -> Iterator[Entry]:
+        return self.cut.entries()
+
+    async def save(self, directory: Path) -> int:
+        size = await aside(self._save, directory)
+        self.cut.discard()
+        self.cut, self.path = self.cut.saved_in(directory), directory
+        return size
+
+    def _save(self, directory: Path) -> int:
+        with made_whole(directory) as partial:
+            return self.cut.save(partial)
+
+    def discard(self) -> None:
+        self.cut.discard()
+
+
+class LocalBackend(StateBackend):
+    """A backend that works by plain calls, so that it can also be used where there is no event loop.
+
+    The coroutines of the contract are made of those calls here, once.
+    """
+
+    @property
+    @abstractmethod
+    def is_empty(self) -> bool:
+        """There is nothing to be saved: it holds no value, and no file of an earlier one."""
+
+    @abstractmethod
+    def cut(self) -> BackendCut:
+        """All values as they are now. It does not wait; `save` raises CheckpointFailed for what could not be written."""
+
+    @abstractmethod
+    def load(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None = None, passed: bytes = b"") -> None:
+        """The state becomes that of the parts together, all else is forgotten.
+
+        mine: says which entries count; None: all. passed: values that had expired by this mark need not come back. May block.
+        Raises CorruptCheckpoint naming the file; the backend then holds what it held before.
+        """
+
+    def remove_expired(self) -> None:
+        """Values whose time to live has passed may go: nobody reads them any more (`Expiry.passed_mark`)."""
+
+    @abstractmethod
+    def shut(self) -> None:
+        """Lets go of everything; nothing is saved. May block. Idempotent."""
+
+    async def snapshot(self) -> Snapshot:
+        snapshot = LocalSnapshot(self.cut())
+        try:
+            await aside(snapshot.cut.wait)
+        except BaseException:
+            snapshot.discard()
+            raise
+        return snapshot
+
+    async def restore(self, snapshot: Snapshot) -> None:
+        await aside(self.load, [snapshot.cut if isinstance(snapshot, LocalSnapshot) else snapshot])
+
+    async def close(self) -> None:
+        await aside(self.shut)
 
 
 class ClosedTables(dict[str, Any]):

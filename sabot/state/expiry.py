@@ -1,37 +1,54 @@
 """Time to live, once for all backends: a stored value carries the moment at which it stops counting.
 
-    sealed value = 8 bytes expiry (ms since 1970 UTC, big endian) + value
+    sealed value = 8 bytes expiry (big endian) + value
 
-The time is processing time, read from the backend's clock. An expired value reads as absent; it is removed at a snapshot.
+Of agents the time is processing time, read from the backend's clock (ms since 1970 UTC). Of process functions it is event time, which the
+owner tells (ms since 1970 UTC plus 2**63, so that times before 1970 sort as bytes). An expired value reads as absent; it is removed later:
+at a cut, or when the watermark says that nobody can read it any more.
 """
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
 
 from sabot.clock import Clock
+from sabot.state.base import BackendCut, Entry, Mine, Snapshot
 
-__all__ = ["Expiry", "convert"]
+__all__ = ["EventExpiry", "Expiry", "ExpiryOrder", "converted", "event_mark"]
 
 _WIDTH = 8
+_ZERO = 1 << 63  # of event times in sealed values
+_BUCKETS = 16  # in a time to live: the precision to which memory knows when a value expires
+
+Tables = dict[str, dict[bytes, bytes]]
 
 
 class Expiry:
     """Seals values that live `ttl_ms` from now, and opens those that are still alive."""
 
-    __slots__ = ("_clock", "_ttl_ms")
+    __slots__ = ("_clock", "ttl_ms")
 
     def __init__(self, ttl_ms: int, clock: Clock) -> None:
-        self._ttl_ms = ttl_ms
+        self.ttl_ms = ttl_ms
         self._clock = clock
 
     def now_mark(self) -> bytes:
         """A sealed value is expired when its first 8 bytes are not greater than this."""
         return int(self._clock.time() * 1000).to_bytes(_WIDTH, "big")
 
-    def _end_mark(self) -> bytes:
-        return (int(self._clock.time() * 1000) + self._ttl_ms).to_bytes(_WIDTH, "big")
+    def passed_mark(self) -> bytes:
+        """Values that had expired by then may be removed: nobody reads at an earlier time any more."""
+        return self.now_mark()
+
+    def end_mark(self) -> bytes:
+        """The expiry of a value that is written now."""
+        return (int(self._clock.time() * 1000) + self.ttl_ms).to_bytes(_WIDTH, "big")
+
+    def order(self) -> "ExpiryOrder":
+        """What finds expired values in tables in memory; one for each backend."""
+        return ExpiryOrder()
 
     def seal(self, value: bytes | None) -> bytes | None:
-        return None if value is None else self._end_mark() + value
+        return None if value is None else self.end_mark() + value
 
     def open(self, sealed: bytes | None) -> bytes | None:
         if sealed is None or sealed[:_WIDTH] <= self.now_mark():
@@ -39,7 +56,7 @@ class Expiry:
         return sealed[_WIDTH:]
 
     def seal_many(self, values: Sequence[bytes | None]) -> list[bytes | None]:
-        end = self._end_mark()
+        end = self.end_mark()
         return [None if value is None else end + value for value in values]
 
     def open_many(self, sealed: Sequence[bytes | None]) -> list[bytes | None]:
@@ -47,13 +64,122 @@ class Expiry:
         return [None if value is None or value[:_WIDTH] <= now else value[_WIDTH:] for value in sealed]
 
 
-def convert(value: bytes, sealed: bool, expiry: Expiry | None) -> bytes:
-    """A stored value of a snapshot as a backend with `expiry` keeps it: a job may gain or lose its ttl between two runs.
+class EventExpiry(Expiry):
+    """Expiry by event time. Its owner sets `now_ms` before he reads or writes, and `passed_ms` as the watermark rises."""
 
-    What had no expiry gets a full time to live from now; what had one loses it.
+    __slots__ = ("now_ms", "passed_ms")
+
+    def __init__(self, ttl_ms: int) -> None:
+        self.ttl_ms = ttl_ms
+        self.now_ms = self.passed_ms = -_ZERO
+
+    def now_mark(self) -> bytes:
+        return event_mark(self.now_ms)
+
+    def passed_mark(self) -> bytes:
+        return event_mark(self.passed_ms)
+
+    def end_mark(self) -> bytes:
+        return event_mark(self.now_ms + self.ttl_ms)
+
+    def order(self) -> "ExpiryOrder":
+        return _ByBucket(self)
+
+
+def event_mark(ms: int) -> bytes:
+    """An event time as sealed values carry it."""
+    return min(ms + _ZERO, 2**64 - 1).to_bytes(_WIDTH, "big")
+
+
+class ExpiryOrder:
+    """Finds the expired values of tables in memory without looking at the others.
+
+    Processing time does not run backwards, so values expire in the order in which they were written: that of the dict.
     """
+
+    def written(self, namespace: str, table: dict[bytes, bytes], keys: Iterable[bytes]) -> None:
+        """The keys are about to be written: a key that is written again becomes the youngest."""
+        for key in keys:
+            table.pop(key, None)
+
+    def restored(self, tables: Tables) -> Tables:
+        """The tables of a checkpoint, in the order of expiry."""
+        return {name: dict(sorted(table.items(), key=lambda pair: pair[1][:_WIDTH])) for name, table in tables.items()}
+
+    def remove(self, tables: Tables, passed: bytes) -> None:
+        """Removes the values whose expiry is not above `passed`. Costs what it removes, not what there is."""
+        for table in tables.values():
+            expired = []
+            for key, value in table.items():  # the oldest first
+                if value[:_WIDTH] > passed:
+                    break
+                expired.append(key)
+            for key in expired:
+                del table[key]
+
+
+class _ByBucket(ExpiryOrder):
+    """Event time may run backwards from row to row: keys are noted by the stretch of time, a bucket, in which their values expire.
+
+    A bucket is looked at once, when all of it has passed.
+    """
+
+    def __init__(self, expiry: EventExpiry) -> None:
+        self._expiry = expiry
+        self._width = max(expiry.ttl_ms // _BUCKETS, 1)
+        self._due: dict[
+            int, dict[str, set[bytes]]
+        ] = {}  # bucket -> namespace -> keys that were written to expire in it
+        self._buckets: list[int] = []  # a heap of those
+
+    def written(self, namespace: str, table: dict[bytes, bytes], keys: Iterable[bytes]) -> None:
+        self._expiring(namespace, self._expiry.now_ms + self._expiry.ttl_ms).update(keys)
+
+    def restored(self, tables: Tables) -> Tables:
+        self._due, self._buckets = {}, []
+        for namespace, table in tables.items():
+            for key, value in table.items():
+                self._expiring(namespace, int.from_bytes(value[:_WIDTH], "big") - _ZERO).add(key)
+        return tables
+
+    def remove(self, tables: Tables, passed: bytes) -> None:
+        passed_ms = int.from_bytes(passed, "big") - _ZERO
+        while self._buckets and (self._buckets[0] + 1) * self._width <= passed_ms:
+            for namespace, keys in self._due.pop(heapq.heappop(self._buckets)).items():
+                table = tables.get(namespace, {})
+                for key in keys:
+                    value = table.get(key)
+                    if value is not None and value[:_WIDTH] <= passed:
+                        del table[key]
+
+    def _expiring(self, namespace: str, until_ms: int) -> set[bytes]:
+        bucket = until_ms // self._width
+        known = self._due.get(bucket)
+        if known is None:
+            known = self._due[bucket] = {}
+            heapq.heappush(self._buckets, bucket)
+        keys = known.get(namespace)
+        if keys is None:
+            keys = known[namespace] = set()
+        return keys
+
+
+def converted(
+    parts: Iterable[BackendCut | Snapshot], mine: Mine | None, passed: bytes, expiry: Expiry | None
+) -> Iterator[Entry]:
+    """The entries of the parts as a backend with `expiry` keeps them. mine, passed: see `LocalBackend.load`."""
+    for part in parts:
+        entries = part.entries()
+        if part.sealed and passed:
+            entries = (entry for entry in entries if entry[2][:_WIDTH] > passed)
+        for namespace, key, value in entries if mine is None else mine(entries):
+            yield namespace, key, _converted(value, part.sealed, expiry)
+
+
+def _converted(value: bytes, sealed: bool, expiry: Expiry | None) -> bytes:
+    """A job may gain or lose its ttl between two runs: what had no expiry gets a full time to live from now; what had one loses it."""
     if sealed and expiry is None:
         return value[_WIDTH:]
     if not sealed and expiry is not None:
-        return expiry._end_mark() + value
+        return expiry.end_mark() + value
     return value

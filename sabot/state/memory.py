@@ -12,12 +12,10 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.disk import private
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.faults import unreadable
-from sabot.state.base import BackendConfig, ClosedTables, Snapshot, StateBackend, next_snapshot_id
-from sabot.state.expiry import Expiry, convert
-from sabot.state.files import made_whole
-from sabot.threads import aside
+from sabot.state.base import BackendConfig, BackendCut, ClosedTables, Entry, LocalBackend, Mine, Snapshot
+from sabot.state.expiry import Expiry, converted
 
-__all__ = ["STATE_FILE", "MemoryBackend", "MemorySnapshot"]
+__all__ = ["STATE_FILE", "MemoryBackend", "MemoryCut", "SavedFile"]
 
 STATE_FILE = "state.arrow"
 _FORMAT = b"1"
@@ -34,22 +32,33 @@ _SAMPLE = 1000
 Tables = dict[str, dict[bytes, bytes]]
 
 
-class MemorySnapshot(Snapshot):
-    """A shallow copy of the tables, or the file that it was saved to."""
+class MemoryCut(BackendCut):
+    """A shallow copy of the tables."""
 
     def __init__(self, tables: Tables, *, sealed: bool) -> None:
-        self.id = next_snapshot_id()
-        self.path: Path | None = None
         self.sealed = sealed
-        self._tables: Tables | None = tables
+        self._tables = tables
 
-    @classmethod
-    def load(cls, directory: Path) -> "MemorySnapshot":
-        """The snapshot saved in `directory`; its rows are read at `entries`. Raises CorruptCheckpoint."""
+    def entries(self) -> Iterator[Entry]:
+        for namespace, table in self._tables.items():
+            for key, value in table.items():
+                yield namespace, key, value
+
+    def save(self, directory: Path) -> int:
+        return _write(self.entries(), directory, sealed=self.sealed)
+
+    def saved_in(self, directory: Path) -> "SavedFile":
+        return SavedFile(directory)
+
+
+class SavedFile(BackendCut):
+    """The file into which a MemoryCut was saved; its rows are read at `entries`. Raises CorruptCheckpoint."""
+
+    path: Path
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory
         file = directory / STATE_FILE
-        snapshot = cls({}, sealed=False)
-        snapshot._tables = None
-        snapshot.path = directory
         try:
             with pa.memory_map(str(file)) as data:
                 metadata = pa.ipc.open_file(data).schema.metadata or {}
@@ -57,16 +66,9 @@ class MemorySnapshot(Snapshot):
             raise unreadable(f"{file}: cannot be read as state", error) from error
         if metadata.get(b"sabot.state") != _FORMAT:
             raise CorruptCheckpoint(f"{file}: is no state of this version of Sabot")
-        snapshot.sealed = metadata.get(b"sabot.sealed") == b"1"
-        return snapshot
+        self.sealed = metadata.get(b"sabot.sealed") == b"1"
 
-    def entries(self) -> Iterator[tuple[str, bytes, bytes]]:
-        if self._tables is not None:
-            for namespace, table in self._tables.items():
-                for key, value in table.items():
-                    yield namespace, key, value
-            return
-        assert self.path is not None
+    def entries(self) -> Iterator[Entry]:
         file = self.path / STATE_FILE
         try:
             with pa.memory_map(str(file)) as data:
@@ -78,30 +80,28 @@ class MemorySnapshot(Snapshot):
         except (OSError, pa.ArrowInvalid) as error:
             raise unreadable(f"{file}: cannot be read as state", error) from error
 
-    async def save(self, directory: Path) -> int:
-        size = await aside(self._save, directory)
-        self.path = directory
-        return size
+    def save(self, directory: Path) -> int:
+        return _write(self.entries(), directory, sealed=self.sealed)
 
-    def _save(self, directory: Path) -> int:
-        metadata = {b"sabot.state": _FORMAT, b"sabot.sealed": b"1" if self.sealed else b"0"}
-        with made_whole(directory) as partial:
-            file = partial / STATE_FILE
-            # Python's own file, not Arrow's: a failed write must raise here, also the one that happens at close
-            with open(file, "xb", opener=private) as out:
-                with pa.ipc.new_file(out, _SCHEMA.with_metadata(metadata)) as writer:
-                    for batch in _batches(self.entries()):
-                        writer.write_batch(batch)
-                out.flush()
-                os.fsync(out.fileno())
-                return out.tell()
-
-    def discard(self) -> None:
-        """Nothing: before `save` it holds no file, afterwards the directory belongs to whoever asked for it."""
+    def saved_in(self, directory: Path) -> "SavedFile":
+        return SavedFile(directory)
 
 
-def _batches(entries: Iterator[tuple[str, bytes, bytes]]) -> Iterator[pa.RecordBatch]:
-    rows: list[tuple[str, bytes, bytes]] = []
+def _write(entries: Iterator[Entry], directory: Path, *, sealed: bool) -> int:
+    """The entries as a file in the directory; -> its bytes."""
+    metadata = {b"sabot.state": _FORMAT, b"sabot.sealed": b"1" if sealed else b"0"}
+    # Python's own file, not Arrow's: a failed write must raise here, also the one that happens at close
+    with open(directory / STATE_FILE, "xb", opener=private) as out:
+        with pa.ipc.new_file(out, _SCHEMA.with_metadata(metadata)) as writer:
+            for batch in _batches(entries):
+                writer.write_batch(batch)
+        out.flush()
+        os.fsync(out.fileno())
+        return out.tell()
+
+
+def _batches(entries: Iterator[Entry]) -> Iterator[pa.RecordBatch]:
+    rows: list[Entry] = []
     size = 0
     for entry in entries:
         rows.append(entry)
@@ -113,26 +113,30 @@ def _batches(entries: Iterator[tuple[str, bytes, bytes]]) -> Iterator[pa.RecordB
         yield _batch(rows)
 
 
-def _batch(rows: list[tuple[str, bytes, bytes]]) -> pa.RecordBatch:
+def _batch(rows: list[Entry]) -> pa.RecordBatch:
     columns = zip(*rows, strict=True)
     return pa.record_batch(
         [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
     )
 
 
-class MemoryBackend(StateBackend):
+class MemoryBackend(LocalBackend):
     """All state in this process; it survives a crash only where its snapshots are saved.
 
-    A snapshot copies the tables, not the values: about 10 ms of the owner's time for a million keys. With `ttl` it also drops
-    what has expired: values are kept in the order in which they were written, so this costs only what it drops.
+    A cut copies the tables, not the values: about 10 ms of the owner's time for a million keys. With `ttl` it also drops
+    what has expired, which costs only what it drops.
     """
 
-    def __init__(self, config: BackendConfig | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, config: BackendConfig | None = None, *, clock: Clock = SYSTEM_CLOCK, expiry: Expiry | None = None
+    ) -> None:
+        """expiry: says when values expire, in place of the config's ttl."""
         config = config or BackendConfig()
         if config.backend_type != "memory":
             raise UserError(f"MemoryBackend got a config for {config.backend_type!r}")
         self.config = config
-        self._expiry = None if config.ttl_ms is None else Expiry(config.ttl_ms, clock)
+        self._expiry = Expiry(config.ttl_ms, clock) if expiry is None and config.ttl_ms is not None else expiry
+        self._order = None if self._expiry is None else self._expiry.order()
         self.expires = self._expiry is not None
         self._tables: Tables = {}
 
@@ -149,10 +153,11 @@ class MemoryBackend(StateBackend):
             table = self._tables[namespace] = {}
         if value is None:
             table.pop(key, None)
-        elif self._expiry is None:
+        elif self._expiry is None or self._order is None:
             table[key] = value
         else:
-            self.write_many(namespace, [key], [value])
+            self._order.written(namespace, table, (key,))
+            table[key] = self._expiry.end_mark() + value
 
     def read_many(self, namespace: str, keys: Sequence[bytes]) -> list[bytes | None]:
         values: list[bytes | None] = list(map((self._tables.get(namespace) or {}).get, keys))
@@ -162,10 +167,9 @@ class MemoryBackend(StateBackend):
         table = self._tables.get(namespace)
         if table is None:
             table = self._tables[namespace] = {}
-        if self._expiry is not None:
+        if self._expiry is not None and self._order is not None:
             values = self._expiry.seal_many(values)
-            for key in keys:
-                table.pop(key, None)  # written again: moves to the end of the dict, the youngest
+            self._order.written(namespace, table, keys)
         for key, value in zip(keys, values, strict=True):
             if value is None:
                 table.pop(key, None)
@@ -197,35 +201,25 @@ class MemoryBackend(StateBackend):
                 size += sum(len(key) + len(value) for key, value in sample) * len(table) // len(sample)
         return {"keys": keys, "bytes": size}
 
-    async def snapshot(self) -> MemorySnapshot:
+    @property
+    def is_empty(self) -> bool:
+        return not any(self._tables.values())
+
+    def cut(self) -> MemoryCut:
         self._tables.get("")  # a closed backend says so
-        if self._expiry is not None:
-            _drop_expired(self._tables, self._expiry.now_mark())
-        tables = {name: table.copy() for name, table in self._tables.items() if table}
-        return MemorySnapshot(tables, sealed=self.expires)
+        self.remove_expired()
+        return MemoryCut({name: table.copy() for name, table in self._tables.items() if table}, sealed=self.expires)
 
-    async def restore(self, snapshot: Snapshot) -> None:
+    def load(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None = None, passed: bytes = b"") -> None:
         self._tables.get("")
-        self._tables = await aside(self._rebuilt, snapshot)
-
-    def _rebuilt(self, snapshot: Snapshot) -> Tables:
         tables: Tables = {}
-        for namespace, key, value in snapshot.entries():
-            tables.setdefault(namespace, {})[key] = convert(value, snapshot.sealed, self._expiry)
-        if self._expiry is not None:  # the order of expiry, which the snapshot of another backend does not keep
-            tables = {name: dict(sorted(table.items(), key=lambda pair: pair[1][:8])) for name, table in tables.items()}
-        return tables
+        for namespace, key, value in converted(parts, mine, passed, self._expiry):
+            tables.setdefault(namespace, {})[key] = value
+        self._tables = tables if self._order is None else self._order.restored(tables)
 
-    async def close(self) -> None:
+    def remove_expired(self) -> None:
+        if self._expiry is not None and self._order is not None:
+            self._order.remove(self._tables, self._expiry.passed_mark())
+
+    def shut(self) -> None:
         self._tables = ClosedTables()
-
-
-def _drop_expired(tables: Tables, now_mark: bytes) -> None:
-    for table in tables.values():
-        expired = []
-        for key, value in table.items():  # the oldest first
-            if value[:8] > now_mark:
-                break
-            expired.append(key)
-        for key in expired:
-            del table[key]

@@ -7,11 +7,11 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import checked_path
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.redaction import redacted_url
-from sabot.state.base import BackendConfig, Snapshot, StateBackend
-from sabot.state.memory import STATE_FILE, MemoryBackend, MemorySnapshot
-from sabot.state.rocksdb import RocksDBBackend, RocksDBSnapshot
+from sabot.state.base import BackendConfig, BackendCut, LocalSnapshot, Snapshot, StateBackend
+from sabot.state.memory import STATE_FILE, MemoryBackend, SavedFile
+from sabot.state.rocksdb import RocksDBBackend, SavedDatabase
 
-__all__ = ["load_snapshot", "open_backend", "state_directory"]
+__all__ = ["load_snapshot", "open_backend", "saved_values", "state_directory"]
 
 _HINT = 'write "memory", a directory, or rocksdb:///absolute/directory'
 
@@ -52,10 +52,15 @@ def open_backend(
     return RocksDBBackend(BackendConfig("rocksdb", directory / directory_name, **config), clock=clock)
 
 
+def saved_values(directory: Path) -> BackendCut:
+    """The values that were saved in `directory`, by whichever backend. Raises CorruptCheckpoint naming what is missing."""
+    if (directory / STATE_FILE).exists():
+        return SavedFile(directory)
+    if (directory / "CURRENT").exists():
+        return SavedDatabase(directory)
+    raise CorruptCheckpoint(f"{directory}: holds no state ({STATE_FILE} or CURRENT is missing)")
+
+
 def load_snapshot(directory: Path) -> Snapshot:
     """The snapshot that was saved in `directory`, of whichever backend. Raises CorruptCheckpoint naming what is missing."""
-    if (directory / STATE_FILE).exists():
-        return MemorySnapshot.load(directory)
-    if (directory / "CURRENT").exists():
-        return RocksDBSnapshot.load(directory)
-    raise CorruptCheckpoint(f"{directory}: holds no state ({STATE_FILE} or CURRENT is missing)")
+    return LocalSnapshot(saved_values(directory))

@@ -1,6 +1,6 @@
 """State in RocksDB, behind a write-back cache.
 
-    write -> dirty ──(budget or snapshot)──> flushing ──(worker thread)──> RocksDB
+    write -> dirty ──(budget or cut)──> flushing ──(worker thread)──> RocksDB
     read  <- dirty <- flushing <- young <- old <- RocksDB
 
 `dirty` and `flushing` hold what RocksDB does not have yet; `young` and `old` are copies of what it has, and of what it is known
@@ -10,10 +10,9 @@ Files, below the directory of the backend:
 
     lock            held by the one process that uses the directory
     db/<n>/         the database; never an authority: a start wipes it, a restore builds it anew
-    snapshots/<n>/  snapshots that are not saved or discarded yet
+    snapshots/<n>/  cuts that are not saved or discarded yet
 """
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
@@ -23,13 +22,12 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.disk import make_folder, own_folder
 from sabot.errors import CheckpointFailed, SabotError, UserError
 from sabot.faults import hint_of, unreadable
-from sabot.state.base import BackendConfig, ClosedTables, Snapshot, StateBackend, next_snapshot_id
+from sabot.state.base import BackendConfig, BackendCut, ClosedTables, Entry, LocalBackend, Mine, Snapshot
 from sabot.state.database import Database, database_options, read_database, read_mark
-from sabot.state.expiry import Expiry, convert
-from sabot.state.files import link_tree, lock_directory, made_whole, remove_tree
-from sabot.threads import aside
+from sabot.state.expiry import Expiry, converted
+from sabot.state.files import link_tree, lock_directory, remove_tree
 
-__all__ = ["RocksDBBackend", "RocksDBSnapshot"]
+__all__ = ["RocksDBBackend", "RocksDBCut", "SavedDatabase"]
 
 _Entries = dict[bytes, bytes | None]
 _UNKNOWN = b"\x00unknown"  # compared by identity
@@ -37,42 +35,55 @@ _ENTRY_BYTES = 150  # two bytes objects and a place in a dict, beside their cont
 _IMPORT_BYTES = 32 << 20
 
 
-class RocksDBSnapshot(Snapshot):
-    """A directory of hard links that RocksDB can open."""
+class RocksDBCut(BackendCut):
+    """A directory of hard links that RocksDB can open. The thread that writes the dirty values makes it, behind them."""
 
-    def __init__(self, path: Path, *, sealed: bool, owned: bool) -> None:
-        self.id = next_snapshot_id()
-        self.path: Path | None = path
+    path: Path
+
+    def __init__(self, directory: Path, made: "Future[Exception | None]", *, sealed: bool) -> None:
+        self.path = directory
         self.sealed = sealed
-        self._directory = path
-        self._owned = owned
+        self._made = made
 
-    @classmethod
-    def load(cls, directory: Path) -> "RocksDBSnapshot":
-        """The snapshot saved in `directory`. Raises CorruptCheckpoint."""
-        return cls(directory, sealed=read_mark(directory), owned=False)
+    def wait(self) -> None:
+        error = self._made.result()
+        if error is not None:
+            raise CheckpointFailed(
+                f"state directory {self.path.parent.parent}: {error}", hint=hint_of(error)
+            ) from error
 
-    @property
-    def directory(self) -> Path:
-        return self._directory
+    def entries(self) -> Iterator[Entry]:
+        self.wait()
+        return read_database(self.path)
 
-    def entries(self) -> Iterator[tuple[str, bytes, bytes]]:
-        return read_database(self._directory)
+    def save(self, directory: Path) -> int:
+        self.wait()
+        return link_tree(self.path, directory)
 
-    async def save(self, directory: Path) -> int:
-        size = await aside(self._save, directory)
-        self.discard()
-        self.path = self._directory = directory
-        self._owned = False
-        return size
-
-    def _save(self, directory: Path) -> int:
-        with made_whole(directory) as partial:
-            return link_tree(self._directory, partial)
+    def saved_in(self, directory: Path) -> "SavedDatabase":
+        return SavedDatabase(directory)
 
     def discard(self) -> None:
-        if self._owned:
-            remove_tree(self._directory)
+        self._made.add_done_callback(lambda _: remove_tree(self.path))
+
+
+class SavedDatabase(BackendCut):
+    """The directory into which a RocksDBCut was saved. Raises CorruptCheckpoint."""
+
+    path: Path
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory
+        self.sealed = read_mark(directory)
+
+    def entries(self) -> Iterator[Entry]:
+        return read_database(self.path)
+
+    def save(self, directory: Path) -> int:
+        return link_tree(self.path, directory)
+
+    def saved_in(self, directory: Path) -> "SavedDatabase":
+        return SavedDatabase(directory)
 
 
 class _Table:
@@ -87,7 +98,7 @@ class _Table:
         self.old: _Entries = {}
 
 
-class RocksDBBackend(StateBackend):
+class RocksDBBackend(LocalBackend):
     """State that may be larger than memory. Of `memory_budget` a sixth each is for what is written and not yet on its way
     to RocksDB and for what is on its way, a quarter for RocksDB's blocks, and the rest for copies of what RocksDB has.
 
@@ -95,12 +106,13 @@ class RocksDBBackend(StateBackend):
     Raises JobLocked at construction when another process, or another backend, has the directory.
     """
 
-    def __init__(self, config: BackendConfig, *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, config: BackendConfig, *, clock: Clock = SYSTEM_CLOCK, expiry: Expiry | None = None) -> None:
+        """expiry: says when values expire, in place of the config's ttl."""
         if config.backend_type != "rocksdb" or config.path is None:
             raise UserError(f"RocksDBBackend got a config for {config.backend_type!r}")
         self.config = config
         self.path = Path(config.path).absolute()
-        self._expiry = None if config.ttl_ms is None else Expiry(config.ttl_ms, clock)
+        self._expiry = Expiry(config.ttl_ms, clock) if expiry is None and config.ttl_ms is not None else expiry
         self.expires = self._expiry is not None
         self._dirty_limit = config.budget_bytes // 6
         self._young_limit = config.budget_bytes // 12
@@ -185,52 +197,46 @@ class RocksDBBackend(StateBackend):
     def statistics(self) -> dict[str, int]:
         """`keys` and `bytes` are RocksDB's estimates plus what is not written yet; `cached_*` and `dirty_*` are in memory."""
         tables = list(self._tables.values())
-        dirty = sum(len(table.dirty) + len(table.flushing) for table in tables)
+        dirty, dirty_bytes = sum(len(table.dirty) for table in tables), self._dirty_bytes
+        if self._failed is not None or not all(job.done() for job in list(self._jobs)):  # else RocksDB counts them
+            dirty += sum(len(table.flushing) for table in tables)
+            dirty_bytes += self._flushing_bytes
         figures = self._database.statistics()
         return {
             "keys": figures["keys"] + dirty,
-            "bytes": figures["bytes"] + self._dirty_bytes + self._flushing_bytes,
+            "bytes": figures["bytes"] + dirty_bytes,
             "dirty_keys": dirty,
-            "dirty_bytes": self._dirty_bytes + self._flushing_bytes,
+            "dirty_bytes": dirty_bytes,
             "cached_keys": sum(len(table.young) + len(table.old) for table in tables),
             "cached_bytes": self._young_bytes + self._old_bytes,
         }
 
-    async def snapshot(self) -> RocksDBSnapshot:
+    @property
+    def is_empty(self) -> bool:
+        return not self._dirty_bytes and not self._jobs and not self._database.namespaces()
+
+    def cut(self) -> RocksDBCut:
         self._tables.get("")  # a closed backend says so
         if all(job.done() for job in self._jobs):
             self._settle()
         directory = self.path / "snapshots" / str(next(self._numbers))
-        snapshot = RocksDBSnapshot(directory, sealed=self.expires, owned=True)
-        job = self._start(directory)
-        try:
-            await asyncio.wait([asyncio.wrap_future(job)])
-        except asyncio.CancelledError:
-            job.add_done_callback(lambda _: snapshot.discard())
-            raise
-        if self._jobs and self._jobs[-1] is job:
-            self._settle()
-        error = job.result()
-        if error is not None:
-            snapshot.discard()
-            raise CheckpointFailed(f"state directory {self.path}: {error}", hint=hint_of(error)) from error
-        return snapshot
+        return RocksDBCut(directory, self._start(directory), sealed=self.expires)
 
-    async def restore(self, snapshot: Snapshot) -> None:
+    def load(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None = None, passed: bytes = b"") -> None:
         self._tables.get("")
         self._settle()
-        database = await aside(self._rebuilt, snapshot)
+        database = self._rebuilt(parts, mine, passed)
         previous, self._database = self._database, database
         self._tables = {}
         self._dirty_bytes = self._young_bytes = self._old_bytes = 0
         previous.close()
         remove_tree(previous.directory)
 
-    async def close(self) -> None:
+    def shut(self) -> None:
         if isinstance(self._tables, ClosedTables):
             return
         self._tables = ClosedTables()
-        await aside(self._worker.shutdown)
+        self._worker.shutdown()
         self._database.close()
         self._lock.close()
 
@@ -282,20 +288,26 @@ class RocksDBBackend(StateBackend):
                 table.dirty = {}
         self._flushing_bytes += self._dirty_bytes
         self._dirty_bytes = 0
-        job = self._worker.submit(self._write_out, parts, directory)
+        passed = None if self._expiry is None else self._expiry.passed_mark()
+        job = self._worker.submit(self._write_out, parts, directory, passed)
         self._jobs.append(job)
         return job
 
-    def _write_out(self, parts: list[tuple[str, _Entries]], directory: Path | None) -> Exception | None:
-        """In the worker thread; an error goes back to the owner, who then still has everything."""
+    def _write_out(
+        self, parts: list[tuple[str, _Entries]], directory: Path | None, passed: bytes | None
+    ) -> Exception | None:
+        """In the worker thread; an error goes back to the owner, who then still has everything.
+
+        passed: values that had expired by this mark leave the database before a checkpoint of it.
+        """
         if self._failed is not None:
             return self._failed  # what an earlier job could not write belongs to this cut too
         try:
             for namespace, entries in parts:
                 self._database.write(namespace, entries)
             if directory is not None:
-                if self._expiry is not None:
-                    self._database.remove_expired(self._expiry.now_mark())
+                if passed is not None:
+                    self._database.remove_expired(passed)
                 self._database.checkpoint(directory)
         except Exception as error:
             self._failed = error
@@ -335,16 +347,18 @@ class RocksDBBackend(StateBackend):
         except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
             raise UserError(f"state directory {self.path}: {error}", hint=hint_of(error)) from error
 
-    def _rebuilt(self, snapshot: Snapshot) -> Database:
+    def _rebuilt(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None, passed: bytes) -> Database:
         directory = self.path / "db" / str(next(self._numbers))
+        source = parts[0] if len(parts) == 1 and mine is None else None
         try:
-            if isinstance(snapshot, RocksDBSnapshot) and snapshot.sealed == self.expires:
+            if isinstance(source, RocksDBCut | SavedDatabase) and source.sealed == self.expires:
+                source.wait()
                 make_folder(directory)
-                link_tree(snapshot.directory, directory)
+                link_tree(source.path, directory)
                 return Database(directory, self._options, sealed=self.expires)
             database = Database(directory, self._options, sealed=self.expires)
             try:
-                self._import(database, snapshot)
+                self._import(database, converted(parts, mine, passed, self._expiry))
             except BaseException:
                 database.close()
                 raise
@@ -353,17 +367,17 @@ class RocksDBBackend(StateBackend):
             remove_tree(directory)
             if isinstance(error, SabotError) or not isinstance(error, Exception):
                 raise
-            raise unreadable(f"{snapshot.path}: cannot be restored", error) from error
+            raise unreadable(f"{parts[0].path}: cannot be restored", error) from error
 
-    def _import(self, database: Database, snapshot: Snapshot) -> None:
+    def _import(self, database: Database, entries: Iterator[Entry]) -> None:
         part: _Entries = {}
         size = 0
         current = ""
-        for namespace, key, value in snapshot.entries():
+        for namespace, key, value in entries:
             if namespace != current or size > _IMPORT_BYTES:
                 database.write(current, part)
                 current, part, size = namespace, {}, 0
-            part[key] = convert(value, snapshot.sealed, self._expiry)
+            part[key] = value
             size += _size(key, value)
         database.write(current, part)
 

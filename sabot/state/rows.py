@@ -13,11 +13,11 @@ put together, and one is written anew when most of its rows have gone: so there 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +29,10 @@ from sabot._cython.row_table import ALIVE, RowCut, RowTable
 from sabot.disk import make_folder, private
 from sabot.errors import CorruptCheckpoint
 from sabot.faults import unreadable
+from sabot.state.base import Cut, Saved
 from sabot.state.files import link_file, remove_tree
 
-__all__ = ["RowStore", "SavedRows", "Together", "part_of", "together"]
+__all__ = ["RowStore", "Together", "together"]
 
 Array: TypeAlias = pa.Array
 Owned = Callable[[pa.UInt64Array], pa.BooleanArray]
@@ -46,24 +47,6 @@ _BLOCK_BITS = 16  # of an id: its place in a block of `alive.arrow`
 _SPARSE = 4  # a segment is written anew when one of so many rows has stayed
 _COUNTS = {1: np.int8, 2: np.int16, 4: np.int32}
 _NONE = {"first": 0, "rows": 0, "kind": 2, "data": b"", "counts": b""}  # of ALIVE: no row of the block
-
-
-class SavedRows(Protocol):
-    """A snapshot as a checkpoint gives it back: where `save` wrote, and the facts beside it."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def directory(self) -> Path: ...
-    @property
-    def facts(self) -> dict[str, Any]: ...
-
-
-class State(Protocol):
-    """What is saved beside the facts of a snapshot: `operators.base.OperatorState`."""
-
-    def save(self, directory: Path) -> int: ...
-    def discard(self) -> None: ...
 
 
 class RowStore:
@@ -94,7 +77,7 @@ class RowStore:
         self._segments: list[_Segment] = []
         self._snapshots = 0
 
-    def snapshot(self) -> tuple[dict[str, Any], State | None]:
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         """The rows as they are now: facts (JSON values), and what is to be saved, which is read while the owner goes on."""
         facts = {"format": _FORMAT, "rows": len(self.table)}
         self._snapshots += 1
@@ -106,7 +89,7 @@ class RowStore:
             piece.segment or _Segment(piece.first, piece.end, piece.alive, self._snapshots, cut, self._directory)
             for piece in self._pieces(cut)
         ]
-        state = _RowSnapshot([segment.hold() for segment in segments], cut)
+        state = _RowsCut([segment.hold() for segment in segments], cut)
         if self._directory is not None:
             self._keep(segments)
         return facts, state
@@ -140,7 +123,7 @@ class RowStore:
             if alive:
                 yield _Piece(first, last, alive, None)
 
-    def restore(self, saved: Sequence[SavedRows], owned: Owned | None = None) -> None:
+    def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
         """What `snapshot` took comes back, with order and counts, not with its ids: one entry for each subtask that was. Before all else.
 
         owned: says by key hashes which rows are this subtask's (without keys they are 0); None: all. Raises CorruptCheckpoint.
@@ -284,8 +267,8 @@ class _Piece:
         return _Piece(self.first, other.end, self.alive + other.alive, None)
 
 
-class _RowSnapshot:
-    """The rows at a barrier: an OperatorState."""
+class _RowsCut:
+    """The rows at a barrier: a Cut."""
 
     def __init__(self, segments: list[_Segment], cut: RowCut) -> None:
         self._segments = segments
@@ -363,7 +346,7 @@ def _described(schema: pa.Schema) -> str:
 class Together:
     """States of several stores as one, each in a folder of its name."""
 
-    def __init__(self, states: Mapping[str, State]) -> None:
+    def __init__(self, states: Mapping[str, Cut]) -> None:
         self._states = states
 
     def save(self, directory: Path) -> int:
@@ -380,15 +363,7 @@ class Together:
             state.discard()
 
 
-def together(states: Mapping[str, State | None]) -> Together | None:
-    """States of several stores, by name, as one `OperatorState`; None where there is none to be saved."""
+def together(states: Mapping[str, Cut | None]) -> Together | None:
+    """States of several stores, by name, as one; None where there is none to be saved."""
     some = {name: state for name, state in states.items() if state is not None}
     return Together(some) if some else None
-
-
-Saved = TypeVar("Saved", bound=SavedRows)
-
-
-def part_of(saved: Saved, name: str) -> Saved:
-    """What was saved under this name: its folder, and its facts, which the operator's facts must have under the name."""
-    return replace(saved, directory=saved.directory / name, facts=saved.facts[name])

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -30,12 +30,13 @@ from sabot._cython.tables import KeyFilter, give_back
 from sabot.disk import make_folder
 from sabot.errors import CorruptCheckpoint, InternalError, SabotError
 from sabot.faults import hint_of
+from sabot.state.base import Saved
 from sabot.state.files import remove_tree
 from sabot.state.tables_cold import ColdGroups, read_cold
 from sabot.state.tables_hot import CHUNK_ROWS, HotTable, below_bound, pieces
-from sabot.state.tables_saved import COLD, Change, Cut, Delta, TableSnapshot, count_deltas, read_changes
+from sabot.state.tables_saved import COLD, Change, ColdCut, Delta, TablesCut, count_deltas, read_changes
 
-__all__ = ["CHUNK_ROWS", "SavedTables", "TableStore"]
+__all__ = ["CHUNK_ROWS", "TableStore"]
 
 Array: TypeAlias = pa.Array
 
@@ -51,15 +52,6 @@ _FORMAT = 1
 
 Owned = Callable[[pa.UInt64Array], pa.BooleanArray]
 """Key hashes -> which of them belong to this subtask."""
-
-
-class SavedTables(Protocol):
-    """A snapshot as a checkpoint gives it back: where `TableSnapshot.save` wrote, and the facts beside it."""
-
-    @property
-    def directory(self) -> Path: ...
-    @property
-    def facts(self) -> dict[str, Any]: ...
 
 
 class TableStore:
@@ -93,7 +85,7 @@ class TableStore:
         self._cache_bytes = memory_budget // 16
         self._database: ColdGroups | None = None
         self._deltas: list[Delta] = []
-        self._cuts: list[Cut] = []
+        self._cuts: list[ColdCut] = []
         self._lives = count(1)
         self._numbers = count(1)
         self._tick = self._oldest = 0
@@ -219,13 +211,13 @@ class TableStore:
         ):
             self._make_room()
 
-    def snapshot(self) -> tuple[dict[str, Any], TableSnapshot | None]:
+    def snapshot(self) -> tuple[dict[str, Any], TablesCut | None]:
         """The tables as they are now: facts (JSON values), and what is to be saved, which is read from them while the owner goes on."""
         if self._directory is None:
             changes = [Change(pane, 0, table.cut()) for pane, table in self._tables.items() if len(table)]
             panes = [[pane, 0, 0, None, 0, 0, len(self._tables[pane])] for pane in self.panes]
             facts = {"format": _FORMAT, "panes": panes, "deltas": 1 if changes else 0, "cold": False, "runs": 0}
-            return facts, TableSnapshot([Delta(1, changes, own=False)]) if changes else None
+            return facts, TablesCut([Delta(1, changes, own=False)]) if changes else None
         tables = self._hot_tables()
         waiting = sum(delta.rows for delta in self._deltas if not delta.written)
         if waiting > max(CHUNK_ROWS, sum(len(table) for table in tables)):  # none of the last snapshots was saved
@@ -240,7 +232,7 @@ class TableStore:
         over = self._keep_deltas(delta)
         cut = None
         if self._database is not None:
-            cut = Cut(self._database, self._directory / "cuts" / str(number))
+            cut = ColdCut(self._database, self._directory / "cuts" / str(number))
             self._cuts = [*(cut for cut in self._cuts if cut.pending), cut]
         facts = {
             "format": _FORMAT,
@@ -256,9 +248,9 @@ class TableStore:
             for old in over:
                 old.release()
             return facts, None
-        return facts, TableSnapshot(self._deltas, local=self._directory / "deltas", cut=cut, over=over)
+        return facts, TablesCut(self._deltas, local=self._directory / "deltas", cut=cut, over=over)
 
-    def restore(self, saved: Sequence[SavedTables], owned: Owned | None = None) -> None:
+    def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
         """What `snapshot` took comes back: one entry for each subtask of the job that was. Before anything else is put in.
 
         owned: says which groups are this subtask's; None: all. Raises CorruptCheckpoint.
@@ -297,7 +289,7 @@ class TableStore:
                 if pane.bound is not None:
                     self.retire(pane.bound[0], pane.bound[1], pane.pane)
 
-    def _load_hot(self, part: SavedTables, panes: list["_Pane"], owned: Owned | None) -> None:
+    def _load_hot(self, part: Saved, panes: list["_Pane"], owned: Owned | None) -> None:
         """What stood in memory."""
         for pane in panes:
             if owned is None and pane.hot:

@@ -28,7 +28,7 @@ from sabot.faults import unreadable
 from sabot.state.files import link_file, link_tree, remove_tree
 from sabot.state.tables_cold import ColdGroups
 
-__all__ = ["COLD", "Change", "Cut", "Delta", "SavedChange", "TableSnapshot", "count_deltas", "read_changes"]
+__all__ = ["COLD", "Change", "ColdCut", "Delta", "SavedChange", "TablesCut", "count_deltas", "read_changes"]
 
 COLD = "cold"
 _NAME = re.compile(r"(\d+)(\.gone)?\.arrow")
@@ -126,7 +126,7 @@ class Delta:
             change.close()
 
 
-class Cut:
+class ColdCut:
     """The database as it was at a snapshot. The owner calls `take` before he writes into it; else `save` does, in its thread."""
 
     def __init__(self, database: ColdGroups, directory: Path) -> None:
@@ -163,11 +163,11 @@ class Cut:
             remove_tree(self.directory)
 
 
-class TableSnapshot:
-    """The tables at a barrier: an OperatorState."""
+class TablesCut:
+    """The tables at a barrier: a Cut."""
 
     def __init__(
-        self, deltas: list[Delta], *, local: Path | None = None, cut: Cut | None = None, over: Sequence[Delta] = ()
+        self, deltas: list[Delta], *, local: Path | None = None, cut: ColdCut | None = None, over: Sequence[Delta] = ()
     ) -> None:
         """local: where deltas are kept that later snapshots need too; None: there are no such, and they own no files.
 

@@ -15,7 +15,7 @@ import pytest
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, TaskSnapshot
 from sabot.clock import ManualClock
 from sabot.errors import CheckpointFailed, UserError
-from sabot.state import ValueState, load_snapshot, open_backend
+from sabot.state import MemoryBackend, ValueState, load_snapshot, open_backend
 
 
 class Job:
@@ -38,18 +38,17 @@ class Job:
 
 
 class State:
-    """A state snapshot of one file."""
+    """A cut of one file."""
 
     def __init__(self, data: bytes = b"state", error: Exception | None = None) -> None:
         self.data, self.error = data, error
         self.saved = self.discarded = 0
-        self.started, self.go_on = asyncio.Event(), asyncio.Event()
+        self.started, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
 
-    async def save(self, directory: Path) -> int:
+    def save(self, directory: Path) -> int:
         self.started.set()
-        await self.go_on.wait()
-        directory.mkdir()
+        assert self.go_on.wait(5)
         (directory / "data").write_bytes(self.data)
         if self.error is not None:
             raise self.error
@@ -274,18 +273,18 @@ async def test_a_task_that_ends_is_waited_for_no_more_and_its_end_is_in_all_late
 
 @pytest.mark.parametrize("kind", ["memory", "rocksdb"])
 async def test_real_state_of_an_ended_task_outlives_failed_checkpoints(tmp_path: Path, kind: str) -> None:
-    """A RocksDB snapshot moves when it is saved: one saved into a checkpoint that then failed was gone."""
+    """Seen before: what was saved into a checkpoint that then failed was gone."""
     backend = open_backend("memory" if kind == "memory" else str(tmp_path), "database")
     counts = ValueState(backend, "counts")
     storage = CheckpointStorage(tmp_path / "checkpoints", retain=1)
     coordinator = Coordinator(storage)
     Job(coordinator, "ended", "live")
     await counts.put("k", 1)
-    coordinator.detach("ended", TaskSnapshot({}, {}, {"default": await backend.snapshot()}))
+    coordinator.detach("ended", TaskSnapshot({}, {}, {"default": backend.cut()}))
     await counts.put("k", 2)
     for error in (None, OSError("no"), None, OSError("no"), None):
         checkpoint_id = coordinator.trigger()
-        live = TaskSnapshot({}, {}, {"default": await backend.snapshot(), "z": State(error=error)})
+        live = TaskSnapshot({}, {}, {"default": backend.cut(), "z": State(error=error)})
         coordinator.acknowledge(checkpoint_id, "live", live)
         if error is not None:
             with pytest.raises(CheckpointFailed, match="no"):
@@ -299,6 +298,25 @@ async def test_real_state_of_an_ended_task_outlives_failed_checkpoints(tmp_path:
     await coordinator.close()
     await backend.close()
     assert names(tmp_path / "checkpoints") == ["0000000005"]
+
+
+async def test_the_snapshot_of_a_users_own_backend_saves_itself(tmp_path: Path) -> None:
+    backend = MemoryBackend()
+    counts = ValueState(backend, "counts")
+    storage = CheckpointStorage(tmp_path)
+    coordinator = Coordinator(storage)
+    Job(coordinator, "ended", "live")
+    await counts.put("k", 1)
+    coordinator.detach("ended", TaskSnapshot({}, {}, {"default": await backend.snapshot()}))
+    for value in (2, 3):
+        await counts.put("k", value)
+        live = TaskSnapshot({}, {}, {"default": await backend.snapshot()})
+        coordinator.acknowledge(coordinator.trigger(), "live", live)
+        manifest = await coordinator.wait(value - 1)
+        for task, kept in (("ended", 1), ("live", value)):
+            await backend.restore(load_snapshot(manifest.state_directory(task, "default")))
+            assert await counts.get("k") == kept
+    await coordinator.close()
 
 
 async def test_a_cut_that_was_acknowledged_counts_more_than_the_end_after_it() -> None:
@@ -537,7 +555,7 @@ async def test_close_lets_a_write_that_has_begun_finish(tmp_path: Path) -> None:
     state = State()
     state.go_on.clear()
     coordinator.acknowledge(coordinator.trigger(), "a", cut(1, state))
-    await state.started.wait()
+    await asyncio.to_thread(state.started.wait, 5)
     closing = asyncio.create_task(coordinator.close())
     await asyncio.sleep(0)
     assert not closing.done()
@@ -553,7 +571,7 @@ async def test_a_writer_that_is_cancelled_cleans_up(tmp_path: Path) -> None:
     state = State()
     state.go_on.clear()
     coordinator.acknowledge(coordinator.trigger(), "a", cut(1, state))
-    await state.started.wait()
+    await asyncio.to_thread(state.started.wait, 5)
     for task in asyncio.all_tasks():
         if task.get_name() == "sabot checkpoint writer":
             task.cancel()
@@ -561,6 +579,7 @@ async def test_a_writer_that_is_cancelled_cleans_up(tmp_path: Path) -> None:
         await coordinator.wait(1)
     assert names(tmp_path) == []
     assert state.discarded == 1
+    state.go_on.set()
 
 
 async def test_a_writer_that_is_cancelled_inside_commit_leaves_no_damaged_checkpoint(

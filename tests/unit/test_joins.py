@@ -32,7 +32,7 @@ from sabot.operators.base import (
     UPDATE_AFTER,
     UPDATE_BEFORE,
     OperatorContext,
-    SavedState,
+    Saved,
 )
 from sabot.operators.joins import Join, Sides, TableLookup
 from sabot.operators.sides import Joined
@@ -561,7 +561,7 @@ def test_a_checkpoint_has_the_rows_of_its_barrier_whatever_comes_before_it_is_sa
     emitted: list[dict[str, Any]] = []
     again.emit = lambda batch: emitted.extend(batch.taken().to_pylist())
     again.open(OperatorContext(left, right=RIGHT))
-    again.restore([SavedState(tmp_path / "saved", facts)])
+    again.restore([Saved(tmp_path / "saved", facts)])
     assert again.statistics()["left_rows"] == 3_000
     rows = [(f"k{n % 50}", n, DELETE, 0) for n in range(3_000)]
     again.process(Batch(batch_of(rows, left)))

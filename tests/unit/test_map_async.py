@@ -26,7 +26,7 @@ from sabot.clock import ManualClock
 from sabot.errors import InternalError, UserError
 from sabot.operators import calling, map_async
 from sabot.operators.aggregates import owned_groups
-from sabot.operators.base import TIME_COLUMN, OperatorContext, SavedState, with_time
+from sabot.operators.base import TIME_COLUMN, OperatorContext, Saved, with_time
 from sabot.operators.lookups import LookupAsync
 from sabot.operators.map_async import HeldCalls, MapAsync
 from sabot.testing import BARRIER, END, ListSink, ScriptedSource, simulate
@@ -154,7 +154,7 @@ class Run:
         written = state.save(directory)
         assert written == sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
         state.discard()
-        return SavedState(directory, json.loads(json.dumps(facts)))
+        return Saved(directory, json.loads(json.dumps(facts)))
 
     def close(self):
         self.operator.close()
@@ -794,7 +794,7 @@ def test_a_restore_may_be_of_nothing_and_of_marks_alone(loop, tmp_path):
     assert run.operator.is_empty
     run.close()
     facts = {**saved.facts, "marks": [[0, 30]]}
-    run = mapping(loop, Service(loop), restored=[SavedState(saved.directory, facts)])
+    run = mapping(loop, Service(loop), restored=[Saved(saved.directory, facts)])
     assert run.out == [30]
     assert run.operator.is_empty
     run.close()

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from sabot._cython.batch import Batch
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, SavedState
+from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.ordered import EventOrder
 
 SCHEMA = pa.schema([("k", pa.int64()), (TIME_COLUMN, pa.int64())])
@@ -75,7 +75,7 @@ def test_any_split_any_watermarks_and_a_restore_give_the_same(seed, tmp_path):
             state.save(folder)
             came += run.rows
             run = Run()
-            run.operator.restore([SavedState(folder, facts)])
+            run.operator.restore([Saved(folder, facts)])
             run.operator.advance(watermark)
     run.operator.advance(END_OF_TIME)
     came += run.rows
@@ -90,7 +90,7 @@ def test_restored_into_more_subtasks_each_takes_its_own_keys(tmp_path):
     state.save(tmp_path / "state")
     parts = [Run(subtask, 3) for subtask in range(3)]
     for part in parts:
-        part.operator.restore([SavedState(tmp_path / "state", facts)])
+        part.operator.restore([Saved(tmp_path / "state", facts)])
         part.operator.advance(END_OF_TIME)
     assert all(part.rows for part in parts)
     assert sorted(row for part in parts for row in part.rows) == sorted((n, 10 - n % 10) for n in range(100))

@@ -25,7 +25,7 @@ from sabot.clock import ManualClock
 from sabot.codecs.json import schema_of_text
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators import process_state
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, SavedState
+from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.process import Process, saved_process
 
 INPUT = pa.schema([("k", pa.string()), ("op", pa.int64()), ("v", pa.int64()), (TIME_COLUMN, pa.int64())])
@@ -68,7 +68,7 @@ class Run(OperatorRun):
             clock=self.clock,
         )
 
-    def _start(self, parallelism: int, saved: list[SavedState]) -> None:
+    def _start(self, parallelism: int, saved: list[Saved]) -> None:
         super()._start(parallelism, saved)
         for part in self.parts:
             assert isinstance(part, Process)
@@ -975,7 +975,7 @@ def test_a_snapshot_is_of_its_moment_though_it_is_saved_later(run: Any, tmp_path
     state.discard()
     state.discard()
     new = run(program, on_timer=as_timers_fire, sides={"aside": {"op": "int64"}}, disk=then)
-    new.parts[0].restore([SavedState(directory, json.loads(json.dumps(facts)))])
+    new.parts[0].restore([Saved(directory, json.loads(json.dumps(facts)))])
     new.feed(rows_of([("a", 0, 0, 3), ("c", 0, 0, 3), ("b", 5, 9, 3)]))
     new.advance(60)
     assert [(row["k"], row["what"], row["n"]) for row in new.results] == [
@@ -999,7 +999,7 @@ def test_what_expires_after_the_barrier_is_still_in_its_checkpoint(run: Any, tmp
     go_on.set()
     state.save(tmp_path)
     new = run(lambda row, ctx: {"k": ctx.key, "n": ctx.state().get()}, ttl=0.01, disk=True)
-    new.parts[0].restore([SavedState(tmp_path, facts)])
+    new.parts[0].restore([Saved(tmp_path, facts)])
     new.feed(rows_of([("a", 0, 0, 12), ("b", 0, 0, 16), ("b", 0, 0, 17)]))
     assert [row["n"] for row in new.results] == [None, 6, None]
 

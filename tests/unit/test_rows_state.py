@@ -2,7 +2,6 @@
 
 import os
 import random
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,10 @@ from hypothesis import strategies as st
 from sabot._cython.keyed import hash_columns
 from sabot.errors import CorruptCheckpoint
 from sabot.state import rows as rows_module
-from sabot.state.rows import RowStore, part_of, together
+from sabot.state.base import Saved
+from sabot.state.rows import RowStore, together
 
 ROWS = pa.schema([("k", pa.string()), ("n", pa.int64()), ("x", pa.list_(pa.float64()))])
-
-
-@dataclass(frozen=True)
-class Saved:
-    directory: Path
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def some_rows(count: int, start: int = 0, keys: int = 97) -> tuple[pa.RecordBatch, pa.Array]:
@@ -190,7 +184,7 @@ def test_several_stores_are_one_state(tmp_path: Path):
     saved = Saved(tmp_path, {name: facts for name, (facts, _) in parts.items()})
     for name, store in stores.items():
         back = RowStore(ROWS, ["k"])
-        back.restore([part_of(saved, name)])
+        back.restore([saved.part(name)])
         assert image(back) == image(store)
     assert together({"a": None}) is None
 

@@ -23,7 +23,7 @@ from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.clock import ManualClock
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates import Call
-from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext, SavedState
+from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.changes import Changelog, Materialize, Upsert
 from sabot.operators.groups import GroupAggregate
 from sabot.operators.joins import Join, TableLookup
@@ -79,7 +79,7 @@ class Job:
         return self.directories[task, name]
 
 
-def job_of(saved: list[SavedState], operator: str = "op-1") -> Job:
+def job_of(saved: list[Saved], operator: str = "op-1") -> Job:
     tasks, directories = {}, {}
     for number, part in enumerate(saved):
         name = f"window-1/{number}"
@@ -545,7 +545,7 @@ def test_of_async_calls_the_rows_in_flight_are_given(tmp_path: Path, make: Any, 
     held.process(Batch(pa.RecordBatch.from_pylist(ROWS[1:9], schema=SCHEMA)))
     facts, state = held.snapshot()
     state.save(tmp_path)
-    job = job_of([SavedState(tmp_path, json.loads(json.dumps(facts)))])
+    job = job_of([Saved(tmp_path, json.loads(json.dumps(facts)))])
     assert state_of(job, "op-1").to_pylist() == users(ROWS[1:9])
     assert operators_of(job) == [OperatorInfo("op-1", "what it does", kind, 8)]
     with pytest.raises(UserError, match="op-1 has no keys"):

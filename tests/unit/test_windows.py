@@ -26,7 +26,7 @@ from sabot._cython.partition import partition_indices
 from sabot.api.windows import cumulative, hopping, tumbling
 from sabot.errors import UserError
 from sabot.operators.aggregates import Call
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, SavedState
+from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.windows import LocalCombine, WindowAggregate
 
 SCHEMA = pa.schema(
@@ -157,7 +157,7 @@ class Job:
         self.starts = 0
         self.start(1)
 
-    def start(self, parallelism: int, saved: list[SavedState] | None = None) -> None:
+    def start(self, parallelism: int, saved: list[Saved] | None = None) -> None:
         self.starts += 1
         self.parts = []
         for subtask in range(parallelism):
@@ -197,7 +197,7 @@ class Job:
             place.mkdir()
             if state is not None:
                 state.save(place)
-            saved.append(SavedState(place, json.loads(json.dumps(facts))))
+            saved.append(Saved(place, json.loads(json.dumps(facts))))
         for part in self.parts:
             part.close()
         self.start(parallelism, saved)

@@ -23,7 +23,7 @@ from sabot.codecs.marks import OP_COLUMN
 from sabot.errors import SabotError
 from sabot.faults import taking_over
 from sabot.operators.aggregates import Call
-from sabot.operators.base import TIME_COLUMN, Operator, SavedState
+from sabot.operators.base import TIME_COLUMN, Operator, Saved
 from sabot.operators.changes import Changelog, Materialize, Upsert
 from sabot.operators.groups import GroupAggregate
 from sabot.operators.joins import Join, TableLookup
@@ -206,10 +206,10 @@ class State(Target):
             facts = json.loads(files["facts"])
             if not isinstance(facts, dict) or _says_millions(files):
                 return False
-            saved = SavedState(directory, facts)
+            saved = Saved(directory, facts)
             return bool(self._read(saved) | self._restored(case, saved, Path(folder) / "run"))
 
-    def _read(self, saved: SavedState) -> bool:
+    def _read(self, saved: Saved) -> bool:
         job = _Job(saved)
         try:
             operators_of(job)
@@ -220,7 +220,7 @@ class State(Target):
             use(batch)
         return True
 
-    def _restored(self, case: Case, saved: SavedState, directory: Path) -> bool:
+    def _restored(self, case: Case, saved: Saved, directory: Path) -> bool:
         run = _run(case, directory)
         try:
             with taking_over("op-1", saved.directory):  # as `runtime.task` does
@@ -293,7 +293,7 @@ class _Job:
     checkpoint_id = 7
     created_ms = 1_000_000
 
-    def __init__(self, saved: SavedState) -> None:
+    def __init__(self, saved: Saved) -> None:
         self._directory = saved.directory
         meta = {"operators": {"op-1": saved.facts}, "texts": {"op-1": "what it does"}}
         self.tasks = {"t-1/0": _Task(meta, {"op-1": "states/0"})}
