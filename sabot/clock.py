@@ -33,9 +33,11 @@ class ManualClock:
         self._now = start
 
     def time(self) -> float:
+        """Seconds since 1970-01-01 UTC: `start` and all advances."""
         return self._now
 
     def monotonic(self) -> float:
+        """The same seconds as `time`."""
         return self._now
 
     def advance(self, seconds: float) -> None:

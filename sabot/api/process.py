@@ -133,15 +133,24 @@ class ProcessContext(Protocol):
     def now(self) -> int:
         """The clock, in ms since 1970. It is another one when rows are processed again after a restart."""
 
-    def state(self, name: str = "state") -> KeyState: ...
-    def list(self, name: str) -> KeyList: ...
-    def map(self, name: str) -> KeyMap: ...
+    def state(self, name: str = "state") -> KeyState:
+        """The value of this name that belongs to the key. Its methods raise UserError for a row of a broadcast side, which has no key."""
+
+    def list(self, name: str) -> KeyList:
+        """The list of this name that belongs to the key. UserError as for `state`."""
+
+    def map(self, name: str) -> KeyMap:
+        """The dict of this name that belongs to the key. UserError as for `state`."""
+
     @property
-    def timers(self) -> Timers: ...
+    def timers(self) -> Timers:
+        """The timers of the key; they fire in `on_timer`. To set one raises UserError where the step has none, or the row has no key."""
+
     def side(self, name: str, row: Row) -> None:
         """A row for one of `sides=`; its event time is that of the row, or timer, at hand."""
 
-    def broadcast(self, name: str = "broadcast") -> BroadcastMap: ...
+    def broadcast(self, name: str = "broadcast") -> BroadcastMap:
+        """The map of this name that all keys share; only rows of the broadcast side may change it."""
 
 
 class BatchState(Protocol):
@@ -182,14 +191,21 @@ class BatchProcessContext(Protocol):
     kind: str
     """In `on_timer`: "event" or "processing"."""
 
-    def now(self) -> int: ...
-    def state(self, name: str = "state") -> BatchState: ...
+    def now(self) -> int:
+        """The clock, in ms since 1970. It is another one when rows are processed again after a restart."""
+
+    def state(self, name: str = "state") -> BatchState:
+        """The values of this name, one for each key."""
+
     @property
-    def timers(self) -> BatchTimers: ...
+    def timers(self) -> BatchTimers:
+        """The timers of all keys; they fire in `on_timer`. To set one raises UserError where the step has none."""
+
     def side(self, name: str, data: Any, times: Array | None = None) -> None:
         """Rows (anything that speaks Arrow) for one of `sides=`; event times as for what is given back."""
 
-    def broadcast(self, name: str = "broadcast") -> BroadcastMap: ...
+    def broadcast(self, name: str = "broadcast") -> BroadcastMap:
+        """The map of this name that all keys share; only rows of the broadcast side may change it."""
 
 
 class Process:

@@ -153,7 +153,7 @@ class BatchForm(Form):
 
     def side(self, name: str, data: Any, times: Any) -> None:
         if name not in self._spec.sides:
-            raise self._no_side(name)
+            raise self.no_side(name)
         made = self._shaped(data, self._spec.sides[name], f"side {name!r}")
         self._aside(name, made, self._times_of(made, times, "ctx.side(name, data, times)"))
 

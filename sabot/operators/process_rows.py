@@ -248,7 +248,7 @@ class _RowContext:
     def side(self, name: str, row: Row) -> None:
         side = self._form.sides.get(name)
         if side is None:
-            raise self._form._no_side(name)
+            raise self._form.no_side(name)
         side[0].append(row)
         side[1].append(self._time)
 

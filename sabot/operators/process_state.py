@@ -259,7 +259,8 @@ class Form(ABC):
             hashes = hashes.take(batch.selection)
         return columns, hashes
 
-    def _no_side(self, name: Any) -> UserError:
+    def no_side(self, name: Any) -> UserError:
+        """The error for rows that are to leave by a side that the step does not have."""
         there = ", ".join(self._spec.sides) or "none"
         return UserError(f"there is no side {name!r}", hint=f"name it in sides=; there are {there}")
 

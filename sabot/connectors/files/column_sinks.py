@@ -84,10 +84,12 @@ class _ColumnSink(FileSink):
         )
 
     def start(self, file: Any, first: pa.RecordBatch | None) -> RowWriter[pa.RecordBatch] | None:
+        """A writer of a new file with the columns of `first`, or of the plan; None where neither is known."""
         schema = self._expected if first is None else first.schema
         return None if schema is None else self._writer(file, schema.remove_metadata())
 
     def size(self, rows: pa.RecordBatch) -> int:
+        """Bytes that the columns take in memory, uncompressed."""
         found: int = rows.nbytes
         return found
 
@@ -102,9 +104,11 @@ class _ColumnSink(FileSink):
             yield self._fitting(data.replace_schema_metadata(None))
 
     def frame(self, rows: list[pa.RecordBatch]) -> pa.Buffer:
+        """The batches, which have one schema, as an Arrow IPC stream."""
         return frame_of_batches(rows)
 
     def unframe(self, frame: pa.Buffer) -> Iterator[pa.RecordBatch]:
+        """The batches of an Arrow IPC stream. Raises UserError where the file that they belong to has other columns."""
         for data in batches_of_frame(frame):
             yield self._fitting(data)
 

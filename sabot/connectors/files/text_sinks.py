@@ -120,6 +120,7 @@ class _TextSink(FileSink):
         return _CompressedText(file, self._compression)
 
     def size(self, rows: bytes) -> int:
+        """Bytes of the text, before compression."""
         return len(rows)
 
     def read(self, path: Path) -> Iterator[bytes]:
@@ -129,9 +130,11 @@ class _TextSink(FileSink):
                 yield text
 
     def frame(self, rows: list[bytes]) -> bytes:
+        """The rows' text, one after the other."""
         return b"".join(rows)
 
     def unframe(self, frame: pa.Buffer) -> Iterator[bytes]:
+        """The text, as one piece."""
         text = frame.to_pybytes()
         self._first = self._first or text[:HEAD_BYTES]
         yield text

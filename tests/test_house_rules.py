@@ -1,0 +1,255 @@
+"""Rules of the code that a machine can check: privates stay in their module, a class name means one thing, files stay short, public names
+say what they are.
+
+Each rule has a list of what broke it when the rule was made. A list may only shrink: what is new on it fails, and so does an entry that is
+not needed any more, so that it is removed.
+"""
+
+import ast
+import inspect
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sabot
+import sabot.testing
+
+ROOT = Path(sabot.__file__).parent
+MODULES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+STUBS = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.pyi"))}
+
+# -- privates -----------------------------------------------------------------------------------------------------------
+
+READ_FROM_OUTSIDE = {
+    "handle._run": "testing/loop.py is an event loop in the place of asyncio's, and runs its handles",
+    "self._snapshot._save": "a snapshot of memory is written by the thread of the operator's snapshot",
+}
+
+INHERITED = {  # privates of a base class in another module, by the class that uses them
+    "AsofJoin": {"_emission", "_how", "_result", "_sides"},
+    "BatchAgentOperator": {"_backend", "_clock", "_dead_letter", "_lanes", "_now_ms", "_results", "_took"},
+    "BatchForm": {"_aside", "_failed", "_give", "_keys_of", "_spec"},
+    "CsvSource": {"_record_bytes", "_share"},
+    "InMemory": {"_rebuilt"},
+    "IntervalJoin": {"_emission", "_how", "_result", "_sides"},
+    "Join": {"_context", "_emission", "_how", "_result", "_sides"},
+    "KafkaDelivery": {"_kafka", "_keys", "_producer"},
+    "LookupAsync": {"_bury", "_context", "_misfit", "_timed", "_user"},
+    "NdjsonSource": {"_record_bytes", "_schema", "_share"},
+    "OnDisk": {"_dirty_bytes", "_jobs", "_lock", "_numbers", "_rebuilt", "_settle", "_start", "_worker"},
+    "PlainValue": {"_decoded", "_encoded", "_namespace", "_read", "_write"},
+    "RecordAgentOperator": {"_backend", "_clock", "_dead_letter", "_lanes", "_now_ms", "_results", "_took"},
+    "RowForm": {"_aside", "_failed", "_give", "_keys_of", "_spec"},
+    "TableLookup": {"_emission", "_how", "_result", "_sides"},
+    "Upsert": {"_input", "_keys"},
+    "WindowJoin": {"_emission", "_how", "_result", "_sides"},
+    "_ColumnSink": {"_expected"},
+    "_TextSink": {"_anew", "_expected", "_folder"},
+    "_TimedJoin": {"_context", "_emission", "_result"},
+}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+def is_self(node: ast.expr) -> bool:
+    """`self`, `cls`, or `super()`."""
+    if isinstance(node, ast.Call):
+        node = node.func
+    return isinstance(node, ast.Name) and node.id in ("self", "cls", "super")
+
+
+def attributes_of(tree: ast.AST) -> set[str]:
+    """Names of the attributes that the classes of a module define."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for part in node.body:
+                match part:
+                    case ast.FunctionDef() | ast.AsyncFunctionDef():
+                        names.add(part.name)
+                    case ast.AnnAssign(target=ast.Name(id=name)):
+                        names.add(name)
+                    case ast.Assign(targets=targets, value=value):
+                        names |= {
+                            each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)
+                        }
+                        names |= {each.value for each in ast.walk(value) if isinstance(each, ast.Constant)}  # __slots__
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_self(node.value):
+            names.add(node.attr)
+    return names
+
+
+def outside_names(tree: ast.AST) -> set[str]:
+    """Names that a module imports from the standard library and third parties: their privates are theirs to explain."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {(each.asname or each.name).partition(".")[0] for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").partition(".")[0] != "sabot":
+            names |= {each.asname or each.name for each in node.names}
+    return names
+
+
+def privates(tree: ast.AST) -> Iterator[ast.Attribute]:
+    """Uses of private attributes that no class of the module defines."""
+    own = attributes_of(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
+            yield node
+
+
+def test_no_module_reads_a_private_attribute_of_anothers_object() -> None:
+    found = defaultdict(list)
+    for path, tree in MODULES.items():
+        outside = outside_names(tree)
+        for node in privates(tree):
+            if not is_self(node.value) and not (isinstance(node.value, ast.Name) and node.value.id in outside):
+                found[ast.unparse(node)].append(f"{path}:{node.lineno}")
+    assert {text: places for text, places in found.items() if text not in READ_FROM_OUTSIDE} == {}
+    assert READ_FROM_OUTSIDE.keys() - found.keys() == set(), "these are gone: take them off the list"
+
+
+def test_no_class_stands_on_privates_of_a_base_class_elsewhere() -> None:
+    found = defaultdict(set)
+    for tree in MODULES.values():
+        own = attributes_of(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                used = {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute) and is_self(each.value)}
+                if inherited := {name for name in used if is_private(name)} - own:
+                    found[node.name] |= inherited
+    wrong = {name: sorted(used - INHERITED.get(name, set())) for name, used in found.items()}
+    assert {name: used for name, used in wrong.items() if used} == {}
+    gone = {name: sorted(used - found.get(name, set())) for name, used in INHERITED.items()}
+    assert {name: used for name, used in gone.items() if used} == {}, "these are gone: take them off the list"
+
+
+# -- names of classes -----------------------------------------------------------------------------------------------------
+
+TWO_SIDES_OF_A_STEP = {  # the description that a user's program makes, and the operator that runs it
+    "AsofJoin",
+    "Changelog",
+    "Deduplicate",
+    "Drop",
+    "EndVersions",
+    "Filter",
+    "FlatMap",
+    "GroupAggregate",
+    "IntervalJoin",
+    "Join",
+    "LookupAsync",
+    "MapAsync",
+    "MapBatches",
+    "Materialize",
+    "Over",
+    "Reduce",
+    "Rename",
+    "RunningAggregate",
+    "Select",
+    "TopN",
+    "Upsert",
+    "WindowJoin",
+    "WindowTopN",
+    "WithColumns",
+}
+
+SHARED_NAMES = {
+    "Crew",
+    "Database",
+    "Link",
+    "Mark",
+    "Part",
+    "Pattern",
+    "Process",
+    "Reader",
+    "Sample",
+    "Side",
+    "Snapshot",
+    "UserAggregate",
+    "Verdict",
+    "_Pane",
+    "_Part",
+    "_Rows",
+    "_Saved",
+    "_Thread",
+}
+
+
+def test_a_class_name_is_defined_in_one_module() -> None:
+    found = defaultdict(set)
+    for path, tree in (MODULES | STUBS).items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                found[node.name].add(path)
+    several = {name: sorted(paths) for name, paths in found.items() if len(paths) > 1}
+    listed = SHARED_NAMES | TWO_SIDES_OF_A_STEP
+    assert {name: paths for name, paths in several.items() if name not in listed} == {}
+    assert listed - several.keys() == set(), "these names mean one thing now: take them off the list"
+
+
+# -- sizes ----------------------------------------------------------------------------------------------------------------
+
+LONGEST = 550
+LONG = {  # the ideas that stand in one file, or why they should
+    "agents/runtime.py": "the life of an app, the registry of its agents, statistics",
+    "api/expr.py": "the tree, and the namespaces .str, .dt and .list",
+    "api/stream.py": "streams: plain, keyed, grouped, windowed, connected",
+    "checkpoint/coordinator.py": "one idea",
+    "checkpoint/files.py": "places of checkpoints: the contract, a directory, an object store",
+    "checkpoint/storage.py": "the manifest, and the storage",
+    "connectors/files/sink.py": "writing, sealing, recovering",
+    "operators/expressions.py": "compiling, numbers, text, times, lists",
+    "operators/gathered.py": "runs of values, user aggregates, sketches, reducers",
+    "operators/groups.py": "the contract, groups that rows are added to, groups that rows leave",
+    "operators/map_async.py": "a queue of calls that survives a barrier, and map_async",
+    "operators/over.py": "over, and its frames",
+    "operators/pattern.py": "compiling a pattern, and matching it",
+    "operators/sides.py": "the rows of a join's input, and how they meet",
+    "operators/stateless.py": "many small operators",
+    "operators/time_joins.py": "three joins",
+    "plan/planner.py": "placing, words, paths, making operators",
+    "runtime/stream_job.py": "building, schemas, rules of a restore, the life of a job",
+}
+
+
+def test_a_module_is_short() -> None:
+    lines = {path: len((ROOT / path).read_text().splitlines()) for path in MODULES}
+    long = {path: count for path, count in lines.items() if count > LONGEST}
+    assert {path: count for path, count in long.items() if path not in LONG} == {}, (
+        f"more than {LONGEST} lines: part it"
+    )
+    assert LONG.keys() - long.keys() == set(), "these are short now, or elsewhere: take them off the list"
+
+
+# -- docstrings -----------------------------------------------------------------------------------------------------------
+
+
+def public_parts(module: Any) -> Iterator[tuple[str, Any]]:
+    """What `__all__` names that can have a docstring, and the public methods and properties of classes, inherited ones too."""
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if inspect.isclass(thing) or callable(thing):
+            yield name, thing
+        if inspect.isclass(thing):
+            for each in sorted({part for base in thing.__mro__ if _is_ours(base) for part in vars(base)}):
+                part = inspect.getattr_static(thing, each)
+                kinds = property | classmethod | staticmethod
+                if not each.startswith("_") and (inspect.isroutine(part) or isinstance(part, kinds)):
+                    yield f"{name}.{each}", getattr(thing, each)
+
+
+def _is_ours(base: type) -> bool:
+    return base.__module__.partition(".")[0] == "sabot"
+
+
+@pytest.mark.parametrize("module", [sabot, sabot.testing], ids=lambda module: module.__name__)
+def test_public_names_and_their_methods_have_docstrings(module: Any) -> None:
+    """A method that overrides one may leave the words to it."""
+    parts = dict(public_parts(module))
+    assert len(parts) > 30, "the walk sees nothing"
+    assert [name for name, thing in parts.items() if not (inspect.getdoc(thing) or "").strip()] == []
