@@ -25,7 +25,6 @@ STUBS = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path
 
 READ_FROM_OUTSIDE = {
     "handle._run": "testing/loop.py is an event loop in the place of asyncio's, and runs its handles",
-    "self._snapshot._save": "a snapshot of memory is written by the thread of the operator's snapshot",
 }
 
 INHERITED = {  # privates of a base class in another module, by the class that uses them
@@ -33,13 +32,11 @@ INHERITED = {  # privates of a base class in another module, by the class that u
     "BatchAgentOperator": {"_backend", "_clock", "_dead_letter", "_lanes", "_now_ms", "_results", "_took"},
     "BatchForm": {"_aside", "_failed", "_give", "_keys_of", "_spec"},
     "CsvSource": {"_record_bytes", "_share"},
-    "InMemory": {"_rebuilt"},
     "IntervalJoin": {"_emission", "_how", "_result", "_sides"},
     "Join": {"_context", "_emission", "_how", "_result", "_sides"},
     "KafkaDelivery": {"_kafka", "_keys", "_producer"},
     "LookupAsync": {"_bury", "_context", "_misfit", "_timed", "_user"},
     "NdjsonSource": {"_record_bytes", "_schema", "_share"},
-    "OnDisk": {"_dirty_bytes", "_jobs", "_lock", "_numbers", "_rebuilt", "_settle", "_start", "_worker"},
     "PlainValue": {"_decoded", "_encoded", "_namespace", "_read", "_write"},
     "RecordAgentOperator": {"_backend", "_clock", "_dead_letter", "_lanes", "_now_ms", "_results", "_took"},
     "RowForm": {"_aside", "_failed", "_give", "_keys_of", "_spec"},
@@ -175,7 +172,6 @@ SHARED_NAMES = {
     "_Pane",
     "_Part",
     "_Rows",
-    "_Saved",
     "_Thread",
 }
 
