@@ -19,7 +19,7 @@ from sabot.operators.process_state import (
     SharedMap,
     Side,
     checked_ms,
-    done,
+    head_key,
     key_values,
     kind_of,
     namespace_of,
@@ -27,8 +27,7 @@ from sabot.operators.process_state import (
     place_of,
     plain_keys,
 )
-from sabot.state.keyed_values import PlainValue
-from sabot.state.values import ListState, MapState
+from sabot.state.values import PlainList, PlainMap, PlainValue
 
 __all__ = ["RowForm"]
 
@@ -307,38 +306,42 @@ class _KeyState:
 class _KeyList:
     """`KeyList`."""
 
-    __slots__ = ("_state",)
+    __slots__ = ("_base", "_list")
 
     def __init__(self, ctx: _RowContext, name: str) -> None:
-        self._state = ListState(ctx._state.values, namespace_of(name), scope=ctx._key())
+        self._list = PlainList(ctx._state.values, namespace_of(name))
+        self._base = head_key(ctx._key())
 
     def add(self, value: Any) -> None:
-        done(self._state.add(None, value))
+        self._list.add_at(self._base, value)
 
     def get(self) -> Any:
-        return done(self._state.get(None))
+        return self._list.entries_at(self._base)
 
     def delete(self) -> None:
-        done(self._state.delete(None))
+        self._list.delete_at(self._base)
 
 
 class _KeyMap:
     """`KeyMap`."""
 
-    __slots__ = ("_state",)
+    __slots__ = ("_base", "_map")
 
     def __init__(self, ctx: _RowContext, name: str) -> None:
-        self._state = MapState(ctx._state.values, namespace_of(name), scope=ctx._key())
+        self._map = PlainMap(ctx._state.values, namespace_of(name))
+        self._base = head_key(ctx._key())
 
     def get(self, field: Any) -> Any:
-        return done(self._state.get(None, field))
+        return self._map.value_at(self._base, field)
 
     def put(self, field: Any, value: Any) -> None:
-        done(self._state.put(None, field, value))
+        self._map.put_at(self._base, field, value)
 
     def items(self) -> dict[Any, Any]:
-        found: dict[Any, Any] = done(self._state.items(None))
-        return found
+        return self._map.items_at(self._base)
 
     def delete(self, *field: Any) -> None:
-        done(self._state.delete(None, *field))
+        if field:
+            self._map.remove_at(self._base, *field)
+        else:
+            self._map.delete_at(self._base)

@@ -1,7 +1,7 @@
 """What process functions stand on: the state of keys, their timers, time, and the maps that all keys share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -11,15 +11,16 @@ import pyarrow as pa
 
 from sabot._cython.batch import Batch
 from sabot._cython.keyed import hash_columns
+from sabot._cython.rows import state_key
 from sabot._cython.timers import EVENT, PROCESSING, TimerTable
 from sabot.api.process import ProcessSpec
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, without_marks
 from sabot.operators.sessions import key_table
 from sabot.state.expiry import EventExpiry
-from sabot.state.keyed_values import PlainValue, open_values
+from sabot.state.keyed_values import open_values
 from sabot.state.reading import json_text
-from sabot.state.values import ListState, MapState
+from sabot.state.values import PlainList, PlainMap, PlainValue
 
 __all__ = [
     "KIND_WORDS",
@@ -30,7 +31,7 @@ __all__ = [
     "SharedMap",
     "Side",
     "checked_ms",
-    "done",
+    "head_key",
     "key_values",
     "kind_of",
     "namespace_of",
@@ -162,8 +163,8 @@ class Keyed:
     def _contained(self, code: int, name: str, under: bytes) -> Any:
         """The list or map that stands under a key."""
         if code == _LIST:
-            return done(ListState(self.values, name, scope=under).get(None))
-        return done(MapState(self.values, name, scope=under).items(None))
+            return PlainList(self.values, name).entries_at(head_key(under))
+        return PlainMap(self.values, name).items_at(head_key(under))
 
 
 class SharedMap:
@@ -265,13 +266,9 @@ class Form(ABC):
         return UserError(f"there is no side {name!r}", hint=f"name it in sides=; there are {there}")
 
 
-def done(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """The result of a coroutine that never suspends."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value
-    raise AssertionError("state in an operator does not wait")
+def head_key(under: bytes) -> bytes:
+    """Where the head of a key's list or map stands. under: the key, as state has it."""
+    return state_key(None, scope=under)
 
 
 def parts_of(data: bytes) -> list[Any]:

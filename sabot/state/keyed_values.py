@@ -7,37 +7,16 @@ much *event* time has passed since it was put. A read asks whether the value cou
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sabot.state.base import BackendConfig, LocalBackend, Mine
 from sabot.state.expiry import EventExpiry, event_mark
 from sabot.state.memory import MemoryBackend
 from sabot.state.opening import saved_values
 from sabot.state.rocksdb import RocksDBBackend
-from sabot.state.values import ValueState
 
-__all__ = ["PlainValue", "load_values", "open_values"]
+__all__ = ["load_values", "open_values"]
 
 _LEAST_BUDGET = 1_000_000
-
-
-class PlainValue(ValueState):
-    """One value under each encoded key, by plain calls."""
-
-    __slots__ = ()
-
-    def value_at(self, key: bytes) -> Any:
-        """None when absent."""
-        data = self._read(self._namespace, key)
-        return None if data is None else self._decoded(data)
-
-    def put_at(self, key: bytes, value: Any) -> None:
-        """None deletes."""
-        self._write(self._namespace, key, None if value is None else self._encoded(value))
-
-    def encoded(self, value: Any) -> bytes:
-        """A value as state keeps it. Raises UserError for what it cannot."""
-        return self._encoded(value)
 
 
 def open_values(directory: Path | None, memory_budget: int, expiry: EventExpiry | None) -> LocalBackend:

@@ -7,7 +7,8 @@
 
 Keys are what `state_key` takes: None, bool, int, float, str, bytes and tuples of these. Values are what msgpack can say: these,
 lists and dicts; a tuple comes back as a list. Anything else is a UserError that names the type and the namespace.
-Put None, or delete, and the key is absent again. The methods are coroutines that never suspend.
+Put None, or delete, and the key is absent again. The methods are coroutines that never suspend; process functions, which have no
+event loop, use the plain calls below them, which take encoded keys: PlainValue, PlainList, PlainMap.
 
 `scope` is the encoded key of a keyed agent: under it, all keys are that agent key's own. A namespace holds one kind of state.
 """
@@ -27,7 +28,16 @@ from sabot.config import checked_text
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.state.base import StateBackend
 
-__all__ = ["AggregatingState", "ListState", "MapState", "ReducingState", "ValueState"]
+__all__ = [
+    "AggregatingState",
+    "ListState",
+    "MapState",
+    "PlainList",
+    "PlainMap",
+    "PlainValue",
+    "ReducingState",
+    "ValueState",
+]
 
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 _LIST, _MAP = 1, 2
@@ -190,32 +200,48 @@ class ValueState(_State):
         return [self._scope + key[2:] for key in encoded] if self._scope else encoded
 
 
-class ListState(_State):
-    """A list a key. Each entry has a key of its own, beside a head that knows how many there are."""
+class PlainValue(_State):
+    """One value under each encoded key, by plain calls."""
 
     __slots__ = ()
 
-    async def add(self, key: object, value: object) -> None:
-        base = self._key(key)
+    def value_at(self, key: bytes) -> Any:
+        """None when absent."""
+        data = self._read(self._namespace, key)
+        return None if data is None else self._decoded(data)
+
+    def put_at(self, key: bytes, value: Any) -> None:
+        """None deletes."""
+        self._write(self._namespace, key, None if value is None else self._encoded(value))
+
+    def encoded(self, value: Any) -> bytes:
+        """A value as state keeps it. Raises UserError for what it cannot."""
+        return self._encoded(value)
+
+
+class PlainList(_State):
+    """A list under each encoded key, by plain calls. Each entry has a key of its own, beside a head that knows how many there are."""
+
+    __slots__ = ()
+
+    def add_at(self, base: bytes, value: object) -> None:
         data = self._encoded(value)
         first, end = self._head(_LIST, base)
         self._write(self._namespace, state_key(end, scope=base), data)
         self._write(self._namespace, base, _head_bytes(_LIST, first, end + 1))
 
-    async def get(self, key: object) -> list[Any]:
+    def entries_at(self, base: bytes) -> list[Any]:
         """All entries in the order in which they were added; [] when absent. With a ttl, those that are not expired."""
-        base = self._key(key)
         first, end = self._head(_LIST, base)
         if first == end:
             return []
         found = self._read_places(base, first, end)
-        if found[0] is None:  # expired; the next `get` need not look there again
+        if found[0] is None:  # expired; the next call need not look there again
             gone = next((place for place, data in enumerate(found) if data is not None), len(found))
             self._write(self._namespace, base, _head_bytes(_LIST, first + gone, end))
         return [self._decoded(data) for data in found if data is not None]
 
-    async def delete(self, key: object) -> None:
-        base = self._key(key)
+    def delete_at(self, base: bytes) -> None:
         first, end = self._head(_LIST, base)
         if end - first > _PLACES:
             self._read_places(base, first, end)
@@ -223,21 +249,36 @@ class ListState(_State):
         self._backend.write_many(self._namespace, keys, [None] * len(keys))
 
 
-class MapState(_State):
-    """A dict a key. Fields are what keys can be, values what values can be.
+class ListState(PlainList):
+    """A list a key."""
+
+    __slots__ = ()
+
+    async def add(self, key: object, value: object) -> None:
+        self.add_at(self._key(key), value)
+
+    async def get(self, key: object) -> list[Any]:
+        """All entries in the order in which they were added; [] when absent. With a ttl, those that are not expired."""
+        return self.entries_at(self._key(key))
+
+    async def delete(self, key: object) -> None:
+        self.delete_at(self._key(key))
+
+
+class PlainMap(_State):
+    """A dict under each encoded key, by plain calls. Fields are what keys can be, values what values can be.
 
     Each field has an entry (its place, its value) under a key of its own; each place says which field it holds, so that
-    `items` finds them without a scan. Removing a field moves the last one into its place.
+    `items_at` finds them without a scan. Removing a field moves the last one into its place.
     """
 
     __slots__ = ()
 
-    async def put(self, key: object, field: object, value: object) -> None:
+    def put_at(self, base: bytes, field: object, value: object) -> None:
         """None removes the field."""
         if value is None:
-            await self.delete(key, field)
+            self.remove_at(base, field)
             return
-        base = self._key(key)
         at = self._field(base, field)
         data = self._encoded(value)
         entry = self._read(self._namespace, at)
@@ -255,19 +296,18 @@ class MapState(_State):
             self._namespace, keys, [_entry(place, data), self._encoded(field), _head_bytes(_MAP, first, end)]
         )
 
-    async def get(self, key: object, field: object) -> Any:
-        """The value; None when absent."""
-        entry = self._read(self._namespace, self._field(self._key(key), field))
+    def value_at(self, base: bytes, field: object) -> Any:
+        """None when absent."""
+        entry = self._read(self._namespace, self._field(base, field))
         return None if entry is None else self._decoded(entry)[1]
 
-    async def items(self, key: object) -> dict[Any, Any]:
+    def items_at(self, base: bytes) -> dict[Any, Any]:
         """All fields and values; {} when absent. A tuple as a field comes back as a tuple."""
-        base = self._key(key)
         first, end = self._head(_MAP, base)
         if first == end:
             return {}
         places = self._read_places(base, first, end)
-        if places[0] is None:  # expired, see ListState.get
+        if places[0] is None:  # expired, see PlainList.entries_at
             gone = next((n for n, data in enumerate(places) if data is not None), len(places))
             self._write(self._namespace, base, _head_bytes(_MAP, first + gone, end))
         fields = [_hashable(self._decoded(data)) for data in places if data is not None]
@@ -276,16 +316,17 @@ class MapState(_State):
             field: self._decoded(entry)[1] for field, entry in zip(fields, entries, strict=True) if entry is not None
         }
 
-    async def delete(self, key: object, field: object = _ALL) -> None:
-        """Removes one field, or without `field` all of them."""
-        base = self._key(key)
+    def delete_at(self, base: bytes) -> None:
+        """All fields."""
         first, end = self._head(_MAP, base)
-        if field is _ALL:
-            fields = [_hashable(self._decoded(d)) for d in self._read_places(base, first, end) if d is not None]
-            places = [state_key(n, scope=base) for n in range(first, end)]
-            keys = [base, *places, *(self._field(base, name) for name in fields)]
-            self._backend.write_many(self._namespace, keys, [None] * len(keys))
-            return
+        fields = [_hashable(self._decoded(d)) for d in self._read_places(base, first, end) if d is not None]
+        places = [state_key(n, scope=base) for n in range(first, end)]
+        keys = [base, *places, *(self._field(base, name) for name in fields)]
+        self._backend.write_many(self._namespace, keys, [None] * len(keys))
+
+    def remove_at(self, base: bytes, field: object) -> None:
+        """One field."""
+        first, end = self._head(_MAP, base)
         at = self._field(base, field)
         entry = self._read(self._namespace, at)
         if entry is None:
@@ -311,6 +352,31 @@ class MapState(_State):
             return state_key((field,), scope=base)  # in a tuple: no field is taken for a place
         except (TypeError, ValueError) as error:
             raise UserError(f"state {self._namespace!r}: field: {error}") from error
+
+
+class MapState(PlainMap):
+    """A dict a key."""
+
+    __slots__ = ()
+
+    async def put(self, key: object, field: object, value: object) -> None:
+        """None removes the field."""
+        self.put_at(self._key(key), field, value)
+
+    async def get(self, key: object, field: object) -> Any:
+        """The value; None when absent."""
+        return self.value_at(self._key(key), field)
+
+    async def items(self, key: object) -> dict[Any, Any]:
+        """All fields and values; {} when absent. A tuple as a field comes back as a tuple."""
+        return self.items_at(self._key(key))
+
+    async def delete(self, key: object, field: object = _ALL) -> None:
+        """Removes one field, or without `field` all of them."""
+        if field is _ALL:
+            self.delete_at(self._key(key))
+        else:
+            self.remove_at(self._key(key), field)
 
 
 def _entry(place: int, data: bytes) -> bytes:
