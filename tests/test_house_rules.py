@@ -156,7 +156,6 @@ TWO_SIDES_OF_A_STEP = {  # the description that a user's program makes, and the 
 }
 
 SHARED_NAMES = {
-    "Crew",
     "Database",
     "Link",
     "Mark",

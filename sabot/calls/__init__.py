@@ -2,6 +2,7 @@
 
 options   what the user may say of them: checked once, frozen
 crew      who makes them on the event loop: so many at once, in order by queue, with time-outs and retries
+handover  calls of an operator that has a thread of its own
 """
 
 from sabot.calls.crew import Calls, Crew, Resume, Worker, awaitable

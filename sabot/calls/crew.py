@@ -156,11 +156,9 @@ class Crew(Generic[T]):
         self.workers = [Worker(deque[T]()) for _ in range(options.concurrency)] if own_queues else []
         self.left_behind: list[T] = []  # items whose calls refused to be cancelled
         self.retries = self.timeouts = 0
-        self.on_idle: Callable[[], None] = lambda: None  # it is to end, and its last worker has ended
         self._calls, self._options, self._clock, self._loop = calls, options, clock, loop
         self._own_queues, self._refill = own_queues, refill
         self._parked: deque[Worker[T]] = deque()  # where the queue is shared: who has nothing to do
-        self._alive = 0
         self._stopping = False
         self._over = False
         self._stop_asked = asyncio.Event()
@@ -188,21 +186,16 @@ class Crew(Generic[T]):
             self._employ(worker, len(self.workers) - 1)
 
     def _employ(self, worker: Worker[T], number: int) -> None:
-        self._alive += 1
         worker.task = self._loop.create_task(self._serve(worker), name=f"{self.name}#{number}")
         worker.task.add_done_callback(partial(self._worker_ended, worker))
 
     def _worker_ended(self, worker: Worker[T], task: asyncio.Task[None]) -> None:
         """A worker ends only by being stopped; anything else is told."""
-        self._alive -= 1
         error = None if task.cancelled() else task.exception()
-        ends = self._stopping or self._over
-        if not ends:
+        if not self._stopping and not self._over:
             self._calls.worker_ended(worker.item, error)
         elif error is not None:
             _log.error("%s: a call ended with an error when it was cancelled", self.name, exc_info=error)
-        if ends and not self._alive:
-            self.on_idle()
 
     @property
     def stopped(self) -> bool:
@@ -236,8 +229,6 @@ class Crew(Generic[T]):
         for worker in self.workers:
             if worker.task is not None:
                 worker.task.cancel()
-        if not self._alive:
-            self.on_idle()
 
     async def close(self) -> None:
         """Cancels what still runs, and waits for it: some seconds at most. Idempotent; queues and items stay as they are."""

@@ -5,7 +5,7 @@ keys are all known are emitted where they stand: nothing goes to the event loop 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.calls import check_coroutine_function, function_name
+from sabot.calls.handover import Call, Failed
 from sabot.errors import UserError
 from sabot.operators.answers import Answers, joined
 from sabot.operators.base import OperatorContext, with_time
-from sabot.operators.calling import Argument, Failed
 from sabot.operators.map_async import Chunk, Done, HeldCalls, RowNumbers
 
 __all__ = ["LookupAsync"]
@@ -45,9 +45,9 @@ class _KeyChunk(Chunk):
     def exhausted(self) -> bool:
         return self._taken >= len(self.owned)
 
-    def take(self) -> Sequence[Argument]:
+    def take(self, places: Iterator[int]) -> Sequence[Call]:
         first, self._taken = self._taken, min(self._taken + _TAKE_KEYS, len(self.owned))
-        return [(self, number, self.keys[number]) for number in self.owned[first : self._taken]]
+        return [(self, number, self.keys[number], next(places)) for number in self.owned[first : self._taken]]
 
     def outcome(self, number: int, result: Any) -> Any:
         return self._answers.outcome(result)

@@ -1,7 +1,7 @@
 """Rows that wait for calls of the user's coroutines: `map_async`. (`lookups` is the other one.)
 
     process, hold ─▶ segment ▶ mark ▶ segment ▶ mark …  ─▶ emit, on_mark
-                     chunks: rows and the outcomes of their calls, which come from the event loop (`calling.Crew`)
+                     chunks: rows and the outcomes of their calls, which come from the event loop (`calls.Handover`)
 
 Rows stay here until they are emitted: in the order of the input, or as their calls end, but never across a mark. A call that is in
 flight when the job is stopped is made again after the restore; one that has ended is not.
@@ -20,6 +20,7 @@ from sabot._cython.channel import ACTIVE, Watermark
 from sabot._cython.keyed import hash_columns
 from sabot.api.calls import check_coroutine_function, function_name
 from sabot.calls import CallOptions
+from sabot.calls.handover import Call, Failed, Handover, shown
 from sabot.codecs.json import schema_text
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates import Snapshot, columns_schema, owned_groups, read_batches
@@ -34,7 +35,6 @@ from sabot.operators.base import (
     without_marks,
     without_time,
 )
-from sabot.operators.calling import Argument, Crew, Failed, shown
 
 __all__ = ["Chunk", "HeldCalls", "MapAsync", "RowNumbers"]
 
@@ -52,7 +52,7 @@ Done = tuple[int, int, Any]  # first row, rows, outcome: of a call that has ende
 
 
 class Chunk:
-    """Rows that came together, and the calls that they wait for (`calling.Work`). `outcomes` has a place for each call.
+    """Rows that came together, and the calls that they wait for (`calls.handover.Work`). `outcomes` has a place for each call.
 
     The operator's: settled (by call), left (rows that are not out), out (ordered: the rows before it are out), gone (unordered, by
     row). codes: row -> its call; None: call n is row n's.
@@ -86,12 +86,13 @@ class Chunk:
         self._known[number] = self.settled[number] = True
         self.outcomes[number] = outcome
 
-    def take(self) -> Sequence[Argument]:
+    def take(self, places: Iterator[int]) -> Sequence[Call]:
         first, self._taken = self._taken, min(self._taken + _TAKE_ROWS, len(self.outcomes))
         calls = enumerate(self.arguments(first, self._taken), first)
-        if self._known is None:
-            return [(self, number, argument) for number, argument in calls]
-        return [(self, number, argument) for number, argument in calls if not self._known[number]]
+        known = self._known
+        if known is None:
+            return [(self, number, argument, next(places)) for number, argument in calls]
+        return [(self, number, argument, next(places)) for number, argument in calls if not known[number]]
 
     def arguments(self, first: int, end: int) -> Sequence[Any]:
         """What the calls first … end - 1 are made with."""
@@ -194,7 +195,7 @@ class HeldCalls(Operator):
         self._segments = deque([Segment()])
         self._held_rows = self._held_bytes = 0
         self._watermark_ms: int | None = None  # the last one that came
-        self._crew: Crew | None = None
+        self._handover: Handover | None = None
         self._new: list[Chunk] = []  # not given to the crew yet
         self._touched: dict[int, Chunk] = {}  # calls have ended since they were looked at
         self._dead_rows = 0
@@ -253,12 +254,20 @@ class HeldCalls(Operator):
         """Calls begin only now: who reads a checkpoint makes none."""
         if not self._new:
             return
-        if self._crew is None:
+        if self._handover is None:
             assert self._function is not None
             loop = self._context.loop()
-            self._crew = Crew(self.name, self._function, loop, self._ring, options=self._options, ordered=self._ordered)
+            self._handover = Handover(
+                self.name,
+                self._function,
+                loop,
+                self._ring,
+                options=self._options,
+                ordered=self._ordered,
+                clock=self._context.clock,
+            )
         works, self._new = self._new, []
-        self._crew.give(works)
+        self._handover.give(works)
 
     def _ring(self) -> None:
         self.wake()
@@ -281,8 +290,8 @@ class HeldCalls(Operator):
 
     def _settle(self) -> None:
         """Takes the outcomes in."""
-        if self._crew is not None:
-            for work, number in self._crew.settled():
+        if self._handover is not None:
+            for work, number in self._handover.settled():
                 self._ended(work, number)
 
     def _ended(self, chunk: Any, number: int) -> None:
@@ -501,18 +510,18 @@ class HeldCalls(Operator):
     # -- the rest -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        if self._crew is not None:
-            self._crew.close()
+        if self._handover is not None:
+            self._handover.close()
 
     @property
     def left_behind(self) -> list[str]:
         """Calls that refused to be cancelled by `close`: they keep their event loop, and so the process, from ending."""
-        if self._crew is None or not self._crew.left_behind:
+        if self._handover is None or not self._handover.left_behind:
             return []
-        return [f"{self._crew.left_behind} calls of {self.name}"]
+        return [f"{self._handover.left_behind} calls of {self.name}"]
 
     def statistics(self) -> dict[str, Any]:
-        calls = {} if self._crew is None else self._crew.statistics()
+        calls = {} if self._handover is None else self._handover.statistics()
         return {"held_rows": self._held_rows, "held_bytes": self._held_bytes, "dead_rows": self._dead_rows, **calls}
 
 

@@ -12,12 +12,12 @@ from agent_tools import bounded, publish, state_of, until, values
 from sabot import App, SabotError, UserError, col
 from sabot.agents.process import AgentProcess
 from sabot.calls import Crew
+from sabot.calls.handover import Handover
 from sabot.checkpoint import Coordinator, Requests
 from sabot.checkpoint.lanes import LaneWork
 from sabot.connectors.memory import MemorySink, MemorySource
 from sabot.errors import InternalError
 from sabot.exits import exit_in
-from sabot.operators import calling
 from sabot.operators.agent import AgentOperator
 from sabot.operators.record_agent import RecordAgentOperator
 from sabot.operators.stateless import Filter
@@ -298,7 +298,7 @@ async def test_calls_beside_a_stream_that_cannot_be_handed_over_are_told(memory_
         return {**row, "found": True}
 
     app.stream("orders", schema={"n": "int64"}).map_async(look_up, schema={"n": "int64", "found": "bool"}).to("copies")
-    burst(monkeypatch, calling.Crew, "_take", RecursionError("too deep"))
+    burst(monkeypatch, Handover, "_take", RecursionError("too deep"))
     publish(app, "orders", [{"n": 1}])
     await app.start()
     await told(app, "a turn of its calls has ended unexpectedly: RecursionError: too deep", caplog)

@@ -1,0 +1,298 @@
+"""Calls that an operator in a thread of its own has made by a crew on the event loop.
+
+    operator's thread                              event loop
+    give(works) ──────── call_soon_threadsafe ───▶ works ▶ queue ▶ crew
+    settled()   ◀─────── on_ready ──────────────── outcomes
+
+What goes over goes by the batch.
+"""
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ParamSpec, Protocol
+
+import pyarrow as pa
+
+from sabot.calls.crew import CANCEL_SECONDS, Crew
+from sabot.calls.options import CallOptions
+from sabot.clock import Clock
+from sabot.errors import InternalError, SabotError, UserError
+from sabot.exits import EXITS
+from sabot.redaction import scrubbed
+from sabot.watch import guarded
+
+__all__ = ["Call", "Failed", "Handover", "Work", "shown"]
+
+_log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+
+_TELL_SECONDS = 0.002  # the operator is told of results at most so often: they gather meanwhile
+_LOOK_SECONDS = 0.5  # while calls are being cancelled, it is seen so often whether their event loop still runs
+_SHOWN_CHARACTERS = 200
+
+
+class Failed:
+    """The outcome of a call whose attempts have all failed, where that is passed over."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+class Work(Protocol):
+    """Calls that are made together, by number. Its argument and outcomes are the event loop's until a call has settled."""
+
+    outcomes: list[Any]
+
+    @property
+    def calls(self) -> int:
+        """How many are to be made."""
+
+    @property
+    def exhausted(self) -> bool:
+        """`take` has given all calls."""
+
+    def take(self, places: Iterator[int]) -> Sequence["Call"]:
+        """The next calls that are to be made, each with the next place. May be none, and there are more."""
+
+    def outcome(self, number: int, result: Any) -> Any:
+        """What is kept of the function's result. Raises UserError where it is none of those that are allowed."""
+
+
+Call = tuple[Work, int, Any, int]
+"""The work, the number of the call in it, the argument, the place among all calls that are given."""
+
+
+class Handover:
+    """Between an operator in its thread and its crew. Calls are made in the order in which they are given.
+
+    name: of the step, for errors. ordered: `on_ready` (called on the loop) tells that the first call that had not ended has; else, of
+    any. on_error="skip": a call that fails is `Failed` and no more; else the first one is raised by `settled`, and no more calls are made.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[Any], Any],
+        loop: asyncio.AbstractEventLoop,
+        on_ready: Callable[[], None],
+        *,
+        options: CallOptions,
+        ordered: bool,
+        clock: Clock,
+    ) -> None:
+        self.left_behind = 0  # calls that had not ended when `close` gave up
+        self._name, self._function, self._loop, self._on_ready = name, function, loop, on_ready
+        self._ordered, self._skip = ordered, options.on_error == "skip"
+        self._crew: Crew[Call] = Crew(name, self, options, clock=clock, loop=loop, refill=self._refill)
+        self._settled: deque[tuple[Work, int]] = deque()  # loop: append; operator: popleft
+        self._told = False  # loop: sets; operator: clears, before it looks
+        self._closing = False
+        self._given = False
+        self._over = threading.Event()
+        self._failure: SabotError | None = None
+        # the loop's alone
+        self._thread: int | None = None
+        self._works: deque[Work] = deque()
+        self._places = itertools.count()
+        self._head = 0  # all calls before this place have ended
+        self._ended_behind: set[int] = set()  # places of calls that have ended, behind the head
+        self._tell_at = 0.0
+        self._telling: asyncio.TimerHandle | None = None
+        self._ended = self._failed = 0
+        self._closer: asyncio.Task[None] | None = None
+
+    # -- the operator's thread ----------------------------------------------------------------------------------------
+
+    def give(self, works: Sequence[Work]) -> None:
+        """They go to the loop in one hand-over."""
+        self._given = True
+        self._loop.call_soon_threadsafe(self._safely(self._take), list(works))
+
+    def settled(self) -> Iterator[tuple[Work, int]]:
+        """The calls that have ended and were not told of before. Raises the error of one that failed."""
+        self._told = False
+        if self._failure is not None:
+            raise self._failure
+        settled = self._settled
+        while settled:
+            yield settled.popleft()
+
+    def close(self) -> None:
+        """Cancels what is in flight, and waits until it has ended: some seconds at most, for a function that does not let go.
+
+        On the loop's own thread it does not wait: the calls end in the loop's next turns.
+        """
+        if self._closing:
+            return
+        self._closing = True
+        if not self._given:
+            return
+        here = self._thread is None or self._thread == threading.get_ident()
+        try:
+            self._loop.call_soon_threadsafe(self._cancel, not here)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+            return  # and its tasks are gone with it
+        if here:
+            return
+        looks = round(CANCEL_SECONDS / _LOOK_SECONDS) + 2
+        over = any(self._over.wait(_LOOK_SECONDS) or not self._loop.is_running() for _ in range(looks))
+        self.left_behind = len(self._crew.left_behind) if over else self._crew.in_flight
+        if self.left_behind:
+            _log.error("%s: %d calls refuse to be cancelled and are left behind", self._name, self.left_behind)
+
+    def statistics(self) -> dict[str, int]:
+        """Figures, from any thread."""
+        in_flight = self._crew.in_flight
+        return {
+            "calls": self._ended + in_flight,
+            "in_flight": in_flight,
+            "retries": self._crew.retries,
+            "timeouts": self._crew.timeouts,
+            "failed_calls": self._failed,
+        }
+
+    # -- the event loop -----------------------------------------------------------------------------------------------
+
+    def _take(self, works: list[Work]) -> None:
+        """As many workers as there may be calls are roused, or made."""
+        self._thread = threading.get_ident()
+        if self._closing or self._failure is not None:
+            return
+        self._works.extend(works)
+        self._crew.rouse(sum(work.calls for work in works))
+
+    def _safely(self, turn: Callable[P, None]) -> Callable[P, None]:
+        """A callback of the loop, whose error is told by `settled`."""
+        return guarded(turn, f"{self._name}: a turn of its calls", self._fail)
+
+    def _cancel(self, awaited: bool) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+        if not awaited:
+            self._crew.cancel()
+            return
+        self._closer = self._loop.create_task(self._crew.close())
+        self._closer.add_done_callback(lambda _: self._over.set())
+
+    def _refill(self, queue: deque[Call]) -> None:
+        works = self._works
+        while works and not queue:
+            work = works[0]
+            try:
+                queue.extend(work.take(self._places))
+            except (Exception, *EXITS) as error:
+                failure = UserError(f"{self._name}: a row cannot be given to Python: {type(error).__name__}: {error}")
+                failure.__cause__ = error
+                self._fail(failure)
+                return
+            if work.exhausted:
+                works.popleft()
+
+    # -- what the crew asks (`crew.Calls`) ----------------------------------------------------------------------------
+
+    def begin(self, item: Call, run: Callable[..., Any]) -> tuple[None, Any, bool]:
+        return None, run(self._function, item[2]), True
+
+    def written(self, item: Call, value: Any) -> Any:
+        return value
+
+    def ended(self, item: Call, about: None, output: Any) -> None:
+        work, number, argument, _ = item
+        try:
+            outcome = work.outcome(number, output)
+        except (Exception, *EXITS) as error:
+            outcome = self._given_up(error, argument, 1)  # the same once more would not be another
+        self._settle(item, outcome)
+
+    def attempt_failed(self, item: Call, failure: BaseException, attempts: int) -> bool:
+        return False
+
+    def renew(self, item: Call) -> None:
+        """The argument is given as it is."""
+
+    def failed(self, item: Call, failure: BaseException, attempts: int) -> None:
+        self._settle(item, self._given_up(failure, item[2], attempts))
+
+    def worker_ended(self, item: Call | None, error: BaseException | None) -> None:
+        what = "the task that makes the calls was cancelled from outside" if error is None else repr(error)
+        failure = InternalError(f"{self._name}: {what}")
+        failure.__cause__ = error
+        self._fail(failure)
+
+    def broke(self, what: str, error: SabotError) -> None:
+        self._fail(error)
+
+    # -- outcomes -----------------------------------------------------------------------------------------------------
+
+    def _given_up(self, failure: BaseException, argument: Any, attempts: int) -> Failed:
+        self._failed += 1
+        text = failure.message if isinstance(failure, SabotError) else f"{type(failure).__name__}: {failure}"
+        if not self._skip or isinstance(failure, EXITS):
+            times = f" ({attempts} attempts)" if attempts > 1 else ""
+            hint = getattr(failure, "hint", "") or "retries= calls again; on_error='skip' goes on without the row"
+            error = UserError(f"{self._name}: {text}{times}; {shown(argument)}", hint=hint)
+            error.__cause__ = failure
+            self._fail(error)
+        return Failed(scrubbed(text))
+
+    def _fail(self, error: SabotError) -> None:
+        """No call is begun any more, and the operator is told at once."""
+        if self._failure is None:
+            self._failure = error
+            self._works.clear()
+            self._crew.queue.clear()
+            self._crew.end()
+            if not self._closing:
+                self._tell()
+
+    def _settle(self, item: Call, outcome: Any) -> None:
+        """The operator is told if it can go on."""
+        self._ended += 1
+        if self._failure is not None:
+            return
+        work, number, _, place = item
+        work.outcomes[number] = outcome
+        self._settled.append((work, number))
+        if self._ordered:
+            if place != self._head:
+                self._ended_behind.add(place)
+                return
+            head, ended = place + 1, self._ended_behind
+            while head in ended:
+                ended.remove(head)
+                head += 1
+            self._head = head
+        if self._told or self._telling is not None:
+            return
+        if self._loop.time() >= self._tell_at:
+            self._tell()
+        else:
+            self._telling = self._loop.call_at(self._tell_at, self._tell)
+
+    def _tell(self) -> None:
+        self._telling = None
+        self._told = True
+        self._tell_at = self._loop.time() + _TELL_SECONDS
+        self._on_ready()
+
+
+def shown(argument: Any) -> str:
+    """What a call was made with, shortened."""
+    if isinstance(argument, pa.RecordBatch):
+        first = argument.slice(0, 1).to_pylist()
+        return f"a batch of {argument.num_rows} rows, the first {_short(first[0] if first else None)}"
+    return f"{'row' if isinstance(argument, dict) else 'key'} {_short(argument)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
