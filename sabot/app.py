@@ -13,8 +13,9 @@ import pyarrow as pa
 from sabot._cython.partition import KEY_GROUPS
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AGENT_OPTIONS, AgentSpec
-from sabot.api.nodes import Node, Read, Schema, TableFormat, Upsert, Write, read_node
-from sabot.api.shape import check_node
+from sabot.api.nodes.changes import Upsert
+from sabot.api.nodes.node import Node
+from sabot.api.nodes.read import Read, Schema, TableFormat, Write, read_node
 from sabot.api.stream import Stream
 from sabot.checkpoint import CHOICES, CheckpointStorage, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -281,7 +282,7 @@ class App:
             table=TableFormat(keys, format),
         )
         table = Upsert(node, keys, deletes=True)
-        check_node(table)
+        table.check()
         self._begun.append(node)
         return Stream(self, table)
 

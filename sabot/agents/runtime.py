@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sabot._cython.partition import HASH_VERSION
 from sabot.agents.process import AgentProcess, AgentState
 from sabot.api.agent import AgentSpec
-from sabot.api.nodes import Write
+from sabot.api.nodes.read import Write
 from sabot.checkpoint import CheckpointStorage, Coordinator, Delivery, Manifest, Requests
 from sabot.clock import Clock
 from sabot.config import Restart, parse_broker

@@ -34,50 +34,30 @@ from sabot.api.arguments import (
 from sabot.api.calls import AsyncCall, LookupCall
 from sabot.api.describe import aggregates_of, table_of
 from sabot.api.expr import Expr, col
-from sabot.api.nodes import (
-    AggregateWindow,
-    AsofJoin,
+from sabot.api.nodes.calls import LookupAsync, MapAsync
+from sabot.api.nodes.changes import Changelog, GroupAggregate, Materialize, Upsert
+from sabot.api.nodes.functions import Connect, Process, Side
+from sabot.api.nodes.joins import AsofJoin, IntervalJoin, Join, JoinHow, Lookup, WindowJoin
+from sabot.api.nodes.keyed import Deduplicate, Over, Reduce, RunningAggregate, Ties, TopN
+from sabot.api.nodes.node import Node, check_columns
+from sabot.api.nodes.patterns import Match
+from sabot.api.nodes.read import Schema, Write, schema_of
+from sabot.api.nodes.rows import (
     Broadcast,
-    Changelog,
-    Connect,
-    Deduplicate,
     Drop,
     Filter,
     FlatMap,
-    GroupAggregate,
-    IntervalJoin,
-    Join,
-    JoinHow,
-    Lookup,
-    LookupAsync,
-    MapAsync,
     MapBatches,
-    Match,
-    Materialize,
-    Node,
-    Over,
-    Process,
-    Reduce,
     Rename,
-    RunningAggregate,
     Sample,
-    Schema,
     Select,
-    Side,
-    Ties,
-    TopN,
     Union,
-    Upsert,
-    WindowJoin,
-    WindowTopN,
     WithColumns,
-    Write,
-    schema_of,
 )
+from sabot.api.nodes.windows import AggregateWindow, WindowTopN
 from sabot.api.over import OverFunction
 from sabot.api.patterns import MATCH_END, MATCH_START, Pattern, check_measures
 from sabot.api.process import process_spec
-from sabot.api.shape import check_columns, check_node, columns_of, is_changes, is_upserted, unique_key
 from sabot.api.windows import CountWindow, CumulativeWindow, HoppingWindow, SessionWindow, TumblingWindow, Window
 from sabot.config import Duration
 from sabot.connectors.base import Delivery, Sink, check_delivery, check_sink
@@ -423,7 +403,7 @@ class Stream:
 
     def changelog(self) -> "Stream":
         """Changes as rows that stay: the column `op` (insert, update_before, update_after, delete) says what happened to each."""
-        if not is_changes(self._node):
+        if not self._node.changes:
             raise UserError(
                 "changelog: these rows are no changes", hint="it follows group_by, upsert, top_n or an outer join"
             )
@@ -433,7 +413,7 @@ class Stream:
         """The table that changes make, kept in state: its rows come out once, when the input has ended. `.named("x")`, and
         `app.state("x")` reads it before that. An append stream stays as it is.
         """
-        return self._then(Materialize(self._node)) if is_changes(self._node) else self
+        return self._then(Materialize(self._node)) if self._node.changes else self
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
@@ -446,8 +426,8 @@ class Stream:
         check_sink(sink, "to", 'to("topic") or to(ParquetSink("out.parquet"))')
         check_delivery(delivery, f"to({sink!r})")
         node = Write(self._node, sink, key, delivery)
-        check_node(node)
-        if is_changes(self._node):
+        node.check()
+        if self._node.changes:
             _check_takes_changes(self._node, sink, key)
         self._owner.write(node)
 
@@ -587,7 +567,7 @@ class KeyedStream:
         """
         spec = process_spec(function, schema=schema, batch=batch, on_timer=on_timer, sides=sides, ttl=ttl)
         node = Process(self._node, self._keys, spec)
-        check_node(node)
+        node.check()
         return ProcessedStream(self._owner, node)
 
     def over(self, *, preceding: int | Duration | None = None, **columns: Aggregate | OverFunction) -> Stream:
@@ -611,7 +591,7 @@ class KeyedStream:
             if not isinstance(each, Aggregate | OverFunction):
                 raise UserError(f"over: {name}={each!r}", hint=f'{name}=sabot.sum("amount"), sabot.lag("amount"), …')
             check_columns(f"over: {name}", self._node, sorted(each.columns))
-        known = columns_of(self._node) or ()
+        known = self._node.column_names or ()
         if taken := [name for name in columns if name in known]:
             raise UserError(f"over: {taken[0]!r} is the name of another column", hint="choose another name")
         return _stream(self._owner, Over(self._node, self._keys, tuple(columns.items()), rows, ms))
@@ -692,7 +672,7 @@ class ConnectedStreams:
             broadcast=isinstance(self._right, Broadcast),
         )
         node = Connect(keyed._node, self._right, keyed._keys, self._right_keys, spec)
-        check_node(node)
+        node.check()
         return ProcessedStream(keyed._owner, node)
 
 
@@ -798,7 +778,7 @@ class WindowedStream:
 
 def _stream(owner: Owner, node: Node) -> Stream:
     """The checked next step."""
-    check_node(node)
+    node.check()
     return Stream(owner, node)
 
 
@@ -816,7 +796,7 @@ def _with_id(node: Node, id: str) -> Node:
 def _check_keep(node: Join) -> None:
     """Changes say by themselves how long rows stay, and of some right sides all rows are needed."""
     for name, side, ms in zip(("this", "the other"), node.inputs, node.keep_ms, strict=True):
-        if ms is not None and is_changes(side):
+        if ms is not None and side.changes:
             raise UserError(f"join: keep= of {name} stream, which is changes: they say how long its rows are kept")
     if node.keep_ms[1] is not None and (node.how in ("semi", "anti") or isinstance(node.right, Broadcast)):
         raise UserError(
@@ -834,7 +814,7 @@ def _check_broadcast(node: Join) -> None:
             f"join: a broadcast stream cannot be joined {'by time' if by_time else repr(node.how)}",
             hint='how="inner", "left", "semi" or "anti", without between= and window=; or without .broadcast()',
         )
-    if is_changes(node.left):
+    if node.left.changes:
         raise UserError(
             "join: a stream of changes cannot be joined with a broadcast one", hint="leave .broadcast() out"
         )
@@ -849,14 +829,14 @@ def _check_takes_changes(node: Node, sink: str | Sink, key: str | None) -> None:
             hint=".materialize().to(…) writes the final rows, .changelog().to(…) each change as a row; "
             "a topic or a SqlSink takes .upsert(key)",
         )
-    if not is_upserted(node):
-        unique = unique_key(node)
+    if not node.upserted:
+        unique = node.unique
         hint = f".upsert({', '.join(map(repr, unique))})" if unique else '.upsert("key")'
         raise UserError(
             f"to({name}): the rows are changes (updates and deletes of earlier ones), and nothing says which row they change",
             hint=f"{hint}.to(…) keeps the last row of each key; .materialize() writes the final rows, .changelog() each change as a row",
         )
-    if unique_key(node) is None:
+    if node.unique is None:
         raise UserError(f"to({name}): the key of the upsert is gone", hint="keep its columns in select and drop")
     if key is not None:
         raise UserError(f"to({name}): the key of an upsert is its own", hint="leave key= out")

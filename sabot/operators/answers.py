@@ -13,7 +13,7 @@ import pyarrow as pa
 from sabot._cython.batch import Batch
 from sabot.errors import UserError
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext
-from sabot.operators.stateless import MapBatches
+from sabot.operators.mapped import MapBatches
 
 __all__ = ["Answers", "BatchAnswers", "joined"]
 

@@ -5,6 +5,7 @@ append stream ──Upsert──▶ changes ──Changelog──▶ append stre
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,11 +13,13 @@ import pyarrow as pa
 
 from sabot._cython.batch import Batch
 from sabot._cython.keyed import hash_columns
-from sabot.api.shape import OP
+from sabot.api.nodes import changes as nodes
+from sabot.api.nodes.changes import OP
 from sabot.codecs.json import schema_text
 from sabot.disk import make_folder
 from sabot.errors import UserError
 from sabot.operators.aggregates import Aggregator, columns_schema, owned_groups
+from sabot.operators.arguments import with_arguments
 from sabot.operators.base import (
     END_OF_TIME,
     OP_COLUMN,
@@ -29,13 +32,15 @@ from sabot.operators.base import (
     with_time,
     without_marks,
 )
-from sabot.operators.groups import Groups, KeptGroups, LastOfChanges, LatestRows
+from sabot.operators.groups import GroupAggregate, Groups, KeptGroups, LastOfChanges, LatestRows
+from sabot.operators.marked import AsInserts
 from sabot.operators.packed import packed, unpacked
+from sabot.operators.sites import Places, Site
 from sabot.operators.weaving import same_rows, signs
 from sabot.state.files import remove_tree
 from sabot.state.tables import TableStore
 
-__all__ = ["Changelog", "Materialize", "Upsert", "net"]
+__all__ = ["PLACES", "Changelog", "Materialize", "Upsert", "net"]
 
 Array: TypeAlias = pa.Array
 
@@ -323,3 +328,41 @@ def _is_key(kind: pa.DataType) -> bool:
         or types.is_binary(kind)
         or (types.is_temporal(kind) and not types.is_interval(kind))
     )
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_group_aggregate(node: nodes.GroupAggregate, site: Site) -> Site:
+    site, calls = with_arguments(site.together(node.keys, "grouped"), node.aggregates)
+    return site.step(node.text(), partial(GroupAggregate, node.keys, calls, changes=site.changes), id=node.id)
+
+
+def place_upsert(node: nodes.Upsert, site: Site) -> Site:
+    if site.changes and site.unique is not None and set(site.unique) == set(node.keys):
+        return site  # they are that already
+    site = site.together(node.keys, "keyed")
+    make = partial(Upsert, node.keys, changes=site.changes, deletes=node.deletes)
+    return site.step(node.text(), make, id=node.id)
+
+
+def place_versions(node: nodes.Versions, site: Site) -> Site:
+    return site if node.deletes else site.step("as versions", AsInserts, changes=True)
+
+
+def place_changelog(node: nodes.Changelog, site: Site) -> Site:
+    return site.step(node.text(), Changelog)
+
+
+def place_materialize(node: nodes.Materialize, site: Site) -> Site:
+    site = site if site.keys is not None else site.together((), "table")
+    return site.step(node.text(), partial(Materialize, site.keys or ()), id=node.id)
+
+
+PLACES: Places = {
+    nodes.GroupAggregate: place_group_aggregate,
+    nodes.Upsert: place_upsert,
+    nodes.Versions: place_versions,
+    nodes.Changelog: place_changelog,
+    nodes.Materialize: place_materialize,
+}

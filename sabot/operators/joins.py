@@ -7,19 +7,21 @@ Each side's rows are kept in a RowStore; a row that comes looks for its partners
 both. Joins by event time stand in `time_joins`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
+from sabot.api.nodes import joins as nodes
 from sabot.errors import UserError
-from sabot.operators.base import DELETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved
+from sabot.operators.base import DELETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
 from sabot.operators.sides import Joined, Result, Rows, Side, Sides, later
+from sabot.operators.sites import Places, Site
 from sabot.operators.weaving import same_rows
 
-__all__ = ["Join", "Sides", "TableLookup"]
+__all__ = ["PLACES", "Join", "Sides", "TableLookup", "place_sides"]
 
 
 class Join(Joined):
@@ -400,3 +402,50 @@ def _one_a_key(rows: Rows, numbers: Any, times: Any, latest: bool) -> tuple[Rows
         order = np.argsort(-times if latest else times, kind="stable")
     chosen = np.sort(order[np.unique(numbers[order], return_index=True)[1]])
     return rows.only(chosen), None if times is None else times[chosen]
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_join(node: nodes.Join, left: Site, right: Site) -> Site:
+    def make(sides: Sides) -> Operator:
+        left_keep_ms, right_keep_ms = node.keep_ms
+        return Join(
+            sides,
+            node.how,
+            left_changes=left.changes,
+            right_changes=right.changes,
+            broadcast=node.broadcast,
+            left_keep_ms=left_keep_ms,
+            right_keep_ms=right_keep_ms,
+        )
+
+    return place_sides(node, left, right, make)
+
+
+def place_lookup(node: nodes.Lookup, left: Site, right: Site) -> Site:
+    return place_sides(node, left, right, lambda sides: TableLookup(sides, node.how))
+
+
+def place_sides(node: nodes.Join, left: Site, right: Site, make: Callable[[Sides], Operator]) -> Site:
+    """Of any join: make gives its operator over the sides."""
+    names, used = node.right_names, left.layout.used.get(id(node))
+    if names is not None and used is not None:
+        names = [(old, new) for old, new in names if new in used]
+
+    def made() -> Operator:
+        if names is None:
+            raise UserError(
+                f"{node.word}: the columns of its two streams must be known before it runs",
+                hint="give map_batches(…, schema=) what its columns are",
+            )
+        return make(Sides(node.left_keys, node.right_keys, tuple(names)))
+
+    site = left.layout.meet(node, "join", left, right, (node.left_keys, node.right_keys))
+    site = site.step(node.text(), made, id=node.id)
+    assert site.last is not None
+    site.last.scattered = node.broadcast
+    return site
+
+
+PLACES: Places = {nodes.Join: place_join, nodes.Lookup: place_lookup}

@@ -7,6 +7,7 @@ answer is "all of them", state is a TableStore's, which keeps to a memory budget
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from sabot._cython.batch import Batch
 from sabot._cython.sessions import RunTable
+from sabot.api.nodes import keyed as nodes
 from sabot.api.windows import WINDOW_END, WINDOW_START, CountWindow
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
@@ -27,8 +29,11 @@ from sabot.operators.aggregates import (
     columns_schema,
     owned_groups,
 )
+from sabot.operators.arguments import with_arguments
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
 from sabot.operators.gathered import fits
+from sabot.operators.ordered import in_order
+from sabot.operators.ranked import TopN
 from sabot.operators.sessions import (
     CHUNK_ROWS,
     KeyedRuns,
@@ -38,9 +43,10 @@ from sabot.operators.sessions import (
     time_index,
     window_words,
 )
+from sabot.operators.sites import Places, Site
 from sabot.state.tables import TableStore
 
-__all__ = ["CountAggregate", "Deduplicate", "Reduce", "RunningAggregate"]
+__all__ = ["PLACES", "CountAggregate", "Deduplicate", "Reduce", "RunningAggregate"]
 
 Array: TypeAlias = pa.Array
 Row = dict[str, Any]
@@ -515,3 +521,36 @@ def _no_row(result: Any, key: Row, names: Sequence[str]) -> UserError:
 
 def _name_of(function: Any) -> str:
     return str(getattr(function, "__qualname__", type(function).__name__))
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def _by_key(site: Site, node: nodes.RunningAggregate | nodes.Reduce | nodes.Deduplicate) -> Site:
+    """Rows of a key together; in the order of event time, where a span of it decides."""
+    site = site.together(node.keys, "keyed")
+    return in_order(site, node.keys, node.id) if node.needs_time else site
+
+
+def place_running_aggregate(node: nodes.RunningAggregate, site: Site) -> Site:
+    site, calls = with_arguments(_by_key(site, node), node.aggregates)
+    return site.step(node.text(), partial(RunningAggregate, node.keys, calls, ttl_ms=node.ttl_ms), id=node.id)
+
+
+def place_reduce(node: nodes.Reduce, site: Site) -> Site:
+    make = partial(Reduce, node.keys, node.function, ttl_ms=node.ttl_ms)
+    return _by_key(site, node).step(node.text(), make, id=node.id)
+
+
+def place_deduplicate(node: nodes.Deduplicate, site: Site) -> Site:
+    make: Callable[[], Operator] = partial(Deduplicate, node.keys, within_ms=node.within_ms)
+    if site.changes:  # the first row of those that are there
+        make = partial(TopN, node.keys, 1, (), ties="row_number", rank=None, changes=True)
+    return _by_key(site, node).step(node.text(), make, id=node.id)
+
+
+PLACES: Places = {
+    nodes.RunningAggregate: place_running_aggregate,
+    nodes.Reduce: place_reduce,
+    nodes.Deduplicate: place_deduplicate,
+}

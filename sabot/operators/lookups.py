@@ -6,6 +6,7 @@ keys are all known are emitted where they stand: nothing goes to the event loop 
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot.api.calls import check_coroutine_function, function_name
+from sabot.api.nodes import calls as nodes
 from sabot.calls.handover import Call, Failed
 from sabot.errors import UserError
 from sabot.operators.answers import Answers, joined
 from sabot.operators.base import OperatorContext, with_time
 from sabot.operators.map_async import Chunk, Done, HeldCalls, RowNumbers
+from sabot.operators.sites import Places, Site
 
-__all__ = ["LookupAsync"]
+__all__ = ["PLACES", "LookupAsync"]
 
 _CHUNK_ROWS = 65_536
 _TAKE_KEYS = 64
@@ -225,3 +228,27 @@ def _distinct(columns: list["pa.Array[Any]"]) -> tuple[Any, list[Any], int | Non
         return codes, keys, None
     codes[null] = len(keys)
     return codes, [*keys, None], len(keys)
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_lookup_async(node: nodes.LookupAsync, site: Site) -> Site:
+    lookup, call = node.call, node.call.call
+    make = partial(
+        LookupAsync,
+        call.function,
+        lookup.on,
+        call.schema,
+        options=call.options,
+        names=dict(node.answer_names),
+        how=lookup.how,
+        keys=site.keys or (),
+        ordered=call.ordered,
+        cache_rows=lookup.cache_rows,
+        cache_ttl_s=lookup.cache_ttl_s,
+    )
+    return site.step(node.text(), make, id=node.id).beside("dead", node.dead_letter)
+
+
+PLACES: Places = {nodes.LookupAsync: place_lookup_async}

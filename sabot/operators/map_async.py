@@ -9,6 +9,7 @@ flight when the job is stopped is made again after the restore; one that has end
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sabot._cython.batch import Batch
 from sabot._cython.channel import ACTIVE, Watermark
 from sabot._cython.keyed import hash_columns
 from sabot.api.calls import check_coroutine_function, function_name
+from sabot.api.nodes import calls as nodes
 from sabot.calls import CallOptions
 from sabot.calls.handover import Call, Failed, Handover, shown
 from sabot.codecs.json import schema_text
@@ -35,8 +37,9 @@ from sabot.operators.base import (
     without_marks,
     without_time,
 )
+from sabot.operators.sites import Places, Site
 
-__all__ = ["Chunk", "HeldCalls", "MapAsync", "RowNumbers"]
+__all__ = ["PLACES", "Chunk", "HeldCalls", "MapAsync", "RowNumbers"]
 
 _CHUNK_ROWS = 1024  # of which some may wait: as long as one of them does, all are in memory
 _TAKE_ROWS = 64  # become Python rows at a time, on the event loop
@@ -708,3 +711,25 @@ def _filtered(data: pa.RecordBatch, done: list[Done], mask: Any) -> tuple[pa.Rec
     places = np.cumsum(mask) - 1
     kept = [(int(places[first]), rows, outcome) for first, rows, outcome in done if mask[first : first + rows].all()]
     return data.filter(pa.array(mask)), kept
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_map_async(node: nodes.MapAsync, site: Site) -> Site:
+    call = node.call
+    make = partial(
+        MapAsync,
+        call.function,
+        call.schema,
+        options=call.options,
+        batch=call.batch,
+        rows=call.rows,
+        time=node.input.event_time,
+        keys=site.keys or (),
+        ordered=call.ordered,
+    )
+    return site.step(node.text(), make, id=node.id, keys=None).beside("dead", node.dead_letter)
+
+
+PLACES: Places = {nodes.MapAsync: place_map_async}

@@ -1,6 +1,7 @@
 """Rows in the order of event time, for steps whose answer depends on the order."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from sabot.operators.base import (
     Saved,
     without_time,
 )
+from sabot.operators.sites import Site
 
-__all__ = ["EventOrder"]
+__all__ = ["EventOrder", "in_order"]
 
 _CHUNK_ROWS = 65_536
 _SMALL_ROWS = 16_384
@@ -119,3 +121,11 @@ class EventOrder(Operator):
 
     def statistics(self) -> dict[str, Any]:
         return {"held_rows": sum(data.num_rows for data in self._held)}
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def in_order(site: Site, keys: tuple[str, ...], id: str) -> Site:
+    """The rows of each key by event time. id: given by the user to the step that needs it."""
+    return site.step("order by event time", partial(EventOrder, keys), id=f"{id}.order" if id else "")

@@ -5,6 +5,7 @@ rows, by event time ─▶ [rows of the newest time wait] ─▶ frames, places 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,6 +15,9 @@ import pyarrow.compute as pc
 from sabot._cython.batch import Batch
 from sabot._cython.keyed import GroupTable, hash_columns, sum_overflow
 from sabot._cython.over import FrameTable, PlaceTable, WaitTable
+from sabot.api.aggregates import Aggregate
+from sabot.api.nodes import keyed as nodes
+from sabot.api.over import OverFunction
 from sabot.codecs.json import schema_text
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates import (
@@ -26,6 +30,7 @@ from sabot.operators.aggregates import (
     owned_groups,
     read_batches,
 )
+from sabot.operators.arguments import Arguments
 from sabot.operators.base import (
     END_OF_TIME,
     START_OF_TIME,
@@ -37,9 +42,12 @@ from sabot.operators.base import (
     with_time,
     without_time,
 )
+from sabot.operators.ordered import in_order
 from sabot.operators.sessions import key_table, time_index
+from sabot.operators.sites import Places, Site
+from sabot.operators.stateless import Drop
 
-__all__ = ["OVER_KINDS", "Over", "OverCall"]
+__all__ = ["OVER_KINDS", "PLACES", "Over", "OverCall"]
 
 RANKS = ("row_number", "rank", "dense_rank")
 OVER_KINDS = frozenset([*RANKS, "lag", "lead"])  # beside those of aggregates
@@ -695,3 +703,27 @@ def _other_columns(part: Saved) -> CorruptCheckpoint:
         f"{part.directory}: the state has other columns than the program now keeps",
         hint="keys and columns of over cannot change between a checkpoint and its restore",
     )
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_over(node: nodes.Over, site: Site) -> Site:
+    site = in_order(site.together(node.keys, "over"), node.keys, node.id)
+    arguments = Arguments(node.columns)
+    calls = [_over_call(name, each, arguments) for name, each in node.columns]
+    make = partial(Over, node.keys, calls, preceding_rows=node.preceding_rows, preceding_ms=node.preceding_ms)
+    site = arguments.add(site).step(node.text(), make, id=node.id)
+    made = [name for name, _ in arguments.columns]
+    return site.step(f"drop {', '.join(made)}", partial(Drop, made)) if made else site
+
+
+def _over_call(name: str, each: Aggregate | OverFunction, arguments: Arguments) -> OverCall:
+    argument = arguments.column(each.argument)
+    if isinstance(each, OverFunction):
+        return OverCall(name, each.kind, argument, each.offset, each.default, text=each.text())
+    where, ddof = arguments.column(each.predicate), each.options.get("ddof", 1)
+    return OverCall(name, each.kind, argument, where=where, ddof=ddof, text=each.text())
+
+
+PLACES: Places = {nodes.Over: place_over}

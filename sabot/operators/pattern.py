@@ -5,6 +5,7 @@ keeps by itself; what measures need stands beside it in columns (`_Rows`), row b
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,6 +18,7 @@ from sabot._cython.keyed import hash_columns
 from sabot._cython.pattern import PatternTable, TooManyPartials
 from sabot.api import patterns
 from sabot.api.expr import Expr, col
+from sabot.api.nodes import patterns as nodes
 from sabot.api.patterns import MATCH_END, MATCH_START, check_measures, split, step_values, with_step_values
 from sabot.arrays import shown
 from sabot.codecs.json import schema_text
@@ -32,9 +34,11 @@ from sabot.operators.aggregates import (
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
 from sabot.operators.casts import common_type
 from sabot.operators.expressions import Compiled, compile_expr, compile_predicate
+from sabot.operators.ordered import in_order
 from sabot.operators.sessions import CHUNK_ROWS, key_table, result_schema, time_index
+from sabot.operators.sites import Places, Site
 
-__all__ = ["Pattern", "PatternState"]
+__all__ = ["PLACES", "Pattern", "PatternState"]
 
 MAX_PARTIAL = 10_000
 _TIMESTAMP = pa.timestamp("ms", "UTC")
@@ -628,3 +632,15 @@ class _PatternSnapshot:
 
     def discard(self) -> None:
         self._rows = None
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_match(node: nodes.Match, site: Site) -> Site:
+    site = in_order(site.together(node.keys, "pattern"), node.keys, node.id)
+    make = partial(Pattern, node.keys, node.pattern, node.skip, node.measures, max_partial=node.max_partial)
+    return site.step(node.text(), make, id=node.id)
+
+
+PLACES: Places = {nodes.Match: place_match}

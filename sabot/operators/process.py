@@ -17,6 +17,7 @@ later time than the one that fires) is stopped at TIMERS_OF_A_KEY.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Never, TypeAlias
 
@@ -27,6 +28,7 @@ from sabot._cython.batch import Batch
 from sabot._cython.keyed import hash_columns
 from sabot._cython.partition import KEY_GROUPS
 from sabot._cython.timers import EVENT, PROCESSING
+from sabot.api.nodes import functions as nodes
 from sabot.api.process import ProcessSpec
 from sabot.codecs.json import schema_text
 from sabot.disk import make_folder
@@ -47,10 +49,11 @@ from sabot.operators.process_columns import BatchForm
 from sabot.operators.process_rows import RowForm
 from sabot.operators.process_state import Form, Keyed, Side, parts_of
 from sabot.operators.sessions import time_index
+from sabot.operators.sites import Places, Site
 from sabot.state.base import Entry, Mine
 from sabot.state.keyed_values import load_values
 
-__all__ = ["Process", "saved_process"]
+__all__ = ["PLACES", "Process", "saved_process"]
 
 Array: TypeAlias = pa.Array
 
@@ -373,3 +376,24 @@ def _key_columns(found: Sequence[Any], keys: pa.Schema) -> list[Array]:
         else pa.array(column, field.type)
         for column, field in zip(columns, keys, strict=True)
     ]
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_process(node: nodes.Process, site: Site) -> Site:
+    site = site.together(node.keys, "process")
+    return site.step(node.text(), partial(Process, node.keys, node.spec), id=node.id, keys=None)
+
+
+def place_connect(node: nodes.Connect, left: Site, right: Site) -> Site:
+    site = left.layout.meet(node, "process", left, right, (node.left_keys, node.right_keys))
+    make = partial(Process, node.left_keys, node.spec, right_keys=node.right_keys)
+    return site.step(node.text(), make, id=node.id, keys=None)
+
+
+def place_side(node: nodes.Side, site: Site) -> Site:
+    return site.branch(node.name)
+
+
+PLACES: Places = {nodes.Process: place_process, nodes.Connect: place_connect, nodes.Side: place_side}

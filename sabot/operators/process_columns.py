@@ -14,6 +14,7 @@ from sabot._cython.rows import decode_values, encode_values, key_rows
 from sabot._cython.timers import EVENT, PROCESSING
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
+from sabot.operators.mapped import NO_ARROW
 from sabot.operators.process_state import (
     KIND_WORDS,
     NO_SLOTS,
@@ -28,7 +29,6 @@ from sabot.operators.process_state import (
     place_of,
     plain_keys,
 )
-from sabot.operators.stateless import NO_ARROW
 from sabot.state.base import StateBackend
 
 __all__ = ["BatchForm"]

@@ -6,6 +6,7 @@ What is among the first n, and what a batch has changed in that, is a `RankTable
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +18,8 @@ from sabot._cython.batch import Batch
 from sabot._cython.keyed import GroupTable, hash_columns
 from sabot._cython.ranked import NUMBER_COLUMN, RankCut, RankTable
 from sabot._cython.window import split_panes
+from sabot.api.nodes import keyed as nodes
+from sabot.api.nodes.windows import WindowTopN as WindowTopNNode
 from sabot.api.windows import WINDOW_END, WINDOW_START
 from sabot.codecs.json import schema_text
 from sabot.errors import CorruptCheckpoint, InternalError, UserError
@@ -35,8 +38,9 @@ from sabot.operators.base import (
 )
 from sabot.operators.panes import PANE_COLUMN, TimeWindow, WindowShape
 from sabot.operators.sessions import key_table, time_index, window_words
+from sabot.operators.sites import Places, Site
 
-__all__ = ["TIES", "TopN", "WindowTopN"]
+__all__ = ["PLACES", "TIES", "TopN", "WindowTopN"]
 
 TIES = ("row_number", "rank", "dense_rank")
 _TIMESTAMP = pa.timestamp("ms", "UTC")
@@ -501,3 +505,29 @@ class _Saving:
 
 def _hashes(keys: Sequence[Array], rows: int) -> pa.UInt64Array:
     return hash_columns(keys) if keys else pa.array(np.zeros(rows, np.uint64))
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_top_n(node: nodes.TopN, site: Site) -> Site:
+    site = site.together(node.keys, "ranked")
+    make = partial(TopN, node.keys, node.n, node.by, ties=node.ties, rank=node.rank, changes=site.changes)
+    return site.step(node.text(), make, id=node.id)
+
+
+def place_window_top_n(node: WindowTopNNode, site: Site) -> Site:
+    make = partial(
+        WindowTopN,
+        node.window,
+        node.keys,
+        node.n,
+        node.by,
+        ties=node.ties,
+        rank=node.rank,
+        allowed_lateness_ms=node.allowed_lateness_ms,
+    )
+    return site.together(node.keys, "ranked").step(node.text(), make, id=node.id).beside("late", node.late)
+
+
+PLACES: Places = {nodes.TopN: place_top_n, WindowTopNNode: place_window_top_n}

@@ -16,6 +16,7 @@ import pyarrow as pa
 from sabot._cython.batch import Batch
 from sabot._cython.window import split_panes
 from sabot.api import windows
+from sabot.api.nodes import joins as nodes
 from sabot.errors import UserError
 from sabot.operators.base import (
     DELETE,
@@ -26,11 +27,13 @@ from sabot.operators.base import (
     OperatorContext,
     Saved,
 )
+from sabot.operators.joins import place_sides
 from sabot.operators.panes import TimeWindow, WindowShape
 from sabot.operators.sessions import window_words
 from sabot.operators.sides import CHUNK_ROWS, Joined, Result, Rows, Side, Sides, later
+from sabot.operators.sites import Places, Site
 
-__all__ = ["AsofJoin", "IntervalJoin", "WindowJoin"]
+__all__ = ["PLACES", "AsofJoin", "IntervalJoin", "WindowJoin"]
 
 _LONGEST_MS = 2**60  # of an interval or a tolerance
 _FIRST_PROBE = 64  # rows
@@ -570,3 +573,27 @@ class AsofJoin(_TimedJoin):
 def _within(ms: int) -> int:
     """As a time that there is."""
     return max(START_OF_TIME, min(ms, END_OF_TIME))
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_interval_join(node: nodes.IntervalJoin, left: Site, right: Site) -> Site:
+    return place_sides(node, left, right, lambda sides: IntervalJoin(sides, node.how, node.lower_ms, node.upper_ms))
+
+
+def place_window_join(node: nodes.WindowJoin, left: Site, right: Site) -> Site:
+    return place_sides(node, left, right, lambda sides: WindowJoin(sides, node.how, node.window))
+
+
+def place_asof_join(node: nodes.AsofJoin, left: Site, right: Site) -> Site:
+    options: dict[str, Any] = {"strategy": node.strategy, "tolerance_ms": node.tolerance_ms}
+    options["right_changes"] = right.changes
+    return place_sides(node, left, right, lambda sides: AsofJoin(sides, node.how, **options))
+
+
+PLACES: Places = {
+    nodes.IntervalJoin: place_interval_join,
+    nodes.WindowJoin: place_window_join,
+    nodes.AsofJoin: place_asof_join,
+}

@@ -6,8 +6,9 @@ a cache (`_Merged`).
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ import pyarrow.compute as pc
 from sabot._cython.batch import Batch
 from sabot._cython.keyed import GroupTable, SlidingTable, hash_columns
 from sabot._cython.window import split_panes
+from sabot.api.nodes import windows as nodes
+from sabot.api.windows import CountWindow, SessionWindow
 from sabot.errors import InternalError, UserError
 from sabot.operators.aggregates import (
     CHUNK_ROWS,
@@ -29,6 +32,7 @@ from sabot.operators.aggregates import (
     owned_groups,
     read_batches,
 )
+from sabot.operators.arguments import with_arguments
 from sabot.operators.base import (
     END_OF_TIME,
     START_OF_TIME,
@@ -39,11 +43,13 @@ from sabot.operators.base import (
     Saved,
 )
 from sabot.operators.gathered import Extras, joined
+from sabot.operators.keyed import CountAggregate
 from sabot.operators.panes import PANE_COLUMN, TimeWindow, WindowShape
-from sabot.operators.sessions import window_words
+from sabot.operators.sessions import SessionAggregate, window_words
+from sabot.operators.sites import Places, Site
 from sabot.state.tables import TableStore
 
-__all__ = ["LocalCombine", "WindowAggregate"]
+__all__ = ["PLACES", "LocalCombine", "WindowAggregate"]
 
 ROWS_COLUMN = "__rows"  # of partial states: rows behind this one
 
@@ -527,3 +533,35 @@ def _owned_rows(state: pa.RecordBatch, owned: Any, width: int) -> tuple[int, pa.
         hashes = hash_columns(state.columns[:width]) if width else pa.array([0] * state.num_rows, pa.uint64())
         state = state.filter(owned(hashes))
     return pane, state
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_window(node: nodes.AggregateWindow, site: Site) -> Site:
+    window, lateness = node.window, node.allowed_lateness_ms
+    alone = not node.keys and site.layout.parallelism > 1 and node.late is None  # phases cannot give late rows back
+    if alone and not isinstance(window, CountWindow | SessionWindow):
+        return _in_two_phases(node, window, site)
+    site, calls = with_arguments(site.together(node.keys, "window"), node.aggregates)
+    make: Callable[[], Operator]
+    if isinstance(window, SessionWindow):
+        make = partial(SessionAggregate, window.gap_ms, node.keys, calls, allowed_lateness_ms=lateness)
+    elif isinstance(window, CountWindow):
+        make = partial(CountAggregate, window.size, node.keys, calls)
+    else:
+        every = node.emit_every_ms
+        make = partial(WindowAggregate, window, node.keys, calls, allowed_lateness_ms=lateness, emit_every_ms=every)
+    return site.step(node.text(), make, id=node.id).beside("late", node.late)
+
+
+def _in_two_phases(node: nodes.AggregateWindow, window: TimeWindow, site: Site) -> Site:
+    """Without keys all rows meet in one subtask: each batch is made small before it goes there."""
+    lateness, every = node.allowed_lateness_ms, node.emit_every_ms
+    site, calls = with_arguments(site, node.aggregates)
+    site = site.step(f"combine {node.text()}", partial(LocalCombine, window, (), calls)).together((), "window")
+    make = partial(WindowAggregate, window, (), calls, allowed_lateness_ms=lateness, emit_every_ms=every, partial=True)
+    return site.step(node.text(), make, id=node.id)
+
+
+PLACES: Places = {nodes.AggregateWindow: place_window}

@@ -1,10 +1,11 @@
 """What users wrote -> what runs. No threads, sockets or clocks here."""
 
+from sabot.operators.stages import Edge, Reading, Stage, Step, column_types
 from sabot.plan.against import Planned, Verdict, check, compare, planned
 from sabot.plan.mermaid import mermaid
 from sabot.plan.optimise import walk, with_schemas
 from sabot.plan.planner import make_plan
-from sabot.plan.stages import Edge, Plan, Reading, Stage, Step, check_alike, column_types
+from sabot.plan.stages import Plan, check_alike
 
 __all__ = [
     "Edge",

@@ -1,6 +1,7 @@
 """The plan as a Mermaid graph."""
 
-from sabot.plan.stages import Edge, Plan, Step
+from sabot.operators.stages import Edge, Step
+from sabot.plan.stages import Plan
 
 __all__ = ["mermaid"]
 

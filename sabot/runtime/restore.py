@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from sabot._cython.partition import HASH_VERSION
 from sabot.api.agent import AgentSpec
-from sabot.api.nodes import Read, Write
+from sabot.api.nodes.read import Read, Write
 from sabot.arrays import is_time
 from sabot.checkpoint import Manifest, StoredTask
 from sabot.codecs.json import schema_of_text

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from sabot._cython.batch import Batch
 from sabot._cython.channel import IDLE, Channel
-from sabot.api.nodes import Read, Write
+from sabot.api.nodes.read import Read, Write
 from sabot.checkpoint import Coordinator, Manifest, TaskSnapshot
 from sabot.checkpoint.kept import SavedAlready
 from sabot.clock import Clock

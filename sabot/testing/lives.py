@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sabot.api.nodes import Read
+from sabot.api.nodes.read import Read
 from sabot.app import App
 from sabot.connectors.base import Source
 from sabot.errors import SabotError, UserError

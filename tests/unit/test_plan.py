@@ -45,6 +45,13 @@ def test_a_column_that_is_computed_and_not_used_reads_nothing(orders):
     assert line(doubled, "read") == "read orders: id, amount; ts is not null"
 
 
+def test_top_n_passes_on_columns_that_are_called_as_those_of_windows(app):
+    """They were taken for columns that it makes, as top_n of a window does, and were not read."""
+    rows = app.stream("rows", schema={"k": "string", "x": "int64", "window_start": "int64"})
+    best = rows.key_by("k").top_n(1, "x").select("window_start")
+    assert line(best, "read") == "read rows: k, x, window_start; event time from the records"
+
+
 def steps(stream):
     """The plan's operators, in the order in which rows meet them."""
     words = ("filter", "select", "with", "rename", "drop")

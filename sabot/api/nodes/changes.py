@@ -1,0 +1,142 @@
+"""Steps that make changes, or make something else of them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from sabot.api.aggregates import Aggregate
+from sabot.api.nodes.keyed import hang_on_order, mentioned_by
+from sabot.api.nodes.node import Columns, Node, with_more, without
+from sabot.api.words import by_keys, named_texts
+
+__all__ = ["OP", "Changelog", "GroupAggregate", "Materialize", "Upsert", "Versions"]
+
+OP = "op"  # the column that a changelog has for people
+
+
+@dataclass(frozen=True, eq=False)
+class GroupAggregate(Node):
+    """One row for each key, which changes as rows come."""
+
+    word = "group_by"
+    takes_changes = True
+    keeps_time = False
+    carries_time = True
+    input: Node
+    keys: tuple[str, ...]
+    aggregates: tuple[tuple[str, Aggregate], ...]
+    id: str = ""
+
+    def text(self) -> str:
+        return f"group{by_keys(self.keys)}: {named_texts(self.aggregates)}"
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        return [*self.keys, *(name for name, _ in self.aggregates)]
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (mentioned_by(self.keys, self.aggregates),)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return self.mentioned
+
+    @cached_property
+    def changes(self) -> bool:
+        return True
+
+    @cached_property
+    def unique(self) -> tuple[str, ...] | None:
+        return self.keys
+
+    @property
+    def goes_by_time(self) -> bool:
+        return hang_on_order(self.aggregates)
+
+
+@dataclass(frozen=True, eq=False)
+class Upsert(Node):
+    """The last row of each key is the key's row. deletes: the input says by its op which keys have no row any more."""
+
+    word = "upsert"
+    takes_changes = True
+    input: Node
+    keys: tuple[str, ...]
+    deletes: bool = False
+    id: str = ""
+
+    def text(self) -> str:
+        return f"upsert{by_keys(self.keys)}"
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (frozenset(self.keys),)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (with_more(wanted, self.keys),)
+
+    @cached_property
+    def changes(self) -> bool:
+        return True
+
+    @cached_property
+    def unique(self) -> tuple[str, ...] | None:
+        return self.keys
+
+    @property
+    def upserted(self) -> bool:
+        return True
+
+    def versions(self) -> Node:
+        return Versions(self.input, self.deletes)
+
+
+@dataclass(frozen=True, eq=False)
+class Versions(Node):
+    """All rows of an Upsert's input, none left out, as changes: the plan's own, below an AsofJoin."""
+
+    word = "versions"
+    takes_changes = True
+    input: Node
+    deletes: bool
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (wanted,)
+
+    @cached_property
+    def changes(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class Changelog(Node):
+    """Changes as rows: what happened to a row is its column `op`."""
+
+    word = "changelog"
+    takes_changes = True
+    input: Node
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        known = self.input.column_names
+        return None if known is None else [OP, *known]
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (without(wanted, [OP]),)
+
+    @property
+    def given(self) -> dict[str, str | None]:
+        return {OP: None}
+
+
+@dataclass(frozen=True, eq=False)
+class Materialize(Node):
+    """The rows that are there when all changes have been."""
+
+    word = "materialize"
+    takes_changes = True
+    keeps_time = False
+    input: Node
+    id: str = ""
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (wanted,)

@@ -1,0 +1,85 @@
+"""The user's own functions over the rows of a key, with its state and its timers."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from sabot.api.nodes.joins import TwoInputs
+from sabot.api.nodes.node import Node
+from sabot.api.process import ProcessSpec
+from sabot.api.words import by_keys
+
+__all__ = ["Connect", "Process", "Side"]
+
+
+@dataclass(frozen=True, eq=False)
+class Process(Node):
+    """The user's functions over the rows of a key, its state and its timers."""
+
+    word = "process"
+    keeps_time = False
+    carries_time = True
+    input: Node
+    keys: tuple[str, ...]
+    spec: ProcessSpec
+    id: str = ""
+
+    def text(self) -> str:
+        return f"{self.spec.name}{by_keys(self.keys)}"
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        return list(self.spec.schema.names)
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (frozenset(self.keys),)
+
+    @property
+    def goes_by_time(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class Connect(TwoInputs):
+    """As Process, over the rows of two streams with the same keys, or of one by key and one that every subtask gets."""
+
+    word = "process"
+    keeps_time = False
+    carries_time = True
+    left_keys: tuple[str, ...]
+    right_keys: tuple[str, ...]
+    spec: ProcessSpec
+    id: str = ""
+
+    def text(self) -> str:
+        return f"{self.spec.name}{by_keys(self.left_keys)}"
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        return list(self.spec.schema.names)
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return frozenset(self.left_keys), frozenset(self.right_keys)
+
+    @property
+    def goes_by_time(self) -> bool:
+        return True
+
+    @property
+    def time_of_left(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class Side(Node):
+    """The rows that leave a process step by one of its sides."""
+
+    word = "side"
+    keeps_time = False
+    input: Process | Connect
+    name: str
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        return list(self.input.spec.sides[self.name].names)

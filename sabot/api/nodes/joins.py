@@ -1,0 +1,232 @@
+"""Steps over the rows of two streams whose keys are equal."""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import ClassVar, Literal, TypeAlias
+
+from sabot.api.nodes.changes import Upsert
+from sabot.api.nodes.node import Columns, Node
+from sabot.api.nodes.rows import Broadcast, RowStep
+from sabot.api.nodes.windows import WINDOW_COLUMNS
+from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
+from sabot.api.words import window_text
+from sabot.errors import UserError
+
+__all__ = ["AsofJoin", "IntervalJoin", "Join", "JoinHow", "Lookup", "TwoInputs", "WindowJoin"]
+
+JoinHow: TypeAlias = Literal["inner", "left", "right", "full", "semi", "anti"]
+
+
+@dataclass(frozen=True, eq=False)
+class TwoInputs(Node):
+    """A step over the rows of two streams."""
+
+    left_may_stay: ClassVar[bool] = False
+    """Beside a broadcast right side rows of the left need not come together by their keys: each has its answer for itself."""
+
+    left: Node
+    right: Node
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        return self.left, self.right
+
+    def over(self, *inputs: Node) -> Node:
+        return replace(self, left=inputs[0], right=inputs[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Join(TwoInputs):
+    """Rows whose keys are equal, put together: the columns of the left, then those of the right without its keys.
+
+    keep_ms: of each side, for how much event time its rows are kept; None: for ever.
+    """
+
+    word = "join"
+    left_may_stay = True
+    takes_changes = True
+    keeps_time = False
+    carries_time = True
+    left_keys: tuple[str, ...]
+    right_keys: tuple[str, ...]
+    how: JoinHow = "inner"
+    suffix: str = "_right"
+    keep_ms: tuple[int | None, int | None] = (None, None)
+    id: str = ""
+
+    @property
+    def broadcast(self) -> bool:
+        """The right side goes whole to every subtask."""
+        return isinstance(self.right, Broadcast)
+
+    def text(self) -> str:
+        pairs = zip(self.left_keys, self.right_keys, strict=True)
+        on = ", ".join(one if one == two else f"{one} = {two}" for one, two in pairs)
+        return f"{self.word} {self.how} on {on}{self._more_text()}"
+
+    def _more_text(self) -> str:
+        kept = [f"{side} kept {ms} ms" for side, ms in zip(("left", "right"), self.keep_ms, strict=True) if ms]
+        return "".join(f", {each}" for each in [*kept, *(["broadcast"] if self.broadcast else [])])
+
+    @property
+    def _added(self) -> tuple[str, ...]:
+        """Columns between those of the left and those of the right."""
+        return ()
+
+    @cached_property
+    def right_names(self) -> list[tuple[str, str]] | None:
+        """(column of the right, its name in the result), without its keys; None where the columns are not known."""
+        if self.how in ("semi", "anti"):
+            return []
+        left, right = self.left.column_names, self.right.column_names
+        if left is None or right is None:
+            return None
+        taken = {*left, *self._added}
+        names = [(name, name + self.suffix if name in taken else name) for name in right if name not in self.right_keys]
+        for _, new in names:
+            if new in taken:
+                raise UserError(
+                    f"join: two columns of the result would be called {new!r}",
+                    hint='choose another suffix="…", or rename one',
+                )
+            taken.add(new)
+        return names
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        left, names = self.left.column_names, self.right_names
+        return None if left is None or names is None else [*left, *self._added, *(new for _, new in names)]
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return frozenset(self.left_keys), frozenset(self.right_keys)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        left, names = self.left.column_names, self.right_names
+        if wanted is None or left is None or names is None:
+            return None, frozenset(self.right_keys) if names == [] else None
+        of_right = (old for old, new in names if new in wanted)
+        return wanted.intersection(left).union(self.left_keys), frozenset(self.right_keys).union(of_right)
+
+    @cached_property
+    def changes(self) -> bool:
+        return self.how not in ("inner", "semi") or self.left.changes or self.right.changes
+
+    @property
+    def needs_time(self) -> bool:
+        return self.keep_ms != (None, None)
+
+    @property
+    def time_of_left(self) -> bool:
+        return self.how in ("inner", "left", "semi", "anti") and self.keep_ms[1] is None
+
+    @property
+    def given(self) -> dict[str, str | None]:
+        return dict.fromkeys(new for _, new in self.right_names or ())
+
+
+@dataclass(frozen=True, eq=False)
+class _AppendJoin(Join):
+    """A join that comes to its end with each row, as time or the other side decides: its rows are never taken back."""
+
+    takes_changes = False
+
+    @cached_property
+    def changes(self) -> bool:
+        return False
+
+    @property
+    def needs_time(self) -> bool:
+        return True
+
+    @property
+    def time_of_left(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, eq=False)
+class IntervalJoin(_AppendJoin):
+    """A join of rows that are near each other in event time: right in [left + lower, left + upper]; None: no bound."""
+
+    word = "join(…, between=)"
+    lower_ms: int | None = None
+    upper_ms: int | None = None
+
+    def _more_text(self) -> str:
+        lower, upper = ("open" if ms is None else f"{ms} ms" for ms in (self.lower_ms, self.upper_ms))
+        return f", between {lower} and {upper}"
+
+
+@dataclass(frozen=True, eq=False)
+class WindowJoin(_AppendJoin):
+    """A join of rows that fall into the same window."""
+
+    word = "join(…, window=)"
+    window: TumblingWindow | HoppingWindow | CumulativeWindow = field(default_factory=lambda: TumblingWindow(1))
+
+    def _more_text(self) -> str:
+        return f", {window_text(self.window)}"
+
+    @property
+    def _added(self) -> tuple[str, ...]:
+        return WINDOW_COLUMNS
+
+
+@dataclass(frozen=True, eq=False)
+class AsofJoin(_AppendJoin):
+    """Each row of the left with the row of the right that was (or will be) current at its time."""
+
+    word = "join_asof"
+    keeps_time = True
+    strategy: Literal["backward", "forward", "nearest"] = "backward"
+    tolerance_ms: int | None = None
+
+    def _more_text(self) -> str:
+        return f", {self.strategy}" + ("" if self.tolerance_ms is None else f" within {self.tolerance_ms} ms")
+
+    @property
+    def append_only(self) -> tuple[Node, ...]:
+        return (self.left,)
+
+    def check(self) -> None:
+        super().check()
+        if self.right.changes:
+            self._check_versions()
+
+    def _check_versions(self) -> None:
+        """Changes hold from event time to event time only where rows of an append stream replace each other, by the key of the join."""
+        right = self.right
+        while isinstance(right, RowStep):
+            right = right.input
+        if not isinstance(right, Upsert) or right.input.changes:
+            raise UserError(
+                "join_asof: the other stream changes as rows come, not by event time",
+                hint=".lookup(…) joins what is there",
+            )
+        key = self.right.unique or right.keys
+        if set(key) != set(self.right_keys):
+            raise UserError(
+                f"join_asof: the other stream has one row for each {', '.join(key)}, "
+                f"not for each {', '.join(self.right_keys)}",
+                hint=f"join on {', '.join(key)}, or .upsert({', '.join(map(repr, self.right_keys))})",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup(_AppendJoin):
+    """Each row of the left with the row that the right has for its key when it comes."""
+
+    word = "lookup"
+    keeps_time = True
+
+    @property
+    def append_only(self) -> tuple[Node, ...]:
+        return (self.left,)
+
+    @property
+    def needs_time(self) -> bool:
+        return self.keep_ms != (None, None)
+
+    @property
+    def time_of_left(self) -> bool:
+        return True

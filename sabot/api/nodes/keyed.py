@@ -1,0 +1,227 @@
+"""Steps over the rows of a key, each row beside those before it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+from sabot.api.aggregates import Aggregate
+from sabot.api.nodes.node import Columns, Node, refused_changes, with_more, without
+from sabot.api.over import OverFunction
+from sabot.api.words import by_keys, name_of, named_texts, order_text
+from sabot.errors import UserError
+
+__all__ = [
+    "Deduplicate",
+    "Over",
+    "Reduce",
+    "RunningAggregate",
+    "Ties",
+    "TopN",
+    "hang_on_order",
+    "mentioned_by",
+]
+
+Ties: TypeAlias = Literal["row_number", "rank", "dense_rank"]
+
+_OF_ORDER = ("first", "last", "any", "collect_list")
+
+
+def mentioned_by(keys: Iterable[str], columns: Iterable[tuple[str, Aggregate | OverFunction]]) -> frozenset[str]:
+    """The keys, and the columns that aggregates read."""
+    return frozenset(keys).union(*(each.columns for _, each in columns))
+
+
+def hang_on_order(aggregates: Iterable[tuple[str, Aggregate]]) -> bool:
+    """Some of them give another value where rows come in another order."""
+    return any(each.kind in _OF_ORDER for _, each in aggregates)
+
+
+@dataclass(frozen=True, eq=False)
+class RunningAggregate(Node):
+    """For each row its key's aggregates so far, the row included."""
+
+    word = "aggregate"
+    hint_of_changes = 'group_by("key").aggregate(…) takes changes; '
+    carries_time = True
+    input: Node
+    keys: tuple[str, ...]
+    aggregates: tuple[tuple[str, Aggregate], ...]
+    ttl_ms: int | None
+    id: str = ""
+
+    def text(self) -> str:
+        return f"aggregate{by_keys(self.keys)}: {named_texts(self.aggregates)}"
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        return [*self.keys, *(name for name, _ in self.aggregates)]
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (mentioned_by(self.keys, self.aggregates),)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return self.mentioned
+
+    @property
+    def needs_time(self) -> bool:
+        return self.ttl_ms is not None
+
+    @property
+    def goes_by_time(self) -> bool:
+        return hang_on_order(self.aggregates)
+
+    @property
+    def given(self) -> dict[str, str | None]:
+        return dict.fromkeys(name for name, _ in self.aggregates)
+
+
+@dataclass(frozen=True, eq=False)
+class Reduce(Node):
+    """For each row its key's rows so far, reduced to one by the user's function."""
+
+    word = "reduce"
+    carries_time = True
+    input: Node
+    keys: tuple[str, ...]
+    function: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+    ttl_ms: int | None
+    id: str = ""
+
+    def text(self) -> str:
+        return f"reduce{by_keys(self.keys)}: {name_of(self.function)}"
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (frozenset(self.keys),)
+
+    @property
+    def needs_time(self) -> bool:
+        return self.ttl_ms is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Deduplicate(Node):
+    """The first row of each key. Of changes: the row that is the key's first while they last."""
+
+    word = "deduplicate"
+    takes_changes = True
+    carries_time = True
+    input: Node
+    keys: tuple[str, ...]
+    within_ms: int | None
+    id: str = ""
+
+    def text(self) -> str:
+        return f"deduplicate{by_keys(self.keys)}"
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (frozenset(self.keys),)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (with_more(wanted, self.keys),)
+
+    @cached_property
+    def changes(self) -> bool:
+        return self.input.changes
+
+    @cached_property
+    def unique(self) -> tuple[str, ...] | None:
+        return self.keys if self.changes else None
+
+    @property
+    def needs_time(self) -> bool:
+        return self.within_ms is not None
+
+    def check(self) -> None:
+        super().check()
+        if self.changes and self.within_ms is not None:
+            raise refused_changes("deduplicate(within=)")
+
+
+@dataclass(frozen=True, eq=False)
+class TopN(Node):
+    """The first rows of each key, in the order of `by`: (column, whether the greatest come first)."""
+
+    word = "top_n"
+    takes_changes = True
+    carries_time = True
+    input: Node
+    keys: tuple[str, ...]
+    n: int
+    by: tuple[tuple[str, bool], ...]
+    ties: Ties
+    rank: str | None
+    id: str = ""
+
+    def text(self) -> str:
+        return f"top {self.n}{by_keys(self.keys)}, order {order_text(self.by)}"
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        known = self.input.column_names
+        return None if known is None else [*known, *self.given]
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (frozenset([*self.keys, *(name for name, _ in self.by)]),)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (with_more(without(wanted, self.given), *self.mentioned),)
+
+    @cached_property
+    def changes(self) -> bool:
+        return True
+
+    @cached_property
+    def unique(self) -> tuple[str, ...] | None:
+        return None if self.rank is None or self.ties != "row_number" else (*self.keys, self.rank)
+
+    @property
+    def given(self) -> dict[str, str | None]:
+        return {} if self.rank is None else {self.rank: None}
+
+    def check(self) -> None:
+        super().check()
+        if self.rank in (self.input.column_names or ()):
+            raise UserError(f"top_n: rank={self.rank!r} is the name of another column", hint="choose another name")
+
+
+@dataclass(frozen=True, eq=False)
+class Over(Node):
+    """Columns beside each row, made of it and the rows of its key before it: so many, or of so much event time; None: all."""
+
+    word = "over"
+    input: Node
+    keys: tuple[str, ...]
+    columns: tuple[tuple[str, Aggregate | OverFunction], ...]
+    preceding_rows: int | None = None
+    preceding_ms: int | None = None
+    id: str = ""
+
+    def text(self) -> str:
+        frame = "" if self.preceding_rows is None else f", {self.preceding_rows} rows before"
+        frame = frame if self.preceding_ms is None else f", {self.preceding_ms} ms before"
+        return f"over{by_keys(self.keys)}{frame}: {named_texts(self.columns)}"
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        known = self.input.column_names
+        return None if known is None else [*known, *self.given]
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (mentioned_by(self.keys, self.columns),)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (with_more(without(wanted, self.given), *self.mentioned),)
+
+    @property
+    def needs_time(self) -> bool:
+        return True
+
+    @property
+    def given(self) -> dict[str, str | None]:
+        return dict.fromkeys(name for name, _ in self.columns)

@@ -1,0 +1,221 @@
+"""What every step of a stream answers about itself, before anything runs.
+
+The checks of `api/stream`, and the loops of `plan/optimise` and `plan/planner`, ask nothing but these questions, so a new step is a
+subclass of `Node` that answers them. The answers here are those of a step that
+
+    - has one input, and passes its columns on as they are (`column_names`, `given`),
+    - names no column (`mentioned`), and needs all columns of its input (`asks`),
+    - takes append streams only, and gives one (`takes_changes`, `changes`, `unique`),
+    - keeps the event time of each row, and does not go by it (`keeps_time`, `needs_time`, `goes_by_time`).
+
+A step overrides what is otherwise with it. A step is immutable, so answers that are made from those of its inputs are found once.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar, TypeAlias
+
+from sabot.api.expr import Expr
+from sabot.api.words import check_names
+from sabot.codecs.marks import OP_COLUMN, TIME_COLUMN
+from sabot.errors import UserError
+
+__all__ = ["Columns", "Node", "check_columns", "refused_changes", "walk", "with_more", "without"]
+
+Columns: TypeAlias = frozenset[str] | None
+"""Names of columns; None: all."""
+
+_OURS = {OP_COLUMN, TIME_COLUMN}
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One step. Compared by identity: two steps may do the same and stay two."""
+
+    word: ClassVar[str]
+    """The step as users write it: "top_n". Errors begin with it."""
+
+    # -- the graph ----------------------------------------------------------------------------------------------------
+
+    @property
+    def inputs(self) -> tuple["Node", ...]:
+        """The steps whose rows come in."""
+        node = getattr(self, "input", None)
+        return () if node is None else (node,)
+
+    def over(self, *inputs: "Node") -> "Node":
+        """The same step over other inputs, as many as it has."""
+        return replace(self, input=inputs[0]) if inputs else self  # type: ignore[call-arg]
+
+    def text(self) -> str:
+        """What the step does, as a plan shows it: "top 3 by account, order amount descending". Its first word names the operator."""
+        return self.word
+
+    # -- columns ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        """The columns of the rows that it gives, in order; None where a function of the user's, or records to come, decide."""
+        return self.inputs[0].column_names
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        """For each input, the columns of it that the step names."""
+        return (frozenset(),) * len(self.inputs)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        """For each input, the columns of it that are needed when only `wanted` of the step's own are."""
+        return (None,) * len(self.inputs)
+
+    def moved_before(self, predicate: Expr) -> Expr | None:
+        """The predicate over the columns of the inputs, where a filter behind the step may stand before it; None: it may not."""
+        return None
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    takes_changes: ClassVar[bool] = False
+    """Its inputs may be changes (see `operators/base`). Of some steps only certain inputs may: `append_only` says which may not."""
+
+    hint_of_changes: ClassVar[str] = ""
+    """What to write instead, where its input is changes and it cannot take them."""
+
+    @property
+    def append_only(self) -> tuple["Node", ...]:
+        """The inputs that must not be changes."""
+        return () if self.takes_changes else self.inputs
+
+    @cached_property
+    def changes(self) -> bool:
+        """Whether its rows are changes: they may take back what earlier ones said."""
+        return False
+
+    @cached_property
+    def unique(self) -> tuple[str, ...] | None:
+        """Columns of which a table made of its changes has each value once; None: not known, or its rows are no changes."""
+        return None
+
+    @property
+    def upserted(self) -> bool:
+        """The program says by which key its changes are to be kept: `.upsert(…)` stands before, and only steps over single rows since."""
+        return False
+
+    def versions(self) -> "Node":
+        """The same table with a row for each of its versions, for a join as of event time; also those that later rows replace."""
+        return self.over(self.inputs[0].versions())
+
+    # -- event time ---------------------------------------------------------------------------------------------------
+
+    keeps_time: ClassVar[bool] = True
+    """Each of its rows has the event time of a row that came in. False: its rows are made of several, or by the user's functions."""
+
+    carries_time: ClassVar[bool] = False
+    """Where its input has event time, it is read and goes through the step, though nothing behind may need it."""
+
+    @property
+    def needs_time(self) -> bool:
+        """It cannot do without event time: the sources before it must have some."""
+        return False
+
+    @property
+    def goes_by_time(self) -> bool:
+        """Its answer hangs on event time where its rows have it, though it can do without."""
+        return False
+
+    @property
+    def time_of_left(self) -> bool:
+        """Of a step of two inputs: it is enough that the left one has event time; rows of the right are of the time when they come."""
+        return False
+
+    @property
+    def given(self) -> dict[str, str | None]:
+        """The columns to which the step gives their names -> the column of the input that each is no more than; None: another value."""
+        return {}
+
+    @cached_property
+    def event_times(self) -> frozenset[str]:
+        """The names that stand for the event time of its rows: of the column that it was read from, through all steps.
+
+        Event time goes with the row, and its column keeps that meaning under another name. Where the column is gone its name still
+        stands for it, so that no other comes under it unseen; a function over batches that gives the column again gives new event
+        times. Behind steps that make rows of several, event time is no column's: none. Several: behind a union.
+        """
+        if not self.keeps_time:
+            return frozenset()
+        return frozenset(self._time_behind(time) or time for time in self.inputs[0].event_times)
+
+    @property
+    def event_time(self) -> str | None:
+        """The column that is the event time of its rows; None: no column is, or not the same one of all rows."""
+        times = self.event_times
+        return next(iter(times)) if len(times) == 1 else None
+
+    def _time_behind(self, time: str) -> str | None:
+        """What the step calls the event time that its input calls `time`; None: it gives that name to something else."""
+        given = self.given
+        if time in given:
+            return time if given[time] == time else None
+        return next((name for name, column in given.items() if column == time), time)
+
+    # -- checks -------------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raises UserError where the step names a column that is not there, or cannot take the changes that come."""
+        for upstream, names in zip(self.inputs, self.mentioned, strict=True):
+            check_columns(self.word, upstream, sorted(names))
+        for name in _OURS.intersection(self.column_names or ()):
+            raise UserError(f"{self.word}: no column can be called {name!r}", hint="a column of ours stands there")
+        if any(upstream.changes for upstream in self.append_only):
+            raise refused_changes(self.word, self.hint_of_changes)
+
+    def check_event_time(self) -> None:
+        """Raises UserError where the step puts other values under the name of event time. Asked only where something goes by it."""
+        if not self.inputs or not self.keeps_time:
+            return
+        for time in sorted(self.inputs[0].event_times):
+            if self._time_behind(time) is None:
+                raise UserError(
+                    f"{self.word}: {time!r} is the stream's event time, and windows would still go by what it was",
+                    hint="give the new column another name; or read it again in map_batches, "
+                    "which takes event time from its output",
+                )
+
+
+def walk(ends: Iterable[Node]) -> list[Node]:
+    """Every step that leads to these, once; inputs before those that read them."""
+    order: dict[int, Node] = {}
+
+    def visit(node: Node) -> None:
+        if id(node) in order:
+            return
+        for upstream in node.inputs:
+            visit(upstream)
+        order[id(node)] = node
+
+    for end in ends:
+        visit(end)
+    return list(order.values())
+
+
+def check_columns(where: str, node: Node, names: Iterable[str]) -> None:
+    """Raises UserError for the first of these that is no column of the step's rows, as far as they are known."""
+    if node.column_names is not None:
+        check_names(where, names, node.column_names)
+
+
+def refused_changes(what: str, instead: str = "") -> UserError:
+    """For a step whose input must be an append stream, and is not."""
+    return UserError(
+        f"{what}: the rows that come in are changes (updates and deletes of earlier ones), which it cannot take",
+        hint=f"{instead}.materialize() waits for the final rows, .changelog() gives each change as a row of its own",
+    )
+
+
+def with_more(columns: Columns, more: Iterable[str]) -> Columns:
+    """These columns too."""
+    return None if columns is None else columns.union(more)
+
+
+def without(columns: Columns, fewer: Iterable[str]) -> Columns:
+    """The columns but for these, which the step itself gives."""
+    return None if columns is None else columns.difference(fewer)

@@ -1,0 +1,44 @@
+"""Rows of a key that follow each other as a pattern says."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from sabot.api.expr import Expr
+from sabot.api.nodes.node import Columns, Node
+from sabot.api.patterns import MATCH_END, MATCH_START, Pattern
+from sabot.api.words import by_keys
+
+__all__ = ["Match"]
+
+
+@dataclass(frozen=True, eq=False)
+class Match(Node):
+    """Rows of a key that follow a pattern, in event time: one row for each match."""
+
+    word = "pattern"
+    keeps_time = False
+    input: Node
+    keys: tuple[str, ...]
+    pattern: Pattern
+    skip: str
+    measures: tuple[tuple[str, Expr], ...]
+    max_partial: int = 10_000
+    id: str = ""
+
+    def text(self) -> str:
+        return f"pattern{by_keys(self.keys)}: {self.pattern.text()}; {self.skip}"
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        return [*self.keys, MATCH_START, MATCH_END, *(name for name, _ in self.measures)]
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (self.pattern.columns.union(self.keys, *(expr.columns for _, expr in self.measures)),)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return self.mentioned
+
+    @property
+    def needs_time(self) -> bool:
+        return True

@@ -1,0 +1,126 @@
+"""Where rows come in, and where they go out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import pyarrow as pa
+
+from sabot.api.expr import as_type
+from sabot.api.nodes.node import Node, check_columns
+from sabot.config import Duration, parse_seconds
+from sabot.connectors.base import Delivery, Sink, Source, check_input, check_sink
+from sabot.errors import SabotError, UserError
+
+__all__ = ["Read", "Schema", "TableFormat", "Write", "read_node", "schema_of"]
+
+Schema: TypeAlias = pa.Schema | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """Records that are changes of a table: what they say of the row with these `keys`. format: "json", a row; "debezium"."""
+
+    keys: tuple[str, ...]
+    format: Literal["json", "debezium"] = "json"
+
+
+@dataclass(frozen=True, eq=False)
+class Read(Node):
+    """Rows of a topic, or of a Source. `time`: the column of event time; None: the records' timestamps, where they have one.
+
+    table: they are read as changes of a table, with the op that says which rows end.
+    """
+
+    word = "stream"
+    source: str | Source
+    schema: pa.Schema | None
+    time: str | None
+    lateness_ms: int
+    idle_ms: int
+    dead_letter: str | Sink
+    table: TableFormat | None = None
+    inferred: bool = False  # `schema` was not given but found
+
+    @property
+    def name(self) -> str:
+        """The topic, or the source's name."""
+        return self.source if isinstance(self.source, str) else self.source.name
+
+    @property
+    def has_time(self) -> bool:
+        """A column of event time is named, or the records have timestamps."""
+        return self.time is not None or isinstance(self.source, str)
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        """As given, or as the data of a Source tells."""
+        schema = self.schema
+        if schema is None and isinstance(self.source, Source):
+            try:
+                schema = self.source.infer_schema()
+            except (SabotError, OSError):
+                return None  # the start will say what is wrong with it
+        return None if schema is None else list(schema.names)
+
+    @cached_property
+    def event_times(self) -> frozenset[str]:
+        return frozenset() if self.time is None else frozenset([self.time])
+
+    def check(self) -> None:
+        """The start checks what is read: only then all columns are known."""
+
+
+@dataclass(frozen=True, eq=False)
+class Write(Node):
+    """Rows leave for a topic or a Sink."""
+
+    word = "to"
+    takes_changes = True
+    input: Node
+    sink: str | Sink
+    key: str | None
+    delivery: Delivery = None
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (frozenset() if self.key is None else frozenset([self.key]),)
+
+    def check(self) -> None:
+        check_columns(self.word, self.input, self.mentioned[0])
+
+
+def read_node(
+    source: str | Source,
+    *,
+    schema: Schema | None = None,
+    time: str | None = None,
+    lateness: Duration = 0,
+    idle: Duration = "30s",
+    dead_letter: str | Sink = "{topic}.dlq",
+    table: TableFormat | None = None,
+) -> Read:
+    """The checked first step of a stream."""
+    check_input(source, "stream", 'stream("orders") or stream(files("*.ndjson"))')
+    check_sink(dead_letter, "stream: dead_letter")
+    if time is not None and not isinstance(time, str):
+        raise UserError(f"stream: time={time!r} is no name of a column", hint='time="ts"')
+    known = schema_of(schema)
+    if time is not None and known is not None and time not in known.names:
+        raise UserError(f"stream: time={time!r} is none of the columns {known.names}")
+    lateness_ms, idle_ms = (
+        round(parse_seconds(each, name=name) * 1000) for each, name in ((lateness, "lateness"), (idle, "idle"))
+    )
+    return Read(source, known, time, lateness_ms, idle_ms, dead_letter, table)
+
+
+def schema_of(schema: Schema | None) -> pa.Schema | None:
+    """A pa.Schema, or {"name": "type"} with pyarrow's names of types."""
+    if schema is None or isinstance(schema, pa.Schema):
+        return schema
+    if not isinstance(schema, Mapping):
+        raise UserError(
+            f"schema={schema!r} is no schema", hint='{"account": "string", "amount": "float64"}, or a pa.Schema'
+        )
+    return pa.schema([pa.field(str(name), as_type(kind)) for name, kind in schema.items()])

@@ -1,0 +1,345 @@
+"""Steps over single rows: what a row becomes depends on the row, or on the user's function, alone."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from sabot.api.expr import Expr, col
+from sabot.api.nodes.node import Columns, Node, with_more, without
+from sabot.api.words import column_text, name_of, with_text
+
+__all__ = [
+    "Broadcast",
+    "Drop",
+    "EndVersions",
+    "Filter",
+    "FlatMap",
+    "MapBatches",
+    "Rename",
+    "RowStep",
+    "Sample",
+    "Select",
+    "Union",
+    "WithColumns",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class RowStep(Node):
+    """Changes stay changes: each row becomes one row, or none."""
+
+    takes_changes = True
+    input: Node
+
+    @cached_property
+    def changes(self) -> bool:
+        return self.input.changes
+
+    @property
+    def upserted(self) -> bool:
+        return self.input.upserted
+
+
+@dataclass(frozen=True, eq=False)
+class Filter(RowStep):
+    """Rows for which the predicate is true."""
+
+    word = "filter"
+    predicate: Expr
+
+    def text(self) -> str:
+        return f"filter {self.predicate.text()}"
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (self.predicate.columns,)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (with_more(wanted, self.predicate.columns),)
+
+    @cached_property
+    def unique(self) -> tuple[str, ...] | None:
+        return self.input.unique
+
+    def versions(self) -> Node:
+        return EndVersions(self.input.versions(), self.predicate)
+
+
+@dataclass(frozen=True, eq=False)
+class EndVersions(Node):
+    """A Filter over Versions: a row that does not pass ends the one before. The plan's own, below an AsofJoin."""
+
+    word = "filter"
+    takes_changes = True
+    input: Node
+    predicate: Expr
+
+    def text(self) -> str:
+        return f"versions while {self.predicate.text()}"
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (self.predicate.columns,)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (with_more(wanted, self.predicate.columns),)
+
+    @cached_property
+    def changes(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class Select(RowStep):
+    """These columns and no others."""
+
+    word = "select"
+    columns: tuple[tuple[str, Expr], ...]
+
+    def text(self) -> str:
+        return "select " + ", ".join(column_text(name, expr) for name, expr in self.columns)
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        return [name for name, _ in self.columns]
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (_columns_of(self.columns),)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return self.mentioned
+
+    def moved_before(self, predicate: Expr) -> Expr | None:
+        made = dict(self.columns)
+        if predicate.columns <= made.keys() and all(made[name].column for name in predicate.columns):
+            return predicate.substitute({name: made[name] for name in predicate.columns})
+        return None
+
+    @cached_property
+    def unique(self) -> tuple[str, ...] | None:
+        key = self.input.unique
+        kept = {expr.name: name for name, expr in self.columns if expr.same(col(expr.name))}
+        return tuple(kept[name] for name in key) if key is not None and set(key) <= kept.keys() else None
+
+    @property
+    def given(self) -> dict[str, str | None]:
+        return {name: expr.column for name, expr in self.columns}
+
+
+@dataclass(frozen=True, eq=False)
+class WithColumns(RowStep):
+    """These columns beside, or in place of, those that are there."""
+
+    word = "with_columns"
+    columns: tuple[tuple[str, Expr], ...]
+
+    @property
+    def made(self) -> frozenset[str]:
+        """The names of the columns that it gives."""
+        return frozenset(name for name, _ in self.columns)
+
+    def text(self) -> str:
+        return with_text(self.columns)
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        known = self.input.column_names
+        return None if known is None else known + [name for name, _ in self.columns if name not in known]
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (_columns_of(self.columns),)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (with_more(without(wanted, self.made), *self.mentioned),)
+
+    def moved_before(self, predicate: Expr) -> Expr | None:
+        return None if predicate.columns & self.made else predicate
+
+    @cached_property
+    def unique(self) -> tuple[str, ...] | None:
+        key = self.input.unique
+        return None if key is None or self.made.intersection(key) else key
+
+    @property
+    def given(self) -> dict[str, str | None]:
+        return {name: name if expr.column == name else None for name, expr in self.columns}
+
+
+@dataclass(frozen=True, eq=False)
+class Drop(RowStep):
+    """All columns but these."""
+
+    word = "drop"
+    names: tuple[str, ...]
+
+    def text(self) -> str:
+        return f"drop {', '.join(self.names)}"
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        known = self.input.column_names
+        return None if known is None else [name for name in known if name not in self.names]
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (frozenset(self.names),)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (wanted,)
+
+    def moved_before(self, predicate: Expr) -> Expr | None:
+        return predicate
+
+    @cached_property
+    def unique(self) -> tuple[str, ...] | None:
+        key = self.input.unique
+        return None if key is None or set(key) & set(self.names) else key
+
+
+@dataclass(frozen=True, eq=False)
+class Rename(RowStep):
+    """Other names for some columns: (old, new) each."""
+
+    word = "rename"
+    names: tuple[tuple[str, str], ...]
+
+    def text(self) -> str:
+        return "rename " + ", ".join(f"{old} to {new}" for old, new in self.names)
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        known = self.input.column_names
+        return None if known is None else [dict(self.names).get(name, name) for name in known]
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (frozenset(old for old, _ in self.names),)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        old_names = {new: old for old, new in self.names}
+        return (None if wanted is None else frozenset(old_names.get(name, name) for name in wanted),)
+
+    def moved_before(self, predicate: Expr) -> Expr | None:
+        old_names = {new: old for old, new in self.names}
+        if predicate.columns & {old for old, _ in self.names} - old_names.keys():
+            return None
+        return predicate.substitute({new: col(old) for new, old in old_names.items()})
+
+    @cached_property
+    def unique(self) -> tuple[str, ...] | None:
+        key = self.input.unique
+        return None if key is None else tuple(dict(self.names).get(name, name) for name in key)
+
+    @property
+    def given(self) -> dict[str, str | None]:
+        return {new: old for old, new in self.names}
+
+
+@dataclass(frozen=True, eq=False)
+class MapBatches(Node):
+    """The user's function over RecordBatches."""
+
+    word = "map_batches"
+    input: Node
+    function: Callable[[pa.RecordBatch], Any]
+    schema: pa.Schema | None
+
+    def text(self) -> str:
+        return f"map_batches {name_of(self.function)}"
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        return None if self.schema is None else list(self.schema.names)
+
+
+@dataclass(frozen=True, eq=False)
+class FlatMap(Node):
+    """The user's function over single rows: a dict in, any number of dicts out."""
+
+    word = "flat_map"
+    input: Node
+    function: Callable[[dict[str, Any]], Any]
+    schema: pa.Schema
+
+    def text(self) -> str:
+        return f"flat_map {name_of(self.function)}"
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        return list(self.schema.names)
+
+
+@dataclass(frozen=True, eq=False)
+class Union(Node):
+    """The rows of several streams, which have the same columns."""
+
+    word = "union"
+    takes_changes = True
+    streams: tuple[Node, ...]
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        return self.streams
+
+    def over(self, *inputs: Node) -> Node:
+        return replace(self, streams=inputs)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (wanted,) * len(self.streams)
+
+    def moved_before(self, predicate: Expr) -> Expr | None:
+        return predicate
+
+    @cached_property
+    def changes(self) -> bool:
+        return any(stream.changes for stream in self.streams)
+
+    @cached_property
+    def event_times(self) -> frozenset[str]:
+        return frozenset().union(*(stream.event_times for stream in self.streams))
+
+
+@dataclass(frozen=True, eq=False)
+class Broadcast(Node):
+    """The same rows, all of them for each subtask of the step that they go into."""
+
+    word = "broadcast"
+    takes_changes = True
+    input: Node
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (wanted,)
+
+    @cached_property
+    def changes(self) -> bool:
+        return self.input.changes
+
+    @cached_property
+    def unique(self) -> tuple[str, ...] | None:
+        return self.input.unique
+
+
+@dataclass(frozen=True, eq=False)
+class Sample(Node):
+    """Some of the rows, by chance."""
+
+    word = "sample"
+    input: Node
+    fraction: float
+    seed: int
+    id: str = ""
+
+    def text(self) -> str:
+        return f"sample {self.fraction:g}"
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (wanted,)
+
+
+def _columns_of(columns: Iterable[tuple[str, Expr]]) -> frozenset[str]:
+    return frozenset().union(*(expr.columns for _, expr in columns))

@@ -1,0 +1,112 @@
+"""Steps over the rows of a key that fall into a window together."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from sabot.api.aggregates import Aggregate
+from sabot.api.nodes.keyed import Ties, hang_on_order, mentioned_by
+from sabot.api.nodes.node import Columns, Node, with_more, without
+from sabot.api.windows import (
+    WINDOW_END,
+    WINDOW_START,
+    CountWindow,
+    CumulativeWindow,
+    HoppingWindow,
+    TumblingWindow,
+    Window,
+)
+from sabot.api.words import by_keys, named_texts, order_text, window_text
+from sabot.connectors.base import Sink
+from sabot.errors import UserError
+
+__all__ = ["WINDOW_COLUMNS", "AggregateWindow", "WindowTopN"]
+
+WINDOW_COLUMNS = (WINDOW_START, WINDOW_END)
+
+
+@dataclass(frozen=True, eq=False)
+class AggregateWindow(Node):
+    """One row for each key and window."""
+
+    word = "window"
+    hint_of_changes = 'group_by("key").aggregate(…) takes changes; '
+    keeps_time = False
+    carries_time = True
+    input: Node
+    keys: tuple[str, ...]
+    window: Window
+    aggregates: tuple[tuple[str, Aggregate], ...]
+    allowed_lateness_ms: int
+    emit_every_ms: int | None
+    late: str | Sink | None
+    id: str = ""  # given by the user
+
+    def text(self) -> str:
+        return f"{window_text(self.window)}{by_keys(self.keys)}: {named_texts(self.aggregates)}"
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        if isinstance(self.window, CountWindow):
+            return None  # with event time it has the bounds of its windows too
+        return [*self.keys, *WINDOW_COLUMNS, *(name for name, _ in self.aggregates)]
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (mentioned_by(self.keys, self.aggregates),)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return self.mentioned if self.late is None else (None,)  # late rows leave as they came
+
+    @property
+    def needs_time(self) -> bool:
+        return not isinstance(self.window, CountWindow)
+
+    @property
+    def goes_by_time(self) -> bool:
+        return hang_on_order(self.aggregates)
+
+
+@dataclass(frozen=True, eq=False)
+class WindowTopN(Node):
+    """The first rows of each key and window."""
+
+    word = "window"
+    keeps_time = False
+    input: Node
+    keys: tuple[str, ...]
+    window: TumblingWindow | HoppingWindow | CumulativeWindow
+    n: int
+    by: tuple[tuple[str, bool], ...]
+    ties: Ties
+    rank: str | None
+    allowed_lateness_ms: int
+    late: str | Sink | None
+    id: str = ""
+
+    def text(self) -> str:
+        return f"top {self.n} of {window_text(self.window)}{by_keys(self.keys)}, order {order_text(self.by)}"
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        known = self.input.column_names
+        return None if known is None else [*known, *self._added]
+
+    @property
+    def _added(self) -> list[str]:
+        return [*WINDOW_COLUMNS, *([] if self.rank is None else [self.rank])]
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (frozenset([*self.keys, *(name for name, _ in self.by)]),)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (with_more(without(wanted, self._added), *self.mentioned) if self.late is None else None,)
+
+    @property
+    def needs_time(self) -> bool:
+        return True
+
+    def check(self) -> None:
+        super().check()
+        if self.rank in (self.input.column_names or ()):
+            raise UserError(f"top_n: rank={self.rank!r} is the name of another column", hint="choose another name")

@@ -1,0 +1,60 @@
+"""How plans and errors word what users wrote: names of functions, keys, orders, windows, aggregates."""
+
+import difflib
+from collections.abc import Collection, Iterable
+from typing import Any, Protocol
+
+from sabot.api.expr import Expr
+from sabot.errors import UserError
+
+__all__ = ["by_keys", "check_names", "column_text", "name_of", "named_texts", "order_text", "window_text", "with_text"]
+
+
+class _Worded(Protocol):
+    def text(self) -> str: ...
+
+
+def check_names(where: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raises UserError for the first of `names` that is none of the columns `known`; a misspelt one is told the nearest."""
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise UserError(f"{where}: there is no column {name!r}", hint=f"{hint}the columns are {', '.join(known)}")
+
+
+def name_of(function: Any) -> str:
+    """A function's name, as its module has it; of an object that is called, its class."""
+    return str(getattr(function, "__qualname__", type(function).__name__))
+
+
+def by_keys(keys: tuple[str, ...]) -> str:
+    """ " by account, item", or nothing where there are no keys."""
+    return f" by {', '.join(keys)}" if keys else ""
+
+
+def column_text(name: str, expr: Expr) -> str:
+    """A column that a step gives: its name alone where it is no more than a column of that name."""
+    return name if expr.column == name else f"{name} = {expr.text()}"
+
+
+def with_text(columns: Iterable[tuple[str, Expr]]) -> str:
+    """A step that adds these columns."""
+    return "with " + ", ".join(column_text(name, expr) for name, expr in columns)
+
+
+def named_texts(columns: Iterable[tuple[str, _Worded]]) -> str:
+    """Aggregates, or columns of `over`: "n = count(), total = sum(amount)"."""
+    return ", ".join(f"{name} = {each.text()}" for name, each in columns)
+
+
+def order_text(by: Iterable[tuple[str, bool]]) -> str:
+    """(column, whether the greatest come first) each."""
+    return ", ".join(f"{name} {'descending' if down else 'ascending'}" for name, down in by)
+
+
+def window_text(window: object) -> str:
+    """ "tumbling window (60000 ms)"."""
+    facts = {name.removesuffix("_ms"): value for name, value in vars(window).items() if name != "offset_ms" or value}
+    sizes = ", ".join(f"{value} ms" if f"{name}_ms" in vars(window) else str(value) for name, value in facts.items())
+    return f"{type(window).__name__.removesuffix('Window').lower()} window ({sizes})"

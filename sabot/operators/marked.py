@@ -1,0 +1,99 @@
+"""The columns of ours behind the user's, event time and the op of changes: what the plan puts in for them, and what keeps them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot.errors import UserError
+from sabot.operators.base import (
+    DELETE,
+    INSERT,
+    OP_COLUMN,
+    TIME_COLUMN,
+    Operator,
+    OperatorContext,
+    with_marks,
+    without_time,
+)
+
+__all__ = [
+    "MARKS",
+    "AsInserts",
+    "WithoutPairs",
+    "WithoutTime",
+    "check_given_names",
+    "parted",
+    "where_from",
+    "with_columns_of",
+]
+
+MARKS = (OP_COLUMN, TIME_COLUMN)  # in the order in which they stand behind the user's columns
+
+
+class WithoutPairs(Operator):
+    """Updates become deletes and inserts, which may go different ways."""
+
+    def process(self, batch: Batch) -> None:
+        self.emit(parted(batch))
+
+
+class AsInserts(Operator):
+    """Rows of an append stream as changes."""
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._timed = TIME_COLUMN in context.input.names
+        self._schema = with_marks(without_time(context.input), op=True, timed=self._timed)
+        return self._schema
+
+    def process(self, batch: Batch) -> None:
+        columns = list(batch.data.columns)
+        inserts = pa.array(np.full(batch.data.num_rows, INSERT, np.int8))
+        columns.insert(len(columns) - 1 if self._timed else len(columns), inserts)
+        self.emit(with_columns_of(batch, pa.RecordBatch.from_arrays(columns, schema=self._schema)))
+
+
+class WithoutTime(Operator):
+    """Takes event time off: rows go on among others that have none."""
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        return without_time(context.input)
+
+    def process(self, batch: Batch) -> None:
+        data = batch.data
+        taken = batch.with_data(data.remove_column(data.schema.get_field_index(TIME_COLUMN)))
+        self.emit(taken.with_selection(batch.selection, batch.hashes))
+
+
+def parted(batch: Batch) -> Batch:
+    """Changes whose updates are deletes and inserts. 0 1 2 3 -> 0 3 0 3."""
+    place = batch.data.schema.get_field_index(OP_COLUMN)
+    ops = batch.data.column(place).to_numpy()
+    data = batch.data.set_column(place, batch.data.schema.field(place), pa.array((ops & 1) * np.int8(DELETE)))
+    return with_columns_of(batch, data)
+
+
+def with_columns_of(batch: Batch, data: pa.RecordBatch) -> Batch:
+    """The same rows with other columns."""
+    return batch.with_data(data).with_selection(batch.selection, batch.hashes)
+
+
+def check_given_names(what: str, names: Sequence[str], *, among: Sequence[str] = ()) -> None:
+    if not names:
+        raise UserError(f"{what}: there are no columns")
+    for mark in MARKS:
+        if mark in names or list(among).count(mark) > 1:
+            raise UserError(f"{what}: no column can be called {mark!r}", hint="a column of ours stands there")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise UserError(f"{what}: two columns are called {twice!r}", hint="give one of them another name")
+
+
+def where_from(batch: Batch) -> str:
+    """Which rows these are, as far as is known: what they come from, and the offset behind the last of them."""
+    places = [
+        f"{topic}[{partition}] before offset {offset}"
+        for (topic, partition), offset in sorted(batch.offsets.items())[:5]
+    ]
+    return f"a batch of {batch.num_rows} rows of {', '.join(places) or batch.topic or 'unknown origin'}"

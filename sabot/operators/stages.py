@@ -1,0 +1,115 @@
+"""What a plan is made of: stages, which are chains of operators that run in one thread, and the edges between them.
+
+A stage ends where rows must change threads: before keyed work with more than one subtask (rows go to the owner of their key
+group), before a step of two inputs, a union, a sink. Everything else is fused: plain calls within a chain. A chain may fork; it
+never joins.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from sabot.api.nodes.read import Read
+from sabot.connectors.base import Delivery, Sink
+from sabot.operators.base import Operator, with_marks
+
+__all__ = ["Edge", "Reading", "Stage", "Step", "column_types"]
+
+
+@dataclass(eq=False)
+class Edge:
+    """Rows of a chain go to another stage. keys: to the owner of the key group of these columns; None: all to its one subtask.
+
+    right: they are the second input of the stage. everywhere: all of them go to each subtask. straight: those of a subtask stay with the
+    one of the same number; where these are more or fewer, batches go to them in turn. changes: they are not an append stream.
+    timeless: they have no event time, and do not hold it back. first: what comes by other edges is not read before they have ended.
+    """
+
+    target: "Stage"
+    keys: tuple[str, ...] | None = None
+    right: bool = False
+    everywhere: bool = False
+    straight: bool = False
+    timeless: bool = False
+    first: bool = False
+    changes: bool = False
+
+
+@dataclass(eq=False)
+class Step:
+    """One operator of a chain. `make` gives a new one for each subtask; `targets` is where its rows go, `sides` where some go beside."""
+
+    id: str
+    text: str
+    make: Callable[[], Operator]
+    targets: list["Step | Edge"] = field(default_factory=list)
+    sides: dict[str, list["Step | Edge"]] = field(default_factory=dict)
+    named: bool = False  # the user gave the id
+    path: str = ""  # stands for all steps before it, back to the sources
+    scattered: bool = False  # rows come to any subtask; what is restored is dealt out by key group all the same
+
+
+@dataclass(eq=False)
+class Reading:
+    """How a source is read: `columns` are decoded (None: all), event time is put beside them if `timed`."""
+
+    node: Read
+    columns: tuple[str, ...] | None
+    timed: bool
+    dead_letters: Edge | None = None
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """Of what is decoded; None: not known before the first records."""
+        known = self.node.schema
+        if known is None or self.columns is None:
+            return known
+        return pa.schema([known.field(name) for name in self.columns])
+
+    @property
+    def rows(self) -> pa.Schema | None:
+        """The columns that go down the chain. Any of them may be null: what must not be was set apart."""
+        if self.schema is None:
+            return None
+        return with_marks(pa.schema(column_types(self.schema)), op=self.node.table is not None, timed=self.timed)
+
+
+@dataclass(eq=False)
+class Stage:
+    """A chain with what feeds it: a source (`reading`), the edges of other stages, or for a sink (`sink`) both of them and no steps."""
+
+    id: str
+    parallelism: int
+    reading: Reading | None = None
+    sink: tuple[str | Sink, str | None] | None = None  # (topic or Sink, the column that is the key)
+    delivery: Delivery = None  # of the sink; None: what suits it
+    changes: tuple[str, ...] | None = None  # of the sink: the key of the changes that it gets; None: it gets none
+    targets: list[Step | Edge] = field(default_factory=list)
+
+    def steps(self) -> list[Step]:
+        """All operators of the chain, those upstream first."""
+        found: list[Step] = []
+
+        def visit(targets: list[Step | Edge]) -> None:
+            for target in targets:
+                if isinstance(target, Step):
+                    found.append(target)
+                    visit(target.targets)
+                    for side in target.sides.values():
+                        visit(side)
+
+        visit(self.targets)
+        return found
+
+    def edges(self) -> list[Edge]:
+        """All that leave the chain, dead letters aside."""
+        steps = self.steps()
+        targets = [*self.targets, *(target for step in steps for target in step.targets)]
+        targets += [target for step in steps for side in step.sides.values() for target in side]
+        return [target for target in targets if isinstance(target, Edge)]
+
+
+def column_types(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
+    """What must be alike where streams meet: names and types, in order."""
+    return [(field.name, field.type) for field in schema]
