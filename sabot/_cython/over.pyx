@@ -22,7 +22,7 @@ from sabot._cython.columns cimport (
     type_of,
     view_of,
 )
-from sabot._cython.ranked cimport Layout, Made, Source, array_of_made, lay_out, open_rows
+from sabot._cython.row_bytes cimport Layout, Made, Source, array_of_made, lay_out, open_rows
 
 __all__ = ["FrameTable", "PlaceTable", "WaitTable"]
 

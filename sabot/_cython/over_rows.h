@@ -3,7 +3,7 @@
 
 #include <map>
 
-#include "ranked_rows.h"
+#include "row_bytes.h"
 
 namespace sabot {
 

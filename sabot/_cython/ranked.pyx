@@ -3,7 +3,6 @@
 import pyarrow as pa
 
 from libc.stdint cimport int8_t, int32_t, int64_t
-from libc.string cimport memcpy
 from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
 
@@ -17,11 +16,13 @@ from sabot._cython.columns cimport (
     View,
     all_within,
     has_bytes,
+    int32_array,
     new_array,
     open_array,
     type_of,
     view_of,
 )
+from sabot._cython.row_bytes cimport Layout, Made, Source, array_of_made, lay_out, open_rows
 
 __all__ = ["NUMBER_COLUMN", "RankCut", "RankTable"]
 
@@ -117,68 +118,6 @@ cdef extern from *:
         const Layout& layout, const vector[const Row*]& rows, int64_t start, int64_t most, vector[Made]& columns,
         int64_t* numbers, int64_t* times
     ) except + nogil
-
-
-# Rows in and out of columns
-
-cdef object _buffer(const void* data, int64_t size):
-    buffer = pa.allocate_buffer(size)
-    if size:
-        memcpy(<void*> <size_t> buffer.address, data, size)
-    return buffer
-
-
-cdef object array_of_made(Made* made, object kind):
-    """A pa.Array of what was made; it is copied."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return pa.ExtensionArray.from_storage(kind, array_of_made(made, kind.storage_type))
-    types = pa.types
-    if types.is_null(kind):
-        return pa.nulls(made.rows)
-    validity = _buffer(made.validity.data(), made.validity.size()) if made.nulls else None
-    cdef list buffers = [validity], children = []
-    if types.is_string(kind) or types.is_binary(kind):
-        buffers.append(_buffer(made.offsets.data(), made.offsets.size() * 4))
-        buffers.append(_buffer(made.values.data(), made.values.size()))
-    elif types.is_list(kind) or types.is_map(kind):
-        buffers.append(_buffer(made.offsets.data(), made.offsets.size() * 4))
-        inner = kind.value_type if types.is_list(kind) else pa.struct([kind.key_field, kind.item_field])
-        children.append(array_of_made(&made.children[0], inner))
-    elif types.is_fixed_size_list(kind):
-        children.append(array_of_made(&made.children[0], kind.value_type))
-    elif types.is_struct(kind):
-        for i in range(kind.num_fields):
-            children.append(array_of_made(&made.children[i], kind.field(i).type))
-    else:
-        buffers.append(_buffer(made.values.data(), made.values.size()))
-    return pa.Array.from_buffers(kind, made.rows, buffers, made.nulls, 0, children or None)
-
-
-cdef int lay_out(Layout* layout, object schema) except -1:
-    """The nodes of the columns' types."""
-    capsule = schema.__arrow_c_schema__()
-    cdef ArrowSchema* raw = schema_of(capsule)
-    cdef int64_t i
-    for i in range(raw.n_children):
-        if not layout.add(raw.children[i]):
-            raise TypeError(f"rows with a column of type {schema.field(i).type} ({schema.field(i).name!r}) cannot be kept")
-    layout.ready()
-    return 0
-
-
-cdef tuple open_rows(Layout* layout, object schema, object data, vector[Source]* sources):
-    """Columns open for reading; TypeError where they are not those of `schema`."""
-    if not isinstance(data, _RecordBatch):
-        raise TypeError(f"rows are a pyarrow.RecordBatch, not a {type(data).__name__}")
-    cdef int64_t i, count = layout.nodes.size()
-    if data.num_columns < count or any([data.schema.field(i).type != schema.field(i).type for i in range(count)]):
-        raise TypeError(f"columns {data.schema.types} are not {schema.types}")
-    capsules = data.__arrow_c_array__()
-    cdef ArrowArray* array = array_of(capsules[1])
-    sources.resize(count)
-    for i in range(count):
-        sources[0][i].open(&layout.nodes[i], array.children[i], array.offset)
-    return capsules
 
 
 cdef class RankTable:
@@ -328,7 +267,7 @@ cdef class RankTable:
         cdef vector[int32_t] vacant
         with nogil:
             self.ranking.settle(vacant)
-        return pa.Array.from_buffers(pa.int32(), vacant.size(), [None, _buffer(vacant.data(), vacant.size() * 4)], 0)
+        return int32_array(vacant)
 
     def members(self):
         """All rows among the first n are there for `pieces`. See ranked.pyi."""

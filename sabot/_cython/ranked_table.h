@@ -13,7 +13,7 @@ exact sort key is null. A row that cannot enter costs one comparison with the bo
 
 #include "column.h"
 #include "key_hash.h"
-#include "ranked_rows.h"
+#include "row_bytes.h"
 
 namespace sabot {
 

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from sabot._cython.border import validate
 from sabot._cython.keyed import GroupTable
-from sabot._cython.tables import RowCodec, places
+from sabot._cython.row_bytes import RowCodec
+from sabot._cython.tables import places
 from sabot.disk import make_folder
 from sabot.faults import taking_over, unreadable
 from sabot.state.database import Database, Piece, database_options, read_database, read_mark

@@ -21,7 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sabot._cython.keyed import hash_columns
-from sabot._cython.tables import KeyFilter, RowCodec, places
+from sabot._cython.row_bytes import RowCodec
+from sabot._cython.tables import KeyFilter, places
 from sabot.errors import CorruptCheckpoint, InternalError
 from sabot.state import tables_saved
 from sabot.state.tables import TableStore

@@ -11,8 +11,9 @@ import pyarrow as pa
 from mutations import damaged_value, json_bytes, mutated, pack, unpack
 
 from sabot._cython.keyed import hash_columns
+from sabot._cython.row_bytes import RowCodec
 from sabot._cython.rows import decode_values, encode_values
-from sabot._cython.tables import RowCodec, places
+from sabot._cython.tables import places
 from sabot.codecs.marks import OP_COLUMN
 from sabot.codecs.records import build_records, decode_json
 from sabot.codecs.table import TableCodec

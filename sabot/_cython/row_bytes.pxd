@@ -1,4 +1,4 @@
-"""Rows kept as bytes (ranked_rows.h), and how columns are made of them again: for every kernel that keeps whole rows."""
+"""Rows kept as bytes (row_bytes.h), and how columns are made of them again: for every kernel that keeps whole rows."""
 
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libcpp cimport bool as cbool
@@ -7,9 +7,10 @@ from libcpp.vector cimport vector
 from sabot._cython.arrow cimport ArrowArray, ArrowSchema
 
 
-cdef extern from "ranked_rows.h" namespace "sabot" nogil:
+cdef extern from "row_bytes.h" namespace "sabot" nogil:
     cppclass Node:
-        pass
+        cbool fixed() noexcept
+        int64_t width               # bytes a row, where it is fixed
 
     cppclass Source:
         # A column open for reading.

@@ -1,12 +1,23 @@
-/* Rows of any columns as bytes, one piece of memory a row: what is kept of rows that come and go one by one.
+/* Rows of any columns as bytes: the one encoding of a row that this program reads back itself.
 
-    null bits, a byte for 8 columns | columns of fixed width, each at its place | texts, bytes and nested values, one after the other
+    value of a fixed width:  its bytes as in Arrow (little endian), a bool as a byte
+    value of a text:         uint32 size, bytes
+    value of a list:         uint32 size, its values
+    value of a child:        uint8 whether it is there, then the value; of a struct: its children
 
-A null has zeros in its place, or nothing. -0.0 is kept as 0.0 and every NaN as the one quiet NaN: so rows are equal, column by
-column, where their bytes are.
+It has two arrangements of a row's columns:
 
-    value of a text:   uint32 size, bytes           of a list:  uint32 size, its values
-    value of a child:  uint8 whether it is there, then the value; of a struct: its children */
+    Layout, in memory:      null bits | columns of fixed width, each at its place | the others, one after the other
+    Compact, in a database: bits of what is not null | the values that are not null, one after the other
+
+The bits have a byte for 8 columns. In a Layout a null has zeros in its place, or nothing. -0.0 is kept as 0.0 and every NaN as the one
+quiet NaN, so rows are equal, column by column, where their bytes are; only a Compact that is no key keeps floats as they are.
+
+Other bytes of rows have other purposes and are not this one: keys of state are msgpack (key_hash.h: they are hashed, and read by
+others), and values that have to sort as bytes are escaped (multiset_store.h). Compact and these two stand in checkpoints.
+
+Everything here is `nogil`. What allocates (`open`, `write` of a Layout, `Made`) may throw std::bad_alloc; what is marked noexcept throws
+nothing. Rows, sizes and types are as they were announced: who calls has made sure of it. */
 #pragma once
 
 #include <cmath>
@@ -134,51 +145,65 @@ struct Source {
 
 using Bytes = std::vector<uint8_t>;
 
-static inline void put_size(Bytes& out, int64_t size) {
+static inline void put_size(uint8_t*& at, int64_t size) noexcept {
     const uint32_t word = static_cast<uint32_t>(size);
-    const size_t at = out.size();
-    out.resize(at + 4);
-    std::memcpy(out.data() + at, &word, 4);
+    std::memcpy(at, &word, 4);
+    at += 4;
 }
-static inline uint32_t take_size(const uint8_t*& at) {
+static inline uint32_t take_size(const uint8_t*& at) noexcept {
     uint32_t size;
     std::memcpy(&size, at, 4);
     at += 4;
     return size;
 }
 
-/* A value that is not null. */
-static inline void put_value(const Source& source, int64_t row, Bytes& out) {
-    const int64_t i = source.start + row;
-    const Node& node = *source.node;
-    auto put_child = [&](const Source& child, int64_t at) {
-        const bool there = child.valid(at);
-        out.push_back(there);
-        if (there) put_value(child, at, out);
-    };
-    switch (node.shape) {
-        case Shape::bytes: {
-            const int64_t size = source.offsets[i + 1] - source.offsets[i];
-            put_size(out, size);
-            if (size) out.insert(out.end(), source.values + source.offsets[i], source.values + source.offsets[i] + size);
-            return;
-        }
+/* The rows of a value's children: body(child, row of the child). */
+template <class Body>
+static inline void each_child(const Source& source, int64_t row, Body body) {
+    const int64_t i = source.start + row, width = source.node->width;
+    switch (source.node->shape) {
         case Shape::list:
-            put_size(out, source.offsets[i + 1] - source.offsets[i]);
-            for (int64_t k = source.offsets[i]; k < source.offsets[i + 1]; k++) put_child(source.children[0], k);
+            for (int64_t k = source.offsets[i]; k < source.offsets[i + 1]; k++) body(source.children[0], k);
             return;
         case Shape::fixed_list:
-            for (int64_t k = 0; k < node.width; k++) put_child(source.children[0], i * node.width + k);
+            for (int64_t k = i * width; k < (i + 1) * width; k++) body(source.children[0], k);
             return;
-        case Shape::record:
-            for (const Source& child : source.children) put_child(child, row);
-            return;
-        default: {
-            const size_t at = out.size();
-            out.resize(at + node.width);
-            source.copy(row, out.data() + at);
-        }
+        default:
+            for (const Source& child : source.children) body(child, row);
     }
+}
+
+/* The bytes of a value that is not null. */
+static inline int64_t value_size(const Source& source, int64_t row) noexcept {
+    if (source.node->fixed()) return source.node->width;
+    const int64_t i = source.start + row;
+    if (source.node->shape == Shape::bytes) return 4 + source.offsets[i + 1] - source.offsets[i];
+    int64_t size = source.node->shape == Shape::list ? 4 : 0;
+    each_child(source, row, [&](const Source& child, int64_t at) { size += child.valid(at) ? 1 + value_size(child, at) : 1; });
+    return size;
+}
+
+/* Writes a value that is not null; `at` moves behind it. */
+static inline void put_value(const Source& source, int64_t row, uint8_t*& at) noexcept {
+    if (source.node->fixed()) {
+        source.copy(row, at);
+        at += source.node->width;
+        return;
+    }
+    const int64_t i = source.start + row;
+    if (source.node->shape == Shape::bytes) {
+        const int64_t size = source.offsets[i + 1] - source.offsets[i];
+        put_size(at, size);
+        if (size) std::memcpy(at, source.values + source.offsets[i], size);
+        at += size;
+        return;
+    }
+    if (source.node->shape == Shape::list) put_size(at, source.offsets[i + 1] - source.offsets[i]);
+    each_child(source, row, [&](const Source& child, int64_t k) {
+        const bool there = child.valid(k);
+        *at++ = there;
+        if (there) put_value(child, k, at);
+    });
 }
 
 /* A column being made. */
@@ -255,7 +280,7 @@ struct Made {
     }
 };
 
-/* How rows of some columns are laid out. */
+/* Rows in memory. A column of fixed width is found without a look at the others. */
 struct Layout {
     static constexpr int64_t AT_ONCE = 64; /* rows that are read column by column: they stay in the first-level cache */
 
@@ -279,12 +304,15 @@ struct Layout {
     }
     /* The row's bytes, into `out`. */
     void write(const std::vector<Source>& columns, int64_t row, Bytes& out) const {
-        out.resize(head);
+        int64_t size = head;
+        for (int c : loose) size += columns[c].valid(row) ? value_size(columns[c], row) : 0;
+        out.resize(size);
         std::memset(out.data(), 0, head);
+        uint8_t* at = out.data() + head;
         for (size_t i = 0; i < nodes.size(); i++) {
             if (!columns[i].valid(row)) out[i >> 3] |= static_cast<uint8_t>(1 << (i & 7));
             else if (places[i] >= 0) columns[i].copy(row, out.data() + places[i]);
-            else put_value(columns[i], row, out);
+            else put_value(columns[i], row, at);
         }
     }
     /* Columns of rows: bytes_of(i) is where those of row i stand. wanted: null, or which columns are. visit(i) is called when
@@ -354,6 +382,97 @@ struct Layout {
             else std::memcpy(out + i * width, row + place, WIDTH ? WIDTH : width);
         }
     }
+};
+
+/* A column that rows are read back into: memory whose size is known beforehand, all zeros. OUT. */
+struct Filled {
+    uint8_t* values = nullptr;   /* numbers, bits, or the bytes of texts */
+    uint8_t* validity = nullptr; /* bits */
+    int32_t* offsets = nullptr;  /* of texts: one more than rows, the first is 0 */
+    int64_t nulls = 0;
+};
+
+/* Rows in a database, of columns without children. The format of `write` stands in checkpoints. */
+struct Compact {
+    std::vector<Node> nodes;
+    std::vector<int64_t> widths; /* of the columns of fixed width; 0 else */
+
+    /* False: the column's type cannot be kept. keys: floats that compare equal are written alike. */
+    bool add(const ArrowSchema* schema, bool keys) {
+        Node node = node_of(schema);
+        if (!keys && (node.shape == Shape::real32 || node.shape == Shape::real64)) node.shape = Shape::plain;
+        nodes.push_back(node);
+        widths.push_back(node.fixed() ? node.width : 0);
+        return node.fixed() || node.shape == Shape::bytes;
+    }
+    int64_t size(const std::vector<Source>& columns, int64_t row) const noexcept {
+        int64_t size = bits();
+        for (size_t c = 0; c < widths.size(); c++)
+            if (columns[c].valid(row)) size += widths[c] ? widths[c] : value_size(columns[c], row);
+        return size;
+    }
+    /* The row, into `size` bytes. */
+    void write(const std::vector<Source>& columns, int64_t row, uint8_t* out) const noexcept {
+        uint8_t* at = out + bits();
+        std::memset(out, 0, bits());
+        for (size_t c = 0; c < widths.size(); c++) {
+            if (!columns[c].valid(row)) continue;
+            out[c >> 3] |= static_cast<uint8_t>(1 << (c & 7));
+            if (widths[c]) {
+                columns[c].copy(row, at);
+                at += widths[c];
+            } else {
+                put_value(columns[c], row, at);
+            }
+        }
+    }
+    /* Whether these bytes are a row; text_bytes[c] grows by those of its text in column c. */
+    bool measure(const uint8_t* row, int64_t size, int64_t* text_bytes) const noexcept {
+        int64_t at = bits();
+        for (size_t c = 0; c < nodes.size() && at <= size; c++) {
+            if (!is_there(row, c)) continue;
+            if (nodes[c].fixed()) {
+                at += nodes[c].width;
+                continue;
+            }
+            if (at + 4 > size) return false;
+            const uint8_t* place = row + at;
+            const int64_t length = take_size(place);
+            at += 4 + length;
+            text_bytes[c] += length;
+        }
+        return at == size;
+    }
+    /* A row that was measured becomes row `i` of the columns; rows come in order. */
+    void read(const uint8_t* row, int64_t i, Filled* columns) const noexcept {
+        const uint8_t* at = row + bits();
+        for (size_t c = 0; c < nodes.size(); c++) {
+            Filled& column = columns[c];
+            const int64_t width = nodes[c].width;
+            if (nodes[c].shape == Shape::bytes) column.offsets[i + 1] = column.offsets[i];
+            if (!is_there(row, c)) {
+                column.nulls++;
+                continue;
+            }
+            column.validity[i >> 3] |= static_cast<uint8_t>(1 << (i & 7));
+            if (nodes[c].shape == Shape::bytes) {
+                const uint32_t size = take_size(at);
+                if (size) std::memcpy(column.values + column.offsets[i], at, size);
+                column.offsets[i + 1] += static_cast<int32_t>(size);
+                at += size;
+            } else if (nodes[c].shape == Shape::bit) {
+                column.values[i >> 3] |= static_cast<uint8_t>((*at++ != 0) << (i & 7));
+            } else {
+                if (width == 8) std::memcpy(column.values + i * 8, at, 8);
+                else std::memcpy(column.values + i * width, at, width);
+                at += width;
+            }
+        }
+    }
+
+   private:
+    int64_t bits() const noexcept { return (nodes.size() + 7) / 8; }
+    static bool is_there(const uint8_t* row, size_t c) noexcept { return (row[c >> 3] >> (c & 7)) & 1; }
 };
 
 /* Memory for rows: pieces of slabs, by size; what is given back is used again for rows of its size. Long rows are malloc's. */
