@@ -39,11 +39,20 @@ __all__ = [
     "SabotError",
     "TransientError",
     "UserError",
+    "words_of",
 ]
 
 
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 """What decoders of JSON and msgpack raise for bytes from outside that they cannot read; RecursionError where these are nested too deep."""
+
+
+def words_of(error: BaseException) -> str:
+    """What an error of anybody's says; it may fail at that too."""
+    try:
+        return str(error)
+    except Exception as worse:
+        return f"(its message cannot be read: {type(worse).__name__})"
 
 
 class SabotError(Exception):

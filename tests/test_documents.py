@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import io
 import itertools
+import json
 import os
 import re
 import signal
@@ -261,7 +262,11 @@ def test_the_files_example_converts_each_line_once_and_sets_bad_ones_apart(tmp_p
         done = ran("-m", "examples.files", "in", "out", folder=tmp_path)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "out").read_text() == '{"fahrenheit":212,"celsius":100.0}\n{"fahrenheit":32,"celsius":0.0}\n'
-    assert (tmp_path / "out.bad").read_text() == 'nope\n{"kelvin": 0}\n'
+    letters = [json.loads(line) for line in (tmp_path / "out.bad").read_text().splitlines()]
+    assert [(each["payload"], each["error"]) for each in letters] == [
+        ("nope", "DataError"),
+        ('{"kelvin": 0}', "KeyError"),
+    ]
 
 
 @pytest.mark.kafka

@@ -11,15 +11,29 @@ import typer
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.printing import columns, json_line, moment, shortened, text_or_hex
 from sabot.cli.running import guarded, set_up_logging
-from sabot.config import parse_broker
+from sabot.config import legal_topic, parse_broker
+from sabot.connectors.files.letters import FileHome
+from sabot.connectors.files.paths import bare_suffix
+from sabot.connectors.letters import DeadLetter, Home, Letters
+from sabot.connectors.sql.letters import TableHome
 from sabot.errors import UserError
 from sabot.redaction import redacted_url, setting_name
 
 __all__ = ["dlq"]
 
-dlq = typer.Typer(help="Dead letters in Kafka topics.", no_args_is_help=True, rich_markup_mode=None)
+dlq = typer.Typer(help="Dead letters in Kafka topics, files and tables.", no_args_is_help=True, rich_markup_mode=None)
 
-Topic = Annotated[str, typer.Argument(metavar="TOPIC", help="The topic of the dead letters, as in orders.dlq.")]
+Topic = Annotated[
+    str,
+    typer.Argument(
+        metavar="TOPIC",
+        help="Where they are: a topic, as in orders.dlq; the path of an NDJSON file or folder, as in ./bad.ndjson; "
+        "with --table the address of a database.",
+    ),
+]
+Table = Annotated[
+    str | None, typer.Option(metavar="NAME", help="They are in this table, as in SqlSink(URL, table=NAME).")
+]
 Broker = Annotated[str | None, typer.Option(metavar="URL", help="kafka://host:port; default: that of the app in -A")]
 Kafka = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the Kafka client.")]
 Error = Annotated[str, typer.Option(metavar="TEXT", help="Only letters whose error or message has this text.")]
@@ -38,6 +52,7 @@ def _place(text: str) -> tuple[int, int]:
 def list_(
     context: typer.Context,
     topic: Topic,
+    table: Table = None,
     broker: Broker = None,
     kafka: Kafka = None,
     error: Error = "",
@@ -48,8 +63,7 @@ def list_(
     """The letters that wait: where each stands, what it was, and what happened to it. The oldest come first."""
 
     def work() -> None:
-        with _opened(context, topic, broker, kafka) as dead:
-            dead.read_notes()
+        with _opened(context, topic, table, broker, kafka) as dead:
             chosen = islice((each for each in dead.letters(redriven=everything) if each.says(error)), limit or 20)
             if json:
                 for letter in chosen:
@@ -67,6 +81,7 @@ def show(
     context: typer.Context,
     topic: Topic,
     place: Annotated[str, typer.Argument(metavar="PARTITION:OFFSET", help="Which letter.")],
+    table: Table = None,
     broker: Broker = None,
     kafka: Kafka = None,
     json: Json = False,
@@ -75,8 +90,7 @@ def show(
     partition, offset = _place(place)
 
     def work() -> None:
-        with _opened(context, topic, broker, kafka) as dead:
-            dead.read_notes()
+        with _opened(context, topic, table, broker, kafka) as dead:
             letter = dead.find(partition, offset)
         facts = _facts(letter)
         if json:
@@ -96,6 +110,7 @@ def show(
 def redrive(
     context: typer.Context,
     topic: Topic,
+    table: Table = None,
     broker: Broker = None,
     kafka: Kafka = None,
     to: Annotated[str | None, typer.Option(metavar="TOPIC", help="Not where they came from, but there.")] = None,
@@ -116,9 +131,11 @@ def redrive(
     skipped = {_place(text) for text in skip or []}
 
     def work() -> None:
+        from sabot.kafka.letters import DeadLetters  # here: they load the Kafka client
         from sabot.kafka.redrive import redrive as send_back
 
-        with _opened(context, topic, broker, kafka) as dead:
+        with _opened(context, topic, table, broker, kafka, sends=True) as dead:
+            assert isinstance(dead, DeadLetters)
             done = send_back(dead, to=to, only=places, error=error, limit=limit, skip=skipped, now=now)
         if json:
             json_line({"redriven": done.letters, "already": done.already, "topics": done.topics, "left": done.left})
@@ -138,14 +155,60 @@ def _run(work: Any) -> None:
 
 
 @contextmanager
-def _opened(context: typer.Context, topic: str, broker: str | None, kafka: list[str] | None) -> Iterator[Any]:
-    """The dead letters of a topic, on the broker of the command line or of the app."""
+def _opened(
+    context: typer.Context,
+    place: str,
+    table: str | None,
+    broker: str | None,
+    kafka: list[str] | None,
+    *,
+    sends: bool = False,
+) -> Iterator[Letters]:
+    """The dead letters of a place. A topic is on a broker, and so are the notes of what was redriven, from wherever that was.
+
+    Of a file or table without a broker the letters can be looked at; nothing is then known of what was redriven.
+    """
+    home = _home(place, table)
+    try:
+        address, settings = _address(context, broker, kafka, needed=sends or home is None)
+        if address is None:
+            assert home is not None
+            yield Letters(home)
+            return
+        from sabot.kafka.letters import DeadLetters  # here: it loads the Kafka client
+
+        dead = DeadLetters(place if home is None else legal_topic(home.name), address, settings, home=home)
+        try:
+            if not sends:
+                dead.read_notes()
+            yield dead
+        finally:
+            dead.close()
+    finally:
+        if home is not None:
+            home.close()
+
+
+def _home(place: str, table: str | None) -> Home | None:
+    """Where the letters are, if not in a topic: whose name has no slash, and rarely the ending of a file."""
+    if table is not None:
+        return TableHome(place, table)
+    return FileHome(place) if "/" in place or bare_suffix(place) == ".ndjson" else None
+
+
+def _address(
+    context: typer.Context, broker: str | None, kafka: list[str] | None, *, needed: bool
+) -> tuple[str | None, dict[str, Any]]:
+    """The broker of the command line or of the app, and settings of the client. None: there is none, and none is needed."""
     target = context.find_root().obj
     settings: dict[str, Any] = {}
+    asked = broker is not None
     if target is not None:
         app = load_app(target)
         broker, settings = broker or app.broker, dict(app.kafka)
     if broker is None:
+        if not needed:
+            return None, {}
         raise WrongUse("which broker?", hint="--broker kafka://host:port, or sabot -A module:app dlq …")
     for setting in kafka or []:
         name, equals, value = setting.partition("=")
@@ -160,20 +223,16 @@ def _opened(context: typer.Context, topic: str, broker: str | None, kafka: list[
     except UserError as error:
         raise WrongUse(error.message, hint=error.hint) from error
     if scheme == "memory":
+        if not (needed or asked):
+            return None, {}
         raise WrongUse(
             f"{redacted_url(broker)}: what it held went with its process",
             hint="dead letters outlive the app on a kafka:// broker",
         )
-    from sabot.kafka.letters import DeadLetters  # here: it loads the Kafka client
-
-    dead = DeadLetters(topic, broker, settings)
-    try:
-        yield dead
-    finally:
-        dead.close()
+    return broker, settings
 
 
-def _row(letter: Any, everything: bool) -> list[str]:
+def _row(letter: DeadLetter, everything: bool) -> list[str]:
     facts = letter.facts
     where = f"{facts.get('topic', '?')}[{facts.get('partition', '?')}]@{facts.get('offset', '?')}"
     error = shortened(f"{facts.get('error', '?')}: {facts.get('message', '')}", 60)
@@ -190,7 +249,7 @@ def _row(letter: Any, everything: bool) -> list[str]:
     return [*row, "yes" if letter.redriven else "no"] if everything else row
 
 
-def _facts(letter: Any) -> dict[str, Any]:
+def _facts(letter: DeadLetter) -> dict[str, Any]:
     numbers = {"partition", "offset", "timestamp", "attempts"}
     record = {name: letter.number(name) if name in numbers else value for name, value in letter.facts.items()}
     return {

@@ -9,15 +9,14 @@ a new process opens the source at the positions of the last complete checkpoint.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
-from sabot.codecs.records import Headers
+from sabot.codecs.records import iterate_records, to_records  # a sink of one's own reads its batches with them
 from sabot.config import RECORD_BYTES, checked_no_password, checked_text, checked_topic
 from sabot.errors import UserError
-from sabot.redaction import scrubbed
 
 __all__ = [
     "Delivery",
@@ -30,7 +29,8 @@ __all__ = [
     "check_delivery",
     "check_input",
     "check_sink",
-    "dead_letter_headers",
+    "iterate_records",
+    "to_records",
 ]
 
 Positions = dict[tuple[str, int], int]
@@ -38,16 +38,6 @@ Positions = dict[tuple[str, int], int]
 
 Delivery = Literal["exactly_once", "at_least_once"] | None
 """How often a result reaches its sink when something crashes; None: exactly once where that can be."""
-
-
-def dead_letter_headers(**facts: Any) -> Headers:
-    """What happened to a record, and where: header `sabot.<name>` for each fact, behind the record's own.
-
-    What the user's function says of its errors may repeat a setting of his: known secrets are taken out of the message.
-    """
-    if "message" in facts:
-        facts["message"] = scrubbed(str(facts["message"]))
-    return tuple((f"sabot.{name}", str(value).encode(errors="backslashreplace")) for name, value in facts.items())
 
 
 def check_delivery(delivery: object, where: str) -> None:

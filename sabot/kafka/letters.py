@@ -1,65 +1,28 @@
-"""Dead letters in a Kafka topic: what stands in each, and which of them were redriven.
+"""Dead letters in a Kafka topic, and which dead letters, of a topic or another place, were redriven.
 
 What was redriven is noted in a topic of its own, `<topic>.redriven`: each transaction of a redrive writes the ranges of offsets
 that it sent. A group's offset would forget after `offsets.retention.minutes` (7 days by default), and cannot say "these, and
-not those between them"; the notes last as long as the topic. They carry the id of the letters' topic, so that notes on a topic
+not those between them"; the notes last as long as the topic. They carry the id of the letters' place, so that notes on a topic
 that was deleted say nothing about its successor.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.codecs.records import Headers
+from sabot.connectors.letters import DeadLetter, Home, Letters, Ranges, letter_of_record
 from sabot.errors import UNREADABLE, BrokerUnavailable, UserError
-from sabot.kafka.client import ANSWER_SECONDS, FETCHING, admin_of, client_of, explain, link_of, partitions_of
+from sabot.kafka.client import ANSWER_SECONDS, FETCHING, Link, admin_of, client_of, explain, link_of, partitions_of
 from sabot.redaction import clean_cause
 
-__all__ = ["JOURNAL_SUFFIX", "DeadLetter", "DeadLetters", "Note", "Ranges"]
+__all__ = ["JOURNAL_SUFFIX", "DeadLetters", "Note"]
 
 JOURNAL_SUFFIX = ".redriven"
-_ORIGIN = "sabot.topic"  # the first of the headers that a dead letter has beside its own
 _SILENT_SECONDS = 10.0  # how long a partition may give nothing before its end
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """One record that could not be processed: where it stands, what it was, and what happened to it.
-
-    `headers` are those that the record had by itself. `facts` are the others, without `sabot.`: topic, partition, offset and
-    timestamp of the record, agent, error, message, attempts, version; empty for a record that is no dead letter of ours.
-    """
-
-    partition: int
-    offset: int
-    timestamp: int  # ms, when the letter was written
-    key: bytes | None
-    payload: bytes | None
-    headers: Headers
-    facts: dict[str, str]
-    redriven: bool
-
-    @property
-    def place(self) -> str:
-        """PARTITION:OFFSET."""
-        return f"{self.partition}:{self.offset}"
-
-    def number(self, name: str) -> int | None:
-        """A fact that is one; None where it is not there, or somebody else has written it."""
-        try:
-            return int(self.facts[name])
-        except (KeyError, ValueError):
-            return None
-
-    def says(self, text: str) -> bool:
-        """The text stands in the name of its error or in its message."""
-        return text in self.facts.get("error", "") or text in self.facts.get("message", "")
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -72,57 +35,25 @@ class Note(msgspec.Struct, frozen=True):
     to: str  # "": each where it came from
 
 
-class Ranges:
-    """A set of offsets, as sorted ranges that do not touch."""
+class DeadLetters(Letters):
+    """Dead letters whose notes are on a broker, to which they can be sent back: those of a topic, or of another `home`.
 
-    def __init__(self) -> None:
-        self._first: list[int] = []
-        self._last: list[int] = []
-
-    def add(self, first: int, last: int) -> None:
-        """All from `first` to `last`, both included."""
-        at = bisect_right(self._first, first)
-        if at and self._last[at - 1] >= first - 1:
-            at -= 1
-            first = self._first[at]
-        end = bisect_right(self._first, last + 1)
-        if end > at:
-            last = max(last, self._last[end - 1])
-        self._first[at:end], self._last[at:end] = [first], [last]
-
-    def __contains__(self, offset: int) -> bool:
-        at = bisect_right(self._first, offset)
-        return at > 0 and self._last[at - 1] >= offset
-
-    def behind(self, offset: int) -> int:
-        """The first offset from this one on that is not in it."""
-        at = bisect_right(self._first, offset)
-        return self._last[at - 1] + 1 if at and self._last[at - 1] >= offset else offset
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(zip(self._first, self._last, strict=True))
-
-
-class DeadLetters:
-    """The dead letters of one topic, as they stood when it was opened. Blocking; one thread. `close` it at the end.
-
-    Raises UserError when there is no such topic, BrokerUnavailable. What comes while it is read is not shown: letters that a
-    running job writes because it fails again would else be redriven for ever.
+    Raises UserError when there is no such topic, BrokerUnavailable.
     """
 
-    def __init__(self, topic: str, broker: str, kafka: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, topic: str, broker: str, kafka: Mapping[str, Any] | None = None, *, home: Home | None = None
+    ) -> None:
+        """topic: where the letters are; of a `home` its name as a part of the notes' topic."""
         self.topic = topic
         self.kafka = dict(kafka or {})
         self.link = link_of(broker, f"dead letters in {topic!r}", kafka)
-        self._consumer = self._open_consumer()
+        self._log = _Log(topic, self.link, self.kafka)
         try:
-            self.partitions = partitions_of(self._consumer, self.link, topic)
-            self.topic_id = self._find_topic_id()
-            self._held = {index: self._watermarks(topic, index) for index in self.partitions}
+            super().__init__(_TopicHome(topic, self._log) if home is None else home)
         except BaseException:
-            self.close()
+            self._log.close()
             raise
-        self.redriven: dict[int, Ranges] = {index: Ranges() for index in self.partitions}
 
     @property
     def journal(self) -> str:
@@ -132,13 +63,13 @@ class DeadLetters:
     def read_notes(self) -> None:
         """Fills `redriven` with what stands in the journal now; without one, nothing was redriven."""
         try:
-            partitions_of(self._consumer, self.link, self.journal)
+            self._log.partitions(self.journal)
         except UserError:
             return
-        _, end = self._watermarks(self.journal, 0)
-        for message in self._messages(self.journal, 0, 0, end):
+        _, end = self._log.bounds(self.journal, 0)
+        for message in self._log.messages(self.journal, 0, 0, end):
             note = self._note(message)
-            if note.topic_id == self.topic_id:
+            if note.topic_id == self.home.id:
                 for first, last in note.ranges:
                     self.redriven.setdefault(note.partition, Ranges()).add(first, last)
 
@@ -151,41 +82,40 @@ class DeadLetters:
                 hint="only sabot writes there; what was redriven cannot be told without it",
             ) from error
 
-    def letters(self, *, redriven: bool = False) -> Iterator[DeadLetter]:
-        """By partition and offset; with `redriven` those too that were redriven already."""
-        for index in self.partitions:
-            done = self.redriven[index]
-            _, end = self._held[index]
-            for message in self._messages(self.topic, index, self.begin(index, redriven=redriven), end):
-                if redriven or message.offset() not in done:
-                    yield _letter(message, message.offset() in done)
+    def close(self) -> None:
+        super().close()
+        self._log.close()
 
-    def begin(self, partition: int, *, redriven: bool = False) -> int:
-        """Where `letters` begins to read a partition."""
-        first, _ = self._held[partition]
-        return first if redriven else self.redriven[partition].behind(first)
 
-    def find(self, partition: int, offset: int) -> DeadLetter:
-        """The letter at this place. Raises UserError when none is there."""
-        first, end = self._held.get(partition, (0, 0))
-        if first <= offset < end:
-            for message in self._messages(self.topic, partition, offset, offset + 1):
-                return _letter(message, offset in self.redriven[partition])
-        held = ", ".join(
-            f"{index}:{first} to {index}:{end - 1}" for index, (first, end) in self._held.items() if first < end
-        )
-        raise UserError(
-            f"topic {self.topic!r} has no letter at {partition}:{offset}",
-            hint=f"it holds {held}" if held else "it is empty",
-        )
+class _TopicHome:
+    """A topic as a place of dead letters (`connectors.letters.Home`)."""
+
+    grows_at_its_end = True
+
+    def __init__(self, topic: str, log: "_Log") -> None:
+        self.name = topic
+        self.words = f"topic {topic!r}"
+        self._log = log
+        partitions = log.partitions(topic)
+        self.id = log.topic_id(topic)
+        self.bounds = {index: log.bounds(topic, index) for index in partitions}
+
+    def read(self, partition: int, first: int, end: int) -> Iterator[DeadLetter]:
+        for message in self._log.messages(self.name, partition, first, end):
+            yield _letter(message)
 
     def close(self) -> None:
-        """Lets go of the connection. Idempotent."""
-        self._consumer.close()
+        """The connection is whose it is."""
 
-    def _open_consumer(self) -> Any:
+
+class _Log:
+    """Topics read from one offset to another, by a consumer without a group. `close` it at the end."""
+
+    def __init__(self, topic: str, link: Link, kafka: Mapping[str, Any]) -> None:
+        self._link = link
+        self._kafka = kafka
         ours = {
-            "group.id": f"sabot.dlq.{self.topic}",  # the client wants one; nothing is ever committed to it
+            "group.id": f"sabot.dlq.{topic}",  # the client wants one; nothing is ever committed to it
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",  # what retention has taken meanwhile is not there to be shown
@@ -194,15 +124,25 @@ class DeadLetters:
             **FETCHING,
             "fetch.wait.max.ms": 20,  # the end of a partition is told when a fetch comes back empty
         }
-        return client_of(Consumer, self.link, {**self.kafka, "enable.partition.eof": True}, ours)
+        self._consumer: Any = client_of(Consumer, link, {**kafka, "enable.partition.eof": True}, ours)
 
-    def _find_topic_id(self) -> str:
-        admin = admin_of(self.link, self.kafka)
-        with self._explained(self.topic):
-            asked = admin.describe_topics(TopicCollection([self.topic]), request_timeout=ANSWER_SECONDS)
-            return str(asked[self.topic].result().topic_id)
+    def close(self) -> None:
+        """Lets go of the connection. Idempotent."""
+        self._consumer.close()
 
-    def _watermarks(self, topic: str, index: int) -> tuple[int, int]:
+    def partitions(self, topic: str) -> list[int]:
+        """Raises UserError when there is no such topic."""
+        return partitions_of(self._consumer, self._link, topic)
+
+    def topic_id(self, topic: str) -> str:
+        """Another one for a topic of the same name that was made anew."""
+        admin = admin_of(self._link, self._kafka)
+        with self._explained(topic):
+            asked = admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_SECONDS)
+            return str(asked[topic].result().topic_id)
+
+    def bounds(self, topic: str, index: int) -> tuple[int, int]:
+        """The first offset of a partition, and the end."""
         deadline = SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
         while True:
             try:
@@ -220,9 +160,9 @@ class DeadLetters:
         try:
             yield
         except KafkaException as error:
-            raise explain(error.args[0], self.link, topic) from clean_cause(error)
+            raise explain(error.args[0], self._link, topic) from clean_cause(error)
 
-    def _messages(self, topic: str, index: int, first: int, end: int) -> Iterator[Any]:
+    def messages(self, topic: str, index: int, first: int, end: int) -> Iterator[Any]:
         """Committed records with first <= offset < end."""
         if first >= end:
             return
@@ -240,24 +180,18 @@ class DeadLetters:
                 if error is not None and error.code() == KafkaError._PARTITION_EOF:
                     return  # the last stable record may stand before `end`, with a transaction open
                 if error is not None and not error.retriable() and error.code() != KafkaError._ALL_BROKERS_DOWN:
-                    raise explain(error, self.link, topic)
+                    raise explain(error, self._link, topic)
         raise BrokerUnavailable(
-            f"kafka://{self.link.address} gives no records of {topic}[{index}]", hint="is the broker running?"
+            f"kafka://{self._link.address} gives no records of {topic}[{index}]", hint="is the broker running?"
         )
 
 
-def _letter(message: Any, redriven: bool) -> DeadLetter:
-    headers: list[tuple[str, bytes]] = message.headers() or []
-    own = max((at for at, (name, _) in enumerate(headers) if name == _ORIGIN), default=len(headers))
-    # a letter about a letter has two sets of facts: the first belongs to the record
-    facts = {name.removeprefix("sabot."): (value or b"").decode(errors="replace") for name, value in headers[own:]}
-    return DeadLetter(
+def _letter(message: Any) -> DeadLetter:
+    return letter_of_record(
         message.partition(),
         message.offset(),
         message.timestamp()[1],
         message.key(),
         message.value(),
-        tuple(headers[:own]),
-        facts,
-        redriven,
+        message.headers() or [],
     )

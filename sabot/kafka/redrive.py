@@ -16,9 +16,10 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
 
 from sabot.clock import SYSTEM_CLOCK
+from sabot.connectors.letters import DeadLetter, Ranges
 from sabot.errors import JobLocked, SabotError, TransientError, UserError
 from sabot.kafka.client import ANSWER_SECONDS, admin_of, ensure_topic, explain, partitions_of, producer_of, said
-from sabot.kafka.letters import DeadLetter, DeadLetters, Note, Ranges
+from sabot.kafka.letters import DeadLetters, Note
 from sabot.redaction import clean_cause
 from sabot.steps import step
 
@@ -115,7 +116,7 @@ def _waiting(dead: DeadLetters) -> Iterator[tuple[DeadLetter, int]]:
     for letter in dead.letters():
         if letter.partition != partition:
             partition, begin = letter.partition, dead.begin(letter.partition)
-        yield letter, begin
+        yield letter, begin if dead.home.grows_at_its_end else letter.offset
         begin = letter.offset + 1
 
 
@@ -134,6 +135,9 @@ def _addressed(
     now_ms = int(SYSTEM_CLOCK.time() * 1000)
     for letter, begin in wanted:
         topic = lane.to or letter.facts.get("topic", "")
+        if not lane.to and "step" in letter.facts:
+            done.leave("they are rows of a step, not records as a topic had them (--to TOPIC sends them)")
+            continue
         if not topic:
             done.leave("no dead letters of sabot: they do not say where they came from (--to TOPIC sends them)")
             continue
@@ -275,7 +279,7 @@ class _Lane:
             ranges.setdefault(partition, Ranges()).add(sending.begin, sending.letter.offset)
             counts[partition] = counts.get(partition, 0) + 1
         return {
-            partition: Note(self._dead.topic_id, partition, list(covered), counts[partition], self.to)
+            partition: Note(self._dead.home.id, partition, list(covered), counts[partition], self.to)
             for partition, covered in ranges.items()
         }
 

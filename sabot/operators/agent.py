@@ -26,8 +26,8 @@ from sabot.calls import Crew
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records, header_rows
-from sabot.connectors.base import dead_letter_headers
-from sabot.errors import AgentFailed, SabotError
+from sabot.connectors.letters import letter_headers
+from sabot.errors import AgentFailed, SabotError, words_of
 from sabot.exits import EXITS
 from sabot.faults import hint_of
 from sabot.metrics import Durations, Sample
@@ -451,7 +451,7 @@ class AgentOperator(ABC):
         """The agent ends here: its own error under policy `fail`, or its source or sink broke. Unfinished rows stay."""
         if self.failure is not None:
             return
-        words, hint = _words(error), ""
+        words, hint = words_of(error), ""
         if isinstance(error, SabotError):
             words, hint = error.message, error.hint
         self.failure = AgentFailed(
@@ -478,25 +478,15 @@ class AgentOperator(ABC):
         buffer = self._dead.get(row.topic)
         if buffer is None:
             buffer = self._dead[row.topic] = RowBuffer(self._dead_port(row.topic), row.topic, self._on_broken)
-        kind, message = ("DataError", error) if isinstance(error, str) else (type(error).__name__, _words(error))
         self.counters.dead_letters += 1
-        headers = dead_letter_headers(
+        headers = letter_headers(
+            error,
             topic=row.topic,
             partition=row.partition,
             offset=row.offset,
             timestamp=row.timestamp,
             agent=self.spec.agent_id,
-            error=kind,
-            message=message,
             attempts=attempts,
             version=self._version,
         )
         buffer.add(row.payload, row.key, row.timestamp, row.partition, row.offset, (*row.headers, *headers))
-
-
-def _words(error: BaseException) -> str:
-    """What the error says; an error may fail at that too."""
-    try:
-        return str(error)
-    except Exception as worse:
-        return f"(its message cannot be read: {type(worse).__name__})"

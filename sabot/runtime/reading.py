@@ -21,14 +21,15 @@ from sabot.arrays import to_ms
 from sabot.clock import Clock
 from sabot.codecs import Codec
 from sabot.codecs.json import schema_text
-from sabot.codecs.records import RECORD_SCHEMA, bounded, build_records, header_rows
-from sabot.connectors.base import Positions, Source, dead_letter_headers
-from sabot.errors import DataError, TransientError, UserError
+from sabot.codecs.records import RECORD_SCHEMA, bounded, build_records
+from sabot.connectors.base import Positions, Source
+from sabot.connectors.letters import letters_of
+from sabot.errors import TransientError, UserError
 from sabot.operators.base import INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN
 from sabot.runtime.watermarks import Told, Watermarks
 from sabot.steps import step
 
-__all__ = ["Reader", "SourceInput", "dead_letters"]
+__all__ = ["Reader", "SourceInput"]
 
 _log = logging.getLogger(__name__)
 
@@ -353,7 +354,7 @@ class SourceInput(Reader):
         if not self.dead_letters:
             _log.warning("%s: a row was set apart for the dead letters, the first one: %s", topic, reasons[0])
         self.dead_letters += records.num_rows
-        self._dead_letter(dead_letters(records, reasons, topic, self._origin))
+        self._dead_letter(letters_of(records, reasons, topic=topic, **self._origin))
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -401,27 +402,3 @@ def _others(rows: int, taken: list[int]) -> pa.Int64Array:
     keep = np.ones(rows, bool)
     keep[taken] = False
     return pa.array(np.flatnonzero(keep))
-
-
-def dead_letters(records: pa.RecordBatch, reasons: list[str], topic: str, origin: Mapping[str, Any]) -> pa.RecordBatch:
-    """Records as they came, each with what happened to it in its headers."""
-    payload, key, timestamp, partition, offset, headers = records.columns
-    facts = [
-        (
-            *own,
-            *dead_letter_headers(
-                topic=topic,
-                partition=p,
-                offset=o,
-                timestamp=t,
-                error=DataError.__name__,
-                message=reason,
-                attempts=1,
-                **origin,
-            ),
-        )
-        for own, p, o, t, reason in zip(
-            header_rows(headers), partition.to_pylist(), offset.to_pylist(), timestamp.to_pylist(), reasons, strict=True
-        )
-    ]
-    return build_records(payload.to_pylist(), key.to_pylist(), timestamp, partition, offset, facts)

@@ -7,19 +7,22 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from typer.testing import CliRunner
 
 import sabot.kafka.redrive as redriving
-from sabot import App, steps
+from sabot import App, NdjsonSink, SqlSink, steps
+from sabot._cython.batch import Batch
 from sabot.cli import commands
-from sabot.codecs.records import Headers
-from sabot.connectors.base import dead_letter_headers
+from sabot.codecs.records import Headers, build_records
+from sabot.connectors.base import Sink
+from sabot.connectors.letters import letter_headers
 from sabot.errors import JobLocked
 from sabot.kafka import admin
 from sabot.kafka.letters import DeadLetters
@@ -30,14 +33,14 @@ STAMP = 1_700_000_000_000
 
 
 def facts(topic: str, number: int, **other: Any) -> Headers:
-    return dead_letter_headers(
+    kind = type("ValueError" if number % 2 else "KeyError", (Exception,), {})
+    return letter_headers(
+        kind(f"no account {number}"),
         topic=topic,
         partition=number % 3,
         offset=100 + number,
         timestamp=STAMP + number,
         agent="shop.check",
-        error="ValueError" if number % 2 else "KeyError",
-        message=f"no account {number}",
         attempts=1,
         version="v7",
         **other,
@@ -296,6 +299,56 @@ def test_letters_of_transactions_are_read_as_far_as_they_are_committed(kafka_url
     dead.close()
 
 
+# --- letters that lie elsewhere
+
+
+def letter_rows(topic: str, numbers: Iterable[int]) -> pa.RecordBatch:
+    """Dead letters of records of `topic`, as files and tables have them."""
+    made = [(b"%d" % n, b"k%d" % n, (("a", b"1"), *facts(topic, n))) for n in numbers]
+    data, keys, headers = zip(*made, strict=True)
+    return build_records(data, keys, [STAMP] * len(made), 0, [0] * len(made), headers)
+
+
+@pytest.mark.parametrize("place", ["file", "table"])
+def test_letters_of_a_file_or_a_table_go_back_once(place: str, kafka_url: str, topic: str, tmp_path: Path) -> None:
+    admin.create_topic(kafka_url, topic, 3)
+    sink: Sink = NdjsonSink(tmp_path / "bad.ndjson")
+    words = [f"{tmp_path}/bad.ndjson"]
+    if place == "table":
+        sink, words = SqlSink(f"sqlite:{tmp_path}/bad.db", table="bad"), [f"sqlite:{tmp_path}/bad.db", "--table", "bad"]
+    sink.open()
+    sink.write(Batch(letter_rows(topic, range(5))))
+    sink.flush()
+    first = json.loads(sabot(kafka_url, "dlq", "list", *words, "--json", "--limit", "1").stdout)["letter"]
+    assert redriven(kafka_url, *words, "--only", first)["redriven"] == 1
+    assert redriven(kafka_url, *words)["redriven"] == 4
+    assert redriven(kafka_url, *words)["redriven"] == 0
+    sink.write(Batch(letter_rows(topic, range(5, 8))))
+    sink.finish()
+    sink.close()
+    waiting = sabot(kafka_url, "dlq", "list", *words, "--json").stdout.splitlines()
+    assert [json.loads(line)["payload"] for line in waiting] == ["5", "6", "7"]
+    everything = sabot(kafka_url, "dlq", "list", *words, "--all", "--json").stdout.splitlines()
+    assert sum(json.loads(line)["redriven"] for line in everything) == 5
+    assert redriven(kafka_url, *words)["redriven"] == 3
+    back = sorted(committed(kafka_url, topic), key=lambda message: int(message.value()))
+    assert [(each.value(), each.key(), each.headers(), each.partition()) for each in back] == [
+        (b"%d" % n, b"k%d" % n, [("a", b"1")], n % 3) for n in range(8)
+    ]
+    assert [each.timestamp()[1] for each in back] == [STAMP + n for n in range(8)]
+
+
+def test_rows_of_a_step_are_sent_where_one_says(kafka_url: str, topic: str) -> None:
+    admin.create_topic(kafka_url, f"{topic}.dlq", 1)
+    write(kafka_url, f"{topic}.dlq", [(b"1", facts(topic, 1, step="shop/map_async-1"), 0)])
+    done = sabot(kafka_url, "dlq", "redrive", f"{topic}.dlq")
+    assert done.exit_code == 1
+    assert "1 letters stay: they are rows of a step" in done.stderr
+    admin.create_topic(kafka_url, topic, 1)
+    assert redriven(kafka_url, f"{topic}.dlq", "--to", topic)["redriven"] == 1
+    assert payloads(kafka_url, topic) == [1]
+
+
 # --- two at once, and none to its end
 
 
@@ -409,10 +462,19 @@ def test_a_redrive_that_is_killed_in_the_middle_loses_nothing_and_its_successor_
 # --- the page
 
 
-def test_the_commands_of_the_page_on_operations_do_what_it_says(kafka_url: str, topic: str) -> None:
+def test_the_commands_of_the_page_on_operations_do_what_it_says(
+    kafka_url: str, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "operations.md").read_text()
     commands_of_page = [line for line in page.splitlines() if line.startswith("sabot dlq ")]
     with_letters(kafka_url, topic, 8, partitions=1)
+    written: list[Sink] = [NdjsonSink("bad.ndjson"), SqlSink("sqlite:shop.db", table="bad")]
+    for sink in written:
+        sink.open()
+        sink.write(Batch(letter_rows(topic, [8])))
+        sink.finish()
+        sink.close()
     printed = []
     for line in commands_of_page:
         words = line.replace("kafka://localhost:19092", kafka_url).replace("orders", topic).split()[1:]
@@ -420,5 +482,6 @@ def test_the_commands_of_the_page_on_operations_do_what_it_says(kafka_url: str, 
         assert done.exit_code == 0, (line, done.stderr)
         printed.append(done.stdout)
     assert [len(text.splitlines()) for text in printed[:2]] == [9, 4]
-    assert [text.split()[0] for text in printed[3:]] == ["2", "1", "4", "1"]
-    assert payloads(kafka_url, topic) == list(range(8))
+    assert [len(text.splitlines()) for text in printed[3:5]] == [2, 2]
+    assert [text.split()[0] for text in printed[5:]] == ["2", "1", "4", "1", "1"]
+    assert payloads(kafka_url, topic) == list(range(9))

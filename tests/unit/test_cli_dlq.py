@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sabot.cli import commands
-from sabot.kafka.letters import Ranges
+from sabot.connectors.letters import Ranges
 
 
 @pytest.mark.parametrize(

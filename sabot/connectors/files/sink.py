@@ -34,6 +34,7 @@ from sabot.connectors.files.parts import (
     unfinished,
 )
 from sabot.connectors.files.paths import codec_of
+from sabot.connectors.letters import as_columns
 from sabot.errors import JobLocked, TransientError, UserError
 from sabot.faults import hint_of
 from sabot.steps import step
@@ -185,6 +186,7 @@ class FileSink(Sink):
         self._check_open()
         if batch.num_rows == 0:
             return
+        batch = Batch(as_columns(batch.taken()))
         with self._writing():
             if self._part is None:
                 self._part = self._next_part()
@@ -266,6 +268,7 @@ class FileSink(Sink):
         return Token(entry.seq, entry.incarnation) if entry.incarnation else None
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        data = as_columns(data)
         if self._fits is None or not data.schema.equals(self._fits):
             empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in data.schema], schema=data.schema)
             with self._writing():

@@ -45,12 +45,21 @@ class Database(ABC):
 
     @property
     @abstractmethod
+    def name(self) -> str:
+        """The table, quoted, where statements take values."""
+
+    @property
+    @abstractmethod
     def tokens(self) -> str:
         """The table of tokens, quoted, where statements take values."""
 
     @abstractmethod
     def connect(self, session: str) -> None:
         """Opens a connection in place of the one there was. `session` names it to other processes ("": nobody asks)."""
+
+    def connect_to_read(self) -> None:
+        """As `connect`; a database that is not there is not made, and no session has this one's name."""
+        self.connect("")
 
     @abstractmethod
     def close(self) -> None:

@@ -71,6 +71,10 @@ class PostgresDatabase(Database):
         return self._where
 
     @property
+    def name(self) -> str:
+        return self._name.replace("%", "%%")
+
+    @property
     def tokens(self) -> str:
         return (self._prefix + quoted(TOKENS)).replace("%", "%%")
 

@@ -13,6 +13,7 @@ from sabot._cython.batch import Batch, normalise
 from sabot.codecs.marks import DELETE
 from sabot.codecs.records import RECORD_SCHEMA, carries_changes, check_keys, refuse_types
 from sabot.connectors.base import Lane, Sink, Token
+from sabot.connectors.letters import as_columns
 from sabot.connectors.sql.database import Database
 from sabot.connectors.sql.postgres import PostgresDatabase
 from sabot.connectors.sql.rows import Columns, decoded_records, inferred_schema, last_of_each_key
@@ -20,7 +21,7 @@ from sabot.connectors.sql.sqlite import SqliteDatabase
 from sabot.errors import UserError
 from sabot.redaction import has_password, keep_url, redacted_url
 
-__all__ = ["SqlSink"]
+__all__ = ["SqlSink", "database_of"]
 
 _HINT = "write sqlite:///absolute/path.db, sqlite:relative/path.db or postgresql://user@host/database"
 
@@ -50,7 +51,7 @@ class SqlSink(Sink):
         self.name = table
         self._keys = list(keys)
         self._schema = schema
-        self._database = _database(str(url), table, keys)
+        self._database = database_of(str(url), table, keys)
         self._lane: Lane | None = None
         self._owner = ""  # who claimed the lane: this sink, from its first claim until `close`
         self._fitting: pa.Schema | None = None  # the last schema that the table has the columns for
@@ -175,7 +176,7 @@ class SqlSink(Sink):
 
     def _insert(self, batches: Sequence[pa.RecordBatch]) -> None:
         for place, batch in enumerate(batches):
-            data = normalise(batch)
+            data = normalise(as_columns(batch))
             if data.schema.equals(RECORD_SCHEMA):
                 if self._table() is None:
                     self._fit(inferred_schema([each for each in batches[place:] if each.schema.equals(RECORD_SCHEMA)]))
@@ -249,7 +250,8 @@ class SqlSink(Sink):
             )
 
 
-def _database(url: str, table: str, keys: Sequence[str]) -> Database:
+def database_of(url: str, table: str, keys: Sequence[str]) -> Database:
+    """The database at this address, not connected. Raises UserError."""
     scheme, separator, rest = url.partition(":")
     if scheme != "sqlite" or has_password(url):
         keep_url(url)

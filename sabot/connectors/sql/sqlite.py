@@ -45,6 +45,15 @@ class SqliteDatabase(Database):
     def where(self) -> str:
         return str(self.path)
 
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def connect_to_read(self) -> None:
+        if not self.path.is_file():
+            raise UserError(f"database {self.path} is not there", hint="give the path that SqlSink has")
+        self.connect("")
+
     def connect(self, session: str) -> None:
         self.close()
         with self.explained():

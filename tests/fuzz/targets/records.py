@@ -167,7 +167,7 @@ class Letters(Target):
             headers=lambda: headers, partition=lambda: 0, offset=lambda: 7, timestamp=lambda: (1, 2), key=lambda: None
         )
         message.value = lambda: files["note"]
-        letter = _letter(message, False)
+        letter = _letter(message)
         for name in ("partition", "offset", "timestamp", "attempts"):
             letter.number(name)
         letter.says("x")

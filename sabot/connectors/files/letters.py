@@ -1,0 +1,94 @@
+"""Dead letters in files: NDJSON as `NdjsonSink` writes it, a letter a line.
+
+Each file of a folder is a partition, in the order of their names; the offset of a letter is that of its line's first byte.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sabot.connectors.files.paths import bare_suffix, codec_of, open_stream
+from sabot.connectors.letters import DeadLetter, letter_of_row
+from sabot.errors import UNREADABLE, UserError
+from sabot.faults import hint_of
+
+__all__ = ["FileHome"]
+
+_LINE_BYTES = 256 << 20  # a longer one is no letter: a record has at most some 16 MiB, and JSON may say a byte in six
+_BLOCK_BYTES = 1 << 20
+
+_read = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class FileHome:
+    """A file of dead letters, or a folder of them, as it is now (`connectors.letters.Home`). A line that is no letter has no facts.
+
+    Raises UserError for what is not there, or cannot be read.
+    """
+
+    grows_at_its_end = True
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(Path(path).absolute())
+        self.words = f"file {os.fspath(path)!r}"
+        self._files = self._found(Path(path))
+        self.id = hashlib.sha256(self._first_line()).hexdigest()[:32]
+        self.bounds = {index: (0, self._end(file)) for index, file in enumerate(self._files)}
+
+    def read(self, partition: int, first: int, end: int) -> Iterator[DeadLetter]:
+        for offset, line in self._lines(self._files[partition], first, end):
+            yield _letter(line, partition, offset)
+
+    def close(self) -> None:
+        """Nothing is open between two lines."""
+
+    def _found(self, path: Path) -> list[Path]:
+        if path.is_dir():
+            files = sorted(
+                each for each in path.iterdir() if bare_suffix(each.name) == ".ndjson" and each.name[0] not in "._"
+            )
+        else:
+            files = [path] if path.exists() else []
+        if not files:
+            raise UserError(f"{self.words} is not there", hint="give the path of an NdjsonSink's file or folder")
+        return files
+
+    def _first_line(self) -> bytes:
+        return next((line for _, line in self._lines(self._files[0], 0, 1)), b"")
+
+    def _end(self, path: Path) -> int:
+        """Behind the last whole line, as far as that is known without reading."""
+        return 1 << 62 if codec_of(path.name) is not None else path.stat().st_size
+
+    def _lines(self, path: Path, first: int, end: int) -> Iterator[tuple[int, bytes]]:
+        """(offset, line without its end) of whole lines that begin at first <= offset < end."""
+        at, rest = 0, b""
+        try:
+            with open_stream(os.fspath(path))[1] as stream:
+                if codec_of(path.name) is None and first > 0:
+                    at = first - 1  # the end of a line, or in the middle of one, which is passed over
+                    stream.seek(at)
+                while at < end and (block := stream.read(_BLOCK_BYTES)):
+                    *lines, rest = (rest + block).split(b"\n")
+                    for line in lines:
+                        if first <= at < end:
+                            yield at, line
+                        at += len(line) + 1
+                    if len(rest) > _LINE_BYTES:
+                        raise UserError(
+                            f"{self.words}: a line of it has more than {_LINE_BYTES} bytes", hint="it is no letter"
+                        )
+        except OSError as error:
+            raise UserError(f"{self.words} cannot be read: {error.strerror or error}", hint=hint_of(error)) from error
+
+
+def _letter(line: bytes, partition: int, offset: int) -> DeadLetter:
+    try:
+        letter = letter_of_row(_read(line), partition, offset)
+    except UNREADABLE:
+        letter = None
+    return letter or DeadLetter(partition, offset, 0, None, line, (), {})

@@ -1,0 +1,76 @@
+"""Dead letters in a table, as `SqlSink` writes them: rows whose number is their offset."""
+
+from collections.abc import Iterator
+
+from sabot.connectors.letters import LETTER_SCHEMA, DeadLetter, letter_of_row
+from sabot.connectors.sql.database import quoted
+from sabot.connectors.sql.sink import database_of
+from sabot.errors import UserError
+
+__all__ = ["TableHome"]
+
+_ROWS = 500  # read at once
+_LAST = (1 << 63) - 1
+
+
+class TableHome:
+    """A table of dead letters as it is now (`connectors.letters.Home`). `url` and `table` as `SqlSink` has them.
+
+    Raises UserError for a table that is not there, or has other columns; TransientError.
+    """
+
+    grows_at_its_end = (
+        False  # of two processes that write, one may have the greater numbers and the other the later letters
+    )
+
+    def __init__(self, url: str, table: str) -> None:
+        self._database = database_of(url, table, ())
+        self.name = f"{self._database.where}/{table}"
+        self.words = f"table {table} of {self._database.where}"
+        self._database.connect_to_read()
+        try:
+            with self._database.explained():
+                columns = self._database.columns()
+                if columns is None:
+                    raise UserError(f"{self.words} is not there", hint="a SqlSink makes it with its first letter")
+                same = self._database.same_column
+                missing = {same(name) for name in LETTER_SCHEMA.names} - {same(name) for name in columns}
+                if missing:
+                    raise UserError(
+                        f"{self.words} is none of dead letters: it has no column {', '.join(sorted(missing))}",
+                        hint="give the table of dead_letter=SqlSink(…)",
+                    )
+                _, found = self._database.run(
+                    f"SELECT min({quoted('letter')}), max({quoted('letter')}) FROM {self._database.name}"
+                )
+        except BaseException:
+            self.close()
+            raise
+        first, last = found[0]
+        self.id = self.name
+        self.bounds = {0: (0, 0) if first is None else (int(first), min(_LAST, int(last) + 1))}
+
+    def read(self, partition: int, first: int, end: int) -> Iterator[DeadLetter]:
+        names = LETTER_SCHEMA.names
+        mark = self._database.mark
+        statement = (
+            f"SELECT {', '.join(map(quoted, names))} FROM {self._database.name} "
+            f"WHERE {quoted('letter')} >= {mark} AND {quoted('letter')} < {mark} ORDER BY {quoted('letter')} LIMIT {_ROWS}"
+        )
+        while True:
+            with self._database.explained():
+                _, rows = self._database.run(statement, (first, end))
+            for row in rows:
+                found = dict(zip(names, row, strict=True))
+                letter = letter_of_row(found, partition, int(found["letter"]))
+                if letter is None:
+                    raise UserError(
+                        f"{self.words}: row {found['letter']} is no dead letter", hint="what wrote it there?"
+                    )
+                yield letter
+            if len(rows) < _ROWS:
+                return
+            first = int(rows[-1][0]) + 1
+
+    def close(self) -> None:
+        self._database.close()
