@@ -205,9 +205,7 @@ LONG = {  # the ideas that stand in one file, or why they should
     "operators/over.py": "over, and its frames",
     "operators/pattern.py": "compiling a pattern, and matching it",
     "operators/sides.py": "the rows of a join's input, and how they meet",
-    "operators/stateless.py": "many small operators",
     "operators/time_joins.py": "three joins",
-    "plan/planner.py": "placing, words, paths, making operators",
     "runtime/stream_job.py": "building, schemas, rules of a restore, the life of a job",
 }
 

@@ -18,6 +18,7 @@ from sabot._cython.batch import Batch
 from sabot._cython.sessions import RunTable
 from sabot.api.nodes import keyed as nodes
 from sabot.api.windows import WINDOW_END, WINDOW_START, CountWindow
+from sabot.api.words import name_of
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates import (
@@ -411,7 +412,7 @@ class Reduce(_Keyed):
                     result = function(copied(before), row)
                 except Exception as error:
                     reason = f"{type(error).__name__}: {error}"
-                    raise UserError(f"reduce by {_name_of(function)}: {reason}; at the key {key}") from error
+                    raise UserError(f"reduce by {name_of(function)}: {reason}; at the key {key}") from error
                 if not isinstance(result, dict) or not result.keys() <= before.keys():
                     raise _no_row(result, key, names)
                 row = copied({name: result.get(name) for name in names} | key)
@@ -517,13 +518,6 @@ def _no_row(result: Any, key: Row, names: Sequence[str]) -> UserError:
         f"reduce: the result for the key {key} has {extra!r}, which is no column of the input",
         hint=f"the columns are {', '.join(names)}",
     )
-
-
-def _name_of(function: Any) -> str:
-    return str(getattr(function, "__qualname__", type(function).__name__))
-
-
-# -- where they stand in a plan -----------------------------------------------------------------------------------------
 
 
 def _by_key(site: Site, node: nodes.RunningAggregate | nodes.Reduce | nodes.Deduplicate) -> Site:

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,7 +19,7 @@ from sabot._cython.keyed import GroupTable, SlidingTable, hash_columns
 from sabot._cython.window import split_panes
 from sabot.api.nodes import windows as nodes
 from sabot.api.windows import CountWindow, SessionWindow
-from sabot.errors import InternalError, UserError
+from sabot.errors import UserError
 from sabot.operators.aggregates import (
     CHUNK_ROWS,
     Aggregator,
@@ -42,19 +41,17 @@ from sabot.operators.base import (
     OperatorContext,
     Saved,
 )
-from sabot.operators.gathered import Extras, joined
+from sabot.operators.combining import ROWS_COLUMN, LocalCombine, combined_input, repeated
+from sabot.operators.gathered import Extras
 from sabot.operators.keyed import CountAggregate
 from sabot.operators.panes import PANE_COLUMN, TimeWindow, WindowShape
-from sabot.operators.sessions import SessionAggregate, window_words
+from sabot.operators.sessions import SessionAggregate, time_index, window_words
 from sabot.operators.sites import Places, Site
 from sabot.state.tables import TableStore
 
-__all__ = ["PLACES", "LocalCombine", "WindowAggregate"]
-
-ROWS_COLUMN = "__rows"  # of partial states: rows behind this one
+__all__ = ["PLACES", "WindowAggregate"]
 
 _MOST_NUMBERS = 2**30  # for panes in a SlidingTable, until it begins again
-_INPUT = b"sabot.input"  # metadata of partial states' schema: the columns that were combined
 _INT64 = pa.int64()
 _FIRST_SLOT = pa.scalar(0, pa.int32())  # pyarrow takes 30 µs to make a scalar of a number where pandas is not installed
 _WINDOW_TIME = pa.timestamp("ms", tz="UTC")
@@ -94,8 +91,8 @@ class WindowAggregate(Operator):
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._context = context
-        rows = _combined_input(context.input) if self._partial else context.input
-        _time_of(rows)
+        rows = combined_input(context.input) if self._partial else context.input
+        time_index(rows, "windows of event time")
         self._time = context.input.get_field_index(PANE_COLUMN if self._partial else TIME_COLUMN)
         self._aggregator = Aggregator(self._keys, self._calls, rows, order=TIME_COLUMN)
         self._late = context.side.get("late")
@@ -222,9 +219,9 @@ class WindowAggregate(Operator):
             rows = result.num_rows
             if not rows:
                 continue
-            bounds = [_repeated(ms, rows, _WINDOW_TIME) for ms in (start, end)]
+            bounds = [repeated(ms, rows, _WINDOW_TIME) for ms in (start, end)]
             columns = [*result.columns[:width], *bounds, *result.columns[width:]]
-            columns.append(_repeated(end - 1, rows))
+            columns.append(repeated(end - 1, rows))
             yield pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def state_schema(self) -> dict[str, Any]:
@@ -315,54 +312,6 @@ class WindowAggregate(Operator):
             "results": self._rows_emitted,
             "merges": self._merged.merges,
         }
-
-
-class LocalCombine(Operator):
-    """The first phase of a two-phase aggregate, before the shuffle: each batch's rows by key and pane, as partial states.
-
-    Emits the states of the aggregates as columns, PANE_COLUMN and ROWS_COLUMN; `WindowAggregate(…, partial=True)`, with the same
-    window, keys and calls, takes them. Stateless. It pays where a batch has many rows of a group.
-    """
-
-    def __init__(self, window: TimeWindow, keys: Sequence[str], calls: Sequence[Call], *, id: str = "") -> None:
-        self.id = id
-        self._shape = WindowShape(window)
-        self._keys, self._calls = tuple(keys), tuple(calls)
-        self._rows_in = self._rows_out = 0
-
-    def open(self, context: OperatorContext) -> pa.Schema:
-        self._time = _time_of(context.input)
-        calls = [*self._calls, Call(ROWS_COLUMN, "count")]
-        self._aggregator = Aggregator(self._keys, calls, context.input, order=TIME_COLUMN)
-        counts = zip(self._aggregator.kernel, self._aggregator.arguments, self._aggregator.filters, strict=True)
-        self._rows = self._aggregator.states.names.index(f"{list(counts).index((('count', None), -1, -1))}.count")
-        self._table, self._extras = self._aggregator.table(), self._aggregator.extras()
-        fields = [*self._aggregator.states, pa.field(PANE_COLUMN, pa.int64()), pa.field(ROWS_COLUMN, pa.int64())]
-        self._schema = pa.schema(fields, metadata={_INPUT: context.input.serialize().to_pybytes()})
-        return self._schema
-
-    def process(self, batch: Batch) -> None:
-        _, panes = split_panes(batch.data.column(self._time), self._shape.step, self._shape.offset, batch.selection)
-        states = []
-        for pane, rows in panes:
-            self._aggregator.add(self._table, self._extras, batch.data, rows, batch.hashes)
-            for state in self._aggregator.export_of(self._table, self._extras):
-                columns = [
-                    *state.columns,
-                    _repeated(pane, state.num_rows),
-                    state.column(self._rows),
-                ]
-                states.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
-            self._table.clear()
-            self._extras.clear()
-        if states:
-            combined = joined(states)
-            self._rows_in += batch.num_rows
-            self._rows_out += combined.num_rows
-            self.emit(batch.with_data(combined))
-
-    def statistics(self) -> dict[str, Any]:
-        return {"rows_in": self._rows_in, "rows_out": self._rows_out}
 
 
 class _Merged:
@@ -500,29 +449,8 @@ class _Turned(NamedTuple):
     left: list[tuple[pa.Int32Array, list[pa.RecordBatch]]]
 
 
-def _time_of(rows: pa.Schema) -> int:
-    """Where the event time is."""
-    index: int = rows.get_field_index(TIME_COLUMN)
-    if index < 0:
-        hint = "name its column: app.stream(..., time='ts')"
-        raise UserError("a window of event time needs event time", hint=hint)
-    return index
-
-
-def _combined_input(partial: pa.Schema) -> pa.Schema:
-    """The columns that were combined into these partial states."""
-    metadata = partial.metadata or {}
-    if _INPUT not in metadata:
-        raise InternalError(f"{partial.names} are no partial states of a window")
-    return pa.ipc.read_schema(pa.py_buffer(metadata[_INPUT]))
-
-
-def _repeated(value: int, rows: int, kind: pa.DataType = _INT64) -> pa.Array:
-    return pa.Array.from_buffers(kind, rows, [None, pa.py_buffer(np.full(rows, value, np.int64))], 0)
-
-
 def _with_pane(batch: pa.RecordBatch, pane: int) -> pa.RecordBatch:
-    return batch.append_column(PANE_COLUMN, _repeated(pane, batch.num_rows))
+    return batch.append_column(PANE_COLUMN, repeated(pane, batch.num_rows))
 
 
 def _owned_rows(state: pa.RecordBatch, owned: Any, width: int) -> tuple[int, pa.RecordBatch]:

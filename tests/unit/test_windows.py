@@ -27,7 +27,8 @@ from sabot.api.windows import cumulative, hopping, tumbling
 from sabot.errors import UserError
 from sabot.operators.aggregates import Call
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
-from sabot.operators.windows import LocalCombine, WindowAggregate
+from sabot.operators.combining import LocalCombine
+from sabot.operators.windows import WindowAggregate
 
 SCHEMA = pa.schema(
     [
