@@ -191,7 +191,7 @@ class App:
 
     @state_backend.setter
     def state_backend(self, backend: StateBackend | None) -> None:
-        if self.agent_runtime.running:
+        if self.agent_runtime.job.running:
             raise UserError(f"app {self.id} runs already", hint="assign state_backend before the start")
         self._state_backend = backend
 
@@ -304,7 +304,7 @@ class App:
                 raise UserError(f"collect: stream {read.name} has no end", hint=hint)
         self._collected.update(id(read) for read in walk([node]))
         sink = TableSink()
-        run_here(lambda: self.agent_runtime.run_streams([Write(node, sink, None)]))
+        run_here(lambda: self.agent_runtime.job.run_alone([Write(node, sink, None)]))
         return sink.table()
 
     def explain(self, node: Node) -> str:
@@ -361,7 +361,7 @@ class App:
                 hint="App(..., state=DIRECTORY), or checkpoint_dir=",
             )
         if checkpoint_id is None:
-            self.agent_runtime.checkpoint_from_outside()
+            self.agent_runtime.job.checkpoint_from_outside()
         found = storage.latest() if checkpoint_id is None else storage.read(checkpoint_id)
         if found is None:
             raise UserError(f"app {self.id} has no checkpoint in {storage.directory}", hint="run it first")
@@ -406,7 +406,7 @@ class App:
 
     def request_stop(self) -> None:
         """Makes `run()` stop and return; from any thread or signal handler."""
-        self.agent_runtime.request_stop()
+        self.agent_runtime.job.request_stop()
 
     # -- records in ---------------------------------------------------------------------------------------------------
 
@@ -426,7 +426,7 @@ class App:
         app that runs since `start()`.
         """
         checked_topic(topic, "send: topic")
-        self.agent_runtime.raise_failure()
+        self.agent_runtime.job.raise_failure()
         payload = value if isinstance(value, bytes) else encode_json(value)
         with self._sender_lock:
             if self._sender is None:
@@ -475,7 +475,7 @@ class App:
 
     def progress(self) -> tuple[float, float] | None:
         """(bytes read, all bytes) of the files that streams read; None where none are, or nothing runs. From any thread."""
-        return self.agent_runtime.progress()
+        return self.agent_runtime.job.progress()
 
     def statistics(self) -> dict[str, Any]:
         """Figures of everything that lives long, from any thread; what belongs to a running job is empty without one.
@@ -496,4 +496,4 @@ class App:
         A channel: rows, bytes and elements held, capacity_rows, capacity_bytes, rows_total, batches_total, full_total.
         The figures of agents that are restored from a checkpoint go on from there; rows are counted from the start of the job.
         """
-        return {"app": self.id, **self.agent_runtime.statistics()}
+        return {"app": self.id, **self.agent_runtime.job.report()}

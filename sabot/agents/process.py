@@ -16,6 +16,7 @@ from sabot.kafka import open_sink
 from sabot.kafka.source import KafkaSource
 from sabot.operators import AgentOperator
 from sabot.runtime.agent_job import AgentJob
+from sabot.runtime.settings import Settings
 from sabot.state import StateBackend
 from sabot.watch import watched
 
@@ -75,27 +76,32 @@ class AgentProcess:
             return
         if self._job is not None:  # stopped by itself while its app runs on
             self._job.restart_agent(self.agent_id)
-            self.run_in(self._job)
+            self.runs_in(self._job)
             return
         assert self.spec is not None
-        self.state = AgentState.RESTARTING if self.state is AgentState.FAILED else AgentState.STARTING
-        job = AgentJob(
-            [self.spec],
+        self.starts(self.broker, self.kafka)
+        settings = Settings(
+            app=self.agent_id,
+            coordinator=Coordinator(clock=self.clock),
             open_source=self.open_source,
             open_sink=lambda topic: open_sink(topic, self.broker, self.kafka),
-            backend=self.state_backend,
-            coordinator=Coordinator(clock=self.clock),
             clock=self.clock,
+        )
+        job = AgentJob(
+            [self.spec],
+            settings,
+            open_source=lambda spec, topic: self.open_source(topic, spec.group_id),
+            backend=self.state_backend,
             counters={self.agent_id: self},
             on_failed=self.on_failed,
         )
         try:
             await job.start()
         except BaseException:
-            self.state = AgentState.STOPPED
+            self.is_not_started()
             raise
         self._own_job = True
-        self.run_in(job)
+        self.runs_in(job)
 
     def open_source(self, topic: str, group_id: str) -> Source:
         """The consumer of one of its topics; `consumer` is that of the first."""
@@ -104,7 +110,21 @@ class AgentProcess:
             self.consumer = source
         return source
 
-    def run_in(self, job: AgentJob) -> None:
+    def starts(self, broker: str, kafka: dict[str, Any]) -> None:
+        """A run begins, with these settings."""
+        self.state = AgentState.RESTARTING if self.state is AgentState.FAILED else AgentState.STARTING
+        self.broker, self.kafka = broker, kafka
+
+    def is_not_started(self) -> None:
+        """The start has failed."""
+        self.state = AgentState.STOPPED
+
+    def stops(self) -> None:
+        """Its run is being stopped."""
+        if self.state is AgentState.RUNNING:
+            self.state = AgentState.STOPPING
+
+    def runs_in(self, job: AgentJob) -> None:
         """The job runs, and this agent in it."""
         self._job = job
         self._failed = asyncio.Event()  # these two belong to the event loop that is running now
@@ -162,6 +182,17 @@ class AgentProcess:
         if self.state is AgentState.RUNNING:
             self.state = AgentState.FAILED
             self.failure = str(failure)
+
+    def figures(self) -> dict[str, Any]:
+        """state, messages_processed, errors, last_message_time, dead_letters, failure"""
+        return {
+            "state": self.state.value,
+            "messages_processed": self.messages_processed,
+            "errors": self.errors_count,
+            "last_message_time": self.last_message_time,
+            "dead_letters": self.dead_letters,
+            "failure": self.failure,
+        }
 
     async def receive_barrier(self, checkpoint_id: int) -> None:
         """A checkpoint begins: its barrier is on its way to this agent."""

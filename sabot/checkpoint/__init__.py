@@ -5,7 +5,7 @@ job (`requests`).
 
 from sabot.checkpoint.coordinator import Coordinator, TaskSnapshot
 from sabot.checkpoint.delivery import Delivery, StagedSink, undelivered
-from sabot.checkpoint.requests import Requests, ask
+from sabot.checkpoint.requests import Requests, ask, serve
 from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredTask
 from sabot.checkpoint.tokens import CHOICES
 
@@ -20,5 +20,6 @@ __all__ = [
     "StoredTask",
     "TaskSnapshot",
     "ask",
+    "serve",
     "undelivered",
 ]

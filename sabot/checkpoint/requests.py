@@ -4,11 +4,14 @@ requests/<id>.json        asked: {"savepoint": LOCATION} or {"checkpoint": true}
 requests/<id>.done.json   answered: {"checkpoint": id, "path": …} or {"error": …}
 """
 
+import asyncio
 import json
+import logging
 import os
 import re
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,16 @@ from typing import Any
 from sabot.clock import SYSTEM_CLOCK
 from sabot.disk import make_folder, private, regular
 from sabot.errors import UNREADABLE, UserError
+from sabot.redaction import scrubbed
+from sabot.threads import aside
 
-__all__ = ["Requests", "ask"]
+__all__ = ["Requests", "ask", "serve"]
+
+_log = logging.getLogger(__name__)
 
 _ASKED = re.compile(r"([0-9a-f]{32})\.json")
 _POLL_SECONDS = 0.05
+_SERVE_SECONDS = 0.25
 _OLD_SECONDS = 120.0
 _MOST_BYTES = 65_536  # of a request
 
@@ -75,6 +83,35 @@ class Requests:
             return set(os.listdir(self._folder))
         except FileNotFoundError:
             return set()
+
+
+async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
+    """The running job's side, until it is cancelled: what is asked, and what comes of it, by the event loop of the job."""
+    unread = False
+    try:
+        await aside(requests.clear)
+    except OSError as error:
+        _log.warning("old requests of the command line cannot be removed: %s", error)
+    while True:
+        await asyncio.sleep(_SERVE_SECONDS)
+        try:
+            pending = await aside(requests.pending)
+        except OSError as error:  # no permission, no more files: the job needs no requests
+            if not unread:
+                _log.warning("requests of the command line cannot be read: %s", error)
+            unread = True
+            continue
+        unread = False
+        for request_id, request in pending:
+            try:
+                answer = await answered(request)
+            except Exception as error:  # whatever was asked, the next one is answered
+                answer = {"error": scrubbed(str(error))}
+                _log.warning("request %s failed: %s", request_id, answer["error"])
+            try:
+                await aside(requests.answer, request_id, answer)
+            except OSError as error:
+                _log.warning("request %s cannot be answered: %s", request_id, error)
 
 
 def ask(directory: str | os.PathLike[str], request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:

@@ -4,28 +4,28 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from sabot._cython.channel import Channel
 from sabot.api.agent import AgentSpec
-from sabot.checkpoint import Coordinator, Manifest
-from sabot.clock import Clock
+from sabot.checkpoint import Manifest
 from sabot.codecs.json import JsonCodec
 from sabot.config import dead_letter_topic
 from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
-from sabot.errors import SabotError, UserError
+from sabot.errors import AgentFailed, SabotError, UserError
 from sabot.faults import taking_over
 from sabot.operators import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
 from sabot.operators.sink import SinkWriter
 from sabot.runtime.agent_task import AgentTask, OperatorPort, positions_of
 from sabot.runtime.feeding import AgentSource
 from sabot.runtime.host import interpreter
+from sabot.runtime.settings import Settings
 from sabot.runtime.writing import AgentSink, SinkPort
 from sabot.state import StateBackend
 from sabot.threads import Handle, aside, to_the_end
 from sabot.watch import unexpected, watched
 
-__all__ = ["AgentJob"]
+__all__ = ["Agent", "AgentJob"]
 
 _log = logging.getLogger(__name__)
 
@@ -36,41 +36,78 @@ _RECORD_ROWS = 2048  # dealing them to the lanes holds the event loop up: 2 ms
 _GRACE_SECONDS = 2.0  # for calls that run when the job is stopped
 
 
+class Agent(Counters, Protocol):
+    """Who shows an agent to the user, as the run sees it: its figures, and where it is in its life. All on the event loop."""
+
+    agent_id: str
+    spec: AgentSpec | None
+    error: AgentFailed | None
+    process: asyncio.Task[None] | None  # the processing loop; it ends when the agent fails
+    state_backend: StateBackend | None
+
+    def starts(self, broker: str, kafka: dict[str, Any]) -> None:
+        """A run begins."""
+
+    def runs_in(self, job: "AgentJob") -> None:
+        """It runs."""
+
+    def stops(self) -> None:
+        """It is being stopped."""
+
+    def is_not_started(self) -> None:
+        """The start has failed."""
+
+    def halted(self, failure: SabotError) -> None:
+        """The run cannot go on, whatever this agent does."""
+
+    def released(self) -> None:
+        """The run is over."""
+
+    def on_failed(self, operator: AgentOperator) -> None:
+        """It has ended, at a record."""
+
+    def open_source(self, topic: str, group_id: str) -> Source:
+        """One of its topics."""
+
+    def figures(self) -> dict[str, Any]:
+        """As `App.statistics` says."""
+
+
 class AgentJob:
     """The running agents of an app. All methods on one event loop; not started twice."""
 
     def __init__(
         self,
         specs: Sequence[AgentSpec],
+        settings: Settings,
         *,
-        open_source: Callable[[str, str], Source],
-        open_sink: Callable[[str], Sink],
-        staged: Callable[[Sink, Delivery], Sink] = lambda sink, delivery: sink,
+        open_source: Callable[[AgentSpec, str], Source],
         backend: StateBackend | None,
-        coordinator: Coordinator,
-        clock: Clock,
         counters: Mapping[str, Counters],
         on_failed: Callable[[AgentOperator], None],
-        version: str = "",
-        hung_after_s: float = 60.0,
     ) -> None:
+        """open_source: of an agent, one of its topics."""
         self.specs = _downstream_first(_without_needless_topics(specs))
-        self.coordinator = coordinator
+        self.settings = settings
+        self.coordinator = settings.coordinator
         self.was_complete = False
         self._open_source = open_source
-        self._open_sink = open_sink
-        self._staged = staged
-        self._clock = clock
+        self._clock = settings.clock
         self._counters = counters
         self._on_failed = on_failed
-        self._version = version
         self._loop = asyncio.get_running_loop()
         self.shared: Mapping[int, Channel] = {}  # by the id of a Sink that a stream writes too, the way into it
         self._sinks: dict[str | int, SinkPort] = {}  # by topic, or the id of a Sink
         self._running: asyncio.Task[None] | None = None
         self._closed = False
         self._afresh = True  # no checkpoint is restored
-        self.task = AgentTask(TASK, coordinator=coordinator, backend=backend, clock=clock, hung_after_s=hung_after_s)
+        self.task = AgentTask(
+            TASK,
+            coordinator=settings.coordinator,
+            backend=backend,
+            clock=settings.clock,
+            hung_after_s=settings.hung_after_s,
+        )
         self.wanted = self._agreed()
 
     async def start(self, restored: Manifest | None = None) -> None:
@@ -123,7 +160,7 @@ class AgentJob:
                 on_broken=self.task.break_down,
                 clock=self._clock,
                 counters=self._counters[spec.agent_id],
-                version=self._version,
+                version=self.settings.version,
             )
         await self._open_sinks()
         self.task.operators = dict(reversed(operators.items()))
@@ -140,7 +177,7 @@ class AgentJob:
 
     async def _connect(self, entry: str | Source, operator: AgentOperator, meta: Mapping[str, Any] | None) -> None:
         spec = operator.spec
-        source = self._open_source(entry, spec.group_id) if isinstance(entry, str) else entry
+        source = self._open_source(spec, entry) if isinstance(entry, str) else entry
         if any(other.source is source for other in self.task.sources):
             raise UserError(f"agent {spec.agent_id}: another agent reads this very Source", hint="make one for each")
         name = f"{spec.agent_id}/{source.name}"
@@ -213,7 +250,8 @@ class AgentJob:
         if isinstance(sink, Sink) and id(sink) in self.shared:
             port = SinkPort(sink.name, self.shared[id(sink)], self._loop)
         else:
-            opened = self._staged(self._open_sink(sink) if isinstance(sink, str) else sink, self.wanted[place])
+            opened = self.settings.open_sink(sink) if isinstance(sink, str) else sink
+            opened = self.settings.staged("agents", opened, self.wanted[place])
             if self._afresh:
                 opened.start_afresh()
             clock = self._clock

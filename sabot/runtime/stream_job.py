@@ -5,7 +5,7 @@ import logging
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,8 @@ import pyarrow as pa
 from sabot._cython.batch import Batch
 from sabot._cython.channel import IDLE, Channel
 from sabot.api.nodes.read import Read, Write
-from sabot.checkpoint import Coordinator, Manifest, TaskSnapshot
+from sabot.checkpoint import Manifest, TaskSnapshot
 from sabot.checkpoint.kept import SavedAlready
-from sabot.clock import Clock
 from sabot.codecs import Codec, JsonCodec, TableCodec
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
@@ -34,12 +33,13 @@ from sabot.runtime.host import interpreter
 from sabot.runtime.inputs import GateInput
 from sabot.runtime.reading import SourceInput
 from sabot.runtime.restore import plan_of, positions_in, stored_streams, verdicts_of
+from sabot.runtime.settings import Settings
 from sabot.runtime.task import Chain, Link, Output, StreamTask, close_tasks, receiver_of, refused
 from sabot.runtime.watermarks import Watermarks
 from sabot.runtime.writing import open_writer
 from sabot.threads import Handle, aside, tell, to_the_end
 
-__all__ = ["StoppedEarly", "StreamJob", "Surroundings"]
+__all__ = ["StoppedEarly", "StreamJob"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,28 +53,6 @@ _reading_lock = threading.Lock()
 
 class StoppedEarly(SabotError):
     """The app was stopped while it waited for the first records of a stream."""
-
-
-@dataclass
-class Surroundings:
-    """What a job of streams asks of its app."""
-
-    open_source: Callable[[str], Source]
-    open_sink: Callable[[str], Sink]
-    staged: Callable[[Sink, Delivery], Sink]  # puts what exactly once needs before the sink
-    coordinator: Coordinator
-    clock: Clock
-    app: str
-    version: str = ""
-    start: str | int = "earliest"
-    parallelism: int = 1
-    directory: Path | None = None  # for the databases of keyed tables; None: state in memory
-    memory_budget: int = 256_000_000
-    stop_asked: Callable[[], bool] = lambda: False
-    written: frozenset[str] = frozenset()  # topics that agents of the app write
-    wanted: Mapping[str | int, Delivery] = field(
-        default_factory=dict
-    )  # by the id of a Sink that agents write: delivery=
 
 
 @dataclass
@@ -111,9 +89,19 @@ class _SideRoad:
 class StreamJob:
     """All methods on one event loop; not started twice."""
 
-    def __init__(self, writes: Sequence[Write], around: Surroundings) -> None:
+    def __init__(
+        self,
+        writes: Sequence[Write],
+        settings: Settings,
+        *,
+        written: Collection[str] = (),
+        wanted: Mapping[str | int, Delivery] | None = None,
+    ) -> None:
+        """written: topics that agents of the app write. wanted: by the id of a Sink that agents write, delivery=."""
         self.writes = list(writes)
-        self.around = around
+        self.settings = settings
+        self._written = written
+        self._wanted = wanted or {}
         self.was_complete = False
         self.awaited = False  # somebody waits for `running`, and will hear of a failure
         self.on_failed: Callable[[BaseException], None] = lambda error: _log.error("%s", error)  # where nobody does
@@ -131,9 +119,7 @@ class StreamJob:
         self._cancelled = threading.Event()
         self.left: list[tuple[str, Handle]] = []  # threads that did not come back at the stop
         self.shared = {  # by the id of a Sink that agents write too, their way into it
-            id(sink): Channel(name=f"agents to {sink.name}")
-            for sink in _sinks(self.writes)
-            if id(sink) in around.wanted
+            id(sink): Channel(name=f"agents to {sink.name}") for sink in _sinks(self.writes) if id(sink) in self._wanted
         }
 
     # -- building -----------------------------------------------------------------------------------------------------
@@ -163,8 +149,8 @@ class StreamJob:
             source = next((each for _, owner, each in self._inputs if owner is task), None)
             inject = source.request_barrier if source is not None else task.expect
             abort = task.input.gate.abort if isinstance(task.input, GateInput) else _nothing
-            self.around.coordinator.attach(task.name, inject, abort, task.hint)
-        self.around.coordinator.on_complete.append(self._commit)
+            self.settings.coordinator.attach(task.name, inject, abort, task.hint)
+        self.settings.coordinator.on_complete.append(self._commit)
         self._left = len(self.tasks)
         self._started = True
         interpreter.suit()
@@ -193,7 +179,7 @@ class StreamJob:
             return False
         for name, task in stored.items():
             states = {state: SavedAlready(restored.state_directory(name, state)) for state in task.states}
-            self.around.coordinator.detach(name, TaskSnapshot(task.meta, {}, states))
+            self.settings.coordinator.detach(name, TaskSnapshot(task.meta, {}, states))
         self.was_complete = True
         self._over.set_result(None)
         return True
@@ -204,8 +190,8 @@ class StreamJob:
         self.plan = plan_of(
             self.writes,
             restored,
-            parallelism=self.around.parallelism,
-            written=self.around.written,
+            parallelism=self.settings.parallelism,
+            written=self._written,
             infer=self._inferred,
         )
         self._afresh = restored is None
@@ -214,7 +200,7 @@ class StreamJob:
             if stage.id in readers:
                 stage.parallelism = len(readers[stage.id][0])
             tasks = [
-                StreamTask(f"{stage.id}/{i}", self.around.coordinator, self.around.clock)
+                StreamTask(f"{stage.id}/{i}", self.settings.coordinator, self.settings.clock)
                 for i in range(stage.parallelism)
             ]
             self._built[stage.id] = _Built(
@@ -253,7 +239,7 @@ class StreamJob:
                     hint="make one for each",
                 )
             built.by_agents = True
-            built.stage.delivery = agreed_delivery(sink, built.stage.delivery, self.around.wanted[id(sink)])
+            built.stage.delivery = agreed_delivery(sink, built.stage.delivery, self._wanted[id(sink)])
             built.gates[0].append(self.shared[id(sink)])
 
     def _wait_for_first(self, built: _Built) -> None:
@@ -290,7 +276,7 @@ class StreamJob:
 
     def _inferred(self, node: Read) -> pa.Schema:
         """From the data, or from the first records, which may have to be waited for."""
-        source = node.source if isinstance(node.source, Source) else self.around.open_source(node.source)
+        source = node.source if isinstance(node.source, Source) else self._open_source(node.source)
         inferred = source.infer_schema()
         return self._wait_for_records(node, source) if inferred is None else inferred
 
@@ -301,18 +287,18 @@ class StreamJob:
         try:
             rows: list[pa.RecordBatch] = []
             count, deadline = 0, float("inf")
-            patience = self.around.clock.monotonic() + _PATIENCE_SECONDS
-            while count < _INFERENCE_ROWS and self.around.clock.monotonic() < deadline:
-                if self._cancelled.is_set() or self.around.stop_asked():
+            patience = self.settings.clock.monotonic() + _PATIENCE_SECONDS
+            while count < _INFERENCE_ROWS and self.settings.clock.monotonic() < deadline:
+                if self._cancelled.is_set() or self.settings.stop_asked():
                     raise StoppedEarly(f"stream {node.name}: stopped before its first record came")
                 batch = source.read_batch(_INFERENCE_ROWS - count, 0.05)
                 if batch is not None:
                     rows.append(batch.data.select(["payload"]))
                     count += batch.num_rows
-                    deadline = min(deadline, self.around.clock.monotonic() + _SETTLE_SECONDS)
+                    deadline = min(deadline, self.settings.clock.monotonic() + _SETTLE_SECONDS)
                 elif source.exhausted:
                     break
-                elif not rows and self.around.clock.monotonic() > patience:
+                elif not rows and self.settings.clock.monotonic() > patience:
                     patience = float("inf")
                     _log.warning(
                         "stream %s: waiting for its first record, to learn its columns (schema= says them)", node.name
@@ -327,6 +313,10 @@ class StreamJob:
             )
         return codec.schema
 
+    def _open_source(self, topic: str) -> Source:
+        """Not open yet; all streams of an app are one consumer group."""
+        return self.settings.open_source(topic, f"{self.settings.app}-group")
+
     def _readers(self, stage: Stage) -> tuple[Sequence[Source], Codec | None]:
         """The sources of the stage's subtasks, as many as the plan has, or fewer; and what decodes their records, where they do not."""
         reading = stage.reading
@@ -336,7 +326,7 @@ class StreamJob:
         assert node.schema is not None
         if node.time is not None and node.time not in schema.names:
             schema = schema.append(node.schema.field(node.time))
-        source = node.source if isinstance(node.source, Source) else self.around.open_source(node.source)
+        source = node.source if isinstance(node.source, Source) else self._open_source(node.source)
         codec: Codec | None = None
         if not source.scan(node.schema, schema.names):
             table = node.table
@@ -365,7 +355,7 @@ class StreamJob:
             dead_letter=self._dead_letter(reading, task),
             origin=self._origin(task),
             inferred=node.schema if node.inferred else None,
-            clock=self.around.clock,
+            clock=self.settings.clock,
         )
         task.input = source_input
         facts = None if restored is None or task.name not in restored.tasks else restored.tasks[task.name].meta["input"]
@@ -385,7 +375,7 @@ class StreamJob:
                 )
         self._inputs.append((reading, task, source_input))
         try:
-            source_input.open(positions, self.around.start, facts)
+            source_input.open(positions, self.settings.start, facts)
         except SabotError:
             raise
         except Exception as error:
@@ -400,7 +390,7 @@ class StreamJob:
 
     def _origin(self, task: StreamTask) -> dict[str, Any]:
         """What dead letters say of who set them apart."""
-        return {"agent": f"{self.around.app}/{task.name}", "version": self.around.version}
+        return {"agent": f"{self.settings.app}/{task.name}", "version": self.settings.version}
 
     # -- chains -------------------------------------------------------------------------------------------------------
 
@@ -428,10 +418,10 @@ class StreamJob:
             schema,
             number,
             stage.parallelism,
-            None if self.around.directory is None else self._directory(task, operator),
-            self.around.memory_budget // max(1, stage.parallelism),
+            None if self.settings.directory is None else self._directory(task, operator),
+            self.settings.memory_budget // max(1, stage.parallelism),
             right=self._built[stage.id].right_schema if operator.inputs == 2 else None,
-            clock=self.around.clock,
+            clock=self.settings.clock,
             loop=lambda: self._loop,
         )
         operator.wake = task.wake
@@ -450,9 +440,9 @@ class StreamJob:
         return Link(operator, targets, sides)
 
     def _directory(self, task: StreamTask, operator: Operator) -> Path:
-        assert self.around.directory is not None
-        own_folder(self.around.directory)
-        directory = self.around.directory / task.name.replace("/", "-") / operator.id
+        assert self.settings.directory is not None
+        own_folder(self.settings.directory)
+        directory = self.settings.directory / task.name.replace("/", "-") / operator.id
         shutil.rmtree(directory, ignore_errors=True)  # of an earlier run; the checkpoint is the only authority
         make_folder(directory)
         return directory
@@ -492,13 +482,12 @@ class StreamJob:
     def _sink_writer(self, built: _Built) -> Operator:
         assert built.stage.sink is not None
         sink, key = built.stage.sink
-        opened = self.around.staged(
-            self.around.open_sink(sink) if isinstance(sink, str) else sink, built.stage.delivery
-        )
+        opened = self.settings.open_sink(sink) if isinstance(sink, str) else sink
+        opened = self.settings.staged("streams", opened, built.stage.delivery)
         if self._afresh:
             opened.start_afresh()
         expected = None if built.mixed or built.schema is None else without_marks(built.schema)
-        clock = self.around.clock
+        clock = self.settings.clock
         writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000), changes=built.stage.changes)
         writer.id = built.stage.id
         open_writer(writer, [without_marks(schema) for schema in built.coming], built.schema or RECORD_SCHEMA)
@@ -568,7 +557,7 @@ class StreamJob:
         if self._over.done():
             return
         if task.error is not None:
-            self.around.coordinator.refuse(f"task {task.name} has failed: {task.error}")
+            self.settings.coordinator.refuse(f"task {task.name} has failed: {task.error}")
             self._over.set_exception(task.error)
             for other in self.tasks:
                 other.stop()
@@ -597,7 +586,7 @@ class StreamJob:
         self._cancelled.set()
         if self._started:
             interpreter.restore()
-        coordinator = self.around.coordinator
+        coordinator = self.settings.coordinator
         if self._commit in coordinator.on_complete:
             coordinator.on_complete.remove(self._commit)
         for task in self.tasks:
@@ -645,7 +634,7 @@ class StreamJob:
 
     def samples(self) -> Iterator[Sample]:
         """For metrics; from any thread."""
-        now_ms = self.around.clock.time() * 1000
+        now_ms = self.settings.clock.time() * 1000
         for reading, task, source in self._inputs:
             topic = reading.node.name
             yield Sample("sabot_records_in_total", source.rows_in, task.name, topic)

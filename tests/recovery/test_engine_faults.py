@@ -257,7 +257,7 @@ async def test_writes_held_back_during_a_snapshot_that_then_fail_stop_the_app(me
         await increment(ctx)
 
     run = asyncio.create_task(app.run())
-    await until(lambda: app.agent_runtime.running and state_of(app, "count") == "running")
+    await until(lambda: app.agent_runtime.job.running and state_of(app, "count") == "running")
     app.agent_runtime.checkpoint_coordinator.trigger()
     await bounded(cutting.wait())
     publish(app, "orders", [1, 2, 3])
@@ -817,7 +817,7 @@ async def test_a_sink_that_hangs_does_not_hold_up_the_stop_for_ever(memory_url, 
         stop.cancel()
     with pytest.raises(asyncio.CancelledError if cancelled else CheckpointFailed):
         await bounded(stop)
-    assert not app.agent_runtime.running
+    assert not app.agent_runtime.job.running
     sink.let()
     await until(lambda: not alive(), "the thread that was left behind to end")
 
@@ -865,7 +865,7 @@ def test_a_stop_beside_run_leaves_a_last_checkpoint(memory_url, tmp_path, drain)
         await increment(ctx)
 
     async def stop():
-        await until(lambda: app.agent_runtime.running and processed(app, "count") == 1000)
+        await until(lambda: app.agent_runtime.job.running and processed(app, "count") == 1000)
         await app.stop(drain=drain)
 
     async def main():
@@ -911,7 +911,7 @@ async def test_a_stop_during_the_start_stops_what_was_started(app, sink):
     await asyncio.sleep(0)
     sink.let()
     await bounded(asyncio.gather(start, stop))
-    assert not app.agent_runtime.running
+    assert not app.agent_runtime.job.running
     assert state_of(app, "check") == "stopped"
 
 
@@ -963,7 +963,7 @@ async def test_a_run_that_is_cancelled_again_while_it_closes_leaves_no_lock_and_
     run = asyncio.create_task(app.run())
     await until(sink.reached["open"].is_set)
     if first == "running":
-        await until(lambda: app.agent_runtime.running and state_of(app, "check") == "running")
+        await until(lambda: app.agent_runtime.job.running and state_of(app, "check") == "running")
     run.cancel()
     await asyncio.sleep(0)
     sink.gates["open"].set()

@@ -100,7 +100,7 @@ async def test_a_restored_job_keeps_what_was_kept(kept: Kept, parallelism: int) 
 async def test_a_job_goes_on_from_a_kept_checkpoint(kept: Kept, parallelism: int) -> None:
     app = kept.job.app(kept.scene, kept.folder, RESTORED_S, parallelism)
     outcome = await finish(kept.job, app, kept.scene, restored=True)
-    assert app.agent_runtime.restored_from is not None
+    assert app.agent_runtime.job.restored_from is not None
     assert outcome == kept.outcome
 
 

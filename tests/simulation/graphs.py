@@ -311,11 +311,11 @@ class Seed:
             restart="fixed(1000, 100ms)",
             checkpoint_timeout="2h",
         )
-        runtime, barriers = app.agent_runtime, iter(range(12))
+        job, barriers = app.agent_runtime.job, iter(range(12))
 
         def checkpoint() -> None:
-            if runtime._running and next(barriers, None) is not None:
-                runtime.checkpoint_coordinator.trigger()
+            if job.started and next(barriers, None) is not None:
+                job.coordinator.trigger()
 
         streams = [
             app.stream(

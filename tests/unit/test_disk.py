@@ -71,7 +71,7 @@ async def test_what_a_job_keeps_is_for_its_user_alone(tmp_path: Path, no_umask: 
     for topic in ("in", "rows"):
         await app.send(topic, {"k": "a"})
     await app.agent_runtime.trigger_checkpoint()
-    storage = app.agent_runtime._storage
+    storage = app.agent_runtime.job._run._storage
     storage.copy_to(storage.latest(), savepoint)
     while_it_runs = open_to_others(tmp_path)
     await app.stop()

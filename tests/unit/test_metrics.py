@@ -35,7 +35,7 @@ def figures(text: str) -> Figures:
 
 
 def read(app: App) -> Figures:
-    return figures(app.agent_runtime.metrics.text())
+    return figures(app.agent_runtime.job.metrics.text())
 
 
 def at(now: Figures, name: str, **labels: str) -> float:
@@ -297,7 +297,7 @@ async def test_no_counter_goes_back_when_an_older_checkpoint_is_restored(tmp_pat
             newer.unlink()
     seen = []
     async with started(app):
-        assert app.agent_runtime.restored_from == first
+        assert app.agent_runtime.job.restored_from == first
         seen.append(read(app))
         await until(lambda: processed(app, "second") == 3, "the rows after the first checkpoint, again")
         await checkpoint(app)

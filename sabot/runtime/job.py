@@ -1,0 +1,417 @@
+"""The life of an app: its streams and its agents, started, restarted, checkpointed and stopped together.
+
+Its agents stand in one task, so that their state has one owner and one cut (design decision 10); one coordinator makes the checkpoints
+of them and of the streams. What is open from a start to its stop is a `Run`; a job has one after the other.
+
+    run  ─▶ a Run, until all is over, or broken ─▶ its stop ─▶ the next one, where `restart=` says so
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from sabot.api.nodes.read import Write
+from sabot.checkpoint import Coordinator
+from sabot.config import parse_broker
+from sabot.connectors.memory import CountSink, MemoryBroker
+from sabot.errors import AgentFailed, BrokerUnavailable, CheckpointFailed, SabotError, TransientError, UserError
+from sabot.exits import Exit, exit_in
+from sabot.kafka import open_source
+from sabot.metrics import Metrics, Sample
+from sabot.runtime.agent_job import Agent
+from sabot.runtime.origin import Origin
+from sabot.runtime.run import Run, Undelivered
+from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval
+from sabot.runtime.stream_job import StoppedEarly, StreamJob
+from sabot.threads import Handle, to_the_end
+
+__all__ = ["Job"]
+
+_log = logging.getLogger(__name__)
+
+_RESTART_MEMORY_SECONDS = 600.0  # failures longer ago do not count against `restart=`
+
+
+class Job:
+    """Runs the agents and the streams of an app together, and their checkpoints."""
+
+    def __init__(self, app: AppSettings, agents: Mapping[str, Agent], writes: Sequence[Write]) -> None:
+        """agents, writes (the ends of streams): those of the app, which may add to them until the start."""
+        self.app = app
+        self.agents = agents
+        self.writes = writes
+        self.coordinator = Coordinator(timeout=app.checkpoint_timeout_s, clock=app.clock)
+        self.coordinator.on_complete.append(lambda manifest: self._followed())
+        self.coordinator.on_failed = lambda: None if self._run is None else self._run.checkpoint_failed()
+        self.metrics = Metrics(app.id, self._samples)
+        self.restored_from: int | None = None
+        self.left_behind: list[str] = []  # calls that refused to be cancelled when the app stopped
+        self.restarts = 0
+        self._origin = Origin(app)
+        self._run: Run | None = None  # between the start and the end of the stop
+        self._last_figures: dict[str, Any] = {"delivery": {}, "streams": {}}  # of the last run
+        self._failure: SabotError | None = None  # what ended the last run
+        self._left: list[tuple[str, Handle]] = []  # threads of earlier runs that did not come back
+        self._has_run = self._can_go_back = False
+        self._in_run = False  # `run` is told of everything; `start` has nobody
+        self._exit: Exit | None = None  # the user's code asked for the end of the process
+        self._leaving: asyncio.Task[None] | None = None
+        self._starting: asyncio.Event | None = None
+        self._stopping: asyncio.Future[None] | None = None
+        self._stop_asked = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def running(self) -> bool:
+        """Between the start and the end of `stop`."""
+        return self._run is not None
+
+    @property
+    def started(self) -> bool:
+        """All is open and runs, and the stop has not begun."""
+        return self._run is not None and self._run.running
+
+    @property
+    def starting(self) -> bool:
+        """It is being opened."""
+        return self._starting is not None
+
+    @property
+    def failure(self) -> SabotError | None:
+        """What ended this run unexpectedly, or the last one: nothing more is read or saved. None where all is well."""
+        return self._failure if self._run is None else self._run.failure
+
+    def raise_failure(self) -> None:
+        """For calls on an app that runs since `start`: raises what has ended it meanwhile. `run` raises it itself."""
+        if self.started and self._loop is not None and self._loop.is_closed():
+            raise UserError(
+                f"the event loop that app {self.app.id} was started on has ended, and the app with it",
+                hint="start, send and stop belong into one asyncio.run(…); this process still holds the app's directories",
+            )
+        if self.failure is not None and self.started and not self._in_run:
+            raise self.failure
+
+    # -- start and stop -----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Restores the last checkpoint, if there is one, and starts every agent, every stream and the periodic checkpoints."""
+        if self.started:
+            self.raise_failure()
+            return
+        self._expect_stop()
+        try:
+            await self._open()
+        except SabotError as error:
+            if (asked := exit_in(error)) is not None:
+                raise asked from None
+            raise
+
+    def _expect_stop(self) -> None:
+        """From here on `request_stop` counts, for the run that begins. Idempotent until it is over."""
+        if self.started or self._in_run or self._starting is not None:
+            return
+        self._loop = asyncio.get_running_loop()
+        self._stop_asked = asyncio.Event()
+        self._exit = None
+
+    async def _open(self) -> None:
+        if self._starting is not None:
+            raise UserError(f"app {self.app.id} is starting already")
+        self._failure = None
+        self._starting = asyncio.Event()
+        try:
+            if left := [name for name, thread in self._left if thread.is_alive()]:
+                raise UserError(
+                    f"app {self.app.id}: {left[0]} of the run before has not come back",
+                    hint="start the process again; its objects cannot be used by two runs at once",
+                )
+            self._run = run = Run(
+                self.app,
+                self.agents,
+                self.writes,
+                coordinator=self.coordinator,
+                origin=self._origin,
+                metrics=self.metrics,
+                stop_asked=self._stop_asked,
+                heed=self._heed,
+            )
+            try:
+                await run.open()
+            except BaseException:
+                await to_the_end(run.release())
+                raise
+            finally:
+                self.restored_from = run.restored_from
+            self._has_run = True
+        except BaseException:
+            self._run_is_over()
+            for agent in self.agents.values():
+                agent.is_not_started()
+            raise
+        finally:
+            self._starting.set()
+            self._starting = None
+
+    def _run_is_over(self) -> None:
+        """What stays of it."""
+        run, self._run = self._run, None
+        if run is not None:
+            self._failure = run.failure
+            self._last_figures = run.last_figures
+            self._can_go_back = run.can_go_back
+            self._left += run.left
+            self.left_behind[:] = run.left_behind
+
+    async def stop(self, *, drain: bool = False) -> None:
+        """Stops everything behind a last checkpoint. `drain`: first processes what was read. Idempotent."""
+        if self._loop is not None and self._loop.is_closed():
+            self.raise_failure()
+        if self._starting is not None:
+            self._stop_asked.set()  # it may wait for the first record of a stream
+            await self._starting.wait()
+        if self._stopping is None:
+            if not self.started:
+                return
+            self._stopping = asyncio.ensure_future(self._stop(drain))
+            self._stopping.add_done_callback(lambda _: setattr(self, "_stopping", None))
+        stopping = self._stopping
+        try:
+            await asyncio.shield(stopping)
+        except asyncio.CancelledError:  # without the last checkpoint then, but everything is closed
+            stopping.cancel()
+            await to_the_end(_ended(stopping))
+            raise
+
+    async def _stop(self, drain: bool) -> None:
+        assert self._run is not None
+        try:
+            await self._run.stop(drain=drain)
+        finally:
+            self._run_is_over()
+
+    def request_stop(self) -> None:
+        """Makes `run` stop in good order; from any thread or signal handler."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop_asked.set)
+
+    def _heed(self, error: BaseException | None) -> None:
+        """Something failed. If the user's code asked for the end of the process, everything stops in good order first."""
+        asked = exit_in(error)
+        if asked is None or self._exit is not None or self._loop is None:
+            return
+        self._exit = asked
+        self._stop_asked.set()
+        if not self._in_run:
+            self._leaving = self._loop.create_task(self._leave(asked), name="the user's exit")
+
+    async def _leave(self, asked: Exit) -> None:
+        """Nobody waits in `run`: the exit is the event loop's, once all is closed."""
+        try:
+            await self.stop()
+        except SabotError as error:
+            _log.error("%s", error)
+        asyncio.get_running_loop().call_soon(_raise, asked)
+
+    # -- run, and again -----------------------------------------------------------------------------------------------
+
+    async def run(self, listening: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        """Blocks until every input has ended, no agent is left, or the app is stopped. Raises AgentFailed at the end, or the
+        KeyboardInterrupt or SystemExit that the user's code raised.
+
+        listening: around all of it, who may ask for the stop; `request_stop` counts from its beginning.
+        """
+        if not self.agents and not self.writes:
+            raise UserError(
+                f"app {self.app.id} has no agents and no streams",
+                hint="put @app.agent(...) above a function, or let a stream go somewhere: app.stream(...).to(...)",
+            )
+        self._expect_stop()
+        before, self._in_run = self._in_run, True
+        try:
+            with listening():
+                await self._run_again_and_again()
+        finally:
+            self._in_run = before
+
+    async def _run_again_and_again(self) -> None:
+        failed_at: list[float] = []
+        self._origin.restarts(None)
+        while True:
+            error, engine_failure, unfinished = await self._run_once()
+            self._failure = error or engine_failure or self._failure
+            for each in (error, engine_failure, unfinished):
+                self._heed(each)
+            if self._exit is not None:
+                raise self._exit
+            refused = None if isinstance(unfinished, CheckpointFailed | BrokerUnavailable | Undelivered) else unfinished
+            cause = error or engine_failure or refused
+            if cause is None or not await self._may_restart(cause, failed_at):
+                break
+        if error is not None:
+            raise error
+        failures = [agent.error for agent in self.agents.values() if agent.error is not None]
+        if not failures and unfinished is not None:
+            raise unfinished
+        if failures:
+            raise AgentFailed("; ".join(f.message for f in failures), hint=failures[0].hint) from failures[0].__cause__
+
+    async def _run_once(self) -> tuple[SabotError | None, SabotError | None, SabotError | None]:
+        """From a start to its stop; -> what ended it, what broke the agents' task (not an agent's own failure), what the stop
+        complains of.
+        """
+        error: SabotError | None = None
+        run: Run | None = None
+        if self._stop_asked.is_set():
+            return None, None, None
+        try:
+            if not self.started:
+                await self._open()
+            run = self._run
+            assert run is not None
+            await run.until_over()
+        except StoppedEarly as stopped:
+            _log.info("%s", stopped)
+        except SabotError as failed:
+            error = failed
+        finally:
+            run = run or self._run
+            unfinished = await self._stopped()
+        if run is None:
+            return error, None, unfinished
+        return (error if error is None or run.taken is None else run.taken), run.agents_failure, unfinished
+
+    async def _stopped(self) -> SabotError | None:
+        """Stops; what `stop` raises comes back, to be told only where there is nothing worse to tell."""
+        try:
+            await self.stop()
+        except SabotError as error:
+            return error
+        return None
+
+    async def _may_restart(self, error: SabotError, failed_at: list[float]) -> bool:
+        """Whether the job goes on from its last checkpoint, after the wait that `restart=` says.
+
+        Not after what will be so again: a UserError, unless the user's function was let down by the world around it.
+        """
+        attempts, delay_s = self.app.restart
+        lasting = isinstance(error, UserError) and not isinstance(error.__cause__, OSError | TransientError)
+        hanging = any(thread.is_alive() for _, thread in self._left)
+        if lasting or hanging or not self._has_run or not self._can_go_back or self._stop_asked.is_set():
+            return False
+        now = self.app.clock.monotonic()
+        failed_at[:] = [*(at for at in failed_at if now - at < _RESTART_MEMORY_SECONDS), now]
+        if len(failed_at) > attempts:
+            return False
+        self.restarts += 1
+        self._origin.restarts(self.coordinator.statistics()["last_id"])
+        _log.error(
+            "app %s: %s; restart %d of %d from the last checkpoint in %g s",
+            *(self.app.id, error, len(failed_at), attempts, delay_s),
+        )
+        stopping = asyncio.ensure_future(self._stop_asked.wait())
+        stopped, _ = await asyncio.wait([stopping], timeout=delay_s)
+        stopping.cancel()
+        return not stopped
+
+    async def run_alone(self, writes: Sequence[Write]) -> None:
+        """Runs these streams to their end: no agents, no checkpoints, state in memory."""
+        app = self.app
+        settings = Settings(
+            app=app.id,
+            coordinator=Coordinator(clock=app.clock),
+            open_source=lambda topic, group: open_source(topic, app.broker, group, app.kafka),
+            open_sink=CountSink,
+            clock=app.clock,
+            version=app.version,
+            start=app.start_at,
+            parallelism=app.parallelism,
+            memory_budget=app.memory_budget_bytes,
+        )
+        job = StreamJob(writes, settings)
+        try:
+            await job.start()
+            job.awaited = True
+            try:
+                await job.running
+            finally:
+                await job.close()
+        except SabotError as error:
+            if (asked := exit_in(error)) is not None:
+                raise asked from None
+            raise
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint_interval(self) -> float:
+        """Seconds between checkpoints, as far as it is known before the start."""
+        return checkpoint_interval(self.app, exactly_once=False)
+
+    def _followed(self) -> None:
+        """A checkpoint of our own follows the savepoint: the next start goes on from there."""
+        self._origin.followed()
+        if self._run is not None:
+            self._run.checkpoint_followed()
+
+    async def checkpoint(self) -> int:
+        """Takes a checkpoint now; returns its id when all tasks have acknowledged. Raises CheckpointFailed."""
+        if self._starting is not None:  # a checkpoint is of all tasks
+            await self._starting.wait()
+        self.raise_failure()
+        checkpoint_id = self.coordinator.trigger()
+        await self.coordinator.wait(checkpoint_id)
+        return checkpoint_id
+
+    def checkpoint_from_outside(self) -> None:
+        """Takes one and waits for it, where the app runs on the event loop of another thread; else nothing."""
+        if not self.started or self._loop is None or self._loop.is_closed() or _in_loop(self._loop):
+            return
+        asyncio.run_coroutine_threadsafe(self.checkpoint(), self._loop).result()
+
+    # -- figures ------------------------------------------------------------------------------------------------------
+
+    def progress(self) -> tuple[float, float] | None:
+        """(done, all) in bytes, of the bounded sources of streams; None where there are none. From any thread."""
+        return None if self._run is None else self._run.progress()
+
+    def report(self) -> dict[str, Any]:
+        """Figures of everything that lives long here, as `App.statistics` says. From any thread."""
+        scheme, _ = parse_broker(self.app.broker)
+        run = self._run
+        return {
+            "agents": {agent_id: agent.figures() for agent_id, agent in list(self.agents.items())},
+            "checkpoints": self.coordinator.statistics(),
+            **{"state": {}, "sources": {}, "operators": {}, "sinks": {}, "gate": {}},
+            **(self._last_figures if run is None else run.statistics()),
+            "broker": MemoryBroker.get(self.app.broker).statistics() if scheme == "memory" else {},
+            "metrics": self.metrics.statistics(),
+            "failure": None if self.failure is None else str(self.failure),
+        }
+
+    def _samples(self) -> Iterator[Sample]:
+        """For metrics: the checkpoints, and what is open. Those of streams and agents come from them."""
+        checkpoints = self.coordinator.statistics()
+        yield Sample("sabot_checkpoint_failed_total", checkpoints["failed"])
+        if checkpoints["completed"]:
+            yield Sample("sabot_checkpoint_seconds", checkpoints["last_seconds"])
+            yield Sample("sabot_checkpoint_bytes", checkpoints["last_bytes"])
+        yield Sample("sabot_restarts_total", self.restarts)
+        if self._run is not None:
+            yield from self._run.samples()
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
+
+
+def _raise(asked: Exit) -> None:
+    raise asked
+
+
+async def _ended(task: asyncio.Future[Any]) -> None:
+    await asyncio.wait([task])

@@ -1,0 +1,76 @@
+"""What an app says of itself, and what the parts of one run are told of it: one value, which does not change."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sabot.checkpoint import CheckpointStorage, Coordinator
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.config import Restart
+from sabot.connectors.base import Delivery, Sink, Source
+from sabot.state import StateBackend
+
+__all__ = ["AppSettings", "Settings", "checkpoint_interval"]
+
+_EPOCH_SECONDS = 1.0  # between checkpoints, with an exactly-once sink: its results wait so long
+_CHECKPOINT_SECONDS = 60.0  # without
+
+
+class AppSettings(Protocol):
+    """What a job reads of its app, at each start."""
+
+    id: str
+    broker: str
+    kafka: dict[str, Any]
+    version: str
+    clock: Clock
+    checkpoint_timeout_s: float
+    metrics_port: int | None
+    parallelism: int
+    memory_budget_bytes: int
+    start_at: str | int
+    checkpoint_interval_s: float | None
+    restart: Restart
+    redeliver: str | None
+    from_: str | None
+    fresh: bool
+
+    def open_tables(self) -> Path | None:
+        """The directory for the tables of streams; None: in memory."""
+
+    def open_state(self) -> tuple[StateBackend | None, bool]:
+        """The backend, and whether the runtime closes it."""
+
+    def open_storage(self) -> CheckpointStorage | None:
+        """Where checkpoints go, locked; None: nowhere."""
+
+
+def checkpoint_interval(app: AppSettings, *, exactly_once: bool) -> float:
+    """Seconds: as the user said; else by whether results wait for a checkpoint."""
+    if app.checkpoint_interval_s is not None:
+        return app.checkpoint_interval_s
+    return _EPOCH_SECONDS if exactly_once else _CHECKPOINT_SECONDS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one run of an app, for its streams and its agents."""
+
+    app: str
+    coordinator: Coordinator
+    open_source: Callable[[str, str], Source]
+    """(topic, consumer group) -> its source, not open yet."""
+    open_sink: Callable[[str], Sink]
+    staged: Callable[[str, Sink, Delivery], Sink] = lambda room, sink, wanted: sink
+    """(who writes: "streams" or "agents", sink, delivery=) -> the sink, or what exactly once needs before it."""
+    clock: Clock = SYSTEM_CLOCK
+    version: str = ""
+    start: str | int = "earliest"
+    parallelism: int = 1
+    directory: Path | None = None
+    """For the databases of keyed tables; None: state in memory."""
+    memory_budget: int = 256_000_000
+    hung_after_s: float = 60.0
+    """How long a call of an agent may run at a barrier before it is taken for hung."""
+    stop_asked: Callable[[], bool] = lambda: False
