@@ -81,6 +81,7 @@ class Pattern(Operator):
         self._max_partial = max_partial
         self._watermark_ms: int | None = None
         self._late_rows = self._matches = 0
+        self._opened = False
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._context = context
@@ -106,6 +107,7 @@ class Pattern(Operator):
         self._rows = _Rows(self._measures.rows)
         bounds = [pa.field(MATCH_START, _TIMESTAMP), pa.field(MATCH_END, _TIMESTAMP)]
         self._schema = result_schema([*self._keys, *bounds, *self._measures.results], timed=True)
+        self._opened = True
         return self._schema
 
     def process(self, batch: Batch) -> None:
@@ -275,8 +277,9 @@ class Pattern(Operator):
         self._tidy()  # of rows of other subtasks' keys
 
     def close(self) -> None:
-        self._known.clear()
-        self._rows = _Rows(self._measures.rows)
+        if self._opened:  # one whose columns were refused is closed too
+            self._known.clear()
+            self._rows = _Rows(self._measures.rows)
 
     def statistics(self) -> dict[str, Any]:
         return {
