@@ -124,7 +124,10 @@ class Operator:
         """The state of a checkpoint comes back: one entry for each subtask that the operator had then."""
 
     def process(self, batch: Batch) -> None:
-        """Rows, in order. Emits what follows from them. Keeps no reference to what it may not: batches are immutable."""
+        """Rows, in order. Emits what follows from them: never a batch without rows, unless one came, which changes nothing.
+
+        Batches are immutable, and may be kept.
+        """
         self.emit(batch)
 
     def process_right(self, batch: Batch) -> None:

@@ -49,6 +49,8 @@ class EventOrder(Operator):
         return context.input
 
     def process(self, batch: Batch) -> None:
+        if not batch.num_rows:
+            return
         self._hold(batch.taken())
         if pc.min(batch.data.column(self._time)).as_py() < self._watermark:
             self._give()  # some are late: they wait for nothing

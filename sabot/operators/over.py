@@ -178,6 +178,8 @@ class Over(Operator):
         if self._ms is None or not any(isinstance(part, _Framed) for part in self._parts):
             self._run(batch)
             return
+        if not batch.num_rows:
+            return
         times = batch.data.column(self._time)
         newest = pc.max(times if batch.selection is None else times.take(batch.selection)).as_py()
         if newest < self._held_time or newest < self._watermark:
