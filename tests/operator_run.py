@@ -1,5 +1,6 @@
 """A compiled operator driven as a chain drives it, in several subtasks, with barriers, restarts and rescaling in between."""
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -9,10 +10,20 @@ from typing import Any
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
+from sabot._cython.channel import Watermark
 from sabot._cython.keyed import hash_columns
 from sabot._cython.partition import partition_indices
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """Runs what is ready when it is told to, in the thread of the test."""
+
+    def turns(self, count: int = 4) -> None:
+        for _ in range(count):
+            self.call_soon(self.stop)
+            self.run_forever()
 
 
 class OperatorRun:
@@ -20,6 +31,7 @@ class OperatorRun:
 
     right: the columns of a second input, fed by `feed_right`; right_keys: what they go by (None: `keys`). broadcast: the second input
     goes whole to all subtasks, and rows of the first to any. punctual: no row may come out that is older than what `advance` has said.
+    loop: where coroutines of the user's run; they go on at each `poll` and at the end.
     """
 
     def __init__(
@@ -36,10 +48,12 @@ class OperatorRun:
         broadcast: bool = False,
         punctual: bool = False,
         clock: Clock = SYSTEM_CLOCK,
+        loop: Loop | None = None,
     ) -> None:
         self._make, self._input, self._keys, self._directory = make, input, keys, directory
         self._right, self._right_keys = right, keys if right_keys is None else right_keys
         self._broadcast, self._punctual, self._clock = broadcast, punctual, clock
+        self._loop = loop
         self._told: list[int] = []  # by subtask: the watermark that the next operators know
         self._memory_budget = memory_budget  # None: state is kept in memory only
         self.batches: list[Batch] = []
@@ -55,10 +69,13 @@ class OperatorRun:
         for subtask in range(parallelism):
             part = self._make()
             part.emit = partial(self._emit, subtask)
+            part.on_mark = partial(self._tell, subtask)
             late = {name: lambda batch: self.late.extend(batch.taken().to_pylist()) for name in ("late", "late_right")}
             context = OperatorContext(
                 self._input, subtask, parallelism, side=late, right=self._right, clock=self._clock
             )
+            if self._loop is not None:
+                context.loop = lambda: self._loop
             if self._memory_budget is not None:
                 context.memory_budget = self._memory_budget
                 context.directory = self._directory / f"state-{self._checkpoints}-{subtask}"
@@ -119,12 +136,22 @@ class OperatorRun:
 
     def advance(self, watermark: int) -> None:
         for number, part in enumerate(self.parts):
+            if part.holds:
+                part.hold(Watermark(watermark))
+                continue
             told = part.advance(watermark)
             assert told is None or told <= watermark
             self._told[number] = max(self._told[number], watermark if told is None else told)
 
+    def _tell(self, subtask: int, mark: Watermark) -> None:
+        """An operator that holds marks gives one on."""
+        assert mark.timestamp_ms >= self._told[subtask]
+        self._told[subtask] = mark.timestamp_ms
+
     def poll(self, now_ms: int) -> None:
         """Processing time has come so far, for operators that wait for it."""
+        if self._loop is not None:
+            self._loop.turns()
         for part in self.parts:
             if part.polls:
                 part.poll(now_ms)
@@ -154,9 +181,14 @@ class OperatorRun:
 
     def end(self, *, timed: bool = True) -> None:
         """The input is over."""
+        if timed:
+            self.advance(END_OF_TIME)
         for part in self.parts:
-            if timed:
-                part.advance(END_OF_TIME)
+            for _ in range(1000):
+                if part.is_empty:
+                    break
+                self.poll(0)
+            assert part.is_empty
             part.finish()
 
     def statistic(self, name: str) -> int:

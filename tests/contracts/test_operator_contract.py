@@ -1,0 +1,328 @@
+"""The contract of `sabot.operators.base.Operator`, checked for each operator of streams: what comes out depends on the rows alone, not on
+where batches end, where a barrier stands, or how many subtasks share the keys; and what is kept survives.
+
+`operator_cases` has the operators. The first run of each (one batch, one subtask, no barrier) is what all others are compared with; whether
+that is right is the matter of `tests/unit` and `tests/pipelines`.
+"""
+
+import importlib
+import pkgutil
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from operator_cases import CASES, Case, Row
+from operator_run import Loop, OperatorRun
+
+import sabot.operators
+from sabot._cython.batch import Batch
+from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_AFTER, Operator, OperatorContext
+from sabot.testing import lives
+
+NOT_RUN = {
+    "PatternState": "it reads the state of Pattern, and takes no rows",
+    "SinkWriter": "it makes no rows: test_sink_contract runs what is behind it",
+}
+BUDGET = 100_000  # bytes: groups leave the memory for RocksDB
+
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+class Run(OperatorRun):
+    """A case in so many subtasks. Rows of both inputs come in an order that the seed decides."""
+
+    def __init__(self, case: Case, folder: Path, parallelism: int = 1, budget: int | None = None) -> None:
+        self.case = case
+        self.calls = Loop()
+        super().__init__(
+            case.make,
+            case.schema,
+            case.keys,
+            folder,
+            parallelism,
+            budget,
+            right=None if case.right is None else case.right_schema,
+            right_keys=case.right_keys,
+            broadcast=case.broadcast,
+            loop=self.calls,
+        )
+
+    def _emit(self, subtask: int, batch: Batch) -> None:
+        self._punctual = self.case.punctual and OP_COLUMN not in self.schema.names
+        super()._emit(subtask, batch)
+
+    def give(self, piece: "tuple[str, list[Row]]") -> None:
+        """A batch of one of the inputs."""
+        side, rows = piece
+        if side == "left":
+            self.feed(pa.RecordBatch.from_pylist(rows, schema=self.case.schema))
+        else:
+            self.feed_right(pa.RecordBatch.from_pylist(rows, schema=self.case.right_schema))
+        self.poll(0)
+
+    def stop(self) -> None:
+        """Closes all of it, as a job that is stopped does."""
+        for part in self.parts:
+            part.close()
+        self.calls.turns()
+        self.calls.close()
+
+    def kept(self) -> tuple[list[Any], Counter[str]]:
+        """What the state consists of, and what is in it; of a run that was just restored."""
+        rows = [row for part in self.parts for piece in part.contents() for row in piece.to_pylist()]
+        found = Counter(map(repr, rows))
+        if self.case.broadcast:  # all of it is in every subtask
+            found = Counter(set(found))
+        return [part.state_schema() for part in self.parts[:1]], found
+
+
+def pieces(case: Case, rng: random.Random | None) -> "list[tuple[str, list[Row]]]":
+    """The input as batches: one of each side, or of any sizes, those of the sides in any order. A pair of updates stays in one batch."""
+    sides = {"left": case.rows} if case.right is None else {"right": case.right, "left": case.rows}
+    if rng is None:
+        return list(sides.items())
+    found = []
+    for side, rows in sides.items():
+        at = 0
+        while at < len(rows):
+            end = min(len(rows), at + rng.choice([1, 3, 10, 30]))
+            while end < len(rows) and rows[end].get(OP_COLUMN) == UPDATE_AFTER:
+                end += 1
+            found.append((rng.random() if not case.right_first or side == "left" else -1.0, side, rows[at:end]))
+            at = end
+    places = {side: sorted(place for place, which, _ in found if which == side) for side in sides}
+    order = sorted(
+        (places[side].pop(0), number, side, rows) for number, (_, side, rows) in enumerate(found)
+    )  # each side in its order
+    return [(side, rows) for _, _, side, rows in order]
+
+
+def time_of(rest: "list[tuple[str, list[Row]]]") -> int | None:
+    """The greatest watermark that no row of these is below."""
+    return min((row[TIME_COLUMN] for _, rows in rest for row in rows), default=None)
+
+
+def came_of(run: Run) -> Counter[str]:
+    """The rows that came out; of changes the table that they make, and each prefix of them was one."""
+    found: Counter[str] = Counter()
+    for row in run.results:
+        op = INSERT if run.case.versions else row.pop(OP_COLUMN, INSERT)
+        time = row.pop(TIME_COLUMN, None)
+        if run.case.punctual and OP_COLUMN not in run.schema.names:
+            row["time"] = time
+        text = repr(row)
+        found[text] += 1 if op in (INSERT, UPDATE_AFTER) else -1
+        assert found[text] >= 0, f"{text} was taken away, and was not there"
+    return +found
+
+
+@cache
+def expected(case: Case, folder: Path) -> Counter[str]:
+    """Of one batch of each side, in one subtask, without a barrier."""
+    run = Run(case, folder / "expected")
+    for piece in pieces(case, None):
+        run.give(piece)
+    run.end()
+    found = came_of(run)
+    run.stop()
+    assert found, "a case without results shows nothing"
+    return found
+
+
+@pytest.fixture(scope="module")
+def once() -> Iterator[Path]:
+    with lives.temporary_directory() as folder:
+        yield folder
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Where nothing waits for a disk."""
+    with lives.temporary_directory() as folder:
+        yield folder
+
+
+def drive(run: Run, rng: random.Random, *, barriers: bool, most: int = 1) -> None:
+    """All of the input, with watermarks between; with barriers between, at each of which the run is restored in 1 to `most` subtasks."""
+    rest = pieces(run.case, rng)
+    passed = None
+    while rest:
+        run.give(rest.pop(0))
+        possible = time_of(rest)
+        if possible is not None and rng.random() < 0.5:
+            passed = max(possible - rng.choice([0, 0, 3, 50]), possible if passed is None else passed)
+            run.advance(min(passed, possible))
+        if barriers and rng.random() < 0.15:
+            run.restart(rng.randint(1, most))
+            run.poll(0)
+    run.end()
+
+
+def check(case: Case, run: Run, once: Path) -> None:
+    found, wanted = came_of(run), expected(case, once)
+    run.stop()
+    assert found == wanted, (
+        f"too many: {sorted((found - wanted).elements())[:5]}, missing: {sorted((wanted - found).elements())[:5]}"
+    )
+
+
+@pytest.mark.parametrize("seed", range(2))
+@each_case
+def test_any_split_into_batches_gives_the_same_rows(case: Case, seed: int, folder: Path, once: Path) -> None:
+    run = Run(case, folder)
+    drive(run, random.Random(f"split {seed}"), barriers=False)
+    check(case, run, once)
+
+
+@pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "directory"])
+@each_case
+def test_any_place_of_the_barrier_gives_the_same_rows(case: Case, budget: int | None, folder: Path, once: Path) -> None:
+    run = Run(case, folder, budget=budget)
+    drive(run, random.Random(f"barrier {budget}"), barriers=True)
+    check(case, run, once)
+
+
+@pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "directory"])
+@pytest.mark.parametrize("case", [case for case in CASES if case.rescales], ids=lambda case: case.name)
+def test_any_number_of_subtasks_gives_the_same_rows(case: Case, budget: int | None, folder: Path, once: Path) -> None:
+    """One, then two, then three, then any, with the key groups dealt out anew each time."""
+    rng = random.Random(f"rescale {budget}")
+    run = Run(case, folder, budget=budget)
+    rest = pieces(case, rng)
+    for number, piece in enumerate(rest):
+        run.give(piece)
+        possible = time_of(rest[number + 1 :])
+        if possible is not None:
+            run.advance(possible)
+        if number % 4 == 1:
+            run.restart(min(2 + number // 4, 3) if number < 12 else rng.randint(1, 3))
+            run.poll(0)
+    run.end()
+    check(case, run, once)
+
+
+@pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "directory"])
+@each_case
+def test_contents_after_a_restore_are_those_before(case: Case, budget: int | None, folder: Path) -> None:
+    """Restored twice from one barrier after another, without a row between: what is kept is the same, in whatever number of subtasks."""
+    rng = random.Random("contents")
+    run = Run(case, folder, budget=budget)
+    given = pieces(case, rng)
+    half = len(given) // 2
+    for piece in given[:half]:
+        run.give(piece)
+    possible = time_of(given[half:])
+    assert possible is not None
+    run.advance(possible - 20)
+    run.restart(1)
+    schema, before = run.kept()
+    for parallelism in (2, 3, 1) if case.rescales else (1,):
+        run.restart(parallelism)
+        assert run.kept() == (schema, before)
+    run.stop()
+
+
+@each_case
+def test_batches_without_rows_are_nothing(case: Case, folder: Path, once: Path) -> None:
+    """Neither one that has none, nor one of which none is selected."""
+    empty = Batch(pa.RecordBatch.from_pylist([], schema=case.schema))
+    some = Batch(pa.RecordBatch.from_pylist(case.rows[:3], schema=case.schema))
+    none_selected = some.with_selection(pa.array([], pa.int32()))
+    run = Run(case, folder)
+
+    def no_row(batch: Batch) -> None:
+        assert batch.taken().num_rows == 0
+
+    def give_nothing() -> None:
+        (part,) = run.parts
+        emit, part.emit = part.emit, no_row
+        for batch in (empty, none_selected):
+            part.process(batch)
+        if case.right is not None:
+            part.process_right(Batch(pa.RecordBatch.from_pylist([], schema=case.right_schema)))
+        run.poll(0)
+        part.emit = emit
+
+    give_nothing()
+    for piece in pieces(case, random.Random("empty")):
+        run.give(piece)
+        give_nothing()
+    run.end()
+    check(case, run, once)
+
+
+@each_case
+def test_what_is_told_of_time_never_goes_back(case: Case, folder: Path) -> None:
+    """Nor beyond the watermark; and a watermark that comes twice changes nothing."""
+    run = Run(case, folder)
+    rng = random.Random("time")
+    rest = pieces(case, rng)
+    told = passed = -(2**63)
+    while rest:
+        run.give(rest.pop(0))
+        possible = time_of(rest)
+        if possible is None:
+            break
+        for watermark in (possible - 15, possible, possible):
+            if watermark >= passed and not run.parts[0].holds:
+                passed = watermark
+                again = run.parts[0].advance(watermark)
+                now = watermark if again is None else again
+                assert told <= now <= watermark
+                told = now
+    run.end()
+    run.stop()
+
+
+@pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "directory"])
+@each_case
+def test_closing_early_lets_go_of_everything(case: Case, budget: int | None, folder: Path, once: Path) -> None:
+    """Before it was opened, in the middle of the input, and twice; after that another one may have its place."""
+    case.make().close()
+    threads = threading.active_count()
+    run = Run(case, folder / "first", budget=budget)
+    given = pieces(case, random.Random("close"))
+    for piece in given[: len(given) // 2]:
+        run.give(piece)
+    saved = run.checkpoint()
+    directory = folder / "first" / "state-0-0" if budget is not None else None
+    for part in run.parts:
+        part.close()
+        part.close()
+        assert part.left_behind == []
+    run.stop()
+    assert threading.active_count() <= threads
+    loop = Loop()
+    after = case.make()
+    after.emit = lambda batch: None
+    after.on_mark = lambda mark: None
+    context = OperatorContext(case.schema, right=None if case.right is None else case.right_schema, directory=directory)
+    context.loop = lambda: loop
+    after.open(context)
+    after.restore(saved)
+    after.close()
+    loop.turns()
+    loop.close()
+
+
+def every_operator() -> set[type[Operator]]:
+    """The classes that have no further ones below them."""
+    for module in pkgutil.walk_packages(sabot.operators.__path__, "sabot.operators."):
+        importlib.import_module(module.name)
+    found, waiting = set(), [Operator]
+    while waiting:
+        below = [each for each in waiting.pop().__subclasses__() if each.__module__.startswith("sabot.")]
+        waiting += below
+        found |= {each for each in below if not each.__subclasses__()}
+    return found
+
+
+def test_every_operator_is_run() -> None:
+    run = {case.kind.__name__ for case in CASES} | {"LocalCombine"}
+    assert {each.__name__ for each in every_operator()} - run == NOT_RUN.keys()
