@@ -32,6 +32,8 @@ from sabot.operators.joins import Join, TableLookup
 from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, RunningAggregate
 from sabot.operators.lookups import LookupAsync
 from sabot.operators.map_async import MapAsync
+from sabot.operators.mapped import FlatMap, MapBatches
+from sabot.operators.marked import AsInserts, WithoutPairs, WithoutTime
 from sabot.operators.ordered import EventOrder
 from sabot.operators.over import Over, OverCall
 from sabot.operators.pattern import Pattern
@@ -39,20 +41,7 @@ from sabot.operators.process import Process
 from sabot.operators.ranked import TopN, WindowTopN
 from sabot.operators.sessions import SessionAggregate
 from sabot.operators.sides import Sides
-from sabot.operators.stateless import (
-    AsInserts,
-    Drop,
-    EndVersions,
-    Filter,
-    FlatMap,
-    MapBatches,
-    Rename,
-    Sample,
-    Select,
-    WithColumns,
-    WithoutPairs,
-    WithoutTime,
-)
+from sabot.operators.stateless import Drop, EndVersions, Filter, Rename, Sample, Select, WithColumns
 from sabot.operators.time_joins import AsofJoin, IntervalJoin, WindowJoin
 from sabot.operators.windows import LocalCombine, WindowAggregate
 
