@@ -192,7 +192,6 @@ def test_a_class_name_is_defined_in_one_module() -> None:
 LONGEST = 550
 LONG = {  # the ideas that stand in one file, or why they should
     "api/expr.py": "the tree, and the namespaces .str, .dt and .list",
-    "api/stream.py": "streams: plain, keyed, grouped, windowed, connected",
     "checkpoint/coordinator.py": "one idea",
     "checkpoint/files.py": "places of checkpoints: the contract, a directory, an object store",
     "checkpoint/storage.py": "the manifest, and the storage",

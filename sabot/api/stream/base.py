@@ -1,0 +1,477 @@
+"""Streams as users write them: a graph of descriptions, nothing runs.
+
+    app.stream("transactions", schema=..., time="ts", lateness="5s")
+        .filter(col("amount") > 10).key_by("account").window(tumbling("1m")).aggregate(n=count())
+        .to("account_minutes")
+
+A `Stream` stands for the rows after one step; each method gives a new one, and `to` says where rows go. The steps are the
+nodes of `api/nodes`; `plan/` makes stages of them. A step is checked when it is written, as far as its columns are known.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+
+from sabot.api.aggregates import Aggregate
+from sabot.api.arguments import (
+    column_names,
+    expression_of,
+    flat,
+    function_of,
+    join_keys,
+    named_columns_of,
+)
+from sabot.api.calls import AsyncCall
+from sabot.api.describe import aggregates_of, table_of
+from sabot.api.expr import Expr, col
+from sabot.api.nodes.calls import MapAsync
+from sabot.api.nodes.changes import Changelog, Materialize, Upsert
+from sabot.api.nodes.functions import Connect, Process, Side
+from sabot.api.nodes.joins import JoinHow
+from sabot.api.nodes.node import Node, check_columns
+from sabot.api.nodes.read import Schema, Write, schema_of
+from sabot.api.nodes.rows import (
+    Broadcast,
+    Drop,
+    Filter,
+    FlatMap,
+    MapBatches,
+    Rename,
+    Sample,
+    Select,
+    Union,
+    WithColumns,
+)
+from sabot.api.stream.grouped import GroupedStream
+from sabot.api.stream.joins import asof_node, join_node, lookup_async_node, lookup_node
+from sabot.api.stream.keyed import KeyedStream
+from sabot.api.stream.outputs import check_takes_changes, shown
+from sabot.api.stream.windowed import WindowedStream
+from sabot.api.windows import Window
+from sabot.config import Duration
+from sabot.connectors.base import Delivery, Sink, check_delivery, check_sink
+from sabot.errors import UserError
+
+__all__ = ["Owner", "ProcessedStream", "Steps", "Stream"]
+
+
+class Owner(Protocol):
+    """What a stream asks of its app."""
+
+    def write(self, node: Write) -> None:
+        """The stream will be run with the app."""
+
+    def collect(self, node: Node) -> pa.Table:
+        """Runs the steps up to this node, now, over bounded inputs."""
+
+    def explain(self, node: Node) -> str:
+        """The plan of the steps up to this node."""
+
+    def schema(self, node: Node) -> pa.Schema:
+        """The columns of the rows of this node."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What every kind of stream stands on: a step with all before it, and the app that they are of."""
+
+    owner: Owner
+    node: Node
+
+    def then(self, node: Node) -> "Stream":
+        """The stream behind the next step, which is checked."""
+        node.check()
+        return Stream(self.owner, node)
+
+    def then_process(self, node: Process | Connect) -> "ProcessedStream":
+        """The same for a process step, whose rows may leave by sides."""
+        node.check()
+        return ProcessedStream(self.owner, node)
+
+    @staticmethod
+    def of(stream: object) -> "Steps | None":
+        """What a stream without keys stands on; None: it is none."""
+        return Steps(stream._owner, stream._node) if isinstance(stream, Stream) else None
+
+
+class Stream:
+    """The rows after a step. Immutable: every method gives a new stream; nothing runs before the app does, or `collect`.
+
+    Most streams are append streams: a row that came stays. What `group_by`, `upsert`, `top_n` and outer joins give are changes: rows
+    that may be updated and deleted later. Steps that cannot take changes say so when they are written.
+    """
+
+    def __init__(self, owner: Owner, node: Node) -> None:
+        self._owner = owner
+        self._node = node
+
+    # -- rows and columns ---------------------------------------------------------------------------------------------
+
+    def filter(self, *predicates: Expr) -> "Stream":
+        """The rows for which all predicates are true; not those for which one is null."""
+        if not predicates:
+            raise UserError("filter needs a predicate", hint='filter(col("amount") > 10)')
+        node = self._node
+        for predicate in predicates:
+            node = Filter(node, expression_of(predicate, "filter"))
+        return self._then(node)
+
+    def select(self, *columns: str | Expr | Sequence[str | Expr], **named: Expr | Any) -> "Stream":
+        """These columns, in this order: names, expressions, or name=expression."""
+        return self._then(Select(self._node, named_columns_of(columns, named, "select")))
+
+    def with_columns(self, *columns: Expr, **named: Expr | Any) -> "Stream":
+        """Adds columns, or replaces those of the same name. All see the columns as they were before."""
+        return self._then(WithColumns(self._node, named_columns_of(columns, named, "with_columns")))
+
+    def drop(self, *names: str | Sequence[str]) -> "Stream":
+        """All columns but these."""
+        return self._then(Drop(self._node, column_names(flat(names), "drop")))
+
+    def rename(self, names: Mapping[str, str]) -> "Stream":
+        """{old name: new name}."""
+        pairs = tuple((str(old), str(new)) for old, new in names.items())
+        return self._then(Rename(self._node, pairs))
+
+    def map_batches(self, function: Callable[[pa.RecordBatch], Any], *, schema: Schema | None = None) -> "Stream":
+        """`function(batch: pa.RecordBatch)` -> anything that speaks Arrow, or None for nothing.
+
+        schema: of what it gives; without one it is called with an empty batch, once, to see. Where windows follow, event time is
+        read again from its column if that is there, else the number of rows must stay the same.
+        """
+        return self._then(MapBatches(self._node, function_of(function, "map_batches"), schema_of(schema)))
+
+    def flat_map(self, function: Callable[[dict[str, Any]], Any], *, schema: Schema) -> "Stream":
+        """`function(row: dict)` -> an iterable of dicts. A Python call for each row: prefer `map_batches`."""
+        known = schema_of(schema)
+        assert known is not None
+        return self._then(FlatMap(self._node, function_of(function, "flat_map"), known))
+
+    def union(self, *others: "Stream") -> "Stream":
+        """The rows of this stream and of the others; their columns are the same, in the same order."""
+        return self._then(Union((self._node, *(self._other(other, "union") for other in others))))
+
+    def sample(self, fraction: float, *, seed: int = 0) -> "Stream":
+        """About this share of the rows, by chance: each row with the probability `fraction` (0 to 1), by a generator that starts at `seed`.
+
+        The same rows, in the same order and with the same parallelism, give the same sample.
+        """
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+            raise UserError(f"sample: {fraction!r} is no share of the rows", hint="from 0 to 1: sample(0.1)")
+        return self._then(Sample(self._node, float(fraction), seed))
+
+    def split(self, predicate: Expr) -> tuple["Stream", "Stream"]:
+        """-> (rows for which the predicate is true, all other rows: those where it is null too)."""
+        yes = expression_of(predicate, "split")
+        return self.filter(yes), self.filter(~yes.fill_null(False))
+
+    # -- keys and time ------------------------------------------------------------------------------------------------
+
+    def key_by(self, *keys: str | Expr) -> "KeyedStream":
+        """Rows that belong together: names of columns, or expressions with an alias. Null is a key like others."""
+        node, names, _ = self._with_keys(keys)
+        return KeyedStream(Steps(self._owner, node), names)
+
+    def _with_keys(self, keys: Sequence[str | Expr]) -> tuple[Node, tuple[str, ...], list[str]]:
+        """(the step whose columns the keys are, their names, those of them that were made for it)."""
+        if not keys:
+            raise UserError("key_by needs a column", hint='key_by("account")')
+        named = named_columns_of(keys, {}, "key_by")
+        made = tuple((name, expr) for name, expr in named if not expr.same(col(name)))
+        for name, expr in made:
+            if name in expr.columns:
+                raise UserError(
+                    f"key_by: {expr!r} would take the place of column {name!r}", hint='give it a name: .alias("…")'
+                )
+        node = WithColumns(self._node, made) if made else self._node
+        names = tuple(name for name, _ in named)
+        check_columns("key_by", node, names)
+        return node, names, [name for name, _ in made]
+
+    def window(
+        self,
+        window: Window,
+        *,
+        allowed_lateness: Duration = 0,
+        emit_every: Duration | None = None,
+        late: str | Sink | None = None,
+    ) -> "WindowedStream":
+        """All rows of a window together. See KeyedStream.window."""
+        return KeyedStream(Steps(self._owner, self._node), ()).window(
+            window, allowed_lateness=allowed_lateness, emit_every=emit_every, late=late
+        )
+
+    def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate) -> "Stream":
+        """For each row the aggregates of all rows so far, this one included. See KeyedStream.aggregate."""
+        return KeyedStream(Steps(self._owner, self._node), ()).aggregate(*unnamed, ttl=None, **aggregates)
+
+    def deduplicate(self, *keys: str | Expr, within: Duration | None = None) -> "Stream":
+        """The first row of each key; with `within`, a key counts as new again so long (of event time) after its first row."""
+        node, names, made = self._with_keys(keys)
+        firsts = KeyedStream(Steps(self._owner, node), names).deduplicate(within=within)
+        return firsts.drop(*made) if made else firsts
+
+    def named(self, id: str) -> "Stream":
+        """Gives the step before this place that keeps state (aggregate, reduce, deduplicate) an id: its state goes on under it when the
+        program around it changes, and `sabot state` reads it by it.
+        """
+        if not isinstance(id, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", id):
+            raise UserError(f"named: {id!r} is no id", hint='letters, digits, "_", "-" and ".", at most 80: "totals"')
+        return self._then(_with_id(self._node, id))
+
+    # -- several streams ----------------------------------------------------------------------------------------------
+
+    def join(
+        self,
+        other: "Stream",
+        on: str | Sequence[str] | None = None,
+        *,
+        left_on: str | Sequence[str] | None = None,
+        right_on: str | Sequence[str] | None = None,
+        how: JoinHow = "inner",
+        between: tuple[Duration | None, Duration | None] | None = None,
+        window: Window | None = None,
+        keep: Duration | tuple[Duration | None, Duration | None] | None = None,
+        suffix: str = "_right",
+    ) -> "Stream":
+        """Rows of both streams whose keys are equal: the columns of this one, then the other's without its keys.
+
+        on: columns that both have; or left_on= and right_on=. Null equals nothing, as in SQL. how: "inner", "left", "right", "full",
+        "semi" (rows of this stream that have a partner), "anti" (those that have none). suffix: behind names that both have.
+
+        between=("-1h", "5m"): only where the other's event time is between this row's time - 1 h and + 5 min, both ends included. What is
+        older than that is forgotten; None for an end that is open. Rows without a partner come out when none can come any more.
+        window=tumbling("1m"): only rows that fall into the same window, when it closes; with window_start and window_end.
+        Neither: all rows, for ever. Then the state grows with them, and but for "inner" and "semi" the result is changes: a row that
+        had no partner is taken back when one comes. keep=("1h", "1d"): rows of this stream are forgotten when event time has passed them
+        by an hour, the other's by a day (None: never); what came out with them stays. That is coarser than between=, which decides
+        for each pair, whatever the order in which rows come.
+        other.broadcast(): the other stream is small and goes to every subtask whole; rows of this one stay where they are. The other may
+        have no event time where this one has it ("inner", "left", "semi", "anti"): its rows are of the time when they come, and where
+        it ends (files) it is read first.
+        Event time of a pair: the later of the two. Both streams may be changes, where neither between= nor window= is given.
+        """
+        keys = join_keys("join", on, left_on, right_on)
+        return self._then(
+            join_node(
+                self._node, self._other(other, "join"), keys, how, suffix, between=between, window=window, keep=keep
+            )
+        )
+
+    def join_asof(
+        self,
+        other: "Stream",
+        on: str | Sequence[str] | None = None,
+        *,
+        left_on: str | Sequence[str] | None = None,
+        right_on: str | Sequence[str] | None = None,
+        how: Literal["left", "inner"] = "left",
+        strategy: Literal["backward", "forward", "nearest"] = "backward",
+        tolerance: Duration | None = None,
+        suffix: str = "_right",
+    ) -> "Stream":
+        """Each row with the other's row of the same key that was current at its event time: the last one at or before it.
+
+        The other stream holds versions (prices, rates, addresses), each valid from its event time to the next of its key; a table
+        (`app.table`, `upsert`) may end them too. strategy: "forward", the first at or after; "nearest". tolerance: how far off it may be
+        (forward and nearest need it). how: "left" keeps rows without a partner, "inner" does not. A row comes out when event time
+        has passed it on both sides.
+        """
+        keys = join_keys("join_asof", on, left_on, right_on)
+        right = self._other(other, "join_asof")
+        return self._then(asof_node(self._node, right, keys, how, suffix, strategy=strategy, tolerance=tolerance))
+
+    def lookup(
+        self,
+        table: "Stream | Callable[[Any], Any]",
+        on: str | Sequence[str] | None = None,
+        *,
+        left_on: str | Sequence[str] | None = None,
+        right_on: str | Sequence[str] | None = None,
+        how: Literal["left", "inner"] = "left",
+        suffix: str = "_right",
+        dead_letter: str | Sink | None = None,
+        **options: Any,
+    ) -> "Stream":
+        """Each row with what a table, or a coroutine function, knows of its key when the row comes. What changes later changes no row.
+
+        table: a stream (`app.table`, or another, of which the last row of a key counts). One that ends (files) is read before the
+        first row. Else the answer depends on which came first; where it must not, `join_asof` goes by event time. Keys as in `join`.
+        Or `async def f(key)` -> a dict of the columns schema=, or None: `lookup(f, on="account", schema={...})`. options, with their
+        defaults: cache=10_000 answers kept, cache_ttl="10m", concurrency=100, ordered=True, timeout="30s", retries=0,
+        backoff="100ms", on_error="fail" or "skip"; then rows whose calls failed go to dead_letter.
+        how: "left" keeps rows without an answer, with nulls; "inner" does not.
+        """
+        if not isinstance(table, Stream):
+            one_sided = left_on is None and right_on is None
+            return self._then(
+                lookup_async_node(self._node, table, on if one_sided else None, how, suffix, dead_letter, options)
+            )
+        if options or dead_letter is not None:
+            given = ", ".join([*options, *(["dead_letter"] if dead_letter is not None else [])])
+            raise UserError(f"lookup: {given}: not for a table", hint="they are for a coroutine function")
+        keys = join_keys("lookup", on, left_on, right_on)
+        return self._then(lookup_node(self._node, self._other(table, "lookup"), keys, how, suffix))
+
+    def map_async(
+        self,
+        function: Callable[[Any], Any],
+        *,
+        schema: Schema,
+        concurrency: int = 100,
+        ordered: bool = True,
+        timeout: Duration | None = "30s",
+        retries: int = 0,
+        backoff: Duration = "100ms",
+        on_error: Literal["fail", "skip"] = "fail",
+        dead_letter: str | Sink | None = None,
+        batch: bool = False,
+        rows: int = 1024,
+    ) -> "Stream":
+        """`async def function(row: dict)` -> a dict of the columns `schema`, a list of them, or None. Runs on the app's event loop.
+
+        concurrency: so many calls are in flight (in each subtask), others wait. ordered: results come out in the order of the rows; if not,
+        as they are ready, but event time never overtakes a row. timeout: of one attempt. retries: with backoff, twice as long each time.
+        on_error: what happens after the last attempt: "fail" stops the job, "skip" goes on, and the row goes to dead_letter.
+        batch: the function gets a RecordBatch of at most `rows` rows, and gives anything that speaks Arrow.
+        What is in flight is in the checkpoint: a call that had not ended is made again after a restart.
+        """
+        call = AsyncCall.of(
+            function,
+            schema=schema,
+            concurrency=concurrency,
+            ordered=ordered,
+            timeout=timeout,
+            retries=retries,
+            backoff=backoff,
+            on_error=on_error,
+            batch=batch,
+            rows=rows,
+        )
+        if dead_letter is not None:
+            check_sink(dead_letter, "map_async: dead_letter")
+        return self._then(MapAsync(self._node, call, dead_letter))
+
+    def broadcast(self) -> "Stream":
+        """This stream as the small side of `join`, or the rules of `connect`: every subtask gets all of it."""
+        return self._then(Broadcast(self._node))
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    def group_by(self, *keys: str | Expr) -> "GroupedStream":
+        """One row for each key, kept up to date: SQL's GROUP BY. Without keys, one row for all."""
+        node, names, _ = self._with_keys(keys) if keys else (self._node, (), [])
+        return GroupedStream(Steps(self._owner, node), names)
+
+    def upsert(self, *keys: str) -> "Stream":
+        """The table in which the last row of each key is the key's row, as changes.
+
+        Of an append stream a row replaces the one before it of the same key. Of changes it says by which key a sink keeps them: rows
+        of one key replace each other, and a key that has no row any more is deleted (in a topic: a tombstone).
+        """
+        if not keys:
+            raise UserError("upsert needs the key", hint='upsert("account")')
+        return self._then(Upsert(self._node, column_names(flat(keys), "upsert")))
+
+    def changelog(self) -> "Stream":
+        """Changes as rows that stay: the column `op` (insert, update_before, update_after, delete) says what happened to each."""
+        if not self._node.changes:
+            raise UserError(
+                "changelog: these rows are no changes", hint="it follows group_by, upsert, top_n or an outer join"
+            )
+        return self._then(Changelog(self._node))
+
+    def materialize(self) -> "Stream":
+        """The table that changes make, kept in state: its rows come out once, when the input has ended. `.named("x")`, and
+        `app.state("x")` reads it before that. An append stream stays as it is.
+        """
+        return self._then(Materialize(self._node)) if self._node.changes else self
+
+    # -- out ----------------------------------------------------------------------------------------------------------
+
+    def to(self, sink: str | Sink, *, key: str | None = None, delivery: Delivery = None) -> None:
+        """Rows go to this topic or Sink when the app runs. May be said several times. key: the column that is the records' key.
+
+        delivery: "exactly_once": rows are there once a checkpoint covers them, each of them once whatever crashes. "at_least_once": they
+        are there at once, and may be there again after a crash. None: exactly once where the sink can and checkpoints are written.
+        """
+        check_sink(sink, "to", 'to("topic") or to(ParquetSink("out.parquet"))')
+        check_delivery(delivery, f"to({sink!r})")
+        node = Write(self._node, sink, key, delivery)
+        node.check()
+        if self._node.changes:
+            check_takes_changes(self._node, sink, key)
+        self._owner.write(node)
+
+    def collect(self) -> pa.Table:
+        """Runs it now and gives all rows; of changes, those that are there in the end. Bounded inputs only. Also in a notebook."""
+        return self._owner.collect(self.materialize()._node)
+
+    def print(self, n: int = 20) -> None:
+        """Runs it now and prints the first `n` rows. Bounded inputs only."""
+        table = self.collect()
+        print(f"{shown(table.slice(0, n))}\n{table.num_rows} rows")
+
+    def describe(self) -> pa.Table:
+        """Runs it now; for each column a row: column, type, count, nulls, distinct, mean, std, min, 25%, 50%, 75%, max.
+
+        mean, std and quartiles of numbers only; min and max as text. How many are distinct and the quartiles are approximate (see
+        `approx_count_distinct`, `approx_quantile`). Bounded inputs only.
+        """
+        schema = self.schema
+        found = self.materialize().group_by().aggregate(**aggregates_of(schema)).collect()
+        return table_of(schema, found.to_pylist()[0] if found.num_rows else {})
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of the columns. Where no schema was given, the source is asked for it; not for the columns of a topic."""
+        return self._owner.schema(self._node)
+
+    def explain(self) -> str:
+        """The plan as text: stages, what each does, what is read; where rows are changes."""
+        return self._owner.explain(self._node)
+
+    def __repr__(self) -> str:
+        return f"Stream({type(self._node).__name__})"
+
+    def _other(self, other: Any, where: str) -> Node:
+        if not isinstance(other, Stream):
+            raise UserError(f"{where}: {other!r} is no stream", hint="app.stream(…)")
+        if other._owner is not self._owner:
+            raise UserError(f"{where}: the other stream is of another app", hint="make both with one app")
+        return other._node
+
+    def _then(self, node: Node) -> "Stream":
+        return Steps(self._owner, self._node).then(node)
+
+
+class ProcessedStream(Stream):
+    """What a process step gives, and what leaves it by its sides."""
+
+    def side(self, name: str) -> Stream:
+        """The rows that the functions gave to `ctx.side(name, …)`."""
+        node = self._node
+        assert isinstance(node, Process | Connect)
+        if name not in node.spec.sides:
+            known = ", ".join(node.spec.sides) or "none"
+            raise UserError(
+                f"side({name!r}): the step has no side of that name, but {known}", hint="process(…, sides={…})"
+            )
+        return self._then(Side(node, name))
+
+    def named(self, id: str) -> "ProcessedStream":
+        return ProcessedStream(self._owner, super().named(id)._node)
+
+
+def _with_id(node: Node, id: str) -> Node:
+    if hasattr(node, "id"):
+        if node.id:
+            raise UserError(f"named: this step is called {node.id!r} already", hint="name it once")
+        return replace(node, id=id)  # type: ignore[call-arg]
+    if len(node.inputs) != 1:
+        hint = "call it right behind the step that keeps state: aggregate, join, top_n, …"
+        raise UserError(f"named({id!r}): no step before this place keeps state", hint=hint)
+    return node.over(_with_id(node.inputs[0], id))

@@ -1,0 +1,57 @@
+"""Two streams that one step will process."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sabot.api.nodes.functions import Connect
+from sabot.api.nodes.node import Node
+from sabot.api.nodes.read import Schema
+from sabot.api.nodes.rows import (
+    Broadcast,
+)
+from sabot.api.process import process_spec
+from sabot.config import Duration
+
+if TYPE_CHECKING:
+    from sabot.api.stream.base import ProcessedStream, Steps
+
+__all__ = ["ConnectedStreams"]
+
+
+class ConnectedStreams:
+    """Two streams that one step will process."""
+
+    def __init__(self, steps: "Steps", keys: tuple[str, ...], right: Node, right_keys: tuple[str, ...]) -> None:
+        self._steps = steps
+        self._keys = keys
+        self._right = right
+        self._right_keys = right_keys
+
+    def process(
+        self,
+        function: Any,
+        *,
+        right: Callable[..., Any] | None = None,
+        schema: Schema,
+        batch: bool = False,
+        on_timer: Callable[..., Any] | None = None,
+        sides: Mapping[str, Schema] | None = None,
+        ttl: Duration | None = None,
+    ) -> "ProcessedStream":
+        """As KeyedStream.process; `right(row, ctx)` gets the rows of the other stream. State and timers are one, by key.
+
+        Of a broadcast stream every subtask gets all rows; what they say is kept in `ctx.broadcast(name)`, a map that all keys read.
+        """
+        spec = process_spec(
+            function,
+            schema=schema,
+            batch=batch,
+            on_timer=on_timer,
+            sides=sides,
+            ttl=ttl,
+            right=right,
+            two_inputs=True,
+            broadcast=isinstance(self._right, Broadcast),
+        )
+        node = Connect(self._steps.node, self._right, self._keys, self._right_keys, spec)
+        return self._steps.then_process(node)

@@ -1,0 +1,102 @@
+"""The joins of a stream, out of what users say of them."""
+
+from typing import Any
+
+from sabot.api.arguments import interval_ms, keep_ms, one_of, whole_ms
+from sabot.api.calls import LookupCall
+from sabot.api.nodes.calls import LookupAsync
+from sabot.api.nodes.joins import AsofJoin, IntervalJoin, Join, Lookup, WindowJoin
+from sabot.api.nodes.node import Node
+from sabot.api.nodes.rows import Broadcast
+from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
+from sabot.connectors.base import Sink, check_sink
+from sabot.errors import UserError
+
+__all__ = ["asof_node", "join_node", "lookup_async_node", "lookup_node"]
+
+_HOWS = ("inner", "left", "right", "full", "semi", "anti")
+
+Keys = tuple[tuple[str, ...], tuple[str, ...]]
+"""Of the left, of the right."""
+
+
+def join_node(
+    left: Node, right: Node, keys: Keys, how: Any, suffix: str, *, between: Any, window: Any, keep: Any
+) -> Join:
+    """For `Stream.join`."""
+    given = (left, right, *keys, one_of("join: how", how, _HOWS), suffix)
+    if between is not None and window is not None:
+        raise UserError("join: between= and window= are two kinds of joins", hint="give one of them")
+    node: Join
+    if between is not None:
+        lower_ms, upper_ms = interval_ms(between, how)
+        node = IntervalJoin(*given, lower_ms=lower_ms, upper_ms=upper_ms)
+    elif window is not None:
+        if not isinstance(window, TumblingWindow | HoppingWindow | CumulativeWindow):
+            raise UserError(
+                f"join: {window!r} is no window that two streams can share", hint='tumbling("1m"), hopping("1h", "1m")'
+            )
+        node = WindowJoin(*given, window=window)
+    else:
+        node = Join(*given, keep_ms=keep_ms(keep))
+    if keep is not None and type(node) is not Join:
+        raise UserError("join: between= and window= say by themselves how long rows are kept", hint="leave keep= out")
+    if isinstance(node.right, Broadcast):
+        _check_broadcast(node)
+    _check_keep(node)
+    return node
+
+
+def asof_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str, *, strategy: Any, tolerance: Any) -> AsofJoin:
+    """For `Stream.join_asof`."""
+    strategy = one_of("join_asof: strategy", strategy, ("backward", "forward", "nearest"))
+    if strategy != "backward" and tolerance is None:
+        raise UserError(
+            f"join_asof: strategy={strategy!r} needs a tolerance", hint='tolerance="5s": how long a row waits for it'
+        )
+    how = one_of("join_asof: how", how, ("left", "inner"))
+    tolerance_ms = None if tolerance is None else whole_ms(tolerance, "tolerance")
+    return AsofJoin(left, right, *keys, how, suffix, strategy=strategy, tolerance_ms=tolerance_ms)
+
+
+def lookup_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str) -> Lookup:
+    """For `Stream.lookup` in a table."""
+    return Lookup(left, right, *keys, one_of("lookup: how", how, ("left", "inner")), suffix)
+
+
+def lookup_async_node(
+    node: Node, function: Any, on: Any, how: Any, suffix: str, dead_letter: str | Sink | None, options: dict[str, Any]
+) -> LookupAsync:
+    """For `Stream.lookup` with a coroutine function. on: None where left_on= or right_on= was given."""
+    if on is None:
+        raise UserError("lookup: a function needs on=, the columns whose values it gets", hint='on="account"')
+    if dead_letter is not None:
+        check_sink(dead_letter, "lookup: dead_letter")
+    return LookupAsync(node, LookupCall.of(function, on=on, how=how, **options), suffix, dead_letter)
+
+
+def _check_keep(node: Join) -> None:
+    """Changes say by themselves how long rows stay, and of some right sides all rows are needed."""
+    for name, side, ms in zip(("this", "the other"), node.inputs, node.keep_ms, strict=True):
+        if ms is not None and side.changes:
+            raise UserError(f"join: keep= of {name} stream, which is changes: they say how long its rows are kept")
+    if node.keep_ms[1] is not None and (node.how in ("semi", "anti") or isinstance(node.right, Broadcast)):
+        raise UserError(
+            f"join: of the other stream {'that is broadcast' if node.how not in ('semi', 'anti') else f'of how={node.how!r}'} "
+            "all rows are kept",
+            hint="keep=(…, None); between=(…) says how near a partner must be",
+        )
+
+
+def _check_broadcast(node: Join) -> None:
+    """Rows of the left stay where they are, and none of the subtasks knows of those of the others."""
+    by_time = type(node) is not Join
+    if by_time or node.how in ("right", "full"):
+        raise UserError(
+            f"join: a broadcast stream cannot be joined {'by time' if by_time else repr(node.how)}",
+            hint='how="inner", "left", "semi" or "anti", without between= and window=; or without .broadcast()',
+        )
+    if node.left.changes:
+        raise UserError(
+            "join: a stream of changes cannot be joined with a broadcast one", hint="leave .broadcast() out"
+        )

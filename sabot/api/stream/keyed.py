@@ -1,0 +1,201 @@
+"""Rows by key."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from sabot.api.aggregates import Aggregate
+from sabot.api.arguments import (
+    aggregates_of_keywords,
+    function_of,
+    one_of,
+    optional_ms,
+    order_of,
+    whole_ms,
+)
+from sabot.api.expr import Expr
+from sabot.api.nodes.functions import Process
+from sabot.api.nodes.keyed import Deduplicate, Over, Reduce, RunningAggregate, Ties, TopN
+from sabot.api.nodes.node import check_columns
+from sabot.api.nodes.patterns import Match
+from sabot.api.nodes.read import Schema
+from sabot.api.nodes.rows import (
+    Broadcast,
+)
+from sabot.api.over import OverFunction
+from sabot.api.patterns import MATCH_END, MATCH_START, Pattern, check_measures
+from sabot.api.process import process_spec
+from sabot.api.stream.connected import ConnectedStreams
+from sabot.api.stream.windowed import WindowedStream
+from sabot.api.windows import CountWindow, SessionWindow, Window
+from sabot.config import Duration
+from sabot.connectors.base import Sink, check_sink
+from sabot.errors import UserError
+
+if TYPE_CHECKING:
+    from sabot.api.stream.base import ProcessedStream, Steps, Stream
+
+__all__ = ["KeyedStream"]
+
+
+class KeyedStream:
+    """Rows by key."""
+
+    def __init__(self, steps: "Steps", keys: tuple[str, ...]) -> None:
+        self._steps = steps
+        self._keys = keys
+
+    def window(
+        self,
+        window: Window,
+        *,
+        allowed_lateness: Duration = 0,
+        emit_every: Duration | None = None,
+        late: str | Sink | None = None,
+    ) -> "WindowedStream":
+        """Rows of a key put together by event time (or count).
+
+        allowed_lateness: how long after its end a window still takes rows; each time it did, its whole result is emitted again.
+        emit_every: early results of windows that are still open, each time event time has gone on by so much.
+        late: a topic or Sink for rows that come after that; they are counted in any case.
+        """
+        if not isinstance(window, Window):
+            raise UserError(
+                f"window: {window!r} is no window", hint='tumbling("1m"), hopping("1h", "1m"), session("5m")'
+            )
+        if late is not None:
+            check_sink(late, "window: late", 'late="late-orders"')
+        every = None if emit_every is None else whole_ms(emit_every, "emit_every")
+        if every is not None and isinstance(window, SessionWindow | CountWindow):
+            raise UserError("emit_every: sessions and windows by count have no early results", hint="leave it out")
+        return WindowedStream(
+            self._steps, self._keys, window, whole_ms(allowed_lateness, "allowed_lateness"), every, late
+        )
+
+    def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate) -> "Stream":
+        """For each row, its key's aggregates so far, the row included. ttl: a key not seen for so long of event time starts anew.
+
+        Of numbers and times: count, sum, min, max, mean, variance, stddev, first, last, any. The others need a window.
+        """
+        known = aggregates_of_keywords(unnamed, aggregates)
+        return self._steps.then(RunningAggregate(self._steps.node, self._keys, known, optional_ms(ttl, "ttl")))
+
+    def reduce(
+        self,
+        function: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]],
+        *,
+        ttl: Duration | None = None,
+    ) -> "Stream":
+        """For each row, its key's rows so far reduced to one: `function(so_far, row)`, dicts of the same columns."""
+        node = Reduce(self._steps.node, self._keys, function_of(function, "reduce"), optional_ms(ttl, "ttl"))
+        return self._steps.then(node)
+
+    def deduplicate(self, *, within: Duration | None = None) -> "Stream":
+        """The first row of each key; with `within`, a key counts as new again so long (of event time) after its first row."""
+        return self._steps.then(Deduplicate(self._steps.node, self._keys, optional_ms(within, "within")))
+
+    def top_n(
+        self,
+        n: int,
+        by: str | Sequence[str],
+        *,
+        descending: bool | Sequence[bool] = True,
+        ties: Ties = "row_number",
+        rank: str | None = None,
+    ) -> "Stream":
+        """The first `n` rows of each key in the order of `by`, kept up to date: changes.
+
+        descending: the greatest come first; for several columns, one of each. Null and NaN come last. ties: "row_number": of equal rows
+        the first to come; "rank": all rows that have fewer than `n` before them; "dense_rank": all rows of the first `n` values. rank:
+        the name of a column that says which place it is (1, 2, …); then each move is an update.
+        """
+        number, order = order_of("top_n", n, by, descending)
+        ties = one_of("top_n: ties", ties, ("row_number", "rank", "dense_rank"))
+        return self._steps.then(TopN(self._steps.node, self._keys, number, order, ties, rank))
+
+    def process(
+        self,
+        function: Any,
+        *,
+        schema: Schema,
+        batch: bool = False,
+        on_timer: Callable[..., Any] | None = None,
+        sides: Mapping[str, Schema] | None = None,
+        ttl: Duration | None = None,
+    ) -> "ProcessedStream":
+        """One's own function over the rows of a key, with its state and its timers: `function(row, ctx)` -> None, a dict, or several.
+
+        schema: of what it gives. function may be an object too (see `sabot.Process`). on_timer: `on_timer(timer, ctx)`. batch: the
+        vectorised form, `function(keys, batch, ctx)` and `on_timer(keys, at, ctx)`: no Python per row. sides: name -> schema of rows
+        that leave by `ctx.side(name, row)`; `.side(name)` is their stream. ttl: a value of the state is forgotten so long (of event
+        time) after it was put. `api/process` describes what `ctx` can do.
+        """
+        spec = process_spec(function, schema=schema, batch=batch, on_timer=on_timer, sides=sides, ttl=ttl)
+        node = Process(self._steps.node, self._keys, spec)
+        return self._steps.then_process(node)
+
+    def over(self, *, preceding: int | Duration | None = None, **columns: Aggregate | OverFunction) -> "Stream":
+        """Every row, and beside it columns made of the rows of its key up to it, in the order of event time: SQL's OVER.
+
+        preceding: how many rows before it count (5: six with itself), or of how much event time ("1h": also those of equal time that come
+        after it); None: all. `total=sabot.sum("x")` and the other aggregates of numbers and times; `sabot.lag("x")`, `lead("x")`,
+        `row_number()`, `rank()`, `dense_rank()`. A row comes out when event time has passed it; with lead, when those that follow have
+        come.
+        """
+        if not columns:
+            raise UserError("over needs a column to add", hint='over(preceding=5, mean=sabot.mean("price"))')
+        rows, ms = None, None
+        if isinstance(preceding, int) and not isinstance(preceding, bool):
+            rows = preceding
+            if rows < 0:
+                raise UserError(f"over: preceding={preceding!r} rows", hint="0 or more")
+        elif preceding is not None:
+            ms = whole_ms(preceding, "preceding")
+        for name, each in columns.items():
+            if not isinstance(each, Aggregate | OverFunction):
+                raise UserError(f"over: {name}={each!r}", hint=f'{name}=sabot.sum("amount"), sabot.lag("amount"), …')
+            check_columns(f"over: {name}", self._steps.node, sorted(each.columns))
+        known = self._steps.node.column_names or ()
+        if taken := [name for name in columns if name in known]:
+            raise UserError(f"over: {taken[0]!r} is the name of another column", hint="choose another name")
+        return self._steps.then(Over(self._steps.node, self._keys, tuple(columns.items()), rows, ms))
+
+    def pattern(
+        self,
+        pattern: Pattern,
+        *,
+        skip: Literal["past_last", "to_next", "none"] = "past_last",
+        max_partial: int = 10_000,
+        **measures: Expr,
+    ) -> "Stream":
+        """A row for each sequence of rows of a key that follows the pattern (`sabot.pattern`), in the order of event time.
+
+        The keys, match_start and match_end (the times of its first and last row, both included), then the measures:
+        `n=sabot.step("a").count()`, `amount=sabot.step("b").last("amount")`. skip: where the next match may begin: "past_last" behind the
+        last row of this one; "to_next" at the row behind its first; "none": all matches. Rows that come too late are dropped.
+        max_partial: of a key, how many matches may be begun and not complete; more stop the job.
+        """
+        known = check_measures(pattern, skip, measures)
+        if isinstance(max_partial, bool) or not isinstance(max_partial, int) or max_partial < 1:
+            raise UserError(f"pattern: max_partial={max_partial!r}", hint="a whole number, 1 or more")
+        for name, _ in known:
+            if name in (*self._keys, MATCH_START, MATCH_END):
+                raise UserError(f"pattern: {name!r} is the name of another column", hint="choose another name")
+        return self._steps.then(Match(self._steps.node, self._keys, pattern, skip, known, max_partial))
+
+    def connect(self, other: "KeyedStream | Stream") -> "ConnectedStreams":
+        """This stream and another, processed together: one by the same keys, or a broadcast one: `connect(rules.broadcast())`."""
+        by_key = isinstance(other, KeyedStream)
+        right = other._steps if isinstance(other, KeyedStream) else self._steps.of(other)
+        if right is not None and right.owner is not self._steps.owner:
+            raise UserError("connect: the other stream is of another app", hint="make both with one app")
+        right_keys = other._keys if isinstance(other, KeyedStream) else ()
+        fits = len(right_keys) == len(self._keys) if by_key else right is not None and isinstance(right.node, Broadcast)
+        if right is None or not fits:
+            raise UserError(
+                f"connect: {other!r} is no stream by {len(self._keys)} keys, and no broadcast one",
+                hint='connect(other.key_by("account")), connect(rules.broadcast())',
+            )
+        return ConnectedStreams(self._steps, self._keys, right.node, right_keys)
+
+    def __repr__(self) -> str:
+        return f"KeyedStream(by {', '.join(self._keys)})"

@@ -1,0 +1,45 @@
+"""Where the rows of a stream leave it: what a sink can take of them, and rows as text."""
+
+import pyarrow as pa
+
+from sabot.api.nodes.node import Node
+from sabot.connectors.base import Sink
+from sabot.errors import UserError
+
+__all__ = ["check_takes_changes", "shown"]
+
+
+def check_takes_changes(node: Node, sink: str | Sink, key: str | None) -> None:
+    """A sink gets changes only where it can keep them, by a key that the program says."""
+    name = repr(sink) if isinstance(sink, str) else f"{type(sink).__name__}({sink.name!r})"
+    if not isinstance(sink, str) and not sink.takes_changes:
+        raise UserError(
+            f"to({name}): the rows are changes (updates and deletes of earlier ones), and this sink can only add rows",
+            hint=".materialize().to(…) writes the final rows, .changelog().to(…) each change as a row; "
+            "a topic or a SqlSink takes .upsert(key)",
+        )
+    if not node.upserted:
+        unique = node.unique
+        hint = f".upsert({', '.join(map(repr, unique))})" if unique else '.upsert("key")'
+        raise UserError(
+            f"to({name}): the rows are changes (updates and deletes of earlier ones), and nothing says which row they change",
+            hint=f"{hint}.to(…) keeps the last row of each key; .materialize() writes the final rows, .changelog() each change as a row",
+        )
+    if node.unique is None:
+        raise UserError(f"to({name}): the key of the upsert is gone", hint="keep its columns in select and drop")
+    if key is not None:
+        raise UserError(f"to({name}): the key of an upsert is its own", hint="leave key= out")
+
+
+def shown(table: pa.Table) -> str:
+    """A table as text, in columns."""
+    columns = [
+        [name, *(str(value) for value in table.column(i).to_pylist())] for i, name in enumerate(table.column_names)
+    ]
+    if not columns:
+        return "(no columns)"
+    widths = [max(map(len, cells)) for cells in columns]
+    rows = zip(*columns, strict=True)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
