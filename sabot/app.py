@@ -26,6 +26,7 @@ from sabot.config import (
     checked_path,
     checked_text,
     checked_topic,
+    is_whole,
     parse_broker,
     parse_bytes,
     parse_restart,
@@ -166,7 +167,7 @@ class App:
                 raise UserError("checkpoint_interval is zero", hint='write "1s"; 0.1 works too')
             self.checkpoint_interval_s = interval
         if parallelism is not None:
-            if isinstance(parallelism, bool) or not isinstance(parallelism, int) or not 1 <= parallelism <= KEY_GROUPS:
+            if not is_whole(parallelism, 1, KEY_GROUPS):
                 raise UserError(f"parallelism={parallelism!r}: a number of threads, 1 to {KEY_GROUPS}")
             self.parallelism = parallelism
         if fresh is not None:

@@ -20,9 +20,11 @@ __all__ = [
     "checked_text",
     "checked_topic",
     "dead_letter_topic",
+    "is_whole",
     "legal_topic",
     "parse_broker",
     "parse_bytes",
+    "parse_ms",
     "parse_restart",
     "parse_seconds",
 ]
@@ -60,6 +62,16 @@ def parse_seconds(value: Duration, *, name: str = "duration") -> float:
     if not 0 <= seconds < float("inf"):
         raise UserError(f"{name}: {value!r} is negative or not finite")
     return seconds
+
+
+def parse_ms(value: Duration, *, name: str = "duration") -> int:
+    """As `parse_seconds`, in whole milliseconds."""
+    return round(parse_seconds(value, name=name) * 1000)
+
+
+def is_whole(value: object, least: int, most: int | None = None) -> bool:
+    """A whole number within these bounds; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most)
 
 
 def parse_bytes(value: str | int, *, name: str = "size") -> int:

@@ -39,12 +39,19 @@ __all__ = [
     "SabotError",
     "TransientError",
     "UserError",
+    "short_repr",
     "words_of",
 ]
 
 
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 """What decoders of JSON and msgpack raise for bytes from outside that they cannot read; RecursionError where these are nested too deep."""
+
+
+def short_repr(value: object) -> str:
+    """A value as messages show it: its first 200 characters."""
+    text = repr(value)
+    return text if len(text) <= 200 else text[:199] + "…"
 
 
 def words_of(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from sabot.api.expr import Expr, as_column, struct
+from sabot.config import is_whole
 from sabot.errors import UserError
 
 __all__ = [
@@ -229,7 +230,7 @@ def approx_quantile(x: str | Expr, q: float | Sequence[float]) -> Aggregate:
 
 def top_k(x: str | Expr, k: int) -> Aggregate:
     """The `k` greatest values, greatest first, as a list; equal ones as often as they are there. Null and NaN do not count."""
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+    if not is_whole(k, 1):
         raise UserError(f"top_k: {k!r} values", hint="a whole number, 1 or more")
     return Aggregate("top_k", as_column(x), options=MappingProxyType({"k": k}))
 
@@ -269,6 +270,6 @@ def aggregate_with(function: UserAggregate, *columns: str | Expr) -> Aggregate:
 
 
 def _freedom(where: str, ddof: int) -> Mapping[str, Any]:
-    if isinstance(ddof, bool) or not isinstance(ddof, int) or ddof < 0:
+    if not is_whole(ddof, 0):
         raise UserError(f"{where}: ddof={ddof!r} is no whole number, 0 or more")
     return MappingProxyType({"ddof": ddof})

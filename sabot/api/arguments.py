@@ -6,7 +6,7 @@ from typing import Any
 
 from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr, col
-from sabot.config import Duration, parse_seconds
+from sabot.config import Duration, is_whole, parse_ms
 from sabot.errors import UserError
 
 __all__ = [
@@ -84,7 +84,7 @@ def _signed_ms(value: Any) -> int:
 
 
 def order_of(where: str, n: Any, by: Any, descending: Any) -> tuple[int, tuple[tuple[str, bool], ...]]:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+    if not is_whole(n, 1):
         raise UserError(f"{where}: {n!r} is no number of rows", hint="a whole number, 1 or more")
     names = column_names(flat([by]), where)
     if not names:
@@ -96,7 +96,7 @@ def order_of(where: str, n: Any, by: Any, descending: Any) -> tuple[int, tuple[t
 
 
 def whole_ms(value: Duration, name: str) -> int:
-    return round(parse_seconds(value, name=name) * 1000)
+    return parse_ms(value, name=name)
 
 
 def optional_ms(value: Duration | None, name: str) -> int | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sabot.api.expr import Expr, as_column
+from sabot.config import is_whole
 from sabot.errors import UserError
 
 __all__ = ["OverFunction", "dense_rank", "lag", "lead", "rank", "row_number"]
@@ -75,6 +76,6 @@ def dense_rank() -> OverFunction:
 
 
 def _offset(where: str, offset: int) -> int:
-    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 1:
+    if not is_whole(offset, 1):
         raise UserError(f"{where}: offset={offset!r} is no number of rows", hint="a whole number, 1 or more")
     return offset

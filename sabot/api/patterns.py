@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from sabot.api.expr import Expr, as_column
-from sabot.config import Duration, parse_seconds
+from sabot.config import Duration, is_whole, parse_ms
 from sabot.errors import UserError
 
 __all__ = [
@@ -297,7 +297,7 @@ class Pattern:
         """From the first row to the last at most this much event time. Without it partial matches stay for ever."""
         if self.within_ms is not None:
             raise UserError("within was given twice", hint="it is one for the whole pattern")
-        ms = round(parse_seconds(duration, name="within") * 1000)
+        ms = parse_ms(duration, name="within")
         if ms < 1:
             raise UserError(f"within: {duration!r} is less than a millisecond")
         return replace(self, within_ms=ms)
@@ -402,7 +402,6 @@ def _step_name(name: Any) -> str:
 
 def _times(name: str, times: Any) -> tuple[int, int | None]:
     least, most = times if isinstance(times, tuple) and len(times) == 2 else (times, times)
-    whole = all(isinstance(each, int) and not isinstance(each, bool) for each in (least, 0 if most is None else most))
-    if not whole or least < 0 or (most is not None and (most < least or most < 1)) or (times == 0):
+    if not is_whole(least, 0) or not (most is None or is_whole(most, max(1, least))):
         raise UserError(f"step {name!r}: times={times!r}", hint="a number, or (least, most); most may be None")
     return least, most

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import pyarrow as pa
 
 from sabot.api.expr import as_type
-from sabot.config import Duration, checked_name, parse_seconds
+from sabot.config import Duration, checked_name, parse_ms
 from sabot.errors import UserError
 
 __all__ = [
@@ -290,7 +290,7 @@ def process_spec(
         )
     if right is not None and not two_inputs:
         raise UserError(f"{name}: right= has no rows", hint="keyed.connect(other).process(f, right=g, ...)")
-    ttl_ms = None if ttl is None else round(parse_seconds(ttl, name="ttl") * 1000)
+    ttl_ms = None if ttl is None else parse_ms(ttl, name="ttl")
     if ttl_ms is not None and ttl_ms < 1:
         raise UserError(f"{name}: ttl={ttl!r} is less than a millisecond")
     columns = _schema(name, "schema", schema)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sabot.config import Duration, parse_seconds
+from sabot.config import Duration, is_whole, parse_seconds
 from sabot.errors import UserError
 
 __all__ = [
@@ -95,7 +95,7 @@ def session(gap: Duration) -> SessionWindow:
 
 def count_window(size: int) -> CountWindow:
     """Every `size` rows of a key."""
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+    if not is_whole(size, 1):
         raise UserError(f"count_window: {size!r} is no number of rows", hint="a whole number, 1 or more")
     return CountWindow(size)
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from sabot.calls.crew import CANCEL_SECONDS, Crew
 from sabot.calls.options import CallOptions
 from sabot.clock import Clock
-from sabot.errors import InternalError, SabotError, UserError
+from sabot.errors import InternalError, SabotError, UserError, short_repr
 from sabot.exits import EXITS
 from sabot.redaction import scrubbed
 from sabot.watch import guarded
@@ -33,7 +33,6 @@ P = ParamSpec("P")
 
 _TELL_SECONDS = 0.002  # the operator is told of results at most so often: they gather meanwhile
 _LOOK_SECONDS = 0.5  # while calls are being cancelled, it is seen so often whether their event loop still runs
-_SHOWN_CHARACTERS = 200
 
 
 class Failed:
@@ -289,10 +288,5 @@ def shown(argument: Any) -> str:
     """What a call was made with, shortened."""
     if isinstance(argument, pa.RecordBatch):
         first = argument.slice(0, 1).to_pylist()
-        return f"a batch of {argument.num_rows} rows, the first {_short(first[0] if first else None)}"
-    return f"{'row' if isinstance(argument, dict) else 'key'} {_short(argument)}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
+        return f"a batch of {argument.num_rows} rows, the first {short_repr(first[0] if first else None)}"
+    return f"{'row' if isinstance(argument, dict) else 'key'} {short_repr(argument)}"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sabot.config import Duration, parse_seconds
+from sabot.config import Duration, is_whole, parse_seconds
 from sabot.errors import UserError
 
 __all__ = ["CallOptions", "Retry", "checked_whole"]
@@ -63,6 +63,6 @@ class CallOptions:
 
 def checked_whole(where: str, name: str, value: Any, least: int, most: int | None = None) -> None:
     """Raises UserError unless the value is a whole number within these bounds."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+    if not is_whole(value, least, most):
         bounds = f"{least} or more" if most is None else f"{least} to {most}"
         raise UserError(f"{where}: {name}={value!r}", hint=f"a whole number, {bounds}")

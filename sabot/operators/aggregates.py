@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.border import validate
-from sabot._cython.keyed import GroupTable
+from sabot._cython.keyed import GroupTable, hash_columns
 from sabot._cython.partition import KEY_GROUPS
 from sabot.codecs.json import schema_text
 from sabot.disk import make_folder
@@ -33,8 +33,11 @@ __all__ = [
     "calls_reader",
     "calls_schema",
     "columns_schema",
+    "key_columns",
+    "key_hashes",
     "owned_groups",
     "read_batches",
+    "slot_pieces",
 ]
 
 _NUMERIC = ["sum", "mean", "variance", "stddev"]
@@ -76,6 +79,17 @@ class Call:
         given = [self.argument, self.by, *said]
         words = f"{self.kind}({', '.join(each for each in given if each is not None)})"
         return words if self.where is None else f"{words}.filter({self.where})"
+
+
+def key_columns(names: Sequence[str], input: pa.Schema) -> tuple[pa.Schema, list[int]]:
+    """The columns that rows are grouped by, and their places. UserError for one that is not there, twice there, or cannot be a key."""
+    known = Aggregator(names, [], input)
+    return known.keys, known.key_indices
+
+
+def key_hashes(keys: Sequence[Array], rows: int) -> pa.UInt64Array:
+    """The hash of each row's key; without keys all rows have the same."""
+    return hash_columns(keys) if keys else pa.array(np.zeros(rows, np.uint64))
 
 
 class Aggregator:
@@ -224,7 +238,7 @@ class Aggregator:
 
     def results_of(self, table: GroupTable, extras: Extras) -> Iterator[pa.RecordBatch]:
         """The same for a table outside of a store."""
-        for slots in _pieces(table):
+        for slots in slot_pieces(table):
             yield self.finish(table, extras, slots)
 
     def export(self, store: TableStore, pane: int, extras: Extras) -> Iterator[pa.RecordBatch]:
@@ -236,7 +250,7 @@ class Aggregator:
 
     def export_of(self, table: GroupTable, extras: Extras) -> Iterator[pa.RecordBatch]:
         """The same for a table outside of a store."""
-        for slots in _pieces(table):
+        for slots in slot_pieces(table):
             yield self.export_slots(table, extras, slots)
 
     def export_slots(self, table: GroupTable, extras: Extras, slots: pa.Int32Array) -> pa.RecordBatch:
@@ -249,7 +263,7 @@ class Aggregator:
     def export_gathered(self, table: GroupTable, extras: Extras) -> Iterator[pa.RecordBatch]:
         """Keys and extras alone (`gathered`), for a snapshot beside the store's own."""
         if self.needs_slots:
-            for slots in _pieces(table):
+            for slots in slot_pieces(table):
                 columns = [*table.key_columns(slots), *extras.states(slots)]
                 yield pa.RecordBatch.from_arrays(columns, schema=self.gathered)
 
@@ -483,7 +497,8 @@ def _with_ddof(variance: Array, count: Array, mean: Array, ddof: int, root: bool
     return pc.sqrt(result) if root else result
 
 
-def _pieces(table: GroupTable) -> Iterator[pa.Int32Array]:
+def slot_pieces(table: GroupTable) -> Iterator[pa.Int32Array]:
+    """All slots of a table, at most CHUNK_ROWS at a time."""
     slots = table.slots()
     for start in range(0, len(slots), CHUNK_ROWS):
         yield slots.slice(start, CHUNK_ROWS)

@@ -18,7 +18,7 @@ from sabot.api.nodes.changes import OP
 from sabot.codecs.json import schema_text
 from sabot.disk import make_folder
 from sabot.errors import UserError
-from sabot.operators.aggregates import Aggregator, columns_schema, owned_groups
+from sabot.operators.aggregates import columns_schema, key_columns, owned_groups
 from sabot.operators.arguments import with_arguments
 from sabot.operators.base import (
     END_OF_TIME,
@@ -191,7 +191,7 @@ class Materialize(Operator):
         self._context = context
         self._timed = TIME_COLUMN in context.input.names
         self._columns = without_marks(context.input)
-        Aggregator(self._names, [], context.input)  # says which columns are missing
+        key_columns(self._names, context.input)  # says which are missing
         self._plain = len(self._columns) <= _MOST_KEYS and all(
             map(_is_key, self._columns.types)
         )  # else rows are kept as bytes

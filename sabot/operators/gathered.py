@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 
 from sabot._cython.keyed import hash_columns, sum_overflow
 from sabot._cython.sketch import Distinct, Quantiles
-from sabot.errors import UserError
+from sabot.config import is_whole
+from sabot.errors import UserError, short_repr
 from sabot.operators.packed import ordered
 
 __all__ = ["Extras", "Gather", "UserAggregate", "fits", "joined", "quantile_column"]
@@ -121,7 +122,7 @@ class Gather:
             reduce, result = "distinct", pa.int64()
             _check(name, "count_distinct of", input.field(argument))
         elif kind == "top_k":
-            if isinstance(option, bool) or not isinstance(option, int) or option < 1:
+            if not is_whole(option, 1):
                 raise UserError(f"{name}: top_k of {option!r} values", hint="a whole number, 1 or more")
             reduce, result = "top", pa.list_(value)
             _check(name, "top_k of", input.field(argument))
@@ -509,7 +510,7 @@ class _User(_Part):
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             wrong = next((value for value in values if not fits(value, kind)), None)
             raise UserError(
-                f"{self._what('finish')} gave {_short(wrong)}, which is no {kind}",
+                f"{self._what('finish')} gave {short_repr(wrong)}, which is no {kind}",
                 hint="its `type` says what finish gives: change one of them",
             ) from error
 
@@ -522,7 +523,7 @@ class _User(_Part):
             return msgspec.msgpack.encode(state)
         except Exception as error:
             raise UserError(
-                f"{self._what('state')} cannot be kept: {type(error).__name__}: {error}; it is {_short(state)}",
+                f"{self._what('state')} cannot be kept: {type(error).__name__}: {error}; it is {short_repr(state)}",
                 hint="a state is of numbers, texts, bytes, lists and dicts",
             ) from error
 
@@ -543,7 +544,9 @@ class _User(_Part):
             return getattr(self._function, method)(*given)
         except Exception as error:
             rows: Any = given[1] if method == "accumulate" else []
-            over = f"; over {len(rows)} rows, the first {_short(rows.slice(0, 1).to_pylist()[0])}" if len(rows) else ""
+            over = (
+                f"; over {len(rows)} rows, the first {short_repr(rows.slice(0, 1).to_pylist()[0])}" if len(rows) else ""
+            )
             raise UserError(f"{self._what(method)}: {type(error).__name__}: {error}{over}") from error
 
     def _what(self, method: str) -> str:
@@ -662,11 +665,6 @@ def fits(value: Any, kind: pa.DataType) -> bool:
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         return False
     return True
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _check(name: str, what: str, field: pa.Field) -> None:

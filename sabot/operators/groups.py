@@ -20,15 +20,16 @@ from sabot._cython.changes import Touches
 from sabot._cython.keyed import GroupTable, hash_columns
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates import (
-    CHUNK_ROWS,
     Aggregator,
     Call,
     Snapshot,
     calls_reader,
     calls_schema,
     columns_schema,
+    key_columns,
     owned_groups,
     read_batches,
+    slot_pieces,
 )
 from sabot.operators.base import (
     OP_COLUMN,
@@ -88,7 +89,7 @@ class KeptGroups(Operator):
         place = context.input.get_field_index(OP_COLUMN)
         self._input = context.input if place < 0 else context.input.remove(place)
         self._timed = TIME_COLUMN in self._input.names
-        self._keys = Aggregator(self._names, [], self._input).keys  # says which columns are missing
+        self._keys, _ = key_columns(self._names, self._input)
         self._groups = self._make(context)
         self._touches = Touches()
         fields = result_schema([*self._keys, *self._groups.fields], timed=False)
@@ -379,7 +380,7 @@ class _Added(StoredGroups):
     def saved(self) -> Iterator[pa.RecordBatch]:
         if self._beside():
             table = self.store.table()
-            for slots in _pieces(table):
+            for slots in slot_pieces(table):
                 states = [holder.store.save(slots.to_numpy()) for holder in self._holders]
                 columns = [*table.key_columns(slots), *self._extras.states(slots), *states]
                 yield pa.RecordBatch.from_arrays(columns, schema=self.saved_schema)
@@ -398,7 +399,7 @@ class _Added(StoredGroups):
             for piece in self._aggregator.results(self.store, 0, self._extras):
                 yield [*piece.columns[:width], *piece.columns[width + hidden :]]
             return
-        for slots in _pieces(table):
+        for slots in slot_pieces(table):
             yield [*table.key_columns(slots), *self.results(table, slots)[2]]
 
     def close(self) -> None:
@@ -520,7 +521,7 @@ class _Kept(StoredGroups):
     def saved(self) -> Iterator[pa.RecordBatch]:
         if self._holders:
             table = self.store.table()
-            for slots in _pieces(table):
+            for slots in slot_pieces(table):
                 states = [holder.store.save(slots.to_numpy()) for holder in self._holders]
                 yield pa.RecordBatch.from_arrays([*table.key_columns(slots), *states], schema=self.saved_schema)
 
@@ -533,7 +534,7 @@ class _Kept(StoredGroups):
     def contents(self) -> Iterator[list[Array]]:
         if self._holders:
             table = self.store.table()
-            for slots in _pieces(table):
+            for slots in slot_pieces(table):
                 yield [*table.key_columns(slots), *self.results(table, slots)[2]]
             return
         width = len(self._keys)
@@ -659,9 +660,3 @@ class LatestRows(Groups):
             grown = np.full(max(slot + 1, 2 * len(self._ids), 1024), -1, np.int64)
             grown[: len(self._ids)] = self._ids
             self._ids = grown
-
-
-def _pieces(table: GroupTable) -> Iterator[pa.Int32Array]:
-    slots = table.slots()
-    for start in range(0, len(slots), CHUNK_ROWS):
-        yield slots.slice(start, CHUNK_ROWS)

@@ -28,6 +28,7 @@ from sabot.operators.aggregates import (
     calls_reader,
     calls_schema,
     columns_schema,
+    key_columns,
     owned_groups,
 )
 from sabot.operators.arguments import with_arguments
@@ -69,8 +70,7 @@ class _Keyed(Operator):
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._context = context
-        there = Aggregator(self._names, [], context.input)  # says which columns are missing
-        self._keys, self._key_indices = there.keys, there.key_indices
+        self._keys, self._key_indices = key_columns(self._names, context.input)
         self._time = int(context.input.get_field_index(TIME_COLUMN))
         self._schema = self._open(context)
         return self._schema

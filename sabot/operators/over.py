@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch
-from sabot._cython.keyed import GroupTable, hash_columns, sum_overflow
+from sabot._cython.keyed import GroupTable, sum_overflow
 from sabot._cython.over import FrameTable, PlaceTable, WaitTable
 from sabot.api.aggregates import Aggregate
 from sabot.api.nodes import keyed as nodes
@@ -27,6 +27,8 @@ from sabot.operators.aggregates import (
     Call,
     Snapshot,
     columns_schema,
+    key_columns,
+    key_hashes,
     owned_groups,
     read_batches,
 )
@@ -139,8 +141,7 @@ class Over(Operator):
     def open(self, context: OperatorContext) -> pa.Schema:
         self._context = context
         self._time = time_index(context.input, "columns over rows")
-        there = Aggregator(self._names, [], context.input)  # says which columns are missing
-        self._keys = there.keys
+        self._keys, _ = key_columns(self._names, context.input)
         key_table(self._keys)
         aggregates = [call for call in self._calls if call.kind in KINDS]
         around = [call for call in self._calls if call.kind in RANKS or call.kind == "lag"]
@@ -309,7 +310,7 @@ class Over(Operator):
             for rows in read_batches(state.directory, "held"):
                 rows = rows.select(self._context.input.names)
                 keys = [rows.column(name) for name in self._names]
-                rows = rows.filter(owned(_hashes(keys, rows.num_rows)))
+                rows = rows.filter(owned(key_hashes(keys, rows.num_rows)))
                 if rows.num_rows:
                     self._held.append(rows)
                     self._held_time = max(self._held_time, pc.max(rows.column(self._time)).as_py())
@@ -480,9 +481,9 @@ class _Placed(_Part):
     tells = True
 
     def __init__(self, keys: list[str], calls: Sequence[OverCall], context: OperatorContext) -> None:
-        aggregator = Aggregator(keys, [], context.input)
         self.fields = []
-        self._calls, self._key_indices, self._key_schema = calls, aggregator.key_indices, aggregator.keys
+        self._calls = calls
+        self._key_schema, self._key_indices = key_columns(keys, context.input)
         self._time = context.input.get_field_index(TIME_COLUMN)
         self._arguments = sorted({_argument(call, context.input).name for call in calls if call.kind == "lag"})
         self._offsets = sorted({call.offset for call in calls if call.kind == "lag"})
@@ -494,7 +495,7 @@ class _Placed(_Part):
                 self._defaults[call.name] = _default(call, argument.type)
             else:
                 self.fields.append(pa.field(call.name, _INT64))
-        self._known = key_table(aggregator.keys)
+        self._known = key_table(self._key_schema)
         kept = pa.schema([context.input.field(name) for name in self._arguments])
         self._places = _kept_table(lambda: PlaceTable(kept, self._offsets))
 
@@ -597,7 +598,7 @@ class _Leading:
                 rows = state.select(range(len(_MARKS), state.num_columns))
                 if not rows.schema.equals(self.rows):
                     raise _other_columns(part)
-                mine = owned(_hashes([rows.column(index) for index in self._key_indices], rows.num_rows))
+                mine = owned(key_hashes([rows.column(index) for index in self._key_indices], rows.num_rows))
                 state, rows = state.filter(mine), rows.filter(mine)
                 slots = self._known.resolve(rows, self._key_indices)
                 self.table.load(slots, rows, state.column(1), state.column(2))
@@ -672,10 +673,6 @@ def _release(known: GroupTable, vacant: pa.Int32Array) -> None:
         known.remove(vacant)
 
 
-def _hashes(keys: Sequence[Array], rows: int) -> pa.UInt64Array:
-    return hash_columns(keys) if keys else pa.array(np.zeros(rows, np.uint64))
-
-
 def _with_keys(name: str, state: pa.RecordBatch, known: GroupTable) -> Files:
     """The file `name`: the columns, and behind them the keys of the slots, which are the first."""
     if not state.num_rows:
@@ -695,7 +692,7 @@ def _restored(
         for state in read_batches(part.directory, name):
             if not state.schema.equals(schema):
                 raise _other_columns(part)
-            state = state.filter(owned(_hashes(state.columns[width:], state.num_rows)))
+            state = state.filter(owned(key_hashes(state.columns[width:], state.num_rows)))
             slots = known.resolve(state, list(range(width, state.num_columns)))
             yield pa.RecordBatch.from_arrays([slots, *state.columns[1:width]], schema=expected)
 

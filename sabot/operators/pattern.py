@@ -28,6 +28,7 @@ from sabot.operators.aggregates import (
     Call,
     Snapshot,
     columns_schema,
+    key_columns,
     owned_groups,
     read_batches,
 )
@@ -86,8 +87,7 @@ class Pattern(Operator):
     def open(self, context: OperatorContext) -> pa.Schema:
         self._context = context
         self._time = time_index(context.input, "patterns")
-        there = Aggregator(self._names, [], context.input)  # says which columns are missing
-        self._keys, self._key_indices = there.keys, there.key_indices
+        self._keys, self._key_indices = key_columns(self._names, context.input)
         self._known = key_table(self._keys)
         names = [each.name for each in self._pattern.steps]
         self._measures = _Measures(self._given, names, self._keys, context.input)

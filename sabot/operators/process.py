@@ -33,7 +33,7 @@ from sabot.api.process import ProcessSpec
 from sabot.codecs.json import schema_text
 from sabot.disk import make_folder
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.aggregates import Aggregator, Snapshot, columns_schema, owned_groups, read_batches
+from sabot.operators.aggregates import Snapshot, columns_schema, key_columns, owned_groups, read_batches
 from sabot.operators.base import (
     END_OF_TIME,
     OP_COLUMN,
@@ -83,7 +83,7 @@ class Process(Operator):
 
     def open(self, context: OperatorContext) -> pa.Schema:
         spec = self.spec
-        there = Aggregator(self._names, [], context.input)  # says which columns are missing
+        keys, key_indices = key_columns(self._names, context.input)
         if not self._names:
             raise UserError(f"{spec.name}: there is no key", hint='stream.key_by("account").process(...)')
         # context.right is that of the chain's first step, and no matter of one behind it
@@ -94,25 +94,25 @@ class Process(Operator):
         if spec.ttl_ms is not None:
             time_index(context.input, f"{spec.name}: values with a ttl")
         self._context = context
-        self._state = Keyed(spec, there.keys, timed, context)
+        self._state = Keyed(spec, keys, timed, context)
         self._schema = with_time(spec.schema, timed)
         form = BatchForm if spec.batch else RowForm
         self._form: Form = form(self._state, self._give, self._aside)
-        self._left = Side(context.input, there.key_indices)
+        self._left = Side(context.input, key_indices)
         self._right: Side | None = None
         if spec.right is not None:
-            self._right = self._open_right(context.right, there.keys)
+            self._right = self._open_right(context.right, keys)
         return self._schema
 
     def _open_right(self, input: pa.Schema | None, keys: pa.Schema) -> "Side":
         assert input is not None, "an operator of two inputs is told the columns of both"
         if self.spec.broadcast:
             return Side(input, [])
-        there = Aggregator(self._right_names, [], input)
-        if [field.type for field in there.keys] != [field.type for field in keys]:
-            sides = [", ".join(f"{field.name} {field.type}" for field in each) for each in (keys, there.keys)]
+        ours, indices = key_columns(self._right_names, input)
+        if [field.type for field in ours] != [field.type for field in keys]:
+            sides = [", ".join(f"{field.name} {field.type}" for field in each) for each in (keys, ours)]
             raise UserError(f"{self.spec.name}: the keys of the sides differ: {sides[0]}; {sides[1]}", hint="cast them")
-        return Side(input, there.key_indices)
+        return Side(input, indices)
 
     def side_schema(self, name: str, input: pa.Schema) -> pa.Schema:
         return with_time(self.spec.sides[name], self._keyed.timed)

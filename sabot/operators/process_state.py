@@ -20,7 +20,7 @@ from sabot.operators.sessions import key_table
 from sabot.state.expiry import EventExpiry
 from sabot.state.keyed_values import open_values
 from sabot.state.reading import json_text
-from sabot.state.values import PlainList, PlainMap, PlainValue
+from sabot.state.values import PlainList, PlainMap, PlainValue, hashable
 
 __all__ = [
     "KIND_WORDS",
@@ -197,7 +197,7 @@ class SharedMap:
     def store(self, key: bytes, value: bytes) -> None:
         """As a checkpoint has it."""
         self.stored[key] = value
-        self._found[_hashable(_decode(key))] = _decode(value)
+        self._found[hashable(_decode(key))] = _decode(value)
 
     def _check(self) -> None:
         if not self._state.broadcasting:
@@ -293,10 +293,6 @@ def key_values(columns: Sequence[Array]) -> list[Any]:
         values: list[Any] = columns[0].to_pylist()
         return values
     return list(zip(*(column.to_pylist() for column in columns), strict=True))
-
-
-def _hashable(key: Any) -> Any:
-    return tuple(map(_hashable, key)) if isinstance(key, list) else key
 
 
 def namespace_of(name: Any) -> str:

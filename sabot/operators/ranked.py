@@ -15,15 +15,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch
-from sabot._cython.keyed import GroupTable, hash_columns
+from sabot._cython.keyed import GroupTable
 from sabot._cython.ranked import NUMBER_COLUMN, RankCut, RankTable
 from sabot._cython.window import split_panes
 from sabot.api.nodes import keyed as nodes
 from sabot.api.nodes.windows import WindowTopN as WindowTopNNode
 from sabot.api.windows import WINDOW_END, WINDOW_START
 from sabot.codecs.json import schema_text
+from sabot.config import is_whole
 from sabot.errors import CorruptCheckpoint, InternalError, UserError
-from sabot.operators.aggregates import CHUNK_ROWS, Aggregator, Snapshot, columns_schema, owned_groups, read_batches
+from sabot.operators.aggregates import (
+    CHUNK_ROWS,
+    Snapshot,
+    columns_schema,
+    key_columns,
+    key_hashes,
+    owned_groups,
+    read_batches,
+)
 from sabot.operators.base import (
     END_OF_TIME,
     OP_COLUMN,
@@ -55,7 +64,7 @@ class _Ranked(Operator):
     def __init__(
         self, keys: Sequence[str], n: int, by: Sequence[tuple[str, bool]], ties: str, rank: str | None, id: str
     ) -> None:
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        if not is_whole(n, 1):
             raise UserError(f"top_n: {n!r} is no number of rows", hint="a whole number, 1 or more")
         if ties not in TIES:
             raise UserError(f"top_n: ties {ties!r} is unknown", hint=f"one of {', '.join(TIES)}")
@@ -67,8 +76,7 @@ class _Ranked(Operator):
         """What rows are, and that a table of them can be."""
         self._context = context
         self._rows = without_marks(context.input)
-        there = Aggregator(self._names, [], context.input)  # says which columns are missing
-        self._keys, self._key_indices = there.keys, there.key_indices
+        self._keys, self._key_indices = key_columns(self._names, context.input)
         key_table(self._keys)
         for name, _ in self._by:
             if name not in self._rows.names:
@@ -99,7 +107,7 @@ class _Ranked(Operator):
                     f"{part.directory}: the rows have other columns than the program now keeps",
                     hint="columns of a top_n cannot change between a checkpoint and its restore",
                 )
-            yield data.filter(owned(_hashes(self._keys_of(data), data.num_rows)))
+            yield data.filter(owned(key_hashes(self._keys_of(data), data.num_rows)))
 
     def _saved_schema(self) -> pa.Schema:
         return self._rows.append(pa.field(NUMBER_COLUMN, pa.int64())).append(pa.field(TIME_COLUMN, pa.int64()))
@@ -413,7 +421,7 @@ class WindowTopN(_Ranked):
             for keys in read_batches(part.directory, "reopened"):
                 start = keys.column(PANE_COLUMN)[0].as_py()
                 keys = keys.drop_columns([PANE_COLUMN])
-                keys = keys.filter(owned(_hashes(keys.columns[: len(self._keys)], keys.num_rows)))
+                keys = keys.filter(owned(key_hashes(keys.columns[: len(self._keys)], keys.num_rows)))
                 if keys.num_rows:
                     self._reopened.setdefault(start, self._keys_table()).merge(keys)
         for pane in self._panes.values():
@@ -501,10 +509,6 @@ class _Saving:
         for _, cut in self._cuts:
             cut.close()
         self._cuts.clear()
-
-
-def _hashes(keys: Sequence[Array], rows: int) -> pa.UInt64Array:
-    return hash_columns(keys) if keys else pa.array(np.zeros(rows, np.uint64))
 
 
 # -- where they stand in a plan -----------------------------------------------------------------------------------------

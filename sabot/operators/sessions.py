@@ -22,6 +22,7 @@ from sabot.operators.aggregates import (
     calls_reader,
     calls_schema,
     columns_schema,
+    key_columns,
     owned_groups,
     read_batches,
 )
@@ -158,9 +159,7 @@ class KeyedRuns:
     """Keys, and the sessions or runs that a kernel numbers: `runs` says which key slot each number belongs to."""
 
     def __init__(self, keys: Sequence[str], input: pa.Schema, runs: SessionTable | RunTable) -> None:
-        there = Aggregator(keys, [], input)  # says which columns are missing
-        self.keys = there.keys
-        self._key_indices = there.key_indices
+        self.keys, self._key_indices = key_columns(keys, input)
         self._known = key_table(self.keys)
         self._runs = runs
         self.saved_schema = pa.schema(

@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from sabot.config import Duration, parse_bytes, parse_seconds
+from sabot.config import Duration, parse_bytes, parse_ms, parse_seconds
 from sabot.errors import UserError
 from sabot.state.files import made_whole
 from sabot.threads import aside
@@ -105,7 +105,7 @@ class BackendConfig:
 
     @property
     def ttl_ms(self) -> int | None:
-        return None if self.ttl is None else round(parse_seconds(self.ttl, name="ttl") * 1000)
+        return None if self.ttl is None else parse_ms(self.ttl, name="ttl")
 
 
 class Snapshot(ABC):

@@ -310,7 +310,7 @@ class PlainMap(_State):
         if places[0] is None:  # expired, see PlainList.entries_at
             gone = next((n for n, data in enumerate(places) if data is not None), len(places))
             self._write(self._namespace, base, _head_bytes(_MAP, first + gone, end))
-        fields = [_hashable(self._decoded(data)) for data in places if data is not None]
+        fields = [hashable(self._decoded(data)) for data in places if data is not None]
         entries = self._backend.read_many(self._namespace, [self._field(base, field) for field in fields])
         return {
             field: self._decoded(entry)[1] for field, entry in zip(fields, entries, strict=True) if entry is not None
@@ -319,7 +319,7 @@ class PlainMap(_State):
     def delete_at(self, base: bytes) -> None:
         """All fields."""
         first, end = self._head(_MAP, base)
-        fields = [_hashable(self._decoded(d)) for d in self._read_places(base, first, end) if d is not None]
+        fields = [hashable(self._decoded(d)) for d in self._read_places(base, first, end) if d is not None]
         places = [state_key(n, scope=base) for n in range(first, end)]
         keys = [base, *places, *(self._field(base, name) for name in fields)]
         self._backend.write_many(self._namespace, keys, [None] * len(keys))
@@ -339,7 +339,7 @@ class PlainMap(_State):
         last = state_key(end - 1, scope=base)
         moved = self._read(self._namespace, last)
         if place != end - 1 and moved is not None:
-            moved_at = self._field(base, _hashable(self._decoded(moved)))
+            moved_at = self._field(base, hashable(self._decoded(moved)))
             moved_entry = self._read(self._namespace, moved_at)
             if moved_entry is not None:
                 self._write(self._namespace, moved_at, _entry(place, self._encoded(self._decoded(moved_entry)[1])))
@@ -383,8 +383,9 @@ def _entry(place: int, data: bytes) -> bytes:
     return b"\x92" + _encode(place) + data  # a msgpack array of two
 
 
-def _hashable(field: Any) -> Any:
-    return tuple(map(_hashable, field)) if isinstance(field, list) else field
+def hashable(field: Any) -> Any:
+    """A key as a dict takes it: lists in it become tuples."""
+    return tuple(map(hashable, field)) if isinstance(field, list) else field
 
 
 class ReducingState:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from sabot.api.expr import as_type
 from sabot.api.nodes.node import Node, check_columns
-from sabot.config import Duration, parse_seconds
+from sabot.config import Duration, parse_ms
 from sabot.connectors.base import Delivery, Sink, Source, check_input, check_sink
 from sabot.errors import SabotError, UserError
 
@@ -109,9 +109,7 @@ def read_node(
     known = schema_of(schema)
     if time is not None and known is not None and time not in known.names:
         raise UserError(f"stream: time={time!r} is none of the columns {known.names}")
-    lateness_ms, idle_ms = (
-        round(parse_seconds(each, name=name) * 1000) for each, name in ((lateness, "lateness"), (idle, "idle"))
-    )
+    lateness_ms, idle_ms = (parse_ms(each, name=name) for each, name in ((lateness, "lateness"), (idle, "idle")))
     return Read(source, known, time, lateness_ms, idle_ms, dead_letter, table)
 
 
