@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from sabot.api.agent import as_schema
 from sabot.calls import CallOptions
+from sabot.calls.functions import behind
 from sabot.calls.options import checked_whole
 from sabot.config import Duration, parse_seconds
 from sabot.errors import UserError
@@ -22,7 +23,7 @@ _POLICIES = ("fail", "skip")
 
 @dataclass(frozen=True, slots=True)
 class AsyncCall:
-    """One call for each row, or (batch) for each slice of at most `rows` rows.
+    """One call for each row, or (batch) for each slice of at most `rows` rows. A function of a row may yield: each piece is a row.
 
     schema: of what the function gives. ordered: results come out in the order of the input. on_error of the options: "fail" or "skip".
     """
@@ -51,7 +52,7 @@ class AsyncCall:
         step: str = "map_async",
     ) -> "AsyncCall":
         """Checks what the user wrote; raises UserError that names the step and the function."""
-        check_coroutine_function(function, step)
+        check_coroutine_function(function, step, pieces=step == "map_async" and not batch)
         where = f"{step}({function_name(function)})"
         if not isinstance(schema, pa.Schema | Mapping):
             raise UserError(f"{where}: schema={schema!r}", hint='{"name": "type", …} of what the function gives')
@@ -129,18 +130,17 @@ class LookupCall:
         return cls(call, columns, how, cache, ttl_s)
 
 
-def check_coroutine_function(function: Any, step: str) -> None:
-    """Raises UserError for what is not `async def`."""
-    target = getattr(function, "func", function)  # functools.partial
-    if not inspect.isroutine(target) and callable(target):
-        target = type(target).__call__
-    if inspect.iscoroutinefunction(target):
+def check_coroutine_function(function: Any, step: str, *, pieces: bool = False) -> None:
+    """Raises UserError for what is not `async def`. pieces: it may yield."""
+    target = behind(function)
+    if inspect.iscoroutinefunction(target) or (pieces and inspect.isasyncgenfunction(target)):
         return
     if not callable(function):
         raise UserError(f"{step}: {function!r} is no function", hint=f"{step}(f, …) with async def f(row): …")
     name = function_name(function)
     if inspect.isasyncgenfunction(target):
-        raise UserError(f"{step}({name}): the function yields", hint="return a list of dicts")
+        what = "one batch" if step == "map_async" else "a dict"
+        raise UserError(f"{step}({name}): the function yields", hint=f"return {what}")
     instead = "map_batches and flat_map take functions that do not wait" if step == "map_async" else ""
     raise UserError(
         f"{step}({name}): the function is not a coroutine function",

@@ -22,6 +22,7 @@ from sabot._cython.keyed import hash_columns
 from sabot.api.calls import check_coroutine_function, function_name
 from sabot.api.nodes import calls as nodes
 from sabot.calls import CallOptions
+from sabot.calls.functions import each_piece, gives_pieces
 from sabot.calls.handover import Call, Failed, Handover, shown
 from sabot.codecs.json import schema_text
 from sabot.errors import CorruptCheckpoint, UserError
@@ -529,8 +530,8 @@ class HeldCalls(Operator):
 
 
 class MapAsync(HeldCalls):
-    """`await function(row)` for each row: a dict, None for nothing, or a list of dicts; batch: for each slice of at most `rows`
-    rows, Arrow in and Arrow out (or None).
+    """`await function(row)` for each row: a dict, None for nothing, a list of dicts, or it yields dicts; batch: for each slice of at most
+    `rows` rows, Arrow in and Arrow out (or None).
 
     schema: of what it gives. A result row has the event time of the row that it was made of; of a batch with another number of rows
     than came in, `time` names the column of it (as in map_batches). The rest as in `api.calls.AsyncCall`. Changes are not for it.
@@ -547,8 +548,8 @@ class MapAsync(HeldCalls):
         keys: Sequence[str] = (),
         **calls: Any,
     ) -> None:
-        check_coroutine_function(function, "map_async")
-        super().__init__(function, keys=keys, **calls)
+        check_coroutine_function(function, "map_async", pieces=not batch)
+        super().__init__(_gathering(function) if gives_pieces(function) else function, keys=keys, **calls)
         self._schema, self._batch, self._rows, self._time = schema, batch, rows, time
         if batch:
             self._capacity_rows *= rows
@@ -612,6 +613,17 @@ class MapAsync(HeldCalls):
 
     def _answers_schema(self) -> pa.Schema | None:
         return self._by_batch.schema if self._batch else self._by_row.schema
+
+
+def _gathering(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A call's rows go out together, when it has ended: one that fails half way, or is made again after a restore, gives none twice."""
+
+    async def gather(row: Any) -> list[Any]:
+        rows: list[Any] = []
+        await each_piece(function(row), lambda piece: None if piece is None else rows.append(piece))
+        return rows
+
+    return gather
 
 
 class _RowChunk(Chunk):

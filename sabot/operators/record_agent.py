@@ -15,6 +15,7 @@ from sabot._cython.rows import state_key
 from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext, Message
 from sabot.calls import Worker, awaitable
+from sabot.calls.functions import behind, each_piece
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import Headers, decode_json, encode_json, to_records
 from sabot.errors import UNREADABLE, DataError
@@ -176,17 +177,30 @@ class _Several:
 
     results: list[Result]
 
+    def add(self, value: Any) -> None:
+        """One of them; None is no result."""
+        if value is not None:
+            self.results.append(_result(value))
+
 
 def _gathering(func: Callable[..., Any]) -> tuple[Callable[[AgentContext], Any], bool]:
-    """The function to call, and whether it is a coroutine function; generators are gathered into _Several."""
-    target = func if inspect.isroutine(func) or not hasattr(func, "__call__") else type(func).__call__  # noqa: B004
-    target = getattr(func, "func", target)  # functools.partial
+    """The function to call, and whether it is a coroutine function; what generators give is gathered into _Several."""
+    target = behind(func)
     if inspect.isasyncgenfunction(target):
 
         async def gather(ctx: AgentContext) -> _Several:
-            return _Several([_result(value) async for value in func(ctx) if value is not None])
+            several = _Several([])
+            await each_piece(func(ctx), several.add)
+            return several
 
         return gather, True
     if inspect.isgeneratorfunction(target):
-        return lambda ctx: _Several([_result(value) for value in func(ctx) if value is not None]), False
+
+        def gather_here(ctx: AgentContext) -> _Several:
+            several = _Several([])
+            for value in func(ctx):
+                several.add(value)
+            return several
+
+        return gather_here, False
     return func, inspect.iscoroutinefunction(target)

@@ -252,6 +252,29 @@ def test_none_is_no_row_and_a_list_is_several(loop):
     run.close()
 
 
+def test_a_function_that_yields_gives_its_rows_when_it_has_ended(loop):
+    tries = []
+
+    async def letters(row):
+        tries.append(row["n"])
+        for number in range(row["n"]):
+            await asyncio.sleep(0)
+            yield {"m": number}
+            if row["n"] == 3 and tries.count(3) == 1:
+                raise ConnectionError("half way")
+        yield None
+
+    run = mapping(loop, letters, retries=1)
+    run.feed(rows(2, 0, 3))
+    loop.turns(20)
+    loop.advance(1)
+    loop.turns(20)
+    run.poll()
+    assert run.out == [(0, 20), (1, 20), (0, 30), (1, 30), (2, 30)]
+    assert tries == [2, 0, 3, 3]
+    run.close()
+
+
 def test_without_event_time_there_are_only_the_columns_of_the_schema(loop):
     service = Service(loop)
     run = mapping(loop, service, input=INPUT.remove(1))
@@ -606,7 +629,8 @@ class CallsAsync:
     ("make", "message"),
     [
         (lambda: AsyncCall.of(sync, schema=OUTPUT), r"map_async\(sync\): the function is not a coroutine function"),
-        (lambda: AsyncCall.of(yields, schema=OUTPUT), r"the function yields \(return a list of dicts\)"),
+        (lambda: AsyncCall.of(yields, schema=OUTPUT, batch=True), r"the function yields \(return one batch\)"),
+        (lambda: LookupCall.of(yields, on="k", schema=OUTPUT), r"the function yields \(return a dict\)"),
         (lambda: AsyncCall.of(5, schema=OUTPUT), "5 is no function"),
         (lambda: MapAsync(sync, OUTPUT), "write async def sync"),
         (lambda: LookupAsync(sync, ["k"], OUTPUT), r"lookup\(sync\): the function is not a coroutine function"),

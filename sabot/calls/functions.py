@@ -1,0 +1,35 @@
+"""The user's functions: what is behind them, and those that give their results in pieces."""
+
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, TypeVar
+
+__all__ = ["behind", "each_piece", "gives_pieces"]
+
+T = TypeVar("T")
+
+
+def behind(function: Any) -> Any:
+    """The function that runs when this is called: that of a functools.partial, the `__call__` of an object."""
+    target = getattr(function, "func", function)
+    if not inspect.isroutine(target) and callable(target):
+        target = type(target).__call__
+    return target
+
+
+def gives_pieces(function: Any) -> bool:
+    """It is an `async def` that yields."""
+    return inspect.isasyncgenfunction(behind(function))
+
+
+async def each_piece(pieces: AsyncGenerator[T, None], take: Callable[[T], Awaitable[None] | None]) -> None:
+    """Gives each piece to `take` as it comes. The next one is asked for when what `take` returned, if anything, has been awaited: so
+    whoever has no room holds up the function. The generator is closed in any case.
+    """
+    try:
+        async for piece in pieces:
+            room = take(piece)
+            if room is not None:
+                await room
+    finally:
+        await pieces.aclose()
