@@ -25,6 +25,7 @@ __all__ = [
     "parse_broker",
     "parse_bytes",
     "parse_ms",
+    "parse_rate",
     "parse_restart",
     "parse_seconds",
 ]
@@ -88,6 +89,20 @@ def parse_bytes(value: str | int, *, name: str = "size") -> int:
     if size <= 0:
         raise UserError(f"{name}: {value!r} is not positive")
     return size
+
+
+def parse_rate(value: str | float, *, name: str = "rate") -> float:
+    """`"50/s"`, `"300/m"`, `"1000/h"`, or a number a second -> how many a second, more than none."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*/\s*([smhd])\s*", value) if isinstance(value, str) else None
+    if match is not None:
+        rate = float(match[1]) / _SECONDS[match[2]]
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        rate = float(value)
+    else:
+        raise UserError(f"{name}: {value!r} is no rate", hint='write "50/s", "300/m" or a number a second')
+    if not 0 < rate < float("inf"):
+        raise UserError(f"{name}: {value!r} is not positive, or not finite")
+    return rate
 
 
 class Restart(NamedTuple):

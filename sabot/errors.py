@@ -10,7 +10,8 @@ SabotError(message, *, hint=)
 ├── DataError              a record that cannot be processed; goes to the dead letters
 │   └── RowErrors          a batch agent names its bad rows: {row: reason}
 ├── TransientError         a fault that may pass; retried, bounded
-│   └── BrokerUnavailable  names the address
+│   ├── BrokerUnavailable  names the address
+│   └── Overloaded         the service that a call asks wants fewer calls; raised by the user's functions
 ├── CheckpointFailed       a checkpoint that did not complete; the job goes on
 ├── AgentFailed            agents stopped by their own errors; raised by `App.run()`
 └── InternalError          our bug: it propagates
@@ -35,6 +36,7 @@ __all__ = [
     "JobLocked",
     "MissingExtra",
     "NoStateBackend",
+    "Overloaded",
     "RowErrors",
     "SabotError",
     "TransientError",
@@ -129,6 +131,18 @@ class TransientError(SabotError):
 
 class BrokerUnavailable(TransientError):
     """The broker does not answer. The message names its address."""
+
+
+class Overloaded(TransientError):
+    """Raised in the function of an agent, of `map_async` or `lookup`: the service that it asks has too many requests.
+
+    The step makes fewer calls at once, and this one again: after `retry_after` seconds (a number, or the text of one), in which no other
+    call begins either, or after the step's backoff, whichever is longer.
+    """
+
+    def __init__(self, message: str = "too many requests", *, retry_after: float | str = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = max(0.0, float(retry_after))
 
 
 class CheckpointFailed(SabotError):

@@ -53,6 +53,7 @@ class AgentSpec:
         on_error: OnError = "fail",
         retries: int = 3,
         backoff: Duration = "100ms",
+        rate: str | float | None = None,
         dead_letter: str | Sink = "{topic}.dlq",
         delivery: Delivery = None,
         start: str | int = "earliest",
@@ -80,6 +81,7 @@ class AgentSpec:
             backoff=backoff,
             on_error=on_error,
             policies=_POLICIES,
+            rate=rate,
         )
         if on_error != "retry":
             calls = replace(calls, retry=Retry(0, calls.retry.backoff_s))

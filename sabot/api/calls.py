@@ -46,6 +46,7 @@ class AsyncCall:
         timeout: Duration | None = "30s",
         retries: int = 0,
         backoff: Duration = "100ms",
+        rate: str | float | None = None,
         on_error: CallError = "fail",
         batch: bool = False,
         rows: int = 1024,
@@ -69,6 +70,7 @@ class AsyncCall:
             backoff=backoff,
             on_error=on_error,
             policies=_POLICIES,
+            rate=rate,
         )
         checked_whole(where, "rows", rows, 1)
         return cls(function, columns, options, bool(ordered), bool(batch), rows)

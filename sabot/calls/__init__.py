@@ -1,8 +1,10 @@
 """Calls of the user's coroutine functions: how they are made, how many at once, and what happens when one fails.
 
-options   what the user may say of them: checked once, frozen
-crew      who makes them on the event loop: so many at once, in order by queue, with time-outs and retries
-handover  calls of an operator that has a thread of its own
+options    what the user may say of them: checked once, frozen
+crew       who makes them on the event loop: so many at once, in order by queue, with time-outs and retries
+limits     when another call may begin: a rate, and what a service takes that says it is overloaded
+functions  what is behind the user's functions, and those that give their results in pieces
+handover   calls of an operator that has a thread of its own
 """
 
 from sabot.calls.crew import Calls, Crew, Resume, Worker, awaitable

@@ -4,6 +4,9 @@
                         ▲                │
                         └─ after a wait ─┴ attempt_failed ▶ … ▶ failed
 
+Before an attempt begins the limits are asked (`limits`): a rate that the user gave, and how many calls the service takes, once it has said
+that these were too many (`Overloaded`). A call that was turned away is made again when there is room; that is no failed attempt.
+
 A worker is one long-lived task that makes one call after the other, inline: a task for each call would cost as much again as the call.
 Workers share one queue; or each has a queue of its own, so that what goes into one queue is called in that order.
 """
@@ -18,9 +21,10 @@ from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
+from sabot.calls.limits import AdaptiveLimit, Limit, TokenBucket
 from sabot.calls.options import CallOptions
 from sabot.clock import Clock
-from sabot.errors import SabotError
+from sabot.errors import Overloaded, SabotError
 from sabot.exits import EXITS
 from sabot.watch import guarded
 
@@ -36,6 +40,7 @@ CANCEL_SECONDS = 5.0
 
 _CANCEL_AGAIN_SECONDS = 2.5  # for code that swallows one cancellation; before that, cleaning up is not disturbed
 _SLICE_SECONDS = 0.002  # calls that never wait give the loop to others after this long
+_OVERLOADED_SECONDS = 600.0  # a call that has been turned away for so long has failed
 _WATCH_SHARE = 0.01  # of the time that an attempt may take: it may take so much more
 
 
@@ -155,10 +160,15 @@ class Crew(Generic[T]):
         self.queue: deque[T] = deque()  # where it is shared
         self.workers = [Worker(deque[T]()) for _ in range(options.concurrency)] if own_queues else []
         self.left_behind: list[T] = []  # items whose calls refused to be cancelled
-        self.retries = self.timeouts = 0
+        self.retries = self.timeouts = self.overloads = 0
         self._calls, self._options, self._clock, self._loop = calls, options, clock, loop
         self._own_queues, self._refill = own_queues, refill
         self._parked: deque[Worker[T]] = deque()  # where the queue is shared: who has nothing to do
+        self._limits: list[Limit] = []
+        self._adaptive: AdaptiveLimit | None = None  # from the first call on that is turned away
+        self._waiting: deque[asyncio.Future[None]] = deque()  # of workers, until the limits let a call begin
+        self._admitting: asyncio.TimerHandle | None = None
+        self._reset_limits()
         self._stopping = False
         self._over = False
         self._stop_asked = asyncio.Event()
@@ -171,6 +181,7 @@ class Crew(Generic[T]):
         """Begins to serve the queues, or goes on after `close`: what was cancelled then is called again."""
         self._stopping = False
         self._stop_asked.clear()
+        self._reset_limits()
         for number, worker in enumerate(self.workers):
             self._employ(worker, number)
 
@@ -212,6 +223,13 @@ class Crew(Generic[T]):
         for worker in self.workers:
             worker.rouse()
         self._parked.clear()
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiting.clear()
+        if self._admitting is not None:
+            self._admitting.cancel()
+            self._admitting = None
 
     async def quiesce(self, grace_s: float) -> None:
         """Stops, and waits up to `grace_s` seconds for the calls that run."""
@@ -259,6 +277,11 @@ class Crew(Generic[T]):
         """Calls that have begun and not ended, with those that wait for another attempt. From any thread."""
         return sum(worker.item is not None for worker in self.workers)
 
+    @property
+    def limit(self) -> int:
+        """Calls that may be in flight now: what the user said, or fewer since the service was overloaded."""
+        return self._options.concurrency if self._adaptive is None else self._adaptive.limit
+
     def longest(self) -> tuple[T, float] | None:
         """The attempt that has been running longest: its item, and for how many seconds."""
         running = [worker for worker in self.workers if worker.started < math.inf and worker.item is not None]
@@ -281,7 +304,8 @@ class Crew(Generic[T]):
         retry = self._options.retry
         task = asyncio.current_task()
         assert task is not None
-        attempts = 0
+        attempts = overloads = 0
+        first_began = math.inf  # of a call that was turned away: its first attempt
         slice_end = monotonic() + _SLICE_SECONDS
         while not self._stopping and not self._over:
             item = worker.item
@@ -291,10 +315,12 @@ class Crew(Generic[T]):
                     slice_end = monotonic() + _SLICE_SECONDS
                     continue
                 item = worker.item = queue.popleft()
-                attempts = 0
+                attempts = overloads = 0
+            if self._limits and not await self._admitted():
+                continue
             failure: BaseException | None = None
             output: Any = None
-            worker.started = now = monotonic()
+            worker.started = began = now = monotonic()
             if timed and self._watching is None:
                 self._watch_soon()
             try:
@@ -330,15 +356,28 @@ class Crew(Generic[T]):
             if self._over:
                 return
             if failure is None:
+                if self._limits:
+                    self._attempt_ended(began, well=True)
                 room = ended(item, about, output)
             else:
                 is_exit = isinstance(failure, EXITS)
                 if late and not is_exit:
                     failure = TimeoutError(f"the call took longer than timeout={self._options.timeout_s}s")
+                if isinstance(failure, Overloaded):
+                    wait_s = max(failure.retry_after, retry.wait_s(overloads))
+                    first_began = first_began if overloads else began
+                    overloads += 1
+                    self._turned_away(began, failure.retry_after)
+                    if monotonic() + wait_s <= first_began + _OVERLOADED_SECONDS:
+                        await asyncio.sleep(wait_s)
+                        calls.renew(item)
+                        continue
+                elif self._limits:
+                    self._attempt_ended(began, well=False)
                 if not is_exit and calls.attempt_failed(item, failure, attempts + 1):
                     continue
                 attempts += 1
-                if not is_exit and attempts <= retry.retries:
+                if attempts <= retry.retries and not isinstance(failure, (*EXITS, Overloaded)):
                     self.retries += 1
                     await asyncio.sleep(retry.wait_s(attempts - 1))
                     calls.renew(item)
@@ -391,6 +430,69 @@ class Crew(Generic[T]):
             failure.__cause__ = error
             return failure
         return None
+
+    # -- limits -------------------------------------------------------------------------------------------------------
+
+    def _reset_limits(self) -> None:
+        self._adaptive, self._limits = None, []
+        if self._options.rate is not None:
+            self._adaptive = AdaptiveLimit(self._options.concurrency)
+            self._limits = [TokenBucket(self._options.rate), self._adaptive]
+
+    async def _admitted(self) -> bool:
+        """Waits until the limits let another call begin, first come, first served. False: the crew is to stop."""
+        waiter = self._loop.create_future()
+        self._waiting.append(waiter)
+        self._admit()
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and not self._stopping:  # it was let in
+                self._attempt_ended(self._clock.monotonic(), well=False)
+            raise
+        return not self._stopping
+
+    def _admit(self) -> None:
+        """As many of those that wait as the limits allow; a timer for the next one, where time alone makes room."""
+        waiting, limits = self._waiting, self._limits
+        if self._admitting is not None:
+            self._admitting.cancel()
+            self._admitting = None
+        now = self._clock.monotonic()
+        while waiting:
+            if waiting[0].done():  # cancelled
+                waiting.popleft()
+                continue
+            wait_s = max(limit.wait_s(now) for limit in limits)
+            if wait_s > 0.0:
+                if wait_s < math.inf:
+                    what = f"what lets calls of {self.name} begin"
+                    turn = guarded(self._admit, what, partial(self._calls.broke, what))
+                    self._admitting = self._loop.call_later(wait_s, turn)
+                return
+            for limit in limits:
+                limit.begun(now)
+            waiting.popleft().set_result(None)
+
+    def _attempt_ended(self, began: float, *, well: bool) -> None:
+        now = self._clock.monotonic()
+        for limit in self._limits:
+            limit.ended(now, began, well=well)
+        if self._waiting:
+            self._admit()
+
+    def _turned_away(self, began: float, retry_after_s: float) -> None:
+        """The service that the calls go to has said that it is overloaded."""
+        self.overloads += 1
+        if self._adaptive is None:
+            running = sum(worker.started < math.inf for worker in self.workers)
+            self._adaptive = AdaptiveLimit(self._options.concurrency, running + 1)
+            self._limits.append(self._adaptive)
+        now = self._clock.monotonic()
+        for limit in self._limits:
+            limit.overloaded(now, began, min(retry_after_s, _OVERLOADED_SECONDS))
+        if self._waiting:
+            self._admit()
 
     # -- calls that take too long -------------------------------------------------------------------------------------
 

@@ -156,6 +156,8 @@ class Handover:
             "in_flight": in_flight,
             "retries": self._crew.retries,
             "timeouts": self._crew.timeouts,
+            "overloads": self._crew.overloads,
+            "limit": self._crew.limit,
             "failed_calls": self._failed,
         }
 

@@ -1,10 +1,10 @@
 """What the user says of calls: how many at once, how long each, how often again. Parsed, checked and bounded here, and nowhere else."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sabot.config import Duration, is_whole, parse_seconds
+from sabot.config import Duration, is_whole, parse_rate, parse_seconds
 from sabot.errors import UserError
 
 __all__ = ["CallOptions", "Retry", "checked_whole"]
@@ -30,13 +30,15 @@ class Retry:
 class CallOptions:
     """concurrency: calls in flight at most. timeout_s: of one attempt, in seconds; None: it may take as long as it likes.
 
-    on_error: what happens when a call has failed; which words there are is the step's to say.
+    on_error: what happens when a call has failed; which words there are is the step's to say. rate: attempts that begin in a second at
+    most; None: as many as come.
     """
 
     concurrency: int = 1
     timeout_s: float | None = None
     retry: Retry = Retry()
     on_error: str = "fail"
+    rate: float | None = None
 
     @classmethod
     def of(
@@ -49,6 +51,7 @@ class CallOptions:
         backoff: Duration,
         on_error: str,
         policies: Sequence[str],
+        rate: str | float | None = None,
     ) -> "CallOptions":
         """Checks what the user wrote; raises UserError that begins with `where`. policies: the words that on_error= may be."""
         checked_whole(where, "concurrency", concurrency, 1, _MOST_AT_ONCE)
@@ -58,7 +61,12 @@ class CallOptions:
         timeout_s = None if timeout is None else parse_seconds(timeout, name="timeout")
         if timeout_s == 0:
             raise UserError(f"{where}: timeout=0", hint='more than nothing ("30s"), or None for no limit')
-        return cls(concurrency, timeout_s, Retry(retries, parse_seconds(backoff, name="backoff")), on_error)
+        retry = Retry(retries, parse_seconds(backoff, name="backoff"))
+        return cls(concurrency, timeout_s, retry, on_error, None if rate is None else parse_rate(rate))
+
+    def shared_by(self, crews: int) -> "CallOptions":
+        """Of one of several crews that make the calls of one step: each has its share of the rate, and all the rest."""
+        return self if self.rate is None else replace(self, rate=self.rate / crews)
 
 
 def checked_whole(where: str, name: str, value: Any, least: int, most: int | None = None) -> None:

@@ -266,7 +266,7 @@ class HeldCalls(Operator):
                 self._function,
                 loop,
                 self._ring,
-                options=self._options,
+                options=self._options.shared_by(self._context.parallelism),
                 ordered=self._ordered,
                 clock=self._context.clock,
             )

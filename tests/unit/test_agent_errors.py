@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from agent_tools import bounded, processed, publish, records, started, state_of, until, values, write_lines
 
-from sabot import AgentFailed, App, RowErrors, UserError
+from sabot import AgentFailed, App, Overloaded, RowErrors, UserError
 from sabot.calls import Retry
 from sabot.connectors.files import NdjsonSource
 from sabot.connectors.memory import MemoryBroker
@@ -238,6 +238,34 @@ async def test_many_retries_wait_half_a_minute_at_most_and_end_in_the_dead_lette
     assert headers_of(records(app, "orders.dlq")[0])["sabot.attempts"] == "1101"
     waits = [Retry(5000, 0.1).wait_s(retries) for retries in (0, 1, 8, 9, 19, 5000)]
     assert waits == [0.1, 0.2, 25.6, 30.0, 30.0, 30.0]
+
+
+async def test_a_call_that_is_turned_away_is_made_again_in_its_place_whatever_the_policy(app):
+    turned_away = []
+
+    @app.agent("orders", sink="out", key="who", concurrency=4, backoff="1ms")
+    async def check(ctx):
+        await asyncio.sleep(0)
+        if ctx.message["n"] % 3 == 0 and ctx.message["n"] not in turned_away:
+            turned_away.append(ctx.message["n"])
+            raise Overloaded("too many requests", retry_after="0.001")
+        return ctx.message
+
+    publish(app, "orders", [{"who": "ab"[n % 2], "n": n} for n in range(12)])
+    async with started(app):
+        await until(lambda: len(values(app, "out")) == 12)
+        assert stats(app, "check")["errors"] == 0
+    assert sorted(turned_away) == [0, 3, 6, 9]
+    for who in "ab":
+        mine = [message["n"] for message in values(app, "out") if message["who"] == who]
+        assert mine == sorted(mine)
+
+
+async def test_a_rate_that_cannot_be_is_refused(app):
+    with pytest.raises(UserError, match="rate: 'fast' is no rate"):
+
+        @app.agent("orders", rate="fast")
+        async def check(ctx): ...
 
 
 async def test_an_error_that_is_no_exception_is_one_of_the_call_too(app):

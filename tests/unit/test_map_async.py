@@ -345,6 +345,23 @@ def test_a_batch_function_has_room_for_twice_as_many_slices(loop):
     run.close()
 
 
+def test_a_rate_is_shared_by_the_subtasks(loop):
+    began = []
+
+    async def at_once(row):
+        began.append(loop.time())
+        return {"m": row["n"]}
+
+    run = Run(MapAsync(at_once, OUTPUT, options=CallOptions(10, rate=4.0)), loop, parallelism=2)
+    run.feed(rows(*range(6)))
+    for _ in range(60):
+        loop.advance(0.1)
+    run.poll()
+    assert [time - began[0] for time in began] == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5], abs=0.3)
+    assert [m for m, _ in run.out] == list(range(6))
+    run.close()
+
+
 def test_one_call_that_hangs_does_not_let_the_queue_grow(loop):
     service = Service(loop)
     run = mapping(loop, service, concurrency=2, ordered=False)

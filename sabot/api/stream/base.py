@@ -302,7 +302,7 @@ class Stream:
         first row. Else the answer depends on which came first; where it must not, `join_asof` goes by event time. Keys as in `join`.
         Or `async def f(key)` -> a dict of the columns schema=, or None: `lookup(f, on="account", schema={...})`. options, with their
         defaults: cache=10_000 answers kept, cache_ttl="10m", concurrency=100, ordered=True, timeout="30s", retries=0,
-        backoff="100ms", on_error="fail" or "skip"; then rows whose calls failed go to dead_letter.
+        backoff="100ms", rate=None, on_error="fail" or "skip"; then rows whose calls failed go to dead_letter.
         how: "left" keeps rows without an answer, with nulls; "inner" does not.
         """
         if not isinstance(table, Stream):
@@ -326,6 +326,7 @@ class Stream:
         timeout: Duration | None = "30s",
         retries: int = 0,
         backoff: Duration = "100ms",
+        rate: str | float | None = None,
         on_error: Literal["fail", "skip"] = "fail",
         dead_letter: str | Sink | None = None,
         batch: bool = False,
@@ -335,7 +336,9 @@ class Stream:
 
         concurrency: so many calls are in flight (in each subtask), others wait. ordered: results come out in the order of the rows; if not,
         as they are ready, but event time never overtakes a row. timeout: of one attempt. retries: with backoff, twice as long each time.
-        on_error: what happens after the last attempt: "fail" stops the job, "skip" goes on, and the row goes to dead_letter.
+        rate: so many attempts begin at most, in all subtasks: "50/s", "300/m". A function that raises `Overloaded` lowers the concurrency,
+        and its call is made again. on_error: what happens after the last attempt: "fail" stops the job, "skip" goes on, and the row goes
+        to dead_letter.
         batch: the function gets a RecordBatch of at most `rows` rows, and gives anything that speaks Arrow.
         What is in flight is in the checkpoint: a call that had not ended is made again after a restart.
         """
@@ -347,6 +350,7 @@ class Stream:
             timeout=timeout,
             retries=retries,
             backoff=backoff,
+            rate=rate,
             on_error=on_error,
             batch=batch,
             rows=rows,

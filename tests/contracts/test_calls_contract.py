@@ -1,0 +1,702 @@
+"""What a crew promises to whoever has calls made by it, with a shared queue and with a queue for each worker.
+
+The event loop is simulated: who goes next is decided by a seed, and time is virtual.
+"""
+
+import asyncio
+import contextvars
+import inspect
+import itertools
+import random
+from collections import Counter, deque
+
+import pytest
+
+from sabot.calls import CallOptions, Crew, Retry, crew
+from sabot.calls.functions import each_piece
+from sabot.calls.limits import AdaptiveLimit, TokenBucket
+from sabot.clock import SYSTEM_CLOCK, ManualClock
+from sabot.config import parse_rate
+from sabot.errors import Overloaded, UserError
+from sabot.testing.loop import SimulatedLoop
+
+SEEDS = range(10)
+
+
+class Job:
+    """Calls of one function, and what was told of them. Items are (key, number)."""
+
+    def __init__(self, function, *, own_queues=False, skip=True, **options):
+        self.function, self.skip = function, skip
+        self.began, self.done, self.lost, self.attempts_failed = [], [], [], []
+        self.unexpected = []
+        self.in_flight = self.most = 0
+        loop = asyncio.get_running_loop()
+        options = CallOptions(**options)
+        self.crew = Crew("job", self, options, clock=SYSTEM_CLOCK, loop=loop, own_queues=own_queues)
+        self.own_queues = own_queues
+        self.crew.start()
+
+    def give(self, *items):
+        if self.own_queues:
+            for item in items:
+                worker = self.crew.workers[item[0] % len(self.crew.workers)]
+                worker.queue.append(item)
+                worker.rouse()
+        else:
+            self.crew.queue.extend(items)
+            self.crew.rouse(len(items))
+
+    async def finished(self, count):
+        while len(self.done) + len(self.lost) < count:
+            assert not self.unexpected
+            await asyncio.sleep(0.05)
+
+    def left(self):
+        """Items whose calls have not ended."""
+        queues = [worker.items() for worker in self.crew.workers]
+        if not self.own_queues:
+            queues = [[w.item] for w in self.crew.workers if w.item is not None] + [list(self.crew.queue)]
+        return [item for queue in queues for item in queue]
+
+    def _now(self):
+        return asyncio.get_running_loop().time()
+
+    # Calls
+
+    def begin(self, item, run):
+        self.began.append((item, self._now()))
+        value = run(self.function, item)
+        if not inspect.isawaitable(value):
+            return item, value, False
+        return item, self._counted(value), True
+
+    async def _counted(self, value):
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        try:
+            return await value
+        finally:
+            self.in_flight -= 1
+
+    def written(self, item, value):
+        if value == "odd":
+            raise ValueError("this cannot be written")
+        return value
+
+    def ended(self, item, about, output):
+        assert about == item
+        self.done.append((item, output))
+
+    def attempt_failed(self, item, failure, attempts):
+        self.attempts_failed.append((item, failure, attempts))
+        return False
+
+    def renew(self, item):
+        pass
+
+    def failed(self, item, failure, attempts):
+        self.lost.append((item, failure, attempts))
+        if not self.skip or isinstance(failure, KeyboardInterrupt):
+            self.crew.end()
+
+    def worker_ended(self, item, error):
+        self.unexpected.append((item, error))
+
+    def broke(self, what, error):
+        self.unexpected.append((what, error))
+
+
+def simulated(main, seed=0):
+    loop = SimulatedLoop(random.Random(seed))
+    try:
+        return loop.run_until_complete(main())
+    finally:
+        loop.close()
+
+
+both = pytest.mark.parametrize("own_queues", [False, True], ids=["shared queue", "own queues"])
+
+
+def items(count, keys=7):
+    return [(number % keys, number) for number in range(count)]
+
+
+# -- how many, and in which order -----------------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("seed", SEEDS)
+def test_each_item_is_called_once_and_never_more_at_once_than_allowed(seed, own_queues):
+    dice = random.Random(seed)
+
+    async def call(item):
+        for _ in range(dice.randrange(4)):
+            await asyncio.sleep(dice.choice((0, 0.001, 0.01)))
+        return item[1] * 2
+
+    async def main():
+        job = Job(call, own_queues=own_queues, concurrency=4)
+        given = items(60)
+        while given:
+            count = dice.randrange(1, 9)
+            job.give(*given[:count])
+            del given[:count]
+            await asyncio.sleep(dice.choice((0, 0.005)))
+        await job.finished(60)
+        assert Counter(job.done) == Counter((item, item[1] * 2) for item in items(60))
+        assert 1 < job.most <= 4
+        assert job.crew.in_flight == 0
+        await job.crew.close()
+
+    simulated(main, seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_queue_is_called_in_its_order_also_where_calls_fail_and_are_made_again(seed):
+    dice = random.Random(seed)
+
+    async def call(item):
+        await asyncio.sleep(dice.choice((0, 0.001, 0.02)))
+        if dice.random() < 0.2:
+            raise ConnectionError("again")
+        if dice.random() < 0.1:
+            raise Overloaded()
+
+    async def main():
+        job = Job(call, own_queues=True, concurrency=3, retry=Retry(3, 0.01))
+        job.give(*items(50))
+        await job.finished(50)
+        ended = [item for item, *_ in [*job.done]]
+        for worker in range(3):
+            mine = [item for item in ended if item[0] % 3 == worker]
+            assert mine == sorted(mine, key=lambda item: item[1])
+        await job.crew.close()
+
+    simulated(main, seed)
+
+
+def test_a_shared_queue_begins_in_its_order():
+    async def call(item):
+        await asyncio.sleep(0.01 * (item[1] % 3))
+
+    async def main():
+        job = Job(call, concurrency=3)
+        job.give(*items(30))
+        await job.finished(30)
+        assert [item for item, _ in job.began] == items(30)
+        await job.crew.close()
+
+    simulated(main)
+
+
+@both
+def test_calls_that_never_wait_leave_the_loop_to_others(own_queues):
+    async def main():
+        job = Job(lambda item: [None for _ in range(200)], own_queues=own_queues, concurrency=2)
+        job.give(*items(20_000))
+        ticks = 0
+        while len(job.done) < 20_000:
+            await asyncio.sleep(0)
+            ticks += 1
+        await job.crew.close()
+        return ticks
+
+    assert asyncio.run(main()) > 5
+
+
+@both
+def test_each_call_has_a_context_of_its_own(own_queues):
+    who = contextvars.ContextVar("who", default=None)
+
+    async def call(item):
+        assert who.get() is None
+        who.set(item)
+        await asyncio.sleep(0)
+        return who.get() == item
+
+    async def main():
+        job = Job(call, own_queues=own_queues, concurrency=2)
+        job.give(*items(10))
+        await job.finished(10)
+        assert [output for _, output in job.done] == [True] * 10
+        await job.crew.close()
+
+    simulated(main)
+
+
+# -- what fails -----------------------------------------------------------------------------------------------------------
+
+
+@both
+def test_an_attempt_that_fails_is_made_again_after_waits_that_double(own_queues):
+    async def call(item):
+        raise ConnectionError("down")
+
+    async def main():
+        job = Job(call, own_queues=own_queues, retry=Retry(10, 0.1))
+        job.give((0, 0))
+        await job.finished(1)
+        times = [time for _, time in job.began]
+        waits = [later - earlier for earlier, later in itertools.pairwise(times)]
+        assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0], abs=0.05)
+        [(item, failure, attempts)] = job.lost
+        assert (item, type(failure), attempts) == ((0, 0), ConnectionError, 11)
+        assert [attempt for *_, attempt in job.attempts_failed] == list(range(1, 12))
+        assert job.crew.retries == 10
+        await job.crew.close()
+
+    simulated(main)
+
+
+@both
+def test_a_result_that_cannot_be_written_is_a_failed_attempt(own_queues):
+    async def main():
+        job = Job(lambda item: "odd", own_queues=own_queues)
+        job.give((0, 0), (0, 1))
+        await job.finished(2)
+        assert [(item, str(failure)) for item, failure, _ in job.lost] == [
+            ((0, 0), "this cannot be written"),
+            ((0, 1), "this cannot be written"),
+        ]
+        await job.crew.close()
+
+    simulated(main)
+
+
+@both
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_attempt_that_takes_too_long_is_cancelled_and_no_other(seed, own_queues):
+    dice = random.Random(seed)
+    slow = {number for number in range(40) if dice.random() < 0.2}
+
+    async def call(item):
+        await asyncio.sleep(60 if item[1] in slow else dice.random())
+
+    async def main():
+        job = Job(call, own_queues=own_queues, concurrency=5, timeout_s=2.0)
+        job.give(*items(40))
+        await job.finished(40)
+        assert {item[1] for item, *_ in job.lost} == slow
+        assert {str(failure) for _, failure, _ in job.lost} <= {"the call took longer than timeout=2.0s"}
+        assert job.crew.timeouts == len(slow)
+        await job.crew.close()
+
+    simulated(main, seed)
+
+
+@both
+def test_a_call_that_answers_although_it_was_cancelled_for_its_time_has_answered(own_queues):
+    async def call(item):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return "late"
+
+    async def main():
+        job = Job(call, own_queues=own_queues, timeout_s=1.0)
+        job.give((0, 0), (0, 1))
+        await job.finished(2)
+        assert job.done == [((0, 0), "late"), ((0, 1), "late")]
+        await job.crew.close()
+
+    simulated(main)
+
+
+@both
+def test_a_call_that_is_cancelled_from_inside_has_failed_and_the_worker_goes_on(own_queues):
+    async def call(item):
+        if item[1] == 0:
+            asyncio.current_task().cancel("by itself")
+            await asyncio.sleep(0)
+        if item[1] == 1:
+            raise asyncio.CancelledError
+
+    async def main():
+        job = Job(call, own_queues=own_queues)
+        job.give((0, 1), (0, 2))
+        await job.finished(2)
+        assert [(item, str(failure)) for item, failure, _ in job.lost] == [
+            ((0, 1), "the call was cancelled from inside")
+        ]
+        assert [item for item, _ in job.done] == [(0, 2)]
+        await job.crew.close()
+
+    simulated(main)
+
+
+@both
+def test_a_worker_that_somebody_else_cancels_is_told_of(own_queues):
+    async def call(item):
+        await asyncio.sleep(60)
+
+    async def main():
+        job = Job(call, own_queues=own_queues)
+        job.give((0, 0))
+        await asyncio.sleep(1)
+        job.crew.workers[0].task.cancel()
+        await asyncio.sleep(1)
+        assert job.unexpected == [((0, 0), None)]
+        assert job.left() == [(0, 0)]
+
+    simulated(main)
+
+
+@both
+def test_after_the_end_no_call_begins_and_no_item_is_lost(own_queues):
+    async def call(item):
+        await asyncio.sleep(0.1)
+        if item[1] == 3:
+            raise ValueError("no good")
+
+    async def main():
+        job = Job(call, own_queues=own_queues, concurrency=2, skip=False)
+        job.give(*items(20, keys=2))
+        await asyncio.sleep(60)
+        assert [item for item, *_ in job.lost] == [(1, 3)]
+        ended = {item for item, _ in job.done}
+        assert (1, 3) in job.left()
+        assert ended | set(job.left()) == set(items(20, keys=2))
+        assert not ended & set(job.left())
+        began = len(job.began)
+        await asyncio.sleep(60)
+        assert len(job.began) == began
+        await job.crew.close()
+
+    simulated(main)
+
+
+def test_the_end_of_the_process_is_no_error_to_be_made_again():
+    def call(item):
+        raise KeyboardInterrupt
+
+    async def main():
+        job = Job(call, retry=Retry(5, 0.1))
+        job.give((0, 0), (0, 1))
+        await job.finished(1)
+        await asyncio.sleep(1)
+        assert [type(failure) for _, failure, _ in job.lost] == [KeyboardInterrupt]
+        assert job.attempts_failed == []
+        assert len(job.began) == 1
+
+    simulated(main)
+
+
+# -- the stop -------------------------------------------------------------------------------------------------------------
+
+
+@both
+def test_quiesce_lets_calls_end_and_close_cancels_them_and_start_makes_them_again(own_queues):
+    async def call(item):
+        await asyncio.sleep(1 if item[1] % 2 else 100)
+        return "ended"
+
+    async def main():
+        job = Job(call, own_queues=own_queues, concurrency=2)
+        job.give(*items(6, keys=2))
+        await asyncio.sleep(0.5)
+        await job.crew.quiesce(2.0)
+        assert job.crew.stopped
+        assert [item for item, _ in job.done] == [(1, 1)]
+        await job.crew.close()
+        await job.crew.close()
+        assert set(job.left()) == set(items(6, keys=2)) - {(1, 1)}
+        assert job.crew.left_behind == []
+        job.crew.start()
+        await asyncio.sleep(1000)
+        assert Counter(item for item, _ in job.done) == Counter(items(6, keys=2))
+
+    simulated(main)
+
+
+@both
+def test_a_call_that_refuses_to_be_cancelled_is_left_behind_and_named(own_queues):
+    refuses = True
+
+    async def call(item):
+        while refuses and item[1] == 0:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                continue
+        await asyncio.sleep(3600)
+
+    async def main():
+        nonlocal refuses
+        job = Job(call, own_queues=own_queues, concurrency=2)
+        job.give((0, 0), (1, 1))
+        await asyncio.sleep(1)
+        before = asyncio.get_running_loop().time()
+        await job.crew.close()
+        assert asyncio.get_running_loop().time() - before == pytest.approx(crew.CANCEL_SECONDS, abs=0.5)
+        assert job.crew.left_behind == [(0, 0)]
+        refuses = False
+
+    simulated(main)
+
+
+@both
+def test_a_call_that_cleans_up_is_waited_for_and_disturbed_once_at_most(own_queues):
+    cleaned = []
+
+    async def call(item):
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(2)
+            cleaned.append(item)
+
+    async def main():
+        job = Job(call, own_queues=own_queues, concurrency=2)
+        job.give((0, 0), (1, 1))
+        await asyncio.sleep(1)
+        await job.crew.close()
+        assert sorted(cleaned) == [(0, 0), (1, 1)]
+        assert job.crew.left_behind == []
+        assert sorted(job.left()) == [(0, 0), (1, 1)]
+
+    simulated(main)
+
+
+# -- limits ---------------------------------------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_service_that_is_overloaded_gets_fewer_calls_at_once_and_every_item_is_done(seed, own_queues):
+    """A service that takes five calls at once, and turns the others away."""
+    dice = random.Random(seed)
+    busy = refused = 0
+
+    async def call(item):
+        nonlocal busy, refused
+        if busy >= 5:
+            refused += 1
+            raise Overloaded("too many")
+        busy += 1
+        try:
+            await asyncio.sleep(0.1 + dice.random() * 0.01)
+        finally:
+            busy -= 1
+
+    async def main():
+        job = Job(call, own_queues=own_queues, concurrency=40)
+        job.give(*items(400, keys=40))
+        await job.finished(400)
+        assert job.lost == []
+        assert job.attempts_failed == []
+        assert job.crew.overloads == refused > 0
+        assert job.crew.limit < 10
+        assert refused < 200  # without a limit it is turned away several times for each call
+        await job.crew.close()
+
+    simulated(main, seed)
+
+
+@both
+def test_retry_after_holds_all_calls_and_then_the_one_that_was_turned_away_is_made_again(own_queues):
+    told = []
+
+    async def call(item):
+        await asyncio.sleep(0.01)
+        if not told:
+            told.append(asyncio.get_running_loop().time())
+            raise Overloaded(retry_after="30")
+
+    async def main():
+        job = Job(call, own_queues=own_queues, concurrency=2)
+        job.give(*items(10, keys=2))
+        await job.finished(10)
+        assert not [time for _, time in job.began if told[0] < time < told[0] + 29.9]
+        assert job.lost == []
+        await job.crew.close()
+
+    simulated(main)
+
+
+@both
+def test_a_call_that_is_turned_away_for_ten_minutes_has_failed(own_queues):
+    async def call(item):
+        raise Overloaded(retry_after=3600 if item[1] else 1)
+
+    async def main():
+        job = Job(call, own_queues=own_queues, concurrency=1, retry=Retry(3, 0.1))
+        job.give((0, 0))
+        await job.finished(1)
+        first, last = job.began[0][1], job.began[-1][1]
+        assert 560 < last - first <= 600
+        job.give((0, 1))  # a service that asks for longer than that is not waited for
+        await job.finished(2)
+        assert [type(failure) for _, failure, _ in job.lost] == [Overloaded, Overloaded]
+        await job.crew.close()
+
+    simulated(main)
+
+
+@both
+@pytest.mark.parametrize("seed", range(5))
+def test_no_more_calls_begin_in_a_second_than_the_rate_allows(seed, own_queues):
+    dice = random.Random(seed)
+
+    async def call(item):
+        await asyncio.sleep(dice.random() * 0.1)
+
+    async def main():
+        job = Job(call, own_queues=own_queues, concurrency=10, rate=20.0)
+        for _ in range(4):
+            job.give(*items(25, keys=10))
+            await asyncio.sleep(dice.choice((0, 3)))
+        await job.finished(100)
+        times = [time for _, time in job.began]
+        for first, time in enumerate(times):
+            assert sum(time <= later < time + 1 for later in times[first:]) <= 22
+        assert times[-1] - times[0] < 13  # and hardly fewer
+        await job.crew.close()
+
+    simulated(main, seed)
+
+
+@both
+def test_a_stop_does_not_wait_for_limits(own_queues):
+    async def main():
+        job = Job(lambda item: None, own_queues=own_queues, concurrency=3, rate=0.001)
+        job.give(*items(10, keys=3))
+        await asyncio.sleep(1)
+        await job.crew.quiesce(60)
+        assert asyncio.get_running_loop().time() < 2
+        assert len(job.done) == 1
+        assert len(job.left()) == 9
+        await job.crew.close()
+
+    simulated(main)
+
+
+def test_an_adaptive_limit_halves_once_for_calls_that_were_under_way_together_and_rises_by_one_a_round():
+    clock = ManualClock()
+    limit = AdaptiveLimit(16)
+    began = clock.monotonic()
+    for _ in range(16):
+        assert limit.wait_s(began) == 0
+        limit.begun(began)
+    assert limit.wait_s(began) == float("inf")
+    clock.advance(1)
+    for _ in range(16):
+        limit.overloaded(clock.monotonic(), began, 0.0)
+    assert (limit.limit, limit.in_flight) == (8, 0)
+    for most in range(9, 17):
+        for _ in range(most):  # a round and a little, so that sums of fractions are above the next number
+            clock.advance(1)
+            while limit.wait_s(clock.monotonic()) == 0:
+                limit.begun(clock.monotonic())
+            limit.ended(clock.monotonic() + 1, clock.monotonic(), well=True)
+        assert limit.limit in (most, most - 1)
+    assert limit.limit <= 16
+
+
+def test_an_adaptive_limit_rises_only_while_it_is_in_use_and_never_falls_below_one():
+    clock = ManualClock()
+    limit = AdaptiveLimit(16, in_flight=1)
+    limit.overloaded(clock.monotonic(), clock.monotonic() - 1, 5.0)
+    assert limit.limit == 1
+    assert limit.wait_s(clock.monotonic()) == 5.0
+    clock.advance(6)
+    assert limit.wait_s(clock.monotonic()) == 0
+    limit.begun(clock.monotonic())
+    limit.ended(clock.monotonic(), clock.monotonic(), well=True)
+    assert limit.limit == 2
+    for _ in range(100):  # one at a time says nothing of two
+        limit.begun(clock.monotonic())
+        limit.ended(clock.monotonic(), clock.monotonic(), well=True)
+    assert limit.limit == 2
+    limit.begun(clock.monotonic())
+    limit.begun(clock.monotonic())
+    limit.ended(clock.monotonic(), clock.monotonic(), well=False)  # an error that says nothing of limits
+    assert limit.limit == 2
+
+
+def test_a_token_bucket_saves_up_no_more_than_a_moments_worth():
+    clock = ManualClock()
+    bucket = TokenBucket(100.0)
+
+    def begun():
+        count = 0
+        while bucket.wait_s(clock.monotonic()) == 0:
+            bucket.begun(clock.monotonic())
+            count += 1
+        return count
+
+    assert begun() == 5
+    assert bucket.wait_s(clock.monotonic()) == pytest.approx(0.01)
+    clock.advance(0.011)
+    assert begun() == 1
+    clock.advance(3600)
+    assert begun() == 5
+
+
+@pytest.mark.parametrize(("text", "rate"), [("50/s", 50), ("300/m", 5), ("1.5 / s", 1.5), ("36/h", 0.01), (7, 7.0)])
+def test_a_rate_is_read_as_users_write_it(text, rate):
+    assert parse_rate(text) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("text", ["50", "0/s", "-1/s", "5/w", 0, -1, True, float("nan"), float("inf"), None, "1e3/s"])
+def test_what_is_no_rate_is_refused(text):
+    with pytest.raises(UserError, match="rate"):
+        parse_rate(text)
+
+
+# -- pieces ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_function_that_yields_is_held_up_by_who_takes_its_pieces():
+    async def main():
+        made = []
+        room = asyncio.Semaphore(2)
+        taken = deque()
+
+        async def tokens():
+            for number in range(6):
+                made.append(number)
+                yield number
+
+        async def take(piece):
+            taken.append(piece)
+            await room.acquire()
+
+        giving = asyncio.ensure_future(each_piece(tokens(), take))
+        await asyncio.sleep(1)
+        assert made == [0, 1, 2]  # the third waits for room
+        room.release()
+        await asyncio.sleep(1)
+        assert made == [0, 1, 2, 3]
+        for _ in range(3):
+            room.release()
+        await giving
+        assert list(taken) == [0, 1, 2, 3, 4, 5]
+
+    simulated(main)
+
+
+@pytest.mark.parametrize("how", ["the taker fails", "it is cancelled"])
+def test_a_function_that_yields_is_closed_whatever_happens(how):
+    async def main():
+        closed = []
+
+        async def tokens():
+            try:
+                while True:
+                    await asyncio.sleep(0.1)
+                    yield "token"
+            finally:
+                closed.append(True)
+
+        def refuse(piece):
+            if how == "the taker fails":
+                raise ValueError("enough")
+
+        giving = asyncio.ensure_future(each_piece(tokens(), refuse))
+        await asyncio.sleep(1)
+        giving.cancel()
+        await asyncio.wait([giving])
+        assert closed == [True]
+
+    simulated(main)
