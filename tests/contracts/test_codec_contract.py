@@ -1,0 +1,220 @@
+"""What every codec of records does, whatever its format: a record is a good row or a bad one, never both, never neither, and which of them
+depends on that record alone.
+
+A codec has `schema`, `decode(records) -> (good rows, bad rows)` and `another()`, one that does the same for another thread.
+"""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from sabot.codecs import JsonCodec
+from sabot.codecs.json import schema_of_text
+from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN
+from sabot.codecs.records import RECORD_SCHEMA, encode_json
+from sabot.codecs.table import TableCodec
+
+SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string()), ("x", pa.float64())])
+Record = tuple[bytes | None, bytes | None]  # payload, key
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A codec, records of every kind that it meets, and the good rows among them by the number of their record."""
+
+    name: str
+    make: Callable[[], Any]
+    records: Sequence[Record]
+    good: dict[int, dict[str, Any]]
+
+
+def enveloped(op: str, before: Any = None, after: Any = None) -> bytes:
+    return encode_json({"before": before, "after": after, "op": op, "ts_ms": 5})
+
+
+ROWS = [{"id": n, "name": ["é", "", None][n % 3], "x": n / 2} for n in range(6)]
+PLAIN = [encode_json(row) for row in ROWS]
+DAMAGED: list[bytes | None] = [b"", b"oops", b'{"id": 1', b"[1]", b'{"id": "seven"}', b"\xff\xfe", b'{"x": "much"}']
+
+
+def _mixed(good: Sequence[bytes]) -> list[bytes | None]:
+    """Good payloads with damaged ones between."""
+    found: list[bytes | None] = []
+    for number in range(max(len(good), len(DAMAGED))):
+        found += [*good[number : number + 1], *DAMAGED[number : number + 1]]
+    return found
+
+
+def _json() -> Case:
+    payloads = [*_mixed(PLAIN), None, b'{"id": 9}', b'{"name": "n", "more": [1, {"a": null}]}', b"{}"]
+    good = {payloads.index(payload): row for payload, row in zip(PLAIN, ROWS, strict=True)}
+    good[len(payloads) - 3] = {"id": 9, "name": None, "x": None}
+    good[len(payloads) - 2] = {"id": None, "name": "n", "x": None}
+    good[len(payloads) - 1] = {"id": None, "name": None, "x": None}
+    return Case("json", lambda: JsonCodec(SCHEMA), [(payload, b"k") for payload in payloads], good)
+
+
+def _table() -> Case:
+    """A tombstone ends the row of its record's key; without one it says nothing."""
+    payloads = _mixed(PLAIN)
+    records: list[Record] = [(payload, b"1") for payload in payloads if payload != b'{"x": "much"}']
+    good = {
+        records.index((payload, b"1")): {**row, OP_COLUMN: INSERT} for row, payload in zip(ROWS, PLAIN, strict=True)
+    }
+    first = len(records)
+    records += [
+        (None, b"4"),
+        (None, b'{"id": 5}'),
+        (None, b"no number"),
+        (None, None),
+        (b'{"name": "n"}', b"3"),
+        (b'{"name": "n"}', None),
+    ]
+    for place, number in ((first, 4), (first + 1, 5)):
+        good[place] = {"id": number, "name": None, "x": None, OP_COLUMN: DELETE}
+    good[first + 4] = {"id": 3, "name": "n", "x": None, OP_COLUMN: INSERT}
+    return Case("table", lambda: TableCodec(SCHEMA, ["id"]), records, good)
+
+
+def _debezium() -> Case:
+    """Envelopes as they are, and within their schema."""
+    rows = [enveloped(op, after=row) for op, row in zip("crucru", ROWS, strict=True)]
+    payloads = [*rows[:3], b"oops", *(encode_json({"schema": {}, "payload": json.loads(each)}) for each in rows[3:])]
+    good = {number + (number > 2): {**row, OP_COLUMN: INSERT} for number, row in enumerate(ROWS)}
+    first = len(payloads)
+    payloads += [
+        enveloped("d", before={"id": 2, "name": "gone", "x": 1.0}),
+        enveloped("t"),
+        enveloped("c"),
+        enveloped("z", after=ROWS[0]),
+        b'{"id": 1}',
+        enveloped("u", after={"id": "one"}),
+    ]
+    good[first] = {"id": 2, "name": None, "x": None, OP_COLUMN: DELETE}
+    records: list[Record] = [(payload, None) for payload in payloads]
+    good[len(records)] = {"id": 7, "name": None, "x": None, OP_COLUMN: DELETE}
+    records += [(None, b'{"id": 7}'), (None, b"?"), (None, None)]
+    return Case("debezium", lambda: TableCodec(SCHEMA, ["id"], "debezium"), records, good)
+
+
+CASES = [_json(), _table(), _debezium()]
+each_codec = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def batch_of(records: Sequence[Record]) -> pa.RecordBatch:
+    rows = [
+        {"payload": payload, "key": key, "offset": 100 + n, "partition": 0, "timestamp": n}
+        for n, (payload, key) in enumerate(records)
+    ]
+    return pa.RecordBatch.from_pylist(rows, schema=RECORD_SCHEMA)
+
+
+def decoded(
+    codec: Any, records: Sequence[Record] | pa.RecordBatch
+) -> tuple[list[dict[str, Any]], list[tuple[int, str]]]:
+    """The good rows, and (number, reason) of the bad ones; what holds of any answer is checked."""
+    batch = records if isinstance(records, pa.RecordBatch) else batch_of(records)
+    data, bad = codec.decode(batch)
+    data.validate(full=True)
+    assert data.schema.equals(codec.schema)
+    numbers = [each.row for each in bad]
+    assert numbers == sorted(set(numbers))
+    assert all(0 <= number < batch.num_rows for number in numbers)
+    assert data.num_rows + len(bad) == batch.num_rows, "each record is one good row, or one bad one"
+    assert all(each.reason and "\n" not in each.reason for each in bad)
+    return data.to_pylist(), [(each.row, each.reason) for each in bad]
+
+
+@each_codec
+def test_good_rows_come_in_order_and_bad_ones_are_numbered_as_their_records(case: Case) -> None:
+    rows, bad = decoded(case.make(), case.records)
+    assert rows == [case.good[number] for number in sorted(case.good)]
+    assert [number for number, _ in bad] == [number for number in range(len(case.records)) if number not in case.good]
+
+
+@each_codec
+def test_what_becomes_of_a_record_depends_on_it_alone(case: Case) -> None:
+    """One by one, in any order, in batches of any sizes: the same row, or the same reason."""
+    whole = dict(zip(sorted(case.good), decoded(case.make(), case.records)[0], strict=True)) | dict(
+        decoded(case.make(), case.records)[1]
+    )
+    rng = random.Random(case.name)
+    for _ in range(20):
+        codec, numbers = case.make(), rng.sample(range(len(case.records)), len(case.records))
+        while numbers:
+            size = rng.choice([1, 2, 5, 50])
+            some, numbers = numbers[:size], numbers[size:]
+            rows, bad = decoded(codec, [case.records[number] for number in some])
+            wrong = dict(bad)
+            left = iter(rows)
+            found = {number: wrong[place] if place in wrong else next(left) for place, number in enumerate(some)}
+            assert found == {number: whole[number] for number in some}
+
+
+@each_codec
+def test_a_slice_of_records_is_decoded_as_if_it_were_all(case: Case) -> None:
+    batch = batch_of(case.records)
+    for start, length in ((0, 3), (3, 4), (2, len(case.records) - 2), (5, 0)):
+        assert decoded(case.make(), batch.slice(start, length)) == decoded(
+            case.make(), case.records[start : start + length]
+        )
+
+
+@each_codec
+def test_a_batch_without_good_rows_or_without_any_has_the_columns_all_the_same(case: Case) -> None:
+    codec = case.make()
+    assert decoded(codec, []) == ([], [])
+    only_bad = [record for number, record in enumerate(case.records) if number not in case.good]
+    rows, bad = decoded(codec, only_bad)
+    assert (rows, len(bad)) == ([], len(only_bad))
+
+
+@each_codec
+def test_records_are_as_they_were_after_they_were_decoded(case: Case) -> None:
+    batch, again = batch_of(case.records), batch_of(case.records)
+    first, second = (decoded(case.make(), batch) for _ in range(2))
+    assert first == second
+    assert batch.equals(again)
+
+
+@each_codec
+def test_another_codec_does_the_same_and_has_a_life_of_its_own(case: Case) -> None:
+    codec = case.make()
+    expected = decoded(codec, case.records)
+    other = codec.another()
+    assert other is not codec
+    assert other.schema.equals(codec.schema)
+    assert decoded(other, case.records) == expected
+    assert decoded(codec, case.records[:4]) == decoded(other.another(), case.records[:4])
+
+
+@each_codec
+def test_the_schema_goes_into_a_checkpoint_as_text_and_back(case: Case) -> None:
+    """A json codec goes as a whole."""
+    codec = case.make()
+    if isinstance(codec, JsonCodec):
+        again = JsonCodec.of_text(codec.text)
+        assert schema_of_text(codec.text) == codec.schema
+        assert decoded(again, case.records) == decoded(codec, case.records)
+    inferred = JsonCodec.of_text(None)
+    assert inferred.schema is None
+    assert inferred.text is None
+
+
+def test_a_codec_that_infers_its_schema_goes_on_with_it() -> None:
+    """From a checkpoint, in another thread, and in later batches."""
+    codec = JsonCodec()
+    first = decoded_any(codec, [(b"bad", None), *((payload, None) for payload in PLAIN)])
+    for later in (codec, codec.another(), JsonCodec.of_text(codec.text)):
+        assert later.schema == pa.schema([("id", pa.int64()), ("name", pa.string()), ("x", pa.float64())])
+        assert decoded(later, [(payload, None) for payload in PLAIN])[0] == first == ROWS
+
+
+def decoded_any(codec: Any, records: Sequence[Record]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = codec.decode(batch_of(records))[0].to_pylist()
+    return rows
