@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import pyarrow as pa
 
 from sabot.api.expr import as_type
+from sabot.api.words import name_of
 from sabot.config import Duration, checked_name, parse_ms
 from sabot.errors import UserError
 
@@ -276,7 +277,7 @@ def process_spec(
         raise UserError(
             f"process: {whole!r} is no function, and has no method `process`", hint="process(f, schema=...)"
         )
-    name = f"process({getattr(whole, '__qualname__', type(whole).__name__)})"
+    name = f"process({name_of(whole)})"
     if any(inspect.iscoroutinefunction(each) for each in (function, on_timer, right)):
         raise UserError(
             f"{name}: a process function cannot be async", hint="call out in stream.map_async(...) before it"

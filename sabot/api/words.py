@@ -7,7 +7,17 @@ from typing import Any, Protocol
 from sabot.api.expr import Expr
 from sabot.errors import UserError
 
-__all__ = ["by_keys", "check_names", "column_text", "name_of", "named_texts", "order_text", "window_text", "with_text"]
+__all__ = [
+    "by_keys",
+    "check_names",
+    "column_text",
+    "name_of",
+    "named_texts",
+    "no_column",
+    "order_text",
+    "window_text",
+    "with_text",
+]
 
 
 class _Worded(Protocol):
@@ -15,12 +25,18 @@ class _Worded(Protocol):
 
 
 def check_names(where: str, names: Iterable[str], known: Collection[str]) -> None:
-    """Raises UserError for the first of `names` that is none of the columns `known`; a misspelt one is told the nearest."""
+    """Raises UserError for the first of `names` that is none of the columns `known`."""
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise UserError(f"{where}: there is no column {name!r}", hint=f"{hint}the columns are {', '.join(known)}")
+            raise no_column(name, known, where)
+
+
+def no_column(name: str, known: Collection[str], where: str = "") -> UserError:
+    """For a column that is not there; a misspelt one is told the nearest."""
+    near = difflib.get_close_matches(name, known, 1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    what = f"{where}: " if where else ""
+    return UserError(f"{what}there is no column {name!r}", hint=f"{guess}the columns are {', '.join(known)}")
 
 
 def name_of(function: Any) -> str:

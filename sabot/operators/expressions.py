@@ -6,7 +6,6 @@ Null semantics, NaN and rounding are those of polars (`tests/unit/test_expressio
 
 import datetime
 import decimal
-import difflib
 import functools
 import math
 import re
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.compare import LITERALS, LiteralSet, contains, equal_literal, starts_with
 from sabot.api.expr import Expr
+from sabot.api.words import no_column
 from sabot.arrays import broadcast, epoch, floats, integer_array, integers, is_ascii, is_time, shown, where
 from sabot.errors import DataError, InternalError, UserError
 from sabot.operators import times
@@ -127,9 +127,7 @@ def _column(expr: Expr, schema: pa.Schema) -> Compiled:
     if places:
         raise UserError(f"there are {len(places)} columns {name!r}", hint="give all but one another name")
     known = [each for each in schema.names if each != TIME_COLUMN]
-    near = difflib.get_close_matches(name, known, n=1)
-    guess = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"there is no column {name!r}", hint=f"{guess}the columns are {', '.join(known)}")
+    raise no_column(name, known)
 
 
 def _literal(expr: Expr) -> Compiled:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from sabot._cython.batch import Batch, normalise
 from sabot._cython.border import validate
 from sabot.api.nodes import rows as nodes
+from sabot.api.words import name_of
 from sabot.arrays import is_time, to_ms
 from sabot.errors import UserError
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, with_time, without_time
@@ -37,7 +38,7 @@ class MapBatches(Operator):
         self.function = function
         self.schema = schema
         self.time = time
-        self.name = f"map_batches({getattr(function, '__qualname__', type(function).__name__)})"
+        self.name = f"map_batches({name_of(function)})"
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._input = without_time(context.input)
@@ -133,7 +134,7 @@ class FlatMap(Operator):
         self.function = function
         self.schema = pa.schema([(field.name, field.type) for field in schema])
         self.time = time
-        self.name = f"flat_map({getattr(function, '__qualname__', type(function).__name__)})"
+        self.name = f"flat_map({name_of(function)})"
 
     def open(self, context: OperatorContext) -> pa.Schema:
         check_given_names(self.name, self.schema.names)

@@ -27,7 +27,7 @@ from sabot.api.process import process_spec
 from sabot.api.stream.connected import ConnectedStreams
 from sabot.api.stream.windowed import WindowedStream
 from sabot.api.windows import CountWindow, SessionWindow, Window
-from sabot.config import Duration
+from sabot.config import Duration, is_whole
 from sabot.connectors.base import Sink, check_sink
 from sabot.errors import UserError
 
@@ -175,7 +175,7 @@ class KeyedStream:
         max_partial: of a key, how many matches may be begun and not complete; more stop the job.
         """
         known = check_measures(pattern, skip, measures)
-        if isinstance(max_partial, bool) or not isinstance(max_partial, int) or max_partial < 1:
+        if not is_whole(max_partial, 1):
             raise UserError(f"pattern: max_partial={max_partial!r}", hint="a whole number, 1 or more")
         for name, _ in known:
             if name in (*self._keys, MATCH_START, MATCH_END):
