@@ -4,6 +4,7 @@ options    what the user may say of them: checked once, frozen
 crew       who makes them on the event loop: so many at once, in order by queue, with time-outs and retries
 limits     when another call may begin: a rate, and what a service takes that says it is overloaded
 functions  what is behind the user's functions, and those that give their results in pieces
+cache      equal questions asked once, answers kept
 handover   calls of an operator that has a thread of its own
 """
 

@@ -4,7 +4,6 @@ A batch's keys are made distinct; those whose answer is kept need no call, and e
 keys are all known are emitted where they stand: nothing goes to the event loop for them.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 
 from sabot.api.calls import check_coroutine_function, function_name
 from sabot.api.nodes import calls as nodes
+from sabot.calls.cache import UNKNOWN, Questions
 from sabot.calls.handover import Call, Failed
 from sabot.errors import UserError
 from sabot.operators.answers import Answers, joined
@@ -84,16 +84,15 @@ class LookupAsync(HeldCalls):
         super().__init__(function, keys=keys, **calls)
         self._on, self._schema, self._names = tuple(on), schema, dict(names or {})
         self._inner = how == "inner"
-        self._cache: OrderedDict[Any, tuple[float, Any]] = (
-            OrderedDict()
-        )  # key -> (good until, outcome); the last used last
-        self._cache_rows, self._ttl_s = cache_rows, float("inf") if cache_ttl_s is None else cache_ttl_s
-        self._waiting: dict[Any, list[tuple[_KeyChunk, int]]] = {}  # by key in flight: who else waits for it
-        self._hits = self._asked = 0
+        self._cache_rows, self._cache_ttl_s = cache_rows, cache_ttl_s
+        self._asked = 0
         self.name = f"lookup({function_name(function)})"
 
     def open(self, context: OperatorContext) -> pa.Schema:
         super().open(context)
+        self._questions: Questions[Any, tuple[_KeyChunk, int]] = Questions(
+            self._cache_rows, self._cache_ttl_s, context.clock
+        )
         for name in self._on:
             if self._user.get_field_index(name) < 0:
                 raise UserError(
@@ -132,35 +131,26 @@ class LookupAsync(HeldCalls):
 
     def _ask(self, chunk: _KeyChunk) -> None:
         """What is known of its keys; the others are asked for, unless they are already."""
-        now = self._context.clock.monotonic()
-        cache, waiting, settled = self._cache, self._waiting, chunk.settled.tolist()
+        questions, settled = self._questions, chunk.settled.tolist()
+        now = questions.now()
         self._asked += len(chunk.keys)
         for number, key in enumerate(chunk.keys):
             if settled[number]:
                 continue
-            found = cache.get(key)
-            if found is not None and now < found[0]:
-                cache.move_to_end(key)
-                self._hits += 1
-                chunk.know(number, found[1])
-            elif key in waiting:
-                waiting[key].append((chunk, number))
+            answer = questions.known(key, now)
+            if answer is not UNKNOWN:
+                chunk.know(number, answer)
+            elif (waiting := questions.under_way(key)) is not None:
+                waiting.append((chunk, number))
             else:
-                waiting[key] = []
                 chunk.owned.append(number)
 
     def _ended(self, chunk: Any, number: int) -> None:
         key, outcome = chunk.keys[number], chunk.outcomes[number]
         super()._ended(chunk, number)
-        for other, its in self._waiting.pop(key):
+        for other, its in self._questions.answered(key, outcome, keep=type(outcome) is not Failed):
             other.outcomes[its] = outcome
             super()._ended(other, its)
-        if self._cache_rows and type(outcome) is not Failed:
-            cache = self._cache
-            cache[key] = (self._context.clock.monotonic() + self._ttl_s, outcome)
-            cache.move_to_end(key)
-            if len(cache) > self._cache_rows:
-                cache.popitem(last=False)
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
@@ -199,7 +189,11 @@ class LookupAsync(HeldCalls):
         return self._answer
 
     def statistics(self) -> dict[str, Any]:
-        figures = {"cached_rows": len(self._cache), "cache_hits": self._hits, "distinct_keys": self._asked}
+        figures = {
+            "cached_rows": len(self._questions),
+            "cache_hits": self._questions.hits,
+            "distinct_keys": self._asked,
+        }
         return {**super().statistics(), **figures}
 
 

@@ -13,6 +13,7 @@ from collections import Counter, deque
 import pytest
 
 from sabot.calls import CallOptions, Crew, Retry, crew
+from sabot.calls.cache import UNKNOWN, Questions
 from sabot.calls.functions import each_piece
 from sabot.calls.limits import AdaptiveLimit, TokenBucket
 from sabot.clock import SYSTEM_CLOCK, ManualClock
@@ -700,3 +701,42 @@ def test_a_function_that_yields_is_closed_whatever_happens(how):
         assert closed == [True]
 
     simulated(main)
+
+
+# -- equal questions ------------------------------------------------------------------------------------------------------
+
+
+def test_equal_questions_that_are_under_way_are_asked_once_and_all_are_told():
+    questions = Questions(10, None, ManualClock())
+    assert questions.known("key", questions.now()) is UNKNOWN
+    assert questions.under_way("key") is None  # so it is the first one's to ask
+    for waiter in ("second", "third"):
+        questions.under_way("key").append(waiter)
+    assert questions.answered("key", None, keep=True) == ["second", "third"]
+    assert questions.known("key", questions.now()) is None  # which is an answer
+    assert questions.hits == 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_answers_are_kept_so_many_and_so_long_and_those_used_last_stay(seed):
+    """Beside a twin that is a list, the last used last."""
+    dice, clock = random.Random(seed), ManualClock()
+    most, ttl_s = dice.choice([(0, None), (1, 5.0), (5, None), (5, 3.0)])
+    questions, twin = Questions(most, ttl_s, clock), []
+    for number in range(500):
+        clock.advance(dice.choice((0, 1)))
+        key = dice.randrange(8)
+        expected = [entry for entry in twin if entry[0] == key and (ttl_s is None or clock.time() < entry[1] + ttl_s)]
+        answer = questions.known(key, questions.now())
+        assert answer == (expected[0][2] if expected else UNKNOWN)
+        if expected:
+            twin.remove(expected[0])
+            twin.append(expected[0])
+            continue
+        assert questions.under_way(key) is None
+        keep = dice.random() < 0.9  # else it has failed
+        assert questions.answered(key, number, keep=keep) == []
+        if keep and most:
+            twin = [entry for entry in twin if entry[0] != key][-most + 1 :] if most > 1 else []
+            twin.append((key, clock.time(), number))
+        assert len(questions) == len(twin)
