@@ -237,8 +237,14 @@ _FIGURES = {
 }
 
 
+_SLICES = "__slices"  # the key under which states of slices stand that were put together; states are copied as msgpack between
+
+
 class _StateAsJson:
-    """Stands in for a function of the user's, which is not there: the value is its state, as it is."""
+    """Stands in for a function of the user's, which is not there: the value is its state, as it is.
+
+    Of a hopping or cumulative window, whose slices only the function could merge, it is a list of the states of the slices.
+    """
 
     type = pa.string()
 
@@ -249,10 +255,17 @@ class _StateAsJson:
         return _no_function(state, values)
 
     def merge(self, state: Any, other: Any) -> Any:
-        return _no_function(state, other)
+        return {_SLICES: [*_slices(state), *_slices(other)]}
 
     def finish(self, state: Any) -> str | None:
-        return None if state is None else json_text(state)
+        if state is None:
+            return None
+        slices = _slices(state)
+        return json_text(slices[0] if len(slices) == 1 else slices)
+
+
+def _slices(state: Any) -> list[Any]:
+    return state[_SLICES] if isinstance(state, dict) and _SLICES in state else [state]
 
 
 class _RowsAsJson:

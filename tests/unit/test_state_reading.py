@@ -270,6 +270,22 @@ def test_of_a_users_function_the_state_is_given_as_json(tmp_path: Path) -> None:
     assert row["n"] == len(mine)
 
 
+@pytest.mark.parametrize("window", [HoppingWindow(600, 200), CumulativeWindow(600, 200)])
+def test_of_windows_that_share_rows_the_states_of_their_slices_are_given(tmp_path: Path, window: Any) -> None:
+    """Only the user's function could merge them. All of the operator's state could not be read: "state that is read takes no rows"."""
+    calls = [Call("mine", "user", "x", function=Together()), Call("n", "count"), Call("total", "sum", "x")]
+    run = run_of(lambda: WindowAggregate(window, ["user"], calls), tmp_path, parallelism=2)
+    run.advance(900)
+    found = state_of(job_of(run.checkpoint()), "op-1").to_pylist()
+    several = 0
+    for row in found:
+        mine = json.loads(row["mine"])
+        slices = mine if isinstance(mine, list) else [mine]
+        several += len(slices) > 1
+        assert sum(each["sum"] for each in slices) == row["total"]
+    assert several
+
+
 def test_a_key_is_given_as_a_value_or_as_text(tmp_path: Path) -> None:
     job = job_of(run_of(lambda: RunningAggregate(["user", "shop"], CALLS[:1]), tmp_path, parallelism=2).checkpoint())
     want = [{"user": "u4", "shop": 1, "n": len(by_key(ROWS, "user", "shop")["u4", 1])}]
