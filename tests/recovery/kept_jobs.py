@@ -303,7 +303,7 @@ def windows(app: App, scene: Scene) -> None:
         "session": sabot.session("2500ms"),
     }.items():
         by_key.window(window).aggregate(**FIGURES).named(name).to(scene.sink(name))
-        # of windows that share rows the state of a user's function cannot be read from outside
+        # what windows that share rows keep of a user's function: see `slices`
         gathered = {key: GATHERED[key] for key in GATHERED if key != "longest" or name in ("tumbling", "session")}
         by_key.window(window).aggregate(**gathered).named(f"{name}-gathered").to(scene.sink(f"{name}-gathered"))
     by_key.window(sabot.count_window(7)).aggregate(n=sabot.count(), total=sabot.sum("x")).named("counted").to(
@@ -315,6 +315,13 @@ def windows(app: App, scene: Scene) -> None:
     by_key.window(sabot.hopping("30s", "10s")).top_n(2, "x", ties="rank", rank="place").named("best").to(
         scene.sink("best")
     )
+
+
+def slices(app: App, scene: Scene) -> None:
+    """An aggregate of the user's in windows that share their rows."""
+    by_key = scene.payments(app).key_by("k")
+    for name, window in {"hopping": sabot.hopping("30s", "10s"), "cumulative": sabot.cumulative("40s", "10s")}.items():
+        by_key.window(window).aggregate(longest=GATHERED["longest"]).named(name).to(scene.sink(name))
 
 
 def one_thread(app: App, scene: Scene) -> None:
@@ -744,6 +751,7 @@ JOBS = {
             for state in ("memory", "rocksdb")
         ),
         *(Job(f"processes-{state}", processes, state, fired=5) for state in ("memory", "rocksdb")),
+        *(Job(f"slices-{state}", slices, state) for state in ("memory", "rocksdb")),
         Job("one-thread", one_thread, "memory", parallelism=1, rescales=False),
         Job("calls", calls, "memory", waiting=12),
         Job("agents-memory", agents, "memory", waiting=2),
