@@ -156,7 +156,6 @@ TWO_SIDES_OF_A_STEP = {  # the description that a user's program makes, and the 
 
 SHARED_NAMES = {
     "Database",
-    "Job",
     "Link",
     "Mark",
     "Part",
@@ -204,7 +203,6 @@ LONG = {  # the ideas that stand in one file, or why they should
     "operators/pattern.py": "compiling a pattern, and matching it",
     "operators/sides.py": "the rows of a join's input, and how they meet",
     "operators/time_joins.py": "three joins",
-    "runtime/stream_job.py": "building, schemas, rules of a restore, the life of a job",
 }
 
 

@@ -12,7 +12,7 @@ import typer
 from sabot.checkpoint import Manifest, ask
 from sabot.checkpoint.files import Location
 from sabot.checkpoint.tokens import in_words
-from sabot.cli.jobs import Job, JobWord, find_job
+from sabot.cli.jobs import JobCheckpoints, JobWord, find_job
 from sabot.cli.printing import columns, json_line, moment, size
 from sabot.cli.running import guarded, set_up_logging
 from sabot.clock import SYSTEM_CLOCK
@@ -163,7 +163,7 @@ def create(
     _run(work)
 
 
-def _place(job: Job, to: str | None) -> Location:
+def _place(job: JobCheckpoints, to: str | None) -> Location:
     """As the running job, which has another current folder, understands it."""
     if to is None:
         stamp = moment(int(SYSTEM_CLOCK.time() * 1000)).replace(" ", "-").replace(":", "").removesuffix("Z")

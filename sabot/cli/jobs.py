@@ -17,7 +17,7 @@ from sabot.errors import CorruptCheckpoint, UserError
 from sabot.redaction import redacted_url
 from sabot.state import state_directory
 
-__all__ = ["Job", "JobWord", "find_job"]
+__all__ = ["JobCheckpoints", "JobWord", "find_job"]
 
 JobWord = Annotated[
     str,
@@ -31,7 +31,7 @@ _MANIFEST = re.compile(r"(\d{10,})-\d{10,}\.json")
 
 
 @dataclass
-class Job:
+class JobCheckpoints:
     """The checkpoints of one job, in `location`. `chosen`: the one that the user named with the place, JOB@ID; 0: the newest."""
 
     location: Location
@@ -90,26 +90,26 @@ class Job:
         return False
 
 
-def find_job(word: str) -> Job:
+def find_job(word: str) -> JobCheckpoints:
     """The job that is meant. Raises WrongUse, UserError when an app keeps no checkpoints."""
     at = _AT.fullmatch(word)
     if at is not None and not Path(word).exists():
         return replace(find_job(at[1]), chosen=int(at[2]))
     if _APP.fullmatch(word) and not Path(word).exists():
-        return Job(_of_app(word))
+        return JobCheckpoints(_of_app(word))
     if "://" in word and not word.startswith(("file://", "rocksdb://")):
-        return Job(word)
+        return JobCheckpoints(word)
     path = Path(state_directory(word) or word) if word.startswith("rocksdb://") else Path(word.removeprefix("file://"))
     manifest = _MANIFEST.fullmatch(path.name)
     if manifest is not None and path.is_file():
-        return Job(path.parent.parent, int(manifest[1]))
+        return JobCheckpoints(path.parent.parent, int(manifest[1]))
     if not path.is_dir():
         raise WrongUse(
             f"there is no directory {redacted_url(word)}", hint="write module:app, or where the checkpoints are"
         )
     below = path / "checkpoints"
     is_state = any((below / name).exists() for name in ("LOCK", "claims", "checkpoints"))
-    return Job(below if is_state else path)
+    return JobCheckpoints(below if is_state else path)
 
 
 def _of_app(word: str) -> Location:

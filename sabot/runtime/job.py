@@ -21,10 +21,11 @@ from sabot.exits import Exit, exit_in
 from sabot.kafka import open_source
 from sabot.metrics import Metrics, Sample
 from sabot.runtime.agent_job import Agent
+from sabot.runtime.inference import StoppedEarly
 from sabot.runtime.origin import Origin
 from sabot.runtime.run import Run, Undelivered
 from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval
-from sabot.runtime.stream_job import StoppedEarly, StreamJob
+from sabot.runtime.stream_job import StreamJob
 from sabot.threads import Handle, to_the_end
 
 __all__ = ["Job"]

@@ -271,7 +271,7 @@ class Seed:
         self.agent_once = dice.random() < 0.8
         self.faults = dice.choice([0, 0, 0, 1, 4])
         self.limits = {
-            "sabot.runtime.stream_job.Channel": with_room(Channel, dice.choice([1, 20, 65_536])),
+            "sabot.runtime.build.Channel": with_room(Channel, dice.choice([1, 20, 65_536])),
             "sabot.runtime.feeding.Channel": with_room(Channel, room := dice.choice([1, 65_536])),
             "sabot.runtime.writing.Channel": with_room(Channel, room),
             "sabot.runtime.agent_job.agent_operator": with_room(agent_operator, dice.choice([2, 16_384])),

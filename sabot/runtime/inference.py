@@ -1,0 +1,56 @@
+"""The columns of a topic, from its first records."""
+
+import logging
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from sabot.clock import Clock
+from sabot.codecs import JsonCodec
+from sabot.connectors.base import Source
+from sabot.errors import SabotError, UserError
+
+__all__ = ["StoppedEarly", "wait_for_columns"]
+
+_log = logging.getLogger(__name__)
+
+_INFERENCE_ROWS = 1000
+_SETTLE_SECONDS = 0.2  # how long the inference of a schema waits for more records than it has
+_PATIENCE_SECONDS = 2.0  # how long that wait is nothing special
+
+
+class StoppedEarly(SabotError):
+    """The app was stopped while it waited for the first records of a stream."""
+
+
+def wait_for_columns(name: str, source: Source, clock: Clock, stopped: Callable[[], bool]) -> pa.Schema:
+    """The columns of the first records of a topic, read by a source of its own, which is closed again. Blocking, until they come.
+
+    name: of the stream. Raises StoppedEarly when `stopped()`, UserError for records that are no JSON objects.
+    """
+    codec = JsonCodec()
+    source.open(None, "earliest")
+    try:
+        rows: list[pa.RecordBatch] = []
+        count, deadline = 0, float("inf")
+        patience = clock.monotonic() + _PATIENCE_SECONDS
+        while count < _INFERENCE_ROWS and clock.monotonic() < deadline:
+            if stopped():
+                raise StoppedEarly(f"stream {name}: stopped before its first record came")
+            batch = source.read_batch(_INFERENCE_ROWS - count, 0.05)
+            if batch is not None:
+                rows.append(batch.data.select(["payload"]))
+                count += batch.num_rows
+                deadline = min(deadline, clock.monotonic() + _SETTLE_SECONDS)
+            elif source.exhausted:
+                break
+            elif not rows and clock.monotonic() > patience:
+                patience = float("inf")
+                _log.warning("stream %s: waiting for its first record, to learn its columns (schema= says them)", name)
+        if rows:
+            codec.decode(pa.concat_batches(rows))
+    finally:
+        source.close()
+    if codec.schema is None:
+        raise UserError(f"stream {name}: its first records are no JSON objects", hint="give the stream schema=")
+    return codec.schema
