@@ -68,6 +68,11 @@ class AgentRuntime:
         return await self.job.checkpoint()
 
     @property
+    def restored_from(self) -> int | None:
+        """The id of the checkpoint that this run, or the last one, has begun from; None where it began with nothing."""
+        return self.job.restored_from
+
+    @property
     def checkpoint_coordinator(self) -> Coordinator:
         """Makes the checkpoints of the job."""
         return self.job.coordinator
