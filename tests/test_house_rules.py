@@ -35,7 +35,7 @@ INHERITED = {  # privates of a base class in another module, by the class that u
     "IntervalJoin": {"_emission", "_how", "_result", "_sides"},
     "Join": {"_context", "_emission", "_how", "_result", "_sides"},
     "KafkaDelivery": {"_kafka", "_keys", "_producer"},
-    "LookupAsync": {"_bury", "_context", "_misfit", "_timed", "_user"},
+    "LookupAsync": {"_bury", "_misfit", "_timed", "_user"},
     "NdjsonSource": {"_record_bytes", "_schema", "_share"},
     "RecordAgentOperator": {"_backend", "_clock", "_dead_letter", "_lanes", "_now_ms", "_results", "_took"},
     "RowForm": {"_aside", "_failed", "_give", "_keys_of", "_spec"},
