@@ -37,9 +37,10 @@ from sabot import (
     TransientError,
     UserError,
 )
-from sabot.checkpoint import CheckpointStorage, undelivered
+from sabot.checkpoint import CheckpointStorage
 from sabot.codecs.records import RECORD_SCHEMA, iterate_records
 from sabot.connectors.memory import MemoryBroker
+from sabot.delivery import undelivered
 from sabot.kafka import open_sink
 from sabot.runtime.restore import plan_of, sinks_of
 from sabot.steps import step, watch
@@ -310,7 +311,7 @@ def test_a_checkpoint_each_second_with_an_exactly_once_sink_each_minute_without(
     sink = ListSink()
 
     def build(folder: Path) -> App:
-        app = App("intervals", checkpoint_dir=str(folder))
+        app = App("intervals", checkpoint_dir=str(folder), checkpoint_timeout="10m")  # longer than the call
 
         @app.agent(ScriptedSource([{"n": 1}, END]), sink=sink, delivery=asked)
         async def slow(ctx: Any) -> Any:
