@@ -17,7 +17,7 @@ from sabot.api.nodes.changes import Upsert
 from sabot.api.nodes.node import Node
 from sabot.api.nodes.read import Read, Schema, TableFormat, Write, read_node
 from sabot.api.stream import Stream
-from sabot.checkpoint import CHOICES, CheckpointStorage, Manifest
+from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import encode_json, encode_key
 from sabot.config import (
@@ -35,6 +35,7 @@ from sabot.config import (
 from sabot.connectors.base import Sink, Source
 from sabot.connectors.files.choice import format_of
 from sabot.connectors.memory import TableSink
+from sabot.delivery import CHOICES
 from sabot.errors import UserError
 from sabot.kafka import RecordSender
 from sabot.operators.base import without_marks

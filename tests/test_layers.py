@@ -36,6 +36,7 @@ ORDER = [
     "operators",
     "plan",
     "checkpoint",
+    "delivery",
     "runtime",
     "agents",
     "app",

@@ -21,11 +21,10 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from sabot.checkpoint.delivery import Delivery
 from sabot.checkpoint.kept import KeptState, save_state
-from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredTask
+from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredLane, StoredTask
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
 from sabot.disk import link_or_copy, make_folder, private
@@ -91,6 +90,21 @@ class _InFlight:
         return dict(sorted((self.finals | self.cuts).items()))
 
 
+class SavedOutput(Protocol):
+    """Output that is saved with each checkpoint, and delivered once that is complete (`sabot.delivery`)."""
+
+    def compose(self, sealed: Mapping[str, int]) -> tuple[dict[str, StoredLane], dict[str, Path]]:
+        """What the manifest says of each lane, and the files of its parts by their path in the checkpoint.
+
+        sealed: by lane, the number of the part that its task sealed last before it passed the barrier on.
+        """
+        ...
+
+    def release(self, manifest: Manifest) -> None:
+        """The checkpoint is complete: its output may be delivered."""
+        ...
+
+
 class Coordinator:
     """Makes the checkpoints of one job, one at a time.
 
@@ -109,7 +123,7 @@ class Coordinator:
         describe: Mapping[str, Any] | None = None,
     ) -> None:
         self.storage = storage
-        self.delivery: Delivery | None = None  # the output that is saved with each checkpoint
+        self.delivery: SavedOutput | None = None  # the output that is saved with each checkpoint
         self.on_complete: list[Callable[[Manifest], None]] = []
         self.on_failed: Callable[[], None] = lambda: None
         self.on_lost: Callable[[SabotError], None] = lambda error: None  # another worker has taken the job over

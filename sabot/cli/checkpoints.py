@@ -11,11 +11,11 @@ import typer
 
 from sabot.checkpoint import Manifest, ask
 from sabot.checkpoint.files import Location
-from sabot.checkpoint.tokens import in_words
 from sabot.cli.jobs import JobCheckpoints, JobWord, find_job
 from sabot.cli.printing import columns, json_line, moment, size
 from sabot.cli.running import guarded, set_up_logging
 from sabot.clock import SYSTEM_CLOCK
+from sabot.delivery.tokens import in_words
 from sabot.errors import CorruptCheckpoint, UserError
 
 __all__ = ["checkpoints", "savepoint"]

@@ -7,12 +7,13 @@ import typer
 
 from sabot.api.agent import AgentSpec
 from sabot.app import App
-from sabot.checkpoint import Manifest, undelivered
+from sabot.checkpoint import Manifest
 from sabot.cli.jobs import find_job
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.printing import columns, json_line, moment
 from sabot.cli.running import guarded, set_up_logging
 from sabot.connectors.base import Source
+from sabot.delivery import undelivered
 from sabot.errors import UserError
 from sabot.kafka import open_sink
 from sabot.plan import Plan

@@ -14,7 +14,8 @@ from typing import Any
 
 from sabot._cython.partition import HASH_VERSION
 from sabot.api.nodes.read import Write
-from sabot.checkpoint import CheckpointStorage, Coordinator, Delivery, Manifest, Requests, serve
+from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, Requests, serve
+from sabot.delivery import StagedSinks
 from sabot.errors import CheckpointFailed, JobLocked, SabotError, TransientError, UserError
 from sabot.faults import taking_over
 from sabot.kafka import open_sink, open_source
@@ -86,7 +87,7 @@ class Run:
         self._storage: CheckpointStorage | None = None
         self._backend: StateBackend | None = None
         self._owns_backend = False
-        self._delivery: Delivery | None = None
+        self._delivery: StagedSinks | None = None
         self._agents: AgentJob | None = None
         self._streams: StreamJob | None = None
 
@@ -150,7 +151,7 @@ class Run:
             with taking_over("agents' state", manifest.path):
                 await self._backend.restore(load_snapshot(manifest.state_directory("agents", "state")))
 
-    def _settings(self, delivery: Delivery) -> Settings:
+    def _settings(self, delivery: StagedSinks) -> Settings:
         app = self.app
         return Settings(
             app=app.id,
@@ -213,8 +214,8 @@ class Run:
         task = asyncio.create_task(work, name=name)
         return watched(task, f"the task of {name}", self.break_, stopped=lambda: not self.running)
 
-    def _new_delivery(self, manifest: Manifest | None, incarnation: str) -> Delivery:
-        return Delivery(
+    def _new_delivery(self, manifest: Manifest | None, incarnation: str) -> StagedSinks:
+        return StagedSinks(
             self.app.id,
             self._storage,
             manifest,

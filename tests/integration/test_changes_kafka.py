@@ -20,10 +20,10 @@ from fault_tools import Place
 
 from sabot import App, col
 from sabot._cython.batch import Batch
-from sabot.checkpoint.parts import PartWriter, read_part
 from sabot.codecs import TableCodec
 from sabot.codecs.records import Record
 from sabot.connectors.base import Lane, Sink
+from sabot.delivery.parts import PartWriter, read_part
 from sabot.errors import UserError
 from sabot.kafka import KafkaSink, KafkaSource
 from sabot.kafka.admin import create_topic

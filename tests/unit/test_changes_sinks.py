@@ -18,11 +18,11 @@ from postgres import server_or_skip
 
 from sabot import steps
 from sabot._cython.batch import Batch
-from sabot.checkpoint.parts import PartWriter, read_part
 from sabot.connectors.base import Lane, Sink
 from sabot.connectors.files import NdjsonSink, ParquetSink
 from sabot.connectors.memory import CountSink, MemoryBroker, MemorySink, TableSink
 from sabot.connectors.sql import SqlSink
+from sabot.delivery.parts import PartWriter, read_part
 from sabot.errors import UserError
 from sabot.operators.base import (
     DELETE,

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot import DeliveryConflict, Token, UserError
-from sabot.checkpoint import CHOICES
 from sabot.checkpoint.storage import StoredLane, StoredPart
-from sabot.checkpoint.tokens import Opening, after, first_seq, opening
+from sabot.delivery import CHOICES
+from sabot.delivery.tokens import Opening, after, first_seq, opening
 
 US, THEM = "a" * 32, "b" * 32
 GENERATION = 3  # of the run that opens; what is stored was given out by run 2

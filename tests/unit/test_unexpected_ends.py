@@ -14,8 +14,8 @@ from sabot.agents.process import AgentProcess
 from sabot.calls import Crew
 from sabot.calls.handover import Handover
 from sabot.checkpoint import Coordinator, Requests
-from sabot.checkpoint.lanes import LaneWork
 from sabot.connectors.memory import MemorySink, MemorySource
+from sabot.delivery.lanes import LaneWork
 from sabot.errors import InternalError
 from sabot.exits import exit_in
 from sabot.operators.agent import AgentOperator

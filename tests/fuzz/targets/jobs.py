@@ -17,9 +17,9 @@ from mutations import damaged_value, json_bytes, mutated, pack, unpack
 import sabot
 from sabot import App
 from sabot.checkpoint.files import StoredFile
-from sabot.checkpoint.parts import read_part
 from sabot.checkpoint.requests import Requests
 from sabot.checkpoint.storage import CheckpointStorage
+from sabot.delivery.parts import read_part
 from sabot.errors import AgentFailed, InternalError, SabotError
 from sabot.faults import taking_over
 from sabot.operators.reading import operators_of, state_of

@@ -24,16 +24,16 @@ from typing import Any
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
-from sabot.checkpoint.lanes import LaneWork
 from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredLane
 from sabot.clock import Clock
 from sabot.connectors.base import Sink
+from sabot.delivery.lanes import LaneWork
 from sabot.disk import make_folder
 from sabot.errors import JobLocked, SabotError, UserError
 from sabot.redaction import clean_cause
 from sabot.threads import Spawn, aside
 
-__all__ = ["Delivery", "StagedSink", "undelivered"]
+__all__ = ["StagedSink", "StagedSinks", "undelivered"]
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class StagedSink(Sink):
         self._lane.sink.expect_changes(schema, keys)
 
     def open(self) -> None:
-        """The place where the sink writes is there, and its token looked at. `Delivery.open` claims all lanes, together."""
+        """The place where the sink writes is there, and its token looked at. `StagedSinks.open` claims all lanes, together."""
         self._lane.look()
 
     def write(self, batch: Batch) -> None:
@@ -135,7 +135,7 @@ def _undelivered(
             yield lane_id, stored, what
 
 
-class Delivery:
+class StagedSinks:
     """The exactly-once sinks of one run of a job. On the event loop, but for what says otherwise."""
 
     def __init__(

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from sabot.checkpoint import parts
-from sabot.checkpoint.parts import Part, PartWriter, read_part
 from sabot.checkpoint.storage import Manifest, StoredLane, StoredPart
-from sabot.checkpoint.tokens import Opening, in_words, opening
 from sabot.clock import Clock
 from sabot.connectors.base import Lane, Sink, Token
+from sabot.delivery import parts
+from sabot.delivery.parts import Part, PartWriter, read_part
+from sabot.delivery.tokens import Opening, in_words, opening
 from sabot.errors import DataError, JobLocked, SabotError, TransientError, UserError
 from sabot.faults import hint_of
 from sabot.steps import step
@@ -34,7 +34,7 @@ _BACKOFF_SECONDS = (0.2, 10.0)  # after a failed delivery: the first wait, doubl
 
 
 class LaneRun(Protocol):
-    """What a lane asks of the run that it is in (`delivery.Delivery`)."""
+    """What a lane asks of the run that it is in (`staged.StagedSinks`)."""
 
     job: str
     restored: Manifest | None
