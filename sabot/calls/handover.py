@@ -36,12 +36,24 @@ _LOOK_SECONDS = 0.5  # while calls are being cancelled, it is seen so often whet
 
 
 class Failed:
-    """The outcome of a call whose attempts have all failed, where that is passed over."""
+    """The outcome of a call whose attempts have all failed, where that is passed over.
 
-    __slots__ = ("text",)
+    text: what the error said, behind its class where that is not ours. kind: its class; attempts: how many there were. Of one that a
+    checkpoint has kept, only the text is known.
+    """
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    __slots__ = ("attempts", "kind", "text")
+
+    def __init__(self, text: str, kind: str = "", attempts: int | None = None) -> None:
+        self.text, self.kind, self.attempts = text, kind, attempts
+
+    @property
+    def error(self) -> tuple[str, str]:
+        """The error's class, and what it said."""
+        kind, behind, message = self.text.partition(": ")
+        if behind and (kind == self.kind or (not self.kind and kind.isidentifier() and kind[0].isupper())):
+            return kind, message
+        return self.kind or "SabotError", self.text
 
 
 class Work(Protocol):
@@ -243,7 +255,7 @@ class Handover:
             error = UserError(f"{self._name}: {text}{times}; {shown(argument)}", hint=hint)
             error.__cause__ = failure
             self._fail(error)
-        return Failed(scrubbed(text))
+        return Failed(scrubbed(text), type(failure).__name__, attempts)
 
     def _fail(self, error: SabotError) -> None:
         """No call is begun any more, and the operator is told at once."""

@@ -20,9 +20,10 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from sabot._cython.json import encode_rows
 from sabot._cython.rows import bytes_list
 from sabot.clock import SYSTEM_CLOCK
-from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records, header_rows
+from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records, encode_json, header_rows
 from sabot.errors import DataError, UserError, words_of
 from sabot.redaction import scrubbed
 
@@ -37,6 +38,7 @@ __all__ = [
     "letter_of_record",
     "letter_of_row",
     "letters_of",
+    "letters_of_rows",
 ]
 
 _PREFIX = "sabot."
@@ -73,23 +75,26 @@ _sequence = itertools.count(secrets.randbits(_SEQUENCE_BITS))
 
 
 def letter_headers(
-    error: BaseException | str,
+    error: BaseException | str | tuple[str, str],
     *,
     topic: str,
     partition: int | None,
     offset: int | None,
     timestamp: int | None,
     agent: str,
-    attempts: int,
+    attempts: int | None,
     version: str,
     step: str | None = None,
 ) -> Headers:
     """What happened to a record, and where: header `sabot.<name>` for each fact, to stand behind the record's own.
 
-    error: a text is that of a DataError. What the user's function says of its errors may repeat a setting of his: known secrets are
-    taken out. topic "": not known. step: of a row of a stream, which is no record of the topic any more.
+    error: a text is that of a DataError; a pair, the name of a class and what it said. What the user's function says of its errors may
+    repeat a setting of his: known secrets are taken out. topic "": not known. step: of a row of a stream, which is no record of the
+    topic any more.
     """
-    kind, message = (DataError.__name__, error) if isinstance(error, str) else (type(error).__name__, words_of(error))
+    if isinstance(error, str):
+        error = DataError.__name__, error
+    kind, message = error if isinstance(error, tuple) else (type(error).__name__, words_of(error))
     facts = {
         "topic": topic,
         "partition": partition,
@@ -127,6 +132,33 @@ def letters_of(
     return build_records(bytes_list(payload), bytes_list(key), timestamp, partition, offset, made)
 
 
+def letters_of_rows(
+    rows: pa.RecordBatch,
+    errors: Sequence[tuple[str, str]],
+    attempts: Sequence[int | None],
+    *,
+    times: Sequence[int] | None,
+    topic: str,
+    step: str,
+    agent: str,
+    version: str,
+) -> pa.RecordBatch:
+    """Rows of a stream that were in a step -> their letters: the payload is the row as JSON. times: of events, if there are.
+
+    Where a row was in its topic is not known any more; topic: where all rows come from, "" from several.
+    """
+    origin: dict[str, Any] = {"topic": topic, "partition": None, "offset": None, "agent": agent, "version": version}
+    stamps = [None] * rows.num_rows if times is None else times
+    made = [
+        letter_headers(error, timestamp=stamp, attempts=count, step=step, **origin)
+        for error, stamp, count in zip(errors, stamps, attempts, strict=True)
+    ]
+    now_ms = int(SYSTEM_CLOCK.time() * 1000)
+    return build_records(
+        _objects(rows), None, [now_ms] * rows.num_rows if times is None else times, 0, [0] * len(made), made
+    )
+
+
 def as_columns(data: pa.RecordBatch) -> pa.RecordBatch:
     """Dead letters among records -> LETTER_SCHEMA, for a sink that keeps no headers. Anything else as it is."""
     if not data.schema.equals(RECORD_SCHEMA) or data.column("headers").null_count or not data.num_rows:
@@ -145,6 +177,25 @@ def as_columns(data: pa.RecordBatch) -> pa.RecordBatch:
     for name in _FACTS:
         columns[name] = [_fact(facts, name) for _, facts in told]
     return pa.RecordBatch.from_pydict({name: columns[name] for name in LETTER_SCHEMA.names}, schema=LETTER_SCHEMA)
+
+
+def _objects(rows: pa.RecordBatch) -> list[bytes | None]:
+    """Each row as a JSON object. What JSON cannot say stands as text: a letter is written whatever is in it."""
+    try:
+        return bytes_list(encode_rows(rows))
+    except (UserError, TypeError, ValueError):
+        columns = {name: [_sayable(value) for value in rows.column(name).to_pylist()] for name in rows.schema.names}
+        return [encode_json(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+
+def _sayable(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return _text(value)
+    try:
+        encode_json(value)
+    except UserError:
+        return str(value)
+    return value
 
 
 def _number(now_ms: int) -> int:

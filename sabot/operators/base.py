@@ -81,7 +81,7 @@ class OperatorContext:
     side: by name, where rows go that leave the main road ("late"); absent: they are counted and dropped.
     only: key hashes -> which of them a restore takes in; None: those of the subtask's key groups.
     right: of an operator with two inputs, the columns of the second. clock: processing time. loop: where coroutines of the user's run;
-    not the operator's thread.
+    not the operator's thread. agent, version: what dead letters say of who made them.
     """
 
     input: pa.Schema
@@ -94,6 +94,8 @@ class OperatorContext:
     right: pa.Schema | None = None
     clock: Clock = SYSTEM_CLOCK
     loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.get_event_loop
+    agent: str = ""
+    version: str = ""
 
 
 class Operator:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from sabot.api.calls import check_coroutine_function, function_name
 from sabot.api.nodes import calls as nodes
+from sabot.api.nodes.read import only_source
 from sabot.calls.cache import UNKNOWN, Questions
 from sabot.calls.handover import Call, Failed
 from sabot.errors import UserError
@@ -165,7 +166,7 @@ class LookupAsync(HeldCalls):
         def refuse(number: int, what: str) -> Any:
             mine = np.flatnonzero(places == number)
             failed = self._misfit(chunk, int(rows[mine[0]]), what)
-            self._bury(chunk, rows[mine[1:]], [what] * (len(mine) - 1))
+            self._bury(chunk, rows[mine[1:]], [failed] * (len(mine) - 1))
             return failed
 
         answers, counts, outcomes = self._answer.columns(outcomes, refuse)
@@ -241,6 +242,7 @@ def place_lookup_async(node: nodes.LookupAsync, site: Site) -> Site:
         ordered=call.ordered,
         cache_rows=lookup.cache_rows,
         cache_ttl_s=lookup.cache_ttl_s,
+        source=only_source(node),
     )
     return site.step(node.text(), make, id=node.id).beside("dead", node.dead_letter)
 

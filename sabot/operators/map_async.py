@@ -21,10 +21,13 @@ from sabot._cython.channel import ACTIVE, Watermark
 from sabot._cython.keyed import hash_columns
 from sabot.api.calls import check_coroutine_function, function_name
 from sabot.api.nodes import calls as nodes
+from sabot.api.nodes.read import only_source
 from sabot.calls import CallOptions
 from sabot.calls.functions import each_piece, gives_pieces
 from sabot.calls.handover import Call, Failed, Handover, shown
 from sabot.codecs.json import schema_text
+from sabot.codecs.records import RECORD_SCHEMA
+from sabot.connectors.letters import letters_of_rows
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates import Snapshot, columns_schema, owned_groups, read_batches
 from sabot.operators.answers import Answers, BatchAnswers, joined
@@ -190,8 +193,11 @@ class HeldCalls(Operator):
         keys: Sequence[str] = (),
         ordered: bool = True,
         options: CallOptions | None = None,
+        source: str = "",
     ) -> None:
+        """source: where all rows come from, for dead letters; "": from several."""
         self._function = function
+        self._source = source
         self._keys = tuple(keys)
         self._ordered, self._options = ordered, options or CallOptions()
         self._skip = self._options.on_error == "skip"
@@ -214,12 +220,8 @@ class HeldCalls(Operator):
         return context.input
 
     def side_schema(self, name: str, input: pa.Schema) -> pa.Schema:
-        """Of "dead": rows whose calls have failed, and why."""
-        rows = without_marks(input)
-        error = "error"
-        while error in rows.names:
-            error += "_"
-        return rows.append(pa.field(error, pa.string()))
+        """Of "dead": dead letters, of rows whose calls have failed."""
+        return RECORD_SCHEMA
 
     # -- in -----------------------------------------------------------------------------------------------------------
 
@@ -366,25 +368,35 @@ class HeldCalls(Operator):
         outcomes = chunk.outcomes
         dead = np.array([type(outcomes[call]) is Failed for call in calls.tolist()], np.bool_)
         if dead.any():
-            self._bury(chunk, rows[dead], [outcomes[call].text for call in calls[dead].tolist()])
+            self._bury(chunk, rows[dead], [outcomes[call] for call in calls[dead].tolist()])
             rows = rows[~dead]
         return (chunk, rows) if len(rows) else None
 
-    def _bury(self, chunk: Chunk, rows: RowNumbers, errors: list[str]) -> None:
+    def _bury(self, chunk: Chunk, rows: RowNumbers, failed: Sequence[Failed]) -> None:
         """Rows whose calls have failed, or whose results fit no schema."""
         self._dead_rows += len(rows)
         if self._dead is not None:
-            data = chunk.data.select(self._user.names).take(pa.array(rows))
-            columns = [*data.columns, pa.array(errors, pa.string())]
-            self._dead(Batch(pa.RecordBatch.from_arrays(columns, schema=self.side_schema("dead", self._input))))
+            data = chunk.data.take(pa.array(rows))
+            letters = letters_of_rows(
+                data.select(self._user.names),
+                [each.error for each in failed],
+                [each.attempts for each in failed],
+                times=data.column(TIME_COLUMN).to_pylist() if self._timed else None,
+                topic=self._source,
+                step=self.name,
+                agent=self._context.agent,
+                version=self._context.version,
+            )
+            self._dead(Batch(letters, None, self._source))
 
     def _misfit(self, chunk: Chunk, row: int, what: str) -> Failed:
         """The values of an outcome do not fit the schema. Raises UserError, unless such rows are passed over."""
         if not self._skip:
             given = shown(chunk.data.select(self._user.names).slice(row, 1).to_pylist()[0])
             raise UserError(f"{self.name}: {what}; {given}", hint="what it returns has the types of schema=")
-        self._bury(chunk, np.array([row]), [what])
-        return Failed(what)
+        failed = Failed(what, "DataError", 1)
+        self._bury(chunk, np.array([row]), [failed])
+        return failed
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -740,6 +752,7 @@ def place_map_async(node: nodes.MapAsync, site: Site) -> Site:
         time=node.input.event_time,
         keys=site.keys or (),
         ordered=call.ordered,
+        source=only_source(node),
     )
     return site.step(node.text(), make, id=node.id, keys=None).beside("dead", node.dead_letter)
 

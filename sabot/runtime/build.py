@@ -308,6 +308,7 @@ class Build:
             right=self.stages[stage.id].right_schema if operator.inputs == 2 else None,
             clock=self.settings.clock,
             loop=lambda: self._loop,
+            **self._origin(task),
         )
         operator.wake = task.wake
         if "late" in target.sides:
@@ -371,7 +372,8 @@ class Build:
         opened = self.settings.staged("streams", opened, built.stage.delivery)
         if self._afresh:
             opened.start_afresh()
-        expected = None if built.mixed or built.schema is None else without_marks(built.schema)
+        records = built.schema is None or built.schema.equals(RECORD_SCHEMA)  # then nothing is known of columns
+        expected = None if built.mixed or records else without_marks(built.schema)
         clock = self.settings.clock
         writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000), changes=built.stage.changes)
         writer.id = built.stage.id

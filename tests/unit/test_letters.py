@@ -5,9 +5,11 @@ import gzip
 import json
 import os
 import sqlite3
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +39,7 @@ from sabot.connectors.letters import (
     letter_of_record,
     letter_of_row,
     letters_of,
+    letters_of_rows,
 )
 from sabot.connectors.sql.letters import TableHome
 from sabot.errors import UserError
@@ -153,6 +156,40 @@ def test_letters_of_a_source_are_its_records_with_their_reasons() -> None:
     }
 
 
+def test_a_row_is_told_whatever_is_in_it() -> None:
+    rows = pa.record_batch(
+        {
+            "n": [1, None],
+            "d": pa.array([Decimal("1.5"), None], pa.decimal128(10, 2)),
+            "b": pa.array([b"\xff", b"text"]),
+            "t": pa.array([STAMP, None], pa.timestamp("ms", "UTC")),
+        }
+    )
+    made = letters_of_rows(
+        rows,
+        [("OSError", "gone")] * 2,
+        [2, None],
+        times=None,
+        topic="orders",
+        step="lookup(price)",
+        agent="shop/x",
+        version="",
+    )
+    one, other = iterate_records(made, "dead")
+    assert json.loads(one.payload or b"") == {"n": 1, "d": "1.50", "b": "base64:/w==", "t": "2023-11-14T22:13:20Z"}
+    assert json.loads(other.payload or b"") == {"n": None, "d": None, "b": "text", "t": None}
+    facts = {
+        "topic": "orders",
+        "agent": "shop/x",
+        "error": "OSError",
+        "message": "gone",
+        "version": "",
+        "step": "lookup(price)",
+    }
+    assert letter_of_record(0, 0, 0, None, None, one.headers).facts == {**facts, "attempts": "2"}
+    assert letter_of_record(0, 0, 0, None, None, other.headers).facts == facts
+
+
 # --- where they lie
 
 
@@ -225,6 +262,51 @@ async def test_a_file_of_lines_from_elsewhere_is_listed_without_facts(tmp_path: 
     assert [[letter.offset for letter in home.read(0, first, 19)] for first in range(7)] == [[0, 5], *[[5]] * 5, []]
     with pytest.raises(UserError, match=r"old\.ndjson' has no letter at 0:99"):
         Letters(FileHome(tmp_path / "old.ndjson")).find(0, 99)
+
+
+@pytest.mark.parametrize("place", ["file", "table"])
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+@pytest.mark.parametrize("step", ["map_async", "lookup"])
+def test_rows_whose_calls_failed_are_letters_of_files_and_tables(
+    step: str, delivery: str, place: str, tmp_path: Path
+) -> None:
+    (tmp_path / "orders.csv").write_text("id,item\n1,pen\n2,ink\n3,pad\n")
+    sink: Any = NdjsonSink(tmp_path / "bad.ndjson")
+    words = [f"{tmp_path}/bad.ndjson"]
+    if place == "table":
+        sink, words = SqlSink(f"sqlite:{tmp_path}/bad.db", table="bad"), [f"sqlite:{tmp_path}/bad.db", "--table", "bad"]
+
+    async def price(row: Any) -> Any:
+        item = row if step == "lookup" else row["item"]
+        if item == "ink":
+            raise ConnectionError("no answer")
+        return {"price": 5}
+
+    app = App("shop", "memory://letters", version="v7")
+    if delivery == "exactly_once":
+        app.configure(state=str(tmp_path / "state"), checkpoint_interval=0.05)
+    orders = app.stream(CsvSource(tmp_path / "orders.csv"))
+    how: dict[str, Any] = {
+        "schema": {"price": "int64"},
+        "on_error": "skip",
+        "retries": 1,
+        "backoff": 0,
+        "dead_letter": sink,
+    }
+    made = orders.map_async(price, **how) if step == "map_async" else orders.lookup(price, on="item", **how)
+    made.to(NdjsonSink(tmp_path / "good.ndjson"))
+    asyncio.run(app.run())
+    (letter,) = listed(*words)
+    assert json.loads(letter["payload"]) == {"id": 2, "item": "ink"}
+    assert (letter["topic"], letter["error"], letter["message"]) == (
+        f"{tmp_path}/orders.csv",
+        "ConnectionError",
+        "no answer",
+    )
+    assert (letter["attempts"], letter["version"]) == (2, "v7")
+    assert letter["step"].startswith(f"{step}(")
+    assert letter["agent"].startswith("shop/")
+    assert "partition" not in letter
 
 
 def test_a_file_that_was_made_anew_is_another_place(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from sabot._cython.keyed import hash_columns
 from sabot.api.calls import AsyncCall, LookupCall
 from sabot.calls import CallOptions, Retry, crew
 from sabot.clock import ManualClock
+from sabot.codecs.records import RECORD_SCHEMA, iterate_records
+from sabot.connectors.letters import letter_of_record
 from sabot.errors import InternalError, UserError
 from sabot.operators import map_async
 from sabot.operators.aggregates import owned_groups
@@ -109,6 +111,18 @@ class Service:
         self.loop.turns()
 
 
+def letters_in(data):
+    return [
+        letter_of_record(each.partition, each.offset, each.timestamp, each.key, each.payload, each.headers)
+        for each in iterate_records(data, "dead")
+    ]
+
+
+def buried(letter):
+    """The row of a dead letter, and its error."""
+    return {**json.loads(letter.payload), "error": f"{letter.facts['error']}: {letter.facts['message']}"}
+
+
 class Run:
     """An operator as its task drives it. out: rows and marks, in the order in which they came out."""
 
@@ -121,11 +135,17 @@ class Run:
         )
         operator.wake = self._wake
         context = OperatorContext(input, subtask, parallelism, clock=clock or LoopClock(loop), loop=lambda: loop)
-        context.side["dead"] = lambda batch: self.dead.extend(batch.taken().to_pylist())
+        self.letters = []
+        context.side["dead"] = self._bury
         self.schema = operator.open(context)
         if restored:
             operator.restore(list(restored))
             self.poll()
+
+    def _bury(self, batch):
+        letters = letters_in(batch.taken())
+        self.letters += letters
+        self.dead += [buried(letter) for letter in letters]
 
     def _emit(self, batch):
         assert batch.schema.equals(self.schema), f"{batch.schema} is not {self.schema}"
@@ -567,7 +587,19 @@ def test_skip_counts_rows_and_gives_them_to_the_dead_with_the_reason(loop, order
     service.fail(2, KeyError("k"))
     assert run.answered(service, 1, 3) == [(2, 10), (6, 30), 50]
     assert run.dead == [{"n": 2, "error": "KeyError: 'k'"}]
-    assert run.operator.side_schema("dead", INPUT) == pa.schema([("n", pa.int64()), ("error", pa.string())])
+    assert run.operator.side_schema("dead", INPUT) == RECORD_SCHEMA
+    (letter,) = run.letters
+    assert (letter.key, letter.headers, letter.timestamp) == (None, (), 20)
+    assert letter.facts == {
+        "topic": "",
+        "timestamp": "20",
+        "agent": "",
+        "error": "KeyError",
+        "message": "'k'",
+        "attempts": "1",
+        "version": "",
+        "step": run.operator.name,
+    }
     assert run.operator.statistics()["dead_rows"] == 1
     run.close()
 
@@ -1394,7 +1426,12 @@ def test_rows_that_are_skipped_go_to_the_dead_letter_sink(tmp_path):
 
     simulate(build, 1, directory=tmp_path)
     assert [row["n"] for row in good.rows] == [1, 2, 4, 5]
-    assert [(row["n"], row["error"]) for row in dead.rows] == [(n, "ValueError: three") for n in (0, 3, 6)]
+    letters = [letter for data in dead.batches for letter in letters_in(data)]
+    assert list(map(buried, letters)) == [{"n": n, "error": "ValueError: three"} for n in (0, 3, 6)]
+    assert {letter.facts["step"] for letter in letters} == {
+        "map_async(test_rows_that_are_skipped_go_to_the_dead_letter_sink.<locals>.picky)"
+    }
+    assert {letter.facts["agent"].split("/")[0] for letter in letters} == {"picky"}
 
 
 def test_all_of_a_job_is_told_to_people(loop):

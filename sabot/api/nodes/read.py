@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import pyarrow as pa
 
 from sabot.api.expr import as_type
-from sabot.api.nodes.node import Node, check_columns
+from sabot.api.nodes.node import Node, check_columns, walk
 from sabot.config import Duration, parse_ms
 from sabot.connectors.base import Delivery, Sink, Source, check_input, check_sink
 from sabot.errors import SabotError, UserError
@@ -111,6 +111,12 @@ def read_node(
         raise UserError(f"stream: time={time!r} is none of the columns {known.names}")
     lateness_ms, idle_ms = (parse_ms(each, name=name) for each, name in ((lateness, "lateness"), (idle, "idle")))
     return Read(source, known, time, lateness_ms, idle_ms, dead_letter, table)
+
+
+def only_source(node: Node) -> str:
+    """The name of the one source that the rows of this step come from: a topic, a path. "": there are several."""
+    names = {each.name for each in walk([node]) if isinstance(each, Read)}
+    return names.pop() if len(names) == 1 else ""
 
 
 def schema_of(schema: Schema | None) -> pa.Schema | None:
