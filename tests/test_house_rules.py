@@ -33,7 +33,7 @@ INHERITED = {  # privates of a base class in another module, by the class that u
     "BatchForm": {"_aside", "_failed", "_give", "_keys_of", "_spec"},
     "CsvSource": {"_record_bytes", "_share"},
     "IntervalJoin": {"_emission", "_how", "_result", "_sides"},
-    "Join": {"_context", "_emission", "_how", "_result", "_sides"},
+    "Join": {"_emission", "_how", "_result", "_sides"},
     "KafkaDelivery": {"_kafka", "_keys", "_producer"},
     "LookupAsync": {"_bury", "_misfit", "_timed", "_user"},
     "NdjsonSource": {"_record_bytes", "_schema", "_share"},
@@ -164,7 +164,6 @@ SHARED_NAMES = {
     "Reader",
     "Sample",
     "Side",
-    "Snapshot",
     "UserAggregate",
     "Verdict",
     "_Pane",
@@ -201,7 +200,6 @@ LONG = {  # the ideas that stand in one file, or why they should
     "operators/map_async.py": "a queue of calls that survives a barrier, and map_async",
     "operators/over.py": "over, and its frames",
     "operators/pattern.py": "compiling a pattern, and matching it",
-    "operators/sides.py": "the rows of a join's input, and how they meet",
     "operators/time_joins.py": "three joins",
 }
 

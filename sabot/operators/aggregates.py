@@ -4,24 +4,18 @@ fixed width is gathered beside it, by the table's slots (`gathered.Extras`).
 An Aggregator is a description: tables, stores and extras are the caller's, one a pane, a window or a session.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.border import validate
-from sabot._cython.keyed import GroupTable, hash_columns
-from sabot._cython.partition import KEY_GROUPS
+from sabot._cython.keyed import GroupTable
 from sabot.codecs.json import schema_text
-from sabot.disk import make_folder
 from sabot.errors import UserError
-from sabot.faults import taking_over
-from sabot.operators.base import TIME_COLUMN, Cut, OperatorContext
+from sabot.operators.base import TIME_COLUMN, OperatorContext
 from sabot.operators.gathered import Extras, Gather
 from sabot.state.tables import TableStore
 
@@ -29,14 +23,9 @@ __all__ = [
     "KINDS",
     "Aggregator",
     "Call",
-    "Snapshot",
     "calls_reader",
     "calls_schema",
-    "columns_schema",
     "key_columns",
-    "key_hashes",
-    "owned_groups",
-    "read_batches",
     "slot_pieces",
 ]
 
@@ -85,11 +74,6 @@ def key_columns(names: Sequence[str], input: pa.Schema) -> tuple[pa.Schema, list
     """The columns that rows are grouped by, and their places. UserError for one that is not there, twice there, or cannot be a key."""
     known = Aggregator(names, [], input)
     return known.keys, known.key_indices
-
-
-def key_hashes(keys: Sequence[Array], rows: int) -> pa.UInt64Array:
-    """The hash of each row's key; without keys all rows have the same."""
-    return hash_columns(keys) if keys else pa.array(np.zeros(rows, np.uint64))
 
 
 class Aggregator:
@@ -373,67 +357,6 @@ class Aggregator:
         if what not in self._derived:
             self._derived[what] = (len(self.input) + len(self._derived), compute)
         return self._derived[what][0]
-
-
-class Snapshot:
-    """The state of an operator at a barrier (an `Cut`): that of its store, and batches beside it.
-
-    `files`: name -> (schema, batches); each becomes an Arrow IPC stream `NAME.arrow`; `tables`: the store's, in the folder "tables".
-    """
-
-    def __init__(self, tables: Cut | None, files: dict[str, tuple[pa.Schema, list[pa.RecordBatch]]]) -> None:
-        self._tables, self._files = tables, files
-
-    def save(self, directory: Path) -> int:
-        written = 0
-        if self._tables is not None:
-            folder = directory / "tables"
-            make_folder(folder)
-            written += self._tables.save(folder)
-        for name, (schema, batches) in self._files.items():
-            path = directory / f"{name}.arrow"
-            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
-            written += path.stat().st_size
-        return written
-
-    def discard(self) -> None:
-        if self._tables is not None:
-            self._tables.discard()
-
-
-def read_batches(directory: Path, name: str) -> Iterator[pa.RecordBatch]:
-    """The batches of one of a Snapshot's files; none where it was not written."""
-    path = directory / f"{name}.arrow"
-    if path.exists():
-        with taking_over("state", path), pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
-            for batch in reader:
-                validate(batch)
-                yield batch
-
-
-def owned_groups(context: OperatorContext, keyed: bool = True) -> Callable[[pa.UInt64Array], pa.BooleanArray]:
-    """Key hashes -> which belong to this subtask: key group g to part g * parallelism // 1024; without keys all to subtask 0.
-
-    `context.only`, where it is set, says it instead.
-    """
-    if context.only is not None:
-        return context.only
-
-    def owned(hashes: pa.UInt64Array) -> pa.BooleanArray:
-        if not keyed:
-            return pa.array(np.full(len(hashes), context.subtask == 0))
-        groups = hashes.to_numpy() % np.uint64(KEY_GROUPS)
-        parts = groups * np.uint64(context.parallelism) // np.uint64(KEY_GROUPS)
-        return pa.array(parts == np.uint64(context.subtask))
-
-    return owned
-
-
-def columns_schema(fields: Iterable[pa.Field]) -> list[list[str]]:
-    """Names and types, for `Operator.state_schema`."""
-    return [[field.name, str(field.type)] for field in fields]
 
 
 def calls_schema(calls: Sequence[Call], results: Sequence[pa.Field], input: pa.Schema) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sabot.api.nodes.changes import OP
 from sabot.codecs.json import schema_text
 from sabot.disk import make_folder
 from sabot.errors import UserError
-from sabot.operators.aggregates import columns_schema, key_columns, owned_groups
+from sabot.operators.aggregates import key_columns
 from sabot.operators.arguments import with_arguments
 from sabot.operators.base import (
     END_OF_TIME,
@@ -33,6 +33,7 @@ from sabot.operators.base import (
     without_marks,
 )
 from sabot.operators.groups import GroupAggregate, Groups, KeptGroups, LastOfChanges, LatestRows
+from sabot.operators.keeping import columns_schema, owned_groups
 from sabot.operators.marked import AsInserts
 from sabot.operators.packed import packed, unpacked
 from sabot.operators.sites import Places, Site

@@ -8,7 +8,7 @@ the rest beside them by slot, exactly: sums without rounding, values in sorted m
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,18 +17,14 @@ import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch
 from sabot._cython.changes import Touches
-from sabot._cython.keyed import GroupTable, hash_columns
-from sabot.errors import CorruptCheckpoint, UserError
+from sabot._cython.keyed import GroupTable
+from sabot.errors import UserError
 from sabot.operators.aggregates import (
     Aggregator,
     Call,
-    Snapshot,
     calls_reader,
     calls_schema,
-    columns_schema,
     key_columns,
-    owned_groups,
-    read_batches,
     slot_pieces,
 )
 from sabot.operators.base import (
@@ -36,7 +32,6 @@ from sabot.operators.base import (
     START_OF_TIME,
     TIME_COLUMN,
     Cut,
-    Operator,
     OperatorContext,
     Saved,
     with_marks,
@@ -53,6 +48,7 @@ from sabot.operators.group_values import (
     Values,
     WholeRows,
 )
+from sabot.operators.keeping import Columns, Keeper, Keeping, Kept, Owned, Stored, columns_schema
 from sabot.operators.sessions import key_table, result_schema
 from sabot.operators.weaving import Weave, differ, signs
 from sabot.state.rows import RowStore
@@ -61,13 +57,12 @@ from sabot.state.tables import TableStore
 __all__ = ["GroupAggregate", "Groups", "KeptGroups", "LastOfChanges", "LatestRows"]
 
 Array: TypeAlias = pa.Array
-Owned: TypeAlias = Callable[[pa.UInt64Array], pa.BooleanArray]
 
 _ROWS, _TIME = "__rows", "__at"  # hidden calls: how many rows a group has; the time of its row
 _KEPT = "kept"
 
 
-class KeptGroups(Operator):
+class KeptGroups(Keeping):
     """One row for each key, kept current: what aggregates and upserts do alike. The result is changes with the unique key `keys`."""
 
     _groups: "Groups | None" = None
@@ -85,12 +80,12 @@ class KeptGroups(Operator):
         return [*self._names, *(field.name for field in self._there().fields)]
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        self._context = context
         place = context.input.get_field_index(OP_COLUMN)
         self._input = context.input if place < 0 else context.input.remove(place)
         self._timed = TIME_COLUMN in self._input.names
         self._keys, _ = key_columns(self._names, self._input)
         self._groups = self._make(context)
+        self.kept = Keeper(context, self._groups.keeps(), keyed=len(self._names) > 0)
         self._touches = Touches()
         fields = result_schema([*self._keys, *self._groups.fields], timed=False)
         names = self._order()
@@ -140,14 +135,8 @@ class KeptGroups(Operator):
         times = batch.data.column(batch.schema.get_field_index(TIME_COLUMN))
         return (times if batch.selection is None else times.take(batch.selection)).to_numpy()
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        facts, state = self._there().snapshot()
-        return {"tables": facts, **self.about_state(self._there().count)}, state
-
-    def restore(self, saved: list[Saved]) -> None:
-        context = self._context
-        some = context.parallelism > 1 or len(saved) > 1 or context.only is not None
-        self._there().restore(saved, owned_groups(context, keyed=bool(self._names)) if some else None)
+    def group_count(self) -> int:
+        return self._there().count
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         for columns in self._there().contents():
@@ -228,10 +217,8 @@ class Groups(ABC):
         """After each batch."""
 
     @abstractmethod
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]: ...
-    @abstractmethod
-    def restore(self, saved: list[Saved], owned: Owned | None) -> None:
-        """owned: says which key hashes are to be taken in; None: all."""
+    def keeps(self) -> list[Kept]:
+        """What of it stands in a checkpoint."""
 
     @abstractmethod
     def contents(self) -> Iterator[list[Array]]:
@@ -270,29 +257,10 @@ class StoredGroups(Groups):
     def load(self, state: pa.RecordBatch) -> None:
         """What `saved` gave, of groups that the store has."""
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        facts, tables = self.store.snapshot()
-        kept = list(self.saved())
-        if tables is None and not kept:
-            return facts, None
-        return facts, Snapshot(tables, {_KEPT: (self.saved_schema, kept)} if kept else {})
-
-    def restore(self, saved: list[Saved], owned: Owned | None) -> None:
-        self.store.restore([Saved(part.directory / "tables", part.facts["tables"]) for part in saved], owned)
-        width = len(self.saved_schema) - self._beside()
-        for part in saved:
-            for state in read_batches(part.directory, _KEPT):
-                if not state.schema.equals(self.saved_schema):
-                    raise CorruptCheckpoint(
-                        f"{part.directory}: the state has other columns than the program now keeps",
-                        hint="keys, aggregates and their columns cannot change between a checkpoint and its restore",
-                    )
-                if owned is not None:
-                    keys = state.columns[:width]
-                    hashes = hash_columns(keys) if keys else pa.array(np.zeros(state.num_rows, np.uint64))
-                    state = state.filter(owned(hashes))
-                if state.num_rows:
-                    self.load(state)
+    def keeps(self) -> list[Kept]:
+        keys = range(len(self.saved_schema) - self._beside())
+        beside = Columns(_KEPT, lambda: list(self.saved()), self.load, schema=self.saved_schema, keys=keys)
+        return [Stored("tables", self.store), beside]
 
     @abstractmethod
     def _beside(self) -> int:
@@ -621,12 +589,16 @@ class LatestRows(Groups):
     def settle(self) -> None:
         """Rows have no budget to keep: see RowStore."""
 
+    def keeps(self) -> list[Kept]:
+        return [Stored("tables", self, folder="")]
+
     def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
+        """As a store does: the rows at a barrier."""
         return self._rows.snapshot()
 
-    def restore(self, saved: list[Saved], owned: Owned | None) -> None:
-        parts = [Saved(part.directory, part.facts["tables"]) for part in saved]
-        self._rows.restore(parts, owned)
+    def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
+        """As a store does; which slot has which row is found anew."""
+        self._rows.restore(saved, owned)
         for rows in self._pieces():
             slots = self._known.resolve(rows, [rows.schema.get_field_index(name) for name in self._names])
             self._reach(int(pc.max(slots).as_py()))

@@ -7,7 +7,7 @@ Each side's rows are kept in a RowStore; a row that comes looks for its partners
 both. Joins by event time stand in `time_joins`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -302,26 +302,22 @@ class Join(Joined):
         if self._right.now is not None:
             self._right.now = watermark_ms
 
-    def _facts(self) -> dict[str, Any]:
-        return {**super()._facts(), "unknown_takes": self._unknown_takes(), "now": self._right.now}
+    def noted(self) -> dict[str, Any]:
+        return {**super().noted(), "unknown_takes": self._unknown_takes(), "now": self._right.now}
 
     def _unknown_takes(self) -> int:
         return self._left.unknown_takes + self._right.unknown_takes
 
-    def restore(self, saved: list[Saved]) -> None:
-        super().restore(saved)
-        if self._context.subtask == 0:
-            self._left.unknown_takes = sum(part.facts["unknown_takes"] for part in saved)
+    def recall(self, saved: Sequence[Saved]) -> None:
+        super().recall(saved)
+        self._left.unknown_takes += self.kept.once(saved, "unknown_takes")
         if self._right.now is not None:
             self._right.now = max(
                 [part.facts["now"] for part in saved if part.facts["now"] is not None], default=START_OF_TIME
             )
 
-    def _restore_side(self, side: Side, saved: list[Saved], owned: Any) -> None:
-        if self._broadcast and side is self._right:
-            side.store.restore(saved[:1], None)  # it is the same in all
-        else:
-            side.store.restore(saved, owned)
+    def _is_everywhere(self, side: Side) -> bool:
+        return self._broadcast and side is self._right
 
     def _described(self) -> dict[str, Any]:
         names = ("left_changes", "right_changes", "broadcast", "left_keep_ms", "right_keep_ms")

@@ -8,7 +8,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,30 +20,14 @@ from sabot.api.windows import WINDOW_END, WINDOW_START, CountWindow
 from sabot.api.words import name_of
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
-from sabot.operators.aggregates import (
-    Aggregator,
-    Call,
-    Snapshot,
-    calls_reader,
-    calls_schema,
-    columns_schema,
-    key_columns,
-    owned_groups,
-)
+from sabot.operators.aggregates import Aggregator, Call, calls_reader, calls_schema, key_columns
 from sabot.operators.arguments import with_arguments
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
 from sabot.operators.gathered import fits
+from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, Stored, columns_schema
 from sabot.operators.ordered import in_order
 from sabot.operators.ranked import TopN
-from sabot.operators.sessions import (
-    CHUNK_ROWS,
-    KeyedRuns,
-    Numbered,
-    key_table,
-    result_schema,
-    time_index,
-    window_words,
-)
+from sabot.operators.sessions import CHUNK_ROWS, KeyedRuns, Numbered, key_table, result_schema, time_index, window_words
 from sabot.operators.sites import Places, Site
 from sabot.state.tables import TableStore
 
@@ -57,7 +40,7 @@ _TIMESTAMP = pa.timestamp("ms", "UTC")
 _WHOLE = frozenset(["count_distinct", "collect_list", "arg_min", "arg_max", "user"])  # kinds without a running result
 
 
-class _Keyed(Operator):
+class _Keyed(Keeping):
     """What all of them do alike. State is the `_store`'s, or that of `_runs` and what stands beside it."""
 
     _store: TableStore | None = None
@@ -73,6 +56,8 @@ class _Keyed(Operator):
         self._keys, self._key_indices = key_columns(self._names, context.input)
         self._time = int(context.input.get_field_index(TIME_COLUMN))
         self._schema = self._open(context)
+        kept: Kept = self._state if self._store is None else Stored("", self._store)
+        self.kept = Keeper(context, [kept], keyed=len(self._names) > 0)
         return self._schema
 
     @abstractmethod
@@ -89,7 +74,7 @@ class _Keyed(Operator):
         holder = self._state if self._store is None else self._store
         return {} if holder is None else dict(holder.statistics())
 
-    def _groups(self) -> int:
+    def group_count(self) -> int:
         """About how many are kept."""
         if self._store is not None:
             return self._store.statistics()["groups"]
@@ -179,18 +164,6 @@ class RunningAggregate(_Keyed):
         for _, keys, calls in self._state.contents():
             yield pa.RecordBatch.from_arrays([*keys, *calls], names=names)
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        if self._store is not None:
-            facts, state = self._store.snapshot()
-            return {**facts, **self.about_state(self._groups())}, state
-        return self.about_state(self._groups()), self._state.snapshot()
-
-    def restore(self, saved: list[Saved]) -> None:
-        if self._store is not None:
-            self._store.restore(saved, owned_groups(self._context, keyed=bool(self._names)))
-        else:
-            self._state.restore(saved, self._context)
-
 
 class CountAggregate(_Keyed):
     """`calls` over every `size` rows of a key, in the order in which they come: keys, window_start, window_end, calls.
@@ -257,12 +230,6 @@ class CountAggregate(_Keyed):
         for numbers in self._state.numbers():
             yield self._rows(self._runs, numbers)
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        return self.about_state(self._groups()), self._state.snapshot()
-
-    def restore(self, saved: list[Saved]) -> None:
-        self._state.restore(saved, self._context)
-
     def statistics(self) -> dict[str, Any]:
         return {"windows": 0 if self._runs is None else len(self._runs), **super().statistics()}
 
@@ -317,14 +284,11 @@ class Deduplicate(_Keyed):
         if self._runs is not None:
             self._state.remove(self._runs.advance(watermark_ms))
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        facts: dict[str, Any] = {}
-        state: Cut | None = None
-        if self._store is not None:
-            facts, state = self._store.snapshot()
-        elif runs := self._state.saved():
-            state = Snapshot(None, {"runs": (self._state.saved_schema, runs)})
-        return {**facts, "dropped_rows": self._dropped_rows, **self.about_state(self._groups())}, state
+    def noted(self) -> dict[str, Any]:
+        return {"dropped_rows": self._dropped_rows}
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        self._dropped_rows = self.kept.once(saved, "dropped_rows")
 
     def state_schema(self) -> dict[str, Any]:
         return {"kind": "deduplicate", "keys": columns_schema(self._keys), "within": self._within_ms}
@@ -342,15 +306,6 @@ class Deduplicate(_Keyed):
                 passed = self._runs.bounds(numbers)[0].view(_TIMESTAMP)
                 names = [*self._names, "passed_at"]
                 yield pa.RecordBatch.from_arrays([*self._state.key_columns(numbers), passed], names=names)
-
-    def restore(self, saved: list[Saved]) -> None:
-        if self._store is not None:
-            self._store.restore(saved, owned_groups(self._context, keyed=bool(self._names)))
-        else:
-            for _ in self._state.load(saved, self._context, "runs", self._state.saved_schema):
-                pass  # the runs are all there is
-        if self._context.subtask == 0:  # the job's sum stays what it was
-            self._dropped_rows = sum(part.facts["dropped_rows"] for part in saved)
 
     def statistics(self) -> dict[str, Any]:
         return {"dropped_rows": self._dropped_rows, **super().statistics()}
@@ -376,10 +331,9 @@ class Reduce(_Keyed):
         if self._ttl_ms is not None:
             time_index(context.input, "reduce with a ttl")
         self._runs = RunTable(idle_ms=self._ttl_ms or 0)
-        self._state = KeyedRuns(self._names, context.input, self._runs)
-        self._made: list[Row | None] = []  # by run
         self._columns = [i for i, name in enumerate(context.input.names) if name != TIME_COLUMN]
         self._row_schema = pa.schema([context.input.field(i) for i in self._columns])
+        self._state = _ReducedRuns(self._names, context.input, self._runs, self._row_schema)
         nested = any(pa.types.is_nested(field.type) for field in self._row_schema)
         self._copied: Callable[[Row], Row] = deepcopy if nested else dict
         return context.input
@@ -387,7 +341,7 @@ class Reduce(_Keyed):
     def process(self, batch: Batch) -> None:
         assert self._runs is not None
         ids, began, _, ended = self._runs.add(self._state.resolve(batch), self._times(batch), batch.selection)
-        self._begin(began.to_pylist())
+        self._state.begin(began.to_pylist())
         taken = pa.RecordBatch.from_arrays(self._taken(batch, self._columns), schema=self._row_schema)
         made = self._reduced(ids.to_pylist(), taken.to_pylist())
         self._end(ended)
@@ -402,7 +356,7 @@ class Reduce(_Keyed):
 
     def _reduced(self, runs: list[int], rows: list[Row]) -> list[Row]:
         """What each row makes of its run. None of them is changed after: the function is given copies."""
-        function, state, copied, names = self._function, self._made, self._copied, self._row_schema.names
+        function, state, copied, names = self._function, self._state.made, self._copied, self._row_schema.names
         made = []
         for run, row in zip(runs, rows, strict=True):
             before = state[run]
@@ -433,27 +387,14 @@ class Reduce(_Keyed):
                     ) from error
             raise
 
-    def _begin(self, runs: list[int]) -> None:
-        if runs and max(runs) >= len(self._made):
-            self._made.extend([None] * (max(runs) + 1 - len(self._made)))
-        for run in runs:
-            self._made[run] = None
-
     def _end(self, runs: pa.Int32Array) -> None:
         self._state.remove(runs)
         for run in runs.to_pylist():
-            self._made[run] = None
+            self._state.made[run] = None
 
     def advance(self, watermark_ms: int) -> None:
         if self._runs is not None:
             self._end(self._runs.advance(watermark_ms))
-
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        runs, facts = self._state.saved(), self.about_state(self._groups())
-        if not runs:
-            return facts, None
-        made = [self._made[run] for part in runs for run in part.column(0).to_pylist()]
-        return facts, _ReduceSnapshot(self._state.saved_schema, runs, self._row_schema, made)
 
     def state_schema(self) -> dict[str, Any]:
         columns = {"columns": columns_schema(self._row_schema)}
@@ -464,35 +405,42 @@ class Reduce(_Keyed):
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         for numbers in self._state.numbers():
-            rows = [self._made[run] for run in numbers.to_pylist()]
+            rows = [self._state.made[run] for run in numbers.to_pylist()]
             yield pa.RecordBatch.from_pylist(rows, schema=self._row_schema)
 
-    def restore(self, saved: list[Saved]) -> None:
-        for runs, rows in self._state.load(saved, self._context, "rows", self._row_schema):
-            self._begin(runs.tolist())
-            for run, row in zip(runs.tolist(), rows.to_pylist(), strict=True):
-                self._made[run] = row
+
+class _ReducedRuns(KeyedRuns):
+    """Runs, and the row that each has become. Such rows do not change, so they become columns in the thread that saves them."""
+
+    def __init__(self, keys: Sequence[str], input: pa.Schema, runs: RunTable, rows: pa.Schema) -> None:
+        super().__init__(keys, input, runs)
+        self._rows = rows
+        self.made: list[Row | None] = []  # by run
+
+    def begin(self, runs: list[int]) -> None:
+        """New runs have no row."""
+        if runs and max(runs) >= len(self.made):
+            self.made.extend([None] * (max(runs) + 1 - len(self.made)))
+        for run in runs:
+            self.made[run] = None
+
+    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
+        runs = self.saved()
+        made = [[self.made[run] for run in part.column(0).to_pylist()] for part in runs]
+        rows = Batches(self._rows, partial(_columns_of, made, self._rows))
+        return {}, {"runs": Batches(self.saved_schema, runs), "rows": rows} if runs else {}
+
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        for numbers, rows in self.load(saved, owned, "rows", self._rows):
+            runs = numbers.tolist()
+            self.begin(runs)
+            for run, row in zip(runs, rows.to_pylist(), strict=True):
+                self.made[run] = row
 
 
-class _ReduceSnapshot:
-    """The rows of Reduce at a barrier (a Cut). They do not change: they become columns in the thread that saves them."""
-
-    def __init__(
-        self, run_schema: pa.Schema, runs: list[pa.RecordBatch], schema: pa.Schema, rows: list[Row | None]
-    ) -> None:
-        self._run_schema, self._runs, self._schema, self._rows = run_schema, runs, schema, rows
-
-    def save(self, directory: Path) -> int:
-        batches, start = [], 0
-        for part in self._runs:
-            rows = self._rows[start : start + part.num_rows]
-            batches.append(pa.RecordBatch.from_pylist(rows, schema=self._schema))
-            start += part.num_rows
-        files = {"runs": (self._run_schema, self._runs), "rows": (self._schema, batches)}
-        return Snapshot(None, files).save(directory)
-
-    def discard(self) -> None:
-        self._runs, self._rows = [], []
+def _columns_of(pieces: list[list[Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for rows in pieces:
+        yield pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
 def _check_running(whole: Sequence[Call]) -> None:

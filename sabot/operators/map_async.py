@@ -29,7 +29,6 @@ from sabot.codecs.json import schema_text
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.letters import letters_of_rows
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.aggregates import Snapshot, columns_schema, owned_groups, read_batches
 from sabot.operators.answers import Answers, BatchAnswers, joined
 from sabot.operators.base import (
     TIME_COLUMN,
@@ -41,6 +40,7 @@ from sabot.operators.base import (
     without_marks,
     without_time,
 )
+from sabot.operators.keeping import Batches, KeptCut, columns_schema, owned_groups, read_batches
 from sabot.operators.sites import Places, Site
 
 __all__ = ["PLACES", "Chunk", "HeldCalls", "MapAsync", "RowNumbers"]
@@ -700,11 +700,11 @@ class _Cut:
             schema=_DONE,
         )
         table = table.filter(pa.array([outcome is not _AGAIN for outcome in outcomes], pa.bool_()))
-        files = {"rows": (self._input, rows), "done": (_DONE, [table])}
+        files: dict[str, Cut | Batches] = {"rows": Batches(self._input, rows), "done": Batches(_DONE, [table])}
         if results is not None and results.num_rows:
-            files["results"] = (results.schema, [results])
+            files["results"] = Batches(results.schema, [results])
         self._waiting = []
-        return Snapshot(None, files).save(directory)
+        return KeptCut(files).save(directory)
 
     def _columns(self, outcomes: list[Any]) -> tuple[pa.RecordBatch | None, Sequence[int], list[Any]]:
         """(the rows of all outcomes, how many each has, the outcomes). What fits no schema is no outcome: the call is made again, and then

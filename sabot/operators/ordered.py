@@ -9,18 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch
-from sabot._cython.keyed import hash_columns
 from sabot.codecs.json import schema_text
-from sabot.operators.aggregates import Snapshot, columns_schema, owned_groups, read_batches
-from sabot.operators.base import (
-    START_OF_TIME,
-    TIME_COLUMN,
-    Cut,
-    Operator,
-    OperatorContext,
-    Saved,
-    without_time,
-)
+from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext, without_time
+from sabot.operators.keeping import Columns, Keeper, Keeping, columns_schema
 from sabot.operators.sites import Site
 
 __all__ = ["EventOrder", "in_order"]
@@ -29,7 +20,7 @@ _CHUNK_ROWS = 65_536
 _SMALL_ROWS = 16_384
 
 
-class EventOrder(Operator):
+class EventOrder(Keeping):
     """Holds rows back until the watermark has passed them, and gives them sorted by event time; rows of equal time as they came.
 
     Several readers stand at different places of event time, so the order in which rows arrive says nothing; with this the answer of
@@ -43,8 +34,10 @@ class EventOrder(Operator):
         self._watermark = START_OF_TIME
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        self._context = context
         self._schema = context.input
+        keys = [self._schema.get_field_index(name) for name in self._keys]
+        held = Columns("held", lambda: list(self._held), self._hold, schema=self._schema, keys=keys, fewer=True)
+        self.kept = Keeper(context, [held], keyed=len(self._keys) > 0)
         self._time = context.input.get_field_index(TIME_COLUMN)
         return context.input
 
@@ -95,9 +88,11 @@ class EventOrder(Operator):
         for start in range(0, rows.num_rows, _CHUNK_ROWS):
             self.emit(Batch(rows.slice(start, _CHUNK_ROWS)))
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        facts = {"watermark": self._watermark, **self.about_state(sum(data.num_rows for data in self._held))}
-        return facts, Snapshot(None, {"held": (self._schema, list(self._held))})
+    def noted(self) -> dict[str, Any]:
+        return {"watermark": self._watermark}
+
+    def group_count(self) -> int:
+        return sum(data.num_rows for data in self._held)
 
     def state_schema(self) -> dict[str, Any]:
         keys = columns_schema(self._schema.field(name) for name in self._keys)
@@ -109,17 +104,6 @@ class EventOrder(Operator):
     def contents(self) -> Iterator[pa.RecordBatch]:
         """The rows that are held back."""
         yield from self._held
-
-    def restore(self, saved: list[Saved]) -> None:
-        owned = owned_groups(self._context, bool(self._keys))
-        for part in saved:
-            for data in read_batches(part.directory, "held"):
-                data = data.select(self._schema.names)  # the program may read fewer columns now
-                if len(saved) > 1 or self._context.parallelism > 1 or self._context.only is not None:
-                    keys = [data.column(name) for name in self._keys]
-                    data = data.filter(owned(hash_columns(keys) if keys else pa.nulls(data.num_rows, pa.uint64())))
-                if data.num_rows:
-                    self._hold(data)
 
     def statistics(self) -> dict[str, Any]:
         return {"held_rows": sum(data.num_rows for data in self._held)}

@@ -19,31 +19,19 @@ from sabot.api.aggregates import Aggregate
 from sabot.api.nodes import keyed as nodes
 from sabot.api.over import OverFunction
 from sabot.codecs.json import schema_text
-from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.aggregates import (
-    CHUNK_ROWS,
-    KINDS,
-    Aggregator,
-    Call,
-    Snapshot,
-    columns_schema,
-    key_columns,
-    key_hashes,
-    owned_groups,
-    read_batches,
-)
+from sabot.errors import UserError
+from sabot.operators.aggregates import CHUNK_ROWS, KINDS, Aggregator, Call, key_columns
 from sabot.operators.arguments import Arguments
 from sabot.operators.base import (
     END_OF_TIME,
     START_OF_TIME,
     TIME_COLUMN,
-    Cut,
-    Operator,
     OperatorContext,
     Saved,
     with_time,
     without_time,
 )
+from sabot.operators.keeping import Columns, Keeper, Keeping, Kept, Stored, columns_schema, last_watermark
 from sabot.operators.ordered import in_order
 from sabot.operators.sessions import key_table, time_index
 from sabot.operators.sites import Places, Site
@@ -54,6 +42,7 @@ __all__ = ["OVER_KINDS", "PLACES", "Over", "OverCall"]
 RANKS = ("row_number", "rank", "dense_rank")
 OVER_KINDS = frozenset([*RANKS, "lag", "lead"])  # beside those of aggregates
 _INT64 = pa.int64()
+_CANNOT_CHANGE = "keys and columns of over cannot change between a checkpoint and its restore"
 _MARKS = (
     pa.field("__slot", pa.int32()),
     pa.field("__at", _INT64),
@@ -61,8 +50,6 @@ _MARKS = (
 )  # of rows kept beside others
 
 Array: TypeAlias = pa.Array
-Files: TypeAlias = dict[str, tuple[pa.Schema, list[pa.RecordBatch]]]
-Owned: TypeAlias = Callable[[pa.UInt64Array], pa.BooleanArray]
 
 
 @dataclass(frozen=True)
@@ -95,7 +82,7 @@ class OverCall:
         return Call(self.name, self.kind, self.argument, where=self.where, ddof=self.ddof, text=self.text)
 
 
-class Over(Operator):
+class Over(Keeping):
     """Every row of the input, with a column more for each call: what its key's rows up to it, in order of event time, make.
 
     Aggregates are over a frame: the row and `preceding_rows` rows before it; or the rows of its key from its time - preceding_ms to its
@@ -141,7 +128,7 @@ class Over(Operator):
     def open(self, context: OperatorContext) -> pa.Schema:
         self._context = context
         self._time = time_index(context.input, "columns over rows")
-        self._keys, _ = key_columns(self._names, context.input)
+        self._keys, keys = key_columns(self._names, context.input)
         key_table(self._keys)
         aggregates = [call for call in self._calls if call.kind in KINDS]
         around = [call for call in self._calls if call.kind in RANKS or call.kind == "lag"]
@@ -171,6 +158,12 @@ class Over(Operator):
         self._schema = with_time(pa.schema(result))
         self._held: list[pa.RecordBatch] = []  # rows of the newest time, where others of that time may come
         self._held_time = self._watermark = START_OF_TIME
+        kept = [each for part in self._parts for each in part.keeps()]
+        if self._leading is not None:
+            kept += self._leading.keeps()
+        input = context.input
+        kept.append(Columns("held", lambda: list(self._held), self._held_back, schema=input, keys=keys, fewer=True))
+        self.kept = Keeper(context, kept, keyed=len(self._names) > 0)
         return self._schema
 
     # Rows in
@@ -281,39 +274,23 @@ class Over(Operator):
                 yield from part.contents()
                 return
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        files: Files = {}
-        facts: dict[str, Any] = {"watermark": self._watermark}
-        tables: Cut | None = None
-        for part in self._parts:
-            if isinstance(part, _Running):
-                facts["tables"], tables = part.store.snapshot()
-            files |= part.saved()
-        if self._leading is not None:
-            files |= self._leading.saved()
-        if self._held:
-            files["held"] = (self._context.input, list(self._held))
-        facts |= self.about_state(max((part.groups() for part in self._parts), default=0))
-        return facts, Snapshot(tables, files) if tables is not None or files else None
+    def group_count(self) -> int:
+        return max((part.groups() for part in self._parts), default=0)
 
-    def restore(self, saved: list[Saved]) -> None:
-        owned = owned_groups(self._context, bool(self._names))
-        watermark = min((part.facts["watermark"] for part in saved), default=START_OF_TIME)
-        if watermark < END_OF_TIME:  # else it was drained: time begins anew
+    def noted(self) -> dict[str, Any]:
+        return {"watermark": self._watermark}
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        watermark = last_watermark(saved)
+        if watermark is not None:
             self._watermark = watermark
         for part in self._parts:
-            part.restore(saved, owned)
             part.advance(self._watermark)
-        if self._leading is not None:
-            self._leading.restore(saved, owned)
-        for state in saved:
-            for rows in read_batches(state.directory, "held"):
-                rows = rows.select(self._context.input.names)
-                keys = [rows.column(name) for name in self._names]
-                rows = rows.filter(owned(key_hashes(keys, rows.num_rows)))
-                if rows.num_rows:
-                    self._held.append(rows)
-                    self._held_time = max(self._held_time, pc.max(rows.column(self._time)).as_py())
+
+    def _held_back(self, rows: pa.RecordBatch) -> None:
+        """Rows of a checkpoint whose turn has not come."""
+        self._held.append(rows)
+        self._held_time = max(self._held_time, pc.max(rows.column(self._time)).as_py())
 
     def close(self) -> None:
         for part in self._parts:
@@ -353,11 +330,8 @@ class _Part:
     def contents(self) -> Iterator[pa.RecordBatch]:
         return iter(())
 
-    def saved(self) -> Files:
-        """Its files of a snapshot."""
-        return {}
-
-    def restore(self, saved: list[Saved], owned: Owned) -> None:
+    def keeps(self) -> list[Kept]:
+        """What of it stands in a checkpoint."""
         raise NotImplementedError
 
     def statistics(self) -> dict[str, int]:
@@ -397,8 +371,8 @@ class _Running(_Part):
     def contents(self) -> Iterator[pa.RecordBatch]:
         yield from self._aggregator.results(self.store, 0, self._aggregator.extras())
 
-    def restore(self, saved: list[Saved], owned: Owned) -> None:
-        self.store.restore([Saved(part.directory / "tables", part.facts["tables"]) for part in saved], owned)
+    def keeps(self) -> list[Kept]:
+        return [Stored("tables", self.store)]
 
     def statistics(self) -> dict[str, int]:
         told = self.store.statistics()
@@ -456,13 +430,9 @@ class _Framed(_Part):
         if len(slots):
             yield pa.RecordBatch.from_arrays(columns, schema=self._aggregator.schema)
 
-    def saved(self) -> Files:
-        return _with_keys("frames", self._frames.export(), self._known)
-
-    def restore(self, saved: list[Saved], owned: Owned) -> None:
-        expected = self._frames.export().schema
-        for state in _restored(saved, "frames", self._known, owned, expected):
-            self._frames.load(state)
+    def keeps(self) -> list[Kept]:
+        frames = self._frames
+        return [_slotted("frames", lambda: [frames.export()], frames.load, frames.export().schema, self._known)]
 
     def statistics(self) -> dict[str, int]:
         return {
@@ -526,21 +496,17 @@ class _Placed(_Part):
             names = [*self._key_schema.names, "rows"]
             yield pa.RecordBatch.from_arrays([*keys, counters.column("rows")], names=names)
 
-    def saved(self) -> Files:
-        files = _with_keys("places", self._places.counters(), self._known)
-        history = self._places.history(CHUNK_ROWS)
-        if history:
-            with_keys = [_with_keys("earlier", each, self._known)["earlier"] for each in history]
-            files["earlier"] = (with_keys[0][0], [batch for _, batches in with_keys for batch in batches])
-        return files
+    def keeps(self) -> list[Kept]:
+        places = self._places
+        earlier = pa.schema([*_MARKS, *places.columns])
+        return [
+            _slotted("places", lambda: [places.counters()], places.load, places.counters().schema, self._known),
+            _slotted("earlier", lambda: places.history(CHUNK_ROWS), self._load_earlier, earlier, self._known),
+        ]
 
-    def restore(self, saved: list[Saved], owned: Owned) -> None:
-        for state in _restored(saved, "places", self._known, owned, self._places.counters().schema):
-            self._places.load(state)
-        expected = pa.schema([*_MARKS, *self._places.columns])
-        for state in _restored(saved, "earlier", self._known, owned, expected):
-            slots, times, _, *_ = state.columns
-            self._places.load_history(slots, state.select(range(len(_MARKS), state.num_columns)), times)
+    def _load_earlier(self, state: pa.RecordBatch) -> None:
+        slots, times, _, *_ = state.columns
+        self._places.load_history(slots, state.select(range(len(_MARKS), state.num_columns)), times)
 
     def statistics(self) -> dict[str, int]:
         return {"keys": len(self._places), "rows": 0, "bytes": self._known.nbytes + self._places.nbytes}
@@ -588,20 +554,15 @@ class _Leading:
                 leads[call.name] = _or_default(there, value, default)
             yield pa.RecordBatch.from_arrays(columns, schema=self.rows), leads
 
-    def saved(self) -> Files:
-        waiting = self.table.export(CHUNK_ROWS)
-        return {"waiting": (waiting[0].schema, waiting)} if waiting else {}
+    def keeps(self) -> list[Kept]:
+        schema, keys = pa.schema([*_MARKS, *self.rows]), [len(_MARKS) + index for index in self._key_indices]
+        export = partial(self.table.export, CHUNK_ROWS)
+        return [Columns("waiting", export, self._load, schema=schema, keys=keys, hint=_CANNOT_CHANGE)]
 
-    def restore(self, saved: list[Saved], owned: Owned) -> None:
-        for part in saved:
-            for state in read_batches(part.directory, "waiting"):
-                rows = state.select(range(len(_MARKS), state.num_columns))
-                if not rows.schema.equals(self.rows):
-                    raise _other_columns(part)
-                mine = owned(key_hashes([rows.column(index) for index in self._key_indices], rows.num_rows))
-                state, rows = state.filter(mine), rows.filter(mine)
-                slots = self._known.resolve(rows, self._key_indices)
-                self.table.load(slots, rows, state.column(1), state.column(2))
+    def _load(self, state: pa.RecordBatch) -> None:
+        rows = state.select(range(len(_MARKS), state.num_columns))
+        slots = self._known.resolve(rows, self._key_indices)
+        self.table.load(slots, rows, state.column(1), state.column(2))
 
     def statistics(self) -> dict[str, int]:
         return {"keys": len(self._known), "rows": len(self.table), "bytes": self._known.nbytes + self.table.nbytes}
@@ -673,35 +634,30 @@ def _release(known: GroupTable, vacant: pa.Int32Array) -> None:
         known.remove(vacant)
 
 
-def _with_keys(name: str, state: pa.RecordBatch, known: GroupTable) -> Files:
-    """The file `name`: the columns, and behind them the keys of the slots, which are the first."""
-    if not state.num_rows:
-        return {}
-    keys = known.key_columns(state.column(0))
-    schema = pa.schema([*state.schema, *(field.with_name(f"__key.{i}") for i, field in enumerate(known.keys))])
-    return {name: (schema, [pa.RecordBatch.from_arrays([*state.columns, *keys], schema=schema)])}
+def _slotted(
+    name: str,
+    export: Callable[[], Sequence[pa.RecordBatch]],
+    load: Callable[[pa.RecordBatch], None],
+    state: pa.Schema,
+    known: GroupTable,
+) -> Columns:
+    """Columns of which the first are slots of `known`: in a checkpoint the keys of the slots stand behind them."""
+    width = len(state)
+    keys = range(width, width + len(known.keys))
+    schema = pa.schema([*state, *(field.with_name(f"__key.{i}") for i, field in enumerate(known.keys))])
 
+    def rows() -> list[pa.RecordBatch]:
+        batches = [batch for batch in export() if batch.num_rows]
+        return [
+            pa.RecordBatch.from_arrays([*batch.columns, *known.key_columns(batch.column(0))], schema=schema)
+            for batch in batches
+        ]
 
-def _restored(
-    saved: list[Saved], name: str, known: GroupTable, owned: Owned, expected: pa.Schema
-) -> Iterator[pa.RecordBatch]:
-    """The rows of the file `name` that belong here, with their slots as they are here."""
-    width = len(expected)
-    schema = pa.schema([*expected, *(field.with_name(f"__key.{i}") for i, field in enumerate(known.keys))])
-    for part in saved:
-        for state in read_batches(part.directory, name):
-            if not state.schema.equals(schema):
-                raise _other_columns(part)
-            state = state.filter(owned(key_hashes(state.columns[width:], state.num_rows)))
-            slots = known.resolve(state, list(range(width, state.num_columns)))
-            yield pa.RecordBatch.from_arrays([slots, *state.columns[1:width]], schema=expected)
+    def take_back(saved: pa.RecordBatch) -> None:
+        slots = known.resolve(saved, list(keys))
+        load(pa.RecordBatch.from_arrays([slots, *saved.columns[1:width]], schema=state))
 
-
-def _other_columns(part: Saved) -> CorruptCheckpoint:
-    return CorruptCheckpoint(
-        f"{part.directory}: the state has other columns than the program now keeps",
-        hint="keys and columns of over cannot change between a checkpoint and its restore",
-    )
+    return Columns(name, rows, take_back, schema=schema, keys=keys, hint=_CANNOT_CHANGE)
 
 
 # -- where they stand in a plan -----------------------------------------------------------------------------------------

@@ -23,18 +23,11 @@ from sabot.api.patterns import MATCH_END, MATCH_START, check_measures, split, st
 from sabot.arrays import shown
 from sabot.codecs.json import schema_text
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.aggregates import (
-    Aggregator,
-    Call,
-    Snapshot,
-    columns_schema,
-    key_columns,
-    owned_groups,
-    read_batches,
-)
+from sabot.operators.aggregates import Aggregator, Call, key_columns
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
 from sabot.operators.casts import common_type
 from sabot.operators.expressions import Compiled, compile_expr, compile_predicate
+from sabot.operators.keeping import Batches, KeptCut, columns_schema, owned_groups, read_batches
 from sabot.operators.ordered import in_order
 from sabot.operators.sessions import CHUNK_ROWS, key_table, result_schema, time_index
 from sabot.operators.sites import Places, Site
@@ -234,7 +227,7 @@ class Pattern(Operator):
         columns = [*self._known.key_columns(partials.column("slot")), *partials.columns[1:]]
         names = [*(f"key.{i}" for i in range(len(self._keys))), *partials.schema.names[1:]]
         saved = pa.RecordBatch.from_arrays(columns, names=names)
-        return facts, _PatternSnapshot(saved, nodes, self._rows.frozen())
+        return facts, _PatternCut(saved, nodes, self._rows.frozen())
 
     def restore(self, saved: list[Saved]) -> None:
         watermarks = [part.facts["watermark"] for part in saved]
@@ -614,7 +607,7 @@ def _gathered(schema: pa.Schema, pieces: Sequence[pa.RecordBatch], first: Sequen
     return together.take(pa.array(back))
 
 
-class _PatternSnapshot:
+class _PatternCut:
     """Partial matches at a barrier (a Cut). Their rows are looked up, and counted anew, in the thread that saves them."""
 
     def __init__(self, partials: pa.RecordBatch, nodes: pa.RecordBatch, rows: Callable[[Any], pa.RecordBatch]) -> None:
@@ -628,10 +621,13 @@ class _PatternSnapshot:
         ranks = np.where(numbers >= 0, np.searchsorted(live, numbers), -1)
         nodes = self._nodes.set_column(0, "row", pa.array(ranks, pa.int64()))
         rows = [data for _, data in _pieces(self._rows, live)]
-        files = {"partials": (self._partials.schema, [self._partials]), "nodes": (nodes.schema, [nodes])}
+        files: dict[str, Cut | Batches] = {
+            "partials": Batches(self._partials.schema, [self._partials]),
+            "nodes": Batches(nodes.schema, [nodes]),
+        }
         if rows:
-            files["rows"] = (rows[0].schema, rows)
-        return Snapshot(None, files).save(directory)
+            files["rows"] = Batches(rows[0].schema, rows)
+        return KeptCut(files).save(directory)
 
     def discard(self) -> None:
         self._rows = None

@@ -16,7 +16,7 @@ fire in the same advance, each in its turn. A key that goes on setting timers wi
 later time than the one that fires) is stopped at TIMERS_OF_A_KEY.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Never, TypeAlias
@@ -31,20 +31,18 @@ from sabot._cython.timers import EVENT, PROCESSING
 from sabot.api.nodes import functions as nodes
 from sabot.api.process import ProcessSpec
 from sabot.codecs.json import schema_text
-from sabot.disk import make_folder
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.aggregates import Snapshot, columns_schema, key_columns, owned_groups, read_batches
+from sabot.operators.aggregates import key_columns
 from sabot.operators.base import (
-    END_OF_TIME,
     OP_COLUMN,
     START_OF_TIME,
     TIME_COLUMN,
     Cut,
-    Operator,
     OperatorContext,
     Saved,
     with_time,
 )
+from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, columns_schema, last_watermark, read_batches
 from sabot.operators.process_columns import BatchForm
 from sabot.operators.process_rows import RowForm
 from sabot.operators.process_state import Form, Keyed, Side, parts_of
@@ -63,7 +61,7 @@ _VALUES = "values"  # the folder of a checkpoint in which they are
 _BROADCAST = pa.schema([("name", pa.string()), ("key", pa.binary()), ("value", pa.binary())])
 
 
-class Process(Operator):
+class Process(Keeping):
     """The functions of `spec` over rows by `keys`. What they give has the columns of spec.schema, and event time.
 
     right_keys: of the second input, in the order of `keys`; none where it is broadcast. What a row makes has its event time, what a
@@ -94,7 +92,8 @@ class Process(Operator):
         if spec.ttl_ms is not None:
             time_index(context.input, f"{spec.name}: values with a ttl")
         self._context = context
-        self._state = Keyed(spec, keys, timed, context)
+        self._state = state = Keyed(spec, keys, timed, context)
+        self.kept = Keeper(context, [_Values(state, context), _SetTimers(state), _BroadcastMaps(state)])
         self._schema = with_time(spec.schema, timed)
         form = BatchForm if spec.batch else RowForm
         self._form: Form = form(self._state, self._give, self._aside)
@@ -172,47 +171,22 @@ class Process(Operator):
         assert self._state is not None, "open comes first"
         return self._state
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
+    def group_count(self) -> int:
         state = self._keyed
-        values = None if state.values.is_empty else state.values.cut()
-        facts = {"watermark": state.watermark_ms, "latest": state.latest_ms, "values": values is not None}
-        facts |= self.about_state(state.values.statistics()["keys"] + len(state.timers))
-        timers = _timers_cut(state) if state.timers else None
-        maps = {name: dict(each.stored) for name, each in state.maps.items() if each.stored}
-        if values is None and timers is None and not maps:
-            return facts, None
-        return facts, _ProcessSnapshot(values, timers, maps)
+        return state.values.statistics()["keys"] + len(state.timers)
+
+    def noted(self) -> dict[str, Any]:
+        return {"watermark": self._keyed.watermark_ms, "latest": self._keyed.latest_ms}
 
     def restore(self, saved: list[Saved]) -> None:
         state = self._keyed
-        watermarks = [part.facts["watermark"] for part in saved]
-        if watermarks and None not in watermarks and min(watermarks) < END_OF_TIME:
-            # at END_OF_TIME it was drained: time begins anew
-            state.watermark_ms = min(watermarks)
-            state.forget_expired(state.watermark_ms)
+        watermark = last_watermark(saved)
+        if watermark is not None:
+            state.watermark_ms = watermark
+            state.forget_expired(watermark)
         state.latest_ms = max([part.facts["latest"] for part in saved], default=START_OF_TIME)
         state.tell_time(state.now())
-        mine = self._mine()
-        directories = [part.directory / _VALUES for part in saved if part.facts["values"]]
-        passed = START_OF_TIME if state.watermark_ms is None else state.watermark_ms
-        load_values(state.values, directories, mine, passed)
-        for part in saved:
-            _load_timers(state, part.directory, owned_groups(self._context) if mine is not None else None)
-        for part in saved[:1]:  # the same in all
-            for batch in read_batches(part.directory, "broadcast"):
-                for name, key, value in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    state.map(name).store(key, value)
-
-    def _mine(self) -> Mine | None:
-        """What of a checkpoint belongs to this subtask; None: all."""
-        context, fields = self._context, self._keyed.keys
-        if context.only is not None:
-            only = context.only
-            return lambda entries: _those_with_hash(entries, fields, only)
-        groups = owned_groups(context)(pa.array(range(KEY_GROUPS), pa.uint64())).to_pylist()
-        if all(groups):
-            return None
-        return lambda entries: (entry for entry in entries if groups[entry[1][0] << 8 | entry[1][1]])
+        super().restore(saved)
 
     def state_schema(self) -> dict[str, Any]:
         return {"kind": "process", "keys": columns_schema(self._keyed.keys), "ttl": self.spec.ttl_ms}
@@ -252,49 +226,81 @@ class Process(Operator):
         }
 
 
-class _ProcessSnapshot:
-    """The state at a barrier: a Cut."""
+class _Values(Kept):
+    """What functions keep by key: the cut of a backend, whose entries stand under their key groups."""
 
-    def __init__(
-        self, values: Cut | None, timers: "tuple[pa.RecordBatch, list[str]] | None", maps: dict[str, dict[bytes, bytes]]
-    ) -> None:
-        self._values, self._timers, self._maps = values, timers, maps
+    def __init__(self, state: Keyed, context: OperatorContext) -> None:
+        self._state, self._context = state, context
 
-    def save(self, directory: Path) -> int:
-        files: dict[str, tuple[pa.Schema, list[pa.RecordBatch]]] = {}
-        if self._timers is not None:
-            timers, names = self._timers
-            place = timers.schema.get_field_index("name")
-            texts = pa.DictionaryArray.from_arrays(timers.column(place), pa.array(names, pa.string())).cast(pa.string())
-            timers = timers.set_column(place, "name", texts)
-            pieces = [timers.slice(start, _CHUNK_ROWS) for start in range(0, timers.num_rows, _CHUNK_ROWS)]
-            files["timers"] = (timers.schema, pieces)
-        rows = [(name, key, value) for name, stored in self._maps.items() for key, value in stored.items()]
-        if rows:
-            columns = [
-                pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), _BROADCAST, strict=True)
-            ]
-            files["broadcast"] = (_BROADCAST, [pa.RecordBatch.from_arrays(columns, schema=_BROADCAST)])
-        written = Snapshot(None, files).save(directory)
-        if self._values is None:
-            return written
-        folder = directory / _VALUES
-        make_folder(folder)
-        return written + self._values.save(folder)
+    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
+        values = self._state.values
+        return {_VALUES: not values.is_empty}, {} if values.is_empty else {_VALUES: values.cut()}
 
-    def discard(self) -> None:
-        if self._values is not None:
-            self._values.discard()
-        self._timers, self._maps = None, {}
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        state = self._state
+        directories = [part.directory / _VALUES for part in saved if part.facts[_VALUES]]
+        passed = START_OF_TIME if state.watermark_ms is None else state.watermark_ms
+        load_values(state.values, directories, None if owned is None else self._mine(owned), passed)
+
+    def _mine(self, owned: Owned) -> Mine:
+        """Which entries belong to this subtask."""
+        if self._context.only is not None:  # asked of single keys, not of key groups
+            return lambda entries: _those_with_hash(entries, self._state.keys, owned)
+        groups = owned(pa.array(range(KEY_GROUPS), pa.uint64())).to_pylist()
+        return lambda entries: (entry for entry in entries if groups[entry[1][0] << 8 | entry[1][1]])
 
 
-def _timers_cut(state: Keyed) -> tuple[pa.RecordBatch, list[str]]:
-    """All timers with their keys: `_timer_schema`, but that names are places in the list."""
-    timers, names = state.timers.export()
-    keys = state.known.key_columns(timers.column("slot"))
-    schema = _timer_schema(state.keys)
-    schema = schema.set(schema.get_field_index("name"), pa.field("name", pa.int32()))
-    return pa.RecordBatch.from_arrays([*keys, *timers.columns[1:]], schema=schema), names
+class _SetTimers(Kept):
+    """The timers, with their keys."""
+
+    def __init__(self, state: Keyed) -> None:
+        self._state = state
+
+    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
+        state = self._state
+        if not state.timers:
+            return {}, {}
+        timers, names = state.timers.export()
+        columns = [*state.known.key_columns(timers.column("slot")), *timers.columns[1:]]
+        schema = _timer_schema(state.keys)
+        return {}, {"timers": Batches(schema, partial(_timer_rows, columns, names, schema))}
+
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        for part in saved:
+            _load_timers(self._state, part.directory, owned)
+
+
+class _BroadcastMaps(Kept):
+    """The maps that all keys share: the same in every subtask."""
+
+    def __init__(self, state: Keyed) -> None:
+        self._state = state
+
+    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
+        maps = {name: dict(each.stored) for name, each in self._state.maps.items() if each.stored}
+        return {}, {"broadcast": Batches(_BROADCAST, partial(_map_rows, maps))} if maps else {}
+
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        for part in saved[:1]:
+            for batch in read_batches(part.directory, "broadcast"):
+                for name, key, value in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    self._state.map(name).store(key, value)
+
+
+def _timer_rows(columns: list[Array], names: list[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Timers as columns; their names come as places in the list."""
+    place = schema.get_field_index("name")
+    texts = pa.DictionaryArray.from_arrays(columns[place], pa.array(names, pa.string())).cast(pa.string())
+    rows = pa.RecordBatch.from_arrays([*columns[:place], texts, *columns[place + 1 :]], schema=schema)
+    for start in range(0, rows.num_rows, _CHUNK_ROWS):
+        yield rows.slice(start, _CHUNK_ROWS)
+
+
+def _map_rows(maps: dict[str, dict[bytes, bytes]]) -> Iterator[pa.RecordBatch]:
+    rows = [(name, key, value) for name, stored in maps.items() for key, value in stored.items()]
+    columns = zip(zip(*rows, strict=True), _BROADCAST, strict=True)
+    arrays = [pa.array(column, field.type) for column, field in columns]
+    yield pa.RecordBatch.from_arrays(arrays, schema=_BROADCAST)
 
 
 def _timer_schema(keys: pa.Schema) -> pa.Schema:
@@ -309,7 +315,7 @@ def _timer_schema(keys: pa.Schema) -> pa.Schema:
     return pa.schema([*fields, *about])
 
 
-def _load_timers(state: Keyed, directory: Path, owned: Callable[[pa.UInt64Array], pa.BooleanArray] | None) -> None:
+def _load_timers(state: Keyed, directory: Path, owned: Owned | None) -> None:
     batches = list(read_batches(directory, "timers"))
     schema, width = _timer_schema(state.keys), len(state.keys)
     if not batches:
@@ -335,7 +341,7 @@ def _load_timers(state: Keyed, directory: Path, owned: Callable[[pa.UInt64Array]
 def _those_with_hash(
     entries: Iterator[Entry],
     keys: pa.Schema,
-    only: Callable[[pa.UInt64Array], pa.BooleanArray],
+    only: Owned,
 ) -> Iterator[Entry]:
     """Entries of keys of which `only` says so."""
     for entry in entries:

@@ -3,11 +3,11 @@
 What is among the first n, and what a batch has changed in that, is a `RankTable`'s to say, which also keeps the rows.
 """
 
+from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,28 +23,18 @@ from sabot.api.nodes.windows import WindowTopN as WindowTopNNode
 from sabot.api.windows import WINDOW_END, WINDOW_START
 from sabot.codecs.json import schema_text
 from sabot.config import is_whole
-from sabot.errors import CorruptCheckpoint, InternalError, UserError
-from sabot.operators.aggregates import (
-    CHUNK_ROWS,
-    Snapshot,
-    columns_schema,
-    key_columns,
-    key_hashes,
-    owned_groups,
-    read_batches,
-)
+from sabot.errors import InternalError, UserError
+from sabot.operators.aggregates import CHUNK_ROWS, key_columns
 from sabot.operators.base import (
-    END_OF_TIME,
     OP_COLUMN,
     START_OF_TIME,
     TIME_COLUMN,
-    Cut,
-    Operator,
     OperatorContext,
     Saved,
     with_marks,
     without_marks,
 )
+from sabot.operators.keeping import Batches, Columns, Keeper, Keeping, columns_schema, last_watermark
 from sabot.operators.panes import PANE_COLUMN, TimeWindow, WindowShape
 from sabot.operators.sessions import key_table, time_index, window_words
 from sabot.operators.sites import Places, Site
@@ -58,7 +48,7 @@ _FIRST_SLOT = pa.scalar(0, pa.int32())
 Array: TypeAlias = pa.Array
 
 
-class _Ranked(Operator):
+class _Ranked(Keeping):
     """What both of them are given, and check."""
 
     def __init__(
@@ -96,18 +86,25 @@ class _Ranked(Operator):
             raise UserError(f"top_n: {error}", hint="leave the column out, or cast it") from error
         self._table_of: Callable[[], RankTable] = table
 
-    def _keys_of(self, rows: pa.RecordBatch) -> list[Array]:
-        return [rows.column(index) for index in self._key_indices]
+    def _kept_rows(self) -> Columns:
+        schema = self._saved_schema()
+        return Columns(
+            "rows",
+            lambda: _cut_of(self._tables(), schema),
+            self._load,
+            schema=schema,
+            keys=self._key_indices,
+            what="the rows have",
+            hint="columns of a top_n cannot change between a checkpoint and its restore",
+        )
 
-    def _loaded(self, part: Saved, owned: Callable[[pa.UInt64Array], pa.BooleanArray]) -> Iterator[pa.RecordBatch]:
-        """Rows of a checkpoint that belong here: the columns, NUMBER_COLUMN, TIME_COLUMN and what else was saved beside them."""
-        for data in read_batches(part.directory, "rows"):
-            if not data.schema.remove_metadata().equals(self._saved_schema().remove_metadata()):
-                raise CorruptCheckpoint(
-                    f"{part.directory}: the rows have other columns than the program now keeps",
-                    hint="columns of a top_n cannot change between a checkpoint and its restore",
-                )
-            yield data.filter(owned(key_hashes(self._keys_of(data), data.num_rows)))
+    @abstractmethod
+    def _tables(self) -> Sequence[tuple[int | None, RankTable]]:
+        """Those that have rows, by pane; None: there are no panes."""
+
+    @abstractmethod
+    def _load(self, data: pa.RecordBatch) -> None:
+        """Rows of a checkpoint that belong here."""
 
     def _saved_schema(self) -> pa.Schema:
         return self._rows.append(pa.field(NUMBER_COLUMN, pa.int64())).append(pa.field(TIME_COLUMN, pa.int64()))
@@ -172,6 +169,7 @@ class TopN(_Ranked):
         self._op = int(context.input.get_field_index(OP_COLUMN)) if self._changes else -1
         rank = [] if self._rank is None else [pa.field(self._rank, pa.int64())]
         self._schema = with_marks(pa.schema([*self._rows, *rank]), op=True, timed=self._time >= 0)
+        self.kept = Keeper(context, [self._kept_rows()], keyed=len(self._names) > 0)
         return self._schema
 
     def process(self, batch: Batch) -> None:
@@ -215,19 +213,19 @@ class TopN(_Ranked):
             while (rows := cut.read(CHUNK_ROWS)) is not None:
                 yield rows.select(self._rows.names)
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        table = self._rank_table()
-        facts = self.about_state(len(self._known))
-        return facts, _Saving(self._saved_schema(), [(None, table.cut())]) if len(table) else None
+    def group_count(self) -> int:
+        return len(self._known)
 
-    def restore(self, saved: list[Saved]) -> None:
+    def _tables(self) -> Sequence[tuple[int | None, RankTable]]:
         table = self._rank_table()
-        owned = owned_groups(self._context, keyed=bool(self._names))
-        for part in saved:
-            for data in self._loaded(part, owned):
-                slots = self._known.resolve(data, self._key_indices)
-                table.load(slots, data, data.column(NUMBER_COLUMN), data.column(TIME_COLUMN))
-        table.settle()
+        return [(None, table)] if len(table) else []
+
+    def _load(self, data: pa.RecordBatch) -> None:
+        slots = self._known.resolve(data, self._key_indices)
+        self._rank_table().load(slots, data, data.column(NUMBER_COLUMN), data.column(TIME_COLUMN))
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        self._rank_table().settle()
 
     def close(self) -> None:
         self._table = None
@@ -288,6 +286,7 @@ class WindowTopN(_Ranked):
                 "a column or the rank of a window's top_n is called window_start or window_end", hint="rename it"
             )
         self._schema = with_marks(result, op=False, timed=True)
+        self.kept = self._keeper(context)
         return self._schema
 
     def process(self, batch: Batch) -> None:
@@ -399,39 +398,52 @@ class WindowTopN(_Ranked):
         for end in self._shape.ends(self._starts, self._watermark - self._lateness):
             yield from self._results(end)
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        facts = {"watermark": self._watermark, "late_rows": self._late_rows, "arrivals": self._arrivals}
-        facts |= self.about_state(sum(len(pane.known) for pane in self._panes.values()))
-        cuts = [(start, pane.table.cut()) for start, pane in self._panes.items()]
-        reopened = [
-            keys.export().append_column(PANE_COLUMN, pa.array(np.full(len(keys), start)))
-            for start, keys in self._reopened.items()
-        ]
-        return facts, _Saving(self._saved_schema(), cuts, reopened) if cuts else None
+    def _keeper(self, context: OperatorContext) -> Keeper:
+        schema = self._keys_table().export().schema.append(pa.field(PANE_COLUMN, pa.int64()))
+        keys = range(len(self._keys))
+        return Keeper(
+            context,
+            [
+                self._kept_rows(),
+                Columns("reopened", self._reopened_keys, self._load_reopened, schema=schema, keys=keys),
+            ],
+            keyed=len(self._names) > 0,
+        )
 
-    def restore(self, saved: list[Saved]) -> None:
-        owned = owned_groups(self._context, keyed=bool(self._names))
-        for part in saved:
-            for data in self._loaded(part, owned):
-                starts = data.column(PANE_COLUMN).to_numpy()
-                for start in np.unique(starts).tolist():
-                    rows, pane = data.filter(pa.array(starts == start)), self._pane(start)
-                    slots = pane.known.resolve(rows, self._key_indices)
-                    pane.table.load(slots, rows, rows.column(NUMBER_COLUMN), rows.column(TIME_COLUMN))
-            for keys in read_batches(part.directory, "reopened"):
-                start = keys.column(PANE_COLUMN)[0].as_py()
-                keys = keys.drop_columns([PANE_COLUMN])
-                keys = keys.filter(owned(key_hashes(keys.columns[: len(self._keys)], keys.num_rows)))
-                if keys.num_rows:
-                    self._reopened.setdefault(start, self._keys_table()).merge(keys)
+    def _tables(self) -> list[tuple[int | None, RankTable]]:
+        return [(start, pane.table) for start, pane in self._panes.items()]
+
+    def group_count(self) -> int:
+        return sum(len(pane.known) for pane in self._panes.values())
+
+    def noted(self) -> dict[str, Any]:
+        return {"watermark": self._watermark, "late_rows": self._late_rows, "arrivals": self._arrivals}
+
+    def recall(self, saved: Sequence[Saved]) -> None:
         for pane in self._panes.values():
             pane.table.settle()
         self._arrivals = max((part.facts["arrivals"] for part in saved), default=0)
-        watermark = min((part.facts["watermark"] for part in saved), default=START_OF_TIME)
-        if watermark < END_OF_TIME:  # else it was drained: time begins anew
+        watermark = last_watermark(saved)
+        if watermark is not None:
             self._set_watermark(watermark)
-        if self._context.subtask == 0:  # the job's sum stays what it was
-            self._late_rows = sum(part.facts["late_rows"] for part in saved)
+        self._late_rows = self.kept.once(saved, "late_rows")
+
+    def _load(self, data: pa.RecordBatch) -> None:
+        starts = data.column(PANE_COLUMN).to_numpy()
+        for start in np.unique(starts).tolist():
+            rows, pane = data.filter(pa.array(starts == start)), self._pane(start)
+            slots = pane.known.resolve(rows, self._key_indices)
+            pane.table.load(slots, rows, rows.column(NUMBER_COLUMN), rows.column(TIME_COLUMN))
+
+    def _reopened_keys(self) -> list[pa.RecordBatch]:
+        return [
+            keys.export().append_column(PANE_COLUMN, pa.array(np.full(len(keys), start)))
+            for start, keys in self._reopened.items()
+        ]
+
+    def _load_reopened(self, keys: pa.RecordBatch) -> None:
+        start = keys.column(PANE_COLUMN)[0].as_py()
+        self._reopened.setdefault(start, self._keys_table()).merge(keys.drop_columns([PANE_COLUMN]))
 
     def close(self) -> None:
         if hasattr(self, "_panes"):
@@ -479,36 +491,23 @@ class _Reading:
         self._cut.close()
 
 
-class _Saving:
-    """Rows at a barrier (a Cut), those of panes with PANE_COLUMN: made columns and written by another thread."""
+def _cut_of(tables: Sequence[tuple[int | None, RankTable]], schema: pa.Schema) -> Batches | list[pa.RecordBatch]:
+    """The rows of tables by pane (None: there are no panes) at a barrier. The thread that saves them makes columns of them."""
+    cuts = [(pane, table.cut()) for pane, table in tables]
+    return Batches(schema, partial(_read, cuts, schema), partial(_close, cuts)) if cuts else []
 
-    def __init__(
-        self,
-        schema: pa.Schema,
-        cuts: Sequence[tuple[int | None, RankCut]],
-        reopened: Sequence[pa.RecordBatch] = (),
-    ) -> None:
-        self._schema, self._cuts, self._reopened = schema, list(cuts), list(reopened)
 
-    def save(self, directory: Path) -> int:
-        path = directory / "rows.arrow"
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, self._schema) as writer:
-            for pane, cut in self._cuts:
-                while (rows := cut.read(CHUNK_ROWS)) is not None:
-                    if pane is not None:
-                        rows = rows.append_column(
-                            self._schema.field(PANE_COLUMN), pa.array(np.full(rows.num_rows, pane))
-                        )
-                    writer.write_batch(rows.replace_schema_metadata(self._schema.metadata))
-        written = path.stat().st_size
-        if self._reopened:
-            written += Snapshot(None, {"reopened": (self._reopened[0].schema, self._reopened)}).save(directory)
-        return written
+def _read(cuts: Sequence[tuple[int | None, RankCut]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for pane, cut in cuts:
+        while (rows := cut.read(CHUNK_ROWS)) is not None:
+            if pane is not None:
+                rows = rows.append_column(schema.field(PANE_COLUMN), pa.array(np.full(rows.num_rows, pane)))
+            yield rows.replace_schema_metadata(schema.metadata)
 
-    def discard(self) -> None:
-        for _, cut in self._cuts:
-            cut.close()
-        self._cuts.clear()
+
+def _close(cuts: Sequence[tuple[int | None, RankCut]]) -> None:
+    for _, cut in cuts:
+        cut.close()
 
 
 # -- where they stand in a plan -----------------------------------------------------------------------------------------

@@ -11,22 +11,24 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
-from sabot._cython.keyed import GroupTable, hash_columns
+from sabot._cython.keyed import GroupTable
 from sabot._cython.sessions import RunTable, SessionTable
 from sabot.api.windows import WINDOW_END, WINDOW_START, SessionWindow, Window
-from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.aggregates import (
-    Aggregator,
-    Call,
-    Snapshot,
-    calls_reader,
-    calls_schema,
+from sabot.errors import UserError
+from sabot.operators.aggregates import Aggregator, Call, calls_reader, calls_schema, key_columns
+from sabot.operators.base import TIME_COLUMN, Cut, OperatorContext, Saved
+from sabot.operators.keeping import (
+    Batches,
+    Keeper,
+    Keeping,
+    Kept,
+    Owned,
     columns_schema,
-    key_columns,
-    owned_groups,
+    key_hashes,
+    last_watermark,
+    other_columns,
     read_batches,
 )
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
 
 __all__ = ["KeyedRuns", "Numbered", "SessionAggregate", "window_words"]
 
@@ -37,7 +39,7 @@ _TIMESTAMP = pa.timestamp("ms", "UTC")
 Array: TypeAlias = pa.Array
 
 
-class SessionAggregate(Operator):
+class SessionAggregate(Keeping):
     """`calls` over the sessions of each key: keys, window_start (the first row's time), window_end (the last row's + gap), calls.
 
     A session is emitted when the watermark reaches its end. It stays for `allowed_lateness_ms` after that, and is emitted again, by
@@ -70,6 +72,7 @@ class SessionAggregate(Operator):
             ],
             timed=True,
         )
+        self.kept = Keeper(context, [self._state], keyed=len(self._keys) > 0)
         return self._schema
 
     def process(self, batch: Batch) -> None:
@@ -127,19 +130,18 @@ class SessionAggregate(Operator):
             columns = [*keys, first.view(_TIMESTAMP), end.view(_TIMESTAMP), *calls, pa.array(end.to_numpy() - 1)]
             yield pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        facts = {"watermark": self._watermark_ms, "late_rows": self._late_rows}
-        return {**facts, **self.about_state(len(self._sessions))}, self._state.snapshot()
+    def group_count(self) -> int:
+        return len(self._sessions)
+
+    def noted(self) -> dict[str, Any]:
+        return {"watermark": self._watermark_ms, "late_rows": self._late_rows}
 
     def restore(self, saved: list[Saved]) -> None:
-        watermarks = [part.facts["watermark"] for part in saved]
-        if watermarks and None not in watermarks and min(watermarks) < END_OF_TIME:
-            # at END_OF_TIME it was drained: time begins anew
-            self._watermark_ms = min(watermarks)
+        self._watermark_ms = last_watermark(saved)
+        if self._watermark_ms is not None:
             self._sessions.advance(self._watermark_ms)  # nothing is there yet: rows are judged by it
-        if self._context.subtask == 0:  # the job's sum stays what it was
-            self._late_rows = sum(part.facts["late_rows"] for part in saved)
-        self._state.restore(saved, self._context)
+        super().restore(saved)
+        self._late_rows = self.kept.once(saved, "late_rows")
 
     def close(self) -> None:
         if self._state is not None:
@@ -155,7 +157,7 @@ class SessionAggregate(Operator):
         }
 
 
-class KeyedRuns:
+class KeyedRuns(Kept):
     """Keys, and the sessions or runs that a kernel numbers: `runs` says which key slot each number belongs to."""
 
     def __init__(self, keys: Sequence[str], input: pa.Schema, runs: SessionTable | RunTable) -> None:
@@ -200,26 +202,31 @@ class KeyedRuns:
             pieces.append(pa.RecordBatch.from_arrays([*part.columns, *keys], schema=self.saved_schema))
         return pieces
 
+    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
+        runs = self.saved()
+        return {}, {"runs": Batches(self.saved_schema, runs)} if runs else {}
+
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        for _ in self.load(saved, owned, "runs", self.saved_schema):
+            pass  # the runs are all there is
+
     def load(
-        self, saved: list[Saved], context: OperatorContext, beside: str, schema: pa.Schema
+        self, saved: Sequence[Saved], owned: Owned | None, beside: str, schema: pa.Schema
     ) -> Iterator[tuple[Any, pa.RecordBatch]]:
         """Takes the runs of keys that belong here in; -> (their numbers, the same rows of the file `beside`), piece by piece.
 
         Raises CorruptCheckpoint where the columns are not those of this program.
         """
-        owned = owned_groups(context, keyed=len(self.keys) > 0)
         width = len(self.saved_schema) - len(self.keys)
         for part in saved:
             files = [read_batches(part.directory, name) for name in ("runs", beside)]
             for runs, others in zip(*files, strict=True):
                 if not (runs.schema.equals(self.saved_schema) and others.schema.equals(schema)):
-                    raise CorruptCheckpoint(
-                        f"{part.directory}: the state has other columns than the program now keeps",
-                        hint="keys, aggregates and their columns cannot change between a checkpoint and its restore",
-                    )
-                keys = runs.columns[width:]
-                mine = owned(hash_columns(keys) if keys else pa.array(np.zeros(runs.num_rows, np.uint64)))
-                yield self._load(runs.filter(mine), width), others.filter(mine)
+                    raise other_columns(part)
+                if owned is not None:
+                    mine = owned(key_hashes(runs.columns[width:], runs.num_rows))
+                    runs, others = runs.filter(mine), others.filter(mine)
+                yield self._load(runs, width), others
 
     def _load(self, runs: pa.RecordBatch, width: int) -> Any:
         slots = self._known.resolve(runs, list(range(width, runs.num_columns)))
@@ -302,21 +309,19 @@ class Numbered(KeyedRuns):
             self._forget(self._slot_of[numbers.to_numpy()])
             super().remove(numbers)
 
-    def snapshot(self) -> Cut | None:
-        """All of it, copied."""
+    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
         runs, states = self.saved(), []
         for part in runs:
             slots = pa.array(self._slot_of[part.column(0).to_numpy()])
             columns = [*self._table.export(slots).columns, *self._extras.states(slots)]
             states.append(pa.RecordBatch.from_arrays(columns, schema=self._aggregator.states))
         if not runs:
-            return None
-        return Snapshot(None, {"runs": (self.saved_schema, runs), "states": (self._aggregator.states, states)})
+            return {}, {}
+        return {}, {"runs": Batches(self.saved_schema, runs), "states": Batches(self._aggregator.states, states)}
 
-    def restore(self, saved: list[Saved], context: OperatorContext) -> None:
-        """What `snapshot` took, of the keys that belong here."""
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
         schema = self._aggregator.states
-        for numbers, states in self.load(saved, context, "states", schema):
+        for numbers, states in self.load(saved, owned, "states", schema):
             serials = self._serial_rows(len(numbers)).column(0)
             renamed = states.set_column(0, schema.field(0), serials)
             self._assign(numbers, self._aggregator.merge(self._table, self._extras, renamed))

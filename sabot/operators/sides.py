@@ -13,21 +13,19 @@ from sabot._cython.row_table import RowTable
 from sabot.codecs.json import schema_text
 from sabot.disk import make_folder
 from sabot.errors import UserError
-from sabot.operators.aggregates import columns_schema, owned_groups
 from sabot.operators.base import (
     INSERT,
     OP_COLUMN,
     TIME_COLUMN,
-    Cut,
-    Operator,
     OperatorContext,
     Saved,
     with_marks,
     without_marks,
 )
 from sabot.operators.changes import net
+from sabot.operators.keeping import Keeper, Keeping, Stored, columns_schema
 from sabot.operators.weaving import same_rows
-from sabot.state.rows import RowStore, together
+from sabot.state.rows import RowStore
 
 __all__ = ["CHUNK_ROWS", "Emission", "Joined", "Result", "Rows", "Side", "Sides", "later"]
 
@@ -410,7 +408,7 @@ class Emission:
             self._emit(Batch(held[0] if len(held) == 1 else pa.concat_batches(held)))
 
 
-class Joined(Operator):
+class Joined(Keeping):
     """What all joins do alike: two sides, kept, saved and restored together."""
 
     inputs = 2
@@ -436,6 +434,8 @@ class Joined(Operator):
         self._context = context
         self._input, self._other = context.input, context.right
         self._result = self._opened(context, context.input, context.right)
+        stores = [Stored(side.name, side.store, everywhere=self._is_everywhere(side)) for side in self._kept_sides()]
+        self.kept = Keeper(context, stores, keyed=len(self._sides.left_keys) > 0)
         self._emission = Emission(lambda batch: self.emit(batch))
         return self._result.schema
 
@@ -450,30 +450,18 @@ class Joined(Operator):
         """Those that keep rows."""
         return [self._left, self._right]
 
-    def _facts(self) -> dict[str, Any]:
-        """What a snapshot says beside the rows."""
+    def noted(self) -> dict[str, Any]:
         return {"late_rows": self._late_rows}
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        facts, states = self._facts(), {}
-        rows = 0
-        for side in self._kept_sides():
-            facts[side.name], state = side.store.snapshot()
-            rows += len(side.table)
-            states[side.name] = state
-        return {**facts, **self.about_state(rows)}, together(states)
+    def recall(self, saved: Sequence[Saved]) -> None:
+        self._late_rows = self.kept.once(saved, "late_rows")
 
-    def restore(self, saved: list[Saved]) -> None:
-        context = self._context
-        some = context.parallelism > 1 or len(saved) > 1 or context.only is not None
-        owned = owned_groups(context, bool(self._sides.left_keys)) if some else None
-        for side in self._kept_sides():
-            self._restore_side(side, [part.part(side.name) for part in saved], owned)
-        if context.subtask == 0:  # the job's sum stays what it was
-            self._late_rows = sum(part.facts["late_rows"] for part in saved)
+    def group_count(self) -> int:
+        return sum(len(side.table) for side in self._kept_sides())
 
-    def _restore_side(self, side: Side, saved: list[Saved], owned: Any) -> None:
-        side.store.restore(saved, owned)
+    def _is_everywhere(self, side: Side) -> bool:
+        """All subtasks have all rows of this side."""
+        return False
 
     def state_schema(self) -> dict[str, Any]:
         keys = [self._input.field(name) for name in self._sides.left_keys]

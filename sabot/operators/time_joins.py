@@ -6,7 +6,7 @@ TIME_COLUMN.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,16 +18,9 @@ from sabot._cython.window import split_panes
 from sabot.api import windows
 from sabot.api.nodes import joins as nodes
 from sabot.errors import UserError
-from sabot.operators.base import (
-    DELETE,
-    END_OF_TIME,
-    START_OF_TIME,
-    TIME_COLUMN,
-    UPDATE_BEFORE,
-    OperatorContext,
-    Saved,
-)
+from sabot.operators.base import DELETE, END_OF_TIME, START_OF_TIME, TIME_COLUMN, UPDATE_BEFORE, OperatorContext, Saved
 from sabot.operators.joins import place_sides
+from sabot.operators.keeping import last_watermark
 from sabot.operators.panes import TimeWindow, WindowShape
 from sabot.operators.sessions import window_words
 from sabot.operators.sides import CHUNK_ROWS, Joined, Result, Rows, Side, Sides, later
@@ -77,13 +70,13 @@ class _TimedJoin(Joined):
             end = min(start + CHUNK_ROWS, len(rows))
             self._emit_alone(side, rows.at(pa.array(np.arange(start, end, dtype=np.int32))), times[start:end])
 
-    def _facts(self) -> dict[str, Any]:
-        return {**super()._facts(), "watermark": self._watermark}
+    def noted(self) -> dict[str, Any]:
+        return {**super().noted(), "watermark": self._watermark}
 
-    def restore(self, saved: list[Saved]) -> None:
-        super().restore(saved)
-        watermark = min((part.facts["watermark"] for part in saved), default=START_OF_TIME)
-        if watermark < END_OF_TIME:  # else it was drained: time begins anew
+    def recall(self, saved: Sequence[Saved]) -> None:
+        super().recall(saved)
+        watermark = last_watermark(saved)
+        if watermark is not None:
             self._set_watermark(watermark)
 
 
@@ -373,8 +366,8 @@ class WindowJoin(_TimedJoin):
         if len(chosen):
             self._emit_alone(side, chosen.taken(), np.full(len(chosen), end - 1), (start, end))
 
-    def restore(self, saved: list[Saved]) -> None:
-        super().restore(saved)
+    def recall(self, saved: Sequence[Saved]) -> None:
+        super().recall(saved)
         for side in (self._left, self._right):
             times = side.table.orders(side.table.below(END_OF_TIME)).to_numpy()
             self._add_panes(np.unique(times - (times - self._shape.offset) % self._shape.step).tolist())
@@ -551,8 +544,8 @@ class AsofJoin(_TimedJoin):
         self._right.table.remove(pa.array(ended[over]))
         self._ended = ended[~over]
 
-    def restore(self, saved: list[Saved]) -> None:
-        super().restore(saved)
+    def recall(self, saved: Sequence[Saved]) -> None:
+        super().recall(saved)
         if self._right_changes:
             table = self._right.table
             ids = table.below(END_OF_TIME)

@@ -15,34 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch
-from sabot._cython.keyed import GroupTable, SlidingTable, hash_columns
+from sabot._cython.keyed import GroupTable, SlidingTable
 from sabot._cython.window import split_panes
 from sabot.api.nodes import windows as nodes
 from sabot.api.windows import CountWindow, SessionWindow
 from sabot.errors import UserError
-from sabot.operators.aggregates import (
-    CHUNK_ROWS,
-    Aggregator,
-    Call,
-    Snapshot,
-    calls_reader,
-    calls_schema,
-    columns_schema,
-    owned_groups,
-    read_batches,
-)
+from sabot.operators.aggregates import CHUNK_ROWS, Aggregator, Call, calls_reader, calls_schema
 from sabot.operators.arguments import with_arguments
-from sabot.operators.base import (
-    END_OF_TIME,
-    START_OF_TIME,
-    TIME_COLUMN,
-    Cut,
-    Operator,
-    OperatorContext,
-    Saved,
-)
+from sabot.operators.base import START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
 from sabot.operators.combining import ROWS_COLUMN, LocalCombine, combined_input, repeated
 from sabot.operators.gathered import Extras
+from sabot.operators.keeping import Columns, Keeper, Keeping, Stored, columns_schema, last_watermark
 from sabot.operators.keyed import CountAggregate
 from sabot.operators.panes import PANE_COLUMN, TimeWindow, WindowShape
 from sabot.operators.sessions import SessionAggregate, time_index, window_words
@@ -57,7 +40,7 @@ _FIRST_SLOT = pa.scalar(0, pa.int32())  # pyarrow takes 30 µs to make a scalar 
 _WINDOW_TIME = pa.timestamp("ms", tz="UTC")
 
 
-class WindowAggregate(Operator):
+class WindowAggregate(Keeping):
     """`calls` by `keys` and window. Emits the keys, window_start, window_end (exclusive), the calls, and TIME_COLUMN: the last ms.
 
     A window is emitted when the watermark reaches its end, windows in order of their ends, groups in any order, empty ones not.
@@ -90,7 +73,6 @@ class WindowAggregate(Operator):
         self._late_rows = self._windows_emitted = self._rows_emitted = 0
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        self._context = context
         rows = combined_input(context.input) if self._partial else context.input
         time_index(rows, "windows of event time")
         self._time = context.input.get_field_index(PANE_COLUMN if self._partial else TIME_COLUMN)
@@ -102,6 +84,7 @@ class WindowAggregate(Operator):
         # pane -> the keys of rows that came for it after one of its windows was emitted
         self._reopened: dict[int, GroupTable] = {}
         self._merged = self._cache()
+        self.kept = self._keeper(context)
         self._watermark = START_OF_TIME
         self._late_before = START_OF_TIME
         result = self._aggregator.schema
@@ -248,51 +231,58 @@ class WindowAggregate(Operator):
             for end in self._shape.ends(self._panes, self._watermark - self._lateness):
                 yield from self._results(merged, end)
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        tables_facts, tables = self._store.snapshot()
-        files: dict[str, tuple[pa.Schema, list[pa.RecordBatch]]] = {}
-        if self._aggregator.needs_slots:
-            gathered = [
-                _with_pane(state, pane)
-                for pane in self._panes
-                for state in self._aggregator.export_gathered(self._store.table(pane), self._extras[pane])
-            ]
-            files["gathered"] = self._aggregator.gathered.append(pa.field(PANE_COLUMN, pa.int64())), gathered
-        if self._reopened:
-            keys = [_with_pane(table.export(), pane) for pane, table in self._reopened.items()]
-            files["reopened"] = keys[0].schema, keys
-        facts = {
-            "watermark": self._watermark,
-            "late_rows": self._late_rows,
-            "tables": tables_facts,
-            **self.about_state(self._store.statistics()["groups"]),
-        }
-        return facts, Snapshot(tables, files) if tables is not None or files else None
+    def group_count(self) -> int:
+        return self._store.statistics()["groups"]
 
-    def restore(self, saved: list[Saved]) -> None:
-        context = self._context
-        some = context.parallelism > 1 or len(saved) > 1 or context.only is not None
-        owned = owned_groups(context, bool(self._keys)) if some else None
-        self._store.restore([Saved(part.directory / "tables", part.facts["tables"]) for part in saved], owned)
+    def noted(self) -> dict[str, Any]:
+        return {"watermark": self._watermark, "late_rows": self._late_rows}
+
+    def recall(self, saved: Sequence[Saved]) -> None:
         self._panes = sorted(self._store.panes)
-        self._extras.update((pane, self._aggregator.extras()) for pane in self._panes)
-        for part in saved:
-            for state in read_batches(part.directory, "gathered"):
-                pane, state = _owned_rows(state, owned, len(self._keys))
-                if state.num_rows:
-                    self._aggregator.merge_gathered(self._store.table(pane), self._extras[pane], state)
-            for state in read_batches(part.directory, "reopened"):
-                pane, state = _owned_rows(state, owned, len(self._keys))
-                if state.num_rows:
-                    if pane not in self._reopened:
-                        self._reopened[pane] = self._keys_table()
-                    self._reopened[pane].merge(state)
-        watermark = min((part.facts["watermark"] for part in saved), default=START_OF_TIME)
-        if watermark < END_OF_TIME:  # else it was drained: time begins anew
+        for pane in self._panes:
+            self._extras.setdefault(pane, self._aggregator.extras())
+        watermark = last_watermark(saved)
+        if watermark is not None:
             self._set_watermark(watermark)
-        if context.subtask == 0:  # the job's sum stays what it was
-            self._late_rows = sum(part.facts["late_rows"] for part in saved)
+        self._late_rows = self.kept.once(saved, "late_rows")
         self._store.settle()
+
+    def _keeper(self, context: OperatorContext) -> Keeper:
+        """The groups; what the kernel cannot keep of them; keys of windows that are to be emitted again. Rows end with their pane."""
+        keys, pane = range(len(self._keys)), pa.field(PANE_COLUMN, pa.int64())
+        gathered, reopened = self._aggregator.gathered.append(pane), self._keys_table().export().schema.append(pane)
+        return Keeper(
+            context,
+            [
+                Stored("tables", self._store),
+                Columns("gathered", self._gathered, self._load_gathered, schema=gathered, keys=keys),
+                Columns("reopened", self._reopened_keys, self._load_reopened, schema=reopened, keys=keys),
+            ],
+            keyed=len(self._keys) > 0,
+        )
+
+    def _gathered(self) -> list[pa.RecordBatch]:
+        if not self._aggregator.needs_slots:
+            return []
+        return [
+            _with_pane(state, pane)
+            for pane in self._panes
+            for state in self._aggregator.export_gathered(self._store.table(pane), self._extras[pane])
+        ]
+
+    def _load_gathered(self, rows: pa.RecordBatch) -> None:
+        pane, state = _without_pane(rows)
+        extras = self._extras.setdefault(pane, self._aggregator.extras())
+        self._aggregator.merge_gathered(self._store.table(pane), extras, state)
+
+    def _reopened_keys(self) -> list[pa.RecordBatch]:
+        return [_with_pane(table.export(), pane) for pane, table in self._reopened.items()]
+
+    def _load_reopened(self, rows: pa.RecordBatch) -> None:
+        pane, keys = _without_pane(rows)
+        if pane not in self._reopened:
+            self._reopened[pane] = self._keys_table()
+        self._reopened[pane].merge(keys)
 
     def close(self) -> None:
         if hasattr(self, "_store"):
@@ -453,14 +443,9 @@ def _with_pane(batch: pa.RecordBatch, pane: int) -> pa.RecordBatch:
     return batch.append_column(PANE_COLUMN, repeated(pane, batch.num_rows))
 
 
-def _owned_rows(state: pa.RecordBatch, owned: Any, width: int) -> tuple[int, pa.RecordBatch]:
-    """(pane, the rows that belong to this subtask) of a batch that `_with_pane` made."""
-    pane = state.column(state.num_columns - 1)[0].as_py()
-    state = state.drop_columns([PANE_COLUMN])
-    if owned is not None:
-        hashes = hash_columns(state.columns[:width]) if width else pa.array([0] * state.num_rows, pa.uint64())
-        state = state.filter(owned(hashes))
-    return pane, state
+def _without_pane(rows: pa.RecordBatch) -> tuple[int, pa.RecordBatch]:
+    """(pane, the rows) of a batch that `_with_pane` made."""
+    return rows.column(rows.num_columns - 1)[0].as_py(), rows.drop_columns([PANE_COLUMN])
 
 
 # -- where they stand in a plan -----------------------------------------------------------------------------------------

@@ -65,10 +65,6 @@ class Saved:
     directory: Path
     facts: dict[str, Any]
 
-    def part(self, name: str) -> "Saved":
-        """What was saved under this name, where several stores were saved together."""
-        return Saved(self.directory / name, self.facts[name])
-
 
 @dataclass(frozen=True)
 class BackendConfig:

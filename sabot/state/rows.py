@@ -11,7 +11,7 @@ put together, and one is written anew when most of its rows have gone: so there 
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +32,7 @@ from sabot.faults import unreadable
 from sabot.state.base import Cut, Saved
 from sabot.state.files import link_file, remove_tree
 
-__all__ = ["RowStore", "Together", "together"]
+__all__ = ["RowStore"]
 
 Array: TypeAlias = pa.Array
 Owned = Callable[[pa.UInt64Array], pa.BooleanArray]
@@ -341,29 +341,3 @@ def _is_alive(locals: Any, kind: int, data: bytes) -> Any:
 
 def _described(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} {field.type}" for field in schema)
-
-
-class Together:
-    """States of several stores as one, each in a folder of its name."""
-
-    def __init__(self, states: Mapping[str, Cut]) -> None:
-        self._states = states
-
-    def save(self, directory: Path) -> int:
-        """Writes into `directory`, which is empty; -> bytes."""
-        size = 0
-        for name, state in self._states.items():
-            make_folder(directory / name)
-            size += state.save(directory / name)
-        return size
-
-    def discard(self) -> None:
-        """None of them is needed any more."""
-        for state in self._states.values():
-            state.discard()
-
-
-def together(states: Mapping[str, Cut | None]) -> Together | None:
-    """States of several stores, by name, as one; None where there is none to be saved."""
-    some = {name: state for name, state in states.items() if state is not None}
-    return Together(some) if some else None

@@ -16,7 +16,7 @@ from sabot._cython.keyed import hash_columns
 from sabot.errors import CorruptCheckpoint
 from sabot.state import rows as rows_module
 from sabot.state.base import Saved
-from sabot.state.rows import RowStore, together
+from sabot.state.rows import RowStore
 
 ROWS = pa.schema([("k", pa.string()), ("n", pa.int64()), ("x", pa.list_(pa.float64()))])
 
@@ -169,24 +169,6 @@ def test_a_rescale_gives_each_subtask_the_rows_of_its_keys(tmp_path: Path, keys:
         assert store.table.counts(ids).to_pylist() == store.table.take(ids).column("n").to_pylist()
         whole += image(store)
     assert len(whole) == 4000
-
-
-def test_several_stores_are_one_state(tmp_path: Path):
-    left, right, empty = (RowStore(ROWS, ["k"]) for _ in range(3))
-    left.table.insert(*some_rows(10))
-    right.table.insert(*some_rows(20, start=50))
-    stores = {"left": left, "right": right, "empty": empty}
-    parts = {name: store.snapshot() for name, store in stores.items()}
-    state = together({name: state for name, (_, state) in parts.items()})
-    assert state is not None
-    assert state.save(tmp_path) == sum(file.stat().st_size for file in tmp_path.glob("*/*"))
-    state.discard()
-    saved = Saved(tmp_path, {name: facts for name, (facts, _) in parts.items()})
-    for name, store in stores.items():
-        back = RowStore(ROWS, ["k"])
-        back.restore([saved.part(name)])
-        assert image(back) == image(store)
-    assert together({"a": None}) is None
 
 
 def test_a_program_that_keeps_fewer_columns_reads_what_it_needs(tmp_path: Path):

@@ -1,0 +1,292 @@
+"""What operators keep at a barrier, and how it comes back: written once for all of them.
+
+An operator (`Keeping`) names what it keeps (`Keeper`); of each there is
+
+    a store     TABLES/          the folder into which the store's own cut is saved; the store's facts under the same name    `Stored`
+    columns     NAME.arrow       an Arrow IPC stream of rows that stand in memory                                             `Columns`
+
+At a barrier each gives its facts and its cut. At a restore each gets what the subtasks of the checkpoint had saved, and takes of it what
+belongs to the key groups of this subtask.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.border import validate
+from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import KEY_GROUPS
+from sabot.disk import make_folder
+from sabot.errors import CorruptCheckpoint
+from sabot.faults import taking_over
+from sabot.operators.base import END_OF_TIME, Operator, OperatorContext
+from sabot.state.base import Cut, Saved
+
+__all__ = [
+    "Batches",
+    "Columns",
+    "Keeper",
+    "Keeping",
+    "Kept",
+    "KeptCut",
+    "Owned",
+    "Stored",
+    "columns_schema",
+    "key_hashes",
+    "last_watermark",
+    "other_columns",
+    "owned_groups",
+    "owned_or_all",
+    "read_batches",
+]
+
+Owned: TypeAlias = Callable[[pa.UInt64Array], pa.BooleanArray]
+"""Key hashes -> which of them belong to this subtask."""
+
+_CANNOT_CHANGE = "keys, aggregates and their columns cannot change between a checkpoint and its restore"
+
+
+@dataclass
+class Batches:
+    """Rows at a barrier. Where `rows` is a function, another thread calls it when they are saved. over: they are not needed any more."""
+
+    schema: pa.Schema
+    rows: Sequence[pa.RecordBatch] | Callable[[], Iterable[pa.RecordBatch]]
+    over: Callable[[], None] = lambda: None
+
+    def write(self, path: Path) -> int:
+        """Into a new file; -> its bytes."""
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, self.schema) as writer:
+            for batch in self.rows() if callable(self.rows) else self.rows:
+                writer.write_batch(batch)
+        return path.stat().st_size
+
+
+class KeptCut:
+    """The cuts of all that an operator keeps, as one Cut. By name: a store's cut in a folder, rows in NAME.arrow.
+
+    The name "" is the operator's own folder.
+    """
+
+    def __init__(self, parts: Mapping[str, Cut | Batches]) -> None:
+        self._parts = dict(parts)
+
+    def save(self, directory: Path) -> int:
+        """Writes into `directory`, which exists and is empty; -> bytes."""
+        written = 0
+        for name, part in self._parts.items():
+            if isinstance(part, Batches):
+                written += part.write(directory / f"{name}.arrow")
+            else:
+                make_folder(directory / name)
+                written += part.save(directory / name)
+        return written
+
+    def discard(self) -> None:
+        """Lets go of rows and of the stores' cuts. Idempotent."""
+        parts, self._parts = self._parts, {}
+        for part in parts.values():
+            if isinstance(part, Batches):
+                part.over()
+            else:
+                part.discard()
+
+
+class Kept(ABC):
+    """Something that an operator keeps."""
+
+    @abstractmethod
+    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
+        """At a barrier: (facts for the manifest, by name what is to be saved). Must be quick."""
+
+    @abstractmethod
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        """What `cut` gave comes back: an entry for each subtask that the operator had. owned: what belongs here; None: all of it."""
+
+
+class Store(Protocol):
+    """A TableStore or RowStore."""
+
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]: ...
+    def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None: ...
+
+
+class Stored(Kept):
+    """A store. Its facts stand under `name` in the operator's; with the name "" they are a part of these.
+
+    folder: where its cut is saved, if not under the name. everywhere: all subtasks have the same rows.
+    """
+
+    def __init__(self, name: str, store: Store, *, folder: str | None = None, everywhere: bool = False) -> None:
+        self._name, self._store = name, store
+        self._folder = name if folder is None else folder
+        self._everywhere = everywhere
+
+    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
+        facts, cut = self._store.snapshot()
+        return {self._name: facts} if self._name else facts, {} if cut is None else {self._folder: cut}
+
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        facts = [part.facts[self._name] if self._name else part.facts for part in saved]
+        parts = [Saved(part.directory / self._folder, told) for part, told in zip(saved, facts, strict=True)]
+        if self._everywhere:
+            self._store.restore(parts[:1], None)
+        else:
+            self._store.restore(parts, owned)
+
+
+class Columns(Kept):
+    """Rows in memory, kept as columns.
+
+    rows: what there is, for a cut. load: takes back rows that belong here, batch by batch. schema: of the rows; keys: which of its columns
+    are the keys. A checkpoint with other columns raises CorruptCheckpoint (`what` other columns, hint); fewer: it may have more, which are
+    passed over.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rows: Callable[[], Sequence[pa.RecordBatch] | Batches],
+        load: Callable[[pa.RecordBatch], None],
+        *,
+        schema: pa.Schema,
+        keys: Sequence[int],
+        fewer: bool = False,
+        what: str = "the state has",
+        hint: str = _CANNOT_CHANGE,
+    ) -> None:
+        self._name, self._rows, self._load = name, rows, load
+        self._schema, self._keys, self._fewer = schema, list(keys), fewer
+        self._refusal = what, hint
+
+    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
+        rows = self._rows()
+        if not rows:
+            return {}, {}
+        return {}, {self._name: rows if isinstance(rows, Batches) else Batches(self._schema, rows)}
+
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        for part in saved:
+            for rows in read_batches(part.directory, self._name):
+                if self._fewer:
+                    rows = rows.select(self._schema.names)
+                elif not rows.schema.equals(self._schema):
+                    raise other_columns(part, *self._refusal)
+                if owned is not None:
+                    rows = rows.filter(owned(key_hashes([rows.column(index) for index in self._keys], rows.num_rows)))
+                if rows.num_rows:
+                    self._load(rows)
+
+
+class Keeper:
+    """All that an operator keeps, in the order in which it is restored. keyed: its rows go by keys; else subtask 0 has them all."""
+
+    def __init__(self, context: OperatorContext, kept: Sequence[Kept], *, keyed: bool = True) -> None:
+        self._context, self._kept, self._keyed = context, list(kept), keyed
+
+    def cut(self) -> tuple[dict[str, Any], Cut | None]:
+        """Facts, and what is to be saved."""
+        facts: dict[str, Any] = {}
+        parts: dict[str, Cut | Batches] = {}
+        for each in self._kept:
+            told, cuts = each.cut()
+            facts |= told
+            parts |= cuts
+        return facts, KeptCut(parts) if parts else None
+
+    def restore(self, saved: Sequence[Saved]) -> None:
+        """What belongs to this subtask comes back: an entry for each subtask that was."""
+        owned = owned_or_all(self._context, self._keyed)
+        for each in self._kept:
+            each.restore(saved, owned)
+
+    def once(self, saved: Sequence[Saved], fact: str) -> int:
+        """A sum over the subtasks that were, for the first of them to go on with: the job's sum stays what it was."""
+        return sum(part.facts[fact] for part in saved) if self._context.subtask == 0 else 0
+
+
+class Keeping(Operator):
+    """An operator with state. `open` sets `kept`; snapshot and restore are made of it here."""
+
+    kept: Keeper
+
+    def group_count(self) -> int:
+        """About how many groups or rows it keeps."""
+        raise NotImplementedError
+
+    def noted(self) -> dict[str, Any]:
+        """Facts of its own for the manifest: JSON values."""
+        return {}
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        """What it had noted comes back, an entry for each subtask that was; after all that it keeps."""
+
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
+        noted = self.noted()
+        facts, cut = self.kept.cut()
+        return {**noted, **facts, **self.about_state(self.group_count())}, cut
+
+    def restore(self, saved: list[Saved]) -> None:
+        self.kept.restore(saved)
+        self.recall(saved)
+
+
+def last_watermark(saved: Sequence[Saved]) -> int | None:
+    """The watermark that the subtasks had noted, the least. None: they had none, or the job was drained, so that time begins anew."""
+    marks = [part.facts["watermark"] for part in saved]
+    return min(marks) if marks and None not in marks and min(marks) < END_OF_TIME else None
+
+
+def read_batches(directory: Path, name: str) -> Iterator[pa.RecordBatch]:
+    """The batches of the file NAME.arrow; none where it was not written."""
+    path = directory / f"{name}.arrow"
+    if path.exists():
+        with taking_over("state", path), pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
+            for batch in reader:
+                validate(batch)
+                yield batch
+
+
+def owned_groups(context: OperatorContext, keyed: bool = True) -> Owned:
+    """Key hashes -> which belong to this subtask: key group g to part g * parallelism // 1024; without keys all to subtask 0.
+
+    `context.only`, where it is set, says it instead.
+    """
+    if context.only is not None:
+        return context.only
+
+    def owned(hashes: pa.UInt64Array) -> pa.BooleanArray:
+        if not keyed:
+            return pa.array(np.full(len(hashes), context.subtask == 0))
+        groups = hashes.to_numpy() % np.uint64(KEY_GROUPS)
+        parts = groups * np.uint64(context.parallelism) // np.uint64(KEY_GROUPS)
+        return pa.array(parts == np.uint64(context.subtask))
+
+    return owned
+
+
+def owned_or_all(context: OperatorContext, keyed: bool = True) -> Owned | None:
+    """As `owned_groups`; None where all belong here."""
+    if context.parallelism == 1 and context.only is None:
+        return None
+    return owned_groups(context, keyed)
+
+
+def key_hashes(keys: Sequence["pa.Array[Any]"], rows: int) -> pa.UInt64Array:
+    """By which rows are dealt out to subtasks; without keys they are all 0."""
+    return hash_columns(keys) if keys else pa.array(np.zeros(rows, np.uint64))
+
+
+def columns_schema(fields: Iterable[pa.Field]) -> list[list[str]]:
+    """Names and types, for `Operator.state_schema`."""
+    return [[field.name, str(field.type)] for field in fields]
+
+
+def other_columns(part: Saved, what: str = "the state has", hint: str = _CANNOT_CHANGE) -> CorruptCheckpoint:
+    """The error for a checkpoint whose columns are not those of the program."""
+    return CorruptCheckpoint(f"{part.directory}: {what} other columns than the program now keeps", hint=hint)

@@ -1,0 +1,111 @@
+"""What an operator names is what a checkpoint keeps of it: stores in folders, columns in files, dealt out anew by key group."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from sabot._cython.keyed import hash_columns
+from sabot.errors import CorruptCheckpoint
+from sabot.operators.base import OperatorContext
+from sabot.operators.keeping import Batches, Columns, Keeper, KeptCut, Stored, owned_or_all
+from sabot.state.base import Saved
+from sabot.state.rows import RowStore
+
+ROWS = pa.schema([("k", pa.string()), ("n", pa.int64())])
+
+
+def some(numbers: range) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([{"k": f"key {n % 5}", "n": n} for n in numbers], schema=ROWS)
+
+
+class Both:
+    """A store and columns, as an operator keeps them."""
+
+    def __init__(self, subtask: int = 0, parallelism: int = 1, **given: Any) -> None:
+        self.store = RowStore(ROWS, ["k"])
+        self.held: list[pa.RecordBatch] = []
+        held = Columns("held", lambda: list(self.held), self.held.append, schema=ROWS, keys=[0], **given)
+        context = OperatorContext(ROWS, subtask, parallelism)
+        self.keeper = Keeper(context, [Stored("left", self.store), held])
+
+    def saved(self, directory: Path) -> Saved:
+        facts, cut = self.keeper.cut()
+        if cut is not None:
+            directory.mkdir()
+            assert cut.save(directory) == sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+            cut.discard()
+            cut.discard()
+        return Saved(directory, facts)
+
+    def rows(self) -> list[int]:
+        kept = [*self.store.contents(), *self.held]
+        return [row["n"] for batch in kept for row in batch.to_pylist()]
+
+
+def test_a_store_has_a_folder_and_columns_have_a_file(tmp_path: Path) -> None:
+    both = Both()
+    both.store.table.insert(some(range(10)), pa.array([0] * 10, pa.int64()))
+    both.held.append(some(range(10, 15)))
+    saved = both.saved(tmp_path / "saved")
+    assert {path.name for path in saved.directory.iterdir()} == {"left", "held.arrow"}
+    assert saved.facts["left"]["rows"] == 10
+    back = Both()
+    back.keeper.restore([saved])
+    assert back.rows() == both.rows() == list(range(15))
+
+
+def test_what_holds_nothing_saves_nothing(tmp_path: Path) -> None:
+    facts, cut = Both().keeper.cut()
+    assert cut is None
+    back = Both()
+    back.keeper.restore([Saved(tmp_path / "not there", facts)])
+    assert back.rows() == []
+
+
+def test_rows_go_to_the_subtask_of_their_key_group(tmp_path: Path) -> None:
+    parts = []
+    for number in range(2):
+        both = Both()
+        both.store.table.insert(some(range(number, 50, 2)), pa.array([0] * 25, pa.int64()))
+        both.held.append(some(range(50 + number, 80, 2)))
+        parts.append(both.saved(tmp_path / f"{number}"))
+    found = []
+    for subtask in range(3):
+        back = Both(subtask, 3)
+        back.keeper.restore(parts)
+        owned = owned_or_all(OperatorContext(ROWS, subtask, 3))
+        assert owned is not None
+        for batch in back.held:
+            assert owned(hash_columns([batch.column(0)])).false_count == 0
+        found += back.rows()
+    assert sorted(found) == list(range(80))
+
+
+def test_other_columns_are_refused_and_fewer_are_taken_where_that_is_said(tmp_path: Path) -> None:
+    wide = ROWS.append(pa.field("more", pa.int64()))
+    rows = some(range(3)).append_column("more", pa.array([7, 8, 9]))
+    (tmp_path / "left").mkdir()
+    KeptCut({"held": Batches(wide, [rows])}).save(tmp_path)
+    saved = Saved(tmp_path, {"left": {"format": 1, "rows": 0}})
+    with pytest.raises(CorruptCheckpoint, match="other columns than the program now keeps"):
+        Both().keeper.restore([saved])
+    back = Both(fewer=True)
+    back.keeper.restore([saved])
+    assert back.rows() == [0, 1, 2]
+
+
+def test_rows_that_are_made_when_they_are_saved_are_let_go_once(tmp_path: Path) -> None:
+    over: list[str] = []
+    cut = KeptCut({"rows": Batches(ROWS, lambda: iter([some(range(2))]), lambda: over.append("over"))})
+    cut.save(tmp_path)
+    cut.discard()
+    cut.discard()
+    assert over == ["over"]
+
+
+def test_a_sum_of_the_job_goes_on_in_the_first_subtask(tmp_path: Path) -> None:
+    saved = [Saved(tmp_path, {"late_rows": 3}), Saved(tmp_path, {"late_rows": 4})]
+    assert Both(0, 2).keeper.once(saved, "late_rows") == 7
+    assert Both(1, 2).keeper.once(saved, "late_rows") == 0
