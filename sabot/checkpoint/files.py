@@ -1,6 +1,7 @@
 """Where the bytes of checkpoints are: a directory on this machine, or a file system of pyarrow's (an object store).
 
-A Place holds files under names ("claims/…", "files/ab/ab12…-3"). Two of them, one contract (`tests/unit/test_checkpoint_files.py`):
+A Place holds files under names ("claims/…", "files/ab/ab12…-3"). Two of them, one contract
+(`tests/contracts/test_checkpoint_place_contract.py`):
 
     LocalPlace    below a directory. A file is safe when it, and every folder above it, is synced; it comes to its name by a
                   rename or a link, so it is there wholly or not at all. What is read of it is linked, not copied.
