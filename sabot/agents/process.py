@@ -11,7 +11,7 @@ from sabot.api.agent import AgentSpec
 from sabot.checkpoint import Coordinator
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.connectors.base import Source
-from sabot.errors import AgentFailed, CheckpointFailed, SabotError
+from sabot.errors import AgentFailed, SabotError
 from sabot.kafka import open_sink
 from sabot.kafka.source import KafkaSource
 from sabot.operators import AgentOperator
@@ -54,7 +54,7 @@ class AgentProcess:
     last_message_time: float | None = None
 
     state_backend: StateBackend | None = None
-    barrier_queue: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
+    barrier_queue: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)  # None: the agent has failed
 
     dead_letters: int = 0
     error: AgentFailed | None = None
@@ -64,7 +64,6 @@ class AgentProcess:
     clock: Clock = SYSTEM_CLOCK
     _job: AgentJob | None = field(default=None, repr=False)
     _own_job: bool = field(default=False, repr=False)
-    _failed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     def __post_init__(self) -> None:
         if self.spec is None:
@@ -127,8 +126,7 @@ class AgentProcess:
     def runs_in(self, job: AgentJob) -> None:
         """The job runs, and this agent in it."""
         self._job = job
-        self._failed = asyncio.Event()  # these two belong to the event loop that is running now
-        self.barrier_queue = asyncio.Queue()
+        self.barrier_queue = asyncio.Queue()  # it belongs to the event loop that is running now
         self.error = self.failure = None
         self.state = AgentState.RUNNING
         self.process = asyncio.create_task(self._processing_loop(job), name=f"agent {self.agent_id}")
@@ -149,23 +147,13 @@ class AgentProcess:
         if self.process is not None:
             self.process.cancel()
             await asyncio.wait([self.process])
-        if self._job is not None:
-            if self._own_job:
-                await self._job.stop(drain=False)
-                await self._last_checkpoint(self._job.coordinator)
-                await self._job.close()
-                self.released()
-            else:
-                await self._job.stop_agent(self.agent_id)
+        if self._job is not None and self._own_job:
+            await self._job.finish()
+            self.released()
+        elif self._job is not None:
+            await self._job.stop_agent(self.agent_id)
         self.state = AgentState.STOPPED
         _log.info("agent %s stopped", self.agent_id)
-
-    async def _last_checkpoint(self, coordinator: Coordinator) -> None:
-        """Covers what was done, so that the offsets are committed."""
-        try:
-            await coordinator.wait(coordinator.trigger())
-        except CheckpointFailed as error:
-            _log.error("agent %s: %s; its offsets are not committed", self.agent_id, error)
 
     def released(self) -> None:
         """Its job is over. A failed agent stays FAILED for everyone to see."""
@@ -200,32 +188,17 @@ class AgentProcess:
 
     async def _processing_loop(self, job: AgentJob) -> None:
         """Passes barriers on to the engine, which processes the records; ends with the agent's failure, or by cancellation."""
-        failed = asyncio.ensure_future(self._failed.wait())
-        barrier = asyncio.ensure_future(self.barrier_queue.get())
-        try:
-            while True:
-                done, _ = await asyncio.wait({barrier, failed}, return_when=asyncio.FIRST_COMPLETED)
-                if barrier in done:
-                    await self._handle_barrier(barrier.result())
-                    barrier = asyncio.ensure_future(self.barrier_queue.get())
-                if failed in done:
-                    assert self.error is not None
-                    raise self.error
-        finally:
-            barrier.cancel()
-            failed.cancel()
-
-    async def _handle_barrier(self, checkpoint_id: int) -> None:
-        """The sources emit the barrier behind what they have read; the task snapshots there, and acknowledges."""
-        if self._job is not None:
-            self._job.coordinator.begin_after(checkpoint_id)
-            self._job.task.inject(checkpoint_id)
+        while (checkpoint_id := await self.barrier_queue.get()) is not None:
+            job.coordinator.begin_after(checkpoint_id)
+            job.task.inject(checkpoint_id)
+        assert self.error is not None
+        raise self.error
 
     def on_failed(self, operator: AgentOperator) -> None:
         """The engine stopped this agent at a record."""
         self.error = operator.failure
         self.failure = str(operator.failure)
         self.state = AgentState.FAILED
-        self._failed.set()
+        self.barrier_queue.put_nowait(None)
         _log.error("%s", operator.failure)
         _log.debug("where it was raised", exc_info=operator.failure.__cause__ if operator.failure else None)

@@ -12,7 +12,7 @@ from sabot.checkpoint import Manifest
 from sabot.codecs.json import JsonCodec
 from sabot.config import dead_letter_topic
 from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
-from sabot.errors import AgentFailed, SabotError, UserError
+from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
 from sabot.faults import taking_over
 from sabot.operators import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
 from sabot.operators.sink import SinkWriter
@@ -350,6 +350,15 @@ class AgentJob:
             source.input.end()
         if self._running is not None:
             await asyncio.wait([self._running])
+
+    async def finish(self) -> None:
+        """Of a job by itself, in no app: stops, takes a last checkpoint, so that what was done is committed, and closes."""
+        await self.stop(drain=False)
+        try:
+            await self.coordinator.wait(self.coordinator.trigger())
+        except CheckpointFailed as error:
+            _log.error("agents %s: %s; their offsets are not committed", ", ".join(self.task.operators), error)
+        await self.close()
 
     async def close(self) -> None:
         """Ends threads and calls, closes sources and sinks. Idempotent."""

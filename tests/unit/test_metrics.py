@@ -446,3 +446,17 @@ def test_a_duration_on_a_bound_belongs_to_it_and_none_is_too_long() -> None:
 def test_a_name_with_quotes_and_line_breaks_is_one_label() -> None:
     metrics = Metrics('a "b"\n\\c', lambda: [Sample("sabot_state_keys", 1)])
     assert at(figures(metrics.text()), "sabot_state_keys", app='a "b"\n\\c') == 1
+
+
+async def test_an_app_with_agents_and_streams_has_the_figures_of_both(app: App) -> None:
+    """Those of the streams were lost: the agents' took their place."""
+    app.stream("numbers", schema={"n": "int64"}).to("copies")
+
+    @app.agent("words")
+    async def say(ctx: Any) -> None:
+        """Nothing."""
+
+    async with started(app):
+        now = read(app)
+    assert at(now, "sabot_records_in_total", app="shop", operator="read-1/0", topic="numbers") == 0
+    assert at(now, "sabot_records_in_total", app="shop", operator="shop.say", topic="words") == 0
