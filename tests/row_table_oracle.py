@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import hash_columns
 
 __all__ = ["RowTable"]
 

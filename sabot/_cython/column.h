@@ -188,6 +188,16 @@ static inline void each_row(const Rows& rows, Body body) {
     }
 }
 
+/* Whether none of the numbers is negative and all are below `end`. */
+static inline bool all_within(const int32_t* numbers, int64_t count, int64_t end) {
+    int32_t least = INT32_MAX, greatest = INT32_MIN;
+    for (int64_t i = 0; i < count; i++) {
+        least = numbers[i] < least ? numbers[i] : least;
+        greatest = numbers[i] > greatest ? numbers[i] : greatest;
+    }
+    return count == 0 || (least >= 0 && greatest < end);
+}
+
 /* Calls body(T()) for the C++ type of a column of numbers. */
 template <class Body>
 static inline void with_number(Type type, Body body) {

@@ -50,6 +50,9 @@ cdef extern from "column.h" namespace "sabot" nogil:
         const int64_t* int64s() noexcept
         const uint64_t* uint64s() noexcept
 
+    # Whether none of the numbers is negative and all are below `end`.
+    cbool all_within(const int32_t* numbers, int64_t count, int64_t end) noexcept
+
     # `parent_offset` and `length` are the struct parent's for its child, 0 and array.length else.
     View view_of(const ArrowSchema* schema, const ArrowArray* array, int64_t parent_offset, int64_t length) noexcept
 
@@ -84,18 +87,13 @@ cdef class Numbers:
 # length (-1: any). The errors name it by `name`.
 cdef Numbers numbers_of(object data, object data_type, str name, int64_t length)
 
+# The row numbers of a selection, as `numbers_of` gives them; of None no values (NULL) and the length `rows`: all rows. IndexError where
+# one is none of the `rows` rows of its batch.
+cdef Numbers rows_of(object selection, int64_t rows)
+
 # A pa.Array of the pa.DataType `kind`, of `size` values that `data` (OUT) points at, to be filled. Bits are not set to 0.
 cdef object new_array(object kind, int64_t size, void** data)
 
 # Copies: pa.Int32Array, pa.Int64Array.
 cdef object int32_array(const vector[int32_t]& values)
 cdef object int64_array(const vector[int64_t]& values)
-
-
-cdef inline bint all_within(const int32_t* numbers, int64_t count, int64_t end) noexcept nogil:
-    """None is negative, all are below `end`."""
-    cdef int64_t i
-    cdef bint good = True
-    for i in range(count):
-        good &= 0 <= numbers[i] < end
-    return good

@@ -60,6 +60,20 @@ cdef Numbers numbers_of(object data, object data_type, str name, int64_t length)
     return numbers
 
 
+cdef Numbers rows_of(object selection, int64_t rows):
+    """Row numbers, each below `rows`; of None: no values and so many rows, that is all."""
+    cdef Numbers numbers
+    if selection is None:
+        numbers = Numbers()
+        numbers.values = NULL
+        numbers.length = rows
+        return numbers
+    numbers = numbers_of(selection, _INT32, "selection", -1)
+    if not all_within(numbers.int32(), numbers.length, rows):
+        raise IndexError(f"the selection names rows outside of the {rows} rows of its batch")
+    return numbers
+
+
 cdef object new_array(object kind, int64_t size, void** data):
     """An array of `size` values that `data` (OUT) points at, to be filled."""
     buffer = _allocate((size * <int64_t> kind.bit_width + 7) // 8)

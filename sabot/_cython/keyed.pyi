@@ -8,16 +8,6 @@ from sabot.errors import DataError
 KINDS: frozenset[str]
 """Aggregates that the kernel keeps in fixed-width accumulators: count, sum, min, max, mean, variance, first, last."""
 
-def hash_columns(columns: Sequence[pa.Array[Any]], selection: pa.Int32Array | None = None) -> pa.UInt64Array:
-    """Row i -> the stable hash of its key, as long as the columns; rows outside of the selection are not computed (any value).
-
-    One column: `partition.hash_array` (dates and times: as the integers that they are stored as). Several: combined in order, stably
-    (part of HASH_VERSION). The GIL is released. TypeError for types without a hash, IndexError for a selection beyond the rows.
-    """
-
-def select_rows(mask: pa.BooleanArray, selection: pa.Int32Array | None = None) -> pa.Int32Array:
-    """The rows where the mask is true (null is not), of those that `selection` names; in order."""
-
 def sum_overflow(what: str, keys: pa.RecordBatch | None = None) -> DataError:
     """The error of a sum that its type does not hold. keys: columns whose first row is its key; names that begin with "__" are not told."""
 

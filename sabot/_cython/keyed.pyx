@@ -11,13 +11,11 @@ from libcpp.memory cimport shared_ptr
 from libcpp.vector cimport vector
 
 from sabot._cython.arrow cimport ArrowArray, ArrowSchema, array_of, schema_of
-from sabot._cython.batch cimport plain_array
-from sabot._cython.columns cimport TYPE_OTHER, Numbers, Type, View, numbers_of, open_view, type_of, view_of
-from sabot._cython.partition cimport hash_views
+from sabot._cython.columns cimport TYPE_OTHER, Numbers, Type, View, numbers_of, rows_of, type_of, view_of
 from sabot._cython.partition import check_keys
 from sabot.errors import DataError
 
-__all__ = ["KINDS", "GroupTable", "SlidingTable", "TableCut", "hash_columns", "select_rows", "sum_overflow"]
+__all__ = ["KINDS", "GroupTable", "SlidingTable", "TableCut", "sum_overflow"]
 
 
 cdef extern from "keyed_table.h" namespace "sabot" nogil:
@@ -106,9 +104,6 @@ cdef extern from "keyed_table.h" namespace "sabot" nogil:
         cbool remove(const int32_t* slots, int64_t count) except +  # False, and nothing has changed: one is named twice
         void clear() except +
 
-    int64_t choose_rows "sabot::select_rows"(const View& mask, const int32_t* chosen, int64_t count, int32_t* out)
-    cbool all_within(const int32_t* numbers, int64_t count, int64_t least, int64_t end)
-
 
 cdef extern from "keyed_slide.h" namespace "sabot" nogil:
     cppclass Slide:
@@ -155,22 +150,6 @@ cdef bint _is_number(object data_type):
     )
 
 
-# Arrays of plain numbers
-
-cdef Numbers _rows(object selection, int64_t length):
-    """The row numbers of a selection, each below `length`; of None: no values and no length, that is all rows."""
-    cdef Numbers rows
-    if selection is None:
-        rows = Numbers()
-        rows.values = NULL
-        rows.length = length
-        return rows
-    rows = numbers_of(selection, _INT32, "selection", -1)
-    if not all_within(rows.int32(), rows.length, 0, length):
-        raise IndexError(f"the selection names rows outside of the {length} rows of its batch")
-    return rows
-
-
 cdef object _int32_array(object buffer, int64_t length):
     return pa.Array.from_buffers(_INT32, length, [None, buffer], 0)
 
@@ -213,54 +192,6 @@ cdef _Columns _columns(object batch):
     columns.schema = schema_of(columns.capsules[0])
     columns.array = array_of(columns.capsules[1])
     return columns
-
-
-def hash_columns(columns, selection=None):
-    """Row i -> the stable hash of its key, as long as the columns; rows outside of the selection are not computed (any value).
-
-    One column: `partition.hash_array`, temporal columns as the integers that they are stored as. Several: with `step` and the
-    constants of `partition.key_hash`, and h, g the hash so far and that of the next column: h = step(h, g, K0, K2).
-    """
-    cdef vector[View] views
-    cdef list alive = []
-    cdef View view
-    if not columns:
-        raise ValueError("no column to hash")
-    for column in columns:
-        array = plain_array(column)
-        alive.append(open_view(array, &view))
-        if view.type == TYPE_OTHER:
-            raise TypeError(
-                f"cannot hash keys of type {array.type}: use bool, integers, floats, string, binary, dates or times"
-            )
-        if views.size() and view.length != views[0].length:
-            raise ValueError(f"key columns have {views[0].length} and {view.length} rows")
-        views.push_back(view)
-    cdef int64_t length = views[0].length
-    cdef Numbers rows = _rows(selection, length)
-    buffer = pa.allocate_buffer(length * 8)
-    cdef uint64_t* hashes = <uint64_t*> <size_t> buffer.address
-    cdef const int32_t* chosen = rows.int32()
-    with nogil:
-        hash_views(views.data(), <int> views.size(), chosen, rows.length, hashes)
-    return pa.Array.from_buffers(_UINT64, length, [None, buffer], 0)
-
-
-def select_rows(mask, selection=None):
-    """The rows where the mask is true (null is not), of those that `selection` names; in order."""
-    array = plain_array(mask)
-    if array.type != pa.bool_():
-        raise TypeError(f"a mask must be bool, not {array.type}")
-    cdef View view
-    cdef object alive = open_view(array, &view)
-    cdef Numbers rows = _rows(selection, view.length)
-    cdef const int32_t* chosen = rows.int32()
-    buffer = pa.allocate_buffer(rows.length * 4, resizable=True)
-    cdef int32_t* out = <int32_t*> <size_t> buffer.address
-    cdef int64_t count
-    with nogil:
-        count = choose_rows(view, chosen, rows.length, out)
-    return _int32_array(buffer, count)
 
 
 # The table
@@ -387,7 +318,7 @@ cdef class GroupTable:
     cdef _Call open(self, object data, object selection, object hashes):
         cdef _Call call = _Call()
         call.columns = _columns(data)
-        call.rows = _rows(selection, call.columns.array.length)
+        call.rows = rows_of(selection, call.columns.array.length)
         call.chosen = call.rows.int32()
         call.count = call.rows.length
         call.hash_values = NULL

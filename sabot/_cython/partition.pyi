@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,13 @@ def hash_array(keys: pa.Array[Any]) -> pa.UInt64Array:
     """Row i -> key_hash(msgpack(keys[i])). All integer widths hash alike, -0.0 as 0.0, every NaN alike, null as msgpack nil.
 
     bool, integers, float32/64, string, binary, fixed-size binary, null, in any encoding; else TypeError naming the type.
+    """
+
+def hash_columns(columns: Sequence[pa.Array[Any]], selection: pa.Int32Array | None = None) -> pa.UInt64Array:
+    """Row i -> the stable hash of its key, as long as the columns; rows outside of the selection are not computed (any value).
+
+    One column: `hash_array` (dates and times: as the integers that they are stored as). Several: combined in order, stably
+    (part of HASH_VERSION). The GIL is released. TypeError for types without a hash, IndexError for a selection beyond the rows.
     """
 
 def hash_rows(keys: list[bytes | None]) -> list[int]:

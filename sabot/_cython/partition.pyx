@@ -2,11 +2,12 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_GET_SIZE
 from libc.string cimport memset
+from libcpp.vector cimport vector
 
 import pyarrow as pa
 
 from sabot._cython.batch cimport plain_array
-from sabot._cython.columns cimport TYPE_OTHER, TYPE_UINT64, View, open_view
+from sabot._cython.columns cimport TYPE_OTHER, TYPE_UINT64, Numbers, View, open_view, rows_of
 
 from sabot.errors import UserError
 
@@ -15,6 +16,7 @@ __all__ = [
     "KEY_GROUPS",
     "check_keys",
     "hash_array",
+    "hash_columns",
     "hash_rows",
     "key_group",
     "key_hash",
@@ -75,6 +77,37 @@ def hash_array(keys):
     with nogil:
         hash_views(&view, 1, NULL, view.length, hashes)
     return pa.Array.from_buffers(pa.uint64(), view.length, [None, buffer], 0)
+
+
+def hash_columns(columns, selection=None):
+    """Row i -> the stable hash of its key, as long as the columns; rows outside of the selection are not computed (any value).
+
+    One column: `hash_array`, temporal columns as the integers that they are stored as. Several: with `step` and the
+    constants of `key_hash`, and h, g the hash so far and that of the next column: h = step(h, g, K0, K2).
+    """
+    cdef vector[View] views
+    cdef list alive = []
+    cdef View view
+    if not columns:
+        raise ValueError("no column to hash")
+    for column in columns:
+        array = plain_array(column)
+        alive.append(open_view(array, &view))
+        if view.type == TYPE_OTHER:
+            raise TypeError(
+                f"cannot hash keys of type {array.type}: use bool, integers, floats, string, binary, dates or times"
+            )
+        if views.size() and view.length != views[0].length:
+            raise ValueError(f"key columns have {views[0].length} and {view.length} rows")
+        views.push_back(view)
+    cdef int64_t length = views[0].length
+    cdef Numbers rows = rows_of(selection, length)
+    buffer = pa.allocate_buffer(length * 8)
+    cdef uint64_t* hashes = <uint64_t*> <size_t> buffer.address
+    cdef const int32_t* chosen = rows.int32()
+    with nogil:
+        hash_views(views.data(), <int> views.size(), chosen, rows.length, hashes)
+    return pa.Array.from_buffers(pa.uint64(), length, [None, buffer], 0)
 
 
 def hash_rows(list keys not None):

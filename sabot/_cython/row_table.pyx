@@ -16,7 +16,7 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from sabot._cython.arrow cimport ArrowArray, ArrowSchema, array_of, schema_of
-from sabot._cython.columns cimport TYPE_OTHER, Numbers, Type, View, int64_array, new_array, numbers_of, type_of, view_of
+from sabot._cython.columns cimport TYPE_OTHER, Numbers, Type, View, int64_array, new_array, numbers_of, rows_of, type_of, view_of
 
 from sabot._cython.partition import check_keys
 
@@ -24,7 +24,6 @@ __all__ = ["ALIVE", "RowCut", "RowTable"]
 
 
 cdef extern from "row_table.h" namespace "sabot" nogil:
-    cbool all_within(const int32_t* numbers, int64_t count, int64_t least, int64_t end)
     cbool same_type(const ArrowSchema* a, const ArrowSchema* b)
 
     cppclass Layout:
@@ -181,9 +180,7 @@ cdef _Rows _open(object data, object selection, object hashes):
     rows.rows.offset = rows.array.offset
     rows.rows.count = rows.array.length
     if selection is not None:
-        chosen = numbers_of(selection, _INT32, "selection", -1)
-        if not all_within(chosen.int32(), chosen.length, 0, rows.array.length):
-            raise IndexError(f"the selection names rows outside of the {rows.array.length} rows of its batch")
+        chosen = rows_of(selection, rows.array.length)
         rows.kept.append(chosen)
         rows.rows.chosen = chosen.int32()
         rows.rows.count = chosen.length

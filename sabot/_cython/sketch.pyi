@@ -14,7 +14,7 @@ class Distinct:
     @property
     def nbytes(self) -> int: ...
     def add(self, slots: Any, hashes: Any) -> None:
-        """numpy uint64: hashes of the values, as `keyed.hash_columns` gives them."""
+        """numpy uint64: hashes of the values, as `partition.hash_columns` gives them."""
     def estimates(self, slots: Any) -> Any:
         """numpy int64."""
     def save(self, slots: Any) -> pa.LargeBinaryArray: ...

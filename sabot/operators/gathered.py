@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.keyed import hash_columns, sum_overflow
+from sabot._cython.keyed import sum_overflow
+from sabot._cython.partition import hash_columns
 from sabot._cython.sketch import Distinct, Quantiles
 from sabot.config import is_whole
 from sabot.errors import UserError, short_repr

@@ -19,8 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.border import validate
-from sabot._cython.keyed import hash_columns
-from sabot._cython.partition import KEY_GROUPS
+from sabot._cython.partition import KEY_GROUPS, hash_columns
 from sabot.disk import make_folder
 from sabot.errors import CorruptCheckpoint
 from sabot.faults import taking_over

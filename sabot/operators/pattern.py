@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch
-from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import hash_columns
 from sabot._cython.pattern import PatternTable, TooManyPartials
 from sabot.api import patterns
 from sabot.api.expr import Expr, col

@@ -25,8 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
-from sabot._cython.keyed import hash_columns
-from sabot._cython.partition import KEY_GROUPS
+from sabot._cython.partition import KEY_GROUPS, hash_columns
 from sabot._cython.timers import EVENT, PROCESSING
 from sabot.api.nodes import functions as nodes
 from sabot.api.process import ProcessSpec

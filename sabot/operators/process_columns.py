@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch, normalise
 from sabot._cython.border import validate
-from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import hash_columns
 from sabot._cython.rows import decode_values, encode_values, key_rows
 from sabot._cython.timers import EVENT, PROCESSING
 from sabot.errors import UserError

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
-from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import hash_columns
 from sabot._cython.rows import state_key
 from sabot._cython.timers import EVENT, PROCESSING, TimerTable
 from sabot.api.process import ProcessSpec

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.batch import Batch
-from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import hash_columns
 from sabot._cython.row_table import RowTable
 from sabot.codecs.json import schema_text
 from sabot.disk import make_folder

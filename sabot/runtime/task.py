@@ -14,8 +14,7 @@ from typing import Any, Protocol
 
 from sabot._cython.batch import Batch
 from sabot._cython.channel import ACTIVE, END, IDLE, Abort, Barrier, Channel, ChannelClosed, Watermark
-from sabot._cython.keyed import hash_columns
-from sabot._cython.partition import partition_indices
+from sabot._cython.partition import hash_columns, partition_indices
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import InternalError, SabotError, UserError

@@ -24,7 +24,7 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from sabot._cython.border import validate
-from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import hash_columns
 from sabot._cython.row_table import ALIVE, RowCut, RowTable
 from sabot.disk import make_folder, private
 from sabot.errors import CorruptCheckpoint

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.keyed import GroupTable, hash_columns
+from sabot._cython.keyed import GroupTable
+from sabot._cython.partition import hash_columns
 from sabot._cython.tables import KeyFilter
 from sabot.errors import InternalError
 from sabot.state.tables_cold import ColdGroups

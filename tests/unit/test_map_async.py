@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from sabot import App, count, tumbling
 from sabot._cython.batch import Batch
 from sabot._cython.channel import ACTIVE, IDLE, Watermark
-from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import hash_columns
 from sabot.api.calls import AsyncCall, LookupCall
 from sabot.calls import CallOptions, Retry, crew
 from sabot.clock import ManualClock

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from row_table_oracle import RowTable as Twin
 from row_table_oracle import plain
 
-from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import hash_columns
 from sabot._cython.row_table import RowTable
 
 ROWS = pa.schema([("k", pa.int64()), ("name", pa.string()), ("x", pa.float64()), ("flag", pa.bool_())])

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import hash_columns
 from sabot.errors import CorruptCheckpoint
 from sabot.state import rows as rows_module
 from sabot.state.base import Saved

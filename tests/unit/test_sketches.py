@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import hash_columns
 from sabot._cython.sketch import Distinct, Quantiles
 from sabot.api import aggregates as api
 from sabot.errors import UserError

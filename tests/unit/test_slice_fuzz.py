@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 
 from sabot._cython.batch import Batch, normalise
 from sabot._cython.json import encode_rows
-from sabot._cython.keyed import GroupTable, hash_columns, select_rows
-from sabot._cython.partition import KEY_GROUPS, hash_array, key_hash, partition_indices
+from sabot._cython.keyed import GroupTable
+from sabot._cython.partition import KEY_GROUPS, hash_array, hash_columns, key_hash, partition_indices
 from sabot._cython.row_table import RowTable
 from sabot._cython.rows import binary_array, bytes_list, decode_values, encode_keys, encode_values
+from sabot._cython.selection import select_rows
 
 pack = msgspec.msgpack.encode
 

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import hash_columns
 from sabot._cython.row_bytes import RowCodec
 from sabot._cython.tables import KeyFilter, places
 from sabot.errors import CorruptCheckpoint, InternalError

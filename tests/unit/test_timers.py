@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import hash_columns
 from sabot._cython.rows import key_rows, state_key
 from sabot._cython.timers import EVENT, PROCESSING, TimerTable
 

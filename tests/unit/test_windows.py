@@ -21,8 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot._cython.batch import Batch
-from sabot._cython.keyed import hash_columns
-from sabot._cython.partition import partition_indices
+from sabot._cython.partition import hash_columns, partition_indices
 from sabot.api.windows import cumulative, hopping, tumbling
 from sabot.errors import UserError
 from sabot.operators.aggregates import Call

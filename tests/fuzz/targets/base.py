@@ -11,8 +11,8 @@ import pyarrow as pa
 from mutations import mutated
 
 from sabot._cython.batch import Batch
-from sabot._cython.keyed import GroupTable, hash_columns
-from sabot._cython.partition import partition_indices
+from sabot._cython.keyed import GroupTable
+from sabot._cython.partition import hash_columns, partition_indices
 from sabot._cython.row_table import RowTable
 from sabot.codecs.records import to_records
 from sabot.connectors.files import CsvSink, FileSource

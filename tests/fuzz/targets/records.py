@@ -10,7 +10,7 @@ import msgspec
 import pyarrow as pa
 from mutations import damaged_value, json_bytes, mutated, pack, unpack
 
-from sabot._cython.keyed import hash_columns
+from sabot._cython.partition import hash_columns
 from sabot._cython.row_bytes import RowCodec
 from sabot._cython.rows import decode_values, encode_values
 from sabot._cython.tables import places
