@@ -1,4 +1,6 @@
-/* Strings beside a constant, 64 rows at a time: their lengths are told apart first, then eight bytes at once as a word. */
+/* Strings beside a constant, 64 rows at a time: their lengths are told apart first, then eight bytes at once as a word.
+
+All of it is `nogil`. `LiteralSet.add` and `ready` may throw std::bad_alloc (`except +`); the rest is noexcept. */
 #pragma once
 
 #include <algorithm>

@@ -13,7 +13,10 @@ What keeps the loops short:
   bits in finish().
 
 A syntax error ends the row: functions return nullptr and `error` is set. A value of the wrong type does not, because a later
-duplicate of the field may replace it: the value is skipped, `mismatch` is set, and the object remembers it until its end. */
+duplicate of the field may replace it: the value is skipped, `mismatch` is set, and the object remembers it until its end.
+
+All of it is `nogil`, and throws only std::bad_alloc, or std::overflow_error for a column that is too large for Arrow (`except +`).
+Damaged input throws nothing. */
 #pragma once
 
 #include <algorithm>

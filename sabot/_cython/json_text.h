@@ -1,4 +1,6 @@
-/* Pieces of JSON text that the reader and the writer share: 16 bytes at a time, and UTF-8. */
+/* Pieces of JSON text that the reader and the writer share: 16 bytes at a time, and UTF-8.
+
+All of it is `nogil`. Appending to a buffer may throw std::bad_alloc, or std::overflow_error above 2 GiB; the rest is noexcept. */
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,7 @@
-/* Columns -> JSON objects, one per row, written into the text of one binary array. */
+/* Columns -> JSON objects, one per row, written into the text of one binary array.
+
+All of it is `nogil`. It throws std::bad_alloc, std::overflow_error for more than 2 GiB of text, and `Unwritable`, which has the path of
+a value that JSON cannot say (`except +`). */
 #pragma once
 
 #include <charconv>

@@ -1,6 +1,8 @@
 /* The key hash, msgpack as keys are written in it, and the hash of a column's rows. See `key_hash` for the definition of the hash.
 
-What keys are written as, and how the hashes of several columns become one, is part of what checkpoints hold: SABOT_HASH_VERSION. */
+What keys are written as, and how the hashes of several columns become one, is part of what checkpoints hold: SABOT_HASH_VERSION.
+
+All functions are `noexcept nogil`. */
 #pragma once
 
 #include <cmath>

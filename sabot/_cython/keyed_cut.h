@@ -6,7 +6,9 @@
    To cut is to make the bits; nothing else is copied then. From there on whoever writes rows holds `mutex` for a block of rows, and
    keeps first those whose bit is set; the reader holds it for some hundred rows at a time, and copies those whose bit is set into
    memory of its own. So each group is in exactly one of the two places. To read changes nothing, so that who failed to write what he
-   read can begin again: of a row that is kept after it was read, that is noted. Without a cut, writers look at one pointer a block. */
+   read can begin again: of a row that is kept after it was read, that is noted. Without a cut, writers look at one pointer a block.
+
+   All of it is `nogil`. What keeps or copies rows may throw std::bad_alloc (`except +`). */
 #pragma once
 
 #include <algorithm>

@@ -14,7 +14,9 @@
    beside_ is, by slot, what the back has; and while panes turn, what those that turned have. A cell of it is a row of the table without
    hash and keys: | number of the last pane that has the group 4 · bits 4 | accumulators |. The number says all that is asked of a
    group: it is gone when that pane goes, the back has it when that pane is in the back, and the first pane to turn that has it is that
-   one. So cells are never cleared: one whose number is too low has nothing. */
+   one. So cells are never cleared: one whose number is too low has nothing.
+
+   All of it is `nogil`. `enter`, `turn` and `leave` throw what a Table throws (`except +`). */
 #pragma once
 
 #include "keyed_table.h"

@@ -17,7 +17,11 @@
 
 Rows come in blocks. First the slots of the whole block are found (index and rows are fetched ahead of their use), then each
 aggregate runs over the block in a loop of its own, for which rows that do not count for it have been taken out. Room is made before
-a block, so that rows and index stay where they are while it is worked on. */
+a block, so that rows and index stay where they are while it is worked on.
+
+All of it is `nogil`. What makes room for groups or keys may throw std::bad_alloc, and std::length_error for more than 2^31 groups
+(`except +`); the functions that keyed.pyx declares without `except +` throw nothing. A sum that overflows throws nothing either: it
+sets `overflow`, which the caller asks after each call. */
 #pragma once
 
 #include <algorithm>

@@ -4,7 +4,9 @@ Values are byte strings whose order is that of the values. They stand in `Sorted
 after the other, so that to insert moves few of them however many there are; most groups have one chunk.
 
     tops_      [    c    ] [   f   ] [ g ]      of each chunk's last entry the first bytes, as a number: side by side in memory
-    chunks_ ─▶ [ a a b c ] [ d d f ] [ g ]      lower(e): by the tops, then within one chunk */
+    chunks_ ─▶ [ a a b c ] [ d d f ] [ g ]      lower(e): by the tops, then within one chunk
+
+All of it is `nogil`. What adds or saves may throw std::bad_alloc; `load` throws std::invalid_argument for a damaged state (`except +`). */
 #pragma once
 
 #include <algorithm>

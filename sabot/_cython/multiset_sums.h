@@ -2,7 +2,9 @@
 
 A sum is a whole number of 2^-k, kept as digits of 32 bits in words of 64, signed, so that an addition touches the digits of its
 number alone and carries are put off for 2^30 additions (Neal, Fast exact summation using small and large superaccumulators, 2015).
-There are only the digits that numbers have reached: of numbers of like size a few. NaN and infinities are counted. */
+There are only the digits that numbers have reached: of numbers of like size a few. NaN and infinities are counted.
+
+All of it is `nogil`. What adds or saves may throw std::bad_alloc; `load` throws std::invalid_argument for a damaged state (`except +`). */
 #pragma once
 
 #include <cmath>

@@ -9,7 +9,9 @@ oldest. What a frame makes is the front's top and the back together. So nothing 
 however long the frame (two stacks; Tangwongsan, Hirzel, Schneider 2017, have the history of it).
 
 A row that is older than one of its key that has been given takes its place by time among the rows that are still there: the key's frame
-is run through again, once a call, and says the results of the late rows on the way. */
+is run through again, once a call, and says the results of the late rows on the way.
+
+All of it is `nogil`, and throws only std::bad_alloc (`except +`). A sum that overflows sets `overflow`. */
 #pragma once
 
 #include <algorithm>

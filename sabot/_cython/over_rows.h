@@ -1,4 +1,6 @@
-/* Rows of a key beside each other: what came before a row (Places), and what comes after it (Waiting). See over.pyi. */
+/* Rows of a key beside each other: what came before a row (Places), and what comes after it (Waiting). See over.pyi.
+
+All of it is `nogil`, and throws only std::bad_alloc (`except +`). */
 #pragma once
 
 #include <map>

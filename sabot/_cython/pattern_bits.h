@@ -1,4 +1,6 @@
-/* Bool columns, side by side, as bits of one word a row. */
+/* Bool columns, side by side, as bits of one word a row.
+
+All of it is `noexcept nogil`. */
 #pragma once
 
 #include <cstdint>

@@ -8,7 +8,9 @@
 
 A partial knows what it may take: another row of its `step` (`loop`), or a first row of each step in `targets`. A row that it takes makes
 a new partial, in its place; it stays behind that one with what it may still take without that row, or goes where that is nothing.
-`interest` is the rows, by the bits of their tests, that can change anything: all others cost a look at their key. */
+`interest` is the rows, by the bits of their tests, that can change anything: all others cost a look at their key.
+
+All of it is `nogil`. What adds partial matches or nodes may throw std::bad_alloc (`except +`); what only looks at them is noexcept. */
 #pragma once
 
 #include <algorithm>

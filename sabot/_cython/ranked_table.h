@@ -5,7 +5,9 @@
 
 `prefix` is the sort key where it is one column of fixed width (an order-preserving integer, exact); else the first 8 bytes of a sort
 key whose bytes compare as its columns do, and which stands behind the row. `number` counts arrivals; its highest bits say that the
-exact sort key is null. A row that cannot enter costs one comparison with the bound of its slot. */
+exact sort key is null. A row that cannot enter costs one comparison with the bound of its slot.
+
+All of it is `nogil`, and throws only std::bad_alloc (`except +`). */
 #pragma once
 
 #include <algorithm>

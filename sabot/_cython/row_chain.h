@@ -4,7 +4,9 @@
     up to SOME      an array, twice as long each time, from a pool
     more            leaves of up to SOME entries, and a list of them: so a key may have millions, in any order of coming
 
-A row that is the last one, which is the rule, costs no move. */
+A row that is the last one, which is the rule, costs no move.
+
+All of it is `nogil`, and throws only std::bad_alloc. */
 #pragma once
 
 #include <algorithm>

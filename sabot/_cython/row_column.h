@@ -1,7 +1,9 @@
 /* A column of rows that are kept: any type, laid out as Arrow lays it out, so that results leave without a copy.
 
 A Layout says how a type lies in memory, a Store is one column of it. Rows come into a Store from an Arrow array (`append`) or
-from rows of other Stores (`gather`); nested columns have a Store for each child, and the same two ways lead down. */
+from rows of other Stores (`gather`); nested columns have a Store for each child, and the same two ways lead down.
+
+All of it is `nogil`. It throws std::bad_alloc, and std::overflow_error for a column above 2 GB. */
 #pragma once
 
 #include <cstdint>

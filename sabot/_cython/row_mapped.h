@@ -1,4 +1,6 @@
-/* Memory that the system may take back: written into a file, and mapped. The file has no name, and goes with the process. */
+/* Memory that the system may take back: written into a file, and mapped. The file has no name, and goes with the process.
+
+All of it is `nogil`. It throws std::ios_base::failure (an OSError in Python) where the file cannot be made or mapped. */
 #pragma once
 
 #include <cerrno>

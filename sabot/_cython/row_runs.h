@@ -2,7 +2,9 @@
 
 Rows are taken in when the bound is asked for: those that came since the last time are sorted, and become a run. Runs are merged so
 that each is at least twice as long as the next (O'Neil, Cheng, Gawlick, O'Neil, The log-structured merge-tree, 1996), so a row is
-moved a logarithm of times, and there is a logarithm of runs to be asked. Rows that are gone are passed over, and dropped by merges. */
+moved a logarithm of times, and there is a logarithm of runs to be asked. Rows that are gone are passed over, and dropped by merges.
+
+All of it is `nogil`, and throws only std::bad_alloc. */
 #pragma once
 
 #include <algorithm>

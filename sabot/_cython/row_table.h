@@ -10,7 +10,10 @@
   places in the old one, in which ids are looked for: so ids stay.
 - A cut holds on to the blocks, and copies live bits and counts, and the block that still grows.
 - Which rows are below some order, row_runs.h knows; it begins to when it is asked first.
-- A key with many rows of one order gets a second chain when one of them is looked for by value: by the hash of the whole row. */
+- A key with many rows of one order gets a second chain when one of them is looked for by value: by the hash of the whole row.
+
+All of it is `nogil`. It throws std::bad_alloc, std::out_of_range for a row that is not there, std::invalid_argument for a row that is to
+be removed twice, and what row_mapped.h throws (`except +`). */
 #pragma once
 
 #include <array>

@@ -6,7 +6,9 @@ in as much memory, and the answer is exact.
 
 Quantiles: DDSketch (Masson, Rim, Lee 2019): values are counted in bins, each so wide as its place: a bin's middle is within ALPHA of
 all that it counts. Bins are never joined: a double reaches over some 35,000 of them on either side of 0, and that is the bound. So a
-sketch does not depend on the order of values, and can forget one. */
+sketch does not depend on the order of values, and can forget one.
+
+All of it is `nogil`. It throws std::bad_alloc, and `load` std::invalid_argument for a damaged state (`except +`). */
 #pragma once
 
 #include <algorithm>

@@ -11,7 +11,9 @@
    small heap beside it. A timer moves at most 64 times, each time to a lower bucket, and in practice a few times; to set one is to
    append it. A deleted timer stays in the queue as a dead one until it is met, or until there are more dead ones than living.
 
-   Order: time, then the key that has had timers for longer, then as they were set. */
+   Order: time, then the key that has had timers for longer, then as they were set.
+
+   All of it is `nogil`. What adds may throw std::bad_alloc, and std::overflow_error for the 2^31st timer (`except +`). */
 #pragma once
 
 #include <algorithm>
