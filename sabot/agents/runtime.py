@@ -78,11 +78,6 @@ class AgentRuntime:
         return self.job.coordinator
 
     @property
-    def restored_from(self) -> int | None:
-        """The checkpoint that this run, or the last one, went on from."""
-        return self.job.restored_from
-
-    @property
     def _checkpoint_interval(self) -> float:
         return self.job.checkpoint_interval
 
