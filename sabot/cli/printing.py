@@ -41,8 +41,11 @@ def text_or_hex(data: bytes | None) -> str:
 
 
 def moment(ms: int) -> str:
-    """Milliseconds since 1970 as a date and time in UTC."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(" ", "milliseconds").removesuffix("+00:00") + "Z"
+    """Milliseconds since 1970 as a date and time in UTC; beyond the years that there are, the number."""
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC).isoformat(" ", "milliseconds").removesuffix("+00:00") + "Z"
+    except (OverflowError, ValueError, OSError):
+        return f"{ms} ms"
 
 
 def size(nbytes: int) -> str:

@@ -26,7 +26,9 @@ from sabot import steps
 from sabot._cython.batch import Batch
 from sabot.codecs.records import build_records
 from sabot.connectors.base import Lane, Token
+from sabot.connectors.letters import Letters, letter_headers
 from sabot.connectors.sql import SqlSink
+from sabot.connectors.sql.letters import TableHome
 from sabot.errors import BrokerUnavailable, JobLocked, MissingExtra, TransientError, UserError
 
 LANE = Lane("job", "sink.1", "first")
@@ -361,3 +363,43 @@ def test_one_whose_transaction_was_ended_learns_at_its_claim_that_the_lane_is_an
     before.close()
     after.close()
     assert query(url, "SELECT * FROM results") == [(1,), (2,)]
+
+
+# --- dead letters
+
+
+def test_dead_letters_are_read_back_as_they_were(url: str) -> None:
+    facts = letter_headers(
+        ValueError("no 'price'"),
+        topic="orders",
+        partition=2,
+        offset=7,
+        timestamp=5,
+        agent="shop.check",
+        attempts=3,
+        version="v7",
+    )
+    payloads: list[bytes | None] = [
+        b'{"n": 1}',
+        b"\xff\x00",
+        b"a\0b",
+        b"base64:",
+        None,
+        *(b"%d" % n for n in range(1200)),
+    ]
+    headers = [(("a", b"1"), *facts)] * len(payloads)
+    written(
+        SqlSink(url, table="bad %"),
+        build_records(payloads, payloads[::-1], [0] * len(payloads), 0, [0] * len(payloads), headers),
+    )
+    letters = Letters(TableHome(url, "bad %"))
+    try:
+        found = list(letters.letters())
+        assert [(each.payload, each.key) for each in found] == list(zip(payloads, payloads[::-1], strict=True))
+        assert {each.headers for each in found} == {(("a", b"1"),)}
+        assert found[0].facts == {name.removeprefix("sabot."): value.decode() for name, value in facts}
+        assert letters.find(0, found[1000].offset) == found[1000]
+    finally:
+        letters.close()
+    with pytest.raises(UserError, match=r"table none of .*is not there"):
+        TableHome(url, "none")

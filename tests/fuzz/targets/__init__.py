@@ -3,11 +3,26 @@
 from targets.base import Target
 from targets.columns import Arrow, Parquet
 from targets.jobs import Jobs
-from targets.records import Letters, Packed, Payloads, Tables, Values
+from targets.records import DeadLetterRows, Packed, Payloads, Tables, Values
 from targets.saved import State
 from targets.text import Compressed, Csv, Json, Ndjson, Words
 
 __all__ = ["TARGETS", "Target"]
 
-_ALL = (Json, Csv, Ndjson, Compressed, Words, Parquet, Arrow, Payloads, Tables, Values, Packed, Letters, State, Jobs)
+_ALL = (
+    Json,
+    Csv,
+    Ndjson,
+    Compressed,
+    Words,
+    Parquet,
+    Arrow,
+    Payloads,
+    Tables,
+    Values,
+    Packed,
+    DeadLetterRows,
+    State,
+    Jobs,
+)
 TARGETS: dict[str, type[Target]] = {target.name: target for target in _ALL}

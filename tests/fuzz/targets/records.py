@@ -14,16 +14,19 @@ from sabot._cython.partition import hash_columns
 from sabot._cython.row_bytes import RowCodec
 from sabot._cython.rows import decode_values, encode_values
 from sabot._cython.tables import places
+from sabot.cli.printing import moment
 from sabot.codecs.marks import OP_COLUMN
 from sabot.codecs.records import build_records, decode_json
 from sabot.codecs.table import TableCodec
+from sabot.connectors.files.letters import FileHome
+from sabot.connectors.letters import Letters, as_columns
 from sabot.errors import SabotError
 from sabot.kafka.letters import DeadLetters, _letter
 from sabot.state.tables_cold import _Codec
 from targets.base import Target, refused, use
 from targets.text import OBJECTS, TOKENS, same
 
-__all__ = ["Letters", "Packed", "Payloads", "Tables", "Values"]
+__all__ = ["DeadLetterRows", "Packed", "Payloads", "Tables", "Values"]
 
 SCHEMA = pa.schema(
     [
@@ -134,8 +137,8 @@ class Payloads(Target):
         return True
 
 
-class Letters(Target):
-    """Headers of dead letters, and notes on what was redriven: anybody can write into these topics."""
+class DeadLetterRows(Target):
+    """Dead letters, in headers and in lines of files, and notes on what was redriven: anybody can write into these topics."""
 
     name = "letters"
 
@@ -144,14 +147,21 @@ class Letters(Target):
         facts = {"topic": "t", "partition": "3", "offset": "17", "error": "ValueError", "message": "é", "attempts": "1"}
         self._headers = [["mine", "raw"], *([f"sabot.{name}", value] for name, value in facts.items())]
         self._note = {"topic_id": "x", "partition": 0, "ranges": [[1, 5], [9, 9]], "letters": 6, "to": ""}
-        self.seeds = [pack({"headers": json_bytes(self._headers), "note": json_bytes(self._note)})]
+        headers = tuple((name, value.encode()) for name, value in self._headers)
+        record = build_records([b'{"n": 1}'], [b"\xff"], [7], 3, [17], [headers])
+        self._row = as_columns(record).to_pylist()[0]
+        self.seeds = [
+            pack({"headers": json_bytes(self._headers), "note": json_bytes(self._note), "lines": json_bytes(self._row)})
+        ]
 
     def make(self, rng: random.Random) -> bytes:
         note = json_bytes(damaged_value(rng, self._note))
+        line = json_bytes(damaged_value(rng, self._row))
         return pack(
             {
                 "headers": json_bytes(damaged_value(rng, self._headers)),
                 "note": mutated(rng, [note]) if rng.random() < 0.3 else note,
+                "lines": mutated(rng, [line + b"\n"] * 2) if rng.random() < 0.3 else line + b"\n",
             }
         )
 
@@ -167,10 +177,14 @@ class Letters(Target):
             headers=lambda: headers, partition=lambda: 0, offset=lambda: 7, timestamp=lambda: (1, 2), key=lambda: None
         )
         message.value = lambda: files["note"]
-        letter = _letter(message)
-        for name in ("partition", "offset", "timestamp", "attempts"):
-            letter.number(name)
-        letter.says("x")
+        path = self.directory / "fuzzed.ndjson"
+        path.write_bytes(files["lines"])
+        for letter in (_letter(message), *Letters(FileHome(path)).letters()):
+            for name in ("partition", "offset", "timestamp", "attempts"):
+                letter.number(name)
+            letter.says("x")
+            moment(letter.timestamp)
+            assert letter.payload is None or isinstance(letter.payload, bytes)
         try:
             DeadLetters._note(SimpleNamespace(journal="t.redriven"), message)  # type: ignore[arg-type]
         except SabotError as error:
