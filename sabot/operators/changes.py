@@ -36,12 +36,13 @@ from sabot.operators.groups import GroupAggregate, Groups, KeptGroups, LastOfCha
 from sabot.operators.keeping import columns_schema, owned_groups
 from sabot.operators.marked import AsInserts
 from sabot.operators.packed import packed, unpacked
+from sabot.operators.readers import Readers, calls_of
 from sabot.operators.sites import Places, Site
 from sabot.operators.weaving import same_rows, signs
 from sabot.state.files import remove_tree
 from sabot.state.tables import TableStore
 
-__all__ = ["PLACES", "Changelog", "Materialize", "Upsert", "net"]
+__all__ = ["PLACES", "READERS", "Changelog", "Materialize", "Upsert", "net"]
 
 Array: TypeAlias = pa.Array
 
@@ -366,4 +367,12 @@ PLACES: Places = {
     nodes.Versions: place_versions,
     nodes.Changelog: place_changelog,
     nodes.Materialize: place_materialize,
+}
+
+
+READERS: Readers = {
+    "groups": lambda reader: GroupAggregate(reader["keys"], calls_of(reader), changes=reader["changes"]),
+    "upsert": lambda reader: Upsert(reader["keys"], changes=reader["changes"], deletes=reader["deletes"]),
+    "materialize": lambda reader: Materialize(reader["keys"]),
+    "changelog": "the event time that its rows have reached",
 }

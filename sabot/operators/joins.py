@@ -17,11 +17,12 @@ from sabot._cython.batch import Batch
 from sabot.api.nodes import joins as nodes
 from sabot.errors import UserError
 from sabot.operators.base import DELETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
+from sabot.operators.readers import Readers
 from sabot.operators.sides import Joined, Result, Rows, Side, Sides, later
 from sabot.operators.sites import Places, Site
 from sabot.operators.weaving import same_rows
 
-__all__ = ["PLACES", "Join", "Sides", "TableLookup", "place_sides"]
+__all__ = ["PLACES", "READERS", "Join", "Sides", "TableLookup", "place_sides"]
 
 
 class Join(Joined):
@@ -445,3 +446,6 @@ def place_sides(node: nodes.Join, left: Site, right: Site, make: Callable[[Sides
 
 
 PLACES: Places = {nodes.Join: place_join, nodes.Lookup: place_lookup}
+
+
+READERS: Readers = {"join": Join.read_with}

@@ -27,11 +27,12 @@ from sabot.operators.gathered import fits
 from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, Stored, columns_schema
 from sabot.operators.ordered import in_order
 from sabot.operators.ranked import TopN
+from sabot.operators.readers import Readers, calls_of, no_function
 from sabot.operators.sessions import CHUNK_ROWS, KeyedRuns, Numbered, key_table, result_schema, time_index, window_words
 from sabot.operators.sites import Places, Site
 from sabot.state.tables import TableStore
 
-__all__ = ["PLACES", "CountAggregate", "Deduplicate", "Reduce", "RunningAggregate"]
+__all__ = ["PLACES", "READERS", "CountAggregate", "Deduplicate", "Reduce", "RunningAggregate"]
 
 Array: TypeAlias = pa.Array
 Row = dict[str, Any]
@@ -495,4 +496,12 @@ PLACES: Places = {
     nodes.RunningAggregate: place_running_aggregate,
     nodes.Reduce: place_reduce,
     nodes.Deduplicate: place_deduplicate,
+}
+
+
+READERS: Readers = {
+    "count": lambda reader: CountAggregate(reader["size"], reader["keys"], calls_of(reader)),
+    "running aggregate": lambda reader: RunningAggregate(reader["keys"], calls_of(reader), ttl_ms=reader["ttl_ms"]),
+    "deduplicate": lambda reader: Deduplicate(reader["keys"], reader["within_ms"]),
+    "reduce": lambda reader: Reduce(reader["keys"], no_function, reader["ttl_ms"]),
 }

@@ -19,11 +19,13 @@ from sabot.calls.cache import UNKNOWN, Questions
 from sabot.calls.handover import Call, Failed
 from sabot.errors import UserError
 from sabot.operators.answers import Answers, joined
-from sabot.operators.base import OperatorContext, with_time
+from sabot.operators.base import Operator, OperatorContext, with_time
+from sabot.operators.joins import TableLookup
 from sabot.operators.map_async import Chunk, Done, HeldCalls, RowNumbers
+from sabot.operators.readers import Readers
 from sabot.operators.sites import Places, Site
 
-__all__ = ["PLACES", "LookupAsync"]
+__all__ = ["PLACES", "READERS", "LookupAsync"]
 
 _CHUNK_ROWS = 65_536
 _TAKE_KEYS = 64
@@ -248,3 +250,11 @@ def place_lookup_async(node: nodes.LookupAsync, site: Site) -> Site:
 
 
 PLACES: Places = {nodes.LookupAsync: place_lookup_async}
+
+
+def _read_with(reader: Mapping[str, Any]) -> Operator:
+    """In a table, or by calls."""
+    return TableLookup.read_with(reader) if "sides" in reader else HeldCalls(keys=reader["keys"])
+
+
+READERS: Readers = {"lookup": _read_with}

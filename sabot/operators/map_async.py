@@ -41,9 +41,10 @@ from sabot.operators.base import (
     without_time,
 )
 from sabot.operators.keeping import Batches, KeptCut, columns_schema, owned_groups, read_batches
+from sabot.operators.readers import Readers
 from sabot.operators.sites import Places, Site
 
-__all__ = ["PLACES", "Chunk", "HeldCalls", "MapAsync", "RowNumbers"]
+__all__ = ["PLACES", "READERS", "Chunk", "HeldCalls", "MapAsync", "RowNumbers"]
 
 _CHUNK_ROWS = 1024  # of which some may wait: as long as one of them does, all are in memory
 _TAKE_ROWS = 64  # become Python rows at a time, on the event loop
@@ -758,3 +759,6 @@ def place_map_async(node: nodes.MapAsync, site: Site) -> Site:
 
 
 PLACES: Places = {nodes.MapAsync: place_map_async}
+
+
+READERS: Readers = {"calls": lambda reader: HeldCalls(keys=reader["keys"])}

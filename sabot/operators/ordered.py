@@ -12,9 +12,10 @@ from sabot._cython.batch import Batch
 from sabot.codecs.json import schema_text
 from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext, without_time
 from sabot.operators.keeping import Columns, Keeper, Keeping, columns_schema
+from sabot.operators.readers import Readers
 from sabot.operators.sites import Site
 
-__all__ = ["EventOrder", "in_order"]
+__all__ = ["READERS", "EventOrder", "in_order"]
 
 _CHUNK_ROWS = 65_536
 _SMALL_ROWS = 16_384
@@ -115,3 +116,6 @@ class EventOrder(Keeping):
 def in_order(site: Site, keys: tuple[str, ...], id: str) -> Site:
     """The rows of each key by event time. id: given by the user to the step that needs it."""
     return site.step("order by event time", partial(EventOrder, keys), id=f"{id}.order" if id else "")
+
+
+READERS: Readers = {"rows in order": lambda reader: EventOrder(tuple(reader["keys"]))}

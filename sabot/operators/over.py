@@ -3,7 +3,7 @@
 rows, by event time ─▶ [rows of the newest time wait] ─▶ frames, places ─▶ [rows wait for those that lead] ─▶ rows, with columns
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -33,11 +33,12 @@ from sabot.operators.base import (
 )
 from sabot.operators.keeping import Columns, Keeper, Keeping, Kept, Stored, columns_schema, last_watermark
 from sabot.operators.ordered import in_order
+from sabot.operators.readers import Readers
 from sabot.operators.sessions import key_table, time_index
 from sabot.operators.sites import Places, Site
 from sabot.operators.stateless import Drop
 
-__all__ = ["OVER_KINDS", "PLACES", "Over", "OverCall"]
+__all__ = ["OVER_KINDS", "PLACES", "READERS", "Over", "OverCall"]
 
 RANKS = ("row_number", "rank", "dense_rank")
 OVER_KINDS = frozenset([*RANKS, "lag", "lead"])  # beside those of aggregates
@@ -682,3 +683,11 @@ def _over_call(name: str, each: Aggregate | OverFunction, arguments: Arguments) 
 
 
 PLACES: Places = {nodes.Over: place_over}
+
+
+def _read_with(reader: Mapping[str, Any]) -> Over:
+    calls = [OverCall(**described) for described in reader["calls"]]
+    return Over(reader["keys"], calls, preceding_rows=reader["preceding_rows"], preceding_ms=reader["preceding_ms"])
+
+
+READERS: Readers = {"over": _read_with}

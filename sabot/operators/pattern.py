@@ -29,10 +29,11 @@ from sabot.operators.casts import common_type
 from sabot.operators.expressions import Compiled, compile_expr, compile_predicate
 from sabot.operators.keeping import Batches, KeptCut, columns_schema, owned_groups, read_batches
 from sabot.operators.ordered import in_order
+from sabot.operators.readers import Readers
 from sabot.operators.sessions import CHUNK_ROWS, key_table, result_schema, time_index
 from sabot.operators.sites import Places, Site
 
-__all__ = ["PLACES", "Pattern", "PatternState"]
+__all__ = ["PLACES", "READERS", "Pattern", "PatternState"]
 
 MAX_PARTIAL = 10_000
 _TIMESTAMP = pa.timestamp("ms", "UTC")
@@ -643,3 +644,6 @@ def place_match(node: nodes.Match, site: Site) -> Site:
 
 
 PLACES: Places = {nodes.Match: place_match}
+
+
+READERS: Readers = {"pattern": lambda reader: PatternState(reader["keys"], reader["steps"])}

@@ -29,7 +29,7 @@ from sabot._cython.partition import KEY_GROUPS, hash_columns
 from sabot._cython.timers import EVENT, PROCESSING
 from sabot.api.nodes import functions as nodes
 from sabot.api.process import ProcessSpec
-from sabot.codecs.json import schema_text
+from sabot.codecs.json import schema_of_text, schema_text
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates import key_columns
 from sabot.operators.base import (
@@ -45,12 +45,13 @@ from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, colum
 from sabot.operators.process_columns import BatchForm
 from sabot.operators.process_rows import RowForm
 from sabot.operators.process_state import Form, Keyed, Side, parts_of
+from sabot.operators.readers import Readers
 from sabot.operators.sessions import time_index
 from sabot.operators.sites import Places, Site
 from sabot.state.base import Entry, Mine
 from sabot.state.keyed_values import load_values
 
-__all__ = ["PLACES", "Process", "saved_process"]
+__all__ = ["PLACES", "READERS", "Process", "saved_process"]
 
 Array: TypeAlias = pa.Array
 
@@ -348,8 +349,10 @@ def _those_with_hash(
             yield entry
 
 
-def saved_process(reader: Mapping[str, Any], keys: pa.Schema) -> Process:
-    """An operator that takes the state in and gives its `contents`. reader: `Process.state_reader`; keys: its "input"."""
+def saved_process(reader: Mapping[str, Any]) -> Process:
+    """An operator that takes the state in and gives its `contents`. reader: `Process.state_reader`."""
+    keys = schema_of_text(reader["input"])
+    assert keys is not None
     spec = ProcessSpec("process", _no_function, None, None, _contents_schema(keys), {}, False, None, False)
     return Process(reader["keys"], spec)
 
@@ -402,3 +405,6 @@ def place_side(node: nodes.Side, site: Site) -> Site:
 
 
 PLACES: Places = {nodes.Process: place_process, nodes.Connect: place_connect, nodes.Side: place_side}
+
+
+READERS: Readers = {"process": saved_process}

@@ -5,7 +5,7 @@ What is among the first n, and what a batch has changed in that, is a `RankTable
 
 from abc import abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeAlias
@@ -36,10 +36,11 @@ from sabot.operators.base import (
 )
 from sabot.operators.keeping import Batches, Columns, Keeper, Keeping, columns_schema, last_watermark
 from sabot.operators.panes import PANE_COLUMN, TimeWindow, WindowShape
+from sabot.operators.readers import Readers, window_of
 from sabot.operators.sessions import key_table, time_index, window_words
 from sabot.operators.sites import Places, Site
 
-__all__ = ["PLACES", "TIES", "TopN", "WindowTopN"]
+__all__ = ["PLACES", "READERS", "TIES", "TopN", "WindowTopN"]
 
 TIES = ("row_number", "rank", "dense_rank")
 _TIMESTAMP = pa.timestamp("ms", "UTC")
@@ -534,3 +535,16 @@ def place_window_top_n(node: WindowTopNNode, site: Site) -> Site:
 
 
 PLACES: Places = {nodes.TopN: place_top_n, WindowTopNNode: place_window_top_n}
+
+
+def _ranked(reader: Mapping[str, Any]) -> dict[str, Any]:
+    by = [(name, descending) for name, descending in reader["by"]]
+    return {"keys": reader["keys"], "n": reader["n"], "by": by, "ties": reader["ties"], "rank": reader["rank"]}
+
+
+READERS: Readers = {
+    "top_n": lambda reader: TopN(**_ranked(reader), changes=reader["changes"]),
+    "window top_n": lambda reader: WindowTopN(
+        window_of(reader), **_ranked(reader), allowed_lateness_ms=reader["allowed_lateness"]
+    ),
+}

@@ -15,26 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.partition import hash_columns
-from sabot.api import windows
 from sabot.codecs.json import schema_of_text
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.faults import taking_over
-from sabot.operators.aggregates import Call
 from sabot.operators.base import Operator, OperatorContext, Saved, without_marks
-from sabot.operators.changes import Materialize, Upsert
-from sabot.operators.groups import GroupAggregate
-from sabot.operators.joins import Join, TableLookup
-from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, RunningAggregate
-from sabot.operators.map_async import HeldCalls
-from sabot.operators.ordered import EventOrder
-from sabot.operators.over import Over, OverCall
-from sabot.operators.pattern import PatternState
-from sabot.operators.process import saved_process
-from sabot.operators.ranked import TopN, WindowTopN
-from sabot.operators.sessions import SessionAggregate
-from sabot.operators.time_joins import AsofJoin, IntervalJoin, WindowJoin
-from sabot.operators.windows import WindowAggregate
-from sabot.state.reading import SavedJob, json_text, namespaces_in, read_namespaces
+from sabot.operators.themes import READERS
+from sabot.state.reading import SavedJob, namespaces_in, read_namespaces
 
 __all__ = ["OperatorInfo", "operators_of", "parts_of", "state_of"]
 
@@ -111,15 +97,16 @@ def _there(manifest: SavedJob) -> str:
 def _stream_state(name: str, parts: list[Saved], key: Any) -> pa.Table:
     reader = parts[0].facts.get("reader")
     schema = parts[0].facts.get("schema")
-    if schema and schema["kind"] in _FIGURES:
-        raise UserError(f"{name} keeps no rows, only {_FIGURES[schema['kind']]}")
-    if not reader or not schema or schema["kind"] not in _MAKERS:
+    make = _reader_of(schema)
+    if isinstance(make, str):
+        raise UserError(f"{name} keeps no rows, only {make}")
+    if not reader or make is None:
         raise UserError(
             f"the state of {name} cannot be read from outside", hint="run the program, and write it to a sink"
         )
     input = schema_of_text(reader["input"])
     assert input is not None
-    operator = _maker(schema)(reader)
+    operator = make(reader)
     operator.id = name
     context = OperatorContext(input, right=schema_of_text(reader.get("right")))
     wanted = None
@@ -137,154 +124,12 @@ def _stream_state(name: str, parts: list[Saved], key: Any) -> pa.Table:
     return table.select(without_marks(table.schema).names)
 
 
-def _maker(schema: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Operator]:
-    kind = schema["kind"]
-    if kind == "window":
-        kind = schema["window"].partition("(")[0]
-    return _MAKERS[kind]
-
-
-def _calls(reader: Mapping[str, Any]) -> list[Call]:
-    functions = _RowsAsJson() if reader.get("changes") else _StateAsJson()
-    return [
-        Call(**described, function=functions if described["kind"] == "user" else None) for described in reader["calls"]
-    ]
-
-
-_WINDOWS = {each.__name__: each for each in (windows.TumblingWindow, windows.HoppingWindow, windows.CumulativeWindow)}
-
-
-def _window_of(reader: Mapping[str, Any]) -> Any:
-    name, figures = reader["window"]
-    return _WINDOWS[name](**figures)
-
-
-def _window(reader: Mapping[str, Any]) -> Operator:
-    lateness = reader["allowed_lateness"]
-    return WindowAggregate(_window_of(reader), reader["keys"], _calls(reader), allowed_lateness_ms=lateness)
-
-
-def _session(reader: Mapping[str, Any]) -> Operator:
-    lateness = reader["allowed_lateness"]
-    return SessionAggregate(reader["gap_ms"], reader["keys"], _calls(reader), allowed_lateness_ms=lateness)
-
-
-def _ranked(reader: Mapping[str, Any]) -> dict[str, Any]:
-    by = [(name, descending) for name, descending in reader["by"]]
-    return {"keys": reader["keys"], "n": reader["n"], "by": by, "ties": reader["ties"], "rank": reader["rank"]}
-
-
-def _window_top_n(reader: Mapping[str, Any]) -> Operator:
-    return WindowTopN(_window_of(reader), **_ranked(reader), allowed_lateness_ms=reader["allowed_lateness"])
-
-
-def _over(reader: Mapping[str, Any]) -> Operator:
-    calls = [OverCall(**described) for described in reader["calls"]]
-    frame = {name: reader[name] for name in ("preceding_rows", "preceding_ms")}
-    return Over(reader["keys"], calls, **frame)
-
-
-def _process(reader: Mapping[str, Any]) -> Operator:
-    keys = schema_of_text(reader["input"])
-    assert keys is not None
-    return saved_process(reader, keys)
-
-
-def _lookup(reader: Mapping[str, Any]) -> Operator:
-    """In a table, or by calls."""
-    return TableLookup.read_with(reader) if "sides" in reader else _calls_in_flight(reader)
-
-
-def _calls_in_flight(reader: Mapping[str, Any]) -> Operator:
-    return HeldCalls(keys=reader["keys"])
-
-
-def _no_function(so_far: Any, row: Any) -> Any:
-    raise AssertionError("state that is read takes no rows")
-
-
-_MAKERS: dict[str, Callable[[Mapping[str, Any]], Operator]] = {
-    "window": _window,
-    "tumbling": _window,
-    "hopping": _window,
-    "cumulative": _window,
-    "session": _session,
-    "count": lambda reader: CountAggregate(reader["size"], reader["keys"], _calls(reader)),
-    "running aggregate": lambda reader: RunningAggregate(reader["keys"], _calls(reader), ttl_ms=reader["ttl_ms"]),
-    "deduplicate": lambda reader: Deduplicate(reader["keys"], reader["within_ms"]),
-    "reduce": lambda reader: Reduce(reader["keys"], _no_function, reader["ttl_ms"]),
-    "rows in order": lambda reader: EventOrder(tuple(reader["keys"])),
-    "groups": lambda reader: GroupAggregate(reader["keys"], _calls(reader), changes=reader["changes"]),
-    "upsert": lambda reader: Upsert(reader["keys"], changes=reader["changes"], deletes=reader["deletes"]),
-    "materialize": lambda reader: Materialize(reader["keys"]),
-    "top_n": lambda reader: TopN(**_ranked(reader), changes=reader["changes"]),
-    "window top_n": _window_top_n,
-    "over": _over,
-    "join": Join.read_with,
-    "interval join": IntervalJoin.read_with,
-    "window join": WindowJoin.read_with,
-    "as-of join": AsofJoin.read_with,
-    "lookup": _lookup,
-    "calls": _calls_in_flight,
-    "process": _process,
-    "pattern": lambda reader: PatternState(reader["keys"], reader["steps"]),
-}
-
-
-_FIGURES = {
-    "changelog": "the event time that its rows have reached",
-    "sample": "where its random numbers stand",
-}
-
-
-_SLICES = "__slices"  # the key under which states of slices stand that were put together; states are copied as msgpack between
-
-
-class _StateAsJson:
-    """Stands in for a function of the user's, which is not there: the value is its state, as it is.
-
-    Of a hopping or cumulative window, whose slices only the function could merge, it is a list of the states of the slices.
-    """
-
-    type = pa.string()
-
-    def init(self) -> Any:
+def _reader_of(schema: Mapping[str, Any] | None) -> Callable[[Mapping[str, Any]], Operator] | str | None:
+    """By the kind of what the state consists of; of an aggregate in windows by the kind of window."""
+    if not schema:
         return None
-
-    def accumulate(self, state: Any, values: Any) -> Any:
-        return _no_function(state, values)
-
-    def merge(self, state: Any, other: Any) -> Any:
-        return {_SLICES: [*_slices(state), *_slices(other)]}
-
-    def finish(self, state: Any) -> str | None:
-        if state is None:
-            return None
-        slices = _slices(state)
-        return json_text(slices[0] if len(slices) == 1 else slices)
-
-
-def _slices(state: Any) -> list[Any]:
-    return state[_SLICES] if isinstance(state, dict) and _SLICES in state else [state]
-
-
-class _RowsAsJson:
-    """Stands in for a function over changes: what is kept are the rows that it gets."""
-
-    type = pa.string()
-
-    def init(self) -> list[Any]:
-        return []
-
-    def accumulate(self, state: list[Any], values: Any) -> list[Any]:
-        rows: list[Any] = values.to_pylist()
-        return state + rows
-
-    def merge(self, state: list[Any], other: list[Any]) -> list[Any]:
-        return state + other
-
-    def finish(self, state: list[Any]) -> str:
-        return json_text(state)
+    kind = schema["kind"]
+    return READERS.get(schema["window"].partition("(")[0] if kind == "window" else kind)
 
 
 def _key_row(operator: str, fields: list[pa.Field], key: Any) -> pa.RecordBatch:

@@ -4,7 +4,7 @@
 State is kept in memory: it is that of the open sessions, and a snapshot holds all of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,8 +29,9 @@ from sabot.operators.keeping import (
     other_columns,
     read_batches,
 )
+from sabot.operators.readers import Readers, calls_of
 
-__all__ = ["KeyedRuns", "Numbered", "SessionAggregate", "window_words"]
+__all__ = ["READERS", "KeyedRuns", "Numbered", "SessionAggregate", "window_words"]
 
 CHUNK_ROWS = 65_536
 _GROUP = "__group"
@@ -392,3 +393,11 @@ def result_schema(fields: Sequence[pa.Field], *, timed: bool) -> pa.Schema:
         if names.count(name) > 1:
             raise UserError(f"the result would have two columns {name!r}", hint="give the aggregate another name")
     return pa.schema([*fields, pa.field(TIME_COLUMN, pa.int64())] if timed else fields)
+
+
+def _read_with(reader: Mapping[str, Any]) -> SessionAggregate:
+    lateness = reader["allowed_lateness"]
+    return SessionAggregate(reader["gap_ms"], reader["keys"], calls_of(reader), allowed_lateness_ms=lateness)
+
+
+READERS: Readers = {"session": _read_with}

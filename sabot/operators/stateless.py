@@ -29,11 +29,13 @@ from sabot.operators.base import (
 )
 from sabot.operators.expressions import Compiled, compile_expr, compile_predicate
 from sabot.operators.marked import MARKS, AsInserts, check_given_names, parted, where_from, with_columns_of
+from sabot.operators.readers import Readers
 from sabot.operators.sites import Places, Site
 from sabot.operators.stages import Edge
 
 __all__ = [
     "PLACES",
+    "READERS",
     "Drop",
     "EndVersions",
     "Filter",
@@ -377,3 +379,6 @@ PLACES: Places = {
     nodes.Broadcast: place_broadcast,
     nodes.Sample: place_sample,
 }
+
+
+READERS: Readers = {"sample": "where its random numbers stand"}

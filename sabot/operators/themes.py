@@ -1,6 +1,7 @@
-"""Every module of operators that a step of a stream can become: where their `PLACES` are found."""
+"""Every module of operators of streams: how they stand in a plan (`PLACES`), and how their state is read from outside (`READERS`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from sabot.api.nodes.node import Node
 from sabot.operators import (
@@ -10,17 +11,20 @@ from sabot.operators import (
     lookups,
     map_async,
     mapped,
+    ordered,
     over,
     pattern,
     process,
     ranked,
+    sessions,
     stateless,
     time_joins,
     windows,
 )
+from sabot.operators.base import Operator
 from sabot.operators.sites import Site
 
-__all__ = ["PLACES"]
+__all__ = ["PLACES", "READERS"]
 
 _THEMES = (
     stateless,
@@ -42,3 +46,25 @@ PLACES: dict[type[Node], Callable[..., Site]] = {
     node: place for theme in _THEMES for node, place in theme.PLACES.items()
 }
 """Node -> what puts it into a plan (see `sites`)."""
+
+_WITH_STATE = (
+    stateless,
+    windows,
+    sessions,
+    keyed,
+    ranked,
+    ordered,
+    over,
+    changes,
+    joins,
+    time_joins,
+    map_async,
+    lookups,
+    process,
+    pattern,
+)
+
+READERS: dict[str, Callable[[Mapping[str, Any]], Operator] | str] = {
+    kind: make for theme in _WITH_STATE for kind, make in theme.READERS.items()
+}
+"""Kind of state -> what makes an operator that reads it; a text: it keeps no rows, only this (see `readers`)."""

@@ -22,11 +22,12 @@ from sabot.operators.base import DELETE, END_OF_TIME, START_OF_TIME, TIME_COLUMN
 from sabot.operators.joins import place_sides
 from sabot.operators.keeping import last_watermark
 from sabot.operators.panes import TimeWindow, WindowShape
+from sabot.operators.readers import Readers
 from sabot.operators.sessions import window_words
 from sabot.operators.sides import CHUNK_ROWS, Joined, Result, Rows, Side, Sides, later
 from sabot.operators.sites import Places, Site
 
-__all__ = ["PLACES", "AsofJoin", "IntervalJoin", "WindowJoin"]
+__all__ = ["PLACES", "READERS", "AsofJoin", "IntervalJoin", "WindowJoin"]
 
 _LONGEST_MS = 2**60  # of an interval or a tolerance
 _FIRST_PROBE = 64  # rows
@@ -589,4 +590,11 @@ PLACES: Places = {
     nodes.IntervalJoin: place_interval_join,
     nodes.WindowJoin: place_window_join,
     nodes.AsofJoin: place_asof_join,
+}
+
+
+READERS: Readers = {
+    "interval join": IntervalJoin.read_with,
+    "window join": WindowJoin.read_with,
+    "as-of join": AsofJoin.read_with,
 }

@@ -6,7 +6,7 @@ a cache (`_Merged`).
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,11 +28,12 @@ from sabot.operators.gathered import Extras
 from sabot.operators.keeping import Columns, Keeper, Keeping, Stored, columns_schema, last_watermark
 from sabot.operators.keyed import CountAggregate
 from sabot.operators.panes import PANE_COLUMN, TimeWindow, WindowShape
+from sabot.operators.readers import Readers, calls_of, window_of
 from sabot.operators.sessions import SessionAggregate, time_index, window_words
 from sabot.operators.sites import Places, Site
 from sabot.state.tables import TableStore
 
-__all__ = ["PLACES", "WindowAggregate"]
+__all__ = ["PLACES", "READERS", "WindowAggregate"]
 
 _MOST_NUMBERS = 2**30  # for panes in a SlidingTable, until it begins again
 _INT64 = pa.int64()
@@ -478,3 +479,11 @@ def _in_two_phases(node: nodes.AggregateWindow, window: TimeWindow, site: Site) 
 
 
 PLACES: Places = {nodes.AggregateWindow: place_window}
+
+
+def _read_with(reader: Mapping[str, Any]) -> Operator:
+    lateness = reader["allowed_lateness"]
+    return WindowAggregate(window_of(reader), reader["keys"], calls_of(reader), allowed_lateness_ms=lateness)
+
+
+READERS: Readers = dict.fromkeys(["window", "tumbling", "hopping", "cumulative"], _read_with)

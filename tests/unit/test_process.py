@@ -743,7 +743,7 @@ def test_state_is_no_larger_than_what_has_not_expired(run: Any, disk: bool) -> N
         made.checkpoint()
     saved = made.checkpoint()
     reader = saved[0].facts["reader"]
-    copy_ = saved_process(reader, schema_of_text(reader["input"]))
+    copy_ = saved_process(reader)
     copy_.open(OperatorContext(schema_of_text(reader["input"])))
     copy_.restore(saved)
     rows = sum(piece.num_rows for piece in copy_.contents())
@@ -1042,7 +1042,7 @@ def test_state_is_read_from_outside(run: Any, disk: bool) -> None:
         (None, {("a", "count", "5"), ("b", "count", "2"), ("b", "fields", '[[1,{"at":1}]]'), ("b", "seen", "[[8,1]]")}),
         (hash_columns([pa.array(["a"])])[0], {("a", "count", "5")}),
     ]:
-        reader = saved_process(facts["reader"], keys)
+        reader = saved_process(facts["reader"])
         context = OperatorContext(keys)
         if only is not None:
             context.only = lambda hashes, only=only: pc.equal(hashes, only)  # type: ignore[misc]
