@@ -1,4 +1,5 @@
-"""The contract of a step of a compiled chain. What is written here holds for every operator of a stream.
+"""The contract of a step of a compiled chain. What is written here holds for every operator of a stream;
+`tests/contracts/test_operator_contract.py` checks it for each of `operator_cases`, where a new operator needs a case.
 
 A chain is a list of operators in one subtask: plain calls, no queue. One thread owns it and makes all calls, in this order:
 

@@ -492,3 +492,22 @@ CASES = [
         right_schema=RIGHT_CHANGES,
     ),
 ]
+
+LATE_CASES = [  # what they make depends on where the watermark stands, so only equal runs can be compared
+    Case(
+        "window, lateness",
+        lambda: WindowAggregate(WINDOWS["hopping"], ["user"], CALLS, allowed_lateness_ms=100),
+        APPEND,
+    ),
+    Case(
+        "window, early results",
+        lambda: WindowAggregate(WINDOWS["cumulative"], ["user"], CALLS, emit_every_ms=70),
+        APPEND,
+    ),
+    Case("session, lateness", lambda: SessionAggregate(25, ["user"], CALLS, allowed_lateness_ms=100), APPEND),
+    Case(
+        "top_n of a window, lateness",
+        lambda: WindowTopN(WINDOWS["hopping"], ["user"], 2, [("x", True)], allowed_lateness_ms=100),
+        APPEND,
+    ),
+]

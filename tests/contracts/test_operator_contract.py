@@ -11,13 +11,14 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from operator_cases import CASES, Case, Row
+from operator_cases import CASES, LATE_CASES, Case, Row
 from operator_run import Loop, OperatorRun
 
 import sabot.operators
@@ -186,6 +187,33 @@ def test_any_place_of_the_barrier_gives_the_same_rows(case: Case, budget: int | 
     run = Run(case, folder, budget=budget)
     drive(run, random.Random(f"barrier {budget}"), barriers=True)
     check(case, run, once)
+
+
+@pytest.mark.parametrize("case", [*CASES, *LATE_CASES], ids=lambda case: case.name)
+def test_barriers_change_nothing_where_rows_are_late(case: Case, folder: Path) -> None:
+    """The watermark runs ahead of the rows. The same input, with a barrier and a restore after every batch and without: the same rows come
+    out, and the same leave as late ones.
+    """
+    case = replace(case, punctual=False)  # a row that is late makes rows below the watermark
+    rng = random.Random("late")
+    given = pieces(case, rng)
+    ahead = [rng.choice([None, -60, 0, 40]) for _ in given]
+    found = []
+    for barriers in (False, True):
+        run, passed, seen = Run(case, folder / str(barriers)), 0, 0
+        for piece, by in zip(given, ahead, strict=True):
+            run.give(piece)
+            seen = max(seen, *(row[TIME_COLUMN] for row in piece[1]))
+            if by is not None and seen + by > passed:
+                passed = seen + by
+                run.advance(passed)
+            if barriers:
+                run.restart(1)
+                run.poll(0)
+        run.end()
+        found.append((came_of(run), Counter(map(repr, run.late))))
+        run.stop()
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("budget", [None, BUDGET], ids=["memory", "directory"])
