@@ -343,3 +343,20 @@ def test_cells_run_in_the_repl_of_asyncio(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert re.findall(r"(?:one|two) 7", done.stdout) == ["one 7", "two 7"]
+
+
+def test_the_code_of_a_step_is_shown_as_it_is() -> None:
+    """ARCHITECTURE.md, "Adding a step": each line of its blocks stands in the file that is named above it, in this order; … is what is
+    left out.
+    """
+    section = (ROOT / "ARCHITECTURE.md").read_text().split("## Adding a step\n")[1].split("\n## ")[0]
+    shown = re.findall(r"^`(sabot/[\w/]+\.py)`\n\n```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert [path for path, _ in shown[:3]] == [
+        "sabot/api/nodes/keyed.py",
+        "sabot/api/stream/keyed.py",
+        "sabot/operators/ranked.py",
+    ]
+    for path, text in shown:
+        there = iter((ROOT / path).read_text().splitlines())
+        lines = [line for line in text.splitlines() if line.strip() not in ("", "…")]
+        assert [line for line in lines if line not in there] == [], path
