@@ -488,7 +488,7 @@ class App:
             checkpoints   completed, failed, last_id, last_seconds, last_bytes, in_flight, last_error
             state         of the backend: keys, bytes, and with RocksDB what is cached and dirty
             sources       by "agent id/topic": rows_in, ended, lag (by "topic[partition]"), channel
-            operators     by agent id: rows and bytes that wait in its lanes, rows_out, batches, batch_seconds_total
+            operators     by agent id: rows and bytes that wait in its lanes, limit, overloads, rows_out, batches, batch_seconds_total
             sinks         by name: rows_out, waiting, channel
             streams       by task of a stage: batches, watermark_ms, its input and operators; after a run those of its end
             gate          inputs, and how many are ended, idle or held back; barriers_total, aborts_total

@@ -8,7 +8,7 @@ cache      equal questions asked once, answers kept
 handover   calls of an operator that has a thread of its own
 """
 
-from sabot.calls.crew import Calls, Crew, Resume, Worker, awaitable
+from sabot.calls.crew import Calls, Crew, Worker
 from sabot.calls.options import CallOptions, Retry
 
-__all__ = ["CallOptions", "Calls", "Crew", "Resume", "Retry", "Worker", "awaitable"]
+__all__ = ["CallOptions", "Calls", "Crew", "Retry", "Worker"]

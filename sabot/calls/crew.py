@@ -13,7 +13,6 @@ Workers share one queue; or each has a queue of its own, so that what goes into 
 
 import asyncio
 import contextvars
-import inspect
 import logging
 import math
 from collections import deque
@@ -28,7 +27,7 @@ from sabot.errors import Overloaded, SabotError
 from sabot.exits import EXITS
 from sabot.watch import guarded
 
-__all__ = ["CANCEL_SECONDS", "Calls", "Crew", "Resume", "Worker", "awaitable"]
+__all__ = ["CANCEL_SECONDS", "Calls", "Crew", "Worker"]
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ class Calls(Protocol[T_contra]):
         """A callback of the crew has ended unexpectedly."""
 
 
-class Resume:
+class _Resume:
     """Goes on awaiting a coroutine that was begun by hand, in its own context; everything else is the task's that awaits it."""
 
     __slots__ = ("_coroutine", "_run", "_waiting")
@@ -97,17 +96,6 @@ class Resume:
                     waiting = run(coroutine.send, sent)
         except StopIteration as stop:
             return stop.value
-
-
-def awaitable(value: Any) -> tuple[Any, bool]:
-    """What a function gave -> (a coroutine, True) if it is to be awaited, (the value, False) if not."""
-    if value is None or not inspect.isawaitable(value):
-        return value, False
-    return (value if hasattr(value, "send") else _awaited(value)), True
-
-
-async def _awaited(value: Awaitable[Any]) -> Any:
-    return await value
 
 
 class Worker(Generic[T]):
@@ -332,7 +320,7 @@ class Crew(Generic[T]):
                     except StopIteration as stop:
                         value = stop.value
                     else:
-                        value = await Resume(run, value, waiting)
+                        value = await _Resume(run, value, waiting)
                         now = monotonic()
                         slice_end = now + _SLICE_SECONDS
                 if value is not None:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
-__all__ = ["behind", "each_piece", "gives_pieces"]
+__all__ = ["awaitable", "behind", "each_piece", "gives_pieces"]
 
 T = TypeVar("T")
 
@@ -33,3 +33,14 @@ async def each_piece(pieces: AsyncGenerator[T, None], take: Callable[[T], Awaita
                 await room
     finally:
         await pieces.aclose()
+
+
+def awaitable(value: Any) -> tuple[Any, bool]:
+    """What a function gave -> (a coroutine, True) if it is to be awaited, (the value, False) if not."""
+    if value is None or not inspect.isawaitable(value):
+        return value, False
+    return (value if hasattr(value, "send") else _awaited(value)), True
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value

@@ -320,7 +320,9 @@ class AgentOperator(ABC):
         return 0 if self._results is None else self._results.rows_total
 
     def statistics(self) -> dict[str, Any]:
-        """Rows and bytes that wait in the lanes, and their bounds; rows_out; batches that have ended, and how long all took."""
+        """Rows and bytes that wait in the lanes, and their bounds; how many lanes may call now (limit), how often a service was overloaded;
+        rows_out; batches that have ended, and how long all took.
+        """
         batches = self._batch_seconds.statistics()
         return {
             "rows": self._pending_rows,
@@ -328,6 +330,8 @@ class AgentOperator(ABC):
             "capacity_rows": self._capacity_rows,
             "capacity_bytes": self._capacity_bytes,
             "lanes": len(self._lanes),
+            "limit": self._crew.limit,
+            "overloads": self._crew.overloads,
             "rows_out": self.rows_out,
             "batches": int(batches["count"]),
             "batch_seconds_total": batches["seconds_total"],

@@ -10,7 +10,7 @@ from sabot._cython.batch import Batch, normalise
 from sabot._cython.border import validate
 from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext
-from sabot.calls import awaitable
+from sabot.calls.functions import awaitable
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA, to_records
 from sabot.connectors.base import Sink

@@ -14,8 +14,8 @@ from sabot._cython.partition import hash_rows
 from sabot._cython.rows import state_key
 from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext, Message
-from sabot.calls import Worker, awaitable
-from sabot.calls.functions import behind, each_piece
+from sabot.calls import Worker
+from sabot.calls.functions import awaitable, behind, each_piece
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import Headers, decode_json, encode_json, to_records
 from sabot.errors import UNREADABLE, DataError
