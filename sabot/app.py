@@ -13,9 +13,10 @@ import pyarrow as pa
 from sabot._cython.partition import KEY_GROUPS
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AGENT_OPTIONS, AgentSpec
+from sabot.api.arguments import Schema
 from sabot.api.nodes.changes import Upsert
 from sabot.api.nodes.node import Node
-from sabot.api.nodes.read import Read, Schema, TableFormat, Write, read_node
+from sabot.api.nodes.read import Read, TableFormat, Write, read_node
 from sabot.api.stream import Stream
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from sabot.api.expr import as_type
 from sabot.calls import CallOptions, Retry
 from sabot.config import NAME_BYTES, Duration, checked_name
 from sabot.connectors.base import Delivery, Sink, Source, check_delivery, check_input, check_sink
@@ -121,21 +122,18 @@ class AgentSpec:
         return tuple(t if isinstance(t, str) else t.name for t in self.inputs)
 
 
-_type_named: Any = pa.type_for_alias
-
-
 AGENT_OPTIONS = sorted((AgentSpec.of.__kwdefaults__ or {}).keys() - {"name"})
 """What `@app.agent` takes beside topic and name."""
 
 
 def as_schema(schema: pa.Schema | dict[str, str], *, where: str) -> pa.Schema:
-    """`pa.Schema`, or `{"name": "type"}` with Arrow's type names ("int64", "string", "float64", "bool", …)."""
+    """A pa.Schema as it is, or {"name": type}, as in `arguments.schema_of`; the error names the column."""
     if isinstance(schema, pa.Schema):
         return schema
     fields = []
     for name, kind in schema.items():
         try:
-            fields.append(pa.field(name, _type_named(kind) if isinstance(kind, str) else kind))
-        except (ValueError, TypeError) as error:
+            fields.append(pa.field(name, as_type(kind)))
+        except (UserError, TypeError) as error:
             raise UserError(f"{where}: schema: column {name!r} has unknown type {kind!r}") from error
     return pa.schema(fields)

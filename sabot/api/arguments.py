@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
+
+import pyarrow as pa
 
 from sabot.api.aggregates import Aggregate
-from sabot.api.expr import Expr, col
+from sabot.api.expr import Expr, as_type, col
 from sabot.config import Duration, is_whole, parse_ms
 from sabot.errors import UserError
 
 __all__ = [
+    "Schema",
     "aggregates_of_keywords",
     "column_names",
     "expression_of",
@@ -22,8 +25,11 @@ __all__ = [
     "one_of",
     "optional_ms",
     "order_of",
+    "schema_of",
     "whole_ms",
 ]
+
+Schema: TypeAlias = pa.Schema | Mapping[str, Any]
 
 
 def one_of(what: str, value: Any, among: Sequence[str]) -> Any:
@@ -93,6 +99,17 @@ def order_of(where: str, n: Any, by: Any, descending: Any) -> tuple[int, tuple[t
     if len(ways) != len(names):
         raise UserError(f"{where}: {len(ways)} directions for {len(names)} columns", hint="descending=[True, False]")
     return n, tuple(zip(names, map(bool, ways), strict=True))
+
+
+def schema_of(schema: Schema, said: str = "schema") -> pa.Schema:
+    """A pa.Schema as it is, or {"name": type} with pyarrow's or Python's names of types. Raises UserError, which says it as `said`."""
+    if isinstance(schema, pa.Schema):
+        return schema
+    if not isinstance(schema, Mapping):
+        raise UserError(
+            f"{said}={schema!r} is no schema", hint='{"account": "string", "amount": "float64"}, or a pa.Schema'
+        )
+    return pa.schema([pa.field(str(name), as_type(kind)) for name, kind in schema.items()])
 
 
 def whole_ms(value: Duration, name: str) -> int:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import pyarrow as pa
 
-from sabot.api.expr import as_type
+from sabot.api.arguments import schema_of
 from sabot.api.words import name_of
 from sabot.config import Duration, checked_name, parse_ms
 from sabot.errors import UserError
@@ -313,13 +313,7 @@ def _method(whole: Any, name: str) -> Callable[..., Any] | None:
 
 
 def _schema(name: str, what: str, given: Any) -> pa.Schema:
-    if isinstance(given, pa.Schema):
-        schema = pa.schema([(field.name, field.type) for field in given])
-    elif isinstance(given, Mapping):
-        schema = pa.schema([pa.field(str(column), as_type(kind)) for column, kind in given.items()])
-    else:
-        hint = '{"account": "string", "amount": "float64"}, or a pa.Schema'
-        raise UserError(f"{name}: {what}={given!r} is no schema", hint=hint)
+    schema = pa.schema([(field.name, field.type) for field in schema_of(given, f"{name}: {what}")])
     if not len(schema):
         raise UserError(f"{name}: {what} has no columns")
     for column in schema.names:

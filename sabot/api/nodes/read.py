@@ -1,21 +1,18 @@
 """Where rows come in, and where they go out."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
 import pyarrow as pa
 
-from sabot.api.expr import as_type
+from sabot.api.arguments import Schema, schema_of
 from sabot.api.nodes.node import Node, check_columns, walk
 from sabot.config import Duration, parse_ms
 from sabot.connectors.base import Delivery, Sink, Source, check_input, check_sink
 from sabot.errors import SabotError, UserError
 
-__all__ = ["Read", "Schema", "TableFormat", "Write", "read_node", "schema_of"]
-
-Schema: TypeAlias = pa.Schema | Mapping[str, Any]
+__all__ = ["Read", "TableFormat", "Write", "read_node"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ def read_node(
     check_sink(dead_letter, "stream: dead_letter")
     if time is not None and not isinstance(time, str):
         raise UserError(f"stream: time={time!r} is no name of a column", hint='time="ts"')
-    known = schema_of(schema)
+    known = None if schema is None else schema_of(schema)
     if time is not None and known is not None and time not in known.names:
         raise UserError(f"stream: time={time!r} is none of the columns {known.names}")
     lateness_ms, idle_ms = (parse_ms(each, name=name) for each, name in ((lateness, "lateness"), (idle, "idle")))
@@ -117,14 +114,3 @@ def only_source(node: Node) -> str:
     """The name of the one source that the rows of this step come from: a topic, a path. "": there are several."""
     names = {each.name for each in walk([node]) if isinstance(each, Read)}
     return names.pop() if len(names) == 1 else ""
-
-
-def schema_of(schema: Schema | None) -> pa.Schema | None:
-    """A pa.Schema, or {"name": "type"} with pyarrow's names of types."""
-    if schema is None or isinstance(schema, pa.Schema):
-        return schema
-    if not isinstance(schema, Mapping):
-        raise UserError(
-            f"schema={schema!r} is no schema", hint='{"account": "string", "amount": "float64"}, or a pa.Schema'
-        )
-    return pa.schema([pa.field(str(name), as_type(kind)) for name, kind in schema.items()])

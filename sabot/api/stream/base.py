@@ -17,12 +17,14 @@ import pyarrow as pa
 
 from sabot.api.aggregates import Aggregate
 from sabot.api.arguments import (
+    Schema,
     column_names,
     expression_of,
     flat,
     function_of,
     join_keys,
     named_columns_of,
+    schema_of,
 )
 from sabot.api.calls import AsyncCall
 from sabot.api.describe import aggregates_of, table_of
@@ -32,7 +34,7 @@ from sabot.api.nodes.changes import Changelog, Materialize, Upsert
 from sabot.api.nodes.functions import Connect, Process, Side
 from sabot.api.nodes.joins import JoinHow
 from sabot.api.nodes.node import Node, check_columns
-from sabot.api.nodes.read import Schema, Write, schema_of
+from sabot.api.nodes.read import Write
 from sabot.api.nodes.rows import (
     Broadcast,
     Drop,
@@ -142,13 +144,13 @@ class Stream:
         schema: of what it gives; without one it is called with an empty batch, once, to see. Where windows follow, event time is
         read again from its column if that is there, else the number of rows must stay the same.
         """
-        return self._then(MapBatches(self._node, function_of(function, "map_batches"), schema_of(schema)))
+        return self._then(
+            MapBatches(self._node, function_of(function, "map_batches"), None if schema is None else schema_of(schema))
+        )
 
     def flat_map(self, function: Callable[[dict[str, Any]], Any], *, schema: Schema) -> "Stream":
         """`function(row: dict)` -> an iterable of dicts. A Python call for each row: prefer `map_batches`."""
-        known = schema_of(schema)
-        assert known is not None
-        return self._then(FlatMap(self._node, function_of(function, "flat_map"), known))
+        return self._then(FlatMap(self._node, function_of(function, "flat_map"), schema_of(schema)))
 
     def union(self, *others: "Stream") -> "Stream":
         """The rows of this stream and of the others; their columns are the same, in the same order."""

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sabot.api.arguments import Schema
 from sabot.api.nodes.functions import Connect
 from sabot.api.nodes.node import Node
-from sabot.api.nodes.read import Schema
 from sabot.api.nodes.rows import (
     Broadcast,
 )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sabot.api.aggregates import Aggregate
 from sabot.api.arguments import (
+    Schema,
     aggregates_of_keywords,
     function_of,
     one_of,
@@ -17,7 +18,6 @@ from sabot.api.nodes.functions import Process
 from sabot.api.nodes.keyed import Deduplicate, Over, Reduce, RunningAggregate, Ties, TopN
 from sabot.api.nodes.node import check_columns
 from sabot.api.nodes.patterns import Match
-from sabot.api.nodes.read import Schema
 from sabot.api.nodes.rows import (
     Broadcast,
 )
