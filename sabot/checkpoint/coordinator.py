@@ -20,6 +20,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -125,6 +126,9 @@ class Coordinator:
         self.storage = storage
         self.delivery: SavedOutput | None = None  # the output that is saved with each checkpoint
         self.on_complete: list[Callable[[Manifest], None]] = []
+        self.on_retained: list[
+            Callable[[int], None]
+        ] = []  # the oldest checkpoint that is left: what only older ones need may go
         self.on_failed: Callable[[], None] = lambda: None
         self.on_lost: Callable[[SabotError], None] = lambda error: None  # another worker has taken the job over
         self.on_broken: Callable[[SabotError], None] = _told  # no checkpoint can be made any more
@@ -145,6 +149,7 @@ class Coordinator:
         self._in_flight: _InFlight | None = None
         self._outcomes: OrderedDict[int, Manifest | CheckpointFailed] = OrderedDict()
         self._waiters: dict[int, list[asyncio.Future[None]]] = {}
+        self._oldest: int | None = None  # the oldest checkpoint that is left; None: not known
         self._completed = self._failed = self._last_completed = self._last_bytes = 0
         self._last_seconds = 0.0
         self._last_error = ""
@@ -432,7 +437,8 @@ class Coordinator:
                         await save_state(snapshot.states[state], directory / path)
                 blobs.update((directory / path, snapshot.files[file]) for file, path in stored.files.items())
             links = {directory / path: file for path, file in parts.items()}
-            return await aside(_finish, storage, manifest, blobs, links)
+            manifest, self._oldest = await aside(_finish, storage, manifest, blobs, links)
+            return manifest
 
     def _manifest(self, flight: _InFlight) -> tuple[Manifest, dict[str, Path]]:
         """What it says, but for its files; and files of output, by their path in the checkpoint."""
@@ -469,9 +475,12 @@ class Coordinator:
         self._last_bytes = manifest.nbytes
         if self.delivery is not None and manifest.place is not None:  # one of no task is stored nowhere
             self.delivery.release(manifest)
-        for callback in list(self.on_complete):
+        told: list[Callable[[], None]] = [partial(callback, manifest) for callback in self.on_complete]
+        if self._oldest is not None:
+            told += [partial(callback, self._oldest) for callback in self.on_retained]
+        for tell in told:
             try:
-                callback(manifest)
+                tell()
             except Exception:  # the checkpoint is safe all the same, and the other sources commit theirs
                 _log.exception("checkpoint %d is complete, but a callback failed", flight.checkpoint_id)
         self._end(flight, manifest)
@@ -534,13 +543,14 @@ class Coordinator:
         self._refused = ""
 
     def statistics(self) -> dict[str, Any]:
-        """Counts since the start; the last complete checkpoint's id, seconds and bytes; `in_flight`: an id, 0 for none."""
+        """Counts since the start; the last complete one's id, seconds and bytes; `oldest_id`: of those left. An id is 0 for none."""
         return {
             "completed": self._completed,
             "failed": self._failed,
             "last_id": self._last_completed,
             "last_seconds": self._last_seconds,
             "last_bytes": self._last_bytes,
+            "oldest_id": self._oldest or 0,
             "in_flight": self._in_flight.checkpoint_id if self._in_flight is not None else 0,
             "last_error": self._last_error,
         }
@@ -578,8 +588,8 @@ def _path(index: int, name: str) -> str:
 
 def _finish(
     storage: CheckpointStorage, manifest: Manifest, blobs: Mapping[Path, bytes], links: Mapping[Path, Path]
-) -> Manifest:
-    """The blocking end of a checkpoint, in a thread."""
+) -> tuple[Manifest, int | None]:
+    """The blocking end of a checkpoint, in a thread; -> its manifest, and the oldest checkpoint that is left (None: not known)."""
     for path, file in links.items():
         make_folder(path.parent)
         link_or_copy(file, path)
@@ -589,7 +599,7 @@ def _finish(
             out.write(blob)
     manifest = storage.commit(manifest.checkpoint_id, manifest)
     try:
-        storage.drop_old()
+        return manifest, storage.drop_old()
     except OSError as error:  # the new one is safe; the old ones are tried again with the next
         _log.warning("old checkpoints in %s could not be removed: %s", storage.directory, error)
-    return manifest
+    return manifest, None

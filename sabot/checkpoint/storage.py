@@ -374,8 +374,11 @@ class CheckpointStorage:
             self.lock()
             return Path(tempfile.mkdtemp(prefix="kept-", dir=self._place.scratch))
 
-    def drop_old(self) -> None:
-        """Removes all but the newest `retain` checkpoints, and the files that none of the others lists."""
+    def drop_old(self) -> int | None:
+        """Removes all but the newest `retain` checkpoints, and the files that none of the others lists.
+
+        -> the id of the oldest that is left, to which a start can still go back; None: there is none. Savepoints elsewhere do not count.
+        """
         with self._exclusive:
             self.lock()
             self._learn_all()
@@ -384,6 +387,8 @@ class CheckpointStorage:
                 {*self._known, *self._unreadable}, self._claims_seen, self._claim, self.retain, set(self._pinned)
             )
             self._drop(gone)
+            left = {mark.checkpoint_id for mark in self._known} | {mark.checkpoint_id for mark in self._unreadable}
+            return min(left, default=None)
 
     def clear(self) -> None:
         """Forgets all checkpoints: the job starts afresh, in a new generation. It is done wholly or not at all."""

@@ -160,6 +160,12 @@ class Operator:
         """Nothing is in flight. The end of the input waits for that."""
         return True
 
+    def flush(self) -> None:
+        """At a barrier, before any `snapshot` of the chain: what must be safe outside before the task acknowledges is, when it returns.
+
+        May block. What it raises ends the task.
+        """
+
     def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         """At a barrier: (facts for the manifest, JSON values; what must be saved beside it). Must be quick: it stops the rows."""
         return {}, None

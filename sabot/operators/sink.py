@@ -18,7 +18,6 @@ from sabot.operators.base import (
     TIME_COLUMN,
     UPDATE_AFTER,
     UPDATE_BEFORE,
-    Cut,
     Operator,
     OperatorContext,
     without_marks,
@@ -100,11 +99,10 @@ class SinkWriter(Operator):
             self.sink.write(Batch(data, None, batch.topic))
         self.rows_out += data.num_rows
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
+    def flush(self) -> None:
         with self._named():
             self.sink.flush()
         self.sealed = self.sink.sealed
-        return {}, None
 
     def finish(self) -> None:
         with self._named():

@@ -259,7 +259,7 @@ class AgentJob:
             port = own = AgentSink(writer, self._loop, clock)
             own.on_broken = self.task.sink_broke
         self._sinks[place] = port
-        self.task.sinks.append(port)
+        self.task.add_sink(port)
         return port
 
     async def _open_sinks(self) -> None:

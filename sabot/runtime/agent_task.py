@@ -30,7 +30,7 @@ from sabot.metrics import Sample
 from sabot.operators import AgentOperator
 from sabot.runtime.feeding import AgentSource
 from sabot.runtime.reading import Reader
-from sabot.runtime.writing import AgentSink, SinkPort
+from sabot.runtime.writing import AgentSink, Flushes, SinkPort
 from sabot.state import HeldWrites, Snapshot, StateBackend
 from sabot.state.base import Cut, LocalBackend
 from sabot.watch import watched
@@ -90,6 +90,9 @@ class AgentTask:
         self.state = backend if backend is None or at_once else HeldWrites(backend)  # what agents read and write
         self.operators: dict[str, AgentOperator] = {}  # upstream before downstream
         self.sinks: list[SinkPort] = []
+        self.flushes: list[
+            Flushes
+        ] = []  # whom a barrier waits for: the sinks, and who else must be safe before it is acknowledged
         self.sources: list[AgentSource] = []
         self.ended = False
         self.cut_seconds = 0.0  # how long the last barrier held the event loop up
@@ -110,6 +113,11 @@ class AgentTask:
         """Its rows go to its operator; before `run`."""
         self.sources.append(source)
         source.on_broken = self._source_broke
+
+    def add_sink(self, sink: SinkPort) -> None:
+        """Agents write into this sink; before `run`."""
+        self.sinks.append(sink)
+        self.flushes.append(sink)
 
     def open_gate(self) -> None:
         """All sources are connected."""
@@ -259,7 +267,7 @@ class AgentTask:
             for operator in self.operators.values():
                 operator.ship()
             self._refuse_hung()
-            flushes = [sink.barrier(checkpoint_id) for sink in self.sinks]
+            flushes = [each.barrier(checkpoint_id) for each in self.flushes]
             snapshot = self._snapshot()
             state = self._cut_state()
         except Exception as error:
@@ -299,7 +307,7 @@ class AgentTask:
         state: "Cut | asyncio.Future[Snapshot] | None",
         flushes: list[asyncio.Future[Mapping[str, int]]],
     ) -> None:
-        """The cut is complete when a user's own backend has taken its snapshot, and every sink has flushed what was put before it."""
+        """The cut is complete when a user's own backend has taken its snapshot, and all `flushes` are done."""
         parts: list[asyncio.Future[Any]] = [*([state] if isinstance(state, asyncio.Future) else []), *flushes]
         try:
             results = await asyncio.shield(asyncio.gather(*parts, return_exceptions=True))
@@ -338,7 +346,7 @@ class AgentTask:
         )
         if behind:
             parts.append(f"no barrier yet from {', '.join(behind)}")
-        parts += [f"sink {sink.name} has not flushed" for sink in self.sinks if sink.flushing]
+        parts += [f"{each.what} has not flushed" for each in self.flushes if each.flushing]
         return "; ".join(parts)
 
     def inject(self, checkpoint_id: int) -> None:

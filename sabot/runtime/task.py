@@ -403,6 +403,8 @@ class StreamTask:
         self._coordinator.acknowledge(barrier.checkpoint_id, self.name, snapshot)
 
     def _snapshot(self) -> TaskSnapshot:
+        for operator in self.chain.operators:
+            operator.flush()
         facts: dict[str, Any] = {}
         states: dict[str, Cut] = {}
         for operator in self.chain.operators:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -27,7 +27,7 @@ from sabot.runtime.inputs import GateInput
 from sabot.runtime.task import Chain, Link, StreamTask, close_tasks, refused
 from sabot.threads import Handle, aside, tell
 
-__all__ = ["AgentSink", "SinkPort", "open_writer"]
+__all__ = ["AgentSink", "Flushes", "SinkPort", "open_writer"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +45,23 @@ def open_writer(writer: SinkWriter, columns: Sequence[pa.Schema] = (), input: pa
         if isinstance(error, SabotError):  # not from itself: whoever follows its causes would not come to an end
             raise
         raise refused(f"sink {writer.sink.name}", error) from error
+
+
+class Flushes(Protocol):
+    """Somebody who must have flushed before the agent task acknowledges a barrier: a sink that agents write, a journal."""
+
+    @property
+    def what(self) -> str:
+        """For messages: "sink alerts"."""
+
+    @property
+    def flushing(self) -> bool:
+        """A barrier is under way."""
+
+    def barrier(self, checkpoint_id: int) -> asyncio.Future[Mapping[str, int]]:
+        """In the moment of the cut, on the event loop. Done when all that came before is safe; -> by lane of exactly-once output the last
+        part before the barrier. What it raises is why the checkpoint is declined.
+        """
 
 
 class SinkPort:
@@ -124,6 +141,11 @@ class SinkPort:
                 waiter.set_result(None)
 
     # -- barriers, and the end ----------------------------------------------------------------------------------------
+
+    @property
+    def what(self) -> str:
+        """For messages."""
+        return f"sink {self.name}"
 
     @property
     def flushing(self) -> bool:

@@ -109,7 +109,7 @@ def test_a_topic_of_changes_is_compacted_and_reads_back_as_their_table(place: Pl
     writer.open(OperatorContext(MARKED))
     for data in batches(told, 37):
         writer.process(Batch(data))
-    writer.snapshot()
+    writer.flush()
     writer.close()
     assert setting(place, topic, "cleanup.policy") == "compact"
     records = place.read(topic)

@@ -327,7 +327,7 @@ def test_the_writer_leaves_out_what_was_before_and_event_time() -> None:
     timed = batch(changes).append_column(TIME_COLUMN, pa.array([1, 2, 3, 4]))
     operator.process(Batch(timed.slice(0, 1)))
     operator.process(Batch(timed).with_selection(pa.array([1, 2], pa.int32())))
-    operator.snapshot()
+    operator.flush()
     assert [row[OP_COLUMN] for row in sink.rows] == [INSERT, UPDATE_AFTER]
     assert sink.rows[1] == {"region": "north", "n": 2, "day": 1, "x": 0.5, OP_COLUMN: UPDATE_AFTER}
     assert sink.current == [{"region": "north", "n": 2, "day": 1, "x": 0.5}]
@@ -353,10 +353,10 @@ def test_a_row_that_a_filter_lets_go_ends_though_its_update_is_not_there() -> No
         (UPDATE_BEFORE, "b", 2, 1, None),
     ]
     operator.process(Batch(batch(pairs)).with_selection(pa.array([0, 1, 2, 5], pa.int32())))
-    operator.snapshot()
+    operator.flush()
     assert [(row["region"], row[OP_COLUMN]) for row in sink.rows] == [("a", 0), ("b", 0), ("a", 3), ("b", 2)]
     operator.process(Batch(batch(pairs[-1:])))
-    operator.snapshot()
+    operator.flush()
     assert sink.current == []
 
 

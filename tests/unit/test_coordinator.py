@@ -140,6 +140,7 @@ async def test_all_cuts_become_one_checkpoint_on_the_disk(tmp_path: Path) -> Non
         "last_id": 1,
         "last_seconds": 2.0,
         "last_bytes": 14,
+        "oldest_id": 1,
         "in_flight": 0,
         "last_error": "",
     }
@@ -153,6 +154,37 @@ async def test_without_storage_the_cuts_are_discarded_and_the_manifest_has_no_pa
     manifest = await coordinator.wait(1)
     assert (manifest.path, manifest.tasks["a"].meta) == (None, {"offset": 3})
     assert (state.saved, state.discarded) == (0, 1)
+
+
+async def test_who_keeps_a_log_hears_which_checkpoint_is_the_oldest(tmp_path: Path) -> None:
+    """What only older checkpoints need may go then, not before: a start may go back to any that is left."""
+    storage = CheckpointStorage(tmp_path, retain=2)
+    coordinator = Coordinator(storage)
+    oldest: list[int] = []
+    coordinator.on_retained.append(oldest.append)
+    Job(coordinator, "a")
+    for number in range(1, 5):
+        coordinator.acknowledge(coordinator.trigger(), "a", cut(number))
+        await coordinator.wait(number)
+    assert oldest == [1, 1, 2, 3]
+    assert names(tmp_path) == ["0000000003", "0000000004"]
+    assert coordinator.statistics()["oldest_id"] == 3
+    with storage.pinned(storage.latest()):  # as while it is copied to be a savepoint
+        for number in range(5, 8):
+            coordinator.acknowledge(coordinator.trigger(), "a", cut(number))
+            await coordinator.wait(number)
+    assert oldest[4:] == [4, 4, 4]
+    await coordinator.close()
+
+
+async def test_nobody_hears_of_an_oldest_checkpoint_where_none_is_kept() -> None:
+    coordinator = Coordinator()
+    oldest: list[int] = []
+    coordinator.on_retained.append(oldest.append)
+    Job(coordinator, "a")
+    coordinator.acknowledge(coordinator.trigger(), "a", cut(1))
+    await coordinator.wait(1)
+    assert oldest == []
 
 
 async def test_ids_go_on_after_a_restart_and_old_checkpoints_are_dropped(tmp_path: Path) -> None:
