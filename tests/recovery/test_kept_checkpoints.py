@@ -13,6 +13,10 @@ import pytest
 from agent_tools import checkpoint
 from kept_jobs import HALF, JOBS, RESTORED_S, WRITTEN_S, Job, Scene, contents, finish, publish
 
+from sabot.api.nodes.read import Read
+from sabot.checkpoint import CheckpointStorage
+from sabot.plan import make_plan, walk, with_schemas
+from sabot.plan.against import compare, planned
 from sabot.testing import lives
 
 pytestmark = pytest.mark.integration
@@ -78,6 +82,22 @@ each_way = pytest.mark.parametrize(
 @each_job
 def test_what_a_kept_checkpoint_holds_is_read_as_it_was(kept: Kept) -> None:
     assert contents(kept.folder / "checkpoints") == kept.state
+
+
+@each_job
+def test_the_plan_of_its_program_takes_over_all_state_of_a_kept_checkpoint(kept: Kept) -> None:
+    """Also of operators that nobody has named: they are known by what their rows have gone through."""
+    app = kept.job.app(kept.scene, kept.folder, WRITTEN_S)
+    writes = app.agent_runtime.writes
+    reads = [node for node in walk(writes) if isinstance(node, Read)]
+    known = {id(read): read.schema or read.source.infer_schema() for read in reads}
+    plan = make_plan(with_schemas(writes, known), parallelism=kept.job.parallelism)
+    manifest = CheckpointStorage(kept.folder / "checkpoints").latest()
+    assert manifest is not None
+    verdicts = compare(planned(plan), manifest)
+    anew = "key groups are dealt out anew"  # the plan does not know here that the sources of `calls` have one reader
+    assert {each.id: each.why for each in verdicts if each.outcome != "keep" and anew not in each.why} == {}
+    assert len(verdicts) == sum(each["kind"] != "agent" for each in kept.state.values())
 
 
 @each_way

@@ -83,6 +83,17 @@ async def _checkpoint(app: App) -> Any:
     return CheckpointStorage(app.checkpoint_dir).read(checkpoint_id)
 
 
+def pack(folder: Path, target: Path) -> None:
+    """Without times and owners: the same contents are the same bytes."""
+    with tarfile.open(target, "w:xz") as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                entry = tarfile.TarInfo(path.relative_to(folder).as_posix())
+                entry.size = path.stat().st_size
+                with path.open("rb") as file:
+                    archive.addfile(entry, file)
+
+
 def make(job: Job) -> None:
     """One archive and what is to come of it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -102,15 +113,7 @@ def make(job: Job) -> None:
         os.chdir(HERE)
         text = json.dumps({"state": state, "outcome": expected}, indent=1, ensure_ascii=False)
         (image / "expected.json").write_text(text + "\n")
-        with tarfile.open(HERE / f"{job.name}.tar.xz", "w:xz") as archive:
-            for path in sorted(image.rglob("*")):
-                if path.is_file():
-                    entry = tarfile.TarInfo(
-                        path.relative_to(image).as_posix()
-                    )  # without times: the same contents are the same bytes
-                    entry.size = path.stat().st_size
-                    with path.open("rb") as file:
-                        archive.addfile(entry, file)
+        pack(image, HERE / f"{job.name}.tar.xz")
     print(f"{job.name}: {(HERE / f'{job.name}.tar.xz').stat().st_size} bytes; state of {', '.join(state)}")
 
 
