@@ -219,7 +219,10 @@ def next_directory(left, directory):
 
 
 def written(directory, name):
-    return {json.dumps(row, sort_keys=True) for row in read_lines(directory / name)}
+    rows = read_lines(directory / name)
+    if name.startswith("dead-"):  # a letter of a file has the record as it came
+        rows = [json.loads(letter["payload"]) for letter in rows]
+    return as_lines(rows)
 
 
 def as_lines(rows):
