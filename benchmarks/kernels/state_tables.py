@@ -76,7 +76,7 @@ def snapshots(store: TableStore, root: Path, dirty: int) -> dict[str, float]:
         directory = root / f"saved{number}"
         directory.mkdir()
         start = time.perf_counter()
-        _, state = store.snapshot()
+        _, state = store.cut()
         waits.append(time.perf_counter() - start)
         if state is not None:
             state.save(directory)

@@ -258,7 +258,7 @@ class Materialize(Operator):
             yield data.take(pa.array(np.searchsorted(ends, places, side="right")))
 
     def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        facts, state = self._there().snapshot()
+        facts, state = self._there().cut()
         return {**facts, "given": self._given, **self.about_state(self._there().statistics()["groups"])}, state
 
     def restore(self, saved: list[Saved]) -> None:

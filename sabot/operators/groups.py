@@ -592,9 +592,9 @@ class LatestRows(Groups):
     def keeps(self) -> list[Kept]:
         return [Stored("tables", self, folder="")]
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
+    def cut(self) -> tuple[dict[str, Any], Cut | None]:
         """As a store does: the rows at a barrier."""
-        return self._rows.snapshot()
+        return self._rows.cut()
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
         """As a store does; which slot has which row is found anew."""

@@ -111,7 +111,7 @@ class Kept(ABC):
 class Store(Protocol):
     """A TableStore or RowStore."""
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]: ...
+    def cut(self) -> tuple[dict[str, Any], Cut | None]: ...
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None: ...
 
 
@@ -127,7 +127,7 @@ class Stored(Kept):
         self._everywhere = everywhere
 
     def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
-        facts, cut = self._store.snapshot()
+        facts, cut = self._store.cut()
         return {self._name: facts} if self._name else facts, {} if cut is None else {self._folder: cut}
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:

@@ -2,7 +2,7 @@
 
 A checkpoint of a RowStore:
 
-    000000000000-000000262144-7.arrow    a segment: the rows that had these ids, as they were at snapshot 7; then order and id
+    000000000000-000000262144-7.arrow    a segment: the rows that had these ids, as they were at cut 7; then order and id
     alive.arrow                          which of their ids are rows still, and their counts
 
 A segment does not change, so with a directory it is written once, and each later checkpoint has a link to it; what rows have gone
@@ -75,18 +75,18 @@ class RowStore:
         self.table = self._make()
         self._columns = [rows.get_field_index(name) for name in keys]
         self._segments: list[_Segment] = []
-        self._snapshots = 0
+        self._cuts = 0
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
+    def cut(self) -> tuple[dict[str, Any], Cut | None]:
         """The rows as they are now: facts (JSON values), and what is to be saved, which is read while the owner goes on."""
         facts = {"format": _FORMAT, "rows": len(self.table)}
-        self._snapshots += 1
+        self._cuts += 1
         if not len(self.table):
             self._keep([])
             return facts, None
         cut = self.table.cut()
         segments = [
-            piece.segment or _Segment(piece.first, piece.end, piece.alive, self._snapshots, cut, self._directory)
+            piece.segment or _Segment(piece.first, piece.end, piece.alive, self._cuts, cut, self._directory)
             for piece in self._pieces(cut)
         ]
         state = _RowsCut([segment.hold() for segment in segments], cut)
@@ -124,7 +124,7 @@ class RowStore:
                 yield _Piece(first, last, alive, None)
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
-        """What `snapshot` took comes back, with order and counts, not with its ids: one entry for each subtask that was. Before all else.
+        """What `cut` took comes back, with order and counts, not with its ids: one entry for each subtask that was. Before all else.
 
         owned: says by key hashes which rows are this subtask's (without keys they are 0); None: all. Raises CorruptCheckpoint.
         """
@@ -195,14 +195,14 @@ class RowStore:
 
 
 class _Segment:
-    """Rows of a range of ids as they were at a snapshot: in memory until they are written, then in a file.
+    """Rows of a range of ids as they were at a cut: in memory until they are written, then in a file.
 
     Any thread. `hold` says that one more needs it; when all have let it go by `release`, it is gone, its own file too.
     """
 
-    def __init__(self, first: int, end: int, rows: int, snapshot: int, cut: RowCut, directory: Path | None) -> None:
+    def __init__(self, first: int, end: int, rows: int, number: int, cut: RowCut, directory: Path | None) -> None:
         self.first, self.end, self.rows = first, end, rows
-        self._name = f"{first:012d}-{end:012d}-{snapshot}.arrow"
+        self._name = f"{first:012d}-{end:012d}-{number}.arrow"
         self._cut: RowCut | None = cut
         self._directory = directory
         self._holders = 0

@@ -9,8 +9,8 @@
 Files, below the directory of a store; none of them is an authority, and a start removes them:
 
     db/<n>/       the database, made when something is evicted first
-    deltas/       deltas that later snapshots need too
-    cuts/<n>/     the database as it was at a snapshot that is not saved yet
+    deltas/       deltas that later cuts need too
+    cuts/<n>/     the database as it was at a cut that is not saved yet
 """
 
 import math
@@ -58,9 +58,9 @@ class TableStore:
     """The tables of one keyed operator in one subtask, by pane. One owner, the subtask's thread.
 
     Of `memory_budget`, where there is a directory, 0.3 are for the tables; a sixteenth for RocksDB's blocks (the system's file cache
-    has them too); the rest for what a snapshot copies and is not written yet, for what RocksDB needs to find its blocks (about 2
+    has them too); the rest for what a cut copies and is not written yet, for what RocksDB needs to find its blocks (about 2
     bytes a group), and for its compactions. `evictable=False`: all groups stay
-    in memory, whatever they take, and snapshots still write only what changed.
+    in memory, whatever they take, and cuts still write only what changed.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class TableStore:
             if table.gone is not None and len(table.gone) > _GONE_KEYS:
                 self._take_cuts()
                 table.flush_gone()
-            if table.left_more_than_stayed:  # the next snapshot writes all that stayed instead
+            if table.left_more_than_stayed:  # the next cut writes all that stayed instead
                 table.begin(next(self._lives))
         self._touched.clear()
         if (
@@ -211,7 +211,7 @@ class TableStore:
         ):
             self._make_room()
 
-    def snapshot(self) -> tuple[dict[str, Any], TablesCut | None]:
+    def cut(self) -> tuple[dict[str, Any], TablesCut | None]:
         """The tables as they are now: facts (JSON values), and what is to be saved, which is read from them while the owner goes on."""
         if self._directory is None:
             changes = [Change(pane, 0, table.cut()) for pane, table in self._tables.items() if len(table)]
@@ -220,7 +220,7 @@ class TableStore:
             return facts, TablesCut([Delta(1, changes, own=False)]) if changes else None
         tables = self._hot_tables()
         waiting = sum(delta.rows for delta in self._deltas if not delta.written)
-        if waiting > max(CHUNK_ROWS, sum(len(table) for table in tables)):  # none of the last snapshots was saved
+        if waiting > max(CHUNK_ROWS, sum(len(table) for table in tables)):  # none of the last cuts was saved
             for table in tables:
                 table.begin(next(self._lives))
         for table in tables:
@@ -251,7 +251,7 @@ class TableStore:
         return facts, TablesCut(self._deltas, local=self._directory / "deltas", cut=cut, over=over)
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
-        """What `snapshot` took comes back: one entry for each subtask of the job that was. Before anything else is put in.
+        """What `cut` took comes back: one entry for each subtask of the job that was. Before anything else is put in.
 
         owned: says which groups are this subtask's; None: all. Raises CorruptCheckpoint.
         """
@@ -417,7 +417,7 @@ class TableStore:
         return self._database
 
     def _take_cuts(self) -> None:
-        """Before the database changes: it is kept as it was for the snapshots that are not saved yet."""
+        """Before the database changes: it is kept as it was for the cuts that are not saved yet."""
         cuts, self._cuts = self._cuts, []
         for cut in cuts:
             cut.take()

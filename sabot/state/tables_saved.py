@@ -1,7 +1,7 @@
 """What a checkpoint holds of a TableStore.
 
-    000000000007.arrow        a delta: groups as they were at snapshot 7, keys and accumulators
-    000000000007.gone.arrow   its other half: keys of groups that had left the tables since snapshot 6
+    000000000007.arrow        a delta: groups as they were at cut 7, keys and accumulators
+    000000000007.gone.arrow   its other half: keys of groups that had left the tables since cut 6
     cold/                     the database of what is not in memory, where there is one
 
 Each batch of a delta names its pane and which life of the pane it is of: a pane may be dropped and come again. Read in order,
@@ -73,7 +73,7 @@ class SavedChange:
 
 
 class Delta:
-    """The changes between two snapshots: in memory until the first `write`, then in files that snapshots share.
+    """The changes between two cuts: in memory until the first `write`, then in files that cuts share.
 
     Any thread. `hold` says that one more needs it; when all have let it go by `release`, it is gone; its files too, if they are `own`.
     """
@@ -127,7 +127,7 @@ class Delta:
 
 
 class ColdCut:
-    """The database as it was at a snapshot. The owner calls `take` before he writes into it; else `save` does, in its thread."""
+    """The database as it was at a cut. The owner calls `take` before he writes into it; else `save` does, in its thread."""
 
     def __init__(self, database: ColdGroups, directory: Path) -> None:
         self.directory = directory
@@ -169,7 +169,7 @@ class TablesCut:
     def __init__(
         self, deltas: list[Delta], *, local: Path | None = None, cut: ColdCut | None = None, over: Sequence[Delta] = ()
     ) -> None:
-        """local: where deltas are kept that later snapshots need too; None: there are no such, and they own no files.
+        """local: where deltas are kept that later cuts need too; None: there are no such, and they own no files.
 
         over: deltas that the owner does not hold any more, to be released with this.
         """

@@ -30,7 +30,7 @@ def some_rows(count: int, start: int = 0, keys: int = 97) -> tuple[pa.RecordBatc
 
 
 def save(store: RowStore, directory: Path) -> Saved:
-    facts, state = store.snapshot()
+    facts, state = store.cut()
     directory.mkdir()
     if state is not None:
         assert state.save(directory) == sum(file.stat().st_size for file in directory.iterdir())
@@ -106,7 +106,7 @@ def test_files_of_rows_that_have_gone_go_too(tmp_path: Path):
         store.table.remove(ids.slice(0, 990))
     assert len(os.listdir(tmp_path / "local" / "rows")) <= 12
     store.table.remove(store.table.below(10**9))
-    assert store.snapshot() == ({"format": 1, "rows": 0}, None)
+    assert store.cut() == ({"format": 1, "rows": 0}, None)
     assert os.listdir(tmp_path / "local" / "rows") == []
     back = RowStore(ROWS, ["k"])
     back.restore([saved])  # a checkpoint has its own names for them
@@ -117,7 +117,7 @@ def test_a_snapshot_that_was_never_saved_leaves_nothing_out_of_the_next(tmp_path
     store = RowStore(ROWS, ["k"], directory=tmp_path / "local")
     for i in range(5):
         store.table.insert(*some_rows(100, start=i * 100))
-        _, state = store.snapshot()
+        _, state = store.cut()
         assert state is not None
         if i % 2:
             state.discard()
@@ -132,7 +132,7 @@ def test_a_snapshot_is_saved_while_the_owner_goes_on(tmp_path: Path):
     store = RowStore(ROWS, ["k"], counted=True, directory=tmp_path / "local", memory_bytes=0)
     ids = store.table.insert(*some_rows(80_000))
     before = image(store)
-    facts, state = store.snapshot()
+    facts, state = store.cut()
     store.table.add_counts(ids, 7)
     store.table.remove(ids.slice(10))
     store.table.insert(*some_rows(5000, start=10**6))
@@ -212,7 +212,7 @@ def test_any_history_comes_back(seed: int, tmp_path_factory: pytest.TempPathFact
             elif what < 0.7 and len(ids):
                 store.table.add_counts(ids, chance.choice([1, -1, 1000, 100_000]))
             elif what < 0.8:
-                kept.append((*store.snapshot(), image(store)))
+                kept.append((*store.cut(), image(store)))
             elif kept:
                 facts, state, then = kept.pop(chance.randrange(len(kept)))
                 if state is not None and chance.random() < 0.3:

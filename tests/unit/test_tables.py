@@ -319,7 +319,7 @@ class Model:
             store.settle()
 
     def do_snapshot(self) -> None:
-        self.taken.append(([store.snapshot() for store in self.stores], dict(self.groups), dict(self.bounds), []))
+        self.taken.append(([store.cut() for store in self.stores], dict(self.groups), dict(self.bounds), []))
 
     def do_save(self) -> None:
         if self.taken:
@@ -411,7 +411,7 @@ def test_a_snapshot_is_the_cut_though_it_is_saved_while_the_owner_goes_on(
                 store.table(turn % 2).resolve(rows_of(("k1", 1, 0, 0)), [0, 1])
             store.settle()  # evicts: the database must not run ahead of a cut that is not saved
             expected.append(content(store))
-            snapshot = store.snapshot()
+            snapshot = store.cut()
             if turn == 3:
                 store.drop(1)
             directories.append(tmp_path / f"saved{turn}")
@@ -436,7 +436,7 @@ def test_a_save_that_broke_off_does_not_matter_to_the_next(
         "sabot.state.tables_saved.link_tree",
     ):
         add(store, 0, *many(range(100)))
-        _, state = store.snapshot()
+        _, state = store.cut()
         assert state is not None
         with monkeypatch.context() as patch:
             patch.setattr(broken, _full_disk)
@@ -446,7 +446,7 @@ def test_a_save_that_broke_off_does_not_matter_to_the_next(
         state.discard()
     add(store, 0, *many(range(50, 150)))
     expected = content(store)
-    back = restored(tmp_path / "back", saved(store.snapshot(), tmp_path / "saved"))
+    back = restored(tmp_path / "back", saved(store.cut(), tmp_path / "saved"))
     assert content(back) == expected
     assert expected[0, "k70", 70] == (5, 5, 0)
     back.close()
@@ -463,12 +463,12 @@ def test_a_delta_whose_write_broke_off_half_way_is_written_again_whole(
     """Groups that had been read from the table when the disk was full, and have changed since, are in the delta all the same."""
     store = TableStore(KEYS, AGGREGATES, directory=tmp_path / "state" if on_disk else None)
     add(store, 0, *many(range(3000)))
-    saved(store.snapshot(), tmp_path / "first")
+    saved(store.cut(), tmp_path / "first")
     add(store, 0, *many(range(0, 3000, 2)))
     slots = store.table().resolve(rows_of(*many(range(10))), [0, 1])
     store.table().remove(slots)
     expected = content(store)
-    facts, state = store.snapshot()
+    facts, state = store.cut()
     assert state is not None
     write = tables_saved._write
 
@@ -496,7 +496,7 @@ def test_files_that_no_snapshot_needs_go_where_the_rows_do_not_wait(tmp_path: Pa
     deltas = tmp_path / "state" / "deltas"
     for turn in range(3):
         add(store, 0, *many(range(500)))
-        _, state = store.snapshot()
+        _, state = store.cut()
         assert state is not None
         before = set(deltas.iterdir())
         (tmp_path / f"saved{turn}").mkdir()
@@ -510,7 +510,7 @@ def test_files_that_no_snapshot_needs_go_where_the_rows_do_not_wait(tmp_path: Pa
 def test_facts_that_do_not_say_how_many_groups_there_are_will_do(store: TableStore, tmp_path: Path) -> None:
     """Checkpoints of the version before have not the last one of a pane's facts."""
     add(store, 0, *many(range(500)))
-    part = saved(store.snapshot(), tmp_path / "saved")
+    part = saved(store.cut(), tmp_path / "saved")
     assert all(len(pane) == 7 for pane in part.facts["panes"])
     part.facts["panes"] = [pane[:6] for pane in part.facts["panes"]]
     back = restored(tmp_path / "back", part)
@@ -523,10 +523,10 @@ def test_what_a_killed_process_left_in_the_directory_is_not_read(tmp_path: Path)
     killed = TableStore(KEYS, AGGREGATES, directory=directory, memory_budget=1)
     add(killed, 0, *many(range(500)))
     killed.settle()
-    part = saved(killed.snapshot(), tmp_path / "saved")
+    part = saved(killed.cut(), tmp_path / "saved")
     add(killed, 0, *many(range(600)))
     killed.settle()
-    killed.snapshot()
+    killed.cut()
     killed.close()  # its files stay, as those of a killed one would
     (directory / "db" / "7.3.sst").write_bytes(b"half")
     store = restored(directory, part)
@@ -539,11 +539,11 @@ def test_a_snapshot_writes_what_changed_and_keeps_few_files(tmp_path: Path) -> N
     store = TableStore(KEYS, AGGREGATES, directory=tmp_path / "state")
     add(store, 0, *many(range(6000)))
     add(store, 5, *many(range(100)))  # never changes again
-    whole = _size(saved(store.snapshot(), tmp_path / "first").directory)
+    whole = _size(saved(store.cut(), tmp_path / "first").directory)
     for turn in range(140):
         add(store, 0, *many(range(turn, turn + 5), time=turn))
         written = _size(tmp_path / "state" / "deltas")
-        _, state = store.snapshot()
+        _, state = store.cut()
         assert state is not None
         (tmp_path / f"saved{turn}").mkdir()
         state.save(tmp_path / f"saved{turn}")
@@ -551,11 +551,11 @@ def test_a_snapshot_writes_what_changed_and_keeps_few_files(tmp_path: Path) -> N
             assert _size(tmp_path / "state" / "deltas") - written < whole / 20
         assert len(list((tmp_path / f"saved{turn}").iterdir())) < 135
         assert _size(tmp_path / f"saved{turn}") < 4 * whole
-    back = restored(tmp_path / "back", saved(store.snapshot(), tmp_path / "last"))
+    back = restored(tmp_path / "back", saved(store.cut(), tmp_path / "last"))
     assert content(back) == content(store)
     store.drop(0)
     store.drop(5)
-    assert store.snapshot()[1] is None
+    assert store.cut()[1] is None
     assert list((tmp_path / "state" / "deltas").iterdir()) == []
     store.close()
     back.close()
@@ -570,11 +570,11 @@ def test_snapshots_that_nobody_saves_do_not_pile_up(tmp_path: Path) -> None:
     rows = rows_of(*many(range(70_000)))
     for _ in range(6):
         store.table().update(rows, [0, 1], ARGUMENTS)
-        _, state = store.snapshot()
+        _, state = store.cut()
         assert state is not None
         state.discard()
         assert sum(delta.rows for delta in store._deltas) <= 3 * 70_000
-    part = saved(store.snapshot(), tmp_path / "saved")
+    part = saved(store.cut(), tmp_path / "saved")
     back = restored(tmp_path / "back", part)
     assert [pc.unique(columns[2]).to_pylist() for columns in back.finish()] == [[6], [6]]
     store.close()
@@ -585,12 +585,12 @@ def test_groups_that_left_do_not_come_back_from_older_deltas(tmp_path: Path) -> 
     store = TableStore(KEYS, AGGREGATES, directory=tmp_path / "state")
     add(store, 0, *many(range(600)))
     add(store, 1, *many(range(10)))
-    saved(store.snapshot(), tmp_path / "first")
+    saved(store.cut(), tmp_path / "first")
     slots = store.table(0).resolve(rows_of(*many(range(500))), [0, 1], insert=False)
     store.table(0).remove(slots)
     for turn in range(75):
         add(store, 0, *many(range(590, 591)))
-        snapshot = store.snapshot()
+        snapshot = store.cut()
         if turn % 12 == 0 or 60 < turn < 68:
             back = restored(tmp_path / "back", saved(snapshot, tmp_path / f"saved{turn}"), on_disk=False)
             assert content(back) == content(store)
@@ -688,7 +688,7 @@ def test_without_keys_there_is_one_group_and_one_owner(tmp_path: Path) -> None:
         store = TableStore(pa.schema([]), [("count", None)], directory=tmp_path / f"state{part}", memory_budget=1)
         store.table(3).update(rows_of(*many(range(5))), [], [-1])
         store.settle()
-        parts.append(saved(store.snapshot(), tmp_path / f"saved{part}"))
+        parts.append(saved(store.cut(), tmp_path / f"saved{part}"))
         store.close()
     counts = []
     for subtask in range(3):
@@ -700,7 +700,7 @@ def test_without_keys_there_is_one_group_and_one_owner(tmp_path: Path) -> None:
 
 def test_state_that_is_damaged_or_of_another_program_is_refused(store: TableStore, tmp_path: Path) -> None:
     add(store, 0, *many(range(1000)))
-    part = saved(store.snapshot(), tmp_path / "saved")
+    part = saved(store.cut(), tmp_path / "saved")
     with pytest.raises(CorruptCheckpoint, match="the program's state has"):
         TableStore(KEYS, [("count", None)]).restore([part])
     with pytest.raises(CorruptCheckpoint, match="version"):
@@ -715,7 +715,7 @@ def test_state_that_is_damaged_or_of_another_program_is_refused(store: TableStor
 def test_files_that_are_missing_are_missed(store: TableStore, tmp_path: Path, pattern: str) -> None:
     add(store, 0, *many(range(1000)))
     store.settle()
-    part = saved(store.snapshot(), tmp_path / "saved")
+    part = saved(store.cut(), tmp_path / "saved")
     missing = next(part.directory.glob(pattern))
     missing.rename(tmp_path / "elsewhere")
     for on_disk in (True, False):
@@ -782,7 +782,7 @@ store = TableStore(pa.schema([("k", pa.int64())]), [("count", None)], directory=
 for turn in range(10_000):
     store.table().update(pa.record_batch([pa.array(range(3000))], names=["k"]), [0], [-1])
     store.settle()
-    facts, state = store.snapshot()
+    facts, state = store.cut()
     (root / f"saved{turn}").mkdir()
     state.save(root / f"saved{turn}")
     (root / "partial").write_text(json.dumps([turn, facts]))
@@ -808,7 +808,7 @@ def test_a_killed_process_comes_back_with_its_last_checkpoint(tmp_path: Path) ->
     counts = [count for columns in store.finish() for count in columns[1].to_pylist()]
     assert counts == [turn + 4] * 3000
     (tmp_path / "again").mkdir()
-    _, state = store.snapshot()
+    _, state = store.cut()
     assert state is not None
     assert state.save(tmp_path / "again") > 0
     store.close()
