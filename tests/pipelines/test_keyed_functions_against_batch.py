@@ -1287,7 +1287,7 @@ def a_key() -> Any:
 
 def beside(keyed: Any, *keys: str) -> Any:
     """Another stream of the same app."""
-    return keyed._owner.stream("b", schema=EVENTS, time="ts").key_by(*keys)
+    return keyed._steps.owner.stream("b", schema=EVENTS, time="ts").key_by(*keys)
 
 
 A, B = sabot.pattern("a", LOW), sabot.pattern("a", LOW).then("b", HIGH)
@@ -1354,7 +1354,7 @@ async def yields(row: Row) -> Any:
 
 CALLS_REFUSED: dict[str, tuple[Callable[[Stream], Any], list[str]]] = {
     "a function that does not wait": (lambda s: s.map_async(nothing, schema={"n": "int64"}), ["nothing", "async def"]),
-    "a function that yields": (lambda s: s.map_async(yields, schema={"n": "int64"}), ["yields"]),
+    "a lookup that yields": (lambda s: s.lookup(yields, on="k", schema=NAMES), ["yields"]),
     "no calls at a time": (lambda s: s.map_async(doubled, schema=DOUBLED, concurrency=0), ["concurrency=0"]),
     "fewer than no attempts": (lambda s: s.map_async(doubled, schema=DOUBLED, retries=-1), ["retries=-1"]),
     "another word for errors": (lambda s: s.map_async(doubled, schema=DOUBLED, on_error="ignore"), ["ignore", "skip"]),  # type: ignore[arg-type]
