@@ -194,13 +194,13 @@ LONG = {  # the ideas that stand in one file, or why they should
     "checkpoint/files.py": "places of checkpoints: the contract, a directory, an object store",
     "checkpoint/storage.py": "the manifest, and the storage",
     "connectors/files/sink.py": "writing, sealing, recovering",
-    "operators/expressions.py": "compiling, numbers, text, times, lists",
-    "operators/gathered.py": "runs of values, user aggregates, sketches, reducers",
-    "operators/groups.py": "the contract, groups that rows are added to, groups that rows leave",
-    "operators/map_async.py": "a queue of calls that survives a barrier, and map_async",
-    "operators/over.py": "over, and its frames",
-    "operators/pattern.py": "compiling a pattern, and matching it",
-    "operators/time_joins.py": "three joins",
+    "operators/expressions/compiled.py": "compiling, numbers, text, times, lists",
+    "operators/aggregates/gathered.py": "runs of values, user aggregates, sketches, reducers",
+    "operators/changes/groups.py": "the contract, groups that rows are added to, groups that rows leave",
+    "operators/calls/map_async.py": "a queue of calls that survives a barrier, and map_async",
+    "operators/keyed/over.py": "over, and its frames",
+    "operators/patterns/match.py": "compiling a pattern, and matching it",
+    "operators/joins/timed.py": "three joins",
 }
 
 

@@ -32,10 +32,10 @@ import pyarrow.compute as pc
 
 from sabot._cython.batch import Batch
 from sabot.api.windows import tumbling
-from sabot.operators.aggregates import Call
+from sabot.operators.aggregates.aggregator import Call
 from sabot.operators.base import TIME_COLUMN, Cut, Operator, OperatorContext, Saved
-from sabot.operators.keyed import RunningAggregate
-from sabot.operators.windows import WindowAggregate
+from sabot.operators.keyed.running import RunningAggregate
+from sabot.operators.windows.fixed import WindowAggregate
 
 BATCH_ROWS = 65_536
 CALLS = [Call("n", "count"), Call("total", "sum", "amount"), Call("biggest", "max", "amount")]

@@ -27,9 +27,9 @@ import pyarrow as pa
 
 from sabot._cython.batch import Batch
 from sabot.api.windows import HoppingWindow, TumblingWindow, hopping, tumbling
-from sabot.operators.aggregates import Call
+from sabot.operators.aggregates.aggregator import Call
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
-from sabot.operators.windows import WindowAggregate
+from sabot.operators.windows.fixed import WindowAggregate
 
 START_MS = 1_700_000_000_000
 DISORDER_MS = 2_000

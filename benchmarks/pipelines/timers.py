@@ -36,7 +36,7 @@ from sabot._cython.batch import Batch
 from sabot.api.process import process_spec
 from sabot.connectors.files import files
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
-from sabot.operators.process import Process
+from sabot.operators.functions.process import Process
 
 GIVEN = {"key": "int64", "at": "int64"}
 LOW = 0xFFFF

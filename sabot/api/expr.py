@@ -1,4 +1,4 @@
-"""Expressions over columns, as users write them: `col("amount") * 1.2 > 10`. Descriptions only; `operators/expressions` runs them.
+"""Expressions over columns, as users write them: `col("amount") * 1.2 > 10`. Descriptions only; `operators/expressions/compiled` runs them.
 
 Names and null semantics are those of polars. Where a value is expected, a string is that text; where a column is expected (`select`,
 `then`, `coalesce`, `struct`, aggregates), a string is the name of a column.

@@ -1,4 +1,4 @@
-"""Patterns as users write them: sequences of rows of a key, in the order of event time. Descriptions only; `operators/pattern` runs them.
+"""Patterns as users write them: sequences of rows of a key, in the order of event time. Descriptions only: `operators/patterns` runs them.
 
     p = (
         sabot.pattern("login", col("kind") == "login")

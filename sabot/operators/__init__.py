@@ -3,9 +3,9 @@
 from typing import Any
 
 from sabot.api.agent import AgentSpec
-from sabot.operators.agent import AgentOperator, Counters, Port
-from sabot.operators.batch_agent import BatchAgentOperator, decoded
-from sabot.operators.record_agent import RecordAgentOperator
+from sabot.operators.agents.batches import BatchAgentOperator, decoded
+from sabot.operators.agents.operator import AgentOperator, Counters, Port
+from sabot.operators.agents.records import RecordAgentOperator
 
 __all__ = [
     "AgentOperator",

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from sabot.api import windows
-from sabot.operators.aggregates import Call
+from sabot.operators.aggregates.aggregator import Call
 from sabot.operators.base import Operator
 from sabot.state.reading import json_text
 

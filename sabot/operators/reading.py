@@ -19,7 +19,7 @@ from sabot.codecs.json import schema_of_text
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.faults import taking_over
 from sabot.operators.base import Operator, OperatorContext, Saved, without_marks
-from sabot.operators.themes import READERS
+from sabot.operators.layout.themes import READERS
 from sabot.state.reading import SavedJob, namespaces_in, read_namespaces
 
 __all__ = ["OperatorInfo", "operators_of", "parts_of", "state_of"]

@@ -1,6 +1,6 @@
 """What users wrote -> what runs. No threads, sockets or clocks here."""
 
-from sabot.operators.stages import Edge, Reading, Stage, Step, column_types
+from sabot.operators.layout.stages import Edge, Reading, Stage, Step, column_types
 from sabot.plan.against import Planned, Verdict, check, compare, planned
 from sabot.plan.mermaid import mermaid
 from sabot.plan.optimise import walk, with_schemas

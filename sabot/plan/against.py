@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from sabot.errors import UserError
 from sabot.operators.base import Operator
+from sabot.operators.layout.stages import Stage, Step
 from sabot.operators.reading import parts_of
-from sabot.operators.stages import Stage, Step
 from sabot.plan.stages import Plan
 from sabot.state.reading import SavedJob
 

@@ -1,6 +1,6 @@
 """The plan as a Mermaid graph."""
 
-from sabot.operators.stages import Edge, Step
+from sabot.operators.layout.stages import Edge, Step
 from sabot.plan.stages import Plan
 
 __all__ = ["mermaid"]

@@ -9,9 +9,9 @@ from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import Read, Write
 from sabot.config import dead_letter_topic
 from sabot.errors import UserError
-from sabot.operators.sites import Layout, Site
-from sabot.operators.stages import Edge, Reading
-from sabot.operators.themes import PLACES
+from sabot.operators.layout.sites import Layout, Site
+from sabot.operators.layout.stages import Edge, Reading
+from sabot.operators.layout.themes import PLACES
 from sabot.plan.optimise import check_nodes, optimise, time_use, used_columns
 from sabot.plan.paths import path_of
 from sabot.plan.stages import Plan

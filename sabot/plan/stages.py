@@ -9,7 +9,7 @@ from sabot._cython.batch import Batch
 from sabot.api.nodes.read import Read
 from sabot.errors import UserError
 from sabot.operators.base import Operator, OperatorContext
-from sabot.operators.stages import Edge, Stage, Step, column_types
+from sabot.operators.layout.stages import Edge, Stage, Step, column_types
 
 __all__ = ["Plan", "check_alike"]
 

@@ -1,10 +1,10 @@
 """Keyed state: backends that keep bytes, the kinds of state that users see, and the overlay of an unfinished call."""
 
+from sabot.state.backends.memory import MemoryBackend
+from sabot.state.backends.rocksdb import RocksDBBackend
 from sabot.state.base import BackendConfig, Snapshot, StateBackend
-from sabot.state.memory import MemoryBackend
 from sabot.state.opening import load_snapshot, open_backend, state_directory
 from sabot.state.overlay import HeldWrites, Overlay
-from sabot.state.rocksdb import RocksDBBackend
 from sabot.state.values import AggregatingState, ListState, MapState, ReducingState, ValueState
 
 __all__ = [

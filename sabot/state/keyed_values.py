@@ -8,11 +8,11 @@ much *event* time has passed since it was put. A read asks whether the value cou
 from collections.abc import Sequence
 from pathlib import Path
 
+from sabot.state.backends.memory import MemoryBackend
+from sabot.state.backends.rocksdb import RocksDBBackend
 from sabot.state.base import BackendConfig, LocalBackend, Mine
 from sabot.state.expiry import EventExpiry, event_mark
-from sabot.state.memory import MemoryBackend
 from sabot.state.opening import saved_values
-from sabot.state.rocksdb import RocksDBBackend
 
 __all__ = ["load_values", "open_values"]
 

@@ -7,9 +7,9 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import checked_path
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.redaction import redacted_url
+from sabot.state.backends.memory import STATE_FILE, MemoryBackend, SavedFile
+from sabot.state.backends.rocksdb import RocksDBBackend, SavedDatabase
 from sabot.state.base import BackendConfig, BackendCut, LocalSnapshot, Snapshot, StateBackend
-from sabot.state.memory import STATE_FILE, MemoryBackend, SavedFile
-from sabot.state.rocksdb import RocksDBBackend, SavedDatabase
 
 __all__ = ["load_snapshot", "open_backend", "saved_values", "state_directory"]
 

@@ -14,7 +14,7 @@ from sabot.api.patterns import pattern, step
 from sabot.api.process import process_spec
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.calls import CallOptions
-from sabot.operators.aggregates import Call
+from sabot.operators.aggregates.aggregator import Call
 from sabot.operators.base import (
     DELETE,
     INSERT,
@@ -26,24 +26,24 @@ from sabot.operators.base import (
     OperatorContext,
     Saved,
 )
-from sabot.operators.changes import Changelog, Materialize, Upsert
-from sabot.operators.groups import GroupAggregate
-from sabot.operators.joins import Join, TableLookup
-from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, RunningAggregate
-from sabot.operators.lookups import LookupAsync
-from sabot.operators.map_async import MapAsync
-from sabot.operators.mapped import FlatMap, MapBatches
-from sabot.operators.marked import AsInserts, WithoutPairs, WithoutTime
-from sabot.operators.ordered import EventOrder
-from sabot.operators.over import Over, OverCall
-from sabot.operators.pattern import Pattern
-from sabot.operators.process import Process
-from sabot.operators.ranked import TopN, WindowTopN
-from sabot.operators.sessions import SessionAggregate
-from sabot.operators.sides import Sides
-from sabot.operators.stateless import Drop, EndVersions, Filter, Rename, Sample, Select, WithColumns
-from sabot.operators.time_joins import AsofJoin, IntervalJoin, WindowJoin
-from sabot.operators.windows import LocalCombine, WindowAggregate
+from sabot.operators.calls.lookups import LookupAsync
+from sabot.operators.calls.map_async import MapAsync
+from sabot.operators.changes.groups import GroupAggregate
+from sabot.operators.changes.steps import Changelog, Materialize, Upsert
+from sabot.operators.functions.process import Process
+from sabot.operators.joins.join import Join, TableLookup
+from sabot.operators.joins.sides import Sides
+from sabot.operators.joins.timed import AsofJoin, IntervalJoin, WindowJoin
+from sabot.operators.keyed.ordered import EventOrder
+from sabot.operators.keyed.over import Over, OverCall
+from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
+from sabot.operators.keyed.top import TopN, WindowTopN
+from sabot.operators.patterns.match import Pattern
+from sabot.operators.rows.mapped import FlatMap, MapBatches
+from sabot.operators.rows.marked import AsInserts, WithoutPairs, WithoutTime
+from sabot.operators.rows.stateless import Drop, EndVersions, Filter, Rename, Sample, Select, WithColumns
+from sabot.operators.windows.fixed import LocalCombine, WindowAggregate
+from sabot.operators.windows.sessions import SessionAggregate
 
 Row = dict[str, Any]
 

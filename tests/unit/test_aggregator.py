@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 
 from sabot.errors import UserError
-from sabot.operators import gathered
-from sabot.operators.aggregates import Aggregator, Call
+from sabot.operators.aggregates import gathered
+from sabot.operators.aggregates.aggregator import Aggregator, Call
 
 NAN = float("nan")
 SCHEMA = pa.schema(

@@ -29,8 +29,8 @@ from sabot.operators.base import (
     OperatorContext,
     with_marks,
 )
-from sabot.operators.changes import Changelog, Materialize, Upsert, net
-from sabot.operators.weaving import Weave, differ, same_rows
+from sabot.operators.changes.steps import Changelog, Materialize, Upsert, net
+from sabot.operators.changes.weaving import Weave, differ, same_rows
 
 FEW = settings(max_examples=25, deadline=None)
 PLAIN = pa.schema([("key", pa.string()), ("x", pa.float64()), ("tags", pa.list_(pa.string()))])

@@ -15,7 +15,7 @@ from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.checkpoint.protocol import read_claim, read_file_name, read_manifest_name
 from sabot.checkpoint.storage import StoredTask
 from sabot.errors import CorruptCheckpoint
-from sabot.state.database import MARK_FILE, read_mark
+from sabot.state.backends.database import MARK_FILE, read_mark
 
 ZEROS = "0" * 64
 

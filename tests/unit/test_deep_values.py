@@ -13,10 +13,10 @@ from sabot.checkpoint import CheckpointStorage
 from sabot.checkpoint.requests import Requests
 from sabot.codecs.records import decode_json, encode_json
 from sabot.errors import CorruptCheckpoint
-from sabot.operators.process_state import parts_of
-from sabot.operators.record_agent import RecordAgentOperator
+from sabot.operators.agents.records import RecordAgentOperator
+from sabot.operators.functions.state import parts_of
 from sabot.state import MemoryBackend, ValueState
-from sabot.state.database import MARK_FILE, read_mark
+from sabot.state.backends.database import MARK_FILE, read_mark
 from sabot.state.reading import json_text, key_candidates
 
 ENDLESS = 100_000

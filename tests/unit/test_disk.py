@@ -315,7 +315,7 @@ import os, signal, sys
 from pathlib import Path
 from pyarrow import fs
 from sabot.checkpoint import CheckpointStorage
-from sabot.state.database import read_database
+from sabot.state.backends.database import read_database
 place = sys.argv[1]
 reader = CheckpointStorage(place)
 print(reader.latest().state_directory("task", "default"), flush=True)

@@ -19,7 +19,7 @@ from sabot.api import expr as sabot_expr
 from sabot.api.expr import Expr, as_type, coalesce, col, lit, struct, when
 from sabot.errors import DataError, UserError
 from sabot.operators.base import TIME_COLUMN
-from sabot.operators.expressions import compile_expr, compile_predicate
+from sabot.operators.expressions.compiled import compile_expr, compile_predicate
 
 NAN, INF = math.nan, math.inf
 LEAST, GREATEST = -(2**63), 2**63 - 1

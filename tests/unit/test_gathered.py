@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot.errors import UserError
-from sabot.operators import gathered
-from sabot.operators.gathered import Extras, Gather, joined
+from sabot.operators.aggregates import gathered
+from sabot.operators.aggregates.gathered import Extras, Gather, joined
 
 SCHEMA = pa.schema([("text", pa.string()), ("number", pa.float64()), ("ok", pa.bool_()), ("t", pa.int64())])
 TEXT, NUMBER, OK, T = range(4)

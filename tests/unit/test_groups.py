@@ -22,7 +22,7 @@ from operator_run import OperatorRun
 from sabot._cython.batch import Batch
 from sabot._cython.keyed import GroupTable
 from sabot.errors import CorruptCheckpoint, DataError, UserError
-from sabot.operators.aggregates import Call
+from sabot.operators.aggregates.aggregator import Call
 from sabot.operators.base import (
     DELETE,
     INSERT,
@@ -33,7 +33,7 @@ from sabot.operators.base import (
     OperatorContext,
     with_marks,
 )
-from sabot.operators.groups import GroupAggregate
+from sabot.operators.changes.groups import GroupAggregate
 
 FEW = settings(max_examples=25, deadline=None)
 

@@ -7,7 +7,8 @@ import pytest
 
 import sabot
 from sabot import App, NdjsonSink
-from sabot.state import BackendConfig, RocksDBBackend, database
+from sabot.state import BackendConfig, RocksDBBackend
+from sabot.state.backends import database
 from sabot.testing.lives import temporary_directory
 
 

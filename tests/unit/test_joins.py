@@ -34,8 +34,8 @@ from sabot.operators.base import (
     OperatorContext,
     Saved,
 )
-from sabot.operators.joins import Join, Sides, TableLookup
-from sabot.operators.sides import Joined
+from sabot.operators.joins.join import Join, Sides, TableLookup
+from sabot.operators.joins.sides import Joined
 
 FEW = settings(max_examples=15, deadline=None)
 

@@ -11,7 +11,7 @@ from sabot.errors import CorruptCheckpoint
 from sabot.operators.base import OperatorContext
 from sabot.operators.keeping import Batches, Columns, Keeper, KeptCut, Stored, owned_or_all
 from sabot.state.base import Saved
-from sabot.state.rows import RowStore
+from sabot.state.tables.rows import RowStore
 
 ROWS = pa.schema([("k", pa.string()), ("n", pa.int64())])
 

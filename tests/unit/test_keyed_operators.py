@@ -22,9 +22,9 @@ import sabot
 from sabot import App
 from sabot.api.stream import Stream
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.aggregates import Call
+from sabot.operators.aggregates.aggregator import Call
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
-from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, RunningAggregate
+from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
 from sabot.testing import END, ScriptedSource
 
 FEW = settings(max_examples=25, deadline=None)

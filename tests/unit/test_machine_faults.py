@@ -19,7 +19,7 @@ from sabot.errors import BrokerUnavailable, CheckpointFailed, CorruptCheckpoint,
 from sabot.faults import fault_of, hint_of, unreadable
 from sabot.kafka.client import Link, explain
 from sabot.state import BackendConfig, RocksDBBackend
-from sabot.state.database import Database
+from sabot.state.backends.database import Database
 
 HINTS = {
     errno.ENOSPC: "the disk is full (df -h), or has no room for more files (df -i): make room there",

@@ -27,11 +27,11 @@ from sabot.clock import ManualClock
 from sabot.codecs.records import RECORD_SCHEMA, iterate_records
 from sabot.connectors.letters import letter_of_record
 from sabot.errors import InternalError, UserError
-from sabot.operators import map_async
 from sabot.operators.base import TIME_COLUMN, OperatorContext, Saved, with_time
+from sabot.operators.calls import map_async
+from sabot.operators.calls.lookups import LookupAsync
+from sabot.operators.calls.map_async import HeldCalls, MapAsync
 from sabot.operators.keeping import owned_groups
-from sabot.operators.lookups import LookupAsync
-from sabot.operators.map_async import HeldCalls, MapAsync
 from sabot.testing import BARRIER, END, ListSink, ScriptedSource, simulate
 
 INPUT = pa.schema([("n", pa.int64()), (TIME_COLUMN, pa.int64())])

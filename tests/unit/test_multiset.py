@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sabot._cython.changes import Touches, weave
 from sabot._cython.multiset import Arrivals, ExactSums, Multisets, join_keys, split_keys
-from sabot.operators.packed import from_ordered, ordered, packed, unpacked
+from sabot.operators.aggregates.packed import from_ordered, ordered, packed, unpacked
 
 FEW = settings(max_examples=40, deadline=None)
 SLOTS = [0, 1, 7]

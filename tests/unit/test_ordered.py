@@ -7,7 +7,7 @@ import pytest
 
 from sabot._cython.batch import Batch
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
-from sabot.operators.ordered import EventOrder
+from sabot.operators.keyed.ordered import EventOrder
 
 SCHEMA = pa.schema([("k", pa.int64()), (TIME_COLUMN, pa.int64())])
 

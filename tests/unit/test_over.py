@@ -17,8 +17,8 @@ from sabot._cython.over import FrameTable, PlaceTable, WaitTable
 from sabot.api.over import dense_rank, lag, lead, rank, row_number
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
-from sabot.operators.ordered import EventOrder
-from sabot.operators.over import Over, OverCall
+from sabot.operators.keyed.ordered import EventOrder
+from sabot.operators.keyed.over import Over, OverCall
 
 SCHEMA = pa.schema(
     [

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME
-from sabot.operators.panes import START_OF_TIME, TimeWindow, WindowShape
+from sabot.operators.windows.panes import START_OF_TIME, TimeWindow, WindowShape
 
 STEPS = st.integers(1, 5)
 TIMES = st.integers(-30, 30)

@@ -23,8 +23,8 @@ from sabot.api.patterns import check_measures, pattern, step
 from sabot.codecs.json import schema_of_text
 from sabot.errors import CorruptCheckpoint, DataError, UserError
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
-from sabot.operators.ordered import EventOrder
-from sabot.operators.pattern import Pattern, PatternState
+from sabot.operators.keyed.ordered import EventOrder
+from sabot.operators.patterns.match import Pattern, PatternState
 
 SCHEMA = pa.schema([("key", pa.string()), ("kind", pa.string()), ("x", pa.float64()), (TIME_COLUMN, pa.int64())])
 UTC = datetime.UTC

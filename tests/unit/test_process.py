@@ -24,9 +24,9 @@ from sabot.api.process import ProcessSpec, Timer, process_spec
 from sabot.clock import ManualClock
 from sabot.codecs.json import schema_of_text
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators import process_state
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
-from sabot.operators.process import Process, saved_process
+from sabot.operators.functions import state as process_state
+from sabot.operators.functions.process import Process, saved_process
 
 INPUT = pa.schema([("k", pa.string()), ("op", pa.int64()), ("v", pa.int64()), (TIME_COLUMN, pa.int64())])
 OUTPUT = {"k": "string", "what": "string", "n": "int64"}

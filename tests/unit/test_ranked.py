@@ -29,7 +29,7 @@ from sabot.operators.base import (
     Operator,
     OperatorContext,
 )
-from sabot.operators.ranked import TopN, WindowTopN
+from sabot.operators.keyed.top import TopN, WindowTopN
 
 ROWS = pa.schema([("k", pa.int64()), ("v", pa.float64()), ("s", pa.string())])
 CHANGES = ROWS.append(pa.field(OP_COLUMN, pa.int8())).append(pa.field(TIME_COLUMN, pa.int64()))

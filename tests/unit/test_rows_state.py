@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from sabot._cython.partition import hash_columns
 from sabot.errors import CorruptCheckpoint
-from sabot.state import rows as rows_module
 from sabot.state.base import Saved
-from sabot.state.rows import RowStore
+from sabot.state.tables import rows as rows_module
+from sabot.state.tables.rows import RowStore
 
 ROWS = pa.schema([("k", pa.string()), ("n", pa.int64()), ("x", pa.list_(pa.float64()))])
 

@@ -19,9 +19,9 @@ from operator_run import OperatorRun
 
 from sabot._cython.sessions import RunTable, SessionTable
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.aggregates import Call
+from sabot.operators.aggregates.aggregator import Call
 from sabot.operators.base import TIME_COLUMN, OperatorContext
-from sabot.operators.sessions import SessionAggregate
+from sabot.operators.windows.sessions import SessionAggregate
 
 FEW = settings(max_examples=60, deadline=None)
 END = 2**63 - 1

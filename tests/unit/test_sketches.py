@@ -13,7 +13,7 @@ from sabot._cython.partition import hash_columns
 from sabot._cython.sketch import Distinct, Quantiles
 from sabot.api import aggregates as api
 from sabot.errors import UserError
-from sabot.operators.aggregates import Aggregator, Call
+from sabot.operators.aggregates.aggregator import Aggregator, Call
 
 FEW = settings(max_examples=25, deadline=None)
 SCHEMA = pa.schema([("key", pa.string()), ("x", pa.float64()), ("tag", pa.string()), ("ok", pa.bool_())])

@@ -22,25 +22,25 @@ from sabot.api.process import process_spec
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.clock import ManualClock
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.aggregates import Call
+from sabot.operators.aggregates.aggregator import Call
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext, Saved
-from sabot.operators.changes import Changelog, Materialize, Upsert
-from sabot.operators.groups import GroupAggregate
-from sabot.operators.joins import Join, TableLookup
-from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, RunningAggregate
-from sabot.operators.lookups import LookupAsync
-from sabot.operators.map_async import MapAsync
-from sabot.operators.ordered import EventOrder
-from sabot.operators.over import Over, OverCall
-from sabot.operators.pattern import Pattern
-from sabot.operators.process import Process
-from sabot.operators.ranked import TopN, WindowTopN
+from sabot.operators.calls.lookups import LookupAsync
+from sabot.operators.calls.map_async import MapAsync
+from sabot.operators.changes.groups import GroupAggregate
+from sabot.operators.changes.steps import Changelog, Materialize, Upsert
+from sabot.operators.functions.process import Process
+from sabot.operators.joins.join import Join, TableLookup
+from sabot.operators.joins.sides import Sides
+from sabot.operators.joins.timed import AsofJoin, IntervalJoin, WindowJoin
+from sabot.operators.keyed.ordered import EventOrder
+from sabot.operators.keyed.over import Over, OverCall
+from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
+from sabot.operators.keyed.top import TopN, WindowTopN
+from sabot.operators.patterns.match import Pattern
 from sabot.operators.reading import OperatorInfo, operators_of, state_of
-from sabot.operators.sessions import SessionAggregate
-from sabot.operators.sides import Sides
-from sabot.operators.stateless import Sample
-from sabot.operators.time_joins import AsofJoin, IntervalJoin, WindowJoin
-from sabot.operators.windows import WindowAggregate
+from sabot.operators.rows.stateless import Sample
+from sabot.operators.windows.fixed import WindowAggregate
+from sabot.operators.windows.sessions import SessionAggregate
 from sabot.state import BackendConfig, ListState, MapState, MemoryBackend, RocksDBBackend, ValueState
 
 SCHEMA = pa.schema(

@@ -11,7 +11,7 @@ import pytest
 
 from sabot.errors import CheckpointFailed, JobLocked, SabotError, UserError
 from sabot.state import BackendConfig, RocksDBBackend, load_snapshot
-from sabot.state.database import Database
+from sabot.state.backends.database import Database
 
 
 def opened(path, **config) -> RocksDBBackend:

@@ -35,8 +35,8 @@ from sabot.api.expr import Expr, col, lit
 from sabot.arrays import to_ms
 from sabot.errors import DataError, UserError
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
-from sabot.operators.mapped import FlatMap, MapBatches
-from sabot.operators.stateless import Drop, Filter, Rename, Select, WithColumns
+from sabot.operators.rows.mapped import FlatMap, MapBatches
+from sabot.operators.rows.stateless import Drop, Filter, Rename, Select, WithColumns
 
 SCHEMA = pa.schema([("a", pa.int64()), ("s", pa.string()), pa.field(TIME_COLUMN, pa.int64(), nullable=False)])
 OFFSETS = {("pay", 0): 7}

@@ -24,9 +24,9 @@ from sabot._cython.partition import hash_columns
 from sabot._cython.row_bytes import RowCodec
 from sabot._cython.tables import KeyFilter, places
 from sabot.errors import CorruptCheckpoint, InternalError
-from sabot.state import tables_saved
-from sabot.state.tables import TableStore
-from sabot.state.tables_cold import ColdGroups
+from sabot.state.tables import saved as tables_saved
+from sabot.state.tables.cold import ColdGroups
+from sabot.state.tables.store import TableStore
 
 KEYS = pa.schema([("name", pa.string()), ("number", pa.int64())])
 AGGREGATES = [("count", None), ("sum", pa.int64()), ("max", pa.int64())]
@@ -431,9 +431,9 @@ def test_a_save_that_broke_off_does_not_matter_to_the_next(
     add(store, 0, *many(range(500)))
     store.settle()
     for broken in (
-        "sabot.state.tables_saved._write",
-        "sabot.state.tables_saved.link_file",
-        "sabot.state.tables_saved.link_tree",
+        "sabot.state.tables.saved._write",
+        "sabot.state.tables.saved.link_file",
+        "sabot.state.tables.saved.link_tree",
     ):
         add(store, 0, *many(range(100)))
         _, state = store.cut()
@@ -662,7 +662,7 @@ def test_first_stays_first_across_evictions(tmp_path: Path) -> None:
 
 
 def test_cold_groups_that_expired_leave_the_disk(store: TableStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sabot.state.tables._SWEEP_GROUPS", 100)
+    monkeypatch.setattr("sabot.state.tables.store._SWEEP_GROUPS", 100)
     store.table().resolve(rows_of(("k0", 0, 0, 0)), [0, 1])
     for hour in range(10):
         add(store, 0, *many(range(hour * 100, hour * 100 + 100), time=hour))
@@ -776,7 +776,7 @@ _KILLED = """
 import json, sys
 from pathlib import Path
 import pyarrow as pa
-from sabot.state.tables import TableStore
+from sabot.state.tables.store import TableStore
 root = Path(sys.argv[1])
 store = TableStore(pa.schema([("k", pa.int64())]), [("count", None)], directory=root / "state", memory_budget=200_000)
 for turn in range(10_000):

@@ -18,9 +18,9 @@ from sabot.connectors.memory import MemorySink, MemorySource
 from sabot.delivery.lanes import LaneWork
 from sabot.errors import InternalError
 from sabot.exits import exit_in
-from sabot.operators.agent import AgentOperator
-from sabot.operators.record_agent import RecordAgentOperator
-from sabot.operators.stateless import Filter
+from sabot.operators.agents.operator import AgentOperator
+from sabot.operators.agents.records import RecordAgentOperator
+from sabot.operators.rows.stateless import Filter
 from sabot.runtime.agent_task import AgentTask
 from sabot.watch import guarded, unexpected, watched
 

@@ -24,10 +24,10 @@ from sabot._cython.batch import Batch
 from sabot._cython.partition import hash_columns, partition_indices
 from sabot.api.windows import cumulative, hopping, tumbling
 from sabot.errors import UserError
-from sabot.operators.aggregates import Call
+from sabot.operators.aggregates.aggregator import Call
+from sabot.operators.aggregates.combining import LocalCombine
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
-from sabot.operators.combining import LocalCombine
-from sabot.operators.windows import WindowAggregate
+from sabot.operators.windows.fixed import WindowAggregate
 
 SCHEMA = pa.schema(
     [

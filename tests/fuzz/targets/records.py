@@ -22,7 +22,7 @@ from sabot.connectors.files.letters import FileHome
 from sabot.connectors.letters import Letters, as_columns
 from sabot.errors import SabotError
 from sabot.kafka.letters import DeadLetters, _letter
-from sabot.state.tables_cold import _Codec
+from sabot.state.tables.cold import _Codec
 from targets.base import Target, refused, use
 from targets.text import OBJECTS, TOKENS, same
 

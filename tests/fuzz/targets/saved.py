@@ -22,23 +22,23 @@ from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.codecs.marks import OP_COLUMN
 from sabot.errors import SabotError
 from sabot.faults import taking_over
-from sabot.operators.aggregates import Call
+from sabot.operators.aggregates.aggregator import Call
 from sabot.operators.base import TIME_COLUMN, Operator, Saved
-from sabot.operators.changes import Changelog, Materialize, Upsert
-from sabot.operators.groups import GroupAggregate
-from sabot.operators.joins import Join, TableLookup
-from sabot.operators.keyed import CountAggregate, Deduplicate, Reduce, RunningAggregate
-from sabot.operators.ordered import EventOrder
-from sabot.operators.over import Over, OverCall
-from sabot.operators.pattern import Pattern
-from sabot.operators.process import Process
-from sabot.operators.ranked import TopN, WindowTopN
+from sabot.operators.changes.groups import GroupAggregate
+from sabot.operators.changes.steps import Changelog, Materialize, Upsert
+from sabot.operators.functions.process import Process
+from sabot.operators.joins.join import Join, TableLookup
+from sabot.operators.joins.sides import Sides
+from sabot.operators.joins.timed import AsofJoin, IntervalJoin, WindowJoin
+from sabot.operators.keyed.ordered import EventOrder
+from sabot.operators.keyed.over import Over, OverCall
+from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
+from sabot.operators.keyed.top import TopN, WindowTopN
+from sabot.operators.patterns.match import Pattern
 from sabot.operators.reading import operators_of, state_of
-from sabot.operators.sessions import SessionAggregate
-from sabot.operators.sides import Sides
-from sabot.operators.stateless import Sample
-from sabot.operators.time_joins import AsofJoin, IntervalJoin, WindowJoin
-from sabot.operators.windows import WindowAggregate
+from sabot.operators.rows.stateless import Sample
+from sabot.operators.windows.fixed import WindowAggregate
+from sabot.operators.windows.sessions import SessionAggregate
 from targets.base import Target, refused, use
 
 __all__ = ["State", "damaged_arrow"]

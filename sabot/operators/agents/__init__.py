@@ -1,0 +1,1 @@
+"""Agents: what runs inside their task."""

@@ -1,0 +1,206 @@
+"""A record agent: one call per record."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot._cython.json import NESTING_MAX, is_too_deep
+from sabot._cython.partition import hash_rows
+from sabot._cython.rows import state_key
+from sabot.api.agent import AgentSpec
+from sabot.api.context import AgentContext, Message
+from sabot.calls import Worker
+from sabot.calls.functions import awaitable, behind, each_piece
+from sabot.codecs.json import JsonCodec
+from sabot.codecs.records import Headers, decode_json, encode_json, to_records
+from sabot.errors import UNREADABLE, DataError
+from sabot.operators.agents.operator import AgentOperator, Row, records_batch, rows_of
+
+__all__ = ["RecordAgentOperator"]
+
+_decode = msgspec.json.Decoder().decode
+
+Result = tuple[bytes, bytes | None, Headers]  # payload, key (None: the key of the input), headers
+
+
+class RecordAgentOperator(AgentOperator):
+    """Rows of RECORD_SCHEMA, decoded where they enter and dealt to lanes by their key."""
+
+    def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
+        super().__init__(spec, **wiring)
+        self._turn = 0
+        self._numbered = 0
+        self._call = _gathering(spec.func)
+        self._checker = None if spec.schema is None else JsonCodec(spec.schema)
+        self._prefix = "" if spec.key is None else f"{spec.agent_id}/"
+
+    def put(self, batch: Batch) -> None:
+        rows = []
+        records = to_records(batch, self._now_ms())
+        reasons = self._misfits(records)
+        for number, row in enumerate(rows_of(records, batch.topic)):
+            try:
+                if number in reasons:
+                    raise DataError(f"{self._where(row)}: {reasons[number]}")
+                self._decode(row)
+            except DataError as error:
+                self.counters.errors_count += 1
+                self._dead_letter(row, error, 0)
+            else:
+                self._numbered += 1
+                row.number = self._numbered
+                row.size += len(row.payload or b"")
+                rows.append(row)
+        self._took(len(rows), sum(row.size for row in rows))
+        lanes = self._lanes
+        count = len(lanes)
+        if count == 1:
+            lanes[0].queue.extend(rows)
+            lanes[0].rouse()
+            return
+        if self.spec.key is not None:
+            for row in rows:
+                self._enqueue(lanes[(row.scope[0] << 8 | row.scope[1]) % count], row)
+            return
+        for row, key_hash in zip(rows, hash_rows([row.key for row in rows]), strict=True):
+            if row.key is None:
+                self._turn += 1
+                key_hash = self._turn
+            self._enqueue(lanes[key_hash % count], row)
+
+    def _misfits(self, records: pa.RecordBatch) -> dict[int, str]:
+        """With `schema=`: which records do not fit it, and why. The agent gets the others as json.loads gives them."""
+        if self._checker is None:
+            return {}
+        return {bad.row: bad.reason for bad in self._checker.decode(records)[1]}
+
+    @staticmethod
+    def _enqueue(lane: Worker[Row], row: Row) -> None:
+        lane.queue.append(row)
+        lane.rouse()
+
+    def _decode(self, row: Row) -> None:
+        """Gives the row its value, and with `key=` the scope of its state. Raises DataError."""
+        payload = row.payload
+        if payload is None:
+            raise DataError(f"{self._where(row)}: the payload is null", hint="a tombstone has no JSON value")
+        try:
+            if len(payload) > NESTING_MAX and is_too_deep(payload):
+                row.value = decode_json(payload, where=self._where(row))  # which says so
+            else:
+                row.value = _decode(payload)
+        except UNREADABLE:
+            row.value = decode_json(payload, where=self._where(row))
+        if self.spec.key is not None:
+            key = row.value.get(self.spec.key) if isinstance(row.value, dict) else None
+            if key is None:
+                raise DataError(f"{self._where(row)}: no key: field {self.spec.key!r} is missing or null")
+            try:
+                row.scope = state_key(key)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise DataError(f"{self._where(row)}: no key: field {self.spec.key!r}: {error}") from error
+
+    def unfinished(self) -> list[Batch]:
+        batches: list[Batch] = []
+        by_topic: dict[str, list[Row]] = {}
+        for lane in self._lanes:
+            for row in lane.items():
+                by_topic.setdefault(row.topic, []).append(row)
+        for topic, rows in by_topic.items():
+            rows.sort(key=lambda row: row.number)
+            columns = [(r.payload, r.key, r.timestamp, r.partition, r.offset, r.headers) for r in rows]
+            batches.append(Batch(records_batch(columns), None, topic))
+        return batches
+
+    def _where(self, item: Row) -> str:
+        return f"{item.topic}[{item.partition}]@{item.offset}"
+
+    def begin(self, item: Row, run: Callable[..., Any]) -> tuple[AgentContext, Any, bool]:
+        ctx = AgentContext(
+            item.value,
+            self._backend,
+            key=item.key,
+            headers=item.headers,
+            timestamp=item.timestamp,
+            topic=item.topic,
+            partition=item.partition,
+            offset=item.offset,
+            agent_id=self.spec.agent_id,
+            buffered=True,
+            scope=item.scope,
+            prefix=self._prefix,
+        )
+        call, coroutine_function = self._call
+        if coroutine_function:
+            return ctx, call(ctx), True
+        value = run(call, ctx)
+        return ctx, *awaitable(value)
+
+    def written(self, item: Row, value: Any) -> Sequence[Result]:
+        return value.results if type(value) is _Several else (_result(value),)
+
+    def _end(self, item: Row, output: Sequence[Result] | None) -> None:
+        if output is not None and self._results is not None:
+            add = self._results.add
+            for payload, key, headers in output:
+                add(payload, item.key if key is None else key, item.timestamp, item.partition, item.offset, headers)
+        self.counters.messages_processed += 1
+        self.counters.last_message_time = self._clock.time()
+
+    def _bury(self, item: Row, failure: BaseException, attempts: int) -> None:
+        self._dead_letter(item, failure, attempts)
+
+    def _size(self, item: Row) -> tuple[int, int]:
+        return 1, item.size
+
+    def renew(self, item: Row) -> None:
+        self._decode(item)
+
+
+def _result(value: Any) -> Result:
+    """A value or Message as it will be written. Raises UserError for what JSON cannot say."""
+    key: bytes | None = None
+    headers: Headers = ()
+    if isinstance(value, Message):
+        key, headers, value = value.key, value.headers, value.value
+    return value if isinstance(value, bytes) else encode_json(value), key, headers
+
+
+@dataclass(slots=True)
+class _Several:
+    """What a call yielded, written down at once: the agent may go on changing the values."""
+
+    results: list[Result]
+
+    def add(self, value: Any) -> None:
+        """One of them; None is no result."""
+        if value is not None:
+            self.results.append(_result(value))
+
+
+def _gathering(func: Callable[..., Any]) -> tuple[Callable[[AgentContext], Any], bool]:
+    """The function to call, and whether it is a coroutine function; what generators give is gathered into _Several."""
+    target = behind(func)
+    if inspect.isasyncgenfunction(target):
+
+        async def gather(ctx: AgentContext) -> _Several:
+            several = _Several([])
+            await each_piece(func(ctx), several.add)
+            return several
+
+        return gather, True
+    if inspect.isgeneratorfunction(target):
+
+        def gather_here(ctx: AgentContext) -> _Several:
+            several = _Several([])
+            for value in func(ctx):
+                several.add(value)
+            return several
+
+        return gather_here, False
+    return func, inspect.iscoroutinefunction(target)

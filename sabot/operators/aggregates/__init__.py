@@ -1,0 +1,1 @@
+"""Aggregates: what they keep of rows, and their results."""

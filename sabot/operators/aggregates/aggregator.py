@@ -1,0 +1,427 @@
+"""Aggregates by group: what a plan's calls become. Fixed-width accumulators are the kernel's (`keyed.GroupTable`); what has no
+fixed width is gathered beside it, by the table's slots (`gathered.Extras`).
+
+An Aggregator is a description: tables, stores and extras are the caller's, one a pane, a window or a session.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.keyed import GroupTable
+from sabot.codecs.json import schema_text
+from sabot.errors import UserError
+from sabot.operators.aggregates.gathered import Extras, Gather
+from sabot.operators.base import TIME_COLUMN, OperatorContext
+from sabot.state.tables.store import TableStore
+
+__all__ = [
+    "KINDS",
+    "Aggregator",
+    "Call",
+    "calls_reader",
+    "calls_schema",
+    "key_columns",
+    "slot_pieces",
+]
+
+_NUMERIC = ["sum", "mean", "variance", "stddev"]
+_PICKED = ["min", "max", "first", "last", "any", "arg_min", "arg_max"]
+_SKETCHED = ["approx_count_distinct", "approx_quantile"]
+KINDS = frozenset(["count", *_NUMERIC, *_PICKED, "count_distinct", "collect_list", "top_k", *_SKETCHED, "user"])
+_BY_ORDER = frozenset(["first", "last", "any", "arg_min", "arg_max", "collect_list"])  # order says which row it is
+CHUNK_ROWS = 65_536
+_ZERO, _ONE, _NO_NUMBER = (pa.scalar(value, pa.float64()) for value in (0.0, 1.0, None))
+
+Array: TypeAlias = pa.Array
+
+
+@dataclass(frozen=True)
+class Call:
+    """One aggregate. `argument`, `by` (of arg_min and arg_max) and `where` (bool: only rows where it is true) name input columns.
+
+    function: of the kind `user` (see `gathered.UserAggregate`). ddof: of variance and stddev. q: of approx_quantile, a number or a
+    list. k: of top_k. text: what it is of, where an argument was made by an expression and has no name of its own.
+    """
+
+    name: str
+    kind: str
+    argument: str | None = None
+    by: str | None = None
+    where: str | None = None
+    ddof: int = 1
+    function: Any = None
+    text: str = ""
+    q: Any = None
+    k: int | None = None
+
+    def words(self) -> str:
+        """What it is, without its name."""
+        if self.text:
+            return self.text
+        options = {"ddof": None if self.ddof == 1 else self.ddof, "q": self.q, "k": self.k}
+        said = [f"{name}={value}" for name, value in options.items() if value is not None]
+        given = [self.argument, self.by, *said]
+        words = f"{self.kind}({', '.join(each for each in given if each is not None)})"
+        return words if self.where is None else f"{words}.filter({self.where})"
+
+
+def key_columns(names: Sequence[str], input: pa.Schema) -> tuple[pa.Schema, list[int]]:
+    """The columns that rows are grouped by, and their places. UserError for one that is not there, twice there, or cannot be a key."""
+    known = Aggregator(names, [], input)
+    return known.keys, known.key_indices
+
+
+class Aggregator:
+    """`calls` over rows of `input`, grouped by the columns `keys`; `order` names the int64 column that says what is first.
+
+    schema: of results, the keys, then the calls. kernel: what a GroupTable of it is made for. states: keys and all accumulators as
+    columns, one row a group; `merge` takes them. needs_slots: there are extras, and tables must stay in memory.
+    Nulls: a sum, mean, … of no value is null; count and count_distinct of none are 0; collect_list keeps nulls, and orders by `order`,
+    then arrival. first, last, any: nulls are values; of equal `order` the
+    first (last) to come. arg_min, arg_max: of equal `by` the least `order`, then the first to come; rows
+    without a `by` (null, NaN) are passed over. UserError for a column that is not there, or of a type that the kind cannot take.
+    """
+
+    def __init__(
+        self, keys: Sequence[str], calls: Sequence[Call], input: pa.Schema, *, order: str | None = None
+    ) -> None:
+        self.input = input
+        self.keys = pa.schema([input.field(_index(input, name, "group by")) for name in keys])
+        self.key_indices = [_index(input, name, "group by") for name in keys]
+        self.order = -1 if order is None else _index(input, order, "order")
+        self.kernel: list[tuple[str, pa.DataType | None]] = []
+        self.arguments: list[int] = []
+        self.filters: list[int] = []
+        self._derived: dict[tuple[Any, ...], tuple[int, Callable[[pa.RecordBatch], Array]]] = {}
+        self._known: dict[tuple[Any, ...], int] = {}
+        self._gathers: list[Gather] = []
+        self._outputs: list[Callable[[Sequence[Array], Sequence[Array]], Array]] = []
+        for call in calls:
+            self._outputs.append(self._resolve(call))
+        if not self.kernel:  # a batch of states must have a column, so that it has rows
+            self._kernel("count", None, -1, -1)
+        table = self.table()
+        self.needs_slots = bool(self._gathers)
+        gathered = [field for gather in self._gathers for field in gather.states]
+        self.states = pa.schema([*table.states, *gathered])
+        self._kernel_states = table.states.names
+        self.gathered = pa.schema([*self.keys, *gathered])
+        empty = self.compose(
+            [pa.array([], kind) for kind in table.results], [pa.array([], g.type) for g in self._gathers]
+        )
+        columns = [pa.field(call.name, column.type) for call, column in zip(calls, empty, strict=True)]
+        self.schema = pa.schema([*self.keys, *columns])
+        names = self.schema.names
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"the result would have two columns {twice!r}", hint="give the aggregate another name")
+
+    # What callers hold
+
+    def table(self) -> GroupTable:
+        """An empty table of its own, outside of any store."""
+        try:
+            return GroupTable(self.keys, self.kernel)
+        except TypeError as error:
+            raise UserError(f"cannot group by {self.keys.names}: {error}") from error
+
+    def store(self, context: OperatorContext) -> TableStore:
+        """A store of such tables; where there are extras, groups stay in memory."""
+        return TableStore(
+            self.keys,
+            self.kernel,
+            directory=context.directory,
+            memory_budget=context.memory_budget,
+            evictable=not self.needs_slots,
+        )
+
+    def extras(self) -> Extras:
+        """An empty holder of what the kernel cannot keep, for one table."""
+        return Extras(self._gathers)
+
+    # Rows in
+
+    def columns(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """`data` with the columns behind it that `arguments` and `filters` count on."""
+        for (name, *_), (_, compute) in self._derived.items():
+            data = data.append_column(str(name), compute(data))
+        return data
+
+    def add(
+        self,
+        table: GroupTable,
+        extras: Extras,
+        data: pa.RecordBatch,
+        selection: pa.Int32Array | None = None,
+        hashes: pa.UInt64Array | None = None,
+    ) -> None:
+        """Adds the rows of `data` that `selection` names."""
+        if self._derived:
+            data = self.columns(data)
+        slots = table.update(
+            data,
+            self.key_indices,
+            self.arguments,
+            self.filters,
+            order=self.order,
+            hashes=hashes,
+            selection=selection,
+            want_slots=self.needs_slots,
+        )
+        if slots is not None and self.needs_slots:
+            extras.add(slots, data, selection)
+
+    def merge(
+        self, table: GroupTable, extras: Extras, state: pa.RecordBatch, selection: pa.Int32Array | None = None
+    ) -> pa.Int32Array:
+        """Adds what `export` of another table gave (columns by name; others are passed over). -> the slot of each row."""
+        slots = table.merge(state.select(self._kernel_states), selection=selection)
+        if self.needs_slots:
+            extras.merge(slots, state if selection is None else state.take(selection))
+        return slots
+
+    @property
+    def width(self) -> int:
+        """How many columns `columns` gives."""
+        return len(self.input) + len(self._derived)
+
+    def lane(self, kind: str, column: str) -> int:
+        """Which of the kernel's aggregates is `kind` of that column, without a filter."""
+        return self._known[kind, self.input.get_field_index(column), -1]
+
+    # Results out
+
+    def compose(self, kernel: Sequence[Array], gathered: Sequence[Array]) -> list[Array]:
+        """Results of the kernel and of the extras, row by row -> one column a call."""
+        return [output(kernel, gathered) for output in self._outputs]
+
+    def finish(self, table: GroupTable, extras: Extras, slots: pa.Int32Array | None = None) -> pa.RecordBatch:
+        """Results (`schema`) of these slots, or of all groups."""
+        if slots is None and self.needs_slots:
+            slots = table.slots()
+        columns = table.finish(slots)
+        gathered = extras.results(slots) if slots is not None else []
+        return self._result(columns, gathered)
+
+    def values(self, table: GroupTable, extras: Extras, slots: pa.Int32Array) -> list[Array]:
+        """Results of these slots, a column a call, without the keys."""
+        return self.compose(table.values(slots), extras.results(slots) if self.needs_slots else [])
+
+    def results(self, store: TableStore, pane: int, extras: Extras) -> Iterator[pa.RecordBatch]:
+        """Results of all groups of a pane, in pieces of at most CHUNK_ROWS rows."""
+        if self.needs_slots:
+            yield from self.results_of(store.table(pane), extras)
+        else:
+            for columns in store.finish(pane):
+                yield self._result(columns, [])
+
+    def results_of(self, table: GroupTable, extras: Extras) -> Iterator[pa.RecordBatch]:
+        """The same for a table outside of a store."""
+        for slots in slot_pieces(table):
+            yield self.finish(table, extras, slots)
+
+    def export(self, store: TableStore, pane: int, extras: Extras) -> Iterator[pa.RecordBatch]:
+        """States (`states`) of all groups of a pane, in pieces of at most CHUNK_ROWS rows."""
+        if self.needs_slots:
+            yield from self.export_of(store.table(pane), extras)
+        else:
+            yield from store.export(pane)
+
+    def export_of(self, table: GroupTable, extras: Extras) -> Iterator[pa.RecordBatch]:
+        """The same for a table outside of a store."""
+        for slots in slot_pieces(table):
+            yield self.export_slots(table, extras, slots)
+
+    def export_slots(self, table: GroupTable, extras: Extras, slots: pa.Int32Array) -> pa.RecordBatch:
+        """States (`states`) of these slots."""
+        state = table.export(slots)
+        if not self.needs_slots:
+            return state
+        return pa.RecordBatch.from_arrays([*state.columns, *extras.states(slots)], schema=self.states)
+
+    def export_gathered(self, table: GroupTable, extras: Extras) -> Iterator[pa.RecordBatch]:
+        """Keys and extras alone (`gathered`), for a snapshot beside the store's own."""
+        if self.needs_slots:
+            for slots in slot_pieces(table):
+                columns = [*table.key_columns(slots), *extras.states(slots)]
+                yield pa.RecordBatch.from_arrays(columns, schema=self.gathered)
+
+    def merge_gathered(self, table: GroupTable, extras: Extras, state: pa.RecordBatch) -> None:
+        """Adds what `export_gathered` gave; the table has the groups already."""
+        keys = list(range(len(self.keys)))
+        extras.merge(table.resolve(state, keys), state)
+
+    def _result(self, columns: Sequence[Array], gathered: Sequence[Array]) -> pa.RecordBatch:
+        width = len(self.keys)
+        calls = self.compose(columns[width:], gathered)
+        return pa.RecordBatch.from_arrays([*columns[:width], *calls], schema=self.schema)
+
+    # From calls to accumulators
+
+    def _resolve(self, call: Call) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
+        """-> how the call's column is made of the kernel's results and the gathered ones."""
+        if call.kind not in KINDS:
+            raise UserError(
+                f"{call.name}: there is no aggregate {call.kind!r}", hint=f"one of {', '.join(sorted(KINDS))}"
+            )
+        where = -1 if call.where is None else _index(self.input, call.where, call.name)
+        if where >= 0 and not pa.types.is_boolean(self.input.field(where).type):
+            raise UserError(f"{call.name}: the filter {call.where!r} is {self.input.field(where).type}, not bool")
+        if call.argument is None:
+            if call.kind not in ("count", "user"):
+                raise UserError(f"{call.name}: {call.kind} needs a column")
+            if call.kind == "count":
+                return _kernel_at(self._kernel("count", None, -1, where))
+            return self._gather(call, -1, where)
+        argument = _index(self.input, call.argument, call.name)
+        kind = self.input.field(argument).type
+        if pa.types.is_float16(kind):
+            raise UserError(f"{call.name}: {call.argument!r} is halffloat", hint="cast it to float32")
+        if call.kind == "count":
+            if _fixed(kind):
+                return _kernel_at(self._kernel("count", kind, argument, where))
+            return _kernel_at(self._kernel("count", None, -1, self._valid(argument, where)))
+        if call.kind in _NUMERIC:
+            return self._numeric(call, argument, where, kind)
+        if call.kind in ("min", "max", "first", "last", "any") and _fixed(kind):
+            return _kernel_at(self._kernel("first" if call.kind == "any" else call.kind, kind, argument, where))
+        return self._gather(call, argument, where)
+
+    def _numeric(
+        self, call: Call, argument: int, where: int, kind: pa.DataType
+    ) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
+        if pa.types.is_decimal(kind) and call.kind == "sum":
+            return self._gather(call, argument, where)
+        if pa.types.is_decimal(kind):
+            argument, kind = self._cast(argument, pa.float64()), pa.float64()
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+            raise UserError(
+                f"{call.name}: {call.kind} of {call.argument!r}, which is {kind}", hint="cast it to a number"
+            )
+        if call.kind in ("sum", "mean"):
+            return _kernel_at(self._kernel(call.kind, kind, argument, where))
+        variance = self._kernel("variance", kind, argument, where)
+        root = call.kind == "stddev"
+        if call.ddof == 1:
+            return lambda kernel, gathered: pc.sqrt(kernel[variance]) if root else kernel[variance]
+        count = self._kernel("count", kind, argument, where)
+        mean = self._kernel("mean", kind, argument, where)
+        return lambda kernel, gathered: _with_ddof(kernel[variance], kernel[count], kernel[mean], call.ddof, root)
+
+    def _kernel(self, kind: str, argument_type: pa.DataType | None, argument: int, where: int) -> int:
+        """The accumulator's index; calls that need the same one share it."""
+        known = (kind, argument, where)
+        if known not in self._known:
+            self._known[known] = len(self.kernel)
+            self.kernel.append((kind, argument_type))
+            self.arguments.append(argument)
+            self.filters.append(where)
+        return self._known[known]
+
+    def _gather(self, call: Call, argument: int, where: int) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
+        by = -1
+        if call.kind in ("arg_min", "arg_max"):
+            if call.by is None:
+                raise UserError(f"{call.name}: {call.kind} needs the column to go by")
+            by = _index(self.input, call.by, call.name)
+        index = len(self._gathers)
+        self._gathers.append(
+            Gather.of(
+                call.name,
+                call.kind,
+                self.input,
+                argument,
+                by=by,
+                where=where,
+                order=self.order,
+                function=call.function,
+                kept_as=f"gathered {index}",
+                option=call.k if call.kind == "top_k" else call.q,
+            )
+        )
+        return lambda kernel, gathered: gathered[index]
+
+    def _valid(self, argument: int, where: int) -> int:
+        """A bool column: the argument is there (and the filter holds)."""
+        return self._derive(("valid", argument, where), partial(_valid, argument=argument, where=where))
+
+    def _cast(self, argument: int, kind: pa.DataType) -> int:
+        return self._derive(("cast", argument, kind), lambda data: data.column(argument).cast(kind))
+
+    def _derive(self, what: tuple[Any, ...], compute: Callable[[pa.RecordBatch], Array]) -> int:
+        if what not in self._derived:
+            self._derived[what] = (len(self.input) + len(self._derived), compute)
+        return self._derived[what][0]
+
+
+def calls_schema(calls: Sequence[Call], results: Sequence[pa.Field], input: pa.Schema) -> dict[str, Any]:
+    """What their state consists of, for `Operator.state_schema`: name, what it is of, type of the result (a field a call)."""
+    schema: dict[str, Any] = {
+        "aggregates": [[call.name, call.words(), str(field.type)] for call, field in zip(calls, results, strict=True)]
+    }
+    if any(call.kind in _BY_ORDER for call in calls):
+        schema["order"] = "event time" if TIME_COLUMN in input.names else "arrival"
+    return schema
+
+
+def calls_reader(keys: Sequence[str], calls: Sequence[Call], input: pa.Schema) -> dict[str, Any]:
+    """For `Operator.state_reader`: keys, calls, and the columns that they use. `Call.function` stays behind."""
+    used = {*keys, TIME_COLUMN}.union(*((call.argument, call.by, call.where) for call in calls))
+    columns = pa.schema([field for field in input if field.name in used])
+    described = [
+        {name: value for name, value in asdict(replace(call, function=None)).items() if value is not None}
+        for call in calls
+    ]
+    return {"keys": list(keys), "calls": described, "input": schema_text(columns)}
+
+
+def _index(schema: pa.Schema, name: str, what: str) -> int:
+    index: int = schema.get_field_index(name)
+    if index < 0:
+        there = ", ".join(schema.names)
+        raise UserError(f"{what}: there is no column {name!r}", hint=f"there are {there}")
+    return index
+
+
+def _fixed(kind: pa.DataType) -> bool:
+    """The kernel has accumulators for it."""
+    return bool(
+        pa.types.is_boolean(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_float32(kind)
+        or pa.types.is_float64(kind)
+        or pa.types.is_date(kind)
+        or pa.types.is_time(kind)
+        or pa.types.is_timestamp(kind)
+        or pa.types.is_duration(kind)
+    )
+
+
+def _kernel_at(index: int) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
+    return lambda kernel, gathered: kernel[index]
+
+
+def _valid(data: pa.RecordBatch, argument: int, where: int) -> Array:
+    valid = pc.is_valid(data.column(argument))
+    return valid if where < 0 else pc.and_(valid, data.column(where))
+
+
+def _with_ddof(variance: Array, count: Array, mean: Array, ddof: int, root: bool) -> Array:
+    """The sample variance with another divisor; null where it is not above 0. Of one value it is null: that one's is 0, or NaN."""
+    n = count.cast(pa.float64())
+    squares = pc.if_else(pc.equal(n, _ONE), pc.subtract(mean, mean), pc.multiply(variance, pc.subtract(n, _ONE)))
+    left = pc.subtract(n, pa.scalar(float(ddof)))
+    result = pc.divide(squares, pc.if_else(pc.greater(left, _ZERO), left, _NO_NUMBER))
+    return pc.sqrt(result) if root else result
+
+
+def slot_pieces(table: GroupTable) -> Iterator[pa.Int32Array]:
+    """All slots of a table, at most CHUNK_ROWS at a time."""
+    slots = table.slots()
+    for start in range(0, len(slots), CHUNK_ROWS):
+        yield slots.slice(start, CHUNK_ROWS)

@@ -1,0 +1,55 @@
+"""Arguments of aggregates that are more than a column: they become columns before the step that aggregates."""
+
+from collections.abc import Iterable, Mapping
+from itertools import count
+from typing import Any
+
+from sabot.api.aggregates import Aggregate
+from sabot.api.expr import Expr
+from sabot.api.over import OverFunction
+from sabot.operators.aggregates.aggregator import Call
+from sabot.operators.layout.sites import Site
+from sabot.operators.rows.stateless import add_columns
+
+__all__ = ["Arguments", "with_arguments"]
+
+
+class Arguments:
+    """Columns, "__0" and so on, for arguments that are more than a column. what: all that has arguments."""
+
+    def __init__(self, what: Iterable[tuple[str, Aggregate | OverFunction]]) -> None:
+        self.columns: list[tuple[str, Expr]] = []
+        self._taken = set().union(*(each.columns for _, each in what))  # by the user's own columns
+
+    def column(self, expr: Expr | None) -> str | None:
+        """The column of this name, or the one that is made for it."""
+        if expr is None:
+            return None
+        if expr.column is not None:
+            return expr.column
+        for name, known in self.columns:
+            if known.same(expr):
+                return name
+        name = next(name for name in map("__{}".format, count(len(self.columns))) if name not in self._taken)
+        self._taken.add(name)
+        self.columns.append((name, expr))
+        return name
+
+    def add(self, site: Site) -> Site:
+        """Behind the step that makes them, where there are any."""
+        return add_columns(site, tuple(self.columns)) if self.columns else site
+
+
+def with_arguments(site: Site, aggregates: tuple[tuple[str, Aggregate], ...]) -> tuple[Site, list[Call]]:
+    """The site where the arguments of the aggregates are columns, and the aggregates over these."""
+    arguments = Arguments(aggregates)
+    calls = []
+    for name, each in aggregates:
+        argument, by, where = map(arguments.column, (each.argument, each.by, each.predicate))
+        options = _options(each)
+        calls.append(Call(name, each.kind, argument=argument, by=by, where=where, text=each.text(), **options))
+    return arguments.add(site), calls
+
+
+def _options(aggregate: Aggregate) -> Mapping[str, Any]:
+    return {**aggregate.options, **({} if aggregate.function is None else {"function": aggregate.function})}

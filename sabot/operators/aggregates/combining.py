@@ -1,0 +1,84 @@
+"""The first of two phases of an aggregate in windows: what a batch has for each key and pane, as partial states."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot._cython.window import split_panes
+from sabot.errors import InternalError
+from sabot.operators.aggregates.aggregator import Aggregator, Call
+from sabot.operators.aggregates.gathered import joined
+from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
+from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape
+from sabot.operators.windows.sessions import time_index
+
+__all__ = ["ROWS_COLUMN", "LocalCombine", "combined_input", "repeated"]
+
+ROWS_COLUMN = "__rows"  # of partial states: rows behind this one
+
+_INPUT = b"sabot.input"  # metadata of partial states' schema: the columns that were combined
+_INT64 = pa.int64()
+
+
+class LocalCombine(Operator):
+    """The first phase of a two-phase aggregate, before the shuffle: each batch's rows by key and pane, as partial states.
+
+    Emits the states of the aggregates as columns, PANE_COLUMN and ROWS_COLUMN; `WindowAggregate(…, partial=True)`, with the same
+    window, keys and calls, takes them. Stateless. It pays where a batch has many rows of a group.
+    """
+
+    def __init__(self, window: TimeWindow, keys: Sequence[str], calls: Sequence[Call], *, id: str = "") -> None:
+        self.id = id
+        self._shape = WindowShape(window)
+        self._keys, self._calls = tuple(keys), tuple(calls)
+        self._rows_in = self._rows_out = 0
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._time = time_index(context.input, "windows of event time")
+        calls = [*self._calls, Call(ROWS_COLUMN, "count")]
+        self._aggregator = Aggregator(self._keys, calls, context.input, order=TIME_COLUMN)
+        counts = zip(self._aggregator.kernel, self._aggregator.arguments, self._aggregator.filters, strict=True)
+        self._rows = self._aggregator.states.names.index(f"{list(counts).index((('count', None), -1, -1))}.count")
+        self._table, self._extras = self._aggregator.table(), self._aggregator.extras()
+        fields = [*self._aggregator.states, pa.field(PANE_COLUMN, pa.int64()), pa.field(ROWS_COLUMN, pa.int64())]
+        self._schema = pa.schema(fields, metadata={_INPUT: context.input.serialize().to_pybytes()})
+        return self._schema
+
+    def process(self, batch: Batch) -> None:
+        _, panes = split_panes(batch.data.column(self._time), self._shape.step, self._shape.offset, batch.selection)
+        states = []
+        for pane, rows in panes:
+            self._aggregator.add(self._table, self._extras, batch.data, rows, batch.hashes)
+            for state in self._aggregator.export_of(self._table, self._extras):
+                columns = [
+                    *state.columns,
+                    repeated(pane, state.num_rows),
+                    state.column(self._rows),
+                ]
+                states.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+            self._table.clear()
+            self._extras.clear()
+        if states:
+            combined = joined(states)
+            self._rows_in += batch.num_rows
+            self._rows_out += combined.num_rows
+            self.emit(batch.with_data(combined))
+
+    def statistics(self) -> dict[str, Any]:
+        return {"rows_in": self._rows_in, "rows_out": self._rows_out}
+
+
+def combined_input(partial: pa.Schema) -> pa.Schema:
+    """The columns that were combined into these partial states."""
+    metadata = partial.metadata or {}
+    if _INPUT not in metadata:
+        raise InternalError(f"{partial.names} are no partial states of a window")
+    return pa.ipc.read_schema(pa.py_buffer(metadata[_INPUT]))
+
+
+def repeated(value: int, rows: int, kind: pa.DataType = _INT64) -> pa.Array:
+    """A column of `rows` times this value."""
+    return pa.Array.from_buffers(kind, rows, [None, pa.py_buffer(np.full(rows, value, np.int64))], 0)

@@ -1,0 +1,320 @@
+"""What groups keep beside their accumulators of rows that may be taken away: exact sums, multisets, sketches, whole rows.
+
+`ChangedRows` are the rows of a batch as these take them; each kind of value is a `Beside`, by the slots of the groups' table.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.batch import Batch
+from sabot._cython.keyed import sum_overflow
+from sabot._cython.multiset import Arrivals, ExactSums, Multisets, join_keys, split_keys
+from sabot._cython.sketch import Quantiles
+from sabot.errors import UserError
+from sabot.operators.aggregates.aggregator import (
+    Call,
+)
+from sabot.operators.aggregates.gathered import quantile_column
+from sabot.operators.aggregates.packed import NAN, from_ordered, ordered, ordered_width, packed, unpacked
+from sabot.operators.base import (
+    OP_COLUMN,
+    TIME_COLUMN,
+    without_marks,
+)
+from sabot.operators.changes.weaving import signs
+
+__all__ = ["Beside", "Best", "ChangedRows", "InOrder", "Lanes", "QuantileSketches", "Sums", "Values", "WholeRows"]
+
+Array: TypeAlias = pa.Array
+
+_LOW = np.int64(0xFFFFFFFF)
+
+
+class ChangedRows:
+    """The rows of a batch of changes that count, for those who add them up."""
+
+    def __init__(self, batch: Batch, slots: Any, timed: bool) -> None:
+        self._batch = batch
+        self._columns: dict[str, Array] = {}
+        self.slots = slots
+        place = batch.schema.get_field_index(OP_COLUMN)
+        self.takes = np.zeros(len(slots), bool) if place < 0 else signs(self.column(OP_COLUMN))
+        self.by = np.where(self.takes, np.int64(-1), np.int64(1))
+        self.times = self.column(TIME_COLUMN).to_numpy() if timed else np.zeros(len(slots), np.int64)
+
+    def column(self, name: str) -> Array:
+        if name not in self._columns:
+            column = self._batch.data.column(self._batch.schema.get_field_index(name))
+            selection = self._batch.selection
+            self._columns[name] = column if selection is None else column.take(selection)
+        return self._columns[name]
+
+    def whole(self) -> pa.RecordBatch:
+        """All columns of the user's."""
+        names = without_marks(self._batch.schema).names
+        return pa.RecordBatch.from_arrays([self.column(name) for name in names], names=names)
+
+    def counting(self, call: Call, values: Array | None) -> Any:
+        """Which rows count: the filter holds, and the value, where there are some, is not null."""
+        keep = np.ones(len(self.slots), bool)
+        if call.where is not None:
+            keep &= self.column(call.where).fill_null(False).to_numpy(zero_copy_only=False)
+        if values is not None and values.null_count:
+            keep &= values.is_valid().to_numpy(zero_copy_only=False)
+        return keep
+
+
+class Lanes:
+    """count, and sum and mean of whole numbers: lanes of the store, from `first` on.
+
+    sum, mean: how many values, the sum of what is above the low 32 bits, that of the low ones: neither wraps, and what takes is exact.
+    """
+
+    def __init__(self, call: Call, kind: pa.DataType | None, result: pa.DataType, first: int) -> None:
+        self._call, self._kind, self._result, self._first = call, kind, result, first
+
+    def lanes(self, rows: ChangedRows) -> list[Array]:
+        call = self._call
+        values = None if call.argument is None else rows.column(call.argument)
+        by = np.where(rows.counting(call, values), rows.by, np.int64(0))
+        if call.kind == "count" or values is None:
+            return [pa.array(by)]
+        unsigned = pa.types.is_uint64(self._kind)
+        wide = pa.uint64() if unsigned else pa.int64()
+        numbers = values.cast(wide).fill_null(0).to_numpy()
+        high = (numbers >> (np.uint64(32) if unsigned else np.int64(32))).astype(np.int64)
+        return [pa.array(by), pa.array(high * by), pa.array((numbers.astype(np.int64) & _LOW) * by)]
+
+    def results(self, columns: Sequence[Array]) -> Array:
+        counts = columns[self._first].fill_null(0)
+        if self._call.kind == "count":
+            return counts
+        n = counts.to_numpy()
+        high, low = (columns[self._first + lane].fill_null(0).to_numpy() for lane in (1, 2))
+        high, low = high + (low >> 32), low & _LOW
+        if self._call.kind == "sum":
+            return self._sums(n, high, low)
+        total = high.astype(np.longdouble) * np.longdouble(2**32) + low.astype(np.longdouble)
+        means = (total / np.maximum(n, 1)).astype(np.float64)
+        return pa.array(means, mask=n <= 0)
+
+    def _sums(self, n: Any, high: Any, low: Any) -> Array:
+        unsigned = pa.types.is_uint64(self._result)
+        least, greatest = (0, 2**32 - 1) if unsigned else (-(2**31), 2**31 - 1)
+        if ((high < least) | (high > greatest))[n > 0].any():
+            raise sum_overflow(f"{self._call.name}: a sum of {self._call.argument!r} is more than {self._result} holds")
+        sums = (high << 32) | low
+        return pa.array(sums.view(np.uint64) if unsigned else sums, mask=n <= 0)
+
+
+class Beside(ABC):
+    """What one call keeps by slot, beside the store's tables."""
+
+    store: ExactSums | Multisets | Arrivals | Quantiles
+
+    @abstractmethod
+    def add(self, rows: ChangedRows) -> None: ...
+    def columns(self, slots: Any, counts: Any) -> list[Array]:
+        """The fields that it gives. counts: how many rows each slot has."""
+        return [self.results(slots, counts)]
+
+    def results(self, slots: Any, counts: Any) -> Array:
+        """Of one that gives one field."""
+        raise NotImplementedError
+
+
+class Sums(Beside):
+    """sum, mean, variance and stddev: exact."""
+
+    def __init__(self, call: Call, kind: pa.DataType, result: pa.DataType) -> None:
+        self._call, self._result = call, result
+        self._whole = pa.types.is_decimal(kind) and call.kind == "sum"
+        self.store: ExactSums = ExactSums(squares=call.kind in ("variance", "stddev"))
+
+    def add(self, rows: ChangedRows) -> None:
+        values = rows.column(str(self._call.argument))
+        keep = rows.counting(self._call, values)
+        slots, takes = rows.slots[keep], rows.takes[keep]
+        values = values.filter(pa.array(keep))
+        kind = values.type
+        if self._whole:
+            values = values.cast(self._result)
+            width = self._result.bit_width // 64
+            words = (
+                np.frombuffer(values.buffers()[1], np.uint64)[values.offset * width :] if len(values) else np.zeros(0)
+            )
+            self.store.add_words(slots, words[: len(values) * width].reshape(-1, width), True, takes)
+        elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+            unsigned = pa.types.is_unsigned_integer(kind)
+            words = values.cast(pa.uint64() if unsigned else pa.int64()).to_numpy().view(np.uint64)
+            self.store.add_words(slots, words.reshape(-1, 1), not unsigned, takes)
+        else:
+            self.store.add_reals(slots, values.cast(pa.float64(), safe=False).to_numpy(), takes)
+
+    def results(self, slots: Any, counts: Any) -> Array:
+        if self._call.kind == "mean":
+            return self.store.means(slots)
+        if self._call.kind in ("variance", "stddev"):
+            variance = self.store.variances(slots, self._call.ddof)
+            return pc.sqrt(variance) if self._call.kind == "stddev" else variance
+        if not self._whole:
+            return self.store.sums(slots)
+        try:
+            words, valid = self.store.whole(slots, self._result.bit_width // 64)
+        except OverflowError as error:
+            what = f"{self._call.name}: a sum of {self._call.argument!r} is more than {self._result} holds"
+            raise sum_overflow(what) from error
+        bits = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+        return pa.Array.from_buffers(self._result, len(slots), [bits, pa.py_buffer(words)])
+
+
+class Values(Beside):
+    """min, max, any, count_distinct, top_k: which values there are, and how often."""
+
+    def __init__(self, call: Call, kind: pa.DataType, result: pa.DataType) -> None:
+        self._call, self._kind, self._result = call, kind, result
+        self._real = pa.types.is_floating(kind)
+        self.store: Multisets = Multisets()
+
+    def add(self, rows: ChangedRows) -> None:
+        values = rows.column(str(self._call.argument))
+        keep = rows.counting(self._call, None if self._call.kind == "any" else values)
+        if self._real and self._call.kind == "top_k":
+            keep &= ~pc.is_nan(values).fill_null(True).to_numpy(zero_copy_only=False)
+        values = values.filter(pa.array(keep))
+        found = packed([values], len(values)) if self._call.kind == "any" else ordered(values)
+        self.store.add(rows.slots[keep], found, rows.takes[keep])
+
+    def results(self, slots: Any, counts: Any) -> Array:
+        kind = self._call.kind
+        if kind == "count_distinct":
+            return pa.array(self.store.differing(slots))
+        if kind == "any":
+            return unpacked(self.store.least(slots), [self._kind])[0]
+        if kind == "top_k":
+            sizes, values = self.store.best(slots, self._call.k or 1)
+            bounds = pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
+            return pa.ListArray.from_arrays(bounds, from_ordered(values, self._kind), type=self._result)
+        asked = self.store.least if kind == "min" else self.store.greatest
+        return from_ordered(asked(slots, NAN) if self._real else asked(slots), self._kind)
+
+
+class QuantileSketches(Beside):
+    """approx_quantile: a sketch, which can forget values."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self.store: Quantiles = Quantiles()
+
+    def add(self, rows: ChangedRows) -> None:
+        values = rows.column(str(self._call.argument))
+        keep = rows.counting(self._call, values)
+        numbers = values.filter(pa.array(keep)).cast(pa.float64(), safe=False).to_numpy()
+        self.store.add(rows.slots[keep], numbers, rows.takes[keep])
+
+    def results(self, slots: Any, counts: Any) -> Array:
+        return quantile_column(self.store, slots, self._call.q)
+
+
+class Best(Beside):
+    """arg_min, arg_max: pairs of what it goes by, and the value."""
+
+    def __init__(self, call: Call, kind: pa.DataType, result: pa.DataType, by: pa.DataType) -> None:
+        self._call, self._kind = call, kind
+        self._width = ordered_width(by)
+        self.store: Multisets = Multisets()
+
+    def add(self, rows: ChangedRows) -> None:
+        values, by = rows.column(str(self._call.argument)), rows.column(str(self._call.by))
+        keep = rows.counting(self._call, by)
+        if pa.types.is_floating(by.type):
+            keep &= ~pc.is_nan(by).fill_null(True).to_numpy(zero_copy_only=False)
+        mask = pa.array(keep)
+        by, values = by.filter(mask), values.filter(mask)
+        keys = join_keys([ordered(by), packed([values], len(values))], [self._width, -1])
+        self.store.add(rows.slots[keep], keys, rows.takes[keep])
+
+    def results(self, slots: Any, counts: Any) -> Array:
+        least = self._call.kind == "arg_min"
+        keys = self.store.least(slots) if least else self.store.first_of_greatest(slots, self._width)
+        missing = keys.is_null()
+        values = split_keys(keys.drop_null(), [self._width, -1])[1]
+        if keys.null_count:
+            places = np.cumsum(~missing.to_numpy(zero_copy_only=False)) - 1
+            values = values.take(pa.array(places, mask=missing.to_numpy(zero_copy_only=False)))
+        return unpacked(values, [self._kind])[0]
+
+
+class InOrder(Beside):
+    """first, last, collect_list, user: values by event time, then as they came."""
+
+    def __init__(self, call: Call, input: pa.Schema, result: pa.DataType) -> None:
+        self._call, self._result = call, result
+        names = without_marks(input).names if call.argument is None else [call.argument]
+        self._schema = pa.schema([input.field(name) for name in names])
+        self.store: Arrivals = Arrivals()
+
+    def add(self, rows: ChangedRows) -> None:
+        call = self._call
+        keep = rows.counting(call, None)
+        columns = [rows.column(name).filter(pa.array(keep)) for name in self._schema.names]
+        values = packed(columns, int(keep.sum()))
+        self.store.add(rows.slots[keep], values, rows.times[keep], rows.takes[keep])
+
+    def results(self, slots: Any, counts: Any) -> Array:
+        kinds = self._schema.types
+        if self._call.kind in ("first", "last"):
+            return unpacked(self.store.first(slots) if self._call.kind == "first" else self.store.last(slots), kinds)[0]
+        sizes, rows = self.store.all(slots)
+        bounds = np.concatenate([[0], np.cumsum(sizes)])
+        if self._call.kind == "collect_list":
+            offsets = pa.array(bounds.astype(np.int32))
+            return pa.ListArray.from_arrays(offsets, unpacked(rows, kinds)[0], type=self._result)
+        batch = pa.RecordBatch.from_arrays(unpacked(rows, kinds), schema=self._schema)
+        return self._made(batch if self._call.argument is None else batch.column(0), bounds, counts)
+
+    def _made(self, values: Any, bounds: Any, counts: Any) -> Array:
+        """What the user's function makes of each slot's rows."""
+        function = self._call.function
+        results: list[Any] = []
+        for first, end, there in zip(bounds[:-1].tolist(), bounds[1:].tolist(), (counts > 0).tolist(), strict=True):
+            if not there:
+                results.append(None)
+                continue
+            try:
+                state = function.init()
+                if end > first:
+                    state = function.accumulate(state, values.slice(first, end - first))
+                results.append(function.finish(state))
+            except Exception as error:
+                name = getattr(function, "name", type(function).__qualname__)
+                raise UserError(
+                    f"aggregate {self._call.name}: {name}: {type(error).__name__}: {error}; over {end - first} rows"
+                ) from error
+        try:
+            return pa.array(results, self._result)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"aggregate {self._call.name}: finish gave what is no {self._result}: {error}",
+                hint="its `type` says what finish gives: change one of them",
+            ) from error
+
+
+class WholeRows(Beside):
+    """All columns but the keys, of the row that came last and was not taken away."""
+
+    def __init__(self, fields: pa.Schema) -> None:
+        self._schema = fields
+        self.store: Arrivals = Arrivals()
+
+    def add(self, rows: ChangedRows) -> None:
+        values = packed([rows.column(name) for name in self._schema.names], len(rows.slots))
+        self.store.add(rows.slots, values, np.zeros(len(rows.slots), np.int64), rows.takes)
+
+    def columns(self, slots: Any, counts: Any) -> list[Array]:
+        return unpacked(self.store.last(slots), self._schema.types)

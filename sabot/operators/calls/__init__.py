@@ -1,0 +1,1 @@
+"""Coroutine functions of the user's over rows, and what waits for them at a barrier."""

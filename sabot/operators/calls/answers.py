@@ -1,0 +1,150 @@
+"""What the user's coroutines give, row by row, and columns made of it.
+
+An outcome of a call is what is kept of it until its rows are emitted: None (no row), a tuple of values (one), a list of tuples, a
+RecordBatch of columns that are made already, or `Failed`. Values become columns for many calls at once.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot.errors import UserError
+from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext
+from sabot.operators.rows.mapped import MapBatches
+
+__all__ = ["Answers", "BatchAnswers", "joined"]
+
+_NOT_CONVERTED = (pa.ArrowException, TypeError, ValueError, OverflowError)
+
+
+class Answers:
+    """Dicts with the columns of `schema`; those that are missing are null. several: a list of them is allowed too.
+
+    name: of the step, for errors. schema: as it goes down a chain, whatever may be null there.
+    """
+
+    def __init__(self, name: str, schema: pa.Schema, *, several: bool) -> None:
+        for column in schema.names:
+            if column in (TIME_COLUMN, OP_COLUMN):
+                raise UserError(f"{name}: no column can be called {column!r}", hint="that is one of Sabot's own")
+        self.schema = pa.schema([(field.name, field.type) for field in schema])
+        self._name, self._several = name, several
+        self._names = schema.names
+        self._set = frozenset(schema.names)
+        self._needed = [field.name for field in schema if not field.nullable]
+
+    def outcome(self, result: Any) -> Any:
+        """What is kept of the function's result. Raises UserError."""
+        if isinstance(result, dict):
+            return self._values(result)
+        if result is None:
+            return None
+        if self._several and isinstance(result, list | tuple):
+            return [self._values(each) for each in result]
+        raise self._refuse(result)
+
+    def _values(self, result: Any) -> tuple[Any, ...]:
+        if not isinstance(result, dict):
+            raise self._refuse(result)
+        if not result.keys() <= self._set:
+            more = next(name for name in result if name not in self._set)
+            raise UserError(
+                f"it gave a column {more!r}, which its schema has not", hint=f"schema= has {', '.join(self._names)}"
+            )
+        return tuple(map(result.get, self._names))
+
+    def _refuse(self, result: Any) -> UserError:
+        ways = "a dict, a list of dicts, or None" if self._several else "a dict, or None"
+        return UserError(f"it gave a {type(result).__name__}", hint=f"return {ways}")
+
+    def columns(
+        self, outcomes: Sequence[Any], refuse: Callable[[int, str], Any]
+    ) -> tuple[pa.RecordBatch, "np.ndarray[Any, Any]", list[Any]]:
+        """-> (the rows of all outcomes, in order; how many each has; the outcomes).
+
+        Where values do not fit the schema, refuse(number of the outcome, what is wrong) raises, or gives what is to stand there.
+        """
+        try:
+            return (*self._assembled(outcomes), list(outcomes))
+        except _NOT_CONVERTED:
+            kept = [self._kept(number, outcome, refuse) for number, outcome in enumerate(outcomes)]
+            return (*self._assembled(kept), kept)
+
+    def _kept(self, number: int, outcome: Any, refuse: Callable[[int, str], Any]) -> Any:
+        try:
+            self._assembled([outcome])
+        except _NOT_CONVERTED as error:
+            return refuse(number, str(error))
+        return outcome
+
+    def _assembled(self, outcomes: Iterable[Any]) -> tuple[pa.RecordBatch, "np.ndarray[Any, Any]"]:
+        counts: list[int] = []
+        pieces: list[pa.RecordBatch] = []
+        values: list[tuple[Any, ...]] = []
+        for outcome in outcomes:
+            if type(outcome) is tuple:
+                values.append(outcome)
+                counts.append(1)
+            elif type(outcome) is list:
+                values.extend(outcome)
+                counts.append(len(outcome))
+            elif isinstance(outcome, pa.RecordBatch):
+                if values:
+                    pieces.append(self._made(values))
+                    values = []
+                pieces.append(outcome)
+                counts.append(outcome.num_rows)
+            else:
+                counts.append(0)
+        if values or not pieces:
+            pieces.append(self._made(values))
+        return joined(pieces), np.array(counts, np.int64)
+
+    def _made(self, rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
+        """Raises one of _NOT_CONVERTED, whose text names the column."""
+        columns = []
+        for field, values in zip(
+            self.schema, zip(*rows, strict=True) if rows else [()] * len(self.schema), strict=True
+        ):
+            try:
+                column = pa.array(values, field.type)
+            except _NOT_CONVERTED as error:
+                raise ValueError(f"column {field.name!r} is to be {field.type}: {error}") from error
+            if column.null_count and field.name in self._needed:
+                raise ValueError(f"column {field.name!r} is null, which its schema does not allow")
+            columns.append(column)
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+
+class BatchAnswers:
+    """Whole batches, fitted to `schema` as map_batches does it; where there is event time, it is the last column of `schema`."""
+
+    def __init__(self, name: str, schema: pa.Schema, context: OperatorContext, time: str | None) -> None:
+        self._given: Any = None
+        self._made: pa.RecordBatch | None = None
+        self._fit = MapBatches(lambda batch: self._given, schema, time=time)
+        self._fit.name = name
+        self._fit.emit = self._take
+        self.schema = self._fit.open(context)
+
+    def _take(self, batch: Batch) -> None:
+        self._made = batch.data
+
+    def outcome(self, given: Any, data: pa.RecordBatch) -> pa.RecordBatch | None:
+        """given: for the rows `data`, with their event time. None: no rows. Raises UserError."""
+        if given is None:
+            return None
+        self._given, self._made = given, None
+        try:
+            self._fit.process(Batch(data))
+            return self._made
+        finally:
+            self._given = self._made = None
+
+
+def joined(pieces: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """All their rows; at least one piece."""
+    return pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)

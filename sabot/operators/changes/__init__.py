@@ -1,0 +1,1 @@
+"""Steps whose rows are changes of a table."""

@@ -1,0 +1,268 @@
+"""One type to another: the type that two columns meet in, and what `cast` does, by polars' rules."""
+
+import functools
+from collections.abc import Callable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot.arrays import epoch, is_utc, shown, to_unit, where
+from sabot.errors import DataError, UserError
+from sabot.operators.expressions.times import local
+
+__all__ = ["caster", "common_type", "integer_range", "is_number", "least_integer"]
+
+_SIGNED = [pa.int8(), pa.int16(), pa.int32(), pa.int64()]
+_UNSIGNED = [pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
+_UNITS = ["s", "ms", "us", "ns"]
+_WHOLE = r"^[+-]?[0-9]+$"
+_ZONED = r"(Z|[+-]\d\d:?\d\d)$"
+
+Convert = Callable[[pa.Array], pa.Array]
+
+
+# -- the type that two meet in --------------------------------------------------------------------------------------------
+
+
+def common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
+    """The type that holds the values of both; None where there is none. Integers and floats meet as in polars."""
+    if a == b or pa.types.is_null(b):
+        return a
+    if pa.types.is_null(a):
+        return b
+    if is_number(a) and is_number(b):
+        return _common_number(a, b)
+    for is_it, make in ((pa.types.is_duration, pa.duration), (pa.types.is_timestamp, pa.timestamp)):
+        if is_it(a) and is_it(b):
+            unit = max(a.unit, b.unit, key=_UNITS.index)
+            return pa.duration(unit) if make is pa.duration else pa.timestamp(unit, a.tz or b.tz)
+    if pa.types.is_date(a) and pa.types.is_date(b):
+        return pa.date32()
+    if pa.types.is_date(a) and pa.types.is_timestamp(b):
+        return b
+    if pa.types.is_timestamp(a) and pa.types.is_date(b):
+        return a
+    if pa.types.is_list(a) and pa.types.is_list(b):
+        inner = common_type(a.value_type, b.value_type)
+        return None if inner is None else pa.list_(inner)
+    if pa.types.is_struct(a) and pa.types.is_struct(b) and [f.name for f in a] == [f.name for f in b]:
+        types = [common_type(x.type, y.type) for x, y in zip(a, b, strict=True)]
+        if all(each is not None for each in types):
+            return pa.struct([(field.name, each) for field, each in zip(a, types, strict=True)])
+    return None
+
+
+def is_number(type: pa.DataType) -> bool:
+    """Integers, floats, decimals, and bool, which counts as 0 and 1."""
+    return bool(
+        pa.types.is_integer(type)
+        or pa.types.is_floating(type)
+        or pa.types.is_boolean(type)
+        or pa.types.is_decimal(type)
+    )
+
+
+def _common_number(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
+    if pa.types.is_boolean(a) or pa.types.is_boolean(b):
+        return b if pa.types.is_boolean(a) else a
+    if pa.types.is_floating(b):
+        a, b = b, a
+    if pa.types.is_floating(a):
+        narrow = pa.types.is_floating(b) or (pa.types.is_integer(b) and b.bit_width <= 16)
+        return (
+            pa.float32()
+            if narrow and max(a.bit_width, b.bit_width if pa.types.is_floating(b) else 0) <= 32
+            else pa.float64()
+        )
+    if pa.types.is_decimal(a) or pa.types.is_decimal(b):
+        return _common_decimal(a, b)
+    if pa.types.is_signed_integer(a) == pa.types.is_signed_integer(b):
+        return a if a.bit_width >= b.bit_width else b
+    signed, unsigned = (a, b) if pa.types.is_signed_integer(a) else (b, a)
+    if unsigned.bit_width == 64:
+        return None
+    return next(each for each in _SIGNED if each.bit_width > unsigned.bit_width and each.bit_width >= signed.bit_width)
+
+
+def _common_decimal(a: pa.DataType, b: pa.DataType) -> pa.DataType:
+    parts = [(each.precision, each.scale) if pa.types.is_decimal(each) else (20, 0) for each in (a, b)]
+    scale = max(s for _, s in parts)
+    digits = max(p - s for p, s in parts) + scale
+    return pa.decimal128(digits, scale) if digits <= 38 else pa.decimal256(min(digits, 76), scale)
+
+
+def integer_range(type: pa.DataType) -> tuple[int, int]:
+    """The least and the greatest value of an integer type."""
+    if pa.types.is_unsigned_integer(type):
+        return 0, 2**type.bit_width - 1
+    return -(2 ** (type.bit_width - 1)), 2 ** (type.bit_width - 1) - 1
+
+
+def least_integer(value: int, like: pa.DataType) -> pa.DataType:
+    """The narrowest integer type that holds the value: unsigned if `like` is and the value allows it."""
+    first = _UNSIGNED if pa.types.is_unsigned_integer(like) else _SIGNED
+    for each in [*first, *_SIGNED, *_UNSIGNED]:
+        low, high = integer_range(each)
+        if low <= value <= high:
+            return each
+    raise UserError(f"{value} has more than 64 bits")
+
+
+# -- cast -----------------------------------------------------------------------------------------------------------------
+
+
+def caster(source: pa.DataType, target: pa.DataType, *, strict: bool, what: str) -> tuple[Convert, bool]:
+    """(the function that casts, whether it can fail). `what` names the column in errors; UserError for types that cannot be cast.
+
+    Strict: a value that the target cannot hold is a DataError; else it becomes null.
+    """
+    convert, total = _conversion(source, target)
+    try:
+        convert(pa.array([], source))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise UserError(f"{what}: {source} cannot be cast to {target}: {error}") from error
+    if total:
+        return convert, False
+
+    def run(array: pa.Array) -> pa.Array:
+        result = _salvaged(convert, array, target)
+        if strict and result.null_count > array.null_count:
+            row = pc.index(pc.and_(pc.is_null(result), pc.is_valid(array)), True).as_py()
+            raise DataError(
+                f"{what}: {shown(array[row])} is no {target}", hint="cast(…, strict=False) makes such values null"
+            )
+        return result
+
+    return run, strict
+
+
+def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool]:
+    """(a function that gives null, or raises ArrowInvalid, for what cannot be; whether there is no such value)."""
+    types = pa.types
+    plain = functools.partial(pc.cast, target_type=target)
+    unsafe = functools.partial(pc.cast, target_type=target, safe=False)
+    if source == target:
+        return lambda array: array, True
+    if types.is_null(source) or (types.is_boolean(source) and (is_number(target) or types.is_string(target))):
+        return plain, True
+    if types.is_boolean(target):
+        if types.is_integer(source) or types.is_floating(source):
+            return lambda array: pc.not_equal(array, pa.scalar(0, source)), True
+        if types.is_string(source):
+            return _parse_bool, False
+    if types.is_floating(target) and (types.is_integer(source) or types.is_floating(source)):
+        return unsafe, True
+    if types.is_floating(target) and types.is_decimal(source):
+        return plain, True
+    if types.is_decimal(target) and types.is_integer(source):
+        wide = pa.decimal256(
+            20 + target.scale, target.scale
+        )  # holds every integer; the values then say whether they fit
+        return lambda array: pc.cast(pc.cast(array, wide), target), False
+    if types.is_integer(target):
+        if types.is_integer(source):
+            low, high = integer_range(target)
+            fits = low <= integer_range(source)[0] and integer_range(source)[1] <= high
+            return plain, fits
+        if types.is_floating(source):
+            return functools.partial(_cut_off, target=target), False
+        if types.is_string(source):
+            return functools.partial(_parse_integer, target=target), False
+        if (
+            types.is_timestamp(source)
+            or types.is_date64(source)
+            or types.is_duration(source)
+            or types.is_time64(source)
+        ):
+            return lambda array: pc.cast(
+                array.view(pa.int64()), target
+            ), target.bit_width == 64 and target != pa.uint64()
+        if types.is_date32(source) or types.is_time32(source):
+            return lambda array: pc.cast(array.view(pa.int32()), target), target in (pa.int32(), pa.int64())
+    if types.is_temporal(target) and types.is_floating(source):
+        first, _ = _conversion(source, pa.int64())
+        then, _ = _conversion(pa.int64(), target)
+        return lambda array: then(first(array)), False
+    if types.is_temporal(target) and types.is_integer(source) and source.bit_width != target.bit_width:
+        wide = pa.int64() if target.bit_width == 64 else pa.int32()
+        return lambda array: pc.cast(pc.cast(array, wide), target), False
+    if types.is_string(target):
+        if types.is_floating(source):
+            return _float_text, True
+        if types.is_integer(source) or types.is_temporal(source) or types.is_decimal(source):
+            return plain, True
+    if types.is_timestamp(target):
+        if types.is_timestamp(source):
+            step = _UNITS.index(source.unit) >= _UNITS.index(target.unit)
+            return lambda array: pc.cast(to_unit(array, target.unit), target), step
+        if types.is_string(source):
+            return functools.partial(_parse_time, target=target), False
+    if types.is_duration(source) and types.is_duration(target):
+        return lambda array: to_unit(array, target.unit), _UNITS.index(source.unit) >= _UNITS.index(target.unit)
+    if types.is_timestamp(source) and types.is_date(target):
+        return lambda array: _dates(array, target), source.unit in ("us", "ns")  # which end before days of 32 bits do
+    return plain, False
+
+
+def _salvaged(convert: Convert, array: pa.Array, target: pa.DataType) -> pa.Array:
+    """What can be converted; null in place of what cannot. Halves what fails until single values are left."""
+    try:
+        return convert(array)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        if len(array) == 1:
+            return pa.nulls(1, target)
+    middle = len(array) // 2
+    halves = [_salvaged(convert, part, target) for part in (array.slice(0, middle), array.slice(middle))]
+    return pa.concat_arrays(halves)
+
+
+def _cut_off(array: pa.Array, target: pa.DataType) -> pa.Array:
+    low, high = integer_range(target)
+    whole = pc.trunc(array)
+    ends = [pa.scalar(float(low), pa.float64()), pa.scalar(float(high + 1), pa.float64())]
+    fits = pc.and_(pc.greater_equal(whole, ends[0]), pc.less(whole, ends[1]))
+    if pc.all(fits, min_count=0).as_py() is False:
+        whole = where(fits, whole)
+    return pc.cast(whole, target, safe=False)
+
+
+def _parse_bool(array: pa.Array) -> pa.Array:
+    text = pc.utf8_lower(array)
+    yes = pc.equal(text, "true")
+    return where(pc.or_(yes, pc.equal(text, "false")), yes)
+
+
+def _parse_integer(array: pa.Array, target: pa.DataType) -> pa.Array:
+    try:
+        made = pc.cast(array, target)
+        if not pc.any(pc.match_substring(array, "x", ignore_case=True), min_count=0).as_py():
+            return made
+    except pa.ArrowInvalid:
+        if len(array) == 1 and not pc.match_substring_regex(array, r"^\+[0-9]+$")[0].as_py():
+            raise
+    text = where(pc.match_substring_regex(array, _WHOLE), array)  # 0x10 is none
+    return pc.cast(pc.replace_substring_regex(text, r"^\+", ""), target)
+
+
+def _parse_time(array: pa.Array, target: pa.DataType) -> pa.Array:
+    """ISO 8601; a text without a zone is UTC."""
+    naive, utc = pa.timestamp(target.unit), pa.timestamp(target.unit, "UTC")
+    zoned = pc.match_substring_regex(array, _ZONED)
+    without = _salvaged(lambda part: pc.cast(part, naive), where(pc.invert(zoned), array), naive)
+    if pc.any(zoned, min_count=0).as_py():
+        within = _salvaged(lambda part: pc.cast(part, utc), where(zoned, array), utc)
+        without = pc.coalesce(without, within.view(naive))
+    return without.view(target) if target != naive else without
+
+
+def _float_text(array: pa.Array) -> pa.Array:
+    """As polars writes floats: 1.0 with its fraction, NaN in capitals."""
+    text = pc.cast(array, pa.string())
+    whole = pc.and_(pc.equal(array, pc.trunc(array)), pc.invert(pc.match_substring_regex(text, "[.en]")))
+    text = pc.if_else(whole, pc.binary_join_element_wise(text, ".0", ""), text)
+    return pc.if_else(pc.is_nan(array), "NaN", text)
+
+
+def _dates(array: pa.Array, target: pa.DataType) -> pa.Array:
+    days = epoch(local(array) if not is_utc(array.type.tz) else array, "d")
+    return pc.cast(pc.cast(days, pa.int32()).view(pa.date32()), target)

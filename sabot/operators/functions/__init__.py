@@ -1,0 +1,1 @@
+"""Functions of the user's over the rows of a key, with state and timers."""

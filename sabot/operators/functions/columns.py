@@ -1,0 +1,307 @@
+"""Process functions over batches: a call for each batch, and for all timers that are due."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.batch import Batch, normalise
+from sabot._cython.border import validate
+from sabot._cython.partition import hash_columns
+from sabot._cython.rows import decode_values, encode_values, key_rows
+from sabot._cython.timers import EVENT, PROCESSING
+from sabot.errors import UserError
+from sabot.operators.base import END_OF_TIME, START_OF_TIME
+from sabot.operators.functions.state import (
+    KIND_WORDS,
+    NO_SLOTS,
+    Form,
+    Keyed,
+    SharedMap,
+    Side,
+    checked_ms,
+    kind_of,
+    namespace_of,
+    no_key,
+    place_of,
+    plain_keys,
+)
+from sabot.operators.rows.mapped import NO_ARROW
+from sabot.state.base import StateBackend
+
+__all__ = ["BatchForm"]
+
+Array: TypeAlias = pa.Array
+
+_TIMER_ROWS = 65_536  # timers in one call
+
+
+class BatchForm(Form):
+    """A call for each batch, and for all timers that are due."""
+
+    def __init__(self, state: Keyed, *ways: Any) -> None:
+        super().__init__(state, *ways)
+        self._ctx = _BatchContext(state, self)
+        self._slots: list[pa.Int32Array] = []  # that keys have got in this call
+        self._own: tuple[Any, list[Array], pa.UInt64Array] | None = (
+            None  # the keys of the call, as given and as columns
+        )
+        self._own_rows: list[bytes] | None = None
+        self._stamps: Array | None = None  # event times of the call's rows, or timers
+        self._count = 0  # of these
+
+    def rows(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
+        state, ctx, data = self._state, self._ctx, batch.taken()
+        if not data.num_rows:
+            return
+        times = state.times_of(data, side)
+        latest = pc.max(times).as_py() if times is not None and side.time >= 0 else START_OF_TIME
+        state.latest_ms = max(state.latest_ms, latest)
+        keys = None
+        if side.keys:
+            columns, hashes = self._keys_of(side, batch, data)
+            keys = self._called_with(columns, hashes)
+        ctx.timestamp, ctx.kind = times, ""
+        self._stamps, self._count = times, data.num_rows
+        state.tell_time(max(latest, START_OF_TIME if state.watermark_ms is None else state.watermark_ms))
+        state.broadcasting = keys is None
+        try:
+            given = function(keys, data.select(side.names), ctx)
+            made = None if given is None else self._fitted(given)
+        except Exception as error:
+            raise self._failed(error, place_of(batch)) from error
+        finally:
+            state.broadcasting = False
+            self._over()
+        if made is not None:
+            self._give(*made, batch)
+
+    def fire(self, kind: int, limit: int, passed: int) -> None:
+        state, ctx, timers, function = self._state, self._ctx, self._state.timers, self._spec.on_timer
+        assert function is not None
+        ended = kind == EVENT and limit == END_OF_TIME
+        ctx.kind = KIND_WORDS[kind]
+        while True:
+            slots, at = timers.take(limit, kind, _TIMER_ROWS)
+            if not len(slots):
+                break
+            columns = state.known.key_columns(slots)
+            keys = self._called_with(columns, state.known.hashes(slots))
+            stamps = pa.array(np.maximum(at.to_numpy(), passed) if kind == EVENT else np.full(len(at), passed))
+            ctx.timestamp = at if kind == EVENT else (stamps if state.timed else None)
+            self._stamps, self._count = stamps, len(at)
+            state.tell_time(stamps[-1].as_py())
+            timers.floor(limit if ended else at[0].as_py())
+            try:
+                given = function(keys, at, ctx)
+                if timers.over >= 0:
+                    raise state.endless()
+                made = None if given is None else self._fitted(given)
+            except Exception as error:
+                where = f"as {len(slots)} timers fired, that of the key {state.key_of(columns)} first"
+                raise self._failed(error, where) from error
+            self._over()
+            if made is not None:
+                self._give(*made, None)
+
+    def _called_with(self, columns: list[Array], hashes: pa.UInt64Array) -> Array:
+        """The keys as the function sees them."""
+        names = self._state.keys.names
+        keys = columns[0] if len(columns) == 1 else pa.StructArray.from_arrays(columns, names)
+        self._own, self._own_rows = (keys, columns, hashes), None
+        return keys
+
+    def _over(self) -> None:
+        """The call has ended."""
+        slots, self._slots, self._own, self._own_rows = self._slots, [], None, None
+        self._state.settle(pa.concat_arrays(slots) if slots else NO_SLOTS)
+
+    def slots_of(self, keys: Any) -> pa.Int32Array:
+        slots = self._state.slots(*self._columns_of(keys))
+        self._slots.append(slots)
+        return slots
+
+    def rows_of(self, keys: Any) -> list[bytes]:
+        """Keys as state has them."""
+        if self._own is not None and keys is self._own[0]:
+            if self._own_rows is None:
+                self._own_rows = key_rows(plain_keys(self._own[1]), self._own[2])
+            return self._own_rows
+        columns, hashes = self._columns_of(keys)
+        return key_rows(plain_keys(columns), hashes)
+
+    def _columns_of(self, keys: Any) -> tuple[list[Array], pa.UInt64Array]:
+        if self._state.broadcasting:
+            raise no_key()
+        if self._own is not None and keys is self._own[0]:
+            return self._own[1], self._own[2]
+        fields = list(self._state.keys)
+        given = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
+        wanted = fields[0].type if len(fields) == 1 else pa.struct(fields)
+        try:
+            if not isinstance(given, pa.Array):
+                given = pa.array(given, wanted)
+            columns = [given.field(field.name) for field in fields] if len(fields) > 1 else [given]
+            columns = [c if c.type == f.type else pc.cast(c, f.type) for c, f in zip(columns, fields, strict=True)]
+        except (pa.ArrowException, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"these keys are no array of {wanted}: {error}", hint="take them from what you got"
+            ) from error
+        return columns, hash_columns(columns)
+
+    def side(self, name: str, data: Any, times: Any) -> None:
+        if name not in self._spec.sides:
+            raise self.no_side(name)
+        made = self._shaped(data, self._spec.sides[name], f"side {name!r}")
+        self._aside(name, made, self._times_of(made, times, "ctx.side(name, data, times)"))
+
+    def _fitted(self, given: Any) -> tuple[pa.RecordBatch, Array | None]:
+        """What a call gave, and its event times."""
+        data, times = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+        made = self._shaped(data, self._spec.schema, "schema")
+        return made, self._times_of(made, times, "return data, times")
+
+    def _times_of(self, made: pa.RecordBatch, times: Any, how: str) -> Array | None:
+        """The event times of what a call gave."""
+        if not self._state.timed:
+            return None
+        if times is None:
+            if made.num_rows != self._count:
+                raise UserError(
+                    f"it made {made.num_rows} rows of {self._count}, which leaves them without event time",
+                    hint=f"give them with it: {how} (ctx.timestamp has those of what you got)",
+                )
+            return self._stamps
+        try:
+            times = times.combine_chunks() if isinstance(times, pa.ChunkedArray) else times
+            times = times if isinstance(times, pa.Array) else pa.array(times, pa.int64())
+            times = times if times.type == pa.int64() else pc.cast(times, pa.int64())
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise UserError(f"the event times that it gave are not int64: {error}", hint="ms since 1970") from error
+        if len(times) != made.num_rows or times.null_count:
+            raise UserError(f"it gave {len(times) - times.null_count} event times for {made.num_rows} rows")
+        return times
+
+    def _shaped(self, given: Any, schema: pa.Schema, what: str) -> pa.RecordBatch:
+        try:
+            made = normalise(given)
+            validate(made)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"it gave data that is no valid Arrow: {error}", hint=NO_ARROW) from error
+        except TypeError as error:
+            hint = "return a pa.RecordBatch or pa.Table, a polars or pandas DataFrame, or None"
+            raise UserError(f"it gave a {type(given).__name__}, which speaks no Arrow", hint=hint) from error
+        if made.schema.equals(schema):
+            return made.replace_schema_metadata(None)
+        have = made.schema.names
+        wrong = [f"no column {name!r}" for name in schema.names if name not in have]
+        wrong += [f"a column {name!r} more" for name in have if name not in schema.names]
+        if wrong or len(have) != len(schema):
+            reason = "; ".join(wrong) or "two columns of one name"
+            raise UserError(f"it gave other columns than its {what} says: {reason}")
+        columns = []
+        for field in schema:
+            column = made.column(field.name)
+            try:
+                columns.append(column if column.type == field.type else pc.cast(column, field.type))
+            except pa.ArrowException as error:
+                reason = f"{field.name!r} is {column.type}, not {field.type}"
+                raise UserError(f"it gave another column than its {what} says: {reason}", hint="cast it") from error
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+class _BatchContext:
+    """A `BatchProcessContext`. One object serves all calls."""
+
+    __slots__ = ("_form", "_kept", "_state", "kind", "timers", "timestamp")
+
+    def __init__(self, state: Keyed, form: BatchForm) -> None:
+        self._state, self._form = state, form
+        self.timestamp: Any = None
+        self.kind = ""
+        self._kept: dict[str, _BatchState] = {}
+        self.timers = _BatchTimers(state, form)
+
+    @property
+    def watermark(self) -> int | None:
+        return self._state.watermark_ms
+
+    def now(self) -> int:
+        return self._state.clock_ms()
+
+    def state(self, name: str = "state") -> "_BatchState":
+        known = self._kept.get(name)
+        if known is None:
+            known = self._kept[name] = _BatchState(self._state.values, self._form, name)
+        return known
+
+    def side(self, name: str, data: Any, times: Any = None) -> None:
+        self._form.side(name, data, times)
+
+    def broadcast(self, name: str = "broadcast") -> "SharedMap":
+        return self._state.map(name)
+
+
+class _BatchState:
+    """`BatchState`."""
+
+    __slots__ = ("_form", "_values", "name")
+
+    def __init__(self, values: StateBackend, form: BatchForm, name: str) -> None:
+        self._values, self._form, self.name = values, form, namespace_of(name)
+
+    def get_many(self, keys: Any) -> Array:
+        return decode_values(self._values.read_many(self.name, self._form.rows_of(keys)))
+
+    def put_many(self, keys: Any, values: Any) -> None:
+        if len(keys) != len(values):
+            raise UserError(f"state {self.name!r}: {len(keys)} keys, {len(values)} values")
+        try:
+            encoded = encode_values(values)
+        except TypeError as error:
+            raise UserError(f"state {self.name!r}: {error}") from error
+        self._values.write_many(self.name, self._form.rows_of(keys), encoded)
+
+    def delete_many(self, keys: Any) -> None:
+        rows = self._form.rows_of(keys)
+        self._values.write_many(self.name, rows, [None] * len(rows))
+
+
+class _BatchTimers:
+    """`BatchTimers`."""
+
+    __slots__ = ("_form", "_state")
+
+    def __init__(self, state: Keyed, form: BatchForm) -> None:
+        self._state, self._form = state, form
+
+    def event_many(self, keys: Any, at: Any) -> None:
+        self._state.check_timers(True)
+        self._state.timers.add(self._form.slots_of(keys), _times_for(at, len(keys)), EVENT)
+
+    def processing_many(self, keys: Any, at: Any) -> None:
+        self._state.check_timers(False)
+        self._state.timers.add(self._form.slots_of(keys), _times_for(at, len(keys)), PROCESSING)
+
+    def delete_many(self, keys: Any, at: Any, *, kind: str = "event") -> None:
+        self._state.check_timers(False)
+        self._state.timers.delete(self._form.slots_of(keys), _times_for(at, len(keys)), kind_of(kind))
+
+
+def _times_for(at: Any, rows: int) -> Array:
+    """int64, one for each of so many keys."""
+    if isinstance(at, int):
+        return pa.array(np.full(rows, checked_ms(at), np.int64))
+    try:
+        at = at.combine_chunks() if isinstance(at, pa.ChunkedArray) else at
+        at = at if isinstance(at, pa.Array) else pa.array(at)
+        at = at if at.type == pa.int64() else pc.cast(at, pa.int64())
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise UserError(
+            f"timers are set to {at!r:.80}: {error}", hint="an int64 array of ms, one for each key"
+        ) from error
+    if len(at) != rows or at.null_count:
+        raise UserError(f"{len(at) - at.null_count} times for the timers of {rows} keys")
+    return at

@@ -1,0 +1,410 @@
+"""Process functions: the user's own logic over rows of a key, with state and timers.
+
+    rows ──▶ function ───────────────┐
+    rows of the other side ──▶ right ├──▶ rows out, rows to sides
+    watermark, clock ──▶ on_timer ───┘
+                │   ▲
+                ▼   │
+    values by (name, key)    in `state.keyed_values`: in memory, or in RocksDB before which there is a cache
+    timers                   a `TimerTable`, by slots of a `GroupTable`, which has the keys that have timers
+    broadcast maps           the same in every subtask
+
+`process_rows` calls functions that take a row, `process_columns` those that take a batch; both stand on `process_state`.
+
+Event timers fire in the order of time when the watermark reaches them, before it is passed on; those that a timer sets and that are due
+fire in the same advance, each in its turn. A key that goes on setting timers without end at the end of the input (or, before that, at no
+later time than the one that fires) is stopped at TIMERS_OF_A_KEY.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Never, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot._cython.partition import KEY_GROUPS, hash_columns
+from sabot._cython.timers import EVENT, PROCESSING
+from sabot.api.nodes import functions as nodes
+from sabot.api.process import ProcessSpec
+from sabot.codecs.json import schema_of_text, schema_text
+from sabot.errors import CorruptCheckpoint, UserError
+from sabot.operators.aggregates.aggregator import key_columns
+from sabot.operators.base import (
+    OP_COLUMN,
+    START_OF_TIME,
+    TIME_COLUMN,
+    Cut,
+    OperatorContext,
+    Saved,
+    with_time,
+)
+from sabot.operators.functions.columns import BatchForm
+from sabot.operators.functions.rows import RowForm
+from sabot.operators.functions.state import Form, Keyed, Side, parts_of
+from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, columns_schema, last_watermark, read_batches
+from sabot.operators.layout.sites import Places, Site
+from sabot.operators.readers import Readers
+from sabot.operators.windows.sessions import time_index
+from sabot.state.base import Entry, Mine
+from sabot.state.keyed_values import load_values
+
+__all__ = ["PLACES", "READERS", "Process", "saved_process"]
+
+Array: TypeAlias = pa.Array
+
+_CHUNK_ROWS = 65_536
+_INTEGERS = {32: pa.int32(), 64: pa.int64()}
+_VALUES = "values"  # the folder of a checkpoint in which they are
+_BROADCAST = pa.schema([("name", pa.string()), ("key", pa.binary()), ("value", pa.binary())])
+
+
+class Process(Keeping):
+    """The functions of `spec` over rows by `keys`. What they give has the columns of spec.schema, and event time.
+
+    right_keys: of the second input, in the order of `keys`; none where it is broadcast. What a row makes has its event time, what a
+    timer makes the timer's (not below the watermark that was passed on before); that of a processing timer is the watermark. Rows below
+    the watermark are processed like others: the function has ctx.watermark. Where only the left has event time, the right's rows are
+    of the time that it is when they come: the watermark.
+    """
+
+    def __init__(self, keys: Sequence[str], spec: ProcessSpec, *, right_keys: Sequence[str] = (), id: str = "") -> None:
+        self.id = id
+        self.spec = spec
+        self.inputs = 1 if spec.right is None else 2
+        self.polls = spec.on_timer is not None
+        self._names, self._right_names = list(keys), list(right_keys)
+        self._state: Keyed | None = None
+        self._dropped: dict[str, int] = {}
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        spec = self.spec
+        keys, key_indices = key_columns(self._names, context.input)
+        if not self._names:
+            raise UserError(f"{spec.name}: there is no key", hint='stream.key_by("account").process(...)')
+        # context.right is that of the chain's first step, and no matter of one behind it
+        for input in (context.input, context.right if spec.right is not None else None):
+            if input is not None and OP_COLUMN in input.names:
+                raise UserError(f"{spec.name}: its rows are changes", hint="make them rows first: .changelog()")
+        timed = TIME_COLUMN in context.input.names
+        if spec.ttl_ms is not None:
+            time_index(context.input, f"{spec.name}: values with a ttl")
+        self._context = context
+        self._state = state = Keyed(spec, keys, timed, context)
+        self.kept = Keeper(context, [_Values(state, context), _SetTimers(state), _BroadcastMaps(state)])
+        self._schema = with_time(spec.schema, timed)
+        form = BatchForm if spec.batch else RowForm
+        self._form: Form = form(self._state, self._give, self._aside)
+        self._left = Side(context.input, key_indices)
+        self._right: Side | None = None
+        if spec.right is not None:
+            self._right = self._open_right(context.right, keys)
+        return self._schema
+
+    def _open_right(self, input: pa.Schema | None, keys: pa.Schema) -> "Side":
+        assert input is not None, "an operator of two inputs is told the columns of both"
+        if self.spec.broadcast:
+            return Side(input, [])
+        ours, indices = key_columns(self._right_names, input)
+        if [field.type for field in ours] != [field.type for field in keys]:
+            sides = [", ".join(f"{field.name} {field.type}" for field in each) for each in (keys, ours)]
+            raise UserError(f"{self.spec.name}: the keys of the sides differ: {sides[0]}; {sides[1]}", hint="cast them")
+        return Side(input, indices)
+
+    def side_schema(self, name: str, input: pa.Schema) -> pa.Schema:
+        return with_time(self.spec.sides[name], self._keyed.timed)
+
+    def process(self, batch: Batch) -> None:
+        self._form.rows(self.spec.function, self._left, batch)
+
+    def process_right(self, batch: Batch) -> None:
+        function, side = self.spec.right, self._right
+        assert function is not None, "an operator of one input has no right side"
+        assert side is not None, "open comes first"
+        self._form.rows(function, side, batch)
+
+    def advance(self, watermark_ms: int) -> None:
+        state = self._keyed
+        passed = state.watermark_ms
+        if passed is not None and watermark_ms < passed:
+            return
+        state.watermark_ms = watermark_ms
+        if self.spec.on_timer is not None and state.timers:
+            state.guard()
+            self._form.fire(EVENT, watermark_ms, START_OF_TIME if passed is None else passed)
+            state.timers.guard(0)
+        state.forget_expired(watermark_ms)
+
+    def poll(self, now_ms: int) -> None:
+        state = self._keyed
+        if not state.timers:
+            return
+        state.poll_ms = now_ms
+        state.timers.hold(PROCESSING)  # one that is set for now is for the next poll
+        try:
+            self._form.fire(PROCESSING, now_ms, state.now())
+        finally:
+            state.timers.release(PROCESSING)
+            state.poll_ms = None
+
+    def _give(self, data: pa.RecordBatch, times: Array | None, batch: Batch | None) -> None:
+        """Rows go on; `batch`: they are the last that were made of it."""
+        if times is not None:
+            data = data.append_column(TIME_COLUMN, times)
+        if data.num_rows:
+            self.emit(Batch(data) if batch is None else batch.with_data(data))
+
+    def _aside(self, name: str, data: pa.RecordBatch, times: Array | None) -> None:
+        if times is not None:
+            data = data.append_column(TIME_COLUMN, times)
+        if name in self._context.side and data.num_rows:
+            self._context.side[name](Batch(data))
+        else:
+            self._dropped[name] = self._dropped.get(name, 0) + data.num_rows
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _keyed(self) -> "Keyed":
+        assert self._state is not None, "open comes first"
+        return self._state
+
+    def group_count(self) -> int:
+        state = self._keyed
+        return state.values.statistics()["keys"] + len(state.timers)
+
+    def noted(self) -> dict[str, Any]:
+        return {"watermark": self._keyed.watermark_ms, "latest": self._keyed.latest_ms}
+
+    def restore(self, saved: list[Saved]) -> None:
+        state = self._keyed
+        watermark = last_watermark(saved)
+        if watermark is not None:
+            state.watermark_ms = watermark
+            state.forget_expired(watermark)
+        state.latest_ms = max([part.facts["latest"] for part in saved], default=START_OF_TIME)
+        state.tell_time(state.now())
+        super().restore(saved)
+
+    def state_schema(self) -> dict[str, Any]:
+        return {"kind": "process", "keys": columns_schema(self._keyed.keys), "ttl": self.spec.ttl_ms}
+
+    def state_reader(self) -> dict[str, Any]:
+        return {"keys": self._names, "input": schema_text(self._keyed.keys)}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        """Keys, name, value as JSON text: a row for each value, list or map that a key has."""
+        keys = self._keyed.keys
+        schema = _contents_schema(keys)
+        rows: list[tuple[Any, str, str]] = []
+        for row in self._keyed.contents():
+            rows.append(row)
+            if len(rows) == _CHUNK_ROWS:
+                yield _contents_batch(rows, keys, schema)
+                rows = []
+        if rows:
+            yield _contents_batch(rows, keys, schema)
+
+    def close(self) -> None:
+        if self._state is not None:
+            self._state.values.shut()
+
+    def statistics(self) -> dict[str, Any]:
+        if self._state is None:
+            return {}
+        timers, values = self._state.timers.statistics(), self._state.values.statistics()
+        return {
+            "timers": timers["timers"],
+            "timers_fired": timers["fired"],
+            "values": values["keys"],
+            "keys": len(self._state.known),
+            "bytes": timers["bytes"] + values["bytes"] + self._state.known.nbytes,
+            "broadcast": sum(len(each.stored) for each in self._state.maps.values()),
+            "dropped": dict(self._dropped),
+        }
+
+
+class _Values(Kept):
+    """What functions keep by key: the cut of a backend, whose entries stand under their key groups."""
+
+    def __init__(self, state: Keyed, context: OperatorContext) -> None:
+        self._state, self._context = state, context
+
+    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
+        values = self._state.values
+        return {_VALUES: not values.is_empty}, {} if values.is_empty else {_VALUES: values.cut()}
+
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        state = self._state
+        directories = [part.directory / _VALUES for part in saved if part.facts[_VALUES]]
+        passed = START_OF_TIME if state.watermark_ms is None else state.watermark_ms
+        load_values(state.values, directories, None if owned is None else self._mine(owned), passed)
+
+    def _mine(self, owned: Owned) -> Mine:
+        """Which entries belong to this subtask."""
+        if self._context.only is not None:  # asked of single keys, not of key groups
+            return lambda entries: _those_with_hash(entries, self._state.keys, owned)
+        groups = owned(pa.array(range(KEY_GROUPS), pa.uint64())).to_pylist()
+        return lambda entries: (entry for entry in entries if groups[entry[1][0] << 8 | entry[1][1]])
+
+
+class _SetTimers(Kept):
+    """The timers, with their keys."""
+
+    def __init__(self, state: Keyed) -> None:
+        self._state = state
+
+    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
+        state = self._state
+        if not state.timers:
+            return {}, {}
+        timers, names = state.timers.export()
+        columns = [*state.known.key_columns(timers.column("slot")), *timers.columns[1:]]
+        schema = _timer_schema(state.keys)
+        return {}, {"timers": Batches(schema, partial(_timer_rows, columns, names, schema))}
+
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        for part in saved:
+            _load_timers(self._state, part.directory, owned)
+
+
+class _BroadcastMaps(Kept):
+    """The maps that all keys share: the same in every subtask."""
+
+    def __init__(self, state: Keyed) -> None:
+        self._state = state
+
+    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
+        maps = {name: dict(each.stored) for name, each in self._state.maps.items() if each.stored}
+        return {}, {"broadcast": Batches(_BROADCAST, partial(_map_rows, maps))} if maps else {}
+
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        for part in saved[:1]:
+            for batch in read_batches(part.directory, "broadcast"):
+                for name, key, value in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    self._state.map(name).store(key, value)
+
+
+def _timer_rows(columns: list[Array], names: list[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Timers as columns; their names come as places in the list."""
+    place = schema.get_field_index("name")
+    texts = pa.DictionaryArray.from_arrays(columns[place], pa.array(names, pa.string())).cast(pa.string())
+    rows = pa.RecordBatch.from_arrays([*columns[:place], texts, *columns[place + 1 :]], schema=schema)
+    for start in range(0, rows.num_rows, _CHUNK_ROWS):
+        yield rows.slice(start, _CHUNK_ROWS)
+
+
+def _map_rows(maps: dict[str, dict[bytes, bytes]]) -> Iterator[pa.RecordBatch]:
+    rows = [(name, key, value) for name, stored in maps.items() for key, value in stored.items()]
+    columns = zip(zip(*rows, strict=True), _BROADCAST, strict=True)
+    arrays = [pa.array(column, field.type) for column, field in columns]
+    yield pa.RecordBatch.from_arrays(arrays, schema=_BROADCAST)
+
+
+def _timer_schema(keys: pa.Schema) -> pa.Schema:
+    fields = [pa.field(f"key.{i}", field.type) for i, field in enumerate(keys)]
+    about = [
+        ("at", pa.int64()),
+        ("kind", pa.int8()),
+        ("name", pa.string()),
+        ("serial", pa.int64()),
+        ("order", pa.int64()),
+    ]
+    return pa.schema([*fields, *about])
+
+
+def _load_timers(state: Keyed, directory: Path, owned: Owned | None) -> None:
+    batches = list(read_batches(directory, "timers"))
+    schema, width = _timer_schema(state.keys), len(state.keys)
+    if not batches:
+        return
+    if not batches[0].schema.equals(schema):
+        raise CorruptCheckpoint(
+            f"{directory}: the timers have other keys than the program now has",
+            hint="keys cannot change between a checkpoint and its restore",
+        )
+    rows = pa.concat_batches(batches)
+    hashes = hash_columns(rows.columns[:width])
+    if owned is not None:
+        mine = owned(hashes)
+        rows, hashes = rows.filter(mine), hashes.filter(mine)
+    order = pa.array(np.lexsort((rows.column("order").to_numpy(), rows.column("serial").to_numpy())))
+    rows, hashes = rows.take(order), hashes.take(order)
+    slots = state.slots(rows.columns[:width], hashes)
+    names = rows.column("name").dictionary_encode()
+    texts = names.dictionary.to_pylist()
+    state.timers.load(slots, rows.column("at"), rows.column("kind"), names.indices, texts)
+
+
+def _those_with_hash(
+    entries: Iterator[Entry],
+    keys: pa.Schema,
+    only: Owned,
+) -> Iterator[Entry]:
+    """Entries of keys of which `only` says so."""
+    for entry in entries:
+        if only(hash_columns(_key_columns([parts_of(entry[1][2:])[0]], keys)))[0].as_py():
+            yield entry
+
+
+def saved_process(reader: Mapping[str, Any]) -> Process:
+    """An operator that takes the state in and gives its `contents`. reader: `Process.state_reader`."""
+    keys = schema_of_text(reader["input"])
+    assert keys is not None
+    spec = ProcessSpec("process", _no_function, None, None, _contents_schema(keys), {}, False, None, False)
+    return Process(reader["keys"], spec)
+
+
+def _no_function(row: Any, ctx: Any) -> Never:
+    raise AssertionError("state that is read takes no rows")
+
+
+def _contents_schema(keys: pa.Schema) -> pa.Schema:
+    names = [
+        "name" if "name" not in keys.names else "state_name",
+        "value" if "value" not in keys.names else "state_value",
+    ]
+    return pa.schema([*keys, *(pa.field(name, pa.string()) for name in names)])
+
+
+def _contents_batch(rows: list[tuple[Any, str, str]], keys: pa.Schema, schema: pa.Schema) -> pa.RecordBatch:
+    found, names, values = zip(*rows, strict=True)
+    columns = [*_key_columns(found, keys), pa.array(names, pa.string()), pa.array(values, pa.string())]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _key_columns(found: Sequence[Any], keys: pa.Schema) -> list[Array]:
+    """Keys as msgpack has them -> columns."""
+    columns = [found] if len(keys) == 1 else list(zip(*found, strict=True))
+    return [
+        pa.array(column, _INTEGERS[field.type.bit_width]).view(field.type)
+        if pa.types.is_temporal(field.type)
+        else pa.array(column, field.type)
+        for column, field in zip(columns, keys, strict=True)
+    ]
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_process(node: nodes.Process, site: Site) -> Site:
+    site = site.together(node.keys, "process")
+    return site.step(node.text(), partial(Process, node.keys, node.spec), id=node.id, keys=None)
+
+
+def place_connect(node: nodes.Connect, left: Site, right: Site) -> Site:
+    site = left.layout.meet(node, "process", left, right, (node.left_keys, node.right_keys))
+    make = partial(Process, node.left_keys, node.spec, right_keys=node.right_keys)
+    return site.step(node.text(), make, id=node.id, keys=None)
+
+
+def place_side(node: nodes.Side, site: Site) -> Site:
+    return site.branch(node.name)
+
+
+PLACES: Places = {nodes.Process: place_process, nodes.Connect: place_connect, nodes.Side: place_side}
+
+
+READERS: Readers = {"process": saved_process}

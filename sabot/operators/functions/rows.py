@@ -1,0 +1,347 @@
+"""Process functions over rows: a call for each row, and for each timer."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot._cython.rows import key_rows
+from sabot._cython.timers import EVENT, PROCESSING
+from sabot.api.process import Row, Timer
+from sabot.errors import UserError
+from sabot.operators.base import END_OF_TIME, START_OF_TIME
+from sabot.operators.functions.state import (
+    KIND_WORDS,
+    NO_SLOTS,
+    Form,
+    Keyed,
+    SharedMap,
+    Side,
+    checked_ms,
+    head_key,
+    key_values,
+    kind_of,
+    namespace_of,
+    no_key,
+    place_of,
+    plain_keys,
+)
+from sabot.state.values import PlainList, PlainMap, PlainValue
+
+__all__ = ["RowForm"]
+
+Array: TypeAlias = pa.Array
+
+_OUT_ROWS = 8192  # gathered before they go on
+_KNOWN_KEYS = 100_000  # of slots, as Python objects
+_AHEAD = 1024  # keys that are looked up together when timers fire
+
+
+class RowForm(Form):
+    """A call for each row, and for each timer."""
+
+    def __init__(self, state: Keyed, *ways: Any) -> None:
+        super().__init__(state, *ways)
+        self._ctx = _RowContext(state, self)
+        self._out: list[Row] = []
+        self._times: list[int] = []
+        self.sides: dict[str, tuple[list[Row], list[Any]]] = {name: ([], []) for name in self._spec.sides}
+        self._keys: list[Array] = []  # of the rows at hand
+        self._hashes: Any = None
+        self._slots: list[int] | None = None  # theirs, once one of them is asked for
+        self._resolved = NO_SLOTS  # the same
+        self._found: dict[int, tuple[Any, bytes]] = {}  # by slot: key, and as state has it
+
+    def rows(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
+        state, ctx, data = self._state, self._ctx, batch.taken()
+        count = data.num_rows
+        if not count:
+            return
+        stamps = state.times_of(data, side)
+        times = [None] * count if stamps is None else stamps.to_pylist()
+        if side.time >= 0:
+            state.latest_ms = max(state.latest_ms, max(times, default=START_OF_TIME))
+        keys, stored = self._begin(side, batch, data)
+        rows = data.select(side.names).to_pylist()
+        expiry, floor = state.expiry, START_OF_TIME if state.watermark_ms is None else state.watermark_ms
+        out, stamps, take, at = self._out, self._times, self._take, 0
+        state.broadcasting = not side.keys
+        ctx._slot = -1
+        try:
+            for at, (row, key, under, time) in enumerate(zip(rows, keys, stored, times, strict=True)):
+                ctx.key, ctx.timestamp, ctx._under, ctx._at, ctx._time = key, time, under, at, time
+                if expiry is not None:
+                    expiry.now_ms = time if time > floor else floor
+                made = function(row, ctx)
+                if made is None:
+                    continue
+                if type(made) is dict:
+                    out.append(made)
+                    stamps.append(time)
+                else:
+                    take(made, time)
+                if len(out) >= _OUT_ROWS:
+                    self._flush(None)
+        except Exception as error:
+            key = {name: rows[at][name] for name in (data.schema.names[i] for i in side.keys)}
+            where = (
+                f"at the key {key}, row {at} of {place_of(batch)}" if side.keys else f"row {at} of {place_of(batch)}"
+            )
+            raise self._failed(error, where) from error
+        finally:
+            state.broadcasting = False
+        self._flush(batch)
+        self._forget(self._resolved)
+
+    def _begin(self, side: Side, batch: Batch, data: pa.RecordBatch) -> tuple[list[Any], list[bytes]]:
+        """The keys of the rows: as values, and as state has them."""
+        self._slots, self._resolved = None, NO_SLOTS
+        if not side.keys:
+            return [None] * data.num_rows, [b""] * data.num_rows
+        self._keys, self._hashes = self._keys_of(side, batch, data)
+        return key_values(self._keys), key_rows(plain_keys(self._keys), self._hashes)
+
+    def slot(self, ctx: "_RowContext") -> int:
+        """Of the key of the row, or of the timer, that the function has."""
+        if ctx._slot >= 0:
+            return ctx._slot
+        if self._slots is None:
+            self._resolved = self._state.slots(self._keys, self._hashes)
+            self._slots = self._resolved.to_pylist()
+        slot = self._slots[ctx._at]
+        if len(self._found) < _KNOWN_KEYS:
+            self._found[slot] = (ctx.key, ctx._under)
+        return slot
+
+    def fire(self, kind: int, limit: int, passed: int) -> None:
+        state, ctx, timers, function = self._state, self._ctx, self._state.timers, self._spec.on_timer
+        assert function is not None
+        word, ended = KIND_WORDS[kind], kind == EVENT and limit == END_OF_TIME
+        timer: Timer | None = None
+        try:
+            while (due := timers.take_one(limit, kind)) is not None:
+                slot, at, name = due
+                found = self._found.get(slot)
+                ctx.key, ctx._under = self._look_up(slot, kind, limit) if found is None else found
+                ctx._slot = slot
+                time = (at if at > passed else passed) if kind == EVENT else passed
+                ctx.timestamp = at if kind == EVENT else (passed if state.timed else None)
+                ctx._time = time
+                state.tell_time(time)
+                timers.floor(limit if ended else at)
+                timer = Timer(at, name, word)
+                made = function(timer, ctx)
+                if timers.over >= 0:
+                    raise state.endless()
+                if made is not None:
+                    self._take(made, time)
+                    if len(self._out) >= _OUT_ROWS:
+                        self._flush(None)
+        except Exception as error:
+            raise self._failed(error, f"at the key {ctx.key!r}, as {timer} fired") from error
+        self._flush(None)
+        self._forget(NO_SLOTS)
+
+    def _look_up(self, slot: int, kind: int, limit: int) -> tuple[Any, bytes]:
+        """The key of a slot, and those of others that will be asked for next."""
+        if len(self._found) >= _KNOWN_KEYS:
+            self._found.clear()
+        soon = self._state.timers.soon(limit, kind, _AHEAD)
+        slots = pa.concat_arrays([pa.array([slot], pa.int32()), soon])
+        columns = self._state.known.key_columns(slots)
+        stored = key_rows(plain_keys(columns), self._state.known.hashes(slots))
+        self._found.update(zip(slots.to_pylist(), zip(key_values(columns), stored, strict=True), strict=True))
+        return self._found[slot]
+
+    def _forget(self, slots: pa.Int32Array) -> None:
+        gone = self._state.settle(slots)
+        if self._found:
+            for slot in gone.to_pylist():
+                self._found.pop(slot, None)
+
+    def _take(self, made: Any, time: Any) -> None:
+        """What a call gave: a row, or an iterable of rows."""
+        if isinstance(made, dict):
+            self._out.append(made)
+            self._times.append(time)
+            return
+        if isinstance(made, str | bytes) or not isinstance(made, Iterable):
+            raise UserError(f"it gave {made!r}", hint="a dict, an iterable of dicts, or None")
+        for row in made:
+            self._out.append(row)
+            self._times.append(time)
+            if len(self._out) >= _OUT_ROWS:
+                self._flush(None)
+
+    def _flush(self, batch: Batch | None) -> None:
+        """What has been gathered goes on. batch: that which is over."""
+        for name, (rows, times) in self.sides.items():
+            if rows:
+                self._aside(name, *self._made(rows, times, self._spec.sides[name], f"side {name!r}"))
+        if self._out:
+            data, stamps = self._made(self._out, self._times, self._spec.schema, "schema")
+            self._give(data, stamps, batch)
+
+    def _made(
+        self, rows: list[Row], times: list[Any], schema: pa.Schema, what: str
+    ) -> tuple[pa.RecordBatch, Array | None]:
+        """Rows and their times as columns; the lists are empty then."""
+        name = self._spec.name
+        try:
+            made = pa.RecordBatch.from_pylist(rows, schema=schema)
+            extra = set().union(*rows) - set(schema.names)  # missing ones are null
+            if extra:
+                raise UserError(
+                    f"{name}: a row has {sorted(map(str, extra))[0]!r}, which is no column of its {what}",
+                    hint=f"the columns are {', '.join(schema.names)}",
+                )
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"{name}: its rows do not fit the {what}: {type(error).__name__}: {error}",
+                hint="it gives dicts whose values are of the types that were said",
+            ) from error
+        stamps = pa.array(times, pa.int64()) if self._state.timed else None
+        rows.clear()
+        times.clear()
+        return made, stamps
+
+
+class _RowContext:
+    """A `ProcessContext`. One object serves all calls, one after the other."""
+
+    __slots__ = ("_at", "_form", "_kept", "_slot", "_state", "_time", "_under", "key", "timers", "timestamp")
+
+    def __init__(self, state: Keyed, form: RowForm) -> None:
+        self._state, self._form = state, form
+        self.key: Any = None
+        self.timestamp: int | None = None
+        self._under = b""  # the key, as state has it; empty: there is none
+        self._at = 0  # the row
+        self._time: int | None = None  # event time of what is made
+        self._slot = -1  # of the key, where it is known
+        self._kept: dict[str, _KeyState] = {}
+        self.timers = _RowTimers(self)
+
+    @property
+    def watermark(self) -> int | None:
+        return self._state.watermark_ms
+
+    def now(self) -> int:
+        return self._state.clock_ms()
+
+    def state(self, name: str = "state") -> "_KeyState":
+        known = self._kept.get(name)
+        if known is None:
+            known = self._kept[name] = _KeyState(self, name)
+        return known
+
+    def list(self, name: str) -> "_KeyList":
+        return _KeyList(self, name)
+
+    def map(self, name: str) -> "_KeyMap":
+        return _KeyMap(self, name)
+
+    def side(self, name: str, row: Row) -> None:
+        side = self._form.sides.get(name)
+        if side is None:
+            raise self._form.no_side(name)
+        side[0].append(row)
+        side[1].append(self._time)
+
+    def broadcast(self, name: str = "broadcast") -> "SharedMap":
+        return self._state.map(name)
+
+    def _key(self) -> bytes:
+        if not self._under:
+            raise no_key()
+        return self._under
+
+
+class _RowTimers:
+    """`Timers`."""
+
+    __slots__ = ("_ctx",)
+
+    def __init__(self, ctx: _RowContext) -> None:
+        self._ctx = ctx
+
+    def event(self, at_ms: int, name: str = "") -> None:
+        state = self._ctx._state
+        state.check_timers(True)
+        state.timers.set(self._ctx._form.slot(self._ctx), checked_ms(at_ms), EVENT, name)
+
+    def processing(self, at_ms: int, name: str = "") -> None:
+        state = self._ctx._state
+        state.check_timers(False)
+        state.timers.set(self._ctx._form.slot(self._ctx), checked_ms(at_ms), PROCESSING, name)
+
+    def delete(self, at_ms: int, name: str = "", *, kind: str = "event") -> None:
+        state = self._ctx._state
+        state.check_timers(False)
+        state.timers.unset(self._ctx._form.slot(self._ctx), checked_ms(at_ms), kind_of(kind), name)
+
+
+class _KeyState:
+    """`KeyState`: a value of the key whose turn it is."""
+
+    __slots__ = ("_ctx", "_value")
+
+    def __init__(self, ctx: _RowContext, name: str) -> None:
+        self._ctx = ctx
+        self._value = PlainValue(ctx._state.values, namespace_of(name))
+
+    def get(self) -> Any:
+        return self._value.value_at(self._ctx._under or self._ctx._key())
+
+    def put(self, value: Any) -> None:
+        self._value.put_at(self._ctx._under or self._ctx._key(), value)
+
+    def delete(self) -> None:
+        self._value.put_at(self._ctx._under or self._ctx._key(), None)
+
+
+class _KeyList:
+    """`KeyList`."""
+
+    __slots__ = ("_base", "_list")
+
+    def __init__(self, ctx: _RowContext, name: str) -> None:
+        self._list = PlainList(ctx._state.values, namespace_of(name))
+        self._base = head_key(ctx._key())
+
+    def add(self, value: Any) -> None:
+        self._list.add_at(self._base, value)
+
+    def get(self) -> Any:
+        return self._list.entries_at(self._base)
+
+    def delete(self) -> None:
+        self._list.delete_at(self._base)
+
+
+class _KeyMap:
+    """`KeyMap`."""
+
+    __slots__ = ("_base", "_map")
+
+    def __init__(self, ctx: _RowContext, name: str) -> None:
+        self._map = PlainMap(ctx._state.values, namespace_of(name))
+        self._base = head_key(ctx._key())
+
+    def get(self, field: Any) -> Any:
+        return self._map.value_at(self._base, field)
+
+    def put(self, field: Any, value: Any) -> None:
+        self._map.put_at(self._base, field, value)
+
+    def items(self) -> dict[Any, Any]:
+        return self._map.items_at(self._base)
+
+    def delete(self, *field: Any) -> None:
+        if field:
+            self._map.remove_at(self._base, *field)
+        else:
+            self._map.delete_at(self._base)

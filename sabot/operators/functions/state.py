@@ -1,0 +1,327 @@
+"""What process functions stand on: the state of keys, their timers, time, and the maps that all keys share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot._cython.partition import hash_columns
+from sabot._cython.rows import state_key
+from sabot._cython.timers import EVENT, PROCESSING, TimerTable
+from sabot.api.process import ProcessSpec
+from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
+from sabot.operators.base import END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, without_marks
+from sabot.operators.windows.sessions import key_table
+from sabot.state.expiry import EventExpiry
+from sabot.state.keyed_values import open_values
+from sabot.state.reading import json_text
+from sabot.state.values import PlainList, PlainMap, PlainValue, hashable
+
+__all__ = [
+    "KIND_WORDS",
+    "NO_SLOTS",
+    "TIMERS_OF_A_KEY",
+    "Form",
+    "Keyed",
+    "SharedMap",
+    "Side",
+    "checked_ms",
+    "head_key",
+    "key_values",
+    "kind_of",
+    "namespace_of",
+    "no_key",
+    "parts_of",
+    "place_of",
+    "plain_keys",
+]
+
+Array: TypeAlias = pa.Array
+
+TIMERS_OF_A_KEY = 100_000  # that a key may set in an advance without time moving on
+NO_SLOTS = pa.array([], pa.int32())
+KIND_WORDS = ("event", "processing")
+_KINDS = {"event": EVENT, "processing": PROCESSING}
+_LIST = 1  # of the extensions that stand for lists and maps, see `state.values`
+_INTEGERS = {32: pa.int32(), 64: pa.int64()}
+
+_decode = msgspec.msgpack.Decoder().decode
+
+
+class Side:
+    """An input: which columns the function sees, which are the key, which is event time."""
+
+    def __init__(self, input: pa.Schema, keys: Sequence[int]) -> None:
+        self.keys = list(keys)
+        self.names: list[str] = without_marks(input).names
+        self.time = int(input.get_field_index(TIME_COLUMN))
+
+
+class Keyed:
+    """State, timers and time: what the functions work on. One owner, the subtask's thread."""
+
+    def __init__(self, spec: ProcessSpec, keys: pa.Schema, timed: bool, context: OperatorContext) -> None:
+        self.spec, self.keys, self.timed = spec, keys, timed
+        self.known = key_table(keys)  # the keys that have timers
+        self.timers = TimerTable()
+        self.expiry = None if spec.ttl_ms is None else EventExpiry(spec.ttl_ms)
+        self.values = open_values(context.directory, context.memory_budget, self.expiry)
+        self.maps: dict[str, SharedMap] = {}
+        self.broadcasting = False  # it is the broadcast side's function that runs
+        self.watermark_ms: int | None = None
+        self.latest_ms = START_OF_TIME  # of all rows
+        self.poll_ms: int | None = None
+        self._clock = context.clock
+
+    def guard(self) -> None:
+        """Event timers begin to fire."""
+        self.timers.guard(TIMERS_OF_A_KEY)
+
+    def clock_ms(self) -> int:
+        return int(self._clock.time() * 1000) if self.poll_ms is None else self.poll_ms
+
+    def now(self) -> int:
+        """Event time where there is no row: the watermark; before the first one, the latest row's."""
+        return self.latest_ms if self.watermark_ms is None else self.watermark_ms
+
+    def times_of(self, data: pa.RecordBatch, side: Side) -> Array | None:
+        """The event times of an input's rows; where it has none and the other has, the time is now. None: neither has."""
+        if side.time >= 0:
+            return data.column(side.time)
+        if not self.timed:
+            return None
+        now = self.now()
+        return pa.array(np.full(data.num_rows, 0 if now == START_OF_TIME else now))
+
+    def tell_time(self, at: int) -> None:
+        """Values are read and put at this event time."""
+        if self.expiry is not None:
+            self.expiry.now_ms = at
+
+    def forget_expired(self, watermark_ms: int) -> None:
+        """Nobody reads values at a time before this any more."""
+        if self.expiry is not None:
+            self.expiry.passed_ms = watermark_ms
+            self.values.remove_expired()
+
+    def slots(self, keys: Sequence[Array], hashes: pa.UInt64Array) -> pa.Int32Array:
+        """Of these keys; new ones get one, and lose it in `settle` if they have no timer then."""
+        rows = pa.RecordBatch.from_arrays(list(keys), schema=self.keys)
+        return self.known.resolve(rows, range(len(self.keys)), hashes=hashes)
+
+    def settle(self, slots: pa.Int32Array) -> pa.Int32Array:
+        """Keys without timers are forgotten, of these and of those whose last one has fired; -> their slots."""
+        vacant = self.timers.vacant(slots)
+        if len(vacant):
+            self.known.remove(vacant)
+        return vacant
+
+    def map(self, name: str) -> "SharedMap":
+        known = self.maps.get(name)
+        if known is None:
+            known = self.maps[name] = SharedMap(name, self)
+        return known
+
+    def check_timers(self, at_event: bool) -> None:
+        if self.broadcasting:
+            raise UserError("rows of the broadcast side have no key, and so no timers")
+        if self.spec.on_timer is None:
+            raise UserError("a timer is set, and nothing is there to fire", hint="process(..., on_timer=f)")
+        if at_event and not self.timed:
+            raise UserError(
+                "an event timer needs event time", hint="name the stream's time column: app.stream(..., time=...)"
+            )
+
+    def key_of(self, columns: Sequence[Array]) -> dict[str, Any]:
+        """The first row's, for errors."""
+        return {field.name: column[0].as_py() for field, column in zip(self.keys, columns, strict=True)}
+
+    def endless(self) -> UserError:
+        """The error for a key that goes on setting timers."""
+        key = self.key_of(self.known.key_columns(pa.array([self.timers.over], pa.int32())))
+        if self.watermark_ms == END_OF_TIME:
+            what, hint = "after the end of the input", "set none when ctx.watermark is the end of time, 2**63 - 1"
+        else:
+            what, hint = "that are due at once", "set them to a later time than the one that fires"
+        return UserError(f"{self.spec.name}: the key {key} has set {TIMERS_OF_A_KEY:,} timers {what}", hint=hint)
+
+    def contents(self) -> Iterator[tuple[Any, str, str]]:
+        """(key as msgpack, name, value as JSON)."""
+        for name in self.values.namespaces():
+            for stored, data in self.values.items(name):
+                parts = parts_of(stored[2:])
+                if len(parts) == 1:
+                    yield parts[0], name, json_text(_decode(data))
+                elif len(parts) == 2 and parts[1] is None:  # the head of a list or a map; what is in it stands behind
+                    yield parts[0], name, json_text(self._contained(_decode(data).code, name, stored[:-1]))
+
+    def _contained(self, code: int, name: str, under: bytes) -> Any:
+        """The list or map that stands under a key."""
+        if code == _LIST:
+            return PlainList(self.values, name).entries_at(head_key(under))
+        return PlainMap(self.values, name).items_at(head_key(under))
+
+
+class SharedMap:
+    """A `BroadcastMap`."""
+
+    def __init__(self, name: str, state: Keyed) -> None:
+        self.stored: dict[bytes, bytes] = {}
+        self._found: dict[Any, Any] = {}
+        self._view = MappingProxyType(self._found)
+        self._state, self._value = state, PlainValue(state.values, namespace_of(name))
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self._found.get(key, default)
+
+    def items(self) -> Mapping[Any, Any]:
+        return self._view
+
+    def put(self, key: Any, value: Any) -> None:
+        self._check()
+        data = self._value.encoded(key)
+        if value is None:
+            self.stored.pop(data, None)
+            self._found.pop(key, None)
+        else:
+            self.store(data, self._value.encoded(value))
+
+    def delete(self, key: Any) -> None:
+        self.put(key, None)
+
+    def store(self, key: bytes, value: bytes) -> None:
+        """As a checkpoint has it."""
+        self.stored[key] = value
+        self._found[hashable(_decode(key))] = _decode(value)
+
+    def _check(self) -> None:
+        if not self._state.broadcasting:
+            raise UserError(
+                "a broadcast map can be written only by the function of the broadcast side",
+                hint="else subtasks would differ: keep what belongs to a key in ctx.state",
+            )
+
+
+class Form(ABC):
+    """How functions are called."""
+
+    def __init__(
+        self,
+        state: Keyed,
+        give: Callable[[pa.RecordBatch, Array | None, Batch | None], None],
+        aside: Callable[[str, pa.RecordBatch, Array | None], None],
+    ) -> None:
+        self._state, self._give_on, self._give_aside = state, give, aside
+        self._spec = state.spec
+        self._behind: Exception | None = None  # raised by those behind this step
+
+    @abstractmethod
+    def rows(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
+        """The rows of a batch of one of the inputs."""
+
+    @abstractmethod
+    def fire(self, kind: int, limit: int, passed: int) -> None:
+        """All timers of the kind with time <= limit; passed: event time has been told to be there already."""
+
+    def _give(self, data: pa.RecordBatch, times: Array | None, batch: Batch | None) -> None:
+        try:
+            self._give_on(data, times, batch)
+        except Exception as error:
+            self._behind = error
+            raise
+
+    def _aside(self, name: str, data: pa.RecordBatch, times: Array | None) -> None:
+        try:
+            self._give_aside(name, data, times)
+        except Exception as error:
+            self._behind = error
+            raise
+
+    def _failed(self, error: Exception, where: str) -> UserError:
+        """What a call has raised, as the user is told it. What those behind have raised is raised again, as it is."""
+        if error is self._behind:
+            raise error
+        if isinstance(error, UserError):
+            said = error.message.startswith(self._spec.name)
+            return UserError(error.message if said else f"{self._spec.name}: {error.message}; {where}", hint=error.hint)
+        return UserError(f"{self._spec.name}: {type(error).__name__}: {error}; {where}")
+
+    def _keys_of(self, side: Side, batch: Batch, data: pa.RecordBatch) -> tuple[list[Array], pa.UInt64Array]:
+        columns = [data.column(index) for index in side.keys]
+        hashes = batch.hashes
+        if hashes is None:
+            hashes = hash_columns(columns)
+        elif batch.selection is not None:
+            hashes = hashes.take(batch.selection)
+        return columns, hashes
+
+    def no_side(self, name: Any) -> UserError:
+        """The error for rows that are to leave by a side that the step does not have."""
+        there = ", ".join(self._spec.sides) or "none"
+        return UserError(f"there is no side {name!r}", hint=f"name it in sides=; there are {there}")
+
+
+def head_key(under: bytes) -> bytes:
+    """Where the head of a key's list or map stands. under: the key, as state has it."""
+    return state_key(None, scope=under)
+
+
+def parts_of(data: bytes) -> list[Any]:
+    """The msgpack values that stand one after the other: the key, then that of a list's or map's head, then a place or a field."""
+    for count in (1, 2, 3):
+        try:
+            parts: list[Any] = _decode(bytes([0x90 + count]) + data)
+        except UNREADABLE:
+            continue
+        return parts
+    raise CorruptCheckpoint(f"{data[:40]!r} is no key of state")
+
+
+def plain_keys(columns: Sequence[Array]) -> list[Array]:
+    """Times as the integers that they are."""
+    return [c.view(_INTEGERS[c.type.bit_width]) if pa.types.is_temporal(c.type) else c for c in columns]
+
+
+def key_values(columns: Sequence[Array]) -> list[Any]:
+    """Keys as functions see them."""
+    if len(columns) == 1:
+        values: list[Any] = columns[0].to_pylist()
+        return values
+    return list(zip(*(column.to_pylist() for column in columns), strict=True))
+
+
+def namespace_of(name: Any) -> str:
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{name!r} is no name of state", hint='ctx.state("seen")')
+    return name
+
+
+def checked_ms(at: Any) -> int:
+    if type(at) is not int or not START_OF_TIME <= at <= END_OF_TIME:
+        raise UserError(f"a timer is set to {at!r}", hint="milliseconds since 1970, an int: ctx.timestamp + 60_000")
+    return at
+
+
+def kind_of(kind: str) -> int:
+    if kind not in _KINDS:
+        raise UserError(f"there is no kind of timer {kind!r}", hint='"event" or "processing"')
+    return _KINDS[kind]
+
+
+def no_key() -> UserError:
+    return UserError(
+        "rows of the broadcast side have no key, and so no state of a key", hint="ctx.broadcast(name) is for them"
+    )
+
+
+def place_of(batch: Batch) -> str:
+    """Which rows these are, as far as is known."""
+    places = [
+        f"{topic}[{partition}] before offset {end}" for (topic, partition), end in sorted(batch.offsets.items())[:5]
+    ]
+    return f"a batch of {batch.num_rows} rows of {', '.join(places) or batch.topic or 'unknown origin'}"

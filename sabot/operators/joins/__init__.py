@@ -1,0 +1,1 @@
+"""Joins: two inputs, and the rows of each side that wait for the other."""

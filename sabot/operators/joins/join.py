@@ -1,0 +1,451 @@
+"""Joins of two streams by key: the regular join, whose result changes as rows come, and the lookup in a table as it is.
+
+    rows of the left  ──▶ kept by key ◀──▶ kept by key ◀──  rows of the right
+                              └─────── partners ───────┘
+
+Each side's rows are kept in a RowStore; a row that comes looks for its partners on the other side. The time of a pair is the later of
+both. Joins by event time stand in `time_joins`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot.api.nodes import joins as nodes
+from sabot.errors import UserError
+from sabot.operators.base import DELETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
+from sabot.operators.changes.weaving import same_rows
+from sabot.operators.joins.sides import Joined, Result, Rows, Side, Sides, later
+from sabot.operators.layout.sites import Places, Site
+from sabot.operators.readers import Readers
+
+__all__ = ["PLACES", "READERS", "Join", "Sides", "TableLookup", "place_sides"]
+
+
+class Join(Joined):
+    """Every pair of rows with equal keys, of all rows that are there: the join of SQL, over tables that change.
+
+    how: "inner", "left", "right", "full" (rows without a partner come out alone, and are taken back with the first partner), "semi" and
+    "anti" (rows of the left that have, or do not have, a partner; alone). A null in a key has no partner. Emits changes, unless both
+    inputs only add rows and how is "inner" or "semi": then what came out stays. A change of a row that has a partner takes pairs away and
+    gives others; that a row is without a partner in between, in one batch, is not told.
+
+    left_changes, right_changes: rows of that side carry OP_COLUMN. Taken away is a row that is equal in all columns; its time is not
+    compared. broadcast: the right is sent whole to every subtask, and rows of the left to any: then the left only adds rows.
+    left_keep_ms, right_keep_ms: rows of that side, which only adds rows, are forgotten when the watermark has passed them by so much: what
+    came out with them stays. Else both sides are kept for ever, but for what cannot matter any more: of a semi or anti join whose right
+    only adds rows, those of the left that have a partner, and of the right more than its keys.
+    """
+
+    kind = "join"
+
+    def __init__(
+        self,
+        sides: Sides,
+        how: str,
+        *,
+        left_changes: bool = False,
+        right_changes: bool = False,
+        broadcast: bool = False,
+        left_keep_ms: int | None = None,
+        right_keep_ms: int | None = None,
+        id: str = "",
+    ) -> None:
+        super().__init__(sides, how, id)
+        self._left_keep_ms, self._right_keep_ms = left_keep_ms, right_keep_ms
+        for name, ms, changes in (("left", left_keep_ms, left_changes), ("right", right_keep_ms, right_changes)):
+            if ms is not None and ms < 0:
+                raise UserError(f"join: rows of the {name} side cannot be kept for {ms} ms", hint="0 ms or more")
+            if ms is not None and changes:
+                raise UserError(
+                    f"join: the {name} side has changes: they say how long its rows are kept",
+                    hint="give the time to the step that makes the changes, or leave it out",
+                )
+        if right_keep_ms is not None and (broadcast or how in ("semi", "anti")):
+            what = "a right side that is broadcast" if broadcast else f"the right side of how={how!r}"
+            raise UserError(
+                f"join: rows of {what} are kept for ever", hint="between=(…) says how near a partner must be"
+            )
+        self._left_changes, self._right_changes, self._broadcast = left_changes, right_changes, broadcast
+        if broadcast and how in ("right", "full"):
+            raise UserError(
+                f"join: how={how!r} with a right side that is broadcast: each subtask would give its rows once more",
+                hint="leave .broadcast() out, or change the sides",
+            )
+        if broadcast and left_changes:
+            raise UserError(
+                "join: the left side has changes, and the right side is broadcast", hint="leave .broadcast() out"
+            )
+        self._exists = how in ("semi", "anti")
+        self._changes = left_changes or right_changes or how not in ("inner", "semi")
+
+    def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
+        how, sides = self._how, self._sides
+        timed_left, timed_right = TIME_COLUMN in left.names, TIME_COLUMN in right.names
+        timed = (
+            (timed_left and timed_right)
+            or (timed_left and how in ("inner", "left", "semi", "anti"))
+            or (timed_right and how in ("inner", "right"))
+        )
+        result = Result(sides, left, right, op=self._changes, timed=timed)
+        names = [source for source, _ in sides.right_names]
+        changes = self._left_changes, self._right_changes
+        order = ["hash" if side else "time" for side in changes]
+        for name, ms, schema in (("left", self._left_keep_ms, left), ("right", self._right_keep_ms, right)):
+            if ms is not None and TIME_COLUMN not in schema.names:
+                hint = "name its column: app.stream(..., time='ts')"
+                raise UserError(
+                    f"join: rows of the {name} side are kept for {ms} ms, and have no event time", hint=hint
+                )
+        # whose rows note that they have had a partner: it may be forgotten
+        counted = [self._stays("left") and self._right_keep_ms is not None]
+        counted.append(self._stays("right") and self._left_keep_ms is not None)
+        self._left = Side(
+            "left", left, sides.left_keys, context, order=order[0], changes=changes[0], counted=counted[0]
+        )
+        if self._exists:  # of a key one row is kept, and how many there are
+            self._right = Side(
+                "right",
+                right,
+                sides.right_keys,
+                context,
+                read=[],
+                order="arrival",
+                changes=changes[1],
+                counted=changes[1],
+            )
+        else:
+            self._right = Side(
+                "right",
+                right,
+                sides.right_keys,
+                context,
+                read=names,
+                order=order[1],
+                changes=changes[1],
+                counted=counted[1],
+            )
+        if timed and not timed_right:  # then its rows are of the time when they come
+            self._right.now = START_OF_TIME
+        return result
+
+    def process(self, batch: Batch) -> None:
+        if self._exists:
+            self._exists_left(batch)
+        else:
+            self._pairs(self._left, self._right, batch)
+        self._emission.flush()
+
+    def process_right(self, batch: Batch) -> None:
+        if self._exists:
+            self._exists_right(batch)
+        else:
+            self._pairs(self._right, self._left, batch)
+        self._emission.flush()
+
+    # inner, left, right, full
+
+    def _pairs(self, mine: Side, other: Side, batch: Batch) -> None:
+        takes, adds = mine.netted(batch)
+        alone = self._stays(mine.name)
+        others_alone = self._stays(other.name) and not other.counted  # else `_join` sees to it
+        takes, null_takes = mine.with_keys(takes)
+        adds, null_adds = mine.with_keys(adds)
+        known = mine.match(takes) if len(takes) else np.zeros(0, np.int64)
+        takes = takes.where(known >= 0)
+        before_takes, before = self._numbers(mine, takes, others_alone), self._numbers(mine, adds, others_alone)
+        mine.table.remove(pa.array(known[known >= 0]))
+        ids = mine.insert(adds)
+
+        self._join(mine, other, takes, DELETE, alone)
+        if others_alone:
+            new = adds.where(before < 0)
+            self._turn(mine, other, new, self._numbers(mine, new, True), DELETE)
+            gone = self._numbers(mine, takes, True) < 0
+            self._turn(mine, other, takes.where(gone), before_takes[gone], INSERT)
+        met = self._join(mine, other, adds, INSERT, alone)
+        if mine.counted:
+            mine.table.add_counts(ids, pa.array(met.astype(np.int32)))
+        if alone:
+            self._alone(mine, null_takes, DELETE)
+            self._alone(mine, null_adds, INSERT)
+
+    def _stays(self, side: str) -> bool:
+        """Rows of this side that have no partner come out alone."""
+        return self._how in ("full", side)
+
+    def _numbers(self, side: Side, rows: Rows, wanted: bool) -> Any:
+        return side.key_numbers(rows) if wanted and len(rows) else np.zeros(len(rows), np.int32)
+
+    def _join(self, mine: Side, other: Side, rows: Rows, op: int, alone: bool) -> Any:
+        """These rows and their partners; alone: those without one too. -> which have one (numpy)."""
+        met = np.zeros(len(rows), bool)
+        if not len(rows):
+            return met
+        times = mine.times(rows)
+        for i, ids in other.table.find_chunks(
+            rows.data, mine.key_indices, hashes=rows.hashes, selection=rows.selection
+        ):
+            numbers = i.to_numpy()
+            met[numbers] = True
+            partners, others = other.stored(ids, of_partners=not other.counted)
+            both = later(None if times is None else times[numbers], others)
+            if other.counted:
+                self._first_met(other, ids, partners, both)
+            self._emission.add(self._result_rows(mine, rows.at(i), partners, both, op))
+        if alone:
+            self._alone(mine, rows.where(~met), op)
+        return met
+
+    def _first_met(self, side: Side, ids: pa.Int64Array, rows: pa.RecordBatch, times: Any) -> None:
+        """Those that have had no partner before are not alone any more."""
+        first = np.unique(ids.to_numpy(), return_index=True)[1]
+        first = pa.array(first[side.table.counts(ids.take(pa.array(first))).to_numpy() == 0])
+        if len(first):
+            gone = None if times is None else times[first.to_numpy()]
+            self._emission.add(self._result_rows(side, rows.take(first), None, gone, DELETE))
+        side.table.add_counts(ids, 1)
+
+    def _alone(self, side: Side, rows: Rows, op: int) -> None:
+        for piece in rows.pieces():
+            if len(piece):
+                self._emission.add(self._result_rows(side, piece.taken(), None, side.times(piece), op))
+
+    def _turn(self, mine: Side, other: Side, rows: Rows, numbers: Any, op: int) -> None:
+        """Rows of the other side have got their first partner (DELETE: their rows alone go), or have lost the last (INSERT: they come).
+
+        numbers: of the rows' keys. A row alone goes when the first of these comes, and comes when the last has gone.
+        """
+        for _, rows_of, times in self._partners(mine, other, rows, numbers, latest=op == INSERT):
+            self._emission.add(self._result_rows(other, rows_of, None, times, op))
+
+    def _partners(
+        self, mine: Side, other: Side, rows: Rows, numbers: Any, *, latest: bool
+    ) -> Iterator[tuple[pa.Int64Array, pa.RecordBatch, Any]]:
+        """(ids, rows, times) of all rows of the other side that have the keys of these rows; each once."""
+        if not len(rows):
+            return
+        rows, times = _one_a_key(rows, numbers, mine.times(rows), latest)
+        for i, ids in other.table.find_chunks(
+            rows.data, mine.key_indices, hashes=rows.hashes, selection=rows.selection
+        ):
+            found, others = other.stored(ids)
+            yield ids, found, later(None if times is None else times[i.to_numpy()], others)
+
+    def _result_rows(
+        self, mine: Side, rows: pa.RecordBatch, partners: pa.RecordBatch | None, times: Any, op: int
+    ) -> pa.RecordBatch:
+        left, right = (rows, partners) if mine is self._left else (partners, rows)
+        return self._result.rows(left, right, times, op=op)
+
+    # semi, anti
+
+    def _exists_left(self, batch: Batch) -> None:
+        left, right, semi = self._left, self._right, self._how == "semi"
+        takes, adds = left.netted(batch)
+        takes, null_takes = left.with_keys(takes)
+        adds, null_adds = left.with_keys(adds)
+        if len(takes):
+            there = right.key_numbers(takes, left) >= 0
+            kept = np.ones(len(takes), bool) if self._right_changes else ~there
+            known = left.match(takes.where(kept))
+            left.table.remove(pa.array(known[known >= 0]))
+            kept[kept] = known < 0
+            self._alone(left, takes.where((there if semi else ~there) & ~kept), DELETE)
+        if not semi:
+            self._alone(left, null_takes, DELETE)
+            self._alone(left, null_adds, INSERT)
+        there = right.key_numbers(adds, left) >= 0
+        self._alone(left, adds.where(there if semi else ~there), INSERT)
+        adds = adds if self._right_changes else adds.where(~there)
+        left.insert(adds)
+
+    def _exists_right(self, batch: Batch) -> None:
+        right = self._right
+        takes, adds = right.netted(batch)
+        takes, adds = right.with_keys(takes)[0], right.with_keys(adds)[0]
+        came = right.key_numbers(adds) < 0
+        new = adds.where(came)
+        new_numbers = same_rows(right.only_keys(new))
+        right.insert(_one_a_key(new, new_numbers, None, False)[0])
+        gone, gone_numbers = takes, np.zeros(0, np.int64)
+        if self._right_changes:
+            i, ids = right.find(takes)
+            right.unknown_takes += len(takes) - len(i)
+            right.table.add_counts(ids, -1)
+            right.table.add_counts(right.find(adds)[1], 1)
+            empty = right.table.counts(ids).to_numpy() <= 0
+            gone, gone_numbers = takes.only(i.to_numpy()[empty]), ids.to_numpy()[empty]
+        first, second = (INSERT, DELETE) if self._how == "semi" else (DELETE, INSERT)
+        for op in (DELETE, INSERT):
+            if op == second:
+                self._turn_left(gone, gone_numbers, op, latest=True)
+            if op == first:
+                self._turn_left(new, new_numbers, op, latest=False)
+        right.table.remove(pa.array(np.unique(gone_numbers)))
+
+    def _turn_left(self, rows: Rows, numbers: Any, op: int, *, latest: bool) -> None:
+        """The keys of these rows of the right have come, or gone: rows of the left come out, or are taken back."""
+        over = []
+        for ids, found, times in self._partners(self._right, self._left, rows, numbers, latest=latest):
+            self._emission.add(self._result_rows(self._left, found, None, times, op))
+            over.append(ids)
+        if over and not self._right_changes:
+            self._left.table.remove(pa.concat_arrays(over))
+
+    def advance(self, watermark_ms: int) -> None:
+        for side, ms in ((self._left, self._left_keep_ms), (self._right, self._right_keep_ms)):
+            if ms is not None:
+                side.table.remove(side.table.below(max(watermark_ms - ms, START_OF_TIME)))
+        if self._right.now is not None:
+            self._right.now = watermark_ms
+
+    def noted(self) -> dict[str, Any]:
+        return {**super().noted(), "unknown_takes": self._unknown_takes(), "now": self._right.now}
+
+    def _unknown_takes(self) -> int:
+        return self._left.unknown_takes + self._right.unknown_takes
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        super().recall(saved)
+        self._left.unknown_takes += self.kept.once(saved, "unknown_takes")
+        if self._right.now is not None:
+            self._right.now = max(
+                [part.facts["now"] for part in saved if part.facts["now"] is not None], default=START_OF_TIME
+            )
+
+    def _is_everywhere(self, side: Side) -> bool:
+        return self._broadcast and side is self._right
+
+    def _described(self) -> dict[str, Any]:
+        names = ("left_changes", "right_changes", "broadcast", "left_keep_ms", "right_keep_ms")
+        return {name: getattr(self, f"_{name}") for name in names}
+
+    def statistics(self) -> dict[str, Any]:
+        figures = super().statistics()
+        return {**figures, "unknown_takes": self._unknown_takes()} if figures else figures
+
+
+class TableLookup(Joined):
+    """Each row of the left with the row that the table on the right has for its key when the row comes. Rows are added, never taken back.
+
+    The right is a stream of changes with unique keys (of a key's changes the last one counts, whichever row it takes away), or one that
+    only adds rows: then a key's last row is the table's. how: "left" (no row in the table: nulls) or "inner". The time is the left's.
+    The answer depends on what has come from the right before: who needs the same one each time joins as of event time.
+    """
+
+    kind = "lookup"
+    hows = ("left", "inner")
+
+    def __init__(self, sides: Sides, how: str, *, id: str = "") -> None:
+        super().__init__(sides, how, id)
+
+    def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
+        sides = self._sides
+        result = Result(sides, left, right, op=False, timed=TIME_COLUMN in left.names)
+        self._left = Side("left", left, sides.left_keys, context, order=None)
+        names = [source for source, _ in sides.right_names]
+        self._right = Side(
+            "right",
+            right,
+            sides.right_keys,
+            context,
+            read=names,
+            order="arrival",
+            changes=OP_COLUMN in right.names,
+        )
+        return result
+
+    def _kept_sides(self) -> list[Side]:
+        return [self._right]
+
+    def process_right(self, batch: Batch) -> None:
+        right = self._right
+        rows = right.rows(batch)
+        keyed = right.has_key(rows)
+        ops = right.ops(batch) if right.changes else np.zeros(len(rows), np.int8)
+        if keyed is not None:
+            rows, ops = rows.where(keyed), ops[keyed]
+        if not len(rows):
+            return
+        numbers = same_rows(right.only_keys(rows))
+        last = len(rows) - 1 - np.unique(numbers[::-1], return_index=True)[1]
+        rows, ops = rows.only(last), ops[last]
+        right.table.remove(right.find(rows)[1])
+        right.insert(rows.where(ops & 1 == 0))
+
+    def process(self, batch: Batch) -> None:
+        rows = self._left.rows(batch)
+        for piece in rows.pieces():
+            i, ids = self._right.find(piece, self._left)
+            if self._how == "left":
+                found = np.full(len(piece), -1, np.int64)
+                found[i.to_numpy()] = ids.to_numpy()
+                i, ids = pa.array(np.arange(len(piece), dtype=np.int32)), pa.array(found)
+            if len(i):
+                data = piece.at(i)
+                times = data.column(self._left.time).to_numpy() if self._left.timed else None
+                self._emission.add(self._result.rows(data, self._right.table.take(ids), times))
+        self._emission.flush()
+
+
+def _one_a_key(rows: Rows, numbers: Any, times: Any, latest: bool) -> tuple[Rows, Any]:
+    """(of each number one row: the earliest, or the latest; their times)."""
+    order = np.arange(len(rows))
+    if times is not None:
+        order = np.argsort(-times if latest else times, kind="stable")
+    chosen = np.sort(order[np.unique(numbers[order], return_index=True)[1]])
+    return rows.only(chosen), None if times is None else times[chosen]
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_join(node: nodes.Join, left: Site, right: Site) -> Site:
+    def make(sides: Sides) -> Operator:
+        left_keep_ms, right_keep_ms = node.keep_ms
+        return Join(
+            sides,
+            node.how,
+            left_changes=left.changes,
+            right_changes=right.changes,
+            broadcast=node.broadcast,
+            left_keep_ms=left_keep_ms,
+            right_keep_ms=right_keep_ms,
+        )
+
+    return place_sides(node, left, right, make)
+
+
+def place_lookup(node: nodes.Lookup, left: Site, right: Site) -> Site:
+    return place_sides(node, left, right, lambda sides: TableLookup(sides, node.how))
+
+
+def place_sides(node: nodes.Join, left: Site, right: Site, make: Callable[[Sides], Operator]) -> Site:
+    """Of any join: make gives its operator over the sides."""
+    names, used = node.right_names, left.layout.used.get(id(node))
+    if names is not None and used is not None:
+        names = [(old, new) for old, new in names if new in used]
+
+    def made() -> Operator:
+        if names is None:
+            raise UserError(
+                f"{node.word}: the columns of its two streams must be known before it runs",
+                hint="give map_batches(…, schema=) what its columns are",
+            )
+        return make(Sides(node.left_keys, node.right_keys, tuple(names)))
+
+    site = left.layout.meet(node, "join", left, right, (node.left_keys, node.right_keys))
+    site = site.step(node.text(), made, id=node.id)
+    assert site.last is not None
+    site.last.scattered = node.broadcast
+    return site
+
+
+PLACES: Places = {nodes.Join: place_join, nodes.Lookup: place_lookup}
+
+
+READERS: Readers = {"join": Join.read_with}

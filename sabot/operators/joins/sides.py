@@ -1,0 +1,539 @@
+"""What joins are made of: a side and the rows of it that are kept, the columns of the result, and the life of both sides together."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot._cython.partition import hash_columns
+from sabot._cython.row_table import RowTable
+from sabot.codecs.json import schema_text
+from sabot.disk import make_folder
+from sabot.errors import UserError
+from sabot.operators.base import (
+    INSERT,
+    OP_COLUMN,
+    TIME_COLUMN,
+    OperatorContext,
+    Saved,
+    with_marks,
+    without_marks,
+)
+from sabot.operators.changes.steps import net
+from sabot.operators.changes.weaving import same_rows
+from sabot.operators.keeping import Keeper, Keeping, Stored, columns_schema
+from sabot.state.tables.rows import RowStore
+
+__all__ = ["CHUNK_ROWS", "Emission", "Joined", "Result", "Rows", "Side", "Sides", "later"]
+
+Array: TypeAlias = pa.Array
+
+CHUNK_ROWS = 65_536
+_ALL_HOW = ("inner", "left", "right", "full", "semi", "anti")
+_WINDOW_TIME = pa.timestamp("ms", "UTC")
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is joined. right_names: (a column of the right, its name in the result), in order, without the keys; of semi and anti none."""
+
+    left_keys: tuple[str, ...]
+    right_keys: tuple[str, ...]
+    right_names: tuple[tuple[str, str], ...] = ()
+
+
+class Rows:
+    """Rows of a batch that count. Nothing is copied until `at` or `taken`. hashes: the key hashes of all rows of the data."""
+
+    def __init__(
+        self, data: pa.RecordBatch, selection: pa.Int32Array | None = None, hashes: pa.UInt64Array | None = None
+    ) -> None:
+        self.data, self.selection, self.hashes = data, selection, hashes
+
+    def __len__(self) -> int:
+        return int(self.data.num_rows if self.selection is None else len(self.selection))
+
+    def column(self, index: int) -> Array:
+        column = self.data.column(index)
+        return column if self.selection is None else column.take(self.selection)
+
+    def where(self, mask: Any) -> "Rows":
+        """Those of them where it is true (numpy)."""
+        return self if mask.all() else self.only(np.flatnonzero(mask))
+
+    def only(self, numbers: Any) -> "Rows":
+        """Those with these numbers (numpy): row i is the i-th that counts."""
+        chosen = pa.array(numbers.astype(np.int32))
+        return Rows(self.data, chosen if self.selection is None else self.selection.take(chosen), self.hashes)
+
+    def at(self, numbers: Array) -> pa.RecordBatch:
+        """The rows with these numbers, copied; where these are all in their order, as `taken` gives them."""
+        if len(numbers) == len(self) and np.array_equal(numbers.to_numpy(), np.arange(len(numbers))):
+            return self.taken()
+        return self.data.take(numbers if self.selection is None else self.selection.take(numbers))
+
+    def taken(self) -> pa.RecordBatch:
+        return self.data if self.selection is None else self.data.take(self.selection)
+
+    def pieces(self) -> Iterator["Rows"]:
+        """All of them, so many at once as may be emitted."""
+        if len(self) <= CHUNK_ROWS:
+            yield self
+            return
+        for start in range(0, len(self), CHUNK_ROWS):
+            yield self.only(np.arange(start, min(start + CHUNK_ROWS, len(self))))
+
+
+class Side:
+    """One input: the columns that are read of it, and its rows that are kept.
+
+    read: names of columns; None: all of the user's. Rows of it are those columns, in their order, and TIME_COLUMN where it has one.
+    order: how the rows of a key are kept: by "time", by "arrival", or by a "hash" of them, so that `match` finds one among many; None:
+    no rows are kept. extra: columns that the owner puts behind those of the side.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: pa.Schema,
+        keys: Sequence[str],
+        context: OperatorContext,
+        *,
+        read: Sequence[str] | None = None,
+        order: str | None = "time",
+        changes: bool = False,
+        extra: Sequence[pa.Field] = (),
+        counted: bool = False,
+    ) -> None:
+        self.name, self.keys = name, list(keys)
+        there = _known(name, schema, keys)
+        self.timed = TIME_COLUMN in schema.names
+        names = [*(there if read is None else [n for n in there if n in {*read, *keys}])]
+        users = len(names)
+        names += [TIME_COLUMN] if self.timed else []
+        self._columns = [schema.get_field_index(n) for n in names]
+        self.changes = changes
+        self._op = schema.get_field_index(OP_COLUMN) if changes else -1
+        if changes and self._op < 0:
+            raise UserError(f"join: the {name} side has no column {OP_COLUMN}: it is no stream of changes")
+        self.schema = pa.schema([schema.field(i) for i in self._columns])
+        self.key_indices = [names.index(key) for key in keys]
+        self.time = len(names) - 1 if self.timed else -1
+        self.now: int | None = None  # set where this side has no event time and the result has
+        self.by_time = order == "time" and self.timed
+        self._by_hash = order == "hash"
+        beside = [i for i in range(len(names)) if i not in self.key_indices or _has_two_forms(self.schema.types[i])]
+        kept = names if self._by_hash else names[:users]
+        self.kept = pa.schema([*(self.schema.field(n) for n in kept), *extra])
+        self.beside_keys = [i for i in beside if i < len(kept)] or None
+        self._store: RowStore | None = None
+        if order is not None:
+            folder = None if context.directory is None else context.directory / name
+            if folder is not None:
+                make_folder(folder)
+            try:
+                self._store = RowStore(
+                    self.kept, keys, counted=counted, directory=folder, memory_bytes=context.memory_budget // 2
+                )
+            except TypeError as error:
+                raise UserError(f"join: the {name} side cannot be kept by {self.keys}: {error}") from error
+        self.counted = counted
+        self._hashed = [i for i in range(users) if i not in self.key_indices and _has_hash(self.schema.types[i])]
+        self.unknown_takes = 0
+
+    @property
+    def store(self) -> RowStore:
+        assert self._store is not None, "no rows are kept"
+        return self._store
+
+    @property
+    def table(self) -> RowTable:
+        return self.store.table
+
+    def rows(self, batch: Batch) -> Rows:
+        """The rows that count, without the op."""
+        return Rows(batch.data.select(self._columns), batch.selection, batch.hashes)
+
+    def netted(self, batch: Batch) -> tuple[Rows, Rows]:
+        """(rows to be taken away, rows to be added)."""
+        if self._op < 0:
+            rows = self.rows(batch)
+            return Rows(rows.data.slice(0, 0)), rows
+        data = batch.data.select([*self._columns, self._op])
+        takes, adds = net(Batch(data, selection=batch.selection))
+        return Rows(takes), Rows(adds)
+
+    def ops(self, batch: Batch) -> Any:
+        """The ops of the rows that count (numpy)."""
+        ops = batch.data.column(self._op)
+        return (ops if batch.selection is None else ops.take(batch.selection)).to_numpy()
+
+    def times(self, rows: Rows) -> Any:
+        """Their event times (numpy), of a side without them `now`; None: there are none."""
+        if self.timed:
+            return rows.column(self.time).to_numpy()
+        return None if self.now is None else np.full(len(rows), self.now)
+
+    def has_key(self, rows: Rows) -> Any:
+        """Which have no null in their key, and so may have partners (numpy); None: all."""
+        mask: Any = None
+        for index in self.key_indices:
+            if rows.data.column(index).null_count:
+                valid = rows.column(index).is_valid().to_numpy(zero_copy_only=False)
+                mask = valid if mask is None else mask & valid
+        return mask
+
+    def with_keys(self, rows: Rows) -> tuple[Rows, Rows]:
+        """(rows with a key, those with a null in it)."""
+        mask = self.has_key(rows)
+        if mask is None:
+            return rows, Rows(rows.data.slice(0, 0))
+        return rows.where(mask), rows.where(~mask)
+
+    def only_keys(self, rows: Rows) -> pa.RecordBatch:
+        """The key columns of the rows."""
+        return Rows(rows.data.select(self.key_indices), rows.selection).taken()
+
+    def stored(self, ids: pa.Int64Array, *, of_partners: bool = False) -> tuple[pa.RecordBatch, Any]:
+        """(the rows with these ids, their event times (numpy); None: the side has none).
+
+        of_partners: without the keys that are the same, to the bit, in rows that have them on the other side. What is far away is costly.
+        """
+        rows = self.table.take(ids, self.beside_keys if of_partners else None)
+        if not self.timed:
+            return rows, None
+        return rows, (self.table.orders(ids) if self.by_time else rows.column(TIME_COLUMN)).to_numpy()
+
+    def insert(self, rows: Rows, extra: Array | None = None) -> pa.Int64Array:
+        """Keeps them; -> their ids. extra: the column behind those of the side, a value for each row that counts."""
+        order = None
+        if extra is not None:
+            rows = Rows(rows.taken())
+        if self.by_time:
+            order = rows.data.column(self.time)
+        elif self._by_hash:
+            order = self._row_hashes(rows.data)
+        data = rows.data
+        if extra is not None:
+            data = pa.RecordBatch.from_arrays([*data.columns[: len(self.kept) - 1], extra], schema=self.kept)
+        return self.table.insert(data, order, hashes=rows.hashes, selection=rows.selection)
+
+    def key_numbers(self, rows: Rows, of: "Side | None" = None) -> Any:
+        """-1 where nothing is kept of the row's key; else a number for the key (numpy). of: the side that the rows are of; None: this."""
+        indices = (of or self).key_indices
+        return self.table.key_ids(rows.data, indices, hashes=rows.hashes, selection=rows.selection).to_numpy()
+
+    def find(self, rows: Rows, of: "Side | None" = None) -> tuple[pa.Int32Array, pa.Int64Array]:
+        """(number of a row, id of one that is kept of its key), for rows of which there is one."""
+        indices = (of or self).key_indices
+        return self.table.find(rows.data, indices, hashes=rows.hashes, selection=rows.selection, limit=1)
+
+    def _row_hashes(self, data: pa.RecordBatch) -> pa.Int64Array:
+        """For each row a number that equal rows share, whatever their time."""
+        if not self._hashed:
+            return pa.array(np.zeros(data.num_rows, np.int64))
+        return pa.array(
+            (hash_columns([data.column(i) for i in self._hashed]).to_numpy() >> np.uint64(1)).view(np.int64)
+        )
+
+    def match(self, takes: Rows) -> Any:
+        """The ids of kept rows that are equal but for their time; -1: there is none. No id comes twice (numpy)."""
+        data = takes.taken()
+        if not data.num_rows:
+            return np.zeros(0, np.int64)
+        numbers = same_rows(data)
+        first, place, size = _places(numbers)
+        distinct = data.take(pa.array(first))
+        found = self._equal(distinct, int(size.max()))
+        short = np.bincount(found[0], minlength=len(first)) < size
+        if short.any():  # what has the same hash may stand before it
+            some = np.flatnonzero(short)
+            again = self._equal(distinct.take(pa.array(some)), None)
+            others = ~short[found[0]]
+            found = (
+                np.concatenate([found[0][others], some[again[0]]]),
+                np.concatenate([found[1][others], again[1]]),
+            )
+            order = np.argsort(found[0], kind="stable")
+            found = (found[0][order], found[1][order])
+        begins = np.searchsorted(found[0], np.arange(len(first) + 1))
+        at = begins[numbers] + place
+        ids = np.full(data.num_rows, -1, np.int64)
+        there = at < begins[numbers + 1]
+        ids[there] = found[1][at[there]]
+        self.unknown_takes += int(np.count_nonzero(~there))
+        return ids
+
+    def _equal(self, data: pa.RecordBatch, limit: int | None) -> tuple[Any, Any]:
+        """(number of a row, id of a kept row that is equal), by number."""
+        order = self._row_hashes(data)
+        numbers, ids = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for i, id in self.table.find_chunks(data, self.key_indices, lower=order, upper=order, limit=limit):
+            stored = self.table.take(id)
+            pairs = zip(data.columns[: stored.num_columns], stored.columns, strict=True)
+            both = [pa.concat_arrays(pair) for pair in pairs]
+            same = same_rows(pa.RecordBatch.from_arrays(both, names=stored.schema.names))
+            equal = same[i.to_numpy()] == same[data.num_rows :]
+            numbers.append(i.to_numpy()[equal].astype(np.int64))
+            ids.append(id.to_numpy()[equal])
+        return np.concatenate(numbers), np.concatenate(ids)
+
+
+def _has_two_forms(kind: pa.DataType) -> bool:
+    """Values that differ may be equal: 0.0 and -0.0."""
+    return bool(pa.types.is_floating(kind) or pa.types.is_nested(kind))
+
+
+def _has_hash(kind: pa.DataType) -> bool:
+    try:
+        hash_columns([pa.array([], kind)])
+    except TypeError:
+        return False
+    return True
+
+
+def _places(numbers: Any) -> tuple[Any, Any, Any]:
+    """Of numbers 0, 1, …: (row where each comes first, of each row how many equal ones are before it, how often each is there)."""
+    order = np.argsort(numbers, kind="stable")
+    size = np.bincount(numbers)
+    begins = np.cumsum(size) - size
+    place = np.empty(len(numbers), np.int64)
+    place[order] = np.arange(len(numbers)) - np.repeat(begins, size)
+    return order[begins], place, size
+
+
+def _known(side: str, schema: pa.Schema, names: Sequence[str]) -> list[str]:
+    """The columns of this side that users see; UserError where one of these names is none of them."""
+    there: list[str] = without_marks(schema).names
+    for name in names:
+        if name not in there:
+            raise UserError(f"join: the {side} side has no column {name!r}", hint=f"it has {', '.join(there)}")
+    return there
+
+
+def later(one: Any, other: Any) -> Any:
+    """The later time of both, row by row (numpy); of the one that has times where the other is None."""
+    if one is None or other is None:
+        return other if one is None else one
+    return np.maximum(one, other)
+
+
+class Result:
+    """The columns of a join: those of the left (keys once, under their left names), a window's bounds, those of the right; then marks."""
+
+    def __init__(
+        self, sides: Sides, left: pa.Schema, right: pa.Schema, *, op: bool, timed: bool, windowed: bool = False
+    ) -> None:
+        self.op, self.timed = op, timed
+        users = without_marks(left)
+        _known("left", left, sides.left_keys)
+        _known("right", right, [*sides.right_keys, *(name for name, _ in sides.right_names)])
+        partner = dict(zip(sides.left_keys, sides.right_keys, strict=True))
+        for one, other in partner.items():
+            if left.field(one).type != right.field(other).type:
+                kinds = f"{left.field(one).type} on the left, {other!r} is {right.field(other).type} on the right"
+                raise UserError(f"join: {one!r} is {kinds}", hint="cast one of them: keys are of one type")
+        bounds = ["window_start", "window_end"] if windowed else []
+        names = [*users.names, *bounds, *(name for _, name in sides.right_names)]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(
+                    f"join: the result would have two columns {name!r}", hint="rename one, or give a suffix="
+                )
+        self._left = [(name, partner.get(name)) for name in users.names]
+        self._right = [source for source, _ in sides.right_names]
+        fields = [pa.field(field.name, field.type) for field in users]
+        fields += [pa.field(name, _WINDOW_TIME) for name in bounds]
+        fields += [pa.field(name, right.field(source).type) for source, name in sides.right_names]
+        self.schema = with_marks(pa.schema(fields), op=op, timed=timed)
+
+    def rows(
+        self,
+        left: pa.RecordBatch | None,
+        right: pa.RecordBatch | None,
+        times: Any = None,
+        *,
+        op: int = INSERT,
+        bounds: tuple[int, int] | None = None,
+    ) -> pa.RecordBatch:
+        """Rows of the result, of as many rows of both sides; None: nulls. Keys that one side lacks are the other's. times: numpy."""
+        one = left if left is not None else right
+        assert one is not None
+        count = one.num_rows
+        columns: list[Array] = []
+        for place, (name, key) in enumerate(self._left):
+            if left is not None and (key is None or left.schema.get_field_index(name) >= 0):
+                columns.append(left.column(name))
+            elif key is not None and right is not None:
+                columns.append(right.column(key))
+            else:
+                columns.append(pa.nulls(count, self.schema.types[place]))
+        if bounds is not None:
+            columns += [pa.array(np.full(count, ms)).view(_WINDOW_TIME) for ms in bounds]
+        for name in self._right:
+            if right is not None:
+                columns.append(right.column(name))
+            else:
+                columns.append(pa.nulls(count, self.schema.types[len(columns)]))
+        if self.op:
+            columns.append(pa.array(np.full(count, op, np.int8)))
+        if self.timed:
+            columns.append(pa.array(times))
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+
+class Emission:
+    """Rows on their way out: small batches are put together, in order, up to CHUNK_ROWS."""
+
+    def __init__(self, emit: Callable[[Batch], None]) -> None:
+        self._emit = emit
+        self._held: list[pa.RecordBatch] = []
+        self._rows = 0
+
+    def add(self, rows: pa.RecordBatch) -> None:
+        if not rows.num_rows:
+            return
+        if self._rows + rows.num_rows > CHUNK_ROWS:
+            self.flush()
+        self._held.append(rows)
+        self._rows += rows.num_rows
+
+    def flush(self) -> None:
+        """All that was added goes out."""
+        held, self._held, self._rows = self._held, [], 0
+        if held:
+            self._emit(Batch(held[0] if len(held) == 1 else pa.concat_batches(held)))
+
+
+class Joined(Keeping):
+    """What all joins do alike: two sides, kept, saved and restored together."""
+
+    inputs = 2
+    kind = ""  # of its state
+    hows: tuple[str, ...] = _ALL_HOW
+
+    def __init__(self, sides: Sides, how: str, id: str) -> None:
+        if how not in self.hows:
+            raise UserError(f"{self.kind}: how={how!r} is not known", hint=f"one of {', '.join(self.hows)}")
+        if len(sides.left_keys) != len(sides.right_keys):
+            raise UserError(
+                f"{self.kind}: {len(sides.left_keys)} keys on the left, {len(sides.right_keys)} on the right"
+            )
+        if how in ("semi", "anti") and not sides.left_keys:
+            raise UserError(f"{self.kind}: how={how!r} without keys", hint="name the columns to join on")
+        self.id = id
+        self._sides, self._how = sides, how
+        self._late_rows = 0
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        if context.right is None:
+            raise UserError(f"{self.kind}: there is no second input")
+        self._context = context
+        self._input, self._other = context.input, context.right
+        self._result = self._opened(context, context.input, context.right)
+        stores = [Stored(side.name, side.store, everywhere=self._is_everywhere(side)) for side in self._kept_sides()]
+        self.kept = Keeper(context, stores, keyed=len(self._sides.left_keys) > 0)
+        self._emission = Emission(lambda batch: self.emit(batch))
+        return self._result.schema
+
+    def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
+        """The rest of `open`: sets `_left` and `_right`; -> the columns of the result."""
+        raise NotImplementedError
+
+    _left: Side
+    _right: Side
+
+    def _kept_sides(self) -> list[Side]:
+        """Those that keep rows."""
+        return [self._left, self._right]
+
+    def noted(self) -> dict[str, Any]:
+        return {"late_rows": self._late_rows}
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        self._late_rows = self.kept.once(saved, "late_rows")
+
+    def group_count(self) -> int:
+        return sum(len(side.table) for side in self._kept_sides())
+
+    def _is_everywhere(self, side: Side) -> bool:
+        """All subtasks have all rows of this side."""
+        return False
+
+    def state_schema(self) -> dict[str, Any]:
+        keys = [self._input.field(name) for name in self._sides.left_keys]
+        return {
+            "kind": self.kind,
+            "keys": columns_schema(keys),
+            "how": self._how,
+            **self._described(),
+            **{side.name: columns_schema(side.kept) for side in self._kept_sides()},
+        }
+
+    def _described(self) -> dict[str, Any]:
+        """The arguments of the constructor that its state depends on, JSON values."""
+        return {}
+
+    def state_reader(self) -> dict[str, Any]:
+        """As `read_with` takes it."""
+        return {
+            "keys": list(self._sides.left_keys),
+            "input": schema_text(self._input),
+            "right": schema_text(self._other),
+            "sides": asdict(self._sides),
+            "how": self._how,
+            **self._described(),
+        }
+
+    @classmethod
+    def read_with(cls, reader: Mapping[str, Any]) -> "Joined":
+        """One that can read the state that `state_reader` describes."""
+        given = dict(reader)
+        figures = given.pop("sides")
+        names = tuple((source, name) for source, name in figures["right_names"])
+        sides = Sides(tuple(figures["left_keys"]), tuple(figures["right_keys"]), names)
+        how = given.pop("how")
+        for name in ("keys", "input", "right"):
+            del given[name]
+        return cls._made(sides, how, given)
+
+    @classmethod
+    def _made(cls, sides: Sides, how: str, given: dict[str, Any]) -> "Joined":
+        return cls(sides, how, **given)
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        """The rows of both sides, one after the other: "side", then the columns of the result, null where the side has none."""
+        empty = pa.schema([pa.field("side", pa.string()), *without_marks(self._result.schema)])
+        partner = dict(zip(self._sides.left_keys, self._sides.right_keys, strict=True))
+        renamed: dict[str, str] = {name: source for source, name in self._sides.right_names}
+        for side in self._kept_sides():
+            for kept in side.store.contents():
+                rows = self._shown(side, kept)
+                names = [n if side is self._left else partner.get(n, renamed.get(n)) for n in empty.names[1:]]
+                columns = [
+                    rows.column(name) if name in rows.schema.names else pa.nulls(rows.num_rows, kind)
+                    for name, kind in zip(names, empty.types[1:], strict=True)
+                ]
+                which = pa.array([side.name]).take(pa.array(np.zeros(rows.num_rows, np.int32)))
+                yield pa.RecordBatch.from_arrays([which, *columns], schema=empty)
+
+    def _shown(self, side: Side, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Those of the rows that are kept that are contents."""
+        return rows
+
+    def close(self) -> None:
+        if hasattr(self, "_result"):
+            for side in self._kept_sides():
+                side.store.close()
+
+    def statistics(self) -> dict[str, Any]:
+        if not hasattr(self, "_result"):
+            return {}
+        figures: dict[str, Any] = {"late_rows": self._late_rows}
+        for side in self._kept_sides():
+            figures[f"{side.name}_rows"] = len(side.table)
+            figures[f"{side.name}_bytes"] = side.table.nbytes
+        return figures

@@ -1,0 +1,1 @@
+"""Steps by key: running aggregates, windows over rows, the first n."""

@@ -1,0 +1,121 @@
+"""Rows in the order of event time, for steps whose answer depends on the order."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.batch import Batch
+from sabot.codecs.json import schema_text
+from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext, without_time
+from sabot.operators.keeping import Columns, Keeper, Keeping, columns_schema
+from sabot.operators.layout.sites import Site
+from sabot.operators.readers import Readers
+
+__all__ = ["READERS", "EventOrder", "in_order"]
+
+_CHUNK_ROWS = 65_536
+_SMALL_ROWS = 16_384
+
+
+class EventOrder(Keeping):
+    """Holds rows back until the watermark has passed them, and gives them sorted by event time; rows of equal time as they came.
+
+    Several readers stand at different places of event time, so the order in which rows arrive says nothing; with this the answer of
+    what follows is the same for any number of them. Rows that come late go on at once. Holds what is out of order, no more.
+    """
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        self._keys = keys
+        self._held: list[pa.RecordBatch] = []
+        self._small = 0  # rows in the small batches at the end of `_held`
+        self._watermark = START_OF_TIME
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._schema = context.input
+        keys = [self._schema.get_field_index(name) for name in self._keys]
+        held = Columns("held", lambda: list(self._held), self._hold, schema=self._schema, keys=keys, fewer=True)
+        self.kept = Keeper(context, [held], keyed=len(self._keys) > 0)
+        self._time = context.input.get_field_index(TIME_COLUMN)
+        return context.input
+
+    def process(self, batch: Batch) -> None:
+        if not batch.num_rows:
+            return
+        self._hold(batch.taken())
+        if pc.min(batch.data.column(self._time)).as_py() < self._watermark:
+            self._give()  # some are late: they wait for nothing
+
+    def _hold(self, data: pa.RecordBatch) -> None:
+        """Small batches are put together, so that a release looks at few."""
+        self._held.append(data)
+        self._small = self._small + data.num_rows if data.num_rows < _SMALL_ROWS else 0
+        if self._small >= _SMALL_ROWS:
+            tail: list[pa.RecordBatch] = []
+            while self._held and self._held[-1].num_rows < _SMALL_ROWS:
+                tail.append(self._held.pop())
+            self._held.append(pa.concat_batches(tail[::-1]))
+            self._small = 0
+
+    def advance(self, watermark_ms: int) -> None:
+        self._watermark = watermark_ms
+        self._give()
+
+    def _give(self) -> None:
+        """Rows below the watermark go on."""
+        ready: list[pa.RecordBatch] = []
+        held: list[pa.RecordBatch] = []
+        for data in self._held:
+            times = data.column(self._time).to_numpy()
+            below = times < self._watermark
+            if below.all():
+                ready.append(data)
+            elif below.any():
+                mask = pa.array(below)
+                ready.append(data.filter(mask))
+                held.append(data.filter(pc.invert(mask)))
+            else:
+                held.append(data)
+        if not ready:
+            return
+        self._held, self._small = held, sum(data.num_rows for data in held if data.num_rows < _SMALL_ROWS)
+        rows = ready[0] if len(ready) == 1 else pa.concat_batches(ready)
+        times = rows.column(self._time).to_numpy()
+        if (times[1:] < times[:-1]).any():
+            rows = rows.take(pa.array(np.argsort(times, kind="stable")))
+        for start in range(0, rows.num_rows, _CHUNK_ROWS):
+            self.emit(Batch(rows.slice(start, _CHUNK_ROWS)))
+
+    def noted(self) -> dict[str, Any]:
+        return {"watermark": self._watermark}
+
+    def group_count(self) -> int:
+        return sum(data.num_rows for data in self._held)
+
+    def state_schema(self) -> dict[str, Any]:
+        keys = columns_schema(self._schema.field(name) for name in self._keys)
+        return {"kind": "rows in order", "keys": keys, "columns": columns_schema(without_time(self._schema))}
+
+    def state_reader(self) -> dict[str, Any]:
+        return {"keys": list(self._keys), "input": schema_text(self._schema)}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        """The rows that are held back."""
+        yield from self._held
+
+    def statistics(self) -> dict[str, Any]:
+        return {"held_rows": sum(data.num_rows for data in self._held)}
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def in_order(site: Site, keys: tuple[str, ...], id: str) -> Site:
+    """The rows of each key by event time. id: given by the user to the step that needs it."""
+    return site.step("order by event time", partial(EventOrder, keys), id=f"{id}.order" if id else "")
+
+
+READERS: Readers = {"rows in order": lambda reader: EventOrder(tuple(reader["keys"]))}

@@ -1,0 +1,515 @@
+"""Operators by key, without windows of time: running aggregates, reduce, deduplicate, and windows of so many rows.
+
+Which rows of a key belong together (until it was not seen for so long, until there are so many) is a `RunTable`'s to say. Where the
+answer is "all of them", state is a TableStore's, which keeps to a memory budget; else it is kept in memory.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot._cython.sessions import RunTable
+from sabot.api.nodes import keyed as nodes
+from sabot.api.windows import WINDOW_END, WINDOW_START, CountWindow
+from sabot.api.words import name_of
+from sabot.codecs.json import schema_text
+from sabot.errors import UserError
+from sabot.operators.aggregates.aggregator import Aggregator, Call, calls_reader, calls_schema, key_columns
+from sabot.operators.aggregates.arguments import with_arguments
+from sabot.operators.aggregates.gathered import fits
+from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
+from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, Stored, columns_schema
+from sabot.operators.keyed.ordered import in_order
+from sabot.operators.keyed.top import TopN
+from sabot.operators.layout.sites import Places, Site
+from sabot.operators.readers import Readers, calls_of, no_function
+from sabot.operators.windows.sessions import (
+    CHUNK_ROWS,
+    KeyedRuns,
+    Numbered,
+    key_table,
+    result_schema,
+    time_index,
+    window_words,
+)
+from sabot.state.tables.store import TableStore
+
+__all__ = ["PLACES", "READERS", "CountAggregate", "Deduplicate", "Reduce", "RunningAggregate"]
+
+Array: TypeAlias = pa.Array
+Row = dict[str, Any]
+
+_TIMESTAMP = pa.timestamp("ms", "UTC")
+_WHOLE = frozenset(["count_distinct", "collect_list", "arg_min", "arg_max", "user"])  # kinds without a running result
+
+
+class _Keyed(Keeping):
+    """What all of them do alike. State is the `_store`'s, or that of `_runs` and what stands beside it."""
+
+    _store: TableStore | None = None
+    _runs: RunTable | None = None
+
+    def __init__(self, keys: Sequence[str], id: str) -> None:
+        self.id = id
+        self._names = list(keys)
+        self._state: Any = None  # beside `_runs`: a KeyedRuns
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._context = context
+        self._keys, self._key_indices = key_columns(self._names, context.input)
+        self._time = int(context.input.get_field_index(TIME_COLUMN))
+        self._schema = self._open(context)
+        kept: Kept = self._state if self._store is None else Stored("", self._store)
+        self.kept = Keeper(context, [kept], keyed=len(self._names) > 0)
+        return self._schema
+
+    @abstractmethod
+    def _open(self, context: OperatorContext) -> pa.Schema:
+        """The rest of `open`."""
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
+        if self._state is not None:
+            self._state.clear()
+
+    def statistics(self) -> dict[str, Any]:
+        holder = self._state if self._store is None else self._store
+        return {} if holder is None else dict(holder.statistics())
+
+    def group_count(self) -> int:
+        """About how many are kept."""
+        if self._store is not None:
+            return self._store.statistics()["groups"]
+        return 0 if self._runs is None else len(self._runs)
+
+    def _taken(self, batch: Batch, indices: Sequence[int]) -> list[Array]:
+        """These columns of the rows that count."""
+        columns = [batch.data.column(index) for index in indices]
+        return columns if batch.selection is None else [column.take(batch.selection) for column in columns]
+
+    def _times(self, batch: Batch) -> Array | None:
+        """The event times of all rows of the data."""
+        return batch.data.column(self._time) if self._time >= 0 else None
+
+
+class RunningAggregate(_Keyed):
+    """For each row: its keys, and `calls` over the rows of its key so far, itself included; TIME_COLUMN where the input has it.
+
+    ttl_ms: a key of which no row has come for so long, in event time, starts anew. Rows count in the order in which they come, also
+    one that is older than those before it. Kinds without accumulators of fixed width have no result after each row: UserError.
+    """
+
+    def __init__(self, keys: Sequence[str], calls: Sequence[Call], *, ttl_ms: int | None = None, id: str = "") -> None:
+        super().__init__(keys, id)
+        self._calls, self._ttl_ms = list(calls), ttl_ms
+        _check_ms("ttl", ttl_ms)
+        _check_running([call for call in calls if call.kind in _WHOLE])
+
+    def _open(self, context: OperatorContext) -> pa.Schema:
+        order = TIME_COLUMN if self._time >= 0 else None
+        _check_running([c for c in self._calls if Aggregator(self._names, [c], context.input, order=order).needs_slots])
+        if self._ttl_ms is None:
+            self._aggregator = Aggregator(self._names, self._calls, context.input, order=order)
+            self._store = self._aggregator.store(context)
+            results = list(self._aggregator.schema)[len(self._keys) :]
+        else:
+            time_index(context.input, "running aggregates with a ttl")
+            self._runs = RunTable(idle_ms=self._ttl_ms)
+            self._state = Numbered(self._names, self._calls, context.input, self._runs)
+            results = self._state.results
+        return result_schema([*self._keys, *results], timed=self._time >= 0)
+
+    def process(self, batch: Batch) -> None:
+        results = self._running_all(self._store, batch) if self._store is not None else self._running_runs(batch)
+        times = [self._time] if self._time >= 0 else []
+        columns = [*self._taken(batch, self._key_indices), *results, *self._taken(batch, times)]
+        self.emit(batch.with_data(pa.RecordBatch.from_arrays(columns, schema=self._schema)))
+
+    def _running_all(self, store: TableStore, batch: Batch) -> list[Array]:
+        aggregator, table, selection = self._aggregator, store.table(), batch.selection
+        slots = table.resolve(batch.data, self._key_indices, hashes=batch.hashes, selection=selection)
+        data = aggregator.columns(batch.data)
+        kernel = table.running(
+            slots, data, aggregator.arguments, aggregator.filters, order=aggregator.order, selection=selection
+        )
+        results = aggregator.compose(kernel, [])
+        store.settle()
+        return results
+
+    def _running_runs(self, batch: Batch) -> list[Array]:
+        assert self._runs is not None
+        state: Numbered = self._state
+        ids, began, _, ended = self._runs.add(state.resolve(batch), self._times(batch), batch.selection)
+        state.open(began)
+        results = state.running(ids.to_numpy(), batch.data, batch.selection)
+        state.remove(ended)
+        return results
+
+    def advance(self, watermark_ms: int) -> None:
+        if self._runs is not None:
+            self._state.remove(self._runs.advance(watermark_ms))
+
+    def state_schema(self) -> dict[str, Any]:
+        keys = columns_schema(self._keys)
+        results = [self._schema.field(call.name) for call in self._calls]
+        calls = calls_schema(self._calls, results, self._context.input)
+        return {"kind": "running aggregate", "keys": keys, "ttl": self._ttl_ms, **calls}
+
+    def state_reader(self) -> dict[str, Any]:
+        return {**calls_reader(self._names, self._calls, self._context.input), "ttl_ms": self._ttl_ms}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        if self._store is not None:
+            yield from self._aggregator.results(self._store, 0, self._aggregator.extras())
+            return
+        names = [*self._names, *(call.name for call in self._calls)]
+        for _, keys, calls in self._state.contents():
+            yield pa.RecordBatch.from_arrays([*keys, *calls], names=names)
+
+
+class CountAggregate(_Keyed):
+    """`calls` over every `size` rows of a key, in the order in which they come: keys, window_start, window_end, calls.
+
+    window_start and window_end are the least and the greatest event time of the rows, the latter + 1 ms; without event time there
+    are no such columns. Fewer rows than `size` are emitted at the end of the input.
+    """
+
+    def __init__(self, size: int, keys: Sequence[str], calls: Sequence[Call], *, id: str = "") -> None:
+        super().__init__(keys, id)
+        if size < 1:
+            raise UserError(f"a window of {size} rows", hint="1 or more")
+        self._size, self._calls = size, list(calls)
+
+    def _open(self, context: OperatorContext) -> pa.Schema:
+        self._runs = RunTable(rows=self._size)
+        self._state = Numbered(self._names, self._calls, context.input, self._runs)
+        timed = self._time >= 0
+        bounds = [pa.field(WINDOW_START, _TIMESTAMP), pa.field(WINDOW_END, _TIMESTAMP)] if timed else []
+        return result_schema([*self._keys, *bounds, *self._state.results], timed=timed)
+
+    def process(self, batch: Batch) -> None:
+        assert self._runs is not None
+        state: Numbered = self._state
+        ids, began, _, ended = self._runs.add(state.resolve(batch), self._times(batch), batch.selection)
+        state.open(began)
+        state.add(ids.to_numpy(), batch.data, batch.selection)
+        self._emit(self._runs, ended)
+
+    def _emit(self, runs: RunTable, windows: pa.Int32Array) -> None:
+        """The results of these windows; then they are gone."""
+        for start in range(0, len(windows), CHUNK_ROWS):
+            self.emit(Batch(self._rows(runs, windows.slice(start, CHUNK_ROWS))))
+        self._state.remove(windows)
+
+    def _rows(self, runs: RunTable, windows: pa.Int32Array) -> pa.RecordBatch:
+        columns, calls = self._state.key_columns(windows), self._state.calls(windows)
+        if self._time >= 0:
+            first, last = runs.bounds(windows)
+            end = pa.array(last.to_numpy() + 1)
+            columns = [*columns, first.view(_TIMESTAMP), end.view(_TIMESTAMP), *calls, last]
+        else:
+            columns = [*columns, *calls]
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+    def advance(self, watermark_ms: int) -> None:
+        if watermark_ms == END_OF_TIME:  # what follows in the chain is told after this that time is over
+            self.finish()
+
+    def finish(self) -> None:
+        if self._runs is not None:
+            self._emit(self._runs, self._runs.export().column("run"))
+
+    def state_schema(self) -> dict[str, Any]:
+        keys, window = columns_schema(self._keys), window_words(CountWindow(self._size))
+        order = {"order": "event time" if self._time >= 0 else "arrival"}
+        return {"kind": "window", "keys": keys, "window": window, **self._state.calls_schema(), **order}
+
+    def state_reader(self) -> dict[str, Any]:
+        return {**calls_reader(self._names, self._calls, self._context.input), "size": self._size}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        assert self._runs is not None
+        for numbers in self._state.numbers():
+            yield self._rows(self._runs, numbers)
+
+    def statistics(self) -> dict[str, Any]:
+        return {"windows": 0 if self._runs is None else len(self._runs), **super().statistics()}
+
+
+class Deduplicate(_Keyed):
+    """Passes the first row of each key to come, and drops the others. Nothing is copied: a batch goes on with a selection.
+
+    within_ms: a row passes again when its event time is so much after that of the key's last row that passed. The key is forgotten
+    when the watermark has come there: a row that comes later still passes, though it may be within.
+    """
+
+    def __init__(self, keys: Sequence[str], within_ms: int | None = None, *, id: str = "") -> None:
+        super().__init__(keys, id)
+        _check_ms("within", within_ms)
+        self._within_ms = within_ms
+        self._dropped_rows = 0
+
+    def _open(self, context: OperatorContext) -> pa.Schema:
+        if self._within_ms is None:
+            key_table(self._keys)  # says which types cannot be keys
+            directory, budget = context.directory, context.memory_budget
+            self._store = TableStore(self._keys, [("count", None)], directory=directory, memory_budget=budget)
+        else:
+            time_index(context.input, "deduplicate within a time")
+            self._runs = RunTable(span_ms=self._within_ms)
+            self._state = KeyedRuns(self._names, context.input, self._runs)
+        return context.input
+
+    def process(self, batch: Batch) -> None:
+        first = self._first_within(batch) if self._store is None else self._first_ever(self._store, batch)
+        self._dropped_rows += batch.num_rows - len(first)
+        if len(first) == batch.num_rows:
+            self.emit(batch)
+        elif len(first):
+            self.emit(batch.with_selection(first, batch.hashes))
+
+    def _first_ever(self, store: TableStore, batch: Batch) -> pa.Int32Array:
+        table, selection = store.table(), batch.selection
+        slots = table.resolve(batch.data, self._key_indices, hashes=batch.hashes, selection=selection)
+        counts = table.running(slots, batch.data, [-1], selection=selection)[0]
+        store.settle()
+        first = pa.array(np.flatnonzero(counts.to_numpy() == 1).astype(np.int32))
+        return first if selection is None else selection.take(first)
+
+    def _first_within(self, batch: Batch) -> pa.Int32Array:
+        assert self._runs is not None
+        _, _, first, ended = self._runs.add(self._state.resolve(batch), self._times(batch), batch.selection)
+        self._state.remove(ended)
+        return first
+
+    def advance(self, watermark_ms: int) -> None:
+        if self._runs is not None:
+            self._state.remove(self._runs.advance(watermark_ms))
+
+    def noted(self) -> dict[str, Any]:
+        return {"dropped_rows": self._dropped_rows}
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        self._dropped_rows = self.kept.once(saved, "dropped_rows")
+
+    def state_schema(self) -> dict[str, Any]:
+        return {"kind": "deduplicate", "keys": columns_schema(self._keys), "within": self._within_ms}
+
+    def state_reader(self) -> dict[str, Any]:
+        return {**calls_reader(self._names, [], self._context.input), "within_ms": self._within_ms}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        """The keys that were seen; with `within_ms`, and when the row was that passed last."""
+        if self._store is not None:
+            for columns in self._store.finish():
+                yield pa.RecordBatch.from_arrays(columns[: len(self._keys)], schema=self._keys)
+        elif self._runs is not None:
+            for numbers in self._state.numbers():
+                passed = self._runs.bounds(numbers)[0].view(_TIMESTAMP)
+                names = [*self._names, "passed_at"]
+                yield pa.RecordBatch.from_arrays([*self._state.key_columns(numbers), passed], names=names)
+
+    def statistics(self) -> dict[str, Any]:
+        return {"dropped_rows": self._dropped_rows, **super().statistics()}
+
+
+class Reduce(_Keyed):
+    """For each row: the rows of its key so far, itself included, made one by `function(a, b)`; columns as in the input.
+
+    a: what was made of the rows before, as a dict by column, b: the row. The first row of a key is taken as it is. Key columns (and
+    TIME_COLUMN, which the function does not see) are always the row's. A column that the result lacks is null; one that the input
+    lacks, or a value that its column cannot take, is a UserError with key and column. State is kept in memory, as Python objects.
+    ttl_ms: a key of which no row has come for so long, in event time, starts anew.
+    """
+
+    def __init__(
+        self, keys: Sequence[str], function: Callable[[Row, Row], Row], ttl_ms: int | None = None, *, id: str = ""
+    ) -> None:
+        super().__init__(keys, id)
+        _check_ms("ttl", ttl_ms)
+        self._function, self._ttl_ms = function, ttl_ms
+
+    def _open(self, context: OperatorContext) -> pa.Schema:
+        if self._ttl_ms is not None:
+            time_index(context.input, "reduce with a ttl")
+        self._runs = RunTable(idle_ms=self._ttl_ms or 0)
+        self._columns = [i for i, name in enumerate(context.input.names) if name != TIME_COLUMN]
+        self._row_schema = pa.schema([context.input.field(i) for i in self._columns])
+        self._state = _ReducedRuns(self._names, context.input, self._runs, self._row_schema)
+        nested = any(pa.types.is_nested(field.type) for field in self._row_schema)
+        self._copied: Callable[[Row], Row] = deepcopy if nested else dict
+        return context.input
+
+    def process(self, batch: Batch) -> None:
+        assert self._runs is not None
+        ids, began, _, ended = self._runs.add(self._state.resolve(batch), self._times(batch), batch.selection)
+        self._state.begin(began.to_pylist())
+        taken = pa.RecordBatch.from_arrays(self._taken(batch, self._columns), schema=self._row_schema)
+        made = self._reduced(ids.to_pylist(), taken.to_pylist())
+        self._end(ended)
+        columns = {
+            field.name: column if field.name in self._names else self._column(made, field)
+            for field, column in zip(self._row_schema, taken.columns, strict=True)
+        }
+        if self._time >= 0:
+            columns[TIME_COLUMN] = self._taken(batch, [self._time])[0]
+        arrays = [columns[name] for name in self._schema.names]
+        self.emit(batch.with_data(pa.RecordBatch.from_arrays(arrays, schema=self._schema)))
+
+    def _reduced(self, runs: list[int], rows: list[Row]) -> list[Row]:
+        """What each row makes of its run. None of them is changed after: the function is given copies."""
+        function, state, copied, names = self._function, self._state.made, self._copied, self._row_schema.names
+        made = []
+        for run, row in zip(runs, rows, strict=True):
+            before = state[run]
+            if before is not None:
+                key = {name: row[name] for name in self._names}
+                try:
+                    result = function(copied(before), row)
+                except Exception as error:
+                    reason = f"{type(error).__name__}: {error}"
+                    raise UserError(f"reduce by {name_of(function)}: {reason}; at the key {key}") from error
+                if not isinstance(result, dict) or not result.keys() <= before.keys():
+                    raise _no_row(result, key, names)
+                row = copied({name: result.get(name) for name in names} | key)
+            state[run] = row
+            made.append(row)
+        return made
+
+    def _column(self, rows: list[Row], field: pa.Field) -> Array:
+        try:
+            return pa.array([row[field.name] for row in rows], field.type)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            for row in rows:
+                if not fits(row[field.name], field.type):
+                    key = {name: row[name] for name in self._names}
+                    raise UserError(
+                        f"reduce: {field.name!r} of the key {key} is {field.type}, and cannot be {row[field.name]!r}",
+                        hint="give back what the column can hold, or cast the column first",
+                    ) from error
+            raise
+
+    def _end(self, runs: pa.Int32Array) -> None:
+        self._state.remove(runs)
+        for run in runs.to_pylist():
+            self._state.made[run] = None
+
+    def advance(self, watermark_ms: int) -> None:
+        if self._runs is not None:
+            self._end(self._runs.advance(watermark_ms))
+
+    def state_schema(self) -> dict[str, Any]:
+        columns = {"columns": columns_schema(self._row_schema)}
+        return {"kind": "reduce", "keys": columns_schema(self._keys), "ttl": self._ttl_ms, **columns}
+
+    def state_reader(self) -> dict[str, Any]:
+        return {"keys": self._names, "ttl_ms": self._ttl_ms, "input": schema_text(self._context.input)}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        for numbers in self._state.numbers():
+            rows = [self._state.made[run] for run in numbers.to_pylist()]
+            yield pa.RecordBatch.from_pylist(rows, schema=self._row_schema)
+
+
+class _ReducedRuns(KeyedRuns):
+    """Runs, and the row that each has become. Such rows do not change, so they become columns in the thread that saves them."""
+
+    def __init__(self, keys: Sequence[str], input: pa.Schema, runs: RunTable, rows: pa.Schema) -> None:
+        super().__init__(keys, input, runs)
+        self._rows = rows
+        self.made: list[Row | None] = []  # by run
+
+    def begin(self, runs: list[int]) -> None:
+        """New runs have no row."""
+        if runs and max(runs) >= len(self.made):
+            self.made.extend([None] * (max(runs) + 1 - len(self.made)))
+        for run in runs:
+            self.made[run] = None
+
+    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
+        runs = self.saved()
+        made = [[self.made[run] for run in part.column(0).to_pylist()] for part in runs]
+        rows = Batches(self._rows, partial(_columns_of, made, self._rows))
+        return {}, {"runs": Batches(self.saved_schema, runs), "rows": rows} if runs else {}
+
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        for numbers, rows in self.load(saved, owned, "rows", self._rows):
+            runs = numbers.tolist()
+            self.begin(runs)
+            for run, row in zip(runs, rows.to_pylist(), strict=True):
+                self.made[run] = row
+
+
+def _columns_of(pieces: list[list[Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for rows in pieces:
+        yield pa.RecordBatch.from_pylist(rows, schema=schema)
+
+
+def _check_running(whole: Sequence[Call]) -> None:
+    """UserError where there are calls that need all rows of a group at once."""
+    if whole:
+        named = ", ".join(f"{c.name} ({c.kind}{f' of {c.argument}' if c.argument else ''})" for c in whole)
+        raise UserError(
+            f"{named}: no result after each row",
+            hint="aggregate in a window instead: .window(tumbling(...)), session(...) or count_window(...)",
+        )
+
+
+def _check_ms(name: str, ms: int | None) -> None:
+    if ms is not None and ms < 1:
+        raise UserError(f"{name}: {ms} ms is no time", hint="1 ms or more, or None")
+
+
+def _no_row(result: Any, key: Row, names: Sequence[str]) -> UserError:
+    if not isinstance(result, dict):
+        return UserError(f"reduce gave {result!r} for the key {key}", hint="it must give back a dict of columns")
+    extra = sorted(result.keys() - set(names))[0]
+    return UserError(
+        f"reduce: the result for the key {key} has {extra!r}, which is no column of the input",
+        hint=f"the columns are {', '.join(names)}",
+    )
+
+
+def _by_key(site: Site, node: nodes.RunningAggregate | nodes.Reduce | nodes.Deduplicate) -> Site:
+    """Rows of a key together; in the order of event time, where a span of it decides."""
+    site = site.together(node.keys, "keyed")
+    return in_order(site, node.keys, node.id) if node.needs_time else site
+
+
+def place_running_aggregate(node: nodes.RunningAggregate, site: Site) -> Site:
+    site, calls = with_arguments(_by_key(site, node), node.aggregates)
+    return site.step(node.text(), partial(RunningAggregate, node.keys, calls, ttl_ms=node.ttl_ms), id=node.id)
+
+
+def place_reduce(node: nodes.Reduce, site: Site) -> Site:
+    make = partial(Reduce, node.keys, node.function, ttl_ms=node.ttl_ms)
+    return _by_key(site, node).step(node.text(), make, id=node.id)
+
+
+def place_deduplicate(node: nodes.Deduplicate, site: Site) -> Site:
+    make: Callable[[], Operator] = partial(Deduplicate, node.keys, within_ms=node.within_ms)
+    if site.changes:  # the first row of those that are there
+        make = partial(TopN, node.keys, 1, (), ties="row_number", rank=None, changes=True)
+    return _by_key(site, node).step(node.text(), make, id=node.id)
+
+
+PLACES: Places = {
+    nodes.RunningAggregate: place_running_aggregate,
+    nodes.Reduce: place_reduce,
+    nodes.Deduplicate: place_deduplicate,
+}
+
+
+READERS: Readers = {
+    "count": lambda reader: CountAggregate(reader["size"], reader["keys"], calls_of(reader)),
+    "running aggregate": lambda reader: RunningAggregate(reader["keys"], calls_of(reader), ttl_ms=reader["ttl_ms"]),
+    "deduplicate": lambda reader: Deduplicate(reader["keys"], reader["within_ms"]),
+    "reduce": lambda reader: Reduce(reader["keys"], no_function, reader["ttl_ms"]),
+}

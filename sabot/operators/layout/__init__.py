@@ -1,0 +1,1 @@
+"""How steps are put into a plan."""

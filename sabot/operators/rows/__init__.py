@@ -1,0 +1,1 @@
+"""Steps without state, a batch at a time."""

@@ -1,0 +1,246 @@
+"""The user's functions over rows: over whole batches, or row by row."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.batch import Batch, normalise
+from sabot._cython.border import validate
+from sabot.api.nodes import rows as nodes
+from sabot.api.words import name_of
+from sabot.arrays import is_time, to_ms
+from sabot.errors import UserError
+from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext, with_time, without_time
+from sabot.operators.layout.sites import Places, Site
+from sabot.operators.rows.marked import check_given_names, where_from
+
+__all__ = ["NO_ARROW", "PLACES", "FlatMap", "MapBatches"]
+
+_FLAT_ROWS = 65_536  # of a batch that flat_map emits
+
+NO_ARROW = "texts are UTF-8, and offsets ascend: array.validate(full=True) says where they do not"
+Row = dict[str, Any]
+
+
+class MapBatches(Operator):
+    """The user's function over whole batches: a RecordBatch in, anything that speaks Arrow out, or None for nothing.
+
+    schema: of what it gives; without one, `open` calls it with an empty batch to see. time: the name of the stream's column of event
+    time; where the output has it, event time is read from it, else each row keeps its own and their number must stay.
+    """
+
+    def __init__(
+        self, function: Callable[[pa.RecordBatch], Any], schema: pa.Schema | None = None, *, time: str | None = None
+    ) -> None:
+        self.function = function
+        self.schema = schema
+        self.time = time
+        self.name = f"map_batches({name_of(function)})"
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._input = without_time(context.input)
+        self._timed = TIME_COLUMN in context.input.names
+        schema = self._learnt() if self.schema is None else self.schema
+        schema = normalise(schema.empty_table()).schema.remove_metadata()
+        check_given_names(self.name, schema.names)
+        if self._timed and self.time in schema.names:
+            _check_time(self.name, schema.field(self.time))
+        self._output = schema
+        self._nullable = pa.schema([(field.name, field.type) for field in schema])  # as all that goes down a chain
+        return with_time(self._nullable, self._timed)
+
+    def process(self, batch: Batch) -> None:
+        data = batch.taken()
+        stamps = data.column(data.num_columns - 1) if self._timed else None
+        given = self._called(batch, data.select(self._input.names))
+        if given is None:
+            return
+        made = pa.RecordBatch.from_arrays(self._fitted(given, batch).columns, schema=self._nullable)
+        if self._timed:
+            made = made.append_column(TIME_COLUMN, self._stamps(made, stamps, batch))
+        if made.num_rows:
+            self.emit(batch.with_data(made))
+
+    def _learnt(self) -> pa.Schema:
+        empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in self._input], schema=self._input)
+        hint = "give map_batches(…, schema=) what its columns are, then it is not called with an empty batch"
+        try:
+            given = self.function(empty)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"{self.name} failed over an empty batch, by which its columns are found: {reason}", hint=hint
+            ) from error
+        if given is None:
+            raise UserError(f"{self.name} gave None for an empty batch, by which its columns are found", hint=hint)
+        return _arrow(self.name, given).schema
+
+    def _called(self, batch: Batch, data: pa.RecordBatch) -> Any:
+        try:
+            return self.function(data)
+        except Exception as error:
+            raise UserError(f"{self.name}: {type(error).__name__}: {error}; {where_from(batch)}") from error
+
+    def _fitted(self, given: Any, batch: Batch) -> pa.RecordBatch:
+        """What the function gave, as the columns that it is to give."""
+        made, want = _arrow(self.name, given), self._output
+        if made.schema.equals(want):
+            return made.replace_schema_metadata(None) if made.schema.metadata else made
+        have = {field.name: field.type for field in made.schema}
+        wrong = [f"no column {field.name!r}" for field in want if field.name not in have]
+        wrong += [f"a column {name!r} more" for name in have if name not in want.names]
+        wrong += [
+            f"{f.name!r} is {have[f.name]}, not {f.type}"
+            for f in want
+            if f.name in have and not _alike(have[f.name], f.type)
+        ]
+        if wrong or len(have) != made.num_columns:
+            what = "; ".join(wrong) or "two columns of one name"
+            against = "its schema says" if self.schema is not None else "for an empty batch"
+            raise UserError(
+                f"{self.name} gave other columns than {against}: {what}; {where_from(batch)}",
+                hint="cast in the function, or give schema=",
+            )
+        columns = [made.column(field.name) for field in want]
+        for i, field in enumerate(want):
+            if columns[i].null_count and not field.nullable:
+                nulls = f"{field.name!r} has {columns[i].null_count} nulls"
+                raise UserError(f"{self.name}: {nulls}; {where_from(batch)}", hint="its schema allows none")
+            if columns[i].type != field.type:
+                columns[i] = pc.cast(columns[i], field.type)
+        return pa.RecordBatch.from_arrays(columns, schema=want)
+
+    def _stamps(self, made: pa.RecordBatch, before: pa.Array, batch: Batch) -> pa.Array:
+        if self.time in made.schema.names:
+            return _times(self.name, made.column(self.time), batch)
+        if made.num_rows != len(before):
+            raise UserError(
+                f"{self.name} made {made.num_rows} rows of {len(before)}, which leaves them without event time; {where_from(batch)}",
+                hint=f"keep the column {self.time!r}" if self.time else "give the stream time=, and keep that column",
+            )
+        return before
+
+
+class FlatMap(Operator):
+    """The user's function over single rows: a dict in, an iterable of dicts out. Python for each row, as he wrote it.
+
+    time: as for MapBatches; without that column each row has the event time of the one that it was made of.
+    """
+
+    def __init__(self, function: Callable[[Row], Iterable[Row]], schema: pa.Schema, *, time: str | None = None) -> None:
+        self.function = function
+        self.schema = pa.schema([(field.name, field.type) for field in schema])
+        self.time = time
+        self.name = f"flat_map({name_of(function)})"
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        check_given_names(self.name, self.schema.names)
+        self._timed = TIME_COLUMN in context.input.names
+        self._own_time = self._timed and self.time in self.schema.names
+        if self._own_time:
+            _check_time(self.name, self.schema.field(self.time))
+        return with_time(self.schema, self._timed)
+
+    def process(self, batch: Batch) -> None:
+        last: Batch | None = None
+        for made in self._pieces(batch):
+            if last is not None:  # only the last one covers all rows, so only it has the offsets
+                self.emit(Batch(last.data, None, batch.topic))
+            last = batch.with_data(made)
+        if last is not None:
+            self.emit(last)
+
+    def _pieces(self, batch: Batch) -> Iterator[pa.RecordBatch]:
+        data = batch.taken()
+        stamps = data.column(data.num_columns - 1).to_pylist() if self._timed else None
+        if self._timed:
+            data = data.select(range(data.num_columns - 1))
+        rows: list[Row] = []
+        times: list[int] = []
+        for i, row in enumerate(data.to_pylist()):
+            for made in self._called(row, i, batch):
+                rows.append(made)
+                if stamps is not None:
+                    times.append(stamps[i])
+                if len(rows) == _FLAT_ROWS:
+                    yield self._joined(rows, times, batch)
+                    rows, times = [], []
+        if rows:
+            yield self._joined(rows, times, batch)
+
+    def _called(self, row: Row, i: int, batch: Batch) -> Iterator[Row]:
+        try:
+            yield from self.function(row)
+        except GeneratorExit:
+            raise
+        except Exception as error:
+            raise UserError(f"{self.name}: {type(error).__name__}: {error}; row {i} of {where_from(batch)}") from error
+
+    def _joined(self, rows: list[Row], times: list[int], batch: Batch) -> pa.RecordBatch:
+        try:
+            made = pa.RecordBatch.from_pylist(rows, schema=self.schema)
+        except Exception as error:
+            raise UserError(
+                f"{self.name}: its rows do not fit the schema: {type(error).__name__}: {error}; {where_from(batch)}",
+                hint="it gives an iterable of dicts, whose values are of the types of schema=",
+            ) from error
+        if not self._timed:
+            return made
+        stamps = _times(self.name, made.column(self.time), batch) if self._own_time else pa.array(times, pa.int64())
+        return made.append_column(TIME_COLUMN, stamps)
+
+
+def _arrow(name: str, given: Any) -> pa.RecordBatch:
+    try:
+        made = normalise(given)
+        validate(made)
+    except TypeError as error:
+        raise UserError(
+            f"{name} gave a {type(given).__name__}, which speaks no Arrow",
+            hint="return a pa.RecordBatch or pa.Table, a polars or pandas DataFrame, or None",
+        ) from error
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{name} gave data that is no valid Arrow: {error}", hint=NO_ARROW) from error
+    return made
+
+
+def _alike(have: pa.DataType, want: pa.DataType) -> bool:
+    """The same but for what may be null and what the items of lists are called."""
+    if pa.types.is_list(have) and pa.types.is_list(want):
+        return _alike(have.value_type, want.value_type)
+    if pa.types.is_struct(have) and pa.types.is_struct(want):
+        pairs = list(zip(have, want, strict=False))
+        return have.num_fields == want.num_fields and all(a.name == b.name and _alike(a.type, b.type) for a, b in pairs)
+    return bool(have == want)
+
+
+def _times(name: str, column: pa.Array, batch: Batch) -> pa.Array:
+    made = to_ms(column)
+    if made.null_count:
+        raise UserError(
+            f"{name}: {made.null_count} rows have no event time; {where_from(batch)}", hint="leave such rows out"
+        )
+    return made
+
+
+def _check_time(name: str, field: pa.Field) -> None:
+    if not is_time(field.type):
+        raise UserError(
+            f"{name}: the column of event time, {field.name!r}, is {field.type}", hint="a timestamp, or int64 ms"
+        )
+
+
+def place_map_batches(node: nodes.MapBatches, site: Site) -> Site:
+    make = partial(MapBatches, node.function, node.schema, time=node.input.event_time)
+    return site.step(node.text(), make, keys=None)
+
+
+def place_flat_map(node: nodes.FlatMap, site: Site) -> Site:
+    make = partial(FlatMap, node.function, node.schema, time=node.input.event_time)
+    return site.step(node.text(), make, keys=None)
+
+
+PLACES: Places = {nodes.MapBatches: place_map_batches, nodes.FlatMap: place_flat_map}

@@ -1,0 +1,384 @@
+"""Steps without state: what a row becomes depends on the row (and the function) alone.
+
+Columns are picked, dropped and renamed without touching rows. Where something is computed and the selection leaves few rows, only
+those are taken, else all are computed and the selection stays.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.batch import Batch
+from sabot._cython.selection import select_rows
+from sabot.api.expr import Expr, col, lit
+from sabot.api.nodes import rows as nodes
+from sabot.api.words import with_text
+from sabot.errors import DataError, UserError
+from sabot.operators.base import (
+    DELETE,
+    OP_COLUMN,
+    Cut,
+    Operator,
+    OperatorContext,
+    Saved,
+    without_marks,
+)
+from sabot.operators.expressions.compiled import Compiled, compile_expr, compile_predicate
+from sabot.operators.layout.sites import Places, Site
+from sabot.operators.layout.stages import Edge
+from sabot.operators.readers import Readers
+from sabot.operators.rows.marked import MARKS, AsInserts, check_given_names, parted, where_from, with_columns_of
+
+__all__ = [
+    "PLACES",
+    "READERS",
+    "Drop",
+    "EndVersions",
+    "Filter",
+    "Rename",
+    "Sample",
+    "Select",
+    "WithColumns",
+    "add_columns",
+]
+
+_FEW = 4  # where less than one row in so many counts, taking them costs less than computing all
+
+Named = Sequence[tuple[str, Expr]]
+
+
+class Filter(Operator):
+    """Rows where the predicate is true. Makes a selection; nothing is copied, and empty batches end here.
+
+    Of an update whose rows do not pass together a delete or an insert is left.
+    """
+
+    def __init__(self, predicate: Expr) -> None:
+        self.predicate = predicate
+        self.rows_in = self.rows_out = 0
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._rows = _Rows([self.predicate], context.input, compile_predicate)
+        self._changes = OP_COLUMN in context.input.names
+        return context.input
+
+    def process(self, batch: Batch) -> None:
+        alone, (mask,) = self._rows(batch)
+        selection = batch.selection
+        kept = select_rows(mask, None if alone else selection)
+        self.rows_in += batch.num_rows
+        self.rows_out += len(kept)
+        if len(kept) == 0:
+            return
+        if len(kept) == batch.num_rows:
+            self.emit(batch)
+            return
+        if alone and selection is not None:
+            kept = selection.take(kept)
+        hashes = batch.hashes
+        if self._changes:
+            batch = parted(batch)
+        self.emit(batch.with_selection(kept, hashes))
+
+    def statistics(self) -> dict[str, Any]:
+        return {"rows_in": self.rows_in, "rows_out": self.rows_out}
+
+
+class Select(Operator):
+    """These columns, in this order: (name, expression) each."""
+
+    def __init__(self, columns: Named) -> None:
+        self.columns = tuple(columns)
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        check_given_names("select", [name for name, _ in self.columns])
+        self._outputs = _Outputs(context.input, dict(self.columns))
+        return self._outputs.schema
+
+    def process(self, batch: Batch) -> None:
+        self.emit(self._outputs(batch))
+
+
+class WithColumns(Operator):
+    """All columns, and these: (name, expression) each, behind the others, or in the place of the one of that name."""
+
+    def __init__(self, columns: Named) -> None:
+        self.columns = tuple(columns)
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        check_given_names("with_columns", [name for name, _ in self.columns])
+        outputs = {name: col(name) for name in without_marks(context.input).names}
+        replaced = any(name in outputs for name, _ in self.columns)
+        outputs.update(self.columns)
+        self._outputs = _Outputs(context.input, outputs, keep_hashes=not replaced)
+        return self._outputs.schema
+
+    def process(self, batch: Batch) -> None:
+        self.emit(self._outputs(batch))
+
+
+class Drop(Operator):
+    """All columns but these. unread: the plan has checked the names, and left out columns that nobody uses."""
+
+    def __init__(self, names: Sequence[str], *, unread: bool = False) -> None:
+        self.names = tuple(names)
+        self._unread = unread
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        if not self._unread:
+            _check_there("drop", self.names, context.input)
+        self._kept = [i for i, name in enumerate(context.input.names) if name not in self.names]
+        if all(context.input.names[i] in MARKS for i in self._kept):
+            raise UserError(f"drop: no column would be left of {', '.join(self.names)}")
+        return pa.schema([context.input.field(i) for i in self._kept])
+
+    def process(self, batch: Batch) -> None:
+        self.emit(with_columns_of(batch, batch.data.select(self._kept)))
+
+
+class EndVersions(Operator):
+    """Versions of a table's rows. INSERT: from here on this one; DELETE: from here on none, as where the predicate is not true."""
+
+    def __init__(self, predicate: Expr) -> None:
+        self.predicate = predicate
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._rows = _Rows([self.predicate], context.input, compile_predicate)
+        self._op = context.input.get_field_index(OP_COLUMN)
+        return context.input
+
+    def process(self, batch: Batch) -> None:
+        batch = batch.with_data(batch.taken())
+        _, (mask,) = self._rows(batch)
+        ops = pc.if_else(
+            pc.fill_null(mask, pa.scalar(False)), batch.data.column(self._op), pa.scalar(DELETE, pa.int8())
+        )
+        self.emit(batch.with_data(batch.data.set_column(self._op, batch.data.schema.field(self._op), ops)))
+
+
+class Sample(Operator):
+    """Each row with the probability `fraction`: by a generator of this subtask, which goes on where the checkpoint left it."""
+
+    def __init__(self, fraction: float, seed: int) -> None:
+        self._fraction, self._seed = fraction, seed
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._random = np.random.Generator(np.random.PCG64([self._seed, context.subtask]))
+        return context.input
+
+    def process(self, batch: Batch) -> None:
+        kept = pa.array(np.flatnonzero(self._random.random(batch.num_rows) < self._fraction).astype(np.int32))
+        if len(kept):
+            selection = kept if batch.selection is None else batch.selection.take(kept)
+            self.emit(batch.with_selection(selection, batch.hashes))
+
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
+        state = self._random.bit_generator.state["state"]
+        return {"state": str(state["state"]), "inc": str(state["inc"]), **self.about_state(0)}, None
+
+    def state_schema(self) -> dict[str, Any]:
+        return {"kind": "sample", "fraction": self._fraction, "seed": self._seed}
+
+    def restore(self, saved: list[Saved]) -> None:
+        if len(saved) == 1:  # with another parallelism there are other generators
+            own = {name: int(saved[0].facts[name]) for name in ("state", "inc")}
+            self._random.bit_generator.state = {**self._random.bit_generator.state, "state": own}
+
+
+class Rename(Operator):
+    """Other names for some columns: {old: new}. unread: as in Drop."""
+
+    def __init__(self, names: Mapping[str, str], *, unread: bool = False) -> None:
+        self.names = dict(names)
+        self._unread = unread
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        if not self._unread:
+            _check_there("rename", self.names, context.input)
+        names = [self.names.get(name, name) for name in context.input.names]
+        check_given_names("rename", [name for name in names if name not in MARKS], among=names)
+        self._schema = pa.schema([field.with_name(name) for field, name in zip(context.input, names, strict=True)])
+        return self._schema
+
+    def process(self, batch: Batch) -> None:
+        self.emit(with_columns_of(batch, pa.RecordBatch.from_arrays(batch.data.columns, schema=self._schema)))
+
+
+# -- what they share ------------------------------------------------------------------------------------------------------
+
+
+class _Rows:
+    """Expressions over the rows of a batch that count: over all where that is safe and not much more, else over those alone."""
+
+    def __init__(
+        self, exprs: Sequence[Expr], schema: pa.Schema, make: Callable[[Expr, pa.Schema], Compiled] = compile_expr
+    ) -> None:
+        self.types = [make(each, schema).type for each in exprs]  # an error names all columns
+        used = frozenset().union(*(each.columns for each in exprs)) or {
+            schema.names[0]
+        }  # a batch needs a column to have rows
+        self._names = [name for name in schema.names if name in used]
+        narrow = pa.schema([schema.field(name) for name in self._names])
+        self._exprs = [make(each, narrow) for each in exprs]
+        self._can_fail = any(each.can_fail for each in self._exprs)
+
+    def __call__(self, batch: Batch) -> tuple[bool, list[pa.Array]]:
+        """(whether the values are of the selected rows only, the values)."""
+        data, selection = batch.data.select(self._names), batch.selection
+        alone = selection is not None and (self._can_fail or _FEW * len(selection) < data.num_rows)
+        try:
+            return alone, self._values(data.take(selection) if alone else data)
+        except DataError as error:
+            failed = error
+        if selection is not None and not alone:  # it may be a row that does not count
+            try:
+                return True, self._values(data.take(selection))
+            except DataError as error:
+                failed = error
+        raise DataError(f"{failed.message}; {where_from(batch)}", hint=failed.hint) from failed
+
+    def _values(self, data: pa.RecordBatch) -> list[pa.Array]:
+        return [each(data) for each in self._exprs]
+
+
+class _Outputs:
+    """Columns made of columns: (name, expression) each, those of ours behind them where they are there."""
+
+    def __init__(self, input: pa.Schema, columns: Mapping[str, Expr], *, keep_hashes: bool = True) -> None:
+        columns = {**columns, **{name: col(name) for name in MARKS if name in input.names}}
+        self._keep_hashes = keep_hashes
+        made = {name: expr for name, expr in columns.items() if expr.column is None}
+        self._rows = _Rows(list(made.values()), input) if made else None
+        types = dict(zip(made, self._rows.types if self._rows else [], strict=True))
+        self._plan: list[int | None] = []  # the place of a column that is picked; None: the next computed one
+        fields = []
+        for name, expr in columns.items():
+            picked = expr.column
+            if picked is None:
+                self._plan.append(None)
+                fields.append(pa.field(name, types[name]))
+                continue
+            compile_expr(expr, input)  # it is there, and once
+            self._plan.append(input.get_field_index(picked))
+            fields.append(input.field(picked).with_name(name))
+        self.schema = pa.schema(fields)
+
+    def __call__(self, batch: Batch) -> Batch:
+        data = batch.data
+        if self._rows is None:
+            columns = [data.column(place) for place in self._plan if place is not None]
+            return with_columns_of(batch, pa.RecordBatch.from_arrays(columns, schema=self.schema))
+        alone, values = self._rows(batch)
+        computed = iter(values)
+        columns = [
+            next(computed)
+            if place is None
+            else data.column(place).take(batch.selection)
+            if alone
+            else data.column(place)
+            for place in self._plan
+        ]
+        made = pa.RecordBatch.from_arrays(columns, schema=self.schema)
+        if alone:
+            return batch.with_data(made)
+        return batch.with_data(made).with_selection(batch.selection, batch.hashes if self._keep_hashes else None)
+
+
+def _check_there(what: str, names: Iterable[str], schema: pa.Schema) -> None:
+    for name in names:
+        if name in MARKS:
+            raise UserError(f"{what}: {name!r} is ours, and stays")
+        try:
+            compile_expr(col(name), schema)
+        except UserError as error:
+            raise UserError(f"{what}: {error.message}", hint=error.hint) from None
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_filter(node: nodes.Filter, site: Site) -> Site:
+    return site.step(node.text(), partial(Filter, node.predicate))
+
+
+def place_end_versions(node: nodes.EndVersions, site: Site) -> Site:
+    return site.step(node.text(), partial(EndVersions, node.predicate))
+
+
+def place_select(node: nodes.Select, site: Site) -> Site:
+    kept = {name for name, expr in node.columns if expr.column == name}
+    keys = site.keys if site.keys is not None and set(site.keys) <= kept else None
+    return site.step(node.text(), partial(Select, node.columns), keys=keys)
+
+
+def place_with_columns(node: nodes.WithColumns, site: Site) -> Site:
+    return add_columns(site, node.columns)
+
+
+def add_columns(site: Site, columns: Named) -> Site:
+    """These columns beside those that come, or in their place."""
+    made = {name for name, _ in columns}
+    keys = site.keys if site.keys is not None and not made & set(site.keys) else None
+    return site.step(with_text(columns), partial(WithColumns, columns), keys=keys)
+
+
+def place_drop(node: nodes.Drop, site: Site) -> Site:
+    keys = None if site.keys is not None and set(site.keys) & set(node.names) else site.keys
+    checked = node.input.column_names is not None
+    return site.step(node.text(), partial(Drop, node.names, unread=checked), keys=keys)
+
+
+def place_rename(node: nodes.Rename, site: Site) -> Site:
+    renamed, checked = dict(node.names), node.input.column_names is not None
+    taken = set(renamed.values()) - renamed.keys()  # names that mean another column from here on
+    keys = site.keys
+    if keys is not None:
+        keys = None if taken & set(keys) else tuple(renamed.get(key, key) for key in keys)
+    return site.step(node.text(), partial(Rename, renamed, unread=checked), keys=keys)
+
+
+def place_union(node: nodes.Union, *sites: Site) -> Site:
+    layout, timed = sites[0].layout, all(site.timed for site in sites)
+    if any(site.changes for site in sites):
+        sites = tuple(site if site.changes else site.step("as inserts", AsInserts, changes=True) for site in sites)
+    used = layout.used[id(node)]
+    if used is not None:  # each branch may have been read with more than that
+        names = [name for name in node.streams[0].column_names or sorted(used) if name in used]
+        same = tuple((name, col(name)) for name in names)
+        same = same or (("_", lit(True)),)  # without any column rows would have no number
+        text = f"select {', '.join(name for name, _ in same)}"
+        sites = tuple(site.step(text, partial(Select, same)) for site in sites)
+    if not timed:
+        sites = tuple(site.untimed() for site in sites)
+    stage = layout.stage("union", 1)
+    for site in sites:
+        site.targets.append(Edge(stage, changes=site.changes))
+    return Site(layout, stage, stage.targets, timed=timed)
+
+
+def place_broadcast(node: nodes.Broadcast, site: Site) -> Site:
+    return site
+
+
+def place_sample(node: nodes.Sample, site: Site) -> Site:
+    return site.step(node.text(), partial(Sample, node.fraction, node.seed), id=node.id)
+
+
+PLACES: Places = {
+    nodes.Filter: place_filter,
+    nodes.EndVersions: place_end_versions,
+    nodes.Select: place_select,
+    nodes.WithColumns: place_with_columns,
+    nodes.Drop: place_drop,
+    nodes.Rename: place_rename,
+    nodes.Union: place_union,
+    nodes.Broadcast: place_broadcast,
+    nodes.Sample: place_sample,
+}
+
+
+READERS: Readers = {"sample": "where its random numbers stand"}

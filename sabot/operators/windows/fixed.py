@@ -1,0 +1,489 @@
+"""Aggregates in windows of event time: tumbling, hopping and cumulative.
+
+Rows are aggregated once, into panes that do not overlap (see `panes`). Only panes are state. What is merged of them for a window is
+a cache (`_Merged`).
+"""
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.batch import Batch
+from sabot._cython.keyed import GroupTable, SlidingTable
+from sabot._cython.window import split_panes
+from sabot.api.nodes import windows as nodes
+from sabot.api.windows import CountWindow, SessionWindow
+from sabot.errors import UserError
+from sabot.operators.aggregates.aggregator import CHUNK_ROWS, Aggregator, Call, calls_reader, calls_schema
+from sabot.operators.aggregates.arguments import with_arguments
+from sabot.operators.aggregates.combining import ROWS_COLUMN, LocalCombine, combined_input, repeated
+from sabot.operators.aggregates.gathered import Extras
+from sabot.operators.base import START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
+from sabot.operators.keeping import Columns, Keeper, Keeping, Stored, columns_schema, last_watermark
+from sabot.operators.keyed.running import CountAggregate
+from sabot.operators.layout.sites import Places, Site
+from sabot.operators.readers import Readers, calls_of, window_of
+from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape
+from sabot.operators.windows.sessions import SessionAggregate, time_index, window_words
+from sabot.state.tables.store import TableStore
+
+__all__ = ["PLACES", "READERS", "WindowAggregate"]
+
+_MOST_NUMBERS = 2**30  # for panes in a SlidingTable, until it begins again
+_INT64 = pa.int64()
+_FIRST_SLOT = pa.scalar(0, pa.int32())  # pyarrow takes 30 µs to make a scalar of a number where pandas is not installed
+_WINDOW_TIME = pa.timestamp("ms", tz="UTC")
+
+
+class WindowAggregate(Keeping):
+    """`calls` by `keys` and window. Emits the keys, window_start, window_end (exclusive), the calls, and TIME_COLUMN: the last ms.
+
+    A window is emitted when the watermark reaches its end, windows in order of their ends, groups in any order, empty ones not.
+    allowed_lateness_ms: for so long after its end, a row that comes for a window makes the next `advance` emit its groups again, with
+    all their rows. A row is late when all its windows are over, lateness included: it goes to the side "late", without TIME_COLUMN.
+    emit_every_ms: when the watermark passes a multiple of it, windows that are not yet complete are emitted as they are.
+    partial: batches are what LocalCombine emits; their late rows are counted, but cannot go to the side.
+
+    With a directory, panes keep to the memory budget; what a hopping or cumulative window has merged of them stands beside it.
+    """
+
+    def __init__(
+        self,
+        window: TimeWindow,
+        keys: Sequence[str],
+        calls: Sequence[Call],
+        *,
+        allowed_lateness_ms: int = 0,
+        emit_every_ms: int | None = None,
+        partial: bool = False,
+        id: str = "",
+    ) -> None:
+        if emit_every_ms is not None and emit_every_ms < 1:
+            raise UserError(f"emit_every: {emit_every_ms} ms is no interval", hint="1 ms or more")
+        self.id = id
+        self._window = window
+        self._shape = WindowShape(window)
+        self._keys, self._calls = tuple(keys), tuple(calls)
+        self._lateness, self._every, self._partial = allowed_lateness_ms, emit_every_ms, partial
+        self._late_rows = self._windows_emitted = self._rows_emitted = 0
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        rows = combined_input(context.input) if self._partial else context.input
+        time_index(rows, "windows of event time")
+        self._time = context.input.get_field_index(PANE_COLUMN if self._partial else TIME_COLUMN)
+        self._aggregator = Aggregator(self._keys, self._calls, rows, order=TIME_COLUMN)
+        self._late = context.side.get("late")
+        self._store = self._aggregator.store(context)
+        self._extras: dict[int, Extras] = {}
+        self._panes: list[int] = []  # those that hold rows, ascending
+        # pane -> the keys of rows that came for it after one of its windows was emitted
+        self._reopened: dict[int, GroupTable] = {}
+        self._merged = self._cache()
+        self.kept = self._keeper(context)
+        self._watermark = START_OF_TIME
+        self._late_before = START_OF_TIME
+        result = self._aggregator.schema
+        bounds = [pa.field("window_start", _WINDOW_TIME), pa.field("window_end", _WINDOW_TIME)]
+        time = pa.field(TIME_COLUMN, _INT64)
+        fields = [*list(result)[: len(self._keys)], *bounds, *list(result)[len(self._keys) :], time]
+        self._schema = pa.schema(fields)
+        if len(set(self._schema.names)) < len(fields):
+            raise UserError("an aggregate or a key of a window is called window_start or window_end", hint="rename it")
+        return self._schema
+
+    def process(self, batch: Batch) -> None:
+        data = batch.data
+        late, panes = split_panes(
+            data.column(self._time),
+            self._shape.step,
+            self._shape.offset,
+            batch.selection,
+            late_before=self._late_before,
+        )
+        if late is not None:
+            self._refuse(batch, late)
+        for pane, rows in panes:
+            self._add(pane, data, rows, batch.hashes)
+        self._store.settle()
+
+    def _add(self, pane: int, data: pa.RecordBatch, rows: pa.Int32Array | None, hashes: pa.UInt64Array | None) -> None:
+        at = bisect_left(self._panes, pane)
+        if at == len(self._panes) or self._panes[at] != pane:
+            self._panes.insert(at, pane)
+            self._extras[pane] = self._aggregator.extras()
+        table = self._store.table(pane)
+        if self._partial:
+            self._aggregator.merge(table, self._extras[pane], data, rows)
+        else:
+            self._aggregator.add(table, self._extras[pane], data, rows, hashes)
+        if pane + self._shape.step <= self._watermark:
+            self._merged.forget()
+            if self._lateness:
+                if pane not in self._reopened:
+                    self._reopened[pane] = self._keys_table()
+                keys = [data.schema.get_field_index(name) for name in self._keys]
+                self._reopened[pane].resolve(data, keys, hashes=hashes, selection=rows)
+
+    def _refuse(self, batch: Batch, late: pa.Int32Array) -> None:
+        if self._partial:
+            self._late_rows += pc.sum(batch.data.column(ROWS_COLUMN).take(late)).as_py()
+            return
+        self._late_rows += len(late)
+        if self._late is not None:
+            self._late(batch.with_data(batch.data.drop_columns([TIME_COLUMN]).take(late)))
+
+    def advance(self, watermark_ms: int) -> None:
+        before = self._watermark
+        if watermark_ms <= before:
+            return
+        self._emit_reopened(before)
+        for end in self._shape.ends(self._panes, before, watermark_ms):
+            self._emit_window(self._merged, end)
+        self._set_watermark(watermark_ms)
+        if self._every is not None and before // self._every != watermark_ms // self._every:
+            self._emit_early()
+        over = bisect_left(self._panes, self._late_before)
+        for pane in self._panes[:over]:
+            self._store.drop(pane)
+            del self._extras[pane]
+        del self._panes[:over]
+
+    def _set_watermark(self, watermark_ms: int) -> None:
+        self._watermark = watermark_ms
+        self._late_before = self._shape.late_before(watermark_ms - self._lateness)
+
+    def _emit_reopened(self, watermark: int) -> None:
+        """Windows that were emitted, and that rows have come for since: the groups of these rows."""
+        if not self._reopened:
+            return
+        merged = self._cache()
+        for end in self._shape.reopened_ends(self._reopened, watermark, self._lateness):
+            touched = self._keys_table()
+            for pane in self._reopened:
+                if self._shape.start(end) <= pane < end:
+                    touched.merge(self._reopened[pane].export())
+            self._emit_window(merged, end, touched)
+        self._reopened.clear()
+
+    def _cache(self) -> "_Merged":
+        return _Merged(self._aggregator, self._store, self._extras, slides=not self._shape.grows)
+
+    def _keys_table(self) -> GroupTable:
+        return GroupTable(self._aggregator.keys, [("count", None)])  # a column, so that states without keys have rows
+
+    def _emit_early(self) -> None:
+        """Windows that end after the watermark, as they are."""
+        if self._panes:
+            merged = self._cache()
+            for end in self._shape.ends(self._panes, self._watermark):
+                self._emit_window(merged, end)
+
+    def _emit_window(self, merged: "_Merged", end: int, touched: GroupTable | None = None) -> None:
+        """The results of a window; of these keys alone where `touched` says them."""
+        for results in self._results(merged, end, touched):
+            self._rows_emitted += results.num_rows
+            self.emit(Batch(results))
+        self._windows_emitted += 1
+
+    def _results(self, merged: "_Merged", end: int, touched: GroupTable | None = None) -> Iterator[pa.RecordBatch]:
+        start = self._shape.start(end)
+        panes = self._panes[bisect_left(self._panes, start) : bisect_left(self._panes, end)]
+        merged.slide(panes)
+        width = len(self._keys)
+        keys = list(range(width))
+        for result in merged.results(panes):
+            if touched is not None and width:
+                result = result.filter(pc.greater_equal(touched.resolve(result, keys, insert=False), _FIRST_SLOT))
+            rows = result.num_rows
+            if not rows:
+                continue
+            bounds = [repeated(ms, rows, _WINDOW_TIME) for ms in (start, end)]
+            columns = [*result.columns[:width], *bounds, *result.columns[width:]]
+            columns.append(repeated(end - 1, rows))
+            yield pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+    def state_schema(self) -> dict[str, Any]:
+        result = list(self._aggregator.schema)[len(self._keys) :]
+        return {
+            "kind": "window",
+            "keys": columns_schema(self._aggregator.keys),
+            "window": window_words(self._window),
+            "allowed_lateness": self._lateness,
+            **calls_schema(self._calls, result, self._aggregator.input),
+        }
+
+    def state_reader(self) -> dict[str, Any]:
+        return {
+            **calls_reader(self._keys, self._calls, self._aggregator.input),
+            "window": [type(self._window).__name__, asdict(self._window)],
+            "allowed_lateness": self._lateness,
+        }
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        """The windows that are not over, lateness included, as they are."""
+        if self._panes:
+            merged = self._cache()
+            for end in self._shape.ends(self._panes, self._watermark - self._lateness):
+                yield from self._results(merged, end)
+
+    def group_count(self) -> int:
+        return self._store.statistics()["groups"]
+
+    def noted(self) -> dict[str, Any]:
+        return {"watermark": self._watermark, "late_rows": self._late_rows}
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        self._panes = sorted(self._store.panes)
+        for pane in self._panes:
+            self._extras.setdefault(pane, self._aggregator.extras())
+        watermark = last_watermark(saved)
+        if watermark is not None:
+            self._set_watermark(watermark)
+        self._late_rows = self.kept.once(saved, "late_rows")
+        self._store.settle()
+
+    def _keeper(self, context: OperatorContext) -> Keeper:
+        """The groups; what the kernel cannot keep of them; keys of windows that are to be emitted again. Rows end with their pane."""
+        keys, pane = range(len(self._keys)), pa.field(PANE_COLUMN, pa.int64())
+        gathered, reopened = self._aggregator.gathered.append(pane), self._keys_table().export().schema.append(pane)
+        return Keeper(
+            context,
+            [
+                Stored("tables", self._store),
+                Columns("gathered", self._gathered, self._load_gathered, schema=gathered, keys=keys),
+                Columns("reopened", self._reopened_keys, self._load_reopened, schema=reopened, keys=keys),
+            ],
+            keyed=len(self._keys) > 0,
+        )
+
+    def _gathered(self) -> list[pa.RecordBatch]:
+        if not self._aggregator.needs_slots:
+            return []
+        return [
+            _with_pane(state, pane)
+            for pane in self._panes
+            for state in self._aggregator.export_gathered(self._store.table(pane), self._extras[pane])
+        ]
+
+    def _load_gathered(self, rows: pa.RecordBatch) -> None:
+        pane, state = _without_pane(rows)
+        extras = self._extras.setdefault(pane, self._aggregator.extras())
+        self._aggregator.merge_gathered(self._store.table(pane), extras, state)
+
+    def _reopened_keys(self) -> list[pa.RecordBatch]:
+        return [_with_pane(table.export(), pane) for pane, table in self._reopened.items()]
+
+    def _load_reopened(self, rows: pa.RecordBatch) -> None:
+        pane, keys = _without_pane(rows)
+        if pane not in self._reopened:
+            self._reopened[pane] = self._keys_table()
+        self._reopened[pane].merge(keys)
+
+    def close(self) -> None:
+        if hasattr(self, "_store"):
+            self._store.close()
+            self._extras.clear()
+            self._reopened.clear()
+            self._merged.forget()
+
+    def statistics(self) -> dict[str, Any]:
+        if not hasattr(self, "_merged"):
+            return {}
+        return {
+            **self._store.statistics(),
+            "panes": len(self._panes),
+            "late_rows": self._late_rows,
+            "windows": self._windows_emitted,
+            "results": self._rows_emitted,
+            "merges": self._merged.merges,
+        }
+
+
+class _Merged:
+    """Windows of several panes, asked for in order of their ends: one table, to which panes come and from which they go.
+
+    A slide costs what the groups of its panes cost, whatever the window's length and its groups: each pane comes once, goes once,
+    and once, in between, turns from the back to the front, as `SlidingTable` tells. What is kept is at most twice the panes.
+    """
+
+    def __init__(self, aggregator: Aggregator, store: TableStore, extras: dict[int, Extras], *, slides: bool) -> None:
+        self._aggregator, self._store, self._extras = aggregator, store, extras
+        self._slides = slides  # panes go one by one; else all at once, and there is no front and no back
+        self._keys = list(range(len(aggregator.keys)))
+        self._window = SlidingTable(aggregator.keys, aggregator.kernel)
+        self._gathered = aggregator.extras()  # by the slots of the window
+        self._gathered_back = aggregator.extras()
+        self._front: deque[_Turned] = deque()
+        self._back: list[_Come] = []  # or the panes of a window that does not slide
+        self._number = 0  # of the pane that came last
+        self.merges = 0
+
+    def forget(self) -> None:
+        """Panes have changed."""
+        self._window.clear()
+        self._gathered.clear()
+        self._gathered_back.clear()
+        self._front.clear()
+        self._back.clear()
+        self._number = 0
+
+    def slide(self, panes: list[int]) -> None:
+        """The window is made of these panes now."""
+        if len(panes) == 1:
+            return
+        while self._front and self._front[0].pane < panes[0]:
+            self._leave(self._front.popleft())
+        if (self._back and self._back[0].pane < panes[0]) or self._number > _MOST_NUMBERS:
+            self.forget()  # after a gap, or in the next window that grows
+        last = self._back[-1].pane if self._back else self._front[-1].pane if self._front else None
+        for pane in panes:
+            if last is None or pane > last:
+                self._enter(pane)
+        if self._slides and not self._front:
+            self._turn()
+
+    def results(self, panes: list[int]) -> Iterator[pa.RecordBatch]:
+        """The results of a window made of these panes, to which it was slid, in pieces."""
+        if len(panes) == 1:
+            return self._aggregator.results(self._store, panes[0], self._extras[panes[0]])
+        return self._aggregator.results_of(self._window, self._gathered)
+
+    def _enter(self, pane: int) -> None:
+        self._number += 1
+        known = None
+        for table, whole in self._tables(pane):
+            slots = self._window.enter(table, self._number if self._slides else 0)
+            self.merges += 1
+            self._gather(self._gathered, table, pane, slots)
+            if self._slides:
+                self._gather(self._gathered_back, table, pane, slots)
+            known = slots if whole else None
+        self._back.append(_Come(pane, self._number, known))
+
+    def _turn(self) -> None:
+        """The panes of the window become the front."""
+        self._gathered_back.clear()
+        for pane, number, known in reversed(self._back):
+            left = []
+            for table, whole in self._tables(pane):
+                slots = known if whole else None
+                if slots is None:  # the pane came in pieces, or has gone to pieces since
+                    slots = self._window.resolve(table.export(), self._keys, insert=False)
+                later = self._kept(self._gathered_back, slots)
+                self._window.turn(table, number, slots)
+                self.merges += 1
+                self._gather(self._gathered_back, table, pane, slots)
+                left.append((slots, later))
+            self._front.appendleft(_Turned(pane, number, left))
+        self._gathered_back.clear()
+        self._back.clear()
+
+    def _leave(self, pane: "_Turned") -> None:
+        for slots, later in reversed(pane.left):
+            self._window.leave(pane.number, slots)
+            self.merges += 1
+            if self._aggregator.needs_slots:
+                self._gathered.remove(slots)
+                self._add(self._gathered, slots, later)
+                self._add(self._gathered, slots, self._kept(self._gathered_back, slots))
+
+    def _tables(self, pane: int) -> Iterator[tuple[GroupTable, bool]]:
+        """The pane's groups: (its table, True), or, where some are not in memory, tables with pieces of them, one after the other."""
+        table = self._store.whole(pane)
+        if table is not None:
+            yield table, True
+            return
+        for state in self._store.export(pane):
+            piece = self._aggregator.table()
+            piece.merge(state)
+            yield piece, False
+
+    # What the kernel cannot keep, by slots of the window
+
+    def _gather(self, into: Extras, table: GroupTable, pane: int, slots: pa.Int32Array) -> None:
+        if self._aggregator.needs_slots:
+            self._add(into, slots, self._aggregator.export_gathered(table, self._extras[pane]))
+
+    def _kept(self, extras: Extras, slots: pa.Int32Array) -> list[pa.RecordBatch]:
+        if not self._aggregator.needs_slots:
+            return []
+        names = self._aggregator.gathered.names[len(self._keys) :]
+        pieces = [slots.slice(start, CHUNK_ROWS) for start in range(0, len(slots), CHUNK_ROWS)]
+        return [pa.RecordBatch.from_arrays(extras.states(piece), names=names) for piece in pieces]
+
+    def _add(self, into: Extras, slots: pa.Int32Array, states: Iterable[pa.RecordBatch]) -> None:
+        start = 0
+        for state in states:
+            into.merge(slots.slice(start, state.num_rows), state)
+            start += state.num_rows
+
+
+class _Come(NamedTuple):
+    """A pane that came into the window: in the back."""
+
+    pane: int
+    number: int
+    slots: pa.Int32Array | None  # of its groups in the window; None: it came in pieces
+
+
+class _Turned(NamedTuple):
+    """A pane in the front: for each piece of it the slots in the window, and what later panes of the front have gathered."""
+
+    pane: int
+    number: int
+    left: list[tuple[pa.Int32Array, list[pa.RecordBatch]]]
+
+
+def _with_pane(batch: pa.RecordBatch, pane: int) -> pa.RecordBatch:
+    return batch.append_column(PANE_COLUMN, repeated(pane, batch.num_rows))
+
+
+def _without_pane(rows: pa.RecordBatch) -> tuple[int, pa.RecordBatch]:
+    """(pane, the rows) of a batch that `_with_pane` made."""
+    return rows.column(rows.num_columns - 1)[0].as_py(), rows.drop_columns([PANE_COLUMN])
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_window(node: nodes.AggregateWindow, site: Site) -> Site:
+    window, lateness = node.window, node.allowed_lateness_ms
+    alone = not node.keys and site.layout.parallelism > 1 and node.late is None  # phases cannot give late rows back
+    if alone and not isinstance(window, CountWindow | SessionWindow):
+        return _in_two_phases(node, window, site)
+    site, calls = with_arguments(site.together(node.keys, "window"), node.aggregates)
+    make: Callable[[], Operator]
+    if isinstance(window, SessionWindow):
+        make = partial(SessionAggregate, window.gap_ms, node.keys, calls, allowed_lateness_ms=lateness)
+    elif isinstance(window, CountWindow):
+        make = partial(CountAggregate, window.size, node.keys, calls)
+    else:
+        every = node.emit_every_ms
+        make = partial(WindowAggregate, window, node.keys, calls, allowed_lateness_ms=lateness, emit_every_ms=every)
+    return site.step(node.text(), make, id=node.id).beside("late", node.late)
+
+
+def _in_two_phases(node: nodes.AggregateWindow, window: TimeWindow, site: Site) -> Site:
+    """Without keys all rows meet in one subtask: each batch is made small before it goes there."""
+    lateness, every = node.allowed_lateness_ms, node.emit_every_ms
+    site, calls = with_arguments(site, node.aggregates)
+    site = site.step(f"combine {node.text()}", partial(LocalCombine, window, (), calls)).together((), "window")
+    make = partial(WindowAggregate, window, (), calls, allowed_lateness_ms=lateness, emit_every_ms=every, partial=True)
+    return site.step(node.text(), make, id=node.id)
+
+
+PLACES: Places = {nodes.AggregateWindow: place_window}
+
+
+def _read_with(reader: Mapping[str, Any]) -> Operator:
+    lateness = reader["allowed_lateness"]
+    return WindowAggregate(window_of(reader), reader["keys"], calls_of(reader), allowed_lateness_ms=lateness)
+
+
+READERS: Readers = dict.fromkeys(["window", "tumbling", "hopping", "cumulative"], _read_with)

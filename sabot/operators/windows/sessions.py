@@ -1,0 +1,403 @@
+"""Session windows: rows of a key that are less than a gap apart.
+
+`SessionTable` says which session a row belongs to, and which sessions a row has joined; accumulators stand by session (`Numbered`).
+State is kept in memory: it is that of the open sessions, and a snapshot holds all of it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.batch import Batch
+from sabot._cython.keyed import GroupTable
+from sabot._cython.sessions import RunTable, SessionTable
+from sabot.api.windows import WINDOW_END, WINDOW_START, SessionWindow, Window
+from sabot.errors import UserError
+from sabot.operators.aggregates.aggregator import Aggregator, Call, calls_reader, calls_schema, key_columns
+from sabot.operators.base import TIME_COLUMN, Cut, OperatorContext, Saved
+from sabot.operators.keeping import (
+    Batches,
+    Keeper,
+    Keeping,
+    Kept,
+    Owned,
+    columns_schema,
+    key_hashes,
+    last_watermark,
+    other_columns,
+    read_batches,
+)
+from sabot.operators.readers import Readers, calls_of
+
+__all__ = ["READERS", "KeyedRuns", "Numbered", "SessionAggregate", "window_words"]
+
+CHUNK_ROWS = 65_536
+_GROUP = "__group"
+_TIMESTAMP = pa.timestamp("ms", "UTC")
+
+Array: TypeAlias = pa.Array
+
+
+class SessionAggregate(Keeping):
+    """`calls` over the sessions of each key: keys, window_start (the first row's time), window_end (the last row's + gap), calls.
+
+    A session is emitted when the watermark reaches its end. It stays for `allowed_lateness_ms` after that, and is emitted again, by
+    the next watermark, when rows have changed it; what it has been joined with is not taken back. A row is late when the session
+    that it would make is over, lateness included, and it touches none that is still there: then it goes to the side "late",
+    without TIME_COLUMN.
+    """
+
+    def __init__(
+        self, gap_ms: int, keys: Sequence[str], calls: Sequence[Call], *, allowed_lateness_ms: int = 0, id: str = ""
+    ) -> None:
+        self.id = id
+        self._gap_ms, self._lateness_ms = gap_ms, allowed_lateness_ms
+        self._keys, self._calls = list(keys), list(calls)
+        self._state: Any = None  # a Numbered
+        self._watermark_ms: int | None = None
+        self._late_rows = 0
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._context = context
+        self._time = time_index(context.input, "session windows")
+        self._sessions = SessionTable(self._gap_ms, self._lateness_ms)
+        self._state = Numbered(self._keys, self._calls, context.input, self._sessions)
+        self._schema = result_schema(
+            [
+                *self._state.keys,
+                pa.field(WINDOW_START, _TIMESTAMP),
+                pa.field(WINDOW_END, _TIMESTAMP),
+                *self._state.results,
+            ],
+            timed=True,
+        )
+        self.kept = Keeper(context, [self._state], keyed=len(self._keys) > 0)
+        return self._schema
+
+    def process(self, batch: Batch) -> None:
+        state: Numbered = self._state
+        selection = batch.selection
+        slots = state.resolve(batch)
+        ids, created, into, source = self._sessions.add(slots, batch.data.column(self._time), selection)
+        state.open(created)
+        if len(source):
+            state.merge(into, source)
+        numbers = ids.to_numpy()
+        if len(numbers) and numbers.min() < 0:
+            on_time = numbers >= 0
+            rows = np.arange(len(numbers), dtype=np.int32) if selection is None else selection.to_numpy()
+            self._reject(batch, pa.array(rows[~on_time]), slots)
+            numbers, selection = numbers[on_time], pa.array(rows[on_time])
+        state.add(numbers, batch.data, selection)
+
+    def _reject(self, batch: Batch, rows: pa.Int32Array, slots: pa.Int32Array) -> None:
+        """These rows are late."""
+        self._late_rows += len(rows)
+        self._state.release(self._sessions.vacant(slots))
+        if "late" in self._context.side:
+            self._context.side["late"](Batch(batch.data.drop_columns([TIME_COLUMN]).take(rows)))
+
+    def advance(self, watermark_ms: int) -> None:
+        if self._watermark_ms is None or watermark_ms > self._watermark_ms:
+            self._watermark_ms = watermark_ms
+        ripe, over = self._sessions.advance(watermark_ms)
+        for start in range(0, len(ripe), CHUNK_ROWS):
+            part = ripe.slice(start, CHUNK_ROWS)
+            first, end = self._sessions.bounds(part)
+            times = [first.view(_TIMESTAMP), end.view(_TIMESTAMP)]
+            last = pa.array(end.to_numpy() - 1)
+            columns = [*self._state.key_columns(part), *times, *self._state.calls(part), last]
+            self.emit(Batch(pa.RecordBatch.from_arrays(columns, schema=self._schema)))
+        self._state.remove(over)
+
+    def state_schema(self) -> dict[str, Any]:
+        return {
+            "kind": "window",
+            "keys": columns_schema(self._state.keys),
+            "window": window_words(SessionWindow(self._gap_ms)),
+            "allowed_lateness": self._lateness_ms,
+            **self._state.calls_schema(),
+        }
+
+    def state_reader(self) -> dict[str, Any]:
+        given = {"gap_ms": self._gap_ms, "allowed_lateness": self._lateness_ms}
+        return {**calls_reader(self._keys, self._calls, self._context.input), **given}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        for numbers, keys, calls in self._state.contents():
+            first, end = self._sessions.bounds(numbers)
+            columns = [*keys, first.view(_TIMESTAMP), end.view(_TIMESTAMP), *calls, pa.array(end.to_numpy() - 1)]
+            yield pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+    def group_count(self) -> int:
+        return len(self._sessions)
+
+    def noted(self) -> dict[str, Any]:
+        return {"watermark": self._watermark_ms, "late_rows": self._late_rows}
+
+    def restore(self, saved: list[Saved]) -> None:
+        self._watermark_ms = last_watermark(saved)
+        if self._watermark_ms is not None:
+            self._sessions.advance(self._watermark_ms)  # nothing is there yet: rows are judged by it
+        super().restore(saved)
+        self._late_rows = self.kept.once(saved, "late_rows")
+
+    def close(self) -> None:
+        if self._state is not None:
+            self._state.clear()
+
+    def statistics(self) -> dict[str, Any]:
+        kernel = self._sessions.statistics()
+        return {
+            "sessions": kernel["open"],
+            "merged": kernel["merged"],
+            "late_rows": self._late_rows,
+            **self._state.statistics(),
+        }
+
+
+class KeyedRuns(Kept):
+    """Keys, and the sessions or runs that a kernel numbers: `runs` says which key slot each number belongs to."""
+
+    def __init__(self, keys: Sequence[str], input: pa.Schema, runs: SessionTable | RunTable) -> None:
+        self.keys, self._key_indices = key_columns(keys, input)
+        self._known = key_table(self.keys)
+        self._runs = runs
+        self.saved_schema = pa.schema(
+            [*runs.export().schema, *(field.with_name(f"key.{i}") for i, field in enumerate(self.keys))]
+        )
+
+    def resolve(self, batch: Batch) -> pa.Int32Array:
+        """The key slot of each row that counts."""
+        return self._known.resolve(batch.data, self._key_indices, hashes=batch.hashes, selection=batch.selection)
+
+    def release(self, slots: pa.Int32Array) -> None:
+        """These key slots have nothing."""
+        if len(slots):
+            self._known.remove(slots)
+
+    def key_columns(self, numbers: pa.Int32Array) -> list[Array]:
+        """A row for each number."""
+        return self._known.key_columns(self._runs.slots(numbers))
+
+    def numbers(self) -> Iterator[pa.Int32Array]:
+        """All that are there, in pieces of at most CHUNK_ROWS."""
+        everything = self._runs.export().column(0)
+        for start in range(0, len(everything), CHUNK_ROWS):
+            yield everything.slice(start, CHUNK_ROWS)
+
+    def remove(self, numbers: pa.Int32Array) -> None:
+        """They are over."""
+        if len(numbers):
+            self.release(self._runs.remove(numbers))
+
+    def saved(self) -> list[pa.RecordBatch]:
+        """What the kernel exports, and the keys: `saved_schema`, in pieces of at most CHUNK_ROWS rows."""
+        pieces = []
+        everything = self._runs.export()
+        for start in range(0, everything.num_rows, CHUNK_ROWS):
+            part = everything.slice(start, CHUNK_ROWS)
+            keys = self._known.key_columns(part.column("slot"))
+            pieces.append(pa.RecordBatch.from_arrays([*part.columns, *keys], schema=self.saved_schema))
+        return pieces
+
+    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
+        runs = self.saved()
+        return {}, {"runs": Batches(self.saved_schema, runs)} if runs else {}
+
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        for _ in self.load(saved, owned, "runs", self.saved_schema):
+            pass  # the runs are all there is
+
+    def load(
+        self, saved: Sequence[Saved], owned: Owned | None, beside: str, schema: pa.Schema
+    ) -> Iterator[tuple[Any, pa.RecordBatch]]:
+        """Takes the runs of keys that belong here in; -> (their numbers, the same rows of the file `beside`), piece by piece.
+
+        Raises CorruptCheckpoint where the columns are not those of this program.
+        """
+        width = len(self.saved_schema) - len(self.keys)
+        for part in saved:
+            files = [read_batches(part.directory, name) for name in ("runs", beside)]
+            for runs, others in zip(*files, strict=True):
+                if not (runs.schema.equals(self.saved_schema) and others.schema.equals(schema)):
+                    raise other_columns(part)
+                if owned is not None:
+                    mine = owned(key_hashes(runs.columns[width:], runs.num_rows))
+                    runs, others = runs.filter(mine), others.filter(mine)
+                yield self._load(runs, width), others
+
+    def _load(self, runs: pa.RecordBatch, width: int) -> Any:
+        slots = self._known.resolve(runs, list(range(width, runs.num_columns)))
+        return self._runs.load(runs.select(range(width)).set_column(1, "slot", slots)).to_numpy()
+
+    def clear(self) -> None:
+        """Keys are forgotten."""
+        self._known.clear()
+
+    def statistics(self) -> dict[str, int]:
+        return {"keys": len(self._known), "bytes": self._known.nbytes + self._runs.nbytes}
+
+
+class Numbered(KeyedRuns):
+    """Keys and accumulators by session or run. `results`: the fields of the calls.
+
+    A number's accumulators stand under a serial of their own in the table, so that a number can be used again.
+    """
+
+    def __init__(
+        self, keys: Sequence[str], calls: Sequence[Call], input: pa.Schema, runs: SessionTable | RunTable
+    ) -> None:
+        super().__init__(keys, input, runs)
+        order = TIME_COLUMN if TIME_COLUMN in input.names else None
+        self._calls, self._input = list(calls), input
+        self._aggregator = Aggregator([_GROUP], calls, input.append(pa.field(_GROUP, pa.int64())), order=order)
+        self.results = list(self._aggregator.schema)[1:]
+        self._table = self._aggregator.table()
+        self._extras = self._aggregator.extras()
+        self._slot_of = np.zeros(0, np.int32)  # number -> slot in the table
+        self._serials = 0
+        self._blank: Array = pa.nulls(0, pa.int64())
+
+    def open(self, numbers: pa.Int32Array) -> None:
+        """Empty accumulators for new numbers."""
+        if len(numbers):
+            self._assign(numbers.to_numpy(), self._table.resolve(self._serial_rows(len(numbers)), [0]))
+
+    def add(self, numbers: Any, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None:
+        """Row i of the selection goes to numbers[i] (numpy)."""
+        aggregator, slots, data = self._aggregator, pa.array(self._slot_of[numbers]), self._columns(data)
+        self._table.accumulate(
+            slots, data, aggregator.arguments, aggregator.filters, order=aggregator.order, selection=selection
+        )
+        if aggregator.needs_slots:
+            self._extras.add(slots, data, selection)
+
+    def running(self, numbers: Any, data: pa.RecordBatch, selection: pa.Int32Array | None) -> list[Array]:
+        """As `add`; -> the calls' results after each row. Only without extras."""
+        aggregator, slots, data = self._aggregator, pa.array(self._slot_of[numbers]), self._columns(data)
+        results = self._table.running(
+            slots, data, aggregator.arguments, aggregator.filters, order=aggregator.order, selection=selection
+        )
+        return aggregator.compose(results, [])
+
+    def merge(self, into: pa.Int32Array, source: pa.Int32Array) -> None:
+        """source[i]'s accumulators become a part of into[i]'s; the kernel has let go of the sources already."""
+        targets, slots = self._slot_of[into.to_numpy()], self._slot_of[source.to_numpy()]
+        self._table.merge_slots(pa.array(targets), pa.array(slots))
+        if self._aggregator.needs_slots:
+            self._extras.move(pa.array(targets), pa.array(slots))
+        self._forget(slots)
+
+    def calls(self, numbers: pa.Int32Array) -> list[Array]:
+        """Their results, a row for each number."""
+        slots = pa.array(self._slot_of[numbers.to_numpy()])
+        return list(self._aggregator.finish(self._table, self._extras, slots).columns[1:])
+
+    def calls_schema(self) -> dict[str, Any]:
+        """For `Operator.state_schema`."""
+        return calls_schema(self._calls, self.results, self._input)
+
+    def contents(self) -> Iterator[tuple[pa.Int32Array, list[Array], list[Array]]]:
+        """(numbers, their keys, their calls' results), of all, piece by piece."""
+        for numbers in self.numbers():
+            yield numbers, self.key_columns(numbers), self.calls(numbers)
+
+    def remove(self, numbers: pa.Int32Array) -> None:
+        if len(numbers):
+            self._forget(self._slot_of[numbers.to_numpy()])
+            super().remove(numbers)
+
+    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
+        runs, states = self.saved(), []
+        for part in runs:
+            slots = pa.array(self._slot_of[part.column(0).to_numpy()])
+            columns = [*self._table.export(slots).columns, *self._extras.states(slots)]
+            states.append(pa.RecordBatch.from_arrays(columns, schema=self._aggregator.states))
+        if not runs:
+            return {}, {}
+        return {}, {"runs": Batches(self.saved_schema, runs), "states": Batches(self._aggregator.states, states)}
+
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        schema = self._aggregator.states
+        for numbers, states in self.load(saved, owned, "states", schema):
+            serials = self._serial_rows(len(numbers)).column(0)
+            renamed = states.set_column(0, schema.field(0), serials)
+            self._assign(numbers, self._aggregator.merge(self._table, self._extras, renamed))
+
+    def clear(self) -> None:
+        super().clear()
+        self._table.clear()
+        self._extras.clear()
+
+    def statistics(self) -> dict[str, int]:
+        figures = super().statistics()
+        return {**figures, "bytes": figures["bytes"] + self._table.nbytes + self._extras.nbytes}
+
+    def _columns(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        """As the aggregator's input: with the column of serials, which nobody reads, where more columns follow it."""
+        if len(self._blank) < data.num_rows:
+            self._blank = pa.nulls(data.num_rows, pa.int64())
+        return self._aggregator.columns(data.append_column(_GROUP, self._blank.slice(0, data.num_rows)))
+
+    def _serial_rows(self, count: int) -> pa.RecordBatch:
+        """The next serials, as rows of a key column."""
+        self._serials += count
+        serials = np.arange(self._serials - count, self._serials)
+        return pa.RecordBatch.from_arrays([pa.array(serials)], names=[_GROUP])
+
+    def _assign(self, numbers: Any, slots: pa.Int32Array) -> None:
+        highest = int(numbers.max(initial=-1))
+        if highest >= len(self._slot_of):
+            grown = np.zeros(max(2 * len(self._slot_of), highest + 1, 1024), np.int32)
+            grown[: len(self._slot_of)] = self._slot_of
+            self._slot_of = grown
+        self._slot_of[numbers] = slots.to_numpy()
+
+    def _forget(self, slots: Any) -> None:
+        """Removes these slots of the table."""
+        gone = pa.array(slots)
+        if self._aggregator.needs_slots:
+            self._extras.remove(gone)
+        self._table.remove(gone)
+
+
+def window_words(window: Window) -> str:
+    """A window with its figures (times in ms), as `state_schema` has it."""
+    figures = [value for name, value in vars(window).items() if value or name != "offset_ms"]
+    return f"{type(window).__name__.removesuffix('Window').lower()}({', '.join(map(str, figures))})"
+
+
+def key_table(keys: pa.Schema) -> GroupTable:
+    """key -> slot, and nothing else. UserError for types that cannot be keys."""
+    try:
+        return GroupTable(keys, [])
+    except TypeError as error:
+        raise UserError(f"cannot group by {keys.names}: {error}") from error
+
+
+def time_index(input: pa.Schema, who: str) -> int:
+    """Where the event time stands; UserError where the stream has none."""
+    index = int(input.get_field_index(TIME_COLUMN))
+    if index < 0:
+        raise UserError(f"{who} need event time", hint="name the stream's time column: app.stream(..., time=...)")
+    return index
+
+
+def result_schema(fields: Sequence[pa.Field], *, timed: bool) -> pa.Schema:
+    """The columns of results, TIME_COLUMN last; UserError where two have one name."""
+    names = [field.name for field in fields]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"the result would have two columns {name!r}", hint="give the aggregate another name")
+    return pa.schema([*fields, pa.field(TIME_COLUMN, pa.int64())] if timed else fields)
+
+
+def _read_with(reader: Mapping[str, Any]) -> SessionAggregate:
+    lateness = reader["allowed_lateness"]
+    return SessionAggregate(reader["gap_ms"], reader["keys"], calls_of(reader), allowed_lateness_ms=lateness)
+
+
+READERS: Readers = {"session": _read_with}

@@ -1,0 +1,416 @@
+"""State in RocksDB, behind a write-back cache.
+
+    write -> dirty ──(budget or cut)──> flushing ──(worker thread)──> RocksDB
+    read  <- dirty <- flushing <- young <- old <- RocksDB
+
+`dirty` and `flushing` hold what RocksDB does not have yet; `young` and `old` are copies of what it has, and of what it is known
+not to have (None). When `young` is full it becomes `old`, and what was `old` is dropped: no order is kept per key.
+
+Files, below the directory of the backend:
+
+    lock            held by the one process that uses the directory
+    db/<n>/         the database; never an authority: a start wipes it, a restore builds it anew
+    snapshots/<n>/  cuts that are not saved or discarded yet
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.disk import make_folder, own_folder
+from sabot.errors import CheckpointFailed, SabotError, UserError
+from sabot.faults import hint_of, unreadable
+from sabot.state.backends.database import Database, database_options, read_database, read_mark
+from sabot.state.base import BackendConfig, BackendCut, ClosedTables, Entry, LocalBackend, Mine, Snapshot
+from sabot.state.expiry import Expiry, converted
+from sabot.state.files import link_tree, lock_directory, remove_tree
+
+__all__ = ["RocksDBBackend", "RocksDBCut", "SavedDatabase"]
+
+_Entries = dict[bytes, bytes | None]
+_UNKNOWN = b"\x00unknown"  # compared by identity
+_ENTRY_BYTES = 150  # two bytes objects and a place in a dict, beside their contents
+_IMPORT_BYTES = 32 << 20
+
+
+class RocksDBCut(BackendCut):
+    """A directory of hard links that RocksDB can open. The thread that writes the dirty values makes it, behind them."""
+
+    path: Path
+
+    def __init__(self, directory: Path, made: "Future[Exception | None]", *, sealed: bool) -> None:
+        self.path = directory
+        self.sealed = sealed
+        self._made = made
+
+    def wait(self) -> None:
+        error = self._made.result()
+        if error is not None:
+            raise CheckpointFailed(
+                f"state directory {self.path.parent.parent}: {error}", hint=hint_of(error)
+            ) from error
+
+    def entries(self) -> Iterator[Entry]:
+        self.wait()
+        return read_database(self.path)
+
+    def save(self, directory: Path) -> int:
+        self.wait()
+        return link_tree(self.path, directory)
+
+    def saved_in(self, directory: Path) -> "SavedDatabase":
+        return SavedDatabase(directory)
+
+    def discard(self) -> None:
+        self._made.add_done_callback(lambda _: remove_tree(self.path))
+
+
+class SavedDatabase(BackendCut):
+    """The directory into which a RocksDBCut was saved. Raises CorruptCheckpoint."""
+
+    path: Path
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory
+        self.sealed = read_mark(directory)
+
+    def entries(self) -> Iterator[Entry]:
+        return read_database(self.path)
+
+    def save(self, directory: Path) -> int:
+        return link_tree(self.path, directory)
+
+    def saved_in(self, directory: Path) -> "SavedDatabase":
+        return SavedDatabase(directory)
+
+
+class _Table:
+    """One namespace in memory."""
+
+    __slots__ = ("dirty", "flushing", "old", "young")
+
+    def __init__(self) -> None:
+        self.dirty: _Entries = {}
+        self.flushing: _Entries = {}
+        self.young: _Entries = {}
+        self.old: _Entries = {}
+
+
+class RocksDBBackend(LocalBackend):
+    """State that may be larger than memory. Of `memory_budget` a sixth each is for what is written and not yet on its way
+    to RocksDB and for what is on its way, a quarter for RocksDB's blocks, and the rest for copies of what RocksDB has.
+
+    A write blocks when a sixth of the budget was written while the sixth before is still on its way.
+    Raises JobLocked at construction when another process, or another backend, has the directory.
+    """
+
+    def __init__(self, config: BackendConfig, *, clock: Clock = SYSTEM_CLOCK, expiry: Expiry | None = None) -> None:
+        """expiry: says when values expire, in place of the config's ttl."""
+        if config.backend_type != "rocksdb" or config.path is None:
+            raise UserError(f"RocksDBBackend got a config for {config.backend_type!r}")
+        self.config = config
+        self.path = Path(config.path).absolute()
+        self._expiry = Expiry(config.ttl_ms, clock) if expiry is None and config.ttl_ms is not None else expiry
+        self.expires = self._expiry is not None
+        self._dirty_limit = config.budget_bytes // 6
+        self._young_limit = config.budget_bytes // 12
+        self._dirty_bytes = self._flushing_bytes = self._young_bytes = self._old_bytes = 0
+        self._tables: dict[str, _Table] = {}
+        self._options = database_options(config.budget_bytes // 4, config.options)
+        self._numbers = count(1)
+        self._jobs: list[Future[Exception | None]] = []
+        self._failed: Exception | None = None
+        self._lock = lock_directory(self.path)
+        try:
+            for name in ("db", "snapshots"):
+                _wipe(self.path / name)
+            self._database = self._open()
+        except BaseException:
+            self._lock.close()
+            raise
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="sabot-state")
+
+    def read(self, namespace: str, key: bytes) -> bytes | None:
+        table = self._tables.get(namespace) or self._table(namespace)
+        value = table.dirty.get(key, _UNKNOWN)
+        if value is _UNKNOWN:
+            value = self._cached(table, key)
+            if value is _UNKNOWN:
+                value = self._database.get(namespace, key)
+                self._remember(table, key, value)
+        return value if self._expiry is None else self._expiry.open(value)
+
+    def write(self, namespace: str, key: bytes, value: bytes | None) -> None:
+        table = self._tables.get(namespace) or self._table(namespace)
+        if self._expiry is not None:
+            value = self._expiry.seal(value)
+        table.dirty[key] = value
+        self._dirty_bytes += _size(key, value)
+        if self._dirty_bytes > self._dirty_limit:
+            self._make_room()
+
+    def read_many(self, namespace: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        table = self._tables.get(namespace) or self._table(namespace)
+        values = list(map(table.dirty.get, keys, [_UNKNOWN] * len(keys)))
+        missing = []
+        for place, value in enumerate(values):
+            if value is _UNKNOWN:
+                value = values[place] = self._cached(table, keys[place])
+                if value is _UNKNOWN:
+                    missing.append(place)
+        if missing:
+            found = self._database.get_many(namespace, [keys[place] for place in missing])
+            for place, value in zip(missing, found, strict=True):
+                values[place] = value
+                self._remember(table, keys[place], value)
+        return values if self._expiry is None else self._expiry.open_many(values)
+
+    def write_many(self, namespace: str, keys: Sequence[bytes], values: Sequence[bytes | None]) -> None:
+        table = self._tables.get(namespace) or self._table(namespace)
+        if self._expiry is not None:
+            values = self._expiry.seal_many(values)
+        table.dirty.update(zip(keys, values, strict=True))
+        self._dirty_bytes += sum(map(len, keys)) + sum(map(len, filter(None, values))) + _ENTRY_BYTES * len(keys)
+        if self._dirty_bytes > self._dirty_limit:
+            self._make_room()
+
+    def items(self, namespace: str) -> Iterator[tuple[bytes, bytes]]:
+        table = self._tables.get(namespace) or _Table()
+        # this order: entries move from dirty to flushing to the database, and may do so while another thread is here
+        dirty = table.dirty.copy()
+        above = table.flushing.copy()
+        above.update(dirty)
+        return self._alive(_merged(sorted(above.items()), self._database.items(namespace)))
+
+    def _alive(self, pairs: Iterator[tuple[bytes, bytes | None]]) -> Iterator[tuple[bytes, bytes]]:
+        for key, stored in pairs:
+            value = stored if self._expiry is None else self._expiry.open(stored)
+            if value is not None:
+                yield key, value
+
+    def namespaces(self) -> list[str]:
+        known = {*list(self._tables), *self._database.namespaces()}
+        return sorted(name for name in known if any(True for _ in self.items(name)))
+
+    def statistics(self) -> dict[str, int]:
+        """`keys` and `bytes` are RocksDB's estimates plus what is not written yet; `cached_*` and `dirty_*` are in memory."""
+        tables = list(self._tables.values())
+        dirty, dirty_bytes = sum(len(table.dirty) for table in tables), self._dirty_bytes
+        if self._failed is not None or not all(job.done() for job in list(self._jobs)):  # else RocksDB counts them
+            dirty += sum(len(table.flushing) for table in tables)
+            dirty_bytes += self._flushing_bytes
+        figures = self._database.statistics()
+        return {
+            "keys": figures["keys"] + dirty,
+            "bytes": figures["bytes"] + dirty_bytes,
+            "dirty_keys": dirty,
+            "dirty_bytes": dirty_bytes,
+            "cached_keys": sum(len(table.young) + len(table.old) for table in tables),
+            "cached_bytes": self._young_bytes + self._old_bytes,
+        }
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._dirty_bytes and not self._jobs and not self._database.namespaces()
+
+    def cut(self) -> RocksDBCut:
+        self._tables.get("")  # a closed backend says so
+        if all(job.done() for job in self._jobs):
+            self._settle()
+        directory = self.path / "snapshots" / str(next(self._numbers))
+        return RocksDBCut(directory, self._start(directory), sealed=self.expires)
+
+    def load(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None = None, passed: bytes = b"") -> None:
+        self._tables.get("")
+        self._settle()
+        database = self._rebuilt(parts, mine, passed)
+        previous, self._database = self._database, database
+        self._tables = {}
+        self._dirty_bytes = self._young_bytes = self._old_bytes = 0
+        previous.close()
+        remove_tree(previous.directory)
+
+    def shut(self) -> None:
+        if isinstance(self._tables, ClosedTables):
+            return
+        self._tables = ClosedTables()
+        self._worker.shutdown()
+        self._database.close()
+        self._lock.close()
+
+    def _table(self, namespace: str) -> _Table:
+        return self._tables.setdefault(namespace, _Table())
+
+    def _cached(self, table: _Table, key: bytes) -> bytes | None:
+        """What is known of a key that is not dirty; `_UNKNOWN`: ask RocksDB."""
+        value = table.flushing.get(key, _UNKNOWN)
+        if value is _UNKNOWN:
+            value = table.young.get(key, _UNKNOWN)
+            if value is _UNKNOWN:
+                value = table.old.get(key, _UNKNOWN)
+                if value is not _UNKNOWN:
+                    self._remember(table, key, value)
+        return value
+
+    def _remember(self, table: _Table, key: bytes, value: bytes | None) -> None:
+        table.young[key] = value
+        self._young_bytes += _size(key, value)
+        if self._young_bytes > self._young_limit:
+            self._age()
+
+    def _age(self) -> None:
+        for table in self._tables.values():
+            table.old, table.young = table.young, {}
+        self._old_bytes, self._young_bytes = self._young_bytes, 0
+
+    def _make_room(self) -> None:
+        """The dirty entries go to RocksDB in the worker thread. Raises SabotError if the ones before could not be written."""
+        dirty = [table.dirty for table in self._tables.values()]
+        if _ENTRY_BYTES * sum(map(len, dirty)) < self._dirty_limit // 4:  # few keys, perhaps written again and again
+            self._dirty_bytes = sum(_size(key, value) for entries in dirty for key, value in entries.items())
+            if self._dirty_bytes <= self._dirty_limit // 2:
+                return
+        error = self._settle()
+        if error is not None:
+            raise SabotError(f"state directory {self.path}: {error}", hint=hint_of(error)) from error
+        self._start(None)
+
+    def _start(self, directory: Path | None) -> "Future[Exception | None]":
+        """Everything dirty is on its way, behind what is under way already; with `directory`, a checkpoint of it follows."""
+        parts = []
+        for namespace, table in self._tables.items():
+            if table.dirty:
+                parts.append((namespace, table.dirty))
+                # a copy where the worker still reads the older ones: it must not meet what was written after its cut
+                table.flushing = {**table.flushing, **table.dirty} if table.flushing else table.dirty
+                table.dirty = {}
+        self._flushing_bytes += self._dirty_bytes
+        self._dirty_bytes = 0
+        passed = None if self._expiry is None else self._expiry.passed_mark()
+        job = self._worker.submit(self._write_out, parts, directory, passed)
+        self._jobs.append(job)
+        return job
+
+    def _write_out(
+        self, parts: list[tuple[str, _Entries]], directory: Path | None, passed: bytes | None
+    ) -> Exception | None:
+        """In the worker thread; an error goes back to the owner, who then still has everything.
+
+        passed: values that had expired by this mark leave the database before a checkpoint of it.
+        """
+        if self._failed is not None:
+            return self._failed  # what an earlier job could not write belongs to this cut too
+        try:
+            for namespace, entries in parts:
+                self._database.write(namespace, entries)
+            if directory is not None:
+                if passed is not None:
+                    self._database.remove_expired(passed)
+                self._database.checkpoint(directory)
+        except Exception as error:
+            self._failed = error
+        return self._failed
+
+    def _settle(self) -> Exception | None:
+        """Waits for all jobs; what they wrote becomes a clean copy, or dirty again if one could not write."""
+        if not self._jobs:
+            return None
+        for job in self._jobs:
+            job.result()
+        self._jobs = []
+        error, self._failed = self._failed, None
+        fits = self._young_bytes + self._flushing_bytes <= self._young_limit
+        if error is None and not fits:
+            self._age()
+        for table in self._tables.values():
+            entries, table.flushing = table.flushing, {}
+            if error is not None:
+                entries.update(table.dirty)
+                table.dirty = entries
+            elif fits:
+                table.young.update(entries)
+            else:
+                table.young = entries
+        if error is None:
+            self._young_bytes += self._flushing_bytes
+        else:
+            self._dirty_bytes += self._flushing_bytes
+        self._flushing_bytes = 0
+        return error
+
+    def _open(self) -> Database:
+        directory = self.path / "db" / str(next(self._numbers))
+        try:
+            return Database(directory, self._options, sealed=self.expires)
+        except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
+            raise UserError(f"state directory {self.path}: {error}", hint=hint_of(error)) from error
+
+    def _rebuilt(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None, passed: bytes) -> Database:
+        directory = self.path / "db" / str(next(self._numbers))
+        source = parts[0] if len(parts) == 1 and mine is None else None
+        try:
+            if isinstance(source, RocksDBCut | SavedDatabase) and source.sealed == self.expires:
+                source.wait()
+                make_folder(directory)
+                link_tree(source.path, directory)
+                return Database(directory, self._options, sealed=self.expires)
+            database = Database(directory, self._options, sealed=self.expires)
+            try:
+                self._import(database, converted(parts, mine, passed, self._expiry))
+            except BaseException:
+                database.close()
+                raise
+            return database
+        except BaseException as error:
+            remove_tree(directory)
+            if isinstance(error, SabotError) or not isinstance(error, Exception):
+                raise
+            raise unreadable(f"{parts[0].path}: cannot be restored", error) from error
+
+    def _import(self, database: Database, entries: Iterator[Entry]) -> None:
+        part: _Entries = {}
+        size = 0
+        current = ""
+        for namespace, key, value in entries:
+            if namespace != current or size > _IMPORT_BYTES:
+                database.write(current, part)
+                current, part, size = namespace, {}, 0
+            part[key] = value
+            size += _size(key, value)
+        database.write(current, part)
+
+
+def _size(key: bytes, value: bytes | None) -> int:
+    return len(key) + _ENTRY_BYTES + (0 if value is None else len(value))
+
+
+def _merged(
+    above: list[tuple[bytes, bytes | None]], below: Iterator[tuple[bytes, bytes]]
+) -> Iterator[tuple[bytes, bytes | None]]:
+    """Two runs in key order as one; of equal keys the one above counts."""
+    place = 0
+    for key, value in below:
+        while place < len(above) and above[place][0] < key:
+            yield above[place]
+            place += 1
+        if place < len(above) and above[place][0] == key:
+            yield above[place]
+            place += 1
+        else:
+            yield key, value
+    yield from above[place:]
+
+
+def _wipe(directory: Path) -> None:
+    """Makes the directory empty: it holds what an earlier process left, and nothing in it counts."""
+    own_folder(directory)
+    for entry in directory.iterdir():
+        if not entry.name.split(".")[0].isdigit():
+            raise UserError(f"{entry} is not Sabot's", hint="give a directory of its own for state")
+    for entry in directory.iterdir():
+        if entry.is_dir():
+            remove_tree(entry)
+        else:
+            entry.unlink()

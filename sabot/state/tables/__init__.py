@@ -1,0 +1,1 @@
+"""Tables of groups and of rows, hot in memory, cold on disk."""

@@ -1,0 +1,204 @@
+"""Groups of keyed tables that are not in memory: a RocksDB database.
+
+A key is the pane (8 bytes that sort as the number does, so that a pane is one range), the key's place (8 bytes: its key group,
+then the rest of its hash) and the key itself; a value is the accumulators; both as `RowCodec` packs them. A group that has come
+back into memory leaves its value behind: whoever reads says which groups the tables have.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.border import validate
+from sabot._cython.keyed import GroupTable
+from sabot._cython.row_bytes import RowCodec
+from sabot._cython.tables import places
+from sabot.disk import make_folder
+from sabot.faults import taking_over, unreadable
+from sabot.state.backends.database import Database, Piece, database_options, read_database, read_mark
+from sabot.state.files import link_tree, remove_tree
+from sabot.state.tables.parts import PARTS, Parts, merged_parts
+
+__all__ = ["ColdGroups", "read_cold"]
+
+Array: TypeAlias = pa.Array
+
+_NAMESPACE = "groups"
+_HEAD_BYTES = 16  # pane and place
+_PIECE_ROWS = 8_192  # packed or unpacked in one go; this holds the GIL
+_LOOKUP_ROWS = 1_024  # asked for in one go; RocksDB holds a block of 4 KB for each until the last is found
+_SIGN = 1 << 63
+_OPTIONS = {"write_buffer_size": 1 << 20, "target_file_size_base": 16 << 20}  # memtables have but the dropped ranges
+
+Take = Callable[[pa.Int32Array], list[Array]]
+"""Row numbers -> the columns of these rows."""
+
+
+class ColdGroups:
+    """One owner; `checkpoint` may be called by another thread while the owner reads, not while he writes."""
+
+    def __init__(self, directory: Path, states: pa.Schema, keys: int, cache_bytes: int) -> None:
+        """Opens what is in `directory`, which may be empty."""
+        self._states = states
+        self._codec = _Codec(states, keys)
+        self.directory = directory
+        self._database = Database(directory, database_options(cache_bytes, _OPTIONS, lookups=True), sealed=False)
+        self.parts = Parts(self._database, states)
+
+    @classmethod
+    def linked(cls, source: Path, directory: Path, states: pa.Schema, keys: int, cache_bytes: int) -> "ColdGroups":
+        """A database of its own over the files of a checkpoint. Raises CorruptCheckpoint."""
+        read_mark(source)
+        make_folder(directory)
+        try:
+            link_tree(source, directory)
+            return cls(directory, states, keys, cache_bytes)
+        except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
+            remove_tree(directory)
+            raise unreadable(f"{source}: cannot be restored", error) from error
+
+    def write(self, pane: int, hashes: pa.UInt64Array, take: Take) -> None:
+        """Keeps the groups that `take` gives (keys, then accumulators), one a hash, each key once."""
+        self._database.write_sorted(_NAMESPACE, self._codec.pieces(pane, hashes, take, delete=False))
+
+    def delete(self, pane: int, hashes: pa.UInt64Array, take: Take) -> None:
+        """Removes groups; `take` gives their keys only."""
+        self._database.write_sorted(_NAMESPACE, self._codec.pieces(pane, hashes, take, delete=True))
+
+    def read(self, pane: int, keys: list[Array], hashes: pa.UInt64Array) -> pa.RecordBatch:
+        """Those of the groups with these keys that are here."""
+        parts = []
+        heads = places(hashes)
+        order = pa.array(np.argsort(heads.to_numpy()).astype(np.int32))  # neighbours share a block
+        for start in range(0, len(order), _LOOKUP_ROWS):
+            rows = order.slice(start, _LOOKUP_ROWS)
+            packed = self._codec.pack_keys(pane, [column.take(rows) for column in keys], heads.take(rows))
+            values = self._database.get_many(_NAMESPACE, packed)
+            found = [(key, value) for key, value in zip(packed, values, strict=True) if value is not None]
+            if found:
+                parts.append(self._codec.unpack(found))
+        return _joined(parts, self._states)
+
+    def scan(self, pane: int) -> Iterator[pa.RecordBatch]:
+        """All groups of the pane, as they are at the call, some thousand at a time."""
+        return self._codec.scan(self._database.items(_NAMESPACE, _pane_bytes(pane)), pane)
+
+    def drop(self, pane: int) -> None:
+        """The pane's groups are gone."""
+        self._database.delete_range(_NAMESPACE, *_pane_range(pane))
+        self.parts.drop(pane)
+
+    def checkpoint(self, directory: Path) -> None:
+        """All that was written, as hard links in a new directory."""
+        self._database.checkpoint(directory)
+
+    def statistics(self) -> dict[str, int]:
+        return self._database.statistics()
+
+    def close(self) -> None:
+        self._database.close()
+
+
+def read_cold(
+    directory: Path, states: pa.Schema, keys: int, make: Callable[[], GroupTable]
+) -> Iterator[tuple[int, bool, pa.RecordBatch]]:
+    """(pane, whether these are parts, groups) of a checkpoint, without writing into it. Raises CorruptCheckpoint.
+
+    Of groups that are parts, the tables may have had the other part. `make`: an empty table.
+    """
+    read_mark(directory)
+    codec = _Codec(states, keys)
+    for namespace, entries in groupby(read_database(directory), key=lambda entry: entry[0]):
+        pairs = ((key, value) for _, key, value in entries)
+        if namespace == PARTS:
+            for pane, table in merged_parts(pairs, states, make):
+                yield pane, True, table.export()
+        else:
+            for head, pane_pairs in groupby(pairs, key=lambda pair: pair[0][:8]):
+                pane = int.from_bytes(head, "big") - _SIGN
+                for groups in codec.scan(pane_pairs, pane):
+                    yield pane, False, groups
+
+
+class _Codec:
+    """Groups <-> keys and values."""
+
+    def __init__(self, states: pa.Schema, keys: int) -> None:
+        types = [field.type for field in states]
+        self._states = states
+        self._keys = keys
+        self._key_rows = RowCodec(types[:keys], as_keys=True)
+        self._value_rows = RowCodec(types[keys:])
+
+    def pack_keys(self, pane: int, keys: list[Array], heads: pa.UInt64Array) -> list[bytes]:
+        return self._key_rows.pack(keys, pane=pane, heads=heads)
+
+    def unpack(self, pairs: list[tuple[bytes, bytes]]) -> pa.RecordBatch:
+        """Raises CorruptCheckpoint: the database may have come out of one, whoever wrote that."""
+        with taking_over("groups", "their database"):
+            keys = self._key_rows.unpack([key for key, _ in pairs], skip=_HEAD_BYTES)
+            values = self._value_rows.unpack([value for _, value in pairs])
+            groups = pa.RecordBatch.from_arrays([*keys, *values], schema=self._states)
+            validate(groups)  # their texts
+        return groups
+
+    def pieces(self, pane: int, hashes: pa.UInt64Array, take: Take, *, delete: bool) -> Iterator[Piece]:
+        heads = places(hashes)
+        order = self._order(heads, take)
+        for start in range(0, len(order), _PIECE_ROWS):
+            rows = pa.array(order[start : start + _PIECE_ROWS])
+            columns = take(rows)
+            keys = self.pack_keys(pane, columns[: self._keys], heads.take(rows))
+            yield keys, [None] * len(keys) if delete else self._value_rows.pack(columns[self._keys :])
+
+    def scan(self, pairs: Iterator[tuple[bytes, bytes]], pane: int) -> Iterator[pa.RecordBatch]:
+        end = _pane_range(pane)[1]
+        while True:
+            part = list(islice(pairs, _PIECE_ROWS))
+            last = not part or part[-1][0] >= end
+            if last:
+                part = [pair for pair in part if pair[0] < end]
+            if part:
+                yield self.unpack(part)
+            if last:
+                return
+
+    def _order(self, heads: pa.UInt64Array, take: Take) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """Rows in the order of their keys as bytes."""
+        words = heads.to_numpy()
+        order = np.argsort(words).astype(np.int32)
+        words = words[order]
+        same = words[1:] == words[:-1]
+        if same.any():  # different keys of one hash
+            place = 0
+            while place < len(order):
+                end = place + 1
+                while end < len(order) and same[end - 1]:
+                    end += 1
+                if end - place > 1:
+                    rows = order[place:end]
+                    columns = take(pa.array(rows))
+                    packed = self._key_rows.pack(columns[: self._keys])
+                    order[place:end] = rows[sorted(range(len(rows)), key=packed.__getitem__)]
+                place = end
+        return order
+
+
+def _pane_bytes(pane: int) -> bytes:
+    return (pane + _SIGN).to_bytes(8, "big")
+
+
+def _pane_range(pane: int) -> tuple[bytes, bytes]:
+    """The first key that the pane may have, and the first behind them."""
+    begin = _pane_bytes(pane)
+    return begin, b"\xff" * 64 if pane == _SIGN - 1 else _pane_bytes(pane + 1)
+
+
+def _joined(parts: list[pa.RecordBatch], states: pa.Schema) -> pa.RecordBatch:
+    if len(parts) == 1:
+        return parts[0]
+    return pa.concat_batches(parts) if parts else pa.RecordBatch.from_pylist([], schema=states)

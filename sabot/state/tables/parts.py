@@ -1,0 +1,113 @@
+"""Parts of groups in a database: what tables had when they were evicted without a look at what the database had already.
+
+Where rows are only added, and results only read of all groups, nothing has to be looked up: a group may be in several parts,
+which are merged when the pane is read. A run is what was evicted at one time. It is kept as one Arrow batch for each of 256
+ranges of key groups, under the pane (8 bytes that sort as the number does), the range (1 byte) and the run (4 bytes), so that
+a range is read in one go, oldest part first, and fits in memory when the pane does not.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import ipc
+
+from sabot._cython.border import validate
+from sabot._cython.keyed import GroupTable
+from sabot._cython.partition import KEY_GROUPS
+from sabot.state.backends.database import Database, Piece
+
+__all__ = ["PARTS", "Parts", "merged_parts", "ranges_of"]
+
+Array: TypeAlias = pa.Array
+Take = Callable[[pa.Int32Array], list[Array]]
+
+PARTS = "parts"  # namespace in the database
+_RANGES = 256
+_SIGN = 1 << 63
+
+
+class Parts:
+    """One owner, as `ColdGroups` has."""
+
+    def __init__(self, database: Database, states: pa.Schema) -> None:
+        self._database = database
+        self._states = states
+
+    def write(self, pane: int, run: int, hashes: pa.UInt64Array, take: Take) -> None:
+        """Keeps the groups that `take` gives (keys, then accumulators). Runs of a pane come in ascending order."""
+        self._database.write_sorted(PARTS, self._entries(pane, run, hashes, take))
+
+    def _entries(self, pane: int, run: int, hashes: pa.UInt64Array, take: Take) -> Iterator[Piece]:
+        for number, rows in ranges_of(hashes):
+            groups = pa.RecordBatch.from_arrays(take(rows), schema=self._states)
+            yield [_key(pane, number, run)], [groups.serialize().to_pybytes()]
+
+    def read(self, pane: int) -> Iterator[tuple[int, list[pa.RecordBatch]]]:
+        """(range, its parts, oldest first), for the ranges that have some; as they are at the call."""
+        for number, pairs in self._read(pane):
+            yield number, [self._batch(value) for _, value in pairs]
+
+    def compact(self, pane: int, table: GroupTable) -> int:
+        """Each group in one part. -> parts. `table`: an empty one, to do it in."""
+        left = 0
+
+        def pieces() -> Iterator[Piece]:
+            nonlocal left
+            for _, pairs in self._read(pane):
+                table.clear()
+                for _, value in pairs:
+                    table.merge(self._batch(value))
+                left += len(table)
+                values: list[bytes | None] = [None] * len(pairs)
+                values[-1] = table.export().serialize().to_pybytes()
+                yield [key for key, _ in pairs], values
+
+        self._database.write_sorted(PARTS, pieces())
+        return left
+
+    def drop(self, pane: int) -> None:
+        self._database.delete_range(PARTS, _pane(pane), _pane(pane) + b"\xff" * 8)
+
+    def _read(self, pane: int) -> Iterator[tuple[int, list[tuple[bytes, bytes]]]]:
+        pairs = self._database.items(PARTS, _pane(pane))
+        for head, group in groupby(pairs, key=lambda pair: pair[0][:9]):
+            if head[:8] != _pane(pane):
+                return
+            yield head[8], list(group)
+
+    def _batch(self, value: bytes) -> pa.RecordBatch:
+        return ipc.read_record_batch(pa.py_buffer(value), self._states)
+
+
+def merged_parts(
+    pairs: Iterator[tuple[bytes, bytes]], states: pa.Schema, make: Callable[[], GroupTable]
+) -> Iterator[tuple[int, GroupTable]]:
+    """(pane, the groups of one range) of what a checkpoint has under PARTS; each group once."""
+    for head, group in groupby(pairs, key=lambda pair: pair[0][:9]):
+        table = make()
+        for _, value in group:
+            batch = ipc.read_record_batch(pa.py_buffer(value), states)
+            validate(batch)  # of a checkpoint: these may be anybody's bytes
+            table.merge(batch)
+        yield int.from_bytes(head[:8], "big") - _SIGN, table
+
+
+def ranges_of(hashes: pa.UInt64Array) -> Iterator[tuple[int, pa.Int32Array]]:
+    """(range, its rows), ascending."""
+    ranges = (hashes.to_numpy() % np.uint64(KEY_GROUPS) // np.uint64(KEY_GROUPS // _RANGES)).astype(np.uint8)
+    order = np.argsort(ranges, kind="stable").astype(np.int32)
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(ranges, minlength=_RANGES))])
+    for number in range(_RANGES):
+        if bounds[number] < bounds[number + 1]:
+            yield number, pa.array(order[bounds[number] : bounds[number + 1]])
+
+
+def _pane(pane: int) -> bytes:
+    return (pane + _SIGN).to_bytes(8, "big")
+
+
+def _key(pane: int, number: int, run: int) -> bytes:
+    return _pane(pane) + bytes([number]) + run.to_bytes(4, "big")

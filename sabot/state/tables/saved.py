@@ -1,0 +1,260 @@
+"""What a checkpoint holds of a TableStore.
+
+    000000000007.arrow        a delta: groups as they were at cut 7, keys and accumulators
+    000000000007.gone.arrow   its other half: keys of groups that had left the tables since cut 6
+    cold/                     the database of what is not in memory, where there is one
+
+Each batch of a delta names its pane and which life of the pane it is of: a pane may be dropped and come again. Read in order,
+deltas give what stood in memory. The facts say which lives count, and from which delta on. Files are Arrow IPC, uncompressed.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import pyarrow as pa
+from pyarrow import ipc
+
+from sabot._cython.border import validate
+from sabot._cython.keyed import TableCut
+from sabot.disk import make_folder, private
+from sabot.errors import CorruptCheckpoint
+from sabot.faults import unreadable
+from sabot.state.files import link_file, link_tree, remove_tree
+from sabot.state.tables.cold import ColdGroups
+
+__all__ = ["COLD", "Change", "ColdCut", "Delta", "SavedChange", "TablesCut", "count_deltas", "read_changes"]
+
+COLD = "cold"
+_NAME = re.compile(r"(\d+)(\.gone)?\.arrow")
+_BATCH_ROWS = 65_536  # of one batch of a delta: so much of it is in memory a second time while it is written
+
+
+class Change(NamedTuple):
+    """Groups of one pane: a cut says how they were; a batch, which has their keys only, that they have left the table (`gone`)."""
+
+    pane: int
+    life: int
+    groups: TableCut | pa.RecordBatch
+
+    @property
+    def gone(self) -> bool:
+        return not isinstance(self.groups, TableCut)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """May be called again as long as it is not closed."""
+        if isinstance(self.groups, TableCut):
+            self.groups.rewind()
+            while (batch := self.groups.read(_BATCH_ROWS)) is not None:
+                yield batch
+        else:
+            yield self.groups
+
+    def close(self) -> None:
+        """It is saved, or will not be."""
+        if isinstance(self.groups, TableCut):
+            self.groups.close()
+
+
+@dataclass(frozen=True)
+class SavedChange:
+    """A change in a file."""
+
+    number: int
+    pane: int
+    life: int
+    gone: bool
+    groups: pa.RecordBatch
+
+
+class Delta:
+    """The changes between two cuts: in memory until the first `write`, then in files that cuts share.
+
+    Any thread. `hold` says that one more needs it; when all have let it go by `release`, it is gone; its files too, if they are `own`.
+    """
+
+    def __init__(self, number: int, changes: Sequence[Change], *, own: bool = True) -> None:
+        self.number = number
+        self.lives = {change.life for change in changes}
+        self.rows = sum(len(change.groups) for change in changes)
+        self._changes: Sequence[Change] | None = changes
+        self._own = own
+        self._files: list[Path] = []
+        self._holders = 0
+        self._lock = Lock()
+
+    @property
+    def written(self) -> bool:
+        return self._changes is None
+
+    def write(self, directory: Path) -> list[Path]:
+        """Its files, in `directory` if they are not written yet."""
+        with self._lock:
+            if self._changes is not None:
+                self._files = []  # those of a write that failed are written again
+                for gone in (True, False):
+                    part = [change for change in self._changes if change.gone == gone]
+                    if part:
+                        file = directory / f"{self.number:012d}{'.gone' if gone else ''}.arrow"
+                        self._files.append(file)
+                        _write(file, part)
+                self._forget()
+            return self._files
+
+    def hold(self) -> "Delta":
+        with self._lock:
+            self._holders += 1
+        return self
+
+    def release(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            if not self._holders:
+                self._forget()
+                for file in self._files if self._own else ():
+                    file.unlink(missing_ok=True)
+                self._files = []
+
+    def _forget(self) -> None:
+        changes, self._changes = self._changes, None
+        for change in changes or ():
+            change.close()
+
+
+class ColdCut:
+    """The database as it was at a cut. The owner calls `take` before he writes into it; else `save` does, in its thread."""
+
+    def __init__(self, database: ColdGroups, directory: Path) -> None:
+        self.directory = directory
+        self._database = database
+        self._open = True
+        self._failed: Exception | None = None
+        self._lock = Lock()
+
+    @property
+    def pending(self) -> bool:
+        return self._open
+
+    def take(self) -> None:
+        """From here on the database may change. An error is kept for `save`: the owner goes on."""
+        with self._lock:
+            if self._open:
+                self._open = False
+                try:
+                    self._database.checkpoint(self.directory)
+                except Exception as error:  # whatever RocksDB reports
+                    self._failed = error
+
+    def save(self, directory: Path) -> int:
+        self.take()
+        if self._failed is not None:
+            raise self._failed
+        make_folder(directory)
+        return link_tree(self.directory, directory)
+
+    def drop(self) -> None:
+        with self._lock:
+            self._open = False
+            remove_tree(self.directory)
+
+
+class TablesCut:
+    """The tables at a barrier: a Cut."""
+
+    def __init__(
+        self, deltas: list[Delta], *, local: Path | None = None, cut: ColdCut | None = None, over: Sequence[Delta] = ()
+    ) -> None:
+        """local: where deltas are kept that later cuts need too; None: there are no such, and they own no files.
+
+        over: deltas that the owner does not hold any more, to be released with this.
+        """
+        self._deltas = [delta.hold() for delta in deltas]
+        self._over = over
+        self._local = local
+        self._cut = cut
+        self._lock = Lock()
+
+    def save(self, directory: Path) -> int:
+        """Writes into `directory`, which is empty; -> bytes. Blocking, in any thread, at most once."""
+        size = 0
+        for delta in self._deltas:
+            if self._local is None:
+                size += sum(file.stat().st_size for file in delta.write(directory))
+            else:
+                size += sum(link_file(file, directory / file.name) for file in delta.write(self._local))
+        if self._cut is not None:
+            size += self._cut.save(directory / COLD)
+        if self._local is not None:
+            self.discard()
+        return size
+
+    def discard(self) -> None:
+        """It is not needed any more, saved or not. Idempotent; any thread."""
+        with self._lock:
+            deltas, self._deltas = [*self._deltas, *self._over], []
+            self._over = ()
+            cut, self._cut = self._cut, None
+        for delta in deltas:
+            delta.release()
+        if cut is not None:
+            cut.drop()
+
+
+def _write(file: Path, changes: list[Change]) -> None:
+    with suppress(FileNotFoundError):  # of a write that failed
+        file.unlink()
+    with open(file, "xb", opener=private) as out:
+        with ipc.new_file(out, changes[0].groups.schema) as writer:
+            for change in changes:
+                about = {"pane": str(change.pane), "life": str(change.life)}
+                for groups in change.batches():
+                    writer.write_batch(groups, about)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def count_deltas(directory: Path) -> int:
+    """How many deltas there are; none where there is no directory."""
+    if not directory.exists():
+        return 0
+    return len({match[1] for match in map(_NAME.fullmatch, os.listdir(directory)) if match})
+
+
+def read_changes(directory: Path, keys: pa.Schema, states: pa.Schema) -> Iterator[SavedChange]:
+    """The deltas in `directory`, the newest first, and of each what is there before what is gone.
+
+    Raises CorruptCheckpoint, also where the columns are not these.
+    """
+    found = []
+    for file in directory.iterdir():
+        match = _NAME.fullmatch(file.name)
+        if match:
+            found.append((int(match[1]), match[2] is None, file))
+    for number, alive, file in sorted(found, reverse=True):
+        yield from _read(file, number, states if alive else keys, gone=not alive)
+
+
+def _read(file: Path, number: int, schema: pa.Schema, *, gone: bool) -> Iterator[SavedChange]:
+    try:
+        with pa.memory_map(str(file)) as source:
+            reader = ipc.open_file(source)
+            if not reader.schema.equals(schema):
+                raise CorruptCheckpoint(
+                    f"{file}: has the columns {_columns(reader.schema)}, the program's state has {_columns(schema)}",
+                    hint="the keys or aggregates of the program have changed: start it afresh",
+                )
+            for index in range(reader.num_record_batches):
+                groups, about = reader.get_batch_with_custom_metadata(index)
+                validate(groups)
+                yield SavedChange(number, int(about[b"pane"]), int(about[b"life"]), gone, groups)
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise unreadable(f"{file}: cannot be read as state", error) from error
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
