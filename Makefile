@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.sabot$(if $(PYTHON),-with-$(notdir $(PYTHON)))
-SOURCES := pyproject.toml setup.py tools/setup.sh $(wildcard sabot/_cython/*.pyx sabot/_cython/*.pxd sabot/_cython/*.h)
+SOURCES := pyproject.toml setup.py tools/setup.sh $(wildcard sabot/_cython/*/*.pyx sabot/_cython/*/*.pxd sabot/_cython/*/*.h)
 DEBUG_BUILD := build/debug
 SANITIZED_BUILD := build/sanitized
 KERNEL_TESTS := $(foreach t,json_kernel json_conformance batch border rows partition channel gate compare_kernel keyed window_kernel sessions tables slice_fuzz row_table changes multiset ranked over timers pattern_kernel sketches,tests/unit/test_$(t).py)
@@ -74,7 +74,7 @@ kafka-stop:
 # What was built here. The virtual environment and the broker's jars stay.
 clean:
 	rm -rf build dist wheelhouse *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -f sabot/_cython/*.so $(VENV)/.sabot $(VENV)/.sabot-with-*
+	rm -f sabot/_cython/*.so sabot/_cython/*/*.so $(VENV)/.sabot $(VENV)/.sabot-with-*
 	find . \( -path ./$(VENV) -o -path ./.kafka -o -path ./.git \) -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 # Written last, so that an interrupted set-up is not taken for a finished one; older than a source: built again.

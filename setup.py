@@ -15,11 +15,11 @@ SANITIZE = os.environ.get("SABOT_SANITIZE") == "1"
 CHECKED = ["-O1", "-g", "-UNDEBUG", "-D_GLIBCXX_ASSERTIONS"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 FLAGS = CHECKED if DEBUG else [*CHECKED, *SANITIZERS] if SANITIZE else ["-O3", "-g0", "-DNDEBUG"]
-HEADERS = sorted(path.as_posix() for path in Path("sabot/_cython").glob("*.h"))
+HEADERS = sorted(path.as_posix() for path in Path("sabot/_cython").rglob("*.h"))
 
 EXTENSIONS = [
     Extension(
-        f"sabot._cython.{path.stem}",
+        ".".join(path.with_suffix("").parts),
         [path.as_posix()],
         language="c++",
         depends=HEADERS,
@@ -27,7 +27,7 @@ EXTENSIONS = [
         extra_compile_args=["-std=c++17", "-fvisibility=hidden", *FLAGS],
         extra_link_args=SANITIZERS if SANITIZE else [],
     )
-    for path in sorted(Path("sabot/_cython").glob("*.pyx"))
+    for path in sorted(Path("sabot/_cython").rglob("*.pyx"))
 ]
 
 setup(

@@ -1,6 +1,6 @@
 """Sabot: a Python streaming engine that runs agents."""
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.api.aggregates import (
     Aggregate,
     UserAggregate,

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
-from sabot._cython.partition import KEY_GROUPS
+from sabot._cython.groups.partition import KEY_GROUPS
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AGENT_OPTIONS, AgentSpec
 from sabot.api.arguments import Schema

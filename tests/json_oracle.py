@@ -1,4 +1,4 @@
-"""What a JSON decoder with a schema must give, one row at a time: json.loads, msgspec, and the rules of sabot/_cython/json.pyi."""
+"""What a JSON decoder with a schema must give, one row at a time: json.loads, msgspec, and the rules of sabot/_cython/text/json.pyi."""
 
 import json
 import math

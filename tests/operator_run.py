@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
-from sabot._cython.channel import Watermark
-from sabot._cython.partition import hash_columns, partition_indices
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import Watermark
+from sabot._cython.groups.partition import hash_columns, partition_indices
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
 

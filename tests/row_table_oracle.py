@@ -1,4 +1,4 @@
-"""The naive twin of `sabot._cython.row_table.RowTable`: the same interface over a list of Python rows. Slow, and simple to read."""
+"""The naive twin of `sabot._cython.rows.row_table.RowTable`: the same interface over a list of Python rows. Slow, and simple to read."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sabot._cython.partition import hash_columns
+from sabot._cython.groups.partition import hash_columns
 
 __all__ = ["RowTable"]
 

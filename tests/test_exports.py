@@ -81,8 +81,8 @@ def test_no_other_public_name_leaks() -> None:
 
 def test_the_type_stub_of_each_kernel_names_what_the_kernel_has() -> None:
     wrong = []
-    for stub in sorted((ROOT / "sabot" / "_cython").glob("*.pyi")):
-        module = importlib.import_module(f"sabot._cython.{stub.stem}")
+    for stub in sorted((ROOT / "sabot" / "_cython").rglob("*.pyi")):
+        module = importlib.import_module(".".join(stub.relative_to(ROOT).with_suffix("").parts))
         for node in ast.parse(stub.read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 thing = getattr(module, node.name, None)

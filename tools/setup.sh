@@ -87,7 +87,7 @@ if [ -e "$unfinished" ] || ! new_enough "$venv/bin/python" || ! "$venv/bin/pytho
 fi
 
 # What an interrupted build has left may look newer than its source.
-if [ -e "$venv/.sabot-building" ]; then rm -rf build sabot/_cython/*.so; fi
+if [ -e "$venv/.sabot-building" ]; then rm -rf build sabot/_cython/*.so sabot/_cython/*/*.so; fi
 : >"$venv/.sabot-building"
 rm -f "$venv"/.sabot "$venv"/.sabot-with-*
 

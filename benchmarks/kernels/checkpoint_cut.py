@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.api.windows import tumbling
 from sabot.operators.aggregates.aggregator import Call
 from sabot.operators.base import TIME_COLUMN, Cut, Operator, OperatorContext, Saved

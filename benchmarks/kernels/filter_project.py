@@ -25,7 +25,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.api.expr import Expr, col
 from sabot.operators.base import Operator, OperatorContext
 from sabot.operators.expressions.compiled import compile_expr

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.api.windows import HoppingWindow, TumblingWindow, hopping, tumbling
 from sabot.operators.aggregates.aggregator import Call
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext

@@ -16,8 +16,8 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.keyed import GroupTable
-from sabot._cython.partition import hash_columns
+from sabot._cython.groups.keyed import GroupTable
+from sabot._cython.groups.partition import hash_columns
 
 ACCOUNTS = 100_000
 AGGREGATES = [("count", None), ("sum", pa.float64()), ("max", pa.float64())]

@@ -32,8 +32,8 @@ import pyarrow as pa
 
 import sabot
 from sabot import App, col, tumbling
-from sabot._cython.batch import Batch
-from sabot._cython.json import JsonDecoder
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.text.json import JsonDecoder
 from sabot.codecs.records import RECORD_SCHEMA, json_records
 from sabot.kafka import KafkaSink, KafkaSource, admin
 

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from confluent_kafka import Consumer, Message, TopicPartition
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import RECORD_SCHEMA, build_records
 from sabot.kafka import KafkaSink, KafkaSource, admin
 from sabot.kafka.client import FETCHING

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot import App, Batch, col
-from sabot._cython.json import JsonDecoder
+from sabot._cython.text.json import JsonDecoder
 from sabot.codecs.records import json_records
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.json import JsonDecoder, encode_rows
+from sabot._cython.text.json import JsonDecoder, encode_rows
 
 ACCOUNTS = 100_000
 CHUNK_ROWS = 1 << 18

@@ -31,8 +31,8 @@ import numpy as np
 import pyarrow as pa
 
 from sabot import App
-from sabot._cython.batch import Batch
-from sabot._cython.json import JsonDecoder
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.text.json import JsonDecoder
 from sabot.codecs.records import build_records
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.demos.fraud.app import build, read_figures

@@ -33,7 +33,7 @@ from flink.flink_peer import NotThere
 
 import sabot
 from sabot import App, Sink, col
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.api.patterns import Pattern, pattern, step
 from sabot.connectors.files import files
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 
 from sabot import App
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import build_records, iterate_records
 from sabot.kafka import open_sink, open_source
 

@@ -2,5 +2,5 @@
 
 from importlib.util import find_spec as _find_spec
 
-if _find_spec("sabot._cython.batch") is None:
+if _find_spec("sabot._cython.arrow.batch") is None:
     raise ImportError("sabot is not built: run `make` in its source tree (or install it with pip)")

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.csv
 import typer
 
-from sabot._cython.json import encode_rows
-from sabot._cython.rows import bytes_list
+from sabot._cython.text.json import encode_rows
+from sabot._cython.text.records import bytes_list
 from sabot.checkpoint import ask
 from sabot.cli.jobs import JobWord, find_job
 from sabot.cli.loading import WrongUse

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from sabot._cython.json import BadRow
+from sabot._cython.text.json import BadRow
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.table import TableCodec
 

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.json import JsonDecoder
+from sabot._cython.text.json import JsonDecoder
 from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN
 
 __all__ = ["ConnectTypes", "Envelopes"]

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from sabot._cython.json import BadRow, JsonDecoder, infer_schema
+from sabot._cython.text.json import BadRow, JsonDecoder, infer_schema
 
 __all__ = ["JsonCodec", "schema_of_text", "schema_text"]
 

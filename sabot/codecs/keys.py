@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.json import JsonDecoder
-from sabot._cython.rows import bytes_list
+from sabot._cython.text.json import JsonDecoder
+from sabot._cython.text.records import bytes_list
 from sabot.codecs.debezium import ConnectTypes
 
 __all__ = ["JsonKeys", "TextKeys"]

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch, normalise
-from sabot._cython.json import NESTING_MAX, encode_rows, is_too_deep
-from sabot._cython.rows import binary_array, bytes_list
+from sabot._cython.arrow.batch import Batch, normalise
+from sabot._cython.text.json import NESTING_MAX, encode_rows, is_too_deep
+from sabot._cython.text.records import binary_array, bytes_list
 from sabot.codecs.marks import DELETE, OP_COLUMN
 from sabot.errors import UNREADABLE, DataError, UserError
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.json import BadRow, JsonDecoder
+from sabot._cython.text.json import BadRow, JsonDecoder
 from sabot.codecs.debezium import Envelopes
 from sabot.codecs.keys import JsonKeys, TextKeys
 from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN

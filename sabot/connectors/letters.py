@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from sabot._cython.json import encode_rows
-from sabot._cython.rows import bytes_list
+from sabot._cython.text.json import encode_rows
+from sabot._cython.text.records import bytes_list
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records, encode_json, header_rows
 from sabot.errors import DataError, UserError, words_of

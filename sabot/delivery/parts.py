@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import ipc
 
-from sabot._cython.border import validate
+from sabot._cython.arrow.border import validate
 from sabot.disk import private
 from sabot.errors import SabotError
 from sabot.faults import hint_of

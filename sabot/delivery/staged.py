@@ -23,7 +23,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredLane
 from sabot.clock import Clock
 from sabot.connectors.base import Sink

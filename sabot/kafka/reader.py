@@ -23,7 +23,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import build_records
 from sabot.config import RECORD_BYTES

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.connectors.base import Lane, Sink, Token
 from sabot.kafka.topics import open_sink
 

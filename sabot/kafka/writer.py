@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from confluent_kafka import KafkaError, KafkaException
 
-from sabot._cython.batch import Batch
-from sabot._cython.rows import bytes_list
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.text.records import bytes_list
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Headers, header_rows, refuse_json_types, to_records
 from sabot.connectors.base import Sink

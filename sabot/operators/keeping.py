@@ -18,8 +18,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.border import validate
-from sabot._cython.partition import KEY_GROUPS, hash_columns
+from sabot._cython.arrow.border import validate
+from sabot._cython.groups.partition import KEY_GROUPS, hash_columns
 from sabot.disk import make_folder
 from sabot.errors import CorruptCheckpoint
 from sabot.faults import taking_over

@@ -14,7 +14,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.partition import hash_columns
+from sabot._cython.groups.partition import hash_columns
 from sabot.codecs.json import schema_of_text
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.faults import taking_over

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import RECORD_SCHEMA, json_records, record_keys, refuse_json_types
 from sabot.connectors.base import Sink
 from sabot.errors import SabotError, TransientError, UserError

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from sabot._cython.batch import normalise
+from sabot._cython.arrow.batch import normalise
 from sabot.api.expr import Expr
 from sabot.api.nodes.joins import AsofJoin
 from sabot.api.nodes.node import Columns, Node, walk

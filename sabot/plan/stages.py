@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.api.nodes.read import Read
 from sabot.errors import UserError
 from sabot.operators.base import Operator, OperatorContext

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from sabot._cython.channel import Channel
+from sabot._cython.flow.channel import Channel
 from sabot.api.agent import AgentSpec
 from sabot.checkpoint import Manifest
 from sabot.codecs.json import JsonCodec

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
-from sabot._cython.border import validate
-from sabot._cython.channel import END, Barrier, Gate
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.arrow.border import validate
+from sabot._cython.flow.channel import END, Barrier, Gate
 from sabot.checkpoint import Coordinator, TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs.records import RECORD_SCHEMA

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
-from sabot._cython.channel import IDLE, Channel
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import IDLE, Channel
 from sabot.api.nodes.read import Read, Write
 from sabot.checkpoint import Manifest
 from sabot.codecs import Codec, JsonCodec, TableCodec

@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from sabot._cython.batch import Batch
-from sabot._cython.channel import Channel
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import Channel
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec

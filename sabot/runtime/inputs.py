@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
-from sabot._cython.channel import Channel, Gate
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import Channel, Gate
 
 __all__ = ["GateInput", "Input"]
 

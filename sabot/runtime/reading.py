@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch, normalise
-from sabot._cython.channel import ACTIVE, END, Barrier
-from sabot._cython.json import encode_rows
+from sabot._cython.arrow.batch import Batch, normalise
+from sabot._cython.flow.channel import ACTIVE, END, Barrier
+from sabot._cython.text.json import encode_rows
 from sabot.arrays import to_ms
 from sabot.clock import Clock
 from sabot.codecs import Codec

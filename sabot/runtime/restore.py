@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sabot._cython.partition import HASH_VERSION
+from sabot._cython.groups.partition import HASH_VERSION
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import Read, Write
 from sabot.arrays import is_time

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sabot._cython.partition import HASH_VERSION
+from sabot._cython.groups.partition import HASH_VERSION
 from sabot.api.nodes.read import Write
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, Requests, serve
 from sabot.delivery import StagedSinks

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from sabot._cython.channel import Channel
+from sabot._cython.flow.channel import Channel
 from sabot.api.nodes.read import Write
 from sabot.checkpoint import Manifest, TaskSnapshot
 from sabot.checkpoint.kept import SavedAlready

@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from sabot._cython.batch import Batch
-from sabot._cython.channel import ACTIVE, END, IDLE, Abort, Barrier, Channel, ChannelClosed, Watermark
-from sabot._cython.partition import hash_columns, partition_indices
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import ACTIVE, END, IDLE, Abort, Barrier, Channel, ChannelClosed, Watermark
+from sabot._cython.groups.partition import hash_columns, partition_indices
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import InternalError, SabotError, UserError

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-from sabot._cython.channel import ACTIVE, IDLE, Watermark
+from sabot._cython.flow.channel import ACTIVE, IDLE, Watermark
 from sabot.operators.base import START_OF_TIME
 
 __all__ = ["Told", "Watermarks"]

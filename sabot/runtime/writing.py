@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
-from sabot._cython.channel import END, Barrier, Channel, ChannelClosed
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import END, Barrier, Channel, ChannelClosed
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs.records import RECORD_SCHEMA

@@ -6,7 +6,7 @@
 
 What is written here of backends, `tests/contracts/test_state_contract.py` checks for each.
 
-A backend keeps opaque bytes under (namespace, key). Keys come encoded by `sabot._cython.rows.state_key`, values as
+A backend keeps opaque bytes under (namespace, key). Keys come encoded by `sabot._cython.text.records.state_key`, values as
 msgpack; so every read gives a copy, and the same types come back, whatever the backend.
 
 A backend has one owner, the task whose state it is. Only the owner reads and writes; the storage calls are plain calls that

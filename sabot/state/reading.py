@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import msgspec
 import pyarrow as pa
 
-from sabot._cython.rows import state_key
+from sabot._cython.text.records import state_key
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.state.opening import load_snapshot
 

@@ -22,8 +22,8 @@ from typing import Any, Generic, NoReturn, TypeVar
 import msgspec
 import pyarrow as pa
 
-from sabot._cython.json import NESTING_MAX
-from sabot._cython.rows import decode_values, encode_keys, encode_values, state_key
+from sabot._cython.text.json import NESTING_MAX
+from sabot._cython.text.records import decode_values, encode_keys, encode_values, state_key
 from sabot.config import checked_text
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.state.base import StateBackend

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import build_records, encode_json
 from sabot.connectors.base import Positions, Source

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import RECORD_SCHEMA, decode_json, iterate_records
 from sabot.connectors.base import Lane, Sink, Token
 from sabot.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.api.expr import col, lit
 from sabot.api.patterns import pattern, step
 from sabot.api.process import process_spec

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import csv, ipc
 from pyarrow import parquet as pq
 
-from sabot._cython.json import encode_rows
+from sabot._cython.text.json import encode_rows
 from sabot.codecs.records import Headers, Record, iterate_records
 from sabot.connectors.base import Sink, Source
 from sabot.connectors.files import ArrowSink, CsvSink, FileSource, NdjsonSink, NdjsonSource, ParquetSink, files

@@ -22,7 +22,7 @@ from operator_cases import CASES, LATE_CASES, Case, Row
 from operator_run import Loop, OperatorRun
 
 import sabot.operators
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_AFTER, Operator, OperatorContext
 from sabot.testing import lives
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from contracts.places import PAYLOADS, MemoryPlace, Place, TablePlace
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Headers, build_records, decode_json
 from sabot.errors import UserError

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.rows import state_key
+from sabot._cython.text.records import state_key
 from sabot.clock import ManualClock
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.state import (

@@ -18,8 +18,8 @@ An iteration is made from (seed, its number) alone; what fails prints both, and 
 #include <string>
 #include <vector>
 
-#include "json_parse.h"
-#include "json_write.h"
+#include "text/json_parse.h"
+#include "text/json_write.h"
 
 using namespace sabot;
 using std::string;

@@ -18,7 +18,7 @@ import pyarrow as pa
 from agent_tools import environment
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from sabot._cython.rows import state_key
+from sabot._cython.text.records import state_key
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.codecs.records import Record
 from sabot.connectors.memory import MemoryBroker

@@ -19,7 +19,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from fault_tools import Place
 
 from sabot import App, col
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.codecs import TableCodec
 from sabot.codecs.records import Record
 from sabot.connectors.base import Lane, Sink

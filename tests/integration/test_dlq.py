@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import sabot.kafka.redrive as redriving
 from sabot import App, NdjsonSink, SqlSink, steps
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.cli import commands
 from sabot.codecs.records import Headers, build_records
 from sabot.connectors.base import Sink

@@ -23,7 +23,7 @@ from delivery_child import ROWS, lane_of, part, payloads
 from kafka_eyes import committed, token
 
 from sabot import steps
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import build_records, iterate_records
 from sabot.connectors.base import Lane, Token

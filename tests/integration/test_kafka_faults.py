@@ -15,7 +15,7 @@ from broker import Broker, free_ports
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Record, build_records, iterate_records
 from sabot.connectors.base import Source

@@ -17,7 +17,7 @@ from fault_tools import sabot_run
 from secure_broker import PASSWORD, SecureBroker
 
 from sabot import App, col
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import Record, build_records, iterate_records
 from sabot.connectors.base import Lane
 from sabot.errors import BrokerUnavailable, SabotError, UserError

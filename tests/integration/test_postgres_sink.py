@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from postgres import Postgres, server_or_skip
 
 from sabot import steps
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import build_records
 from sabot.connectors.base import Lane, Token
 from sabot.connectors.letters import Letters, letter_headers

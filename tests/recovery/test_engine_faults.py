@@ -31,8 +31,8 @@ from agent_tools import (
 )
 
 from sabot import AgentFailed, App, RowErrors, UserError
-from sabot._cython.batch import Batch
-from sabot._cython.channel import Channel
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import Channel
 from sabot.api.context import AgentContext
 from sabot.checkpoint import CheckpointStorage
 from sabot.connectors.base import Sink

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import sabot
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.app import App
 from sabot.connectors.files import NdjsonSink
 from sabot.demos.fraud.app import build

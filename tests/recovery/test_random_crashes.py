@@ -23,8 +23,8 @@ import pytest
 from agent_tools import bounded, crash_image, manifests, read_lines, until, write_lines
 
 from sabot import App, RowErrors
-from sabot._cython.channel import Channel
-from sabot._cython.rows import state_key
+from sabot._cython.flow.channel import Channel
+from sabot._cython.text.records import state_key
 from sabot.api.context import AgentContext
 from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.errors import CheckpointFailed

@@ -40,7 +40,7 @@ from steps import append_step, called, changes_step, enriched, looked_up, slim
 
 import sabot
 from sabot import App, Batch, Sink, Source, col
-from sabot._cython.channel import Channel
+from sabot._cython.flow.channel import Channel
 from sabot.connectors.base import Positions
 from sabot.connectors.files import NdjsonSink, ParquetSink
 from sabot.connectors.sql import SqlSink

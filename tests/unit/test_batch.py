@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 import pytest
 
 import sabot._cython
-from sabot._cython.batch import Batch, normalise
-from sabot._cython.json import BadRow
+from sabot._cython.arrow.batch import Batch, normalise
+from sabot._cython.text.json import BadRow
 from sabot.errors import UserError
 
 ROWS = pa.record_batch({"n": pa.array(range(1000), pa.int64()), "s": pa.array(["x" * 10] * 1000)})

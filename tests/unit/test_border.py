@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from pyarrow import ipc
 from pyarrow import parquet as pq
 
-from sabot._cython.batch import normalise
-from sabot._cython.border import validate
-from sabot._cython.json import JsonDecoder, encode_rows, infer_schema
+from sabot._cython.arrow.batch import normalise
+from sabot._cython.arrow.border import validate
+from sabot._cython.text.json import JsonDecoder, encode_rows, infer_schema
 from sabot.connectors.files import ArrowSource, CsvSource, FileSource, ParquetSource
 from sabot.errors import UserError
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_run import OperatorRun
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.errors import UserError
 from sabot.operators.base import (
     DELETE,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from postgres import server_or_skip
 
 from sabot import steps
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.connectors.base import Lane, Sink
 from sabot.connectors.files import NdjsonSink, ParquetSink
 from sabot.connectors.memory import CountSink, MemoryBroker, MemorySink, TableSink

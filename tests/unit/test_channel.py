@@ -11,8 +11,8 @@ import threading
 import pyarrow as pa
 import pytest
 
-from sabot._cython.batch import Batch
-from sabot._cython.channel import ACTIVE, END, IDLE, Abort, Barrier, Channel, ChannelClosed, Watermark
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import ACTIVE, END, IDLE, Abort, Barrier, Channel, ChannelClosed, Watermark
 
 LONG = 30.0  # seconds that no test ever waits for: a deadlock fails, it does not hang
 
@@ -341,8 +341,8 @@ def test_ctrl_c_interrupts_the_main_thread(call):
     # the story: a blocking call that only looks at its condition variable makes a program that cannot be stopped
     program = f"""
         import pyarrow as pa
-        from sabot._cython.batch import Batch
-        from sabot._cython.channel import Channel, Gate
+        from sabot._cython.arrow.batch import Batch
+        from sabot._cython.flow.channel import Channel, Gate
         batch = Batch(pa.record_batch({{"n": [1]}}))
         full = Channel(capacity_rows=1)
         full.put(batch)

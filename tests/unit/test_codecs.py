@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from sabot._cython.json import BadRow
+from sabot._cython.text.json import BadRow
 from sabot.codecs import JsonCodec
 from sabot.codecs.json import schema_of_text, schema_text
 from sabot.codecs.records import RECORD_SCHEMA

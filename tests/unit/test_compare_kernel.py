@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.compare import LITERALS, LiteralSet, contains, equal_literal, starts_with
+from sabot._cython.arrow.compare import LITERALS, LiteralSet, contains, equal_literal, starts_with
 from sabot.api.expr import Expr, col, lit
 from sabot.operators.expressions.compiled import compile_expr
 

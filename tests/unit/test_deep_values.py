@@ -8,7 +8,7 @@ import pytest
 from agent_tools import bounded, publish, records, started, until, values
 
 from sabot import App, DataError, UserError
-from sabot._cython.json import NESTING_MAX, JsonDecoder, infer_schema, is_too_deep
+from sabot._cython.text.json import NESTING_MAX, JsonDecoder, infer_schema, is_too_deep
 from sabot.checkpoint import CheckpointStorage
 from sabot.checkpoint.requests import Requests
 from sabot.codecs.records import decode_json, encode_json

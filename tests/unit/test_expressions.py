@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.selection import select_rows
+from sabot._cython.arrow.selection import select_rows
 from sabot.api import expr as sabot_expr
 from sabot.api.expr import Expr, as_type, coalesce, col, lit, struct, when
 from sabot.errors import DataError, UserError

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from pyarrow import csv, ipc
 from pyarrow import parquet as pq
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import build_records
 from sabot.connectors.base import Lane, Token
 from sabot.connectors.files import ArrowSink, CsvSink, FileSink, NdjsonSink, ParquetSink

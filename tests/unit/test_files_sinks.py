@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import ipc
 from pyarrow import parquet as pq
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.connectors.base import Sink
 from sabot.connectors.files import ArrowSink, CsvSink, CsvSource, FileSink, NdjsonSink, ParquetSink
 from sabot.connectors.files.parts import FRAME_BYTES, Journal

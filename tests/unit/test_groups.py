@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_run import OperatorRun
 
-from sabot._cython.batch import Batch
-from sabot._cython.keyed import GroupTable
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.keyed import GroupTable
 from sabot.errors import CorruptCheckpoint, DataError, UserError
 from sabot.operators.aggregates.aggregator import Call
 from sabot.operators.base import (

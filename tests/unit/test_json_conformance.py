@@ -20,7 +20,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from json_oracle import REFUSED, by_json, by_msgspec, row_of
 
-from sabot._cython.json import JsonDecoder
+from sabot._cython.text.json import JsonDecoder
 
 # ---- values that every parser must take --------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from json_oracle import twin
 
-from sabot._cython.json import BadRow, JsonDecoder, encode_rows, infer_schema
+from sabot._cython.text.json import BadRow, JsonDecoder, encode_rows, infer_schema
 from sabot.errors import UserError
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from sabot._cython.partition import hash_columns
+from sabot._cython.groups.partition import hash_columns
 from sabot.errors import CorruptCheckpoint
 from sabot.operators.base import OperatorContext
 from sabot.operators.keeping import Batches, Columns, Keeper, KeptCut, Stored, owned_or_all

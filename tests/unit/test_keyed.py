@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.keyed import KINDS, GroupTable, SlidingTable
-from sabot._cython.partition import hash_array, hash_columns, key_hash
-from sabot._cython.selection import select_rows
+from sabot._cython.arrow.selection import select_rows
+from sabot._cython.groups.keyed import KINDS, GroupTable, SlidingTable
+from sabot._cython.groups.partition import hash_array, hash_columns, key_hash
 from sabot.errors import DataError
 
 WORD = 2**64 - 1

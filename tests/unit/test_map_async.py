@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot import App, count, tumbling
-from sabot._cython.batch import Batch
-from sabot._cython.channel import ACTIVE, IDLE, Watermark
-from sabot._cython.partition import hash_columns
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import ACTIVE, IDLE, Watermark
+from sabot._cython.groups.partition import hash_columns
 from sabot.api.calls import AsyncCall, LookupCall
 from sabot.calls import CallOptions, Retry, crew
 from sabot.clock import ManualClock

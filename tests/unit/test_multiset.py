@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.changes import Touches, weave
-from sabot._cython.multiset import Arrivals, ExactSums, Multisets, join_keys, split_keys
+from sabot._cython.groups.multiset import Arrivals, ExactSums, Multisets, join_keys, split_keys
+from sabot._cython.rows.changes import Touches, weave
 from sabot.operators.aggregates.packed import from_ordered, ordered, packed, unpacked
 
 FEW = settings(max_examples=40, deadline=None)

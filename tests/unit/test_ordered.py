@@ -5,7 +5,7 @@ import random
 import pyarrow as pa
 import pytest
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.keyed.ordered import EventOrder
 

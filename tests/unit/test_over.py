@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_run import OperatorRun
 
-from sabot._cython.batch import Batch
-from sabot._cython.keyed import GroupTable
-from sabot._cython.over import FrameTable, PlaceTable, WaitTable
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.keyed import GroupTable
+from sabot._cython.windows.over import FrameTable, PlaceTable, WaitTable
 from sabot.api.over import dense_rank, lag, lead, rank, row_number
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 import sabot
-from sabot._cython import batch
+from sabot._cython.arrow import batch
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-KERNELS = sorted(path.stem for path in (ROOT / "sabot" / "_cython").glob("*.pyx"))
+FOLDER = ROOT / "sabot" / "_cython"
+KERNELS = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.pyx"))
 
 
 def run(*command: str | Path, cwd: Path, **env: str) -> "subprocess.CompletedProcess[str]":
@@ -37,10 +38,11 @@ def test_core_dependencies_are_the_seven_that_a_stream_needs() -> None:
 
 
 def test_every_kernel_has_a_type_stub_and_a_compiled_module() -> None:
-    folder = ROOT / "sabot" / "_cython"
-    assert [name for name in KERNELS if not (folder / f"{name}.pyi").exists()] == []
-    assert [path.stem for path in folder.glob("*.pyi") if path.stem not in KERNELS] == []
-    built = {path.name.split(".")[0] for path in Path(batch.__file__).parent.glob("*.so")}
+    assert [name for name in KERNELS if not (FOLDER / f"{name}.pyi").exists()] == []
+    stubs = [path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.pyi")]
+    assert [name for name in stubs if name not in KERNELS] == []
+    here = Path(batch.__file__).parents[1]
+    built = {path.relative_to(here).as_posix().split(".")[0] for path in here.rglob("*.so")}
     assert set(KERNELS) <= built
 
 
@@ -115,9 +117,7 @@ def test_the_sdist_holds_what_it_is_built_from_and_nothing_generated(built: tupl
     with tarfile.open(built[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"sabot/_cython/{kernel}{end}" for kernel in KERNELS for end in (".pyx", ".pyi")} <= names
-    sources = {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "sabot" / "_cython").glob("*.[ph]*") if path.is_file()
-    }
+    sources = {path.relative_to(ROOT).as_posix() for path in FOLDER.rglob("*.[ph]*") if path.is_file()}
     assert {name for name in sources if name.endswith((".pxd", ".h", ".py"))} <= names
     assert {"LICENSE", "README.md", "setup.py", "pyproject.toml", "Makefile", "tools/setup.sh"} <= names
     assert [name for name in names if name.endswith((".cpp", ".c", ".so", ".pyc")) or name.startswith("build")] == []
@@ -127,7 +127,7 @@ def test_the_sdist_holds_what_it_is_built_from_and_nothing_generated(built: tupl
 def test_the_wheel_holds_modules_stubs_and_marker_and_no_sources(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[1]) as archive:
         names = set(archive.namelist())
-    compiled = {name.split("/")[-1].split(".")[0] for name in names if name.endswith(".so")}
+    compiled = {name.removeprefix("sabot/_cython/").split(".")[0] for name in names if name.endswith(".so")}
     assert compiled == set(KERNELS)
     assert {f"sabot/_cython/{kernel}.pyi" for kernel in KERNELS} | {"sabot/py.typed"} <= names
     assert [name for name in names if name.endswith((".cpp", ".c", ".h", ".pyx"))] == []

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sabot._cython.partition import (
+from sabot._cython.groups.partition import (
     HASH_VERSION,
     KEY_GROUPS,
     hash_array,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from operator_run import OperatorRun
 from test_pattern_kernel import Row, Spec, twin
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.api.expr import Expr, col, lit
 from sabot.api.patterns import Pattern as Sequel
 from sabot.api.patterns import check_measures, pattern, step

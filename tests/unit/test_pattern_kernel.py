@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.pattern import PatternTable, TooManyPartials
+from sabot._cython.rows.pattern import PatternTable, TooManyPartials
 
 BITS = 4
 FAR = 2**40

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_run import OperatorRun
 
-from sabot._cython.batch import Batch
-from sabot._cython.partition import hash_columns
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.partition import hash_columns
 from sabot.api.process import Process as ProcessClass
 from sabot.api.process import ProcessSpec, Timer, process_spec
 from sabot.clock import ManualClock

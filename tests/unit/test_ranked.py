@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_run import OperatorRun
 
-from sabot._cython.batch import Batch
-from sabot._cython.ranked import RankTable
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.rows.ranked import RankTable
 from sabot.api.windows import cumulative, hopping, tumbling
 from sabot.errors import InternalError, UserError
 from sabot.operators.base import (

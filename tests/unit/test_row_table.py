@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from row_table_oracle import RowTable as Twin
 from row_table_oracle import plain
 
-from sabot._cython.partition import hash_columns
-from sabot._cython.row_table import RowTable
+from sabot._cython.groups.partition import hash_columns
+from sabot._cython.rows.row_table import RowTable
 
 ROWS = pa.schema([("k", pa.int64()), ("name", pa.string()), ("x", pa.float64()), ("flag", pa.bool_())])
 SPREAD = st.sampled_from([0, 1, 2, 3, 50, -(2**63), 2**63 - 1])

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sabot._cython.partition import KEY_GROUPS, hash_array, key_group
-from sabot._cython.rows import binary_array, bytes_list, decode_values, encode_keys, encode_values, state_key
+from sabot._cython.groups.partition import KEY_GROUPS, hash_array, key_group
+from sabot._cython.text.records import binary_array, bytes_list, decode_values, encode_keys, encode_values, state_key
 
 pack = msgspec.msgpack.encode
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.partition import hash_columns
+from sabot._cython.groups.partition import hash_columns
 from sabot.errors import CorruptCheckpoint
 from sabot.state.base import Saved
 from sabot.state.tables import rows as rows_module

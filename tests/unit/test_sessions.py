@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_run import OperatorRun
 
-from sabot._cython.sessions import RunTable, SessionTable
+from sabot._cython.windows.sessions import RunTable, SessionTable
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.aggregates.aggregator import Call
 from sabot.operators.base import TIME_COLUMN, OperatorContext

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.partition import hash_columns
-from sabot._cython.sketch import Distinct, Quantiles
+from sabot._cython.groups.partition import hash_columns
+from sabot._cython.groups.sketch import Distinct, Quantiles
 from sabot.api import aggregates as api
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import Aggregator, Call

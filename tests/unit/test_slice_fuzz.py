@@ -20,13 +20,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.batch import Batch, normalise
-from sabot._cython.json import encode_rows
-from sabot._cython.keyed import GroupTable
-from sabot._cython.partition import KEY_GROUPS, hash_array, hash_columns, key_hash, partition_indices
-from sabot._cython.row_table import RowTable
-from sabot._cython.rows import binary_array, bytes_list, decode_values, encode_keys, encode_values
-from sabot._cython.selection import select_rows
+from sabot._cython.arrow.batch import Batch, normalise
+from sabot._cython.arrow.selection import select_rows
+from sabot._cython.groups.keyed import GroupTable
+from sabot._cython.groups.partition import KEY_GROUPS, hash_array, hash_columns, key_hash, partition_indices
+from sabot._cython.rows.row_table import RowTable
+from sabot._cython.text.json import encode_rows
+from sabot._cython.text.records import binary_array, bytes_list, decode_values, encode_keys, encode_values
 
 pack = msgspec.msgpack.encode
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sabot import App
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import build_records
 from sabot.connectors.base import Lane, Token
 from sabot.connectors.files import NdjsonSource

@@ -14,8 +14,8 @@ import pytest
 from operator_run import OperatorRun
 from pyarrow import ipc
 
-from sabot._cython.batch import Batch
-from sabot._cython.rows import state_key
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.text.records import state_key
 from sabot.api.expr import col
 from sabot.api.patterns import pattern, step
 from sabot.api.process import process_spec

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sabot._cython.rows import state_key
+from sabot._cython.text.records import state_key
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.state import ListState, MapState, MemoryBackend, ValueState
 

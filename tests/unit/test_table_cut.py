@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.keyed import GroupTable, SlidingTable, TableCut
+from sabot._cython.groups.keyed import GroupTable, SlidingTable, TableCut
 
 KEYS = pa.schema([("name", pa.string()), ("number", pa.int32())])
 AGGREGATES = [("sum", pa.int64()), ("last", pa.int64()), ("count", None)]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.json import BadRow
+from sabot._cython.text.json import BadRow
 from sabot.codecs import JsonCodec, TableCodec
 from sabot.codecs.records import build_records, change_records, record_keys
 from sabot.errors import UserError

@@ -20,9 +20,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.partition import hash_columns
-from sabot._cython.row_bytes import RowCodec
-from sabot._cython.tables import KeyFilter, places
+from sabot._cython.groups.partition import hash_columns
+from sabot._cython.groups.tables import KeyFilter, places
+from sabot._cython.rows.row_bytes import RowCodec
 from sabot.errors import CorruptCheckpoint, InternalError
 from sabot.state.tables import saved as tables_saved
 from sabot.state.tables.cold import ColdGroups

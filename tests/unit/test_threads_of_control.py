@@ -7,7 +7,7 @@ import threading
 import pyarrow as pa
 
 from sabot import Batch
-from sabot._cython.channel import END, Barrier, Channel, Watermark
+from sabot._cython.flow.channel import END, Barrier, Channel, Watermark
 from sabot.checkpoint import Coordinator
 from sabot.clock import ManualClock
 from sabot.runtime.feeding import AgentSource

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.partition import hash_columns
-from sabot._cython.rows import key_rows, state_key
-from sabot._cython.timers import EVENT, PROCESSING, TimerTable
+from sabot._cython.flow.timers import EVENT, PROCESSING, TimerTable
+from sabot._cython.groups.partition import hash_columns
+from sabot._cython.text.records import key_rows, state_key
 
 LEAST, MOST = -(2**63), 2**63 - 1
 

@@ -1,6 +1,6 @@
 """Event time by partition: how far an input has come, and when a silent partition no longer holds it back."""
 
-from sabot._cython.channel import ACTIVE, IDLE, Watermark
+from sabot._cython.flow.channel import ACTIVE, IDLE, Watermark
 from sabot.runtime.watermarks import Told, Watermarks
 
 A, B = ("orders", 0), ("orders", 1)

@@ -1,4 +1,4 @@
-"""`_cython/window` beside its twin in plain Python: rows by pane, late rows apart."""
+"""`_cython/windows/window` beside its twin in plain Python: rows by pane, late rows apart."""
 
 import time as clock
 from collections import defaultdict
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.window import min_max, split_panes
+from sabot._cython.windows.window import min_max, split_panes
 from sabot.errors import DataError
 
 START = -(2**63)

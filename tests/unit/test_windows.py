@@ -20,8 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sabot._cython.batch import Batch
-from sabot._cython.partition import hash_columns, partition_indices
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.partition import hash_columns, partition_indices
 from sabot.api.windows import cumulative, hopping, tumbling
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import Call

@@ -10,8 +10,8 @@ import pyarrow as pa
 from pyarrow import ipc
 from pyarrow import parquet as pq
 
-from sabot._cython.batch import Batch
-from sabot._cython.border import validate
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.arrow.border import validate
 from sabot.connectors.files.delivered import Growth, JournalGrowth
 from sabot.connectors.files.parts import Part, RowWriter, SealedPart, batches_of_frame, frame_of_batches
 from sabot.connectors.files.sink import FileSink, decoded_rows

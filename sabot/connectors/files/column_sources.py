@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyarrow import ipc
 from pyarrow import parquet as pq
 
-from sabot._cython.border import validate
+from sabot._cython.arrow.border import validate
 from sabot.codecs.records import HEAD_BYTES, above
 from sabot.connectors.files.columns import as_wanted, canonical, checked, distinct, fitted, most_rows
 from sabot.connectors.files.paths import DataFile, codec_of, open_stream

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import normalise
+from sabot._cython.arrow.batch import normalise
 from sabot.errors import UserError
 
 __all__ = ["as_wanted", "canonical", "checked", "distinct", "fitted", "most_rows", "picked"]

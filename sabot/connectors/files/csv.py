@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from sabot._cython.batch import normalise
+from sabot._cython.arrow.batch import normalise
 from sabot.config import RECORD_BYTES
 from sabot.connectors.files.blocks import BlockReader, Blocks, Nothing, StreamedFile
 from sabot.connectors.files.paths import DataFile, Paths, bare_suffix

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.json import JsonDecoder
+from sabot._cython.text.json import JsonDecoder
 from sabot.codecs.json import INFERENCE_ROWS, JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.config import RECORD_BYTES

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from msgspec.structs import replace
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import RECORD_SCHEMA, refuse_types
 from sabot.connectors.base import Lane, Sink, Token
 from sabot.connectors.files.choice import format_of

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple, Self
 
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import BAD_SCHEMA, build_records
 from sabot.config import FIELDS, RECORD_BYTES, parse_bytes
 from sabot.connectors.base import Positions, Source

@@ -4,7 +4,7 @@ import logging
 
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.connectors.base import Sink
 
 __all__ = ["CountSink", "TableSink"]

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.partition import hash_rows
-from sabot._cython.rows import bytes_list
+from sabot._cython.groups.partition import hash_rows
+from sabot._cython.text.records import bytes_list
 from sabot.codecs.records import Headers, Record, build_records, iterate_records
 from sabot.errors import TransientError, UserError
 

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.json import JsonDecoder, encode_rows, infer_schema
-from sabot._cython.rows import binary_array, bytes_list
+from sabot._cython.text.json import JsonDecoder, encode_rows, infer_schema
+from sabot._cython.text.records import binary_array, bytes_list
 from sabot.errors import UNREADABLE, UserError
 
 __all__ = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch, normalise
+from sabot._cython.arrow.batch import Batch, normalise
 from sabot.codecs.marks import DELETE
 from sabot.codecs.records import RECORD_SCHEMA, carries_changes, check_keys, refuse_types
 from sabot.connectors.base import Lane, Sink, Token

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.batch import Batch, normalise
-from sabot._cython.border import validate
+from sabot._cython.arrow.batch import Batch, normalise
+from sabot._cython.arrow.border import validate
 from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext
 from sabot.calls.functions import awaitable

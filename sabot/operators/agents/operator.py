@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
-from sabot._cython.rows import bytes_list
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.text.records import bytes_list
 from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext, apply_writes
 from sabot.calls import Crew

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
-from sabot._cython.json import NESTING_MAX, is_too_deep
-from sabot._cython.partition import hash_rows
-from sabot._cython.rows import state_key
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.partition import hash_rows
+from sabot._cython.text.json import NESTING_MAX, is_too_deep
+from sabot._cython.text.records import state_key
 from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext, Message
 from sabot.calls import Worker

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.keyed import GroupTable
+from sabot._cython.groups.keyed import GroupTable
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.gathered import Extras, Gather

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
-from sabot._cython.window import split_panes
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.windows.window import split_panes
 from sabot.errors import InternalError
 from sabot.operators.aggregates.aggregator import Aggregator, Call
 from sabot.operators.aggregates.gathered import joined

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.keyed import sum_overflow
-from sabot._cython.partition import hash_columns
-from sabot._cython.sketch import Distinct, Quantiles
+from sabot._cython.groups.keyed import sum_overflow
+from sabot._cython.groups.partition import hash_columns
+from sabot._cython.groups.sketch import Distinct, Quantiles
 from sabot.config import is_whole
 from sabot.errors import UserError, short_repr
 from sabot.operators.aggregates.packed import ordered

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.multiset import join_keys, split_keys
+from sabot._cython.groups.multiset import join_keys, split_keys
 
 __all__ = ["NAN", "from_ordered", "ordered", "ordered_width", "packed", "unpacked"]
 

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch
-from sabot._cython.keyed import sum_overflow
-from sabot._cython.multiset import Arrivals, ExactSums, Multisets, join_keys, split_keys
-from sabot._cython.sketch import Quantiles
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.keyed import sum_overflow
+from sabot._cython.groups.multiset import Arrivals, ExactSums, Multisets, join_keys, split_keys
+from sabot._cython.groups.sketch import Quantiles
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import (
     Call,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.errors import UserError
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext
 from sabot.operators.rows.mapped import MapBatches

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
-from sabot._cython.channel import ACTIVE, Watermark
-from sabot._cython.partition import hash_columns
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import ACTIVE, Watermark
+from sabot._cython.groups.partition import hash_columns
 from sabot.api.calls import check_coroutine_function, function_name
 from sabot.api.nodes import calls as nodes
 from sabot.api.nodes.read import only_source

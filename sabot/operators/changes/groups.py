@@ -4,7 +4,7 @@
 
 What changes is emitted once a batch for each key that it touches. Rows that are only added are kept as `aggregates.Aggregator` keeps
 them. Of rows that may be taken away again: counts and sums of whole numbers in the store's tables, as sums of what adds and what takes;
-the rest beside them by slot, exactly: sums without rounding, values in sorted multisets, rows in order (`_cython.multiset`).
+the rest beside them by slot, exactly: sums without rounding, values in sorted multisets, rows in order (`_cython.groups.multiset`).
 """
 
 from abc import ABC, abstractmethod
@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch
-from sabot._cython.changes import Touches
-from sabot._cython.keyed import GroupTable
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.keyed import GroupTable
+from sabot._cython.rows.changes import Touches
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import (
     Aggregator,

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
-from sabot._cython.partition import hash_columns
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.partition import hash_columns
 from sabot.api.nodes import changes as nodes
 from sabot.api.nodes.changes import OP
 from sabot.codecs.json import schema_text

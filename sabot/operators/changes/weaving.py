@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import normalise
-from sabot._cython.changes import weave, woven
-from sabot._cython.keyed import GroupTable
+from sabot._cython.arrow.batch import normalise
+from sabot._cython.groups.keyed import GroupTable
+from sabot._cython.rows.changes import weave, woven
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN
 
 __all__ = ["Weave", "differ", "same_rows", "signs"]

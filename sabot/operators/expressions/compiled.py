@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.compare import LITERALS, LiteralSet, contains, equal_literal, starts_with
+from sabot._cython.arrow.compare import LITERALS, LiteralSet, contains, equal_literal, starts_with
 from sabot.api.expr import Expr
 from sabot.api.words import no_column
 from sabot.arrays import broadcast, epoch, floats, integer_array, integers, is_ascii, is_time, shown, where

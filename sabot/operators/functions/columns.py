@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch, normalise
-from sabot._cython.border import validate
-from sabot._cython.partition import hash_columns
-from sabot._cython.rows import decode_values, encode_values, key_rows
-from sabot._cython.timers import EVENT, PROCESSING
+from sabot._cython.arrow.batch import Batch, normalise
+from sabot._cython.arrow.border import validate
+from sabot._cython.flow.timers import EVENT, PROCESSING
+from sabot._cython.groups.partition import hash_columns
+from sabot._cython.text.records import decode_values, encode_values, key_rows
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.operators.functions.state import (

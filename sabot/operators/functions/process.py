@@ -24,9 +24,9 @@ from typing import Any, Never, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
-from sabot._cython.partition import KEY_GROUPS, hash_columns
-from sabot._cython.timers import EVENT, PROCESSING
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.timers import EVENT, PROCESSING
+from sabot._cython.groups.partition import KEY_GROUPS, hash_columns
 from sabot.api.nodes import functions as nodes
 from sabot.api.process import ProcessSpec
 from sabot.codecs.json import schema_of_text, schema_text

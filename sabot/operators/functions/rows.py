@@ -5,9 +5,9 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
-from sabot._cython.rows import key_rows
-from sabot._cython.timers import EVENT, PROCESSING
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.timers import EVENT, PROCESSING
+from sabot._cython.text.records import key_rows
 from sabot.api.process import Row, Timer
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME

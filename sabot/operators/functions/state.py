@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
-from sabot._cython.partition import hash_columns
-from sabot._cython.rows import state_key
-from sabot._cython.timers import EVENT, PROCESSING, TimerTable
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.timers import EVENT, PROCESSING, TimerTable
+from sabot._cython.groups.partition import hash_columns
+from sabot._cython.text.records import state_key
 from sabot.api.process import ProcessSpec
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, without_marks

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.api.nodes import joins as nodes
 from sabot.errors import UserError
 from sabot.operators.base import DELETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved

@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
-from sabot._cython.partition import hash_columns
-from sabot._cython.row_table import RowTable
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.partition import hash_columns
+from sabot._cython.rows.row_table import RowTable
 from sabot.codecs.json import schema_text
 from sabot.disk import make_folder
 from sabot.errors import UserError

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
-from sabot._cython.window import split_panes
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.windows.window import split_panes
 from sabot.api import windows
 from sabot.api.nodes import joins as nodes
 from sabot.errors import UserError

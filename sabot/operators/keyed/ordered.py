@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch
+from sabot._cython.arrow.batch import Batch
 from sabot.codecs.json import schema_text
 from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext, without_time
 from sabot.operators.keeping import Columns, Keeper, Keeping, columns_schema

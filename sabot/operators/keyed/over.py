@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch
-from sabot._cython.keyed import GroupTable, sum_overflow
-from sabot._cython.over import FrameTable, PlaceTable, WaitTable
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.keyed import GroupTable, sum_overflow
+from sabot._cython.windows.over import FrameTable, PlaceTable, WaitTable
 from sabot.api.aggregates import Aggregate
 from sabot.api.nodes import keyed as nodes
 from sabot.api.over import OverFunction

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
-from sabot._cython.sessions import RunTable
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.windows.sessions import RunTable
 from sabot.api.nodes import keyed as nodes
 from sabot.api.windows import WINDOW_END, WINDOW_START, CountWindow
 from sabot.api.words import name_of

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch
-from sabot._cython.keyed import GroupTable
-from sabot._cython.ranked import NUMBER_COLUMN, RankCut, RankTable
-from sabot._cython.window import split_panes
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.keyed import GroupTable
+from sabot._cython.rows.ranked import NUMBER_COLUMN, RankCut, RankTable
+from sabot._cython.windows.window import split_panes
 from sabot.api.nodes import keyed as nodes
 from sabot.api.nodes.windows import WindowTopN as WindowTopNNode
 from sabot.api.windows import WINDOW_END, WINDOW_START

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch
-from sabot._cython.partition import hash_columns
-from sabot._cython.pattern import PatternTable, TooManyPartials
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.partition import hash_columns
+from sabot._cython.rows.pattern import PatternTable, TooManyPartials
 from sabot.api import patterns
 from sabot.api.expr import Expr, col
 from sabot.api.nodes import patterns as nodes

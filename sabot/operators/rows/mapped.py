@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch, normalise
-from sabot._cython.border import validate
+from sabot._cython.arrow.batch import Batch, normalise
+from sabot._cython.arrow.border import validate
 from sabot.api.nodes import rows as nodes
 from sabot.api.words import name_of
 from sabot.arrays import is_time, to_ms

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch
-from sabot._cython.selection import select_rows
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.arrow.selection import select_rows
 from sabot.api.expr import Expr, col, lit
 from sabot.api.nodes import rows as nodes
 from sabot.api.words import with_text

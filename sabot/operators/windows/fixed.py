@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.batch import Batch
-from sabot._cython.keyed import GroupTable, SlidingTable
-from sabot._cython.window import split_panes
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.keyed import GroupTable, SlidingTable
+from sabot._cython.windows.window import split_panes
 from sabot.api.nodes import windows as nodes
 from sabot.api.windows import CountWindow, SessionWindow
 from sabot.errors import UserError

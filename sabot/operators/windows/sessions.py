@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.batch import Batch
-from sabot._cython.keyed import GroupTable
-from sabot._cython.sessions import RunTable, SessionTable
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.keyed import GroupTable
+from sabot._cython.windows.sessions import RunTable, SessionTable
 from sabot.api.windows import WINDOW_END, WINDOW_START, SessionWindow, Window
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import Aggregator, Call, calls_reader, calls_schema, key_columns

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.border import validate
-from sabot._cython.keyed import GroupTable
-from sabot._cython.row_bytes import RowCodec
-from sabot._cython.tables import places
+from sabot._cython.arrow.border import validate
+from sabot._cython.groups.keyed import GroupTable
+from sabot._cython.groups.tables import places
+from sabot._cython.rows.row_bytes import RowCodec
 from sabot.disk import make_folder
 from sabot.faults import taking_over, unreadable
 from sabot.state.backends.database import Database, Piece, database_options, read_database, read_mark

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.keyed import GroupTable
-from sabot._cython.partition import hash_columns
-from sabot._cython.tables import KeyFilter
+from sabot._cython.groups.keyed import GroupTable
+from sabot._cython.groups.partition import hash_columns
+from sabot._cython.groups.tables import KeyFilter
 from sabot.errors import InternalError
 from sabot.state.tables.cold import ColdGroups
 from sabot.state.tables.parts import ranges_of

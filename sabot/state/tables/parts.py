@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
-from sabot._cython.border import validate
-from sabot._cython.keyed import GroupTable
-from sabot._cython.partition import KEY_GROUPS
+from sabot._cython.arrow.border import validate
+from sabot._cython.groups.keyed import GroupTable
+from sabot._cython.groups.partition import KEY_GROUPS
 from sabot.state.backends.database import Database, Piece
 
 __all__ = ["PARTS", "Parts", "merged_parts", "ranges_of"]

@@ -23,9 +23,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
-from sabot._cython.border import validate
-from sabot._cython.partition import hash_columns
-from sabot._cython.row_table import ALIVE, RowCut, RowTable
+from sabot._cython.arrow.border import validate
+from sabot._cython.groups.partition import hash_columns
+from sabot._cython.rows.row_table import ALIVE, RowCut, RowTable
 from sabot.disk import make_folder, private
 from sabot.errors import CorruptCheckpoint
 from sabot.faults import unreadable

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import pyarrow as pa
 from pyarrow import ipc
 
-from sabot._cython.border import validate
-from sabot._cython.keyed import TableCut
+from sabot._cython.arrow.border import validate
+from sabot._cython.groups.keyed import TableCut
 from sabot.disk import make_folder, private
 from sabot.errors import CorruptCheckpoint
 from sabot.faults import unreadable

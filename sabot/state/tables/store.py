@@ -24,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sabot._cython.keyed import GroupTable
-from sabot._cython.partition import KEY_GROUPS, hash_columns
-from sabot._cython.tables import KeyFilter, give_back
+from sabot._cython.groups.keyed import GroupTable
+from sabot._cython.groups.partition import KEY_GROUPS, hash_columns
+from sabot._cython.groups.tables import KeyFilter, give_back
 from sabot.disk import make_folder
 from sabot.errors import CorruptCheckpoint, InternalError, SabotError
 from sabot.faults import hint_of

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from mutations import mutated
 
-from sabot._cython.batch import Batch
-from sabot._cython.keyed import GroupTable
-from sabot._cython.partition import hash_columns, partition_indices
-from sabot._cython.row_table import RowTable
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.keyed import GroupTable
+from sabot._cython.groups.partition import hash_columns, partition_indices
+from sabot._cython.rows.row_table import RowTable
 from sabot.codecs.records import to_records
 from sabot.connectors.files import CsvSink, FileSource
 from sabot.errors import InternalError, SabotError, UserError

@@ -10,10 +10,10 @@ import msgspec
 import pyarrow as pa
 from mutations import damaged_value, json_bytes, mutated, pack, unpack
 
-from sabot._cython.partition import hash_columns
-from sabot._cython.row_bytes import RowCodec
-from sabot._cython.rows import decode_values, encode_values
-from sabot._cython.tables import places
+from sabot._cython.groups.partition import hash_columns
+from sabot._cython.groups.tables import places
+from sabot._cython.rows.row_bytes import RowCodec
+from sabot._cython.text.records import decode_values, encode_values
 from sabot.cli.printing import moment
 from sabot.codecs.marks import OP_COLUMN
 from sabot.codecs.records import build_records, decode_json

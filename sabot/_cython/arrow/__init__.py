@@ -1,0 +1,1 @@
+"""Columns: the border of Arrow data, the view of a column, selections, comparisons."""

@@ -1,0 +1,121 @@
+"""Arrow data from outside, checked before a kernel follows its offsets. See border.pyi for the contract."""
+
+import pyarrow as pa
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uintptr_t
+
+__all__ = ["validate"]
+
+
+cdef extern from "text/json_text.h" namespace "sabot" nogil:
+    int utf8_length(const uint8_t* p, const uint8_t* end) noexcept  # of the sequence at p, whose first byte is >= 0x80; 0: not valid
+
+
+ctypedef fused Offset:
+    int32_t
+    int64_t
+
+
+cdef enum:
+    BLOCK = 512  # bytes that are looked at at once: a loop without a way out, which compilers make vectors of
+    FOREIGN = 24  # characters of a block that are not ASCII: with more of them pyarrow's check is the faster one
+
+cdef dict TEXTS = {  # by type: (bytes of an offset, whether it is text)
+    pa.string(): (4, True),
+    pa.binary(): (4, False),
+    pa.large_string(): (8, True),
+    pa.large_binary(): (8, False),
+}
+
+
+def validate(batch):
+    """Raises pa.ArrowInvalid, naming the column, for data that is not what its types say."""
+    for name, column in zip(batch.schema.names, batch.columns):
+        try:
+            column.validate()  # the sizes of buffers and the outermost offsets: what the loops below rely on
+            kind = TEXTS.get(column.type)
+            if kind is None or not sound(column, kind[0], kind[1]):
+                column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise pa.ArrowInvalid(f"column {name!r}: {error}") from error
+
+
+cdef bint sound(object array, int width, bint text) except -1:
+    """Whether the values lie one behind the other, and are UTF-8 where they are text.
+
+    False may be wrong, and needs pyarrow's answer: the bytes that null rows hide are read too, and dense text is not read to its end.
+    """
+    cdef int64_t n = len(array)
+    if n == 0:
+        return False
+    _, offsets, data = array.buffers()
+    cdef uintptr_t at = <uintptr_t> offsets.address + <uintptr_t> (array.offset * width)
+    cdef const uint8_t* values = NULL
+    if data is not None and text:
+        values = <const uint8_t*> <uintptr_t> data.address
+    if at % width:
+        return False
+    with nogil:
+        if width == 4:
+            return in_order(<const int32_t*> at, n) and (values == NULL or is_utf8(<const int32_t*> at, values, n))
+        return in_order(<const int64_t*> at, n) and (values == NULL or is_utf8(<const int64_t*> at, values, n))
+
+
+cdef bint in_order(const Offset* offsets, int64_t n) noexcept nogil:
+    cdef int64_t i
+    cdef int back = 0
+    for i in range(n):
+        back |= offsets[i + 1] < offsets[i]
+    return back == 0
+
+
+cdef bint is_utf8(const Offset* offsets, const uint8_t* data, int64_t n) noexcept nogil:
+    """Whether each of the values between these offsets, which are in order, is UTF-8.
+
+    They are read as one text: where that is valid, and no value begins in the middle of a character, each of them is valid.
+    """
+    cdef const uint8_t* end = data + offsets[n]
+    cdef const uint8_t* p = after_ascii(data + offsets[0], end)
+    cdef const uint8_t* stop
+    cdef int length, foreign
+    cdef int64_t i
+    cdef int inside = 0
+    if p == end:
+        return True
+    while p < end:
+        stop = p + min(BLOCK, end - p)
+        foreign = 0
+        while p < stop:
+            if p[0] < 0x80:
+                p += 1
+                continue
+            length = utf8_length(p, end)
+            foreign += 1
+            if length == 0 or foreign > FOREIGN:
+                return False
+            p += length
+        p = after_ascii(p, end)
+    for i in range(n):
+        if data + offsets[i] < end:
+            inside |= (data[offsets[i]] & 0xC0) == 0x80
+    return inside == 0
+
+
+cdef const uint8_t* after_ascii(const uint8_t* p, const uint8_t* end) noexcept nogil:
+    """The first block that is not all ASCII; `end` where there is none."""
+    cdef int64_t i, size
+    cdef uint8_t seen
+    while p < end:
+        seen = 0
+        if end - p >= BLOCK:
+            for i in range(BLOCK):
+                seen |= p[i]
+            size = BLOCK
+        else:
+            size = end - p
+            for i in range(size):
+                seen |= p[i]
+        if seen & 0x80:
+            return p
+        p += size
+    return end

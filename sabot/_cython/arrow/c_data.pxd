@@ -1,0 +1,45 @@
+"""The Arrow C Data Interface: the two structs, and how to get at them. How row i is found in them, column.h and columns.pxd know.
+
+A kernel takes a pa.Array, keeps the pair of capsules of `array.__arrow_c_array__()` alive while it reads, and never calls
+`release`: the capsules do.
+
+Source: https://arrow.apache.org/docs/format/CDataInterface.html
+"""
+
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport int64_t
+
+
+cdef extern from "arrow/arrow_c.h":
+    ctypedef struct ArrowSchema:
+        const char* format         # the type: "l" int64, "u" string, "+s" struct, "w:16" fixed-size binary, ...
+        const char* name           # of the field; may be NULL
+        const char* metadata       # binary pairs; may be NULL
+        int64_t flags              # 1 dictionary ordered, 2 nullable, 4 map keys sorted
+        int64_t n_children
+        ArrowSchema** children
+        ArrowSchema* dictionary    # of the values, where the array is dictionary encoded; else NULL
+        void (*release)(ArrowSchema*) noexcept nogil
+        void* private_data         # the producer's
+
+    ctypedef struct ArrowArray:
+        int64_t length             # rows
+        int64_t null_count         # -1: not counted
+        int64_t offset             # rows to skip at the start of every buffer
+        int64_t n_buffers
+        int64_t n_children
+        const void** buffers       # by type: [validity, values], [validity, offsets, data], [validity], or none
+        ArrowArray** children
+        ArrowArray* dictionary
+        void (*release)(ArrowArray*) noexcept nogil
+        void* private_data
+
+
+cdef inline ArrowSchema* schema_of(object capsule) except NULL:
+    """The struct inside a capsule; lives as long as the capsule."""
+    return <ArrowSchema*> PyCapsule_GetPointer(capsule, "arrow_schema")
+
+
+cdef inline ArrowArray* array_of(object capsule) except NULL:
+    """The struct inside a capsule; lives as long as the capsule."""
+    return <ArrowArray*> PyCapsule_GetPointer(capsule, "arrow_array")

@@ -1,0 +1,289 @@
+/* A column as every kernel reads it (`View`), and how results become a column again. columns.pxd declares the same for Cython.
+
+A kernel works through a column in blocks of at most BLOCK_ROWS rows. Which rows these are, `Rows` says: a run, or a part of a
+selection. What is dispatched on types is dispatched once a block.
+
+What every reader of Arrow data must expect, and `view_of` sees to:
+
+- row i of an array stands at `offset + i` of its buffers, of validity and of bools (bits) too;
+- the child of a struct keeps its own offset: row i of the parent is `parent.offset + i` of the child, hence
+  `parent.offset + child.offset + i` of the child's buffers (a list's child is addressed by the list's offsets instead);
+- `null_count` may be -1 (not counted), and the validity buffer may be absent even then;
+- an empty array may have no buffers behind its pointers at all.
+
+All functions here are `noexcept nogil`: they allocate nothing, throw nothing and need no interpreter. A view owns nothing: the
+pair of capsules that it was made of must live as long as it is read. */
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+
+#include "arrow/arrow_c.h"
+
+#define SABOT_INLINE __attribute__((always_inline)) /* on lambdas that are called once a row */
+
+namespace sabot {
+
+constexpr int BLOCK_ROWS = 512; /* slots, row addresses and values of a block stay in the first-level cache */
+
+enum class Type : uint8_t {
+    other, /* cannot be read, except for where its nulls are */
+    nothing, /* every row is null */
+    bool_, int8, int16, int32, int64, uint8, uint16, uint32, uint64, float32, float64,
+    text, bytes, fixed,
+};
+
+static inline bool has_bytes(Type type) { return type >= Type::text; }
+static inline bool is_float(Type type) { return type == Type::float32 || type == Type::float64; }
+static inline bool is_unsigned(Type type) { return type >= Type::uint8 && type <= Type::uint64; }
+
+static inline int width_of(Type type) {
+    switch (type) {
+        case Type::int8: case Type::uint8: return 1;
+        case Type::int16: case Type::uint16: return 2;
+        case Type::int32: case Type::uint32: case Type::float32: return 4;
+        default: return 8;
+    }
+}
+
+/* Dates, times, timestamps and durations are the integers that they are stored as. */
+static inline Type type_of(const char* format) {
+    if (format[0] == 't') {
+        if (format[1] == 'd') return format[2] == 'D' ? Type::int32 : Type::int64;
+        if (format[1] == 't') return format[2] == 's' || format[2] == 'm' ? Type::int32 : Type::int64;
+        if (format[1] == 's' || format[1] == 'D') return Type::int64;
+        return Type::other;
+    }
+    if (format[0] == 'w' && format[1] == ':') return Type::fixed;
+    if (format[0] == 0 || format[1] != 0) return Type::other;
+    switch (format[0]) {
+        case 'n': return Type::nothing;
+        case 'b': return Type::bool_;
+        case 'c': return Type::int8;
+        case 's': return Type::int16;
+        case 'i': return Type::int32;
+        case 'l': return Type::int64;
+        case 'C': return Type::uint8;
+        case 'S': return Type::uint16;
+        case 'I': return Type::uint32;
+        case 'L': return Type::uint64;
+        case 'f': return Type::float32;
+        case 'g': return Type::float64;
+        case 'u': return Type::text;
+        case 'z': return Type::bytes;
+        default: return Type::other;
+    }
+}
+
+/* A flat view of one array, read only. Rows are counted from 0; the accessors of a value do not look at validity. */
+struct View {
+    Type type = Type::other;
+    bool temporal = false;             /* a date, time, timestamp or duration, whose type here is that of its integers */
+    int64_t length = 0;                /* rows */
+    int64_t start = 0;                 /* row 0 stands here in every buffer: the array's offset, plus the parent's for a child */
+    const uint8_t* validity = nullptr; /* null: no row is null */
+    const void* values = nullptr;      /* numbers, bits, fixed-size bytes; null when length is 0 */
+    const int32_t* offsets = nullptr;  /* of text and bytes; null when length is 0 */
+    const uint8_t* data = nullptr;     /* of everything that has bytes; null when length is 0 */
+    const uint8_t* end = nullptr;      /* no row's bytes reach further */
+    int64_t width = 0;                 /* bytes a row, of fixed */
+
+    bool nullable() const { return validity != nullptr || type == Type::nothing; }
+    bool valid(int64_t row) const {
+        if (type == Type::nothing) return false;
+        const int64_t i = start + row;
+        return validity == nullptr || ((validity[i >> 3] >> (i & 7)) & 1);
+    }
+    bool truth(int64_t row) const {
+        const int64_t i = start + row;
+        return (static_cast<const uint8_t*>(values)[i >> 3] >> (i & 7)) & 1;
+    }
+    const uint8_t* bytes_at(int64_t row, int64_t* size) const {
+        const int64_t i = start + row;
+        if (type == Type::fixed) {
+            *size = width;
+            return data + i * width;
+        }
+        *size = offsets[i + 1] - offsets[i];
+        return data + offsets[i];
+    }
+    /* The value of a column of integers, of whatever width; of uint64 the same 64 bits, to be cast back. */
+    int64_t integer(int64_t row) const {
+        const int64_t i = start + row;
+        switch (type) {
+            case Type::int8: return static_cast<const int8_t*>(values)[i];
+            case Type::int16: return static_cast<const int16_t*>(values)[i];
+            case Type::int32: return static_cast<const int32_t*>(values)[i];
+            case Type::uint8: return static_cast<const uint8_t*>(values)[i];
+            case Type::uint16: return static_cast<const uint16_t*>(values)[i];
+            case Type::uint32: return static_cast<const uint32_t*>(values)[i];
+            default: return static_cast<const int64_t*>(values)[i];
+        }
+    }
+    /* The value of a column of float32 or float64. */
+    double real(int64_t row) const {
+        if (type == Type::float32) return static_cast<const float*>(values)[start + row];
+        return static_cast<const double*>(values)[start + row];
+    }
+    /* Row 0 of a column whose values are of this C++ type; null where it has no rows. */
+    template <class T>
+    const T* from() const {
+        return length == 0 ? nullptr : static_cast<const T*>(values) + start;
+    }
+    const int8_t* int8s() const { return from<int8_t>(); }
+    const uint8_t* uint8s() const { return from<uint8_t>(); }
+    const int32_t* int32s() const { return from<int32_t>(); }
+    const int64_t* int64s() const { return from<int64_t>(); }
+    const uint64_t* uint64s() const { return from<uint64_t>(); }
+};
+
+/* `parent_offset` and `length` are the struct parent's for its child, 0 and array.length else. Of a view whose type is `other` only
+   `valid` may be asked. */
+static inline View view_of(const ArrowSchema* schema, const ArrowArray* array, int64_t parent_offset, int64_t length) {
+    View view;
+    view.type = schema->dictionary != nullptr ? Type::other : type_of(schema->format);
+    view.temporal = schema->format[0] == 't' && view.type != Type::other;
+    view.length = length;
+    view.start = parent_offset + array->offset;
+    if (length == 0 || array->n_buffers == 0) return view;
+    if (array->null_count != 0) view.validity = static_cast<const uint8_t*>(array->buffers[0]);
+    if (view.type == Type::other || view.type == Type::nothing) return view;
+    static const uint8_t none = 0; /* where all rows are empty there may be no bytes at all */
+    if (view.type == Type::text || view.type == Type::bytes) {
+        view.offsets = static_cast<const int32_t*>(array->buffers[1]);
+        view.data = static_cast<const uint8_t*>(array->buffers[2]);
+        if (view.data == nullptr) view.data = &none;
+        view.end = view.data + view.offsets[view.start + length];
+    } else {
+        view.values = array->buffers[1];
+        if (view.type == Type::fixed) {
+            view.width = std::strtol(schema->format + 2, nullptr, 10);
+            view.data = view.values == nullptr ? &none : static_cast<const uint8_t*>(view.values);
+            view.end = view.data + (view.start + length) * view.width;
+        }
+    }
+    return view;
+}
+
+/* The rows of a block: `count` from `base`, of the selection where there is one. */
+struct Rows {
+    const int32_t* chosen;
+    int64_t base;
+    int count;
+
+    int64_t operator[](int i) const { return chosen ? chosen[base + i] : base + i; }
+};
+
+template <class Body>
+static inline void each_row(const Rows& rows, Body body) {
+    const int count = rows.count;
+    if (rows.chosen) {
+        const int32_t* chosen = rows.chosen + rows.base;
+        for (int i = 0; i < count; i++) body(i, static_cast<int64_t>(chosen[i]));
+    } else {
+        const int64_t base = rows.base;
+        for (int i = 0; i < count; i++) body(i, base + i);
+    }
+}
+
+/* Whether none of the numbers is negative and all are below `end`. */
+static inline bool all_within(const int32_t* numbers, int64_t count, int64_t end) {
+    int32_t least = INT32_MAX, greatest = INT32_MIN;
+    for (int64_t i = 0; i < count; i++) {
+        least = numbers[i] < least ? numbers[i] : least;
+        greatest = numbers[i] > greatest ? numbers[i] : greatest;
+    }
+    return count == 0 || (least >= 0 && greatest < end);
+}
+
+/* Calls body(T()) for the C++ type of a column of numbers. */
+template <class Body>
+static inline void with_number(Type type, Body body) {
+    switch (type) {
+        case Type::int8: return body(int8_t());
+        case Type::int16: return body(int16_t());
+        case Type::int32: return body(int32_t());
+        case Type::int64: return body(int64_t());
+        case Type::uint8: return body(uint8_t());
+        case Type::uint16: return body(uint16_t());
+        case Type::uint32: return body(uint32_t());
+        case Type::uint64: return body(uint64_t());
+        case Type::float32: return body(float());
+        default: return body(double());
+    }
+}
+
+/* The numbers of a block as `To`, in `scratch` unless they already stand side by side as such. Null rows give any value. */
+template <class To>
+static inline const To* numbers(const View& view, const Rows& rows, To* scratch) {
+    if (view.type == Type::nothing) {
+        std::memset(scratch, 0, sizeof(To) * rows.count);
+        return scratch;
+    }
+    if (view.type == Type::bool_) {
+        each_row(rows, [&](int i, int64_t row) { scratch[i] = view.truth(row); });
+        return scratch;
+    }
+    const To* result = scratch;
+    with_number(view.type, [&](auto zero) {
+        using From = decltype(zero);
+        const From* from = static_cast<const From*>(view.values) + view.start;
+        if constexpr (std::is_same_v<From, To>) {
+            if (!rows.chosen) {
+                result = from + rows.base;
+                return;
+            }
+        }
+        each_row(rows, [&](int i, int64_t row) { scratch[i] = static_cast<To>(from[row]); });
+    });
+    return result;
+}
+
+static inline uint64_t bits_of(double value) {
+    uint64_t bits;
+    std::memcpy(&bits, &value, 8);
+    return bits;
+}
+static inline double double_of(uint64_t bits) {
+    double value;
+    std::memcpy(&value, &bits, 8);
+    return value;
+}
+
+/* `count` rows of 64 bits (integers, or the bits of a double) into a column's buffers, from its row `first` (a multiple of 8) on. */
+static inline int64_t pack(
+    Type type, const uint64_t* raw, const uint8_t* valid, int count, int64_t first, void* values, uint8_t* validity
+) {
+    int64_t nulls = 0;
+    for (int i = 0; i < count; i += 8) {
+        uint8_t byte = 0;
+        const int left = count - i < 8 ? count - i : 8;
+        for (int j = 0; j < left; j++) {
+            byte |= static_cast<uint8_t>((valid[i + j] != 0) << j);
+            nulls += valid[i + j] == 0;
+        }
+        validity[(first + i) >> 3] = byte;
+    }
+    if (type == Type::bool_) {
+        uint8_t* bits = static_cast<uint8_t*>(values);
+        for (int i = 0; i < count; i += 8) {
+            uint8_t byte = 0;
+            for (int j = 0; j < 8 && i + j < count; j++) byte |= static_cast<uint8_t>((raw[i + j] != 0) << j);
+            bits[(first + i) >> 3] = byte;
+        }
+        return nulls;
+    }
+    with_number(type, [&](auto zero) {
+        using To = decltype(zero);
+        To* to = static_cast<To*>(values) + first;
+        for (int i = 0; i < count; i++) {
+            if constexpr (std::is_floating_point_v<To>) to[i] = static_cast<To>(double_of(raw[i]));
+            else to[i] = static_cast<To>(raw[i]);
+        }
+    });
+    return nulls;
+}
+
+}  // namespace sabot

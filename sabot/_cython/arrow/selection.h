@@ -1,0 +1,43 @@
+/* Which rows of a batch count, as row numbers. All of it is `noexcept nogil`. See selection.pyi. */
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "arrow/column.h"
+
+namespace sabot {
+
+/* 64 bits of a bitmap, from bit `start` on; no byte is read that holds none of them. */
+static inline uint64_t bits_at(const uint8_t* bitmap, int64_t start) {
+    uint64_t bits;
+    std::memcpy(&bits, bitmap + (start >> 3), 8);
+    const int shift = start & 7;
+    return shift ? bits >> shift | static_cast<uint64_t>(bitmap[(start >> 3) + 8]) << (64 - shift) : bits;
+}
+
+/* The rows where the mask is true, of all or of those that `chosen` names; -> how many. OUT out[count]. */
+static inline int64_t select_rows(const View& mask, const int32_t* chosen, int64_t count, int32_t* out) {
+    int64_t n = 0;
+    if (chosen) {
+        for (int64_t i = 0; i < count; i++) {
+            out[n] = chosen[i];
+            n += mask.truth(chosen[i]) & mask.valid(chosen[i]);
+        }
+        return n;
+    }
+    const uint8_t* truths = static_cast<const uint8_t*>(mask.values);
+    int64_t row = 0;
+    for (; row + 64 <= count; row += 64) {
+        uint64_t bits = bits_at(truths, mask.start + row);
+        if (mask.validity) bits &= bits_at(mask.validity, mask.start + row);
+        for (; bits; bits &= bits - 1) out[n++] = static_cast<int32_t>(row + __builtin_ctzll(bits));
+    }
+    for (; row < count; row++) {
+        out[n] = static_cast<int32_t>(row);
+        n += mask.truth(row) & mask.valid(row);
+    }
+    return n;
+}
+
+}  // namespace sabot

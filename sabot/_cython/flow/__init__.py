@@ -1,0 +1,1 @@
+"""Between tasks and in time: channels, gates, timers."""

@@ -1,0 +1,324 @@
+"""Timers by key. See timers.pyi for the contract; timers_queue.h has the loops."""
+
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint64_t
+from libcpp cimport bool as cbool
+from libcpp.vector cimport vector
+
+import pyarrow as pa
+
+from sabot._cython.arrow.columns cimport (
+    TYPE_INT8,
+    TYPE_INT32,
+    TYPE_INT64,
+    View,
+    int32_array,
+    int64_array,
+    new_array,
+    open_array,
+)
+
+__all__ = ["EVENT", "PROCESSING", "TimerTable"]
+
+EVENT, PROCESSING = 0, 1
+
+cdef enum:
+    KIND_COUNT = 2
+
+cdef extern from "flow/timers_queue.h" namespace "sabot" nogil:
+    const int64_t TIMERS_AHEAD
+
+    cppclass Timer:
+        int64_t at
+        uint64_t serial
+        uint64_t order
+        int32_t slot
+        int32_t name
+        uint8_t kind
+        cbool alive
+
+    cppclass Timers:
+        int64_t alive
+        int64_t dead
+        int64_t fired
+        int32_t over
+        vector[int32_t] names
+        cbool add(int32_t slot, int64_t at, int kind, int32_t name) except +
+        void fetch(int32_t slot, int64_t at, int kind, int32_t name) noexcept
+        cbool remove(int32_t slot, int64_t at, int kind, int32_t name) except +
+        cbool take(int kind, int64_t limit, Timer* out) except +
+        void take_batch(int kind, int64_t limit, int64_t rows, vector[int32_t]& slots, vector[int64_t]& times) except +
+        void soon(int kind, int64_t limit, size_t rows, vector[int32_t]& out) except +
+        void hold(int kind) noexcept
+        void release(int kind) except +
+        void begin_guard(int64_t limit) noexcept
+        void set_floor(int64_t floor) noexcept
+        void vacant(const int32_t* slots, int64_t count, vector[int32_t]& out) except +
+        int64_t bytes() noexcept
+
+
+cdef extern from *:
+    """
+    #include "flow/timers_queue.h"
+
+    // Fills columns with all timers; each has room for `alive` of them.
+    static void sabot_export_timers(
+        const sabot::Timers& timers, int32_t* slot, int64_t* at, int8_t* kind, int32_t* name, int64_t* serial, int64_t* order
+    ) {
+        int64_t row = 0;
+        timers.each([&](const sabot::Timer& timer) {
+            slot[row] = timer.slot;
+            at[row] = timer.at;
+            kind[row] = (int8_t)timer.kind;
+            name[row] = timer.name;
+            serial[row] = (int64_t)timer.serial;
+            order[row] = (int64_t)timer.order;
+            row++;
+        });
+    }
+    """
+    void export_timers "sabot_export_timers"(
+        const Timers& timers, int32_t* slot, int64_t* at, int8_t* kind, int32_t* name, int64_t* serial, int64_t* order
+    ) noexcept nogil
+
+_EXPORT = pa.schema(
+    [
+        ("slot", pa.int32()),
+        ("at", pa.int64()),
+        ("kind", pa.int8()),
+        ("name", pa.int32()),
+        ("serial", pa.int64()),
+        ("order", pa.int64()),
+    ]
+)
+
+
+cdef int _kind(kind) except -1:
+    if not 0 <= kind < KIND_COUNT:
+        raise ValueError(f"{kind} is no kind of timer")
+    return kind
+
+
+cdef class _Sets:
+    """The arguments of `add` and `delete`: slots, and a time for each."""
+
+    cdef View slot_column, at_column
+    cdef object alive
+    cdef int64_t count
+
+    def __cinit__(self, slots, at):
+        self.alive = [
+            open_array(slots, &self.slot_column, TYPE_INT32, "slots"),
+            open_array(at, &self.at_column, TYPE_INT64, "at"),
+        ]
+        self.count = self.slot_column.length
+        if self.count != self.at_column.length:
+            raise ValueError(f"{self.count} slots for {self.at_column.length} times")
+        cdef int64_t i
+        for i in range(self.count):
+            if self.slot_column.integer(i) < 0:
+                raise IndexError(f"row {i}: its slot is negative")
+
+
+cdef class TimerTable:
+    """Timers by key. See timers.pyi."""
+
+    cdef Timers timers
+    cdef dict name_ids              # text -> id, of names that timers have; "" is 0, always
+    cdef list name_texts            # by id
+    cdef vector[int64_t] name_counts
+    cdef vector[int32_t] unused_names
+
+    def __cinit__(self):
+        self.name_ids = {"": 0}
+        self.name_texts = [""]
+        self.name_counts.push_back(0)
+
+    def __len__(self):
+        return self.timers.alive
+
+    @property
+    def nbytes(self):
+        return self.timers.bytes()
+
+    @property
+    def over(self):
+        """See timers.pyi."""
+        return self.timers.over
+
+    def set(self, int32_t slot, int64_t at, kind, str name not None=""):
+        """One timer. See timers.pyi."""
+        if slot < 0:
+            raise IndexError(f"slot {slot} is negative")
+        cdef int which = _kind(kind)
+        cdef int32_t number = self._name(name)
+        if self.timers.add(slot, at, which, number):
+            self.name_counts[number] += 1
+            return True
+        return False
+
+    def unset(self, int32_t slot, int64_t at, kind, str name not None=""):
+        """One timer less. See timers.pyi."""
+        cdef int which = _kind(kind)
+        number = self.name_ids.get(name)
+        if number is None or not self.timers.remove(slot, at, which, number):
+            return False
+        self._unname(number)
+        return True
+
+    def add(self, slots, at, kind):
+        """A timer for each row. See timers.pyi."""
+        cdef _Sets rows = _Sets(slots, at)
+        cdef int which = _kind(kind)
+        cdef int64_t i, ahead, added = 0
+        with nogil:
+            for i in range(rows.count):
+                if i + TIMERS_AHEAD < rows.count:
+                    ahead = i + TIMERS_AHEAD
+                    self.timers.fetch(<int32_t> rows.slot_column.integer(ahead), rows.at_column.integer(ahead), which, 0)
+                added += self.timers.add(<int32_t> rows.slot_column.integer(i), rows.at_column.integer(i), which, 0)
+        self.name_counts[0] += added
+        return added
+
+    def load(self, slots, at, kinds, names, texts):
+        """Timers of `export` come in. See timers.pyi."""
+        cdef _Sets rows = _Sets(slots, at)
+        cdef View kind_column, name_column
+        cdef list alive = [
+            open_array(kinds, &kind_column, TYPE_INT8, "kinds"),
+            open_array(names, &name_column, TYPE_INT32, "names"),
+        ]
+        if kind_column.length != rows.count or name_column.length != rows.count:
+            raise ValueError(f"{kind_column.length} kinds and {name_column.length} names for {rows.count} timers")
+        cdef vector[int32_t] numbers
+        cdef int64_t i, number, kind
+        for i in range(rows.count):
+            number, kind = name_column.integer(i), kind_column.integer(i)
+            if not (0 <= number < len(texts) and 0 <= kind < KIND_COUNT):
+                raise IndexError(f"row {i}: there is no name {number}, or no kind {kind}")
+        for text in texts:
+            numbers.push_back(self._name(text))
+        for i in range(rows.count):
+            number = numbers[name_column.integer(i)]
+            self.name_counts[number] += self.timers.add(
+                <int32_t> rows.slot_column.integer(i), rows.at_column.integer(i), <int> kind_column.integer(i), number
+            )
+        for i in range(<int64_t> numbers.size()):
+            number = numbers[i]
+            if number and self.name_counts[number] == 0 and self.name_texts[number] != "":
+                self.name_counts[number] = 1
+                self._unname(number)
+
+    def delete(self, slots, at, kind):
+        """The timer of each row is gone. See timers.pyi."""
+        cdef _Sets rows = _Sets(slots, at)
+        cdef int which = _kind(kind)
+        cdef int64_t i, gone = 0
+        with nogil:
+            for i in range(rows.count):
+                gone += self.timers.remove(<int32_t> rows.slot_column.integer(i), rows.at_column.integer(i), which, 0)
+        self.name_counts[0] -= gone
+        return gone
+
+    def take_one(self, int64_t limit, kind):
+        """The next timer that is due. See timers.pyi."""
+        cdef Timer timer
+        if not self.timers.take(_kind(kind), limit, &timer):
+            return None
+        text = self.name_texts[timer.name]
+        self._unname(timer.name)
+        return timer.slot, timer.at, text
+
+    def take(self, int64_t limit, kind, int64_t rows):
+        """The next timers that are due. See timers.pyi."""
+        cdef vector[int32_t] slots
+        cdef vector[int64_t] times
+        cdef int which = _kind(kind)
+        cdef size_t i
+        self.timers.names.clear()
+        with nogil:
+            self.timers.take_batch(which, limit, rows, slots, times)
+        for i in range(self.timers.names.size()):
+            self._unname(self.timers.names[i])
+        return int32_array(slots), int64_array(times)
+
+    def soon(self, int64_t limit, kind, int64_t rows):
+        """Slots of timers that come soon. See timers.pyi."""
+        cdef vector[int32_t] slots
+        self.timers.soon(_kind(kind), limit, rows, slots)
+        return int32_array(slots)
+
+    def hold(self, kind):
+        """See timers.pyi."""
+        self.timers.hold(_kind(kind))
+
+    def release(self, kind):
+        """See timers.pyi."""
+        self.timers.release(_kind(kind))
+
+    def guard(self, int64_t limit):
+        """See timers.pyi."""
+        self.timers.begin_guard(limit)
+
+    def floor(self, int64_t at):
+        """See timers.pyi."""
+        self.timers.set_floor(at)
+
+    def vacant(self, slots):
+        """See timers.pyi."""
+        cdef View column
+        cdef object alive = open_array(slots, &column, TYPE_INT32, "slots")
+        cdef vector[int32_t] out
+        with nogil:
+            self.timers.vacant(column.int32s(), column.length, out)
+        return int32_array(out)
+
+    def export(self):
+        """All timers as columns, and the names. See timers.pyi."""
+        cdef int64_t count = self.timers.alive
+        cdef int32_t* slot
+        cdef int64_t* at
+        cdef int8_t* kind
+        cdef int32_t* name
+        cdef int64_t* serial
+        cdef int64_t* order
+        columns = [
+            new_array(pa.int32(), count, <void**> &slot),
+            new_array(pa.int64(), count, <void**> &at),
+            new_array(pa.int8(), count, <void**> &kind),
+            new_array(pa.int32(), count, <void**> &name),
+            new_array(pa.int64(), count, <void**> &serial),
+            new_array(pa.int64(), count, <void**> &order),
+        ]
+        with nogil:
+            export_timers(self.timers, slot, at, kind, name, serial, order)
+        return pa.RecordBatch.from_arrays(columns, schema=_EXPORT), list(self.name_texts)
+
+    def statistics(self):
+        """timers, fired, bytes."""
+        return {"timers": self.timers.alive, "fired": self.timers.fired, "bytes": self.timers.bytes()}
+
+    cdef int32_t _name(self, str text) except -1:
+        """The number of a name; new ones get one."""
+        number = self.name_ids.get(text)
+        if number is not None:
+            return number
+        cdef int32_t fresh
+        if self.unused_names.size():
+            fresh = self.unused_names.back()
+            self.unused_names.pop_back()
+            self.name_texts[fresh] = text
+        else:
+            fresh = <int32_t> self.name_counts.size()
+            self.name_counts.push_back(0)
+            self.name_texts.append(text)
+        self.name_ids[text] = fresh
+        return fresh
+
+    cdef int _unname(self, int32_t number) except -1:
+        """One timer less has it."""
+        self.name_counts[number] -= 1
+        if number and self.name_counts[number] == 0:
+            del self.name_ids[self.name_texts[number]]
+            self.name_texts[number] = ""
+            self.unused_names.push_back(number)
+        return 0

@@ -1,0 +1,185 @@
+/* A window that slides over panes: one table, into which panes come and from which they go, in the same order. No key is hashed for it
+   and no pane's key is kept: groups are found by the hash in the pane's rows once, when it comes, and by their slots after that.
+
+        panes    1  2  3  4 | 5  6  7      the window 2 to 7; next is 3 to 8
+        front       2  3  4 |              for each group of 2, what 3+4 have of it: a stack, 2 on top, 4 at the bottom
+        back                | 5+6+7        beside_, by slot
+
+   8 comes: it is added to the window and to the back. 2 goes: each of its groups becomes what 3+4 have of it, and then what the back
+   has is added. When the front is used up, all panes turn into a new one: from the last to the first, each leaves behind what those
+   after it have, and is added to that. The two stacks are those of Tangwongsan, Hirzel, Schneider: Low-latency sliding-window
+   aggregation. By slot they take two passes over a pane's groups besides the one in which it comes, and no subtraction, which would
+   not be exact for sums of floats, and not possible for the least and the greatest.
+
+   beside_ is, by slot, what the back has; and while panes turn, what those that turned have. A cell of it is a row of the table without
+   hash and keys: | number of the last pane that has the group 4 · bits 4 | accumulators |. The number says all that is asked of a
+   group: it is gone when that pane goes, the back has it when that pane is in the back, and the first pane to turn that has it is that
+   one. So cells are never cleared: one whose number is too low has nothing.
+
+   All of it is `nogil`. `enter`, `turn` and `leave` throw what a Table throws (`except +`). */
+#pragma once
+
+#include "groups/keyed_table.h"
+
+namespace sabot {
+
+class Slide {
+  public:
+    explicit Slide(Table* window) : window_(*window) {}
+
+    /* After the table's. */
+    void ready() {
+        const int skipped = window_.body_at_ - 8; /* a cell is a row without its hash and keys */
+        layout_ = window_.aggregates_;
+        for (Aggregate& a : layout_) {
+            a.at -= skipped;
+            for (Bit* bit : {&a.seen, &a.null}) bit->at = bit->at == 8 ? 0 : bit->at - skipped;
+        }
+        width_ = window_.end_ - skipped;
+        image_.assign(width_, 0);
+        std::memcpy(image_.data() + 8, window_.image_.data() + window_.body_at_, width_ - 8);
+    }
+
+    int64_t nbytes() const { return static_cast<int64_t>(beside_.capacity() + front_room_); }
+    int64_t groups_in_front() const { return front_size_ / width_; }
+
+    void clear() {
+        std::fill(beside_.begin(), beside_.end(), 0);
+        back_ = 1;
+        front_size_ = 0;
+    }
+
+    /* A pane comes, or a part of one. number: of the pane, above those before; 0: it will never go. OUT slots[pane.groups]. */
+    void enter(const Table& pane, int32_t number, int32_t* slots) {
+        Block block(0);
+        std::vector<uint8_t*> cells(BLOCK_ROWS), from(BLOCK_ROWS);
+        for (int64_t id = 1; id < pane.used_;) {
+            const int n = pane.next_rows(&id, from.data());
+            window_.find_rows(pane, from.data(), n, block);
+            if (number) {
+                make_room();
+                for (int i = 0; i < n; i++) __builtin_prefetch(cells[i] = cell(block.id[i] - 1), 1);
+            }
+            window_.merge_rows(window_.aggregates_, block.at, pane.aggregates_, from.data(), n);
+            if (number) {
+                with_width([&](auto width) {
+                    for (int i = 0; i < n; i++) {
+                        reset(cells[i], last_of(cells[i]) < back_, width);
+                        put(cells[i], number);
+                    }
+                });
+                window_.merge_rows(layout_, cells.data(), pane.aggregates_, from.data(), n);
+            }
+            for (int i = 0; i < n; i++) *slots++ = static_cast<int32_t>(block.id[i]) - 1;
+        }
+    }
+
+    /* A pane turns to the front: from the last one that has come to the first that has not gone. Its slots, as `enter` gave them. */
+    void turn(const Table& pane, int32_t number, const int32_t* slots) {
+        make_room();
+        make_room_in_front(pane.groups * width_);
+        uint8_t* states = front_.get() + front_size_;
+        front_size_ += pane.groups * width_;
+        std::vector<uint8_t*> cells(BLOCK_ROWS), from(BLOCK_ROWS);
+        back_ = std::max(back_, number + 1);
+        for (int64_t id = 1; id < pane.used_;) {
+            const int n = pane.next_rows(&id, from.data());
+            for (int i = 0; i < n; i++) __builtin_prefetch(cells[i] = cell(slots[i]), 1);
+            with_width([&](auto width) {
+                for (int i = 0; i < n; i++) {
+                    reset(cells[i], last_of(cells[i]) == number, width);
+                    copy(states, cells[i], width);
+                    states += width;
+                }
+            });
+            window_.merge_rows(layout_, cells.data(), pane.aggregates_, from.data(), n);
+            slots += n;
+        }
+    }
+
+    /* The pane goes that turned last. Groups that no other one has are removed. Slots: as they were then, at most `groups_in_front`. */
+    void leave(int32_t number, const int32_t* slots, int64_t count) {
+        make_room();
+        front_size_ -= count * width_;
+        const uint8_t* states = front_.get() + front_size_;
+        std::vector<uint8_t*> rows(BLOCK_ROWS), cells(BLOCK_ROWS), some_rows(BLOCK_ROWS), some_cells(BLOCK_ROWS);
+        std::vector<int32_t> gone(count);
+        int64_t left = 0;
+        const uint64_t kept = 0xffffffffULL | window_.key_nulls_;
+        for (int64_t base = 0; base < count; base += BLOCK_ROWS) {
+            const int n = Table::block_rows(base, count);
+            for (int i = 0; i < n; i++) {
+                __builtin_prefetch(rows[i] = window_.row(slots[base + i] + 1), 1);
+                __builtin_prefetch(cells[i] = cell(slots[base + i]));
+            }
+            int some = 0;
+            with_width([&](auto width) {
+                for (int i = 0; i < n; i++) {
+                    put(rows[i] + 8, (get<uint64_t>(rows[i] + 8) & kept) | (get<uint64_t>(states) & ~kept));
+                    copy(rows[i] + window_.body_at_, states + 8, width - 8);
+                    states += width;
+                    const int32_t last = last_of(cells[i]);
+                    gone[left] = slots[base + i];
+                    left += last == number;
+                    some_rows[some] = rows[i];
+                    some_cells[some] = cells[i];
+                    some += last >= back_;
+                }
+            });
+            window_.merge_rows(window_.aggregates_, some_rows.data(), layout_, some_cells.data(), some);
+        }
+        window_.remove(gone.data(), left);
+    }
+
+  private:
+    struct Free {
+        void operator()(uint8_t* memory) const { std::free(memory); }
+    };
+    Table& window_;
+    std::vector<Aggregate> layout_; /* of a cell */
+    std::vector<uint8_t> image_;    /* the cell of a group to which nothing was added */
+    std::vector<uint8_t, Scattered<uint8_t>> beside_;
+    std::unique_ptr<uint8_t, Free> front_; /* cells, stacked */
+    int64_t front_size_ = 0;        /* bytes of it that are used, and that there are */
+    int64_t front_room_ = 0;
+    int64_t width_ = 8;             /* bytes of a cell */
+    int32_t back_ = 1;              /* the number from which on panes are in the back */
+
+    uint8_t* cell(int64_t slot) { return beside_.data() + slot * width_; }
+    static int32_t last_of(const uint8_t* cell) { return get<int32_t>(cell); }
+    /* body(width): the usual widths are known to the compiler. */
+    template <class Body>
+    void with_width(Body body) const {
+        switch (width_) {
+            case 16: return body(std::integral_constant<int64_t, 16>());
+            case 24: return body(std::integral_constant<int64_t, 24>());
+            case 32: return body(std::integral_constant<int64_t, 32>());
+            case 40: return body(std::integral_constant<int64_t, 40>());
+            default: return body(width_);
+        }
+    }
+    static void copy(uint8_t* to, const uint8_t* from, int64_t bytes) {
+        for (int64_t w = 0; w < bytes; w += 8) put(to + w, get<uint64_t>(from + w));
+    }
+    void reset(uint8_t* cell, bool really, int64_t width) const {
+        const uint64_t mask = -static_cast<uint64_t>(really); /* as likely as not: no branch */
+        const uint8_t* image = image_.data();
+        put(cell, get<uint64_t>(cell) & ~(mask & ~0xffffffffULL));
+        for (int64_t w = 8; w < width; w += 8) put(cell + w, (get<uint64_t>(cell + w) & ~mask) | (get<uint64_t>(image + w) & mask));
+    }
+    void make_room() {
+        const size_t needed = static_cast<size_t>(window_.capacity_ * width_);
+        if (beside_.size() < needed) beside_.resize(needed);
+    }
+    void make_room_in_front(int64_t more) {
+        if (front_size_ + more <= front_room_) return;
+        const int64_t room = std::max(front_size_ + more, front_room_ * 3 / 2);
+        uint8_t* larger = static_cast<uint8_t*>(std::realloc(front_.get(), room)); /* of much memory, pages move instead of bytes */
+        if (larger == nullptr) throw std::bad_alloc();
+        (void)front_.release();
+        front_.reset(larger);
+        front_room_ = room;
+    }
+};
+
+}  // namespace sabot

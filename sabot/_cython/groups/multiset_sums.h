@@ -1,0 +1,315 @@
+/* Exact sums by slot: what was added and then taken away leaves nothing, whatever was added in between.
+
+A sum is a whole number of 2^-k, kept as digits of 32 bits in words of 64, signed, so that an addition touches the digits of its
+number alone and carries are put off for 2^30 additions (Neal, Fast exact summation using small and large superaccumulators, 2015).
+There are only the digits that numbers have reached: of numbers of like size a few. NaN and infinities are counted.
+
+All of it is `nogil`. What adds or saves may throw std::bad_alloc; `load` throws std::invalid_argument for a damaged state (`except +`). */
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "groups/multiset_store.h"
+
+namespace sabot {
+
+constexpr uint64_t DIGIT = 0xffffffffULL;
+
+/* A whole number without its sign: sum of digits[i] * 2^(32 * (base + i)). */
+struct Magnitude {
+    std::vector<uint32_t> digits; /* the last one is not 0 */
+    int32_t base = 0;
+    bool negative = false;
+};
+
+class Digits {
+    std::vector<int64_t> digits_;
+    int32_t base_ = 0; /* digits_[0] counts 2^(32 * base_) */
+    uint32_t pending_ = 0;
+
+  public:
+    int64_t nbytes() const { return static_cast<int64_t>(digits_.capacity() * 8); }
+
+    /* Adds digits that begin at `at`. */
+    template <class D>
+    void add(const D* digits, int count, int32_t at, bool negative) {
+        if (count == 0) return;
+        if (digits_.empty()) {
+            base_ = at;
+            digits_.assign(count, 0);
+        } else {
+            if (at < base_) {
+                digits_.insert(digits_.begin(), base_ - at, 0);
+                base_ = at;
+            }
+            if (at + count > base_ + static_cast<int32_t>(digits_.size())) digits_.resize(at + count - base_, 0);
+        }
+        int64_t* to = digits_.data() + (at - base_);
+        for (int i = 0; i < count; i++) to[i] += negative ? -static_cast<int64_t>(digits[i]) : static_cast<int64_t>(digits[i]);
+        if (++pending_ >= (1u << 30)) carry();
+    }
+    /* Adds number * 2^exponent. */
+    void add(unsigned __int128 number, int32_t exponent, bool negative) {
+        const int32_t at = exponent >> 5, shift = exponent & 31; /* floor */
+        uint32_t digits[5];
+        const unsigned __int128 low = number << shift;
+        int count = 4;
+        for (int i = 0; i < 4; i++) digits[i] = static_cast<uint32_t>(low >> (32 * i));
+        digits[4] = shift ? static_cast<uint32_t>(number >> (128 - shift)) : 0;
+        if (digits[4]) count = 5;
+        while (count > 0 && digits[count - 1] == 0) count--;
+        int skipped = 0;
+        while (skipped < count && digits[skipped] == 0) skipped++;
+        add(digits + skipped, count - skipped, at + skipped, negative);
+    }
+    /* Digits from 0 to 2^32 - 1, but the last, which has the sign; none of 0 at the ends. */
+    void carry() {
+        int64_t over = 0;
+        for (int64_t& digit : digits_) {
+            const int64_t sum = digit + over;
+            over = sum >> 32;
+            digit = sum & static_cast<int64_t>(DIGIT);
+        }
+        while (over != 0 && over != -1) {
+            digits_.push_back(over & static_cast<int64_t>(DIGIT));
+            over >>= 32;
+        }
+        if (over == -1) digits_.push_back(-1);
+        while (!digits_.empty() && digits_.back() == 0) digits_.pop_back();
+        size_t zeros = 0;
+        while (zeros < digits_.size() && digits_[zeros] == 0) zeros++;
+        digits_.erase(digits_.begin(), digits_.begin() + zeros);
+        base_ = digits_.empty() ? 0 : base_ + static_cast<int32_t>(zeros);
+        pending_ = 0;
+    }
+    Magnitude magnitude() const {
+        Digits copy(*this);
+        Magnitude result;
+        copy.carry();
+        if (!copy.digits_.empty() && copy.digits_.back() < 0) {
+            result.negative = true;
+            for (int64_t& digit : copy.digits_) digit = -digit;
+            copy.carry();
+        }
+        result.base = copy.base_;
+        result.digits.assign(copy.digits_.begin(), copy.digits_.end());
+        return result;
+    }
+    void save(std::string& out) {
+        carry();
+        append(out, base_);
+        append(out, static_cast<uint32_t>(digits_.size()));
+        for (const int64_t digit : digits_) append(out, digit);
+    }
+    void load(Reader& reader) { /* adds what was saved */
+        const int32_t base = reader.get<int32_t>();
+        const uint32_t count = reader.get<uint32_t>();
+        std::vector<int64_t> digits;
+        for (uint32_t i = 0; i < count; i++) digits.push_back(reader.get<int64_t>());
+        add(digits.data(), static_cast<int>(count), base, false);
+    }
+};
+
+/* About number * 2^exponent: `number` has its top bit, and its last one says that something was cut off behind it. */
+struct Rounded {
+    uint64_t number = 0;
+    int exponent = 0;
+    bool negative = false;
+
+    explicit Rounded(const Magnitude& from) : negative(from.negative) {
+        const int count = static_cast<int>(from.digits.size());
+        if (count == 0) return;
+        unsigned __int128 top = 0;
+        for (int i = count - 1; i >= count - 3; i--) top = top << 32 | (i >= 0 ? from.digits[i] : 0);
+        int shift = 0; /* to the right, of 96 bits */
+        while (top >> shift >> 64) shift++;
+        number = static_cast<uint64_t>(top >> shift);
+        bool rest = (top & (((unsigned __int128)1 << shift) - 1)) != 0;
+        for (int i = 0; i < count - 3 && !rest; i++) rest = from.digits[i] != 0;
+        number |= rest;
+        exponent = 32 * (from.base + count - 3) + shift;
+    }
+    double as_double() const {
+        const double value = std::ldexp(static_cast<double>(number), exponent);
+        return negative ? -value : value;
+    }
+    long double as_long_double() const {
+        const long double value = std::ldexp(static_cast<long double>(number), exponent);
+        return negative ? -value : value;
+    }
+};
+
+static inline Magnitude product(const Magnitude& a, const Magnitude& b) {
+    Magnitude result;
+    result.base = a.base + b.base;
+    result.digits.assign(a.digits.size() + b.digits.size(), 0);
+    for (size_t i = 0; i < a.digits.size(); i++) {
+        uint64_t over = 0;
+        for (size_t j = 0; j < b.digits.size(); j++) {
+            const uint64_t sum = static_cast<uint64_t>(a.digits[i]) * b.digits[j] + result.digits[i + j] + over;
+            result.digits[i + j] = static_cast<uint32_t>(sum);
+            over = sum >> 32;
+        }
+        result.digits[i + b.digits.size()] = static_cast<uint32_t>(over);
+    }
+    return result;
+}
+
+struct Sum {
+    int64_t count = 0, nans = 0, ups = 0, downs = 0; /* values; of these NaN, infinity, -infinity */
+    Digits sum, squares;
+
+    bool special(double* out) const {
+        if (nans == 0 && ups == 0 && downs == 0) return false;
+        const double infinity = std::numeric_limits<double>::infinity();
+        *out = nans || (ups && downs) ? std::numeric_limits<double>::quiet_NaN() : ups ? infinity : -infinity;
+        return true;
+    }
+};
+
+/* By slot: the sum of numbers, and where `squares` of their squares. */
+class ExactSums {
+    std::vector<Sum> slots_;
+    bool squares_;
+
+  public:
+    explicit ExactSums(bool squares) : squares_(squares) {}
+
+    int64_t nbytes() const {
+        int64_t digits = 0;
+        for (const Sum& sum : slots_) digits += sum.sum.nbytes() + sum.squares.nbytes();
+        return static_cast<int64_t>(slots_.capacity() * sizeof(Sum)) + digits;
+    }
+    void reach(int32_t slot) {
+        if (static_cast<size_t>(slot) >= slots_.size()) slots_.resize(std::max<size_t>(slot + 1, 2 * slots_.size()));
+    }
+    void add_real(int32_t slot, double value, bool take) {
+        reach(slot);
+        Sum& to = slots_[slot];
+        const int64_t by = take ? -1 : 1;
+        to.count += by;
+        if (value != value) to.nans += by;
+        else if (std::isinf(value)) (value > 0 ? to.ups : to.downs) += by;
+        else if (value != 0) {
+            int exponent;
+            const double fraction = std::frexp(std::fabs(value), &exponent); /* 0.5 to 1 */
+            const uint64_t number = static_cast<uint64_t>(std::ldexp(fraction, 53));
+            put(to, number, exponent - 53, value < 0, take);
+        }
+    }
+    /* words: a whole number, in two's complement where it has a sign. */
+    void add_words(int32_t slot, const uint64_t* words, int count, bool is_signed, bool take) {
+        reach(slot);
+        Sum& to = slots_[slot];
+        to.count += take ? -1 : 1;
+        const bool negative = is_signed && static_cast<int64_t>(words[count - 1]) < 0;
+        uint64_t own[4];
+        uint64_t over = 1;
+        for (int i = 0; i < count; i++) {
+            own[i] = negative ? ~words[i] + over : words[i];
+            over = negative && over && own[i] == 0;
+        }
+        if (count == 1) put(to, own[0], 0, negative, take);
+        else for (int i = 0; i < count; i++) to.sum.add((unsigned __int128)own[i], 64 * i, negative != take);
+    }
+    /* OUT values and valid: null where there is no value. */
+    void sums(const int32_t* slots, int64_t count, double* values, uint8_t* valid) const {
+        each(slots, count, values, valid, 0, [](const Sum& of) { return Rounded(of.sum.magnitude()).as_double(); });
+    }
+    void means(const int32_t* slots, int64_t count, double* values, uint8_t* valid) const {
+        each(slots, count, values, valid, 0, [](const Sum& of) {
+            return static_cast<double>(Rounded(of.sum.magnitude()).as_long_double() / static_cast<long double>(of.count));
+        });
+    }
+    /* (sum of squares - square of the sum / n) / (n - ddof); the numerator times n is exact. */
+    void variances(const int32_t* slots, int64_t count, int64_t ddof, double* values, uint8_t* valid) const {
+        each(slots, count, values, valid, ddof, [ddof](const Sum& of) {
+            Magnitude n;
+            n.digits = {static_cast<uint32_t>(of.count), static_cast<uint32_t>(of.count >> 32)};
+            Digits difference;
+            const Magnitude all = of.sum.magnitude(), first = product(of.squares.magnitude(), n), second = product(all, all);
+            difference.add(first.digits.data(), static_cast<int>(first.digits.size()), first.base, false);
+            difference.add(second.digits.data(), static_cast<int>(second.digits.size()), second.base, true);
+            const long double divisor = static_cast<long double>(of.count) * static_cast<long double>(of.count - ddof);
+            return static_cast<double>(Rounded(difference.magnitude()).as_long_double() / divisor);
+        });
+        for (int64_t i = 0; i < count; i++) /* of infinities, too */
+            if (std::isinf(values[i]) && special_at(slots[i])) values[i] = std::numeric_limits<double>::quiet_NaN();
+    }
+    /* OUT words: the sum in two's complement, `width` words a row. -1: done; else the row whose sum does not fit. */
+    int64_t whole(const int32_t* slots, int64_t count, int width, uint64_t* words, uint8_t* valid) const {
+        for (int64_t i = 0; i < count; i++) {
+            uint64_t* out = words + i * width;
+            for (int w = 0; w < width; w++) out[w] = 0;
+            valid[i] = has(slots[i]) && slots_[slots[i]].count > 0;
+            if (!valid[i]) continue;
+            const Magnitude sum = slots_[slots[i]].sum.magnitude();
+            for (size_t d = 0; d < sum.digits.size(); d++) {
+                const int64_t at = sum.base + static_cast<int64_t>(d); /* at least 0: these are whole numbers */
+                if (at >= 2 * width) return i;
+                out[at / 2] |= static_cast<uint64_t>(sum.digits[d]) << (32 * (at % 2));
+            }
+            if (static_cast<int64_t>(out[width - 1]) < 0) return i;
+            uint64_t over = 1;
+            for (int w = 0; sum.negative && w < width; w++) {
+                out[w] = ~out[w] + over;
+                over = over && out[w] == 0;
+            }
+        }
+        return -1;
+    }
+    void save(const int32_t* slots, int64_t count, Strings& out) {
+        for (int64_t i = 0; i < count; i++) {
+            if (has(slots[i])) {
+                Sum& sum = slots_[slots[i]];
+                for (const int64_t number : {sum.count, sum.nans, sum.ups, sum.downs}) append(out.data, number);
+                sum.sum.save(out.data);
+                sum.squares.save(out.data);
+            }
+            out.add({});
+        }
+    }
+    void load(int32_t slot, const char* data, int64_t size) {
+        reach(slot);
+        if (size == 0) return;
+        Reader reader{data, data + size};
+        Sum& sum = slots_[slot];
+        for (int64_t* number : {&sum.count, &sum.nans, &sum.ups, &sum.downs}) *number += reader.get<int64_t>();
+        sum.sum.load(reader);
+        sum.squares.load(reader);
+    }
+    void remove(const int32_t* slots, int64_t count) {
+        for (int64_t i = 0; i < count; i++)
+            if (has(slots[i])) slots_[slots[i]] = {};
+    }
+    void clear() {
+        slots_.clear();
+        slots_.shrink_to_fit();
+    }
+
+  private:
+    bool has(int32_t slot) const { return static_cast<size_t>(slot) < slots_.size(); }
+    bool special_at(int32_t slot) const {
+        double value;
+        return slots_[slot].special(&value);
+    }
+    void put(Sum& to, uint64_t number, int exponent, bool negative, bool take) {
+        to.sum.add((unsigned __int128)number, exponent, negative != take);
+        if (squares_) to.squares.add((unsigned __int128)number * number, 2 * exponent, take);
+    }
+    /* Null where there are not more values than `ddof`. */
+    template <class Body>
+    void each(const int32_t* slots, int64_t count, double* values, uint8_t* valid, int64_t ddof, Body body) const {
+        for (int64_t i = 0; i < count; i++) {
+            const Sum* sum = has(slots[i]) ? &slots_[slots[i]] : nullptr;
+            valid[i] = sum != nullptr && sum->count > ddof;
+            values[i] = 0;
+            if (valid[i] && !sum->special(&values[i])) values[i] = body(*sum);
+        }
+    }
+};
+
+}  // namespace sabot

@@ -1,0 +1,1 @@
+"""Bytes of payloads, keys and state to columns, and back."""

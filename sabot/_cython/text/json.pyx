@@ -1,0 +1,431 @@
+"""JSON payloads <-> Arrow batches. See json.pyi for the contract; the loops over rows are in json_parse.h and json_write.h.
+
+Here schemas become trees of C++ nodes, once per schema; after that a batch costs one call without the GIL, and its buffers
+change hands through the Arrow C Data Interface.
+"""
+
+import json as _stdlib_json
+import math
+
+import pyarrow as pa
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_GET_SIZE
+from libc.stdint cimport int32_t, int64_t, uint8_t, uintptr_t
+from libcpp cimport bool as cbool
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+from sabot._cython.arrow.c_data cimport ArrowArray, array_of
+
+from sabot._cython.arrow.batch import normalise
+from sabot.config import FIELDS
+from sabot.errors import UserError
+
+__all__ = ["NESTING_MAX", "BadRow", "JsonDecoder", "encode_rows", "infer_schema", "is_too_deep"]
+
+
+cdef extern from "text/json_parse.h" namespace "sabot" nogil:
+    const int MAX_DEPTH
+    cbool c_is_too_deep "sabot::is_too_deep" (const uint8_t* payload, int64_t n)
+
+    int NULL_ "static_cast<int>(sabot::Kind::null_)"
+    int BOOL_ "static_cast<int>(sabot::Kind::bool_)"
+    int INT8 "static_cast<int>(sabot::Kind::int8)"
+    int INT16 "static_cast<int>(sabot::Kind::int16)"
+    int INT32 "static_cast<int>(sabot::Kind::int32)"
+    int INT64 "static_cast<int>(sabot::Kind::int64)"
+    int UINT8 "static_cast<int>(sabot::Kind::uint8)"
+    int UINT16 "static_cast<int>(sabot::Kind::uint16)"
+    int UINT32 "static_cast<int>(sabot::Kind::uint32)"
+    int UINT64 "static_cast<int>(sabot::Kind::uint64)"
+    int FLOAT32 "static_cast<int>(sabot::Kind::float32)"
+    int FLOAT64 "static_cast<int>(sabot::Kind::float64)"
+    int TEXT "static_cast<int>(sabot::Kind::text)"
+    int TIMESTAMP "static_cast<int>(sabot::Kind::timestamp)"
+    int DATE32 "static_cast<int>(sabot::Kind::date32)"
+    int DATE64 "static_cast<int>(sabot::Kind::date64)"
+    int STRUCT_ "static_cast<int>(sabot::Kind::struct_)"
+    int LIST_ "static_cast<int>(sabot::Kind::list)"
+
+    cppclass Node:
+        Node(int kind, cbool nullable, int64_t per_second, const string& path, const string& type) except +
+        void add_child(Node* child, const string& name) except +  # takes ownership
+
+    cppclass CBadRow "sabot::BadRow":
+        int64_t row
+        string reason
+        int64_t start
+        int64_t end
+
+    cppclass Decoder:
+        Node root
+        Decoder() except +
+        # each: any thread, any number at a time (they wait for each other); `out` becomes a struct array that owns its buffers
+        void rows[Offset](
+            const Offset* offsets, const uint8_t* data, const uint8_t* validity, int64_t bit, int64_t n,
+            ArrowArray* out, vector[CBadRow]& bad
+        ) except +
+        void payloads(
+            const uint8_t* const* starts, const int64_t* lengths, int64_t n, ArrowArray* out, vector[CBadRow]& bad
+        ) except +
+        void lines(const uint8_t* data, int64_t n, ArrowArray* out, vector[CBadRow]& bad) except +
+
+
+cdef extern from "text/json_write.h" namespace "sabot" nogil:
+    cppclass Column:
+        Column(int kind, cbool checked, int64_t per_second, const string& path, const string& name, cbool first) except +
+        void add_child(Column* child) except +  # takes ownership
+
+    # False: a value of the column `path` has no JSON form
+    cbool write_rows(Column& root, const ArrowArray* batch, ArrowArray* out, string& path) except +
+
+
+NESTING_MAX = MAX_DEPTH
+
+
+def is_too_deep(bytes payload not None):
+    """Whether a payload has more than NESTING_MAX objects and lists inside one another, be it valid or not."""
+    if PyBytes_GET_SIZE(payload) <= MAX_DEPTH:
+        return False
+    return c_is_too_deep(<const uint8_t*> PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+
+
+cdef dict KINDS = {
+    pa.null(): NULL_,
+    pa.bool_(): BOOL_,
+    pa.int8(): INT8,
+    pa.int16(): INT16,
+    pa.int32(): INT32,
+    pa.int64(): INT64,
+    pa.uint8(): UINT8,
+    pa.uint16(): UINT16,
+    pa.uint32(): UINT32,
+    pa.uint64(): UINT64,
+    pa.float32(): FLOAT32,
+    pa.float64(): FLOAT64,
+    pa.string(): TEXT,
+    pa.binary(): TEXT,
+    pa.date32(): DATE32,
+    pa.date64(): DATE64,
+}
+cdef int MAX_NESTED = 60  # types in types; Arrow imports up to 64
+cdef dict PER_SECOND = {"s": 1, "ms": 1000, "us": 1000000, "ns": 1000000000}
+
+
+cdef int kind_of(object data_type, str path, str verb) except -1:
+    """The C++ kind of an Arrow type; UserError naming the column where JSON has no form for it."""
+    kind = KINDS.get(data_type)
+    if kind is not None:
+        return kind
+    if pa.types.is_timestamp(data_type):
+        return TIMESTAMP
+    if pa.types.is_struct(data_type):
+        return STRUCT_
+    if pa.types.is_list(data_type):
+        return LIST_
+    raise UserError(
+        f"column {path!r}: {data_type} cannot be {verb} JSON",
+        hint="use bool, integers, floats, string, binary, timestamp, date, list or struct",
+    )
+
+
+cdef list children_of(object data_type, str path):
+    """(field, its path) of a struct's fields or a list's item."""
+    if pa.types.is_list(data_type):
+        return [(data_type.value_field, f"{path}[]")]
+    return [(data_type.field(i), f"{path}.{data_type.field(i).name}") for i in range(data_type.num_fields)]
+
+
+cdef class BadRow:
+    """A payload that could not be decoded: `row` is its index in the input, `reason` says what and at which byte.
+
+    `start` and `end` are the bounds of its line in the data given to decode_lines, -1 elsewhere.
+    """
+
+    cdef readonly int64_t row
+    cdef readonly str reason
+    cdef readonly int64_t start
+    cdef readonly int64_t end
+
+    def __init__(self, int64_t row, str reason, int64_t start=-1, int64_t end=-1):
+        self.row = row
+        self.reason = reason
+        self.start = start
+        self.end = end
+
+    cdef tuple values(self):
+        return self.row, self.reason, self.start, self.end
+
+    def __eq__(self, other):
+        return isinstance(other, BadRow) and self.values() == (<BadRow> other).values()
+
+    def __hash__(self):
+        return hash(self.values())
+
+    def __repr__(self):
+        place = "" if self.start < 0 else f", start={self.start}, end={self.end}"
+        return f"BadRow(row={self.row}, reason={self.reason!r}{place})"
+
+    def __reduce__(self):
+        return BadRow, self.values()
+
+
+cdef int add_fields(Node* parent, list fields, int depth=1) except -1:
+    """Gives `parent` a node for each (field, path). UserError for types that JSON cannot give, and for names given twice."""
+    cdef Node* node
+    cdef int kind
+    if depth > MAX_NESTED:
+        raise UserError(f"column {fields[0][1][:100]!r}… is nested deeper than {MAX_NESTED} types", hint="leave that field out of the schema")
+    names = set()
+    for field, path in fields:
+        if field.name in names:
+            raise UserError(f"column {path!r} is there twice", hint="give every column its own name")
+        names.add(field.name)
+        kind = kind_of(field.type, path, "decoded from")
+        unit = PER_SECOND["ms"] if kind == DATE64 else PER_SECOND[field.type.unit] if kind == TIMESTAMP else 1
+        node = new Node(kind, field.nullable, unit, path.encode(), str(field.type).encode())
+        parent.add_child(node, field.name.encode())  # owned by the parent from here on, also when the next line raises
+        if kind == STRUCT_ or kind == LIST_:
+            add_fields(node, children_of(field.type, path), depth + 1)
+    return 0
+
+
+cdef class JsonDecoder:
+    """Payloads -> a RecordBatch of `schema`, in one call; only the wanted columns are built.
+
+    It learns the order of the fields and the size of the texts from the rows it has seen. Calls from several threads are
+    right, and take turns.
+    """
+
+    cdef Decoder* decoder
+    cdef readonly object schema
+
+    def __cinit__(self, schema):
+        self.decoder = new Decoder()
+
+    def __init__(self, schema):
+        if not isinstance(schema, pa.Schema):
+            raise TypeError(f"a schema is a pyarrow.Schema, not a {type(schema).__name__}")
+        self.schema = schema
+        add_fields(&self.decoder.root, [(field, field.name) for field in schema])
+
+    def __dealloc__(self):
+        del self.decoder
+
+    def decode(self, payloads):
+        """The rows that are good, in order, and the bad ones.
+
+        `payloads`: bytes objects and None, or an Arrow array of binary or string (any slice). The GIL is released while parsing.
+        Raises OverflowError where a column would take more than 2 GiB.
+        """
+        if isinstance(payloads, (pa.Array, pa.ChunkedArray)) or hasattr(payloads, "__arrow_c_array__"):
+            return self._decode_array(_binary(payloads))
+        return self._decode_list(tuple(payloads))  # the tuple keeps every payload alive while the GIL is away
+
+    def decode_lines(self, data):
+        """NDJSON: complete lines (\\n or \\r\\n; the last may lack it); blank lines are skipped and not counted."""
+        cdef Py_buffer view
+        cdef ArrowArray out
+        cdef vector[CBadRow] bad
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            with nogil:
+                self.decoder.lines(<const uint8_t*> view.buf, view.len, &out, bad)
+        finally:
+            PyBuffer_Release(&view)
+        return self._result(&out, bad)
+
+    def _decode_array(self, array):
+        cdef int64_t n = len(array)
+        cdef int64_t offset = array.offset
+        validity, offsets, data = array.buffers()
+        cdef const uint8_t* validity_at = NULL
+        cdef const int32_t* offsets_at = NULL
+        cdef const uint8_t* data_at = NULL
+        cdef ArrowArray out
+        cdef vector[CBadRow] bad
+        if n and validity is not None:
+            validity_at = <const uint8_t*> <uintptr_t> validity.address
+        if n:
+            offsets_at = <const int32_t*> <uintptr_t> offsets.address + offset
+        if n and data is not None:
+            data_at = <const uint8_t*> <uintptr_t> data.address
+        with nogil:
+            self.decoder.rows(offsets_at, data_at, validity_at, offset, n, &out, bad)
+        return self._result(&out, bad)
+
+    def _decode_list(self, tuple payloads):
+        cdef Py_ssize_t n = len(payloads), i
+        cdef vector[const uint8_t*] starts
+        cdef vector[int64_t] lengths
+        cdef ArrowArray out
+        cdef vector[CBadRow] bad
+        starts.resize(n)
+        lengths.resize(n)
+        for i in range(n):
+            payload = payloads[i]
+            if payload is None:
+                starts[i] = NULL
+            elif PyBytes_Check(payload):
+                starts[i] = <const uint8_t*> PyBytes_AS_STRING(payload)
+                lengths[i] = PyBytes_GET_SIZE(payload)
+            else:
+                raise TypeError(f"payload {i} is a {type(payload).__name__}, not bytes or None")
+        with nogil:
+            self.decoder.payloads(starts.data(), lengths.data(), n, &out, bad)
+        return self._result(&out, bad)
+
+    cdef tuple _result(self, ArrowArray* out, vector[CBadRow]& bad):
+        batch = pa.RecordBatch._import_from_c(<uintptr_t> out, self.schema)
+        cdef size_t i
+        return batch, [
+            BadRow(bad[i].row, bad[i].reason.decode(), bad[i].start, bad[i].end) for i in range(bad.size())
+        ]
+
+
+def _binary(payloads):
+    """Any Arrow array of payloads -> one of type binary or string."""
+    if isinstance(payloads, pa.ChunkedArray):
+        payloads = payloads.combine_chunks()
+    array = payloads if isinstance(payloads, pa.Array) else pa.array(payloads)
+    if array.type not in (pa.binary(), pa.string()):
+        try:
+            array = array.cast(pa.binary())
+        except pa.ArrowNotImplementedError as error:
+            raise TypeError(f"payloads are binary, not {array.type}") from error
+    return array
+
+
+def infer_schema(payloads):
+    """The narrowest schema that all the valid payloads fit; fields in order of first appearance.
+
+    null gives way to every type, int64 to float64 (and integers beyond 64 bits are float64). Raises UserError where two rows
+    do not agree on the type of a field. Payloads that are bad for every schema do not count.
+    """
+    payloads = list(payloads)
+    _, bad = JsonDecoder(pa.schema([])).decode(payloads)
+    skipped = {row.row for row in bad}
+    fields = {}
+    for i, payload in enumerate(payloads):
+        if i not in skipped:
+            fields = _merged(fields, _shape(_stdlib_json.loads(payload, parse_int=_integer), ""), "")
+            if _count(fields) > FIELDS:
+                raise UserError(
+                    f"the records have more than {FIELDS} fields, up to record {i + 1} of those that columns are inferred from",
+                    hint='give a schema={"name": "type"} of the fields that are wanted',
+                )
+    return pa.schema([(name, _arrow_type(shape)) for name, shape in fields.items()])
+
+
+def _count(shape):
+    """The fields in a shape, at every depth."""
+    if isinstance(shape, dict):
+        return sum([1 + _count(item) for item in shape.values()])
+    return _count(shape[0]) if isinstance(shape, list) else 0
+
+
+def _integer(text):
+    return int(text) if len(text) < 21 else math.inf  # too long for 64 bits
+
+
+def _shape(value, path):
+    """The type of one value: None, "bool", "int64", "float64", "string", [shape of the items], {name: shape}."""
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int64" if -(2**63) <= value < 2**63 else "float64"
+    if isinstance(value, float):
+        return "float64"
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, list):
+        items = None
+        for item in value:
+            items = _merged(items, _shape(item, f"{path}[]"), f"{path}[]")
+        return [items]
+    return {name: _shape(item, _below(path, name)) for name, item in value.items() if _is_text(name)}
+
+
+def _below(path, name):
+    return f"{path}.{name}" if path else name
+
+
+def _is_text(name):
+    """False for a name with half of a surrogate pair: no column can have it."""
+    return not any(0xD800 <= ord(c) < 0xE000 for c in name)
+
+
+def _merged(a, b, path):
+    """The narrowest shape that both fit."""
+    if a is None or a == b:
+        return b
+    if b is None:
+        return a
+    if isinstance(a, dict) and isinstance(b, dict):
+        merged = dict(a)
+        for name, shape in b.items():
+            merged[name] = _merged(a.get(name), shape, _below(path, name))
+        return merged
+    if isinstance(a, list) and isinstance(b, list):
+        return [_merged(a[0], b[0], f"{path}[]")]
+    if {"int64", "float64"} == ({a, b} if isinstance(a, str) and isinstance(b, str) else None):
+        return "float64"
+    raise UserError(
+        f"field {path!r}: rows do not agree on its type, {_arrow_type(a)} and {_arrow_type(b)}",
+        hint="give a schema",
+    )
+
+
+def _arrow_type(shape):
+    if shape is None:
+        return pa.null()
+    if isinstance(shape, list):
+        return pa.list_(_arrow_type(shape[0]))
+    if isinstance(shape, dict):
+        return pa.struct([(name, _arrow_type(item)) for name, item in shape.items()])
+    return {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}[shape]
+
+
+cdef int add_columns(Column* parent, list fields) except -1:
+    """Gives `parent` a column for each (field, path). UserError for types that have no form in JSON."""
+    cdef Column* column
+    cdef int kind
+    first = True
+    for field, path in fields:
+        kind = kind_of(field.type, path, "written as")
+        unit = PER_SECOND[field.type.unit] if kind == TIMESTAMP else 1
+        column = new Column(kind, field.type == pa.binary(), unit, path.encode(), field.name.encode(), first)
+        parent.add_child(column)  # owned by the parent from here on, also when the next line raises
+        if kind == STRUCT_ or kind == LIST_:
+            add_columns(column, children_of(field.type, path))
+        first = False
+    return 0
+
+
+def encode_rows(batch):
+    """Row i -> one JSON object, compact, UTF-8, its fields in the order of the columns.
+
+    Nulls, NaN and infinities are null; times are epoch ms; floats have the fewest digits that read back the same, and always
+    a point or an exponent. Raises UserError for a column whose type has no form in JSON, TypeError for binary that is not
+    UTF-8, OverflowError past 2 GiB.
+    """
+    batch = normalise(batch)
+    cdef Column* root = new Column(STRUCT_, False, 1, b"", b"", True)
+    cdef ArrowArray out
+    cdef string path
+    cdef cbool written
+    cdef ArrowArray* rows
+    try:
+        add_columns(root, [(field, field.name) for field in batch.schema])
+        _, capsule = batch.__arrow_c_array__()  # kept while its buffers are read
+        rows = array_of(capsule)
+        with nogil:
+            written = write_rows(root[0], rows, &out, path)
+    finally:
+        del root
+    if not written:
+        raise TypeError(f"column {path.decode()!r} has a value that JSON cannot hold (binary must be UTF-8)")
+    return pa.Array._import_from_c(<uintptr_t> &out, pa.binary())

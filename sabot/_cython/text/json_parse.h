@@ -1,0 +1,1219 @@
+/* JSON objects -> columns.
+
+A Decoder owns a tree of Nodes, one per column (children of structs and lists too). A row is parsed once, from left to right; the
+values of wanted fields go straight into the nodes' buffers, all other values are checked and skipped:
+
+    row bytes --object()--> node of the field --value()--> valid[] data[] offsets[] text  --finish()--> ArrowArray
+
+What keeps the loops short:
+- A row must end in '}', and `end` is set just behind it. So every scan outside a string stops by itself at that byte, and only
+  strings and closing braces compare with `end`. At least PADDING bytes behind `end` can be read, whatever they hold.
+- The fields of a row come in the order of the row before: each key remembers its successor, and 16 bytes are compared at once.
+- Validity and booleans take a byte a row while rows are read (so that a bad row is taken back by setting lengths), and become
+  bits in finish().
+
+A syntax error ends the row: functions return nullptr and `error` is set. A value of the wrong type does not, because a later
+duplicate of the field may replace it: the value is skipped, `mismatch` is set, and the object remembers it until its end.
+
+All of it is `nogil`, and throws only std::bad_alloc, or std::overflow_error for a column that is too large for Arrow (`except +`).
+Damaged input throws nothing. */
+#pragma once
+
+#include <algorithm>
+#include <cassert>
+#include <charconv>
+#include <climits>
+#include <cmath>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#if defined(__APPLE__)
+#include <xlocale.h>
+#endif
+
+#include "arrow/arrow_c.h"
+#include "text/json_text.h"
+
+namespace sabot {
+
+constexpr int64_t PADDING = 64;
+constexpr int MAX_DEPTH = 512; /* objects and lists inside one another; Python's own decoders stop at some 1,000 frames, the caller's among them */
+constexpr size_t MAX_KEYS = 1024; /* names remembered per object, wanted or not */
+
+enum class Kind : uint8_t {
+    null_, bool_, int8, int16, int32, int64, uint8, uint16, uint32, uint64, float32, float64,
+    text,                   /* string, binary */
+    timestamp, date32, date64,
+    struct_, list,
+};
+
+static inline int width_of(Kind kind) {
+    switch (kind) {
+        case Kind::bool_: case Kind::int8: case Kind::uint8: return 1;
+        case Kind::int16: case Kind::uint16: return 2;
+        case Kind::int32: case Kind::uint32: case Kind::float32: case Kind::date32: return 4;
+        case Kind::int64: case Kind::uint64: case Kind::float64: case Kind::timestamp: case Kind::date64: return 8;
+        default: return 0;
+    }
+}
+
+struct Error {
+    std::string reason;
+    int64_t at = 0; /* byte of the payload */
+};
+
+struct BadRow {
+    int64_t row;
+    std::string reason;
+    int64_t start = -1, end = -1; /* bytes of its line in the data; -1: payloads were given one by one */
+};
+
+/* A field name of an object, and the name that came after it last time. */
+struct Key {
+    std::string name;
+    std::string quoted;         /* "name" with its quotes; empty: has characters that must be escaped, never predicted */
+    alignas(16) uint8_t head[16];
+    uint32_t rest_mask = 0;     /* bits of the 16 head bytes that lie behind the name; 0xFFFF: longer than the head */
+    int field = -1;             /* index of the wanted child; -1: not wanted */
+    int next = 0;
+};
+
+/* The field names of one object. Wanted ones first, then unknown ones as they come, at most MAX_KEYS of them. */
+struct Keys {
+    std::vector<Key> keys;
+    std::vector<int> table;     /* open addressing: index into keys, -1 free */
+    int first = 0;              /* the name that began the last object */
+
+    static uint64_t hash(const char* s, size_t n) {
+        uint64_t h = 0xcbf29ce484222325ull; /* FNV-1a */
+        for (size_t i = 0; i < n; i++) h = (h ^ static_cast<uint8_t>(s[i])) * 0x100000001b3ull;
+        return h ^ (h >> 29);
+    }
+
+    int add(const char* s, size_t n, int field) {
+        Key key;
+        key.name.assign(s, n);
+        key.field = field;
+        bool plain = true;
+        for (unsigned char c : key.name) plain = plain && c >= 0x20 && c != '"' && c != '\\';
+        std::memset(key.head, 0, sizeof key.head);
+        key.rest_mask = 0xFFFF;
+        if (plain) {
+            key.quoted = '"' + key.name + '"';
+            if (key.quoted.size() <= 16) {
+                std::memcpy(key.head, key.quoted.data(), key.quoted.size());
+                key.rest_mask = 0xFFFFu & ~((1u << key.quoted.size()) - 1u);
+            }
+        }
+        keys.push_back(std::move(key));
+        if (keys.size() * 2 > table.size()) {
+            table.assign(table.empty() ? 64 : table.size() * 2, -1);
+            for (size_t i = 0; i < keys.size(); i++) place(static_cast<int>(i));
+        } else {
+            place(static_cast<int>(keys.size()) - 1);
+        }
+        return static_cast<int>(keys.size()) - 1;
+    }
+
+    void place(int index) {
+        const std::string& name = keys[static_cast<size_t>(index)].name;
+        size_t slot = hash(name.data(), name.size()) & (table.size() - 1);
+        while (table[slot] >= 0) slot = (slot + 1) & (table.size() - 1);
+        table[slot] = index;
+    }
+
+    int find(const char* s, size_t n) const {
+        if (table.empty()) return -1;
+        size_t slot = hash(s, n) & (table.size() - 1);
+        for (; table[slot] >= 0; slot = (slot + 1) & (table.size() - 1)) {
+            const std::string& name = keys[static_cast<size_t>(table[slot])].name;
+            if (name.size() == n && std::memcmp(name.data(), s, n) == 0) return table[slot];
+        }
+        return -1;
+    }
+};
+
+static inline bool predicted(const Key& key, const uint8_t* p, const uint8_t* end) {
+    if (SABOT_LIKELY(key.rest_mask != 0xFFFF)) {
+#if defined(__SSE2__)
+        const __m128i same = _mm_cmpeq_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)),
+                                            _mm_load_si128(reinterpret_cast<const __m128i*>(key.head)));
+        if ((static_cast<uint32_t>(_mm_movemask_epi8(same)) | key.rest_mask) != 0xFFFFu) return false;
+#else
+        if (std::memcmp(p, key.head, key.quoted.size()) != 0) return false;
+#endif
+        return p + key.quoted.size() < end;
+    }
+    return !key.quoted.empty() && static_cast<int64_t>(key.quoted.size()) < end - p &&
+           std::memcmp(p, key.quoted.data(), key.quoted.size()) == 0;
+}
+
+/* One column under construction. `len` rows are there; the buffers have room for `cap`. */
+struct Node {
+    Kind kind;
+    bool nullable;
+    int64_t per_second;         /* timestamp: units per second */
+    std::string path;           /* as users name it: "order.items[].price" */
+    std::string type;           /* as pyarrow writes it, for messages */
+    int64_t len = 0, cap = 0;
+    uint8_t* valid = nullptr;   /* a byte a row: 1 = there */
+    uint8_t* data = nullptr;    /* fixed width values; bool: a byte a row */
+    int32_t* offsets = nullptr; /* text, list: cap + 1 of them, offsets[len] = length of the text or the child */
+    Bytes text;
+    std::vector<std::unique_ptr<Node>> children;
+    Keys keys;                  /* struct: names of the children and of unknown fields */
+    double per_row = 0;         /* text bytes or list items per row in the last batch: how much to reserve */
+
+    Node(int kind_, bool nullable_, int64_t per_second_, const std::string& path_, const std::string& type_)
+        : kind(static_cast<Kind>(kind_)), nullable(nullable_), per_second(per_second_), path(path_), type(type_) {}
+    Node(const Node&) = delete;
+    ~Node() {
+        std::free(valid);
+        std::free(data);
+        std::free(offsets);
+    }
+
+    /* Takes ownership of `child`; `name` is its field name in a struct. */
+    void add_child(Node* child, const std::string& name) {
+        children.emplace_back(child);
+        if (kind == Kind::struct_) keys.add(name.data(), name.size(), static_cast<int>(children.size()) - 1);
+    }
+
+    bool has_offsets() const { return kind == Kind::text || kind == Kind::list; }
+
+    __attribute__((noinline)) void grow(int64_t rows) {
+        if (rows > MAX_OFFSET || len == MAX_OFFSET) throw std::overflow_error("a column of this batch has more than 2^31 rows: use smaller batches");
+        const int width = width_of(kind);
+        resize(valid, rows + 8); /* finish() reads 8 at a time */
+        if (width) resize(data, rows * width + 8);
+        if (has_offsets()) {
+            const bool fresh = offsets == nullptr;
+            resize(offsets, (rows + 1) * 4);
+            if (fresh) offsets[0] = 0;
+        }
+        cap = rows;
+    }
+    inline void room() {
+        if (SABOT_UNLIKELY(len == cap)) grow(std::clamp<int64_t>(cap * 2, 64, MAX_OFFSET));
+    }
+
+    template <class T>
+    static void resize(T*& buffer, int64_t bytes) {
+        void* grown = std::realloc(buffer, static_cast<size_t>(bytes));
+        if (grown == nullptr) throw std::bad_alloc();
+        buffer = static_cast<T*>(grown);
+    }
+
+    /* Empty, with room for `rows`. */
+    void begin(int64_t rows) {
+        len = 0;
+        if (rows > cap) grow(rows);
+        if (offsets) offsets[0] = 0;
+        if (kind == Kind::text) {
+            text.len = 0;
+            const double want = static_cast<double>(rows) * (per_row ? per_row * 1.1 : 8);
+            text.ensure(static_cast<int64_t>(want < 1e9 ? want : 1e9));
+        }
+        for (auto& child : children) {
+            const double items = kind == Kind::list ? static_cast<double>(rows) * per_row * 1.1 : static_cast<double>(rows);
+            child->begin(static_cast<int64_t>(items < 1e8 ? items : 1e8));
+        }
+    }
+
+    /* Takes back all rows but the first `rows`, and what a row that broke off has left in text and children. */
+    void truncate(int64_t rows) {
+        len = rows;
+        const int64_t below = offsets ? offsets[rows] : 0;
+        if (kind == Kind::text) text.len = below;
+        for (auto& child : children) child->truncate(kind == Kind::list ? below : rows);
+    }
+
+    template <class T>
+    inline void append(T value) {
+        room();
+        valid[len] = 1;
+        std::memcpy(data + len * static_cast<int64_t>(sizeof(T)), &value, sizeof(T));
+        len++;
+    }
+
+    /* A row without value: null where null is allowed, else zero or empty (only ever seen under a null parent or taken back). */
+    void append_null() {
+        room();
+        valid[len] = !nullable;
+        const int width = width_of(kind);
+        if (width) std::memset(data + len * width, 0, static_cast<size_t>(width));
+        if (has_offsets()) offsets[len + 1] = offsets[len];
+        if (kind == Kind::struct_)
+            for (auto& child : children) child->append_null();
+        len++;
+    }
+};
+
+/* ---- handing over -------------------------------------------------------------------------------------------- */
+
+static inline void release_array(ArrowArray* array) {
+    for (int64_t i = 0; i < array->n_buffers; i++) std::free(const_cast<void*>(array->buffers[i]));
+    for (int64_t i = 0; i < array->n_children; i++) {
+        ArrowArray* child = array->children[i];
+        if (child->release) child->release(child); /* not there: the consumer moved it */
+        std::free(child);
+    }
+    std::free(array->buffers);
+    std::free(array->children);
+    array->release = nullptr;
+}
+
+/* An array without buffers, of `children` released children. Throws bad_alloc; `out` can then be released or has no release. */
+static inline void make_array(ArrowArray* out, int64_t length, int buffers, size_t children) {
+    std::memset(out, 0, sizeof *out);
+    out->length = length;
+    out->buffers = static_cast<const void**>(std::calloc(static_cast<size_t>(buffers) + 1, sizeof(void*)));
+    if (out->buffers == nullptr) throw std::bad_alloc();
+    out->release = release_array;
+    out->n_buffers = buffers;
+    if (children == 0) return;
+    out->children = static_cast<ArrowArray**>(std::calloc(children, sizeof(ArrowArray*)));
+    if (out->children == nullptr) throw std::bad_alloc();
+    for (size_t i = 0; i < children; i++) {
+        out->children[i] = static_cast<ArrowArray*>(std::calloc(1, sizeof(ArrowArray)));
+        if (out->children[i] == nullptr) throw std::bad_alloc();
+        out->n_children++;
+    }
+}
+
+/* In place: bytes 0/1 -> bits, 8 at a time. Returns the number of ones. */
+static inline int64_t pack_bits(uint8_t* bytes, int64_t n) {
+    int64_t ones = 0;
+    std::memset(bytes + n, 0, 8);
+    for (int64_t i = 0; i < n; i += 8) {
+        const uint64_t word = load8(bytes + i);
+        const uint8_t bits = static_cast<uint8_t>((word * 0x0102040810204080ull) >> 56); /* byte k -> bit k */
+        ones += __builtin_popcount(bits);
+        bytes[i >> 3] = bits;
+    }
+    return ones;
+}
+
+template <class T>
+static inline T* fitted(T*& buffer, int64_t used, int64_t held) {
+    T* taken = buffer;
+    buffer = nullptr;
+    if (taken != nullptr && held - used > 4096 && held - used > held / 4) {
+        void* smaller = std::realloc(taken, static_cast<size_t>(used + 64));
+        if (smaller != nullptr) taken = static_cast<T*>(smaller);
+    }
+    return taken;
+}
+
+/* The node's rows as an ArrowArray that owns the buffers; the node is empty then. */
+static void finish(Node& node, ArrowArray* out) {
+    const int64_t n = node.len;
+    const int width = width_of(node.kind);
+    if (node.cap == 0) node.grow(8);
+    const int64_t cap = node.cap;
+    make_array(out, n, node.kind == Kind::null_ ? 0 : node.kind == Kind::text ? 3 : node.kind == Kind::struct_ ? 1 : 2,
+               node.children.size());
+    const int64_t ones = pack_bits(node.valid, n);
+    out->null_count = node.kind == Kind::null_ ? n : n - ones;
+    node.cap = 0;
+    if (node.kind == Kind::null_) {
+        std::free(node.valid);
+        node.valid = nullptr;
+        node.len = 0;
+        return;
+    }
+    if (out->null_count)
+        out->buffers[0] = fitted(node.valid, n / 8 + 8, cap + 8);
+    else
+        std::free(node.valid);
+    node.valid = nullptr;
+    if (node.kind == Kind::bool_) {
+        pack_bits(node.data, n);
+        out->buffers[1] = fitted(node.data, n / 8 + 8, cap + 8);
+    } else if (width) {
+        out->buffers[1] = fitted(node.data, n * width, cap * width);
+    }
+    if (node.has_offsets()) {
+        node.per_row = n ? static_cast<double>(node.offsets[n]) / static_cast<double>(n) : node.per_row;
+        out->buffers[1] = fitted(node.offsets, (n + 1) * 4, (cap + 1) * 4);
+    }
+    if (node.kind == Kind::text) {
+        node.text.ensure(0); /* never a null buffer */
+        const int64_t used = node.text.len, held = node.text.cap;
+        uint8_t* text = node.text.take();
+        out->buffers[2] = fitted(text, used, held);
+    }
+    node.len = 0;
+    for (size_t i = 0; i < node.children.size(); i++) {
+        assert(node.kind != Kind::struct_ || node.children[i]->len == n);
+        finish(*node.children[i], out->children[i]);
+    }
+}
+
+/* ---- numbers ------------------------------------------------------------------------------------------------- */
+
+static constexpr uint64_t POWERS[] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000, 100000000};
+static constexpr double EXACT_POWERS[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
+                                          1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
+
+/* The digits at p, at most 8 of them: how many, and their value. No branch on how many there are. */
+static inline int digits8(const uint8_t* p, uint64_t& value) {
+    uint64_t t = load8(p) ^ 0x3030303030303030ull; /* digits become 0 to 9 */
+    /* a carry goes up only from a byte that is no digit, so the first such byte is right */
+    const uint64_t other = ((t + 0x7676767676767676ull) | t) & 0x8080808080808080ull;
+    const int n = other ? __builtin_ctzll(other) >> 3 : 8;
+    if (n == 0) return 0;
+    t <<= (8 - n) * 8; /* leading zeros */
+    t = t * 10 + (t >> 8);
+    t = ((t & 0x000000FF000000FFull) * 0x000F424000000064ull +
+         ((t >> 16) & 0x000000FF000000FFull) * 0x0000271000000001ull) >> 32;
+    value = t;
+    return n;
+}
+
+struct Number {
+    const uint8_t* begin;
+    const uint8_t* end;
+    uint64_t mantissa;      /* all digits, without the point; meaningless past 19 digits */
+    int64_t digits;         /* how many */
+    int64_t whole_digits;   /* before the point */
+    int64_t exponent;       /* of ten, for the mantissa as a whole number */
+    bool negative;
+    bool whole;             /* no fraction and no exponent */
+};
+
+/* Reads the grammar of a JSON number. nullptr: it is none, and `wrong` is where. */
+static inline const uint8_t* scan_number(const uint8_t* p, Number& number, const uint8_t*& wrong) {
+    number.begin = p;
+    number.negative = *p == '-';
+    p += number.negative;
+    uint64_t mantissa = 0, part = 0;
+    int n = digits8(p, mantissa);
+    if (SABOT_UNLIKELY(n == 0 || (*p == '0' && n > 1))) {
+        wrong = p;
+        return nullptr;
+    }
+    p += n;
+    int64_t digits = n;
+    while (n == 8) {
+        n = digits8(p, part);
+        if (n == 0) break;
+        mantissa = mantissa * POWERS[n] + part;
+        digits += n;
+        p += n;
+    }
+    number.whole_digits = digits;
+    number.whole = true;
+    number.exponent = 0;
+    if (*p == '.') {
+        number.whole = false;
+        const uint8_t* fraction = ++p;
+        do {
+            n = digits8(p, part);
+            if (n == 0) break;
+            mantissa = mantissa * POWERS[n] + part;
+            p += n;
+        } while (n == 8);
+        if (SABOT_UNLIKELY(p == fraction)) {
+            wrong = p;
+            return nullptr;
+        }
+        number.exponent = fraction - p;
+        digits += p - fraction;
+    }
+    if (SABOT_UNLIKELY((*p | 0x20) == 'e')) {
+        number.whole = false;
+        p++;
+        const bool down = *p == '-';
+        if (*p == '-' || *p == '+') p++;
+        if (*p < '0' || *p > '9') {
+            wrong = p;
+            return nullptr;
+        }
+        int64_t power = 0;
+        for (; *p >= '0' && *p <= '9'; p++)
+            if (power < 100000000) power = power * 10 + (*p - '0');
+        number.exponent += down ? -power : power;
+    }
+    number.mantissa = mantissa;
+    number.digits = digits;
+    number.end = p;
+    return p;
+}
+
+/* The whole number's magnitude; false: more than 64 bits. */
+static inline bool magnitude(const Number& number, uint64_t& value) {
+    if (SABOT_LIKELY(number.digits <= 19)) {
+        value = number.mantissa;
+        return true;
+    }
+    if (number.digits > 20) return false; /* no leading zeros in JSON */
+    value = 0;
+    for (const uint8_t* p = number.begin + number.negative; p < number.end; p++)
+        if (__builtin_mul_overflow(value, uint64_t{10}, &value) ||
+            __builtin_add_overflow(value, static_cast<uint64_t>(*p - '0'), &value))
+            return false;
+    return true;
+}
+
+/* The nearest value of type T (double or float), by the C++ library; false: larger than any. */
+template <class T>
+static inline bool nearest(const Number& number, T& value) {
+#if defined(__cpp_lib_to_chars)
+    const auto result = std::from_chars(reinterpret_cast<const char*>(number.begin),
+                                        reinterpret_cast<const char*>(number.end), value);
+    if (result.ec == std::errc()) return std::isfinite(value);
+    int64_t leading = number.exponent + number.digits; /* the value is below 10^leading */
+    for (const uint8_t* p = number.begin + number.negative; *p == '0' || *p == '.'; p++) leading -= *p == '0';
+    if (leading > 0) return false;
+    value = number.negative ? T(-0.0) : T(0.0);
+    return true;
+#else
+    const char* const text = reinterpret_cast<const char*>(number.begin); /* macOS: a null locale is C */
+    value = sizeof(T) == sizeof(float) ? static_cast<T>(strtof_l(text, nullptr, nullptr)) : static_cast<T>(strtod_l(text, nullptr, nullptr));
+    return std::isfinite(value);
+#endif
+}
+
+/* The nearest double; false: larger than any. */
+static inline bool to_double(const Number& number, double& value) {
+    if (SABOT_LIKELY(number.digits <= 19 && number.mantissa <= (uint64_t{1} << 53) && number.exponent >= -22 &&
+                     number.exponent <= 22)) {
+        /* both operands are exact, so the one rounding is right (Clinger 1990) */
+        double d = static_cast<double>(number.mantissa);
+        d = number.exponent < 0 ? d / EXACT_POWERS[-number.exponent] : d * EXACT_POWERS[number.exponent];
+        value = number.negative ? -d : d;
+        return true;
+    }
+    return nearest(number, value);
+}
+
+/* The nearest float; false: larger than any. */
+static inline bool to_float(const Number& number, float& value) {
+    double d;
+    if (!to_double(number, d)) return false;
+    uint64_t bits;
+    std::memcpy(&bits, &d, 8);
+    /* Rounding twice is wrong only if the double lies just between two floats: in its 29 spare bits, or anywhere below FLT_MIN */
+    if (SABOT_UNLIKELY((bits & 0x1FFFFFFF) == 0x10000000 || (std::fabs(d) < 1.1754943508222875e-38 && d != 0)))
+        return nearest(number, value);
+    value = static_cast<float>(d);
+    return std::isfinite(value);
+}
+
+/* ---- times --------------------------------------------------------------------------------------------------- */
+
+static inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+
+/* Days from 1970-01-01 to a date of the proleptic Gregorian calendar, counted in years that begin in March. */
+static inline int64_t days_since_1970(int64_t year, int64_t month, int64_t day) {
+    const int64_t y = month > 2 ? year : year - 1;
+    const int64_t m = month > 2 ? month - 3 : month + 9;
+    return 365 * y + floor_div(y, 4) - floor_div(y, 100) + floor_div(y, 400) + (153 * m + 2) / 5 + day - 1 - 719468;
+}
+
+/* ISO 8601 as computers write it: date, optionally [T or space] hh:mm[:ss[.fraction]] and Z or an offset; without one UTC.
+   -> seconds since 1970 and nanoseconds of the second (digits past the ninth are dropped). */
+static inline bool read_iso(const uint8_t* p, const uint8_t* end, int64_t& seconds, int64_t& nanos) {
+    auto number = [&](int n, int64_t& value) {
+        if (end - p < n) return false;
+        value = 0;
+        for (; n > 0; n--, p++) {
+            if (*p < '0' || *p > '9') return false;
+            value = value * 10 + (*p - '0');
+        }
+        return true;
+    };
+    auto take = [&](char c) { return p < end && *p == c && (++p, true); };
+    int64_t year, month, day, hour = 0, minute = 0, second = 0;
+    nanos = 0;
+    if (!number(4, year) || !take('-') || !number(2, month) || !take('-') || !number(2, day)) return false;
+    static const int lengths[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+    if (month < 1 || month > 12 || day < 1) return false;
+    const bool leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+    if (day > lengths[month - 1] + (month == 2 && leap)) return false;
+    seconds = days_since_1970(year, month, day) * 86400;
+    if (p == end) return true;
+    if (!take('T') && !take('t') && !take(' ')) return false;
+    if (!number(2, hour) || !take(':') || !number(2, minute)) return false;
+    if (take(':')) {
+        if (!number(2, second)) return false;
+        if (take('.') || take(',')) {
+            int64_t scale = 100000000;
+            const uint8_t* fraction = p;
+            for (; p < end && *p >= '0' && *p <= '9'; p++, scale /= 10) nanos += (*p - '0') * scale;
+            if (p == fraction) return false;
+        }
+    }
+    if (hour > 23 || minute > 59 || second > 59) return false;
+    seconds += hour * 3600 + minute * 60 + second;
+    if (p == end || ((*p == 'Z' || *p == 'z') && p + 1 == end)) return true;
+    if (*p != '+' && *p != '-') return false;
+    const int64_t sign = *p++ == '-' ? -1 : 1;
+    int64_t off_hour, off_minute = 0;
+    if (!number(2, off_hour)) return false;
+    if (p < end && (take(':'), !number(2, off_minute))) return false;
+    if (p != end || off_hour > 23 || off_minute > 59) return false;
+    seconds -= sign * (off_hour * 3600 + off_minute * 60);
+    return true;
+}
+
+/* ---- the decoder --------------------------------------------------------------------------------------------- */
+
+class Decoder {
+  public:
+    Node root{static_cast<int>(Kind::struct_), false, 0, "", "object"};
+
+    /* n values of a binary array: `offsets` has n + 1 entries, `validity` is null or bits that begin at `bit`.
+
+    This and the next two hand over the good rows as a struct array, and the bad ones. Any thread, without the GIL; throws
+    bad_alloc, and overflow_error past Arrow's 32-bit offsets. */
+    template <class Offset>
+    void rows(const Offset* offsets, const uint8_t* data, const uint8_t* validity, int64_t bit, int64_t n,
+              ArrowArray* out, std::vector<BadRow>& bad_rows) {
+        std::lock_guard<std::mutex> lock(in_use);
+        begin(n);
+        const int64_t safe = n ? offsets[n] - PADDING : 0; /* a row that ends later has too little behind it */
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t from = offsets[i], to = offsets[i + 1];
+            if (validity && !(validity[(bit + i) >> 3] >> ((bit + i) & 7) & 1))
+                null_row(i);
+            else if (SABOT_LIKELY(to <= safe))
+                row(data + from, to - from, i);
+            else
+                row_copied(data + from, to - from, i);
+        }
+        take(out, bad_rows);
+    }
+
+    /* n payloads; a null pointer is a null payload. */
+    void payloads(const uint8_t* const* starts, const int64_t* lengths, int64_t n, ArrowArray* out,
+                  std::vector<BadRow>& bad_rows) {
+        std::lock_guard<std::mutex> lock(in_use);
+        begin(n);
+        for (int64_t i = 0; i < n; i++) {
+            if (starts[i] == nullptr)
+                null_row(i);
+            else
+                row_copied(starts[i], lengths[i], i);
+        }
+        take(out, bad_rows);
+    }
+
+    /* NDJSON of n bytes. */
+    void lines(const uint8_t* data, int64_t n, ArrowArray* out, std::vector<BadRow>& bad_rows) {
+        std::lock_guard<std::mutex> lock(in_use);
+        begin(static_cast<int64_t>(static_cast<double>(n) / bytes_per_line) + 16);
+        const uint8_t* const stop_all = data + n;
+        int64_t count = 0;
+        for (const uint8_t* p = data; p < stop_all;) {
+            const void* found = std::memchr(p, '\n', static_cast<size_t>(stop_all - p));
+            const uint8_t* stop = found ? static_cast<const uint8_t*>(found) : stop_all;
+            if (SABOT_LIKELY(*p == '{') || !blank(p, stop)) {
+                const bool good = SABOT_LIKELY(stop_all - stop >= PADDING) ? row(p, stop - p, count) : row_copied(p, stop - p, count);
+                if (SABOT_UNLIKELY(!good)) {
+                    bad.back().start = p - data;
+                    bad.back().end = stop - data - (stop[-1] == '\r');
+                }
+                count++;
+            }
+            p = stop + 1;
+        }
+        if (count) bytes_per_line = static_cast<double>(n) / static_cast<double>(count) * 0.98;
+        take(out, bad_rows);
+    }
+
+  private:
+    /* A wrong value in an object that is not closed yet. */
+    struct Poison {
+        const Node* node;
+        Error error;
+    };
+
+    const uint8_t* start = nullptr;
+    const uint8_t* end = nullptr;
+    Error error;
+    bool mismatch = false;   /* the value just read has the wrong type: `error` says how */
+    bool lone_surrogate = false;
+    std::vector<Poison> poisons;
+    Bytes key_text, time_text, scratch;
+    double bytes_per_line = 100;
+    std::vector<BadRow> bad;
+    std::mutex in_use; /* a decoder learns from its rows, so one call at a time */
+
+    void begin(int64_t rows) {
+        root.begin(rows);
+        bad.clear();
+        poisons.clear();
+        mismatch = false;
+    }
+
+    void take(ArrowArray* out, std::vector<BadRow>& bad_rows) {
+        bad_rows.swap(bad);
+        out->release = nullptr;
+        try {
+            finish(root, out);
+        } catch (...) {
+            if (out->release) out->release(out);
+            throw;
+        }
+    }
+
+    /* Row number `row`: n bytes at p, PADDING more of which can be read. A bad row leaves nothing but its entry in `bad`. */
+    bool row(const uint8_t* p, int64_t n, int64_t row) {
+        const int64_t good = root.len;
+        if (SABOT_LIKELY(parse(p, n))) return true;
+        root.truncate(good);
+        bad.push_back({row, error.reason + " at byte " + std::to_string(error.at)});
+        poisons.clear();
+        mismatch = false;
+        return false;
+    }
+
+    /* The same for bytes behind which nothing may be read. */
+    bool row_copied(const uint8_t* p, int64_t n, int64_t row_) {
+        scratch.len = 0;
+        scratch.ensure(n + PADDING);
+        if (n) std::memcpy(scratch.data, p, static_cast<size_t>(n));
+        std::memset(scratch.data + n, 0, PADDING);
+        return row(scratch.data, n, row_);
+    }
+
+    void null_row(int64_t row) { bad.push_back({row, "the payload is null"}); }
+
+    static bool blank(const uint8_t* p, const uint8_t* stop) {
+        while (p < stop && (*p == ' ' || *p == '\t' || *p == '\r')) p++;
+        return p == stop;
+    }
+
+    __attribute__((noinline, cold)) const uint8_t* fail(const uint8_t* at, const char* reason) {
+        error.reason = std::string("invalid JSON: ") + reason;
+        error.at = at - start;
+        return nullptr;
+    }
+
+    static const char* described(const uint8_t* p) {
+        switch (*p) {
+            case '"': return "a string";
+            case '{': return "an object";
+            case '[': return "a list";
+            case 't': case 'f': return "a boolean";
+            case 'n': return "null";
+            default: return *p == '-' || (*p >= '0' && *p <= '9') ? "a number" : "no JSON";
+        }
+    }
+
+    /* The value at p does not fit `node`: skips it. */
+    __attribute__((noinline, cold)) const uint8_t* wrong(const Node& node, const uint8_t* p, int depth, const char* why = nullptr) {
+        const uint8_t* after = skip(p, depth);
+        if (after == nullptr) return nullptr;
+        error.reason = "field " + node.path + ": " + (why ? why + node.type : "expected " + node.type + ", found " + described(p));
+        error.at = p - start;
+        mismatch = true;
+        return after;
+    }
+
+    static inline const uint8_t* space(const uint8_t* p) {
+        if (SABOT_LIKELY(*p > ' ')) return p;
+        if (*p == ' ' && p[1] > ' ') return p + 1;
+        while (*p == ' ' || *p == '\t' || *p == '\n' || *p == '\r') p++;
+        return p;
+    }
+
+    bool parse(const uint8_t* p, int64_t n) {
+        start = p;
+        end = p + n;
+        if (n >= 3 && p[0] == 0xEF && p[1] == 0xBB && p[2] == 0xBF) p += 3; /* a byte order mark */
+        while (p < end && (*p == ' ' || *p == '\t' || *p == '\n' || *p == '\r')) p++;
+        while (end > p && (end[-1] == ' ' || end[-1] == '\t' || end[-1] == '\n' || end[-1] == '\r')) end--;
+        if (SABOT_UNLIKELY(p == end || *p != '{' || end[-1] != '}')) {
+            if (p == end)
+                error.reason = "the payload is empty";
+            else if (*p == '{')
+                error.reason = "invalid JSON: the object does not end with '}'";
+            else
+                error.reason = std::string("expected an object, found ") + described(p);
+            error.at = p == end ? 0 : *p != '{' ? p - start : end - start;
+            return false;
+        }
+        p = object(root, p, 1);
+        if (SABOT_UNLIKELY(p == nullptr)) return false;
+        if (SABOT_UNLIKELY(mismatch)) return false;
+        if (SABOT_UNLIKELY(p != end)) {
+            fail(p, "more bytes after the object");
+            return false;
+        }
+        return true;
+    }
+
+    /* p stands at '{'. Every child gets exactly one row. */
+    const uint8_t* object(Node& node, const uint8_t* p, int depth) {
+        assert(p < end && *p == '{' && end[-1] == '}');
+        node.room();
+        const int64_t slot = node.len;
+        const size_t poisoned = poisons.size();
+        size_t filled = 0;
+        Keys& keys = node.keys;
+        if (SABOT_UNLIKELY(depth > MAX_DEPTH)) return fail(p, "nested deeper than 512");
+        const uint8_t* const opening = p;
+        p = space(p + 1);
+        if (*p == '}') {
+            p++;
+        } else {
+            int previous = -1; /* key that came before */
+            int guess = keys.first;
+            for (;;) {
+                int field;
+                const Key* const key = keys.keys.data() + guess;
+                if (SABOT_LIKELY(!keys.keys.empty() && predicted(*key, p, end))) {
+                    p += key->quoted.size();
+                    field = key->field;
+                    previous = guess;
+                    guess = key->next;
+                } else {
+                    int found;
+                    p = other_key(keys, p, found);
+                    if (SABOT_UNLIKELY(p == nullptr)) return nullptr;
+                    if (found >= 0) {
+                        (previous >= 0 ? keys.keys[static_cast<size_t>(previous)].next : keys.first) = found;
+                        previous = found;
+                        guess = keys.keys[static_cast<size_t>(found)].next;
+                        field = keys.keys[static_cast<size_t>(found)].field;
+                    } else {
+                        field = -1; /* not worth remembering: the guess stays */
+                    }
+                }
+                if (SABOT_UNLIKELY(*p != ':')) {
+                    p = space(p);
+                    if (*p != ':') return fail(p, "expected ':'");
+                }
+                p = space(p + 1);
+                if (field >= 0) {
+                    Node& child = *node.children[static_cast<size_t>(field)];
+                    if (SABOT_UNLIKELY(child.len != slot)) { /* a duplicate: the last wins */
+                        child.truncate(slot);
+                        forget(child, poisoned);
+                        filled--;
+                    }
+                    p = value(child, p, depth);
+                    if (SABOT_UNLIKELY(p == nullptr)) return nullptr;
+                    if (SABOT_UNLIKELY(mismatch)) {
+                        poisons.push_back({&child, error});
+                        mismatch = false;
+                        child.truncate(slot);
+                        child.append_null();
+                    }
+                    filled++;
+                } else {
+                    p = skip(p, depth);
+                    if (SABOT_UNLIKELY(p == nullptr)) return nullptr;
+                }
+                p = space(p);
+                if (SABOT_LIKELY(*p == ',')) {
+                    p = space(p + 1);
+                    continue;
+                }
+                if (SABOT_UNLIKELY(*p != '}')) return fail(p, "expected ',' or '}'");
+                p++;
+                break;
+            }
+        }
+        if (SABOT_UNLIKELY(p == end && depth > 1)) return fail(p, "an object or list is not closed");
+        if (SABOT_UNLIKELY(filled != node.children.size())) missing(node, slot, opening);
+        node.valid[slot] = 1;
+        node.len = slot + 1;
+        if (SABOT_UNLIKELY(poisons.size() > poisoned)) {
+            error = poisons[poisoned].error;
+            poisons.resize(poisoned);
+            mismatch = true;
+        }
+        return p;
+    }
+
+    __attribute__((noinline)) void missing(Node& node, int64_t slot, const uint8_t* opening) {
+        for (auto& child : node.children) {
+            if (child->len != slot) continue;
+            child->append_null();
+            if (!child->nullable)
+                poisons.push_back({child.get(), {"field " + child->path + " is missing, and may not be null,", opening - start}});
+        }
+    }
+
+    __attribute__((noinline, cold)) void forget(const Node& child, size_t from) {
+        for (size_t i = poisons.size(); i > from; i--)
+            if (poisons[i - 1].node == &child) poisons.erase(poisons.begin() + static_cast<std::ptrdiff_t>(i - 1));
+    }
+
+    /* A key that was not foreseen. `found`: its index, -1 if it is unknown and not worth remembering. */
+    __attribute__((noinline)) const uint8_t* other_key(Keys& keys, const uint8_t* p, int& found) {
+        if (*p != '"') return fail(p, "expected a field name in quotes");
+        key_text.len = 0;
+        lone_surrogate = false;
+        p = string<true>(p + 1, key_text);
+        if (p == nullptr) return nullptr;
+        const char* name = reinterpret_cast<const char*>(key_text.data);
+        const size_t n = static_cast<size_t>(key_text.len);
+        found = -1;
+        if (lone_surrogate) return p; /* no schema can name it */
+        found = keys.find(name, n);
+        if (found < 0 && keys.keys.size() < MAX_KEYS && n < 64) found = keys.add(name, n, -1);
+        return p;
+    }
+
+    /* The rest of a string, behind its opening quote: decoded into `out`, or only checked. Returns behind the closing quote. */
+    template <bool keep>
+    inline const uint8_t* string(const uint8_t* p, Bytes& out) {
+        for (;;) {
+            if (keep) {
+                out.ensure(16);
+                std::memcpy(out.data + out.len, p, 16);
+            }
+            const int n = plain16(p);
+            p += n;
+            if (keep) out.len += n;
+            if (SABOT_UNLIKELY(p >= end)) return fail(end, "a string is not closed");
+            if (n == 16) continue;
+            if (SABOT_LIKELY(*p == '"')) return p + 1;
+            p = odd_text<keep>(p, out);
+            if (SABOT_UNLIKELY(p == nullptr)) return nullptr;
+        }
+    }
+
+    /* An escape, or a run of non-ASCII text, inside a string. */
+    template <bool keep>
+    __attribute__((noinline)) const uint8_t* odd_text(const uint8_t* p, Bytes& out) {
+        if (*p >= 0x80) {
+            do {
+                const int n = utf8_length(p, end);
+                if (n == 0) return fail(p, "invalid UTF-8");
+                if (keep) out.put(p, n);
+                p += n;
+            } while (*p >= 0x80 && p < end);
+            return p;
+        }
+        if (*p != '\\') return fail(p, "a control character in a string");
+        if (end - p < 3) return fail(p, "a string is not closed");
+        uint8_t c;
+        switch (p[1]) {
+            case '"': case '\\': case '/': c = p[1]; break;
+            case 'b': c = '\b'; break;
+            case 'f': c = '\f'; break;
+            case 'n': c = '\n'; break;
+            case 'r': c = '\r'; break;
+            case 't': c = '\t'; break;
+            case 'u': return unicode_escape<keep>(p, out);
+            default: return fail(p, "unknown escape");
+        }
+        if (keep) out.put_byte(c);
+        return p + 2;
+    }
+
+    template <bool keep>
+    const uint8_t* unicode_escape(const uint8_t* p, Bytes& out) {
+        uint32_t point, low;
+        if (!hex4(p + 2, point)) return fail(p, "a \\u escape needs four hexadecimal digits");
+        p += 6;
+        if (point >= 0xD800 && point < 0xE000) {
+            if (point < 0xDC00 && end - p >= 6 && p[0] == '\\' && p[1] == 'u' && hex4(p + 2, low) && low >= 0xDC00 && low < 0xE000) {
+                point = 0x10000 + ((point - 0xD800) << 10) + (low - 0xDC00);
+                p += 6;
+            } else {
+                lone_surrogate = true; /* JSON allows it, UTF-8 does not */
+                return p;
+            }
+        }
+        if (keep) {
+            out.ensure(4);
+            out.len += utf8_write(point, out.data + out.len);
+        }
+        return p;
+    }
+
+    bool hex4(const uint8_t* p, uint32_t& value) const {
+        value = 0;
+        if (end - p < 4) return false;
+        for (int i = 0; i < 4; i++) {
+            const uint8_t c = p[i], letter = c | 0x20;
+            if (c >= '0' && c <= '9')
+                value = value << 4 | static_cast<uint32_t>(c - '0');
+            else if (letter >= 'a' && letter <= 'f')
+                value = value << 4 | static_cast<uint32_t>(letter - 'a' + 10);
+            else
+                return false;
+        }
+        return true;
+    }
+
+    static inline bool word4(const uint8_t* p, const char* word) { return std::memcmp(p, word, 4) == 0; }
+
+    /* Whether `true` or `false` stands at p, which holds its first letter. No branch on which, as nobody can foretell it. */
+    static inline bool boolean(const uint8_t* p, bool& yes) {
+        uint32_t word;
+        yes = *p == 't';
+        std::memcpy(&word, p + !yes, 4);
+        return word == (yes ? 0x65757274u : 0x65736c61u); /* "true" and "alse", the lowest byte first */
+    }
+
+    /* Any value, checked and passed over. */
+    inline const uint8_t* skip(const uint8_t* p, int depth) {
+        assert(p < end);
+        switch (*p) {
+            case '"': return string<false>(p + 1, key_text);
+            case 't': case 'f': {
+                bool yes;
+                return SABOT_LIKELY(boolean(p, yes)) ? p + 5 - yes : fail(p, "expected a value");
+            }
+            case 'n': return word4(p, "null") ? p + 4 : fail(p, "expected a value");
+            case '{': return skip_object(p, depth + 1);
+            case '[': return skip_list(p, depth + 1);
+            default: {
+                Number number;
+                const uint8_t* wrong_at = p;
+                const uint8_t* after = scan_number(p, number, wrong_at);
+                if (SABOT_UNLIKELY(after == nullptr)) return fail(wrong_at, wrong_at == p ? "expected a value" : "not a number");
+                return after;
+            }
+        }
+    }
+
+    __attribute__((noinline)) const uint8_t* skip_object(const uint8_t* p, int depth) {
+        if (depth > MAX_DEPTH) return fail(p, "nested deeper than 512");
+        p = space(p + 1);
+        if (*p != '}') {
+            for (;;) {
+                if (*p != '"') return fail(p, "expected a field name in quotes");
+                p = string<false>(p + 1, key_text);
+                if (p == nullptr) return nullptr;
+                p = space(p);
+                if (*p != ':') return fail(p, "expected ':'");
+                p = skip(space(p + 1), depth);
+                if (p == nullptr) return nullptr;
+                p = space(p);
+                if (*p == '}') break;
+                if (*p != ',') return fail(p, "expected ',' or '}'");
+                p = space(p + 1);
+            }
+        }
+        return ++p == end ? fail(p, "an object or list is not closed") : p;
+    }
+
+    __attribute__((noinline)) const uint8_t* skip_list(const uint8_t* p, int depth) {
+        if (depth > MAX_DEPTH) return fail(p, "nested deeper than 512");
+        p = space(p + 1);
+        if (*p == ']') return p + 1;
+        for (;;) {
+            p = skip(p, depth);
+            if (p == nullptr) return nullptr;
+            p = space(p);
+            if (*p == ']') return p + 1;
+            if (*p != ',') return fail(p, "expected ',' or ']'");
+            p = space(p + 1);
+        }
+    }
+
+    /* One value into `node`: exactly one row more, unless it returns nullptr or sets `mismatch`. */
+    inline const uint8_t* value(Node& node, const uint8_t* p, int depth) {
+        assert(p < end);
+        if (SABOT_UNLIKELY(*p == 'n')) {
+            if (!word4(p, "null")) return fail(p, "expected a value");
+            if (!node.nullable) return wrong(node, p, depth);
+            node.append_null();
+            return p + 4;
+        }
+        switch (node.kind) {
+            case Kind::text:
+                if (SABOT_UNLIKELY(*p != '"')) return wrong(node, p, depth);
+                return text(node, p, depth);
+            case Kind::float64: case Kind::float32: {
+                Number number;
+                const uint8_t* after = scan(p, number);
+                if (SABOT_UNLIKELY(after == nullptr)) return no_number(node, p, depth);
+                if (node.kind == Kind::float64) {
+                    double d;
+                    if (SABOT_UNLIKELY(!to_double(number, d))) return wrong(node, p, depth, "the number is out of range for ");
+                    node.append(d);
+                } else {
+                    float f;
+                    if (SABOT_UNLIKELY(!to_float(number, f))) return wrong(node, p, depth, "the number is out of range for ");
+                    node.append(f);
+                }
+                return after;
+            }
+            case Kind::bool_: {
+                bool yes;
+                if (SABOT_UNLIKELY((*p != 't' && *p != 'f') || !boolean(p, yes))) return wrong(node, p, depth);
+                node.append<uint8_t>(yes);
+                return p + 5 - yes;
+            }
+            case Kind::struct_:
+                if (*p != '{') return wrong(node, p, depth);
+                return object(node, p, depth + 1);
+            case Kind::list:
+                if (*p != '[') return wrong(node, p, depth);
+                return list(node, p, depth + 1);
+            case Kind::timestamp: case Kind::date32: case Kind::date64:
+                return time(node, p, depth);
+            case Kind::null_:
+                return wrong(node, p, depth);
+            default:
+                return integer(node, p, depth);
+        }
+    }
+
+    static inline const uint8_t* scan(const uint8_t* p, Number& number) {
+        const uint8_t* unused;
+        return scan_number(p, number, unused);
+    }
+
+    /* No number where one was wanted: another value, or a syntax error, which skip() words. */
+    __attribute__((noinline, cold)) const uint8_t* no_number(const Node& node, const uint8_t* p, int depth) {
+        return wrong(node, p, depth);
+    }
+
+    inline const uint8_t* text(Node& node, const uint8_t* p, int depth) {
+        node.room();
+        lone_surrogate = false;
+        const uint8_t* after = string<true>(p + 1, node.text);
+        if (SABOT_UNLIKELY(after == nullptr)) return nullptr;
+        if (SABOT_UNLIKELY(lone_surrogate)) return wrong(node, p, depth, "half of a surrogate pair cannot be written in ");
+        node.valid[node.len] = 1;
+        node.offsets[++node.len] = static_cast<int32_t>(node.text.len);
+        return after;
+    }
+
+    inline const uint8_t* integer(Node& node, const uint8_t* p, int depth) {
+        Number number;
+        const uint8_t* after = scan(p, number);
+        if (SABOT_UNLIKELY(after == nullptr)) return no_number(node, p, depth);
+        if (SABOT_UNLIKELY(!number.whole)) return wrong(node, p, depth, "a number with a fraction or exponent is no ");
+        uint64_t size = 0;
+        bool fits = magnitude(number, size);
+        const bool minus = number.negative;
+        auto within = [&](uint64_t most) { return size <= most + minus; };
+        const uint64_t signed_value = minus ? ~size + 1 : size;
+        switch (node.kind) {
+            case Kind::int64:
+                if (SABOT_LIKELY(fits && within(INT64_MAX))) return node.append(signed_value), after;
+                break;
+            case Kind::int32:
+                if (fits && within(INT32_MAX)) return node.append(static_cast<uint32_t>(signed_value)), after;
+                break;
+            case Kind::int16:
+                if (fits && within(INT16_MAX)) return node.append(static_cast<uint16_t>(signed_value)), after;
+                break;
+            case Kind::int8:
+                if (fits && within(INT8_MAX)) return node.append(static_cast<uint8_t>(signed_value)), after;
+                break;
+            default:
+                if (minus && size) break;
+                if (node.kind == Kind::uint64 && fits) return node.append(size), after;
+                if (node.kind == Kind::uint32 && fits && size <= UINT32_MAX) return node.append(static_cast<uint32_t>(size)), after;
+                if (node.kind == Kind::uint16 && fits && size <= UINT16_MAX) return node.append(static_cast<uint16_t>(size)), after;
+                if (node.kind == Kind::uint8 && fits && size <= UINT8_MAX) return node.append(static_cast<uint8_t>(size)), after;
+        }
+        return wrong(node, p, depth, "the number is out of range for ");
+    }
+
+    /* Epoch ms, or ISO 8601 in a string. */
+    inline const uint8_t* time(Node& node, const uint8_t* p, int depth) {
+        int64_t seconds, nanos;
+        const uint8_t* after;
+        if (*p == '"') {
+            time_text.len = 0;
+            after = string<true>(p + 1, time_text);
+            if (after == nullptr) return nullptr;
+            if (!read_iso(time_text.data, time_text.data + time_text.len, seconds, nanos))
+                return wrong(node, p, depth, "the string is no ISO 8601 time for ");
+        } else {
+            Number number;
+            after = scan(p, number);
+            if (after == nullptr) return no_number(node, p, depth);
+            if (!number.whole) return wrong(node, p, depth, "a number with a fraction or exponent is no ");
+            uint64_t size = 0;
+            if (!magnitude(number, size) || size > static_cast<uint64_t>(INT64_MAX) + number.negative)
+                return wrong(node, p, depth, "the number is out of range for ");
+            const int64_t ms = static_cast<int64_t>(number.negative ? ~size + 1 : size);
+            const int64_t rest = ms % 1000;
+            seconds = floor_div(ms, 1000);
+            nanos = (rest + (rest < 0 ? 1000 : 0)) * 1000000;
+        }
+        if (node.kind == Kind::date32) {
+            const int64_t days = floor_div(seconds, 86400);
+            if (days < INT32_MIN || days > INT32_MAX) return wrong(node, p, depth, "the number is out of range for ");
+            node.append(static_cast<int32_t>(days));
+            return after;
+        }
+        if (node.kind == Kind::date64) seconds = floor_div(seconds, 86400) * 86400, nanos = 0;
+        /* wide: the second that the least time lies in may begin before it */
+        const __int128 units = static_cast<__int128>(seconds) * node.per_second + nanos / (1000000000 / node.per_second);
+        if (units < INT64_MIN || units > INT64_MAX) return wrong(node, p, depth, "the time is out of range for ");
+        node.append(static_cast<int64_t>(units));
+        return after;
+    }
+
+    /* p stands at '['. */
+    const uint8_t* list(Node& node, const uint8_t* p, int depth) {
+        if (SABOT_UNLIKELY(depth > MAX_DEPTH)) return fail(p, "nested deeper than 512");
+        node.room();
+        Node& child = *node.children[0];
+        bool spoiled = false;
+        p = space(p + 1);
+        if (*p == ']') {
+            p++;
+        } else {
+            for (;;) {
+                p = SABOT_LIKELY(!spoiled) ? value(child, p, depth) : skip(p, depth);
+                if (SABOT_UNLIKELY(p == nullptr)) return nullptr;
+                if (SABOT_UNLIKELY(mismatch)) {
+                    spoiled = true; /* `error` keeps the first wrong item */
+                    mismatch = false;
+                }
+                p = space(p);
+                if (*p == ',') {
+                    p = space(p + 1);
+                    continue;
+                }
+                if (*p != ']') return fail(p, "expected ',' or ']'");
+                p++;
+                break;
+            }
+        }
+        if (SABOT_UNLIKELY(spoiled)) {
+            child.truncate(node.offsets[node.len]);
+            mismatch = true;
+            return p;
+        }
+        node.valid[node.len] = 1;
+        node.offsets[++node.len] = static_cast<int32_t>(child.len);
+        return p;
+    }
+};
+
+/* Whether a payload opens more than MAX_DEPTH objects and lists inside one another. Nearly all have fewer brackets in all, and counting them
+is a loop without branches. */
+inline bool is_too_deep(const uint8_t* p, int64_t n) {
+    int64_t opened = 0;
+    for (int64_t i = 0; i < n; ++i) opened += (p[i] | 0x20) == '{'; /* '[' is '{' without that bit */
+    if (opened <= MAX_DEPTH) return false;
+    int depth = 0;
+    bool in_text = false;
+    for (int64_t i = 0; i < n; ++i) {
+        const uint8_t c = p[i];
+        if (in_text) {
+            if (c == '\\') ++i;
+            else if (c == '"') in_text = false;
+        } else if (c == '"') {
+            in_text = true;
+        } else if ((c | 0x20) == '{') {
+            if (++depth > MAX_DEPTH) return true;
+        } else if ((c | 0x20) == '}') {
+            --depth;
+        }
+    }
+    return false;
+}
+
+}  // namespace sabot

@@ -1,0 +1,233 @@
+/* Columns -> JSON objects, one per row, written into the text of one binary array.
+
+All of it is `nogil`. It throws std::bad_alloc, std::overflow_error for more than 2 GiB of text, and `Unwritable`, which has the path of
+a value that JSON cannot say (`except +`). */
+#pragma once
+
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "arrow/arrow_c.h"
+#include "text/json_parse.h"
+#include "text/json_text.h"
+
+namespace sabot {
+
+/* A value that JSON has no words for; becomes TypeError. */
+struct Unwritable {
+    std::string path;
+};
+
+static inline void write_text(Bytes& out, const uint8_t* p, int64_t n) {
+    static const char hex[] = "0123456789abcdef";
+    const uint8_t* const end = p + n;
+    out.put_byte('"');
+    while (p < end) {
+        const uint8_t* plain = p;
+        while (end - p >= 16) { /* non-ASCII stops plain16 too, and goes on here */
+            const int k = plain16(p);
+            p += k;
+            if (k == 16) continue;
+            if (*p < 0x80) break;
+            p++;
+        }
+        while (p < end && *p >= 0x20 && *p != '"' && *p != '\\') p++;
+        out.put(plain, p - plain);
+        if (p == end) break;
+        const uint8_t c = *p++;
+        uint8_t escaped[6] = {'\\', 'u', '0', '0', static_cast<uint8_t>(hex[c >> 4]), static_cast<uint8_t>(hex[c & 15])};
+        switch (c) {
+            case '\b': escaped[1] = 'b'; break;
+            case '\f': escaped[1] = 'f'; break;
+            case '\n': escaped[1] = 'n'; break;
+            case '\r': escaped[1] = 'r'; break;
+            case '\t': escaped[1] = 't'; break;
+            case '"': case '\\': escaped[1] = c; break;
+            default: break;
+        }
+        out.put(escaped, escaped[1] == 'u' ? 6 : 2);
+    }
+    out.put_byte('"');
+}
+
+template <class T>
+static inline void write_whole(Bytes& out, T value) {
+    out.ensure(24);
+    char* at = reinterpret_cast<char*>(out.data + out.len);
+    out.len += std::to_chars(at, at + 24, value).ptr - at;
+}
+
+/* The shortest digits that read back as the same value of type T; always with a point or an exponent. */
+template <class T>
+static inline void write_float(Bytes& out, T value) {
+    if (!std::isfinite(value)) {
+        out.put("null", 4);
+        return;
+    }
+    out.ensure(48);
+    char* const at = reinterpret_cast<char*>(out.data + out.len);
+    char* stop;
+    const T size = std::fabs(value);
+    const bool plain = size == 0 || (size >= T(1e-5) && size < T(1e16));
+#if defined(__cpp_lib_to_chars) || defined(_LIBCPP_VERSION)
+    stop = std::to_chars(at, at + 48, value, plain ? std::chars_format::fixed : std::chars_format::scientific).ptr;
+#else
+#error "Sabot needs std::to_chars for double: gcc 11, clang with libc++ 14, or newer"
+#endif
+    if (plain) {
+        bool point = false;
+        for (const char* c = at; c < stop; c++) point = point || *c == '.';
+        if (!point) {
+            *stop++ = '.';
+            *stop++ = '0';
+        }
+    }
+    out.len += stop - at;
+}
+
+/* One column to be written; `array` is borrowed. */
+struct Column {
+    Kind kind;
+    bool checked;             /* text: may not be UTF-8, so look */
+    int64_t per_second;       /* timestamp: units per second */
+    std::string path;
+    std::string key;          /* "name": as it stands in the object, with the comma before it but for the first */
+    const ArrowArray* array = nullptr;
+    std::vector<std::unique_ptr<Column>> children;
+
+    Column(int kind_, bool checked_, int64_t per_second_, const std::string& path_, const std::string& name, bool first)
+        : kind(static_cast<Kind>(kind_)), checked(checked_), per_second(per_second_), path(path_) {
+        Bytes text;
+        if (!first) text.put_byte(',');
+        write_text(text, reinterpret_cast<const uint8_t*>(name.data()), static_cast<int64_t>(name.size()));
+        text.put_byte(':');
+        key.assign(reinterpret_cast<const char*>(text.data), static_cast<size_t>(text.len));
+    }
+
+    void add_child(Column* child) { children.emplace_back(child); }
+
+    void bind(const ArrowArray* to) {
+        array = to;
+        for (size_t i = 0; i < children.size(); i++) children[i]->bind(to->children[i]);
+    }
+
+    template <class T>
+    inline T fixed(int64_t at) const {
+        T value;
+        std::memcpy(&value, static_cast<const uint8_t*>(array->buffers[1]) + at * static_cast<int64_t>(sizeof(T)), sizeof(T));
+        return value;
+    }
+
+    /* The value of row `row` of this array (its own offset comes on top). */
+    void write(Bytes& out, int64_t row) const {
+        const int64_t at = row + array->offset;
+        const uint8_t* validity = array->n_buffers ? static_cast<const uint8_t*>(array->buffers[0]) : nullptr;
+        if (kind == Kind::null_ || (validity && array->null_count != 0 && !(validity[at >> 3] >> (at & 7) & 1))) {
+            out.put("null", 4);
+            return;
+        }
+        switch (kind) {
+            case Kind::bool_:
+                if (static_cast<const uint8_t*>(array->buffers[1])[at >> 3] >> (at & 7) & 1)
+                    out.put("true", 4);
+                else
+                    out.put("false", 5);
+                return;
+            case Kind::int8: return write_whole(out, static_cast<int>(fixed<int8_t>(at)));
+            case Kind::int16: return write_whole(out, static_cast<int>(fixed<int16_t>(at)));
+            case Kind::int32: return write_whole(out, fixed<int32_t>(at));
+            case Kind::int64: return write_whole(out, fixed<int64_t>(at));
+            case Kind::uint8: return write_whole(out, static_cast<unsigned>(fixed<uint8_t>(at)));
+            case Kind::uint16: return write_whole(out, static_cast<unsigned>(fixed<uint16_t>(at)));
+            case Kind::uint32: return write_whole(out, fixed<uint32_t>(at));
+            case Kind::uint64: return write_whole(out, fixed<uint64_t>(at));
+            case Kind::float32: return write_float(out, fixed<float>(at));
+            case Kind::float64: return write_float(out, fixed<double>(at));
+            case Kind::date32: return write_whole(out, static_cast<int64_t>(fixed<int32_t>(at)) * 86400000);
+            case Kind::date64: return write_whole(out, fixed<int64_t>(at));
+            case Kind::timestamp: {
+                const int64_t units = fixed<int64_t>(at);
+                if (per_second >= 1000) return write_whole(out, floor_div(units, per_second / 1000));
+                int64_t ms;
+                if (__builtin_mul_overflow(units, int64_t{1000}, &ms)) throw Unwritable{path};
+                return write_whole(out, ms);
+            }
+            case Kind::text: {
+                const int32_t* offsets = static_cast<const int32_t*>(array->buffers[1]);
+                const uint8_t* text = static_cast<const uint8_t*>(array->buffers[2]) + offsets[at];
+                const int64_t n = offsets[at + 1] - offsets[at];
+                if (checked) check_utf8(text, text + n);
+                return write_text(out, text, n);
+            }
+            case Kind::struct_: return write_object(out, at);
+            case Kind::list: {
+                const int32_t* offsets = static_cast<const int32_t*>(array->buffers[1]);
+                out.put_byte('[');
+                for (int32_t i = offsets[at]; i < offsets[at + 1]; i++) {
+                    if (i > offsets[at]) out.put_byte(',');
+                    children[0]->write(out, i);
+                }
+                out.put_byte(']');
+                return;
+            }
+            case Kind::null_: return;
+        }
+    }
+
+    /* The children's values of row `row` of each child array. */
+    void write_object(Bytes& out, int64_t row) const {
+        out.put_byte('{');
+        for (const auto& child : children) {
+            out.put(child->key.data(), static_cast<int64_t>(child->key.size()));
+            child->write(out, row);
+        }
+        out.put_byte('}');
+    }
+
+    void check_utf8(const uint8_t* p, const uint8_t* end) const {
+        while (p < end) {
+            const int n = *p < 0x80 ? 1 : utf8_length(p, end);
+            if (n == 0) throw Unwritable{path};
+            p += n;
+        }
+    }
+};
+
+/* The rows of a struct array without nulls (a record batch) as a binary array. False: a value of column `path` has no JSON form.
+   Throws bad_alloc, overflow_error. */
+static bool write_rows(Column& root, const ArrowArray* batch, ArrowArray* out, std::string& path) {
+    const int64_t n = batch->length;
+    out->release = nullptr;
+    try {
+        root.bind(batch);
+        Bytes text;
+        make_array(out, n, 3, 0);
+        int32_t* offsets = static_cast<int32_t*>(std::malloc(static_cast<size_t>(n + 1) * 4));
+        if (offsets == nullptr) throw std::bad_alloc();
+        out->buffers[1] = offsets;
+        offsets[0] = 0;
+        text.ensure(n < 100 ? 1024 : n * 32);
+        for (int64_t i = 0; i < n; i++) {
+            root.write_object(text, i + batch->offset);
+            offsets[i + 1] = static_cast<int32_t>(text.len);
+        }
+        const int64_t used = text.len, held = text.cap;
+        uint8_t* taken = text.take();
+        out->buffers[2] = fitted(taken, used, held);
+        return true;
+    } catch (const Unwritable& value) {
+        path = value.path;
+    } catch (...) {
+        if (out->release) out->release(out);
+        throw;
+    }
+    if (out->release) out->release(out);
+    return false;
+}
+
+}  // namespace sabot

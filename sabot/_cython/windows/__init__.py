@@ -1,0 +1,1 @@
+"""What stands around a row in time: panes, sessions and runs, frames."""
