@@ -78,7 +78,7 @@ def test_a_signal_ends_a_child_as_it_would_without_an_app(
     """It said that it stops in good order, and lived on: Process.terminate() did nothing, and who waited for it waited for ever."""
     asked = []
     monkeypatch.setattr(StopSignals, "_holder", None)  # a command line that ran in this process has them for good
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    before = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         with StopSignals.held() as signals:
             signals._stops.append(lambda: asked.append("stop"))
@@ -95,5 +95,6 @@ def test_a_signal_ends_a_child_as_it_would_without_an_app(
             assert os.WTERMSIG(status) == number
             assert signals.first == 0
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert asked == []
