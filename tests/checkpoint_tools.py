@@ -4,7 +4,7 @@ import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
 from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.checkpoint.storage import StoredLane, StoredPart, StoredTask
+from sabot.checkpoint.manifest import StoredLane, StoredPart, StoredTask
 
 
 class _Writing:

@@ -191,8 +191,6 @@ LONGEST = 550
 LONG = {  # the ideas that stand in one file, or why they should
     "api/expr.py": "the tree, and the namespaces .str, .dt and .list",
     "checkpoint/coordinator.py": "one idea",
-    "checkpoint/files.py": "places of checkpoints: the contract, a directory, an object store",
-    "checkpoint/storage.py": "the manifest, and the storage",
     "connectors/files/sink.py": "writing, sealing, recovering",
     "operators/expressions/compiled.py": "compiling, numbers, text, times, lists",
     "operators/aggregates/gathered.py": "runs of values, user aggregates, sketches, reducers",

@@ -1,10 +1,11 @@
-"""Checkpoints: who takes part and when one is complete (`coordinator`), how it is stored (`storage`, `files`), whose job it is
-(`protocol`), and what is asked of a running job (`requests`).
+"""Checkpoints: who takes part and when one is complete (`coordinator`), how one is stored (`storage`, `manifest`, `places`), whose job
+it is (`protocol`, `ownership`), and what is asked of a running job (`requests`).
 """
 
 from sabot.checkpoint.coordinator import Coordinator, TaskSnapshot
+from sabot.checkpoint.manifest import Manifest, StoredTask
 from sabot.checkpoint.requests import Requests, ask, serve
-from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredTask
+from sabot.checkpoint.storage import CheckpointStorage
 
 __all__ = [
     "CheckpointStorage",

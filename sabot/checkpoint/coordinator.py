@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sabot.checkpoint.kept import KeptState, save_state
-from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredLane, StoredTask
+from sabot.checkpoint.manifest import Manifest, StoredLane, StoredTask
+from sabot.checkpoint.storage import CheckpointStorage
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
 from sabot.disk import link_or_copy, make_folder, private

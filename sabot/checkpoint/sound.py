@@ -6,13 +6,11 @@ A manifest may come from shared storage, or from another machine: its names beco
 import json
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sabot.checkpoint.files import StoredFile
+from sabot.checkpoint.manifest import Manifest
+from sabot.checkpoint.places import StoredFile
 from sabot.errors import CorruptCheckpoint
-
-if TYPE_CHECKING:
-    from sabot.checkpoint.storage import Manifest
 
 __all__ = ["refuse_repeated_keys", "refuse_unsound"]
 
@@ -34,7 +32,7 @@ def refuse_repeated_keys(body: bytes, where: str) -> None:
     json.loads(body, object_pairs_hook=once)
 
 
-def refuse_unsound(manifest: "Manifest", where: str) -> None:
+def refuse_unsound(manifest: Manifest, where: str) -> None:
     """Raises CorruptCheckpoint naming the manifest and the entry that no job has written."""
     for name, value in (("created_ms", manifest.created_ms), ("checkpoint_id", manifest.checkpoint_id)):
         _refuse_number(where, name, value)

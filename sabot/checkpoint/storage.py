@@ -10,172 +10,45 @@
 What a checkpoint has written is moved to its place first, then its manifest is created, in one step. So a crash between any two
 steps leaves the checkpoint before or the new one, never a mix. Contents that are there are not stored again, and a file that an
 earlier checkpoint held (the same inode) is not even read again. An old checkpoint leaves the other way round: its manifest first, then
-the files that no other lists. `protocol` decides whose the job is, which checkpoint counts and what may go; `files` is where bytes are.
+the files that no other lists. `protocol` decides whose the job is, which checkpoint counts and what may go; `places` is where bytes are.
 """
 
 import hashlib
 import logging
 import os
-import re
 import shutil
 import tempfile
 import threading
-import uuid
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from sabot.checkpoint.files import LocalPlace, Location, Place, StoredFile, place_of, this_worker
+from sabot.checkpoint.encoding import decode_manifest, encode_manifest, folders_of_format_1, refuse_format_1
+from sabot.checkpoint.manifest import Manifest
+from sabot.checkpoint.ownership import Ownership, claims_in, marks_in
+from sabot.checkpoint.places import LocalPlace, Location, StoredFile, place_of
 from sabot.checkpoint.protocol import (
-    Claim,
     Mark,
-    Verdict,
-    claim_name,
     counting,
     half_written,
-    judge,
     manifest_name,
-    next_generation,
     outdated,
-    overtaken_by,
-    read_claim,
     read_manifest_name,
-    stale_claims,
     unlisted,
 )
-from sabot.checkpoint.sound import refuse_repeated_keys, refuse_unsound
-from sabot.clock import SYSTEM_CLOCK
 from sabot.disk import make_folder
-from sabot.errors import UNREADABLE, CheckpointFailed, CorruptCheckpoint, InternalError, JobLocked, UserError
+from sabot.errors import CheckpointFailed, CorruptCheckpoint, UserError
 from sabot.faults import hint_of, unreadable
 
-__all__ = ["FORMAT_VERSION", "CheckpointStorage", "Manifest", "StoredFile", "StoredLane", "StoredPart", "StoredTask"]
+__all__ = ["CheckpointStorage"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-
-FORMAT_VERSION = 2
-_FORMAT_1 = re.compile(r"chk-\d{10,}(\.tmp)?|kept-.+\.tmp")  # its folders
-
-
-class StoredTask(msgspec.Struct, frozen=True):
-    """One task in a checkpoint. `files` and `states`: name -> path in the manifest's contents, of a file or of a folder."""
-
-    meta: dict[str, Any] = {}
-    files: dict[str, str] = {}
-    states: dict[str, str] = {}
-
-
-class StoredPart(msgspec.Struct, frozen=True):
-    """Output that waits to be delivered: its number, its file (a path in the manifest's contents), its rows."""
-
-    seq: int
-    file: str
-    rows: int
-
-
-class StoredLane(msgspec.Struct, frozen=True):
-    """The output of one exactly-once sink: the highest seq given out, the highest known to be delivered, what waits."""
-
-    sink: str  # its name, for people
-    given: int = 0
-    delivered: int = 0
-    pending: list[StoredPart] = []
-    finished: bool = False  # the input had ended, and the sink completed its result
-    incarnation: str = ""  # under which its numbers are known
-
-
-class Manifest(msgspec.Struct, frozen=True):
-    """What a checkpoint holds.
-
-    `contents` lists every file by the path that it was written under, below `CheckpointStorage.begin`'s directory.
-    incarnation: of the job, made at its fresh start. generation: of the run that wrote this. `place` is None for a checkpoint
-    kept in memory, `path` also for one that is not on this machine.
-    """
-
-    checkpoint_id: int
-    created_ms: int
-    describe: dict[str, Any] = {}
-    tasks: dict[str, StoredTask] = {}
-    lanes: dict[str, StoredLane] = {}
-    incarnation: str = ""
-    generation: int = 0
-    contents: dict[str, StoredFile] = {}
-    path: Path | None = None
-    place: Place | None = None
-
-    @property
-    def mark(self) -> Mark:
-        """Its place among the checkpoints of the job."""
-        return Mark(self.generation, self.checkpoint_id)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all files listed."""
-        return sum(file.size for file in self.contents.values())
-
-    def read_file(self, task: str, name: str) -> bytes:
-        """The blob that the task put into its snapshot under this name. Raises CorruptCheckpoint naming it."""
-        stored = self._stored(self.tasks[task].files[name])
-        with self._readable(stored):
-            return self.home().contents(stored)
-
-    def state_directory(self, task: str, name: str) -> Path:
-        """A directory on this machine that holds what the state of this name was saved as: to read, never to write.
-
-        Links to the checkpoint's own files where they are on this machine; else they are fetched, and compared with their
-        hashes: CorruptCheckpoint. It stays until `CheckpointStorage.release_restored`, `unlock`, or the end of the process.
-        """
-        folder = self.tasks[task].states[name]
-        start = f"{folder}/"
-        files = {path.removeprefix(start): file for path, file in self.contents.items() if path.startswith(start)}
-        try:
-            return self.home().folder(f"{manifest_name(self.mark)}/{folder}", files)
-        except OSError as error:
-            self.home().doubt()
-            what = f"{folder} of checkpoint {self.checkpoint_id} in {self.home().where} cannot be read"
-            raise unreadable(what, error) from error
-
-    def part_path(self, part: StoredPart) -> Path:
-        """A file on this machine with the part: to read, as long as a checkpoint lists it. Raises like `state_directory`."""
-        stored = self._stored(part.file)
-        with self._readable(stored):
-            return self.home().fetch(stored)
-
-    def _stored(self, path: str) -> StoredFile:
-        try:
-            return self.contents[path]
-        except KeyError:
-            raise CorruptCheckpoint(f"checkpoint {self.checkpoint_id} has no file {path}") from None
-
-    def home(self) -> Place:
-        """Where its files are."""
-        if self.place is None:
-            raise InternalError(f"checkpoint {self.checkpoint_id} was kept in memory only: it has no files")
-        return self.place
-
-    @contextmanager
-    def _readable(self, stored: StoredFile) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self.home().doubt()
-            where = self.home().locate(stored.name)
-            raise unreadable(f"{where} cannot be read", error) from error
-
-
-class _Envelope(msgspec.Struct):
-    """The file: the body's own bytes stay as written, so that their checksum can be compared."""
-
-    format_version: int
-    crc32: int
-    body: msgspec.Raw
 
 
 class CheckpointStorage:
@@ -196,8 +69,7 @@ class CheckpointStorage:
         self.directory: Path | str = self._place.where
         self.retain = retain
         self._exclusive = threading.RLock()
-        self._claim: Claim | None = None
-        self._claims_seen: list[Claim] = []
+        self._job = Ownership(self._place)
         # What we may build upon: contents of the checkpoint that we go on from, and our own. By hash.
         self._stored: dict[str, StoredFile] = {}
         # What the manifests list, of those that we have written or read. A file goes when no manifest lists it any more.
@@ -212,7 +84,7 @@ class CheckpointStorage:
     @property
     def generation(self) -> int:
         """Of this run: greater than those of all runs before it. 0 without the lock."""
-        return 0 if self._claim is None else self._claim.generation
+        return 0 if self._job.claim is None else self._job.claim.generation
 
     def lock(self) -> None:
         """Own the job until `unlock`, the end of the process, or until another worker takes it over. Idempotent.
@@ -221,15 +93,13 @@ class CheckpointStorage:
         one is the owner: the one before finds out at its next checkpoint, or `check_owner`.
         """
         with self._exclusive:
-            if self._claim is not None:
+            if self._job.claim is not None:
                 return
             try:
                 self._place.own()
-                self._claim = self._claimed()
+                self._job.take()
                 self._place.doubt = self.check_owner
-                self._place.remove(
-                    f"claims/{claim_name(claim)}" for claim in stale_claims(self._claim, self._claims_seen)
-                )
+                self._job.tidy()
                 self._build_upon_newest()
             except OSError as error:
                 self.unlock()
@@ -247,12 +117,12 @@ class CheckpointStorage:
             self.lock()
             if self.generation <= generation:
                 self.check_owner()
-                self._claim = self._claimed(above=generation)
+                self._job.take(above=generation)
 
     def check_owner(self) -> None:
         """Raises JobLocked when another worker has taken the job over. Waits for no checkpoint that is being written."""
         with self.explained():
-            self._check_owner()
+            self._job.check()
 
     def unlock(self) -> None:
         """Another worker may own the job now. What was restored is removed. Idempotent."""
@@ -262,40 +132,8 @@ class CheckpointStorage:
                 self._place.disown()
             self._place.known = {}
             self._place.doubt = lambda: None
-            self._claim = None
+            self._job.let_go()
             self._forget()
-
-    def _check_owner(self) -> None:
-        mine = self._claim
-        if mine is None:
-            raise InternalError("check_owner without the lock")
-        owner = overtaken_by(mine, self._claims())
-        if owner is not None:
-            raise self._taken(owner)
-
-    def _claimed(self, *, above: int = 0, afresh: bool = False) -> Claim:
-        claims = self._claims()
-        while True:
-            mine = Claim(next_generation(claims, self._marks(), above), uuid.uuid4().hex, afresh)
-            words = f"{this_worker()}, at {int(SYSTEM_CLOCK.time())} s since 1970\n"
-            self._place.create(f"claims/{claim_name(mine)}", words.encode(), "claim")
-            claims = self._claims()
-            verdict = judge(mine, claims)
-            if verdict is Verdict.TAKEN:
-                raise self._taken(max(claims, key=lambda claim: claim.rank))
-            if verdict is Verdict.OWNER:
-                self._claims_seen = claims
-                return mine
-
-    def _taken(self, owner: Claim) -> JobLocked:
-        try:
-            who = self._place.read(f"claims/{claim_name(owner)}").decode("utf-8", "replace").strip()
-        except OSError:  # removed meanwhile: it says only who it was
-            who = ""
-        return JobLocked(
-            f"another worker has taken this job over in {self.directory}: {who or f'generation {owner.generation}'}",
-            hint="one worker runs a job: let that one go on, or stop it and start this one again",
-        )
 
     def _build_upon_newest(self) -> None:
         marks = self._counting()
@@ -330,7 +168,7 @@ class CheckpointStorage:
             name = f"checkpoints/{manifest_name(mark)}"
             contents, known = self._store_all(self._unfinished(checkpoint_id))
             manifest = msgspec.structs.replace(manifest, contents=contents, generation=self.generation)
-            encoded = _encode(manifest)
+            encoded = encode_manifest(manifest)
             self.check_owner()
             try:
                 self._place.create(name, encoded, "manifest")
@@ -342,7 +180,7 @@ class CheckpointStorage:
             except OSError:
                 if not isinstance(self._place, LocalPlace):  # there it may have arrived all the same
                     self._learn(mark, contents.values())
-                self._check_owner()
+                self._job.check()
                 raise
             self._learn(mark, contents.values())
             self.check_owner()
@@ -382,9 +220,8 @@ class CheckpointStorage:
         with self._exclusive:
             self.lock()
             self._learn_all()
-            assert self._claim is not None
             gone = outdated(
-                {*self._known, *self._unreadable}, self._claims_seen, self._claim, self.retain, set(self._pinned)
+                {*self._known, *self._unreadable}, self._job.seen, self._job.mine, self.retain, set(self._pinned)
             )
             self._drop(gone)
             left = {mark.checkpoint_id for mark in self._known} | {mark.checkpoint_id for mark in self._unreadable}
@@ -396,11 +233,11 @@ class CheckpointStorage:
             self.lock()
             with self.explained():
                 self.check_owner()
-                self._claim = self._claimed(afresh=True)
+                self._job.take(afresh=True)
                 self._place.known = {}
                 self._forget()
                 if isinstance(self._place, LocalPlace):
-                    for folder in _folders_of_format_1(self._place.where):
+                    for folder in folders_of_format_1(self._place.where):
                         shutil.rmtree(folder)
             self.drop_old()
 
@@ -433,7 +270,7 @@ class CheckpointStorage:
                     distinct.values(),
                 )
                 target.sync()
-                target.create(f"checkpoints/{manifest_name(manifest.mark)}", _encode(manifest), "manifest")
+                target.create(f"checkpoints/{manifest_name(manifest.mark)}", encode_manifest(manifest), "manifest")
             except OSError as error:
                 raise CheckpointFailed(
                     f"checkpoint {manifest.checkpoint_id} could not be copied from {source.where} to {target.where}: "
@@ -478,11 +315,11 @@ class CheckpointStorage:
                     self._place.check(manifest.contents)
                     return manifest
             except CorruptCheckpoint:
-                if marks[-1] in self._marks():
+                if marks[-1] in marks_in(self._place):
                     raise
                 # its owner dropped it just now, for newer ones
         if isinstance(self._place, LocalPlace):
-            _refuse_format_1(self._place.where)
+            refuse_format_1(self._place.where)
         return None
 
     def manifests(self) -> list[Manifest]:
@@ -511,15 +348,9 @@ class CheckpointStorage:
     def _unfinished(self, checkpoint_id: int) -> Path:
         return self._place.scratch / f"{checkpoint_id:010d}"
 
-    def _claims(self) -> list[Claim]:
-        return [claim for claim in map(read_claim, self._place.names("claims")) if claim is not None]
-
-    def _marks(self) -> list[Mark]:
-        return [mark for mark in map(read_manifest_name, self._place.names("checkpoints")) if mark is not None]
-
     def _counting(self) -> list[Mark]:
         try:
-            return counting(self._marks(), self._claims())
+            return counting(marks_in(self._place), claims_in(self._place))
         except OSError as error:
             raise UserError(
                 f"{self.directory} cannot be read: {error.strerror or error}", hint=hint_of(error)
@@ -532,7 +363,7 @@ class CheckpointStorage:
             data = self._place.read(name)
         except OSError as error:
             raise unreadable(f"{where} cannot be read", error) from error
-        manifest = _decode(data, where)
+        manifest = decode_manifest(data, where)
         if manifest.mark != mark:
             raise CorruptCheckpoint(f"{where} is damaged: it says {manifest_name(manifest.mark)}")
         return self._here(manifest, mark)
@@ -592,9 +423,8 @@ class CheckpointStorage:
         """Once: what the manifests of earlier runs list, and away with files that none of them does."""
         if self._swept:
             return
-        assert self._claim is not None
-        marks = self._marks()
-        self._check_owner()
+        marks = marks_in(self._place)
+        self._job.check()
         for mark in marks:
             if mark not in self._known and mark not in self._unreadable:
                 try:
@@ -603,8 +433,8 @@ class CheckpointStorage:
                     _log.warning("%s: files are not removed as long as it is there", error)
                     self._unreadable.add(mark)
         if not self._unreadable:
-            self._place.remove(unlisted(self._place.all_files(), self._listed, self._claim))
-            left = half_written(self._place.names("checkpoints"), self._claim)
+            self._place.remove(unlisted(self._place.all_files(), self._listed, self._job.mine))
+            left = half_written(self._place.names("checkpoints"), self._job.mine)
             self._place.remove(f"checkpoints/{name}" for name in left)
             self._swept = True
 
@@ -650,58 +480,6 @@ class CheckpointStorage:
                 "and delivered again; or start with --fresh, which forgets all state"
             )
         return "no older checkpoint can be read either: start with --fresh, which forgets all state"
-
-
-def _encode(manifest: Manifest) -> bytes:
-    fields = msgspec.structs.asdict(manifest)
-    body = {name: value for name, value in fields.items() if name not in ("path", "place")}
-    try:
-        encoded = msgspec.json.encode(body)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InternalError(
-            f"its manifest cannot be written as JSON: {error}",
-            hint="`describe` and the `meta` of each task take JSON values with string keys",
-        ) from error
-    return msgspec.json.encode(_Envelope(FORMAT_VERSION, zlib.crc32(encoded), msgspec.Raw(encoded)))
-
-
-def _decode(data: bytes, where: str) -> Manifest:
-    try:
-        envelope = msgspec.json.decode(data, type=_Envelope)
-        if envelope.format_version > FORMAT_VERSION:
-            raise CorruptCheckpoint(
-                f"{where} was written by a newer Sabot: it has format {envelope.format_version}, not {FORMAT_VERSION}",
-                hint="install that version again; or ",
-            )
-        if envelope.format_version < FORMAT_VERSION:
-            raise _too_old(where, envelope.format_version)
-        if zlib.crc32(bytes(envelope.body)) != envelope.crc32:
-            raise CorruptCheckpoint(f"{where} is damaged: its checksum differs")
-        manifest = msgspec.json.decode(envelope.body, type=Manifest)
-        refuse_repeated_keys(bytes(envelope.body), where)
-    except UNREADABLE as error:
-        raise CorruptCheckpoint(f"{where} is damaged: {error}") from error
-    refuse_unsound(manifest, where)
-    return manifest
-
-
-def _too_old(where: object, version: int) -> CorruptCheckpoint:
-    return CorruptCheckpoint(
-        f"{where} was written by an older Sabot: it has format {version}, not {FORMAT_VERSION}",
-        hint="install that version again and let the job end there; or ",
-    )
-
-
-def _folders_of_format_1(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if _FORMAT_1.fullmatch(path.name)) if root.exists() else []
-
-
-def _refuse_format_1(root: Path) -> None:
-    complete = [path for path in _folders_of_format_1(root) if path.suffix != ".tmp"]
-    if complete:
-        error = _too_old(complete[-1], 1)
-        error.hint += "start with --fresh, which forgets all state"
-        raise error
 
 
 def _files_below(root: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import typer
 
 from sabot.checkpoint import Manifest, ask
-from sabot.checkpoint.files import Location
+from sabot.checkpoint.places import Location
 from sabot.cli.jobs import JobCheckpoints, JobWord, find_job
 from sabot.cli.printing import columns, json_line, moment, size
 from sabot.cli.running import guarded, set_up_logging

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.checkpoint.files import Location
+from sabot.checkpoint.places import Location
 from sabot.cli.loading import WrongUse, load_app
 from sabot.disk import regular
 from sabot.errors import CorruptCheckpoint, UserError

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from sabot.checkpoint.storage import Manifest, StoredLane, StoredPart
+from sabot.checkpoint.manifest import Manifest, StoredLane, StoredPart
 from sabot.clock import Clock
 from sabot.connectors.base import Lane, Sink, Token
 from sabot.delivery import parts

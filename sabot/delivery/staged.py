@@ -24,7 +24,8 @@ from typing import Any
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot.checkpoint.storage import CheckpointStorage, Manifest, StoredLane
+from sabot.checkpoint.manifest import Manifest, StoredLane
+from sabot.checkpoint.storage import CheckpointStorage
 from sabot.clock import Clock
 from sabot.connectors.base import Sink
 from sabot.delivery.lanes import LaneWork

@@ -7,7 +7,7 @@ Pure: no files, no clocks, no receivers. The reasons stand in docs/decisions/007
 
 from dataclasses import dataclass
 
-from sabot.checkpoint.storage import StoredLane
+from sabot.checkpoint.manifest import StoredLane
 from sabot.connectors.base import Token
 from sabot.errors import DeliveryConflict, UserError
 

@@ -13,7 +13,7 @@ from pyarrow import fs as arrow_fs
 
 from sabot import steps
 from sabot.checkpoint import CheckpointStorage
-from sabot.checkpoint.files import LocalPlace, Place, RemotePlace, StoredFile, place_of
+from sabot.checkpoint.places import LocalPlace, Place, RemotePlace, StoredFile, place_of
 from sabot.errors import CorruptCheckpoint, JobLocked
 
 

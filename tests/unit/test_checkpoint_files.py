@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from sabot import steps
 from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.checkpoint.files import place_of
-from sabot.checkpoint.storage import StoredTask
+from sabot.checkpoint.manifest import StoredTask
+from sabot.checkpoint.places import place_of
 from sabot.errors import CheckpointFailed, JobLocked, UserError
 
 

@@ -12,8 +12,8 @@ import pytest
 from pyarrow import fs as arrow_fs
 
 from sabot.checkpoint import CheckpointStorage, Manifest
+from sabot.checkpoint.manifest import StoredTask
 from sabot.checkpoint.protocol import read_claim, read_file_name, read_manifest_name
-from sabot.checkpoint.storage import StoredTask
 from sabot.errors import CorruptCheckpoint
 from sabot.state.backends.database import MARK_FILE, read_mark
 

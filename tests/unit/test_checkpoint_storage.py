@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sabot import steps
 from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.checkpoint.storage import StoredLane, StoredPart, StoredTask
+from sabot.checkpoint.manifest import StoredLane, StoredPart, StoredTask
 from sabot.errors import CheckpointFailed, CorruptCheckpoint, JobLocked, UserError
 from sabot.state import BackendConfig, RocksDBBackend, ValueState, load_snapshot
 

@@ -15,9 +15,9 @@ from pyarrow import fs as arrow_fs
 import sabot
 from sabot import App, NdjsonSink
 from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.checkpoint.files import RemotePlace
+from sabot.checkpoint.manifest import StoredTask
+from sabot.checkpoint.places import RemotePlace
 from sabot.checkpoint.requests import Requests
-from sabot.checkpoint.storage import StoredTask
 from sabot.connectors.base import Batch, Lane
 from sabot.connectors.files import ParquetSink
 from sabot.disk import TemporaryFolder, make_folder, open_lock, own_folder, remove_left, tell_of_open_folder

@@ -166,7 +166,7 @@ def test_a_checkpoint_that_the_machine_does_not_let_us_read_is_not_corrupt(
         raise OSError(number, os.strerror(number), path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sabot.checkpoint.files.regular", refuse)
+        patch.setattr("sabot.checkpoint.places.local.regular", refuse)
         with pytest.raises(UserError) as told:
             storage.latest()
     assert not isinstance(told.value, CorruptCheckpoint)

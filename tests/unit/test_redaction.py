@@ -21,7 +21,7 @@ from test_cli import sabot_does
 from typer.testing import CliRunner
 
 from sabot import App, SqlSink, UserError
-from sabot.checkpoint.files import place_of
+from sabot.checkpoint.places import place_of
 from sabot.checkpoint.requests import Requests
 from sabot.cli import commands
 from sabot.connectors.base import Sink

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot import DeliveryConflict, Token, UserError
-from sabot.checkpoint.storage import StoredLane, StoredPart
+from sabot.checkpoint.manifest import StoredLane, StoredPart
 from sabot.delivery import CHOICES
 from sabot.delivery.tokens import Opening, after, first_seq, opening
 

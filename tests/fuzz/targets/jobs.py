@@ -16,7 +16,7 @@ from mutations import damaged_value, json_bytes, mutated, pack, unpack
 
 import sabot
 from sabot import App
-from sabot.checkpoint.files import StoredFile
+from sabot.checkpoint.places import StoredFile
 from sabot.checkpoint.requests import Requests
 from sabot.checkpoint.storage import CheckpointStorage
 from sabot.delivery.parts import read_part

@@ -1,0 +1,76 @@
+"""The file of a manifest: its format, its checksum, and what is refused: damage, other formats, what no job has written."""
+
+import re
+import zlib
+from pathlib import Path
+
+import msgspec
+
+from sabot.checkpoint.manifest import Manifest
+from sabot.checkpoint.sound import refuse_repeated_keys, refuse_unsound
+from sabot.errors import UNREADABLE, CorruptCheckpoint, InternalError
+
+__all__ = ["decode_manifest", "encode_manifest", "folders_of_format_1", "refuse_format_1"]
+
+FORMAT_VERSION = 2
+_FORMAT_1 = re.compile(r"chk-\d{10,}(\.tmp)?|kept-.+\.tmp")  # its folders
+
+
+class _Envelope(msgspec.Struct):
+    """The file: the body's own bytes stay as written, so that their checksum can be compared."""
+
+    format_version: int
+    crc32: int
+    body: msgspec.Raw
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    fields = msgspec.structs.asdict(manifest)
+    body = {name: value for name, value in fields.items() if name not in ("path", "place")}
+    try:
+        encoded = msgspec.json.encode(body)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InternalError(
+            f"its manifest cannot be written as JSON: {error}",
+            hint="`describe` and the `meta` of each task take JSON values with string keys",
+        ) from error
+    return msgspec.json.encode(_Envelope(FORMAT_VERSION, zlib.crc32(encoded), msgspec.Raw(encoded)))
+
+
+def decode_manifest(data: bytes, where: str) -> Manifest:
+    try:
+        envelope = msgspec.json.decode(data, type=_Envelope)
+        if envelope.format_version > FORMAT_VERSION:
+            raise CorruptCheckpoint(
+                f"{where} was written by a newer Sabot: it has format {envelope.format_version}, not {FORMAT_VERSION}",
+                hint="install that version again; or ",
+            )
+        if envelope.format_version < FORMAT_VERSION:
+            raise _too_old(where, envelope.format_version)
+        if zlib.crc32(bytes(envelope.body)) != envelope.crc32:
+            raise CorruptCheckpoint(f"{where} is damaged: its checksum differs")
+        manifest = msgspec.json.decode(envelope.body, type=Manifest)
+        refuse_repeated_keys(bytes(envelope.body), where)
+    except UNREADABLE as error:
+        raise CorruptCheckpoint(f"{where} is damaged: {error}") from error
+    refuse_unsound(manifest, where)
+    return manifest
+
+
+def _too_old(where: object, version: int) -> CorruptCheckpoint:
+    return CorruptCheckpoint(
+        f"{where} was written by an older Sabot: it has format {version}, not {FORMAT_VERSION}",
+        hint="install that version again and let the job end there; or ",
+    )
+
+
+def folders_of_format_1(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if _FORMAT_1.fullmatch(path.name)) if root.exists() else []
+
+
+def refuse_format_1(root: Path) -> None:
+    complete = [path for path in folders_of_format_1(root) if path.suffix != ".tmp"]
+    if complete:
+        error = _too_old(complete[-1], 1)
+        error.hint += "start with --fresh, which forgets all state"
+        raise error

@@ -1,0 +1,121 @@
+"""The manifest: what a checkpoint holds, by task and by sink, and how its files are read. `encoding` reads and writes it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sabot.checkpoint.places import Place, StoredFile
+from sabot.checkpoint.protocol import Mark, manifest_name
+from sabot.errors import CorruptCheckpoint, InternalError
+from sabot.faults import unreadable
+
+__all__ = ["Manifest", "StoredLane", "StoredPart", "StoredTask"]
+
+
+class StoredTask(msgspec.Struct, frozen=True):
+    """One task in a checkpoint. `files` and `states`: name -> path in the manifest's contents, of a file or of a folder."""
+
+    meta: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    states: dict[str, str] = {}
+
+
+class StoredPart(msgspec.Struct, frozen=True):
+    """Output that waits to be delivered: its number, its file (a path in the manifest's contents), its rows."""
+
+    seq: int
+    file: str
+    rows: int
+
+
+class StoredLane(msgspec.Struct, frozen=True):
+    """The output of one exactly-once sink: the highest seq given out, the highest known to be delivered, what waits."""
+
+    sink: str  # its name, for people
+    given: int = 0
+    delivered: int = 0
+    pending: list[StoredPart] = []
+    finished: bool = False  # the input had ended, and the sink completed its result
+    incarnation: str = ""  # under which its numbers are known
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What a checkpoint holds.
+
+    `contents` lists every file by the path that it was written under, below `CheckpointStorage.begin`'s directory.
+    incarnation: of the job, made at its fresh start. generation: of the run that wrote this. `place` is None for a checkpoint
+    kept in memory, `path` also for one that is not on this machine.
+    """
+
+    checkpoint_id: int
+    created_ms: int
+    describe: dict[str, Any] = {}
+    tasks: dict[str, StoredTask] = {}
+    lanes: dict[str, StoredLane] = {}
+    incarnation: str = ""
+    generation: int = 0
+    contents: dict[str, StoredFile] = {}
+    path: Path | None = None
+    place: Place | None = None
+
+    @property
+    def mark(self) -> Mark:
+        """Its place among the checkpoints of the job."""
+        return Mark(self.generation, self.checkpoint_id)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files listed."""
+        return sum(file.size for file in self.contents.values())
+
+    def read_file(self, task: str, name: str) -> bytes:
+        """The blob that the task put into its snapshot under this name. Raises CorruptCheckpoint naming it."""
+        stored = self._stored(self.tasks[task].files[name])
+        with self._readable(stored):
+            return self.home().contents(stored)
+
+    def state_directory(self, task: str, name: str) -> Path:
+        """A directory on this machine that holds what the state of this name was saved as: to read, never to write.
+
+        Links to the checkpoint's own files where they are on this machine; else they are fetched, and compared with their
+        hashes: CorruptCheckpoint. It stays until `CheckpointStorage.release_restored`, `unlock`, or the end of the process.
+        """
+        folder = self.tasks[task].states[name]
+        start = f"{folder}/"
+        files = {path.removeprefix(start): file for path, file in self.contents.items() if path.startswith(start)}
+        try:
+            return self.home().folder(f"{manifest_name(self.mark)}/{folder}", files)
+        except OSError as error:
+            self.home().doubt()
+            what = f"{folder} of checkpoint {self.checkpoint_id} in {self.home().where} cannot be read"
+            raise unreadable(what, error) from error
+
+    def part_path(self, part: StoredPart) -> Path:
+        """A file on this machine with the part: to read, as long as a checkpoint lists it. Raises like `state_directory`."""
+        stored = self._stored(part.file)
+        with self._readable(stored):
+            return self.home().fetch(stored)
+
+    def _stored(self, path: str) -> StoredFile:
+        try:
+            return self.contents[path]
+        except KeyError:
+            raise CorruptCheckpoint(f"checkpoint {self.checkpoint_id} has no file {path}") from None
+
+    def home(self) -> Place:
+        """Where its files are."""
+        if self.place is None:
+            raise InternalError(f"checkpoint {self.checkpoint_id} was kept in memory only: it has no files")
+        return self.place
+
+    @contextmanager
+    def _readable(self, stored: StoredFile) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.home().doubt()
+            where = self.home().locate(stored.name)
+            raise unreadable(f"{where} cannot be read", error) from error

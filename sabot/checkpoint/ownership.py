@@ -1,0 +1,90 @@
+"""A worker's claim of a job, written into the place of its checkpoints. `protocol` decides what a claim means."""
+
+import uuid
+
+from sabot.checkpoint.places import Place, this_worker
+from sabot.checkpoint.protocol import (
+    Claim,
+    Mark,
+    Verdict,
+    claim_name,
+    judge,
+    next_generation,
+    overtaken_by,
+    read_claim,
+    read_manifest_name,
+    stale_claims,
+)
+from sabot.clock import SYSTEM_CLOCK
+from sabot.errors import InternalError, JobLocked
+
+__all__ = ["Ownership", "claims_in", "marks_in"]
+
+
+def claims_in(place: Place) -> list[Claim]:
+    """The claims that are in a place now."""
+    return [claim for claim in map(read_claim, place.names("claims")) if claim is not None]
+
+
+def marks_in(place: Place) -> list[Mark]:
+    """The checkpoints that are in a place now, whether they count or not."""
+    return [mark for mark in map(read_manifest_name, place.names("checkpoints")) if mark is not None]
+
+
+class Ownership:
+    """Whether this worker owns the job of a place. The place itself is owned (`Place.own`) before a claim is made.
+
+    `claim`: this worker's; None before the first, and after `let_go`. `seen`: all claims that were there when it was made. All methods
+    block; errors of the place are OSError.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self.claim: Claim | None = None
+        self.seen: list[Claim] = []
+
+    @property
+    def mine(self) -> Claim:
+        """The claim of this worker. Raises InternalError without one."""
+        if self.claim is None:
+            raise InternalError("the job was not claimed")
+        return self.claim
+
+    def take(self, *, above: int = 0, afresh: bool = False) -> None:
+        """Claims the next generation, which is greater than `above`. Raises JobLocked where another worker claims a later one."""
+        claims = claims_in(self._place)
+        while True:
+            mine = Claim(next_generation(claims, marks_in(self._place), above), uuid.uuid4().hex, afresh)
+            words = f"{this_worker()}, at {int(SYSTEM_CLOCK.time())} s since 1970\n"
+            self._place.create(f"claims/{claim_name(mine)}", words.encode(), "claim")
+            claims = claims_in(self._place)
+            verdict = judge(mine, claims)
+            if verdict is Verdict.TAKEN:
+                raise self._taken(max(claims, key=lambda claim: claim.rank))
+            if verdict is Verdict.OWNER:
+                self.claim, self.seen = mine, claims
+                return
+
+    def check(self) -> None:
+        """Raises JobLocked when another worker has taken the job over since."""
+        owner = overtaken_by(self.mine, claims_in(self._place))
+        if owner is not None:
+            raise self._taken(owner)
+
+    def tidy(self) -> None:
+        """Removes the claims that nobody needs any more."""
+        self._place.remove(f"claims/{claim_name(claim)}" for claim in stale_claims(self.mine, self.seen))
+
+    def let_go(self) -> None:
+        """This worker owns the job no longer. Its claim stays in the place."""
+        self.claim = None
+
+    def _taken(self, owner: Claim) -> JobLocked:
+        try:
+            who = self._place.read(f"claims/{claim_name(owner)}").decode("utf-8", "replace").strip()
+        except OSError:  # a claim removed meanwhile would only have said who its worker was
+            who = ""
+        return JobLocked(
+            f"another worker has taken this job over in {self._place.where}: {who or f'generation {owner.generation}'}",
+            hint="one worker runs a job: let that one go on, or stop it and start this one again",
+        )
