@@ -29,6 +29,7 @@ __all__ = [
     "close_to_others",
     "copy_private",
     "hold",
+    "is_held",
     "link_or_copy",
     "lock",
     "make_folder",
@@ -171,6 +172,15 @@ def hold(file: IO[Any]) -> None:
     _held.add(file)
 
 
+def is_held(descriptor: int) -> bool:
+    """Whether a process holds the file that is open here (`hold`). Nothing is locked once the descriptor is closed."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
 def _let_go() -> None:
     """In a forked child. The descriptors stay taken, by nothing: objects that will close them have their numbers."""
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -304,14 +314,9 @@ def _is_left(folder: Path) -> bool:
     except OSError:  # it has no mark; or it is not ours to read
         return False
     try:
-        if os.fstat(mark).st_uid != os.geteuid():
-            return False
-        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return os.fstat(mark).st_uid == os.geteuid() and not is_held(mark)
     finally:
         os.close(mark)
-    return True
 
 
 def close_to_others(descriptor: int) -> None:

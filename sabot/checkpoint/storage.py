@@ -144,6 +144,10 @@ class CheckpointStorage:
                 return
             self._stored = {file.sha256: file for file in manifest.contents.values()}
 
+    def in_use(self) -> bool:
+        """Whether a worker owns the job now; known of a directory on this machine only, else False."""
+        return self._place.in_use()
+
     # Writing one
 
     def begin(self, checkpoint_id: int) -> Path:

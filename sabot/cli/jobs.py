@@ -1,6 +1,5 @@
 """From the word JOB on the command line to checkpoints: of an app, in a directory, in an object store."""
 
-import fcntl
 import os
 import re
 from dataclasses import dataclass, field, replace
@@ -10,9 +9,9 @@ from typing import Annotated
 import typer
 
 from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.checkpoint.places import Location
+from sabot.checkpoint.places import Location, is_local_place
+from sabot.checkpoint.protocol import read_manifest_name
 from sabot.cli.loading import WrongUse, load_app
-from sabot.disk import regular
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.redaction import redacted_url
 from sabot.state import state_directory
@@ -27,7 +26,6 @@ JobWord = Annotated[
 ]
 _APP = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _AT = re.compile(r"(.+)@(\d+)")
-_MANIFEST = re.compile(r"(\d{10,})-\d{10,}\.json")
 
 
 @dataclass
@@ -75,19 +73,7 @@ class JobCheckpoints:
 
     def runs(self) -> bool:
         """Whether a worker has it now. Only known of a directory on this machine."""
-        if not isinstance(self.storage.directory, Path):
-            return False
-        try:
-            descriptor = regular(str(self.storage.directory / "LOCK"), os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return self.storage.in_use()
 
 
 def find_job(word: str) -> JobCheckpoints:
@@ -100,16 +86,15 @@ def find_job(word: str) -> JobCheckpoints:
     if "://" in word and not word.startswith(("file://", "rocksdb://")):
         return JobCheckpoints(word)
     path = Path(state_directory(word) or word) if word.startswith("rocksdb://") else Path(word.removeprefix("file://"))
-    manifest = _MANIFEST.fullmatch(path.name)
+    manifest = read_manifest_name(path.name)
     if manifest is not None and path.is_file():
-        return JobCheckpoints(path.parent.parent, int(manifest[1]))
+        return JobCheckpoints(path.parent.parent, manifest.checkpoint_id)
     if not path.is_dir():
         raise WrongUse(
             f"there is no directory {redacted_url(word)}", hint="write module:app, or where the checkpoints are"
         )
     below = path / "checkpoints"
-    is_state = any((below / name).exists() for name in ("LOCK", "claims", "checkpoints"))
-    return JobCheckpoints(below if is_state else path)
+    return JobCheckpoints(below if is_local_place(below) else path)
 
 
 def _of_app(word: str) -> Location:

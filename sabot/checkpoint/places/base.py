@@ -94,6 +94,10 @@ class Place(ABC):
             self._lock_file.close()  # the file itself stays: removing it would let two workers in
             self._lock_file = None
 
+    def in_use(self) -> bool:
+        """Whether a worker owns it now. False where nothing tells: only a directory has a lock."""
+        return False
+
     # Names
 
     @abstractmethod

@@ -13,6 +13,7 @@ from sabot.checkpoint.places.base import READ_BYTES, Place, StoredFile
 from sabot.disk import (
     TemporaryFolder,
     close_to_others,
+    is_held,
     link_or_copy,
     make_folder,
     name_new,
@@ -25,7 +26,14 @@ from sabot.disk import (
 )
 from sabot.steps import step
 
-__all__ = ["LocalPlace"]
+__all__ = ["LocalPlace", "is_local_place"]
+
+_LOCK = "LOCK"
+
+
+def is_local_place(directory: Path) -> bool:
+    """Whether a job keeps its checkpoints in this directory, or a savepoint is there."""
+    return any((directory / name).exists() for name in (_LOCK, "claims", "checkpoints"))
 
 
 class LocalPlace(Place):
@@ -42,12 +50,22 @@ class LocalPlace(Place):
             make_folder(self.where)
             sync(self.where.parent)
         tell_of_open_folder(self.where)
-        self.take_scratch(self.where / "LOCK", self.where / "scratch")
+        self.take_scratch(self.where / _LOCK, self.where / "scratch")
         own_folder(self.where / "requests")  # here, so that it is ours whoever asks
         for name in ("claims", "checkpoints", "files"):
             if os.path.lexists(self.where / name):
                 own_folder(self.where / name)
         remove_left(self.where, "reading-")
+
+    def in_use(self) -> bool:
+        try:
+            descriptor = regular(str(self.where / _LOCK), os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            return is_held(descriptor)
+        finally:
+            os.close(descriptor)
 
     def names(self, folder: str) -> list[str]:
         try:
