@@ -1,0 +1,92 @@
+"""Expressions that choose or put together values of any type: what stands for nulls, when, structs, casts."""
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot.api.expr import Expr
+from sabot.arrays import broadcast
+from sabot.errors import UserError
+from sabot.operators.expressions.casts import caster
+from sabot.operators.expressions.node import FALSE, Compiled, Steps, apply, to_type, unified
+
+__all__ = ["STEPS"]
+
+
+def _fill_null(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    def filled(x: Any, value: Any) -> Any:
+        return x if isinstance(x, pa.Array) and x.null_count == 0 else pc.coalesce(x, value)
+
+    return apply(expr, filled, *unified(expr, nodes))
+
+
+def _coalesce(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    return apply(expr, pc.coalesce, *unified(expr, nodes))
+
+
+def _when(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    predicates, values = nodes[:-1:2], [*nodes[1:-1:2], nodes[-1]]
+    for given, predicate in zip(expr.inputs[:-1:2], predicates, strict=True):
+        if not pa.types.is_boolean(predicate.type) and not pa.types.is_null(predicate.type):
+            raise UserError(f"{expr.text()}: when({given.text()}) is {predicate.type}, not true or false")
+    values = unified(expr, values)
+
+    def chosen(*given: Any) -> Any:
+        if nulls:  # as arrays: see `where`
+            rows = next(len(each) for each in given if isinstance(each, pa.Array))
+            given = tuple(broadcast(each, rows) if i in nulls else each for i, each in enumerate(given))
+        made = given[-1]
+        for i in range(len(given) - 3, -1, -2):
+            asked = given[i]
+            if isinstance(asked, pa.Scalar) or asked.null_count:
+                asked = pc.coalesce(asked, FALSE)
+            made = pc.if_else(asked, given[i + 1], made)
+        return made
+
+    pairs = zip([to_type(each, pa.bool_()) for each in predicates], values, strict=False)
+    parts = [*(each for pair in pairs for each in pair), values[-1]]
+    nulls = {i for i, each in enumerate(parts) if each.value is not None and not each.value.is_valid}
+    return apply(expr, chosen, *parts)
+
+
+def _struct(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    fields = [pa.field(name, node.type) for name, node in zip(expr.option("names"), nodes, strict=True)]
+
+    def joined(*values: Any) -> pa.Array:
+        rows = next(len(value) for value in values if isinstance(value, pa.Array))
+        return pa.StructArray.from_arrays([broadcast(value, rows) for value in values], fields=fields)
+
+    return apply(expr, joined, *nodes)
+
+
+def _cast(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    (node,), (given,) = nodes, expr.inputs
+    what = f"column {given.option('name')!r}" if given.kind == "col" else given.text()
+    strict = expr.option("strict")
+    function, can_fail = caster(node.type, expr.option("type"), strict=strict, what=what)
+    return apply(expr, function, node, can_fail=can_fail)
+
+
+def _struct_field(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    (node,), name = nodes, expr.option("name")
+    if not pa.types.is_struct(node.type):
+        raise UserError(f"{expr.text()} cannot be: {expr.inputs[0].text()} is {node.type}, no struct")
+    place = node.type.get_field_index(name)
+    if place < 0:
+        known = [field.name for field in node.type]
+        raise UserError(f"{expr.text()}: there is no field {name!r}", hint=f"the fields are {', '.join(known)}")
+    return apply(expr, lambda x: pc.struct_field(x, [place]), node)
+
+
+STEPS: Steps = {
+    "alias": lambda expr, nodes: nodes[0],
+    "is_null": lambda expr, nodes: apply(expr, pc.is_null, *nodes),
+    "is_not_null": lambda expr, nodes: apply(expr, pc.is_valid, *nodes),
+    "fill_null": _fill_null,
+    "coalesce": _coalesce,
+    "when": _when,
+    "struct": _struct,
+    "cast": _cast,
+    "struct.field": _struct_field,
+}

@@ -1,0 +1,47 @@
+"""Expressions of times: parts of the clock, multiples of a duration, texts. How they are computed stands in `times`."""
+
+import functools
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot.api.expr import Expr
+from sabot.arrays import epoch, is_time
+from sabot.errors import UserError
+from sabot.operators.expressions import times
+from sabot.operators.expressions.node import Compiled, Steps, apply, to_type
+
+__all__ = ["STEPS"]
+
+_PARTS = {
+    "dt.year": pc.year,
+    "dt.month": pc.month,
+    "dt.day": pc.day,
+    "dt.hour": pc.hour,
+    "dt.minute": pc.minute,
+    "dt.second": pc.second,
+    "dt.day_of_week": functools.partial(pc.day_of_week, count_from_zero=False, week_start=1),
+}
+_CLOCK_PARTS = {"dt.hour", "dt.minute", "dt.second"}
+
+
+def _time_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    (node,) = nodes
+    kind = expr.kind
+    if pa.types.is_null(node.type):
+        node = to_type(node, pa.timestamp("ms"))
+    if not is_time(node.type) or (kind in _CLOCK_PARTS and pa.types.is_date(node.type)):
+        raise UserError(
+            f"{expr.text()} cannot be: {kind} of {node.type}", hint="a timestamp, or int64 as ms since 1970 UTC"
+        )
+    if kind in _PARTS:
+        part = _PARTS[kind]
+        return apply(expr, lambda x: part(times.local(x)), node)
+    if kind == "dt.epoch":
+        return apply(expr, functools.partial(epoch, unit=expr.option("unit")), node)
+    if kind == "dt.strftime":
+        return apply(expr, times.format_time(expr.option("format"), node.type), node)
+    return apply(expr, times.truncate(expr.option("every"), node.type), node)
+
+
+STEPS: Steps = dict.fromkeys([*_PARTS, "dt.epoch", "dt.strftime", "dt.date_trunc"], _time_step)

@@ -1,0 +1,180 @@
+"""Expressions that are true or false: comparisons, membership, logic, and bits, which have the same operators."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.arrow.compare import LITERALS, LiteralSet, equal_literal
+from sabot.api.expr import Expr
+from sabot.arrays import floats, where
+from sabot.errors import UserError
+from sabot.operators.expressions.casts import common_type
+from sabot.operators.expressions.node import Compiled, Function, Steps, adapted, apply, to_type, unified
+
+__all__ = ["STEPS", "comparable", "comparison_of"]
+
+_COMPARE = {
+    "==": pc.equal,
+    "!=": pc.not_equal,
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+}
+_BITS = {"&": pc.bit_wise_and, "|": pc.bit_wise_or, "^": pc.bit_wise_xor}
+_LOGIC = {"&": pc.and_kleene, "|": pc.or_kleene, "^": pc.xor}
+
+
+def _logic(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    types = [node.type for node in nodes]
+    if all(pa.types.is_boolean(type) or pa.types.is_null(type) for type in types):
+        return apply(expr, _LOGIC[expr.kind], *[to_type(node, pa.bool_()) for node in nodes])
+    if all(pa.types.is_integer(type) or pa.types.is_null(type) for type in types):
+        return apply(expr, _BITS[expr.kind], *unified(expr, nodes))
+    raise UserError(
+        f"{expr.text()} cannot be: {expr.kind} of {types[0]} and {types[1]}",
+        hint='both sides true or false, or integers; & binds tighter than > : (col("a") > 1) & (col("b") < 2)',
+    )
+
+
+def _not(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    (node,) = nodes
+    if pa.types.is_integer(node.type):
+        return apply(expr, pc.bit_wise_not, node)
+    return apply(expr, pc.invert, to_type(node, pa.bool_()) if pa.types.is_null(node.type) else node)
+
+
+def _comparison(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    pair = comparable(expr, nodes)
+    return apply(expr, comparison_of(expr.kind, *pair), *pair)
+
+
+def comparable(expr: Expr, nodes: Sequence[Compiled]) -> list[Compiled]:
+    kinds = {node.type for node in nodes}
+    if pa.uint64() in kinds and all(pa.types.is_integer(kind) for kind in kinds) and _adapts(nodes) is None:
+        return [to_type(node, pa.decimal128(20, 0)) for node in nodes]
+    made = unified(expr, nodes)
+    return [to_type(node, pa.int64()) for node in made] if pa.types.is_null(made[0].type) else made
+
+
+def _adapts(nodes: Sequence[Compiled]) -> pa.DataType | None:
+    """The type that integers of these nodes can be compared in; None where some 64 bits are signed and others not."""
+    type: pa.DataType | None = pa.null()
+    for node in nodes:
+        if not node.plain and type is not None:
+            type = common_type(type, node.type)
+    if type is None or all(not node.plain or adapted(node, type) is not None for node in nodes):
+        return type
+    return None
+
+
+def comparison_of(kind: str, a: Compiled, b: Compiled) -> Function:
+    """Comparison where NaN equals NaN and is greater than all else. What holds without NaN is asked in a way that NaN answers right."""
+    plain: Function = _COMPARE[kind]
+    if kind in ("==", "!=") and is_bytes(a.type) and (a.value is None) != (b.value is None):
+        return _literal_equality(kind, a, b)
+    if not pa.types.is_floating(a.type) or _never_nan(a, b, kind in ("==", "!=")):
+        return plain
+    if _no_nan(b):
+        return _inverted({">": pc.less_equal, ">=": pc.less}[kind]) if kind in (">", ">=") else plain
+    if _no_nan(a):
+        return _inverted({"<": pc.greater_equal, "<=": pc.greater}[kind]) if kind in ("<", "<=") else plain
+    aware: dict[str, Function] = {
+        "==": _equal,
+        "!=": lambda x, y: pc.invert(_equal(x, y)),
+        ">": _greater,
+        ">=": _at_least,
+        "<": lambda x, y: _greater(y, x),
+        "<=": lambda x, y: _at_least(y, x),
+    }
+    careful = aware[kind]
+    return lambda x, y: plain(x, y) if _without_nan(x) and _without_nan(y) else careful(x, y)
+
+
+def _without_nan(values: Any) -> bool:
+    """Known to be so: what stands in the place of a null counts too."""
+    return isinstance(values, pa.Array) and not np.isnan(floats(values)).any()
+
+
+def is_bytes(type: pa.DataType) -> bool:
+    return bool(pa.types.is_string(type) or pa.types.is_binary(type))
+
+
+def _literal_equality(kind: str, a: Compiled, b: Compiled) -> Function:
+    """Of strings and a constant."""
+    constant = a.value if b.value is None else b.value
+    if not constant.is_valid:
+        unknown: Function = _COMPARE[kind]
+        return unknown
+    wanted = constant.as_buffer().to_pybytes()
+
+    def same(x: Any, y: Any) -> pa.Array:
+        return equal_literal(y if isinstance(x, pa.Scalar) else x, wanted)
+
+    return same if kind == "==" else lambda x, y: pc.invert(same(x, y))
+
+
+def _inverted(function: Function) -> Function:
+    return lambda x, y: pc.invert(function(x, y))
+
+
+def _never_nan(a: Compiled, b: Compiled, equality: bool) -> bool:
+    return (equality and (_no_nan(a) or _no_nan(b))) or (_no_nan(a) and _no_nan(b))
+
+
+def _no_nan(node: Compiled) -> bool:
+    return node.value is not None and not (node.value.is_valid and math.isnan(node.value.as_py()))
+
+
+def _equal(x: Any, y: Any) -> Any:
+    return pc.or_(pc.equal(x, y), pc.and_(pc.is_nan(x), pc.is_nan(y)))
+
+
+def _greater(x: Any, y: Any) -> Any:
+    return pc.and_(pc.invert(pc.less_equal(x, y)), pc.invert(pc.is_nan(y)))
+
+
+def _at_least(x: Any, y: Any) -> Any:
+    return pc.or_(pc.greater_equal(x, y), pc.is_nan(x))
+
+
+def _between(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    value, lower, upper = comparable(expr, nodes)
+    closed = expr.option("closed")
+    above = comparison_of(">=" if closed in ("both", "left") else ">", value, lower)
+    below = comparison_of("<=" if closed in ("both", "right") else "<", value, upper)
+    return apply(expr, lambda x, low, high: pc.and_kleene(above(x, low), below(x, high)), value, lower, upper)
+
+
+def _is_in(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    (node,) = nodes
+    given = [value for value in expr.option("values") if value is not None]
+    try:
+        values = pa.array(given, node.type)
+        if pa.types.is_integer(node.type) and values.to_pylist() != given:
+            raise ValueError("not all values are integers")
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError, ValueError) as error:
+        raise UserError(f"{expr.text()} cannot be: the column is {node.type}: {error}") from error
+    if is_bytes(node.type) and len(values) <= LITERALS:
+        return apply(expr, LiteralSet(value.as_buffer().to_pybytes() for value in values).holds, node)
+    if pa.types.is_floating(node.type):  # looked up by their bits, 0.0 and -0.0 differ
+        values = pa.concat_arrays([values, pc.negate(values.filter(pc.equal(values, pa.scalar(0, values.type))))])
+
+    def found(x: Any) -> Any:
+        made = pc.is_in(x, value_set=values)
+        return where(pc.is_valid(x), made) if x.null_count else made
+
+    return apply(expr, found, node)
+
+
+STEPS: Steps = {
+    **dict.fromkeys(["==", "!=", "<", "<=", ">", ">="], _comparison),
+    **dict.fromkeys(["&", "|", "^"], _logic),
+    "not": _not,
+    "is_in": _is_in,
+    "between": _between,
+}

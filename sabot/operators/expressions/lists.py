@@ -1,0 +1,98 @@
+"""Expressions of lists."""
+
+import functools
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot.api.expr import Expr
+from sabot.arrays import integer_array, integers
+from sabot.errors import DataError, UserError
+from sabot.operators.expressions.comparisons import comparable, comparison_of
+from sabot.operators.expressions.node import FALSE, Compiled, Function, Steps, apply, to_type
+
+__all__ = ["STEPS"]
+
+
+def _list_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    node, *others = nodes
+    if pa.types.is_fixed_size_list(node.type):
+        node = to_type(node, pa.list_(node.type.value_type))
+    if not pa.types.is_list(node.type):
+        raise UserError(f"{expr.text()} cannot be: {expr.inputs[0].text()} is {node.type}, no list")
+    if expr.kind == "list.len":
+        return apply(expr, pc.list_value_length, node)
+    if expr.kind == "list.get":
+        strict = not expr.option("null_on_oob")
+        get = functools.partial(_list_get, index=expr.option("index"), strict=strict, what=expr.text())
+        return apply(expr, get, node, can_fail=strict)
+    inner = Compiled(node.type.value_type, node.run)
+    typed, wanted = comparable(expr, [inner, others[0]])
+    if others[0].value is not None and not others[0].value.is_valid:
+        return apply(expr, _list_has_null, node)
+    same = comparison_of("==", typed, wanted)
+    return apply(expr, functools.partial(_list_contains, same, typed.type), node, wanted)
+
+
+def _list_get(lists: pa.Array, *, index: int, strict: bool, what: str) -> pa.Array:
+    starts, ends = _bounds(lists)
+    place = starts + index if index >= 0 else ends + index
+    outside = (place < starts) | (place >= ends)
+    if strict:
+        beyond = outside & lists.is_valid().to_numpy(zero_copy_only=False)
+        if beyond.any():
+            row = lists[int(beyond.argmax())].as_py()
+            raise DataError(
+                f"{what}: the list has {len(row)} values: {row!r}", hint="null_on_oob=True gives null there"
+            )
+    return lists.values.take(integer_array(place, pa.int32(), lists, nulls=outside))
+
+
+def _list_has_null(lists: pa.Array) -> pa.Array:
+    values = lists.values
+    return _any_per_list(lists, values.is_null() if values.null_count else pa.repeat(FALSE, len(values)))
+
+
+def _list_contains(same: Function, type: pa.DataType, lists: pa.Array, wanted: Any) -> pa.Array:
+    values = lists.values if lists.type.value_type == type else pc.cast(lists.values, type, safe=False)
+    if isinstance(wanted, pa.Scalar):
+        return _any_per_list(lists, same(values, wanted))
+    starts, ends = _bounds(lists)
+    lengths = np.where(lists.is_valid().to_numpy(zero_copy_only=False), ends - starts, 0)
+    parents = np.repeat(np.arange(len(lists), dtype=np.int32), lengths)
+    before = np.cumsum(lengths) - lengths
+    picked = values.take(pa.array(np.arange(len(parents)) + np.repeat(starts - before, lengths)))
+    asked = wanted.take(pa.array(parents))
+    hit = pc.or_kleene(same(picked, asked), pc.and_(pc.is_null(picked), pc.is_null(asked)))
+    found = np.zeros(len(lists), dtype=bool)
+    found[parents[_true(hit)]] = True
+    return _flags(found, lists)
+
+
+def _any_per_list(lists: pa.Array, hits: pa.Array) -> pa.Array:
+    starts, ends = _bounds(lists)
+    before = np.concatenate([[0], np.cumsum(_true(hits))])
+    return _flags(before[ends] > before[starts], lists)
+
+
+def _flags(values: Any, lists: pa.Array) -> pa.Array:
+    nulls = lists.is_null().to_numpy(zero_copy_only=False) if lists.null_count else None
+    return pa.array(values, mask=nulls)
+
+
+def _true(hits: pa.Array) -> Any:
+    return hits.fill_null(False).to_numpy(zero_copy_only=False)
+
+
+def _bounds(lists: pa.Array) -> tuple[Any, Any]:
+    """Where each list begins and ends in `lists.values`."""
+    if len(lists) == 0:
+        nothing = np.zeros(0, dtype=np.int32)
+        return nothing, nothing
+    offsets = integers(lists.offsets)
+    return offsets[:-1], offsets[1:]
+
+
+STEPS: Steps = dict.fromkeys(["list.get", "list.len", "list.contains"], _list_step)

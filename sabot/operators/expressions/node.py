@@ -1,0 +1,193 @@
+"""A node of a compiled expression, and what steps of all kinds are made with: constants, types that meet, errors that name the values."""
+
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot.api.expr import Expr
+from sabot.arrays import broadcast, shown
+from sabot.errors import DataError, UserError
+from sabot.operators.expressions.casts import common_type, integer_range, is_number, least_integer
+
+__all__ = [
+    "FALSE",
+    "Compiled",
+    "Function",
+    "Steps",
+    "adapted",
+    "all_numbers",
+    "apply",
+    "constant",
+    "is_int",
+    "misfit",
+    "number",
+    "to_type",
+    "unified",
+]
+
+Function = Callable[..., Any]
+
+FALSE = pa.scalar(False, pa.bool_())  # without its type pyarrow looks for pandas, each time
+_SHOWN = 200  # characters of a value in a message
+_DOES_NOT_FIT = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowKeyError)
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """An expression over one schema. Called with a batch of it, gives an array of `type`, a value a row. Threads may share it.
+
+    can_fail: whether a value makes it raise a DataError by a rule of its own, as of a strict cast: it is to see only rows that count.
+    value: of an expression without columns, else None.
+    """
+
+    type: pa.DataType
+    run: Callable[[pa.RecordBatch], Any]
+    can_fail: bool = False
+    value: Any = None
+    plain: bool = False  # a literal without a type: it takes that of what it is combined with
+
+    def __call__(self, data: pa.RecordBatch) -> pa.Array:
+        return broadcast(self.run(data), data.num_rows)
+
+
+Steps = dict[str, Callable[[Expr, list[Compiled]], Compiled]]
+"""Kind of expression -> what makes its node out of those of its inputs."""
+
+
+def is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def constant(value: pa.Scalar, can_fail: bool = False) -> Compiled:
+    return Compiled(value.type, lambda data: value, can_fail, value)
+
+
+def apply(expr: Expr, function: Function, *nodes: Compiled, can_fail: bool = False) -> Compiled:
+    """The step `function` over what the nodes give: arrays, or scalars of constants. Without columns it runs here and now."""
+    fails = can_fail or any(node.can_fail for node in nodes)
+    try:
+        if all(node.value is not None for node in nodes):
+            return constant(broadcast(function(*(broadcast(node.value, 1) for node in nodes)), 1)[0], fails)
+        sample = function(*(pa.array([], node.type) if node.value is None else node.value for node in nodes))
+    except _DOES_NOT_FIT as error:
+        raise misfit(expr, nodes, error) from error
+    runs = [node.run for node in nodes]
+
+    def run(data: pa.RecordBatch) -> Any:
+        values = [each(data) for each in runs]
+        try:
+            return function(*values)
+        except pa.ArrowInvalid as error:
+            raise _refused(expr, function, values, error) from error
+
+    return Compiled(sample.type, run, fails)
+
+
+def _refused(expr: Expr, function: Function, values: list[Any], error: pa.ArrowInvalid) -> DataError:
+    """What Arrow says of a value that a step cannot take, with the first such value."""
+    rows = max(len(each) for each in values if isinstance(each, pa.Array))
+    first, given = 0, ""
+    while rows:
+        size = (rows + 1) // 2  # of the former half; of one row itself
+        reason = _reason(function, values, first, size)
+        if reason is None:
+            first, size = first + size, rows - size
+            reason = _reason(function, values, first, size)
+        if reason is None:  # only together they cannot be
+            break
+        error, rows = reason, size
+        if size == 1:
+            given = " of " + " and ".join(_cut(shown(each[first])) for each in values if isinstance(each, pa.Array))
+            break
+    return DataError(
+        f"{expr.text()} cannot be{given}: {error}", hint="leave such rows out before, or cast to a type that has room"
+    )
+
+
+def _reason(function: Function, values: list[Any], first: int, rows: int) -> pa.ArrowInvalid | None:
+    """What the step says of these rows."""
+    try:
+        function(*(each.slice(first, rows) if isinstance(each, pa.Array) else each for each in values))
+    except pa.ArrowInvalid as error:
+        return error
+    return None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def misfit(expr: Expr, nodes: Sequence[Compiled], error: Exception | None = None) -> UserError:
+    found = " and ".join(str(node.type) for node in nodes)
+    texts = any(pa.types.is_string(node.type) for node in nodes)
+    nested = any(pa.types.is_nested(node.type) for node in nodes)
+    hint = "" if nested else f'cast one of them: .cast("{"string" if texts else "float64"}")'
+    reason = f": {error}" if error is not None and "no kernel" not in str(error) else ""
+    return UserError(f"{expr.text()} cannot be: {expr.kind} of {found}{reason}", hint=hint)
+
+
+def to_type(node: Compiled, type: pa.DataType) -> Compiled:
+    """The same values as another type that holds them."""
+    if node.type == type:
+        return node
+    if node.value is not None:
+        return constant(_held(node.value, type), node.can_fail)
+    run = node.run
+    return Compiled(type, lambda data: pc.cast(run(data), type, safe=False), node.can_fail)
+
+
+def _held(value: pa.Scalar, type: pa.DataType) -> pa.Scalar:
+    return pc.cast(broadcast(value, 1), type, safe=False)[0]
+
+
+def adapted(node: Compiled, type: pa.DataType) -> Compiled | None:
+    """A plain literal as this type; None where the type cannot hold it as it is."""
+    value = node.value.as_py()
+    if value is None:
+        return constant(pa.scalar(None, type))
+    integer, floating = is_int(value), isinstance(value, float)
+    if integer and pa.types.is_integer(type):
+        low, high = integer_range(type)
+        return constant(pa.scalar(value, type)) if low <= value <= high else None
+    if (integer or floating) and pa.types.is_floating(type):
+        return constant(_held(node.value, type))
+    if isinstance(value, datetime.date) and pa.types.is_timestamp(type):
+        made = _held(node.value, type)
+        return constant(made) if _held(made, node.type) == node.value else None
+    if isinstance(value, datetime.timedelta) and pa.types.is_duration(type):
+        made = _held(node.value, type)
+        return constant(made) if _held(made, node.type) == node.value else None
+    return None
+
+
+def unified(expr: Expr, nodes: Sequence[Compiled]) -> list[Compiled]:
+    """All of one type: the one that the columns meet in, which plain literals take on where it holds them."""
+    type: pa.DataType | None = pa.null()
+    for node in nodes:
+        if not node.plain and type is not None:
+            type = common_type(type, node.type)
+    adapts = type is not None and not pa.types.is_null(type)
+    for node in nodes:
+        if node.plain and type is not None and not (adapts and adapted(node, type) is not None):
+            value = node.value.as_py()
+            narrow = is_int(value) and pa.types.is_integer(type)
+            type = common_type(type, least_integer(value, type) if narrow else node.type)
+    if type is None:
+        raise misfit(expr, nodes)
+    return [(adapted(node, type) if node.plain else None) or to_type(node, type) for node in nodes]
+
+
+def all_numbers(nodes: Sequence[Compiled]) -> bool:
+    return all(is_number(node.type) or pa.types.is_null(node.type) for node in nodes)
+
+
+def number(expr: Expr, node: Compiled) -> Compiled:
+    if pa.types.is_null(node.type):
+        return to_type(node, pa.int64())
+    if not is_number(node.type) or pa.types.is_boolean(node.type):
+        raise misfit(expr, [node])
+    return node

@@ -1,0 +1,224 @@
+"""Expressions of numbers: arithmetic, also of times and durations, powers, rounding."""
+
+import decimal
+import functools
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot.api.expr import Expr
+from sabot.arrays import floats, integer_array, integers, where
+from sabot.errors import UserError
+from sabot.operators.expressions.casts import common_type, is_number
+from sabot.operators.expressions.node import (
+    Compiled,
+    Steps,
+    adapted,
+    all_numbers,
+    apply,
+    constant,
+    misfit,
+    number,
+    to_type,
+    unified,
+)
+
+__all__ = ["STEPS"]
+
+_ARITHMETIC = {"+": pc.add, "-": pc.subtract, "*": pc.multiply, "/": pc.divide}
+
+
+def _arithmetic(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    kind = expr.kind
+    texts = [pa.types.is_string(node.type) for node in nodes]
+    if (
+        kind == "+"
+        and any(texts)
+        and all(is_text or pa.types.is_null(n.type) for is_text, n in zip(texts, nodes, strict=True))
+    ):
+        return apply(expr, lambda a, b: pc.binary_join_element_wise(a, b, ""), *unified(expr, nodes))
+    if not all_numbers(nodes):
+        return _temporal(expr, nodes)
+    if kind == "**":
+        return _power(expr, *nodes)
+    nodes = _counted(nodes)
+    if (
+        kind == "*"
+        and any(pa.types.is_decimal(n.type) for n in nodes)
+        and not any(pa.types.is_floating(n.type) for n in nodes)
+    ):
+        return apply(expr, pc.multiply, *[_decimal(node) for node in nodes])  # a product has the digits of both
+    nodes = unified(expr, [_fraction(node, nodes) for node in nodes] if kind == "/" else nodes)
+    type = nodes[0].type
+    if kind in _ARITHMETIC:
+        return apply(expr, _ARITHMETIC[kind], *nodes)
+    if pa.types.is_integer(type):
+        divide = np.floor_divide if kind == "//" else np.remainder
+        return apply(expr, functools.partial(_divided, divide, type), *nodes)
+    if not pa.types.is_floating(type):
+        raise misfit(expr, nodes)
+    return apply(expr, _floor_divided if kind == "//" else _remainder, *nodes)
+
+
+def _counted(nodes: list[Compiled]) -> list[Compiled]:
+    """bool as a number: that of its neighbour, else int64. A null column counts as int64."""
+    has_number = any(not node.plain and is_number(node.type) and not pa.types.is_boolean(node.type) for node in nodes)
+    return [
+        to_type(node, pa.int64())
+        if (pa.types.is_boolean(node.type) and not has_number) or (pa.types.is_null(node.type) and not node.plain)
+        else node
+        for node in nodes
+    ]
+
+
+def _decimal(node: Compiled) -> Compiled:
+    if pa.types.is_decimal(node.type):
+        return node
+    literal = node.plain and node.value.is_valid
+    return constant(pa.scalar(decimal.Decimal(node.value.as_py()))) if literal else to_type(node, pa.decimal128(20, 0))
+
+
+def _fraction(node: Compiled, nodes: list[Compiled]) -> Compiled:
+    """A number as `/` takes it: floats stay, a narrow integer beside a float32 becomes one, all else float64."""
+    if pa.types.is_floating(node.type):
+        return node
+    beside_float32 = any(not each.plain and each.type == pa.float32() for each in nodes)
+    narrow = node.plain or (pa.types.is_integer(node.type) and node.type.bit_width <= 16)
+    return to_type(node, pa.float32() if beside_float32 and narrow else pa.float64())
+
+
+def _divided(divide: Any, type: pa.DataType, a: Any, b: Any) -> pa.Array:
+    """Integers, rounded down; by 0: null."""
+    nulls = None
+    if isinstance(b, pa.Scalar):
+        if not b.is_valid or b.as_py() == 0:
+            return pa.nulls(len(a), type)
+        divisor: Any = np.array(b.as_py(), dtype=str(type))
+    else:
+        divisor = integers(b)
+        zero = divisor == 0
+        if zero.any():
+            nulls = zero
+    number: Any = integers(a) if isinstance(a, pa.Array) else np.array(a.as_py() or 0, dtype=str(type))
+    with np.errstate(divide="ignore", over="ignore"):
+        return integer_array(divide(number, divisor), type, a, b, nulls=nulls)
+
+
+def _floor_divided(a: Any, b: Any) -> Any:
+    return pc.floor(pc.divide(a, b))
+
+
+def _remainder(a: Any, b: Any) -> Any:
+    return pc.subtract(a, pc.multiply(pc.floor(pc.divide(a, b)), b))
+
+
+def _power(expr: Expr, base: Compiled, exponent: Compiled) -> Compiled:
+    if any(pa.types.is_boolean(node.type) for node in (base, exponent)):
+        raise misfit(expr, (base, exponent))
+    if pa.types.is_decimal(base.type):
+        base = to_type(base, pa.float64())
+    if pa.types.is_null(base.type) or pa.types.is_null(exponent.type):
+        base, exponent = (
+            to_type(node, pa.int64()) if pa.types.is_null(node.type) else node for node in (base, exponent)
+        )
+    if pa.types.is_integer(base.type) and pa.types.is_integer(exponent.type):
+        if exponent.value is not None and exponent.value.is_valid and exponent.value.as_py() < 0:
+            raise UserError(f"{expr.text()} is no integer", hint='raise a float: .cast("float64") ** …')
+        wide = pa.uint64() if pa.types.is_unsigned_integer(base.type) else pa.int64()
+        type = base.type
+
+        def integer_power(a: Any, b: Any) -> Any:
+            """Wraps; null where the exponent is negative."""
+            if isinstance(b, pa.Array) and pa.types.is_signed_integer(b.type):
+                b = where(pc.greater_equal(b, pa.scalar(0, b.type)), b)
+            made = pc.power(pc.cast(a, wide, safe=False), pc.cast(b, wide, safe=False))
+            return pc.cast(made, type, safe=False)
+
+        return apply(expr, integer_power, base, exponent)
+    type = base.type if pa.types.is_floating(base.type) and not base.plain else exponent.type
+    if not pa.types.is_floating(type) or (exponent.plain and type != base.type):
+        type = pa.float64()
+    return apply(expr, pc.power, to_type(base, type), to_type(exponent, type))
+
+
+def _temporal(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    """Times and durations: pyarrow knows which go together."""
+    if expr.kind not in _ARITHMETIC:
+        raise misfit(expr, nodes)
+    left, right = nodes
+    for one, other in ((left, right), (right, left)):
+        if one.plain and pa.types.is_timestamp(other.type) and pa.types.is_duration(one.type):
+            fitting = adapted(one, pa.duration(other.type.unit)) or one
+            left, right = (fitting, right) if one is left else (left, fitting)
+    if pa.types.is_temporal(left.type) and common_type(left.type, right.type) is not None:
+        left, right = unified(expr, [left, right])
+    if expr.kind == "/" and pa.types.is_duration(left.type) and pa.types.is_integer(right.type):
+        return apply(expr, _duration_divided, left, right)
+    return apply(expr, _ARITHMETIC[expr.kind], left, right)
+
+
+def _duration_divided(a: Any, b: Any) -> Any:
+    """By 0: null, as integers."""
+    if isinstance(b, pa.Scalar):
+        b = b if b.as_py() != 0 else pa.scalar(None, b.type)
+    elif not np.all(integers(b)):
+        b = where(pc.not_equal(b, pa.scalar(0, b.type)), b)
+    return pc.divide(a, b)
+
+
+def _negative(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    (node,) = nodes
+    if pa.types.is_unsigned_integer(node.type):
+        raise UserError(f"{expr.text()} cannot be: {node.type} has no sign", hint='.cast("int64") first')
+    return apply(expr, pc.negate, node if pa.types.is_duration(node.type) else number(expr, node))
+
+
+def _absolute(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    (node,) = nodes
+    return apply(expr, pc.abs, node if pa.types.is_duration(node.type) else number(expr, node))
+
+
+def _rounded(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    node = number(expr, nodes[0])
+    if pa.types.is_integer(node.type):
+        return node
+    if expr.kind == "round":
+        return apply(expr, functools.partial(_round, decimals=expr.option("decimals")), node)
+    return apply(expr, pc.floor if expr.kind == "floor" else pc.ceil, node)
+
+
+def _round(x: pa.Array, decimals: int) -> pa.Array:
+    """A float so great that it has no such digits stays as it is: 1e308 at two decimals, on the way to which it would overflow."""
+    try:
+        return pc.round(x, ndigits=decimals)
+    except pa.ArrowInvalid:
+        if not pa.types.is_floating(x.type):
+            raise
+    values = floats(x)
+    with np.errstate(all="ignore"):
+        ten = np.power(values.dtype.type(10), abs(decimals))
+        made = values * ten if decimals >= 0 else np.rint(values / ten) * ten
+    far = pa.array(np.isfinite(values) & ~np.isfinite(made))
+    return pc.if_else(far, x, pc.round(where(pc.invert(far), x), ndigits=decimals))
+
+
+def _root(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    node = number(expr, nodes[0])
+    return apply(expr, pc.sqrt, node if pa.types.is_floating(node.type) else to_type(node, pa.float64()))
+
+
+def _is_nan(expr: Expr, nodes: list[Compiled]) -> Compiled:
+    node = number(expr, nodes[0])
+    return apply(expr, pc.is_nan, node if pa.types.is_floating(node.type) else to_type(node, pa.float64()))
+
+
+STEPS: Steps = {
+    **dict.fromkeys(["+", "-", "*", "/", "//", "%", "**"], _arithmetic),
+    "neg": _negative,
+    "abs": _absolute,
+    **dict.fromkeys(["round", "floor", "ceil"], _rounded),
+    "sqrt": _root,
+    "is_nan": _is_nan,
+}
