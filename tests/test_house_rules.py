@@ -167,7 +167,6 @@ SHARED_NAMES = {
     "UserAggregate",
     "Verdict",
     "_Pane",
-    "_Part",
     "_Rows",
     "_Thread",
 }
@@ -192,8 +191,6 @@ LONG = {  # the ideas that stand in one file, or why they should
     "api/expr.py": "the tree, and the namespaces .str, .dt and .list",
     "checkpoint/coordinator.py": "one idea",
     "connectors/files/sink.py": "writing, sealing, recovering",
-    "operators/expressions/compiled.py": "compiling, numbers, text, times, lists",
-    "operators/aggregates/gathered.py": "runs of values, user aggregates, sketches, reducers",
     "operators/changes/groups.py": "the contract, groups that rows are added to, groups that rows leave",
     "operators/calls/map_async.py": "a queue of calls that survives a barrier, and map_async",
     "operators/keyed/over.py": "over, and its frames",

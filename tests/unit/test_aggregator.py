@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from sabot.errors import UserError
-from sabot.operators.aggregates import gathered
+from sabot.operators.aggregates import pairs
 from sabot.operators.aggregates.aggregator import Aggregator, Call
 
 NAN = float("nan")
@@ -249,7 +249,7 @@ def check(
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_every_kind_gives_what_plain_python_gives(seed, monkeypatch):
-    monkeypatch.setattr(gathered, "REDUCE_ROWS", 16)  # so that a few rows are reduced several times
+    monkeypatch.setattr(pairs, "REDUCE_ROWS", 16)  # so that a few rows are reduced several times
     data = rows(seed, 120)
     aggregator = Aggregator(["key"], [call for call, _ in CALLS], SCHEMA, order="t")
     table, extras = aggregator.table(), aggregator.extras()
@@ -340,7 +340,7 @@ def test_memory_is_by_what_must_be_kept_not_by_the_rows():
     for _ in range(40):
         aggregator.add(table, extras, many)
         largest = max(largest, extras.nbytes)
-    assert largest < 3 * (gathered.REDUCE_ROWS + 10_000) * 60
+    assert largest < 3 * (pairs.REDUCE_ROWS + 10_000) * 60
 
 
 def test_calls_that_need_the_same_accumulator_share_it():

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot.errors import UserError
-from sabot.operators.aggregates import gathered
-from sabot.operators.aggregates.gathered import Extras, Gather, joined
+from sabot.operators.aggregates import gather as gathering
+from sabot.operators.aggregates import pairs
+from sabot.operators.aggregates.extras import Extras
+from sabot.operators.aggregates.gather import Gather, joined
 
 SCHEMA = pa.schema([("text", pa.string()), ("number", pa.float64()), ("ok", pa.bool_()), ("t", pa.int64())])
 TEXT, NUMBER, OK, T = range(4)
@@ -128,9 +130,9 @@ steps = st.one_of(
 @given(script=st.lists(steps, max_size=30))
 def test_slots_hold_what_a_dict_of_rows_holds(run_bytes, script):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gathered, "REDUCE_ROWS", 16)
-        patch.setattr(gathered, "PIECE_ROWS", 4)
-        patch.setattr(gathered, "RUN_BYTES", run_bytes)
+        patch.setattr(pairs, "REDUCE_ROWS", 16)
+        patch.setattr(pairs, "PIECE_ROWS", 4)
+        patch.setattr(pairs, "RUN_BYTES", run_bytes)
         extras, twin = Extras(GATHERS), defaultdict(list)
         for step, (verb, slots, how) in enumerate([*script, ("results", SLOTS, None)]):
             rows = rows_for(step, slots)
@@ -200,13 +202,13 @@ class Written:
     """Counts the rows of all runs that are made."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.rows, make = 0, gathered._Run
+        self.rows, make = 0, pairs._Run
 
         def counted(batch: pa.RecordBatch, age: int) -> Any:
             self.rows += batch.num_rows
             return make(batch, age)
 
-        monkeypatch.setattr(gathered, "_Run", counted)
+        monkeypatch.setattr(pairs, "_Run", counted)
 
 
 @pytest.mark.parametrize("kept", [1_000, 50_000])
@@ -304,6 +306,6 @@ def test_more_than_a_batch_can_hold_is_an_error_and_not_a_part_of_it(monkeypatch
     batch = pa.RecordBatch.from_pylist([{"text": "x"}])
     overflown = SimpleNamespace(combine_chunks=lambda: pa.Table.from_batches([batch, batch]))  # offsets have 31 bits
     table = SimpleNamespace(from_batches=lambda batches: overflown)
-    monkeypatch.setattr(gathered, "pa", SimpleNamespace(Table=table))
+    monkeypatch.setattr(gathering, "pa", SimpleNamespace(Table=table))
     with pytest.raises(UserError, match="2 GiB"):
         joined([batch, batch])

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from sabot._cython.groups.keyed import GroupTable
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
-from sabot.operators.aggregates.gathered import Extras, Gather
+from sabot.operators.aggregates.extras import Extras
+from sabot.operators.aggregates.gather import Gather
 from sabot.operators.base import TIME_COLUMN, OperatorContext
 from sabot.state.tables.store import TableStore
 

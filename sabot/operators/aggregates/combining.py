@@ -10,7 +10,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.windows.window import split_panes
 from sabot.errors import InternalError
 from sabot.operators.aggregates.aggregator import Aggregator, Call
-from sabot.operators.aggregates.gathered import joined
+from sabot.operators.aggregates.gather import joined
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape
 from sabot.operators.windows.sessions import time_index

@@ -19,8 +19,8 @@ from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import (
     Call,
 )
-from sabot.operators.aggregates.gathered import quantile_column
 from sabot.operators.aggregates.packed import NAN, from_ordered, ordered, ordered_width, packed, unpacked
+from sabot.operators.aggregates.sketches import quantile_column
 from sabot.operators.base import (
     OP_COLUMN,
     TIME_COLUMN,

@@ -22,7 +22,7 @@ from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import Aggregator, Call, calls_reader, calls_schema, key_columns
 from sabot.operators.aggregates.arguments import with_arguments
-from sabot.operators.aggregates.gathered import fits
+from sabot.operators.aggregates.user import fits
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
 from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, Stored, columns_schema
 from sabot.operators.keyed.ordered import in_order

@@ -23,7 +23,7 @@ from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import CHUNK_ROWS, Aggregator, Call, calls_reader, calls_schema
 from sabot.operators.aggregates.arguments import with_arguments
 from sabot.operators.aggregates.combining import ROWS_COLUMN, LocalCombine, combined_input, repeated
-from sabot.operators.aggregates.gathered import Extras
+from sabot.operators.aggregates.extras import Extras
 from sabot.operators.base import START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
 from sabot.operators.keeping import Columns, Keeper, Keeping, Stored, columns_schema, last_watermark
 from sabot.operators.keyed.running import CountAggregate

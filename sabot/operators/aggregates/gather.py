@@ -1,0 +1,196 @@
+"""What one aggregate gathers (`Gather`), and the contract of that which keeps it by slot (`Gathered`)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot.config import is_whole
+from sabot.errors import UserError
+
+__all__ = ["ROWS", "VALUES", "Gather", "Gathered", "joined", "selected"]
+
+ROWS = ("least", "greatest", "latest")  # reductions that keep one row a slot, by its rank
+VALUES = ("min", "max", "sum", "distinct", "top")  # to which nulls are nothing
+
+Array: TypeAlias = pa.Array
+
+
+@dataclass(frozen=True)
+class Gather:
+    """What one call gathers. `states`: its columns in an export, one row a group: a list of what is kept, for each kept column.
+
+    kept_as: the name of its columns in an export; empty: `name`. With it the call may get another name while its state stays.
+    argument, rank, where, order: column indices of the rows, -1 where there is none; width: how many columns the rows have.
+    reduce, what is kept of a slot: "least" and "greatest", the row with that rank (of equal ones with the least order, then the first
+    to come); "latest", the row that came last of those with the greatest rank; "min", "max", "sum", the value; "distinct", each value
+    once; "list", all; "top", the `option` greatest values, greatest first; "user", a state; "sketch", a sketch of the values.
+    option: how many values of "top"; the quantiles, one or several, of a sketch.
+    """
+
+    name: str
+    reduce: str
+    type: pa.DataType
+    columns: tuple[pa.Field, ...]
+    argument: int
+    rank: int
+    where: int
+    order: int
+    skip_null_rank: bool
+    width: int
+    function: Any = None
+    kept_as: str = ""
+    option: Any = None
+
+    @staticmethod
+    def of(
+        name: str,
+        kind: str,
+        input: pa.Schema,
+        argument: int,
+        *,
+        by: int,
+        where: int,
+        order: int,
+        function: Any = None,
+        kept_as: str = "",
+        option: Any = None,
+    ) -> "Gather":
+        """The call `kind(argument)` over rows of `input`; UserError where the column's type cannot be."""
+        if kind == "user":
+            state = (pa.field("state", pa.binary()),)
+            return Gather(
+                name, "user", function.type, state, argument, -1, where, order, False, len(input), function, kept_as
+            )
+        value = input.field(argument).type
+        if kind in ("approx_count_distinct", "approx_quantile"):
+            result = _sketched(name, kind, input.field(argument), option)
+            state = (pa.field("state", pa.large_binary()),)
+            return Gather(
+                name, "sketch", result, state, argument, -1, where, order, False, len(input), None, kept_as, option
+            )
+        rank, skip, ordered = -1, False, False
+        if kind in ("min", "max"):
+            reduce, result = kind, value
+            _check(name, f"{kind} of", input.field(argument))
+        elif kind == "sum":
+            value = result = (
+                pa.decimal256(76, value.scale) if pa.types.is_decimal256(value) else pa.decimal128(38, value.scale)
+            )
+            reduce = "sum"
+        elif kind == "count_distinct":
+            reduce, result = "distinct", pa.int64()
+            _check(name, "count_distinct of", input.field(argument))
+        elif kind == "top_k":
+            if not is_whole(option, 1):
+                raise UserError(f"{name}: top_k of {option!r} values", hint="a whole number, 1 or more")
+            reduce, result = "top", pa.list_(value)
+            _check(name, "top_k of", input.field(argument))
+        elif kind == "collect_list":
+            reduce, result, ordered = "list", pa.list_(value), order >= 0
+        elif kind in ("first", "any", "last"):
+            reduce, result, rank = "latest" if kind == "last" else "least", value, order
+        else:
+            reduce, result, rank = "least" if kind == "arg_min" else "greatest", value, by
+            skip, ordered = True, order >= 0
+            _check(name, f"{kind} by", input.field(by))
+        columns: tuple[pa.Field, ...] = (pa.field("value", value),)
+        if reduce in ROWS:
+            columns += (pa.field("rank", pa.int64() if rank < 0 else input.field(rank).type),)
+        if ordered:
+            columns += (pa.field("order", pa.int64()),)
+        return Gather(
+            name, reduce, result, columns, argument, rank, where, order, skip, len(input), None, kept_as, option
+        )
+
+    def counted(
+        self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None
+    ) -> tuple[pa.Int32Array, pa.Int32Array | None]:
+        """(slots, selection) without the rows for which the column `where` is not true."""
+        if self.where < 0:
+            return slots, selection
+        mask = selected(data.column(self.where), selection)
+        rows = pc.indices_nonzero(mask).cast(pa.int32()) if selection is None else selection.filter(mask)
+        return slots.filter(mask), rows
+
+    @property
+    def states(self) -> list[pa.Field]:
+        name = self.kept_as or self.name
+        return [pa.field(f"{name}.{column.name}", pa.list_(column.type)) for column in self.columns]
+
+
+class Gathered(ABC):
+    """What one call has gathered."""
+
+    def __init__(self, gather: Gather) -> None:
+        self.gather = gather
+
+    @abstractmethod
+    def add(self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None: ...
+    @abstractmethod
+    def merge(self, slots: pa.Int32Array, columns: list[Array]) -> None: ...
+    @abstractmethod
+    def results(self, slots: pa.Int32Array) -> Array: ...
+    @abstractmethod
+    def states(self, slots: pa.Int32Array) -> list[Array]: ...
+    @abstractmethod
+    def move(self, into: Any, source: Any) -> None: ...
+    @abstractmethod
+    def remove(self, slots: Any) -> None: ...
+    @abstractmethod
+    def clear(self) -> None: ...
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+
+def _sketched(name: str, kind: str, field: pa.Field, option: Any) -> pa.DataType:
+    """What the sketch gives; UserError where the column's type, or the quantiles, cannot be."""
+    _check(name, f"{kind} of", field)
+    if kind == "approx_count_distinct":
+        return pa.int64()
+    types = pa.types
+    if not (types.is_integer(field.type) or types.is_floating(field.type) or types.is_decimal(field.type)):
+        raise UserError(f"{name}: {kind} of {field.name!r}, which is {field.type}", hint="cast it to a number")
+    several = option if isinstance(option, list | tuple) else [option]
+    for each in several:
+        if isinstance(each, bool) or not isinstance(each, int | float) or not 0 <= each <= 1:
+            raise UserError(f"{name}: there is no quantile {each!r}", hint="from 0 to 1: 0.5 is the median")
+    return pa.list_(pa.float64()) if several is option else pa.float64()
+
+
+def joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """Batches of one schema, with rows, end to end. UserError where they are more than a batch can hold."""
+    if len(batches) == 1:
+        return batches[0]
+    whole = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    if len(whole) > 1:
+        raise UserError(
+            "the values to be aggregated at once are more than 2 GiB of text",
+            hint="take less of each row, use shorter windows, or a higher parallelism",
+        )
+    return whole[0]
+
+
+def _check(name: str, what: str, field: pa.Field) -> None:
+    kind = field.type
+    if pa.types.is_decimal(kind) and kind.bit_width < 128:
+        raise UserError(
+            f"{name}: {what} {field.name!r}, which is {kind}",
+            hint=f"cast it: pa.decimal128({kind.precision}, {kind.scale})",
+        )
+    if pa.types.is_interval(kind) or isinstance(kind, pa.BaseExtensionType):
+        raise UserError(
+            f"{name}: {what} {field.name!r}, which is {kind}", hint="cast it to another type, or leave it out"
+        )
+    if pa.types.is_nested(kind) or pa.types.is_null(kind):
+        raise UserError(
+            f"{name}: {what} {field.name!r}, which is {kind}", hint="take a number, a text or a time out of it"
+        )
+
+
+def selected(column: Array, selection: pa.Int32Array | None) -> Array:
+    return column if selection is None else column.take(selection)

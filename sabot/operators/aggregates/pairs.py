@@ -1,0 +1,315 @@
+"""Values gathered by slot: lists, distinct values, texts, and whatever else has no fixed width.
+
+Each batch adds its values as columns (slot, value, …); when they have doubled they are reduced to what the aggregate must keep:
+one a group for a least text, the distinct ones, all of a list. Asked for some slots' values, what has come since is sorted by slot
+and becomes a run; runs are merged so that each is at least twice as long as the next (a log-structured merge tree: O'Neil, Cheng,
+Gawlick, O'Neil 1996). So a row costs a logarithm, and a question what it touches, however many groups there are. Memory is at most
+twice a list's values, and six times what must be kept of reduced ones, which runs and the tail may have again; and two batches.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot.operators.aggregates.gather import ROWS, VALUES, Array, Gather, Gathered, joined, selected
+from sabot.operators.aggregates.reducers import REDUCERS, plain_floats, top
+
+__all__ = ["Pairs"]
+
+REDUCE_ROWS = 65_536  # fewer are not worth it
+PIECE_ROWS = 32_768  # reduced at once: what is looked up stays in the processor's cache
+RUN_BYTES = 1 << 29  # runs of lists are not merged to more: the offsets of texts have 31 bits
+
+
+class _Run:
+    """Columns (home, value[, rank][, order]), reduced, ascending by home."""
+
+    def __init__(self, batch: pa.RecordBatch, age: int) -> None:
+        self.batch = batch
+        self.homes = batch.column(0).to_numpy()
+        self.rows: int = batch.num_rows
+        self.nbytes: int = batch.nbytes
+        self.age = age
+        """A row is there unless its home was emptied after this."""
+        self.dead = 0  # rows that are not there
+
+    def spans(self, homes: Any, born: Any) -> tuple[Any, Any]:
+        """First row of each of these homes, ascending, and how many."""
+        first = np.searchsorted(self.homes, homes)
+        sizes = np.searchsorted(self.homes, homes, side="right") - first
+        if born is not None:
+            sizes[born[homes] > self.age] = 0
+        return first, sizes
+
+    def living(self, born: Any) -> pa.RecordBatch:
+        """Without the rows that are not there."""
+        return self.batch.filter(pa.array(born[self.homes] <= self.age)) if self.dead else self.batch
+
+
+class Pairs(Gathered):
+    """Values as columns (home, value[, rank][, order]): runs, and a tail as they came.
+
+        runs    older, longer ── newer, shorter │ tail
+        home    0 0 0 1 2 2 2 … │ 0 2 2 │ 1 2 2 │ 2 0 1 0 …
+
+    The rows of slot s are those of home[s]. So two slots are joined by moving the rows of the one that has fewer, which then has the
+    other's home: a row is not moved more often than its slot's rows have doubled. A home is emptied by a stamp: rows of older runs are
+    not there, and go with the next merge; at the latest when they are half of all.
+    """
+
+    def __init__(self, gather: Gather) -> None:
+        super().__init__(gather)
+        self._schema = pa.schema([pa.field("slot", pa.int32()), *gather.columns])
+        self._reducer = partial(top, gather.option) if gather.reduce == "top" else REDUCERS[gather.reduce]
+        self._arrived = 0  # rows so far: the rank of first and last where there is no order
+        self.clear()
+
+    def clear(self) -> None:
+        self._runs: list[_Run] = []
+        self._home: Any = None  # by slot; None: each is its own, and none was emptied
+        self._born: Any = None  # by home: rows of runs that are older are not there
+        self._age = 0
+        self._empty_tail()
+
+    def _empty_tail(self) -> None:
+        self._tail: list[pa.RecordBatch] = []
+        self._tail_rows = self._tail_bytes = 0
+        self._reduced_rows = 0  # that the last reduction left
+
+    def add(self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None:
+        gather = self.gather
+        slots, selection = gather.counted(slots, data, selection)
+        value = selected(data.column(gather.argument), selection)
+        columns = [value]
+        if gather.reduce in ROWS:
+            columns.append(
+                self._arrivals(len(slots)) if gather.rank < 0 else selected(data.column(gather.rank), selection)
+            )
+        elif gather.reduce in VALUES:
+            columns = [plain_floats(value).cast(gather.columns[0].type)]
+        if gather.columns[-1].name == "order":
+            columns.append(selected(data.column(gather.order), selection))
+        batch = pa.RecordBatch.from_arrays([slots, *columns], schema=self._schema)
+        if gather.reduce in VALUES:
+            batch = _without(batch, value, nan=gather.reduce == "top")
+        elif gather.skip_null_rank:
+            batch = _without(batch, columns[1], nan=True)
+        self._append(batch)
+
+    def merge(self, slots: pa.Int32Array, columns: list[Array]) -> None:
+        parents = pc.list_parent_indices(columns[0])
+        flat = [pc.list_flatten(column) for column in columns]
+        if self.gather.reduce in ROWS and self.gather.rank < 0:
+            flat[1] = self._arrivals(len(parents))
+        self._append(pa.RecordBatch.from_arrays([slots.take(parents), *flat], schema=self._schema))
+
+    def results(self, slots: pa.Int32Array) -> Array:
+        batch, bounds = self._rows_of(slots.to_numpy())
+        values = batch.column(1)
+        if self.gather.reduce == "distinct":
+            return pa.array(np.diff(bounds))
+        if self.gather.reduce in ("list", "top"):
+            return pa.ListArray.from_arrays(pa.array(bounds.astype(np.int32)), values)
+        return values.take(pa.array(bounds[:-1], mask=bounds[:-1] == bounds[1:]))
+
+    def states(self, slots: pa.Int32Array) -> list[Array]:
+        batch, bounds = self._rows_of(slots.to_numpy())
+        offsets = pa.array(bounds.astype(np.int32))
+        return [pa.ListArray.from_arrays(offsets, column) for column in batch.columns[1:]]
+
+    def move(self, into: Any, source: Any) -> None:
+        self._flush()
+        if not self._runs or not len(source):
+            return
+        targets, which = np.unique(into, return_inverse=True)
+        self._reach(max(source.max(), targets.max()))
+        self._swap(targets, which, source)
+        homes = self._home[source]
+        batch, bounds = self._rows_of(source)
+        self._vacate(homes)
+        if batch.num_rows:
+            self._to_tail(_renumbered(batch, np.repeat(self._home[into], np.diff(bounds))))
+
+    def _swap(self, targets: Any, which: Any, source: Any) -> None:
+        """Each target gets the home with the most rows, of its own and those of its sources; the source gets the target's."""
+        members = np.concatenate([targets, source])
+        group = np.concatenate([np.arange(len(targets)), which])
+        sizes = np.sum([sizes for _, _, sizes in self._spans(self._home[members])], axis=0)
+        by_size = np.lexsort((-sizes, group))  # stable: the target before sources that have as many
+        largest = members[by_size[np.flatnonzero(np.diff(group[by_size], prepend=-1))]]
+        self._home[targets], self._home[largest] = self._home[largest], self._home[targets]
+
+    def remove(self, slots: Any) -> None:
+        self._flush()
+        if self._runs and len(slots):
+            self._reach(slots.max())
+            self._vacate(self._home[slots])
+
+    @property
+    def nbytes(self) -> int:
+        stamps = 0 if self._home is None else self._home.nbytes + self._born.nbytes
+        return int(stamps) + self._tail_bytes + sum(run.nbytes for run in self._runs)
+
+    def _arrivals(self, rows: int) -> Array:
+        self._arrived += rows
+        return pa.array(np.arange(self._arrived - rows, self._arrived))
+
+    def _append(self, batch: pa.RecordBatch) -> None:
+        if batch.num_rows:
+            if self._home is not None:
+                slots = batch.column(0).to_numpy()
+                self._reach(slots.max())
+                batch = _renumbered(batch, self._home[slots])
+            self._to_tail(batch)
+
+    def _to_tail(self, batch: pa.RecordBatch) -> None:
+        self._tail.append(batch)
+        self._tail_rows += batch.num_rows
+        self._tail_bytes += batch.nbytes
+        if self._tail_bytes > RUN_BYTES:
+            self._flush()
+        elif self._tail_rows >= max(2 * self._reduced_rows, REDUCE_ROWS):
+            reduced = self._reducer(joined(self._tail))
+            self._tail, self._tail_rows, self._tail_bytes = [reduced], reduced.num_rows, reduced.nbytes
+            self._reduced_rows = reduced.num_rows
+
+    def _flush(self) -> None:
+        """The tail becomes a run."""
+        if self._tail:
+            batch = joined(self._tail)
+            self._empty_tail()
+            self._push(batch)
+
+    def _push(self, batch: pa.RecordBatch) -> None:
+        """A run of these rows and of the runs before it that are not twice as long."""
+        parts, rows, size = [batch], batch.num_rows, batch.nbytes
+        while self._runs and self._runs[-1].rows < 2 * rows:
+            if self.gather.reduce == "list" and self._runs[-1].nbytes + size > RUN_BYTES:
+                break
+            run = self._runs.pop()
+            rows, size = rows + run.rows, size + run.nbytes
+            parts.append(run.living(self._born))
+        if parts := [part for part in reversed(parts) if part.num_rows]:
+            self._runs.append(_Run(self._reduced(joined(parts)), self._age))
+
+    def _reduced(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """What must be kept, ascending. Rows of a slot stay together, so that pieces can be reduced one by one."""
+        batch = _sorted(batch)
+        if self.gather.reduce == "list":
+            return batch
+        slots = batch.column(0).to_numpy()
+        cuts = np.unique(np.searchsorted(slots, slots[::PIECE_ROWS])).tolist()  # first rows of slots
+        ends = [*cuts[1:], len(slots)]
+        return joined(
+            [_sorted(self._reducer(batch.slice(cut, end - cut))) for cut, end in zip(cuts, ends, strict=True)]
+        )
+
+    def _rows_of(self, slots: Any) -> tuple[pa.RecordBatch, Any]:
+        """What is kept of these slots, in their order (and a list by order, then arrival); rows of slots[i]: bounds[i] to bounds[i + 1].
+
+        Column 0 is i.
+        """
+        self._flush()
+        homes = slots
+        if self._home is not None:
+            self._reach(slots.max(initial=-1))
+            homes = self._home[slots]
+        pieces = []
+        for run, first, sizes in self._spans(homes):
+            if sizes.any():
+                taken = run.batch.take(pa.array(_ranges(first, sizes)))
+                pieces.append(_renumbered(taken, np.repeat(np.arange(len(slots), dtype=np.int32), sizes)))
+        if not pieces:
+            return _empty(self._schema), np.zeros(len(slots) + 1, np.int64)
+        batch = joined(pieces)
+        if len(pieces) > 1:
+            batch = self._reduced(batch)
+        if self.gather.reduce == "list" and len(batch.columns) > 2:
+            batch = _ordered(batch)
+        return batch, np.searchsorted(batch.column(0).to_numpy(), np.arange(len(slots) + 1))
+
+    def _spans(self, homes: Any) -> Iterator[tuple[_Run, Any, Any]]:
+        """For each run: the first row of each home, and how many."""
+        ascending = np.argsort(homes)
+        asked = homes[ascending]
+        for run in self._runs:
+            first, sizes = np.empty((2, len(homes)), np.int64)
+            first[ascending], sizes[ascending] = run.spans(asked, self._born)
+            yield run, first, sizes
+
+    def _reach(self, slot: int) -> None:
+        """There are stamps up to this slot, and for all rows of runs."""
+        known = 0 if self._home is None else len(self._home)
+        if slot >= known:
+            slot = max([slot, *(int(run.homes[-1]) for run in self._runs)])
+            grown = np.arange(max(2 * known, slot + 1, 64), dtype=np.int32)
+            born = np.zeros(len(grown), np.int64)
+            if known:
+                grown[:known], born[:known] = self._home, self._born
+            self._home, self._born = grown, born
+
+    def _vacate(self, homes: Any) -> None:
+        """Their rows are not there; they go when they are half of all."""
+        for run, _, sizes in self._spans(homes):
+            run.dead += int(sizes.sum())
+        self._age += 1
+        self._born[homes] = self._age
+        if 2 * sum(run.dead for run in self._runs) > sum(run.rows for run in self._runs):
+            runs, self._runs = self._runs, []
+            for run in runs:
+                self._push(run.living(self._born))
+
+
+def _without(batch: pa.RecordBatch, column: Array, nan: bool = False) -> pa.RecordBatch:
+    """The rows where `column` is not null (nor NaN)."""
+    floats = nan and pa.types.is_floating(column.type)
+    if column.null_count == 0 and not floats:
+        return batch
+    keep = pc.is_valid(column)
+    return batch.filter(pc.and_not(keep, pc.is_nan(column)) if floats else keep)
+
+
+def _empty(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+
+
+def _renumbered(batch: pa.RecordBatch, slots: Any) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array(slots), *batch.columns[1:]], schema=batch.schema)
+
+
+def _ranges(first: Any, sizes: Any) -> Any:
+    """first[0], first[0] + 1, …: sizes[0] of them; then those of first[1], …"""
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1]) + np.repeat(first - ends + sizes, sizes)
+
+
+def _sorted(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """By slot; of one, as they come."""
+    slots = batch.column(0).to_numpy()
+    if (slots[1:] >= slots[:-1]).all():
+        return batch
+    keys = slots.astype(np.int64) << 32 | np.arange(len(slots))  # sorted whole: far faster than a stable argsort
+    keys.sort()
+    return batch.take(pa.array(keys & 0xFFFFFFFF))
+
+
+def _ordered(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Ascending slots: those of one slot by order, nulls last, then as they come."""
+    column = batch.column("order")
+    slots, order = batch.column(0).to_numpy(), column.fill_null(0).to_numpy()
+    if column.null_count:
+        return batch.take(pa.array(np.lexsort((order, column.is_null().to_numpy(zero_copy_only=False), slots))))
+    if ((order[1:] >= order[:-1]) | (slots[1:] != slots[:-1])).all():
+        return batch
+    least = int(order.min())
+    places = len(slots).bit_length()
+    times = (int(order.max()) - least).bit_length()
+    if places + times + int(slots[-1]).bit_length() > 63:
+        return batch.take(pa.array(np.lexsort((order, slots))))
+    keys = (slots.astype(np.int64) << times | order - least) << places | np.arange(len(slots))
+    keys.sort()
+    return batch.take(pa.array(keys & (1 << places) - 1))

@@ -1,0 +1,122 @@
+"""What is kept of the values of a slot: functions from rows (slot, value[, rank][, order]) to the rows that must be kept."""
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.groups.keyed import sum_overflow
+from sabot.operators.aggregates.gather import Array
+
+__all__ = ["REDUCERS", "plain_floats", "top"]
+
+_NAN_AND_ZERO = {kind: (pa.scalar(float("nan"), kind), pa.scalar(0.0, kind)) for kind in (pa.float32(), pa.float64())}
+
+
+def plain_floats(values: Array) -> Array:
+    """-0.0 as 0.0, every NaN as the one: what is equal has equal bytes."""
+    if not pa.types.is_floating(values.type):
+        return values
+    nan, zero = _NAN_AND_ZERO[values.type]
+    return pc.if_else(pc.is_nan(values), nan, pc.add(values, zero))
+
+
+def _grouped(batch: pa.RecordBatch, column: str, kind: str) -> pa.RecordBatch:
+    """One row a slot, in any order: (slot, column) with that aggregate of the column."""
+    table = pa.Table.from_batches([batch]).group_by("slot", use_threads=False).aggregate([(column, kind)])
+    columns = [table.column("slot"), table.column(f"{column}_{kind}")]
+    return pa.RecordBatch.from_arrays([c.combine_chunks() for c in columns], names=["slot", column])
+
+
+def _one_value(kind: str) -> Any:
+    def reduce(batch: pa.RecordBatch) -> pa.RecordBatch:
+        found = _grouped(batch, "value", kind)
+        return pa.RecordBatch.from_arrays(
+            [found.column(0), found.column(1).cast(batch.column(1).type)], schema=batch.schema
+        )
+
+    return reduce
+
+
+_plain_sum = _one_value("sum")
+
+
+def _sum_of_decimals(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """pyarrow's sums wrap: where these could be too many digits, they are made of more, and must fit."""
+    values, kind = batch.column(1), batch.schema.field(1).type
+    most = pc.sum(pc.abs(pc.cast(values, pa.float64()))).as_py() or 0.0
+    if most < 0.99 * 10.0 ** (kind.precision - kind.scale):
+        return _plain_sum(batch)
+    if most < 5.0 * 10.0 ** (76 - kind.scale):  # of 2**255 - 1, less what a float rounds
+        wide = pa.RecordBatch.from_arrays(
+            [batch.column(0), values.cast(pa.decimal256(76, kind.scale))], batch.schema.names
+        )
+        found = _grouped(wide, "value", "sum")
+        with contextlib.suppress(pa.ArrowInvalid):
+            return pa.RecordBatch.from_arrays([found.column(0), found.column(1).cast(kind)], schema=batch.schema)
+    raise sum_overflow(f"a sum is more than {kind} holds")
+
+
+def _one_row(kind: str, last: bool = False) -> Any:
+    """The row of each slot with the least (greatest) rank; of these, the one with the least order; of these, the first (last)."""
+
+    def reduce(batch: pa.RecordBatch) -> pa.RecordBatch:
+        batch = _best(batch, "rank", kind)
+        if "order" in batch.schema.names:
+            batch = _best(batch, "order", "min")
+        slots = batch.column(0).to_numpy()
+        rows = np.arange(len(slots))
+        kept = np.empty(slots.max() + 1, np.int64)
+        if last:
+            kept[slots] = rows
+        else:
+            kept[slots[::-1]] = rows[::-1]
+        alone = kept[slots] == rows
+        return batch if alone.all() else batch.filter(pa.array(alone))
+
+    return reduce
+
+
+def _best(batch: pa.RecordBatch, column: str, kind: str) -> pa.RecordBatch:
+    """The rows whose `column` is the slot's best."""
+    best = _grouped(batch, column, kind)
+    slots = best.column(0).to_numpy()
+    where = np.empty(slots.max() + 1, np.int64)
+    where[slots] = np.arange(len(slots))
+    bests = best.column(1).take(pa.array(where[batch.column(0).to_numpy()]))
+    return batch.filter(pc.equal(batch.column(column), bests))
+
+
+def _distinct(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """By sorting slots with numbers of values: a third of what a hash table of pairs takes. Ascending by slot."""
+    values = batch.column(1).dictionary_encode()
+    pairs = batch.column(0).to_numpy().astype(np.int64) << 32 | values.indices.to_numpy()
+    pairs.sort()
+    pairs = pairs[np.concatenate([pairs[:1] == pairs[:1], pairs[1:] != pairs[:-1]])]
+    columns = [pa.array((pairs >> 32).astype(np.int32)), values.dictionary.take(pa.array(pairs & 0xFFFFFFFF))]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+def top(most: int, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The greatest values of each slot, greatest first. Ascending by slot."""
+    batch = batch.take(pc.sort_indices(batch, [("slot", "ascending"), ("value", "descending")]))
+    slots = batch.column(0).to_numpy()
+    begins = np.flatnonzero(np.diff(slots, prepend=-1))
+    sizes = np.diff(np.append(begins, len(slots)))
+    if sizes.max(initial=0) <= most:
+        return batch
+    return batch.filter(pa.array(np.arange(len(slots)) - np.repeat(begins, sizes) < most))
+
+
+REDUCERS = {
+    "least": _one_row("min"),
+    "greatest": _one_row("max"),
+    "latest": _one_row("max", last=True),
+    "min": _one_value("min"),
+    "max": _one_value("max"),
+    "sum": _sum_of_decimals,
+    "distinct": _distinct,
+    "list": lambda batch: batch,
+}
