@@ -1,0 +1,411 @@
+"""The columns that `Over` adds, and the state behind them: running aggregates, frames of rows, places, rows that wait for later rows."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.keyed import GroupTable, sum_overflow
+from sabot._cython.windows.over import FrameTable, PlaceTable, WaitTable
+from sabot.errors import UserError
+from sabot.operators.aggregates.aggregator import CHUNK_ROWS, KINDS, Aggregator, Call, key_columns
+from sabot.operators.base import TIME_COLUMN, OperatorContext, without_time
+from sabot.operators.keeping import Columns, Kept, Stored
+from sabot.operators.windows.sessions import key_table
+
+__all__ = ["RANKS", "FrameState", "LeadState", "OverCall", "OverState", "PlaceState", "RunningState"]
+
+RANKS = ("row_number", "rank", "dense_rank")
+_INT64 = pa.int64()
+_CANNOT_CHANGE = "keys and columns of over cannot change between a checkpoint and its restore"
+_MARKS = (
+    pa.field("__slot", pa.int32()),
+    pa.field("__at", _INT64),
+    pa.field("__number", _INT64),
+)  # of rows kept beside others
+
+Array: TypeAlias = pa.Array
+
+
+@dataclass(frozen=True)
+class OverCall:
+    """One column that is added. kind: of an aggregate, or of OVER_KINDS; `argument` and `where` name input columns.
+
+    offset, default: of lag and lead. where, ddof: of aggregates. text: what it is of, where an argument was made by an expression.
+    """
+
+    name: str
+    kind: str
+    argument: str | None = None
+    offset: int = 1
+    default: Any = None
+    where: str | None = None
+    ddof: int = 1
+    text: str = ""
+
+    def words(self) -> str:
+        """What it is, without its name."""
+        if self.text:
+            return self.text
+        if self.kind in KINDS:
+            return self.call().words()
+        default = None if self.default is None else f"default={self.default!r}"
+        given = [self.argument, str(self.offset) if self.kind in ("lag", "lead") else None, default]
+        return f"{self.kind}({', '.join(each for each in given if each is not None)})"
+
+    def call(self) -> Call:
+        return Call(self.name, self.kind, self.argument, where=self.where, ddof=self.ddof, text=self.text)
+
+
+class OverState:
+    """Some of the columns, and the state that they need. `fields`: what it adds."""
+
+    fields: list[pa.Field]
+    tells = False  # it has contents
+
+    def add(self, batch: Batch) -> dict[str, Array]:
+        """Rows come; -> its columns, an entry for each that counts."""
+        raise NotImplementedError
+
+    def advance(self, watermark_ms: int) -> None:
+        """No row that is on time is older."""
+
+    def groups(self) -> int:
+        raise NotImplementedError
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        return iter(())
+
+    def keeps(self) -> list[Kept]:
+        """What of it stands in a checkpoint."""
+        raise NotImplementedError
+
+    def statistics(self) -> dict[str, int]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Lets go of everything."""
+
+
+class RunningState(OverState):
+    """Aggregates over all rows up to each: accumulators in a TableStore, which keeps to the memory budget."""
+
+    tells = True
+
+    def __init__(self, keys: list[str], calls: Sequence[OverCall], context: OperatorContext) -> None:
+        self._aggregator = _aggregator(keys, calls, context.input, TIME_COLUMN)
+        self.fields = list(self._aggregator.schema)[len(keys) :]
+        self.store = self._aggregator.store(context)
+
+    def add(self, batch: Batch) -> dict[str, Array]:
+        aggregator, table, data = self._aggregator, self.store.table(), batch.data
+        slots = table.resolve(data, aggregator.key_indices, hashes=batch.hashes, selection=batch.selection)
+        kernel = table.running(
+            slots,
+            aggregator.columns(data),
+            aggregator.arguments,
+            aggregator.filters,
+            order=aggregator.order,
+            selection=batch.selection,
+        )
+        self.store.settle()
+        return _named(self.fields, aggregator.compose(kernel, []))
+
+    def groups(self) -> int:
+        return self.store.statistics()["groups"]
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        yield from self._aggregator.results(self.store, 0, self._aggregator.extras())
+
+    def keeps(self) -> list[Kept]:
+        return [Stored("tables", self.store)]
+
+    def statistics(self) -> dict[str, int]:
+        told = self.store.statistics()
+        return {"keys": told["groups"], "rows": 0, "bytes": told.get("bytes", 0)}
+
+    def close(self) -> None:
+        self.store.close()
+
+
+class FrameState(OverState):
+    """Aggregates over the last rows: the rows that they are of, in a FrameTable."""
+
+    tells = True
+
+    def __init__(
+        self, keys: list[str], calls: Sequence[OverCall], context: OperatorContext, rows: int | None, ms: int | None
+    ) -> None:
+        self._aggregator = aggregator = _aggregator(keys, calls, context.input, None)
+        self._time = context.input.get_field_index(TIME_COLUMN)
+        self.fields = list(aggregator.schema)[len(keys) :]
+        self._known = key_table(aggregator.keys)
+        results = GroupTable(pa.schema([]), aggregator.kernel).results
+        self._frames = FrameTable(
+            aggregator.kernel,
+            aggregator.arguments,
+            aggregator.filters,
+            results,
+            rows=-1 if rows is None else rows,
+            ms=-1 if ms is None else ms,
+        )
+
+    def add(self, batch: Batch) -> dict[str, Array]:
+        aggregator, selection = self._aggregator, batch.selection
+        slots = self._known.resolve(batch.data, aggregator.key_indices, hashes=batch.hashes, selection=selection)
+        data = aggregator.columns(batch.data)
+        try:
+            kernel = self._frames.add(slots, data, data.column(self._time), selection=selection)
+        except OverflowError as error:
+            what, row = error.args
+            keys = data.take(pa.array([row]) if selection is None else selection.slice(row, 1)).select(
+                aggregator.key_indices
+            )
+            raise sum_overflow(what, keys) from error
+        return _named(self.fields, aggregator.compose(kernel, []))
+
+    def advance(self, watermark_ms: int) -> None:
+        _release(self._known, self._frames.advance(watermark_ms))
+
+    def groups(self) -> int:
+        return self._frames.keys
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        slots, _, kernel = self._frames.current()
+        columns = [*self._known.key_columns(slots), *self._aggregator.compose(kernel, [])]
+        if len(slots):
+            yield pa.RecordBatch.from_arrays(columns, schema=self._aggregator.schema)
+
+    def keeps(self) -> list[Kept]:
+        frames = self._frames
+        return [_slotted("frames", lambda: [frames.export()], frames.load, frames.export().schema, self._known)]
+
+    def statistics(self) -> dict[str, int]:
+        return {
+            "keys": self._frames.keys,
+            "rows": len(self._frames),
+            "bytes": self._known.nbytes + self._frames.nbytes,
+        }
+
+    def close(self) -> None:
+        self._known.clear()
+
+
+class PlaceState(OverState):
+    """Row numbers, ranks, and what stood before: a PlaceTable with the columns that are looked back at."""
+
+    tells = True
+
+    def __init__(self, keys: list[str], calls: Sequence[OverCall], context: OperatorContext) -> None:
+        self.fields = []
+        self._calls = calls
+        self._key_schema, self._key_indices = key_columns(keys, context.input)
+        self._time = context.input.get_field_index(TIME_COLUMN)
+        self._arguments = sorted({_argument(call, context.input).name for call in calls if call.kind == "lag"})
+        self._offsets = sorted({call.offset for call in calls if call.kind == "lag"})
+        self._defaults: dict[str, pa.Scalar] = {}
+        for call in calls:
+            if call.kind == "lag":
+                argument = _argument(call, context.input)
+                self.fields.append(pa.field(call.name, argument.type))
+                self._defaults[call.name] = _default(call, argument.type)
+            else:
+                self.fields.append(pa.field(call.name, _INT64))
+        self._known = key_table(self._key_schema)
+        kept = pa.schema([context.input.field(name) for name in self._arguments])
+        self._places = _kept_table(lambda: PlaceTable(kept, self._offsets))
+
+    def add(self, batch: Batch) -> dict[str, Array]:
+        data, selection = batch.data, batch.selection
+        slots = self._known.resolve(data, self._key_indices, hashes=batch.hashes, selection=selection)
+        asked = data.select(self._arguments)
+        ranks, sources, earlier = self._places.add(slots, asked, data.column(self._time), selection=selection)
+        columns: dict[str, Array] = {}
+        for call in self._calls:
+            if call.kind in RANKS:
+                columns[call.name] = ranks[RANKS.index(call.kind)]
+                continue
+            column = asked.column(call.argument)
+            column = column if selection is None else column.take(selection)
+            place = self._arguments.index(call.argument or "")
+            source = sources[self._offsets.index(call.offset)].to_numpy()
+            columns[call.name] = _looked_back(column, earlier[place], source, self._defaults[call.name])
+        return columns
+
+    def groups(self) -> int:
+        return len(self._places)
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        counters = self._places.counters()
+        if counters.num_rows:
+            keys = self._known.key_columns(counters.column("slot"))
+            names = [*self._key_schema.names, "rows"]
+            yield pa.RecordBatch.from_arrays([*keys, counters.column("rows")], names=names)
+
+    def keeps(self) -> list[Kept]:
+        places = self._places
+        earlier = pa.schema([*_MARKS, *places.columns])
+        return [
+            _slotted("places", lambda: [places.counters()], places.load, places.counters().schema, self._known),
+            _slotted("earlier", lambda: places.history(CHUNK_ROWS), self._load_earlier, earlier, self._known),
+        ]
+
+    def _load_earlier(self, state: pa.RecordBatch) -> None:
+        slots, times, _, *_ = state.columns
+        self._places.load_history(slots, state.select(range(len(_MARKS), state.num_columns)), times)
+
+    def statistics(self) -> dict[str, int]:
+        return {"keys": len(self._places), "rows": 0, "bytes": self._known.nbytes + self._places.nbytes}
+
+    def close(self) -> None:
+        self._known.clear()
+
+
+class LeadState:
+    """Rows that wait for those that lead: whole, with the columns that others have made already. `rows`: their columns."""
+
+    def __init__(self, keys: list[str], calls: Sequence[OverCall], made: pa.Schema, context: OperatorContext) -> None:
+        self.rows = made
+        self._calls, self._names = calls, keys
+        self._key_indices = [made.get_field_index(name) for name in keys]
+        self._time = made.get_field_index(TIME_COLUMN)
+        self.fields = [pa.field(call.name, _argument(call, context.input).type) for call in calls]
+        self._defaults = [_default(call, field.type) for call, field in zip(calls, self.fields, strict=True)]
+        self._offsets = sorted({call.offset for call in calls})
+        self._wanted = [
+            sorted({made.get_field_index(call.argument) for call in calls if call.offset == offset})
+            for offset in self._offsets
+        ]
+        self._known = key_table(pa.schema([made.field(index) for index in self._key_indices]))
+        self.table = _kept_table(lambda: WaitTable(made, self._offsets, self._wanted))
+
+    def add(self, rows: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, dict[str, Array]]]:
+        """-> rows that wait no more, and the columns of the calls."""
+        slots = self._known.resolve(rows, self._key_indices)
+        return self._led(self.table.add(slots, rows, rows.column(self._time), rows=CHUNK_ROWS))
+
+    def flush(self) -> Iterator[tuple[pa.RecordBatch, dict[str, Array]]]:
+        """The input is over."""
+        slots, pieces = self.table.flush(CHUNK_ROWS)
+        _release(self._known, slots)
+        return self._led(pieces)
+
+    def _led(self, pieces: list[Any]) -> Iterator[tuple[pa.RecordBatch, dict[str, Array]]]:
+        for columns, _, by_offset in pieces:
+            leads = {}
+            for call, default in zip(self._calls, self._defaults, strict=True):
+                at = self._offsets.index(call.offset)
+                there, values = by_offset[at]
+                value = values[self._wanted[at].index(self.rows.get_field_index(call.argument))]
+                leads[call.name] = _or_default(there, value, default)
+            yield pa.RecordBatch.from_arrays(columns, schema=self.rows), leads
+
+    def keeps(self) -> list[Kept]:
+        schema, keys = pa.schema([*_MARKS, *self.rows]), [len(_MARKS) + index for index in self._key_indices]
+        export = partial(self.table.export, CHUNK_ROWS)
+        return [Columns("waiting", export, self._load, schema=schema, keys=keys, hint=_CANNOT_CHANGE)]
+
+    def _load(self, state: pa.RecordBatch) -> None:
+        rows = state.select(range(len(_MARKS), state.num_columns))
+        slots = self._known.resolve(rows, self._key_indices)
+        self.table.load(slots, rows, state.column(1), state.column(2))
+
+    def statistics(self) -> dict[str, int]:
+        return {"keys": len(self._known), "rows": len(self.table), "bytes": self._known.nbytes + self.table.nbytes}
+
+
+def _aggregator(keys: list[str], calls: Sequence[OverCall], input: pa.Schema, order: str | None) -> Aggregator:
+    """UserError for a kind or a type without an accumulator of fixed width."""
+    for call in calls:
+        if Aggregator(keys, [call.call()], input, order=order).needs_slots:
+            of = "" if call.argument is None else f" of {call.argument!r}, which is {input.field(call.argument).type}"
+            raise UserError(
+                f"{call.name}: there is no {call.kind}{of} over rows",
+                hint="count, and sum, mean, variance, stddev, min, max, first, last of numbers and times; or use a window",
+            )
+    return Aggregator(keys, [call.call() for call in calls], input, order=order)
+
+
+def _argument(call: OverCall, input: pa.Schema) -> pa.Field:
+    if call.argument is None:
+        raise UserError(f"{call.name}: {call.kind} needs a column")
+    if call.argument not in without_time(input).names:
+        there = ", ".join(without_time(input).names)
+        raise UserError(f"{call.name}: there is no column {call.argument!r}", hint=f"there are {there}")
+    return input.field(call.argument)
+
+
+def _default(call: OverCall, kind: pa.DataType) -> pa.Scalar:
+    try:
+        return pa.scalar(call.default, kind)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{call.name}: the default {call.default!r} is no {kind}",
+            hint=f"{call.argument!r} is {kind}: give one of these",
+        ) from error
+
+
+def _kept_table(make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except TypeError as error:
+        raise UserError(f"over: {error}", hint="leave the column out, or cast it") from error
+
+
+def _looked_back(column: Array, earlier: Array, source: Any, default: pa.Scalar) -> Array:
+    """By row: column[i] for a source i, earlier[h] for -2 - h, the default for -1."""
+    pool = column if not len(earlier) else pa.concat_arrays([column, earlier])
+    places = np.where(source >= 0, source, len(column) - 2 - source)
+    none = source == -1
+    if not none.any():
+        return pool.take(pa.array(places))
+    taken = pool.take(pa.array(places, mask=none))
+    return _or_default(pa.array(~none), taken, default)
+
+
+def _or_default(there: Array, values: Array, default: pa.Scalar) -> Array:
+    if pc.all(there).as_py():
+        return values
+    rows = len(values)
+    places = np.where(there.to_numpy(zero_copy_only=False), np.arange(rows), rows)
+    return pa.concat_arrays([values, pa.array([default.as_py()], values.type)]).take(pa.array(places))
+
+
+def _named(fields: Sequence[pa.Field], columns: Sequence[Array]) -> dict[str, Array]:
+    return {field.name: column for field, column in zip(fields, columns, strict=True)}
+
+
+def _release(known: GroupTable, vacant: pa.Int32Array) -> None:
+    if len(vacant):
+        known.remove(vacant)
+
+
+def _slotted(
+    name: str,
+    export: Callable[[], Sequence[pa.RecordBatch]],
+    load: Callable[[pa.RecordBatch], None],
+    state: pa.Schema,
+    known: GroupTable,
+) -> Columns:
+    """Columns of which the first are slots of `known`: in a checkpoint the keys of the slots stand behind them."""
+    width = len(state)
+    keys = range(width, width + len(known.keys))
+    schema = pa.schema([*state, *(field.with_name(f"__key.{i}") for i, field in enumerate(known.keys))])
+
+    def rows() -> list[pa.RecordBatch]:
+        batches = [batch for batch in export() if batch.num_rows]
+        return [
+            pa.RecordBatch.from_arrays([*batch.columns, *known.key_columns(batch.column(0))], schema=schema)
+            for batch in batches
+        ]
+
+    def take_back(saved: pa.RecordBatch) -> None:
+        slots = known.resolve(saved, list(keys))
+        load(pa.RecordBatch.from_arrays([slots, *saved.columns[1:width]], schema=state))
+
+    return Columns(name, rows, take_back, schema=schema, keys=keys, hint=_CANNOT_CHANGE)
