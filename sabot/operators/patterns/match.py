@@ -1,13 +1,13 @@
 """Sequences of rows of a key (`api/patterns` says what a match is).
 
 Predicates become bool columns, a batch at a time; `PatternTable` walks the rows. What it needs of earlier rows to compare with, it
-keeps by itself; what measures need stands beside it in columns (`_Rows`), row by number, for as long as a partial match has the row.
+keeps by itself; what measures need stands beside it in columns (`KeptRows`), row by number, for as long as a partial match has the row.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,33 +17,28 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.rows.pattern import PatternTable, TooManyPartials
 from sabot.api import patterns
-from sabot.api.expr import Expr, col
+from sabot.api.expr import Expr
 from sabot.api.nodes import patterns as nodes
-from sabot.api.patterns import MATCH_END, MATCH_START, check_measures, split, step_values, with_step_values
+from sabot.api.patterns import MATCH_END, MATCH_START, check_measures
 from sabot.arrays import shown
 from sabot.codecs.json import schema_text
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.aggregates.aggregator import Aggregator, Call, key_columns
+from sabot.operators.aggregates.aggregator import key_columns
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
-from sabot.operators.expressions.casts import common_type
-from sabot.operators.expressions.compiled import Compiled, compile_expr, compile_predicate
 from sabot.operators.keeping import Batches, KeptCut, columns_schema, owned_groups, read_batches
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.layout.sites import Places, Site
+from sabot.operators.patterns.kept_rows import CHUNK_ROWS, KeptRows, row_pieces
+from sabot.operators.patterns.measures import TIMESTAMP, MatchedRows, Measures
+from sabot.operators.patterns.plan import PatternPlan
 from sabot.operators.readers import Readers
-from sabot.operators.windows.sessions import CHUNK_ROWS, key_table, result_schema, time_index
+from sabot.operators.windows.sessions import key_table, result_schema, time_index
 
 __all__ = ["PLACES", "READERS", "Pattern", "PatternState"]
 
 MAX_PARTIAL = 10_000
-_TIMESTAMP = pa.timestamp("ms", "UTC")
-_MOST = 63  # of tests and of slots that the kernel takes
 _ROWS_A_PARTIAL = 100  # that a key may have on the average, where it has as many partial matches as it may
 _GARBAGE_ROWS = 65_536  # fewer rows that nobody needs are not worth a copy
-_PIECE_ROWS, _PIECES = (
-    16_384,
-    256,
-)  # pieces of fewer rows are put together, when they are so many rows or so many pieces
 
 Array: TypeAlias = pa.Array
 
@@ -84,8 +79,8 @@ class Pattern(Operator):
         self._keys, self._key_indices = key_columns(self._names, context.input)
         self._known = key_table(self._keys)
         names = [each.name for each in self._pattern.steps]
-        self._measures = _Measures(self._given, names, self._keys, context.input)
-        plan = _Plan(self._pattern, self._measures.kept, context.input)
+        self._measures = Measures(self._given, names, self._keys, context.input)
+        plan = PatternPlan(self._pattern, self._measures.kept, context.input)
         self._tests, self._operands, self._remembered = plan.tests, plan.operands, plan.slots
         self._can_fail = plan.can_fail
         self._table = PatternTable(
@@ -98,8 +93,8 @@ class Pattern(Operator):
             max_partial=self._max_partial,
             max_rows=_ROWS_A_PARTIAL * self._max_partial,
         )
-        self._rows = _Rows(self._measures.rows)
-        bounds = [pa.field(MATCH_START, _TIMESTAMP), pa.field(MATCH_END, _TIMESTAMP)]
+        self._rows = KeptRows(self._measures.rows)
+        bounds = [pa.field(MATCH_START, TIMESTAMP), pa.field(MATCH_END, TIMESTAMP)]
         self._schema = result_schema([*self._keys, *bounds, *self._measures.results], timed=True)
         self._opened = True
         return self._schema
@@ -165,10 +160,10 @@ class Pattern(Operator):
             begin, over = first.slice(start, end - start), last.slice(start, end - start)
             columns = [
                 *self._known.key_columns(slots.slice(start, end - start)),
-                begin.view(_TIMESTAMP),
-                over.view(_TIMESTAMP),
+                begin.view(TIMESTAMP),
+                over.view(TIMESTAMP),
             ]
-            found = _Found(
+            found = MatchedRows(
                 bounds[start : end + 1] - low,
                 steps.slice(low, count).to_numpy(),
                 rows.slice(low, count).to_numpy(),
@@ -273,7 +268,7 @@ class Pattern(Operator):
     def close(self) -> None:
         if self._opened:  # one whose columns were refused is closed too
             self._known.clear()
-            self._rows = _Rows(self._measures.rows)
+            self._rows = KeptRows(self._measures.rows)
 
     def statistics(self) -> dict[str, Any]:
         return {
@@ -312,7 +307,7 @@ class PatternState(Operator):
 def _contents_schema(keys: pa.Schema) -> pa.Schema:
     """Of partial matches, as people read them: keys, match_start, the step that they are in, and how many rows they have."""
     return pa.schema(
-        [*keys, pa.field(MATCH_START, _TIMESTAMP), pa.field("step", pa.string()), pa.field("rows", pa.int32())]
+        [*keys, pa.field(MATCH_START, TIMESTAMP), pa.field("step", pa.string()), pa.field("rows", pa.int32())]
     )
 
 
@@ -320,7 +315,7 @@ def _contents(
     keys: Sequence[Array], fields: pa.Schema, partials: pa.RecordBatch, steps: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
     named = pa.array(steps, pa.string()).take(partials.column("step"))
-    columns = [*keys, partials.column("first").view(_TIMESTAMP), named, partials.column("rows")]
+    columns = [*keys, partials.column("first").view(TIMESTAMP), named, partials.column("rows")]
     if partials.num_rows:
         yield pa.RecordBatch.from_arrays(columns, schema=_contents_schema(fields))
 
@@ -337,277 +332,6 @@ def _other_columns(directory: Path) -> CorruptCheckpoint:
     )
 
 
-# -- what the kernel is told ------------------------------------------------------------------------------------------------
-
-
-class _Plan:
-    """A pattern over columns as the kernel takes it: tests are bool columns, operands what comparisons with earlier rows need."""
-
-    def __init__(self, pattern: patterns.Pattern, kept: Sequence[str], input: pa.Schema) -> None:
-        self._input = input
-        self._known: dict[str, int] = {}  # the text of a predicate -> its column
-        self._columns: dict[tuple[str, str], int] = {}  # the text of an operand and its type -> its column
-        self._slots: dict[tuple[int, bool, int], int] = {}
-        self.tests: list[Compiled] = []
-        self.operands: list[Callable[[pa.RecordBatch], Array]] = []
-        self.can_fail = False  # some value makes one of them raise a DataError
-        self.kinds: list[str] = []  # of operands
-        self.slots: list[tuple[int, bool, str, int]] = []
-        self._names = [each.name for each in pattern.steps]
-        self.steps: list[Any] = []
-        for number, each in enumerate(pattern.steps):
-            test = self._test(each.predicate, number)
-            rows = (each.least, each.most, each.before, each.between)
-            self.steps.append((*rows, each.is_optional, each.is_greedy, kept[number], test))
-        gaps = [*(each.forbidden for each in pattern.steps), pattern.ending]
-        self.gaps = [[self._test(predicate, -1) for predicate in gap] for gap in gaps]
-        if len(self.tests) > _MOST or len(self.slots) > _MOST:
-            raise UserError(
-                f"the pattern has {len(self.tests)} predicates and {len(self.slots)} values of earlier rows, each at most {_MOST}",
-                hint="make columns of some, or a shorter pattern",
-            )
-
-    def _test(self, predicate: Expr, own: int) -> tuple[int, list[Any]]:
-        alone, comparisons = split(predicate)
-        column = -1
-        if alone is not None:
-            column = self._known.setdefault(alone.text(), len(self.tests))
-            if column == len(self.tests):
-                self.tests.append(compile_predicate(alone, self._input))
-                self.can_fail |= self.tests[-1].can_fail
-        return column, [self._condition(each, own) for each in comparisons]
-
-    def _condition(self, given: patterns.Comparison, own: int) -> Any:
-        compile_predicate(Expr(given.op, (given.left, given.right)), self._input)  # says what does not fit
-        sides = [compile_expr(each, self._input) for each in (given.left, given.right)]
-        common = common_type(sides[0].type, sides[1].type)
-        kind = None if common is None else _kind(common)
-        if common is None or kind is None:
-            types = " and ".join(str(each.type) for each in sides)
-            raise UserError(
-                f"{given.left.text()} {given.op} {given.right.text()}, of another row: {types} cannot be remembered",
-                hint='cast them: .cast("float64")',
-            )
-        ends = []
-        for expr, side, row in zip((given.left, given.right), sides, (given.left_of, given.right_of), strict=True):
-            column = self._operand(expr.text(), side, common, kind)
-            if row is None:
-                ends.append((False, column))
-                continue
-            place = (self._names.index(row[0]), row[1] == "first", column)
-            slot = self._slots.setdefault(place, len(self.slots))
-            if slot == len(self.slots):
-                self.slots.append((*place[:2], kind, column))
-            ends.append((True, slot))
-        itself = own >= 0 and self._names[own] in [row[0] for row in (given.left_of, given.right_of) if row is not None]
-        return given.op, ends[0], ends[1], itself
-
-    def _operand(self, text: str, side: Compiled, common: pa.DataType, kind: str) -> int:
-        place = (text, str(common))
-        if place not in self._columns:
-            self._columns[place] = len(self.operands)
-            self.operands.append(_canonical(side, common, kind))
-            self.can_fail |= side.can_fail
-            self.kinds.append(kind)
-        return self._columns[place]
-
-
-def _kind(type: pa.DataType) -> str | None:
-    """What the kernel calls values of this type; None: it does not keep them."""
-    if pa.types.is_uint64(type):
-        return "unsigned"
-    if pa.types.is_integer(type) or pa.types.is_boolean(type) or pa.types.is_temporal(type):
-        return None if pa.types.is_interval(type) else "signed"
-    if pa.types.is_floating(type):
-        return "float"
-    return "bytes" if pa.types.is_string(type) or pa.types.is_binary(type) else None
-
-
-def _canonical(side: Compiled, common: pa.DataType, kind: str) -> Callable[[pa.RecordBatch], Array]:
-    """The values as the kernel keeps that kind."""
-    to = {"signed": pa.int64(), "unsigned": pa.uint64(), "float": pa.float64(), "bytes": common}[kind]
-    narrow = pa.types.is_date32(common) or pa.types.is_time32(common)
-
-    def values(data: pa.RecordBatch) -> Array:
-        array = side(data)
-        array = array if array.type == common else array.cast(common)
-        if narrow:
-            array = array.cast(pa.int32())
-        return array if array.type == to else array.cast(to)
-
-    return values
-
-
-# -- measures ---------------------------------------------------------------------------------------------------------------
-
-_CALLS = {"list": "collect_list"}  # others are called alike
-_MATCH, _WEIGHT = (
-    "__match",
-    "__rows",
-)  # columns of the rows of matches: which match it is of, how many rows it stands for
-
-
-class _Found(NamedTuple):
-    """Rows of matches; those of match i are from offsets[i] to offsets[i + 1]: step, number, how many it stands for."""
-
-    offsets: Any
-    steps: Any
-    rows: Any
-    weights: pa.Int64Array
-
-
-class _Measures:
-    """What is measured. rows: the columns that have to be kept of rows; kept: of each step which rows; results: a field a measure."""
-
-    def __init__(
-        self, measures: Sequence[tuple[str, Expr]], steps: Sequence[str], keys: pa.Schema, input: pa.Schema
-    ) -> None:
-        values = {value.text(): value for _, measure in measures for value in step_values(measure)}
-        arguments = {each.text(): each for value in values.values() for each in value.inputs}
-        for each in arguments.values():
-            compile_expr(each, input)  # says which columns are missing
-        used = frozenset().union(*(each.columns for each in arguments.values()))
-        self._input = pa.schema([field for field in input if field.name in used])
-        self._arguments = [compile_expr(each, self._input) for each in arguments.values()]
-        self.rows = pa.schema(
-            [pa.field(text, each.type) for text, each in zip(arguments, self._arguments, strict=True)]
-        )
-        self._of_match = pa.schema([pa.field(_MATCH, pa.int64()), pa.field(_WEIGHT, pa.int64()), *self.rows])
-        self._of_step: list[tuple[int, Aggregator, bool]] = []
-        self.kept: list[str] = []
-        fields: list[pa.Field] = []
-        for number, step in enumerate(steps):
-            asked = {text: value for text, value in values.items() if value.option("step") == step}
-            kinds = {value.kind for value in asked.values()} - {"step.count"}
-            self.kept.append("each" if kinds - {"step.first", "step.last"} else "ends" if kinds else "count")
-            if asked:
-                calls = [_call(text, value) for text, value in asked.items()]
-                aggregator = Aggregator([_MATCH], calls, self._of_match)
-                self._of_step.append((number, aggregator, bool(kinds)))
-                fields += list(aggregator.schema)[1:]
-        bounds = [pa.field(MATCH_START, _TIMESTAMP), pa.field(MATCH_END, _TIMESTAMP)]
-        self._values = pa.schema([*keys, *bounds, *fields])
-        found = {
-            text: col(text).fill_null(0) if each.kind == "step.count" else col(text) for text, each in values.items()
-        }
-        self._exprs = [compile_expr(with_step_values(measure, found), self._values) for _, measure in measures]
-        self.results = [pa.field(name, each.type) for (name, _), each in zip(measures, self._exprs, strict=True)]
-
-    def of_rows(self, data: pa.RecordBatch, rows: pa.Int32Array) -> pa.RecordBatch:
-        """The columns `rows` of these rows."""
-        chosen = data.select(self._input.names).take(rows)
-        return pa.RecordBatch.from_arrays([each(chosen) for each in self._arguments], schema=self.rows)
-
-    def of_matches(
-        self, bounds: Sequence[Array], found: "_Found", taken: Callable[[Any], pa.RecordBatch]
-    ) -> list[Array]:
-        """A column a measure. bounds: keys, match_start, match_end."""
-        count = len(found.offsets) - 1
-        matches = np.repeat(np.arange(count), np.diff(found.offsets))
-        everyone = self._rows_of(np.arange(count), pa.nulls(count, pa.int64()), None)
-        columns = list(bounds)
-        for step, aggregator, has_columns in self._of_step:
-            there = np.flatnonzero(found.steps == step)
-            data = taken(found.rows[there]) if has_columns else None
-            table, extras = aggregator.table(), aggregator.extras()
-            slots = table.resolve(everyone, [0])  # also those without rows of the step
-            aggregator.add(table, extras, self._rows_of(matches[there], found.weights.take(pa.array(there)), data))
-            columns += aggregator.finish(table, extras, slots).columns[1:]
-        values = pa.RecordBatch.from_arrays(columns, schema=self._values)
-        return [each(values) for each in self._exprs]
-
-    def _rows_of(self, matches: Any, weights: pa.Int64Array, data: pa.RecordBatch | None) -> pa.RecordBatch:
-        """Rows of matches as aggregates take them; without `data` all its columns are null."""
-        columns = [pa.nulls(len(matches), field.type) for field in self.rows] if data is None else data.columns
-        return pa.RecordBatch.from_arrays([pa.array(matches), weights, *columns], schema=self._of_match)
-
-
-def _call(text: str, value: Expr) -> Call:
-    kind = value.kind.removeprefix("step.")
-    if kind == "count":
-        return Call(text, "sum", _WEIGHT)
-    return Call(text, _CALLS.get(kind, kind), value.inputs[0].text())
-
-
-# -- rows that matches have -------------------------------------------------------------------------------------------------
-
-
-class _Rows:
-    """Columns of rows by their numbers, which ascend without gaps: pieces side by side."""
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._pieces: list[pa.RecordBatch] = []
-        self._first: list[int] = []  # of each piece, the number of its first row
-        self._small = self._loose = 0  # rows in the small pieces at the end, and how many these are
-
-    def __len__(self) -> int:
-        return sum(piece.num_rows for piece in self._pieces)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(piece.nbytes for piece in self._pieces)
-
-    def append(self, data: pa.RecordBatch, first: int) -> None:
-        """Rows first, first + 1, …"""
-        self._pieces.append(data)
-        self._first.append(first)
-        small = data.num_rows < _PIECE_ROWS
-        self._small, self._loose = (self._small + data.num_rows, self._loose + 1) if small else (0, 0)
-        if self._small < _PIECE_ROWS and self._loose < _PIECES:
-            return
-        tail: list[pa.RecordBatch] = []
-        while self._pieces and self._pieces[-1].num_rows < _PIECE_ROWS:
-            tail.append(self._pieces.pop())
-            first = self._first.pop()
-        together = pa.concat_batches(tail[::-1])
-        self._pieces.append(together)
-        self._first.append(first)
-        self._small, self._loose = (0, 0) if self._small >= _PIECE_ROWS else (together.num_rows, 1)
-
-    def taken(self, rows: Any) -> pa.RecordBatch:
-        """These rows (numpy, any order, any number of times)."""
-        return _gathered(self._schema, self._pieces, self._first, rows)
-
-    def keep(self, rows: pa.Int64Array) -> None:
-        """Only these rows stay; the i-th has the number i."""
-        kept = list(_pieces(self.taken, rows.to_numpy()))
-        self._pieces, self._first, self._small, self._loose = [], [], 0, 0
-        for first, data in kept:
-            self.append(data, first)
-
-    def frozen(self) -> Callable[[Any], pa.RecordBatch]:
-        """`taken` of the rows as they are now, for another thread."""
-        schema, pieces, first = self._schema, list(self._pieces), list(self._first)
-        return lambda rows: _gathered(schema, pieces, first, rows)
-
-
-def _pieces(taken: Callable[[Any], pa.RecordBatch], rows: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(where it begins, the rows) of many rows: texts of one array are at most 2 GiB."""
-    for start in range(0, len(rows), CHUNK_ROWS):
-        yield start, taken(rows[start : start + CHUNK_ROWS])
-
-
-def _gathered(schema: pa.Schema, pieces: Sequence[pa.RecordBatch], first: Sequence[int], rows: Any) -> pa.RecordBatch:
-    """Rows by number: each piece is asked once."""
-    if not len(rows) or not len(schema):
-        return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
-    order = np.argsort(rows, kind="stable")
-    ascending = rows[order]
-    bounds = [*np.searchsorted(ascending, first), len(ascending)]
-    parts = [
-        piece.take(pa.array(ascending[low:high] - start))
-        for piece, start, low, high in zip(pieces, first, bounds, bounds[1:], strict=False)
-        if high > low
-    ]
-    together = parts[0] if len(parts) == 1 else pa.concat_batches(parts)
-    if (order[1:] > order[:-1]).all():
-        return together
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    return together.take(pa.array(back))
-
-
 class _PatternCut:
     """Partial matches at a barrier (a Cut). Their rows are looked up, and counted anew, in the thread that saves them."""
 
@@ -621,7 +345,7 @@ class _PatternCut:
         live = np.unique(numbers[numbers >= 0])
         ranks = np.where(numbers >= 0, np.searchsorted(live, numbers), -1)
         nodes = self._nodes.set_column(0, "row", pa.array(ranks, pa.int64()))
-        rows = [data for _, data in _pieces(self._rows, live)]
+        rows = [data for _, data in row_pieces(self._rows, live)]
         files: dict[str, Cut | Batches] = {
             "partials": Batches(self._partials.schema, [self._partials]),
             "nodes": Batches(nodes.schema, [nodes]),

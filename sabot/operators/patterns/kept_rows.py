@@ -1,0 +1,91 @@
+"""Columns of the rows that partial matches have, by the rows' numbers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+__all__ = ["CHUNK_ROWS", "KeptRows", "row_pieces"]
+
+CHUNK_ROWS = 65_536
+_PIECE_ROWS, _PIECES = (
+    16_384,
+    256,
+)  # pieces of fewer rows are put together, when they are so many rows or so many pieces
+
+
+class KeptRows:
+    """Columns of rows by their numbers, which ascend without gaps: pieces side by side."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._pieces: list[pa.RecordBatch] = []
+        self._first: list[int] = []  # of each piece, the number of its first row
+        self._small = self._loose = 0  # rows in the small pieces at the end, and how many these are
+
+    def __len__(self) -> int:
+        return sum(piece.num_rows for piece in self._pieces)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.nbytes for piece in self._pieces)
+
+    def append(self, data: pa.RecordBatch, first: int) -> None:
+        """Rows first, first + 1, …"""
+        self._pieces.append(data)
+        self._first.append(first)
+        small = data.num_rows < _PIECE_ROWS
+        self._small, self._loose = (self._small + data.num_rows, self._loose + 1) if small else (0, 0)
+        if self._small < _PIECE_ROWS and self._loose < _PIECES:
+            return
+        tail: list[pa.RecordBatch] = []
+        while self._pieces and self._pieces[-1].num_rows < _PIECE_ROWS:
+            tail.append(self._pieces.pop())
+            first = self._first.pop()
+        together = pa.concat_batches(tail[::-1])
+        self._pieces.append(together)
+        self._first.append(first)
+        self._small, self._loose = (0, 0) if self._small >= _PIECE_ROWS else (together.num_rows, 1)
+
+    def taken(self, rows: Any) -> pa.RecordBatch:
+        """These rows (numpy, any order, any number of times)."""
+        return _gathered(self._schema, self._pieces, self._first, rows)
+
+    def keep(self, rows: pa.Int64Array) -> None:
+        """Only these rows stay; the i-th has the number i."""
+        kept = list(row_pieces(self.taken, rows.to_numpy()))
+        self._pieces, self._first, self._small, self._loose = [], [], 0, 0
+        for first, data in kept:
+            self.append(data, first)
+
+    def frozen(self) -> Callable[[Any], pa.RecordBatch]:
+        """`taken` of the rows as they are now, for another thread."""
+        schema, pieces, first = self._schema, list(self._pieces), list(self._first)
+        return lambda rows: _gathered(schema, pieces, first, rows)
+
+
+def row_pieces(taken: Callable[[Any], pa.RecordBatch], rows: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(where it begins, the rows) of many rows: texts of one array are at most 2 GiB."""
+    for start in range(0, len(rows), CHUNK_ROWS):
+        yield start, taken(rows[start : start + CHUNK_ROWS])
+
+
+def _gathered(schema: pa.Schema, pieces: Sequence[pa.RecordBatch], first: Sequence[int], rows: Any) -> pa.RecordBatch:
+    """Rows by number: each piece is asked once."""
+    if not len(rows) or not len(schema):
+        return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+    order = np.argsort(rows, kind="stable")
+    ascending = rows[order]
+    bounds = [*np.searchsorted(ascending, first), len(ascending)]
+    parts = [
+        piece.take(pa.array(ascending[low:high] - start))
+        for piece, start, low, high in zip(pieces, first, bounds, bounds[1:], strict=False)
+        if high > low
+    ]
+    together = parts[0] if len(parts) == 1 else pa.concat_batches(parts)
+    if (order[1:] > order[:-1]).all():
+        return together
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return together.take(pa.array(back))

@@ -1,0 +1,105 @@
+"""The measures of a pattern: which columns of rows they need, and their values for matches."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from sabot.api.expr import Expr, col
+from sabot.api.patterns import MATCH_END, MATCH_START, step_values, with_step_values
+from sabot.operators.aggregates.aggregator import Aggregator, Call
+from sabot.operators.expressions.compiled import compile_expr
+
+__all__ = ["TIMESTAMP", "MatchedRows", "Measures"]
+
+TIMESTAMP = pa.timestamp("ms", "UTC")
+_CALLS = {"list": "collect_list"}  # others are called alike
+_MATCH, _WEIGHT = (
+    "__match",
+    "__rows",
+)  # columns of the rows of matches: which match it is of, how many rows it stands for
+
+Array: TypeAlias = pa.Array
+
+
+class MatchedRows(NamedTuple):
+    """Rows of matches; those of match i are from offsets[i] to offsets[i + 1]: step, number, how many it stands for."""
+
+    offsets: Any
+    steps: Any
+    rows: Any
+    weights: pa.Int64Array
+
+
+class Measures:
+    """What is measured. rows: the columns that have to be kept of rows; kept: of each step which rows; results: a field a measure."""
+
+    def __init__(
+        self, measures: Sequence[tuple[str, Expr]], steps: Sequence[str], keys: pa.Schema, input: pa.Schema
+    ) -> None:
+        values = {value.text(): value for _, measure in measures for value in step_values(measure)}
+        arguments = {each.text(): each for value in values.values() for each in value.inputs}
+        for each in arguments.values():
+            compile_expr(each, input)  # says which columns are missing
+        used = frozenset().union(*(each.columns for each in arguments.values()))
+        self._input = pa.schema([field for field in input if field.name in used])
+        self._arguments = [compile_expr(each, self._input) for each in arguments.values()]
+        self.rows = pa.schema(
+            [pa.field(text, each.type) for text, each in zip(arguments, self._arguments, strict=True)]
+        )
+        self._of_match = pa.schema([pa.field(_MATCH, pa.int64()), pa.field(_WEIGHT, pa.int64()), *self.rows])
+        self._of_step: list[tuple[int, Aggregator, bool]] = []
+        self.kept: list[str] = []
+        fields: list[pa.Field] = []
+        for number, step in enumerate(steps):
+            asked = {text: value for text, value in values.items() if value.option("step") == step}
+            kinds = {value.kind for value in asked.values()} - {"step.count"}
+            self.kept.append("each" if kinds - {"step.first", "step.last"} else "ends" if kinds else "count")
+            if asked:
+                calls = [_call(text, value) for text, value in asked.items()]
+                aggregator = Aggregator([_MATCH], calls, self._of_match)
+                self._of_step.append((number, aggregator, bool(kinds)))
+                fields += list(aggregator.schema)[1:]
+        bounds = [pa.field(MATCH_START, TIMESTAMP), pa.field(MATCH_END, TIMESTAMP)]
+        self._values = pa.schema([*keys, *bounds, *fields])
+        found = {
+            text: col(text).fill_null(0) if each.kind == "step.count" else col(text) for text, each in values.items()
+        }
+        self._exprs = [compile_expr(with_step_values(measure, found), self._values) for _, measure in measures]
+        self.results = [pa.field(name, each.type) for (name, _), each in zip(measures, self._exprs, strict=True)]
+
+    def of_rows(self, data: pa.RecordBatch, rows: pa.Int32Array) -> pa.RecordBatch:
+        """The columns `rows` of these rows."""
+        chosen = data.select(self._input.names).take(rows)
+        return pa.RecordBatch.from_arrays([each(chosen) for each in self._arguments], schema=self.rows)
+
+    def of_matches(
+        self, bounds: Sequence[Array], found: "MatchedRows", taken: Callable[[Any], pa.RecordBatch]
+    ) -> list[Array]:
+        """A column a measure. bounds: keys, match_start, match_end."""
+        count = len(found.offsets) - 1
+        matches = np.repeat(np.arange(count), np.diff(found.offsets))
+        everyone = self._rows_of(np.arange(count), pa.nulls(count, pa.int64()), None)
+        columns = list(bounds)
+        for step, aggregator, has_columns in self._of_step:
+            there = np.flatnonzero(found.steps == step)
+            data = taken(found.rows[there]) if has_columns else None
+            table, extras = aggregator.table(), aggregator.extras()
+            slots = table.resolve(everyone, [0])  # also those without rows of the step
+            aggregator.add(table, extras, self._rows_of(matches[there], found.weights.take(pa.array(there)), data))
+            columns += aggregator.finish(table, extras, slots).columns[1:]
+        values = pa.RecordBatch.from_arrays(columns, schema=self._values)
+        return [each(values) for each in self._exprs]
+
+    def _rows_of(self, matches: Any, weights: pa.Int64Array, data: pa.RecordBatch | None) -> pa.RecordBatch:
+        """Rows of matches as aggregates take them; without `data` all its columns are null."""
+        columns = [pa.nulls(len(matches), field.type) for field in self.rows] if data is None else data.columns
+        return pa.RecordBatch.from_arrays([pa.array(matches), weights, *columns], schema=self._of_match)
+
+
+def _call(text: str, value: Expr) -> Call:
+    kind = value.kind.removeprefix("step.")
+    if kind == "count":
+        return Call(text, "sum", _WEIGHT)
+    return Call(text, _CALLS.get(kind, kind), value.inputs[0].text())

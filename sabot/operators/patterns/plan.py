@@ -1,0 +1,117 @@
+"""A pattern as the kernel takes it: predicates become bool columns, comparisons with earlier rows become operands."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+
+from sabot.api import patterns
+from sabot.api.expr import Expr
+from sabot.api.patterns import split
+from sabot.errors import UserError
+from sabot.operators.expressions.casts import common_type
+from sabot.operators.expressions.compiled import Compiled, compile_expr, compile_predicate
+
+__all__ = ["PatternPlan"]
+
+_MOST = 63  # of tests and of slots that the kernel takes
+
+Array: TypeAlias = pa.Array
+
+
+class PatternPlan:
+    """A pattern over columns as the kernel takes it: tests are bool columns, operands what comparisons with earlier rows need."""
+
+    def __init__(self, pattern: patterns.Pattern, kept: Sequence[str], input: pa.Schema) -> None:
+        self._input = input
+        self._known: dict[str, int] = {}  # the text of a predicate -> its column
+        self._columns: dict[tuple[str, str], int] = {}  # the text of an operand and its type -> its column
+        self._slots: dict[tuple[int, bool, int], int] = {}
+        self.tests: list[Compiled] = []
+        self.operands: list[Callable[[pa.RecordBatch], Array]] = []
+        self.can_fail = False  # some value makes one of them raise a DataError
+        self.kinds: list[str] = []  # of operands
+        self.slots: list[tuple[int, bool, str, int]] = []
+        self._names = [each.name for each in pattern.steps]
+        self.steps: list[Any] = []
+        for number, each in enumerate(pattern.steps):
+            test = self._test(each.predicate, number)
+            rows = (each.least, each.most, each.before, each.between)
+            self.steps.append((*rows, each.is_optional, each.is_greedy, kept[number], test))
+        gaps = [*(each.forbidden for each in pattern.steps), pattern.ending]
+        self.gaps = [[self._test(predicate, -1) for predicate in gap] for gap in gaps]
+        if len(self.tests) > _MOST or len(self.slots) > _MOST:
+            raise UserError(
+                f"the pattern has {len(self.tests)} predicates and {len(self.slots)} values of earlier rows, each at most {_MOST}",
+                hint="make columns of some, or a shorter pattern",
+            )
+
+    def _test(self, predicate: Expr, own: int) -> tuple[int, list[Any]]:
+        alone, comparisons = split(predicate)
+        column = -1
+        if alone is not None:
+            column = self._known.setdefault(alone.text(), len(self.tests))
+            if column == len(self.tests):
+                self.tests.append(compile_predicate(alone, self._input))
+                self.can_fail |= self.tests[-1].can_fail
+        return column, [self._condition(each, own) for each in comparisons]
+
+    def _condition(self, given: patterns.Comparison, own: int) -> Any:
+        compile_predicate(Expr(given.op, (given.left, given.right)), self._input)  # says what does not fit
+        sides = [compile_expr(each, self._input) for each in (given.left, given.right)]
+        common = common_type(sides[0].type, sides[1].type)
+        kind = None if common is None else _kind(common)
+        if common is None or kind is None:
+            types = " and ".join(str(each.type) for each in sides)
+            raise UserError(
+                f"{given.left.text()} {given.op} {given.right.text()}, of another row: {types} cannot be remembered",
+                hint='cast them: .cast("float64")',
+            )
+        ends = []
+        for expr, side, row in zip((given.left, given.right), sides, (given.left_of, given.right_of), strict=True):
+            column = self._operand(expr.text(), side, common, kind)
+            if row is None:
+                ends.append((False, column))
+                continue
+            place = (self._names.index(row[0]), row[1] == "first", column)
+            slot = self._slots.setdefault(place, len(self.slots))
+            if slot == len(self.slots):
+                self.slots.append((*place[:2], kind, column))
+            ends.append((True, slot))
+        itself = own >= 0 and self._names[own] in [row[0] for row in (given.left_of, given.right_of) if row is not None]
+        return given.op, ends[0], ends[1], itself
+
+    def _operand(self, text: str, side: Compiled, common: pa.DataType, kind: str) -> int:
+        place = (text, str(common))
+        if place not in self._columns:
+            self._columns[place] = len(self.operands)
+            self.operands.append(_canonical(side, common, kind))
+            self.can_fail |= side.can_fail
+            self.kinds.append(kind)
+        return self._columns[place]
+
+
+def _kind(type: pa.DataType) -> str | None:
+    """What the kernel calls values of this type; None: it does not keep them."""
+    if pa.types.is_uint64(type):
+        return "unsigned"
+    if pa.types.is_integer(type) or pa.types.is_boolean(type) or pa.types.is_temporal(type):
+        return None if pa.types.is_interval(type) else "signed"
+    if pa.types.is_floating(type):
+        return "float"
+    return "bytes" if pa.types.is_string(type) or pa.types.is_binary(type) else None
+
+
+def _canonical(side: Compiled, common: pa.DataType, kind: str) -> Callable[[pa.RecordBatch], Array]:
+    """The values as the kernel keeps that kind."""
+    to = {"signed": pa.int64(), "unsigned": pa.uint64(), "float": pa.float64(), "bytes": common}[kind]
+    narrow = pa.types.is_date32(common) or pa.types.is_time32(common)
+
+    def values(data: pa.RecordBatch) -> Array:
+        array = side(data)
+        array = array if array.type == common else array.cast(common)
+        if narrow:
+            array = array.cast(pa.int32())
+        return array if array.type == to else array.cast(to)
+
+    return values
