@@ -33,7 +33,10 @@ from sabot.operators.base import (
     with_time,
     without_marks,
 )
-from sabot.operators.changes.groups import GroupAggregate, Groups, KeptGroups, LastOfChanges, LatestRows
+from sabot.operators.changes.groups import GroupAggregate, KeptGroups
+from sabot.operators.changes.latest import LatestRows
+from sabot.operators.changes.removable import LastOfChanges
+from sabot.operators.changes.state import Groups
 from sabot.operators.changes.weaving import same_rows, signs
 from sabot.operators.keeping import columns_schema, owned_groups
 from sabot.operators.layout.sites import Places, Site

@@ -1,0 +1,134 @@
+"""Groups to which rows are only added."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.keyed import GroupTable
+from sabot.operators.aggregates.aggregator import Aggregator, Call, slot_pieces
+from sabot.operators.aggregates.values import ChangedRows, Values
+from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext
+from sabot.operators.changes.state import KEPT, Array, StoredGroups
+from sabot.state.tables.store import TableStore
+
+__all__ = ["AddedGroups"]
+
+_ROWS, _TIME = "__rows", "__at"  # hidden calls: how many rows a group has; the time of its row
+
+
+class AddedGroups(StoredGroups):
+    """Of rows that are only added: an Aggregator's groups, with a count of rows, and the time.
+
+    Distinct values are counted beside it: an Aggregator would look at all of a group's to count them, after each batch.
+    """
+
+    def __init__(self, keys: Sequence[str], calls: Sequence[Call], input: pa.Schema, context: OperatorContext) -> None:
+        timed = TIME_COLUMN in input.names
+        order = TIME_COLUMN if timed else None
+        hidden = [Call(_ROWS, "count"), *([Call(_TIME, "max", TIME_COLUMN)] if timed else [])]
+        described = Aggregator(keys, calls, input, order=order)  # checks, and says the types
+        self.fields = list(described.schema)[len(keys) :]
+        self._values: list[Values | None] = [  # a call; None: it is the aggregator's
+            Values(call, input.field(call.argument).type, field.type) if call.kind == "count_distinct" else None
+            for call, field in zip(calls, self.fields, strict=True)
+        ]
+        self._holders = [holder for holder in self._values if holder is not None]
+        others = [call for call, holder in zip(calls, self._values, strict=True) if holder is None]
+        self._aggregator = aggregator = Aggregator(keys, [*hidden, *others], input, order=order)
+        self.always_change = any(c.kind == "count" and c.argument is None and c.where is None for c in calls)
+        self._timed = timed
+        self.store = TableStore(
+            aggregator.keys,
+            aggregator.kernel,
+            directory=context.directory,
+            memory_budget=context.memory_budget,
+            evictable=not (aggregator.needs_slots or self._holders),
+        )
+        self._extras = aggregator.extras()
+        kept = [pa.field(f"{KEPT} {i}", pa.large_binary()) for i in range(len(self._holders))]
+        self.saved_schema = pa.schema([*aggregator.gathered, *kept])
+        # times are noted when it is known what has changed: two runs over the lanes, each with the others' filters never true
+        self._filters = aggregator.filters
+        self._time_filters: list[int] | None = None
+        if timed and not self.always_change:
+            time, never = aggregator.lane("max", TIME_COLUMN), aggregator.width
+            self._filters = [never if lane == time else each for lane, each in enumerate(aggregator.filters)]
+            self._time_filters = [-1 if lane == time else never for lane in range(len(aggregator.filters))]
+
+    def results(self, table: GroupTable, slots: pa.Int32Array) -> tuple[Any, Any, list[Array]]:
+        columns = self._aggregator.values(table, self._extras, slots)
+        rows = columns[0].to_numpy()
+        times = columns[1].fill_null(START_OF_TIME).to_numpy() if self._timed else None
+        others = iter(columns[1 + self._timed :])
+        numbers = slots.to_numpy()
+        found = [next(others) if holder is None else holder.results(numbers, rows) for holder in self._values]
+        return rows, times, found
+
+    def add(self, table: GroupTable, slots: pa.Int32Array, batch: Batch) -> None:
+        data, selection = self._columns(batch.data), batch.selection
+        aggregator = self._aggregator
+        table.accumulate(slots, data, aggregator.arguments, self._filters, order=aggregator.order, selection=selection)
+        if aggregator.needs_slots:
+            self._extras.add(slots, data, selection)
+        if self._holders:
+            rows = ChangedRows(batch, slots.to_numpy(), self._timed)
+            for holder in self._holders:
+                holder.add(rows)
+
+    def note_changes(self, table: GroupTable, slots: pa.Int32Array, batch: Batch, changed: Any, latest: Any) -> None:
+        if self._timed and changed.any():
+            some = pa.array(np.where(changed, slots.to_numpy(), np.int32(-1)))
+            data = batch.data.slice(0, len(slots))  # of these rows the times alone count
+            data = data.set_column(data.schema.get_field_index(TIME_COLUMN), TIME_COLUMN, pa.array(latest))
+            table.accumulate(some, self._columns(data), self._aggregator.arguments, self._time_filters)
+
+    def _columns(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        data = self._aggregator.columns(data)
+        if self._time_filters is None:
+            return data
+        return data.append_column("never", pa.array(np.zeros(data.num_rows, bool)))
+
+    def remove(self, table: GroupTable, slots: pa.Int32Array) -> None:
+        raise AssertionError("groups to which rows are only added stay")
+
+    def _beside(self) -> int:
+        return len(self.saved_schema) - len(self._aggregator.keys)
+
+    def saved(self) -> Iterator[pa.RecordBatch]:
+        if self._beside():
+            table = self.store.table()
+            for slots in slot_pieces(table):
+                states = [holder.store.save(slots.to_numpy()) for holder in self._holders]
+                columns = [*table.key_columns(slots), *self._extras.states(slots), *states]
+                yield pa.RecordBatch.from_arrays(columns, schema=self.saved_schema)
+
+    def load(self, state: pa.RecordBatch) -> None:
+        slots = self.store.table().resolve(state, range(len(self._aggregator.keys)))
+        self._extras.merge(slots, state)
+        for holder, column in zip(self._holders, state.columns[len(self._aggregator.gathered) :], strict=True):
+            holder.store.load(slots.to_numpy(), column)
+
+    def contents(self) -> Iterator[list[Array]]:
+        table = self.store.whole()
+        if table is None:  # then there is nothing beside it
+            hidden = 1 + self._timed
+            width = len(self._aggregator.keys)
+            for piece in self._aggregator.results(self.store, 0, self._extras):
+                yield [*piece.columns[:width], *piece.columns[width + hidden :]]
+            return
+        for slots in slot_pieces(table):
+            yield [*table.key_columns(slots), *self.results(table, slots)[2]]
+
+    def close(self) -> None:
+        self.store.close()
+        self._extras.clear()
+        for holder in self._holders:
+            holder.store.clear()
+
+    def statistics(self) -> dict[str, Any]:
+        figures = self.store.statistics()
+        beside = self._extras.nbytes + sum(holder.store.nbytes for holder in self._holders)
+        return {**figures, "bytes": figures["bytes"] + beside}

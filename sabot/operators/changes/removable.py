@@ -1,0 +1,175 @@
+"""Groups whose rows may be taken away again."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.groups.keyed import GroupTable
+from sabot.errors import UserError
+from sabot.operators.aggregates.aggregator import Aggregator, Call, slot_pieces
+from sabot.operators.aggregates.values import (
+    Beside,
+    Best,
+    ChangedRows,
+    InOrder,
+    Lanes,
+    QuantileSketches,
+    Sums,
+    Values,
+    WholeRows,
+)
+from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext, without_marks
+from sabot.operators.changes.state import KEPT, Array, StoredGroups
+from sabot.state.tables.store import TableStore
+
+__all__ = ["LastOfChanges", "RemovableGroups"]
+
+
+class RemovableGroups(StoredGroups):
+    """Of rows that may be taken away again: what each call needs for that.
+
+    The store's lanes are sums of int64, to which a row gives, or from which it takes; with the greatest time behind them.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        calls: Sequence[Call],
+        input: pa.Schema,
+        context: OperatorContext,
+        beside: Sequence["Beside"] = (),
+    ) -> None:
+        self._keys = list(keys)
+        self._input = input
+        self._timed = TIME_COLUMN in input.names
+        described = Aggregator(
+            keys, calls, input, order=TIME_COLUMN if self._timed else None
+        )  # checks, and says the types
+        self.fields = list(described.schema)[len(keys) :]
+        self._lanes = 1  # how many rows; of each call, what it adds up
+        self._parts: list[Lanes | Beside] = [
+            self._part(call, field.type) for call, field in zip(calls, self.fields, strict=True)
+        ]
+        self._parts += beside
+        self._holders = [part for part in self._parts if isinstance(part, Beside)]
+        self._key_schema = described.keys
+        aggregates = [("sum", pa.int64())] * self._lanes + ([("max", pa.int64())] if self._timed else [])
+        self.store = TableStore(
+            described.keys,
+            aggregates,
+            directory=context.directory,
+            memory_budget=context.memory_budget,
+            evictable=not self._holders,
+        )
+        kept = [pa.field(f"{KEPT} {i}", pa.large_binary()) for i in range(len(self._holders))]
+        self.saved_schema = pa.schema([*described.keys, *kept])
+
+    def _part(self, call: Call, result: pa.DataType) -> "Lanes | Beside":
+        if call.kind == "approx_count_distinct":
+            raise UserError(
+                f"{call.name}: approx_count_distinct over changes: it cannot forget a row that is taken away",
+                hint="count_distinct can",
+            )
+        kind = None if call.argument is None else self._input.field(call.argument).type
+        whole = kind is not None and (pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+        if call.kind == "count" or (whole and call.kind in ("sum", "mean")):
+            return self._lanes_of(call, kind, result)
+        if call.kind in ("sum", "mean", "variance", "stddev"):
+            return Sums(call, kind, result)
+        if call.kind in ("arg_min", "arg_max"):
+            return Best(call, kind, result, self._input.field(call.by).type)
+        if call.kind in ("min", "max", "count_distinct", "top_k", "any"):
+            return Values(call, kind, result)
+        if call.kind == "approx_quantile":
+            return QuantileSketches(call)
+        return InOrder(call, self._input, result)
+
+    def _lanes_of(self, call: Call, kind: pa.DataType | None, result: pa.DataType) -> "Lanes":
+        first = self._lanes
+        self._lanes += 1 if call.kind == "count" else 3
+        return Lanes(call, kind, result, first)
+
+    def results(self, table: GroupTable, slots: pa.Int32Array) -> tuple[Any, Any, list[Array]]:
+        columns = table.values(slots)
+        rows = columns[0].fill_null(0).to_numpy()
+        times = columns[-1].fill_null(START_OF_TIME).to_numpy() if self._timed else None
+        numbers = slots.to_numpy()
+        found: list[Array] = []
+        for part in self._parts:
+            found += [part.results(columns)] if isinstance(part, Lanes) else part.columns(numbers, rows)
+        return rows, times, found
+
+    def add(self, table: GroupTable, slots: pa.Int32Array, batch: Batch) -> None:
+        rows = ChangedRows(batch, slots.to_numpy(), self._timed)
+        lanes = [pa.array(rows.by)]
+        for part in self._parts:
+            if isinstance(part, Lanes):
+                lanes += part.lanes(rows)
+            else:
+                part.add(rows)
+        self._accumulate(table, slots, lanes, np.full(len(slots), START_OF_TIME))
+
+    def note_changes(self, table: GroupTable, slots: pa.Int32Array, batch: Batch, changed: Any, latest: Any) -> None:
+        if self._timed and changed.any():
+            zero = pa.array(np.zeros(len(slots), np.int64))
+            lanes = [zero] * self._lanes
+            self._accumulate(table, pa.array(np.where(changed, slots.to_numpy(), np.int32(-1))), lanes, latest)
+
+    def _accumulate(self, table: GroupTable, slots: pa.Int32Array, lanes: list[Array], times: Any) -> None:
+        if self._timed:
+            lanes = [*lanes, pa.array(times)]
+        data = pa.RecordBatch.from_arrays(lanes, names=[str(i) for i in range(len(lanes))])
+        table.accumulate(slots, data, range(len(lanes)))
+
+    def remove(self, table: GroupTable, slots: pa.Int32Array) -> None:
+        table.remove(slots)
+        for holder in self._holders:
+            holder.store.remove(slots.to_numpy())
+
+    def _beside(self) -> int:
+        return len(self._holders)
+
+    def saved(self) -> Iterator[pa.RecordBatch]:
+        if self._holders:
+            table = self.store.table()
+            for slots in slot_pieces(table):
+                states = [holder.store.save(slots.to_numpy()) for holder in self._holders]
+                yield pa.RecordBatch.from_arrays([*table.key_columns(slots), *states], schema=self.saved_schema)
+
+    def load(self, state: pa.RecordBatch) -> None:
+        width = len(self._keys)
+        slots = self.store.table().resolve(state, range(width)).to_numpy()
+        for holder, column in zip(self._holders, state.columns[width:], strict=True):
+            holder.store.load(slots, column)
+
+    def contents(self) -> Iterator[list[Array]]:
+        if self._holders:
+            table = self.store.table()
+            for slots in slot_pieces(table):
+                yield [*table.key_columns(slots), *self.results(table, slots)[2]]
+            return
+        width = len(self._keys)
+        for columns in self.store.finish():
+            parts = [part for part in self._parts if isinstance(part, Lanes)]
+            yield [*columns[:width], *(part.results(columns[width:]) for part in parts)]
+
+    def close(self) -> None:
+        self.store.close()
+        for holder in self._holders:
+            holder.store.clear()
+
+    def statistics(self) -> dict[str, Any]:
+        figures = self.store.statistics()
+        return {**figures, "bytes": figures["bytes"] + sum(holder.store.nbytes for holder in self._holders)}
+
+
+class LastOfChanges(RemovableGroups):
+    """The last row of each key whose rows may be taken away: all of them are kept, in memory."""
+
+    def __init__(self, keys: Sequence[str], input: pa.Schema, context: OperatorContext) -> None:
+        fields = pa.schema([field for field in without_marks(input) if field.name not in keys])
+        super().__init__(keys, [], input, context, [WholeRows(fields)])
+        self.fields = list(fields)
