@@ -28,23 +28,17 @@ READ_FROM_OUTSIDE = {
 }
 
 INHERITED = {  # privates of a base class in another module, by the class that uses them
-    "AsofJoin": {"_emission", "_how", "_result", "_sides"},
     "BatchAgentOperator": {"_backend", "_clock", "_dead_letter", "_lanes", "_now_ms", "_results", "_took"},
     "BatchForm": {"_aside", "_failed", "_give", "_keys_of", "_spec"},
     "CsvSource": {"_record_bytes", "_share"},
-    "IntervalJoin": {"_emission", "_how", "_result", "_sides"},
-    "Join": {"_emission", "_how", "_result", "_sides"},
     "KafkaDelivery": {"_kafka", "_keys", "_producer"},
     "LookupAsync": {"_bury", "_misfit", "_timed", "_user"},
     "NdjsonSource": {"_record_bytes", "_schema", "_share"},
     "RecordAgentOperator": {"_backend", "_clock", "_dead_letter", "_lanes", "_now_ms", "_results", "_took"},
     "RowForm": {"_aside", "_failed", "_give", "_keys_of", "_spec"},
-    "TableLookup": {"_emission", "_how", "_result", "_sides"},
     "Upsert": {"_input", "_keys"},
-    "WindowJoin": {"_emission", "_how", "_result", "_sides"},
     "_ColumnSink": {"_expected"},
     "_TextSink": {"_anew", "_expected", "_folder"},
-    "_TimedJoin": {"_context", "_emission", "_result"},
 }
 
 
@@ -191,11 +185,7 @@ LONG = {  # the ideas that stand in one file, or why they should
     "api/expr.py": "the tree, and the namespaces .str, .dt and .list",
     "checkpoint/coordinator.py": "one idea",
     "connectors/files/sink.py": "writing, sealing, recovering",
-    "operators/changes/groups.py": "the contract, groups that rows are added to, groups that rows leave",
     "operators/calls/map_async.py": "a queue of calls that survives a barrier, and map_async",
-    "operators/keyed/over.py": "over, and its frames",
-    "operators/patterns/match.py": "compiling a pattern, and matching it",
-    "operators/joins/timed.py": "three joins",
 }
 
 

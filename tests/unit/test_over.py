@@ -18,7 +18,8 @@ from sabot.api.over import dense_rank, lag, lead, rank, row_number
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
 from sabot.operators.keyed.ordered import EventOrder
-from sabot.operators.keyed.over import Over, OverCall
+from sabot.operators.keyed.over import Over
+from sabot.operators.keyed.over_state import OverCall
 
 SCHEMA = pa.schema(
     [

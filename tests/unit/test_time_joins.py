@@ -21,8 +21,10 @@ from operator_run import OperatorRun
 from sabot.api.windows import cumulative, hopping, session, tumbling
 from sabot.errors import UserError
 from sabot.operators.base import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_AFTER, UPDATE_BEFORE, OperatorContext
+from sabot.operators.joins.asof import AsofJoin
+from sabot.operators.joins.interval import IntervalJoin
 from sabot.operators.joins.sides import Joined, Sides
-from sabot.operators.joins.timed import AsofJoin, IntervalJoin, WindowJoin
+from sabot.operators.joins.window import WindowJoin
 
 FEW = settings(max_examples=20, deadline=None)
 

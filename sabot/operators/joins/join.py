@@ -4,7 +4,7 @@
                               └─────── partners ───────┘
 
 Each side's rows are kept in a RowStore; a row that comes looks for its partners on the other side. The time of a pair is the later of
-both. Joins by event time stand in `time_joins`.
+both. Joins by event time stand in `interval`, `window` and `asof`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -83,7 +83,7 @@ class Join(Joined):
         self._changes = left_changes or right_changes or how not in ("inner", "semi")
 
     def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
-        how, sides = self._how, self._sides
+        how, sides = self.how, self.sides
         timed_left, timed_right = TIME_COLUMN in left.names, TIME_COLUMN in right.names
         timed = (
             (timed_left and timed_right)
@@ -103,11 +103,9 @@ class Join(Joined):
         # whose rows note that they have had a partner: it may be forgotten
         counted = [self._stays("left") and self._right_keep_ms is not None]
         counted.append(self._stays("right") and self._left_keep_ms is not None)
-        self._left = Side(
-            "left", left, sides.left_keys, context, order=order[0], changes=changes[0], counted=counted[0]
-        )
+        self.left = Side("left", left, sides.left_keys, context, order=order[0], changes=changes[0], counted=counted[0])
         if self._exists:  # of a key one row is kept, and how many there are
-            self._right = Side(
+            self.right = Side(
                 "right",
                 right,
                 sides.right_keys,
@@ -118,7 +116,7 @@ class Join(Joined):
                 counted=changes[1],
             )
         else:
-            self._right = Side(
+            self.right = Side(
                 "right",
                 right,
                 sides.right_keys,
@@ -129,22 +127,22 @@ class Join(Joined):
                 counted=counted[1],
             )
         if timed and not timed_right:  # then its rows are of the time when they come
-            self._right.now = START_OF_TIME
+            self.right.now = START_OF_TIME
         return result
 
     def process(self, batch: Batch) -> None:
         if self._exists:
             self._exists_left(batch)
         else:
-            self._pairs(self._left, self._right, batch)
-        self._emission.flush()
+            self._pairs(self.left, self.right, batch)
+        self.emission.flush()
 
     def process_right(self, batch: Batch) -> None:
         if self._exists:
             self._exists_right(batch)
         else:
-            self._pairs(self._right, self._left, batch)
-        self._emission.flush()
+            self._pairs(self.right, self.left, batch)
+        self.emission.flush()
 
     # inner, left, right, full
 
@@ -175,7 +173,7 @@ class Join(Joined):
 
     def _stays(self, side: str) -> bool:
         """Rows of this side that have no partner come out alone."""
-        return self._how in ("full", side)
+        return self.how in ("full", side)
 
     def _numbers(self, side: Side, rows: Rows, wanted: bool) -> Any:
         return side.key_numbers(rows) if wanted and len(rows) else np.zeros(len(rows), np.int32)
@@ -195,7 +193,7 @@ class Join(Joined):
             both = later(None if times is None else times[numbers], others)
             if other.counted:
                 self._first_met(other, ids, partners, both)
-            self._emission.add(self._result_rows(mine, rows.at(i), partners, both, op))
+            self.emission.add(self._result_rows(mine, rows.at(i), partners, both, op))
         if alone:
             self._alone(mine, rows.where(~met), op)
         return met
@@ -206,13 +204,13 @@ class Join(Joined):
         first = pa.array(first[side.table.counts(ids.take(pa.array(first))).to_numpy() == 0])
         if len(first):
             gone = None if times is None else times[first.to_numpy()]
-            self._emission.add(self._result_rows(side, rows.take(first), None, gone, DELETE))
+            self.emission.add(self._result_rows(side, rows.take(first), None, gone, DELETE))
         side.table.add_counts(ids, 1)
 
     def _alone(self, side: Side, rows: Rows, op: int) -> None:
         for piece in rows.pieces():
             if len(piece):
-                self._emission.add(self._result_rows(side, piece.taken(), None, side.times(piece), op))
+                self.emission.add(self._result_rows(side, piece.taken(), None, side.times(piece), op))
 
     def _turn(self, mine: Side, other: Side, rows: Rows, numbers: Any, op: int) -> None:
         """Rows of the other side have got their first partner (DELETE: their rows alone go), or have lost the last (INSERT: they come).
@@ -220,7 +218,7 @@ class Join(Joined):
         numbers: of the rows' keys. A row alone goes when the first of these comes, and comes when the last has gone.
         """
         for _, rows_of, times in self._partners(mine, other, rows, numbers, latest=op == INSERT):
-            self._emission.add(self._result_rows(other, rows_of, None, times, op))
+            self.emission.add(self._result_rows(other, rows_of, None, times, op))
 
     def _partners(
         self, mine: Side, other: Side, rows: Rows, numbers: Any, *, latest: bool
@@ -238,13 +236,13 @@ class Join(Joined):
     def _result_rows(
         self, mine: Side, rows: pa.RecordBatch, partners: pa.RecordBatch | None, times: Any, op: int
     ) -> pa.RecordBatch:
-        left, right = (rows, partners) if mine is self._left else (partners, rows)
-        return self._result.rows(left, right, times, op=op)
+        left, right = (rows, partners) if mine is self.left else (partners, rows)
+        return self.result.rows(left, right, times, op=op)
 
     # semi, anti
 
     def _exists_left(self, batch: Batch) -> None:
-        left, right, semi = self._left, self._right, self._how == "semi"
+        left, right, semi = self.left, self.right, self.how == "semi"
         takes, adds = left.netted(batch)
         takes, null_takes = left.with_keys(takes)
         adds, null_adds = left.with_keys(adds)
@@ -264,7 +262,7 @@ class Join(Joined):
         left.insert(adds)
 
     def _exists_right(self, batch: Batch) -> None:
-        right = self._right
+        right = self.right
         takes, adds = right.netted(batch)
         takes, adds = right.with_keys(takes)[0], right.with_keys(adds)[0]
         came = right.key_numbers(adds) < 0
@@ -279,7 +277,7 @@ class Join(Joined):
             right.table.add_counts(right.find(adds)[1], 1)
             empty = right.table.counts(ids).to_numpy() <= 0
             gone, gone_numbers = takes.only(i.to_numpy()[empty]), ids.to_numpy()[empty]
-        first, second = (INSERT, DELETE) if self._how == "semi" else (DELETE, INSERT)
+        first, second = (INSERT, DELETE) if self.how == "semi" else (DELETE, INSERT)
         for op in (DELETE, INSERT):
             if op == second:
                 self._turn_left(gone, gone_numbers, op, latest=True)
@@ -290,35 +288,35 @@ class Join(Joined):
     def _turn_left(self, rows: Rows, numbers: Any, op: int, *, latest: bool) -> None:
         """The keys of these rows of the right have come, or gone: rows of the left come out, or are taken back."""
         over = []
-        for ids, found, times in self._partners(self._right, self._left, rows, numbers, latest=latest):
-            self._emission.add(self._result_rows(self._left, found, None, times, op))
+        for ids, found, times in self._partners(self.right, self.left, rows, numbers, latest=latest):
+            self.emission.add(self._result_rows(self.left, found, None, times, op))
             over.append(ids)
         if over and not self._right_changes:
-            self._left.table.remove(pa.concat_arrays(over))
+            self.left.table.remove(pa.concat_arrays(over))
 
     def advance(self, watermark_ms: int) -> None:
-        for side, ms in ((self._left, self._left_keep_ms), (self._right, self._right_keep_ms)):
+        for side, ms in ((self.left, self._left_keep_ms), (self.right, self._right_keep_ms)):
             if ms is not None:
                 side.table.remove(side.table.below(max(watermark_ms - ms, START_OF_TIME)))
-        if self._right.now is not None:
-            self._right.now = watermark_ms
+        if self.right.now is not None:
+            self.right.now = watermark_ms
 
     def noted(self) -> dict[str, Any]:
-        return {**super().noted(), "unknown_takes": self._unknown_takes(), "now": self._right.now}
+        return {**super().noted(), "unknown_takes": self._unknown_takes(), "now": self.right.now}
 
     def _unknown_takes(self) -> int:
-        return self._left.unknown_takes + self._right.unknown_takes
+        return self.left.unknown_takes + self.right.unknown_takes
 
     def recall(self, saved: Sequence[Saved]) -> None:
         super().recall(saved)
-        self._left.unknown_takes += self.kept.once(saved, "unknown_takes")
-        if self._right.now is not None:
-            self._right.now = max(
+        self.left.unknown_takes += self.kept.once(saved, "unknown_takes")
+        if self.right.now is not None:
+            self.right.now = max(
                 [part.facts["now"] for part in saved if part.facts["now"] is not None], default=START_OF_TIME
             )
 
     def _is_everywhere(self, side: Side) -> bool:
-        return self._broadcast and side is self._right
+        return self._broadcast and side is self.right
 
     def _described(self) -> dict[str, Any]:
         names = ("left_changes", "right_changes", "broadcast", "left_keep_ms", "right_keep_ms")
@@ -344,11 +342,11 @@ class TableLookup(Joined):
         super().__init__(sides, how, id)
 
     def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
-        sides = self._sides
+        sides = self.sides
         result = Result(sides, left, right, op=False, timed=TIME_COLUMN in left.names)
-        self._left = Side("left", left, sides.left_keys, context, order=None)
+        self.left = Side("left", left, sides.left_keys, context, order=None)
         names = [source for source, _ in sides.right_names]
-        self._right = Side(
+        self.right = Side(
             "right",
             right,
             sides.right_keys,
@@ -360,10 +358,10 @@ class TableLookup(Joined):
         return result
 
     def _kept_sides(self) -> list[Side]:
-        return [self._right]
+        return [self.right]
 
     def process_right(self, batch: Batch) -> None:
-        right = self._right
+        right = self.right
         rows = right.rows(batch)
         keyed = right.has_key(rows)
         ops = right.ops(batch) if right.changes else np.zeros(len(rows), np.int8)
@@ -378,18 +376,18 @@ class TableLookup(Joined):
         right.insert(rows.where(ops & 1 == 0))
 
     def process(self, batch: Batch) -> None:
-        rows = self._left.rows(batch)
+        rows = self.left.rows(batch)
         for piece in rows.pieces():
-            i, ids = self._right.find(piece, self._left)
-            if self._how == "left":
+            i, ids = self.right.find(piece, self.left)
+            if self.how == "left":
                 found = np.full(len(piece), -1, np.int64)
                 found[i.to_numpy()] = ids.to_numpy()
                 i, ids = pa.array(np.arange(len(piece), dtype=np.int32)), pa.array(found)
             if len(i):
                 data = piece.at(i)
-                times = data.column(self._left.time).to_numpy() if self._left.timed else None
-                self._emission.add(self._result.rows(data, self._right.table.take(ids), times))
-        self._emission.flush()
+                times = data.column(self.left.time).to_numpy() if self.left.timed else None
+                self.emission.add(self.result.rows(data, self.right.table.take(ids), times))
+        self.emission.flush()
 
 
 def _one_a_key(rows: Rows, numbers: Any, times: Any, latest: bool) -> tuple[Rows, Any]:

@@ -425,36 +425,36 @@ class Joined(Keeping):
         if how in ("semi", "anti") and not sides.left_keys:
             raise UserError(f"{self.kind}: how={how!r} without keys", hint="name the columns to join on")
         self.id = id
-        self._sides, self._how = sides, how
-        self._late_rows = 0
+        self.sides, self.how = sides, how
+        self.late_rows = 0
 
     def open(self, context: OperatorContext) -> pa.Schema:
         if context.right is None:
             raise UserError(f"{self.kind}: there is no second input")
-        self._context = context
+        self.context = context
         self._input, self._other = context.input, context.right
-        self._result = self._opened(context, context.input, context.right)
+        self.result = self._opened(context, context.input, context.right)
         stores = [Stored(side.name, side.store, everywhere=self._is_everywhere(side)) for side in self._kept_sides()]
-        self.kept = Keeper(context, stores, keyed=len(self._sides.left_keys) > 0)
-        self._emission = Emission(lambda batch: self.emit(batch))
-        return self._result.schema
+        self.kept = Keeper(context, stores, keyed=len(self.sides.left_keys) > 0)
+        self.emission = Emission(lambda batch: self.emit(batch))
+        return self.result.schema
 
     def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
-        """The rest of `open`: sets `_left` and `_right`; -> the columns of the result."""
+        """The rest of `open`: sets `left` and `right`; -> the columns of the result."""
         raise NotImplementedError
 
-    _left: Side
-    _right: Side
+    left: Side
+    right: Side
 
     def _kept_sides(self) -> list[Side]:
         """Those that keep rows."""
-        return [self._left, self._right]
+        return [self.left, self.right]
 
     def noted(self) -> dict[str, Any]:
-        return {"late_rows": self._late_rows}
+        return {"late_rows": self.late_rows}
 
     def recall(self, saved: Sequence[Saved]) -> None:
-        self._late_rows = self.kept.once(saved, "late_rows")
+        self.late_rows = self.kept.once(saved, "late_rows")
 
     def group_count(self) -> int:
         return sum(len(side.table) for side in self._kept_sides())
@@ -464,11 +464,11 @@ class Joined(Keeping):
         return False
 
     def state_schema(self) -> dict[str, Any]:
-        keys = [self._input.field(name) for name in self._sides.left_keys]
+        keys = [self._input.field(name) for name in self.sides.left_keys]
         return {
             "kind": self.kind,
             "keys": columns_schema(keys),
-            "how": self._how,
+            "how": self.how,
             **self._described(),
             **{side.name: columns_schema(side.kept) for side in self._kept_sides()},
         }
@@ -480,11 +480,11 @@ class Joined(Keeping):
     def state_reader(self) -> dict[str, Any]:
         """As `read_with` takes it."""
         return {
-            "keys": list(self._sides.left_keys),
+            "keys": list(self.sides.left_keys),
             "input": schema_text(self._input),
             "right": schema_text(self._other),
-            "sides": asdict(self._sides),
-            "how": self._how,
+            "sides": asdict(self.sides),
+            "how": self.how,
             **self._described(),
         }
 
@@ -506,13 +506,13 @@ class Joined(Keeping):
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         """The rows of both sides, one after the other: "side", then the columns of the result, null where the side has none."""
-        empty = pa.schema([pa.field("side", pa.string()), *without_marks(self._result.schema)])
-        partner = dict(zip(self._sides.left_keys, self._sides.right_keys, strict=True))
-        renamed: dict[str, str] = {name: source for source, name in self._sides.right_names}
+        empty = pa.schema([pa.field("side", pa.string()), *without_marks(self.result.schema)])
+        partner = dict(zip(self.sides.left_keys, self.sides.right_keys, strict=True))
+        renamed: dict[str, str] = {name: source for source, name in self.sides.right_names}
         for side in self._kept_sides():
             for kept in side.store.contents():
                 rows = self._shown(side, kept)
-                names = [n if side is self._left else partner.get(n, renamed.get(n)) for n in empty.names[1:]]
+                names = [n if side is self.left else partner.get(n, renamed.get(n)) for n in empty.names[1:]]
                 columns = [
                     rows.column(name) if name in rows.schema.names else pa.nulls(rows.num_rows, kind)
                     for name, kind in zip(names, empty.types[1:], strict=True)
@@ -525,14 +525,14 @@ class Joined(Keeping):
         return rows
 
     def close(self) -> None:
-        if hasattr(self, "_result"):
+        if hasattr(self, "result"):
             for side in self._kept_sides():
                 side.store.close()
 
     def statistics(self) -> dict[str, Any]:
-        if not hasattr(self, "_result"):
+        if not hasattr(self, "result"):
             return {}
-        figures: dict[str, Any] = {"late_rows": self._late_rows}
+        figures: dict[str, Any] = {"late_rows": self.late_rows}
         for side in self._kept_sides():
             figures[f"{side.name}_rows"] = len(side.table)
             figures[f"{side.name}_bytes"] = side.table.nbytes

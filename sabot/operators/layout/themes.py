@@ -8,58 +8,42 @@ from sabot.operators.base import Operator
 from sabot.operators.calls import lookups, map_async
 from sabot.operators.changes import steps as changes
 from sabot.operators.functions import process
-from sabot.operators.joins import join as joins
-from sabot.operators.joins import timed as time_joins
-from sabot.operators.keyed import ordered, over
-from sabot.operators.keyed import running as keyed
-from sabot.operators.keyed import top as ranked
+from sabot.operators.joins import asof, interval, join
+from sabot.operators.joins import window as window_join
+from sabot.operators.keyed import ordered, over, running, top
 from sabot.operators.layout.sites import Site
-from sabot.operators.patterns import match as pattern
+from sabot.operators.patterns import match
 from sabot.operators.rows import mapped, stateless
-from sabot.operators.windows import fixed as windows
-from sabot.operators.windows import sessions
+from sabot.operators.windows import fixed, sessions
 
 __all__ = ["PLACES", "READERS"]
 
-_THEMES = (
+_MODULES: tuple[Any, ...] = (
     stateless,
     mapped,
-    windows,
-    keyed,
-    ranked,
-    over,
-    changes,
-    joins,
-    time_joins,
-    map_async,
-    lookups,
-    process,
-    pattern,
-)
-
-PLACES: dict[type[Node], Callable[..., Site]] = {
-    node: place for theme in _THEMES for node, place in theme.PLACES.items()
-}
-"""Node -> what puts it into a plan (see `sites`)."""
-
-_WITH_STATE = (
-    stateless,
-    windows,
+    fixed,
     sessions,
-    keyed,
-    ranked,
+    running,
+    top,
     ordered,
     over,
     changes,
-    joins,
-    time_joins,
+    join,
+    interval,
+    window_join,
+    asof,
     map_async,
     lookups,
     process,
-    pattern,
+    match,
 )
 
+PLACES: dict[type[Node], Callable[..., Site]] = {
+    node: place for module in _MODULES for node, place in getattr(module, "PLACES", {}).items()
+}
+"""Node -> what puts it into a plan (see `sites`)."""
+
 READERS: dict[str, Callable[[Mapping[str, Any]], Operator] | str] = {
-    kind: make for theme in _WITH_STATE for kind, make in theme.READERS.items()
+    kind: make for module in _MODULES for kind, make in getattr(module, "READERS", {}).items()
 }
 """Kind of state -> what makes an operator that reads it; a text: it keeps no rows, only this (see `readers`)."""

@@ -27,11 +27,14 @@ from sabot.operators.base import TIME_COLUMN, Operator, Saved
 from sabot.operators.changes.groups import GroupAggregate
 from sabot.operators.changes.steps import Changelog, Materialize, Upsert
 from sabot.operators.functions.process import Process
+from sabot.operators.joins.asof import AsofJoin
+from sabot.operators.joins.interval import IntervalJoin
 from sabot.operators.joins.join import Join, TableLookup
 from sabot.operators.joins.sides import Sides
-from sabot.operators.joins.timed import AsofJoin, IntervalJoin, WindowJoin
+from sabot.operators.joins.window import WindowJoin
 from sabot.operators.keyed.ordered import EventOrder
-from sabot.operators.keyed.over import Over, OverCall
+from sabot.operators.keyed.over import Over
+from sabot.operators.keyed.over_state import OverCall
 from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
 from sabot.operators.keyed.top import TopN, WindowTopN
 from sabot.operators.patterns.match import Pattern

@@ -1,0 +1,211 @@
+"""The join with the row that is nearest in time."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
+from sabot.api.nodes import joins as nodes
+from sabot.errors import UserError
+from sabot.operators.base import DELETE, END_OF_TIME, START_OF_TIME, UPDATE_BEFORE, OperatorContext, Saved
+from sabot.operators.joins.join import place_sides
+from sabot.operators.joins.sides import CHUNK_ROWS, Result, Side, Sides
+from sabot.operators.joins.timed import LONGEST_MS, TimedJoin, within
+from sabot.operators.layout.sites import Places, Site
+from sabot.operators.readers import Readers
+
+__all__ = ["PLACES", "READERS", "AsofJoin"]
+
+_GONE = "__gone"
+
+
+class AsofJoin(TimedJoin):
+    """Each row of the left with the right's row of the same key that is nearest in time. how: "left" (none: nulls), "inner".
+
+    strategy: "backward" (the last with a time <= the left's), "forward" (the first with one >=), "nearest" (the nearer of the two; of
+    equally near ones the earlier); tolerance_ms: how far it may be at most, which "forward" and "nearest" need. Of rows of the right of
+    equal time the last to come counts. A null in a key has no partner.
+
+    Rows of the left wait until the watermark has passed them (of "forward" and "nearest" by the tolerance, and what follows is told a
+    watermark that is so much behind), and come out by time, with their own time. Of the right what no row can meet any more is
+    forgotten: of each key the last row below the watermark stays. A row of the right that is late is counted, and counts for the rows
+    of the left that have not come out.
+    right_changes: rows of the right that are added are versions of their key; one that is deleted ends it: from its time on there is
+    none, until the next. An update's row before is passed over. Only for "backward".
+    """
+
+    kind = "as-of join"
+    hows = ("left", "inner")
+
+    def __init__(
+        self,
+        sides: Sides,
+        how: str,
+        *,
+        strategy: str = "backward",
+        tolerance_ms: int | None = None,
+        right_changes: bool = False,
+        id: str = "",
+    ) -> None:
+        super().__init__(sides, how, id)
+        if strategy not in ("backward", "forward", "nearest"):
+            raise UserError(f"as-of join: strategy={strategy!r} is not known", hint="one of backward, forward, nearest")
+        if tolerance_ms is not None and not 0 <= tolerance_ms <= LONGEST_MS:
+            raise UserError(f"as-of join: a tolerance of {tolerance_ms} ms is out of range")
+        if strategy != "backward" and tolerance_ms is None:
+            raise UserError(
+                f"as-of join: with strategy={strategy!r} and no tolerance a row would wait for ever",
+                hint="tolerance='5m'",
+            )
+        if strategy != "backward" and right_changes:
+            raise UserError(
+                f"as-of join: strategy={strategy!r} of a right side with changes: its versions hold from their time on",
+                hint="strategy='backward'",
+            )
+        self._strategy, self._tolerance, self._right_changes = strategy, tolerance_ms, right_changes
+        self._ahead = 0 if strategy == "backward" else tolerance_ms or 0
+
+    def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
+        sides, names = self.sides, [source for source, _ in self.sides.right_names]
+        result = Result(sides, left, right, op=False, timed=True)
+        self.left = Side("left", left, sides.left_keys, context)
+        extra = [pa.field(_GONE, pa.bool_())] if self._right_changes else []
+        self.right = Side(
+            "right", right, sides.right_keys, context, read=names, changes=self._right_changes, extra=extra
+        )
+        self._ended = np.zeros(0, np.int64)  # ids of the right's rows that end a version
+        return result
+
+    def process(self, batch: Batch) -> None:
+        rows = self.punctual(self.left, batch)
+        if self.how == "inner":
+            rows = self.left.with_keys(rows)[0]
+        self.left.insert(rows)
+
+    def process_right(self, batch: Batch) -> None:
+        right = self.right
+        rows = right.rows(batch)
+        self.late_rows += int(np.count_nonzero(right.times(rows) < self.late_before))
+        gone = None
+        if self._right_changes:
+            ops = right.ops(batch)
+            versions = ops != UPDATE_BEFORE
+            rows, gone = rows.where(versions), ops[versions] == DELETE
+        mask = right.has_key(rows)
+        if mask is not None:
+            rows, gone = rows.where(mask), None if gone is None else gone[mask]
+        ids = right.insert(rows, None if gone is None else pa.array(gone))
+        if gone is not None:
+            self._ended = np.concatenate([self._ended, ids.to_numpy()[gone]])
+
+    def advance(self, watermark_ms: int) -> int | None:
+        if watermark_ms > self.watermark:
+            before = watermark_ms if watermark_ms == END_OF_TIME else within(watermark_ms - self._ahead)
+            self._give(before)
+            self.set_watermark(watermark_ms)
+            self._forget(before)
+        return within(watermark_ms - self._ahead) if self._ahead and watermark_ms < END_OF_TIME else None
+
+    def _give(self, before: int) -> None:
+        """Rows of the left below this time come out."""
+        left, right = self.left, self.right
+        ids = left.table.below(before)
+        for start in range(0, len(ids), CHUNK_ROWS):
+            rows, times = left.stored(ids.slice(start, CHUNK_ROWS))
+            found = self._partners(rows, times)
+            if self.how == "inner" and not (found >= 0).all():
+                there = found >= 0
+                rows, times, found = rows.filter(pa.array(there)), times[there], found[there]
+            if len(found):
+                self.emission.add(self.result.rows(rows, right.table.take(pa.array(found), right.beside_keys), times))
+        left.table.remove(ids)
+        self.emission.flush()
+
+    def _partners(self, rows: pa.RecordBatch, times: Any) -> Any:
+        """The ids of the right's rows for these of the left; -1: there is none (numpy)."""
+        table, keys = self.right.table, self.left.key_indices
+        tolerance = LONGEST_MS if self._tolerance is None else self._tolerance
+        before = after = np.full(len(times), -1, np.int64)
+        if self._strategy != "forward":
+            before = table.last_at(rows, keys, pa.array(times)).to_numpy()
+            if self._tolerance is not None:
+                before = np.where(self._orders(before, -(2**62)) >= times - tolerance, before, -1)
+        if self._strategy != "backward":
+            first = table.first_at(rows, keys, pa.array(times)).to_numpy()
+            at = self._orders(first, START_OF_TIME)
+            after = table.last_at(rows, keys, pa.array(at)).to_numpy()  # of those of that time the last
+            after = np.where((first >= 0) & (at <= times + tolerance), after, -1)
+        if self._strategy == "nearest":
+            near = times - self._orders(before, -(2**62)) <= self._orders(after, 2**62) - times
+            before = np.where((before >= 0) & (near | (after < 0)), before, after)
+        found = after if self._strategy == "forward" else before
+        if self._right_changes:
+            there = found >= 0
+            gone = table.take(pa.array(found[there]), [len(self.right.kept) - 1]).column(0)
+            there[there] = gone.to_numpy(zero_copy_only=False)
+            found = np.where(there, -1, found)
+        return found
+
+    def _orders(self, ids: Any, missing: int) -> Any:
+        """The times of the right's rows with these ids; `missing` for -1."""
+        times = np.full(len(ids), missing)
+        there = ids >= 0
+        times[there] = self.right.table.orders(pa.array(ids[there])).to_numpy()
+        return times
+
+    def _forget(self, before: int) -> None:
+        """What a row of the left at this time, or a later one, cannot meet."""
+        table = self.right.table
+        if self._strategy == "backward":
+            old = table.superseded(before)
+            table.remove(old)
+            if len(self._ended):
+                self._end(before, old.to_numpy())
+        if self._tolerance is not None and self._strategy != "forward":
+            before = before if before == END_OF_TIME else within(before - self._tolerance)
+        if self._tolerance is not None:
+            old = table.below(before)
+            table.remove(old)
+            self._ended = self._ended[~np.isin(self._ended, old.to_numpy())]
+
+    def _end(self, before: int, removed: Any) -> None:
+        """A version's end, when nothing is left before it, is as good as nothing."""
+        ended = self._ended[~np.isin(self._ended, removed)]
+        over = self.right.table.orders(pa.array(ended)).to_numpy() < before
+        self.right.table.remove(pa.array(ended[over]))
+        self._ended = ended[~over]
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        super().recall(saved)
+        if self._right_changes:
+            table = self.right.table
+            ids = table.below(END_OF_TIME)
+            for start in range(0, len(ids), CHUNK_ROWS):
+                some = ids.slice(start, CHUNK_ROWS)
+                ended = some.filter(table.take(some, [len(self.right.kept) - 1]).column(0))
+                self._ended = np.concatenate([self._ended, ended.to_numpy()])
+
+    def _shown(self, side: Side, rows: pa.RecordBatch) -> pa.RecordBatch:
+        if side is self.right and self._right_changes:
+            rows = rows.filter(pa.array(~rows.column(_GONE).to_numpy(zero_copy_only=False)))
+        return rows
+
+    def _described(self) -> dict[str, Any]:
+        return {"strategy": self._strategy, "tolerance_ms": self._tolerance, "right_changes": self._right_changes}
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_asof_join(node: nodes.AsofJoin, left: Site, right: Site) -> Site:
+    options: dict[str, Any] = {"strategy": node.strategy, "tolerance_ms": node.tolerance_ms}
+    options["right_changes"] = right.changes
+    return place_sides(node, left, right, lambda sides: AsofJoin(sides, node.how, **options))
+
+
+PLACES: Places = {nodes.AsofJoin: place_asof_join}
+
+
+READERS: Readers = {"as-of join": AsofJoin.read_with}

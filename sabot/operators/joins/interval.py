@@ -1,0 +1,209 @@
+"""The join of rows whose times are near."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
+from sabot.api.nodes import joins as nodes
+from sabot.errors import UserError
+from sabot.operators.base import END_OF_TIME, OperatorContext
+from sabot.operators.joins.join import place_sides
+from sabot.operators.joins.sides import CHUNK_ROWS, Result, Rows, Side, Sides, later
+from sabot.operators.joins.timed import LONGEST_MS, TimedJoin, within
+from sabot.operators.layout.sites import Places, Site
+from sabot.operators.readers import Readers
+
+__all__ = ["PLACES", "READERS", "IntervalJoin"]
+
+_FIRST_PROBE = 64  # rows
+
+
+class IntervalJoin(TimedJoin):
+    """Pairs with equal keys whose times are near: the right's is in [left's + lower_ms, left's + upper_ms], both ends included.
+
+    A bound of None is none: what it would bound is kept until the end of the input. A null in a key has no partner.
+    how: "inner", "left", "right", "full", "semi", "anti". Pairs come out when both rows are there; their time is the later of both.
+    A row that has no partner comes out when the watermark says that none can come. It has its own time, and so have the rows of a semi
+    join: what follows is told a watermark that is so much behind (`upper_ms` for rows of the left, `-lower_ms` for those of the right).
+    For rows without a partner the bound is needed: UserError. A row of a semi join without it has the time of its partner, if later.
+    """
+
+    kind = "interval join"
+
+    def __init__(self, sides: Sides, how: str, lower_ms: int | None, upper_ms: int | None, *, id: str = "") -> None:
+        super().__init__(sides, how, id)
+        if lower_ms is not None and upper_ms is not None and lower_ms > upper_ms:
+            raise UserError(
+                f"interval join: nothing is between {lower_ms} ms and {upper_ms} ms",
+                hint="between=(least, most): how much later than the left the right may be",
+            )
+        for ms in (lower_ms, upper_ms):
+            if ms is not None and abs(ms) > LONGEST_MS:
+                raise UserError(f"interval join: a bound of {ms} ms is out of range")
+        # whose rows come out without a partner, and how far behind
+        self._behind = {
+            "left": upper_ms if how in ("left", "full", "anti") else 0,
+            "right": None if lower_ms is None else -lower_ms,
+        }
+        if how not in ("right", "full"):
+            self._behind["right"] = 0
+        for side, bound in (("left", "upper"), ("right", "lower")):
+            if self._behind[side] is None:
+                raise UserError(
+                    f"interval join: with how={how!r} and no {bound} bound it is never known that a row of the {side} has no partner",
+                    hint=f"give the {bound} bound: between=('-1h', '5m')",
+                )
+        self._lower, self._upper = lower_ms, upper_ms
+        self._single = how in ("semi", "anti")
+        self._alone = {"left": how in ("left", "full", "anti"), "right": how in ("right", "full")}
+        if how == "semi" and upper_ms is not None:
+            self._behind["left"] = upper_ms
+
+    def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
+        sides, names = self.sides, [source for source, _ in self.sides.right_names]
+        result = Result(sides, left, right, op=False, timed=True)
+        counted = self._alone["left"] and not self._single
+        self.left = Side("left", left, sides.left_keys, context, counted=counted)
+        self.right = Side("right", right, sides.right_keys, context, read=names, counted=self._alone["right"])
+        return result
+
+    def process(self, batch: Batch) -> None:
+        rows = self.punctual(self.left, batch)
+        if self._single:
+            self._single_left(rows)
+        else:
+            self._pairs(self.left, self.right, rows)
+        self.emission.flush()
+
+    def process_right(self, batch: Batch) -> None:
+        rows = self.punctual(self.right, batch)
+        if self._single:
+            self._single_right(rows)
+        else:
+            self._pairs(self.right, self.left, rows)
+        self.emission.flush()
+
+    def _bounds(self, side: Side, rows: Rows) -> tuple[pa.Int64Array | None, pa.Int64Array | None]:
+        """Between which times a partner is, for all rows of the data."""
+        times = rows.data.column(side.time).to_numpy()
+        lower, upper = self._lower, self._upper
+        if side is self.right:
+            lower, upper = None if upper is None else -upper, None if lower is None else -lower
+        return None if lower is None else pa.array(times + lower), None if upper is None else pa.array(times + upper)
+
+    def _pairs(self, mine: Side, other: Side, rows: Rows) -> None:
+        rows, without = mine.with_keys(rows)
+        alone, others_alone = self._alone[mine.name], self._alone[other.name]
+        if alone:
+            self.emit_rows(mine, without, mine.times(without))
+        if not len(rows):
+            return
+        ids, times = mine.insert(rows), mine.times(rows)
+        found = np.zeros(len(rows), np.int32)
+        lower, upper = self._bounds(mine, rows)
+        for i, partners in other.table.find_chunks(
+            rows.data, mine.key_indices, hashes=rows.hashes, selection=rows.selection, lower=lower, upper=upper
+        ):
+            theirs, their_times = other.stored(partners, of_partners=True)
+            left, right = (rows.at(i), theirs) if mine is self.left else (theirs, rows.at(i))
+            self.emission.add(self.result.rows(left, right, later(times[i.to_numpy()], their_times)))
+            if alone:
+                found[i.to_numpy()] = 1
+            if others_alone:
+                other.table.add_counts(partners, 1)
+        if alone:
+            mine.table.add_counts(ids, pa.array(found))
+
+    # semi, anti: a row of the left is kept until it has a partner
+
+    def _single_left(self, rows: Rows) -> None:
+        left, right, semi = self.left, self.right, self.how == "semi"
+        rows, without = left.with_keys(rows)
+        if not semi:
+            self.emit_rows(left, without, left.times(without))
+        if not len(rows):
+            return
+        lower, upper = self._bounds(left, rows)
+        most = pa.array(np.full(rows.data.num_rows, END_OF_TIME)) if upper is None else upper
+        last = right.table.last_at(
+            rows.data, left.key_indices, most, hashes=rows.hashes, selection=rows.selection
+        ).to_numpy()
+        there = last >= 0
+        if lower is not None:
+            least = Rows(pa.RecordBatch.from_arrays([lower], names=["least"]), rows.selection).column(0).to_numpy()
+            there[there] = right.table.orders(pa.array(last[there])).to_numpy() >= least[there]
+        if semi:
+            chosen = rows.where(there)
+            self.emit_rows(left, chosen, left.times(chosen))
+        left.insert(rows.where(~there))
+
+    def _single_right(self, rows: Rows) -> None:
+        """Rows of the left that have their first partner now come out, or are forgotten."""
+        rows = self.right.with_keys(rows)[0]
+        self.right.insert(rows)
+        start, size = 0, _FIRST_PROBE
+        while start < len(rows):  # in growing pieces: after each, the rows that it found are not there any more
+            end = min(start + size, len(rows))
+            self._meet(rows.only(np.arange(start, end)))
+            start, size = end, min(2 * size, CHUNK_ROWS)
+
+    def _meet(self, rows: Rows) -> None:
+        left, right = self.left, self.right
+        lower, upper = self._bounds(right, rows)
+        times = right.times(rows)
+        met, causes = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        for i, ids in left.table.find_chunks(
+            rows.data, right.key_indices, hashes=rows.hashes, selection=rows.selection, lower=lower, upper=upper
+        ):
+            met = np.concatenate([met, ids.to_numpy()])
+            causes = np.concatenate([causes, times[i.to_numpy()]])
+            met, first = np.unique(met, return_index=True)
+            causes = causes[first]
+        for start in range(0, len(met), CHUNK_ROWS):
+            if self.how == "semi":
+                found, own = left.stored(pa.array(met[start : start + CHUNK_ROWS]))
+                cause = None if self._upper is not None else causes[start : start + CHUNK_ROWS]
+                self.emit_alone(left, found, later(own, cause))
+        left.table.remove(pa.array(met))
+
+    def advance(self, watermark_ms: int) -> int | None:
+        if watermark_ms > self.watermark:
+            self.set_watermark(watermark_ms)
+            self._expire(self.left, self._upper)
+            self._expire(self.right, None if self._lower is None else -self._lower)
+            self.emission.flush()
+        behind = max(0, *(ms for ms in self._behind.values() if ms is not None))
+        return within(watermark_ms - behind) if behind and watermark_ms < END_OF_TIME else None
+
+    def _expire(self, side: Side, ms: int | None) -> None:
+        """Rows go that the watermark has passed by more than this."""
+        before = END_OF_TIME if self.watermark == END_OF_TIME else None if ms is None else self.watermark - ms
+        if before is None:
+            return
+        ids = side.table.below(within(before))
+        if self._alone[side.name]:
+            for start in range(0, len(ids), CHUNK_ROWS):
+                some = ids.slice(start, CHUNK_ROWS)
+                if not self._single:
+                    some = some.filter(pa.array(side.table.counts(some).to_numpy() == 0))
+                if len(some):
+                    self.emit_alone(side, *side.stored(some))
+        side.table.remove(ids)
+
+    def _described(self) -> dict[str, Any]:
+        return {"lower_ms": self._lower, "upper_ms": self._upper}
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_interval_join(node: nodes.IntervalJoin, left: Site, right: Site) -> Site:
+    return place_sides(node, left, right, lambda sides: IntervalJoin(sides, node.how, node.lower_ms, node.upper_ms))
+
+
+PLACES: Places = {nodes.IntervalJoin: place_interval_join}
+
+
+READERS: Readers = {"interval join": IntervalJoin.read_with}

@@ -1,0 +1,170 @@
+"""The join of rows in the same window."""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.windows.window import split_panes
+from sabot.api import windows
+from sabot.api.nodes import joins as nodes
+from sabot.errors import UserError
+from sabot.operators.base import END_OF_TIME, OperatorContext, Saved
+from sabot.operators.joins.join import place_sides
+from sabot.operators.joins.sides import CHUNK_ROWS, Joined, Result, Rows, Side, Sides
+from sabot.operators.joins.timed import TimedJoin
+from sabot.operators.layout.sites import Places, Site
+from sabot.operators.readers import Readers
+from sabot.operators.windows.panes import TimeWindow, WindowShape
+from sabot.operators.windows.sessions import window_words
+
+__all__ = ["PLACES", "READERS", "WindowJoin"]
+
+
+class WindowJoin(TimedJoin):
+    """Pairs with equal keys in the same window, when it is over. Result: the left's columns, window_start, window_end, the right's columns.
+
+    how: "inner", "left", "right", "full", "semi", "anti", in each window for itself. A null in a key has no partner. The time is the
+    window's last ms. Windows come out in the order of their ends. A row is late when all its windows are over.
+    """
+
+    kind = "window join"
+
+    def __init__(self, sides: Sides, how: str, window: windows.Window, *, id: str = "") -> None:
+        super().__init__(sides, how, id)
+        if not isinstance(window, TimeWindow):
+            raise UserError(
+                f"a join in a {type(window).__name__}: the two sides would not have the same windows",
+                hint="tumbling, hopping or cumulative; or between=(…) for rows that are near each other",
+            )
+        self._window, self._shape = window, WindowShape(window)
+
+    def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
+        sides, how = self.sides, self.how
+        result = Result(sides, left, right, op=False, timed=True, windowed=True)
+        names = [source for source, _ in sides.right_names]
+        self.left = Side("left", left, sides.left_keys, context)
+        self.right = Side("right", right, sides.right_keys, context, read=names)
+        self._alone = {"left": how in ("left", "full", "anti"), "right": how in ("right", "full")}
+        self._panes: list[int] = []  # those that hold rows, ascending
+        return result
+
+    def set_watermark(self, watermark_ms: int) -> None:
+        self.watermark = watermark_ms
+        self.late_before = self._shape.late_before(watermark_ms)
+
+    def process(self, batch: Batch) -> None:
+        self._keep(self.left, self.punctual(self.left, batch))
+
+    def process_right(self, batch: Batch) -> None:
+        self._keep(self.right, self.punctual(self.right, batch))
+
+    def _keep(self, side: Side, rows: Rows) -> None:
+        if not self._alone[side.name]:
+            rows = side.with_keys(rows)[0]
+        if len(rows):
+            shape = self._shape
+            _, panes = split_panes(rows.data.column(side.time), shape.step, shape.offset, rows.selection)
+            self._add_panes([pane for pane, _ in panes])
+            side.insert(rows)
+
+    def _add_panes(self, panes: list[int]) -> None:
+        for pane in panes:
+            at = bisect_left(self._panes, pane)
+            if at == len(self._panes) or self._panes[at] != pane:
+                insort(self._panes, pane)
+
+    def advance(self, watermark_ms: int) -> None:
+        if watermark_ms <= self.watermark:
+            return
+        for end in self._shape.ends(self._panes, self.watermark, watermark_ms):
+            self._emit_window(self._shape.start(end), end)
+            self._expire(self._shape.late_before(end))
+        self.set_watermark(watermark_ms)
+        self._expire(self.late_before)
+        self.emission.flush()
+        del self._panes[: bisect_left(self._panes, self.late_before)]
+
+    def _expire(self, before: int) -> None:
+        for side in (self.left, self.right):
+            side.table.remove(side.table.below(before))
+
+    def _emit_window(self, start: int, end: int) -> None:
+        left, right, single = self.left, self.right, self.how in ("semi", "anti")
+        for rows in self._rows_in(left, start, end):
+            alone = np.ones(len(rows), bool)
+            if single:
+                alone = ~self._met(rows, left, right, start, end)
+            else:
+                bounds = {
+                    "lower": pa.array(np.full(len(rows), start)),
+                    "upper": pa.array(np.full(len(rows), end - 1)),
+                }
+                for i, ids in right.table.find_chunks(rows.data, left.key_indices, **bounds):
+                    times = np.full(len(i), end - 1)
+                    self.emission.add(self.result.rows(rows.at(i), right.table.take(ids), times, bounds=(start, end)))
+                    alone[i.to_numpy()] = False
+            if self.how == "semi":
+                alone = ~alone
+            if self._alone["left"] or self.how == "semi":
+                self._emit_where(left, rows, alone, start, end)
+        if self._alone["right"]:
+            for rows in self._rows_in(right, start, end):
+                self._emit_where(right, rows, ~self._met(rows, right, left, start, end), start, end)
+
+    def _rows_in(self, side: Side, start: int, end: int) -> Iterator[Rows]:
+        """The rows of a window, by time."""
+        ids = side.table.below(end)
+        ids = ids.slice(int(np.searchsorted(side.table.orders(ids).to_numpy(), start)))
+        for first in range(0, len(ids), CHUNK_ROWS):
+            yield Rows(side.table.take(ids.slice(first, CHUNK_ROWS)))
+
+    def _met(self, rows: Rows, mine: Side, other: Side, start: int, end: int) -> Any:
+        """Which of them have a partner in the window (numpy)."""
+        last = other.table.last_at(rows.data, mine.key_indices, pa.array(np.full(len(rows), end - 1))).to_numpy()
+        met = last >= 0
+        met[met] = other.table.orders(pa.array(last[met])).to_numpy() >= start
+        return met
+
+    def _emit_where(self, side: Side, rows: Rows, mask: Any, start: int, end: int) -> None:
+        chosen = rows.where(mask)
+        if len(chosen):
+            self.emit_alone(side, chosen.taken(), np.full(len(chosen), end - 1), (start, end))
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        super().recall(saved)
+        for side in (self.left, self.right):
+            times = side.table.orders(side.table.below(END_OF_TIME)).to_numpy()
+            self._add_panes(np.unique(times - (times - self._shape.offset) % self._shape.step).tolist())
+
+    def _described(self) -> dict[str, Any]:
+        return {"window": window_words(self._window)}
+
+    def state_reader(self) -> dict[str, Any]:
+        return {**super().state_reader(), "window": [type(self._window).__name__, asdict(self._window)]}
+
+    @classmethod
+    def _made(cls, sides: Sides, how: str, given: dict[str, Any]) -> Joined:
+        name, figures = given["window"]
+        return cls(sides, how, getattr(windows, name)(**figures))
+
+    def statistics(self) -> dict[str, Any]:
+        figures = super().statistics()
+        return {**figures, "panes": len(self._panes)} if figures else figures
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_window_join(node: nodes.WindowJoin, left: Site, right: Site) -> Site:
+    return place_sides(node, left, right, lambda sides: WindowJoin(sides, node.how, node.window))
+
+
+PLACES: Places = {nodes.WindowJoin: place_window_join}
+
+
+READERS: Readers = {"window join": WindowJoin.read_with}
