@@ -182,7 +182,6 @@ def test_a_class_name_is_defined_in_one_module() -> None:
 
 LONGEST = 550
 LONG = {  # the ideas that stand in one file, or why they should
-    "api/expr.py": "the tree, and the namespaces .str, .dt and .list",
     "checkpoint/coordinator.py": "one idea",
     "connectors/files/sink.py": "writing, sealing, recovering",
     "operators/calls/map_async.py": "a queue of calls that survives a barrier, and map_async",

@@ -1,0 +1,28 @@
+"""Expressions over columns, as users write them: `tree` is what they are, `cases` makes one out of several; `text`, `time` and `nested`
+are what can be done with values of one type.
+"""
+
+from sabot.api.expr.cases import Then, When, coalesce, struct, when
+from sabot.api.expr.nested import ListExpr, StructExpr
+from sabot.api.expr.text import StringExpr
+from sabot.api.expr.time import DateExpr
+from sabot.api.expr.tree import Expr, as_column, as_expr, col, lit
+from sabot.api.expr.words import as_type
+
+__all__ = [
+    "DateExpr",
+    "Expr",
+    "ListExpr",
+    "StringExpr",
+    "StructExpr",
+    "Then",
+    "When",
+    "as_column",
+    "as_expr",
+    "as_type",
+    "coalesce",
+    "col",
+    "lit",
+    "struct",
+    "when",
+]

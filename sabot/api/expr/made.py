@@ -1,0 +1,16 @@
+"""How the namespaces of an expression (`.str`, `.dt`, `.struct`, `.list`) make further expressions, without knowing what one is."""
+
+from typing import Any, Protocol, TypeVar
+
+__all__ = ["E", "Make"]
+
+E = TypeVar("E")
+"""An expression."""
+
+_E_co = TypeVar("_E_co", covariant=True)
+
+
+class Make(Protocol[_E_co]):
+    """Makes an expression of the kind, over the expression whose namespace this is. inputs: its further expressions, or values."""
+
+    def __call__(self, kind: str, *inputs: Any, **options: Any) -> _E_co: ...

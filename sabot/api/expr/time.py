@@ -1,0 +1,89 @@
+"""`col("ts").dt`: what can be done with times."""
+
+import datetime
+import re
+from dataclasses import dataclass
+from typing import Generic
+
+from sabot.api.expr.made import E, Make
+from sabot.api.expr.words import check_one_of, string_of
+from sabot.errors import UserError
+
+__all__ = ["DateExpr"]
+
+_LENGTHS = {
+    "nanosecond": "1ns",
+    "microsecond": "1us",
+    "millisecond": "1ms",
+    "second": "1s",
+    "minute": "1m",
+    "hour": "1h",
+    "day": "1d",
+    "week": "1w",
+    "month": "1mo",
+    "quarter": "1q",
+    "year": "1y",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DateExpr(Generic[E]):
+    """`col("ts").dt`: timestamps (in their zone), dates, and int64 as ms since 1970 UTC. Parts of a time are int64."""
+
+    make: Make[E]
+
+    def date_trunc(self, every: str | datetime.timedelta) -> E:
+        """Down to a whole "hour", "1h", "15m", "1d", "1w" (from Monday), "1mo", "1q", "1y", …; the type stays."""
+        return self.make("dt.date_trunc", every=_length_of(every))
+
+    def strftime(self, format: str) -> E:
+        """As text, by chrono's codes: "%Y-%m-%d %H:%M:%S"; %3f, %6f, %9f: digits of the second's fraction, %.3f with the point."""
+        return self.make("dt.strftime", format=string_of("strftime", format))
+
+    def epoch(self, unit: str = "us") -> E:
+        """int64 since 1970 UTC in "ns", "us", "ms", "s" or "d"."""
+        check_one_of("dt.epoch", unit, ("ns", "us", "ms", "s", "d"))
+        return self.make("dt.epoch", unit=unit)
+
+    def year(self) -> E:
+        """The year."""
+        return self.make("dt.year")
+
+    def month(self) -> E:
+        """1 to 12."""
+        return self.make("dt.month")
+
+    def day(self) -> E:
+        """1 to 31."""
+        return self.make("dt.day")
+
+    def hour(self) -> E:
+        """0 to 23."""
+        return self.make("dt.hour")
+
+    def minute(self) -> E:
+        """0 to 59."""
+        return self.make("dt.minute")
+
+    def second(self) -> E:
+        """0 to 59."""
+        return self.make("dt.second")
+
+    def day_of_week(self) -> E:
+        """Monday 1 to Sunday 7."""
+        return self.make("dt.day_of_week")
+
+    truncate = date_trunc
+    weekday = day_of_week
+    to_string = strftime
+
+
+def _length_of(every: str | datetime.timedelta) -> str:
+    """A length of time as a number and a unit: "1h" for "hour". Raises UserError."""
+    if isinstance(every, datetime.timedelta):
+        every = f"{every // datetime.timedelta(microseconds=1)}us"
+    text = _LENGTHS.get(string_of("date_trunc", every).removesuffix("s"), every)
+    match = re.fullmatch(r"(\d+)(ns|us|ms|s|m|h|d|w|mo|q|y)", text)
+    if match is None or int(match[1]) == 0:
+        raise UserError(f"dt.date_trunc: {every!r} is no length of time", hint='"hour", "15m", "1d", "1w", "1mo", "1y"')
+    return text

@@ -1,0 +1,136 @@
+"""Arguments of expressions as users write them: checked, and written again as text. Nothing here knows an expression."""
+
+import datetime
+import decimal
+import hashlib
+import json
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sabot.errors import UserError
+
+__all__ = [
+    "as_type",
+    "check_one_of",
+    "literal_of",
+    "option_text",
+    "quoted",
+    "string_of",
+    "type_text",
+    "value_text",
+    "whole_of",
+]
+
+_SHOWN_VALUES = 20
+_TYPES: dict[Any, str] = {
+    **{str: "string", int: "int64", float: "float64", bool: "bool"},
+    **{"str": "string", "int": "int64", "float": "float64", "double": "float64", "boolean": "bool", "date": "date32"},
+}
+
+_LITERALS = (
+    type(None)
+    | bool
+    | int
+    | float
+    | str
+    | bytes
+    | datetime.date
+    | datetime.time
+    | datetime.timedelta
+    | decimal.Decimal
+    | pa.Scalar
+)
+
+
+# -- checked ---------------------------------------------------------------------------------------------------------
+
+
+def as_type(type: Any) -> pa.DataType:
+    """A pa.DataType as it is, or the type of this name: Arrow's, or Python's (int, float, str, bool)."""
+    if isinstance(type, pa.DataType):
+        return type
+    name = _TYPES.get(type, type) if isinstance(type, Hashable) else type
+    zoned = re.fullmatch(r"timestamp\[(s|ms|us|ns),\s*(?:tz=)?([\w/+:-]+)\]", name) if isinstance(name, str) else None
+    if zoned is not None:
+        return pa.timestamp(zoned[1], zoned[2])
+    try:
+        return pa.type_for_alias(name)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{type!r} is no type", hint='"int64", "float64", "string", "bool", "timestamp[ms]", …'
+        ) from error
+
+
+def literal_of(value: Any, type: Any) -> tuple[Any, pa.DataType | None]:
+    """The value of a literal, and the type that the user has given it. Raises UserError for what no column can hold."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    known = None if type is None else as_type(type)
+    try:
+        if known is None and isinstance(value, list | tuple | dict):
+            value = pa.scalar(list(value) if isinstance(value, tuple) else value)
+        elif known is not None:
+            pa.scalar(value.as_py() if isinstance(value, pa.Scalar) else value, known)
+        elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise UserError(f"lit: {value} has more than 64 bits")
+    except (pa.ArrowException, TypeError, OverflowError, ValueError) as error:
+        raise UserError(f"lit: {value!r} is no {known or 'value of one type'}: {error}") from error
+    if not isinstance(value, _LITERALS):
+        raise UserError(
+            f"{value!r} is no value that a column can hold", hint="a number, text, bytes, bool, date, time or None"
+        )
+    return value, known
+
+
+def string_of(where: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {value!r} is no string")
+    return value
+
+
+def whole_of(where: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise UserError(f"{where}: {value!r} is no whole number")
+    return int(value)
+
+
+def check_one_of(where: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{where}: {value!r} is none of {', '.join(known)}")
+
+
+# -- as text ---------------------------------------------------------------------------------------------------------
+
+
+def quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def type_text(type: pa.DataType) -> str:
+    """A type by a name that `as_type` reads; Arrow's own for float32 is float."""
+    return quoted(
+        {"halffloat": "float16", "float": "float32", "double": "float64", "date32[day]": "date32"}.get(
+            str(type), str(type)
+        )
+    )
+
+
+def value_text(value: Any) -> str:
+    if isinstance(value, str):
+        return quoted(value)
+    return repr(value.as_py()) if isinstance(value, pa.Scalar) else repr(value)
+
+
+def option_text(value: Any) -> str:
+    if isinstance(value, pa.DataType):
+        return type_text(value)
+    if not isinstance(value, tuple):
+        return value_text(value)
+    words = [value_text(each) for each in value[:_SHOWN_VALUES]]
+    if len(value) > _SHOWN_VALUES:
+        words.append(f"… {len(value)} values, {hashlib.sha256(repr(value).encode()).hexdigest()[:12]}")
+    return f"[{', '.join(words)}]"
