@@ -6,7 +6,7 @@ STAMP := $(VENV)/.sabot$(if $(PYTHON),-with-$(notdir $(PYTHON)))
 SOURCES := pyproject.toml setup.py tools/setup.sh $(wildcard sabot/_cython/*/*.pyx sabot/_cython/*/*.pxd sabot/_cython/*/*.h)
 DEBUG_BUILD := build/debug
 SANITIZED_BUILD := build/sanitized
-KERNEL_TESTS := $(foreach t,json_kernel json_conformance batch border rows partition channel gate compare_kernel keyed window_kernel sessions tables slice_fuzz row_table changes multiset ranked over timers pattern_kernel sketches,tests/unit/test_$(t).py)
+KERNEL_TESTS := tests/unit/_cython $(addprefix tests/unit/,operators/windows/test_sessions.py operators/keyed/test_over.py operators/keyed/test_ranked.py operators/changes/test_changes.py state/tables/test_tables.py)
 # The long files first, so that no worker is left with one at the end.
 LONG_FIRST := tests/integration tests/recovery tests/pipelines tests/contracts tests
 # Each prints one JSON object as its last line, checks its answer, and takes --rows.

@@ -16,11 +16,10 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests/*.py that hold no tests
 
-from broker import Broker, BrokerMissing, required
-from leftovers import leftovers, temporary_folder
-
 from sabot.connectors.memory import MemoryBroker
 from sabot.testing import lives
+from tools.broker import Broker, BrokerMissing, required
+from tools.leftovers import leftovers, temporary_folder
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN

@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 import typer
-from broker import Broker
 
 from sabot import metrics
 from sabot.cli import commands
 from sabot.connectors.memory import MemoryBroker
+from tools.broker import Broker
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from broker import Broker
-from leftovers import started
+
+from tools.broker import Broker
+from tools.leftovers import started
 
 TESTS = Path(__file__).parent
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 # A shell that ends at once leaves a process of its own session behind; so does kafka.sh. And a fork, which has no environment of its own.
 SESSION = """
 import os, signal, subprocess, sys, tempfile
-from leftovers import leftovers, temporary_folder
+from tools.leftovers import leftovers, temporary_folder
 
 folder = temporary_folder()
 subprocess.run("setsid sleep 300 > /dev/null & echo $! > $TMPDIR/pid", shell=True, check=True)
@@ -102,7 +103,7 @@ def test_a_broker_goes_with_a_session_that_is_killed(kafka: Broker, tmp_path: Pa
     program = f"""
 import signal
 from pathlib import Path
-from broker import Broker
+from tools.broker import Broker
 
 folder = Path({str(tmp_path / "broker")!r})
 folder.mkdir()

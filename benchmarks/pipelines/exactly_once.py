@@ -38,7 +38,7 @@ from sabot.codecs.records import RECORD_SCHEMA, json_records
 from sabot.kafka import KafkaSink, KafkaSource, admin
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from broker import running
+from tools.broker import running
 
 MODES = ("at_least_once", "exactly_once")
 COMPARED = ("rows_per_s", "cpu_seconds")

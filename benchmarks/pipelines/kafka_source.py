@@ -33,7 +33,7 @@ from sabot.kafka import KafkaSink, KafkaSource, admin
 from sabot.kafka.client import FETCHING
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from broker import running
+from tools.broker import running
 
 KINDS = ("sabot", "client", "tuned", "held")
 DIGITS = 10  # of the number that each payload begins with

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from contracts.places import FilePlace, KafkaPlace, MemoryPlace, Place
 
 KAFKA = pytest.param("kafka", marks=pytest.mark.kafka)

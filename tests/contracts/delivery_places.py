@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psycopg
-from postgres import server_or_skip
 
 from sabot.connectors.base import Sink
 from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.connectors.sql import SqlSink
+from tools.postgres import server_or_skip
 
 Row = tuple[int, str | None]  # of the columns n: int64, text: string
 

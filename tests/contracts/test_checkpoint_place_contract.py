@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_tools import assert_whole, in_memory, write
 from pyarrow import fs as arrow_fs
 
 from sabot import steps
 from sabot.checkpoint import CheckpointStorage
 from sabot.checkpoint.places import LocalPlace, Place, RemotePlace, StoredFile, place_of
 from sabot.errors import CorruptCheckpoint, JobLocked
+from tools.checkpoint_tools import assert_whole, in_memory, write
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from contracts.delivery_places import PLACES, DeliveryPlace, Row
 from pyarrow import ipc
 
+from contracts.delivery_places import PLACES, DeliveryPlace, Row
 from sabot import steps
 from sabot.codecs.records import build_records
 from sabot.connectors.base import Lane, Sink, Token

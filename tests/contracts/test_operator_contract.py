@@ -19,12 +19,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from operator_cases import CASES, LATE_CASES, Case, Row
-from operator_run import Loop, OperatorRun
 
 import sabot.operators
 from sabot._cython.arrow.batch import Batch
 from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_AFTER, Operator, OperatorContext
 from sabot.testing import lives
+from tools.operator_run import Loop, OperatorRun
 
 NOT_RUN = {
     "PatternState": "it reads the state of Pattern, and takes no rows",

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from contracts.places import PAYLOADS, MemoryPlace, Place, TablePlace
 
+from contracts.places import PAYLOADS, MemoryPlace, Place, TablePlace
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Headers, build_records, decode_json

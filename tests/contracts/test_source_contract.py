@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from contracts.places import PAYLOADS, FilePlace, GzipPlace, KafkaPlace, MemoryPlace, Place, TablePlace
 
+from contracts.places import PAYLOADS, FilePlace, GzipPlace, KafkaPlace, MemoryPlace, Place, TablePlace
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import RECORD_SCHEMA, Record, iterate_records
 from sabot.connectors.base import Positions, Source

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 import pyarrow as pa
-from agent_tools import environment
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from sabot._cython.text.records import state_key
@@ -24,6 +23,7 @@ from sabot.codecs.records import Record
 from sabot.connectors.memory import MemoryBroker
 from sabot.kafka.admin import create_topic, partitions
 from sabot.state import load_snapshot
+from tools.agent_tools import environment
 
 HERE = Path(__file__).parent
 SABOT = (sys.executable, "-P", "-c", "from sabot.cli import main; main()")

@@ -8,13 +8,13 @@ import json
 import uuid
 
 import pytest
-from agent_tools import bounded, checkpoint, crash_image, started, state_of, until
 
 from sabot import AgentFailed, App, BrokerUnavailable, UserError
 from sabot.agents.runtime import AgentProcess, AgentState
 from sabot.connectors.memory import MemoryBroker
 from sabot.kafka import KafkaSource
 from sabot.kafka.admin import create_topic
+from tools.agent_tools import bounded, checkpoint, crash_image, started, state_of, until
 
 pytestmark = pytest.mark.integration
 

@@ -6,7 +6,12 @@ import shutil
 
 import pyarrow as pa
 import pytest
-from agent_tools import (
+
+from sabot import App, CorruptCheckpoint
+from sabot.checkpoint import CheckpointStorage
+from sabot.connectors.files import NdjsonSink, NdjsonSource
+from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend, ValueState
+from tools.agent_tools import (
     PATIENCE,
     bounded,
     checkpoint,
@@ -21,11 +26,6 @@ from agent_tools import (
     values,
     write_lines,
 )
-
-from sabot import App, CorruptCheckpoint
-from sabot.checkpoint import CheckpointStorage
-from sabot.connectors.files import NdjsonSink, NdjsonSource
-from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend, ValueState
 
 pytestmark = pytest.mark.integration
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from agent_tools import checkpoint, started, until
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from fault_tools import Place
@@ -30,6 +29,7 @@ from sabot.kafka.admin import create_topic
 from sabot.operators.base import DELETE, INSERT, OP_COLUMN, UPDATE_AFTER, OperatorContext, with_marks
 from sabot.operators.sink import SinkWriter
 from sabot.testing import ListSink
+from tools.agent_tools import checkpoint, started, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.kafka]
 

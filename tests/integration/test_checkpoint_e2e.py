@@ -5,7 +5,12 @@ import contextlib
 import shutil
 
 import pytest
-from agent_tools import (
+
+from sabot import App
+from sabot.connectors.files import NdjsonSink, NdjsonSource
+from sabot.errors import CheckpointFailed
+from sabot.state import BackendConfig, MemoryBackend, ValueState
+from tools.agent_tools import (
     bounded,
     checkpoint,
     crash_image,
@@ -19,11 +24,6 @@ from agent_tools import (
     until,
     write_lines,
 )
-
-from sabot import App
-from sabot.connectors.files import NdjsonSink, NdjsonSource
-from sabot.errors import CheckpointFailed
-from sabot.state import BackendConfig, MemoryBackend, ValueState
 
 pytestmark = pytest.mark.integration
 

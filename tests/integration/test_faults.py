@@ -54,8 +54,6 @@ import uuid
 from pathlib import Path
 
 import pytest
-from agent_tools import bounded, checkpoint, manifest_files, manifests, processed, started, state_of, until
-from broker import free_ports
 from confluent_kafka import Producer
 from fault_tools import (
     Place,
@@ -79,6 +77,8 @@ from sabot import AgentFailed, App, BrokerUnavailable
 from sabot.checkpoint import CheckpointStorage
 from sabot.errors import CheckpointFailed, JobLocked
 from sabot.kafka.admin import partitions, topics
+from tools.agent_tools import bounded, checkpoint, manifest_files, manifests, processed, started, state_of, until
+from tools.broker import free_ports
 
 pytestmark = pytest.mark.integration
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from broker import Broker, free_ports
 from confluent_kafka import KafkaError, KafkaException
+
+from tools.broker import Broker, free_ports
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from delivery_child import ROWS, lane_of, part, payloads
-from kafka_eyes import committed, token
 
 from sabot import steps
 from sabot._cython.arrow.batch import Batch
@@ -30,6 +30,7 @@ from sabot.connectors.base import Lane, Token
 from sabot.connectors.memory import MemorySink
 from sabot.errors import BrokerUnavailable, DataError, JobLocked, RowErrors, SabotError, TransientError, UserError
 from sabot.kafka import KafkaSink, KafkaSource, admin, client, delivery
+from tools.kafka_eyes import committed, token
 
 pytestmark = pytest.mark.kafka
 CHILD = Path(__file__).with_name("delivery_child.py")

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 
 import pytest
+
 from contracts.delivery_places import Row
 from contracts.test_delivery_contract import (  # noqa: F401 - pytest finds them here
     place,
@@ -24,9 +25,8 @@ from contracts.test_delivery_contract import (  # noqa: F401 - pytest finds them
     test_who_lost_the_lane_is_refused,
     watched,
 )
-from kafka_eyes import committed
-
 from sabot.kafka import KafkaSink, admin
+from tools.kafka_eyes import committed
 
 pytestmark = pytest.mark.kafka
 

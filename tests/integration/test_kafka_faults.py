@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from broker import Broker, free_ports
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
@@ -22,6 +21,7 @@ from sabot.connectors.base import Source
 from sabot.errors import BrokerUnavailable, DataError, RowErrors, SabotError, UserError
 from sabot.kafka import KafkaSink, KafkaSource, RecordSender, admin
 from sabot.kafka.client import FETCHING
+from tools.broker import Broker, free_ports
 
 pytestmark = pytest.mark.kafka
 WAIT = 60.0

@@ -11,10 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agent_tools import bounded, until
-from broker import BrokerMissing, required
 from fault_tools import sabot_run
-from secure_broker import PASSWORD, SecureBroker
 
 from sabot import App, col
 from sabot._cython.arrow.batch import Batch
@@ -22,6 +19,9 @@ from sabot.codecs.records import Record, build_records, iterate_records
 from sabot.connectors.base import Lane
 from sabot.errors import BrokerUnavailable, SabotError, UserError
 from sabot.kafka import KafkaSink, KafkaSource, RecordSender, admin
+from tools.agent_tools import bounded, until
+from tools.broker import BrokerMissing, required
+from tools.secure_broker import PASSWORD, SecureBroker
 
 pytestmark = [pytest.mark.integration, pytest.mark.kafka]
 ROW = b'{"n": 1}'

@@ -17,10 +17,8 @@ from typing import Any
 import psycopg
 import pyarrow as pa
 import pytest
-from broker import free_ports
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from postgres import Postgres, server_or_skip
 
 from sabot import steps
 from sabot._cython.arrow.batch import Batch
@@ -30,6 +28,8 @@ from sabot.connectors.letters import Letters, letter_headers
 from sabot.connectors.sql import SqlSink
 from sabot.connectors.sql.letters import TableHome
 from sabot.errors import BrokerUnavailable, JobLocked, MissingExtra, TransientError, UserError
+from tools.broker import free_ports
+from tools.postgres import Postgres, server_or_skip
 
 LANE = Lane("job", "sink.1", "first")
 CHILD = Path(__file__).with_name("postgres_child.py")

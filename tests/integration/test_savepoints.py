@@ -15,12 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from agent_tools import bounded, checkpoint, environment, manifests, publish, read_lines, until, write_lines
 
 import sabot
 from sabot import App, SqlSink, UserError, tumbling
 from sabot.checkpoint import CheckpointStorage, ask
 from sabot.connectors.memory import MemoryBroker
+from tools.agent_tools import bounded, checkpoint, environment, manifests, publish, read_lines, until, write_lines
 
 SCHEMA = pa.schema([("id", pa.int64()), ("k", pa.string()), ("amount", pa.int64()), ("ts", pa.int64())])
 BASE, STEP_MS, WINDOW_MS = 1_700_000_000_000, 100, 2_000

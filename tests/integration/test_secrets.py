@@ -12,13 +12,13 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
-from postgres import server_or_skip
-from secrets_planted import leaks, planted, printed
 from typer.testing import CliRunner
 
 from sabot import App, NdjsonSource, SqlSink
 from sabot.cli import commands
 from sabot.errors import SabotError, UserError
+from tools.postgres import server_or_skip
+from tools.secrets_planted import leaks, planted, printed
 
 PASSWORD = planted("#?:%;'&=!")
 """What libpq takes unencoded, as people write it."""

@@ -14,14 +14,14 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from agent_tools import bounded, checkpoint, crash_image, started, until
-from broker import free_ports
 from confluent_kafka import Producer
 from fault_tools import Place, eventually, header, lines_of, one_line, running, sabot_run
-from stream_tools import BASE, PARTITIONS, SCHEMA, WINDOW, answers, expected, payments, send, tick
 
 import sabot
 from sabot import App, col, tumbling
+from tools.agent_tools import bounded, checkpoint, crash_image, started, until
+from tools.broker import free_ports
+from tools.stream_tools import BASE, PARTITIONS, SCHEMA, WINDOW, answers, expected, payments, send, tick
 
 pytestmark = [pytest.mark.integration, pytest.mark.kafka]
 

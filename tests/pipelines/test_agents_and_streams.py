@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from agent_tools import bounded, publish, until
 
 from sabot import AgentFailed, App, Batch, Sink, UserError, col
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, simulate
+from tools.agent_tools import bounded, publish, until
 
 NUMBERS = [{"n": n} for n in range(10)]
 

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet
 import pytest
-from agent_tools import bounded, checkpoint, manifest_files, publish, started, until
 
 from sabot import (
     App,
@@ -45,6 +44,7 @@ from sabot.kafka import open_sink
 from sabot.runtime.restore import plan_of, sinks_of
 from sabot.steps import step, watch
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, run, simulate
+from tools.agent_tools import bounded, checkpoint, manifest_files, publish, started, until
 
 SCHEMA = pa.schema([("n", pa.int64())])
 PATIENCE = 20.0

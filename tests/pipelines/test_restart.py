@@ -12,13 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from agent_tools import bounded, checkpoint, publish, until
 from prometheus_client.parser import text_string_to_metric_families
 
 import sabot
 from sabot import AgentFailed, App, Batch, Sink, Source, TransientError, UserError
 from sabot.connectors.base import Positions
 from sabot.testing import END, ListSink, ScriptedSource, simulate
+from tools.agent_tools import bounded, checkpoint, publish, until
 
 SCHEMA = pa.schema([("n", pa.int64())])
 

@@ -8,12 +8,12 @@ import threading
 
 import pytest
 import rich.console
-from agent_tools import bounded, until
 
 import sabot
 from sabot import App, CsvSink, NdjsonSource, UserError, col, files, tumbling
 from sabot.cli.running import _run
 from sabot.testing import MemoryBroker
+from tools.agent_tools import bounded, until
 
 ROWS = [{"x": n % 7, "m": n % 5, "y": n, "ts": n * 100} for n in range(700)]
 

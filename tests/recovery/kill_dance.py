@@ -34,9 +34,10 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-from broker import Broker
 from dance_verifier import Result, committed, compare, delivered, expected
-from leftovers import leftovers
+
+from tools.broker import Broker
+from tools.leftovers import leftovers
 
 HERE = Path(__file__).parent
 SABOT = (sys.executable, "-P", "-c", "from sabot.cli import main; main()")

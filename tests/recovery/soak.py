@@ -32,7 +32,8 @@ from confluent_kafka import Consumer, TopicPartition
 
 sys.path.insert(0, str(Path(__file__).parent))
 from kill_dance import PARTITIONS, PATIENCE, Broker, Inflow, Place, Trouble, Worker, say, wait_until
-from leftovers import leftovers
+
+from tools.leftovers import leftovers
 
 MB = 1e6
 SAMPLE_SECONDS = 1.0

@@ -15,7 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from agent_tools import (
+
+from sabot import AgentFailed, App, RowErrors, UserError
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import Channel
+from sabot.api.context import AgentContext
+from sabot.checkpoint import CheckpointStorage
+from sabot.connectors.base import Sink
+from sabot.connectors.files import NdjsonSink, NdjsonSource
+from sabot.errors import CheckpointFailed
+from sabot.operators import agent_operator
+from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend
+from sabot.testing import MemoryBroker
+from tools.agent_tools import (
     bounded,
     checkpoint,
     crash_image,
@@ -29,18 +41,6 @@ from agent_tools import (
     values,
     write_lines,
 )
-
-from sabot import AgentFailed, App, RowErrors, UserError
-from sabot._cython.arrow.batch import Batch
-from sabot._cython.flow.channel import Channel
-from sabot.api.context import AgentContext
-from sabot.checkpoint import CheckpointStorage
-from sabot.connectors.base import Sink
-from sabot.connectors.files import NdjsonSink, NdjsonSource
-from sabot.errors import CheckpointFailed
-from sabot.operators import agent_operator
-from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend
-from sabot.testing import MemoryBroker
 
 pytestmark = pytest.mark.integration
 

@@ -13,12 +13,12 @@ from typing import Any
 import every_step_apps as apps
 import pyarrow.dataset
 import pytest
-from broker import Broker
 from confluent_kafka import Consumer, TopicPartition
 
 from sabot.checkpoint import CheckpointStorage
 from sabot.operators.reading import state_of
 from sabot.testing import crash_at_every_step
+from tools.broker import Broker
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_tools import checkpoint
 from kept_jobs import HALF, JOBS, RESTORED_S, WRITTEN_S, Job, Scene, contents, finish, publish
 
 from sabot.api.nodes.read import Read
@@ -18,6 +17,7 @@ from sabot.checkpoint import CheckpointStorage
 from sabot.plan import make_plan, walk, with_schemas
 from sabot.plan.against import compare, planned
 from sabot.testing import lives
+from tools.agent_tools import checkpoint
 
 pytestmark = pytest.mark.integration
 

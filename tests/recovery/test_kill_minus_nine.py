@@ -13,10 +13,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from agent_tools import bounded, environment, manifests, read_lines, until, write_lines
 
 from sabot import App, JobLocked
 from sabot.connectors.files import NdjsonSource
+from tools.agent_tools import bounded, environment, manifests, read_lines, until, write_lines
 
 pytestmark = pytest.mark.integration
 

@@ -20,7 +20,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from agent_tools import bounded, crash_image, manifests, read_lines, until, write_lines
 
 from sabot import App, RowErrors
 from sabot._cython.flow.channel import Channel
@@ -30,6 +29,7 @@ from sabot.connectors.files import NdjsonSink, NdjsonSource
 from sabot.errors import CheckpointFailed
 from sabot.operators import agent_operator
 from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend
+from tools.agent_tools import bounded, crash_image, manifests, read_lines, until, write_lines
 
 pytestmark = pytest.mark.integration
 

@@ -13,9 +13,10 @@ import uuid
 from pathlib import Path
 
 import pytest
-from agent_tools import manifests, read_lines, until, write_lines
 from confluent_kafka import Producer
-from stream_tools import PARTITIONS, answers, expected, payments, tick
+
+from tools.agent_tools import manifests, read_lines, until, write_lines
+from tools.stream_tools import PARTITIONS, answers, expected, payments, tick
 
 sys.path.append(str(Path(__file__).parents[1] / "integration"))
 from fault_tools import Place, jsons, lines_of, running

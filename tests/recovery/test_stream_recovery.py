@@ -12,11 +12,11 @@ import time
 from collections import defaultdict
 
 import pytest
-from agent_tools import bounded, publish, until, values
 
 import sabot
 from sabot import App, NdjsonSink, NdjsonSource, SabotError, UserError, col, files, hopping, session, tumbling
 from sabot.testing import MemoryBroker
+from tools.agent_tools import bounded, publish, until, values
 
 pytestmark = pytest.mark.integration
 

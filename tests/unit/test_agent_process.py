@@ -5,13 +5,13 @@ import dataclasses
 import time
 
 import pytest
-from agent_tools import bounded, until
 
 from sabot import AgentContext, App
 from sabot.agents.runtime import AgentProcess, AgentState
 from sabot.connectors.memory import MemoryBroker
 from sabot.kafka import KafkaSource
 from sabot.state import BackendConfig, MemoryBackend
+from tools.agent_tools import bounded, until
 
 
 async def nothing(ctx):

@@ -5,12 +5,12 @@ import threading
 
 import pyarrow as pa
 import pytest
-from agent_tools import bounded, processed, publish, records, started, until, values
 
 from sabot import AgentContext, App, NoStateBackend, UserError
 from sabot.agents.runtime import AgentProcess
 from sabot.connectors.memory import MemoryBroker
 from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend, ValueState
+from tools.agent_tools import bounded, processed, publish, records, started, until, values
 
 
 def open_backend(kind, path):

@@ -11,7 +11,13 @@ import threading
 
 import pyarrow as pa
 import pytest
-from agent_tools import (
+
+from sabot import AgentFailed, App, JobLocked, UserError
+from sabot.agents.runtime import AgentRuntime
+from sabot.connectors.files import NdjsonSource
+from sabot.connectors.memory import MemoryBroker
+from sabot.state import BackendConfig, MemoryBackend
+from tools.agent_tools import (
     bounded,
     checkpoint,
     environment,
@@ -25,12 +31,6 @@ from agent_tools import (
     values,
     write_lines,
 )
-
-from sabot import AgentFailed, App, JobLocked, UserError
-from sabot.agents.runtime import AgentRuntime
-from sabot.connectors.files import NdjsonSource
-from sabot.connectors.memory import MemoryBroker
-from sabot.state import BackendConfig, MemoryBackend
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import asyncio
 import time
 
 import pytest
-from agent_tools import bounded, checkpoint, manifests, processed, publish, records, started, state_of, until
 
 from sabot import App
 from sabot.agents.runtime import AgentProcess, AgentRuntime
@@ -12,6 +11,7 @@ from sabot.checkpoint import Coordinator
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import CheckpointFailed
 from sabot.state import BackendConfig, MemoryBackend
+from tools.agent_tools import bounded, checkpoint, manifests, processed, publish, records, started, state_of, until
 
 
 class CountingBackend(MemoryBackend):

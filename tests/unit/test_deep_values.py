@@ -5,7 +5,6 @@ import json
 import msgspec
 import pyarrow as pa
 import pytest
-from agent_tools import bounded, publish, records, started, until, values
 
 from sabot import App, DataError, UserError
 from sabot._cython.text.json import NESTING_MAX, JsonDecoder, infer_schema, is_too_deep
@@ -18,6 +17,7 @@ from sabot.operators.functions.state import parts_of
 from sabot.state import MemoryBackend, ValueState
 from sabot.state.backends.database import MARK_FILE, read_mark
 from sabot.state.reading import json_text, key_candidates
+from tools.agent_tools import bounded, publish, records, started, until, values
 
 ENDLESS = 100_000
 

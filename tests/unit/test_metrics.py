@@ -11,7 +11,6 @@ from urllib.request import urlopen
 
 import pyarrow as pa
 import pytest
-from agent_tools import checkpoint, manifest_files, processed, publish, started, state_of, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from sabot import App
@@ -19,6 +18,7 @@ from sabot.connectors.files import NdjsonSource
 from sabot.errors import MissingExtra, UserError
 from sabot.metrics import Durations, Metrics, Sample
 from sabot.testing import ManualClock
+from tools.agent_tools import checkpoint, manifest_files, processed, publish, started, state_of, until
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from agent_tools import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import ipc
@@ -19,6 +18,7 @@ from sabot.config import RECORD_BYTES
 from sabot.connectors.files import ArrowSource, CsvSource, FileSource, NdjsonSource, ParquetSource, files
 from sabot.errors import UserError
 from sabot.testing import ListSink, MemoryBroker
+from tools.agent_tools import until
 
 N = pa.schema({"n": pa.int64()})
 

@@ -16,8 +16,6 @@ import pytest
 from confluent_kafka import KafkaError
 from hypothesis import given
 from hypothesis import strategies as st
-from secrets_planted import leaks, planted, printed
-from test_cli import sabot_does
 from typer.testing import CliRunner
 
 from sabot import App, SqlSink, UserError
@@ -33,6 +31,8 @@ from sabot.kafka.letters import DeadLetters
 from sabot.redaction import clean_cause, has_password, keep_secret, keep_settings, redacted, redacted_url, scrubbed
 from sabot.state import state_directory
 from sabot.testing import END, ScriptedSource
+from tools.command_line import sabot_does
+from tools.secrets_planted import leaks, planted, printed
 
 # --- settings
 

@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 
 import pytest
-from agent_tools import bounded, publish, state_of, until, values
 
 from sabot import App, SabotError, UserError, col
 from sabot.agents.process import AgentProcess
@@ -23,6 +22,7 @@ from sabot.operators.agents.records import RecordAgentOperator
 from sabot.operators.rows.stateless import Filter
 from sabot.runtime.agent_task import AgentTask
 from sabot.watch import guarded, unexpected, watched
+from tools.agent_tools import bounded, publish, state_of, until, values
 
 BURST = [RecursionError("maximum recursion depth exceeded"), MemoryError()]
 

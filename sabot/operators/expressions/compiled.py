@@ -1,7 +1,7 @@
 """Expressions at work: an Expr over a schema becomes a tree of closures, made once; a batch then costs a few calls of pyarrow.compute.
 
 Types are found while the tree is made: each step runs once over no rows, so what does not fit is a UserError before any row comes.
-Null semantics, NaN and rounding are those of polars (`tests/unit/test_expressions.py` compares them).
+Null semantics, NaN and rounding are those of polars (`tests/unit/operators/expressions/test_expressions.py` compares them).
 """
 
 import datetime

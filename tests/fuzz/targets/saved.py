@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 from mutations import damaged_value, json_bytes, mutated, pack, unpack
-from operator_run import OperatorRun
 from pyarrow import ipc
 
 from sabot.api.expr import col
@@ -43,6 +42,7 @@ from sabot.operators.rows.stateless import Sample
 from sabot.operators.windows.fixed import WindowAggregate
 from sabot.operators.windows.sessions import SessionAggregate
 from targets.base import Target, refused, use
+from tools.operator_run import OperatorRun
 
 __all__ = ["State", "damaged_arrow"]
 

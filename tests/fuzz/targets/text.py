@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
-from json_oracle import REFUSED, by_json, row_of
 
 from sabot import config
 from sabot.codecs.json import JsonCodec
@@ -18,6 +17,7 @@ from sabot.codecs.records import build_records
 from sabot.connectors.files import CsvSource, NdjsonSource, files
 from sabot.errors import SabotError
 from targets.base import Target, found_in, refused, use
+from twins.json_rows import REFUSED, by_json, row_of
 
 __all__ = ["Compressed", "Csv", "Json", "Ndjson", "Words"]
 

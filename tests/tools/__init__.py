@@ -1,0 +1,1 @@
+"""What tests share: servers, drivers of the code under test, and what looks at its results from outside."""

@@ -1,0 +1,125 @@
+"""A PostgreSQL server for the tests: Debian's programs, in a folder of its own, on a free port of loopback, as a user without rights."""
+
+import contextlib
+import functools
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tools.broker import free_ports
+from tools.leftovers import leftovers
+
+
+class PostgresMissing(Exception):
+    """The programs are not installed."""
+
+
+class Postgres:
+    """`stop` and `start` keep port and data."""
+
+    def __init__(self) -> None:
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        initdb = os.fspath(found[-1]) if found else shutil.which("initdb")
+        if initdb is None:
+            raise PostgresMissing("no PostgreSQL server: apt-get install postgresql")
+        self._bin = Path(initdb).resolve().parent
+        self._as_user = _someone_else() if os.geteuid() == 0 else {}
+        self.folder = leftovers().folder(Path(tempfile.mkdtemp(prefix="sabot-postgres-")))
+        if self._as_user:
+            os.chown(self.folder, self._as_user["user"], self._as_user["group"])
+        (self.port,) = free_ports(1)
+        self.url = f"postgresql://sabot@127.0.0.1:{self.port}/postgres"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._run("initdb", "-D", "data", "-U", "sabot", "-A", "trust", "-E", "UTF8", "--no-locale", "-N")
+        self.start()
+
+    def start(self) -> None:
+        settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", "max_connections=40"]
+        settings.append("dynamic_shared_memory_type=mmap")  # files in its folder, which go with it; not in /dev/shm
+        command = [self._bin / "postgres", "-D", "data", "-p", str(self.port)]
+        with open(self.folder / "log", "ab") as log:
+            self._process = subprocess.Popen(
+                [*command, *(word for setting in settings for word in ("-c", setting))],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                **self._as_user,
+            )
+        ready = [self._bin / "pg_isready", "-h", "127.0.0.1", "-p", str(self.port), "-t", "1", "-q"]
+        while subprocess.run(ready, check=False).returncode:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"PostgreSQL did not start: {(self.folder / 'log').read_text()[-2000:]}")
+
+    def stop(self, *, kill: bool = False) -> None:
+        """`kill`: without a word to its clients, and nothing is put in order."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(3 if kill else 2)  # SIGQUIT: an immediate shutdown; SIGINT: a fast one
+            process.wait(60)
+
+    def remove(self) -> None:
+        self.stop(kill=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def connect(self) -> "psycopg.Connection[tuple[object, ...]]":
+        """As somebody from outside."""
+        return psycopg.connect(self.url, autocommit=True)
+
+    @contextlib.contextmanager
+    def database(self) -> Iterator[str]:
+        """The address of a new database."""
+        name = f"d{uuid.uuid4().hex}"
+        with self.connect() as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        yield self.url.replace("/postgres", f"/{name}")
+        with self.connect() as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _run(self, program: str, *words: str) -> None:
+        done = subprocess.run(
+            [self._bin / program, *words],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            **self._as_user,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{program}: {done.stderr}")
+
+
+def _someone_else() -> dict[str, object]:
+    """The server refuses to run as root."""
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    raise PostgresMissing("no PostgreSQL server: no user to run it as")
+
+
+@functools.cache
+def shared_server() -> Postgres:
+    """One for all tests of the session. PostgresMissing where there is none."""
+    server = Postgres()
+    leftovers().at_end(server.remove)
+    return server
+
+
+def server_or_skip() -> Postgres:
+    """Skips the test where there is none, or fails it with SABOT_REQUIRE_POSTGRES=1."""
+    try:
+        return shared_server()
+    except PostgresMissing as missing:
+        if os.environ.get("SABOT_REQUIRE_POSTGRES") == "1":
+            pytest.fail(f"{missing} (SABOT_REQUIRE_POSTGRES=1)", pytrace=False)
+        pytest.skip(str(missing))

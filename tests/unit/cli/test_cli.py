@@ -1,0 +1,290 @@
+"""The command line, as a user meets it: a module in the current folder, a command, its output and its exit code."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+import sabot
+from sabot.cli import WrongUse, load_app
+from tools.command_line import ENV, SABOT, sabot_does, sabot_running
+
+HELLO = """
+from sabot import App
+from sabot.testing import MemoryBroker
+
+app = App("hello")
+
+@app.agent("numbers")
+async def show(ctx):
+    print("seen", ctx.message["n"], flush=True)
+
+MemoryBroker.get().publish("numbers", [{"n": 1}])
+"""
+
+
+def write(folder: Path, **modules: str) -> Path:
+    for name, text in modules.items():
+        (folder / f"{name}.py").write_text(text)
+    return folder
+
+
+# --- running
+
+
+def test_version_is_printed(tmp_path: Path) -> None:
+    done = sabot_does(tmp_path, "--version")
+    assert (done.returncode, done.stdout) == (0, f"sabot {sabot.__version__}\n")
+
+
+@pytest.mark.parametrize("words", [["run", "hello:app"], ["-A", "hello:app", "worker"], ["run", "hello"]])
+def test_an_app_runs_until_ctrl_c_and_exits_0(tmp_path: Path, words: list[str]) -> None:
+    with sabot_running(write(tmp_path, hello=HELLO), *words, "--loglevel", "warning") as process:
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert errors == "sabot: stopping in good order; again to stop at once\n"
+
+
+def test_sigterm_stops_like_ctrl_c(tmp_path: Path) -> None:
+    with sabot_running(write(tmp_path, hello=HELLO), "run", "hello:app") as process:
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_a_second_ctrl_c_stops_at_once_even_when_an_agent_blocks_its_thread(tmp_path: Path) -> None:
+    stuck = HELLO.replace("flush=True)", "flush=True); __import__('time').sleep(600)")
+    with sabot_running(write(tmp_path, hello=stuck), "run", "hello:app") as process:
+        assert process.stderr is not None
+        process.send_signal(signal.SIGINT)
+        while "stopping in good order" not in process.stderr.readline():
+            pass
+        for _ in range(100):  # within 0.3 s of the first it counts as the same Ctrl-C
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=0.1)
+                break
+    assert process.returncode == 130
+
+
+def test_options_override_what_the_program_says(tmp_path: Path) -> None:
+    program = HELLO.replace("async def show(ctx):", "async def show(ctx):\n    print(app.broker, flush=True)")
+    program = program.replace(".get()", '.get("memory://other")')
+    words = ["run", "hello:app", "--broker", "memory://other"]
+    with sabot_running(write(tmp_path, hello=program), *words) as process:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+BOUNDED = """
+from sabot import App
+from sabot.connectors.files import NdjsonSource
+
+app = App("files", state="state")
+
+@app.agent(NdjsonSource("rows.ndjson"))
+async def show(ctx):
+    print("row", ctx.message["n"], flush=True)
+"""
+
+
+def test_a_finished_bounded_job_says_that_it_is_complete_and_how_to_start_afresh(tmp_path: Path) -> None:
+    (tmp_path / "rows.ndjson").write_text('{"n": 1}\n{"n": 2}\n')
+    write(tmp_path, bounded=BOUNDED)
+    first = sabot_does(tmp_path, "run", "bounded:app")
+    assert (first.returncode, first.stdout) == (0, "row 1\nrow 2\n")
+    again = sabot_does(tmp_path, "run", "bounded:app", "--loglevel", "warning")
+    assert (again.returncode, again.stdout) == (0, "")
+    assert "--fresh" in again.stderr
+    fresh = sabot_does(tmp_path, "run", "bounded:app", "--fresh")
+    assert (fresh.returncode, fresh.stdout) == (0, "row 1\nrow 2\n")
+
+
+def test_metrics_are_served_while_the_app_runs(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with sabot_running(write(tmp_path, hello=HELLO), "run", "hello:app", "--metrics-port", str(port)) as process:
+        text = urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert 'sabot_records_in_total{app="hello",operator="hello.show",topic="numbers"} 1.0' in text
+
+
+# --- failures: exit code 1 and one line
+
+
+def test_a_failing_agent_ends_the_run_with_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    program = HELLO.replace('print("seen", ctx.message["n"], flush=True)', 'raise ValueError("no such account")')
+    done = sabot_does(write(tmp_path, hello=program), "run", "hello:app", "--loglevel", "critical")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("sabot: ")
+    assert "hello.show" in done.stderr
+    assert "no such account" in done.stderr
+
+
+def test_loglevel_debug_shows_the_traceback_of_a_failure(tmp_path: Path) -> None:
+    program = HELLO.replace('print("seen", ctx.message["n"], flush=True)', 'raise ValueError("no such account")')
+    done = sabot_does(write(tmp_path, hello=program), "run", "hello:app", "--loglevel", "debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("sabot: ")
+
+
+# --- wrong use: exit code 2 and what to do
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("nowhere:app", "there is no module named 'nowhere'"),
+        ("nowhere.deeper:app", "there is no module named 'nowhere'"),
+        ("hello.deeper:app", "there is no module named 'hello.deeper'"),
+        ("hello:nothing", "hello has no 'nothing' (its Apps: hello:app)"),
+        ("hello:show", "hello:show is a function and no App (its Apps: hello:app)"),
+        ("empty:app", "empty has no 'app' (there is no App in empty; make one: app = sabot.App('name'))"),
+        ("hello.py:app", "'hello.py' is a file, and a module is wanted (write hello:app)"),
+        ("hello-there:app", "'hello-there:app' names no app"),
+    ],
+)
+def test_a_target_that_is_not_there_is_named(tmp_path: Path, target: str, said: str) -> None:
+    done = sabot_does(write(tmp_path, hello=HELLO, empty=""), "run", target)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"sabot: {said}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\n1 / 0\n", "broken.py:2: ZeroDivisionError: division by zero"),
+        ("x = 1\n\nx = (\n", "broken.py:3: SyntaxError"),
+        ("import helper\n", "helper.py:2: KeyError: 'a'"),
+        ("import not_installed\n", "broken.py:1: ModuleNotFoundError: No module named 'not_installed'"),
+        ("from sabot import App\nApp('a', broker='amqp://x')\n", "broken.py:2: UserError: "),
+        ("import sys\nsys.exit(3)\n", "broken.py:2"),
+    ],
+)
+def test_a_module_that_raises_is_shown_with_file_and_line(tmp_path: Path, text: str, said: str) -> None:
+    done = sabot_does(write(tmp_path, broken=text, helper="x = {}\nx['a']\n"), "run", "broken:app")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.startswith("sabot: broken ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_module_that_raises_is_shown_whole_at_loglevel_debug(tmp_path: Path) -> None:
+    done = sabot_does(write(tmp_path, broken="1 / 0\n"), "run", "broken:app", "--loglevel", "debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+def test_a_run_that_nobody_awaits_is_explained(tmp_path: Path) -> None:
+    """In a script `app.run()` looks like the way to start; without await it does nothing, and Python says so too late."""
+    folder = write(tmp_path, hello=HELLO + "app.run()\n", kept=HELLO + "main = app.run()\n")
+    with sabot_running(folder, "run", "hello:app") as process:
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    line = len((HELLO + "app.run()\n").splitlines())
+    assert f"hello.py:{line}: app.run() is called and not awaited, so it does nothing" in errors
+    assert "app.main()" in errors
+    assert process.returncode == 0
+    done = sabot_does(folder, "run", "kept:main")
+    assert done.returncode == 2
+    assert "kept:main is a coroutine" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run"],
+        ["run", "hello:app", "--loglevel", "loud"],
+        ["run", "hello:app", "--parallelism", "0"],
+        ["run", "hello:app", "--broker", "amqp://x"],
+        ["run", "hello:app", "--checkpoint-interval", "soon"],
+        ["worker"],
+        ["no-such-command"],
+        ["demo", "no-such-demo"],
+    ],
+)
+def test_wrong_words_exit_with_2(tmp_path: Path, words: list[str]) -> None:
+    done = sabot_does(write(tmp_path, hello=HELLO), *words)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- the demo
+
+
+def test_the_fraud_demo_says_its_figures_as_json(tmp_path: Path) -> None:
+    done = sabot_does(tmp_path, "demo", "fraud", "--rows", "20000", "--seed", "7", "--json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["rows"] == 20000
+    assert set(figures) >= {
+        "rows",
+        "seconds",
+        "rows_per_s",
+        "alerts",
+        "precision",
+        "recall",
+        "checkpoints",
+        "restored_from",
+    }
+    assert figures["restored_from"] is None
+
+
+def test_the_fraud_demo_refuses_a_row_count_that_is_none(tmp_path: Path) -> None:
+    assert sabot_does(tmp_path, "demo", "fraud", "--rows", "-5").returncode == 2
+
+
+def test_ctrl_c_in_the_demo_shows_the_figures_so_far_and_exits_0(tmp_path: Path) -> None:
+    words = ["demo", "fraud", "--rows", "100000000", "--state", "state", "--json"]
+    command = [*SABOT, *words]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as demo:
+        try:
+            deadline = time.monotonic() + 60
+            while (
+                not any((tmp_path / "state" / "checkpoints").glob("checkpoints/*.json")) and time.monotonic() < deadline
+            ):
+                time.sleep(0.05)
+            demo.send_signal(signal.SIGINT)
+            figures, errors = demo.communicate(timeout=60)
+        finally:
+            demo.kill()
+    assert (demo.returncode, errors) == (0, "")
+    assert 0 < json.loads(figures)["rows"] < 100_000_000
+    assert json.loads(figures)["checkpoints"] >= 1
+
+
+@pytest.mark.parametrize("name", ["signal", "sabot"])
+def test_a_module_named_as_one_that_is_loaded_is_refused_by_its_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sabot run signal:app` said that there is no App in signal; there was one, in ./signal.py."""
+    (tmp_path / f"{name}.py").write_text("app = 1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(WrongUse, match=rf"{name}\.py is not what `import {name}` gives.*rename the file"):
+        load_app(f"{name}:app")
+
+
+def test_a_current_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    with pytest.raises(WrongUse, match="the current folder is gone"):
+        load_app("program:app")

@@ -1,0 +1,227 @@
+"""`sabot plan`: what a program will do; and beside a checkpoint, whose state goes on, before anything runs."""
+
+import asyncio
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sabot.cli import load_app
+from sabot.errors import UserError
+from sabot.kafka import KafkaSource
+from sabot.testing import MemoryBroker
+from tools.command_line import lines, sabot_says
+
+SOURCE = """
+import sabot
+from sabot import App, NdjsonSink, col, tumbling
+app = App("shop", {broker!r}, state="state")
+rows = app.stream("rows", schema={{"account": "string", "amount": "int64", "ts": "int64"}}, time="ts")
+"""
+MINUTES = """
+rows.key_by("account").window(tumbling("1m")).aggregate(n=sabot.count()).to(NdjsonSink("minutes.ndjson"))
+"""
+TOTALS = """
+rows.key_by("account").aggregate(total=sabot.sum("amount")).to("totals")
+"""
+AGENT = """
+@app.agent("rows")
+async def seen(ctx): ...
+"""
+_numbers = itertools.count()
+
+
+def program(folder: Path, *parts: str) -> str:
+    """The parts as a module that was never imported before -> module:app."""
+    name = f"cli_plan_{next(_numbers)}"
+    (folder / f"{name}.py").write_text(SOURCE.format(broker=f"memory://{folder.name}") + "".join(parts))
+    return f"{name}:app"
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, in which the shop has stopped in the middle of a window: its checkpoint has state."""
+    monkeypatch.chdir(tmp_path)
+    broker = f"memory://{tmp_path.name}"
+    rows = [{"account": f"a{n % 3}", "amount": n, "ts": n * 1000} for n in range(30)]
+    MemoryBroker.get(broker).publish("rows", rows)
+
+    async def run() -> None:
+        app = load_app(program(tmp_path, MINUTES, TOTALS, AGENT))
+        await app.start()
+        totals = KafkaSource("totals", broker)
+        await totals.start()
+        for _ in range(3):  # all rows came in one batch, and all accounts have a total
+            await totals.get_next()
+        await totals.stop()
+        await app.agent_runtime.trigger_checkpoint()
+        await app.stop()
+
+    asyncio.run(run())
+    return tmp_path
+
+
+def fates(*words: object) -> tuple[int, dict[str, str]]:
+    """The exit code, and what becomes of each."""
+    done = sabot_says(*words, "--json")
+    return done.exit_code, {each["id"]: each["outcome"] for each in map(json.loads, done.stdout.splitlines())}
+
+
+def test_the_plan_is_printed_without_running_anything(shop: Path) -> None:
+    target = program(shop, MINUTES, AGENT)
+    text = sabot_says("plan", target).stdout
+    assert text.splitlines()[0] == "stage read-1"
+    assert "  tumbling window (60000 ms) by account: n = count()" in text.splitlines()
+    assert text.splitlines()[-1] == "agent shop.seen"
+    found = lines("plan", target, "--json", "--parallelism", "2")
+    steps = [step["operator"] for stage in found[:-1] for step in stage["steps"]]
+    assert "tumbling-1" in steps
+    assert found[-1] == {"agent": "shop.seen"}
+
+
+def test_the_same_program_keeps_all_and_a_stateless_step_changes_nothing(shop: Path) -> None:
+    code, kept = fates("plan", program(shop, MINUTES, TOTALS, AGENT), "--against", "state")
+    assert (code, set(kept.values())) == (0, {"keep"})
+    assert set(kept) == {"tumbling-1", "aggregate-1", "shop.seen"}
+    filtered = 'rows = rows.filter(col("amount") > 5)\n'
+    code, kept = fates("plan", program(shop, filtered, MINUTES, TOTALS, AGENT), "--against", "state")
+    assert (code, set(kept.values())) == (0, {"keep"})
+
+
+def test_another_parallelism_migrates_and_a_new_step_begins_empty(shop: Path) -> None:
+    more = 'rows.key_by("amount").deduplicate().to(NdjsonSink("distinct.ndjson"))\n'
+    target = program(shop, MINUTES, TOTALS, AGENT, more)
+    code, found = fates("plan", target, "--against", "state", "--parallelism", "2")
+    assert code == 0
+    assert (found["tumbling-1"], found["aggregate-1"], found["deduplicate-1"]) == ("migrate", "migrate", "new")
+
+
+def test_a_changed_window_is_refused_and_a_step_that_is_gone_is_dropped(shop: Path) -> None:
+    target = program(shop, MINUTES.replace("1m", "2m"), AGENT)
+    done = sabot_says("plan", target, "--against", "state")
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[0].startswith("checkpoint ")
+    assert done.stdout.splitlines()[1].split() == ["operator", "state", "what", "it", "is", "why"]
+    assert done.stderr.count("\n") == 1
+    assert "aggregate-1: this program has no such operator" in done.stderr
+    assert "tumbling(60000)" in done.stderr
+
+
+def test_an_agent_that_is_gone_is_dropped_and_a_new_one_begins(shop: Path) -> None:
+    code, found = fates("plan", program(shop, MINUTES, TOTALS, AGENT.replace("seen", "other")), "--against", "state")
+    assert code == 1
+    assert (found["shop.seen"], found["shop.other"]) == ("drop", "new")
+
+
+def test_a_savepoint_and_an_older_checkpoint_can_be_named(shop: Path) -> None:
+    sabot_says("savepoint", "create", "state", "--to", "kept")
+    target = program(shop, MINUTES, TOTALS, AGENT)
+    assert fates("plan", target, "--against", "kept")[0] == 0
+    assert fates("plan", target, "--against", "state@1")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("against", "code", "said"),
+    [
+        ("nowhere", 2, "there is no directory nowhere"),
+        ("state@99", 1, "has no checkpoint 99"),
+        (".", 1, "holds no checkpoint"),
+    ],
+)
+def test_a_checkpoint_that_is_not_there_is_told(shop: Path, against: str, code: int, said: str) -> None:
+    done = sabot_says("plan", program(shop, MINUTES), "--against", against)
+    assert (done.exit_code, said in done.stderr) == (code, True)
+
+
+def test_a_checkpoint_of_another_app_is_refused(shop: Path) -> None:
+    name = program(shop, MINUTES).partition(":")[0]
+    path = shop / f"{name}.py"
+    path.write_text(path.read_text().replace('App("shop"', 'App("till"'))
+    done = sabot_says("plan", f"{name}:app", "--against", "state")
+    assert (done.exit_code, "this checkpoint is of app 'shop', not 'till'" in done.stderr) == (1, True)
+
+
+def test_a_program_that_reads_something_else_is_refused(shop: Path) -> None:
+    name = program(shop, MINUTES, TOTALS).partition(":")[0]
+    path = shop / f"{name}.py"
+    path.write_text(path.read_text().replace('app.stream("rows"', 'app.stream("lines"'))
+    done = sabot_says("plan", f"{name}:app", "--against", "state")
+    assert (done.exit_code, "a program that reads rows (read-1), this one reads lines (read-1)" in done.stderr) == (
+        1,
+        True,
+    )
+
+
+def test_a_start_decides_as_the_plan_said(shop: Path) -> None:
+    """What `plan` calls migrate runs, what it refuses is refused, with the same words."""
+
+    async def start(target: str, parallelism: int = 1) -> Any:
+        app = load_app(target)
+        app.configure(parallelism=parallelism)
+        try:
+            await app.start()
+        finally:
+            await app.stop()
+
+    refused = program(shop, MINUTES.replace("1m", "2m"), TOTALS, AGENT)
+    said = sabot_says("plan", refused, "--against", "state").stderr
+    with pytest.raises(Exception, match="tumbling") as failure:
+        asyncio.run(start(refused))
+    assert "window was tumbling(60000), is tumbling(120000)" in said
+    assert "window was tumbling(60000), is tumbling(120000)" in str(failure.value)
+    asyncio.run(start(program(shop, MINUTES, TOTALS, AGENT), parallelism=2))
+
+
+LINES = 'lines = app.stream(sabot.files("lines.ndjson"), time={time!r})\nlines.to("out")\n'
+
+
+@pytest.mark.parametrize("against", [(), ("--against", "state")], ids=["plan", "against"])
+@pytest.mark.parametrize(
+    ("row", "part", "says"),
+    [
+        ({"n": 1}, LINES.format(time="at"), "stream lines.ndjson: there is no column 'at' for event time"),
+        ({"at": "noon"}, LINES.format(time="at"), "the column of event time, 'at', is string"),
+        ({"__time": 1}, LINES.format(time=None), "stream lines.ndjson: '__time' is a name of ours"),
+        (
+            {"n": 1},
+            'rows.select("amount").to("made")\napp.stream("made").to("out")\n',
+            "stream made: its columns cannot be inferred before who writes it",
+        ),
+        (
+            {"n": 1},
+            '@app.agent("rows", sink="made")\nasync def makes(ctx): ...\napp.stream("made").to("out")\n',
+            "stream made: its columns cannot be inferred before who writes it",
+        ),
+        (
+            {"n": 1},
+            'for _ in range(2): rows.to(NdjsonSink("same.ndjson"))\n',
+            "two sinks write same.ndjson",
+        ),
+        (
+            {"n": 1},
+            'once = sabot.files("lines.ndjson")\nfor _ in range(2): app.stream(once).to("out")\n',
+            "two streams read this very Source, lines.ndjson",
+        ),
+    ],
+    ids=["no column", "no time", "a name of ours", "its own topic", "its agent's topic", "one file", "one source"],
+)
+def test_the_plan_refuses_what_a_start_refuses(
+    shop: Path, row: dict[str, Any], part: str, says: str, against: tuple[str, ...]
+) -> None:
+    """The command had rules of its own once, which had drifted from those of the start: it promised what a start refuses."""
+    (shop / "lines.ndjson").write_text(json.dumps(row) + "\n")
+    done = sabot_says("plan", program(shop, part), *against)
+    assert (done.exit_code, says in done.stderr) == (1, True), done.stderr
+
+    async def start() -> None:
+        app = load_app(program(shop, part))
+        try:
+            await app.start()
+        finally:
+            await app.stop()
+
+    with pytest.raises(UserError) as refused:
+        asyncio.run(start())
+    assert says in str(refused.value)
