@@ -1,6 +1,6 @@
 """Arrow arrays beside numpy's views of their values; and columns of times, each as int64 since 1970 UTC.
 
-A column holds times if it is of timestamps, of dates, or of integers, which count ms: expressions and event time take them alike.
+A column holds times if its values are timestamps, dates, or integers, which count ms; expressions and event time accept all three.
 """
 
 from typing import Any
@@ -33,19 +33,19 @@ PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 def broadcast(value: Any, rows: int) -> pa.Array:
-    """A scalar as an array of so many rows; an array as it is, in one piece."""
+    """A scalar as an array of `rows` rows; an array or chunked array as one array."""
     if isinstance(value, pa.Scalar):
         return pa.repeat(value, rows) if value.is_valid else pa.nulls(rows, value.type)
     return value.combine_chunks() if isinstance(value, pa.ChunkedArray) else value
 
 
 def integers(array: pa.Array) -> Any:
-    """The values of an array of integers, times or dates, without a copy; anything where it is null."""
+    """The values of an array of integers, times or dates as numpy integers, without a copy; the value of a null row is arbitrary."""
     return _view(array, "u" if pa.types.is_unsigned_integer(array.type) else "i")
 
 
 def floats(array: pa.Array) -> Any:
-    """The values of an array of floats, without a copy; anything where it is null."""
+    """The values of an array of floats as numpy floats, without a copy; the value of a null row is arbitrary."""
     return _view(array, "f")
 
 
@@ -58,7 +58,7 @@ def _view(array: pa.Array, kind: str) -> Any:
 
 
 def is_ascii(strings: pa.Array) -> bool:
-    """Whether all bytes of these strings are ASCII, those included that a null may hide. One look over the memory."""
+    """Whether all bytes of these strings are ASCII, including bytes behind nulls. It scans the buffer once."""
     _, offsets, data = strings.buffers()
     if len(strings) == 0 or data is None:
         return True
@@ -68,7 +68,7 @@ def is_ascii(strings: pa.Array) -> bool:
 
 
 def shown(value: pa.Scalar) -> str:
-    """A value as messages show it; a time that Python has no object for as the number that it is."""
+    """A value as messages show it; a time outside the range of Python's datetime is shown as its number."""
     try:
         return repr(value.as_py())
     except (OverflowError, ValueError):
@@ -76,7 +76,7 @@ def shown(value: pa.Scalar) -> str:
 
 
 def integer_array(values: Any, type: pa.DataType, *sources: Any, nulls: Any = None) -> pa.Array:
-    """numpy integers as an array of this type (as wide as they are); null where a source is, and where `nulls` is true."""
+    """numpy integers as an array of `type`, which has their width; null where any of `sources` is null, and where `nulls` is true."""
     for source in sources:
         if isinstance(source, pa.Scalar):
             if not source.is_valid:
@@ -94,7 +94,7 @@ def where(mask: Any, array: pa.Array) -> pa.Array:
 
 
 def is_utc(zone: str | None) -> bool:
-    """Whether times of this zone are what they are in UTC; a time without a zone is UTC."""
+    """Whether this zone is UTC under any of its names; a time without a zone counts as UTC."""
     return zone is None or zone in ("UTC", "Etc/UTC", "Z", "+00:00", "utc")
 
 
@@ -104,7 +104,7 @@ def is_time(type: pa.DataType) -> bool:
 
 
 def to_ms(array: pa.Array) -> pa.Array:
-    """int64 ms since 1970 UTC, from timestamps of any unit (rounded down), dates, and integers (ms already); null stays null."""
+    """int64 ms since 1970 UTC, from timestamps of any unit (rounded down), dates, or integers (which are ms already); null stays null."""
     if pa.types.is_integer(array.type):
         return array if pa.types.is_int64(array.type) else pc.cast(array, pa.int64())
     if not is_time(array.type):
@@ -113,7 +113,7 @@ def to_ms(array: pa.Array) -> pa.Array:
 
 
 def as_timestamp(array: pa.Array) -> pa.Array:
-    """Integers (ms) and dates as timestamps; timestamps as they are."""
+    """Integers (ms) and dates converted to timestamps; timestamps unchanged."""
     if pa.types.is_timestamp(array.type):
         return array
     if pa.types.is_date32(array.type):
@@ -124,7 +124,7 @@ def as_timestamp(array: pa.Array) -> pa.Array:
 
 
 def to_unit(array: pa.Array, unit: str) -> pa.Array:
-    """Timestamps or durations of another unit: rounded down to a coarser one; ArrowInvalid where a finer one overflows."""
+    """Timestamps or durations converted to `unit`: rounded down to a coarser one; raises ArrowInvalid where a finer one overflows."""
     zoned = pa.types.is_timestamp(array.type)
     type = pa.timestamp(unit, array.type.tz) if zoned else pa.duration(unit)
     have, want = PER_SECOND[array.type.unit], PER_SECOND[unit]
@@ -134,7 +134,7 @@ def to_unit(array: pa.Array, unit: str) -> pa.Array:
 
 
 def epoch(array: pa.Array, unit: str) -> pa.Array:
-    """int64 units ("d": days) since 1970 UTC, rounded down."""
+    """int64 count of `unit` ("d": days) since 1970 UTC, rounded down; null where the count does not fit into 64 bits."""
     array = as_timestamp(array)
     have, want = PER_SECOND[array.type.unit], PER_SECOND.get(unit, 1)
     values = integers(array)
@@ -143,7 +143,7 @@ def epoch(array: pa.Array, unit: str) -> pa.Array:
     elif have < want:
         limit = (2**63 - 1) // (want // have)
         far = (values > limit) | (values < -limit)
-        if far.any():  # beyond 64 bits: no time
+        if far.any():  # the count does not fit into 64 bits
             return integer_array(np.where(far, 0, values) * (want // have), pa.int64(), array, nulls=far)
         values = values * (want // have)
     if unit == "d":

@@ -7,7 +7,7 @@ __all__ = ["SYSTEM_CLOCK", "Clock", "ManualClock", "SystemClock"]
 
 
 class Clock(Protocol):
-    """Two readings: the calendar (for people and records) and a steady count (for durations)."""
+    """Gives calendar time, for people and records, and a steady count of seconds, for durations."""
 
     def time(self) -> float:
         """Seconds since 1970-01-01 UTC."""

@@ -34,10 +34,10 @@ NAME_BYTES = 255
 TOPIC_BYTES = 249  # Kafka's bound
 
 RECORD_BYTES = 16 << 20
-"""A record that comes from outside has no more bytes, unless its source says so: one above it is set apart."""
+"""The largest record, in bytes, that is taken from outside unless its source sets another bound; a larger one becomes a dead letter."""
 
 FIELDS = 10_000
-"""So many columns, fields in fields counted, are inferred from data; with a schema there may be more."""
+"""At most so many columns, nested fields included, are inferred from data; a given schema may have more."""
 
 Duration = str | int | float | timedelta
 
@@ -48,7 +48,7 @@ _WHO_CALLS = 'kafka://host:port, kafka={"security.protocol": "SASL_SSL", "sasl.m
 
 
 def parse_seconds(value: Duration, *, name: str = "duration") -> float:
-    """`"5s"`, `"100ms"`, a timedelta, or a bare number of seconds -> seconds, not negative."""
+    """Seconds, not negative, from `"5s"`, `"100ms"`, a timedelta, or a bare number of seconds."""
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, bool):
@@ -66,17 +66,17 @@ def parse_seconds(value: Duration, *, name: str = "duration") -> float:
 
 
 def parse_ms(value: Duration, *, name: str = "duration") -> int:
-    """As `parse_seconds`, in whole milliseconds."""
+    """What `parse_seconds` gives, in whole milliseconds."""
     return round(parse_seconds(value, name=name) * 1000)
 
 
 def is_whole(value: object, least: int, most: int | None = None) -> bool:
-    """A whole number within these bounds; True and False are none."""
+    """Whether the value is a whole number within these bounds; True and False are not taken for numbers."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most)
 
 
 def parse_bytes(value: str | int, *, name: str = "size") -> int:
-    """`"256MB"`, `"64KiB"` or a number of bytes -> bytes."""
+    """Bytes, from `"256MB"`, `"64KiB"` or a bare number of bytes."""
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
     else:
@@ -92,7 +92,7 @@ def parse_bytes(value: str | int, *, name: str = "size") -> int:
 
 
 def parse_rate(value: str | float, *, name: str = "rate") -> float:
-    """`"50/s"`, `"300/m"`, `"1000/h"`, or a number a second -> how many a second, more than none."""
+    """A positive number per second, from `"50/s"`, `"300/m"`, `"1000/h"`, or a bare number per second."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*/\s*([smhd])\s*", value) if isinstance(value, str) else None
     if match is not None:
         rate = float(match[1]) / _SECONDS[match[2]]
@@ -106,7 +106,7 @@ def parse_rate(value: str | float, *, name: str = "rate") -> float:
 
 
 class Restart(NamedTuple):
-    """What happens when a task of a job fails: so many restarts from the last checkpoint, each after a wait; then the job fails."""
+    """What happens when a task of a job fails: a number of restarts from the last checkpoint, each after a wait; then the job fails."""
 
     attempts: int
     delay_s: float
@@ -187,7 +187,7 @@ def checked_no_password(name: str, what: str) -> str:
 
 
 def checked_topic(value: object, what: str, *, kafka: bool = False) -> str:
-    """`value`, if it can name a topic; `kafka`: one of a Kafka broker, which takes few characters. Raises UserError."""
+    """`value`, if it can name a topic. kafka: the topic is one of a Kafka broker, which allows few characters. Raises UserError."""
     name = checked_no_password(checked_name(value, what, longest=TOPIC_BYTES), what)
     if kafka and (not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", "..")):
         raise UserError(
@@ -213,10 +213,10 @@ def _shown(value: object) -> str:
 
 
 def legal_topic(name: str) -> str:
-    """A source's name as a part of a Kafka topic's name: a file's path is none."""
+    """A source's name, which may be the path of a file, made into a legal part of a Kafka topic's name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-200:]
 
 
 def dead_letter_topic(template: str, topic: str) -> str:
-    """The topic for the dead letters of `topic`: `"{topic}.dlq"` has its place in it."""
+    """The topic for the dead letters of `topic`, from a template such as `"{topic}.dlq"`."""
     return template.replace("{topic}", legal_topic(topic))

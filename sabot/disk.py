@@ -1,12 +1,12 @@
-"""Files and folders that the engine makes for itself: for its own user alone, and never in the place of somebody else's.
+"""Files and folders that the engine makes for itself: readable by its own user alone, and never in the place of somebody else's file.
 
-Whoever may write into a folder may put something under a name that we are about to use: a symbolic link to a file of another, a
-pipe that lets us wait for ever. So a folder that only the engine uses is checked once (`own_folder`: it is a folder, and ours) and
-closed to everybody else (0700); below it nobody has to be suspicious, whatever the mode of a file that RocksDB made there under the
-process' umask. What stands beside files of others (a lock, a journal beside the user's output) is opened by `private` or `open_lock`.
+Whoever may write into a folder may put something under a name that we are about to use: a symbolic link to another user's file, or a
+pipe on which we would block for ever. So a folder that only the engine uses is checked once (`own_folder`: it is a folder, and ours)
+and closed to other users (0700); what is below it can be trusted, whatever mode RocksDB gives its files under the process' umask.
+Files beside those of others (a lock, a pending list beside the user's output) are opened by `private` or `open_lock`.
 
-As PostgreSQL with its data directory and ssh with its keys, but a directory that the user made keeps its mode and its owner: volumes are
-mounted 0777, or with an owner of their own. What is ours stands one level below.
+PostgreSQL treats its data directory and ssh its keys in this way. But a directory that the user made keeps its mode and its owner,
+because volumes are mounted 0777 or with an owner of their own; the engine's folder is one level below it.
 """
 
 import errno
@@ -46,24 +46,27 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_MARK = "temporary.lock"  # in each TemporaryFolder, held by its process: the mark of those that may be removed
+# Stands in each TemporaryFolder, locked by its process: a folder whose mark is not locked may be removed.
+_MARK = "temporary.lock"
 
 _NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 _NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS}  # of a file system without modes
 
 
 def private(path: str, flags: int) -> int:
-    """An opener, for `open`: a new file is 0600, and the last part of the path is no symbolic link (OSError ELOOP)."""
+    """An opener for `open`: a new file gets mode 0600, and a symbolic link at the last part of the path is refused (OSError ELOOP)."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def no_link(path: str, flags: int) -> int:
-    """An opener, for `open`: what it opens and makes is no symbolic link; a new file has the mode that the user's umask leaves."""
+    """An opener for `open`: refuses a symbolic link as `private` does; a new file gets the mode that the user's umask leaves."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def regular(path: str, flags: int) -> int:
-    """An opener, for `open`: to read a file, and nothing else. A pipe would wait for ever, a link may lead anywhere: OSError."""
+    """An opener for `open`, to read a regular file. It raises OSError for a pipe, which could block for ever, and for a symbolic link,
+    which may lead anywhere.
+    """
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -77,15 +80,15 @@ def regular(path: str, flags: int) -> int:
 
 
 def copy_private(file: Path, copy: Path) -> None:
-    """The contents under another name, which is new."""
+    """Copies the contents of `file` to `copy`, a name that must be new, with mode 0600."""
     with open(copy, "xb", opener=private):
         pass
     shutil.copyfile(file, copy)
 
 
 def link_or_copy(file: Path | str, copy: Path | str) -> bool:
-    """A file that never changes again, under a second name, which is new. False: no link can be (another file system, one without
-    links, too many links), so it is a copy, which is not safe on disk before `sync`. Raises OSError.
+    """Gives a file that never changes again a second name, which must be new. Returns False where no hard link is possible (another file
+    system, one without links, too many links): then `copy` is a copy, which is not durable before `sync`. Raises OSError.
     """
     try:
         os.link(file, copy)
@@ -98,7 +101,7 @@ def link_or_copy(file: Path | str, copy: Path | str) -> bool:
 
 
 def name_new(unfinished: Path, name: Path) -> None:
-    """The file under a name that nothing has. Raises FileExistsError where something has it; OSError."""
+    """Gives the file a name that must be free. Raises FileExistsError where it is taken; OSError."""
     try:
         os.link(unfinished, name)
     except OSError as error:
@@ -110,7 +113,7 @@ def name_new(unfinished: Path, name: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """The contents of a file, or the names in a folder, are safe on disk."""
+    """Makes the contents of a file, or the names in a folder, durable (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -119,7 +122,7 @@ def sync(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """It is there; what was missing of it, and above it, is 0700."""
+    """Makes the folder and its missing parents, with mode 0700; a folder that is there is left as it is."""
     missing = []
     while not folder.is_dir():
         missing.append(folder)
@@ -135,7 +138,7 @@ def make_folder(folder: Path) -> None:
 
 
 def own_folder(folder: Path) -> None:
-    """It is there, for us alone: made 0700, or found as a folder of ours, and closed to others.
+    """Makes the folder with mode 0700, or checks that the one that is there is ours, and closes it to other users.
 
     Raises UserError where something else is in its place; OSError.
     """
@@ -163,10 +166,10 @@ _held: "weakref.WeakSet[IO[Any]]" = weakref.WeakSet()
 
 
 def hold(file: IO[Any]) -> None:
-    """Locks an open file for this process, until it is closed or the process is gone. Raises BlockingIOError where another has it.
+    """Locks an open file for this process, until it is closed or the process is gone. Raises BlockingIOError where another one has it.
 
-    A lock belongs to what was opened, which a child made by fork shares: it would hold the lock as long as it lives, also when its
-    parent has let go or was killed. So a child of ours lets go at once (`_let_go`).
+    A lock belongs to the open file description, which a forked child shares: the child would hold the lock as long as it lives, even
+    after its parent has closed the file or was killed. So a child of ours releases its locks at once (`_let_go`).
     """
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     _held.add(file)
@@ -182,7 +185,7 @@ def is_held(descriptor: int) -> bool:
 
 
 def _let_go() -> None:
-    """In a forked child. The descriptors stay taken, by nothing: objects that will close them have their numbers."""
+    """Runs in a forked child. Each descriptor is made to point at /dev/null and not closed, because file objects will close its number."""
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for file in _held:
         if not file.closed:
@@ -195,7 +198,7 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 def open_lock(path: Path) -> int:
-    """A descriptor of a file that `hold` will lock, which is made where it is missing; its contents are ours to change.
+    """Opens a file that `hold` will lock, and makes it where it is missing. Returns a descriptor; its contents are ours to change.
 
     Raises UserError where something else is in its place; OSError.
     """
@@ -221,10 +224,10 @@ def open_lock(path: Path) -> int:
 
 
 def lock(path: Path, holder: str, taken: Callable[[str], SabotError]) -> IO[bytes]:
-    """The file at `path`, with the text `holder` in it, locked until it is closed or the process is gone, however it ended.
+    """Locks the file at `path` until it is closed or the process ends in any way, and writes the text `holder` into it.
 
-    It is made where it is missing, and never removed: two processes would hold two locks. Raises `taken(text)` where another process
-    has it, with the text of that one; UserError where something else is in its place; OSError.
+    The file is made where it is missing, and never removed: otherwise two processes could hold locks on two files of that name. Raises
+    `taken(text)`, with the text of the other holder, where another process has it; UserError where something else is in its place; OSError.
     """
     file = os.fdopen(open_lock(path), "rb+", buffering=0)
     try:
@@ -241,14 +244,14 @@ def lock(path: Path, holder: str, taken: Callable[[str], SabotError]) -> IO[byte
 
 
 def tell_of_open_folder(folder: Path) -> None:
-    """A warning where anyone may rename what is in it: no check below helps against that."""
+    """Logs a warning where every user may rename entries of the folder: the checks below it do not help against that."""
     mode = folder.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         _log.warning("%s: every user of this machine may rename and remove what is in it (chmod o-w)", folder)
 
 
 def _refuse(path: Path, status: os.stat_result, right_kind: Callable[[int], bool], kind: str) -> None:
-    """Raises UserError for what is none of ours."""
+    """Raises UserError unless `status` is of the right kind and belongs to our user."""
     hint = "somebody else may have put it there: look at it and remove it, or give another directory"
     if stat.S_ISLNK(status.st_mode):
         raise UserError(f"{path} is a symbolic link, and not the {kind} that Sabot makes there", hint=hint)
@@ -262,18 +265,19 @@ def _refuse(path: Path, status: os.stat_result, right_kind: Callable[[int], bool
 
 
 def _uid_of_new_files(folder: Path) -> int:
-    """Whose the files are that we make here: of some network file systems not ours."""
+    """The owner of new files in this folder: some network file systems give them to another user than ours."""
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             return os.fstat(probe.fileno()).st_uid
-    except OSError:  # none can be made here
+    except OSError:  # no file can be made here
         return os.geteuid()
 
 
 class TemporaryFolder:
-    """A folder until `cleanup`, or the end of the process; of a process that was killed it goes when the next one of its prefix is made.
+    """A folder that is removed by `cleanup` or at the end of the process. That of a killed process is removed when the next folder with
+    the same prefix is made.
 
-    where: the folder that it is made in; None: that of the machine for temporary files. Raises OSError.
+    where: its parent; None stands for the machine's folder for temporary files. Raises OSError.
     """
 
     def __init__(self, prefix: str, where: Path | None = None) -> None:
@@ -284,10 +288,10 @@ class TemporaryFolder:
         unlocked = self.path / f"{_MARK}.new"
         self._mark = open(unlocked, "xb", opener=private)  # noqa: SIM115 - it is held as long as the folder is there
         hold(self._mark)
-        unlocked.rename(self.path / _MARK)  # so nobody sees it before it is locked
+        unlocked.rename(self.path / _MARK)  # so no process finds the mark before it is locked
 
     def cleanup(self) -> None:
-        """It is gone. Idempotent."""
+        """Removes the folder. Idempotent."""
         self._folder.cleanup()
         self._mark.close()
 
@@ -299,7 +303,7 @@ class TemporaryFolder:
 
 
 def remove_left(where: Path, prefix: str) -> None:
-    """Removes every TemporaryFolder of this prefix whose process is gone. What resists stays."""
+    """Removes every TemporaryFolder of this prefix whose process is gone; one that cannot be removed is left."""
     for folder in where.glob(f"{glob.escape(prefix)}*"):
         if _is_left(folder):
             shutil.rmtree(folder, ignore_errors=True)
@@ -320,7 +324,7 @@ def _is_left(folder: Path) -> bool:
 
 
 def close_to_others(descriptor: int) -> None:
-    """Whom it does not belong to may neither read nor write an open file, or list an open folder."""
+    """Takes all rights of other users from an open file or folder; nothing happens on a file system without modes."""
     mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
     if mode & 0o077:
         try:

@@ -11,7 +11,7 @@ SabotError(message, *, hint=)
 │   └── RowErrors          a batch agent names its bad rows: {row: reason}
 ├── TransientError         a fault that may pass; retried, bounded
 │   ├── BrokerUnavailable  names the address
-│   └── Overloaded         the service that a call asks wants fewer calls; raised by the user's functions
+│   └── Overloaded         the service behind a call wants fewer calls; raised by the user's functions
 ├── CheckpointFailed       a checkpoint that did not complete; the job goes on
 ├── AgentFailed            agents stopped by their own errors; raised by `App.run()`
 └── InternalError          our bug: it propagates
@@ -47,7 +47,7 @@ __all__ = [
 
 
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
-"""What decoders of JSON and msgpack raise for bytes from outside that they cannot read; RecursionError where these are nested too deep."""
+"""What decoders of JSON and msgpack raise for bytes that they cannot read; RecursionError for bytes that are nested too deep."""
 
 
 def short_repr(value: object) -> str:
@@ -57,7 +57,7 @@ def short_repr(value: object) -> str:
 
 
 def words_of(error: BaseException) -> str:
-    """What an error of anybody's says; it may fail at that too."""
+    """The message of an error of any class, also of one of the user's whose `__str__` raises."""
     try:
         return str(error)
     except Exception as worse:
@@ -65,7 +65,7 @@ def words_of(error: BaseException) -> str:
 
 
 class SabotError(Exception):
-    """Base of all errors that Sabot raises on purpose: what happened, and what to do about it. No known secret is in it."""
+    """Base of all errors that Sabot raises on purpose: `message` says what happened, `hint` what to do. Known secrets are hidden in it."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         message = scrubbed(message)
@@ -92,7 +92,7 @@ class NoStateBackend(UserError, RuntimeError):
 
 
 class MissingExtra(UserError, ImportError):
-    """An optional package is needed and not installed."""
+    """A feature needs an optional package that is not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs an optional package", hint=f"pip install 'sabot[{extra}]'")
@@ -134,10 +134,10 @@ class BrokerUnavailable(TransientError):
 
 
 class Overloaded(TransientError):
-    """Raised in the function of an agent, of `map_async` or `lookup`: the service that it asks has too many requests.
+    """Raised by the function of an agent, of `map_async` or `lookup` when the service that it asks has too many requests.
 
-    The step makes fewer calls at once, and this one again: after `retry_after` seconds (a number, or the text of one), in which no other
-    call begins either, or after the step's backoff, whichever is longer.
+    The step then makes fewer calls at once, and retries this one after `retry_after` seconds (a number, or its text) or after its own
+    back-off, whichever is longer. No other call of the step begins during `retry_after`.
     """
 
     def __init__(self, message: str = "too many requests", *, retry_after: float | str = 0.0) -> None:

@@ -1,7 +1,8 @@
-"""The end of the process, asked for by the user's code: KeyboardInterrupt and SystemExit, raised wherever that code runs.
+"""KeyboardInterrupt and SystemExit, by which the user's code asks for the end of the process, wherever that code runs.
 
-On the event loop they would end the loop under everybody, and in a thread of the engine nobody would hear of them. So whoever calls the
-user's code carries them as the cause of an ordinary error; the app stops in good order, and then `AgentRuntime.run` raises them again.
+Raised on the event loop they would end the loop for all its tasks, and raised in a thread of the engine nobody would notice them. So
+whoever calls the user's code wraps them: they become the cause of an ordinary error, the app stops in good order, and
+`AgentRuntime.run` raises them again at the end.
 """
 
 from sabot.errors import SabotError
@@ -13,7 +14,7 @@ Exit = KeyboardInterrupt | SystemExit
 
 
 def exit_in(error: BaseException | None) -> Exit | None:
-    """The one behind this error, if there is one: it, its cause, or the cause of that."""
+    """The exit behind this error: the first one in the chain of the error and its causes; None when there is none."""
     seen: set[int] = set()  # a user's error may be its own cause
     while error is not None and id(error) not in seen:
         if isinstance(error, EXITS):
@@ -24,7 +25,7 @@ def exit_in(error: BaseException | None) -> Exit | None:
 
 
 def carried(asked: BaseException, where: str) -> SabotError:
-    """An ordinary error, behind which `exit_in` finds it."""
+    """An ordinary error whose cause is the exit `asked`; `exit_in` finds it there."""
     error = SabotError(f"{where} ends the process: {type(asked).__name__}: {asked}".rstrip(": "))
     error.__cause__ = asked
     return error

@@ -1,7 +1,7 @@
-"""What an error of the operating system means, and what to do about it: one place for all who read and write.
+"""What an error of the operating system means, and what to do about it, for every module that reads or writes.
 
-Python says the number of the error (`OSError.errno`). RocksDB, Arrow and librdkafka pass on the system's words for it ("IO error: No
-space left on device: While appending to file: …"), so the number is found in them.
+Python's errors have the number of the error (`OSError.errno`). Those of RocksDB, Arrow and librdkafka only quote the system's text for it
+("IO error: No space left on device: While appending to file: …"), so the number is derived from that text.
 """
 
 import errno
@@ -16,7 +16,7 @@ from sabot.errors import CorruptCheckpoint, InternalError, SabotError, UserError
 
 __all__ = ["fault_of", "hint_of", "taking_over", "unreadable"]
 
-_MOST_COUNTED = 65_536  # descriptors that are looked at
+_MOST_COUNTED = 65_536  # at most so many descriptors are looked at
 
 
 def _full() -> str:
@@ -43,13 +43,13 @@ def _not_allowed() -> str:
 
 
 def _too_many_open() -> str:
-    """No file can be opened to look at those that are: they are asked for one by one."""
+    """Counts the open files by kind. No more file can be opened, not even /proc/self/fd, so each descriptor is asked for by itself."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     kinds: Counter[str] = Counter()
     for descriptor in range(min(limit, _MOST_COUNTED)):
         try:
             kinds[_kind(os.fstat(descriptor).st_mode)] += 1
-        except OSError:  # it is not open
+        except OSError:  # this descriptor is not open
             continue
     counted = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
     return (
@@ -108,15 +108,16 @@ _HINTS: dict[int, Callable[[], str]] = {
     errno.ENOMEM: _no_memory,
     errno.EAGAIN: _no_more_threads,
 }
-_PASSING = set(_HINTS) - {errno.EIO}  # of these what is on the disk is no worse
+_PASSING = set(_HINTS) - {errno.EIO}  # faults that do not damage what is on the disk
 _WORDS = {os.strerror(number).casefold(): number for number in _HINTS if number != errno.EAGAIN}
-_WORDS["can't start new thread"] = errno.EAGAIN  # Python's own
-_WORDS["database or disk is full"] = errno.ENOSPC  # SQLite's own
-_LONGEST_FIRST = sorted(_WORDS, key=len, reverse=True)  # "Too many open files in system" has the words of another in it
+_WORDS["can't start new thread"] = errno.EAGAIN  # Python's own text
+_WORDS["database or disk is full"] = errno.ENOSPC  # SQLite's own text
+# The longest text comes first, because "Too many open files in system" contains the text of another error.
+_LONGEST_FIRST = sorted(_WORDS, key=len, reverse=True)
 
 
 def fault_of(error: object) -> int:
-    """The number (`errno`) of the system's error that this one is, or tells of in its words; 0: none that we know."""
+    """The `errno` of the system's error that this error is, or that its text quotes; 0 when it is none that we know."""
     if isinstance(error, MemoryError):
         return errno.ENOMEM
     if isinstance(error, OSError) and error.errno in _HINTS and error.errno != errno.EAGAIN:
@@ -126,13 +127,15 @@ def fault_of(error: object) -> int:
 
 
 def hint_of(error: object, otherwise: str = "") -> str:
-    """What to do about it; `otherwise` where it is no fault of the machine's."""
+    """What to do about an error that is a fault of the machine; `otherwise` for any other error."""
     fault = fault_of(error)
     return _HINTS[fault]() if fault else otherwise
 
 
 def unreadable(what: str, error: BaseException) -> UserError:
-    """The error for what a checkpoint holds and cannot be used: it is corrupt, unless it may be whole and the machine stands in the way."""
+    """The error for a part of a checkpoint that cannot be used: CorruptCheckpoint, or UserError where a fault of the machine only keeps us
+    from reading it.
+    """
     message = f"{what}: {getattr(error, 'strerror', None) or error}"
     if fault_of(error) in _PASSING:
         return UserError(message, hint=hint_of(error))
@@ -141,8 +144,8 @@ def unreadable(what: str, error: BaseException) -> UserError:
 
 @contextmanager
 def taking_over(what: str, where: object) -> Iterator[None]:
-    """Around what makes state out of a checkpoint. Its files have hashes and its manifest a checksum, which tell damage, but whoever can
-    write them can write those too. So whatever stumbles over what they say is a CorruptCheckpoint that names the place; but for the
+    """Wraps code that makes state out of a checkpoint. Hashes of its files and the checksum of its manifest reveal damage, but whoever can
+    write a file can write its hash too. So any error that the contents cause becomes a CorruptCheckpoint that names `where`, except
     faults of the machine.
     """
     try:

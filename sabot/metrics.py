@@ -1,11 +1,10 @@
 """Figures for Prometheus. The only importer of prometheus_client.
 
-Objects count in plain numbers as they work; who owns them yields these as samples when a scrape asks (`Metrics`), so the walk
-of a record pays nothing for being watched. The names stand in `_KINDS`. All labels are strings: `app`; `operator`, an agent's id
-or "sink"; `topic`, where rows come from or go to, which may be another agent's id or a file; `partition`.
+Objects count in plain numbers as they work; their owners yield the numbers as samples when a scrape asks (`Metrics`), so processing a
+record costs nothing extra. `_KINDS` lists the names. All labels are strings: `app`; `operator`, which is an agent's id, "sink", or
+the task of a stream ("stage/subtask"); `topic`, where rows come from or go to, which may be another agent's id or a file; `partition`.
 
-Durations are kept as counts by size (`Durations`), one step per batch. Rows are counted by batch too, hence not by partition.
-Of streams, `operator` is a task: "stage/subtask".
+Durations are kept as a histogram (`Durations`), to which each batch adds one. Rows are counted per batch too, hence not by partition.
 """
 
 import logging
@@ -23,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 _HOST = "127.0.0.1"
 
-Value = float | tuple[float, ...]  # a tuple: what Durations.read gave
+Value = float | tuple[float, ...]  # a tuple is the result of Durations.read
 _Key = tuple[str, str, str, str]  # name, operator, topic, partition
 
 
@@ -71,7 +70,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One figure now. Samples that agree in everything but the value are added up."""
+    """One figure at the time of a scrape. Samples that differ only in their value are added up."""
 
     name: str
     value: Value
@@ -81,7 +80,7 @@ class Sample:
 
 
 class Durations:
-    """How many durations of which size there were. One writer; read from any thread."""
+    """A histogram of durations. One thread adds; any thread may read."""
 
     __slots__ = ("_figures",)
 
@@ -92,7 +91,7 @@ class Durations:
         self._figures = [0.0] * (len(self.BOUNDS) + 1)  # a count for each bound, then the sum of seconds
 
     def add(self, seconds: float) -> None:
-        """One more."""
+        """Counts one duration."""
         self._figures[bisect_left(self.BOUNDS, seconds)] += 1
         self._figures[-1] += seconds
 
@@ -109,13 +108,13 @@ class Durations:
 class Metrics:
     """The figures of one app, over all its jobs, and the port where they can be read.
 
-    `lasting` yields the samples of what lives as long as the app; those of a job are added with `follow`. When that job is over
-    (`settle`) its counters stay, so none ever goes back within a process, whatever a restore did. The thread that scrapes calls
-    both, one scrape at a time. All methods from any thread.
+    `lasting` yields the samples of objects that live as long as the app; `follow` adds those of a job. When that job is over (`settle`)
+    its counters are kept, so that no counter ever goes back within a process, whatever a restore did. The scraping thread calls both,
+    one scrape at a time. All methods may be called from any thread.
     """
 
     def __init__(self, app: str, lasting: Callable[[], Iterable[Sample]]) -> None:
-        self.port: int | None = None  # where it is served now
+        self.port: int | None = None  # of the server; None while there is none
         self._app = app
         self._lasting = lasting
         self._job: Callable[[], Iterable[Sample]] | None = None
@@ -126,12 +125,12 @@ class Metrics:
         self._thread: threading.Thread | None = None
 
     def follow(self, job: Callable[[], Iterable[Sample]]) -> None:
-        """From now on these samples count too."""
+        """From now on each scrape includes the samples of this job."""
         with self._lock:
             self._job = job
 
     def settle(self) -> None:
-        """The job is over: its counters stay, its gauges go. Waits for a scrape that is under way. Idempotent."""
+        """Called when the job is over: its counters are kept, its gauges dropped. Waits for a scrape that is under way. Idempotent."""
         with self._lock:
             job, self._job = self._job, None
             if job is not None:
@@ -143,7 +142,7 @@ class Metrics:
         return str(client.generate_latest(self._registry(client)).decode())
 
     def serve(self, port: int) -> int:
-        """Answers scrapes on 127.0.0.1:`port`, from a thread, until `close`; 0 takes a free port. -> the port.
+        """Answers scrapes on 127.0.0.1:`port` in a thread until `close`; 0 takes a free port. Returns the port.
 
         Raises MissingExtra, and UserError for a port that cannot be had.
         """
@@ -160,7 +159,7 @@ class Metrics:
         return self.port
 
     def close(self) -> None:
-        """Serves no more, the port is free; blocks up to half a second. Idempotent."""
+        """Ends the server and frees the port; blocks up to half a second. Idempotent."""
         server, thread = self._server, self._thread
         self._server = self._thread = self.port = None
         if server is not None:
@@ -170,13 +169,13 @@ class Metrics:
             thread.join()
 
     def statistics(self) -> dict[str, int]:
-        """`scrapes` so far; `port`, 0 where none is served."""
+        """`scrapes` so far; `port` of the server, 0 without one."""
         return {"scrapes": self._scrapes, "port": self.port or 0}
 
     # -- what prometheus_client asks for ------------------------------------------------------------------------------
 
     def collect(self) -> list[Any]:
-        """A family for each name, with all its samples."""
+        """A metric family for each name, with all its samples."""
         core = _client().core
         makers = {
             "counter": core.CounterMetricFamily,
@@ -197,7 +196,7 @@ class Metrics:
         return list(families.values())
 
     def describe(self) -> list[Any]:
-        """Nothing: an app that has not started is not asked."""
+        """Returns nothing, so that registering does not collect samples of an app that has not started."""
         return []
 
     def _now(self) -> dict[_Key, Value]:
@@ -239,7 +238,7 @@ def _add(totals: dict[_Key, Value], samples: Iterable[Sample]) -> None:
 
 
 def _cumulative(figures: tuple[float, ...]) -> list[tuple[str, float]]:
-    """Durations.read -> Prometheus' buckets: (upper bound, how many were not above it)."""
+    """The result of Durations.read as Prometheus' buckets: pairs of an upper bound and the count of durations not above it."""
     buckets, count = [], 0.0
     for bound, some in zip(Durations.BOUNDS, figures[:-1], strict=True):
         count += some

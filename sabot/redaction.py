@@ -1,12 +1,12 @@
-"""What belongs in no message: passwords, keys, tokens. The one place that knows them, by the names of settings, in addresses, in texts.
+"""Keeps secrets (passwords, keys, tokens) out of messages. This module recognises them by the names of settings, in addresses, in texts.
 
-Three uses. What we show of settings and of addresses goes through `redacted` and `redacted_url`, which rather hide too much: what
-stands before the last `@` may be a password that somebody forgot to percent-encode. What others say (a driver, a client library, the
-user's own function) may repeat a setting, so whoever takes secrets in names them to `keep_secret`, and texts go through `scrubbed`:
-every `SabotError` does, what goes into dead letters does, and each line and traceback that the command line prints.
+It has two uses. Settings and addresses are shown through `redacted` and `redacted_url`, which hide too much rather than too little:
+the text before the last `@` may be a password that somebody forgot to percent-encode. Texts of others (a driver, a client library, the
+user's own function) may repeat a setting. So whoever takes a secret in registers it with `keep_secret`, and such texts go through
+`scrubbed`: every `SabotError` does, reasons in dead letters do, and so does each line and traceback that the command line prints.
 
-The secrets are kept per process, as they are in the settings themselves. A word of three letters, or one such as "admin" or
-"password", is hidden in settings and addresses but not looked for in texts: that would only say which word it is.
+Secrets are registered for the whole process. A word of three letters, or one such as "admin" or "password", is hidden in settings and
+addresses but not searched for in texts: hiding such a common word everywhere would only reveal which word it is.
 """
 
 import base64
@@ -37,7 +37,7 @@ _NAMES = "|".join(
     )
 )
 _SECRET = re.compile(rf"{_NAMES}|(?:^|[._-])key(?:$|[._-])|(?:^|[._-])sas(?:$|[._-])", re.IGNORECASE)
-# Of these families a name that is not known is taken for a misspelt one of a secret.
+# An unknown name of these families is taken for the misspelt name of a secret.
 _FAMILIES = ("sasl", "ssl", "oauth")
 _HARMLESS = {
     "enable.sasl.oauthbearer.unsecure.jwt",
@@ -74,7 +74,7 @@ _HARMLESS = {
 }
 _CHOICES = {"sasl.mechanism", "sasl.mechanisms", "sasl.oauthbearer.method", "security.protocol", "sslmode"}
 _CHOICE = re.compile(r"[A-Za-z0-9_-]{1,24}")
-# Hidden where settings are shown, and yet no secret to look for in texts: it stands in many.
+# Hidden where settings are shown, but not searched for in texts, because many texts contain these values.
 _NAMED = {"sasl.username", "sasl.oauthbearer.client.id", "sasl.kerberos.principal"}
 _WORDS = frozenset(
     (
@@ -98,7 +98,7 @@ _PLAIN = (str, int, float, bool, type(None))
 
 
 class _Known:
-    """Secrets of this process, in all the forms that they may come back in."""
+    """The secrets of this process, in all the forms in which a text may repeat them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -125,14 +125,14 @@ _known = _Known()
 
 
 def keep_secret(*values: object, beside: Iterable[object] = ()) -> None:
-    """From now on `scrubbed` hides these. beside: what may be shown; a secret that is equal to one of them is not looked for."""
+    """From now on `scrubbed` hides these values, but none that is equal to a value of `beside`, which are settings that may be shown."""
     shown = {str(each) for each in beside}
     texts = (value.decode(errors="replace") if isinstance(value, bytes) else value for value in values)
     _known.add(text for text in texts if isinstance(text, str) and text not in shown)
 
 
 def keep_settings(settings: Mapping[str, object]) -> None:
-    """`keep_secret` of the values that `redacted` hides."""
+    """Registers the values that `redacted` hides with `keep_secret`."""
     hidden: list[object] = []
     shown: list[object] = []
     for name, value in settings.items():
@@ -145,7 +145,7 @@ def keep_settings(settings: Mapping[str, object]) -> None:
 
 
 def keep_url(url: str) -> None:
-    """`keep_secret` of the password in it, and of what its query has under secret names."""
+    """Registers the password of an address, and the secret parameters of its query, with `keep_secret`."""
     userinfo, rest = _parts(url.partition("://")[2] or url)
     user, _, password = userinfo.partition(":")
     secrets = [password, *(pair[3].strip("'\"") for pair in _PAIR.finditer(rest))]
@@ -153,7 +153,7 @@ def keep_url(url: str) -> None:
 
 
 def redacted(settings: Mapping[str, object]) -> dict[str, object]:
-    """The settings as they may be shown: without the values of secret names, and of those whose name nobody knows."""
+    """The settings as they may be shown: the values of secret names are hidden, and so are those of unknown names of secret families."""
     return {setting_name(name): _shown(name, value) for name, value in settings.items()}
 
 
@@ -168,9 +168,9 @@ def _shown(name: str, value: object) -> object:
 
 
 def redacted_url(url: str) -> str:
-    """An address as it may be shown: nothing of who calls, and nothing that its query has under secret names.
+    """An address as it may be shown: without user, password, and the secret parameters of its query.
 
-    Where it is not written as addresses are, too much is hidden rather than too little: all before the last `@`.
+    Of a text that is no well-formed address too much is hidden rather than too little: everything before the last `@`.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -179,7 +179,7 @@ def redacted_url(url: str) -> str:
 
 
 def has_password(url: str) -> bool:
-    """An address with a password in it, or with a secret in its query."""
+    """Whether an address has a password in it, or a secret in its query."""
     scheme, separator, rest = url.partition("://")
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.\-]*", scheme):
         return False
@@ -188,14 +188,14 @@ def has_password(url: str) -> bool:
 
 
 def setting_name(text: str) -> str:
-    """As much of a setting's name as can be one: `sasl.password=…` has lost its way, and what follows is no name."""
+    """The beginning of `text` that can be the name of a setting: of `sasl.password=…` only what is before the `=`, the rest is a value."""
     match = _NAME.match(str(text))
     name = match[0] if match is not None else ""
     return name if name == text else f"{name}…"
 
 
 def scrubbed(text: str) -> str:
-    """A text of anybody's without the secrets that are known, without passwords in addresses and after `password=`."""
+    """The text without registered secrets, without passwords in addresses, and without what follows `password=` and the like."""
     text = _known.hide(text)
     if "://" in text:
         text = _URL_IN_TEXT.sub(rf"\1{HIDDEN}@", text)
@@ -205,7 +205,7 @@ def scrubbed(text: str) -> str:
 
 
 def clean_cause(error: BaseException) -> BaseException | None:
-    """For `raise … from clean_cause(error)`: another's error, or nothing where it, or what it came of, repeats a secret."""
+    """For `raise … from clean_cause(error)`: the error, or None where its text, or that of any of its causes, repeats a secret."""
     for each in _chain(error):
         text = "\n".join((str(each), repr(each), *getattr(each, "__notes__", ())))
         if scrubbed(text) != text:
@@ -223,7 +223,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_secret(name: str, value: object) -> bool:
-    """By its name; and a value that is none of the few short words that some settings take has come to the wrong name."""
+    """Whether the value of setting `name` is secret. That is decided by its name; and for a setting that takes one of a few short words,
+    any other value is taken for a secret that was given under the wrong name.
+    """
     name = str(name).lower()
     if name in _CHOICES and isinstance(value, str):
         return _CHOICE.fullmatch(value) is None
@@ -233,7 +235,7 @@ def _is_secret(name: str, value: object) -> bool:
 
 
 def _parts(rest: str) -> tuple[str, str]:
-    """What follows `://` -> who calls, and the rest. A password may have any character, as people write them."""
+    """Splits what follows `://` into user and password, and the rest. A password may contain any character: people do not encode it."""
     at = rest.rfind("@")
     before = rest[: max(at, 0)]
     authority = re.split(r"[/?#]", before)[0]
@@ -248,7 +250,9 @@ def _hide_value(pair: "re.Match[str]") -> str:
 
 
 def _forms(value: str) -> Iterator[str]:
-    """As it is, percent-encoded or decoded, in base64, as Python and JSON write it: what is long enough to be told from a word."""
+    """The forms of a secret: as it is, percent-encoded or decoded, in base64, as Python and JSON write it. Only forms that are long enough
+    to differ from an ordinary word.
+    """
     plain = unquote(value)
     written = {value, plain, repr(value)[1:-1]}
     for each in (value, plain):

@@ -1,10 +1,10 @@
-"""The steps by which a job changes the world outside it: files, topics, tables. Each has a name and passes here.
+"""The steps by which a job changes the world outside it: files, topics, tables. Each step has a name and is announced here.
 
     with step("rename", path):
         os.rename(unfinished, path)
 
-So a test can count them and crash before, after or in the middle of each (`sabot.testing`). Nobody watches otherwise.
-What is read is no step; what is written, renamed, removed, sent or committed is one, and nothing of it happens outside.
+So a test can count the steps, and crash before, after or in the middle of each (`sabot.testing`). Outside tests nobody watches.
+Reading is no step. Every write, rename, removal, send and commit is one, and happens only inside `with step(…)`.
 """
 
 from types import TracebackType
@@ -14,29 +14,29 @@ __all__ = ["Watcher", "step", "watch"]
 
 
 class Watcher(Protocol):
-    """Who looks on. Called in the thread of the step; what it raises comes out of the step."""
+    """Is told of the steps. Its methods are called in the thread of the step; an error that they raise comes out of the step."""
 
     def before(self, name: str, what: str) -> None:
-        """The step begins: nothing of it has happened."""
+        """Called before anything of the step has happened."""
 
     def after(self, name: str, what: str) -> None:
-        """It is done. Not called for a step that raised."""
+        """Called when the step is done; not for a step that raised."""
 
     def torn(self, name: str, what: str, size: int) -> int:
-        """Of a write of `size` bytes so many are to be written before a crash; `size` for all."""
+        """How many of the `size` bytes of a write are to be written: fewer than `size` before a simulated crash, else all."""
 
 
 _watcher: Watcher | None = None
 
 
 def watch(watcher: Watcher | None) -> None:
-    """From now on this one is told of every step of the process; None: nobody."""
+    """From now on `watcher` is told of every step of the process; with None nobody is."""
     global _watcher
     _watcher = watcher
 
 
 class step:
-    """One step, from its beginning to its end. `name` is the kind (few, constant), `what` says which: a path, a topic."""
+    """One step, from its beginning to its end. `name` is its kind, one of a few constants; `what` is its object: a path, a topic."""
 
     __slots__ = ("_name", "_what")
 
@@ -56,13 +56,13 @@ class step:
             _watcher.after(self._name, str(self._what))
 
     def write(self, file: Any, data: Any) -> None:
-        """Writes bytes, of which a crash may leave the beginning."""
+        """Writes `data`; a watcher may have only its first bytes written, as a crash would leave them."""
         if _watcher is not None:
             size = len(data)
             part = _watcher.torn(self._name, str(self._what), size)
             if part < size:
                 file.write(data[:part])
                 file.flush()
-                _watcher.after(self._name, str(self._what))  # a crash is expected here
+                _watcher.after(self._name, str(self._what))  # the watcher simulates its crash here
                 return
         file.write(data)

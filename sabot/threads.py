@@ -1,13 +1,13 @@
 """The engine's threads of control, and what passes between threads and an event loop.
 
-threads.spawn     a thread of control of the engine: it takes turns, so that a simulation can take them in its place
-aside             from the loop: blocking work in a thread of the engine's pool, awaited
-tell              from any thread: a call on the loop
-done              from the loop: waits for a future that a thread fulfils
-to_the_end        on the loop: a step that a cancellation does not stop half way
+threads.spawn     makes a thread of control of the engine; it works in turns, so that a simulation can run the turns itself
+aside             called on the loop: runs blocking work in a thread of the engine's pool, and awaits it
+tell              called from any thread: schedules a call on the loop
+done              called on the loop: waits for a future that a thread completes
+to_the_end        called on the loop: finishes a step even if its caller is cancelled half way
 
-The pool of `aside` is the engine's own. That of `asyncio.to_thread` is the user's: when his calls fill it, checkpoints and deliveries
-must not wait behind them, least of all when these calls wait for a checkpoint.
+The pool of `aside` is the engine's own. The pool of `asyncio.to_thread` belongs to the user: when the user's calls fill it, checkpoints
+and deliveries must not wait behind them, least of all when those calls themselves wait for a checkpoint.
 """
 
 import asyncio
@@ -25,33 +25,35 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Turn = Callable[[float], bool | None]
-"""One turn of a thread of control: `turn(wait_seconds)` takes one element if there is one, and waits for it at most so long.
+"""One turn of a thread of control: `turn(wait_seconds)` takes one element, and waits at most `wait_seconds` for one to come.
 
-True: it took one. None: there was none, or no room for what it had made. False: it is over, and is not called again. Never raises.
-With 0 seconds it never waits, for nothing: what a full channel refuses stays with the thread until a later turn.
+Returns True when it took an element, None when there was none or when its output found no room, False when the thread is over and must
+not be called again. It never raises. With `wait_seconds` 0 it never blocks: output that a full channel refuses stays with the thread
+until a later turn.
 """
 
 _WAIT_SECONDS = 0.05
-_POOL_THREADS = 32  # more than waits at any time: a few for each checkpoint, one for each sink that is being closed
+# More than are ever busy at once: a checkpoint takes a few, and so does each sink that is being closed.
+_POOL_THREADS = 32
 
 _pool = ThreadPoolExecutor(_POOL_THREADS, thread_name_prefix="sabot-aside")
 
 
 class Handle(Protocol):
-    """A thread of control from outside."""
+    """A thread of control, as its owner sees it."""
 
     def start(self) -> None:
-        """Its first turn may come."""
+        """Lets the thread take its first turn."""
 
     def join(self, timeout: float | None = None) -> None:
-        """Returns when it is over, or after `timeout` seconds."""
+        """Returns when the thread is over, or after `timeout` seconds."""
 
     def is_alive(self) -> bool:
-        """Between `start` and its end."""
+        """Whether the thread was started and is not over."""
 
 
 Spawn = Callable[[str, Turn], Handle]
-"""(name, turn) -> a thread of control that is not started yet."""
+"""Makes a thread of control of (name, turn), which is not started yet."""
 
 
 class Threads:
@@ -61,11 +63,11 @@ class Threads:
         self._make: Spawn = _Thread
 
     def spawn(self, name: str, turn: Turn) -> Handle:
-        """A thread of control that takes its turns until it is over; `start` begins."""
+        """Makes a thread of control, which calls `turn` until that returns False. It does not run before `start`."""
         return self._make(name, turn)
 
     def made_by(self, make: Spawn | None) -> None:
-        """From now on `make(name, turn)` makes them; None: threads of the process."""
+        """From now on `spawn` uses `make(name, turn)`; None restores threads of the process."""
         self._make = make or _Thread
 
 
@@ -83,19 +85,19 @@ threads = Threads()
 
 
 async def aside(work: Callable[P, T], /, *args: P.args, **options: P.kwargs) -> T:
-    """The result of `work(*args, **options)`, which may block."""
+    """Runs `work(*args, **options)`, which may block, in the engine's pool, and returns its result."""
     return await asyncio.get_running_loop().run_in_executor(_pool, partial(_carrying, partial(work, *args, **options)))
 
 
 def _carrying(work: Callable[[], T]) -> T:
     try:
         return work()
-    except EXITS as asked:  # the user's code is in there: a task that awaits this must not end the event loop
+    except EXITS as asked:  # `work` may call the user's code, whose exit must not end the event loop through the task that awaits it
         raise carried(asked, "the user's code") from asked
 
 
 def tell(loop: asyncio.AbstractEventLoop, what: Callable[..., object], *values: Any) -> None:
-    """From a thread to the loop; a thread that was left behind may come back when there is no loop any more."""
+    """Schedules `what(*values)` on the loop. A loop that is closed is no error: a thread that was abandoned may outlive it."""
     try:
         loop.call_soon_threadsafe(what, *values)
     except RuntimeError:
@@ -104,9 +106,9 @@ def tell(loop: asyncio.AbstractEventLoop, what: Callable[..., object], *values: 
 
 
 async def done(future: Future[Any]) -> None:
-    """Returns when the future is done, however it ended. Cancelling this leaves it alone.
+    """Returns when the future is done, whether with a result or an error. Cancelling this wait does not cancel the future.
 
-    `asyncio.wrap_future` passes a cancellation on, and complains of an error that nobody fetched from its copy.
+    `asyncio.wrap_future` is not used: it passes a cancellation on, and it logs an error that nobody fetches from its copy of the future.
     """
     loop = asyncio.get_running_loop()
     finished = asyncio.Event()
@@ -120,8 +122,8 @@ async def done(future: Future[Any]) -> None:
 
 
 async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """For steps that must not stop half way (a lock being taken, everything being closed): who is cancelled meanwhile, however
-    often, waits for the step's end, then goes.
+    """Runs a step that must not stop half way, such as taking a lock or closing everything. A caller that is cancelled meanwhile, however
+    often, waits for the end of the step; then CancelledError is raised.
     """
     step = asyncio.ensure_future(work)
     cancelled = False

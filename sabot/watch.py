@@ -1,7 +1,7 @@
-"""What ends a task, a callback or a thread of the engine unexpectedly is told to who can end the run: nothing stands still in silence.
+"""Reports a task, a callback or a thread of the engine that ends unexpectedly to whoever can end the run, so that no part stops silently.
 
-watched(task, …)     of the event loop: an error, or a cancellation that nobody wanted
-guarded(run, …)      a callback of the loop, or what a thread runs: an error, whatever its class
+watched(task, …)     for a task of the event loop: reports its error, or a cancellation that nobody asked for
+guarded(run, …)      for a callback of the loop or the function of a thread: reports an error of any class
 """
 
 import asyncio
@@ -18,7 +18,9 @@ F = TypeVar("F", bound="asyncio.Future[Any]")
 
 
 def unexpected(what: str, error: BaseException) -> SabotError:
-    """The error by which `what` ended, as one of ours; an error of ours says what it is by itself, and an exit is carried."""
+    """The error by which `what` ended, as a SabotError: a SabotError stays as it is, an exit is `carried`, any other becomes an
+    InternalError with the original as its cause.
+    """
     if isinstance(error, SabotError):
         return error
     if isinstance(error, EXITS):
@@ -34,7 +36,7 @@ def unexpected(what: str, error: BaseException) -> SabotError:
 def watched(
     task: F, what: str, tell: Callable[[SabotError], object], *, stopped: Callable[[], bool] = lambda: True
 ) -> F:
-    """The task itself. `tell` is called on its loop when it ends with an error, or is cancelled while it is not `stopped()`."""
+    """Returns the task. `tell` is called on the task's loop when it ends with an error, or is cancelled while `stopped()` is false."""
 
     def ended(_: "asyncio.Future[Any]") -> None:
         if not task.cancelled():
@@ -49,7 +51,7 @@ def watched(
 
 
 def guarded(run: Callable[P, object], what: str, tell: Callable[[SabotError], object]) -> Callable[P, None]:
-    """`run`, whose errors go to `tell`, in the same thread."""
+    """A function that calls `run` and gives any error of it to `tell`, in the same thread."""
 
     def guard(*args: P.args, **options: P.kwargs) -> None:
         try:
