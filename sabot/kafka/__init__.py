@@ -1,4 +1,4 @@
-"""Kafka topics as sources and sinks. The same names read and write topics of memory:// (`topics` chooses).
+"""Kafka topics as sources and sinks. The same classes read and write topics of memory:// (`topics` chooses the connector).
 
 Importing this room does not load the Kafka client; the first kafka:// address does.
 """

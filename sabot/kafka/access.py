@@ -1,7 +1,7 @@
-"""What a broker refuses, in words that say what to do: its certificate, a login, a right.
+"""Explains why a broker is not let in or does not let us in (its certificate, our login, our rights), and what to do about it.
 
-The client does not say what is wrong with a certificate, nor that a listener speaks TLS: `look` asks the listener itself, once, where an
-opening has failed. It sends nothing but the handshake.
+The client does not say what is wrong with a certificate, nor that a listener speaks TLS. So `look` asks the listener itself, once, after
+an opening has failed. It sends nothing but the TLS handshake.
 """
 
 import re
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 __all__ = ["Finding", "acl_hint", "login_hint", "look", "principal", "tidy"]
 
-LOOK_SECONDS = 1.0  # for one listener
-LOOKED_AT = 2  # of a list of addresses
+LOOK_SECONDS = 1.0  # time-out of the handshake with one listener
+LOOKED_AT = 2  # how many addresses of a list are tried
 
 _X509_HINTS = {
     9: "is the clock of this machine right? `openssl s_client -connect {at}` shows the dates",
@@ -26,7 +26,7 @@ _NO_LOGIN = "the listener takes no login: leave out sasl.*, security.protocol is
 
 
 class Finding(NamedTuple):
-    """What is wrong with a listener, and what to do. `sure`: waiting does not mend it."""
+    """What is wrong with a listener, and what to do. `sure` says that waiting does not help."""
 
     reason: str
     hint: str
@@ -38,12 +38,12 @@ def protocol_of(kafka: Mapping[str, Any]) -> str:
 
 
 def principal(kafka: Mapping[str, Any]) -> str:
-    """The user that we are for the broker's ACLs; "" where the settings do not say it (certificates, tokens)."""
+    """The user as which the broker's ACLs know us; "" where the settings do not tell it (certificates, tokens)."""
     return str(kafka.get("sasl.username") or "") if protocol_of(kafka).startswith("sasl") else ""
 
 
 def acl_hint(user: str, address: str, *rights: str) -> str:
-    """The commands that give the rights: `--operation Read --topic t`."""
+    """The commands that grant the rights, each of which is written as in `--operation Read --topic t`."""
     head = f"kafka-acls --bootstrap-server {address.split(',')[0]} --add --allow-principal User:{user or 'NAME'}"
     return "; ".join(f"{head} {right}" for right in rights)
 
@@ -58,12 +58,12 @@ def login_hint(reason: str, kafka: Mapping[str, Any]) -> str:
 
 
 def tidy(reason: str) -> str:
-    """A reason of the client without the times in it."""
+    """The client's text for a fault, without the durations in it, so that equal faults have equal texts."""
     return re.sub(r" \(after \d+ms in state \w+[^)]*\)", "", reason)
 
 
 def look(address: str, kafka: Mapping[str, Any]) -> Finding | None:
-    """What a handshake with the listeners shows. None: nobody is there, or nothing is wrong with it. Blocks for two seconds at most."""
+    """What a TLS handshake with the listeners reveals; None when no listener answers, or nothing is wrong. Takes up to two seconds."""
     for host, port in _places(address):
         try:
             with socket.create_connection((host, port), LOOK_SECONDS) as connection:
@@ -91,7 +91,7 @@ def _look_at(connection: socket.socket, host: str, port: int, kafka: Mapping[str
         ca = kafka.get("ssl.ca.location", "not set, so those of the system are taken")
         hint = _X509_HINTS.get(error.verify_code, "look at the broker's certificate and ssl.ca.location")
         return Finding(reason, hint.format(at=f"{host}:{port}", host=host, ca=ca), True)
-    except OSError as error:  # ssl.SSLError is one
+    except OSError as error:  # the base class of ssl.SSLError
         if not ours:
             hint = "does this listener want a login? then security.protocol is sasl_plaintext"
             return Finding("the connection is closed by the broker", hint, False) if protocol == "plaintext" else None
@@ -107,7 +107,7 @@ def _look_at(connection: socket.socket, host: str, port: int, kafka: Mapping[str
 
 
 def _context(kafka: Mapping[str, Any], *, verify: bool) -> ssl.SSLContext:
-    """As the client is set to look at the broker's certificate."""
+    """Checks the broker's certificate as the settings of the client demand."""
     context = ssl.create_default_context()
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # the client is not that strict
     named = str(kafka.get("ssl.endpoint.identification.algorithm", "https")).lower() != "none"
@@ -122,7 +122,7 @@ def _context(kafka: Mapping[str, Any], *, verify: bool) -> ssl.SSLContext:
 
 
 def _only(like: ssl.SSLContext, kafka: Mapping[str, Any]) -> ssl.SSLContext:
-    """The same, with the authorities that the settings name, and no others."""
+    """A context like `like` that trusts the authorities named in the settings, and no others."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = like.check_hostname
     context.load_verify_locations(kafka.get("ssl.ca.location"), None, kafka.get("ssl.ca.pem"))

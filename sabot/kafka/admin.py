@@ -31,9 +31,7 @@ def create_topic(
     config: Mapping[str, str] | None = None,
     kafka: Mapping[str, Any] | None = None,
 ) -> None:
-    """Makes the topic if it is missing, and grows it to `partitions` (-1: the broker's default) if it has
-    fewer.
-    """
+    """Makes the topic if it is missing, and grows it to `partitions` if it has fewer (-1: the broker's default)."""
     link = link_of(broker, f"topic {topic!r}", kafka, "Create")
     ensure_topic(link, topic, kafka or {}, partitions, config)
     admin = admin_of(link, kafka or {})
@@ -48,7 +46,7 @@ def create_topic(
 def delete_topic(broker: str, topic: str, *, kafka: Mapping[str, Any] | None = None) -> None:
     """Deletes the topic; nothing happens when there is none."""
     link = link_of(broker, f"topic {topic!r}", kafka, "Delete")
-    admin = admin_of(link, kafka or {})  # held until the answer is there: its end would be the request's end
+    admin = admin_of(link, kafka or {})  # a variable, because the request would end with the client that made it
     try:
         admin.delete_topics([topic])[topic].result()
     except KafkaException as error:
@@ -66,7 +64,7 @@ def partitions(broker: str, topic: str, *, kafka: Mapping[str, Any] | None = Non
 
 
 def topics(broker: str, *, kafka: Mapping[str, Any] | None = None) -> dict[str, int]:
-    """Name -> number of partitions, of all topics that are not the broker's own."""
+    """The number of partitions by topic, without the broker's internal topics."""
     link = link_of(broker, "topics", kafka, "Describe")
     found = metadata_of(admin_of(link, kafka or {}), link, "", SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS).topics
     return {name: len(topic.partitions) for name, topic in found.items() if not name.startswith("__")}

@@ -1,7 +1,6 @@
-"""What every use of the Kafka client shares: its settings, its errors in our words, and topics made if
-missing.
+"""What every use of the Kafka client shares: its settings, the translation of its errors into ours, and making missing topics.
 
-Loads confluent_kafka; the rest of the room imports this module only when an address says kafka://.
+This module loads confluent_kafka; the rest of the room imports it only when an address says kafka://.
 """
 
 import logging
@@ -46,30 +45,31 @@ __all__ = [
 log = logging.getLogger("sabot.kafka")
 
 ANSWER_SECONDS = 8.0  # how long an opening waits for the broker; callers promise 10 s in all
-MESSAGE_BYTES = RECORD_BYTES  # the largest message that a producer of ours takes, before the broker has its say
+MESSAGE_BYTES = RECORD_BYTES  # the largest message that a producer of ours accepts; the broker may set a lower bound
 
-# What the client fetches ahead, for all partitions of a consumer together: it asks for no more once it holds so many records or
-# so many bytes of keys and payloads. It does not count its own 330 bytes for each record (measured: 1 M records of 127 bytes took
-# 490 MB), nor the answers that are on their way, one from each broker: those are of `fetch.max.bytes`, compressed.
+# Bounds of what the client fetches ahead, for all partitions of a consumer together: it sends no more requests once it holds so many
+# records, or so many bytes of keys and payloads. It does not count its own 330 bytes per record (measured: 1 M records of 127 bytes took
+# 490 MB), nor the responses on their way, one from each broker, each of up to `fetch.max.bytes` compressed.
 FETCHING = {
     "queued.min.messages": 100_000,
     "queued.max.messages.kbytes": 64 << 10,
-    "fetch.max.bytes": 2 << 20,  # 50 MB by itself: a 64th part of it for each of 64 partitions made 270 MB
-    "fetch.message.max.bytes": 1 << 20,  # of one partition; a batch of records that is larger comes whole all the same
-    "fetch.queue.backoff.ms": 5,  # how soon it looks again whether there is room; 1000 by itself, a second of idling each time
+    "fetch.max.bytes": 2 << 20,  # its default of 50 MB, in 64 shares for 64 partitions, was seen to take 270 MB
+    "fetch.message.max.bytes": 1 << 20,  # of one partition; a larger batch of records is fetched whole all the same
+    # How soon the client looks for room again; with its default of 1000 it idles for a second each time.
+    "fetch.queue.backoff.ms": 5,
 }
 
-# What the codes of the client mean here. Lasting: waiting mends nothing, it is a UserError. Everything else may pass: TransientError.
-#   _ABSENT      passes: BrokerUnavailable at an opening; later the client goes on trying, and `Link` says so
-#   _REFUSED     a login or a certificate: lasting at an opening; later, when it has lasted for REFUSED_SECONDS
-#   FORBIDDEN    a right that is missing: lasting
-#   UNKNOWN      a topic or partition that is not there: lasting
+# What the error codes of the client mean here. A lasting fault, which waiting does not mend, is a UserError; any other, a TransientError.
+#   _ABSENT      may pass: BrokerUnavailable at an opening; later the client goes on trying, and `Link` logs it
+#   _REFUSED     a login or a certificate is not accepted: lasting at an opening; later, once it has lasted for REFUSED_SECONDS
+#   FORBIDDEN    a right is missing: lasting
+#   UNKNOWN      a topic or partition does not exist: lasting
 _ABSENT = {
     KafkaError._TRANSPORT,
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._TIMED_OUT,
     KafkaError._RESOLVE,
-    KafkaError._SSL,  # but see `_is_refusal`
+    KafkaError._SSL,  # unless it is about a certificate: see `_is_refusal`
 }
 _REFUSED = {
     KafkaError._AUTHENTICATION,
@@ -85,35 +85,37 @@ FORBIDDEN = {
 }
 UNKNOWN = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
 
-REFUSED_SECONDS = 5.0  # a broker that restarts, or learns of a new password, may refuse a login that was good
-_FRESH_SECONDS = 2.0  # how long an answer is believed against the client
-_FIRST_SECONDS = 1.0  # an opening asks for so long before it looks for the reason
+REFUSED_SECONDS = 5.0  # a broker that restarts, or learns of a new password, may refuse a valid login for a moment
+_FRESH_SECONDS = 2.0  # reports of the client that no broker answers are ignored for so long after an answer
+_FIRST_SECONDS = 1.0  # an opening waits so long for a first answer before it looks for the reason
 
 
 class Link:
-    """Whether the broker answers, in one line on loss and one on return; and what an error needs to know of its
-    client: who we are, what we do. Called from any thread.
+    """Tracks whether the broker answers, and logs one line when it is lost and one when it is back. It also holds what the text of an
+    error needs to know of the client: who we are and what we do. All methods may be called from any thread.
     """
 
     def __init__(
         self, address: str, what: str, kafka: Mapping[str, Any] | None = None, operation: str = "Read"
     ) -> None:
-        """operation: as ACLs call what is done with the topic, "Read" or "Write"."""
+        """operation: what is done with the topic, in the terms of Kafka's ACLs: "Read" or "Write"."""
         self.address = address
         self.reason = ""
         self.lost = False
-        self.opened = False  # an opening that fails raises; only what comes later is logged
+        # Set when an opening has succeeded: one that fails raises, and only later faults are logged.
+        self.opened = False
         self.kafka = kafka or {}
         self.operation = operation
-        self.group = ""  # and the transactional id, where there is one: they have the same name
+        self.group = ""  # the consumer group, and the transactional id where there is one: they have the same name
         self._what = what
         self._lock = threading.Lock()
         self._since = 0.0
-        self._up = -_FRESH_SECONDS  # when it last came back
-        self._refused_at: float | None = None  # the first refusal of those that no answer and no other fault came after
+        self._up = -_FRESH_SECONDS  # when the broker last came back
+        # The time of the first refusal since the last answer or fault of another kind; None while we are not refused.
+        self._refused_at: float | None = None
 
     def on_error(self, error: KafkaError) -> None:
-        """The client's own report of a fault; it goes on trying by itself."""
+        """Takes the client's own report of a fault. The client goes on trying by itself."""
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             self.down()
         elif error.code() in _ABSENT | _REFUSED:
@@ -127,14 +129,15 @@ class Link:
 
     @property
     def refused(self) -> bool:
-        """By the last that was heard."""
+        """Whether the last report or answer was a refusal of our login or certificate."""
         return self._refused_at is not None
 
     def check(self, proof: Callable[[float], object]) -> None:
         """Raises UserError when a broker that has answered before refuses us, and still does after REFUSED_SECONDS.
 
-        proof: asks something over the connections of the client that was refused, within so many seconds. Others may have a connection
-        from before the password was changed, and the client tells the same error once in 30 s only.
+        proof: makes a request on the connections of the very client that was refused, within the given seconds; it raises KafkaException
+        where that fails. Other clients may still use a connection from before the password was changed, and the client's own reports do
+        not suffice: it repeats an error only once in 30 s.
         """
         at = self._refused_at
         if not self.opened or at is None or SYSTEM_CLOCK.monotonic() < at + REFUSED_SECONDS:
@@ -146,7 +149,9 @@ class Link:
         self._refused_at = None
 
     def down(self) -> None:
-        """Nobody answers. The client's reports wait in a queue: right after an answer they tell of before."""
+        """Takes the report that no broker answers. Reports wait in the client's queue, so one that comes right after an answer is older
+        than the answer, and is ignored.
+        """
         with self._lock:
             if self.lost or not self.opened or SYSTEM_CLOCK.monotonic() < self._up + _FRESH_SECONDS:
                 return
@@ -155,7 +160,7 @@ class Link:
         log.warning("%s: kafka://%s does not answer%s; waiting for it", self._what, self.address, why)
 
     def up(self, *, proof: bool = True) -> None:
-        """Somebody answered. proof: the client whose work this is, so it is not refused any more."""
+        """Takes an answer of the broker. proof: the client that does the work got it, so this client is not refused any more."""
         if proof:
             self._refused_at = None
         if not self.lost:
@@ -170,16 +175,14 @@ class Link:
 
 
 def said(error: KafkaError) -> str:
-    """What the client says, without the settings that it repeats: of `sasl.oauthbearer.config` it quotes what it cannot read."""
+    """The client's text for an error, without secrets: it quotes the parts of `sasl.oauthbearer.config` that it cannot read."""
     return scrubbed(error.str())
 
 
 def client_of(
     make: Callable[[dict[str, Any]], Any], link: Link, kafka: Mapping[str, Any], settings: dict[str, Any]
 ) -> Any:
-    """A client made by `make` with our `settings`, over them the user's. UserError names a setting it
-    refuses.
-    """
+    """Makes a client with `make` from our `settings`, which the user's override. Raises UserError naming a setting that is refused."""
     _check_settings(kafka)
     theirs = kafka.get("error_cb")
 
@@ -196,7 +199,7 @@ def client_of(
     try:
         return make(conf)
     except KafkaException as error:
-        if hint := hint_of(error):  # of the machine, which cannot run one more client
+        if hint := hint_of(error):  # the machine has no resources for one more client
             raise TransientError(f"no Kafka client can be made: {error.args[0].str()}", hint=hint) from error
         raise UserError(
             f"the Kafka client refuses a setting: {error.args[0].str()}",
@@ -207,7 +210,7 @@ def client_of(
 
 
 def _check_settings(kafka: Mapping[str, Any]) -> None:
-    """UserError for what would come out with the client's own messages and log lines; their values are secrets from now on."""
+    """Registers the secret values, and raises UserError for a setting whose secret the client would print in its messages and log lines."""
     keep_settings(kafka)
     for name, value in kafka.items():
         if setting_name(name) != name:
@@ -230,7 +233,7 @@ def producer_of(link: Link, kafka: Mapping[str, Any], **settings: Any) -> Any:
         "compression.type": "lz4",
         "message.max.bytes": MESSAGE_BYTES,
         "queue.buffering.max.kbytes": 256 << 10,
-        "partitioner": "murmur2_random",  # where the Java clients put a key
+        "partitioner": "murmur2_random",  # places keys as the Java clients do
         "delivery.report.only.error": True,
         **settings,
     }
@@ -238,7 +241,7 @@ def producer_of(link: Link, kafka: Mapping[str, Any], **settings: Any) -> Any:
 
 
 def explain(error: KafkaError, link: Link, topic: str, operation: str = "") -> SabotError:
-    """The client's error as one of ours. operation: what was tried with the topic, where it is not the link's own."""
+    """Translates the client's error into one of ours. operation: what was tried with the topic, if not the operation of the link."""
     code = error.code()
     if code in UNKNOWN:
         return UserError(
@@ -258,14 +261,16 @@ def explain(error: KafkaError, link: Link, topic: str, operation: str = "") -> S
 
 
 def _is_refusal(error: KafkaError) -> bool:
-    """A connection that is closed in the middle of a handshake is none: a broker that stops does that."""
+    """Whether the error refuses our login or certificate. A connection closed in the middle of a handshake does not: a broker that
+    stops causes that.
+    """
     if error.code() == KafkaError._SSL:
         return "certificate" in error.str()
     return error.code() in _REFUSED or "SASL authentication error" in error.str()
 
 
 def _refusal(link: Link, reason: str = "") -> UserError:
-    """A login or a certificate that is not accepted."""
+    """The error for a login or a certificate that is not accepted."""
     reason = reason or link.reason
     if "SASL" in reason:
         user = principal(link.kafka)
@@ -288,7 +293,7 @@ def _absent(link: Link, reason: str, found: Finding | None) -> SabotError:
 
 
 def _forbidden(error: KafkaError, link: Link, topic: str, operation: str) -> UserError:
-    """A right that is missing, and the command that gives it."""
+    """The error for a missing right, with the command that grants it as its hint."""
     user, code = principal(link.kafka), error.code()
     rights = [f"--operation {operation} --topic {topic}"]
     if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
@@ -298,7 +303,7 @@ def _forbidden(error: KafkaError, link: Link, topic: str, operation: str) -> Use
     elif code == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
         what = f"use transactional id {link.group!r}, for topic {topic!r}"
         rights = [f"--operation Write --operation Describe --transactional-id {link.group}"]
-    elif operation == "Write":  # a right to write to some topic is a right to be an idempotent producer
+    elif operation == "Write":  # the right to write to any topic includes the right to be an idempotent producer
         what = f"write to topic {topic!r}, nor be an idempotent producer"
     else:
         what, rights = f"{operation.lower()} topic {topic!r}", [f"--operation {operation} --cluster"]
@@ -310,10 +315,10 @@ def _forbidden(error: KafkaError, link: Link, topic: str, operation: str) -> Use
 
 
 def flush_of(producer: Any, seconds: float, anew: Callable[[], Any]) -> int:
-    """How many records are still on their way. Raises KafkaException: the producer's fatal error.
+    """Flushes for at most `seconds`, and returns how many records are still on their way. Raises KafkaException for a fatal error.
 
-    `poll` raises it, `flush` goes on with the callbacks of the records, the next of which breaks with it: then it stands behind a
-    SystemError, or is lost. Another producer, made by `anew` and only polled, fails in the same way and tells.
+    `producer.flush` loses a fatal error: it goes on with the callbacks of the records, the next of which then fails with a SystemError
+    whose cause may be the fatal error. Where it is not, another producer, made by `anew` and only polled, raises the same fatal error.
     """
     try:
         left: int = producer.flush(seconds)
@@ -328,9 +333,9 @@ def flush_of(producer: Any, seconds: float, anew: Callable[[], Any]) -> int:
 
 
 def metadata_of(client: Any, link: Link, topic: str, deadline: float) -> Any:
-    """What the broker knows of a topic ("": of all). UserError when it refuses us, BrokerUnavailable.
+    """The broker's metadata of a topic ("": of all topics). Raises UserError when it refuses us; BrokerUnavailable.
 
-    Polls the client when there is a fault, to learn the reason: not for a consumer that is reading already.
+    It polls the client after a fault to learn the reason, so it is not for a consumer that is reading already: records would be lost.
     """
     seconds, looked = _FIRST_SECONDS, link.opened
     while True:
@@ -339,7 +344,7 @@ def metadata_of(client: Any, link: Link, topic: str, deadline: float) -> Any:
             found = client.list_topics(topic or None, timeout=min(seconds, left))
             break
         except KafkaException as error:
-            client.poll(0)  # serves the callback that knows the reason
+            client.poll(0)  # runs `error_cb`, which is given the reason
             reason: Any = error.args[0]
             last = SYSTEM_CLOCK.monotonic() > deadline or reason.code() not in _ABSENT
             if last or link.refused:
@@ -350,13 +355,13 @@ def metadata_of(client: Any, link: Link, topic: str, deadline: float) -> Any:
                     raise _absent(link, "", at_fault) from clean_cause(error)
             client.poll(0.1)
         seconds = left
-    link.up(proof=not link.opened)  # later it is a client beside the one that works
+    link.up(proof=not link.opened)  # after the opening, `client` is another client than the one that does the work
     return found
 
 
 def partitions_of(client: Any, link: Link, topic: str, timeout: float | None = None) -> list[int]:
-    """The partitions of a topic, asked of the broker. Raises like `metadata_of`; UserError when it does not exist, or we
-    may not see it.
+    """The numbers of a topic's partitions, asked of the broker. Raises as `metadata_of` does, and UserError when the topic does not exist,
+    or we may not see it.
     """
     checked_topic(topic, "topic", kafka=True)
     deadline = SYSTEM_CLOCK.monotonic() + (ANSWER_SECONDS if timeout is None else timeout)
@@ -370,10 +375,10 @@ def partitions_of(client: Any, link: Link, topic: str, timeout: float | None = N
 
 
 def committed_of(consumer: Any, places: list[Any], timeout: float) -> list[Any]:
-    """The group's offsets of these partitions, as TopicPartitions. Raises KafkaException.
+    """The group's committed offsets of these partitions, as TopicPartitions. Raises KafkaException.
 
-    Where the group is forbidden, the call itself only times out, and the reason is told by the next poll: so it is made in pieces. Not
-    for a consumer that is reading already.
+    Where the group is forbidden, the call itself only times out, and the next poll returns the reason; so the call is made with short
+    time-outs and polls between them. It is not for a consumer that is reading already: records would be lost.
     """
     deadline = SYSTEM_CLOCK.monotonic() + timeout
     while True:
@@ -415,9 +420,7 @@ def ensure_topic(
 
 
 def wait_for_partitions(client: Any, link: Link, topic: str, count: int) -> None:
-    """Returns when the broker itself lists so many partitions; creation is known to its metadata a little
-    later.
-    """
+    """Returns when the broker's metadata lists `count` partitions, which it does a little after they are created."""
     deadline = SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
     while True:
         try:
@@ -437,7 +440,7 @@ def admin_of(link: Link, kafka: Mapping[str, Any]) -> Any:
 
 
 def connection_of(kafka: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the settings that say how the broker is reached: what every client of a job shares."""
+    """The settings that say how the broker is reached, which all clients of a job share."""
     connection = ("security.", "sasl.", "ssl", "oauth", "client.", "socket.", "broker.", "metadata.", "enable.ssl")
     return {name: value for name, value in kafka.items() if name.startswith(connection) or name == "debug"}
 

@@ -1,8 +1,8 @@
-"""The engine's sink over a Kafka topic, exactly once: a part is one transaction, and its number goes with it as an offset
-of a group of the lane's own. docs/decisions/007 has the experiments behind each choice here. Loads confluent_kafka.
+"""The engine's exactly-once sink over a Kafka topic: each part is one transaction, which also commits the part's number, as an offset of
+a consumer group that belongs to the lane. docs/decisions/007 has the experiments behind each choice. This module loads confluent_kafka.
 
-There is one way on after any error, the same as after a crash: leave the producer, make a new one, let the broker end
-what the old one began (`init_transactions`), read the number of the last part that got through.
+After any error, as after a crash, the sink does the same: it abandons the producer, makes a new one, lets the broker end the transaction
+of the old one (`init_transactions`), and reads the number of the last part that was committed.
 """
 
 import logging
@@ -43,17 +43,15 @@ __all__ = ["KafkaDelivery"]
 
 _log = logging.getLogger("sabot.kafka")
 
-CALL_SECONDS = 10.0  # the time-out that one call of the client is given
-GRACE_SECONDS = 5.0  # how much longer it may take before it counts as one that never returns
-KNOWN_SECONDS = 3.0  # to look at a token that is not claimed yet
-CLAIM_SECONDS = 30.0  # for the broker to end what the lane's last producer began, and to know the token
-TOPIC_SECONDS = (
-    4 * ANSWER_SECONDS
-)  # to find the topic or make it; a broker that is absent is named after a quarter of that
-TRANSACTION_MS = 60_000  # how long readers wait behind a transaction that nobody takes over
-PIECE_ROWS, PIECE_BYTES = 65_536, 8 << 20  # so much of a part is Python objects at a time
+CALL_SECONDS = 10.0  # the time-out given to one call of the client
+GRACE_SECONDS = 5.0  # how much longer a call may take before it counts as one that never returns
+KNOWN_SECONDS = 3.0  # to read a token before the lane is claimed
+CLAIM_SECONDS = 30.0  # for the broker to end the last producer's transaction, and to return the token
+TOPIC_SECONDS = 4 * ANSWER_SECONDS  # to find the topic or make it; an absent broker is reported after a quarter of that
+TRANSACTION_MS = 60_000  # how long readers wait behind a transaction that no producer takes over
+PIECE_ROWS, PIECE_BYTES = 65_536, 8 << 20  # at most so much of a part is held as Python objects at a time
 FAULTS_IN_A_ROW = 10
-LEFT_CLIENTS = 8  # of a process, that have not ended: each may hold a part
+LEFT_CLIENTS = 8  # how many abandoned clients of a process may still be alive: each may hold a part in memory
 
 _FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
 _LOADING = {
@@ -62,16 +60,18 @@ _LOADING = {
     KafkaError.COORDINATOR_NOT_AVAILABLE,
 }
 _NO_TRANSACTIONS = {KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION}
-_PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}  # a consequence: the next call tells the reason
+# The consequence of another fault, which the next call raises.
+_PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
 
 T = TypeVar("T")
 
 
 class KafkaDelivery(KafkaWriter):
-    """A KafkaWriter that takes parts, too. Written rows and parts do not mix: a job does one or the other.
+    """A KafkaWriter that also delivers parts. A job uses either `write` or `deliver`, never both.
 
-    still_ours: set by the engine before `claim`. The broker says to one whose transaction timed out the same as to one whose lane
-    another process has claimed; without an answer the lane counts as lost (JobLocked).
+    still_ours: set by the engine before `claim`; it says whether this process still owns the job. It is needed because the broker gives
+    the same error to a producer whose transaction timed out and to one whose lane another process has claimed. Where nobody can say,
+    the lane counts as lost (JobLocked).
     """
 
     keeps_token = True
@@ -80,13 +80,13 @@ class KafkaDelivery(KafkaWriter):
         super().__init__(topic, broker, kafka)
         self._client: _Client | None = None
         self._lane = Lane("", "", "")
-        self._seq = -1  # the last part of this incarnation that the topic has
+        self._seq = -1  # the number of the last part of this incarnation that was committed
         self._faults = 0
-        self._lost = False  # the broker said so, and nobody knew better
+        self._lost = False  # the broker fenced us off, and `still_ours` did not contradict
         self._transaction_seconds = int(kafka.get("transaction.timeout.ms", TRANSACTION_MS)) / 1000
 
     def known(self, lane: Lane) -> Token | None:
-        """The last number that was committed, whoever has a transaction open now. Makes the topic if it is missing."""
+        """The last token that was committed, even while a producer has a transaction open. Makes the topic if it is missing."""
         client = _Client(self._link)
         self._link.group = _lane_id(lane)
         settings = {"group.id": _lane_id(lane), "isolation.level": "read_uncommitted", "enable.auto.commit": False}
@@ -101,7 +101,7 @@ class KafkaDelivery(KafkaWriter):
                     return client.call(partial(client.committed, KNOWN_SECONDS), KNOWN_SECONDS + GRACE_SECONDS)
                 except KafkaException as error:
                     if SYSTEM_CLOCK.monotonic() > deadline or error.args[0].code() in FORBIDDEN:
-                        return None  # `claim` asks again, and says why
+                        return None  # `claim` asks again, and raises the reason
                     client.call(lambda: threading.Event().wait(0.1), GRACE_SECONDS)
         finally:
             client.leave(abort=False)
@@ -113,7 +113,8 @@ class KafkaDelivery(KafkaWriter):
                 hint="leave transactional.id out of the settings",
             )
         self._leave(abort=False)
-        ours = self._is_ours()  # before anything is fenced, or two workers fence each other for ever
+        # Asked before `init_transactions` fences anyone: otherwise two workers would fence each other for ever.
+        ours = self._is_ours()
         if ours is False or (self._lost and ours is None):
             raise self._taken_over(lane)
         self._lost = False
@@ -132,16 +133,17 @@ class KafkaDelivery(KafkaWriter):
         return found
 
     def _is_ours(self) -> bool | None:
-        """Whether this process owns the job; None: nobody knows."""
+        """Whether this process owns the job; None where that is unknown."""
         return None if self.still_ours is None else self.still_ours()
 
     def _connect(self, client: "_Client") -> None:
-        """In the client's thread. The consumer never subscribes: no member, nothing to leave, it only reads the token."""
+        """Runs in the client's thread. The consumer only reads the token: it never subscribes, so it is no member of its group."""
         name = _lane_id(self._lane)
         ours = {
             "transactional.id": name,
             "transaction.timeout.ms": TRANSACTION_MS,
-            "metadata.recovery.strategy": "none",  # with it a restart of the broker may leave a call hanging
+            # With another strategy a call may hang for ever after a restart of the broker.
+            "metadata.recovery.strategy": "none",
         }
         client.producer = producer_of(self._link, self._kafka, on_delivery=client.refusals, **ours)
         reading = {"group.id": name, "isolation.level": "read_committed", "enable.auto.commit": False}
@@ -150,13 +152,13 @@ class KafkaDelivery(KafkaWriter):
         client.place = self.name
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Records. Encoded here, beside the lane's thread; how they are sent is as the producer is set."""
+        """Encodes the rows as records, in the caller's thread rather than in the lane's."""
         rows = to_records(Batch(data), int(SYSTEM_CLOCK.time() * 1000), self._keys)
         check_sizes(rows, largest_record(self._kafka), self.name)
         return rows
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
-        """As `Sink.deliver`. A part has to get through within `transaction.timeout.ms`."""
+        """See `Sink.deliver`. A part has to be committed within `transaction.timeout.ms`."""
         client = self._claimed()
         if seq <= self._seq:
             return
@@ -167,8 +169,8 @@ class KafkaDelivery(KafkaWriter):
             self._commit(client, seq, deadline)
 
     def settle(self, seq: int) -> None:
-        """A transaction without records. Due at each start, and when a lane has sent nothing for an hour: a broker
-        forgets offsets that nobody renews (`offsets.retention.minutes`, 7 days).
+        """Commits the token in a transaction without records. Called at each start, and when a lane has sent nothing for an hour, because
+        a broker forgets offsets that are not renewed (`offsets.retention.minutes`, 7 days).
         """
         client = self._claimed()
         with self._or_leave(client):
@@ -218,7 +220,7 @@ class KafkaDelivery(KafkaWriter):
         self._link.up()
 
     def _ask(self, client: "_Client", call: Callable[[float], T], deadline: float) -> T:
-        """A call that takes a time-out, again while the client says that this may help."""
+        """Makes a call that takes a time-out, and repeats it while the client says that this may help."""
         while True:
             seconds = max(0.1, min(CALL_SECONDS, deadline - SYSTEM_CLOCK.monotonic()))
             try:
@@ -237,18 +239,19 @@ class KafkaDelivery(KafkaWriter):
                         f"{CLAIM_SECONDS:g} s: {said(reason)}",
                         hint="do all its brokers run, with the topics __transaction_state and __consumer_offsets?",
                     ) from clean_cause(error)
-                client.call(lambda: client.producer.poll(0.1), GRACE_SECONDS)  # a pause, and news of the link
+                # A pause, in which `error_cb` may be called.
+                client.call(lambda: client.producer.poll(0.1), GRACE_SECONDS)
 
     @contextmanager
     def _or_leave(self, client: "_Client") -> Iterator[None]:
-        """Whatever goes wrong: the error in our words, and the producer is left."""
+        """On any error: translates it, and abandons the producer."""
         try:
             try:
                 yield
             except KafkaException as error:
                 raise self._fault(error.args[0]) from clean_cause(error)
         except BaseException as error:
-            # `claim` ends the transaction of one who comes back; of one who does not, readers need not wait for its end
+            # After a passing error `claim` ends the transaction. After a final one nobody would, so abort it: readers need not wait for it.
             final = isinstance(error, Exception) and not isinstance(error, TransientError | JobLocked)
             if self._client is client:
                 self._leave(abort=final)
@@ -257,7 +260,7 @@ class KafkaDelivery(KafkaWriter):
             raise
 
     def _fault(self, error: KafkaError, message: Any = None) -> Exception:
-        """By the table of docs/decisions/007."""
+        """Translates an error by the table of docs/decisions/007."""
         code, address = error.code(), self._link.address
         if code in _FENCED:
             if not self._is_ours():
@@ -291,7 +294,7 @@ class KafkaDelivery(KafkaWriter):
         return self._bounded(said(error))
 
     def _late(self) -> Exception:
-        """A deadline passed: there was nobody, or it takes too long."""
+        """The error for a deadline that passed: the broker does not answer, or it is too slow."""
         if self._link.lost:
             why = f": {self._link.reason}" if self._link.reason else ""
             return BrokerUnavailable(f"kafka://{self._link.address} does not answer{why}")
@@ -301,7 +304,7 @@ class KafkaDelivery(KafkaWriter):
         )
 
     def _bounded(self, what: str, hint: str = "") -> SabotError:
-        """A fault that a new producer may mend: tried so often, then the job fails."""
+        """The error for a fault that a new producer may mend: transient, but after FAULTS_IN_A_ROW in a row the job fails."""
         self._faults += 1
         what = f"topic {self.name!r} on kafka://{self._link.address}: {what}"
         if self._faults < FAULTS_IN_A_ROW:
@@ -331,7 +334,7 @@ class KafkaDelivery(KafkaWriter):
             self.flush()
 
     def close(self) -> None:
-        """Also from another thread, while a call hangs."""
+        """May be called from another thread while a call hangs."""
         self._lost = False
         client = self._leave(abort=True)
         if client is not None and not client.ended(CLOSE_SECONDS):
@@ -340,13 +343,14 @@ class KafkaDelivery(KafkaWriter):
 
 
 class _Enough(Exception):
-    """No more of this part."""
+    """Ends the production of a part: a record was refused, or the deadline has passed."""
 
 
 class _Client:
-    """Producer and consumer of one claim, and the one thread that makes all their calls.
+    """The producer and the consumer of one claim, and the one thread that makes all their calls.
 
-    So a call that never returns costs this thread and what the client holds, no more; it is left, and counted.
+    So a call that never returns costs no more than this thread and the client's memory: the client is abandoned, and counted
+    (LEFT_CLIENTS).
     """
 
     _left: ClassVar["list[_Client]"] = []
@@ -360,7 +364,7 @@ class _Client:
         self.place = ""
         self.refusals = Refusals()
         self.claimed = False
-        self.open = False  # a transaction that may still be aborted
+        self.open = False  # a transaction is open that may still be aborted
         self._link = link
         self._gone = False
         self._pending: Future[Any] | None = None
@@ -373,9 +377,9 @@ class _Client:
             future, function = given
             try:
                 result, fault = None if future.cancelled() else function(), None
-            except BaseException as error:  # raised again in the thread that asked
+            except BaseException as error:  # raised again in the thread that made the call
                 result, fault = None, self._reason(error)
-            with suppress(InvalidStateError):  # nobody waits any more
+            with suppress(InvalidStateError):  # the caller does not wait any more
                 if fault is None:
                     future.set_result(result)
                 else:
@@ -383,26 +387,28 @@ class _Client:
             del given, future, function, result, fault
 
     def _reason(self, error: BaseException) -> BaseException:
-        """A fatal error of the client may break the callback that comes next in the same call, and get lost behind a
-        SystemError; it is told again by whatever is asked of the producer then.
+        """The error to raise for `error`. A fatal error of the client may make the next callback of the same call fail, and get lost behind
+        a SystemError; the next request to the producer then raises the fatal error again.
         """
         if isinstance(error, SystemError) and self.producer is not None:
             lost = KafkaError(KafkaError._FAIL, f"the client lost its own error: {error}")
             try:
-                self.producer.begin_transaction()  # changes nothing in one that is fatal, or in a transaction
+                self.producer.begin_transaction()  # has no effect after a fatal error, nor within a transaction
                 error = KafkaException(lost)
             except KafkaException as again:
                 error = KafkaException(lost) if again.args[0].code() == KafkaError._STATE else again
         if isinstance(error, KafkaException):
-            return error.with_traceback(None)  # its frames hold the producer, for as long as somebody keeps the error
+            return error.with_traceback(None)  # its frames would keep the producer alive as long as the error
         return error
 
     def call(self, function: Callable[[], T], seconds: float) -> T:
-        """What it returns or raises; TransientError when it does not come back in time, or the client is left."""
+        """Makes the call in the client's thread, and returns or raises what it does. Raises TransientError when it does not return within
+        `seconds`, or the client is abandoned.
+        """
         future: Future[T] = Future()
         self._pending = future
         self._calls.put((future, function))
-        if self._gone:  # left meanwhile: `leave` may not have seen this one
+        if self._gone:  # `leave` was called meanwhile, and may not have seen this call
             future.cancel()
         try:
             return future.result(max(0.0, seconds))
@@ -410,22 +416,22 @@ class _Client:
             raise TransientError("the sink was closed while it delivered") from None
         except Overdue:
             if not future.cancel():
-                return future.result()  # just in time, or its own
+                return future.result()  # it returned just now, or it raised a TimeoutError of its own
             raise TransientError(
                 f"kafka://{self._link.address}: the Kafka client did not return within {seconds:.0f} s"
             ) from None
 
     def check(self) -> None:
-        """In the client's thread: raises when it is left."""
+        """Called in the client's thread: raises TransientError when the client is abandoned."""
         if self._gone:
             raise TransientError("the sink was closed while it delivered")
 
     def prove(self, seconds: float) -> None:
-        """In the client's thread: that the producer is let in. Raises KafkaException."""
+        """Called in the client's thread: raises KafkaException unless the broker accepts the producer's login."""
         self.producer.list_topics(self.place, timeout=seconds)
 
     def init(self, seconds: float) -> None:
-        """Ends what the lane's last producer left open, and keeps it out."""
+        """Ends the open transaction of the lane's last producer, and fences that producer off."""
         self.producer.init_transactions(seconds)
 
     def begin(self) -> None:
@@ -437,11 +443,11 @@ class _Client:
         self.producer.send_offsets_to_transaction([place], self.group, seconds)
 
     def commit(self, seconds: float) -> None:
-        self.open = False  # from here on only the broker knows
+        self.open = False  # from here on only the broker knows whether it is committed
         self.producer.commit_transaction(seconds)
 
     def committed(self, seconds: float) -> Token | None:
-        """The token, once no transaction is open on it."""
+        """The committed token; with `read_committed` the broker answers only once no transaction on it is open."""
         (found,) = committed_of(self.consumer, [TopicPartition(self.place, 0)], seconds)
         if found.error is not None:
             raise KafkaException(found.error)
@@ -452,7 +458,7 @@ class _Client:
         self.consumer = None
 
     def leave(self, abort: bool) -> None:
-        """Wakes who waits, and ends the thread as soon as it is free. Never blocks; from any thread."""
+        """Abandons the client: wakes the waiting caller, and ends the thread as soon as its call returns. Never blocks; any thread."""
         self._gone = True
         pending = self._pending
         if pending is not None:
@@ -470,9 +476,9 @@ class _Client:
             if abort and self.open:
                 try:
                     producer.abort_transaction(CLOSE_SECONDS / 2)
-                except KafkaException as error:  # it ends by its time-out, or by the next claim
+                except KafkaException as error:  # the transaction ends by its time-out, or at the next claim
                     _log.debug("a transaction stays open until it times out: %s", error)
-        # not producer.close(): it waits for an abort, of a broker that may be gone. This was the last reference to it
+        # producer.close() is not called: it would wait for the abort, and the broker may be gone. Dropping the last reference suffices.
         if consumer is not None:
             consumer.close()
 
@@ -493,12 +499,12 @@ class _Client:
 
 
 def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """So much of it as is Python objects at a time."""
+    """Slices of a batch, each small enough to become Python objects at once."""
     rows = max(1, min(PIECE_ROWS, batch.num_rows * PIECE_BYTES // max(1, batch.nbytes)))
     for start in range(0, batch.num_rows, rows):
         yield batch.slice(start, rows)
 
 
 def _lane_id(lane: Lane) -> str:
-    """The transactional id, and the group of the token. A sink has one lane, number 0."""
+    """The transactional id of the lane, which is also the consumer group of its token. A sink has one lane, number 0."""
     return f"{lane.key}.0"

@@ -1,9 +1,9 @@
-"""Dead letters in a Kafka topic, and which dead letters, of a topic or another place, were redriven.
+"""Dead letters in a Kafka topic, and the notes on which dead letters, of a topic or another place, were redriven.
 
-What was redriven is noted in a topic of its own, `<topic>.redriven`: each transaction of a redrive writes the ranges of offsets
-that it sent. A group's offset would forget after `offsets.retention.minutes` (7 days by default), and cannot say "these, and
-not those between them"; the notes last as long as the topic. They carry the id of the letters' place, so that notes on a topic
-that was deleted say nothing about its successor.
+The notes are in a topic of their own, `<topic>.redriven`: each transaction of a redrive writes the ranges of offsets that it sent. A
+consumer group's offset would not do: it is forgotten after `offsets.retention.minutes` (7 days by default), and cannot say "these, and
+not those between them". The notes last as long as the topic. They carry the id of the letters' place, so that notes on a topic that was
+deleted say nothing about its successor.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,17 +22,17 @@ from sabot.redaction import clean_cause
 __all__ = ["JOURNAL_SUFFIX", "DeadLetters", "Note"]
 
 JOURNAL_SUFFIX = ".redriven"
-_SILENT_SECONDS = 10.0  # how long a partition may give nothing before its end
+_SILENT_SECONDS = 10.0  # a partition that returns nothing for so long, before its end, counts as unavailable
 
 
 class Note(msgspec.Struct, frozen=True):
-    """One transaction of a redrive: the first and last offset of each range that it covers, of one partition."""
+    """What one transaction of a redrive has sent of one partition: the first and last offset of each range."""
 
     topic_id: str
     partition: int
     ranges: list[tuple[int, int]]
     letters: int
-    to: str  # "": each where it came from
+    to: str  # the topic; "": each letter went to the topic that it came from
 
 
 class DeadLetters(Letters):
@@ -44,7 +44,7 @@ class DeadLetters(Letters):
     def __init__(
         self, topic: str, broker: str, kafka: Mapping[str, Any] | None = None, *, home: Home | None = None
     ) -> None:
-        """topic: where the letters are; of a `home` its name as a part of the notes' topic."""
+        """topic: where the letters are; with a `home`, the name of that place as a part of the notes' topic."""
         self.topic = topic
         self.kafka = dict(kafka or {})
         self.link = link_of(broker, f"dead letters in {topic!r}", kafka)
@@ -105,44 +105,44 @@ class _TopicHome:
             yield _letter(message)
 
     def close(self) -> None:
-        """The connection is whose it is."""
+        """Does nothing: the connection belongs to DeadLetters."""
 
 
 class _Log:
-    """Topics read from one offset to another, by a consumer without a group. `close` it at the end."""
+    """Reads topics from one offset to another, with a consumer that commits nothing. `close` it at the end."""
 
     def __init__(self, topic: str, link: Link, kafka: Mapping[str, Any]) -> None:
         self._link = link
         self._kafka = kafka
         ours = {
-            "group.id": f"sabot.dlq.{topic}",  # the client wants one; nothing is ever committed to it
+            "group.id": f"sabot.dlq.{topic}",  # the client demands a name; nothing is ever committed under it
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
-            "auto.offset.reset": "earliest",  # what retention has taken meanwhile is not there to be shown
+            "auto.offset.reset": "earliest",  # letters that retention has removed meanwhile are skipped
             "allow.auto.create.topics": False,
             "isolation.level": "read_committed",
             **FETCHING,
-            "fetch.wait.max.ms": 20,  # the end of a partition is told when a fetch comes back empty
+            "fetch.wait.max.ms": 20,  # the end of a partition is reported by a fetch that returns empty
         }
         self._consumer: Any = client_of(Consumer, link, {**kafka, "enable.partition.eof": True}, ours)
 
     def close(self) -> None:
-        """Lets go of the connection. Idempotent."""
+        """Closes the connection. Idempotent."""
         self._consumer.close()
 
     def partitions(self, topic: str) -> list[int]:
-        """Raises UserError when there is no such topic."""
+        """The numbers of the topic's partitions. Raises UserError when there is no such topic."""
         return partitions_of(self._consumer, self._link, topic)
 
     def topic_id(self, topic: str) -> str:
-        """Another one for a topic of the same name that was made anew."""
+        """The broker's id of the topic: a topic that was deleted and made anew under the same name has another one."""
         admin = admin_of(self._link, self._kafka)
         with self._explained(topic):
             asked = admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_SECONDS)
             return str(asked[topic].result().topic_id)
 
     def bounds(self, topic: str, index: int) -> tuple[int, int]:
-        """The first offset of a partition, and the end."""
+        """The first offset of a partition, and the offset behind its last."""
         deadline = SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
         while True:
             try:
@@ -163,10 +163,10 @@ class _Log:
             raise explain(error.args[0], self._link, topic) from clean_cause(error)
 
     def messages(self, topic: str, index: int, first: int, end: int) -> Iterator[Any]:
-        """Committed records with first <= offset < end."""
+        """The committed records with first <= offset < end."""
         if first >= end:
             return
-        self._consumer.assign([TopicPartition(topic, index, first)])  # in place of what it read before
+        self._consumer.assign([TopicPartition(topic, index, first)])  # replaces the partition that was read before
         waited = 0.0
         while waited < _SILENT_SECONDS:
             batch = self._consumer.consume(500, 0.05)
@@ -178,7 +178,7 @@ class _Log:
                 if error is None and message.offset() >= end - 1:
                     return
                 if error is not None and error.code() == KafkaError._PARTITION_EOF:
-                    return  # the last stable record may stand before `end`, with a transaction open
+                    return  # the last stable offset may be before `end` while a transaction is open
                 if error is not None and not error.retriable() and error.code() != KafkaError._ALL_BROKERS_DOWN:
                     raise explain(error, self._link, topic)
         raise BrokerUnavailable(

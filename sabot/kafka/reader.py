@@ -1,10 +1,9 @@
-"""The engine's source over a Kafka topic: partitions assigned and positioned by us, never by a group's
-rebalance.
+"""The engine's source over a Kafka topic. It assigns partitions and sets positions itself, and never takes part in a group's rebalance.
 
-The position after a batch is its last offset + 1. Transaction markers and aborted records take offsets that
-no reader sees; a position may point at one, and the broker goes on behind it. So nothing is lost or read
-twice, and the client's own `position()` says the same at the price of a call per partition. Only the lag
-knows more: when the client reports the end of a partition, its offset covers trailing markers.
+The position after a batch is its last offset + 1. Transaction markers and aborted records take offsets that no reader sees. A position
+may point at one of those, and the broker goes on behind it, so nothing is lost or read twice. The client's own `position()` gives the
+same number at the price of a call per partition. Only `lag` needs more: the offset with which the client reports the end of a partition
+also covers trailing markers.
 """
 
 import logging
@@ -49,8 +48,8 @@ __all__ = ["KafkaReader"]
 log = logging.getLogger("sabot.kafka")
 
 CLOSE_SECONDS = 5.0
-LAG_SECONDS = 0.5  # how old the figures of `lag` may be
-WAIT_SECONDS = 0.5  # a wait for records is cut here, to take in new partitions
+LAG_SECONDS = 0.5  # the figures of `lag` may be so old
+WAIT_SECONDS = 0.5  # a wait for records is interrupted so often, to take in new partitions
 _ELECTING = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
@@ -62,7 +61,7 @@ _LOST = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 
 
 class KafkaReader(Source):
-    """Reads the partitions of `topic`. New partitions are looked for every `partition_check` seconds."""
+    """Reads the partitions of `topic`, and looks for new ones every `partition_check` seconds."""
 
     def __init__(
         self,
@@ -73,7 +72,7 @@ class KafkaReader(Source):
         kafka: Mapping[str, Any],
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        """share: (i, n) reads every n-th partition, from the i-th on."""
+        """share: (i, n) makes this the reader of every n-th partition, beginning with the i-th."""
         self.name = topic
         self.group_id = group_id
         self._broker = broker
@@ -85,12 +84,12 @@ class KafkaReader(Source):
         self._share = share
         self._consumer: Any = None
         self._positions: dict[int, int] = {}
-        self._ends: dict[int, int] = {}  # where the client last reported the end of the partition
+        self._ends: dict[int, int] = {}  # the offset at which the client last reported the end of a partition
         self._highs: dict[int, int] = {}  # high watermarks as of `_looked`, for `lag` in other threads
         self._looked = 0.0
-        self._new: list[int] = []  # partitions found by the watch
-        self._unread: set[int] = set()  # of those, the ones without a row so far
-        self._fault: SabotError | None = None  # what the watch found that cannot heal
+        self._new: list[int] = []  # new partitions that `_watch_partitions` has found
+        self._unread: set[int] = set()  # new partitions of which no record was read yet
+        self._fault: SabotError | None = None  # a lasting fault that another thread has found; the next read raises it
         self._closing = threading.Event()
         self._watch: threading.Thread | None = None
 
@@ -112,11 +111,12 @@ class KafkaReader(Source):
             "group.id": self._link.group,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
-            "auto.offset.reset": "error",  # a position beyond retention is an error, never a silent jump
+            "auto.offset.reset": "error",  # a position that retention has removed is an error, never a silent jump
             "allow.auto.create.topics": False,
             "isolation.level": "read_committed",
             **FETCHING,
-            "max.poll.interval.ms": 86_400_000,  # backpressure may last; there is no group to leave
+            # Backpressure may last, and there is no group that we would have to leave.
+            "max.poll.interval.ms": 86_400_000,
             "on_commit": self._on_commit,
         }
         kafka = {**self._kafka, "enable.partition.eof": True}
@@ -139,7 +139,7 @@ class KafkaReader(Source):
         self._watch.start()
 
     def _resolve(self, indexes: list[int], restored: dict[int, int], start: str | int) -> dict[int, int]:
-        """Partition -> first offset to read, checked against what the broker holds."""
+        """The first offset to read by partition, checked against the offsets that the broker holds."""
         gone = sorted(set(restored) - set(indexes))
         if gone:
             raise UserError(
@@ -177,7 +177,7 @@ class KafkaReader(Source):
         return chosen
 
     def _held(self, index: int) -> tuple[int, int]:
-        """First offset held, and the end, of a partition."""
+        """The first offset of a partition that the broker holds, and the offset behind its last."""
         found: tuple[int, int] = self._ask(
             lambda _, timeout: self._consumer.get_watermark_offsets(
                 TopicPartition(self.name, index), timeout=timeout, cached=False
@@ -187,7 +187,7 @@ class KafkaReader(Source):
         return found
 
     def _ask(self, call: Any, argument: Any) -> Any:
-        """Asks the broker, again while it is only just starting up; BrokerUnavailable after ANSWER_SECONDS."""
+        """Asks the broker, and asks again while it is starting up. Raises BrokerUnavailable after ANSWER_SECONDS."""
         deadline = SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
         while True:
             try:
@@ -224,7 +224,7 @@ class KafkaReader(Source):
             self._link.check(self._prove)
             if self._new:
                 self._take_new()
-            # `consume` waits until it has all that it was asked for: wait for one, then take what is there
+            # `consume` waits until it has as many records as it was asked for: so wait for one, then take what is there.
             messages = consumer.consume(max_rows if wait == 0 else 1, wait)
             if messages and wait and max_rows > 1:
                 messages += consumer.consume(max_rows - 1, 0)
@@ -234,7 +234,7 @@ class KafkaReader(Source):
                 for message in messages:
                     if message.error() is not None:
                         self._notice(message)
-            if good:  # no sign of life: they may have been fetched before the broker went
+            if good:  # not reported to the link: they may have been fetched before the broker was lost
                 return self._batch(good)
             left = deadline - SYSTEM_CLOCK.monotonic()
             if left <= 0:
@@ -242,7 +242,7 @@ class KafkaReader(Source):
             wait = min(left, WAIT_SECONDS)
 
     def _prove(self, seconds: float) -> None:
-        """That the consumer is let in. Raises KafkaException."""
+        """Raises KafkaException unless the broker accepts the consumer's login."""
         for index in list(self._positions)[:1]:
             self._consumer.get_watermark_offsets(TopicPartition(self.name, index), timeout=seconds, cached=False)
 
@@ -266,9 +266,7 @@ class KafkaReader(Source):
         return Batch(data, {(self.name, index): offset for index, offset in covered.items()}, self.name)
 
     def _notice(self, message: Any) -> None:
-        """An event that is no record: the end of a partition, a fault that the client heals, or one that it
-        cannot.
-        """
+        """Takes an event that is no record: the end of a partition, a fault that the client overcomes by itself, or one that it cannot."""
         error = message.error()
         if error.code() == KafkaError._PARTITION_EOF:
             self._ends[message.partition()] = message.offset()
@@ -287,7 +285,7 @@ class KafkaReader(Source):
             log.warning("%s", reason)
 
     def _take_new(self) -> None:
-        """New partitions join at their beginning; the others go on where they are."""
+        """Adds the new partitions at their beginning; the others go on at their positions."""
         new, self._new = self._new, []
         new = [index for index in new if index not in self._positions]
         if not new:
@@ -298,14 +296,14 @@ class KafkaReader(Source):
         self._assign()
 
     def _broke(self, error: SabotError) -> None:
-        """For the thread beside: the next read raises it."""
+        """Called by the watching thread when it ends with an error: the next read raises it."""
         self._fault = error
 
     def _watch_partitions(self) -> None:
-        """Thread of its own: looks for new partitions, and while the broker is lost for its return.
+        """Runs in a thread of its own: looks for new partitions, and for the broker's return while it is lost.
 
-        With a client of its own: on the consumer's connection an answer stands in line behind its fetches, and a
-        poll in this thread would take records away from `read_batch`.
+        It uses a client of its own: on the consumer's connection an answer would queue behind fetches, and polling the consumer in this
+        thread would take records away from `read_batch`.
         """
         client = admin_of(self._link, self._kafka)
         missing = 0
@@ -318,7 +316,8 @@ class KafkaReader(Source):
                 indexes = self._own(partitions_of(client, self._link, self.name, 5.0))
                 self._new = [index for index in indexes if index not in self._positions]
                 missing = 0
-            except UserError as error:  # gone, or forbidden now; asked twice, for a broker that is just starting
+            except UserError as error:
+                # The topic is gone, or forbidden now; believed only twice in a row: a broker may be just starting.
                 missing += 1
                 if missing > 1:
                     self._fault = error
@@ -331,7 +330,7 @@ class KafkaReader(Source):
         return {(self.name, index): offset for index, offset in self._positions.items()}
 
     def commit(self, positions: Positions) -> None:
-        """Sends the offsets and does not wait; a refusal is logged when it comes."""
+        """Sends the offsets and does not wait for the answer; a refusal is logged when it comes."""
         own = [TopicPartition(self.name, index, at) for (name, index), at in positions.items() if name == self.name]
         if not own:
             return
@@ -347,11 +346,13 @@ class KafkaReader(Source):
             log.warning("group %r: offsets of topic %r are not committed: %s", self.group_id, self.name, said(error))
 
     def _look_at_ends(self, indexes: Iterable[int]) -> None:
-        """In the reading thread: the client holds a lock while it consumes, so any other thread would wait for a pause."""
+        """Notes the high watermarks. Called in the reading thread, because the client holds a lock while it consumes: another thread would
+        have to wait for a pause.
+        """
         for index in indexes:
             try:
                 _, high = self._consumer.get_watermark_offsets(TopicPartition(self.name, index), cached=True)
-            except KafkaException:  # not fetched yet
+            except KafkaException:  # the client has not fetched from this partition yet
                 continue
             if high is not None and high != OFFSET_INVALID:
                 self._highs[index] = high
@@ -370,8 +371,7 @@ class KafkaReader(Source):
         consumer, self._consumer = self._consumer, None
         if consumer is None:
             return
-        # the client waits for its last commits; with the broker gone that may take minutes, so it does so
-        # aside
+        # The client waits for its last commits, which may take minutes when the broker is gone; so it closes in a thread of its own.
         closer = threading.Thread(target=consumer.close, name=f"kafka-close-{self.name}", daemon=True)
         closer.start()
         closer.join(CLOSE_SECONDS)

@@ -1,7 +1,7 @@
-"""Dead letters back to where they came from, exactly once: each transaction holds the records and the note that they went.
+"""Sends dead letters back to where they came from, exactly once: each transaction holds records and the note that they were sent.
 
-A redrive that dies leaves a transaction open, which the next one ends by claiming the same transactional id; the notes that are
-to be seen then say what went, and it goes on with the rest. Two at once: the second takes over, the first ends with an error.
+A redrive that dies leaves a transaction open. The next one ends it by claiming the same transactional id; the committed notes then tell
+what was sent, and it goes on with the rest. Of two at the same time the second takes over, and the first ends with an error.
 """
 
 import logging
@@ -27,38 +27,38 @@ __all__ = ["Redriven", "redrive"]
 
 log = logging.getLogger("sabot.kafka")
 
-_LETTERS = 2000  # of one transaction
+_LETTERS = 2000  # at most so many are sent in one transaction
 _BYTES = 8 << 20
 _TRANSACTION_MS = 60_000
 _CALL_SECONDS = 60.0
 _FENCED = {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED}
 _UNFIT = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_TIMESTAMP, KafkaError.INVALID_RECORD}
-_CLIENT_BATCH_BYTES = 1_000_000  # what the client puts into one request, at most
+_CLIENT_BATCH_BYTES = 1_000_000  # the client combines records into requests of up to this size
 _FOREVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 
 
 @dataclass
 class Redriven:
-    """What a redrive did. `topics`: records by the topic that they went to. `left`: why letters stay where they are -> places."""
+    """What a redrive did. topics: how many records went to each topic. left: how many letters were not sent, by the reason."""
 
     letters: int = 0
-    already: int = 0  # of those asked for by place, redriven before
+    already: int = 0  # how many of the letters that were named by their place had been redriven before
     topics: dict[str, int] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
 
     def leave(self, why: str) -> None:
-        """One letter stays."""
+        """Counts a letter that is not sent."""
         self.left[why] = self.left.get(why, 0) + 1
 
 
 @dataclass(frozen=True, slots=True)
 class _Sending:
-    """A letter on its way: the offsets from `begin` to its own hold nothing else that waits."""
+    """A letter to be sent. No other letter that waits is between offset `begin` and the letter's own, so a note may cover that range."""
 
     letter: DeadLetter
     begin: int
     topic: str
-    partition: int  # -1: by its key
+    partition: int  # -1: chosen by the record's key
     timestamp: int
 
     @property
@@ -68,7 +68,9 @@ class _Sending:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """A topic that takes records: its partitions (0: there is none), how long it keeps a record, the largest request it takes."""
+    """A topic that takes records: how many partitions it has (0: there is no such topic), how long it keeps a record, and the largest
+    request that it accepts.
+    """
 
     partitions: int
     kept_ms: int = 1 << 62
@@ -87,17 +89,18 @@ def redrive(
 ) -> Redriven:
     """Sends letters with their own key, payload, headers and timestamp into the topic that they came from, or `to`.
 
-    only: those at these places (partition, offset); skip: not those. error: those that say this. limit: at most so many.
-    now: with the time of now, in place of a timestamp that the topic's retention has passed: the broker may delete such a
-    record before it is read, so without it they stay. Each goes at most once, ever, whatever happens in between and however
-    often this is called; letters that are not selected stay waiting. Back in their own topic they go to their own partition.
-    Raises JobLocked when another redrive of the topic has begun, UserError naming a letter that the topic does not take.
+    only: the letters at these places (partition, offset); skip: the letters at all other places. error: the letters whose error contains
+    this text. limit: at most so many. now: gives the current time to a record whose timestamp is older than the topic's retention. The
+    broker may delete such a record before it is read, so without `now` it is not sent. Each letter is sent at most once, ever, whatever
+    happens in between and however often this is called; letters that are not selected go on waiting. A letter that goes back to its own
+    topic goes to its own partition. Raises JobLocked when another redrive of the topic has begun, UserError naming a letter that the
+    topic does not take.
     """
     done = Redriven()
     ensure_topic(dead.link, dead.journal, dead.kafka, 1, _FOREVER)
     lane = _Lane(dead, to or "")
     try:
-        dead.read_notes()  # behind the claim: nobody else adds to them from here on
+        dead.read_notes()  # after the claim, so that no other redrive adds to the notes any more
         chosen = _places(dead, only, done) if only is not None else _waiting(dead)
         wanted = (
             (each, begin) for each, begin in chosen if each.says(error) and (each.partition, each.offset) not in skip
@@ -111,7 +114,7 @@ def redrive(
 
 
 def _waiting(dead: DeadLetters) -> Iterator[tuple[DeadLetter, int]]:
-    """Each letter that waits, and from where on nothing stands between the one before and it."""
+    """Each letter that waits, with the first offset behind the letter before it."""
     partition, begin = -1, 0
     for letter in dead.letters():
         if letter.partition != partition:
@@ -172,18 +175,19 @@ def _batches(sendings: Iterator[_Sending]) -> Iterator[list[_Sending]]:
 
 
 class _Lane:
-    """The one producer that may send dead letters of this topic; whoever is made last has it."""
+    """The one producer that may send dead letters of this topic: making one fences the one before it off."""
 
     def __init__(self, dead: DeadLetters, to: str) -> None:
         self.to = to
         self._dead = dead
         self._targets: dict[str, _Target] = {}
-        self._reports: list[tuple[str, KafkaError]] = []  # of the open transaction
+        # Records of the open transaction that were refused: place and error.
+        self._reports: list[tuple[str, KafkaError]] = []
         self._open = False
         self._producer = self._claim()
 
     def target(self, topic: str) -> _Target:
-        """What is known of a topic."""
+        """The facts about a topic, asked of the broker once."""
         if topic not in self._targets:
             try:
                 count = len(partitions_of(self._producer, self._dead.link, topic))
@@ -193,14 +197,14 @@ class _Lane:
         return self._targets[topic]
 
     def deliver(self, batch: list[_Sending], done: Redriven) -> None:
-        """All of them, and the notes of it, in one transaction."""
+        """Sends the letters and the notes on them in one transaction."""
         self._transaction(batch)
         done.letters += len(batch)
         for sending in batch:
             done.topics[sending.topic] = done.topics.get(sending.topic, 0) + 1
 
     def give_up(self) -> None:
-        """Readers of committed records do not have to wait for the end of what was begun."""
+        """Aborts the open transaction, so that readers of committed records need not wait for its time-out."""
         if not self._open:
             return
         self._open = False
@@ -220,7 +224,8 @@ class _Lane:
         settings = {
             "transactional.id": name,
             "transaction.timeout.ms": _TRANSACTION_MS,
-            "metadata.recovery.strategy": "none",  # else calls may never return after a restart of the broker
+            # With another strategy a call may hang for ever after a restart of the broker.
+            "metadata.recovery.strategy": "none",
         }
         producer = producer_of(self._dead.link, self._dead.kafka, **settings)
         with step("claim", name):
@@ -237,7 +242,8 @@ class _Lane:
             with step("produce", sending.topic):
                 self._produce(sending)
                 if self.target(sending.topic).batch_bytes < _CLIENT_BATCH_BYTES:
-                    self._flush()  # alone: the client would put together what the topic takes one by one
+                    # One by one, because the client would combine records into a request larger than the topic accepts.
+                    self._flush()
         for partition, note in self._notes(batch).items():
             with step("token", journal):
                 producer.produce(
@@ -284,7 +290,7 @@ class _Lane:
         }
 
     def _on_delivery(self, place: str, error: KafkaError | None, _: Any) -> None:
-        """Only notes it: while `flush` raises, no method of the client's objects may be called."""
+        """Keeps the error, and does no more: while `flush` raises, no method of the client's objects may be called."""
         if error is not None:
             self._reports.append((place, error))
 
@@ -297,12 +303,12 @@ class _Lane:
                     raise self._unanswered()
         except KafkaException as error:
             raise self._explained(error.args[0]) from clean_cause(error)
-        except SystemError:  # the client's own error, lost where it called back: the commit says it again
+        except SystemError:  # a fatal error of the client got lost in a callback: the commit raises it again
             log.debug("the client lost an error while it flushed", exc_info=True)
         self._raise_refusal()
 
     def _raise_refusal(self) -> None:
-        """The first refusal that is of the record's own making counts: the others of its batch fail with it."""
+        """Raises UserError for the first refusal whose cause is the record itself; other records of its batch only fail with it."""
         for place, error in self._reports:
             if error.code() in _UNFIT:
                 raise UserError(
@@ -311,7 +317,7 @@ class _Lane:
                 )
 
     def _call(self, call: Callable[[float], object]) -> None:
-        """Again as long as the client says so, and our deadline lasts."""
+        """Makes the call, and repeats it while the client says that this may help, up to a deadline."""
         deadline = SYSTEM_CLOCK.monotonic() + _CALL_SECONDS
         while True:
             try:
@@ -326,7 +332,7 @@ class _Lane:
 
     def _explained(self, reason: Any) -> SabotError:
         if reason.code() in _FENCED:
-            self._open = False  # the other one has ended it
+            self._open = False  # the other redrive has ended our transaction
             return JobLocked(
                 f"another redrive of {self._dead.topic!r} has begun, and goes on with what this one has not sent",
                 hint="nothing is sent twice; let that one end",
@@ -343,7 +349,7 @@ class _Lane:
 
 
 def _target(dead: DeadLetters, topic: str, partitions: int) -> _Target:
-    """What the broker says of a topic. Where we may not ask, it is taken to keep records for ever."""
+    """The facts about a topic, asked of the broker. Where we may not read its settings, it is assumed to keep records for ever."""
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
     admin = admin_of(dead.link, dead.kafka)
     try:

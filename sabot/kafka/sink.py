@@ -13,16 +13,16 @@ __all__ = ["KafkaSink"]
 
 
 class KafkaSink(Sink):
-    """A topic of a kafka:// or memory:// broker, made if it is missing. Changes become records with keys, and tombstones; a topic
-    that is made for them is compacted, and one that is there should be (`cleanup.policy=compact`), or it forgets what changes rarely.
+    """A topic of a kafka:// or memory:// broker, made if it is missing. Changes become records with keys, and tombstones. A topic that is
+    made for changes is compacted; one that exists should be (`cleanup.policy=compact`), or its retention drops keys that rarely change.
 
     Defaults of the producer: idempotent, `linger.ms` 5, `compression.type` lz4, keys placed as the Java
     clients place them, and with exactly once `transaction.timeout.ms` 60000. Other keyword arguments are settings of the
     Kafka client, with dots: `**{"linger.ms": 50}`.
 
-    Exactly once: a part is one transaction, which readers with `isolation.level=read_committed` see whole. The number of
-    the last part stands at partition 0 of the topic, as the offset of group `sabot.<job>.<sink>.0`, which is nobody
-    else's; its metadata is the job's incarnation.
+    Exactly once: a part is one transaction, which readers with `isolation.level=read_committed` see whole. The number of the last part is
+    kept as the offset of consumer group `sabot.<job>.<sink>.0` at partition 0 of the topic. No other consumer may use that group; the
+    metadata of the offset is the job's incarnation.
     """
 
     takes_changes = True
@@ -63,9 +63,7 @@ class KafkaSink(Sink):
         self._sink.open()
 
     def write(self, batch: Batch) -> None:
-        """As `Sink.write`. A record above `message.max.bytes` raises RowErrors before any of the batch is
-        sent.
-        """
+        """See `Sink.write`. A record above `message.max.bytes` raises RowErrors before any record of the batch is sent."""
         self._sink.write(batch)
 
     def flush(self) -> None:
@@ -78,12 +76,12 @@ class KafkaSink(Sink):
         return self._sink.claim(lane)
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Records; RowErrors for those above `message.max.bytes`."""
+        """See `Sink.fitting`: the rows as records. Raises RowErrors for records above `message.max.bytes`."""
         return self._sink.fitting(data)
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
-        """As `Sink.deliver`. A record that is too large raises RowErrors (its row in the part) or DataError, and nothing of
-        the part is seen.
+        """See `Sink.deliver`. A record that is too large raises RowErrors (with its row in the part) or DataError; then readers see nothing
+        of the part.
         """
         self._sink.deliver(seq, batches)
 

@@ -1,4 +1,4 @@
-"""`KafkaSource`: the engine's source of a topic, and the same topic record by record for code of one's own."""
+"""`KafkaSource`: the engine's source of a topic, which user code can also read record by record."""
 
 import asyncio
 from collections import deque
@@ -17,20 +17,19 @@ from sabot.threads import done
 
 __all__ = ["KafkaSource"]
 
-FETCH_ROWS = 1024  # records that the record-by-record face holds
-FETCH_SECONDS = 0.5  # how long its thread waits for Kafka in one go; a stop waits this long at most
+FETCH_ROWS = 1024  # how many records the record-by-record interface fetches ahead
+FETCH_SECONDS = 0.5  # how long its thread waits for Kafka in one call, and so how long `stop` may take
 
 
 class KafkaSource(Source):
     """A topic of a kafka:// or memory:// broker.
 
-    The engine uses `open`, `read_batch`, `positions`, `commit`, `close` (see `Source`). Code of one's own
-    uses `await start()`, then `await get_next()`, `await next_record()` or `async for value in source`, and
-    `await stop()`. Then it begins where the group stands, or at the earliest record; `stop` commits what was
-    given out.
+    The engine uses `open`, `read_batch`, `positions`, `commit`, `close` (see `Source`). User code calls `await start()`, then `await
+    get_next()`, `await next_record()` or `async for value in source`, and at the end `await stop()`. It begins at the group's committed
+    offsets, or at the earliest record; `stop` commits the offsets of the records that were returned.
 
     Other keyword arguments are settings of the Kafka client, with dots: `**{"security.protocol": "ssl"}`.
-    `partition_check` says how often new partitions are looked for.
+    `partition_check` says how often the source looks for new partitions.
     """
 
     def __init__(
@@ -48,12 +47,12 @@ class KafkaSource(Source):
         self._source = open_source(topic, broker, group_id, kafka, partition_check=partition_check)
         self.record_bytes = self._source.record_bytes
         self._open = False
-        self._thread: ThreadPoolExecutor | None = None  # reads from Kafka for the record-by-record face
+        self._thread: ThreadPoolExecutor | None = None  # reads from Kafka for the record-by-record interface
         self._fetch: Future[Batch | None] | None = None
-        self._records: deque[Record] = deque()  # fetched, not given out
+        self._records: deque[Record] = deque()  # fetched, but not returned yet
         self._given: Positions = {}
 
-    # The engine's face
+    # The engine's interface
 
     def readers(self, count: int) -> Sequence[Source]:
         return self._source.readers(count)
@@ -97,17 +96,17 @@ class KafkaSource(Source):
     # Record by record
 
     async def start(self) -> None:
-        """Opens the source; nothing happens when it is open. Raises like `open`."""
+        """Opens the source; nothing happens when it is open. Raises as `open` does."""
         if not self._open:
             await asyncio.to_thread(self.open, None, "committed")
 
     async def stop(self) -> None:
-        """Commits what was given out and closes; nothing happens when it is not open."""
+        """Commits the offsets of the records that were returned, and closes; nothing happens when the source is not open."""
         if self._open:
             await asyncio.to_thread(self._commit_and_close)
 
     async def next_record(self) -> Record:
-        """The next record; waits for it. A cancelled call consumes nothing."""
+        """Waits for the next record and returns it. A cancelled call consumes nothing."""
         while not self._records:
             if not self._open:
                 raise UserError(f"the source of topic {self.name!r} is not started", hint="await source.start()")
@@ -119,9 +118,7 @@ class KafkaSource(Source):
         return record
 
     async def get_next(self) -> Any:
-        """The next record's payload, decoded as JSON; DataError when it is none (that record is then
-        consumed).
-        """
+        """The next record's payload, decoded as JSON. Raises DataError when it is not JSON; that record is then consumed."""
         return (await self.next_record()).value
 
     async def __aiter__(self) -> AsyncIterator[Any]:
@@ -129,7 +126,7 @@ class KafkaSource(Source):
             yield await self.get_next()
 
     async def _next_batch(self) -> Batch | None:
-        if isinstance(self._source, MemorySource):  # it waits for records without a thread
+        if isinstance(self._source, MemorySource):  # this source waits for records without a thread
             return await self._source.read_batch_async(FETCH_ROWS)
         if self._fetch is None:
             if self._thread is None:
@@ -137,7 +134,7 @@ class KafkaSource(Source):
             self._fetch = self._thread.submit(self._source.read_batch, FETCH_ROWS, FETCH_SECONDS)
         fetch = self._fetch
         await done(fetch)
-        if self._fetch is not fetch:  # another call took it
+        if self._fetch is not fetch:  # another call has taken the result
             return None
         self._fetch = None
         return fetch.result()

@@ -1,6 +1,6 @@
-"""Which connector a topic has, by the address of its broker: memory:// or kafka://. Decided here, and nowhere else.
+"""Chooses the connector of a topic by the address of its broker, memory:// or kafka://. No other module makes this choice.
 
-The client of Kafka is loaded by the first kafka:// address, so a program without one does not need it.
+The first kafka:// address loads the Kafka client, so a program without one does not need it.
 """
 
 import threading
@@ -23,7 +23,7 @@ def open_source(
     *,
     partition_check: Duration = "30s",
 ) -> Source:
-    """The source of a topic. Not opened yet. kafka: settings of the client; partition_check: how often new partitions are looked for."""
+    """The source of a topic, not opened yet. kafka: settings of the client. partition_check: how often it looks for new partitions."""
     seconds = parse_seconds(partition_check, name="partition_check")
     if _in_memory(broker):
         return MemorySource(topic, broker, group_id)
@@ -33,9 +33,9 @@ def open_source(
 
 
 def open_sink(topic: str, broker: str, kafka: Mapping[str, Any] | None = None) -> Sink:
-    """The sink of a topic. Not opened yet. kafka: settings of the client.
+    """The sink of a topic, not opened yet. kafka: settings of the client.
 
-    Its `address` is the topic: the app's broker may have another address tomorrow and be the same.
+    Its `address` is the topic alone, because the same broker may have another address tomorrow.
     """
     if _in_memory(broker):
         return MemorySink(topic, broker)
@@ -45,9 +45,7 @@ def open_sink(topic: str, broker: str, kafka: Mapping[str, Any] | None = None) -
 
 
 class RecordSender:
-    """Sends records to topics of a kafka:// or memory:// broker, from any event loop and thread. `close` it
-    at the end.
-    """
+    """Sends records to topics of a kafka:// or memory:// broker, from any event loop and thread. `close` it at the end."""
 
     def __init__(self, broker: str, kafka: Mapping[str, Any] | None = None) -> None:
         self.broker = broker
@@ -65,11 +63,11 @@ class RecordSender:
         timestamp: int | None = None,
         partition: int | None = None,
     ) -> int:
-        """The offset of the record, once the broker has it. `timestamp` is ms, default now; the topic is made
-        if missing.
+        """Sends a record, and returns its offset once the broker has it. `timestamp` is in ms, by default the current time; the topic is
+        made if it is missing.
 
-        Raises BrokerUnavailable (naming the address), UserError (partition, rights), DataError (too large) or
-        TransientError. A call that is cancelled may still send.
+        Raises BrokerUnavailable (naming the address), UserError (partition, rights), DataError (too large) or TransientError. A call that
+        is cancelled may still send.
         """
         if self._memory:
             return await MemoryBroker.get(self.broker).send(topic, payload, key, headers, timestamp, partition)
@@ -85,7 +83,7 @@ class RecordSender:
             return self._kafka
 
     def close(self) -> None:
-        """Waits up to 5 s for what is on its way, then lets go. Idempotent."""
+        """Waits up to 5 s for records that are on their way, then closes. Idempotent."""
         with self._lock:
             sender, self._kafka = self._kafka, None
         if sender is not None:

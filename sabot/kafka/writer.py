@@ -1,4 +1,4 @@
-"""The engine's sink over a Kafka topic, and single records with their offsets. Loads confluent_kafka."""
+"""The engine's at-least-once sink over a Kafka topic, and a sender of single records that returns their offsets. Loads confluent_kafka."""
 
 import asyncio
 import threading
@@ -35,12 +35,12 @@ from sabot.watch import guarded
 __all__ = ["KafkaSender", "KafkaWriter", "Refusals", "check_sizes", "largest_record", "produce", "refusal"]
 
 CLOSE_SECONDS = 5.0
-FULL_SECONDS = 0.1  # a look at a full queue of the client
-MESSAGE_OVERHEAD = 512  # what a record costs beside key, payload and headers, at most, in the client's own check
+FULL_SECONDS = 0.1  # how long a full queue of the client is polled before the next try
+MESSAGE_OVERHEAD = 512  # the most that the client's size check adds for a record to its key, payload and headers
 
 
 class Refusals:
-    """What a producer reports of records that were not taken: the first one, and how many. Given as its `on_delivery`."""
+    """Keeps the first record that a producer could not deliver, and how many there were. Used as the producer's `on_delivery`."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -53,7 +53,7 @@ class Refusals:
                 self.first = (error, message)
 
     def raise_first(self, link: Link, topic: str) -> None:
-        """Raises it, once."""
+        """Raises the error of the first refusal, if there was one, and forgets all refusals."""
         if self.first is None:
             return
         fault, count = refusal(self.first[0], link, topic, self.first[1]), self.count
@@ -66,8 +66,8 @@ class Refusals:
 def produce(producer: Any, topic: str, data: pa.RecordBatch, go_on: Callable[[], None]) -> None:
     """Puts rows of RECORD_SCHEMA into the client's queue, in order; their partition and offset are ignored.
 
-    Full: waits until some are delivered, or given up after message.timeout.ms, and calls `go_on`, which raises when
-    there is no more point in it. Raises KafkaException as the client does.
+    While the queue is full it waits for records to be delivered, or to be given up after message.timeout.ms, and calls `go_on`, which
+    raises to end the wait. Raises KafkaException as the client does.
     """
     payloads = bytes_list(data.column(0))
     keys = bytes_list(data.column(1))
@@ -89,12 +89,12 @@ def produce(producer: Any, topic: str, data: pa.RecordBatch, go_on: Callable[[],
 
 
 def largest_record(kafka: Mapping[str, Any]) -> int:
-    """Key, payload and headers of one record, in bytes, that the client takes under these settings."""
+    """The largest record, in bytes of key, payload and headers together, that the client accepts under these settings."""
     return int(kafka.get("message.max.bytes", MESSAGE_BYTES)) - MESSAGE_OVERHEAD
 
 
 def check_sizes(data: pa.RecordBatch, limit: int, topic: str, first: int = 0) -> None:
-    """RowErrors names the rows of RECORD_SCHEMA above `limit` bytes; `first` is the number of the first row."""
+    """Raises RowErrors naming the rows of RECORD_SCHEMA above `limit` bytes; `first` is the number of the first row."""
     payload, key, headers = data.column(0), data.column(1), data.column(5)
     if payload.nbytes + key.nbytes + headers.nbytes <= limit:
         return
@@ -111,7 +111,7 @@ def check_sizes(data: pa.RecordBatch, limit: int, topic: str, first: int = 0) ->
 
 
 class KafkaWriter(Sink):
-    """One idempotent producer. What it refuses is collected, and raised by `flush` (or the next `write`)."""
+    """A sink with one idempotent producer. A refused record is raised by `flush`, or by the next `write`."""
 
     takes_changes = True
 
@@ -122,7 +122,7 @@ class KafkaWriter(Sink):
         self._producer: Any = None
         self._unflushed = False
         self._refusals = Refusals()
-        self._keys: Sequence[str] | None = None  # of the table whose changes come
+        self._keys: Sequence[str] | None = None  # the key columns, when the rows are changes of a table
 
     def check_types(self, schema: pa.Schema) -> None:
         refuse_json_types(schema, f"topic {self.name!r}")
@@ -131,7 +131,7 @@ class KafkaWriter(Sink):
         self._keys = keys
 
     def ensure_topic(self) -> None:
-        """Makes it if it is missing. One of changes is compacted: its last record of each key stays."""
+        """Makes the topic if it is missing. A topic of changes is made compacted, which keeps the last record of each key."""
         config = {} if self._keys is None else {"cleanup.policy": "compact"}
         ensure_topic(self._link, self.name, self._kafka, config=config)
 
@@ -161,7 +161,7 @@ class KafkaWriter(Sink):
 
     def flush(self) -> None:
         producer = self._opened()
-        waiting, self._unflushed = self._unflushed, False  # not len(producer): that counts error events too
+        waiting, self._unflushed = self._unflushed, False  # len(producer) would not do: it also counts error events
         try:
             while waiting and flush_of(producer, 1.0, self._make) > 0:
                 self._go_on()
@@ -184,9 +184,7 @@ class KafkaWriter(Sink):
 
 
 class KafkaSender:
-    """Sends single records and says where they came to stand. One producer, one thread that serves its
-    reports.
-    """
+    """Sends single records and returns their offsets. It has one producer, and one thread that serves the producer's delivery reports."""
 
     def __init__(self, broker: str, kafka: Mapping[str, Any]) -> None:
         self._link = link_of(broker, "sender", kafka, "Write")
@@ -195,8 +193,8 @@ class KafkaSender:
         self._topics: set[str] = set()
         self._producer: Any = None
         self._thread: threading.Thread | None = None
-        self._waiting: dict[Future[int], str] = {}  # for their offsets; the topic of each
-        self._fault: SabotError | None = None  # what ended the thread
+        self._waiting: dict[Future[int], str] = {}  # callers that wait for an offset, each with its topic
+        self._fault: SabotError | None = None  # the error that ended the thread
         self._closed = False
 
     async def send(
@@ -213,7 +211,7 @@ class KafkaSender:
         sent: Future[int] = Future()
 
         def on_delivery(error: KafkaError | None, message: Any) -> None:
-            if sent.done():  # told of what ended the thread
+            if sent.done():  # it was given the error that ended the thread
                 return
             if error is None:
                 self._link.up()
@@ -241,13 +239,13 @@ class KafkaSender:
         on_delivery: Any,
         place: dict[str, int],
     ) -> None:
-        """Waits for room in the client's queue."""
+        """Puts a record into the client's queue, and waits while the queue is full."""
         asked = False
         while True:
             if self._fault is not None:
                 raise self._fault
             producer = self._producer
-            if producer is None:  # it was given up meanwhile
+            if producer is None:  # `_give_up` has dropped it meanwhile
                 await asyncio.to_thread(self._prepare, topic)
                 continue
             try:
@@ -256,10 +254,11 @@ class KafkaSender:
                     return
                 raise TransientError(f"topic {topic!r}: the Kafka client was given up while it took a record")
             except BufferError:
-                await asyncio.sleep(0.05)  # full; the thread delivers, or gives up after message.timeout.ms
+                # The queue is full; the thread's polls empty it, at the latest after message.timeout.ms.
+                await asyncio.sleep(0.05)
             except KafkaException as error:
                 if error.args[0].code() == KafkaError._UNKNOWN_PARTITION and not asked:
-                    asked = True  # it may be newer than what the client knows of the topic
+                    asked = True  # the partition may be newer than the client's metadata
                     await asyncio.to_thread(partitions_of, producer, self._link, topic)
                     continue
                 raise refusal(error.args[0], self._link, topic, None) from clean_cause(error)
@@ -270,8 +269,7 @@ class KafkaSender:
             if self._closed:
                 raise UserError("the sender is closed")
             if self._producer is None:
-                # no linger: each caller waits for its own record; records of many callers still travel
-                # together
+                # Without linger, because each caller waits for its own record. Records of concurrent callers still travel together.
                 self._producer = producer_of(
                     self._link, self._kafka, **{"linger.ms": 0, "delivery.report.only.error": False}
                 )
@@ -282,7 +280,7 @@ class KafkaSender:
             self._topics.add(topic)
 
     def _broke(self, error: SabotError) -> None:
-        """For its thread: who waits for an offset, or comes later, is told."""
+        """Called when the thread ends with an error: all callers that wait for an offset get it, and all later calls raise it."""
         self._fault = error
         for sent in list(self._waiting):
             if not sent.done():
@@ -294,13 +292,15 @@ class KafkaSender:
             try:
                 producer.poll(0.2)
                 self._link.check(lambda seconds: producer.list_topics(timeout=seconds))
-            except KafkaException as error:  # fatal: this producer sends nothing any more
+            except KafkaException as error:  # a fatal error: this producer sends nothing any more
                 return self._give_up(producer, error.args[0])
             except UserError as error:
                 return self._give_up(producer, error)
 
     def _give_up(self, producer: Any, why: KafkaError | UserError) -> None:
-        """Who waits is told, by his topic. Who comes later gets a new producer: the right may have been given meanwhile."""
+        """Drops the producer: each waiting caller gets the error, with the name of its topic. Later calls get a new producer, because the
+        missing right may have been granted meanwhile.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -324,7 +324,7 @@ class KafkaSender:
 
 
 def refusal(error: KafkaError, link: Link, topic: str, message: Any) -> Exception:
-    """Why a record was not taken."""
+    """The error for a record that the producer or the broker refuses."""
     if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
         size = "" if message is None else f" of {len(message.value() or b'') + len(message.key() or b'')} bytes"
         return DataError(
