@@ -1,16 +1,16 @@
-"""The contracts of state: of what a barrier takes from any store, and of the backends of agents and process functions.
+"""The contracts of state: what a barrier takes from any store, and what backends offer to agents and process functions.
 
     cut        in memory: what a store was at a barrier. Taken by a plain call, saved by another thread
     saved      on disk: the files of a cut, and the facts beside them in the manifest
-    snapshot   what `await backend.snapshot()` gives to users: a cut that can be saved, or that was
+    snapshot   what `await backend.snapshot()` returns to users: a cut, saved or not
 
-What is written here of backends, `tests/contracts/test_state_contract.py` checks for each.
+`tests/contracts/test_state_contract.py` checks the contract of backends for each of them.
 
 A backend keeps opaque bytes under (namespace, key). Keys come encoded by `sabot._cython.text.records.state_key`, values as
-msgpack; so every read gives a copy, and the same types come back, whatever the backend.
+msgpack; so every read returns a copy, and values come back with the same types from every backend.
 
-A backend has one owner, the task whose state it is. Only the owner reads and writes; the storage calls are plain calls that
-do not suspend. `items`, `namespaces` and `statistics` may also be called from another thread.
+A backend has one owner, the task whose state it is. Only the owner reads and writes, by plain calls that do not suspend. `items`,
+`namespaces` and `statistics` may also be called from another thread.
 """
 
 from abc import ABC, abstractmethod
@@ -45,22 +45,24 @@ Entry: TypeAlias = tuple[str, bytes, bytes]
 """Namespace, key, stored value."""
 
 Mine: TypeAlias = Callable[[Iterator[Entry]], Iterator[Entry]]
-"""Entries of a checkpoint -> those that belong to this subtask."""
+"""Selects the entries of a checkpoint that belong to this subtask."""
 
 
 class Cut(Protocol):
-    """What a store was at a barrier. Taking it copies nothing that is large, and does not wait."""
+    """The contents of a store at a barrier. Taking a cut copies nothing large, and does not wait."""
 
     def save(self, directory: Path) -> int:
-        """Writes into `directory`, which exists and is empty; -> bytes. May block. Any thread; again only after it raised."""
+        """Writes the contents into `directory`, which exists and is empty; returns the bytes written. May block, may be called from any
+        thread, and may be called again only if it has raised.
+        """
 
     def discard(self) -> None:
-        """The cut is not needed any more, saved or not; what was saved stays. Idempotent; any thread."""
+        """Releases the cut, whether or not it was saved; saved files stay. Idempotent; may be called from any thread."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A cut as a checkpoint gives it back: the directory into which `Cut.save` wrote, and the facts beside it in the manifest."""
+    """A cut as a restore finds it: the directory into which `Cut.save` wrote, and the facts about it from the manifest."""
 
     directory: Path
     facts: dict[str, Any]
@@ -107,7 +109,7 @@ class BackendConfig:
 class Snapshot(ABC):
     """The state of a backend at one moment. It can be restored any number of times, into any backend.
 
-    `path` is where its files are: in the backend's own directory, or where it was last saved; None when it is only in memory.
+    `path` is the directory of its files: in the backend's own directory, or where it was last saved; None when it is only in memory.
     `sealed` says that its values carry an expiry (see `expiry.py`).
     """
 
@@ -121,7 +123,7 @@ class Snapshot(ABC):
 
     @abstractmethod
     async def save(self, directory: Path) -> int:
-        """Puts the snapshot into `directory`, which must not exist yet; returns the bytes written or linked.
+        """Writes the snapshot into `directory`, which must not exist yet; returns the bytes written or linked.
 
         When it returns, everything is on the disk (fsync), and `directory` belongs to the caller: `discard` leaves it alone.
         When it raises (OSError), nothing is left at `directory`, and the snapshot can be saved again elsewhere.
@@ -129,14 +131,14 @@ class Snapshot(ABC):
 
     @abstractmethod
     def discard(self) -> None:
-        """Drops what the snapshot holds on disk in the backend's own directory. Idempotent."""
+        """Removes the snapshot's files in the backend's own directory. Idempotent."""
 
 
 class StateBackend(ABC):
     """Keyed state of one task: bytes under (namespace, key)."""
 
     expires: bool = False
-    """Values vanish some time after they were written (`ttl`)."""
+    """Whether values vanish some time after they were written (`ttl`)."""
 
     @abstractmethod
     def read(self, namespace: str, key: bytes) -> bytes | None:
@@ -144,7 +146,7 @@ class StateBackend(ABC):
 
     @abstractmethod
     def write(self, namespace: str, key: bytes, value: bytes | None) -> None:
-        """Keeps the value; None deletes. Read back at once, durable with the next snapshot."""
+        """Keeps the value; None deletes it. Reads see the write at once; it is durable with the next snapshot."""
 
     @abstractmethod
     def read_many(self, namespace: str, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -156,7 +158,7 @@ class StateBackend(ABC):
 
     @abstractmethod
     def items(self, namespace: str) -> Iterator[tuple[bytes, bytes]]:
-        """All keys and values in key order, as they are at the call: later writes do not show."""
+        """All keys and values in key order, as they are at the call; later writes are not visible."""
 
     @abstractmethod
     def namespaces(self) -> list[str]:
@@ -168,30 +170,30 @@ class StateBackend(ABC):
 
     @abstractmethod
     async def snapshot(self) -> Snapshot:
-        """Takes its cut before it first suspends: writes after the call began are not in it. Returns when it can be saved.
+        """Takes a cut before it first suspends, so writes after the call began are not in it. Returns when the cut can be saved.
 
         Raises CheckpointFailed; the backend then goes on with everything that was written.
         """
 
     @abstractmethod
     async def restore(self, snapshot: Snapshot) -> None:
-        """The state becomes that of the snapshot, all else is forgotten. The owner does nothing else meanwhile.
+        """Replaces all state by that of the snapshot. The owner makes no other call meanwhile.
 
         Raises CorruptCheckpoint naming the file; the backend then holds what it held before.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Lets go of everything; nothing is saved. Idempotent. Reading or writing afterwards is a UserError."""
+        """Releases all resources; nothing is saved. Idempotent. Reading or writing afterwards raises UserError."""
 
 
 class BackendCut(ABC):
-    """The values of a backend at one moment: as they were at its `cut`, or as the files of a saved cut have them. It is a Cut."""
+    """The values of a backend at one moment, taken by its `cut`, or found in the files of a saved cut. It fulfils the contract of Cut."""
 
     sealed: bool
-    """The values carry an expiry (see `expiry.py`)."""
+    """Whether the values carry an expiry (see `expiry.py`)."""
     path: Path | None = None
-    """Where its files are; None: it has none, the values are in memory."""
+    """The directory of its files; None when the values are in memory."""
 
     @abstractmethod
     def entries(self) -> Iterator[Entry]:
@@ -199,21 +201,21 @@ class BackendCut(ABC):
 
     @abstractmethod
     def save(self, directory: Path) -> int:
-        """Writes into `directory`, which exists and is empty; -> bytes, which are on the disk then (fsync). May block."""
+        """Writes the values into `directory`, which exists and is empty, and makes them durable (fsync); returns the bytes. May block."""
 
     @abstractmethod
     def saved_in(self, directory: Path) -> "BackendCut":
-        """The same values, of the files that `save` wrote there."""
+        """The same values, read from the files that `save` wrote into `directory`."""
 
-    def wait(self) -> None:  # noqa: B027  nothing to wait for, unless a subclass says so
-        """Blocks until all values are where `save` and `entries` find them. Raises CheckpointFailed."""
+    def wait(self) -> None:  # noqa: B027  only some subclasses have to wait
+        """Blocks until `save` and `entries` can read all values. Raises CheckpointFailed."""
 
-    def discard(self) -> None:  # noqa: B027  most hold nothing there
-        """Drops what the cut holds on disk in the backend's own directory. Idempotent."""
+    def discard(self) -> None:  # noqa: B027  only some subclasses have files there
+        """Removes the cut's files in the backend's own directory. Idempotent."""
 
 
 class LocalSnapshot(Snapshot):
-    """The snapshot of a LocalBackend: its cut, or the files into which the cut was saved."""
+    """The snapshot of a LocalBackend: its cut, or the directory into which the cut was saved."""
 
     def __init__(self, cut: BackendCut) -> None:
         self.id = next(_snapshot_ids)
@@ -238,34 +240,34 @@ class LocalSnapshot(Snapshot):
 
 
 class LocalBackend(StateBackend):
-    """A backend that works by plain calls, so that it can also be used where there is no event loop.
+    """A backend whose subclasses implement plain calls only, so that it can also be used without an event loop.
 
-    The coroutines of the contract are made of those calls here, once.
+    This class implements the coroutines of the contract by those calls.
     """
 
     @property
     @abstractmethod
     def is_empty(self) -> bool:
-        """There is nothing to be saved: it holds no value, and no file of an earlier one."""
+        """Whether there is nothing to save: no value, and no file that an earlier value has left."""
 
     @abstractmethod
     def cut(self) -> BackendCut:
-        """All values as they are now. It does not wait; `save` raises CheckpointFailed for what could not be written."""
+        """Takes all values as they are now, without waiting. The cut's `save` raises CheckpointFailed for values that cannot be written."""
 
     @abstractmethod
     def load(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None = None, passed: bytes = b"") -> None:
-        """The state becomes that of the parts together, all else is forgotten.
+        """Replaces all state by the values of all parts together. May block.
 
-        mine: says which entries count; None: all. passed: values that had expired by this mark need not come back. May block.
+        mine: selects the entries to take over; None: all. passed: values that had expired by this mark need not be restored.
         Raises CorruptCheckpoint naming the file; the backend then holds what it held before.
         """
 
     def remove_expired(self) -> None:
-        """Values whose time to live has passed may go: nobody reads them any more (`Expiry.passed_mark`)."""
+        """Removes values whose time to live has passed for every reader (`Expiry.passed_mark`)."""
 
     @abstractmethod
     def shut(self) -> None:
-        """Lets go of everything; nothing is saved. May block. Idempotent."""
+        """Releases all resources; nothing is saved. May block. Idempotent."""
 
     async def snapshot(self) -> Snapshot:
         snapshot = LocalSnapshot(self.cut())
@@ -284,7 +286,7 @@ class LocalBackend(StateBackend):
 
 
 class ClosedTables(dict[str, Any]):
-    """Stands in for the tables of a closed backend, so that the hot paths need no check of their own."""
+    """Replaces the tables of a closed backend and raises UserError on access, so that the hot paths need no check of their own."""
 
     def get(self, key: object, default: object = None) -> Any:
         raise UserError("the state backend is closed")

@@ -1,10 +1,10 @@
-"""Time to live, once for all backends: a stored value carries the moment at which it stops counting.
+"""Time to live, for all backends: a stored value carries the moment at which it expires.
 
     sealed value = 8 bytes expiry (big endian) + value
 
-Of agents the time is processing time, read from the backend's clock (ms since 1970 UTC). Of process functions it is event time, which the
-owner tells (ms since 1970 UTC plus 2**63, so that times before 1970 sort as bytes). An expired value reads as absent; it is removed later:
-at a cut, or when the watermark says that nobody can read it any more.
+For agents the time is processing time, read from the backend's clock (ms since 1970 UTC). For process functions it is event time, set by
+the owner (ms since 1970 UTC plus 2**63, so that times before 1970 sort correctly as bytes). An expired value reads as absent, and is
+removed later: at a cut, or when the watermark says that no reader can see it any more.
 """
 
 import heapq
@@ -16,14 +16,14 @@ from sabot.state.base import BackendCut, Entry, Mine, Snapshot
 __all__ = ["EventExpiry", "Expiry", "ExpiryOrder", "converted", "event_mark"]
 
 _WIDTH = 8
-_ZERO = 1 << 63  # of event times in sealed values
-_BUCKETS = 16  # in a time to live: the precision to which memory knows when a value expires
+_ZERO = 1 << 63  # added to event times in sealed values
+_BUCKETS = 16  # in a time to live: how precisely the index in memory knows when a value expires
 
 Tables = dict[str, dict[bytes, bytes]]
 
 
 class Expiry:
-    """Seals values that live `ttl_ms` from now, and opens those that are still alive."""
+    """Seals values with an expiry `ttl_ms` from now, and opens sealed values that are still alive."""
 
     __slots__ = ("_clock", "ttl_ms")
 
@@ -32,11 +32,11 @@ class Expiry:
         self._clock = clock
 
     def now_mark(self) -> bytes:
-        """A sealed value is expired when its first 8 bytes are not greater than this."""
+        """The present as a mark: a sealed value is expired when its first 8 bytes are not greater."""
         return int(self._clock.time() * 1000).to_bytes(_WIDTH, "big")
 
     def passed_mark(self) -> bytes:
-        """Values that had expired by then may be removed: nobody reads at an earlier time any more."""
+        """The mark up to which expired values may be removed, because no read at an earlier time will come."""
         return self.now_mark()
 
     def end_mark(self) -> bytes:
@@ -44,7 +44,7 @@ class Expiry:
         return (int(self._clock.time() * 1000) + self.ttl_ms).to_bytes(_WIDTH, "big")
 
     def order(self) -> "ExpiryOrder":
-        """What finds expired values in tables in memory; one for each backend."""
+        """Makes the index that finds expired values in tables in memory; each backend has one."""
         return ExpiryOrder()
 
     def seal(self, value: bytes | None) -> bytes | None:
@@ -65,7 +65,7 @@ class Expiry:
 
 
 class EventExpiry(Expiry):
-    """Expiry by event time. Its owner sets `now_ms` before he reads or writes, and `passed_ms` as the watermark rises."""
+    """Expiry by event time. Its owner sets `now_ms` before each read and write, and `passed_ms` as the watermark rises."""
 
     __slots__ = ("now_ms", "passed_ms")
 
@@ -87,23 +87,23 @@ class EventExpiry(Expiry):
 
 
 def event_mark(ms: int) -> bytes:
-    """An event time as sealed values carry it."""
+    """An event time as a mark, the form in which sealed values carry it."""
     return min(ms + _ZERO, 2**64 - 1).to_bytes(_WIDTH, "big")
 
 
 class ExpiryOrder:
     """Finds the expired values of tables in memory without looking at the others.
 
-    Processing time does not run backwards, so values expire in the order in which they were written: that of the dict.
+    Processing time does not run backwards, so values expire in the order in which they were written, which is the order of the dict.
     """
 
     def written(self, namespace: str, table: dict[bytes, bytes], keys: Iterable[bytes]) -> None:
-        """The keys are about to be written: a key that is written again becomes the youngest."""
+        """Called before keys are written: moves keys that are there already to the end of the order."""
         for key in keys:
             table.pop(key, None)
 
     def restored(self, tables: Tables) -> Tables:
-        """The tables of a checkpoint, in the order of expiry."""
+        """The tables of a checkpoint, put into the order of expiry."""
         return {name: dict(sorted(table.items(), key=lambda pair: pair[1][:_WIDTH])) for name, table in tables.items()}
 
     def remove(self, tables: Tables, passed: bytes) -> None:
@@ -119,9 +119,8 @@ class ExpiryOrder:
 
 
 class _ByBucket(ExpiryOrder):
-    """Event time may run backwards from row to row: keys are noted by the stretch of time, a bucket, in which their values expire.
-
-    A bucket is looked at once, when all of it has passed.
+    """For event time, which may run backwards from row to row: keys are indexed by the bucket, a stretch of time, in which their values
+    expire. A bucket is read once, when all of it has passed.
     """
 
     def __init__(self, expiry: EventExpiry) -> None:
@@ -130,7 +129,7 @@ class _ByBucket(ExpiryOrder):
         self._due: dict[
             int, dict[str, set[bytes]]
         ] = {}  # bucket -> namespace -> keys that were written to expire in it
-        self._buckets: list[int] = []  # a heap of those
+        self._buckets: list[int] = []  # a heap of the buckets
 
     def written(self, namespace: str, table: dict[bytes, bytes], keys: Iterable[bytes]) -> None:
         self._expiring(namespace, self._expiry.now_ms + self._expiry.ttl_ms).update(keys)
@@ -177,7 +176,9 @@ def converted(
 
 
 def _converted(value: bytes, sealed: bool, expiry: Expiry | None) -> bytes:
-    """A job may gain or lose its ttl between two runs: what had no expiry gets a full time to live from now; what had one loses it."""
+    """Adapts a value to a job that has gained or lost its ttl since the checkpoint: a value without an expiry gets a full time to live from
+    now, or a value with one loses it.
+    """
     if sealed and expiry is None:
         return value[_WIDTH:]
     if not sealed and expiry is not None:

@@ -1,4 +1,4 @@
-"""Directories of state on disk: made whole or not at all, linked where that is possible, owned by one process."""
+"""Directories of state on disk: they are made whole or not at all, their files are linked where possible, and one process owns each."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ _IMMUTABLE = (".sst", ".blob")
 
 
 def lock_directory(directory: Path) -> IO[bytes]:
-    """Makes the directory and owns it until the returned file is closed, or the process is gone, however it ended.
+    """Makes the directory, and locks it until the returned file is closed or the process ends in any way.
 
     Raises JobLocked, naming the directory and the process that has it; UserError if it cannot be made.
     """
@@ -37,14 +37,14 @@ def lock_directory(directory: Path) -> IO[bytes]:
 
 
 def remove_tree(directory: Path) -> None:
-    """Removes a directory of ours; one that is gone already is fine."""
+    """Removes a directory; one that does not exist is no error."""
     with suppress(FileNotFoundError):
         shutil.rmtree(directory)
 
 
 @contextmanager
 def made_whole(directory: Path) -> Iterator[Path]:
-    """Yields a directory to fill; on success it becomes `directory`, safe on disk; on an error nothing is left of it."""
+    """Yields a directory to fill. On success it becomes `directory`, durable; on an error nothing is left of it."""
     if directory.exists():
         raise FileExistsError(f"{directory} exists already")
     make_folder(directory.parent)
@@ -62,10 +62,10 @@ def made_whole(directory: Path) -> Iterator[Path]:
 
 
 def link_tree(source: Path, target: Path) -> int:
-    """The files of `source` in the existing directory `target`, safe on disk; returns their bytes.
+    """Links or copies the files of `source` into the existing directory `target`, and makes them durable; returns their bytes.
 
-    Files that never change are hard links where the file system allows it; all others are copies, because RocksDB writes
-    into them once the directory is opened.
+    Files that never change are hard links where the file system allows it. The others are copies, because RocksDB writes into them once
+    the directory is opened.
     """
     size = 0
     for file in source.iterdir():
@@ -80,8 +80,8 @@ def link_tree(source: Path, target: Path) -> int:
 
 
 def seen_from(source: Path, view: Path) -> None:
-    """The files of `source` in the existing directory `view`, to be read there for a while: even a database that is opened to be read
-    writes its small files anew, and those of a checkpoint belong to it alone. So they are copies; what never changes are symlinks.
+    """Makes the files of `source` readable in the existing directory `view`. RocksDB rewrites its small files even when it only reads a
+    database, and must not do so in a checkpoint; so those files are copies, and files that never change are symbolic links.
     """
     for file in source.iterdir():
         if file.suffix in _IMMUTABLE:
@@ -91,7 +91,7 @@ def seen_from(source: Path, view: Path) -> None:
 
 
 def link_file(file: Path, copy: Path) -> int:
-    """A file that never changes again, and is safe on disk, under a second name: a link where that is possible; -> its bytes."""
+    """Gives a durable file that never changes again a second name, by a hard link where that is possible; returns its bytes."""
     if not link_or_copy(file, copy):
         sync(copy)
     return copy.stat().st_size

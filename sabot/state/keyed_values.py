@@ -1,8 +1,8 @@
-"""Values by key of a process function: the backends of agents, as a stream's operator uses them.
+"""Values by key of process functions, kept in the same backends as those of agents.
 
-An operator has no event loop: all it does are the plain calls of a LocalBackend. And time is its own: with a ttl, a value expires when so
-much *event* time has passed since it was put. A read asks whether the value counts at the time of the row (or timer) that reads
-(`EventExpiry.now_ms`); what has expired is removed when the watermark says that nobody can read it any more.
+A stream's operator has no event loop, so it uses the plain calls of a LocalBackend. A ttl is in *event* time: whether a value is expired
+is decided at the time of the row or timer that reads it (`EventExpiry.now_ms`), and an expired value is removed when the watermark says
+that no row or timer can read it any more.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _LEAST_BUDGET = 1_000_000
 
 
 def open_values(directory: Path | None, memory_budget: int, expiry: EventExpiry | None) -> LocalBackend:
-    """In the directory, which is the values' own; without one in memory."""
+    """Opens a backend for values: RocksDB in `directory`, which no one else uses; in memory without one."""
     if directory is None:
         return MemoryBackend(expiry=expiry)
     config = BackendConfig("rocksdb", directory, memory_budget=max(memory_budget, _LEAST_BUDGET))
@@ -28,6 +28,6 @@ def open_values(directory: Path | None, memory_budget: int, expiry: EventExpiry 
 
 
 def load_values(values: LocalBackend, saved: Sequence[Path], mine: Mine | None, watermark_ms: int) -> None:
-    """What cuts of values saved in these directories comes back, without what has expired. Raises CorruptCheckpoint."""
+    """Restores the values that cuts have saved in these directories, without expired ones. Raises CorruptCheckpoint."""
     if saved:
         values.load([saved_values(directory) for directory in saved], mine, event_mark(watermark_ms))

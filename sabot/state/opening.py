@@ -1,4 +1,4 @@
-"""From the words that users write, and from directories, to backends and snapshots."""
+"""Opens backends from what users write (`state=`), and snapshots from directories."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ _HINT = 'write "memory", a directory, or rocksdb:///absolute/directory'
 
 
 def state_directory(state: str | None) -> Path | None:
-    """The directory that `state=` names: None | "memory" -> None; DIR | "rocksdb:///abs/dir" -> the directory."""
+    """The directory that `state=` names: that of DIR or "rocksdb:///abs/dir"; None for "memory" and None."""
     if state is None or state == "memory":
         return None
     if not isinstance(state, str | Path):
@@ -40,9 +40,9 @@ def state_directory(state: str | None) -> Path | None:
 def open_backend(
     state: str | None, directory_name: str, *, clock: Clock = SYSTEM_CLOCK, **config: Any
 ) -> StateBackend | None:
-    """The backend for `state=`: None -> None, "memory", DIR or "rocksdb:///abs/dir" -> RocksDB in DIR/directory_name.
+    """The backend for `state=`: in memory for "memory", RocksDB in DIR/directory_name for DIR or "rocksdb:///abs/dir"; None for None.
 
-    `config` are further fields of BackendConfig. Raises UserError, JobLocked.
+    `config` gives further fields of BackendConfig. Raises UserError, JobLocked.
     """
     if state is None:
         return None
@@ -53,7 +53,7 @@ def open_backend(
 
 
 def saved_values(directory: Path) -> BackendCut:
-    """The values that were saved in `directory`, by whichever backend. Raises CorruptCheckpoint naming what is missing."""
+    """The values that a backend of either kind has saved in `directory`. Raises CorruptCheckpoint naming a missing file."""
     if (directory / STATE_FILE).exists():
         return SavedFile(directory)
     if (directory / "CURRENT").exists():
@@ -62,5 +62,5 @@ def saved_values(directory: Path) -> BackendCut:
 
 
 def load_snapshot(directory: Path) -> Snapshot:
-    """The snapshot that was saved in `directory`, of whichever backend. Raises CorruptCheckpoint naming what is missing."""
+    """The snapshot that a backend of either kind has saved in `directory`. Raises CorruptCheckpoint naming a missing file."""
     return LocalSnapshot(saved_values(directory))

@@ -1,4 +1,4 @@
-"""The writes of a call that has not ended, over a backend that does not have them yet (decision 10 of the design)."""
+"""The writes of an unfinished call, which its own reads see, and which reach the backend only when the call ends."""
 
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
@@ -12,10 +12,8 @@ _UNKNOWN = b"\x00unknown"  # compared by identity
 
 
 class Overlay(StateBackend):
-    """Reads see its own writes first, then the base. `apply` hands the writes to the base, `discard` forgets them.
-
-    It holds what was written and nothing else, and can be used again after either. What concerns the whole backend
-    (`items`, `snapshot`, `restore`, `close`) is a UserError here.
+    """Holds writes over a base backend. Reads see these writes first, then the base. `apply` writes them to the base, `discard` drops them;
+    afterwards the overlay can be used again. Operations on the whole backend (`items`, `snapshot`, `restore`, `close`) raise UserError.
     """
 
     __slots__ = ("_base", "_writes", "expires")
@@ -50,7 +48,7 @@ class Overlay(StateBackend):
         self._writes.setdefault(namespace, {}).update(zip(keys, values, strict=True))
 
     def apply(self) -> None:
-        """The writes become the base's, in one call a namespace."""
+        """Writes everything to the base, in one call per namespace."""
         for namespace, writes in self._writes.items():
             if len(writes) == 1:
                 for key, value in writes.items():
@@ -60,7 +58,7 @@ class Overlay(StateBackend):
         self._writes.clear()
 
     def discard(self) -> None:
-        """As if the call had written nothing."""
+        """Drops all writes, as if the call had made none."""
         self._writes.clear()
 
     def items(self, namespace: str) -> Iterator[tuple[bytes, bytes]]:
@@ -88,7 +86,9 @@ class Overlay(StateBackend):
 
 
 class HeldWrites(Overlay):
-    """A backend whose own `snapshot` may take its cut late: between `hold` and `let_go` writes wait here, and reads see them."""
+    """Wraps a user's own backend, whose `snapshot` may take its cut late: between `hold` and `let_go`, writes are held here, where reads
+    see them, and stay out of the snapshot.
+    """
 
     __slots__ = ("_holding",)
 
@@ -97,11 +97,11 @@ class HeldWrites(Overlay):
         self._holding = False
 
     def hold(self) -> None:
-        """Writes from here on are not in the snapshot that is being taken."""
+        """From here on writes are held back, so that they are not in the snapshot that is being taken."""
         self._holding = True
 
     def let_go(self) -> None:
-        """The snapshot has its cut: the writes become the base's."""
+        """Called when the snapshot has taken its cut: the held writes go to the base."""
         self._holding = False
         self.apply()
 

@@ -1,6 +1,6 @@
-"""State read from outside: what a checkpoint says of agents' state, as a table; without the program that wrote it.
+"""Reads the state of agents out of a checkpoint, as a table, without the program that wrote it.
 
-Agents keep bytes under (namespace, key), as `values` lays them out. A list or a map is one row here, as JSON.
+Agents keep bytes under (namespace, key), in the layout of `values`. A list or a map is one row here, as JSON.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,7 @@ __all__ = ["SavedJob", "SavedTask", "json_text", "key_candidates", "namespaces_i
 
 _GROUP_BYTES = 2
 _EXPIRY_BYTES = 8
-_LIST, _MAP = 1, 2  # of the extensions that stand for a list and a map, see `values`
+_LIST, _MAP = 1, 2  # codes of the msgpack extensions that mark a list and a map, see `values`
 _MOST_INT64 = 2**63 - 1
 _SCALARS: dict[type, pa.DataType] = {
     bool: pa.bool_(),
@@ -31,7 +31,7 @@ _SCALARS: dict[type, pa.DataType] = {
 
 
 class SavedTask(Protocol):
-    """One task of a checkpoint: facts, and the names of what it saved."""
+    """One task of a checkpoint: its facts, and the names of the states that it saved."""
 
     @property
     def meta(self) -> Mapping[str, Any]: ...
@@ -40,7 +40,7 @@ class SavedTask(Protocol):
 
 
 class SavedJob(Protocol):
-    """A checkpoint, as `checkpoint.Manifest` is: what reading needs of it."""
+    """The part of `checkpoint.Manifest` that reading needs."""
 
     @property
     def checkpoint_id(self) -> int: ...
@@ -52,19 +52,20 @@ class SavedJob(Protocol):
 
 
 def namespaces_in(directory: Path) -> list[str]:
-    """Those that hold something. Looks at all that there is, a key at a time. CorruptCheckpoint for what is no state of ours."""
+    """The namespaces that hold something. It reads every key. Raises CorruptCheckpoint for files that are no state of Sabot."""
     return [namespace for namespace, _ in groupby(load_snapshot(directory).entries(), key=lambda entry: entry[0])]
 
 
 def read_namespaces(
     directory: Path, now_ms: int, wanted: Callable[[str], bool], *, by_record: bool | None = None, key: Any = None
 ) -> pa.Table:
-    """namespace, [record_key,] key, value: what a backend saved in `directory`, in the order of namespaces and stored keys.
+    """A table of what a backend saved in `directory`: namespace, [record_key,] key, value, in the order of namespaces and stored keys.
 
-    by_record: keys stand below the key of the record, which is the column record_key; None: where all do. key: only the rows of this
-    key (of the record, where there is one); text is also tried as JSON. Keys and values are columns of their own type where all of
-    them are of one scalar type, else JSON text; a list is a JSON list; a map a JSON object, or where its fields are not all texts, a
-    list of pairs. Values that had expired at `now_ms` are not there. CorruptCheckpoint for what is no state of ours.
+    by_record: whether keys are scoped by the key of the record, which then is the column record_key; None: decide by whether all are.
+    key: only the rows of this key (of the record, where there is one); text is also tried as JSON. A column of keys or values has the
+    values' own type where all are of one scalar type, and holds JSON text otherwise. A list becomes a JSON list; a map a JSON object, or
+    a list of pairs where some field is not text. Values that had expired at `now_ms` are left out. Raises CorruptCheckpoint for files
+    that are no state of Sabot.
     """
     spaces: list[str] = []
     keys: list[list[Any]] = []
@@ -86,7 +87,7 @@ def read_namespaces(
 
 
 def key_candidates(key: Any) -> list[Any]:
-    """What a key may mean: itself; text, as it comes from a command line, also what it is as JSON, and its bytes."""
+    """The values that a key may stand for: itself; for text, which may come from a command line, also its value as JSON and its bytes."""
     if not isinstance(key, str):
         return [key]
     found: list[Any] = [key, key.encode()]
@@ -98,7 +99,7 @@ def key_candidates(key: Any) -> list[Any]:
 
 
 def _prefixes(key: Any) -> Iterator[bytes]:
-    """What stored keys begin with, for each thing that the key may mean and that can be a key."""
+    """The prefixes of stored keys, one for each value that the key may stand for and that can be a key."""
     for each in key_candidates(key):
         try:
             yield state_key(each)
@@ -119,7 +120,7 @@ def plain_column(values: list[Any]) -> "pa.Array[Any]":
 
 
 def json_text(value: Any) -> str:
-    """As JSON: bytes as base64; a dict whose keys JSON cannot have as a list of pairs."""
+    """The value as JSON text; bytes become base64, and a dict with keys that JSON does not allow becomes a list of pairs."""
     return msgspec.json.encode(_jsonable(value)).decode()
 
 
@@ -136,7 +137,7 @@ def _jsonable(value: Any) -> Any:
 def _by_namespace(
     directory: Path, now_ms: int, wanted: Callable[[str], bool], prefixes: tuple[bytes, ...] | None
 ) -> Iterator[tuple[str, Iterator[tuple[bytes, bytes]]]]:
-    """(namespace, its keys and values, those that have not expired and begin with one of the prefixes)."""
+    """Pairs of a namespace and its keys and values, limited to those that have not expired and begin with one of the prefixes."""
     snapshot = load_snapshot(directory)
     now_mark = now_ms.to_bytes(_EXPIRY_BYTES, "big")
 
@@ -155,7 +156,7 @@ def _by_namespace(
 
 
 def _values(entries: list[tuple[bytes, bytes]], where: Path) -> Iterator[tuple[list[Any], Any]]:
-    """(the parts of its key, its value) of each value, list and map; what belongs to a list or a map stands behind its key."""
+    """The key's parts and the value of each value, list and map. The entries of a list or a map follow its head in key order."""
     place = 0
     while place < len(entries):
         base, data = entries[place]
@@ -177,14 +178,14 @@ def _gathered(kind: int, base: bytes, entries: list[tuple[bytes, bytes]], where:
     if kind != _MAP:
         raise CorruptCheckpoint(f"{where}: has a kind of state, {kind}, that this version of Sabot does not know")
     fields = [(field[0], value) for field, value in below if isinstance(field, list)]
-    fields.sort(key=lambda pair: pair[1][0])  # by their places
+    fields.sort(key=lambda pair: pair[1][0])  # by place, the order in which they were added
     if all(isinstance(field, str) for field, _ in fields):
         return {field: value for field, (_, value) in fields}
     return [[field, value] for field, (_, value) in fields]
 
 
 def _parts(data: bytes, where: Path) -> list[Any]:
-    """The msgpack values that stand one after the other: at most the record's key, the user's, and a place or a field."""
+    """The consecutive msgpack values of a stored key: at most the record's key, the user's key, and a place or a field."""
     for count in (1, 2, 3):
         try:
             parts: list[Any] = msgspec.msgpack.decode(bytes([0x90 + count]) + data)

@@ -1,16 +1,17 @@
 """The kinds of keyed state that user code sees, over any backend.
 
-    ValueState                one value a key
-    ListState, MapState       many values a key; adding one costs the same however many there are
-    ReducingState             one value a key, made by reduce(old, new)
-    AggregatingState          one accumulator a key, and a result read from it
+    ValueState                one value per key
+    ListState, MapState       many values per key; adding one costs the same however many there are
+    ReducingState             one value per key, made by reduce(old, new)
+    AggregatingState          one accumulator per key, and a result computed from it
 
 Keys are what `state_key` takes: None, bool, int, float, str, bytes and tuples of these. Values are what msgpack can say: these,
 lists and dicts; a tuple comes back as a list. Anything else is a UserError that names the type and the namespace.
-Put None, or delete, and the key is absent again. The methods are coroutines that never suspend; process functions, which have no
-event loop, use the plain calls below them, which take encoded keys: PlainValue, PlainList, PlainMap.
+Putting None deletes the key. The methods are coroutines that never suspend; process functions, which have no event loop, use the plain
+calls of PlainValue, PlainList and PlainMap, which take encoded keys.
 
-`scope` is the encoded key of a keyed agent: under it, all keys are that agent key's own. A namespace holds one kind of state.
+`scope` is the encoded key of a keyed agent's record: it separates the keys of one record key from those of another. A namespace holds
+one kind of state.
 """
 
 import struct
@@ -41,14 +42,14 @@ __all__ = [
 
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 _LIST, _MAP = 1, 2
-_PLACES = 4096  # of a list or a map, read in one go
+_PLACES = 4096  # how many entries of a list or a map are read in one call
 _KINDS = {_LIST: "a list", _MAP: "a map"}
 _NESTING_MAX = (
     NESTING_MAX + 64
 )  # the deepest value that comes in as JSON, and what the agent puts around it; all readers take that
 _ALL: Any = object()
 
-# What stands under the key of a list or a map: a msgpack extension (fixext 16), its kind, first place, place after the last
+# The value under the key of a list or a map, its head: a msgpack extension (fixext 16) of its kind, first place, and place after the last.
 _HEAD = struct.Struct(">BBQQ")
 _FIXEXT_16 = 0xD8
 
@@ -56,7 +57,7 @@ A = TypeVar("A")
 
 
 class _WrongKind(Exception):
-    """A head was met where a value was expected."""
+    """The head of a list or a map was found where a value was expected."""
 
 
 def _refuse_head(code: int, data: memoryview) -> NoReturn:
@@ -68,9 +69,9 @@ _decode = msgspec.msgpack.Decoder(ext_hook=_refuse_head).decode
 
 
 def _unfit(value: object, room: int = _NESTING_MAX) -> str:
-    """Why msgpack would not give this value back as it is; empty if it would. msgspec itself would take far more types.
+    """Why msgpack would not return this value as it is; "" if it would. (msgspec itself accepts far more types.)
 
-    room: how deep it may be nested.
+    room: how deep the value may be nested.
     """
     kind = type(value)
     if kind in _PLAIN:
@@ -93,12 +94,12 @@ def _unfit(value: object, room: int = _NESTING_MAX) -> str:
 
 @lru_cache(maxsize=1024)
 def _known(namespace: str) -> str:
-    """A namespace, checked; a name in every database that keeps state."""
+    """The namespace, if it can be a name in every database that keeps state. Raises UserError."""
     return checked_text(namespace, "state: namespace")
 
 
 class _State:
-    """What all kinds share: the backend's storage calls for one namespace and one scope."""
+    """The base of all kinds of state: the backend's storage calls for one namespace and one scope."""
 
     __slots__ = ("_backend", "_namespace", "_read", "_scope", "_write")
 
@@ -145,7 +146,7 @@ class _State:
         raise UserError(f"state {self._namespace!r} does not hold {_KINDS[kind]} under this key")
 
     def _read_places(self, base: bytes, first: int, end: int) -> list[bytes | None]:
-        """What stands at these places; None where it has expired. In pieces: how many there are is what a head says, not what there is."""
+        """The entries at these places; None where one has expired. It reads in pieces, because a head may claim more places than exist."""
         found: list[bytes | None] = []
         for start in range(first, end, _PLACES):
             keys = [state_key(n, scope=base) for n in range(start, min(start + _PLACES, end))]
@@ -163,7 +164,7 @@ def _head_bytes(kind: int, first: int, end: int) -> bytes | None:
 
 
 class ValueState(_State):
-    """One value a key."""
+    """One value per key."""
 
     __slots__ = ()
 
@@ -179,11 +180,11 @@ class ValueState(_State):
         self._write(self._namespace, self._key(key), None)
 
     def get_many(self, keys: "pa.Array[Any]") -> "pa.Array[Any]":
-        """Row i -> the value of keys[i], null when absent. Not a coroutine."""
+        """An array whose row i is the value of keys[i], null when absent. Not a coroutine."""
         return decode_values(self._backend.read_many(self._namespace, self._keys(keys)))
 
     def put_many(self, keys: "pa.Array[Any]", values: "pa.Array[Any]") -> None:
-        """Row i: put(keys[i], values[i]); null deletes; of equal keys the last row wins. Not a coroutine."""
+        """Does put(keys[i], values[i]) for each row i; null deletes; of equal keys the last row wins. Not a coroutine."""
         if len(keys) != len(values):
             raise UserError(f"state {self._namespace!r}: {len(keys)} keys, {len(values)} values")
         try:
@@ -215,12 +216,12 @@ class PlainValue(_State):
         self._write(self._namespace, key, None if value is None else self._encoded(value))
 
     def encoded(self, value: Any) -> bytes:
-        """A value as state keeps it. Raises UserError for what it cannot."""
+        """A value encoded as state keeps it. Raises UserError for a value that state cannot keep."""
         return self._encoded(value)
 
 
 class PlainList(_State):
-    """A list under each encoded key, by plain calls. Each entry has a key of its own, beside a head that knows how many there are."""
+    """A list under each encoded key, by plain calls. Each entry has a stored key of its own; a head holds the range of places."""
 
     __slots__ = ()
 
@@ -236,7 +237,7 @@ class PlainList(_State):
         if first == end:
             return []
         found = self._read_places(base, first, end)
-        if found[0] is None:  # expired; the next call need not look there again
+        if found[0] is None:  # expired: move the head on, so that the next call does not read those places again
             gone = next((place for place, data in enumerate(found) if data is not None), len(found))
             self._write(self._namespace, base, _head_bytes(_LIST, first + gone, end))
         return [self._decoded(data) for data in found if data is not None]
@@ -250,7 +251,7 @@ class PlainList(_State):
 
 
 class ListState(PlainList):
-    """A list a key."""
+    """A list per key."""
 
     __slots__ = ()
 
@@ -266,10 +267,10 @@ class ListState(PlainList):
 
 
 class PlainMap(_State):
-    """A dict under each encoded key, by plain calls. Fields are what keys can be, values what values can be.
+    """A dict under each encoded key, by plain calls. A field can be whatever a key can be.
 
-    Each field has an entry (its place, its value) under a key of its own; each place says which field it holds, so that
-    `items_at` finds them without a scan. Removing a field moves the last one into its place.
+    Each field has an entry (its place, its value) under a stored key of its own. Each place stores which field it holds, so that
+    `items_at` finds the fields without a scan. Removing a field moves the field at the last place into the free one.
     """
 
     __slots__ = ()
@@ -317,7 +318,7 @@ class PlainMap(_State):
         }
 
     def delete_at(self, base: bytes) -> None:
-        """All fields."""
+        """Removes all fields."""
         first, end = self._head(_MAP, base)
         fields = [hashable(self._decoded(d)) for d in self._read_places(base, first, end) if d is not None]
         places = [state_key(n, scope=base) for n in range(first, end)]
@@ -325,7 +326,7 @@ class PlainMap(_State):
         self._backend.write_many(self._namespace, keys, [None] * len(keys))
 
     def remove_at(self, base: bytes, field: object) -> None:
-        """One field."""
+        """Removes one field."""
         first, end = self._head(_MAP, base)
         at = self._field(base, field)
         entry = self._read(self._namespace, at)
@@ -333,7 +334,8 @@ class PlainMap(_State):
             return
         place = self._decoded(entry)[0]
         self._write(self._namespace, at, None)
-        if self._backend.expires:  # moving an entry would let it live longer; the hole goes when its neighbours expire
+        # Moving an entry would renew its expiry; the hole is removed when its neighbours expire.
+        if self._backend.expires:
             self._write(self._namespace, state_key(place, scope=base), None)
             return
         last = state_key(end - 1, scope=base)
@@ -349,13 +351,13 @@ class PlainMap(_State):
 
     def _field(self, base: bytes, field: object) -> bytes:
         try:
-            return state_key((field,), scope=base)  # in a tuple: no field is taken for a place
+            return state_key((field,), scope=base)  # in a tuple, so that no field is taken for a place
         except (TypeError, ValueError) as error:
             raise UserError(f"state {self._namespace!r}: field: {error}") from error
 
 
 class MapState(PlainMap):
-    """A dict a key."""
+    """A dict per key."""
 
     __slots__ = ()
 
@@ -384,12 +386,12 @@ def _entry(place: int, data: bytes) -> bytes:
 
 
 def hashable(field: Any) -> Any:
-    """A key as a dict takes it: lists in it become tuples."""
+    """A key in a form that a dict accepts: lists in it become tuples."""
     return tuple(map(hashable, field)) if isinstance(field, list) else field
 
 
 class ReducingState:
-    """One value a key: `add(key, v)` keeps `reduce(old, v)`, the first `v` as it is."""
+    """One value per key: `add(key, v)` keeps `reduce(old, v)`; the first `v` is kept as it is."""
 
     __slots__ = ("_reduce", "_state")
 
@@ -412,9 +414,9 @@ class ReducingState:
 
 
 class AggregatingState(Generic[A]):
-    """One accumulator a key: `create()` makes it, `add(accumulator, v)` returns the next, `result(accumulator)` is what is read.
+    """One accumulator per key: `create()` makes it, `add(accumulator, v)` returns the next one, and a read returns `result(accumulator)`.
 
-    The accumulator is a value of state; `add` may change the one it gets and return it.
+    The accumulator must be a value that state can keep; `add` may change the given one and return it.
     """
 
     __slots__ = ("_add", "_create", "_result", "_state")

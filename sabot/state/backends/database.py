@@ -38,14 +38,16 @@ __all__ = ["MARK_FILE", "Database", "database_options", "read_database", "read_m
 
 MARK_FILE = "sabot-state.json"
 _FORMAT = 1
-_FAMILY = "state:"  # before the namespace: RocksDB's own "default" family must not count as one
-_EXPIRY = "expiry"  # (expiry, namespace, key) -> nothing, in a database of sealed values
-_SORT_CHUNK = 50_000  # keys that are turned into Arrow, or back, in one go; this holds the GIL
+# The prefix of a namespace's column family, so that RocksDB's own "default" family does not count as a namespace.
+_FAMILY = "state:"
+# The column family with an empty value under each (expiry, namespace, key), in a database of sealed values.
+_EXPIRY = "expiry"
+_SORT_CHUNK = 50_000  # how many keys are converted to Arrow, or back, at a time, which holds the GIL
 _EXPIRE_CHUNK = 1000
-# RocksDB notes in its MANIFEST what each write adds: some 130 bytes and four keys, for ever (it begins a new one at 1 GB), and a
-# checkpoint stores the whole MANIFEST. Beyond this size it begins a new one, which lists the files that are there. Where that
-# list is longer than this (more than 1000 to 2000 files, 64 to 128 GB) each write begins a new one, and takes 66 ms instead of
-# 8 ms (2,500 files): so it is not smaller.
+# RocksDB appends to its MANIFEST what each write adds, some 130 bytes and four keys, and by default begins a new MANIFEST only at 1 GB;
+# but a checkpoint stores the whole MANIFEST. Beyond this size RocksDB begins a new one, which lists the existing files. Where that list
+# alone is longer than this (more than 1000 to 2000 files, 64 to 128 GB), each write begins a new MANIFEST, and takes 66 ms instead of
+# 8 ms (2,500 files); so the bound is not smaller.
 _MANIFEST_BYTES = 256 << 10
 
 _file_numbers = count(1)
@@ -55,16 +57,17 @@ Piece = tuple[Sequence[bytes], Sequence[bytes | None]]
 
 
 def database_options(cache_bytes: int, extra: Mapping[str, Any], *, lookups: bool = False) -> Options:
-    """Settings of every database; `extra` are `Options` setters by name. Raises UserError for one that does not exist.
+    """The settings of every database; `extra` gives arguments of `Options` setters by name. Raises UserError for a setter that does not
+    exist.
 
-    `lookups`: for many random reads. What RocksDB needs to find a block stays in memory, beside the cache (about 2 bytes a
-    key), and blocks are not compressed: a read cost 1.9 us instead of 6.3 us with a million keys and a cache of 32 MB.
+    lookups: tune for many random reads. RocksDB's index then stays in memory, beside the cache (about 2 bytes a key), and blocks are not
+    compressed: a read took 1.9 us instead of 6.3 us with a million keys and a cache of 32 MB.
     """
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.create_missing_column_families(True)
     options.set_stats_dump_period_sec(0)
-    options.set_max_log_file_size(1 << 18)  # RocksDB's own log grows by some KB at each checkpoint
+    options.set_max_log_file_size(1 << 18)  # RocksDB's own log grows by a few KB at each checkpoint
     options.set_keep_log_file_num(2)
     options.set_max_file_opening_threads(
         1
@@ -89,7 +92,7 @@ def database_options(cache_bytes: int, extra: Mapping[str, Any], *, lookups: boo
 
 
 class Database:
-    """Stored values under (namespace, key). `sealed`: they begin with 8 bytes of expiry, and can be removed by it."""
+    """Stored values under (namespace, key). sealed: each value begins with 8 bytes of expiry, by which it can be removed."""
 
     def __init__(self, directory: Path, options: Options, *, sealed: bool) -> None:
         self.directory = directory
@@ -98,7 +101,7 @@ class Database:
         self._expired_until = b""
         names = Rdict.list_cf(str(directory), options) if (directory / "CURRENT").exists() else ["default"]
         make_folder(directory)
-        # Any: the stubs of rocksdict type keys for its pickling mode; in raw mode all is bytes
+        # Any, because the stubs of rocksdict describe its pickling mode; in raw mode keys and values are bytes.
         self._db: Any = Rdict(str(directory), options, dict.fromkeys(names, options))
         self._families: dict[str, Any] = {}
         try:
@@ -121,12 +124,12 @@ class Database:
         return values
 
     def items(self, namespace: str, start: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """In key order, from `start` on, as they are at the call."""
+        """Keys and values in key order, from `start` on, as they are at the call."""
         family = self._families.get(_FAMILY + namespace)
         return iter(()) if family is None else family.items(from_key=start)
 
     def namespaces(self) -> list[str]:
-        """Those that were ever written; they may be empty by now."""
+        """The namespaces that were ever written, even those that are empty by now."""
         return [name.removeprefix(_FAMILY) for name in list(self._families) if name.startswith(_FAMILY)]
 
     def statistics(self) -> dict[str, int]:
@@ -150,7 +153,7 @@ class Database:
             self._ingest(_EXPIRY, _sorted_pieces(dict.fromkeys(marks, b"")))
 
     def write_sorted(self, namespace: str, pieces: Iterable[Piece]) -> None:
-        """As `write`, of keys and values that come in key order, each key once. Not for sealed values."""
+        """Like `write`, for keys and values that come in key order, each key once. Not for sealed values."""
         self._ingest(_FAMILY + namespace, pieces)
 
     def delete_range(self, namespace: str, begin: bytes, end: bytes) -> None:
@@ -160,12 +163,12 @@ class Database:
             family.delete_range(begin, end)
 
     def remove_expired(self, now_mark: bytes) -> None:
-        """Removes the values whose expiry is not after `now_mark`; costs what it removes, not what there is."""
+        """Removes the values whose expiry is not after `now_mark`, at a cost that depends only on how many are removed."""
         index = self._families.get(_EXPIRY)
         if index is None:
             return
         marks: list[bytes] = []
-        # what was removed before stays in the way as tombstones: begin behind it
+        # Earlier removals have left tombstones, which are slow to scan: begin behind them.
         for mark in index.keys(from_key=self._expired_until or None):
             if mark[:8] > now_mark:
                 break
@@ -179,7 +182,7 @@ class Database:
             for start in range(0, len(candidates), _EXPIRE_CHUNK):
                 chunk = candidates[start : start + _EXPIRE_CHUNK]
                 values = self.get_many(namespace, chunk)
-                # written again since: it has a later expiry, and a later mark
+                # A key that was written again since has a later expiry, and a later entry in the index.
                 expired.update(
                     key for key, value in zip(chunk, values, strict=True) if value is not None and value[:8] <= now_mark
                 )
@@ -188,21 +191,21 @@ class Database:
         self._expired_until = now_mark
 
     def checkpoint(self, directory: Path) -> None:
-        """All that was written, as hard links in a new directory that can be opened as a database of its own."""
+        """Makes hard links to all that was written in a new directory, which can be opened as a database of its own."""
         Checkpoint(self._db).create_checkpoint(str(directory))
         files = {file.name: file.stat().st_size for file in directory.iterdir()}
         with open((directory / MARK_FILE), "x", opener=private) as mark:
             json.dump({"format": _FORMAT, "sealed": self._sealed, "files": files}, mark)
 
     def close(self) -> None:
-        """Every handle: RocksDB lets go of the directory when the last is closed."""
+        """Closes every handle: RocksDB releases the directory when the last one is closed."""
         for family in self._families.values():
             family.close()
         self._families = {}
         self._db.close()
 
     def _ingest(self, name: str, pieces: Iterable[Piece]) -> None:
-        """Writes the pieces, which are in key order, to a file, and makes the file a part of the database."""
+        """Writes the pieces, which are in key order, to a file, and adds the file to the database."""
         file = self.directory.with_name(f"{self.directory.name}.{next(_file_numbers)}.sst")
         writer = SstFileWriter(self._options)
         some = False
@@ -252,7 +255,7 @@ def read_mark(directory: Path) -> bool:
 
 
 def read_database(directory: Path) -> Iterator[tuple[str, bytes, bytes]]:
-    """(namespace, key, stored value) of a checkpoint, without writing into it. Raises CorruptCheckpoint."""
+    """The entries (namespace, key, stored value) of a checkpoint, read without writing into it. Raises CorruptCheckpoint."""
     options = database_options(8 << 20, {})
     with TemporaryFolder("sabot-database-") as folder:
         view = folder / "db"
@@ -273,7 +276,7 @@ def read_database(directory: Path) -> Iterator[tuple[str, bytes, bytes]]:
 
 
 def _sorted_pieces(entries: Mapping[bytes, bytes | None]) -> Iterator[Piece]:
-    """The entries in order, sorted by Arrow, which lets other threads run: Python's sort of 200,000 keys stops them for 50 ms."""
+    """The entries in key order. Arrow sorts them, because it releases the GIL: Python's sort of 200,000 keys holds it for 50 ms."""
     keys = list(entries)
     if not keys:
         return

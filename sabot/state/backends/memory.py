@@ -25,7 +25,7 @@ _COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("value", pa.binary()),
 ]
 _SCHEMA = pa.schema(_COLUMNS)
-_CHUNK_ROWS = 4096  # converting a chunk holds the GIL; this keeps it near a millisecond
+_CHUNK_ROWS = 4096  # converting a chunk holds the GIL, for about a millisecond with this many rows
 _CHUNK_BYTES = 64 << 20  # far below the 2 GiB that one binary array can hold
 _SAMPLE = 1000
 
@@ -52,7 +52,7 @@ class MemoryCut(BackendCut):
 
 
 class SavedFile(BackendCut):
-    """The file into which a MemoryCut was saved; its rows are read at `entries`. Raises CorruptCheckpoint."""
+    """The file into which a MemoryCut was saved; `entries` reads its rows. Raises CorruptCheckpoint."""
 
     path: Path
 
@@ -88,9 +88,9 @@ class SavedFile(BackendCut):
 
 
 def _write(entries: Iterator[Entry], directory: Path, *, sealed: bool) -> int:
-    """The entries as a file in the directory; -> its bytes."""
+    """Writes the entries to a file in the directory, and returns its size in bytes."""
     metadata = {b"sabot.state": _FORMAT, b"sabot.sealed": b"1" if sealed else b"0"}
-    # Python's own file, not Arrow's: a failed write must raise here, also the one that happens at close
+    # A file of Python's, not of Arrow's, because every failed write must raise here, even one that happens at close.
     with open(directory / STATE_FILE, "xb", opener=private) as out:
         with pa.ipc.new_file(out, _SCHEMA.with_metadata(metadata)) as writer:
             for batch in _batches(entries):
@@ -123,14 +123,14 @@ def _batch(rows: list[Entry]) -> pa.RecordBatch:
 class MemoryBackend(LocalBackend):
     """All state in this process; it survives a crash only where its snapshots are saved.
 
-    A cut copies the tables, not the values: about 10 ms of the owner's time for a million keys. With `ttl` it also drops
-    what has expired, which costs only what it drops.
+    A cut copies the tables, not the values: about 10 ms of the owner's time for a million keys. With `ttl` it also removes expired
+    values, at a cost that depends only on how many are removed.
     """
 
     def __init__(
         self, config: BackendConfig | None = None, *, clock: Clock = SYSTEM_CLOCK, expiry: Expiry | None = None
     ) -> None:
-        """expiry: says when values expire, in place of the config's ttl."""
+        """expiry: decides when values expire, instead of the config's ttl."""
         config = config or BackendConfig()
         if config.backend_type != "memory":
             raise UserError(f"MemoryBackend got a config for {config.backend_type!r}")
@@ -192,7 +192,7 @@ class MemoryBackend(LocalBackend):
         return any(value is not None for value in self._expiry.open_many(list(table.values())))
 
     def statistics(self) -> dict[str, int]:
-        """`bytes` is exact up to 1,000 keys a namespace, beyond that scaled up from the first 1,000."""
+        """`bytes` is exact up to 1,000 keys per namespace, and extrapolated from the first 1,000 beyond that."""
         keys = size = 0
         for table in list(self._tables.values()):
             sample = list(islice(table.items(), _SAMPLE))
@@ -206,7 +206,7 @@ class MemoryBackend(LocalBackend):
         return not any(self._tables.values())
 
     def cut(self) -> MemoryCut:
-        self._tables.get("")  # a closed backend says so
+        self._tables.get("")  # raises on a closed backend
         self.remove_expired()
         return MemoryCut({name: table.copy() for name, table in self._tables.items() if table}, sealed=self.expires)
 

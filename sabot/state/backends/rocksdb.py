@@ -3,14 +3,15 @@
     write -> dirty ──(budget or cut)──> flushing ──(worker thread)──> RocksDB
     read  <- dirty <- flushing <- young <- old <- RocksDB
 
-`dirty` and `flushing` hold what RocksDB does not have yet; `young` and `old` are copies of what it has, and of what it is known
-not to have (None). When `young` is full it becomes `old`, and what was `old` is dropped: no order is kept per key.
+`dirty` and `flushing` hold entries that RocksDB does not have yet; `young` and `old` hold copies of entries that it has, and None for keys
+that it is known not to have. When `young` is full it becomes `old`, and the entries that were `old` are dropped: so no order is kept per
+key.
 
 Files, below the directory of the backend:
 
     lock            held by the one process that uses the directory
-    db/<n>/         the database; never an authority: a start wipes it, a restore builds it anew
-    snapshots/<n>/  cuts that are not saved or discarded yet
+    db/<n>/         the database; it is never the authority: a start removes it, a restore builds it anew
+    snapshots/<n>/  cuts that are neither saved nor discarded yet
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,12 +32,12 @@ __all__ = ["RocksDBBackend", "RocksDBCut", "SavedDatabase"]
 
 _Entries = dict[bytes, bytes | None]
 _UNKNOWN = b"\x00unknown"  # compared by identity
-_ENTRY_BYTES = 150  # two bytes objects and a place in a dict, beside their contents
+_ENTRY_BYTES = 150  # the overhead of an entry: two bytes objects and a slot of a dict
 _IMPORT_BYTES = 32 << 20
 
 
 class RocksDBCut(BackendCut):
-    """A directory of hard links that RocksDB can open. The thread that writes the dirty values makes it, behind them."""
+    """A directory of hard links that RocksDB can open. The thread that writes the dirty values makes it after them."""
 
     path: Path
 
@@ -99,15 +100,15 @@ class _Table:
 
 
 class RocksDBBackend(LocalBackend):
-    """State that may be larger than memory. Of `memory_budget` a sixth each is for what is written and not yet on its way
-    to RocksDB and for what is on its way, a quarter for RocksDB's blocks, and the rest for copies of what RocksDB has.
+    """State that may be larger than memory. Of `memory_budget` a sixth is for dirty entries, a sixth for entries that are being flushed, a
+    quarter for RocksDB's block cache, and the rest for copies of entries that RocksDB has.
 
-    A write blocks when a sixth of the budget was written while the sixth before is still on its way.
+    A write blocks when its sixth of the budget is full while the one before is still being flushed.
     Raises JobLocked at construction when another process, or another backend, has the directory.
     """
 
     def __init__(self, config: BackendConfig, *, clock: Clock = SYSTEM_CLOCK, expiry: Expiry | None = None) -> None:
-        """expiry: says when values expire, in place of the config's ttl."""
+        """expiry: decides when values expire, instead of the config's ttl."""
         if config.backend_type != "rocksdb" or config.path is None:
             raise UserError(f"RocksDBBackend got a config for {config.backend_type!r}")
         self.config = config
@@ -178,7 +179,7 @@ class RocksDBBackend(LocalBackend):
 
     def items(self, namespace: str) -> Iterator[tuple[bytes, bytes]]:
         table = self._tables.get(namespace) or _Table()
-        # this order: entries move from dirty to flushing to the database, and may do so while another thread is here
+        # In this order, because entries move from dirty to flushing to the database, even while another thread is in this method.
         dirty = table.dirty.copy()
         above = table.flushing.copy()
         above.update(dirty)
@@ -195,7 +196,7 @@ class RocksDBBackend(LocalBackend):
         return sorted(name for name in known if any(True for _ in self.items(name)))
 
     def statistics(self) -> dict[str, int]:
-        """`keys` and `bytes` are RocksDB's estimates plus what is not written yet; `cached_*` and `dirty_*` are in memory."""
+        """`keys` and `bytes` are RocksDB's estimates plus entries not flushed yet; `cached_*` and `dirty_*` count entries in memory."""
         tables = list(self._tables.values())
         dirty, dirty_bytes = sum(len(table.dirty) for table in tables), self._dirty_bytes
         if self._failed is not None or not all(job.done() for job in list(self._jobs)):  # else RocksDB counts them
@@ -216,7 +217,7 @@ class RocksDBBackend(LocalBackend):
         return not self._dirty_bytes and not self._jobs and not self._database.namespaces()
 
     def cut(self) -> RocksDBCut:
-        self._tables.get("")  # a closed backend says so
+        self._tables.get("")  # raises on a closed backend
         if all(job.done() for job in self._jobs):
             self._settle()
         directory = self.path / "snapshots" / str(next(self._numbers))
@@ -244,7 +245,7 @@ class RocksDBBackend(LocalBackend):
         return self._tables.setdefault(namespace, _Table())
 
     def _cached(self, table: _Table, key: bytes) -> bytes | None:
-        """What is known of a key that is not dirty; `_UNKNOWN`: ask RocksDB."""
+        """The cached value of a key that is not dirty; `_UNKNOWN` where only RocksDB can tell."""
         value = table.flushing.get(key, _UNKNOWN)
         if value is _UNKNOWN:
             value = table.young.get(key, _UNKNOWN)
@@ -266,7 +267,7 @@ class RocksDBBackend(LocalBackend):
         self._old_bytes, self._young_bytes = self._young_bytes, 0
 
     def _make_room(self) -> None:
-        """The dirty entries go to RocksDB in the worker thread. Raises SabotError if the ones before could not be written."""
+        """Starts a flush of the dirty entries in the worker thread. Raises SabotError if an earlier flush has failed."""
         dirty = [table.dirty for table in self._tables.values()]
         if _ENTRY_BYTES * sum(map(len, dirty)) < self._dirty_limit // 4:  # few keys, perhaps written again and again
             self._dirty_bytes = sum(_size(key, value) for entries in dirty for key, value in entries.items())
@@ -278,12 +279,12 @@ class RocksDBBackend(LocalBackend):
         self._start(None)
 
     def _start(self, directory: Path | None) -> "Future[Exception | None]":
-        """Everything dirty is on its way, behind what is under way already; with `directory`, a checkpoint of it follows."""
+        """Queues a flush of all dirty entries behind those under way; with `directory`, a checkpoint of the database follows it."""
         parts = []
         for namespace, table in self._tables.items():
             if table.dirty:
                 parts.append((namespace, table.dirty))
-                # a copy where the worker still reads the older ones: it must not meet what was written after its cut
+                # A new dict, because the worker may still read the old one, and must not see entries that are newer than its cut.
                 table.flushing = {**table.flushing, **table.dirty} if table.flushing else table.dirty
                 table.dirty = {}
         self._flushing_bytes += self._dirty_bytes
@@ -296,12 +297,12 @@ class RocksDBBackend(LocalBackend):
     def _write_out(
         self, parts: list[tuple[str, _Entries]], directory: Path | None, passed: bytes | None
     ) -> Exception | None:
-        """In the worker thread; an error goes back to the owner, who then still has everything.
+        """Runs in the worker thread. It returns an error to the owner, which still has all entries then.
 
-        passed: values that had expired by this mark leave the database before a checkpoint of it.
+        passed: before a checkpoint, values that had expired by this mark are removed from the database.
         """
         if self._failed is not None:
-            return self._failed  # what an earlier job could not write belongs to this cut too
+            return self._failed  # the entries that an earlier job could not write belong to this cut too
         try:
             for namespace, entries in parts:
                 self._database.write(namespace, entries)
@@ -314,7 +315,7 @@ class RocksDBBackend(LocalBackend):
         return self._failed
 
     def _settle(self) -> Exception | None:
-        """Waits for all jobs; what they wrote becomes a clean copy, or dirty again if one could not write."""
+        """Waits for all jobs. Entries that were written become clean copies; if a job has failed, all become dirty again."""
         if not self._jobs:
             return None
         for job in self._jobs:
@@ -389,7 +390,7 @@ def _size(key: bytes, value: bytes | None) -> int:
 def _merged(
     above: list[tuple[bytes, bytes | None]], below: Iterator[tuple[bytes, bytes]]
 ) -> Iterator[tuple[bytes, bytes | None]]:
-    """Two runs in key order as one; of equal keys the one above counts."""
+    """Merges two runs that are in key order; of equal keys the entry of `above` wins."""
     place = 0
     for key, value in below:
         while place < len(above) and above[place][0] < key:
@@ -404,7 +405,7 @@ def _merged(
 
 
 def _wipe(directory: Path) -> None:
-    """Makes the directory empty: it holds what an earlier process left, and nothing in it counts."""
+    """Empties the directory: what an earlier process has left in it is of no use."""
     own_folder(directory)
     for entry in directory.iterdir():
         if not entry.name.split(".")[0].isdigit():

@@ -1,1 +1,1 @@
-"""Tables of groups and of rows, hot in memory, cold on disk."""
+"""Tables of groups and of rows by key, in memory and, where they are larger, in a database on disk."""

@@ -1,8 +1,8 @@
-"""Groups of keyed tables that are not in memory: a RocksDB database.
+"""The groups of keyed tables that are not in memory, in a RocksDB database.
 
 A key is the pane (8 bytes that sort as the number does, so that a pane is one range), the key's place (8 bytes: its key group,
-then the rest of its hash) and the key itself; a value is the accumulators; both as `RowCodec` packs them. A group that has come
-back into memory leaves its value behind: whoever reads says which groups the tables have.
+then the rest of its hash) and the key itself; a value is the accumulators; `RowCodec` packs both. A group that comes back into memory
+leaves its value behind in the database, so a reader has to skip the groups that the tables have.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,20 +29,21 @@ Array: TypeAlias = pa.Array
 
 _NAMESPACE = "groups"
 _HEAD_BYTES = 16  # pane and place
-_PIECE_ROWS = 8_192  # packed or unpacked in one go; this holds the GIL
-_LOOKUP_ROWS = 1_024  # asked for in one go; RocksDB holds a block of 4 KB for each until the last is found
+_PIECE_ROWS = 8_192  # how many rows are packed or unpacked at a time, which holds the GIL
+# How many keys are looked up at a time; RocksDB holds a block of 4 KB for each until the last is found.
+_LOOKUP_ROWS = 1_024
 _SIGN = 1 << 63
-_OPTIONS = {"write_buffer_size": 1 << 20, "target_file_size_base": 16 << 20}  # memtables have but the dropped ranges
+_OPTIONS = {"write_buffer_size": 1 << 20, "target_file_size_base": 16 << 20}  # memtables hold only the dropped ranges
 
 Take = Callable[[pa.Int32Array], list[Array]]
-"""Row numbers -> the columns of these rows."""
+"""Gives the columns of the rows with these numbers."""
 
 
 class ColdGroups:
-    """One owner; `checkpoint` may be called by another thread while the owner reads, not while he writes."""
+    """Has one owner. Another thread may call `checkpoint` while the owner reads, but not while it writes."""
 
     def __init__(self, directory: Path, states: pa.Schema, keys: int, cache_bytes: int) -> None:
-        """Opens what is in `directory`, which may be empty."""
+        """Opens the database in `directory`, which may be empty."""
         self._states = states
         self._codec = _Codec(states, keys)
         self.directory = directory
@@ -51,7 +52,7 @@ class ColdGroups:
 
     @classmethod
     def linked(cls, source: Path, directory: Path, states: pa.Schema, keys: int, cache_bytes: int) -> "ColdGroups":
-        """A database of its own over the files of a checkpoint. Raises CorruptCheckpoint."""
+        """Opens a new database that shares the files of a checkpoint by links. Raises CorruptCheckpoint."""
         read_mark(source)
         make_folder(directory)
         try:
@@ -62,7 +63,7 @@ class ColdGroups:
             raise unreadable(f"{source}: cannot be restored", error) from error
 
     def write(self, pane: int, hashes: pa.UInt64Array, take: Take) -> None:
-        """Keeps the groups that `take` gives (keys, then accumulators), one a hash, each key once."""
+        """Keeps the groups that `take` gives (keys, then accumulators), one for each hash, each key once."""
         self._database.write_sorted(_NAMESPACE, self._codec.pieces(pane, hashes, take, delete=False))
 
     def delete(self, pane: int, hashes: pa.UInt64Array, take: Take) -> None:
@@ -70,10 +71,11 @@ class ColdGroups:
         self._database.write_sorted(_NAMESPACE, self._codec.pieces(pane, hashes, take, delete=True))
 
     def read(self, pane: int, keys: list[Array], hashes: pa.UInt64Array) -> pa.RecordBatch:
-        """Those of the groups with these keys that are here."""
+        """The groups with these keys, without keys that the database does not have."""
         parts = []
         heads = places(hashes)
-        order = pa.array(np.argsort(heads.to_numpy()).astype(np.int32))  # neighbours share a block
+        # In key order, because neighbours share a block.
+        order = pa.array(np.argsort(heads.to_numpy()).astype(np.int32))
         for start in range(0, len(order), _LOOKUP_ROWS):
             rows = order.slice(start, _LOOKUP_ROWS)
             packed = self._codec.pack_keys(pane, [column.take(rows) for column in keys], heads.take(rows))
@@ -84,16 +86,16 @@ class ColdGroups:
         return _joined(parts, self._states)
 
     def scan(self, pane: int) -> Iterator[pa.RecordBatch]:
-        """All groups of the pane, as they are at the call, some thousand at a time."""
+        """All groups of the pane as they are at the call, a few thousand per batch."""
         return self._codec.scan(self._database.items(_NAMESPACE, _pane_bytes(pane)), pane)
 
     def drop(self, pane: int) -> None:
-        """The pane's groups are gone."""
+        """Removes the pane's groups."""
         self._database.delete_range(_NAMESPACE, *_pane_range(pane))
         self.parts.drop(pane)
 
     def checkpoint(self, directory: Path) -> None:
-        """All that was written, as hard links in a new directory."""
+        """Makes hard links to all that was written in a new directory."""
         self._database.checkpoint(directory)
 
     def statistics(self) -> dict[str, int]:
@@ -106,9 +108,9 @@ class ColdGroups:
 def read_cold(
     directory: Path, states: pa.Schema, keys: int, make: Callable[[], GroupTable]
 ) -> Iterator[tuple[int, bool, pa.RecordBatch]]:
-    """(pane, whether these are parts, groups) of a checkpoint, without writing into it. Raises CorruptCheckpoint.
+    """Reads (pane, whether these are parts of groups, groups) from a checkpoint, without writing into it. Raises CorruptCheckpoint.
 
-    Of groups that are parts, the tables may have had the other part. `make`: an empty table.
+    Of a group that is in parts, the tables may have had another part. `make` gives an empty table.
     """
     read_mark(directory)
     codec = _Codec(states, keys)
@@ -125,7 +127,7 @@ def read_cold(
 
 
 class _Codec:
-    """Groups <-> keys and values."""
+    """Converts groups to keys and values of the database, and back."""
 
     def __init__(self, states: pa.Schema, keys: int) -> None:
         types = [field.type for field in states]
@@ -138,12 +140,12 @@ class _Codec:
         return self._key_rows.pack(keys, pane=pane, heads=heads)
 
     def unpack(self, pairs: list[tuple[bytes, bytes]]) -> pa.RecordBatch:
-        """Raises CorruptCheckpoint: the database may have come out of one, whoever wrote that."""
+        """The groups of these pairs. Raises CorruptCheckpoint: the database may come from a checkpoint, whose bytes are not trusted."""
         with taking_over("groups", "their database"):
             keys = self._key_rows.unpack([key for key, _ in pairs], skip=_HEAD_BYTES)
             values = self._value_rows.unpack([value for _, value in pairs])
             groups = pa.RecordBatch.from_arrays([*keys, *values], schema=self._states)
-            validate(groups)  # their texts
+            validate(groups)  # that texts are valid UTF-8
         return groups
 
     def pieces(self, pane: int, hashes: pa.UInt64Array, take: Take, *, delete: bool) -> Iterator[Piece]:
@@ -168,7 +170,7 @@ class _Codec:
                 return
 
     def _order(self, heads: pa.UInt64Array, take: Take) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """Rows in the order of their keys as bytes."""
+        """The row numbers in the order of the rows' keys as bytes."""
         words = heads.to_numpy()
         order = np.argsort(words).astype(np.int32)
         words = words[order]
@@ -193,7 +195,7 @@ def _pane_bytes(pane: int) -> bytes:
 
 
 def _pane_range(pane: int) -> tuple[bytes, bytes]:
-    """The first key that the pane may have, and the first behind them."""
+    """The first key that the pane may have, and the first key behind the pane."""
     begin = _pane_bytes(pane)
     return begin, b"\xff" * 64 if pane == _SIGN - 1 else _pane_bytes(pane + 1)
 

@@ -1,10 +1,10 @@
-"""A table that is not all in memory: its groups may be in a database too, and it knows what a snapshot has to write.
+"""A table whose groups may be in memory or in a database, and which tracks the groups that the next cut has to write.
 
-As long as rows are only added (`update`, `merge`), nothing is looked up: what is evicted is a part of a group, in `Parts`.
+As long as rows are only added (`update`, `merge`), nothing is looked up, and an evicted group is only a part of the group, in `Parts`.
 
-From the first call on that needs whole groups (`resolve`, `update` that wants slots), a group is hot (in the GroupTable) or cold
-(in the database only, in `ColdGroups`). A key that is asked for and not hot is looked up, and what is found is merged in: from
-there on the group is hot, and what the database has of it is out of date and never read.
+From the first call on that needs whole groups (`resolve`, or `update` with `want_slots`), a group is either hot (in the GroupTable) or
+cold (only in the database, in `ColdGroups`). A requested key that is not hot is looked up, and the group found is merged in: from then on
+the group is hot, and its old value in the database is never read.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,23 +29,23 @@ Array: TypeAlias = pa.Array
 Aggregates: TypeAlias = Sequence[tuple[str, pa.DataType | None]]
 
 CHUNK_ROWS = 65_536
-_COMPACT_GROUPS = 1_000_000  # parts, at least, for which parts of one group are looked for
-_ROTATION = 64  # snapshots, at most, until every group of a table that changes was written again
+_COMPACT_GROUPS = 1_000_000  # below so many parts in the database, parts of the same group are not merged there
+_ROTATION = 64  # a changing table writes every group again within so many cuts, so that old deltas can be dropped
 
 
 class HotTable(GroupTable):
-    """The hot groups of one pane. What goes by slots (and `slots`, `len`) is about them; `TableStore` gives all of the pane.
+    """The hot groups of one pane. Slots, `slots` and `len` count only these; `TableStore` gives all groups of the pane.
 
-    life: says in a checkpoint which pane this is: it may be dropped and come again.
-    since: the first delta that counts for it.
-    lookups: hot groups are whole. Else the database may have parts of them, `parts` in all.
-    cold: groups that are only in the database, where there are lookups.
+    life: tells this pane from earlier ones with the same number in a checkpoint, since a pane may be dropped and made again.
+    since: the first delta that counts for this life.
+    lookups: whether hot groups are whole. If not, the database may have parts of them, `parts` in all.
+    cold: with lookups, how many groups are only in the database.
     """
 
     def __init__(
         self, keys: pa.Schema, aggregates: Aggregates, pane: int, life: int, before_write: Callable[[], None]
     ) -> None:
-        """before_write: to be called before the database changes."""
+        """before_write: is called before each change of the database."""
         super().__init__(keys, aggregates)
         self._before_write = before_write
         self._aggregates = aggregates
@@ -53,9 +53,10 @@ class HotTable(GroupTable):
         self._probe: GroupTable | None = None
         self.pane = pane
         self.database: ColdGroups | None = None
-        self.filter: KeyFilter | None = None  # of what the database may have; None: not known
-        self.bound: tuple[int, int] | None = None  # (aggregate, below): groups below it are not there any more
-        self.gone: GroupTable | None = None  # keys that were removed, and that the database may have
+        self.filter: KeyFilter | None = None  # the keys that the database may have; None: unknown
+        # (aggregate, below): groups whose result is below it count as removed.
+        self.bound: tuple[int, int] | None = None
+        self.gone: GroupTable | None = None  # keys that were removed, and that the database may still have
         self.lookups = False
         self.cold = 0
         self.parts = self._compacted = 0
@@ -63,15 +64,15 @@ class HotTable(GroupTable):
         self.begin(life)
 
     def begin(self, life: int) -> None:
-        """All that was written before does not count: the next snapshot writes every group."""
+        """Begins a new life, for which no earlier delta counts: the next cut writes every group."""
         self.life = life
         self.since = 0
         self._left: list[pa.RecordBatch] = []
         self._left_rows = 0
-        self._cursor = 0  # slots below it were written in this rotation
+        self._cursor = 0  # the slots below it were written in this rotation
         self._rotation = 0  # the delta with which this rotation began
 
-    # What is not hot is looked up before it is touched
+    # Calls that need groups: those that are not hot are looked up first
 
     def update(
         self,
@@ -132,7 +133,7 @@ class HotTable(GroupTable):
             raise InternalError("groups of a store were asked for by slot, but their slots did not come from `resolve`")
 
     def need_whole(self) -> None:
-        """From here on keys are looked up. Slots from before are not valid any more."""
+        """Switches to lookups: from here on groups are whole. Slots from before are not valid any more."""
         if self.lookups:
             return
         self.lookups = True
@@ -169,7 +170,7 @@ class HotTable(GroupTable):
         return GroupTable(self.keys, self._aggregates)
 
     def ranges(self) -> Iterator[GroupTable]:
-        """All groups, hot or in parts, range by range; a table is good until the next one is taken."""
+        """All groups, hot or in parts, merged, range by range. A table is valid until the next one is taken."""
         database = self.database
         if database is None:
             return
@@ -195,7 +196,7 @@ class HotTable(GroupTable):
         hashes: pa.UInt64Array | None,
         selection: pa.Int32Array | None,
     ) -> pa.UInt64Array:
-        """Makes hot what these rows ask for. -> their hashes."""
+        """Makes the groups of these rows hot, and returns the hashes of the rows' keys."""
         if hashes is None:
             hashes = hash_columns([data.column(index) for index in keys], selection)
         slots = super().resolve(data, keys, hashes=hashes, selection=selection, insert=False).to_numpy()
@@ -229,7 +230,7 @@ class HotTable(GroupTable):
         self.faults += found.num_rows
 
     def only_cold(self, found: pa.RecordBatch) -> pa.RecordBatch:
-        """Those of the database's groups that are cold, and not below the bound."""
+        """Of groups found in the database, those that are cold and not below the bound."""
         slots = super().resolve(found, range(self._width), insert=False)
         found = self._without_gone(found.filter(pc.less(slots, 0)))
         return found.filter(pc.invert(self._expired(found)))
@@ -245,16 +246,16 @@ class HotTable(GroupTable):
             return pa.repeat(pa.scalar(False), found.num_rows)
         aggregate, bound = self.bound
         table = self._other()
-        table.merge(found)  # each key once: slots are rows
+        table.merge(found)  # each key occurs once, so slots are row numbers
         return below_bound(table.finish()[self._width + aggregate], bound)
 
     def _forget(self, keys: list[Array], rows: int) -> None:
-        """The database has these keys, and what it has does not count."""
+        """Notes that the database's values of these keys do not count any more."""
         if self.gone is None:
             self.gone = GroupTable(self.keys, [])
         self.gone.resolve(_batch(keys, self.keys, rows), range(self._width))
 
-    # Groups that leave
+    # Groups that leave memory
 
     def remove(self, slots: pa.Int32Array) -> None:
         self._check_whole()
@@ -270,14 +271,14 @@ class HotTable(GroupTable):
         raise InternalError("a pane of a store is dropped, not cleared")
 
     def leave(self, slots: pa.Int32Array) -> None:
-        """They are not hot any more, for whatever reason."""
+        """Takes the groups out of memory, for whatever reason."""
         if self.since and len(slots):
             self._left.append(_batch(self.key_columns(slots), self.keys, len(slots)))
             self._left_rows += len(slots)
         super().remove(slots)
 
     def evict(self, slots: pa.Int32Array, run: int) -> None:
-        """These groups go into the database."""
+        """Writes these groups to the database, and takes them out of memory."""
         database = self.database
         if database is None:
             raise InternalError("no database to evict to")
@@ -301,23 +302,23 @@ class HotTable(GroupTable):
         self.leave(slots)
 
     def flush_gone(self) -> None:
-        """The database has nothing any more of what was removed."""
+        """Removes the keys in `gone` from the database."""
         gone, database = self.gone, self.database
         if gone is not None and database is not None and len(gone):
             slots = gone.slots()
             database.delete(self.pane, gone.hashes(slots), lambda rows: gone.key_columns(slots.take(rows)))
             gone.clear()
 
-    # What a snapshot writes
+    # What a cut writes
 
     @property
     def left_more_than_stayed(self) -> bool:
         return self._left_rows > max(len(self), CHUNK_ROWS)
 
     def changes(self, number: int) -> list[Change]:
-        """What delta `number` has to hold, so that with those from `since` on it gives the hot groups.
+        """The changes that delta `number` has to hold, so that the deltas from `since` on give the hot groups.
 
-        That is what has changed; and as many groups more, in turns, so that older deltas come to hold nothing that is needed.
+        These are the groups that have changed, and as many others in rotation, so that in time no group needs an older delta.
         """
         left, self._left, self._left_rows = self._left, [], 0
         if not self.since:
@@ -329,7 +330,7 @@ class HotTable(GroupTable):
                 return []
             cut = self.cut((self._cursor, max(dirty, len(self) // _ROTATION + 1)))
             self._cursor = cut.next_slot
-            if not cut.next_slot:  # the turn is through
+            if not cut.next_slot:  # the rotation is complete
                 self.since, self._rotation = self._rotation, number + 1
         changes = [Change(self.pane, self.life, keys) for keys in left]
         if len(cut):
@@ -338,7 +339,7 @@ class HotTable(GroupTable):
 
 
 def pieces(table: GroupTable, rows: int) -> list[pa.Int32Array | None]:
-    """The slots of all groups, in pieces; None where one piece holds them all."""
+    """The slots of all groups in pieces of `rows`; one None where one piece holds them all."""
     if len(table) <= rows:
         return [None] if len(table) else []
     slots = table.slots()
@@ -351,7 +352,7 @@ def _taken(table: GroupTable, slots: pa.Int32Array, rows: pa.Int32Array) -> list
 
 
 def below_bound(values: Array, bound: int) -> pa.BooleanArray:
-    """Which of the values, int64 or a time, are below the bound; null is not."""
+    """Which of the values, which are int64 or times, are below the bound; a null is not."""
     return pc.fill_null(pc.less(values.view(pa.int64()), pa.scalar(bound, pa.int64())), False)
 
 

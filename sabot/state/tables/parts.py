@@ -1,9 +1,9 @@
-"""Parts of groups in a database: what tables had when they were evicted without a look at what the database had already.
+"""Parts of groups in a database: accumulators that were evicted without looking up what the database had of the same groups already.
 
-Where rows are only added, and results only read of all groups, nothing has to be looked up: a group may be in several parts,
-which are merged when the pane is read. A run is what was evicted at one time. It is kept as one Arrow batch for each of 256
-ranges of key groups, under the pane (8 bytes that sort as the number does), the range (1 byte) and the run (4 bytes), so that
-a range is read in one go, oldest part first, and fits in memory when the pane does not.
+Where rows are only added, and results are only read of all groups together, no lookup is needed: a group may be in several parts, which
+are merged when the pane is read. A run is one eviction. It is kept as one Arrow batch for each of 256 ranges of key groups, under the
+pane (8 bytes that sort as the number does), the range (1 byte) and the run (4 bytes). So a range is read at once, oldest part first,
+and fits in memory even when the pane does not.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,13 +24,13 @@ __all__ = ["PARTS", "Parts", "merged_parts", "ranges_of"]
 Array: TypeAlias = pa.Array
 Take = Callable[[pa.Int32Array], list[Array]]
 
-PARTS = "parts"  # namespace in the database
+PARTS = "parts"  # the namespace of parts in the database
 _RANGES = 256
 _SIGN = 1 << 63
 
 
 class Parts:
-    """One owner, as `ColdGroups` has."""
+    """The parts in a database. Has one owner, as `ColdGroups` does."""
 
     def __init__(self, database: Database, states: pa.Schema) -> None:
         self._database = database
@@ -46,12 +46,12 @@ class Parts:
             yield [_key(pane, number, run)], [groups.serialize().to_pybytes()]
 
     def read(self, pane: int) -> Iterator[tuple[int, list[pa.RecordBatch]]]:
-        """(range, its parts, oldest first), for the ranges that have some; as they are at the call."""
+        """Each range that has parts, with its parts, the oldest first, as they are at the call."""
         for number, pairs in self._read(pane):
             yield number, [self._batch(value) for _, value in pairs]
 
     def compact(self, pane: int, table: GroupTable) -> int:
-        """Each group in one part. -> parts. `table`: an empty one, to do it in."""
+        """Merges the parts of each group into one, and returns how many parts are left. `table`: an empty table to merge in."""
         left = 0
 
         def pieces() -> Iterator[Piece]:
@@ -85,18 +85,18 @@ class Parts:
 def merged_parts(
     pairs: Iterator[tuple[bytes, bytes]], states: pa.Schema, make: Callable[[], GroupTable]
 ) -> Iterator[tuple[int, GroupTable]]:
-    """(pane, the groups of one range) of what a checkpoint has under PARTS; each group once."""
+    """Pairs of a pane and the groups of one range, each group once, from the entries that a checkpoint has under PARTS."""
     for head, group in groupby(pairs, key=lambda pair: pair[0][:9]):
         table = make()
         for _, value in group:
             batch = ipc.read_record_batch(pa.py_buffer(value), states)
-            validate(batch)  # of a checkpoint: these may be anybody's bytes
+            validate(batch)  # the bytes of a checkpoint are not trusted
             table.merge(batch)
         yield int.from_bytes(head[:8], "big") - _SIGN, table
 
 
 def ranges_of(hashes: pa.UInt64Array) -> Iterator[tuple[int, pa.Int32Array]]:
-    """(range, its rows), ascending."""
+    """Each range of key groups with the numbers of its rows, ascending."""
     ranges = (hashes.to_numpy() % np.uint64(KEY_GROUPS) // np.uint64(KEY_GROUPS // _RANGES)).astype(np.uint8)
     order = np.argsort(ranges, kind="stable").astype(np.int32)
     bounds = np.concatenate([[0], np.cumsum(np.bincount(ranges, minlength=_RANGES))])

@@ -1,13 +1,13 @@
-"""Rows by key with their checkpoints: what joins, rankings and other operators keep that must keep whole rows.
+"""Rows by key, and their checkpoints, for operators that keep whole rows: joins, rankings and others.
 
 A checkpoint of a RowStore:
 
-    000000000000-000000262144-7.arrow    a segment: the rows that had these ids, as they were at cut 7; then order and id
-    alive.arrow                          which of their ids are rows still, and their counts
+    000000000000-000000262144-7.arrow    a segment: the rows in this range of ids at cut 7, with two more columns, order and id
+    alive.arrow                          which of these ids are still rows, and the rows' counts
 
-A segment does not change, so with a directory it is written once, and each later checkpoint has a link to it; what rows have gone
-since, and what was counted, `alive.arrow` says, in a bit or some bytes a row. New rows are a new segment. Segments of like size are
-put together, and one is written anew when most of its rows have gone: so there are few, and a row is written a logarithm of times.
+A segment does not change, so with a directory it is written once, and later checkpoints link to it. `alive.arrow` says, in a bit or a few
+bytes per row, which rows have gone since, and what was counted. New rows become a new segment. Segments of similar size are merged, and
+a segment is written anew when most of its rows have gone. So there are few segments, and a row is written O(log n) times.
 """
 
 import os
@@ -36,24 +36,24 @@ __all__ = ["RowStore"]
 
 Array: TypeAlias = pa.Array
 Owned = Callable[[pa.UInt64Array], pa.BooleanArray]
-"""Key hashes -> which of them belong to this subtask."""
+"""Tells by key hashes which rows belong to this subtask."""
 
 _FORMAT = 1
 _ALIVE = "alive.arrow"
-_BATCH_ROWS = 65_536  # of one batch of a file: so much of it is in memory a second time while it is written
+_BATCH_ROWS = 65_536  # rows of one batch of a file: the copy that is in memory while it is written
 _SEGMENT_ROWS = 1 << 18
-_SEGMENT_BYTES = 256_000_000  # about, where rows are large
-_BLOCK_BITS = 16  # of an id: its place in a block of `alive.arrow`
-_SPARSE = 4  # a segment is written anew when one of so many rows has stayed
+_SEGMENT_BYTES = 256_000_000  # the approximate bound of a segment where rows are large
+_BLOCK_BITS = 16  # how many low bits of an id are its place in a block of `alive.arrow`
+_SPARSE = 4  # a segment is written anew when only one in so many rows is left
 _COUNTS = {1: np.int8, 2: np.int16, 4: np.int32}
-_NONE = {"first": 0, "rows": 0, "kind": 2, "data": b"", "counts": b""}  # of ALIVE: no row of the block
+_NONE = {"first": 0, "rows": 0, "kind": 2, "data": b"", "counts": b""}  # an entry of ALIVE for a block without a row
 
 
 class RowStore:
-    """A RowTable, `table`, and its checkpoints. One owner, the subtask's thread. Arguments as those of a RowTable.
+    """A RowTable, `table`, and its checkpoints. Has one owner, the subtask's thread. The other arguments are those of a RowTable.
 
-    directory: its own, for files that checkpoints share, and for rows beyond `memory_bytes`, which the system may keep there and not in
-    memory (what finds them stays in memory); None: all is in memory, and each checkpoint is written whole.
+    directory: a directory of its own for files that checkpoints share, and for rows beyond `memory_bytes`, which are mapped from files
+    there (the index stays in memory). None: all rows are in memory, and each checkpoint is written whole.
     """
 
     def __init__(
@@ -78,7 +78,9 @@ class RowStore:
         self._cuts = 0
 
     def cut(self) -> tuple[dict[str, Any], Cut | None]:
-        """The rows as they are now: facts (JSON values), and what is to be saved, which is read while the owner goes on."""
+        """Takes the rows as they are now: the facts (JSON values), and the Cut to be saved, which another thread reads while the owner
+        goes on.
+        """
         facts = {"format": _FORMAT, "rows": len(self.table)}
         self._cuts += 1
         if not len(self.table):
@@ -100,7 +102,7 @@ class RowStore:
             segment.release()
 
     def _pieces(self, cut: RowCut) -> list["_Piece"]:
-        """All live rows by ranges of ids: segments that are written and still worth it, and ranges that are to be."""
+        """All live rows by ranges of ids: written segments that are worth keeping, and ranges that have to be written."""
         most = min(_SEGMENT_ROWS, max(1024, _SEGMENT_BYTES * len(self.table) // self.table.nbytes))
         pieces: list[_Piece] = []
         for piece in self._ranges(cut, most):
@@ -124,20 +126,21 @@ class RowStore:
                 yield _Piece(first, last, alive, None)
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
-        """What `cut` took comes back, with order and counts, not with its ids: one entry for each subtask that was. Before all else.
+        """Restores what `cut` took, with order and counts, but with new ids. `saved` has an entry for each subtask of the job at the
+        checkpoint. Must be called before all other methods.
 
-        owned: says by key hashes which rows are this subtask's (without keys they are 0); None: all. Raises CorruptCheckpoint.
+        owned: tells by key hashes (0 where there are no keys) which rows are this subtask's; None: all. Raises CorruptCheckpoint.
         """
         for part in saved:
             if part.facts.get("format") != _FORMAT:
                 raise CorruptCheckpoint(f"{part.directory}: are no rows of this version of Sabot")
-            if part.facts["rows"]:  # else there may be no directory
+            if part.facts["rows"]:  # without rows there may be no directory
                 found = sum(self._load(part.directory, owned))
                 if found != part.facts["rows"]:
                     raise CorruptCheckpoint(f"{part.directory}: has {found} rows, not {part.facts['rows']}")
 
     def _load(self, directory: Path, owned: Owned | None) -> Iterator[int]:
-        """-> rows that were read, mine or not."""
+        """Yields, as it goes on, how many rows were read, whether or not they are this subtask's."""
         try:
             alive = _Alive(directory)
             for file in sorted(directory.iterdir()):
@@ -156,7 +159,7 @@ class RowStore:
             raise unreadable(f"{directory}: cannot be read as rows", error) from error
 
     def _names(self, file: Path, schema: pa.Schema) -> list[int]:
-        """Which of a file's columns are the table's: the program may keep fewer now."""
+        """The places of the table's columns in a file, which may have more: the program may keep fewer columns now."""
         names, rows = schema.names[:-2], self.table.rows
         columns = [names.index(name) if names.count(name) == 1 else -1 for name in rows.names]
         if names == rows.names:
@@ -179,25 +182,26 @@ class RowStore:
             self.table.add_counts(ids, pa.array(counts, pa.int32()))
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The rows, in pieces, in the order in which they came. The table may change meanwhile."""
+        """The rows in the order in which they came, in pieces. The table may change meanwhile."""
         cut = self.table.cut()
         for data in cut.read():
             yield data.select(range(len(self.table.rows)))
 
     def close(self) -> None:
-        """Lets go of everything. Idempotent."""
+        """Releases all resources. Idempotent."""
         self._keep([])
         self.table = self._make()
 
     def statistics(self) -> dict[str, int]:
-        """rows, keys, blocks, bytes; from any thread."""
+        """`rows`, `keys`, `blocks`, `bytes`; may be called from any thread."""
         return self.table.statistics()
 
 
 class _Segment:
     """Rows of a range of ids as they were at a cut: in memory until they are written, then in a file.
 
-    Any thread. `hold` says that one more needs it; when all have let it go by `release`, it is gone, its own file too.
+    Reference counted: `hold` adds a holder, `release` takes one away, and the last release frees it, with its own file. All methods may
+    be called from any thread.
     """
 
     def __init__(self, first: int, end: int, rows: int, number: int, cut: RowCut, directory: Path | None) -> None:
@@ -213,7 +217,7 @@ class _Segment:
         return self._cut is None
 
     def save(self, directory: Path) -> int:
-        """Its file, in `directory`; -> bytes."""
+        """Writes or links the segment's file into `directory`; returns its bytes."""
         with self._lock:
             if self._cut is not None:
                 self._write((self._directory or directory) / self._name, self._cut)
@@ -223,7 +227,7 @@ class _Segment:
             return (directory / self._name).stat().st_size
 
     def _write(self, file: Path, cut: RowCut) -> None:
-        with suppress(FileNotFoundError):  # of a write that failed
+        with suppress(FileNotFoundError):  # a failed write may have left the file
             file.unlink()
         with open(file, "xb", opener=private) as out:
             with ipc.new_file(out, cut.schema) as writer:
@@ -248,7 +252,7 @@ class _Segment:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Live rows of a range of ids, and the segment that has them already; None: they are to be written."""
+    """Live rows of a range of ids, and the segment that has them already; None where they have to be written."""
 
     first: int
     end: int
@@ -256,7 +260,7 @@ class _Piece:
     segment: _Segment | None
 
     def goes_with(self, other: "_Piece", most: int) -> bool:
-        """They are better written together: one is to be written anyhow, and the other is not much larger."""
+        """Whether the two are better written together: one has to be written anyhow, and the other is not much larger."""
         if (self.segment and other.segment) or self.alive + other.alive > most:
             return False
         if self.segment:
@@ -268,7 +272,7 @@ class _Piece:
 
 
 class _RowsCut:
-    """The rows at a barrier: a Cut."""
+    """The rows at a barrier, as a Cut."""
 
     def __init__(self, segments: list[_Segment], cut: RowCut) -> None:
         self._segments = segments
@@ -276,7 +280,7 @@ class _RowsCut:
         self._lock = Lock()
 
     def save(self, directory: Path) -> int:
-        """Writes into `directory`, which is empty; -> bytes. Blocking, in any thread, at most once."""
+        """Writes into `directory`, which is empty; returns the bytes. Blocks; may be called from any thread, at most once."""
         size = sum(segment.save(directory) for segment in self._segments)
         with pa.OSFile(str(directory / _ALIVE), "wb") as file, ipc.new_file(file, ALIVE) as writer:
             for batch in self._cut.alive():
@@ -286,7 +290,7 @@ class _RowsCut:
         return size
 
     def discard(self) -> None:
-        """It is not needed any more, saved or not. Idempotent; any thread."""
+        """Releases the cut, whether or not it was saved. Idempotent; any thread."""
         with self._lock:
             segments, self._segments = self._segments, []
             self._cut.close()
@@ -295,11 +299,11 @@ class _RowsCut:
 
 
 class _Alive:
-    """`alive.arrow`, asked for ascending ids."""
+    """Reads `alive.arrow` for ascending ids."""
 
     def __init__(self, directory: Path) -> None:
         self._blocks: dict[int, dict[str, Any]] = {}
-        self._passed: dict[int, int] = {}  # block -> live rows that were asked for
+        self._passed: dict[int, int] = {}  # how many live rows of a block were asked for
         with pa.memory_map(str(directory / _ALIVE)) as source:
             reader = ipc.open_file(source)
             for index in range(reader.num_record_batches):
@@ -309,7 +313,7 @@ class _Alive:
                     self._blocks[row["first"] >> _BLOCK_BITS] = row
 
     def of(self, ids: Any) -> tuple[Any, Any]:
-        """(which of the ids are alive, as places in `ids`; their counts, None: all are 0). Each id is asked for once."""
+        """The places in `ids` of those that are alive, and their counts (None: all are 0). Each id is asked for once."""
         blocks = ids >> _BLOCK_BITS
         starts = np.flatnonzero(np.r_[True, blocks[1:] != blocks[:-1]])
         rows: list[Any] = []

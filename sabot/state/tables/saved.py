@@ -1,11 +1,11 @@
-"""What a checkpoint holds of a TableStore.
+"""The files of a TableStore in a checkpoint.
 
     000000000007.arrow        a delta: groups as they were at cut 7, keys and accumulators
     000000000007.gone.arrow   its other half: keys of groups that had left the tables since cut 6
-    cold/                     the database of what is not in memory, where there is one
+    cold/                     the database of the groups that are not in memory, where there is one
 
-Each batch of a delta names its pane and which life of the pane it is of: a pane may be dropped and come again. Read in order,
-deltas give what stood in memory. The facts say which lives count, and from which delta on. Files are Arrow IPC, uncompressed.
+Each batch of a delta names its pane and the life of the pane, since a pane may be dropped and made again. Applied in order, the deltas
+give the groups that were in memory. The facts say which lives count, and from which delta on. Files are Arrow IPC, uncompressed.
 """
 
 import os
@@ -32,11 +32,13 @@ __all__ = ["COLD", "Change", "ColdCut", "Delta", "SavedChange", "TablesCut", "co
 
 COLD = "cold"
 _NAME = re.compile(r"(\d+)(\.gone)?\.arrow")
-_BATCH_ROWS = 65_536  # of one batch of a delta: so much of it is in memory a second time while it is written
+_BATCH_ROWS = 65_536  # rows of one batch of a delta: the copy that is in memory while it is written
 
 
 class Change(NamedTuple):
-    """Groups of one pane: a cut says how they were; a batch, which has their keys only, that they have left the table (`gone`)."""
+    """A change to groups of one pane. With a cut, these groups have the accumulators in it; with a batch, which has only keys, they have
+    left the table (`gone`).
+    """
 
     pane: int
     life: int
@@ -47,7 +49,7 @@ class Change(NamedTuple):
         return not isinstance(self.groups, TableCut)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """May be called again as long as it is not closed."""
+        """The groups in batches. May be called again until the change is closed."""
         if isinstance(self.groups, TableCut):
             self.groups.rewind()
             while (batch := self.groups.read(_BATCH_ROWS)) is not None:
@@ -56,14 +58,14 @@ class Change(NamedTuple):
             yield self.groups
 
     def close(self) -> None:
-        """It is saved, or will not be."""
+        """Releases the cut: the change is saved, or will not be."""
         if isinstance(self.groups, TableCut):
             self.groups.close()
 
 
 @dataclass(frozen=True)
 class SavedChange:
-    """A change in a file."""
+    """A change read from a file."""
 
     number: int
     pane: int
@@ -75,7 +77,8 @@ class SavedChange:
 class Delta:
     """The changes between two cuts: in memory until the first `write`, then in files that cuts share.
 
-    Any thread. `hold` says that one more needs it; when all have let it go by `release`, it is gone; its files too, if they are `own`.
+    Reference counted: `hold` adds a holder, `release` takes one away, and the last release frees it, with its files if they are `own`.
+    All methods may be called from any thread.
     """
 
     def __init__(self, number: int, changes: Sequence[Change], *, own: bool = True) -> None:
@@ -93,10 +96,10 @@ class Delta:
         return self._changes is None
 
     def write(self, directory: Path) -> list[Path]:
-        """Its files, in `directory` if they are not written yet."""
+        """Writes the files into `directory` unless they are written already; returns their paths."""
         with self._lock:
             if self._changes is not None:
-                self._files = []  # those of a write that failed are written again
+                self._files = []  # after a failed write, all files are written again
                 for gone in (True, False):
                     part = [change for change in self._changes if change.gone == gone]
                     if part:
@@ -127,7 +130,7 @@ class Delta:
 
 
 class ColdCut:
-    """The database as it was at a cut. The owner calls `take` before he writes into it; else `save` does, in its thread."""
+    """The database as it was at a cut. The owner calls `take` before it writes into the database; otherwise `save` does, in its thread."""
 
     def __init__(self, database: ColdGroups, directory: Path) -> None:
         self.directory = directory
@@ -141,13 +144,13 @@ class ColdCut:
         return self._open
 
     def take(self) -> None:
-        """From here on the database may change. An error is kept for `save`: the owner goes on."""
+        """Makes links to the database's files, after which the database may change. An error is kept for `save`, so that the owner goes on."""
         with self._lock:
             if self._open:
                 self._open = False
                 try:
                     self._database.checkpoint(self.directory)
-                except Exception as error:  # whatever RocksDB reports
+                except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
                     self._failed = error
 
     def save(self, directory: Path) -> int:
@@ -164,14 +167,14 @@ class ColdCut:
 
 
 class TablesCut:
-    """The tables at a barrier: a Cut."""
+    """The tables at a barrier, as a Cut."""
 
     def __init__(
         self, deltas: list[Delta], *, local: Path | None = None, cut: ColdCut | None = None, over: Sequence[Delta] = ()
     ) -> None:
-        """local: where deltas are kept that later cuts need too; None: there are no such, and they own no files.
+        """local: the directory for deltas that later cuts need too; None where each delta belongs to one cut, and owns no files.
 
-        over: deltas that the owner does not hold any more, to be released with this.
+        over: deltas that the owner does not need any more, which are released with this cut.
         """
         self._deltas = [delta.hold() for delta in deltas]
         self._over = over
@@ -180,7 +183,7 @@ class TablesCut:
         self._lock = Lock()
 
     def save(self, directory: Path) -> int:
-        """Writes into `directory`, which is empty; -> bytes. Blocking, in any thread, at most once."""
+        """Writes into `directory`, which is empty; returns the bytes. Blocks; may be called from any thread, at most once."""
         size = 0
         for delta in self._deltas:
             if self._local is None:
@@ -194,7 +197,7 @@ class TablesCut:
         return size
 
     def discard(self) -> None:
-        """It is not needed any more, saved or not. Idempotent; any thread."""
+        """Releases the cut, whether or not it was saved. Idempotent; any thread."""
         with self._lock:
             deltas, self._deltas = [*self._deltas, *self._over], []
             self._over = ()
@@ -206,7 +209,7 @@ class TablesCut:
 
 
 def _write(file: Path, changes: list[Change]) -> None:
-    with suppress(FileNotFoundError):  # of a write that failed
+    with suppress(FileNotFoundError):  # a failed write may have left the file
         file.unlink()
     with open(file, "xb", opener=private) as out:
         with ipc.new_file(out, changes[0].groups.schema) as writer:
@@ -219,16 +222,16 @@ def _write(file: Path, changes: list[Change]) -> None:
 
 
 def count_deltas(directory: Path) -> int:
-    """How many deltas there are; none where there is no directory."""
+    """How many deltas are in the directory, which need not exist."""
     if not directory.exists():
         return 0
     return len({match[1] for match in map(_NAME.fullmatch, os.listdir(directory)) if match})
 
 
 def read_changes(directory: Path, keys: pa.Schema, states: pa.Schema) -> Iterator[SavedChange]:
-    """The deltas in `directory`, the newest first, and of each what is there before what is gone.
+    """The changes of the deltas in `directory`, the newest delta first; of each delta, the groups that were there, then those gone.
 
-    Raises CorruptCheckpoint, also where the columns are not these.
+    Raises CorruptCheckpoint, also where a file has other columns.
     """
     found = []
     for file in directory.iterdir():

@@ -1,14 +1,14 @@
-"""Keyed tables: what compiled operators keep by key. A pane (a window's slice, or 0 where there are none) has one table.
+"""Keyed tables, in which compiled operators keep groups by key. A pane (the slice of a window; 0 where there are none) has one table.
 
-    without a directory          with one
-    GroupTable a pane            HotTable a pane ──settle: the groups longest untouched──▶ RocksDB
-        │ all of it                  │ what changed     ◀──a key that is not hot is looked up──  │ hard links
+    without a directory          with a directory
+    GroupTable per pane          HotTable per pane ──settle: the groups longest untouched──▶ RocksDB
+        │ all groups                 │ changed groups   ◀──a key that is not hot is looked up──  │ hard links
         ▼                            ▼                                                          ▼
-    a checkpoint: deltas (tables_saved), and the database of what was not in memory
+    a checkpoint: deltas (`saved`), and the database of the groups that are not in memory
 
-Files, below the directory of a store; none of them is an authority, and a start removes them:
+Files below the directory of a store; none of them is ever the authority, and a start removes them:
 
-    db/<n>/       the database, made when something is evicted first
+    db/<n>/       the database, made at the first eviction
     deltas/       deltas that later cuts need too
     cuts/<n>/     the database as it was at a cut that is not saved yet
 """
@@ -40,27 +40,27 @@ __all__ = ["CHUNK_ROWS", "TableStore"]
 
 Array: TypeAlias = pa.Array
 
-_ROW_BYTES = 64  # of a group in memory, about
-_RETIRE_ROWS = 1 << 20  # looked at in one go
-_SPARES = 64  # cleared tables that are kept for the next panes: a batch may open and drop many short ones
-_SPARE_BYTES = 32_000_000  # of all of them
-_STAY = 0.6  # of the groups that stay when room is made
-_GONE_KEYS = 100_000  # removed keys that are kept in memory until the database hears of them
-_SWEEP_GROUPS = 200_000  # cold groups, at least, for which expired ones are looked for
+_ROW_BYTES = 64  # the approximate size of a group in memory
+_RETIRE_ROWS = 1 << 20  # how many groups `retire` looks at in one call of the kernel
+# How many cleared tables are kept for later panes, because a batch may open and drop many short-lived ones.
+_SPARES = 64
+_SPARE_BYTES = 32_000_000  # the bound of all of those together
+_STAY = 0.6  # the share of the groups that stay when room is made
+_GONE_KEYS = 100_000  # how many removed keys are collected in memory before they are removed from the database
+_SWEEP_GROUPS = 200_000  # below so many cold groups, the database is not scanned for expired ones
 _LAST_TICK = 1 << 30
 _FORMAT = 1
 
 Owned = Callable[[pa.UInt64Array], pa.BooleanArray]
-"""Key hashes -> which of them belong to this subtask."""
+"""Tells by key hashes which groups belong to this subtask."""
 
 
 class TableStore:
-    """The tables of one keyed operator in one subtask, by pane. One owner, the subtask's thread.
+    """The tables of one keyed operator in one subtask, by pane. Has one owner, the subtask's thread.
 
-    Of `memory_budget`, where there is a directory, 0.3 are for the tables; a sixteenth for RocksDB's blocks (the system's file cache
-    has them too); the rest for what a cut copies and is not written yet, for what RocksDB needs to find its blocks (about 2
-    bytes a group), and for its compactions. `evictable=False`: all groups stay
-    in memory, whatever they take, and cuts still write only what changed.
+    With a directory, 0.3 of `memory_budget` is for the tables and a sixteenth for RocksDB's block cache (the system's file cache has the
+    blocks too). The rest is for groups that a cut has copied and not written yet, for RocksDB's index (about 2 bytes per group), and for
+    its compactions. With `evictable=False` all groups stay in memory, however large, and cuts still write only the changed ones.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class TableStore:
         spare = self._new()
         self._keys, self._states = spare.keys, spare.states
         self._tables: dict[int, GroupTable] = {}
-        self._touched: dict[int, HotTable] = {}  # since the last `settle`
+        self._touched: dict[int, HotTable] = {}  # the tables used since the last `settle`
         self._spare = [spare] if directory is None else []
         self._directory = directory
         self._evictable = evictable and directory is not None and len(keys) > 0
@@ -99,11 +99,11 @@ class TableStore:
 
     @property
     def panes(self) -> list[int]:
-        """Those that hold something, ascending."""
+        """The panes that hold something, ascending."""
         return sorted(self._tables)
 
     def table(self, pane: int = 0) -> GroupTable:
-        """The pane's table, made when it is missing. To be asked for again for each batch: `settle` may replace it."""
+        """The pane's table, which is made if it is missing. Ask for it again for each batch, because `settle` may replace it."""
         table = self._tables.get(pane)
         if table is None:
             make = self._new if self._directory is None else partial(self._hot, pane)
@@ -114,7 +114,7 @@ class TableStore:
         return table
 
     def whole(self, pane: int = 0) -> GroupTable | None:
-        """The pane's table, if all of its groups stand in it: none in RocksDB, or on the way there."""
+        """The pane's table, if all of its groups are in it and none in RocksDB or on the way there; else None."""
         table = self.table(pane)
         return None if isinstance(table, HotTable) and (table.parts or table.cold) else table
 
@@ -152,7 +152,7 @@ class TableStore:
             yield from self._cold(table)
 
     def drop(self, pane: int) -> None:
-        """The pane is over."""
+        """Drops the pane with all its groups."""
         table = self._tables.pop(pane, None)
         self._touched.pop(pane, None)
         if isinstance(table, HotTable):
@@ -168,10 +168,10 @@ class TableStore:
         return table.nbytes + sum(spare.nbytes for spare in self._spare) <= _SPARE_BYTES
 
     def retire(self, aggregate: int, below: int, pane: int = 0) -> int:
-        """Removes the groups whose result of that aggregate (an int64 or a time, that never falls) is below the bound.
+        """Removes the groups whose result of that aggregate (an int64 or a time that never decreases) is below the bound.
 
-        -> how many were in memory. Those that are not go when they are met, from now on, so a pane keeps to one aggregate.
-        Costs a look at every group that is in memory: to be called now and then.
+        Returns how many of them were in memory. Matching groups that are only on disk are removed when they are next read. The table
+        remembers one bound for that, so a pane must always be retired by the same aggregate. Scans all groups in memory: call it rarely.
         """
         table = self._tables.get(pane)
         if table is None:
@@ -192,7 +192,7 @@ class TableStore:
         return gone
 
     def settle(self) -> None:
-        """To be called after each batch: keeps the memory budget."""
+        """Keeps the memory budget. To be called after each batch."""
         if self._directory is None:
             return
         self._tick += 1
@@ -201,7 +201,7 @@ class TableStore:
             if table.gone is not None and len(table.gone) > _GONE_KEYS:
                 self._take_cuts()
                 table.flush_gone()
-            if table.left_more_than_stayed:  # the next cut writes all that stayed instead
+            if table.left_more_than_stayed:  # writing all groups that are left is cheaper than listing those gone
                 table.begin(next(self._lives))
         self._touched.clear()
         if (
@@ -212,7 +212,9 @@ class TableStore:
             self._make_room()
 
     def cut(self) -> tuple[dict[str, Any], TablesCut | None]:
-        """The tables as they are now: facts (JSON values), and what is to be saved, which is read from them while the owner goes on."""
+        """Takes the tables as they are now: the facts (JSON values), and the Cut to be saved, which another thread reads while the owner
+        goes on.
+        """
         if self._directory is None:
             changes = [Change(pane, 0, table.cut()) for pane, table in self._tables.items() if len(table)]
             panes = [[pane, 0, 0, None, 0, 0, len(self._tables[pane])] for pane in self.panes]
@@ -251,9 +253,10 @@ class TableStore:
         return facts, TablesCut(self._deltas, local=self._directory / "deltas", cut=cut, over=over)
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
-        """What `cut` took comes back: one entry for each subtask of the job that was. Before anything else is put in.
+        """Restores what `cut` took. `saved` has an entry for each subtask of the job at the checkpoint. Must be called while the store is
+        empty.
 
-        owned: says which groups are this subtask's; None: all. Raises CorruptCheckpoint.
+        owned: tells which groups are this subtask's; None: all. Raises CorruptCheckpoint.
         """
         every_group = pa.array(range(KEY_GROUPS), pa.uint64())
         if owned is not None and owned(every_group).true_count == KEY_GROUPS:
@@ -266,7 +269,7 @@ class TableStore:
                 raise CorruptCheckpoint(f"{part.directory}: there should be {part.facts['deltas']} deltas of state")
             cold = part.directory / COLD
             if not part.facts["cold"]:
-                if part.facts["deltas"]:  # else there may be no directory
+                if part.facts["deltas"]:  # without deltas there may be no directory
                     self._load_hot(part, panes, owned)
             elif self._directory is not None and self._database is None and len(saved) == 1 and owned is None:
                 self._open_database(ColdGroups.linked, cold)
@@ -290,7 +293,7 @@ class TableStore:
                     self.retire(pane.bound[0], pane.bound[1], pane.pane)
 
     def _load_hot(self, part: Saved, panes: list["_Pane"], owned: Owned | None) -> None:
-        """What stood in memory."""
+        """Restores the groups that were in memory."""
         for pane in panes:
             if owned is None and pane.hot:
                 room = min(pane.hot, self._table_bytes // _ROW_BYTES) if self._evictable else pane.hot
@@ -299,16 +302,18 @@ class TableStore:
             self._put(number, groups, owned)
 
     def _image(self, directory: Path, panes: list["_Pane"]) -> dict[int, GroupTable]:
-        """The groups that stood in memory, by pane, in tables beside the store."""
+        """The groups that were in memory, by pane, in tables outside the store."""
         tables = {pane.pane: self._new() for pane in panes}
         for number, groups in self._latest(directory, panes):
             tables[number].merge(groups)
         return tables
 
     def _latest(self, directory: Path, panes: list["_Pane"]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """(pane, groups) that stood in memory, each group once: of each change, from the newest on, what no newer one has."""
+        """Pairs of a pane and groups of it that were in memory, each group once: going from the newest change back, each change gives the
+        groups that no newer one has.
+        """
         since = {(pane.pane, pane.life): pane.since for pane in panes}
-        changes = [  # mapped, not read
+        changes = [  # files are mapped here, and read later
             change
             for change in read_changes(directory, self._keys, self._states)
             if change.number >= since.get((change.pane, change.life), change.number + 1)
@@ -339,7 +344,9 @@ class TableStore:
                     yield change.pane, groups if new is None else groups.filter(new)
 
     def _beside(self, hot: GroupTable, groups: pa.RecordBatch, are_parts: bool) -> pa.RecordBatch:
-        """What the database had of some groups, made whole: groups that were hot count alone, or are taken over as a part."""
+        """The database's values of some groups, made whole: for a group that was hot, the hot value replaces the one in the database, or is
+        merged with it where that is only a part.
+        """
         slots = hot.resolve(groups, range(len(self._keys)), insert=False)
         if not are_parts:
             return groups.filter(pc.less(slots, 0))
@@ -353,17 +360,18 @@ class TableStore:
         return table.export()
 
     def _put(self, pane: int, groups: pa.RecordBatch, owned: Owned | None) -> None:
-        """Groups of a checkpoint that the store has not."""
+        """Adds groups of a checkpoint that the store does not have."""
         if owned is not None:
             columns = groups.columns[: len(self._keys)]
             hashes = hash_columns(columns) if columns else pa.array(np.zeros(groups.num_rows, np.uint64))
             groups = groups.filter(owned(hashes))
         if groups.num_rows:
-            GroupTable.merge(self.table(pane), groups)  # not HotTable's: it would look for them among the cold ones
+            # Not HotTable.merge, which would look these keys up in the database.
+            GroupTable.merge(self.table(pane), groups)
             self.settle()
 
     def close(self) -> None:
-        """Lets go of everything. Idempotent."""
+        """Releases all resources. Idempotent."""
         self._tables = {}
         self._spare = []
         for delta in self._deltas:
@@ -375,7 +383,7 @@ class TableStore:
             self._database = None
 
     def statistics(self) -> dict[str, int]:
-        """Figures, from any thread. Where nothing was ever looked up, a group may count as hot, and as cold several times."""
+        """Counts and sizes; may be called from any thread. Without lookups a group may be counted as hot, and as cold several times."""
         tables = list(self._tables.values())
         hot = [table for table in tables if isinstance(table, HotTable)]
         groups = sum(len(table) for table in tables)
@@ -391,7 +399,7 @@ class TableStore:
             "faults_total": self._faults + sum(table.faults for table in hot),
         }
 
-    # The part with a directory
+    # With a directory
 
     def _hot(self, pane: int) -> HotTable:
         table = self._new_hot(pane, next(self._lives), self._take_cuts)
@@ -417,13 +425,13 @@ class TableStore:
         return self._database
 
     def _take_cuts(self) -> None:
-        """Before the database changes: it is kept as it was for the cuts that are not saved yet."""
+        """Called before the database changes: links its files for the cuts that are not saved yet."""
         cuts, self._cuts = self._cuts, []
         for cut in cuts:
             cut.take()
 
     def _make_room(self) -> None:
-        """The groups that were not touched for longest go to the database."""
+        """Evicts the groups that were not touched for longest to the database."""
         self._take_cuts()
         database = self._database or self._open_database(ColdGroups)
         tables = self._hot_tables()
@@ -448,7 +456,7 @@ class TableStore:
         for table in tables:
             if wrapped or 2 * len(table) < table.statistics()["slots"]:
                 self._tables[table.pane] = self._renewed(table)
-        give_back()  # RocksDB's threads leave more free memory behind than the tables take
+        give_back()  # RocksDB's threads leave more free memory in the allocator than the tables take
 
     def _victims(self, tables: list[HotTable]) -> list[tuple[HotTable, pa.Int32Array]]:
         goal = int(sum(len(table) for table in tables) * (1 - _STAY))
@@ -463,7 +471,7 @@ class TableStore:
         before = [table.idle_since(low).to_numpy() for table in tables]
         idle = [table.idle_since(high).to_numpy() for table in tables]
         last = [np.setdiff1d(new, old, assume_unique=True) for new, old in zip(idle, before, strict=True)]
-        # those of the last tick: a share of each table's
+        # Of the groups last touched at that tick, a proportional share of each table's.
         wanted = max(goal - sum(map(len, before)), 0)
         share = min(wanted / max(sum(map(len, last)), 1), 1.0)
         return [
@@ -472,7 +480,7 @@ class TableStore:
         ]
 
     def _renewed(self, table: HotTable) -> HotTable:
-        """The same groups in a table that takes no more memory than they need."""
+        """The same groups in a new table, which takes no more memory than they need."""
         new = self._hot(table.pane)
         new.tick = self._tick
         for slots in pieces(table, CHUNK_ROWS):
@@ -482,7 +490,7 @@ class TableStore:
         return new
 
     def _sweep(self, table: HotTable) -> None:
-        """Cold groups below the bound leave the database."""
+        """Removes cold groups below the bound from the database."""
         database = table.database
         if database is None:
             return
@@ -503,7 +511,9 @@ class TableStore:
         self._swept_at = table.cold
 
     def _keep_deltas(self, new: Delta) -> list[Delta]:
-        """`new` and those before it that some table needs still. -> the others, to be let go where nobody waits: files go with them."""
+        """Keeps `new` and the older deltas that some table still needs. Returns the others, to be released by a thread for which nothing
+        waits, because that removes files.
+        """
         since = {table.life: table.since for table in self._hot_tables()}
         kept: list[Delta] = []
         over: list[Delta] = []
@@ -519,11 +529,11 @@ class _Pane(NamedTuple):
 
     pane: int
     life: int
-    since: int  # the first delta that counts
+    since: int  # the first delta that counts for the pane
     bound: tuple[int, int] | None
-    cold: int  # groups that are only in the database
-    parts: int  # of groups, in the database
-    hot: int = 0  # groups in memory, or not known
+    cold: int  # how many groups are only in the database
+    parts: int  # how many parts of groups are in the database
+    hot: int = 0  # how many groups are in memory; 0 if unknown
 
 
 def _taken(columns: list[Array], rows: pa.Int32Array) -> list[Array]:
@@ -531,7 +541,7 @@ def _taken(columns: list[Array], rows: pa.Int32Array) -> list[Array]:
 
 
 def _used(table: HotTable) -> int:
-    """Bytes of the groups that are there; what removed ones have left behind will be used again."""
+    """The bytes that the groups in memory need; memory that removed groups have left behind is not counted, since it is used again."""
     figures = table.statistics()
     used = figures["bytes"] * figures["groups"] // max(figures["slots"], 1)
     return (
