@@ -12,7 +12,7 @@ from sabot.config import Duration, parse_broker, parse_seconds
 from sabot.connectors.base import Sink, Source
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 
-__all__ = ["RecordSender", "open_sink", "open_source"]
+__all__ = ["RecordSender", "open_sink", "open_source", "sink_of"]
 
 
 def open_source(
@@ -37,11 +37,18 @@ def open_sink(topic: str, broker: str, kafka: Mapping[str, Any] | None = None) -
 
     Its `address` is the topic alone, because the same broker may have another address tomorrow.
     """
+    kind, arguments = sink_of(topic, broker, kafka or {})
+    sink: Sink = kind(*arguments)
+    return sink
+
+
+def sink_of(topic: str, broker: str, kafka: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    """The class of the sink of a topic, and what its constructor takes."""
     if _in_memory(broker):
-        return MemorySink(topic, broker)
+        return MemorySink, (topic, broker)
     from sabot.kafka.delivery import KafkaDelivery
 
-    return KafkaDelivery(topic, broker, kafka or {})
+    return KafkaDelivery, (topic, broker, kafka)
 
 
 class RecordSender:

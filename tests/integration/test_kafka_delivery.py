@@ -27,7 +27,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import build_records, iterate_records
 from sabot.connectors.base import Lane, Token
-from sabot.connectors.memory import MemorySink
+from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.errors import BrokerUnavailable, DataError, JobLocked, RowErrors, SabotError, TransientError, UserError
 from sabot.kafka import KafkaSink, KafkaSource, admin, client, delivery
 from tools.kafka_eyes import committed, token
@@ -521,14 +521,30 @@ def test_many_claims_leave_no_threads(topic: str, sinks: Any) -> None:
     sink.close()
 
 
-def test_over_memory_it_does_as_the_memory_sink() -> None:
-    sink, inner = KafkaSink("t", "memory://delivery"), MemorySink("t", "memory://delivery")
-    assert (sink.delivers, sink.keeps_token, sink.lasting) == (inner.delivers, inner.keeps_token, inner.lasting)
+def test_over_memory_it_is_a_memory_sink_with_an_address_of_its_own() -> None:
+    sink = KafkaSink("t", "memory://delivery", **{"linger.ms": 5})
+    assert isinstance(sink, KafkaSink)
+    assert isinstance(sink, MemorySink)
+    assert (type(sink).__name__, sink.address) == ("KafkaSink", "t@memory://delivery")
     assert sink.claim(Lane("job", "0", "i")) is None
-    if sink.delivers:
-        sink.deliver(1, columns(1))
-        sink.deliver(1, columns(1))
-        assert len(sink._sink._broker.records("t")) == 1  # type: ignore[attr-defined]
+    sink.deliver(1, columns(1))
+    sink.deliver(1, columns(1))
+    assert len(MemoryBroker.get("memory://delivery").records("t")) == 1
+    sink.close()
+
+
+def test_a_class_that_derives_from_it_has_the_last_word() -> None:
+    class Counted(KafkaSink):
+        batches = 0
+
+        def write(self, batch: Batch) -> None:
+            self.batches += 1
+            super().write(batch)
+
+    sink = Counted("t", "memory://derived")
+    sink.open()
+    sink.write(Batch(columns(1)[0]))
+    assert sink.batches == len(MemoryBroker.get("memory://derived").records("t")) == 1
     sink.close()
 
 
