@@ -14,7 +14,6 @@ from typing import Literal
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot.codecs.records import iterate_records, to_records  # a sink of one's own reads its batches with them
 from sabot.config import RECORD_BYTES, checked_no_password, checked_text, checked_topic
 from sabot.errors import UserError
 
@@ -29,8 +28,6 @@ __all__ = [
     "check_delivery",
     "check_input",
     "check_sink",
-    "iterate_records",
-    "to_records",
 ]
 
 Positions = dict[tuple[str, int], int]
