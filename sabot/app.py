@@ -204,7 +204,8 @@ class App:
         """Makes a function an agent of this app: `@app.agent("orders", sink="alerts")`. The function itself is returned.
 
         topic: a topic, a Source, or a list of them; default the function's name. name: default the function's name.
-        key: the field whose value owns the state. sink: a topic, a Sink, or another agent's function.
+        key: the field whose value owns the state. on_timer: with `key`, `f(timer, ctx)`, called for timers that the key has set.
+        sink: a topic, a Sink, or another agent's function.
         batch: the function gets `(pa.RecordBatch, ctx)`; schema: its columns, inferred from the first records if not given.
         A record agent may have a schema too: records that do not fit it go to the dead letters.
         concurrency: calls at a time, in order per key. timeout: of one call. on_error: "fail", "retry" (retries, backoff), "skip".

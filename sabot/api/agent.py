@@ -35,6 +35,7 @@ class AgentSpec:
     dead_letter: str | Sink = "{topic}.dlq"
     delivery: Delivery = None
     start: str | int = "earliest"
+    on_timer: Callable[..., Any] | None = None
     topic_by_name: bool = False  # no topic was given: its name is one, unless another agent writes into it
 
     @classmethod
@@ -58,6 +59,7 @@ class AgentSpec:
         dead_letter: str | Sink = "{topic}.dlq",
         delivery: Delivery = None,
         start: str | int = "earliest",
+        on_timer: Callable[..., Any] | None = None,
     ) -> "AgentSpec":
         """Checks what the user wrote; raises UserError naming the agent."""
 
@@ -91,6 +93,10 @@ class AgentSpec:
             raise refuse(f"concurrency={concurrency}", "a batch agent takes one batch at a time")
         if batch and (inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func)):
             raise refuse("a batch agent cannot yield", "return one RecordBatch, or None")
+        if on_timer is not None and not callable(on_timer):
+            raise refuse(f"on_timer={on_timer!r} is no function")
+        if on_timer is not None and (batch or key is None):
+            raise refuse("on_timer=, and no key that timers belong to", "a record agent with key= has timers")
         if not isinstance(sink, str | Sink | None) and not callable(sink):
             raise refuse(f"sink {sink!r}", "a topic name, a Sink, or another agent's function")
         if isinstance(sink, str | Sink):
@@ -108,6 +114,7 @@ class AgentSpec:
             dead_letter=dead_letter,
             delivery=delivery,
             start=start,
+            on_timer=on_timer,
             topic_by_name=topic is None,
         )
 

@@ -1,8 +1,10 @@
 """What an agent's function gets: the message, where it came from, and its state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from sabot.api.process import Timers, checked_ms
+from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import checked_text
 from sabot.errors import NoStateBackend, UserError
 from sabot.state import (
@@ -15,7 +17,10 @@ from sabot.state import (
     ValueState,
 )
 
-__all__ = ["AgentContext", "Message", "StateAccessor", "apply_writes"]
+__all__ = ["AgentContext", "CallTimers", "Message", "StateAccessor", "TimerChange", "apply_writes", "timer_changes"]
+
+TimerChange = tuple[bool, int, str]
+"""Whether a timer is set or deleted, its time in ms, its name."""
 
 
 class Message:
@@ -46,10 +51,49 @@ class StateAccessor(ValueState):
     __slots__ = ()
 
 
+class CallTimers:
+    """`Timers` of one call of an agent: it notes what is set and deleted, for who applies it when the call has ended well.
+
+    fires: there is somebody to call when they are due; else to set one is a UserError.
+    """
+
+    __slots__ = ("agent_id", "changes", "fires")
+
+    def __init__(self, agent_id: str, *, fires: bool = True) -> None:
+        self.agent_id, self.fires = agent_id, fires
+        self.changes: list[TimerChange] = []
+
+    def processing(self, at_ms: int, name: str = "") -> None:
+        self._note(True, at_ms, name)
+
+    def delete(self, at_ms: int, name: str = "", *, kind: str = "processing") -> None:
+        if kind != "processing":
+            raise self._untimed()
+        self._note(False, at_ms, name)
+
+    def event(self, at_ms: int, name: str = "") -> None:
+        raise self._untimed()
+
+    def _note(self, is_set: bool, at_ms: int, name: str) -> None:
+        if not self.fires:
+            raise UserError(
+                f"agent {self.agent_id}: a timer is set, and nothing is there to fire",
+                hint="@app.agent(..., key=..., on_timer=f)",
+            )
+        self.changes.append((is_set, checked_ms(at_ms), checked_text(name, "timer: name")))
+
+    def _untimed(self) -> UserError:
+        return UserError(
+            f"agent {self.agent_id}: agents have no event time",
+            hint="ctx.timers.processing(at_ms) goes by the clock; stream.key_by(...).process(f) has event timers",
+        )
+
+
 class AgentContext:
     """One call of an agent.
 
     `message` is the decoded value (the RecordBatch for a batch agent). `key` is the record's key in bytes, `timestamp` ms UTC.
+    For a timer, `message` is {name of the key's field: key}, `key` the same key as bytes, `timestamp` the timer's time.
     Made by the engine, state writes are kept aside until the call ends and dropped if it raises; made by hand
     (`AgentContext(message, state_backend)`), they go straight to the backend.
     """
@@ -57,9 +101,11 @@ class AgentContext:
     __slots__ = (
         "_backend",
         "_buffered",
+        "_clock",
         "_overlay",
         "_prefix",
         "_scope",
+        "_timers",
         "agent_id",
         "headers",
         "key",
@@ -85,6 +131,8 @@ class AgentContext:
         buffered: bool = False,
         scope: bytes = b"",
         prefix: str = "",
+        clock: Clock = SYSTEM_CLOCK,
+        timers: CallTimers | None = None,
     ) -> None:
         self.message = message
         self.key = key
@@ -99,6 +147,21 @@ class AgentContext:
         self._overlay: Overlay | None = None
         self._scope = scope
         self._prefix = prefix
+        self._clock = clock
+        self._timers = timers
+
+    def now(self) -> int:
+        """The clock, in ms since 1970. It is another one when the record is processed again after a restart."""
+        return int(self._clock.time() * 1000)
+
+    @property
+    def timers(self) -> Timers:
+        """The timers of the agent's key, of an agent with `on_timer=`; they go by the clock. What a call sets and deletes counts
+        when the call has ended well.
+        """
+        if self._timers is None:
+            self._timers = CallTimers(self.agent_id)
+        return self._timers
 
     @property
     def state_backend(self) -> StateBackend:
@@ -148,3 +211,8 @@ def apply_writes(ctx: AgentContext) -> None:
     """The call ended well: its writes become the state."""
     if ctx._overlay is not None:
         ctx._overlay.apply()
+
+
+def timer_changes(ctx: AgentContext) -> Sequence[TimerChange]:
+    """The timers that the call has set and deleted, in order."""
+    return () if ctx._timers is None else ctx._timers.changes

@@ -43,6 +43,7 @@ __all__ = [
     "ProcessSpec",
     "Timer",
     "Timers",
+    "checked_ms",
     "process_spec",
 ]
 
@@ -56,6 +57,13 @@ class Timer(NamedTuple):
     at: int
     name: str
     kind: str
+
+
+def checked_ms(at: Any) -> int:
+    """The time of a timer. Raises UserError for what is no time in ms."""
+    if type(at) is not int or not -(2**63) <= at < 2**63:
+        raise UserError(f"a timer is set to {at!r}", hint="milliseconds since 1970, an int: ctx.timestamp + 60_000")
+    return at
 
 
 class KeyState(Protocol):

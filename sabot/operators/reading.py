@@ -18,13 +18,15 @@ from sabot._cython.groups.partition import hash_columns
 from sabot.codecs.json import schema_of_text
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.faults import taking_over
+from sabot.operators.agents.timers import saved_timers, state_name
 from sabot.operators.base import Operator, OperatorContext, Saved, without_marks
 from sabot.operators.layout.themes import READERS
-from sabot.state.reading import SavedJob, namespaces_in, read_namespaces
+from sabot.state.reading import SavedJob, key_candidates, namespaces_in, plain_column, read_namespaces
 
 __all__ = ["OperatorInfo", "operators_of", "parts_of", "state_of"]
 
 _AGENTS = "agents"  # the task of them all
+_TIMERS = ":timers"  # behind an agent's name, for the timers that it has set
 
 
 class OperatorInfo(NamedTuple):
@@ -48,7 +50,13 @@ def operators_of(manifest: SavedJob) -> list[OperatorInfo]:
                     text = task.meta["texts"].get(operator, operator)
                     found[operator] = OperatorInfo(operator, text, facts["schema"]["kind"], rows)
         agents = [OperatorInfo(agent, f"agent {agent}", "agent", None) for agent in _agents(manifest)]
-    return [*found.values(), *agents]
+        stored = manifest.tasks[_AGENTS].states if _AGENTS in manifest.tasks else {}
+        timers = [
+            OperatorInfo(agent + _TIMERS, f"timers of agent {agent}", "timers", None)
+            for agent in _agents(manifest)
+            if state_name(agent) in stored
+        ]
+    return [*found.values(), *agents, *timers]
 
 
 def _reading(manifest: SavedJob) -> AbstractContextManager[None]:
@@ -73,7 +81,7 @@ def state_of(manifest: SavedJob, operator: str, key: Any = None) -> pa.Table:
     A stream's: its key columns, window_start and window_end where it has windows, then the values under the user's names. Of a
     function of the user's, the state as JSON text. Of a join the rows of both sides, which the column `side` tells apart; of a process
     step a row for each value, list and map; of a pattern its partial matches; of async calls the rows in flight. An agent's: see
-    `state.reading.read_namespaces`.
+    `state.reading.read_namespaces`; of AGENT:timers its timers: key, name, at (ms).
     key: these rows alone; a value, or one for each key column (a list; in text a JSON list). Text becomes the key column's type.
     UserError for an operator that is not there or keeps no state; CorruptCheckpoint.
     """
@@ -189,9 +197,12 @@ def _agents(manifest: SavedJob) -> list[str]:
 def _agent_state(manifest: SavedJob, name: str, key: Any) -> pa.Table:
     """Of an agent with `key=` its own; of one without, what agents share; or a namespace."""
     agents = _agents(manifest)
+    name, of_timers = name.removesuffix(_TIMERS), name.endswith(_TIMERS)
     alike = [agent for agent in agents if agent.endswith(f".{name}")]
     if name not in agents and len(alike) == 1:
         name = alike[0]  # without the app's id before it
+    if of_timers:
+        return _timers_of(manifest, name, key)
     task = manifest.tasks.get(_AGENTS)
     if task is None or "state" not in task.states:
         if name in agents:
@@ -216,6 +227,20 @@ def _agent_state(manifest: SavedJob, name: str, key: Any) -> pa.Table:
     spaces = {name} if name in known else {space for space in known if space.partition("/")[0] not in agents}
     with _reading(manifest):
         return read_namespaces(directory, manifest.created_ms, spaces.__contains__, key=key)
+
+
+def _timers_of(manifest: SavedJob, agent: str, key: Any) -> pa.Table:
+    """The timers that an agent has set; with a key only its."""
+    task = manifest.tasks.get(_AGENTS)
+    if task is None or state_name(agent) not in task.states:
+        raise _unknown(manifest, agent + _TIMERS)
+    wanted = None if key is None else key_candidates(key)
+    with _reading(manifest):
+        found = saved_timers(manifest.state_directory(_AGENTS, state_name(agent)))
+        rows = [row for row in found if wanted is None or row[0] in wanted]
+    keys, names, times = zip(*rows, strict=True) if rows else ((), (), ())
+    columns = {"key": plain_column(list(keys)), "name": pa.array(names, pa.string()), "at": pa.array(times, pa.int64())}
+    return pa.table(columns)
 
 
 def _unknown(manifest: SavedJob, name: str, spaces: list[str] | None = None) -> UserError:

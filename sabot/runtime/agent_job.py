@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from sabot._cython.flow.channel import Channel
@@ -15,6 +16,7 @@ from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
 from sabot.faults import taking_over
 from sabot.operators import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
+from sabot.operators.agents.timers import restore_timers
 from sabot.operators.sink import SinkWriter
 from sabot.runtime.agent_task import AgentTask, OperatorPort, positions_of
 from sabot.runtime.feeding import AgentSource
@@ -168,12 +170,14 @@ class AgentJob:
             for entry in operator.spec.inputs:
                 await self._connect(entry, operator, meta)
         self.task.open_gate()
-        if restored is not None and meta is not None:
+        if restored is not None and stored is not None and meta is not None:
             for name in meta["sources"].keys() - {source.name for source in self.task.sources}:
                 _log.warning("source %s of the checkpoint is gone from the program; its position is dropped", name)
             self.was_complete = bool(meta["ended"])
             with taking_over("rows whose calls had not ended", restored.path):
                 self.task.restore_unfinished(meta, lambda name: restored.read_file(TASK, name))
+            with taking_over("timers of agents", restored.path):
+                restore_timers(self.task.timers, meta["agents"], stored.states, partial(restored.state_directory, TASK))
 
     async def _connect(self, entry: str | Source, operator: AgentOperator, meta: Mapping[str, Any] | None) -> None:
         spec = operator.spec

@@ -28,6 +28,7 @@ from sabot.errors import InternalError, SabotError, UserError
 from sabot.exits import EXITS, carried, exit_in
 from sabot.metrics import Sample
 from sabot.operators import AgentOperator
+from sabot.operators.agents.timers import KeyTimers, cut_timers
 from sabot.runtime.feeding import AgentSource
 from sabot.runtime.reading import Reader
 from sabot.runtime.writing import AgentSink, Flushes, SinkPort
@@ -108,6 +109,11 @@ class AgentTask:
         self._last_asked = 0
         self._waiting: dict[int, asyncio.Task[None]] = {}  # paused inputs
         self._acks: dict[int, asyncio.Task[None]] = {}
+
+    @property
+    def timers(self) -> dict[str, KeyTimers]:
+        """Of the agents that have some, by agent id."""
+        return {name: each.timers for name, each in self.operators.items() if each.timers is not None}
 
     def connect(self, source: AgentSource) -> None:
         """Its rows go to its operator; before `run`."""
@@ -199,6 +205,9 @@ class AgentTask:
             alive = all(operator.failure is None for operator in self.operators.values())
             stopped = any(operator.stopped for operator in self.operators.values())  # with rows in its lanes, maybe
             self.ended = alive and not stopped and all(source.input.exhausted for source in self.sources)
+            if self.ended:  # for good: nobody will wait for timers that are due later
+                for timers in self.timers.values():
+                    timers.drop()
             for sink in self.sinks:
                 sink.over(finished=self.ended)
         finally:
@@ -269,6 +278,7 @@ class AgentTask:
             self._refuse_hung()
             flushes = [each.barrier(checkpoint_id) for each in self.flushes]
             snapshot = self._snapshot()
+            snapshot.states = cut_timers(self.timers)
             state = self._cut_state()
         except Exception as error:
             self._coordinator.decline(checkpoint_id, self.name, f"{type(error).__name__}: {error}")
@@ -322,7 +332,8 @@ class AgentTask:
             self._coordinator.decline(checkpoint_id, self.name, str(errors[0]))
             return
         if state is not None:
-            snapshot.states = {"state": state.result() if isinstance(state, asyncio.Future) else state}
+            own = state.result() if isinstance(state, asyncio.Future) else state
+            snapshot.states = {"state": own, **snapshot.states}
         snapshot.sealed = {lane: seq for flush in flushes for lane, seq in flush.result().items()}
         self._coordinator.acknowledge(checkpoint_id, self.name, snapshot)
 

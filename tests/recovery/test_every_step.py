@@ -1,15 +1,18 @@
 """The runner that crashes an app at every step (`sabot.testing.crash_at_every_step`): it counts, it dies where it should, it sees loss."""
 
+import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 import sabot
-from sabot import App, Sink, UserError, col
+from sabot import App, Sink, SqlSink, UserError, col
 from sabot.steps import step
 from sabot.testing import BARRIER, END, ScriptedSource, crash_at_every_step
 
@@ -86,6 +89,39 @@ def kept_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_part_that_is_taken_twice_is_seen_and_the_step_is_named() -> None:
     with pytest.raises(AssertionError, match=r"(?s)crash (before|after) step \d+ \(.*and should be.*kept in"):
         crash_at_every_step(build_forgetful, check)
+
+
+def build_timers(directory: Path) -> App:
+    """Each row sets a timer that is due at once, and each of these sets another one."""
+    app = App("reminders", state=str(directory / "state"), checkpoint_interval=3600)
+    columns = pa.schema([("k", pa.string()), ("name", pa.string()), ("fired", pa.int64())])
+    sink = SqlSink(f"sqlite:///{directory / 'out.db'}", table="fired", schema=columns)
+
+    async def fire(timer, ctx):
+        fired = (await ctx.state("fired").get(timer.name) or 0) + 1
+        await ctx.state("fired").put(timer.name, fired)
+        if not timer.name.endswith("again"):
+            ctx.timers.processing(timer.at + 1, f"{timer.name} again")
+        return {"k": ctx.message["k"], "name": timer.name, "fired": fired}
+
+    @app.agent(ScriptedSource([ROWS[0], BARRIER, ROWS[1], END]), key="k", concurrency=2, sink=sink, on_timer=fire)
+    async def remind(ctx):
+        ctx.timers.processing(ctx.message["n"], f"n{ctx.message['n']}")
+        ctx.timers.processing(ctx.now() + 3_600_000, "late")
+
+    return app
+
+
+def check_timers(directory: Path) -> list[list[object]]:
+    with contextlib.closing(sqlite3.connect(directory / "out.db")) as database:
+        fired = sorted(map(list, database.execute("select k, name, fired from fired")))
+    assert fired == sorted([f"k{n % 3}", f"n{n}{again}", 1] for n in range(12) for again in ("", " again"))
+    return fired
+
+
+def test_timers_of_agents_fire_once_wherever_the_process_dies() -> None:
+    crashes = crash_at_every_step(build_timers, check_timers, workers=2)
+    assert crashes.died > crashes.steps
 
 
 def test_more_than_one_death_in_a_row_changes_nothing() -> None:

@@ -41,6 +41,11 @@ class TimerTable:
         """
     def soon(self, limit: int, kind: int, rows: int) -> pa.Int32Array:
         """Slots of timers of which some are the next with time <= limit: to look up together what will be needed one by one."""
+    def soonest(self, kind: int) -> int:
+        """No timer of this kind is due before this time (ms), which may be that of a deleted one; 2**63 - 1 where there are none.
+
+        Held timers do not count.
+        """
     def hold(self, kind: int) -> None:
         """Timers of this kind that are set from here on are not given before `release`."""
     def release(self, kind: int) -> None: ...

@@ -48,6 +48,7 @@ cdef extern from "flow/timers_queue.h" namespace "sabot" nogil:
         cbool take(int kind, int64_t limit, Timer* out) except +
         void take_batch(int kind, int64_t limit, int64_t rows, vector[int32_t]& slots, vector[int64_t]& times) except +
         void soon(int kind, int64_t limit, size_t rows, vector[int32_t]& out) except +
+        int64_t soonest(int kind) noexcept
         void hold(int kind) noexcept
         void release(int kind) except +
         void begin_guard(int64_t limit) noexcept
@@ -246,6 +247,10 @@ cdef class TimerTable:
         cdef vector[int32_t] slots
         self.timers.soon(_kind(kind), limit, rows, slots)
         return int32_array(slots)
+
+    def soonest(self, kind):
+        """When the next timer may be due. See timers.pyi."""
+        return self.timers.soonest(_kind(kind))
 
     def hold(self, kind):
         """See timers.pyi."""

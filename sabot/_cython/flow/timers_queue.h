@@ -153,6 +153,19 @@ class Timers {
         }
     }
 
+    /* No timer of the kind is due before this time; INT64_MAX: there is none. A deleted one that is still in the queue may stand for it. */
+    int64_t soonest(int kind) const noexcept {
+        const Queue& queue = queues_[kind];
+        int64_t at = INT64_MAX;
+        if (queue.at_run < queue.run.size()) at = queue.run_at;
+        if (!queue.heap.empty()) at = std::min(at, queue.heap.front().at);
+        for (const Bucket& bucket : queue.buckets) {
+            if (at != INT64_MAX) break;
+            if (!bucket.entries.empty()) at = bucket.least;
+        }
+        return at;
+    }
+
     /* From here on new timers of the kind are not given before `release`. */
     void hold(int kind) { queues_[kind].holding = true; }
     void release(int kind) {

@@ -9,7 +9,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot._cython.arrow.border import validate
 from sabot.api.agent import AgentSpec
-from sabot.api.context import AgentContext
+from sabot.api.context import AgentContext, CallTimers
 from sabot.calls.functions import awaitable
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA, to_records
@@ -27,6 +27,7 @@ class BatchAgentOperator(AgentOperator):
         super().__init__(spec, **wiring)
         self._current: tuple[pa.RecordBatch, pa.RecordBatch | None] | None = None
         self._to_records = self.port is not None and self.port.takes_records
+        self._no_timers = CallTimers(spec.agent_id, fires=False)
         self._checked: pa.Schema | None = None  # columns that the sink takes
 
     def put(self, batch: Batch) -> None:
@@ -74,7 +75,15 @@ class BatchAgentOperator(AgentOperator):
         if self._current is None:
             self._current = (item.data, item.records)
         data = self._current[0]
-        ctx = AgentContext(data, self._backend, topic=item.topic, agent_id=self.spec.agent_id, buffered=True)
+        ctx = AgentContext(
+            data,
+            self._backend,
+            topic=item.topic,
+            agent_id=self.spec.agent_id,
+            buffered=True,
+            clock=self._clock,
+            timers=self._no_timers,
+        )
         value = run(self.spec.func, data, ctx) if data.num_rows else None
         return ctx, *awaitable(value)
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.text.records import bytes_list
 from sabot.api.agent import AgentSpec
-from sabot.api.context import AgentContext, apply_writes
+from sabot.api.context import AgentContext, apply_writes, timer_changes
 from sabot.calls import Crew
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
@@ -31,6 +31,7 @@ from sabot.errors import AgentFailed, SabotError, words_of
 from sabot.exits import EXITS
 from sabot.faults import hint_of
 from sabot.metrics import Durations, Sample
+from sabot.operators.agents.timers import DueTimer, KeyTimers
 from sabot.state import StateBackend
 from sabot.watch import unexpected
 
@@ -133,7 +134,7 @@ def records_batch(
 
 @dataclass(slots=True)
 class Row:
-    """One record on its way through a lane."""
+    """One record on its way through a lane, or a timer that is due: then `timer` says which, and there is no payload."""
 
     payload: bytes | None
     key: bytes | None
@@ -146,6 +147,7 @@ class Row:
     scope: bytes = b""
     number: int = 0  # in the order in which rows came to the agent
     size: int = 64  # bytes, roughly
+    timer: DueTimer | None = None
 
 
 def rows_of(data: pa.RecordBatch, topic: str) -> list[Row]:
@@ -189,6 +191,7 @@ class AgentOperator(ABC):
         self.counters = counters
         self.codecs: dict[str, JsonCodec] = {}  # of a batch agent, by topic: without a schema each has its own
         self.errors_before = counters.errors_count  # in earlier jobs
+        self.timers: KeyTimers | None = None  # of a record agent with on_timer=
         self._backend = backend
         self.port = output
         self._dead_port = dead_letters
@@ -218,14 +221,18 @@ class AgentOperator(ABC):
     def start(self) -> None:
         """Begin to serve the lanes; after `quiesce` and `close`, go on."""
         self._crew.start()
+        if self.timers is not None:
+            self.timers.start()
 
     async def quiesce(self, grace_s: float) -> None:
         """Take no further row; wait up to `grace_s` seconds for the calls that run."""
+        self._stop_timers()
         await self._crew.quiesce(grace_s)
         self._release()  # who waits for its rows would wait for ever
 
     async def close(self) -> None:
         """Cancel what still runs. Idempotent; queues stay as they are."""
+        self._stop_timers()
         await self._crew.close()
         for item in self._crew.left_behind:
             place = f"agent {self.spec.agent_id} at {self._where(item)}"
@@ -233,6 +240,10 @@ class AgentOperator(ABC):
                 self.left_behind.append(place)
                 _log.error("%s: the call refuses to be cancelled and is left behind", place)
         self._release()
+
+    def _stop_timers(self) -> None:
+        if self.timers is not None:
+            self.timers.stop()
 
     @property
     def stopped(self) -> bool:
@@ -275,11 +286,19 @@ class AgentOperator(ABC):
             await buffer.port.writable()
 
     async def drained(self) -> None:
-        """Returns when every row has been processed, or the agent has failed or was stopped."""
-        while self._pending_rows and self.failure is None and not self._crew.stopped:
+        """No row will come any more. Returns when every row, and every timer that is due by now, has been processed, or the agent
+        has failed or was stopped.
+        """
+        if self.timers is not None:
+            self.timers.let_out()
+        while self._unprocessed and self.failure is None and not self._crew.stopped:
             waiter = self._loop.create_future()
             self._quiet.append(waiter)
             await waiter
+
+    @property
+    def _unprocessed(self) -> bool:
+        return self._pending_rows > 0 or (self.timers is not None and self.timers.left_to_fire)
 
     def _took(self, rows: int, nbytes: int) -> None:
         """A batch goes into the lanes. It has ended when as many rows have as came in until now."""
@@ -335,6 +354,7 @@ class AgentOperator(ABC):
             "rows_out": self.rows_out,
             "batches": int(batches["count"]),
             "batch_seconds_total": batches["seconds_total"],
+            **({} if self.timers is None else self.timers.statistics()),
         }
 
     def samples(self) -> Iterator[Sample]:
@@ -389,12 +409,20 @@ class AgentOperator(ABC):
         """What the function gave, as it will be emitted. Raises for what cannot be."""
 
     def ended(self, item: Any, ctx: AgentContext, output: Any) -> Awaitable[None] | None:
-        """The call ended well: its state writes, its results and its row, in one step. -> what the lane waits for before the next call."""
+        """The call ended well: its state writes, its timers, its results and its row, in one step.
+
+        -> what the lane waits for before the next call.
+        """
         try:
             apply_writes(ctx)
         except (Exception, *EXITS) as error:
             self._on_broken(f"state, at {self._where(item)}", error)
             return None
+        if self.timers is not None:
+            if item.timer is not None:
+                self.timers.ended(item.timer)
+            if changes := timer_changes(ctx):
+                self.timers.apply(item.scope, changes)
         self._end(item, output)
         self._done(*self._size(item))
         port = self.port
@@ -465,6 +493,7 @@ class AgentOperator(ABC):
             or "mend the agent and start again, it goes on at that record; or choose on_error='skip' or 'retry'",
         )
         self.failure.__cause__ = error
+        self._stop_timers()
         self._crew.end()
         self._release()
         self._on_failed(self)
@@ -483,14 +512,16 @@ class AgentOperator(ABC):
         if buffer is None:
             buffer = self._dead[row.topic] = RowBuffer(self._dead_port(row.topic), row.topic, self._on_broken)
         self.counters.dead_letters += 1
+        is_record = row.timer is None
         headers = letter_headers(
             error,
             topic=row.topic,
-            partition=row.partition,
-            offset=row.offset,
+            partition=row.partition if is_record else None,
+            offset=row.offset if is_record else None,
             timestamp=row.timestamp,
             agent=self.spec.agent_id,
             attempts=attempts,
             version=self._version,
+            step=None if is_record else self._where(row),
         )
         buffer.add(row.payload, row.key, row.timestamp, row.partition, row.offset, (*row.headers, *headers))

@@ -13,13 +13,15 @@ from sabot._cython.groups.partition import hash_rows
 from sabot._cython.text.json import NESTING_MAX, is_too_deep
 from sabot._cython.text.records import state_key
 from sabot.api.agent import AgentSpec
-from sabot.api.context import AgentContext, Message
+from sabot.api.context import AgentContext, CallTimers, Message
+from sabot.api.process import Timer
 from sabot.calls import Worker
 from sabot.calls.functions import awaitable, behind, each_piece
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import Headers, decode_json, encode_json, to_records
 from sabot.errors import UNREADABLE, DataError
 from sabot.operators.agents.operator import AgentOperator, Row, records_batch, rows_of
+from sabot.operators.agents.timers import DueTimer, KeyTimers, key_bytes, key_of
 
 __all__ = ["RecordAgentOperator"]
 
@@ -38,6 +40,10 @@ class RecordAgentOperator(AgentOperator):
         self._call = _gathering(spec.func)
         self._checker = None if spec.schema is None else JsonCodec(spec.schema)
         self._prefix = "" if spec.key is None else f"{spec.agent_id}/"
+        self._no_timers = CallTimers(spec.agent_id, fires=False) if spec.on_timer is None else None
+        if spec.on_timer is not None:
+            self.timers = KeyTimers(f"agent {spec.agent_id}", self._clock, self._put_due, self.broke)
+            self._timer_call = _gathering(spec.on_timer)
 
     def put(self, batch: Batch) -> None:
         rows = []
@@ -72,6 +78,19 @@ class RecordAgentOperator(AgentOperator):
                 self._turn += 1
                 key_hash = self._turn
             self._enqueue(lanes[key_hash % count], row)
+
+    def _put_due(self, due: list[DueTimer]) -> None:
+        """Timers that are due, each into the lane of its key, behind the rows that came before."""
+        topic = self.spec.topics[0] if len(self.spec.topics) == 1 else ""
+        rows = []
+        for timer in due:
+            scope, at, _ = timer
+            row = Row(None, key_bytes(key_of(scope)), at, -1, -1, (), topic, scope=scope, timer=timer)
+            self.renew(row)
+            rows.append(row)
+        self._took(len(rows), sum(row.size for row in rows))
+        for row in rows:
+            self._enqueue(self._lanes[(row.scope[0] << 8 | row.scope[1]) % len(self._lanes)], row)
 
     def _misfits(self, records: pa.RecordBatch) -> dict[int, str]:
         """With `schema=`: which records do not fit it, and why. The agent gets the others as json.loads gives them."""
@@ -110,6 +129,8 @@ class RecordAgentOperator(AgentOperator):
         by_topic: dict[str, list[Row]] = {}
         for lane in self._lanes:
             for row in lane.items():
+                if row.timer is not None:
+                    continue  # saved with the others that are set: `KeyTimers.cut`
                 by_topic.setdefault(row.topic, []).append(row)
         for topic, rows in by_topic.items():
             rows.sort(key=lambda row: row.number)
@@ -118,6 +139,9 @@ class RecordAgentOperator(AgentOperator):
         return batches
 
     def _where(self, item: Row) -> str:
+        if item.timer is not None:
+            scope, at, name = item.timer
+            return f"the timer {name!r} at {at} of {self.spec.key} {key_of(scope)!r}"
         return f"{item.topic}[{item.partition}]@{item.offset}"
 
     def begin(self, item: Row, run: Callable[..., Any]) -> tuple[AgentContext, Any, bool]:
@@ -134,12 +158,26 @@ class RecordAgentOperator(AgentOperator):
             buffered=True,
             scope=item.scope,
             prefix=self._prefix,
+            clock=self._clock,
+            timers=self._no_timers,
         )
+        if item.timer is not None:
+            return ctx, *self._fire(item.timer, ctx, run)
         call, coroutine_function = self._call
         if coroutine_function:
             return ctx, call(ctx), True
         value = run(call, ctx)
         return ctx, *awaitable(value)
+
+    def _fire(self, timer: DueTimer, ctx: AgentContext, run: Callable[..., Any]) -> tuple[Any, bool]:
+        """The call of on_timer: as `begin`. None is made for a timer that was deleted while it waited in its lane."""
+        assert self.timers is not None
+        if not self.timers.is_set(timer):
+            return None, False
+        _, at, name = timer
+        call, coroutine_function = self._timer_call
+        told = Timer(at, name, "processing")
+        return (call(told, ctx), True) if coroutine_function else awaitable(run(call, told, ctx))
 
     def written(self, item: Row, value: Any) -> Sequence[Result]:
         return value.results if type(value) is _Several else (_result(value),)
@@ -149,17 +187,25 @@ class RecordAgentOperator(AgentOperator):
             add = self._results.add
             for payload, key, headers in output:
                 add(payload, item.key if key is None else key, item.timestamp, item.partition, item.offset, headers)
-        self.counters.messages_processed += 1
-        self.counters.last_message_time = self._clock.time()
+        if item.timer is None:
+            self.counters.messages_processed += 1
+            self.counters.last_message_time = self._clock.time()
 
     def _bury(self, item: Row, failure: BaseException, attempts: int) -> None:
+        if item.timer is not None:
+            assert self.timers is not None
+            self.timers.ended(item.timer)
+            item.payload = encode_json(item.value)
         self._dead_letter(item, failure, attempts)
 
     def _size(self, item: Row) -> tuple[int, int]:
         return 1, item.size
 
     def renew(self, item: Row) -> None:
-        self._decode(item)
+        if item.timer is None:
+            self._decode(item)
+        else:
+            item.value = {self.spec.key: key_of(item.scope)}
 
 
 def _result(value: Any) -> Result:
@@ -183,22 +229,22 @@ class _Several:
             self.results.append(_result(value))
 
 
-def _gathering(func: Callable[..., Any]) -> tuple[Callable[[AgentContext], Any], bool]:
+def _gathering(func: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
     """The function to call, and whether it is a coroutine function; what generators give is gathered into _Several."""
     target = behind(func)
     if inspect.isasyncgenfunction(target):
 
-        async def gather(ctx: AgentContext) -> _Several:
+        async def gather(*given: Any) -> _Several:
             several = _Several([])
-            await each_piece(func(ctx), several.add)
+            await each_piece(func(*given), several.add)
             return several
 
         return gather, True
     if inspect.isgeneratorfunction(target):
 
-        def gather_here(ctx: AgentContext) -> _Several:
+        def gather_here(*given: Any) -> _Several:
             several = _Several([])
-            for value in func(ctx):
+            for value in func(*given):
                 several.add(value)
             return several
 

@@ -30,7 +30,6 @@ __all__ = [
     "Keyed",
     "SharedMap",
     "Side",
-    "checked_ms",
     "head_key",
     "key_values",
     "kind_of",
@@ -299,12 +298,6 @@ def namespace_of(name: Any) -> str:
     if not isinstance(name, str) or not name:
         raise UserError(f"{name!r} is no name of state", hint='ctx.state("seen")')
     return name
-
-
-def checked_ms(at: Any) -> int:
-    if type(at) is not int or not START_OF_TIME <= at <= END_OF_TIME:
-        raise UserError(f"a timer is set to {at!r}", hint="milliseconds since 1970, an int: ctx.timestamp + 60_000")
-    return at
 
 
 def kind_of(kind: str) -> int:

@@ -129,6 +129,9 @@ def test_timers_fire_as_those_of_the_twin(steps: Any) -> None:
         elif step == "reload" and twin.held is None:
             table = reloaded(table, np.random.default_rng(1))
         assert len(table) == len(twin.there)
+        for kind in (EVENT, PROCESSING):
+            soonest = table.soonest(kind)
+            assert [at for _, at, *_ in twin.due(MOST, kind) if at < soonest] == []
     table.release(PROCESSING)
     twin.held = None
     for kind in (EVENT, PROCESSING):
@@ -136,6 +139,23 @@ def test_timers_fire_as_those_of_the_twin(steps: Any) -> None:
             assert table.take_one(MOST, kind) == timer
         assert table.take_one(MOST, kind) is None
     assert len(table) == 0
+
+
+def test_the_soonest_timer_is_known_without_taking_it() -> None:
+    table = TimerTable()
+    assert table.soonest(PROCESSING) == MOST
+    for at in (700, -3, 900, 40):
+        table.set(1, at, PROCESSING)
+    table.set(1, -50, EVENT)
+    seen = []
+    while (at := table.soonest(PROCESSING)) != MOST:
+        assert table.take_one(at - 1, PROCESSING) is None
+        seen.append(at)
+        assert table.take_one(at, PROCESSING) == (1, at, "")
+        if at == 40:
+            table.set(1, 12, PROCESSING)  # before what was given last
+    assert seen == [-3, 40, 12, 700, 900]
+    assert table.soonest(EVENT) == -50
 
 
 def test_many_timers_fire_in_order_whatever_the_steps_of_the_watermark() -> None:
