@@ -12,6 +12,9 @@ LONG_FIRST := tests/integration tests/recovery tests/pipelines tests/contracts t
 # Each prints one JSON object as its last line, checks its answer, and takes --rows.
 BENCHMARKS := $(sort $(wildcard benchmarks/kernels/*.py benchmarks/pipelines/*.py))
 
+# Every worker imports all tests, and hundreds of them start a child: nothing of this is compiled anew each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-all simulate fuzz check lint types kernels-debug bench bench-smoke kafka kafka-stop soak clean
 
 demo: $(STAMP)
@@ -19,7 +22,7 @@ demo: $(STAMP)
 
 # All tests but those marked `slow`. More workers than cores: many tests wait, for a broker or for a process that dies.
 test: $(STAMP)
-	@$(BIN)/pytest -q -n 4 --dist loadfile -m "not slow" $(LONG_FIRST)
+	@$(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not slow" $(LONG_FIRST)
 
 # What takes longer too: 2,000 simulated programs, then, one by one, crashes at every step of whole pipelines, packages, kills of a job on Kafka.
 test-all: test

@@ -6,20 +6,9 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-import pytest
-
 import sabot
+from tools.source_tree import PROJECT, sources, tree_of
 
-ROOT = Path(__file__).parents[1]
-MODULES = [
-    path
-    for path in sorted((ROOT / "sabot").rglob("*.py"))
-    if any(
-        isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-        for node in ast.parse(path.read_text()).body
-    )
-]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 
 
@@ -34,38 +23,51 @@ def code_words(page: str) -> set[str]:
 
 
 def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    return ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_every_all_is_sorted_and_holds_only_names_that_exist(path: Path) -> None:
-    module = importlib.import_module(module_name(path))
-    assert module.__all__ == in_order(list(module.__all__))
-    assert len(set(module.__all__)) == len(module.__all__)
-    assert [name for name in module.__all__ if not hasattr(module, name)] == []
+def offers(path: Path) -> bool:
+    """The module has an `__all__`."""
+    return any(isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__" for n in tree_of(path).body)
+
+
+def test_every_all_is_sorted_and_holds_only_names_that_exist() -> None:
+    wrong = {}
+    for path in sources(".py").values():
+        if offers(path):
+            name = module_name(path)
+            module = importlib.import_module(name)
+            found = list(module.__all__)
+            if found != in_order(sorted(set(found))) or not all(hasattr(module, each) for each in found):
+                wrong[name] = found
+    assert wrong == {}
 
 
 def test_every_module_that_defines_something_says_what_it_offers() -> None:
     defines = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     silent = [
         module_name(path)
-        for path in (ROOT / "sabot").rglob("*.py")
-        if path not in MODULES and any(isinstance(node, defines) for node in ast.parse(path.read_text()).body)
+        for path in sources(".py").values()
+        if not offers(path) and any(isinstance(node, defines) for node in tree_of(path).body)
     ]
     assert silent == []
 
 
-@pytest.mark.parametrize("name", sabot.__all__)
-def test_every_public_name_is_documented(name: str) -> None:
-    pages = [page.name for page in PAGES if name in code_words(page.read_text())]
-    assert pages, f"sabot.{name} stands in no page: describe it in README.md or docs/, or make it private"
+def test_every_public_name_is_documented() -> None:
+    pages = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
+    documented = set().union(*(code_words(page.read_text()) for page in pages))
+    missing = [name for name in sabot.__all__ if name not in documented]
+    assert missing == [], "these stand in no page: describe them in README.md or docs/, or make them private"
 
 
-@pytest.mark.parametrize("name", sabot.__all__)
-def test_every_public_class_and_function_has_a_docstring(name: str) -> None:
-    thing = getattr(sabot, name)
-    if isinstance(thing, type) or callable(thing):
-        assert (thing.__doc__ or "").strip(), f"sabot.{name} has no docstring"
+def test_every_public_class_and_function_has_a_docstring_of_its_own() -> None:
+    things = {name: getattr(sabot, name) for name in sabot.__all__}
+    silent = [
+        name
+        for name, thing in things.items()
+        if (isinstance(thing, type) or callable(thing)) and not (thing.__doc__ or "").strip()
+    ]
+    assert silent == []
 
 
 def test_no_other_public_name_leaks() -> None:
@@ -81,9 +83,9 @@ def test_no_other_public_name_leaks() -> None:
 
 def test_the_type_stub_of_each_kernel_names_what_the_kernel_has() -> None:
     wrong = []
-    for stub in sorted((ROOT / "sabot" / "_cython").rglob("*.pyi")):
-        module = importlib.import_module(".".join(stub.relative_to(ROOT).with_suffix("").parts))
-        for node in ast.parse(stub.read_text()).body:
+    for stub in (path for name, path in sources(".pyi").items() if name.startswith("_cython/")):
+        module = importlib.import_module(module_name(stub))
+        for node in tree_of(stub).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 thing = getattr(module, node.name, None)
                 missing = [] if thing is not None else [node.name]

@@ -9,17 +9,13 @@ import ast
 import inspect
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import sabot
 import sabot.testing
-
-ROOT = Path(sabot.__file__).parent
-MODULES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
-STUBS = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.pyi"))}
+from tools.source_tree import PROJECT, ROOT, sources, text_of, trees
 
 # -- privates -----------------------------------------------------------------------------------------------------------
 
@@ -95,7 +91,7 @@ def privates(tree: ast.AST) -> Iterator[ast.Attribute]:
 
 def test_no_module_reads_a_private_attribute_of_anothers_object() -> None:
     found = defaultdict(list)
-    for path, tree in MODULES.items():
+    for path, tree in trees(".py").items():
         outside = outside_names(tree)
         for node in privates(tree):
             if not is_self(node.value) and not (isinstance(node.value, ast.Name) and node.value.id in outside):
@@ -106,7 +102,7 @@ def test_no_module_reads_a_private_attribute_of_anothers_object() -> None:
 
 def test_no_class_stands_on_privates_of_a_base_class_elsewhere() -> None:
     found = defaultdict(set)
-    for tree in MODULES.values():
+    for tree in trees(".py").values():
         own = attributes_of(tree)
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
@@ -168,7 +164,7 @@ SHARED_NAMES = {
 
 def test_a_class_name_is_defined_in_one_module() -> None:
     found = defaultdict(set)
-    for path, tree in (MODULES | STUBS).items():
+    for path, tree in (trees(".py") | trees(".pyi")).items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 found[node.name].add(path)
@@ -189,7 +185,7 @@ LONG = {  # the ideas that stand in one file, or why they should
 
 
 def test_a_module_is_short() -> None:
-    lines = {path: len((ROOT / path).read_text().splitlines()) for path in MODULES}
+    lines = {name: len(text_of(path).splitlines()) for name, path in sources(".py").items()}
     long = {path: count for path, count in lines.items() if count > LONGEST}
     assert {path: count for path, count in long.items() if path not in LONG} == {}, (
         f"more than {LONGEST} lines: part it"
@@ -224,3 +220,13 @@ def test_public_names_and_their_methods_have_docstrings(module: Any) -> None:
     parts = dict(public_parts(module))
     assert len(parts) > 30, "the walk sees nothing"
     assert [name for name, thing in parts.items() if not (inspect.getdoc(thing) or "").strip()] == []
+
+
+# -- the tests --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_unit_tests_stand_as_the_rooms_do() -> None:
+    """What concerns several rooms stands in the room above them, or in `tests/unit` itself."""
+    unit = PROJECT / "tests" / "unit"
+    folders = {path.parent.relative_to(unit) for path in unit.rglob("test_*.py")}
+    assert [folder.as_posix() for folder in sorted(folders) if not (ROOT / folder / "__init__.py").exists()] == []

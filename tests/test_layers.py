@@ -7,12 +7,13 @@ demos, cli) imports names from it. Imports under TYPE_CHECKING and inside functi
 import ast
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-import pytest
+from tools.source_tree import ROOT, sources, text_of, tree_of
 
-ROOT = Path(__file__).parents[1] / "sabot"
 ORDER = [
     "redaction",
     "errors",
@@ -59,11 +60,10 @@ THIRD_PARTIES = {
 CYTHON_ONLY = {"cpython", "cython", "libc", "libcpp", "posix"}
 IMPORT_LINE = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import\b|c?import\s+([\w., ]+?)\s*(?:#.*)?$)", re.MULTILINE)
 
-FILES = sorted(
-    path
-    for path in ROOT.rglob("*")
-    if path.suffix in (".py", ".pyi", ".pyx", ".pxd") and "__pycache__" not in path.parts
-)
+
+def files() -> dict[str, Path]:
+    """All source of the package, by its path below `sabot/`."""
+    return sources(".py", ".pyi", ".pyx", ".pxd")
 
 
 def room_of(path: Path) -> str:
@@ -71,21 +71,23 @@ def room_of(path: Path) -> str:
     return "sabot" if first == "__init__.py" else first.removesuffix(path.suffix)
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> list[str]:
     """The dotted names of the modules that a file imports."""
     if path.suffix in (".pyx", ".pxd"):
-        yield from kernel_imports(path.read_text(), path)
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
+        return list(kernel_imports(text_of(path), path))
+    names = []
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             module = absolute("." * node.level + (node.module or ""), path)
             # `from sabot import errors` imports the room, not the root
             rooms = [a.name for a in node.names if module == "sabot" and a.name in ORDER]
-            yield from (f"sabot.{room}" for room in rooms)
+            names += [f"sabot.{room}" for room in rooms]
             if len(rooms) < len(node.names):
-                yield module
+                names.append(module)
+    return names
 
 
 def kernel_imports(text: str, path: Path) -> Iterator[str]:
@@ -103,36 +105,38 @@ def absolute(name: str, path: Path) -> str:
     return ".".join([*package[: len(package) - dots + 1], *filter(None, [name[dots:]])])
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_room_imports_only_rooms_above_it(path: Path) -> None:
-    here = room_of(path)
-    assert here in ORDER, f"{here} is no room of the design"
-    ours = [name for name in imports(path) if name.split(".")[0] == "sabot"]
-    assert [name for name in ours if ORDER.index((name.split(".") * 2)[1]) > ORDER.index(here)] == []
+def test_every_file_stands_in_a_room() -> None:
+    assert [name for name, path in files().items() if room_of(path) not in ORDER] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_each_third_party_has_one_importing_room(path: Path) -> None:
-    here = room_of(path)
-    wrong = []
-    for name in imports(path):
-        package = name.split(".")[0]
-        if package == "sabot" or package in sys.stdlib_module_names or package in EVERYWHERE:
-            continue
-        if package in CYTHON_ONLY and path.suffix in (".pyx", ".pxd"):
-            continue
-        if here not in THIRD_PARTIES.get(package, set()):
-            wrong.append(package)
-    assert wrong == []
+def test_a_room_imports_only_rooms_above_it() -> None:
+    wrong = defaultdict(list)
+    for name, path in files().items():
+        here = ORDER.index(room_of(path))
+        for each in imports(path):
+            if each.split(".")[0] == "sabot" and ORDER.index((each.split(".") * 2)[1]) > here:
+                wrong[name].append(each)
+    assert wrong == {}
+
+
+def test_each_third_party_has_one_importing_room() -> None:
+    wrong = defaultdict(list)
+    for name, path in files().items():
+        for package in {each.split(".")[0] for each in imports(path)}:
+            if package == "sabot" or package in sys.stdlib_module_names or package in EVERYWHERE:
+                continue
+            if package in CYTHON_ONLY and path.suffix in (".pyx", ".pxd"):
+                continue
+            if room_of(path) not in THIRD_PARTIES.get(package, set()):
+                wrong[name].append(package)
+    assert wrong == {}
 
 
 def test_no_import_of_our_own_modules_is_guarded() -> None:
     """A missing compiled module is an error, never a silent fallback (DESIGN, principle 6)."""
     guarded = []
-    for path in FILES:
-        if path.suffix != ".py":
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
+    for name, path in sources(".py").items():
+        for node in ast.walk(tree_of(path)):
             if not isinstance(node, ast.Try):
                 continue
             inside = [n for statement in node.body for n in ast.walk(statement)]
@@ -145,7 +149,7 @@ def test_no_import_of_our_own_modules_is_guarded() -> None:
             if ours and any(
                 word in caught for caught in catches for word in ("ImportError", "ModuleNotFound", "Exception")
             ):
-                guarded.append(f"{path.name}:{node.lineno}")
+                guarded.append(f"{name}:{node.lineno}")
     assert guarded == []
 
 
@@ -159,17 +163,16 @@ def test_nothing_that_is_read_can_run() -> None:
     Exempt: `testing/every_step` asks pickle whether a function can be sent to its own child process, and loads nothing.
     """
     found = []
-    for path in FILES:
-        place = path.relative_to(ROOT).as_posix()
+    for place, path in files().items():
         found += [
             f"{place}: import {name}"
             for name in imports(path)
             if name.split(".")[0] in RUNS_WHAT_IT_READS and place != "testing/every_step.py"
         ]
         if path.suffix == ".py":
-            calls = (node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+            calls = (node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call))
             found += [f"{place}: {f.id}(…)" for f in calls if isinstance(f, ast.Name) and f.id in RUNS_TEXT]
-            found += [f"{place}: allow_pickle" for _ in range("allow_pickle" in path.read_text())]
+            found += [f"{place}: allow_pickle" for _ in range("allow_pickle" in text_of(path))]
     assert found == []
 
 
