@@ -336,8 +336,8 @@ class Seed:
         return app
 
     def add_agent(self, app: App, dice: Dice) -> None:
-        """Counts its values by key, with waits between what it reads and what it writes; bad ones are dead letters. It may have
-        another before it, which copies them.
+        """Counts its values by key, with waits between what it reads and what it writes; bad ones are dead letters. Each call sets a
+        timer that is due at once, and these are counted below zero. It may have another before it, which copies the values.
         """
         waits = dice.choice([0.0, 0.02])
 
@@ -354,9 +354,16 @@ class Seed:
             seen = (await ctx.state().get("seen") or 0) + 1
             await perhaps_wait()
             await ctx.state().put("seen", seen)
+            ctx.timers.processing(seen, "due")
             if ctx.message["k"] == "bad":
                 raise ValueError("bad")
             return {"k": ctx.message["k"], "seen": seen}
+
+        async def fire(timer: sabot.Timer, ctx: sabot.AgentContext) -> dict[str, Any]:
+            fired = (await ctx.state().get("fired") or 0) + 1
+            await perhaps_wait()
+            await ctx.state().put("fired", fired)
+            return {"k": ctx.message["k"], "seen": -fired}
 
         source = ScriptedSource(self.script, name="values")
         app.agent(
@@ -367,6 +374,7 @@ class Seed:
             delivery="exactly_once" if self.agent_once else "at_least_once",
             on_error="skip",
             dead_letter=self.letters,
+            on_timer=fire,
         )(count)
         if self.copies > 1:
             app.agent(source, key="k", sink=count, concurrency=dice.choice([1, 2]), dead_letter=self.letters)(copy)
@@ -415,7 +423,7 @@ class Seed:
         assert len(letters) == bad or (len(letters) > bad > 0 and not self.agent_once), (
             f"{len(letters)} letters, not {bad}"
         )
-        expected = Counter((key, seen) for key, count in values.items() for seen in range(1, count + 1))
+        expected = Counter((key, seen) for key, count in values.items() for seen in range(-count, count + 1) if seen)
         found = Counter((row["k"], row["seen"]) for row in self.counts.rows)
         assert (found if self.agent_once else Counter(set(found))) == expected, (
             f"the agent's counts: {found - expected} {expected - found}"
