@@ -1,4 +1,4 @@
-"""Codecs: records -> a RecordBatch."""
+"""Codecs, which decode records into a RecordBatch."""
 
 from typing import Protocol
 
@@ -12,14 +12,14 @@ __all__ = ["Codec", "JsonCodec", "TableCodec"]
 
 
 class Codec(Protocol):
-    """How the records of a source become columns. Of one thread: each reader has `another`."""
+    """How the records of a source become columns. A codec belongs to one thread: each reader makes its own by `another`."""
 
     @property
     def schema(self) -> pa.Schema | None:
-        """The columns of decoded batches; None: not known before the first one."""
+        """The columns of decoded batches; None while they are unknown, before the first batch."""
 
     def another(self) -> "Codec":
-        """One that does the same, for another thread."""
+        """A codec with the same settings, for another thread."""
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """Records -> the rows that are good, in order, and the bad ones, which never stop a batch."""
+        """Decodes records into the good rows, in order, and the bad ones, which never stop a batch."""

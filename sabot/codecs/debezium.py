@@ -1,20 +1,21 @@
-"""What Debezium's connectors write through Kafka Connect's JSON converter: envelopes of changes, and their types.
+"""Decodes what Debezium's connectors write through Kafka Connect's JSON converter: changes in envelopes, and Connect's types.
 
     {"before": {…} | null, "after": {…} | null, "op": "c" | "r" | "u" | "d" | "t", "source": {…}, "ts_ms": …}
 
-as it is, or as the payload of {"schema": …, "payload": …} (schemas.enable=true). c, r, u: `after` is the key's row now. d: the key has no
-row; the key is taken from `before`, or from the record's key where the database does not tell it (PostgreSQL writes what REPLICA
-IDENTITY says). An update of the key itself comes as a deletion and a creation. A truncation (t) has no rows, and is a bad row.
+either as it is, or as the payload of {"schema": …, "payload": …} (schemas.enable=true). For c, r and u, `after` is the key's row now. For
+d the key has no row any more; the key is taken from `before`, or from the record's key where the database does not write it (PostgreSQL
+writes the columns of REPLICA IDENTITY). An update of the key itself comes as a deletion and a creation. A truncation (t) names no rows,
+and is a bad row.
 
-JSON does not say types, so the table's schema has to, and these settings of the connector make them one each:
+JSON has no types for these columns, so the table's schema must give them, and the connector needs settings that make each unambiguous:
 
-- `decimal.handling.mode=string` for decimal columns (`double` for float64 ones). What it is by default, base64 of bytes, is a bad row.
-- `time.precision.mode=connect`: timestamp columns come as ms. (By default microseconds, which would be read as ms: it cannot be seen.)
+- `decimal.handling.mode=string` for decimal columns (`double` for float64 ones). The default, base64 of bytes, gives bad rows.
+- `time.precision.mode=connect`: timestamp columns come as ms. (The default is microseconds, which would be misread as ms unnoticed.)
   Timestamps with a zone come as ISO 8601 texts, dates as days, times of day as ms, in this mode and in the others.
 - `binary.handling.mode`: a binary column gets the text as it stands, base64 or hex.
 
-An update that leaves a large value of PostgreSQL alone says "__debezium_unavailable_value" in its place: REPLICA IDENTITY FULL avoids it.
-The flat rows that the transform ExtractNewRecordState writes are `format="json"`.
+An update that does not change a large value of PostgreSQL has "__debezium_unavailable_value" in its place; REPLICA IDENTITY FULL avoids
+that. The flat rows that the transform ExtractNewRecordState writes are read by `format="json"`.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ _DELETION = pa.scalar(3, pa.int32())
 
 
 class ConnectTypes:
-    """Columns of types that Kafka Connect writes in a way of its own: read as `plain`, made what they are by `typed`."""
+    """Columns of types that Kafka Connect writes in its own way: JSON is read with the schema `plain`, then converted by `typed`."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
@@ -48,7 +49,7 @@ class ConnectTypes:
         self.plain = pa.schema(fields)
 
     def typed(self, columns: Sequence[Any]) -> tuple[list[Any], dict[int, str]]:
-        """-> the columns as the schema says them, what has no value there null; row -> what is wrong with it."""
+        """The columns converted to the schema's types, null where a value cannot be converted; and the error of each such row."""
         made: list[Any] = list(columns)
         wrong: dict[int, str] = {}
         for index, convert in self._conversions.items():
@@ -57,7 +58,7 @@ class ConnectTypes:
                 made[index] = convert(column)
             except pa.ArrowInvalid:
                 values, lost = [], []
-                for row in range(len(column)):  # rare: only where one of them is wrong
+                for row in range(len(column)):  # only where some value of the column is wrong, which is rare
                     try:
                         values.append(convert(column.slice(row, 1))[0].as_py())
                     except pa.ArrowInvalid:
@@ -71,7 +72,7 @@ class ConnectTypes:
 
 
 def _conversion(kind: pa.DataType) -> tuple[pa.DataType, Callable[[Any], Any]] | None:
-    """(what JSON has for the type, how it becomes the type); None: itself."""
+    """The type that JSON has for this one, and the conversion from it; None where JSON has the type itself."""
     types = pa.types
     if types.is_decimal(kind):
         return pa.string(), lambda column: column.cast(kind)
@@ -87,7 +88,7 @@ def _hint(kind: pa.DataType) -> str:
 
 
 class Envelopes:
-    """Payloads with an envelope each -> rows of the columns of `schema`, and their ops."""
+    """Decodes payloads, each in an envelope, into rows with the columns of `schema` and their ops."""
 
     def __init__(self, schema: pa.Schema, keys: Sequence[str]) -> None:
         self._keys = [schema.get_field_index(key) for key in keys]
@@ -104,10 +105,12 @@ class Envelopes:
             False: JsonDecoder(envelope),
             True: JsonDecoder(pa.schema([("payload", pa.struct(list(envelope)))])),
         }
-        self._wrapped = False  # most of the last ones were
+        self._wrapped = False  # whether most envelopes of the last batch had a schema around them
 
     def read(self, payloads: pa.Array, bad: dict[int, str]) -> list[tuple[Any, pa.RecordBatch]]:
-        """Payloads that are there -> (numbers of rows, these rows with their ops last); into `bad`, what is wrong with the others."""
+        """Decodes the payloads that are not null: pairs of row numbers and these rows, with the op as the last column. Errors of the other
+        rows go into `bad`.
+        """
         numbers = np.arange(len(payloads))
         first = self._wrapped
         pieces = []
@@ -126,7 +129,7 @@ class Envelopes:
     def _read(
         self, wrapped: bool, payloads: pa.Array, numbers: Any, bad: dict[int, str]
     ) -> tuple[tuple[Any, pa.RecordBatch], Any]:
-        """-> the rows that are enveloped in this way, and the numbers of those that are not."""
+        """The rows whose envelope has this form, and the numbers of the rows whose envelope has not."""
         rows, refused = self._decoders[wrapped].decode(payloads)
         before, after, ops = rows.column(0).flatten() if wrapped else rows.columns
         if refused:

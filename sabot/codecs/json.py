@@ -1,4 +1,4 @@
-"""JSON payloads -> batches, for a given schema or one inferred from the first rows."""
+"""Decodes JSON payloads into batches, with a given schema or one that is inferred from the first rows."""
 
 import pyarrow as pa
 
@@ -11,9 +11,9 @@ _NO_COLUMNS = pa.schema([])
 
 
 class JsonCodec:
-    """One JSON object a payload. Without a schema, that of the first batch with a readable payload is inferred, once.
+    """Decodes payloads of one JSON object each. Without a schema, it is inferred once, from the first batch with a readable payload.
 
-    Rows that come later and do not fit are bad rows, so record `schema` with the checkpoint and give it back at the next start.
+    Later rows that do not fit are bad rows; so a checkpoint stores `schema`, and the next start passes it in again.
     """
 
     def __init__(self, schema: pa.Schema | None = None) -> None:
@@ -26,20 +26,20 @@ class JsonCodec:
 
     @property
     def text(self) -> str | None:
-        """`schema` as a checkpoint keeps it; `of_text` reads it."""
+        """`schema` as text for a checkpoint; `of_text` reads it."""
         return schema_text(self.schema)
 
     @classmethod
     def of_text(cls, text: str | None) -> "JsonCodec":
-        """The codec that a checkpoint tells of."""
+        """The codec whose schema a checkpoint holds as `text`."""
         return cls(schema_of_text(text))
 
     def another(self) -> "JsonCodec":
-        """One that does the same, for another thread."""
+        """A codec with the same settings, for another thread."""
         return JsonCodec(self.schema)
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """The column `payload` -> the rows that are good, in order, and the bad ones, which never stop a batch.
+        """Decodes the column `payload` into the good rows, in order, and the bad ones, which never stop a batch.
 
         Raises UserError where the schema must be inferred and the first 1,000 payloads do not agree on a field's type.
         """
@@ -55,10 +55,10 @@ class JsonCodec:
 
 
 def schema_text(schema: pa.Schema | None) -> str | None:
-    """A schema, of whatever types, as a checkpoint keeps it; `schema_of_text` reads it."""
+    """A schema of any types as text for a checkpoint; `schema_of_text` reads it."""
     return None if schema is None else schema.serialize().to_pybytes().hex()
 
 
 def schema_of_text(text: str | None) -> pa.Schema | None:
-    """What `schema_text` wrote."""
+    """The schema that `schema_text` has written as this text."""
     return None if text is None else pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))

@@ -1,4 +1,4 @@
-"""Records' keys -> the columns of a table's key: the way back of `codecs.records.record_keys`."""
+"""Decodes the keys of records into the key columns of a table: the inverse of `codecs.records.record_keys`."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ __all__ = ["JsonKeys", "TextKeys"]
 
 _SEVERAL = "the record's key cannot be read: it is no single JSON value"
 Found = tuple[list[Any], dict[int, str]]
-"""Columns, null where a key does not say them; row -> what is wrong with its key."""
+"""The key columns, null where a key lacks the value; and the error of each row whose key cannot be read."""
 
 
 class TextKeys:
-    """One column of text or bytes: the key as it stands."""
+    """For one key column of text or bytes: the record's key is the value."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._kind = schema.field(0).type
@@ -30,7 +30,7 @@ class TextKeys:
         except pa.ArrowInvalid:
             texts: list[str | None] = []
             wrong: dict[int, str] = {}
-            for row, key in enumerate(bytes_list(keys)):  # rare: only where one of them is wrong
+            for row, key in enumerate(bytes_list(keys)):  # only where some key of the batch is wrong, which is rare
                 try:
                     texts.append(None if key is None else key.decode())
                 except UnicodeDecodeError as error:
@@ -40,9 +40,9 @@ class TextKeys:
 
 
 class JsonKeys:
-    """A JSON object with the columns; of one column also its value alone, a time also as text without quotes.
+    """For keys in JSON: an object with the key columns. One column may also be its value alone, and a time also text without quotes.
 
-    connect: as Kafka Connect writes keys, in an object, which may be the payload of one with a schema.
+    connect: keys are as Kafka Connect writes them: always an object, which may be the payload of an object with a schema.
     """
 
     def __init__(self, schema: pa.Schema, *, connect: bool) -> None:
@@ -80,7 +80,9 @@ class JsonKeys:
         return spread.column(0).flatten() if way else spread.columns, wrong
 
     def _objects(self, keys: pa.Array, alone: pa.Field) -> tuple[pa.Array, dict[int, str]]:
-        """Values alone, as objects; row -> why its key is not a value alone, which a member of an object could follow."""
+        """Wraps values alone as objects, and says for each other row why its key is not one value. It must be checked, because a key such
+        as `5,"id":9` would become a valid object with a further member.
+        """
         values = keys
         if pa.types.is_temporal(alone.type):
             bare = pc.invert(pc.match_substring_regex(keys, r'^(-?\d+$|"|\{)'))
@@ -89,7 +91,8 @@ class JsonKeys:
         objects = pc.starts_with(keys, "{")
         asked = np.flatnonzero(pc.and_not(pc.match_substring(values, ","), objects).fill_null(False))
         several = {}
-        if len(asked):  # what can stand in an object and in a list is one value: `5,"id":9` can only in the object
+        # A text that is valid both as a member of an object and in a list is one value: `5,"id":9` is no member of a list.
+        if len(asked):
             _, refused = self._lists.decode(_joined(begin + b"[", values.take(pa.array(asked)), b"]}"))
             several = {int(asked[each.row]): _SEVERAL for each in refused}
         found = pc.if_else(objects, keys, _joined(begin, values, b"}"))

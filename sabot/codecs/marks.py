@@ -1,8 +1,8 @@
-"""The columns of ours that stand behind the user's, which every room knows: when a row is, and what it changes."""
+"""The columns that the engine adds behind the user's, known to every room: the event time of a row, and the op of a change."""
 
 __all__ = ["DELETE", "INSERT", "OP_COLUMN", "TIME_COLUMN", "UPDATE_AFTER", "UPDATE_BEFORE"]
 
 TIME_COLUMN = "__time"
 OP_COLUMN = "__op"
 INSERT, UPDATE_BEFORE, UPDATE_AFTER, DELETE = range(4)
-"""Values of OP_COLUMN: an even one adds a row, an odd one takes it away."""
+"""Values of OP_COLUMN: an even op adds a row, an odd one takes a row away."""

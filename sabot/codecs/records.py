@@ -1,6 +1,6 @@
-"""Records as brokers and files have them: bytes with a key, headers and a time. From values and columns, and back to objects.
+"""Records as brokers and files have them: payload, key, headers and a time, made from values and columns, and read back as objects.
 
-Also changes of a table as records, and the bounds of what a record may be.
+Here are also the changes of a table as records, and the bounds of a record's size.
 """
 
 import json
@@ -53,26 +53,26 @@ RECORD_SCHEMA = pa.schema(
     [
         ("payload", pa.binary()),
         ("key", pa.binary()),
-        ("timestamp", pa.int64()),  # ms, UTC
+        ("timestamp", pa.int64()),  # ms since 1970 UTC
         ("partition", pa.int32()),
         ("offset", pa.int64()),
-        ("headers", _HEADERS),  # null: none
+        ("headers", _HEADERS),  # null where there are none
     ]
 )
-"""The columns of a batch of records that are not decoded yet; its topic stands on the Batch."""
+"""The columns of a batch of records that are not decoded yet; the Batch has their topic."""
 
 BAD_SCHEMA = RECORD_SCHEMA.append(pa.field("reason", pa.string()))
-"""Records that a decoding source set apart (`Batch.bad`): as they came, and why."""
+"""The columns of records that a decoding source set apart (`Batch.bad`): the record as it came, and the reason."""
 
 HEAD_BYTES = 1024
-"""So much of a record above its bound is kept, for its dead letter."""
+"""How many bytes of a record that is too large are kept for its dead letter."""
 
 Headers = tuple[tuple[str, bytes], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as the broker has it. `payload` None is a tombstone; `timestamp` is ms since 1970 UTC."""
+    """One record as the broker has it. A record whose `payload` is None is a tombstone; `timestamp` is ms since 1970 UTC."""
 
     payload: bytes | None
     key: bytes | None
@@ -84,13 +84,13 @@ class Record:
 
     @property
     def value(self) -> Any:
-        """The payload decoded as JSON; raises DataError naming topic, partition and offset."""
+        """The payload decoded as JSON. Raises DataError naming topic, partition and offset."""
         return decode_json(self.payload, where=f"{self.topic}[{self.partition}]@{self.offset}")
 
 
 def decode_json(payload: bytes | None, *, where: str) -> Any:
-    """What `json.loads` gives for this payload, faster. Raises DataError that begins with `where`, also for one that is nested
-    deeper than NESTING_MAX, whatever the interpreter's stack would still take: code that goes through its value has room then.
+    """The value that `json.loads` gives for this payload, faster. Raises DataError, whose text begins with `where`. A payload nested deeper
+    than NESTING_MAX is refused even where the interpreter's stack would suffice, so that recursive code can walk the value.
     """
     if payload is None:
         raise DataError(f"{where}: the payload is null", hint="a tombstone has no JSON value")
@@ -99,7 +99,7 @@ def decode_json(payload: bytes | None, *, where: str) -> Any:
     try:
         return _decode(payload)
     except UNREADABLE:
-        pass  # NaN, 1e400 and lone surrogates are fine with json.loads
+        pass  # json.loads accepts NaN, 1e400 and lone surrogates
     try:
         return json.loads(payload)
     except (ValueError, RecursionError) as error:
@@ -107,17 +107,17 @@ def decode_json(payload: bytes | None, *, where: str) -> Any:
 
 
 def encode_json(value: Any) -> bytes:
-    """The value as compact JSON; raises UserError for what JSON cannot say. `decode_json` gives it back."""
+    """The value as compact JSON, which `decode_json` reads. Raises UserError for a value that JSON does not allow."""
     try:
         return _encode(value)
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()  # lone surrogates, as escapes
+        return json.dumps(value, separators=(",", ":")).encode()  # it writes lone surrogates as escapes
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"a {type(value).__name__} cannot be written as JSON: {error}") from error
 
 
 def encode_key(key: Any) -> bytes | None:
-    """The key of a record: None and bytes as they are, a string as UTF-8, anything else as JSON."""
+    """The key of a record: None and bytes unchanged, a string as UTF-8, anything else as JSON."""
     if key is None or isinstance(key, bytes):
         return key
     return key.encode() if isinstance(key, str) else encode_json(key)
@@ -131,10 +131,10 @@ def build_records(
     offsets: Any,
     headers: Sequence[Headers] | None = None,
 ) -> pa.RecordBatch:
-    """Lists of records -> RECORD_SCHEMA. `timestamps`, `partitions` and `offsets` are anything numpy reads as
-    integers; one partition for all rows may be a plain number.
+    """A batch of RECORD_SCHEMA from the fields of records. `timestamps`, `partitions` and `offsets` are anything that numpy reads as
+    integers; a partition that all rows share may be a plain number.
 
-    None for `keys` or `headers` says that no record has any.
+    `keys` or `headers` is None where no record has any.
     """
     rows = len(payloads)
     columns = [
@@ -166,15 +166,15 @@ def _header_array(headers: Sequence[Headers]) -> Any:
 
 
 def header_rows(column: Any) -> list[Headers]:
-    """The headers column of RECORD_SCHEMA -> one tuple of (name, value) per row."""
+    """For each row of the headers column of RECORD_SCHEMA, a tuple of (name, value) pairs."""
     if column.null_count == len(column):
         return [()] * len(column)
     return [tuple((pair["name"], pair["value"]) for pair in row) if row else () for row in column.to_pylist()]
 
 
 def to_records(batch: Batch, now_ms: int, keys: Sequence[str] | None = None) -> pa.RecordBatch:
-    """What a sink of records writes: RECORD_SCHEMA as it is (timestamp null: `now_ms`), other columns as one
-    JSON object a row. keys: of a sink that was told to expect changes.
+    """The records that a sink writes for a batch: RECORD_SCHEMA unchanged (a null timestamp becomes `now_ms`), other columns as one JSON
+    object per row. keys: the key columns, where the sink was told to expect changes.
     """
     data = batch.taken()
     if keys is not None and carries_changes(data.schema):
@@ -188,7 +188,7 @@ def to_records(batch: Batch, now_ms: int, keys: Sequence[str] | None = None) -> 
 
 
 def json_records(data: pa.RecordBatch, keys: pa.BinaryArray | None, now_ms: int) -> pa.RecordBatch:
-    """Columns -> RECORD_SCHEMA: one JSON object a row; None for `keys` says that no record has one."""
+    """A batch of RECORD_SCHEMA with one JSON object per row; `keys` is None where no record has a key."""
     rows = data.num_rows
     columns = [
         encode_rows(data),
@@ -202,19 +202,19 @@ def json_records(data: pa.RecordBatch, keys: pa.BinaryArray | None, now_ms: int)
 
 
 def carries_changes(schema: pa.Schema) -> bool:
-    """The rows say what becomes of their key, in OP_COLUMN, the last column."""
+    """Whether the rows are changes, with their op in OP_COLUMN, the last column."""
     return len(schema) > 0 and schema.field(len(schema) - 1).name == OP_COLUMN
 
 
 def empty_batch(schema: pa.Schema) -> pa.RecordBatch:
-    """No rows, of these columns."""
+    """A batch of these columns without rows."""
     return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
 
 
 def refuse_types(schema: pa.Schema, try_out: Callable[[pa.RecordBatch], object], where: str, format: str) -> None:
-    """Raises UserError, which begins with `where`, for the first column of which `try_out` cannot write even no rows.
+    """Raises UserError, whose text begins with `where`, for the first column that `try_out` cannot write, given the column without rows.
 
-    Records as they are (RECORD_SCHEMA) are passed over.
+    Undecoded records (RECORD_SCHEMA) are not checked.
     """
     for column in () if schema.equals(RECORD_SCHEMA) else schema:
         try:
@@ -234,13 +234,13 @@ def _cast_of(column: str) -> str:
 
 
 def refuse_json_types(schema: pa.Schema, where: str) -> None:
-    """`refuse_types`, of what is written as JSON."""
+    """`refuse_types` for columns that are written as JSON."""
     refuse_types(schema, encode_rows, where, "JSON")
 
 
 def record_keys(data: pa.RecordBatch, keys: Sequence[str]) -> pa.BinaryArray:
-    """The keys of records for these rows: of one column its value, text as it is, the rest as JSON, null as none; several columns as
-    one JSON object, which of none is empty.
+    """The keys of the records of these rows. One key column gives its value: text unchanged, other types as JSON, null as no key. Several
+    columns give one JSON object, no column an empty one.
     """
     if not keys:
         return pa.array([b"{}"]).take(pa.array(np.zeros(data.num_rows, np.int64)))
@@ -257,9 +257,10 @@ def record_keys(data: pa.RecordBatch, keys: Sequence[str]) -> pa.BinaryArray:
 
 
 def change_records(data: pa.RecordBatch, keys: Sequence[str], now_ms: int) -> pa.RecordBatch:
-    """Rows with their op -> RECORD_SCHEMA, each with the key of `keys`: the row as JSON; where it ends its key no payload, a tombstone.
+    """The records of changes: each has a key made of the columns `keys`, and the row as its JSON payload; a row that deletes its key has no
+    payload, which makes it a tombstone.
 
-    Raises UserError for a row without its key: nobody could read of it what ends.
+    Raises UserError for a row without its key, since no reader could tell which row a tombstone deletes.
     """
     rows = data.select(data.schema.names[:-1])
     check_keys(rows, keys, "a log of changes")
@@ -272,7 +273,7 @@ def change_records(data: pa.RecordBatch, keys: Sequence[str], now_ms: int) -> pa
 
 
 def check_keys(data: pa.RecordBatch, keys: Sequence[str], where: str) -> None:
-    """Raises UserError, which begins with `where`, for a row whose key is null or NaN."""
+    """Raises UserError, whose text begins with `where`, for a row whose key is null or NaN."""
     for key in keys:
         column = data.column(key)
         if column.null_count or (pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py()):
@@ -282,7 +283,7 @@ def check_keys(data: pa.RecordBatch, keys: Sequence[str], where: str) -> None:
 
 
 def above(data: pa.RecordBatch, size: int) -> list[int]:
-    """The rows that take more than `size` bytes."""
+    """The numbers of the rows that take more than `size` bytes."""
     if data.nbytes <= size:
         return []
     rows = data.num_rows
@@ -293,9 +294,10 @@ def above(data: pa.RecordBatch, size: int) -> list[int]:
 
 
 def bounded(batch: Batch, record_bytes: int) -> Batch:
-    """The batch, of RECORD_SCHEMA, with the records above the bound set apart: with their first bytes, without headers."""
+    """The batch of RECORD_SCHEMA with the records above the bound moved to `bad`, with their first bytes and without headers."""
     data = batch.data
-    long = above(data, record_bytes + HEAD_BYTES)  # beside its bytes a record has places in columns
+    # A margin, because each record also takes bytes in the fixed-width columns.
+    long = above(data, record_bytes + HEAD_BYTES)
     if not long:
         return batch
     apart = data.take(pa.array(long, pa.int64()))
@@ -312,7 +314,7 @@ def bounded(batch: Batch, record_bytes: int) -> Batch:
 
 
 def iterate_records(data: pa.RecordBatch, topic: str) -> list[Record]:
-    """A batch of RECORD_SCHEMA -> its records as objects, for code that handles one at a time."""
+    """The records of a batch of RECORD_SCHEMA as objects, for code that handles one at a time."""
     payload, key, timestamp, partition, offset, headers = data.columns
     return [
         Record(p, k, h, t, topic, n, o)

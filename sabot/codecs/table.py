@@ -1,4 +1,4 @@
-"""Records of a table -> its rows, each with what becomes of its key: INSERT, this is the key's row now; DELETE, it has none.
+"""Decodes records of a table into rows with an op: INSERT, the row is the key's row from now on; DELETE, the key has no row any more.
 
 payload ─▶ the row, its key among its columns            no payload ─▶ the record's key ─▶ the key's columns, all else null
 """
@@ -22,13 +22,13 @@ _FORMATS = ("json", "debezium")
 
 
 class TableCodec:
-    """Records of a topic that holds a table: the last record of a key is its row, a null payload (a tombstone) ends it.
+    """Decodes the records of a topic that holds a table: the last record of a key is its row, a null payload (a tombstone) deletes it.
 
-    schema: the table's columns, `keys` among them. What a payload does not say of its key is read from the record's key: one column of
-    text as it stands, one of another type as JSON (its value, or an object with it), several as a JSON object. time: a column of event
-    time; of rows that end a key it is the record's timestamp. format: "json", the payload is the row; "debezium": `codecs.debezium`.
+    schema: the table's columns, including `keys`. Key columns that a payload lacks are read from the record's key: one column of text as it
+    is, one of another type as JSON (its value, or an object with it), several as a JSON object. time: the column of event time; in a row
+    that deletes a key it is the record's timestamp. format: "json", the payload is the row; "debezium": see `codecs.debezium`.
 
-    A row whose key is null, or that ends a key which cannot be read, is a bad row. One codec is of one thread: see `another`.
+    A row whose key is null, or that deletes a key which cannot be read, is a bad row. A codec belongs to one thread: see `another`.
     """
 
     def __init__(self, schema: pa.Schema, keys: Sequence[str], format: str = "json", time: str | None = None) -> None:
@@ -47,7 +47,7 @@ class TableCodec:
         self._schema = pa.schema([*columns, pa.field(OP_COLUMN, pa.int8())])
         self._keys = list(keys)
         self._time = None if time in self._keys else time
-        # a payload need not say its key
+        # A payload may lack its key.
         asked = pa.schema([field.with_nullable(True) if field.name in self._keys else field for field in schema])
         self._rows = Envelopes(asked, keys) if format == "debezium" else _Plain(asked)
         of_key = pa.schema([self._schema.field(key) for key in keys])
@@ -56,15 +56,15 @@ class TableCodec:
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns of decoded batches: those that were given, any of which may be null in a row that ends a key, and OP_COLUMN."""
+        """The columns of decoded batches: the table's, any of which may be null in a row that deletes a key, and OP_COLUMN."""
         return self._schema
 
     def another(self) -> "TableCodec":
-        """One that does the same, for another thread."""
+        """A codec with the same settings, for another thread."""
         return TableCodec(*self._given)
 
     def decode(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """Records (RECORD_SCHEMA) -> the rows that are good, in order, and the bad ones."""
+        """Decodes records (RECORD_SCHEMA) into the good rows, in order, and the bad ones."""
         payloads = batch.column("payload")
         numbers = np.arange(len(payloads))
         pieces: list[tuple[Any, pa.RecordBatch]] = []
@@ -83,7 +83,7 @@ class TableCodec:
         return data, [BadRow(row, bad[row]) for row in sorted(bad)]
 
     def _ends(self, rows: int) -> pa.RecordBatch:
-        """Rows that end keys which are not known yet."""
+        """Rows that delete keys, whose key columns are not filled in yet."""
         columns: list[Any] = [pa.nulls(rows, field.type) for field in self._schema]
         columns[-1] = _ops(rows, DELETE)
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
@@ -91,7 +91,7 @@ class TableCodec:
     def _with_keys(
         self, numbers: Any, data: pa.RecordBatch, keys: pa.Array, bad: dict[int, str]
     ) -> tuple[Any, pa.RecordBatch]:
-        """What the payloads did not say of their keys, from the records' keys."""
+        """Fills in the key columns that the payloads lack, from the records' keys."""
         unsaid = np.zeros(data.num_rows, bool)
         for key in self._keys:
             if data.column(key).null_count:
@@ -121,14 +121,14 @@ class TableCodec:
         return numbers[good], data.filter(pa.array(good))
 
     def _lack(self, row: pa.RecordBatch) -> str:
-        """What a row is without its key."""
+        """The reason given for a row that lacks its key."""
         names = ", ".join(repr(key) for key in self._keys if row.column(key).null_count)
         if row.column(row.num_columns - 1)[0].as_py() == DELETE:
             return f"a deletion without its key {names}"
         return f"the key {names} is null"
 
     def _with_times(self, numbers: Any, data: pa.RecordBatch, time: str, stamps: pa.Array) -> pa.RecordBatch:
-        """What ends a key happens when its record was made."""
+        """Gives rows that delete a key the timestamp of their record as event time."""
         ends = pc.equal(data.column(OP_COLUMN), pa.scalar(DELETE, pa.int8()))
         if not pc.any(ends).as_py():
             return data
@@ -138,13 +138,13 @@ class TableCodec:
 
 
 class _Plain:
-    """Payloads that are the rows."""
+    """Decodes payloads that are the rows themselves."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._decoder = JsonDecoder(schema)
 
     def read(self, payloads: pa.Array, bad: dict[int, str]) -> list[tuple[Any, pa.RecordBatch]]:
-        """As `Envelopes.read`."""
+        """See `Envelopes.read`."""
         rows, refused = self._decoder.decode(payloads)
         bad.update({each.row: each.reason for each in refused})
         numbers = np.delete(np.arange(len(payloads)), [each.row for each in refused])
@@ -157,7 +157,7 @@ def _ops(rows: int, op: int) -> pa.Int8Array:
 
 
 def _in_order(pieces: list[tuple[Any, pa.RecordBatch]]) -> tuple[Any, pa.RecordBatch]:
-    """Rows and their numbers, by number."""
+    """Joins rows with their numbers, and sorts them by number."""
     pieces = [(numbers, data) for numbers, data in pieces if data.num_rows] or pieces[:1]
     if len(pieces) == 1:
         return pieces[0]
@@ -167,7 +167,7 @@ def _in_order(pieces: list[tuple[Any, pa.RecordBatch]]) -> tuple[Any, pa.RecordB
 
 
 def _as_time(stamps: Any, kind: pa.DataType) -> Any:
-    """Milliseconds as a column of event time has them."""
+    """Milliseconds converted to the type of the event time column."""
     if pa.types.is_integer(kind):
         return stamps.cast(kind)
     if pa.types.is_timestamp(kind):
