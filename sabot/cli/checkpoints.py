@@ -221,5 +221,5 @@ def _lanes(manifest: Manifest) -> Iterable[list[object]]:
 
 
 def _seq(seq: int) -> str:
-    """The number of a part, as the run that gave it out and its number there."""
+    """The number of a part as text: the run of the job that made it, and its number in that run."""
     return in_words(seq) if seq else "-"

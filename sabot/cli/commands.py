@@ -1,4 +1,4 @@
-"""The words of the command line. What they do stands in `loading`, `running` and the demos."""
+"""The commands and options of the command line. `loading`, `running` and the demos do what the commands say."""
 
 import os
 import signal
@@ -203,12 +203,12 @@ def fraud(
 
 
 def _open_standard_files() -> None:
-    """A standard stream that was closed leads to nothing. Else a file of the program's gets its number, and what libraries say there."""
+    """Opens a closed standard stream as /dev/null. Otherwise a file of the program would get its number, and libraries' messages."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""From the word JOB on the command line to checkpoints: of an app, in a directory, in an object store."""
+"""Finds the checkpoints that the word JOB of the command line means: of an app, in a directory, or in an object store."""
 
 import os
 import re
@@ -30,7 +30,7 @@ _AT = re.compile(r"(.+)@(\d+)")
 
 @dataclass
 class JobCheckpoints:
-    """The checkpoints of one job, in `location`. `chosen`: the one that the user named with the place, JOB@ID; 0: the newest."""
+    """The checkpoints of one job, in `location`. chosen: the id that the user gave with the place, as JOB@ID; 0: the newest."""
 
     location: Location
     chosen: int = 0
@@ -41,11 +41,11 @@ class JobCheckpoints:
 
     @property
     def place(self) -> str:
-        """Where its checkpoints are, for messages."""
+        """The place of the checkpoints, for messages."""
         return str(self.storage.directory)
 
     def below(self, name: str) -> Location:
-        """A place of this name below the checkpoints."""
+        """The location of this name below the checkpoints."""
         if isinstance(self.location, tuple):
             return self.location[0], f"{self.location[1]}/{name}"
         if isinstance(self.storage.directory, Path):
@@ -54,13 +54,13 @@ class JobCheckpoints:
         return f"{path.rstrip('/')}/{name}{question}{settings}"
 
     def manifest(self, checkpoint_id: int | None = None) -> Manifest:
-        """The checkpoint of this id, or the chosen one; the newest where neither is. Its files are not looked at.
+        """The manifest of the checkpoint with this id, or of the chosen one, or of the newest. Its files are not checked.
 
         Raises UserError where there is none, CorruptCheckpoint.
         """
         ids = self.storage.ids()
         if not ids:
-            self.storage.latest()  # says so where they are of another format
+            self.storage.latest()  # raises where the checkpoints are of another format
             raise UserError(f"{self.place} holds no checkpoint", hint="the job writes one after checkpoint_interval=")
         wanted = checkpoint_id or self.chosen or ids[-1]
         if wanted not in ids:
@@ -68,16 +68,16 @@ class JobCheckpoints:
         try:
             return self.storage.read(wanted)
         except CorruptCheckpoint as error:
-            error.hint = "an older one is read with its ID" if len(ids) > 1 else ""  # here nothing is to be restored
+            error.hint = "an older one is read with its ID" if len(ids) > 1 else ""  # the usual hint is about a restore
             raise
 
     def runs(self) -> bool:
-        """Whether a worker has it now. Only known of a directory on this machine."""
+        """Whether a worker runs the job now. That can be known only of a directory on this machine."""
         return self.storage.in_use()
 
 
 def find_job(word: str) -> JobCheckpoints:
-    """The job that is meant. Raises WrongUse, UserError when an app keeps no checkpoints."""
+    """The job that `word` names. Raises WrongUse; UserError when an app keeps no checkpoints."""
     at = _AT.fullmatch(word)
     if at is not None and not Path(word).exists():
         return replace(find_job(at[1]), chosen=int(at[2]))

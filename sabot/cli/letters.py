@@ -1,4 +1,4 @@
-"""`sabot dlq`: dead letters looked at, and sent back."""
+"""`sabot dlq`: lists and shows dead letters, and sends them back."""
 
 import re
 from collections.abc import Iterator
@@ -131,7 +131,7 @@ def redrive(
     skipped = {_place(text) for text in skip or []}
 
     def work() -> None:
-        from sabot.kafka.letters import DeadLetters  # here: they load the Kafka client
+        from sabot.kafka.letters import DeadLetters  # imported late, because this loads the Kafka client
         from sabot.kafka.redrive import redrive as send_back
 
         with _opened(context, topic, table, broker, kafka, sends=True) as dead:
@@ -164,9 +164,9 @@ def _opened(
     *,
     sends: bool = False,
 ) -> Iterator[Letters]:
-    """The dead letters of a place. A topic is on a broker, and so are the notes of what was redriven, from wherever that was.
+    """The dead letters of a place. A topic is on a broker, and the notes on redriven letters are on a broker for every kind of place.
 
-    Of a file or table without a broker the letters can be looked at; nothing is then known of what was redriven.
+    Letters in a file or table can be read without a broker; then nothing is known about which were redriven.
     """
     home = _home(place, table)
     try:
@@ -175,7 +175,7 @@ def _opened(
             assert home is not None
             yield Letters(home)
             return
-        from sabot.kafka.letters import DeadLetters  # here: it loads the Kafka client
+        from sabot.kafka.letters import DeadLetters  # imported late, because this loads the Kafka client
 
         dead = DeadLetters(place if home is None else legal_topic(home.name), address, settings, home=home)
         try:
@@ -190,7 +190,7 @@ def _opened(
 
 
 def _home(place: str, table: str | None) -> Home | None:
-    """Where the letters are, if not in a topic: whose name has no slash, and rarely the ending of a file."""
+    """The place of the letters, or None for a topic. A name with a slash, or with the suffix of a file format, is taken for a path."""
     if table is not None:
         return TableHome(place, table)
     return FileHome(place) if "/" in place or bare_suffix(place) == ".ndjson" else None
@@ -199,7 +199,7 @@ def _home(place: str, table: str | None) -> Home | None:
 def _address(
     context: typer.Context, broker: str | None, kafka: list[str] | None, *, needed: bool
 ) -> tuple[str | None, dict[str, Any]]:
-    """The broker of the command line or of the app, and settings of the client. None: there is none, and none is needed."""
+    """The broker from the command line or the app (None where there is none and none is needed), and settings of the Kafka client."""
     target = context.find_root().obj
     settings: dict[str, Any] = {}
     asked = broker is not None

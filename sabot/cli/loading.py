@@ -1,4 +1,4 @@
-"""From the words `module:app` to the App, or to one line that says why not."""
+"""Loads the App that `module:app` names, or explains in one line why it cannot be loaded."""
 
 import gc
 import importlib
@@ -20,7 +20,7 @@ _OURS = Path(__file__).parents[1].as_posix()
 
 
 class WrongUse(UserError):
-    """The command line names something that is not there: exit code 2. `cause`: the user's own error."""
+    """The command line names something that does not exist: exit code 2. cause: the error that the user's own code raised."""
 
     def __init__(self, message: str, *, hint: str = "", cause: BaseException | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -28,10 +28,10 @@ class WrongUse(UserError):
 
 
 def load_app(target: str) -> App:
-    """Imports `module:attribute` (attribute: `app` if not given), from the current folder too; gives its App.
+    """Imports `module:attribute` (by default the attribute `app`), also from the current folder, and returns the App.
 
-    Raises WrongUse when the module is missing or raises, or when the attribute is missing or no App.
-    A call of `app.run()` at module level that nobody awaits is explained on stderr; the App is still given.
+    Raises WrongUse when the module is missing or raises, or when the attribute is missing or no App. A call of `app.run()` at module
+    level that is not awaited is explained on stderr; the App is returned all the same.
     """
     name, _, attribute = target.partition(":")
     attribute = attribute or "app"
@@ -50,7 +50,7 @@ def load_app(target: str) -> App:
         sys.path.insert(0, folder)
     with _explained_coroutines():
         module = _import(name)
-        gc.collect()  # a coroutine caught in a cycle is reported here, not at exit
+        gc.collect()  # so that a coroutine in a reference cycle is reported here, and not at exit
     _refuse_another(module, Path(folder, *name.split(".")))
     return _app_of(module, attribute)
 
@@ -78,7 +78,9 @@ def _import(name: str) -> ModuleType:
 
 
 def _refuse_another(module: ModuleType, here: Path) -> None:
-    """A module of the current folder that is called as one that was imported before (signal, types, sabot) is never looked at."""
+    """Raises WrongUse for a module of the current folder that has the name of a module imported before (signal, types, sabot): Python
+    would never look at it.
+    """
     mine = here / "__init__.py" if here.is_dir() else here.with_suffix(".py")
     loaded = getattr(module, "__file__", None)
     if mine.is_file() and (loaded is None or not Path(loaded).exists() or not mine.samefile(loaded)):
@@ -97,7 +99,7 @@ def _said(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """file:line of the error: where the deepest frame of the user's own code stood."""
+    """file:line of the error, in the deepest frame of the user's own code."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
@@ -133,7 +135,7 @@ def _apps_in(module: ModuleType) -> str:
 
 @contextmanager
 def _explained_coroutines() -> Iterator[None]:
-    """Turns Python's "coroutine 'App.run' was never awaited" into words that help; other warnings pass."""
+    """Replaces Python's "coroutine 'App.run' was never awaited" by a message that says what to do; other warnings pass unchanged."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message=r"coroutine 'App\.\w+' was never awaited")
         try:

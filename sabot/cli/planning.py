@@ -1,4 +1,4 @@
-"""`sabot plan`: what a program will do, and what becomes of the state that a checkpoint has."""
+"""`sabot plan`: shows what a program will do, and what would become of the state in a checkpoint."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -25,10 +25,10 @@ __all__ = ["plan"]
 
 @dataclass(frozen=True)
 class _Fate:
-    """What becomes of one that keeps state, or of what an agent had taken and not finished."""
+    """What would become of the state of one operator or agent, or of an agent's unfinished rows."""
 
     id: str
-    outcome: str  # keep, migrate, new, drop, refuse
+    outcome: str  # one of keep, migrate, new, drop, refuse
     before: str
     now: str
     why: str
@@ -92,7 +92,7 @@ def _print_plan(app: App, made: Plan, json: bool) -> None:
 
 
 def _plan(app: App, manifest: Manifest | None) -> Plan:
-    """As the start makes it; but a topic's columns, where nothing says them, are not waited for."""
+    """The plan that a start would make, except that it does not wait for rows to infer the columns of a topic."""
     made = plan_of(
         app.agent_runtime.writes,
         manifest,
@@ -122,7 +122,7 @@ def _fates(app: App, manifest: Manifest) -> list[_Fate]:
 
 
 def _output_fates(app: App, made: Plan, manifest: Manifest) -> list[_Fate]:
-    """Output that waits for a sink which the program has no more: a start refuses to lose it."""
+    """The fates of output that waits for a sink which the program no longer has: a start refuses to lose it."""
     sinks = sinks_of(made, _specs(app), lambda topic: open_sink(topic, app.broker, app.kafka))
     return [
         _Fate(
@@ -142,7 +142,9 @@ def _specs(app: App) -> list[AgentSpec]:
 
 
 def _agent_fates(app: App, manifest: Manifest) -> list[_Fate]:
-    """Agents are found again by their id, what they read by agent and topic; state of one that is gone stays where it is."""
+    """The fates of agents, which are matched by their id, and of their positions, matched by agent and topic. The state of an agent that
+    the program no longer has stays where it is.
+    """
     stored = manifest.tasks.get("agents")
     meta: dict[str, Any] = {"agents": {}, "sources": {}} if stored is None else stored.meta
     fates = []

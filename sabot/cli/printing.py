@@ -1,4 +1,4 @@
-"""What commands print: aligned columns for people, JSON for programs."""
+"""Prints the results of commands: aligned columns for people, JSON for programs."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ __all__ = ["columns", "json_line", "moment", "shortened", "size", "text_or_hex"]
 
 
 def columns(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """One line a row, each column as wide as its widest cell."""
+    """Prints one line per row, each column as wide as its widest cell."""
     lines = [[str(cell) for cell in row] for row in [titles, *rows]]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     for line in lines:
@@ -19,18 +19,18 @@ def columns(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def json_line(value: Any) -> None:
-    """The value as JSON on one line."""
+    """Prints the value as JSON on one line."""
     typer.echo(dumps(value, ensure_ascii=False))
 
 
 def shortened(text: str, width: int) -> str:
-    """On one line of at most `width` characters."""
+    """The text on one line of at most `width` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def text_or_hex(data: bytes | None) -> str:
-    """Bytes as text where they are text, else as hexadecimal digits; null: nothing."""
+    """Bytes as text where they are UTF-8, else as hexadecimal digits; "" for None."""
     if data is None:
         return ""
     try:
@@ -41,7 +41,7 @@ def text_or_hex(data: bytes | None) -> str:
 
 
 def moment(ms: int) -> str:
-    """Milliseconds since 1970 as a date and time in UTC; beyond the years that there are, the number."""
+    """Milliseconds since 1970 as a date and time in UTC; as a number where Python has no such year."""
     try:
         return datetime.fromtimestamp(ms / 1000, UTC).isoformat(" ", "milliseconds").removesuffix("+00:00") + "Z"
     except (OverflowError, ValueError, OSError):
@@ -49,7 +49,7 @@ def moment(ms: int) -> str:
 
 
 def size(nbytes: int) -> str:
-    """Bytes, in the unit that a person reads."""
+    """A number of bytes in a readable unit."""
     value, unit = float(nbytes), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1000:

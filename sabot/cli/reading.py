@@ -1,4 +1,4 @@
-"""`sabot state`: what a job keeps, as tables."""
+"""`sabot state`: prints the state of a job as tables."""
 
 import sys
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ __all__ = ["state"]
 
 _FORMATS = ("table", "json", "csv")
 _TABLE_ROWS = 100
-_JSON_ROWS = 8192  # encoded at a time
+_JSON_ROWS = 8192  # how many rows are encoded at a time
 
 
 def _format(value: str) -> str:
@@ -123,7 +123,7 @@ def _csv(table: pa.Table) -> None:
 
 
 def _flat(column: Any) -> Any:
-    """CSV has no nested values: they become text."""
+    """The column with nested values, which CSV does not have, as text."""
     return pa.array(map(_cell, column.to_pylist())) if pa.types.is_nested(column.type) else column
 
 

@@ -25,19 +25,21 @@ LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def leave_at_once(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C before anything is begun. An exception could be swallowed on its way, and typer makes an exit code of 1 of it."""
+    """The handler of Ctrl-C before the app has begun. It exits at once, because an exception could be swallowed, and typer would turn it
+    into exit code 1.
+    """
     os._exit(128 + number)
 
 
 class _Scrubbing(logging.Formatter):
-    """Of other libraries' lines, and of tracebacks, which quote the program: a password may stand in it."""
+    """Hides secrets in log lines of other libraries, and in tracebacks, which quote the program, where a password may be written."""
 
     def format(self, record: logging.LogRecord) -> str:
         return scrubbed(super().format(record))
 
 
 def set_up_logging(level: str) -> None:
-    """Log lines of Sabot from `level` up, those of other libraries from `warning` up, to stderr."""
+    """Sends log lines of Sabot from `level` up, and those of other libraries from `warning` up, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Scrubbing("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -45,12 +47,12 @@ def set_up_logging(level: str) -> None:
 
 
 def run_app(app: App) -> None:
-    """Returns after END, or after a signal and a final checkpoint; `StopSignals` are held by the caller."""
+    """Runs the app until its input ends, or until a signal and a final checkpoint. The caller holds the `StopSignals`."""
     asyncio.run(_run(app))
 
 
 async def _run(app: App) -> None:
-    """As `app.run()`. With a call that refuses to be cancelled the event loop cannot be closed, so the process ends here."""
+    """Does what `app.run()` does. Where a call refuses to be cancelled, the event loop cannot be closed, so the process exits here."""
     code = 0
     try:
         with _progress_shown(app):
@@ -65,7 +67,7 @@ async def _run(app: App) -> None:
 
 
 def _exit_code(asked: Exit) -> int:
-    """As Python ends with it."""
+    """The exit code with which Python would end for this exit."""
     if isinstance(asked, KeyboardInterrupt):
         return getattr(asked, "code", 128 + signal.SIGINT)
     if isinstance(asked.code, int | None):
@@ -76,7 +78,7 @@ def _exit_code(asked: Exit) -> int:
 
 @contextlib.contextmanager
 def _progress_shown(app: App) -> Iterator[None]:
-    """On a terminal, how much of its files the app has read; nothing for inputs without an end."""
+    """On a terminal, shows how much of its files the app has read; shows nothing for inputs without an end."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
@@ -89,7 +91,7 @@ def _progress_shown(app: App) -> Iterator[None]:
         yield
     finally:
         showing.cancel()
-        with contextlib.suppress(OSError):  # SIGHUP: the terminal is gone
+        with contextlib.suppress(OSError):  # after SIGHUP the terminal is gone
             shown.stop()
 
 
@@ -105,8 +107,10 @@ async def _show_progress(app: App, shown: Progress) -> None:
 
 
 def guarded(work: Callable[[], None], *, debug: bool) -> int:
-    """Does the work; says what failed in one line on stderr. Exit code: 0, 1 (failure), 2 (wrong use), 130 (or 128 + the signal)."""
-    if signal.getsignal(signal.SIGINT) is leave_at_once:  # from here on there may be something to close
+    """Does the work, prints a failure as one line on stderr, and returns the exit code: 0, 1 (failure), 2 (wrong use), 130 (or 128 + the
+    signal).
+    """
+    if signal.getsignal(signal.SIGINT) is leave_at_once:  # from here on there may be resources to close
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         work()
@@ -114,7 +118,7 @@ def guarded(work: Callable[[], None], *, debug: bool) -> int:
         return _said(error, 2, debug and error.cause is not None)
     except KeyboardInterrupt as asked:
         return _exit_code(asked)
-    except BrokenPipeError:  # who reads has seen enough, as in `| head`
+    except BrokenPipeError:  # the reader of our output has closed it, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
