@@ -1,7 +1,7 @@
-"""A crash before, after and in the middle of every step by which an app changes the world: each in a process of its own, which dies.
+"""Crashes an app before, after and in the middle of every step by which it changes the outside world, each time in a new process.
 
-A fork server that has everything imported and no threads makes the processes, so one costs some hundredths of a second. Threads,
-clients and databases die as they would: by `os._exit` in the middle of what they do.
+A fork server that has everything imported and runs no threads makes the processes, so each costs a few hundredths of a second. Threads,
+clients and databases die as in a real crash: by `os._exit` in the middle of their work.
 """
 
 import asyncio
@@ -42,13 +42,13 @@ _PRELOADED = ("sabot", "sabot.testing", "sabot.testing.every_step")
 
 @dataclass
 class Crashes:
-    """What was tried."""
+    """Counts of the crashes that were tried."""
 
-    steps: int  # of the undisturbed run
-    kinds: Counter[str]  # its steps by name
-    runs: int = 0  # that were to crash
-    died: int = 0  # that did: the others ended before they came to their step
-    by_moment: Counter[str] = field(default_factory=Counter)  # of those that died
+    steps: int  # how many steps the undisturbed run had
+    kinds: Counter[str]  # the steps of the undisturbed run by name
+    runs: int = 0  # how many runs were told to crash
+    died: int = 0  # how many did crash; the others ended before they came to their step
+    by_moment: Counter[str] = field(default_factory=Counter)  # the crashes by moment
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} {name}" for name, count in self.kinds.most_common())
@@ -58,7 +58,7 @@ class Crashes:
 
 @dataclass(frozen=True)
 class _Death:
-    """Where a process dies: at its `at`th step. 0: it lives."""
+    """The moment at which a process dies: at its `at`th step; 0 if it is not to die."""
 
     at: int = 0
     moment: Moment = "before"
@@ -78,15 +78,15 @@ def crash_at_every_step(
     timeout: float = 60.0,
     preload: Sequence[str] = (),
 ) -> Crashes:
-    """Runs the app that `build(directory)` makes to its end, undisturbed; then, for each of its steps, again in a fresh directory with
-    a crash before it, after it, and (torn) in the middle of what it writes; starts it again after the crash, and compares what
-    `check(directory)` then says of the outside world with what it said of the undisturbed run: AssertionError where they differ.
+    """Runs the app that `build(directory)` makes to its end, undisturbed. Then, for each of its steps, runs it again in a fresh directory
+    with a crash before the step, after it, and (torn) in the middle of what it writes; starts it again after the crash; and compares what
+    `check(directory)` returns then with what it returned after the undisturbed run. Raises AssertionError where they differ.
 
-    All three are functions of a module, called in other processes, but for `prepare(directory)` and `check`, called here: before the
-    first start and after the end. What the app reads and writes belongs below its directory, or is named after it. The app ends by
-    itself. deaths: the first crash, and so many in all, the others at random steps. workers: runs at a time. timeout: seconds of a
-    process. preload: modules that the app imports late. Where threads make the number of steps vary a step may not be reached in
-    some run; the outcome is compared all the same.
+    `build` must be a function of a module, because it is called in other processes. `prepare(directory)` and `check` are called in this
+    process, before the first start and after the end. Whatever the app reads and writes must be below its directory, or be named after
+    it, and the app must end by itself. deaths: how many crashes there are in all; those after the first are at random steps. workers:
+    how many runs go on at a time. timeout: seconds that a process may take. preload: modules that the app imports late. Where threads
+    make the number of steps vary, a run may not reach its step; its outcome is compared all the same.
     """
     _refuse_unpicklable(build)
     context = _fork_server([*_PRELOADED, build.__module__, *preload])
@@ -109,7 +109,7 @@ def crash_at_every_step(
         with ThreadPoolExecutor(workers) as pool:
             count(planned, list(pool.map(attempt, planned)))
         at = len(names) + 1
-        while True:  # other runs may have more steps
+        while True:  # until no run has more steps than those before
             death = _Death(at)
             died = attempt(death)
             count([death], [died])
@@ -119,13 +119,13 @@ def crash_at_every_step(
 
 
 def _fork_server(modules: list[str]) -> Any:
-    """A server that has these imported; the one of before, where there is one."""
+    """The fork server, with these modules imported; it is made at the first call."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(modules)
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(
         path or os.getcwd() for path in sys.path
-    )  # Python 3.11 tells it no other way
+    )  # Python 3.11 offers no other way to ask
     try:
         forkserver.ensure_running()
     finally:
@@ -158,17 +158,18 @@ class _Runs:
     timeout: float
     context: Any
     deaths: int
-    lock: threading.Lock = field(default_factory=threading.Lock)  # multiprocessing counts on one thread
+    # Because multiprocessing starts processes from one thread only.
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def undisturbed(self) -> tuple[Any, list[str], set[str]]:
-        """-> what `check` says, the names of the steps in their order, and which of them write."""
+        """The result of `check`, the names of the steps in their order, and the names of those that write."""
         directory = self._directory("undisturbed")
         self._process(directory, _Death(), (0,))
         report = json.loads(_report(directory).read_text())
         return self.check(directory), report["names"], set(report["writes"])
 
     def attempt(self, death: _Death, expected: Any, steps: int) -> bool:
-        """-> whether the process died. Raises AssertionError where the outcome is another."""
+        """Whether the process died at its step. Raises AssertionError where the outcome differs."""
         directory = self._directory(f"{death.at}-{death.moment}")
         dice = random.Random(f"{death}")
         died = self._process(directory, death, (0, _DIED)) == _DIED
@@ -201,9 +202,9 @@ class _Runs:
     def _process(self, directory: Path, death: _Death, allowed: tuple[int, ...]) -> int:
         process = self.context.Process(target=_live, args=(self.build, directory, death))
         with self.lock:
-            process.start()  # looks at all others too, whether they have ended
+            process.start()  # also polls all other processes
         if not wait([process.sentinel], self.timeout):
-            os.kill(process.pid, signal.SIGABRT)  # its threads say where they are
+            os.kill(process.pid, signal.SIGABRT)  # makes it print where its threads are
             wait([process.sentinel])
             why = f"did not end within {self.timeout:g} s"
         else:
@@ -241,7 +242,7 @@ def _log_of(directory: Path) -> str:
 
 
 def _live(build: Callable[[Path], App], directory: Path, death: _Death) -> None:
-    """One life of the app, in a process that does nothing else, and leaves without a word to anybody."""
+    """Runs one life of the app, in a process that does nothing else, and ends without any cleaning up."""
     log = os.open(_log(directory), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -270,7 +271,7 @@ async def _run(app: App) -> None:
 
 @dataclass
 class _Director:
-    """Of scripts: their barriers. Crashes are the runner's."""
+    """Directs the scripts: it makes their checkpoints. The runner, and not a script, makes the crashes."""
 
     app: App
     loop: asyncio.AbstractEventLoop
@@ -292,7 +293,7 @@ class _Steps:
         self._writes: set[str] = set()
         self._died_in = ""
         self._lock = threading.Lock()
-        self._mine = threading.local()  # the numbers of the steps in which this thread is
+        self._mine = threading.local()  # the numbers of the steps that this thread is in
 
     def before(self, name: str, what: str) -> None:
         with self._lock:
@@ -304,7 +305,7 @@ class _Steps:
 
     def after(self, name: str, what: str) -> None:
         stack = self._stack()
-        while stack:  # a step that raised is left behind without a word
+        while stack:  # a step that raised was never taken off
             number, *of = stack.pop()
             if of == [name, what]:
                 if number == self._death.at and self._death.moment != "before":
@@ -331,6 +332,6 @@ class _Steps:
         os._exit(_DIED)
 
     def tell(self) -> None:
-        """What was counted, for the runner."""
+        """Reports the counts to the runner."""
         facts = {"names": self._names, "writes": sorted(self._writes), "died_in": self._died_in}
         self._report.write_text(json.dumps(facts))

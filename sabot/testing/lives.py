@@ -1,4 +1,4 @@
-"""An app that dies where its scripts say, and begins again: one process, several lives."""
+"""Runs an app that crashes where its scripts say, and starts again: several lives in one process."""
 
 import asyncio
 import logging
@@ -23,15 +23,15 @@ from sabot.testing.script import ScriptedSource
 __all__ = ["IN_MEMORY", "Crash", "Life", "run", "sources_of", "temporary_directory"]
 
 IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-"""The machine's place for files that reach no disk, if it has one: `temporary_directory` makes its folders there."""
+"""The machine's folder for files that are kept in memory, if it has one: `temporary_directory` makes its folders there."""
 
 
 class Crash(SabotError):
-    """A step of a life that is over. Nothing of it happens."""
+    """Raised by each step of a life that is over, instead of the step's work."""
 
 
 class Life:
-    """One life of an app: directs its scripts, and after its death lets no step happen (`sabot.steps`)."""
+    """One life of an app: it directs the scripts, and after its crash it stops every step (`sabot.steps`)."""
 
     def __init__(self, app: App, died_at: set[tuple[str, int]]) -> None:
         self.app = app
@@ -42,7 +42,7 @@ class Life:
         self._lock = threading.Lock()
 
     async def live(self) -> bool:
-        """Runs the app; -> whether it came to its end. Raises what `App.run` raises."""
+        """Runs the app, and returns whether it came to its end. Raises what `App.run` raises."""
         for source in sources_of(self.app):
             if isinstance(source, ScriptedSource):
                 source.directed_by(self)
@@ -56,22 +56,22 @@ class Life:
             if not self.dead:
                 self._main.result()
             elif not self._main.cancelled():
-                self._main.exception()  # whatever it is, nobody was there to see it
+                self._main.exception()  # fetched, because errors after a crash are of no interest
         finally:
             watch(None)
             logger.setLevel(level)
         return not self.dead
 
     def die(self) -> None:
-        """From here on nothing of this life happens; from any thread."""
+        """Ends this life: from here on no step of it happens. May be called from any thread."""
         with self._lock:
             if self.dead:
                 return
             self.dead = True
-        logging.getLogger("sabot").setLevel(logging.CRITICAL + 1)  # what it says of its end is no news
+        logging.getLogger("sabot").setLevel(logging.CRITICAL + 1)  # messages about its end are of no interest
         self._loop.call_soon_threadsafe(self._main.cancel)
 
-    # -- of scripts ---------------------------------------------------------------------------------------------------
+    # -- called by scripts ---------------------------------------------------------------------------------------------------
 
     def checkpoint(self) -> "Future[Any]":
         return asyncio.run_coroutine_threadsafe(self.app.agent_runtime.trigger_checkpoint(), self._loop)
@@ -84,7 +84,7 @@ class Life:
             self.die()
         return True
 
-    # -- of steps -----------------------------------------------------------------------------------------------------
+    # -- called by steps----------------------------------------------------------------------------------------------------
 
     def before(self, name: str, what: str) -> None:
         if self.dead:
@@ -99,13 +99,15 @@ class Life:
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """In memory, where the machine has such a place: processes die in tests, machines do not, so nothing need reach a disk."""
+    """A temporary directory, in memory where the machine has a place for that: in these tests processes crash, but the machine does not,
+    so nothing needs to reach a disk.
+    """
     with tempfile.TemporaryDirectory(prefix="sabot-", dir=IN_MEMORY) as folder:
         yield Path(folder)
 
 
 def sources_of(app: App) -> Iterator[Source]:
-    """The Source objects that its streams and agents read."""
+    """The Source objects that the streams and agents of the app read."""
     for node in walk(app.agent_runtime.writes):
         if isinstance(node, Read) and isinstance(node.source, Source):
             yield node.source
@@ -115,10 +117,11 @@ def sources_of(app: App) -> Iterator[Source]:
 
 
 def run(build: Callable[[Path], App], directory: Path | None = None) -> int:
-    """Runs the app that `build(directory)` makes; at each CRASH of its scripts that app is dead, and a new one goes on.
+    """Runs the app that `build(directory)` makes. At each CRASH of its scripts the app dies, and a new one goes on.
 
-    -> how many lives it took. directory: for state and checkpoints; empty, or of an earlier run; default a temporary one. After a
-    crash no step of that life changes anything outside it. Raises what `App.run` raises. Also where an event loop runs.
+    Returns how many lives it took. directory: for state and checkpoints; either empty or that of an earlier run; by default a temporary
+    one. After a crash no step of that life changes anything outside it. Raises what `App.run` raises. May be called where an event
+    loop runs.
     """
     if directory is None:
         with temporary_directory() as folder:

@@ -1,11 +1,11 @@
-"""A whole app on one thread: an event loop that also gives the engine's threads their turns, in an order that a seed decides.
+"""Runs a whole app on one thread: an event loop that also gives the engine's threads their turns, in an order that a seed decides.
 
     ready        callbacks of the event loop, first come, first served
-    threads      of the engine (`sabot.threads.Turn`), one turn at a time
-    jobs         of the loop's executors: run when their turn comes, and their result goes to the loop
-    timers       due when virtual time has come so far: it moves a little with each turn, and on to the next timer when nothing else can
+    threads      the engine's threads of control (`sabot.threads.Turn`), one turn at a time
+    jobs         work of the loop's executors: each runs when its turn comes, and its result goes to the loop
+    timers       due by virtual time, which moves a little with each turn, and on to the next timer when nothing else can run
 
-Whoever does something may give the others something to do; who had nothing to do is asked again after that.
+Each turn may make work for others, so a thread that had nothing to do is asked again after another has done something.
 """
 
 import asyncio
@@ -34,26 +34,26 @@ _log = logging.getLogger("asyncio")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-_EPOCH = 1_700_000_000.0  # the calendar when virtual time is 0
-_LONGEST_SLEEP = 1.0  # threads look at the clock too, not only timers
+_EPOCH = 1_700_000_000.0  # calendar time, in seconds since 1970, when virtual time is 0
+_LONGEST_SLEEP = 1.0  # virtual time does not jump further, because threads watch the clock without a timer
 _JOIN_LOOK_SECONDS = 0.05
 _CLOSING_TURNS = 100_000
 _EXECUTOR = "executor"
 
 
 class Stuck(InternalError):
-    """The simulation does not come to its end."""
+    """The simulation makes no progress, or does not come to its end within its bounds."""
 
 
 class _Thread:
-    """A thread of control that takes its turns when the loop says so."""
+    """A thread of control whose turns are run by the loop."""
 
     def __init__(self, name: str, turn: Turn, loop: "SimulatedLoop") -> None:
         self.name = name
         self._take = turn
         self._loop = loop
         self._alive = False
-        self.lazy = loop.dice.choice((0.0, 0.0, 0.5, 0.95))  # how often it lets others go first
+        self.lazy = loop.dice.choice((0.0, 0.0, 0.5, 0.95))  # the probability that it lets others go first
 
     def start(self) -> None:
         self._alive = True
@@ -63,7 +63,7 @@ class _Thread:
         return self._alive
 
     def join(self, timeout: float | None = None) -> None:
-        """Meanwhile all others go on; where the event loop itself waits, this one alone."""
+        """Waits for the end of the thread while all others go on; where the event loop itself waits, only this thread goes on."""
         loop = self._loop
         until = math.inf if timeout is None else loop.time() + timeout
         who = loop.now_in
@@ -83,7 +83,7 @@ class _Thread:
 
 
 class _Job:
-    """What `run_in_executor` was given."""
+    """A call that was given to `run_in_executor`."""
 
     def __init__(self, future: "asyncio.Future[Any]", function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self.future = future
@@ -91,11 +91,11 @@ class _Job:
         self._args = args
 
     def run(self) -> Callable[[], None]:
-        """-> what tells the loop."""
+        """Makes the call, and returns the function that passes its result to the loop."""
         try:
             result = self._function(*self._args)
         except BaseException as raised:
-            error = raised  # the name of an except clause ends with it
+            error = raised  # because Python unbinds the name of an except clause at its end
             return lambda: None if self.future.done() else self.future.set_exception(error)
         return lambda: None if self.future.done() else self.future.set_result(result)
 
@@ -119,15 +119,15 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self.turns = 0
         self.threads: list[_Thread] = []
         self.on_turn: Callable[[], None] | None = None
-        self.now_in = "loop"  # whose turn it is
+        self.now_in = "loop"  # the name of the part whose turn it is
         self._most_turns = most_turns
         self._longest_s = longest_s
         self._now = 0.0
-        self._turn_seconds = dice.choice((0.0, 1e-5, 1e-4, 1e-3))  # at most
+        self._turn_seconds = dice.choice((0.0, 1e-5, 1e-4, 1e-3))  # the longest virtual duration of a turn
         self._ready: deque[asyncio.Handle] = deque()
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._numbers = itertools.count()
-        self._jobs: dict[int, deque[_Job]] = {}  # by executor; of one with several threads each job is a line
+        self._jobs: dict[int, deque[_Job]] = {}  # a queue per executor; with several threads, a queue per job
         self._idle: set[_Thread] = set()
         self._running = False
         self._closed = False
@@ -136,7 +136,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     # -- the turns ----------------------------------------------------------------------------------------------------
 
     def run_until_complete(self, future: Any) -> Any:
-        """Turns, until it is done."""
+        """Runs turns until the future is done."""
         with self._hosting():
             done = asyncio.ensure_future(future, loop=self)
             while not done.done():
@@ -145,10 +145,10 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
 
     @contextmanager
     def _hosting(self) -> Iterator[None]:
-        """While it runs, threads, time and what else a process has come from here."""
+        """Replaces threads, time and executors of the process by those of the simulation while it runs."""
 
         def begin(generator: AsyncGenerator[Any, Any]) -> None:
-            """Nothing to note."""
+            """Does nothing: asyncio demands the hook."""
 
         def end(generator: AsyncGenerator[Any, Any]) -> None:
             self.call_soon(self.create_task, generator.aclose())
@@ -158,7 +158,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._running = True
         threads.made_by(lambda name, turn: _Thread(name, turn, self))
         sys.set_asyncgen_hooks(begin, end)
-        os.fsync = lambda fd: None  # no power fails in here
+        os.fsync = lambda fd: None  # a simulated machine does not lose power
         ThreadPoolExecutor.submit = _submit_here  # type: ignore[method-assign, assignment]  # whose results are waited for, by a thread
         own.update(time=lambda: _EPOCH + self._now, monotonic=self.time)
         try:
@@ -172,7 +172,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             self._running = False
 
     def turn(self) -> None:
-        """One of those who can do something does it."""
+        """Runs one turn of a part that can do something, chosen by the dice."""
         self.turns += 1
         if self.turns > self._most_turns or self._now > self._longest_s:
             raise Stuck(
@@ -242,7 +242,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._idle.clear()
 
     def pass_time(self, seconds: float) -> None:
-        """Somebody waits."""
+        """Moves virtual time on, because somebody waits."""
         self._now += seconds
 
     # -- AbstractEventLoop --------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         return handle
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is dropped when its time comes."""
+        """Does nothing: the timer is dropped when its time comes."""
 
     def run_in_executor(self, executor: Any, func: Callable[[*Ts], T], *args: *Ts) -> "asyncio.Future[T]":
         future: asyncio.Future[T] = self.create_future()
@@ -317,5 +317,5 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         return False
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        level = logging.DEBUG if self._closed else logging.ERROR  # of a life that is over it is no news
+        level = logging.DEBUG if self._closed else logging.ERROR  # errors of a life that is over are expected
         _log.log(level, "%s", context.get("message"), exc_info=context.get("exception"))

@@ -1,4 +1,4 @@
-"""A source that gives what its script says: rows, and what is to happen between them."""
+"""A source that follows a script: rows, and marks for what is to happen between them."""
 
 import enum
 from bisect import bisect_right
@@ -17,12 +17,12 @@ from sabot.errors import UserError
 
 __all__ = ["BARRIER", "CRASH", "END", "Director", "Mark", "ScriptedSource"]
 
-_START_MS = 1_700_000_000_000  # of the records' own time: a ms each
-_WAIT_SECONDS = 0.002  # between two looks at what a mark waits for; the barrier itself comes between two reads
+_START_MS = 1_700_000_000_000  # the timestamp of the first record; each further one is a ms later
+_WAIT_SECONDS = 0.002  # how often a mark checks what it waits for; the barrier itself comes between two reads
 
 
 class Mark(enum.Enum):
-    """What happens at a place of a script."""
+    """An event at a place of a script."""
 
     BARRIER = "a checkpoint is taken, and has its barrier exactly here; what follows waits until it is complete"
     CRASH = "the process dies here, once: what follows is read by the next one, which goes on from the last checkpoint"
@@ -33,18 +33,18 @@ BARRIER, CRASH, END = Mark.BARRIER, Mark.CRASH, Mark.END
 
 
 class Director(Protocol):
-    """Who makes happen what scripts say; of one life of the app. Called from the thread that reads."""
+    """Carries out the marks of scripts, for one life of the app. Called from the thread that reads."""
 
     def checkpoint(self) -> "Future[Any]":
-        """Takes one; done when it is complete."""
+        """Triggers a checkpoint; the future is done when the checkpoint is complete."""
 
     def crash(self, place: tuple[str, int]) -> bool:
-        """The process dies, unless it has died at this place before; -> whether it does."""
+        """Crashes the app, unless it has crashed at this place before; returns whether it does."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A batch or a mark; `first`: the offset of its first row. A mark takes an offset too."""
+    """A batch or a mark. first: the offset of its first row; a mark takes an offset too."""
 
     first: int
     end: int
@@ -54,10 +54,10 @@ class _Entry:
 class ScriptedSource(Source):
     """`ScriptedSource([rows, BARRIER, rows, CRASH, rows, END])`, for streams and agents, in apps that `sabot.testing.run` runs.
 
-    Rows are an Arrow batch or table; a list of dicts (or of any values that JSON can say, for record agents), which come as one
-    batch; or one such value. Values come as JSON records, like those of a topic, unless `schema=` makes columns of the dicts.
-    One partition; it goes on where a checkpoint says. Marks have offsets too, so the script is the same in each life. Without END it
-    stays open.
+    Rows are an Arrow batch or table; a list of dicts (for record agents, of any JSON values), which becomes one batch; or one such value.
+    Values become JSON records, like those of a topic, unless `schema=` makes columns of the dicts. There is one partition, and reading
+    goes on at the position of a checkpoint. Marks have offsets too, so the script is the same in each life. Without END the source stays
+    open.
     """
 
     def __init__(self, script: Sequence[Any], *, name: str = "script", schema: pa.Schema | None = None) -> None:
@@ -99,7 +99,7 @@ class ScriptedSource(Source):
         return build_records(payloads, None, [0] * len(rows), 0, range(len(rows)))
 
     def directed_by(self, director: Director) -> None:
-        """Who makes the marks happen; before `open`."""
+        """Sets who carries out the marks. To be called before `open`."""
         self._director = director
 
     # -- Source -------------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ class ScriptedSource(Source):
         if not 0 <= self._at <= self._end:
             raise UserError(f"script {self.name}: there is no position {self._at}", hint=f"it has 0 to {self._end}")
         while self._at and (entry := self._entry) is not None and entry.what is BARRIER:
-            self._at = entry.end  # the checkpoint that is restored was taken there
+            self._at = entry.end  # the restored checkpoint was taken at this mark
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
         while (entry := self._entry) is not None:
@@ -160,7 +160,7 @@ class ScriptedSource(Source):
         return None
 
     def _happened(self, mark: Mark, timeout: float) -> bool:
-        """The mark is done with; False: not yet, or the script goes no further in this life."""
+        """Whether the mark is done. False: not yet, or the script goes no further in this life."""
         if mark is END:
             return True
         if self._director is None:
@@ -180,7 +180,7 @@ class ScriptedSource(Source):
 
     @property
     def _entry(self) -> _Entry | None:
-        """Where the script stands; None behind its last entry."""
+        """The entry at the current position; None behind the last one."""
         return None if self._at >= self._end else self._entries[bisect_right(self._firsts, self._at) - 1]
 
     @property
@@ -198,11 +198,11 @@ class ScriptedSource(Source):
         return {(self.name, 0): self._end - self._at}
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Does nothing: there are no resources."""
 
 
 def _at(records: pa.RecordBatch, first: int) -> pa.RecordBatch:
-    """Records with their offsets in the script, and a time for each."""
+    """The records with their offsets in the script, and a timestamp for each."""
     offsets = range(first, first + records.num_rows)
     payloads: Any = records.column("payload")
     return build_records(payloads.to_pylist(), None, [_START_MS + offset for offset in offsets], 0, offsets)

@@ -1,4 +1,4 @@
-"""An app in a simulation: one thread, virtual time, every choice made by a seed. What went wrong once goes wrong again."""
+"""Runs an app in a simulation: one thread, virtual time, every choice made by a seed. So a failure can be repeated."""
 
 import errno
 import math
@@ -14,14 +14,14 @@ from sabot.testing.loop import SimulatedLoop
 
 __all__ = ["Simulation", "simulate"]
 
-_FAULT_SHARE = 0.05  # of the steps, until so many have failed
-_END_TURNS = (30, 4000)  # a life that is to end early does it after so many turns
+_FAULT_SHARE = 0.05  # the share of the steps that fail, until the wanted number of faults is reached
+_END_TURNS = (30, 4000)  # a life that is to end early ends after a number of turns in this range
 
 
 @dataclass
 class Simulation:
-    """What happened. The same seed gives the same; but with a state directory RocksDB's files, and so the steps that save them, may
-    vary.
+    """What happened in a simulation. The same seed gives the same, except that with a state directory RocksDB's files, and so the steps
+    that save them, may vary.
     """
 
     seed: int
@@ -30,20 +30,20 @@ class Simulation:
     stops: int = 0
     faults: int = 0
     turns: int = 0
-    seconds: float = 0.0  # of virtual time
-    steps: list[str] = field(default_factory=list)  # "turn life whose name", in their order
+    seconds: float = 0.0  # virtual time in all
+    steps: list[str] = field(default_factory=list)  # the steps as "turn life whose name", in their order
 
 
 @dataclass(frozen=True)
 class _End:
-    """How a life is to end, if it lives so long."""
+    """How and after how many turns a life is to end early."""
 
     turn: int
     is_crash: bool
 
 
 class _SimulatedLife(Life):
-    """Notes its steps, and may die, or be stopped, after some number of turns."""
+    """A life whose steps are recorded, and which may crash or be stopped after a number of turns."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class _SimulatedLife(Life):
 
     def before(self, name: str, what: str) -> None:
         super().before(name, what)
-        whose = self._simulated.now_in.split()[0]  # what follows may name a directory
+        whose = self._simulated.now_in.split()[0]  # the first word, because the rest may name a directory, which varies
         done = f"{self._simulated.turns} {self._so_far.lives} {whose}: {name}"
         if self._faults and self._simulated.dice.random() < _FAULT_SHARE:
             self._faults -= 1
@@ -83,7 +83,7 @@ class _SimulatedLife(Life):
         self._so_far.steps.append(done)
 
     async def live(self) -> bool:
-        """An error that follows a fault is the end of this life, and no more."""
+        """Like `Life.live`, but an error after an injected fault only ends this life."""
         before = self._so_far.faults
         try:
             return await super().live()
@@ -103,14 +103,14 @@ def simulate(
     directory: Path | None = None,
     most_turns: int = 1_000_000,
 ) -> Simulation:
-    """Runs the app that `build(directory)` makes in a simulation, to its end: in each life one event loop, all threads and executors of
-    the engine on this thread, in an order that the seed decides. The app dies where its scripts say, and up to `crashes` times more
-    at moments that the seed decides, and is stopped in good order up to `stops` times; each time a new one goes on. Up to `faults` of
-    its steps fail with an OSError; where the app ends with an error after that, a new one goes on as well. `build` may draw from a
+    """Runs the app that `build(directory)` makes in a simulation to its end. In each life the event loop, all threads and all executors
+    of the engine run on this thread, in an order that the seed decides. The app crashes where its scripts say, and up to `crashes` times
+    more at moments that the seed decides, and is stopped in good order up to `stops` times; each time a new one goes on. Up to `faults`
+    of its steps fail with an OSError; where the app ends with an error after that, a new one goes on as well. `build` may draw from a
     `random.Random(seed)` of its own.
 
-    An error has the seed as its note. Not for brokers: nothing outside the process takes part. Topics need a schema. Call it where
-    no event loop runs.
+    An error gets the seed as a note. Brokers cannot take part, because nothing outside the process does. Topics need a schema. Must be
+    called where no event loop runs.
     """
     if directory is None:
         with temporary_directory() as folder:
@@ -135,7 +135,9 @@ def simulate(
 
 
 def _some_turn(dice: random.Random) -> int:
-    """Half of them while all begins, the others anywhere: behind the first checkpoints too, where the program has many tasks."""
+    """A random turn: half of the draws fall into the start of a life, the others anywhere, so that programs with many tasks, too, are
+    ended after their first checkpoints.
+    """
     least, most = _END_TURNS
     if dice.random() < 0.5:
         return dice.randint(least, most)

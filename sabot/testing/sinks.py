@@ -1,4 +1,4 @@
-"""A sink that keeps its rows where a test can look at them."""
+"""A sink that keeps its rows for a test to read."""
 
 import threading
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ __all__ = ["ListSink"]
 
 
 class ListSink(Sink):
-    """Keeps what arrives, exactly once or at least once: an outside world that survives the crashes of a test.
+    """Keeps the rows that arrive, exactly once or at least once, and survives the crashes of a test as the outside world does.
 
-    Make it outside the function that builds the app. At least once, rows count when they are flushed; what was not is lost in a
-    crash. Exactly once, a part that is given again is not taken twice. Safe to look at from any thread.
+    Make it outside the function that builds the app. With at least once, rows count when they are flushed, and rows that were not flushed
+    are lost in a crash. With exactly once, a part that is delivered again is ignored. May be read from any thread.
 
-    Takes changes: `rows` are what came, each with its op in "__op" (0 and 2: the key's row now; 3: it has none), `current` is what
-    they come to.
+    It accepts changes: `rows` are the changes as they came, each with its op in "__op" (0 and 2: the key's row from now on; 3: the key has
+    no row any more), `current` is the table that results from them.
     """
 
     takes_changes = True
@@ -34,13 +34,13 @@ class ListSink(Sink):
         self._unflushed: list[pa.RecordBatch] = []
         self._schema: pa.Schema | None = None
         self._lane: Lane | None = None
-        self._last: dict[Lane, int] = {}  # the number of the last part
-        self._keys: tuple[str, ...] | None = None  # of the table whose changes come
+        self._last: dict[Lane, int] = {}  # the number of the last part of each lane
+        self._keys: tuple[str, ...] | None = None  # the key columns, when the rows are changes of a table
         self._lock = threading.Lock()
 
     @property
     def rows(self) -> list[Any]:
-        """In the order of their arrival: rows of columns as dicts, records as their decoded values."""
+        """The rows in the order of their arrival: rows of columns as dicts, records as their decoded values."""
         found: list[Any] = []
         for data in self.batches:
             if data.schema.equals(RECORD_SCHEMA):
@@ -52,7 +52,9 @@ class ListSink(Sink):
 
     @property
     def current(self) -> list[dict[str, Any]]:
-        """Of changes: the rows that are there now, in the order in which their keys came. UserError where none were to come."""
+        """The rows that the changes so far result in, in the order in which their keys first came. Raises UserError if the sink was not
+        told to expect changes.
+        """
         if self._keys is None:
             raise UserError(f"sink {self.name}: its rows are final, nothing changes them", hint="look at .rows")
         found: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -66,7 +68,7 @@ class ListSink(Sink):
 
     @property
     def batches(self) -> list[pa.RecordBatch]:
-        """As they arrived."""
+        """The batches as they arrived."""
         with self._lock:
             return list(self._arrived)
 
@@ -116,4 +118,4 @@ class ListSink(Sink):
                 self._arrived += [data for data in batches if data.num_rows]
 
     def close(self) -> None:
-        """The rows stay."""
+        """Does nothing: the rows stay."""

@@ -3,7 +3,7 @@
     transactions --> score (batch) --suspicious rows--> alert (record) --> alerts
                      state: customers, terminals, totals     state: alerts
 
-The totals stand in keyed state beside the features, so that after a restore they cover the whole run, each row once.
+The totals are kept in keyed state beside the features, so that after a restore they cover the whole run, each row once.
 """
 
 from collections.abc import Mapping
@@ -24,18 +24,18 @@ from sabot.state import StateBackend, ValueState
 
 __all__ = ["INPUT_SCHEMA", "Figures", "Meter", "build", "read_figures"]
 
-INPUT_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("scenario"))  # how a fraud was made is nobody's input
-_MOST = {"amount": 2.0**20, "ts": 2.0**45}  # what a day bucket can hold; the year 3084
+INPUT_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("scenario"))  # the agents must not see how a fraud was made
+_MOST = {"amount": 2.0**20, "ts": 2.0**45}  # the largest amount that a day bucket can hold, and the year 3084
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What the agents have counted since the first row, also before a restore."""
+    """The agents' counts since the first row, including those from before a restore."""
 
     rows: int
     frauds: int
     flagged: int
-    hits: int  # frauds among the flagged
+    hits: int  # how many of the flagged rows are frauds
     alerts: int
 
     @property
@@ -49,7 +49,7 @@ class Figures:
 
 @dataclass
 class Meter:
-    """Rows that this process has scored; not state."""
+    """Counts the rows that this process has scored. It is not part of the state."""
 
     rows: int = 0
 
@@ -65,7 +65,7 @@ def build(
     meter = Meter()
     customers, terminals = CustomerFeatures(), TerminalFeatures()
 
-    @app.agent(sink=alerts)  # no topic: `score` writes into it
+    @app.agent(sink=alerts)  # without a topic: `score` writes into this agent
     async def alert(ctx: AgentContext) -> dict[str, Any]:
         row = ctx.message
         state = ctx.state("alerts")
@@ -100,7 +100,7 @@ def build(
 
 
 def add_to_totals(counted: Mapping[str, int], state: KeyedState, seed: int | None) -> None:
-    """Adds a batch's counts to those in state. Raises UserError when these are of another seed."""
+    """Adds a batch's counts to the totals in state. Raises UserError when those are of another seed."""
     names = pa.array([*counted, "seed"])
     *before, built_from = state.get_many(names).to_pylist()
     if built_from is not None and seed is not None and built_from != seed:
@@ -110,7 +110,7 @@ def add_to_totals(counted: Mapping[str, int], state: KeyedState, seed: int | Non
 
 
 async def read_figures(backend: StateBackend) -> Figures:
-    """What the state of the agents says; on the event loop of the app, or when it has stopped."""
+    """The figures in the agents' state. Called on the app's event loop, or after the app has stopped."""
     totals, alerts = ValueState(backend, "totals"), ValueState(backend, "alerts")
     counted = {name: await totals.get(name) or 0 for name in ("rows", "frauds", "flagged", "hits")}
     return Figures(**counted, alerts=await alerts.get("raised") or 0)

@@ -1,4 +1,4 @@
-"""What `sabot demo fraud` does: makes the transactions, runs the agents, shows how it goes and what came out."""
+"""`sabot demo fraud`: makes the transactions, runs the agents, and shows progress and results."""
 
 import asyncio
 import threading
@@ -43,8 +43,8 @@ def run(
     "transactions", from its end on, and reads them back. state: "memory", or a directory, with a checkpoint each second.
     fresh: forget earlier checkpoints. json: show nothing.
 
-    -> rows, alerts, precision, recall: of the whole run, also after a restore; seconds, rows_per_s: of this process;
-    checkpoints: made by this process; restored_from: id of the checkpoint that this process began at, or None.
+    Returns the figures by name: rows, alerts, precision, recall of the whole run, including the part before a restore; seconds,
+    rows_per_s and checkpoints of this process; restored_from, the id of the checkpoint at which this process began, or None.
     """
     if rows < 1:
         raise UserError(f"rows: {rows}", hint="ask for at least one")
@@ -64,7 +64,7 @@ async def _run(rows: int, seed: int, broker: str, state: str, fresh: bool, conso
     backend = await asyncio.to_thread(open_backend, state, "db")
     if backend is None:
         raise UserError("the demo keeps its features in state", hint='state: "memory" or a directory')
-    app.state_backend = backend  # ours, so that the totals can be read when the app has stopped
+    app.state_backend = backend  # made here, so that the totals can still be read after the app has stopped
     started = SYSTEM_CLOCK.monotonic()
     try:
         total = rows if publisher is None else publisher.rows
@@ -106,7 +106,7 @@ class _Publisher:
         self._source = FraudSource(rows, seed)
         held = rows_held(lambda: open_source(_TOPIC, broker, "fraud-demo-publisher"), seed)
         self._source.open({(_TOPIC, 0): min(rows, held)})
-        self.rows = max(rows, held)  # the topic may hold more, from an earlier run
+        self.rows = max(rows, held)  # the topic may hold more rows, from an earlier run
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._publish, name="fraud publisher")
@@ -115,12 +115,12 @@ class _Publisher:
         self._thread.start()
 
     def is_over(self, figures: Figures) -> bool:
-        """Every row of the topic is scored and its alert raised, or no more rows come."""
+        """Whether every row of the topic is scored and its alert raised, or no more rows come."""
         scored = figures.rows >= self.rows and figures.alerts >= figures.flagged
         return scored or self._error is not None
 
     def stop(self) -> None:
-        """Returns when the thread has ended. Raises what made it end early."""
+        """Waits for the end of the thread. Raises the error with which it ended, if any."""
         self._stopping.set()
         self._thread.join()
         self._sink.close()
@@ -135,14 +135,14 @@ class _Publisher:
                     break
                 self._sink.write(batch)
             self._sink.flush()
-        except BaseException as error:  # for `stop`, which runs in the main thread
+        except BaseException as error:  # kept for `stop`, which raises it in the main thread
             self._error = error
 
 
 def rows_held(topic: Callable[[], Source], seed: int) -> int:
-    """How many rows the topic holds; `topic` makes a source of it.
+    """How many rows the topic holds; `topic` makes a source that reads it.
 
-    Raises UserError when they are not this seed's, or not in one partition.
+    Raises UserError when the rows are not those of this seed, or not in one partition.
     """
     ends, _ = _looked_at(topic(), "latest")
     if len(ends) != 1:
@@ -163,7 +163,7 @@ def rows_held(topic: Callable[[], Source], seed: int) -> int:
 
 
 def _looked_at(source: Source, start: str, *, read_seconds: float = 0.0) -> tuple[Positions, Batch | None]:
-    """Where reading from `start` begins, and the first row from there."""
+    """The position at which reading from `start` begins, and the first row from there."""
     try:
         source.open(None, start)
         return source.positions(), source.read_batch(1, read_seconds) if read_seconds else None
@@ -179,11 +179,11 @@ def _same_row(found: Batch, wanted: Batch) -> bool:
 
 
 async def _watch(app: App, backend: StateBackend, bar: Progress, meter: Meter, publisher: _Publisher | None) -> None:
-    """Shows how far the agents are; ends a run over a topic, which has no end of its own, behind its last row."""
+    """Shows the agents' progress, and ends a run over a topic, which has no end of its own, after its last row."""
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
         if any(agent["state"] != "running" for agent in app.agent_runtime.get_stats().values()):
-            continue  # the state may be on its way back from a checkpoint
+            continue  # the state may just be restored from a checkpoint
         figures = await read_figures(backend)
         _show(bar, meter, figures)
         if publisher is not None and publisher.is_over(figures):

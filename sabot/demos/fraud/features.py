@@ -33,31 +33,32 @@ FEATURES = tuple(
     for window in WINDOW_DAYS
 )
 
-_COUNT = 1 << 40  # one row in a bucket; below it is the sum, in ±2**39
+_COUNT = 1 << 40  # adds one row to a bucket; the bits below hold the sum, in ±2**39
 _BUCKET = np.dtype("<i8")
-_SPAN_DAYS = 64  # days of rows looked at together; bounds memory when a batch covers years
+_SPAN_DAYS = 64  # how many days of rows are processed at once: bounds memory when a batch covers years
 
 _Floats = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int64]
 
 
 class KeyedState(Protocol):
-    """What `ctx.state(namespace)` of a batch agent offers."""
+    """The methods of a batch agent's `ctx.state(namespace)` that the features use."""
 
     def get_many(self, keys: pa.Array) -> pa.Array: ...
     def put_many(self, keys: pa.Array, values: pa.Array) -> None: ...
 
 
 class CustomerFeatures:
-    """Counts and mean amounts of each row's customer."""
+    """Computes counts and mean amounts of each row's customer."""
 
     def __init__(self) -> None:
         self._buckets = _DayBuckets(max(WINDOW_DAYS))
 
     def update(self, ids: pa.Array, ts: pa.Array, amounts: pa.Array, state: KeyedState) -> dict[str, _Floats | _Ints]:
-        """Adds the rows to the state; -> the row's features by name, `len(ids)` long. No nulls; amounts within ±2**20.
+        """Adds the rows to the state, and returns the rows' features by name, each `len(ids)` long. There must be no nulls, and amounts
+        must be within ±2**20.
 
-        Reads and writes each id once. Raises UserError for state that is not ours.
+        Reads and writes each id once. Raises UserError for state that these features have not written.
         """
         units = np.rint(amounts.to_numpy(zero_copy_only=False) * AMOUNT_UNIT).astype(np.int64)
         windows = self._buckets.update(ids, ts, units, state)
@@ -70,13 +71,13 @@ class CustomerFeatures:
 
 
 class TerminalFeatures:
-    """Counts and shares of frauds of each row's terminal, as known after the delay."""
+    """Computes counts and shares of frauds of each row's terminal, as known after the delay."""
 
     def __init__(self) -> None:
         self._buckets = _DayBuckets(max(WINDOW_DAYS), DELAY_DAYS)
 
     def update(self, ids: pa.Array, ts: pa.Array, is_fraud: pa.Array, state: KeyedState) -> dict[str, _Floats | _Ints]:
-        """As `CustomerFeatures.update`, with the labels of the rows in place of amounts."""
+        """Like `CustomerFeatures.update`, with the labels of the rows instead of amounts."""
         labels = is_fraud.to_numpy(zero_copy_only=False).astype(np.int64)
         windows = self._buckets.update(ids, ts, labels, state)
         features: dict[str, _Floats | _Ints] = {}
@@ -88,21 +89,21 @@ class TerminalFeatures:
 
 
 class _DayBuckets:
-    """Packed (count, sum) per id and day for the last days, and sums over windows of them."""
+    """Packed pairs (count, sum) per id and day for the last days, and their sums over windows."""
 
     def __init__(self, longest_window: int, delay_days: int = 0) -> None:
         self._delay = delay_days
         self._kept = longest_window + delay_days
 
     def update(self, ids: pa.Array, ts: pa.Array, values: _Ints, state: KeyedState) -> list[_Ints]:
-        """-> for each window the packed sum that each row sees, in the order of the rows."""
+        """For each window, the packed sum that each row sees, in the order of the rows."""
         id_of = ids.to_numpy(zero_copy_only=False)
         order = _stable_order(id_of)
         id_of = id_of[order]
         day = ts.to_numpy(zero_copy_only=False)[order] // DAY_MS
         packed = values[order] + _COUNT
         first = np.flatnonzero(np.diff(id_of, prepend=id_of[:1] - 1)) if len(id_of) else np.zeros(0, np.int64)
-        owner = np.repeat(np.arange(len(first)), np.diff(first, append=len(id_of)))  # row -> its id's place
+        owner = np.repeat(np.arange(len(first)), np.diff(first, append=len(id_of)))  # the place of each row's id
 
         keys = pa.array(id_of[first])
         table = self._load(state.get_many(keys), len(first))
@@ -111,7 +112,7 @@ class _DayBuckets:
 
         seen = [np.empty(len(day), np.int64) for _ in WINDOW_DAYS]
         left = np.arange(len(day))
-        while len(left):  # once, unless the batch covers more than _SPAN_DAYS
+        while len(left):  # runs once, unless the batch covers more than _SPAN_DAYS
             start = int(day[left].min())
             now = day[left] < start + _SPAN_DAYS
             rows, left = left[now], left[~now]
@@ -122,9 +123,9 @@ class _DayBuckets:
         return seen
 
     def _advance(self, newest: _Ints, buckets: _Ints, owner: _Ints, day: _Ints, packed: _Ints) -> list[_Ints]:
-        """Rows sorted by owner, then day -> their windows; `newest` and `buckets` move on to hold them.
+        """The windows of rows that are sorted by owner, then day. `newest` and `buckets` are updated to include the rows.
 
-        A frame with a line per owner and a column per day, the same days for all:
+        It works on a matrix with a line per owner and a column per day, the same days for all:
 
             origin                 start - kept            start                end
             |<------- kept ------->|<----- kept - 1 ------>|<- days of the rows ->|
@@ -144,7 +145,7 @@ class _DayBuckets:
         windows[lines, np.maximum(newest[owners] - (origin + kept - 1), 0)] = buckets[owners]
 
         turn |= np.diff(day, prepend=start) != 0
-        change = np.flatnonzero(turn)  # where a row begins a (owner, day)
+        change = np.flatnonzero(turn)  # the first row of each (owner, day)
         ends = np.append(change[1:], len(day)) - 1
         cell = line * width + (day - origin)
         running = np.cumsum(packed)
@@ -153,7 +154,7 @@ class _DayBuckets:
         totals = np.cumsum(frame, axis=1).reshape(-1)
         cell -= self._delay
         last = totals[cell]
-        if not self._delay:  # a row does not see the later rows of its day
+        if not self._delay:  # a row does not see the later rows of its own day
             last -= np.repeat(running[ends], np.diff(change, append=len(day))) - running
         sums = [last - totals[cell - days] for days in WINDOW_DAYS]
 
@@ -162,7 +163,7 @@ class _DayBuckets:
         return sums
 
     def _load(self, found: pa.Array, ids: int) -> _Ints:
-        """Blobs (null: an id not seen before) -> a matrix (ids, 1 + kept): the newest day, then the buckets."""
+        """A matrix (ids, 1 + kept) from the stored blobs (null for an id not seen before): the newest day, then the buckets."""
         table = np.zeros((ids, 1 + self._kept), _BUCKET)
         table[:, 0] = np.iinfo(np.int64).min // 2
         if found.null_count == len(found):
@@ -178,20 +179,20 @@ class _DayBuckets:
 
 
 def _stable_order(ids: _Ints) -> npt.NDArray[np.intp]:
-    """argsort, stable; numpy sorts 16-bit integers by radix, several times faster than wider ones."""
+    """A stable argsort; numpy sorts 16-bit integers by radix, several times faster than wider ones."""
     if len(ids) and ids.min() >= 0 and ids.max() < 1 << 16:
         return np.argsort(ids.astype(np.uint16), kind="stable")
     return np.argsort(ids, kind="stable")
 
 
 def _never_back(day: _Ints, owner: _Ints, first: _Ints, newest: _Ints) -> _Ints:
-    """The running maximum of the days of each id, from its newest day on."""
+    """The running maximum of the days of each id, beginning with its newest day."""
     if not len(day):
         return day
     day = day.copy()
     day[first] = np.maximum(day[first], newest)
     lowest = int(day.min())
-    lift = owner * (int(day.max()) - lowest + 1)  # keeps each id above the one before it
+    lift = owner * (int(day.max()) - lowest + 1)  # lifts each id's days above those of the id before it
     return np.asarray(np.maximum.accumulate(day - lowest + lift) - lift + lowest)
 
 

@@ -1,11 +1,11 @@
-"""Card transactions with known frauds, made by a seed: any row can be made again without the rows before it.
+"""Generates card transactions with known frauds from a seed. Any row can be generated without the rows before it.
 
 The world is that of the public handbook "Reproducible Machine Learning for Credit Card Fraud Detection" (Le Borgne, Siblini,
 Lebichot, Bontempi, 2022, chapter 3): customers and terminals on a 100 x 100 map, each customer paying at the terminals
-within a radius, and three ways of fraud. Ours differs where a stream needs it: days go on without end, amounts are
+within a radius, and three ways of fraud. This generator differs where a stream needs it: days go on without end, amounts are
 multiples of 1/64 (sums of them are exact in float64, in any order), and a day is a function of the seed and its number only.
 
-    seed -> World                          who and where
+    seed -> World                          customers, terminals and their places
     seed, block of days -> rows per day    one Poisson draw a day, so that a row number finds its day
     seed, block of days -> what is compromised from that day on
     seed, day -> the day's rows            sorted by time
@@ -91,8 +91,8 @@ class Generator:
         first = self.first_row(day)
         rows = self.first_row(day + 1) - first
         random = self._random(_DAY, day)
-        # By the splitting of a Poisson process: the day's total is drawn once and shared out by rate, which gives every
-        # customer his own Poisson count. Rows are exchangeable then, so only the times need sorting.
+        # By the splitting of a Poisson process: the day's total is drawn once, and each row is assigned to a customer by rate, which gives
+        # every customer a Poisson count. Rows are exchangeable then, so only the times need sorting.
         customer = np.searchsorted(self._cumulative_rate, random.random(rows) * self._cumulative_rate[-1], side="right")
         seconds = np.sort(_times_of_day(random, rows))
         amount = self._amounts(random, customer)
@@ -127,7 +127,7 @@ class Generator:
 
     @cached_property
     def _nearby(self) -> tuple[_Ints, _Ints]:
-        """The terminals of each customer: customer c has `terminals[starts[c]:starts[c + 1]]`, at least the nearest one."""
+        """The terminals near each customer: customer c has `terminals[starts[c]:starts[c + 1]]`, at least the nearest one."""
         order = np.argsort(self._terminal_at[:, 0])
         at = self._terminal_at[order]
         low = np.searchsorted(at[:, 0], self._customer_at[:, 0] - _RADIUS)
@@ -142,7 +142,7 @@ class Generator:
         return starts, np.concatenate(found)
 
     def _compromised_on(self, day: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Which terminals and which customers are in criminal hands on this day."""
+        """Which terminals and which customers are compromised on this day."""
         terminals = np.zeros(self.terminals, np.bool_)
         customers = np.zeros(self.customers, np.bool_)
         for drawn in range(max(0, day - _TERMINAL_DAYS + 1), day + 1):
@@ -173,7 +173,7 @@ class Generator:
 
 
 def _times_of_day(random: np.random.Generator, rows: int) -> _Floats:
-    """Seconds of the day, normal around noon; what falls outside the day is drawn again."""
+    """Seconds of the day, normally distributed around noon; a value outside the day is drawn again."""
     seconds: _Floats = random.normal(_NOON_SECONDS, _SPREAD_SECONDS, rows)
     while True:
         outside = np.flatnonzero((seconds < 0) | (seconds >= _DAY_SECONDS))

@@ -1,4 +1,4 @@
-"""A score that explains itself: three rules, one for each way of fraud, and the strongest one speaks.
+"""A score that explains itself: there are three rules, one for each way of fraud, and the strongest one gives the score and the reason.
 
 | rule | score |
 |---|---|
@@ -41,12 +41,13 @@ ALERT_SCHEMA = pa.schema(
 def scores(
     amount: npt.NDArray[np.float64], features: Mapping[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Amounts and features of the same rows -> (score of each row, index into REASONS of its strongest rule)."""
+    """The score of each row, and the index into REASONS of its strongest rule, from the amounts and features of the rows."""
     by_amount = np.where(amount > SURE_AMOUNT, 1.0, 0.0)
     labels = features["terminal_count_7"]
     by_terminal = np.where(labels >= LABELS_NEEDED, features["terminal_risk_7"], 0.0)
     others = features["customer_count_30"] - 1
-    spent = features["customer_mean_30"] * features["customer_count_30"] - amount  # by the others together
+    # The sum of the customer's other rows.
+    spent = features["customer_mean_30"] * features["customer_count_30"] - amount
     usual = np.maximum(spent, 1.0) / np.maximum(others, 1)
     times = amount / usual
     by_customer = np.where(others >= PAYMENTS_NEEDED, np.clip(times / SURE_TIMES_MEAN, 0.0, 1.0), 0.0)
@@ -56,7 +57,7 @@ def scores(
 
 
 def suspicious(batch: pa.RecordBatch, score: npt.NDArray[np.float64], reason: npt.NDArray[np.int64]) -> pa.RecordBatch:
-    """The rows of `batch` from SUSPICIOUS_FROM on, as ALERT_SCHEMA, in their order."""
+    """The rows of `batch` whose score is at least SUSPICIOUS_FROM, as ALERT_SCHEMA, in their order."""
     rows = np.flatnonzero(score >= SUSPICIOUS_FROM)
     found = batch.take(pa.array(rows))
     added = {
