@@ -44,9 +44,8 @@ _PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 _LIST, _MAP = 1, 2
 _PLACES = 4096  # how many entries of a list or a map are read in one call
 _KINDS = {_LIST: "a list", _MAP: "a map"}
-_NESTING_MAX = (
-    NESTING_MAX + 64
-)  # the deepest value that comes in as JSON, and what the agent puts around it; all readers take that
+# The deepest value that comes in as JSON, and some levels that an agent puts around it. All readers of state accept that depth.
+_NESTING_MAX = NESTING_MAX + 64
 _ALL: Any = object()
 
 # The value under the key of a list or a map, its head: a msgpack extension (fixext 16) of its kind, first place, and place after the last.

@@ -144,7 +144,7 @@ class ColdCut:
         return self._open
 
     def take(self) -> None:
-        """Makes links to the database's files, after which the database may change. An error is kept for `save`, so that the owner goes on."""
+        """Makes links to the database's files, after which it may change. An error is kept for `save`, so that the owner goes on."""
         with self._lock:
             if self._open:
                 self._open = False
