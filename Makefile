@@ -10,7 +10,7 @@ KERNEL_TESTS := tests/unit/_cython $(addprefix tests/unit/,operators/windows/tes
 # The long files first, so that no worker is left with one at the end.
 LONG_FIRST := tests/integration tests/recovery tests/pipelines tests/contracts tests
 # Each prints one JSON object as its last line, checks its answer, and takes --rows.
-BENCHMARKS := $(sort $(wildcard benchmarks/kernels/*.py benchmarks/pipelines/*.py))
+BENCHMARKS := $(sort $(wildcard benchmarks/kernels/*.py benchmarks/pipelines/*.py benchmarks/agents/*.py))
 
 # Every worker imports all tests, and hundreds of them start a child: nothing of this is compiled anew each time.
 unexport PYTHONDONTWRITEBYTECODE

@@ -6,13 +6,18 @@ SabotError(message, *, hint=)
 │   ├── MissingExtra       an optional package is not installed (also an ImportError)
 │   ├── JobLocked          another worker runs this job, or holds this directory
 │   ├── CorruptCheckpoint  a checkpoint that cannot be read; names the file
-│   └── DeliveryConflict   checkpoint and receiver disagree on what was delivered; the hint spells out the choice
+│   ├── DeliveryConflict   checkpoint and receiver disagree on what was delivered; the hint spells out the choice
+│   ├── CorruptJournal     a journal that cannot be read; names the place
+│   ├── OtherJournal       the journal is not the one that the checkpoint was made with, or is behind it
+│   └── LetterRefused      an answer, signal or cancel that a journal does not take; `reason` says why in a word
 ├── DataError              a record that cannot be processed; goes to the dead letters
 │   └── RowErrors          a batch agent names its bad rows: {row: reason}
 ├── TransientError         a fault that may pass; retried, bounded
 │   ├── BrokerUnavailable  names the address
+│   ├── JournalFull        more waits for the journal's disk than it holds
 │   └── Overloaded         the service behind a call wants fewer calls; raised by the user's functions
 ├── CheckpointFailed       a checkpoint that did not complete; the job goes on
+├── JournalFailed          an entry could not be made durable; the run ends
 ├── AgentFailed            agents stopped by their own errors; raised by `App.run()`
 └── InternalError          our bug: it propagates
 """
@@ -30,12 +35,17 @@ __all__ = [
     "BrokerUnavailable",
     "CheckpointFailed",
     "CorruptCheckpoint",
+    "CorruptJournal",
     "DataError",
     "DeliveryConflict",
     "InternalError",
     "JobLocked",
+    "JournalFailed",
+    "JournalFull",
+    "LetterRefused",
     "MissingExtra",
     "NoStateBackend",
+    "OtherJournal",
     "Overloaded",
     "RowErrors",
     "SabotError",
@@ -110,6 +120,22 @@ class DeliveryConflict(UserError):
     """Going on could repeat output or lose some: the user has to choose."""
 
 
+class CorruptJournal(UserError):
+    """A journal, or an entry of it, cannot be read. The message names the place."""
+
+
+class OtherJournal(UserError):
+    """The journal that is there is not the one that the checkpoint was made with, or has lost entries that the checkpoint knows of."""
+
+
+class LetterRefused(UserError):
+    """A journal does not take an answer, a signal or a cancel. `reason`: unknown, second, expired or closed."""
+
+    def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
 class DataError(SabotError):
     """A record cannot be decoded or processed; it belongs in the dead letters."""
 
@@ -133,6 +159,10 @@ class BrokerUnavailable(TransientError):
     """The broker does not answer. The message names its address."""
 
 
+class JournalFull(TransientError):
+    """More entries wait for the disk than a journal holds in memory. `await journal.room()` before the next one."""
+
+
 class Overloaded(TransientError):
     """Raised by the function of an agent, of `map_async` or `lookup` when the service that it asks has too many requests.
 
@@ -147,6 +177,12 @@ class Overloaded(TransientError):
 
 class CheckpointFailed(SabotError):
     """A checkpoint did not complete; the job goes on and the previous checkpoint stays valid."""
+
+
+class JournalFailed(SabotError):
+    """An entry of a journal could not be made durable. Nothing goes on without its journal: the run ends, and a new start goes on from what
+    is there.
+    """
 
 
 class AgentFailed(SabotError):

@@ -32,6 +32,7 @@ ORDER = [
     "state",
     "calls",
     "connectors",
+    "journal",
     "kafka",
     "api",
     "operators",

@@ -180,9 +180,9 @@ class SealedPart(Part[Rows]):
         self._writer: RowWriter[Rows] | None = None
         self._waiting: list[Rows] = []  # not in the journal yet
         self._waiting_bytes = 0
-        self._journal: Journal | None = None
+        self._journal: PendingList | None = None
         if journal_of(path).exists():
-            self._journal = Journal(journal_of(path))
+            self._journal = PendingList(journal_of(path))
             try:
                 for frame in self._journal.frames():
                     for rows in encoding.unframe(frame):
@@ -195,7 +195,7 @@ class SealedPart(Part[Rows]):
         """The rows of the complete file that is there come first. Until the journal has all of them it is not the journal."""
         copy = beside(self.path, "copy")
         remove(copy)
-        self._journal = Journal(copy)
+        self._journal = PendingList(copy)
         for rows in self._encoding.read(self.path):
             self.write(rows)
         self.flush()
@@ -222,7 +222,7 @@ class SealedPart(Part[Rows]):
         """What waits goes into the journal."""
         if self._waiting:
             if self._journal is None:
-                self._journal = Journal(journal_of(self.path))
+                self._journal = PendingList(journal_of(self.path))
             self._journal.append(self._encoding.frame(self._waiting))
             self._waiting, self._waiting_bytes = [], 0
 
@@ -272,7 +272,7 @@ class SealedPart(Part[Rows]):
             remove(self._temporary)
 
 
-class Journal:
+class PendingList:
     """Frames of bytes, appended: each with its length and its check sum, so that a torn one is known."""
 
     def __init__(self, path: Path) -> None:

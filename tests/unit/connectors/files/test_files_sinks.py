@@ -17,7 +17,7 @@ from pyarrow import parquet as pq
 from sabot._cython.arrow.batch import Batch
 from sabot.connectors.base import Sink
 from sabot.connectors.files import ArrowSink, CsvSink, CsvSource, FileSink, NdjsonSink, ParquetSink
-from sabot.connectors.files.parts import FRAME_BYTES, Journal
+from sabot.connectors.files.parts import FRAME_BYTES, PendingList
 from sabot.connectors.files.text_sinks import end_of_lines, end_of_records
 from sabot.errors import TransientError, UserError
 from sabot.operators.base import OperatorContext
@@ -54,7 +54,7 @@ def test_a_torn_journal_keeps_all_whole_frames(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / ".torn.journal"
     path.unlink(missing_ok=True)
-    journal = Journal(path)
+    journal = PendingList(path)
     ends = [8]
     for frame in frames:
         journal.append(frame)
@@ -67,14 +67,14 @@ def test_a_torn_journal_keeps_all_whole_frames(
         with path.open("ab") as file:
             file.write(bytes(data.draw(st.integers(0, 40))))
     whole = max(0, sum(end <= size for end in ends) - 1)
-    again = Journal(path)
+    again = PendingList(path)
     found = [frame.to_pybytes() for frame in again.frames()]
     again.append(b"later")
     again.sync()
     again.close()
     assert found[:whole] == frames[:whole]
     assert found == frames[: len(found)]  # a frame may be whole but for zeros at its end
-    last = Journal(path)
+    last = PendingList(path)
     assert [frame.to_pybytes() for frame in last.frames()] == [*found, b"later"]
     last.close()
 
@@ -163,7 +163,7 @@ def test_a_crash_while_a_complete_file_is_taken_over_loses_nothing(tmp_path: Pat
     sink.write(rows(0, 3))
     sink.finish()
     sink.close()
-    journal = Journal(tmp_path / ".t.parquet.copy")
+    journal = PendingList(tmp_path / ".t.parquet.copy")
     journal.append(b"half of")
     journal.close()
     (tmp_path / ".t.parquet.tmp").write_bytes(b"PAR1")

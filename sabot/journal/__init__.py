@@ -1,0 +1,60 @@
+"""The journal of effects: what jobs have asked of the world, before and after. `base` is the contract."""
+
+from sabot.journal.base import Inbox, JobMark, Journal, JournalReader, Position, Question, check_place
+from sabot.journal.effects import EffectClass, EffectId, Found, InDoubt, digest, effect_class, in_doubt
+from sabot.journal.entries import (
+    INLINE_BYTES,
+    Answer,
+    Attempt,
+    Begin,
+    Body,
+    Cancel,
+    EffectResult,
+    End,
+    Entry,
+    Intent,
+    Letter,
+    Signal,
+    StoredBody,
+    kind_of,
+)
+from sabot.journal.memory import MemoryHome, MemoryInbox, MemoryJournal, MemoryReader
+from sabot.journal.sqlite import SqliteInbox, SqliteJournal, SqliteReader
+
+__all__ = [
+    "INLINE_BYTES",
+    "Answer",
+    "Attempt",
+    "Begin",
+    "Body",
+    "Cancel",
+    "EffectClass",
+    "EffectId",
+    "EffectResult",
+    "End",
+    "Entry",
+    "Found",
+    "InDoubt",
+    "Inbox",
+    "Intent",
+    "JobMark",
+    "Journal",
+    "JournalReader",
+    "Letter",
+    "MemoryHome",
+    "MemoryInbox",
+    "MemoryJournal",
+    "MemoryReader",
+    "Position",
+    "Question",
+    "Signal",
+    "SqliteInbox",
+    "SqliteJournal",
+    "SqliteReader",
+    "StoredBody",
+    "check_place",
+    "digest",
+    "effect_class",
+    "in_doubt",
+    "kind_of",
+]

@@ -1,0 +1,213 @@
+"""The contract of journals. What is written here, `tests/contracts/test_journal_contract.py` checks for every home.
+
+A journal is the log of what jobs have asked of the world and what came of it. It has three faces. The **owner** (`Journal`) appends;
+there is one, and it holds the claim. A **reader** (`JournalReader`) reads what is durable, beside the owner or without one, and changes
+nothing. An **inbox** (`Inbox`) takes letters from outside (answers, signals, cancels), beside the owner or without one.
+
+What always holds:
+
+- Appends have an order in each partition. What is durable is a prefix of it, at any moment and after any crash.
+- What was once said to be durable is read for ever, until it is trimmed. It may also be read when nobody was told: a crash comes between.
+- A failed append ends the run. Nothing is appended behind it, all who wait are told (`JournalFailed`), and nothing of it is tried again in
+  this process: after a failed fsync nobody knows what the disk has. The next owner reads what is there, and goes on behind it.
+- Several appends that wait become durable in one step, in one commit of the disk.
+- A letter is taken once: it becomes an entry in the same step in which it leaves the inbox.
+
+Where a home has several partitions, all entries of a job are in one of them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sabot.errors import LetterRefused, OtherJournal
+from sabot.journal.entries import Body, Entry, Letter
+
+__all__ = ["Inbox", "JobMark", "Journal", "JournalReader", "Position", "Question", "check_letter", "check_place"]
+
+
+class Position(NamedTuple):
+    """Where an entry stands. Offsets of a partition only grow, and may have gaps where entries were trimmed."""
+
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobMark:
+    """What a journal knows of a job without reading its entries: where it began, and how it ended ("": it has not).
+
+    It outlives the entries of an ended job (`trim`), so that a job that comes again is known. digest: of BEGIN. result: of END.
+    """
+
+    job: str
+    began: Position
+    digest: bytes
+    outcome: str = ""
+    result: str = ""
+    ended_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """An intent with a token. due_ms: its deadline, 0 for none. closed: how it was closed ("": it is open)."""
+
+    job: str
+    ordinal: int
+    due_ms: int
+    closed: str = ""
+
+
+class JournalReader(ABC):
+    """Reads what is durable. Every method may block, may be called from any thread, and raises CorruptJournal, or UserError for a version
+    that this Sabot does not know. Nothing that is there is changed.
+    """
+
+    where: str
+    """For messages: a path, a topic, an address without its password."""
+    identity: str
+    """Made with the journal, and never again."""
+    key: bytes
+    """32 secret bytes, made with the journal: digests are made with them (`effects.digest`), so that they tell nothing to others."""
+
+    @abstractmethod
+    def positions(self) -> dict[int, int]:
+        """Per partition, the offset behind the last durable entry. With `identity` it is what a checkpoint keeps (`check_place`)."""
+
+    @abstractmethod
+    def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
+        """Durable entries in order, partition by partition: of one job, or of all; from these offsets on.
+
+        Entries that become durable while it reads may come or not. A long body is a StoredBody; `load` gives it.
+        """
+
+    @abstractmethod
+    def load(self, body: Body) -> bytes:
+        """The bytes of a body. A stored one is checked against its hash: CorruptJournal."""
+
+    @abstractmethod
+    def job(self, job: str) -> JobMark | None:
+        """What is durable of a job; None: it has not begun here, or is forgotten."""
+
+    @abstractmethod
+    def question(self, token: str) -> Question | None:
+        """The question of a token; None: there is none."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of everything. Idempotent."""
+
+
+class Inbox(ABC):
+    """Takes letters, whether an owner is there or not."""
+
+    @abstractmethod
+    def post(self, letter: Letter) -> None:
+        """Durable when it returns, and accepted: the owner takes it. From any thread and any process; blocks.
+
+        Raises LetterRefused with the reason: the token is unknown, its question is closed, its deadline has passed, or another letter
+        came first. Two that come at once are ordered by the journal: one is accepted. After a crash in the middle it is there or not;
+        posting it again then says that another letter came first.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of everything. Idempotent."""
+
+
+class Journal(JournalReader, Inbox):
+    """The owner. Made, it has the claim: JobLocked where another process, or another object of this one, holds it.
+
+    A claim ends with `close` or with the process, however that ends. An owner that lost its claim all the same (its lock was removed) is
+    told at its next append, which fails: JournalFailed.
+    """
+
+    @abstractmethod
+    def append(self, entry: Entry) -> Position:
+        """Takes the entry as the next one of its partition. Never blocks; from any thread; the order is that of the calls.
+
+        When it returns nothing is durable yet: `durable` says when. Raises JournalFull, and takes nothing, when too much waits for the
+        disk (await `room` first); JournalFailed when an append has failed before; UserError when it is closed.
+        """
+
+    @abstractmethod
+    async def room(self) -> None:
+        """Returns when `append` would take an entry. On an event loop; who appends there without another `await` is not refused, unless
+        other threads append too. Raises JournalFailed.
+        """
+
+    @abstractmethod
+    async def durable(self, position: Position) -> None:
+        """Returns when the entry is durable, and with it all before it in its partition. On an event loop. Raises JournalFailed."""
+
+    @abstractmethod
+    def wait_durable(self, position: Position, timeout: float | None = None) -> bool:
+        """As `durable`, for threads: blocks. False: it is not after so many seconds."""
+
+    @abstractmethod
+    async def flush(self) -> dict[int, int]:
+        """Returns `positions` when all that was appended before the call is durable: what a barrier waits for. Raises JournalFailed."""
+
+    @abstractmethod
+    def take(self) -> list[tuple[Position, Entry]]:
+        """Letters that came since, as entries that were appended now, in the order in which they came. Reads the inbox, and does not wait
+        for the entries to be durable. Takes fewer where the queue of appends is full. When a crash comes before such an entry is durable,
+        its letter is in the inbox still.
+        """
+
+    @abstractmethod
+    def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
+        """Removes the entries of jobs whose END stands before these offsets (of the oldest retained checkpoint), with bodies that nobody
+        names any more; returns how many entries. Their marks stay, until they are older than `forget_before_ms` (epoch). Blocks. Jobs that
+        have not ended keep all of theirs. Appends go on meanwhile; a crash in the middle leaves some jobs trimmed whole, others not at all.
+        """
+
+    @abstractmethod
+    def statistics(self) -> dict[str, Any]:
+        """Since it was opened: entries, commits, waiting (entries that are not durable), bytes_waiting, bodies, letters, refused. Never
+        blocks.
+        """
+
+
+def check_letter(letter: Letter, question: Question | None, mark: JobMark | None, earlier: bool, now_ms: int) -> None:
+    """The rule of every inbox, asked in the step that would take the letter. mark: of the job that a signal or cancel names. earlier:
+    a letter of the same `once` is there. Raises LetterRefused.
+    """
+    if letter.kind in ("signal", "cancel"):
+        if mark is None:
+            raise LetterRefused(f"job {letter.job}: there is none of this name", reason="unknown")
+        if mark.outcome:
+            raise LetterRefused(f"job {letter.job} has ended: {mark.outcome}", reason="closed")
+        if letter.kind == "signal" and not letter.token:
+            raise LetterRefused("a signal needs a token of its sender", reason="unknown")
+        if earlier:
+            raise LetterRefused(f"job {letter.job}: this {letter.kind} was already sent", reason="second")
+        return
+    if question is None:
+        raise LetterRefused("no question has this token", reason="unknown")
+    if question.closed and not earlier:
+        raise LetterRefused(f"the question of job {question.job} is closed: {question.closed}", reason="closed")
+    if earlier:
+        raise LetterRefused(f"the question of job {question.job} was already answered or withdrawn", reason="second")
+    if letter.kind == "answer" and 0 < question.due_ms < now_ms:
+        late = (now_ms - question.due_ms) / 1000
+        raise LetterRefused(f"the question of job {question.job} has expired {late:,.0f} s ago", reason="expired")
+
+
+def check_place(journal: JournalReader, identity: str, positions: Mapping[int, int]) -> None:
+    """A checkpoint's word on its journal against the one that is there. Raises OtherJournal, with the choice, for another one, and for one
+    that is behind: effects that the state knows of would be made again.
+    """
+    hint = "give the journal that the job had; or start --fresh, and effects that it had made may be made again"
+    if journal.identity != identity:
+        raise OtherJournal(
+            f"{journal.where} is journal {journal.identity}, and the checkpoint was made with {identity}", hint=hint
+        )
+    there = journal.positions()
+    for partition, offset in positions.items():
+        if there.get(partition, 0) < offset:
+            raise OtherJournal(
+                f"{journal.where} ends at {there.get(partition, 0)} in partition {partition}, and the checkpoint knows of {offset}",
+                hint=hint,
+            )

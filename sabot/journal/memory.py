@@ -1,0 +1,242 @@
+"""A journal in memory, for tests and scripts: what the other homes do, and gone with the process.
+
+`MemoryHome` is where it lies, as a folder is for SQLite: a second `MemoryJournal` of the same home, after the first is closed, finds what
+the first has written.
+"""
+
+import secrets
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.errors import CorruptJournal, JobLocked, LetterRefused, UserError
+from sabot.journal.base import Inbox, JobMark, Journal, JournalReader, Position, Question, check_letter
+from sabot.journal.entries import (
+    Answer,
+    Begin,
+    Body,
+    Cancel,
+    End,
+    Entry,
+    Intent,
+    Letter,
+    Signal,
+    StoredBody,
+    body_of,
+    decode_entry,
+    encode_entry,
+    hash_of,
+    with_stored_body,
+)
+
+__all__ = ["MemoryHome", "MemoryInbox", "MemoryJournal", "MemoryReader", "entry_of_letter"]
+
+
+def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> Entry:
+    """The entry that a letter becomes when the owner takes it. question: of its token, for answers and withdrawals."""
+    if letter.kind == "signal":
+        return Signal(letter.job, at_ms, letter.name, letter.token, letter.body, letter.by)
+    if letter.kind == "cancel":
+        return Cancel(letter.job, at_ms, letter.name, letter.by)
+    if question is None:
+        raise CorruptJournal("a letter answers a question that the journal does not have")
+    outcome = "resolved" if letter.kind == "answer" else letter.name
+    return Answer(question.job, at_ms, question.ordinal, letter.token, outcome, letter.body, letter.by)
+
+
+class MemoryHome:
+    """What a journal in memory holds. One lock for all."""
+
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.identity = uuid.uuid4().hex
+        self.key = secrets.token_bytes(32)
+        self.clock = clock
+        self.lock = threading.RLock()
+        self.owner: object | None = None
+        self.next = 0
+        self.entries: dict[int, tuple[str, bytes]] = {}
+        self.of_job: dict[str, list[int]] = {}
+        self.bodies: dict[bytes, bytes] = {}
+        self.uses: dict[int, bytes] = {}
+        self.marks: dict[str, JobMark] = {}
+        self.questions: dict[str, Question] = {}
+        self.letters: dict[
+            str, tuple[str, Letter | None]
+        ] = {}  # by `Letter.once`: the job, and the letter until it is taken
+
+
+class MemoryReader(JournalReader):
+    """Reads a `MemoryHome`."""
+
+    where = "journal in memory"
+
+    def __init__(self, home: MemoryHome) -> None:
+        self.home = home
+        self.identity = home.identity
+        self.key = home.key
+
+    def positions(self) -> dict[int, int]:
+        return {0: self.home.next}
+
+    def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
+        first = (start or {}).get(0, 0)
+        with self.home.lock:
+            offsets = list(self.home.entries) if job is None else list(self.home.of_job.get(job, ()))
+        for offset in offsets:
+            found = self.home.entries.get(offset)
+            if offset >= first and found is not None:
+                yield Position(0, offset), decode_entry(found[1], self.where)
+
+    def load(self, body: Body) -> bytes:
+        if isinstance(body, bytes):
+            return body
+        found = self.home.bodies.get(body.hash)
+        if found is None or hash_of(found) != body.hash:
+            raise CorruptJournal(f"{self.where}: body {body.hash.hex()} is missing or damaged")
+        return found
+
+    def job(self, job: str) -> JobMark | None:
+        return self.home.marks.get(job)
+
+    def question(self, token: str) -> Question | None:
+        return self.home.questions.get(token)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class MemoryInbox(Inbox):
+    """Posts into a `MemoryHome`."""
+
+    def __init__(self, home: MemoryHome) -> None:
+        self._home = home
+
+    def post(self, letter: Letter) -> None:
+        home = self._home
+        with home.lock:
+            now_ms = round(home.clock.time() * 1000)
+            question, mark = home.questions.get(letter.token), home.marks.get(letter.job)
+            check_letter(letter, question, mark, letter.once in home.letters, now_ms)
+            home.letters[letter.once] = (question.job if question is not None else letter.job, letter)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class MemoryJournal(MemoryReader, Journal):
+    """The owner of a `MemoryHome`. What is appended is durable at once, as far as memory is: an append never waits and never fails."""
+
+    def __init__(self, home: MemoryHome | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__(home if home is not None else MemoryHome(clock))
+        with self.home.lock:
+            if self.home.owner is not None:
+                raise JobLocked(f"{self.where}: another owner holds it", hint="close that one first")
+            self.home.owner = self
+        self._first = self.home.next
+        self._letters = self._refused = 0
+
+    def append(self, entry: Entry) -> Position:
+        with self.home.lock:
+            self._check()
+            offset = self.home.next
+            self.home.next += 1
+            entry, body = with_stored_body(entry)
+            if body:
+                self.home.bodies.setdefault(hash_of(body), body)
+            named = body_of(entry)
+            if isinstance(named, StoredBody):
+                self.home.uses[offset] = named.hash
+            self.home.entries[offset] = (entry.job, encode_entry(entry))
+            self.home.of_job.setdefault(entry.job, []).append(offset)
+            self._index(offset, entry)
+        return Position(0, offset)
+
+    def _check(self) -> None:
+        if self.home.owner is not self:
+            raise UserError(f"{self.where} is closed")
+
+    def _index(self, offset: int, entry: Entry) -> None:
+        home = self.home
+        if isinstance(entry, Begin):
+            home.marks[entry.job] = JobMark(entry.job, Position(0, offset), entry.digest)
+        elif isinstance(entry, End):
+            mark = home.marks.get(entry.job) or JobMark(entry.job, Position(0, offset), b"")
+            home.marks[entry.job] = replace(mark, outcome=entry.outcome, result=entry.result, ended_ms=entry.at_ms)
+            for token, question in home.questions.items():
+                if question.job == entry.job and not question.closed:
+                    home.questions[token] = replace(question, closed=f"the job has ended: {entry.outcome}")
+        elif isinstance(entry, Intent) and entry.token:
+            home.questions[entry.token] = Question(entry.job, entry.ordinal, entry.due_ms)
+        elif isinstance(entry, Answer) and entry.token in home.questions:
+            home.questions[entry.token] = replace(home.questions[entry.token], closed=entry.outcome)
+
+    async def room(self) -> None:
+        self._check()
+
+    async def durable(self, position: Position) -> None:
+        """All that was appended is."""
+
+    def wait_durable(self, position: Position, timeout: float | None = None) -> bool:
+        return True
+
+    async def flush(self) -> dict[int, int]:
+        return self.positions()
+
+    def post(self, letter: Letter) -> None:
+        try:
+            MemoryInbox(self.home).post(letter)
+        except LetterRefused:
+            self._refused += 1
+            raise
+
+    def take(self) -> list[tuple[Position, Entry]]:
+        taken = []
+        with self.home.lock:
+            for once, (job, letter) in list(self.home.letters.items()):
+                if letter is not None:
+                    at_ms = round(self.home.clock.time() * 1000)
+                    entry = entry_of_letter(letter, self.home.questions.get(letter.token), at_ms)
+                    taken.append((self.append(entry), entry))
+                    self.home.letters[once] = (job, None)
+        self._letters += len(taken)
+        return taken
+
+    def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
+        home, removed = self.home, 0
+        with home.lock:
+            for job, mark in list(home.marks.items()):
+                offsets = home.of_job.get(job, [])
+                if not mark.outcome or (offsets and offsets[-1] >= before.get(0, 0)):
+                    continue
+                for offset in offsets:
+                    del home.entries[offset]
+                    home.uses.pop(offset, None)
+                removed += len(offsets)
+                home.of_job.pop(job, None)
+                home.questions = {token: each for token, each in home.questions.items() if each.job != job}
+                home.letters = {once: each for once, each in home.letters.items() if each[0] != job}
+                if mark.ended_ms < forget_before_ms:
+                    del home.marks[job]
+            named = set(home.uses.values())
+            home.bodies = {name: body for name, body in home.bodies.items() if name in named}
+        return removed
+
+    def statistics(self) -> dict[str, Any]:
+        appended = self.home.next - self._first
+        return {
+            "entries": appended,
+            "commits": appended,
+            "waiting": 0,
+            "bytes_waiting": 0,
+            "bodies": len(self.home.bodies),
+            "letters": self._letters,
+            "refused": self._refused,
+        }
+
+    def close(self) -> None:
+        with self.home.lock:
+            if self.home.owner is self:
+                self.home.owner = None

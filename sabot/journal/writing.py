@@ -1,0 +1,229 @@
+"""Group commit: a bounded queue of appends, and one thread that makes all that waits durable in one step.
+
+While the disk is busy with one group the next one gathers, so its size follows the load: alone, an entry pays one commit of the disk;
+a thousand that wait pay one together. There is no timer that holds an entry back to gather more.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from sabot.errors import JournalFailed, JournalFull, SabotError, UserError
+from sabot.faults import hint_of
+from sabot.journal.base import Position
+from sabot.journal.entries import INLINE_BYTES, Entry, body_of, encode_entry
+from sabot.threads import tell, threads
+
+__all__ = ["CAPACITY_BYTES", "Appended", "GroupWriter"]
+
+CAPACITY_BYTES = 64 << 20
+
+_OVERHEAD = 200  # bytes of an entry in the queue, beside its own
+_MOST = 4096  # entries of one group
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """An entry in the queue. data: encoded; empty where its body is long, so that the writer's thread hashes it. letter: its number in
+    the inbox, 0 for none.
+    """
+
+    offset: int
+    entry: Entry
+    data: bytes
+    letter: int
+    size: int
+
+
+class GroupWriter:
+    """Of one partition. commit: makes a group durable, or raises; called in the writer's thread, never twice at once, and not again after
+    it raised.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        partition: int,
+        first: int,
+        commit: Callable[[list[Appended]], None],
+        capacity_bytes: int = CAPACITY_BYTES,
+    ) -> None:
+        self._where = where
+        self._partition = partition
+        self._commit = commit
+        self._capacity = capacity_bytes
+        self._changed = threading.Condition()
+        self._queue: deque[Appended] = deque()
+        self._waiting_bytes = 0
+        self._next = self._durable = first
+        self._failed: JournalFailed | None = None
+        self._closing = False
+        self._awaited: dict[asyncio.AbstractEventLoop, list[tuple[int, asyncio.Future[None]]]] = {}
+        self._roomless: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self.commits = 0
+        self._first = first
+        self._thread = threads.spawn(f"sabot-journal {where}", self._turn)
+        self._thread.start()
+
+    @property
+    def durable_offset(self) -> int:
+        """The offset behind the last durable entry."""
+        return self._durable
+
+    @property
+    def next_offset(self) -> int:
+        """The offset behind the last entry that was appended."""
+        return self._next
+
+    def append(self, entry: Entry, letter: int = 0) -> Position:
+        """As `Journal.append`."""
+        body = body_of(entry)
+        long = isinstance(body, bytes) and len(body) > INLINE_BYTES
+        data = b"" if long else encode_entry(entry)
+        size = (len(body) if long else len(data)) + _OVERHEAD  # type: ignore[arg-type]
+        with self._changed:
+            self._check()
+            if self._queue and self._waiting_bytes + size > self._capacity:
+                raise JournalFull(
+                    f"{self._where}: {len(self._queue):,} entries with {self._waiting_bytes:,} bytes wait for its disk"
+                )
+            offset = self._next
+            self._next += 1
+            self._queue.append(Appended(offset, entry, data, letter, size))
+            self._waiting_bytes += size
+            if len(self._queue) == 1:
+                self._changed.notify_all()
+        return Position(self._partition, offset)
+
+    def _check(self) -> None:
+        if self._failed is not None:
+            raise JournalFailed(self._failed.message, hint=self._failed.hint) from self._failed.__cause__
+        if self._closing:
+            raise UserError(f"{self._where} is closed")
+
+    async def durable(self, offset: int) -> None:
+        """As `Journal.durable`."""
+        if offset < self._durable:
+            return
+        loop = asyncio.get_running_loop()
+        with self._changed:
+            if offset < self._durable:
+                return
+            if self._failed is not None:
+                self._check()
+            future: asyncio.Future[None] = loop.create_future()
+            self._awaited.setdefault(loop, []).append((offset, future))
+        await future
+
+    def wait_durable(self, offset: int, timeout: float | None) -> bool:
+        """As `Journal.wait_durable`."""
+        with self._changed:
+            self._changed.wait_for(lambda: offset < self._durable or self._failed is not None, timeout)
+            if offset < self._durable:
+                return True
+            if self._failed is not None:
+                self._check()
+            return False
+
+    async def room(self) -> None:
+        """As `Journal.room`: half of the queue is free, so that who waits does not take turns with the disk entry by entry."""
+        while True:
+            with self._changed:
+                self._check()
+                if self._waiting_bytes <= self._capacity // 2:
+                    return
+                loop = asyncio.get_running_loop()
+                future: asyncio.Future[None] = loop.create_future()
+                self._roomless.append((loop, future))
+            await future
+
+    def statistics(self) -> dict[str, Any]:
+        """entries, commits, waiting, bytes_waiting."""
+        return {
+            "entries": self._next - self._first,
+            "commits": self.commits,
+            "waiting": self._next - self._durable,
+            "bytes_waiting": self._waiting_bytes,
+        }
+
+    def close(self) -> None:
+        """Makes durable what waits, unless a commit has failed; then the thread is over."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _turn(self, wait_seconds: float) -> bool | None:
+        with self._changed:
+            if not self._queue and not self._closing and wait_seconds:
+                self._changed.wait(wait_seconds)
+            if self._failed is not None or (self._closing and not self._queue):
+                return False
+            group = list(islice(self._queue, _MOST))
+        if not group:
+            return None
+        try:
+            self._commit(group)
+        except BaseException as error:  # whoever waits must hear of it, whatever it is
+            self._fail(error)
+            return False
+        with self._changed:
+            for each in group:
+                self._queue.popleft()
+                self._waiting_bytes -= each.size
+            self._durable = group[-1].offset + 1
+            self.commits += 1
+            ready = self._ready()
+            self._changed.notify_all()
+        for loop, futures in ready:
+            tell(loop, _set, futures)
+        return True
+
+    def _ready(self) -> list[tuple[asyncio.AbstractEventLoop, list["asyncio.Future[None]"]]]:
+        """Futures that are fulfilled now, one list a loop: a loop is woken once a commit."""
+        ready = []
+        for loop, awaited in list(self._awaited.items()):
+            ready.append((loop, [future for offset, future in awaited if offset < self._durable]))
+            left = [each for each in awaited if each[0] >= self._durable]
+            if left:
+                self._awaited[loop] = left
+            else:
+                del self._awaited[loop]
+        if self._waiting_bytes <= self._capacity // 2:
+            ready += [(loop, [future]) for loop, future in self._roomless]
+            self._roomless.clear()
+        return ready
+
+    def _fail(self, error: BaseException) -> None:
+        failed = JournalFailed(
+            f"{self._where}: entries could not be made durable: {getattr(error, 'message', None) or error}",
+            hint=(error.hint if isinstance(error, SabotError) else "") or hint_of(error),
+        )
+        failed.__cause__ = error
+        with self._changed:
+            self._failed = failed
+            waiting = [(loop, [future for _, future in awaited]) for loop, awaited in self._awaited.items()]
+            waiting += [(loop, [future]) for loop, future in self._roomless]
+            self._awaited.clear()
+            self._roomless.clear()
+            self._changed.notify_all()
+        for loop, futures in waiting:
+            tell(loop, _break, futures, failed)
+
+
+def _set(futures: list["asyncio.Future[None]"]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
+
+
+def _break(futures: list["asyncio.Future[None]"], failed: JournalFailed) -> None:
+    for future in futures:
+        if not future.done():
+            error = JournalFailed(failed.message, hint=failed.hint)
+            error.__cause__ = failed.__cause__
+            future.set_exception(error)

@@ -1,0 +1,475 @@
+"""What every journal keeps (`sabot/journal/base.py`): one suite for all homes."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sabot.clock import ManualClock
+from sabot.errors import CorruptJournal, JobLocked, LetterRefused, OtherJournal, UserError
+from sabot.journal import (
+    INLINE_BYTES,
+    Answer,
+    Begin,
+    Cancel,
+    EffectResult,
+    End,
+    Entry,
+    Inbox,
+    Intent,
+    Journal,
+    JournalReader,
+    Letter,
+    MemoryHome,
+    MemoryInbox,
+    MemoryJournal,
+    MemoryReader,
+    Position,
+    Signal,
+    SqliteInbox,
+    SqliteJournal,
+    SqliteReader,
+    StoredBody,
+    check_place,
+)
+
+
+class Home(Protocol):
+    clock: ManualClock
+
+    def owner(self) -> Journal: ...
+    def reader(self) -> JournalReader: ...
+    def inbox(self) -> Inbox: ...
+
+
+class InMemory:
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.home = MemoryHome(self.clock)
+
+    def owner(self) -> Journal:
+        return MemoryJournal(self.home)
+
+    def reader(self) -> JournalReader:
+        return MemoryReader(self.home)
+
+    def inbox(self) -> Inbox:
+        return MemoryInbox(self.home)
+
+
+class InSqlite:
+    def __init__(self, folder: Path) -> None:
+        self.clock = ManualClock()
+        self.folder = folder / "state" / "journal"
+
+    def owner(self) -> Journal:
+        return SqliteJournal(self.folder, clock=self.clock)
+
+    def reader(self) -> JournalReader:
+        return SqliteReader(self.folder.parent)
+
+    def inbox(self) -> Inbox:
+        return SqliteInbox(self.folder, clock=self.clock)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
+    return InMemory() if request.param == "memory" else InSqlite(tmp_path)
+
+
+@pytest.fixture
+def journal(home: Home) -> Iterator[Journal]:
+    owner = home.owner()
+    yield owner
+    owner.close()
+
+
+def written(journal: Journal, *entries: Entry) -> Position:
+    """Appended and durable: the position of the last one."""
+    positions = [journal.append(entry) for entry in entries]
+    assert journal.wait_durable(positions[-1], 30)
+    return positions[-1]
+
+
+def entries(journal: JournalReader, job: str | None = None) -> list[Entry]:
+    return [entry for _, entry in journal.read(job)]
+
+
+def asked(job: str = "a", token: str = "t", due_ms: int = 0) -> list[Entry]:
+    """A job that waits for the answer to a question."""
+    return [Begin(job, 0), Intent(job, 0, 1, "ask", "confirm", token=token, due_ms=due_ms)]
+
+
+def refused(inbox: Inbox, letter: Letter) -> str:
+    with pytest.raises(LetterRefused) as error:
+        inbox.post(letter)
+    return error.value.reason
+
+
+# -- order and durability ---------------------------------------------------------------------------------------------
+
+
+def test_entries_come_back_in_the_order_of_the_appends(journal: Journal) -> None:
+    given = [Begin("a", 1, "agent", b"input", b"key", b"digest", "v1"), Begin("b", 2), Signal("a", 3, "s", "t", b"x")]
+    last = written(journal, *given, End("b", 4, "succeeded", "r", b"d"))
+    found = list(journal.read())
+    assert [entry for _, entry in found] == [*given, End("b", 4, "succeeded", "r", b"d")]
+    assert [position for position, _ in found] == sorted(position for position, _ in found)
+    assert found[-1][0] == last
+    assert journal.positions() == {0: last.offset + 1}
+
+
+def test_the_entries_of_a_job_can_be_read_alone_and_from_a_position_on(journal: Journal) -> None:
+    written(journal, Begin("a", 1), Begin("b", 2), Cancel("a", 3), Cancel("b", 4))
+    assert entries(journal, "a") == [Begin("a", 1), Cancel("a", 3)]
+    second = list(journal.read())[2][0]
+    assert [entry for _, entry in journal.read(start={0: second.offset})] == [Cancel("a", 3), Cancel("b", 4)]
+    assert entries(journal, "nobody") == []
+
+
+def test_what_was_appended_is_there_for_the_next_owner(home: Home) -> None:
+    first = home.owner()
+    identity, key = first.identity, first.key
+    last = first.append(Begin("a", 1))
+    first.close()  # what waits becomes durable
+    second = home.owner()
+    try:
+        assert (second.identity, second.key) == (identity, key)
+        assert entries(second) == [Begin("a", 1)]
+        assert second.append(Begin("b", 2)) > last
+    finally:
+        second.close()
+    reader = home.reader()
+    assert entries(reader) == [Begin("a", 1), Begin("b", 2)]
+    reader.close()
+
+
+async def test_flush_returns_when_all_before_it_is_durable(home: Home, journal: Journal) -> None:
+    for number in range(500):
+        journal.append(Begin(f"job-{number}", number))
+    positions = await journal.flush()
+    reader = home.reader()
+    assert [entry.job for entry in entries(reader)] == [f"job-{number}" for number in range(500)]
+    assert positions == reader.positions() == journal.positions()
+    reader.close()
+
+
+async def test_many_who_wait_for_one_journal_are_all_told(journal: Journal) -> None:
+    async def one(number: int) -> bool:
+        position = journal.append(Begin(f"job-{number}", 0))
+        await journal.durable(position)
+        return journal.positions()[0] > position.offset
+
+    assert all(await asyncio.gather(*(one(number) for number in range(300))))
+    assert journal.statistics()["entries"] == 300
+    assert journal.statistics()["waiting"] == 0
+
+
+def test_appends_of_several_threads_have_one_order(journal: Journal) -> None:
+    def work(name: str) -> None:
+        for number in range(200):
+            journal.append(Begin(f"{name}-{number}", 0))
+
+    workers = [threading.Thread(target=work, args=(name,)) for name in "xyz"]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert journal.wait_durable(Position(0, 599), 30)
+    jobs = [entry.job for entry in entries(journal)]
+    assert len(jobs) == 600
+    for name in "xyz":
+        assert [job for job in jobs if job.startswith(name)] == [f"{name}-{number}" for number in range(200)]
+
+
+def test_a_closed_journal_takes_nothing(home: Home) -> None:
+    journal = home.owner()
+    journal.close()
+    journal.close()
+    with pytest.raises(UserError, match="closed"):
+        journal.append(Begin("a", 1))
+
+
+# -- bodies -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, INLINE_BYTES, INLINE_BYTES + 1, 5_000_000])
+def test_a_body_of_any_length_comes_back(journal: Journal, size: int) -> None:
+    body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    written(journal, Begin("a", 1, body=body))
+    (entry,) = entries(journal)
+    assert isinstance(entry, Begin)
+    assert isinstance(entry.body, StoredBody) == (size > INLINE_BYTES)
+    assert journal.load(entry.body) == body
+
+
+def test_the_same_long_body_is_stored_once_and_goes_with_the_last_entry_that_names_it(journal: Journal) -> None:
+    body = b"conversation" * INLINE_BYTES
+    for job in ("a", "b"):
+        written(journal, Begin(job, 1, body=body), EffectResult(job, 2, 1, body=body))
+    named = {entry.body for entry in entries(journal) if isinstance(entry, Begin | EffectResult)}
+    assert len(named) == 1
+    last = written(journal, End("a", 3, "succeeded"))
+    assert journal.trim({0: last.offset + 1}) == 3
+    (stored,) = {entry.body for entry in entries(journal) if isinstance(entry, Begin | EffectResult)}
+    assert journal.load(stored) == body
+    last = written(journal, End("b", 3, "succeeded"))
+    journal.trim({0: last.offset + 1})
+    with pytest.raises(CorruptJournal, match="missing"):
+        journal.load(stored)
+
+
+# -- the claim --------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_owner_is_refused_while_the_first_holds_the_journal(home: Home) -> None:
+    first = home.owner()
+    with pytest.raises(JobLocked):
+        home.owner()
+    assert written(first, Begin("a", 1)) == Position(0, 0)
+    first.close()
+    home.owner().close()
+
+
+def test_a_checkpoint_of_another_journal_or_of_a_later_one_is_refused(home: Home, journal: Journal) -> None:
+    written(journal, Begin("a", 1), Begin("b", 2))
+    check_place(journal, journal.identity, {0: 2})
+    check_place(journal, journal.identity, {0: 1})
+    with pytest.raises(OtherJournal, match="ends at 2 in partition 0, and the checkpoint knows of 3"):
+        check_place(journal, journal.identity, {0: 3})
+    with pytest.raises(OtherJournal, match="was made with"):
+        check_place(journal, "another", {0: 1})
+
+
+# -- marks and trimming -----------------------------------------------------------------------------------------------
+
+
+def test_a_job_has_a_mark_from_its_beginning_to_its_end(journal: Journal) -> None:
+    assert journal.job("a") is None
+    written(journal, Begin("a", 1, digest=b"d"))
+    mark = journal.job("a")
+    assert mark is not None
+    assert (mark.began, mark.digest, mark.outcome) == (Position(0, 0), b"d", "")
+    written(journal, End("a", 7, "failed", "why"))
+    mark = journal.job("a")
+    assert mark is not None
+    assert (mark.outcome, mark.result, mark.ended_ms) == ("failed", "why", 7)
+
+
+def test_a_job_that_begins_again_has_a_new_history(journal: Journal) -> None:
+    written(journal, Begin("a", 1), End("a", 2, "continued"), Begin("a", 3, digest=b"2"))
+    mark = journal.job("a")
+    assert mark is not None
+    assert (mark.outcome, mark.digest, mark.began) == ("", b"2", Position(0, 2))
+    assert journal.trim({0: 100}) == 0
+
+
+def test_only_jobs_that_ended_before_the_position_are_trimmed(journal: Journal) -> None:
+    written(journal, Begin("old", 1), Begin("open", 1), End("old", 2, "succeeded"), Begin("late", 3))
+    written(journal, End("late", 4, "succeeded"))
+    assert journal.trim({0: 4}) == 2
+    assert [entry.job for entry in entries(journal)] == ["open", "late", "late"]
+    assert journal.trim({0: 4}) == 0
+
+
+def test_an_ended_job_is_known_until_it_is_forgotten(journal: Journal) -> None:
+    last = written(journal, Begin("a", 1, digest=b"d"), End("a", 1_000, "succeeded", "r"))
+    journal.trim({0: last.offset + 1}, forget_before_ms=1_000)
+    mark = journal.job("a")
+    assert mark is not None
+    assert (mark.outcome, mark.result, mark.digest) == ("succeeded", "r", b"d")
+    journal.trim({0: last.offset + 1}, forget_before_ms=1_001)
+    assert journal.job("a") is None
+
+
+def test_positions_do_not_begin_again_when_all_was_trimmed(home: Home) -> None:
+    """Else a checkpoint would find a journal that is behind, or take new entries for those that it knows."""
+    journal = home.owner()
+    last = written(journal, Begin("a", 1), End("a", 2, "succeeded"))
+    for _ in range(2):
+        journal.trim({0: last.offset + 1})
+    journal.close()
+    reader = home.reader()
+    assert reader.positions() == {0: 2}
+    reader.close()
+    again = home.owner()
+    assert again.append(Begin("b", 3)) == Position(0, 2)
+    again.close()
+
+
+# -- the inbox --------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_is_taken_once(home: Home, journal: Journal) -> None:
+    written(journal, *asked())
+    inbox = home.inbox()
+    inbox.post(Letter("answer", "t", body=b"yes", by="ann"))
+    taken = journal.take()
+    now_ms = round(home.clock.time() * 1000)
+    assert [entry for _, entry in taken] == [Answer("a", now_ms, 1, "t", "resolved", b"yes", "ann")]
+    assert journal.take() == []
+    assert journal.wait_durable(taken[-1][0], 30)
+    assert entries(journal)[-1] == taken[-1][1]
+    question = journal.question("t")
+    assert question is not None
+    assert question.closed == "resolved"
+    inbox.close()
+
+
+def test_a_letter_that_came_while_no_owner_was_there_is_taken_by_the_next(home: Home) -> None:
+    owner = home.owner()
+    written(owner, *asked())
+    owner.close()
+    inbox = home.inbox()
+    inbox.post(Letter("answer", "t", body=b"yes"))
+    inbox.post(Letter("cancel", job="a", name="no need"))
+    inbox.close()
+    owner = home.owner()
+    assert [type(entry) for _, entry in owner.take()] == [Answer, Cancel]
+    owner.close()
+    owner = home.owner()
+    assert owner.take() == []
+    assert [type(entry) for entry in entries(owner)[2:]] == [Answer, Cancel]
+    owner.close()
+
+
+def test_a_wrong_a_second_and_an_expired_token_are_refused_with_the_reason(home: Home, journal: Journal) -> None:
+    now_ms = round(home.clock.time() * 1000)
+    written(journal, *asked("a", "t"), *asked("b", "late", now_ms), *asked("c", "done"))
+    inbox = home.inbox()
+    assert refused(inbox, Letter("answer", "nobody's")) == "unknown"
+    inbox.post(Letter("answer", "t"))
+    assert refused(inbox, Letter("answer", "t")) == "second"
+    assert refused(inbox, Letter("withdraw", "t", name="expired")) == "second"
+    journal.take()
+    asyncio.run(journal.flush())
+    assert refused(inbox, Letter("answer", "t")) == "second"
+    home.clock.advance(0.001)
+    assert refused(inbox, Letter("answer", "late")) == "expired"
+    written(journal, End("c", 1, "cancelled"))
+    assert refused(inbox, Letter("answer", "done")) == "closed"
+    with pytest.raises(LetterRefused):
+        journal.post(Letter("answer", "nobody's"))
+    assert journal.statistics()["refused"] == 1
+    inbox.close()
+
+
+def test_an_answer_at_the_deadline_is_in_time_and_a_withdrawal_after_it_comes_too_late(
+    home: Home, journal: Journal
+) -> None:
+    """An answer that was durable before the deadline beats the timer."""
+    now_ms = round(home.clock.time() * 1000)
+    written(journal, *asked("a", "t", now_ms))
+    inbox = home.inbox()
+    inbox.post(Letter("answer", "t"))
+    home.clock.advance(60)
+    assert refused(inbox, Letter("withdraw", "t", name="expired")) == "second"
+    assert [entry.outcome for _, entry in journal.take() if isinstance(entry, Answer)] == ["resolved"]
+    inbox.close()
+
+
+def test_a_question_that_was_withdrawn_takes_no_answer(home: Home, journal: Journal) -> None:
+    written(journal, *asked())
+    inbox = home.inbox()
+    inbox.post(Letter("withdraw", "t", name="expired"))
+    assert refused(inbox, Letter("answer", "t")) == "second"
+    assert [entry.outcome for _, entry in journal.take() if isinstance(entry, Answer)] == ["expired"]
+    inbox.close()
+
+
+def test_signals_and_cancels_are_for_jobs_that_are_there_and_come_once(home: Home, journal: Journal) -> None:
+    written(journal, Begin("a", 1), Begin("b", 1), End("b", 2, "succeeded"))
+    inbox = home.inbox()
+    assert refused(inbox, Letter("cancel", job="nobody")) == "unknown"
+    assert refused(inbox, Letter("cancel", job="b")) == "closed"
+    assert refused(inbox, Letter("signal", job="a", name="s")) == "unknown"
+    for token in ("1", "2"):
+        inbox.post(Letter("signal", token, "a", "s"))
+    assert refused(inbox, Letter("signal", "1", "a", "s")) == "second"
+    inbox.post(Letter("cancel", job="a"))
+    assert refused(inbox, Letter("cancel", job="a")) == "second"
+    assert [type(entry) for _, entry in journal.take()] == [Signal, Signal, Cancel]
+    inbox.close()
+
+
+def test_of_many_who_answer_at_once_one_is_accepted(home: Home, journal: Journal) -> None:
+    written(journal, *asked())
+    accepted: list[int] = []
+    reasons: list[str] = []
+
+    def work(number: int) -> None:
+        inbox = home.inbox()
+        try:
+            inbox.post(Letter("answer", "t", body=str(number).encode()))
+            accepted.append(number)
+        except LetterRefused as error:
+            reasons.append(error.reason)
+        finally:
+            inbox.close()
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(accepted) == 1
+    assert reasons == ["second"] * 7
+    assert [entry.body for _, entry in journal.take() if isinstance(entry, Answer)] == [str(accepted[0]).encode()]
+
+
+# -- against a list ---------------------------------------------------------------------------------------------------
+
+JOBS = st.sampled_from("abc")
+STEPS = st.one_of(
+    st.tuples(st.just("begin"), JOBS),
+    st.tuples(st.just("result"), JOBS),
+    st.tuples(st.just("end"), JOBS),
+    st.tuples(st.just("trim"), st.integers(0, 40)),
+    st.tuples(st.just("again"), st.just("")),
+)
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_a_journal_is_a_list_of_entries_from_which_ended_jobs_are_trimmed(
+    kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    @given(st.lists(STEPS, max_size=25))
+    def check(steps: list[tuple[str, str | int]]) -> None:
+        home: Home = InMemory() if kind == "memory" else InSqlite(tmp_path_factory.mktemp("journal"))
+        journal = home.owner()
+        model: list[tuple[int, Entry]] = []
+        ended: set[str] = set()
+        count = 0
+        for verb, what in steps:
+            if verb == "trim":
+                asyncio.run(journal.flush())
+                journal.trim({0: int(what)})
+                gone = {job for job in ended if all(at < int(what) for at, entry in model if entry.job == job)}
+                model = [(at, entry) for at, entry in model if entry.job not in gone]
+            elif verb == "again":
+                journal.close()
+                journal = home.owner()
+            else:
+                job = str(what)
+                entry: Entry = {
+                    "begin": Begin(job, count),
+                    "result": EffectResult(job, count, count),
+                    "end": End(job, count, "succeeded"),
+                }[verb]
+                (ended.add if verb == "end" else ended.discard if verb == "begin" else ended.intersection)(
+                    job  # type: ignore[arg-type]
+                )
+                journal.append(entry)
+                model.append((count, entry))
+                count += 1
+        asyncio.run(journal.flush())
+        assert [(position.offset, entry) for position, entry in journal.read()] == model
+        assert journal.positions() == {0: count}
+        journal.close()
+
+    check()

@@ -1,0 +1,468 @@
+"""The journal in SQLite where the machine fails: killed, torn, full, taken over, of somebody else."""
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from sabot.errors import CorruptJournal, JobLocked, JournalFailed, JournalFull, SabotError, UserError
+from sabot.journal import Begin, EffectResult, End, Intent, Letter, SqliteInbox, SqliteJournal, SqliteReader
+from sabot.journal.sqlite import DATABASE
+from sabot.journal.writing import Appended, GroupWriter
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[SqliteJournal]:
+    owner = SqliteJournal(tmp_path / "journal")
+    yield owner
+    owner.close()
+
+
+def as_a_crash_leaves_it(journal: SqliteJournal, copy: Path) -> Path:
+    """The files as they are now, in another folder: what a process that was killed leaves behind."""
+    copy.mkdir(mode=0o700)
+    folder = Path(journal.where.removeprefix("journal ")).parent
+    for name in (DATABASE, f"{DATABASE}-wal"):
+        shutil.copyfile(folder / name, copy / name)
+    return copy
+
+
+def jobs_of(folder: Path) -> list[str]:
+    """The jobs of all entries, as a new owner reads them."""
+    owner = SqliteJournal(folder)
+    try:
+        return [entry.job for _, entry in owner.read()]
+    finally:
+        owner.close()
+
+
+def fill(journal: SqliteJournal, count: int, first: int = 0, body: bytes = b"") -> None:
+    """So many entries, each in a commit of its own."""
+    for number in range(first, first + count):
+        assert journal.wait_durable(journal.append(Begin(f"job-{number}", 0, body=body)), 30)
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_its_files_are_for_our_user_alone(tmp_path: Path, journal: SqliteJournal) -> None:
+    fill(journal, 1)
+    folder = tmp_path / "journal"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert modes == dict.fromkeys(["LOCK", DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"], 0o600)
+
+
+def test_a_commit_is_one_fsync(journal: SqliteJournal) -> None:
+    assert journal._writing.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert journal._writing.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_journal_that_was_half_made_is_made_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    folder.mkdir(mode=0o700)
+    (folder / f"{DATABASE}.new").write_bytes(b"half")
+    (folder / f"{DATABASE}.new-journal").write_bytes(b"half")
+    journal = SqliteJournal(folder)
+    fill(journal, 1)
+    journal.close()
+    assert sorted(path.name for path in folder.iterdir()) == ["LOCK", DATABASE]
+
+
+def test_what_is_no_journal_of_ours_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    folder.mkdir(mode=0o700)
+    with sqlite3.connect(folder / DATABASE) as other:
+        other.execute("CREATE TABLE users (name)")
+    other.close()
+    with pytest.raises(CorruptJournal, match="no journal of Sabot"):
+        SqliteJournal(folder)
+    (folder / DATABASE).write_bytes(b"text" * 5000)
+    for opened in (SqliteJournal, SqliteReader, SqliteInbox):
+        with pytest.raises(CorruptJournal):
+            opened(folder)
+    with pytest.raises(UserError, match="has no journal"):
+        SqliteReader(tmp_path / "elsewhere")
+
+
+def test_a_later_format_is_refused_by_its_number(tmp_path: Path) -> None:
+    SqliteJournal(tmp_path / "journal").close()
+    with sqlite3.connect(tmp_path / "journal" / DATABASE) as database:
+        database.execute("PRAGMA user_version = 7")
+    database.close()
+    with pytest.raises(UserError, match="has format 7, and this Sabot knows 1"):
+        SqliteJournal(tmp_path / "journal")
+
+
+# -- owners -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_refused_owner_names_the_process_that_has_it(tmp_path: Path, journal: SqliteJournal) -> None:
+    with pytest.raises(JobLocked, match=f"belongs to process {os.getpid()}"):
+        SqliteJournal(tmp_path / "journal")
+
+
+def test_an_owner_whose_lock_was_removed_writes_nothing_more(tmp_path: Path) -> None:
+    first = SqliteJournal(tmp_path / "journal")
+    fill(first, 1)
+    (tmp_path / "journal" / "LOCK").unlink()
+    second = SqliteJournal(tmp_path / "journal")
+    position = first.append(Begin("late", 0))
+    with pytest.raises(JournalFailed, match="another owner has taken the journal over"):
+        first.wait_durable(position, 30)
+    with pytest.raises(JournalFailed):
+        first.append(Begin("later", 0))
+    first.close()
+    fill(second, 1, 1)
+    assert [entry.job for _, entry in second.read()] == ["job-0", "job-1"]
+    second.close()
+
+
+# -- group commit -----------------------------------------------------------------------------------------------------
+
+
+async def test_many_appends_are_few_commits(journal: SqliteJournal) -> None:
+    for number in range(2000):
+        journal.append(Begin(f"job-{number}", 0))
+    await journal.flush()
+    assert journal.statistics()["entries"] == 2000
+    assert journal.statistics()["commits"] <= 20
+
+
+class Disk:
+    """A commit that waits until it is let go, and may fail."""
+
+    def __init__(self) -> None:
+        self.groups: list[int] = []
+        self.begun = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+        self.error: Exception | None = None
+
+    def commit(self, group: list[Appended]) -> None:
+        self.groups.append(len(group))
+        self.begun.release()
+        self.go.acquire()
+        if self.error is not None:
+            raise self.error
+
+
+async def test_what_comes_while_the_disk_is_busy_is_the_next_group() -> None:
+    disk = Disk()
+    writer = GroupWriter("here", 0, 0, disk.commit)
+    first = writer.append(Begin("a", 0))
+    disk.begun.acquire()
+    rest = [writer.append(Begin("b", 0)) for _ in range(5)]
+    disk.go.release()
+    await writer.durable(first.offset)
+    assert writer.durable_offset == 1
+    disk.go.release()
+    await writer.durable(rest[-1].offset)
+    assert disk.groups == [1, 5]
+    writer.close()
+
+
+async def test_a_full_queue_refuses_an_append_and_room_waits_for_the_disk() -> None:
+    disk = Disk()
+    writer = GroupWriter("here", 0, 0, disk.commit, capacity_bytes=1000)
+    writer.append(Begin("a", 0))
+    with pytest.raises(JournalFull, match="bytes wait for its disk"):
+        [writer.append(Begin("a", 0)) for _ in range(10)]
+    waiting = asyncio.ensure_future(writer.room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    for _ in range(10):
+        disk.go.release()
+    await waiting
+    last = writer.append(Begin("a", 0))
+    await writer.durable(last.offset)
+    writer.close()
+
+
+async def test_an_entry_longer_than_the_queue_passes_alone() -> None:
+    disk = Disk()
+    disk.go.release()
+    writer = GroupWriter("here", 0, 0, disk.commit, capacity_bytes=1000)
+    await writer.durable(writer.append(Begin("a", 0, body=b"x" * 50_000)).offset)
+    writer.close()
+
+
+async def test_a_failed_commit_is_told_to_all_who_wait_and_ends_the_journal() -> None:
+    disk = Disk()
+    writer = GroupWriter("here", 0, 0, disk.commit, capacity_bytes=1000)
+    positions = [writer.append(Begin("a", 0)) for _ in range(3)]
+    waiting = [asyncio.ensure_future(writer.durable(each.offset)) for each in positions]
+    room = asyncio.ensure_future(writer.room())
+    await asyncio.sleep(0)
+    disk.error = OSError(28, "No space left on device")
+    disk.go.release()
+    for each in (*waiting, room):
+        with pytest.raises(JournalFailed, match="here: entries could not be made durable"):
+            await each
+    with pytest.raises(JournalFailed, match="make room"):
+        writer.append(Begin("b", 0))
+    with pytest.raises(JournalFailed):
+        await writer.durable(positions[0].offset)
+    with pytest.raises(JournalFailed):
+        writer.wait_durable(positions[0].offset, 1)
+    with pytest.raises(JournalFailed):
+        await writer.room()
+    assert writer.durable_offset == 0
+    assert len(disk.groups) == 1
+    writer.close()
+
+
+# -- a full disk ------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_ends_the_journal_and_what_was_durable_is_there(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "journal")
+    fill(journal, 3)
+    (pages,) = journal._writing.execute("PRAGMA page_count").fetchone()
+    journal._writing.execute(f"PRAGMA max_page_count = {pages + 3}")
+    with pytest.raises(JournalFailed, match="disk is full") as error:
+        fill(journal, 1000, 3, b"x" * 10_000)
+    assert "make room" in error.value.hint
+    with pytest.raises(JournalFailed):
+        journal.append(Begin("more", 0))
+    (durable,) = journal.positions().values()
+    journal.close()
+    assert durable >= 3
+    assert jobs_of(tmp_path / "journal") == [f"job-{number}" for number in range(durable)]
+
+
+LIMITED = """
+import resource, signal, sys
+from sabot.errors import JournalFailed
+from sabot.journal import Begin, SqliteJournal
+journal = SqliteJournal(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+try:
+    for number in range(10_000):
+        journal.wait_durable(journal.append(Begin(f"job-{number}", 0, body=b"x" * 10_000)))
+        print(number, flush=True)
+except JournalFailed as error:
+    print("failed", error)
+"""
+
+
+def test_a_write_that_the_system_cuts_short_leaves_what_was_durable(tmp_path: Path) -> None:
+    """A limit on the size of files: a write is short, in the middle of a commit, as on a disk that fills up."""
+    done = subprocess.run([sys.executable, "-c", LIMITED, tmp_path / "journal"], capture_output=True, text=True)
+    *numbers, last = done.stdout.splitlines()
+    assert last.startswith("failed"), done.stderr
+    assert len(numbers) > 5
+    assert jobs_of(tmp_path / "journal")[: len(numbers)] == [f"job-{number}" for number in range(len(numbers))]
+
+
+# -- torn writes and damage -------------------------------------------------------------------------------------------
+
+
+def places(size: int) -> list[int]:
+    """Each byte around the borders of header, frames and pages, and some between."""
+    frame = 24 + 4096
+    near = {32 + frame * number + delta for number in range(size // frame + 1) for delta in (-1, 0, 1, 23, 24, 25)}
+    return sorted(place for place in {*near, 0, 1, 31, *range(0, size, 499)} if 0 <= place <= size)
+
+
+def test_of_a_log_that_was_torn_at_any_byte_a_prefix_is_read(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "journal")
+    fill(journal, 12)
+    crashed = as_a_crash_leaves_it(journal, tmp_path / "crashed")
+    journal.close()
+    whole = (crashed / f"{DATABASE}-wal").read_bytes()
+    every = [f"job-{number}" for number in range(12)]
+    counts = []
+    for number, place in enumerate(places(len(whole))):
+        folder = tmp_path / f"torn-{number}"
+        shutil.copytree(crashed, folder)
+        (folder / f"{DATABASE}-wal").write_bytes(whole[:place])
+        reader = SqliteReader(folder)
+        found = [entry.job for _, entry in reader.read()]
+        assert reader.positions() == {0: len(found)}
+        reader.close()
+        assert found == every[: len(found)]
+        counts.append(len(found))
+        shutil.rmtree(folder)
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (0, 12)
+    assert set(counts) == set(range(13))
+
+
+def test_of_a_log_with_a_changed_byte_a_prefix_is_read_and_the_owner_goes_on_behind_it(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "journal")
+    fill(journal, 6)
+    crashed = as_a_crash_leaves_it(journal, tmp_path / "crashed")
+    journal.close()
+    whole = (crashed / f"{DATABASE}-wal").read_bytes()
+    for number, place in enumerate(range(40, len(whole), 2503)):
+        folder = tmp_path / f"changed-{number}"
+        shutil.copytree(crashed, folder)
+        changed = bytearray(whole)
+        changed[place] ^= 0x55
+        (folder / f"{DATABASE}-wal").write_bytes(changed)
+        owner = SqliteJournal(folder)
+        found = [entry.job for _, entry in owner.read()]
+        assert found == [f"job-{each}" for each in range(len(found))]
+        fill(owner, 1, 100)
+        owner.close()
+        assert jobs_of(folder) == [*found, "job-100"]
+
+
+def test_a_damaged_database_is_told_and_never_read_as_something_else(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "journal")
+    fill(journal, 40, body=b"a body of some length" * 20)
+    journal.close()
+    whole = (tmp_path / "journal" / DATABASE).read_bytes()
+    told: list[bool] = []
+    for place in range(0, len(whole), 397):
+        changed = bytearray(whole)
+        changed[place] ^= 0x55
+        folder = tmp_path / f"damaged-{place}"
+        folder.mkdir(mode=0o700)
+        (folder / DATABASE).write_bytes(changed)
+        try:
+            reader = SqliteReader(folder)
+            found = [(position.offset, entry) for position, entry in reader.read()]
+        except SabotError as error:
+            told.append(str(folder) in str(error))
+        else:
+            wanted = [(number, Begin(f"job-{number}", 0, body=b"a body of some length" * 20)) for number in range(40)]
+            assert found == wanted[: len(found)]
+            reader.close()
+        shutil.rmtree(folder)
+    assert len(told) > 10
+    assert all(told)
+
+
+# -- kill -9 ----------------------------------------------------------------------------------------------------------
+
+APPENDING = """
+import asyncio, sys
+from sabot.journal import Begin, EffectResult, End, SqliteJournal
+async def main():
+    journal = SqliteJournal(sys.argv[1])
+    async def one(number):
+        job = f"job-{number}"
+        journal.append(Begin(job, 0, body=b"x" * (100_000 if number % 50 == 0 else 10)))
+        journal.append(EffectResult(job, 0, 1))
+        await journal.durable(journal.append(End(job, 0, "succeeded")))
+        print(job, flush=True)
+    for first in range(0, 1_000_000, 40):
+        await asyncio.gather(*(one(number) for number in range(first, first + 40)))
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("lines", [1, 40, 333])
+def test_what_was_durable_is_there_after_kill_9_in_the_middle_of_appends(tmp_path: Path, lines: int) -> None:
+    child = subprocess.Popen([sys.executable, "-c", APPENDING, tmp_path / "journal"], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    told = [child.stdout.readline().strip() for _ in range(lines)]
+    child.send_signal(signal.SIGKILL)
+    told += child.stdout.read().split("\n")[:-1]
+    child.wait()
+    assert len(told) >= lines
+    owner = SqliteJournal(tmp_path / "journal")
+    found = list(owner.read())
+    assert [position.offset for position, _ in found] == list(range(len(found))), "what is there is a prefix"
+    ended = {entry.job for _, entry in found if isinstance(entry, End)}
+    assert set(told) <= ended
+    for _, entry in found:
+        if isinstance(entry, Begin):
+            assert len(owner.load(entry.body)) in (10, 100_000)
+    fill(owner, 1, 5_000_000)
+    owner.close()
+
+
+POSTING = """
+import sys
+from sabot.errors import LetterRefused
+from sabot.journal import Letter, SqliteInbox
+inbox = SqliteInbox(sys.argv[1])
+for number in range(int(sys.argv[2]), int(sys.argv[3])):
+    try:
+        inbox.post(Letter("answer", f"token-{number}", body=sys.argv[4].encode()))
+        print(number, flush=True)
+    except LetterRefused as error:
+        assert error.reason == "second", error
+"""
+
+
+def test_letters_of_other_processes_come_beside_the_owner_who_appends(tmp_path: Path, journal: SqliteJournal) -> None:
+    """Two processes answer the same hundred questions while the owner writes: each answer is accepted once, and taken as that."""
+    for number in range(100):
+        last = journal.append(Intent("job", 0, number, "ask", token=f"token-{number}"))
+    assert journal.wait_durable(last, 30)
+    children = [
+        subprocess.Popen([sys.executable, "-c", POSTING, tmp_path, "0", "100", name], stdout=subprocess.PIPE, text=True)
+        for name in ("ann", "bob")
+    ]
+    answers: dict[int, str] = {}
+    while any(child.poll() is None for child in children) or len(answers) < 100:
+        journal.wait_durable(journal.append(EffectResult("job", 0, 1000)), 30)
+        for _, entry in journal.take():
+            assert entry.ordinal not in answers  # type: ignore[union-attr]
+            answers[entry.ordinal] = entry.body.decode()  # type: ignore[union-attr]
+    said = {
+        name: [int(line) for line in (child.stdout or []) if line.strip()]
+        for name, child in zip(("ann", "bob"), children, strict=True)
+    }
+    assert sorted(said["ann"] + said["bob"]) == list(range(100))
+    assert answers == {number: name for name, numbers in said.items() for number in numbers}
+    for child in children:
+        child.communicate()
+        assert child.returncode == 0
+
+
+def test_a_letter_whose_entry_was_not_durable_is_taken_again_by_the_next_owner(
+    tmp_path: Path, journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = journal.append(Intent("job", 0, 1, "ask", token="t"))
+    assert journal.wait_durable(last, 30)
+    journal.post(Letter("answer", "t", body=b"yes"))
+    crashed = as_a_crash_leaves_it(journal, tmp_path / "crashed")
+    assert len(journal.take()) == 1
+    after = SqliteJournal(crashed)
+    assert len(after.take()) == 1
+    assert after.take() == []
+    after.close()
+
+
+# -- searched for -----------------------------------------------------------------------------------------------------
+
+
+def test_a_digest_and_a_key_leave_no_argument_in_the_files(tmp_path: Path) -> None:
+    from sabot.journal import EffectId, digest
+
+    journal = SqliteJournal(tmp_path / "journal")
+    asked = digest(journal.key, "call", "refund", {"card": "4111-secret"})
+    journal.append(Intent("job", 0, 1, "call", EffectId("job", 1).key, asked, "unsafe"))
+    journal.close()
+    held = b"".join(path.read_bytes() for path in (tmp_path / "journal").iterdir())
+    assert re.search(b"4111|secret", held) is None
+
+
+def test_a_reader_changes_nothing(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "journal")
+    fill(journal, 3)
+    crashed = as_a_crash_leaves_it(journal, tmp_path / "crashed")
+    journal.close()
+    before = {path.name: path.read_bytes() for path in crashed.iterdir()}
+    reader = SqliteReader(crashed)
+    assert len(list(reader.read())) == 3
+    reader.close()
+    with suppress(FileNotFoundError):
+        (crashed / f"{DATABASE}-shm").unlink()
+    assert {path.name: path.read_bytes() for path in crashed.iterdir()} == before
