@@ -54,9 +54,7 @@ async def effects(journal: Journal, count: int, jobs: int) -> None:
         journal.append(Begin(name, 0, "refunds", BODY))
         for ordinal in share:
             await journal.room()
-            await journal.durable(
-                journal.append(Intent(name, 0, ordinal, "call", "refund", b"d" * 16, "unsafe", BODY))
-            )
+            await journal.durable(journal.append(Intent(name, 0, ordinal, "call", "refund", b"d" * 16, "unsafe", BODY)))
             journal.append(EffectResult(name, 0, ordinal, body=BODY))
         await journal.durable(journal.append(End(name, 0, "succeeded")))
 

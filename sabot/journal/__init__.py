@@ -1,7 +1,7 @@
 """The journal of effects: what jobs have asked of the world, before and after. `base` is the contract."""
 
 from sabot.journal.base import Inbox, JobMark, Journal, JournalReader, Position, Question, check_place
-from sabot.journal.effects import EffectClass, EffectId, Found, InDoubt, digest, effect_class, in_doubt
+from sabot.journal.effects import Doubt, EffectClass, EffectId, Reconciled, digest, effect_class, in_doubt
 from sabot.journal.entries import (
     INLINE_BYTES,
     Answer,
@@ -28,13 +28,12 @@ __all__ = [
     "Begin",
     "Body",
     "Cancel",
+    "Doubt",
     "EffectClass",
     "EffectId",
     "EffectResult",
     "End",
     "Entry",
-    "Found",
-    "InDoubt",
     "Inbox",
     "Intent",
     "JobMark",
@@ -47,6 +46,7 @@ __all__ = [
     "MemoryReader",
     "Position",
     "Question",
+    "Reconciled",
     "Signal",
     "SqliteInbox",
     "SqliteJournal",

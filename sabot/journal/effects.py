@@ -16,10 +16,10 @@ from sabot.errors import UserError, short_repr
 __all__ = [
     "RULES",
     "ClassRule",
+    "Doubt",
     "EffectClass",
     "EffectId",
-    "Found",
-    "InDoubt",
+    "Reconciled",
     "digest",
     "effect_class",
     "in_doubt",
@@ -37,7 +37,7 @@ class EffectClass(StrEnum):
     UNSAFE = "unsafe"
 
 
-class InDoubt(StrEnum):
+class Doubt(StrEnum):
     """What to do with an effect in doubt.
 
     again: make it again. again_with_key: make it again, with the same idempotency key. reconcile: ask the tool's own function whether it
@@ -54,7 +54,7 @@ class InDoubt(StrEnum):
     ASSUME_DONE = "assume_done"
 
 
-class Found(StrEnum):
+class Reconciled(StrEnum):
     """What a reconciling function has found out."""
 
     DONE = "done"
@@ -72,19 +72,19 @@ class ClassRule:
     """
 
     intent: Literal["next", "later", "first"]
-    in_doubt: InDoubt
+    in_doubt: Doubt
     reserves: bool = False
     checked: bool = True
     marks: bool = False
 
 
 RULES: dict[EffectClass, ClassRule] = {
-    EffectClass.LOCAL: ClassRule("next", InDoubt.AGAIN),  # no value of it has left the job before an entry is durable
-    EffectClass.READ: ClassRule("later", InDoubt.AGAIN, checked=False),
-    EffectClass.METERED: ClassRule("first", InDoubt.AGAIN, reserves=True, checked=False, marks=True),
-    EffectClass.IDEMPOTENT: ClassRule("first", InDoubt.AGAIN_WITH_KEY),
-    EffectClass.RECONCILABLE: ClassRule("first", InDoubt.RECONCILE),
-    EffectClass.UNSAFE: ClassRule("first", InDoubt.ASK),
+    EffectClass.LOCAL: ClassRule("next", Doubt.AGAIN),  # no value of it has left the job before an entry is durable
+    EffectClass.READ: ClassRule("later", Doubt.AGAIN, checked=False),
+    EffectClass.METERED: ClassRule("first", Doubt.AGAIN, reserves=True, checked=False, marks=True),
+    EffectClass.IDEMPOTENT: ClassRule("first", Doubt.AGAIN_WITH_KEY),
+    EffectClass.RECONCILABLE: ClassRule("first", Doubt.RECONCILE),
+    EffectClass.UNSAFE: ClassRule("first", Doubt.ASK),
 }
 
 
@@ -103,21 +103,21 @@ def in_doubt(
     *,
     configured: Literal["ask", "fail", "assume_done"] = "ask",
     sent: bool | None = None,
-    found: Found | None = None,
-) -> InDoubt:
+    found: Reconciled | None = None,
+) -> Doubt:
     """What to do with an effect whose outcome is not certain.
 
     configured: what the tool says (`in_doubt=`) in place of asking a person. sent: False where it failed before anything was sent, so that
     nothing is in doubt; None: nobody knows. found: what `reconcile=` of a reconcilable effect has found; None: it was not asked yet.
     """
     if sent is False:
-        return InDoubt.AGAIN
+        return Doubt.AGAIN
     decision = RULES[kind].in_doubt
-    if decision is InDoubt.RECONCILE and found is not None:
-        if found is Found.DONE:
-            return InDoubt.TAKE
-        decision = InDoubt.AGAIN_WITH_KEY if found is Found.NOT_DONE else InDoubt.ASK
-    return InDoubt(configured) if decision is InDoubt.ASK else decision
+    if decision is Doubt.RECONCILE and found is not None:
+        if found is Reconciled.DONE:
+            return Doubt.TAKE
+        decision = Doubt.AGAIN_WITH_KEY if found is Reconciled.NOT_DONE else Doubt.ASK
+    return Doubt(configured) if decision is Doubt.ASK else decision
 
 
 class EffectId(NamedTuple):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sabot.errors import UserError
-from sabot.journal.effects import RULES, EffectClass, EffectId, Found, InDoubt, digest, effect_class, in_doubt
+from sabot.journal.effects import RULES, Doubt, EffectClass, EffectId, Reconciled, digest, effect_class, in_doubt
 
 KEY = bytes(range(32))
 
@@ -17,15 +17,15 @@ KEY = bytes(range(32))
 @pytest.mark.parametrize(
     ("kind", "intent", "doubt"),
     [
-        ("local", "next", InDoubt.AGAIN),
-        ("read", "later", InDoubt.AGAIN),
-        ("metered", "first", InDoubt.AGAIN),
-        ("idempotent", "first", InDoubt.AGAIN_WITH_KEY),
-        ("reconcilable", "first", InDoubt.RECONCILE),
-        ("unsafe", "first", InDoubt.ASK),
+        ("local", "next", Doubt.AGAIN),
+        ("read", "later", Doubt.AGAIN),
+        ("metered", "first", Doubt.AGAIN),
+        ("idempotent", "first", Doubt.AGAIN_WITH_KEY),
+        ("reconcilable", "first", Doubt.RECONCILE),
+        ("unsafe", "first", Doubt.ASK),
     ],
 )
-def test_each_class_has_its_rule(kind: str, intent: str, doubt: InDoubt) -> None:
+def test_each_class_has_its_rule(kind: str, intent: str, doubt: Doubt) -> None:
     rule = RULES[effect_class(kind)]
     assert (rule.intent, in_doubt(effect_class(kind))) == (intent, doubt)
 
@@ -43,29 +43,29 @@ def test_a_class_that_nobody_knows_is_named() -> None:
     st.sampled_from(EffectClass),
     st.sampled_from(["ask", "fail", "assume_done"]),
     st.sampled_from([None, True, False]),
-    st.sampled_from([None, *Found]),
+    st.sampled_from([None, *Reconciled]),
 )
 def test_an_effect_that_may_have_happened_is_repeated_only_where_its_class_allows_it(
-    kind: EffectClass, configured: str, sent: bool | None, found: Found | None
+    kind: EffectClass, configured: str, sent: bool | None, found: Reconciled | None
 ) -> None:
     decision = in_doubt(kind, configured=configured, sent=sent, found=found)  # type: ignore[arg-type]
-    may_have_happened = sent is not False and found is not Found.NOT_DONE
+    may_have_happened = sent is not False and found is not Reconciled.NOT_DONE
     if kind in (EffectClass.UNSAFE, EffectClass.RECONCILABLE) and may_have_happened:
-        assert decision not in (InDoubt.AGAIN, InDoubt.AGAIN_WITH_KEY)
+        assert decision not in (Doubt.AGAIN, Doubt.AGAIN_WITH_KEY)
     if kind is EffectClass.UNSAFE and sent is not False:
-        assert decision == InDoubt(configured)
+        assert decision == Doubt(configured)
 
 
 @pytest.mark.parametrize(
     ("found", "decision"),
     [
-        (None, InDoubt.RECONCILE),
-        (Found.DONE, InDoubt.TAKE),
-        (Found.NOT_DONE, InDoubt.AGAIN_WITH_KEY),
-        (Found.UNKNOWN, InDoubt.ASK),
+        (None, Doubt.RECONCILE),
+        (Reconciled.DONE, Doubt.TAKE),
+        (Reconciled.NOT_DONE, Doubt.AGAIN_WITH_KEY),
+        (Reconciled.UNKNOWN, Doubt.ASK),
     ],
 )
-def test_a_reconcilable_effect_goes_by_what_was_found(found: Found | None, decision: InDoubt) -> None:
+def test_a_reconcilable_effect_goes_by_what_was_found(found: Reconciled | None, decision: Doubt) -> None:
     assert in_doubt(EffectClass.RECONCILABLE, found=found) is decision
 
 
