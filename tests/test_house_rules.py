@@ -33,8 +33,6 @@ INHERITED = {  # privates of a base class in another module, by the class that u
     "RecordAgentOperator": {"_backend", "_clock", "_dead_letter", "_lanes", "_now_ms", "_results", "_took"},
     "RowForm": {"_aside", "_failed", "_give", "_keys_of", "_spec"},
     "Upsert": {"_input", "_keys"},
-    "_ColumnSink": {"_expected"},
-    "_TextSink": {"_anew", "_expected", "_folder"},
 }
 
 
@@ -179,7 +177,6 @@ def test_a_class_name_is_defined_in_one_module() -> None:
 LONGEST = 550
 LONG = {  # the ideas that stand in one file, or why they should
     "checkpoint/coordinator.py": "one idea",
-    "connectors/files/sink.py": "writing, sealing, recovering",
     "operators/calls/map_async.py": "a queue of calls that survives a barrier, and map_async",
 }
 

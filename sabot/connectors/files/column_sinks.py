@@ -13,8 +13,9 @@ from pyarrow import parquet as pq
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.arrow.border import validate
 from sabot.connectors.files.delivered import Growth, JournalGrowth
+from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.parts import Part, RowWriter, SealedPart, batches_of_frame, frame_of_batches
-from sabot.connectors.files.sink import FileSink, decoded_rows
+from sabot.connectors.files.sink import FileSink
 from sabot.errors import UserError
 
 __all__ = ["ArrowSink", "ParquetSink"]
@@ -25,11 +26,11 @@ GROUP_BYTES = 64 << 20
 MAX_GROUP_ROWS = 1 << 20
 
 
-class _ColumnSink(FileSink):
-    """Batches of one schema into a format of columns."""
+class _ColumnFormat(FileFormat[pa.RecordBatch]):
+    """Batches of one schema as a format of columns."""
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool, part_bytes: int | None) -> None:
-        super().__init__(path, overwrite=overwrite, part_bytes=part_bytes)
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
         self._schema: pa.Schema | None = None
 
     @abstractmethod
@@ -40,29 +41,29 @@ class _ColumnSink(FileSink):
     def _batches(self, path: Path) -> Iterator[pa.RecordBatch]:
         """Of a complete file."""
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         self._schema = None
 
-    def _new_part(self, path: Path) -> Part[pa.RecordBatch]:
+    def new_part(self, path: Path, *, hidden: bool, truncate: bool) -> Part[pa.RecordBatch]:
         return SealedPart(path, self)
 
-    def _new_growth(self, path: Path) -> Growth[pa.RecordBatch]:
+    def new_growth(self, path: Path, *, hidden: bool) -> Growth[pa.RecordBatch]:
         return JournalGrowth(path, self)
 
-    def _rows(self, batch: Batch, *, first: bool) -> pa.RecordBatch:
-        return self._fitting(_own(decoded_rows(self, batch)))
+    def rows(self, batch: Batch, *, first: bool) -> pa.RecordBatch:
+        return self._fitting(_own(self.columns(batch)))
 
-    def _try_types(self, empty: pa.RecordBatch) -> None:
+    def try_types(self, empty: pa.RecordBatch) -> None:
         self._writer(pa.BufferOutputStream(), empty.schema).close()
 
-    def _accept(self, empty: Batch, before: pa.Schema | None) -> None:
-        schema = decoded_rows(self, empty).schema.remove_metadata()
+    def accept(self, empty: Batch, before: pa.Schema | None) -> None:
+        schema = self.columns(empty).schema.remove_metadata()
         before = self._schema if before is None else before
         if before is not None and not schema.equals(before.remove_metadata()):
             raise self._other_columns(schema, before)
         self._writer(pa.BufferOutputStream(), schema).close()
 
-    def _try_empty(self) -> None:
+    def try_empty(self) -> None:
         writer = self.start(pa.BufferOutputStream(), None)
         if writer is not None:
             writer.close()
@@ -85,7 +86,7 @@ class _ColumnSink(FileSink):
 
     def start(self, file: Any, first: pa.RecordBatch | None) -> RowWriter[pa.RecordBatch] | None:
         """A writer of a new file with the columns of `first`, or of the plan; None where neither is known."""
-        schema = self._expected if first is None else first.schema
+        schema = self.expected if first is None else first.schema
         return None if schema is None else self._writer(file, schema.remove_metadata())
 
     def size(self, rows: pa.RecordBatch) -> int:
@@ -113,20 +114,11 @@ class _ColumnSink(FileSink):
             yield self._fitting(data)
 
 
-class ParquetSink(_ColumnSink):
-    """Parquet. Rows are gathered into row groups of 262,144 rows, or of 64 MiB. `compression`: "snappy", "zstd", "lz4", "gzip", "none"."""
-
+class _Parquet(_ColumnFormat):
     suffix = ".parquet"
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        overwrite: bool = False,
-        compression: str = "snappy",
-        part_bytes: int | None = None,
-    ) -> None:
-        super().__init__(path, overwrite=overwrite, part_bytes=part_bytes)
+    def __init__(self, name: str, compression: str) -> None:
+        super().__init__(name)
         self._compression = compression
 
     def _batches(self, path: Path) -> Iterator[pa.RecordBatch]:
@@ -137,20 +129,25 @@ class ParquetSink(_ColumnSink):
         return _Gathered(pq.ParquetWriter(file, schema, compression=self._compression), file, PARQUET_ROWS)
 
 
-class ArrowSink(_ColumnSink):
-    """Arrow IPC, the file format. `compression`: None, "lz4" or "zstd"."""
-
-    suffix = ".arrow"
+class ParquetSink(FileSink):
+    """Parquet. Rows are gathered into row groups of 262,144 rows, or of 64 MiB. `compression`: "snappy", "zstd", "lz4", "gzip", "none"."""
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
         overwrite: bool = False,
-        compression: str | None = None,
+        compression: str = "snappy",
         part_bytes: int | None = None,
     ) -> None:
-        super().__init__(path, overwrite=overwrite, part_bytes=part_bytes)
+        super().__init__(_Parquet(os.fspath(path), compression), overwrite=overwrite, part_bytes=part_bytes)
+
+
+class _Arrow(_ColumnFormat):
+    suffix = ".arrow"
+
+    def __init__(self, name: str, compression: str | None) -> None:
+        super().__init__(name)
         self._options = ipc.IpcWriteOptions(compression=compression)
 
     def _batches(self, path: Path) -> Iterator[pa.RecordBatch]:
@@ -160,6 +157,20 @@ class ArrowSink(_ColumnSink):
 
     def _writer(self, file: Any, schema: pa.Schema) -> RowWriter[pa.RecordBatch]:
         return _Gathered(ipc.new_file(file, schema, options=self._options), file, ARROW_ROWS, joins=True)
+
+
+class ArrowSink(FileSink):
+    """Arrow IPC, the file format. `compression`: None, "lz4" or "zstd"."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        compression: str | None = None,
+        part_bytes: int | None = None,
+    ) -> None:
+        super().__init__(_Arrow(os.fspath(path), compression), overwrite=overwrite, part_bytes=part_bytes)
 
 
 class _Gathered:

@@ -14,9 +14,10 @@ from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import to_records
 from sabot.connectors.files.delivered import Growth, JournalGrowth, TextGrowth
+from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.parts import AppendedPart, Part, RowWriter, SealedPart
 from sabot.connectors.files.paths import COMPRESSION, bare_suffix, codec_of
-from sabot.connectors.files.sink import FileSink, decoded_rows
+from sabot.connectors.files.sink import FileSink
 from sabot.errors import UserError
 
 __all__ = ["CsvSink", "NdjsonSink", "end_of_lines", "end_of_records"]
@@ -25,24 +26,16 @@ BLOCK_BYTES = HEAD_BYTES = 1 << 20
 _ENDINGS = {codec: suffix for suffix, codec in reversed(COMPRESSION.items())}
 
 
-class _TextSink(FileSink):
+class _TextFormat(FileFormat[bytes]):
     """Rows as lines of text. A plain file is appended to; a compressed one is written as a whole (see `parts`)."""
 
     compresses = True
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        overwrite: bool = False,
-        compression: str | None = None,
-        part_bytes: int | None = None,
-    ) -> None:
-        super().__init__(path, overwrite=overwrite, part_bytes=part_bytes)
-        self._compression = codec_of(self.name) if compression is None else compression
+    def __init__(self, name: str, compression: str | None) -> None:
+        super().__init__(name)
+        self._compression = codec_of(name) if compression is None else compression
         if self._compression not in (None, *_ENDINGS):
             raise UserError(f"{compression!r} is no compression of text files", hint=f"one of {', '.join(_ENDINGS)}")
-        self._names: list[str] | None = None
         self._first = b""  # the beginning of what a file had when it was opened
 
     @abstractmethod
@@ -58,33 +51,32 @@ class _TextSink(FileSink):
         return end_of_lines(file, size)
 
     @property
-    def _ending(self) -> str:
+    def ending(self) -> str:
         return self.suffix + ("" if self._compression is None else _ENDINGS[self._compression])
 
     @property
-    def _continues(self) -> bool:
+    def continues(self) -> bool:
         return self._compression is None
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         self._first = b""
 
-    def _begins_with(self, rows: bytes) -> None:
+    def begins_with(self, rows: bytes) -> None:
         self._first = rows[:HEAD_BYTES]
 
-    def _new_part(self, path: Path) -> Part[bytes]:
+    def new_part(self, path: Path, *, hidden: bool, truncate: bool) -> Part[bytes]:
         self._first = b""
         if self._compression is not None:
             return SealedPart(path, self)
-        truncate = self._anew and not self._folder
-        part = AppendedPart(path, hidden=self._folder, truncate=truncate, cut=self._end_of_rows)
+        part = AppendedPart(path, hidden=hidden, truncate=truncate, cut=self._end_of_rows)
         if part.rows:
-            self._begins_with(part.head())
+            self.begins_with(part.head())
         return part
 
-    def _new_growth(self, path: Path) -> Growth[bytes]:
-        return JournalGrowth(path, self) if self._compression is not None else TextGrowth(path, hidden=self._folder)
+    def new_growth(self, path: Path, *, hidden: bool) -> Growth[bytes]:
+        return JournalGrowth(path, self) if self._compression is not None else TextGrowth(path, hidden=hidden)
 
-    def _rows(self, batch: Batch, *, first: bool) -> bytes:
+    def rows(self, batch: Batch, *, first: bool) -> bytes:
         lines = self._lines(batch)
         head = self._head(batch.schema)
         if first:
@@ -100,18 +92,18 @@ class _TextSink(FileSink):
             hint="write other columns into another file",
         )
 
-    def _try_types(self, empty: pa.RecordBatch) -> None:
+    def try_types(self, empty: pa.RecordBatch) -> None:
         self._lines(Batch(empty))
 
-    def _accept(self, empty: Batch, before: pa.Schema | None) -> None:
+    def accept(self, empty: Batch, before: pa.Schema | None) -> None:
         self._lines(empty)
         head = self._head(empty.schema)
         begun = self._first if before is None else self._head(before)
         if begun and not begun.startswith(head):
             raise self._other_head(begun, head)
 
-    def _before_first(self) -> bytes | None:
-        return None if self._expected is None else self._head(self._expected) or None
+    def before_first(self) -> bytes | None:
+        return None if self.expected is None else self._head(self.expected) or None
 
     # -- as the encoding of a compressed file --------------------------------------------------------------------------
 
@@ -156,13 +148,7 @@ class _CompressedText:
         return at
 
 
-class NdjsonSink(_TextSink):
-    """One line a row: records as they are, columns as one JSON object.
-
-    A line break inside a payload becomes a space (JSON means the same); a null payload is `null`. `path` may end in .gz or .zst;
-    `compression` ("gzip", "zstd") is for the parts of a folder. Only a path that ends in "/" or is a folder means one.
-    """
-
+class _Ndjson(_TextFormat):
     suffix = ".ndjson"
     needs_suffix = False
 
@@ -176,28 +162,33 @@ class NdjsonSink(_TextSink):
         return lines
 
 
-class CsvSink(_TextSink):
-    """A header, then one record a row. Null is an empty field, an empty text a quoted one; texts are quoted where they must be.
+class NdjsonSink(FileSink):
+    """One line a row: records as they are, columns as one JSON object.
 
-    UserError for columns that CSV cannot say (lists, structs, binary, intervals) and for records that are not decoded.
+    A line break inside a payload becomes a space (JSON means the same); a null payload is `null`. `path` may end in .gz or .zst;
+    `compression` ("gzip", "zstd") is for the parts of a folder. Only a path that ends in "/" or is a folder means one.
     """
-
-    suffix = ".csv"
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
-        delimiter: str | None = None,
         overwrite: bool = False,
         compression: str | None = None,
         part_bytes: int | None = None,
     ) -> None:
-        super().__init__(path, overwrite=overwrite, compression=compression, part_bytes=part_bytes)
-        self._delimiter = delimiter or ("\t" if bare_suffix(self.name) == ".tsv" else ",")
+        super().__init__(_Ndjson(os.fspath(path), compression), overwrite=overwrite, part_bytes=part_bytes)
+
+
+class _Csv(_TextFormat):
+    suffix = ".csv"
+
+    def __init__(self, name: str, compression: str | None, delimiter: str | None) -> None:
+        super().__init__(name, compression)
+        self._delimiter = delimiter or ("\t" if bare_suffix(name) == ".tsv" else ",")
 
     def _lines(self, batch: Batch) -> bytes:
-        data = decoded_rows(self, batch)
+        data = self.columns(batch)
         for field in data.schema:
             if (
                 pa.types.is_nested(field.type)
@@ -223,6 +214,24 @@ class CsvSink(_TextSink):
 
     def _end_of_rows(self, file: BinaryIO, size: int) -> int:
         return end_of_records(file, size)
+
+
+class CsvSink(FileSink):
+    """A header, then one record a row. Null is an empty field, an empty text a quoted one; texts are quoted where they must be.
+
+    UserError for columns that CSV cannot say (lists, structs, binary, intervals) and for records that are not decoded.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        delimiter: str | None = None,
+        overwrite: bool = False,
+        compression: str | None = None,
+        part_bytes: int | None = None,
+    ) -> None:
+        super().__init__(_Csv(os.fspath(path), compression, delimiter), overwrite=overwrite, part_bytes=part_bytes)
 
 
 def _plain_times(data: pa.RecordBatch) -> pa.RecordBatch:

@@ -343,10 +343,15 @@ def test_a_redrive_from_a_file_asks_for_a_broker(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sink", "source"), [(CsvSink, CsvSource), (ParquetSink, ParquetSource), (ArrowSink, ArrowSource)]
+    ("sink", "source", "name"),
+    [
+        (CsvSink, CsvSource, "bad.csv"),
+        (ParquetSink, ParquetSource, "bad.parquet"),
+        (ArrowSink, ArrowSource, "bad.arrow"),
+    ],
 )
-def test_every_format_of_files_takes_letters(sink: Any, source: Any, tmp_path: Path) -> None:
-    written = sink(tmp_path / f"bad{sink.suffix}")
+def test_every_format_of_files_takes_letters(sink: Any, source: Any, name: str, tmp_path: Path) -> None:
+    written = sink(tmp_path / name)
     asyncio.run(orders(tmp_path, written, stream=False).run())
     table = App("read", "memory://letters").stream(source(written.name)).collect()
     assert sorted(table.column("payload").to_pylist()) == sorted(["nope", '{"id": 2}', '{"id": "x"'])

@@ -132,7 +132,7 @@ def test_rows_that_are_not_flushed_wait_in_bounded_memory(tmp_path: Path) -> Non
     big = Batch(pa.record_batch({"n": range(300_000)}))
     for _ in range(20):
         sink.write(big)
-        assert sink._part._waiting_bytes < FRAME_BYTES  # type: ignore[union-attr]
+        assert sink._writing._part._waiting_bytes < FRAME_BYTES  # type: ignore[union-attr]
     sink.finish()
     sink.close()
     assert pq.read_metadata(tmp_path / "t.parquet").num_rows == 6_000_000
@@ -406,7 +406,7 @@ def test_waiting_rows_do_not_hold_the_large_batch_they_are_a_slice_of(tmp_path: 
     sink = opened(ArrowSink(tmp_path / "t.arrow"))
     large = pa.record_batch({"n": range(200_000)})
     sink.write(Batch(large.slice(5, 3)))
-    (kept,) = sink._part._writer._batches  # type: ignore[union-attr]
+    (kept,) = sink._writing._part._writer._batches  # type: ignore[union-attr]
     assert kept.get_total_buffer_size() < 1000
     sink.finish()
     sink.close()

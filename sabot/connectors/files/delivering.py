@@ -1,0 +1,293 @@
+"""Rows into files exactly once. `delivered` says what counts, and in what order it becomes true."""
+
+import errno
+import itertools
+import logging
+import math
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+from msgspec.structs import replace
+
+from sabot._cython.arrow.batch import Batch
+from sabot.connectors.base import Lane, Token
+from sabot.connectors.files.delivered import Busy, Entry, Growth
+from sabot.connectors.files.format import FileFormat
+from sabot.connectors.files.parts import beside, journal_of, remove, sync_folder
+from sabot.connectors.files.target import FileTarget
+from sabot.connectors.files.writing import FileWriting
+from sabot.errors import JobLocked, TransientError, UserError
+from sabot.faults import hint_of
+from sabot.steps import step
+
+__all__ = ["FileDelivering"]
+
+_log = logging.getLogger(__name__)
+
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
+
+class FileDelivering:
+    """Delivers parts into the files of a target. The methods are those of `Sink`, and raise what is said there.
+
+    part_bytes: a part of a folder is completed when so many bytes of rows were delivered into it. `lane`: the one that was claimed; None
+    while the sink writes at least once.
+    """
+
+    def __init__(self, target: FileTarget, format: FileFormat[Any], writing: FileWriting, part_bytes: int) -> None:
+        self.lane: Lane | None = None
+        self._owner = ""  # "": the lane is to be claimed first
+        self._target = target
+        self._format = format
+        self._writing = writing
+        self._part_bytes = part_bytes
+        self._fits: pa.Schema | None = None  # the columns of the rows that were `fitting` last
+
+    @property
+    def claimed(self) -> bool:
+        """The lane is claimed, and no error came since."""
+        return self._owner != ""
+
+    # -- claiming ------------------------------------------------------------------------------------------------------
+
+    def known(self, lane: Lane) -> Token | None:
+        try:
+            self._target.look()
+            entry = self._target.ledger.peek()
+        except OSError:  # `claim` says what it is
+            return None
+        if entry is None or entry.lane != lane.key or not entry.incarnation:
+            return None
+        return Token(entry.seq, entry.incarnation)
+
+    def claim(self, lane: Lane, *, afresh: bool) -> Token | None:
+        self.lane, self._owner = lane, ""
+        self._check_expected()
+        name = self._target.name
+        try:
+            self._target.look()
+            with self._target.ledger.held(create=True):
+                entry = self._claimed(lane, afresh)
+        except Busy as error:
+            raise TransientError(
+                f"file {name!r}: another process is writing into it at this moment",
+                hint="end that process if it does not go on",
+            ) from error
+        except OSError as error:
+            kind = UserError if error.errno in _REFUSALS else TransientError
+            raise kind(f"file {name!r} cannot be written: {error.strerror or error}", hint=hint_of(error)) from error
+        self._owner = entry.owner
+        return Token(entry.seq, entry.incarnation) if entry.incarnation else None
+
+    def _check_expected(self) -> None:
+        """What the format cannot say is known before rows of it stand in a checkpoint."""
+        expected = self._format.expected
+        if expected is not None:
+            empty = [pa.array([], field.type) for field in expected]
+            with self._format.writing():
+                self._format.rows(Batch(pa.RecordBatch.from_arrays(empty, schema=expected)), first=True)
+                self._format.try_empty()
+
+    def _claimed(self, lane: Lane, afresh: bool) -> Entry:
+        """The files are as the entry says, and it says that they are ours."""
+        target = self._target
+        anew = afresh and target.overwrite
+        entry = target.ledger.read()
+        known = entry is not None
+        if entry is None:
+            self._writing.open(afresh=afresh)  # what is there is that of an at-least-once sink
+            self._writing.close()
+            number = self._writing.number
+            entry = Entry(number=number, length=target.growth(number).size(), anew=anew)
+        else:
+            if entry.lane != lane.key and not (entry.finished or anew):
+                raise UserError(
+                    f"file {target.name!r} gets the results of {entry.lane}, and {lane.key} would write into it too",
+                    hint=f"give it another path; or, if {entry.lane} is no more, remove {os.fspath(target.ledger.path)!r}",
+                )
+            self._settle(entry)
+            if afresh:
+                entry = self._begun(entry)
+        if entry.lane != lane.key or anew:
+            entry = replace(entry, lane=lane.key, incarnation="", seq=0, finished=False)
+        entry = target.ledger.write(replace(entry, owner=uuid.uuid4().hex, ready=""))
+        growth = target.growth(entry.number)
+        growth.keep(entry.length)
+        if anew and known and target.folder:
+            for part in target.parts()[0].values():
+                remove(part)
+        self._format.forget()
+        first = growth.begin(entry.length)
+        if first is not None:
+            self._format.begins_with(first)
+        return entry
+
+    def _begun(self, entry: Entry) -> Entry:
+        """For a job that begins: what was completed stays, unless it is to be overwritten."""
+        target = self._target
+        if self._format.continues and not target.folder:
+            length = 0 if target.overwrite or not target.path.exists() else entry.length
+            return replace(entry, length=length, finished=False)
+        if not target.folder:
+            target.check_free()
+        if entry.length:
+            _log.warning("sink %s: what an earlier run left unfinished is dropped", target.name)
+        number = 0 if target.overwrite else entry.number
+        return replace(entry, length=0, number=number, anew=target.overwrite, finished=False)
+
+    def give_up(self) -> None:
+        """Before the files are written at least once: what counts is kept, and nobody counts any more. Raises JobLocked."""
+        self.lane, self._owner = None, ""
+        ledger = self._target.ledger
+        if not ledger.path.exists():
+            return
+        try:
+            with ledger.held():
+                entry = ledger.read()
+                if entry is not None:
+                    self._settle(entry)
+                    growth = self._target.growth(entry.number)
+                    growth.keep(min(entry.length, growth.size()))
+                ledger.remove()
+        except Busy as error:
+            raise JobLocked(f"file {self._target.name!r}: another process is writing into it") from error
+
+    # -- delivering ----------------------------------------------------------------------------------------------------
+
+    def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
+        if self._fits is None or not data.schema.equals(self._fits):
+            empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in data.schema], schema=data.schema)
+            with self._format.writing():
+                self._format.accept(Batch(empty), self._fits)
+            self._fits = data.schema
+        return data
+
+    def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
+        with self._turn() as (lane, entry):
+            if entry.incarnation == lane.incarnation and seq <= entry.seq:
+                return
+            after = replace(entry, incarnation=lane.incarnation, seq=seq, ready="", finished=False)
+            nbytes = sum(batch.nbytes for batch in batches)
+            if any(batch.num_rows for batch in batches):
+                after = self._add(after, batches, nbytes)
+            self._commit(after)
+
+    def settle(self, seq: int) -> None:
+        with self._turn() as (lane, entry):
+            self._commit(replace(entry, incarnation=lane.incarnation, seq=seq, ready=""))
+
+    def finish(self) -> None:
+        folder = self._target.folder
+        with self._turn() as (_, entry):
+            if entry.finished:
+                return
+            after = replace(entry, ready="", anew=False, finished=True)
+            number, growth = self._free(entry)
+            heads = [] if entry.length or (head := self._format.before_first()) is None else [head]
+            if self._format.continues and not folder:
+                after = replace(after, length=growth.add(entry.length, heads, 0, math.inf)[0])
+            elif (entry.length or self._is_result(growth, entry)) and growth.complete(entry.length, heads):
+                after = replace(after, number=number + folder, length=0, ready=growth.path.name)
+            elif entry.anew and not folder:
+                remove(growth.path)  # the result of this run is no file
+            self._commit(after)
+
+    def close(self) -> None:
+        """The part of a folder is completed, where it is still ours."""
+        try:
+            if self._owner:
+                self._complete_part()
+        finally:
+            self.lane, self._owner = None, ""
+
+    def _complete_part(self) -> None:
+        try:
+            with self._turn() as (_, entry):
+                number, growth = self._free(entry)
+                if self._target.folder and entry.length and growth.complete(entry.length):
+                    self._commit(replace(entry, number=number + 1, length=0, ready=growth.path.name))
+        except JobLocked as error:
+            _log.info("sink %s is closed: %s", self._target.name, error)
+
+    def _add(self, entry: Entry, batches: Sequence[pa.RecordBatch], nbytes: int) -> Entry:
+        """The rows are in the files, and do not count yet."""
+        folder = self._target.folder
+        number, growth = self._free(entry)
+        length = entry.length
+        again = not folder and not self._format.continues and length == 0 and not entry.anew and growth.path.exists()
+        rows = self._encoded(batches, first=length == 0 and not again)
+        if again:  # the rows of the complete file come first
+            rows = itertools.chain(self._format.read(growth.path), rows)
+        full = self._part_bytes if folder else math.inf
+        length, complete = growth.add(length, rows, nbytes, full)
+        if complete:
+            return replace(entry, number=number + 1, length=0, ready=growth.path.name)
+        return replace(entry, number=number, length=length)
+
+    def _free(self, entry: Entry) -> tuple[int, Growth[Any]]:
+        """The part that comes next; of one file, that file."""
+        number, growth = entry.number, self._target.growth(entry.number)
+        while self._target.folder and growth.path.exists():
+            if entry.length:
+                raise UserError(
+                    f"file {os.fspath(growth.path)!r} is there, and rows wait to become a file of that name",
+                    hint="move it away",
+                )
+            number += 1
+            growth = self._target.growth(number)
+        return number, growth
+
+    def _encoded(self, batches: Sequence[pa.RecordBatch], *, first: bool) -> Iterator[Any]:
+        for data in batches:
+            if data.num_rows:
+                yield self._format.rows(Batch(data), first=first)
+                first = False
+
+    def _is_result(self, growth: Growth[Any], entry: Entry) -> bool:
+        """A file without a row is to be made."""
+        if self._target.folder:
+            return entry.number == 0 and self._format.expected is not None
+        return entry.anew or not growth.path.exists()
+
+    # -- what counts ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _turn(self) -> Iterator[tuple[Lane, Entry]]:
+        """What is done to the files while nobody else does. After an error the lane is to be claimed first."""
+        lane, owner = self.lane, self._owner
+        if lane is None or not owner:
+            raise UserError(f"the sink of file {self._target.name!r} is not open: its lane is not claimed")
+        self._owner = ""
+        with self._format.writing():
+            try:
+                with self._target.ledger.held():
+                    entry = self._target.ledger.read()
+                    if entry is None or entry.owner != owner:
+                        raise Busy
+                    yield lane, entry
+            except Busy as error:
+                raise JobLocked(
+                    f"file {self._target.name!r}: another process writes the results of {lane.key} now",
+                    hint="a job runs once; this worker stops",
+                ) from error
+        self._owner = owner
+
+    def _commit(self, entry: Entry) -> None:
+        """The entry is true from now on, and what follows from it."""
+        self._settle(self._target.ledger.write(entry))
+
+    def _settle(self, entry: Entry) -> None:
+        """A file that is complete has its name."""
+        if not entry.ready:
+            return
+        path = (self._target.path if self._target.folder else self._target.path.parent) / entry.ready
+        temporary = beside(path, "tmp")
+        if temporary.exists():
+            with step("rename", path):
+                os.rename(temporary, path)
+            sync_folder(path.parent)
+        remove(journal_of(path))

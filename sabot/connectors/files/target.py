@@ -1,0 +1,98 @@
+"""Where a sink of files writes: one file, or a folder of parts."""
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from sabot.connectors.files.choice import format_of
+from sabot.connectors.files.delivered import Growth, Ledger
+from sabot.connectors.files.format import FileFormat
+from sabot.connectors.files.parts import beside, remove, sync_folder, unfinished
+from sabot.connectors.files.paths import codec_of
+from sabot.errors import UserError
+from sabot.steps import step
+
+__all__ = ["FileTarget"]
+
+_log = logging.getLogger(__name__)
+
+
+class FileTarget:
+    """The path of a sink. `folder` and `ledger` are known after `look`. Errors of the disk are OSError."""
+
+    ledger: Ledger
+
+    def __init__(self, format: FileFormat[Any], *, overwrite: bool) -> None:
+        self.name = format.name
+        self.path = Path(self.name)
+        self.overwrite = overwrite
+        self.folder = False
+        self._format = format
+
+    def check_ending(self, kind: str) -> None:
+        """Raises UserError where the path says that another format is in the file. kind: the class of the sink, for the message."""
+        suffix = self._format.suffix
+        if self._says_folder() or os.path.isdir(self.name):
+            return
+        said = format_of(self.name)
+        if said not in (None, suffix[1:]):
+            raise UserError(
+                f"file {self.name!r}: its ending says {said}, and {kind} writes {suffix[1:]}",
+                hint=f"give it the ending {suffix}, or take the sink of the other format",
+            )
+        if codec_of(self.name) is not None and not self._format.compresses:
+            raise UserError(
+                f"file {self.name!r}: {kind} does not compress a file as a whole",
+                hint=f"its columns are compressed inside (compression=): give it the ending {suffix}",
+            )
+
+    def look(self) -> None:
+        """Finds out what the path is, and makes the folder that is missing."""
+        path = self.path
+        bare = self._format.needs_suffix and path.suffix == "" and not path.is_file()
+        self.folder = self._says_folder() or path.is_dir() or bare
+        folder = path if self.folder else path.parent
+        for each in (*reversed(folder.parents), folder):
+            if not each.is_dir():
+                with step("make folder", each):
+                    each.mkdir(exist_ok=True)
+                sync_folder(each.parent)
+        self.ledger = Ledger(beside(path / f"part{self._format.ending}" if self.folder else path, "token"))
+
+    def _says_folder(self) -> bool:
+        return self.name.endswith(("/", os.sep))
+
+    def file(self, number: int) -> Path:
+        """The one file, or the part of this number."""
+        return self.path / f"part-{number:05}{self._format.ending}" if self.folder else self.path
+
+    def growth(self, number: int) -> Growth[Any]:
+        """That file, as it grows exactly once."""
+        return self._format.new_growth(self.file(number), hidden=self.folder)
+
+    def parts(self) -> tuple[dict[int, Path], dict[int, Path]]:
+        """The parts of the folder by number: those that are complete, and those that are not."""
+        ending = re.escape(self._format.ending)
+        complete: dict[int, Path] = {}
+        unfinished_parts: dict[int, Path] = {}
+        for name in os.listdir(self.path):
+            found = re.fullmatch(rf"(\.?)(part-(\d+){ending})(?:\.(?:tmp|journal|copy))?", name)
+            if found is not None:
+                (unfinished_parts if found[1] else complete)[int(found[3])] = self.path / found[2]
+        return complete, unfinished_parts
+
+    def check_free(self) -> None:
+        """Raises UserError where a job that begins would mix its rows into a complete file."""
+        if self.path.exists() and not self.overwrite:
+            raise UserError(
+                f"file {self.name!r} is there already, and this job begins",
+                hint="overwrite=True replaces it; a path that ends in / is a folder, which gets a new part",
+            )
+
+    def drop(self, path: Path) -> None:
+        """Removes what an earlier run has left of this file without completing it."""
+        for leftover in unfinished(path):
+            _log.warning("sink %s: %s, left unfinished by an earlier run, is dropped", self.name, leftover.name)
+            remove(leftover)

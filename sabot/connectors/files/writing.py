@@ -1,0 +1,131 @@
+"""Rows into files at least once. `parts` says what a crash leaves of a file, and how it is gone on with."""
+
+from pathlib import Path
+from typing import Any
+
+from sabot._cython.arrow.batch import Batch
+from sabot.connectors.files.format import FileFormat
+from sabot.connectors.files.parts import Part, SealedPart, journal_of, remove, unfinished
+from sabot.connectors.files.target import FileTarget
+
+__all__ = ["FileWriting"]
+
+
+class FileWriting:
+    """Writes into the one file of a target, or into the newest part of its folder. Errors of the disk are OSError.
+
+    number: of the part that comes next in a folder. part_bytes: a flush completes a part that holds so many bytes.
+    """
+
+    def __init__(self, target: FileTarget, format: FileFormat[Any], part_bytes: int) -> None:
+        self.number = 0
+        self._target = target
+        self._format = format
+        self._part_bytes = part_bytes
+        self._part: Part[Any] | None = None
+        self._anew = False  # the job begins, and may overwrite what is there
+        self._complete = False  # the one file was there when this was opened, or is finished
+
+    def open(self, *, afresh: bool) -> None:
+        """Goes on with what is there. afresh: the job begins, so what an earlier run left unfinished is dropped."""
+        self._format.forget()
+        self.number = 0
+        self._complete = False
+        self._anew = afresh and self._target.overwrite
+        if self._target.folder:
+            self._open_folder(afresh)
+        else:
+            self._open_file(afresh)
+
+    def _open_file(self, afresh: bool) -> None:
+        path = self._target.path
+        if not self._format.continues:
+            if afresh:
+                self._target.check_free()
+                self._target.drop(path)
+            elif path.exists() and not journal_of(path).exists():
+                self._complete = True  # opened again when there are rows to add
+                return
+        self._part = self._new_part(path)
+
+    def _open_folder(self, afresh: bool) -> None:
+        complete, open_parts = self._target.parts()
+        if self._anew:
+            for path in complete.values():
+                remove(path)
+            complete = {}
+        for number, path in sorted(open_parts.items()):
+            if afresh:
+                self._target.drop(path)
+                continue
+            if number in complete:  # it was completed just before the crash
+                for leftover in unfinished(path):
+                    remove(leftover)
+                continue
+            part = self._new_part(path)
+            if part.rows:
+                if self._part is not None:
+                    self._seal()
+                self._part, self.number = part, number
+            else:
+                part.close()
+        self.number = max([self.number, *(number + 1 for number in complete)])
+
+    def write(self, batch: Batch) -> None:
+        """Adds the rows, and may buffer them."""
+        if self._part is None:
+            self._part = self._next_part()
+        self._part.write(self._format.rows(batch, first=not self._part.rows))
+
+    def flush(self) -> None:
+        """When it returns all rows survive a crash of the machine."""
+        if self._part is None:
+            return
+        self._part.flush()
+        if self._target.folder and self._part.size >= self._part_bytes:
+            self._seal()
+
+    def finish(self) -> None:
+        """Completes the file, or the last part: also one without rows, where the columns are known."""
+        if self._target.folder:
+            if self._part is not None:
+                self._seal()
+            elif self.number == 0 and self._format.expected is not None:
+                self._part = self._next_part()
+                self._seal()
+        elif self._part is not None:
+            path, self._complete = self._part.path, True
+            if not self._seal() and self._anew:
+                remove(path)  # the result of this run is no file
+
+    def complete_clean(self) -> None:
+        """Completes the part of a folder, where all its rows were flushed."""
+        part = self._part
+        if self._target.folder and part is not None and part.rows and part.clean:
+            self._seal()
+
+    def close(self) -> None:
+        """Closes the file without completing it. Idempotent."""
+        part, self._part = self._part, None
+        if part is not None:
+            part.close()
+
+    def _next_part(self) -> Part[Any]:
+        part = self._new_part(self._target.file(self.number))
+        if self._complete and isinstance(part, SealedPart):
+            part.take_over()
+        self._complete = False
+        return part
+
+    def _new_part(self, path: Path) -> Part[Any]:
+        folder = self._target.folder
+        return self._format.new_part(path, hidden=folder, truncate=self._anew and not folder)
+
+    def _seal(self) -> bool:
+        assert self._part is not None
+        if not self._part.rows and (head := self._format.before_first()) is not None:
+            self._part.write(head)
+        made = self._part.seal()
+        self._part = None
+        self.number += made
+        return made
