@@ -18,6 +18,7 @@ from sabot.errors import UserError
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.aggregates.gather import Gather
 from sabot.operators.base import TIME_COLUMN, OperatorContext
+from sabot.operators.columns import column_index, key_columns
 from sabot.state.tables.store import TableStore
 
 __all__ = [
@@ -26,7 +27,6 @@ __all__ = [
     "Call",
     "calls_reader",
     "calls_schema",
-    "key_columns",
     "slot_pieces",
 ]
 
@@ -71,12 +71,6 @@ class Call:
         return words if self.where is None else f"{words}.filter({self.where})"
 
 
-def key_columns(names: Sequence[str], input: pa.Schema) -> tuple[pa.Schema, list[int]]:
-    """The columns that rows are grouped by, and their places. UserError for one that is not there, twice there, or cannot be a key."""
-    known = Aggregator(names, [], input)
-    return known.keys, known.key_indices
-
-
 class Aggregator:
     """`calls` over rows of `input`, grouped by the columns `keys`; `order` names the int64 column that says what is first.
 
@@ -92,9 +86,8 @@ class Aggregator:
         self, keys: Sequence[str], calls: Sequence[Call], input: pa.Schema, *, order: str | None = None
     ) -> None:
         self.input = input
-        self.keys = pa.schema([input.field(_index(input, name, "group by")) for name in keys])
-        self.key_indices = [_index(input, name, "group by") for name in keys]
-        self.order = -1 if order is None else _index(input, order, "order")
+        self.keys, self.key_indices = key_columns(keys, input)
+        self.order = -1 if order is None else column_index(input, order, "order")
         self.kernel: list[tuple[str, pa.DataType | None]] = []
         self.arguments: list[int] = []
         self.filters: list[int] = []
@@ -126,10 +119,7 @@ class Aggregator:
 
     def table(self) -> GroupTable:
         """An empty table of its own, outside of any store."""
-        try:
-            return GroupTable(self.keys, self.kernel)
-        except TypeError as error:
-            raise UserError(f"cannot group by {self.keys.names}: {error}") from error
+        return GroupTable(self.keys, self.kernel)
 
     def store(self, context: OperatorContext) -> TableStore:
         """A store of such tables; where there are extras, groups stay in memory."""
@@ -270,7 +260,7 @@ class Aggregator:
             raise UserError(
                 f"{call.name}: there is no aggregate {call.kind!r}", hint=f"one of {', '.join(sorted(KINDS))}"
             )
-        where = -1 if call.where is None else _index(self.input, call.where, call.name)
+        where = -1 if call.where is None else column_index(self.input, call.where, call.name)
         if where >= 0 and not pa.types.is_boolean(self.input.field(where).type):
             raise UserError(f"{call.name}: the filter {call.where!r} is {self.input.field(where).type}, not bool")
         if call.argument is None:
@@ -279,7 +269,7 @@ class Aggregator:
             if call.kind == "count":
                 return _kernel_at(self._kernel("count", None, -1, where))
             return self._gather(call, -1, where)
-        argument = _index(self.input, call.argument, call.name)
+        argument = column_index(self.input, call.argument, call.name)
         kind = self.input.field(argument).type
         if pa.types.is_float16(kind):
             raise UserError(f"{call.name}: {call.argument!r} is halffloat", hint="cast it to float32")
@@ -329,7 +319,7 @@ class Aggregator:
         if call.kind in ("arg_min", "arg_max"):
             if call.by is None:
                 raise UserError(f"{call.name}: {call.kind} needs the column to go by")
-            by = _index(self.input, call.by, call.name)
+            by = column_index(self.input, call.by, call.name)
         index = len(self._gathers)
         self._gathers.append(
             Gather.of(
@@ -379,14 +369,6 @@ def calls_reader(keys: Sequence[str], calls: Sequence[Call], input: pa.Schema) -
         for call in calls
     ]
     return {"keys": list(keys), "calls": described, "input": schema_text(columns)}
-
-
-def _index(schema: pa.Schema, name: str, what: str) -> int:
-    index: int = schema.get_field_index(name)
-    if index < 0:
-        there = ", ".join(schema.names)
-        raise UserError(f"{what}: there is no column {name!r}", hint=f"there are {there}")
-    return index
 
 
 def _fixed(kind: pa.DataType) -> bool:

@@ -12,8 +12,8 @@ from sabot.errors import InternalError
 from sabot.operators.aggregates.aggregator import Aggregator, Call
 from sabot.operators.aggregates.gather import joined
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
+from sabot.operators.columns import time_index
 from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape
-from sabot.operators.windows.sessions import time_index
 
 __all__ = ["ROWS_COLUMN", "LocalCombine", "combined_input", "repeated"]
 

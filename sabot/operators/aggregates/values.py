@@ -16,9 +16,7 @@ from sabot._cython.groups.keyed import sum_overflow
 from sabot._cython.groups.multiset import Arrivals, ExactSums, Multisets, join_keys, split_keys
 from sabot._cython.groups.sketch import Quantiles
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import (
-    Call,
-)
+from sabot.operators.aggregates.aggregator import Call
 from sabot.operators.aggregates.packed import NAN, from_ordered, ordered, ordered_width, packed, unpacked
 from sabot.operators.aggregates.sketches import quantile_column
 from sabot.operators.base import (

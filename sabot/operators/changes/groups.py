@@ -16,14 +16,14 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.rows.changes import Touches
-from sabot.operators.aggregates.aggregator import Call, calls_reader, calls_schema, key_columns
+from sabot.operators.aggregates.aggregator import Call, calls_reader, calls_schema
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext, with_marks
 from sabot.operators.changes.added import AddedGroups
 from sabot.operators.changes.removable import RemovableGroups
 from sabot.operators.changes.state import Groups
 from sabot.operators.changes.weaving import Weave, differ
+from sabot.operators.columns import key_columns, result_schema
 from sabot.operators.keeping import Keeper, Keeping, columns_schema
-from sabot.operators.windows.sessions import result_schema
 
 __all__ = ["GroupAggregate", "KeptGroups"]
 

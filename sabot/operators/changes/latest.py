@@ -13,8 +13,8 @@ from sabot._cython.rows.changes import Touches
 from sabot.operators.base import OP_COLUMN, START_OF_TIME, TIME_COLUMN, Cut, OperatorContext, Saved
 from sabot.operators.changes.state import Array, Groups
 from sabot.operators.changes.weaving import signs
+from sabot.operators.columns import key_table
 from sabot.operators.keeping import Kept, Owned, Stored
-from sabot.operators.windows.sessions import key_table
 from sabot.state.tables.rows import RowStore
 
 __all__ = ["LatestRows"]

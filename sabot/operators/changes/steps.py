@@ -18,7 +18,6 @@ from sabot.api.nodes.changes import OP
 from sabot.codecs.json import schema_text
 from sabot.disk import make_folder
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import key_columns
 from sabot.operators.aggregates.arguments import with_arguments
 from sabot.operators.aggregates.packed import packed, unpacked
 from sabot.operators.base import (
@@ -38,6 +37,7 @@ from sabot.operators.changes.latest import LatestRows
 from sabot.operators.changes.removable import LastOfChanges
 from sabot.operators.changes.state import Groups
 from sabot.operators.changes.weaving import same_rows, signs
+from sabot.operators.columns import key_columns
 from sabot.operators.keeping import columns_schema, owned_groups
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, calls_of

@@ -31,7 +31,6 @@ from sabot.api.nodes import functions as nodes
 from sabot.api.process import ProcessSpec
 from sabot.codecs.json import schema_of_text, schema_text
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.aggregates.aggregator import key_columns
 from sabot.operators.base import (
     OP_COLUMN,
     START_OF_TIME,
@@ -41,13 +40,13 @@ from sabot.operators.base import (
     Saved,
     with_time,
 )
+from sabot.operators.columns import key_columns, time_index
 from sabot.operators.functions.columns import BatchForm
 from sabot.operators.functions.rows import RowForm
 from sabot.operators.functions.state import Form, Keyed, Side, parts_of
 from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, columns_schema, last_watermark, read_batches
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
-from sabot.operators.windows.sessions import time_index
 from sabot.state.base import Entry, Mine
 from sabot.state.keyed_values import load_values
 

@@ -16,7 +16,7 @@ from sabot._cython.text.records import state_key
 from sabot.api.process import ProcessSpec
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, without_marks
-from sabot.operators.windows.sessions import key_table
+from sabot.operators.columns import key_table, no_event_time
 from sabot.state.expiry import EventExpiry
 from sabot.state.keyed_values import open_values
 from sabot.state.reading import json_text
@@ -132,9 +132,7 @@ class Keyed:
         if self.spec.on_timer is None:
             raise UserError("a timer is set, and nothing is there to fire", hint="process(..., on_timer=f)")
         if at_event and not self.timed:
-            raise UserError(
-                "an event timer needs event time", hint="name the stream's time column: app.stream(..., time=...)"
-            )
+            raise no_event_time("an event timer needs event time")
 
     def key_of(self, columns: Sequence[Array]) -> dict[str, Any]:
         """The first row's, for errors."""

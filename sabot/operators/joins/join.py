@@ -18,6 +18,7 @@ from sabot.api.nodes import joins as nodes
 from sabot.errors import UserError
 from sabot.operators.base import DELETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
 from sabot.operators.changes.weaving import same_rows
+from sabot.operators.columns import no_event_time
 from sabot.operators.joins.sides import Joined, Result, Rows, Side, Sides, later
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
@@ -96,10 +97,7 @@ class Join(Joined):
         order = ["hash" if side else "time" for side in changes]
         for name, ms, schema in (("left", self._left_keep_ms, left), ("right", self._right_keep_ms, right)):
             if ms is not None and TIME_COLUMN not in schema.names:
-                hint = "name its column: app.stream(..., time='ts')"
-                raise UserError(
-                    f"join: rows of the {name} side are kept for {ms} ms, and have no event time", hint=hint
-                )
+                raise no_event_time(f"join: rows of the {name} side are kept for {ms} ms, and have no event time")
         # whose rows note that they have had a partner: it may be forgotten
         counted = [self._stays("left") and self._right_keep_ms is not None]
         counted.append(self._stays("right") and self._left_keep_ms is not None)

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved
+from sabot.operators.columns import no_event_time
 from sabot.operators.joins.sides import CHUNK_ROWS, Joined, Rows, Side
 from sabot.operators.keeping import last_watermark
 
@@ -28,8 +28,7 @@ class TimedJoin(Joined):
     def open(self, context: OperatorContext) -> pa.Schema:
         for name, schema in (("left", context.input), ("right", context.right)):
             if schema is not None and TIME_COLUMN not in schema.names:
-                hint = "name its column: app.stream(..., time='ts')"
-                raise UserError(f"{self.kind}: the {name} side has no event time", hint=hint)
+                raise no_event_time(f"{self.kind}: the {name} side has no event time")
         self.set_watermark(START_OF_TIME)
         return super().open(context)
 

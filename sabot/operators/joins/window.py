@@ -19,8 +19,7 @@ from sabot.operators.joins.sides import CHUNK_ROWS, Joined, Result, Rows, Side, 
 from sabot.operators.joins.timed import TimedJoin
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
-from sabot.operators.windows.panes import TimeWindow, WindowShape
-from sabot.operators.windows.sessions import window_words
+from sabot.operators.windows.panes import TimeWindow, WindowShape, window_words
 
 __all__ = ["PLACES", "READERS", "WindowJoin"]
 

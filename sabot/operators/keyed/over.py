@@ -16,7 +16,7 @@ from sabot.api.nodes import keyed as nodes
 from sabot.api.over import OverFunction
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import CHUNK_ROWS, KINDS, key_columns
+from sabot.operators.aggregates.aggregator import CHUNK_ROWS, KINDS
 from sabot.operators.aggregates.arguments import Arguments
 from sabot.operators.base import (
     END_OF_TIME,
@@ -27,6 +27,7 @@ from sabot.operators.base import (
     with_time,
     without_time,
 )
+from sabot.operators.columns import key_columns, key_table, time_index
 from sabot.operators.keeping import Columns, Keeper, Keeping, columns_schema, last_watermark
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.keyed.over_state import (
@@ -42,7 +43,6 @@ from sabot.operators.keyed.over_state import (
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
 from sabot.operators.rows.stateless import Drop
-from sabot.operators.windows.sessions import key_table, time_index
 
 __all__ = ["OVER_KINDS", "PLACES", "READERS", "Over"]
 

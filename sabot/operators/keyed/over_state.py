@@ -13,10 +13,10 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable, sum_overflow
 from sabot._cython.windows.over import FrameTable, PlaceTable, WaitTable
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import CHUNK_ROWS, KINDS, Aggregator, Call, key_columns
+from sabot.operators.aggregates.aggregator import CHUNK_ROWS, KINDS, Aggregator, Call
 from sabot.operators.base import TIME_COLUMN, OperatorContext, without_time
+from sabot.operators.columns import key_columns, key_table
 from sabot.operators.keeping import Columns, Kept, Stored
-from sabot.operators.windows.sessions import key_table
 
 __all__ = ["RANKS", "FrameState", "LeadState", "OverCall", "OverState", "PlaceState", "RunningState"]
 

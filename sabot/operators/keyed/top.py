@@ -24,7 +24,7 @@ from sabot.api.windows import WINDOW_END, WINDOW_START
 from sabot.codecs.json import schema_text
 from sabot.config import is_whole
 from sabot.errors import InternalError, UserError
-from sabot.operators.aggregates.aggregator import CHUNK_ROWS, key_columns
+from sabot.operators.aggregates.aggregator import CHUNK_ROWS
 from sabot.operators.base import (
     OP_COLUMN,
     START_OF_TIME,
@@ -34,11 +34,11 @@ from sabot.operators.base import (
     with_marks,
     without_marks,
 )
+from sabot.operators.columns import key_columns, key_table, time_index
 from sabot.operators.keeping import Batches, Columns, Keeper, Keeping, columns_schema, last_watermark
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, window_of
-from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape
-from sabot.operators.windows.sessions import key_table, time_index, window_words
+from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, window_words
 
 __all__ = ["PLACES", "READERS", "TIES", "TopN", "WindowTopN"]
 

@@ -23,8 +23,8 @@ from sabot.api.patterns import MATCH_END, MATCH_START, check_measures
 from sabot.arrays import shown
 from sabot.codecs.json import schema_text
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.aggregates.aggregator import key_columns
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
+from sabot.operators.columns import key_columns, key_table, result_schema, time_index
 from sabot.operators.keeping import Batches, KeptCut, columns_schema, owned_groups, read_batches
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.layout.sites import Places, Site
@@ -32,7 +32,6 @@ from sabot.operators.patterns.kept_rows import CHUNK_ROWS, KeptRows, row_pieces
 from sabot.operators.patterns.measures import TIMESTAMP, MatchedRows, Measures
 from sabot.operators.patterns.plan import PatternPlan
 from sabot.operators.readers import Readers
-from sabot.operators.windows.sessions import key_table, result_schema, time_index
 
 __all__ = ["PLACES", "READERS", "Pattern", "PatternState"]
 

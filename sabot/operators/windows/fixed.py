@@ -25,12 +25,13 @@ from sabot.operators.aggregates.arguments import with_arguments
 from sabot.operators.aggregates.combining import ROWS_COLUMN, LocalCombine, combined_input, repeated
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.base import START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
+from sabot.operators.columns import time_index
 from sabot.operators.keeping import Columns, Keeper, Keeping, Stored, columns_schema, last_watermark
 from sabot.operators.keyed.running import CountAggregate
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, calls_of, window_of
-from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape
-from sabot.operators.windows.sessions import SessionAggregate, time_index, window_words
+from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, window_words
+from sabot.operators.windows.sessions import SessionAggregate
 from sabot.state.tables.store import TableStore
 
 __all__ = ["PLACES", "READERS", "WindowAggregate"]

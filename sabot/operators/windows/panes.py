@@ -6,11 +6,11 @@ Panes do not overlap: a tumbling window is a pane, a hopping one is size / slide
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
-from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
+from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow, Window
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 
-__all__ = ["PANE_COLUMN", "TimeWindow", "WindowShape"]
+__all__ = ["PANE_COLUMN", "TimeWindow", "WindowShape", "window_words"]
 
 PANE_COLUMN = "__pane"  # of partial states and of what is saved: where the pane starts, ms
 
@@ -81,3 +81,9 @@ class WindowShape:
             last = min(self.last_end(pane), self.pane(watermark))
             ends.update(range(first, last + 1, self.step))
         return sorted(ends)
+
+
+def window_words(window: Window) -> str:
+    """A window with its figures (times in ms), as `state_schema` has it."""
+    figures = [value for name, value in vars(window).items() if value or name != "offset_ms"]
+    return f"{type(window).__name__.removesuffix('Window').lower()}({', '.join(map(str, figures))})"

@@ -11,12 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.windows.sessions import RunTable, SessionTable
-from sabot.api.windows import WINDOW_END, WINDOW_START, SessionWindow, Window
-from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import Aggregator, Call, calls_reader, calls_schema, key_columns
+from sabot.api.windows import WINDOW_END, WINDOW_START, SessionWindow
+from sabot.operators.aggregates.aggregator import Aggregator, Call, calls_reader, calls_schema
 from sabot.operators.base import TIME_COLUMN, Cut, OperatorContext, Saved
+from sabot.operators.columns import key_columns, key_table, result_schema, time_index
 from sabot.operators.keeping import (
     Batches,
     Keeper,
@@ -30,8 +29,9 @@ from sabot.operators.keeping import (
     read_batches,
 )
 from sabot.operators.readers import Readers, calls_of
+from sabot.operators.windows.panes import window_words
 
-__all__ = ["READERS", "KeyedRuns", "Numbered", "SessionAggregate", "window_words"]
+__all__ = ["READERS", "KeyedRuns", "Numbered", "SessionAggregate"]
 
 CHUNK_ROWS = 65_536
 _GROUP = "__group"
@@ -362,37 +362,6 @@ class Numbered(KeyedRuns):
         if self._aggregator.needs_slots:
             self._extras.remove(gone)
         self._table.remove(gone)
-
-
-def window_words(window: Window) -> str:
-    """A window with its figures (times in ms), as `state_schema` has it."""
-    figures = [value for name, value in vars(window).items() if value or name != "offset_ms"]
-    return f"{type(window).__name__.removesuffix('Window').lower()}({', '.join(map(str, figures))})"
-
-
-def key_table(keys: pa.Schema) -> GroupTable:
-    """key -> slot, and nothing else. UserError for types that cannot be keys."""
-    try:
-        return GroupTable(keys, [])
-    except TypeError as error:
-        raise UserError(f"cannot group by {keys.names}: {error}") from error
-
-
-def time_index(input: pa.Schema, who: str) -> int:
-    """Where the event time stands; UserError where the stream has none."""
-    index = int(input.get_field_index(TIME_COLUMN))
-    if index < 0:
-        raise UserError(f"{who} need event time", hint="name the stream's time column: app.stream(..., time=...)")
-    return index
-
-
-def result_schema(fields: Sequence[pa.Field], *, timed: bool) -> pa.Schema:
-    """The columns of results, TIME_COLUMN last; UserError where two have one name."""
-    names = [field.name for field in fields]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"the result would have two columns {name!r}", hint="give the aggregate another name")
-    return pa.schema([*fields, pa.field(TIME_COLUMN, pa.int64())] if timed else fields)
 
 
 def _read_with(reader: Mapping[str, Any]) -> SessionAggregate:

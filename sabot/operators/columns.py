@@ -1,0 +1,57 @@
+"""What operators ask of the columns that come in, and make of them: keys, event time, the columns of a result."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from sabot._cython.groups.keyed import GroupTable
+from sabot.errors import UserError
+from sabot.operators.base import TIME_COLUMN
+
+__all__ = ["column_index", "key_columns", "key_table", "no_event_time", "result_schema", "time_index"]
+
+
+def column_index(schema: pa.Schema, name: str, what: str) -> int:
+    """Where the column stands. UserError, which begins with `what`, for one that is not there or there twice."""
+    index: int = schema.get_field_index(name)
+    if index < 0:
+        raise UserError(f"{what}: there is no column {name!r}", hint=f"there are {', '.join(schema.names)}")
+    return index
+
+
+def key_columns(names: Sequence[str], input: pa.Schema) -> tuple[pa.Schema, list[int]]:
+    """The columns that rows are grouped by, and their indices. UserError for one that is missing, there twice, or cannot be a key."""
+    indices = [column_index(input, name, "group by") for name in names]
+    keys = pa.schema([input.field(index) for index in indices])
+    key_table(keys)
+    return keys, indices
+
+
+def key_table(keys: pa.Schema) -> GroupTable:
+    """A table that gives each key a slot, without accumulators. UserError for types that cannot be keys."""
+    try:
+        return GroupTable(keys, [])
+    except TypeError as error:
+        raise UserError(f"cannot group by {keys.names}: {error}") from error
+
+
+def no_event_time(what: str) -> UserError:
+    """The error for rows without event time where it is needed. what: who needs it, or which rows have none: a whole sentence."""
+    return UserError(what, hint="name the stream's time column: app.stream(..., time='ts')")
+
+
+def time_index(input: pa.Schema, who: str) -> int:
+    """The index of the column of event time; UserError where the stream has none."""
+    index = int(input.get_field_index(TIME_COLUMN))
+    if index < 0:
+        raise no_event_time(f"{who} need event time")
+    return index
+
+
+def result_schema(fields: Sequence[pa.Field], *, timed: bool) -> pa.Schema:
+    """The columns of a result, TIME_COLUMN last where it is timed; UserError where two columns have one name."""
+    names = [field.name for field in fields]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"the result would have two columns {name!r}", hint="give the aggregate another name")
+    return pa.schema([*fields, pa.field(TIME_COLUMN, pa.int64())] if timed else fields)
