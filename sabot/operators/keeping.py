@@ -185,7 +185,7 @@ class Columns(Kept):
 class Keeper:
     """All that an operator keeps, in the order in which it is restored. keyed: its rows go by keys; else subtask 0 has them all."""
 
-    def __init__(self, context: OperatorContext, kept: Sequence[Kept], *, keyed: bool = True) -> None:
+    def __init__(self, context: OperatorContext, kept: Sequence[Kept] = (), *, keyed: bool = True) -> None:
         self._context, self._kept, self._keyed = context, list(kept), keyed
 
     def cut(self) -> tuple[dict[str, Any], Cut | None]:
@@ -210,20 +210,27 @@ class Keeper:
 
 
 class Keeping(Operator):
-    """An operator with state. `open` sets `kept`; snapshot and restore are made of it here."""
+    """An operator with state: `open` sets `kept`, and snapshot and restore are made of it here, for all operators.
+
+    What remains an operator's own is how its state reads: `state_schema`, `state_reader` and `contents` name its columns, and only the
+    operator knows what these mean.
+    """
 
     kept: Keeper
 
     def group_count(self) -> int:
-        """About how many groups or rows it keeps."""
-        raise NotImplementedError
+        """About how many groups or rows it keeps; 0 of an operator that notes facts alone."""
+        return 0
 
     def noted(self) -> dict[str, Any]:
         """Facts of its own for the manifest: JSON values."""
         return {}
 
+    def foretell(self, saved: Sequence[Saved]) -> None:
+        """Before what it keeps comes back: facts by which that is judged, as the watermark below which values have expired."""
+
     def recall(self, saved: Sequence[Saved]) -> None:
-        """What it had noted comes back, an entry for each subtask that was; after all that it keeps."""
+        """After what it keeps has come back: the other facts that it had noted, an entry for each subtask that it had."""
 
     def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
         noted = self.noted()
@@ -231,6 +238,7 @@ class Keeping(Operator):
         return {**noted, **facts, **self.about_state(self.group_count())}, cut
 
     def restore(self, saved: list[Saved]) -> None:
+        self.foretell(saved)
         self.kept.restore(saved)
         self.recall(saved)
 

@@ -6,13 +6,13 @@ append stream ──Upsert──▶ changes ──Changelog──▶ append stre
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot._cython.groups.partition import hash_columns
 from sabot.api.nodes import changes as nodes
 from sabot.api.nodes.changes import OP
 from sabot.codecs.json import schema_text
@@ -26,7 +26,6 @@ from sabot.operators.base import (
     START_OF_TIME,
     TIME_COLUMN,
     Cut,
-    Operator,
     OperatorContext,
     Saved,
     with_time,
@@ -38,7 +37,7 @@ from sabot.operators.changes.removable import LastOfChanges
 from sabot.operators.changes.state import Groups
 from sabot.operators.changes.weaving import same_rows, signs
 from sabot.operators.columns import key_columns
-from sabot.operators.keeping import columns_schema, owned_groups
+from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, columns_schema, key_hashes
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, calls_of
 from sabot.operators.rows.marked import AsInserts
@@ -137,7 +136,7 @@ class Upsert(KeptGroups):
         return {"keys": self._names, "input": schema_text(self._input), **given}
 
 
-class Changelog(Operator):
+class Changelog(Keeping):
     """Changes as rows: the column `op` (insert, update_before, update_after, delete), then the columns of the input.
 
     A change may have the event time of the row that it takes back, which is over; here it is not older than the watermark.
@@ -154,6 +153,7 @@ class Changelog(Operator):
                 f"changelog: there is a column {OP!r} already", hint=f'.rename({OP}="…") before .changelog()'
             )
         self._schema = context.input.remove(place).insert(0, pa.field(OP, pa.string()))
+        self.kept = Keeper(context)
         return self._schema
 
     def process(self, batch: Batch) -> None:
@@ -169,17 +169,17 @@ class Changelog(Operator):
     def advance(self, watermark_ms: int) -> None:
         self._watermark = watermark_ms
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        return {"watermark": self._watermark, **self.about_state(0)}, None
+    def noted(self) -> dict[str, Any]:
+        return {"watermark": self._watermark}
 
-    def restore(self, saved: list[Saved]) -> None:
+    def recall(self, saved: Sequence[Saved]) -> None:
         self._watermark = max(part.facts["watermark"] for part in saved)
 
     def state_schema(self) -> dict[str, Any]:
         return {"kind": "changelog"}
 
 
-class Materialize(Operator):
+class Materialize(Keeping):
     """Keeps the table that the changes make, and gives its rows once, when the input has ended. Equal rows come side by side.
 
     keys: columns by which the rows are dealt out to subtasks (none: one subtask has them all). Event time of a row is the latest of
@@ -189,47 +189,21 @@ class Materialize(Operator):
     def __init__(self, keys: Sequence[str] = (), *, id: str = "") -> None:
         self.id = id
         self._names = list(keys)
-        self._store: TableStore | None = None
         self._given = False
+        self._table: _Counted | None = None
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        self._context = context
         self._timed = TIME_COLUMN in context.input.names
         self._columns = without_marks(context.input)
         key_columns(self._names, context.input)  # says which are missing
-        self._plain = len(self._columns) <= _MOST_KEYS and all(
-            map(_is_key, self._columns.types)
-        )  # else rows are kept as bytes
-        self._kept = self._columns if self._plain else pa.schema([pa.field("row", pa.binary())])
-        self._lanes = [("sum", pa.int64()), *([("max", pa.int64())] if self._timed else [])]
-        self._store = TableStore(
-            self._kept, self._lanes, directory=context.directory, memory_budget=context.memory_budget
-        )
+        self._table = _Counted(self._columns, self._names, self._timed, context)
+        self.kept = Keeper(context, [self._table], keyed=bool(self._names))
         self._schema = with_time(self._columns, self._timed)
         return self._schema
 
     def process(self, batch: Batch) -> None:
-        if not batch.num_rows:
-            return
-        store, data = self._there(), batch.taken()
-        names = data.schema.names
-        takes = signs(data.column(OP_COLUMN)) if OP_COLUMN in names else np.zeros(data.num_rows, bool)
-        lanes = [pa.array(np.where(takes, np.int64(-1), np.int64(1)))]
-        if self._timed:
-            lanes.append(data.column(TIME_COLUMN))
-        rows = [data.column(name) for name in self._columns.names]
-        if not self._plain:
-            rows = [packed(rows, data.num_rows).cast(pa.binary())]
-        width = len(rows)
-        whole = pa.RecordBatch.from_arrays([*rows, *lanes], names=[str(i) for i in range(width + len(lanes))])
-        table = store.table()
-        slots = table.resolve(whole, range(width))
-        table.accumulate(slots, whole, range(width, width + len(lanes)))
-        if takes.any():
-            taken = pa.array(np.unique(slots.to_numpy()[takes]))
-            left = table.finish(taken)[width].to_numpy()
-            table.remove(taken.filter(pa.array(left <= 0)))
-        store.settle()
+        if batch.num_rows:
+            self._there().add(batch.taken())
 
     def advance(self, watermark_ms: int) -> int | None:
         if watermark_ms == END_OF_TIME:  # what follows in the chain is told after this that time is over
@@ -240,63 +214,15 @@ class Materialize(Operator):
     def finish(self) -> None:
         if not self._given:
             self._given = True
-            for columns in self._there().finish():
-                for rows in self._rows(columns):
-                    self.emit(Batch(rows))
-            self._there().drop(0)
+            for rows in self._there().rows(self._schema):
+                self.emit(Batch(rows))
+            self._there().store.drop(0)
 
-    def _rows(self, columns: list[Array], timed: bool = True) -> Iterator[pa.RecordBatch]:
-        """What the store gives, as often as each row is there; in pieces."""
-        width = len(self._kept)
-        counts = columns[width].to_numpy()
-        rows = columns[:width] if self._plain else unpacked(columns[0].cast(pa.large_binary()), self._columns.types)
-        rows += columns[width + 1 :] if timed else []
-        data = pa.RecordBatch.from_arrays(rows, schema=self._schema if timed else self._columns)
-        if (counts == 1).all():
-            yield data
-            return
-        ends = np.cumsum(counts)
-        for start in range(0, int(ends[-1]), _CHUNK_ROWS):
-            places = np.arange(start, min(start + _CHUNK_ROWS, int(ends[-1])))
-            yield data.take(pa.array(np.searchsorted(ends, places, side="right")))
+    def group_count(self) -> int:
+        return self._there().store.statistics()["groups"]
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        facts, state = self._there().cut()
-        return {**facts, "given": self._given, **self.about_state(self._there().statistics()["groups"])}, state
-
-    def restore(self, saved: list[Saved]) -> None:
-        context, store = self._context, self._there()
-        if context.parallelism == 1 and len(saved) == 1 and context.only is None:
-            store.restore(saved)
-            return
-        owned = owned_groups(context, keyed=bool(self._names))
-        for number, part in enumerate(saved):
-            directory = None if context.directory is None else context.directory / f"restored-{number}"
-            if directory is not None:
-                make_folder(directory)
-            old = TableStore(self._kept, self._lanes, directory=directory, memory_budget=context.memory_budget)
-            try:
-                old.restore([part])
-                for groups in old.export():
-                    hashes = self._hashes(groups)
-                    mine = groups.filter(owned(hashes))
-                    if mine.num_rows:
-                        store.table().merge(mine)
-                        store.settle()
-            finally:
-                old.close()
-                if directory is not None:
-                    remove_tree(directory)
-
-    def _hashes(self, groups: pa.RecordBatch) -> Array:
-        """By which the rows were dealt out."""
-        if not self._names:
-            return pa.array(np.zeros(groups.num_rows, np.uint64))
-        width = len(self._kept)
-        columns = groups.columns[:width]
-        if not self._plain:
-            columns = unpacked(columns[0].cast(pa.large_binary()), self._columns.types)
-        return hash_columns([columns[self._columns.get_field_index(name)] for name in self._names])
+    def noted(self) -> dict[str, Any]:
+        return {"given": self._given}
 
     def state_schema(self) -> dict[str, Any]:
         keys = columns_schema(self._columns.field(name) for name in self._names)
@@ -306,19 +232,106 @@ class Materialize(Operator):
         return {"keys": self._names, "input": schema_text(with_time(self._columns, self._timed))}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        for columns in self._there().finish():
-            yield from self._rows(columns, timed=False)
+        yield from self._there().rows(self._columns)
 
     def close(self) -> None:
-        if self._store is not None:
-            self._store.close()
+        if self._table is not None:
+            self._table.store.close()
 
     def statistics(self) -> dict[str, Any]:
-        return {} if self._store is None else dict(self._store.statistics())
+        return {} if self._table is None else dict(self._table.store.statistics())
 
-    def _there(self) -> TableStore:
-        assert self._store is not None
-        return self._store
+    def _there(self) -> "_Counted":
+        assert self._table is not None
+        return self._table
+
+
+class _Counted(Kept):
+    """The rows of a table, each once, with how often it is there and its latest event time.
+
+    A row is its own key in the store, as columns where the store can have all of them as keys, else as bytes. But subtasks share rows
+    by the key groups of the columns `keys`. So a restore of several subtasks reads the groups of each, and takes over its own, where
+    `Stored` would take over files whole.
+    """
+
+    def __init__(self, columns: pa.Schema, keys: Sequence[str], timed: bool, context: OperatorContext) -> None:
+        self._columns, self._context, self._timed = columns, context, timed
+        self._keys = [columns.get_field_index(name) for name in keys]
+        self._plain = len(columns) <= _MOST_KEYS and all(map(_is_key, columns.types))
+        self._width = len(columns) if self._plain else 1
+        self.store = self._new_store(context.directory)
+
+    def _new_store(self, directory: Path | None) -> TableStore:
+        kept = self._columns if self._plain else pa.schema([pa.field("row", pa.binary())])
+        figures = [("sum", pa.int64()), *([("max", pa.int64())] if self._timed else [])]
+        return TableStore(kept, figures, directory=directory, memory_budget=self._context.memory_budget)
+
+    def add(self, data: pa.RecordBatch) -> None:
+        """Adds the rows, or takes them away where their op says so."""
+        names, width = data.schema.names, self._width
+        takes = signs(data.column(OP_COLUMN)) if OP_COLUMN in names else np.zeros(data.num_rows, bool)
+        figures = [pa.array(np.where(takes, np.int64(-1), np.int64(1)))]
+        if self._timed:
+            figures.append(data.column(TIME_COLUMN))
+        rows = [data.column(name) for name in self._columns.names]
+        if not self._plain:
+            rows = [packed(rows, data.num_rows).cast(pa.binary())]
+        whole = pa.RecordBatch.from_arrays([*rows, *figures], names=[str(i) for i in range(width + len(figures))])
+        table = self.store.table()
+        slots = table.resolve(whole, range(width))
+        table.accumulate(slots, whole, range(width, width + len(figures)))
+        if takes.any():
+            taken = pa.array(np.unique(slots.to_numpy()[takes]))
+            left = table.finish(taken)[width].to_numpy()
+            table.remove(taken.filter(pa.array(left <= 0)))
+        self.store.settle()
+
+    def rows(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """All rows, each as often as it is there, in pieces. schema: the columns, with TIME_COLUMN or without."""
+        for columns in self.store.finish():
+            counts = columns[self._width].to_numpy()
+            times = columns[self._width + 1 :] if len(schema) > len(self._columns) else []
+            data = pa.RecordBatch.from_arrays([*self._unpacked(columns), *times], schema=schema)
+            if (counts == 1).all():
+                yield data
+                continue
+            ends = np.cumsum(counts)
+            for start in range(0, int(ends[-1]), _CHUNK_ROWS):
+                places = np.arange(start, min(start + _CHUNK_ROWS, int(ends[-1])))
+                yield data.take(pa.array(np.searchsorted(ends, places, side="right")))
+
+    def _unpacked(self, columns: Sequence[Array]) -> list[Array]:
+        """The columns of the rows, of what the store has as their keys."""
+        if self._plain:
+            return list(columns[: self._width])
+        return unpacked(columns[0].cast(pa.large_binary()), self._columns.types)
+
+    def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
+        facts, cut = self.store.cut()
+        return facts, {} if cut is None else {"": cut}
+
+    def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
+        if owned is None and len(saved) == 1:
+            self.store.restore(saved)
+            return
+        for number, part in enumerate(saved):
+            folder = None if self._context.directory is None else self._context.directory / f"restored-{number}"
+            if folder is not None:
+                make_folder(folder)
+            old = self._new_store(folder)
+            try:
+                old.restore([part])
+                for groups in old.export():
+                    if owned is not None:
+                        columns = self._unpacked(groups.columns)
+                        groups = groups.filter(owned(key_hashes([columns[key] for key in self._keys], groups.num_rows)))
+                    if groups.num_rows:
+                        self.store.table().merge(groups)
+                        self.store.settle()
+            finally:
+                old.close()
+                if folder is not None:
+                    remove_tree(folder)
 
 
 def _is_key(kind: pa.DataType) -> bool:

@@ -177,7 +177,7 @@ class Process(Keeping):
     def noted(self) -> dict[str, Any]:
         return {"watermark": self._keyed.watermark_ms, "latest": self._keyed.latest_ms}
 
-    def restore(self, saved: list[Saved]) -> None:
+    def foretell(self, saved: Sequence[Saved]) -> None:
         state = self._keyed
         watermark = last_watermark(saved)
         if watermark is not None:
@@ -185,7 +185,6 @@ class Process(Keeping):
             state.forget_expired(watermark)
         state.latest_ms = max([part.facts["latest"] for part in saved], default=START_OF_TIME)
         state.tell_time(state.now())
-        super().restore(saved)
 
     def state_schema(self) -> dict[str, Any]:
         return {"kind": "process", "keys": columns_schema(self._keyed.keys), "ttl": self.spec.ttl_ms}

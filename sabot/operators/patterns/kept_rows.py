@@ -19,7 +19,7 @@ class KeptRows:
     """Columns of rows by their numbers, which ascend without gaps: pieces side by side."""
 
     def __init__(self, schema: pa.Schema) -> None:
-        self._schema = schema
+        self.schema = schema
         self._pieces: list[pa.RecordBatch] = []
         self._first: list[int] = []  # of each piece, the number of its first row
         self._small = self._loose = 0  # rows in the small pieces at the end, and how many these are
@@ -50,18 +50,22 @@ class KeptRows:
 
     def taken(self, rows: Any) -> pa.RecordBatch:
         """These rows (numpy, any order, any number of times)."""
-        return _gathered(self._schema, self._pieces, self._first, rows)
+        return _gathered(self.schema, self._pieces, self._first, rows)
+
+    def clear(self) -> None:
+        """No row is left."""
+        self._pieces, self._first, self._small, self._loose = [], [], 0, 0
 
     def keep(self, rows: pa.Int64Array) -> None:
         """Only these rows stay; the i-th has the number i."""
         kept = list(row_pieces(self.taken, rows.to_numpy()))
-        self._pieces, self._first, self._small, self._loose = [], [], 0, 0
+        self.clear()
         for first, data in kept:
             self.append(data, first)
 
     def frozen(self) -> Callable[[Any], pa.RecordBatch]:
         """`taken` of the rows as they are now, for another thread."""
-        schema, pieces, first = self._schema, list(self._pieces), list(self._first)
+        schema, pieces, first = self.schema, list(self._pieces), list(self._first)
         return lambda rows: _gathered(schema, pieces, first, rows)
 
 

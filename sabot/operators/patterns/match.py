@@ -4,9 +4,8 @@ Predicates become bool columns, a batch at a time; `PatternTable` walks the rows
 keeps by itself; what measures need stands beside it in columns (`KeptRows`), row by number, for as long as a partial match has the row.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,18 +21,19 @@ from sabot.api.nodes import patterns as nodes
 from sabot.api.patterns import MATCH_END, MATCH_START, check_measures
 from sabot.arrays import shown
 from sabot.codecs.json import schema_text
-from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
+from sabot.errors import UserError
+from sabot.operators.base import TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
-from sabot.operators.keeping import Batches, KeptCut, columns_schema, owned_groups, read_batches
+from sabot.operators.keeping import Keeper, Keeping, columns_schema, last_watermark
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.layout.sites import Places, Site
-from sabot.operators.patterns.kept_rows import CHUNK_ROWS, KeptRows, row_pieces
+from sabot.operators.patterns.kept_rows import CHUNK_ROWS, KeptRows
 from sabot.operators.patterns.measures import TIMESTAMP, MatchedRows, Measures
 from sabot.operators.patterns.plan import PatternPlan
+from sabot.operators.patterns.state import Partials, PatternState, contents_of
 from sabot.operators.readers import Readers
 
-__all__ = ["PLACES", "READERS", "Pattern", "PatternState"]
+__all__ = ["PLACES", "READERS", "Pattern"]
 
 MAX_PARTIAL = 10_000
 _ROWS_A_PARTIAL = 100  # that a key may have on the average, where it has as many partial matches as it may
@@ -42,7 +42,7 @@ _GARBAGE_ROWS = 65_536  # fewer rows that nobody needs are not worth a copy
 Array: TypeAlias = pa.Array
 
 
-class Pattern(Operator):
+class Pattern(Keeping):
     """The matches of a pattern: keys, match_start, match_end, measures; event time is match_end.
 
     match_start and match_end are the times of a match's first and last row (timestamp[ms, UTC], both inclusive); where a `without`
@@ -93,6 +93,8 @@ class Pattern(Operator):
             max_rows=_ROWS_A_PARTIAL * self._max_partial,
         )
         self._rows = KeptRows(self._measures.rows)
+        partials = Partials(self._known, self._table, self._rows, self._keys, self.state_schema, self._tidy)
+        self.kept = Keeper(context, [partials], keyed=len(self._names) > 0)
         bounds = [pa.field(MATCH_START, TIMESTAMP), pa.field(MATCH_END, TIMESTAMP)]
         self._schema = result_schema([*self._keys, *bounds, *self._measures.results], timed=True)
         self._opened = True
@@ -209,65 +211,25 @@ class Pattern(Operator):
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         partials, _ = self._table.export()
-        yield from _contents(self._known.key_columns(partials.column("slot")), self._keys, partials, self._steps())
+        yield from contents_of(self._known.key_columns(partials.column("slot")), self._keys, partials, self._steps())
 
     def _steps(self) -> list[str]:
         return [step.name for step in self._pattern.steps]
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        facts = {"watermark": self._watermark_ms, "late_rows": self._late_rows, **self.about_state(len(self._table))}
-        if not len(self._table):
-            return facts, None
-        partials, nodes = self._table.export()
-        columns = [*self._known.key_columns(partials.column("slot")), *partials.columns[1:]]
-        names = [*(f"key.{i}" for i in range(len(self._keys))), *partials.schema.names[1:]]
-        saved = pa.RecordBatch.from_arrays(columns, names=names)
-        return facts, _PatternCut(saved, nodes, self._rows.frozen())
+    def group_count(self) -> int:
+        return len(self._table)
 
-    def restore(self, saved: list[Saved]) -> None:
-        watermarks = [part.facts["watermark"] for part in saved]
-        if watermarks and None not in watermarks and min(watermarks) < END_OF_TIME:
-            self._watermark_ms = min(watermarks)  # at END_OF_TIME it was drained: time begins anew
-        if self._context.subtask == 0:  # the job's sum stays what it was
-            self._late_rows = sum(part.facts["late_rows"] for part in saved)
-        mine = self.state_schema()
-        for part in saved:
-            if any(part.facts["schema"][name] != mine[name] for name in ("kept", "remembered")):
-                raise _other_columns(part.directory)
-            for partials in read_batches(part.directory, "partials"):
-                self._load(part.directory, partials)
+    def noted(self) -> dict[str, Any]:
+        return {"watermark": self._watermark_ms, "late_rows": self._late_rows}
 
-    def _load(self, directory: Path, partials: pa.RecordBatch) -> None:
-        """The partial matches of one subtask, as far as their keys belong here."""
-        width, first_row = len(self._keys), self._table.next_row
-        keys = partials.columns[:width]
-        (nodes,) = read_batches(directory, "nodes")
-        rows = list(read_batches(directory, "rows"))
-        if [key.type for key in keys] != self._keys.types or any(
-            not each.schema.equals(self._measures.rows) for each in rows
-        ):
-            raise _other_columns(directory)
-        mine = partials.filter(_owned(self._context, keys, partials.num_rows))
-        if not mine.num_rows:
-            return
-        slots = self._known.resolve(mine, list(range(width)))
-        columns = [slots, *mine.columns[width:]]
-        names = ["slot", *mine.schema.names[width:]]
-        loaded = pa.RecordBatch.from_arrays(columns, names=names)
-        try:
-            self._table.load(loaded, nodes, first_row, sum(piece.num_rows for piece in rows))
-        except ValueError as error:
-            raise _other_columns(directory) from error
-        for piece in rows:
-            if piece.num_rows:
-                self._rows.append(piece, first_row)
-            first_row += piece.num_rows
-        self._tidy()  # of rows of other subtasks' keys
+    def recall(self, saved: Sequence[Saved]) -> None:
+        self._watermark_ms = last_watermark(saved)
+        self._late_rows = self.kept.once(saved, "late_rows")
 
     def close(self) -> None:
         if self._opened:  # one whose columns were refused is closed too
             self._known.clear()
-            self._rows = KeptRows(self._measures.rows)
+            self._rows.clear()
 
     def statistics(self) -> dict[str, Any]:
         return {
@@ -278,83 +240,6 @@ class Pattern(Operator):
             "late_rows": self._late_rows,
             "bytes": self._table.nbytes + self._known.nbytes + self._rows.nbytes,
         }
-
-
-class PatternState(Operator):
-    """The state of a Pattern, read without the program: its partial matches (`contents`), no rows."""
-
-    def __init__(self, keys: Sequence[str], steps: Sequence[str]) -> None:
-        self._names, self._steps = list(keys), list(steps)
-        self._pieces: list[pa.RecordBatch] = []
-
-    def open(self, context: OperatorContext) -> pa.Schema:
-        self._context = context
-        self._keys = pa.schema([context.input.field(name) for name in self._names])
-        return _contents_schema(self._keys)
-
-    def restore(self, saved: list[Saved]) -> None:
-        for part in saved:
-            for partials in read_batches(part.directory, "partials"):
-                keys = partials.columns[: len(self._keys)]
-                self._pieces.append(partials.filter(_owned(self._context, keys, partials.num_rows)))
-
-    def contents(self) -> Iterator[pa.RecordBatch]:
-        for piece in self._pieces:
-            yield from _contents(piece.columns[: len(self._keys)], self._keys, piece, self._steps)
-
-
-def _contents_schema(keys: pa.Schema) -> pa.Schema:
-    """Of partial matches, as people read them: keys, match_start, the step that they are in, and how many rows they have."""
-    return pa.schema(
-        [*keys, pa.field(MATCH_START, TIMESTAMP), pa.field("step", pa.string()), pa.field("rows", pa.int32())]
-    )
-
-
-def _contents(
-    keys: Sequence[Array], fields: pa.Schema, partials: pa.RecordBatch, steps: Sequence[str]
-) -> Iterator[pa.RecordBatch]:
-    named = pa.array(steps, pa.string()).take(partials.column("step"))
-    columns = [*keys, partials.column("first").view(TIMESTAMP), named, partials.column("rows")]
-    if partials.num_rows:
-        yield pa.RecordBatch.from_arrays(columns, schema=_contents_schema(fields))
-
-
-def _owned(context: OperatorContext, keys: Sequence[Array], rows: int) -> pa.BooleanArray:
-    hashes = hash_columns(keys) if keys else pa.array(np.zeros(rows, np.uint64))
-    return owned_groups(context, keyed=len(keys) > 0)(hashes)
-
-
-def _other_columns(directory: Path) -> CorruptCheckpoint:
-    return CorruptCheckpoint(
-        f"{directory}: the state is not that of this pattern",
-        hint="keys, pattern and what is measured cannot change between a checkpoint and its restore",
-    )
-
-
-class _PatternCut:
-    """Partial matches at a barrier (a Cut). Their rows are looked up, and counted anew, in the thread that saves them."""
-
-    def __init__(self, partials: pa.RecordBatch, nodes: pa.RecordBatch, rows: Callable[[Any], pa.RecordBatch]) -> None:
-        self._partials, self._nodes = partials, nodes
-        self._rows: Callable[[Any], pa.RecordBatch] | None = rows
-
-    def save(self, directory: Path) -> int:
-        assert self._rows is not None
-        numbers = self._nodes.column("row").to_numpy()
-        live = np.unique(numbers[numbers >= 0])
-        ranks = np.where(numbers >= 0, np.searchsorted(live, numbers), -1)
-        nodes = self._nodes.set_column(0, "row", pa.array(ranks, pa.int64()))
-        rows = [data for _, data in row_pieces(self._rows, live)]
-        files: dict[str, Cut | Batches] = {
-            "partials": Batches(self._partials.schema, [self._partials]),
-            "nodes": Batches(nodes.schema, [nodes]),
-        }
-        if rows:
-            files["rows"] = Batches(rows[0].schema, rows)
-        return KeptCut(files).save(directory)
-
-    def discard(self) -> None:
-        self._rows = None
 
 
 # -- where they stand in a plan -----------------------------------------------------------------------------------------

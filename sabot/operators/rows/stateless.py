@@ -21,13 +21,13 @@ from sabot.errors import DataError, UserError
 from sabot.operators.base import (
     DELETE,
     OP_COLUMN,
-    Cut,
     Operator,
     OperatorContext,
     Saved,
     without_marks,
 )
 from sabot.operators.expressions.compiled import Compiled, compile_expr, compile_predicate
+from sabot.operators.keeping import Keeper, Keeping
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.layout.stages import Edge
 from sabot.operators.readers import Readers
@@ -160,7 +160,7 @@ class EndVersions(Operator):
         self.emit(batch.with_data(batch.data.set_column(self._op, batch.data.schema.field(self._op), ops)))
 
 
-class Sample(Operator):
+class Sample(Keeping):
     """Each row with the probability `fraction`: by a generator of this subtask, which goes on where the checkpoint left it."""
 
     def __init__(self, fraction: float, seed: int) -> None:
@@ -168,6 +168,7 @@ class Sample(Operator):
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._random = np.random.Generator(np.random.PCG64([self._seed, context.subtask]))
+        self.kept = Keeper(context)
         return context.input
 
     def process(self, batch: Batch) -> None:
@@ -176,14 +177,14 @@ class Sample(Operator):
             selection = kept if batch.selection is None else batch.selection.take(kept)
             self.emit(batch.with_selection(selection, batch.hashes))
 
-    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
+    def noted(self) -> dict[str, Any]:
         state = self._random.bit_generator.state["state"]
-        return {"state": str(state["state"]), "inc": str(state["inc"]), **self.about_state(0)}, None
+        return {"state": str(state["state"]), "inc": str(state["inc"])}
 
     def state_schema(self) -> dict[str, Any]:
         return {"kind": "sample", "fraction": self._fraction, "seed": self._seed}
 
-    def restore(self, saved: list[Saved]) -> None:
+    def recall(self, saved: Sequence[Saved]) -> None:
         if len(saved) == 1:  # with another parallelism there are other generators
             own = {name: int(saved[0].facts[name]) for name in ("state", "inc")}
             self._random.bit_generator.state = {**self._random.bit_generator.state, "state": own}

@@ -137,11 +137,12 @@ class SessionAggregate(Keeping):
     def noted(self) -> dict[str, Any]:
         return {"watermark": self._watermark_ms, "late_rows": self._late_rows}
 
-    def restore(self, saved: list[Saved]) -> None:
+    def foretell(self, saved: Sequence[Saved]) -> None:
         self._watermark_ms = last_watermark(saved)
         if self._watermark_ms is not None:
-            self._sessions.advance(self._watermark_ms)  # nothing is there yet: rows are judged by it
-        super().restore(saved)
+            self._sessions.advance(self._watermark_ms)  # the kernel is still empty: this only says which rows are late
+
+    def recall(self, saved: Sequence[Saved]) -> None:
         self._late_rows = self.kept.once(saved, "late_rows")
 
     def close(self) -> None:

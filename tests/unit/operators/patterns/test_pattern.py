@@ -22,7 +22,8 @@ from sabot.codecs.json import schema_of_text
 from sabot.errors import CorruptCheckpoint, DataError, UserError
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.keyed.ordered import EventOrder
-from sabot.operators.patterns.match import Pattern, PatternState
+from sabot.operators.patterns.match import Pattern
+from sabot.operators.patterns.state import PatternState
 from tools.operator_run import OperatorRun
 from twins.pattern import Row, Spec, twin
 
