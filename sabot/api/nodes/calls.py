@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from sabot.api.calls import AsyncCall, LookupCall
-from sabot.api.nodes.node import Columns, Node, with_more, without
+from sabot.api.nodes.node import AddsColumns, Node
 from sabot.connectors.base import Sink
 
 __all__ = ["LookupAsync", "MapAsync"]
@@ -29,7 +29,7 @@ class MapAsync(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class LookupAsync(Node):
+class LookupAsync(AddsColumns):
     """Columns that the user's coroutine function knows for a key."""
 
     word = "lookup"
@@ -48,17 +48,9 @@ class LookupAsync(Node):
         known = self.input.column_names or []
         return [(name, name + self.suffix if name in known else name) for name in self.call.call.schema.names]
 
-    @cached_property
-    def column_names(self) -> list[str] | None:
-        known = self.input.column_names
-        return None if known is None else [*known, *self.given]
-
     @property
     def mentioned(self) -> tuple[frozenset[str], ...]:
         return (frozenset(self.call.on),)
-
-    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
-        return (with_more(without(wanted, self.given), self.call.on),)
 
     @property
     def given(self) -> dict[str, str | None]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from sabot.api.aggregates import Aggregate
-from sabot.api.nodes.keyed import hang_on_order, mentioned_by
+from sabot.api.nodes.keyed import Aggregates, ByKey
 from sabot.api.nodes.node import Columns, Node, with_more, without
 from sabot.api.words import by_keys, named_texts
 
@@ -14,7 +14,7 @@ OP = "op"  # the column that a changelog has for people
 
 
 @dataclass(frozen=True, eq=False)
-class GroupAggregate(Node):
+class GroupAggregate(Aggregates):
     """One row for each key, which changes as rows come."""
 
     word = "group_by"
@@ -30,17 +30,6 @@ class GroupAggregate(Node):
         return f"group{by_keys(self.keys)}: {named_texts(self.aggregates)}"
 
     @cached_property
-    def column_names(self) -> list[str] | None:
-        return [*self.keys, *(name for name, _ in self.aggregates)]
-
-    @property
-    def mentioned(self) -> tuple[frozenset[str], ...]:
-        return (mentioned_by(self.keys, self.aggregates),)
-
-    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
-        return self.mentioned
-
-    @cached_property
     def changes(self) -> bool:
         return True
 
@@ -48,13 +37,9 @@ class GroupAggregate(Node):
     def unique(self) -> tuple[str, ...] | None:
         return self.keys
 
-    @property
-    def goes_by_time(self) -> bool:
-        return hang_on_order(self.aggregates)
-
 
 @dataclass(frozen=True, eq=False)
-class Upsert(Node):
+class Upsert(ByKey):
     """The last row of each key is the key's row. deletes: the input says by its op which keys have no row any more."""
 
     word = "upsert"
@@ -66,10 +51,6 @@ class Upsert(Node):
 
     def text(self) -> str:
         return f"upsert{by_keys(self.keys)}"
-
-    @property
-    def mentioned(self) -> tuple[frozenset[str], ...]:
-        return (frozenset(self.keys),)
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
         return (with_more(wanted, self.keys),)

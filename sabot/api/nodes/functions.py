@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from sabot.api.nodes.joins import TwoInputs
+from sabot.api.nodes.keyed import ByKey
 from sabot.api.nodes.node import Node
 from sabot.api.process import ProcessSpec
 from sabot.api.words import by_keys
@@ -12,7 +13,7 @@ __all__ = ["Connect", "Process", "Side"]
 
 
 @dataclass(frozen=True, eq=False)
-class Process(Node):
+class Process(ByKey):
     """The user's functions over the rows of a key, its state and its timers."""
 
     word = "process"
@@ -29,10 +30,6 @@ class Process(Node):
     @cached_property
     def column_names(self) -> list[str] | None:
         return list(self.spec.schema.names)
-
-    @property
-    def mentioned(self) -> tuple[frozenset[str], ...]:
-        return (frozenset(self.keys),)
 
     @property
     def goes_by_time(self) -> bool:

@@ -6,20 +6,21 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from sabot.api.aggregates import Aggregate
-from sabot.api.nodes.node import Columns, Node, refused_changes, with_more, without
+from sabot.api.nodes.node import AddsColumns, Columns, Node, refused_changes, with_more
 from sabot.api.over import OverFunction
 from sabot.api.words import by_keys, name_of, named_texts, order_text
 from sabot.errors import UserError
 
 __all__ = [
+    "Aggregates",
+    "ByKey",
     "Deduplicate",
+    "FirstRows",
     "Over",
     "Reduce",
     "RunningAggregate",
     "Ties",
     "TopN",
-    "hang_on_order",
-    "mentioned_by",
 ]
 
 Ties: TypeAlias = Literal["row_number", "rank", "dense_rank"]
@@ -27,18 +28,65 @@ Ties: TypeAlias = Literal["row_number", "rank", "dense_rank"]
 _OF_ORDER = ("first", "last", "any", "collect_list")
 
 
-def mentioned_by(keys: Iterable[str], columns: Iterable[tuple[str, Aggregate | OverFunction]]) -> frozenset[str]:
+class ByKey(Node):
+    """A step over the rows of a key, which names the key columns alone. It has no fields: their order stays the step's (`plan/paths`)."""
+
+    keys: tuple[str, ...]
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (frozenset(self.keys),)
+
+
+class Aggregates(ByKey):
+    """A step whose rows are the keys and aggregates, so that it needs no other column than these name."""
+
+    aggregates: tuple[tuple[str, Aggregate], ...]
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        return [*self.keys, *(name for name, _ in self.aggregates)]
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (_mentioned_by(self.keys, self.aggregates),)
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return self.mentioned
+
+    @property
+    def goes_by_time(self) -> bool:
+        return any(each.kind in _OF_ORDER for _, each in self.aggregates)
+
+
+class FirstRows(AddsColumns):
+    """A step that gives the first rows of each key, in the order of `by`: (column, whether the greatest come first)."""
+
+    keys: tuple[str, ...]
+    by: tuple[tuple[str, bool], ...]
+    rank: str | None
+
+    @property
+    def mentioned(self) -> tuple[frozenset[str], ...]:
+        return (frozenset([*self.keys, *(name for name, _ in self.by)]),)
+
+    @property
+    def given(self) -> dict[str, str | None]:
+        return {} if self.rank is None else {self.rank: None}
+
+    def check(self) -> None:
+        super().check()
+        if self.rank in (self.inputs[0].column_names or ()):
+            raise UserError(f"top_n: rank={self.rank!r} is the name of another column", hint="choose another name")
+
+
+def _mentioned_by(keys: Iterable[str], columns: Iterable[tuple[str, Aggregate | OverFunction]]) -> frozenset[str]:
     """The keys, and the columns that aggregates read."""
     return frozenset(keys).union(*(each.columns for _, each in columns))
 
 
-def hang_on_order(aggregates: Iterable[tuple[str, Aggregate]]) -> bool:
-    """Some of them give another value where rows come in another order."""
-    return any(each.kind in _OF_ORDER for _, each in aggregates)
-
-
 @dataclass(frozen=True, eq=False)
-class RunningAggregate(Node):
+class RunningAggregate(Aggregates):
     """For each row its key's aggregates so far, the row included."""
 
     word = "aggregate"
@@ -53,24 +101,9 @@ class RunningAggregate(Node):
     def text(self) -> str:
         return f"aggregate{by_keys(self.keys)}: {named_texts(self.aggregates)}"
 
-    @cached_property
-    def column_names(self) -> list[str] | None:
-        return [*self.keys, *(name for name, _ in self.aggregates)]
-
-    @property
-    def mentioned(self) -> tuple[frozenset[str], ...]:
-        return (mentioned_by(self.keys, self.aggregates),)
-
-    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
-        return self.mentioned
-
     @property
     def needs_time(self) -> bool:
         return self.ttl_ms is not None
-
-    @property
-    def goes_by_time(self) -> bool:
-        return hang_on_order(self.aggregates)
 
     @property
     def given(self) -> dict[str, str | None]:
@@ -78,7 +111,7 @@ class RunningAggregate(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Reduce(Node):
+class Reduce(ByKey):
     """For each row its key's rows so far, reduced to one by the user's function."""
 
     word = "reduce"
@@ -93,16 +126,12 @@ class Reduce(Node):
         return f"reduce{by_keys(self.keys)}: {name_of(self.function)}"
 
     @property
-    def mentioned(self) -> tuple[frozenset[str], ...]:
-        return (frozenset(self.keys),)
-
-    @property
     def needs_time(self) -> bool:
         return self.ttl_ms is not None
 
 
 @dataclass(frozen=True, eq=False)
-class Deduplicate(Node):
+class Deduplicate(ByKey):
     """The first row of each key. Of changes: the row that is the key's first while they last."""
 
     word = "deduplicate"
@@ -115,10 +144,6 @@ class Deduplicate(Node):
 
     def text(self) -> str:
         return f"deduplicate{by_keys(self.keys)}"
-
-    @property
-    def mentioned(self) -> tuple[frozenset[str], ...]:
-        return (frozenset(self.keys),)
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
         return (with_more(wanted, self.keys),)
@@ -142,7 +167,7 @@ class Deduplicate(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class TopN(Node):
+class TopN(FirstRows):
     """The first rows of each key, in the order of `by`: (column, whether the greatest come first)."""
 
     word = "top_n"
@@ -160,18 +185,6 @@ class TopN(Node):
         return f"top {self.n}{by_keys(self.keys)}, order {order_text(self.by)}"
 
     @cached_property
-    def column_names(self) -> list[str] | None:
-        known = self.input.column_names
-        return None if known is None else [*known, *self.given]
-
-    @property
-    def mentioned(self) -> tuple[frozenset[str], ...]:
-        return (frozenset([*self.keys, *(name for name, _ in self.by)]),)
-
-    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
-        return (with_more(without(wanted, self.given), *self.mentioned),)
-
-    @cached_property
     def changes(self) -> bool:
         return True
 
@@ -179,18 +192,9 @@ class TopN(Node):
     def unique(self) -> tuple[str, ...] | None:
         return None if self.rank is None or self.ties != "row_number" else (*self.keys, self.rank)
 
-    @property
-    def given(self) -> dict[str, str | None]:
-        return {} if self.rank is None else {self.rank: None}
-
-    def check(self) -> None:
-        super().check()
-        if self.rank in (self.input.column_names or ()):
-            raise UserError(f"top_n: rank={self.rank!r} is the name of another column", hint="choose another name")
-
 
 @dataclass(frozen=True, eq=False)
-class Over(Node):
+class Over(AddsColumns):
     """Columns beside each row, made of it and the rows of its key before it: so many, or of so much event time; None: all."""
 
     word = "over"
@@ -206,17 +210,9 @@ class Over(Node):
         frame = frame if self.preceding_ms is None else f", {self.preceding_ms} ms before"
         return f"over{by_keys(self.keys)}{frame}: {named_texts(self.columns)}"
 
-    @cached_property
-    def column_names(self) -> list[str] | None:
-        known = self.input.column_names
-        return None if known is None else [*known, *self.given]
-
     @property
     def mentioned(self) -> tuple[frozenset[str], ...]:
-        return (mentioned_by(self.keys, self.columns),)
-
-    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
-        return (with_more(without(wanted, self.given), *self.mentioned),)
+        return (_mentioned_by(self.keys, self.columns),)
 
     @property
     def needs_time(self) -> bool:

@@ -21,7 +21,7 @@ from sabot.api.words import check_names
 from sabot.codecs.marks import OP_COLUMN, TIME_COLUMN
 from sabot.errors import UserError
 
-__all__ = ["Columns", "Node", "check_columns", "refused_changes", "walk", "with_more", "without"]
+__all__ = ["AddsColumns", "Columns", "Node", "check_columns", "refused_changes", "walk", "with_more", "without"]
 
 Columns: TypeAlias = frozenset[str] | None
 """Names of columns; None: all."""
@@ -179,6 +179,18 @@ class Node:
                     hint="give the new column another name; or read it again in map_batches, "
                     "which takes event time from its output",
                 )
+
+
+class AddsColumns(Node):
+    """A step whose rows are those that come in, with further columns behind: those that it has `given`."""
+
+    @cached_property
+    def column_names(self) -> list[str] | None:
+        known = self.inputs[0].column_names
+        return None if known is None else [*known, *self.given]
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (with_more(without(wanted, self.given), *self.mentioned),)
 
 
 def walk(ends: Iterable[Node]) -> list[Node]:

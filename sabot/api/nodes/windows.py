@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from sabot.api.aggregates import Aggregate
-from sabot.api.nodes.keyed import Ties, hang_on_order, mentioned_by
-from sabot.api.nodes.node import Columns, Node, with_more, without
+from sabot.api.nodes.keyed import Aggregates, FirstRows, Ties
+from sabot.api.nodes.node import Columns, Node
 from sabot.api.windows import (
     WINDOW_END,
     WINDOW_START,
@@ -17,7 +17,6 @@ from sabot.api.windows import (
 )
 from sabot.api.words import by_keys, named_texts, order_text, window_text
 from sabot.connectors.base import Sink
-from sabot.errors import UserError
 
 __all__ = ["WINDOW_COLUMNS", "AggregateWindow", "WindowTopN"]
 
@@ -25,7 +24,7 @@ WINDOW_COLUMNS = (WINDOW_START, WINDOW_END)
 
 
 @dataclass(frozen=True, eq=False)
-class AggregateWindow(Node):
+class AggregateWindow(Aggregates):
     """One row for each key and window."""
 
     word = "window"
@@ -50,24 +49,16 @@ class AggregateWindow(Node):
             return None  # with event time it has the bounds of its windows too
         return [*self.keys, *WINDOW_COLUMNS, *(name for name, _ in self.aggregates)]
 
-    @property
-    def mentioned(self) -> tuple[frozenset[str], ...]:
-        return (mentioned_by(self.keys, self.aggregates),)
-
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
-        return self.mentioned if self.late is None else (None,)  # late rows leave as they came
+        return super().asks(wanted) if self.late is None else (None,)  # late rows leave as they came
 
     @property
     def needs_time(self) -> bool:
         return not isinstance(self.window, CountWindow)
 
-    @property
-    def goes_by_time(self) -> bool:
-        return hang_on_order(self.aggregates)
-
 
 @dataclass(frozen=True, eq=False)
-class WindowTopN(Node):
+class WindowTopN(FirstRows):
     """The first rows of each key and window."""
 
     word = "window"
@@ -86,27 +77,13 @@ class WindowTopN(Node):
     def text(self) -> str:
         return f"top {self.n} of {window_text(self.window)}{by_keys(self.keys)}, order {order_text(self.by)}"
 
-    @cached_property
-    def column_names(self) -> list[str] | None:
-        known = self.input.column_names
-        return None if known is None else [*known, *self._added]
-
     @property
-    def _added(self) -> list[str]:
-        return [*WINDOW_COLUMNS, *([] if self.rank is None else [self.rank])]
-
-    @property
-    def mentioned(self) -> tuple[frozenset[str], ...]:
-        return (frozenset([*self.keys, *(name for name, _ in self.by)]),)
+    def given(self) -> dict[str, str | None]:
+        return dict.fromkeys(WINDOW_COLUMNS) | super().given
 
     def asks(self, wanted: Columns) -> tuple[Columns, ...]:
-        return (with_more(without(wanted, self._added), *self.mentioned) if self.late is None else None,)
+        return super().asks(wanted) if self.late is None else (None,)  # late rows leave as they came
 
     @property
     def needs_time(self) -> bool:
         return True
-
-    def check(self) -> None:
-        super().check()
-        if self.rank in (self.input.column_names or ()):
-            raise UserError(f"top_n: rank={self.rank!r} is the name of another column", hint="choose another name")
