@@ -32,7 +32,6 @@ INHERITED = {  # privates of a base class in another module, by the class that u
     "NdjsonSource": {"_record_bytes", "_schema", "_share"},
     "RecordAgentOperator": {"_backend", "_clock", "_dead_letter", "_lanes", "_now_ms", "_results", "_took"},
     "RowForm": {"_aside", "_failed", "_give", "_keys_of", "_spec"},
-    "Upsert": {"_input", "_keys"},
 }
 
 

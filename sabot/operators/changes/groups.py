@@ -35,25 +35,25 @@ class KeptGroups(Keeping):
 
     def __init__(self, keys: Sequence[str], id: str) -> None:
         self.id = id
-        self._names = list(keys)
+        self.key_names = list(keys)
 
     @abstractmethod
     def _make(self, context: OperatorContext) -> "Groups":
-        """What is kept of each key of `_input`, the columns without OP_COLUMN."""
+        """What is kept of each key of `rows`, the columns of the input without OP_COLUMN."""
 
     def _order(self) -> list[str]:
         """The result's columns: the keys, then the fields."""
-        return [*self._names, *(field.name for field in self._there().fields)]
+        return [*self.key_names, *(field.name for field in self._there().fields)]
 
     def open(self, context: OperatorContext) -> pa.Schema:
         place = context.input.get_field_index(OP_COLUMN)
-        self._input = context.input if place < 0 else context.input.remove(place)
-        self._timed = TIME_COLUMN in self._input.names
-        self._keys, _ = key_columns(self._names, self._input)
+        self.rows = context.input if place < 0 else context.input.remove(place)
+        self._timed = TIME_COLUMN in self.rows.names
+        self.keys, _ = key_columns(self.key_names, self.rows)
         self._groups = self._make(context)
-        self.kept = Keeper(context, self._groups.keeps(), keyed=len(self._names) > 0)
+        self.kept = Keeper(context, self._groups.keeps(), keyed=len(self.key_names) > 0)
         self._touches = Touches()
-        fields = result_schema([*self._keys, *self._groups.fields], timed=False)
+        fields = result_schema([*self.keys, *self._groups.fields], timed=False)
         names = self._order()
         self._places = [fields.get_field_index(name) for name in names]
         self._columns = pa.schema([fields.field(place) for place in self._places])
@@ -64,7 +64,7 @@ class KeptGroups(Keeping):
         if not batch.num_rows:
             return
         groups, data = self._there(), batch.data
-        keys = [data.schema.get_field_index(name) for name in self._names]
+        keys = [data.schema.get_field_index(name) for name in self.key_names]
         table = groups.table()
         slots = table.resolve(data, keys, hashes=batch.hashes, selection=batch.selection)
         touched, first, _, latest = self._touches.of(slots.to_numpy(), self._times(batch))
@@ -138,11 +138,11 @@ class GroupAggregate(KeptGroups):
         self._calls, self._changes = list(calls), changes
 
     def _make(self, context: OperatorContext) -> "Groups":
-        return (RemovableGroups if self._changes else AddedGroups)(self._names, self._calls, self._input, context)
+        return (RemovableGroups if self._changes else AddedGroups)(self.key_names, self._calls, self.rows, context)
 
     def state_schema(self) -> dict[str, Any]:
-        calls = calls_schema(self._calls, self._there().fields, self._input)
-        return {"kind": "groups", "keys": columns_schema(self._keys), "changes": self._changes, **calls}
+        calls = calls_schema(self._calls, self._there().fields, self.rows)
+        return {"kind": "groups", "keys": columns_schema(self.keys), "changes": self._changes, **calls}
 
     def state_reader(self) -> dict[str, Any]:
-        return {**calls_reader(self._names, self._calls, self._input), "changes": self._changes}
+        return {**calls_reader(self.key_names, self._calls, self.rows), "changes": self._changes}

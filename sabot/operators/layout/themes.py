@@ -6,6 +6,7 @@ from typing import Any
 from sabot.api.nodes.node import Node
 from sabot.operators.base import Operator
 from sabot.operators.calls import lookups, map_async
+from sabot.operators.changes import materialize
 from sabot.operators.changes import steps as changes
 from sabot.operators.functions import process
 from sabot.operators.joins import asof, interval, join
@@ -28,6 +29,7 @@ _MODULES: tuple[Any, ...] = (
     ordered,
     over,
     changes,
+    materialize,
     join,
     interval,
     window_join,

@@ -24,7 +24,8 @@ from sabot.faults import taking_over
 from sabot.operators.aggregates.aggregator import Call
 from sabot.operators.base import TIME_COLUMN, Operator, Saved
 from sabot.operators.changes.groups import GroupAggregate
-from sabot.operators.changes.steps import Changelog, Materialize, Upsert
+from sabot.operators.changes.materialize import Materialize
+from sabot.operators.changes.steps import Changelog, Upsert
 from sabot.operators.functions.process import Process
 from sabot.operators.joins.asof import AsofJoin
 from sabot.operators.joins.interval import IntervalJoin

@@ -26,7 +26,8 @@ from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.calls.lookups import LookupAsync
 from sabot.operators.calls.map_async import MapAsync
 from sabot.operators.changes.groups import GroupAggregate
-from sabot.operators.changes.steps import Changelog, Materialize, Upsert
+from sabot.operators.changes.materialize import Materialize
+from sabot.operators.changes.steps import Changelog, Upsert
 from sabot.operators.functions.process import Process
 from sabot.operators.joins.asof import AsofJoin
 from sabot.operators.joins.interval import IntervalJoin

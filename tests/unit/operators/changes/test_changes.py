@@ -28,7 +28,8 @@ from sabot.operators.base import (
     OperatorContext,
     with_marks,
 )
-from sabot.operators.changes.steps import Changelog, Materialize, Upsert, net
+from sabot.operators.changes.materialize import Materialize
+from sabot.operators.changes.steps import Changelog, Upsert, net
 from sabot.operators.changes.weaving import Weave, differ, same_rows
 from tools.operator_run import OperatorRun
 
