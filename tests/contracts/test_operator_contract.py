@@ -5,6 +5,7 @@ where batches end, where a barrier stands, or how many subtasks share the keys; 
 that is right is the matter of `tests/unit` and `tests/pipelines`.
 """
 
+import gc
 import importlib
 import pkgutil
 import random
@@ -18,11 +19,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from operator_cases import CASES, LATE_CASES, Case, Row
+from operator_cases import CASES, LATE_CASES, Case, Pair, Row
 
 import sabot.operators
 from sabot._cython.arrow.batch import Batch
 from sabot.operators.base import INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_AFTER, Operator, OperatorContext
+from sabot.operators.layout.themes import READERS
 from sabot.testing import lives
 from tools.operator_run import Loop, OperatorRun
 
@@ -30,6 +32,7 @@ NOT_RUN = {
     "PatternState": "it reads the state of Pattern, and takes no rows",
     "SinkWriter": "it makes no rows: test_sink_contract runs what is behind it",
 }
+ONLY_BASES = {"HeldCalls", "Joined", "Keeping", "KeptGroups", "TimedJoin", "_Keyed", "_Ranked"}
 BUDGET = 100_000  # bytes: groups leave the memory for RocksDB
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -339,18 +342,53 @@ def test_closing_early_lets_go_of_everything(case: Case, budget: int | None, fol
     loop.close()
 
 
-def every_operator() -> set[type[Operator]]:
-    """The classes that have no further ones below them."""
+def every_operator() -> tuple[set[str], set[str]]:
+    """The names of the classes of operators: those that no class is made of, and those that are the base of another."""
     for module in pkgutil.walk_packages(sabot.operators.__path__, "sabot.operators."):
         importlib.import_module(module.name)
-    found, waiting = set(), [Operator]
+    found: set[type[Operator]] = set()
+    waiting = [Operator]
     while waiting:
         below = [each for each in waiting.pop().__subclasses__() if each.__module__.startswith("sabot.")]
         waiting += below
-        found |= {each for each in below if not each.__subclasses__()}
-    return found
+        found |= set(below)
+    bases = {each for each in found if each.__subclasses__()}
+    return {each.__name__ for each in found - bases}, {each.__name__ for each in bases}
 
 
 def test_every_operator_is_run() -> None:
+    """A new one that has no case fails here; also one that another is made of, unless it is a mere base."""
     run = {case.kind.__name__ for case in CASES} | {"LocalCombine"}
-    assert {each.__name__ for each in every_operator()} - run == NOT_RUN.keys()
+    operators, bases = every_operator()
+    assert operators - run == NOT_RUN.keys()
+    assert bases == ONLY_BASES
+
+
+def test_an_operator_without_a_case_is_found() -> None:
+    class Forgotten(Operator):
+        __module__ = "sabot.operators.forgotten"
+
+    assert "Forgotten" in every_operator()[0]
+    del Forgotten
+    gc.collect()  # a class is in a circle of references; later tests must not see it
+    assert "Forgotten" not in every_operator()[0]
+
+
+def test_each_kind_of_state_has_a_reader_and_a_case() -> None:
+    """What keeps state can be read from outside: the kind that `state_schema` says is one of READERS."""
+    kinds = set()
+    for case in CASES:
+        made = case.make()
+        made.emit = lambda batch: None
+        made.on_mark = lambda mark: None
+        loop = Loop()
+        context = OperatorContext(case.schema, right=None if case.right is None else case.right_schema)
+        context.loop = lambda loop=loop: loop
+        made.open(context)
+        schema = (made.last if isinstance(made, Pair) else made).state_schema()
+        made.close()
+        loop.turns()
+        loop.close()
+        if schema is not None:
+            kinds.add(schema["window"].partition("(")[0] if schema["kind"] == "window" else schema["kind"])
+    assert kinds == READERS.keys()

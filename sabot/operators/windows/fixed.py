@@ -487,4 +487,4 @@ def _read_with(reader: Mapping[str, Any]) -> Operator:
     return WindowAggregate(window_of(reader), reader["keys"], calls_of(reader), allowed_lateness_ms=lateness)
 
 
-READERS: Readers = dict.fromkeys(["window", "tumbling", "hopping", "cumulative"], _read_with)
+READERS: Readers = dict.fromkeys(["tumbling", "hopping", "cumulative"], _read_with)
