@@ -7,8 +7,6 @@ SOURCES := pyproject.toml setup.py tools/setup.sh $(wildcard sabot/_cython/*/*.p
 DEBUG_BUILD := build/debug
 SANITIZED_BUILD := build/sanitized
 KERNEL_TESTS := tests/unit/_cython $(addprefix tests/unit/,operators/windows/test_sessions.py operators/keyed/test_over.py operators/keyed/test_ranked.py operators/changes/test_changes.py state/tables/test_tables.py)
-# The long files first, so that no worker is left with one at the end.
-LONG_FIRST := tests/integration tests/recovery tests/pipelines tests/contracts tests
 # Each prints one JSON object as its last line, checks its answer, and takes --rows.
 BENCHMARKS := $(sort $(wildcard benchmarks/kernels/*.py benchmarks/pipelines/*.py benchmarks/agents/*.py))
 
@@ -21,8 +19,9 @@ demo: $(STAMP)
 	@$(BIN)/sabot demo fraud
 
 # All tests but those marked `slow`. More workers than cores: many tests wait, for a broker or for a process that dies.
+# The order of the files is that of tests/conftest.py; xdist would begin with those that have the most tests.
 test: $(STAMP)
-	@$(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not slow" $(LONG_FIRST)
+	@$(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 # What takes longer too: 2,000 simulated programs, then, one by one, crashes at every step of whole pipelines, packages, kills of a job on Kafka.
 test-all: test

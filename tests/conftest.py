@@ -2,19 +2,22 @@
 uses.
 """
 
+import gc
 import logging
 import os
 import signal
 import sys
 import tempfile
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-sys.path.insert(0, str(Path(__file__).parent))  # tests/*.py that hold no tests
+sys.path.insert(0, str(Path(__file__).parent))  # where tools and twins are
 
 from sabot.connectors.memory import MemoryBroker
 from sabot.testing import lives
@@ -25,6 +28,26 @@ if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # started by a shell in its background; the children of the tests would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Files that wait most of their time, for a broker or for a child that is killed; those that take longest come first.
+WAITING = (
+    "test_faults",
+    "test_stream_kafka",
+    "test_kafka_delivery",
+    "test_kafka_security",
+    "test_cli",
+    "test_dlq",
+    "test_stream_kill",
+    "test_kill_minus_nine",
+    "test_kafka_faults",
+    "test_source_contract",
+    "test_agent_kafka",
+    "test_leftovers",
+    "test_agent_state_e2e",
+    "test_agent_runtime",
+    "test_changes_kafka",
+    "test_savepoints",
+)
 
 settings.register_profile("sabot", derandomize=True, deadline=None, database=None)  # the same cases each time
 settings.load_profile("sabot")
@@ -46,7 +69,25 @@ def pytest_configure() -> None:
 
 
 def pytest_unconfigure() -> None:
+    gc.unfreeze()  # duckdb tells of what lives when the interpreter ends
     leftovers().finish()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers take whole files in this order: files that wait alternate with files that compute, and no long file comes last."""
+    files = defaultdict(list)
+    for item in items:
+        files[item.path.stem].append(item)
+    waiting = [files.pop(name) for name in WAITING if name in files]
+    computing = sorted(files.values(), key=len, reverse=True)
+    pairs = zip_longest(waiting, computing, fillvalue=())
+    items[:] = [item for pair in pairs for tests in pair for item in tests]
+
+
+def pytest_collection_finish() -> None:
+    """Ten thousand collected tests are no garbage: without them a collection of garbage takes microseconds instead of 0.2 s."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
