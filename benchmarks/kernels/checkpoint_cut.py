@@ -32,13 +32,17 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.windows import tumbling
-from sabot.operators.aggregates.aggregator import Call
+from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import TIME_COLUMN, Cut, Operator, OperatorContext, Saved
 from sabot.operators.keyed.running import RunningAggregate
 from sabot.operators.windows.fixed import WindowAggregate
 
 BATCH_ROWS = 65_536
-CALLS = [Call("n", "count"), Call("total", "sum", "amount"), Call("biggest", "max", "amount")]
+CALLS = [
+    AggregateColumn("n", "count"),
+    AggregateColumn("total", "sum", "amount"),
+    AggregateColumn("biggest", "max", "amount"),
+]
 TYPES = {"int64": pa.int64(), "string": pa.string()}
 SMALL_PASSES = 5
 

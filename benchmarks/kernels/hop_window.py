@@ -27,13 +27,17 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.api.windows import HoppingWindow, TumblingWindow, hopping, tumbling
-from sabot.operators.aggregates.aggregator import Call
+from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
 from sabot.operators.windows.fixed import WindowAggregate
 
 START_MS = 1_700_000_000_000
 DISORDER_MS = 2_000
-CALLS = [Call("n", "count"), Call("total", "sum", "amount"), Call("biggest", "max", "amount")]
+CALLS = [
+    AggregateColumn("n", "count"),
+    AggregateColumn("total", "sum", "amount"),
+    AggregateColumn("biggest", "max", "amount"),
+]
 ACCOUNTS = {"zipf": 100_000, "uniform": 100_000, "few": 1_000}
 WINDOWS = {"1h/1m": 1, "1m/1s": 4}  # of so many rows one
 SAMPLES = 5

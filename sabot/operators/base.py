@@ -79,7 +79,7 @@ class OperatorContext:
     input: the columns that will come (with TIME_COLUMN where the plan needs it).
     directory: its own, empty, for a database; None: state is kept in memory only.
     memory_budget: bytes that its state may take in memory where it has a directory.
-    side: by name, where rows go that leave the main road ("late"); absent: they are counted and dropped.
+    branches: by name, where rows go that leave the main road ("late"); absent: they are counted and dropped.
     only: key hashes -> which of them a restore takes in; None: those of the subtask's key groups.
     right: of an operator with two inputs, the columns of the second. clock: processing time. loop: where coroutines of the user's run;
     not the operator's thread. agent, version: what dead letters say of who made them.
@@ -90,7 +90,7 @@ class OperatorContext:
     parallelism: int = 1
     directory: Path | None = None
     memory_budget: int = 256_000_000
-    side: dict[str, Callable[[Batch], None]] = field(default_factory=dict)
+    branches: dict[str, Callable[[Batch], None]] = field(default_factory=dict)
     only: Callable[[pa.UInt64Array], pa.BooleanArray] | None = None
     right: pa.Schema | None = None
     clock: Clock = SYSTEM_CLOCK
@@ -119,8 +119,8 @@ class Operator:
         """Ready to process; -> the columns of what it emits. Raises UserError for columns that are not there."""
         return context.input
 
-    def side_schema(self, name: str, input: pa.Schema) -> pa.Schema:
-        """The columns of what goes to `context.side[name]`; after `open`. input: of what comes in."""
+    def branch_schema(self, name: str, input: pa.Schema) -> pa.Schema:
+        """The columns of what goes to `context.branches[name]`; after `open`. input: of what comes in."""
         return without_time(input)
 
     def restore(self, saved: list[Saved]) -> None:

@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from sabot.api import windows
-from sabot.operators.aggregates.aggregator import Call
+from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import Operator
 from sabot.state.reading import json_text
 
-__all__ = ["Readers", "calls_of", "no_function", "window_of"]
+__all__ = ["Readers", "aggregates_of", "no_function", "window_of"]
 
 Readers: TypeAlias = Mapping[str, Callable[[Mapping[str, Any]], Operator] | str]
 
@@ -27,11 +27,12 @@ def window_of(reader: Mapping[str, Any]) -> Any:
     return _WINDOWS[name](**figures)
 
 
-def calls_of(reader: Mapping[str, Any]) -> list[Call]:
+def aggregates_of(reader: Mapping[str, Any]) -> list[AggregateColumn]:
     """The aggregates; in the place of the user's functions, which are not there, what gives their state as JSON."""
     functions = _RowsAsJson() if reader.get("changes") else _StateAsJson()
     return [
-        Call(**described, function=functions if described["kind"] == "user" else None) for described in reader["calls"]
+        AggregateColumn(**described, function=functions if described["kind"] == "user" else None)
+        for described in reader["calls"]
     ]
 
 

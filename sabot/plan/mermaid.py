@@ -43,8 +43,8 @@ def _link(origin: str, targets: list[Step | Edge], first: dict[str, str], links:
         else:
             links.append(f"  {origin} {arrow} {_id(target.id)}")
             _link(_id(target.id), target.targets, first, links)
-            for name, side in target.sides.items():
-                _link(_id(target.id), side, first, links, f"-. {name} .->")
+            for name, branch in target.branches.items():
+                _link(_id(target.id), branch, first, links, f"-. {name} .->")
 
 
 def _id(name: str) -> str:

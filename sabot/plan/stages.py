@@ -59,16 +59,16 @@ class Plan:
                 if operator.inputs == 2 and stage.id not in rights:
                     continue
                 context = OperatorContext(schema, right=rights[stage.id] if operator.inputs == 2 else None)
-                context.side.update(dict.fromkeys(target.sides, _nowhere))
+                context.branches.update(dict.fromkeys(target.branches, _nowhere))
                 try:
                     columns = operator.open(context)
                     if look is not None:
                         look(stage, target, operator)
-                    beside = {name: operator.side_schema(name, schema) for name in target.sides}
+                    beside = {name: operator.branch_schema(name, schema) for name in target.branches}
                 finally:
                     operator.close()
                 visit(stage, target.targets, columns)
-                for name, side in target.sides.items():
+                for name, side in target.branches.items():
                     visit(stage, side, beside[name])
 
         for stage in self.stages:
@@ -123,7 +123,7 @@ def _describe(targets: Iterable[Step | Edge], indent: str, lines: list[str]) -> 
             lines.append(f"{indent}-> stage {target.target.id}{' (right)' if target.right else ''}{how}")
         else:
             lines.append(f"{indent}{target.text}")
-            for name, side in target.sides.items():
+            for name, side in target.branches.items():
                 lines.append(f"{indent}  {name}:")
                 _describe(side, indent + "    ", lines)
             _describe(target.targets, indent if len(target.targets) < 2 else indent + "  ", lines)

@@ -311,14 +311,16 @@ class Build:
             **self._origin(task),
         )
         operator.wake = task.wake
-        if "late" in target.sides:
+        if "late" in target.branches:
             self.late_sides.add(target.id)
-        roads = {name: _SideRoad() for name in target.sides}
-        context.side.update(roads)
+        roads = {name: _SideRoad() for name in target.branches}
+        context.branches.update(roads)
         columns = operator.open(context)
         sides = {
-            name: [self._link(each, operator.side_schema(name, schema), task, number, stage, outputs) for each in side]
-            for name, side in target.sides.items()
+            name: [
+                self._link(each, operator.branch_schema(name, schema), task, number, stage, outputs) for each in side
+            ]
+            for name, side in target.branches.items()
         }
         for name, road in roads.items():
             road.receive = receiver_of(sides[name])

@@ -14,7 +14,7 @@ from sabot.api.patterns import pattern, step
 from sabot.api.process import process_spec
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.calls import CallOptions
-from sabot.operators.aggregates.aggregator import Call
+from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import (
     DELETE,
     INSERT,
@@ -39,7 +39,7 @@ from sabot.operators.joins.sides import Sides
 from sabot.operators.joins.window import WindowJoin
 from sabot.operators.keyed.ordered import EventOrder
 from sabot.operators.keyed.over import Over
-from sabot.operators.keyed.over_state import OverCall
+from sabot.operators.keyed.over_state import OverColumn
 from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
 from sabot.operators.keyed.top import TopN, WindowTopN
 from sabot.operators.patterns.match import Pattern
@@ -158,7 +158,12 @@ class Pair(Operator):
         between = self.first.open(context)
         return self.last.open(
             OperatorContext(
-                between, context.subtask, context.parallelism, context.directory, context.memory_budget, context.side
+                between,
+                context.subtask,
+                context.parallelism,
+                context.directory,
+                context.memory_budget,
+                context.branches,
             )
         )
 
@@ -288,39 +293,39 @@ def ruled(row: Row, ctx: Any) -> Any:
 # The cases
 
 CALLS = [
-    Call("count", "count"),
-    Call("total", "sum", "x"),
-    Call("spread", "stddev", "x", ddof=0),
-    Call("least", "min", "n"),
-    Call("most", "max", "note"),
-    Call("begin", "first", "n"),
-    Call("end", "last", "note"),
+    AggregateColumn("count", "count"),
+    AggregateColumn("total", "sum", "x"),
+    AggregateColumn("spread", "stddev", "x", ddof=0),
+    AggregateColumn("least", "min", "n"),
+    AggregateColumn("most", "max", "note"),
+    AggregateColumn("begin", "first", "n"),
+    AggregateColumn("end", "last", "note"),
 ]
 EXACT = [call for call in CALLS if call.kind != "stddev"]  # in whatever order parts are put together
 NUMBERS = [call for call in CALLS if call.argument != "note"]
 GATHERED = [
-    Call("notes", "count_distinct", "note"),
-    Call("about", "approx_count_distinct", "n"),
-    Call("best", "top_k", "x", k=3),
-    Call("low", "arg_min", "note", by="n"),
-    Call("mine", "user", "n", function=Listed()),
+    AggregateColumn("notes", "count_distinct", "note"),
+    AggregateColumn("about", "approx_count_distinct", "n"),
+    AggregateColumn("best", "top_k", "x", k=3),
+    AggregateColumn("low", "arg_min", "note", by="n"),
+    AggregateColumn("mine", "user", "n", function=Listed()),
 ]
 TAKEN = [
-    Call("count", "count"),
-    Call("total", "sum", "x"),
-    Call("least", "min", "n"),
-    Call("most", "max", "note"),
-    Call("notes", "count_distinct", "note"),
-    Call("best", "top_k", "x", k=2),
-    Call("mine", "user", "n", function=Listed()),
+    AggregateColumn("count", "count"),
+    AggregateColumn("total", "sum", "x"),
+    AggregateColumn("least", "min", "n"),
+    AggregateColumn("most", "max", "note"),
+    AggregateColumn("notes", "count_distinct", "note"),
+    AggregateColumn("best", "top_k", "x", k=2),
+    AggregateColumn("mine", "user", "n", function=Listed()),
 ]
 WINDOWS = {
     "tumbling": TumblingWindow(200, 30),
     "hopping": HoppingWindow(300, 100),
     "cumulative": CumulativeWindow(400, 100),
 }
-PLACES = [OverCall("row", "row_number"), OverCall("place", "rank"), OverCall("before", "lag", "x", 2, -1.0)]
-ROLLING = [OverCall("count", "count"), OverCall("total", "sum", "x"), OverCall("least", "min", "x")]
+PLACES = [OverColumn("row", "row_number"), OverColumn("place", "rank"), OverColumn("before", "lag", "x", 2, -1.0)]
+ROLLING = [OverColumn("count", "count"), OverColumn("total", "sum", "x"), OverColumn("least", "min", "x")]
 RISES = pattern("low", col("x") < 1).then("high", col("x") >= 2, times=(1, 3)).within("400ms")
 RISE_MEASURES = [("count", step("high").count()), ("last", step("high").last("n"))]
 RESULT = {"user": "string", "what": "string", "count": "int64"}
@@ -412,7 +417,7 @@ CASES = [
     Case("over", lambda: Over(["user"], [*ROLLING, *PLACES]), SORTED),
     Case("over rows", lambda: Over(["user"], ROLLING, preceding_rows=3), SORTED),
     Case("over time", lambda: Over(["user"], ROLLING, preceding_ms=150), SORTED),
-    Case("over, lead", lambda: Over(["user"], [OverCall("after", "lead", "x", 2)]), SORTED),
+    Case("over, lead", lambda: Over(["user"], [OverColumn("after", "lead", "x", 2)]), SORTED),
     *(
         Case(f"pattern, {skip}", lambda skip=skip: Pattern(["user"], RISES, skip, RISE_MEASURES), SORTED)
         for skip in ("past_last", "to_next", "none")

@@ -71,7 +71,7 @@ class OperatorRun:
             part.on_mark = partial(self._tell, subtask)
             late = {name: lambda batch: self.late.extend(batch.taken().to_pylist()) for name in ("late", "late_right")}
             context = OperatorContext(
-                self._input, subtask, parallelism, side=late, right=self._right, clock=self._clock
+                self._input, subtask, parallelism, branches=late, right=self._right, clock=self._clock
             )
             if self._loop is not None:
                 context.loop = lambda: self._loop

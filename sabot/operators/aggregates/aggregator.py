@@ -23,10 +23,10 @@ from sabot.state.tables.store import TableStore
 
 __all__ = [
     "KINDS",
+    "AggregateColumn",
     "Aggregator",
-    "Call",
-    "calls_reader",
-    "calls_schema",
+    "aggregates_reader",
+    "aggregates_schema",
     "slot_pieces",
 ]
 
@@ -42,7 +42,7 @@ Array: TypeAlias = pa.Array
 
 
 @dataclass(frozen=True)
-class Call:
+class AggregateColumn:
     """One aggregate. `argument`, `by` (of arg_min and arg_max) and `where` (bool: only rows where it is true) name input columns.
 
     function: of the kind `user` (see `gathered.UserAggregate`). ddof: of variance and stddev. q: of approx_quantile, a number or a
@@ -83,7 +83,7 @@ class Aggregator:
     """
 
     def __init__(
-        self, keys: Sequence[str], calls: Sequence[Call], input: pa.Schema, *, order: str | None = None
+        self, keys: Sequence[str], aggregates: Sequence[AggregateColumn], input: pa.Schema, *, order: str | None = None
     ) -> None:
         self.input = input
         self.keys, self.key_indices = key_columns(keys, input)
@@ -95,8 +95,8 @@ class Aggregator:
         self._known: dict[tuple[Any, ...], int] = {}
         self._gathers: list[Gather] = []
         self._outputs: list[Callable[[Sequence[Array], Sequence[Array]], Array]] = []
-        for call in calls:
-            self._outputs.append(self._resolve(call))
+        for aggregate in aggregates:
+            self._outputs.append(self._resolve(aggregate))
         if not self.kernel:  # a batch of states must have a column, so that it has rows
             self._kernel("count", None, -1, -1)
         table = self.table()
@@ -108,7 +108,7 @@ class Aggregator:
         empty = self.compose(
             [pa.array([], kind) for kind in table.results], [pa.array([], g.type) for g in self._gathers]
         )
-        columns = [pa.field(call.name, column.type) for call, column in zip(calls, empty, strict=True)]
+        columns = [pa.field(aggregate.name, column.type) for aggregate, column in zip(aggregates, empty, strict=True)]
         self.schema = pa.schema([*self.keys, *columns])
         names = self.schema.names
         if len(set(names)) < len(names):
@@ -181,7 +181,7 @@ class Aggregator:
         """How many columns `columns` gives."""
         return len(self.input) + len(self._derived)
 
-    def lane(self, kind: str, column: str) -> int:
+    def kernel_index(self, kind: str, column: str) -> int:
         """Which of the kernel's aggregates is `kind` of that column, without a filter."""
         return self._known[kind, self.input.get_field_index(column), -1]
 
@@ -249,60 +249,65 @@ class Aggregator:
 
     def _result(self, columns: Sequence[Array], gathered: Sequence[Array]) -> pa.RecordBatch:
         width = len(self.keys)
-        calls = self.compose(columns[width:], gathered)
-        return pa.RecordBatch.from_arrays([*columns[:width], *calls], schema=self.schema)
+        aggregates = self.compose(columns[width:], gathered)
+        return pa.RecordBatch.from_arrays([*columns[:width], *aggregates], schema=self.schema)
 
     # From calls to accumulators
 
-    def _resolve(self, call: Call) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
+    def _resolve(self, aggregate: AggregateColumn) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
         """-> how the call's column is made of the kernel's results and the gathered ones."""
-        if call.kind not in KINDS:
+        if aggregate.kind not in KINDS:
             raise UserError(
-                f"{call.name}: there is no aggregate {call.kind!r}", hint=f"one of {', '.join(sorted(KINDS))}"
+                f"{aggregate.name}: there is no aggregate {aggregate.kind!r}", hint=f"one of {', '.join(sorted(KINDS))}"
             )
-        where = -1 if call.where is None else column_index(self.input, call.where, call.name)
+        where = -1 if aggregate.where is None else column_index(self.input, aggregate.where, aggregate.name)
         if where >= 0 and not pa.types.is_boolean(self.input.field(where).type):
-            raise UserError(f"{call.name}: the filter {call.where!r} is {self.input.field(where).type}, not bool")
-        if call.argument is None:
-            if call.kind not in ("count", "user"):
-                raise UserError(f"{call.name}: {call.kind} needs a column")
-            if call.kind == "count":
+            raise UserError(
+                f"{aggregate.name}: the filter {aggregate.where!r} is {self.input.field(where).type}, not bool"
+            )
+        if aggregate.argument is None:
+            if aggregate.kind not in ("count", "user"):
+                raise UserError(f"{aggregate.name}: {aggregate.kind} needs a column")
+            if aggregate.kind == "count":
                 return _kernel_at(self._kernel("count", None, -1, where))
-            return self._gather(call, -1, where)
-        argument = column_index(self.input, call.argument, call.name)
+            return self._gather(aggregate, -1, where)
+        argument = column_index(self.input, aggregate.argument, aggregate.name)
         kind = self.input.field(argument).type
         if pa.types.is_float16(kind):
-            raise UserError(f"{call.name}: {call.argument!r} is halffloat", hint="cast it to float32")
-        if call.kind == "count":
+            raise UserError(f"{aggregate.name}: {aggregate.argument!r} is halffloat", hint="cast it to float32")
+        if aggregate.kind == "count":
             if _fixed(kind):
                 return _kernel_at(self._kernel("count", kind, argument, where))
             return _kernel_at(self._kernel("count", None, -1, self._valid(argument, where)))
-        if call.kind in _NUMERIC:
-            return self._numeric(call, argument, where, kind)
-        if call.kind in ("min", "max", "first", "last", "any") and _fixed(kind):
-            return _kernel_at(self._kernel("first" if call.kind == "any" else call.kind, kind, argument, where))
-        return self._gather(call, argument, where)
+        if aggregate.kind in _NUMERIC:
+            return self._numeric(aggregate, argument, where, kind)
+        if aggregate.kind in ("min", "max", "first", "last", "any") and _fixed(kind):
+            return _kernel_at(
+                self._kernel("first" if aggregate.kind == "any" else aggregate.kind, kind, argument, where)
+            )
+        return self._gather(aggregate, argument, where)
 
     def _numeric(
-        self, call: Call, argument: int, where: int, kind: pa.DataType
+        self, aggregate: AggregateColumn, argument: int, where: int, kind: pa.DataType
     ) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
-        if pa.types.is_decimal(kind) and call.kind == "sum":
-            return self._gather(call, argument, where)
+        if pa.types.is_decimal(kind) and aggregate.kind == "sum":
+            return self._gather(aggregate, argument, where)
         if pa.types.is_decimal(kind):
             argument, kind = self._cast(argument, pa.float64()), pa.float64()
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
             raise UserError(
-                f"{call.name}: {call.kind} of {call.argument!r}, which is {kind}", hint="cast it to a number"
+                f"{aggregate.name}: {aggregate.kind} of {aggregate.argument!r}, which is {kind}",
+                hint="cast it to a number",
             )
-        if call.kind in ("sum", "mean"):
-            return _kernel_at(self._kernel(call.kind, kind, argument, where))
+        if aggregate.kind in ("sum", "mean"):
+            return _kernel_at(self._kernel(aggregate.kind, kind, argument, where))
         variance = self._kernel("variance", kind, argument, where)
-        root = call.kind == "stddev"
-        if call.ddof == 1:
+        root = aggregate.kind == "stddev"
+        if aggregate.ddof == 1:
             return lambda kernel, gathered: pc.sqrt(kernel[variance]) if root else kernel[variance]
         count = self._kernel("count", kind, argument, where)
         mean = self._kernel("mean", kind, argument, where)
-        return lambda kernel, gathered: _with_ddof(kernel[variance], kernel[count], kernel[mean], call.ddof, root)
+        return lambda kernel, gathered: _with_ddof(kernel[variance], kernel[count], kernel[mean], aggregate.ddof, root)
 
     def _kernel(self, kind: str, argument_type: pa.DataType | None, argument: int, where: int) -> int:
         """The accumulator's index; calls that need the same one share it."""
@@ -314,25 +319,27 @@ class Aggregator:
             self.filters.append(where)
         return self._known[known]
 
-    def _gather(self, call: Call, argument: int, where: int) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
+    def _gather(
+        self, aggregate: AggregateColumn, argument: int, where: int
+    ) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
         by = -1
-        if call.kind in ("arg_min", "arg_max"):
-            if call.by is None:
-                raise UserError(f"{call.name}: {call.kind} needs the column to go by")
-            by = column_index(self.input, call.by, call.name)
+        if aggregate.kind in ("arg_min", "arg_max"):
+            if aggregate.by is None:
+                raise UserError(f"{aggregate.name}: {aggregate.kind} needs the column to go by")
+            by = column_index(self.input, aggregate.by, aggregate.name)
         index = len(self._gathers)
         self._gathers.append(
             Gather.of(
-                call.name,
-                call.kind,
+                aggregate.name,
+                aggregate.kind,
                 self.input,
                 argument,
                 by=by,
                 where=where,
                 order=self.order,
-                function=call.function,
+                function=aggregate.function,
                 kept_as=f"gathered {index}",
-                option=call.k if call.kind == "top_k" else call.q,
+                option=aggregate.k if aggregate.kind == "top_k" else aggregate.q,
             )
         )
         return lambda kernel, gathered: gathered[index]
@@ -350,23 +357,30 @@ class Aggregator:
         return self._derived[what][0]
 
 
-def calls_schema(calls: Sequence[Call], results: Sequence[pa.Field], input: pa.Schema) -> dict[str, Any]:
+def aggregates_schema(
+    aggregates: Sequence[AggregateColumn], results: Sequence[pa.Field], input: pa.Schema
+) -> dict[str, Any]:
     """What their state consists of, for `Operator.state_schema`: name, what it is of, type of the result (a field a call)."""
     schema: dict[str, Any] = {
-        "aggregates": [[call.name, call.words(), str(field.type)] for call, field in zip(calls, results, strict=True)]
+        "aggregates": [
+            [aggregate.name, aggregate.words(), str(field.type)]
+            for aggregate, field in zip(aggregates, results, strict=True)
+        ]
     }
-    if any(call.kind in _BY_ORDER for call in calls):
+    if any(aggregate.kind in _BY_ORDER for aggregate in aggregates):
         schema["order"] = "event time" if TIME_COLUMN in input.names else "arrival"
     return schema
 
 
-def calls_reader(keys: Sequence[str], calls: Sequence[Call], input: pa.Schema) -> dict[str, Any]:
+def aggregates_reader(keys: Sequence[str], aggregates: Sequence[AggregateColumn], input: pa.Schema) -> dict[str, Any]:
     """For `Operator.state_reader`: keys, calls, and the columns that they use. `Call.function` stays behind."""
-    used = {*keys, TIME_COLUMN}.union(*((call.argument, call.by, call.where) for call in calls))
+    used = {*keys, TIME_COLUMN}.union(
+        *((aggregate.argument, aggregate.by, aggregate.where) for aggregate in aggregates)
+    )
     columns = pa.schema([field for field in input if field.name in used])
     described = [
-        {name: value for name, value in asdict(replace(call, function=None)).items() if value is not None}
-        for call in calls
+        {name: value for name, value in asdict(replace(aggregate, function=None)).items() if value is not None}
+        for aggregate in aggregates
     ]
     return {"keys": list(keys), "calls": described, "input": schema_text(columns)}
 

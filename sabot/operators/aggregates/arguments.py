@@ -7,7 +7,7 @@ from typing import Any
 from sabot.api.aggregates import Aggregate
 from sabot.api.expr import Expr
 from sabot.api.over import OverFunction
-from sabot.operators.aggregates.aggregator import Call
+from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.layout.sites import Site
 from sabot.operators.rows.stateless import add_columns
 
@@ -40,16 +40,21 @@ class Arguments:
         return add_columns(site, tuple(self.columns)) if self.columns else site
 
 
-def with_arguments(site: Site, aggregates: tuple[tuple[str, Aggregate], ...]) -> tuple[Site, list[Call]]:
+def with_arguments(site: Site, given: tuple[tuple[str, Aggregate], ...]) -> tuple[Site, list[AggregateColumn]]:
     """The site where the arguments of the aggregates are columns, and the aggregates over these."""
-    arguments = Arguments(aggregates)
-    calls = []
-    for name, each in aggregates:
+    arguments = Arguments(given)
+    made = []
+    for name, each in given:
         argument, by, where = map(arguments.column, (each.argument, each.by, each.predicate))
         options = _options(each)
-        calls.append(Call(name, each.kind, argument=argument, by=by, where=where, text=each.text(), **options))
-    return arguments.add(site), calls
+        made.append(
+            AggregateColumn(name, each.kind, argument=argument, by=by, where=where, text=each.text(), **options)
+        )
+    return arguments.add(site), made
 
 
 def _options(aggregate: Aggregate) -> Mapping[str, Any]:
-    return {**aggregate.options, **({} if aggregate.function is None else {"function": aggregate.function})}
+    return {
+        **aggregate.options,
+        **({} if aggregate.function is None else {"function": aggregate.function}),
+    }

@@ -9,7 +9,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.windows.window import split_panes
 from sabot.errors import InternalError
-from sabot.operators.aggregates.aggregator import Aggregator, Call
+from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator
 from sabot.operators.aggregates.gather import joined
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.columns import time_index
@@ -30,16 +30,18 @@ class LocalCombine(Operator):
     window, keys and calls, takes them. Stateless. It pays where a batch has many rows of a group.
     """
 
-    def __init__(self, window: TimeWindow, keys: Sequence[str], calls: Sequence[Call], *, id: str = "") -> None:
+    def __init__(
+        self, window: TimeWindow, keys: Sequence[str], aggregates: Sequence[AggregateColumn], *, id: str = ""
+    ) -> None:
         self.id = id
         self._shape = WindowShape(window)
-        self._keys, self._calls = tuple(keys), tuple(calls)
+        self._keys, self._aggregates = tuple(keys), tuple(aggregates)
         self._rows_in = self._rows_out = 0
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._time = time_index(context.input, "windows of event time")
-        calls = [*self._calls, Call(ROWS_COLUMN, "count")]
-        self._aggregator = Aggregator(self._keys, calls, context.input, order=TIME_COLUMN)
+        aggregates = [*self._aggregates, AggregateColumn(ROWS_COLUMN, "count")]
+        self._aggregator = Aggregator(self._keys, aggregates, context.input, order=TIME_COLUMN)
         counts = zip(self._aggregator.kernel, self._aggregator.arguments, self._aggregator.filters, strict=True)
         self._rows = self._aggregator.states.names.index(f"{list(counts).index((('count', None), -1, -1))}.count")
         self._table, self._extras = self._aggregator.table(), self._aggregator.extras()

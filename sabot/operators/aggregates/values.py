@@ -16,7 +16,7 @@ from sabot._cython.groups.keyed import sum_overflow
 from sabot._cython.groups.multiset import Arrivals, ExactSums, Multisets, join_keys, split_keys
 from sabot._cython.groups.sketch import Quantiles
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import Call
+from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.aggregates.packed import NAN, from_ordered, ordered, ordered_width, packed, unpacked
 from sabot.operators.aggregates.sketches import quantile_column
 from sabot.operators.base import (
@@ -26,7 +26,7 @@ from sabot.operators.base import (
 )
 from sabot.operators.changes.weaving import signs
 
-__all__ = ["Beside", "Best", "ChangedRows", "InOrder", "Lanes", "QuantileSketches", "Sums", "Values", "WholeRows"]
+__all__ = ["Beside", "Best", "ChangedRows", "InOrder", "QuantileSketches", "Sums", "Values", "WholeRows", "WholeSums"]
 
 Array: TypeAlias = pa.Array
 
@@ -57,30 +57,30 @@ class ChangedRows:
         names = without_marks(self._batch.schema).names
         return pa.RecordBatch.from_arrays([self.column(name) for name in names], names=names)
 
-    def counting(self, call: Call, values: Array | None) -> Any:
+    def counting(self, aggregate: AggregateColumn, values: Array | None) -> Any:
         """Which rows count: the filter holds, and the value, where there are some, is not null."""
         keep = np.ones(len(self.slots), bool)
-        if call.where is not None:
-            keep &= self.column(call.where).fill_null(False).to_numpy(zero_copy_only=False)
+        if aggregate.where is not None:
+            keep &= self.column(aggregate.where).fill_null(False).to_numpy(zero_copy_only=False)
         if values is not None and values.null_count:
             keep &= values.is_valid().to_numpy(zero_copy_only=False)
         return keep
 
 
-class Lanes:
+class WholeSums:
     """count, and sum and mean of whole numbers: lanes of the store, from `first` on.
 
     sum, mean: how many values, the sum of what is above the low 32 bits, that of the low ones: neither wraps, and what takes is exact.
     """
 
-    def __init__(self, call: Call, kind: pa.DataType | None, result: pa.DataType, first: int) -> None:
-        self._call, self._kind, self._result, self._first = call, kind, result, first
+    def __init__(self, aggregate: AggregateColumn, kind: pa.DataType | None, result: pa.DataType, first: int) -> None:
+        self._call, self._kind, self._result, self._first = aggregate, kind, result, first
 
-    def lanes(self, rows: ChangedRows) -> list[Array]:
-        call = self._call
-        values = None if call.argument is None else rows.column(call.argument)
-        by = np.where(rows.counting(call, values), rows.by, np.int64(0))
-        if call.kind == "count" or values is None:
+    def figures(self, rows: ChangedRows) -> list[Array]:
+        aggregate = self._call
+        values = None if aggregate.argument is None else rows.column(aggregate.argument)
+        by = np.where(rows.counting(aggregate, values), rows.by, np.int64(0))
+        if aggregate.kind == "count" or values is None:
             return [pa.array(by)]
         unsigned = pa.types.is_uint64(self._kind)
         wide = pa.uint64() if unsigned else pa.int64()
@@ -93,7 +93,7 @@ class Lanes:
         if self._call.kind == "count":
             return counts
         n = counts.to_numpy()
-        high, low = (columns[self._first + lane].fill_null(0).to_numpy() for lane in (1, 2))
+        high, low = (columns[self._first + place].fill_null(0).to_numpy() for place in (1, 2))
         high, low = high + (low >> 32), low & _LOW
         if self._call.kind == "sum":
             return self._sums(n, high, low)
@@ -129,10 +129,10 @@ class Beside(ABC):
 class Sums(Beside):
     """sum, mean, variance and stddev: exact."""
 
-    def __init__(self, call: Call, kind: pa.DataType, result: pa.DataType) -> None:
-        self._call, self._result = call, result
-        self._whole = pa.types.is_decimal(kind) and call.kind == "sum"
-        self.store: ExactSums = ExactSums(squares=call.kind in ("variance", "stddev"))
+    def __init__(self, aggregate: AggregateColumn, kind: pa.DataType, result: pa.DataType) -> None:
+        self._call, self._result = aggregate, result
+        self._whole = pa.types.is_decimal(kind) and aggregate.kind == "sum"
+        self.store: ExactSums = ExactSums(squares=aggregate.kind in ("variance", "stddev"))
 
     def add(self, rows: ChangedRows) -> None:
         values = rows.column(str(self._call.argument))
@@ -174,8 +174,8 @@ class Sums(Beside):
 class Values(Beside):
     """min, max, any, count_distinct, top_k: which values there are, and how often."""
 
-    def __init__(self, call: Call, kind: pa.DataType, result: pa.DataType) -> None:
-        self._call, self._kind, self._result = call, kind, result
+    def __init__(self, aggregate: AggregateColumn, kind: pa.DataType, result: pa.DataType) -> None:
+        self._call, self._kind, self._result = aggregate, kind, result
         self._real = pa.types.is_floating(kind)
         self.store: Multisets = Multisets()
 
@@ -205,8 +205,8 @@ class Values(Beside):
 class QuantileSketches(Beside):
     """approx_quantile: a sketch, which can forget values."""
 
-    def __init__(self, call: Call) -> None:
-        self._call = call
+    def __init__(self, aggregate: AggregateColumn) -> None:
+        self._call = aggregate
         self.store: Quantiles = Quantiles()
 
     def add(self, rows: ChangedRows) -> None:
@@ -222,8 +222,8 @@ class QuantileSketches(Beside):
 class Best(Beside):
     """arg_min, arg_max: pairs of what it goes by, and the value."""
 
-    def __init__(self, call: Call, kind: pa.DataType, result: pa.DataType, by: pa.DataType) -> None:
-        self._call, self._kind = call, kind
+    def __init__(self, aggregate: AggregateColumn, kind: pa.DataType, result: pa.DataType, by: pa.DataType) -> None:
+        self._call, self._kind = aggregate, kind
         self._width = ordered_width(by)
         self.store: Multisets = Multisets()
 
@@ -251,15 +251,15 @@ class Best(Beside):
 class InOrder(Beside):
     """first, last, collect_list, user: values by event time, then as they came."""
 
-    def __init__(self, call: Call, input: pa.Schema, result: pa.DataType) -> None:
-        self._call, self._result = call, result
-        names = without_marks(input).names if call.argument is None else [call.argument]
+    def __init__(self, aggregate: AggregateColumn, input: pa.Schema, result: pa.DataType) -> None:
+        self._call, self._result = aggregate, result
+        names = without_marks(input).names if aggregate.argument is None else [aggregate.argument]
         self._schema = pa.schema([input.field(name) for name in names])
         self.store: Arrivals = Arrivals()
 
     def add(self, rows: ChangedRows) -> None:
-        call = self._call
-        keep = rows.counting(call, None)
+        aggregate = self._call
+        keep = rows.counting(aggregate, None)
         columns = [rows.column(name).filter(pa.array(keep)) for name in self._schema.names]
         values = packed(columns, int(keep.sum()))
         self.store.add(rows.slots[keep], values, rows.times[keep], rows.takes[keep])

@@ -217,10 +217,10 @@ class HeldCalls(Operator):
         self._input = context.input
         self._user = without_marks(context.input)
         self._timed = TIME_COLUMN in context.input.names
-        self._dead = context.side.get("dead")
+        self._dead = context.branches.get("dead")
         return context.input
 
-    def side_schema(self, name: str, input: pa.Schema) -> pa.Schema:
+    def branch_schema(self, name: str, input: pa.Schema) -> pa.Schema:
         """Of "dead": dead letters, of rows whose calls have failed."""
         return RECORD_SCHEMA
 

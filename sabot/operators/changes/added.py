@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
-from sabot.operators.aggregates.aggregator import Aggregator, Call, slot_pieces
+from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, slot_pieces
 from sabot.operators.aggregates.values import ChangedRows, Values
 from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext
 from sabot.operators.changes.state import KEPT, Array, StoredGroups
@@ -25,20 +25,24 @@ class AddedGroups(StoredGroups):
     Distinct values are counted beside it: an Aggregator would look at all of a group's to count them, after each batch.
     """
 
-    def __init__(self, keys: Sequence[str], calls: Sequence[Call], input: pa.Schema, context: OperatorContext) -> None:
+    def __init__(
+        self, keys: Sequence[str], aggregates: Sequence[AggregateColumn], input: pa.Schema, context: OperatorContext
+    ) -> None:
         timed = TIME_COLUMN in input.names
         order = TIME_COLUMN if timed else None
-        hidden = [Call(_ROWS, "count"), *([Call(_TIME, "max", TIME_COLUMN)] if timed else [])]
-        described = Aggregator(keys, calls, input, order=order)  # checks, and says the types
+        hidden = [AggregateColumn(_ROWS, "count"), *([AggregateColumn(_TIME, "max", TIME_COLUMN)] if timed else [])]
+        described = Aggregator(keys, aggregates, input, order=order)  # checks, and says the types
         self.fields = list(described.schema)[len(keys) :]
         self._values: list[Values | None] = [  # a call; None: it is the aggregator's
-            Values(call, input.field(call.argument).type, field.type) if call.kind == "count_distinct" else None
-            for call, field in zip(calls, self.fields, strict=True)
+            Values(aggregate, input.field(aggregate.argument).type, field.type)
+            if aggregate.kind == "count_distinct"
+            else None
+            for aggregate, field in zip(aggregates, self.fields, strict=True)
         ]
         self._holders = [holder for holder in self._values if holder is not None]
-        others = [call for call, holder in zip(calls, self._values, strict=True) if holder is None]
+        others = [aggregate for aggregate, holder in zip(aggregates, self._values, strict=True) if holder is None]
         self._aggregator = aggregator = Aggregator(keys, [*hidden, *others], input, order=order)
-        self.always_change = any(c.kind == "count" and c.argument is None and c.where is None for c in calls)
+        self.always_change = any(c.kind == "count" and c.argument is None and c.where is None for c in aggregates)
         self._timed = timed
         self.store = TableStore(
             aggregator.keys,
@@ -54,9 +58,9 @@ class AddedGroups(StoredGroups):
         self._filters = aggregator.filters
         self._time_filters: list[int] | None = None
         if timed and not self.always_change:
-            time, never = aggregator.lane("max", TIME_COLUMN), aggregator.width
-            self._filters = [never if lane == time else each for lane, each in enumerate(aggregator.filters)]
-            self._time_filters = [-1 if lane == time else never for lane in range(len(aggregator.filters))]
+            time, never = aggregator.kernel_index("max", TIME_COLUMN), aggregator.width
+            self._filters = [never if place == time else each for place, each in enumerate(aggregator.filters)]
+            self._time_filters = [-1 if place == time else never for place in range(len(aggregator.filters))]
 
     def results(self, table: GroupTable, slots: pa.Int32Array) -> tuple[Any, Any, list[Array]]:
         columns = self._aggregator.values(table, self._extras, slots)

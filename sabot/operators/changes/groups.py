@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.rows.changes import Touches
-from sabot.operators.aggregates.aggregator import Call, calls_reader, calls_schema
+from sabot.operators.aggregates.aggregator import AggregateColumn, aggregates_reader, aggregates_schema
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext, with_marks
 from sabot.operators.changes.added import AddedGroups
 from sabot.operators.changes.removable import RemovableGroups
@@ -133,16 +133,18 @@ class GroupAggregate(KeptGroups):
     kept, and the function gets them anew at each change. approx_count_distinct cannot forget: UserError.
     """
 
-    def __init__(self, keys: Sequence[str], calls: Sequence[Call], *, changes: bool, id: str = "") -> None:
+    def __init__(
+        self, keys: Sequence[str], aggregates: Sequence[AggregateColumn], *, changes: bool, id: str = ""
+    ) -> None:
         super().__init__(keys, id)
-        self._calls, self._changes = list(calls), changes
+        self._aggregates, self._changes = list(aggregates), changes
 
     def _make(self, context: OperatorContext) -> "Groups":
-        return (RemovableGroups if self._changes else AddedGroups)(self.key_names, self._calls, self.rows, context)
+        return (RemovableGroups if self._changes else AddedGroups)(self.key_names, self._aggregates, self.rows, context)
 
     def state_schema(self) -> dict[str, Any]:
-        calls = calls_schema(self._calls, self._there().fields, self.rows)
-        return {"kind": "groups", "keys": columns_schema(self.keys), "changes": self._changes, **calls}
+        aggregates = aggregates_schema(self._aggregates, self._there().fields, self.rows)
+        return {"kind": "groups", "keys": columns_schema(self.keys), "changes": self._changes, **aggregates}
 
     def state_reader(self) -> dict[str, Any]:
-        return {**calls_reader(self.key_names, self._calls, self.rows), "changes": self._changes}
+        return {**aggregates_reader(self.key_names, self._aggregates, self.rows), "changes": self._changes}

@@ -9,17 +9,17 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import Aggregator, Call, slot_pieces
+from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, slot_pieces
 from sabot.operators.aggregates.values import (
     Beside,
     Best,
     ChangedRows,
     InOrder,
-    Lanes,
     QuantileSketches,
     Sums,
     Values,
     WholeRows,
+    WholeSums,
 )
 from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext, without_marks
 from sabot.operators.changes.state import KEPT, Array, StoredGroups
@@ -37,7 +37,7 @@ class RemovableGroups(StoredGroups):
     def __init__(
         self,
         keys: Sequence[str],
-        calls: Sequence[Call],
+        aggregates: Sequence[AggregateColumn],
         input: pa.Schema,
         context: OperatorContext,
         beside: Sequence["Beside"] = (),
@@ -46,20 +46,20 @@ class RemovableGroups(StoredGroups):
         self._input = input
         self._timed = TIME_COLUMN in input.names
         described = Aggregator(
-            keys, calls, input, order=TIME_COLUMN if self._timed else None
+            keys, aggregates, input, order=TIME_COLUMN if self._timed else None
         )  # checks, and says the types
         self.fields = list(described.schema)[len(keys) :]
-        self._lanes = 1  # how many rows; of each call, what it adds up
-        self._parts: list[Lanes | Beside] = [
-            self._part(call, field.type) for call, field in zip(calls, self.fields, strict=True)
+        self._figures = 1  # how many rows; of each call, what it adds up
+        self._parts: list[WholeSums | Beside] = [
+            self._part(aggregate, field.type) for aggregate, field in zip(aggregates, self.fields, strict=True)
         ]
         self._parts += beside
         self._holders = [part for part in self._parts if isinstance(part, Beside)]
         self._key_schema = described.keys
-        aggregates = [("sum", pa.int64())] * self._lanes + ([("max", pa.int64())] if self._timed else [])
+        figures = [("sum", pa.int64())] * self._figures + ([("max", pa.int64())] if self._timed else [])
         self.store = TableStore(
             described.keys,
-            aggregates,
+            figures,
             directory=context.directory,
             memory_budget=context.memory_budget,
             evictable=not self._holders,
@@ -67,30 +67,30 @@ class RemovableGroups(StoredGroups):
         kept = [pa.field(f"{KEPT} {i}", pa.large_binary()) for i in range(len(self._holders))]
         self.saved_schema = pa.schema([*described.keys, *kept])
 
-    def _part(self, call: Call, result: pa.DataType) -> "Lanes | Beside":
-        if call.kind == "approx_count_distinct":
+    def _part(self, aggregate: AggregateColumn, result: pa.DataType) -> "WholeSums | Beside":
+        if aggregate.kind == "approx_count_distinct":
             raise UserError(
-                f"{call.name}: approx_count_distinct over changes: it cannot forget a row that is taken away",
+                f"{aggregate.name}: approx_count_distinct over changes: it cannot forget a row that is taken away",
                 hint="count_distinct can",
             )
-        kind = None if call.argument is None else self._input.field(call.argument).type
+        kind = None if aggregate.argument is None else self._input.field(aggregate.argument).type
         whole = kind is not None and (pa.types.is_integer(kind) or pa.types.is_boolean(kind))
-        if call.kind == "count" or (whole and call.kind in ("sum", "mean")):
-            return self._lanes_of(call, kind, result)
-        if call.kind in ("sum", "mean", "variance", "stddev"):
-            return Sums(call, kind, result)
-        if call.kind in ("arg_min", "arg_max"):
-            return Best(call, kind, result, self._input.field(call.by).type)
-        if call.kind in ("min", "max", "count_distinct", "top_k", "any"):
-            return Values(call, kind, result)
-        if call.kind == "approx_quantile":
-            return QuantileSketches(call)
-        return InOrder(call, self._input, result)
+        if aggregate.kind == "count" or (whole and aggregate.kind in ("sum", "mean")):
+            return self._whole_sums(aggregate, kind, result)
+        if aggregate.kind in ("sum", "mean", "variance", "stddev"):
+            return Sums(aggregate, kind, result)
+        if aggregate.kind in ("arg_min", "arg_max"):
+            return Best(aggregate, kind, result, self._input.field(aggregate.by).type)
+        if aggregate.kind in ("min", "max", "count_distinct", "top_k", "any"):
+            return Values(aggregate, kind, result)
+        if aggregate.kind == "approx_quantile":
+            return QuantileSketches(aggregate)
+        return InOrder(aggregate, self._input, result)
 
-    def _lanes_of(self, call: Call, kind: pa.DataType | None, result: pa.DataType) -> "Lanes":
-        first = self._lanes
-        self._lanes += 1 if call.kind == "count" else 3
-        return Lanes(call, kind, result, first)
+    def _whole_sums(self, aggregate: AggregateColumn, kind: pa.DataType | None, result: pa.DataType) -> "WholeSums":
+        first = self._figures
+        self._figures += 1 if aggregate.kind == "count" else 3
+        return WholeSums(aggregate, kind, result, first)
 
     def results(self, table: GroupTable, slots: pa.Int32Array) -> tuple[Any, Any, list[Array]]:
         columns = table.values(slots)
@@ -99,30 +99,30 @@ class RemovableGroups(StoredGroups):
         numbers = slots.to_numpy()
         found: list[Array] = []
         for part in self._parts:
-            found += [part.results(columns)] if isinstance(part, Lanes) else part.columns(numbers, rows)
+            found += [part.results(columns)] if isinstance(part, WholeSums) else part.columns(numbers, rows)
         return rows, times, found
 
     def add(self, table: GroupTable, slots: pa.Int32Array, batch: Batch) -> None:
         rows = ChangedRows(batch, slots.to_numpy(), self._timed)
-        lanes = [pa.array(rows.by)]
+        figures = [pa.array(rows.by)]
         for part in self._parts:
-            if isinstance(part, Lanes):
-                lanes += part.lanes(rows)
+            if isinstance(part, WholeSums):
+                figures += part.figures(rows)
             else:
                 part.add(rows)
-        self._accumulate(table, slots, lanes, np.full(len(slots), START_OF_TIME))
+        self._accumulate(table, slots, figures, np.full(len(slots), START_OF_TIME))
 
     def note_changes(self, table: GroupTable, slots: pa.Int32Array, batch: Batch, changed: Any, latest: Any) -> None:
         if self._timed and changed.any():
             zero = pa.array(np.zeros(len(slots), np.int64))
-            lanes = [zero] * self._lanes
-            self._accumulate(table, pa.array(np.where(changed, slots.to_numpy(), np.int32(-1))), lanes, latest)
+            figures = [zero] * self._figures
+            self._accumulate(table, pa.array(np.where(changed, slots.to_numpy(), np.int32(-1))), figures, latest)
 
-    def _accumulate(self, table: GroupTable, slots: pa.Int32Array, lanes: list[Array], times: Any) -> None:
+    def _accumulate(self, table: GroupTable, slots: pa.Int32Array, figures: list[Array], times: Any) -> None:
         if self._timed:
-            lanes = [*lanes, pa.array(times)]
-        data = pa.RecordBatch.from_arrays(lanes, names=[str(i) for i in range(len(lanes))])
-        table.accumulate(slots, data, range(len(lanes)))
+            figures = [*figures, pa.array(times)]
+        data = pa.RecordBatch.from_arrays(figures, names=[str(i) for i in range(len(figures))])
+        table.accumulate(slots, data, range(len(figures)))
 
     def remove(self, table: GroupTable, slots: pa.Int32Array) -> None:
         table.remove(slots)
@@ -153,7 +153,7 @@ class RemovableGroups(StoredGroups):
             return
         width = len(self._keys)
         for columns in self.store.finish():
-            parts = [part for part in self._parts if isinstance(part, Lanes)]
+            parts = [part for part in self._parts if isinstance(part, WholeSums)]
             yield [*columns[:width], *(part.results(columns[width:]) for part in parts)]
 
     def close(self) -> None:

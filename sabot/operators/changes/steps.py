@@ -32,7 +32,7 @@ from sabot.operators.changes.state import Groups
 from sabot.operators.changes.weaving import same_rows, signs
 from sabot.operators.keeping import Keeper, Keeping, columns_schema
 from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers, calls_of
+from sabot.operators.readers import Readers, aggregates_of
 from sabot.operators.rows.marked import AsInserts
 
 __all__ = ["PLACES", "READERS", "Changelog", "Upsert", "net"]
@@ -172,8 +172,8 @@ class Changelog(Keeping):
 
 
 def place_group_aggregate(node: nodes.GroupAggregate, site: Site) -> Site:
-    site, calls = with_arguments(site.together(node.keys, "grouped"), node.aggregates)
-    return site.step(node.text(), partial(GroupAggregate, node.keys, calls, changes=site.changes), id=node.id)
+    site, aggregates = with_arguments(site.together(node.keys, "grouped"), node.aggregates)
+    return site.step(node.text(), partial(GroupAggregate, node.keys, aggregates, changes=site.changes), id=node.id)
 
 
 def place_upsert(node: nodes.Upsert, site: Site) -> Site:
@@ -201,7 +201,7 @@ PLACES: Places = {
 
 
 READERS: Readers = {
-    "groups": lambda reader: GroupAggregate(reader["keys"], calls_of(reader), changes=reader["changes"]),
+    "groups": lambda reader: GroupAggregate(reader["keys"], aggregates_of(reader), changes=reader["changes"]),
     "upsert": lambda reader: Upsert(reader["keys"], changes=reader["changes"], deletes=reader["deletes"]),
     "changelog": "the event time that its rows have reached",
 }

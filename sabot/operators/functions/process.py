@@ -112,7 +112,7 @@ class Process(Keeping):
             raise UserError(f"{self.spec.name}: the keys of the sides differ: {sides[0]}; {sides[1]}", hint="cast them")
         return Side(input, indices)
 
-    def side_schema(self, name: str, input: pa.Schema) -> pa.Schema:
+    def branch_schema(self, name: str, input: pa.Schema) -> pa.Schema:
         return with_time(self.spec.sides[name], self._keyed.timed)
 
     def process(self, batch: Batch) -> None:
@@ -158,8 +158,8 @@ class Process(Keeping):
     def _aside(self, name: str, data: pa.RecordBatch, times: Array | None) -> None:
         if times is not None:
             data = data.append_column(TIME_COLUMN, times)
-        if name in self._context.side and data.num_rows:
-            self._context.side[name](Batch(data))
+        if name in self._context.branches and data.num_rows:
+            self._context.branches[name](Batch(data))
         else:
             self._dropped[name] = self._dropped.get(name, 0) + data.num_rows
 

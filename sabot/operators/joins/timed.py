@@ -43,7 +43,7 @@ class TimedJoin(Joined):
         if not late.any():
             return rows
         self.late_rows += int(np.count_nonzero(late))
-        put = self.context.side.get("late" if side is self.left else "late_right")
+        put = self.context.branches.get("late" if side is self.left else "late_right")
         if put is not None:
             put(batch.with_data(batch.taken().filter(pa.array(late)).drop_columns([TIME_COLUMN])))
         return rows.where(~late)

@@ -35,7 +35,7 @@ from sabot.operators.keyed.over_state import (
     Array,
     FrameState,
     LeadState,
-    OverCall,
+    OverColumn,
     OverState,
     PlaceState,
     RunningState,
@@ -68,7 +68,7 @@ class Over(Keeping):
     def __init__(
         self,
         keys: Sequence[str],
-        columns: Sequence[OverCall],
+        columns: Sequence[OverColumn],
         *,
         preceding_rows: int | None = None,
         preceding_ms: int | None = None,
@@ -80,16 +80,16 @@ class Over(Keeping):
             raise UserError(f"over: {preceding_rows} rows before a row", hint="0 or more, or None for all of them")
         if preceding_ms is not None and preceding_ms < 0:
             raise UserError(f"over: {preceding_ms} ms before a row", hint="0 or more, or None for all of them")
-        for call in columns:
-            if call.kind not in OVER_KINDS and call.kind not in KINDS:
+        for each in columns:
+            if each.kind not in OVER_KINDS and each.kind not in KINDS:
                 raise UserError(
-                    f"{call.name}: there is no {call.kind!r} over rows",
+                    f"{each.name}: there is no {each.kind!r} over rows",
                     hint=f"one of {', '.join(sorted(OVER_KINDS | KINDS))}",
                 )
-            if call.kind in ("lag", "lead") and call.offset < 1:
-                raise UserError(f"{call.name}: {call.kind} by {call.offset} rows", hint="1 or more")
+            if each.kind in ("lag", "lead") and each.offset < 1:
+                raise UserError(f"{each.name}: {each.kind} by {each.offset} rows", hint="1 or more")
         self.id = id
-        self._names, self._calls = list(keys), list(columns)
+        self._names, self._described = list(keys), list(columns)
         self._rows, self._ms = preceding_rows, preceding_ms
         self._parts: list[OverState] = []
 
@@ -98,9 +98,9 @@ class Over(Keeping):
         self._time = time_index(context.input, "columns over rows")
         self._keys, keys = key_columns(self._names, context.input)
         key_table(self._keys)
-        aggregates = [call for call in self._calls if call.kind in KINDS]
-        around = [call for call in self._calls if call.kind in RANKS or call.kind == "lag"]
-        leads = [call for call in self._calls if call.kind == "lead"]
+        aggregates = [each for each in self._described if each.kind in KINDS]
+        around = [each for each in self._described if each.kind in RANKS or each.kind == "lag"]
+        leads = [each for each in self._described if each.kind == "lead"]
         fields: dict[str, pa.Field] = {}
         self._parts = []
         if aggregates and self._rows is None and self._ms is None:
@@ -115,7 +115,7 @@ class Over(Keeping):
         self._leading = LeadState(self._names, leads, made, context) if leads else None
         if self._leading is not None:
             fields |= {field.name: field for field in self._leading.fields}
-        self._added = [fields[call.name] for call in self._calls]
+        self._added = [fields[each.name] for each in self._described]
         result = [*without_time(context.input), *self._added]
         names = [field.name for field in result]
         for name in names:
@@ -216,7 +216,8 @@ class Over(Keeping):
             "keys": columns_schema(self._keys),
             "frame": frame,
             "columns": [
-                [call.name, call.words(), str(field.type)] for call, field in zip(self._calls, self._added, strict=True)
+                [each.name, each.words(), str(field.type)]
+                for each, field in zip(self._described, self._added, strict=True)
             ],
             # rows that wait are kept whole
             **({"rows": columns_schema(without_time(self._context.input))} if self._keeps_rows() else {}),
@@ -228,12 +229,12 @@ class Over(Keeping):
         )
 
     def state_reader(self) -> dict[str, Any]:
-        calls = [
-            {name: value for name, value in vars(call).items() if value is not None and name != "default"}
-            for call in self._calls
+        described = [
+            {name: value for name, value in vars(each).items() if value is not None and name != "default"}
+            for each in self._described
         ]
         frame = {"preceding_rows": self._rows, "preceding_ms": self._ms}
-        return {"keys": self._names, "calls": calls, **frame, "input": schema_text(self._context.input)}
+        return {"keys": self._names, "calls": described, **frame, "input": schema_text(self._context.input)}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         """The aggregates of each key as they are after its newest row; without aggregates, each key's number of rows."""
@@ -285,27 +286,27 @@ class Over(Keeping):
 def place_over(node: nodes.Over, site: Site) -> Site:
     site = in_order(site.together(node.keys, "over"), node.keys, node.id)
     arguments = Arguments(node.columns)
-    calls = [_over_call(name, each, arguments) for name, each in node.columns]
-    make = partial(Over, node.keys, calls, preceding_rows=node.preceding_rows, preceding_ms=node.preceding_ms)
+    described = [_over_column(name, each, arguments) for name, each in node.columns]
+    make = partial(Over, node.keys, described, preceding_rows=node.preceding_rows, preceding_ms=node.preceding_ms)
     site = arguments.add(site).step(node.text(), make, id=node.id)
     made = [name for name, _ in arguments.columns]
     return site.step(f"drop {', '.join(made)}", partial(Drop, made)) if made else site
 
 
-def _over_call(name: str, each: Aggregate | OverFunction, arguments: Arguments) -> OverCall:
+def _over_column(name: str, each: Aggregate | OverFunction, arguments: Arguments) -> OverColumn:
     argument = arguments.column(each.argument)
     if isinstance(each, OverFunction):
-        return OverCall(name, each.kind, argument, each.offset, each.default, text=each.text())
+        return OverColumn(name, each.kind, argument, each.offset, each.default, text=each.text())
     where, ddof = arguments.column(each.predicate), each.options.get("ddof", 1)
-    return OverCall(name, each.kind, argument, where=where, ddof=ddof, text=each.text())
+    return OverColumn(name, each.kind, argument, where=where, ddof=ddof, text=each.text())
 
 
 PLACES: Places = {nodes.Over: place_over}
 
 
 def _read_with(reader: Mapping[str, Any]) -> Over:
-    calls = [OverCall(**described) for described in reader["calls"]]
-    return Over(reader["keys"], calls, preceding_rows=reader["preceding_rows"], preceding_ms=reader["preceding_ms"])
+    described = [OverColumn(**each) for each in reader["calls"]]
+    return Over(reader["keys"], described, preceding_rows=reader["preceding_rows"], preceding_ms=reader["preceding_ms"])
 
 
 READERS: Readers = {"over": _read_with}

@@ -13,12 +13,12 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable, sum_overflow
 from sabot._cython.windows.over import FrameTable, PlaceTable, WaitTable
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import CHUNK_ROWS, KINDS, Aggregator, Call
+from sabot.operators.aggregates.aggregator import CHUNK_ROWS, KINDS, AggregateColumn, Aggregator
 from sabot.operators.base import TIME_COLUMN, OperatorContext, without_time
 from sabot.operators.columns import key_columns, key_table
 from sabot.operators.keeping import Columns, Kept, Stored
 
-__all__ = ["RANKS", "FrameState", "LeadState", "OverCall", "OverState", "PlaceState", "RunningState"]
+__all__ = ["RANKS", "FrameState", "LeadState", "OverColumn", "OverState", "PlaceState", "RunningState"]
 
 RANKS = ("row_number", "rank", "dense_rank")
 _INT64 = pa.int64()
@@ -33,7 +33,7 @@ Array: TypeAlias = pa.Array
 
 
 @dataclass(frozen=True)
-class OverCall:
+class OverColumn:
     """One column that is added. kind: of an aggregate, or of OVER_KINDS; `argument` and `where` name input columns.
 
     offset, default: of lag and lead. where, ddof: of aggregates. text: what it is of, where an argument was made by an expression.
@@ -53,13 +53,13 @@ class OverCall:
         if self.text:
             return self.text
         if self.kind in KINDS:
-            return self.call().words()
+            return self.aggregate().words()
         default = None if self.default is None else f"default={self.default!r}"
         given = [self.argument, str(self.offset) if self.kind in ("lag", "lead") else None, default]
         return f"{self.kind}({', '.join(each for each in given if each is not None)})"
 
-    def call(self) -> Call:
-        return Call(self.name, self.kind, self.argument, where=self.where, ddof=self.ddof, text=self.text)
+    def aggregate(self) -> AggregateColumn:
+        return AggregateColumn(self.name, self.kind, self.argument, where=self.where, ddof=self.ddof, text=self.text)
 
 
 class OverState:
@@ -97,8 +97,8 @@ class RunningState(OverState):
 
     tells = True
 
-    def __init__(self, keys: list[str], calls: Sequence[OverCall], context: OperatorContext) -> None:
-        self._aggregator = _aggregator(keys, calls, context.input, TIME_COLUMN)
+    def __init__(self, keys: list[str], added: Sequence[OverColumn], context: OperatorContext) -> None:
+        self._aggregator = _aggregator(keys, added, context.input, TIME_COLUMN)
         self.fields = list(self._aggregator.schema)[len(keys) :]
         self.store = self._aggregator.store(context)
 
@@ -139,9 +139,9 @@ class FrameState(OverState):
     tells = True
 
     def __init__(
-        self, keys: list[str], calls: Sequence[OverCall], context: OperatorContext, rows: int | None, ms: int | None
+        self, keys: list[str], added: Sequence[OverColumn], context: OperatorContext, rows: int | None, ms: int | None
     ) -> None:
-        self._aggregator = aggregator = _aggregator(keys, calls, context.input, None)
+        self._aggregator = aggregator = _aggregator(keys, added, context.input, None)
         self._time = context.input.get_field_index(TIME_COLUMN)
         self.fields = list(aggregator.schema)[len(keys) :]
         self._known = key_table(aggregator.keys)
@@ -201,21 +201,21 @@ class PlaceState(OverState):
 
     tells = True
 
-    def __init__(self, keys: list[str], calls: Sequence[OverCall], context: OperatorContext) -> None:
+    def __init__(self, keys: list[str], added: Sequence[OverColumn], context: OperatorContext) -> None:
         self.fields = []
-        self._calls = calls
+        self._added = added
         self._key_schema, self._key_indices = key_columns(keys, context.input)
         self._time = context.input.get_field_index(TIME_COLUMN)
-        self._arguments = sorted({_argument(call, context.input).name for call in calls if call.kind == "lag"})
-        self._offsets = sorted({call.offset for call in calls if call.kind == "lag"})
+        self._arguments = sorted({_argument(each, context.input).name for each in added if each.kind == "lag"})
+        self._offsets = sorted({each.offset for each in added if each.kind == "lag"})
         self._defaults: dict[str, pa.Scalar] = {}
-        for call in calls:
-            if call.kind == "lag":
-                argument = _argument(call, context.input)
-                self.fields.append(pa.field(call.name, argument.type))
-                self._defaults[call.name] = _default(call, argument.type)
+        for each in added:
+            if each.kind == "lag":
+                argument = _argument(each, context.input)
+                self.fields.append(pa.field(each.name, argument.type))
+                self._defaults[each.name] = _default(each, argument.type)
             else:
-                self.fields.append(pa.field(call.name, _INT64))
+                self.fields.append(pa.field(each.name, _INT64))
         self._known = key_table(self._key_schema)
         kept = pa.schema([context.input.field(name) for name in self._arguments])
         self._places = _kept_table(lambda: PlaceTable(kept, self._offsets))
@@ -226,15 +226,15 @@ class PlaceState(OverState):
         asked = data.select(self._arguments)
         ranks, sources, earlier = self._places.add(slots, asked, data.column(self._time), selection=selection)
         columns: dict[str, Array] = {}
-        for call in self._calls:
-            if call.kind in RANKS:
-                columns[call.name] = ranks[RANKS.index(call.kind)]
+        for each in self._added:
+            if each.kind in RANKS:
+                columns[each.name] = ranks[RANKS.index(each.kind)]
                 continue
-            column = asked.column(call.argument)
+            column = asked.column(each.argument)
             column = column if selection is None else column.take(selection)
-            place = self._arguments.index(call.argument or "")
-            source = sources[self._offsets.index(call.offset)].to_numpy()
-            columns[call.name] = _looked_back(column, earlier[place], source, self._defaults[call.name])
+            place = self._arguments.index(each.argument or "")
+            source = sources[self._offsets.index(each.offset)].to_numpy()
+            columns[each.name] = _looked_back(column, earlier[place], source, self._defaults[each.name])
         return columns
 
     def groups(self) -> int:
@@ -269,16 +269,16 @@ class PlaceState(OverState):
 class LeadState:
     """Rows that wait for those that lead: whole, with the columns that others have made already. `rows`: their columns."""
 
-    def __init__(self, keys: list[str], calls: Sequence[OverCall], made: pa.Schema, context: OperatorContext) -> None:
+    def __init__(self, keys: list[str], added: Sequence[OverColumn], made: pa.Schema, context: OperatorContext) -> None:
         self.rows = made
-        self._calls, self._names = calls, keys
+        self._added, self._names = added, keys
         self._key_indices = [made.get_field_index(name) for name in keys]
         self._time = made.get_field_index(TIME_COLUMN)
-        self.fields = [pa.field(call.name, _argument(call, context.input).type) for call in calls]
-        self._defaults = [_default(call, field.type) for call, field in zip(calls, self.fields, strict=True)]
-        self._offsets = sorted({call.offset for call in calls})
+        self.fields = [pa.field(each.name, _argument(each, context.input).type) for each in added]
+        self._defaults = [_default(each, field.type) for each, field in zip(added, self.fields, strict=True)]
+        self._offsets = sorted({each.offset for each in added})
         self._wanted = [
-            sorted({made.get_field_index(call.argument) for call in calls if call.offset == offset})
+            sorted({made.get_field_index(each.argument) for each in added if each.offset == offset})
             for offset in self._offsets
         ]
         self._known = key_table(pa.schema([made.field(index) for index in self._key_indices]))
@@ -298,11 +298,11 @@ class LeadState:
     def _led(self, pieces: list[Any]) -> Iterator[tuple[pa.RecordBatch, dict[str, Array]]]:
         for columns, _, by_offset in pieces:
             leads = {}
-            for call, default in zip(self._calls, self._defaults, strict=True):
-                at = self._offsets.index(call.offset)
+            for each, default in zip(self._added, self._defaults, strict=True):
+                at = self._offsets.index(each.offset)
                 there, values = by_offset[at]
-                value = values[self._wanted[at].index(self.rows.get_field_index(call.argument))]
-                leads[call.name] = _or_default(there, value, default)
+                value = values[self._wanted[at].index(self.rows.get_field_index(each.argument))]
+                leads[each.name] = _or_default(there, value, default)
             yield pa.RecordBatch.from_arrays(columns, schema=self.rows), leads
 
     def keeps(self) -> list[Kept]:
@@ -319,34 +319,34 @@ class LeadState:
         return {"keys": len(self._known), "rows": len(self.table), "bytes": self._known.nbytes + self.table.nbytes}
 
 
-def _aggregator(keys: list[str], calls: Sequence[OverCall], input: pa.Schema, order: str | None) -> Aggregator:
+def _aggregator(keys: list[str], added: Sequence[OverColumn], input: pa.Schema, order: str | None) -> Aggregator:
     """UserError for a kind or a type without an accumulator of fixed width."""
-    for call in calls:
-        if Aggregator(keys, [call.call()], input, order=order).needs_slots:
-            of = "" if call.argument is None else f" of {call.argument!r}, which is {input.field(call.argument).type}"
+    for each in added:
+        if Aggregator(keys, [each.aggregate()], input, order=order).needs_slots:
+            of = "" if each.argument is None else f" of {each.argument!r}, which is {input.field(each.argument).type}"
             raise UserError(
-                f"{call.name}: there is no {call.kind}{of} over rows",
+                f"{each.name}: there is no {each.kind}{of} over rows",
                 hint="count, and sum, mean, variance, stddev, min, max, first, last of numbers and times; or use a window",
             )
-    return Aggregator(keys, [call.call() for call in calls], input, order=order)
+    return Aggregator(keys, [each.aggregate() for each in added], input, order=order)
 
 
-def _argument(call: OverCall, input: pa.Schema) -> pa.Field:
-    if call.argument is None:
-        raise UserError(f"{call.name}: {call.kind} needs a column")
-    if call.argument not in without_time(input).names:
+def _argument(each: OverColumn, input: pa.Schema) -> pa.Field:
+    if each.argument is None:
+        raise UserError(f"{each.name}: {each.kind} needs a column")
+    if each.argument not in without_time(input).names:
         there = ", ".join(without_time(input).names)
-        raise UserError(f"{call.name}: there is no column {call.argument!r}", hint=f"there are {there}")
-    return input.field(call.argument)
+        raise UserError(f"{each.name}: there is no column {each.argument!r}", hint=f"there are {there}")
+    return input.field(each.argument)
 
 
-def _default(call: OverCall, kind: pa.DataType) -> pa.Scalar:
+def _default(each: OverColumn, kind: pa.DataType) -> pa.Scalar:
     try:
-        return pa.scalar(call.default, kind)
+        return pa.scalar(each.default, kind)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise UserError(
-            f"{call.name}: the default {call.default!r} is no {kind}",
-            hint=f"{call.argument!r} is {kind}: give one of these",
+            f"{each.name}: the default {each.default!r} is no {kind}",
+            hint=f"{each.argument!r} is {kind}: give one of these",
         ) from error
 
 

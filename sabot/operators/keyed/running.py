@@ -20,7 +20,7 @@ from sabot.api.windows import WINDOW_END, WINDOW_START, CountWindow
 from sabot.api.words import name_of
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import Aggregator, Call, calls_reader, calls_schema
+from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
 from sabot.operators.aggregates.arguments import with_arguments
 from sabot.operators.aggregates.user import fits
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
@@ -29,7 +29,7 @@ from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, Store
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.keyed.top import TopN
 from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers, calls_of, no_function
+from sabot.operators.readers import Readers, aggregates_of, no_function
 from sabot.operators.windows.panes import window_words
 from sabot.operators.windows.sessions import CHUNK_ROWS, KeyedRuns, Numbered
 from sabot.state.tables.store import TableStore
@@ -100,23 +100,27 @@ class RunningAggregate(_Keyed):
     one that is older than those before it. Kinds without accumulators of fixed width have no result after each row: UserError.
     """
 
-    def __init__(self, keys: Sequence[str], calls: Sequence[Call], *, ttl_ms: int | None = None, id: str = "") -> None:
+    def __init__(
+        self, keys: Sequence[str], aggregates: Sequence[AggregateColumn], *, ttl_ms: int | None = None, id: str = ""
+    ) -> None:
         super().__init__(keys, id)
-        self._calls, self._ttl_ms = list(calls), ttl_ms
+        self._aggregates, self._ttl_ms = list(aggregates), ttl_ms
         _check_ms("ttl", ttl_ms)
-        _check_running([call for call in calls if call.kind in _WHOLE])
+        _check_running([aggregate for aggregate in aggregates if aggregate.kind in _WHOLE])
 
     def _open(self, context: OperatorContext) -> pa.Schema:
         order = TIME_COLUMN if self._time >= 0 else None
-        _check_running([c for c in self._calls if Aggregator(self._names, [c], context.input, order=order).needs_slots])
+        _check_running(
+            [c for c in self._aggregates if Aggregator(self._names, [c], context.input, order=order).needs_slots]
+        )
         if self._ttl_ms is None:
-            self._aggregator = Aggregator(self._names, self._calls, context.input, order=order)
+            self._aggregator = Aggregator(self._names, self._aggregates, context.input, order=order)
             self._store = self._aggregator.store(context)
             results = list(self._aggregator.schema)[len(self._keys) :]
         else:
             time_index(context.input, "running aggregates with a ttl")
             self._runs = RunTable(idle_ms=self._ttl_ms)
-            self._state = Numbered(self._names, self._calls, context.input, self._runs)
+            self._state = Numbered(self._names, self._aggregates, context.input, self._runs)
             results = self._state.results
         return result_schema([*self._keys, *results], timed=self._time >= 0)
 
@@ -152,20 +156,20 @@ class RunningAggregate(_Keyed):
 
     def state_schema(self) -> dict[str, Any]:
         keys = columns_schema(self._keys)
-        results = [self._schema.field(call.name) for call in self._calls]
-        calls = calls_schema(self._calls, results, self._context.input)
-        return {"kind": "running aggregate", "keys": keys, "ttl": self._ttl_ms, **calls}
+        results = [self._schema.field(aggregate.name) for aggregate in self._aggregates]
+        aggregates = aggregates_schema(self._aggregates, results, self._context.input)
+        return {"kind": "running aggregate", "keys": keys, "ttl": self._ttl_ms, **aggregates}
 
     def state_reader(self) -> dict[str, Any]:
-        return {**calls_reader(self._names, self._calls, self._context.input), "ttl_ms": self._ttl_ms}
+        return {**aggregates_reader(self._names, self._aggregates, self._context.input), "ttl_ms": self._ttl_ms}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         if self._store is not None:
             yield from self._aggregator.results(self._store, 0, self._aggregator.extras())
             return
-        names = [*self._names, *(call.name for call in self._calls)]
-        for _, keys, calls in self._state.contents():
-            yield pa.RecordBatch.from_arrays([*keys, *calls], names=names)
+        names = [*self._names, *(aggregate.name for aggregate in self._aggregates)]
+        for _, keys, aggregates in self._state.contents():
+            yield pa.RecordBatch.from_arrays([*keys, *aggregates], names=names)
 
 
 class CountAggregate(_Keyed):
@@ -175,15 +179,15 @@ class CountAggregate(_Keyed):
     are no such columns. Fewer rows than `size` are emitted at the end of the input.
     """
 
-    def __init__(self, size: int, keys: Sequence[str], calls: Sequence[Call], *, id: str = "") -> None:
+    def __init__(self, size: int, keys: Sequence[str], aggregates: Sequence[AggregateColumn], *, id: str = "") -> None:
         super().__init__(keys, id)
         if size < 1:
             raise UserError(f"a window of {size} rows", hint="1 or more")
-        self._size, self._calls = size, list(calls)
+        self._size, self._aggregates = size, list(aggregates)
 
     def _open(self, context: OperatorContext) -> pa.Schema:
         self._runs = RunTable(rows=self._size)
-        self._state = Numbered(self._names, self._calls, context.input, self._runs)
+        self._state = Numbered(self._names, self._aggregates, context.input, self._runs)
         timed = self._time >= 0
         bounds = [pa.field(WINDOW_START, _TIMESTAMP), pa.field(WINDOW_END, _TIMESTAMP)] if timed else []
         return result_schema([*self._keys, *bounds, *self._state.results], timed=timed)
@@ -203,13 +207,13 @@ class CountAggregate(_Keyed):
         self._state.remove(windows)
 
     def _rows(self, runs: RunTable, windows: pa.Int32Array) -> pa.RecordBatch:
-        columns, calls = self._state.key_columns(windows), self._state.calls(windows)
+        columns, aggregates = self._state.key_columns(windows), self._state.aggregates(windows)
         if self._time >= 0:
             first, last = runs.bounds(windows)
             end = pa.array(last.to_numpy() + 1)
-            columns = [*columns, first.view(_TIMESTAMP), end.view(_TIMESTAMP), *calls, last]
+            columns = [*columns, first.view(_TIMESTAMP), end.view(_TIMESTAMP), *aggregates, last]
         else:
-            columns = [*columns, *calls]
+            columns = [*columns, *aggregates]
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def advance(self, watermark_ms: int) -> None:
@@ -223,10 +227,10 @@ class CountAggregate(_Keyed):
     def state_schema(self) -> dict[str, Any]:
         keys, window = columns_schema(self._keys), window_words(CountWindow(self._size))
         order = {"order": "event time" if self._time >= 0 else "arrival"}
-        return {"kind": "window", "keys": keys, "window": window, **self._state.calls_schema(), **order}
+        return {"kind": "window", "keys": keys, "window": window, **self._state.aggregates_schema(), **order}
 
     def state_reader(self) -> dict[str, Any]:
-        return {**calls_reader(self._names, self._calls, self._context.input), "size": self._size}
+        return {**aggregates_reader(self._names, self._aggregates, self._context.input), "size": self._size}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         assert self._runs is not None
@@ -297,7 +301,7 @@ class Deduplicate(_Keyed):
         return {"kind": "deduplicate", "keys": columns_schema(self._keys), "within": self._within_ms}
 
     def state_reader(self) -> dict[str, Any]:
-        return {**calls_reader(self._names, [], self._context.input), "within_ms": self._within_ms}
+        return {**aggregates_reader(self._names, [], self._context.input), "within_ms": self._within_ms}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
         """The keys that were seen; with `within_ms`, and when the row was that passed last."""
@@ -446,7 +450,7 @@ def _columns_of(pieces: list[list[Any]], schema: pa.Schema) -> Iterator[pa.Recor
         yield pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
-def _check_running(whole: Sequence[Call]) -> None:
+def _check_running(whole: Sequence[AggregateColumn]) -> None:
     """UserError where there are calls that need all rows of a group at once."""
     if whole:
         named = ", ".join(f"{c.name} ({c.kind}{f' of {c.argument}' if c.argument else ''})" for c in whole)
@@ -478,8 +482,8 @@ def _by_key(site: Site, node: nodes.RunningAggregate | nodes.Reduce | nodes.Dedu
 
 
 def place_running_aggregate(node: nodes.RunningAggregate, site: Site) -> Site:
-    site, calls = with_arguments(_by_key(site, node), node.aggregates)
-    return site.step(node.text(), partial(RunningAggregate, node.keys, calls, ttl_ms=node.ttl_ms), id=node.id)
+    site, aggregates = with_arguments(_by_key(site, node), node.aggregates)
+    return site.step(node.text(), partial(RunningAggregate, node.keys, aggregates, ttl_ms=node.ttl_ms), id=node.id)
 
 
 def place_reduce(node: nodes.Reduce, site: Site) -> Site:
@@ -502,8 +506,10 @@ PLACES: Places = {
 
 
 READERS: Readers = {
-    "count": lambda reader: CountAggregate(reader["size"], reader["keys"], calls_of(reader)),
-    "running aggregate": lambda reader: RunningAggregate(reader["keys"], calls_of(reader), ttl_ms=reader["ttl_ms"]),
+    "count": lambda reader: CountAggregate(reader["size"], reader["keys"], aggregates_of(reader)),
+    "running aggregate": lambda reader: RunningAggregate(
+        reader["keys"], aggregates_of(reader), ttl_ms=reader["ttl_ms"]
+    ),
     "deduplicate": lambda reader: Deduplicate(reader["keys"], reader["within_ms"]),
     "reduce": lambda reader: Reduce(reader["keys"], no_function, reader["ttl_ms"]),
 }

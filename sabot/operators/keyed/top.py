@@ -273,7 +273,7 @@ class WindowTopN(_Ranked):
     def open(self, context: OperatorContext) -> pa.Schema:
         self._time = time_index(context.input, "a top_n of a window")
         self._open_rows(context)
-        self._late = context.side.get("late")
+        self._late = context.branches.get("late")
         self._panes: dict[int, _Pane] = {}
         self._starts: list[int] = []  # of the panes, ascending
         # pane -> the keys of rows that came for it after one of its windows was emitted

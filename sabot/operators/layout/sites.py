@@ -65,13 +65,13 @@ class Site:
         """Rows that leave the last operator by its output branch `name` go into this sink; None: they are dropped."""
         if sink is not None:
             assert self.last is not None
-            self.last.sides[name] = [Edge(self.layout.sink(sink))]
+            self.last.branches[name] = [Edge(self.layout.sink(sink))]
         return self
 
     def branch(self, name: str) -> "Site":
         """Where the rows come out that leave the last operator by its output branch `name`."""
         assert self.last is not None
-        return replace(self, targets=self.last.sides.setdefault(name, []), keys=None, last=None)
+        return replace(self, targets=self.last.branches.setdefault(name, []), keys=None, last=None)
 
     def together(self, keys: Keys, name: str) -> "Site":
         """All rows of a key in one subtask: where they are, if they are there already, else in a new stage called `name`."""

@@ -44,7 +44,7 @@ class Step:
     text: str
     make: Callable[[], Operator]
     targets: list["Step | Edge"] = field(default_factory=list)
-    sides: dict[str, list["Step | Edge"]] = field(default_factory=dict)
+    branches: dict[str, list["Step | Edge"]] = field(default_factory=dict)
     named: bool = False  # the user gave the id
     path: str = ""  # stands for all steps before it, back to the sources
     scattered: bool = False  # rows come to any subtask; what is restored is dealt out by key group all the same
@@ -96,8 +96,8 @@ class Stage:
                 if isinstance(target, Step):
                     found.append(target)
                     visit(target.targets)
-                    for side in target.sides.values():
-                        visit(side)
+                    for branch in target.branches.values():
+                        visit(branch)
 
         visit(self.targets)
         return found
@@ -106,7 +106,7 @@ class Stage:
         """All that leave the chain, dead letters aside."""
         steps = self.steps()
         targets = [*self.targets, *(target for step in steps for target in step.targets)]
-        targets += [target for step in steps for side in step.sides.values() for target in side]
+        targets += [target for step in steps for branch in step.branches.values() for target in branch]
         return [target for target in targets if isinstance(target, Edge)]
 
 

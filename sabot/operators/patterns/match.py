@@ -134,8 +134,8 @@ class Pattern(Keeping):
         if not late.any():
             return batch
         self._late_rows += int(late.sum())
-        if "late" in self._context.side:
-            self._context.side["late"](Batch(batch.data.drop_columns([TIME_COLUMN]).take(pa.array(rows[late]))))
+        if "late" in self._context.branches:
+            self._context.branches["late"](Batch(batch.data.drop_columns([TIME_COLUMN]).take(pa.array(rows[late]))))
         return batch.with_selection(pa.array(rows[~late]), batch.hashes)
 
     def _crowded(self, slot: int) -> UserError:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from sabot.api.expr import Expr, col
 from sabot.api.patterns import MATCH_END, MATCH_START, step_values, with_step_values
-from sabot.operators.aggregates.aggregator import Aggregator, Call
+from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator
 from sabot.operators.expressions.compiled import compile_expr
 
 __all__ = ["TIMESTAMP", "MatchedRows", "Measures"]
@@ -57,8 +57,8 @@ class Measures:
             kinds = {value.kind for value in asked.values()} - {"step.count"}
             self.kept.append("each" if kinds - {"step.first", "step.last"} else "ends" if kinds else "count")
             if asked:
-                calls = [_call(text, value) for text, value in asked.items()]
-                aggregator = Aggregator([_MATCH], calls, self._of_match)
+                aggregates = [_call(text, value) for text, value in asked.items()]
+                aggregator = Aggregator([_MATCH], aggregates, self._of_match)
                 self._of_step.append((number, aggregator, bool(kinds)))
                 fields += list(aggregator.schema)[1:]
         bounds = [pa.field(MATCH_START, TIMESTAMP), pa.field(MATCH_END, TIMESTAMP)]
@@ -98,8 +98,8 @@ class Measures:
         return pa.RecordBatch.from_arrays([pa.array(matches), weights, *columns], schema=self._of_match)
 
 
-def _call(text: str, value: Expr) -> Call:
+def _call(text: str, value: Expr) -> AggregateColumn:
     kind = value.kind.removeprefix("step.")
     if kind == "count":
-        return Call(text, "sum", _WEIGHT)
-    return Call(text, _CALLS.get(kind, kind), value.inputs[0].text())
+        return AggregateColumn(text, "sum", _WEIGHT)
+    return AggregateColumn(text, _CALLS.get(kind, kind), value.inputs[0].text())

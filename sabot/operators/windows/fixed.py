@@ -20,7 +20,13 @@ from sabot._cython.windows.window import split_panes
 from sabot.api.nodes import windows as nodes
 from sabot.api.windows import CountWindow, SessionWindow
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import CHUNK_ROWS, Aggregator, Call, calls_reader, calls_schema
+from sabot.operators.aggregates.aggregator import (
+    CHUNK_ROWS,
+    AggregateColumn,
+    Aggregator,
+    aggregates_reader,
+    aggregates_schema,
+)
 from sabot.operators.aggregates.arguments import with_arguments
 from sabot.operators.aggregates.combining import ROWS_COLUMN, LocalCombine, combined_input, repeated
 from sabot.operators.aggregates.extras import Extras
@@ -29,7 +35,7 @@ from sabot.operators.columns import time_index
 from sabot.operators.keeping import Columns, Keeper, Keeping, Stored, columns_schema, last_watermark
 from sabot.operators.keyed.running import CountAggregate
 from sabot.operators.layout.sites import Places, Site
-from sabot.operators.readers import Readers, calls_of, window_of
+from sabot.operators.readers import Readers, aggregates_of, window_of
 from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape, window_words
 from sabot.operators.windows.sessions import SessionAggregate
 from sabot.state.tables.store import TableStore
@@ -58,7 +64,7 @@ class WindowAggregate(Keeping):
         self,
         window: TimeWindow,
         keys: Sequence[str],
-        calls: Sequence[Call],
+        aggregates: Sequence[AggregateColumn],
         *,
         allowed_lateness_ms: int = 0,
         emit_every_ms: int | None = None,
@@ -70,7 +76,7 @@ class WindowAggregate(Keeping):
         self.id = id
         self._window = window
         self._shape = WindowShape(window)
-        self._keys, self._calls = tuple(keys), tuple(calls)
+        self._keys, self._aggregates = tuple(keys), tuple(aggregates)
         self._lateness, self._every, self._partial = allowed_lateness_ms, emit_every_ms, partial
         self._late_rows = self._windows_emitted = self._rows_emitted = 0
 
@@ -78,8 +84,8 @@ class WindowAggregate(Keeping):
         rows = combined_input(context.input) if self._partial else context.input
         time_index(rows, "windows of event time")
         self._time = context.input.get_field_index(PANE_COLUMN if self._partial else TIME_COLUMN)
-        self._aggregator = Aggregator(self._keys, self._calls, rows, order=TIME_COLUMN)
-        self._late = context.side.get("late")
+        self._aggregator = Aggregator(self._keys, self._aggregates, rows, order=TIME_COLUMN)
+        self._late = context.branches.get("late")
         self._store = self._aggregator.store(context)
         self._extras: dict[int, Extras] = {}
         self._panes: list[int] = []  # those that hold rows, ascending
@@ -216,12 +222,12 @@ class WindowAggregate(Keeping):
             "keys": columns_schema(self._aggregator.keys),
             "window": window_words(self._window),
             "allowed_lateness": self._lateness,
-            **calls_schema(self._calls, result, self._aggregator.input),
+            **aggregates_schema(self._aggregates, result, self._aggregator.input),
         }
 
     def state_reader(self) -> dict[str, Any]:
         return {
-            **calls_reader(self._keys, self._calls, self._aggregator.input),
+            **aggregates_reader(self._keys, self._aggregates, self._aggregator.input),
             "window": [type(self._window).__name__, asdict(self._window)],
             "allowed_lateness": self._lateness,
         }
@@ -458,24 +464,28 @@ def place_window(node: nodes.AggregateWindow, site: Site) -> Site:
     alone = not node.keys and site.layout.parallelism > 1 and node.late is None  # phases cannot give late rows back
     if alone and not isinstance(window, CountWindow | SessionWindow):
         return _in_two_phases(node, window, site)
-    site, calls = with_arguments(site.together(node.keys, "window"), node.aggregates)
+    site, aggregates = with_arguments(site.together(node.keys, "window"), node.aggregates)
     make: Callable[[], Operator]
     if isinstance(window, SessionWindow):
-        make = partial(SessionAggregate, window.gap_ms, node.keys, calls, allowed_lateness_ms=lateness)
+        make = partial(SessionAggregate, window.gap_ms, node.keys, aggregates, allowed_lateness_ms=lateness)
     elif isinstance(window, CountWindow):
-        make = partial(CountAggregate, window.size, node.keys, calls)
+        make = partial(CountAggregate, window.size, node.keys, aggregates)
     else:
         every = node.emit_every_ms
-        make = partial(WindowAggregate, window, node.keys, calls, allowed_lateness_ms=lateness, emit_every_ms=every)
+        make = partial(
+            WindowAggregate, window, node.keys, aggregates, allowed_lateness_ms=lateness, emit_every_ms=every
+        )
     return site.step(node.text(), make, id=node.id).beside("late", node.late)
 
 
 def _in_two_phases(node: nodes.AggregateWindow, window: TimeWindow, site: Site) -> Site:
     """Without keys all rows meet in one subtask: each batch is made small before it goes there."""
     lateness, every = node.allowed_lateness_ms, node.emit_every_ms
-    site, calls = with_arguments(site, node.aggregates)
-    site = site.step(f"combine {node.text()}", partial(LocalCombine, window, (), calls)).together((), "window")
-    make = partial(WindowAggregate, window, (), calls, allowed_lateness_ms=lateness, emit_every_ms=every, partial=True)
+    site, aggregates = with_arguments(site, node.aggregates)
+    site = site.step(f"combine {node.text()}", partial(LocalCombine, window, (), aggregates)).together((), "window")
+    make = partial(
+        WindowAggregate, window, (), aggregates, allowed_lateness_ms=lateness, emit_every_ms=every, partial=True
+    )
     return site.step(node.text(), make, id=node.id)
 
 
@@ -484,7 +494,7 @@ PLACES: Places = {nodes.AggregateWindow: place_window}
 
 def _read_with(reader: Mapping[str, Any]) -> Operator:
     lateness = reader["allowed_lateness"]
-    return WindowAggregate(window_of(reader), reader["keys"], calls_of(reader), allowed_lateness_ms=lateness)
+    return WindowAggregate(window_of(reader), reader["keys"], aggregates_of(reader), allowed_lateness_ms=lateness)
 
 
 READERS: Readers = dict.fromkeys(["tumbling", "hopping", "cumulative"], _read_with)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.windows.sessions import RunTable, SessionTable
 from sabot.api.windows import WINDOW_END, WINDOW_START, SessionWindow
-from sabot.operators.aggregates.aggregator import Aggregator, Call, calls_reader, calls_schema
+from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
 from sabot.operators.base import TIME_COLUMN, Cut, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
 from sabot.operators.keeping import (
@@ -28,7 +28,7 @@ from sabot.operators.keeping import (
     other_columns,
     read_batches,
 )
-from sabot.operators.readers import Readers, calls_of
+from sabot.operators.readers import Readers, aggregates_of
 from sabot.operators.windows.panes import window_words
 
 __all__ = ["READERS", "KeyedRuns", "Numbered", "SessionAggregate"]
@@ -50,11 +50,17 @@ class SessionAggregate(Keeping):
     """
 
     def __init__(
-        self, gap_ms: int, keys: Sequence[str], calls: Sequence[Call], *, allowed_lateness_ms: int = 0, id: str = ""
+        self,
+        gap_ms: int,
+        keys: Sequence[str],
+        aggregates: Sequence[AggregateColumn],
+        *,
+        allowed_lateness_ms: int = 0,
+        id: str = "",
     ) -> None:
         self.id = id
         self._gap_ms, self._lateness_ms = gap_ms, allowed_lateness_ms
-        self._keys, self._calls = list(keys), list(calls)
+        self._keys, self._aggregates = list(keys), list(aggregates)
         self._state: Any = None  # a Numbered
         self._watermark_ms: int | None = None
         self._late_rows = 0
@@ -63,7 +69,7 @@ class SessionAggregate(Keeping):
         self._context = context
         self._time = time_index(context.input, "session windows")
         self._sessions = SessionTable(self._gap_ms, self._lateness_ms)
-        self._state = Numbered(self._keys, self._calls, context.input, self._sessions)
+        self._state = Numbered(self._keys, self._aggregates, context.input, self._sessions)
         self._schema = result_schema(
             [
                 *self._state.keys,
@@ -96,8 +102,8 @@ class SessionAggregate(Keeping):
         """These rows are late."""
         self._late_rows += len(rows)
         self._state.release(self._sessions.vacant(slots))
-        if "late" in self._context.side:
-            self._context.side["late"](Batch(batch.data.drop_columns([TIME_COLUMN]).take(rows)))
+        if "late" in self._context.branches:
+            self._context.branches["late"](Batch(batch.data.drop_columns([TIME_COLUMN]).take(rows)))
 
     def advance(self, watermark_ms: int) -> None:
         if self._watermark_ms is None or watermark_ms > self._watermark_ms:
@@ -108,7 +114,7 @@ class SessionAggregate(Keeping):
             first, end = self._sessions.bounds(part)
             times = [first.view(_TIMESTAMP), end.view(_TIMESTAMP)]
             last = pa.array(end.to_numpy() - 1)
-            columns = [*self._state.key_columns(part), *times, *self._state.calls(part), last]
+            columns = [*self._state.key_columns(part), *times, *self._state.aggregates(part), last]
             self.emit(Batch(pa.RecordBatch.from_arrays(columns, schema=self._schema)))
         self._state.remove(over)
 
@@ -118,17 +124,17 @@ class SessionAggregate(Keeping):
             "keys": columns_schema(self._state.keys),
             "window": window_words(SessionWindow(self._gap_ms)),
             "allowed_lateness": self._lateness_ms,
-            **self._state.calls_schema(),
+            **self._state.aggregates_schema(),
         }
 
     def state_reader(self) -> dict[str, Any]:
         given = {"gap_ms": self._gap_ms, "allowed_lateness": self._lateness_ms}
-        return {**calls_reader(self._keys, self._calls, self._context.input), **given}
+        return {**aggregates_reader(self._keys, self._aggregates, self._context.input), **given}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        for numbers, keys, calls in self._state.contents():
+        for numbers, keys, aggregates in self._state.contents():
             first, end = self._sessions.bounds(numbers)
-            columns = [*keys, first.view(_TIMESTAMP), end.view(_TIMESTAMP), *calls, pa.array(end.to_numpy() - 1)]
+            columns = [*keys, first.view(_TIMESTAMP), end.view(_TIMESTAMP), *aggregates, pa.array(end.to_numpy() - 1)]
             yield pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def group_count(self) -> int:
@@ -249,12 +255,16 @@ class Numbered(KeyedRuns):
     """
 
     def __init__(
-        self, keys: Sequence[str], calls: Sequence[Call], input: pa.Schema, runs: SessionTable | RunTable
+        self,
+        keys: Sequence[str],
+        aggregates: Sequence[AggregateColumn],
+        input: pa.Schema,
+        runs: SessionTable | RunTable,
     ) -> None:
         super().__init__(keys, input, runs)
         order = TIME_COLUMN if TIME_COLUMN in input.names else None
-        self._calls, self._input = list(calls), input
-        self._aggregator = Aggregator([_GROUP], calls, input.append(pa.field(_GROUP, pa.int64())), order=order)
+        self._aggregates, self._input = list(aggregates), input
+        self._aggregator = Aggregator([_GROUP], aggregates, input.append(pa.field(_GROUP, pa.int64())), order=order)
         self.results = list(self._aggregator.schema)[1:]
         self._table = self._aggregator.table()
         self._extras = self._aggregator.extras()
@@ -292,19 +302,19 @@ class Numbered(KeyedRuns):
             self._extras.move(pa.array(targets), pa.array(slots))
         self._forget(slots)
 
-    def calls(self, numbers: pa.Int32Array) -> list[Array]:
+    def aggregates(self, numbers: pa.Int32Array) -> list[Array]:
         """Their results, a row for each number."""
         slots = pa.array(self._slot_of[numbers.to_numpy()])
         return list(self._aggregator.finish(self._table, self._extras, slots).columns[1:])
 
-    def calls_schema(self) -> dict[str, Any]:
+    def aggregates_schema(self) -> dict[str, Any]:
         """For `Operator.state_schema`."""
-        return calls_schema(self._calls, self.results, self._input)
+        return aggregates_schema(self._aggregates, self.results, self._input)
 
     def contents(self) -> Iterator[tuple[pa.Int32Array, list[Array], list[Array]]]:
         """(numbers, their keys, their calls' results), of all, piece by piece."""
         for numbers in self.numbers():
-            yield numbers, self.key_columns(numbers), self.calls(numbers)
+            yield numbers, self.key_columns(numbers), self.aggregates(numbers)
 
     def remove(self, numbers: pa.Int32Array) -> None:
         if len(numbers):
@@ -367,7 +377,7 @@ class Numbered(KeyedRuns):
 
 def _read_with(reader: Mapping[str, Any]) -> SessionAggregate:
     lateness = reader["allowed_lateness"]
-    return SessionAggregate(reader["gap_ms"], reader["keys"], calls_of(reader), allowed_lateness_ms=lateness)
+    return SessionAggregate(reader["gap_ms"], reader["keys"], aggregates_of(reader), allowed_lateness_ms=lateness)
 
 
 READERS: Readers = {"session": _read_with}

@@ -21,7 +21,7 @@ from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.codecs.marks import OP_COLUMN
 from sabot.errors import SabotError
 from sabot.faults import taking_over
-from sabot.operators.aggregates.aggregator import Call
+from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import TIME_COLUMN, Operator, Saved
 from sabot.operators.changes.groups import GroupAggregate
 from sabot.operators.changes.materialize import Materialize
@@ -34,7 +34,7 @@ from sabot.operators.joins.sides import Sides
 from sabot.operators.joins.window import WindowJoin
 from sabot.operators.keyed.ordered import EventOrder
 from sabot.operators.keyed.over import Over
-from sabot.operators.keyed.over_state import OverCall
+from sabot.operators.keyed.over_state import OverColumn
 from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
 from sabot.operators.keyed.top import TopN, WindowTopN
 from sabot.operators.patterns.match import Pattern
@@ -65,14 +65,25 @@ ROWS = [
     for number in range(40)
 ]
 CITIES = [{"number": number, "city": f"c{number}", TIME_COLUMN: 100 + number} for number in range(4)]
-CALLS = [Call("n", "count"), Call("total", "sum", "x", text="sum(x)"), Call("spread", "stddev", "x", ddof=0)]
+CALLS = [
+    AggregateColumn("n", "count"),
+    AggregateColumn("total", "sum", "x", text="sum(x)"),
+    AggregateColumn("spread", "stddev", "x", ddof=0),
+]
 GATHERED = [
-    *(Call("notes", "count_distinct", "note"), Call("all", "collect_list", "x"), Call("longest", "max", "note")),
-    *(Call("last", "last", "note"), Call("least", "min", "x")),
+    *(
+        AggregateColumn("notes", "count_distinct", "note"),
+        AggregateColumn("all", "collect_list", "x"),
+        AggregateColumn("longest", "max", "note"),
+    ),
+    *(AggregateColumn("last", "last", "note"), AggregateColumn("least", "min", "x")),
 ]
 SKETCHES = [
-    *(Call("about", "approx_count_distinct", "note"), Call("middle", "approx_quantile", "x", q=0.5)),
-    Call("most", "top_k", "note", k=2),
+    *(
+        AggregateColumn("about", "approx_count_distinct", "note"),
+        AggregateColumn("middle", "approx_quantile", "x", q=0.5),
+    ),
+    AggregateColumn("most", "top_k", "note", k=2),
 ]
 
 
@@ -128,7 +139,7 @@ CASES = {
     "late": Case(lambda: WindowAggregate(TumblingWindow(50), ["user"], CALLS, allowed_lateness_ms=40), watermark=100),
     "sketches": Case(lambda: WindowAggregate(TumblingWindow(1000), ["user"], SKETCHES)),
     "function": Case(
-        lambda: WindowAggregate(TumblingWindow(1000), ["user"], [Call("m", "user", "x", function=_Mean())])
+        lambda: WindowAggregate(TumblingWindow(1000), ["user"], [AggregateColumn("m", "user", "x", function=_Mean())])
     ),
     "session": Case(lambda: SessionAggregate(25, ["user"], CALLS), watermark=50),
     "session-gathered": Case(lambda: SessionAggregate(25, ["user"], [*CALLS, *GATHERED]), watermark=50),
@@ -151,15 +162,17 @@ CASES = {
     "top": Case(lambda: TopN(["user"], 2, [("x", True)], rank="place")),
     "top-changes": Case(lambda: TopN(["user"], 2, [("x", True)], changes=True), changes=True),
     "window-top": Case(lambda: WindowTopN(HoppingWindow(60, 20), ["user"], 2, [("x", True)], rank="r"), watermark=100),
-    "over": Case(lambda: Over(["user"], [OverCall("n", "count"), OverCall("b", "lag", "x")]), ordered=True),
+    "over": Case(lambda: Over(["user"], [OverColumn("n", "count"), OverColumn("b", "lag", "x")]), ordered=True),
     "over-rows": Case(
-        lambda: Over(["user"], [OverCall("t", "sum", "x"), OverCall("m", "min", "x")], preceding_rows=3), ordered=True
+        lambda: Over(["user"], [OverColumn("t", "sum", "x"), OverColumn("m", "min", "x")], preceding_rows=3),
+        ordered=True,
     ),
     "over-range": Case(
-        lambda: Over(["user"], [OverCall("t", "sum", "x"), OverCall("l", "last", "x")], preceding_ms=90), ordered=True
+        lambda: Over(["user"], [OverColumn("t", "sum", "x"), OverColumn("l", "last", "x")], preceding_ms=90),
+        ordered=True,
     ),
     "over-lead": Case(
-        lambda: Over(["user"], [OverCall("a", "lead", "note"), OverCall("r", "rank", "x")]), ordered=True
+        lambda: Over(["user"], [OverColumn("a", "lead", "note"), OverColumn("r", "rank", "x")]), ordered=True
     ),
     "pattern": Case(
         lambda: Pattern(["user"], _RISES, "past_last", [("n", step("high").count()), ("x", step("low").last("x"))]),

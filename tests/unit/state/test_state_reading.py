@@ -21,7 +21,7 @@ from sabot.api.process import process_spec
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.clock import ManualClock
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.aggregates.aggregator import Call
+from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.calls.lookups import LookupAsync
 from sabot.operators.calls.map_async import MapAsync
@@ -36,7 +36,7 @@ from sabot.operators.joins.sides import Sides
 from sabot.operators.joins.window import WindowJoin
 from sabot.operators.keyed.ordered import EventOrder
 from sabot.operators.keyed.over import Over
-from sabot.operators.keyed.over_state import OverCall
+from sabot.operators.keyed.over_state import OverColumn
 from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
 from sabot.operators.keyed.top import TopN, WindowTopN
 from sabot.operators.patterns.match import Pattern
@@ -60,8 +60,16 @@ ROWS = [
     }
     for number in range(200)
 ]
-CALLS = [Call("n", "count"), Call("total", "sum", "x", text="sum(x)"), Call("spread", "stddev", "x", ddof=0)]
-GATHERED = [Call("notes", "count_distinct", "note"), Call("all", "collect_list", "x"), Call("longest", "max", "note")]
+CALLS = [
+    AggregateColumn("n", "count"),
+    AggregateColumn("total", "sum", "x", text="sum(x)"),
+    AggregateColumn("spread", "stddev", "x", ddof=0),
+]
+GATHERED = [
+    AggregateColumn("notes", "count_distinct", "note"),
+    AggregateColumn("all", "collect_list", "x"),
+    AggregateColumn("longest", "max", "note"),
+]
 
 
 @dataclass
@@ -266,7 +274,7 @@ class Together:
 
 
 def test_of_a_users_function_the_state_is_given_as_json(tmp_path: Path) -> None:
-    calls = [Call("mine", "user", "x", function=Together()), Call("n", "count")]
+    calls = [AggregateColumn("mine", "user", "x", function=Together()), AggregateColumn("n", "count")]
     run = run_of(lambda: WindowAggregate(TumblingWindow(10_000), ["user"], calls), tmp_path)
     (row,) = state_of(job_of(run.checkpoint()), "op-1", "u2").to_pylist()
     mine = by_key(ROWS, "user")["u2",]
@@ -277,7 +285,11 @@ def test_of_a_users_function_the_state_is_given_as_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize("window", [HoppingWindow(600, 200), CumulativeWindow(600, 200)])
 def test_of_windows_that_share_rows_the_states_of_their_slices_are_given(tmp_path: Path, window: Any) -> None:
     """Only the user's function could merge them. All of the operator's state could not be read: "state that is read takes no rows"."""
-    calls = [Call("mine", "user", "x", function=Together()), Call("n", "count"), Call("total", "sum", "x")]
+    calls = [
+        AggregateColumn("mine", "user", "x", function=Together()),
+        AggregateColumn("n", "count"),
+        AggregateColumn("total", "sum", "x"),
+    ]
     run = run_of(lambda: WindowAggregate(window, ["user"], calls), tmp_path, parallelism=2)
     run.advance(900)
     found = state_of(job_of(run.checkpoint()), "op-1").to_pylist()
@@ -416,7 +428,7 @@ def changed(make: Any, tmp_path: Path, keys: list[str], **options: Any) -> Opera
 
 @pytest.mark.parametrize("changes", [False, True])
 def test_groups_are_read_as_they_stand(tmp_path: Path, changes: bool) -> None:
-    calls = [*CALLS[:2], Call("most", "max", "x"), Call("notes", "count_distinct", "note")]
+    calls = [*CALLS[:2], AggregateColumn("most", "max", "x"), AggregateColumn("notes", "count_distinct", "note")]
     fill, rows = (changed, LEFT) if changes else (run_of, ROWS)
     job = job_of(
         fill(
@@ -439,7 +451,7 @@ def test_groups_are_read_as_they_stand(tmp_path: Path, changes: bool) -> None:
 
 
 def test_of_a_users_function_over_changes_the_rows_are_given(tmp_path: Path) -> None:
-    calls = [Call("mine", "user", "x", function=Together())]
+    calls = [AggregateColumn("mine", "user", "x", function=Together())]
     job = job_of(changed(lambda: GroupAggregate(["user"], calls, changes=True), tmp_path, ["user"]).checkpoint())
     (row,) = state_of(job, "op-1", "u2").to_pylist()
     assert sorted(json.loads(row["mine"])) == [each["x"] for each in LEFT if each["user"] == "u2"]
@@ -490,7 +502,7 @@ def test_a_top_n_of_windows_gives_those_that_are_open(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("frame", [{}, {"preceding_rows": 3}, {"preceding_ms": 500}])
 def test_over_gives_the_aggregates_after_the_newest_row(tmp_path: Path, frame: Any) -> None:
-    columns = [OverCall("n", "count"), OverCall("total", "sum", "x"), OverCall("before", "lag", "x")]
+    columns = [OverColumn("n", "count"), OverColumn("total", "sum", "x"), OverColumn("before", "lag", "x")]
     run = OperatorRun(lambda: Over(["user"], columns, **frame), SCHEMA, ["user"], tmp_path, 2)
     rows = sorted(ROWS, key=lambda row: row[TIME_COLUMN])
     run.feed(pa.RecordBatch.from_pylist(rows, schema=SCHEMA), 37)
@@ -506,7 +518,7 @@ def test_over_gives_the_aggregates_after_the_newest_row(tmp_path: Path, frame: A
 
 
 def test_over_without_aggregates_gives_how_many_rows_there_were(tmp_path: Path) -> None:
-    run = OperatorRun(lambda: Over(["user"], [OverCall("place", "row_number")]), SCHEMA, ["user"], tmp_path)
+    run = OperatorRun(lambda: Over(["user"], [OverColumn("place", "row_number")]), SCHEMA, ["user"], tmp_path)
     run.feed(pa.RecordBatch.from_pylist(sorted(ROWS, key=lambda row: row[TIME_COLUMN]), schema=SCHEMA))
     found = {row["user"]: row["rows"] for row in state_of(job_of(run.checkpoint()), "op-1").to_pylist()}
     assert found == {user: len(rows) for (user,), rows in by_key(ROWS, "user").items()}

@@ -13,17 +13,17 @@ from sabot._cython.groups.partition import hash_columns
 from sabot._cython.groups.sketch import Distinct, Quantiles
 from sabot.api import aggregates as api
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import Aggregator, Call
+from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator
 
 FEW = settings(max_examples=25, deadline=None)
 SCHEMA = pa.schema([("key", pa.string()), ("x", pa.float64()), ("tag", pa.string()), ("ok", pa.bool_())])
 CALLS = [
-    Call("differ", "approx_count_distinct", "tag"),
-    Call("some", "approx_count_distinct", "x", where="ok"),
-    Call("median", "approx_quantile", "x", q=0.5),
-    Call("ends", "approx_quantile", "x", q=[0.0, 1.0], where="ok"),
-    Call("best", "top_k", "x", k=2),
-    Call("tags", "top_k", "tag", k=3, where="ok"),
+    AggregateColumn("differ", "approx_count_distinct", "tag"),
+    AggregateColumn("some", "approx_count_distinct", "x", where="ok"),
+    AggregateColumn("median", "approx_quantile", "x", q=0.5),
+    AggregateColumn("ends", "approx_quantile", "x", q=[0.0, 1.0], where="ok"),
+    AggregateColumn("best", "top_k", "x", k=2),
+    AggregateColumn("tags", "top_k", "tag", k=3, where="ok"),
 ]
 
 Row = tuple[Any, ...]
@@ -175,15 +175,15 @@ def test_what_cannot_be_is_refused():
         Quantiles().add([-2], [1.0])
     nested = pa.schema([("v", pa.list_(pa.int8())), ("tag", pa.string())])
     for call, said in (
-        (Call("n", "approx_count_distinct", "v"), "approx_count_distinct of 'v'"),
-        (Call("n", "approx_quantile", "tag", q=0.5), "approx_quantile of 'tag', which is string"),
-        (Call("n", "top_k", "v", k=1), "top_k of 'v'"),
-        (Call("n", "top_k", "tag", k=0), "top_k of 0 values"),
+        (AggregateColumn("n", "approx_count_distinct", "v"), "approx_count_distinct of 'v'"),
+        (AggregateColumn("n", "approx_quantile", "tag", q=0.5), "approx_quantile of 'tag', which is string"),
+        (AggregateColumn("n", "top_k", "v", k=1), "top_k of 'v'"),
+        (AggregateColumn("n", "top_k", "tag", k=0), "top_k of 0 values"),
     ):
         with pytest.raises(UserError, match=said):
             Aggregator([], [call], nested)
     with pytest.raises(UserError, match="no quantile 2"):
-        Aggregator([], [Call("n", "approx_quantile", "x", q=2)], SCHEMA)
+        Aggregator([], [AggregateColumn("n", "approx_quantile", "x", q=2)], SCHEMA)
 
 
 def test_users_write_them_as_functions():
@@ -208,7 +208,7 @@ def test_decimals_and_times_are_counted():
         else:
             column = values.cast(pa.int64() if pa.types.is_timestamp(kind) else pa.int8()).cast(kind, safe=False)
         data = pa.RecordBatch.from_arrays([column], names=["v"])
-        aggregator = Aggregator([], [Call("n", "approx_count_distinct", "v")], data.schema)
+        aggregator = Aggregator([], [AggregateColumn("n", "approx_count_distinct", "v")], data.schema)
         table, extras = aggregator.table(), aggregator.extras()
         aggregator.add(table, extras, data)
         assert aggregator.finish(table, extras).to_pylist() == [{"n": 2}]

@@ -13,7 +13,7 @@ import pytest
 
 from sabot.errors import UserError
 from sabot.operators.aggregates import pairs
-from sabot.operators.aggregates.aggregator import Aggregator, Call
+from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator
 
 NAN = float("nan")
 SCHEMA = pa.schema(
@@ -156,62 +156,65 @@ class Width(Longest):
         return state[1]
 
 
-CALLS: list[tuple[Call, Callable[[list[Row]], Any]]] = [
-    (Call("count", "count"), len),
-    (Call("count_ok", "count", where="ok"), where(len)),
+CALLS: list[tuple[AggregateColumn, Callable[[list[Row]], Any]]] = [
+    (AggregateColumn("count", "count"), len),
+    (AggregateColumn("count_ok", "count", where="ok"), where(len)),
     *[
-        (Call(f"count_{n}", "count", n), lambda g, n=n: sum(r[n] is not None for r in g))
+        (AggregateColumn(f"count_{n}", "count", n), lambda g, n=n: sum(r[n] is not None for r in g))
         for n in ("number", "text", "tags", "money")
     ],
-    (Call("count_text_ok", "count", "text", where="ok"), where(lambda g: len(values("text")(g)))),
-    (Call("sum_small", "sum", "small"), one(sum, "small")),
-    (Call("sum_ok", "sum", "ok"), one(sum, "ok")),
-    (Call("sum_money", "sum", "money"), one(sum, "money")),
-    (Call("mean_small", "mean", "small"), one(lambda v: sum(v) / len(v), "small")),
-    (Call("mean_money", "mean", "money"), one(lambda v: float(sum(v) / len(v)), "money")),
-    (Call("variance", "variance", "number"), variance(1)),
-    (Call("stddev", "stddev", "number"), root(variance(1))),
-    (Call("stddev_0", "stddev", "number", ddof=0), root(variance(0))),
-    (Call("variance_2", "variance", "number", ddof=2, where="ok"), where(variance(2))),
-    *[(Call(f"min_{n}", "min", n), one(min, n)) for n in ("small", "text", "money", "when", "raw", "ok")],
-    *[(Call(f"max_{n}", "max", n), one(max, n)) for n in ("small", "text", "money", "when", "raw", "ok")],
+    (AggregateColumn("count_text_ok", "count", "text", where="ok"), where(lambda g: len(values("text")(g)))),
+    (AggregateColumn("sum_small", "sum", "small"), one(sum, "small")),
+    (AggregateColumn("sum_ok", "sum", "ok"), one(sum, "ok")),
+    (AggregateColumn("sum_money", "sum", "money"), one(sum, "money")),
+    (AggregateColumn("mean_small", "mean", "small"), one(lambda v: sum(v) / len(v), "small")),
+    (AggregateColumn("mean_money", "mean", "money"), one(lambda v: float(sum(v) / len(v)), "money")),
+    (AggregateColumn("variance", "variance", "number"), variance(1)),
+    (AggregateColumn("stddev", "stddev", "number"), root(variance(1))),
+    (AggregateColumn("stddev_0", "stddev", "number", ddof=0), root(variance(0))),
+    (AggregateColumn("variance_2", "variance", "number", ddof=2, where="ok"), where(variance(2))),
+    *[(AggregateColumn(f"min_{n}", "min", n), one(min, n)) for n in ("small", "text", "money", "when", "raw", "ok")],
+    *[(AggregateColumn(f"max_{n}", "max", n), one(max, n)) for n in ("small", "text", "money", "when", "raw", "ok")],
     (
-        Call("min_number", "min", "number"),
+        AggregateColumn("min_number", "min", "number"),
         lambda g: min(values("number")(g), default=NAN if values("number", True)(g) else None),
     ),
     (
-        Call("max_number", "max", "number"),
+        AggregateColumn("max_number", "max", "number"),
         lambda g: max(values("number")(g), default=NAN if values("number", True)(g) else None),
     ),
-    (Call("max_text_ok", "max", "text", where="ok"), where(one(max, "text"))),
+    (AggregateColumn("max_text_ok", "max", "text", where="ok"), where(one(max, "text"))),
     *[
-        (Call(f"first_{n}", "first", n), lambda g, n=n: by_time(g)[0][n])
+        (AggregateColumn(f"first_{n}", "first", n), lambda g, n=n: by_time(g)[0][n])
         for n in ("small", "text", "tags", "place", "money")
     ],
-    *[(Call(f"any_{n}", "any", n), lambda g, n=n: by_time(g)[0][n]) for n in ("small", "text")],
+    *[(AggregateColumn(f"any_{n}", "any", n), lambda g, n=n: by_time(g)[0][n]) for n in ("small", "text")],
     *[
-        (Call(f"last_{n}", "last", n), lambda g, n=n: by_time(g)[-1][n])
+        (AggregateColumn(f"last_{n}", "last", n), lambda g, n=n: by_time(g)[-1][n])
         for n in ("small", "text", "tags", "place", "ok")
     ],
     *[
-        (Call(f"distinct_{n}", "count_distinct", n), distinct(n))
+        (AggregateColumn(f"distinct_{n}", "count_distinct", n), distinct(n))
         for n in ("number", "small", "text", "money", "when", "raw", "ok")
     ],
-    (Call("distinct_small_ok", "count_distinct", "small", where="ok"), where(distinct("small"))),
+    (AggregateColumn("distinct_small_ok", "count_distinct", "small", where="ok"), where(distinct("small"))),
     *[
-        (Call(f"list_{n}", "collect_list", n), lambda g, n=n: [r[n] for r in by_time(g)])
+        (AggregateColumn(f"list_{n}", "collect_list", n), lambda g, n=n: [r[n] for r in by_time(g)])
         for n in ("small", "text", "tags", "place", "money")
     ],
-    (Call("list_where", "collect_list", "text", where="ok"), where(lambda g: [r["text"] for r in by_time(g)])),
-    (Call("least_number", "arg_min", "text", by="number"), arg(min, "text", "number")),
-    (Call("most_number", "arg_max", "place", by="number"), arg(max, "place", "number")),
-    (Call("least_text", "arg_min", "small", by="text"), arg(min, "small", "text")),
-    (Call("most_money", "arg_max", "number", by="money", where="ok"), where(arg(max, "number", "money"))),
     (
-        Call("longest", "user", "text", function=Longest(), where="ok"),
+        AggregateColumn("list_where", "collect_list", "text", where="ok"),
+        where(lambda g: [r["text"] for r in by_time(g)]),
+    ),
+    (AggregateColumn("least_number", "arg_min", "text", by="number"), arg(min, "text", "number")),
+    (AggregateColumn("most_number", "arg_max", "place", by="number"), arg(max, "place", "number")),
+    (AggregateColumn("least_text", "arg_min", "small", by="text"), arg(min, "small", "text")),
+    (AggregateColumn("most_money", "arg_max", "number", by="money", where="ok"), where(arg(max, "number", "money"))),
+    (
+        AggregateColumn("longest", "user", "text", function=Longest(), where="ok"),
         where(lambda g: {"longest": one(lambda v: max(v, key=lambda s: (len(s), s)), "text")(g), "rows": len(g)}),
     ),
-    (Call("cells", "user", function=Width()), lambda g: len(g) * len(SCHEMA)),
+    (AggregateColumn("cells", "user", function=Width()), lambda g: len(g) * len(SCHEMA)),
 ]
 
 
@@ -234,7 +237,7 @@ def numbers(result: pa.RecordBatch) -> list[Row]:
 def check(
     found: list[pa.RecordBatch],
     data: list[Row],
-    calls: list[tuple[Call, Any]] = CALLS,
+    calls: list[tuple[AggregateColumn, Any]] = CALLS,
     keys: tuple[str, ...] = ("key",),
 ) -> None:
     groups: dict[Any, list[Row]] = defaultdict(list)
@@ -301,7 +304,11 @@ def test_a_group_without_values_has_nulls_and_empty_lists():
 
 
 def test_without_an_order_the_first_to_come_is_first_also_after_a_merge():
-    calls = [Call("first", "first", "text"), Call("last", "last", "text"), Call("all", "collect_list", "text")]
+    calls = [
+        AggregateColumn("first", "first", "text"),
+        AggregateColumn("last", "last", "text"),
+        AggregateColumn("all", "collect_list", "text"),
+    ]
     aggregator = Aggregator([], calls, SCHEMA)
     parts = []
     for texts in (["c", "a"], ["b", "d"]):
@@ -318,7 +325,10 @@ def test_without_an_order_the_first_to_come_is_first_also_after_a_merge():
 
 
 def test_extras_move_and_go_with_their_slots():
-    calls = [Call("all", "collect_list", "text"), Call("longest", "user", "text", function=Longest())]
+    calls = [
+        AggregateColumn("all", "collect_list", "text"),
+        AggregateColumn("longest", "user", "text", function=Longest()),
+    ]
     aggregator = Aggregator(["key"], calls, SCHEMA, order="t")
     table, extras = aggregator.table(), aggregator.extras()
     aggregator.add(table, extras, batch([{"key": k, "text": k * 2, "t": t} for t, k in enumerate("abcab")]))
@@ -332,7 +342,11 @@ def test_extras_move_and_go_with_their_slots():
 
 
 def test_memory_is_by_what_must_be_kept_not_by_the_rows():
-    calls = [Call("low", "min", "text"), Call("kinds", "count_distinct", "small"), Call("opening", "first", "text")]
+    calls = [
+        AggregateColumn("low", "min", "text"),
+        AggregateColumn("kinds", "count_distinct", "small"),
+        AggregateColumn("opening", "first", "text"),
+    ]
     aggregator = Aggregator(["key"], calls, SCHEMA, order="t")
     table, extras = aggregator.table(), aggregator.extras()
     many = batch([{"key": "a", "text": "some text", "small": 1, "t": 1}] * 10_000)
@@ -345,24 +359,24 @@ def test_memory_is_by_what_must_be_kept_not_by_the_rows():
 
 def test_calls_that_need_the_same_accumulator_share_it():
     kinds = {"a": "stddev", "b": "variance", "c": "mean", "d": "stddev"}
-    calls = [Call(name, kind, "number", ddof=0 if name == "d" else 1) for name, kind in kinds.items()]
+    calls = [AggregateColumn(name, kind, "number", ddof=0 if name == "d" else 1) for name, kind in kinds.items()]
     assert [kind for kind, _ in Aggregator([], calls, SCHEMA).kernel] == ["variance", "mean", "count"]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (Call("a", "median", "number"), "no aggregate 'median'"),
-        (Call("a", "sum"), "sum needs a column"),
-        (Call("a", "sum", "text"), "sum of 'text', which is string"),
-        (Call("a", "mean", "when"), "mean of 'when'"),
-        (Call("a", "min", "tags"), "min of 'tags', which is list"),
-        (Call("a", "count_distinct", "place"), "count_distinct of 'place'"),
-        (Call("a", "arg_min", "text"), "needs the column to go by"),
-        (Call("a", "arg_min", "text", by="place"), "arg_min by 'place'"),
-        (Call("a", "sum", "nowhere"), "no column 'nowhere'.*there are key, number"),
-        (Call("a", "sum", "number", where="text"), "filter 'text' is string, not bool"),
-        (Call("key", "count"), "two columns 'key'"),
+        (AggregateColumn("a", "median", "number"), "no aggregate 'median'"),
+        (AggregateColumn("a", "sum"), "sum needs a column"),
+        (AggregateColumn("a", "sum", "text"), "sum of 'text', which is string"),
+        (AggregateColumn("a", "mean", "when"), "mean of 'when'"),
+        (AggregateColumn("a", "min", "tags"), "min of 'tags', which is list"),
+        (AggregateColumn("a", "count_distinct", "place"), "count_distinct of 'place'"),
+        (AggregateColumn("a", "arg_min", "text"), "needs the column to go by"),
+        (AggregateColumn("a", "arg_min", "text", by="place"), "arg_min by 'place'"),
+        (AggregateColumn("a", "sum", "nowhere"), "no column 'nowhere'.*there are key, number"),
+        (AggregateColumn("a", "sum", "number", where="text"), "filter 'text' is string, not bool"),
+        (AggregateColumn("key", "count"), "two columns 'key'"),
     ],
 )
 def test_what_cannot_be_aggregated_is_refused_by_name(call, message):
@@ -370,4 +384,4 @@ def test_what_cannot_be_aggregated_is_refused_by_name(call, message):
         Aggregator(["key"], [call], SCHEMA)
     if call.kind == "count":
         with pytest.raises(UserError, match="place"):
-            Aggregator(["place"], [Call("n", "count")], SCHEMA)
+            Aggregator(["place"], [AggregateColumn("n", "count")], SCHEMA)

@@ -136,7 +136,7 @@ class Run:
         operator.wake = self._wake
         context = OperatorContext(input, subtask, parallelism, clock=clock or LoopClock(loop), loop=lambda: loop)
         self.letters = []
-        context.side["dead"] = self._bury
+        context.branches["dead"] = self._bury
         self.schema = operator.open(context)
         if restored:
             operator.restore(list(restored))
@@ -587,7 +587,7 @@ def test_skip_counts_rows_and_gives_them_to_the_dead_with_the_reason(loop, order
     service.fail(2, KeyError("k"))
     assert run.answered(service, 1, 3) == [(2, 10), (6, 30), 50]
     assert run.dead == [{"n": 2, "error": "KeyError: 'k'"}]
-    assert run.operator.side_schema("dead", INPUT) == RECORD_SCHEMA
+    assert run.operator.branch_schema("dead", INPUT) == RECORD_SCHEMA
     (letter,) = run.letters
     assert (letter.key, letter.headers, letter.timestamp) == (None, (), 20)
     assert letter.facts == {

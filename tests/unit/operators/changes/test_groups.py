@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable
 from sabot.errors import CorruptCheckpoint, DataError, UserError
-from sabot.operators.aggregates.aggregator import Call
+from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import (
     DELETE,
     INSERT,
@@ -75,38 +75,42 @@ class Total:
 
 
 CALLS = [
-    Call("n", "count"),
-    Call("ok_n", "count", "x", where="ok"),
-    Call("isum", "sum", "i"),
-    Call("imean", "mean", "i"),
-    Call("xsum", "sum", "x"),
-    Call("xmean", "mean", "x"),
-    Call("xvar", "variance", "x"),
-    Call("ivar", "stddev", "i", ddof=0),
-    Call("psum", "sum", "price"),
-    Call("low", "min", "x"),
-    Call("high", "max", "x"),
-    Call("tag_low", "min", "tag"),
-    Call("tag_high", "max", "tag", where="ok"),
-    Call("price_high", "max", "price"),
-    Call("tags", "count_distinct", "tag"),
-    Call("first", "first", "tag"),
-    Call("last", "last", "i"),
-    Call("tag_at_low", "arg_min", "tag", by="i"),
-    Call("i_at_high", "arg_max", "i", by="tag"),
-    Call("all", "collect_list", "tag"),
-    Call("pairs", "collect_list", "pair"),
-    Call("mine", "user", "i", function=Total()),
+    AggregateColumn("n", "count"),
+    AggregateColumn("ok_n", "count", "x", where="ok"),
+    AggregateColumn("isum", "sum", "i"),
+    AggregateColumn("imean", "mean", "i"),
+    AggregateColumn("xsum", "sum", "x"),
+    AggregateColumn("xmean", "mean", "x"),
+    AggregateColumn("xvar", "variance", "x"),
+    AggregateColumn("ivar", "stddev", "i", ddof=0),
+    AggregateColumn("psum", "sum", "price"),
+    AggregateColumn("low", "min", "x"),
+    AggregateColumn("high", "max", "x"),
+    AggregateColumn("tag_low", "min", "tag"),
+    AggregateColumn("tag_high", "max", "tag", where="ok"),
+    AggregateColumn("price_high", "max", "price"),
+    AggregateColumn("tags", "count_distinct", "tag"),
+    AggregateColumn("first", "first", "tag"),
+    AggregateColumn("last", "last", "i"),
+    AggregateColumn("tag_at_low", "arg_min", "tag", by="i"),
+    AggregateColumn("i_at_high", "arg_max", "i", by="tag"),
+    AggregateColumn("all", "collect_list", "tag"),
+    AggregateColumn("pairs", "collect_list", "pair"),
+    AggregateColumn("mine", "user", "i", function=Total()),
 ]
 # without a count, so that a group may be touched and stay as it is
-QUIET = [Call("high", "max", "i"), Call("isum", "sum", "i", where="ok"), Call("tags", "count_distinct", "tag")]
+QUIET = [
+    AggregateColumn("high", "max", "i"),
+    AggregateColumn("isum", "sum", "i", where="ok"),
+    AggregateColumn("tags", "count_distinct", "tag"),
+]
 
 
 def value(row: Row, name: str) -> Any:
     return row[PLAIN.names.index(name)]
 
 
-def expected(rows: list[tuple[Row, int]], call: Call) -> Any:
+def expected(rows: list[tuple[Row, int]], call: AggregateColumn) -> Any:
     """`rows`: those that are there, with their times, in order of arrival."""
     rows = sorted(rows, key=lambda each: each[1])
     kept = [row for row, _ in rows if call.where is None or value(row, call.where)]
@@ -194,7 +198,7 @@ def applied(batches: Sequence[Batch], *, key: int) -> dict[Any, tuple[Any, ...]]
     return table
 
 
-def check(run: OperatorRun, log: list[Change], calls: list[Call], *, keyed: bool = True) -> None:
+def check(run: OperatorRun, log: list[Change], calls: list[AggregateColumn], *, keyed: bool = True) -> None:
     """All that came out is what the changes so far should make."""
     left: dict[Any, list[tuple[Row, int]]] = {}
     for op, row, time in log:
@@ -250,7 +254,13 @@ PARTS = st.lists(st.tuples(st.integers(1, 9), st.sampled_from([0, 0, 1, 3])), mi
 
 
 def drive(
-    log: list[Change], parts: Any, calls: list[Call], *, changes: bool, keyed: bool = True, budget: int | None = None
+    log: list[Change],
+    parts: Any,
+    calls: list[AggregateColumn],
+    *,
+    changes: bool,
+    keyed: bool = True,
+    budget: int | None = None,
 ) -> OperatorRun:
     schema, keys = (SCHEMA if changes else ADDED), ["user"] if keyed else []
     with tempfile.TemporaryDirectory() as directory:
@@ -302,7 +312,7 @@ def test_rows_that_are_only_added_are_aggregated(rows, parts, keyed):
 def test_groups_that_do_not_fit_in_memory_go_on():
     rows = [(("ann", "bob", "", None)[n % 4], 1.0, n, "r", None, None, None) for n in range(60)]
     log = [(INSERT, row, n) for n, row in enumerate(rows)]
-    calls = [Call("n", "count"), Call("isum", "sum", "i"), Call("imean", "mean", "i")]
+    calls = [AggregateColumn("n", "count"), AggregateColumn("isum", "sum", "i"), AggregateColumn("imean", "mean", "i")]
     parts = [(25, 0), (25, 2)]
     drive(log, parts, calls, changes=False, budget=1)
     log += [(DELETE, row, n) for n, row in enumerate(rows) if n % 4 == 1 or n % 5 == 0]
@@ -319,8 +329,8 @@ def test_many_changes_leave_what_duckdb_finds_in_the_rows_that_are_left():
     gone = rng.permutation(4000)[:3000].tolist()
     log += [(DELETE, rows[n], n) for n in gone]
     calls = [call for call in CALLS if call.kind not in ("user", "collect_list")] + [
-        Call("middle", "approx_quantile", "x", q=[0.5]),
-        Call("best", "top_k", "i", k=3),
+        AggregateColumn("middle", "approx_quantile", "x", q=[0.5]),
+        AggregateColumn("best", "top_k", "i", k=3),
     ]
     with tempfile.TemporaryDirectory() as directory:
         run = OperatorRun(lambda: GroupAggregate(["user"], calls, changes=True), SCHEMA, ["user"], Path(directory), 2)
@@ -357,7 +367,13 @@ def test_many_changes_leave_what_duckdb_finds_in_the_rows_that_are_left():
 def test_a_sum_forgets_what_was_taken_away_whatever_came_between():
     schema = with_marks(pa.schema([("x", pa.float64())]), op=True, timed=False)
     step = GroupAggregate(
-        [], [Call("total", "sum", "x"), Call("mean", "mean", "x"), Call("var", "variance", "x")], changes=True
+        [],
+        [
+            AggregateColumn("total", "sum", "x"),
+            AggregateColumn("mean", "mean", "x"),
+            AggregateColumn("var", "variance", "x"),
+        ],
+        changes=True,
     )
     found: list[Batch] = []
     step.emit = found.append
@@ -402,14 +418,16 @@ def test_what_goes_has_the_time_of_what_came():
 
 def test_what_cannot_forget_is_refused_over_changes():
     with pytest.raises(UserError, match="approx_count_distinct over changes") as refused:
-        GroupAggregate([], [Call("n", "approx_count_distinct", "tag")], changes=True).open(OperatorContext(SCHEMA))
+        GroupAggregate([], [AggregateColumn("n", "approx_count_distinct", "tag")], changes=True).open(
+            OperatorContext(SCHEMA)
+        )
     assert "count_distinct can" in str(refused.value)
 
 
 def test_a_sum_of_decimals_that_does_not_fit_is_refused():
     kind = pa.decimal128(38, 0)
     schema = with_marks(pa.schema([("d", kind)]), op=True, timed=False)
-    step = GroupAggregate([], [Call("total", "sum", "d")], changes=True)
+    step = GroupAggregate([], [AggregateColumn("total", "sum", "d")], changes=True)
     step.emit = lambda batch: None
     step.open(OperatorContext(schema))
     data = pa.RecordBatch.from_pylist([{"d": Decimal(10**38 - 1), OP_COLUMN: 0}] * 2, schema=schema)

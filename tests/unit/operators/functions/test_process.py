@@ -73,11 +73,11 @@ class Run(OperatorRun):
         for part in self.parts:
             assert isinstance(part, Process)
             for name in self.spec.sides:
-                part._context.side[name] = partial(self._beside, name)
+                part._context.branches[name] = partial(self._beside, name)
 
     def _beside(self, name: str, batch: Batch) -> None:
         part = self.parts[0]
-        assert batch.schema.equals(part.side_schema(name, self._input))
+        assert batch.schema.equals(part.branch_schema(name, self._input))
         self.sides[name].extend(batch.taken().to_pylist())
 
     def feed_right(self, rows: pa.RecordBatch, size: int = 1 << 16) -> None:
@@ -821,7 +821,7 @@ def test_what_goes_wrong_behind_the_step_is_not_the_error_of_its_function(run: A
         raise ConnectionError("the channel is closed")
 
     part = made.parts[0]
-    part.emit = part._context.side["aside"] = closed
+    part.emit = part._context.branches["aside"] = closed
     for n in (1, 20_000):
         with pytest.raises(ConnectionError):
             made.feed(rows_of([("a", 0, n, 1)]))

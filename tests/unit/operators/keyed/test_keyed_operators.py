@@ -21,7 +21,7 @@ import sabot
 from sabot import App
 from sabot.api.stream import Stream
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.aggregates.aggregator import Call
+from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import TIME_COLUMN, Operator, OperatorContext
 from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, RunningAggregate
 from sabot.testing import END, ScriptedSource
@@ -32,14 +32,14 @@ FEW = settings(max_examples=25, deadline=None)
 SCHEMA = pa.schema([("user", pa.string()), ("x", pa.float64()), ("tag", pa.string()), (TIME_COLUMN, pa.int64())])
 UNTIMED = pa.schema(list(SCHEMA)[:3])
 CALLS = [
-    Call("n", "count"),
-    Call("some", "count", "x"),
-    Call("total", "sum", "x"),
-    Call("least", "min", "x"),
-    Call("start", "first", "x"),
-    Call("end", "last", "x"),
+    AggregateColumn("n", "count"),
+    AggregateColumn("some", "count", "x"),
+    AggregateColumn("total", "sum", "x"),
+    AggregateColumn("least", "min", "x"),
+    AggregateColumn("start", "first", "x"),
+    AggregateColumn("end", "last", "x"),
 ]
-EXTRAS = [Call("tags", "count_distinct", "tag"), Call("all", "collect_list", "x")]
+EXTRAS = [AggregateColumn("tags", "count_distinct", "tag"), AggregateColumn("all", "collect_list", "x")]
 
 Row = tuple[Any, Any, Any, int]
 
@@ -145,7 +145,11 @@ def test_running_aggregates_agree_with_duckdb(tmp_path: Path) -> None:
             TIME_COLUMN: pa.array(np.arange(count)),
         }
     )
-    calls = [Call("n", "count", where="red"), Call("total", "sum", "x"), Call("mean", "mean", "x")]
+    calls = [
+        AggregateColumn("n", "count", where="red"),
+        AggregateColumn("total", "sum", "x"),
+        AggregateColumn("mean", "mean", "x"),
+    ]
     data = table.combine_chunks().to_batches()[0]
     data = data.add_column(3, "red", pa.array(np.asarray(table.column("tag")) == "r"))
     run = OperatorRun(lambda: RunningAggregate(["user"], calls), data.schema, ["user"], tmp_path, 2)
@@ -179,7 +183,7 @@ def test_keys_that_fall_silent_leave_no_memory_behind(tmp_path: Path) -> None:
 def test_aggregates_without_a_result_after_each_row_are_named_when_built(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tags \(count_distinct of tag\), all \(collect_list of x\).*window"):
         RunningAggregate(["user"], CALLS + EXTRAS)
-    texts = [Call("least", "min", "tag")]
+    texts = [AggregateColumn("least", "min", "tag")]
     with pytest.raises(UserError, match=r"least \(min of tag\).*window"):
         OperatorRun(lambda: RunningAggregate(["user"], texts), SCHEMA, ["user"], tmp_path)
     with pytest.raises(UserError, match="event time"):
@@ -221,7 +225,7 @@ def test_every_so_many_rows_of_a_key_are_a_window_and_the_rest_comes_at_the_end(
 
 
 def test_windows_by_count_without_event_time_have_no_bounds(tmp_path: Path) -> None:
-    calls = [Call("n", "count"), Call("start", "first", "x")]
+    calls = [AggregateColumn("n", "count"), AggregateColumn("start", "first", "x")]
     run = OperatorRun(lambda: CountAggregate(2, ["user"], calls), UNTIMED, ["user"], tmp_path)
     rows = [("a", 1.0, None, 0), ("b", 2.0, None, 0), ("a", 3.0, None, 0), ("a", 4.0, None, 0)]
     run.feed(batch_of(rows, UNTIMED), 3)
@@ -423,7 +427,9 @@ def test_state_beyond_the_memory_budget_gives_the_same(tmp_path: Path, make: Cal
     [
         lambda: RunningAggregate(["user"], CALLS),
         lambda: CountAggregate(
-            40, ["user"], [*CALLS, Call("first_tag", "first", "tag"), Call("last_tag", "last", "tag")]
+            40,
+            ["user"],
+            [*CALLS, AggregateColumn("first_tag", "first", "tag"), AggregateColumn("last_tag", "last", "tag")],
         ),
     ],
 )

@@ -18,7 +18,7 @@ from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
 from sabot.operators.keyed.ordered import EventOrder
 from sabot.operators.keyed.over import Over
-from sabot.operators.keyed.over_state import OverCall
+from sabot.operators.keyed.over_state import OverColumn
 from tools.operator_run import OperatorRun
 
 SCHEMA = pa.schema(
@@ -33,22 +33,22 @@ SCHEMA = pa.schema(
     ]
 )
 AGGREGATES = [
-    OverCall("n", "count"),
-    OverCall("n_i", "count", "i"),
-    OverCall("n_s", "count", "s"),
-    OverCall("sum_i", "sum", "i"),
-    OverCall("sum_f", "sum", "f"),
-    OverCall("min_i", "min", "i"),
-    OverCall("max_f", "max", "f"),
-    OverCall("mean_i", "mean", "i"),
-    OverCall("mean_f", "mean", "f"),
-    OverCall("var_i", "variance", "i"),
-    OverCall("dev_f", "stddev", "f", ddof=0),
-    OverCall("first_i", "first", "i"),
-    OverCall("last_f", "last", "f"),
-    OverCall("sum_on", "sum", "i", where="on"),
-    OverCall("first_on", "first", "i", where="on"),
-    OverCall("or", "max", "on"),
+    OverColumn("n", "count"),
+    OverColumn("n_i", "count", "i"),
+    OverColumn("n_s", "count", "s"),
+    OverColumn("sum_i", "sum", "i"),
+    OverColumn("sum_f", "sum", "f"),
+    OverColumn("min_i", "min", "i"),
+    OverColumn("max_f", "max", "f"),
+    OverColumn("mean_i", "mean", "i"),
+    OverColumn("mean_f", "mean", "f"),
+    OverColumn("var_i", "variance", "i"),
+    OverColumn("dev_f", "stddev", "f", ddof=0),
+    OverColumn("first_i", "first", "i"),
+    OverColumn("last_f", "last", "f"),
+    OverColumn("sum_on", "sum", "i", where="on"),
+    OverColumn("first_on", "first", "i", where="on"),
+    OverColumn("or", "max", "on"),
 ]
 SQL = {
     "n": "count(*) over w",
@@ -68,13 +68,13 @@ SQL = {
     "or": 'bool_or("on") over w',
 }
 AROUND = [
-    OverCall("nth", "row_number"),
-    OverCall("place", "rank"),
-    OverCall("dense", "dense_rank"),
-    OverCall("before", "lag", "s"),
-    OverCall("before_3", "lag", "f", 3, default=-1.0),
-    OverCall("after", "lead", "i"),
-    OverCall("after_2", "lead", "s", 2, default="end"),
+    OverColumn("nth", "row_number"),
+    OverColumn("place", "rank"),
+    OverColumn("dense", "dense_rank"),
+    OverColumn("before", "lag", "s"),
+    OverColumn("before_3", "lag", "f", 3, default=-1.0),
+    OverColumn("after", "lead", "i"),
+    OverColumn("after_2", "lead", "s", 2, default="end"),
 ]
 AROUND_SQL = {
     "nth": "row_number() over r",
@@ -194,7 +194,7 @@ def test_frames_hold_what_the_naive_twin_says(frame, tmp_path):
 def test_rows_around_a_row_are_those_that_duckdb_says(parallelism, rows_before, tmp_path):
     rng = random.Random(parallelism)
     rows = rows_in_order(parallelism)
-    calls = [*AROUND, OverCall("total", "sum", "i")]
+    calls = [*AROUND, OverColumn("total", "sum", "i")]
     run = OperatorRun(lambda: Over(["k"], calls, preceding_rows=rows_before), SCHEMA, ["k"], tmp_path, parallelism)
     drive(run, rows, rng, rescale=(1, 2, 4) if parallelism > 1 else (1,))
     assert run.schema.names == [*SCHEMA.names[:-1], *(call.name for call in calls), TIME_COLUMN]
@@ -208,7 +208,7 @@ def test_rows_around_a_row_are_those_that_duckdb_says(parallelism, rows_before, 
 
 
 def test_rows_go_on_as_soon_as_the_rows_that_lead_are_there_and_watermarks_wait_for_them(tmp_path):
-    run = OperatorRun(lambda: Over(["k"], [OverCall("after", "lead", "i")]), SCHEMA, ["k"], tmp_path)
+    run = OperatorRun(lambda: Over(["k"], [OverColumn("after", "lead", "i")]), SCHEMA, ["k"], tmp_path)
     over = run.parts[0]
 
     def row(k, i, time):
@@ -234,7 +234,7 @@ def test_rows_go_on_as_soon_as_the_rows_that_lead_are_there_and_watermarks_wait_
 
 def test_state_of_a_frame_of_time_goes_with_the_watermark(tmp_path):
     run = OperatorRun(
-        lambda: Over(["k"], [OverCall("n", "count"), OverCall("m", "max", "i")], preceding_ms=1000),
+        lambda: Over(["k"], [OverColumn("n", "count"), OverColumn("m", "max", "i")], preceding_ms=1000),
         SCHEMA,
         ["k"],
         tmp_path,
@@ -252,8 +252,8 @@ def test_state_of_a_frame_of_time_goes_with_the_watermark(tmp_path):
 
 
 def test_a_late_row_takes_its_place_in_the_frames_that_still_have_it(tmp_path):
-    totals = [OverCall("n", "count"), OverCall("total", "sum", "i")]
-    calls = [*totals, OverCall("nth", "row_number"), OverCall("before", "lag", "i")]
+    totals = [OverColumn("n", "count"), OverColumn("total", "sum", "i")]
+    calls = [*totals, OverColumn("nth", "row_number"), OverColumn("before", "lag", "i")]
 
     def row(i, time):
         return pa.RecordBatch.from_pylist([{"k": 1, "i": i, TIME_COLUMN: time}], schema=SCHEMA)
@@ -387,7 +387,7 @@ def test_behind_event_order_late_rows_and_all_others_come_out_once(tmp_path):
     rows = pa.RecordBatch.from_pylist(
         [{"k": rng.randrange(3), "i": 1, "number": n, TIME_COLUMN: t} for n, t in enumerate(times)], schema=SCHEMA
     )
-    order, over, found = EventOrder(("k",)), Over(["k"], [OverCall("n", "count")], preceding_ms=40), []
+    order, over, found = EventOrder(("k",)), Over(["k"], [OverColumn("n", "count")], preceding_ms=40), []
     order.emit = over.process
     over.emit = lambda batch: found.extend(batch.taken().to_pylist())
     over.open(OperatorContext(order.open(OperatorContext(SCHEMA))))
@@ -415,19 +415,19 @@ def test_what_is_wrong_is_said_when_it_is_opened():
         Over(["k"], columns, **frame).open(OperatorContext(SCHEMA))
 
     with pytest.raises(UserError, match=r"there is no count_distinct of 'i', which is int32"):
-        opened([OverCall("d", "count_distinct", "i")])
+        opened([OverColumn("d", "count_distinct", "i")])
     with pytest.raises(UserError, match="no min of 's', which is string"):
-        opened([OverCall("d", "min", "s")], preceding_rows=2)
+        opened([OverColumn("d", "min", "s")], preceding_rows=2)
     with pytest.raises(UserError, match="no column 'nothing'"):
-        opened([OverCall("d", "lag", "nothing")])
+        opened([OverColumn("d", "lag", "nothing")])
     with pytest.raises(UserError, match="default 'x' is no int32"):
-        opened([OverCall("d", "lead", "i", default="x")])
+        opened([OverColumn("d", "lead", "i", default="x")])
     with pytest.raises(UserError, match="two columns 'i'"):
-        opened([OverCall("i", "row_number")])
+        opened([OverColumn("i", "row_number")])
     with pytest.raises(UserError, match="1 or more"):
-        Over(["k"], [OverCall("d", "lag", "i", 0)])
+        Over(["k"], [OverColumn("d", "lag", "i", 0)])
     with pytest.raises(UserError, match="no 'median' over rows"):
-        Over(["k"], [OverCall("d", "median", "i")])
+        Over(["k"], [OverColumn("d", "median", "i")])
     with pytest.raises(UserError, match="not both"):
         Over(["k"], [], preceding_rows=1, preceding_ms=1)
     with pytest.raises(UserError, match="need event time"):
@@ -451,7 +451,7 @@ def test_functions_say_what_they_are():
 
 
 def test_what_is_kept_and_what_it_consists_of_is_told(tmp_path):
-    calls = [OverCall("total", "sum", "i"), OverCall("before", "lag", "s", 2), OverCall("after", "lead", "i")]
+    calls = [OverColumn("total", "sum", "i"), OverColumn("before", "lag", "s", 2), OverColumn("after", "lead", "i")]
     run = OperatorRun(lambda: Over(["k"], calls, preceding_rows=1), SCHEMA, ["k"], tmp_path)
     rows = [{"k": 1, "i": i, "s": str(i), TIME_COLUMN: i} for i in range(5)]
     run.feed(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from sabot._cython.windows.sessions import RunTable, SessionTable
 from sabot.errors import CorruptCheckpoint, UserError
-from sabot.operators.aggregates.aggregator import Call
+from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import TIME_COLUMN, OperatorContext
 from sabot.operators.windows.sessions import SessionAggregate
 from tools.operator_run import OperatorRun
@@ -393,13 +393,13 @@ def test_run_memory_is_flat_over_many_keys() -> None:
 
 SCHEMA = pa.schema([("user", pa.string()), ("x", pa.float64()), ("tag", pa.string()), (TIME_COLUMN, pa.int64())])
 CALLS = [
-    Call("n", "count"),
-    Call("total", "sum", "x"),
-    Call("least", "min", "x"),
-    Call("start", "first", "x"),
-    Call("end", "last", "x"),
+    AggregateColumn("n", "count"),
+    AggregateColumn("total", "sum", "x"),
+    AggregateColumn("least", "min", "x"),
+    AggregateColumn("start", "first", "x"),
+    AggregateColumn("end", "last", "x"),
 ]
-EXTRAS = [Call("tags", "count_distinct", "tag"), Call("all", "collect_list", "x")]
+EXTRAS = [AggregateColumn("tags", "count_distinct", "tag"), AggregateColumn("all", "collect_list", "x")]
 
 
 def batch_of(rows: list[tuple[Any, Any, Any, int]]) -> pa.RecordBatch:
@@ -499,7 +499,11 @@ def test_sessions_agree_with_duckdb_on_rows_out_of_order(tmp_path: Path) -> None
             TIME_COLUMN: pa.array(time),
         }
     )
-    calls = [Call("n", "count"), Call("total", "sum", "x"), Call("tags", "count_distinct", "tag")]
+    calls = [
+        AggregateColumn("n", "count"),
+        AggregateColumn("total", "sum", "x"),
+        AggregateColumn("tags", "count_distinct", "tag"),
+    ]
     run = OperatorRun(lambda: SessionAggregate(1_000, ["user"], calls), SCHEMA, ["user"], tmp_path, 2)
     for step, start in enumerate(range(0, count, 5_000)):
         part = table.slice(start, 5_000).combine_chunks().to_batches()[0]
@@ -552,7 +556,7 @@ def test_late_rows_go_to_the_side_and_leave_nothing_behind(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("calls", [CALLS, CALLS + EXTRAS])
-def test_memory_of_sessions_is_that_of_the_open_ones(tmp_path: Path, calls: list[Call]) -> None:
+def test_memory_of_sessions_is_that_of_the_open_ones(tmp_path: Path, calls: list[AggregateColumn]) -> None:
     run = OperatorRun(lambda: SessionAggregate(100, ["user"], calls), SCHEMA, ["user"], tmp_path)
     sizes = []
     for step in range(60):
@@ -571,7 +575,7 @@ def test_sessions_need_event_time_and_columns_that_are_there(tmp_path: Path) -> 
         OperatorRun(lambda: SessionAggregate(10, ["user"], CALLS), untimed, ["user"], tmp_path)
     with pytest.raises(UserError, match="'who'"):
         OperatorRun(lambda: SessionAggregate(10, ["who"], CALLS), SCHEMA, ["who"], tmp_path)
-    twice = [Call("window_end", "count")]
+    twice = [AggregateColumn("window_end", "count")]
     with pytest.raises(UserError, match="two columns 'window_end'"):
         OperatorRun(lambda: SessionAggregate(10, ["user"], twice), SCHEMA, ["user"], tmp_path)
 

@@ -24,7 +24,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_columns, partition_indices
 from sabot.api.windows import cumulative, hopping, tumbling
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import Call
+from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.aggregates.combining import LocalCombine
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.windows.fixed import WindowAggregate
@@ -60,40 +60,40 @@ class SumOfSquares:
 
 # Each aggregate, and the same in DuckDB's SQL over the columns, `t` (event time) and `row` (arrival).
 KERNEL = [
-    (Call("n", "count"), "count(*)"),
-    (Call("n_text", "count", "text"), "count(text)"),
-    (Call("total", "sum", "amount"), "sum(amount)"),
-    (Call("n_units", "sum", "units"), "sum(units)::bigint"),
-    (Call("least", "min", "amount"), "min(amount)"),
-    (Call("most", "max", "units"), "max(units)"),
-    (Call("middle", "mean", "amount"), "avg(amount)"),
-    (Call("spread", "variance", "amount"), "var_samp(amount)"),
-    (Call("deviation", "stddev", "amount", ddof=0), "stddev_pop(amount)"),
-    (Call("early", "first", "units"), "first(units order by t, row)"),
-    (Call("late", "last", "amount"), "first(amount order by t desc, row desc)"),
-    (Call("online_total", "sum", "amount", where="online"), "sum(amount) filter (online)"),
-    (Call("online_texts", "count", "text", where="online"), "count(text) filter (online)"),
+    (AggregateColumn("n", "count"), "count(*)"),
+    (AggregateColumn("n_text", "count", "text"), "count(text)"),
+    (AggregateColumn("total", "sum", "amount"), "sum(amount)"),
+    (AggregateColumn("n_units", "sum", "units"), "sum(units)::bigint"),
+    (AggregateColumn("least", "min", "amount"), "min(amount)"),
+    (AggregateColumn("most", "max", "units"), "max(units)"),
+    (AggregateColumn("middle", "mean", "amount"), "avg(amount)"),
+    (AggregateColumn("spread", "variance", "amount"), "var_samp(amount)"),
+    (AggregateColumn("deviation", "stddev", "amount", ddof=0), "stddev_pop(amount)"),
+    (AggregateColumn("early", "first", "units"), "first(units order by t, row)"),
+    (AggregateColumn("late", "last", "amount"), "first(amount order by t desc, row desc)"),
+    (AggregateColumn("online_total", "sum", "amount", where="online"), "sum(amount) filter (online)"),
+    (AggregateColumn("online_texts", "count", "text", where="online"), "count(text) filter (online)"),
 ]
 GATHERED = [
-    (Call("kinds", "count_distinct", "units"), "count(distinct units)"),
-    (Call("words", "collect_list", "text"), "list(text order by t, row)"),
+    (AggregateColumn("kinds", "count_distinct", "units"), "count(distinct units)"),
+    (AggregateColumn("words", "collect_list", "text"), "list(text order by t, row)"),
     (
-        Call("online_words", "collect_list", "text", where="online"),
+        AggregateColumn("online_words", "collect_list", "text", where="online"),
         "coalesce(list(text order by t, row) filter (online), [])",
     ),
-    (Call("low", "min", "text"), "min(text)"),
-    (Call("high", "max", "text", where="online"), "max(text) filter (online)"),
-    (Call("opening", "first", "text"), "first(text order by t, row)"),
-    (Call("closing", "last", "text"), "first(text order by t desc, row desc)"),
+    (AggregateColumn("low", "min", "text"), "min(text)"),
+    (AggregateColumn("high", "max", "text", where="online"), "max(text) filter (online)"),
+    (AggregateColumn("opening", "first", "text"), "first(text order by t, row)"),
+    (AggregateColumn("closing", "last", "text"), "first(text order by t desc, row desc)"),
     (
-        Call("cheapest", "arg_min", "text", by="amount"),
+        AggregateColumn("cheapest", "arg_min", "text", by="amount"),
         "first(text order by amount, t, row) filter (amount is not null)",
     ),
     (
-        Call("dearest", "arg_max", "units", by="text"),
+        AggregateColumn("dearest", "arg_max", "units", by="text"),
         "first(units order by text desc, t, row) filter (text is not null)",
     ),
-    (Call("squares", "user", "amount", function=SumOfSquares()), "coalesce(sum(amount * amount), 0)"),
+    (AggregateColumn("squares", "user", "amount", function=SumOfSquares()), "coalesce(sum(amount * amount), 0)"),
 ]
 
 ALL = [call for call, _ in [*KERNEL, *GATHERED]]
@@ -123,7 +123,9 @@ def rows(seed: int, count: int, *, disorder: int = 60, gap: int = 0, start: int 
     return pa.RecordBatch.from_pydict(data, SCHEMA)
 
 
-def expected(data: pa.RecordBatch, window: Any, keys: list[str], calls: list[tuple[Call, str]]) -> list[dict[str, Any]]:
+def expected(
+    data: pa.RecordBatch, window: Any, keys: list[str], calls: list[tuple[AggregateColumn, str]]
+) -> list[dict[str, Any]]:
     """DuckDB's answer: the windows beside each row, then one group by."""
     step = getattr(window, "slide_ms", getattr(window, "step_ms", window.size_ms))
     spans = defaultdict(list)
@@ -149,7 +151,9 @@ def windows_of(time: int, window: Any, step: int) -> Iterator[tuple[int, int]]:
 class Job:
     """Subtasks of one WindowAggregate, as the runtime runs them: rows split by key group, watermarks to all."""
 
-    def __init__(self, directory: Path | None, window: Any, keys: list[str], calls: list[Call], **options: Any) -> None:
+    def __init__(
+        self, directory: Path | None, window: Any, keys: list[str], calls: list[AggregateColumn], **options: Any
+    ) -> None:
         self.make = lambda: WindowAggregate(window, keys, calls, **options)
         self.keys, self.directory = keys, directory
         self.out: list[pa.RecordBatch] = []
@@ -168,7 +172,7 @@ class Job:
                 place = self.directory / f"database-{self.starts}-{subtask}"
                 place.mkdir()
             side = {"late": lambda batch: self.late.append(batch.taken())}
-            context = OperatorContext(SCHEMA, subtask, parallelism, place, memory_budget=1_000_000, side=side)
+            context = OperatorContext(SCHEMA, subtask, parallelism, place, memory_budget=1_000_000, branches=side)
             self.schema = operator.open(context)
             if saved is not None:
                 operator.restore(saved)
@@ -302,7 +306,7 @@ def test_two_phases_give_what_one_gives(window, keys):
 
 
 def test_partial_states_that_come_too_late_count_as_the_rows_they_were():
-    calls = [Call("online", "count", where="online"), Call("n_text", "count", "text")]
+    calls = [AggregateColumn("online", "count", where="online"), AggregateColumn("n_text", "count", "text")]
     local = LocalCombine(tumbling("10ms"), ["account"], calls)
     final = WindowAggregate(tumbling("10ms"), ["account"], calls, partial=True)
     local.emit, final.emit = final.process, lambda batch: None
@@ -329,7 +333,7 @@ def spans(job: Job) -> list[tuple[Any, ...]]:
     return found
 
 
-COUNT = [Call("n", "count")]
+COUNT = [AggregateColumn("n", "count")]
 
 
 def test_a_window_closes_when_the_watermark_reaches_its_end_and_windows_come_in_order():
@@ -541,6 +545,6 @@ def test_a_window_needs_event_time_and_names_of_its_own():
     with pytest.raises(UserError, match="event time"):
         WindowAggregate(tumbling("1s"), [], COUNT).open(OperatorContext(pa.schema([("a", pa.int64())])))
     with pytest.raises(UserError, match="window_start"):
-        WindowAggregate(tumbling("1s"), [], [Call("window_start", "count")]).open(OperatorContext(SCHEMA))
+        WindowAggregate(tumbling("1s"), [], [AggregateColumn("window_start", "count")]).open(OperatorContext(SCHEMA))
     with pytest.raises(UserError, match="no column 'who'"):
         WindowAggregate(tumbling("1s"), ["who"], COUNT).open(OperatorContext(SCHEMA))
