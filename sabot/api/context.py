@@ -1,7 +1,7 @@
 """What an agent's function gets: the message, where it came from, and its state."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from sabot.api.process import Timers, checked_ms
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -17,7 +17,17 @@ from sabot.state import (
     ValueState,
 )
 
-__all__ = ["AgentContext", "CallTimers", "Message", "StateAccessor", "TimerChange", "apply_writes", "timer_changes"]
+__all__ = [
+    "AgentContext",
+    "CallTimers",
+    "Message",
+    "RecordFields",
+    "StateAccessor",
+    "TimerChange",
+    "apply_writes",
+    "record_context",
+    "timer_changes",
+]
 
 TimerChange = tuple[bool, int, str]
 """Whether a timer is set or deleted, its time in ms, its name."""
@@ -179,7 +189,9 @@ class AgentContext:
 
     def state(self, namespace: str = "default") -> StateAccessor:
         """The agent's state: of its own key with `key=`, else shared by namespace with the app's other agents."""
-        return StateAccessor(self.state_backend, self._space(namespace), scope=self._scope)
+        # Agents come here for each record: the common case makes no further call.
+        space = self._prefix + namespace if type(namespace) is str else self._space(namespace)
+        return StateAccessor(self.state_backend, space, self._scope)
 
     def list_state(self, namespace: str) -> ListState:
         """Many values a key; adding one costs the same however many there are."""
@@ -205,6 +217,52 @@ class AgentContext:
         return AggregatingState(
             backend, self._space(namespace), create=create, add=add, result=result, scope=self._scope
         )
+
+
+class RecordFields(Protocol):
+    """What a record agent is called for; the fields are those of `AgentContext`."""
+
+    value: Any
+    key: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+    timestamp: int
+    topic: str
+    partition: int
+    offset: int
+    scope: bytes
+
+
+_new_context = AgentContext.__new__
+
+
+def record_context(
+    record: RecordFields,
+    state_backend: StateBackend | None,
+    agent_id: str,
+    prefix: str,
+    clock: Clock,
+    timers: CallTimers | None,
+) -> AgentContext:
+    """The context of a call for one record, which keeps the call's writes aside. Every record has one, so it is made without
+    `__init__`: to pass that many keyword arguments would cost twice what all else here costs.
+    """
+    ctx = _new_context(AgentContext)
+    ctx.message = record.value
+    ctx.key = record.key
+    ctx.headers = record.headers
+    ctx.timestamp = record.timestamp
+    ctx.topic = record.topic
+    ctx.partition = record.partition
+    ctx.offset = record.offset
+    ctx.agent_id = agent_id
+    ctx._backend = state_backend
+    ctx._buffered = True
+    ctx._overlay = None
+    ctx._scope = record.scope
+    ctx._prefix = prefix
+    ctx._clock = clock
+    ctx._timers = timers
+    return ctx
 
 
 def apply_writes(ctx: AgentContext) -> None:

@@ -102,7 +102,7 @@ class _State:
 
     __slots__ = ("_backend", "_namespace", "_read", "_scope", "_write")
 
-    def __init__(self, backend: StateBackend, namespace: str, *, scope: bytes = b"") -> None:
+    def __init__(self, backend: StateBackend, namespace: str, scope: bytes = b"") -> None:
         self._backend = backend
         self._namespace = _known(namespace)
         self._scope = scope

@@ -8,7 +8,10 @@ import pytest
 
 from sabot import AgentContext, App, NoStateBackend, UserError
 from sabot.agents.runtime import AgentProcess
+from sabot.api.context import CallTimers, record_context
+from sabot.clock import ManualClock
 from sabot.connectors.memory import MemoryBroker
+from sabot.operators.agents.operator import Row
 from sabot.state import BackendConfig, MemoryBackend, RocksDBBackend, ValueState
 from tools.agent_tools import bounded, processed, publish, records, started, until, values
 
@@ -444,3 +447,28 @@ async def test_a_namespace_made_while_running_survives_a_restart(kind, memory_ur
         async with started(app):
             await until(lambda number=number: len(found) == number + 1)
     assert found == [[None, None, None], [0, None, None], [0, 1, None]]
+
+
+def test_the_context_of_a_record_has_all_that_init_gives_one(backend):
+    headers, clock, timers = (("trace", b"1"),), ManualClock(), CallTimers("shop.check", fires=False)
+    row = Row(b'{"a":1}', b"k", 7, 3, 42, headers, "payments", value={"a": 1}, scope=b"scope")
+    fast = record_context(row, backend, "shop.check", "shop.check/", clock, timers)
+    made = AgentContext(
+        {"a": 1},
+        backend,
+        key=b"k",
+        headers=headers,
+        timestamp=7,
+        topic="payments",
+        partition=3,
+        offset=42,
+        agent_id="shop.check",
+        buffered=True,
+        scope=b"scope",
+        prefix="shop.check/",
+        clock=clock,
+        timers=timers,
+    )
+    assert [getattr(fast, name) for name in AgentContext.__slots__] == [
+        getattr(made, name) for name in AgentContext.__slots__
+    ]

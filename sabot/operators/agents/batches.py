@@ -96,9 +96,6 @@ class BatchAgentOperator(AgentOperator):
         self.counters.messages_processed += rows
         self.counters.last_message_time = self._clock.time()
 
-    def _size(self, item: Batch) -> tuple[int, int]:
-        return item.num_rows, item.nbytes
-
     def _salvage(self, item: Batch, failure: BaseException, attempts: int) -> bool:
         assert self._current is not None
         data, records = self._current

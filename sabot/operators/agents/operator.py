@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 
@@ -146,8 +146,9 @@ class Row:
     value: Any = None
     scope: bytes = b""
     number: int = 0  # in the order in which rows came to the agent
-    size: int = 64  # bytes, roughly
+    nbytes: int = 64  # roughly
     timer: DueTimer | None = None
+    num_rows: ClassVar[int] = 1  # as a batch has it
 
 
 def rows_of(data: pa.RecordBatch, topic: str) -> list[Row]:
@@ -308,9 +309,9 @@ class AgentOperator(ABC):
         self._batches.append((self._batch_rows, self._clock.monotonic()))
         self._progressed()
 
-    def _done(self, rows: int, nbytes: int) -> None:
-        self._pending_rows -= rows
-        self._pending_bytes -= nbytes
+    def _done(self, item: Any) -> None:
+        self._pending_rows -= item.num_rows
+        self._pending_bytes -= item.nbytes
         if self._pending_rows <= self._notable_rows:
             self._progressed()
 
@@ -424,7 +425,7 @@ class AgentOperator(ABC):
             if changes := timer_changes(ctx):
                 self.timers.apply(item.scope, changes)
         self._end(item, output)
-        self._done(*self._size(item))
+        self._done(item)
         port = self.port
         if port is not None and port.full:
             return port.writable()
@@ -447,7 +448,7 @@ class AgentOperator(ABC):
             self.fail(failure, self._where(item))
             return None
         self._bury(item, failure, attempts)
-        self._done(*self._size(item))
+        self._done(item)
         return self._dead_letters_writable() if self._dead_letters_full else None
 
     def worker_ended(self, item: Any, error: BaseException | None) -> None:
@@ -470,10 +471,6 @@ class AgentOperator(ABC):
     @abstractmethod
     def _bury(self, item: Any, failure: BaseException, attempts: int) -> None:
         """The item is given up: to the dead letters."""
-
-    @abstractmethod
-    def _size(self, item: Any) -> tuple[int, int]:
-        """Rows and bytes, as `put` counted them."""
 
     def _salvage(self, item: Any, failure: BaseException, attempts: int) -> bool:
         """The failure concerns a part of the item, which is given up, and the rest is tried again: True."""

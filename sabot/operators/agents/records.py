@@ -13,7 +13,7 @@ from sabot._cython.groups.partition import hash_rows
 from sabot._cython.text.json import NESTING_MAX, is_too_deep
 from sabot._cython.text.records import state_key
 from sabot.api.agent import AgentSpec
-from sabot.api.context import AgentContext, CallTimers, Message
+from sabot.api.context import AgentContext, CallTimers, Message, record_context
 from sabot.api.process import Timer
 from sabot.calls import Worker
 from sabot.calls.functions import awaitable, behind, each_piece
@@ -60,9 +60,9 @@ class RecordAgentOperator(AgentOperator):
             else:
                 self._numbered += 1
                 row.number = self._numbered
-                row.size += len(row.payload or b"")
+                row.nbytes += len(row.payload or b"")
                 rows.append(row)
-        self._took(len(rows), sum(row.size for row in rows))
+        self._took(len(rows), sum(row.nbytes for row in rows))
         lanes = self._lanes
         count = len(lanes)
         if count == 1:
@@ -88,7 +88,7 @@ class RecordAgentOperator(AgentOperator):
             row = Row(None, key_bytes(key_of(scope)), at, -1, -1, (), topic, scope=scope, timer=timer)
             self.renew(row)
             rows.append(row)
-        self._took(len(rows), sum(row.size for row in rows))
+        self._took(len(rows), sum(row.nbytes for row in rows))
         for row in rows:
             self._enqueue(self._lanes[(row.scope[0] << 8 | row.scope[1]) % len(self._lanes)], row)
 
@@ -145,22 +145,7 @@ class RecordAgentOperator(AgentOperator):
         return f"{item.topic}[{item.partition}]@{item.offset}"
 
     def begin(self, item: Row, run: Callable[..., Any]) -> tuple[AgentContext, Any, bool]:
-        ctx = AgentContext(
-            item.value,
-            self._backend,
-            key=item.key,
-            headers=item.headers,
-            timestamp=item.timestamp,
-            topic=item.topic,
-            partition=item.partition,
-            offset=item.offset,
-            agent_id=self.spec.agent_id,
-            buffered=True,
-            scope=item.scope,
-            prefix=self._prefix,
-            clock=self._clock,
-            timers=self._no_timers,
-        )
+        ctx = record_context(item, self._backend, self.spec.agent_id, self._prefix, self._clock, self._no_timers)
         if item.timer is not None:
             return ctx, *self._fire(item.timer, ctx, run)
         call, coroutine_function = self._call
@@ -197,9 +182,6 @@ class RecordAgentOperator(AgentOperator):
             self.timers.ended(item.timer)
             item.payload = encode_json(item.value)
         self._dead_letter(item, failure, attempts)
-
-    def _size(self, item: Row) -> tuple[int, int]:
-        return 1, item.size
 
     def renew(self, item: Row) -> None:
         if item.timer is None:
