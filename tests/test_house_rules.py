@@ -28,7 +28,6 @@ INHERITED = {  # privates of a base class in another module, by the class that u
     "BatchForm": {"_aside", "_failed", "_give", "_keys_of", "_spec"},
     "CsvSource": {"_record_bytes", "_share"},
     "KafkaDelivery": {"_kafka", "_keys", "_producer"},
-    "LookupAsync": {"_bury", "_misfit", "_timed", "_user"},
     "NdjsonSource": {"_record_bytes", "_schema", "_share"},
     "RecordAgentOperator": {"_backend", "_clock", "_dead_letter", "_lanes", "_now_ms", "_results", "_took"},
     "RowForm": {"_aside", "_failed", "_give", "_keys_of", "_spec"},
@@ -176,7 +175,6 @@ def test_a_class_name_is_defined_in_one_module() -> None:
 LONGEST = 550
 LONG = {  # the ideas that stand in one file, or why they should
     "checkpoint/coordinator.py": "one idea",
-    "operators/calls/map_async.py": "a queue of calls that survives a barrier, and map_async",
 }
 
 

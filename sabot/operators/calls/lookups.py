@@ -20,7 +20,9 @@ from sabot.calls.handover import Call, Failed
 from sabot.errors import UserError
 from sabot.operators.base import Operator, OperatorContext, with_time
 from sabot.operators.calls.answers import Answers, joined
-from sabot.operators.calls.map_async import Chunk, Done, HeldCalls, RowNumbers
+from sabot.operators.calls.chunks import Chunk, Done
+from sabot.operators.calls.held_calls import HeldCalls
+from sabot.operators.held import RowNumbers
 from sabot.operators.joins.join import TableLookup
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
@@ -97,23 +99,23 @@ class LookupAsync(HeldCalls):
             self._cache_rows, self._cache_ttl_s, context.clock
         )
         for name in self._on:
-            if self._user.get_field_index(name) < 0:
+            if self.user.get_field_index(name) < 0:
                 raise UserError(
-                    f"{self.name}: there is no column {name!r}", hint=f"there are {', '.join(self._user.names)}"
+                    f"{self.name}: there is no column {name!r}", hint=f"there are {', '.join(self.user.names)}"
                 )
-            if pa.types.is_nested(self._user.field(name).type):
-                kind = self._user.field(name).type
+            if pa.types.is_nested(self.user.field(name).type):
+                kind = self.user.field(name).type
                 raise UserError(f"{self.name}: {name!r} is {kind}, which is no key", hint="a column of plain values")
         self._answer = Answers(self.name, self._schema, several=False)
         added = [field.with_name(self._names.get(field.name, field.name)) for field in self._answer.schema]
-        columns = [*self._user, *added]
+        columns = [*self.user, *added]
         names = [field.name for field in columns]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UserError(
                 f"{self.name}: the result would have two columns {twice!r}", hint="give the added ones a suffix"
             )
-        self._output = with_time(pa.schema(columns), self._timed)
+        self._output = with_time(pa.schema(columns), self.timed)
         return self._output
 
     # -- keys ---------------------------------------------------------------------------------------------------------
@@ -167,8 +169,8 @@ class LookupAsync(HeldCalls):
 
         def refuse(number: int, what: str) -> Any:
             mine = np.flatnonzero(places == number)
-            failed = self._misfit(chunk, int(rows[mine[0]]), what)
-            self._bury(chunk, rows[mine[1:]], [failed] * (len(mine) - 1))
+            failed = self.misfit(chunk, int(rows[mine[0]]), what)
+            self.bury(chunk, rows[mine[1:]], [failed] * (len(mine) - 1))
             return failed
 
         answers, counts, outcomes = self._answer.columns(outcomes, refuse)
@@ -183,8 +185,8 @@ class LookupAsync(HeldCalls):
         else:
             data = data.take(pa.array(rows))
         added = answers.take(pa.array(found, mask=found < 0)).columns
-        columns = [*data.columns[: len(self._user)], *added]
-        if self._timed:
+        columns = [*data.columns[: len(self.user)], *added]
+        if self.timed:
             columns.append(data.column(data.num_columns - 1))
         return pa.RecordBatch.from_arrays(columns, schema=self._output)
 

@@ -1,0 +1,379 @@
+"""The queue of rows that wait for calls of the user's coroutines: what `map_async` and `lookup` have in common.
+
+    process, hold ─▶ segment ▶ mark ▶ segment ▶ mark …  ─▶ emit, on_mark
+                     chunks: rows and the outcomes of their calls, which come from the event loop (`calls.Handover`)
+
+Rows stay here until they are emitted: in the order of the input, or as their calls end, but never across a mark. A call that is in
+flight when the job is stopped is made again after the restore; one that has ended is not.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import Watermark
+from sabot._cython.groups.partition import hash_columns
+from sabot.calls import CallOptions
+from sabot.calls.handover import Failed, Handover, shown
+from sabot.codecs.json import schema_text
+from sabot.codecs.records import RECORD_SCHEMA
+from sabot.connectors.letters import letters_of_rows
+from sabot.errors import UserError
+from sabot.operators.base import (
+    TIME_COLUMN,
+    Cut,
+    Operator,
+    OperatorContext,
+    Saved,
+    without_marks,
+    without_time,
+)
+from sabot.operators.calls.answers import Answers, joined
+from sabot.operators.calls.chunks import Chunk, Done, Segment
+from sabot.operators.calls.saved import CallsCut, filtered, read_done
+from sabot.operators.held import Held, RowNumbers
+from sabot.operators.keeping import columns_schema, owned_groups, read_batches
+
+__all__ = ["HeldCalls"]
+
+_EMIT_ROWS = 65_536
+_CAPACITY_BYTES = 64 << 20
+
+
+class HeldCalls(Operator):
+    """The queue: what `MapAsync` and `LookupAsync` have in common. By itself it makes no calls, and shows what a checkpoint holds.
+
+    keys: columns by whose key group rows come to this subtask; none: they come to any. With another parallelism, rows in flight go
+    to the owner of their key group, or else all those of an old subtask to one new; marks between them are forgotten, and behind
+    them stands the least watermark that the old subtasks had been told.
+    """
+
+    polls = True
+    holds = True
+    kind = "calls"
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any] | None = None,
+        *,
+        keys: Sequence[str] = (),
+        ordered: bool = True,
+        options: CallOptions | None = None,
+        source: str = "",
+    ) -> None:
+        """source: where all rows come from, for dead letters; "": from several."""
+        self._function = function
+        self._source = source
+        self._keys = tuple(keys)
+        self._ordered, self._options = ordered, options or CallOptions()
+        self._skip = self._options.on_error == "skip"
+        self._segments = deque([Segment()])
+        self.held: Held[Chunk] = Held(2 * self._options.concurrency, _CAPACITY_BYTES)
+        self._watermark_ms: int | None = None  # the last one that came
+        self._handover: Handover | None = None
+        self._new: list[Chunk] = []  # not given to the crew yet
+        self._touched: dict[int, Chunk] = {}  # calls have ended since they were looked at
+        self._dead_rows = 0
+        self.name = "calls"
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._context = context
+        self.input = context.input  # the columns that come, with ours
+        self.user = without_marks(context.input)  # those that the user's function sees
+        self.timed = TIME_COLUMN in context.input.names
+        self._dead = context.branches.get("dead")
+        return context.input
+
+    def branch_schema(self, name: str, input: pa.Schema) -> pa.Schema:
+        """Of "dead": dead letters, of rows whose calls have failed."""
+        return RECORD_SCHEMA
+
+    # -- in -----------------------------------------------------------------------------------------------------------
+
+    def process(self, batch: Batch) -> None:
+        for chunk in self._chunks(batch.taken(), []):
+            self._hold(chunk)
+        self._hand_over()
+        if self._touched:
+            self._release()
+
+    def hold(self, mark: Any) -> None:
+        if isinstance(mark, Watermark):
+            self._watermark_ms = mark.timestamp_ms
+        if self.is_empty:
+            self.on_mark(mark)
+        else:
+            self._segments[-1].add_mark(mark)
+
+    def _chunks(self, data: pa.RecordBatch, done: Sequence[Done]) -> Iterable[Chunk]:
+        """Rows (at least one) with their calls, of which some may have been made before a restore."""
+        yield Chunk(data, data.num_rows)
+
+    def _hold(self, chunk: Chunk) -> None:
+        if self._segments[-1].is_closed:
+            self._segments.append(Segment())
+        chunk.segment = self._segments[-1]
+        chunk.segment.chunks += chunk.left > 0
+        self.held.add(chunk)
+        if chunk.settled.any():
+            self._touched[id(chunk)] = chunk
+        if chunk.calls:
+            self._new.append(chunk)
+
+    def _hand_over(self) -> None:
+        """Calls begin only now: who reads a checkpoint makes none."""
+        if not self._new:
+            return
+        if self._handover is None:
+            assert self._function is not None
+            loop = self._context.loop()
+            self._handover = Handover(
+                self.name,
+                self._function,
+                loop,
+                self._ring,
+                options=self._options.shared_by(self._context.parallelism),
+                ordered=self._ordered,
+                clock=self._context.clock,
+            )
+        works, self._new = self._new, []
+        self._handover.give(works)
+
+    def _ring(self) -> None:
+        self.wake()
+
+    @property
+    def has_room(self) -> bool:
+        return self.held.has_room
+
+    @property
+    def is_empty(self) -> bool:
+        return len(self._segments) == 1 and not self.held and not self._segments[0].is_closed
+
+    # -- out ----------------------------------------------------------------------------------------------------------
+
+    def poll(self, now_ms: int) -> None:
+        self._hand_over()
+        self._settle()
+        if self._touched or (self._segments[0].is_closed and not self._segments[0].chunks):
+            self._release()
+
+    def _settle(self) -> None:
+        """Takes the outcomes in."""
+        if self._handover is not None:
+            for work, number in self._handover.settled():
+                self._ended(work, number)
+
+    def _ended(self, chunk: Any, number: int) -> None:
+        """A call has ended."""
+        chunk.settled[number] = True
+        self._touched[id(chunk)] = chunk
+
+    def _release(self) -> None:
+        """Emits what can be emitted, and gives on the marks that nothing stands before."""
+        segment = self._segments[0]
+        touched, self._touched = self._touched, {}
+        looked_at = [] if self._ordered else [chunk for chunk in touched.values() if chunk.segment is segment]
+        while True:
+            parts = self._from_front(segment) if self._ordered else self._parts(looked_at)
+            if parts:
+                self._emit_parts(parts)
+            if segment.chunks or not segment.is_closed:
+                return
+            self._segments.popleft()
+            if not self._segments:
+                self._segments.append(Segment())
+            for mark in segment.marks():
+                self.on_mark(mark)
+            segment = self._segments[0]
+            looked_at = [chunk for chunk in self.held if chunk.segment is segment]
+
+    def _from_front(self, segment: Segment) -> list[tuple[Chunk, RowNumbers]]:
+        parts = []
+        while (chunk := self.held.first) is not None and chunk.segment is segment:
+            rows = chunk.ready(True)
+            if not len(rows):
+                break
+            parts.append((chunk, rows))
+            if not self.held.end_first(chunk, len(rows)):
+                break
+            segment.chunks -= 1
+        return parts
+
+    def _parts(self, chunks: Iterable[Chunk]) -> list[tuple[Chunk, RowNumbers]]:
+        parts = []
+        for chunk in chunks:
+            rows = chunk.ready(False)
+            if len(rows):
+                parts.append((chunk, rows))
+                chunk.segment.chunks -= self.held.end_rows(chunk, rows)
+        return parts
+
+    def _emit_parts(self, parts: list[tuple[Chunk, RowNumbers]]) -> None:
+        if self._skip:
+            parts = [part for each in parts if (part := self._without_dead(*each)) is not None]
+        made = self._made(parts) if parts else None
+        if made is not None:
+            for start in range(0, made.num_rows, _EMIT_ROWS):
+                self.emit(Batch(made.slice(start, _EMIT_ROWS)))
+
+    def _made(self, parts: list[tuple[Chunk, RowNumbers]]) -> pa.RecordBatch | None:
+        """The results of these rows, in order, as `open` said that they are."""
+        raise NotImplementedError
+
+    def _without_dead(self, chunk: Chunk, rows: RowNumbers) -> tuple[Chunk, RowNumbers] | None:
+        calls = rows if chunk.codes is None else chunk.codes[rows]
+        outcomes = chunk.outcomes
+        dead = np.array([type(outcomes[call]) is Failed for call in calls.tolist()], np.bool_)
+        if dead.any():
+            self.bury(chunk, rows[dead], [outcomes[call] for call in calls[dead].tolist()])
+            rows = rows[~dead]
+        return (chunk, rows) if len(rows) else None
+
+    def bury(self, chunk: Chunk, rows: RowNumbers, failed: Sequence[Failed]) -> None:
+        """To the dead letters: rows whose calls have failed, or whose results do not fit the schema."""
+        self._dead_rows += len(rows)
+        if self._dead is not None:
+            data = chunk.data.take(pa.array(rows))
+            letters = letters_of_rows(
+                data.select(self.user.names),
+                [each.error for each in failed],
+                [each.attempts for each in failed],
+                times=data.column(TIME_COLUMN).to_pylist() if self.timed else None,
+                topic=self._source,
+                step=self.name,
+                agent=self._context.agent,
+                version=self._context.version,
+            )
+            self._dead(Batch(letters, None, self._source))
+
+    def misfit(self, chunk: Chunk, row: int, what: str) -> Failed:
+        """The values of an outcome do not fit the schema. Raises UserError, unless such rows are passed over."""
+        if not self._skip:
+            given = shown(chunk.data.select(self.user.names).slice(row, 1).to_pylist()[0])
+            raise UserError(f"{self.name}: {what}; {given}", hint="what it returns has the types of schema=")
+        failed = Failed(what, "DataError", 1)
+        self.bury(chunk, np.array([row]), [failed])
+        return failed
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
+        self._settle()
+        facts: dict[str, Any] = {
+            "subtask": self._context.subtask,
+            "parallelism": self._context.parallelism,
+            "watermark": self._watermark_ms,
+            "marks": self._marks(),
+            **self.about_state(self.held.rows),
+        }
+        waiting = [(chunk, chunk.waiting(), chunk.settled.copy()) for chunk in self.held]
+        return facts, CallsCut(self.input, self._answers(), waiting)
+
+    def _marks(self) -> list[list[int]]:
+        """(rows before it, ms) of each watermark. Whether an input is idle is told anew after a restore."""
+        rows, marks, chunks = 0, [], iter(self.held)
+        for segment in self._segments:
+            rows += sum(chunk.left for chunk in islice(chunks, segment.chunks))
+            if segment.watermark is not None:
+                marks.append([rows, segment.watermark.timestamp_ms])
+        return marks
+
+    def _answers(self) -> Answers | None:
+        """What makes columns of outcomes; None: they are columns."""
+        return None
+
+    def _answers_schema(self) -> pa.Schema | None:
+        """Of outcomes that are columns."""
+        answers = self._answers()
+        return None if answers is None else answers.schema
+
+    def state_schema(self) -> dict[str, Any] | None:
+        return {"kind": self.kind, "columns": columns_schema(without_time(self.input))}
+
+    def state_reader(self) -> dict[str, Any]:
+        return {"keys": list(self._keys), "input": schema_text(self.input)}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        """The rows that wait, and those whose results do."""
+        for chunk in self.held:
+            yield chunk.data.take(pa.array(chunk.waiting()))
+
+    def restore(self, saved: list[Saved]) -> None:
+        context = self._context
+        told: list[int | None] = []
+        moved = False
+        for part in saved:
+            facts = part.facts
+            if facts["parallelism"] == context.parallelism and context.only is None:
+                if facts["subtask"] == context.subtask:
+                    self._watermark_ms = facts["watermark"]
+                    self._put_back(part, facts["marks"], None)
+            else:
+                moved = True
+                told.append(facts["watermark"])
+                self._put_back(part, [], self._mine(facts["subtask"]))
+        if moved and None not in told:
+            self._watermark_ms = min(ms for ms in told if ms is not None)
+            self._segments[-1].add_mark(Watermark(self._watermark_ms))
+
+    def _mine(self, subtask: int) -> Callable[[pa.RecordBatch], Any]:
+        """Which rows of an old subtask are this one's (numpy, bool)."""
+        context = self._context
+        if self._keys:
+            owned = owned_groups(context)
+            return lambda data: owned(hash_columns([data.column(name) for name in self._keys])).to_numpy(
+                zero_copy_only=False
+            )
+        all_of_them = context.only is not None or subtask % context.parallelism == context.subtask
+        return lambda data: np.full(data.num_rows, all_of_them)
+
+    def _put_back(self, part: Saved, marks: list[list[int]], mine: Callable[[pa.RecordBatch], Any] | None) -> None:
+        pieces = list(read_batches(part.directory, "rows"))
+        done = read_done(part.directory, self._answers_schema(), skip=self._skip)
+        start = 0
+        data: pa.RecordBatch | None = None
+        if pieces:
+            data = joined(pieces)
+            if TIME_COLUMN in self.input.names and TIME_COLUMN not in data.schema.names:
+                raise UserError(
+                    f"{self.name}: the rows that the checkpoint holds have no event time, and the program needs it now",
+                    hint="run the program that wrote it to its end; or start afresh (--fresh)",
+                )
+            data = data.select(self.input.names)  # the program may read fewer columns now
+            if mine is not None:
+                data, done = filtered(data, done, mine(data))
+        for rows, ms in marks:
+            self._put_rows(data, start, rows, done)
+            start = rows
+            self._segments[-1].add_mark(Watermark(ms))
+        self._put_rows(data, start, 0 if data is None else data.num_rows, done)
+
+    def _put_rows(self, data: pa.RecordBatch | None, start: int, end: int, done: list[Done]) -> None:
+        if data is None or end <= start:
+            return
+        here = [(first - start, rows, outcome) for first, rows, outcome in done if start <= first < end]
+        for chunk in self._chunks(data.slice(start, end - start), here):
+            self._hold(chunk)
+
+    # -- the rest -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        if self._handover is not None:
+            self._handover.close()
+
+    @property
+    def left_behind(self) -> list[str]:
+        """Calls that refused to be cancelled by `close`: they keep their event loop, and so the process, from ending."""
+        if self._handover is None or not self._handover.left_behind:
+            return []
+        return [f"{self._handover.left_behind} calls of {self.name}"]
+
+    def statistics(self) -> dict[str, Any]:
+        calls = {} if self._handover is None else self._handover.statistics()
+        return {"held_rows": self.held.rows, "held_bytes": self.held.nbytes, "dead_rows": self._dead_rows, **calls}

@@ -1,0 +1,162 @@
+"""Rows that wait for a call and survive a barrier: those of agents, and those of `map_async` and `lookup`.
+
+    add ──▶ HeldRows ▸ HeldRows ▸ HeldRows      in the order in which they came, bounded by rows and bytes
+            their rows end, one by one or many at once; a HeldRows whose rows have all ended is gone
+    barrier ──▶ the rows that have not ended: a checkpoint keeps them, and a restore adds them again in this order
+
+A row has ended when what its call has made is in the state and in the output: the checkpoint does not need it any more. All rows of
+a HeldRows stay in memory as long as one of them waits, so rows are copied only when a barrier asks for those that are left.
+
+What differs stands with its user:
+
+- The calls of an agent end in any order, and what they make goes out at once. So its rows have no outcomes, and each HeldRows ends row
+  by row (`operators.agents`).
+- What `map_async` and `lookup` make goes out in the order of the rows, or at least not across a watermark. So outcomes wait too, between
+  watermarks, and are saved beside the rows (`calls.held_calls`).
+"""
+
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.arrow.border import validate
+
+__all__ = ["Held", "HeldRows", "RowNumbers", "rows_of_bytes", "rows_to_bytes"]
+
+RowNumbers = Any  # numpy, int64: rows of a HeldRows
+
+
+class HeldRows:
+    """Rows that came together.
+
+    rows: how many. data: the rows; None: no checkpoint keeps them. topic: where they came from. since: when, in seconds of a clock.
+    left: rows that have not ended. Rows end by `end` and `end_rows`, or else by `end_first`, as long as there are any.
+    """
+
+    def __init__(self, rows: int, data: pa.RecordBatch | None = None, *, topic: str = "", since: float = 0.0) -> None:
+        self.rows = self.left = rows
+        self.data = data
+        self.topic = topic
+        self.since = since
+        self.nbytes: int = 0 if data is None else data.nbytes
+        self._first = 0  # the rows before it have ended
+        self._ended: bytearray | None = None  # by row, 1: it has ended. None: all from `_first` on wait
+
+    def end(self, row: int) -> None:
+        """This row, which waited, has ended."""
+        if self._ended is None:
+            self._ended = bytearray(self.rows)
+        self._ended[row] = 1
+        self.left -= 1
+
+    def end_rows(self, rows: RowNumbers) -> None:
+        """These rows, which waited, have ended."""
+        if self._ended is None:
+            self._ended = bytearray(self.rows)
+        np.frombuffer(self._ended, np.uint8)[rows] = 1
+        self.left -= len(rows)
+
+    def end_first(self, count: int) -> None:
+        """So many of the first rows that wait have ended."""
+        self._first += count
+        self.left -= count
+
+    @property
+    def first(self) -> int:
+        """By `end_first`: the first row that waits."""
+        return self._first
+
+    def waits(self) -> Any:
+        """By row, whether it waits (numpy, bool). Not by `end_first`."""
+        if self._ended is None:
+            return np.ones(self.rows, np.bool_)
+        return np.frombuffer(self._ended, np.uint8) == 0
+
+    def waiting(self) -> RowNumbers:
+        """The rows that have not ended, in order."""
+        if self._ended is None:
+            return np.arange(self._first, self.rows)
+        return np.flatnonzero(self.waits())
+
+    def waiting_data(self) -> pa.RecordBatch | None:
+        """The same as columns. None: there are none, or no checkpoint keeps them."""
+        if self.data is None or not self.left:
+            return None
+        return self.data if self.left == self.rows else self.data.take(pa.array(self.waiting()))
+
+
+H = TypeVar("H", bound=HeldRows)
+
+
+class Held(Generic[H]):
+    """All that wait, in the order in which they came. One thread owns it; others may read the figures."""
+
+    def __init__(self, capacity_rows: int, capacity_bytes: int) -> None:
+        self.capacity_rows, self.capacity_bytes = capacity_rows, capacity_bytes
+        self.rows = self.nbytes = 0  # rows that wait; bytes of all that is in memory because of them
+        self._held: dict[int, H] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __iter__(self) -> Iterator[H]:
+        """Not to be changed meanwhile."""
+        return iter(self._held.values())
+
+    @property
+    def first(self) -> H | None:
+        """The one that came first."""
+        return next(iter(self._held.values()), None)
+
+    @property
+    def has_room(self) -> bool:
+        """More may come. What comes all the same is held too."""
+        return self.rows < self.capacity_rows and self.nbytes < self.capacity_bytes
+
+    def add(self, held: H) -> None:
+        """Behind all others, with the rows of it that have not ended."""
+        if held.left:
+            self._held[id(held)] = held
+            self.rows += held.left
+            self.nbytes += held.nbytes
+
+    def end(self, held: H, row: int) -> bool:
+        """This row has ended. -> whether it was the last of those it came with."""
+        held.end(row)
+        self.rows -= 1
+        return not held.left and self._drop(held)
+
+    def end_rows(self, held: H, rows: RowNumbers) -> bool:
+        """These rows have ended; else as `end`."""
+        held.end_rows(rows)
+        self.rows -= len(rows)
+        return not held.left and self._drop(held)
+
+    def end_first(self, held: H, count: int) -> bool:
+        """So many of its first rows that wait have ended; else as `end`."""
+        held.end_first(count)
+        self.rows -= count
+        return not held.left and self._drop(held)
+
+    def _drop(self, held: H) -> bool:
+        del self._held[id(held)]
+        self.nbytes -= held.nbytes
+        return True
+
+
+def rows_to_bytes(data: pa.RecordBatch) -> bytes:
+    """Rows as a blob of a checkpoint: an Arrow IPC stream."""
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_stream(buffer, data.schema) as writer:
+        writer.write_batch(data)
+    return bytes(buffer.getvalue())
+
+
+def rows_of_bytes(data: bytes) -> pa.RecordBatch:
+    """The rows that `rows_to_bytes` has written. What a checkpoint holds may be anybody's: they are checked."""
+    with pa.ipc.open_stream(data) as reader:
+        batch = reader.read_next_batch()
+        validate(batch)
+        return batch
