@@ -16,7 +16,7 @@ from sabot.api.agent import AGENT_OPTIONS, AgentSpec
 from sabot.api.arguments import Schema
 from sabot.api.nodes.changes import Upsert
 from sabot.api.nodes.node import Node
-from sabot.api.nodes.read import Read, TableFormat, Write, read_node
+from sabot.api.nodes.read import Read, StreamEnd, TableFormat, Write, read_node
 from sabot.api.stream import Stream
 from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.clock import SYSTEM_CLOCK, Clock
@@ -291,12 +291,23 @@ class App:
         return Stream(self, table)
 
     def graph(self) -> str:
-        """The plan of all streams of this app, as a Mermaid graph."""
-        return mermaid(make_plan(self.agent_runtime.writes, parallelism=self.parallelism))
+        """The plan of all streams and agents of this app, as a Mermaid graph."""
+        agents = [agent.spec for agent in self.agent_runtime.agents.values() if agent.spec is not None]
+        return mermaid(make_plan(self.agent_runtime.writes, agents=agents, parallelism=self.parallelism))
 
-    def write(self, node: Write) -> None:
+    def write(self, end: StreamEnd) -> None:
         """For `Stream.to`."""
-        self.agent_runtime.add_stream(node)
+        self.agent_runtime.add_stream(end)
+
+    def agent_of(self, function: Callable[..., Any]) -> AgentSpec:
+        """For `Stream.to`."""
+        for agent in self.agent_runtime.agents.values():
+            if agent.spec is not None and agent.spec.func is function:
+                return agent.spec
+        name = getattr(function, "__name__", repr(function))
+        raise UserError(
+            f"{name} is no agent of app {self.id}", hint=f"put @app.agent() above {name}, before the stream goes there"
+        )
 
     def collect(self, node: Node) -> pa.Table:
         """For `Stream.collect`."""

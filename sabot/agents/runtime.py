@@ -6,7 +6,7 @@ from typing import Any
 
 from sabot.agents.process import AgentProcess, AgentState
 from sabot.api.agent import AgentSpec
-from sabot.api.nodes.read import Write
+from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Coordinator
 from sabot.errors import UserError
 from sabot.runtime.job import Job
@@ -21,7 +21,7 @@ class AgentRuntime:
     def __init__(self, app: AppSettings) -> None:
         self.app = app
         self.agents: dict[str, AgentProcess] = {}
-        self.writes: list[Write] = []  # the ends of the app's streams
+        self.writes: list[StreamEnd] = []  # the ends of the app's streams
         self.job = Job(app, self.agents, self.writes)
 
     async def register_agent(self, agent_id: str, agent_func: Callable[..., Any], topic: Any, **options: Any) -> None:
@@ -45,11 +45,11 @@ class AgentRuntime:
             clock=self.app.clock,
         )
 
-    def add_stream(self, write: Write) -> None:
+    def add_stream(self, end: StreamEnd) -> None:
         """A stream that runs with the app."""
         if self.job.started:
             raise UserError("the app runs already", hint="say where streams go (.to) before the start")
-        self.writes.append(write)
+        self.writes.append(end)
 
     async def start_all(self) -> None:
         """Restores the last checkpoint, if there is one, and starts every agent and the periodic checkpoints."""

@@ -18,7 +18,7 @@ from sabot.errors import UserError
 from sabot.kafka import open_sink
 from sabot.plan import Plan
 from sabot.runtime.facts import check_facts
-from sabot.runtime.restore import check_app, plan_of, sinks_of, topics_written, verdicts_of
+from sabot.runtime.restore import check_app, plan_of, sinks_of, verdicts_of
 
 __all__ = ["plan"]
 
@@ -57,7 +57,7 @@ def plan(
         except UserError as error:
             raise WrongUse(error.message, hint=error.hint) from error
         if against is None:
-            _print_plan(app, _plan(app, None), json)
+            _print_plan(_plan(app, None), json)
             return
         job = find_job(against)
         manifest = job.manifest()
@@ -79,16 +79,16 @@ def plan(
     raise typer.Exit(guarded(work, debug=False))
 
 
-def _print_plan(app: App, made: Plan, json: bool) -> None:
-    agents = list(app.agent_runtime.agents)
+def _print_plan(made: Plan, json: bool) -> None:
     if json:
         for stage in made.stages:
+            if stage.agent is not None:
+                json_line({"agent": stage.id})
+                continue
             steps = [{"operator": step.id, "text": step.text} for step in stage.steps()]
             json_line({"stage": stage.id, "parallelism": stage.parallelism, "steps": steps})
-        for agent in agents:
-            json_line({"agent": agent})
         return
-    typer.echo("\n".join(filter(None, [made.text(), *(f"agent {agent}" for agent in agents)])))
+    typer.echo(made.text())
 
 
 def _plan(app: App, manifest: Manifest | None) -> Plan:
@@ -96,8 +96,8 @@ def _plan(app: App, manifest: Manifest | None) -> Plan:
     made = plan_of(
         app.agent_runtime.writes,
         manifest,
+        agents=_specs(app),
         parallelism=app.parallelism,
-        written=topics_written(_specs(app)),
         infer=lambda node: node.source.infer_schema() if isinstance(node.source, Source) else None,
     )
     made.check()
@@ -123,7 +123,7 @@ def _fates(app: App, manifest: Manifest) -> list[_Fate]:
 
 def _output_fates(app: App, made: Plan, manifest: Manifest) -> list[_Fate]:
     """The fates of output that waits for a sink which the program no longer has: a start refuses to lose it."""
-    sinks = sinks_of(made, _specs(app), lambda topic: open_sink(topic, app.broker, app.kafka))
+    sinks = sinks_of(made, app.agent_runtime.writes, lambda topic: open_sink(topic, app.broker, app.kafka))
     return [
         _Fate(
             lane_id,

@@ -2,6 +2,7 @@
 
 from sabot.operators.layout.stages import Edge, Reading, Stage, Step, column_types
 from sabot.plan.against import Planned, Verdict, check, compare, planned
+from sabot.plan.agents import arranged, dead_letter_topics, fed_by_streams, inputs_of
 from sabot.plan.mermaid import mermaid
 from sabot.plan.optimise import walk, with_schemas
 from sabot.plan.planner import make_plan
@@ -15,10 +16,14 @@ __all__ = [
     "Stage",
     "Step",
     "Verdict",
+    "arranged",
     "check",
     "check_alike",
     "column_types",
     "compare",
+    "dead_letter_topics",
+    "fed_by_streams",
+    "inputs_of",
     "make_plan",
     "mermaid",
     "planned",

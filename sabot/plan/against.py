@@ -74,7 +74,11 @@ def planned(plan: Plan) -> list[Planned]:
 
     known = plan.schemas(look)
     for stage in plan.stages:
-        if stage.sink is None and (stage.id not in known if stage.reading is None else stage.reading.rows is None):
+        if (
+            stage.sink is None
+            and stage.agent is None
+            and (stage.id not in known if stage.reading is None else stage.reading.rows is None)
+        ):
             source = stage.id if stage.reading is None else stage.reading.node.name
             raise UserError(f"the columns of {source} are not known", hint='give the stream schema={"name": "type", …}')
     return found

@@ -15,7 +15,9 @@ def mermaid(plan: Plan) -> str:
         lines.append(
             f"  subgraph {_id(stage.id)}[stage {stage.id}{f' x{stage.parallelism}' if stage.parallelism > 1 else ''}]"
         )
-        if stage.reading is not None:
+        if stage.agent is not None:
+            lines.append(f"    {first[stage.id]}[[{_quoted(f'agent {stage.id}')}]]")
+        elif stage.reading is not None:
             lines.append(f"    {first[stage.id]}[/{_quoted(f'read {stage.reading.node.name}')}/]")
         elif stage.sink is not None:
             sink = stage.sink[0]

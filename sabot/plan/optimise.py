@@ -13,16 +13,16 @@ from sabot._cython.arrow.batch import normalise
 from sabot.api.expr import Expr
 from sabot.api.nodes.joins import AsofJoin
 from sabot.api.nodes.node import Columns, Node, walk
-from sabot.api.nodes.read import Read, Write
+from sabot.api.nodes.read import Read, StreamEnd
 from sabot.api.nodes.rows import Filter
 
 __all__ = ["TimeUse", "check_nodes", "optimise", "time_use", "used_columns", "walk", "with_schemas"]
 
 
-def with_schemas(writes: Iterable[Write], schemas: Mapping[int, pa.Schema | None]) -> list[Write]:
+def with_schemas(ends: Iterable[StreamEnd], schemas: Mapping[int, pa.Schema | None]) -> list[StreamEnd]:
     """The same graph, its Read nodes with these schemas (by the id of the node), in canonical types."""
     made: dict[int, Node] = {}
-    for node in walk(writes):
+    for node in walk(ends):
         inputs = tuple(made[id(upstream)] for upstream in node.inputs)
         if isinstance(node, Read):
             schema = schemas[id(node)]
@@ -30,25 +30,25 @@ def with_schemas(writes: Iterable[Write], schemas: Mapping[int, pa.Schema | None
             made[id(node)] = replace(node, schema=canonical, inferred=node.schema is None)
         else:
             made[id(node)] = node.over(*inputs)
-    return [write for node in writes if isinstance(write := made[id(node)], Write)]
+    return [end for node in ends if isinstance(end := made[id(node)], StreamEnd)]
 
 
-def check_nodes(writes: Iterable[Write]) -> None:
+def check_nodes(ends: Iterable[StreamEnd]) -> None:
     """What every step checks of itself. Before `optimise`, which moves steps to where more columns are."""
-    for node in walk(writes):
+    for node in walk(ends):
         node.check()
 
 
-def optimise(writes: Iterable[Write]) -> list[Write]:
+def optimise(ends: Iterable[StreamEnd]) -> list[StreamEnd]:
     """Filters stand as near to the source as they can."""
-    writes = list(writes)
-    pushdown = _Pushdown(writes)
-    return [replace(write, input=pushdown.rewrite(write.input)) for write in writes]
+    ends = list(ends)
+    pushdown = _Pushdown(ends)
+    return [replace(end, input=pushdown.rewrite(end.input)) for end in ends]
 
 
 class _Pushdown:
-    def __init__(self, writes: list[Write]) -> None:
-        self._readers = Counter(id(upstream) for node in walk(writes) for upstream in node.inputs)
+    def __init__(self, ends: list[StreamEnd]) -> None:
+        self._readers = Counter(id(upstream) for node in walk(ends) for upstream in node.inputs)
         self._done: dict[int, Node] = {}
 
     def rewrite(self, node: Node) -> Node:
@@ -71,10 +71,10 @@ class _Pushdown:
         return below.over(*(self._filtered(moved, upstream) for upstream in below.inputs))
 
 
-def used_columns(writes: Iterable[Write]) -> Mapping[int, Columns]:
+def used_columns(ends: Iterable[StreamEnd]) -> Mapping[int, Columns]:
     """id(node) -> the columns of its rows that anything below uses (event time aside)."""
     used: dict[int, Columns] = {}
-    for node in reversed(walk(writes)):
+    for node in reversed(walk(ends)):
         for upstream, columns in zip(node.inputs, node.asks(used.get(id(node), frozenset())), strict=True):
             known = used.get(id(upstream), frozenset())
             used[id(upstream)] = None if columns is None or known is None else known | columns
@@ -91,12 +91,12 @@ class TimeUse:
     matters: frozenset[int]
 
 
-def time_use(writes: Iterable[Write]) -> TimeUse:
+def time_use(ends: Iterable[StreamEnd]) -> TimeUse:
     """Which sources are read with event time, and where it decides."""
     needed: set[int] = set()
     carried: set[int] = set()
     asked: set[int] = set()
-    nodes = walk(writes)
+    nodes = walk(ends)
     for node in reversed(nodes):
         inputs = {id(upstream) for upstream in node.inputs}
         if id(node) in needed or node.needs_time:

@@ -1,17 +1,20 @@
 """The optimised graph -> stages: each node is put into the plan by the function that its operator's module has for it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 
+from sabot.api.agent import AgentSpec
+from sabot.api.nodes.agents import Feed
 from sabot.api.nodes.node import Node, walk
-from sabot.api.nodes.read import Read, Write
+from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.config import dead_letter_topic
 from sabot.errors import UserError
 from sabot.operators.layout.sites import Layout, Site
-from sabot.operators.layout.stages import Edge, Reading
+from sabot.operators.layout.stages import Edge, Reading, Stage
 from sabot.operators.layout.themes import PLACES
+from sabot.plan.agents import arranged
 from sabot.plan.optimise import check_nodes, optimise, time_use, used_columns
 from sabot.plan.paths import path_of
 from sabot.plan.stages import Plan
@@ -19,35 +22,61 @@ from sabot.plan.stages import Plan
 __all__ = ["make_plan"]
 
 
-def make_plan(writes: Iterable[Write], *, parallelism: int = 1, readers: Mapping[str, int] | None = None) -> Plan:
-    """Stages for these sinks and all that leads to them. Raises UserError for programs that cannot run.
+def make_plan(
+    ends: Iterable[StreamEnd],
+    *,
+    agents: Sequence[AgentSpec] = (),
+    parallelism: int = 1,
+    readers: Mapping[str, int] | None = None,
+) -> Plan:
+    """Stages for these ends of streams and all that leads to them, and for the agents. Raises UserError for programs that cannot run.
 
     readers: by stage, how many readers a source has that must keep as many (those of a checkpoint).
     """
-    writes = list(writes)
-    check_nodes(writes)
-    return _Planner(optimise(writes), parallelism, readers or {}).plan()
+    ends = list(ends)
+    check_nodes(ends)
+    return _Planner(optimise(ends), arranged(agents, ends), parallelism, readers or {}).plan()
 
 
 class _Planner:
-    def __init__(self, writes: list[Write], parallelism: int, readers: Mapping[str, int]) -> None:
-        self._writes = writes
+    def __init__(
+        self, ends: list[StreamEnd], agents: Sequence[AgentSpec], parallelism: int, readers: Mapping[str, int]
+    ) -> None:
+        self._ends = ends
+        self._agents = {spec.agent_id: Stage(spec.agent_id, 1, agent=spec) for spec in agents}  # downstream first
         self._readers = readers
-        self._layout = Layout(parallelism, used_columns(writes))
-        self._time = time_use(writes)
+        self._layout = Layout(parallelism, used_columns(ends))
+        self._time = time_use(ends)
         self._sites: dict[int, Site] = {}
 
     def plan(self) -> Plan:
-        for write in self._writes:
-            for node in walk([write.input]):
+        for end in self._ends:
+            for node in walk([end.input]):
                 if id(node) not in self._sites:
                     self._sites[id(node)] = self._placed(node)
-            site = self._sites[id(write.input)]
-            sink = self._layout.sink(write.sink, write.key, write.delivery, site.unique if site.changes else None)
-            site.targets.append(Edge(sink, changes=site.changes))
+            self._end(end, self._sites[id(end.input)])
+        for stage in self._agents.values():
+            self._join_agents(stage)
         stages = self._layout.stages
         upstream_first = [stage for stage in stages if stage.sink is None]
-        return Plan(upstream_first + [stage for stage in stages if stage.sink is not None])
+        sinks = [stage for stage in stages if stage.sink is not None]
+        return Plan([*upstream_first, *sinks, *reversed(self._agents.values())])
+
+    def _end(self, end: StreamEnd, site: Site) -> None:
+        """Where the rows of a stream leave it."""
+        if isinstance(end, Feed):
+            site = PLACES[Feed](end, site)
+            site.targets.append(Edge(self._agents[end.agent.agent_id]))
+        elif isinstance(end, Write):
+            sink = self._layout.sink(end.sink, end.key, end.delivery, site.unique if site.changes else None)
+            site.targets.append(Edge(sink, changes=site.changes))
+
+    def _join_agents(self, stage: Stage) -> None:
+        """The edge into another agent that an agent writes into."""
+        assert stage.agent is not None
+        for other in self._agents.values():
+            if other.agent is not None and other.agent.func is stage.agent.sink:
+                stage.targets.append(Edge(other))
 
     def _placed(self, node: Node) -> Site:
         """Where its rows come out; its inputs have their places."""

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
+from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import Read
+from sabot.connectors.base import Sink
 from sabot.errors import UserError
 from sabot.operators.base import Operator, OperatorContext
 from sabot.operators.layout.stages import Edge, Stage, Step, column_types
@@ -16,7 +18,7 @@ __all__ = ["Plan", "check_alike"]
 
 @dataclass
 class Plan:
-    """Stages, upstream before downstream."""
+    """Stages, upstream before downstream; those of agents stand behind the others."""
 
     stages: list[Stage]
 
@@ -34,6 +36,18 @@ class Plan:
                     wanted.append((each, True))
                     if each.reading is not None:
                         found.add(each.reading.node)
+        return found
+
+    def before(self, stage: Stage) -> set[str]:
+        """The ids of all stages whose rows come into this one, directly or by others."""
+        found: set[str] = set()
+        wanted = [stage]
+        while wanted:
+            target = wanted.pop()
+            for each in self.stages:
+                if each.id not in found and any(edge.target is target for edge in each.edges()):
+                    found.add(each.id)
+                    wanted.append(each)
         return found
 
     def check(self) -> None:
@@ -72,6 +86,8 @@ class Plan:
                     visit(stage, side, beside[name])
 
         for stage in self.stages:
+            if stage.agent is not None:  # what it makes of them its function decides
+                continue
             reading = stage.reading
             schema = schemas.get(stage.id) if reading is None else reading.rows
             if schema is not None:
@@ -82,6 +98,10 @@ class Plan:
         """For people: what each stage reads, does, and sends where."""
         lines: list[str] = []
         for stage in self.stages:
+            if stage.agent is not None:
+                lines += _of_agent(stage.agent)
+                _describe(stage.targets, "  ", lines)
+                continue
             lines.append(f"stage {stage.id}" + (f"  x{stage.parallelism}" if stage.parallelism > 1 else ""))
             if stage.reading is not None:
                 reading = stage.reading
@@ -113,6 +133,15 @@ def check_alike(one: pa.Schema, other: pa.Schema) -> None:
         )
 
 
+def _of_agent(spec: AgentSpec) -> list[str]:
+    """What it reads and writes, agents and streams aside."""
+    lines = [f"agent {spec.agent_id}"]
+    lines += [f"  read {topic}" for topic in spec.topics]
+    if isinstance(spec.sink, str | Sink):
+        lines.append(f"  write {spec.sink if isinstance(spec.sink, str) else spec.sink.name}")
+    return lines
+
+
 def _describe(targets: Iterable[Step | Edge], indent: str, lines: list[str]) -> None:
     for target in targets:
         if isinstance(target, Edge):
@@ -120,7 +149,8 @@ def _describe(targets: Iterable[Step | Edge], indent: str, lines: list[str]) -> 
             how += ", all rows to each subtask" if target.everywhere else ""
             how += ", changes" if target.changes else ""
             how += ", before all others" if target.first else ""
-            lines.append(f"{indent}-> stage {target.target.id}{' (right)' if target.right else ''}{how}")
+            kind = "stage" if target.target.agent is None else "agent"
+            lines.append(f"{indent}-> {kind} {target.target.id}{' (right)' if target.right else ''}{how}")
         else:
             lines.append(f"{indent}{target.text}")
             for name, side in target.branches.items():

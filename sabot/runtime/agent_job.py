@@ -3,26 +3,27 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
-from sabot._cython.flow.channel import Channel
 from sabot.api.agent import AgentSpec
+from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Manifest
 from sabot.codecs.json import JsonCodec
-from sabot.config import dead_letter_topic
 from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
 from sabot.faults import taking_over
 from sabot.operators import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
 from sabot.operators.agents.timers import restore_timers
 from sabot.operators.sink import SinkWriter
-from sabot.runtime.agent_task import AgentTask, OperatorPort, positions_of
+from sabot.plan import arranged, dead_letter_topics, fed_by_streams, inputs_of
+from sabot.runtime.agent_task import AgentTask
 from sabot.runtime.feeding import AgentSource
 from sabot.runtime.host import interpreter
 from sabot.runtime.settings import Settings
-from sabot.runtime.writing import AgentSink, SinkPort
+from sabot.runtime.stream_job import StreamJob
+from sabot.runtime.unfinished import positions_of
+from sabot.runtime.writing import AgentSink, OperatorPort, SinkPort
 from sabot.state import StateBackend
 from sabot.threads import Handle, aside, to_the_end
 from sabot.watch import unexpected, watched
@@ -87,9 +88,10 @@ class AgentJob:
         backend: StateBackend | None,
         counters: Mapping[str, Counters],
         on_failed: Callable[[AgentOperator], None],
+        ends: Sequence[StreamEnd] = (),
     ) -> None:
-        """open_source: of an agent, one of its topics."""
-        self.specs = _downstream_first(_without_needless_topics(specs))
+        """open_source: of an agent, one of its topics. ends: of the app's streams, which may go into agents."""
+        self.specs = arranged(specs, ends)
         self.settings = settings
         self.coordinator = settings.coordinator
         self.was_complete = False
@@ -98,7 +100,8 @@ class AgentJob:
         self._counters = counters
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
-        self.shared: Mapping[int, Channel] = {}  # by the id of a Sink that a stream writes too, the way into it
+        self._fed = fed_by_streams(ends)
+        self.streams: StreamJob | None = None  # open before the agents
         self._sinks: dict[str | int, SinkPort] = {}  # by topic, or the id of a Sink
         self._running: asyncio.Task[None] | None = None
         self._closed = False
@@ -169,6 +172,7 @@ class AgentJob:
         for operator in self.task.operators.values():
             for entry in operator.spec.inputs:
                 await self._connect(entry, operator, meta)
+        self._connect_streams()
         self.task.open_gate()
         if restored is not None and stored is not None and meta is not None:
             for name in meta["sources"].keys() - {source.name for source in self.task.sources}:
@@ -202,6 +206,22 @@ class AgentJob:
         positions = None if facts is None or facts["positions"] is None else positions_of(facts["positions"])
         await to_the_end(aside(task.open, positions, spec.start))
 
+    def _connect_streams(self) -> None:
+        """The channels of streams that go into agents, and from which readers their rows come."""
+        if self.streams is None or not self._fed:
+            return
+        build, readers = self.streams.build, []
+        for agent_id in sorted(self._fed):
+            operator = self.task.operators[agent_id]
+            own = [
+                each.input for each in self.task.sources if each.operator.spec.agent_id in build.agents_before(agent_id)
+            ]
+            streams = build.readers_before(agent_id)
+            readers += streams
+            for channel in build.feeds[agent_id]:
+                self.task.add_feed(channel, operator, [*streams, *own])
+        self.task.streams_exhausted = lambda: all(reader.exhausted for reader in readers)
+
     def _port(self, spec: AgentSpec, operators: Mapping[str, AgentOperator]) -> Port | None:
         sink = spec.sink
         if sink is None:
@@ -224,9 +244,7 @@ class AgentJob:
 
     def _dead_letter_topics(self, spec: AgentSpec) -> dict[str, str]:
         """By input."""
-        assert isinstance(spec.dead_letter, str)
-        topics = [*spec.topics, *(each.agent_id for each in self.specs if each.sink is spec.func)]
-        return {topic: dead_letter_topic(spec.dead_letter, topic) for topic in topics}
+        return dead_letter_topics(spec, self.specs, self._fed)
 
     def _agreed(self) -> dict[str | int, Delivery]:
         """By topic, or the id of a Sink: the delivery= that those who write their results there agree on. Where none of them says it,
@@ -251,8 +269,9 @@ class AgentJob:
         port = self._sinks.get(place)
         if port is not None:
             return port
-        if isinstance(sink, Sink) and id(sink) in self.shared:
-            port = SinkPort(sink.name, self.shared[id(sink)], self._loop)
+        shared = {} if self.streams is None else self.streams.build.shared
+        if isinstance(sink, Sink) and id(sink) in shared:
+            port = SinkPort(sink.name, shared[id(sink)], self._loop)
         else:
             opened = self.settings.open_sink(sink) if isinstance(sink, str) else sink
             opened = self.settings.staged("agents", opened, self.wanted[place])
@@ -284,9 +303,8 @@ class AgentJob:
         self.task.commit(manifest.tasks[TASK].meta)
 
     def topics_of(self, agent_id: str) -> list[str]:
-        """What this agent reads: names of topics, and of agents that write into it."""
-        spec = self.task.operators[agent_id].spec
-        return [*spec.topics, *(each.agent_id for each in self.specs if each.sink is spec.func)]
+        """What this agent reads: names of topics, and of agents that write into it; its own for rows of streams."""
+        return inputs_of(self.task.operators[agent_id].spec, self.specs, self._fed)
 
     @property
     def left_behind(self) -> list[str]:
@@ -323,6 +341,7 @@ class AgentJob:
             source.pause()
         await operator.quiesce(_GRACE_SECONDS)
         await operator.close()
+        self.task.wake_feeds(operator)
 
     def restart_agent(self, agent_id: str) -> None:
         """It goes on where it was stopped."""
@@ -330,6 +349,7 @@ class AgentJob:
         operator.start()
         for source in self.task.inputs_of(operator):
             source.pause(False)
+        self.task.wake_feeds(operator)
 
     def hold(self, held: bool) -> None:
         """Read no more while it is so; barriers pass. From any thread."""
@@ -352,6 +372,7 @@ class AgentJob:
                 self.task.end_inputs(operator)
         for source in self.task.sources:
             source.input.end()
+        self.task.take_all()
         if self._running is not None:
             await asyncio.wait([self._running])
 
@@ -385,30 +406,3 @@ def _place(sink: str | Sink) -> str | int:
 
 async def _all(results: "asyncio.Future[list[Any]]") -> list[Any]:
     return await results
-
-
-def _without_needless_topics(specs: Sequence[AgentSpec]) -> list[AgentSpec]:
-    """An agent that another writes into has no topic of its own unless it asked for one."""
-    targets = {id(spec.sink) for spec in specs}
-    return [replace(spec, inputs=()) if spec.topic_by_name and id(spec.func) in targets else spec for spec in specs]
-
-
-def _downstream_first(specs: Sequence[AgentSpec]) -> list[AgentSpec]:
-    """An agent stands after the agent that it writes into. Raises UserError for a ring."""
-    ordered: list[AgentSpec] = []
-    by_func = {id(spec.func): spec for spec in specs}
-
-    def place(spec: AgentSpec, above: tuple[AgentSpec, ...]) -> None:
-        if spec in above:
-            ring = " -> ".join(each.agent_id for each in (*above, spec))
-            raise UserError(f"agents write into each other in a ring: {ring}", hint="put a topic between two of them")
-        if spec in ordered:
-            return
-        target = by_func.get(id(spec.sink))
-        if target is not None:
-            place(target, (*above, spec))
-        ordered.append(spec)
-
-    for spec in specs:
-        place(spec, ())
-    return ordered

@@ -1,11 +1,13 @@
 """The task of an app's agents: poll, process, push, acknowledge.
 
     AgentSource  a thread for each source (`feeding`): polls, decodes, puts batches and barriers into its channel
+    StreamFeed   a channel of a stream that goes into an agent (`stream_feed`)
     AgentTask    on the event loop: one gate over all those channels; hands batches to agent operators, cuts at barriers
     SinkPort     into the channel of a sink, which has a thread (`writing`): it writes; at a barrier, it flushes
 
 All agents of an app stand in one AgentTask, so their state has one owner and one cut. Barriers travel in-band from the
-source threads through the gate to the sink threads; the task acknowledges when its state is cut and its sinks have flushed.
+source threads through the gate to the sink threads; the task acknowledges when its state is cut, its sinks have flushed, and the
+barriers of the streams that feed agents have come.
 """
 
 import asyncio
@@ -14,16 +16,10 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from sabot._cython.arrow.batch import Batch
-from sabot._cython.arrow.border import validate
-from sabot._cython.flow.channel import END, Barrier, Gate
+from sabot._cython.flow.channel import END, Barrier, Channel, Gate
 from sabot.checkpoint import Coordinator, TaskSnapshot
 from sabot.clock import Clock
-from sabot.codecs.records import RECORD_SCHEMA
-from sabot.connectors.base import Positions
 from sabot.errors import InternalError, SabotError, UserError
 from sabot.exits import EXITS, carried, exit_in
 from sabot.metrics import Sample
@@ -31,44 +27,16 @@ from sabot.operators import AgentOperator
 from sabot.operators.agents.timers import KeyTimers, cut_timers
 from sabot.runtime.feeding import AgentSource
 from sabot.runtime.reading import Reader
-from sabot.runtime.writing import AgentSink, Flushes, SinkPort
+from sabot.runtime.stream_feed import StreamFeed
+from sabot.runtime.unfinished import from_ipc, keep_unfinished, lowest_offsets, positions_of
+from sabot.runtime.writing import AgentSink, Flushes, OperatorPort, SinkPort
 from sabot.state import HeldWrites, Snapshot, StateBackend
 from sabot.state.base import Cut, LocalBackend
 from sabot.watch import watched
 
-__all__ = ["AgentTask", "OperatorPort", "positions_of"]
+__all__ = ["AgentTask"]
 
 _log = logging.getLogger(__name__)
-
-
-class OperatorPort:
-    """Another agent as the receiver: a plain call into its lanes."""
-
-    def __init__(self, operator: AgentOperator) -> None:
-        self.operator = operator
-
-    @property
-    def name(self) -> str:
-        """The agent's id."""
-        return self.operator.spec.agent_id
-
-    @property
-    def takes_records(self) -> bool:
-        """A record agent does."""
-        return not self.operator.spec.batch
-
-    @property
-    def full(self) -> bool:
-        """Its lanes hold as much as they may."""
-        return self.operator.full
-
-    def put(self, batch: Batch) -> None:
-        """Into its lanes; of an agent that has failed they are kept for the checkpoint."""
-        self.operator.put(batch)
-
-    async def writable(self) -> None:
-        """Until it has room, or has failed."""
-        await self.operator.writable()
 
 
 class AgentTask:
@@ -95,6 +63,8 @@ class AgentTask:
             Flushes
         ] = []  # whom a barrier waits for: the sinks, and who else must be safe before it is acknowledged
         self.sources: list[AgentSource] = []
+        self.feeds: list[StreamFeed] = []
+        self.streams_exhausted: Callable[[], bool] = lambda: True  # those that feed agents had all their rows
         self.ended = False
         self.cut_seconds = 0.0  # how long the last barrier held the event loop up
         self.broken: SabotError | None = None
@@ -104,7 +74,7 @@ class AgentTask:
         self._hung_after_s = hung_after_s
         self._loop = asyncio.get_running_loop()
         self._gate: Gate | None = None
-        self._inputs_ended = False
+        self._inputs_ended = False  # of sources; feeds bring no barrier that is waited for
         self._asked: set[int] = set()  # checkpoints whose barriers are on their way
         self._last_asked = 0
         self._waiting: dict[int, asyncio.Task[None]] = {}  # paused inputs
@@ -120,14 +90,24 @@ class AgentTask:
         self.sources.append(source)
         source.on_broken = self._source_broke
 
+    def add_feed(self, channel: Channel, operator: AgentOperator, readers: list[Reader]) -> None:
+        """Rows of a stream go to this operator; before `run`. readers: those from which they come."""
+        feed = StreamFeed(channel, operator, readers, self.break_down)
+        self.feeds.append(feed)
+        self.flushes.append(feed)
+
     def add_sink(self, sink: SinkPort) -> None:
         """Agents write into this sink; before `run`."""
         self.sinks.append(sink)
         self.flushes.append(sink)
 
     def open_gate(self) -> None:
-        """All sources are connected."""
-        self._gate = Gate([source.channel for source in self.sources])
+        """All sources are connected. Where streams alone feed the agents, the gate has one input, which has ended."""
+        channels = [source.channel for source in self.sources]
+        if not channels:
+            channels = [Channel(name="no source")]
+            channels[0].put_nowait(END)
+        self._gate = Gate(channels)
 
     @property
     def gate(self) -> Gate:
@@ -152,6 +132,25 @@ class AgentTask:
             if source.operator is operator:
                 source.input.end()
                 self.gate.end(index)
+        self.wake_feeds(operator)
+
+    def wake_feeds(self, operator: AgentOperator) -> None:
+        """It has failed, was stopped, or serves again."""
+        for feed in self.feeds:
+            if feed.operator is operator:
+                feed.go_on()
+
+    def take_all(self) -> None:
+        """The inputs are ending: rows of streams that no agent serves any more go into the lanes, for the last checkpoint."""
+        for feed in self.feeds:
+            if feed.operator.stopped or feed.operator.failure is not None:
+                feed.take_all()
+
+    def streams_failed(self) -> None:
+        """They end without END, and no checkpoint can be complete."""
+        self.streams_exhausted = lambda: False
+        for feed in self.feeds:
+            feed.give_up()
 
     def inputs_of(self, operator: AgentOperator) -> list[Reader]:
         """Of the sources that feed this operator."""
@@ -183,28 +182,15 @@ class AgentTask:
 
     async def run(self) -> None:
         """Until every input has ended and every row is processed. Cancelling it stops it between two elements."""
-        gate = self.gate
         try:
-            while True:
-                item = gate.next_nowait()
-                if item is None:
-                    await self._wait_readable(gate)
-                    continue
-                index, element = item
-                if isinstance(element, Batch):
-                    self._take(index, element)
-                    await asyncio.sleep(0)
-                elif isinstance(element, Barrier):
-                    self._cut(element.checkpoint_id)
-                elif element is END:
-                    break
-            self._inputs_ended = True
-            for checkpoint_id in sorted(self._asked):
-                self._cut(checkpoint_id)
+            await self._read_sources()
+            for feed in self.feeds:
+                await feed.over.wait()
             await self.drain()
             alive = all(operator.failure is None for operator in self.operators.values())
             stopped = any(operator.stopped for operator in self.operators.values())  # with rows in its lanes, maybe
-            self.ended = alive and not stopped and all(source.input.exhausted for source in self.sources)
+            exhausted = all(source.input.exhausted for source in self.sources) and self.streams_exhausted()
+            self.ended = alive and not stopped and exhausted
             if self.ended:  # for good: nobody will wait for timers that are due later
                 for timers in self.timers.values():
                     timers.drop()
@@ -213,6 +199,28 @@ class AgentTask:
         finally:
             for task in [*self._waiting.values()]:
                 task.cancel()
+
+    async def _read_sources(self) -> None:
+        """Until all sources of agents have ended."""
+        gate = self.gate
+        for feed in self.feeds:
+            feed.start()
+        while True:
+            item = gate.next_nowait()
+            if item is None:
+                await self._wait_readable(gate)
+                continue
+            index, element = item
+            if isinstance(element, Batch):
+                self._take(index, element)
+                await asyncio.sleep(0)
+            elif isinstance(element, Barrier):
+                self._cut(element.checkpoint_id)
+            elif element is END:
+                break
+        self._inputs_ended = True
+        for checkpoint_id in sorted(self._asked):
+            self._cut(checkpoint_id)
 
     async def _wait_readable(self, gate: Gate) -> None:
         readable = self._loop.create_future()
@@ -334,6 +342,8 @@ class AgentTask:
         if state is not None:
             own = state.result() if isinstance(state, asyncio.Future) else state
             snapshot.states = {"state": own, **snapshot.states}
+        for feed in self.feeds:
+            keep_unfinished(snapshot, feed.operator.spec.agent_id, feed.recorded)
         snapshot.sealed = {lane: seq for flush in flushes for lane, seq in flush.result().items()}
         self._coordinator.acknowledge(checkpoint_id, self.name, snapshot)
 
@@ -378,6 +388,8 @@ class AgentTask:
         """The checkpoint is given up; let go of what the gate holds back."""
         self._asked.discard(checkpoint_id)
         self.gate.abort(checkpoint_id)
+        for feed in self.feeds:
+            feed.abort(checkpoint_id)
         if (ack := self._acks.get(checkpoint_id)) is not None:
             ack.cancel()
 
@@ -385,24 +397,22 @@ class AgentTask:
 
     def _snapshot(self) -> TaskSnapshot:
         meta: dict[str, Any] = {"sources": {}, "agents": {}, "ended": self.ended}
-        files: dict[str, bytes] = {}
+        snapshot = TaskSnapshot(meta)
         first_open: dict[tuple[str, str, int], int] = {}  # (agent, topic, partition) -> lowest unfinished offset
         for agent_id, operator in self.operators.items():
             batches = operator.unfinished()
-            names = []
-            for number, batch in enumerate(batches):
-                names.append({"file": f"{agent_id}.{number}.arrow", "topic": batch.topic})
-                files[names[-1]["file"]] = _to_ipc(batch.data)
-                for partition, offset in _lowest_offsets(batch.data) or [(-1, 0)]:
+            for batch in batches:
+                for partition, offset in lowest_offsets(batch.data) or [(-1, 0)]:
                     place = (agent_id, batch.topic, partition)
                     first_open[place] = min(offset, first_open.get(place, offset))
             meta["agents"][agent_id] = {
-                "unfinished": names,
+                "unfinished": [],
                 "messages_processed": operator.counters.messages_processed,
                 "errors": operator.counters.errors_count,
                 "dead_letters": operator.counters.dead_letters,
                 "schemas": operator.schemas(),
             }
+            keep_unfinished(snapshot, agent_id, batches)
         for source in self.sources:
             positions = source.taken
             commit = [
@@ -415,7 +425,7 @@ class AgentTask:
                 "positions": [[topic, partition, offset] for (topic, partition), offset in positions.items()],
                 "commit": [[*place, offset] for place, offset in commit if offset is not None],
             }
-        return TaskSnapshot(meta=meta, files=files)
+        return snapshot
 
     @staticmethod
     def _finished_up_to(
@@ -439,6 +449,8 @@ class AgentTask:
         """Cancel what still runs, end the threads, close sources and sinks. Idempotent."""
         for operator in self.operators.values():
             await operator.close()
+        for feed in self.feeds:
+            feed.close()
         await asyncio.gather(*(source.stop() for source in self.sources), *(sink.stop() for sink in self.sinks))
         if self._gate is not None:
             self._gate.close()
@@ -466,7 +478,7 @@ class AgentTask:
             operator.counters.dead_letters = facts["dead_letters"]
             operator.know(facts["schemas"])
             for entry in entries:
-                operator.put(Batch(_from_ipc(read(entry["file"])), None, entry["topic"]))
+                operator.put(Batch(from_ipc(read(entry["file"])), None, entry["topic"]))
 
     def statistics(self) -> dict[str, Any]:
         """Figures of its sources, operators, sinks and gate; from any thread."""
@@ -517,30 +529,3 @@ async def _users(snapshot: Coroutine[Any, Any, Snapshot]) -> Snapshot:
         return await snapshot
     except EXITS as asked:
         raise carried(asked, "the user's StateBackend") from asked
-
-
-def positions_of(rows: list[list[Any]]) -> Positions:
-    """[[topic, partition, offset], …] of a manifest -> positions."""
-    return {(topic, partition): offset for topic, partition, offset in rows}
-
-
-def _lowest_offsets(data: pa.RecordBatch) -> list[tuple[int, int]]:
-    if not data.schema.equals(RECORD_SCHEMA) or not data.num_rows:
-        return []
-    # not group_by: it wakes a pool of threads, 5 ms in the middle of the cut
-    partitions, offsets = data.column(3).to_numpy(), data.column(4).to_numpy()
-    return [(int(each), int(offsets[partitions == each].min())) for each in np.unique(partitions)]
-
-
-def _to_ipc(data: pa.RecordBatch) -> bytes:
-    buffer = pa.BufferOutputStream()
-    with pa.ipc.new_stream(buffer, data.schema) as writer:
-        writer.write_batch(data)
-    return bytes(buffer.getvalue())
-
-
-def _from_ipc(data: bytes) -> pa.RecordBatch:
-    with pa.ipc.open_stream(data) as reader:
-        batch = reader.read_next_batch()
-        validate(batch)
-        return batch

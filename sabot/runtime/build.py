@@ -5,7 +5,7 @@ import logging
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import IDLE, Channel
-from sabot.api.nodes.read import Read, Write
+from sabot.api.agent import AgentSpec
+from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.checkpoint import Manifest
 from sabot.codecs import Codec, JsonCodec, TableCodec
 from sabot.codecs.records import RECORD_SCHEMA
@@ -29,7 +30,7 @@ from sabot.operators.sink import SinkWriter
 from sabot.plan import Edge, Plan, Reading, Stage, Step, check, check_alike, column_types, walk
 from sabot.runtime.inference import wait_for_columns
 from sabot.runtime.inputs import GateInput
-from sabot.runtime.reading import SourceInput
+from sabot.runtime.reading import Reader, SourceInput
 from sabot.runtime.restore import plan_of, positions_in, stored_streams, verdicts_of
 from sabot.runtime.settings import Settings
 from sabot.runtime.task import Chain, Link, Output, StreamTask, receiver_of, refused
@@ -80,14 +81,14 @@ class Build:
 
     def __init__(
         self,
-        writes: Sequence[Write],
+        ends: Sequence[StreamEnd],
         settings: Settings,
         *,
-        written: Collection[str],
+        agents: Sequence[AgentSpec],
         wanted: Mapping[str | int, Delivery],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """written: topics that agents of the app write. wanted: by the id of a Sink that agents write, delivery=. loop: for calls."""
+        """agents: those of the app. wanted: by the id of a Sink that agents write, delivery=. loop: for calls."""
         self.settings = settings
         self.plan: Plan | None = None
         self.stages: dict[str, _Built] = {}  # upstream first
@@ -95,10 +96,10 @@ class Build:
         self.late_sides: set[str] = set()  # operators whose late rows go somewhere
         self.cancelled = threading.Event()  # the start is given up
         self.shared = {  # by the id of a Sink that agents write too, their way into it
-            id(sink): Channel(name=f"agents to {sink.name}") for sink in _sinks(writes) if id(sink) in wanted
+            id(sink): Channel(name=f"agents to {sink.name}") for sink in _sinks(ends) if id(sink) in wanted
         }
-        self._writes = writes
-        self._written = written
+        self.ends = ends
+        self._agents = agents
         self._wanted = wanted
         self._loop = loop
         self._sources: list[Source] = []  # objects of the user's that this run reads
@@ -115,10 +116,10 @@ class Build:
         """
         self._take_sources()
         self.plan = plan_of(
-            self._writes,
+            self.ends,
             restored,
+            agents=self._agents,
             parallelism=self.settings.parallelism,
-            written=self._written,
             infer=self._inferred,
         )
         self._afresh = restored is None
@@ -126,16 +127,12 @@ class Build:
         for stage in self.plan.stages:
             if stage.id in readers:
                 stage.parallelism = len(readers[stage.id][0])
-            tasks = [
-                StreamTask(f"{stage.id}/{i}", self.settings.coordinator, self.settings.clock)
-                for i in range(stage.parallelism)
-            ]
-            self.stages[stage.id] = _Built(
-                stage, tasks, [[] for _ in tasks], [set() for _ in tasks], [set() for _ in tasks]
-            )
+            self.stages[stage.id] = self._built(stage)
         self._let_agents_in()
         for stage in self.plan.stages:
             built = self.stages[stage.id]
+            if stage.agent is not None:
+                continue
             if stage.reading is not None:
                 built.schema = stage.reading.rows
                 watermarks = Watermarks(stage.reading.node.lateness_ms, stage.reading.node.idle_ms)
@@ -153,6 +150,30 @@ class Build:
         if restored is not None:
             with taking_over("the streams", restored.path):
                 self._restore(restored)
+
+    def _built(self, stage: Stage) -> _Built:
+        """Of an agent only the channels into it are made here."""
+        names = [f"{stage.id}/{i}" for i in range(stage.parallelism)]
+        tasks = []
+        if stage.agent is None:
+            tasks = [StreamTask(name, self.settings.coordinator, self.settings.clock) for name in names]
+        return _Built(stage, tasks, [[] for _ in names], [set() for _ in names], [set() for _ in names])
+
+    @property
+    def feeds(self) -> dict[str, list[Channel]]:
+        """By the id of an agent, the channels of the streams that go into it; once it is open."""
+        return {each.stage.id: each.gates[0] for each in self.stages.values() if each.stage.agent is not None}
+
+    def readers_before(self, agent_id: str) -> list[Reader]:
+        """Those of streams whose rows come to this agent, by other agents too."""
+        assert self.plan is not None
+        before = self.plan.before(self.stages[agent_id].stage)
+        return [source for _, task, source in self.inputs if task.name.rsplit("/", 1)[0] in before]
+
+    def agents_before(self, agent_id: str) -> set[str]:
+        """Those whose rows come to this agent."""
+        assert self.plan is not None
+        return {id for id in self.plan.before(self.stages[agent_id].stage) if self.stages[id].stage.agent is not None}
 
     def _let_agents_in(self) -> None:
         """Into the stages of sinks that agents write too: one thread writes for both, by one delivery=."""
@@ -356,7 +377,7 @@ class Build:
         for number, gate in enumerate(built.gates):
             if straight and number != int(own):
                 continue
-            channel = Channel(name=f"{task.name} to {built.tasks[number].name}")
+            channel = Channel(name=f"{task.name} to {edge.target.id}/{number}")
             if edge.right:
                 built.right[number].add(len(gate))
             if edge.first:
@@ -387,7 +408,7 @@ class Build:
     def _take_sources(self) -> None:
         """A Source object is read by one run at a time."""
         with _reading_lock:
-            sources = {id(n.source): n.source for n in walk(self._writes) if isinstance(n, Read)}
+            sources = {id(n.source): n.source for n in walk(self.ends) if isinstance(n, Read)}
             for source in sources.values():
                 if isinstance(source, Source):
                     if id(source) in _reading:
@@ -425,9 +446,9 @@ class Build:
             task.restore(states)
 
 
-def _sinks(writes: Sequence[Write]) -> list[Sink]:
+def _sinks(ends: Sequence[StreamEnd]) -> list[Sink]:
     """All Sink objects that streams write: results, late rows, dead letters."""
-    ends: list[Any] = [write.sink for write in writes]
-    for node in walk(writes):
-        ends += [getattr(node, "late", None), getattr(node, "dead_letter", None)]
-    return [end for end in ends if isinstance(end, Sink)]
+    sinks: list[Any] = [end.sink for end in ends if isinstance(end, Write)]
+    for node in walk(ends):
+        sinks += [getattr(node, "late", None), getattr(node, "dead_letter", None)]
+    return [sink for sink in sinks if isinstance(sink, Sink)]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from sabot.api.nodes.read import Write
+from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Coordinator
 from sabot.config import parse_broker
 from sabot.connectors.memory import CountSink, MemoryBroker
@@ -38,7 +38,7 @@ _RESTART_MEMORY_SECONDS = 600.0  # failures longer ago do not count against `res
 class Job:
     """Runs the agents and the streams of an app together, and their checkpoints."""
 
-    def __init__(self, app: AppSettings, agents: Mapping[str, Agent], writes: Sequence[Write]) -> None:
+    def __init__(self, app: AppSettings, agents: Mapping[str, Agent], writes: Sequence[StreamEnd]) -> None:
         """agents, writes (the ends of streams): those of the app, which may add to them until the start."""
         self.app = app
         self.agents = agents
@@ -316,7 +316,7 @@ class Job:
         stopping.cancel()
         return not stopped
 
-    async def run_alone(self, writes: Sequence[Write]) -> None:
+    async def run_alone(self, writes: Sequence[StreamEnd]) -> None:
         """Runs these streams to their end: no agents, no checkpoints, state in memory."""
         app = self.app
         settings = Settings(

@@ -13,16 +13,25 @@ import pyarrow as pa
 
 from sabot._cython.groups.partition import HASH_VERSION
 from sabot.api.agent import AgentSpec
-from sabot.api.nodes.read import Read, Write
+from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.arrays import is_time
 from sabot.checkpoint import Manifest, StoredTask
 from sabot.codecs.json import schema_of_text
-from sabot.config import dead_letter_topic
 from sabot.connectors.base import Delivery, Positions, Sink, Source
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import UserError
 from sabot.operators.base import OP_COLUMN, TIME_COLUMN
-from sabot.plan import Plan, Verdict, compare, make_plan, planned, walk, with_schemas
+from sabot.plan import (
+    Plan,
+    Verdict,
+    compare,
+    dead_letter_topics,
+    fed_by_streams,
+    make_plan,
+    planned,
+    walk,
+    with_schemas,
+)
 
 __all__ = [
     "check_app",
@@ -30,7 +39,6 @@ __all__ = [
     "positions_in",
     "sinks_of",
     "stored_streams",
-    "topics_written",
     "verdicts_of",
 ]
 
@@ -45,35 +53,30 @@ def check_app(restored: Manifest, app: str) -> None:
             )
 
 
-def topics_written(agents: Iterable[AgentSpec]) -> frozenset[str]:
-    """The topics into which agents of the app write."""
-    return frozenset(spec.sink for spec in agents if isinstance(spec.sink, str))
-
-
 # -- the plan ---------------------------------------------------------------------------------------------------------
 
 
 def plan_of(
-    writes: Sequence[Write],
+    ends: Sequence[StreamEnd],
     restored: Manifest | None,
     *,
+    agents: Sequence[AgentSpec],
     parallelism: int,
-    written: Collection[str],
     infer: Callable[[Read], pa.Schema | None],
 ) -> Plan:
-    """The plan of an app's streams. Raises UserError for a program that cannot run.
+    """The plan of an app's streams and agents. Raises UserError for a program that cannot run.
 
-    written: the topics that the app's agents write. infer: the columns of a stream that neither the program nor the checkpoint knows;
+    infer: the columns of a stream that neither the program nor the checkpoint knows;
     it may block, and give None where only records to come would tell.
     """
-    reads = [node for node in walk(writes) if isinstance(node, Read)]
+    reads = [node for node in walk(ends) if isinstance(node, Read)]
     _refuse_shared_sources(reads)
-    _refuse_shared_files(writes)
-    own = {*written, *(write.sink for write in writes if isinstance(write.sink, str))}
+    _refuse_shared_files(ends)
+    own = {end.sink for end in [*ends, *agents] if isinstance(end, Write | AgentSpec) and isinstance(end.sink, str)}
     schemas = {id(node): _columns(node, restored, own, infer) for node in reads}
     tasks: Mapping[str, StoredTask] = {} if restored is None else restored.tasks
     readers = Counter(_stage_of(name) for name, stored in tasks.items() if _reads(stored))
-    return make_plan(with_schemas(writes, schemas), parallelism=parallelism, readers=readers)
+    return make_plan(with_schemas(ends, schemas), agents=agents, parallelism=parallelism, readers=readers)
 
 
 def _refuse_shared_sources(reads: Iterable[Read]) -> None:
@@ -89,15 +92,15 @@ def _refuse_shared_sources(reads: Iterable[Read]) -> None:
             seen.add(id(node.source))
 
 
-def _refuse_shared_files(writes: Iterable[Write]) -> None:
+def _refuse_shared_files(ends: Iterable[StreamEnd]) -> None:
     """Two sinks that write one file would each make the other's rows unreadable."""
     files: list[tuple[str, Sink]] = []
-    for write in writes:
-        if isinstance(write.sink, FileSink):
-            path = os.path.abspath(write.sink.name)
-            if any(path == other and write.sink is not sink for other, sink in files):
-                raise UserError(f"two sinks write {write.sink.name}", hint="make one and give it to both streams")
-            files.append((path, write.sink))
+    for end in ends:
+        if isinstance(end, Write) and isinstance(end.sink, FileSink):
+            path = os.path.abspath(end.sink.name)
+            if any(path == other and end.sink is not sink for other, sink in files):
+                raise UserError(f"two sinks write {end.sink.name}", hint="make one and give it to both streams")
+            files.append((path, end.sink))
 
 
 def _columns(
@@ -171,7 +174,7 @@ def positions_in(facts: Mapping[str, Any]) -> Positions:
 
 
 def sinks_of(
-    plan: Plan, agents: Iterable[AgentSpec], open_sink: Callable[[str], Sink]
+    plan: Plan, ends: Iterable[StreamEnd], open_sink: Callable[[str], Sink]
 ) -> Iterator[tuple[str, Sink, Delivery]]:
     """Everything that the program writes, dead letters too -> (who writes it, the sink, delivery=). open_sink: of a topic."""
 
@@ -181,12 +184,14 @@ def sinks_of(
     for stage in plan.stages:
         if stage.sink is not None:
             yield "streams", opened(stage.sink[0]), stage.delivery
+    agents = [stage.agent for stage in plan.stages if stage.agent is not None]
+    fed = fed_by_streams(ends)
     for spec in agents:
         if isinstance(spec.sink, str | Sink):
             yield "agents", opened(spec.sink), spec.delivery
         letters: list[str | Sink] = [spec.dead_letter]
         if isinstance(spec.dead_letter, str):
-            letters = [dead_letter_topic(spec.dead_letter, topic) for topic in spec.topics]
+            letters = list(dead_letter_topics(spec, agents, fed).values())
         for sink in letters:
             yield "agents", opened(sink), "at_least_once" if spec.delivery == "at_least_once" else None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sabot._cython.groups.partition import HASH_VERSION
-from sabot.api.nodes.read import Write
+from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import CheckpointStorage, Coordinator, Manifest, Requests, serve
 from sabot.delivery import StagedSinks
 from sabot.errors import CheckpointFailed, JobLocked, SabotError, TransientError, UserError
@@ -24,7 +24,7 @@ from sabot.operators import AgentOperator
 from sabot.runtime.agent_job import Agent, AgentJob
 from sabot.runtime.facts import check_facts
 from sabot.runtime.origin import Origin, identity
-from sabot.runtime.restore import check_app, topics_written
+from sabot.runtime.restore import check_app
 from sabot.runtime.settings import AppSettings, Settings, checkpoint_interval
 from sabot.runtime.stream_job import StreamJob
 from sabot.state import StateBackend, load_snapshot
@@ -51,7 +51,7 @@ class Run:
         self,
         app: AppSettings,
         agents: Mapping[str, Agent],
-        writes: Sequence[Write],
+        writes: Sequence[StreamEnd],
         *,
         coordinator: Coordinator,
         origin: Origin,
@@ -180,15 +180,16 @@ class Run:
                 backend=self._backend,
                 counters=self.agents,
                 on_failed=self._agent_failed,
+                ends=self._writes,
             )
         for agent in self.agents.values():
             agent.state_backend = self._backend
         if self._writes:
             wanted = {} if self._agents is None else self._agents.wanted
-            self._streams = StreamJob(self._writes, settings, written=topics_written(specs), wanted=wanted)
+            self._streams = StreamJob(self._writes, settings, agents=specs, wanted=wanted)
             await self._streams.open(manifest)
         if self._agents is not None:  # after the streams, which may wait for their first record
-            self._agents.shared = {} if self._streams is None else self._streams.shared
+            self._agents.streams = self._streams
             await self._agents.open(manifest)
 
     def _let_run(self) -> None:
@@ -196,7 +197,7 @@ class Run:
         if streams is not None:
             streams.on_failed = self.break_
             streams.run()
-            streams.running.add_done_callback(lambda over: self._heed(_failure_of(over)))
+            streams.running.add_done_callback(self._streams_over)
         if agents is not None:
             agents.task.on_broken = self._agents_broke
             agents.run()
@@ -252,9 +253,17 @@ class Run:
         if held:  # it may wait for a checkpoint that is far away
             tell(self._loop, self._coordinator.beat)
 
+    def _streams_over(self, over: asyncio.Future[None]) -> None:
+        failure = _failure_of(over)
+        self._heed(failure)
+        if failure is not None and self._agents is not None:
+            self._agents.task.streams_failed()
+
     def _agent_failed(self, operator: AgentOperator) -> None:
         self.agents[operator.spec.agent_id].on_failed(operator)
         self._heed(operator.failure)
+        if self._streams is not None and self._streams.feeds_agents:  # they cannot go on without it
+            self._agents_broken.set()
 
     def _agents_broke(self) -> None:
         self._agents_broken.set()
@@ -351,8 +360,7 @@ class Run:
             jobs = self._jobs()
             complete = not self.agents and self._streams is not None and self._streams.was_complete
             if jobs and not complete and not self._is_broken():  # complete: nothing was opened
-                for job in jobs:
-                    await job.stop(drain=drain)
+                await asyncio.gather(*(job.stop(drain=drain) for job in jobs))  # they may end each other's inputs
                 if not self._is_broken():
                     await self._checkpoint()
                     await self._deliver_the_rest()

@@ -3,15 +3,16 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sabot._cython.flow.channel import Channel
-from sabot.api.nodes.read import Write
+from sabot.api.agent import AgentSpec
+from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Manifest, TaskSnapshot
 from sabot.checkpoint.kept import SavedAlready
 from sabot.connectors.base import Delivery
 from sabot.metrics import Sample
+from sabot.plan import fed_by_streams
 from sabot.runtime.build import Build
 from sabot.runtime.host import interpreter
 from sabot.runtime.inputs import GateInput
@@ -32,13 +33,13 @@ class StreamJob:
 
     def __init__(
         self,
-        writes: Sequence[Write],
+        ends: Sequence[StreamEnd],
         settings: Settings,
         *,
-        written: Collection[str] = (),
+        agents: Sequence[AgentSpec] = (),
         wanted: Mapping[str | int, Delivery] | None = None,
     ) -> None:
-        """written: topics that agents of the app write. wanted: by the id of a Sink that agents write, delivery=."""
+        """agents: those of the app. wanted: by the id of a Sink that agents write, delivery=."""
         self.settings = settings
         self.was_complete = False
         self.awaited = False  # somebody waits for `running`, and will hear of a failure
@@ -49,12 +50,12 @@ class StreamJob:
         self._closed = False
         self._started = False
         self.left: list[tuple[str, Handle]] = []  # threads that did not come back at the stop
-        self._build = Build(list(writes), settings, written=written, wanted=wanted or {}, loop=self._loop)
+        self.build = Build(list(ends), settings, agents=agents, wanted=wanted or {}, loop=self._loop)
 
     @property
-    def shared(self) -> Mapping[int, Channel]:
-        """By the id of a Sink that agents write too, their way into it."""
-        return self._build.shared
+    def feeds_agents(self) -> bool:
+        """They give rows to agents."""
+        return bool(fed_by_streams(self.build.ends))
 
     # -- the start -----------------------------------------------------------------------------------------------------
 
@@ -67,11 +68,11 @@ class StreamJob:
         """Opens everything, and puts it where the checkpoint says. Raises what opening raises; then nothing is left open."""
         if restored is not None and self._was_complete(restored):
             return
-        building = asyncio.ensure_future(aside(self._build.open, restored))
+        building = asyncio.ensure_future(aside(self.build.open, restored))
         try:
             await asyncio.shield(building)
         except BaseException:
-            self._build.cancelled.set()
+            self.build.cancelled.set()
             await to_the_end(self._give_up(building))
             raise
 
@@ -80,7 +81,7 @@ class StreamJob:
         if self.was_complete:
             return
         for task in self.tasks:
-            source = next((each for _, owner, each in self._build.inputs if owner is task), None)
+            source = next((each for _, owner, each in self.build.inputs if owner is task), None)
             inject = source.request_barrier if source is not None else task.expect
             abort = task.input.gate.abort if isinstance(task.input, GateInput) else _nothing
             self.settings.coordinator.attach(task.name, inject, abort, task.hint)
@@ -91,7 +92,7 @@ class StreamJob:
         for task in self.tasks:
             task.on_over = self._task_over
             task.start()
-        names = ", ".join(sorted({reading.node.name for reading, _, _ in self._build.inputs}))
+        names = ", ".join(sorted({reading.node.name for reading, _, _ in self.build.inputs}))
         _log.info("streams run in %d tasks, reading %s", len(self.tasks), names)
 
     async def _give_up(self, building: asyncio.Future[None]) -> None:
@@ -103,7 +104,7 @@ class StreamJob:
         """Every task of the checkpoint had ended, its input read to the end: nothing is opened, and later checkpoints keep what
         this one says. A job that was drained before the end of its inputs is not complete.
         """
-        if self.shared:
+        if self.build.shared or self.feeds_agents:
             return False
         stored = stored_streams(restored)
         metas = [task.meta for task in stored.values()]
@@ -121,7 +122,7 @@ class StreamJob:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _commit(self, manifest: Manifest) -> None:
-        for _, task, source in self._build.inputs:
+        for _, task, source in self.build.inputs:
             stored = manifest.tasks.get(task.name)
             if stored is not None:
                 source.request_commit(positions_in(stored.meta["input"]))
@@ -131,7 +132,7 @@ class StreamJob:
     @property
     def tasks(self) -> list[StreamTask]:
         """Upstream first."""
-        return self._build.tasks
+        return self.build.tasks
 
     @property
     def running(self) -> asyncio.Future[None]:
@@ -168,12 +169,12 @@ class StreamJob:
 
     def hold(self, held: bool) -> None:
         """Read no more while it is so; barriers pass. From any thread."""
-        for _, _, source in self._build.inputs:
+        for _, _, source in self.build.inputs:
             source.hold(held)
 
     async def stop(self, *, drain: bool) -> None:
         """Stops reading. `drain`: what was read is processed to its end, windows close, tasks end."""
-        for _, _, source in self._build.inputs:
+        for _, _, source in self.build.inputs:
             source.end() if drain else source.pause()
         if drain and self.tasks:
             await asyncio.wait([self._over])
@@ -183,7 +184,7 @@ class StreamJob:
         if self._closed:
             return
         self._closed = True
-        self._build.cancelled.set()
+        self.build.cancelled.set()
         if self._started:
             interpreter.restore()
         coordinator = self.settings.coordinator
@@ -193,7 +194,7 @@ class StreamJob:
             coordinator.abandon(task.name)
         self.left += await aside(close_tasks, [task for task in self.tasks if task.built], _JOIN_SECONDS)
         self._tell_of_late_rows()
-        self._build.give_back_sources()
+        self.build.give_back_sources()
         if self._over.done() and not self._over.cancelled():
             self._over.exception()  # told by whoever ran the job
         elif not self._over.done():
@@ -204,7 +205,7 @@ class StreamJob:
         late: Counter[str] = Counter()
         for task in self.tasks:
             for operator in task.chain.operators if task.built else []:
-                if operator.id not in self._build.late_sides:
+                if operator.id not in self.build.late_sides:
                     late[operator.text] += operator.statistics().get("late_rows", 0)
         for text, rows in late.items():
             if rows:
@@ -224,7 +225,7 @@ class StreamJob:
 
     def progress(self) -> tuple[float, float] | None:
         """(bytes read, all bytes) of the bounded sources; None where there are none."""
-        parts = [part for _, _, source in self._build.inputs if (part := source.source.progress()) is not None]
+        parts = [part for _, _, source in self.build.inputs if (part := source.source.progress()) is not None]
         return (sum(part[0] for part in parts), sum(part[1] for part in parts)) if parts else None
 
     def statistics(self) -> dict[str, Any]:
@@ -234,7 +235,7 @@ class StreamJob:
     def samples(self) -> Iterator[Sample]:
         """For metrics; from any thread."""
         now_ms = self.settings.clock.time() * 1000
-        for reading, task, source in self._build.inputs:
+        for reading, task, source in self.build.inputs:
             topic = reading.node.name
             yield Sample("sabot_records_in_total", source.rows_in, task.name, topic)
             yield Sample("sabot_dead_letters_total", source.dead_letters, task.name, topic)

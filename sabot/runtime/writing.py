@@ -21,13 +21,14 @@ from sabot.checkpoint import TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.errors import SabotError
+from sabot.operators import AgentOperator
 from sabot.operators.base import OperatorContext
 from sabot.operators.sink import SinkWriter
 from sabot.runtime.inputs import GateInput
 from sabot.runtime.task import Chain, Link, StreamTask, close_tasks, refused
 from sabot.threads import Handle, aside, tell
 
-__all__ = ["AgentSink", "Flushes", "SinkPort", "open_writer"]
+__all__ = ["AgentSink", "Flushes", "OperatorPort", "SinkPort", "open_writer"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +46,36 @@ def open_writer(writer: SinkWriter, columns: Sequence[pa.Schema] = (), input: pa
         if isinstance(error, SabotError):  # not from itself: whoever follows its causes would not come to an end
             raise
         raise refused(f"sink {writer.sink.name}", error) from error
+
+
+class OperatorPort:
+    """Another agent as the receiver: a plain call into its lanes."""
+
+    def __init__(self, operator: AgentOperator) -> None:
+        self.operator = operator
+
+    @property
+    def name(self) -> str:
+        """The agent's id."""
+        return self.operator.spec.agent_id
+
+    @property
+    def takes_records(self) -> bool:
+        """A record agent does."""
+        return not self.operator.spec.batch
+
+    @property
+    def full(self) -> bool:
+        """Its lanes hold as much as they may."""
+        return self.operator.full
+
+    def put(self, batch: Batch) -> None:
+        """Into its lanes; of an agent that has failed they are kept for the checkpoint."""
+        self.operator.put(batch)
+
+    async def writable(self) -> None:
+        """Until it has room, or has failed."""
+        await self.operator.writable()
 
 
 class Flushes(Protocol):

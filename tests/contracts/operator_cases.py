@@ -9,11 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
+from sabot.api.agent import AgentSpec
 from sabot.api.expr import col, lit
 from sabot.api.patterns import pattern, step
 from sabot.api.process import process_spec
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.calls import CallOptions
+from sabot.operators.agents.feed import AgentFeed
 from sabot.operators.aggregates.aggregator import AggregateColumn
 from sabot.operators.base import (
     DELETE,
@@ -346,6 +348,8 @@ def _joined(name: str, make: Callable[[], Operator], **options: Any) -> Case:
     return Case(name, make, given.pop("rows", APPEND), **given)
 
 
+FED = AgentSpec.of("app.agent", print, batch=True, schema={"n": "int64", "note": "string"})
+
 CASES = [
     Case("filter", lambda: Filter(col("x") > 1), APPEND),
     Case(
@@ -361,6 +365,7 @@ CASES = [
     Case("sample", lambda: Sample(0.5, 7), APPEND, rescales=False),
     Case("without time", WithoutTime, APPEND, punctual=False),
     Case("as inserts", AsInserts, APPEND),
+    Case("rows for an agent", lambda: AgentFeed(FED), APPEND, punctual=False),
     Case(
         "end versions",
         lambda: EndVersions(col("x") > 1),

@@ -12,7 +12,7 @@ from sabot.config import Duration, parse_ms
 from sabot.connectors.base import Delivery, Sink, Source, check_input, check_sink
 from sabot.errors import SabotError, UserError
 
-__all__ = ["Read", "TableFormat", "Write", "read_node"]
+__all__ = ["Read", "StreamEnd", "TableFormat", "Write", "read_node"]
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,18 @@ class Read(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Write(Node):
+class StreamEnd(Node):
+    """Rows leave the stream."""
+
+    input: Node
+
+
+@dataclass(frozen=True, eq=False)
+class Write(StreamEnd):
     """Rows leave for a topic or a Sink."""
 
     word = "to"
     takes_changes = True
-    input: Node
     sink: str | Sink
     key: str | None
     delivery: Delivery = None

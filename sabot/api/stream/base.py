@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
+from sabot.api.agent import AgentSpec
 from sabot.api.aggregates import Aggregate
 from sabot.api.arguments import (
     Schema,
@@ -29,12 +30,13 @@ from sabot.api.arguments import (
 from sabot.api.calls import AsyncCall
 from sabot.api.describe import aggregates_of, table_of
 from sabot.api.expr import Expr, col
+from sabot.api.nodes.agents import Feed
 from sabot.api.nodes.calls import MapAsync
 from sabot.api.nodes.changes import Changelog, Materialize, Upsert
 from sabot.api.nodes.functions import Connect, Process, Side
 from sabot.api.nodes.joins import JoinHow
 from sabot.api.nodes.node import Node, check_columns
-from sabot.api.nodes.read import Write
+from sabot.api.nodes.read import StreamEnd, Write
 from sabot.api.nodes.rows import (
     Broadcast,
     Drop,
@@ -63,8 +65,11 @@ __all__ = ["Owner", "ProcessedStream", "Steps", "Stream"]
 class Owner(Protocol):
     """What a stream asks of its app."""
 
-    def write(self, node: Write) -> None:
+    def write(self, end: StreamEnd) -> None:
         """The stream will be run with the app."""
+
+    def agent_of(self, function: Callable[..., Any]) -> AgentSpec:
+        """The agent that this function is. Raises UserError where it is none of the app's."""
 
     def collect(self, node: Node) -> pa.Table:
         """Runs the steps up to this node, now, over bounded inputs."""
@@ -398,18 +403,34 @@ class Stream:
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
-    def to(self, sink: str | Sink, *, key: str | None = None, delivery: Delivery = None) -> None:
-        """Rows go to this topic or Sink when the app runs. May be said several times. key: the column that is the records' key.
+    def to(self, sink: str | Sink | Callable[..., Any], *, key: str | None = None, delivery: Delivery = None) -> None:
+        """Rows go to this topic, Sink or agent when the app runs. May be said several times. key: the column that is the records' key.
+
+        An agent is named by its function, under `@app.agent()`. No topic stands between: a row is in the agent's checkpoints as one that
+        it read. A record agent gets each row as from JSON, a batch agent columns; changes go into no agent.
 
         delivery: "exactly_once": rows are there once a checkpoint covers them, each of them once whatever crashes. "at_least_once": they
         are there at once, and may be there again after a crash. None: exactly once where the sink can and checkpoints are written.
         """
+        if callable(sink) and not isinstance(sink, str | Sink):
+            self._feed(self._owner.agent_of(sink), key, delivery)
+            return
         check_sink(sink, "to", 'to("topic") or to(ParquetSink("out.parquet"))')
         check_delivery(delivery, f"to({sink!r})")
         node = Write(self._node, sink, key, delivery)
         node.check()
         if self._node.changes:
             check_takes_changes(self._node, sink, key)
+        self._owner.write(node)
+
+    def _feed(self, agent: AgentSpec, key: str | None, delivery: Delivery) -> None:
+        if delivery is not None:
+            raise UserError(
+                f"to(agent {agent.agent_id}): delivery= is of sinks; rows reach an agent's state exactly once",
+                hint="say it of what the agent writes: @app.agent(sink=…, delivery=…)",
+            )
+        node = Feed(self._node, agent, key)
+        node.check()
         self._owner.write(node)
 
     def collect(self) -> pa.Table:

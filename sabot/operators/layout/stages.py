@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from sabot.api.agent import AgentSpec
 from sabot.api.nodes.read import Read
 from sabot.connectors.base import Delivery, Sink
 from sabot.operators.base import Operator, with_marks
@@ -77,12 +78,17 @@ class Reading:
 
 @dataclass(eq=False)
 class Stage:
-    """A chain with what feeds it: a source (`reading`), the edges of other stages, or for a sink (`sink`) both of them and no steps."""
+    """A chain with what feeds it: a source (`reading`), or the edges of other stages.
+
+    Without steps, and with nothing but edges that come in: a sink (`sink`). An agent (`agent`) has no steps either: all agents of an
+    app run in one task on the event loop, and each has a stage in the plan.
+    """
 
     id: str
     parallelism: int
     reading: Reading | None = None
     sink: tuple[str | Sink, str | None] | None = None  # (topic or Sink, the column that is the key)
+    agent: AgentSpec | None = None
     delivery: Delivery = None  # of the sink; None: what suits it
     changes: tuple[str, ...] | None = None  # of the sink: the key of the changes that it gets; None: it gets none
     targets: list[Step | Edge] = field(default_factory=list)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sabot.api.nodes.node import Node
+from sabot.operators.agents import feed
 from sabot.operators.base import Operator
 from sabot.operators.calls import lookups, map_async
 from sabot.operators.changes import materialize
@@ -38,6 +39,7 @@ _MODULES: tuple[Any, ...] = (
     lookups,
     process,
     match,
+    feed,
 )
 
 PLACES: dict[type[Node], Callable[..., Site]] = {

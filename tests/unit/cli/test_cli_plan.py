@@ -74,7 +74,7 @@ def test_the_plan_is_printed_without_running_anything(shop: Path) -> None:
     text = sabot_says("plan", target).stdout
     assert text.splitlines()[0] == "stage read-1"
     assert "  tumbling window (60000 ms) by account: n = count()" in text.splitlines()
-    assert text.splitlines()[-1] == "agent shop.seen"
+    assert "agent shop.seen" in text.splitlines()
     found = lines("plan", target, "--json", "--parallelism", "2")
     steps = [step["operator"] for stage in found[:-1] for step in stage["steps"]]
     assert "tumbling-1" in steps

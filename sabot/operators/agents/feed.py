@@ -1,0 +1,69 @@
+"""The last step of a stream before an agent: rows become what the agent takes."""
+
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch, normalise
+from sabot.api.agent import AgentSpec
+from sabot.api.nodes.agents import Feed
+from sabot.api.words import check_names
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.codecs.records import RECORD_SCHEMA, json_records, record_keys, refuse_json_types
+from sabot.errors import UserError
+from sabot.operators.base import Operator, OperatorContext, without_marks
+from sabot.operators.layout.sites import Places, Site
+
+__all__ = ["PLACES", "AgentFeed"]
+
+
+class AgentFeed(Operator):
+    """For a record agent, records as a topic would have them; for a batch agent, the columns of its `schema=`, or all.
+
+    The records stand at no offset of a partition, so their partition is -1, as that of all rows which come from no one record.
+    """
+
+    def __init__(self, spec: AgentSpec, key: str | None = None) -> None:
+        self._spec = spec
+        self._key = key
+        self._names: list[str] = []
+        self._clock: Clock = SYSTEM_CLOCK
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        columns, where = without_marks(context.input), f"to(agent {self._spec.agent_id})"
+        self._clock = context.clock
+        self._names = columns.names
+        if not self._spec.batch:
+            check_names(where, [name for name in (self._key, self._spec.key) if name is not None], columns.names)
+            refuse_json_types(columns, where)
+            return RECORD_SCHEMA
+        if self._spec.schema is None:
+            return columns
+        wanted = normalise(self._spec.schema.empty_table()).schema
+        check_names(where, wanted.names, columns.names)
+        for field in wanted:
+            there = columns.field(field.name).type
+            if there != field.type:
+                raise UserError(
+                    f"{where}: column {field.name!r} is {there}, and the agent's schema= says {field.type}",
+                    hint=f"with_columns({field.name}=col({field.name!r}).cast(…)) before it, or another schema=",
+                )
+        self._names = wanted.names
+        return pa.schema([columns.field(name) for name in wanted.names])
+
+    def process(self, batch: Batch) -> None:
+        data = batch.taken().select(self._names)
+        if not self._spec.batch:
+            keys = None if self._key is None else record_keys(data, [self._key])
+            records = json_records(data, keys, int(self._clock.time() * 1000))
+            nowhere = pa.array(np.full(data.num_rows, -1, np.int32))
+            data = records.set_column(3, RECORD_SCHEMA.field(3), nowhere)
+        self.emit(Batch(data, None, self._spec.agent_id))
+
+
+def place_feed(node: Feed, site: Site) -> Site:
+    return site.step(node.text(), partial(AgentFeed, node.agent, node.key))
+
+
+PLACES: Places = {Feed: place_feed}

@@ -1,0 +1,64 @@
+"""Agents among each other, and among the streams of their app: who gives rows to whom."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from sabot.api.agent import AgentSpec
+from sabot.api.nodes.agents import Feed
+from sabot.api.nodes.read import StreamEnd
+from sabot.config import dead_letter_topic
+from sabot.errors import UserError
+
+__all__ = ["arranged", "dead_letter_topics", "fed_by_streams", "inputs_of"]
+
+
+def fed_by_streams(ends: Iterable[StreamEnd]) -> frozenset[str]:
+    """The ids of the agents into which streams go."""
+    return frozenset(end.agent.agent_id for end in ends if isinstance(end, Feed))
+
+
+def arranged(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[AgentSpec]:
+    """The agents, each behind those that it gives rows to. Who gets rows of an agent or a stream and named no topic has none.
+
+    Raises UserError for agents and streams that give rows to each other in a ring, and for streams of an agent that is not there.
+    """
+    fed = fed_by_streams(ends)
+    if gone := fed - {spec.agent_id for spec in specs}:
+        raise UserError(f"a stream goes into {min(gone)}, which is no agent of this app")
+    targets = {id(spec.sink) for spec in specs}
+    specs = [
+        replace(spec, inputs=()) if spec.topic_by_name and (id(spec.func) in targets or spec.agent_id in fed) else spec
+        for spec in specs
+    ]
+    ordered: list[AgentSpec] = []
+    by_func = {id(spec.func): spec for spec in specs}
+
+    def place(spec: AgentSpec, above: tuple[AgentSpec, ...]) -> None:
+        if spec in above:
+            ring = " -> ".join(each.agent_id for each in (*above, spec))
+            raise UserError(f"agents write into each other in a ring: {ring}", hint="put a topic between two of them")
+        if spec in ordered:
+            return
+        target = by_func.get(id(spec.sink))
+        if target is not None:
+            place(target, (*above, spec))
+        ordered.append(spec)
+
+    for spec in specs:
+        place(spec, ())
+    return ordered
+
+
+def inputs_of(spec: AgentSpec, specs: Iterable[AgentSpec], fed: frozenset[str]) -> list[str]:
+    """What its rows come from: names of topics and Sources, ids of agents that write into it, its own for rows of streams."""
+    return [
+        *spec.topics,
+        *(each.agent_id for each in specs if each.sink is spec.func),
+        *([spec.agent_id] if spec.agent_id in fed else []),
+    ]
+
+
+def dead_letter_topics(spec: AgentSpec, specs: Iterable[AgentSpec], fed: frozenset[str]) -> dict[str, str]:
+    """By input. Of an agent whose dead letters go into topics."""
+    assert isinstance(spec.dead_letter, str)
+    return {name: dead_letter_topic(spec.dead_letter, name) for name in inputs_of(spec, specs, fed)}

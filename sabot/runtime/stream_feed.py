@@ -1,0 +1,188 @@
+"""How rows of a stream reach an agent without a topic: a channel from a task of the stream into the lanes, and its barriers.
+
+Rows that come out of a stream are covered by the positions of its readers as soon as the barrier behind them is passed on. The agents of
+an app are cut in one moment, and do not wait for the barriers of streams: a stream may hang on what an agent gives it, and an agent with
+full lanes would hold a barrier up for long. So a barrier comes into a feed before or after the cut:
+
+    before   what stands behind it is of the next epoch: it stays in the channel until the cut
+    after    the rows in between belong to the epoch: they go into the lanes like others, and also into the snapshot, as rows whose calls
+             have not ended. Until the barrier has come they are taken whether or not the lanes have room; there are no more of them than
+             the channels before the agent hold. The agent task acknowledges when it has them.
+
+While the lanes are full, the readers from which the rows come are held, so that checkpoint after checkpoint does not take more of them in.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import END, Abort, Barrier, Channel
+from sabot.errors import SabotError
+from sabot.operators import AgentOperator
+from sabot.runtime.reading import Reader
+from sabot.threads import tell
+from sabot.watch import watched
+
+__all__ = ["StreamFeed"]
+
+
+class StreamFeed:
+    """A channel of a stream into an agent. All methods on the event loop."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        operator: AgentOperator,
+        readers: list[Reader],
+        on_broken: Callable[[str, SabotError], None],
+    ) -> None:
+        """readers: those from which the rows come."""
+        self.name = channel.name
+        self.operator = operator
+        self.recorded: list[Batch] = []  # rows between the last cut and its barrier, in order
+        self.over = asyncio.Event()  # nothing more comes
+        self._channel = channel
+        self._readers = readers
+        self._on_broken = on_broken
+        self._loop = asyncio.get_running_loop()
+        self._settled = 0  # the last checkpoint that the agents were cut for, or that was given up
+        self._arrived = 0  # the checkpoint whose barrier came before the cut; 0: none
+        self._awaited: asyncio.Future[Mapping[str, int]] | None = None  # the barrier that comes after the cut
+        self._takes_all = False
+        self._waits = False  # for room in the lanes
+        self._armed = False
+        self._scheduled = False
+
+    def start(self) -> None:
+        """Begins to read."""
+        self._arm()
+
+    def go_on(self) -> None:
+        """Something has changed in the agent: it may have room."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._read)
+
+    def take_all(self) -> None:
+        """Rows go into the lanes though the agent does not serve them: the checkpoint keeps them."""
+        self._takes_all = True
+        self.go_on()
+
+    def give_up(self) -> None:
+        """The stream has failed: nothing more comes, and no checkpoint can be complete."""
+        self._is_over()
+
+    def close(self) -> None:
+        """The stream finds nobody here. Idempotent."""
+        self._is_over()
+        self._channel.close()
+
+    # -- barriers (`writing.Flushes`) ---------------------------------------------------------------------------------
+
+    @property
+    def what(self) -> str:
+        """For messages."""
+        return self.name
+
+    @property
+    def flushing(self) -> bool:
+        """The cut was made, and the barrier has not come."""
+        return self._awaited is not None
+
+    def barrier(self, checkpoint_id: int) -> asyncio.Future[Mapping[str, int]]:
+        """In the moment of the cut. Done when all rows before the stream's barrier are in the lanes, or were recorded."""
+        arrived, self._arrived = self._arrived, 0
+        self._settled = checkpoint_id
+        self.recorded = []
+        come: asyncio.Future[Mapping[str, int]] = self._loop.create_future()
+        if arrived == checkpoint_id or self.over.is_set():
+            come.set_result({})
+        else:
+            self._awaited = come
+        self.go_on()
+        return come
+
+    def abort(self, checkpoint_id: int) -> None:
+        """The checkpoint is given up: nobody waits for its barrier, and what stands behind it may be taken."""
+        self._settled = max(self._settled, checkpoint_id)
+        self._awaited = None
+        if self._arrived <= checkpoint_id:
+            self._arrived = 0
+            self.go_on()
+
+    # -- rows ---------------------------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        if not self._armed:
+            self._armed = True
+            self._channel.when_readable(lambda: tell(self._loop, self._is_readable))
+
+    def _is_readable(self) -> None:
+        self._armed = False
+        self.go_on()
+
+    def _read(self) -> None:
+        """The next element, and then, after others have had their turn, the next one."""
+        self._scheduled = False
+        if self._arrived or self.over.is_set() or not self._may_take():
+            return
+        element = self._channel.get_nowait()
+        if element is None:
+            self._arm()
+            return
+        if isinstance(element, Batch):
+            if self._awaited is not None:
+                self.recorded.append(element)
+            self.operator.put(element)
+        elif isinstance(element, Barrier):
+            self._came(element.checkpoint_id)
+        elif isinstance(element, Abort):
+            self.abort(element.checkpoint_id)
+        elif element is END:
+            self._is_over()
+        self.go_on()
+
+    def _came(self, checkpoint_id: int) -> None:
+        if checkpoint_id > self._settled:
+            self._arrived = checkpoint_id
+        elif checkpoint_id == self._settled:
+            self._has_come()
+
+    def _has_come(self) -> None:
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_result({})
+        self._awaited = None
+
+    def _is_over(self) -> None:
+        self.over.set()
+        self._has_come()
+        self._hold(False)
+
+    def _may_take(self) -> bool:
+        """Whether the lanes have room, or rows are taken in any case. If not, the readers stand still until there is room."""
+        operator = self.operator
+        serves = operator.failure is None and not operator.stopped
+        room = serves and not operator.full
+        self._hold(not room)
+        if room or self._awaited is not None or self._takes_all:
+            return True
+        if serves and not self._waits:
+            self._waits = True
+            what = f"the wait for room in agent {operator.spec.agent_id}"
+            watched(self._loop.create_task(self._wait()), what, partial(self._on_broken, what))
+        return False
+
+    async def _wait(self) -> None:
+        try:
+            await self.operator.writable()
+        finally:
+            self._waits = False
+        self.go_on()
+
+    def _hold(self, held: bool) -> None:
+        for reader in self._readers:
+            if held and not self.over.is_set():
+                reader.waits_for.add(self.name)
+            elif self.name in reader.waits_for:
+                reader.go_on(self.name)
