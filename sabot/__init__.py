@@ -32,7 +32,7 @@ from sabot.api.stream import KeyedStream, Stream, WindowedStream
 from sabot.api.windows import count_window, cumulative, hopping, session, tumbling
 from sabot.app import App
 from sabot.codecs.records import Record
-from sabot.connectors.base import Lane, Sink, Source, Token
+from sabot.connectors.base import Lane, Sink, Source, Token, Track
 from sabot.connectors.files import (
     ArrowSink,
     ArrowSource,
@@ -102,6 +102,7 @@ __all__ = [
     "Stream",
     "Timer",
     "Token",
+    "Track",
     "TransientError",
     "UserAggregate",
     "UserError",

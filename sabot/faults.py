@@ -54,7 +54,7 @@ def _too_many_open() -> str:
     counted = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
     return (
         f"this process has {kinds.total():,} files open ({counted}) and may have {limit:,}: raise that (ulimit -n 65536, "
-        "LimitNOFILE= of a service). A Kafka source, sink or exactly-once lane takes some 14, RocksDB one for each file of "
+        "LimitNOFILE= of a service). A Kafka source, sink or exactly-once sink takes some 14, RocksDB one for each file of "
         "state, a file source or sink one or two"
     )
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sabot.checkpoint.kept import KeptState, save_state
-from sabot.checkpoint.manifest import Manifest, StoredLane, StoredTask
+from sabot.checkpoint.manifest import Manifest, StoredTask, StoredTrack
 from sabot.checkpoint.storage import CheckpointStorage
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import Duration, parse_seconds
@@ -95,10 +95,10 @@ class _InFlight:
 class SavedOutput(Protocol):
     """Output that is saved with each checkpoint, and delivered once that is complete (`sabot.delivery`)."""
 
-    def compose(self, sealed: Mapping[str, int]) -> tuple[dict[str, StoredLane], dict[str, Path]]:
-        """What the manifest says of each lane, and the files of its parts by their path in the checkpoint.
+    def compose(self, sealed: Mapping[str, int]) -> tuple[dict[str, StoredTrack], dict[str, Path]]:
+        """What the manifest says of each track, and the files of its parts by their path in the checkpoint.
 
-        sealed: by lane, the number of the part that its task sealed last before it passed the barrier on.
+        sealed: by track, the number of the part that its task sealed last before it passed the barrier on.
         """
         ...
 
@@ -454,14 +454,14 @@ class Coordinator:
         sealed: dict[str, int] = {}
         for snapshot in flight.snapshots().values():
             sealed.update(snapshot.sealed)
-        lanes, parts = ({}, {}) if self.delivery is None else self.delivery.compose(sealed)
+        tracks, parts = ({}, {}) if self.delivery is None else self.delivery.compose(sealed)
         generation = 0 if self.storage is None else self.storage.generation
         manifest = Manifest(
             flight.checkpoint_id,
             int(self._clock.time() * 1000),
             self._describe,
             tasks,
-            lanes,
+            tracks,
             self._incarnation,
             generation,
         )

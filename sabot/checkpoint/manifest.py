@@ -12,7 +12,7 @@ from sabot.checkpoint.protocol import Mark, manifest_name
 from sabot.errors import CorruptCheckpoint, InternalError
 from sabot.faults import unreadable
 
-__all__ = ["Manifest", "StoredLane", "StoredPart", "StoredTask"]
+__all__ = ["Manifest", "StoredPart", "StoredTask", "StoredTrack"]
 
 
 class StoredTask(msgspec.Struct, frozen=True):
@@ -31,7 +31,7 @@ class StoredPart(msgspec.Struct, frozen=True):
     rows: int
 
 
-class StoredLane(msgspec.Struct, frozen=True):
+class StoredTrack(msgspec.Struct, frozen=True):
     """The output of one exactly-once sink: the highest seq given out, the highest known to be delivered, what waits."""
 
     sink: str  # its name, for people
@@ -45,16 +45,17 @@ class StoredLane(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True):
     """What a checkpoint holds.
 
-    `contents` lists every file by the path that it was written under, below `CheckpointStorage.begin`'s directory.
-    incarnation: of the job, made at its fresh start. generation: of the run that wrote this. `place` is None for a checkpoint
-    kept in memory, `path` also for one that is not on this machine.
+    contents: every file, by the path below `CheckpointStorage.begin`'s directory under which it was written. lanes: the tracks of the
+    exactly-once sinks, by id; formats (a manifest, a table of tokens, the token of a file) and metrics go on calling a track a lane.
+    incarnation: of the job, made at its fresh start. generation: of the run that wrote the manifest. place: None for a checkpoint that is
+    kept in memory only. path: None for that one, and for one that is not on this machine.
     """
 
     checkpoint_id: int
     created_ms: int
     describe: dict[str, Any] = {}
     tasks: dict[str, StoredTask] = {}
-    lanes: dict[str, StoredLane] = {}
+    lanes: dict[str, StoredTrack] = {}
     incarnation: str = ""
     generation: int = 0
     contents: dict[str, StoredFile] = {}

@@ -44,11 +44,11 @@ def refuse_unsound(manifest: Manifest, where: str) -> None:
     for task in manifest.tasks.values():
         for path in (*task.files.values(), *task.states.values()):
             _refuse_path(where, path)
-    for lane_id, lane in manifest.lanes.items():
-        _refuse_incarnation(where, lane_id, lane.incarnation)
-        for value in (lane.given, lane.delivered):
-            _refuse_number(where, lane_id, value)
-        for part in lane.pending:
+    for track_id, track in manifest.lanes.items():
+        _refuse_incarnation(where, track_id, track.incarnation)
+        for value in (track.given, track.delivered):
+            _refuse_number(where, track_id, value)
+        for part in track.pending:
             _refuse_path(where, part.file)
             _refuse_number(where, part.file, part.seq)
             _refuse_number(where, part.file, part.rows)

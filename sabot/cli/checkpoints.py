@@ -52,7 +52,7 @@ def list_(job: JobWord, json: Json = False) -> None:
             files = {file.name: file.size for file in manifest.contents.values()}
             new = sum(nbytes for name, nbytes in files.items() if name not in before)
             before = set(files)
-            waiting = sum(part.rows for lane in manifest.lanes.values() for part in lane.pending)
+            waiting = sum(part.rows for track in manifest.lanes.values() for part in track.pending)
             if json:
                 json_line(
                     {
@@ -104,7 +104,7 @@ def show(job: JobWord, checkpoint_id: Id = None, json: Json = False) -> None:
         _table("positions", ["task", "source", "topic", "partition", "next offset"], _positions(manifest))
         _table("state", ["task", "operator", "size", "what it is"], _states(manifest))
         _table("agents", ["agent", "processed", "errors", "dead letters", "unfinished"], _agents(manifest))
-        _table("output", ["sink", "lane", "given", "delivered", "waiting"], _lanes(manifest))
+        _table("output", ["sink", "track", "given", "delivered", "waiting"], _tracks(manifest))
 
     _run(work)
 
@@ -213,11 +213,11 @@ def _agents(manifest: Manifest) -> Iterable[list[object]]:
             yield [agent, facts["messages_processed"], facts["errors"], facts["dead_letters"], unfinished]
 
 
-def _lanes(manifest: Manifest) -> Iterable[list[object]]:
-    for name, lane in manifest.lanes.items():
-        rows = sum(part.rows for part in lane.pending)
-        waiting = f"{len(lane.pending)} parts, {rows} rows" if lane.pending else "-"
-        yield [lane.sink, name, _seq(lane.given), _seq(lane.delivered), waiting]
+def _tracks(manifest: Manifest) -> Iterable[list[object]]:
+    for name, track in manifest.lanes.items():
+        rows = sum(part.rows for part in track.pending)
+        waiting = f"{len(track.pending)} parts, {rows} rows" if track.pending else "-"
+        yield [track.sink, name, _seq(track.given), _seq(track.delivered), waiting]
 
 
 def _seq(seq: int) -> str:

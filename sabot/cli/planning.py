@@ -126,14 +126,14 @@ def _output_fates(app: App, made: Plan, manifest: Manifest) -> list[_Fate]:
     sinks = sinks_of(made, app.agent_runtime.writes, lambda topic: open_sink(topic, app.broker, app.kafka))
     return [
         _Fate(
-            lane_id,
+            track_id,
             "refuse",
-            f"sink {lane.sink}",
+            f"sink {track.sink}",
             "",
-            f"{sum(part.rows for part in lane.pending)} rows are not delivered into it, {why}",
+            f"{sum(part.rows for part in track.pending)} rows are not delivered into it, {why}",
             True,
         )
-        for lane_id, lane, why in undelivered(manifest, sinks)
+        for track_id, track, why in undelivered(manifest, sinks)
     ]
 
 

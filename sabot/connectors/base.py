@@ -24,6 +24,7 @@ __all__ = [
     "Sink",
     "Source",
     "Token",
+    "Track",
     "agreed_delivery",
     "check_delivery",
     "check_input",
@@ -173,7 +174,7 @@ class Source(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class Track:
     """Whose parts a sink is given: the key under which it keeps its token.
 
     job: the app's id. sink: the place of the sink in the program, stable over restarts. incarnation: of the job; new when
@@ -190,9 +191,13 @@ class Lane:
         return f"sabot.{self.job}.{self.sink}"
 
 
+Lane = Track
+"""The name of `Track` in sinks of users' own. Elsewhere a lane is an agent's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a receiver knows of a lane: the number of the last part that it has, and which incarnation sent it."""
+    """What a receiver knows of a track: the number of the last part that it has, and which incarnation sent it."""
 
     seq: int
     incarnation: str
@@ -217,11 +222,11 @@ class Sink(ABC):
     takes_changes: bool = False
     """It can keep a table: `expect_changes`."""
     still_ours: Callable[[], bool] | None = None
-    """Set by the engine before `claim`, for a sink that is told that somebody else has taken its lane: whether this process still
-    owns the job. Blocking; in the lane's thread. None: nobody knows.
+    """Set by the engine before `claim`, for a sink that is told that somebody else has taken its track: whether this process still
+    owns the job. Blocking; in the track's thread. None: nobody knows.
     """
     sealed: Mapping[str, int] = {}
-    """The engine's own, of what stands before a sink that delivers: by lane, the last part of what was written before the last flush."""
+    """The engine's own, of what stands before a sink that delivers: by track, the last part of what was written before the last flush."""
 
     def start_afresh(self) -> None:  # noqa: B027 - most sinks add to what is there
         """Before `open`: the job begins, and goes on from no checkpoint. What an earlier run left unfinished is
@@ -270,26 +275,26 @@ class Sink(ABC):
         it.
         """
 
-    def known(self, lane: Lane) -> Token | None:
-        """What the receiver knows of the lane, asked before `claim`, and taking nothing from whoever writes into it now: a start that
+    def known(self, track: Track) -> Token | None:
+        """What the receiver knows of the track, asked before `claim`, and taking nothing from whoever writes into it now: a start that
         is refused must not end a job that runs. None: nothing, or it cannot be told without claiming. A topic that is missing is made
         here: others may want to read it before the claim. Raises like `open`.
         """
         return None
 
-    def claim(self, lane: Lane) -> Token | None:
+    def claim(self, track: Track) -> Token | None:
         """Ready to deliver, in place of `open`, whose errors it raises. Also after an error: it starts over.
 
-        When it returns no process that claimed this lane before can deliver any more (as far as the receiver can keep
+        When it returns no process that claimed this track before can deliver any more (as far as the receiver can keep
         it out), and what that one left half done is gone or finished. Called again before `close` it raises JobLocked
-        where another process has claimed the lane since: who is late must not take it back. -> what the receiver knows;
+        where another process has claimed the track since: who is late must not take it back. -> what the receiver knows;
         None: no part came. A sink that keeps no token returns None, and knows a part that it is given again by its seq.
         """
         self.open()
         return None
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Rows as `write` takes them -> as `deliver` shall get them. After `claim`; in the thread that writes, not the lane's.
+        """Rows as `write` takes them -> as `deliver` shall get them. After `claim`; in the thread that writes, not the track's.
 
         Raises for rows that the receiver would refuse, as `write` does: once they are in a checkpoint nobody can take them out.
         """
@@ -299,9 +304,9 @@ class Sink(ABC):
         """Takes a part: rows that were `fitting`, at most some 64 MiB. When it returns they are at the receiver, safe
         and to be seen, all of them, and none twice however often the part is given (the same seq, the same rows).
 
-        seq grows, with gaps; with the lane that was claimed (its incarnation, too) it names the part for ever: what remembers
+        seq grows, with gaps; with the track that was claimed (its incarnation, too) it names the part for ever: what remembers
         parts by a key of its own puts all three into it. Raises TransientError when it may be tried again (`claim` comes
-        first, and its token says whether the part got through); JobLocked when another process has claimed the lane;
+        first, and its token says whether the part got through); JobLocked when another process has claimed the track;
         anything else ends the job. Whatever it raises, the rows are at the receiver all or not at all.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Exactly-once output: saved in a checkpoint until it is delivered (`staged`), in `lanes` of `parts`; what a receiver's token means at a
+"""Exactly-once output: saved in a checkpoint until it is delivered (`staged`), in `tracks` of `parts`; what a receiver's token means at a
 start (`tokens`).
 """
 

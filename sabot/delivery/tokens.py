@@ -1,4 +1,4 @@
-"""What is to be delivered after a start: decided from what the checkpoint says of a lane and what the receiver knows.
+"""What is to be delivered after a start: decided from what the checkpoint says of a track and what the receiver knows.
 
     seq = generation * 2**34 + n      a run (generation) never gives out a number that another one may have given out
 
@@ -7,7 +7,7 @@ Pure: no files, no clocks, no receivers. The reasons stand in docs/decisions/007
 
 from dataclasses import dataclass
 
-from sabot.checkpoint.manifest import StoredLane
+from sabot.checkpoint.manifest import StoredTrack
 from sabot.connectors.base import Token
 from sabot.errors import DeliveryConflict, UserError
 
@@ -19,7 +19,7 @@ CHOICES = ("repeat", "skip")
 
 @dataclass(frozen=True)
 class Opening:
-    """How a lane begins: pending parts above `delivered` are delivered; with `renumber` all of them, under new numbers, once a
+    """How a track begins: pending parts above `delivered` are delivered; with `renumber` all of them, under new numbers, once a
     checkpoint knows these. The receiver's token is `settle`d, or renewed, at `delivered`. The next number is above `above`.
     """
 
@@ -47,7 +47,7 @@ def after(seq: int) -> int:
 
 def opening(
     name: str,
-    stored: StoredLane | None,
+    stored: StoredTrack | None,
     token: Token | None,
     *,
     keeps_token: bool,
@@ -59,27 +59,27 @@ def opening(
 ) -> Opening:
     """Raises DeliveryConflict, with the ways on spelled out, where going on by itself could repeat or lose output.
 
-    stored: the lane in the checkpoint that is restored; None: it has none, or nothing is restored. newest: that checkpoint is the
+    stored: the track in the checkpoint that is restored; None: it has none, or nothing is restored. newest: that checkpoint is the
     newest of the job, not a savepoint. choice: what the user has said, of CHOICES. fresh: he said that the job starts afresh.
     """
     if choice is not None and choice not in CHOICES:
         raise UserError(f"redeliver={choice!r}", hint='"repeat" or "skip"')
-    lane = stored or StoredLane("")
-    above = max(first_seq(generation), lane.given)
-    if not keeps_token and (newest or not lane.given or choice == "repeat"):  # it knows parts by their numbers
-        return Opening(lane.delivered, above)
+    track = stored or StoredTrack("")
+    above = max(first_seq(generation), track.given)
+    if not keeps_token and (newest or not track.given or choice == "repeat"):  # it knows parts by their numbers
+        return Opening(track.delivered, above)
     if token is not None and token.seq == 0 and token.incarnation != incarnation:
         token = None  # of a life that had not delivered anything
     if not keeps_token:
         why = "it keeps no token, so nobody knows whether it was given more after this savepoint"
     elif token is None:
-        if lane.given == 0:
+        if track.given == 0:
             return Opening(0, above, settle=True)
-        if not lane.pending and newest:
+        if not track.pending and newest:
             return Opening(
-                lane.delivered, above, settle=True, note="the receiver has lost its token; nothing was pending"
+                track.delivered, above, settle=True, note="the receiver has lost its token; nothing was pending"
             )
-        why = f"the receiver has lost its token, and {_parts(lane)} may be there or not"
+        why = f"the receiver has lost its token, and {_parts(track)} may be there or not"
     elif token.incarnation != incarnation:
         if fresh:
             return Opening(0, max(above, after(token.seq)), settle=True)
@@ -87,19 +87,19 @@ def opening(
             f"the receiver has output of another life of this job (incarnation {token.incarnation or 'unknown'}, this one is "
             f"{incarnation}), which had other checkpoints (if they are gone for good: start afresh, --fresh)"
         )
-    elif token.seq < lane.delivered:
-        why = f"the receiver's token {token.seq} is older than the {lane.delivered} that was delivered"
-    elif token.seq > lane.given:
-        why = f"output up to {token.seq} was delivered after this checkpoint, which knows numbers up to {lane.given}"
+    elif token.seq < track.delivered:
+        why = f"the receiver's token {token.seq} is older than the {track.delivered} that was delivered"
+    elif token.seq > track.given:
+        why = f"output up to {token.seq} was delivered after this checkpoint, which knows numbers up to {track.given}"
     else:
         return Opening(token.seq, above)
     known = 0 if token is None else token.seq
     above = max(above, after(known))
     if choice == "repeat":
-        return Opening(lane.delivered, above, settle=True, renumber=True, note=f"{why}; all of it is delivered again")
+        return Opening(track.delivered, above, settle=True, renumber=True, note=f"{why}; all of it is delivered again")
     if choice == "skip":
         return Opening(
-            max(known, lane.given), above, settle=True, note=f"{why}; {len(lane.pending)} saved parts are skipped"
+            max(known, track.given), above, settle=True, note=f"{why}; {len(track.pending)} saved parts are skipped"
         )
     raise DeliveryConflict(
         f"sink {name}: {why}",
@@ -110,7 +110,7 @@ def opening(
     )
 
 
-def _parts(lane: StoredLane) -> str:
-    if not lane.pending:
+def _parts(track: StoredTrack) -> str:
+    if not track.pending:
         return "what came after this checkpoint"
-    return f"{len(lane.pending)} saved parts ({lane.pending[0].seq} to {lane.pending[-1].seq})"
+    return f"{len(track.pending)} saved parts ({track.pending[0].seq} to {track.pending[-1].seq})"

@@ -1,5 +1,5 @@
 """The engine's exactly-once sink over a Kafka topic: each part is one transaction, which also commits the part's number, as an offset of
-a consumer group that belongs to the lane. docs/decisions/007 has the experiments behind each choice. This module loads confluent_kafka.
+a consumer group that belongs to the track. docs/decisions/007 has the experiments behind each choice. This module loads confluent_kafka.
 
 After any error, as after a crash, the sink does the same: it abandons the producer, makes a new one, lets the broker end the transaction
 of the old one (`init_transactions`), and reads the number of the last part that was committed.
@@ -21,7 +21,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import to_records
-from sabot.connectors.base import Lane, Token
+from sabot.connectors.base import Token, Track
 from sabot.errors import BrokerUnavailable, JobLocked, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     ANSWER_SECONDS,
@@ -45,7 +45,7 @@ _log = logging.getLogger("sabot.kafka")
 
 CALL_SECONDS = 10.0  # the time-out given to one call of the client
 GRACE_SECONDS = 5.0  # how much longer a call may take before it counts as one that never returns
-KNOWN_SECONDS = 3.0  # to read a token before the lane is claimed
+KNOWN_SECONDS = 3.0  # to read a token before the track is claimed
 CLAIM_SECONDS = 30.0  # for the broker to end the last producer's transaction, and to return the token
 TOPIC_SECONDS = 4 * ANSWER_SECONDS  # to find the topic or make it; an absent broker is reported after a quarter of that
 TRANSACTION_MS = 60_000  # how long readers wait behind a transaction that no producer takes over
@@ -70,8 +70,8 @@ class KafkaDelivery(KafkaWriter):
     """A KafkaWriter that also delivers parts. A job uses either `write` or `deliver`, never both.
 
     still_ours: set by the engine before `claim`; it says whether this process still owns the job. It is needed because the broker gives
-    the same error to a producer whose transaction timed out and to one whose lane another process has claimed. Where nobody can say,
-    the lane counts as lost (JobLocked).
+    the same error to a producer whose transaction timed out and to one whose track another process has claimed. Where nobody can say,
+    the track counts as lost (JobLocked).
     """
 
     keeps_token = True
@@ -79,17 +79,17 @@ class KafkaDelivery(KafkaWriter):
     def __init__(self, topic: str, broker: str, kafka: Mapping[str, Any]) -> None:
         super().__init__(topic, broker, kafka)
         self._client: _Client | None = None
-        self._lane = Lane("", "", "")
+        self._track = Track("", "", "")
         self._seq = -1  # the number of the last part of this incarnation that was committed
         self._faults = 0
         self._lost = False  # the broker fenced us off, and `still_ours` did not contradict
         self._transaction_seconds = int(kafka.get("transaction.timeout.ms", TRANSACTION_MS)) / 1000
 
-    def known(self, lane: Lane) -> Token | None:
+    def known(self, track: Track) -> Token | None:
         """The last token that was committed, even while a producer has a transaction open. Makes the topic if it is missing."""
         client = _Client(self._link)
-        self._link.group = _lane_id(lane)
-        settings = {"group.id": _lane_id(lane), "isolation.level": "read_uncommitted", "enable.auto.commit": False}
+        self._link.group = _track_id(track)
+        settings = {"group.id": _track_id(track), "isolation.level": "read_uncommitted", "enable.auto.commit": False}
         deadline = SYSTEM_CLOCK.monotonic() + KNOWN_SECONDS
         try:
             with step("topic", self.name):
@@ -106,20 +106,20 @@ class KafkaDelivery(KafkaWriter):
         finally:
             client.leave(abort=False)
 
-    def claim(self, lane: Lane) -> Token | None:
+    def claim(self, track: Track) -> Token | None:
         if "transactional.id" in self._kafka:
             raise UserError(
-                f"topic {self.name!r}: exactly once needs a transactional.id of its own, {_lane_id(lane)!r}",
+                f"topic {self.name!r}: exactly once needs a transactional.id of its own, {_track_id(track)!r}",
                 hint="leave transactional.id out of the settings",
             )
         self._leave(abort=False)
         # Asked before `init_transactions` fences anyone: otherwise two workers would fence each other for ever.
         ours = self._is_ours()
         if ours is False or (self._lost and ours is None):
-            raise self._taken_over(lane)
+            raise self._taken_over(track)
         self._lost = False
-        self._lane = lane
-        self._link.group = _lane_id(lane)
+        self._track = track
+        self._link.group = _track_id(track)
         client = self._client = _Client(self._link)
         with self._or_leave(client), step("claim", self.name):
             client.call(self.ensure_topic, TOPIC_SECONDS + GRACE_SECONDS)
@@ -129,7 +129,7 @@ class KafkaDelivery(KafkaWriter):
             found = self._ask(client, client.committed, deadline)
             client.call(client.forget_consumer, CLOSE_SECONDS + GRACE_SECONDS)
         client.claimed = self._link.opened = True
-        self._seq = found.seq if found is not None and found.incarnation == lane.incarnation else -1
+        self._seq = found.seq if found is not None and found.incarnation == track.incarnation else -1
         return found
 
     def _is_ours(self) -> bool | None:
@@ -138,7 +138,7 @@ class KafkaDelivery(KafkaWriter):
 
     def _connect(self, client: "_Client") -> None:
         """Runs in the client's thread. The consumer only reads the token: it never subscribes, so it is no member of its group."""
-        name = _lane_id(self._lane)
+        name = _track_id(self._track)
         ours = {
             "transactional.id": name,
             "transaction.timeout.ms": TRANSACTION_MS,
@@ -152,7 +152,7 @@ class KafkaDelivery(KafkaWriter):
         client.place = self.name
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Encodes the rows as records, in the caller's thread rather than in the lane's."""
+        """Encodes the rows as records, in the caller's thread rather than in the track's."""
         rows = to_records(Batch(data), int(SYSTEM_CLOCK.time() * 1000), self._keys)
         check_sizes(rows, largest_record(self._kafka), self.name)
         return rows
@@ -169,7 +169,7 @@ class KafkaDelivery(KafkaWriter):
             self._commit(client, seq, deadline)
 
     def settle(self, seq: int) -> None:
-        """Commits the token in a transaction without records. Called at each start, and when a lane has sent nothing for an hour, because
+        """Commits the token in a transaction without records. Called at each start, and when a track has sent nothing for an hour, because
         a broker forgets offsets that are not renewed (`offsets.retention.minutes`, 7 days).
         """
         client = self._claimed()
@@ -209,7 +209,7 @@ class KafkaDelivery(KafkaWriter):
             raise self._fault(*client.refusals.first)
 
     def _commit(self, client: "_Client", seq: int, deadline: float) -> None:
-        token = Token(seq, self._lane.incarnation)
+        token = Token(seq, self._track.incarnation)
         with step("token", self.name):
             self._ask(client, partial(client.send_token, token), deadline)
         if client.refusals.first is not None:
@@ -264,9 +264,9 @@ class KafkaDelivery(KafkaWriter):
         code, address = error.code(), self._link.address
         if code in _FENCED:
             if not self._is_ours():
-                return self._taken_over(self._lane)
+                return self._taken_over(self._track)
             return self._bounded(
-                f"another producer has taken this lane, or a transaction took longer than transaction.timeout.ms: {said(error)}"
+                f"another producer has taken this track, or a transaction took longer than transaction.timeout.ms: {said(error)}"
             )
         if code == KafkaError.INVALID_TRANSACTION_TIMEOUT:
             return UserError(
@@ -311,10 +311,10 @@ class KafkaDelivery(KafkaWriter):
             return TransientError(what, hint=hint)
         return SabotError(f"{what}, {self._faults} times in a row", hint=hint)
 
-    def _taken_over(self, lane: Lane) -> JobLocked:
+    def _taken_over(self, track: Track) -> JobLocked:
         self._lost = True
         return JobLocked(
-            f"another worker delivers to topic {self.name!r} as {_lane_id(lane)!r}: it has taken job {lane.job!r} over",
+            f"another worker delivers to topic {self.name!r} as {_track_id(track)!r}: it has taken job {track.job!r} over",
             hint="stop one of the two; app ids are to be unique on a broker",
         )
 
@@ -369,7 +369,7 @@ class _Client:
         self._gone = False
         self._pending: Future[Any] | None = None
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="kafka-lane", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="kafka-track", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -431,7 +431,7 @@ class _Client:
         self.producer.list_topics(self.place, timeout=seconds)
 
     def init(self, seconds: float) -> None:
-        """Ends the open transaction of the lane's last producer, and fences that producer off."""
+        """Ends the open transaction of the track's last producer, and fences that producer off."""
         self.producer.init_transactions(seconds)
 
     def begin(self) -> None:
@@ -505,6 +505,6 @@ def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         yield batch.slice(start, rows)
 
 
-def _lane_id(lane: Lane) -> str:
-    """The transactional id of the lane, which is also the consumer group of its token. A sink has one lane, number 0."""
-    return f"{lane.key}.0"
+def _track_id(track: Track) -> str:
+    """The transactional id of the track, which is also the consumer group of its token. A sink has one track, number 0."""
+    return f"{track.key}.0"

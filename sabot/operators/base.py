@@ -103,7 +103,7 @@ class Operator:
     """One step. Without state of its own it overrides `process` and, where columns change, `open`."""
 
     id: str = ""  # stable over restarts: names its state in checkpoints
-    sealed: Mapping[str, int] = {}  # of an exactly-once sink: by lane, its last part before the last snapshot
+    sealed: Mapping[str, int] = {}  # of an exactly-once sink: by track, its last part before the last snapshot
     text: str = ""  # what it does, as the plan says it
     named: bool = False  # its id was given by the user
     path: str = ""  # stands for what its rows have gone through before it: tells two that do the same apart

@@ -344,7 +344,7 @@ class AgentTask:
             snapshot.states = {"state": own, **snapshot.states}
         for feed in self.feeds:
             keep_unfinished(snapshot, feed.operator.spec.agent_id, feed.recorded)
-        snapshot.sealed = {lane: seq for flush in flushes for lane, seq in flush.result().items()}
+        snapshot.sealed = {track: seq for flush in flushes for track, seq in flush.result().items()}
         self._coordinator.acknowledge(checkpoint_id, self.name, snapshot)
 
     def _refuse_hung(self) -> None:

@@ -392,7 +392,7 @@ class Run:
                 f"app {self.app.id}: {delivery.undelivered()}",
                 hint="it is safe in the last checkpoint; the next start delivers it",
             )
-            await asyncio.sleep(0)  # what a lane told before it broke is heard
+            await asyncio.sleep(0)  # what a track told before it broke is heard
             if patient() and not self._is_broken():
                 raise missing
             _log.warning("%s", missing)
@@ -475,10 +475,10 @@ class Run:
         """For metrics: the delivery and the state."""
         if self._over:
             return
-        for lane, figures in ({} if self._delivery is None else self._delivery.statistics()).items():
-            yield Sample("sabot_delivered_records_total", figures["delivered_rows"], lane, figures["sink"])
-            yield Sample("sabot_undelivered_records", figures["undelivered_rows"], lane, figures["sink"])
-            yield Sample("sabot_delivery_failures_total", figures["failures_total"], lane, figures["sink"])
+        for track, figures in ({} if self._delivery is None else self._delivery.statistics()).items():
+            yield Sample("sabot_delivered_records_total", figures["delivered_rows"], track, figures["sink"])
+            yield Sample("sabot_undelivered_records", figures["undelivered_rows"], track, figures["sink"])
+            yield Sample("sabot_delivery_failures_total", figures["failures_total"], track, figures["sink"])
         if self._backend is not None:
             state = self._backend.statistics()
             yield Sample("sabot_state_bytes", state["bytes"])

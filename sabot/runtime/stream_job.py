@@ -110,7 +110,7 @@ class StreamJob:
         metas = [task.meta for task in stored.values()]
         if not stored or not all(meta["ended"] and meta["input"].get("exhausted", True) for meta in metas):
             return False
-        if not all(lane.finished for lane_id, lane in restored.lanes.items() if lane_id.startswith("streams.")):
+        if not all(track.finished for track_id, track in restored.lanes.items() if track_id.startswith("streams.")):
             return False
         for name, task in stored.items():
             states = {state: SavedAlready(restored.state_directory(name, state)) for state in task.states}

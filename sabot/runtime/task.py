@@ -413,7 +413,7 @@ class StreamTask:
                 states[operator.id] = state
         texts = {each.id: each.text for each in self.chain.operators if facts[each.id] or each.id in states}
         meta = {"ended": self.ended, "input": self.input.facts(), "operators": facts, "texts": texts}
-        sealed = {lane: seq for each in self.chain.operators for lane, seq in each.sealed.items()}
+        sealed = {track: seq for each in self.chain.operators for track, seq in each.sealed.items()}
         return TaskSnapshot(meta, {}, states, sealed)
 
     # -- from outside -------------------------------------------------------------------------------------------------

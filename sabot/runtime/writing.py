@@ -90,7 +90,7 @@ class Flushes(Protocol):
         """A barrier is under way."""
 
     def barrier(self, checkpoint_id: int) -> asyncio.Future[Mapping[str, int]]:
-        """In the moment of the cut, on the event loop. Done when all that came before is safe; -> by lane of exactly-once output the last
+        """In the moment of the cut, on the event loop. Done when all that came before is safe; -> by track of exactly-once output the last
         part before the barrier. What it raises is why the checkpoint is declined.
         """
 

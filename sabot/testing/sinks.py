@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import RECORD_SCHEMA, decode_json, iterate_records
-from sabot.connectors.base import Lane, Sink, Token
+from sabot.connectors.base import Sink, Token, Track
 from sabot.errors import UserError
 from sabot.operators.base import DELETE, OP_COLUMN, with_marks
 from sabot.steps import step
@@ -33,8 +33,8 @@ class ListSink(Sink):
         self._arrived: list[pa.RecordBatch] = []
         self._unflushed: list[pa.RecordBatch] = []
         self._schema: pa.Schema | None = None
-        self._lane: Lane | None = None
-        self._last: dict[Lane, int] = {}  # the number of the last part of each lane
+        self._track: Track | None = None
+        self._last: dict[Track, int] = {}  # the number of the last part of each track
         self._keys: tuple[str, ...] | None = None  # the key columns, when the rows are changes of a table
         self._lock = threading.Lock()
 
@@ -103,18 +103,18 @@ class ListSink(Sink):
                 self._arrived += self._unflushed
                 self._unflushed = []
 
-    def claim(self, lane: Lane) -> Token | None:
-        with step("claim", lane.key), self._lock:
-            self._lane = lane
+    def claim(self, track: Track) -> Token | None:
+        with step("claim", track.key), self._lock:
+            self._track = track
             return None
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
-        lane = self._lane
-        if lane is None:
-            raise UserError(f"sink {self.name}: no lane has claimed it")
-        with step("deliver", f"{lane.key} {seq}"), self._lock:
-            if seq > self._last.get(lane, 0):
-                self._last[lane] = seq
+        track = self._track
+        if track is None:
+            raise UserError(f"sink {self.name}: no track has claimed it")
+        with step("deliver", f"{track.key} {seq}"), self._lock:
+            if seq > self._last.get(track, 0):
+                self._last[track] = seq
                 self._arrived += [data for data in batches if data.num_rows]
 
     def close(self) -> None:

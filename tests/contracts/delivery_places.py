@@ -25,7 +25,7 @@ Row = tuple[int, str | None]  # of the columns n: int64, text: string
 class DeliveryPlace(Protocol):
     """An empty receiver. What is asked of it stands in `test_delivery_contract`."""
 
-    fences: bool  # who lost the lane is refused
+    fences: bool  # who lost the track is refused
 
     def sink(self) -> Sink:
         """A new one, as another process would make it, for this receiver."""

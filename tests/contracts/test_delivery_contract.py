@@ -12,11 +12,11 @@ from pyarrow import ipc
 from contracts.delivery_places import PLACES, DeliveryPlace, Row
 from sabot import steps
 from sabot.codecs.records import build_records
-from sabot.connectors.base import Lane, Sink, Token
+from sabot.connectors.base import Sink, Token, Track
 from sabot.connectors.memory import MemoryBroker, MemorySink, MemorySource
 from sabot.errors import JobLocked, TransientError, UserError
 
-LANE = Lane("job", "sink.1", "first")
+TRACK = Track("job", "sink.1", "first")
 SCHEMA = pa.schema([("n", pa.int64()), ("text", pa.string())])
 GENERATION = 2**40
 Part = tuple[int, list[pa.RecordBatch]]
@@ -56,9 +56,9 @@ PARTS: list[Part] = [
 ALL = rows_of(0, 13)
 
 
-def claimed(place: DeliveryPlace, lane: Lane = LANE) -> Sink:
+def claimed(place: DeliveryPlace, track: Track = TRACK) -> Sink:
     sink = place.sink()
-    sink.claim(lane)
+    sink.claim(track)
     return sink
 
 
@@ -67,7 +67,7 @@ def run(place: DeliveryPlace, parts: Sequence[Part]) -> None:
     sink = place.sink()
     assert sink.delivers
     sink.expect(SCHEMA)
-    token = sink.claim(LANE)
+    token = sink.claim(TRACK)
     there = 0 if token is None else token.seq
     for seq, batches in parts:
         if seq > there:
@@ -131,7 +131,7 @@ def test_a_part_that_comes_again_changes_nothing(place: DeliveryPlace) -> None:
     sink = claimed(place)
     sink.deliver(*PARTS[0])
     sink.deliver(*PARTS[0])
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(*PARTS[0])
     sink.deliver(*PARTS[1])
     sink.close()
@@ -144,11 +144,11 @@ def test_a_part_that_comes_again_changes_nothing(place: DeliveryPlace) -> None:
 
 def test_a_claim_tells_the_last_part(place: DeliveryPlace) -> None:
     sink = place.sink()
-    assert sink.claim(LANE) is None
+    assert sink.claim(TRACK) is None
     for seq, batches in PARTS:
         sink.deliver(seq, batches)
         for later in (sink, place.sink()):
-            assert later.claim(LANE) == (Token(seq, "first") if later.keeps_token else None)
+            assert later.claim(TRACK) == (Token(seq, "first") if later.keeps_token else None)
         sink.close()
         sink = later
     sink.close()
@@ -158,26 +158,26 @@ def test_a_part_without_rows_moves_the_token(place: DeliveryPlace) -> None:
     sink = claimed(place)
     sink.deliver(5, [])
     sink.deliver(6, [columns([])])
-    token = sink.claim(LANE)
+    token = sink.claim(TRACK)
     assert token == (Token(6, "first") if sink.keeps_token else None)
     assert place.rows() == []
     sink.close()
 
 
-def test_lanes_do_not_know_of_each_other(place: DeliveryPlace) -> None:
-    others = [Lane("job", "sink.2", "first"), Lane("job.2", "sink.1", "other")]
+def test_tracks_do_not_know_of_each_other(place: DeliveryPlace) -> None:
+    others = [Track("job", "sink.2", "first"), Track("job.2", "sink.1", "other")]
     sink = claimed(place)
     sink.deliver(*PARTS[2])
-    for number, lane in enumerate(others):
+    for number, track in enumerate(others):
         other = place.sink()
         other.start_afresh()
-        assert other.claim(lane) is None
+        assert other.claim(track) is None
         if other.keeps_token:
             other.deliver(1, [columns([(100 + number, "other")])])
         other.close()
     if sink.keeps_token:
         assert place.rows() == [*ALL[12:], (100, "other"), (101, "other")]
-        assert sink.claim(LANE) == Token(PARTS[2][0], "first")
+        assert sink.claim(TRACK) == Token(PARTS[2][0], "first")
     sink.close()
 
 
@@ -187,29 +187,29 @@ def test_numbers_of_another_incarnation_count_anew(place: DeliveryPlace) -> None
     sink.close()
     afresh = place.sink()
     afresh.start_afresh()
-    token = afresh.claim(Lane(LANE.job, LANE.sink, "second"))
+    token = afresh.claim(Track(TRACK.job, TRACK.sink, "second"))
     assert token == (Token(PARTS[2][0], "first") if afresh.keeps_token else None)
     afresh.deliver(GENERATION + 1, [columns(ALL[4:])])
     afresh.deliver(GENERATION + 1, [columns(ALL[4:])])
-    told = afresh.claim(Lane(LANE.job, LANE.sink, "second"))
+    told = afresh.claim(Track(TRACK.job, TRACK.sink, "second"))
     assert told == (Token(GENERATION + 1, "second") if afresh.keeps_token else None)
     afresh.close()
     assert sorted(place.rows()) == ALL
 
 
-def test_who_lost_the_lane_is_refused(place: DeliveryPlace) -> None:
+def test_who_lost_the_track_is_refused(place: DeliveryPlace) -> None:
     if not place.fences:
         pytest.skip("this receiver cannot keep a predecessor out")
     before, after = claimed(place), place.sink()
     before.deliver(*PARTS[0])
-    assert after.claim(LANE) == Token(PARTS[0][0], "first")
-    for attempt in (lambda: before.deliver(*PARTS[1]), lambda: before.claim(LANE)):
+    assert after.claim(TRACK) == Token(PARTS[0][0], "first")
+    for attempt in (lambda: before.deliver(*PARTS[1]), lambda: before.claim(TRACK)):
         with pytest.raises(JobLocked):
             attempt()
     assert place.rows() == ALL[:7]
     after.deliver(*PARTS[1])
     before.close()
-    assert before.claim(LANE) == Token(PARTS[1][0], "first")  # now it is the newcomer
+    assert before.claim(TRACK) == Token(PARTS[1][0], "first")  # now it is the newcomer
     with pytest.raises(JobLocked):
         after.settle(1)
     before.deliver(*PARTS[2])
@@ -223,11 +223,11 @@ def test_settle_moves_the_token_and_nothing_else(place: DeliveryPlace) -> None:
     if not sink.keeps_token:
         pytest.skip("it keeps no token")
     sink.settle(PARTS[0][0])
-    assert sink.claim(LANE) == Token(PARTS[0][0], "first")
+    assert sink.claim(TRACK) == Token(PARTS[0][0], "first")
     sink.deliver(*PARTS[0])  # skipped: it is said to be there
     sink.deliver(*PARTS[1])
     sink.settle(PARTS[0][0])
-    assert sink.claim(LANE) == Token(PARTS[0][0], "first")
+    assert sink.claim(TRACK) == Token(PARTS[0][0], "first")
     assert place.rows() == ALL[7:12]
     sink.close()
 
@@ -239,7 +239,7 @@ def test_a_sink_that_was_not_claimed_delivers_nothing(place: DeliveryPlace) -> N
         pytest.skip("a sink of a user's own need not look")
     with pytest.raises(UserError, match="not open"):
         sink.deliver(*PARTS[0])
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.close()
     sink.close()
     with pytest.raises(UserError, match="not open"):
@@ -293,12 +293,12 @@ def test_a_part_without_room_is_not_begun(memory_url: str) -> None:
     part = [results(rows_of(0, 100)), results(rows_of(100, 50))]
     broker.retention_bytes = 2 * part[0].nbytes
     sink = MemorySink("results", memory_url, write_timeout=0.0)
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(1, part[:1])
     with pytest.raises(TransientError, match="has not read"):
         sink.deliver(2, part)
     assert len(broker.records("results")) == 100
-    assert sink.claim(LANE) == Token(1, "first")
+    assert sink.claim(TRACK) == Token(1, "first")
     while reader.read_batch(1000, 0) is not None:
         pass
     sink.deliver(2, part)
@@ -310,13 +310,13 @@ def test_a_part_without_room_is_not_begun(memory_url: str) -> None:
 def test_reset_forgets_the_tokens(memory_url: str) -> None:
     sink = MemorySink("results", memory_url)
     assert not sink.lasting
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(*PARTS[0])
     MemoryBroker.get(memory_url).reset()
     with pytest.raises(UserError, match="was reset"):
         sink.deliver(*PARTS[1])
     sink.close()
-    assert MemorySink("results", memory_url).claim(LANE) is None
+    assert MemorySink("results", memory_url).claim(TRACK) is None
 
 
 def test_rows_of_a_part_outlive_its_file(memory_url: str, tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_rows_of_a_part_outlive_its_file(memory_url: str, tmp_path: Path) -> Non
     with ipc.new_stream(path, results([]).schema) as stream:
         stream.write_batch(results(ALL))
     sink = MemorySink("results", memory_url)
-    sink.claim(LANE)
+    sink.claim(TRACK)
     with pa.memory_map(str(path)) as mapped, ipc.open_stream(mapped) as batches:
         before = mapped.size()
         sink.deliver(1, list(batches))

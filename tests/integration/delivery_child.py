@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from sabot.codecs.records import build_records
-from sabot.connectors.base import Lane
+from sabot.connectors.base import Track
 from sabot.kafka import KafkaSink
 from sabot.steps import watch
 
@@ -34,8 +34,8 @@ def payloads(*seqs: int) -> list[bytes]:
     return [b"%d-%d" % (seq, row) for seq in seqs for row in range(ROWS)]
 
 
-def lane_of(topic: str) -> Lane:
-    return Lane("job", topic, "this-one")
+def track_of(topic: str) -> Track:
+    return Track("job", topic, "this-one")
 
 
 class At:
@@ -65,7 +65,7 @@ def work(url: str, topic: str, which: str) -> None:
     watch(at)
     at.armed = at.name == "claim"
     sink = KafkaSink(topic, url)
-    sink.claim(lane_of(topic))
+    sink.claim(track_of(topic))
     sink.deliver(1, part(1))
     at.armed = True
     try:

@@ -11,10 +11,10 @@ import sys
 import pyarrow as pa
 
 from sabot import steps
-from sabot.connectors.base import Lane
+from sabot.connectors.base import Track
 from sabot.connectors.sql import SqlSink
 
-LANE = Lane("job", "sink.1", "first")
+TRACK = Track("job", "sink.1", "first")
 
 
 class Pause:
@@ -40,7 +40,7 @@ def main(url: str, table: str, parts: int, pause: str) -> None:
     if pause:
         steps.watch(Pause())
     sink = SqlSink(url, table)
-    token = sink.claim(LANE)
+    token = sink.claim(TRACK)
     there = 0 if token is None else token.seq
     print("claimed", there, flush=True)
     for seq in range(there + 1, parts + 1):

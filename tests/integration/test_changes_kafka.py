@@ -21,7 +21,7 @@ from sabot import App, col
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs import TableCodec
 from sabot.codecs.records import Record
-from sabot.connectors.base import Lane, Sink
+from sabot.connectors.base import Sink, Track
 from sabot.delivery.parts import PartWriter, read_part
 from sabot.errors import UserError
 from sabot.kafka import KafkaSink, KafkaSource
@@ -44,8 +44,8 @@ def place(kafka_url: str) -> Place:
 
 
 @pytest.fixture
-def lane() -> Lane:
-    return Lane(f"job-{uuid.uuid4().hex[:8]}", "sink.1", "first")
+def track() -> Track:
+    return Track(f"job-{uuid.uuid4().hex[:8]}", "sink.1", "first")
 
 
 def changes(count: int, seed: int) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ def test_a_topic_of_changes_is_compacted_and_reads_back_as_their_table(place: Pl
 
 
 def test_parts_of_changes_are_in_the_topic_once_whatever_ends_in_between(
-    place: Place, lane: Lane, tmp_path: Path
+    place: Place, track: Track, tmp_path: Path
 ) -> None:
     topic, told = f"t-{uuid.uuid4().hex[:12]}", changes(300, seed=2)
     create_topic(place.url, topic, 3)
@@ -135,7 +135,7 @@ def test_parts_of_changes_are_in_the_topic_once_whatever_ends_in_between(
     def claimed() -> Sink:
         sink = KafkaSink(topic, place.url)
         sink.expect_changes(SCHEMA, ("account",))
-        sink.claim(lane)
+        sink.claim(track)
         return sink
 
     first = claimed()
@@ -153,7 +153,7 @@ def test_parts_of_changes_are_in_the_topic_once_whatever_ends_in_between(
     first.deliver(2, parts[2])
     first.close()
     second = KafkaSink(topic, place.url)  # of a program that knows nothing of changes any more: parts are records
-    token = second.claim(lane)
+    token = second.claim(track)
     assert token is not None
     assert token.seq == 2
     second.deliver(2, parts[2])

@@ -20,13 +20,13 @@ from tools.broker import Broker, free_ports
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from delivery_child import ROWS, lane_of, part, payloads
+from delivery_child import ROWS, part, payloads, track_of
 
 from sabot import steps
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import build_records, iterate_records
-from sabot.connectors.base import Lane, Token
+from sabot.connectors.base import Token, Track
 from sabot.connectors.memory import MemoryBroker, MemorySink
 from sabot.errors import BrokerUnavailable, DataError, JobLocked, RowErrors, SabotError, TransientError, UserError
 from sabot.kafka import KafkaSink, KafkaSource, admin, client, delivery
@@ -91,7 +91,7 @@ def test_parts_are_seen_whole_in_order_and_in_their_steps(kafka_url: str, topic:
     sink = sinks()
     assert sink.delivers
     assert sink.keeps_token
-    assert sink.claim(lane_of(topic)) is None
+    assert sink.claim(track_of(topic)) is None
     noted = watch()
     sink.deliver(7, part(7))
     assert [name for name, _ in noted.seen] == [
@@ -107,51 +107,53 @@ def test_parts_are_seen_whole_in_order_and_in_their_steps(kafka_url: str, topic:
 
 def test_a_part_that_is_given_again_is_there_once(kafka_url: str, topic: str, sinks: Any) -> None:
     sink = sinks()
-    sink.claim(lane_of(topic))
+    sink.claim(track_of(topic))
     for seq in (1, 1, 3, 1, 3):
         sink.deliver(seq, part(seq))
     again = sinks()
-    assert again.claim(lane_of(topic)) == Token(3, "this-one")
+    assert again.claim(track_of(topic)) == Token(3, "this-one")
     again.deliver(3, part(3))
     again.deliver(4, part(4))
     assert committed(kafka_url, topic) == payloads(1, 3, 4)
 
 
-def test_the_token_is_an_offset_of_the_lanes_group_with_the_incarnation(kafka_url: str, topic: str, sinks: Any) -> None:
-    lane = Lane("job", topic, "0b9e")
+def test_the_token_is_an_offset_of_the_tracks_group_with_the_incarnation(
+    kafka_url: str, topic: str, sinks: Any
+) -> None:
+    track = Track("job", topic, "0b9e")
     sink = sinks()
-    sink.claim(lane)
+    sink.claim(track)
     sink.deliver(3 << 40 | 5, part(1))
     assert token(kafka_url, f"sabot.job.{topic}.0", topic) == (3 << 40 | 5, "0b9e")
     sink.settle(3 << 40 | 9)
     assert token(kafka_url, f"sabot.job.{topic}.0", topic) == (3 << 40 | 9, "0b9e")
     sink.deliver(3 << 40 | 9, part(2))
     assert committed(kafka_url, topic) == payloads(1)
-    assert sinks().claim(lane) == Token(3 << 40 | 9, "0b9e")
+    assert sinks().claim(track) == Token(3 << 40 | 9, "0b9e")
 
 
 def test_a_part_of_another_incarnation_is_not_taken_for_one_that_is_there(
     kafka_url: str, topic: str, sinks: Any
 ) -> None:
     sink = sinks()
-    sink.claim(Lane("job", topic, "older"))
+    sink.claim(Track("job", topic, "older"))
     sink.deliver(9, part(9))
-    assert sink.claim(Lane("job", topic, "newer")) == Token(9, "older")
+    assert sink.claim(Track("job", topic, "newer")) == Token(9, "older")
     sink.deliver(1, part(1))
     assert committed(kafka_url, topic) == payloads(9, 1)
-    assert sink.claim(Lane("job", topic, "newer")) == Token(1, "newer")
+    assert sink.claim(Track("job", topic, "newer")) == Token(1, "newer")
 
 
-def test_lanes_of_one_topic_do_not_disturb_each_other(kafka_url: str, topic: str, sinks: Any) -> None:
+def test_tracks_of_one_topic_do_not_disturb_each_other(kafka_url: str, topic: str, sinks: Any) -> None:
     first, second = sinks(), sinks()
-    first.claim(Lane("job", "a", topic))
-    second.claim(Lane("job", "b", topic))
+    first.claim(Track("job", "a", topic))
+    second.claim(Track("job", "b", topic))
     first.deliver(1, part(1))
     second.deliver(5, part(5))
     first.deliver(2, part(2))
     assert sorted(committed(kafka_url, topic)) == sorted(payloads(1, 2, 5))
-    assert first.claim(Lane("job", "a", topic)) == Token(2, topic)
-    assert second.claim(Lane("job", "b", topic)) == Token(5, topic)
+    assert first.claim(Track("job", "a", topic)) == Token(2, topic)
+    assert second.claim(Track("job", "b", topic)) == Token(5, topic)
 
 
 def test_keys_headers_timestamps_and_partitions_are_as_with_write(kafka_url: str, topic: str, sinks: Any) -> None:
@@ -160,7 +162,7 @@ def test_keys_headers_timestamps_and_partitions_are_as_with_write(kafka_url: str
     headers = [(("h", b"%d" % n),) if n % 3 else () for n in range(40)]
     batch = build_records([b"%d" % n for n in range(40)], keys, [1_600_000_000_000] * 40, 0, range(40), headers)
     sink = sinks()
-    sink.claim(lane_of(topic))
+    sink.claim(track_of(topic))
     sink.deliver(1, [batch])
     with_write = f"{topic}-written"
     admin.create_topic(kafka_url, with_write, 3)
@@ -186,7 +188,7 @@ def records(url: str, topic: str) -> list[tuple[Any, ...]]:
 
 def test_a_part_may_be_larger_than_the_queue_of_the_client(kafka_url: str, topic: str, sinks: Any) -> None:
     sink = sinks(**{"queue.buffering.max.messages": 1000})
-    sink.claim(lane_of(topic))
+    sink.claim(track_of(topic))
     sink.deliver(1, columns(*range(1500)) + columns(*range(1500, 4000)))
     assert committed(kafka_url, topic) == [b'{"n":%d}' % n for n in range(4000)]
 
@@ -194,7 +196,7 @@ def test_a_part_may_be_larger_than_the_queue_of_the_client(kafka_url: str, topic
 def test_a_source_reads_parts_to_the_end_with_no_lag(kafka_url: str, topic: str, sinks: Any) -> None:
     """The marker behind each transaction takes an offset that no record stands at."""
     sink = sinks()
-    sink.claim(lane_of(topic))
+    sink.claim(track_of(topic))
     source = KafkaSource(topic, kafka_url, topic)
     source.open(None)
     for seq in (1, 2):
@@ -222,7 +224,7 @@ def test_a_worker_killed_at_any_step_leaves_nothing_lost_and_nothing_twice(kafka
     def go_on(number: int) -> tuple[int, list[bytes]]:
         name = f"{topic}-{number}"
         sink = KafkaSink(name, kafka_url)
-        found = sink.claim(lane_of(name))
+        found = sink.claim(track_of(name))
         seq = found.seq if found is not None else 0
         for missing in range(seq + 1, 4):
             sink.deliver(missing, part(missing))
@@ -245,7 +247,7 @@ def test_a_worker_that_was_paused_is_shut_out_by_its_successor(kafka_url: str, t
         name = f"{topic}-0"
         assert committed(kafka_url, name) == payloads(1)
         sink = KafkaSink(name, kafka_url)
-        assert sink.claim(lane_of(name)) == Token(1, "this-one")
+        assert sink.claim(track_of(name)) == Token(1, "this-one")
         sink.deliver(2, part(2))
         os.kill(worker, signal.SIGCONT)
         assert paused.communicate(timeout=60)[0] == "JobLocked\n"
@@ -274,27 +276,27 @@ def test_a_fenced_worker_that_still_owns_its_job_goes_on_with_a_new_claim(
     """The broker says the same to one whose transaction timed out. The other claim stands for its time-out here."""
     sink = sinks()
     sink.still_ours = lambda: True
-    sink.claim(lane_of(topic))
+    sink.claim(track_of(topic))
     sink.deliver(1, part(1))
-    sinks().claim(lane_of(topic))
+    sinks().claim(track_of(topic))
     with pytest.raises(TransientError, match=topic):
         sink.deliver(2, part(2))
     with pytest.raises(UserError, match="claim"):
         sink.deliver(2, part(2))
-    assert sink.claim(lane_of(topic)) == Token(1, "this-one")
+    assert sink.claim(track_of(topic)) == Token(1, "this-one")
     sink.deliver(2, part(2))
     assert committed(kafka_url, topic) == payloads(1, 2)
 
 
 def test_a_worker_without_its_job_fences_nobody(kafka_url: str, topic: str, sinks: Any) -> None:
     older, newer = sinks(), sinks()
-    older.claim(lane_of(topic))
-    newer.claim(lane_of(topic))
+    older.claim(track_of(topic))
+    newer.claim(track_of(topic))
     older.still_ours = lambda: False
     with pytest.raises(JobLocked, match=f"another worker delivers to topic '{topic}'"):
         older.deliver(1, part(1))
     with pytest.raises(JobLocked):
-        older.claim(lane_of(topic))
+        older.claim(track_of(topic))
     newer.deliver(1, part(1))
     assert committed(kafka_url, topic) == payloads(1)
 
@@ -311,13 +313,13 @@ def test_an_error_that_the_client_loses_on_its_way_is_asked_for_again(
         raise SystemError("returned NULL without setting an exception")
 
     sink = sinks()
-    sink.claim(lane_of(topic))
-    sinks().claim(lane_of(topic))
+    sink.claim(track_of(topic))
+    sinks().claim(track_of(topic))
     monkeypatch.setattr(delivery, "produce", lose)
     with pytest.raises(JobLocked):
         sink.deliver(1, part(1))
     sink.close()  # from here on it is a newcomer
-    sink.claim(lane_of(topic))
+    sink.claim(track_of(topic))
     with pytest.raises(TransientError, match="lost its own error"):  # nothing was fatal
         sink.deliver(1, part(1))
 
@@ -334,13 +336,13 @@ def test_a_broker_that_restarts_in_a_transaction_loses_and_repeats_nothing(
         kafka.start()
 
     sink = sinks()
-    sink.claim(lane_of(topic))
+    sink.claim(track_of(topic))
     sink.deliver(1, part(1))
     watch(step, restart)
     try:
         sink.deliver(2, part(2))
     except TransientError:
-        found = sink.claim(lane_of(topic))
+        found = sink.claim(track_of(topic))
         if found == Token(1, "this-one"):
             sink.deliver(2, part(2))
     sink.deliver(3, part(3))
@@ -352,30 +354,32 @@ def test_an_absent_broker_is_named(topic: str, monkeypatch: pytest.MonkeyPatch) 
     address = f"127.0.0.1:{free_ports(1)[0]}"
     sink = KafkaSink(topic, f"kafka://{address}")
     with pytest.raises(BrokerUnavailable, match=address):
-        sink.claim(lane_of(topic))
+        sink.claim(track_of(topic))
     sink.close()
 
 
-def test_a_record_that_is_too_large_leaves_nothing_and_the_lane_goes_on(kafka_url: str, topic: str, sinks: Any) -> None:
+def test_a_record_that_is_too_large_leaves_nothing_and_the_track_goes_on(
+    kafka_url: str, topic: str, sinks: Any
+) -> None:
     admin.create_topic(kafka_url, topic, config={"max.message.bytes": "10000"})
     sink = sinks(**{"compression.type": "none", "message.max.bytes": 20_000})
-    sink.claim(lane_of(topic))
+    sink.claim(track_of(topic))
     with pytest.raises(RowErrors, match=topic) as caught:  # the client's own limit, before it is sent
         sink.deliver(1, [*part(1), build_records([b"1", b"x" * 30_000], None, [0, 0], 0, [0, 1])])
     assert set(caught.value.rows) == {ROWS + 1}
-    assert sink.claim(lane_of(topic)) is None
+    assert sink.claim(track_of(topic)) is None
     with pytest.raises(DataError, match=f"{topic}.*too large"):  # the topic's
         sink.deliver(1, [*part(1), build_records([b"x" * 15_000], None, [0], 0, [0])])
     assert committed(kafka_url, topic) == []
-    assert sink.claim(lane_of(topic)) is None
+    assert sink.claim(track_of(topic)) is None
     sink.deliver(1, part(1))
     assert committed(kafka_url, topic) == payloads(1)
 
 
 def test_a_refused_part_does_not_hold_readers_back(kafka_url: str, topic: str, sinks: Any) -> None:
-    """Nobody claims the lane again: the transaction is aborted by the one who leaves it, not by its time-out."""
+    """Nobody claims the track again: the transaction is aborted by the one who leaves it, not by its time-out."""
     sink = sinks(**{"message.max.bytes": 1_000_000})
-    sink.claim(lane_of(topic))
+    sink.claim(track_of(topic))
     many = [build_records([b"x" * 100] * 20_000, None, [0] * 20_000, 0, range(20_000))] * 10
     with pytest.raises(RowErrors):
         sink.deliver(1, [*many, build_records([b"x" * 2_000_000], None, [0], 0, [0])])
@@ -388,21 +392,21 @@ def test_a_refused_part_does_not_hold_readers_back(kafka_url: str, topic: str, s
 
 def test_a_topic_that_was_deleted_is_named(kafka_url: str, topic: str, sinks: Any) -> None:
     sink = sinks(**{"topic.metadata.propagation.max.ms": 500, "topic.metadata.refresh.interval.ms": 500})
-    sink.claim(lane_of(topic))
+    sink.claim(track_of(topic))
     sink.deliver(1, part(1))
     admin.delete_topic(kafka_url, topic)
     with pytest.raises(UserError, match=f"topic '{topic}' is not on"):
         sink.deliver(2, part(2))
-    assert sink.claim(lane_of(topic)) is None  # a topic of that name is made, without the token
+    assert sink.claim(track_of(topic)) is None  # a topic of that name is made, without the token
 
 
 def test_settings_that_cannot_be_are_named(kafka_url: str, topic: str, sinks: Any) -> None:
     with pytest.raises(UserError, match=r"transaction\.timeout\.ms.*transaction\.max\.timeout\.ms"):
-        sinks(**{"transaction.timeout.ms": 1_000_000_000}).claim(lane_of(topic))
+        sinks(**{"transaction.timeout.ms": 1_000_000_000}).claim(track_of(topic))
     with pytest.raises(UserError, match=r"transactional\.id"):
-        sinks(**{"transactional.id": "mine"}).claim(lane_of(topic))
+        sinks(**{"transactional.id": "mine"}).claim(track_of(topic))
     with pytest.raises(UserError, match=r"no\.such"):
-        sinks(**{"no.such": 1}).claim(lane_of(topic))
+        sinks(**{"no.such": 1}).claim(track_of(topic))
 
 
 class Stuck:
@@ -429,7 +433,7 @@ def test_a_call_that_never_returns_is_left_and_the_token_says_what_it_did(
     kafka_url: str, topic: str, sinks: Any, monkeypatch: pytest.MonkeyPatch, name: str, done: bool
 ) -> None:
     sink = sinks()
-    sink.claim(lane_of(topic))
+    sink.claim(track_of(topic))
     monkeypatch.setattr(delivery, "CALL_SECONDS", 0.3)
     monkeypatch.setattr(delivery, "GRACE_SECONDS", 0.5)
     stuck = Stuck(monkeypatch, name, 1, done)
@@ -437,7 +441,7 @@ def test_a_call_that_never_returns_is_left_and_the_token_says_what_it_did(
         sink.deliver(1, part(1))
     monkeypatch.undo()
     through = (name, done) == ("commit", True)
-    assert sink.claim(lane_of(topic)) == (Token(1, "this-one") if through else None)
+    assert sink.claim(track_of(topic)) == (Token(1, "this-one") if through else None)
     stuck.over.set()
     sink.deliver(1, part(1))
     sink.deliver(2, part(2))
@@ -452,9 +456,9 @@ def test_clients_that_never_return_are_bounded(topic: str, sinks: Any, monkeypat
     sink = sinks()
     for _ in range(2):
         with pytest.raises(TransientError):
-            sink.claim(lane_of(topic))
+            sink.claim(track_of(topic))
     with pytest.raises(SabotError, match="2 Kafka clients never returned") as caught:
-        sink.claim(lane_of(topic))
+        sink.claim(track_of(topic))
     assert not isinstance(caught.value, TransientError)
     stuck.over.set()
 
@@ -464,7 +468,7 @@ def test_close_while_a_call_hangs_returns_and_ends_the_delivery(
 ) -> None:
     monkeypatch.setattr(delivery, "CLOSE_SECONDS", 0.3)
     sink = sinks()
-    sink.claim(lane_of(topic))
+    sink.claim(track_of(topic))
     stuck = Stuck(monkeypatch, "send_token", 1)
     raised: list[Exception] = []
 
@@ -495,13 +499,13 @@ def test_faults_in_a_row_end_the_job_and_a_part_between_starts_the_count_anew(
     sink.still_ours = lambda: True
 
     def be_fenced() -> None:
-        sink.claim(lane_of(topic))
-        sinks().claim(lane_of(topic))
+        sink.claim(track_of(topic))
+        sinks().claim(track_of(topic))
         sink.settle(1)
 
     with pytest.raises(TransientError):
         be_fenced()
-    sink.claim(lane_of(topic))
+    sink.claim(track_of(topic))
     sink.deliver(2, part(2))
     with pytest.raises(TransientError):
         be_fenced()
@@ -512,11 +516,11 @@ def test_faults_in_a_row_end_the_job_and_a_part_between_starts_the_count_anew(
 
 def test_many_claims_leave_no_threads(topic: str, sinks: Any) -> None:
     sink = sinks()
-    sink.claim(lane_of(topic))
-    sink.claim(lane_of(topic))
+    sink.claim(track_of(topic))
+    sink.claim(track_of(topic))
     before = len(os.listdir("/proc/self/task"))
     for _ in range(12):
-        sink.claim(lane_of(topic))
+        sink.claim(track_of(topic))
     assert len(os.listdir("/proc/self/task")) < before + 12  # a claim has some six threads, for its time
     sink.close()
 
@@ -526,7 +530,7 @@ def test_over_memory_it_is_a_memory_sink_with_an_address_of_its_own() -> None:
     assert isinstance(sink, KafkaSink)
     assert isinstance(sink, MemorySink)
     assert (type(sink).__name__, sink.address) == ("KafkaSink", "t@memory://delivery")
-    assert sink.claim(Lane("job", "0", "i")) is None
+    assert sink.claim(Track("job", "0", "i")) is None
     sink.deliver(1, columns(1))
     sink.deliver(1, columns(1))
     assert len(MemoryBroker.get("memory://delivery").records("t")) == 1
@@ -568,6 +572,6 @@ def test_a_class_that_derives_from_it_has_the_last_word() -> None:
     ],
 )
 def test_each_error_of_the_client_has_its_class(code: str, still_ours: bool | None, expected: type[Exception]) -> None:
-    lane = delivery.KafkaDelivery("t", "kafka://localhost:1", {})
-    lane.still_ours = None if still_ours is None else lambda: still_ours
-    assert type(lane._fault(KafkaError(getattr(KafkaError, code)))) is expected
+    track = delivery.KafkaDelivery("t", "kafka://localhost:1", {})
+    track.still_ours = None if still_ours is None else lambda: still_ours
+    assert type(track._fault(KafkaError(getattr(KafkaError, code)))) is expected

@@ -16,7 +16,7 @@ from fault_tools import sabot_run
 from sabot import App, col
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import Record, build_records, iterate_records
-from sabot.connectors.base import Lane
+from sabot.connectors.base import Track
 from sabot.errors import BrokerUnavailable, SabotError, UserError
 from sabot.kafka import KafkaSink, KafkaSource, RecordSender, admin
 from tools.agent_tools import bounded, until
@@ -120,10 +120,10 @@ def write_once(url: str, kafka: dict[str, Any], topic: str) -> None:
 
 
 def deliver_once(url: str, kafka: dict[str, Any], topic: str) -> None:
-    sink, lane = KafkaSink(topic, url, **kafka), Lane("secure", topic, "life")
+    sink, track = KafkaSink(topic, url, **kafka), Track("secure", topic, "life")
     try:
-        sink.known(lane)
-        token = sink.claim(lane)
+        sink.known(track)
+        token = sink.claim(track)
         sink.deliver(1 if token is None else token.seq + 1, [batch(ROW).data])
     finally:
         sink.close()

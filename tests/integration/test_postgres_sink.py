@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from sabot import steps
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import build_records
-from sabot.connectors.base import Lane, Token
+from sabot.connectors.base import Token, Track
 from sabot.connectors.letters import Letters, letter_headers
 from sabot.connectors.sql import SqlSink
 from sabot.connectors.sql.letters import TableHome
@@ -31,7 +31,7 @@ from sabot.errors import BrokerUnavailable, JobLocked, MissingExtra, TransientEr
 from tools.broker import free_ports
 from tools.postgres import Postgres, server_or_skip
 
-LANE = Lane("job", "sink.1", "first")
+TRACK = Track("job", "sink.1", "first")
 CHILD = Path(__file__).with_name("postgres_child.py")
 
 
@@ -160,7 +160,7 @@ def test_results_are_read_as_the_table_says(url: str) -> None:
 def test_a_value_that_the_table_refuses_is_named_with_its_row(url: str) -> None:
     query(url, "CREATE TABLE results (who uuid, n int CHECK (n > 0))")
     sink = SqlSink(url, "results")
-    sink.claim(LANE)
+    sink.claim(TRACK)
     for data, message in [
         ({"who": ["0b0f3c1e-54a5-4a3e-9b1f-5a5d1c3a9d10", "nobody"]}, r'"nobody".*\n.*line 2, column who'),
         ({"n": [1, 2, -3]}, r"check constraint.*\n.*\n.*line 3"),
@@ -170,7 +170,7 @@ def test_a_value_that_the_table_refuses_is_named_with_its_row(url: str) -> None:
     ]:
         with pytest.raises(UserError, match=message):
             sink.deliver(1, [pa.record_batch(data)])
-        assert sink.claim(LANE) is None
+        assert sink.claim(TRACK) is None
     sink.close()
     assert query(url, "SELECT * FROM results") == []
 
@@ -179,13 +179,13 @@ def test_names_are_only_names(url: str) -> None:
     schema, table, column = "Weird %s", 'a "b"; DROP TABLE x; --', "100% 'ü' %(n)s ?"
     query(url, f'CREATE SCHEMA "{schema}"')
     sink = SqlSink(url, f"{schema}.{table}", keys=[column])
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(1, [pa.record_batch({column: ["'); DROP TABLE y; --"] * 2, "order": [1, 2]})])
     sink.deliver(2, [pa.record_batch({column: ["b"], "order": [3]})])
     sink.close()
     quoted = table.replace('"', '""')
     assert query(url, f'SELECT * FROM "{schema}"."{quoted}" ORDER BY 2') == [("'); DROP TABLE y; --", 2), ("b", 3)]
-    assert query(url, f'SELECT lane, seq FROM "{schema}".sabot_tokens') == [(LANE.key, 2)]
+    assert query(url, f'SELECT lane, seq FROM "{schema}".sabot_tokens') == [(TRACK.key, 2)]
 
 
 # --- keys
@@ -193,7 +193,7 @@ def test_names_are_only_names(url: str) -> None:
 
 def test_with_keys_a_row_replaces_the_one_before(url: str) -> None:
     sink = SqlSink(url, "latest", keys=["account", "day"])
-    sink.claim(LANE)
+    sink.claim(TRACK)
     day = pa.array([date(2026, 1, 1)] * 3)
     sink.deliver(1, [pa.record_batch({"account": ["a", "b", "a"], "day": day, "n": [1, 2, 3]})])
     more = pa.record_batch({"n": [4], "account": ["b"], "day": day[:1]})
@@ -215,14 +215,14 @@ def test_who_may_not_create_uses_the_tables_that_are_there(url: str) -> None:
     guest = url.replace("sabot@", "guest@")
     data = pa.record_batch({"n": [1]})
     with pytest.raises(UserError, match="permission denied"):
-        SqlSink(guest, "results").claim(LANE)
+        SqlSink(guest, "results").claim(TRACK)
     sink = SqlSink(url, "results")
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(1, [data])
     sink.close()
     query(url, "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO guest")
     sink = SqlSink(guest, "results")
-    assert sink.claim(LANE) == Token(1, "first")
+    assert sink.claim(TRACK) == Token(1, "first")
     sink.deliver(2, [data])
     sink.close()
     assert query(url, "SELECT * FROM results") == [(1,), (1,)]
@@ -233,10 +233,10 @@ def test_who_may_not_create_uses_the_tables_that_are_there(url: str) -> None:
 def test_a_server_that_is_not_there_is_named_without_the_password(server: Postgres) -> None:
     (port,) = free_ports(1)
     with pytest.raises(BrokerUnavailable, match=f"127.0.0.1:{port}/shop") as caught:
-        SqlSink(f"postgresql://me:hunter2@127.0.0.1:{port}/shop", "results").claim(LANE)
+        SqlSink(f"postgresql://me:hunter2@127.0.0.1:{port}/shop", "results").claim(TRACK)
     assert "hunter2" not in str(caught.value)
     with pytest.raises(UserError, match='"nothing" does not exist'):
-        SqlSink(server.url.replace("/postgres", "/nothing"), "results").claim(LANE)
+        SqlSink(server.url.replace("/postgres", "/nothing"), "results").claim(TRACK)
     with pytest.raises(UserError, match="cannot be read"):
         SqlSink("postgresql://host:port:port/x?nonsense=1", "results")
 
@@ -258,7 +258,7 @@ def test_sinks_that_start_together_make_the_tables_once(url: str) -> None:
         sink = SqlSink(url, "results", schema=pa.schema([("n", pa.int64())]))
         barrier.wait()
         try:
-            sink.claim(Lane("job", f"sink.{number}", "first"))
+            sink.claim(Track("job", f"sink.{number}", "first"))
             sink.deliver(1, [pa.record_batch({"n": [number]})])
         except BaseException as error:
             errors.append(error)
@@ -276,7 +276,7 @@ def test_sinks_that_start_together_make_the_tables_once(url: str) -> None:
 @pytest.mark.parametrize("fault", ["backend", "server"])
 def test_a_lost_connection_may_be_tried_again_after_a_claim(fault: str, url: str, server: Postgres) -> None:
     sink = SqlSink(url, "results")
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(1, [pa.record_batch({"n": [1]})])
     if fault == "server":
         server.stop(kill=True)
@@ -286,9 +286,9 @@ def test_a_lost_connection_may_be_tried_again_after_a_claim(fault: str, url: str
         sink.deliver(2, [pa.record_batch({"n": [2]})])
     if fault == "server":
         with pytest.raises(BrokerUnavailable):
-            sink.claim(LANE)
+            sink.claim(TRACK)
         server.start()
-    assert sink.claim(LANE) == Token(1, "first")
+    assert sink.claim(TRACK) == Token(1, "first")
     sink.deliver(2, [pa.record_batch({"n": [2]})])
     sink.close()
     assert query(url, "SELECT * FROM results") == [(1,), (2,)]
@@ -321,7 +321,7 @@ def test_a_paused_process_is_taken_over_and_refused_when_it_wakes(url: str) -> N
     assert process.stdout is not None
     assert [process.stdout.readline().split()[0] for _ in range(3)] == ["claimed", "1", "stopping"]
     sink = SqlSink(url, "results")
-    assert sink.claim(LANE) == Token(1, "first")  # does not wait for the other's transaction
+    assert sink.claim(TRACK) == Token(1, "first")  # does not wait for the other's transaction
     sink.deliver(2, [pa.record_batch({"part": [2], "n": [-2]})])
     process.send_signal(signal.SIGCONT)
     assert process.wait(30) == 1
@@ -332,9 +332,9 @@ def test_a_paused_process_is_taken_over_and_refused_when_it_wakes(url: str) -> N
     assert query(url, "SELECT part, n FROM results WHERE part > 1") == [(2, -2), (3, -3)]
 
 
-def test_one_whose_transaction_was_ended_learns_at_its_claim_that_the_lane_is_anothers(url: str) -> None:
+def test_one_whose_transaction_was_ended_learns_at_its_claim_that_the_track_is_anothers(url: str) -> None:
     before, after = SqlSink(url, "results"), SqlSink(url, "results")
-    before.claim(LANE)
+    before.claim(TRACK)
     before.deliver(1, [pa.record_batch({"n": [1]})])
 
     class TakeOver:
@@ -343,7 +343,7 @@ def test_one_whose_transaction_was_ended_learns_at_its_claim_that_the_lane_is_an
         def before(self, name: str, what: str) -> None:
             if name == "commit":
                 steps.watch(None)
-                assert after.claim(LANE) == Token(1, "first")
+                assert after.claim(TRACK) == Token(1, "first")
 
         def after(self, name: str, what: str) -> None:
             """Nothing."""
@@ -358,7 +358,7 @@ def test_one_whose_transaction_was_ended_learns_at_its_claim_that_the_lane_is_an
     finally:
         steps.watch(None)
     with pytest.raises(JobLocked):
-        before.claim(LANE)
+        before.claim(TRACK)
     after.deliver(2, [pa.record_batch({"n": [2]})])
     before.close()
     after.close()

@@ -285,7 +285,7 @@ async def test_output_that_was_pending_in_the_savepoint_is_not_delivered_twice(m
         other.close()
     manifest = CheckpointStorage(saved).latest()
     assert manifest is not None
-    assert [part.rows for lane in manifest.lanes.values() for part in lane.pending] == [2]
+    assert [part.rows for track in manifest.lanes.values() for part in track.pending] == [2]
     assert counts_in(tmp_path) == [(1, 1), (2, 2), (3, 3)]
     shutil.rmtree(tmp_path / "checkpoints")
     app = counter(memory_url, tmp_path)

@@ -26,13 +26,13 @@ from sabot import (
     CorruptCheckpoint,
     DeliveryConflict,
     JobLocked,
-    Lane,
     NdjsonSink,
     ParquetSink,
     SabotError,
     Sink,
     SqlSink,
     Token,
+    Track,
     TransientError,
     UserError,
 )
@@ -58,7 +58,7 @@ class Receiver(Sink):
     name = "receiver"
 
     def __init__(self) -> None:
-        self.claims: list[Lane] = []
+        self.claims: list[Track] = []
         self.given: list[tuple[int, list[Any]]] = []  # each call, in order
         self.calls: list[tuple[tuple[str, int], list[Any]]] = []  # the same, with the incarnation
         self.taken: dict[tuple[str, int], list[Any]] = {}
@@ -69,9 +69,9 @@ class Receiver(Sink):
     def rows(self) -> list[Any]:
         return [row for part in list(self.taken.values()) for row in part]
 
-    def claim(self, lane: Lane) -> Token | None:
-        with step("claim", lane.key):
-            self.claims.append(lane)
+    def claim(self, track: Track) -> Token | None:
+        with step("claim", track.key):
+            self.claims.append(track)
         return None
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
@@ -175,7 +175,7 @@ async def feed(app: App, rows: Sequence[int]) -> None:
 
 
 def delivery(app: App) -> dict[str, Any]:
-    """The figures of the only lane."""
+    """The figures of the only track."""
     (figures,) = app.statistics()["delivery"].values()
     return figures
 
@@ -351,7 +351,7 @@ async def test_a_receiver_that_fails_for_a_while_gets_all_of_it_once_and_in_orde
         passed.set()
         await until(lambda: len(sink.rows) == 8, "the receiver to have all")
     assert sink.rows == list(range(8))
-    assert len(sink.claims) == 3, "after each error the lane is claimed again"
+    assert len(sink.claims) == 3, "after each error the track is claimed again"
     assert [seq for seq, _ in sink.given[:3]] == [sink.given[0][0]] * 3, "the same part is tried again"
     assert [seq for seq, _ in sink.given] == sorted(seq for seq, _ in sink.given)
 
@@ -467,8 +467,8 @@ async def test_a_part_that_is_given_again_by_the_next_process_is_the_same(memory
     again = sink.given[len(before)]
     assert again in before, "the same number, the same rows"
     assert sink.rows == list(range(8))
-    assert len({lane.incarnation for lane in sink.claims}) == 1
-    assert len({lane.key for lane in sink.claims}) == 1
+    assert len({track.incarnation for track in sink.claims}) == 1
+    assert len({track.key for track in sink.claims}) == 1
 
 
 def test_numbers_grow_over_lives_and_are_never_used_for_other_rows(tmp_path: Path) -> None:
@@ -732,7 +732,7 @@ def delivery_left(checkpoints: Path) -> int:
     """Rows that the newest checkpoint lists as not delivered."""
     manifest = CheckpointStorage(checkpoints).latest()
     assert manifest is not None
-    return sum(part.rows for lane in manifest.lanes.values() for part in lane.pending)
+    return sum(part.rows for track in manifest.lanes.values() for part in track.pending)
 
 
 # -- where checkpoint and receiver disagree -------------------------------------------------------------------------------
@@ -771,7 +771,7 @@ async def died_before_delivery(url: str, folder: Path, rows: Sequence[int]) -> N
     picture.rename(folder)
     pending = CheckpointStorage(folder / "checkpoints").latest()
     assert pending is not None
-    assert [part.rows for lane in pending.lanes.values() for part in lane.pending] == [len(rows)]
+    assert [part.rows for track in pending.lanes.values() for part in track.pending] == [len(rows)]
 
 
 def tokens(folder: Path, sql: str = "SELECT lane, seq FROM sabot_tokens") -> list[Any]:
@@ -830,7 +830,9 @@ async def test_pending_output_whose_sink_is_gone_stops_the_start(memory_url: str
     assert restored is not None
     plan = plan_of(app.agent_runtime.writes, restored, parallelism=1, written=(), infer=lambda node: None)
     lost = list(undelivered(restored, sinks_of(plan, [], lambda topic: open_sink(topic, app.broker))))
-    assert [sum(part.rows for part in lane.pending) for _, lane, _ in lost] == [2], "`sabot plan --against` says so too"
+    assert [sum(part.rows for part in track.pending) for _, track, _ in lost] == [2], (
+        "`sabot plan --against` says so too"
+    )
     assert all(why in caught.value.message for _, _, why in lost)
     if change == "at_least_once":
         assert "delivery" in str(caught.value) or "exactly" in str(caught.value)
@@ -998,7 +1000,7 @@ def stage_file(folder: Path) -> Path:
     """The pending part's file."""
     manifest = CheckpointStorage(folder / "checkpoints").latest()
     assert manifest is not None
-    (part,) = [part for lane in manifest.lanes.values() for part in lane.pending]
+    (part,) = [part for track in manifest.lanes.values() for part in track.pending]
     return folder / "checkpoints" / manifest.contents[part.file].name
 
 
@@ -1164,7 +1166,7 @@ def test_checkpoints_are_taken_each_second_during_a_call_of_ten(tmp_path: Path) 
 async def test_a_start_that_is_refused_takes_nothing_from_the_job_that_runs(
     memory_url: str, tmp_path: Path, kind: str
 ) -> None:
-    """It had claimed the lanes before it compared the tokens: the healthy job lost them, and ended, and nobody ran."""
+    """It had claimed the tracks before it compared the tokens: the healthy job lost them, and ended, and nobody ran."""
 
     def build(state: str) -> App:
         sink: Sink = NdjsonSink(tmp_path / "out.ndjson")
@@ -1177,8 +1179,8 @@ async def test_a_start_that_is_refused_takes_nothing_from_the_job_that_runs(
         return app
 
     def delivered(app: App) -> int:
-        (lane,) = [each for each in app.statistics()["delivery"].values() if each["sink"] != "in.dlq"]
-        return int(lane["delivered_rows"])
+        (track,) = [each for each in app.statistics()["delivery"].values() if each["sink"] != "in.dlq"]
+        return int(track["delivered_rows"])
 
     first = build("state")
     publish(first, "in", dicts([1, 2]))
@@ -1204,10 +1206,10 @@ def test_a_receiver_that_can_be_claimed_and_takes_nothing_is_asked_less_and_less
     class Full(Receiver):
         keeps_token = True
 
-        def claim(self, lane: Lane) -> Token | None:
-            super().claim(lane)
+        def claim(self, track: Track) -> Token | None:
+            super().claim(track)
             last = max((seq for _, seq in self.taken), default=0)
-            return Token(last, lane.incarnation)
+            return Token(last, track.incarnation)
 
     sink = Full()
     refusals = iter(range(8))

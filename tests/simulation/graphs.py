@@ -276,7 +276,7 @@ class Seed:
             "sabot.runtime.writing.Channel": with_room(Channel, room),
             "sabot.runtime.agent_job.agent_operator": with_room(agent_operator, dice.choice([2, 16_384])),
             "sabot.delivery.parts.PART_BYTES": dice.choice([100, 2000, 64 << 20]),
-            "sabot.delivery.lanes.FULL_EPOCHS": dice.choice([2, 4, 16]),
+            "sabot.delivery.tracks.FULL_EPOCHS": dice.choice([2, 4, 16]),
         }
         refusals = dice.choice([0.0, 0.0, 0.05, 0.2])
         self.sinks = [Refusing(f"out{at}", refusals, random.Random(dice.random())) for at in range(len(self.outputs))]

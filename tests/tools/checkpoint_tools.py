@@ -4,7 +4,7 @@ import pyarrow as pa
 from pyarrow import fs as arrow_fs
 
 from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.checkpoint.manifest import StoredLane, StoredPart, StoredTask
+from sabot.checkpoint.manifest import StoredPart, StoredTask, StoredTrack
 
 
 class _Writing:
@@ -97,11 +97,11 @@ def write(storage: CheckpointStorage, checkpoint_id: int, data: bytes = b"positi
     (directory / "t/state/000001.sst").write_bytes(data * 1000)
     (directory / "t/part").write_bytes(data)
     task = StoredTask(files={"window": "t/blob"}, states={"default": "t/state"})
-    lane = StoredLane("out", 1, 0, [StoredPart(1, "t/part", 1)])
-    return storage.commit(checkpoint_id, Manifest(checkpoint_id, 0, {}, {"task": task}, {"lane": lane}))
+    track = StoredTrack("out", 1, 0, [StoredPart(1, "t/part", 1)])
+    return storage.commit(checkpoint_id, Manifest(checkpoint_id, 0, {}, {"task": task}, {"track": track}))
 
 
 def assert_whole(manifest: Manifest, data: bytes) -> None:
     assert manifest.read_file("task", "window") == data
     assert (manifest.state_directory("task", "default") / "000001.sst").read_bytes() == data * 1000
-    assert manifest.part_path(manifest.lanes["lane"].pending[0]).read_bytes() == data
+    assert manifest.part_path(manifest.lanes["track"].pending[0]).read_bytes() == data

@@ -18,7 +18,7 @@ from sabot.checkpoint import CheckpointStorage, Manifest
 from sabot.checkpoint.manifest import StoredTask
 from sabot.checkpoint.places import RemotePlace
 from sabot.checkpoint.requests import Requests
-from sabot.connectors.base import Batch, Lane
+from sabot.connectors.base import Batch, Track
 from sabot.connectors.files import ParquetSink
 from sabot.disk import TemporaryFolder, make_folder, open_lock, own_folder, remove_left, tell_of_open_folder
 from sabot.errors import CorruptCheckpoint, JobLocked, SabotError, UserError
@@ -292,7 +292,7 @@ def test_what_stands_beside_the_output_of_a_sink_is_no_link(tmp_path: Path, vict
     sink = NdjsonSink(tmp_path / "out.ndjson")
     plant(tmp_path / ".out.ndjson.token", victim)
     with pytest.raises(SabotError, match=r"out\.ndjson"):
-        sink.claim(Lane("job", "lane", "1"))
+        sink.claim(Track("job", "track", "1"))
 
 
 def test_a_file_that_is_being_written_takes_the_place_of_a_link(tmp_path: Path, victim: Path, no_umask: None) -> None:

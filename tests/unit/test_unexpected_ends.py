@@ -14,7 +14,7 @@ from sabot.calls import Crew
 from sabot.calls.handover import Handover
 from sabot.checkpoint import Coordinator, Requests
 from sabot.connectors.memory import MemorySink, MemorySource
-from sabot.delivery.lanes import LaneWork
+from sabot.delivery.tracks import TrackWork
 from sabot.errors import InternalError
 from sabot.exits import exit_in
 from sabot.operators.agents.operator import AgentOperator
@@ -237,7 +237,7 @@ STREAM_PLACES = {
     "an operator": (Filter, "process", "task"),
     "a source": (MemorySource, "read_batch", "task"),
     "a sink": (MemorySink, "deliver", "sink copies"),
-    "a lane of delivery": (LaneWork, "_is_delivered", "sink copies"),
+    "a track of delivery": (TrackWork, "_is_delivered", "sink copies"),
 }
 
 

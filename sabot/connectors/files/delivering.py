@@ -14,7 +14,7 @@ import pyarrow as pa
 from msgspec.structs import replace
 
 from sabot._cython.arrow.batch import Batch
-from sabot.connectors.base import Lane, Token
+from sabot.connectors.base import Token, Track
 from sabot.connectors.files.delivered import Busy, Entry, Growth
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.parts import beside, journal_of, remove, sync_folder
@@ -34,13 +34,13 @@ _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR
 class FileDelivering:
     """Delivers parts into the files of a target. The methods are those of `Sink`, and raise what is said there.
 
-    part_bytes: a part of a folder is completed when so many bytes of rows were delivered into it. `lane`: the one that was claimed; None
+    part_bytes: a part of a folder is completed when so many bytes of rows were delivered into it. `track`: the one that was claimed; None
     while the sink writes at least once.
     """
 
     def __init__(self, target: FileTarget, format: FileFormat[Any], writing: FileWriting, part_bytes: int) -> None:
-        self.lane: Lane | None = None
-        self._owner = ""  # "": the lane is to be claimed first
+        self.track: Track | None = None
+        self._owner = ""  # "": the track is to be claimed first
         self._target = target
         self._format = format
         self._writing = writing
@@ -49,29 +49,29 @@ class FileDelivering:
 
     @property
     def claimed(self) -> bool:
-        """The lane is claimed, and no error came since."""
+        """The track is claimed, and no error came since."""
         return self._owner != ""
 
     # -- claiming ------------------------------------------------------------------------------------------------------
 
-    def known(self, lane: Lane) -> Token | None:
+    def known(self, track: Track) -> Token | None:
         try:
             self._target.look()
             entry = self._target.ledger.peek()
         except OSError:  # `claim` says what it is
             return None
-        if entry is None or entry.lane != lane.key or not entry.incarnation:
+        if entry is None or entry.lane != track.key or not entry.incarnation:
             return None
         return Token(entry.seq, entry.incarnation)
 
-    def claim(self, lane: Lane, *, afresh: bool) -> Token | None:
-        self.lane, self._owner = lane, ""
+    def claim(self, track: Track, *, afresh: bool) -> Token | None:
+        self.track, self._owner = track, ""
         self._check_expected()
         name = self._target.name
         try:
             self._target.look()
             with self._target.ledger.held(create=True):
-                entry = self._claimed(lane, afresh)
+                entry = self._claimed(track, afresh)
         except Busy as error:
             raise TransientError(
                 f"file {name!r}: another process is writing into it at this moment",
@@ -92,7 +92,7 @@ class FileDelivering:
                 self._format.rows(Batch(pa.RecordBatch.from_arrays(empty, schema=expected)), first=True)
                 self._format.try_empty()
 
-    def _claimed(self, lane: Lane, afresh: bool) -> Entry:
+    def _claimed(self, track: Track, afresh: bool) -> Entry:
         """The files are as the entry says, and it says that they are ours."""
         target = self._target
         anew = afresh and target.overwrite
@@ -104,16 +104,16 @@ class FileDelivering:
             number = self._writing.number
             entry = Entry(number=number, length=target.growth(number).size(), anew=anew)
         else:
-            if entry.lane != lane.key and not (entry.finished or anew):
+            if entry.lane != track.key and not (entry.finished or anew):
                 raise UserError(
-                    f"file {target.name!r} gets the results of {entry.lane}, and {lane.key} would write into it too",
+                    f"file {target.name!r} gets the results of {entry.lane}, and {track.key} would write into it too",
                     hint=f"give it another path; or, if {entry.lane} is no more, remove {os.fspath(target.ledger.path)!r}",
                 )
             self._settle(entry)
             if afresh:
                 entry = self._begun(entry)
-        if entry.lane != lane.key or anew:
-            entry = replace(entry, lane=lane.key, incarnation="", seq=0, finished=False)
+        if entry.lane != track.key or anew:
+            entry = replace(entry, lane=track.key, incarnation="", seq=0, finished=False)
         entry = target.ledger.write(replace(entry, owner=uuid.uuid4().hex, ready=""))
         growth = target.growth(entry.number)
         growth.keep(entry.length)
@@ -141,7 +141,7 @@ class FileDelivering:
 
     def give_up(self) -> None:
         """Before the files are written at least once: what counts is kept, and nobody counts any more. Raises JobLocked."""
-        self.lane, self._owner = None, ""
+        self.track, self._owner = None, ""
         ledger = self._target.ledger
         if not ledger.path.exists():
             return
@@ -167,18 +167,18 @@ class FileDelivering:
         return data
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
-        with self._turn() as (lane, entry):
-            if entry.incarnation == lane.incarnation and seq <= entry.seq:
+        with self._turn() as (track, entry):
+            if entry.incarnation == track.incarnation and seq <= entry.seq:
                 return
-            after = replace(entry, incarnation=lane.incarnation, seq=seq, ready="", finished=False)
+            after = replace(entry, incarnation=track.incarnation, seq=seq, ready="", finished=False)
             nbytes = sum(batch.nbytes for batch in batches)
             if any(batch.num_rows for batch in batches):
                 after = self._add(after, batches, nbytes)
             self._commit(after)
 
     def settle(self, seq: int) -> None:
-        with self._turn() as (lane, entry):
-            self._commit(replace(entry, incarnation=lane.incarnation, seq=seq, ready=""))
+        with self._turn() as (track, entry):
+            self._commit(replace(entry, incarnation=track.incarnation, seq=seq, ready=""))
 
     def finish(self) -> None:
         folder = self._target.folder
@@ -202,7 +202,7 @@ class FileDelivering:
             if self._owner:
                 self._complete_part()
         finally:
-            self.lane, self._owner = None, ""
+            self.track, self._owner = None, ""
 
     def _complete_part(self) -> None:
         try:
@@ -256,11 +256,11 @@ class FileDelivering:
     # -- what counts ---------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _turn(self) -> Iterator[tuple[Lane, Entry]]:
-        """What is done to the files while nobody else does. After an error the lane is to be claimed first."""
-        lane, owner = self.lane, self._owner
-        if lane is None or not owner:
-            raise UserError(f"the sink of file {self._target.name!r} is not open: its lane is not claimed")
+    def _turn(self) -> Iterator[tuple[Track, Entry]]:
+        """What is done to the files while nobody else does. After an error the track is to be claimed first."""
+        track, owner = self.track, self._owner
+        if track is None or not owner:
+            raise UserError(f"the sink of file {self._target.name!r} is not open: its track is not claimed")
         self._owner = ""
         with self._format.writing():
             try:
@@ -268,10 +268,10 @@ class FileDelivering:
                     entry = self._target.ledger.read()
                     if entry is None or entry.owner != owner:
                         raise Busy
-                    yield lane, entry
+                    yield track, entry
             except Busy as error:
                 raise JobLocked(
-                    f"file {self._target.name!r}: another process writes the results of {lane.key} now",
+                    f"file {self._target.name!r}: another process writes the results of {track.key} now",
                     hint="a job runs once; this worker stops",
                 ) from error
         self._owner = owner

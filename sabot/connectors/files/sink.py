@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import refuse_types
-from sabot.connectors.base import Lane, Sink, Token
+from sabot.connectors.base import Sink, Token, Track
 from sabot.connectors.files.delivering import FileDelivering
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.target import FileTarget
@@ -82,10 +82,10 @@ class FileSink(Sink):
             self._writing.flush()
 
     def finish(self) -> None:
-        lane = self._delivering.lane
-        if lane is not None:
+        track = self._delivering.track
+        if track is not None:
             if not self._delivering.claimed:
-                self.claim(lane)
+                self.claim(track)
             self._delivering.finish()
             return
         self._check_open()
@@ -101,13 +101,13 @@ class FileSink(Sink):
                 self._writing.complete_clean()
         self._writing.close()
 
-    def known(self, lane: Lane) -> Token | None:
-        return None if self._afresh and self._target.overwrite else self._delivering.known(lane)
+    def known(self, track: Track) -> Token | None:
+        return None if self._afresh and self._target.overwrite else self._delivering.known(track)
 
-    def claim(self, lane: Lane) -> Token | None:
+    def claim(self, track: Track) -> Token | None:
         self._writing.close()
         self._opened = False
-        token = self._delivering.claim(lane, afresh=self._afresh)
+        token = self._delivering.claim(track, afresh=self._afresh)
         self._afresh = False
         return token
 

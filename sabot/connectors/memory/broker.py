@@ -17,7 +17,7 @@ from typing import Any
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import Headers, Record, encode_json, encode_key
 from sabot.config import parse_broker
-from sabot.connectors.base import Lane, Token
+from sabot.connectors.base import Token, Track
 from sabot.connectors.memory.topic import Topic, size_of
 from sabot.errors import JobLocked, UserError
 
@@ -41,7 +41,7 @@ class MemoryBroker:
         self._topics: dict[str, Topic] = {}
         self.log_id = uuid.uuid4().hex  # which log the offsets count in
         self._groups: dict[tuple[str, str], dict[int, int]] = {}
-        self._lanes: dict[str, tuple[object, Token | None]] = {}  # -> who claimed it last, what it has
+        self._tracks: dict[str, tuple[object, Token | None]] = {}  # -> who claimed it last, what it has
 
     @classmethod
     def get(cls, url: str = "memory://") -> "MemoryBroker":
@@ -124,7 +124,7 @@ class MemoryBroker:
             self.log_id = uuid.uuid4().hex
             self._topics.clear()
             self._groups.clear()
-            self._lanes.clear()
+            self._tracks.clear()
         for topic in topics:
             topic.forget()
 
@@ -138,33 +138,33 @@ class MemoryBroker:
         with self._lock:
             return dict(self._groups.get((group, topic), {}))
 
-    def claim(self, lane: Lane, owner: object, *, again: bool) -> Token | None:
-        """From now on only `owner` delivers on this lane -> its token. `again`: it was his before; JobLocked when another has
+    def claim(self, track: Track, owner: object, *, again: bool) -> Token | None:
+        """From now on only `owner` delivers on this track -> its token. `again`: it was his before; JobLocked when another has
         claimed it since.
         """
         with self._lock:
-            now, token = self._lanes.get(lane.key, (owner, None))
+            now, token = self._tracks.get(track.key, (owner, None))
             if again and now is not owner:
-                raise self._lost(lane)
-            self._lanes[lane.key] = (owner, token)
+                raise self._lost(track)
+            self._tracks[track.key] = (owner, token)
         return token
 
-    def advance(self, lane: Lane, owner: object, seq: int, then: Callable[[], None], *, anyhow: bool = False) -> None:
+    def advance(self, track: Track, owner: object, seq: int, then: Callable[[], None], *, anyhow: bool = False) -> None:
         """`then` and the new token, together; nothing where the token says that this part is here, unless `anyhow`.
 
-        JobLocked for who does not own the lane.
+        JobLocked for who does not own the track.
         """
         with self._lock:
-            now, token = self._lanes.get(lane.key, (None, None))
+            now, token = self._tracks.get(track.key, (None, None))
             if now is not owner:
-                raise self._lost(lane)
-            if anyhow or token is None or token.incarnation != lane.incarnation or token.seq < seq:
+                raise self._lost(track)
+            if anyhow or token is None or token.incarnation != track.incarnation or token.seq < seq:
                 then()
-                self._lanes[lane.key] = (owner, Token(seq, lane.incarnation))
+                self._tracks[track.key] = (owner, Token(seq, track.incarnation))
 
-    def _lost(self, lane: Lane) -> JobLocked:
+    def _lost(self, track: Track) -> JobLocked:
         return JobLocked(
-            f"another job of this process delivers {lane.key!r} into memory://{self.name} now",
+            f"another job of this process delivers {track.key!r} into memory://{self.name} now",
             hint="stop one of the two; a job that is not the same needs another name (App(id))",
         )
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import carries_changes, refuse_json_types, to_records
-from sabot.connectors.base import Lane, Sink, Token
+from sabot.connectors.base import Sink, Token, Track
 from sabot.connectors.memory.broker import MemoryBroker
 from sabot.connectors.memory.topic import Topic, take
 from sabot.errors import UserError
@@ -33,7 +33,7 @@ class MemorySink(Sink):
         self._broker = MemoryBroker.get(broker_url)
         self._write_timeout = write_timeout
         self._topic: Topic | None = None
-        self._lane: Lane | None = None
+        self._track: Track | None = None
         self._owner: object = None
         self._keys: Sequence[str] | None = None  # of the table whose changes come
 
@@ -44,7 +44,7 @@ class MemorySink(Sink):
         self._keys = keys
 
     def open(self) -> None:
-        self._lane = None
+        self._track = None
         self._topic = self._broker.topic(self.name)
 
     def write(self, batch: Batch) -> None:
@@ -56,14 +56,14 @@ class MemorySink(Sink):
     def flush(self) -> None:
         """Nothing to do: `write` returns when the rows are in the log."""
 
-    def claim(self, lane: Lane) -> Token | None:
-        again = lane == self._lane
+    def claim(self, track: Track) -> Token | None:
+        again = track == self._track
         if not again:
             self._owner = object()
         self.open()
-        with step("claim", lane.key):
-            token = self._broker.claim(lane, self._owner, again=again)
-        self._lane = lane
+        with step("claim", track.key):
+            token = self._broker.claim(track, self._owner, again=again)
+        self._track = track
         return token
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
@@ -71,12 +71,12 @@ class MemorySink(Sink):
         return self._records(data) if self._keys is not None and carries_changes(data.schema) else data
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
-        topic, lane, owner = self._opened(), self._claimed(), self._owner
+        topic, track, owner = self._opened(), self._claimed(), self._owner
         # a copy: what is delivered may be mapped from a file that is removed next
         rows = [take(self._records(data), np.arange(data.num_rows)) for data in batches if data.num_rows]
 
         def together(append: Callable[[], None]) -> None:
-            self._broker.advance(lane, owner, seq, append)
+            self._broker.advance(track, owner, seq, append)
 
         with step("append", self.name):
             topic.write(rows, lambda: self._topic is None, self._write_timeout, together)
@@ -87,7 +87,7 @@ class MemorySink(Sink):
             self._broker.advance(self._claimed(), self._owner, seq, lambda: None, anyhow=True)
 
     def close(self) -> None:
-        topic, self._topic, self._lane = self._topic, None, None
+        topic, self._topic, self._track = self._topic, None, None
         if topic is not None:
             with topic.lock:
                 topic.writable.notify_all()
@@ -100,7 +100,7 @@ class MemorySink(Sink):
             raise UserError(f"the sink of topic {self.name!r} is not open")
         return self._topic
 
-    def _claimed(self) -> Lane:
-        if self._lane is None:
-            raise UserError(f"the sink of topic {self.name!r} is not open for parts: no lane was claimed")
-        return self._lane
+    def _claimed(self) -> Track:
+        if self._track is None:
+            raise UserError(f"the sink of topic {self.name!r} is not open for parts: no track was claimed")
+        return self._track

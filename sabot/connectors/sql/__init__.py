@@ -1,4 +1,4 @@
-"""Rows into a table of SQLite or PostgreSQL, exactly once: the rows and the lane's token in one transaction."""
+"""Rows into a table of SQLite or PostgreSQL, exactly once: the rows and the track's token in one transaction."""
 
 from sabot.connectors.sql.sink import SqlSink
 

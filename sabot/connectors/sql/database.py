@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from sabot.connectors.base import Lane, Token
+from sabot.connectors.base import Token, Track
 from sabot.connectors.sql.rows import Columns
 from sabot.errors import JobLocked, UserError
 from sabot.steps import step
@@ -67,7 +67,7 @@ class Database(ABC):
 
     @abstractmethod
     def begin(self) -> None:
-        """Begins a transaction that no other writer of the lane can run beside."""
+        """Begins a transaction that no other writer of the track can run beside."""
 
     @abstractmethod
     def commit(self) -> None:
@@ -132,63 +132,63 @@ class Database(ABC):
             self.close()
             raise
 
-    def claim(self, lane: Lane, owner: str, *, again: bool) -> Token | None:
-        """From now on the lane is `owner`'s -> its token. In a transaction.
+    def claim(self, track: Track, owner: str, *, again: bool) -> Token | None:
+        """From now on the track is `owner`'s -> its token. In a transaction.
 
         `again`: it was his before; JobLocked when another has claimed it since.
         """
         self.make_tokens()
         mark = self.mark
-        _, before = self.run(f"SELECT owner FROM {self.tokens} WHERE lane = {mark}", (lane.key,))
+        _, before = self.run(f"SELECT owner FROM {self.tokens} WHERE lane = {mark}", (track.key,))
         if again and (not before or before[0][0] != owner):
-            raise self._lost(lane) if before else self._gone(lane)
+            raise self._lost(track) if before else self._gone(track)
         if before:
             self.expel(before[0][0])
-        with step("claim", lane.key):
+        with step("claim", track.key):
             self.run(
                 f"INSERT INTO {self.tokens} (lane, owner) VALUES ({mark}, {mark}) "
                 "ON CONFLICT (lane) DO UPDATE SET owner = excluded.owner",
-                (lane.key, owner),
+                (track.key, owner),
             )
-        _, rows = self.run(f"SELECT seq, incarnation FROM {self.tokens} WHERE lane = {mark}", (lane.key,))
+        _, rows = self.run(f"SELECT seq, incarnation FROM {self.tokens} WHERE lane = {mark}", (track.key,))
         seq, incarnation = rows[0]
         return None if seq is None else Token(int(seq), incarnation)
 
-    def known(self, lane: Lane) -> Token | None:
-        """The lane's token. In a transaction."""
+    def known(self, track: Track) -> Token | None:
+        """The track's token. In a transaction."""
         self.make_tokens()
-        _, rows = self.run(f"SELECT seq, incarnation FROM {self.tokens} WHERE lane = {self.mark}", (lane.key,))
+        _, rows = self.run(f"SELECT seq, incarnation FROM {self.tokens} WHERE lane = {self.mark}", (track.key,))
         return Token(int(rows[0][0]), rows[0][1]) if rows and rows[0][0] is not None else None
 
-    def advance(self, lane: Lane, owner: str, seq: int, *, anyhow: bool = False) -> bool:
-        """Sets the token, and keeps others off the lane until the end of the transaction. False: it has this part already.
+    def advance(self, track: Track, owner: str, seq: int, *, anyhow: bool = False) -> bool:
+        """Sets the token, and keeps others off the track until the end of the transaction. False: it has this part already.
 
-        JobLocked when the lane is somebody else's. `anyhow`: to a lower number too.
+        JobLocked when the track is somebody else's. `anyhow`: to a lower number too.
         """
         mark = self.mark
         newer = "" if anyhow else f" AND (seq IS NULL OR seq < {mark} OR incarnation <> {mark})"
-        with step("token", lane.key):
+        with step("token", track.key):
             changed, _ = self.run(
                 f"UPDATE {self.tokens} SET seq = {mark}, incarnation = {mark} WHERE lane = {mark} AND owner = {mark}{newer}",
-                (seq, lane.incarnation, lane.key, owner, *(() if anyhow else (seq, lane.incarnation))),
+                (seq, track.incarnation, track.key, owner, *(() if anyhow else (seq, track.incarnation))),
             )
         if changed:
             return True
-        _, rows = self.run(f"SELECT owner FROM {self.tokens} WHERE lane = {mark}", (lane.key,))
+        _, rows = self.run(f"SELECT owner FROM {self.tokens} WHERE lane = {mark}", (track.key,))
         if not rows:
-            raise self._gone(lane)
+            raise self._gone(track)
         if rows[0][0] != owner:
-            raise self._lost(lane)
+            raise self._lost(track)
         return False
 
-    def _lost(self, lane: Lane) -> JobLocked:
+    def _lost(self, track: Track) -> JobLocked:
         return JobLocked(
-            f"another process delivers {lane.key!r} into table {self.table} of {self.where} now",
+            f"another process delivers {track.key!r} into table {self.table} of {self.where} now",
             hint="stop one of the two; a job that is not the same needs another name (App(id))",
         )
 
-    def _gone(self, lane: Lane) -> UserError:
+    def _gone(self, track: Track) -> UserError:
         return UserError(
-            f"{self.where}: the row {lane.key!r} has gone from {TOKENS}, and with it what was delivered",
+            f"{self.where}: the row {track.key!r} has gone from {TOKENS}, and with it what was delivered",
             hint="nobody but the job may change that table; start again to be given the choice",
         )

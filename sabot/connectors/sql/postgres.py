@@ -241,7 +241,7 @@ class PostgresDatabase(Database):
             self._make(name, "lane text PRIMARY KEY, seq bigint, incarnation text, owner text NOT NULL", TOKENS)
 
     def expel(self, owner: str) -> None:
-        """A process that hangs in a transaction would hold the lane's row for ever. One that is idle finds out by itself."""
+        """A process that hangs in a transaction would hold the track's row for ever. One that is idle finds out by itself."""
         with step("expel", owner):
             self.run(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "

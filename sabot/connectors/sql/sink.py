@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch, normalise
 from sabot.codecs.marks import DELETE
 from sabot.codecs.records import RECORD_SCHEMA, carries_changes, check_keys, refuse_types
-from sabot.connectors.base import Lane, Sink, Token
+from sabot.connectors.base import Sink, Token, Track
 from sabot.connectors.letters import as_columns
 from sabot.connectors.sql.database import Database
 from sabot.connectors.sql.postgres import PostgresDatabase
@@ -52,8 +52,8 @@ class SqlSink(Sink):
         self._keys = list(keys)
         self._schema = schema
         self._database = database_of(str(url), table, keys)
-        self._lane: Lane | None = None
-        self._owner = ""  # who claimed the lane: this sink, from its first claim until `close`
+        self._track: Track | None = None
+        self._owner = ""  # who claimed the track: this sink, from its first claim until `close`
         self._fitting: pa.Schema | None = None  # the last schema that the table has the columns for
         self._columns: Columns | None = None
         self._told: set[str] = set()
@@ -88,7 +88,7 @@ class SqlSink(Sink):
         self._changes = True
 
     def open(self) -> None:
-        self._lane = None
+        self._track = None
         self._connect("")
         with self._database.transaction():
             self._prepare()
@@ -103,23 +103,23 @@ class SqlSink(Sink):
     def flush(self) -> None:
         """Nothing to do: `write` returns when the rows are in the table."""
 
-    def known(self, lane: Lane) -> Token | None:
+    def known(self, track: Track) -> Token | None:
         self._connect("")
         try:
             with self._database.transaction():
-                return self._database.known(lane)
+                return self._database.known(track)
         finally:
             self._database.close()
 
-    def claim(self, lane: Lane) -> Token | None:
-        again = lane == self._lane
+    def claim(self, track: Track) -> Token | None:
+        again = track == self._track
         if not again:
             self._owner = f"sabot-{uuid.uuid4().hex}"
         self._connect(self._owner)
         with self._database.transaction():
-            token = self._database.claim(lane, self._owner, again=again)
+            token = self._database.claim(track, self._owner, again=again)
             self._prepare()
-        self._lane = lane
+        self._track = track
         return token
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
@@ -131,19 +131,19 @@ class SqlSink(Sink):
         return data
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
-        lane = self._claimed()
+        track = self._claimed()
         with self._database.transaction():
-            if self._database.advance(lane, self._owner, seq):
+            if self._database.advance(track, self._owner, seq):
                 with self._explained():
                     self._insert([batch for batch in batches if batch.num_rows])
 
     def settle(self, seq: int) -> None:
-        lane = self._claimed()
+        track = self._claimed()
         with self._database.transaction():
-            self._database.advance(lane, self._owner, seq, anyhow=True)
+            self._database.advance(track, self._owner, seq, anyhow=True)
 
     def close(self) -> None:
-        self._lane = None
+        self._track = None
         self._database.close()
 
     # -- the connection ------------------------------------------------------------------------------------------------
@@ -152,10 +152,10 @@ class SqlSink(Sink):
         self._fitting = self._columns = None  # another may have changed the table
         self._database.connect(session)
 
-    def _claimed(self) -> Lane:
-        if self._lane is None:
-            raise UserError(f"the sink of table {self.name} is not open: no lane was claimed")
-        return self._lane
+    def _claimed(self) -> Track:
+        if self._track is None:
+            raise UserError(f"the sink of table {self.name} is not open: no track was claimed")
+        return self._track
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -62,9 +62,9 @@ def of_task(field: str, path: str) -> Callable[[Any], object]:
     return lambda body: body["tasks"]["task"][field].update(default=path)
 
 
-def of_lane(**fields: Any) -> Callable[[Any], object]:
-    lane = {"sink": "s", "given": 1, "delivered": 0, "pending": [], "incarnation": "", **fields}
-    return lambda body: body["lanes"].update(lane=lane)
+def of_track(**fields: Any) -> Callable[[Any], object]:
+    track = {"sink": "s", "given": 1, "delivered": 0, "pending": [], "incarnation": "", **fields}
+    return lambda body: body["lanes"].update(track=track)
 
 
 FORGED = [
@@ -93,11 +93,11 @@ FORGED = [
     (of_task("states", "/tmp"), "is an absolute path"),
     (of_task("states", ""), "is no path of a file"),
     (of_task("files", "../planted"), "leads out of the checkpoint"),
-    (of_lane(pending=[{"seq": 1, "file": "../planted", "rows": 1}]), "leads out of the checkpoint"),
-    (of_lane(pending=[{"seq": -1, "file": "t/blob", "rows": 1}]), "has the number -1"),
-    (of_lane(pending=[{"seq": 1, "file": "t/blob", "rows": -1}]), "has the number -1"),
-    (of_lane(given=-1), "has the number -1"),
-    (of_lane(incarnation="'; drop table"), "has the incarnation"),
+    (of_track(pending=[{"seq": 1, "file": "../planted", "rows": 1}]), "leads out of the checkpoint"),
+    (of_track(pending=[{"seq": -1, "file": "t/blob", "rows": 1}]), "has the number -1"),
+    (of_track(pending=[{"seq": 1, "file": "t/blob", "rows": -1}]), "has the number -1"),
+    (of_track(given=-1), "has the number -1"),
+    (of_track(incarnation="'; drop table"), "has the incarnation"),
     (lambda body: body.update(incarnation="a\nb"), "has the incarnation"),
     (lambda body: body.update(created_ms=-1), "has the number -1"),
     (lambda body: body.update(contents={"t/blob": 7}), "Expected `object`, got `int`"),

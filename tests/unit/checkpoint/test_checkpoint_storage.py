@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sabot import steps
 from sabot.checkpoint import CheckpointStorage, Manifest
-from sabot.checkpoint.manifest import StoredLane, StoredPart, StoredTask
+from sabot.checkpoint.manifest import StoredPart, StoredTask, StoredTrack
 from sabot.errors import CheckpointFailed, CorruptCheckpoint, JobLocked, UserError
 from sabot.state import BackendConfig, RocksDBBackend, ValueState, load_snapshot
 
@@ -514,14 +514,14 @@ async def test_a_database_that_goes_on_from_a_checkpoint_never_changes_its_files
 def test_parts_of_output_are_read_from_a_file_on_this_machine(tmp_path: Path) -> None:
     storage = CheckpointStorage(tmp_path)
     directory = storage.begin(1)
-    (directory / "stages/lane").mkdir(parents=True)
-    (directory / "stages/lane/7.arrow").write_bytes(b"rows")
-    part = StoredPart(7, "stages/lane/7.arrow", 1)
-    storage.commit(1, Manifest(1, 0, lanes={"lane": StoredLane("out", 7, 6, [part])}))
+    (directory / "stages/track").mkdir(parents=True)
+    (directory / "stages/track/7.arrow").write_bytes(b"rows")
+    part = StoredPart(7, "stages/track/7.arrow", 1)
+    storage.commit(1, Manifest(1, 0, lanes={"track": StoredTrack("out", 7, 6, [part])}))
     manifest = CheckpointStorage(tmp_path).latest()
-    assert manifest.part_path(manifest.lanes["lane"].pending[0]).read_bytes() == b"rows"
-    with pytest.raises(CorruptCheckpoint, match="has no file stages/lane/8"):
-        manifest.part_path(StoredPart(8, "stages/lane/8.arrow", 1))
+    assert manifest.part_path(manifest.lanes["track"].pending[0]).read_bytes() == b"rows"
+    with pytest.raises(CorruptCheckpoint, match="has no file stages/track/8"):
+        manifest.part_path(StoredPart(8, "stages/track/8.arrow", 1))
 
 
 # Crashes: the process ends before the n-th change or sync that it asks the system for

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sabot import steps
 from sabot._cython.arrow.batch import Batch
-from sabot.connectors.base import Lane, Sink
+from sabot.connectors.base import Sink, Track
 from sabot.connectors.files import NdjsonSink, ParquetSink
 from sabot.connectors.memory import CountSink, MemoryBroker, MemorySink, TableSink
 from sabot.connectors.sql import SqlSink
@@ -37,7 +37,7 @@ from sabot.operators.sink import SinkWriter
 from sabot.testing import ListSink
 from tools.postgres import server_or_skip
 
-LANE = Lane("job", "sink.1", "first")
+TRACK = Track("job", "sink.1", "first")
 SCHEMA = pa.schema([("region", pa.string()), ("n", pa.int64()), ("day", pa.int32()), ("x", pa.float64())])
 KEYS = ("day", "region")
 
@@ -201,10 +201,10 @@ def test_parts_make_the_table_once_however_often_they_are_given(
     make: Callable[[], Place], tmp_path: Path, changes: list[Change], cuts: list[int]
 ) -> None:
     place, batches = make(), pieces(changes, cuts)
-    lane = Lane(f"job-{uuid.uuid4().hex}", "sink.1", "first")  # one database has them all
+    track = Track(f"job-{uuid.uuid4().hex}", "sink.1", "first")  # one database has them all
     sink = place.sink()
     sink.expect_changes(SCHEMA, KEYS)
-    sink.claim(lane)
+    sink.claim(track)
     parts = {
         7: staged(sink, tmp_path / "7.arrow", *batches[:2]),
         9: staged(sink, tmp_path / "9.arrow", *batches[2:]),
@@ -215,7 +215,7 @@ def test_parts_make_the_table_once_however_often_they_are_given(
         assert place.rows() == table_of(changes)
     last = place.sink()  # of the next process, which does not know whether the last part got through
     last.expect_changes(SCHEMA, KEYS)
-    last.claim(lane)
+    last.claim(track)
     last.deliver(9, parts[9])
     assert place.rows() == table_of(changes)
     last.close()
@@ -225,7 +225,7 @@ def test_a_key_that_ends_and_comes_back_within_a_part_stays(make: Callable[[], P
     place = make()
     sink = place.sink()
     sink.expect_changes(SCHEMA, KEYS)
-    sink.claim(LANE)
+    sink.claim(TRACK)
     story: list[Change] = [
         (INSERT, "a", 1, 1, None),
         (DELETE, "a", 1, 1, None),
@@ -266,23 +266,23 @@ def test_a_crash_at_any_step_of_a_part_leaves_the_table_of_before_or_of_after(ma
     first: list[Change] = [(INSERT, "a", 1, 1, None), (INSERT, "b", 1, 1, None)]
     second: list[Change] = [(DELETE, "a", 1, 1, None), (UPDATE_AFTER, "b", 2, 1, None), (INSERT, "c", 3, 1, 0.5)]
 
-    def deliver(place: Place, seq: int, changes: list[Change], lane: Lane) -> None:
+    def deliver(place: Place, seq: int, changes: list[Change], track: Track) -> None:
         with contextlib.closing(place.sink()) as sink:
             sink.expect_changes(SCHEMA, KEYS)
-            sink.claim(lane)
+            sink.claim(track)
             sink.deliver(seq, [sink.fitting(batch(changes))])
 
     for number, after in itertools.product(range(1, 100), [False, True]):
-        place, lane = make(), Lane(f"job-{uuid.uuid4().hex}", "sink.1", "first")
-        deliver(place, 1, first, lane)
+        place, track = make(), Track(f"job-{uuid.uuid4().hex}", "sink.1", "first")
+        deliver(place, 1, first, track)
         crash = CrashAt(number, after)
         steps.watch(crash)
         try:
-            deliver(place, 2, second, lane)
+            deliver(place, 2, second, track)
         except Crash:
             steps.watch(None)
             assert place.rows() in (table_of(first), table_of(first + second))
-            deliver(place, 2, second, lane)
+            deliver(place, 2, second, track)
             assert place.rows() == table_of(first + second)
         finally:
             steps.watch(None)
@@ -395,7 +395,7 @@ def test_rows_without_their_key_are_refused_before_they_are_in_a_checkpoint(tmp_
             operator.process(Batch(bad))
         assert sink.name in str(refused.value)
         operator.close()
-        sink.claim(LANE)
+        sink.claim(TRACK)
         with pytest.raises(UserError, match="without its key 'region'"):
             sink.fitting(bad)
         sink.close()
@@ -484,7 +484,7 @@ def test_a_part_of_changes_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     sink = place.sink()
     wide = SCHEMA.set(1, pa.field("n", pa.uint64()))
     sink.expect_changes(wide, KEYS)
-    sink.claim(LANE)
+    sink.claim(TRACK)
     marked = with_marks(wide, op=True, timed=False)
     sink.deliver(1, [batch([(INSERT, "a", 1, 1, None), (INSERT, "b", 1, 1, None)]).cast(marked)])
     rows = batch([(DELETE, "a", 1, 1, None), (UPDATE_AFTER, "b", 2, 1, None)]).cast(marked)
@@ -494,7 +494,7 @@ def test_a_part_of_changes_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="above"):
         sink.deliver(2, [rows, huge])
     assert place.rows() == {("a", 1, 1, None), ("b", 1, 1, None)}
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(3, [rows])
     assert place.rows() == {("b", 2, 1, None)}
     sink.close()
@@ -504,13 +504,13 @@ def test_parts_from_before_the_program_was_changed(tmp_path: Path) -> None:
     path = tmp_path / "t.db"
     changes = SqlSink(f"sqlite://{path}", "t")
     changes.expect_changes(SCHEMA, KEYS)
-    changes.claim(LANE)
+    changes.claim(TRACK)
     changes.deliver(1, [batch([(INSERT, "a", 1, 1, None)]).select(SCHEMA.names)])  # it wrote rows that were final
     assert query(path, "SELECT region FROM t") == [("a",)]
     changes.close()
     final = SqlSink(f"sqlite://{path}", "t", keys=KEYS)
     final.expect(SCHEMA)
-    final.claim(LANE)
+    final.claim(TRACK)
     with pytest.raises(UserError, match="changes came from a program whose rows are final"):
         final.deliver(2, [batch([(DELETE, "a", 1, 1, None)])])
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sabot import DeliveryConflict, Token, UserError
-from sabot.checkpoint.manifest import StoredLane, StoredPart
+from sabot.checkpoint.manifest import StoredPart, StoredTrack
 from sabot.delivery import CHOICES
 from sabot.delivery.tokens import Opening, after, first_seq, opening
 
@@ -24,16 +24,16 @@ def seq(n: int) -> int:
     return BASE + n
 
 
-def lane(*, given: int, delivered: int, finished: bool = False) -> StoredLane:
+def track(*, given: int, delivered: int, finished: bool = False) -> StoredTrack:
     """Parts `delivered + 1` to `given` are pending."""
     parts = [StoredPart(seq(n), f"stages/out/{seq(n)}.arrow", 10) for n in range(delivered + 1, given + 1)]
-    return StoredLane(
+    return StoredTrack(
         "out", seq(given) if given else 0, seq(delivered) if delivered else 0, pending=parts, finished=finished
     )
 
 
 def opened(
-    stored: StoredLane | None,
+    stored: StoredTrack | None,
     token: Token | None,
     *,
     choice: str | None = None,
@@ -55,7 +55,7 @@ def opened(
     )
 
 
-def delivered_parts(stored: StoredLane | None, found: Opening) -> list[int]:
+def delivered_parts(stored: StoredTrack | None, found: Opening) -> list[int]:
     """Which parts of the run before are delivered under their own number."""
     if stored is None or found.renumber:
         return []
@@ -86,8 +86,8 @@ def test_numbers_of_different_runs_never_meet() -> None:
 # -- the table ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stored", [None, lane(given=0, delivered=0)])
-def test_a_first_start_settles_the_token(stored: StoredLane | None) -> None:
+@pytest.mark.parametrize("stored", [None, track(given=0, delivered=0)])
+def test_a_first_start_settles_the_token(stored: StoredTrack | None) -> None:
     found = opened(stored, None)
     assert found.settle, "or a crash before the first delivery would look like a lost token"
     assert found.delivered < first_seq(GENERATION) + 1
@@ -102,7 +102,7 @@ def test_a_first_start_that_died_after_it_had_settled_is_a_first_start() -> None
 
 
 def test_a_token_that_is_lost_is_set_again_where_nothing_waits_and_the_user_is_told() -> None:
-    found = opened(lane(given=4, delivered=4), None)
+    found = opened(track(given=4, delivered=4), None)
     assert found.settle
     assert found.delivered == seq(4)
     assert "token" in found.note
@@ -111,7 +111,7 @@ def test_a_token_that_is_lost_is_set_again_where_nothing_waits_and_the_user_is_t
 
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_parts_above_the_token_are_delivered_in_order(n: int) -> None:
-    stored = lane(given=4, delivered=2)
+    stored = track(given=4, delivered=2)
     found = opened(stored, Token(seq(n), US))
     assert delivered_parts(stored, found) == list(range(n + 1, 5))
     assert not found.settle
@@ -119,16 +119,16 @@ def test_parts_above_the_token_are_delivered_in_order(n: int) -> None:
 
 
 CONFLICTS = {
-    "the token is missing while parts wait": (lane(given=4, delivered=2), None, True),
-    "the token is missing and the checkpoint is not the newest": (lane(given=4, delivered=4), None, False),
-    "the token is below what is known to be delivered": (lane(given=4, delivered=3), Token(seq(2), US), True),
-    "the token is of another life": (lane(given=4, delivered=2), Token(seq(3), THEM), True),
-    "the token is of another life and nothing waits": (lane(given=4, delivered=4), Token(seq(4), THEM), True),
+    "the token is missing while parts wait": (track(given=4, delivered=2), None, True),
+    "the token is missing and the checkpoint is not the newest": (track(given=4, delivered=4), None, False),
+    "the token is below what is known to be delivered": (track(given=4, delivered=3), Token(seq(2), US), True),
+    "the token is of another life": (track(given=4, delivered=2), Token(seq(3), THEM), True),
+    "the token is of another life and nothing waits": (track(given=4, delivered=4), Token(seq(4), THEM), True),
     "the token is of another life, the state directory deleted": (None, Token(seq(3), THEM), True),
-    "the token has no incarnation": (lane(given=4, delivered=2), Token(seq(3), ""), True),
-    "the token is above all that was given out": (lane(given=4, delivered=2), Token(seq(5), US), True),
-    "the savepoint is older than what was delivered": (lane(given=4, delivered=2), Token(seq(9), US), False),
-    "the lane is not in the savepoint and its token is ours": (None, Token(seq(9), US), False),
+    "the token has no incarnation": (track(given=4, delivered=2), Token(seq(3), ""), True),
+    "the token is above all that was given out": (track(given=4, delivered=2), Token(seq(5), US), True),
+    "the savepoint is older than what was delivered": (track(given=4, delivered=2), Token(seq(9), US), False),
+    "the track is not in the savepoint and its token is ours": (None, Token(seq(9), US), False),
 }
 
 
@@ -178,7 +178,7 @@ def test_skip_says_how_many_parts_it_drops(story: str) -> None:
 
 def test_skip_where_the_token_is_lost_drops_what_waited() -> None:
     """Nobody knows which of them got through, and the user does not want any twice."""
-    stored = lane(given=4, delivered=2)
+    stored = track(given=4, delivered=2)
     found = opened(stored, None, choice="skip")
     assert delivered_parts(stored, found) == []
     assert not found.renumber
@@ -188,7 +188,7 @@ def test_skip_where_the_token_is_lost_drops_what_waited() -> None:
 @pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_a_choice_changes_nothing_where_there_is_no_disagreement(choice: str, n: int) -> None:
-    stored = lane(given=4, delivered=2)
+    stored = track(given=4, delivered=2)
     found = opened(stored, Token(seq(n), US), choice=choice)
     assert delivered_parts(stored, found) == list(range(n + 1, 5))
     assert not found.settle
@@ -206,7 +206,7 @@ def test_who_starts_afresh_is_not_asked_and_numbers_above_the_old_token(token: T
 
 def test_numbers_are_above_all_that_was_given_out_where_the_generations_begin_anew() -> None:
     """A savepoint that is started from in an empty directory: the claims there know nothing of earlier runs."""
-    stored = lane(given=4, delivered=2)
+    stored = track(given=4, delivered=2)
     elsewhere: dict[str, Any] = {"newest": False, "generation": 1}
     assert opened(stored, Token(seq(4), US), **elsewhere).above >= seq(4)
     far = first_seq(40) + 3
@@ -221,14 +221,14 @@ def test_numbers_are_above_all_that_was_given_out_where_the_generations_begin_an
 
 
 def test_a_sink_without_a_token_is_given_all_parts_again_that_may_not_have_arrived() -> None:
-    stored = lane(given=4, delivered=2)
+    stored = track(given=4, delivered=2)
     found = opened(stored, None, keeps_token=False)
     assert delivered_parts(stored, found) == [3, 4], "the same numbers: it knows them"
     assert not found.settle
 
 
-@pytest.mark.parametrize("stored", [None, lane(given=0, delivered=0), lane(given=4, delivered=4)])
-def test_a_sink_without_a_token_starts_where_nothing_waits(stored: StoredLane | None) -> None:
+@pytest.mark.parametrize("stored", [None, track(given=0, delivered=0), track(given=4, delivered=4)])
+def test_a_sink_without_a_token_starts_where_nothing_waits(stored: StoredTrack | None) -> None:
     found = opened(stored, None, keeps_token=False)
     assert not found.settle
     assert found.above >= first_seq(GENERATION) > seq(4)
@@ -237,7 +237,7 @@ def test_a_sink_without_a_token_starts_where_nothing_waits(stored: StoredLane | 
 
 def test_a_savepoint_for_a_sink_without_a_token_is_a_choice() -> None:
     """Nobody can say what came after the savepoint, so going on could repeat it. (Finding 1.)"""
-    for stored in (lane(given=4, delivered=2), lane(given=4, delivered=4)):
+    for stored in (track(given=4, delivered=2), track(given=4, delivered=4)):
         with pytest.raises(DeliveryConflict):
             opened(stored, None, keeps_token=False, newest=False)
         for choice in CHOICES:
@@ -272,13 +272,13 @@ class Checkpoint:
     """Where the source was, and what was pending; `rows` by seq."""
 
     position: int
-    lane: StoredLane
+    track: StoredTrack
     rows: dict[int, list[int]]
     incarnation: str
 
 
 class Job:
-    """Reads 0, 1, 2, … and writes them through one lane. A part holds the rows between two cuts."""
+    """Reads 0, 1, 2, … and writes them through one track. A part holds the rows between two cuts."""
 
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
@@ -296,7 +296,7 @@ class Job:
         token = self.receiver.token
         found = opening(
             "out",
-            at.lane if at is not None else None,
+            at.track if at is not None else None,
             token,
             keeps_token=True,
             incarnation=incarnation,
@@ -309,7 +309,7 @@ class Job:
         self.generation = max(generation, found.above >> 34)
         self.position = at.position if at is not None else 0
         self.last = found.above
-        self.given = at.lane.given if at is not None else 0
+        self.given = at.track.given if at is not None else 0
         self.delivered = found.delivered
         self.pending: dict[int, list[int]] = {}
         if found.settle:
@@ -339,12 +339,12 @@ class Job:
             self.seal(self.open)
             self.open = []
         parts = [StoredPart(number, f"stages/out/{number}.arrow", len(rows)) for number, rows in self.pending.items()]
-        stored = StoredLane("out", max(self.given, self.delivered), self.delivered, parts)
+        stored = StoredTrack("out", max(self.given, self.delivered), self.delivered, parts)
         self.newest = Checkpoint(self.position, stored, dict(self.pending), self.incarnation)
 
     def deliver(self, parts: int, *, noted: bool = True) -> None:
         """Only what the newest checkpoint lists. Not noted: the process dies between the delivery and the note."""
-        listed = {part.seq for part in self.newest.lane.pending} if self.newest else set()
+        listed = {part.seq for part in self.newest.track.pending} if self.newest else set()
         for number in [number for number in self.pending if number in listed][:parts]:
             self.receiver.deliver(number, self.incarnation, self.pending[number])
             if noted:

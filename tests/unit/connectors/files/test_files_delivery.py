@@ -21,13 +21,13 @@ from pyarrow import parquet as pq
 
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import build_records
-from sabot.connectors.base import Lane, Token
+from sabot.connectors.base import Token, Track
 from sabot.connectors.files import ArrowSink, CsvSink, FileSink, NdjsonSink, ParquetSink
 from sabot.connectors.files.delivered import Busy, Entry, Ledger
 from sabot.errors import JobLocked, TransientError, UserError
 from sabot.steps import watch
 
-LANE = Lane("job", "out", "i1")
+TRACK = Track("job", "out", "i1")
 Parts = list[tuple[int, list[pa.RecordBatch]]]
 
 
@@ -222,7 +222,7 @@ def deliver_rest(sink: FileSink, token: Token | None, parts: Parts, returned: li
 def live(place: Place, parts: Parts = PARTS, returned: list[int] | None = None) -> None:
     """What the engine does from a start to the end of the input."""
     sink = place.sink()
-    deliver_rest(sink, sink.claim(LANE), parts, returned)
+    deliver_rest(sink, sink.claim(TRACK), parts, returned)
     sink.finish()
     sink.close()
 
@@ -309,7 +309,7 @@ def test_rows_are_there_once_when_the_machine_goes_down(kind: str, tmp_path: Pat
                 with watching(PowerLoss(at, place.root, seed)) as power, pytest.raises(Crash):
                     live(place, returned=returned)
                 power.strike()
-                token = place.sink().claim(LANE)
+                token = place.sink().claim(TRACK)
                 assert [0 if token is None else token.seq] >= returned[-1:], (options, at, seed)
                 live(place)
                 assert place.numbers() == NUMBERS, (options, at, seed)
@@ -353,13 +353,13 @@ def test_the_same_sink_goes_on_after_a_fault_at_every_step(kind: str, tmp_path: 
         with watching(Failing(at)) as watcher:
             delivered = False
             try:
-                deliver_rest(sink, sink.claim(LANE), PARTS)
+                deliver_rest(sink, sink.claim(TRACK), PARTS)
                 delivered = True
                 sink.finish()
             except TransientError as error:
                 faults.append(str(error))
                 if not delivered:
-                    deliver_rest(sink, sink.claim(LANE), PARTS)
+                    deliver_rest(sink, sink.claim(TRACK), PARTS)
                 sink.finish()
         sink.close()
         assert place.numbers() == NUMBERS, at
@@ -407,7 +407,7 @@ def test_any_parts_and_any_crashes_give_the_rows_once(tmp_path_factory: pytest.T
 def test_what_was_delivered_is_seen_at_once_and_given_again_changes_nothing(kind: str, tmp_path: Path) -> None:
     place = Place(tmp_path, kind)
     sink = place.sink()
-    assert sink.claim(LANE) is None
+    assert sink.claim(TRACK) is None
     sink.deliver(1, [rows(0, 3)])
     assert place.numbers() == [0, 1, 2]
     sink.deliver(2, [rows(3, 1), rows(4, 0)])
@@ -415,7 +415,7 @@ def test_what_was_delivered_is_seen_at_once_and_given_again_changes_nothing(kind
     sink.deliver(1, [rows(0, 3)])
     assert place.numbers() == [0, 1, 2, 3]
     assert len(place.files()) == (2 if place.folder else 1)
-    assert sink.claim(LANE) == Token(2, "i1")
+    assert sink.claim(TRACK) == Token(2, "i1")
     sink.close()
 
 
@@ -424,26 +424,26 @@ def test_the_token_is_read_back_by_whoever_claims_next(kind: str, tmp_path: Path
     place = Place(tmp_path, kind)
     sink = place.sink()
     assert sink.keeps_token
-    assert sink.claim(LANE) is None
-    assert place.sink().claim(LANE) is None
+    assert sink.claim(TRACK) is None
+    assert place.sink().claim(TRACK) is None
     sink = place.sink()
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.settle(0)
-    assert sink.claim(LANE) == Token(0, "i1")
+    assert sink.claim(TRACK) == Token(0, "i1")
     sink.deliver(3, [])  # no rows, and no file of none
     assert place.files() == [] or place.numbers() == []
-    assert sink.claim(LANE) == Token(3, "i1")
+    assert sink.claim(TRACK) == Token(3, "i1")
     sink.deliver(4, [rows(0, 1)])
     sink.finish()
     sink.finish()
     sink.close()
     later = place.sink()
-    assert later.claim(Lane("job", "out", "i2")) == Token(4, "i1")  # what to make of it is not the sink's to say
+    assert later.claim(Track("job", "out", "i2")) == Token(4, "i1")  # what to make of it is not the sink's to say
     later.settle(9)
     later.deliver(10, [rows(1, 1)])
     later.finish()
     later.close()
-    assert place.sink().claim(LANE) == Token(10, "i2")
+    assert place.sink().claim(TRACK) == Token(10, "i2")
     assert place.numbers() == [0, 1]
 
 
@@ -452,10 +452,10 @@ def test_a_part_of_a_folder_waits_until_it_is_large_enough_if_that_is_asked_for(
         place = Place(tmp_path / kind, kind, part_bytes=24)
         place.root.mkdir()
         sink = place.sink()
-        sink.claim(LANE)
+        sink.claim(TRACK)
         sink.deliver(1, [rows(0, 1)])
         assert place.numbers() == []
-        sink.claim(LANE)
+        sink.claim(TRACK)
         sink.deliver(2, [rows(1, 2)])
         assert place.numbers() == [0, 1, 2]
         sink.deliver(3, [rows(3, 1)])
@@ -467,7 +467,7 @@ def test_a_part_of_a_folder_waits_until_it_is_large_enough_if_that_is_asked_for(
 
 def test_a_large_delivery_is_written_as_large_row_groups(tmp_path: Path) -> None:
     sink = ParquetSink(f"{tmp_path}/")
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(1, [rows(first, 2_000) for first in range(0, 300_000, 2_000)])
     sink.close()
     found = pq.read_metadata(tmp_path / "part-00000.parquet")
@@ -476,7 +476,7 @@ def test_a_large_delivery_is_written_as_large_row_groups(tmp_path: Path) -> None
 
 def test_records_are_delivered_as_lines(tmp_path: Path) -> None:
     sink = NdjsonSink(tmp_path / "t.ndjson")
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(1, [build_records([b'{"a":\n1}', None], None, [0, 0], 0, [0, 0])])
     sink.finish()
     assert (tmp_path / "t.ndjson").read_text() == '{"a": 1}\nnull\n'
@@ -488,7 +488,7 @@ def test_an_empty_result_is_a_file_of_the_expected_columns(tmp_path: Path) -> No
         place.root.mkdir()
         sink = place.sink()
         sink.expect(rows(0, 0).schema)
-        sink.claim(LANE)
+        sink.claim(TRACK)
         sink.settle(0)
         sink.finish()
         sink.close()
@@ -505,9 +505,9 @@ def test_an_empty_result_is_a_file_of_the_expected_columns(tmp_path: Path) -> No
 def test_who_claims_last_keeps_the_one_before_out(kind: str, tmp_path: Path) -> None:
     place = Place(tmp_path, kind, **({"part_bytes": 1000} if kind == "folder csv" else {}))
     older, newer = place.sink(), place.sink()
-    older.claim(LANE)
+    older.claim(TRACK)
     older.deliver(1, [rows(0, 2)])
-    assert newer.claim(LANE) == Token(1, "i1")
+    assert newer.claim(TRACK) == Token(1, "i1")
     with pytest.raises(JobLocked, match="another process"):
         older.deliver(2, [rows(7, 2)])
     with pytest.raises(UserError, match="not claimed"):
@@ -522,9 +522,9 @@ def test_who_claims_last_keeps_the_one_before_out(kind: str, tmp_path: Path) -> 
 def test_the_close_of_one_that_is_out_completes_nothing(tmp_path: Path) -> None:
     place = Place(tmp_path, "folder parquet", part_bytes=1000)
     older, newer = place.sink(), place.sink()
-    older.claim(LANE)
+    older.claim(TRACK)
     older.deliver(1, [rows(0, 2)])
-    newer.claim(LANE)
+    newer.claim(TRACK)
     older.close()
     assert place.numbers() == []
     newer.deliver(2, [rows(2, 1)])
@@ -536,7 +536,7 @@ def test_a_process_that_was_stopped_in_a_delivery_keeps_others_waiting(tmp_path:
     """SIGSTOP between two steps: it may go on at any time, so nobody else can be let in before it is killed."""
     place = Place(tmp_path, "folder parquet")
     stopped = place.sink()
-    stopped.claim(LANE)
+    stopped.claim(TRACK)
     tried = []
 
     class Looking(Dying):
@@ -544,39 +544,39 @@ def test_a_process_that_was_stopped_in_a_delivery_keeps_others_waiting(tmp_path:
             if name in ("write", "rename", "token"):
                 watch(None)
                 with pytest.raises(TransientError, match="another process is writing into it at this moment"):
-                    place.sink().claim(LANE)
+                    place.sink().claim(TRACK)
                 tried.append(name)
                 watch(self)
 
     with watching(Looking(0)):
         stopped.deliver(1, [rows(0, 2)])
     assert {"write", "rename", "token"} <= set(tried)
-    assert place.sink().claim(LANE) == Token(1, "i1")
+    assert place.sink().claim(TRACK) == Token(1, "i1")
 
 
 def test_a_claim_under_way_keeps_the_one_before_out(tmp_path: Path) -> None:
     place = Place(tmp_path, "file ndjson")
     sink = place.sink()
-    sink.claim(LANE)
+    sink.claim(TRACK)
     with open(tmp_path / ".t.ndjson.token", "rb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(JobLocked, match=r"another process writes the results of sabot\.job\.out now"):
             sink.deliver(1, [rows(0, 1)])
 
 
-def test_a_second_lane_on_one_path_is_named(tmp_path: Path) -> None:
+def test_a_second_track_on_one_path_is_named(tmp_path: Path) -> None:
     for kind in ("file ndjson", "folder parquet"):
         place = Place(tmp_path, kind)
         sink = place.sink()
-        sink.claim(LANE)
+        sink.claim(TRACK)
         sink.deliver(1, [rows(0, 1)])
         other = place.sink()
         with pytest.raises(UserError, match=r"gets the results of sabot\.job\.out, and sabot\.job2\.out would write"):
-            other.claim(Lane("job2", "out", "x"))
+            other.claim(Track("job2", "out", "x"))
         sink.deliver(2, [rows(1, 1)])
         sink.finish()
         sink.close()
-        assert other.claim(Lane("job2", "out", "x")) is None  # that one is over: this one adds to it
+        assert other.claim(Track("job2", "out", "x")) is None  # that one is over: this one adds to it
         other.deliver(1, [rows(2, 1)])
         other.finish()
         other.close()
@@ -594,17 +594,17 @@ def test_a_job_that_begins_finds_the_end_of_an_earlier_one(kind: str, overwrite:
     again = place.sink()
     again.start_afresh()
     added = place.folder or place.kind in ("ndjson", "csv")
-    lane = Lane("job", "out", "i2")
+    track = Track("job", "out", "i2")
     if not added and not overwrite:
         with pytest.raises(UserError, match="is there already, and this job begins"):
-            again.claim(lane)
+            again.claim(track)
         assert place.numbers() == NUMBERS
         return
-    assert again.claim(lane) == (None if overwrite else Token(1 << 40, "i1"))
+    assert again.claim(track) == (None if overwrite else Token(1 << 40, "i1"))
     assert place.numbers() == ([] if overwrite and added else NUMBERS)
     again.settle(0)
     again.deliver(1, [rows(100, 1)])
-    assert again.claim(lane) == Token(1, "i2")
+    assert again.claim(track) == Token(1, "i2")
     again.deliver(2, [rows(101, 1)])
     again.finish()
     again.close()
@@ -617,11 +617,11 @@ def test_a_job_that_begins_drops_what_an_earlier_one_left_unfinished(
 ) -> None:
     place = Place(tmp_path, kind, **({"part_bytes": 1000} if kind.startswith("folder") else {}))
     sink = place.sink()
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(1, [rows(0, 3)])
     again = place.sink()
     again.start_afresh()
-    assert again.claim(Lane("job", "out", "i2")) == Token(1, "i1")
+    assert again.claim(Track("job", "out", "i2")) == Token(1, "i1")
     assert "an earlier run left unfinished is dropped" in caplog.text
     again.deliver(2, [rows(10, 1)])
     again.finish()
@@ -645,7 +645,7 @@ def test_crashes_while_a_job_begins_with_nothing_leave_nothing_of_the_old(kind: 
             sink.start_afresh()
             with watching(watcher):
                 try:
-                    assert sink.claim(LANE) is None
+                    assert sink.claim(TRACK) is None
                 except Crash:
                     died = True
                     continue
@@ -663,9 +663,9 @@ def test_a_file_of_another_run_is_replaced_and_never_mixed_even_by_a_process_tha
     live(place)
     sink = place.sink()
     sink.start_afresh()
-    sink.claim(LANE)
+    sink.claim(TRACK)
     later = place.sink()
-    later.claim(LANE)
+    later.claim(TRACK)
     later.deliver(1, [rows(10, 1)])
     assert place.numbers() == NUMBERS
     later.finish()
@@ -678,7 +678,7 @@ def test_an_empty_run_with_overwrite_leaves_no_older_result(tmp_path: Path) -> N
     live(place)
     sink = place.sink()
     sink.start_afresh()
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.finish()
     sink.close()
     assert place.files() == []
@@ -695,7 +695,7 @@ def test_what_was_written_at_least_once_is_gone_on_with_exactly_once_and_back(ki
     sink.close()
     place = Place(tmp_path / "copy", kind)
     sink = place.sink()
-    assert sink.claim(LANE) is None
+    assert sink.claim(TRACK) is None
     sink.deliver(1, [rows(2, 1)])
     with watching(DyingAt("token")), pytest.raises(Crash):
         sink.deliver(2, [rows(100, 50)])  # does not count: it comes again, at least once
@@ -713,7 +713,7 @@ def test_what_was_written_at_least_once_is_gone_on_with_exactly_once_and_back(ki
 def test_parts_that_others_put_there_keep_their_names(tmp_path: Path) -> None:
     place = Place(tmp_path, "folder parquet")
     sink = place.sink()
-    sink.claim(LANE)
+    sink.claim(TRACK)
     (place.path / "part-00000.parquet").write_bytes(b"mine")
     sink.deliver(1, [rows(0, 1)])
     sink.deliver(2, [rows(1, 1)])
@@ -721,7 +721,7 @@ def test_parts_that_others_put_there_keep_their_names(tmp_path: Path) -> None:
     assert [place.read(path) for path in place.files()[1:]] == [[0], [1]]
     for path in place.files():
         path.unlink()  # as who moves parts on, once they are there
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(3, [rows(2, 1)])
     assert [path.name for path in place.files()] == ["part-00003.parquet"]
 
@@ -733,18 +733,18 @@ def test_parts_that_others_put_there_keep_their_names(tmp_path: Path) -> None:
 def test_columns_that_do_not_fit_are_refused_and_leave_no_trace(kind: str, tmp_path: Path) -> None:
     place = Place(tmp_path, kind, **({"part_bytes": 1000} if kind == "folder csv" else {}))
     sink = place.sink()
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(1, [rows(0, 1)])
     odd: Sequence[pa.RecordBatch] = [rows(1, 1), pa.record_batch({"d": pa.array([1], pa.decimal128(5, 2))})]
     with pytest.raises(Exception, match=r"columns d decimal|begins with|cannot be written"):
         sink.deliver(2, odd)
     sink.close()
     again = place.sink()
-    assert again.claim(LANE) == Token(1, "i1")
+    assert again.claim(TRACK) == Token(1, "i1")
     if kind != "file ndjson" and kind != "folder arrow":
         with pytest.raises(UserError, match=r"columns d decimal|begins with"):
             again.deliver(2, odd[1:])
-        again.claim(LANE)
+        again.claim(TRACK)
     again.deliver(2, [rows(1, 1)])
     again.finish()
     again.close()
@@ -755,10 +755,10 @@ def test_columns_that_do_not_fit_are_refused_and_leave_no_trace(kind: str, tmp_p
 def test_what_the_format_cannot_say_is_known_at_the_first_delivery(tmp_path: Path) -> None:
     interval = pa.record_batch([pa.array([None], pa.month_day_nano_interval())], names=["i"])
     sink = ParquetSink(tmp_path / "t.parquet")
-    sink.claim(LANE)
+    sink.claim(TRACK)
     with pytest.raises(UserError, match=r"t\.parquet': its format cannot say this"):
         sink.deliver(1, [interval])
-    assert sink.claim(LANE) is None
+    assert sink.claim(TRACK) is None
 
 
 @pytest.mark.parametrize(
@@ -776,24 +776,24 @@ def test_columns_that_are_expected_and_cannot_be_said_are_known_before_a_row_com
     sink = place.sink()
     sink.expect(pa.schema([("c", column)]))
     with pytest.raises((UserError, TypeError), match=r"cannot (say this|be written as)"):
-        sink.claim(LANE)
+        sink.claim(TRACK)
     assert place.files() == []
 
 
 def test_a_text_file_that_lost_what_was_delivered_stops_the_job(tmp_path: Path) -> None:
     place = Place(tmp_path, "file ndjson")
     sink = place.sink()
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(1, [rows(0, 2)])
     os.truncate(place.path, 10)
     with pytest.raises(UserError, match=r"16 bytes were delivered into it, and it has 10.*\.token"):
-        place.sink().claim(LANE)
+        place.sink().claim(TRACK)
     place.path.unlink()
     with pytest.raises(UserError, match="it is gone"):
-        place.sink().claim(LANE)
+        place.sink().claim(TRACK)
     afresh = place.sink()
     afresh.start_afresh()  # who removes the file and starts afresh means it
-    afresh.claim(LANE)
+    afresh.claim(TRACK)
     afresh.deliver(2, [rows(5, 1)])
     assert place.numbers() == [5]
 
@@ -801,7 +801,7 @@ def test_a_text_file_that_lost_what_was_delivered_stops_the_job(tmp_path: Path) 
 def test_rows_that_somebody_else_adds_meanwhile_are_not_written_into(tmp_path: Path) -> None:
     place = Place(tmp_path, "file ndjson")
     sink = place.sink()
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(1, [rows(0, 1)])
     with place.path.open("ab") as file:
         file.write(b"mine\n")
@@ -812,7 +812,7 @@ def test_rows_that_somebody_else_adds_meanwhile_are_not_written_into(tmp_path: P
 def test_a_damaged_journal_or_token_stops_the_job(tmp_path: Path) -> None:
     place = Place(tmp_path, "file parquet")
     sink = place.sink()
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(1, [rows(0, 20)])
     sink.deliver(2, [rows(20, 20)])
     journal = tmp_path / ".t.parquet.journal"
@@ -825,27 +825,27 @@ def test_a_damaged_journal_or_token_stops_the_job(tmp_path: Path) -> None:
     token = tmp_path / ".t.parquet.token"
     token.write_bytes(bytes(20_000))
     with pytest.raises(UserError, match="says what was delivered, is damaged or none of ours"):
-        place.sink().claim(LANE)
+        place.sink().claim(TRACK)
     token.write_bytes(b"my diary")
     with pytest.raises(UserError, match="none of ours"):
-        place.sink().claim(LANE)
+        place.sink().claim(TRACK)
 
 
 def test_a_folder_that_is_removed_has_no_token(tmp_path: Path) -> None:
     place = Place(tmp_path, "folder parquet")
     sink = place.sink()
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(1, [rows(0, 1)])
     shutil.rmtree(place.path)
     with pytest.raises(TransientError, match="No such file"):
         sink.deliver(2, [rows(1, 1)])
-    assert sink.claim(LANE) is None
+    assert sink.claim(TRACK) is None
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"file/t\.parquet' cannot be written"):
-        ParquetSink(tmp_path / "file" / "t.parquet").claim(LANE)
+        ParquetSink(tmp_path / "file" / "t.parquet").claim(TRACK)
     with pytest.raises(UserError, match="not claimed"):
         NdjsonSink(tmp_path / "t.ndjson").settle(1)
 

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from sabot import App
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import build_records
-from sabot.connectors.base import Lane, Token
+from sabot.connectors.base import Token, Track
 from sabot.connectors.files import NdjsonSource
 from sabot.connectors.sql import SqlSink, sqlite
 from sabot.connectors.sql.rows import hex_text, json_text, last_of_each_key
 from sabot.errors import JobLocked, TransientError, UserError
 
-LANE = Lane("job", "sink.1", "first")
+TRACK = Track("job", "sink.1", "first")
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_any_rows_cut_anywhere_read_back_as_they_were(tmp_path: Path, rows: list
     bounds = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
     sink = SqlSink(f"sqlite://{path}", "results")
     sink.expect(data.schema)
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(1, [data.slice(start, end - start) for start, end in itertools.pairwise(bounds)])
     sink.close()
     assert query(path, "SELECT * FROM results ORDER BY rowid") == rows
@@ -162,11 +162,11 @@ def test_missing_columns_are_named_before_there_are_rows(path: Path) -> None:
     with pytest.raises(
         UserError, match=r"results of .*results.db has no column who \(string\), at \(timestamp\[ms\]\)"
     ):
-        sink.claim(LANE)
+        sink.claim(TRACK)
     with pytest.raises(UserError, match="has no column"):
         sink.open()
     sink.close()
-    assert query(path, "SELECT name FROM sqlite_master WHERE type = 'table'") == [("results",)]  # no lane was claimed
+    assert query(path, "SELECT name FROM sqlite_master WHERE type = 'table'") == [("results",)]  # no track was claimed
 
 
 def test_names_are_only_names(path: Path) -> None:
@@ -183,11 +183,11 @@ def test_names_are_only_names(path: Path) -> None:
 
 def test_a_part_whose_columns_do_not_fit_leaves_nothing(path: Path) -> None:
     sink = SqlSink(f"sqlite://{path}", "results")
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(1, [pa.record_batch({"n": [1]})])
     with pytest.raises(UserError, match="no column other"):
         sink.deliver(2, [pa.record_batch({"n": [2]}), pa.record_batch({"n": [3], "other": [4]})])
-    assert sink.claim(LANE) == Token(1, "first")
+    assert sink.claim(TRACK) == Token(1, "first")
     sink.deliver(3, [pa.record_batch({"n": [5]})])
     with pytest.raises(UserError, match=r"above 2\^63"):
         sink.deliver(4, [pa.record_batch({"n": pa.array([1, 2**63], pa.uint64())})])
@@ -253,11 +253,11 @@ def test_a_field_without_a_column_is_left_out_and_told_of_once(path: Path, caplo
 )
 def test_a_result_that_does_not_fit_is_named(path: Path, bad: Any, message: str) -> None:
     sink = SqlSink(f"sqlite://{path}", "results", schema=pa.schema([("n", pa.int64())]))
-    sink.claim(LANE)
+    sink.claim(TRACK)
     with pytest.raises(UserError, match=message):
         sink.deliver(1, [results({"n": 1}, bad, {"n": 3})])
     assert query(path, "SELECT * FROM results") == []
-    assert sink.claim(LANE) is None
+    assert sink.claim(TRACK) is None
     sink.close()
 
 
@@ -274,7 +274,7 @@ def test_results_without_a_column_of_the_table_are_an_error(path: Path) -> None:
 
 def test_with_keys_a_row_replaces_the_one_before(path: Path) -> None:
     sink = SqlSink(f"sqlite://{path}", "latest", keys=["account"])
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(1, [pa.record_batch({"account": ["a", "b", "a"], "n": [1, 2, 3]})])
     sink.deliver(2, [results({"account": "b", "n": 4}), results({"account": "c"})])
     sink.close()
@@ -328,14 +328,14 @@ def test_a_file_that_is_no_database_and_one_that_cannot_be_made_are_named(tmp_pa
 def test_a_database_that_another_writes_may_be_tried_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "_WAIT_SECONDS", 0.01)
     sink = SqlSink(f"sqlite://{path}", "results")
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(1, [pa.record_batch({"n": [1]})])
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        for attempt in (lambda: sink.deliver(2, [pa.record_batch({"n": [2]})]), lambda: sink.claim(LANE)):
+        for attempt in (lambda: sink.deliver(2, [pa.record_batch({"n": [2]})]), lambda: sink.claim(TRACK)):
             with pytest.raises(TransientError, match="locked"):
                 attempt()
-    assert sink.claim(LANE) == Token(1, "first")
+    assert sink.claim(TRACK) == Token(1, "first")
     sink.deliver(2, [pa.record_batch({"n": [2]})])
     sink.close()
     assert query(path, "SELECT * FROM results") == [(1,), (2,)]
@@ -343,10 +343,10 @@ def test_a_database_that_another_writes_may_be_tried_again(path: Path, monkeypat
 
 def test_a_token_that_somebody_deleted_stops_the_job(path: Path) -> None:
     sink = SqlSink(f"sqlite://{path}", "results")
-    sink.claim(LANE)
+    sink.claim(TRACK)
     sink.deliver(1, [pa.record_batch({"n": [1]})])
     query(path, "DELETE FROM sabot_tokens")
-    for attempt in (lambda: sink.deliver(2, [pa.record_batch({"n": [2]})]), lambda: sink.claim(LANE)):
+    for attempt in (lambda: sink.deliver(2, [pa.record_batch({"n": [2]})]), lambda: sink.claim(TRACK)):
         with pytest.raises(UserError, match=r"'sabot.job.sink.1' has gone from sabot_tokens") as caught:
             attempt()
         assert not isinstance(caught.value, JobLocked)
@@ -354,14 +354,14 @@ def test_a_token_that_somebody_deleted_stops_the_job(path: Path) -> None:
     assert query(path, "SELECT * FROM results") == [(1,)]
 
 
-def test_threads_that_claim_one_lane_leave_one_owner(path: Path) -> None:
+def test_threads_that_claim_one_track_leave_one_owner(path: Path) -> None:
     sinks = [SqlSink(f"sqlite://{path}", "results") for _ in range(4)]
     barrier = threading.Barrier(len(sinks))
     delivered: list[int] = []
 
     def work(number: int) -> None:
         barrier.wait()
-        sinks[number].claim(LANE)
+        sinks[number].claim(TRACK)
         barrier.wait()
         with contextlib.suppress(JobLocked):
             sinks[number].deliver(1 + number, [pa.record_batch({"n": [number]})])

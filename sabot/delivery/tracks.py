@@ -1,4 +1,4 @@
-"""A lane: the parts of one exactly-once sink, written by the sink's thread, listed by the coordinator, delivered by a thread of its own."""
+"""A track: the parts of one exactly-once sink, which its thread writes, the coordinator lists, and a thread of the track delivers."""
 
 import logging
 import threading
@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from sabot.checkpoint.manifest import Manifest, StoredLane, StoredPart
+from sabot.checkpoint.manifest import Manifest, StoredPart, StoredTrack
 from sabot.clock import Clock
-from sabot.connectors.base import Lane, Sink, Token
+from sabot.connectors.base import Sink, Token, Track
 from sabot.delivery import parts
 from sabot.delivery.parts import Part, PartWriter, read_part
 from sabot.delivery.tokens import Opening, in_words, opening
@@ -22,19 +22,19 @@ from sabot.faults import hint_of
 from sabot.steps import step
 from sabot.threads import Handle, Spawn
 
-__all__ = ["FULL_BYTES", "FULL_EPOCHS", "LaneRun", "LaneWork"]
+__all__ = ["FULL_BYTES", "FULL_EPOCHS", "TrackRun", "TrackWork"]
 
 _log = logging.getLogger(__name__)
 
-FULL_EPOCHS = 16  # complete checkpoints whose output waits, of one lane
-FULL_BYTES = 1 << 30  # of parts that wait or are being written, of one lane
+FULL_EPOCHS = 16  # complete checkpoints whose output waits, of one track
+FULL_BYTES = 1 << 30  # of parts that wait or are being written, of one track
 RENEW_SECONDS = 3600.0  # a token that is not renewed may be forgotten by its receiver
 _LEFT_SECONDS = 30.0  # how long a start waits for a delivery that an earlier one left behind
 _BACKOFF_SECONDS = (0.2, 10.0)  # after a failed delivery: the first wait, doubled up to the last
 
 
-class LaneRun(Protocol):
-    """What a lane asks of the run that it is in (`staged.StagedSinks`)."""
+class TrackRun(Protocol):
+    """What a track asks of the run that it is in (`staged.StagedSinks`)."""
 
     job: str
     restored: Manifest | None
@@ -49,21 +49,21 @@ class LaneRun(Protocol):
     def still_ours(self) -> bool:
         """No other worker has taken the job over."""
 
-    def part_path(self, lane_id: str, seq: int) -> Path:
+    def part_path(self, track_id: str, seq: int) -> Path:
         """Where a new part goes."""
 
     def look_at_fullness(self) -> None:
         """Something came or went."""
 
     def broken(self, name: str, error: BaseException) -> None:
-        """The lane of this sink cannot go on."""
+        """The track of this sink cannot go on."""
 
 
-class LaneWork:
+class TrackWork:
     """The parts of one sink: written by the sink's thread, delivered by its own."""
 
-    def __init__(self, lane_id: str, sink: Sink, delivery: LaneRun) -> None:
-        self.id = lane_id
+    def __init__(self, track_id: str, sink: Sink, delivery: TrackRun) -> None:
+        self.id = track_id
         self.sink = sink
         self.delivered = self.known = 0  # the last number at the receiver; as the last manifest has it
         self.delivered_rows = 0
@@ -86,7 +86,7 @@ class LaneWork:
         self._settled_at = 0.0
         self._finish = False
         self._note = ""
-        self.name = Lane("", lane_id, "")  # set by `open`
+        self.name = Track("", track_id, "")  # set by `open`
         self._thread: Handle | None = None
 
     # -- the start ----------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class LaneWork:
     def look(self) -> None:
         """Raises DeliveryConflict where the receiver's token already says that this start will not do; takes nothing. Blocking."""
         stored = self._stored
-        self.name = Lane(self._delivery.job, self.id, self._incarnation(stored))
+        self.name = Track(self._delivery.job, self.id, self._incarnation(stored))
         _wait_for_left(self.sink)
         with self._named():
             token = self.sink.known(self.name)
@@ -102,7 +102,7 @@ class LaneWork:
             self._opening(stored, token)
 
     def open(self) -> None:
-        """Claims the lane, and compares. After `look`. Blocking. Raises what `look` raises."""
+        """Claims the track, and compares. After `look`. Blocking. Raises what `look` raises."""
         delivery, stored = self._delivery, self._stored
         self.sink.still_ours = delivery.still_ours
         with self._named():
@@ -111,7 +111,7 @@ class LaneWork:
         self._begin(begin, stored, delivery.restored)
 
     def start(self) -> None:
-        """No lane of the job was refused: begins to deliver what waits. Blocking."""
+        """No track of the job was refused: begins to deliver what waits. Blocking."""
         delivery = self._delivery
         if self._note:
             _log.warning("sink %s: %s", self.sink.name, self._note)
@@ -123,11 +123,11 @@ class LaneWork:
         self._thread.start()
 
     @property
-    def _stored(self) -> StoredLane | None:
+    def _stored(self) -> StoredTrack | None:
         restored = self._delivery.restored
         return None if restored is None else restored.lanes.get(self.id)
 
-    def _opening(self, stored: StoredLane | None, token: Token | None) -> Opening:
+    def _opening(self, stored: StoredTrack | None, token: Token | None) -> Opening:
         run = self._delivery
         return opening(
             self.sink.name,
@@ -141,7 +141,7 @@ class LaneWork:
             fresh=run.fresh,
         )
 
-    def _incarnation(self, stored: StoredLane | None) -> str:
+    def _incarnation(self, stored: StoredTrack | None) -> str:
         """The job's. Where nobody can know the last number, as after a savepoint without a token, one of its own: two that go on from
         one savepoint would give the same numbers to other rows.
         """
@@ -149,7 +149,7 @@ class LaneWork:
             return uuid.uuid4().hex
         return (stored.incarnation if stored is not None else "") or self._delivery.incarnation
 
-    def _begin(self, begin: Opening, stored: StoredLane | None, restored: Manifest | None) -> None:
+    def _begin(self, begin: Opening, stored: StoredTrack | None, restored: Manifest | None) -> None:
         self.delivered = self.known = begin.delivered
         self._note = begin.note
         self._given = begin.above
@@ -208,7 +208,7 @@ class LaneWork:
 
     # -- the coordinator ----------------------------------------------------------------------------------------------
 
-    def listed(self, sealed: int) -> tuple[StoredLane, list[Part]]:
+    def listed(self, sealed: int) -> tuple[StoredTrack, list[Part]]:
         """For a manifest whose cut ended at `sealed`: what it says, and the parts whose files it needs.
 
         One manifest is made at a time, so what was delivered before this call is in none that is under way.
@@ -224,7 +224,7 @@ class LaneWork:
         pending = [StoredPart(part.seq, f"stages/{self.id}/{part.seq}.arrow", part.rows) for part in waiting]
         self.known = delivered
         given, incarnation = max(sealed, delivered), self.name.incarnation
-        return StoredLane(self.sink.name, given, delivered, pending, self.finished, incarnation), waiting
+        return StoredTrack(self.sink.name, given, delivered, pending, self.finished, incarnation), waiting
 
     def release(self, given: int) -> None:
         """A complete checkpoint knows the parts up to this number."""
@@ -304,7 +304,7 @@ class LaneWork:
         return True
 
     def _reclaim(self) -> None:
-        """After an error there is one way on: claim the lane, and look at the token."""
+        """After an error there is one way on: claim the track, and look at the token."""
         if self._claimed:
             return
         token = self.sink.claim(self.name)
