@@ -9,6 +9,8 @@ SabotError(message, *, hint=)
 │   ├── DeliveryConflict   checkpoint and receiver disagree on what was delivered; the hint spells out the choice
 │   ├── CorruptJournal     a journal that cannot be read; names the place
 │   ├── OtherJournal       the journal is not the one that the checkpoint was made with, or is behind it
+│   ├── IdempotencyConflict  an idempotency key that was used before, for something else
+│   ├── IllegalTransition  a job or an action cannot go from where it is to where it is sent
 │   └── LetterRefused      an answer, signal or cancel that a journal does not take; `reason` says why in a word
 ├── DataError              a record that cannot be processed; goes to the dead letters
 │   └── RowErrors          a batch agent names its bad rows: {row: reason}
@@ -38,6 +40,8 @@ __all__ = [
     "CorruptJournal",
     "DataError",
     "DeliveryConflict",
+    "IdempotencyConflict",
+    "IllegalTransition",
     "InternalError",
     "JobLocked",
     "JournalFailed",
@@ -126,6 +130,14 @@ class CorruptJournal(UserError):
 
 class OtherJournal(UserError):
     """The journal that is there is not the one that the checkpoint was made with, or has lost entries that the checkpoint knows of."""
+
+
+class IdempotencyConflict(UserError):
+    """An idempotency key of a scope was used before, with other content."""
+
+
+class IllegalTransition(UserError):
+    """A job or an action cannot go from its status to another one. The message names both."""
 
 
 class LetterRefused(UserError):

@@ -1,5 +1,77 @@
-"""Agents on the engine."""
+"""Agents on the engine; and jobs and actions, which need no App.
+
+Only what an app needs is loaded with this package. Jobs and actions bring the journal, so they are loaded when they are first named.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from sabot.agents.runtime import AgentProcess, AgentRuntime, AgentState
 
-__all__ = ["AgentProcess", "AgentRuntime", "AgentState"]
+if TYPE_CHECKING:
+    from sabot.agents.actions import ActionManager as ActionManager
+    from sabot.agents.actions import ActionRecord as ActionRecord
+    from sabot.agents.actions import ActionSpec as ActionSpec
+    from sabot.agents.actions import ActionStatus as ActionStatus
+    from sabot.agents.actions import ActionStore as ActionStore
+    from sabot.agents.context import BudgetSpec as BudgetSpec
+    from sabot.agents.context import ExecutionContext as ExecutionContext
+    from sabot.agents.context import PolicyRef as PolicyRef
+    from sabot.agents.context import RunVersions as RunVersions
+    from sabot.agents.jobs import JobManager as JobManager
+    from sabot.agents.jobs import JobRecord as JobRecord
+    from sabot.agents.jobs import JobSpec as JobSpec
+    from sabot.agents.jobs import JobStatus as JobStatus
+    from sabot.agents.jobs import JobStore as JobStore
+    from sabot.agents.store import InMemoryActionStore as InMemoryActionStore
+    from sabot.agents.store import InMemoryJobStore as InMemoryJobStore
+    from sabot.agents.store import JournalStore as JournalStore
+    from sabot.errors import IdempotencyConflict as IdempotencyConflict
+    from sabot.errors import IllegalTransition as IllegalTransition
+    from sabot.errors import LetterRefused as LetterRefused
+    from sabot.journal.sqlite import SqliteInbox as SqliteInbox
+    from sabot.journal.sqlite import SqliteJournal as SqliteJournal
+
+__all__ = [
+    "ActionManager",
+    "ActionRecord",
+    "ActionSpec",
+    "ActionStatus",
+    "ActionStore",
+    "AgentProcess",
+    "AgentRuntime",
+    "AgentState",
+    "BudgetSpec",
+    "ExecutionContext",
+    "IdempotencyConflict",
+    "IllegalTransition",
+    "InMemoryActionStore",
+    "InMemoryJobStore",
+    "JobManager",
+    "JobRecord",
+    "JobSpec",
+    "JobStatus",
+    "JobStore",
+    "JournalStore",
+    "LetterRefused",
+    "PolicyRef",
+    "RunVersions",
+    "SqliteInbox",
+    "SqliteJournal",
+]
+
+_HOMES = {
+    "sabot.agents.actions": ("ActionManager", "ActionRecord", "ActionSpec", "ActionStatus", "ActionStore"),
+    "sabot.agents.context": ("BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions"),
+    "sabot.agents.jobs": ("JobManager", "JobRecord", "JobSpec", "JobStatus", "JobStore"),
+    "sabot.agents.store": ("InMemoryActionStore", "InMemoryJobStore", "JournalStore"),
+    "sabot.errors": ("IdempotencyConflict", "IllegalTransition", "LetterRefused"),
+    "sabot.journal.sqlite": ("SqliteInbox", "SqliteJournal"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from sabot.clock import Clock
 from sabot.errors import LetterRefused, OtherJournal
 from sabot.journal.entries import Body, Entry, Letter
 
@@ -95,6 +96,10 @@ class JournalReader(ABC):
         """The question of a token; None: there is none."""
 
     @abstractmethod
+    def letters(self) -> list[Letter]:
+        """The letters that the owner has not taken, in the order in which they came."""
+
+    @abstractmethod
     def close(self) -> None:
         """Lets go of everything. Idempotent."""
 
@@ -122,6 +127,9 @@ class Journal(JournalReader, Inbox):
     A claim ends with `close` or with the process, however that ends. An owner that lost its claim all the same (its lock was removed) is
     told at its next append, which fails: JournalFailed.
     """
+
+    clock: Clock
+    """By which letters are judged and dated; who works over a journal takes it too."""
 
     @abstractmethod
     def append(self, entry: Entry) -> Position:

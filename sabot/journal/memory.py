@@ -104,6 +104,9 @@ class MemoryReader(JournalReader):
     def question(self, token: str) -> Question | None:
         return self.home.questions.get(token)
 
+    def letters(self) -> list[Letter]:
+        return [letter for _, letter in list(self.home.letters.values()) if letter is not None]
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -135,6 +138,7 @@ class MemoryJournal(MemoryReader, Journal):
             if self.home.owner is not None:
                 raise JobLocked(f"{self.where}: another owner holds it", hint="close that one first")
             self.home.owner = self
+        self.clock = self.home.clock
         self._first = self.home.next
         self._letters = self._refused = 0
 
@@ -197,7 +201,7 @@ class MemoryJournal(MemoryReader, Journal):
         with self.home.lock:
             for once, (job, letter) in list(self.home.letters.items()):
                 if letter is not None:
-                    at_ms = round(self.home.clock.time() * 1000)
+                    at_ms = round(self.clock.time() * 1000)
                     entry = entry_of_letter(letter, self.home.questions.get(letter.token), at_ms)
                     taken.append((self.append(entry), entry))
                     self.home.letters[once] = (job, None)

@@ -223,6 +223,10 @@ class SqliteReader(JournalReader):
     def question(self, token: str) -> Question | None:
         return _question(self._all(f"{_QUESTION} WHERE token = ?", (token,)))
 
+    def letters(self) -> list[Letter]:
+        rows = self._all("SELECT letter FROM inbox WHERE taken = 0 ORDER BY number")
+        return [decode_letter(data, self.where) for (data,) in rows]
+
     def close(self) -> None:
         with self._lock:
             self._reading.close()
@@ -371,7 +375,7 @@ class SqliteJournal(SqliteReader, Journal):
             raise
 
     def _open(self, folder: Path, clock: Clock, capacity_bytes: int) -> None:
-        self._clock = clock
+        self.clock = clock
         with ExitStack() as opened:
             with _explained(f"journal {folder}"):
                 database = _made(folder)
@@ -431,7 +435,7 @@ class SqliteJournal(SqliteReader, Journal):
         )
         for number, data in rows:
             letter = decode_letter(data, self.where)
-            at_ms = round(self._clock.time() * 1000)
+            at_ms = round(self.clock.time() * 1000)
             entry = entry_of_letter(letter, self.question(letter.token), at_ms)
             try:
                 taken.append((self._writer.append(entry, number), entry))

@@ -329,11 +329,14 @@ def test_a_letter_that_came_while_no_owner_was_there_is_taken_by_the_next(home: 
     inbox.post(Letter("answer", "t", body=b"yes"))
     inbox.post(Letter("cancel", job="a", name="no need"))
     inbox.close()
+    reader = home.reader()
+    assert [letter.kind for letter in reader.letters()] == ["answer", "cancel"]
+    reader.close()
     owner = home.owner()
     assert [type(entry) for _, entry in owner.take()] == [Answer, Cancel]
     owner.close()
     owner = home.owner()
-    assert owner.take() == []
+    assert owner.letters() == owner.take() == []
     assert [type(entry) for entry in entries(owner)[2:]] == [Answer, Cancel]
     owner.close()
 

@@ -1,0 +1,233 @@
+"""Actions: questions to people, asked once, answered once.
+
+An action is pending until it is resolved, expires, or is cancelled. Who has its token may resolve it, from this process or another one (the
+inbox of the journal), once. `ActionManager` is what programs use; `store.JournalStore` keeps actions where it keeps jobs.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from sabot.agents.context import checked_word
+from sabot.clock import Clock
+from sabot.config import Duration, parse_seconds
+from sabot.errors import IllegalTransition, LetterRefused, UserError, short_repr
+
+__all__ = [
+    "ACTION_TYPES",
+    "ActionManager",
+    "ActionRecord",
+    "ActionSpec",
+    "ActionStatus",
+    "ActionStore",
+    "LocalSignals",
+    "SignalChannel",
+]
+
+ACTION_TYPES = (
+    "confirm",
+    "choose",
+    "input",
+    "upload",
+    "reauth",
+    "apply_changes",
+    "approval",
+    "in_doubt",
+    "custom",
+)
+
+
+class ActionStatus(StrEnum):
+    """pending, and how it was closed. What is closed stays so."""
+
+    PENDING = "pending"
+    RESOLVED = "resolved"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionSpec:
+    """A question of a job.
+
+    type: one of ACTION_TYPES; "custom" for what is none of them. payload: what the person is shown, as JSON can say it. timeout_seconds:
+    how long it may be answered; None: for ever.
+    """
+
+    job_id: str
+    type: str = "confirm"
+    payload: dict[str, Any] = field(default_factory=dict)
+    timeout_seconds: Duration | None = None
+
+    def __post_init__(self) -> None:
+        checked_word(self.job_id, "job_id", empty=False)
+        if self.type not in ACTION_TYPES:
+            raise UserError(
+                f"type={short_repr(self.type)} is no type of actions", hint=f"one of {', '.join(ACTION_TYPES)}"
+            )
+        if self.timeout_seconds is not None:
+            object.__setattr__(self, "timeout_seconds", parse_seconds(self.timeout_seconds, name="timeout_seconds"))
+
+
+@dataclass(slots=True, kw_only=True)
+class ActionRecord:
+    """A handle of an action: its store keeps it up to date, so who asked sees the answer in the same object. Times are epoch seconds.
+
+    resolution: {} until it is resolved, and where it never is. by: who resolved it, if they said so.
+    """
+
+    action_id: str
+    job_id: str
+    type: str
+    payload: Mapping[str, Any]
+    resume_token: str
+    created_at: float
+    expires_at: float | None
+    status: ActionStatus = ActionStatus.PENDING
+    resolution: Mapping[str, Any] = field(default_factory=dict)
+    resolved_at: float | None = None
+    by: str = ""
+
+    def overdue(self, now: float) -> bool:
+        """It is pending, and may not be answered any more."""
+        return self.status is ActionStatus.PENDING and self.expires_at is not None and now > self.expires_at
+
+
+class ActionStore(ABC):
+    """Where actions are kept. Used from one event loop. What a method returns is durable, as far as the store is."""
+
+    clock: Clock
+
+    @abstractmethod
+    async def require(self, spec: ActionSpec) -> ActionRecord:
+        """A pending action with a token of its own. A job that the store knows waits for it: IllegalTransition where that cannot be."""
+
+    @abstractmethod
+    async def action(self, action_id: str) -> ActionRecord | None:
+        """The action as it is now, with answers that came from outside."""
+
+    @abstractmethod
+    async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
+        """The action of this token, resolved. Raises LetterRefused with the reason: unknown, second, expired or closed."""
+
+    @abstractmethod
+    async def close_action(self, action_id: str, status: ActionStatus) -> ActionRecord:
+        """The action, expired or cancelled; or as it is, where an answer came first."""
+
+    @abstractmethod
+    async def actions(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
+        """Actions of this job (None: of all) in one of these statuses (none: in any), in the order in which they were asked."""
+
+
+class SignalChannel(Protocol):
+    """How who waits for an action hears that it was closed. It may miss, or say too much: who waits looks again, now and then anyway."""
+
+    async def notify(self, action_id: str) -> None:
+        """This action was closed."""
+
+    async def wait(self, action_id: str, seconds: float) -> None:
+        """Returns when this action was closed after the call began, or after so many seconds."""
+
+
+class LocalSignals:
+    """A SignalChannel within an event loop."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+
+    async def notify(self, action_id: str) -> None:
+        """Wakes who waits for it."""
+        for event in self._waiting.get(action_id, ()):
+            event.set()
+
+    async def wait(self, action_id: str, seconds: float) -> None:
+        """Returns at `notify`, or after so many seconds."""
+        event = asyncio.Event()
+        waiting = self._waiting.setdefault(action_id, set())
+        waiting.add(event)
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            return
+        finally:
+            waiting.discard(event)
+            if not waiting:
+                self._waiting.pop(action_id, None)
+
+
+class ActionManager:
+    """Actions of a store. With a store in a journal on disk they survive the process, and can be resolved while it is gone.
+
+    signal_channel: by which `wait_for_resolution` hears of answers at once; answers from other processes are found each `poll`. Time is
+    that of the store's clock.
+    """
+
+    def __init__(
+        self, store: ActionStore, signal_channel: SignalChannel | None = None, *, poll: Duration = "200ms"
+    ) -> None:
+        self.store = store
+        self._signals = signal_channel if signal_channel is not None else LocalSignals()
+        self._poll_seconds = parse_seconds(poll, name="poll")
+
+    async def require_action(self, spec: ActionSpec) -> ActionRecord:
+        """Asks. The job waits for the answer (`waiting_action`), if it is one of the store's; IllegalTransition where it does not run."""
+        return await self.store.require(spec)
+
+    async def get(self, action_id: str) -> ActionRecord:
+        """The action as it is now. Raises UserError where there is none."""
+        action = await self.store.action(action_id)
+        if action is None:
+            raise UserError(f"action {action_id}: there is none of this name")
+        if action.overdue(self.store.clock.time()):
+            return await self._closed(action_id, ActionStatus.EXPIRED)
+        return action
+
+    async def resolve(self, resume_token: str, resolution: Mapping[str, Any], *, by: str = "") -> ActionRecord:
+        """Answers the action of this token, once. Raises LetterRefused with the reason: unknown, second, expired or closed."""
+        try:
+            action = await self.store.resolve(resume_token, resolution, checked_word(by, "by"))
+        except LetterRefused as refused:
+            if refused.reason == "expired":
+                await self.expire()
+            raise
+        await self._signals.notify(action.action_id)
+        return action
+
+    async def cancel(self, action_id: str) -> ActionRecord:
+        """The question is withdrawn. Raises IllegalTransition where it was closed before."""
+        action = await self.get(action_id)
+        if action.status is ActionStatus.PENDING:
+            action = await self._closed(action_id, ActionStatus.CANCELLED)
+            if action.status is ActionStatus.CANCELLED:
+                return action
+        raise IllegalTransition(f"action {action_id} is {action.status}, and cannot become cancelled")
+
+    async def _closed(self, action_id: str, status: ActionStatus) -> ActionRecord:
+        action = await self.store.close_action(action_id, status)
+        await self._signals.notify(action_id)
+        return action
+
+    async def wait_for_resolution(self, action_id: str, timeout: Duration | None = None) -> ActionRecord:
+        """Returns when the action is closed, however it is: resolved, expired, cancelled. Raises TimeoutError after `timeout`; the action
+        goes on.
+        """
+        seconds = None if timeout is None else parse_seconds(timeout, name="timeout")
+        async with asyncio.timeout(seconds):
+            while (action := await self.get(action_id)).status is ActionStatus.PENDING:
+                await self._signals.wait(action_id, self._poll_seconds)
+        return action
+
+    async def expire(self) -> list[ActionRecord]:
+        """Closes the actions that may not be answered any more, and returns those that no answer had reached first."""
+        now = self.store.clock.time()
+        overdue = [each for each in await self.store.actions(statuses=[ActionStatus.PENDING]) if each.overdue(now)]
+        closed = [await self._closed(each.action_id, ActionStatus.EXPIRED) for each in overdue]
+        return [each for each in closed if each.status is ActionStatus.EXPIRED]
+
+    async def find(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
+        """As `ActionStore.actions`."""
+        return await self.store.actions(job_id=job_id, statuses=statuses)

@@ -1,0 +1,104 @@
+"""Who asks, for whom, within which limits: the values that go along with every job."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from sabot.errors import UserError, short_repr
+
+__all__ = ["BudgetSpec", "ExecutionContext", "PolicyRef", "RunVersions", "checked_word"]
+
+
+def checked_word(value: object, what: str, *, empty: bool = True) -> str:
+    """A text for a field that says who or which. Raises UserError."""
+    if not isinstance(value, str) or "\0" in value or (not empty and not value):
+        raise UserError(f"{what}={short_repr(value)}: a text is wanted{'' if empty else ', which is not empty'}")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetSpec:
+    """What one job may use; None: no limit. Exactly at a limit is allowed.
+
+    max_cost is kept as a Decimal, whatever it is given as. max_runtime_seconds counts the time in which the job runs, not that in which it
+    waits for an action. Raises UserError for a limit that is negative or no number.
+    """
+
+    max_tokens: int | None = None
+    max_cost: Decimal | None = None
+    max_tool_calls: int | None = None
+    max_turns: int | None = None
+    max_runtime_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "max_tool_calls", "max_turns"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+                raise UserError(f"{name}={short_repr(value)}: a whole number is wanted, not negative")
+        object.__setattr__(self, "max_cost", _amount("max_cost", self.max_cost))
+        seconds = _amount("max_runtime_seconds", self.max_runtime_seconds)
+        object.__setattr__(self, "max_runtime_seconds", None if seconds is None else float(seconds))
+
+
+def _amount(name: str, value: object) -> Decimal | None:
+    if value is None:
+        return None
+    try:
+        amount = None if isinstance(value, bool) else Decimal(str(value))
+    except InvalidOperation:
+        amount = None
+    if amount is None or not amount.is_finite() or amount < 0:
+        raise UserError(f"{name}={short_repr(value)}: a number is wanted, finite and not negative")
+    return amount
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRef:
+    """The name of the policy that a job runs under, and its version where it matters."""
+
+    name: str
+    version: str = ""
+
+    def __post_init__(self) -> None:
+        checked_word(self.name, "PolicyRef name", empty=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunVersions:
+    """What a job was run with, for who compares runs later; "" where it is not said."""
+
+    runtime_version: str = ""
+    model_version: str = ""
+    prompt_version: str = ""
+    tools_version: str = ""
+    policy_version: str = ""
+    code_version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionContext:
+    """What flows through every operation of a job.
+
+    scope_id: the tenant. principal_id: the actor. session_id: the conversation. run_id: the run that jobs belong to together. Raises
+    UserError for a scope that is empty.
+    """
+
+    scope_id: str
+    principal_id: str = ""
+    session_id: str = ""
+    run_id: str = ""
+    job_id: str = ""
+    budgets: BudgetSpec = field(default_factory=BudgetSpec)
+    policy_ref: PolicyRef | None = None
+    versions: RunVersions = field(default_factory=RunVersions)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        checked_word(self.scope_id, "scope_id", empty=False)
+        for name in ("principal_id", "session_id", "run_id", "job_id"):
+            checked_word(getattr(self, name), name)
+
+    def with_job(self, job_id: str) -> "ExecutionContext":
+        """The same context, for this job."""
+        return replace(self, job_id=job_id)

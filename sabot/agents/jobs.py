@@ -1,0 +1,266 @@
+"""Jobs: what was asked for, how far it is, how it ended.
+
+    queued ──▶ running ◀──▶ waiting_action
+       │          │               │
+       ▼          ▼               ▼
+    cancelled   succeeded       failed       an end is final
+    timed_out   failed          cancelled
+                cancelled       timed_out
+                timed_out
+
+`JobStore` is where they are kept; the stores that are here keep them in a journal (`store.JournalStore`). `JobManager` is what programs
+use.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from sabot.agents.context import BudgetSpec, ExecutionContext, PolicyRef, RunVersions, checked_word
+from sabot.clock import Clock
+from sabot.errors import IdempotencyConflict, IllegalTransition, UserError
+
+__all__ = [
+    "ENDS",
+    "TRANSITIONS",
+    "JobManager",
+    "JobRecord",
+    "JobSpec",
+    "JobStatus",
+    "JobStore",
+    "OnEvent",
+    "check_move",
+]
+
+OnEvent = Callable[[str, Mapping[str, Any]], None]
+"""Called with the name of an event and its data, on the event loop; what it raises comes out of the call that fired it."""
+
+
+class JobStatus(StrEnum):
+    """How far a job is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING_ACTION = "waiting_action"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+
+
+ENDS = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.TIMED_OUT})
+
+TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED, JobStatus.TIMED_OUT}),
+    JobStatus.RUNNING: frozenset({JobStatus.WAITING_ACTION, *ENDS}),
+    JobStatus.WAITING_ACTION: frozenset(
+        {JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.TIMED_OUT}
+    ),
+    **{end: frozenset() for end in ENDS},
+}
+
+
+def check_move(job_id: str, before: JobStatus, after: JobStatus) -> None:
+    """Raises IllegalTransition where the table has none."""
+    if after not in TRANSITIONS[before]:
+        allowed = ", ".join(sorted(TRANSITIONS[before]))
+        raise IllegalTransition(
+            f"job {job_id} is {before}, and cannot become {after}",
+            hint=f"from {before} it may become {allowed}" if allowed else f"{before} is an end",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """A job that is asked for.
+
+    idempotency_key: within a scope the same key is the same job, however often it is asked for; with other content it is an
+    IdempotencyConflict. run_id, versions and deadline are of this attempt to ask, and no part of the content. deadline: epoch seconds,
+    after which the job is timed out, wherever it is. metadata and tags: what JSON can say.
+    """
+
+    scope_id: str
+    principal_id: str = ""
+    session_id: str = ""
+    run_id: str = ""
+    idempotency_key: str = ""
+    budgets: BudgetSpec = field(default_factory=BudgetSpec)
+    policy_ref: PolicyRef | None = None
+    versions: RunVersions = field(default_factory=RunVersions)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, Any] = field(default_factory=dict)
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        checked_word(self.scope_id, "scope_id", empty=False)
+        for name in ("principal_id", "session_id", "run_id", "idempotency_key"):
+            checked_word(getattr(self, name), name)
+
+    @classmethod
+    def of(cls, context: ExecutionContext, *, idempotency_key: str = "", deadline: float | None = None) -> "JobSpec":
+        """A job of this context."""
+        return cls(
+            scope_id=context.scope_id,
+            principal_id=context.principal_id,
+            session_id=context.session_id,
+            run_id=context.run_id,
+            idempotency_key=idempotency_key,
+            budgets=context.budgets,
+            policy_ref=context.policy_ref,
+            versions=context.versions,
+            metadata=dict(context.metadata),
+            deadline=deadline,
+        )
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What must be equal where two share an idempotency key."""
+        return {
+            name: getattr(self, name)
+            for name in ("scope_id", "principal_id", "session_id", "budgets", "policy_ref", "metadata", "tags")
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """A job as it was when it was asked about. Times are epoch seconds.
+
+    result_ref: where its result is, as `complete` was told. error: why it failed, was cancelled or timed out. ran_seconds: how long it has
+    run, up to `updated_at`.
+    """
+
+    job_id: str
+    scope_id: str
+    principal_id: str = ""
+    session_id: str = ""
+    run_id: str = ""
+    status: JobStatus = JobStatus.QUEUED
+    created_at: float = 0.0
+    updated_at: float = 0.0
+    started_at: float | None = None
+    completed_at: float | None = None
+    deadline: float | None = None
+    ran_seconds: float = 0.0
+    budgets: BudgetSpec = field(default_factory=BudgetSpec)
+    policy_ref: PolicyRef | None = None
+    versions: RunVersions = field(default_factory=RunVersions)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    idempotency_key: str = ""
+    result_ref: str = ""
+    error: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """It is over, in one way or another."""
+        return self.status in ENDS
+
+    def overdue(self, now: float) -> str:
+        """Which limit of time it has passed; "": none."""
+        if self.ended:
+            return ""
+        if self.deadline is not None and now > self.deadline:
+            return "its deadline has passed"
+        most = self.budgets.max_runtime_seconds
+        running = now - self.updated_at if self.status is JobStatus.RUNNING else 0.0
+        if most is not None and self.ran_seconds + running > most:
+            return f"it has run longer than {most:g} s"
+        return ""
+
+
+class JobStore(ABC):
+    """Where jobs are kept. Used from one event loop. What a method returns is durable, as far as the store is."""
+
+    clock: Clock
+
+    @abstractmethod
+    async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
+        """The job, queued, and whether it is new. An idempotency key that its scope had before gives that job, also while it is being
+        made. Raises IdempotencyConflict where that one has other content.
+        """
+
+    @abstractmethod
+    async def get(self, job_id: str) -> JobRecord | None:
+        """The job as it is now."""
+
+    @abstractmethod
+    async def move(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
+        """The job, in another status. Raises IllegalTransition, and UserError for a job that is not there."""
+
+    @abstractmethod
+    async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
+        """Jobs of this scope (None: of all) in one of these statuses (none: in any), in the order in which they were created."""
+
+
+class JobManager:
+    """Jobs of a store, through their life. With a store in a journal on disk they survive the process.
+
+    on_event: is called for `idempotency.start`, `idempotency.hit` and `idempotency.conflict`, with scope_id, idempotency_key and job_id.
+    Time is that of the store's clock: a job past its deadline, or past the running time of its budget, is timed out when it is next asked
+    about by its id, or by `expire`.
+    """
+
+    def __init__(self, store: JobStore, *, on_event: OnEvent | None = None) -> None:
+        self.store = store
+        self._on_event = on_event
+
+    async def create(self, spec: JobSpec) -> JobRecord:
+        """A job that is queued; or the one that the scope has under the same idempotency key. Raises IdempotencyConflict."""
+        try:
+            record, new = await self.store.create(spec)
+        except IdempotencyConflict:
+            self._fire("conflict", spec, "")
+            raise
+        if spec.idempotency_key:
+            self._fire("start" if new else "hit", spec, record.job_id)
+        return record
+
+    def _fire(self, event: str, spec: JobSpec, job_id: str) -> None:
+        if self._on_event is not None:
+            facts = {"scope_id": spec.scope_id, "idempotency_key": spec.idempotency_key, "job_id": job_id}
+            self._on_event(f"idempotency.{event}", facts)
+
+    async def get(self, job_id: str) -> JobRecord:
+        """The job as it is now. Raises UserError where there is none."""
+        record = await self.store.get(job_id)
+        if record is None:
+            raise UserError(f"job {job_id}: there is none of this name")
+        if why := record.overdue(self.store.clock.time()):
+            try:
+                return await self.store.move(job_id, JobStatus.TIMED_OUT, error=why)
+            except IllegalTransition:  # it has ended meanwhile
+                return await self.store.get(job_id) or record
+        return record
+
+    async def start(self, job_id: str) -> JobRecord:
+        """It runs."""
+        return await self._moved(job_id, JobStatus.RUNNING)
+
+    async def complete(self, job_id: str, result_ref: str = "") -> JobRecord:
+        """It has succeeded. result_ref: a word by which its result is found."""
+        return await self._moved(job_id, JobStatus.SUCCEEDED, result_ref=checked_word(result_ref, "result_ref"))
+
+    async def fail(self, job_id: str, error: str = "") -> JobRecord:
+        """It has failed."""
+        return await self._moved(job_id, JobStatus.FAILED, error=checked_word(error, "error"))
+
+    async def cancel(self, job_id: str, reason: str = "") -> JobRecord:
+        """It is not wanted any more. Its open actions are cancelled with it."""
+        return await self._moved(job_id, JobStatus.CANCELLED, error=checked_word(reason, "reason"))
+
+    async def _moved(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
+        await self.get(job_id)  # it may be overdue: then it is timed out first
+        return await self.store.move(job_id, status, result_ref=result_ref, error=error)
+
+    async def expire(self) -> list[JobRecord]:
+        """Times out the jobs that are past their deadline or their running time, and returns them."""
+        now = self.store.clock.time()
+        overdue = [job.job_id for job in await self.store.find() if job.overdue(now)]
+        ended = [await self.get(job_id) for job_id in overdue]
+        return [job for job in ended if job.status is JobStatus.TIMED_OUT]
+
+    async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
+        """As `JobStore.find`."""
+        return await self.store.find(scope_id=scope_id, statuses=statuses)

@@ -1,0 +1,376 @@
+"""Jobs and actions in a journal: the journal is what is true, and what is here is made of its entries, live as at a start.
+
+    create    Begin          start    Attempt of ordinal 0         an end    End
+    ask       Intent         answer   Answer (out of the inbox)    a cancel from outside    Cancel, then End
+
+Every change is an entry first. It is applied by the same function that reads the journal at a start, in the journal's order, so a store
+that was killed and one that was not say the same. An answer always goes through the inbox, also one that this process gives, since another
+process may answer at the same moment: one of them is accepted.
+"""
+
+import asyncio
+import secrets
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from sabot.agents.actions import ActionRecord, ActionSpec, ActionStatus, ActionStore
+from sabot.agents.jobs import ENDS, JobRecord, JobSpec, JobStatus, JobStore, check_move
+from sabot.clock import SYSTEM_CLOCK, Clock
+from sabot.errors import (
+    UNREADABLE,
+    CorruptJournal,
+    IdempotencyConflict,
+    IllegalTransition,
+    InternalError,
+    LetterRefused,
+    UserError,
+)
+from sabot.journal.base import Journal, JournalReader, Position
+from sabot.journal.effects import digest
+from sabot.journal.entries import Answer, Attempt, Begin, Cancel, End, Entry, Intent, Letter
+from sabot.journal.memory import MemoryJournal
+from sabot.threads import aside
+
+__all__ = ["InMemoryActionStore", "InMemoryJobStore", "JobsOfJournal", "JournalStore", "as_json", "cancel_letter"]
+
+_CLOSED = {"resolved": ActionStatus.RESOLVED, "expired": ActionStatus.EXPIRED}
+
+
+def as_json(value: object, what: str) -> bytes:
+    """JSON. Raises UserError for what it cannot say."""
+    try:
+        return msgspec.json.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{what} cannot be written as JSON: {error}") from error
+
+
+class JobsOfJournal:
+    """What the entries of a journal say of jobs and actions. Only reads; `JournalStore` adds."""
+
+    def __init__(self, reader: JournalReader) -> None:
+        self._reader = reader
+        self.jobs: dict[str, JobRecord] = {}
+        self.actions: dict[str, ActionRecord] = {}
+        self.cancelled: dict[str, str] = {}  # jobs that somebody outside wants to end, and that have not: why
+        self.digests: dict[str, bytes] = {}  # of what jobs were asked for with
+        self._tokens: dict[str, str] = {}
+        self._open: dict[str, set[str]] = {}
+        self._ordinals: dict[str, int] = {}
+        for _, entry in reader.read():
+            self.apply(entry)
+
+    def of_token(self, token: str) -> ActionRecord | None:
+        """The action of a token."""
+        return self.actions.get(self._tokens.get(token, ""))
+
+    def next_ordinal(self, job_id: str) -> int:
+        """Of the next effect of a job."""
+        return self._ordinals.get(job_id, 0) + 1
+
+    def forget_ended(self) -> None:
+        """Jobs that have ended, and their actions, are not known any more."""
+        for job_id in [job_id for job_id, job in self.jobs.items() if job.ended]:
+            for known in (self.jobs, self.digests, self._open, self._ordinals):
+                known.pop(job_id, None)
+        for action in [action for action in self.actions.values() if action.job_id not in self._ordinals]:
+            del self.actions[action.action_id], self._tokens[action.resume_token]
+
+    def apply(self, entry: Entry) -> None:
+        """The next entry of the journal."""
+        at, job = entry.at_ms / 1000, self.jobs.get(entry.job)
+        match entry:
+            case Begin():
+                self.jobs[entry.job] = self._begun(entry, at)
+                self.digests[entry.job] = entry.digest
+            case Attempt(ordinal=0) if job is not None and not job.ended:
+                began = job.started_at if job.started_at is not None else at
+                self.jobs[entry.job] = replace(job, status=JobStatus.RUNNING, started_at=began, updated_at=at)
+            case Intent():
+                self._ordinals[entry.job] = max(entry.ordinal, self._ordinals.get(entry.job, 0))
+                if entry.kind == "ask":
+                    self._ask(entry, at)
+            case Answer():
+                self._answer(entry, at)
+            case Cancel() if job is not None and not job.ended:
+                self.cancelled[entry.job] = entry.reason
+            case End():
+                self._end(entry, at)
+
+    def _begun(self, entry: Begin, at: float) -> JobRecord:
+        if entry.agent:  # a job of an app's agent: its input is a record
+            return JobRecord(job_id=entry.job, scope_id=entry.agent, created_at=at, updated_at=at)
+        spec = self._decoded(entry.body, JobSpec, entry.job)
+        return _record(entry.job, spec, at)
+
+    def _decoded(self, body: Any, kind: Any, what: str) -> Any:
+        try:
+            return msgspec.json.decode(self._reader.load(body) or b"{}", type=kind)
+        except (*UNREADABLE, UserError) as error:
+            raise CorruptJournal(f"{self._reader.where}: {what}: what it was asked cannot be read: {error}") from error
+
+    def _ask(self, entry: Intent, at: float) -> None:
+        action_id = f"{entry.job}/{entry.ordinal}"
+        self.actions[action_id] = ActionRecord(
+            action_id=action_id,
+            job_id=entry.job,
+            type=entry.name,
+            payload=self._decoded(entry.body, dict[str, Any], action_id),
+            resume_token=entry.token,
+            created_at=at,
+            expires_at=entry.due_ms / 1000 if entry.due_ms else None,
+        )
+        self._tokens[entry.token] = action_id
+        self._open.setdefault(entry.job, set()).add(action_id)
+        job = self.jobs.get(entry.job)
+        if job is not None and job.status is JobStatus.RUNNING:
+            ran = job.ran_seconds + at - job.updated_at
+            self.jobs[entry.job] = replace(job, status=JobStatus.WAITING_ACTION, ran_seconds=ran, updated_at=at)
+
+    def _answer(self, entry: Answer, at: float) -> None:
+        action = self.of_token(entry.token)
+        if action is None or action.status is not ActionStatus.PENDING:
+            return  # its job had ended before the letter was taken
+        action.status = _CLOSED.get(entry.outcome, ActionStatus.CANCELLED)
+        action.resolved_at, action.by = at, entry.by
+        if action.status is ActionStatus.RESOLVED:
+            action.resolution = self._decoded(entry.body, dict[str, Any], action.action_id)
+        waiting = self._open.get(entry.job, set())
+        waiting.discard(action.action_id)
+        job = self.jobs.get(entry.job)
+        if job is not None and job.status is JobStatus.WAITING_ACTION and not waiting:
+            self.jobs[entry.job] = replace(job, status=JobStatus.RUNNING, updated_at=at)
+
+    def _end(self, entry: End, at: float) -> None:
+        for action_id in self._open.pop(entry.job, ()):
+            action = self.actions[action_id]
+            action.status, action.resolved_at = ActionStatus.CANCELLED, at
+        self.cancelled.pop(entry.job, None)
+        job = self.jobs.get(entry.job)
+        if job is None:
+            return
+        status = _end_of(entry.outcome)
+        ran = job.ran_seconds + (at - job.updated_at if job.status is JobStatus.RUNNING else 0.0)
+        self.jobs[entry.job] = replace(
+            job,
+            status=status,
+            updated_at=at,
+            completed_at=at,
+            ran_seconds=ran,
+            result_ref=entry.result if status is JobStatus.SUCCEEDED else "",
+            error="" if status is JobStatus.SUCCEEDED else entry.result,
+        )
+
+
+def _end_of(outcome: str) -> JobStatus:
+    """The status of a job that ended so; an agent of an app may have other words for a failure."""
+    return JobStatus(outcome) if outcome in ENDS else JobStatus.FAILED
+
+
+def _record(job_id: str, spec: JobSpec, at: float) -> JobRecord:
+    shared = {name: getattr(spec, name) for name in JobSpec.__dataclass_fields__}
+    return JobRecord(job_id=job_id, created_at=at, updated_at=at, **shared)
+
+
+def _name_of(spec: JobSpec) -> str:
+    """The id of its job: the same for the same key of a scope, so a journal knows it for as long as it knows ended jobs."""
+    if not spec.idempotency_key:
+        return f"job-{uuid.uuid4().hex}"
+    name = f"{spec.scope_id}\0{spec.idempotency_key}"
+    return f"job-{blake2b(name.encode(), digest_size=16).hexdigest()}"
+
+
+def cancel_letter(job_id: str, reason: str = "", by: str = "") -> Letter:
+    """Asks the owner of a journal to cancel a job."""
+    return Letter("cancel", job=job_id, name=reason, by=by)
+
+
+class JournalStore(JobStore, ActionStore):
+    """Jobs and actions over a journal, whose owner this store is from now on. Made, it has read the journal, which may block.
+
+    Give the same store to a JobManager and an ActionManager: then a job waits while an action of it is open.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.clock: Clock = journal.clock
+        self._known = JobsOfJournal(journal)
+        self._positions: dict[str, Position] = {}  # of the last entry of a job, until it is durable
+        self._lock = (
+            asyncio.Lock()
+        )  # around what looks, appends and applies: entries are applied in the journal's order
+
+    async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
+        job_id = _name_of(spec)
+        body = as_json(spec, "the job")
+        content = digest(self.journal.key, "job", "", msgspec.to_builtins(spec.content))
+        async with self._lock:
+            known = self._known.jobs.get(job_id)
+            mark = await aside(self.journal.job, job_id) if spec.idempotency_key and known is None else None
+            if content != (mark.digest if mark is not None else self._known.digests.get(job_id, content)):
+                raise IdempotencyConflict(
+                    f"idempotency key {spec.idempotency_key!r} of scope {spec.scope_id} is that of job {job_id}, with other content",
+                    hint="give this job another key, or ask for the same",
+                )
+            if mark is not None:  # it has ended, and its entries are trimmed
+                known = replace(
+                    _record(job_id, spec, mark.ended_ms / 1000),
+                    status=_end_of(mark.outcome),
+                    completed_at=mark.ended_ms / 1000,
+                    result_ref=mark.result if mark.outcome == JobStatus.SUCCEEDED else "",
+                    error="" if mark.outcome == JobStatus.SUCCEEDED else mark.result,
+                )
+            if known is None:
+                await self._append(Begin(job_id, self._now_ms(), body=body, digest=content))
+        await self._settled(job_id)
+        return (known, False) if known is not None else (self._known.jobs[job_id], True)
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        await self._look()
+        await self._settled(job_id)
+        return self._known.jobs.get(job_id)
+
+    async def move(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
+        await self._look()
+        async with self._lock:
+            job = self._known.jobs.get(job_id)
+            if job is None:
+                raise UserError(f"job {job_id}: there is none of this name")
+            check_move(job_id, job.status, status)
+            if JobStatus.WAITING_ACTION in (status, job.status) and status not in ENDS:
+                raise IllegalTransition(
+                    f"job {job_id} is {job.status}: it waits while an action of it is open, and for nothing else",
+                    hint="ask with ActionManager.require_action, and resolve it",
+                )
+            now_ms = self._now_ms()
+            if status is JobStatus.RUNNING:
+                await self._append(Attempt(job_id, now_ms, 0, 1))
+            else:
+                await self._append(End(job_id, now_ms, status, result_ref or error))
+            moved = self._known.jobs[job_id]
+        await self._settled(job_id)
+        return moved
+
+    async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
+        await self._look()
+        await self.journal.flush()
+        return [
+            job
+            for job in self._known.jobs.values()
+            if scope_id in (None, job.scope_id) and (not statuses or job.status in statuses)
+        ]
+
+    async def require(self, spec: ActionSpec) -> ActionRecord:
+        payload = as_json(spec.payload, "payload")
+        await self._look()
+        async with self._lock:
+            job = self._known.jobs.get(spec.job_id)
+            if job is not None and job.status is not JobStatus.WAITING_ACTION:  # it may ask several things at once
+                check_move(spec.job_id, job.status, JobStatus.WAITING_ACTION)
+            now_ms, ordinal = self._now_ms(), self._known.next_ordinal(spec.job_id)
+            seconds = spec.timeout_seconds
+            due_ms = 0 if seconds is None else now_ms + round(float(seconds) * 1000)  # type: ignore[arg-type]
+            asked = digest(self.journal.key, "ask", spec.type, spec.payload)
+            token = secrets.token_urlsafe(24)
+            await self._append(
+                Intent(spec.job_id, now_ms, ordinal, "ask", spec.type, asked, "", payload, token, due_ms)
+            )
+            action = self._known.of_token(token)
+        await self._settled(spec.job_id)
+        if action is None:
+            raise InternalError("an action that was asked is not known")
+        return action
+
+    async def action(self, action_id: str) -> ActionRecord | None:
+        await self._look()
+        action = self._known.actions.get(action_id)
+        if action is not None:
+            await self._settled(action.job_id)
+        return action
+
+    async def resolve(self, token: str, resolution: Mapping[str, Any], by: str) -> ActionRecord:
+        letter = Letter("answer", token, body=as_json(dict(resolution), "resolution"), by=by)
+        await aside(self.journal.post, letter)
+        return await self._taken(token)
+
+    async def close_action(self, action_id: str, status: ActionStatus) -> ActionRecord:
+        action = await self.action(action_id)
+        if action is None:
+            raise UserError(f"action {action_id}: there is none of this name")
+        try:
+            await aside(self.journal.post, Letter("withdraw", action.resume_token, name=status))
+        except LetterRefused as refused:
+            if refused.reason not in ("second", "closed"):
+                raise
+        return await self._taken(action.resume_token)
+
+    async def _taken(self, token: str) -> ActionRecord:
+        await self._look()
+        action = self._known.of_token(token)
+        if action is None:
+            raise InternalError("a letter was accepted for an action that is not known")
+        await self._settled(action.job_id)
+        return action
+
+    async def actions(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
+        await self._look()
+        await self.journal.flush()
+        return [
+            action
+            for action in self._known.actions.values()
+            if job_id in (None, action.job_id) and (not statuses or action.status in statuses)
+        ]
+
+    async def trim(self, keep_seconds: float) -> int:
+        """Removes the history of jobs that have ended, and forgets those that ended more than so many seconds ago: only then their
+        idempotency keys are free again. Returns how many entries went.
+        """
+        before_ms = max(1, self._now_ms() - round(keep_seconds * 1000))
+        async with self._lock:
+            removed = await aside(self.journal.trim, await self.journal.flush(), before_ms)
+            self._known.forget_ended()
+        return removed
+
+    def _now_ms(self) -> int:
+        return round(self.clock.time() * 1000)
+
+    async def _append(self, entry: Entry) -> None:
+        """Under the lock."""
+        await self.journal.room()
+        self._positions[entry.job] = self.journal.append(entry)
+        self._known.apply(entry)
+
+    async def _look(self) -> None:
+        """Takes what came from outside."""
+        async with self._lock:
+            for position, entry in await aside(self.journal.take):
+                self._positions[entry.job] = position
+                self._known.apply(entry)
+            for job_id, reason in list(self._known.cancelled.items()):
+                await self._append(End(job_id, self._now_ms(), JobStatus.CANCELLED, reason))
+
+    async def _settled(self, job_id: str) -> None:
+        """What is known of the job is durable: nothing of it is told before."""
+        position = self._positions.get(job_id)
+        if position is not None:
+            await self.journal.durable(position)
+            if self._positions.get(job_id) == position:
+                del self._positions[job_id]
+
+
+class InMemoryJobStore(JournalStore):
+    """Jobs, and actions too, in memory: gone with the process."""
+
+    def __init__(self, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__(MemoryJournal(clock=clock))
+
+
+class InMemoryActionStore(JournalStore):
+    """Actions, and jobs too, in memory: gone with the process."""
+
+    def __init__(self, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        super().__init__(MemoryJournal(clock=clock))
