@@ -275,7 +275,7 @@ class JournalStore(JobStore, ActionStore):
             seconds = spec.timeout_seconds
             due_ms = 0 if seconds is None else now_ms + round(float(seconds) * 1000)  # type: ignore[arg-type]
             asked = digest(self.journal.key, "ask", spec.type, spec.payload)
-            token = secrets.token_urlsafe(24)
+            token = secrets.token_hex(20)  # a word of a command line: it never begins with "-"
             await self._append(
                 Intent(spec.job_id, now_ms, ordinal, "ask", spec.type, asked, "", payload, token, due_ms)
             )

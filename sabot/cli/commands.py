@@ -11,6 +11,7 @@ import sabot
 from sabot.app import App
 from sabot.cli.checkpoints import checkpoints, savepoint
 from sabot.cli.jobs import find_job
+from sabot.cli.journal import actions, jobs, journal
 from sabot.cli.letters import dlq
 from sabot.cli.loading import WrongUse, load_app
 from sabot.cli.planning import plan
@@ -38,6 +39,9 @@ _cli.command("state")(read_state)
 _cli.add_typer(checkpoints, name="checkpoints")
 _cli.add_typer(savepoint, name="savepoint")
 _cli.add_typer(dlq, name="dlq")
+_cli.add_typer(journal, name="journal")
+_cli.add_typer(jobs, name="jobs")
+_cli.add_typer(actions, name="actions")
 
 
 def _log_level(value: str) -> str:
