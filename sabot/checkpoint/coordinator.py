@@ -47,7 +47,7 @@ _UNFINISHED_MAX = 128  # checkpoints in flight and queued behind it
 
 @dataclass
 class TaskSnapshot:
-    """What a task was at its barrier.
+    """The state of a task at its barrier.
 
     `meta` goes into the manifest: JSON values with string keys. `files` are small blobs, `states` large ones: cuts, or what the
     `snapshot` of a user's own backend gave. `sealed`: of the exactly-once sinks that the task writes, the last part before the barrier.
@@ -63,7 +63,7 @@ class TaskSnapshot:
         for name, state in self.states.items():
             try:
                 state.discard()
-            except Exception:  # the others must go too; what stays is disk space, which a restart frees
+            except Exception:  # the other states must be discarded too; what this one leaves on disk goes at the next start
                 _log.exception("state %s could not be discarded", name)
 
 
@@ -81,14 +81,14 @@ class _InFlight:
     checkpoint_id: int
     started: float
     waiting: set[str]
-    finals: dict[str, TaskSnapshot]  # of tasks that had ended, or ended while it waited for them
+    finals: dict[str, TaskSnapshot]  # last snapshots of tasks that had ended before, or ended while the checkpoint waited for them
     cuts: dict[str, TaskSnapshot] = field(default_factory=dict)
     writing: bool = False
     writer: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
 
     def snapshots(self) -> dict[str, TaskSnapshot]:
-        """By task name, sorted: a cut, or what the task was at its end."""
+        """The snapshots by task name, sorted: that of the barrier, or the last one of a task that has ended."""
         return dict(sorted((self.finals | self.cuts).items()))
 
 
@@ -103,17 +103,17 @@ class SavedOutput(Protocol):
         ...
 
     def release(self, manifest: Manifest) -> None:
-        """The checkpoint is complete: its output may be delivered."""
+        """Lets the output that the manifest lists be delivered, because the checkpoint is complete."""
         ...
 
 
 class Coordinator:
     """Makes the checkpoints of one job, one at a time.
 
-    `timeout` runs from the barriers to the last acknowledgement; the writing that follows has none, as a thread that
-    waits for a disk cannot be stopped. `describe` goes into every manifest. `trigger`, `acknowledge`, `decline` and
-    `detach` may be called from any thread, all else on the event loop. Without storage a checkpoint is complete when
-    all have acknowledged, and only its manifest is kept.
+    `timeout` runs from the barriers to the last acknowledgement. The writing that follows has no time-out, because a thread that waits for
+    a disk cannot be stopped. `describe` goes into every manifest. `trigger`, `acknowledge`, `decline` and `detach` may be called from any
+    thread, all other methods on the event loop. Without storage a checkpoint is complete when all tasks have acknowledged, and only its
+    manifest is kept, in memory.
     """
 
     def __init__(
@@ -131,18 +131,19 @@ class Coordinator:
             Callable[[int], None]
         ] = []  # the oldest checkpoint that is left: what only older ones need may go
         self.on_failed: Callable[[], None] = lambda: None
-        self.on_lost: Callable[[SabotError], None] = lambda error: None  # another worker has taken the job over
-        self.on_broken: Callable[[SabotError], None] = _told  # no checkpoint can be made any more
+        # Called when another worker has taken the job over; when no checkpoint can be made any more.
+        self.on_lost: Callable[[SabotError], None] = lambda error: None
+        self.on_broken: Callable[[SabotError], None] = _told
         self._timeout = parse_seconds(timeout, name="checkpoint timeout")
         self._clock = clock
         self._describe = dict(describe or {})
         self._incarnation = ""
         self._tasks: dict[str, _Task] = {}
         self._finals: dict[str, TaskSnapshot] = {}
-        self._replaced_finals: list[TaskSnapshot] = []  # may be in the checkpoint being written
+        self._replaced_finals: list[TaskSnapshot] = []  # not discarded yet: the checkpoint being written may need them
         self._loop: asyncio.AbstractEventLoop | None = None
         self._triggering = threading.RLock()  # ids start in the order in which they are given out
-        self._last_id: int | None = None  # None: the directory was not looked at yet
+        self._last_id: int | None = None  # None: not yet read from the storage
         self._unfinished: set[int] = set()
         self._queue: deque[int] = deque()
         self._starting = False
@@ -156,14 +157,14 @@ class Coordinator:
         self._last_error = ""
 
     def keep_in(self, storage: CheckpointStorage, describe: Mapping[str, Any], incarnation: str = "") -> None:
-        """From now on checkpoints are written there, with `describe` in each manifest; ids go on after both sides' last."""
+        """Writes all later checkpoints into `storage`, with `describe` in each manifest. Ids stay greater than those of both so far."""
         self.storage = storage
         self._describe = dict(describe)
         self._incarnation = incarnation
         self.begin_after(storage.last_id())
 
     def begin_after(self, checkpoint_id: int) -> None:
-        """Somebody else gave this id out: ours are greater from here on."""
+        """Makes all later ids greater than this one, which somebody else gave out."""
         if self._last_id is None:
             self._last_id = self.storage.last_id() if self.storage is not None else 0
         self._last_id = max(self._last_id, checkpoint_id)
@@ -177,7 +178,7 @@ class Coordinator:
         abort: Callable[[int], None],
         hint: Callable[[], str] | None = None,
     ) -> None:
-        """A task runs. Attach all tasks of a job before the first trigger: a manifest knows only who took part.
+        """Adds a running task. Attach all tasks of a job before the first trigger: a manifest lists only the tasks that took part.
 
         `inject(id)` asks it to emit its barrier, `abort(id)` to forget that one (also one it never saw); both are
         called on the event loop and must not block. `hint()` says what it is busy with, for the error of a checkpoint
@@ -190,11 +191,11 @@ class Coordinator:
         self._replace_final(task, None)
 
     def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
-        """The task ended or failed: nobody waits for it any more.
+        """Removes a task that ended or failed: no checkpoint waits for it any more.
 
-        `final` is what it was at its end, and goes into all later manifests, and into the one in flight if it was
-        waiting for the task. Without `final` they do not know the task: right only for one that had nothing to keep.
-        A task that has passed its barrier on acknowledges or declines it before it detaches: its end is after that cut.
+        `final` is its last snapshot. It goes into all later manifests, and into the one in flight if that was waiting for the task.
+        Without `final` they do not list the task, which is right only for a task that had nothing to keep. A task that has passed its
+        barrier on acknowledges or declines it before it detaches, because its end comes after that cut.
         """
         self._on_loop(self._detach, task, final)
 
@@ -212,7 +213,7 @@ class Coordinator:
             self._write_if_all_in(flight)
 
     def refuse(self, why: str) -> None:
-        """A task has failed, so that no checkpoint can be whole: the one in flight fails, and so do all until `close`."""
+        """Fails the checkpoint in flight and all later ones until `close`: a task has failed, so none could be complete."""
         self._on_loop(self._refuse, why)
 
     def _refuse(self, why: str) -> None:
@@ -221,7 +222,7 @@ class Coordinator:
             self._fail(self._in_flight, why)
 
     def abandon(self, task: str) -> None:
-        """The task is gone without an end: a checkpoint that waits for it fails, later ones do not know it."""
+        """Removes a task that is gone without an end: a checkpoint that waits for it fails, and later ones do not list it."""
         self._on_loop(self._abandon, task)
 
     def _abandon(self, task: str) -> None:
@@ -266,7 +267,7 @@ class Coordinator:
             return checkpoint_id
 
     def beat(self) -> int | None:
-        """One beat of `run`: triggers, unless a checkpoint is under way, or no task runs, so that nothing is new, or all are refused."""
+        """One round of `run`: triggers a checkpoint, unless one is under way, no task runs (so nothing is new), or all are refused."""
         if self._unfinished or not self._tasks or self._refused:
             return None
         try:
@@ -276,7 +277,7 @@ class Coordinator:
             return None
 
     async def run(self, interval: Duration) -> None:
-        """Triggers every `interval` until cancelled. Failed checkpoints are logged and the next one is tried, but for a job that failed."""
+        """Triggers a checkpoint each `interval` until cancelled. One that fails is logged, and the next is tried unless all are refused."""
         seconds = parse_seconds(interval, name="checkpoint interval")
         if seconds == 0:
             raise UserError("the checkpoint interval is zero", hint='write "1s", or a number of seconds')
@@ -286,9 +287,9 @@ class Coordinator:
             self.beat()
 
     async def wait(self, checkpoint_id: int) -> Manifest:
-        """The manifest, once the checkpoint is safe. Raises CheckpointFailed saying whom or what it failed on.
+        """Waits until the checkpoint is safe, and returns its manifest. Raises CheckpointFailed, which says why it failed.
 
-        Also for checkpoints that have ended, as long as they are remembered.
+        The last ended checkpoints can be asked for too.
         """
         self._remember_loop()
         while (outcome := self._outcomes.get(checkpoint_id)) is None:
@@ -305,7 +306,7 @@ class Coordinator:
 
     def _start_next(self) -> None:
         if self._starting:
-            return  # a checkpoint that ends inside _start leads back here; the loop below takes the next one
+            return  # a checkpoint that ends inside _start calls this again; the loop below takes the next one
         self._starting = True
         try:
             while self._in_flight is None and self._queue:
@@ -325,12 +326,12 @@ class Coordinator:
                 task.inject(checkpoint_id)
             except Exception as error:
                 self._fail(flight, f"task {name} could not emit its barrier: {error!r}", cause=error)
-            if self._in_flight is not flight:  # failed here, or a task that answers at once declined
+            if self._in_flight is not flight:  # it failed just now, or a task declined inside `inject`
                 return
         self._write_if_all_in(flight)
 
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
-        """The task has passed its barrier on, and this is its cut. The coordinator owns `snapshot` from here."""
+        """Takes the snapshot of a task that has passed its barrier on. The coordinator owns `snapshot` from here, and discards it."""
         self._on_loop(self._acknowledge, checkpoint_id, task, snapshot)
 
     def _acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
@@ -343,7 +344,7 @@ class Coordinator:
         self._write_if_all_in(flight)
 
     def decline(self, checkpoint_id: int, task: str, reason: str) -> None:
-        """The task cannot make its cut: this checkpoint fails. Without effect on one that has ended."""
+        """Fails the checkpoint because the task cannot take its snapshot. Has no effect on a checkpoint that has ended."""
         self._on_loop(self._decline, checkpoint_id, task, reason)
 
     def _decline(self, checkpoint_id: int, task: str, reason: str) -> None:
@@ -352,7 +353,7 @@ class Coordinator:
             self._fail(flight, f"task {task} declined: {reason}")
 
     def check_timeouts(self) -> None:
-        """Fails the checkpoint in flight if its time is over. Called by a timer; by hand in tests with a ManualClock."""
+        """Fails the checkpoint in flight if its time-out has passed. A timer calls this; tests with a ManualClock call it themselves."""
         flight = self._in_flight
         if flight is None or not flight.waiting:
             return
@@ -371,7 +372,7 @@ class Coordinator:
             return name
         try:
             return f"{name}: {task.hint()}"
-        except Exception as error:  # it must not take the place of the time-out
+        except Exception as error:  # the error of the hint must not replace that of the time-out
             return f"{name} (its hint failed: {error!r})"
 
     def _set_timer(self, flight: _InFlight) -> None:
@@ -395,7 +396,7 @@ class Coordinator:
             flight.writer = watched(writer, f"the writer of checkpoint {flight.checkpoint_id}", self._broke)
 
     def _broke(self, error: SabotError) -> None:
-        """A step of ours failed where none may: who waits is told, and no further checkpoint is tried."""
+        """An error inside the coordinator itself: whoever waits gets it, and no further checkpoint is tried."""
         self._refused = self._refused or str(error)
         flight, self._in_flight = self._in_flight, None
         for checkpoint_id in [*([] if flight is None else [flight.checkpoint_id]), *self._queue]:
@@ -407,7 +408,7 @@ class Coordinator:
         try:
             manifest = await self._save(flight, storage)
         except asyncio.CancelledError:
-            storage.abort(flight.checkpoint_id)  # first waits for a thread that is in `commit`
+            storage.abort(flight.checkpoint_id)  # waits for a thread that is inside `commit`
             self._fail(flight, "cancelled while it was written")
             raise
         except (Exception, *EXITS) as error:
@@ -425,7 +426,7 @@ class Coordinator:
             self._complete(flight, manifest)
 
     async def _save(self, flight: _InFlight, storage: CheckpointStorage) -> Manifest:
-        """States, then blobs and output, then the manifest."""
+        """Saves the states, then the small files and the output, then the manifest."""
         manifest, parts = self._manifest(flight)
         with storage.explained():
             directory = await aside(storage.begin, flight.checkpoint_id)
@@ -442,7 +443,7 @@ class Coordinator:
             return manifest
 
     def _manifest(self, flight: _InFlight) -> tuple[Manifest, dict[str, Path]]:
-        """What it says, but for its files; and files of output, by their path in the checkpoint."""
+        """The manifest without its contents, and the files of output by their path in the checkpoint."""
         tasks = {}
         for i, (name, snapshot) in enumerate(flight.snapshots().items()):
             folder = _path(i, name)
@@ -474,7 +475,7 @@ class Coordinator:
         self._last_completed = flight.checkpoint_id
         self._last_seconds = self._clock.monotonic() - flight.started
         self._last_bytes = manifest.nbytes
-        if self.delivery is not None and manifest.place is not None:  # one of no task is stored nowhere
+        if self.delivery is not None and manifest.place is not None:  # a checkpoint without tasks is not stored
             self.delivery.release(manifest)
         told: list[Callable[[], None]] = [partial(callback, manifest) for callback in self.on_complete]
         if self._oldest is not None:
@@ -482,17 +483,17 @@ class Coordinator:
         for tell in told:
             try:
                 tell()
-            except Exception:  # the checkpoint is safe all the same, and the other sources commit theirs
+            except Exception:  # the checkpoint is safe all the same, and the other callbacks must run
                 _log.exception("checkpoint %d is complete, but a callback failed", flight.checkpoint_id)
         self._end(flight, manifest)
 
     def _fail(self, flight: _InFlight, why: str, *, hint: str = "", cause: BaseException | None = None) -> None:
-        flight.waiting.clear()  # what a task still answers, from inside its `abort` too, is too late
+        flight.waiting.clear()  # answers that tasks still give, also from inside `abort`, come too late
         flight.writing = True
         for name, task in list(self._tasks.items()):
             try:
                 task.abort(flight.checkpoint_id)
-            except Exception:  # the others must be freed too
+            except Exception:  # the other tasks must forget the barrier too
                 _log.exception("task %s could not abort checkpoint %d", name, flight.checkpoint_id)
         self._end(flight, self._failure(flight.checkpoint_id, why, hint=hint, cause=cause))
         self.on_failed()
@@ -504,7 +505,7 @@ class Coordinator:
         error.__cause__ = cause
         self._failed += 1
         self._last_error = str(error)
-        if self._refused:  # what failed was told when it did
+        if self._refused:  # the failure was reported when it happened
             _log.debug("%s", error)
         else:
             _log.warning("%s; the job goes on, and the checkpoint before it stays valid", error)
@@ -530,7 +531,7 @@ class Coordinator:
                 waiter.set_result(None)
 
     async def close(self) -> None:
-        """Fails what waits, aborts what is in flight, lets a write that has begun finish; discards the finals."""
+        """Fails the queued checkpoints, aborts the one in flight (or waits until it is written), and discards the final snapshots."""
         while self._queue:
             checkpoint_id = self._queue.popleft()
             self._settle(checkpoint_id, self._failure(checkpoint_id, "the job is stopping"))
@@ -544,7 +545,7 @@ class Coordinator:
         self._refused = ""
 
     def statistics(self) -> dict[str, Any]:
-        """Counts since the start; the last complete one's id, seconds and bytes; `oldest_id`: of those left. An id is 0 for none."""
+        """Counts since the start; id, seconds and bytes of the last complete checkpoint; the oldest id that is left. Id 0 means none."""
         return {
             "completed": self._completed,
             "failed": self._failed,
@@ -563,7 +564,7 @@ class Coordinator:
             self._loop = _running_loop()
 
     def _on_loop(self, step: Callable[..., None], *args: Any) -> None:
-        """step(*args) on the event loop; here and now if this is its thread, or none runs."""
+        """Calls step(*args) on the event loop; at once if this is the thread of the loop, or no loop runs."""
         self._remember_loop()
         if self._loop is None or self._loop is _running_loop():
             step(*args)
@@ -583,14 +584,14 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _path(index: int, name: str) -> str:
-    """A file name that says `name` to a human, and is unique and valid by its index whatever the name is."""
+    """A file name in which people recognise `name`; the index makes it unique, whatever characters the name has."""
     return f"{index:04d}-{re.sub('[^A-Za-z0-9._-]+', '_', name)[:80]}"
 
 
 def _finish(
     storage: CheckpointStorage, manifest: Manifest, blobs: Mapping[Path, bytes], links: Mapping[Path, Path]
 ) -> tuple[Manifest, int | None]:
-    """The blocking end of a checkpoint, in a thread; -> its manifest, and the oldest checkpoint that is left (None: not known)."""
+    """The end of a checkpoint, which blocks, in a thread. Returns its manifest and the oldest checkpoint that is left (None: unknown)."""
     for path, file in links.items():
         make_folder(path.parent)
         link_or_copy(file, path)
@@ -601,6 +602,6 @@ def _finish(
     manifest = storage.commit(manifest.checkpoint_id, manifest)
     try:
         return manifest, storage.drop_old()
-    except OSError as error:  # the new one is safe; the old ones are tried again with the next
+    except OSError as error:  # the new checkpoint is safe; the next one tries to remove the old ones again
         _log.warning("old checkpoints in %s could not be removed: %s", storage.directory, error)
     return manifest, None

@@ -1,4 +1,4 @@
-"""The file of a manifest: its format, its checksum, and what is refused: damage, other formats, what no job has written."""
+"""How a manifest is written into its file and read again. Damage, other formats, and entries that no job writes are refused."""
 
 import re
 import zlib
@@ -17,7 +17,7 @@ _FORMAT_1 = re.compile(r"chk-\d{10,}(\.tmp)?|kept-.+\.tmp")  # its folders
 
 
 class _Envelope(msgspec.Struct):
-    """The file: the body's own bytes stay as written, so that their checksum can be compared."""
+    """The file of a manifest. The body is kept as the bytes that were written, so that its checksum can be compared."""
 
     format_version: int
     crc32: int

@@ -12,10 +12,12 @@ __all__ = ["KeptState", "SavedAlready", "save_state"]
 
 
 async def save_state(state: Cut | Snapshot, directory: Path) -> None:
-    """Into `directory`, which is not there yet. A cut is saved in a thread; the snapshot of a user's own backend saves itself."""
+    """Saves the state into `directory`, which does not exist yet. A cut is saved in another thread; the snapshot of a user's own backend
+    is awaited.
+    """
     if isinstance(state, Snapshot):
         await state.save(directory)
-        make_folder(directory)  # an empty one may have written nothing
+        make_folder(directory)  # the snapshot of an empty backend may have written nothing
         return
     if isinstance(state, KeptState):
         await state.keep()
@@ -28,22 +30,22 @@ def _save(cut: Cut, directory: Path) -> None:
 
 
 class SavedAlready:
-    """A Cut of what a checkpoint has, for those to come: a restored task that has nothing more to do hands it on as it is."""
+    """A Cut of state that is in a checkpoint already: a restored task that has nothing more to do hands it to the later checkpoints."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def save(self, directory: Path) -> int:
-        """Links to the files, any number of times; -> their bytes."""
+        """Links the files into `directory`, and returns their bytes. May be called any number of times."""
         shutil.copytree(self._directory, directory, copy_function=link_or_copy, dirs_exist_ok=True)
         return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
     def discard(self) -> None:
-        """Nothing: the files are their checkpoint's."""
+        """Does nothing: the files belong to their checkpoint."""
 
 
 class KeptState:
-    """A Cut of an ended task. It is saved in a place of its own first, so that it outlives a checkpoint that fails."""
+    """A Cut of an ended task. It is saved once, in a folder of its own, so that it outlives a checkpoint that fails."""
 
     def __init__(self, state: Cut | Snapshot, storage: CheckpointStorage) -> None:
         self._state = state
@@ -51,7 +53,7 @@ class KeptState:
         self._home: Path | None = None
 
     async def keep(self) -> None:
-        """Saves it in its own place, if it is not there yet."""
+        """Saves the state into its own folder, unless that was done before."""
         if self._home is None:
             home = await aside(self._storage.keep)
             try:
@@ -62,12 +64,12 @@ class KeptState:
             self._home = home
 
     def save(self, directory: Path) -> int:
-        """Links to what `keep` has saved, any number of times; -> bytes."""
+        """Links what `keep` has saved into `directory`, and returns the bytes. May be called any number of times."""
         assert self._home is not None, "keep comes first"
         return SavedAlready(self._home / "state").save(directory)
 
     def discard(self) -> None:
-        """Its own place goes too."""
+        """Discards the state, and removes its own folder."""
         self._state.discard()
         if self._home is not None:
-            shutil.rmtree(self._home, ignore_errors=True)  # what resists goes with the next lock
+            shutil.rmtree(self._home, ignore_errors=True)  # what cannot be removed now goes when the job is locked next

@@ -16,7 +16,7 @@ __all__ = ["Manifest", "StoredPart", "StoredTask", "StoredTrack"]
 
 
 class StoredTask(msgspec.Struct, frozen=True):
-    """One task in a checkpoint. `files` and `states`: name -> path in the manifest's contents, of a file or of a folder."""
+    """One task in a checkpoint. files, states: by name, the path of a file (files) or of a folder (states) in the manifest's contents."""
 
     meta: dict[str, Any] = {}
     files: dict[str, str] = {}
@@ -24,7 +24,7 @@ class StoredTask(msgspec.Struct, frozen=True):
 
 
 class StoredPart(msgspec.Struct, frozen=True):
-    """Output that waits to be delivered: its number, its file (a path in the manifest's contents), its rows."""
+    """Output that waits to be delivered: its number, its file (a path in the manifest's contents), and how many rows it has."""
 
     seq: int
     file: str
@@ -32,14 +32,14 @@ class StoredPart(msgspec.Struct, frozen=True):
 
 
 class StoredTrack(msgspec.Struct, frozen=True):
-    """The output of one exactly-once sink: the highest seq given out, the highest known to be delivered, what waits."""
+    """The output of one exactly-once sink: the highest number given out, the highest known to be delivered, and the parts that wait."""
 
-    sink: str  # its name, for people
+    sink: str  # the name of the sink, for messages
     given: int = 0
     delivered: int = 0
     pending: list[StoredPart] = []
     finished: bool = False  # the input had ended, and the sink completed its result
-    incarnation: str = ""  # under which its numbers are known
+    incarnation: str = ""  # the incarnation under which the receiver knows the numbers
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -64,7 +64,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
     @property
     def mark(self) -> Mark:
-        """Its place among the checkpoints of the job."""
+        """Where it stands in the order of the job's checkpoints."""
         return Mark(self.generation, self.checkpoint_id)
 
     @property
@@ -73,16 +73,16 @@ class Manifest(msgspec.Struct, frozen=True):
         return sum(file.size for file in self.contents.values())
 
     def read_file(self, task: str, name: str) -> bytes:
-        """The blob that the task put into its snapshot under this name. Raises CorruptCheckpoint naming it."""
+        """The small file that the task put into its snapshot under this name. Raises CorruptCheckpoint, which names the file."""
         stored = self._stored(self.tasks[task].files[name])
         with self._readable(stored):
             return self.home().contents(stored)
 
     def state_directory(self, task: str, name: str) -> Path:
-        """A directory on this machine that holds what the state of this name was saved as: to read, never to write.
+        """A directory on this machine with the files as which the state of this name was saved. It must not be written to.
 
-        Links to the checkpoint's own files where they are on this machine; else they are fetched, and compared with their
-        hashes: CorruptCheckpoint. It stays until `CheckpointStorage.release_restored`, `unlock`, or the end of the process.
+        Where the checkpoint is on this machine, the directory has links to its files. Otherwise they are fetched and compared with their
+        hashes; CorruptCheckpoint where one differs. It stays until `CheckpointStorage.release_restored` or `unlock`, or the process ends.
         """
         folder = self.tasks[task].states[name]
         start = f"{folder}/"
@@ -95,7 +95,7 @@ class Manifest(msgspec.Struct, frozen=True):
             raise unreadable(what, error) from error
 
     def part_path(self, part: StoredPart) -> Path:
-        """A file on this machine with the part: to read, as long as a checkpoint lists it. Raises like `state_directory`."""
+        """The file of a part on this machine. It may be read as long as a checkpoint lists it. Raises the errors of `state_directory`."""
         stored = self._stored(part.file)
         with self._readable(stored):
             return self.home().fetch(stored)
@@ -107,7 +107,7 @@ class Manifest(msgspec.Struct, frozen=True):
             raise CorruptCheckpoint(f"checkpoint {self.checkpoint_id} has no file {path}") from None
 
     def home(self) -> Place:
-        """Where its files are."""
+        """The place that has its files. Raises InternalError for a checkpoint that was kept in memory only."""
         if self.place is None:
             raise InternalError(f"checkpoint {self.checkpoint_id} was kept in memory only: it has no files")
         return self.place

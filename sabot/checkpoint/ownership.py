@@ -32,10 +32,10 @@ def marks_in(place: Place) -> list[Mark]:
 
 
 class Ownership:
-    """Whether this worker owns the job of a place. The place itself is owned (`Place.own`) before a claim is made.
+    """Whether this worker owns the job whose checkpoints are in a place. The place itself is owned (`Place.own`) before a claim is made.
 
-    `claim`: this worker's; None before the first, and after `let_go`. `seen`: all claims that were there when it was made. All methods
-    block; errors of the place are OSError.
+    claim: that of this worker; None before the first, and after `let_go`. seen: all claims that were in the place after it was made. All
+    methods block; errors of the place are OSError.
     """
 
     def __init__(self, place: Place) -> None:

@@ -1,19 +1,19 @@
-"""Whose a job's checkpoints are, which of them counts, and what may go: decisions over names that were seen. No I/O.
+"""Who owns a job's checkpoints, which of them count, and which files may be removed: decided from names that were listed, without I/O.
 
-    claims/0000000003-<worker>          this worker claims generation 3: it runs the job from here on
-    claims/0000000004-<worker>-afresh   so, and what earlier generations left does not count any more
+    claims/0000000003-<worker>          the worker claims generation 3: from here on it runs the job
+    claims/0000000004-<worker>-afresh   the same for generation 4; checkpoints of earlier generations no longer count
     checkpoints/0000000007-0000000003   checkpoint 7, made by generation 3
-    files/<2 hex>/<sha256>-3            contents, put there by generation 3
+    files/<2 hex>/<sha256>-3            contents, stored by generation 3
 
-Two workers of one job may be alive at once: one that was taken for dead, one started by mistake. No lock of an object store keeps
-them apart, so each *writes, then reads*. A worker that takes a job over writes its claim, then lists the checkpoints. One that
-completes a checkpoint writes the manifest, then lists the claims. Whichever reads last sees what the other wrote: either the newcomer
-goes on from that checkpoint, or the older worker learns that it is not the owner, and the checkpoint does not count: nothing of it is
-delivered. All that is asked of the store is that a listing shows what was written before it.
+Two workers of one job may be alive at once: one was taken for dead, or started by mistake. An object store has no lock that keeps them
+apart, so each *writes, then reads*. A worker that takes a job over writes its claim, then lists the checkpoints. A worker that completes
+a checkpoint writes the manifest, then lists the claims. Whichever reads last sees what the other wrote. Either the new worker starts from
+that checkpoint, or the older worker learns that it is not the owner; then the checkpoint does not count, and none of its output is
+delivered. The store only has to show in a listing what was written before it.
 
-Nobody removes what another may need. A worker builds upon files of the checkpoint that it went on from, and its own; it removes
-files of its own and earlier generations that no manifest of its view lists. So files carry the generation beside their hash: an
-older worker, woken in the middle of removing, does not know the names that its successor writes.
+No worker removes what another may need. A worker uses the files of the checkpoint from which it started, and its own. It removes files
+of its own and earlier generations that no manifest it has seen lists. That is why a file's name has the generation beside the hash: an
+older worker that wakes up while it removes files does not know the names that its successor writes.
 """
 
 import enum
@@ -62,14 +62,14 @@ class Claim(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A checkpoint, and who made it. The greatest is the one to go on from: what a later generation did comes after."""
+    """A checkpoint, and the generation that made it. A start goes on from the greatest: later generations come after earlier ones."""
 
     generation: int
     checkpoint_id: int
 
 
 class FileName(NamedTuple):
-    """Contents by their hash (hex), and the generation that put them there."""
+    """The hash of contents (hex), and the generation that stored them."""
 
     sha256: str
     generation: int
@@ -91,7 +91,7 @@ def claim_name(claim: Claim) -> str:
 
 
 def read_claim(name: str) -> Claim | None:
-    """None: not the name of a claim."""
+    """The claim of this name. None: it is not the name of a claim."""
     match = _CLAIM.fullmatch(name)
     claim = None if match is None else Claim(int(match[1]), match[2], match[3] is not None)
     return claim if claim is not None and claim_name(claim) == name else None
@@ -102,10 +102,10 @@ def manifest_name(mark: Mark) -> str:
 
 
 def read_manifest_name(name: str) -> Mark | None:
-    """None: not the name of a manifest."""
+    """The checkpoint of this manifest's name. None: it is not the name of a manifest."""
     match = _MANIFEST.fullmatch(name)
     mark = None if match is None else Mark(int(match[2]), int(match[1]))
-    return mark if mark is not None and manifest_name(mark) == name else None  # one name each: no zeros before it
+    return mark if mark is not None and manifest_name(mark) == name else None  # each checkpoint has one name, so other numbers of zeros are refused
 
 
 def file_name(sha256: str, generation: int) -> str:
@@ -113,7 +113,7 @@ def file_name(sha256: str, generation: int) -> str:
 
 
 def read_file_name(name: str) -> FileName | None:
-    """None: not the name of contents."""
+    """The contents of this file's name. None: it is not the name of contents."""
     match = _FILE.fullmatch(name)
     found = None if match is None else FileName(match[2], int(match[3]))
     return found if found is not None and file_name(*found) == name else None
@@ -123,15 +123,16 @@ def read_file_name(name: str) -> FileName | None:
 
 
 def next_generation(claims: Iterable[Claim], marks: Iterable[Mark], above: int = 0) -> int:
-    """The generation to claim: later than all that is there, and than `above`."""
+    """The generation to claim: greater than all generations that were listed, and than `above`."""
     return 1 + max([above, *(claim.generation for claim in claims), *(mark.generation for mark in marks)])
 
 
 def judge(mine: Claim, claims: Iterable[Claim]) -> Verdict:
-    """What came of `mine`: from the claims that were there after it was written.
+    """What came of the claim `mine`. claims: those that were listed after it was written.
 
-    A generation has one owner at most. Two that claim the same one cannot both miss the other's: the lesser gives up; the greater
-    may have been missed by the lesser, which then is the owner of this generation, so it claims a later one.
+    A generation has one owner at most. Of two workers that claim the same generation at least one sees the other's claim. The worker with
+    the lesser name gives up if it sees the greater claim. If it did not see it, it is the owner of this generation, so the worker with
+    the greater name, which cannot know, claims a later generation.
     """
     verdict = Verdict.OWNER
     for other in claims:
@@ -143,13 +144,13 @@ def judge(mine: Claim, claims: Iterable[Claim]) -> Verdict:
 
 
 def overtaken_by(mine: Claim, claims: Iterable[Claim]) -> Claim | None:
-    """Who owns the job now; None: still the owner of `mine`."""
+    """The claim of the worker that owns the job now. None: `mine` still does."""
     newest = max(claims, key=lambda claim: claim.rank, default=mine)
     return newest if newest.rank > mine.rank else None
 
 
 def stale_claims(mine: Claim, claims: Iterable[Claim]) -> list[Claim]:
-    """Claims that the owner may remove: the newest few stay, and the newest that says from where checkpoints count."""
+    """The claims that the owner may remove: all but the newest few, and the newest one "afresh", from which on checkpoints count."""
     older = sorted((claim for claim in claims if claim.rank < mine.rank), key=lambda claim: claim.rank)
     afresh = [claim for claim in older if claim.afresh]
     kept = {*older[-CLAIMS_KEPT:], *([] if mine.afresh else afresh[-1:])}
@@ -160,7 +161,7 @@ def stale_claims(mine: Claim, claims: Iterable[Claim]) -> list[Claim]:
 
 
 def counting(marks: Iterable[Mark], claims: Iterable[Claim]) -> list[Mark]:
-    """The checkpoints that count, in order: the last is the one to go on from."""
+    """The checkpoints that count, in order. A start goes on from the last."""
     line = max((claim.generation for claim in claims if claim.afresh), default=0)
     return sorted({mark for mark in marks if mark.generation >= line})
 
@@ -170,7 +171,7 @@ def outdated(
 ) -> list[Mark]:
     """The manifests that the owner may remove: all but the newest `retain` that count, and those `needed`.
 
-    Of a later generation none: whoever wrote it goes on from it.
+    Manifests of a later generation are never among them, because the worker that wrote them uses them.
     """
     found, kept = set(marks), set(needed)
     kept.update(counting(found, claims)[-retain:])
@@ -178,7 +179,7 @@ def outdated(
 
 
 def half_written(names: Iterable[str], mine: Claim) -> list[str]:
-    """Of the names beside the manifests, those of manifests whose writing no worker of ours or before us ended."""
+    """Of the names in the folder of manifests, the temporary ones that this generation or an earlier one has left half written."""
     found = []
     for name in names:
         start, separator, _ = name.partition(".json.")
@@ -189,7 +190,7 @@ def half_written(names: Iterable[str], mine: Claim) -> list[str]:
 
 
 def unlisted(files: Iterable[str], listed: Mapping[str, int], mine: Claim) -> list[str]:
-    """Of the files that are there, those that the owner may remove: of no later generation, and no manifest lists them."""
+    """Of these files, those that the owner may remove: they are of no later generation, and no manifest lists them."""
     gone = []
     for name in files:
         found = read_file_name(name)

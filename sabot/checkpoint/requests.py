@@ -1,4 +1,4 @@
-"""Requests to a running job, by files in its checkpoint directory: what needs no port, and works wherever checkpoints can be.
+"""Requests to a running job, as files in its checkpoint directory: that needs no port, and works on every machine that sees the directory.
 
 requests/<id>.json        asked: {"savepoint": LOCATION} or {"checkpoint": true}
 requests/<id>.done.json   answered: {"checkpoint": id, "path": …} or {"error": …}
@@ -34,13 +34,13 @@ _MOST_BYTES = 65_536  # of a request
 
 
 class Requests:
-    """The running job's side. Blocking on the disk; any thread."""
+    """The requests as the running job sees them. All methods block on the disk, and may be called from any thread."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._folder = Path(directory) / "requests"
 
     def clear(self) -> None:
-        """What nobody waits for any more: it was asked of an earlier run."""
+        """Removes requests and answers for which nobody waits any more: an earlier run was asked."""
         for name in self._names():
             path = self._folder / name
             with suppress(FileNotFoundError):
@@ -48,7 +48,7 @@ class Requests:
                     path.unlink()
 
     def pending(self) -> list[tuple[str, dict[str, Any]]]:
-        """What is asked and not answered: (id, request). What cannot be read is answered with that."""
+        """The requests that have no answer yet, as (id, request). A request that cannot be read is answered with the reason."""
         names = self._names()
         found = []
         for name in sorted(names):
@@ -73,7 +73,7 @@ class Requests:
         return found
 
     def answer(self, request_id: str, answer: dict[str, Any]) -> None:
-        """Tells who asked. The request goes: the address of a savepoint may have a key in it, and who asked may be gone."""
+        """Writes the answer and removes the request: the location of a savepoint may have a key in it, and who asked may be gone."""
         _write(self._folder / f"{request_id}.done.json", answer)
         with suppress(FileNotFoundError, IsADirectoryError, PermissionError):  # macOS says of a folder that it may not
             (self._folder / f"{request_id}.json").unlink()
@@ -86,7 +86,7 @@ class Requests:
 
 
 async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
-    """The running job's side, until it is cancelled: what is asked, and what comes of it, by the event loop of the job."""
+    """Answers requests on the event loop of the job until it is cancelled. answered: does what is asked, and returns the answer."""
     unread = False
     try:
         await aside(requests.clear)
@@ -115,7 +115,7 @@ async def serve(requests: Requests, answered: Callable[[dict[str, Any]], Awaitab
 
 
 def ask(directory: str | os.PathLike[str], request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
-    """Asks the job that runs on this checkpoint directory; -> its answer. Raises UserError for a refusal, or when none comes."""
+    """Asks the job that runs on this checkpoint directory, and returns its answer. Raises UserError when it refuses, or does not answer."""
     folder = Path(directory) / "requests"
     if not folder.is_dir():
         make_folder(folder)
@@ -142,7 +142,7 @@ def ask(directory: str | os.PathLike[str], request: dict[str, Any], timeout: flo
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Writes the file so that a reader finds all of it or nothing."""
     unfinished = path.with_suffix(".tmp")
     with open(unfinished, "x", opener=private) as file:
         json.dump(value, file)
@@ -151,6 +151,6 @@ def _write(path: Path, value: dict[str, Any]) -> None:
 
 
 def _give_to_owner(path: Path) -> None:
-    """Root may ask a job of another user, who has to read it: it belongs to whom the folder belongs to that it is in."""
+    """Gives a file that root has made to the owner of its folder: that is the user of the job, who must be able to read it."""
     if os.geteuid() == 0:
         os.chown(path, path.parent.stat().st_uid, -1, follow_symlinks=False)

@@ -1,6 +1,6 @@
-"""Whether what a manifest says can be used. Its checksum finds damage; what somebody wrote on purpose carries a right one.
+"""Checks that what a manifest says is safe to use. Its checksum finds damage, but somebody who forges a manifest writes a right checksum.
 
-A manifest may come from shared storage, or from another machine: its names become paths that are made, linked and removed here.
+A manifest may come from shared storage, or from another machine, and its names become paths that are made, linked and removed here.
 """
 
 import json
@@ -17,12 +17,12 @@ __all__ = ["refuse_repeated_keys", "refuse_unsound"]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _INCARNATION = re.compile(r"[A-Za-z0-9_-]{0,64}")
 _MOST = 1 << 63
-_MOST_BYTES_OF_A_PATH = 1024  # below the place for restored files, which has to fit into the system's 4096 too
+_MOST_BYTES_OF_A_PATH = 1024  # the folder of restored files stands before it, and both together must fit into the system's 4096
 _MOST_BYTES_OF_A_NAME = 255
 
 
 def refuse_repeated_keys(body: bytes, where: str) -> None:
-    """Raises CorruptCheckpoint where a JSON object names a key twice: two readers could take different values of it."""
+    """Raises CorruptCheckpoint where a JSON object has a key twice: two readers could take different values for it."""
 
     def once(pairs: list[tuple[str, Any]]) -> None:
         keys = [key for key, _ in pairs]
@@ -33,7 +33,7 @@ def refuse_repeated_keys(body: bytes, where: str) -> None:
 
 
 def refuse_unsound(manifest: Manifest, where: str) -> None:
-    """Raises CorruptCheckpoint naming the manifest and the entry that no job has written."""
+    """Raises CorruptCheckpoint, which names the manifest and the entry, for an entry that no job writes."""
     for name, value in (("created_ms", manifest.created_ms), ("checkpoint_id", manifest.checkpoint_id)):
         _refuse_number(where, name, value)
     _refuse_incarnation(where, "incarnation", manifest.incarnation)
@@ -82,7 +82,7 @@ def _refuse_contents(where: str, path: str, file: StoredFile) -> None:
 
 
 def _refuse_colliding(where: str, paths: Iterable[str]) -> None:
-    """No two are one file where case does not count, and none is the folder of another."""
+    """Refuses two paths that are one file where the file system ignores case, and a path below another path that is a file."""
     files: dict[str, str] = {}
     for path in paths:
         other = files.setdefault(path.casefold(), path)
@@ -111,5 +111,5 @@ def _unsound(where: str, entry: str, why: str) -> CorruptCheckpoint:
 
 
 def _shown(text: str) -> str:
-    """As Python writes it, so that nothing of it moves a terminal; not more than a line."""
+    """The text as Python would write it, so that it cannot control a terminal; at most one line."""
     return ascii(text if len(text) <= 100 else f"{text[:100]}…")

@@ -1,16 +1,17 @@
-"""The checkpoints of a job, in a directory or an object store: a checkpoint is there completely or not at all.
+"""The checkpoints of a job, in a directory or an object store. A checkpoint exists completely or not at all.
 
-    <root>/LOCK                                    a directory's only: held by the worker that owns the job
+    <root>/LOCK                                    only in a directory: held by the worker that owns the job
     <root>/claims/0000000003-<uuid>                who claimed generation 3 of the job
     <root>/checkpoints/0000000007-0000000003.json  manifest of checkpoint 7, made by generation 3: it never changes
     <root>/files/ab/ab12…-3                        contents by their SHA-256, shared by all checkpoints that list them
-    <root>/scratch/                                a directory's only: of this run, what is being written or was restored
-    <root>/reading-…/                              a directory's only: what somebody who only reads has restored
+    <root>/scratch/                                only in a directory: what this run is writing, or has restored
+    <root>/reading-…/                              only in a directory: what somebody who only reads has restored
 
-What a checkpoint has written is moved to its place first, then its manifest is created, in one step. So a crash between any two
-steps leaves the checkpoint before or the new one, never a mix. Contents that are there are not stored again, and a file that an
-earlier checkpoint held (the same inode) is not even read again. An old checkpoint leaves the other way round: its manifest first, then
-the files that no other lists. `protocol` decides whose the job is, which checkpoint counts and what may go; `places` is where bytes are.
+The files of a checkpoint are moved to their names first, then its manifest is created, in one step. So a crash between any two steps
+leaves the previous checkpoint or the new one, never a mix. Contents that are stored already are not stored again, and a file that an
+earlier checkpoint has too (the same inode) is not even read again. An old checkpoint is removed in the opposite order: its manifest
+first, then the files that no other manifest lists. `protocol` decides who owns the job, which checkpoints count and what may be removed;
+`places` stores the bytes.
 """
 
 import hashlib
@@ -70,9 +71,9 @@ class CheckpointStorage:
         self.retain = retain
         self._exclusive = threading.RLock()
         self._job = Ownership(self._place)
-        # What we may build upon: contents of the checkpoint that we go on from, and our own. By hash.
+        # By hash, the contents that a new checkpoint may use: those of the checkpoint from which the job started, and those stored since.
         self._stored: dict[str, StoredFile] = {}
-        # What the manifests list, of those that we have written or read. A file goes when no manifest lists it any more.
+        # The files that each manifest lists which was written or read here. A file is removed when no manifest lists it any more.
         self._known: dict[Mark, frozenset[str]] = {}
         self._listed: Counter[str] = Counter()
         self._unreadable: set[Mark] = set()
@@ -83,14 +84,14 @@ class CheckpointStorage:
 
     @property
     def generation(self) -> int:
-        """Of this run: greater than those of all runs before it. 0 without the lock."""
+        """The generation of this run, greater than those of all earlier runs. 0 without the lock."""
         return 0 if self._job.claim is None else self._job.claim.generation
 
     def lock(self) -> None:
-        """Own the job until `unlock`, the end of the process, or until another worker takes it over. Idempotent.
+        """Makes this worker the owner of the job, until `unlock`, the end of the process, or another worker takes it over. Idempotent.
 
-        In a directory another worker is refused as long as this one lives, and is here: JobLocked. In an object store the later
-        one is the owner: the one before finds out at its next checkpoint, or `check_owner`.
+        In a directory another worker gets JobLocked as long as this process lives on the same machine. In an object store the later worker
+        is the owner, and the earlier one finds out at its next checkpoint or `check_owner`.
         """
         with self._exclusive:
             if self._job.claim is not None:
@@ -112,7 +113,7 @@ class CheckpointStorage:
                 raise
 
     def claim_above(self, generation: int) -> None:
-        """`generation` is greater than this one from here on: somebody has used it. Raises like `lock`."""
+        """Makes `self.generation` greater than `generation`, which somebody has used already. Raises like `lock`."""
         with self._exclusive, self.explained():
             self.lock()
             if self.generation <= generation:
@@ -120,12 +121,12 @@ class CheckpointStorage:
                 self._job.take(above=generation)
 
     def check_owner(self) -> None:
-        """Raises JobLocked when another worker has taken the job over. Waits for no checkpoint that is being written."""
+        """Raises JobLocked when another worker has taken the job over. Does not wait for a checkpoint that is being written."""
         with self.explained():
             self._job.check()
 
     def unlock(self) -> None:
-        """Another worker may own the job now. What was restored is removed. Idempotent."""
+        """Lets another worker own the job, and removes what was restored. Idempotent."""
         with self._exclusive:
             if self._place.owned:
                 self._place.release()
@@ -145,7 +146,7 @@ class CheckpointStorage:
             self._stored = {file.sha256: file for file in manifest.contents.values()}
 
     def in_use(self) -> bool:
-        """Whether a worker owns the job now; known of a directory on this machine only, else False."""
+        """Whether a worker owns the job now. Always False for an object store, where nothing tells."""
         return self._place.in_use()
 
     # Writing one
@@ -161,10 +162,10 @@ class CheckpointStorage:
             return unfinished
 
     def commit(self, checkpoint_id: int, manifest: Manifest) -> Manifest:
-        """Stores what was written since `begin`, then the manifest: the checkpoint is complete.
+        """Stores the files that were written since `begin`, then the manifest. After that the checkpoint is complete.
 
-        Returns the manifest with `contents`, `generation` and where it is. Raises CheckpointFailed, and `abort` then cleans up;
-        JobLocked when another worker has taken the job over: then it does not count.
+        Returns the manifest with `contents`, `generation` and where it is. Raises CheckpointFailed, after which `abort` cleans up, and
+        JobLocked when another worker has taken the job over; then the checkpoint does not count.
         """
         with self._exclusive, self.explained():
             self.lock()
@@ -182,7 +183,7 @@ class CheckpointStorage:
                     hint="two jobs may be using one directory: give each its own checkpoint_dir",
                 ) from error
             except OSError:
-                if not isinstance(self._place, LocalPlace):  # there it may have arrived all the same
+                if not isinstance(self._place, LocalPlace):  # an object store may have it in spite of the error
                     self._learn(mark, contents.values())
                 self._job.check()
                 raise
@@ -194,14 +195,14 @@ class CheckpointStorage:
             return self._here(manifest, mark)
 
     def abort(self, checkpoint_id: int) -> None:
-        """Removes what was written since `begin`. Idempotent. What resists goes with the next `lock`."""
+        """Removes what was written since `begin`. Idempotent. What cannot be removed goes with the next `lock`."""
         with self._exclusive:
             if self._place.owned:
                 shutil.rmtree(self._unfinished(checkpoint_id), ignore_errors=True)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Around what writes below `begin`'s directory: OSError -> CheckpointFailed that names the place."""
+        """Around code that writes below the directory of `begin`: an OSError becomes a CheckpointFailed that names the place."""
         try:
             yield
         except OSError as error:
@@ -211,15 +212,18 @@ class CheckpointStorage:
             ) from error
 
     def keep(self) -> Path:
-        """A new directory, until the caller removes it or the next `lock`: on the same disk, so that files can be linked."""
+        """A new directory on the disk of the checkpoints, so that files can be linked. It stays until the caller removes it, or until the
+        next `lock`.
+        """
         with self._exclusive, self.explained():
             self.lock()
             return Path(tempfile.mkdtemp(prefix="kept-", dir=self._place.scratch))
 
     def drop_old(self) -> int | None:
-        """Removes all but the newest `retain` checkpoints, and the files that none of the others lists.
+        """Removes all but the newest `retain` checkpoints, and the files that none of these lists.
 
-        -> the id of the oldest that is left, to which a start can still go back; None: there is none. Savepoints elsewhere do not count.
+        Returns the id of the oldest that is left, to which a start can still go back, or None where none is left. Savepoints in other
+        places do not count.
         """
         with self._exclusive:
             self.lock()
@@ -232,7 +236,7 @@ class CheckpointStorage:
             return min(left, default=None)
 
     def clear(self) -> None:
-        """Forgets all checkpoints: the job starts afresh, in a new generation. It is done wholly or not at all."""
+        """Makes the job start afresh, in a new generation: no earlier checkpoint counts any more. One step, which happens or does not."""
         with self._exclusive:
             self.lock()
             with self.explained():
@@ -246,11 +250,10 @@ class CheckpointStorage:
             self.drop_old()
 
     def copy_to(self, manifest: Manifest, location: Location) -> Path | str:
-        """A savepoint: the checkpoint by itself, in a place of its own, which nobody tidies up; -> that place.
+        """Makes a savepoint: a copy of the checkpoint in a place of its own, from which nothing is removed. Returns that place.
 
-        `CheckpointStorage(location).latest()` reads it. Links where both are on one disk. It is there when its manifest is, which
-        comes last; a copy that failed may be made again. Raises UserError where the place holds a checkpoint already,
-        CheckpointFailed.
+        `CheckpointStorage(location).latest()` reads it. Files are linked where both are on one disk. The manifest is written last, so a
+        copy that failed is no savepoint and may be made again. Raises CheckpointFailed, and UserError where the place has a checkpoint.
         """
         source, target = manifest.home(), place_of(location)
         with self.pinned(manifest):
@@ -285,7 +288,7 @@ class CheckpointStorage:
 
     @contextmanager
     def pinned(self, manifest: Manifest) -> Iterator[None]:
-        """Inside, `drop_old` leaves this checkpoint and its files alone."""
+        """While this is entered, `drop_old` keeps this checkpoint and its files."""
         with self._exclusive:
             self._pinned[manifest.mark] += 1
         try:
@@ -307,10 +310,10 @@ class CheckpointStorage:
         return max(self.ids(), default=0)
 
     def latest(self) -> Manifest | None:
-        """The newest complete checkpoint, checked; None without one. What is remote is compared when it is fetched.
+        """The newest complete checkpoint, checked; None where there is none. Remote files are compared when they are fetched.
 
-        Raises CorruptCheckpoint when it cannot be used. Going back to an older one by itself would deliver
-        again what is delivered already, so the error leaves that choice to the user, and spells it out.
+        Raises CorruptCheckpoint when it cannot be used. To go back to an older checkpoint without asking would deliver output again, so
+        the error leaves that choice to the user, and names the commands.
         """
         while marks := self._counting():
             try:
@@ -321,13 +324,13 @@ class CheckpointStorage:
             except CorruptCheckpoint:
                 if marks[-1] in marks_in(self._place):
                     raise
-                # its owner dropped it just now, for newer ones
+                # The owner of the job has removed this checkpoint in the meantime, and there are newer ones.
         if isinstance(self._place, LocalPlace):
             refuse_format_1(self._place.where)
         return None
 
     def manifests(self) -> list[Manifest]:
-        """All complete checkpoints, oldest first, not verified. Raises CorruptCheckpoint, as `read`."""
+        """The manifests of all complete checkpoints, oldest first. Their files are not checked. Raises CorruptCheckpoint, as `read`."""
         return [self.read(checkpoint_id) for checkpoint_id in self.ids()]
 
     def read(self, checkpoint_id: int) -> Manifest:
@@ -339,12 +342,12 @@ class CheckpointStorage:
             return self._read(marks[-1])
 
     def verify(self, manifest: Manifest) -> None:
-        """Reads and compares every file. Raises CorruptCheckpoint naming the first that differs."""
+        """Reads every file and compares its hash. Raises CorruptCheckpoint, which names the first that differs."""
         with self._with_ways_on(manifest.mark):
             self._place.check(manifest.contents, fully=True)
 
     def release_restored(self) -> None:
-        """Removes the directories that `Manifest.state_directory` made. Each goes with its checkpoint at the latest."""
+        """Removes the directories that `Manifest.state_directory` made. Each is removed with its checkpoint at the latest."""
         self._place.release()
 
     # Below: how
@@ -381,7 +384,7 @@ class CheckpointStorage:
     def _store_all(
         self, root: Path
     ) -> tuple[dict[str, StoredFile], dict[tuple[int, int], tuple[int, int, StoredFile]]]:
-        """Every file below `root` is stored; -> contents, and by inode those that the place now holds."""
+        """Stores every file below `root`. Returns the contents by path, and the files that the place now has, by inode."""
         contents: dict[str, StoredFile] = {}
         known: dict[tuple[int, int], tuple[int, int, StoredFile]] = {}
         new: dict[str, tuple[Path, StoredFile]] = {}
@@ -399,7 +402,7 @@ class CheckpointStorage:
                 if sha256 not in self._stored and file.name not in new:
                     new[file.name] = path, file
                     known[inode] = size, mtime, file
-                elif self._place.holds(path, file):  # of the checkpoint that was restored, under another name
+                elif self._place.holds(path, file):  # a link to a file of the restored checkpoint
                     known[inode] = size, mtime, file
             contents[path.relative_to(root).as_posix()] = file
         _each(self._place.parallel, self._store, new.values())
@@ -424,7 +427,7 @@ class CheckpointStorage:
         self._listed.update(names)
 
     def _learn_all(self) -> None:
-        """Once: what the manifests of earlier runs list, and away with files that none of them does."""
+        """Reads, once, what the manifests of earlier runs list, and removes files that no manifest lists."""
         if self._swept:
             return
         marks = marks_in(self._place)
@@ -461,7 +464,7 @@ class CheckpointStorage:
 
     @contextmanager
     def _with_ways_on(self, mark: Mark) -> Iterator[None]:
-        """CorruptCheckpoint gets the hint that names the ways on. JobLocked where it is because the job is another's."""
+        """Adds to a CorruptCheckpoint the hint what to do. Raises JobLocked instead where another worker owns the job by now."""
         try:
             yield
         except CorruptCheckpoint as error:
@@ -470,7 +473,7 @@ class CheckpointStorage:
             raise
 
     def _ways_on(self, corrupt: Mark) -> str:
-        """Remove manifests down to the newest good checkpoint, or start afresh."""
+        """The hint for a corrupt checkpoint: remove manifests down to the newest good one, or start afresh."""
         bad = [corrupt]
         for older in reversed([each for each in self._counting() if each < corrupt]):
             try:
@@ -487,7 +490,7 @@ class CheckpointStorage:
 
 
 def _files_below(root: Path) -> list[Path]:
-    """In an order that is the same each time."""
+    """All files below `root`, in an order that is the same each time."""
     found = []
     for folder, folders, names in os.walk(root, onerror=_raise):
         folders.sort()
@@ -501,7 +504,7 @@ def _sha256(path: Path) -> str:
 
 
 def _each(parallel: int, do: Callable[[_T], None], these: Iterable[_T]) -> None:
-    """do(one) of each, so many at a time. The first error is raised when all that had begun have ended."""
+    """Calls do(one) for each, at most `parallel` at a time. The first error is raised when all calls that had begun have ended."""
     if parallel == 1:
         for one in these:
             do(one)

@@ -1,5 +1,5 @@
-"""Exactly-once output: saved in a checkpoint until it is delivered (`staged`), in `tracks` of `parts`; what a receiver's token means at a
-start (`tokens`).
+"""Exactly-once output. `staged` saves it in checkpoints until it is delivered; `tracks` has the output of one sink, as `parts`; `tokens`
+decides what a receiver's token means at a start.
 """
 
 from sabot.delivery.staged import StagedSink, StagedSinks, undelivered

@@ -31,11 +31,11 @@ class Part:
     path: Path
     rows: int
     nbytes: int
-    ours: bool = True  # the file is a scratch file; else it belongs to the checkpoint that was restored
+    ours: bool = True  # True: the file is in scratch, and removed after delivery. False: it belongs to the restored checkpoint
 
 
 class PartWriter:
-    """Rows into a part's file: Arrow streams one behind the other, a new one where the columns change."""
+    """Writes rows into the file of a part: Arrow IPC streams in sequence, a new stream wherever the columns change."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -50,7 +50,7 @@ class PartWriter:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """It is not the sink that fails, nor the file of its output."""
+        """Words an OSError of the part's file: without it users would look for the fault at the receiver."""
         try:
             yield
         except OSError as error:
@@ -80,7 +80,7 @@ class PartWriter:
         if len(waiting) > 1:
             try:
                 waiting = [pa.concat_batches(waiting)]
-            except pa.ArrowInvalid:  # dictionaries that together have more values than their indices can say
+            except pa.ArrowInvalid:  # the joined dictionary would have more values than its index type can number
                 _log.debug("part %s: batches are not put together", self.path.name)
         for data in waiting:
             self._stream.write_batch(data)
@@ -92,24 +92,24 @@ class PartWriter:
             self._stream = None
 
     def close(self) -> None:
-        """All rows are in the file."""
+        """Writes the rows that wait, and closes the file."""
         with self._told():
             self._end_stream()
             self._file.close()
 
     def drop(self) -> None:
-        """The rows are not wanted any more."""
+        """Closes and removes the file: its rows are not needed any more."""
         self._waiting.clear()
-        with suppress(OSError):  # a full disk: what it could not write is not wanted
+        with suppress(OSError):  # on a full disk closing fails, but these rows are dropped anyway
             self._file.close()
         self.path.unlink(missing_ok=True)
 
 
 def read_part(path: Path) -> Iterator[pa.RecordBatch]:
-    """The batches of a part's file."""
+    """Yields the batches of the file of a part, mapped into memory."""
     with pa.memory_map(str(path)) as source:
         while source.tell() < source.size():
             with ipc.open_stream(source) as stream:
                 for batch in stream:
-                    validate(batch)  # it may have come out of a checkpoint
+                    validate(batch)  # the file may come from a checkpoint that somebody else has written
                     yield batch

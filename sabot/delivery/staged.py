@@ -1,14 +1,14 @@
-"""Exactly-once output: saved with its epoch's checkpoint, delivered when that is complete.
+"""Exactly-once output: saved with the checkpoint of its epoch, and delivered when that checkpoint is complete.
 
     write ─▶ part (a file) ─▶ seal, at a barrier ─▶ manifest lists it ─▶ release ─▶ deliver, in order ─▶ the next manifest
     sink's thread                                   coordinator                     track's thread        lists it no more
 
-A track is one such sink of a job. Its parts are numbered (`tokens`), and the receiver keeps the number of the last one that it has
-(`Sink.deliver`), so a part that was delivered just before a crash is known at the next start. A part is cut by bytes only, where it
-is written, because a part that is given again must be the same part.
+A job has one track for each sink that delivers exactly once. The parts of a track are numbered (`tokens`), and the receiver keeps the
+number of the last part that it has (`Sink.deliver`), so the next start knows of a part that was delivered just before a crash. Parts are
+cut where they are written, by their bytes only, because a part that is delivered again must have the same rows.
 
-A receiver that does not answer stops nothing but itself: checkpoints go on, and list what waits. When that becomes too much
-(`tracks.FULL_EPOCHS`, `FULL_BYTES`) the sources are held until some of it is gone.
+A receiver that does not answer delays only its own output: checkpoints go on, and list the parts that wait. When too much waits
+(`tracks.FULL_EPOCHS`, `tracks.FULL_BYTES`) the sources are held until some of it is delivered.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class StagedSink(Sink):
-    """What a task writes into in place of its sink: rows go into parts, a flush seals them."""
+    """The sink that a task gets in place of its own: `write` puts rows into a part, `flush` seals the part."""
 
     def __init__(self, track: TrackWork) -> None:
         self._track = track
@@ -66,7 +66,7 @@ class StagedSink(Sink):
         self._track.sink.expect_changes(schema, keys)
 
     def open(self) -> None:
-        """The place where the sink writes is there, and its token looked at. `StagedSinks.open` claims all tracks, together."""
+        """Makes the place where the sink writes, and reads its token. `StagedSinks.open` claims all tracks later, together."""
         self._track.look()
 
     def write(self, batch: Batch) -> None:
@@ -80,25 +80,25 @@ class StagedSink(Sink):
         self.end()
 
     def end(self) -> None:
-        """All was flushed, and nothing more will be written. Any thread."""
+        """Tells the track that all rows were flushed, and no more will be written. Callable from any thread."""
         self._track.finish()
 
     def close(self) -> None:
-        """The track goes on until the delivery is closed."""
+        """Drops the rows that were not flushed. The track goes on delivering until `StagedSinks.close`."""
         self._track.drop_open()
 
 
 def _track_id(room: str, sink: Sink) -> str:
-    """The same in each run of a program; a name for groups, transactions and folders."""
+    """The id of the sink's track, the same in each run of a program: receivers use it in names of groups, transactions and folders."""
     plain = re.sub("[^A-Za-z0-9._-]+", "_", sink.name)[-80:]
     return f"{room}.{plain}" if plain == sink.address else f"{room}.{plain}-{zlib.crc32(sink.address.encode()):08x}"
 
 
 def track_of(room: str, sink: Sink, wanted: str | None, *, kept: bool = True) -> str | None:
-    """The track through which a sink is written exactly once; None: it is written at least once.
+    """The id of the track through which a sink is written exactly once; None: the sink is written at least once.
 
-    room: who writes ("streams", "agents"). wanted: "exactly_once", "at_least_once", or None: what suits the sink. kept: the job keeps
-    checkpoints. Raises UserError for a sink that cannot do what is wanted.
+    room: who writes ("streams", "agents"). wanted: "exactly_once", "at_least_once", or None for what suits the sink. kept: whether the job
+    keeps checkpoints. Raises UserError for a sink that cannot deliver as wanted.
     """
     if wanted == "at_least_once" or (wanted is None and not (sink.delivers and sink.lasting and kept)):
         return None
@@ -113,7 +113,10 @@ def track_of(room: str, sink: Sink, wanted: str | None, *, kept: bool = True) ->
 def undelivered(
     restored: Manifest, sinks: Iterable[tuple[str, Sink, str | None]]
 ) -> Iterator[tuple[str, StoredTrack, str]]:
-    """Saved output that a start would lose -> (its track, what is saved of it, why). sinks: (room, sink, wanted) of the whole program."""
+    """Yields the saved output that a start would lose: the id of its track, what the checkpoint says of it, and why it would be lost.
+
+    sinks: (room, sink, wanted) of all sinks of the program, as for `track_of`.
+    """
     tracks: set[str] = set()
     unstaged: set[str] = set()
     for room, sink, wanted in sinks:
@@ -137,7 +140,7 @@ def _undelivered(
 
 
 class StagedSinks:
-    """The exactly-once sinks of one run of a job. On the event loop, but for what says otherwise."""
+    """The exactly-once sinks of one run of a job. All methods are called on the event loop, unless they say otherwise."""
 
     def __init__(
         self,
@@ -174,7 +177,9 @@ class StagedSinks:
         self._scratch: Path | None = None
 
     def staged(self, room: str, sink: Sink, wanted: str | None) -> Sink:
-        """What the task shall write into: the sink itself, or a track before it (see `track_of`). Before its `open`; any thread."""
+        """Returns the sink that a task writes into: the sink itself, or the StagedSink of its track (see `track_of`). Called before the
+        sink is opened, from any thread.
+        """
         track_id = track_of(room, sink, wanted, kept=self._storage is not None)
         if track_id is None:
             self._unstaged.add(_track_id(room, sink))
@@ -185,7 +190,7 @@ class StagedSinks:
                 hint='App(..., state=DIRECTORY) or checkpoint_dir=; or say delivery="at_least_once"',
             )
         with self._lock:
-            if track_id in self._tracks:  # which of them is which would depend on their order
+            if track_id in self._tracks:  # a restart could not tell which saved parts belong to which of the two
                 raise UserError(
                     f"two sinks are called {sink.name}, and deliver exactly once",
                     hint="give both streams, or agents, the same Sink; or each a name or an address of its own",
@@ -194,7 +199,7 @@ class StagedSinks:
         return StagedSink(track)
 
     def part_path(self, track_id: str, seq: int) -> Path:
-        """For the tracks: where a new part goes."""
+        """The path of the file of a new part. Called by the tracks, from their threads."""
         assert self._storage is not None
         with self._lock:
             if self._scratch is None:
@@ -204,10 +209,10 @@ class StagedSinks:
             return folder / f"{seq}.arrow"
 
     async def open(self) -> None:
-        """Every task has opened its sink, and none writes yet: claims all tracks, side by side. Raises what one of them raises.
+        """Claims all tracks, in parallel. Called when every task has opened its sink and none writes yet. Raises what one track raises.
 
-        All tokens were looked at before (`StagedSink.open`): who is refused there has taken no track from anybody. And nothing is
-        delivered, and no token set, before every track has been compared.
+        All tokens were read before (`StagedSink.open`), so a start that is refused there has claimed no track. And nothing is delivered,
+        and no token set, before every track was compared with the checkpoint.
         """
         tracks = list(self._tracks.values())
         for steps in ([track.open for track in tracks], [track.start for track in tracks]):
@@ -217,26 +222,26 @@ class StagedSinks:
 
     @property
     def full(self) -> bool:
-        """The sources should be held."""
+        """Whether so much output waits that the sources are to be held."""
         return self._full
 
     @property
     def has_news(self) -> bool:
-        """More is delivered than the last manifest knows."""
+        """Whether parts were delivered that the last manifest still lists."""
         return any(track.delivered > track.known for track in list(self._tracks.values()))
 
     @property
     def needs_checkpoint(self) -> bool:
-        """The sources are held by output that no complete checkpoint knows, so nothing but the next one helps."""
+        """Whether the sources are held by output that no complete checkpoint lists: only the next checkpoint lets it be delivered."""
         return self._full and not any(track.waiting for track in list(self._tracks.values()))
 
     @property
     def exactly_once(self) -> bool:
-        """Some sink is."""
+        """Whether the job has a sink that delivers exactly once."""
         return bool(self._tracks)
 
     def still_ours(self) -> bool:
-        """No other worker has taken the job over. Blocking."""
+        """Whether no other worker has taken the job over. Blocks."""
         assert self._storage is not None
         try:
             self._storage.check_owner()
@@ -245,7 +250,7 @@ class StagedSinks:
         return True
 
     def check_restored(self) -> None:
-        """All sinks are open. Raises UserError for saved output of a sink that the program no longer has."""
+        """Raises UserError for saved output of a sink that the program no longer has. Called when all sinks are open."""
         if self.restored is None:
             return
         for _, stored, what in _undelivered(self.restored, self._tracks, self._unstaged):
@@ -263,10 +268,10 @@ class StagedSinks:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def compose(self, sealed: Mapping[str, int]) -> tuple[dict[str, StoredTrack], dict[str, Path]]:
-        """-> what a manifest says of the tracks, and files by their path in the checkpoint. sealed: by track, where its cut ended."""
+        """See `SavedOutput.compose`."""
         tracks: dict[str, StoredTrack] = {}
         files: dict[str, Path] = {}
-        # of streams that had ended, or of a sink that the program had once: what is known of them is kept
+        # Tracks of streams that had ended before, or of sinks that the program no longer has: what is known of them stays in the manifest.
         for track_id, gone in ({} if self.restored is None else self.restored.lanes).items():
             if track_id not in self._tracks and not gone.pending:
                 tracks[track_id] = gone
@@ -276,15 +281,15 @@ class StagedSinks:
         return tracks, files
 
     def release(self, manifest: Manifest) -> None:
-        """The checkpoint is complete: its output may be delivered."""
+        """See `SavedOutput.release`."""
         for track_id, stored in manifest.lanes.items():
             if track_id in self._tracks:
                 self._tracks[track_id].release(stored.given)
         self.look_at_fullness()
 
     def look_at_fullness(self) -> None:
-        """For the tracks, any thread: something came or went."""
-        with self._telling:  # so that the last word that the sources hear is the true one
+        """Tells the job when the output that waits becomes too much, or no longer is. Called by the tracks, from any thread."""
+        with self._telling:  # calls in order, so that the sources end in the state that is true last
             full = any(track.full for track in list(self._tracks.values()))
             if full == self._full:
                 return
@@ -294,7 +299,7 @@ class StagedSinks:
             self._on_full(full)
 
     def broken(self, name: str, error: BaseException) -> None:
-        """For the tracks: this one cannot go on."""
+        """Reports that the track of the sink `name` has failed for good. Called by the tracks, from their threads."""
         named = error if isinstance(error, SabotError) else SabotError(f"sink {name}: {type(error).__name__}: {error}")
         if named is not error:
             named.__cause__ = clean_cause(error)
@@ -303,14 +308,15 @@ class StagedSinks:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def undelivered(self) -> str:
-        """What waits where, for a message."""
+        """How many rows wait for which sink, as text for a message."""
         waits = {track.sink.name: track.statistics()["undelivered_rows"] for track in self._tracks.values()}
         return ", ".join(f"{rows} rows are not delivered into sink {name}" for name, rows in waits.items() if rows)
 
     async def drained(self, seconds: float, hurried: float, patient: Callable[[], bool]) -> bool:
-        """True when all that complete checkpoints know is delivered; False after so long, or when a track is broken.
+        """Waits until all output of complete checkpoints is delivered. Returns False after `seconds`, or when a track has failed.
 
-        When patience is lost: False after `hurried` seconds, or at once when those that wait are refused by their receivers.
+        patient: whether the caller still waits that long. When it says no, False after `hurried` seconds, or at once where the receivers of
+        all tracks that wait refuse their parts.
         """
         began = self.clock.monotonic()
         while tracks := [track for track in self._tracks.values() if track.waiting]:
@@ -322,14 +328,14 @@ class StagedSinks:
         return True
 
     async def finish(self) -> bool:
-        """Completes the results of inputs that have ended; -> whether there was one, so that a checkpoint should say so."""
+        """Completes the results of inputs that have ended. Returns whether one was completed, which the next checkpoint should record."""
         before = [track.finished for track in self._tracks.values()]
         for track in self._tracks.values():
             await aside(track.finish_if_asked)
         return before != [track.finished for track in self._tracks.values()]
 
     async def close(self, seconds: float = 10.0) -> None:
-        """Ends the tracks, closes their sinks. Idempotent."""
+        """Ends the tracks, and closes their sinks. Idempotent."""
         tracks, self._tracks = list(self._tracks.values()), {}
         if tracks:
             await asyncio.gather(*(aside(track.close, seconds) for track in tracks))
@@ -338,5 +344,5 @@ class StagedSinks:
             await aside(shutil.rmtree, scratch, ignore_errors=True)
 
     def statistics(self) -> dict[str, Any]:
-        """By track; from any thread."""
+        """Figures by track id. Callable from any thread."""
         return {track_id: track.statistics() for track_id, track in list(self._tracks.items())}

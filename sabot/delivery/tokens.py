@@ -1,8 +1,8 @@
-"""What is to be delivered after a start: decided from what the checkpoint says of a track and what the receiver knows.
+"""Decides what is delivered after a start, from what the checkpoint says of a track and from the receiver's token.
 
-    seq = generation * 2**34 + n      a run (generation) never gives out a number that another one may have given out
+    seq = generation * 2**34 + n      so no run of a job (a generation) gives out a number that another run may have given out
 
-Pure: no files, no clocks, no receivers. The reasons stand in docs/decisions/007.
+These functions are pure: they use no files, clocks or receivers. docs/decisions/007 has the reasons for the rules.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,16 @@ from sabot.errors import DeliveryConflict, UserError
 
 __all__ = ["CHOICES", "SEQ_BITS", "Opening", "after", "first_seq", "in_words", "opening"]
 
-SEQ_BITS = 34  # a part each 200 ms for a century; and 2**29 generations, each below 2**63
+SEQ_BITS = 34  # enough for a part each 200 ms over a century; it leaves 2**29 generations below 2**63
 CHOICES = ("repeat", "skip")
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How a track begins: pending parts above `delivered` are delivered; with `renumber` all of them, under new numbers, once a
-    checkpoint knows these. The receiver's token is `settle`d, or renewed, at `delivered`. The next number is above `above`.
+    """How a track begins. Pending parts above the number `delivered` are delivered. The next new part gets a number above `above`.
+
+    renumber: all pending parts are delivered, under new numbers, once a checkpoint lists these. settle: the receiver's token is wrong or
+    missing, and is set to `delivered`. note: what the user should know, for the log.
     """
 
     delivered: int
@@ -31,17 +33,17 @@ class Opening:
 
 
 def first_seq(generation: int) -> int:
-    """The number below the first one of this run."""
+    """The number below that of the first part of this generation."""
     return generation << SEQ_BITS
 
 
 def in_words(seq: int) -> str:
-    """As people see it: "4/5", the fifth part of generation 4."""
+    """A number as people see it: "4/5" is the fifth part of generation 4."""
     return f"{seq >> SEQ_BITS}/{seq & (1 << SEQ_BITS) - 1}"
 
 
 def after(seq: int) -> int:
-    """The number below the first one of a run that is above `seq`."""
+    """The number below that of the first part of the generation after that of `seq`."""
     return ((seq >> SEQ_BITS) + 1) << SEQ_BITS
 
 
@@ -57,19 +59,19 @@ def opening(
     choice: str | None,
     fresh: bool = False,
 ) -> Opening:
-    """Raises DeliveryConflict, with the ways on spelled out, where going on by itself could repeat or lose output.
+    """How the track of the sink `name` begins. Raises DeliveryConflict, whose hint has the choices, where it could repeat or lose output.
 
-    stored: the track in the checkpoint that is restored; None: it has none, or nothing is restored. newest: that checkpoint is the
-    newest of the job, not a savepoint. choice: what the user has said, of CHOICES. fresh: he said that the job starts afresh.
+    stored: the track in the restored checkpoint; None where it has none, or nothing is restored. newest: the restored checkpoint is the
+    newest of the job, not a savepoint. choice: one of CHOICES that the user gave, or None. fresh: the user wants the job to start afresh.
     """
     if choice is not None and choice not in CHOICES:
         raise UserError(f"redeliver={choice!r}", hint='"repeat" or "skip"')
     track = stored or StoredTrack("")
     above = max(first_seq(generation), track.given)
-    if not keeps_token and (newest or not track.given or choice == "repeat"):  # it knows parts by their numbers
+    if not keeps_token and (newest or not track.given or choice == "repeat"):  # such a sink recognises a part by its number
         return Opening(track.delivered, above)
     if token is not None and token.seq == 0 and token.incarnation != incarnation:
-        token = None  # of a life that had not delivered anything
+        token = None  # left by an incarnation that had not delivered anything
     if not keeps_token:
         why = "it keeps no token, so nobody knows whether it was given more after this savepoint"
     elif token is None:

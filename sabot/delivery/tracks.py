@@ -34,7 +34,7 @@ _BACKOFF_SECONDS = (0.2, 10.0)  # after a failed delivery: the first wait, doubl
 
 
 class TrackRun(Protocol):
-    """What a track asks of the run that it is in (`staged.StagedSinks`)."""
+    """What a track asks of the run of the job to which it belongs (`staged.StagedSinks`)."""
 
     job: str
     restored: Manifest | None
@@ -50,17 +50,17 @@ class TrackRun(Protocol):
         """No other worker has taken the job over."""
 
     def part_path(self, track_id: str, seq: int) -> Path:
-        """Where a new part goes."""
+        """The path of the file of a new part."""
 
     def look_at_fullness(self) -> None:
-        """Something came or went."""
+        """Parts were added or delivered, so the track may be full now, or no longer."""
 
     def broken(self, name: str, error: BaseException) -> None:
-        """The track of this sink cannot go on."""
+        """The track of this sink has failed for good."""
 
 
 class TrackWork:
-    """The parts of one sink: written by the sink's thread, delivered by its own."""
+    """The parts of one sink: the thread of the sink writes them, the thread of the track delivers them."""
 
     def __init__(self, track_id: str, sink: Sink, delivery: TrackRun) -> None:
         self.id = track_id
@@ -92,7 +92,9 @@ class TrackWork:
     # -- the start ----------------------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Raises DeliveryConflict where the receiver's token already says that this start will not do; takes nothing. Blocking."""
+        """Reads the receiver's token without claiming the track. Raises DeliveryConflict where the token already rules this start out.
+        Blocks.
+        """
         stored = self._stored
         self.name = Track(self._delivery.job, self.id, self._incarnation(stored))
         _wait_for_left(self.sink)
@@ -102,7 +104,7 @@ class TrackWork:
             self._opening(stored, token)
 
     def open(self) -> None:
-        """Claims the track, and compares. After `look`. Blocking. Raises what `look` raises."""
+        """Claims the track, and compares its token with the checkpoint. Called after `look`; raises the same errors. Blocks."""
         delivery, stored = self._delivery, self._stored
         self.sink.still_ours = delivery.still_ours
         with self._named():
@@ -111,7 +113,7 @@ class TrackWork:
         self._begin(begin, stored, delivery.restored)
 
     def start(self) -> None:
-        """No track of the job was refused: begins to deliver what waits. Blocking."""
+        """Starts to deliver the parts that wait. Called when no track of the job was refused. Blocks."""
         delivery = self._delivery
         if self._note:
             _log.warning("sink %s: %s", self.sink.name, self._note)
@@ -142,8 +144,8 @@ class TrackWork:
         )
 
     def _incarnation(self, stored: StoredTrack | None) -> str:
-        """The job's. Where nobody can know the last number, as after a savepoint without a token, one of its own: two that go on from
-        one savepoint would give the same numbers to other rows.
+        """The incarnation of the job. Where nobody can know the last number (a start from a savepoint, into a sink without a token) the
+        track gets an incarnation of its own: two jobs that start from one savepoint would give the same numbers to different rows.
         """
         if not self._delivery.newest and not self.sink.keeps_token:
             return uuid.uuid4().hex
@@ -180,7 +182,7 @@ class TrackWork:
             self._cut()
 
     def seal(self) -> int:
-        """What was written so far is in whole parts; -> the number of the last one, for the cut that is being taken."""
+        """Completes the open part. Returns the number of the last part, which belongs to the cut that is being taken."""
         self._cut()
         return self._given
 
@@ -197,25 +199,25 @@ class TrackWork:
         self._delivery.look_at_fullness()
 
     def drop_open(self) -> None:
-        """The rows behind the last cut are made again after a restore."""
+        """Drops the open part. Its rows were written after the last cut, so a restore produces them again."""
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.drop()
 
     def finish(self) -> None:
-        """The input has ended for good."""
+        """Notes that the input has ended for good; `finish_if_asked` does the rest."""
         self._finish = True
 
     # -- the coordinator ----------------------------------------------------------------------------------------------
 
     def listed(self, sealed: int) -> tuple[StoredTrack, list[Part]]:
-        """For a manifest whose cut ended at `sealed`: what it says, and the parts whose files it needs.
+        """Returns what a manifest whose cut ended at part `sealed` says of the track, and the parts whose files it needs.
 
-        One manifest is made at a time, so what was delivered before this call is in none that is under way.
+        Also removes the files of delivered parts. One manifest is made at a time, so no manifest under way needs these files.
         """
         with self._changed:
             delivered = self.delivered
-            sealed = max(sealed, self._released)  # of a task that is gone nothing less counts than before
+            sealed = max(sealed, self._released)  # a task that is gone reports 0, but its released parts still count
             while self._parts and self._parts[0].seq <= delivered:
                 part = self._parts.popleft()
                 if part.ours:
@@ -227,7 +229,7 @@ class TrackWork:
         return StoredTrack(self.sink.name, given, delivered, pending, self.finished, incarnation), waiting
 
     def release(self, given: int) -> None:
-        """A complete checkpoint knows the parts up to this number."""
+        """Lets the parts up to the number `given` be delivered: a complete checkpoint lists them."""
         with self._changed:
             if given > self._released:
                 self._released = given
@@ -237,13 +239,13 @@ class TrackWork:
 
     @property
     def full(self) -> bool:
-        """So much waits that nothing more should come."""
+        """Whether so much output waits that the sources should be held."""
         with self._changed:
             return len(self._epochs) >= FULL_EPOCHS or self._bytes >= FULL_BYTES
 
     @property
     def waiting(self) -> bool:
-        """Released parts are not delivered yet."""
+        """Whether a released part is not delivered yet."""
         with self._changed:
             return self._next() is not None
 
@@ -253,7 +255,7 @@ class TrackWork:
     # -- its own thread -----------------------------------------------------------------------------------------------
 
     def _step(self, wait_seconds: float) -> bool | None:
-        """Delivers one part (True); waits for one at most so long (None). False: it is over."""
+        """One turn of the thread. True: it delivered a part. None: it waited for one, at most `wait_seconds`. False: the track ended."""
         with self._changed:
             if self._closing:
                 return False
@@ -266,7 +268,7 @@ class TrackWork:
             self._reclaim()
             if part is None:
                 self._renew()
-            elif part.seq > self.delivered:  # the token may have told that it got through
+            elif part.seq > self.delivered:  # after a claim the token may say that the part has arrived
                 self.sink.deliver(part.seq, list(read_part(part.path)))
                 self._is_delivered(part.seq, part.rows)
         except TransientError as error:
@@ -283,12 +285,12 @@ class TrackWork:
                     _log.debug("sink %s: %s, while it was closed", self.sink.name, reason)
                     return False
             self._delivery.broken(self.sink.name, reason)
-            self.broken = True  # who sees this finds that the error was told
+            self.broken = True  # set after the report, so whoever sees it finds the error reported
             return False
         return True
 
     def _may_drop(self, part: Part, error: BaseException) -> bool:
-        """A part of the restored checkpoint that its receiver refuses for good would stop every start: the user may let it go."""
+        """Whether the part was dropped, as redeliver=skip allows: a restored part that its receiver refuses would fail each start."""
         if part.ours or not isinstance(error, UserError | DataError) or isinstance(error, JobLocked):
             return False
         if self._delivery.choice != "skip":
@@ -304,7 +306,7 @@ class TrackWork:
         return True
 
     def _reclaim(self) -> None:
-        """After an error there is one way on: claim the track, and look at the token."""
+        """Claims the track again after an error, and reads from the token how far the receiver got."""
         if self._claimed:
             return
         token = self.sink.claim(self.name)
@@ -322,7 +324,7 @@ class TrackWork:
                 f"{in_words(self.delivered)} of {self.name.incarnation} was delivered: somebody else has written it",
                 hint="one job delivers into one place",
             )
-        if token.seq > self.delivered:  # that a claim is taken says nothing of parts
+        if token.seq > self.delivered:  # the part before the error has arrived; otherwise the claim tells nothing about parts
             rows = sum(part.rows for part in list(self._parts) if self.delivered < part.seq <= token.seq)
             self._is_delivered(token.seq, rows)
 
@@ -358,7 +360,7 @@ class TrackWork:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Errors that are not ours say whose they are."""
+        """Names the sink in errors that the sink's own code raised."""
         try:
             yield
         except SabotError:
@@ -370,7 +372,7 @@ class TrackWork:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def finish_if_asked(self) -> None:
-        """Blocking: completes the result of an input that has ended, once all of it is delivered."""
+        """Completes the result of an input that has ended, once all its parts are delivered. Blocks."""
         with self._changed:
             ready = self._finish and not self.finished and all(part.seq <= self.delivered for part in self._parts)
         if ready:
@@ -379,7 +381,7 @@ class TrackWork:
             self.finished = True
 
     def close(self, seconds: float) -> None:
-        """Blocking; a delivery that hangs is left behind."""
+        """Ends the thread and closes the sink. A delivery that hangs longer than `seconds` is left behind. Blocks."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -412,7 +414,7 @@ _left: dict[int, tuple[Sink, Handle]] = {}  # sinks in which a delivery of an ea
 
 
 def _wait_for_left(sink: Sink) -> None:
-    """Two threads in one Sink would spoil it."""
+    """Waits for a delivery that an earlier run left behind in this sink: a Sink must not be used by two threads."""
     _, thread = _left.get(id(sink), (sink, None))
     if thread is None:
         return

@@ -1,14 +1,14 @@
 """Where the bytes of checkpoints are: a directory on this machine, or a file system of pyarrow's (an object store).
 
-A Place holds files under names ("claims/…", "files/ab/ab12…-3"). Two of them, one contract
+A Place holds files under names ("claims/…", "files/ab/ab12…-3"). There are two kinds of places, with one contract
 (`tests/contracts/test_checkpoint_place_contract.py`):
 
-    LocalPlace    below a directory. A file is safe when it, and every folder above it, is synced; it comes to its name by a
-                  rename or a link, so it is there wholly or not at all. What is read of it is linked, not copied.
-    RemotePlace   below a path of a `pyarrow.fs.FileSystem`. What a checkpoint wrote stays here too, as long as the newest
-                  checkpoint needs it; what is read is fetched once, and compared with its hash on the way.
+    LocalPlace    below a directory. A file is safe when it and every folder above it are synced. It gets its name by a rename
+                  or a link, so it exists completely or not at all. Readers get links to files, not copies.
+    RemotePlace   below a path of a `pyarrow.fs.FileSystem`. Files that a checkpoint wrote also stay on this machine as long as the
+                  newest checkpoint needs them. A file that is read is fetched once, and compared with its hash while it is fetched.
 
-No step relies on the order in which a file system persists two others without an fsync between them (Pillai et al., "All File
+No step relies on the order in which a file system persists two operations without an fsync between them (Pillai et al., "All File
 Systems Are Not Created Equal", OSDI 2014).
 """
 
@@ -40,7 +40,7 @@ _Inode = tuple[int, int]  # device, number
 
 
 class StoredFile(msgspec.Struct, frozen=True, order=True):
-    """Contents: length in bytes, SHA-256 (hex), and the generation that stored them."""
+    """Stored contents: their length in bytes, their SHA-256 (hex), and the generation that stored them."""
 
     size: int
     sha256: str
@@ -48,16 +48,16 @@ class StoredFile(msgspec.Struct, frozen=True, order=True):
 
     @property
     def name(self) -> str:
-        """Where they are in a place."""
+        """The name of the contents in a place."""
         return file_name(self.sha256, self.generation)
 
 
 class Place(ABC):
-    """Files under names. All methods block; from any thread. Errors are OSError.
+    """Files under names. All methods block, may be called from any thread, and raise OSError.
 
-    `where`: for messages. `scratch`: once owned, a folder on this machine for what is being written, and from which `put` takes.
-    `parallel`: how many `put` at once are worth while. `known`: files on this machine that never change, by their inode; only
-    what the newest checkpoint holds, so no inode can have been freed and used again.
+    where: the place, for messages. scratch: while the place is owned, a folder on this machine for files that are being written, from which
+    `put` takes them. parallel: how many calls of `put` at once are worth while. known: files on this machine that never change, by inode;
+    only those of the newest checkpoint, so none of these inodes can have been freed and used again.
     """
 
     where: Path | str
@@ -66,7 +66,7 @@ class Place(ABC):
 
     def __init__(self) -> None:
         self.known: dict[_Inode, tuple[int, int, StoredFile]] = {}  # -> size, mtime in ns, contents
-        self.doubt: Callable[[], None] = lambda: None  # raises if what is missing was removed by another owner
+        self.doubt: Callable[[], None] = lambda: None  # raises JobLocked where a file may be missing because another worker owns the job
         self._reading: TemporaryFolder | None = None
         self._restoring = threading.Lock()
         self._lock_file: IO[bytes] | None = None
@@ -81,96 +81,96 @@ class Place(ABC):
 
     @property
     def owned(self) -> bool:
-        """Between `own` and `disown`."""
+        """Whether this process owns the place: between `own` and `disown`."""
         return self._lock_file is not None
 
     @abstractmethod
     def own(self) -> None:
-        """An empty `scratch` is there, and no other process of this machine has it. Raises JobLocked."""
+        """Makes an empty `scratch` that no other process of this machine uses. Raises JobLocked."""
 
     def disown(self) -> None:
-        """Lets go of it. Idempotent."""
+        """Lets another process own the place. Idempotent."""
         if self._lock_file is not None:
-            self._lock_file.close()  # the file itself stays: removing it would let two workers in
+            self._lock_file.close()  # the file stays: if it were removed, two processes could lock two files of this name
             self._lock_file = None
 
     def in_use(self) -> bool:
-        """Whether a worker owns it now. False where nothing tells: only a directory has a lock."""
+        """Whether a worker owns the place now. False where nothing tells: only a directory has a lock."""
         return False
 
     # Names
 
     @abstractmethod
     def names(self, folder: str) -> list[str]:
-        """The files directly in this folder; none where there is no folder."""
+        """The names of the files directly in this folder; none where the folder does not exist."""
 
     @abstractmethod
     def all_files(self) -> list[str]:
-        """The names of all that is below "files"."""
+        """The names of all files below "files"."""
 
     @abstractmethod
     def locate(self, name: str) -> str:
-        """Its path or URI, for messages."""
+        """The path or URI of a file, for messages."""
 
     # Writing
 
     @abstractmethod
     def create(self, name: str, data: bytes, kind: str) -> None:
-        """A new small file, safe when this returns: it is there wholly or not at all. `kind` is the step's name.
+        """Creates a small file, which is safe when this returns. It exists completely or not at all. kind: the name of the step.
 
-        Raises FileExistsError. After another error of a remote place it may be there all the same.
+        Raises FileExistsError. After any other error of a remote place the file may exist all the same.
         """
 
     @abstractmethod
     def put(self, path: Path, name: str) -> None:
-        """Moves a file out of `scratch` to this name, over what is there. Safe after `sync`."""
+        """Moves a file out of `scratch` to this name, and replaces a file that has the name. It is safe after `sync`."""
 
     @abstractmethod
     def add(self, path: Path, name: str, *, safe: bool) -> None:
-        """As `put`, of a file that stays where it is and never changes. `safe`: it is on the disk already."""
+        """As `put`, but the file also stays where it is, and never changes. safe: its contents are synced already."""
 
     @abstractmethod
     def sync(self) -> None:
-        """All that was `put` or added is safe, under its name."""
+        """When this returns, all files that were `put` or added are safe under their names."""
 
     @abstractmethod
     def remove(self, names: Iterable[str]) -> None:
-        """What is not there is fine."""
+        """Removes these files. It is no error if one does not exist."""
 
     def let_go(self, needed: set[str]) -> None:  # noqa: B027 - a directory keeps nothing twice
-        """Of contents that are kept on this machine besides, only these are needed."""
+        """Removes copies on this machine of all contents but those `needed`."""
 
     # Reading
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """A small file."""
+        """The contents of a small file."""
 
     @abstractmethod
     def chunks(self, name: str) -> Iterator[bytes]:
-        """A file in pieces."""
+        """The contents of a file, in pieces."""
 
     @abstractmethod
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
-        """Bytes of those that are there; -1: it is no file."""
+        """The sizes in bytes of those of these files that exist; -1 where the name is a link or a folder."""
 
     @abstractmethod
     def fetch(self, stored: StoredFile) -> Path:
-        """A file on this machine with these contents: to read, and to link. Raises CorruptCheckpoint where they differ."""
+        """A file on this machine with these contents, to be read or linked. Raises CorruptCheckpoint where the contents differ."""
 
     def holds(self, path: Path, stored: StoredFile) -> bool:
-        """`path` is another name of the very file that has these contents here."""
+        """Whether `path` is another name (a hard link) of the file that has these contents in this place."""
         return False
 
     def contents(self, stored: StoredFile) -> bytes:
-        """These, of a small file. Raises CorruptCheckpoint where they differ."""
+        """The contents of a small file. Raises CorruptCheckpoint where they differ from those that were stored."""
         return self.fetch(stored).read_bytes()
 
     def check(self, files: Mapping[str, StoredFile], *, fully: bool = False) -> None:
-        """Every file is there and as it was stored. Raises CorruptCheckpoint naming the first that is not.
+        """Checks that every file exists as it was stored. Raises CorruptCheckpoint, which names the first that does not.
 
-        files: by what they are, for messages. A remote one is only asked for its length, unless `fully`: it is compared when it
-        is fetched.
+        files: by their path in the checkpoint, for messages. Of a remote file only the length is checked, unless `fully`; its contents are
+        compared when it is fetched.
         """
         distinct = sorted({stored.name: (path, stored) for path, stored in files.items()}.values())
         try:
@@ -191,7 +191,7 @@ class Place(ABC):
                     pass
 
     checks_contents = True
-    """Whether `check` compares the contents at once: where reading them is cheap, and `fetch` does not."""
+    """Whether `check` always compares the contents: reading them is cheap, and `fetch` does not compare them."""
 
     def _compare(self, file: tuple[str, StoredFile]) -> None:
         path, stored = file
@@ -207,9 +207,9 @@ class Place(ABC):
             raise damaged(where, size, stored)
 
     def folder(self, name: str, files: Mapping[str, StoredFile]) -> Path:
-        """A folder on this machine with these files under these relative paths: to read, never to write.
+        """A folder on this machine with these files under these relative paths. It must not be written to.
 
-        The same one again for the same name, until `release`. Links where the file system has them.
+        The same name gives the same folder until `release`. Files are linked where the file system has links.
         """
         folder = self.workspace() / "restored" / name
         with self._restoring:
@@ -228,12 +228,12 @@ class Place(ABC):
         return folder
 
     def _link(self, file: Path, target: Path, stored: StoredFile) -> None:
-        if link_or_copy(file, target):  # no symbolic link: whoever restores links it into his own directory
+        if link_or_copy(file, target):  # a hard link, because a restore links the file once more into a directory of its own
             status = file.stat()
             self.known[status.st_dev, status.st_ino] = (status.st_size, status.st_mtime_ns, stored)
 
     def workspace(self) -> Path:
-        """A folder on this machine: `scratch` of the owner, a temporary one of whoever only reads."""
+        """A folder on this machine: `scratch` for the owner, a temporary folder for a process that only reads."""
         if self.owned:
             return self.scratch
         if self._reading is None:
@@ -244,7 +244,7 @@ class Place(ABC):
         return TemporaryFolder("sabot-reading-")
 
     def release(self, name: str = "") -> None:
-        """Removes what `folder` made, for names that begin with this folder's."""
+        """Removes the folders that `folder` has made: those below `name`, or all."""
         with self._restoring:
             shutil.rmtree(self.workspace() / "restored" / name, ignore_errors=True)
 
@@ -264,14 +264,14 @@ class Place(ABC):
 
 
 def damaged(where: str, size: int, stored: StoredFile) -> CorruptCheckpoint:
-    """The error for contents that are not those that were stored."""
+    """The error for contents that differ from those that were stored."""
     if size != stored.size:
         return CorruptCheckpoint(f"{where} is damaged: {size} bytes, not {stored.size}")
     return CorruptCheckpoint(f"{where} is damaged: its checksum differs")
 
 
 def this_worker() -> str:
-    """Who we are, for people."""
+    """This process and its host, as text for messages."""
     return f"process {os.getpid()} on host {socket.gethostname()}"
 
 

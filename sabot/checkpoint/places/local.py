@@ -37,12 +37,12 @@ def is_local_place(directory: Path) -> bool:
 
 
 class LocalPlace(Place):
-    """Below a directory, which `own` makes. One process owns it at a time."""
+    """A place below a directory, which `own` makes. One process owns it at a time."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__()
         self.where: Path = directory
-        self._folders: set[Path] = set()  # that are there, and safe after the next `sync`
+        self._folders: set[Path] = set()  # folders that exist, and are safe after the next `sync`
         self._unsynced: set[Path] = set()
 
     def own(self) -> None:
@@ -51,7 +51,7 @@ class LocalPlace(Place):
             sync(self.where.parent)
         tell_of_open_folder(self.where)
         self.take_scratch(self.where / _LOCK, self.where / "scratch")
-        own_folder(self.where / "requests")  # here, so that it is ours whoever asks
+        own_folder(self.where / "requests")  # made by the owner, so that it belongs to him whoever asks first
         for name in ("claims", "checkpoints", "files"):
             if os.path.lexists(self.where / name):
                 own_folder(self.where / name)
@@ -96,7 +96,7 @@ class LocalPlace(Place):
                 try:
                     sync(target.parent)
                 except OSError:
-                    target.unlink()  # failed means gone
+                    target.unlink()  # a file whose creation failed must not exist
                     raise
         finally:
             unfinished.unlink(missing_ok=True)
@@ -165,14 +165,14 @@ class LocalPlace(Place):
             return False
 
     def _reading_folder(self) -> TemporaryFolder:
-        """On the same disk where that can be, so that files are linked."""
+        """A folder on the same disk where that is possible, so that files can be linked."""
         try:
             return TemporaryFolder("reading-", self.where)
-        except OSError:  # read-only
+        except OSError:  # the place is read-only
             return super()._reading_folder()
 
     def _make(self, folder: Path) -> None:
-        """The folder, below the directory; safe after `sync`."""
+        """Makes a folder below the directory. It is safe after `sync`."""
         if folder in self._folders:
             return
         if folder != self.where:
@@ -186,7 +186,7 @@ class LocalPlace(Place):
 
 
 def _sync_data(path: Path) -> None:
-    """Contents and length: a link to a file that is safe is no reason to wait for the disk again. RocksDB's files become ours alone."""
+    """Syncs the contents and the length of a file, but not its other metadata. Also closes a file that RocksDB made to other users."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         close_to_others(descriptor)

@@ -1,4 +1,4 @@
-"""From the location that users name to the place that is there."""
+"""The location of checkpoints as users write it, and the place that it stands for."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ _KEY_HINT = (
 
 
 def place_of(location: Location, scratch: Path | None = None) -> Place:
-    """The place that users name. Raises UserError."""
+    """The place that a location stands for. Raises UserError. scratch: see `RemotePlace`."""
     if isinstance(location, tuple):
         filesystem, path = location
         where = f"{filesystem.type_name}:{path}"
@@ -39,7 +39,7 @@ def place_of(location: Location, scratch: Path | None = None) -> Place:
         try:
             filesystem, path = arrow_fs.FileSystem.from_uri(words)
         except (pa.ArrowException, OSError, ValueError) as error:
-            # The error quotes what is not understood, which may be a part of a key with a / in it.
+            # The error quotes the part of the address that it cannot read, which may be part of a key that has a / in it.
             secret = "@" in words or has_password(words)
             why = "its address cannot be read" if secret else str(error).replace(words, where)
             raise UserError(

@@ -1,4 +1,4 @@
-"""Checkpoints in a file system of pyarrow's: an object store, mostly."""
+"""Checkpoints in a file system of pyarrow, which is mostly an object store."""
 
 import errno
 import hashlib
@@ -20,14 +20,14 @@ from sabot.steps import step
 __all__ = ["RemotePlace"]
 
 _UPLOAD_BYTES = 8 << 20
-_UPLOADS = 8  # at a time: an object store answers one after some 50 ms, whatever its size
-_OBJECT_STORES = {"s3", "gcs", "abfs"}  # an object is there when it was sent wholly, and needs no folder
+_UPLOADS = 8  # at a time: an object store takes some 50 ms to answer an upload of any size
+_OBJECT_STORES = {"s3", "gcs", "abfs"}  # an object exists only when it was sent completely, and needs no folder
 
 
 class RemotePlace(Place):
-    """Below `path` of a file system that pyarrow knows.
+    """A place below `path` of a file system that pyarrow knows.
 
-    What is written under a name never changes there, so it may be kept here too: in `near`, under the same name.
+    A file never changes, so a copy of it may be kept on this machine: in the folder `near`, under the same name.
     """
 
     checks_contents = False
@@ -41,7 +41,7 @@ class RemotePlace(Place):
         *,
         parallel: int = _UPLOADS,
     ) -> None:
-        """scratch: a folder on this machine, best on the disk of the state, so that files are linked into it, not copied."""
+        """scratch: a folder on this machine, best on the disk of the state, so that files are linked into it and not copied."""
         super().__init__()
         self.where: str = where
         self.parallel = parallel
@@ -111,7 +111,7 @@ class RemotePlace(Place):
                     written.write(stream, chunk)
 
     def sync(self) -> None:
-        """Each was safe when it was closed."""
+        """Does nothing: each file was safe when its stream was closed."""
 
     def remove(self, names: Iterable[str]) -> None:
         for name in names:
@@ -179,7 +179,7 @@ class RemotePlace(Place):
         return super().folder(name, files)
 
     def near(self, name: str) -> Path:
-        """Where a file of this name is kept on this machine, if it is."""
+        """The path of the copy on this machine of the file of this name. The copy may not exist."""
         return self.workspace() / "near" / name
 
     def _below(self, name: str) -> str:
@@ -206,7 +206,7 @@ class RemotePlace(Place):
 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
-    """Whatever pyarrow raises comes out as an OSError, without the keys that an object store may repeat."""
+    """Turns all errors of pyarrow into OSError, without the keys that an object store may repeat in them."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
