@@ -21,9 +21,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from sabot._cython.arrow.border import validate
-
-__all__ = ["Held", "HeldRows", "RowNumbers", "rows_of_bytes", "rows_to_bytes"]
+__all__ = ["Held", "HeldRows", "RowNumbers"]
 
 RowNumbers = Any  # numpy, int64: rows of a HeldRows
 
@@ -123,8 +121,12 @@ class Held(Generic[H]):
             self.nbytes += held.nbytes
 
     def end(self, held: H, row: int) -> bool:
-        """This row has ended. -> whether it was the last of those it came with."""
-        held.end(row)
+        """This row has ended. -> whether it was the last of those it came with. Agents come here for each record."""
+        marks = held._ended
+        if marks is None:
+            marks = held._ended = bytearray(held.rows)
+        marks[row] = 1
+        held.left -= 1
         self.rows -= 1
         return not held.left and self._drop(held)
 
@@ -144,19 +146,3 @@ class Held(Generic[H]):
         del self._held[id(held)]
         self.nbytes -= held.nbytes
         return True
-
-
-def rows_to_bytes(data: pa.RecordBatch) -> bytes:
-    """Rows as a blob of a checkpoint: an Arrow IPC stream."""
-    buffer = pa.BufferOutputStream()
-    with pa.ipc.new_stream(buffer, data.schema) as writer:
-        writer.write_batch(data)
-    return bytes(buffer.getvalue())
-
-
-def rows_of_bytes(data: bytes) -> pa.RecordBatch:
-    """The rows that `rows_to_bytes` has written. What a checkpoint holds may be anybody's: they are checked."""
-    with pa.ipc.open_stream(data) as reader:
-        batch = reader.read_next_batch()
-        validate(batch)
-        return batch

@@ -16,8 +16,24 @@ from sabot.codecs.records import RECORD_SCHEMA, to_records
 from sabot.connectors.base import Sink
 from sabot.errors import RowErrors, UserError
 from sabot.operators.agents.operator import AgentOperator, rows_of
+from sabot.operators.held import HeldRows
 
 __all__ = ["BatchAgentOperator", "decoded"]
+
+
+class _HeldBatch(HeldRows):
+    """A batch and its call. columns, records: of the rows that are left, where the agent has named others as bad."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(batch.num_rows, batch.data if batch.records is None else batch.records, topic=batch.topic)
+        self.nbytes = batch.nbytes
+        self.offsets = batch.offsets
+        self.columns = batch.data
+        self.records = batch.records
+
+    @property
+    def held(self) -> "_HeldBatch":
+        return self
 
 
 class BatchAgentOperator(AgentOperator):
@@ -25,7 +41,6 @@ class BatchAgentOperator(AgentOperator):
 
     def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
         super().__init__(spec, **wiring)
-        self._current: tuple[pa.RecordBatch, pa.RecordBatch | None] | None = None
         self._to_records = self.port is not None and self.port.takes_records
         self._no_timers = CallTimers(spec.agent_id, fires=False)
         self._checked: pa.Schema | None = None  # columns that the sink takes
@@ -39,9 +54,11 @@ class BatchAgentOperator(AgentOperator):
                 self.fail(error, f"its input {batch.topic}")
         if batch.rejected:
             batch = self._reject(batch)
-        self._took(batch.num_rows, batch.nbytes)
-        self._lanes[0].queue.append(batch)
-        self._lanes[0].rouse()
+        held = _HeldBatch(batch)
+        self._took(held)
+        if held.left:
+            self._lanes[0].queue.append(held)
+            self._lanes[0].rouse()
 
     def _reject(self, batch: Batch) -> Batch:
         """Rows that could not be decoded -> dead letters; -> the same batch without them."""
@@ -55,26 +72,25 @@ class BatchAgentOperator(AgentOperator):
         good[rows.to_numpy()] = False
         return Batch(batch.data, batch.offsets, batch.topic, records.filter(pa.array(good)))
 
+    def over(self, item: _HeldBatch) -> bool:
+        if item.left:
+            self.held.end_rows(item, item.waiting())
+        return True
+
     def unfinished(self) -> list[Batch]:
-        batches = []
-        for position, batch in enumerate(self._lanes[0].items()):
-            data, records = batch.data, batch.records
-            if position == 0 and self._current is not None:
-                data, records = self._current
-            batches.append(Batch(data if records is None else records, None, batch.topic))
-        return batches
+        left = [(held.waiting_data(), held.topic) for held in self.held]
+        return [Batch(rows, None, topic) for rows, topic in left if rows is not None]
 
-    def _where(self, item: Batch) -> str:
+    def _where(self, item: _HeldBatch) -> str:
         ends = ", ".join(f"{topic}[{partition}]@<{offset}" for (topic, partition), offset in item.offsets.items())
-        if item.records is not None and item.records.num_rows:
-            first = item.records.slice(0, 1).to_pylist()[0]
-            return f"{item.topic}[{first['partition']}]@{first['offset']} ({item.num_rows} rows)"
-        return f"{ends or item.topic} ({item.num_rows} rows)"
+        if item.records is not None and item.rows:
+            assert item.data is not None
+            first = item.data.slice(0, 1).to_pylist()[0]
+            return f"{item.topic}[{first['partition']}]@{first['offset']} ({item.rows} rows)"
+        return f"{ends or item.topic} ({item.rows} rows)"
 
-    def begin(self, item: Batch, run: Callable[..., Any]) -> tuple[AgentContext, Any, bool]:
-        if self._current is None:
-            self._current = (item.data, item.records)
-        data = self._current[0]
+    def begin(self, item: _HeldBatch, run: Callable[..., Any]) -> tuple[AgentContext, Any, bool]:
+        data = item.columns
         ctx = AgentContext(
             data,
             self._backend,
@@ -87,48 +103,42 @@ class BatchAgentOperator(AgentOperator):
         value = run(self.spec.func, data, ctx) if data.num_rows else None
         return ctx, *awaitable(value)
 
-    def _end(self, item: Batch, output: pa.RecordBatch | None) -> None:
-        assert self._current is not None
-        rows = self._current[0].num_rows
-        self._current = None
+    def _end(self, item: _HeldBatch, output: pa.RecordBatch | None) -> None:
         if output is not None and output.num_rows and self._results is not None:
             self._results.put(Batch(output, None, self.spec.agent_id))
-        self.counters.messages_processed += rows
+        self.counters.messages_processed += item.left
         self.counters.last_message_time = self._clock.time()
 
-    def _salvage(self, item: Batch, failure: BaseException, attempts: int) -> bool:
-        assert self._current is not None
-        data, records = self._current
+    def _salvage(self, item: _HeldBatch, failure: BaseException, attempts: int) -> bool:
+        data, records = item.columns, item.records
         if not isinstance(failure, RowErrors) or not self._named_rows(failure, data):
             return False
         self.counters.errors_count += len(failure.rows)
         self._give_up(item, failure.rows, attempts)
         keep = pa.array([row not in failure.rows for row in range(data.num_rows)])
-        self._current = (data.filter(keep), None if records is None else records.filter(keep))
+        item.columns, item.records = data.filter(keep), None if records is None else records.filter(keep)
+        self.held.end_rows(item, item.waiting()[list(failure.rows)])
         return True
 
-    def renew(self, item: Batch) -> None:
+    def renew(self, item: _HeldBatch) -> None:
         """Arrow data does not change."""
 
-    def _bury(self, item: Batch, failure: BaseException, attempts: int) -> None:
-        assert self._current is not None
-        self._give_up(item, dict.fromkeys(range(self._current[0].num_rows), failure), attempts)
-        self._current = None
+    def _bury(self, item: _HeldBatch, failure: BaseException, attempts: int) -> None:
+        self._give_up(item, dict.fromkeys(range(item.left), failure), attempts)
 
     @staticmethod
     def _named_rows(error: RowErrors, data: pa.RecordBatch) -> bool:
         return bool(error.rows) and all(0 <= row < data.num_rows for row in error.rows)
 
-    def _give_up(self, item: Batch, reasons: dict[int, Any], attempts: int) -> None:
+    def _give_up(self, item: _HeldBatch, reasons: dict[int, Any], attempts: int) -> None:
         """These rows of the current data, each with its reason, to the dead letters."""
-        assert self._current is not None
-        data, records = self._current
+        data, records = item.columns, item.records
         picked = pa.array(list(reasons), pa.int64())
         rows = to_records(Batch(data.take(picked)), self._now_ms()) if records is None else records.take(picked)
         for row, reason in zip(rows_of(rows, item.topic), reasons.values(), strict=True):
             self._dead_letter(row, reason, attempts)
 
-    def written(self, item: Batch, value: Any) -> pa.RecordBatch:
+    def written(self, item: _HeldBatch, value: Any) -> pa.RecordBatch:
         """What a batch agent returned -> RECORD_SCHEMA or columns for its port. Raises TypeError for anything but Arrow, ArrowInvalid
         for what is damaged.
         """

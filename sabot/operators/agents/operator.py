@@ -11,10 +11,9 @@ What a record and a batch agent do differently stands in `record_agent` and `bat
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -32,6 +31,7 @@ from sabot.exits import EXITS
 from sabot.faults import hint_of
 from sabot.metrics import Durations, Sample
 from sabot.operators.agents.timers import DueTimer, KeyTimers
+from sabot.operators.held import Held, HeldRows
 from sabot.state import StateBackend
 from sabot.watch import unexpected
 
@@ -132,6 +132,9 @@ def records_batch(
     return build_records(payloads, keys, timestamps, partitions, offsets, headers if any(headers) else None)
 
 
+_NOT_HELD = HeldRows(0)
+
+
 @dataclass(slots=True)
 class Row:
     """One record on its way through a lane, or a timer that is due: then `timer` says which, and there is no payload."""
@@ -145,10 +148,9 @@ class Row:
     topic: str
     value: Any = None
     scope: bytes = b""
-    number: int = 0  # in the order in which rows came to the agent
-    nbytes: int = 64  # roughly
+    held: HeldRows = _NOT_HELD  # those that it came with, and its place among them
+    place: int = 0
     timer: DueTimer | None = None
-    num_rows: ClassVar[int] = 1  # as a batch has it
 
 
 def rows_of(data: pa.RecordBatch, topic: str) -> list[Row]:
@@ -203,14 +205,9 @@ class AgentOperator(ABC):
         self._loop = asyncio.get_running_loop()
         self._results = None if output is None else RowBuffer(output, spec.agent_id, on_broken)
         self._dead: dict[str, RowBuffer] = {}
-        self._pending_rows = 0
-        self._pending_bytes = 0
-        self._batch_rows = 0  # in all batches so far
-        self._batches: deque[tuple[int, float]] = deque()  # not ended: _batch_rows with it, arrival
+        self.held: Held[Any] = Held(capacity_rows, capacity_bytes)
         self._batch_seconds = Durations()
-        self._notable_rows = 0  # _progressed is called when no more than these are pending
-        self._capacity_rows = capacity_rows
-        self._capacity_bytes = capacity_bytes
+        self._notable_rows = 0  # _progressed is called when no more than these are left
         self._room: list[asyncio.Future[None]] = []
         self._quiet: list[asyncio.Future[None]] = []
         name = f"agent {spec.agent_id}"
@@ -263,23 +260,19 @@ class AgentOperator(ABC):
     @property
     def full(self) -> bool:
         """More rows wait than the bound allows, or the dead letters do; wait on `writable()`."""
-        return self._crowded or self._dead_letters_full
+        return not self.held.has_room or self._dead_letters_full
 
     @property
     def _dead_letters_full(self) -> bool:
         return any(buffer.port.full for buffer in self._dead.values())
 
-    @property
-    def _crowded(self) -> bool:
-        return self._pending_rows >= self._capacity_rows or self._pending_bytes >= self._capacity_bytes
-
     async def writable(self) -> None:
         """Returns when there is room, or the agent has failed. Not for its own lanes: they are the ones that make room."""
         await self._dead_letters_writable()
-        while self._crowded and self.failure is None:
+        while not self.held.has_room and self.failure is None:
             waiter = self._loop.create_future()
             self._room.append(waiter)
-            self._notable_rows = max(self._notable_rows, self._capacity_rows // 2)
+            self._notable_rows = self.held.capacity_rows // 2
             await waiter
 
     async def _dead_letters_writable(self) -> None:
@@ -299,31 +292,32 @@ class AgentOperator(ABC):
 
     @property
     def _unprocessed(self) -> bool:
-        return self._pending_rows > 0 or (self.timers is not None and self.timers.left_to_fire)
+        return self.held.rows > 0 or (self.timers is not None and self.timers.left_to_fire)
 
-    def _took(self, rows: int, nbytes: int) -> None:
-        """A batch goes into the lanes. It has ended when as many rows have as came in until now."""
-        self._pending_rows += rows
-        self._pending_bytes += nbytes
-        self._batch_rows += rows
-        self._batches.append((self._batch_rows, self._clock.monotonic()))
+    def _took(self, held: HeldRows) -> None:
+        """These rows, or the timers that are due, go into the lanes."""
+        held.since = self._clock.monotonic()
+        self.held.add(held)
+        if not held.left:
+            self._batch_seconds.add(0.0)
         self._progressed()
 
+    @abstractmethod
+    def over(self, item: Any) -> bool:
+        """What the item holds has ended (`held`). -> whether all that came with it has."""
+
     def _done(self, item: Any) -> None:
-        self._pending_rows -= item.num_rows
-        self._pending_bytes -= item.nbytes
-        if self._pending_rows <= self._notable_rows:
+        if self.over(item):
+            self._batch_seconds.add(self._clock.monotonic() - item.held.since)
+        if self.held.rows <= self._notable_rows:
             self._progressed()
 
     def _progressed(self) -> None:
-        """Batches may have ended, and those who wait may go on."""
-        pending, batches = self._pending_rows, self._batches
-        while batches and batches[0][0] <= self._batch_rows - pending:
-            self._batch_seconds.add(self._clock.monotonic() - batches.popleft()[1])
-        if (self._room and 2 * pending <= self._capacity_rows) or not pending:
+        """Those who wait for room, or until all is processed, go on if they can."""
+        rows, half = self.held.rows, self.held.capacity_rows // 2
+        if (self._room and rows <= half) or not rows:
             self._release()
-        next_end = self._batch_rows - batches[0][0] if batches else 0
-        self._notable_rows = max(next_end, self._capacity_rows // 2) if self._room else next_end
+        self._notable_rows = half if self._room else 0
 
     def _release(self) -> None:
         waiters = self._room + self._quiet
@@ -345,10 +339,10 @@ class AgentOperator(ABC):
         """
         batches = self._batch_seconds.statistics()
         return {
-            "rows": self._pending_rows,
-            "bytes": self._pending_bytes,
-            "capacity_rows": self._capacity_rows,
-            "capacity_bytes": self._capacity_bytes,
+            "rows": self.held.rows,
+            "bytes": self.held.nbytes,
+            "capacity_rows": self.held.capacity_rows,
+            "capacity_bytes": self.held.capacity_bytes,
             "lanes": len(self._lanes),
             "limit": self._crew.limit,
             "overloads": self._crew.overloads,

@@ -20,8 +20,9 @@ from sabot.calls.functions import awaitable, behind, each_piece
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import Headers, decode_json, encode_json, to_records
 from sabot.errors import UNREADABLE, DataError
-from sabot.operators.agents.operator import AgentOperator, Row, records_batch, rows_of
+from sabot.operators.agents.operator import AgentOperator, Row, rows_of
 from sabot.operators.agents.timers import DueTimer, KeyTimers, key_bytes, key_of
+from sabot.operators.held import HeldRows
 
 __all__ = ["RecordAgentOperator"]
 
@@ -36,7 +37,6 @@ class RecordAgentOperator(AgentOperator):
     def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
         super().__init__(spec, **wiring)
         self._turn = 0
-        self._numbered = 0
         self._call = _gathering(spec.func)
         self._checker = None if spec.schema is None else JsonCodec(spec.schema)
         self._prefix = "" if spec.key is None else f"{spec.agent_id}/"
@@ -49,6 +49,7 @@ class RecordAgentOperator(AgentOperator):
         rows = []
         records = to_records(batch, self._now_ms())
         reasons = self._misfits(records)
+        held = HeldRows(records.num_rows, records, topic=batch.topic)
         for number, row in enumerate(rows_of(records, batch.topic)):
             try:
                 if number in reasons:
@@ -57,12 +58,11 @@ class RecordAgentOperator(AgentOperator):
             except DataError as error:
                 self.counters.errors_count += 1
                 self._dead_letter(row, error, 0)
+                held.end(number)
             else:
-                self._numbered += 1
-                row.number = self._numbered
-                row.nbytes += len(row.payload or b"")
+                row.held, row.place = held, number
                 rows.append(row)
-        self._took(len(rows), sum(row.nbytes for row in rows))
+        self._took(held)
         lanes = self._lanes
         count = len(lanes)
         if count == 1:
@@ -83,12 +83,13 @@ class RecordAgentOperator(AgentOperator):
         """Timers that are due, each into the lane of its key, behind the rows that came before."""
         topic = self.spec.topics[0] if len(self.spec.topics) == 1 else ""
         rows = []
-        for timer in due:
+        held = HeldRows(len(due))  # the barrier saves them with the timers that are not due
+        for place, timer in enumerate(due):
             scope, at, _ = timer
-            row = Row(None, key_bytes(key_of(scope)), at, -1, -1, (), topic, scope=scope, timer=timer)
+            row = Row(None, key_bytes(key_of(scope)), at, -1, -1, (), topic, None, scope, held, place, timer)
             self.renew(row)
             rows.append(row)
-        self._took(len(rows), sum(row.nbytes for row in rows))
+        self._took(held)
         for row in rows:
             self._enqueue(self._lanes[(row.scope[0] << 8 | row.scope[1]) % len(self._lanes)], row)
 
@@ -124,19 +125,15 @@ class RecordAgentOperator(AgentOperator):
             except (TypeError, ValueError, OverflowError) as error:
                 raise DataError(f"{self._where(row)}: no key: field {self.spec.key!r}: {error}") from error
 
+    def over(self, item: Row) -> bool:
+        return self.held.end(item.held, item.place)
+
     def unfinished(self) -> list[Batch]:
-        batches: list[Batch] = []
-        by_topic: dict[str, list[Row]] = {}
-        for lane in self._lanes:
-            for row in lane.items():
-                if row.timer is not None:
-                    continue  # saved with the others that are set: `KeyTimers.cut`
-                by_topic.setdefault(row.topic, []).append(row)
-        for topic, rows in by_topic.items():
-            rows.sort(key=lambda row: row.number)
-            columns = [(r.payload, r.key, r.timestamp, r.partition, r.offset, r.headers) for r in rows]
-            batches.append(Batch(records_batch(columns), None, topic))
-        return batches
+        by_topic: dict[str, list[pa.RecordBatch]] = {}
+        for held in self.held:
+            if (rows := held.waiting_data()) is not None:
+                by_topic.setdefault(held.topic, []).append(rows)
+        return [Batch(pa.concat_batches(pieces), None, topic) for topic, pieces in by_topic.items()]
 
     def _where(self, item: Row) -> str:
         if item.timer is not None:
