@@ -97,6 +97,8 @@ class JobSpec:
         checked_word(self.scope_id, "scope_id", empty=False)
         for name in ("principal_id", "session_id", "run_id", "idempotency_key"):
             checked_word(getattr(self, name), name)
+        if self.deadline is not None and not isinstance(self.deadline, int | float):
+            raise UserError(f"deadline={self.deadline!r}: seconds since 1970 are wanted, as `clock.time()` gives them")
 
     @classmethod
     def of(cls, context: ExecutionContext, *, idempotency_key: str = "", deadline: float | None = None) -> "JobSpec":

@@ -102,8 +102,10 @@ class JobsOfJournal:
                 self._end(entry, at)
 
     def _begun(self, entry: Begin, at: float) -> JobRecord:
-        if entry.agent:  # a job of an app's agent: its input is a record
-            return JobRecord(job_id=entry.job, scope_id=entry.agent, created_at=at, updated_at=at)
+        if entry.agent:  # a job of an agent: its input is a record, and no JobSpec
+            return JobRecord(
+                job_id=entry.job, scope_id="", created_at=at, updated_at=at, metadata={"agent": entry.agent}
+            )
         spec = self._decoded(entry.body, JobSpec, entry.job)
         return _record(entry.job, spec, at)
 
@@ -207,7 +209,7 @@ class JournalStore(JobStore, ActionStore):
     async def create(self, spec: JobSpec) -> tuple[JobRecord, bool]:
         job_id = _name_of(spec)
         body = as_json(spec, "the job")
-        content = digest(self.journal.key, "job", "", msgspec.to_builtins(spec.content))
+        content = digest(self.journal.key, "job", "", msgspec.to_builtins(spec.content, order="deterministic"))
         async with self._lock:
             known = self._known.jobs.get(job_id)
             mark = await aside(self.journal.job, job_id) if spec.idempotency_key and known is None else None

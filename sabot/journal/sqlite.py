@@ -125,6 +125,8 @@ def _explained(where: object) -> Iterator[None]:
                 f"{where} is damaged, or no journal: {error}", hint="go back to a copy of it; keep what is there"
             ) from error
         raise UserError(f"{where}: {error}", hint=hint_of(error)) from error
+    except OSError as error:
+        raise UserError(f"{where}: {error.strerror or error}", hint=hint_of(error)) from error
 
 
 def _connected(path: Path, mode: Literal["ro", "rw"]) -> sqlite3.Connection:

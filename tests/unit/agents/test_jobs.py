@@ -189,6 +189,24 @@ async def test_another_attempt_to_ask_is_no_other_content() -> None:
     assert (await jobs.create(one)).job_id == (await jobs.create(two)).job_id
 
 
+async def test_content_is_equal_whatever_the_order_of_its_keys_and_sets() -> None:
+    jobs = manager()
+    one = JobSpec(scope_id="s", idempotency_key="k", metadata={"a": 1, "b": {str(n) for n in range(50)}})
+    two = JobSpec(scope_id="s", idempotency_key="k", metadata={"b": {str(n) for n in reversed(range(50))}, "a": 1})
+    assert (await jobs.create(one)).job_id == (await jobs.create(two)).job_id
+
+
+def test_a_deadline_is_a_moment() -> None:
+    with pytest.raises(UserError, match="deadline='5m'"):
+        JobSpec(scope_id="s", deadline="5m")  # type: ignore[arg-type]
+
+
+def test_import_sabot_loads_no_journal() -> None:
+    code = "import sys, sabot.agents; print([name for name in sys.modules if name.startswith('sabot.journal')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 async def test_jobs_without_a_key_are_all_new() -> None:
     jobs = manager()
     made = [await jobs.create(JobSpec(scope_id="s")) for _ in range(3)]

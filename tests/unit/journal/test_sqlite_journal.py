@@ -18,7 +18,9 @@ import pytest
 
 from sabot.errors import CorruptJournal, JobLocked, JournalFailed, JournalFull, SabotError, UserError
 from sabot.journal import Begin, EffectResult, End, Intent, Letter, SqliteInbox, SqliteJournal, SqliteReader
+from sabot.journal.entries import encode_entry
 from sabot.journal.sqlite import DATABASE
+from sabot.journal.sqlite import _sum as checksum
 from sabot.journal.writing import Appended, GroupWriter
 
 
@@ -127,6 +129,46 @@ def test_an_owner_whose_lock_was_removed_writes_nothing_more(tmp_path: Path) -> 
     fill(second, 1, 1)
     assert [entry.job for _, entry in second.read()] == ["job-0", "job-1"]
     second.close()
+
+
+HOLDING = """
+import sys, time
+from sabot.journal import Begin, SqliteJournal
+journal = SqliteJournal(sys.argv[1])
+journal.wait_durable(journal.append(Begin("job-0", 0)))
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_an_owner_that_is_paused_keeps_the_journal_and_one_that_is_killed_does_not(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", HOLDING, tmp_path / "journal"], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    child.send_signal(signal.SIGSTOP)
+    with pytest.raises(JobLocked, match=f"belongs to process {child.pid}"):
+        SqliteJournal(tmp_path / "journal")
+    assert len(list(SqliteReader(tmp_path / "journal").read())) == 1
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert jobs_of(tmp_path / "journal") == ["job-0"]
+
+
+def test_an_entry_of_a_later_version_is_told_by_its_number(tmp_path: Path, journal: SqliteJournal) -> None:
+    data = b"\x09" + encode_entry(Begin("job-1", 0))[1:]
+    fill(journal, 1)
+    with sqlite3.connect(tmp_path / "journal" / DATABASE) as database:
+        database.execute("INSERT INTO entries VALUES (1, 'job-1', ?, ?)", (checksum(1, "job-1", data), data))
+    database.close()
+    with pytest.raises(UserError, match=r"journal\.db: an entry has version 9, and this Sabot knows 1"):
+        list(journal.read())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="who may not"):
+        SqliteJournal(tmp_path / "journal")
 
 
 # -- group commit -----------------------------------------------------------------------------------------------------
