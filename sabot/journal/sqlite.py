@@ -265,33 +265,33 @@ class SqliteInbox(Inbox):
                 raise
 
     def post(self, letter: Letter) -> None:
-        with _explained(self._where), self._lock, _transaction(self._connection):
+        told = step("journal", f"{self._path}: letter")
+        with _explained(self._where), self._lock, told, _transaction(self._connection):
             now_ms = round(self._clock.time() * 1000)
             run = self._connection.execute
             question = _question(run(f"{_QUESTION} WHERE token = ?", (letter.token,)).fetchall())
             mark = _mark(run(f"{_MARK} WHERE job = ?", (letter.job,)).fetchall())
             earlier = bool(run("SELECT 1 FROM inbox WHERE once = ?", (letter.once,)).fetchall())
             check_letter(letter, question, mark, earlier, now_ms)
-            with step("journal", f"{self._path}: letter"):
-                run(
-                    "INSERT INTO inbox (once, job, letter) VALUES (?, ?, ?)",
-                    (letter.once, question.job if question is not None else letter.job, encode_letter(letter)),
-                )
+            run(
+                "INSERT INTO inbox (once, job, letter) VALUES (?, ?, ?)",
+                (letter.once, question.job if question is not None else letter.job, encode_letter(letter)),
+            )
 
     def trim(self, jobs: Sequence[str]) -> int:
         """Removes these jobs' entries, questions and letters, in one transaction; returns how many entries."""
         removed = 0
-        with _explained(self._where), self._lock, _transaction(self._connection):
+        told = step("journal", f"{self._path}: trim")
+        with _explained(self._where), self._lock, told, _transaction(self._connection):
             run = self._connection.execute
-            with step("journal", f"{self._path}: trim"):
-                run(_KEEP_PLACE)
-                for job in jobs:
-                    bodies = run(f"SELECT DISTINCT hash FROM uses WHERE {_OF_JOB}", (job,)).fetchall()
-                    run(f"DELETE FROM uses WHERE {_OF_JOB}", (job,))
-                    self._connection.executemany(_UNUSED, bodies)
-                    removed += run("DELETE FROM entries WHERE job = ?", (job,)).rowcount
-                    run("DELETE FROM questions WHERE job = ?", (job,))
-                    run("DELETE FROM inbox WHERE job = ?", (job,))
+            run(_KEEP_PLACE)
+            for job in jobs:
+                bodies = run(f"SELECT DISTINCT hash FROM uses WHERE {_OF_JOB}", (job,)).fetchall()
+                run(f"DELETE FROM uses WHERE {_OF_JOB}", (job,))
+                self._connection.executemany(_UNUSED, bodies)
+                removed += run("DELETE FROM entries WHERE job = ?", (job,)).rowcount
+                run("DELETE FROM questions WHERE job = ?", (job,))
+                run("DELETE FROM inbox WHERE job = ?", (job,))
         return removed
 
     def forget(self, before_ms: int) -> None:
@@ -499,7 +499,7 @@ class SqliteJournal(SqliteReader, Journal):
             if each.letter:
                 indexes.append((_TAKEN, (each.letter,)))
         try:
-            with _transaction(self._writing), step("journal", self._path):
+            with step("journal", self._path), _transaction(self._writing):
                 ((epoch,),) = self._writing.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchall()
                 if epoch != self._epoch:
                     raise JournalFailed(
