@@ -12,8 +12,8 @@ Event time travels as the column TIME_COLUMN (int64, ms UTC, not null), last of 
 
 Changes: rows of a result that is not final carry OP_COLUMN (int8, not null), before TIME_COLUMN. INSERT and UPDATE_AFTER add a row to
 a table, a multiset; DELETE and UPDATE_BEFORE take an equal one away, which is there: whatever came so far, applied in order, is a
-table. UPDATE_BEFORE is directly followed by its UPDATE_AFTER, of the same unique key; who cannot keep them together writes DELETE and
-INSERT, and means the same.
+table. UPDATE_BEFORE is directly followed by its UPDATE_AFTER, of the same unique key; an operator that cannot keep them together emits
+DELETE and INSERT instead, which mean the same.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ END_OF_TIME = 2**63 - 1  # the watermark after the last row of a bounded input
 
 
 def with_time(schema: pa.Schema, timed: bool = True) -> pa.Schema:
-    """The columns, and event time behind them."""
+    """The columns, with TIME_COLUMN behind them where rows are timed."""
     return schema.append(pa.field(TIME_COLUMN, pa.int64())) if timed else schema
 
 
@@ -63,12 +63,12 @@ def without_time(schema: pa.Schema) -> pa.Schema:
 
 
 def with_marks(schema: pa.Schema, *, op: bool, timed: bool) -> pa.Schema:
-    """The columns that users see, and those of ours behind them."""
+    """The columns that users see, with OP_COLUMN and TIME_COLUMN behind them as asked for."""
     return with_time(schema.append(pa.field(OP_COLUMN, pa.int8())) if op else schema, timed)
 
 
 def without_marks(schema: pa.Schema) -> pa.Schema:
-    """The columns that users see: without event time and the op of changes."""
+    """The columns that users see: those without event time and the op of changes."""
     return pa.schema([field for field in schema if field.name not in (TIME_COLUMN, OP_COLUMN)], schema.metadata)
 
 
@@ -76,13 +76,13 @@ def without_marks(schema: pa.Schema) -> pa.Schema:
 class OperatorContext:
     """What an operator is told when it is opened.
 
-    input: the columns that will come (with TIME_COLUMN where the plan needs it).
-    directory: its own, empty, for a database; None: state is kept in memory only.
-    memory_budget: bytes that its state may take in memory where it has a directory.
-    branches: by name, where rows go that leave the main road ("late"); absent: they are counted and dropped.
+    input: the columns of the rows that will come (with TIME_COLUMN where the plan needs it).
+    directory: an empty directory of the operator's own, for a database; None: state is kept in memory only.
+    memory_budget: the bytes that its state may take in memory where it has a directory.
+    branches: by name of an output branch ("late"), what takes its rows; rows of a branch that is absent are counted and dropped.
     only: key hashes -> which of them a restore takes in; None: those of the subtask's key groups.
-    right: of an operator with two inputs, the columns of the second. clock: processing time. loop: where coroutines of the user's run;
-    not the operator's thread. agent, version: what dead letters say of who made them.
+    right: the columns of the second input, for an operator that has two. clock: processing time. loop: the event loop on which the
+    user's coroutines run, in another thread than the operator's. agent, version: who made a dead letter, as the letter says it.
     """
 
     input: pa.Schema
@@ -100,108 +100,108 @@ class OperatorContext:
 
 
 class Operator:
-    """One step. Without state of its own it overrides `process` and, where columns change, `open`."""
+    """One step of a chain. A step without state overrides `process`, and `open` if its output has other columns than its input."""
 
-    id: str = ""  # stable over restarts: names its state in checkpoints
-    sealed: Mapping[str, int] = {}  # of an exactly-once sink: by track, its last part before the last snapshot
-    text: str = ""  # what it does, as the plan says it
-    named: bool = False  # its id was given by the user
-    path: str = ""  # stands for what its rows have gone through before it: tells two that do the same apart
+    id: str = ""  # stable over restarts: it names the operator's state in checkpoints
+    sealed: Mapping[str, int] = {}  # an exactly-once sink says here, by track, its last part before the last snapshot
+    text: str = ""  # what the operator does, as the plan says it
+    named: bool = False  # whether the user gave the id
+    path: str = ""  # a digest of the steps before it, which tells two operators that do the same apart
     emit: Callable[[Batch], None]
     inputs = 1  # 2: rows of a second input come to `process_right`; such an operator is the first of its chain
-    polls = False  # the task calls `poll` between elements, at least each 50 ms
-    holds = False  # event time does not pass by itself: the operator gets the marks in `hold`, and gives them on to `on_mark`
-    on_mark: Callable[[Any], None]  # set before `open`, of one that holds
-    wake: Callable[[], None] = staticmethod(lambda: None)  # any thread: `poll` soon
+    polls = False  # True: the task calls `poll` between elements, at least every 50 ms
+    holds = False  # True: watermarks do not pass by themselves; the operator gets them in `hold`, and gives them to `on_mark`
+    on_mark: Callable[[Any], None]  # set before `open` for an operator that holds
+    wake: Callable[[], None] = staticmethod(lambda: None)  # asks for a `poll` soon, from any thread
     _about: dict[str, Any] | None = None
 
     def open(self, context: OperatorContext) -> pa.Schema:
-        """Ready to process; -> the columns of what it emits. Raises UserError for columns that are not there."""
+        """Makes the operator ready to process; -> the columns of what it emits. Raises UserError for columns that are not there."""
         return context.input
 
     def branch_schema(self, name: str, input: pa.Schema) -> pa.Schema:
-        """The columns of what goes to `context.branches[name]`; after `open`. input: of what comes in."""
+        """The columns of the rows that go to `context.branches[name]`; called after `open`. input: the columns of its input."""
         return without_time(input)
 
     def restore(self, saved: list[Saved]) -> None:
-        """The state of a checkpoint comes back: one entry for each subtask that the operator had then."""
+        """Takes back the state of a checkpoint: `saved` has an entry for each subtask that the operator had then."""
 
     def process(self, batch: Batch) -> None:
-        """Rows, in order. Emits what follows from them: never a batch without rows, unless one came, which changes nothing.
+        """Takes rows, in order, and emits what follows from them. It emits a batch without rows only if one came, which changes nothing.
 
         Batches are immutable, and may be kept.
         """
         self.emit(batch)
 
     def process_right(self, batch: Batch) -> None:
-        """Rows of the second input, in order."""
+        """Takes rows of the second input, in order."""
         raise NotImplementedError
 
     def advance(self, watermark_ms: int) -> int | None:
-        """No row below this event time is expected any more. Emits what has become complete. The chain then tells the next.
+        """No row below this event time is expected any more. Emits what has become complete; then the chain calls the next operator.
 
-        -> what it is told: a watermark that is less, where rows are still to be emitted that are older; None: the same. The end of
-        time is told as it is.
+        -> the watermark for the next operator: a lower one where older rows are still to be emitted; None: the same one. The end of
+        time is passed on as it is, whatever `advance` returned.
         """
 
     def poll(self, now_ms: int) -> None:
-        """Of one that `polls`: emits what has become ready by itself. now_ms: processing time."""
+        """Called if the operator `polls`: emits what has become ready without new rows. now_ms: processing time."""
 
     def hold(self, mark: Any) -> None:
-        """Of one that `holds`: a WATERMARK, IDLE or ACTIVE, to be given to `on_mark` when everything before it has been emitted."""
+        """Called if the operator `holds`: `mark` (WATERMARK, IDLE or ACTIVE) goes to `on_mark` once all rows before it are emitted."""
 
     @property
     def has_room(self) -> bool:
-        """No: the task takes no more elements for now, and polls."""
+        """False when the operator is at its limit of rows in flight: the task takes no more elements for now, and polls."""
         return True
 
     @property
     def is_empty(self) -> bool:
-        """Nothing is in flight. The end of the input waits for that."""
+        """True when no row is in flight. The end of the input waits for that."""
         return True
 
     def flush(self) -> None:
-        """At a barrier, before any `snapshot` of the chain: what must be safe outside before the task acknowledges is, when it returns.
+        """At a barrier, before any `snapshot` of the chain: makes safe what must be safe outside before the task acknowledges.
 
-        May block. What it raises ends the task.
+        May block. An error ends the task.
         """
 
     def snapshot(self) -> tuple[dict[str, Any], Cut | None]:
-        """At a barrier: (facts for the manifest, JSON values; what must be saved beside it). Must be quick: it stops the rows."""
+        """At a barrier: (facts for the manifest, as JSON values; what must be saved). Must be quick, since no row moves meanwhile."""
         return {}, None
 
     def state_schema(self) -> dict[str, Any] | None:
-        """What its state consists of, by names for people, JSON values; after `open`. None: it keeps none.
+        """What the state consists of, as JSON values under names for people; called after `open`. None: the operator has no state.
 
-        Where it is equal, state of one program may go on in another (`plan.against` says where else).
+        State of one program may go on in another where the schemas are equal (`plan.against` says where else).
         """
         return None
 
     def state_reader(self) -> dict[str, Any]:
-        """What `operators.reading` needs to make an operator that can read the state: JSON values."""
+        """What `operators.reading` needs to make an operator that can read the state, as JSON values."""
         return {}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The state as columns: keys, bounds of windows, aggregates; in pieces. After `restore`, before any row."""
+        """The state as columns (keys, bounds of windows, aggregates), in pieces. Called after `restore`, before any row."""
         return iter(())
 
     def about_state(self, groups: int) -> dict[str, Any]:
-        """Part of the facts of a snapshot of every operator with state. groups: about how many it keeps."""
+        """The facts that every operator with state puts into its snapshot. groups: about how many it keeps."""
         if self._about is None:
             self._about = {"schema": self.state_schema(), "reader": self.state_reader()}
         return {**self._about, "named": self.named, "path": self.path, "groups": groups}
 
     def finish(self) -> None:
-        """The input has ended for good, after `advance(END_OF_TIME)` where it had event time: emit all that is left."""
+        """The input has ended for good, after `advance(END_OF_TIME)` where it had event time: emits all that is left."""
 
     def close(self) -> None:
-        """Let go of everything. Idempotent."""
+        """Lets go of everything. Idempotent."""
 
     @property
     def left_behind(self) -> list[str]:
-        """After `close`: calls of the user's that refused to be cancelled."""
+        """After `close`: the user's calls that refused to be cancelled."""
         return []
 
     def statistics(self) -> dict[str, Any]:
-        """Figures, from any thread."""
+        """Figures for metrics; may be called from any thread."""
         return {}

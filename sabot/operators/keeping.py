@@ -5,8 +5,8 @@ An operator (`Keeping`) names what it keeps (`Keeper`); of each there is
     a store     TABLES/          the folder into which the store's own cut is saved; the store's facts under the same name    `Stored`
     columns     NAME.arrow       an Arrow IPC stream of rows that stand in memory                                             `Columns`
 
-At a barrier each gives its facts and its cut. At a restore each gets what the subtasks of the checkpoint had saved, and takes of it what
-belongs to the key groups of this subtask.
+At a barrier each gives its facts and its cut. At a restore each gets what all subtasks of the checkpoint had saved, and takes from it
+what belongs to the key groups of this subtask.
 """
 
 from abc import ABC, abstractmethod
@@ -52,14 +52,14 @@ _CANNOT_CHANGE = "keys, aggregates and their columns cannot change between a che
 
 @dataclass
 class Batches:
-    """Rows at a barrier. Where `rows` is a function, another thread calls it when they are saved. over: they are not needed any more."""
+    """Rows at a barrier. Where `rows` is a function, the thread that saves them calls it. over: called when they are no longer needed."""
 
     schema: pa.Schema
     rows: Sequence[pa.RecordBatch] | Callable[[], Iterable[pa.RecordBatch]]
     over: Callable[[], None] = lambda: None
 
     def write(self, path: Path) -> int:
-        """Into a new file; -> its bytes."""
+        """Writes them into a new file; -> its size in bytes."""
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, self.schema) as writer:
             for batch in self.rows() if callable(self.rows) else self.rows:
                 writer.write_batch(batch)
@@ -67,16 +67,16 @@ class Batches:
 
 
 class KeptCut:
-    """The cuts of all that an operator keeps, as one Cut. By name: a store's cut in a folder, rows in NAME.arrow.
+    """The cuts of all that an operator keeps, as one Cut. A store's cut is saved in a folder of its name, rows in NAME.arrow.
 
-    The name "" is the operator's own folder.
+    A store with the name "" is saved into the operator's own folder.
     """
 
     def __init__(self, parts: Mapping[str, Cut | Batches]) -> None:
         self._parts = dict(parts)
 
     def save(self, directory: Path) -> int:
-        """Writes into `directory`, which exists and is empty; -> bytes."""
+        """Writes into `directory`, which exists and is empty; -> the bytes written."""
         written = 0
         for name, part in self._parts.items():
             if isinstance(part, Batches):
@@ -87,7 +87,7 @@ class KeptCut:
         return written
 
     def discard(self) -> None:
-        """Lets go of rows and of the stores' cuts. Idempotent."""
+        """Lets go of the rows and of the stores' cuts. Idempotent."""
         parts, self._parts = self._parts, {}
         for part in parts.values():
             if isinstance(part, Batches):
@@ -97,28 +97,28 @@ class KeptCut:
 
 
 class Kept(ABC):
-    """Something that an operator keeps."""
+    """One thing that an operator keeps, and that a checkpoint saves."""
 
     @abstractmethod
     def cut(self) -> tuple[dict[str, Any], dict[str, Cut | Batches]]:
-        """At a barrier: (facts for the manifest, by name what is to be saved). Must be quick."""
+        """At a barrier: (facts for the manifest; by name, what is to be saved). Must be quick, since no row moves meanwhile."""
 
     @abstractmethod
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
-        """What `cut` gave comes back: an entry for each subtask that the operator had. owned: what belongs here; None: all of it."""
+        """Takes back what `cut` gave, an entry for each subtask of the checkpoint. owned: which keys belong here; None: all of them."""
 
 
 class Store(Protocol):
-    """A TableStore or RowStore."""
+    """What `Stored` keeps: a TableStore, a RowStore, or what cuts and restores as these do."""
 
     def cut(self) -> tuple[dict[str, Any], Cut | None]: ...
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None: ...
 
 
 class Stored(Kept):
-    """A store. Its facts stand under `name` in the operator's; with the name "" they are a part of these.
+    """A store. Its facts stand under `name` among the operator's facts; with the name "" they are facts of the operator itself.
 
-    folder: where its cut is saved, if not under the name. everywhere: all subtasks have the same rows.
+    folder: where its cut is saved, if not under the name. everywhere: all subtasks have the same rows, so one of them is restored.
     """
 
     def __init__(self, name: str, store: Store, *, folder: str | None = None, everywhere: bool = False) -> None:
@@ -142,9 +142,9 @@ class Stored(Kept):
 class Columns(Kept):
     """Rows in memory, kept as columns.
 
-    rows: what there is, for a cut. load: takes back rows that belong here, batch by batch. schema: of the rows; keys: which of its columns
-    are the keys. A checkpoint with other columns raises CorruptCheckpoint (`what` other columns, hint); fewer: it may have more, which are
-    passed over.
+    rows: gives the rows for a cut. load: takes back the rows that belong here, batch by batch. schema: of the rows; keys: the indices of
+    its key columns. A checkpoint with other columns raises CorruptCheckpoint, whose text begins with `what`. fewer: the program may
+    keep fewer columns than the checkpoint has; the others are passed over.
     """
 
     def __init__(
@@ -183,13 +183,13 @@ class Columns(Kept):
 
 
 class Keeper:
-    """All that an operator keeps, in the order in which it is restored. keyed: its rows go by keys; else subtask 0 has them all."""
+    """All that an operator keeps, in the order in which it is restored. keyed: rows are shared by key groups; else subtask 0 has all."""
 
     def __init__(self, context: OperatorContext, kept: Sequence[Kept] = (), *, keyed: bool = True) -> None:
         self._context, self._kept, self._keyed = context, list(kept), keyed
 
     def cut(self) -> tuple[dict[str, Any], Cut | None]:
-        """Facts, and what is to be saved."""
+        """The facts of all that is kept, and their cuts as one."""
         facts: dict[str, Any] = {}
         parts: dict[str, Cut | Batches] = {}
         for each in self._kept:
@@ -199,13 +199,13 @@ class Keeper:
         return facts, KeptCut(parts) if parts else None
 
     def restore(self, saved: Sequence[Saved]) -> None:
-        """What belongs to this subtask comes back: an entry for each subtask that was."""
+        """Takes back what belongs to this subtask. saved: an entry for each subtask of the checkpoint."""
         owned = owned_or_all(self._context, self._keyed)
         for each in self._kept:
             each.restore(saved, owned)
 
     def once(self, saved: Sequence[Saved], fact: str) -> int:
-        """A sum over the subtasks that were, for the first of them to go on with: the job's sum stays what it was."""
+        """The sum of a fact over the subtasks of the checkpoint, for subtask 0, and 0 for the others: so the job's sum stays the same."""
         return sum(part.facts[fact] for part in saved) if self._context.subtask == 0 else 0
 
 
@@ -244,13 +244,13 @@ class Keeping(Operator):
 
 
 def last_watermark(saved: Sequence[Saved]) -> int | None:
-    """The watermark that the subtasks had noted, the least. None: they had none, or the job was drained, so that time begins anew."""
+    """The least watermark that the subtasks had noted. None: one had none, or the job was drained, so that time begins anew."""
     marks = [part.facts["watermark"] for part in saved]
     return min(marks) if marks and None not in marks and min(marks) < END_OF_TIME else None
 
 
 def read_batches(directory: Path, name: str) -> Iterator[pa.RecordBatch]:
-    """The batches of the file NAME.arrow; none where it was not written."""
+    """The batches of the file NAME.arrow; no batch where the file was not written."""
     path = directory / f"{name}.arrow"
     if path.exists():
         with taking_over("state", path), pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
@@ -260,9 +260,9 @@ def read_batches(directory: Path, name: str) -> Iterator[pa.RecordBatch]:
 
 
 def owned_groups(context: OperatorContext, keyed: bool = True) -> Owned:
-    """Key hashes -> which belong to this subtask: key group g to part g * parallelism // 1024; without keys all to subtask 0.
+    """Key hashes -> which belong to this subtask: key group g belongs to subtask g * parallelism // 1024; without keys, all to subtask 0.
 
-    `context.only`, where it is set, says it instead.
+    `context.only`, where it is set, takes its place.
     """
     if context.only is not None:
         return context.only
@@ -278,14 +278,14 @@ def owned_groups(context: OperatorContext, keyed: bool = True) -> Owned:
 
 
 def owned_or_all(context: OperatorContext, keyed: bool = True) -> Owned | None:
-    """As `owned_groups`; None where all belong here."""
+    """As `owned_groups`, or None where all keys belong here."""
     if context.parallelism == 1 and context.only is None:
         return None
     return owned_groups(context, keyed)
 
 
 def key_hashes(keys: Sequence["pa.Array[Any]"], rows: int) -> pa.UInt64Array:
-    """By which rows are dealt out to subtasks; without keys they are all 0."""
+    """The hash of each row, by whose key group rows are shared among subtasks; without keys it is 0 for all."""
     return hash_columns(keys) if keys else pa.array(np.zeros(rows, np.uint64))
 
 
@@ -295,5 +295,5 @@ def columns_schema(fields: Iterable[pa.Field]) -> list[list[str]]:
 
 
 def other_columns(part: Saved, what: str = "the state has", hint: str = _CANNOT_CHANGE) -> CorruptCheckpoint:
-    """The error for a checkpoint whose columns are not those of the program."""
+    """The error for a checkpoint that kept other columns than the program keeps."""
     return CorruptCheckpoint(f"{part.directory}: {what} other columns than the program now keeps", hint=hint)

@@ -1,7 +1,7 @@
-"""What operators share that are made to read state out of a checkpoint, without the program that wrote it (see `reading`).
+"""What operators share that read state out of a checkpoint, without the program that wrote it (see `reading`).
 
-Each module says in its `READERS` how to make one: by the kind of state (`state_schema`), of what the state's description
-(`state_reader`) says. A text instead says what is kept, where that is no rows.
+The `READERS` of each module say how to make such an operator: they map the kind of state (`state_schema`) to a function of the state's
+description (`state_reader`). State without rows has a text in the place of the function, which says what is kept.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,13 +22,13 @@ _WINDOWS = {each.__name__: each for each in (windows.TumblingWindow, windows.Hop
 
 
 def window_of(reader: Mapping[str, Any]) -> Any:
-    """The window by which the rows were put together."""
+    """The window of an operator whose state is described by `reader`."""
     name, figures = reader["window"]
     return _WINDOWS[name](**figures)
 
 
 def aggregates_of(reader: Mapping[str, Any]) -> list[AggregateColumn]:
-    """The aggregates; in the place of the user's functions, which are not there, what gives their state as JSON."""
+    """The aggregates that `reader` describes. The user's functions are not there: stand-ins give their states as JSON."""
     functions = _RowsAsJson() if reader.get("changes") else _StateAsJson()
     return [
         AggregateColumn(**described, function=functions if described["kind"] == "user" else None)
@@ -37,17 +37,17 @@ def aggregates_of(reader: Mapping[str, Any]) -> list[AggregateColumn]:
 
 
 def no_function(so_far: Any, row: Any) -> Any:
-    """In the place of a function of the user's that is called with rows."""
+    """Stands in for a user's function that is called with rows, which never happens here."""
     raise AssertionError("state that is read takes no rows")
 
 
-_SLICES = "__slices"  # the key under which states of slices stand that were put together; states are copied as msgpack between
+_SLICES = "__slices"  # the key of a dict that holds several states; it is a dict, since states are copied as msgpack
 
 
 class _StateAsJson:
-    """Stands in for a function of the user's, which is not there: the value is its state, as it is.
+    """Stands in for an aggregate function of the user's: its result is the state, as it is.
 
-    Of a hopping or cumulative window, whose slices only the function could merge, it is a list of the states of the slices.
+    For a hopping or cumulative window it is a list of the states of the panes, which only the user's function could merge.
     """
 
     type = pa.string()
@@ -73,7 +73,7 @@ def _slices(state: Any) -> list[Any]:
 
 
 class _RowsAsJson:
-    """Stands in for a function over changes: what is kept are the rows that it gets."""
+    """Stands in for an aggregate function over changes, of which the rows that it would get are kept: its result is these rows."""
 
     type = pa.string()
 

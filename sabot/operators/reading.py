@@ -1,7 +1,7 @@
 """State read from outside: a checkpoint -> tables, without the program that wrote it.
 
-Of a stream's operator the checkpoint says what its state consists of (`Operator.state_reader`): an operator like it is made, takes the
-state of all subtasks in, and gives its `contents`. Agents' state is what `state.reading` makes of it.
+The checkpoint describes the state of each operator of a stream (`Operator.state_reader`). An operator like it is made, restores the
+state of all subtasks, and gives its `contents`. `state.reading` reads the state of agents.
 """
 
 import json
@@ -25,12 +25,12 @@ from sabot.state.reading import SavedJob, key_candidates, namespaces_in, plain_c
 
 __all__ = ["OperatorInfo", "operators_of", "parts_of", "state_of"]
 
-_AGENTS = "agents"  # the task of them all
+_AGENTS = "agents"  # the task that runs all agents
 _TIMERS = ":timers"  # behind an agent's name, for the timers that it has set
 
 
 class OperatorInfo(NamedTuple):
-    """One who keeps state in a checkpoint. rows: about how many groups, keys or rows; None: not known without reading them."""
+    """An operator or agent with state in a checkpoint. rows: about how many groups, keys or rows; None: unknown without reading them."""
 
     id: str
     text: str
@@ -39,7 +39,7 @@ class OperatorInfo(NamedTuple):
 
 
 def operators_of(manifest: SavedJob) -> list[OperatorInfo]:
-    """All that keep state: operators of streams, then agents."""
+    """All operators of streams that keep state, then all agents."""
     found: dict[str, OperatorInfo] = {}
     with _reading(manifest):
         for task in manifest.tasks.values():
@@ -64,7 +64,7 @@ def _reading(manifest: SavedJob) -> AbstractContextManager[None]:
 
 
 def parts_of(manifest: SavedJob, operator: str) -> dict[str, Saved]:
-    """The state of an operator of a stream, by the task that saved it."""
+    """The parts of the state of an operator of a stream, by the task that saved each."""
     parts = {}
     for name, task in sorted(manifest.tasks.items()):
         facts = task.meta.get("operators", {}).get(operator)
@@ -133,7 +133,7 @@ def _stream_state(name: str, parts: list[Saved], key: Any) -> pa.Table:
 
 
 def _reader_of(schema: Mapping[str, Any] | None) -> Callable[[Mapping[str, Any]], Operator] | str | None:
-    """By the kind of what the state consists of; of an aggregate in windows by the kind of window."""
+    """The reader for the kind of this state; for aggregates in windows, the reader for the kind of window."""
     if not schema:
         return None
     kind = schema["kind"]
@@ -141,7 +141,7 @@ def _reader_of(schema: Mapping[str, Any] | None) -> Callable[[Mapping[str, Any]]
 
 
 def _key_row(operator: str, fields: list[pa.Field], key: Any) -> pa.RecordBatch:
-    """The key as the operator has it. Raises UserError where it cannot be one."""
+    """The key as one row of the operator's key columns. Raises UserError where it cannot be that."""
     if not fields:
         raise UserError(f"{operator} has no keys", hint="read all of it, without a key")
     values = [key]
@@ -173,7 +173,7 @@ def _example(fields: list[pa.Field]) -> str:
 
 
 def _matching(piece: pa.RecordBatch, wanted: pa.RecordBatch | None) -> pa.RecordBatch:
-    """The rows of this key; others may have its hash."""
+    """The rows of this key among those of its hash, which other keys may share."""
     if wanted is None or not piece.num_rows:
         return piece
     mask = None
@@ -195,7 +195,7 @@ def _agents(manifest: SavedJob) -> list[str]:
 
 
 def _agent_state(manifest: SavedJob, name: str, key: Any) -> pa.Table:
-    """Of an agent with `key=` its own; of one without, what agents share; or a namespace."""
+    """The state of an agent with `key=`; what agents share, for an agent without `key=`; or a namespace."""
     agents = _agents(manifest)
     name, of_timers = name.removesuffix(_TIMERS), name.endswith(_TIMERS)
     alike = [agent for agent in agents if agent.endswith(f".{name}")]

@@ -29,9 +29,9 @@ _LASTING = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
 
 
 class SinkWriter(Operator):
-    """Writes what comes; at a barrier everything before it is safe: at the receiver, or in parts that the checkpoint will have.
+    """Writes the rows that come. At a barrier all rows before it are safe: at the receiver, or in parts that the checkpoint will name.
 
-    key: the column whose values are the records' keys. changes: rows are changes, of a table with this unique key; the rows of one
+    key: the column whose values are the records' keys. changes: rows are changes of a table with this unique key, and the rows of one
     key come in order.
     """
 
@@ -51,7 +51,7 @@ class SinkWriter(Operator):
         self._changes = changes
 
     def check_types(self, columns: pa.Schema) -> None:
-        """Of one of the streams that come in, before `open`. Raises UserError for a column that can never be written."""
+        """Checks the columns of one of the streams that come in, before `open`. Raises UserError for one that can never be written."""
         if self._changes is None and self._key is not None:
             refuse_json_types(columns, f"sink {self.sink.name!r}, with key={self._key!r}")
         else:
@@ -110,7 +110,7 @@ class SinkWriter(Operator):
 
     @contextlib.contextmanager
     def _named(self, data: pa.RecordBatch | None = None) -> Iterator[None]:
-        """Errors say whose they are. What is wrong with the rows will be wrong again: a UserError."""
+        """Errors name the sink. An error that the rows cause is a UserError, since it would come again; others are transient."""
         try:
             yield
         except UserError as error:
@@ -136,7 +136,7 @@ class SinkWriter(Operator):
 
 
 def _no_text(data: pa.RecordBatch) -> str:
-    """Where binary is no UTF-8: the first row of the first such column."""
+    """Names the first binary value that is no UTF-8, for an error; "" where there is none."""
     for field, column in zip(data.schema, data.columns, strict=True):
         if pa.types.is_binary(field.type):
             for row, value in enumerate(column.to_pylist()):
@@ -148,7 +148,7 @@ def _no_text(data: pa.RecordBatch) -> str:
 
 
 def _settled(data: pa.RecordBatch, keys: Sequence[str]) -> pa.RecordBatch:
-    """Changes as a sink takes them: what was before an update is left out where the update follows; where it does not, the row ends."""
+    """Changes as a sink takes them: UPDATE_BEFORE is left out where its UPDATE_AFTER follows with the same key; else it is a DELETE."""
     ops = data.column(OP_COLUMN).to_numpy()
     before = np.flatnonzero(ops == UPDATE_BEFORE)
     if not len(before):
@@ -168,5 +168,5 @@ def _settled(data: pa.RecordBatch, keys: Sequence[str]) -> pa.RecordBatch:
 
 
 def with_key(data: pa.RecordBatch, key: str, now_ms: int) -> pa.RecordBatch:
-    """Rows -> RECORD_SCHEMA: each row as JSON, the column `key` as the record's key (text as it is, the rest as JSON)."""
+    """Rows as records (RECORD_SCHEMA): each row is JSON, and the column `key` is the record's key (text as it is, other types as JSON)."""
     return json_records(data, record_keys(data, [key]), now_ms)

@@ -1,15 +1,15 @@
 """How steps are put into a plan.
 
-The planner walks over the nodes of the graph. For each it looks up a function in the `PLACES` of the operators' modules, and calls it
-with the node and the `Site` of each input: where the rows of that input come out. The function adds what the node needs, its own
-operator and what must stand before it, and returns the site behind:
+The planner walks over the nodes of the graph. For each node it looks up a function in the `PLACES` of the operators' modules, and calls
+it with the node and the `Site` of each input, which is where the rows of that input come out. The function adds the node's operator and
+whatever must stand before it, and returns the site behind the operator:
 
     def place_top_n(node, site):
         site = site.together(node.keys, "ranked")
         return site.step(node.text(), partial(TopN, node.keys, …), id=node.id)
 
-A `Layout` is the plan while it is made. Ids of stages and operators are counted in it by kind, and name state in checkpoints: what adds
-an operator more, or adds them in another order, gives state to others.
+A `Layout` is the plan while it is made. It numbers stages and operators by kind, and these ids name state in checkpoints: a function that
+adds an operator more, or adds them in another order, gives the state of one operator to another.
 """
 
 from collections import Counter
@@ -36,9 +36,9 @@ Keys: TypeAlias = tuple[str, ...]
 class Site:
     """Where the rows of a node come out: the end of a chain, to which the next operator, or an edge into another stage, is added.
 
-    keys: rows are in the subtask that owns the key group of these columns; None: in any. timed: they carry their event time. changes,
-    unique: as the node says. path: a digest of what they have gone through. last: the operator whose rows they are; None: it is in
-    another stage.
+    keys: each row is in the subtask that owns the key group of these columns; None: in any subtask. timed: rows carry their event time.
+    changes, unique: as the node says. path: a digest of the steps that the rows have gone through. last: the operator that emits the
+    rows; None: it is in another stage.
     """
 
     layout: "Layout"
@@ -52,33 +52,33 @@ class Site:
     last: Step | None = None
 
     def step(self, text: str, make: Callable[[], Operator], *, id: str = "", **facts: Any) -> "Site":
-        """The site behind a new operator at the end of the chain.
+        """Adds an operator to the end of the chain; -> the site behind it.
 
-        text: what it does; its first word is its kind. make: gives an operator for each subtask. id: given by the user; else it is
-        counted by kind. facts: what is otherwise behind it (`keys=None`: its rows are in any subtask).
+        text: what the operator does; its first word is its kind. make: gives an operator for each subtask. id: given by the user, else
+        "" and numbered by kind. facts: fields of the new site that differ (`keys=None`: rows are in any subtask from here on).
         """
         step = self.layout.new_step(text, make, id, self.path)
         self.targets.append(step)
         return replace(self, targets=step.targets, last=step, **facts)
 
     def beside(self, name: str, sink: str | Sink | None) -> "Site":
-        """Rows that leave the last operator by its output branch `name` go into this sink; None: they are dropped."""
+        """Sends the rows of the last operator's output branch `name` into this sink; None: they are dropped."""
         if sink is not None:
             assert self.last is not None
             self.last.branches[name] = [Edge(self.layout.sink(sink))]
         return self
 
     def branch(self, name: str) -> "Site":
-        """Where the rows come out that leave the last operator by its output branch `name`."""
+        """The site of the last operator's output branch `name`."""
         assert self.last is not None
         return replace(self, targets=self.last.branches.setdefault(name, []), keys=None, last=None)
 
     def together(self, keys: Keys, name: str) -> "Site":
-        """All rows of a key in one subtask: where they are, if they are there already, else in a new stage called `name`."""
+        """The site where all rows of a key are in one subtask: this one, if that is so already, else a new stage called `name`."""
         alone = self.stage.parallelism == 1 and (self.stage.reading is None or self.layout.parallelism == 1)
         if alone:
-            return replace(self, keys=keys or None)  # the columns that were the keys before may be gone behind the step
-        if keys and self.keys == keys:  # not if by some of them: a restore finds its rows by the key groups of all
+            return replace(self, keys=keys or None)  # the former key columns may be gone behind the step
+        if keys and self.keys == keys:  # some of the keys are not enough: a restore finds rows by the key group of all
             return self
         stage = self.layout.stage(name, self.layout.parallelism if keys else 1)
         site = self.parted(keys)
@@ -86,7 +86,7 @@ class Site:
         return replace(site, stage=stage, targets=stage.targets, keys=keys or None, last=None)
 
     def parted(self, keys: Keys) -> "Site":
-        """Before changes are dealt out by these keys: an update whose two rows may go to two subtasks becomes a delete and an insert."""
+        """Before changes are sent by these keys: an update whose two rows may go to two subtasks becomes a delete and an insert."""
         if not self.changes or not keys or (self.unique is not None and set(keys) <= set(self.unique)):
             return self
         return self.step("part updates", WithoutPairs)
@@ -97,11 +97,11 @@ class Site:
 
 
 Places: TypeAlias = Mapping[type[Node], Callable[..., Site]]
-"""Node -> what puts it into the plan: called with the node, and the site of each of its inputs."""
+"""Node -> the function that puts it into the plan, which is called with the node and the site of each of its inputs."""
 
 
 class Layout:
-    """The stages of a plan while it is made. used: by the id of a node, the columns of its rows that anything behind it uses."""
+    """The stages of a plan while it is made. used: for the id of a node, the columns of its rows that steps behind it use."""
 
     def __init__(self, parallelism: int, used: Mapping[int, Columns]) -> None:
         self.parallelism = parallelism
@@ -110,21 +110,23 @@ class Layout:
         self._sinks: dict[int | str, Stage] = {}
         self._ids: set[str] = set()
         self._counts: Counter[str] = Counter()
-        self._waits: dict[int, set[int]] = {}  # ids of Read nodes -> of those that are read to their end before
+        self._waits: dict[
+            int, set[int]
+        ] = {}  # id of a Read node -> ids of the Read nodes that are read to their end before it
 
     def _id(self, kind: str) -> str:
-        """Counted by kind, so that a filter more does not give a window's state to another window."""
+        """The next id of this kind. Each kind has its own count, so that another filter does not give a window's state to a window."""
         self._counts[kind] += 1
         return f"{kind}-{self._counts[kind]}"
 
     def stage(self, name: str, parallelism: int, **what: Any) -> Stage:
-        """A new stage; what: its other fields."""
+        """Adds a stage. what: its other fields."""
         stage = Stage(self._id(name), parallelism, **what)
         self.stages.append(stage)
         return stage
 
     def new_step(self, text: str, make: Callable[[], Operator], id: str, path: str) -> Step:
-        """For `Site.step`."""
+        """A new step for `Site.step`."""
         given, id = bool(id), id or self._id(text.split(" ", 1)[0])
         if id in self._ids:
             raise UserError(
@@ -136,7 +138,7 @@ class Layout:
     def sink(
         self, sink: str | Sink, key: str | None = None, delivery: Delivery = None, changes: Keys | None = None
     ) -> Stage:
-        """The stage that writes into a sink; one for all who do. changes: the key of the changes that come; None: rows are only added."""
+        """The one stage that writes into a sink, for all streams that do. changes: the key of their changes; None: rows are only added."""
         name = sink if isinstance(sink, str) else id(sink)
         stage = self._sinks.get(name)
         if stage is None:
@@ -152,9 +154,9 @@ class Layout:
         return stage
 
     def meet(self, node: TwoInputs, name: str, left: Site, right: Site, keys: tuple[Keys, Keys]) -> Site:
-        """The head of a stage into which two streams go, by the keys of each; all of a broadcast one into every subtask.
+        """The head of a new stage into which two streams go by their keys; each subtask gets all rows of a right side that is broadcast.
 
-        Rows of the left stay in their subtasks where the right is broadcast and one row of the left does not hang on others: in a join.
+        With a broadcast right side, rows of the left may stay in their subtasks if they do not depend on each other, as in a join.
         """
         timeless = left.timed and not right.timed and node.time_of_left
         if left.timed != right.timed and not timeless:
@@ -170,11 +172,13 @@ class Layout:
         edge.timeless = timeless
         edge.first = (timeless or isinstance(node, Lookup)) and self._ends_apart(node)
         right.targets.append(edge)
-        keys_behind = None if stays else by_left or None  # with another parallelism they would be dealt out anew
+        keys_behind = (
+            None if stays else by_left or None
+        )  # rows that stay are in other subtasks with another parallelism
         return replace(left, stage=stage, targets=stage.targets, keys=keys_behind, last=None)
 
     def _ends_apart(self, node: TwoInputs) -> bool:
-        """The right side ends, and may be read to its end first: nothing that it reads waits, by others, for the left."""
+        """Whether the right side ends, and may be read to its end first, since no source of it waits, even indirectly, for the left."""
         left, right = ({id(each): each for each in walk([side]) if isinstance(each, Read)} for side in node.inputs)
         if not all(isinstance(each.source, Source) and each.source.bounded for each in right.values()):
             return False

@@ -20,11 +20,11 @@ __all__ = ["Edge", "Reading", "Stage", "Step", "column_types"]
 
 @dataclass(eq=False)
 class Edge:
-    """Rows of a chain go to another stage. keys: to the owner of the key group of these columns; None: all to its one subtask.
+    """Rows of a chain go to another stage. keys: each row goes to the owner of the key group of these columns; None: to its one subtask.
 
-    right: they are the second input of the stage. everywhere: all of them go to each subtask. straight: those of a subtask stay with the
-    one of the same number; where these are more or fewer, batches go to them in turn. changes: they are not an append stream.
-    timeless: they have no event time, and do not hold it back. first: what comes by other edges is not read before they have ended.
+    right: the rows are the second input of the stage. everywhere: each subtask gets all rows. straight: rows of a subtask stay in the
+    subtask of the same number; where the stages differ in parallelism, batches go round. changes: the rows are changes.
+    timeless: the rows have no event time, and do not hold it back. first: the stage reads no other edge before this one has ended.
     """
 
     target: "Stage"
@@ -39,7 +39,9 @@ class Edge:
 
 @dataclass(eq=False)
 class Step:
-    """One operator of a chain. `make` gives a new one for each subtask; `targets` is where its rows go, `sides` where some go beside."""
+    """One operator of a chain. make: gives a new one for each subtask. targets: where its rows go; branches: where rows of its
+    output branches go, by name.
+    """
 
     id: str
     text: str
@@ -47,13 +49,13 @@ class Step:
     targets: list["Step | Edge"] = field(default_factory=list)
     branches: dict[str, list["Step | Edge"]] = field(default_factory=dict)
     named: bool = False  # the user gave the id
-    path: str = ""  # stands for all steps before it, back to the sources
-    scattered: bool = False  # rows come to any subtask; what is restored is dealt out by key group all the same
+    path: str = ""  # a digest of all steps before it, back to the sources
+    scattered: bool = False  # rows come to any subtask; state is still restored by key group
 
 
 @dataclass(eq=False)
 class Reading:
-    """How a source is read: `columns` are decoded (None: all), event time is put beside them if `timed`."""
+    """How a source is read. columns: those that are decoded (None: all). timed: TIME_COLUMN stands behind them."""
 
     node: Read
     columns: tuple[str, ...] | None
@@ -62,7 +64,7 @@ class Reading:
 
     @property
     def schema(self) -> pa.Schema | None:
-        """Of what is decoded; None: not known before the first records."""
+        """The columns that are decoded; None: they are unknown before the first records."""
         known = self.node.schema
         if known is None or self.columns is None:
             return known
@@ -70,7 +72,7 @@ class Reading:
 
     @property
     def rows(self) -> pa.Schema | None:
-        """The columns that go down the chain. Any of them may be null: what must not be was set apart."""
+        """The columns that go down the chain. All may be null: a record with a null that its schema forbids is a dead letter."""
         if self.schema is None:
             return None
         return with_marks(pa.schema(column_types(self.schema)), op=self.node.table is not None, timed=self.timed)
@@ -80,8 +82,8 @@ class Reading:
 class Stage:
     """A chain with what feeds it: a source (`reading`), or the edges of other stages.
 
-    Without steps, and with nothing but edges that come in: a sink (`sink`). An agent (`agent`) has no steps either: all agents of an
-    app run in one task on the event loop, and each has a stage in the plan.
+    The stage of a sink (`sink`) has no steps. The stage of an agent (`agent`) has none either: all agents of an app run in one task on the
+    event loop, and each has a stage in the plan.
     """
 
     id: str
@@ -89,12 +91,12 @@ class Stage:
     reading: Reading | None = None
     sink: tuple[str | Sink, str | None] | None = None  # (topic or Sink, the column that is the key)
     agent: AgentSpec | None = None
-    delivery: Delivery = None  # of the sink; None: what suits it
-    changes: tuple[str, ...] | None = None  # of the sink: the key of the changes that it gets; None: it gets none
+    delivery: Delivery = None  # how the sink delivers; None: as suits it
+    changes: tuple[str, ...] | None = None  # the key of the changes that the sink gets; None: it gets no changes
     targets: list[Step | Edge] = field(default_factory=list)
 
     def steps(self) -> list[Step]:
-        """All operators of the chain, those upstream first."""
+        """All operators of the chain, upstream before downstream."""
         found: list[Step] = []
 
         def visit(targets: list[Step | Edge]) -> None:
@@ -109,7 +111,7 @@ class Stage:
         return found
 
     def edges(self) -> list[Edge]:
-        """All that leave the chain, dead letters aside."""
+        """All edges that leave the chain, but for that of dead letters."""
         steps = self.steps()
         targets = [*self.targets, *(target for step in steps for target in step.targets)]
         targets += [target for step in steps for branch in step.branches.values() for target in branch]
@@ -117,5 +119,5 @@ class Stage:
 
 
 def column_types(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
-    """What must be alike where streams meet: names and types, in order."""
+    """What must be equal where streams meet: the names and types of the columns, in order."""
     return [(field.name, field.type) for field in schema]

@@ -1,4 +1,6 @@
-"""Every module of operators of streams: how they stand in a plan (`PLACES`), and how their state is read from outside (`READERS`)."""
+"""The modules of operators of streams, and what these say together: how steps stand in a plan (`PLACES`), and how their state is read
+from outside (`READERS`). A module that is not named here is not found; one may have either of the two tables, or both.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -45,9 +47,11 @@ _MODULES: tuple[Any, ...] = (
 PLACES: dict[type[Node], Callable[..., Site]] = {
     node: place for module in _MODULES for node, place in getattr(module, "PLACES", {}).items()
 }
-"""Node -> what puts it into a plan (see `sites`)."""
+"""Node -> the function that puts it into a plan (see `sites`)."""
 
 READERS: dict[str, Callable[[Mapping[str, Any]], Operator] | str] = {
     kind: make for module in _MODULES for kind, make in getattr(module, "READERS", {}).items()
 }
-"""Kind of state -> what makes an operator that reads it; a text: it keeps no rows, only this (see `readers`)."""
+"""Kind of state -> the function that makes an operator which reads it, or a text that says what is kept where it is no rows (see
+`readers`).
+"""
