@@ -78,12 +78,13 @@ def parts_of(manifest: SavedJob, operator: str) -> dict[str, Saved]:
 def state_of(manifest: SavedJob, operator: str, key: Any = None) -> pa.Table:
     """The state of an operator of a stream, of an agent, or of a namespace of agents' state, as it was at the checkpoint.
 
-    A stream's: its key columns, window_start and window_end where it has windows, then the values under the user's names. Of a
-    function of the user's, the state as JSON text. Of a join the rows of both sides, which the column `side` tells apart; of a process
-    step a row for each value, list and map; of a pattern its partial matches; of async calls the rows in flight. An agent's: see
-    `state.reading.read_namespaces`; of AGENT:timers its timers: key, name, at (ms).
-    key: these rows alone; a value, or one for each key column (a list; in text a JSON list). Text becomes the key column's type.
-    UserError for an operator that is not there or keeps no state; CorruptCheckpoint.
+    The state of a stream's operator has its key columns, window_start and window_end where it has windows, then the values under the
+    user's names; the state of a user's function is JSON text. A join gives the rows of both sides, which the column `side` tells apart; a
+    process step a row for each value, list and map; a pattern its partial matches; async calls the rows in flight. For agents see
+    `state.reading.read_namespaces`; AGENT:timers gives the agent's timers, as key, name and at (ms).
+    key: gives the rows of this key alone. It is a value, or a list with one for each key column (as text, a JSON list); text is cast to
+    the key column's type.
+    Raises UserError for an operator that is not there or keeps no state, and CorruptCheckpoint.
     """
     with _reading(manifest):
         parts = parts_of(manifest, operator)

@@ -1,7 +1,7 @@
-"""Aggregates by group: what a plan's calls become. Fixed-width accumulators are the kernel's (`keyed.GroupTable`); what has no
-fixed width is gathered beside it, by the table's slots (`gathered.Extras`).
+"""Aggregates by group. The kernel has accumulators of fixed width (`GroupTable`); values without a fixed width are gathered beside it,
+by the table's slots (`Extras`).
 
-An Aggregator is a description: tables, stores and extras are the caller's, one a pane, a window or a session.
+An Aggregator is only a description: the caller owns tables, stores and extras, one for each pane, window or session.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,9 @@ _NUMERIC = ["sum", "mean", "variance", "stddev"]
 _PICKED = ["min", "max", "first", "last", "any", "arg_min", "arg_max"]
 _SKETCHED = ["approx_count_distinct", "approx_quantile"]
 KINDS = frozenset(["count", *_NUMERIC, *_PICKED, "count_distinct", "collect_list", "top_k", *_SKETCHED, "user"])
-_BY_ORDER = frozenset(["first", "last", "any", "arg_min", "arg_max", "collect_list"])  # order says which row it is
+_BY_ORDER = frozenset(
+    ["first", "last", "any", "arg_min", "arg_max", "collect_list"]
+)  # their result depends on the order
 CHUNK_ROWS = 65_536
 _ZERO, _ONE, _NO_NUMBER = (pa.scalar(value, pa.float64()) for value in (0.0, 1.0, None))
 
@@ -45,8 +47,8 @@ Array: TypeAlias = pa.Array
 class AggregateColumn:
     """One aggregate. `argument`, `by` (of arg_min and arg_max) and `where` (bool: only rows where it is true) name input columns.
 
-    function: of the kind `user` (see `gathered.UserAggregate`). ddof: of variance and stddev. q: of approx_quantile, a number or a
-    list. k: of top_k. text: what it is of, where an argument was made by an expression and has no name of its own.
+    function: for the kind "user" (see `user.UserAggregate`). ddof: for variance and stddev. q: the quantile or quantiles of
+    approx_quantile. k: for top_k. text: the aggregate as the user wrote it, where its argument is an expression without a name.
     """
 
     name: str
@@ -61,7 +63,7 @@ class AggregateColumn:
     k: int | None = None
 
     def words(self) -> str:
-        """What it is, without its name."""
+        """The aggregate as text, without the name of its column."""
         if self.text:
             return self.text
         options = {"ddof": None if self.ddof == 1 else self.ddof, "q": self.q, "k": self.k}
@@ -72,14 +74,15 @@ class AggregateColumn:
 
 
 class Aggregator:
-    """`calls` over rows of `input`, grouped by the columns `keys`; `order` names the int64 column that says what is first.
+    """`aggregates` over rows of `input`, grouped by the columns `keys`. order: the int64 column that says which row is first.
 
-    schema: of results, the keys, then the calls. kernel: what a GroupTable of it is made for. states: keys and all accumulators as
-    columns, one row a group; `merge` takes them. needs_slots: there are extras, and tables must stay in memory.
-    Nulls: a sum, mean, … of no value is null; count and count_distinct of none are 0; collect_list keeps nulls, and orders by `order`,
-    then arrival. first, last, any: nulls are values; of equal `order` the
-    first (last) to come. arg_min, arg_max: of equal `by` the least `order`, then the first to come; rows
-    without a `by` (null, NaN) are passed over. UserError for a column that is not there, or of a type that the kind cannot take.
+    schema: the columns of results, which are the keys, then the aggregates. kernel: the accumulators that its GroupTable has. states:
+    keys and all accumulators as columns, one row for each group, as `merge` takes them. needs_slots: there are extras, and tables must
+    stay in memory.
+    Nulls: a sum or mean of no value is null; count and count_distinct of no value are 0; collect_list keeps nulls, and goes by `order`,
+    then arrival. For first, last and any nulls are values; of rows with equal `order` the first (last) to arrive is taken. For arg_min
+    and arg_max, rows with equal `by` go by the least `order`, then arrival; rows whose `by` is null or NaN are passed over.
+    Raises UserError for a column that is not there, or of a type that the kind cannot take.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class Aggregator:
         self._outputs: list[Callable[[Sequence[Array], Sequence[Array]], Array]] = []
         for aggregate in aggregates:
             self._outputs.append(self._resolve(aggregate))
-        if not self.kernel:  # a batch of states must have a column, so that it has rows
+        if not self.kernel:  # a batch of states needs a column to have rows
             self._kernel("count", None, -1, -1)
         table = self.table()
         self.needs_slots = bool(self._gathers)
@@ -118,11 +121,11 @@ class Aggregator:
     # What callers hold
 
     def table(self) -> GroupTable:
-        """An empty table of its own, outside of any store."""
+        """An empty table outside of any store."""
         return GroupTable(self.keys, self.kernel)
 
     def store(self, context: OperatorContext) -> TableStore:
-        """A store of such tables; where there are extras, groups stay in memory."""
+        """A store of such tables. Where there are extras, groups stay in memory."""
         return TableStore(
             self.keys,
             self.kernel,
@@ -138,7 +141,7 @@ class Aggregator:
     # Rows in
 
     def columns(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """`data` with the columns behind it that `arguments` and `filters` count on."""
+        """`data` with the derived columns behind it to which indices of `arguments` and `filters` may point."""
         for (name, *_), (_, compute) in self._derived.items():
             data = data.append_column(str(name), compute(data))
         return data
@@ -170,7 +173,7 @@ class Aggregator:
     def merge(
         self, table: GroupTable, extras: Extras, state: pa.RecordBatch, selection: pa.Int32Array | None = None
     ) -> pa.Int32Array:
-        """Adds what `export` of another table gave (columns by name; others are passed over). -> the slot of each row."""
+        """Adds states that `export` of another table gave (columns by name; others are passed over). -> the slot of each row."""
         slots = table.merge(state.select(self._kernel_states), selection=selection)
         if self.needs_slots:
             extras.merge(slots, state if selection is None else state.take(selection))
@@ -182,13 +185,13 @@ class Aggregator:
         return len(self.input) + len(self._derived)
 
     def kernel_index(self, kind: str, column: str) -> int:
-        """Which of the kernel's aggregates is `kind` of that column, without a filter."""
+        """The index among the kernel's accumulators of `kind` of that column, without a filter."""
         return self._known[kind, self.input.get_field_index(column), -1]
 
     # Results out
 
     def compose(self, kernel: Sequence[Array], gathered: Sequence[Array]) -> list[Array]:
-        """Results of the kernel and of the extras, row by row -> one column a call."""
+        """Makes one column for each aggregate of the results of the kernel and of the extras, which are columns of the same groups."""
         return [output(kernel, gathered) for output in self._outputs]
 
     def finish(self, table: GroupTable, extras: Extras, slots: pa.Int32Array | None = None) -> pa.RecordBatch:
@@ -200,7 +203,7 @@ class Aggregator:
         return self._result(columns, gathered)
 
     def values(self, table: GroupTable, extras: Extras, slots: pa.Int32Array) -> list[Array]:
-        """Results of these slots, a column a call, without the keys."""
+        """Results of these slots, one column for each aggregate, without the keys."""
         return self.compose(table.values(slots), extras.results(slots) if self.needs_slots else [])
 
     def results(self, store: TableStore, pane: int, extras: Extras) -> Iterator[pa.RecordBatch]:
@@ -212,7 +215,7 @@ class Aggregator:
                 yield self._result(columns, [])
 
     def results_of(self, table: GroupTable, extras: Extras) -> Iterator[pa.RecordBatch]:
-        """The same for a table outside of a store."""
+        """As `results`, for a table outside of a store."""
         for slots in slot_pieces(table):
             yield self.finish(table, extras, slots)
 
@@ -224,7 +227,7 @@ class Aggregator:
             yield from store.export(pane)
 
     def export_of(self, table: GroupTable, extras: Extras) -> Iterator[pa.RecordBatch]:
-        """The same for a table outside of a store."""
+        """As `export`, for a table outside of a store."""
         for slots in slot_pieces(table):
             yield self.export_slots(table, extras, slots)
 
@@ -236,14 +239,14 @@ class Aggregator:
         return pa.RecordBatch.from_arrays([*state.columns, *extras.states(slots)], schema=self.states)
 
     def export_gathered(self, table: GroupTable, extras: Extras) -> Iterator[pa.RecordBatch]:
-        """Keys and extras alone (`gathered`), for a snapshot beside the store's own."""
+        """Keys and extras alone (`gathered`), which a checkpoint saves beside the store."""
         if self.needs_slots:
             for slots in slot_pieces(table):
                 columns = [*table.key_columns(slots), *extras.states(slots)]
                 yield pa.RecordBatch.from_arrays(columns, schema=self.gathered)
 
     def merge_gathered(self, table: GroupTable, extras: Extras, state: pa.RecordBatch) -> None:
-        """Adds what `export_gathered` gave; the table has the groups already."""
+        """Adds what `export_gathered` gave to groups that the table has already."""
         keys = list(range(len(self.keys)))
         extras.merge(table.resolve(state, keys), state)
 
@@ -252,10 +255,10 @@ class Aggregator:
         aggregates = self.compose(columns[width:], gathered)
         return pa.RecordBatch.from_arrays([*columns[:width], *aggregates], schema=self.schema)
 
-    # From calls to accumulators
+    # From aggregates to accumulators
 
     def _resolve(self, aggregate: AggregateColumn) -> Callable[[Sequence[Array], Sequence[Array]], Array]:
-        """-> how the call's column is made of the kernel's results and the gathered ones."""
+        """-> a function that makes the aggregate's column of the kernel's results and the gathered ones."""
         if aggregate.kind not in KINDS:
             raise UserError(
                 f"{aggregate.name}: there is no aggregate {aggregate.kind!r}", hint=f"one of {', '.join(sorted(KINDS))}"
@@ -310,7 +313,7 @@ class Aggregator:
         return lambda kernel, gathered: _with_ddof(kernel[variance], kernel[count], kernel[mean], aggregate.ddof, root)
 
     def _kernel(self, kind: str, argument_type: pa.DataType | None, argument: int, where: int) -> int:
-        """The accumulator's index; calls that need the same one share it."""
+        """The index of an accumulator; aggregates that need the same one share it."""
         known = (kind, argument, where)
         if known not in self._known:
             self._known[known] = len(self.kernel)
@@ -345,7 +348,7 @@ class Aggregator:
         return lambda kernel, gathered: gathered[index]
 
     def _valid(self, argument: int, where: int) -> int:
-        """A bool column: the argument is there (and the filter holds)."""
+        """The index of a derived bool column: the argument is not null, and the filter holds."""
         return self._derive(("valid", argument, where), partial(_valid, argument=argument, where=where))
 
     def _cast(self, argument: int, kind: pa.DataType) -> int:
@@ -360,7 +363,7 @@ class Aggregator:
 def aggregates_schema(
     aggregates: Sequence[AggregateColumn], results: Sequence[pa.Field], input: pa.Schema
 ) -> dict[str, Any]:
-    """What their state consists of, for `Operator.state_schema`: name, what it is of, type of the result (a field a call)."""
+    """The aggregates for `Operator.state_schema`: [name, text, type of the result] each. results: one field for each of them."""
     schema: dict[str, Any] = {
         "aggregates": [
             [aggregate.name, aggregate.words(), str(field.type)]
@@ -373,7 +376,7 @@ def aggregates_schema(
 
 
 def aggregates_reader(keys: Sequence[str], aggregates: Sequence[AggregateColumn], input: pa.Schema) -> dict[str, Any]:
-    """For `Operator.state_reader`: keys, calls, and the columns that they use. `Call.function` stays behind."""
+    """Keys, aggregates and the columns that they use, for `Operator.state_reader`. The users' functions are left out."""
     used = {*keys, TIME_COLUMN}.union(
         *((aggregate.argument, aggregate.by, aggregate.where) for aggregate in aggregates)
     )
@@ -386,7 +389,7 @@ def aggregates_reader(keys: Sequence[str], aggregates: Sequence[AggregateColumn]
 
 
 def _fixed(kind: pa.DataType) -> bool:
-    """The kernel has accumulators for it."""
+    """Whether the kernel has accumulators for this type."""
     return bool(
         pa.types.is_boolean(kind)
         or pa.types.is_integer(kind)
@@ -409,7 +412,10 @@ def _valid(data: pa.RecordBatch, argument: int, where: int) -> Array:
 
 
 def _with_ddof(variance: Array, count: Array, mean: Array, ddof: int, root: bool) -> Array:
-    """The sample variance with another divisor; null where it is not above 0. Of one value it is null: that one's is 0, or NaN."""
+    """The variance with the divisor n - ddof; null where that is not above 0.
+
+    The kernel's variance of one value is null, so the sum of squares of one value is computed anew: 0, or NaN.
+    """
     n = count.cast(pa.float64())
     squares = pc.if_else(pc.equal(n, _ONE), pc.subtract(mean, mean), pc.multiply(variance, pc.subtract(n, _ONE)))
     left = pc.subtract(n, pa.scalar(float(ddof)))

@@ -15,14 +15,14 @@ __all__ = ["Arguments", "with_arguments"]
 
 
 class Arguments:
-    """Columns, "__0" and so on, for arguments that are more than a column. what: all that has arguments."""
+    """Columns named "__0", "__1", … for arguments that are expressions. what: the aggregates, or columns of `over`, by name."""
 
     def __init__(self, what: Iterable[tuple[str, Aggregate | OverFunction]]) -> None:
         self.columns: list[tuple[str, Expr]] = []
-        self._taken = set().union(*(each.columns for _, each in what))  # by the user's own columns
+        self._taken = set().union(*(each.columns for _, each in what))  # names of the user's own columns
 
     def column(self, expr: Expr | None) -> str | None:
-        """The column of this name, or the one that is made for it."""
+        """The name of the column that the expression is, or of the one that is made for it."""
         if expr is None:
             return None
         if expr.column is not None:
@@ -36,12 +36,12 @@ class Arguments:
         return name
 
     def add(self, site: Site) -> Site:
-        """Behind the step that makes them, where there are any."""
+        """The site behind a step that computes these columns, if there are any."""
         return add_columns(site, tuple(self.columns)) if self.columns else site
 
 
 def with_arguments(site: Site, given: tuple[tuple[str, Aggregate], ...]) -> tuple[Site, list[AggregateColumn]]:
-    """The site where the arguments of the aggregates are columns, and the aggregates over these."""
+    """The site where all arguments of the aggregates are columns, and the aggregates over these columns."""
     arguments = Arguments(given)
     made = []
     for name, each in given:

@@ -1,4 +1,4 @@
-"""The first of two phases of an aggregate in windows: what a batch has for each key and pane, as partial states."""
+"""The first of two phases of an aggregate in windows: each batch becomes one partial state for each key and pane."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,17 +17,17 @@ from sabot.operators.windows.panes import PANE_COLUMN, TimeWindow, WindowShape
 
 __all__ = ["ROWS_COLUMN", "LocalCombine", "combined_input", "repeated"]
 
-ROWS_COLUMN = "__rows"  # of partial states: rows behind this one
+ROWS_COLUMN = "__rows"  # how many rows a partial state stands for
 
-_INPUT = b"sabot.input"  # metadata of partial states' schema: the columns that were combined
+_INPUT = b"sabot.input"  # in the metadata of the schema of partial states: the columns that were combined
 _INT64 = pa.int64()
 
 
 class LocalCombine(Operator):
-    """The first phase of a two-phase aggregate, before the shuffle: each batch's rows by key and pane, as partial states.
+    """The first phase of a two-phase aggregate, before rows change threads: combines the rows of a batch by key and pane.
 
-    Emits the states of the aggregates as columns, PANE_COLUMN and ROWS_COLUMN; `WindowAggregate(…, partial=True)`, with the same
-    window, keys and calls, takes them. Stateless. It pays where a batch has many rows of a group.
+    Emits the states of the aggregates as columns, with PANE_COLUMN and ROWS_COLUMN, for a `WindowAggregate(…, partial=True)` with the
+    same window, keys and aggregates. It has no state. It pays where a batch has many rows of a group.
     """
 
     def __init__(
@@ -82,5 +82,5 @@ def combined_input(partial: pa.Schema) -> pa.Schema:
 
 
 def repeated(value: int, rows: int, kind: pa.DataType = _INT64) -> pa.Array:
-    """A column of `rows` times this value."""
+    """A column that repeats the value `rows` times."""
     return pa.Array.from_buffers(kind, rows, [None, pa.py_buffer(np.full(rows, value, np.int64))], 0)

@@ -18,7 +18,7 @@ _KEPT_BY: dict[str, Callable[[Gather], Gathered]] = {"user": UserStates, "sketch
 
 
 class Extras:
-    """What a table's kernel cannot keep, by the table's slots. One owner; the extras of one pane."""
+    """What the kernel of one table cannot keep, by the table's slots. It has one owner, and belongs to one pane."""
 
     def __init__(self, gathers: Sequence[Gather]) -> None:
         self._parts: list[Gathered] = [_KEPT_BY.get(gather.reduce, Pairs)(gather) for gather in gathers]
@@ -27,17 +27,17 @@ class Extras:
         return bool(self._parts)
 
     def add(self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None:
-        """Row i of the selection goes to slots[i]. `data` may have further columns behind those that calls know."""
+        """Adds row i of the selection to slots[i]. `data` may have further columns behind those that the aggregates know."""
         for part in self._parts:
             part.add(slots, data, selection)
 
     def merge(self, slots: pa.Int32Array, state: pa.RecordBatch) -> None:
-        """Row i of what `states` gave (columns by name) goes to slots[i]."""
+        """Adds row i of what `states` gave (columns by name) to slots[i]."""
         for part in self._parts:
             part.merge(slots, [state.column(field.name) for field in part.gather.states])
 
     def results(self, slots: pa.Int32Array) -> list[Array]:
-        """One column a call."""
+        """One column for each aggregate."""
         return [part.results(slots) for part in self._parts]
 
     def states(self, slots: pa.Int32Array) -> list[Array]:
@@ -45,15 +45,15 @@ class Extras:
         return [column for part in self._parts for column in part.states(slots)]
 
     def move(self, into: pa.Int32Array, source: pa.Int32Array) -> None:
-        """What slot source[i] has goes to slot into[i]; the sources are empty then. None is named twice, or is an `into` too.
+        """Moves what slot source[i] has to slot into[i]; the sources are empty then. `source` has no repeats, and no slot is in both.
 
-        Of values that this brings together, and that have the same order, any may be first.
+        Values that come together and have the same order may stand in any order.
         """
         for part in self._parts:
             part.move(into.to_numpy(), source.to_numpy())
 
     def remove(self, slots: pa.Int32Array) -> None:
-        """These slots, each named once, are empty."""
+        """Empties these slots. `slots` has no repeats."""
         for part in self._parts:
             part.remove(slots.to_numpy())
 
@@ -63,5 +63,5 @@ class Extras:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that gathered columns take (states of user functions are not counted)."""
+        """Bytes that gathered columns take, without the states of users' functions."""
         return sum(part.nbytes for part in self._parts)

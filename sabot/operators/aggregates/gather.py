@@ -1,4 +1,4 @@
-"""What one aggregate gathers (`Gather`), and the contract of that which keeps it by slot (`Gathered`)."""
+"""What one aggregate gathers (`Gather`), and the contract of the holder that keeps it by slot (`Gathered`)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from sabot.errors import UserError
 __all__ = ["ROWS", "VALUES", "Gather", "Gathered", "joined", "selected"]
 
 ROWS = ("least", "greatest", "latest")  # reductions that keep one row a slot, by its rank
-VALUES = ("min", "max", "sum", "distinct", "top")  # to which nulls are nothing
+VALUES = ("min", "max", "sum", "distinct", "top")  # reductions that pass over nulls
 
 Array: TypeAlias = pa.Array
 
 
 @dataclass(frozen=True)
 class Gather:
-    """What one call gathers. `states`: its columns in an export, one row a group: a list of what is kept, for each kept column.
+    """What one aggregate gathers. `states` are its columns in an export: one row for each group, a list for each kept column.
 
-    kept_as: the name of its columns in an export; empty: `name`. With it the call may get another name while its state stays.
-    argument, rank, where, order: column indices of the rows, -1 where there is none; width: how many columns the rows have.
-    reduce, what is kept of a slot: "least" and "greatest", the row with that rank (of equal ones with the least order, then the first
-    to come); "latest", the row that came last of those with the greatest rank; "min", "max", "sum", the value; "distinct", each value
-    once; "list", all; "top", the `option` greatest values, greatest first; "user", a state; "sketch", a sketch of the values.
-    option: how many values of "top"; the quantiles, one or several, of a sketch.
+    kept_as: the name of its columns in an export; empty: `name`. It lets an aggregate get another name while its state stays.
+    argument, rank, where, order: indices of input columns, -1 where there is none. width: how many columns the input has.
+    reduce: what is kept of a slot. "least" and "greatest": the row with that rank; of equal ranks the least order, then the first to
+    arrive. "latest": of the rows with the greatest rank, the last to arrive. "min", "max", "sum": the value. "distinct": each value
+    once. "list": all values. "top": the `option` greatest values, greatest first. "user": a state. "sketch": a sketch of the values.
+    option: how many values "top" keeps; the quantile or quantiles of a sketch.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Gather:
         kept_as: str = "",
         option: Any = None,
     ) -> "Gather":
-        """The call `kind(argument)` over rows of `input`; UserError where the column's type cannot be."""
+        """The aggregate `kind(argument)` over rows of `input`. UserError for a column of a type that the kind cannot take."""
         if kind == "user":
             state = (pa.field("state", pa.binary()),)
             return Gather(
@@ -123,7 +123,7 @@ class Gather:
 
 
 class Gathered(ABC):
-    """What one call has gathered."""
+    """What one aggregate has gathered, by slot. The methods are those of `Extras`."""
 
     def __init__(self, gather: Gather) -> None:
         self.gather = gather
@@ -148,7 +148,7 @@ class Gathered(ABC):
 
 
 def _sketched(name: str, kind: str, field: pa.Field, option: Any) -> pa.DataType:
-    """What the sketch gives; UserError where the column's type, or the quantiles, cannot be."""
+    """The type of a sketch's result. UserError for a column type that has no sketch, or for quantiles that there are not."""
     _check(name, f"{kind} of", field)
     if kind == "approx_count_distinct":
         return pa.int64()
@@ -163,7 +163,7 @@ def _sketched(name: str, kind: str, field: pa.Field, option: Any) -> pa.DataType
 
 
 def joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    """Batches of one schema, with rows, end to end. UserError where they are more than a batch can hold."""
+    """Batches of one schema, not empty, as one batch. UserError where they are more than a batch can hold."""
     if len(batches) == 1:
         return batches[0]
     whole = pa.Table.from_batches(batches).combine_chunks().to_batches()

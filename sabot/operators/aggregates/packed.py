@@ -1,8 +1,8 @@
 """Values as bytes and back, column by column: bytes that sort as the values do, and rows of any columns as one byte string each.
 
-Equal values have equal bytes: -0.0 is 0.0, every NaN is the one, and greater than all numbers. Text sorts by its UTF-8. A row is its
-columns one after the other, each behind a byte that says whether it is null (which sorts first). Of a list the bytes say only whether
-two are equal.
+Equal values have equal bytes: -0.0 is 0.0, and there is one NaN, which is greater than all numbers. Text sorts by its UTF-8. The bytes of
+a row are those of its columns, one after the other, each behind a byte that says whether it is null; null sorts first. The bytes of
+lists say only whether two are equal, not which is greater.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,14 @@ from sabot._cython.groups.multiset import join_keys, split_keys
 __all__ = ["NAN", "from_ordered", "ordered", "ordered_width", "packed", "unpacked"]
 
 Array: TypeAlias = pa.Array
-_Part: TypeAlias = tuple[Array, int]  # bytes without nulls, and how many each has (-1: they differ)
+_Part: TypeAlias = tuple[Array, int]  # byte strings without nulls, and the length of each (-1: they differ)
 
-NAN = b"\xff\xf8\x00\x00\x00\x00\x00\x00"  # as `ordered` has it
+NAN = b"\xff\xf8\x00\x00\x00\x00\x00\x00"  # NaN as `ordered` encodes it
 _SIGN = np.uint64(1 << 63)
 
 
 def ordered_width(kind: pa.DataType) -> int:
-    """Bytes of a value, as `ordered` gives them; -1: they differ."""
+    """How many bytes `ordered` gives for each value of this type; -1: values differ in that."""
     types = pa.types
     if types.is_string(kind) or types.is_binary(kind):
         return -1
@@ -34,7 +34,7 @@ def ordered_width(kind: pa.DataType) -> int:
 
 
 def ordered(column: Array) -> Array:
-    """Each value as bytes that sort as values do (binary, without nulls: those of a null are any). Not for nested types."""
+    """Each value as bytes that sort as the values do (binary, never null; a null has some bytes). Not for nested types."""
     kind = column.type
     width = ordered_width(kind)
     if width < 0:
@@ -46,7 +46,7 @@ def ordered(column: Array) -> Array:
 
 
 def from_ordered(values: Array, kind: pa.DataType) -> Array:
-    """The column that `ordered` was given. Null where `values` (large binary) are."""
+    """The column that `ordered` was given, with null where `values` (large binary) are null."""
     width = ordered_width(kind)
     if width < 0:
         return values.cast(kind)
@@ -65,7 +65,7 @@ def packed(columns: Sequence[Array], rows: int) -> Array:
 
 
 def unpacked(rows: Array, kinds: Sequence[pa.DataType]) -> list[Array]:
-    """The columns that `packed` was given; all of them null where `rows` is null."""
+    """The columns that `packed` was given. All of them are null where `rows` is null."""
     widths = [width for kind in kinds for width in _widths(kind)]
     missing = rows.is_null()
     absent = bool(rows.null_count)
@@ -118,7 +118,7 @@ def _parts(column: Array) -> list[_Part]:
 
 
 def _list_parts(column: Array) -> list[Array]:
-    """How long the bytes of each value are; the bytes themselves, end to end."""
+    """Two byte strings for each list: the lengths of its values' bytes (int32), and these bytes end to end."""
     if not pa.types.is_list(column.type):
         column = column.cast(pa.list_(_item(column.type)))
     sizes = pc.list_value_length(column).fill_null(0).to_numpy()
@@ -166,7 +166,7 @@ def _list_column(kind: pa.DataType, lengths: Array, data: Array, missing: Any) -
     return pa.ListArray.from_arrays(bounds, values, type=kind, mask=mask)
 
 
-# Cells: the bytes of values of one width, a row each
+# Cells: the bytes of values of one width, as a matrix with a row for each value
 
 
 def _cells(column: Array, width: int) -> Any:
@@ -233,7 +233,7 @@ def _offsets(values: Array) -> Any:
 
 
 def _data(values: Array) -> Any:
-    """All bytes, as numpy; those of nulls are none."""
+    """All bytes of the values, end to end (numpy); nulls have none."""
     ends = _offsets(values)
     data = values.buffers()[2]
     return np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]

@@ -1,10 +1,10 @@
 """Values gathered by slot: lists, distinct values, texts, and whatever else has no fixed width.
 
-Each batch adds its values as columns (slot, value, …); when they have doubled they are reduced to what the aggregate must keep:
-one a group for a least text, the distinct ones, all of a list. Asked for some slots' values, what has come since is sorted by slot
-and becomes a run; runs are merged so that each is at least twice as long as the next (a log-structured merge tree: O'Neil, Cheng,
-Gawlick, O'Neil 1996). So a row costs a logarithm, and a question what it touches, however many groups there are. Memory is at most
-twice a list's values, and six times what must be kept of reduced ones, which runs and the tail may have again; and two batches.
+Each batch adds its values as columns (slot, value, …) to a tail. When the tail has doubled, it is reduced to what the aggregate must
+keep: one value for each group, the distinct values, or all of a list. When values of some slots are asked for, the tail is sorted by
+slot and becomes a run. Runs are merged so that each is at least twice as long as the next (a log-structured merge tree: O'Neil, Cheng,
+Gawlick, O'Neil 1996). So a row costs a logarithm, and a question costs what it touches, however many groups there are. Memory is at most
+twice the values of lists, six times what must be kept of reduced values (runs and tail may have them again), and two batches.
 """
 
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ from sabot.operators.aggregates.reducers import REDUCERS, plain_floats, top
 
 __all__ = ["Pairs"]
 
-REDUCE_ROWS = 65_536  # fewer are not worth it
-PIECE_ROWS = 32_768  # reduced at once: what is looked up stays in the processor's cache
-RUN_BYTES = 1 << 29  # runs of lists are not merged to more: the offsets of texts have 31 bits
+REDUCE_ROWS = 65_536  # reducing fewer rows is not worth it
+PIECE_ROWS = 32_768  # rows that are reduced at once, so that lookups stay in the processor's cache
+RUN_BYTES = 1 << 29  # runs of lists are not merged to more, since the offsets of texts have 31 bits
 
 
 class _Run:
@@ -34,11 +34,11 @@ class _Run:
         self.rows: int = batch.num_rows
         self.nbytes: int = batch.nbytes
         self.age = age
-        """A row is there unless its home was emptied after this."""
-        self.dead = 0  # rows that are not there
+        """A row is alive unless its home was emptied after this."""
+        self.dead = 0  # rows whose home was emptied
 
     def spans(self, homes: Any, born: Any) -> tuple[Any, Any]:
-        """First row of each of these homes, ascending, and how many."""
+        """(the first row of each of these homes, how many rows it has). homes: ascending."""
         first = np.searchsorted(self.homes, homes)
         sizes = np.searchsorted(self.homes, homes, side="right") - first
         if born is not None:
@@ -46,39 +46,39 @@ class _Run:
         return first, sizes
 
     def living(self, born: Any) -> pa.RecordBatch:
-        """Without the rows that are not there."""
+        """The rows whose home was not emptied."""
         return self.batch.filter(pa.array(born[self.homes] <= self.age)) if self.dead else self.batch
 
 
 class Pairs(Gathered):
-    """Values as columns (home, value[, rank][, order]): runs, and a tail as they came.
+    """Values as columns (home, value[, rank][, order]): runs, and a tail in order of arrival.
 
         runs    older, longer ── newer, shorter │ tail
         home    0 0 0 1 2 2 2 … │ 0 2 2 │ 1 2 2 │ 2 0 1 0 …
 
-    The rows of slot s are those of home[s]. So two slots are joined by moving the rows of the one that has fewer, which then has the
-    other's home: a row is not moved more often than its slot's rows have doubled. A home is emptied by a stamp: rows of older runs are
-    not there, and go with the next merge; at the latest when they are half of all.
+    The rows of slot s are those of home[s]. Two slots are joined by moving the rows of the smaller one, and swapping homes where the
+    source is the larger: so a row is moved at most as often as its slot's rows have doubled. A home is emptied by a stamp: its rows in
+    older runs are dead, and are removed by the next merge, at the latest when half of all rows are dead.
     """
 
     def __init__(self, gather: Gather) -> None:
         super().__init__(gather)
         self._schema = pa.schema([pa.field("slot", pa.int32()), *gather.columns])
         self._reducer = partial(top, gather.option) if gather.reduce == "top" else REDUCERS[gather.reduce]
-        self._arrived = 0  # rows so far: the rank of first and last where there is no order
+        self._arrived = 0  # rows so far, which are the rank of first and last where there is no order
         self.clear()
 
     def clear(self) -> None:
         self._runs: list[_Run] = []
-        self._home: Any = None  # by slot; None: each is its own, and none was emptied
-        self._born: Any = None  # by home: rows of runs that are older are not there
+        self._home: Any = None  # by slot; None: each slot is its own home, and none was emptied
+        self._born: Any = None  # by home: the age at which it was emptied; its rows in older runs are dead
         self._age = 0
         self._empty_tail()
 
     def _empty_tail(self) -> None:
         self._tail: list[pa.RecordBatch] = []
         self._tail_rows = self._tail_bytes = 0
-        self._reduced_rows = 0  # that the last reduction left
+        self._reduced_rows = 0  # rows that the last reduction left
 
     def add(self, slots: pa.Int32Array, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None:
         gather = self.gather
@@ -135,7 +135,7 @@ class Pairs(Gathered):
             self._to_tail(_renumbered(batch, np.repeat(self._home[into], np.diff(bounds))))
 
     def _swap(self, targets: Any, which: Any, source: Any) -> None:
-        """Each target gets the home with the most rows, of its own and those of its sources; the source gets the target's."""
+        """Gives each target the home with the most rows among its own and those of its sources; that source gets the target's."""
         members = np.concatenate([targets, source])
         group = np.concatenate([np.arange(len(targets)), which])
         sizes = np.sum([sizes for _, _, sizes in self._spans(self._home[members])], axis=0)
@@ -178,14 +178,14 @@ class Pairs(Gathered):
             self._reduced_rows = reduced.num_rows
 
     def _flush(self) -> None:
-        """The tail becomes a run."""
+        """Makes a run of the tail."""
         if self._tail:
             batch = joined(self._tail)
             self._empty_tail()
             self._push(batch)
 
     def _push(self, batch: pa.RecordBatch) -> None:
-        """A run of these rows and of the runs before it that are not twice as long."""
+        """Adds a run of these rows and of the runs before it that are not twice as long."""
         parts, rows, size = [batch], batch.num_rows, batch.nbytes
         while self._runs and self._runs[-1].rows < 2 * rows:
             if self.gather.reduce == "list" and self._runs[-1].nbytes + size > RUN_BYTES:
@@ -197,7 +197,7 @@ class Pairs(Gathered):
             self._runs.append(_Run(self._reduced(joined(parts)), self._age))
 
     def _reduced(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """What must be kept, ascending. Rows of a slot stay together, so that pieces can be reduced one by one."""
+        """The rows that must be kept, ascending by slot. Pieces end between slots, so that each can be reduced by itself."""
         batch = _sorted(batch)
         if self.gather.reduce == "list":
             return batch
@@ -209,9 +209,9 @@ class Pairs(Gathered):
         )
 
     def _rows_of(self, slots: Any) -> tuple[pa.RecordBatch, Any]:
-        """What is kept of these slots, in their order (and a list by order, then arrival); rows of slots[i]: bounds[i] to bounds[i + 1].
+        """(the rows kept of these slots, bounds). Those of slots[i] are rows bounds[i] to bounds[i + 1]; their column 0 is i.
 
-        Column 0 is i.
+        The rows of a list stand by order, then arrival.
         """
         self._flush()
         homes = slots
@@ -233,7 +233,7 @@ class Pairs(Gathered):
         return batch, np.searchsorted(batch.column(0).to_numpy(), np.arange(len(slots) + 1))
 
     def _spans(self, homes: Any) -> Iterator[tuple[_Run, Any, Any]]:
-        """For each run: the first row of each home, and how many."""
+        """For each run: (the run, the first row of each home, how many rows it has)."""
         ascending = np.argsort(homes)
         asked = homes[ascending]
         for run in self._runs:
@@ -242,7 +242,7 @@ class Pairs(Gathered):
             yield run, first, sizes
 
     def _reach(self, slot: int) -> None:
-        """There are stamps up to this slot, and for all rows of runs."""
+        """Makes homes and stamps up to this slot, and for all rows of runs."""
         known = 0 if self._home is None else len(self._home)
         if slot >= known:
             slot = max([slot, *(int(run.homes[-1]) for run in self._runs)])
@@ -253,7 +253,7 @@ class Pairs(Gathered):
             self._home, self._born = grown, born
 
     def _vacate(self, homes: Any) -> None:
-        """Their rows are not there; they go when they are half of all."""
+        """Marks the rows of these homes dead; runs are written anew when half of all rows are dead."""
         for run, _, sizes in self._spans(homes):
             run.dead += int(sizes.sum())
         self._age += 1
@@ -265,7 +265,7 @@ class Pairs(Gathered):
 
 
 def _without(batch: pa.RecordBatch, column: Array, nan: bool = False) -> pa.RecordBatch:
-    """The rows where `column` is not null (nor NaN)."""
+    """The rows where `column` is not null, nor NaN if `nan`."""
     floats = nan and pa.types.is_floating(column.type)
     if column.null_count == 0 and not floats:
         return batch
@@ -282,13 +282,13 @@ def _renumbered(batch: pa.RecordBatch, slots: Any) -> pa.RecordBatch:
 
 
 def _ranges(first: Any, sizes: Any) -> Any:
-    """first[0], first[0] + 1, …: sizes[0] of them; then those of first[1], …"""
+    """The numbers first[0], first[0] + 1, … (sizes[0] of them), then those from first[1], and so on."""
     ends = np.cumsum(sizes)
     return np.arange(ends[-1]) + np.repeat(first - ends + sizes, sizes)
 
 
 def _sorted(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """By slot; of one, as they come."""
+    """The rows by slot; rows of a slot stay in their order."""
     slots = batch.column(0).to_numpy()
     if (slots[1:] >= slots[:-1]).all():
         return batch
@@ -298,7 +298,7 @@ def _sorted(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _ordered(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Ascending slots: those of one slot by order, nulls last, then as they come."""
+    """Rows with ascending slots: those of one slot by the column "order", nulls last; rows of equal order stay in their order."""
     column = batch.column("order")
     slots, order = batch.column(0).to_numpy(), column.fill_null(0).to_numpy()
     if column.null_count:

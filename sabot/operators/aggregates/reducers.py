@@ -1,4 +1,4 @@
-"""What is kept of the values of a slot: functions from rows (slot, value[, rank][, order]) to the rows that must be kept."""
+"""What is kept of the values of a slot: functions that map rows (slot, value[, rank][, order]) to the rows that must be kept."""
 
 import contextlib
 from typing import Any
@@ -16,7 +16,7 @@ _NAN_AND_ZERO = {kind: (pa.scalar(float("nan"), kind), pa.scalar(0.0, kind)) for
 
 
 def plain_floats(values: Array) -> Array:
-    """-0.0 as 0.0, every NaN as the one: what is equal has equal bytes."""
+    """The values with -0.0 as 0.0 and one kind of NaN, so that equal values have equal bytes."""
     if not pa.types.is_floating(values.type):
         return values
     nan, zero = _NAN_AND_ZERO[values.type]
@@ -24,7 +24,7 @@ def plain_floats(values: Array) -> Array:
 
 
 def _grouped(batch: pa.RecordBatch, column: str, kind: str) -> pa.RecordBatch:
-    """One row a slot, in any order: (slot, column) with that aggregate of the column."""
+    """One row for each slot, in any order: (slot, column), where the column is its aggregate `kind`."""
     table = pa.Table.from_batches([batch]).group_by("slot", use_threads=False).aggregate([(column, kind)])
     columns = [table.column("slot"), table.column(f"{column}_{kind}")]
     return pa.RecordBatch.from_arrays([c.combine_chunks() for c in columns], names=["slot", column])
@@ -44,7 +44,7 @@ _plain_sum = _one_value("sum")
 
 
 def _sum_of_decimals(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """pyarrow's sums wrap: where these could be too many digits, they are made of more, and must fit."""
+    """The sums of decimals. pyarrow's sums wrap, so where one could have too many digits it is made wider, and must fit when narrowed."""
     values, kind = batch.column(1), batch.schema.field(1).type
     most = pc.sum(pc.abs(pc.cast(values, pa.float64()))).as_py() or 0.0
     if most < 0.99 * 10.0 ** (kind.precision - kind.scale):
@@ -60,7 +60,7 @@ def _sum_of_decimals(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _one_row(kind: str, last: bool = False) -> Any:
-    """The row of each slot with the least (greatest) rank; of these, the one with the least order; of these, the first (last)."""
+    """A reducer that keeps one row for each slot: that with the least (greatest) rank, then the least order, then the first (last)."""
 
     def reduce(batch: pa.RecordBatch) -> pa.RecordBatch:
         batch = _best(batch, "rank", kind)
@@ -90,7 +90,7 @@ def _best(batch: pa.RecordBatch, column: str, kind: str) -> pa.RecordBatch:
 
 
 def _distinct(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """By sorting slots with numbers of values: a third of what a hash table of pairs takes. Ascending by slot."""
+    """Each value of a slot once, ascending by slot. Sorts pairs of slot and number of the value: a third of the time of a hash table."""
     values = batch.column(1).dictionary_encode()
     pairs = batch.column(0).to_numpy().astype(np.int64) << 32 | values.indices.to_numpy()
     pairs.sort()

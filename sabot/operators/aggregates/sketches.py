@@ -70,14 +70,14 @@ class Sketches(Gathered):
 
 
 def value_hashes(values: Array) -> Any:
-    """A hash for each value, none of them null (numpy uint64)."""
+    """A hash for each value (numpy uint64). values: without nulls."""
     if pa.types.is_decimal(values.type) or pa.types.is_fixed_size_binary(values.type):
         values = ordered(values).cast(pa.binary())
     return hash_columns([values]).to_numpy()
 
 
 def quantile_column(sketch: Quantiles, slots: Any, of: Any) -> Array:
-    """The result of approx_quantile, of these slots: `of` is a number, or several."""
+    """The result of approx_quantile for these slots. of: a quantile, or several, which give a list for each slot."""
     several = isinstance(of, list | tuple)
     found, there = sketch.quantiles(slots, of if several else [of])
     mask = None if there.all() else pa.array(~there)

@@ -1,4 +1,4 @@
-"""Aggregates of the user's: states that functions of theirs make, by slot."""
+"""Aggregates of the user's: the states that their functions make, by slot."""
 
 from typing import Any, Protocol
 
@@ -13,26 +13,26 @@ __all__ = ["UserAggregate", "UserStates", "fits"]
 
 
 class UserAggregate(Protocol):
-    """An aggregate of the user's. States are what msgpack can say; nothing but these functions looks into them."""
+    """An aggregate of the user's. A state is any value that msgpack can encode; only these functions look into it."""
 
     type: pa.DataType
-    """Of `finish`'s values."""
+    """The type of what `finish` gives."""
 
     def init(self) -> Any:
         """The state of no rows."""
 
     def accumulate(self, state: Any, values: Any) -> Any:
-        """The state with the rows of a batch that belong to one group: a pa.Array of the argument (without one: a RecordBatch)."""
+        """The state with further rows of its group. values: a pa.Array of the argument; without an argument, a RecordBatch."""
 
     def merge(self, state: Any, other: Any) -> Any:
-        """The state of both's rows."""
+        """The state of the rows of both."""
 
     def finish(self, state: Any) -> Any:
         """The result."""
 
 
 class UserStates(Gathered):
-    """States of a user's function, by slot. What it raises is a UserError that names it."""
+    """States of a user's function, by slot. An error that the function raises becomes a UserError that names it."""
 
     def __init__(self, gather: Gather) -> None:
         super().__init__(gather)

@@ -1,6 +1,7 @@
-"""What groups keep beside their accumulators of rows that may be taken away: exact sums, multisets, sketches, whole rows.
+"""What groups keep whose rows may be taken away again: exact sums, multisets, sketches, whole rows.
 
-`ChangedRows` are the rows of a batch as these take them; each kind of value is a `Beside`, by the slots of the groups' table.
+`WholeSums` stand in the columns of the groups' table. Every other kind of value is a `Beside`: a store beside the table, by the slots of
+the table. `ChangedRows` are the rows of a batch of changes, as both take them.
 """
 
 from abc import ABC, abstractmethod
@@ -34,7 +35,10 @@ _LOW = np.int64(0xFFFFFFFF)
 
 
 class ChangedRows:
-    """The rows of a batch of changes that count, for those who add them up."""
+    """The rows of a batch of changes, without those that its selection leaves out.
+
+    slots: the slot of each row. takes: whether the row is taken away (numpy bool). by: -1 where it is, else 1. times: event times.
+    """
 
     def __init__(self, batch: Batch, slots: Any, timed: bool) -> None:
         self._batch = batch
@@ -58,7 +62,7 @@ class ChangedRows:
         return pa.RecordBatch.from_arrays([self.column(name) for name in names], names=names)
 
     def counting(self, aggregate: AggregateColumn, values: Array | None) -> Any:
-        """Which rows count: the filter holds, and the value, where there are some, is not null."""
+        """Which rows the aggregate counts (numpy bool): its filter holds, and `values`, if given, are not null."""
         keep = np.ones(len(self.slots), bool)
         if aggregate.where is not None:
             keep &= self.column(aggregate.where).fill_null(False).to_numpy(zero_copy_only=False)
@@ -68,9 +72,10 @@ class ChangedRows:
 
 
 class WholeSums:
-    """count, and sum and mean of whole numbers: lanes of the store, from `first` on.
+    """count, and sum and mean of whole numbers, as sums of int64 in columns of the groups' table, from column `first` on.
 
-    sum, mean: how many values, the sum of what is above the low 32 bits, that of the low ones: neither wraps, and what takes is exact.
+    A count is one column. A sum or mean has three: how many values there are, the sum of their high parts (above the low 32 bits), and
+    that of their low 32 bits. Neither sum wraps, and taking a row away is exact.
     """
 
     def __init__(self, aggregate: AggregateColumn, kind: pa.DataType | None, result: pa.DataType, first: int) -> None:
@@ -111,23 +116,23 @@ class WholeSums:
 
 
 class Beside(ABC):
-    """What one call keeps by slot, beside the store's tables."""
+    """What one aggregate keeps by slot, beside the groups' table."""
 
     store: ExactSums | Multisets | Arrivals | Quantiles
 
     @abstractmethod
     def add(self, rows: ChangedRows) -> None: ...
     def columns(self, slots: Any, counts: Any) -> list[Array]:
-        """The fields that it gives. counts: how many rows each slot has."""
+        """The columns of its results. counts: how many rows each slot has."""
         return [self.results(slots, counts)]
 
     def results(self, slots: Any, counts: Any) -> Array:
-        """Of one that gives one field."""
+        """The only column, for an aggregate that has one."""
         raise NotImplementedError
 
 
 class Sums(Beside):
-    """sum, mean, variance and stddev: exact."""
+    """sum, mean, variance and stddev, computed exactly and rounded once."""
 
     def __init__(self, aggregate: AggregateColumn, kind: pa.DataType, result: pa.DataType) -> None:
         self._call, self._result = aggregate, result
@@ -172,7 +177,7 @@ class Sums(Beside):
 
 
 class Values(Beside):
-    """min, max, any, count_distinct, top_k: which values there are, and how often."""
+    """min, max, any, count_distinct and top_k: keeps which values there are, and how often."""
 
     def __init__(self, aggregate: AggregateColumn, kind: pa.DataType, result: pa.DataType) -> None:
         self._call, self._kind, self._result = aggregate, kind, result
@@ -203,7 +208,7 @@ class Values(Beside):
 
 
 class QuantileSketches(Beside):
-    """approx_quantile: a sketch, which can forget values."""
+    """approx_quantile: keeps a sketch, which can forget values."""
 
     def __init__(self, aggregate: AggregateColumn) -> None:
         self._call = aggregate
@@ -220,7 +225,7 @@ class QuantileSketches(Beside):
 
 
 class Best(Beside):
-    """arg_min, arg_max: pairs of what it goes by, and the value."""
+    """arg_min and arg_max: keeps pairs of the column that it goes by and the value."""
 
     def __init__(self, aggregate: AggregateColumn, kind: pa.DataType, result: pa.DataType, by: pa.DataType) -> None:
         self._call, self._kind = aggregate, kind
@@ -249,7 +254,7 @@ class Best(Beside):
 
 
 class InOrder(Beside):
-    """first, last, collect_list, user: values by event time, then as they came."""
+    """first, last, collect_list and user: keeps values by event time, then arrival."""
 
     def __init__(self, aggregate: AggregateColumn, input: pa.Schema, result: pa.DataType) -> None:
         self._call, self._result = aggregate, result
@@ -277,7 +282,7 @@ class InOrder(Beside):
         return self._made(batch if self._call.argument is None else batch.column(0), bounds, counts)
 
     def _made(self, values: Any, bounds: Any, counts: Any) -> Array:
-        """What the user's function makes of each slot's rows."""
+        """The results of the user's function over the rows of each slot."""
         function = self._call.function
         results: list[Any] = []
         for first, end, there in zip(bounds[:-1].tolist(), bounds[1:].tolist(), (counts > 0).tolist(), strict=True):
@@ -304,7 +309,7 @@ class InOrder(Beside):
 
 
 class WholeRows(Beside):
-    """All columns but the keys, of the row that came last and was not taken away."""
+    """Keeps all columns but the keys, and gives those of the last row to arrive that was not taken away."""
 
     def __init__(self, fields: pa.Schema) -> None:
         self._schema = fields
