@@ -16,13 +16,13 @@ from sabot.state.tables.store import TableStore
 
 __all__ = ["AddedGroups"]
 
-_ROWS, _TIME = "__rows", "__at"  # hidden calls: how many rows a group has; the time of its row
+_ROWS, _TIME = "__rows", "__at"  # hidden aggregates: how many rows a group has; the event time of its result
 
 
 class AddedGroups(StoredGroups):
-    """Of rows that are only added: an Aggregator's groups, with a count of rows, and the time.
+    """Groups of an Aggregator, with two hidden aggregates: a count of rows, and the event time.
 
-    Distinct values are counted beside it: an Aggregator would look at all of a group's to count them, after each batch.
+    Distinct values are counted beside it, since an Aggregator would look at all values of a group to count them after each batch.
     """
 
     def __init__(
@@ -31,9 +31,9 @@ class AddedGroups(StoredGroups):
         timed = TIME_COLUMN in input.names
         order = TIME_COLUMN if timed else None
         hidden = [AggregateColumn(_ROWS, "count"), *([AggregateColumn(_TIME, "max", TIME_COLUMN)] if timed else [])]
-        described = Aggregator(keys, aggregates, input, order=order)  # checks, and says the types
+        described = Aggregator(keys, aggregates, input, order=order)  # checks the columns, and says the types
         self.fields = list(described.schema)[len(keys) :]
-        self._values: list[Values | None] = [  # a call; None: it is the aggregator's
+        self._values: list[Values | None] = [  # one for each aggregate; None: the Aggregator has it
             Values(aggregate, input.field(aggregate.argument).type, field.type)
             if aggregate.kind == "count_distinct"
             else None
@@ -54,7 +54,8 @@ class AddedGroups(StoredGroups):
         self._extras = aggregator.extras()
         kept = [pa.field(f"{KEPT} {i}", pa.large_binary()) for i in range(len(self._holders))]
         self.saved_schema = pa.schema([*aggregator.gathered, *kept])
-        # times are noted when it is known what has changed: two runs over the lanes, each with the others' filters never true
+        # Times are recorded once it is known which groups have changed. So there are two passes over the accumulators: in each, a filter
+        # that is never true leaves out the accumulators of the other pass.
         self._filters = aggregator.filters
         self._time_filters: list[int] | None = None
         if timed and not self.always_change:
@@ -85,7 +86,7 @@ class AddedGroups(StoredGroups):
     def note_changes(self, table: GroupTable, slots: pa.Int32Array, batch: Batch, changed: Any, latest: Any) -> None:
         if self._timed and changed.any():
             some = pa.array(np.where(changed, slots.to_numpy(), np.int32(-1)))
-            data = batch.data.slice(0, len(slots))  # of these rows the times alone count
+            data = batch.data.slice(0, len(slots))  # only the times of these rows are used
             data = data.set_column(data.schema.get_field_index(TIME_COLUMN), TIME_COLUMN, pa.array(latest))
             table.accumulate(some, self._columns(data), self._aggregator.arguments, self._time_filters)
 
@@ -117,7 +118,7 @@ class AddedGroups(StoredGroups):
 
     def contents(self) -> Iterator[list[Array]]:
         table = self.store.whole()
-        if table is None:  # then there is nothing beside it
+        if table is None:  # some groups are on disk, so there is no state beside the store
             hidden = 1 + self._timed
             width = len(self._aggregator.keys)
             for piece in self._aggregator.results(self.store, 0, self._extras):

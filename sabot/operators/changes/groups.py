@@ -2,9 +2,9 @@
 
     rows ──▶ slots of their keys ──▶ results before │ rows are added, or taken away │ results after ──▶ what differs
 
-What changes is emitted once a batch for each key that it touches. Rows that are only added are kept as `aggregates.Aggregator` keeps
-them. Of rows that may be taken away again: counts and sums of whole numbers in the store's tables, as sums of what adds and what takes;
-the rest beside them by slot, exactly: sums without rounding, values in sorted multisets, rows in order (`_cython.groups.multiset`).
+A batch emits at most one change for each key that it touches. Groups to which rows are only added keep what an `Aggregator` keeps
+(`added`). Groups whose rows may be taken away again (`removable`) keep counts and sums of whole numbers in the store's tables; all else
+stands beside these by slot, and is exact: sums without rounding, values in sorted multisets, rows in order (`_cython.groups.multiset`).
 """
 
 from abc import abstractmethod
@@ -29,7 +29,7 @@ __all__ = ["GroupAggregate", "KeptGroups"]
 
 
 class KeptGroups(Keeping):
-    """One row for each key, kept current: what aggregates and upserts do alike. The result is changes with the unique key `keys`."""
+    """One row for each key, kept current: the base of aggregates and upserts. The result is changes, with the unique key `keys`."""
 
     _groups: "Groups | None" = None
 
@@ -39,10 +39,10 @@ class KeptGroups(Keeping):
 
     @abstractmethod
     def _make(self, context: OperatorContext) -> "Groups":
-        """What is kept of each key of `rows`, the columns of the input without OP_COLUMN."""
+        """What is kept of each key. `rows` has the columns of the input without OP_COLUMN."""
 
     def _order(self) -> list[str]:
-        """The result's columns: the keys, then the fields."""
+        """The names of the result's columns, in order: the keys, then the fields."""
         return [*self.key_names, *(field.name for field in self._there().fields)]
 
     def open(self, context: OperatorContext) -> pa.Schema:
@@ -95,7 +95,7 @@ class KeptGroups(Keeping):
         groups.settle()
 
     def _times(self, batch: Batch) -> Any:
-        """The event time of each row that counts."""
+        """The event times of the rows that the selection names (numpy); None where rows have none."""
         if not self._timed:
             return None
         times = batch.data.column(batch.schema.get_field_index(TIME_COLUMN))
@@ -121,16 +121,17 @@ class KeptGroups(Keeping):
 
 
 class GroupAggregate(KeptGroups):
-    """`calls` over all rows of each key, as changes: keys, calls; one row a key, there as long as the key has rows.
+    """`aggregates` over all rows of each key, as changes: one row (keys, aggregates) for each key, as long as the key has rows.
 
-    Emitted for each key that a batch touches: an insert, an update pair unless the row is equal to the one before, a delete when the
-    key's last row was taken away. Event time of a row: the latest of the key's when the row became what it is; what takes it away has
-    the same. Without keys there is one row.
+    For each key that a batch touches, it emits an insert, an update pair unless the row is equal to the one before, or a delete when the
+    key's last row was taken away. The event time of a row is the latest of the key's rows when the row got its values; the change that
+    takes it away has the same time. Without keys there is one row.
 
-    changes: rows may be taken away; results are those of the rows that are left, exactly (floats: the exact sum, rounded once). Then
-    ties of arg_min and arg_max go by the least value, `any` is the least; first, last and collect_list go by event time, then arrival,
-    and of equal rows the oldest is taken. Such values are kept in memory; a hot key costs a logarithm a row. user: all rows of a key are
-    kept, and the function gets them anew at each change. approx_count_distinct cannot forget: UserError.
+    changes: rows may be taken away. Results are those of the rows that are left, exactly (a float is the exact sum, rounded once). Then
+    ties of arg_min and arg_max go by the least value, and `any` is the least value; first, last and collect_list go by event time, then
+    arrival; of equal rows the oldest is taken away. Such values are kept in memory, and each row costs a logarithm of its key's rows. For
+    aggregates of the user's all rows of a key are kept, and the function gets them anew at each change. approx_count_distinct cannot
+    forget a row: UserError.
     """
 
     def __init__(

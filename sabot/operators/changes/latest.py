@@ -21,9 +21,9 @@ __all__ = ["LatestRows"]
 
 
 class LatestRows(Groups):
-    """The last row of each key, where a row takes the place of the one before, or (op DELETE) takes it away.
+    """The last row of each key, where a row replaces the one before, or takes it away if its op is DELETE.
 
-    Rows are a RowStore's, under ids; here stands which slot has which.
+    A RowStore keeps the rows under ids; here stands which slot has which id.
     """
 
     own_times = True
@@ -36,7 +36,7 @@ class LatestRows(Groups):
         self._ids: Any = np.zeros(0, np.int64)
         self._touches = Touches()
         self._new: tuple[pa.RecordBatch, Any] | None = (
-            None  # of the touched keys: their last row of the batch, and whether it stays
+            None  # between `add` and `note_changes`: the last row of each touched key, and whether it stays
         )
         self._places = [i for i, field in enumerate(input) if field.name not in keys and field.name != TIME_COLUMN]
         self.fields = [input.field(place) for place in self._places]
@@ -78,17 +78,17 @@ class LatestRows(Groups):
         table.remove(slots)
 
     def settle(self) -> None:
-        """Rows have no budget to keep: see RowStore."""
+        """A RowStore keeps to its budget by itself."""
 
     def keeps(self) -> list[Kept]:
         return [Stored("tables", self, folder="")]
 
     def cut(self) -> tuple[dict[str, Any], Cut | None]:
-        """As a store does: the rows at a barrier."""
+        """The rows at a barrier, as a store gives them."""
         return self._rows.cut()
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
-        """As a store does; which slot has which row is found anew."""
+        """Takes rows back, as a store does, and finds anew which slot has which row."""
         self._rows.restore(saved, owned)
         for rows in self._pieces():
             slots = self._known.resolve(rows, [rows.schema.get_field_index(name) for name in self._names])

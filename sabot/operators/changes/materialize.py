@@ -41,10 +41,10 @@ _MOST_KEYS = 32  # columns that the store takes for its key
 
 
 class Materialize(Keeping):
-    """Keeps the table that the changes make, and gives its rows once, when the input has ended. Equal rows come side by side.
+    """Keeps the table that the changes make, and emits its rows once, when the input has ended. Equal rows come one after the other.
 
-    keys: columns by which the rows are dealt out to subtasks (none: one subtask has them all). Event time of a row is the latest of
-    those that are equal to it; no watermark passes before the rows do.
+    keys: columns by whose key groups subtasks share the rows (none: one subtask has them all). The event time of a row is the latest of
+    the rows that are equal to it. The rows come before the watermark at the end of time, and no watermark passes before.
     """
 
     def __init__(self, keys: Sequence[str] = (), *, id: str = "") -> None:
@@ -56,7 +56,7 @@ class Materialize(Keeping):
     def open(self, context: OperatorContext) -> pa.Schema:
         self._timed = TIME_COLUMN in context.input.names
         self._columns = without_marks(context.input)
-        key_columns(self._names, context.input)  # says which are missing
+        key_columns(self._names, context.input)  # raises for columns that are missing
         self._table = _Counted(self._columns, self._names, self._timed, context)
         self.kept = Keeper(context, [self._table], keyed=bool(self._names))
         self._schema = with_time(self._columns, self._timed)
@@ -67,7 +67,7 @@ class Materialize(Keeping):
             self._there().add(batch.taken())
 
     def advance(self, watermark_ms: int) -> int | None:
-        if watermark_ms == END_OF_TIME:  # what follows in the chain is told after this that time is over
+        if watermark_ms == END_OF_TIME:  # the rows must come before what follows hears that time is over
             self.finish()
             return None
         return START_OF_TIME

@@ -29,9 +29,9 @@ __all__ = ["LastOfChanges", "RemovableGroups"]
 
 
 class RemovableGroups(StoredGroups):
-    """Of rows that may be taken away again: what each call needs for that.
+    """Groups that keep for each aggregate what it needs to take a row away again.
 
-    The store's lanes are sums of int64, to which a row gives, or from which it takes; with the greatest time behind them.
+    The store's accumulators are sums of int64, to which rows add and from which they take, with the greatest event time behind them.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RemovableGroups(StoredGroups):
             keys, aggregates, input, order=TIME_COLUMN if self._timed else None
         )  # checks, and says the types
         self.fields = list(described.schema)[len(keys) :]
-        self._figures = 1  # how many rows; of each call, what it adds up
+        self._figures = 1  # accumulators: how many rows there are, then those of each aggregate
         self._parts: list[WholeSums | Beside] = [
             self._part(aggregate, field.type) for aggregate, field in zip(aggregates, self.fields, strict=True)
         ]
@@ -167,7 +167,7 @@ class RemovableGroups(StoredGroups):
 
 
 class LastOfChanges(RemovableGroups):
-    """The last row of each key whose rows may be taken away: all of them are kept, in memory."""
+    """The last row of each key whose rows may be taken away. All rows of a key are kept, in memory."""
 
     def __init__(self, keys: Sequence[str], input: pa.Schema, context: OperatorContext) -> None:
         fields = pa.schema([field for field in without_marks(input) if field.name not in keys])

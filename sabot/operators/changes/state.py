@@ -19,9 +19,10 @@ KEPT = "kept"
 
 
 class Groups(ABC):
-    """What is kept of each key. fields: what the result has beside the keys.
+    """What is kept of each key. fields: the columns of the result beside the keys.
 
-    always_change: who is touched has another result. own_times: `results` says the times of rows, whatever has touched them.
+    always_change: the result of every group that a batch touches differs from the one before (true with count(*)), so old and new need
+    not be compared. own_times: the event times of results come from `results`, not from the batch that touched the groups.
     """
 
     fields: list[pa.Field]
@@ -30,40 +31,47 @@ class Groups(ABC):
 
     @abstractmethod
     def table(self) -> GroupTable:
-        """Says the slots of keys; to be asked for again for each batch."""
+        """The table that gives keys their slots. It must be asked for anew for each batch."""
 
     @abstractmethod
     def results(self, table: GroupTable, slots: pa.Int32Array) -> tuple[Any, Any, list[Array]]:
-        """-> (how many rows each has, the times of their rows (numpy; of none any), a column a field)."""
+        """-> (how many rows each group has, the event times of their results, a column for each field).
+
+        Both are numpy arrays; the time of a group without rows has no meaning.
+        """
 
     @abstractmethod
     def add(self, table: GroupTable, slots: pa.Int32Array, batch: Batch) -> None:
-        """Row i that counts goes to slots[i]; not yet its time, unless they always change."""
+        """Adds row i of the batch's selection to group slots[i]. Its event time is recorded later, by `note_changes`, unless
+        `always_change`.
+        """
 
     @abstractmethod
     def note_changes(self, table: GroupTable, slots: pa.Int32Array, batch: Batch, changed: Any, latest: Any) -> None:
-        """After `add`, unless they always change: which of the touched slots have changed; the latest time that the batch brings each."""
+        """Called after `add`, unless `always_change`. changed[i]: whether the result of group slots[i] differs from the one before;
+        latest[i]: the latest event time of its rows in the batch (both numpy).
+        """
 
     @abstractmethod
     def remove(self, table: GroupTable, slots: pa.Int32Array) -> None:
-        """These have no rows any more."""
+        """Removes these groups, which have no rows any more."""
 
     @abstractmethod
     def settle(self) -> None:
-        """After each batch."""
+        """Called after each batch: keeps to the memory budget, where there is one."""
 
     @abstractmethod
     def keeps(self) -> list[Kept]:
-        """What of it stands in a checkpoint."""
+        """What a checkpoint saves of it."""
 
     @abstractmethod
     def contents(self) -> Iterator[list[Array]]:
-        """Keys and fields of all, in pieces."""
+        """The keys and fields of all groups, in pieces."""
 
     @property
     @abstractmethod
     def count(self) -> int:
-        """About how many keys."""
+        """About how many keys there are."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -72,10 +80,10 @@ class Groups(ABC):
 
 
 class StoredGroups(Groups):
-    """Groups whose keys and lanes are a TableStore's; beside it there may be columns of a state for each slot, in memory."""
+    """Groups that stand in a TableStore. Beside it there may be further state of each slot, in memory."""
 
     store: TableStore
-    saved_schema: pa.Schema  # of `saved`: the keys, then what is kept beside
+    saved_schema: pa.Schema  # the columns of `saved`: the keys, then the state beside the store
 
     def table(self) -> GroupTable:
         return self.store.table()
@@ -91,7 +99,7 @@ class StoredGroups(Groups):
     def saved(self) -> Iterator[pa.RecordBatch]: ...
     @abstractmethod
     def load(self, state: pa.RecordBatch) -> None:
-        """What `saved` gave, of groups that the store has."""
+        """Takes back what `saved` gave, for groups that the store has already."""
 
     def keeps(self) -> list[Kept]:
         keys = range(len(self.saved_schema) - self._beside())

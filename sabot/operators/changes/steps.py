@@ -1,4 +1,4 @@
-"""Steps over changes: what cancels out in a batch, the last row of each key, the table that is left at the end, the log of changes.
+"""Steps over changes: what cancels out in a batch, the last row of each key, the log of changes.
 
 append stream ──Upsert──▶ changes ──Changelog──▶ append stream (the op is a column)
                              └────Materialize──▶ append stream (the rows that are there when the input ends)
@@ -43,14 +43,14 @@ _WORDS = pa.array(["insert", "update_before", "update_after", "delete"])
 
 
 def net(batch: Batch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """Rows of changes -> (rows to be taken away, rows to be added), without OP_COLUMN, with TIME_COLUMN; in order of arrival.
+    """A batch of changes -> (rows to take away, rows to add), in order of arrival, without OP_COLUMN but with TIME_COLUMN.
 
-    Opposite changes of equal rows cancel out: what is left of a row is only takes or only adds. Equal are rows in all columns of the
-    user's; null equals null, NaN equals NaN, -0.0 equals 0.0, whatever their event time. Of equal adds the last ones stay, of equal
-    takes the first ones. Take first, then add: so never is a row taken away that the same batch brings.
+    Opposite changes of equal rows cancel out, so that of equal rows only takes or only adds are left: the last adds, or the first takes.
+    Rows are equal if all of the user's columns are, whatever their event time; null equals null, NaN equals NaN, -0.0 equals 0.0. The
+    caller takes away first, then adds: so it never takes away a row that the same batch brings.
 
-    A batch of adds alone, or of takes alone, costs a look at its ops, and a selection is then taken. A batch without OP_COLUMN is all
-    adds. Columns are not copied where nothing cancels out on one side.
+    A batch of adds alone, or of takes alone, costs only a look at its ops, and is not copied unless it has a selection. A batch without
+    OP_COLUMN is all adds.
     """
     data = batch.taken()
     place = data.schema.get_field_index(OP_COLUMN)
@@ -69,7 +69,7 @@ def net(batch: Batch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
 
 
 def _left(rows: Any, takes: Any) -> Any:
-    """Which rows do not cancel out: equal rows have the same number in `rows`."""
+    """Which rows do not cancel out (numpy bool). rows: a number for each row, the same for equal rows."""
     count = int(rows.max()) + 1
     taken = np.bincount(rows[takes], minlength=count)
     added = np.bincount(rows[~takes], minlength=count)
@@ -79,25 +79,25 @@ def _left(rows: Any, takes: Any) -> Any:
     if not len(mixed):
         return left
     numbers, of_take = rows[mixed], takes[mixed]
-    order = np.lexsort((of_take, numbers))  # by row; its adds, then its takes, each as they came
+    order = np.lexsort((of_take, numbers))  # by number: first the adds, then the takes, each in order of arrival
     numbers, of_take = numbers[order], of_take[order]
     begins = np.flatnonzero(np.diff(numbers, prepend=-1))
     place = np.arange(len(numbers)) - np.repeat(begins, np.diff(np.append(begins, len(numbers))))
-    # the first adds go, and the last takes
+    # the first adds and the last takes cancel out
     gone = np.where(of_take, place >= added[numbers] + taken[numbers] - both[numbers], place < both[numbers])
     left[mixed[order[gone]]] = False
     return left
 
 
 class Upsert(KeptGroups):
-    """The last row of each key to come, as changes with the unique key `keys`; columns as in the input.
+    """The last row of each key to arrive, as changes with the unique key `keys`; columns as in the input.
 
-    The first row of a key is an insert, each further one an update pair, but for one that is equal to the row before. Of a batch the
-    last row of a key counts. Event time of a row is its own; what takes it away has the same.
+    The first row of a key is an insert, and each further one an update pair, unless it is equal to the row before. Only the last row of a
+    key in a batch counts. A row has its own event time; the change that takes it away has the same.
 
-    deletes: rows may have the op DELETE, which takes the key's row away; of such a row only the keys count. changes: rows may be taken
-    away: of the rows of a key that are there the one that came last is its row; of equal rows the oldest is taken. Then all rows are
-    kept, in memory, and the time of the key's row is the latest of the key's so far.
+    deletes: a row with the op DELETE takes the row of its key away; only its key columns count. changes: rows may be taken away. The
+    row of a key is then the last to arrive of those that are still there; of equal rows the oldest is taken away. All rows are kept, in
+    memory, and the event time of the key's row is the latest of the key so far.
     """
 
     def __init__(self, keys: Sequence[str], *, changes: bool, deletes: bool = False, id: str = "") -> None:
@@ -128,7 +128,8 @@ class Upsert(KeptGroups):
 class Changelog(Keeping):
     """Changes as rows: the column `op` (insert, update_before, update_after, delete), then the columns of the input.
 
-    A change may have the event time of the row that it takes back, which is over; here it is not older than the watermark.
+    A change may have the event time of the row that it takes back, which may be below the watermark. As a row of a log it would be late,
+    so it gets the watermark as its time.
     """
 
     _watermark = START_OF_TIME
@@ -178,7 +179,7 @@ def place_group_aggregate(node: nodes.GroupAggregate, site: Site) -> Site:
 
 def place_upsert(node: nodes.Upsert, site: Site) -> Site:
     if site.changes and site.unique is not None and set(site.unique) == set(node.keys):
-        return site  # they are that already
+        return site  # the changes have this key already
     site = site.together(node.keys, "keyed")
     make = partial(Upsert, node.keys, changes=site.changes, deletes=node.deletes)
     return site.step(node.text(), make, id=node.id)

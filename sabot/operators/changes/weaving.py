@@ -1,4 +1,4 @@
-"""Rows of changes beside each other: which are equal, which differ, and how they become update pairs."""
+"""Old and new rows of keys: which rows are equal, which differ, and how both are woven into one batch of changes."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -18,7 +18,7 @@ Array: TypeAlias = pa.Array
 
 
 def signs(ops: Array) -> Any:
-    """OP_COLUMN -> for each row whether it takes a row away (numpy bool)."""
+    """For each op whether it takes a row away (numpy bool). ops: OP_COLUMN."""
     return (ops.to_numpy() & 1).astype(bool)
 
 
@@ -41,7 +41,7 @@ def _numbered(columns: Sequence[Array], rows: int) -> Any:
 
 
 def _comparable(column: Array) -> list[Array]:
-    """Columns that keys can be made of, which are equal where the column is."""
+    """Columns of types that keys can have, which are equal in two rows if and only if the column is."""
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
         return _comparable(column.storage)
@@ -62,7 +62,7 @@ def _comparable(column: Array) -> list[Array]:
 
 
 def _list_keys(column: Array) -> Array:
-    """Lists as bytes: each value by its number among the values that differ."""
+    """Lists as bytes: each value is its number among the distinct values."""
     counts = pc.list_value_length(column).fill_null(0).to_numpy() if not pa.types.is_map(column.type) else None
     if counts is None:
         column = column.cast(pa.list_(pa.struct([column.type.key_field, column.type.item_field])))
@@ -87,13 +87,13 @@ def _bytes_of(data: Any, offsets: Any, like: Array) -> Array:
     return pc.if_else(mask, pa.scalar(None, pa.binary()), values) if like.null_count else values
 
 
-# Rows of keys: what becomes of them
+# What becomes of the rows of keys
 
 
 class Weave:
-    """What becomes of the rows of keys, in changes: of row i an insert, an update pair, a delete, or nothing.
+    """The changes of the rows of keys: key i gets an insert, an update pair, a delete, or nothing.
 
-    taken, added: numpy bool; the row before goes, the row after comes.
+    taken[i]: the row before goes. added[i]: the row after comes (both numpy bool).
     """
 
     def __init__(self, taken: Any, added: Any) -> None:
@@ -107,11 +107,11 @@ class Weave:
         return self._ops
 
     def same(self, column: Array, rows: pa.Int32Array) -> Array:
-        """What is the same before and after: of each key the value in one of these rows of a column."""
+        """A column with the same values before and after, such as a key. rows[i]: a row of `column` that has the value of key i."""
         return column.take(rows if self._only_adds else rows.take(self._rows))
 
     def woven(self, before: Array, after: Array) -> Array:
-        """A column, where rows that go are of `before`, and rows that come of `after`."""
+        """A column of the changes: rows that go have the value of `before`, rows that come that of `after`. Both have a value a key."""
         if self._only_adds:
             return after
         kind = before.type
@@ -122,7 +122,7 @@ class Weave:
 
 
 def _is_word(kind: pa.DataType) -> bool:
-    """Its values are 64 bits."""
+    """Whether values of this type have 64 bits."""
     return bool(pa.types.is_primitive(kind) and kind.bit_width == 64)
 
 
@@ -134,7 +134,7 @@ def _words(column: Array) -> Any:
 
 
 def differ(before: Sequence[Array], after: Sequence[Array]) -> Any:
-    """For each row whether it differs (numpy bool): null equals null, NaN equals NaN, -0.0 equals 0.0."""
+    """For each row whether any column differs (numpy bool): null equals null, NaN equals NaN, -0.0 equals 0.0."""
     result = np.zeros(len(before[0]) if before else 0, bool)
     for old, new in zip(before, after, strict=True):
         result |= _differ(old, new)
