@@ -22,18 +22,18 @@ _GONE = "__gone"
 
 
 class AsofJoin(TimedJoin):
-    """Each row of the left with the right's row of the same key that is nearest in time. how: "left" (none: nulls), "inner".
+    """Each row of the left with the right's row of the same key that is nearest in time. how: "left" (nulls where there is none), "inner".
 
-    strategy: "backward" (the last with a time <= the left's), "forward" (the first with one >=), "nearest" (the nearer of the two; of
-    equally near ones the earlier); tolerance_ms: how far it may be at most, which "forward" and "nearest" need. Of rows of the right of
-    equal time the last to come counts. A null in a key has no partner.
+    strategy: "backward" (the last row with a time <= the left's), "forward" (the first with a time >= the left's), "nearest" (the nearer
+    of the two; of equally near rows the earlier). tolerance_ms: how far it may be at most; "forward" and "nearest" need it. Of rows of
+    the right with equal time the last to arrive counts. A key with a null has no partner.
 
-    Rows of the left wait until the watermark has passed them (of "forward" and "nearest" by the tolerance, and what follows is told a
-    watermark that is so much behind), and come out by time, with their own time. Of the right what no row can meet any more is
-    forgotten: of each key the last row below the watermark stays. A row of the right that is late is counted, and counts for the rows
-    of the left that have not come out.
-    right_changes: rows of the right that are added are versions of their key; one that is deleted ends it: from its time on there is
-    none, until the next. An update's row before is passed over. Only for "backward".
+    Rows of the left wait until the watermark has passed them, with "forward" and "nearest" by the tolerance, by which the watermark for
+    what follows is lower. They come out by time, with their own time. Rows of the right that no row can meet any more are forgotten; the
+    last row of each key below the watermark stays. A row of the right that is late is counted, and still serves the rows of the left
+    that have not come out.
+    right_changes: a row of the right that is added is the next version of its key, and one that is deleted ends the version: from its
+    time on the key has no row, until the next version. The row before an update is passed over. Only for "backward".
     """
 
     kind = "as-of join"
@@ -75,7 +75,7 @@ class AsofJoin(TimedJoin):
         self.right = Side(
             "right", right, sides.right_keys, context, read=names, changes=self._right_changes, extra=extra
         )
-        self._ended = np.zeros(0, np.int64)  # ids of the right's rows that end a version
+        self._ended = np.zeros(0, np.int64)  # ids of kept rows of the right that end a version
         return result
 
     def process(self, batch: Batch) -> None:
@@ -109,7 +109,7 @@ class AsofJoin(TimedJoin):
         return within(watermark_ms - self._ahead) if self._ahead and watermark_ms < END_OF_TIME else None
 
     def _give(self, before: int) -> None:
-        """Rows of the left below this time come out."""
+        """Emits the rows of the left below this time."""
         left, right = self.left, self.right
         ids = left.table.below(before)
         for start in range(0, len(ids), CHUNK_ROWS):
@@ -124,7 +124,7 @@ class AsofJoin(TimedJoin):
         self.emission.flush()
 
     def _partners(self, rows: pa.RecordBatch, times: Any) -> Any:
-        """The ids of the right's rows for these of the left; -1: there is none (numpy)."""
+        """For each of these rows of the left the id of its row of the right, or -1 where there is none (numpy)."""
         table, keys = self.right.table, self.left.key_indices
         tolerance = LONGEST_MS if self._tolerance is None else self._tolerance
         before = after = np.full(len(times), -1, np.int64)
@@ -135,7 +135,7 @@ class AsofJoin(TimedJoin):
         if self._strategy != "backward":
             first = table.first_at(rows, keys, pa.array(times)).to_numpy()
             at = self._orders(first, START_OF_TIME)
-            after = table.last_at(rows, keys, pa.array(at)).to_numpy()  # of those of that time the last
+            after = table.last_at(rows, keys, pa.array(at)).to_numpy()  # the last of the rows of that time
             after = np.where((first >= 0) & (at <= times + tolerance), after, -1)
         if self._strategy == "nearest":
             near = times - self._orders(before, -(2**62)) <= self._orders(after, 2**62) - times
@@ -156,7 +156,7 @@ class AsofJoin(TimedJoin):
         return times
 
     def _forget(self, before: int) -> None:
-        """What a row of the left at this time, or a later one, cannot meet."""
+        """Removes the rows of the right that no row of the left at this time or later can meet."""
         table = self.right.table
         if self._strategy == "backward":
             old = table.superseded(before)
@@ -171,7 +171,7 @@ class AsofJoin(TimedJoin):
             self._ended = self._ended[~np.isin(self._ended, old.to_numpy())]
 
     def _end(self, before: int, removed: Any) -> None:
-        """A version's end, when nothing is left before it, is as good as nothing."""
+        """Removes the ends of versions below this time: no version is left before them, so a key without a row says the same."""
         ended = self._ended[~np.isin(self._ended, removed)]
         over = self.right.table.orders(pa.array(ended)).to_numpy() < before
         self.right.table.remove(pa.array(ended[over]))

@@ -21,13 +21,13 @@ _FIRST_PROBE = 64  # rows
 
 
 class IntervalJoin(TimedJoin):
-    """Pairs with equal keys whose times are near: the right's is in [left's + lower_ms, left's + upper_ms], both ends included.
+    """Pairs with equal keys whose times are near: the right's time is in [left's + lower_ms, left's + upper_ms], both ends included.
 
-    A bound of None is none: what it would bound is kept until the end of the input. A null in a key has no partner.
-    how: "inner", "left", "right", "full", "semi", "anti". Pairs come out when both rows are there; their time is the later of both.
-    A row that has no partner comes out when the watermark says that none can come. It has its own time, and so have the rows of a semi
-    join: what follows is told a watermark that is so much behind (`upper_ms` for rows of the left, `-lower_ms` for those of the right).
-    For rows without a partner the bound is needed: UserError. A row of a semi join without it has the time of its partner, if later.
+    Where a bound is None, rows that it would bound are kept until the end of the input. A key with a null has no partner.
+    how: "inner", "left", "right", "full", "semi", "anti". A pair comes out when both rows are there; its time is the later of both.
+    A row that has no partner comes out when the watermark says that none can come. It keeps its own time, and so do the rows of a semi
+    join; so the watermark for what follows is so much lower (`upper_ms` for rows of the left, `-lower_ms` for those of the right).
+    Rows without a partner need that bound: UserError. A row of a semi join without it has the time of its partner, if that is later.
     """
 
     kind = "interval join"
@@ -42,7 +42,7 @@ class IntervalJoin(TimedJoin):
         for ms in (lower_ms, upper_ms):
             if ms is not None and abs(ms) > LONGEST_MS:
                 raise UserError(f"interval join: a bound of {ms} ms is out of range")
-        # whose rows come out without a partner, and how far behind
+        # by how much rows of each side may come out behind the watermark
         self._behind = {
             "left": upper_ms if how in ("left", "full", "anti") else 0,
             "right": None if lower_ms is None else -lower_ms,
@@ -86,7 +86,7 @@ class IntervalJoin(TimedJoin):
         self.emission.flush()
 
     def _bounds(self, side: Side, rows: Rows) -> tuple[pa.Int64Array | None, pa.Int64Array | None]:
-        """Between which times a partner is, for all rows of the data."""
+        """The earliest and the latest time of a partner, for all rows of the data; None: no bound."""
         times = rows.data.column(side.time).to_numpy()
         lower, upper = self._lower, self._upper
         if side is self.right:
@@ -116,7 +116,7 @@ class IntervalJoin(TimedJoin):
         if alone:
             mine.table.add_counts(ids, pa.array(found))
 
-    # semi, anti: a row of the left is kept until it has a partner
+    # semi, anti: a row of the left is kept until it has its first partner
 
     def _single_left(self, rows: Rows) -> None:
         left, right, semi = self.left, self.right, self.how == "semi"
@@ -140,11 +140,11 @@ class IntervalJoin(TimedJoin):
         left.insert(rows.where(~there))
 
     def _single_right(self, rows: Rows) -> None:
-        """Rows of the left that have their first partner now come out, or are forgotten."""
+        """Rows of the left that now have their first partner come out (semi), or are forgotten (anti)."""
         rows = self.right.with_keys(rows)[0]
         self.right.insert(rows)
         start, size = 0, _FIRST_PROBE
-        while start < len(rows):  # in growing pieces: after each, the rows that it found are not there any more
+        while start < len(rows):  # in growing pieces, since each piece removes the rows that it found
             end = min(start + size, len(rows))
             self._meet(rows.only(np.arange(start, end)))
             start, size = end, min(2 * size, CHUNK_ROWS)
@@ -178,7 +178,7 @@ class IntervalJoin(TimedJoin):
         return within(watermark_ms - behind) if behind and watermark_ms < END_OF_TIME else None
 
     def _expire(self, side: Side, ms: int | None) -> None:
-        """Rows go that the watermark has passed by more than this."""
+        """Removes the rows that the watermark has passed by more than `ms` (None: only at the end of time)."""
         before = END_OF_TIME if self.watermark == END_OF_TIME else None if ms is None else self.watermark - ms
         if before is None:
             return

@@ -29,16 +29,16 @@ __all__ = ["PLACES", "READERS", "Join", "Sides", "TableLookup", "place_sides"]
 class Join(Joined):
     """Every pair of rows with equal keys, of all rows that are there: the join of SQL, over tables that change.
 
-    how: "inner", "left", "right", "full" (rows without a partner come out alone, and are taken back with the first partner), "semi" and
-    "anti" (rows of the left that have, or do not have, a partner; alone). A null in a key has no partner. Emits changes, unless both
-    inputs only add rows and how is "inner" or "semi": then what came out stays. A change of a row that has a partner takes pairs away and
-    gives others; that a row is without a partner in between, in one batch, is not told.
+    how: "inner"; "left", "right" and "full", where a row without a partner comes out with nulls, and is taken back when its first partner
+    comes; "semi" and "anti", which give the rows of the left that have, or do not have, a partner. A key with a null has no partner.
+    The result is changes, unless both inputs only add rows and how is "inner" or "semi". A change of a row that has partners takes pairs
+    away and adds others; where a row has no partner only within one batch, its row with nulls is not emitted.
 
-    left_changes, right_changes: rows of that side carry OP_COLUMN. Taken away is a row that is equal in all columns; its time is not
-    compared. broadcast: the right is sent whole to every subtask, and rows of the left to any: then the left only adds rows.
-    left_keep_ms, right_keep_ms: rows of that side, which only adds rows, are forgotten when the watermark has passed them by so much: what
-    came out with them stays. Else both sides are kept for ever, but for what cannot matter any more: of a semi or anti join whose right
-    only adds rows, those of the left that have a partner, and of the right more than its keys.
+    left_changes, right_changes: rows of that side carry OP_COLUMN. A row is taken away if it is equal in all columns but event time.
+    broadcast: every subtask gets all rows of the right, and rows of the left stay in any subtask; then the left only adds rows.
+    left_keep_ms, right_keep_ms: rows of that side, which only adds rows, are forgotten when the watermark has passed them by so much;
+    results that they gave stay. Without it rows are kept for ever. But a semi or anti join whose right only adds rows forgets the rows of
+    the left that have a partner, and keeps only the keys of the right.
     """
 
     kind = "join"
@@ -98,11 +98,11 @@ class Join(Joined):
         for name, ms, schema in (("left", self._left_keep_ms, left), ("right", self._right_keep_ms, right)):
             if ms is not None and TIME_COLUMN not in schema.names:
                 raise no_event_time(f"join: rows of the {name} side are kept for {ms} ms, and have no event time")
-        # whose rows note that they have had a partner: it may be forgotten
+        # a row with a count remembers that it had a partner, since the partner may be forgotten
         counted = [self._stays("left") and self._right_keep_ms is not None]
         counted.append(self._stays("right") and self._left_keep_ms is not None)
         self.left = Side("left", left, sides.left_keys, context, order=order[0], changes=changes[0], counted=counted[0])
-        if self._exists:  # of a key one row is kept, and how many there are
+        if self._exists:  # one row of each key is kept, with the count of the key's rows
             self.right = Side(
                 "right",
                 right,
@@ -124,7 +124,7 @@ class Join(Joined):
                 changes=changes[1],
                 counted=counted[1],
             )
-        if timed and not timed_right:  # then its rows are of the time when they come
+        if timed and not timed_right:  # the time of its rows is the watermark when they come
             self.right.now = START_OF_TIME
         return result
 
@@ -147,7 +147,7 @@ class Join(Joined):
     def _pairs(self, mine: Side, other: Side, batch: Batch) -> None:
         takes, adds = mine.netted(batch)
         alone = self._stays(mine.name)
-        others_alone = self._stays(other.name) and not other.counted  # else `_join` sees to it
+        others_alone = self._stays(other.name) and not other.counted  # with counts, `_join` takes them back
         takes, null_takes = mine.with_keys(takes)
         adds, null_adds = mine.with_keys(adds)
         known = mine.match(takes) if len(takes) else np.zeros(0, np.int64)
@@ -170,14 +170,14 @@ class Join(Joined):
             self._alone(mine, null_adds, INSERT)
 
     def _stays(self, side: str) -> bool:
-        """Rows of this side that have no partner come out alone."""
+        """Whether rows of this side that have no partner come out, with nulls."""
         return self.how in ("full", side)
 
     def _numbers(self, side: Side, rows: Rows, wanted: bool) -> Any:
         return side.key_numbers(rows) if wanted and len(rows) else np.zeros(len(rows), np.int32)
 
     def _join(self, mine: Side, other: Side, rows: Rows, op: int, alone: bool) -> Any:
-        """These rows and their partners; alone: those without one too. -> which have one (numpy)."""
+        """Emits these rows with their partners, and, if `alone`, rows without one with nulls. -> which rows have a partner (numpy)."""
         met = np.zeros(len(rows), bool)
         if not len(rows):
             return met
@@ -197,7 +197,7 @@ class Join(Joined):
         return met
 
     def _first_met(self, side: Side, ids: pa.Int64Array, rows: pa.RecordBatch, times: Any) -> None:
-        """Those that have had no partner before are not alone any more."""
+        """Takes back the rows with nulls of rows that had no partner before. ids: of rows that have met a partner, with repeats."""
         first = np.unique(ids.to_numpy(), return_index=True)[1]
         first = pa.array(first[side.table.counts(ids.take(pa.array(first))).to_numpy() == 0])
         if len(first):
@@ -211,9 +211,10 @@ class Join(Joined):
                 self.emission.add(self._result_rows(side, piece.taken(), None, side.times(piece), op))
 
     def _turn(self, mine: Side, other: Side, rows: Rows, numbers: Any, op: int) -> None:
-        """Rows of the other side have got their first partner (DELETE: their rows alone go), or have lost the last (INSERT: they come).
+        """Rows of the other side have got their first partner (op DELETE: their rows with nulls go), or lost their last one (op INSERT:
+        rows with nulls come).
 
-        numbers: of the rows' keys. A row alone goes when the first of these comes, and comes when the last has gone.
+        rows: the partners, of which the earliest, or for INSERT the latest, gives the time. numbers: a number for the key of each.
         """
         for _, rows_of, times in self._partners(mine, other, rows, numbers, latest=op == INSERT):
             self.emission.add(self._result_rows(other, rows_of, None, times, op))
@@ -221,7 +222,7 @@ class Join(Joined):
     def _partners(
         self, mine: Side, other: Side, rows: Rows, numbers: Any, *, latest: bool
     ) -> Iterator[tuple[pa.Int64Array, pa.RecordBatch, Any]]:
-        """(ids, rows, times) of all rows of the other side that have the keys of these rows; each once."""
+        """(ids, rows, times) of all rows of the other side that have a key of these rows, each once."""
         if not len(rows):
             return
         rows, times = _one_a_key(rows, numbers, mine.times(rows), latest)
@@ -284,7 +285,7 @@ class Join(Joined):
         right.table.remove(pa.array(np.unique(gone_numbers)))
 
     def _turn_left(self, rows: Rows, numbers: Any, op: int, *, latest: bool) -> None:
-        """The keys of these rows of the right have come, or gone: rows of the left come out, or are taken back."""
+        """Keys of the right have come, or gone: emits the rows of the left with these keys, with the op. rows: the rows of the right."""
         over = []
         for ids, found, times in self._partners(self.right, self.left, rows, numbers, latest=latest):
             self.emission.add(self._result_rows(self.left, found, None, times, op))
@@ -326,11 +327,11 @@ class Join(Joined):
 
 
 class TableLookup(Joined):
-    """Each row of the left with the row that the table on the right has for its key when the row comes. Rows are added, never taken back.
+    """Each row of the left with the row that the table on the right has for its key at that moment. Results are never taken back.
 
-    The right is a stream of changes with unique keys (of a key's changes the last one counts, whichever row it takes away), or one that
-    only adds rows: then a key's last row is the table's. how: "left" (no row in the table: nulls) or "inner". The time is the left's.
-    The answer depends on what has come from the right before: who needs the same one each time joins as of event time.
+    The right is a stream of changes with unique keys, where the last change of a key counts, or one that only adds rows, where the last
+    row of a key is the table's. how: "left" (nulls where the table has no row) or "inner". The event time is that of the left's row.
+    The answer depends on what has come from the right before; a join as of event time gives the same answer each time.
     """
 
     kind = "lookup"
@@ -389,7 +390,7 @@ class TableLookup(Joined):
 
 
 def _one_a_key(rows: Rows, numbers: Any, times: Any, latest: bool) -> tuple[Rows, Any]:
-    """(of each number one row: the earliest, or the latest; their times)."""
+    """(one row for each number, the earliest or the latest; their times)."""
     order = np.arange(len(rows))
     if times is not None:
         order = np.argsort(-times if latest else times, kind="stable")
@@ -421,7 +422,7 @@ def place_lookup(node: nodes.Lookup, left: Site, right: Site) -> Site:
 
 
 def place_sides(node: nodes.Join, left: Site, right: Site, make: Callable[[Sides], Operator]) -> Site:
-    """Of any join: make gives its operator over the sides."""
+    """Puts any join into the plan. make: gives its operator, for the columns that are joined."""
     names, used = node.right_names, left.layout.used.get(id(node))
     if names is not None and used is not None:
         names = [(old, new) for old, new in names if new in used]

@@ -1,4 +1,4 @@
-"""What joins are made of: a side and the rows of it that are kept, the columns of the result, and the life of both sides together."""
+"""What joins are made of: a side with the rows that are kept of it, the columns of the result, and the base of all joins."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -38,7 +38,7 @@ _WINDOW_TIME = pa.timestamp("ms", "UTC")
 
 @dataclass(frozen=True)
 class Sides:
-    """What is joined. right_names: (a column of the right, its name in the result), in order, without the keys; of semi and anti none."""
+    """What is joined. right_names: (a column of the right, its name in the result), in order, without the keys; none for semi and anti."""
 
     left_keys: tuple[str, ...]
     right_keys: tuple[str, ...]
@@ -46,7 +46,10 @@ class Sides:
 
 
 class Rows:
-    """Rows of a batch that count. Nothing is copied until `at` or `taken`. hashes: the key hashes of all rows of the data."""
+    """The rows of `data` that `selection` names (None: all). Nothing is copied until `at` or `taken`.
+
+    hashes: the key hashes of all rows of `data`. Row i, in the methods, is the i-th of those that are selected.
+    """
 
     def __init__(
         self, data: pa.RecordBatch, selection: pa.Int32Array | None = None, hashes: pa.UInt64Array | None = None
@@ -61,16 +64,16 @@ class Rows:
         return column if self.selection is None else column.take(self.selection)
 
     def where(self, mask: Any) -> "Rows":
-        """Those of them where it is true (numpy)."""
+        """The rows where the mask (numpy) is true."""
         return self if mask.all() else self.only(np.flatnonzero(mask))
 
     def only(self, numbers: Any) -> "Rows":
-        """Those with these numbers (numpy): row i is the i-th that counts."""
+        """The rows with these numbers (numpy)."""
         chosen = pa.array(numbers.astype(np.int32))
         return Rows(self.data, chosen if self.selection is None else self.selection.take(chosen), self.hashes)
 
     def at(self, numbers: Array) -> pa.RecordBatch:
-        """The rows with these numbers, copied; where these are all in their order, as `taken` gives them."""
+        """A copy of the rows with these numbers; no copy if these are all rows in their order."""
         if len(numbers) == len(self) and np.array_equal(numbers.to_numpy(), np.arange(len(numbers))):
             return self.taken()
         return self.data.take(numbers if self.selection is None else self.selection.take(numbers))
@@ -79,7 +82,7 @@ class Rows:
         return self.data if self.selection is None else self.data.take(self.selection)
 
     def pieces(self) -> Iterator["Rows"]:
-        """All of them, so many at once as may be emitted."""
+        """All rows, in pieces of at most CHUNK_ROWS."""
         if len(self) <= CHUNK_ROWS:
             yield self
             return
@@ -88,11 +91,12 @@ class Rows:
 
 
 class Side:
-    """One input: the columns that are read of it, and its rows that are kept.
+    """One input of a join: the columns that are read of it, and the rows that are kept of it.
 
-    read: names of columns; None: all of the user's. Rows of it are those columns, in their order, and TIME_COLUMN where it has one.
-    order: how the rows of a key are kept: by "time", by "arrival", or by a "hash" of them, so that `match` finds one among many; None:
-    no rows are kept. extra: columns that the owner puts behind those of the side.
+    read: the columns that are read beside the keys; None: all of the user's. Its rows are these columns, in the order of the input, and
+    TIME_COLUMN where the input has it.
+    order: how the rows of a key are kept: by "time", by "arrival", or by a "hash" of the row, so that `match` finds one among many;
+    None: no rows are kept. extra: columns of the join behind those of the side. counted: each kept row has a count.
     """
 
     def __init__(
@@ -122,7 +126,7 @@ class Side:
         self.schema = pa.schema([schema.field(i) for i in self._columns])
         self.key_indices = [names.index(key) for key in keys]
         self.time = len(names) - 1 if self.timed else -1
-        self.now: int | None = None  # set where this side has no event time and the result has
+        self.now: int | None = None  # the time of its rows, where the result has event time and this side has none
         self.by_time = order == "time" and self.timed
         self._by_hash = order == "hash"
         beside = [i for i in range(len(names)) if i not in self.key_indices or _has_two_forms(self.schema.types[i])]
@@ -154,11 +158,11 @@ class Side:
         return self.store.table
 
     def rows(self, batch: Batch) -> Rows:
-        """The rows that count, without the op."""
+        """The selected rows, with the columns that are read, without the op."""
         return Rows(batch.data.select(self._columns), batch.selection, batch.hashes)
 
     def netted(self, batch: Batch) -> tuple[Rows, Rows]:
-        """(rows to be taken away, rows to be added)."""
+        """(rows to take away, rows to add), after opposite changes have cancelled out."""
         if self._op < 0:
             rows = self.rows(batch)
             return Rows(rows.data.slice(0, 0)), rows
@@ -167,18 +171,18 @@ class Side:
         return Rows(takes), Rows(adds)
 
     def ops(self, batch: Batch) -> Any:
-        """The ops of the rows that count (numpy)."""
+        """The ops of the selected rows (numpy)."""
         ops = batch.data.column(self._op)
         return (ops if batch.selection is None else ops.take(batch.selection)).to_numpy()
 
     def times(self, rows: Rows) -> Any:
-        """Their event times (numpy), of a side without them `now`; None: there are none."""
+        """The event times of the rows (numpy). A side without event time gives `now` for all; None if that is None too."""
         if self.timed:
             return rows.column(self.time).to_numpy()
         return None if self.now is None else np.full(len(rows), self.now)
 
     def has_key(self, rows: Rows) -> Any:
-        """Which have no null in their key, and so may have partners (numpy); None: all."""
+        """Which rows have no null in their key, and so may have partners (numpy); None: all."""
         mask: Any = None
         for index in self.key_indices:
             if rows.data.column(index).null_count:
@@ -187,7 +191,7 @@ class Side:
         return mask
 
     def with_keys(self, rows: Rows) -> tuple[Rows, Rows]:
-        """(rows with a key, those with a null in it)."""
+        """(rows without a null in their key, rows with one)."""
         mask = self.has_key(rows)
         if mask is None:
             return rows, Rows(rows.data.slice(0, 0))
@@ -198,9 +202,10 @@ class Side:
         return Rows(rows.data.select(self.key_indices), rows.selection).taken()
 
     def stored(self, ids: pa.Int64Array, *, of_partners: bool = False) -> tuple[pa.RecordBatch, Any]:
-        """(the rows with these ids, their event times (numpy); None: the side has none).
+        """(the rows with these ids, their event times (numpy), or None where the side has none).
 
-        of_partners: without the keys that are the same, to the bit, in rows that have them on the other side. What is far away is costly.
+        of_partners: key columns are left out whose values are the same bits as in the partner on the other side. An integer key 7 met
+        a 7, so the partner's column serves; a float 0.0 may have met -0.0, so it is read. Reads from the database: call it once per batch.
         """
         rows = self.table.take(ids, self.beside_keys if of_partners else None)
         if not self.timed:
@@ -208,7 +213,7 @@ class Side:
         return rows, (self.table.orders(ids) if self.by_time else rows.column(TIME_COLUMN)).to_numpy()
 
     def insert(self, rows: Rows, extra: Array | None = None) -> pa.Int64Array:
-        """Keeps them; -> their ids. extra: the column behind those of the side, a value for each row that counts."""
+        """Keeps the rows; -> their ids. extra: the values of the column behind those of the side, one for each row."""
         order = None
         if extra is not None:
             rows = Rows(rows.taken())
@@ -222,17 +227,17 @@ class Side:
         return self.table.insert(data, order, hashes=rows.hashes, selection=rows.selection)
 
     def key_numbers(self, rows: Rows, of: "Side | None" = None) -> Any:
-        """-1 where nothing is kept of the row's key; else a number for the key (numpy). of: the side that the rows are of; None: this."""
+        """For each row a number that stands for its key; -1 where no row of the key is kept (numpy). of: the rows' side; None: this one."""
         indices = (of or self).key_indices
         return self.table.key_ids(rows.data, indices, hashes=rows.hashes, selection=rows.selection).to_numpy()
 
     def find(self, rows: Rows, of: "Side | None" = None) -> tuple[pa.Int32Array, pa.Int64Array]:
-        """(number of a row, id of one that is kept of its key), for rows of which there is one."""
+        """(the number of a row, the id of one kept row of its key), for all rows whose key has one. of: as for `key_numbers`."""
         indices = (of or self).key_indices
         return self.table.find(rows.data, indices, hashes=rows.hashes, selection=rows.selection, limit=1)
 
     def _row_hashes(self, data: pa.RecordBatch) -> pa.Int64Array:
-        """For each row a number that equal rows share, whatever their time."""
+        """For each row a hash that equal rows share, whatever their event time."""
         if not self._hashed:
             return pa.array(np.zeros(data.num_rows, np.int64))
         return pa.array(
@@ -240,7 +245,7 @@ class Side:
         )
 
     def match(self, takes: Rows) -> Any:
-        """The ids of kept rows that are equal but for their time; -1: there is none. No id comes twice (numpy)."""
+        """For each row the id of a kept row that is equal but for its time, or -1 where there is none (numpy). No id comes twice."""
         data = takes.taken()
         if not data.num_rows:
             return np.zeros(0, np.int64)
@@ -249,7 +254,7 @@ class Side:
         distinct = data.take(pa.array(first))
         found = self._equal(distinct, int(size.max()))
         short = np.bincount(found[0], minlength=len(first)) < size
-        if short.any():  # what has the same hash may stand before it
+        if short.any():  # rows with the same hash that differ may have filled the limit: look again without one
             some = np.flatnonzero(short)
             again = self._equal(distinct.take(pa.array(some)), None)
             others = ~short[found[0]]
@@ -268,7 +273,7 @@ class Side:
         return ids
 
     def _equal(self, data: pa.RecordBatch, limit: int | None) -> tuple[Any, Any]:
-        """(number of a row, id of a kept row that is equal), by number."""
+        """(the number of a row, the id of a kept row that is equal to it), ascending by number."""
         order = self._row_hashes(data)
         numbers, ids = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for i, id in self.table.find_chunks(data, self.key_indices, lower=order, upper=order, limit=limit):
@@ -283,7 +288,7 @@ class Side:
 
 
 def _has_two_forms(kind: pa.DataType) -> bool:
-    """Values that differ may be equal: 0.0 and -0.0."""
+    """Whether values with different bits may be equal, such as 0.0 and -0.0."""
     return bool(pa.types.is_floating(kind) or pa.types.is_nested(kind))
 
 
@@ -296,7 +301,10 @@ def _has_hash(kind: pa.DataType) -> bool:
 
 
 def _places(numbers: Any) -> tuple[Any, Any, Any]:
-    """Of numbers 0, 1, …: (row where each comes first, of each row how many equal ones are before it, how often each is there)."""
+    """(where each number first stands, how many equal numbers stand before each place, how often each number is there).
+
+    numbers: 0, 1, …, each at least once.
+    """
     order = np.argsort(numbers, kind="stable")
     size = np.bincount(numbers)
     begins = np.cumsum(size) - size
@@ -306,7 +314,7 @@ def _places(numbers: Any) -> tuple[Any, Any, Any]:
 
 
 def _known(side: str, schema: pa.Schema, names: Sequence[str]) -> list[str]:
-    """The columns of this side that users see; UserError where one of these names is none of them."""
+    """The names of the side's columns that users see. UserError if one of `names` is not among them."""
     there: list[str] = without_marks(schema).names
     for name in names:
         if name not in there:
@@ -315,14 +323,14 @@ def _known(side: str, schema: pa.Schema, names: Sequence[str]) -> list[str]:
 
 
 def later(one: Any, other: Any) -> Any:
-    """The later time of both, row by row (numpy); of the one that has times where the other is None."""
+    """The later of both times, row by row (numpy). Where one is None, it is the other."""
     if one is None or other is None:
         return other if one is None else one
     return np.maximum(one, other)
 
 
 class Result:
-    """The columns of a join: those of the left (keys once, under their left names), a window's bounds, those of the right; then marks."""
+    """The columns of a join's result: those of the left (which have the keys), a window's bounds, those of the right; then the marks."""
 
     def __init__(
         self, sides: Sides, left: pa.Schema, right: pa.Schema, *, op: bool, timed: bool, windowed: bool = False
@@ -359,7 +367,7 @@ class Result:
         op: int = INSERT,
         bounds: tuple[int, int] | None = None,
     ) -> pa.RecordBatch:
-        """Rows of the result, of as many rows of both sides; None: nulls. Keys that one side lacks are the other's. times: numpy."""
+        """Rows of the result, each made of a row of either side. A side that is None gives nulls; its keys are the other's. times: numpy."""
         one = left if left is not None else right
         assert one is not None
         count = one.num_rows
@@ -386,7 +394,7 @@ class Result:
 
 
 class Emission:
-    """Rows on their way out: small batches are put together, in order, up to CHUNK_ROWS."""
+    """Rows on their way out. Small batches are put together, in order, up to CHUNK_ROWS."""
 
     def __init__(self, emit: Callable[[Batch], None]) -> None:
         self._emit = emit
@@ -402,17 +410,17 @@ class Emission:
         self._rows += rows.num_rows
 
     def flush(self) -> None:
-        """All that was added goes out."""
+        """Emits all rows that were added."""
         held, self._held, self._rows = self._held, [], 0
         if held:
             self._emit(Batch(held[0] if len(held) == 1 else pa.concat_batches(held)))
 
 
 class Joined(Keeping):
-    """What all joins do alike: two sides, kept, saved and restored together."""
+    """The base of all joins: two sides, which are kept, saved and restored together."""
 
     inputs = 2
-    kind = ""  # of its state
+    kind = ""  # the kind of its state; errors begin with it
     hows: tuple[str, ...] = _ALL_HOW
 
     def __init__(self, sides: Sides, how: str, id: str) -> None:
@@ -440,14 +448,14 @@ class Joined(Keeping):
         return self.result.schema
 
     def _opened(self, context: OperatorContext, left: pa.Schema, right: pa.Schema) -> Result:
-        """The rest of `open`: sets `left` and `right`; -> the columns of the result."""
+        """The rest of `open`: sets `left` and `right`; -> what makes the rows of the result."""
         raise NotImplementedError
 
     left: Side
     right: Side
 
     def _kept_sides(self) -> list[Side]:
-        """Those that keep rows."""
+        """The sides that keep rows."""
         return [self.left, self.right]
 
     def noted(self) -> dict[str, Any]:
@@ -460,7 +468,7 @@ class Joined(Keeping):
         return sum(len(side.table) for side in self._kept_sides())
 
     def _is_everywhere(self, side: Side) -> bool:
-        """All subtasks have all rows of this side."""
+        """Whether every subtask has all rows of this side."""
         return False
 
     def state_schema(self) -> dict[str, Any]:
@@ -474,11 +482,11 @@ class Joined(Keeping):
         }
 
     def _described(self) -> dict[str, Any]:
-        """The arguments of the constructor that its state depends on, JSON values."""
+        """The constructor's arguments on which the state depends, as JSON values."""
         return {}
 
     def state_reader(self) -> dict[str, Any]:
-        """As `read_with` takes it."""
+        """The description that `read_with` takes."""
         return {
             "keys": list(self.sides.left_keys),
             "input": schema_text(self._input),
@@ -490,7 +498,7 @@ class Joined(Keeping):
 
     @classmethod
     def read_with(cls, reader: Mapping[str, Any]) -> "Joined":
-        """One that can read the state that `state_reader` describes."""
+        """A join that can read the state which `state_reader` described."""
         given = dict(reader)
         figures = given.pop("sides")
         names = tuple((source, name) for source, name in figures["right_names"])
@@ -521,7 +529,7 @@ class Joined(Keeping):
                 yield pa.RecordBatch.from_arrays([which, *columns], schema=empty)
 
     def _shown(self, side: Side, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """Those of the rows that are kept that are contents."""
+        """The kept rows that are shown as contents."""
         return rows
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""Joins of two streams by key and event time: within an interval, in a window, as of a time.
+"""The base of joins by key and event time: within an interval, in a window, as of a time.
 
-What a row can still meet is bounded by the watermark: rows are kept for so long, and no longer. Rows are only added to the result. A row
-that is late (its time is below the watermark when it comes) is dropped and counted; it goes to the side "late", or "late_right", without
+The watermark bounds which rows a row can still meet, so a row is kept until none can come. Rows are only added to the result. A row that
+is late (its time is below the watermark when it comes) is dropped and counted, or leaves by the branch "late" or "late_right", without
 TIME_COLUMN.
 """
 
@@ -23,7 +23,7 @@ LONGEST_MS = 2**60  # of an interval or a tolerance
 
 
 class TimedJoin(Joined):
-    """Both sides have event time."""
+    """A join whose two sides have event time."""
 
     def open(self, context: OperatorContext) -> pa.Schema:
         for name, schema in (("left", context.input), ("right", context.right)):
@@ -37,7 +37,7 @@ class TimedJoin(Joined):
         self.late_before = watermark_ms  # rows with a time below this are late
 
     def punctual(self, side: Side, batch: Batch) -> Rows:
-        """The rows that are not late; the others go to the side."""
+        """The rows that are not late; late rows are counted, and leave by their branch."""
         rows = side.rows(batch)
         late = side.times(rows) < self.late_before
         if not late.any():
@@ -49,7 +49,7 @@ class TimedJoin(Joined):
         return rows.where(~late)
 
     def emit_alone(self, side: Side, rows: pa.RecordBatch, times: Any, bounds: tuple[int, int] | None = None) -> None:
-        """Rows without one of the other side."""
+        """Emits rows of one side, with nulls for the other."""
         left, right = (rows, None) if side is self.left else (None, rows)
         self.emission.add(self.result.rows(left, right, times, bounds=bounds))
 
@@ -69,5 +69,5 @@ class TimedJoin(Joined):
 
 
 def within(ms: int) -> int:
-    """As a time that there is."""
+    """The time within the range of event time."""
     return max(START_OF_TIME, min(ms, END_OF_TIME))

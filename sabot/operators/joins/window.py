@@ -25,10 +25,11 @@ __all__ = ["PLACES", "READERS", "WindowJoin"]
 
 
 class WindowJoin(TimedJoin):
-    """Pairs with equal keys in the same window, when it is over. Result: the left's columns, window_start, window_end, the right's columns.
+    """Pairs with equal keys in the same window, emitted when the window is over: the left's columns, window_start, window_end, the
+    right's columns.
 
-    how: "inner", "left", "right", "full", "semi", "anti", in each window for itself. A null in a key has no partner. The time is the
-    window's last ms. Windows come out in the order of their ends. A row is late when all its windows are over.
+    how: "inner", "left", "right", "full", "semi", "anti", for each window by itself. A key with a null has no partner. The event time is
+    the last ms of the window. Windows come out in the order of their ends. A row is late when all its windows are over.
     """
 
     kind = "window join"
@@ -49,7 +50,7 @@ class WindowJoin(TimedJoin):
         self.left = Side("left", left, sides.left_keys, context)
         self.right = Side("right", right, sides.right_keys, context, read=names)
         self._alone = {"left": how in ("left", "full", "anti"), "right": how in ("right", "full")}
-        self._panes: list[int] = []  # those that hold rows, ascending
+        self._panes: list[int] = []  # the starts of the panes that hold rows, ascending
         return result
 
     def set_watermark(self, watermark_ms: int) -> None:
@@ -116,14 +117,14 @@ class WindowJoin(TimedJoin):
                 self._emit_where(right, rows, ~self._met(rows, right, left, start, end), start, end)
 
     def _rows_in(self, side: Side, start: int, end: int) -> Iterator[Rows]:
-        """The rows of a window, by time."""
+        """The rows of a side in a window, by time, in pieces."""
         ids = side.table.below(end)
         ids = ids.slice(int(np.searchsorted(side.table.orders(ids).to_numpy(), start)))
         for first in range(0, len(ids), CHUNK_ROWS):
             yield Rows(side.table.take(ids.slice(first, CHUNK_ROWS)))
 
     def _met(self, rows: Rows, mine: Side, other: Side, start: int, end: int) -> Any:
-        """Which of them have a partner in the window (numpy)."""
+        """Which of the rows have a partner in the window (numpy)."""
         last = other.table.last_at(rows.data, mine.key_indices, pa.array(np.full(len(rows), end - 1))).to_numpy()
         met = last >= 0
         met[met] = other.table.orders(pa.array(last[met])).to_numpy() >= start
