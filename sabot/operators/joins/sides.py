@@ -367,7 +367,7 @@ class Result:
         op: int = INSERT,
         bounds: tuple[int, int] | None = None,
     ) -> pa.RecordBatch:
-        """Rows of the result, each made of a row of either side. A side that is None gives nulls; its keys are the other's. times: numpy."""
+        """Rows of the result, each made of a row of either side. A side that is None gives nulls, and the other its keys. times: numpy."""
         one = left if left is not None else right
         assert one is not None
         count = one.num_rows

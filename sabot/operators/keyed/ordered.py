@@ -22,16 +22,16 @@ _SMALL_ROWS = 16_384
 
 
 class EventOrder(Keeping):
-    """Holds rows back until the watermark has passed them, and gives them sorted by event time; rows of equal time as they came.
+    """Holds rows back until the watermark has passed them, and emits them sorted by event time; rows of equal time in order of arrival.
 
-    Several readers stand at different places of event time, so the order in which rows arrive says nothing; with this the answer of
-    what follows is the same for any number of them. Rows that come late go on at once. Holds what is out of order, no more.
+    Several readers of a source are at different event times, so the order of arrival means nothing. With this operator before them,
+    steps that depend on the order give the same answer for any number of readers. Late rows go on at once.
     """
 
     def __init__(self, keys: tuple[str, ...]) -> None:
         self._keys = keys
         self._held: list[pa.RecordBatch] = []
-        self._small = 0  # rows in the small batches at the end of `_held`
+        self._small = 0  # how many rows the small batches at the end of `_held` have
         self._watermark = START_OF_TIME
 
     def open(self, context: OperatorContext) -> pa.Schema:
@@ -47,10 +47,10 @@ class EventOrder(Keeping):
             return
         self._hold(batch.taken())
         if pc.min(batch.data.column(self._time)).as_py() < self._watermark:
-            self._give()  # some are late: they wait for nothing
+            self._give()  # late rows have nothing to wait for
 
     def _hold(self, data: pa.RecordBatch) -> None:
-        """Small batches are put together, so that a release looks at few."""
+        """Keeps the rows. Small batches are put together, so that `_give` looks at few."""
         self._held.append(data)
         self._small = self._small + data.num_rows if data.num_rows < _SMALL_ROWS else 0
         if self._small >= _SMALL_ROWS:
@@ -65,7 +65,7 @@ class EventOrder(Keeping):
         self._give()
 
     def _give(self) -> None:
-        """Rows below the watermark go on."""
+        """Emits the rows below the watermark."""
         ready: list[pa.RecordBatch] = []
         held: list[pa.RecordBatch] = []
         for data in self._held:
@@ -114,7 +114,7 @@ class EventOrder(Keeping):
 
 
 def in_order(site: Site, keys: tuple[str, ...], id: str) -> Site:
-    """The rows of each key by event time. id: given by the user to the step that needs it."""
+    """The site behind an EventOrder. id: that of the step which needs the order, where the user gave one."""
     return site.step("order by event time", partial(EventOrder, keys), id=f"{id}.order" if id else "")
 
 

@@ -1,6 +1,6 @@
-"""Columns that say what stands around a row among those of its key, in order of event time: aggregates over a frame, lag, lead, ranks.
+"""Columns that depend on the rows around a row among those of its key, in order of event time: aggregates over a frame, lag, lead, ranks.
 
-rows, by event time ─▶ [rows of the newest time wait] ─▶ frames, places ─▶ [rows wait for those that lead] ─▶ rows, with columns
+rows, by event time ─▶ [rows of the newest time wait] ─▶ frames, places ─▶ [rows wait for later ones] ─▶ rows, with columns
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,23 +46,24 @@ from sabot.operators.rows.stateless import Drop
 
 __all__ = ["OVER_KINDS", "PLACES", "READERS", "Over"]
 
-OVER_KINDS = frozenset([*RANKS, "lag", "lead"])  # beside those of aggregates
+OVER_KINDS = frozenset([*RANKS, "lag", "lead"])  # the kinds that are no aggregates
 _INT64 = pa.int64()
 
 
 class Over(Keeping):
-    """Every row of the input, with a column more for each call: what its key's rows up to it, in order of event time, make.
+    """Every row of the input with one more column for each of `columns`, which depends on the rows of its key in order of event time.
 
-    Aggregates are over a frame: the row and `preceding_rows` rows before it; or the rows of its key from its time - preceding_ms to its
-    time, those of equal time that come after it included; or, both None, all rows up to it. lag, lead and the ranks look at all rows.
-    Rows must come in order of event time (`EventOrder`); with preceding_ms rows of the newest time wait until the watermark or a row
-    has passed it. With lead, rows wait for those that lead, the last ones for the end, and go on as they became complete.
+    Aggregates are over a frame: the row and the `preceding_rows` rows before it; or the rows of its key from its time - preceding_ms to
+    its time, with those of equal time that come after it; or, if both are None, all rows up to it. lag, lead and the ranks look at all
+    rows. Rows must come in order of event time (`EventOrder`). With preceding_ms, rows of the newest time wait until the watermark or a
+    later row has passed that time. With lead, a row waits for the row that it looks at, the last rows for the end of the input; rows are
+    emitted in the order in which they became complete.
 
-    A row that comes late, older than one of its key that was given, is given at once. It takes its place by event time among the rows
-    that frames, lag and lead still have, and counts for rows to come; results that were given stay. What is before the frame's oldest
-    row is not there any more: there the late row stands alone. Over all rows, and for ranks, it counts as the newest row.
+    A late row, which is older than one of its key that was emitted, is emitted at once. It takes its place by event time among the rows
+    that frames, lag and lead still have, and counts for later rows; results that were emitted stay. Rows before the oldest row of the
+    frame are gone, so a late row that belongs there stands alone. Over all rows, and for ranks, it counts as the newest row.
 
-    Aggregates over all rows keep to the memory budget where there is a directory; all else is kept in memory.
+    Aggregates over all rows keep to the memory budget where there is a directory; all other state is kept in memory.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Over(Keeping):
                     f"over: the result would have two columns {name!r}", hint="give the new one another name"
                 )
         self._schema = with_time(pa.schema(result))
-        self._held: list[pa.RecordBatch] = []  # rows of the newest time, where others of that time may come
+        self._held: list[pa.RecordBatch] = []  # rows of the newest time, while more rows of that time may come
         self._held_time = self._watermark = START_OF_TIME
         kept = [each for part in self._parts for each in part.keeps()]
         if self._leading is not None:
@@ -145,7 +146,9 @@ class Over(Keeping):
         times = batch.data.column(self._time)
         newest = pc.max(times if batch.selection is None else times.take(batch.selection)).as_py()
         if newest < self._held_time or newest < self._watermark:
-            self._run(batch)  # all of them are late, or others of their time would be
+            self._run(
+                batch
+            )  # its newest rows have nothing to wait for: a later row, or the watermark, has passed their time
             return
         data = batch.taken()
         waits = pc.equal(data.column(self._time), pa.scalar(newest, _INT64))
@@ -199,7 +202,7 @@ class Over(Keeping):
             self._emit(rows, {name: rows.column(name) for name in rows.schema.names} | leads)
 
     def _emit(self, data: pa.RecordBatch, columns: dict[str, Array]) -> None:
-        """The input's columns are those of `data`."""
+        """Emits rows. data: has the columns of the input. columns: the columns that are added, by name."""
         plain = [data.column(field.name) for field in without_time(self._context.input)]
         added = [columns[field.name] for field in self._added]
         times = data.column(TIME_COLUMN)
@@ -219,7 +222,7 @@ class Over(Keeping):
                 [each.name, each.words(), str(field.type)]
                 for each, field in zip(self._described, self._added, strict=True)
             ],
-            # rows that wait are kept whole
+            # rows that wait are kept with all their columns
             **({"rows": columns_schema(without_time(self._context.input))} if self._keeps_rows() else {}),
         }
 
@@ -237,7 +240,7 @@ class Over(Keeping):
         return {"keys": self._names, "calls": described, **frame, "input": schema_text(self._context.input)}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The aggregates of each key as they are after its newest row; without aggregates, each key's number of rows."""
+        """The aggregates of each key after its newest row; without aggregates, the number of rows of each key."""
         for part in self._parts:
             if part.tells:
                 yield from part.contents()
@@ -257,7 +260,7 @@ class Over(Keeping):
             part.advance(self._watermark)
 
     def _held_back(self, rows: pa.RecordBatch) -> None:
-        """Rows of a checkpoint whose turn has not come."""
+        """Takes back rows of a checkpoint that were waiting."""
         self._held.append(rows)
         self._held_time = max(self._held_time, pc.max(rows.column(self._time)).as_py())
 

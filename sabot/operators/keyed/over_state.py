@@ -27,16 +27,17 @@ _MARKS = (
     pa.field("__slot", pa.int32()),
     pa.field("__at", _INT64),
     pa.field("__number", _INT64),
-)  # of rows kept beside others
+)  # columns before those of kept rows: the slot of the key, the event time, the number of the row
 
 Array: TypeAlias = pa.Array
 
 
 @dataclass(frozen=True)
 class OverColumn:
-    """One column that is added. kind: of an aggregate, or of OVER_KINDS; `argument` and `where` name input columns.
+    """One column that is added. kind: that of an aggregate, or one of OVER_KINDS. `argument` and `where` name input columns.
 
-    offset, default: of lag and lead. where, ddof: of aggregates. text: what it is of, where an argument was made by an expression.
+    offset, default: for lag and lead. where, ddof: for aggregates. text: the column as the user wrote it, where its argument is an
+    expression without a name.
     """
 
     name: str
@@ -49,7 +50,7 @@ class OverColumn:
     text: str = ""
 
     def words(self) -> str:
-        """What it is, without its name."""
+        """The column as text, without its name."""
         if self.text:
             return self.text
         if self.kind in KINDS:
@@ -63,17 +64,17 @@ class OverColumn:
 
 
 class OverState:
-    """Some of the columns, and the state that they need. `fields`: what it adds."""
+    """Some of the columns that are added (`fields`), and the state that they need."""
 
     fields: list[pa.Field]
-    tells = False  # it has contents
+    tells = False  # whether `contents` gives rows
 
     def add(self, batch: Batch) -> dict[str, Array]:
-        """Rows come; -> its columns, an entry for each that counts."""
+        """Takes rows; -> its columns by name, with a value for each selected row."""
         raise NotImplementedError
 
     def advance(self, watermark_ms: int) -> None:
-        """No row that is on time is older."""
+        """No row below this event time is expected any more, unless it is late."""
 
     def groups(self) -> int:
         raise NotImplementedError
@@ -82,7 +83,7 @@ class OverState:
         return iter(())
 
     def keeps(self) -> list[Kept]:
-        """What of it stands in a checkpoint."""
+        """What a checkpoint saves of it."""
         raise NotImplementedError
 
     def statistics(self) -> dict[str, int]:
@@ -93,7 +94,7 @@ class OverState:
 
 
 class RunningState(OverState):
-    """Aggregates over all rows up to each: accumulators in a TableStore, which keeps to the memory budget."""
+    """Aggregates over all rows up to each row. Their accumulators stand in a TableStore, which keeps to the memory budget."""
 
     tells = True
 
@@ -134,7 +135,7 @@ class RunningState(OverState):
 
 
 class FrameState(OverState):
-    """Aggregates over the last rows: the rows that they are of, in a FrameTable."""
+    """Aggregates over the last rows. A FrameTable has the rows of each frame."""
 
     tells = True
 
@@ -197,7 +198,7 @@ class FrameState(OverState):
 
 
 class PlaceState(OverState):
-    """Row numbers, ranks, and what stood before: a PlaceTable with the columns that are looked back at."""
+    """Row numbers, ranks, and lag. A PlaceTable counts the rows of each key, and has the columns at which lag looks back."""
 
     tells = True
 
@@ -267,7 +268,7 @@ class PlaceState(OverState):
 
 
 class LeadState:
-    """Rows that wait for those that lead: whole, with the columns that others have made already. `rows`: their columns."""
+    """Lead: rows wait for the later rows at which they look. They are kept with the columns that are added already (`rows`)."""
 
     def __init__(self, keys: list[str], added: Sequence[OverColumn], made: pa.Schema, context: OperatorContext) -> None:
         self.rows = made
@@ -285,12 +286,12 @@ class LeadState:
         self.table = _kept_table(lambda: WaitTable(made, self._offsets, self._wanted))
 
     def add(self, rows: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, dict[str, Array]]]:
-        """-> rows that wait no more, and the columns of the calls."""
+        """Takes rows; -> the rows that wait no more, with their columns of lead."""
         slots = self._known.resolve(rows, self._key_indices)
         return self._led(self.table.add(slots, rows, rows.column(self._time), rows=CHUNK_ROWS))
 
     def flush(self) -> Iterator[tuple[pa.RecordBatch, dict[str, Array]]]:
-        """The input is over."""
+        """The input has ended; -> the rows that still wait, with their columns of lead."""
         slots, pieces = self.table.flush(CHUNK_ROWS)
         _release(self._known, slots)
         return self._led(pieces)
@@ -320,7 +321,7 @@ class LeadState:
 
 
 def _aggregator(keys: list[str], added: Sequence[OverColumn], input: pa.Schema, order: str | None) -> Aggregator:
-    """UserError for a kind or a type without an accumulator of fixed width."""
+    """The aggregator of these columns. UserError for a kind or a type that has no accumulator of fixed width."""
     for each in added:
         if Aggregator(keys, [each.aggregate()], input, order=order).needs_slots:
             of = "" if each.argument is None else f" of {each.argument!r}, which is {input.field(each.argument).type}"
@@ -358,7 +359,7 @@ def _kept_table(make: Callable[[], Any]) -> Any:
 
 
 def _looked_back(column: Array, earlier: Array, source: Any, default: pa.Scalar) -> Array:
-    """By row: column[i] for a source i, earlier[h] for -2 - h, the default for -1."""
+    """The value of lag for each row: column[i] for a source i >= 0, earlier[h] for a source -2 - h, the default for -1."""
     pool = column if not len(earlier) else pa.concat_arrays([column, earlier])
     places = np.where(source >= 0, source, len(column) - 2 - source)
     none = source == -1
@@ -392,7 +393,7 @@ def _slotted(
     state: pa.Schema,
     known: GroupTable,
 ) -> Columns:
-    """Columns of which the first are slots of `known`: in a checkpoint the keys of the slots stand behind them."""
+    """Rows whose first column is a slot of `known`. In a checkpoint the keys of the slots stand behind the columns."""
     width = len(state)
     keys = range(width, width + len(known.keys))
     schema = pa.schema([*state, *(field.with_name(f"__key.{i}") for i, field in enumerate(known.keys))])

@@ -1,7 +1,7 @@
-"""Operators by key, without windows of time: running aggregates, reduce, deduplicate, and windows of so many rows.
+"""Operators by key, without windows of time: running aggregates, reduce, deduplicate, and windows of a number of rows.
 
-Which rows of a key belong together (until it was not seen for so long, until there are so many) is a `RunTable`'s to say. Where the
-answer is "all of them", state is a TableStore's, which keeps to a memory budget; else it is kept in memory.
+Where all rows of a key belong together, a TableStore has the state, and keeps to a memory budget. Where a key starts anew after a time or
+a number of rows, a `RunTable` says which rows belong together (a run), and the state is kept in memory.
 """
 
 from abc import abstractmethod
@@ -40,11 +40,13 @@ Array: TypeAlias = pa.Array
 Row = dict[str, Any]
 
 _TIMESTAMP = pa.timestamp("ms", "UTC")
-_WHOLE = frozenset(["count_distinct", "collect_list", "arg_min", "arg_max", "user"])  # kinds without a running result
+_WHOLE = frozenset(
+    ["count_distinct", "collect_list", "arg_min", "arg_max", "user"]
+)  # kinds that have no running result
 
 
 class _Keyed(Keeping):
-    """What all of them do alike. State is the `_store`'s, or that of `_runs` and what stands beside it."""
+    """The base of these operators. State stands in `_store`, or in `_runs` with what `_state` keeps for each run."""
 
     _store: TableStore | None = None
     _runs: RunTable | None = None
@@ -52,7 +54,7 @@ class _Keyed(Keeping):
     def __init__(self, keys: Sequence[str], id: str) -> None:
         self.id = id
         self._names = list(keys)
-        self._state: Any = None  # beside `_runs`: a KeyedRuns
+        self._state: Any = None  # a KeyedRuns, where there are `_runs`
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._context = context
@@ -84,20 +86,20 @@ class _Keyed(Keeping):
         return 0 if self._runs is None else len(self._runs)
 
     def _taken(self, batch: Batch, indices: Sequence[int]) -> list[Array]:
-        """These columns of the rows that count."""
+        """These columns of the selected rows."""
         columns = [batch.data.column(index) for index in indices]
         return columns if batch.selection is None else [column.take(batch.selection) for column in columns]
 
     def _times(self, batch: Batch) -> Array | None:
-        """The event times of all rows of the data."""
+        """The event times of all rows of the data; None where rows have none."""
         return batch.data.column(self._time) if self._time >= 0 else None
 
 
 class RunningAggregate(_Keyed):
-    """For each row: its keys, and `calls` over the rows of its key so far, itself included; TIME_COLUMN where the input has it.
+    """For each row: its keys, and `aggregates` over the rows of its key so far, the row included; TIME_COLUMN where the input has it.
 
-    ttl_ms: a key of which no row has come for so long, in event time, starts anew. Rows count in the order in which they come, also
-    one that is older than those before it. Kinds without accumulators of fixed width have no result after each row: UserError.
+    ttl_ms: a key starts anew when no row of it has come for so long, in event time. Rows count in order of arrival, even if one is older
+    than those before it. Kinds without accumulators of fixed width have no result after each row: UserError.
     """
 
     def __init__(
@@ -173,10 +175,10 @@ class RunningAggregate(_Keyed):
 
 
 class CountAggregate(_Keyed):
-    """`calls` over every `size` rows of a key, in the order in which they come: keys, window_start, window_end, calls.
+    """`aggregates` over every `size` rows of a key, in order of arrival: keys, window_start, window_end, aggregates.
 
-    window_start and window_end are the least and the greatest event time of the rows, the latter + 1 ms; without event time there
-    are no such columns. Fewer rows than `size` are emitted at the end of the input.
+    window_start is the least event time of the rows, window_end the greatest + 1 ms; without event time the result has neither. At the
+    end of the input windows with fewer rows are emitted too.
     """
 
     def __init__(self, size: int, keys: Sequence[str], aggregates: Sequence[AggregateColumn], *, id: str = "") -> None:
@@ -201,7 +203,7 @@ class CountAggregate(_Keyed):
         self._emit(self._runs, ended)
 
     def _emit(self, runs: RunTable, windows: pa.Int32Array) -> None:
-        """The results of these windows; then they are gone."""
+        """Emits the results of these windows, and removes them."""
         for start in range(0, len(windows), CHUNK_ROWS):
             self.emit(Batch(self._rows(runs, windows.slice(start, CHUNK_ROWS))))
         self._state.remove(windows)
@@ -217,7 +219,7 @@ class CountAggregate(_Keyed):
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def advance(self, watermark_ms: int) -> None:
-        if watermark_ms == END_OF_TIME:  # what follows in the chain is told after this that time is over
+        if watermark_ms == END_OF_TIME:  # the results must come before what follows hears that time is over
             self.finish()
 
     def finish(self) -> None:
@@ -242,10 +244,10 @@ class CountAggregate(_Keyed):
 
 
 class Deduplicate(_Keyed):
-    """Passes the first row of each key to come, and drops the others. Nothing is copied: a batch goes on with a selection.
+    """Passes the first row of each key to arrive, and drops the others. Nothing is copied: a batch goes on with a selection.
 
-    within_ms: a row passes again when its event time is so much after that of the key's last row that passed. The key is forgotten
-    when the watermark has come there: a row that comes later still passes, though it may be within.
+    within_ms: a row passes again when its event time is so much after that of the key's last row that passed. The key is forgotten when
+    the watermark has come that far: so a row that is very late passes, even if it is within that time.
     """
 
     def __init__(self, keys: Sequence[str], within_ms: int | None = None, *, id: str = "") -> None:
@@ -256,7 +258,7 @@ class Deduplicate(_Keyed):
 
     def _open(self, context: OperatorContext) -> pa.Schema:
         if self._within_ms is None:
-            key_table(self._keys)  # says which types cannot be keys
+            key_table(self._keys)  # raises for types that cannot be keys
             directory, budget = context.directory, context.memory_budget
             self._store = TableStore(self._keys, [("count", None)], directory=directory, memory_budget=budget)
         else:
@@ -304,7 +306,7 @@ class Deduplicate(_Keyed):
         return {**aggregates_reader(self._names, [], self._context.input), "within_ms": self._within_ms}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The keys that were seen; with `within_ms`, and when the row was that passed last."""
+        """The keys that were seen; with `within_ms` also the time of the key's last row that passed."""
         if self._store is not None:
             for columns in self._store.finish():
                 yield pa.RecordBatch.from_arrays(columns[: len(self._keys)], schema=self._keys)
@@ -319,12 +321,12 @@ class Deduplicate(_Keyed):
 
 
 class Reduce(_Keyed):
-    """For each row: the rows of its key so far, itself included, made one by `function(a, b)`; columns as in the input.
+    """For each row: the rows of its key so far, the row included, reduced to one by `function(a, b)`; columns as in the input.
 
-    a: what was made of the rows before, as a dict by column, b: the row. The first row of a key is taken as it is. Key columns (and
-    TIME_COLUMN, which the function does not see) are always the row's. A column that the result lacks is null; one that the input
-    lacks, or a value that its column cannot take, is a UserError with key and column. State is kept in memory, as Python objects.
-    ttl_ms: a key of which no row has come for so long, in event time, starts anew.
+    a: the result of the rows before, as a dict by column. b: the row. The first row of a key is its own result. Key columns, and
+    TIME_COLUMN, which the function does not see, are always those of the row. A column that the result lacks is null. A column that the
+    input lacks, or a value that its column cannot hold, is a UserError that names key and column. State is kept in memory, as Python
+    objects. ttl_ms: a key starts anew when no row of it has come for so long, in event time.
     """
 
     def __init__(
@@ -362,7 +364,7 @@ class Reduce(_Keyed):
         self.emit(batch.with_data(pa.RecordBatch.from_arrays(arrays, schema=self._schema)))
 
     def _reduced(self, runs: list[int], rows: list[Row]) -> list[Row]:
-        """What each row makes of its run. None of them is changed after: the function is given copies."""
+        """The result after each row. The function is given copies, so that no result changes afterwards. runs: the run of each row."""
         function, state, copied, names = self._function, self._state.made, self._copied, self._row_schema.names
         made = []
         for run, row in zip(runs, rows, strict=True):
@@ -417,15 +419,15 @@ class Reduce(_Keyed):
 
 
 class _ReducedRuns(KeyedRuns):
-    """Runs, and the row that each has become. Such rows do not change, so they become columns in the thread that saves them."""
+    """Runs, and the row to which each is reduced. Such rows never change, so the thread that saves them makes columns of them."""
 
     def __init__(self, keys: Sequence[str], input: pa.Schema, runs: RunTable, rows: pa.Schema) -> None:
         super().__init__(keys, input, runs)
         self._rows = rows
-        self.made: list[Row | None] = []  # by run
+        self.made: list[Row | None] = []  # the reduced row of each run
 
     def begin(self, runs: list[int]) -> None:
-        """New runs have no row."""
+        """Adds new runs, which have no row yet."""
         if runs and max(runs) >= len(self.made):
             self.made.extend([None] * (max(runs) + 1 - len(self.made)))
         for run in runs:
@@ -451,7 +453,7 @@ def _columns_of(pieces: list[list[Any]], schema: pa.Schema) -> Iterator[pa.Recor
 
 
 def _check_running(whole: Sequence[AggregateColumn]) -> None:
-    """UserError where there are calls that need all rows of a group at once."""
+    """Raises UserError if there are aggregates that need all rows of a group at once."""
     if whole:
         named = ", ".join(f"{c.name} ({c.kind}{f' of {c.argument}' if c.argument else ''})" for c in whole)
         raise UserError(
@@ -476,7 +478,7 @@ def _no_row(result: Any, key: Row, names: Sequence[str]) -> UserError:
 
 
 def _by_key(site: Site, node: nodes.RunningAggregate | nodes.Reduce | nodes.Deduplicate) -> Site:
-    """Rows of a key together; in the order of event time, where a span of it decides."""
+    """The site where all rows of a key are in one subtask, in order of event time where the step goes by a span of time."""
     site = site.together(node.keys, "keyed")
     return in_order(site, node.keys, node.id) if node.needs_time else site
 
@@ -493,7 +495,7 @@ def place_reduce(node: nodes.Reduce, site: Site) -> Site:
 
 def place_deduplicate(node: nodes.Deduplicate, site: Site) -> Site:
     make: Callable[[], Operator] = partial(Deduplicate, node.keys, within_ms=node.within_ms)
-    if site.changes:  # the first row of those that are there
+    if site.changes:  # the first row of each key among those that are there
         make = partial(TopN, node.keys, 1, (), ties="row_number", rank=None, changes=True)
     return _by_key(site, node).step(node.text(), make, id=node.id)
 

@@ -1,6 +1,6 @@
-"""The first n rows of each key by some columns: of all rows so far (TopN), and of the rows of a window (WindowTopN).
+"""The first n rows of each key, ordered by some columns: of all rows so far (TopN), and of the rows of a window (WindowTopN).
 
-What is among the first n, and what a batch has changed in that, is a `RankTable`'s to say, which also keeps the rows.
+A `RankTable` keeps the rows, and says which are among the first n, and what a batch has changed in that.
 """
 
 from abc import abstractmethod
@@ -50,7 +50,7 @@ Array: TypeAlias = pa.Array
 
 
 class _Ranked(Keeping):
-    """What both of them are given, and check."""
+    """The base of both: their arguments, and the columns of their rows."""
 
     def __init__(
         self, keys: Sequence[str], n: int, by: Sequence[tuple[str, bool]], ties: str, rank: str | None, id: str
@@ -64,7 +64,7 @@ class _Ranked(Keeping):
         self._ties, self._rank = ties, rank
 
     def _open_rows(self, context: OperatorContext, *, changes: bool = False, ranked: bool = False) -> None:
-        """What rows are, and that a table of them can be."""
+        """Sets the columns of rows, and how their tables are made. UserError for rows of which no table can be made."""
         self._context = context
         self._rows = without_marks(context.input)
         self._keys, self._key_indices = key_columns(self._names, context.input)
@@ -101,11 +101,11 @@ class _Ranked(Keeping):
 
     @abstractmethod
     def _tables(self) -> Sequence[tuple[int | None, RankTable]]:
-        """Those that have rows, by pane; None: there are no panes."""
+        """(pane, table) for each table that has rows; the pane is None for TopN, which has no panes."""
 
     @abstractmethod
     def _load(self, data: pa.RecordBatch) -> None:
-        """Rows of a checkpoint that belong here."""
+        """Takes back rows of a checkpoint that belong here."""
 
     def _saved_schema(self) -> pa.Schema:
         return self._rows.append(pa.field(NUMBER_COLUMN, pa.int64())).append(pa.field(TIME_COLUMN, pa.int64()))
@@ -133,14 +133,13 @@ class _Ranked(Keeping):
 class TopN(_Ranked):
     """The rows that are among the first `n` of their key, ordered by the columns of `by` (name, descending), as changes.
 
-    Null comes after NaN, and NaN after all numbers, descending or not; of equal rows the first to arrive comes first. ties, what
-    is among the first n: "row_number", n rows; "rank", the rows with fewer than n better ones; "dense_rank", the rows with one of the n
-    best values. rank: a name for a column with that number, int64; with "row_number" the key and the rank are unique, and a rank
-    whose row changes is an update pair. changes: the input is changes, and all rows are kept; else those among the first n are.
+    Null comes after NaN, and NaN after all numbers, whether descending or not; of equal rows the first to arrive comes first. ties says
+    which rows are among the first n: "row_number", n rows; "rank", the rows with fewer than n better ones; "dense_rank", the rows with
+    one of the n best values. rank: the name of a column with that number (int64); with "row_number" the key and the rank are unique, and
+    a rank that gets another row is an update pair. changes: the input is changes, and all rows are kept; else only the first n are.
 
-    Emits after each batch what is different from before it: first what leaves the result, then what enters. A row that leaves has
-    the event time that it came with. Rows count in the order in which they come, also takes: of equal rows the newest is taken. State is
-    kept in memory.
+    After each batch it emits what has changed: first the rows that leave the result, then those that enter it. A row that leaves has its
+    own event time. Rows count in order of arrival; of equal rows the newest is taken away. State is kept in memory.
     """
 
     def __init__(
@@ -246,12 +245,12 @@ class TopN(_Ranked):
 class WindowTopN(_Ranked):
     """The rows that are among the first `n` of their key and window: their columns, window_start, window_end (exclusive), the rank.
 
-    A window's rows are emitted when the watermark reaches its end; windows in order of their ends, keys in any order, a key's rows in
-    theirs. `by`, `ties` and `rank` as of TopN. allowed_lateness_ms: for so long after its end, a row that comes for a window makes the
-    next `advance` emit its key's rows again, all of them. A row is late when all its windows are over, lateness included: it goes
-    to the side "late", without TIME_COLUMN.
+    A window's rows are emitted when the watermark reaches its end: windows in order of their ends, keys in any order, the rows of a key
+    in order of their rank. `by`, `ties` and `rank` are those of TopN. allowed_lateness_ms: for so long after the end of a window, a row
+    that comes for it makes the next `advance` emit all rows of its key again. A row is late when all its windows are over, lateness
+    included: it leaves by the branch "late", without TIME_COLUMN.
 
-    Rows are kept in memory, by panes, as a WindowAggregate keeps its groups: a row among the first n of a window is so in its pane.
+    Rows are kept in memory, by panes: a row that is among the first n of a window is among the first n of its pane.
     """
 
     def __init__(
@@ -275,7 +274,7 @@ class WindowTopN(_Ranked):
         self._open_rows(context)
         self._late = context.branches.get("late")
         self._panes: dict[int, _Pane] = {}
-        self._starts: list[int] = []  # of the panes, ascending
+        self._starts: list[int] = []  # the starts of the panes, ascending
         # pane -> the keys of rows that came for it after one of its windows was emitted
         self._reopened: dict[int, GroupTable] = {}
         self._watermark = self._late_before = START_OF_TIME
@@ -317,7 +316,7 @@ class WindowTopN(_Ranked):
         return pane
 
     def _keys_table(self) -> GroupTable:
-        return GroupTable(self._keys, [("count", None)])  # a column, so that states without keys have rows
+        return GroupTable(self._keys, [("count", None)])  # one column, so that states without keys have rows
 
     def advance(self, watermark_ms: int) -> None:
         before = self._watermark
@@ -337,7 +336,7 @@ class WindowTopN(_Ranked):
         self._late_before = self._shape.late_before(watermark_ms - self._lateness)
 
     def _emit_reopened(self, watermark: int) -> None:
-        """Windows that were emitted, and that rows have come for since: the keys of these rows."""
+        """Emits anew the windows for which rows have come since they were emitted; only the keys of these rows."""
         if not self._reopened:
             return
         for end in self._shape.reopened_ends(self._reopened, watermark, self._lateness):
@@ -349,7 +348,7 @@ class WindowTopN(_Ranked):
         self._reopened.clear()
 
     def _emit_window(self, end: int, touched: GroupTable | None = None) -> None:
-        """The rows of a window; of these keys alone where `touched` says them."""
+        """Emits the rows of a window. touched: the keys whose rows are emitted; None: all."""
         for rows in self._results(end, touched):
             self.emit(Batch(rows))
         self._windows_emitted += 1
@@ -371,7 +370,7 @@ class WindowTopN(_Ranked):
                 yield rows
 
     def _merged(self, starts: Sequence[int]) -> RankTable:
-        """The first n of these panes together."""
+        """A table with the first n rows of these panes together."""
         if len(starts) == 1:
             return self._panes[starts[0]].table
         known, table = key_table(self._keys), self._table_of()
@@ -395,7 +394,7 @@ class WindowTopN(_Ranked):
         return {**self._reader_words(), **window}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The windows that are not over, lateness included, as they are."""
+        """The windows that are not over, lateness included, as they are now."""
         for end in self._shape.ends(self._starts, self._watermark - self._lateness):
             yield from self._results(end)
 
@@ -467,20 +466,20 @@ class WindowTopN(_Ranked):
 
 
 class _Pane:
-    """Keys, and the rows of each that are among the first n."""
+    """The keys of a pane, and the rows of each key that are among the first n."""
 
     def __init__(self, known: GroupTable, table: RankTable) -> None:
         self.known, self.table = known, table
 
     def keys(self, schema: pa.Schema) -> pa.RecordBatch:
-        """Of all slots, in their order."""
+        """The keys of all slots, in the order of the slots."""
         if len(schema):
             return pa.RecordBatch.from_arrays(self.known.key_columns(), schema=schema)
         return pa.RecordBatch.from_struct_array(pa.array([{}] * len(self.known), pa.struct([])))  # no keys: one group
 
 
 class _Reading:
-    """A cut for as long as a `with`."""
+    """A cut of a table, which is closed at the end of a `with`."""
 
     def __init__(self, table: RankTable) -> None:
         self._cut = table.cut()
@@ -493,7 +492,7 @@ class _Reading:
 
 
 def _cut_of(tables: Sequence[tuple[int | None, RankTable]], schema: pa.Schema) -> Batches | list[pa.RecordBatch]:
-    """The rows of tables by pane (None: there are no panes) at a barrier. The thread that saves them makes columns of them."""
+    """The rows of these tables at a barrier. The thread that saves them makes columns of them. tables: as `_Ranked._tables`."""
     cuts = [(pane, table.cut()) for pane, table in tables]
     return Batches(schema, partial(_read, cuts, schema), partial(_close, cuts)) if cuts else []
 
