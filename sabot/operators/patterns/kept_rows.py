@@ -1,4 +1,4 @@
-"""Columns of the rows that partial matches have, by the rows' numbers."""
+"""The rows that partial matches have, with the columns that measures need, by the numbers of the rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,13 +16,13 @@ _PIECE_ROWS, _PIECES = (
 
 
 class KeptRows:
-    """Columns of rows by their numbers, which ascend without gaps: pieces side by side."""
+    """Rows by their numbers. Rows are appended in pieces; numbers ascend from piece to piece, without gaps within one."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
         self._pieces: list[pa.RecordBatch] = []
-        self._first: list[int] = []  # of each piece, the number of its first row
-        self._small = self._loose = 0  # rows in the small pieces at the end, and how many these are
+        self._first: list[int] = []  # the number of the first row of each piece
+        self._small = self._loose = 0  # how many rows the small pieces at the end have, and how many pieces these are
 
     def __len__(self) -> int:
         return sum(piece.num_rows for piece in self._pieces)
@@ -32,7 +32,7 @@ class KeptRows:
         return sum(piece.nbytes for piece in self._pieces)
 
     def append(self, data: pa.RecordBatch, first: int) -> None:
-        """Rows first, first + 1, …"""
+        """Adds rows with the numbers first, first + 1, …; small pieces are put together."""
         self._pieces.append(data)
         self._first.append(first)
         small = data.num_rows < _PIECE_ROWS
@@ -49,34 +49,34 @@ class KeptRows:
         self._small, self._loose = (0, 0) if self._small >= _PIECE_ROWS else (together.num_rows, 1)
 
     def taken(self, rows: Any) -> pa.RecordBatch:
-        """These rows (numpy, any order, any number of times)."""
+        """The rows with these numbers (numpy, in any order, with repeats)."""
         return _gathered(self.schema, self._pieces, self._first, rows)
 
     def clear(self) -> None:
-        """No row is left."""
+        """Removes all rows."""
         self._pieces, self._first, self._small, self._loose = [], [], 0, 0
 
     def keep(self, rows: pa.Int64Array) -> None:
-        """Only these rows stay; the i-th has the number i."""
+        """Keeps only these rows; the i-th of them gets the number i."""
         kept = list(row_pieces(self.taken, rows.to_numpy()))
         self.clear()
         for first, data in kept:
             self.append(data, first)
 
     def frozen(self) -> Callable[[Any], pa.RecordBatch]:
-        """`taken` of the rows as they are now, for another thread."""
+        """A function like `taken` of the rows as they are now, for another thread."""
         schema, pieces, first = self.schema, list(self._pieces), list(self._first)
         return lambda rows: _gathered(schema, pieces, first, rows)
 
 
 def row_pieces(taken: Callable[[Any], pa.RecordBatch], rows: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(where it begins, the rows) of many rows: texts of one array are at most 2 GiB."""
+    """(the place of the first row, the rows) for pieces of many rows, since the texts of one array are at most 2 GiB."""
     for start in range(0, len(rows), CHUNK_ROWS):
         yield start, taken(rows[start : start + CHUNK_ROWS])
 
 
 def _gathered(schema: pa.Schema, pieces: Sequence[pa.RecordBatch], first: Sequence[int], rows: Any) -> pa.RecordBatch:
-    """Rows by number: each piece is asked once."""
+    """The rows with these numbers. Each piece is looked into once."""
     if not len(rows) or not len(schema):
         return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
     order = np.argsort(rows, kind="stable")

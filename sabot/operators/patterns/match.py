@@ -1,7 +1,7 @@
-"""Sequences of rows of a key (`api/patterns` says what a match is).
+"""Matches of a pattern among the rows of a key (`api/patterns` says what a match is).
 
-Predicates become bool columns, a batch at a time; `PatternTable` walks the rows. What it needs of earlier rows to compare with, it
-keeps by itself; what measures need stands beside it in columns (`KeptRows`), row by number, for as long as a partial match has the row.
+Predicates become bool columns, a batch at a time, and a `PatternTable` walks the rows. It keeps the values of earlier rows that later rows
+are compared with. `KeptRows` has the columns that measures need, by the numbers of rows, while a partial match has the row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,8 +36,8 @@ from sabot.operators.readers import Readers
 __all__ = ["PLACES", "READERS", "Pattern"]
 
 MAX_PARTIAL = 10_000
-_ROWS_A_PARTIAL = 100  # that a key may have on the average, where it has as many partial matches as it may
-_GARBAGE_ROWS = 65_536  # fewer rows that nobody needs are not worth a copy
+_ROWS_A_PARTIAL = 100  # a key may have so many rows for each partial match that it may have
+_GARBAGE_ROWS = 65_536  # removing fewer rows that are no longer needed is not worth a copy
 
 Array: TypeAlias = pa.Array
 
@@ -45,13 +45,13 @@ Array: TypeAlias = pa.Array
 class Pattern(Keeping):
     """The matches of a pattern: keys, match_start, match_end, measures; event time is match_end.
 
-    match_start and match_end are the times of a match's first and last row (timestamp[ms, UTC], both inclusive); where a `without`
-    stands at the end, match_end is when that time was over. Rows of a key must come in order of event time: those below the watermark
-    are late, they go to the side "late", without TIME_COLUMN. State is kept in memory: the partial matches, of which a pattern with
-    `within` forgets those that the watermark has left behind, and the columns of their rows that measures and predicates ask for.
+    match_start and match_end are the times of a match's first and last row (timestamp[ms, UTC], both inclusive); where the pattern ends
+    with a `without`, match_end is the end of its time. Rows of a key must come in order of event time: rows below the watermark are late,
+    and leave by the branch "late", without TIME_COLUMN. State is kept in memory: the partial matches, and the columns of their rows that
+    measures and predicates need. A pattern with `within` forgets partial matches that the watermark has passed by that time.
 
-    measures: (name, expression over values of steps; keys, match_start and match_end may stand in it too).
-    max_partial: partial matches that a key may have; more is a UserError.
+    measures: (name, expression over values of steps, in which keys, match_start and match_end may stand too).
+    max_partial: how many partial matches a key may have; more raise a UserError.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Pattern(Keeping):
     def process(self, batch: Batch) -> None:
         batch = self._on_time(batch)
         if self._can_fail and batch.selection is not None:
-            batch = batch.with_data(batch.taken())  # rows that do not count must not raise
+            batch = batch.with_data(batch.taken())  # rows that are not selected must not raise
         data, table = batch.data, self._table
         rows, starts = table.choose([test(data) for test in self._tests], data.num_rows, batch.selection)
         if not len(rows) or not (len(starts) or len(self._known)):
@@ -111,7 +111,7 @@ class Pattern(Keeping):
         hashes = batch.hashes
         if hashes is None and len(starts):
             hashes = hash_columns([data.column(index) for index in self._key_indices], rows) if self._names else None
-        if len(starts):  # only these make a key known
+        if len(starts):  # only rows that may start a match make a key known
             self._known.resolve(data, self._key_indices, hashes=hashes, selection=starts)
         slots = self._known.resolve(data, self._key_indices, hashes=hashes, selection=rows, insert=False)
         table.begin(slots, data.column(self._time), [operand(data) for operand in self._operands])
@@ -125,7 +125,7 @@ class Pattern(Keeping):
         self._tidy()
 
     def _on_time(self, batch: Batch) -> Batch:
-        """Without the rows that are late."""
+        """The batch without late rows, which are counted, and leave by their branch."""
         times, watermark = batch.data.column(self._time), self._watermark_ms
         if watermark is None or not len(times) or pc.min(times).as_py() >= watermark:
             return batch
@@ -149,7 +149,7 @@ class Pattern(Keeping):
         )
 
     def _emit(self, data: pa.RecordBatch | None) -> None:
-        """The matches that were found. data: the batch of which rows were taken."""
+        """Emits the matches that were found. data: the batch whose rows the kernel has taken into matches."""
         slots, first, last, offsets, steps, rows, weights, taken = self._table.matches()
         if data is not None and len(taken) and len(self._measures.rows):
             self._rows.append(self._measures.of_rows(data, taken), self._table.next_row - len(taken))
@@ -174,7 +174,7 @@ class Pattern(Keeping):
             self.emit(Batch(pa.RecordBatch.from_arrays([*columns, over], schema=self._schema)))
 
     def _tidy(self) -> None:
-        """Keys and rows that nobody needs go."""
+        """Removes the keys and rows that no partial match needs."""
         vacant = self._table.vacant()
         if len(vacant):
             self._known.remove(vacant)
@@ -227,7 +227,7 @@ class Pattern(Keeping):
         self._late_rows = self.kept.once(saved, "late_rows")
 
     def close(self) -> None:
-        if self._opened:  # one whose columns were refused is closed too
+        if self._opened:  # an operator whose columns were refused is closed too
             self._known.clear()
             self._rows.clear()
 

@@ -24,7 +24,7 @@ Array: TypeAlias = pa.Array
 
 
 class MatchedRows(NamedTuple):
-    """Rows of matches; those of match i are from offsets[i] to offsets[i + 1]: step, number, how many it stands for."""
+    """Rows of matches: those of match i are offsets[i] to offsets[i + 1]. Of each: its step, its number, how many rows it stands for."""
 
     offsets: Any
     steps: Any
@@ -33,7 +33,11 @@ class MatchedRows(NamedTuple):
 
 
 class Measures:
-    """What is measured. rows: the columns that have to be kept of rows; kept: of each step which rows; results: a field a measure."""
+    """The measures of a pattern.
+
+    rows: the columns that must be kept of rows. kept: which rows of each step must be kept ("each", "ends", or their "count" alone).
+    results: a field for each measure.
+    """
 
     def __init__(
         self, measures: Sequence[tuple[str, Expr]], steps: Sequence[str], keys: pa.Schema, input: pa.Schema
@@ -41,7 +45,7 @@ class Measures:
         values = {value.text(): value for _, measure in measures for value in step_values(measure)}
         arguments = {each.text(): each for value in values.values() for each in value.inputs}
         for each in arguments.values():
-            compile_expr(each, input)  # says which columns are missing
+            compile_expr(each, input)  # raises for columns that are missing
         used = frozenset().union(*(each.columns for each in arguments.values()))
         self._input = pa.schema([field for field in input if field.name in used])
         self._arguments = [compile_expr(each, self._input) for each in arguments.values()]
@@ -70,14 +74,14 @@ class Measures:
         self.results = [pa.field(name, each.type) for (name, _), each in zip(measures, self._exprs, strict=True)]
 
     def of_rows(self, data: pa.RecordBatch, rows: pa.Int32Array) -> pa.RecordBatch:
-        """The columns `rows` of these rows."""
+        """The columns that are kept of these rows of the data."""
         chosen = data.select(self._input.names).take(rows)
         return pa.RecordBatch.from_arrays([each(chosen) for each in self._arguments], schema=self.rows)
 
     def of_matches(
         self, bounds: Sequence[Array], found: "MatchedRows", taken: Callable[[Any], pa.RecordBatch]
     ) -> list[Array]:
-        """A column a measure. bounds: keys, match_start, match_end."""
+        """A column for each measure. bounds: keys, match_start, match_end. taken: gives kept rows by their numbers."""
         count = len(found.offsets) - 1
         matches = np.repeat(np.arange(count), np.diff(found.offsets))
         everyone = self._rows_of(np.arange(count), pa.nulls(count, pa.int64()), None)
@@ -86,14 +90,14 @@ class Measures:
             there = np.flatnonzero(found.steps == step)
             data = taken(found.rows[there]) if has_columns else None
             table, extras = aggregator.table(), aggregator.extras()
-            slots = table.resolve(everyone, [0])  # also those without rows of the step
+            slots = table.resolve(everyone, [0])  # matches without rows of the step have a slot too
             aggregator.add(table, extras, self._rows_of(matches[there], found.weights.take(pa.array(there)), data))
             columns += aggregator.finish(table, extras, slots).columns[1:]
         values = pa.RecordBatch.from_arrays(columns, schema=self._values)
         return [each(values) for each in self._exprs]
 
     def _rows_of(self, matches: Any, weights: pa.Int64Array, data: pa.RecordBatch | None) -> pa.RecordBatch:
-        """Rows of matches as aggregates take them; without `data` all its columns are null."""
+        """Rows of matches as the aggregators take them; without `data` their kept columns are null."""
         columns = [pa.nulls(len(matches), field.type) for field in self.rows] if data is None else data.columns
         return pa.RecordBatch.from_arrays([pa.array(matches), weights, *columns], schema=self._of_match)
 

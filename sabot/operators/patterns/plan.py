@@ -20,17 +20,21 @@ Array: TypeAlias = pa.Array
 
 
 class PatternPlan:
-    """A pattern over columns as the kernel takes it: tests are bool columns, operands what comparisons with earlier rows need."""
+    """A pattern as the kernel takes it. tests: bool columns; operands: columns whose values are compared with those of earlier rows.
+
+    steps, gaps: for each step, and each gap between steps, which tests and comparisons it asks for. slots: values of rows of steps that
+    the kernel remembers. kinds: of the operands. can_fail: whether a value may make a test or an operand raise a DataError.
+    """
 
     def __init__(self, pattern: patterns.Pattern, kept: Sequence[str], input: pa.Schema) -> None:
         self._input = input
-        self._known: dict[str, int] = {}  # the text of a predicate -> its column
-        self._columns: dict[tuple[str, str], int] = {}  # the text of an operand and its type -> its column
+        self._known: dict[str, int] = {}  # text of a predicate -> its index among the tests
+        self._columns: dict[tuple[str, str], int] = {}  # text and type of an operand -> its index
         self._slots: dict[tuple[int, bool, int], int] = {}
         self.tests: list[Compiled] = []
         self.operands: list[Callable[[pa.RecordBatch], Array]] = []
-        self.can_fail = False  # some value makes one of them raise a DataError
-        self.kinds: list[str] = []  # of operands
+        self.can_fail = False
+        self.kinds: list[str] = []
         self.slots: list[tuple[int, bool, str, int]] = []
         self._names = [each.name for each in pattern.steps]
         self.steps: list[Any] = []
@@ -57,7 +61,7 @@ class PatternPlan:
         return column, [self._condition(each, own) for each in comparisons]
 
     def _condition(self, given: patterns.Comparison, own: int) -> Any:
-        compile_predicate(Expr(given.op, (given.left, given.right)), self._input)  # says what does not fit
+        compile_predicate(Expr(given.op, (given.left, given.right)), self._input)  # raises for types that do not fit
         sides = [compile_expr(each, self._input) for each in (given.left, given.right)]
         common = common_type(sides[0].type, sides[1].type)
         kind = None if common is None else _kind(common)
@@ -92,7 +96,7 @@ class PatternPlan:
 
 
 def _kind(type: pa.DataType) -> str | None:
-    """What the kernel calls values of this type; None: it does not keep them."""
+    """The kernel's kind for values of this type; None: it cannot keep them."""
     if pa.types.is_uint64(type):
         return "unsigned"
     if pa.types.is_integer(type) or pa.types.is_boolean(type) or pa.types.is_temporal(type):
@@ -103,7 +107,7 @@ def _kind(type: pa.DataType) -> str | None:
 
 
 def _canonical(side: Compiled, common: pa.DataType, kind: str) -> Callable[[pa.RecordBatch], Array]:
-    """The values as the kernel keeps that kind."""
+    """A function that gives the values as the kernel keeps them."""
     to = {"signed": pa.int64(), "unsigned": pa.uint64(), "float": pa.float64(), "bytes": common}[kind]
     narrow = pa.types.is_date32(common) or pa.types.is_time32(common)
 

@@ -1,7 +1,7 @@
 """Aggregates in windows of event time: tumbling, hopping and cumulative.
 
-Rows are aggregated once, into panes that do not overlap (see `panes`). Only panes are state. What is merged of them for a window is
-a cache (`_Merged`).
+Rows are aggregated once, into panes that do not overlap (see `panes`). Only panes are state; windows that are merged of several panes
+are a cache (`_Merged`).
 """
 
 from bisect import bisect_left
@@ -42,22 +42,24 @@ from sabot.state.tables.store import TableStore
 
 __all__ = ["PLACES", "READERS", "WindowAggregate"]
 
-_MOST_NUMBERS = 2**30  # for panes in a SlidingTable, until it begins again
+_MOST_NUMBERS = 2**30  # how many panes a SlidingTable numbers before it begins anew
 _INT64 = pa.int64()
 _FIRST_SLOT = pa.scalar(0, pa.int32())  # pyarrow takes 30 µs to make a scalar of a number where pandas is not installed
 _WINDOW_TIME = pa.timestamp("ms", tz="UTC")
 
 
 class WindowAggregate(Keeping):
-    """`calls` by `keys` and window. Emits the keys, window_start, window_end (exclusive), the calls, and TIME_COLUMN: the last ms.
+    """`aggregates` by `keys` and window: emits the keys, window_start, window_end (exclusive), the aggregates, and TIME_COLUMN, which is
+    the last ms of the window.
 
-    A window is emitted when the watermark reaches its end, windows in order of their ends, groups in any order, empty ones not.
-    allowed_lateness_ms: for so long after its end, a row that comes for a window makes the next `advance` emit its groups again, with
-    all their rows. A row is late when all its windows are over, lateness included: it goes to the side "late", without TIME_COLUMN.
+    A window is emitted when the watermark reaches its end: windows in order of their ends, groups in any order; a window without rows
+    is not emitted. allowed_lateness_ms: for so long after the end of a window, a row that comes for it makes the next `advance` emit its
+    group again, with all its rows. A row is late when all its windows are over, lateness included: it leaves by the branch "late",
+    without TIME_COLUMN.
     emit_every_ms: when the watermark passes a multiple of it, windows that are not yet complete are emitted as they are.
-    partial: batches are what LocalCombine emits; their late rows are counted, but cannot go to the side.
+    partial: batches are what LocalCombine emits. Their late rows are counted, but cannot leave by the branch.
 
-    With a directory, panes keep to the memory budget; what a hopping or cumulative window has merged of them stands beside it.
+    With a directory, panes keep to the memory budget; the cache of a hopping or cumulative window does not count.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class WindowAggregate(Keeping):
         self._late = context.branches.get("late")
         self._store = self._aggregator.store(context)
         self._extras: dict[int, Extras] = {}
-        self._panes: list[int] = []  # those that hold rows, ascending
+        self._panes: list[int] = []  # the starts of the panes that hold rows, ascending
         # pane -> the keys of rows that came for it after one of its windows was emitted
         self._reopened: dict[int, GroupTable] = {}
         self._merged = self._cache()
@@ -166,7 +168,7 @@ class WindowAggregate(Keeping):
         self._late_before = self._shape.late_before(watermark_ms - self._lateness)
 
     def _emit_reopened(self, watermark: int) -> None:
-        """Windows that were emitted, and that rows have come for since: the groups of these rows."""
+        """Emits anew the windows for which rows have come since they were emitted; only the groups of these rows."""
         if not self._reopened:
             return
         merged = self._cache()
@@ -182,17 +184,17 @@ class WindowAggregate(Keeping):
         return _Merged(self._aggregator, self._store, self._extras, slides=not self._shape.grows)
 
     def _keys_table(self) -> GroupTable:
-        return GroupTable(self._aggregator.keys, [("count", None)])  # a column, so that states without keys have rows
+        return GroupTable(self._aggregator.keys, [("count", None)])  # one column, so that states without keys have rows
 
     def _emit_early(self) -> None:
-        """Windows that end after the watermark, as they are."""
+        """Emits the windows that end after the watermark as they are now."""
         if self._panes:
             merged = self._cache()
             for end in self._shape.ends(self._panes, self._watermark):
                 self._emit_window(merged, end)
 
     def _emit_window(self, merged: "_Merged", end: int, touched: GroupTable | None = None) -> None:
-        """The results of a window; of these keys alone where `touched` says them."""
+        """Emits the results of a window. touched: the keys whose results are emitted; None: all."""
         for results in self._results(merged, end, touched):
             self._rows_emitted += results.num_rows
             self.emit(Batch(results))
@@ -233,7 +235,7 @@ class WindowAggregate(Keeping):
         }
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The windows that are not over, lateness included, as they are."""
+        """The windows that are not over, lateness included, as they are now."""
         if self._panes:
             merged = self._cache()
             for end in self._shape.ends(self._panes, self._watermark - self._lateness):
@@ -256,7 +258,10 @@ class WindowAggregate(Keeping):
         self._store.settle()
 
     def _keeper(self, context: OperatorContext) -> Keeper:
-        """The groups; what the kernel cannot keep of them; keys of windows that are to be emitted again. Rows end with their pane."""
+        """Keeps the groups, what the kernel cannot keep of them, and the keys of windows that must be emitted again.
+
+        The last column of the latter two is the pane of the row.
+        """
         keys, pane = range(len(self._keys)), pa.field(PANE_COLUMN, pa.int64())
         gathered, reopened = self._aggregator.gathered.append(pane), self._keys_table().export().schema.append(pane)
         return Keeper(
@@ -313,26 +318,26 @@ class WindowAggregate(Keeping):
 
 
 class _Merged:
-    """Windows of several panes, asked for in order of their ends: one table, to which panes come and from which they go.
+    """Windows of several panes, asked for in order of their ends: one table, which panes enter and leave.
 
-    A slide costs what the groups of its panes cost, whatever the window's length and its groups: each pane comes once, goes once,
-    and once, in between, turns from the back to the front, as `SlidingTable` tells. What is kept is at most twice the panes.
+    A slide costs what the groups of its panes cost, however long the window is and however many groups it has: each pane enters once,
+    leaves once, and in between is turned once from the back to the front, as `SlidingTable` describes. It keeps at most twice the panes.
     """
 
     def __init__(self, aggregator: Aggregator, store: TableStore, extras: dict[int, Extras], *, slides: bool) -> None:
         self._aggregator, self._store, self._extras = aggregator, store, extras
-        self._slides = slides  # panes go one by one; else all at once, and there is no front and no back
+        self._slides = slides  # panes leave one by one; else they leave all at once, and there is no front and no back
         self._keys = list(range(len(aggregator.keys)))
         self._window = SlidingTable(aggregator.keys, aggregator.kernel)
         self._gathered = aggregator.extras()  # by the slots of the window
         self._gathered_back = aggregator.extras()
         self._front: deque[_Turned] = deque()
-        self._back: list[_Come] = []  # or the panes of a window that does not slide
-        self._number = 0  # of the pane that came last
+        self._back: list[_Come] = []  # has all panes of a window that does not slide
+        self._number = 0  # the number of the pane that entered last
         self.merges = 0
 
     def forget(self) -> None:
-        """Panes have changed."""
+        """Clears the cache, since panes have changed."""
         self._window.clear()
         self._gathered.clear()
         self._gathered_back.clear()
@@ -341,13 +346,13 @@ class _Merged:
         self._number = 0
 
     def slide(self, panes: list[int]) -> None:
-        """The window is made of these panes now."""
+        """Makes the window consist of these panes."""
         if len(panes) == 1:
             return
         while self._front and self._front[0].pane < panes[0]:
             self._leave(self._front.popleft())
         if (self._back and self._back[0].pane < panes[0]) or self._number > _MOST_NUMBERS:
-            self.forget()  # after a gap, or in the next window that grows
+            self.forget()  # after a gap, or when the next cumulative window begins
         last = self._back[-1].pane if self._back else self._front[-1].pane if self._front else None
         for pane in panes:
             if last is None or pane > last:
@@ -356,7 +361,7 @@ class _Merged:
             self._turn()
 
     def results(self, panes: list[int]) -> Iterator[pa.RecordBatch]:
-        """The results of a window made of these panes, to which it was slid, in pieces."""
+        """The results of the window, in pieces. panes: those of the last `slide`."""
         if len(panes) == 1:
             return self._aggregator.results(self._store, panes[0], self._extras[panes[0]])
         return self._aggregator.results_of(self._window, self._gathered)
@@ -374,13 +379,13 @@ class _Merged:
         self._back.append(_Come(pane, self._number, known))
 
     def _turn(self) -> None:
-        """The panes of the window become the front."""
+        """Moves all panes of the back to the front."""
         self._gathered_back.clear()
         for pane, number, known in reversed(self._back):
             left = []
             for table, whole in self._tables(pane):
                 slots = known if whole else None
-                if slots is None:  # the pane came in pieces, or has gone to pieces since
+                if slots is None:  # some of the pane's groups were, or are, on disk
                     slots = self._window.resolve(table.export(), self._keys, insert=False)
                 later = self._kept(self._gathered_back, slots)
                 self._window.turn(table, number, slots)
@@ -401,7 +406,7 @@ class _Merged:
                 self._add(self._gathered, slots, self._kept(self._gathered_back, slots))
 
     def _tables(self, pane: int) -> Iterator[tuple[GroupTable, bool]]:
-        """The pane's groups: (its table, True), or, where some are not in memory, tables with pieces of them, one after the other."""
+        """The pane's groups: (its table, True); where some are on disk, (a table with a piece of them, False) for each piece."""
         table = self._store.whole(pane)
         if table is not None:
             yield table, True
@@ -411,7 +416,7 @@ class _Merged:
             piece.merge(state)
             yield piece, False
 
-    # What the kernel cannot keep, by slots of the window
+    # What the kernel cannot keep, by the slots of the window
 
     def _gather(self, into: Extras, table: GroupTable, pane: int, slots: pa.Int32Array) -> None:
         if self._aggregator.needs_slots:
@@ -432,15 +437,15 @@ class _Merged:
 
 
 class _Come(NamedTuple):
-    """A pane that came into the window: in the back."""
+    """A pane that entered the window, and is in the back."""
 
     pane: int
     number: int
-    slots: pa.Int32Array | None  # of its groups in the window; None: it came in pieces
+    slots: pa.Int32Array | None  # those of its groups in the window; None: it entered in pieces
 
 
 class _Turned(NamedTuple):
-    """A pane in the front: for each piece of it the slots in the window, and what later panes of the front have gathered."""
+    """A pane in the front. left: for each piece of it, the slots in the window, and what later panes of the front have gathered."""
 
     pane: int
     number: int
@@ -461,7 +466,9 @@ def _without_pane(rows: pa.RecordBatch) -> tuple[int, pa.RecordBatch]:
 
 def place_window(node: nodes.AggregateWindow, site: Site) -> Site:
     window, lateness = node.window, node.allowed_lateness_ms
-    alone = not node.keys and site.layout.parallelism > 1 and node.late is None  # phases cannot give late rows back
+    alone = (
+        not node.keys and site.layout.parallelism > 1 and node.late is None
+    )  # with two phases late rows cannot leave
     if alone and not isinstance(window, CountWindow | SessionWindow):
         return _in_two_phases(node, window, site)
     site, aggregates = with_arguments(site.together(node.keys, "window"), node.aggregates)
@@ -479,7 +486,7 @@ def place_window(node: nodes.AggregateWindow, site: Site) -> Site:
 
 
 def _in_two_phases(node: nodes.AggregateWindow, window: TimeWindow, site: Site) -> Site:
-    """Without keys all rows meet in one subtask: each batch is made small before it goes there."""
+    """Without keys all rows go to one subtask, so each batch is combined before it goes there."""
     lateness, every = node.allowed_lateness_ms, node.emit_every_ms
     site, aggregates = with_arguments(site, node.aggregates)
     site = site.step(f"combine {node.text()}", partial(LocalCombine, window, (), aggregates)).together((), "window")

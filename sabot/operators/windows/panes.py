@@ -1,6 +1,6 @@
 """The panes that windows of event time are made of: in which windows a row is, when these end, and which rows are late.
 
-Panes do not overlap: a tumbling window is a pane, a hopping one is size / slide of them, a cumulative one grows by one each step.
+Panes do not overlap: a tumbling window is one pane, a hopping window is size / slide panes, a cumulative window grows by a pane each step.
 """
 
 from bisect import bisect_left
@@ -12,13 +12,13 @@ from sabot.operators.base import END_OF_TIME, START_OF_TIME
 
 __all__ = ["PANE_COLUMN", "TimeWindow", "WindowShape", "window_words"]
 
-PANE_COLUMN = "__pane"  # of partial states and of what is saved: where the pane starts, ms
+PANE_COLUMN = "__pane"  # in partial states and in checkpoints: the start of the pane, ms
 
 TimeWindow = TumblingWindow | HoppingWindow | CumulativeWindow
 
 
 class WindowShape:
-    """Panes and windows as numbers, ms. Every window ends where a pane ends."""
+    """The panes of a window, in ms. Every window ends where a pane ends, and is named by its end."""
 
     def __init__(self, window: TimeWindow) -> None:
         self.size = window.size_ms
@@ -43,20 +43,20 @@ class WindowShape:
         return end - self.step - (end - self.step - self.offset) % self.size if self.grows else end - self.size
 
     def last_end(self, pane: int) -> int:
-        """The end of the last window that this pane is in."""
+        """The end of the last window that contains this pane."""
         return (pane - (pane - self.offset) % self.size if self.grows else pane) + self.size
 
     def late_before(self, watermark: int) -> int:
-        """The least time of which a row is in a window that is not over: rows before it are late."""
+        """The least event time whose last window is not over at this watermark: rows before it are late."""
         time = self.pane(watermark - self.size) + self.step
         if self.grows:
             time = watermark - (watermark - self.offset) % self.size
         return max(START_OF_TIME, min(time, END_OF_TIME))
 
     def ends(self, panes: Sequence[int], after: int, upto: int | None = None) -> Iterator[int]:
-        """Ends of windows that hold rows, after < end <= upto, ascending. Goes from pane to pane, not from window to window.
+        """The ends of windows that hold rows, with after < end <= upto, ascending. Windows without rows cost nothing.
 
-        panes: the starts of those that hold rows, ascending. upto: None is no bound.
+        panes: the starts of the panes that hold rows, ascending. upto: None: no bound.
         """
         if not panes:
             return
@@ -74,7 +74,7 @@ class WindowShape:
                 end = panes[at] + self.step
 
     def reopened_ends(self, panes: Iterable[int], watermark: int, lateness: int) -> list[int]:
-        """Ends, ascending, of windows that hold one of these panes, and that are over by this watermark but not by lateness."""
+        """The ends, ascending, of windows with one of these panes that are over at this watermark, but not yet with lateness."""
         ends: set[int] = set()
         for pane in panes:
             first = max(pane, self.pane(watermark - lateness)) + self.step
@@ -84,6 +84,6 @@ class WindowShape:
 
 
 def window_words(window: Window) -> str:
-    """A window with its figures (times in ms), as `state_schema` has it."""
+    """The window as `state_schema` words it, with its times in ms: "hopping(300, 100)"."""
     figures = [value for name, value in vars(window).items() if value or name != "offset_ms"]
     return f"{type(window).__name__.removesuffix('Window').lower()}({', '.join(map(str, figures))})"

@@ -1,7 +1,7 @@
 """Session windows: rows of a key that are less than a gap apart.
 
-`SessionTable` says which session a row belongs to, and which sessions a row has joined; accumulators stand by session (`Numbered`).
-State is kept in memory: it is that of the open sessions, and a snapshot holds all of it.
+`SessionTable` says which session a row belongs to, and which sessions a row has merged; `Numbered` has the accumulators of each session.
+The state is that of the sessions that are open, and is kept in memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,11 +41,11 @@ Array: TypeAlias = pa.Array
 
 
 class SessionAggregate(Keeping):
-    """`calls` over the sessions of each key: keys, window_start (the first row's time), window_end (the last row's + gap), calls.
+    """`aggregates` over the sessions of each key: keys, window_start (the first row's time), window_end (the last row's + gap), aggregates.
 
-    A session is emitted when the watermark reaches its end. It stays for `allowed_lateness_ms` after that, and is emitted again, by
-    the next watermark, when rows have changed it; what it has been joined with is not taken back. A row is late when the session
-    that it would make is over, lateness included, and it touches none that is still there: then it goes to the side "late",
+    A session is emitted when the watermark reaches its end. It stays for `allowed_lateness_ms` after that; if rows have changed it, the
+    next watermark emits it again, but results of sessions that were merged into it are not taken back. A row is late when the session
+    that it would make is over, lateness included, and it touches no session that is still there: then it leaves by the branch "late",
     without TIME_COLUMN.
     """
 
@@ -99,7 +99,7 @@ class SessionAggregate(Keeping):
         state.add(numbers, batch.data, selection)
 
     def _reject(self, batch: Batch, rows: pa.Int32Array, slots: pa.Int32Array) -> None:
-        """These rows are late."""
+        """Counts these rows as late, and lets them leave. slots: the key slots of the batch."""
         self._late_rows += len(rows)
         self._state.release(self._sessions.vacant(slots))
         if "late" in self._context.branches:
@@ -166,7 +166,7 @@ class SessionAggregate(Keeping):
 
 
 class KeyedRuns(Kept):
-    """Keys, and the sessions or runs that a kernel numbers: `runs` says which key slot each number belongs to."""
+    """Keys, and the sessions or runs that a kernel numbers: the kernel `runs` says which key slot each number belongs to."""
 
     def __init__(self, keys: Sequence[str], input: pa.Schema, runs: SessionTable | RunTable) -> None:
         self.keys, self._key_indices = key_columns(keys, input)
@@ -177,26 +177,26 @@ class KeyedRuns(Kept):
         )
 
     def resolve(self, batch: Batch) -> pa.Int32Array:
-        """The key slot of each row that counts."""
+        """The key slot of each selected row."""
         return self._known.resolve(batch.data, self._key_indices, hashes=batch.hashes, selection=batch.selection)
 
     def release(self, slots: pa.Int32Array) -> None:
-        """These key slots have nothing."""
+        """Forgets the keys of these slots, which have no sessions or runs any more."""
         if len(slots):
             self._known.remove(slots)
 
     def key_columns(self, numbers: pa.Int32Array) -> list[Array]:
-        """A row for each number."""
+        """The keys of these sessions or runs, a row for each number."""
         return self._known.key_columns(self._runs.slots(numbers))
 
     def numbers(self) -> Iterator[pa.Int32Array]:
-        """All that are there, in pieces of at most CHUNK_ROWS."""
+        """All numbers that are in use, in pieces of at most CHUNK_ROWS."""
         everything = self._runs.export().column(0)
         for start in range(0, len(everything), CHUNK_ROWS):
             yield everything.slice(start, CHUNK_ROWS)
 
     def remove(self, numbers: pa.Int32Array) -> None:
-        """They are over."""
+        """Removes these sessions or runs, which are over."""
         if len(numbers):
             self.release(self._runs.remove(numbers))
 
@@ -216,14 +216,14 @@ class KeyedRuns(Kept):
 
     def restore(self, saved: Sequence[Saved], owned: Owned | None) -> None:
         for _ in self.load(saved, owned, "runs", self.saved_schema):
-            pass  # the runs are all there is
+            pass  # there is no other file
 
     def load(
         self, saved: Sequence[Saved], owned: Owned | None, beside: str, schema: pa.Schema
     ) -> Iterator[tuple[Any, pa.RecordBatch]]:
-        """Takes the runs of keys that belong here in; -> (their numbers, the same rows of the file `beside`), piece by piece.
+        """Takes back the runs whose keys belong here; -> (their numbers, the same rows of the file `beside`), piece by piece.
 
-        Raises CorruptCheckpoint where the columns are not those of this program.
+        schema: the columns of that file. Raises CorruptCheckpoint where the checkpoint kept other columns.
         """
         width = len(self.saved_schema) - len(self.keys)
         for part in saved:
@@ -241,7 +241,7 @@ class KeyedRuns(Kept):
         return self._runs.load(runs.select(range(width)).set_column(1, "slot", slots)).to_numpy()
 
     def clear(self) -> None:
-        """Keys are forgotten."""
+        """Forgets all keys."""
         self._known.clear()
 
     def statistics(self) -> dict[str, int]:
@@ -249,9 +249,9 @@ class KeyedRuns(Kept):
 
 
 class Numbered(KeyedRuns):
-    """Keys and accumulators by session or run. `results`: the fields of the calls.
+    """Keys and accumulators by session or run. `results`: the fields of the aggregates.
 
-    A number's accumulators stand under a serial of their own in the table, so that a number can be used again.
+    The accumulators of a number stand in the table under a serial of their own, so that the number can be used again.
     """
 
     def __init__(
@@ -273,12 +273,12 @@ class Numbered(KeyedRuns):
         self._blank: Array = pa.nulls(0, pa.int64())
 
     def open(self, numbers: pa.Int32Array) -> None:
-        """Empty accumulators for new numbers."""
+        """Makes empty accumulators for new numbers."""
         if len(numbers):
             self._assign(numbers.to_numpy(), self._table.resolve(self._serial_rows(len(numbers)), [0]))
 
     def add(self, numbers: Any, data: pa.RecordBatch, selection: pa.Int32Array | None) -> None:
-        """Row i of the selection goes to numbers[i] (numpy)."""
+        """Adds row i of the selection to numbers[i] (numpy)."""
         aggregator, slots, data = self._aggregator, pa.array(self._slot_of[numbers]), self._columns(data)
         self._table.accumulate(
             slots, data, aggregator.arguments, aggregator.filters, order=aggregator.order, selection=selection
@@ -287,7 +287,7 @@ class Numbered(KeyedRuns):
             self._extras.add(slots, data, selection)
 
     def running(self, numbers: Any, data: pa.RecordBatch, selection: pa.Int32Array | None) -> list[Array]:
-        """As `add`; -> the calls' results after each row. Only without extras."""
+        """As `add`; -> the results of the aggregates after each row. Only for aggregates without extras."""
         aggregator, slots, data = self._aggregator, pa.array(self._slot_of[numbers]), self._columns(data)
         results = self._table.running(
             slots, data, aggregator.arguments, aggregator.filters, order=aggregator.order, selection=selection
@@ -295,7 +295,7 @@ class Numbered(KeyedRuns):
         return aggregator.compose(results, [])
 
     def merge(self, into: pa.Int32Array, source: pa.Int32Array) -> None:
-        """source[i]'s accumulators become a part of into[i]'s; the kernel has let go of the sources already."""
+        """Merges the accumulators of source[i] into those of into[i]. The kernel has forgotten the sources already."""
         targets, slots = self._slot_of[into.to_numpy()], self._slot_of[source.to_numpy()]
         self._table.merge_slots(pa.array(targets), pa.array(slots))
         if self._aggregator.needs_slots:
@@ -303,16 +303,16 @@ class Numbered(KeyedRuns):
         self._forget(slots)
 
     def aggregates(self, numbers: pa.Int32Array) -> list[Array]:
-        """Their results, a row for each number."""
+        """The results of the aggregates, a row for each number."""
         slots = pa.array(self._slot_of[numbers.to_numpy()])
         return list(self._aggregator.finish(self._table, self._extras, slots).columns[1:])
 
     def aggregates_schema(self) -> dict[str, Any]:
-        """For `Operator.state_schema`."""
+        """The aggregates, for `Operator.state_schema`."""
         return aggregates_schema(self._aggregates, self.results, self._input)
 
     def contents(self) -> Iterator[tuple[pa.Int32Array, list[Array], list[Array]]]:
-        """(numbers, their keys, their calls' results), of all, piece by piece."""
+        """(numbers, their keys, the results of their aggregates) of all sessions or runs, piece by piece."""
         for numbers in self.numbers():
             yield numbers, self.key_columns(numbers), self.aggregates(numbers)
 
@@ -348,7 +348,7 @@ class Numbered(KeyedRuns):
         return {**figures, "bytes": figures["bytes"] + self._table.nbytes + self._extras.nbytes}
 
     def _columns(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """As the aggregator's input: with the column of serials, which nobody reads, where more columns follow it."""
+        """The columns as the aggregator expects them: with a column of serials, all null and never read, before derived columns."""
         if len(self._blank) < data.num_rows:
             self._blank = pa.nulls(data.num_rows, pa.int64())
         return self._aggregator.columns(data.append_column(_GROUP, self._blank.slice(0, data.num_rows)))
@@ -368,7 +368,7 @@ class Numbered(KeyedRuns):
         self._slot_of[numbers] = slots.to_numpy()
 
     def _forget(self, slots: Any) -> None:
-        """Removes these slots of the table."""
+        """Removes these slots (numpy) from the table."""
         gone = pa.array(slots)
         if self._aggregator.needs_slots:
             self._extras.remove(gone)
