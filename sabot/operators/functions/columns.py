@@ -35,7 +35,7 @@ __all__ = ["BatchForm"]
 
 Array: TypeAlias = pa.Array
 
-_TIMER_ROWS = 65_536  # timers in one call
+_TIMER_ROWS = 65_536  # at most so many timers fire in one call
 
 
 class BatchForm(Form):
@@ -44,13 +44,13 @@ class BatchForm(Form):
     def __init__(self, state: Keyed, *ways: Any) -> None:
         super().__init__(state, *ways)
         self._ctx = _BatchContext(state, self)
-        self._slots: list[pa.Int32Array] = []  # that keys have got in this call
+        self._slots: list[pa.Int32Array] = []  # the slots that keys got in this call
         self._own: tuple[Any, list[Array], pa.UInt64Array] | None = (
-            None  # the keys of the call, as given and as columns
+            None  # the keys of the call: as the function got them, as columns, and their hashes
         )
         self._own_rows: list[bytes] | None = None
-        self._stamps: Array | None = None  # event times of the call's rows, or timers
-        self._count = 0  # of these
+        self._stamps: Array | None = None  # the event times of the call's rows, or timers
+        self._count = 0  # how many rows, or timers, the call has
 
     def rows(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
         state, ctx, data = self._state, self._ctx, batch.taken()
@@ -107,14 +107,14 @@ class BatchForm(Form):
                 self._give(*made, None)
 
     def _called_with(self, columns: list[Array], hashes: pa.UInt64Array) -> Array:
-        """The keys as the function sees them."""
+        """The keys as the function gets them. They are remembered for the call."""
         names = self._state.keys.names
         keys = columns[0] if len(columns) == 1 else pa.StructArray.from_arrays(columns, names)
         self._own, self._own_rows = (keys, columns, hashes), None
         return keys
 
     def _over(self) -> None:
-        """The call has ended."""
+        """Called when the call has ended: forgets its keys."""
         slots, self._slots, self._own, self._own_rows = self._slots, [], None, None
         self._state.settle(pa.concat_arrays(slots) if slots else NO_SLOTS)
 
@@ -124,7 +124,7 @@ class BatchForm(Form):
         return slots
 
     def rows_of(self, keys: Any) -> list[bytes]:
-        """Keys as state has them."""
+        """The keys as state has them. keys: those of the call, or others that the function gives."""
         if self._own is not None and keys is self._own[0]:
             if self._own_rows is None:
                 self._own_rows = key_rows(plain_keys(self._own[1]), self._own[2])
@@ -158,13 +158,13 @@ class BatchForm(Form):
         self._aside(name, made, self._times_of(made, times, "ctx.side(name, data, times)"))
 
     def _fitted(self, given: Any) -> tuple[pa.RecordBatch, Array | None]:
-        """What a call gave, and its event times."""
+        """What a call gave, with the columns of the schema, and its event times."""
         data, times = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
         made = self._shaped(data, self._spec.schema, "schema")
         return made, self._times_of(made, times, "return data, times")
 
     def _times_of(self, made: pa.RecordBatch, times: Any, how: str) -> Array | None:
-        """The event times of what a call gave."""
+        """The event times of what a call gave. how: what to write, for the error where rows would have none."""
         if not self._state.timed:
             return None
         if times is None:
@@ -213,7 +213,7 @@ class BatchForm(Form):
 
 
 class _BatchContext:
-    """A `BatchProcessContext`. One object serves all calls."""
+    """A `BatchProcessContext`. One object serves all calls, which come one after the other."""
 
     __slots__ = ("_form", "_kept", "_state", "kind", "timers", "timestamp")
 
@@ -291,7 +291,7 @@ class _BatchTimers:
 
 
 def _times_for(at: Any, rows: int) -> Array:
-    """int64, one for each of so many keys."""
+    """Times as int64, one for each of `rows` keys."""
     if isinstance(at, int):
         return pa.array(np.full(rows, checked_ms(at), np.int64))
     try:

@@ -1,19 +1,19 @@
 """Process functions: the user's own logic over rows of a key, with state and timers.
 
     rows ──▶ function ───────────────┐
-    rows of the other side ──▶ right ├──▶ rows out, rows to sides
+    rows of the other side ──▶ right ├──▶ rows out, rows by branches
     watermark, clock ──▶ on_timer ───┘
                 │   ▲
                 ▼   │
-    values by (name, key)    in `state.keyed_values`: in memory, or in RocksDB before which there is a cache
-    timers                   a `TimerTable`, by slots of a `GroupTable`, which has the keys that have timers
+    values by (name, key)    `state.keyed_values`: in memory, or in RocksDB behind a cache
+    timers                   a `TimerTable`, by the slots of a `GroupTable` that has the keys with timers
     broadcast maps           the same in every subtask
 
-`process_rows` calls functions that take a row, `process_columns` those that take a batch; both stand on `process_state`.
+`rows` calls functions that take a row, `columns` those that take a batch; both stand on `state`.
 
-Event timers fire in the order of time when the watermark reaches them, before it is passed on; those that a timer sets and that are due
-fire in the same advance, each in its turn. A key that goes on setting timers without end at the end of the input (or, before that, at no
-later time than the one that fires) is stopped at TIMERS_OF_A_KEY.
+Event timers fire in order of time when the watermark reaches them, before it is passed on. A timer that a firing timer sets, and that is
+due, fires in the same `advance`, in its turn. A key that sets timers without end is stopped at TIMERS_OF_A_KEY: at the end of the input,
+or, before that, where they are set to no later time than the one that fires.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,17 +56,17 @@ Array: TypeAlias = pa.Array
 
 _CHUNK_ROWS = 65_536
 _INTEGERS = {32: pa.int32(), 64: pa.int64()}
-_VALUES = "values"  # the folder of a checkpoint in which they are
+_VALUES = "values"  # the folder of a checkpoint with the values
 _BROADCAST = pa.schema([("name", pa.string()), ("key", pa.binary()), ("value", pa.binary())])
 
 
 class Process(Keeping):
-    """The functions of `spec` over rows by `keys`. What they give has the columns of spec.schema, and event time.
+    """The functions of `spec` over rows by `keys`. The rows that they give have the columns of spec.schema, and event time.
 
-    right_keys: of the second input, in the order of `keys`; none where it is broadcast. What a row makes has its event time, what a
-    timer makes the timer's (not below the watermark that was passed on before); that of a processing timer is the watermark. Rows below
-    the watermark are processed like others: the function has ctx.watermark. Where only the left has event time, the right's rows are
-    of the time that it is when they come: the watermark.
+    right_keys: the keys of the second input, in the order of `keys`; none where it is broadcast. A result has the event time of the row
+    that made it, or of the timer (but not below the watermark that was passed on before); the time of a processing timer is the
+    watermark. Late rows are processed like others, since the function can ask ctx.watermark. Where only the left has event time, the
+    rows of the right have the watermark as their time.
     """
 
     def __init__(self, keys: Sequence[str], spec: ProcessSpec, *, right_keys: Sequence[str] = (), id: str = "") -> None:
@@ -83,7 +83,7 @@ class Process(Keeping):
         keys, key_indices = key_columns(self._names, context.input)
         if not self._names:
             raise UserError(f"{spec.name}: there is no key", hint='stream.key_by("account").process(...)')
-        # context.right is that of the chain's first step, and no matter of one behind it
+        # context.right belongs to the first step of the chain, and is not set for this one unless it has two inputs
         for input in (context.input, context.right if spec.right is not None else None):
             if input is not None and OP_COLUMN in input.names:
                 raise UserError(f"{spec.name}: its rows are changes", hint="make them rows first: .changelog()")
@@ -141,7 +141,7 @@ class Process(Keeping):
         if not state.timers:
             return
         state.poll_ms = now_ms
-        state.timers.hold(PROCESSING)  # one that is set for now is for the next poll
+        state.timers.hold(PROCESSING)  # a timer that is set for now fires at the next poll
         try:
             self._form.fire(PROCESSING, now_ms, state.now())
         finally:
@@ -149,7 +149,7 @@ class Process(Keeping):
             state.poll_ms = None
 
     def _give(self, data: pa.RecordBatch, times: Array | None, batch: Batch | None) -> None:
-        """Rows go on; `batch`: they are the last that were made of it."""
+        """Emits rows. batch: the batch of which these are the last results; None: more will come."""
         if times is not None:
             data = data.append_column(TIME_COLUMN, times)
         if data.num_rows:
@@ -193,7 +193,7 @@ class Process(Keeping):
         return {"keys": self._names, "input": schema_text(self._keyed.keys)}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """Keys, name, value as JSON text: a row for each value, list or map that a key has."""
+        """The keys, the name, and the value as JSON text: a row for each value, list or map that a key has."""
         keys = self._keyed.keys
         schema = _contents_schema(keys)
         rows: list[tuple[Any, str, str]] = []
@@ -225,7 +225,7 @@ class Process(Keeping):
 
 
 class _Values(Kept):
-    """What functions keep by key: the cut of a backend, whose entries stand under their key groups."""
+    """The values that functions keep by key: the cut of a backend, whose entries stand under their key groups."""
 
     def __init__(self, state: Keyed, context: OperatorContext) -> None:
         self._state, self._context = state, context
@@ -242,14 +242,14 @@ class _Values(Kept):
 
     def _mine(self, owned: Owned) -> Mine:
         """Which entries belong to this subtask."""
-        if self._context.only is not None:  # asked of single keys, not of key groups
+        if self._context.only is not None:  # `only` may tell keys of one group apart
             return lambda entries: _those_with_hash(entries, self._state.keys, owned)
         groups = owned(pa.array(range(KEY_GROUPS), pa.uint64())).to_pylist()
         return lambda entries: (entry for entry in entries if groups[entry[1][0] << 8 | entry[1][1]])
 
 
 class _SetTimers(Kept):
-    """The timers, with their keys."""
+    """The timers that are set, with their keys."""
 
     def __init__(self, state: Keyed) -> None:
         self._state = state
@@ -269,7 +269,7 @@ class _SetTimers(Kept):
 
 
 class _BroadcastMaps(Kept):
-    """The maps that all keys share: the same in every subtask."""
+    """The maps that all keys share, which are the same in every subtask."""
 
     def __init__(self, state: Keyed) -> None:
         self._state = state
@@ -286,7 +286,7 @@ class _BroadcastMaps(Kept):
 
 
 def _timer_rows(columns: list[Array], names: list[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Timers as columns; their names come as places in the list."""
+    """Timers as columns. The column of their names comes as indices into `names`."""
     place = schema.get_field_index("name")
     texts = pa.DictionaryArray.from_arrays(columns[place], pa.array(names, pa.string())).cast(pa.string())
     rows = pa.RecordBatch.from_arrays([*columns[:place], texts, *columns[place + 1 :]], schema=schema)
@@ -341,14 +341,14 @@ def _those_with_hash(
     keys: pa.Schema,
     only: Owned,
 ) -> Iterator[Entry]:
-    """Entries of keys of which `only` says so."""
+    """The entries of the keys that `only` names."""
     for entry in entries:
         if only(hash_columns(_key_columns([parts_of(entry[1][2:])[0]], keys)))[0].as_py():
             yield entry
 
 
 def saved_process(reader: Mapping[str, Any]) -> Process:
-    """An operator that takes the state in and gives its `contents`. reader: `Process.state_reader`."""
+    """An operator that restores the state, and gives its `contents`. reader: what `Process.state_reader` gave."""
     keys = schema_of_text(reader["input"])
     assert keys is not None
     spec = ProcessSpec("process", _no_function, None, None, _contents_schema(keys), {}, False, None, False)
@@ -374,7 +374,7 @@ def _contents_batch(rows: list[tuple[Any, str, str]], keys: pa.Schema, schema: p
 
 
 def _key_columns(found: Sequence[Any], keys: pa.Schema) -> list[Array]:
-    """Keys as msgpack has them -> columns."""
+    """The columns of keys that were decoded from msgpack."""
     columns = [found] if len(keys) == 1 else list(zip(*found, strict=True))
     return [
         pa.array(column, _INTEGERS[field.type.bit_width]).view(field.type)

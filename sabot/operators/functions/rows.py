@@ -32,8 +32,8 @@ __all__ = ["RowForm"]
 
 Array: TypeAlias = pa.Array
 
-_OUT_ROWS = 8192  # gathered before they go on
-_KNOWN_KEYS = 100_000  # of slots, as Python objects
+_OUT_ROWS = 8192  # rows that are gathered before they are emitted
+_KNOWN_KEYS = 100_000  # keys that are remembered by slot, as Python objects
 _AHEAD = 1024  # keys that are looked up together when timers fire
 
 
@@ -46,11 +46,11 @@ class RowForm(Form):
         self._out: list[Row] = []
         self._times: list[int] = []
         self.sides: dict[str, tuple[list[Row], list[Any]]] = {name: ([], []) for name in self._spec.sides}
-        self._keys: list[Array] = []  # of the rows at hand
+        self._keys: list[Array] = []  # the key columns of the current rows
         self._hashes: Any = None
-        self._slots: list[int] | None = None  # theirs, once one of them is asked for
-        self._resolved = NO_SLOTS  # the same
-        self._found: dict[int, tuple[Any, bytes]] = {}  # by slot: key, and as state has it
+        self._slots: list[int] | None = None  # the slots of the current rows, once one is asked for
+        self._resolved = NO_SLOTS  # the same as an array
+        self._found: dict[int, tuple[Any, bytes]] = {}  # by slot: the key, and the key as state has it
 
     def rows(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
         state, ctx, data = self._state, self._ctx, batch.taken()
@@ -94,7 +94,7 @@ class RowForm(Form):
         self._forget(self._resolved)
 
     def _begin(self, side: Side, batch: Batch, data: pa.RecordBatch) -> tuple[list[Any], list[bytes]]:
-        """The keys of the rows: as values, and as state has them."""
+        """The keys of the rows, as functions see them and as state has them."""
         self._slots, self._resolved = None, NO_SLOTS
         if not side.keys:
             return [None] * data.num_rows, [b""] * data.num_rows
@@ -102,7 +102,7 @@ class RowForm(Form):
         return key_values(self._keys), key_rows(plain_keys(self._keys), self._hashes)
 
     def slot(self, ctx: "_RowContext") -> int:
-        """Of the key of the row, or of the timer, that the function has."""
+        """The slot of the current key, which is that of the row or of the timer."""
         if ctx._slot >= 0:
             return ctx._slot
         if self._slots is None:
@@ -143,7 +143,7 @@ class RowForm(Form):
         self._forget(NO_SLOTS)
 
     def _look_up(self, slot: int, kind: int, limit: int) -> tuple[Any, bytes]:
-        """The key of a slot, and those of others that will be asked for next."""
+        """The key of a slot. Also looks up the keys of the timers that will fire next."""
         if len(self._found) >= _KNOWN_KEYS:
             self._found.clear()
         soon = self._state.timers.soon(limit, kind, _AHEAD)
@@ -160,7 +160,7 @@ class RowForm(Form):
                 self._found.pop(slot, None)
 
     def _take(self, made: Any, time: Any) -> None:
-        """What a call gave: a row, or an iterable of rows."""
+        """Takes what a call gave: a row, or an iterable of rows."""
         if isinstance(made, dict):
             self._out.append(made)
             self._times.append(time)
@@ -174,7 +174,7 @@ class RowForm(Form):
                 self._flush(None)
 
     def _flush(self, batch: Batch | None) -> None:
-        """What has been gathered goes on. batch: that which is over."""
+        """Emits the rows that were gathered. batch: the batch that has ended; None: it goes on."""
         for name, (rows, times) in self.sides.items():
             if rows:
                 self._aside(name, *self._made(rows, times, self._spec.sides[name], f"side {name!r}"))
@@ -185,7 +185,7 @@ class RowForm(Form):
     def _made(
         self, rows: list[Row], times: list[Any], schema: pa.Schema, what: str
     ) -> tuple[pa.RecordBatch, Array | None]:
-        """Rows and their times as columns; the lists are empty then."""
+        """Rows and their times as columns. Empties both lists."""
         name = self._spec.name
         try:
             made = pa.RecordBatch.from_pylist(rows, schema=schema)
@@ -209,7 +209,7 @@ class RowForm(Form):
 
 
 class _RowContext:
-    """A `ProcessContext`. One object serves all calls, one after the other."""
+    """A `ProcessContext`. One object serves all calls, which come one after the other."""
 
     __slots__ = ("_at", "_form", "_kept", "_slot", "_state", "_time", "_under", "key", "timers", "timestamp")
 
@@ -217,10 +217,10 @@ class _RowContext:
         self._state, self._form = state, form
         self.key: Any = None
         self.timestamp: int | None = None
-        self._under = b""  # the key, as state has it; empty: there is none
-        self._at = 0  # the row
-        self._time: int | None = None  # event time of what is made
-        self._slot = -1  # of the key, where it is known
+        self._under = b""  # the key as state has it; empty: the row has none
+        self._at = 0  # the index of the row
+        self._time: int | None = None  # the event time of results
+        self._slot = -1  # the slot of the key; -1: not known yet
         self._kept: dict[str, _KeyState] = {}
         self.timers = _RowTimers(self)
 
@@ -260,7 +260,7 @@ class _RowContext:
 
 
 class _RowTimers:
-    """`Timers`."""
+    """`Timers` of the current key."""
 
     __slots__ = ("_ctx",)
 
@@ -284,7 +284,7 @@ class _RowTimers:
 
 
 class _KeyState:
-    """`KeyState`: a value of the key whose turn it is."""
+    """`KeyState`: a value of the current key."""
 
     __slots__ = ("_ctx", "_value")
 
@@ -303,7 +303,7 @@ class _KeyState:
 
 
 class _KeyList:
-    """`KeyList`."""
+    """`KeyList`: a list of the current key."""
 
     __slots__ = ("_base", "_list")
 
@@ -322,7 +322,7 @@ class _KeyList:
 
 
 class _KeyMap:
-    """`KeyMap`."""
+    """`KeyMap`: a map of the current key."""
 
     __slots__ = ("_base", "_map")
 

@@ -42,18 +42,18 @@ __all__ = [
 
 Array: TypeAlias = pa.Array
 
-TIMERS_OF_A_KEY = 100_000  # that a key may set in an advance without time moving on
+TIMERS_OF_A_KEY = 100_000  # how many timers a key may set in one `advance` without moving on in time
 NO_SLOTS = pa.array([], pa.int32())
 KIND_WORDS = ("event", "processing")
 _KINDS = {"event": EVENT, "processing": PROCESSING}
-_LIST = 1  # of the extensions that stand for lists and maps, see `state.values`
+_LIST = 1  # the msgpack extension that stands for a list; the other one stands for a map (see `state.values`)
 _INTEGERS = {32: pa.int32(), 64: pa.int64()}
 
 _decode = msgspec.msgpack.Decoder().decode
 
 
 class Side:
-    """An input: which columns the function sees, which are the key, which is event time."""
+    """An input. keys: the indices of its key columns; names: the columns that the function sees; time: the index of event time, or -1."""
 
     def __init__(self, input: pa.Schema, keys: Sequence[int]) -> None:
         self.keys = list(keys)
@@ -73,12 +73,12 @@ class Keyed:
         self.maps: dict[str, SharedMap] = {}
         self.broadcasting = False  # it is the broadcast side's function that runs
         self.watermark_ms: int | None = None
-        self.latest_ms = START_OF_TIME  # of all rows
+        self.latest_ms = START_OF_TIME  # the latest event time of all rows
         self.poll_ms: int | None = None
         self._clock = context.clock
 
     def guard(self) -> None:
-        """Event timers begin to fire."""
+        """Called before event timers fire: counts from now on how many timers each key sets."""
         self.timers.guard(TIMERS_OF_A_KEY)
 
     def clock_ms(self) -> int:
@@ -89,7 +89,7 @@ class Keyed:
         return self.latest_ms if self.watermark_ms is None else self.watermark_ms
 
     def times_of(self, data: pa.RecordBatch, side: Side) -> Array | None:
-        """The event times of an input's rows; where it has none and the other has, the time is now. None: neither has."""
+        """The event times of an input's rows. Where only the other input has event time, it is `now`; None where neither has."""
         if side.time >= 0:
             return data.column(side.time)
         if not self.timed:
@@ -98,23 +98,23 @@ class Keyed:
         return pa.array(np.full(data.num_rows, 0 if now == START_OF_TIME else now))
 
     def tell_time(self, at: int) -> None:
-        """Values are read and put at this event time."""
+        """Sets the event time at which values are read and put from now on."""
         if self.expiry is not None:
             self.expiry.now_ms = at
 
     def forget_expired(self, watermark_ms: int) -> None:
-        """Nobody reads values at a time before this any more."""
+        """Removes the values that have expired at this watermark: no function reads values at an earlier time any more."""
         if self.expiry is not None:
             self.expiry.passed_ms = watermark_ms
             self.values.remove_expired()
 
     def slots(self, keys: Sequence[Array], hashes: pa.UInt64Array) -> pa.Int32Array:
-        """Of these keys; new ones get one, and lose it in `settle` if they have no timer then."""
+        """The slots of these keys. A new key gets a slot, and loses it in `settle` if it has no timer then."""
         rows = pa.RecordBatch.from_arrays(list(keys), schema=self.keys)
         return self.known.resolve(rows, range(len(self.keys)), hashes=hashes)
 
     def settle(self, slots: pa.Int32Array) -> pa.Int32Array:
-        """Keys without timers are forgotten, of these and of those whose last one has fired; -> their slots."""
+        """Forgets the keys without timers, among these slots and those whose last timer has fired; -> the slots that were freed."""
         vacant = self.timers.vacant(slots)
         if len(vacant):
             self.known.remove(vacant)
@@ -135,11 +135,11 @@ class Keyed:
             raise no_event_time("an event timer needs event time")
 
     def key_of(self, columns: Sequence[Array]) -> dict[str, Any]:
-        """The first row's, for errors."""
+        """The key of the first row, for errors."""
         return {field.name: column[0].as_py() for field, column in zip(self.keys, columns, strict=True)}
 
     def endless(self) -> UserError:
-        """The error for a key that goes on setting timers."""
+        """The error for a key that sets timers without end."""
         key = self.key_of(self.known.key_columns(pa.array([self.timers.over], pa.int32())))
         if self.watermark_ms == END_OF_TIME:
             what, hint = "after the end of the input", "set none when ctx.watermark is the end of time, 2**63 - 1"
@@ -154,7 +154,7 @@ class Keyed:
                 parts = parts_of(stored[2:])
                 if len(parts) == 1:
                     yield parts[0], name, json_text(_decode(data))
-                elif len(parts) == 2 and parts[1] is None:  # the head of a list or a map; what is in it stands behind
+                elif len(parts) == 2 and parts[1] is None:  # the head of a list or a map, whose entries follow
                     yield parts[0], name, json_text(self._contained(_decode(data).code, name, stored[:-1]))
 
     def _contained(self, code: int, name: str, under: bytes) -> Any:
@@ -192,7 +192,7 @@ class SharedMap:
         self.put(key, None)
 
     def store(self, key: bytes, value: bytes) -> None:
-        """As a checkpoint has it."""
+        """Puts an entry that is encoded already, as a checkpoint has it."""
         self.stored[key] = value
         self._found[hashable(_decode(key))] = _decode(value)
 
@@ -205,7 +205,7 @@ class SharedMap:
 
 
 class Form(ABC):
-    """How functions are called."""
+    """How the user's functions are called: once for each row (`RowForm`) or once for each batch (`BatchForm`)."""
 
     def __init__(
         self,
@@ -215,15 +215,15 @@ class Form(ABC):
     ) -> None:
         self._state, self._give_on, self._give_aside = state, give, aside
         self._spec = state.spec
-        self._behind: Exception | None = None  # raised by those behind this step
+        self._behind: Exception | None = None  # the error that a later step has raised while rows were emitted
 
     @abstractmethod
     def rows(self, function: Callable[..., Any], side: Side, batch: Batch) -> None:
-        """The rows of a batch of one of the inputs."""
+        """Calls the function with the rows of a batch of one of the inputs."""
 
     @abstractmethod
     def fire(self, kind: int, limit: int, passed: int) -> None:
-        """All timers of the kind with time <= limit; passed: event time has been told to be there already."""
+        """Fires all timers of the kind with time <= limit. passed: the watermark that was passed on before."""
 
     def _give(self, data: pa.RecordBatch, times: Array | None, batch: Batch | None) -> None:
         try:
@@ -240,7 +240,7 @@ class Form(ABC):
             raise
 
     def _failed(self, error: Exception, where: str) -> UserError:
-        """What a call has raised, as the user is told it. What those behind have raised is raised again, as it is."""
+        """The error of a user's function as the user sees it. An error of a later step is raised again, as it is."""
         if error is self._behind:
             raise error
         if isinstance(error, UserError):
@@ -258,18 +258,18 @@ class Form(ABC):
         return columns, hashes
 
     def no_side(self, name: Any) -> UserError:
-        """The error for rows that are to leave by a side that the step does not have."""
+        """The error for rows given to a side (`ctx.side`) that the step does not have."""
         there = ", ".join(self._spec.sides) or "none"
         return UserError(f"there is no side {name!r}", hint=f"name it in sides=; there are {there}")
 
 
 def head_key(under: bytes) -> bytes:
-    """Where the head of a key's list or map stands. under: the key, as state has it."""
+    """The key under which state has the head of a list or map. under: the key to which it belongs, as state has it."""
     return state_key(None, scope=under)
 
 
 def parts_of(data: bytes) -> list[Any]:
-    """The msgpack values that stand one after the other: the key, then that of a list's or map's head, then a place or a field."""
+    """The msgpack values that stand one after the other: the key, then null for the head of a list or map, then an index or a field."""
     for count in (1, 2, 3):
         try:
             parts: list[Any] = _decode(bytes([0x90 + count]) + data)
@@ -280,12 +280,12 @@ def parts_of(data: bytes) -> list[Any]:
 
 
 def plain_keys(columns: Sequence[Array]) -> list[Array]:
-    """Times as the integers that they are."""
+    """The key columns, with times as integers."""
     return [c.view(_INTEGERS[c.type.bit_width]) if pa.types.is_temporal(c.type) else c for c in columns]
 
 
 def key_values(columns: Sequence[Array]) -> list[Any]:
-    """Keys as functions see them."""
+    """The keys as functions see them: a value, or a tuple where there are several key columns."""
     if len(columns) == 1:
         values: list[Any] = columns[0].to_pylist()
         return values
@@ -311,7 +311,7 @@ def no_key() -> UserError:
 
 
 def place_of(batch: Batch) -> str:
-    """Which rows these are, as far as is known."""
+    """Where the rows of a batch come from, as far as is known, for errors."""
     places = [
         f"{topic}[{partition}] before offset {end}" for (topic, partition), end in sorted(batch.offsets.items())[:5]
     ]

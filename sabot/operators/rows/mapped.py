@@ -19,17 +19,18 @@ from sabot.operators.rows.marked import check_given_names, where_from
 
 __all__ = ["NO_ARROW", "PLACES", "FlatMap", "MapBatches"]
 
-_FLAT_ROWS = 65_536  # of a batch that flat_map emits
+_FLAT_ROWS = 65_536  # at most so many rows are in a batch that flat_map emits
 
 NO_ARROW = "texts are UTF-8, and offsets ascend: array.validate(full=True) says where they do not"
 Row = dict[str, Any]
 
 
 class MapBatches(Operator):
-    """The user's function over whole batches: a RecordBatch in, anything that speaks Arrow out, or None for nothing.
+    """The user's function over whole batches: it gets a RecordBatch, and gives anything that speaks Arrow, or None for no rows.
 
-    schema: of what it gives; without one, `open` calls it with an empty batch to see. time: the name of the stream's column of event
-    time; where the output has it, event time is read from it, else each row keeps its own and their number must stay.
+    schema: the columns of what it gives; without it, `open` calls the function with an empty batch to learn them. time: the name of the
+    stream's column of event time. Where the output has that column, event time is read from it; else each row keeps its own, and the
+    function must give as many rows as it got.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class MapBatches(Operator):
         if self._timed and self.time in schema.names:
             _check_time(self.name, schema.field(self.time))
         self._output = schema
-        self._nullable = pa.schema([(field.name, field.type) for field in schema])  # as all that goes down a chain
+        self._nullable = pa.schema(
+            [(field.name, field.type) for field in schema]
+        )  # columns of a chain may always be null
         return with_time(self._nullable, self._timed)
 
     def process(self, batch: Batch) -> None:
@@ -85,7 +88,7 @@ class MapBatches(Operator):
             raise UserError(f"{self.name}: {type(error).__name__}: {error}; {where_from(batch)}") from error
 
     def _fitted(self, given: Any, batch: Batch) -> pa.RecordBatch:
-        """What the function gave, as the columns that it is to give."""
+        """What the function gave, with the columns that it is expected to give."""
         made, want = _arrow(self.name, given), self._output
         if made.schema.equals(want):
             return made.replace_schema_metadata(None) if made.schema.metadata else made
@@ -125,9 +128,9 @@ class MapBatches(Operator):
 
 
 class FlatMap(Operator):
-    """The user's function over single rows: a dict in, an iterable of dicts out. Python for each row, as he wrote it.
+    """The user's function over single rows: it gets a dict, and gives an iterable of dicts. It runs in Python, for each row.
 
-    time: as for MapBatches; without that column each row has the event time of the one that it was made of.
+    time: as for MapBatches; where the output lacks that column, a row has the event time of the row that it was made of.
     """
 
     def __init__(self, function: Callable[[Row], Iterable[Row]], schema: pa.Schema, *, time: str | None = None) -> None:
@@ -147,7 +150,7 @@ class FlatMap(Operator):
     def process(self, batch: Batch) -> None:
         last: Batch | None = None
         for made in self._pieces(batch):
-            if last is not None:  # only the last one covers all rows, so only it has the offsets
+            if last is not None:  # only the last batch covers all rows, so only it carries the offsets
                 self.emit(Batch(last.data, None, batch.topic))
             last = batch.with_data(made)
         if last is not None:
@@ -208,7 +211,7 @@ def _arrow(name: str, given: Any) -> pa.RecordBatch:
 
 
 def _alike(have: pa.DataType, want: pa.DataType) -> bool:
-    """The same but for what may be null and what the items of lists are called."""
+    """Whether both types are equal but for what may be null and what the items of lists are called."""
     if pa.types.is_list(have) and pa.types.is_list(want):
         return _alike(have.value_type, want.value_type)
     if pa.types.is_struct(have) and pa.types.is_struct(want):

@@ -1,4 +1,6 @@
-"""The columns of ours behind the user's, event time and the op of changes: what the plan puts in for them, and what keeps them."""
+"""The marks, which are columns of ours behind the user's (event time, the op of changes): operators that the plan adds for their sake, and
+functions that keep them in place.
+"""
 
 from collections.abc import Sequence
 
@@ -33,14 +35,14 @@ MARKS = (OP_COLUMN, TIME_COLUMN)  # in the order in which they stand behind the 
 
 
 class WithoutPairs(Operator):
-    """Updates become deletes and inserts, which may go different ways."""
+    """Turns updates into deletes and inserts, which may go to different subtasks."""
 
     def process(self, batch: Batch) -> None:
         self.emit(parted(batch))
 
 
 class AsInserts(Operator):
-    """Rows of an append stream as changes."""
+    """Turns the rows of an append stream into changes that are all inserts."""
 
     def open(self, context: OperatorContext) -> pa.Schema:
         self._timed = TIME_COLUMN in context.input.names
@@ -55,7 +57,7 @@ class AsInserts(Operator):
 
 
 class WithoutTime(Operator):
-    """Takes event time off: rows go on among others that have none."""
+    """Takes event time away from rows that will be among others without it."""
 
     def open(self, context: OperatorContext) -> pa.Schema:
         return without_time(context.input)
@@ -67,7 +69,7 @@ class WithoutTime(Operator):
 
 
 def parted(batch: Batch) -> Batch:
-    """Changes whose updates are deletes and inserts. 0 1 2 3 -> 0 3 0 3."""
+    """The same changes, with deletes and inserts for updates: the ops 0 1 2 3 become 0 3 0 3."""
     place = batch.data.schema.get_field_index(OP_COLUMN)
     ops = batch.data.column(place).to_numpy()
     data = batch.data.set_column(place, batch.data.schema.field(place), pa.array((ops & 1) * np.int8(DELETE)))
@@ -91,7 +93,7 @@ def check_given_names(what: str, names: Sequence[str], *, among: Sequence[str] =
 
 
 def where_from(batch: Batch) -> str:
-    """Which rows these are, as far as is known: what they come from, and the offset behind the last of them."""
+    """Where the rows of a batch come from, as far as is known, with the offset behind the last one, for errors."""
     places = [
         f"{topic}[{partition}] before offset {offset}"
         for (topic, partition), offset in sorted(batch.offsets.items())[:5]

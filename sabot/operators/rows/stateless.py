@@ -1,7 +1,7 @@
-"""Steps without state: what a row becomes depends on the row (and the function) alone.
+"""Steps without state: the result of a row depends on the row alone.
 
-Columns are picked, dropped and renamed without touching rows. Where something is computed and the selection leaves few rows, only
-those are taken, else all are computed and the selection stays.
+Columns are picked, dropped and renamed without touching rows. Where a value is computed and the selection leaves few rows, these are
+copied first; else the value is computed for all rows, and the selection stays.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,15 +46,15 @@ __all__ = [
     "add_columns",
 ]
 
-_FEW = 4  # where less than one row in so many counts, taking them costs less than computing all
+_FEW = 4  # where fewer than one row in so many is selected, copying these costs less than computing all
 
 Named = Sequence[tuple[str, Expr]]
 
 
 class Filter(Operator):
-    """Rows where the predicate is true. Makes a selection; nothing is copied, and empty batches end here.
+    """Passes the rows for which the predicate is true. It makes a selection: nothing is copied. Batches without rows end here.
 
-    Of an update whose rows do not pass together a delete or an insert is left.
+    Updates become deletes and inserts where not all rows pass, since of an update only one row may pass.
     """
 
     def __init__(self, predicate: Expr) -> None:
@@ -89,7 +89,7 @@ class Filter(Operator):
 
 
 class Select(Operator):
-    """These columns, in this order: (name, expression) each."""
+    """Gives these columns, in this order: (name, expression) each."""
 
     def __init__(self, columns: Named) -> None:
         self.columns = tuple(columns)
@@ -104,7 +104,7 @@ class Select(Operator):
 
 
 class WithColumns(Operator):
-    """All columns, and these: (name, expression) each, behind the others, or in the place of the one of that name."""
+    """Adds these columns, (name, expression) each: behind the others, or in the place of the column of that name."""
 
     def __init__(self, columns: Named) -> None:
         self.columns = tuple(columns)
@@ -122,7 +122,7 @@ class WithColumns(Operator):
 
 
 class Drop(Operator):
-    """All columns but these. unread: the plan has checked the names, and left out columns that nobody uses."""
+    """Drops these columns. unread: the plan has checked the names, and reads no columns that no step uses."""
 
     def __init__(self, names: Sequence[str], *, unread: bool = False) -> None:
         self.names = tuple(names)
@@ -141,7 +141,9 @@ class Drop(Operator):
 
 
 class EndVersions(Operator):
-    """Versions of a table's rows. INSERT: from here on this one; DELETE: from here on none, as where the predicate is not true."""
+    """Versions of a table's rows: an INSERT begins the next version of its key, a DELETE ends it. A row for which the predicate is not
+    true becomes a DELETE.
+    """
 
     def __init__(self, predicate: Expr) -> None:
         self.predicate = predicate
@@ -161,7 +163,7 @@ class EndVersions(Operator):
 
 
 class Sample(Keeping):
-    """Each row with the probability `fraction`: by a generator of this subtask, which goes on where the checkpoint left it."""
+    """Passes each row with the probability `fraction`, by a generator of this subtask that goes on where the checkpoint left it."""
 
     def __init__(self, fraction: float, seed: int) -> None:
         self._fraction, self._seed = fraction, seed
@@ -185,13 +187,13 @@ class Sample(Keeping):
         return {"kind": "sample", "fraction": self._fraction, "seed": self._seed}
 
     def recall(self, saved: Sequence[Saved]) -> None:
-        if len(saved) == 1:  # with another parallelism there are other generators
+        if len(saved) == 1:  # with another parallelism the generators begin anew
             own = {name: int(saved[0].facts[name]) for name in ("state", "inc")}
             self._random.bit_generator.state = {**self._random.bit_generator.state, "state": own}
 
 
 class Rename(Operator):
-    """Other names for some columns: {old: new}. unread: as in Drop."""
+    """Gives other names to some columns: {old: new}. unread: as for Drop."""
 
     def __init__(self, names: Mapping[str, str], *, unread: bool = False) -> None:
         self.names = dict(names)
@@ -213,12 +215,14 @@ class Rename(Operator):
 
 
 class _Rows:
-    """Expressions over the rows of a batch that count: over all where that is safe and not much more, else over those alone."""
+    """Expressions over the selected rows of a batch. They are computed over all rows where that is safe and costs little more, else over
+    the selected rows alone.
+    """
 
     def __init__(
         self, exprs: Sequence[Expr], schema: pa.Schema, make: Callable[[Expr, pa.Schema], Compiled] = compile_expr
     ) -> None:
-        self.types = [make(each, schema).type for each in exprs]  # an error names all columns
+        self.types = [make(each, schema).type for each in exprs]  # made over all columns, so that an error names them
         used = frozenset().union(*(each.columns for each in exprs)) or {
             schema.names[0]
         }  # a batch needs a column to have rows
@@ -228,14 +232,14 @@ class _Rows:
         self._can_fail = any(each.can_fail for each in self._exprs)
 
     def __call__(self, batch: Batch) -> tuple[bool, list[pa.Array]]:
-        """(whether the values are of the selected rows only, the values)."""
+        """(whether the values are those of the selected rows alone, the values)."""
         data, selection = batch.data.select(self._names), batch.selection
         alone = selection is not None and (self._can_fail or _FEW * len(selection) < data.num_rows)
         try:
             return alone, self._values(data.take(selection) if alone else data)
         except DataError as error:
             failed = error
-        if selection is not None and not alone:  # it may be a row that does not count
+        if selection is not None and not alone:  # a row that is not selected may be the cause
             try:
                 return True, self._values(data.take(selection))
             except DataError as error:
@@ -247,7 +251,7 @@ class _Rows:
 
 
 class _Outputs:
-    """Columns made of columns: (name, expression) each, those of ours behind them where they are there."""
+    """Columns made of columns: (name, expression) each, with the marks of the input behind them."""
 
     def __init__(self, input: pa.Schema, columns: Mapping[str, Expr], *, keep_hashes: bool = True) -> None:
         columns = {**columns, **{name: col(name) for name in MARKS if name in input.names}}
@@ -255,7 +259,7 @@ class _Outputs:
         made = {name: expr for name, expr in columns.items() if expr.column is None}
         self._rows = _Rows(list(made.values()), input) if made else None
         types = dict(zip(made, self._rows.types if self._rows else [], strict=True))
-        self._plan: list[int | None] = []  # the place of a column that is picked; None: the next computed one
+        self._plan: list[int | None] = []  # the index of a column that is picked; None: the next computed one
         fields = []
         for name, expr in columns.items():
             picked = expr.column
@@ -263,7 +267,7 @@ class _Outputs:
                 self._plan.append(None)
                 fields.append(pa.field(name, types[name]))
                 continue
-            compile_expr(expr, input)  # it is there, and once
+            compile_expr(expr, input)  # raises unless there is exactly one such column
             self._plan.append(input.get_field_index(picked))
             fields.append(input.field(picked).with_name(name))
         self.schema = pa.schema(fields)
@@ -321,7 +325,7 @@ def place_with_columns(node: nodes.WithColumns, site: Site) -> Site:
 
 
 def add_columns(site: Site, columns: Named) -> Site:
-    """These columns beside those that come, or in their place."""
+    """The site behind a step that adds these columns."""
     made = {name for name, _ in columns}
     keys = site.keys if site.keys is not None and not made & set(site.keys) else None
     return site.step(with_text(columns), partial(WithColumns, columns), keys=keys)
@@ -335,7 +339,7 @@ def place_drop(node: nodes.Drop, site: Site) -> Site:
 
 def place_rename(node: nodes.Rename, site: Site) -> Site:
     renamed, checked = dict(node.names), node.input.column_names is not None
-    taken = set(renamed.values()) - renamed.keys()  # names that mean another column from here on
+    taken = set(renamed.values()) - renamed.keys()  # names that stand for another column from here on
     keys = site.keys
     if keys is not None:
         keys = None if taken & set(keys) else tuple(renamed.get(key, key) for key in keys)
@@ -347,10 +351,10 @@ def place_union(node: nodes.Union, *sites: Site) -> Site:
     if any(site.changes for site in sites):
         sites = tuple(site if site.changes else site.step("as inserts", AsInserts, changes=True) for site in sites)
     used = layout.used[id(node)]
-    if used is not None:  # each branch may have been read with more than that
+    if used is not None:  # each stream may have been read with more columns
         names = [name for name in node.streams[0].column_names or sorted(used) if name in used]
         same = tuple((name, col(name)) for name in names)
-        same = same or (("_", lit(True)),)  # without any column rows would have no number
+        same = same or (("_", lit(True)),)  # a batch needs a column to have rows
         text = f"select {', '.join(name for name, _ in same)}"
         sites = tuple(site.step(text, partial(Select, same)) for site in sites)
     if not timed:
