@@ -13,7 +13,7 @@ BENCHMARKS := $(sort $(wildcard benchmarks/kernels/*.py benchmarks/pipelines/*.p
 # Every worker imports all tests, and hundreds of them start a child: nothing of this is compiled anew each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all simulate fuzz check lint types kernels-debug bench bench-smoke kafka kafka-stop soak clean
+.PHONY: demo test test-all slow simulate fuzz check lint types kernels-debug bench bench-smoke kafka kafka-stop soak clean
 
 demo: $(STAMP)
 	@$(BIN)/sabot demo fraud
@@ -23,10 +23,13 @@ demo: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
-# What takes longer too: 2,000 simulated programs, then, one by one, crashes at every step of whole pipelines, packages, kills of a job on Kafka.
+# What takes longer too: 2,000 simulated programs, which compute, beside the tests that mostly wait.
 test-all: test
-	@$(MAKE) simulate SEEDS=2000 WORKERS=2
-	@$(BIN)/pytest -q -m slow tests
+	@$(MAKE) -j 2 simulate slow SEEDS=2000 WORKERS=2
+
+# Crashes at every step of whole pipelines, packages, kills of a job on Kafka.
+slow: $(STAMP)
+	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m slow tests
 
 # Random programs, crashes and rescales in the simulation against DuckDB's answer: SEEDS of them, from START on.
 SEEDS ?= 200

@@ -31,6 +31,7 @@ if (
 
 # Files that wait most of their time, for a broker or for a child that is killed; those that take longest come first.
 WAITING = (
+    "test_kill_dance",
     "test_faults",
     "test_stream_kafka",
     "test_kafka_delivery",

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ _STATE = struct.Struct("<qd")  # the number of the input, when it began
 
 
 def main() -> int:
-    """Runs the targets one after the other."""
+    """Runs the targets, as many side by side as there are cores."""
     asked = _arguments()
     if asked.worker:
         return _work(asked)
@@ -49,12 +50,16 @@ def main() -> int:
     inputs: dict[str, int] = {}
     failed: list[str] = []
     began = time.monotonic()
-    for name in names:
-        figures = _json_kernel(asked, shares[name]) if name == "json-kernel" else _run(asked, name, shares[name])
-        inputs[name] = figures.get("inputs", 0)
-        print(f"{name:12} {'FAILED' if 'failed' in figures else 'ok':6} {json.dumps(figures)}", flush=True)
-        if "failed" in figures:
-            failed.append(name)
+
+    def run(name: str) -> dict[str, Any]:
+        return _json_kernel(asked, shares[name]) if name == "json-kernel" else _run(asked, name, shares[name])
+
+    with ThreadPoolExecutor(os.cpu_count()) as side_by_side:
+        for name, figures in zip(names, side_by_side.map(run, names), strict=True):
+            inputs[name] = figures.get("inputs", 0)
+            print(f"{name:12} {'FAILED' if 'failed' in figures else 'ok':6} {json.dumps(figures)}", flush=True)
+            if "failed" in figures:
+                failed.append(name)
     print(
         json.dumps(
             {
@@ -70,7 +75,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=180.0, help="for all targets together")
+    parser.add_argument("--seconds", type=float, default=180.0, help="of all targets, added up")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--targets", default="", help="names, with commas; all of them when not given")
     parser.add_argument("--start", type=int, default=0, help="the number of the first input")

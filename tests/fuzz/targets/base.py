@@ -63,7 +63,7 @@ def found_in(source: FileSource, rows: int, schema: pa.Schema | None = None) -> 
         source.close()
 
 
-_CSV = CsvSink("never-opened.csv")
+_CSV = CsvSink("never-opened.csv")._format
 
 
 def use(data: pa.RecordBatch) -> None:
@@ -76,7 +76,7 @@ def use(data: pa.RecordBatch) -> None:
         if "cannot be written as JSON" not in str(error) and "JSON cannot hold" not in str(error):
             raise
     try:
-        _CSV._lines(batch)
+        _CSV.rows(batch, first=True)
     except UserError as error:
         if "cannot be written as CSV" not in str(error):
             raise
