@@ -18,7 +18,9 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(sys, "path", [*(str(BENCHMARKS / folder) for folder in ("pipelines", "peers")), *sys.path])
+    monkeypatch.setattr(
+        sys, "path", [*(str(BENCHMARKS / folder) for folder in ("pipelines", "peers", "agents")), *sys.path]
+    )
     return importlib.import_module(name)
 
 
@@ -164,3 +166,30 @@ def test_the_matches_of_the_benchmark_are_those_of_its_twin(monkeypatch, tmp_pat
     pq.write_table(events, tmp_path / "events.parquet")
     figures, want = pattern.measure(name, events, tmp_path / "events.parquet", 1, 1)
     assert figures["matches"] == len(want) > 0
+
+
+@pytest.mark.parametrize("lost", [None, "intent", "result", "entry"])
+def test_an_effect_that_a_journal_lost_is_found(monkeypatch, lost):
+    from sabot.journal import Begin, EffectResult, End, Intent, MemoryJournal
+
+    bench = script("journal", monkeypatch)
+    journal, body = MemoryJournal(), bench.BODY
+    entries = {
+        "alone": Intent("alone", 0, 0, "call", body=body),
+        "begin": Begin("job-0", 0),
+        "intent": Intent("job-0", 0, 0, "call", body=body),
+        "result": EffectResult("job-0", 0, 0, body=body),
+        "end": End("job-0", 0, "succeeded"),
+        "burst": EffectResult("burst", 0, 0, body=body),
+    }
+    for name, entry in entries.items():
+        if name != lost:
+            journal.append(entry)
+    if lost == "entry":
+        del journal.home.entries[1]
+    asked = {"alone": 1, "effects": 1, "burst": 1}
+    if lost is None:
+        assert bench.check(journal, asked, 1) == 6
+    else:
+        with pytest.raises(AssertionError):
+            bench.check(journal, asked, 1)

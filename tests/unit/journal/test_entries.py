@@ -1,7 +1,11 @@
 """Entries as bytes: what another version of them is told, and that damage is told from it."""
 
+from contextlib import suppress
+
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sabot.errors import CorruptJournal, UserError
 from sabot.journal.entries import (
@@ -67,6 +71,32 @@ def test_an_unknown_kind_and_damaged_bytes_are_corrupt() -> None:
     for data in (b"", whole[:1], whole[:-1], whole[:5], unknown, bytes([VERSION]) + b"\xc1"):
         with pytest.raises(CorruptJournal, match="here: an entry"):
             decode_entry(data, "here")
+
+
+@given(
+    st.sampled_from(ENTRIES),
+    st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=4),
+    st.integers(0, 200),
+)
+def test_damaged_bytes_are_another_entry_or_told_and_nothing_else(
+    entry: Entry, changes: list[tuple[int, int]], length: int
+) -> None:
+    data = bytearray(encode_entry(entry))
+    for place, byte in changes:
+        data[place % len(data)] = byte
+    try:
+        decode_entry(bytes(data[:length]), "here")
+    except UserError as error:
+        told = str(error)
+        assert told.startswith("here: an entry")
+
+
+@given(st.binary(max_size=60))
+def test_bytes_of_anybody_are_told(data: bytes) -> None:
+    for each in (data, bytes([VERSION]) + data):
+        for decode in (decode_entry, decode_letter):
+            with suppress(UserError):
+                decode(each, "here")
 
 
 def test_only_a_long_body_is_taken_out_of_its_entry() -> None:
