@@ -63,7 +63,7 @@ class TaskSnapshot:
         for name, state in self.states.items():
             try:
                 state.discard()
-            except Exception:  # the other states must be discarded too; what this one leaves on disk goes at the next start
+            except Exception:  # the other states must go too; what this one leaves on disk goes at the next start
                 _log.exception("state %s could not be discarded", name)
 
 
@@ -81,7 +81,8 @@ class _InFlight:
     checkpoint_id: int
     started: float
     waiting: set[str]
-    finals: dict[str, TaskSnapshot]  # last snapshots of tasks that had ended before, or ended while the checkpoint waited for them
+    # Last snapshots of tasks that had ended before, or ended while the checkpoint waited for them.
+    finals: dict[str, TaskSnapshot]
     cuts: dict[str, TaskSnapshot] = field(default_factory=dict)
     writing: bool = False
     writer: asyncio.Task[None] | None = None

@@ -105,7 +105,7 @@ def read_manifest_name(name: str) -> Mark | None:
     """The checkpoint of this manifest's name. None: it is not the name of a manifest."""
     match = _MANIFEST.fullmatch(name)
     mark = None if match is None else Mark(int(match[2]), int(match[1]))
-    return mark if mark is not None and manifest_name(mark) == name else None  # each checkpoint has one name, so other numbers of zeros are refused
+    return mark if mark is not None and manifest_name(mark) == name else None  # one name each: no zeros before it
 
 
 def file_name(sha256: str, generation: int) -> str:

@@ -17,7 +17,8 @@ __all__ = ["refuse_repeated_keys", "refuse_unsound"]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _INCARNATION = re.compile(r"[A-Za-z0-9_-]{0,64}")
 _MOST = 1 << 63
-_MOST_BYTES_OF_A_PATH = 1024  # the folder of restored files stands before it, and both together must fit into the system's 4096
+# The folder of restored files stands before it, and both together must fit into the system's 4096.
+_MOST_BYTES_OF_A_PATH = 1024
 _MOST_BYTES_OF_A_NAME = 255
 
 

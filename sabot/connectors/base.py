@@ -1,9 +1,8 @@
-"""The contracts of sources and sinks. What is written here, `tests/contracts/` checks for every
-implementation.
+"""The contracts of sources and sinks. `tests/contracts/` checks them for every implementation.
 
-Both are driven by one owner at a time: a source by its source thread, a sink by the task that writes to it.
-Unless said otherwise a method may block, and is called from that one thread. After a crash nothing is called:
-a new process opens the source at the positions of the last complete checkpoint.
+One thread at a time calls the methods: those of a source its reader's thread, those of a sink the task that writes to it. Unless a
+docstring says otherwise a method may block. After a crash nothing is called: a new process opens the source at the positions of the
+last complete checkpoint.
 """
 
 from abc import ABC, abstractmethod
@@ -35,17 +34,17 @@ Positions = dict[tuple[str, int], int]
 """(topic, partition) -> the next offset to read."""
 
 Delivery = Literal["exactly_once", "at_least_once"] | None
-"""How often a result reaches its sink when something crashes; None: exactly once where that can be."""
+"""How often a result reaches its sink when something crashes. None: exactly once where that is possible."""
 
 
 def check_delivery(delivery: object, where: str) -> None:
-    """Raises UserError that begins with `where`."""
+    """Raises a UserError, whose text begins with `where`, for anything but a Delivery."""
     if delivery not in (None, "exactly_once", "at_least_once"):
         raise UserError(f"{where}: delivery={delivery!r}", hint='"exactly_once" or "at_least_once"')
 
 
 def agreed_delivery(sink: "str | Sink", one: Delivery, other: Delivery) -> Delivery:
-    """Of two who write one sink; who says None leaves it to the other. Raises UserError where they differ."""
+    """The delivery of a sink that two streams or agents write. None leaves it to the other. Raises UserError where the two differ."""
     if None not in (one, other) and one != other:
         name = sink if isinstance(sink, str) else sink.name
         raise UserError(f"sink {name}: two write it, with different delivery=", hint="give both the same")
@@ -73,112 +72,108 @@ def _check_connector(given: object, kind: "type[Source] | type[Sink]", where: st
 
 
 class Source(ABC):
-    """Where records come from: partitions that can be read again from an offset.
+    """A source of records: partitions that can be read again from an offset.
 
-    `name` is the topic (or path) in dead letters, metrics and positions; `bounded`: it ends by itself.
+    name: the topic (or path) in dead letters, metrics and positions. bounded: whether the input ends by itself.
     """
 
     name: str
     bounded: bool = False
     record_bytes: int = RECORD_BYTES
-    """Of records that are not decoded: one above it goes to the dead letters, with its first bytes."""
+    """The greatest size of a record that is not decoded, in bytes. A larger one goes to the dead letters, with its first bytes."""
 
     def readers(self, count: int) -> "Sequence[Source]":
-        """At most `count` sources that share the partitions of this one among them; the same `count` gives the
-        same shares.
+        """Returns at most `count` sources that share the partitions of this one. The same `count` gives the same shares.
 
-        Before `open`; each of them is then opened, read and closed by a thread of its own, and this one is not.
-        They read close together in event time. Their positions are distinct and may be put together: each takes
-        its own out of what `open` is given. Positions made with another number of readers are a UserError that
-        says so.
+        Called before `open`. Each returned source is then opened, read and closed by a thread of its own, and this one is not. They read
+        at about the same event time. Their positions do not overlap, so they may be put into one dict; `open` is given all of them, and
+        each source takes its own. Positions made with another number of readers are a UserError that says so.
         """
         return [self]
 
     def scan(self, schema: pa.Schema | None, columns: Sequence[str] | None) -> bool:
-        """Before `readers` and `open`: asks for decoded batches of `columns` (None: all) of `schema` (None: what is
-        there). May read the beginning of the data.
+        """Asks for decoded batches of `columns` (None: all) of `schema` (None: the columns of the data). Called before `readers` and
+        `open`. May read the beginning of the data. Raises UserError for columns that the data does not have.
 
-        True: the source decodes by itself; `schema` says what comes, in the order of `columns`. Rows that do not
-        fit are set apart: `Batch.bad` (BAD_SCHEMA) of the next batch has them, and a batch may consist of nothing
-        else. False: it gives records, which the engine decodes. Raises UserError for columns that are not there.
+        True: the source decodes by itself, and its property `schema` says which columns come, in the order of `columns`. Rows that do not
+        fit are set apart: the next batch has them in `Batch.bad` (BAD_SCHEMA), and may have no other rows. False: the source gives
+        records, which the engine decodes.
         """
         return False
 
     def infer_schema(self) -> pa.Schema | None:
-        """All columns that decoded batches can have, as far as the data tells before it is read; None: unknown
-        until records come. Before `open`; raises like `open`.
+        """All columns that decoded batches can have. None: they are not known before records come. Called before `open`, and raises the
+        same errors.
         """
         return None
 
     def progress(self) -> tuple[float, float] | None:
-        """(done, total) in bytes, of a bounded source that knows; several readers' add up. Never blocks; from any
-        thread.
+        """(done, total) in bytes, of a bounded source that knows them. The figures of several readers add up. Never blocks; callable from
+        any thread.
         """
         return None
 
     @abstractmethod
     def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
-        """Ready to read. `positions` are those of the checkpoint being restored: reading goes on there.
+        """Makes the source ready to read. `positions` are those of the restored checkpoint, at which reading goes on.
 
-        Without positions of its own (None, or none of this source in it) it begins at `start`: "earliest",
-        "latest", "committed" (the group's offsets, earliest where there are none) or a timestamp in ms.
-        Partitions that `positions` lacks beside others of this source are new since that checkpoint and begin
-        at their first record, as do partitions found while running. Raises UserError for a source that does
-        not exist, BrokerUnavailable (within 10 s, naming the address) when nobody answers. Restored positions
-        that no longer exist (retention) are a UserError that names them, never a silent skip.
+        Without positions of this source (None, or a dict that has none of them) it begins at `start`: "earliest", "latest", "committed"
+        (the offsets of the group, "earliest" where it has none) or a timestamp in ms. Where `positions` has some partitions of this
+        source, the others are new since that checkpoint: they begin at their first record, as do partitions that are found while running.
+        Raises UserError for a source that does not exist, and BrokerUnavailable (within 10 s, with the address) when no broker answers.
+        A restored position that no longer exists (retention) is a UserError that names it; no record is skipped silently.
         """
 
     @abstractmethod
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
-        """The next rows, at most `max_rows`, in order per partition; returns as soon as there are some, None
-        after `timeout` seconds.
+        """Returns the next rows, at most `max_rows`, in order per partition, as soon as there are some. None after `timeout` seconds.
 
-        The batch's `offsets` cover exactly its rows (and those in its `bad`). Columns: RECORD_SCHEMA, or the
-        source's own where records come decoded (`schema` is then set). Faults of the network are waited out inside, and logged;
-        raises only what cannot heal.
+        The batch's `offsets` cover exactly its rows (and those in its `bad`). Its columns are RECORD_SCHEMA, or those of the property
+        `schema` where the source decodes. The source itself waits until faults of the network are over, and logs them; it raises only
+        errors that will not pass.
         """
 
     @property
     def schema(self) -> pa.Schema | None:
-        """The columns of decoded batches; None: RECORD_SCHEMA."""
+        """The columns of the batches of a source that decodes. None: batches have RECORD_SCHEMA."""
         return None
 
     @property
     def log_id(self) -> str:
-        """Which log the positions count in: "" where it outlives the process. In another log they mean nothing."""
+        """The id of the log whose offsets the positions are. "": the log outlives the process. In another log the positions are void."""
         return ""
 
     @property
     def exhausted(self) -> bool:
-        """True when a bounded source has given its last row; `read_batch` then returns None at once."""
+        """Whether a bounded source has given its last row. `read_batch` then returns None at once."""
         return False
 
     @abstractmethod
     def positions(self) -> Positions:
-        """Per known partition, the offset after what `read_batch` returned; goes into the checkpoint."""
+        """For each known partition, the offset behind the last row that `read_batch` returned. These go into the checkpoint."""
 
     def commit(self, positions: Positions) -> None:  # noqa: B027 - a source without groups has nothing to do
-        """Tell the outside world (a consumer group) that a complete checkpoint covers these positions.
+        """Tells the outside world (a consumer group) that a complete checkpoint covers these positions.
 
-        For lag tools only: never read back unless `start="committed"`. Called from the source thread; may
-        raise TransientError, which is logged and does not stop the job.
+        They are for tools that show the lag, and are read back only with `start="committed"`. Called from the source's thread. May raise
+        TransientError, which is logged and does not stop the job.
         """
 
     def lag(self) -> dict[tuple[str, int], int]:
-        """Rows not read yet per partition, where known without asking anyone; never blocks; from any thread."""
+        """The number of rows not read yet, for each partition for which the source knows it. Never blocks; callable from any thread."""
         return {}
 
     @abstractmethod
     def close(self) -> None:
-        """Lets go of everything. Idempotent; also after a failed `open`."""
+        """Releases all resources. Idempotent. Also called after an `open` that failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """Whose parts a sink is given: the key under which it keeps its token.
+    """The source of the parts that a sink is given, and so the key of its token.
 
-    job: the app's id. sink: the place of the sink in the program, stable over restarts. incarnation: of the job; new when
-    it starts afresh, kept by all that goes on from its checkpoints.
+    job: the app's id. sink: the place of the sink in the program, the same in each run. incarnation: of the job; a job that starts afresh
+    gets a new one, and every start from its checkpoints keeps it.
     """
 
     job: str
@@ -187,30 +182,30 @@ class Track:
 
     @property
     def key(self) -> str:
-        """One name for it at the receiver: a group, a row of the table of tokens."""
+        """The name of the track at the receiver: of a consumer group, or of a row in the table of tokens."""
         return f"sabot.{self.job}.{self.sink}"
 
 
 Lane = Track
-"""The name of `Track` in sinks of users' own. Elsewhere a lane is an agent's."""
+"""The earlier name of `Track`, for sinks of users' own that import it. A lane is now only an agent's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a receiver knows of a track: the number of the last part that it has, and which incarnation sent it."""
+    """What a receiver knows of a track: the number of the last part that it has, and the incarnation that sent the part."""
 
     seq: int
     incarnation: str
 
 
 class Sink(ABC):
-    """Where results go.
+    """A receiver of results.
 
-    At least once: what was flushed before a barrier is there after a crash, and may be there twice.
+    At least once: rows that were flushed before a barrier are at the receiver after a crash, possibly twice. Order of calls:
     [start_afresh] [expect] open (write | flush)* [finish] close.
 
-    Exactly once, by a sink with `deliver`: the rows of an epoch are saved in its checkpoint, as parts; once the
-    checkpoint is complete they are delivered, in order, by a thread that does nothing else.
+    Exactly once, for a sink that has `deliver`: the rows of an epoch are saved in its checkpoint, as parts. When the checkpoint is
+    complete, a thread of the sink's track delivers the parts, in order. Order of calls:
     [start_afresh] [check_types]* [expect] [known] (claim (deliver | settle)*)* [finish] close.
     """
 
@@ -218,38 +213,38 @@ class Sink(ABC):
     keeps_token: bool = False
     """`deliver` keeps (seq, incarnation) at the receiver, in one step with the rows, and `claim` reads it back."""
     lasting: bool = True
-    """What it holds outlives the process; if not, exactly once has to be asked for."""
+    """The rows in it outlive the process. Where they do not, exactly once is used only if the user asks for it."""
     takes_changes: bool = False
-    """It can keep a table: `expect_changes`."""
+    """It can keep a table up to date by changes (see `expect_changes`)."""
     still_ours: Callable[[], bool] | None = None
-    """Set by the engine before `claim`, for a sink that is told that somebody else has taken its track: whether this process still
-    owns the job. Blocking; in the track's thread. None: nobody knows.
+    """Whether this process still owns the job. The engine sets it before `claim`; a sink asks it when its receiver reports that somebody
+    else has claimed the track. Blocks; called from the track's thread. None: nobody knows.
     """
     sealed: Mapping[str, int] = {}
-    """The engine's own, of what stands before a sink that delivers: by track, the last part of what was written before the last flush."""
+    """Only set by the engine's StagedSink: by track id, the number of the last part that was complete at the last flush."""
 
     def start_afresh(self) -> None:  # noqa: B027 - most sinks add to what is there
-        """Before `open`: the job begins, and goes on from no checkpoint. What an earlier run left unfinished is
-        then not its own and may be dropped, and a sink that may overwrite begins with nothing. Without this call
-        nothing that is there is lost.
+        """Tells, before `open`, that the job starts without a checkpoint. Rows that an earlier run has left unfinished do not belong to it
+        and may be dropped, and a sink that may overwrite begins empty. Without this call nothing at the receiver is lost.
         """
 
     def expect(self, schema: pa.Schema) -> None:  # noqa: B027 - only a format with columns needs them
-        """Before `open`, where the plan knows it: the columns that will come. For results without a row."""
+        """Tells, before `open`, the columns that will come, where the plan knows them: a result without rows needs them."""
 
     def check_types(self, schema: pa.Schema) -> None:  # noqa: B027 - a sink may take all there are
-        """Raises UserError that names sink, column, type, and the way out, for a column that can never be written. Before `open`, for each
-        stream that comes in and whose columns the plan knows; for the results of batch agents too, from another thread. Changes nothing.
+        """Raises a UserError, with sink, column, type and what to do, for a column that can never be written. Changes nothing.
+
+        Called before `open` for each stream whose columns the plan knows, and for the results of batch agents, from another thread.
         """
 
     def expect_changes(self, schema: pa.Schema, keys: Sequence[str]) -> None:
-        """Before `open`, in place of `expect`, of a sink that `takes_changes`: what is written are changes of a table with these columns.
+        """Tells, before `open` and in place of `expect`, that changes of a table with these columns will be written.
 
-        Batches then have OP_COLUMN (int8) as their last column. INSERT and UPDATE_AFTER: the row is the only one with these values of
-        `keys` now; DELETE: there is none (the rest of the row is the old one). Nothing else comes. What is said of a key holds
-        until more is said of it, so a repetition from some point on, at least once, ends in the same table, and of the rows of a key in
-        one batch the last is enough. A row whose key is null is a UserError. Raises UserError for a sink that keeps no table, and for
-        keys that are not the receiver's.
+        Batches then have OP_COLUMN (int8) as their last column. After INSERT and UPDATE_AFTER the row is the only one with its values of
+        `keys`; after DELETE no row has them (the other columns are those of the deleted row). No other operations come. A change holds
+        until the next change of its key, so writing again from some point on (at least once) ends in the same table, and of several rows
+        of a key in one batch only the last matters. A row with a null in its key is a UserError. Raises UserError for a sink that keeps
+        no table, and for keys that the receiver does not have.
         """
         if not self.takes_changes:
             raise UserError(
@@ -260,7 +255,7 @@ class Sink(ABC):
 
     @abstractmethod
     def open(self) -> None:
-        """Ready to write; makes the topic or file if missing. Raises like Source.open."""
+        """Makes the sink ready to write, and makes the topic or file if it is missing. Raises the errors of Source.open."""
 
     @abstractmethod
     def write(self, batch: Batch) -> None:
@@ -271,65 +266,64 @@ class Sink(ABC):
 
     @abstractmethod
     def flush(self) -> None:
-        """Returns when all that was written is safe at the receiver. Raises when anything was refused, naming
-        it.
-        """
+        """Returns when all written rows are safe at the receiver. Raises when some were refused, and names them."""
 
     def known(self, track: Track) -> Token | None:
-        """What the receiver knows of the track, asked before `claim`, and taking nothing from whoever writes into it now: a start that
-        is refused must not end a job that runs. None: nothing, or it cannot be told without claiming. A topic that is missing is made
-        here: others may want to read it before the claim. Raises like `open`.
+        """What the receiver knows of the track, without claiming it: a start that is refused must not end a job that runs.
+
+        Called before `claim`. None: the receiver knows nothing, or cannot tell without a claim. A missing topic is made here, since other
+        tasks may want to read it before the claim. Raises the errors of `open`.
         """
         return None
 
     def claim(self, track: Track) -> Token | None:
-        """Ready to deliver, in place of `open`, whose errors it raises. Also after an error: it starts over.
+        """Makes the sink ready to deliver. Called in place of `open`, whose errors it raises, and again after each error.
 
-        When it returns no process that claimed this track before can deliver any more (as far as the receiver can keep
-        it out), and what that one left half done is gone or finished. Called again before `close` it raises JobLocked
-        where another process has claimed the track since: who is late must not take it back. -> what the receiver knows;
-        None: no part came. A sink that keeps no token returns None, and knows a part that it is given again by its seq.
+        When it returns, no process that claimed this track before can deliver any more (as far as the receiver can prevent it), and a part
+        that such a process was delivering is at the receiver completely or not at all. A later call, before `close`, raises JobLocked
+        where another process has claimed the track in the meantime: the earlier process must not take it back. Returns what the receiver
+        knows, or None where no part came. A sink that keeps no token returns None, and recognises a repeated part by its seq.
         """
         self.open()
         return None
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Rows as `write` takes them -> as `deliver` shall get them. After `claim`; in the thread that writes, not the track's.
+        """Turns rows as `write` takes them into rows as `deliver` gets them. Called after `claim`, in the thread that writes.
 
-        Raises for rows that the receiver would refuse, as `write` does: once they are in a checkpoint nobody can take them out.
+        Raises, as `write` does, for rows that the receiver would refuse: once they are in a checkpoint nobody can take them out.
         """
         return data
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:
-        """Takes a part: rows that were `fitting`, at most some 64 MiB. When it returns they are at the receiver, safe
-        and to be seen, all of them, and none twice however often the part is given (the same seq, the same rows).
+        """Takes a part: rows that `fitting` has returned, at most some 64 MiB. When it returns, all of them are at the receiver, safe and
+        visible, and none is there twice, however often the part is given (with the same seq and the same rows).
 
-        seq grows, with gaps; with the track that was claimed (its incarnation, too) it names the part for ever: what remembers
-        parts by a key of its own puts all three into it. Raises TransientError when it may be tried again (`claim` comes
-        first, and its token says whether the part got through); JobLocked when another process has claimed the track;
-        anything else ends the job. Whatever it raises, the rows are at the receiver all or not at all.
+        seq grows, with gaps. Track, incarnation and seq together name a part for ever, so a receiver that remembers parts by a key needs
+        all three in it. Raises TransientError when the part may be tried again (after a `claim`, whose token says whether it arrived), and
+        JobLocked when another process has claimed the track; any other error ends the job. Whatever it raises, the receiver has all rows
+        of the part or none.
         """
         raise NotImplementedError
 
     def settle(self, seq: int) -> None:  # noqa: B027 - only a receiver that forgets tokens needs it
-        """Sets the token to `seq` without rows: one that the receiver lost or may forget. A sink that keeps tokens."""
+        """Sets the token to `seq` without rows, for a token that the receiver lost or may forget. Only called where `keeps_token`."""
 
     @property
     def address(self) -> str:
-        """Where it writes: two sinks of one name that write into different places have different ones."""
+        """The place into which the sink writes. Two sinks of one name that write into different places have different addresses."""
         return self.name
 
     @property
     def delivers(self) -> bool:
-        """It can deliver exactly once."""
+        """Whether the sink can deliver exactly once."""
         return type(self).deliver is not Sink.deliver
 
     def finish(self) -> None:
-        """The input has ended for good and nothing more will be written: the result is complete and safe when this
-        returns, as after `flush`. May be called again, by a job that is found to be finished.
+        """Completes the result: the input has ended for good, and no more rows will be written. When it returns, the result is complete
+        and safe, as after `flush`. May be called again, by a job that turns out to be finished.
         """
         self.flush()
 
     @abstractmethod
     def close(self) -> None:
-        """Flushes nothing; lets go of everything. Idempotent. Without `finish` before, the next `open` goes on."""
+        """Releases all resources without flushing. Idempotent. Where `finish` was not called before, the next `open` goes on."""

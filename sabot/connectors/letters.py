@@ -1,11 +1,12 @@
-"""Dead letters: records that could not be processed, as they came, each with its origin and with what happened to it.
+"""Dead letters: records that could not be processed, unchanged, each with its origin and its error.
 
-One schema, made here and read here, whoever sets a record apart (a source, a step of a stream, a call, an agent) and wherever it goes:
+They have one schema, which is written and read here, whatever sets a record apart (a source, a step of a stream, a call, an agent) and
+wherever the letter goes:
 
-    topics           the record itself; what is known of it stands behind its own headers, `sabot.topic` first
-    files, tables    a row of LETTER_SCHEMA (`as_columns`): these keep no headers
+    topics           the record itself; the facts about it are headers behind the record's own, `sabot.topic` first
+    files, tables    a row of LETTER_SCHEMA (`as_columns`), because these keep no headers
 
-`Letters` are those of one place, whatever that is; `sabot dlq` lists them and sends them back.
+`Letters` reads the letters of one place of any kind; `sabot dlq` lists them and sends them back.
 """
 
 import base64
@@ -42,32 +43,33 @@ __all__ = [
 ]
 
 _PREFIX = "sabot."
-_ORIGIN = "sabot.topic"  # the first of the headers that a dead letter has beside its own
+_ORIGIN = "sabot.topic"  # the first header of ours in a dead letter
 _NUMBERS = ("partition", "offset", "timestamp", "attempts")
 
 LETTER_SCHEMA = pa.schema(
     [
-        ("letter", pa.int64()),  # its number: unique, and greater for one that was written later
+        ("letter", pa.int64()),  # the number of the letter: unique, and greater for a letter that was written later
         ("written", pa.int64()),  # ms since 1970, when the letter was written
-        ("topic", pa.string()),  # the record's: a topic, a file's path
+        ("topic", pa.string()),  # of the record: its topic, or the path of its file
         ("partition", pa.int32()),
         ("offset", pa.int64()),
         ("timestamp", pa.int64()),  # ms since 1970, of the record
-        ("agent", pa.string()),  # who set it apart: an agent, or app/task of a stream
+        ("agent", pa.string()),  # what set the record apart: an agent, or app/task of a stream
         ("error", pa.string()),
         ("message", pa.string()),
         ("attempts", pa.int32()),
         ("version", pa.string()),  # of the program
-        ("step", pa.string()),  # of a row of a stream: the step that it was in. Null: the record is as its topic has it
+        # The step of a stream in which the row was. Null: the letter is a record as it is in its topic.
+        ("step", pa.string()),
         ("key", pa.string()),
         ("headers", pa.string()),  # the record's own: JSON, a list of [name, value]
         ("payload", pa.string()),
     ]
 )
-"""A dead letter where there are no headers. Bytes that are no text stand as "base64:…"."""
+"""The columns of a dead letter where there are no headers. Bytes that are no text are written as "base64:…"."""
 
 _FACTS = [name for name in LETTER_SCHEMA.names if name not in ("letter", "written", "key", "headers", "payload")]
-_SEQUENCE_BITS = 21  # of a letter's number; above them stand milliseconds
+_SEQUENCE_BITS = 21  # the low bits of a letter's number count up; the bits above them are milliseconds
 _sequence = itertools.count(secrets.randbits(_SEQUENCE_BITS))
 
 
@@ -86,11 +88,11 @@ def letter_headers(
     version: str,
     step: str | None = None,
 ) -> Headers:
-    """What happened to a record, and where: header `sabot.<name>` for each fact, to stand behind the record's own.
+    """The facts about a dead letter as headers `sabot.<name>`, which go behind the record's own headers.
 
-    error: a text is that of a DataError; a pair, the name of a class and what it said. What the user's function says of its errors may
-    repeat a setting of his: known secrets are taken out. topic "": not known. step: of a row of a stream, which is no record of the
-    topic any more.
+    error: an exception, the text of a DataError, or a pair of a class name and its message. Known secrets are taken out of the message,
+    because an error of the user's function may repeat a setting. topic: "" where it is not known. step: for a row of a stream, which is
+    no longer a record of the topic.
     """
     if isinstance(error, str):
         error = DataError.__name__, error
@@ -117,7 +119,7 @@ def letter_headers(
 def letters_of(
     records: pa.RecordBatch, errors: Sequence[BaseException | str], *, topic: str, agent: str, version: str
 ) -> pa.RecordBatch:
-    """Records (RECORD_SCHEMA) of a topic -> their letters, each with its error."""
+    """Makes the letters of records (RECORD_SCHEMA) of a topic, each with its error."""
     payload, key, timestamp, partition, offset, headers = records.columns
     places = zip(timestamp.to_pylist(), partition.to_pylist(), offset.to_pylist(), strict=True)
     made = [
@@ -143,7 +145,7 @@ def letters_of_rows(
     agent: str,
     version: str,
 ) -> pa.RecordBatch:
-    """Rows of a stream that were in a step -> their letters: the payload is the row as JSON. times: of events, if there are.
+    """Makes the letters of rows that were in a step of a stream. The payload is the row as JSON. times: event times, if there are any.
 
     Where a row was in its topic is not known any more; topic: where all rows come from, "" from several.
     """
@@ -160,7 +162,7 @@ def letters_of_rows(
 
 
 def as_columns(data: pa.RecordBatch) -> pa.RecordBatch:
-    """Dead letters among records -> LETTER_SCHEMA, for a sink that keeps no headers. Anything else as it is."""
+    """Turns records that are dead letters into columns (LETTER_SCHEMA), for a sink that keeps no headers. Returns other data unchanged."""
     if not data.schema.equals(RECORD_SCHEMA) or data.column("headers").null_count or not data.num_rows:
         return data
     told = [_parted(headers) for headers in header_rows(data.column("headers"))]
@@ -180,7 +182,7 @@ def as_columns(data: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _objects(rows: pa.RecordBatch) -> list[bytes | None]:
-    """Each row as a JSON object. What JSON cannot say stands as text: a letter is written whatever is in it."""
+    """Each row as a JSON object. Values that JSON cannot express become text, because a letter must be written whatever is in it."""
     try:
         return bytes_list(encode_rows(rows))
     except (UserError, TypeError, ValueError):
@@ -219,7 +221,7 @@ def _integer(text: str) -> int | None:
 
 
 def _text(data: bytes | None) -> str | None:
-    """Text as it stands, if a database can hold it; all else, and what begins like it, as base64."""
+    """Text unchanged, if a database can hold it. Other bytes, and text that begins with the mark of base64, as base64."""
     if data is None:
         return None
     try:
@@ -238,7 +240,7 @@ def _bytes(text: str | None) -> bytes | None:
         try:
             return base64.b64decode(text.removeprefix("base64:"), validate=True)
         except binascii.Error:
-            pass  # somebody else wrote it
+            pass  # the header was not written by Sabot
     return text.encode(errors="surrogatepass")
 
 
@@ -247,7 +249,7 @@ def _bytes(text: str | None) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One record that could not be processed: where it stands, what it was, and what happened to it.
+    """One record that could not be processed: where the letter lies, what the record was, and what happened to it.
 
     `headers` are those that the record had by itself. `facts` are the others, without `sabot.`: topic, partition, offset and
     timestamp of the record, agent, error, message, attempts, version, step; empty for a record that is no dead letter of ours.
@@ -268,11 +270,11 @@ class DeadLetter:
         return f"{self.partition}:{self.offset}"
 
     def number(self, name: str) -> int | None:
-        """A fact that is one; None where it is not there, or somebody else has written it."""
+        """A fact that is a number. None where it is missing, or was not written by Sabot."""
         return _integer(self.facts.get(name, ""))
 
     def says(self, text: str) -> bool:
-        """The text stands in the name of its error or in its message."""
+        """Whether the text is in the name of the error or in its message."""
         return text in self.facts.get("error", "") or text in self.facts.get("message", "")
 
 
@@ -284,13 +286,13 @@ def letter_of_record(
     payload: bytes | None,
     headers: Sequence[tuple[str, bytes | None]],
 ) -> DeadLetter:
-    """The letter that a record of a topic is."""
+    """Reads a record of a topic as a dead letter."""
     own, facts = _parted(headers)
     return DeadLetter(partition, offset, timestamp, key, payload, own, facts)
 
 
 def letter_of_row(row: Mapping[str, Any], partition: int, offset: int) -> DeadLetter | None:
-    """The letter at this place that a row of LETTER_SCHEMA is; None: somebody else has made the row."""
+    """Reads a row of LETTER_SCHEMA as the dead letter at this place. None: the row was not written by Sabot."""
     texts = [row.get(name) for name in ("key", "headers", "payload")]
     if not set(LETTER_SCHEMA.names) <= row.keys() or not all(text is None or isinstance(text, str) for text in texts):
         return None
@@ -316,10 +318,10 @@ def _headers(text: str | None) -> Any:
 
 
 def _parted(headers: Sequence[tuple[str, bytes | None]]) -> tuple[Headers, dict[str, str]]:
-    """The record's own headers, and the facts behind them. A letter about a letter has two sets: the first belongs to the record."""
+    """Separates the record's own headers from the facts behind them. A letter about a letter has two sets of facts, the record's first."""
     own = max((at for at, (name, _) in enumerate(headers) if name == _ORIGIN), default=len(headers))
     facts = {name.removeprefix(_PREFIX): (value or b"").decode(errors="replace") for name, value in headers[own:]}
-    kept: Any = tuple(headers[:own])  # a header may have no value: it goes back as it came
+    kept: Any = tuple(headers[:own])  # a header without a value is sent back without a value
     return kept, facts
 
 
@@ -334,7 +336,7 @@ class Ranges:
         self._last: list[int] = []
 
     def add(self, first: int, last: int) -> None:
-        """All from `first` to `last`, both included."""
+        """Adds all offsets from `first` to `last`, both included."""
         at = bisect_right(self._first, first)
         if at and self._last[at - 1] >= first - 1:
             at -= 1
@@ -349,7 +351,7 @@ class Ranges:
         return at > 0 and self._last[at - 1] >= offset
 
     def behind(self, offset: int) -> int:
-        """The first offset from this one on that is not in it."""
+        """The first offset, from this one on, that is not in the set."""
         at = bisect_right(self._first, offset)
         return self._last[at - 1] + 1 if at and self._last[at - 1] >= offset else offset
 
@@ -358,28 +360,28 @@ class Ranges:
 
 
 class Home(Protocol):
-    """A place in which dead letters lie, as it was when it was opened. Blocking; one thread."""
+    """A place with dead letters, as it was when it was opened. Its methods block, and are called from one thread."""
 
     name: str
     """The topic, the file's path, the table."""
     words: str
-    """What it is and its name, for messages."""
+    """Its kind and its name, for messages."""
     id: str
-    """Another one for a place of the same name that was made anew."""
+    """An id that differs for another place of the same name, made after this one was removed."""
     bounds: dict[int, tuple[int, int]]
-    """partition -> its first offset, and the end."""
+    """For each partition its first offset, and the offset behind its last."""
     grows_at_its_end: bool
-    """What comes later has a greater offset than all that is there."""
+    """Whether later letters always have greater offsets than earlier ones."""
 
     def read(self, partition: int, first: int, end: int) -> Iterator[DeadLetter]:
-        """Those with first <= offset < end, by offset."""
+        """The letters of a partition with first <= offset < end, by offset."""
 
     def close(self) -> None:
-        """Lets go of it. Idempotent."""
+        """Closes the place. Idempotent."""
 
 
 class Letters:
-    """The dead letters of a place as they stood when it was opened. Blocking; one thread. `close` it at the end.
+    """The dead letters of a place as they were when it was opened. Methods block, and are called from one thread. `close` it at the end.
 
     What comes while it is read is not shown: letters that a running job writes because it fails again would else be redriven for ever.
     """
@@ -389,7 +391,7 @@ class Letters:
         self.redriven: dict[int, Ranges] = {index: Ranges() for index in home.bounds}
 
     def letters(self, *, redriven: bool = False) -> Iterator[DeadLetter]:
-        """By partition and offset; with `redriven` those too that were redriven already."""
+        """All letters by partition and offset. redriven: include those that were redriven before."""
         for index, (_, end) in self.home.bounds.items():
             done = self.redriven[index]
             for letter in self.home.read(index, self.begin(index, redriven=redriven), end):
@@ -397,12 +399,12 @@ class Letters:
                     yield replace(letter, redriven=letter.offset in done)
 
     def begin(self, partition: int, *, redriven: bool = False) -> int:
-        """Where `letters` begins to read a partition."""
+        """The offset at which `letters` begins to read a partition."""
         first, _ = self.home.bounds[partition]
         return first if redriven else self.redriven[partition].behind(first)
 
     def find(self, partition: int, offset: int) -> DeadLetter:
-        """The letter at this place. Raises UserError when none is there."""
+        """The letter at this place. Raises UserError when there is none."""
         first, end = self.home.bounds.get(partition, (0, 0))
         if first <= offset < end:
             for letter in self.home.read(partition, offset, offset + 1):
@@ -416,5 +418,5 @@ class Letters:
         )
 
     def close(self) -> None:
-        """Lets go of the place. Idempotent."""
+        """Closes the place. Idempotent."""
         self.home.close()

@@ -31,7 +31,8 @@ class Part:
     path: Path
     rows: int
     nbytes: int
-    ours: bool = True  # True: the file is in scratch, and removed after delivery. False: it belongs to the restored checkpoint
+    # True: the file is in scratch, and removed after delivery. False: it belongs to the restored checkpoint.
+    ours: bool = True
 
 
 class PartWriter:

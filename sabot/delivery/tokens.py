@@ -68,7 +68,8 @@ def opening(
         raise UserError(f"redeliver={choice!r}", hint='"repeat" or "skip"')
     track = stored or StoredTrack("")
     above = max(first_seq(generation), track.given)
-    if not keeps_token and (newest or not track.given or choice == "repeat"):  # such a sink recognises a part by its number
+    # A sink that keeps no token recognises a part by its number.
+    if not keeps_token and (newest or not track.given or choice == "repeat"):
         return Opening(track.delivered, above)
     if token is not None and token.seq == 0 and token.incarnation != incarnation:
         token = None  # left by an incarnation that had not delivered anything

@@ -324,7 +324,8 @@ class TrackWork:
                 f"{in_words(self.delivered)} of {self.name.incarnation} was delivered: somebody else has written it",
                 hint="one job delivers into one place",
             )
-        if token.seq > self.delivered:  # the part before the error has arrived; otherwise the claim tells nothing about parts
+        # The part before the error has arrived; otherwise the claim tells nothing about parts.
+        if token.seq > self.delivered:
             rows = sum(part.rows for part in list(self._parts) if self.delivered < part.seq <= token.seq)
             self._is_delivered(token.seq, rows)
 

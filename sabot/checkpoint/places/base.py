@@ -66,7 +66,8 @@ class Place(ABC):
 
     def __init__(self) -> None:
         self.known: dict[_Inode, tuple[int, int, StoredFile]] = {}  # -> size, mtime in ns, contents
-        self.doubt: Callable[[], None] = lambda: None  # raises JobLocked where a file may be missing because another worker owns the job
+        # Raises JobLocked where a file may be missing because another worker owns the job.
+        self.doubt: Callable[[], None] = lambda: None
         self._reading: TemporaryFolder | None = None
         self._restoring = threading.Lock()
         self._lock_file: IO[bytes] | None = None
@@ -91,7 +92,8 @@ class Place(ABC):
     def disown(self) -> None:
         """Lets another process own the place. Idempotent."""
         if self._lock_file is not None:
-            self._lock_file.close()  # the file stays: if it were removed, two processes could lock two files of this name
+            # The file stays: if it were removed, two processes could lock two files of this name.
+            self._lock_file.close()
             self._lock_file = None
 
     def in_use(self) -> bool:
@@ -228,7 +230,8 @@ class Place(ABC):
         return folder
 
     def _link(self, file: Path, target: Path, stored: StoredFile) -> None:
-        if link_or_copy(file, target):  # a hard link, because a restore links the file once more into a directory of its own
+        # A hard link, because a restore links the file once more into a directory of its own.
+        if link_or_copy(file, target):
             status = file.stat()
             self.known[status.st_dev, status.st_ino] = (status.st_size, status.st_mtime_ns, stored)
 

@@ -18,7 +18,8 @@ __all__ = ["as_wanted", "canonical", "checked", "distinct", "fitted", "most_rows
 
 _LEAVE_OUT = 'give the stream a schema={"name": "type"} of the columns that are wanted, or write the file without it'
 
-_SCALES = 38  # a decimal's scale is at most so much more than its precision: Python has no decimals of exponents that damaged files say
+# A decimal's scale is at most so much more than its precision: Python has no decimals of exponents that damaged files say.
+_SCALES = 38
 
 
 def canonical(schema: pa.Schema) -> pa.Schema:

@@ -39,9 +39,9 @@ class MemoryBroker:
         self.retention_bytes = 1 << 30
         self._lock = threading.Lock()
         self._topics: dict[str, Topic] = {}
-        self.log_id = uuid.uuid4().hex  # which log the offsets count in
+        self.log_id = uuid.uuid4().hex  # the id of the log whose offsets positions are
         self._groups: dict[tuple[str, str], dict[int, int]] = {}
-        self._tracks: dict[str, tuple[object, Token | None]] = {}  # -> who claimed it last, what it has
+        self._tracks: dict[str, tuple[object, Token | None]] = {}  # by key: who claimed the track last, and its token
 
     @classmethod
     def get(cls, url: str = "memory://") -> "MemoryBroker":
@@ -139,8 +139,8 @@ class MemoryBroker:
             return dict(self._groups.get((group, topic), {}))
 
     def claim(self, track: Track, owner: object, *, again: bool) -> Token | None:
-        """From now on only `owner` delivers on this track -> its token. `again`: it was his before; JobLocked when another has
-        claimed it since.
+        """Lets only `owner` deliver on this track, and returns its token. again: `owner` has claimed it before; JobLocked where another
+        owner has claimed it in the meantime.
         """
         with self._lock:
             now, token = self._tracks.get(track.key, (owner, None))
@@ -150,9 +150,8 @@ class MemoryBroker:
         return token
 
     def advance(self, track: Track, owner: object, seq: int, then: Callable[[], None], *, anyhow: bool = False) -> None:
-        """`then` and the new token, together; nothing where the token says that this part is here, unless `anyhow`.
-
-        JobLocked for who does not own the track.
+        """Calls `then` and sets the token to `seq`, in one step. Does neither where the token says that the part has arrived, unless
+        `anyhow`. Raises JobLocked where `owner` no longer owns the track.
         """
         with self._lock:
             now, token = self._tracks.get(track.key, (None, None))

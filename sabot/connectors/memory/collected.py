@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class CountSink(Sink):
-    """Counts rows and forgets them, and says at the end how many: dead letters of a run that has no place for them."""
+    """Counts rows, drops them, and logs the count at the end. It takes the dead letters of a run that has no other place for them."""
 
     def __init__(self, name: str) -> None:
         self.name = name

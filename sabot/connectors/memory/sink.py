@@ -1,4 +1,4 @@
-"""Writing to a topic of the embedded broker, whole parts too."""
+"""A sink that writes to a topic of the embedded broker, at least once or exactly once."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,7 +18,7 @@ __all__ = ["MemorySink"]
 
 
 class MemorySink(Sink):
-    """Writes to a topic of the embedded broker. What `write` took is there at once. Changes become records with keys, and tombstones.
+    """Writes to a topic of the embedded broker. When `write` returns the rows are in it. Changes become records with keys, and tombstones.
 
     A topic full of what its live readers have not read makes `write` wait; after `write_timeout` seconds it
     raises TransientError. Delivers exactly once, as long as the process lives: tokens are the broker's.
@@ -35,7 +35,7 @@ class MemorySink(Sink):
         self._topic: Topic | None = None
         self._track: Track | None = None
         self._owner: object = None
-        self._keys: Sequence[str] | None = None  # of the table whose changes come
+        self._keys: Sequence[str] | None = None  # the key of the table whose changes are written
 
     def check_types(self, schema: pa.Schema) -> None:
         refuse_json_types(schema, f"topic {self.name!r}")
@@ -67,7 +67,7 @@ class MemorySink(Sink):
         return token
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """Changes as records, which know their keys whatever the program is that delivers them."""
+        """Turns changes into records here, because the run that delivers them may be of a program that no longer knows the key."""
         return self._records(data) if self._keys is not None and carries_changes(data.schema) else data
 
     def deliver(self, seq: int, batches: Sequence[pa.RecordBatch]) -> None:

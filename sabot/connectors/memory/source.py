@@ -37,7 +37,7 @@ class MemorySource(Source):
         return self._broker.log_id
 
     def partition_count(self) -> int:
-        """Of the topic now."""
+        """The number of partitions that the topic has now."""
         return len(self._broker.topic(self.name).partitions)
 
     def readers(self, count: int) -> Sequence[Source]:
@@ -129,7 +129,7 @@ class MemorySource(Source):
             return
         with topic.lock:
             topic.sources.discard(self)
-            topic.readable.notify_all()  # a thread that waits in read_batch of this source
+            topic.readable.notify_all()  # wakes a thread that waits in `read_batch` of this source
             topic.writable.notify_all()
         topic.readers.wake()
         topic.writers.wake()

@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 
 RUN_ROWS = 8192  # null keys change partition, small chunks merge and small reads gather up to here
 GATHER_BYTES = 64 << 20  # a read that copies stops here, far below the 2 GiB that an Arrow binary column can hold
-_RECORD_COST = 64  # what a record in the open tail is taken to cost beside its own bytes
+_RECORD_COST = 64  # bytes that a record in the open tail is counted as, beside those of its contents
 
 
 class Reader(Protocol):
-    """Who reads a topic: what it has not read yet stays."""
+    """A reader of a topic. Rows that it has not read yet stay in the topic."""
 
     def position_of(self, part: "Partition") -> int:
-        """The next offset that it will read of the partition."""
+        """The next offset of the partition that it will read."""
 
 
 class Waiters:
@@ -121,7 +121,7 @@ class Partition:
     def extend(
         self, payloads: list[bytes | None], key: bytes | None, stamp: int, headers: Headers, nbytes: int
     ) -> None:
-        """Appends to the tail; `nbytes` is what the records together are taken to cost."""
+        """Appends records to the tail. nbytes: the bytes that they are counted as."""
         rows = len(payloads)
         self.payloads.extend(payloads)
         self.keys.extend([key] * rows)
@@ -197,7 +197,7 @@ class Partition:
         return found
 
     def drop_oldest(self) -> int:
-        """Lets go of the first chunk; how many rows went."""
+        """Drops the first chunk. Returns its number of rows."""
         rows: int = self.chunks.pop(0).num_rows
         del self.starts[0]
         self.nbytes -= self.sizes.pop(0)
@@ -417,19 +417,19 @@ class Topic:
 
 
 def size_of(payload: bytes | None, key: bytes | None, headers: Headers) -> int:
-    """What a record in the open tail is taken to cost, in bytes."""
+    """The bytes that a record in the open tail is counted as."""
     pairs = sum(len(name) + len(value or b"") for name, value in headers) if headers else 0
     return _RECORD_COST + len(payload or b"") + len(key or b"") + pairs
 
 
 def take(data: pa.RecordBatch, rows: Any) -> pa.RecordBatch:
-    """These rows, as a copy."""
+    """A copy of these rows."""
     indices: Any = pa.array(rows)
     return data.take(indices)
 
 
 def concat(pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
-    """One batch of them all; of one piece that itself."""
+    """One batch of all pieces; a single piece is returned as it is."""
     if len(pieces) == 1:
         return pieces[0]
     batches: list[pa.RecordBatch] = pa.Table.from_batches(pieces).combine_chunks().to_batches()

@@ -1,7 +1,7 @@
-"""What the sink asks of a database; `sqlite` and `postgres` say how. One connection, driven by one owner at a time.
+"""The contract of a database as SqlSink uses it; `sqlite` and `postgres` implement it. One connection, used by one thread at a time.
 
-Every error of the driver comes out as ours: TransientError for what may pass, UserError for the rest. After any error, ours or
-a crash's, the connection is closed, which undoes the open transaction: there is no state in between to reason about.
+Every error of the driver becomes an error of Sabot: TransientError for one that may pass, UserError for the others. After any error the
+connection is closed, as a crash closes it, which undoes the open transaction. So no half-done state remains.
 """
 
 from abc import ABC, abstractmethod
@@ -22,17 +22,17 @@ TOKENS = "sabot_tokens"
 
 
 def quoted(name: str) -> str:
-    """A name as SQL writes it, whatever is in it."""
+    """A name in SQL's quotes, whatever characters it has. Raises UserError for a name that no database takes."""
     if not name or "\0" in name:
         raise UserError(f"{name!r} cannot be the name of a table or a column")
     return '"' + name.replace('"', '""') + '"'
 
 
 class Database(ABC):
-    """`table` as the user wrote it; `keys`: a row replaces the one with the same values of these columns."""
+    """A table of a database. table: its name as the user wrote it. keys: a row replaces the row with the same values in these columns."""
 
     mark: ClassVar[str]
-    """What stands for a value in a statement."""
+    """The placeholder for a value in a statement."""
 
     def __init__(self, table: str, keys: Sequence[str]) -> None:
         self.table = table
@@ -41,53 +41,53 @@ class Database(ABC):
     @property
     @abstractmethod
     def where(self) -> str:
-        """Which database, for messages: no password is in it."""
+        """The address of the database without a password, for messages."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """The table, quoted, where statements take values."""
+        """The quoted name of the table, for statements that take values."""
 
     @property
     @abstractmethod
     def tokens(self) -> str:
-        """The table of tokens, quoted, where statements take values."""
+        """The quoted name of the table of tokens, for statements that take values."""
 
     @abstractmethod
     def connect(self, session: str) -> None:
-        """Opens a connection in place of the one there was. `session` names it to other processes ("": nobody asks)."""
+        """Opens a new connection in place of the old one. session: its name for other processes; "" where none needs to find it."""
 
     def connect_to_read(self) -> None:
-        """As `connect`; a database that is not there is not made, and no session has this one's name."""
+        """As `connect`, but a database that does not exist is not made, and the session has no name."""
         self.connect("")
 
     @abstractmethod
     def close(self) -> None:
-        """Undoes the open transaction, if any. Idempotent."""
+        """Closes the connection, which undoes the open transaction. Idempotent."""
 
     @abstractmethod
     def begin(self) -> None:
-        """Begins a transaction that no other writer of the track can run beside."""
+        """Begins a transaction. No other writer of the track can have one at the same time."""
 
     @abstractmethod
     def commit(self) -> None:
-        """Ends the transaction: it is durable when this returns."""
+        """Commits the transaction. It is durable when this returns."""
 
     @abstractmethod
     def explained(self) -> AbstractContextManager[None]:
-        """Around calls of the driver: its errors as ours."""
+        """Wraps calls of the driver, and turns its errors into those of Sabot."""
 
     @abstractmethod
     def run(self, statement: str, values: Sequence[Any] = ()) -> tuple[int, list[tuple[Any, ...]]]:
-        """Runs one statement -> rows changed, rows read."""
+        """Runs one statement. Returns the number of rows it changed, and the rows it read."""
 
     @abstractmethod
     def columns(self) -> Columns | None:
-        """Of the table, in order, without generated ones; None: there is no such table."""
+        """The columns of the table, in order, without generated ones. None: the table does not exist."""
 
     @abstractmethod
     def same_column(self, name: str) -> str:
-        """Two columns' names are one to the database when this is equal."""
+        """Folds a column's name as the database does: two names with the same result are one column."""
 
     @abstractmethod
     def create(self, schema: pa.Schema) -> None:
@@ -95,33 +95,33 @@ class Database(ABC):
 
     @abstractmethod
     def check_keys(self) -> None:
-        """UserError unless a unique index has just the columns `keys`."""
+        """Raises UserError unless a unique index has exactly the columns `keys`."""
 
     @abstractmethod
     def try_types(self, empty: pa.RecordBatch) -> None:
-        """What `insert` would make of these columns. Raises UserError. Not connected."""
+        """Checks that `insert` can write these columns. Raises UserError. Needs no connection."""
 
     @abstractmethod
     def insert(self, data: pa.RecordBatch) -> None:
-        """All rows, in order, in the open transaction."""
+        """Inserts all rows, in order, in the open transaction."""
 
     @abstractmethod
     def delete(self, data: pa.RecordBatch) -> None:
-        """The rows whose `keys` are among these, which are all the columns of `data`, in the open transaction."""
+        """Deletes, in the open transaction, the rows whose `keys` are among those in `data`, which has only these columns."""
 
     @abstractmethod
     def make_tokens(self) -> None:
-        """The table of tokens is there."""
+        """Makes the table of tokens where it is missing."""
 
     @abstractmethod
     def expel(self, owner: str) -> None:
-        """Ends what the session of this name has open, where the database can."""
+        """Ends the open transaction of the session of this name, where the database can do that."""
 
     # -- what is the same for all --------------------------------------------------------------------------------------
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """What is done inside happens together or not at all."""
+        """A transaction: what is done inside happens completely or not at all."""
         try:
             with self.explained():
                 self.begin()
@@ -133,7 +133,7 @@ class Database(ABC):
             raise
 
     def claim(self, track: Track, owner: str, *, again: bool) -> Token | None:
-        """From now on the track is `owner`'s -> its token. In a transaction.
+        """Makes `owner` the owner of the track, and returns the track's token. Called in a transaction.
 
         `again`: it was his before; JobLocked when another has claimed it since.
         """
@@ -155,13 +155,13 @@ class Database(ABC):
         return None if seq is None else Token(int(seq), incarnation)
 
     def known(self, track: Track) -> Token | None:
-        """The track's token. In a transaction."""
+        """The token of the track. Called in a transaction."""
         self.make_tokens()
         _, rows = self.run(f"SELECT seq, incarnation FROM {self.tokens} WHERE lane = {self.mark}", (track.key,))
         return Token(int(rows[0][0]), rows[0][1]) if rows and rows[0][0] is not None else None
 
     def advance(self, track: Track, owner: str, seq: int, *, anyhow: bool = False) -> bool:
-        """Sets the token, and keeps others off the track until the end of the transaction. False: it has this part already.
+        """Sets the token, which locks the track for others until the end of the transaction. False: the receiver has this part already.
 
         JobLocked when the track is somebody else's. `anyhow`: to a lower number too.
         """

@@ -1,4 +1,4 @@
-"""Dead letters in a table, as `SqlSink` writes them: rows whose number is their offset."""
+"""Dead letters in a table, as `SqlSink` writes them. The offset of a letter is its number, the column `letter`."""
 
 from collections.abc import Iterator
 

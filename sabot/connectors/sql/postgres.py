@@ -1,4 +1,4 @@
-"""PostgreSQL, through psycopg: the only importer of it. Rows go by COPY, as CSV that Arrow writes."""
+"""PostgreSQL through psycopg, which only this module imports. Rows are sent by COPY, as CSV that Arrow writes."""
 
 import os
 import re
@@ -17,12 +17,12 @@ from sabot.steps import step
 
 __all__ = ["PostgresDatabase"]
 
-_ROWS = 16384  # of which CSV is made at once
+_ROWS = 16384  # rows that become CSV at once
 _ROWS_IN, _KEYS_OUT = (
     '"sabot_rows"',
     '"sabot_keys"',
 )  # of this session: rows on their way to replace others, keys of rows that end
-# What the server or the way to it may never answer is noticed within a minute. The user's own settings come first.
+# With these a server that no longer answers is noticed within a minute. Settings in the user's URL take precedence.
 _DEFAULTS = {
     "connect_timeout": "10",
     "keepalives_idle": "10",
@@ -40,7 +40,7 @@ _LOCK = 0x5AB07  # held while tables are made, so that two processes do not make
 
 
 class PostgresDatabase(Database):
-    """`table` may name its schema: `sales.alerts`. The table of tokens stands in the same schema."""
+    """A table of PostgreSQL. Its name may have a schema (`sales.alerts`); the table of tokens is in the same schema."""
 
     mark = "%s"
 
@@ -56,10 +56,10 @@ class PostgresDatabase(Database):
         self._name = self._prefix + quoted(name)
         self._connection: Any = None
         self._types: dict[str, str] = {}
-        self._staged: dict[str, list[str]] = {}  # by name, the columns of this session's tables
+        self._staged: dict[str, list[str]] = {}  # the columns of the temporary tables of this session, by name
         try:
             given = self._driver.conninfo.conninfo_to_dict(url)
-        except self._driver.Error:  # which says what it could not read: a password, most often
+        except self._driver.Error:  # its text repeats what it could not read, which is mostly a password
             raise UserError(f"table {table}: its database's address cannot be read", hint=_ADDRESS) from None
         shown = [value for key, value in given.items() if key not in ("password", "sslpassword")]
         keep_secret(given.get("password"), given.get("sslpassword"), os.environ.get("PGPASSWORD"), beside=shown)
@@ -93,7 +93,7 @@ class PostgresDatabase(Database):
             settings = {**_SESSION, **({"application_name": session} if session else {})}
             for name, value in settings.items():
                 self.run("SELECT set_config(%s, %s, false)", (name, value))
-            # an answer to COMMIT has to mean that the rows are on the disk
+            # The server must answer a COMMIT only when the rows are on its disk.
             self.run(
                 "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
             )
@@ -111,7 +111,7 @@ class PostgresDatabase(Database):
         return self._connection
 
     def begin(self) -> None:
-        """The first statement begins it."""
+        """Does nothing: the first statement begins a transaction."""
         assert self._open is not None
 
     def commit(self) -> None:
@@ -152,7 +152,7 @@ class PostgresDatabase(Database):
         self._make(self._name, ", ".join(columns), self.table)
 
     def _make(self, name: str, columns: str, what: str) -> None:
-        """One at a time: IF NOT EXISTS alone is an error where two transactions do it."""
+        """Makes a table under a lock, because CREATE TABLE IF NOT EXISTS fails where two transactions run it at the same time."""
         self.run("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         with step("sql", what):
             self._execute(f"CREATE TABLE IF NOT EXISTS {name} ({columns})")
@@ -199,7 +199,7 @@ class PostgresDatabase(Database):
         self._execute(f"DELETE FROM {staged}")
 
     def _stage(self, data: pa.RecordBatch, name: str) -> str:
-        """Rows into a table of this session, whose columns have the types that the real one's have -> its name."""
+        """Writes rows into a temporary table of this session, whose columns have the types of the real table. Returns its name."""
         names = list(data.schema.names)
         staged = f"pg_temp.{name}"
         if self._staged.get(name) != names:
@@ -231,17 +231,19 @@ class PostgresDatabase(Database):
                 copy.write(memoryview(text.getvalue()))
 
     def _execute(self, statement: str) -> None:
-        """A statement without values: `%` in a name is only a letter."""
+        """Runs a statement without values, in which a `%` in a name is an ordinary character."""
         self._open.execute(statement)
 
     def make_tokens(self) -> None:
         name = self._prefix + quoted(TOKENS)
         _, [(there,)] = self.run("SELECT to_regclass(%s) IS NOT NULL", (name,))
-        if not there:  # who may not create tables may still use those that are there
+        if not there:  # so a user who may not create tables can use existing ones
             self._make(name, "lane text PRIMARY KEY, seq bigint, incarnation text, owner text NOT NULL", TOKENS)
 
     def expel(self, owner: str) -> None:
-        """A process that hangs in a transaction would hold the track's row for ever. One that is idle finds out by itself."""
+        """Ends the session of a process that hangs in a transaction, which would lock the track's row for ever. An idle process needs no
+        end: its next statement tells it that it has lost the track.
+        """
         with step("expel", owner):
             self.run(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -251,17 +253,17 @@ class PostgresDatabase(Database):
 
 
 def _where(url: str, table: str) -> str:
-    """host:port/database: as libpq reads it, who calls ends at the first `@` before a `/`, whatever else a password has in it."""
+    """host:port/database of a URL. As in libpq, user and password end at the first `@` before a `/`."""
     rest = url.partition("://")[2]
     at = re.match(r"[^@/]*@", rest)
     place = rest[at.end() if at is not None else 0 :].partition("?")[0]
-    if "@" in place:  # libpq takes a part of the password for the host, or the port
+    if "@" in place:  # libpq would read part of the password as the host or the port
         raise UserError(f"table {table}: its database's address has an @ behind its user and password", hint=_ADDRESS)
     place = place.partition("#")[0]
     return f"postgresql{place}" if place[:1] in ("", "/") else place
 
 
-# Null is an empty field, an empty text is `""`: as COPY reads it.
+# COPY reads an empty field as null, and `""` as an empty text.
 _CSV = csv.WriteOptions(include_header=False)
 
 _JSON_KINDS: dict[str, JsonKind] = {
@@ -316,7 +318,7 @@ def _declared(field: "pa.Field[Any]") -> str:
 
 
 def _text(column: Any, name: str, declared: str) -> Any:
-    """A column as what Arrow's CSV writer takes and COPY reads."""
+    """A column in a form that Arrow's CSV writer can write and COPY can read."""
     kind = column.type
     types = pa.types
     if types.is_nested(kind):

@@ -1,4 +1,4 @@
-"""What rows become before a table takes them: agents' JSON results become columns, nested values JSON text, binary hex."""
+"""Prepares rows for a table: JSON results of agents become columns, nested values become JSON text, binary becomes hex."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ _fields_of = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def inferred_schema(batches: Sequence[pa.RecordBatch]) -> pa.Schema:
-    """The columns of a table for these records, from the first 1,000 payloads."""
+    """The columns of a table for these records, inferred from the first 1,000 payloads."""
     payloads: list[bytes | None] = []
     for batch in batches:
         payloads += bytes_list(batch.column("payload").slice(0, _INFERENCE_ROWS - len(payloads)))
@@ -75,7 +75,7 @@ def decoded_records(data: pa.RecordBatch, columns: Columns, table: str, told: se
 
 
 def _guessed(values: list[msgspec.Raw | None]) -> JsonKind:
-    """What these values are, if they agree."""
+    """How the values of this column are read: as their common type, or as text where they have none."""
     try:
         kind: pa.DataType = infer_schema([b'{"":%b}' % bytes(value or b"null") for value in values]).field(0).type
     except UserError:
@@ -99,13 +99,13 @@ def _unfit(row: int, rows: int, table: str, reason: str, payload: bytes | None) 
 
 
 def _tell(unknown: set[str], table: str, told: set[str]) -> None:
-    if unknown and not told:  # once: names may be without end
+    if unknown and not told:  # logged once, because there may be any number of unknown fields
         told.update(sorted(unknown)[:5])
         _log.warning("table %s has no column for %s of the results: left out", table, ", ".join(sorted(told)))
 
 
 def _texts(values: list[msgspec.Raw | None], bare: bool) -> Any:
-    """JSON values as text, null as null. `bare`: strings without their quotes."""
+    """JSON values as text; null stays null. bare: strings lose their quotes."""
     texts: list[bytes | None] = []
     for value in values:
         raw = None if value is None else bytes(value)
@@ -118,7 +118,7 @@ def _texts(values: list[msgspec.Raw | None], bare: bool) -> Any:
 
 
 def json_text(column: Any, name: str) -> Any:
-    """Lists and structs -> one JSON text a row, null as null. UserError for what JSON cannot say."""
+    """Lists and structs as one JSON text a row; null stays null. Raises UserError for values that JSON cannot express."""
     try:
         rows: Any = encode_rows(pa.RecordBatch.from_arrays([column], names=["v"]))
     except (TypeError, UserError) as error:
@@ -131,7 +131,7 @@ def json_text(column: Any, name: str) -> Any:
 
 
 def hex_text(column: Any) -> Any:
-    """Binary -> `\\x0aff`, null as null: all values in one call, so twice the bytes are all that it takes."""
+    """Binary as hex text (`\\x0aff`); null stays null. All values are converted in one call, which takes twice their bytes and no more."""
     values = column.cast(pa.binary())
     if len(values) == 0:
         return pa.array([], pa.string())
@@ -148,7 +148,7 @@ def hex_text(column: Any) -> Any:
 
 
 def utc(column: Any) -> Any:
-    """A timestamp with a zone -> the same moment in UTC; without one as it is."""
+    """A timestamp with a time zone as the same moment in UTC; one without a zone unchanged."""
     return column if column.type.tz in (None, "UTC") else column.cast(pa.timestamp(column.type.unit, "UTC"))
 
 

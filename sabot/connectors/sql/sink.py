@@ -54,10 +54,10 @@ class SqlSink(Sink):
         self._database = database_of(str(url), table, keys)
         self._track: Track | None = None
         self._owner = ""  # who claimed the track: this sink, from its first claim until `close`
-        self._fitting: pa.Schema | None = None  # the last schema that the table has the columns for
+        self._fitting: pa.Schema | None = None  # the last schema whose columns were found in the table
         self._columns: Columns | None = None
         self._told: set[str] = set()
-        self._changes = False  # come, not only rows
+        self._changes = False  # changes are written, not only rows
 
     # -- the contract --------------------------------------------------------------------------------------------------
 
@@ -123,7 +123,7 @@ class SqlSink(Sink):
         return token
 
     def fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """What can be known without the database: names, and keys that are null. Of records nothing."""
+        """Checks what can be checked without the database: names, and keys that are null. Records are not checked."""
         if not data.schema.equals(RECORD_SCHEMA):
             rows = data.select(data.schema.names[:-1]) if carries_changes(data.schema) else data
             self._check_names(rows.schema)
@@ -149,7 +149,7 @@ class SqlSink(Sink):
     # -- the connection ------------------------------------------------------------------------------------------------
 
     def _connect(self, session: str) -> None:
-        self._fitting = self._columns = None  # another may have changed the table
+        self._fitting = self._columns = None  # another process may have changed the table
         self._database.connect(session)
 
     def _claimed(self) -> Track:
@@ -159,7 +159,7 @@ class SqlSink(Sink):
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """What Arrow cannot do with a column is wrong with the column."""
+        """Turns Arrow's errors into UserError: a value that Arrow cannot convert is a fault of the column."""
         try:
             yield
         except pa.ArrowException as error:
@@ -170,7 +170,7 @@ class SqlSink(Sink):
     # -- the table -----------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """What can be found wrong before there are rows is found now."""
+        """Checks the table before there are rows, as far as that is possible."""
         if self._schema is not None and not self._schema.equals(RECORD_SCHEMA):
             self._fit(normalise(self._schema.empty_table()).schema)
 
@@ -189,7 +189,7 @@ class SqlSink(Sink):
             self._database.insert(data)
 
     def _change(self, data: pa.RecordBatch) -> None:
-        """What the last row of each key says. Those that go, first: others of their values may come with another key."""
+        """Executes the last change of each key. Deletes come first: a value in a unique column may come back with another key."""
         rows = data.select(data.schema.names[:-1])
         if not self._changes:
             raise UserError(
@@ -213,7 +213,7 @@ class SqlSink(Sink):
         return self._columns
 
     def _fit(self, schema: pa.Schema) -> None:
-        """The table has these columns: it is made, or looked at. UserError naming what is missing."""
+        """Makes the table with these columns, or checks that it has them. Raises UserError, which names the missing ones."""
         if self._fitting is not None and schema.equals(self._fitting):
             return
         self._check_names(schema)

@@ -1,4 +1,4 @@
-"""SQLite, from the standard library: a file, one writer at a time."""
+"""SQLite from the standard library: the database is a file with one writer at a time."""
 
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,8 @@ from sabot.steps import step
 
 __all__ = ["SqliteDatabase"]
 
-_WAIT_SECONDS = 30.0  # for other writers of the file
-_ROWS = 16384  # of which tuples are made at once
+_WAIT_SECONDS = 30.0  # how long a transaction waits for other writers of the file
+_ROWS = 16384  # rows that become Python tuples at once
 _PASSING = {
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
@@ -150,7 +150,7 @@ class SqliteDatabase(Database):
         self._for_each(data, f"DELETE FROM {self._name} WHERE {same}")
 
     def _for_each(self, data: pa.RecordBatch, statement: str) -> None:
-        """The statement for each row, with its values."""
+        """Runs the statement for each row, with the row's values."""
         for start in range(0, data.num_rows, _ROWS):
             part = data.slice(start, _ROWS)
             values = [_values(column, name) for name, column in zip(part.schema.names, part.columns, strict=True)]
@@ -165,11 +165,11 @@ class SqliteDatabase(Database):
             )
 
     def expel(self, owner: str) -> None:
-        """An open transaction of another process ends with that process; until then this one waits, and says so."""
+        """Does nothing: a transaction of another process ends with that process, and until then `begin` waits and logs that it does."""
 
 
 def _declared(kind: pa.DataType) -> str:
-    """The type of a column of this kind, of which SQLite takes the first word that it knows."""
+    """The declared type of a column of this Arrow type."""
     if pa.types.is_boolean(kind):
         return "BOOLEAN"
     if pa.types.is_integer(kind) or pa.types.is_duration(kind):
@@ -182,7 +182,7 @@ def _declared(kind: pa.DataType) -> str:
 
 
 def _json_kind(declared: str) -> JsonKind:
-    """How JSON is read for a column, by SQLite's rules of what a declared type means."""
+    """How JSON is read for a column, by SQLite's rules of type affinity."""
     declared = declared.upper()
     if "BOOL" in declared:
         return pa.bool_()
@@ -198,7 +198,7 @@ def _json_kind(declared: str) -> JsonKind:
 
 
 def _values(column: Any, name: str) -> list[Any]:
-    """A column as what SQLite stores: ints, floats, text, bytes."""
+    """A column in the types that SQLite stores: integers, floats, text, bytes."""
     kind = column.type
     types = pa.types
     if types.is_nested(kind):
