@@ -1,4 +1,4 @@
-"""What users wrote -> what runs. No threads, sockets or clocks here."""
+"""From the graph of nodes that users wrote to the stages that run. There are no threads, sockets or clocks here."""
 
 from sabot.operators.layout.stages import Edge, Reading, Stage, Step, column_types
 from sabot.plan.against import Planned, Verdict, check, compare, planned

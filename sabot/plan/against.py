@@ -1,7 +1,7 @@
-"""A program beside a checkpoint: whose state goes on, and whose does not; before it runs. Pure.
+"""Compares a program with a checkpoint before it runs: which operators go on with their state, and which do not. Pure functions.
 
-State belongs to an operator by the id that the user gave it (`.named("totals")`), else by what it consists of (`state_schema`), which
-tells it from all others, or by what its rows have gone through before it. What comes before or after an operator may change.
+An operator finds its state by the id that the user gave it (`.named("totals")`); else by what it consists of (`state_schema`), if that
+is unlike all others; else by the steps that its rows have gone through. The steps before and after an operator may change.
 """
 
 from collections import defaultdict
@@ -30,16 +30,16 @@ class Planned:
     text: str
     schema: Mapping[str, Any]
     parallelism: int = 1
-    named: bool = False  # the user gave the id
+    named: bool = False  # whether the user gave the id
     path: str = ""
 
 
 class Verdict(NamedTuple):
     """What becomes of an operator's state.
 
-    keep: it goes on as it is. migrate: it goes on, and `why` says with what change. new: there is none, it begins empty. drop: the program
-    has no such operator. refuse: the program has one with that id, but it keeps something else; `why` says what differs.
-    saved_as: the operator's id in the checkpoint; None: nothing is taken over. groups: about how many the checkpoint has of it.
+    keep: it goes on as it is. migrate: it goes on, and `why` says what changes. new: the checkpoint has none, so it begins empty. drop: the
+    program has no such operator. refuse: the program's operator of that id keeps other state; `why` says what differs.
+    saved_as: the operator's id in the checkpoint; None: no state is taken over. groups: about how many groups the checkpoint has of it.
     """
 
     id: str
@@ -52,7 +52,7 @@ class Verdict(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """An operator with state, as the checkpoint tells of it."""
+    """An operator with state, as the checkpoint describes it."""
 
     id: str
     text: str
@@ -64,7 +64,7 @@ class _Saved(NamedTuple):
 
 
 def planned(plan: Plan) -> list[Planned]:
-    """The operators of the plan that keep state. Opens every operator, and closes it. UserError where columns are not known yet."""
+    """The operators of the plan that keep state. Opens and closes every operator. UserError where columns are not known yet."""
     found: list[Planned] = []
 
     def look(stage: Stage, step: Step, operator: Operator) -> None:
@@ -85,7 +85,7 @@ def planned(plan: Plan) -> list[Planned]:
 
 
 def compare(operators: Sequence[Planned], manifest: SavedJob) -> list[Verdict]:
-    """A verdict for each operator with state of the program, in its order; then for those that only the checkpoint has."""
+    """A verdict for each operator of the program that keeps state, in order; then for those that only the checkpoint has."""
     saved = {each.id: each for each in _saved(manifest)}
     matched, unclear = _matched(operators, saved)
     taken = {old.id for old in matched.values()}
@@ -111,7 +111,7 @@ def compare(operators: Sequence[Planned], manifest: SavedJob) -> list[Verdict]:
 
 
 def check(verdicts: Iterable[Verdict], checkpoint: int) -> dict[str, str]:
-    """Operator -> the id under which the checkpoint has its state. Raises UserError where state would be lost, saying what differs."""
+    """Operator -> the id under which the checkpoint has its state. Raises UserError, which says what differs, where state would be lost."""
     found: dict[str, str] = {}
     lost = []
     for each in verdicts:
@@ -145,9 +145,10 @@ def _saved(manifest: SavedJob) -> Iterator[_Saved]:
 def _matched(
     operators: Sequence[Planned], saved: Mapping[str, _Saved]
 ) -> tuple[dict[str, _Saved], dict[str, list[_Saved]]]:
-    """(operator -> whose state is its own; operator -> those whose state it may be, where nothing tells).
+    """(operator -> the saved one whose state is its own; operator -> the saved ones whose state it may be, where that is unclear).
 
-    First by the user's ids, then among those that keep the very same: by the way to them, and where one is left on each side, that.
+    Operators are matched by the user's ids first. Those that keep the same state are then matched by their paths; and where one is left
+    on each side, these two.
     """
     matched = {new.id: saved[new.id] for new in operators if new.named and new.id in saved}
     taken = {old.id for old in matched.values()}
@@ -167,7 +168,9 @@ def _matched(
             if len(here) == 1 and len(there) == 1:
                 matched[here[0].id] = there[0]
             elif all(new.id in by_id for new in here) and len(here) == len(there):
-                matched.update((new.id, by_id[new.id]) for new in here)  # the very same steps: any would do
+                matched.update(
+                    (new.id, by_id[new.id]) for new in here
+                )  # they are the same steps with the same path, so any match is right
         left = [new for new in news if new.id not in matched]
         gone = [old for old in olds if old not in matched.values()]
         if len(left) == len(gone) == 1:
@@ -212,7 +215,7 @@ def _verdict(old: _Saved, new: Planned) -> Verdict:
 
 
 def _taken_over(name: str, before: Any, now: Any, old: _Saved) -> str | None:
-    """How state goes on though this differs; None: it does not."""
+    """How state goes on though it differs in `name`; None: it cannot."""
     if name == "aggregates" and [each[1:] for each in before] == [each[1:] for each in now]:
         renamed = [f"{one[0]} is {two[0]} now" for one, two in zip(before, now, strict=True) if one != two]
         return ", ".join(renamed)
@@ -227,7 +230,7 @@ def _taken_over(name: str, before: Any, now: Any, old: _Saved) -> str | None:
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
-    """Exactly what differs."""
+    """What differs, for people."""
     if name in ("aggregates", "columns", "keys") and _rows(before) and _rows(now):
         return "; ".join(_differences_in(name, before, now))
     unit = _UNITS.get(name, "")
@@ -240,7 +243,7 @@ def _rows(value: Any) -> bool:
 
 
 def _differences_in(name: str, before: list[list[str]], now: list[list[str]]) -> Iterator[str]:
-    """Of named things: what each was and is; what came and went; another order."""
+    """How two lists of named things differ: what each thing was and is, which came and went, or their order."""
     old, new = ({each[0]: " ".join(each[1:]) for each in rows} for rows in (before, now))
     one = {"aggregates": "aggregate", "columns": "column", "keys": "key"}[name]
     for each in dict.fromkeys([*old, *new]):

@@ -7,7 +7,7 @@ __all__ = ["mermaid"]
 
 
 def mermaid(plan: Plan) -> str:
-    """Stages as boxes around their steps, in Mermaid's language."""
+    """The plan in the language of Mermaid, with stages as boxes around their steps."""
     lines = ["flowchart LR"]
     links: list[str] = []
     first = {stage.id: _first(stage.id) for stage in plan.stages}

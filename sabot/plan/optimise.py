@@ -1,6 +1,6 @@
-"""The graph as written -> a graph that gives the same rows for less: filters go towards the source, unused columns are not read.
+"""From the graph as written to one that gives the same rows at less cost: filters move towards the source, unused columns are not read.
 
-Which columns a step needs, and past which steps a filter may move, the steps say themselves (`api/nodes`).
+The nodes say which columns a step needs, and past which steps a filter may move (`api/nodes`).
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ __all__ = ["TimeUse", "check_nodes", "optimise", "time_use", "used_columns", "wa
 
 
 def with_schemas(ends: Iterable[StreamEnd], schemas: Mapping[int, pa.Schema | None]) -> list[StreamEnd]:
-    """The same graph, its Read nodes with these schemas (by the id of the node), in canonical types."""
+    """The same graph, whose Read nodes have these schemas in canonical types. schemas: by the id of the node."""
     made: dict[int, Node] = {}
     for node in walk(ends):
         inputs = tuple(made[id(upstream)] for upstream in node.inputs)
@@ -34,13 +34,13 @@ def with_schemas(ends: Iterable[StreamEnd], schemas: Mapping[int, pa.Schema | No
 
 
 def check_nodes(ends: Iterable[StreamEnd]) -> None:
-    """What every step checks of itself. Before `optimise`, which moves steps to where more columns are."""
+    """Lets every node check itself. Comes before `optimise`, which moves steps to where there are more columns."""
     for node in walk(ends):
         node.check()
 
 
 def optimise(ends: Iterable[StreamEnd]) -> list[StreamEnd]:
-    """Filters stand as near to the source as they can."""
+    """The same graph with each filter as near to the source as it can be."""
     ends = list(ends)
     pushdown = _Pushdown(ends)
     return [replace(end, input=pushdown.rewrite(end.input)) for end in ends]
@@ -64,7 +64,7 @@ class _Pushdown:
         return node.over(*map(self.rewrite, node.inputs))
 
     def _filtered(self, predicate: Expr, below: Node) -> Node:
-        """Filter(predicate) over `below`, moved past as many steps as have nobody else to feed and do not make its columns."""
+        """Filter(predicate) over `below`, moved past all steps that feed no other step and do not make its columns."""
         moved = below.moved_before(predicate) if self._readers[id(below)] == 1 else None
         if moved is None:
             return Filter(self.rewrite(below), predicate)
@@ -72,7 +72,7 @@ class _Pushdown:
 
 
 def used_columns(ends: Iterable[StreamEnd]) -> Mapping[int, Columns]:
-    """id(node) -> the columns of its rows that anything below uses (event time aside)."""
+    """id(node) -> the columns of its rows that steps behind it use, without event time."""
     used: dict[int, Columns] = {}
     for node in reversed(walk(ends)):
         for upstream, columns in zip(node.inputs, node.asks(used.get(id(node), frozenset())), strict=True):
@@ -83,8 +83,8 @@ def used_columns(ends: Iterable[StreamEnd]) -> Mapping[int, Columns]:
 
 @dataclass(frozen=True)
 class TimeUse:
-    """Of a graph, the ids of nodes. read: sources whose rows carry their event time, as something below cannot do without it, or can
-    do more with it. matters: steps behind which an answer goes by it.
+    """Ids of nodes of a graph. read: sources whose rows carry event time, since a step behind needs it or has a use for it. matters: steps
+    behind which a result depends on event time.
     """
 
     read: frozenset[int]
@@ -92,7 +92,7 @@ class TimeUse:
 
 
 def time_use(ends: Iterable[StreamEnd]) -> TimeUse:
-    """Which sources are read with event time, and where it decides."""
+    """Which sources are read with event time, and where results depend on it."""
     needed: set[int] = set()
     carried: set[int] = set()
     asked: set[int] = set()

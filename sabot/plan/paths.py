@@ -1,6 +1,6 @@
-"""What the rows of a step have gone through, as a digest: it tells apart two steps that keep the same state, in checkpoints.
+"""A digest of the steps that the rows of a step have gone through, which tells two steps in a checkpoint apart that keep the same state.
 
-It must stay what it is over versions, so it is made of the fields of the nodes by their names.
+It must be the same in every version, so it is made of the names, order and values of the nodes' fields.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ _NO_MATTER = ("schema", "inferred", "id", "late", "dead_letter", "emit_every_ms"
 
 
 def path_of(node: Node, before: Iterable[str]) -> str:
-    """before: the paths of its inputs. Says nothing to people; equal for the same steps in another program."""
+    """The digest of a node, which is equal for the same steps in another program. before: the paths of its inputs."""
     words = [type(node).__name__, *sorted(before)]
     for field in fields(node):
         if field.name not in _GRAPH and field.name not in _NO_MATTER:

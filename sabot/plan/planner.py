@@ -1,4 +1,4 @@
-"""The optimised graph -> stages: each node is put into the plan by the function that its operator's module has for it."""
+"""From the optimised graph to stages: each node is put into the plan by the function that its operator's module has for it (PLACES)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -79,7 +79,7 @@ class _Planner:
                 stage.targets.append(Edge(other))
 
     def _placed(self, node: Node) -> Site:
-        """Where its rows come out; its inputs have their places."""
+        """The site where the rows of the node come out. Its inputs are placed already."""
         inputs = [self._sites[id(upstream)] for upstream in node.inputs]
         if isinstance(node, Read):
             site = self._read(node)
@@ -111,6 +111,6 @@ class _Planner:
 
 
 def _one_column(schema: pa.Schema) -> tuple[str, ...]:
-    """For a program that uses no column, only rows: the cheapest one."""
+    """The column to read for a program that uses no column, only rows: one of fixed width, if there is one."""
     cheap = [field.name for field in schema if pa.types.is_primitive(field.type)]
     return tuple((cheap or schema.names)[:1])

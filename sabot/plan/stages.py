@@ -1,4 +1,4 @@
-"""A plan: stages, and what can be asked of them. `planner` makes it."""
+"""A plan: its stages, and what can be asked of them. `planner` makes it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Plan:
     stages: list[Stage]
 
     def reads_of(self, stage: Stage) -> set[Read]:
-        """What is read for the inputs of a stage but those that come first."""
+        """The sources whose rows reach a stage, without those that are read to their end first."""
         found: set[Read] = set()
         seen: set[str] = set()
         wanted = [(stage, False)]
@@ -51,13 +51,13 @@ class Plan:
         return found
 
     def check(self) -> None:
-        """Opens every operator whose columns are known, and closes it again. Raises UserError for names and types that do not fit."""
+        """Opens and closes every operator whose columns are known. Raises UserError for names and types that do not fit."""
         self.schemas()
 
     def schemas(self, look: Callable[[Stage, Step, Operator], None] | None = None) -> dict[str, pa.Schema]:
-        """By the id of a stage, the columns that come into it, as far as they are known. Raises what `check` raises.
+        """The columns that come into each stage, by its id, as far as they are known. Raises what `check` raises.
 
-        look: is shown every operator, open.
+        look: called with every operator while it is open.
         """
         schemas: dict[str, pa.Schema] = {}
         rights: dict[str, pa.Schema] = {}
@@ -120,11 +120,11 @@ class Plan:
 
 
 def _nowhere(batch: Batch) -> None:
-    """For an operator that is opened to be asked for its columns."""
+    """Takes the rows of a branch of an operator that is opened only to ask for its columns."""
 
 
 def check_alike(one: pa.Schema, other: pa.Schema) -> None:
-    """Raises UserError where streams of different columns would meet."""
+    """Raises UserError where streams with different columns would meet."""
     if column_types(one) != column_types(other):
         first, second = (", ".join(f"{name}: {kind}" for name, kind in column_types(each)) for each in (one, other))
         raise UserError(

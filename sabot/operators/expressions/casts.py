@@ -1,4 +1,4 @@
-"""One type to another: the type that two columns meet in, and what `cast` does, by polars' rules."""
+"""From one type to another: the common type of two columns, and what `cast` does, by the rules of polars."""
 
 import functools
 from collections.abc import Callable
@@ -21,11 +21,11 @@ _ZONED = r"(Z|[+-]\d\d:?\d\d)$"
 Convert = Callable[[pa.Array], pa.Array]
 
 
-# -- the type that two meet in --------------------------------------------------------------------------------------------
+# -- the common type ------------------------------------------------------------------------------------------------------
 
 
 def common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
-    """The type that holds the values of both; None where there is none. Integers and floats meet as in polars."""
+    """The type that holds the values of both; None where there is none. Integers and floats have the common type of polars."""
     if a == b or pa.types.is_null(b):
         return a
     if pa.types.is_null(a):
@@ -53,7 +53,7 @@ def common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
 
 
 def is_number(type: pa.DataType) -> bool:
-    """Integers, floats, decimals, and bool, which counts as 0 and 1."""
+    """Whether it is an integer, a float, a decimal, or bool, which counts as 0 and 1."""
     return bool(
         pa.types.is_integer(type)
         or pa.types.is_floating(type)
@@ -99,7 +99,7 @@ def integer_range(type: pa.DataType) -> tuple[int, int]:
 
 
 def least_integer(value: int, like: pa.DataType) -> pa.DataType:
-    """The narrowest integer type that holds the value: unsigned if `like` is and the value allows it."""
+    """The narrowest integer type that holds the value: an unsigned one if `like` is, and the value is not negative."""
     first = _UNSIGNED if pa.types.is_unsigned_integer(like) else _SIGNED
     for each in [*first, *_SIGNED, *_UNSIGNED]:
         low, high = integer_range(each)
@@ -114,7 +114,7 @@ def least_integer(value: int, like: pa.DataType) -> pa.DataType:
 def caster(source: pa.DataType, target: pa.DataType, *, strict: bool, what: str) -> tuple[Convert, bool]:
     """(the function that casts, whether it can fail). `what` names the column in errors; UserError for types that cannot be cast.
 
-    Strict: a value that the target cannot hold is a DataError; else it becomes null.
+    strict: a value that the target cannot hold is a DataError; else it becomes null.
     """
     convert, total = _conversion(source, target)
     try:
@@ -137,7 +137,7 @@ def caster(source: pa.DataType, target: pa.DataType, *, strict: bool, what: str)
 
 
 def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool]:
-    """(a function that gives null, or raises ArrowInvalid, for what cannot be; whether there is no such value)."""
+    """(a function that gives null, or raises ArrowInvalid, for values that cannot be cast; whether there are no such values)."""
     types = pa.types
     plain = functools.partial(pc.cast, target_type=target)
     unsafe = functools.partial(pc.cast, target_type=target, safe=False)
@@ -157,7 +157,7 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
     if types.is_decimal(target) and types.is_integer(source):
         wide = pa.decimal256(
             20 + target.scale, target.scale
-        )  # holds every integer; the values then say whether they fit
+        )  # holds every integer; the second cast finds values that do not fit
         return lambda array: pc.cast(pc.cast(array, wide), target), False
     if types.is_integer(target):
         if types.is_integer(source):
@@ -200,12 +200,15 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
     if types.is_duration(source) and types.is_duration(target):
         return lambda array: to_unit(array, target.unit), _UNITS.index(source.unit) >= _UNITS.index(target.unit)
     if types.is_timestamp(source) and types.is_date(target):
-        return lambda array: _dates(array, target), source.unit in ("us", "ns")  # which end before days of 32 bits do
+        return lambda array: _dates(array, target), source.unit in (
+            "us",
+            "ns",
+        )  # their range ends before that of days with 32 bits
     return plain, False
 
 
 def _salvaged(convert: Convert, array: pa.Array, target: pa.DataType) -> pa.Array:
-    """What can be converted; null in place of what cannot. Halves what fails until single values are left."""
+    """The converted values, with null for those that cannot be. It halves what fails until single values are left."""
     try:
         return convert(array)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -240,12 +243,12 @@ def _parse_integer(array: pa.Array, target: pa.DataType) -> pa.Array:
     except pa.ArrowInvalid:
         if len(array) == 1 and not pc.match_substring_regex(array, r"^\+[0-9]+$")[0].as_py():
             raise
-    text = where(pc.match_substring_regex(array, _WHOLE), array)  # 0x10 is none
+    text = where(pc.match_substring_regex(array, _WHOLE), array)  # 0x10 is no integer
     return pc.cast(pc.replace_substring_regex(text, r"^\+", ""), target)
 
 
 def _parse_time(array: pa.Array, target: pa.DataType) -> pa.Array:
-    """ISO 8601; a text without a zone is UTC."""
+    """Parses ISO 8601. A text without a time zone is in UTC."""
     naive, utc = pa.timestamp(target.unit), pa.timestamp(target.unit, "UTC")
     zoned = pc.match_substring_regex(array, _ZONED)
     without = _salvaged(lambda part: pc.cast(part, naive), where(pc.invert(zoned), array), naive)
@@ -256,7 +259,7 @@ def _parse_time(array: pa.Array, target: pa.DataType) -> pa.Array:
 
 
 def _float_text(array: pa.Array) -> pa.Array:
-    """As polars writes floats: 1.0 with its fraction, NaN in capitals."""
+    """Floats as polars writes them: 1.0 with its fraction, NaN in capitals."""
     text = pc.cast(array, pa.string())
     whole = pc.and_(pc.equal(array, pc.trunc(array)), pc.invert(pc.match_substring_regex(text, "[.en]")))
     text = pc.if_else(whole, pc.binary_join_element_wise(text, ".0", ""), text)

@@ -1,4 +1,4 @@
-"""Expressions that choose or put together values of any type: what stands for nulls, when, structs, casts."""
+"""Expressions over values of any type: replaced nulls, when, structs, casts."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def _when(expr: Expr, nodes: list[Compiled]) -> Compiled:
     values = unified(expr, values)
 
     def chosen(*given: Any) -> Any:
-        if nulls:  # as arrays: see `where`
+        if nulls:  # as arrays, for the reason that `where` gives
             rows = next(len(each) for each in given if isinstance(each, pa.Array))
             given = tuple(broadcast(each, rows) if i in nulls else each for i, each in enumerate(given))
         made = given[-1]

@@ -1,4 +1,4 @@
-"""Expressions of times: parts of the clock, multiples of a duration, texts. How they are computed stands in `times`."""
+"""Expressions of times: parts of a clock, multiples of a duration, texts. `times` computes them."""
 
 import functools
 

@@ -62,7 +62,7 @@ def comparable(expr: Expr, nodes: Sequence[Compiled]) -> list[Compiled]:
 
 
 def _adapts(nodes: Sequence[Compiled]) -> pa.DataType | None:
-    """The type that integers of these nodes can be compared in; None where some 64 bits are signed and others not."""
+    """The type in which integers of these nodes can be compared; None where signed and unsigned 64 bits meet."""
     type: pa.DataType | None = pa.null()
     for node in nodes:
         if not node.plain and type is not None:
@@ -73,7 +73,10 @@ def _adapts(nodes: Sequence[Compiled]) -> pa.DataType | None:
 
 
 def comparison_of(kind: str, a: Compiled, b: Compiled) -> Function:
-    """Comparison where NaN equals NaN and is greater than all else. What holds without NaN is asked in a way that NaN answers right."""
+    """The comparison of two nodes, where NaN equals NaN and is greater than all numbers.
+
+    Arrow's comparisons with NaN are false. Where one side has no NaN, the question is put so that this is right: x > 5 as not x <= 5.
+    """
     plain: Function = _COMPARE[kind]
     if kind in ("==", "!=") and is_bytes(a.type) and (a.value is None) != (b.value is None):
         return _literal_equality(kind, a, b)
@@ -96,7 +99,7 @@ def comparison_of(kind: str, a: Compiled, b: Compiled) -> Function:
 
 
 def _without_nan(values: Any) -> bool:
-    """Known to be so: what stands in the place of a null counts too."""
+    """Whether the values surely have no NaN. A NaN in the place of a null counts too."""
     return isinstance(values, pa.Array) and not np.isnan(floats(values)).any()
 
 
@@ -105,7 +108,7 @@ def is_bytes(type: pa.DataType) -> bool:
 
 
 def _literal_equality(kind: str, a: Compiled, b: Compiled) -> Function:
-    """Of strings and a constant."""
+    """Equality of strings and a constant."""
     constant = a.value if b.value is None else b.value
     if not constant.is_valid:
         unknown: Function = _COMPARE[kind]
@@ -161,7 +164,7 @@ def _is_in(expr: Expr, nodes: list[Compiled]) -> Compiled:
         raise UserError(f"{expr.text()} cannot be: the column is {node.type}: {error}") from error
     if is_bytes(node.type) and len(values) <= LITERALS:
         return apply(expr, LiteralSet(value.as_buffer().to_pybytes() for value in values).holds, node)
-    if pa.types.is_floating(node.type):  # looked up by their bits, 0.0 and -0.0 differ
+    if pa.types.is_floating(node.type):  # values are looked up by their bits, in which 0.0 and -0.0 differ
         values = pa.concat_arrays([values, pc.negate(values.filter(pc.equal(values, pa.scalar(0, values.type))))])
 
     def found(x: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Expressions at work: an Expr over a schema becomes a tree of closures, made once; a batch then costs a few calls of pyarrow.compute.
+"""Expressions, compiled: an Expr over a schema becomes a tree of closures, once; a batch then costs a few calls of pyarrow.compute.
 
-Types are found while the tree is made: each step runs once over no rows, so what does not fit is a UserError before any row comes.
-Null semantics, NaN and rounding are those of polars (`tests/unit/operators/expressions/test_expressions.py` compares them).
+Types are found while the tree is made: each step runs once over no rows, so types that do not fit are a UserError before any row comes.
+Nulls, NaN and rounding behave as in polars (`tests/unit/operators/expressions/test_expressions.py` compares them). Each kind of expression
+stands in one of the modules beside this one, whose `STEPS` make its node.
 """
 
 import datetime
@@ -23,7 +24,7 @@ _STEPS: Steps = numbers.STEPS | comparisons.STEPS | choices.STEPS | text.STEPS |
 
 
 def compile_expr(expr: Expr, schema: pa.Schema) -> Compiled:
-    """The expression made ready for batches of `schema`. UserError for a column that is not there, or types that do not fit."""
+    """The expression, ready for batches of `schema`. UserError for a column that is not there, or types that do not fit."""
     if expr.kind == "col":
         return _column(expr, schema)
     if expr.kind == "lit":
@@ -39,7 +40,7 @@ def compile_expr(expr: Expr, schema: pa.Schema) -> Compiled:
 
 
 def compile_predicate(expr: Expr, schema: pa.Schema) -> Compiled:
-    """As `compile_expr`; UserError for what is not true or false."""
+    """As `compile_expr`, for an expression that is true or false; UserError for any other."""
     made = compile_expr(expr, schema)
     if pa.types.is_null(made.type):
         return to_type(made, pa.bool_())

@@ -87,7 +87,7 @@ def _true(hits: pa.Array) -> Any:
 
 
 def _bounds(lists: pa.Array) -> tuple[Any, Any]:
-    """Where each list begins and ends in `lists.values`."""
+    """(where each list begins in `lists.values`, where it ends), as numpy."""
     if len(lists) == 0:
         nothing = np.zeros(0, dtype=np.int32)
         return nothing, nothing

@@ -1,4 +1,4 @@
-"""A node of a compiled expression, and what steps of all kinds are made with: constants, types that meet, errors that name the values."""
+"""A node of a compiled expression (`Compiled`), and what nodes are made with: constants, common types, errors that name values."""
 
 import datetime
 from collections.abc import Callable, Sequence
@@ -31,31 +31,31 @@ __all__ = [
 
 Function = Callable[..., Any]
 
-FALSE = pa.scalar(False, pa.bool_())  # without its type pyarrow looks for pandas, each time
+FALSE = pa.scalar(False, pa.bool_())  # without a given type pyarrow looks for pandas each time
 _SHOWN = 200  # characters of a value in a message
 _DOES_NOT_FIT = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowKeyError)
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """An expression over one schema. Called with a batch of it, gives an array of `type`, a value a row. Threads may share it.
+    """An expression over one schema. Called with a batch, it gives an array of `type` with a value for each row. Threads may share it.
 
-    can_fail: whether a value makes it raise a DataError by a rule of its own, as of a strict cast: it is to see only rows that count.
-    value: of an expression without columns, else None.
+    run: as a call, but may give a scalar for all rows. can_fail: whether a value may raise a DataError by a rule of the expression, such
+    as a strict cast; then it must be called with selected rows only. value: the value of an expression without columns, else None.
     """
 
     type: pa.DataType
     run: Callable[[pa.RecordBatch], Any]
     can_fail: bool = False
     value: Any = None
-    plain: bool = False  # a literal without a type: it takes that of what it is combined with
+    plain: bool = False  # a literal without a given type, which takes on the type of what it is combined with
 
     def __call__(self, data: pa.RecordBatch) -> pa.Array:
         return broadcast(self.run(data), data.num_rows)
 
 
 Steps = dict[str, Callable[[Expr, list[Compiled]], Compiled]]
-"""Kind of expression -> what makes its node out of those of its inputs."""
+"""Kind of expression -> the function that makes its node, of the expression and the nodes of its inputs."""
 
 
 def is_int(value: Any) -> bool:
@@ -67,7 +67,7 @@ def constant(value: pa.Scalar, can_fail: bool = False) -> Compiled:
 
 
 def apply(expr: Expr, function: Function, *nodes: Compiled, can_fail: bool = False) -> Compiled:
-    """The step `function` over what the nodes give: arrays, or scalars of constants. Without columns it runs here and now."""
+    """A node that calls `function` with what the nodes give: arrays, or scalars for constants. Without columns it is a constant."""
     fails = can_fail or any(node.can_fail for node in nodes)
     try:
         if all(node.value is not None for node in nodes):
@@ -88,16 +88,16 @@ def apply(expr: Expr, function: Function, *nodes: Compiled, can_fail: bool = Fal
 
 
 def _refused(expr: Expr, function: Function, values: list[Any], error: pa.ArrowInvalid) -> DataError:
-    """What Arrow says of a value that a step cannot take, with the first such value."""
+    """The error for a value that a step cannot take: Arrow's text, with the first such value, which is found by halving."""
     rows = max(len(each) for each in values if isinstance(each, pa.Array))
     first, given = 0, ""
     while rows:
-        size = (rows + 1) // 2  # of the former half; of one row itself
+        size = (rows + 1) // 2  # of the first half, or the one row
         reason = _reason(function, values, first, size)
         if reason is None:
             first, size = first + size, rows - size
             reason = _reason(function, values, first, size)
-        if reason is None:  # only together they cannot be
+        if reason is None:  # the rows only fail together
             break
         error, rows = reason, size
         if size == 1:
@@ -109,7 +109,7 @@ def _refused(expr: Expr, function: Function, values: list[Any], error: pa.ArrowI
 
 
 def _reason(function: Function, values: list[Any], first: int, rows: int) -> pa.ArrowInvalid | None:
-    """What the step says of these rows."""
+    """The error that the step raises for these rows; None if it takes them."""
     try:
         function(*(each.slice(first, rows) if isinstance(each, pa.Array) else each for each in values))
     except pa.ArrowInvalid as error:
@@ -131,7 +131,7 @@ def misfit(expr: Expr, nodes: Sequence[Compiled], error: Exception | None = None
 
 
 def to_type(node: Compiled, type: pa.DataType) -> Compiled:
-    """The same values as another type that holds them."""
+    """A node with the same values as another type, which can hold them."""
     if node.type == type:
         return node
     if node.value is not None:
@@ -145,7 +145,7 @@ def _held(value: pa.Scalar, type: pa.DataType) -> pa.Scalar:
 
 
 def adapted(node: Compiled, type: pa.DataType) -> Compiled | None:
-    """A plain literal as this type; None where the type cannot hold it as it is."""
+    """A plain literal as this type; None where the type cannot hold its value exactly."""
     value = node.value.as_py()
     if value is None:
         return constant(pa.scalar(None, type))
@@ -165,7 +165,7 @@ def adapted(node: Compiled, type: pa.DataType) -> Compiled | None:
 
 
 def unified(expr: Expr, nodes: Sequence[Compiled]) -> list[Compiled]:
-    """All of one type: the one that the columns meet in, which plain literals take on where it holds them."""
+    """The nodes with one common type: that of the columns, which plain literals take on if it can hold them."""
     type: pa.DataType | None = pa.null()
     for node in nodes:
         if not node.plain and type is not None:

@@ -63,7 +63,7 @@ def _arithmetic(expr: Expr, nodes: list[Compiled]) -> Compiled:
 
 
 def _counted(nodes: list[Compiled]) -> list[Compiled]:
-    """bool as a number: that of its neighbour, else int64. A null column counts as int64."""
+    """The nodes with bool as a number: of the type of the other node, else int64. A column of nulls counts as int64."""
     has_number = any(not node.plain and is_number(node.type) and not pa.types.is_boolean(node.type) for node in nodes)
     return [
         to_type(node, pa.int64())
@@ -81,7 +81,7 @@ def _decimal(node: Compiled) -> Compiled:
 
 
 def _fraction(node: Compiled, nodes: list[Compiled]) -> Compiled:
-    """A number as `/` takes it: floats stay, a narrow integer beside a float32 becomes one, all else float64."""
+    """A number as `/` takes it: floats stay, a narrow integer beside a float32 becomes float32, all others become float64."""
     if pa.types.is_floating(node.type):
         return node
     beside_float32 = any(not each.plain and each.type == pa.float32() for each in nodes)
@@ -90,7 +90,7 @@ def _fraction(node: Compiled, nodes: list[Compiled]) -> Compiled:
 
 
 def _divided(divide: Any, type: pa.DataType, a: Any, b: Any) -> pa.Array:
-    """Integers, rounded down; by 0: null."""
+    """Division of integers, rounded down. Division by 0 gives null."""
     nulls = None
     if isinstance(b, pa.Scalar):
         if not b.is_valid or b.as_py() == 0:
@@ -130,7 +130,7 @@ def _power(expr: Expr, base: Compiled, exponent: Compiled) -> Compiled:
         type = base.type
 
         def integer_power(a: Any, b: Any) -> Any:
-            """Wraps; null where the exponent is negative."""
+            """The power of integers, which wraps; null where the exponent is negative."""
             if isinstance(b, pa.Array) and pa.types.is_signed_integer(b.type):
                 b = where(pc.greater_equal(b, pa.scalar(0, b.type)), b)
             made = pc.power(pc.cast(a, wide, safe=False), pc.cast(b, wide, safe=False))
@@ -144,7 +144,7 @@ def _power(expr: Expr, base: Compiled, exponent: Compiled) -> Compiled:
 
 
 def _temporal(expr: Expr, nodes: list[Compiled]) -> Compiled:
-    """Times and durations: pyarrow knows which go together."""
+    """Arithmetic of times and durations. pyarrow knows which of them go together."""
     if expr.kind not in _ARITHMETIC:
         raise misfit(expr, nodes)
     left, right = nodes
@@ -160,7 +160,7 @@ def _temporal(expr: Expr, nodes: list[Compiled]) -> Compiled:
 
 
 def _duration_divided(a: Any, b: Any) -> Any:
-    """By 0: null, as integers."""
+    """A duration divided by an integer. Division by 0 gives null, as for integers."""
     if isinstance(b, pa.Scalar):
         b = b if b.as_py() != 0 else pa.scalar(None, b.type)
     elif not np.all(integers(b)):
@@ -190,7 +190,7 @@ def _rounded(expr: Expr, nodes: list[Compiled]) -> Compiled:
 
 
 def _round(x: pa.Array, decimals: int) -> pa.Array:
-    """A float so great that it has no such digits stays as it is: 1e308 at two decimals, on the way to which it would overflow."""
+    """Rounds to `decimals`. A float too great to have such digits stays as it is, where scaling would overflow: 1e308 at two decimals."""
     try:
         return pc.round(x, ndigits=decimals)
     except pa.ArrowInvalid:

@@ -1,4 +1,4 @@
-"""Expressions of texts. Patterns are RE2's, replacements are written as polars writes them ($1)."""
+"""Expressions of texts. Patterns are those of RE2; replacements are written as in polars ($1)."""
 
 import functools
 import re
@@ -40,7 +40,7 @@ def _string_step(expr: Expr, nodes: list[Compiled]) -> Compiled:
         raise UserError(f"{expr.text()} cannot be: {expr.kind} of {node.type}", hint='.cast("string") first')
     function = _string_function(expr)
     try:
-        function(pa.array([""]))  # a pattern is read only where there is a row
+        function(pa.array([""]))  # pyarrow reads a pattern only if there is a row
     except pa.ArrowInvalid as error:
         raise UserError(f"{expr.text()}: {error}") from error
     return apply(expr, function, node)
@@ -87,12 +87,12 @@ def _string_function(expr: Expr) -> Function:
 
 
 def _lower(x: pa.Array) -> pa.Array:
-    """Character by character; İ and the Σ at a word's end take Python's way, which knows what surrounds them."""
+    """Lower case, character by character. Python does İ and the Σ at a word's end, since it looks at the characters around."""
     return pc.ascii_lower(x) if is_ascii(x) else _with_python(pc.utf8_lower(x), x, "[İΣ]", str.lower)
 
 
 def _upper(x: pa.Array) -> pa.Array:
-    """Character by character; those that become several (ß) take Python's way."""
+    """Upper case, character by character. Python does characters that become several, such as ß."""
     return pc.ascii_upper(x) if is_ascii(x) else _with_python(pc.utf8_upper(x), x, _become_several(), str.upper)
 
 
@@ -116,7 +116,7 @@ _GROUP = re.compile(
 
 
 def _one_group(pattern: str, group: int, expr: Expr) -> str:
-    """The pattern with one capturing group, the wanted one, which has a name, as pyarrow wants it."""
+    """The pattern with one capturing group, the wanted one, under a name, as pyarrow needs it."""
     seen = 0
 
     def rewritten(match: re.Match[str]) -> str:
@@ -133,7 +133,7 @@ def _one_group(pattern: str, group: int, expr: Expr) -> str:
 
 
 def _replacement(value: str, expr: Expr) -> str:
-    """$1 and ${1} as RE2 writes them: \\1."""
+    """The replacement in the syntax of RE2: \\1 for $1 and ${1}."""
 
     def group(match: re.Match[str]) -> str:
         if match[0] == "\\":

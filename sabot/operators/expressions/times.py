@@ -1,4 +1,4 @@
-"""What expressions compute of times: the clock of a zone, rounding to multiples of a duration, text."""
+"""What expressions compute of times: the clock of a time zone, rounding to multiples of a duration, text."""
 
 import re
 from collections.abc import Callable
@@ -27,7 +27,7 @@ _MONDAY_NS = 4 * 86400 * 10**9  # 1970-01-05: weeks begin on Mondays
 
 
 def local(array: pa.Array) -> pa.Array:
-    """Timestamps as a clock of their zone shows them, without a zone."""
+    """The timestamps as a clock in their time zone shows them, without a zone."""
     array = as_timestamp(array)
     if array.type.tz is None:
         return array
@@ -37,7 +37,7 @@ def local(array: pa.Array) -> pa.Array:
 
 
 def truncate(every: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
-    """A function that rounds down to multiples of `every` ("15m", "1mo"), on the clock of the column's zone."""
+    """A function that rounds times down to multiples of `every` ("15m", "1mo"), on the clock of the column's time zone."""
     match = re.fullmatch(r"(\d+)(\w+)", every)
     assert match is not None
     count, unit = int(match[1]), match[2]
@@ -64,13 +64,13 @@ def truncate(every: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
     return run
 
 
-_CODES = frozenset("aAbBcCdDeFgGhHIjmMnprRStTuUVwWxXyYzZ%")  # those that pyarrow knows, beside the fractions
+_CODES = frozenset("aAbBcCdDeFgGhHIjmMnprRStTuUVwWxXyYzZ%")  # the codes that pyarrow knows, without the fractions
 
 
 def format_time(format: str, type: pa.DataType) -> Callable[[pa.Array], pa.Array]:
-    """A function from times to text. Seconds are whole; %3f %6f %9f %f are digits of their fraction, %.3f with the point.
+    """A function from times to text. Seconds are whole; %3f, %6f, %9f and %f are digits of their fraction, %.3f has the point too.
 
-    Raises UserError for a code that this type of time does not know.
+    Raises UserError for a code that this type of time does not have.
     """
     fractions = not pa.types.is_date(type)
     for code in re.findall(r"%(\.?[369]?f|.|$)", format, re.DOTALL):
@@ -116,7 +116,7 @@ def _truncate_months(array: pa.Array, months: int) -> pa.Array:
     clock = array if zone is None else local(array)
     unit = "D" if pa.types.is_date32(array.type) else _unit(array.type)
     stamps = integers(clock).astype(np.int64, copy=False).view(f"datetime64[{unit}]")
-    if array.null_count:  # what stands behind a null may be no time at all
+    if array.null_count:  # the value behind a null may be no valid time
         stamps = np.where(array.is_null().to_numpy(zero_copy_only=False), np.zeros(1, stamps.dtype), stamps)
     month = stamps.astype("datetime64[M]").astype(np.int64)
     first = (month - np.remainder(month, months)).view("datetime64[M]")
@@ -127,13 +127,13 @@ def _truncate_months(array: pa.Array, months: int) -> pa.Array:
 
 
 def _in_zone(clock: np.ndarray, array: pa.Array) -> pa.Array:
-    """What a clock of the zone shows -> the time; the first of two, the end of a gap."""
+    """The times at which a clock of the zone shows this: the earlier one of two, the end of the gap where there is none."""
     shown = integer_array(clock, pa.timestamp(array.type.unit), array)
     return pc.assume_timezone(shown, timezone=array.type.tz, ambiguous="earliest", nonexistent="latest")
 
 
 def _zone(type: pa.DataType) -> str | None:
-    """The zone that its clock differs by from UTC."""
+    """The time zone of a type whose clock differs from UTC; None for all others."""
     return type.tz if pa.types.is_timestamp(type) and not is_utc(type.tz) else None
 
 
