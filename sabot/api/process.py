@@ -112,7 +112,7 @@ class Timers(Protocol):
         """Due when the clock does. What is pending when a bounded input ends does not fire."""
 
     def delete(self, at_ms: int, name: str = "", *, kind: str = "event") -> None:
-        """It does not fire; one that is not there is fine."""
+        """It does not fire; one that is not there is fine. For an agent, whose timers all go by the clock, kind= is not needed."""
 
 
 class BroadcastMap(Protocol):

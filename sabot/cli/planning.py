@@ -16,6 +16,7 @@ from sabot.connectors.base import Source
 from sabot.delivery import undelivered
 from sabot.errors import UserError
 from sabot.kafka import open_sink
+from sabot.operators.agents.timers import state_name
 from sabot.plan import Plan
 from sabot.runtime.facts import check_facts
 from sabot.runtime.restore import check_app, plan_of, sinks_of, verdicts_of
@@ -148,6 +149,7 @@ def _agent_fates(app: App, manifest: Manifest) -> list[_Fate]:
     stored = manifest.tasks.get("agents")
     meta: dict[str, Any] = {"agents": {}, "sources": {}} if stored is None else stored.meta
     fates = []
+    timed = {spec.agent_id for spec in _specs(app) if spec.on_timer is not None}
     for agent in app.agent_runtime.agents:
         known = agent in meta["agents"]
         fates.append(
@@ -161,6 +163,9 @@ def _agent_fates(app: App, manifest: Manifest) -> list[_Fate]:
             )
         )
     for agent, facts in meta["agents"].items():
+        if stored is not None and state_name(agent) in stored.states and agent not in timed:
+            why = "no agent of this name has on_timer=; the timers that it had set are dropped"
+            fates.append(_Fate(f"{agent}:timers", "drop", f"timers of agent {agent}", "", why, True))
         if agent not in app.agent_runtime.agents:
             sources = [name.removeprefix(f"{agent}/") for name in meta["sources"] if name.startswith(f"{agent}/")]
             why = f"this program has no such agent; its position in {', '.join(sources)} is dropped"

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.flow.timers import PROCESSING, TimerTable
+from sabot._cython.text.records import state_key
 from sabot.api.context import TimerChange
 from sabot.clock import Clock
 from sabot.codecs.records import encode_json
@@ -217,8 +218,7 @@ class KeyTimers:
 
     def load(self, directory: Path) -> None:
         """The timers that a cut has saved there; before `start`."""
-        for batch in read_batches(directory, _FILE):
-            _check(batch, directory)
+        for batch in _checked(directory):
             key, at, name = batch.columns
             slots = pa.array([self._slot(scope) for scope in key.to_pylist()], pa.int32())
             names = name.dictionary_encode()
@@ -251,9 +251,16 @@ def _rows(
         yield pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
 
 
-def _check(batch: pa.RecordBatch, directory: Path) -> None:
-    if not batch.schema.equals(_SCHEMA) or any(column.null_count for column in batch.columns):
-        raise CorruptCheckpoint(f"{directory}: these are no timers of an agent")
+def _checked(directory: Path) -> Iterator[pa.RecordBatch]:
+    """The timers of a checkpoint, as a cut has saved them: whoever wrote the file, their keys are keys."""
+    for batch in read_batches(directory, _FILE):
+        if not batch.schema.equals(_SCHEMA) or any(column.null_count for column in batch.columns):
+            raise CorruptCheckpoint(f"{directory}: these are no timers of an agent")
+        for scope in batch.column(0).unique().to_pylist():
+            key = key_of(scope)
+            if isinstance(key, bytes) or state_key(key) != scope:
+                raise CorruptCheckpoint(f"{directory}: {scope[:40]!r} is no key of an agent's timer")
+        yield batch
 
 
 def state_name(agent_id: str) -> str:
@@ -263,8 +270,7 @@ def state_name(agent_id: str) -> str:
 
 def saved_timers(directory: Path) -> Iterator[tuple[Any, str, int]]:
     """(key, name, time in ms) of the timers of a checkpoint. Raises CorruptCheckpoint."""
-    for batch in read_batches(directory, _FILE):
-        _check(batch, directory)
+    for batch in _checked(directory):
         scope, at, name = (column.to_pylist() for column in batch.columns)
         yield from zip(map(key_of, scope), name, at, strict=True)
 

@@ -115,6 +115,28 @@ def test_an_agent_that_is_gone_is_dropped_and_a_new_one_begins(shop: Path) -> No
     assert (found["shop.seen"], found["shop.other"]) == ("drop", "new")
 
 
+def test_timers_of_an_agent_that_has_no_on_timer_any_more_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    timed = """
+@app.agent("rows", key="account", on_timer=lambda timer, ctx: None)
+async def seen(ctx): ctx.timers.processing(2**60)
+"""
+    MemoryBroker.get(f"memory://{tmp_path.name}").publish("rows", [{"account": "a"}])
+
+    async def run() -> None:
+        app = load_app(program(tmp_path, timed))
+        await app.start()
+        await app.stop(drain=True)
+
+    asyncio.run(run())
+    assert fates("plan", program(tmp_path, timed), "--against", "state") == (0, {"shop.seen": "keep"})
+    untimed = timed.replace(", on_timer=lambda timer, ctx: None", "")
+    expected = {"shop.seen": "keep", "shop.seen:timers": "drop"}
+    assert fates("plan", program(tmp_path, untimed), "--against", "state") == (1, expected)
+
+
 def test_a_savepoint_and_an_older_checkpoint_can_be_named(shop: Path) -> None:
     sabot_says("savepoint", "create", "state", "--to", "kept")
     target = program(shop, MINUTES, TOTALS, AGENT)

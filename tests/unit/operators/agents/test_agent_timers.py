@@ -3,9 +3,14 @@
 import asyncio
 import inspect
 
+import pyarrow as pa
 import pytest
 
 from sabot import AgentContext, App, UserError
+from sabot._cython.text.records import state_key
+from sabot.errors import CorruptCheckpoint
+from sabot.faults import taking_over
+from sabot.operators.agents.timers import saved_timers
 from sabot.state import BackendConfig, MemoryBackend
 from sabot.testing import END, ManualClock, ScriptedSource
 from tools.agent_tools import bounded, checkpoint, crash_image, publish, records, started, state_of, until, values
@@ -447,6 +452,30 @@ async def test_state_is_read_with_its_timers(memory_url, clock, tmp_path):
     assert app.state("agent").to_arrow().num_rows == 2
     with pytest.raises(UserError, match=r"no operator or agent 'shop\.other:timers'"):
         app.state("shop.other:timers").to_arrow()
+
+
+SAVED = {"key": state_key("x"), "at": 5, "name": "n"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"key": key} for key in (b"", b"\0\0", state_key("x")[:-1], b"\0\0\xa1x", state_key(b"x"))),
+        {"at": None},
+        {"name": 7},
+        {"at": "soon"},
+    ],
+)
+def test_a_file_that_holds_no_timers_is_refused(damage, tmp_path):
+    for row, refused in ((SAVED, False), (SAVED | damage, True)):
+        rows = pa.RecordBatch.from_pylist([row])
+        with pa.OSFile(str(tmp_path / "timers.arrow"), "wb") as file, pa.ipc.new_stream(file, rows.schema) as writer:
+            writer.write_batch(rows)
+        if not refused:
+            assert list(saved_timers(tmp_path)) == [("x", "n", 5)]
+            continue
+        with pytest.raises(CorruptCheckpoint), taking_over("timers", tmp_path):
+            list(saved_timers(tmp_path))
 
 
 # What is refused
