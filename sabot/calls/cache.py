@@ -1,7 +1,8 @@
 """Equal questions are asked once: answers that are kept, and questions that are under way.
 
-One thread's or one event loop's. A question that nobody has asked is the caller's to ask; whoever comes with an equal one meanwhile is told
-of the answer by him. Answers are kept up to a number and an age; those that were used last stay.
+Who finds that a question is neither answered nor under way asks it, and reports its answer. Who comes with an equal question meanwhile
+leaves a waiter, and the one who asked passes the answer on to it. Answers are kept up to a number and an age; beyond the number the
+one goes that was not used for longest. All of it belongs to one thread, or one event loop.
 """
 
 import math
@@ -25,25 +26,24 @@ UNKNOWN = _Unknown()
 
 
 class Questions(Generic[Question, Waiter]):
-    """Answers by question (hashable). most: so many are kept, the last used; 0: none. ttl_s: for so long; None: as long as there is room.
+    """Answers by question (hashable). most: how many are kept; 0: none. ttl_s: how long one is kept; None: as long as there is room.
 
-    A waiter is whatever the caller wants to have back, when an answer comes, for an equal question that he did not ask.
+    A waiter is whatever the caller wants to have back when the answer to an equal question comes.
     """
 
     def __init__(self, most: int, ttl_s: float | None, clock: Clock) -> None:
         self.hits = 0  # questions that a kept answer answered
         self._most, self._ttl_s, self._clock = most, math.inf if ttl_s is None else ttl_s, clock
-        self._answers: OrderedDict[Question, tuple[float, Any]] = (
-            OrderedDict()
-        )  # -> (good until, answer); the last used last
+        # By question (good until, answer); the one that was used last stands last.
+        self._answers: OrderedDict[Question, tuple[float, Any]] = OrderedDict()
         self._waiting: dict[Question, list[Waiter]] = {}  # by question that is under way: who else waits
 
     def __len__(self) -> int:
-        """Answers that are kept."""
+        """How many answers are kept."""
         return len(self._answers)
 
     def now(self) -> float:
-        """For `known`, where many questions come together."""
+        """The time that `known` takes: read once where many questions come together."""
         return self._clock.monotonic()
 
     def known(self, question: Question, now: float) -> Any:
@@ -56,14 +56,16 @@ class Questions(Generic[Question, Waiter]):
         return found[1]
 
     def under_way(self, question: Question) -> list[Waiter] | None:
-        """Who waits for the answer of a question that is asked already: one may join them. None: it is the caller's to ask, from now on."""
+        """The waiters of a question that is under way, to which the caller may add its own. None: it was not; from now on it is, and the
+        caller asks it.
+        """
         waiting = self._waiting.get(question)
         if waiting is None:
             self._waiting[question] = []
         return waiting
 
     def answered(self, question: Question, answer: Any, *, keep: bool) -> list[Waiter]:
-        """The question has its answer, or has failed (not to be kept). -> who else waited for it."""
+        """The caller has the answer of the question, or its failure (which is not to be kept). -> the waiters."""
         waiting = self._waiting.pop(question)
         if keep and self._most:
             answers = self._answers

@@ -1,4 +1,5 @@
-"""At most so many calls of the user's function at once, on the event loop; each in a context of its own, as in a task of its own.
+"""Makes calls of the user's function on the event loop, at most so many at once. Each call runs in a context (`contextvars`) of its own, as
+it would in a task of its own.
 
     queue ──▶ worker: begin ▶ await ▶ written ▶ ended ──▶ the next one
                         ▲                │
@@ -8,7 +9,7 @@ Before an attempt begins the limits are asked (`limits`): a rate that the user g
 that these were too many (`Overloaded`). A call that was turned away is made again when there is room; that is no failed attempt.
 
 A worker is one long-lived task that makes one call after the other, inline: a task for each call would cost as much again as the call.
-Workers share one queue; or each has a queue of its own, so that what goes into one queue is called in that order.
+Workers share one queue, or each has a queue of its own: then the items of one queue are called one after the other, in their order.
 """
 
 import asyncio
@@ -40,32 +41,35 @@ CANCEL_SECONDS = 5.0
 _CANCEL_AGAIN_SECONDS = 2.5  # for code that swallows one cancellation; before that, cleaning up is not disturbed
 _SLICE_SECONDS = 0.002  # calls that never wait give the loop to others after this long
 _OVERLOADED_SECONDS = 600.0  # a call that has been turned away for so long has failed
-_WATCH_SHARE = 0.01  # of the time that an attempt may take: it may take so much more
+_WATCH_SHARE = 0.01  # an attempt may take so much longer than timeout=, as a share of it: the watch looks no more often
 
 
 class Calls(Protocol[T_contra]):
-    """What a crew calls, and who hears of it: all of it on the event loop. T: what one call is made for, an item."""
+    """The owner of a crew: it says how a call is made, and is told how it ended. All methods run on the event loop. T is what one call is
+    made for, an item.
+    """
 
     def begin(self, item: T_contra, run: Callable[..., Any]) -> tuple[Any, Any, bool]:
-        """Calls the user's function, in the context `run`: (anything, for `ended`; what the function gave; it is to be awaited).
+        """Calls the user's function as `run(function, …)`, which is in the call's own context.
 
-        May raise: the attempt has failed then.
+        -> (what `ended` gets as `about`, what the function gave, whether that is a coroutine to be awaited). If it raises, the attempt
+        has failed.
         """
 
     def written(self, item: T_contra, value: Any) -> Any:
-        """What the function gave, as it will be kept; it is not None. Raises where it cannot be kept: the attempt has failed."""
+        """What the function gave (not None), in the form in which it is kept. If it raises, the attempt has failed."""
 
     def ended(self, item: T_contra, about: Any, output: Any) -> Awaitable[None] | None:
-        """The call has ended well. -> what the worker waits for before its next call; None: nothing."""
+        """The call has ended well. -> what the worker awaits before its next call; None: nothing."""
 
     def attempt_failed(self, item: T_contra, failure: BaseException, attempts: int) -> bool:
-        """An attempt has failed. True: it does not count, and the rest of the item is called again at once."""
+        """An attempt has failed. True: the attempt does not count, and what is left of the item is called again at once."""
 
     def renew(self, item: T_contra) -> None:
-        """Before another attempt: the failed one may have changed what it was given."""
+        """Called before another attempt: restores the item, which the failed attempt may have changed."""
 
     def failed(self, item: T_contra, failure: BaseException, attempts: int) -> Awaitable[None] | None:
-        """All attempts have failed, or it asked for the end of the process (EXITS). -> as `ended`."""
+        """All attempts have failed, or one has asked for the end of the process (EXITS). -> as `ended`."""
 
     def worker_ended(self, item: T_contra | None, error: BaseException | None) -> None:
         """A worker has ended unexpectedly, while it had this item; error None: its task was cancelled by somebody else."""
@@ -75,7 +79,9 @@ class Calls(Protocol[T_contra]):
 
 
 class _Resume:
-    """Goes on awaiting a coroutine that was begun by hand, in its own context; everything else is the task's that awaits it."""
+    """Awaits the rest of a coroutine whose first step was made by hand, in the coroutine's own context. All else (cancellation, the current
+    task) is that of the task which awaits it.
+    """
 
     __slots__ = ("_coroutine", "_run", "_waiting")
 
@@ -90,7 +96,7 @@ class _Resume:
             while True:
                 try:
                     sent = yield waiting
-                except BaseException as error:  # thrown in by the loop: cancellation above all
+                except BaseException as error:  # the loop throws it in: above all, cancellation
                     waiting = run(coroutine.throw, error)
                 else:
                     waiting = run(coroutine.send, sent)
@@ -99,8 +105,8 @@ class _Resume:
 
 
 class Worker(Generic[T]):
-    """One call after the other. item: what the call is made for, until it has ended. started: of the attempt that runs, in seconds of the
-    clock; infinite: none runs.
+    """Makes one call after the other. item: what the present call is made for, until it has ended. started: when the present attempt began,
+    in seconds of the clock; infinite while none runs.
     """
 
     __slots__ = ("item", "overtime", "queue", "started", "task", "waiter")
@@ -110,7 +116,7 @@ class Worker(Generic[T]):
         self.item: T | None = None
         self.started = math.inf
         self.overtime = False  # the attempt was cancelled because it took too long
-        self.waiter: asyncio.Future[None] | None = None  # it has nothing to do
+        self.waiter: asyncio.Future[None] | None = None  # set while it has nothing to do: `rouse` ends the wait
         self.task: asyncio.Task[None] | None = None
 
     def items(self) -> list[T]:
@@ -145,16 +151,16 @@ class Crew(Generic[T]):
         refill: Callable[[deque[T]], None] | None = None,
     ) -> None:
         self.name = name
-        self.queue: deque[T] = deque()  # where it is shared
+        self.queue: deque[T] = deque()  # the workers' common one, unless they have their own
         self.workers = [Worker(deque[T]()) for _ in range(options.concurrency)] if own_queues else []
         self.left_behind: list[T] = []  # items whose calls refused to be cancelled
         self.retries = self.timeouts = self.overloads = 0
         self._calls, self._options, self._clock, self._loop = calls, options, clock, loop
         self._own_queues, self._refill = own_queues, refill
-        self._parked: deque[Worker[T]] = deque()  # where the queue is shared: who has nothing to do
+        self._parked: deque[Worker[T]] = deque()  # of workers with a common queue, those that have nothing to do
         self._limits: list[Limit] = []
-        self._adaptive: AdaptiveLimit | None = None  # from the first call on that is turned away
-        self._waiting: deque[asyncio.Future[None]] = deque()  # of workers, until the limits let a call begin
+        self._adaptive: AdaptiveLimit | None = None  # None until the first call is turned away
+        self._waiting: deque[asyncio.Future[None]] = deque()  # workers that wait until the limits let a call begin
         self._admitting: asyncio.TimerHandle | None = None
         self._reset_limits()
         self._stopping = False
@@ -293,7 +299,7 @@ class Crew(Generic[T]):
         task = asyncio.current_task()
         assert task is not None
         attempts = overloads = 0
-        first_began = math.inf  # of a call that was turned away: its first attempt
+        first_began = math.inf  # when the first attempt began that was turned away
         slice_end = monotonic() + _SLICE_SECONDS
         while not self._stopping and not self._over:
             item = worker.item
@@ -337,8 +343,8 @@ class Crew(Generic[T]):
             late, worker.overtime = worker.overtime, False
             if task.cancelling():
                 if failure is not None and self._stopping:
-                    return  # the call was cancelled to stop the worker, and made an error of its own of it
-                # TaskGroup leaves some behind (3.11), and so does a call that answers all the same
+                    return  # the call was cancelled to stop the worker, and turned the cancellation into an error of its own
+                # Requests to cancel are left over by TaskGroup (Python 3.11), and by a call that answers although it was cancelled.
                 for _ in range(task.cancelling()):
                     task.uncancel()
             if self._over:

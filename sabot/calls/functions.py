@@ -1,4 +1,4 @@
-"""The user's functions: what is behind them, and those that give their results in pieces."""
+"""Facts about the user's functions: what really runs, and whether its results come in pieces."""
 
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable

@@ -4,7 +4,7 @@
     give(works) ──────── call_soon_threadsafe ───▶ works ▶ queue ▶ crew
     settled()   ◀─────── on_ready ──────────────── outcomes
 
-What goes over goes by the batch.
+Calls and outcomes are handed over in batches: to wake a thread costs more than a call.
 """
 
 import asyncio
@@ -31,12 +31,13 @@ _log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 
-_TELL_SECONDS = 0.002  # the operator is told of results at most so often: they gather meanwhile
-_LOOK_SECONDS = 0.5  # while calls are being cancelled, it is seen so often whether their event loop still runs
+_TELL_SECONDS = 0.002  # the operator is told of outcomes at most so often; they gather meanwhile
+# `close` waits for calls that are cancelled, and checks so often whether their event loop still runs.
+_LOOK_SECONDS = 0.5
 
 
 class Failed:
-    """The outcome of a call whose attempts have all failed, where that is passed over.
+    """The outcome of a call whose attempts have all failed, with on_error="skip".
 
     text: what the error said, behind its class where that is not ours. kind: its class; attempts: how many there were. Of one that a
     checkpoint has kept, only the text is known.
@@ -57,7 +58,9 @@ class Failed:
 
 
 class Work(Protocol):
-    """Calls that are made together, by number. Its argument and outcomes are the event loop's until a call has settled."""
+    """Calls that are made together, each with a number. The event loop owns the outcome of a call until it has told that the call has
+    settled.
+    """
 
     outcomes: list[Any]
 
@@ -70,10 +73,10 @@ class Work(Protocol):
         """`take` has given all calls."""
 
     def take(self, places: Iterator[int]) -> Sequence["Call"]:
-        """The next calls that are to be made, each with the next place. May be none, and there are more."""
+        """The next calls that are to be made, each with the next place. It may give none although there are more."""
 
     def outcome(self, number: int, result: Any) -> Any:
-        """What is kept of the function's result. Raises UserError where it is none of those that are allowed."""
+        """What is kept of the function's result. Raises UserError for a result that the step does not allow."""
 
 
 Call = tuple[Work, int, Any, int]
@@ -83,8 +86,9 @@ Call = tuple[Work, int, Any, int]
 class Handover:
     """Between an operator in its thread and its crew. Calls are made in the order in which they are given.
 
-    name: of the step, for errors. ordered: `on_ready` (called on the loop) tells that the first call that had not ended has; else, of
-    any. on_error="skip": a call that fails is `Failed` and no more; else the first one is raised by `settled`, and no more calls are made.
+    name: of the step, for errors. on_ready: called on the loop when calls have ended; with `ordered` only when the first of those that
+    had not ended is among them. With on_error="skip" the outcome of a call that fails is a `Failed`; else `settled` raises the first
+    error, and no more calls are made.
     """
 
     def __init__(
@@ -108,7 +112,7 @@ class Handover:
         self._given = False
         self._over = threading.Event()
         self._failure: SabotError | None = None
-        # the loop's alone
+        # What follows belongs to the event loop alone.
         self._thread: int | None = None
         self._works: deque[Work] = deque()
         self._places = itertools.count()
@@ -151,7 +155,7 @@ class Handover:
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
-            return  # and its tasks are gone with it
+            return  # the loop is closed, and its tasks are gone with it
         if here:
             return
         looks = round(CANCEL_SECONDS / _LOOK_SECONDS) + 2
@@ -223,7 +227,7 @@ class Handover:
         try:
             outcome = work.outcome(number, output)
         except (Exception, *EXITS) as error:
-            outcome = self._given_up(error, argument, 1)  # the same once more would not be another
+            outcome = self._given_up(error, argument, 1)  # another attempt would give the same result
         self._settle(item, outcome)
 
     def attempt_failed(self, item: Call, failure: BaseException, attempts: int) -> bool:

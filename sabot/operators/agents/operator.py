@@ -1,11 +1,11 @@
-"""An agent as an operator: what its calls are made of, their errors, their results.
+"""An agent as an operator: how its calls are made, and what becomes of their errors and results.
 
 The calls are made by a crew (`calls.Crew`) whose workers have a queue each: the lanes. A record agent has `concurrency` lanes; a key
 always goes to the same lane, so its records keep their order. A batch agent has one lane. A row stays in its lane until its call has
-ended: state writes applied, results emitted and the row taken off happen in one step without an `await`, so whatever stands in the
-lanes at a barrier is exactly what the checkpoint must repeat.
+ended: state writes applied, results emitted and the row ended happen in one step without an `await`, so the rows that are held
+(`operators.held`) at a barrier are exactly those that the checkpoint must repeat.
 
-What a record and a batch agent do differently stands in `record_agent` and `batch_agent`.
+What a record and a batch agent do differently stands in `records` and `batches`.
 """
 
 import asyncio
@@ -59,11 +59,11 @@ class Port(Protocol):
 
     @property
     def takes_records(self) -> bool:
-        """It wants RECORD_SCHEMA; otherwise columns will do."""
+        """The receiver needs records (RECORD_SCHEMA); if not, columns will do."""
 
     @property
     def full(self) -> bool:
-        """Time to wait on `writable()` before making more; `put` is still accepted."""
+        """Who writes is to wait for `writable()` before it makes more; `put` still takes what was made."""
 
     def put(self, batch: Batch) -> None:
         """Takes the batch, in order; never refuses."""
@@ -73,7 +73,7 @@ class Port(Protocol):
 
 
 class Counters(Protocol):
-    """Who keeps an agent's figures."""
+    """The figures of an agent that outlive a run: a checkpoint keeps them."""
 
     messages_processed: int
     errors_count: int
@@ -101,7 +101,7 @@ class RowBuffer:
         offset: int,
         headers: Headers = (),
     ) -> None:
-        """One row; shipped when enough have gathered, at the latest when the loop comes round."""
+        """One row. It is shipped when enough rows have gathered, at the latest in the loop's next turn."""
         rows = self._rows
         if not rows:
             self._loop.call_soon(self.ship)
@@ -259,7 +259,7 @@ class AgentOperator(ABC):
 
     @property
     def full(self) -> bool:
-        """More rows wait than the bound allows, or the dead letters do; wait on `writable()`."""
+        """More rows are held than the bound allows, or the receiver of dead letters is full: wait for `writable()`."""
         return not self.held.has_room or self._dead_letters_full
 
     @property
@@ -267,7 +267,7 @@ class AgentOperator(ABC):
         return any(buffer.port.full for buffer in self._dead.values())
 
     async def writable(self) -> None:
-        """Returns when there is room, or the agent has failed. Not for its own lanes: they are the ones that make room."""
+        """Returns when there is room, or the agent has failed. Its own lanes must not wait for it, as they make the room."""
         await self._dead_letters_writable()
         while not self.held.has_room and self.failure is None:
             waiter = self._loop.create_future()
@@ -426,7 +426,7 @@ class AgentOperator(ABC):
         return self._dead_letters_writable() if self._dead and self._dead_letters_full else None
 
     def attempt_failed(self, item: Any, failure: BaseException, attempts: int) -> bool:
-        """True: the failure concerns a part of the item, which is given up, and the rest is called again."""
+        """As `Calls` says. A failure that concerns a part of the item gives up that part, and does not count as an attempt."""
         if self._salvage(item, failure, attempts):
             return True
         self.counters.errors_count += 1
@@ -467,7 +467,7 @@ class AgentOperator(ABC):
         """The item is given up: to the dead letters."""
 
     def _salvage(self, item: Any, failure: BaseException, attempts: int) -> bool:
-        """The failure concerns a part of the item, which is given up, and the rest is tried again: True."""
+        """Gives up the part of the item that the failure concerns, if it says which. True: the rest is to be called again."""
         return False
 
     def fail(self, error: BaseException, where: str) -> None:

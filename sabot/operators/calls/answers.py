@@ -21,9 +21,9 @@ _NOT_CONVERTED = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
 
 class Answers:
-    """Dicts with the columns of `schema`; those that are missing are null. several: a list of them is allowed too.
+    """Results that are dicts with the columns of `schema`; a column that a dict lacks is null. several: a list of dicts is allowed too.
 
-    name: of the step, for errors. schema: as it goes down a chain, whatever may be null there.
+    name: of the step, for errors. self.schema: the columns as the next steps see them, all of which may hold nulls there.
     """
 
     def __init__(self, name: str, schema: pa.Schema, *, several: bool) -> None:
@@ -37,7 +37,7 @@ class Answers:
         self._needed = [field.name for field in schema if not field.nullable]
 
     def outcome(self, result: Any) -> Any:
-        """What is kept of the function's result. Raises UserError."""
+        """What is kept of the function's result. Raises UserError for one that is not of the allowed kinds."""
         if isinstance(result, dict):
             return self._values(result)
         if result is None:
@@ -120,7 +120,9 @@ class Answers:
 
 
 class BatchAnswers:
-    """Whole batches, fitted to `schema` as map_batches does it; where there is event time, it is the last column of `schema`."""
+    """Results that are whole batches, fitted to `schema` as map_batches does it. Event time, where there is any, is the last column of
+    `schema`.
+    """
 
     def __init__(self, name: str, schema: pa.Schema, context: OperatorContext, time: str | None) -> None:
         self._given: Any = None
@@ -134,7 +136,7 @@ class BatchAnswers:
         self._made = batch.data
 
     def outcome(self, given: Any, data: pa.RecordBatch) -> pa.RecordBatch | None:
-        """given: for the rows `data`, with their event time. None: no rows. Raises UserError."""
+        """What is kept of the result `given` for the rows `data`, which have their event time. None: it has no rows. Raises UserError."""
         if given is None:
             return None
         self._given, self._made = given, None

@@ -46,7 +46,7 @@ _CAPACITY_BYTES = 64 << 20
 
 
 class HeldCalls(Operator):
-    """The queue: what `MapAsync` and `LookupAsync` have in common. By itself it makes no calls, and shows what a checkpoint holds.
+    """The queue of `MapAsync` and `LookupAsync`. By itself it makes no calls: then it shows what a checkpoint holds.
 
     keys: columns by whose key group rows come to this subtask; none: they come to any. With another parallelism, rows in flight go
     to the owner of their key group, or else all those of an old subtask to one new; marks between them are forgotten, and behind
@@ -66,7 +66,7 @@ class HeldCalls(Operator):
         options: CallOptions | None = None,
         source: str = "",
     ) -> None:
-        """source: where all rows come from, for dead letters; "": from several."""
+        """source: where all rows come from, as dead letters say it; "": from several places."""
         self._function = function
         self._source = source
         self._keys = tuple(keys)
@@ -76,8 +76,8 @@ class HeldCalls(Operator):
         self.held: Held[Chunk] = Held(2 * self._options.concurrency, _CAPACITY_BYTES)
         self._watermark_ms: int | None = None  # the last one that came
         self._handover: Handover | None = None
-        self._new: list[Chunk] = []  # not given to the crew yet
-        self._touched: dict[int, Chunk] = {}  # calls have ended since they were looked at
+        self._new: list[Chunk] = []  # chunks that were not given to the crew yet
+        self._touched: dict[int, Chunk] = {}  # chunks of which calls have ended since `_release` looked at them
         self._dead_rows = 0
         self.name = "calls"
 
@@ -111,7 +111,7 @@ class HeldCalls(Operator):
             self._segments[-1].add_mark(mark)
 
     def _chunks(self, data: pa.RecordBatch, done: Sequence[Done]) -> Iterable[Chunk]:
-        """Rows (at least one) with their calls, of which some may have been made before a restore."""
+        """These rows (at least one) with their calls. done: calls that were made before a restore."""
         yield Chunk(data, data.num_rows)
 
     def _hold(self, chunk: Chunk) -> None:
@@ -126,7 +126,7 @@ class HeldCalls(Operator):
             self._new.append(chunk)
 
     def _hand_over(self) -> None:
-        """Calls begin only now: who reads a checkpoint makes none."""
+        """Gives new chunks to the crew, which is made for the first of them: who only reads a checkpoint has none."""
         if not self._new:
             return
         if self._handover is None:
@@ -164,7 +164,7 @@ class HeldCalls(Operator):
             self._release()
 
     def _settle(self) -> None:
-        """Takes the outcomes in."""
+        """Takes the outcomes that have come from the event loop."""
         if self._handover is not None:
             for work, number in self._handover.settled():
                 self._ended(work, number)
@@ -175,7 +175,7 @@ class HeldCalls(Operator):
         self._touched[id(chunk)] = chunk
 
     def _release(self) -> None:
-        """Emits what can be emitted, and gives on the marks that nothing stands before."""
+        """Emits the rows that can be emitted, and passes on the marks that no row stands before any more."""
         segment = self._segments[0]
         touched, self._touched = self._touched, {}
         looked_at = [] if self._ordered else [chunk for chunk in touched.values() if chunk.segment is segment]
@@ -223,7 +223,7 @@ class HeldCalls(Operator):
                 self.emit(Batch(made.slice(start, _EMIT_ROWS)))
 
     def _made(self, parts: list[tuple[Chunk, RowNumbers]]) -> pa.RecordBatch | None:
-        """The results of these rows, in order, as `open` said that they are."""
+        """The results of these rows, in order, with the columns that `open` gave. None: there are none."""
         raise NotImplementedError
 
     def _without_dead(self, chunk: Chunk, rows: RowNumbers) -> tuple[Chunk, RowNumbers] | None:
@@ -276,7 +276,7 @@ class HeldCalls(Operator):
         return facts, CallsCut(self.input, self._answers(), waiting)
 
     def _marks(self) -> list[list[int]]:
-        """(rows before it, ms) of each watermark. Whether an input is idle is told anew after a restore."""
+        """(rows before it, ms) of each watermark. Idleness is not saved: the inputs tell it anew after a restore."""
         rows, marks, chunks = 0, [], iter(self.held)
         for segment in self._segments:
             rows += sum(chunk.left for chunk in islice(chunks, segment.chunks))
@@ -285,11 +285,11 @@ class HeldCalls(Operator):
         return marks
 
     def _answers(self) -> Answers | None:
-        """What makes columns of outcomes; None: they are columns."""
+        """What makes columns of outcomes; None where outcomes are columns already."""
         return None
 
     def _answers_schema(self) -> pa.Schema | None:
-        """Of outcomes that are columns."""
+        """The schema of outcomes as columns; None where this operator only reads."""
         answers = self._answers()
         return None if answers is None else answers.schema
 
@@ -300,7 +300,7 @@ class HeldCalls(Operator):
         return {"keys": list(self._keys), "input": schema_text(self.input)}
 
     def contents(self) -> Iterator[pa.RecordBatch]:
-        """The rows that wait, and those whose results do."""
+        """The rows that are held: those whose calls have not ended, and those whose results may not go out yet."""
         for chunk in self.held:
             yield chunk.data.take(pa.array(chunk.waiting()))
 

@@ -34,9 +34,9 @@ _TAKE_KEYS = 64
 
 
 class _KeyChunk(Chunk):
-    """A call for each distinct key that nobody knows. Rows without a key have none: their outcome is that there is nothing.
+    """Rows whose calls are for their distinct keys. Rows without a key have one call, which is not made: there is nothing for them.
 
-    keys: by call. owned: the calls that are this chunk's to make.
+    keys: the key of each call. owned: the calls that this chunk makes; the others are answered already, or another chunk makes them.
     """
 
     def __init__(self, data: pa.RecordBatch, codes: Any, keys: list[Any], answers: Answers) -> None:
@@ -62,12 +62,12 @@ class _KeyChunk(Chunk):
 
 
 class LookupAsync(HeldCalls):
-    """`await function(key)` -> a dict with the columns of `schema`, or None: there is nothing. Its columns stand behind the row's.
+    """`await function(key)` gives a dict with the columns of `schema`, or None where there is nothing. They stand behind the row's own.
 
-    on: the columns of the key; of one its value is given, of several a tuple. Null is no key: the function is not asked. names: the
-    answer's columns -> what they are called beside the row; those that are not in it keep their names. how: rows without an answer
-    have nulls ("left"), or go no further ("inner"). Answers are kept, the cache_rows that were used last, for cache_ttl_s of
-    processing time at most (None: no matter how old); a failed call's are not, and a restore begins without any.
+    on: the columns of the key; the function gets the value of one column, or a tuple of several. Null is no key: the function is not
+    asked. names: what columns of the answer are called beside the row, where not as they are. how: rows without an answer have nulls
+    ("left"), or go no further ("inner"). Of the answers the cache_rows that were used last are kept, each for cache_ttl_s of processing
+    time at most (None: however old); those of failed calls are not, and a restore begins without any.
     """
 
     kind = "lookup"
@@ -135,7 +135,7 @@ class LookupAsync(HeldCalls):
             yield chunk
 
     def _ask(self, chunk: _KeyChunk) -> None:
-        """What is known of its keys; the others are asked for, unless they are already."""
+        """Takes the answers that are kept; of the other keys, those that no other chunk asks for are this one's to ask."""
         questions, settled = self._questions, chunk.settled.tolist()
         now = questions.now()
         self._asked += len(chunk.keys)
