@@ -1,4 +1,4 @@
-"""The source that a path's suffix asks for."""
+"""Chooses the source for files by their suffix."""
 
 from sabot.config import RECORD_BYTES
 from sabot.connectors.files.column_sources import ArrowSource, ParquetSource
@@ -20,7 +20,7 @@ _SUFFIXES = {suffix: name for name, kind in _FORMATS.items() for suffix in kind.
 
 
 def format_of(path: str) -> str | None:
-    """What the ending of a path says is in it; None where it says nothing."""
+    """The format that the ending of a path tells. None where it tells none."""
     return _SUFFIXES.get(bare_suffix(path))
 
 

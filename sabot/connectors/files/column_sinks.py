@@ -35,11 +35,11 @@ class _ColumnFormat(FileFormat[pa.RecordBatch]):
 
     @abstractmethod
     def _writer(self, file: Any, schema: pa.Schema) -> RowWriter[pa.RecordBatch]:
-        """Of a new file."""
+        """The writer of a new file with these columns."""
 
     @abstractmethod
     def _batches(self, path: Path) -> Iterator[pa.RecordBatch]:
-        """Of a complete file."""
+        """The batches of a complete file."""
 
     def forget(self) -> None:
         self._schema = None
@@ -69,7 +69,7 @@ class _ColumnFormat(FileFormat[pa.RecordBatch]):
             writer.close()
 
     def _fitting(self, data: pa.RecordBatch) -> pa.RecordBatch:
-        """All rows have the columns of the first ones."""
+        """Returns the rows. Raises UserError where their columns differ from those of the first rows of the file."""
         if self._schema is None:
             self._schema = data.schema.remove_metadata()
         elif not data.schema.equals(self._schema):
@@ -177,7 +177,7 @@ class _Gathered:
     """Small batches become large ones before they are written."""
 
     def __init__(self, writer: Any, file: Any, rows: int, *, joins: bool = False) -> None:
-        self._joins = joins  # the writer would write each batch by itself
+        self._joins = joins  # for a writer that would write each small batch by itself
         self._writer = writer
         self._file = file
         self._full_rows = rows
@@ -209,7 +209,7 @@ class _Gathered:
 
 
 def _own(data: pa.RecordBatch) -> pa.RecordBatch:
-    """The rows, copied where they are a small part of larger memory: they will wait for others."""
+    """The rows, copied where they are a small part of a large buffer: they wait for more rows, and would keep the buffer in memory."""
     if data.get_total_buffer_size() <= 2 * data.nbytes + (64 << 10):
         return data
     return pa.concat_batches([data, data.slice(0, 0)])

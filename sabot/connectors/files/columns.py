@@ -1,4 +1,4 @@
-"""Which columns of a file are read, and in which types.
+"""The columns of a file that are read, and their types.
 
 Streams carry every Arrow type but unions. Extension types (uuid, json) come as what they are stored as, dictionaries and views
 plain, decimal32 and decimal64 as decimal128, which the operators know.

@@ -1,15 +1,15 @@
-"""What was delivered exactly once into files: a token, and a file of which only so many bytes count.
+"""What was delivered exactly once into files: a token, and a file of which only the first so many bytes count.
 
-    .name.token     what was delivered, and how many bytes of what grows are part of it; the one authority
-    .name.journal   rows that were delivered and wait for the end of the file (a text file, or .name.tmp, grows by itself)
+    .name.token     what was delivered, and how many bytes of the growing file belong to it; nothing else decides that
+    .name.journal   the pending list: delivered rows that wait until the file is complete (a text file, or .name.tmp, grows by itself)
     .name.tmp       a file that is complete, or will be; it counts when the token says `ready`
 
-A part is written first, behind the bytes that count, or as a whole new file, and synced. Then the token is written: this one write
-makes it count. What follows (a rename, a removal) can be told from the token, and is done again by whoever claims the files next,
-who also cuts off what does not count. A file that counts is not written again.
+A part is written first, behind the bytes that count or as a new file, and synced. Then the token is written, and this one write makes
+the part count. The steps that follow (a rename, a removal) are derived from the token, so the next process that claims the files does
+them again; it also cuts off bytes that do not count. Bytes that count are not written again.
 
-The token file has two slots, written in turn, each with a check sum: a torn write leaves the other one (as the two roots of a
-shadow-paged database). Whoever reads and writes it holds its lock, and finds in it who claimed the files last.
+The token file has two slots, written in turn, each with a checksum. A torn write leaves the other slot (as the two roots of a
+shadow-paged database). Who reads or writes it holds its lock, and finds in it who claimed the files last.
 """
 
 import errno
@@ -54,16 +54,16 @@ Opener = Callable[[str, int], int]
 
 
 class Busy(Exception):
-    """Another process is at the token file at this moment."""
+    """Another process has locked the token file at this moment."""
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """What is true of the files.
+    """The contents of a token: what counts in the files.
 
-    lane: whose they are. owner: of the last claim. seq, incarnation: of the last part; no incarnation: none came.
-    number: of the part that comes next in a folder. length: the bytes that count of what grows; 0: nothing does.
-    ready: the name of a file whose .tmp is complete. anew: what is there under the name of the file is not ours.
-    finished: the input has ended. turn: counts the writes of the token.
+    lane: the key of the track that writes them (the field has the track's earlier name). owner: who made the last claim. seq, incarnation:
+    of the last part; incarnation "" means that no part came. number: of the next part in a folder. length: how many bytes of the growing
+    file count. ready: the name of a file whose .tmp is complete. anew: the file under the sink's name is from an earlier run and will be
+    replaced. finished: the input has ended. turn: counts the writes of the token.
     """
 
     lane: str = ""
@@ -84,7 +84,7 @@ _decode = msgspec.json.Decoder(Entry).decode
 
 
 class Ledger:
-    """The token file at `path`. OSError from all methods; UserError for a file that is none, or damaged."""
+    """The token file at `path`. All methods raise OSError, and UserError for a file that is no token or is damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -92,7 +92,7 @@ class Ledger:
 
     @contextmanager
     def held(self, *, create: bool = False) -> Iterator[None]:
-        """Nobody else reads or writes it meanwhile. Busy when somebody does; FileNotFoundError without a file, unless `create`."""
+        """Locks the token. Raises Busy when another process has locked it, and FileNotFoundError without a file, unless `create`."""
         if create and not self.path.exists():
             with step("create", self.path), open(self.path, "ab", opener=private):
                 pass
@@ -106,7 +106,7 @@ class Ledger:
                     raise Busy from error
                 raise
             if not os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
-                raise Busy  # removed, or replaced, before we had the lock
+                raise Busy  # the file was removed or replaced before it was locked
             self._file = file
             yield
         finally:
@@ -114,7 +114,7 @@ class Ledger:
             file.close()
 
     def read(self) -> Entry | None:
-        """The last entry. None: nothing was ever written."""
+        """The last entry. None: no entry was written so far."""
         assert self._file is not None
         content = self._file.read_at(0, 2 * _SLOT_BYTES)
         found = [entry for at in (0, _SLOT_BYTES) if (entry := _entry(content[at : at + _SLOT_BYTES])) is not None]
@@ -126,7 +126,7 @@ class Ledger:
         return max(found, key=lambda entry: entry.turn, default=None)
 
     def peek(self) -> Entry | None:
-        """The last entry, without `held`: somebody else may write the next one meanwhile. None also for what cannot be read."""
+        """The last entry, read without a lock, so another process may be writing the next one. None also where it cannot be read."""
         try:
             with open(self.path, "rb", opener=regular) as file:
                 content = file.read(2 * _SLOT_BYTES)
@@ -136,7 +136,7 @@ class Ledger:
         return max(found, key=lambda entry: entry.turn, default=None)
 
     def write(self, entry: Entry) -> Entry:
-        """When it returns the entry is there, after a crash of the machine too; before, the last one is."""
+        """Writes the entry. When it returns, the entry survives a crash of the machine; after a crash before that, the last one holds."""
         assert self._file is not None
         entry = msgspec.structs.replace(entry, turn=entry.turn + 1)
         body = _encode(entry)
@@ -147,7 +147,7 @@ class Ledger:
         return entry
 
     def remove(self) -> None:
-        """Nothing is known any more."""
+        """Removes the token file."""
         remove(self.path)
         sync_folder(self.path.parent)
 
@@ -161,7 +161,7 @@ def _entry(slot: bytes) -> Entry | None:
         return None
     try:
         entry = _decode(body)
-    except UNREADABLE:  # its check sum is right, and what it says is not
+    except UNREADABLE:  # the checksum is right, but the text is no entry
         return None
     if (
         entry.ready in (".", "..")
@@ -176,9 +176,9 @@ def _entry(slot: bytes) -> Entry | None:
 
 
 class Growth(ABC, Generic[Rows]):
-    """A file that grows by parts until it is complete. `path` is its name then.
+    """A file that grows by parts until it is complete, and then gets the name `path`.
 
-    `length` is what counts of it so far. OSError from all methods; an error leaves what counts as it is.
+    length: how many of its bytes count so far. All methods raise OSError; after an error the bytes that count are unchanged.
     """
 
     def __init__(self, path: Path, grown: Path, opener: Opener | None) -> None:
@@ -188,22 +188,22 @@ class Growth(ABC, Generic[Rows]):
 
     @abstractmethod
     def add(self, length: int, rows: Iterable[Rows], nbytes: int, full: float) -> tuple[int, bool]:
-        """Adds rows of some `nbytes`; -> the new length, and whether it is complete: it had `full` bytes. Synced."""
+        """Adds rows of about `nbytes`, and syncs them. Returns the new length, and whether the file is complete: it has `full` bytes."""
 
     @abstractmethod
     def complete(self, length: int, rows: Iterable[Rows] = ()) -> bool:
-        """Its .tmp is complete, with these rows as its last, and synced. False: there is nothing to make a file of."""
+        """Adds these rows as the last ones, and makes and syncs the complete .tmp file. False: there are no rows and no known columns."""
 
     @abstractmethod
     def begin(self, length: int) -> Rows | None:
-        """The first of its rows."""
+        """The first rows of the file. None: it has none."""
 
     def size(self) -> int:
-        """Bytes that are there, of whole rows."""
+        """The bytes of the whole rows in the file, whether they count or not."""
         return self.grown.stat().st_size if self.grown.exists() else 0
 
     def keep(self, length: int) -> None:
-        """Cuts off what does not count. UserError when some of what counts is not there."""
+        """Cuts off bytes that do not count. Raises UserError where bytes that count are missing."""
         size = self.size()
         if size < length:
             raise UserError(
@@ -219,7 +219,7 @@ class Growth(ABC, Generic[Rows]):
                 os.truncate(self.grown, length)
 
     def _opened(self, length: int) -> "_WholeFile":
-        """At the end of what counts."""
+        """Opens the growing file, at the end of the bytes that count. Raises OSError where the file has another length."""
         if length == 0 and not self.grown.exists():
             file = _WholeFile(self.grown, "xb+", "append", self._opener)
             try:
@@ -237,7 +237,7 @@ class Growth(ABC, Generic[Rows]):
 
 
 class TextGrowth(Growth[bytes]):
-    """Text grows in place: a file under its own name, the part of a folder as its .tmp."""
+    """A text file, which grows in place: under its own name, or as the .tmp of a part in a folder."""
 
     def __init__(self, path: Path, *, hidden: bool) -> None:
         super().__init__(path, beside(path, "tmp") if hidden else path, no_link if hidden else None)
@@ -265,7 +265,7 @@ class TextGrowth(Growth[bytes]):
 
 
 class JournalGrowth(Growth[Rows]):
-    """Rows wait in the journal, and become a file when it is complete: at once, those of a part that is large enough."""
+    """A file whose rows wait in the pending list until it is complete. A delivery that is large enough by itself becomes a file at once."""
 
     def __init__(self, path: Path, encoding: Encoding[Rows]) -> None:
         super().__init__(path, journal_of(path), private)
@@ -284,7 +284,7 @@ class JournalGrowth(Growth[Rows]):
         return length, False
 
     def _append(self, file: "_WholeFile", rows: Iterable[Rows], begins: bool) -> int:
-        """-> bytes that were added."""
+        """Appends rows to the pending list. Returns the number of bytes added."""
         start = file.tell()
         waiting: list[Rows] = []
         waiting_bytes = 0
@@ -308,7 +308,7 @@ class JournalGrowth(Growth[Rows]):
         file.write(frame)
 
     def _try(self, first: Rows) -> None:
-        """What the format cannot say is known now, and not when the file is to be complete."""
+        """Starts a file with these rows in memory: columns that the format cannot hold raise an error now, not at the end of the file."""
         writer = self._encoding.start(pa.BufferOutputStream(), first)
         if writer is not None:
             writer.close()
@@ -334,7 +334,7 @@ class JournalGrowth(Growth[Rows]):
                 file.sync()
         finally:
             if writer is not None:
-                file.dead = True  # a writer that is not closed would be when it is collected
+                file.dead = True  # stops a writer that is closed by the garbage collector from writing
                 writer.close()
             file.close()
         if not made:
@@ -372,13 +372,13 @@ class JournalGrowth(Growth[Rows]):
 
 
 class _WholeFile:
-    """A file without a buffer. Each write is a step, and writes all or raises."""
+    """A file without a buffer. Each write is a step, and writes all bytes or raises."""
 
     def __init__(self, path: Path, mode: str, name: str, opener: Opener | None) -> None:
         self._path = path
         self._name = name
         self.dead = False
-        """Nothing is written any more."""
+        """Whether writes are ignored from now on."""
         if "x" in mode:
             with step("create", path):
                 self._file: Any = open(path, mode, buffering=0, opener=opener)  # noqa: SIM115 - closed by close()
@@ -393,7 +393,7 @@ class _WholeFile:
         return len(view)
 
     def lock(self) -> None:
-        """Nobody else has it, until it is closed. OSError where somebody does."""
+        """Locks the file until it is closed. Raises OSError where another process has locked it."""
         hold(self._file)
 
     def write_at(self, at: int, data: bytes) -> None:
@@ -426,7 +426,7 @@ class _WholeFile:
 
 
 class _Borrowed:
-    """The file for a writer that would close it: it is to be synced first."""
+    """The file as given to a writer of pyarrow's, whose `close` must not close it before it is synced."""
 
     closed = False
 
@@ -441,7 +441,7 @@ class _Borrowed:
 
 
 class _All:
-    """Writes of it are whole: the system may take less at a time than it is given."""
+    """A file whose `write` writes all bytes: the system may take fewer at a time than it is given."""
 
     def __init__(self, file: Any) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Rows into files exactly once. `delivered` says what counts, and in what order it becomes true."""
+"""Delivers rows into files exactly once. The head of `delivered` says which bytes count, and in which order they come to count."""
 
 import errno
 import itertools
@@ -32,24 +32,24 @@ _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR
 
 
 class FileDelivering:
-    """Delivers parts into the files of a target. The methods are those of `Sink`, and raise what is said there.
+    """Delivers parts into the files of a target. Methods that `Sink` has too do the same, and raise the same errors.
 
-    part_bytes: a part of a folder is completed when so many bytes of rows were delivered into it. `track`: the one that was claimed; None
-    while the sink writes at least once.
+    part_bytes: a file of a folder is completed when so many bytes of rows were delivered into it. track: the claimed track; None while the
+    sink writes at least once.
     """
 
     def __init__(self, target: FileTarget, format: FileFormat[Any], writing: FileWriting, part_bytes: int) -> None:
         self.track: Track | None = None
-        self._owner = ""  # "": the track is to be claimed first
+        self._owner = ""  # "": the track has to be claimed before the next delivery
         self._target = target
         self._format = format
         self._writing = writing
         self._part_bytes = part_bytes
-        self._fits: pa.Schema | None = None  # the columns of the rows that were `fitting` last
+        self._fits: pa.Schema | None = None  # the columns of the last rows that passed `fitting`
 
     @property
     def claimed(self) -> bool:
-        """The track is claimed, and no error came since."""
+        """Whether the track is claimed, and no error has come since."""
         return self._owner != ""
 
     # -- claiming ------------------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ class FileDelivering:
         try:
             self._target.look()
             entry = self._target.ledger.peek()
-        except OSError:  # `claim` says what it is
+        except OSError:  # `claim` will raise it with an explanation
             return None
         if entry is None or entry.lane != track.key or not entry.incarnation:
             return None
@@ -84,7 +84,7 @@ class FileDelivering:
         return Token(entry.seq, entry.incarnation) if entry.incarnation else None
 
     def _check_expected(self) -> None:
-        """What the format cannot say is known before rows of it stand in a checkpoint."""
+        """Raises UserError for expected columns that the format cannot hold, before rows with them are in a checkpoint."""
         expected = self._format.expected
         if expected is not None:
             empty = [pa.array([], field.type) for field in expected]
@@ -93,13 +93,13 @@ class FileDelivering:
                 self._format.try_empty()
 
     def _claimed(self, track: Track, afresh: bool) -> Entry:
-        """The files are as the entry says, and it says that they are ours."""
+        """Writes an entry that says that this process owns the files, and makes the files agree with the entry."""
         target = self._target
         anew = afresh and target.overwrite
         entry = target.ledger.read()
         known = entry is not None
         if entry is None:
-            self._writing.open(afresh=afresh)  # what is there is that of an at-least-once sink
+            self._writing.open(afresh=afresh)  # the files that exist were written at least once
             self._writing.close()
             number = self._writing.number
             entry = Entry(number=number, length=target.growth(number).size(), anew=anew)
@@ -127,7 +127,7 @@ class FileDelivering:
         return entry
 
     def _begun(self, entry: Entry) -> Entry:
-        """For a job that begins: what was completed stays, unless it is to be overwritten."""
+        """The entry for a job that begins: completed files stay, unless they are to be overwritten; unfinished rows are dropped."""
         target = self._target
         if self._format.continues and not target.folder:
             length = 0 if target.overwrite or not target.path.exists() else entry.length
@@ -140,7 +140,7 @@ class FileDelivering:
         return replace(entry, length=0, number=number, anew=target.overwrite, finished=False)
 
     def give_up(self) -> None:
-        """Before the files are written at least once: what counts is kept, and nobody counts any more. Raises JobLocked."""
+        """Prepares the files to be written at least once: keeps the bytes that count, and removes the token. Raises JobLocked."""
         self.track, self._owner = None, ""
         ledger = self._target.ledger
         if not ledger.path.exists():
@@ -193,11 +193,11 @@ class FileDelivering:
             elif (entry.length or self._is_result(growth, entry)) and growth.complete(entry.length, heads):
                 after = replace(after, number=number + folder, length=0, ready=growth.path.name)
             elif entry.anew and not folder:
-                remove(growth.path)  # the result of this run is no file
+                remove(growth.path)  # this run has overwritten the file with no rows, so there is no file
             self._commit(after)
 
     def close(self) -> None:
-        """The part of a folder is completed, where it is still ours."""
+        """Completes the unfinished file of a folder, if the track is still claimed by this process."""
         try:
             if self._owner:
                 self._complete_part()
@@ -214,13 +214,13 @@ class FileDelivering:
             _log.info("sink %s is closed: %s", self._target.name, error)
 
     def _add(self, entry: Entry, batches: Sequence[pa.RecordBatch], nbytes: int) -> Entry:
-        """The rows are in the files, and do not count yet."""
+        """Writes the rows into the files, where they do not count yet. Returns the entry that will make them count."""
         folder = self._target.folder
         number, growth = self._free(entry)
         length = entry.length
         again = not folder and not self._format.continues and length == 0 and not entry.anew and growth.path.exists()
         rows = self._encoded(batches, first=length == 0 and not again)
-        if again:  # the rows of the complete file come first
+        if again:  # the format cannot be continued, so the rows of the complete file are written again first
             rows = itertools.chain(self._format.read(growth.path), rows)
         full = self._part_bytes if folder else math.inf
         length, complete = growth.add(length, rows, nbytes, full)
@@ -229,7 +229,7 @@ class FileDelivering:
         return replace(entry, number=number, length=length)
 
     def _free(self, entry: Entry) -> tuple[int, Growth[Any]]:
-        """The part that comes next; of one file, that file."""
+        """The number and the file into which the next rows go: the next free part of a folder, or the one file."""
         number, growth = entry.number, self._target.growth(entry.number)
         while self._target.folder and growth.path.exists():
             if entry.length:
@@ -248,7 +248,7 @@ class FileDelivering:
                 first = False
 
     def _is_result(self, growth: Growth[Any], entry: Entry) -> bool:
-        """A file without a row is to be made."""
+        """Whether a file without rows has to be made as the result."""
         if self._target.folder:
             return entry.number == 0 and self._format.expected is not None
         return entry.anew or not growth.path.exists()
@@ -257,7 +257,7 @@ class FileDelivering:
 
     @contextmanager
     def _turn(self) -> Iterator[tuple[Track, Entry]]:
-        """What is done to the files while nobody else does. After an error the track is to be claimed first."""
+        """Locks the files for one operation, and gives the track and the entry. After an error the track has to be claimed again."""
         track, owner = self.track, self._owner
         if track is None or not owner:
             raise UserError(f"the sink of file {self._target.name!r} is not open: its track is not claimed")
@@ -277,11 +277,11 @@ class FileDelivering:
         self._owner = owner
 
     def _commit(self, entry: Entry) -> None:
-        """The entry is true from now on, and what follows from it."""
+        """Writes the entry, which makes its bytes count, and then does what follows from it."""
         self._settle(self._target.ledger.write(entry))
 
     def _settle(self, entry: Entry) -> None:
-        """A file that is complete has its name."""
+        """Gives a complete file its name, if the entry says that one is ready. Doing it again changes nothing."""
         if not entry.ready:
             return
         path = (self._target.path if self._target.folder else self._target.path.parent) / entry.ready

@@ -44,7 +44,7 @@ class FileHome:
             yield _letter(line, partition, offset)
 
     def close(self) -> None:
-        """Nothing is open between two lines."""
+        """Does nothing: no file is open between two calls."""
 
     def _found(self, path: Path) -> list[Path]:
         if path.is_dir():
@@ -61,7 +61,7 @@ class FileHome:
         return next((line for _, line in self._lines(self._files[0], 0, 1)), b"")
 
     def _end(self, path: Path) -> int:
-        """Behind the last whole line, as far as that is known without reading."""
+        """The offset behind the last whole line. It is only bounded for a compressed file, whose length is not known without reading it."""
         return 1 << 62 if codec_of(path.name) is not None else path.stat().st_size
 
     def _lines(self, path: Path, first: int, end: int) -> Iterator[tuple[int, bytes]]:

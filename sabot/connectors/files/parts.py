@@ -1,11 +1,11 @@
-"""One file while it is written. What was flushed is there after a crash; nobody sees half a file under its own name.
+"""A file while it is written at least once. Flushed rows survive a crash, and no half file ever has the final name.
 
-A text file can be continued: rows are appended, and a row that a crash has cut short is cut off when it is opened again.
-Any other format ends in a footer or a check sum, and cannot be. Its rows go into two files:
+A text file can be continued: rows are appended, and a row that a crash has cut short is cut off when the file is opened again. Any
+other format ends in a footer or a checksum, and cannot be continued. Its rows go into two files:
 
-    .name.tmp       the file itself, to be renamed when it is complete; worth nothing after a crash
-    .name.journal   the same rows, appended and synced at each flush; opening writes a new .tmp from it
-    .name.copy      a journal that begins with the rows of a complete file, until it has all of them
+    .name.tmp       the file itself, which is renamed when it is complete, and useless after a crash
+    .name.journal   the pending list: the same rows, appended and synced at each flush; opening writes a new .tmp from it
+    .name.copy      a pending list that will begin with the rows of a complete file, as long as it does not have all of them
 """
 
 import os
@@ -42,7 +42,7 @@ __all__ = [
     "unfinished",
 ]
 
-FRAME_BYTES = 32 << 20  # of rows that wait in memory for the journal
+FRAME_BYTES = 32 << 20  # bytes of rows that wait in memory for the pending list
 JOURNAL_MAGIC = b"SABOTJ1\n"
 _HEAD = struct.Struct("<QI")  # bytes of the frame, their CRC-32
 
@@ -51,45 +51,47 @@ Written = TypeVar("Written", contravariant=True)
 
 
 class RowWriter(Protocol[Written]):
-    """A file under way."""
+    """A writer of one file of a format."""
 
     def write(self, rows: Written) -> None:
         """Takes rows; may keep them until there are more."""
 
     def close(self) -> None:
-        """Writes what it kept, and the end."""
+        """Writes the rows that it kept, and the end of the file."""
 
     def tell(self) -> int:
         """Bytes so far."""
 
 
 class Encoding(Protocol[Rows]):
-    """How a format makes files and journal frames of rows."""
+    """How a format turns rows into files, and into frames of the pending list."""
 
     def start(self, file: Any, first: Rows | None) -> RowWriter[Rows] | None:
-        """A writer into `file`; `first` is what comes first. Without it an empty file of known columns, or None."""
+        """A writer into `file`. first: the first rows, which tell the columns. Without them a writer of an empty file where the columns are
+        known, else None.
+        """
 
     def size(self, rows: Rows) -> int:
-        """Bytes in memory."""
+        """The bytes of the rows in memory."""
 
     def read(self, path: Path) -> Iterator[Rows]:
         """The rows of a complete file."""
 
     def frame(self, rows: list[Rows]) -> Any:
-        """Rows as bytes."""
+        """The rows as the bytes of a frame."""
 
     def unframe(self, frame: Any) -> Iterator[Rows]:
-        """Bytes as rows."""
+        """The rows of a frame."""
 
 
 class Part(ABC, Generic[Rows]):
-    """A file to which one sink adds rows. OSError from all methods."""
+    """A file to which one sink adds rows. All methods raise OSError."""
 
     path: Path
     rows = False
-    """It has rows, from now or before."""
+    """Whether the file has rows, written now or by an earlier run."""
     clean = True
-    """All rows are flushed."""
+    """Whether all rows are flushed."""
 
     @abstractmethod
     def write(self, rows: Rows) -> None:
@@ -101,11 +103,11 @@ class Part(ABC, Generic[Rows]):
 
     @abstractmethod
     def seal(self) -> bool:
-        """Complete, durable, and there under its own name; False where there is nothing to make a file of. Then `close`."""
+        """Makes the file complete and durable under its own name, and closes it. False: there are no rows and no known columns."""
 
     @abstractmethod
     def close(self) -> None:
-        """Lets go of the file. Idempotent."""
+        """Closes the file. Idempotent."""
 
     @property
     @abstractmethod
@@ -130,7 +132,7 @@ class AppendedPart(Part[bytes]):
             self._file.seek(0, os.SEEK_END)
             self._size = keep
             self.rows = keep > 0
-            sync_folder(path.parent)  # the file's name is on the disk too
+            sync_folder(path.parent)  # makes the name of the file durable
         except BaseException:
             self._file.close()
             raise
@@ -157,7 +159,7 @@ class AppendedPart(Part[bytes]):
         return True
 
     def head(self) -> bytes:
-        """Its first bytes, up to 1 MiB."""
+        """The first bytes of the file, up to 1 MiB."""
         self._file.flush()
         return os.pread(self._file.fileno(), 1 << 20, 0)
 
@@ -170,7 +172,7 @@ class AppendedPart(Part[bytes]):
 
 
 class SealedPart(Part[Rows]):
-    """A file that is complete or not there: `path` appears when it is sealed, in place of what was there."""
+    """A file that is complete or does not exist: `seal` puts it under `path`, in place of an older file."""
 
     def __init__(self, path: Path, encoding: Encoding[Rows]) -> None:
         self.path = path
@@ -178,7 +180,7 @@ class SealedPart(Part[Rows]):
         self._temporary = beside(path, "tmp")
         self._file: Any = None
         self._writer: RowWriter[Rows] | None = None
-        self._waiting: list[Rows] = []  # not in the journal yet
+        self._waiting: list[Rows] = []  # rows that are not in the pending list yet
         self._waiting_bytes = 0
         self._journal: PendingList | None = None
         if journal_of(path).exists():
@@ -192,7 +194,7 @@ class SealedPart(Part[Rows]):
                 raise
 
     def take_over(self) -> None:
-        """The rows of the complete file that is there come first. Until the journal has all of them it is not the journal."""
+        """Begins the pending list with the rows of the complete file. Until it has all of them it is named .copy."""
         copy = beside(self.path, "copy")
         remove(copy)
         self._journal = PendingList(copy)
@@ -219,7 +221,7 @@ class SealedPart(Part[Rows]):
             self._note()
 
     def _note(self) -> None:
-        """What waits goes into the journal."""
+        """Appends the waiting rows to the pending list."""
         if self._waiting:
             if self._journal is None:
                 self._journal = PendingList(journal_of(self.path))
@@ -266,14 +268,14 @@ class SealedPart(Part[Rows]):
         if journal is not None:
             journal.close()
         if writer is not None:
-            writer.close()  # a writer that is not closed says so when it is collected
+            writer.close()  # a writer that is not closed logs that when it is collected
         if file is not None:
             file.close()
             remove(self._temporary)
 
 
 class PendingList:
-    """Frames of bytes, appended: each with its length and its check sum, so that a torn one is known."""
+    """A file of frames, each with its length and its checksum, so that a torn frame is recognised."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -292,7 +294,7 @@ class PendingList:
             raise
 
     def frames(self) -> Iterator[Any]:
-        """What was appended; what a crash has left unfinished at the end is cut off."""
+        """The frames that were appended. A frame at the end that a crash has left unfinished is cut off."""
         end = self._file.seek(0, os.SEEK_END)
         at = len(JOURNAL_MAGIC)
         for frame in frames_of(self._file, at, end):
@@ -304,14 +306,14 @@ class PendingList:
         self._file.seek(0, os.SEEK_END)
 
     def append(self, frame: Any) -> None:
-        """Not durable before `sync`."""
+        """Appends a frame. It is not durable before `sync`."""
         with step("append", self.path) as each:
             each.write(self._file, frame_head(frame))
         with step("append", self.path) as each:
             each.write(self._file, frame)
 
     def sync(self) -> None:
-        """All that was appended is on the disk."""
+        """Makes all appended frames durable."""
         with step("sync", self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -325,7 +327,7 @@ class PendingList:
         sync_folder(path.parent)
 
     def delete(self) -> None:
-        """It is not needed any more."""
+        """Removes the file, which is not needed any more."""
         self.close()
         remove(self.path)
 
@@ -335,7 +337,7 @@ class PendingList:
 
 
 def frames_of(file: BinaryIO, at: int, end: int) -> Iterator[Any]:
-    """The frames of a journal from here on, up to the first that is not whole or not as it was written."""
+    """The frames of a pending list from here on, up to the first that is torn or damaged."""
     while at < end:
         file.seek(at)
         head = file.read(_HEAD.size)
@@ -352,12 +354,12 @@ def frames_of(file: BinaryIO, at: int, end: int) -> Iterator[Any]:
 
 
 def frame_head(frame: Any) -> bytes:
-    """What stands before a frame."""
+    """The head of a frame: its length and its checksum."""
     return _HEAD.pack(len(frame), _check(frame))
 
 
 def _check(frame: Any) -> int:
-    """Not 0 for an empty frame: zeros are no frame."""
+    """The checksum of a frame; not 0 for an empty frame, so that a stretch of zeros is no frame."""
     return zlib.crc32(frame, len(JOURNAL_MAGIC))
 
 
@@ -371,7 +373,7 @@ def frame_of_batches(batches: list[pa.RecordBatch]) -> Any:
 
 
 def batches_of_frame(frame: Any) -> Iterator[pa.RecordBatch]:
-    """What `frame_of_batches` was made of."""
+    """The batches of which `frame_of_batches` made the frame."""
     with ipc.open_stream(frame) as reader:
         yield from reader
 
@@ -382,17 +384,17 @@ def beside(path: Path, kind: str) -> Path:
 
 
 def journal_of(path: Path) -> Path:
-    """Where the journal of a file is, if it has one."""
+    """The path of the pending list of a file. It may not exist."""
     return beside(path, "journal")
 
 
 def unfinished(path: Path) -> list[Path]:
-    """The hidden files beside `path` that are there."""
+    """The hidden files of `path` that exist."""
     return [found for kind in ("tmp", "journal", "copy") if (found := beside(path, kind)).exists()]
 
 
 def _open_or_create(path: Path, opener: Callable[[str, int], int] | None) -> BinaryIO:
-    """To read, and to write at its end."""
+    """Opens a file to read it and to write at its end."""
     if not path.exists():
         with step("create", path), open(path, "ab", opener=opener):
             pass
@@ -400,7 +402,7 @@ def _open_or_create(path: Path, opener: Callable[[str, int], int] | None) -> Bin
 
 
 def _new_file(path: Path) -> Any:
-    """A file of Arrow's in place of what is there, which may be a link that somebody has put there."""
+    """A new file, opened by Arrow, in place of the old one, which may be a link that somebody has put there."""
     with step("create", path):
         path.unlink(missing_ok=True)
         with open(path, "xb", opener=no_link):
@@ -409,13 +411,13 @@ def _new_file(path: Path) -> Any:
 
 
 def remove(path: Path) -> None:
-    """The file is not there."""
+    """Removes the file, if it exists."""
     if path.exists():
         with step("remove", path):
             path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """Names in it are on the disk."""
+    """Makes the names in a folder durable."""
     with step("sync", folder):
         sync(folder)

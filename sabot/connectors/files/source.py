@@ -1,9 +1,9 @@
-"""What all sources of files share: which files, which parts of them, and where reading stands.
+"""What all sources of files share: which files are read, which pieces of them by which reader, and the position.
 
-A position is one number: the place of the file in the order, and the offset in it (`FileReader.offset`). All parts of this
-reader before it are read. Readers share files by pieces (a chunk, a row group, a batch, or the file where it cannot be cut):
-piece k of file f goes to reader (f + k) % readers. So a file that grows, and files that come behind the last one, change
-nothing about what was dealt before.
+A position is one number, made of the number of the file and the offset in the file (`FileReader.offset`). The reader has read all of
+its pieces before the position. Readers share files by pieces (a chunk, a row group, a batch, or a file that cannot be cut): piece k of
+file f goes to reader (f + k) % readers. So a file that grows, and files that are added at the end, do not change which reader has the
+earlier pieces.
 """
 
 import copy
@@ -31,7 +31,7 @@ _RESTART = "start afresh (--fresh)"
 _MEND = "it is damaged, unfinished, or of another format than its source; mend it or leave it out"
 
 DAMAGED = (OSError, pa.ArrowException, UnicodeError, MemoryError, OverflowError)
-"""What is raised by readers of a file that is not what it should be: names that are no text, sizes that no memory has."""
+"""The errors of readers of a damaged file. UnicodeError: a name that is no text. MemoryError, OverflowError: an absurd size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,37 +47,37 @@ class Share:
 
 
 class Found(NamedTuple):
-    """Rows of a file, and what was set apart among them: (offset in the file, payload, reason)."""
+    """Rows of a file, and the bad rows among them as (offset in the file, payload, reason)."""
 
     data: pa.RecordBatch
     bad: Sequence[tuple[int, bytes, str]] = ()
 
 
 class FileReader(ABC):
-    """One file from an offset on, as far as it belongs to one share. What is wrong with the file: one of DAMAGED, which the
-    source turns into a UserError that names it.
+    """Reads the pieces of one share from one file, beginning at an offset. For a damaged file it raises one of DAMAGED, which the source
+    turns into a UserError with the name of the file.
     """
 
     offset: int
-    """After what `read` has given."""
+    """The offset behind the rows that `read` has returned."""
 
     @abstractmethod
     def read(self, max_rows: int) -> Found | None:
-        """The next rows, at most so many (bad ones counted); None at the end, with `offset` at the end of the file."""
+        """The next rows, at most `max_rows` with the bad ones. None at the end; `offset` is then the end of the file."""
 
     @property
     @abstractmethod
     def fraction(self) -> float:
-        """How much of the file lies behind, 0 to 1."""
+        """The fraction of the file that was read, 0 to 1."""
 
     @property
     def ended(self) -> bool:
-        """True where it is known already that `read` will give None."""
+        """Whether it is known already that `read` will return None."""
         return False
 
     @abstractmethod
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
 
 
 class FileSource(Source):
@@ -97,7 +97,7 @@ class FileSource(Source):
         self._paths: Paths = path
         self._share = Share(0, 1)
         self._files: list[DataFile] | None = None
-        self._many = False  # other files may be there at the next start
+        self._many = False  # the path may stand for other files at the next start
         self._schema: pa.Schema | None = None
         self._whole: pa.Schema | None = None
         self._reader: FileReader | None = None
@@ -106,31 +106,31 @@ class FileSource(Source):
         self._offset = 0
         self._ended = False
         self._digest: tuple[int, int] | None = None  # (of the files up to this one, the digest)
-        self._bytes = self._bytes_before = 0  # of all files, of those that are done
+        self._bytes = self._bytes_before = 0  # bytes of all files, and of those that were read completely
         self._progress: tuple[float, float] | None = None
 
     # -- what a format says --------------------------------------------------------------------------------------------
 
     @abstractmethod
     def _open_file(self, file: DataFile, offset: int) -> FileReader:
-        """A reader of this source's share. UserError where the offset is none of this file."""
+        """A reader of this source's share of a file. Raises UserError for an offset that the file does not have."""
 
     @abstractmethod
     def _infer(self, files: Sequence[DataFile]) -> pa.Schema:
-        """All columns, canonical types."""
+        """All columns of a file, with canonical types."""
 
     def _pieces(self, file: DataFile) -> bool:
-        """Whether readers can share this file."""
+        """Whether several readers can share this file."""
         return True
 
     def _end_of(self, file: DataFile) -> int | None:
-        """The offset after its last row; None: not known without reading it."""
+        """The offset behind the last row of a file. None: it is not known without reading the file."""
         return None
 
     # -- the contract --------------------------------------------------------------------------------------------------
 
     def readers(self, count: int) -> Sequence[Self]:
-        """A file that cannot be cut has one reader."""
+        """See `Source.readers`. A file that cannot be cut into pieces has one reader."""
         if count < 1:
             raise UserError(f"{count} readers of {self.name!r}: at least one must read")
         files = self._list()
@@ -218,7 +218,7 @@ class FileSource(Source):
         return self._progress
 
     def lag(self) -> dict[tuple[str, int], int]:
-        """Bytes, not rows: how many rows are left is not known."""
+        """See `Source.lag`; the figure is in bytes, because the number of rows that are left is not known."""
         progress = self._progress
         return {} if progress is None or not self._opened else {self._place: round(progress[1] - progress[0])}
 
@@ -236,7 +236,7 @@ class FileSource(Source):
         return self._files
 
     def _advance(self) -> None:
-        """Opens the file that is to be read next; `_ended` when there is none."""
+        """Opens the next file. Sets `_ended` where there is none."""
         files = self._list()
         while not self._ended and self._reader is None:
             if self._number >= len(files):
@@ -306,7 +306,7 @@ class FileSource(Source):
         raise UserError(f"start={start!r} is no place to start", hint='"earliest", "latest" or a timestamp in ms')
 
     def _restored(self, positions: Positions) -> int | None:
-        """This reader's own; None: nothing of this source is in them."""
+        """The position of this reader in `positions`. None: they have no position of this source."""
         found = positions.get(self._place)
         for topic, _ in positions:
             made = re.fullmatch(re.escape(self.name) + r"(?:#(\d+))?", topic)
@@ -320,7 +320,7 @@ class FileSource(Source):
         return found
 
     def _check_files(self, files: list[DataFile], positions: Positions) -> None:
-        """Files may have come behind the one that was being read, nothing else may have changed before it."""
+        """Raises UserError where files up to the one being read have changed. New files may only come behind it."""
         if self._number >= len(files):
             if self._number == len(files) and self._offset == 0:
                 return
@@ -343,7 +343,7 @@ class FileSource(Source):
 
 
 def global_offset(file: DataFile, offset: int) -> int:
-    """The position of an offset in a file."""
+    """The position that stands for an offset in a file."""
     return (file.number << _FILE) + offset
 
 

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class FileTarget:
-    """The path of a sink. `folder` and `ledger` are known after `look`. Errors of the disk are OSError."""
+    """The path of a sink. `look` sets `folder` and `ledger`. Errors of the disk are OSError."""
 
     ledger: Ledger
 

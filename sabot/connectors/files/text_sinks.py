@@ -43,7 +43,7 @@ class _TextFormat(FileFormat[bytes]):
         """The rows, each with its end."""
 
     def _head(self, schema: pa.Schema) -> bytes:
-        """What stands before the first row."""
+        """The text before the first row: a header, or nothing."""
         return b""
 
     def _end_of_rows(self, file: BinaryIO, size: int) -> int:
@@ -108,7 +108,7 @@ class _TextFormat(FileFormat[bytes]):
     # -- as the encoding of a compressed file --------------------------------------------------------------------------
 
     def start(self, file: Any, first: bytes | None) -> RowWriter[bytes]:
-        """An empty result is a file too."""
+        """See `Encoding.start`. There is always a writer: a text file without rows is a file too."""
         return _CompressedText(file, self._compression)
 
     def size(self, rows: bytes) -> int:
@@ -235,7 +235,7 @@ class CsvSink(FileSink):
 
 
 def _plain_times(data: pa.RecordBatch) -> pa.RecordBatch:
-    """Times in UTC as the texts that pyarrow's CSV writer makes of them, which takes it 2.5 us each."""
+    """Writes times in UTC as pyarrow's CSV writer would, which needs 2.5 us for each."""
     for number, field in enumerate(data.schema):
         if pa.types.is_timestamp(field.type) and field.type.tz in ("UTC", "Etc/UTC"):
             text: Any = data.column(number).cast(pa.timestamp(field.type.unit)).cast(pa.string())
@@ -266,7 +266,7 @@ def end_of_lines(file: BinaryIO, size: int) -> int:
 
 
 def end_of_records(file: BinaryIO, size: int) -> int:
-    """The end of the last whole CSV record: the whole file is read, since only its beginning is known to be outside of quotes."""
+    """The end of the last whole CSV record. Reads the whole file, because only its beginning is known to be outside of quotes."""
     keep = at = odd = 0
     file.seek(0)
     while block := file.read(BLOCK_BYTES):
