@@ -12,7 +12,7 @@ from pyarrow import parquet as pq
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.arrow.border import validate
-from sabot.connectors.files.delivered import Growth, JournalGrowth
+from sabot.connectors.files.delivered import Growth, PendingGrowth
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.parts import Part, RowWriter, SealedPart, batches_of_frame, frame_of_batches
 from sabot.connectors.files.sink import FileSink
@@ -48,7 +48,7 @@ class _ColumnFormat(FileFormat[pa.RecordBatch]):
         return SealedPart(path, self)
 
     def new_growth(self, path: Path, *, hidden: bool) -> Growth[pa.RecordBatch]:
-        return JournalGrowth(path, self)
+        return PendingGrowth(path, self)
 
     def rows(self, batch: Batch, *, first: bool) -> pa.RecordBatch:
         return self._fitting(_own(self.columns(batch)))

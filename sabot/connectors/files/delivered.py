@@ -28,13 +28,13 @@ import pyarrow as pa
 
 from sabot.connectors.files.parts import (
     FRAME_BYTES,
-    JOURNAL_MAGIC,
+    PENDING_MAGIC,
     Encoding,
     RowWriter,
     beside,
     frame_head,
     frames_of,
-    journal_of,
+    pending_of,
     remove,
     sync_folder,
 )
@@ -42,7 +42,7 @@ from sabot.disk import hold, no_link, private, regular
 from sabot.errors import UNREADABLE, UserError
 from sabot.steps import step
 
-__all__ = ["Busy", "Entry", "Growth", "JournalGrowth", "Ledger", "TextGrowth"]
+__all__ = ["Busy", "Entry", "Growth", "Ledger", "PendingGrowth", "TextGrowth"]
 
 _SLOT_BYTES = 8192
 _MAGIC = b"SABOTT1\n"
@@ -264,11 +264,11 @@ class TextGrowth(Growth[bytes]):
             return file.read(min(length, 1 << 20))
 
 
-class JournalGrowth(Growth[Rows]):
+class PendingGrowth(Growth[Rows]):
     """A file whose rows wait in the pending list until it is complete. A delivery that is large enough by itself becomes a file at once."""
 
     def __init__(self, path: Path, encoding: Encoding[Rows]) -> None:
-        super().__init__(path, journal_of(path), private)
+        super().__init__(path, pending_of(path), private)
         self._encoding = encoding
 
     def add(self, length: int, rows: Iterable[Rows], nbytes: int, full: float) -> tuple[int, bool]:
@@ -291,7 +291,7 @@ class JournalGrowth(Growth[Rows]):
         for each in rows:
             if begins:
                 self._try(each)
-                file.write(JOURNAL_MAGIC)
+                file.write(PENDING_MAGIC)
                 begins = False
             waiting.append(each)
             waiting_bytes += self._encoding.size(each)
@@ -348,7 +348,7 @@ class JournalGrowth(Growth[Rows]):
 
     def size(self) -> int:
         found = super().size()
-        return found if found > len(JOURNAL_MAGIC) else 0
+        return found if found > len(PENDING_MAGIC) else 0
 
     def keep(self, length: int) -> None:
         for kind in ("tmp", "copy"):
@@ -359,8 +359,8 @@ class JournalGrowth(Growth[Rows]):
         if length == 0:
             return
         with open(self.grown, "rb", opener=regular) as file:
-            at = len(JOURNAL_MAGIC)
-            if file.read(at) == JOURNAL_MAGIC:
+            at = len(PENDING_MAGIC)
+            if file.read(at) == PENDING_MAGIC:
                 for frame in frames_of(file, at, length):
                     at = file.tell()
                     yield from self._encoding.unframe(frame)

@@ -17,7 +17,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot.connectors.base import Token, Track
 from sabot.connectors.files.delivered import Busy, Entry, Growth
 from sabot.connectors.files.format import FileFormat
-from sabot.connectors.files.parts import beside, journal_of, remove, sync_folder
+from sabot.connectors.files.parts import beside, pending_of, remove, sync_folder
 from sabot.connectors.files.target import FileTarget
 from sabot.connectors.files.writing import FileWriting
 from sabot.errors import JobLocked, TransientError, UserError
@@ -290,4 +290,4 @@ class FileDelivering:
             with step("rename", path):
                 os.rename(temporary, path)
             sync_folder(path.parent)
-        remove(journal_of(path))
+        remove(pending_of(path))

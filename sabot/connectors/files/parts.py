@@ -25,7 +25,7 @@ from sabot.steps import step
 
 __all__ = [
     "FRAME_BYTES",
-    "JOURNAL_MAGIC",
+    "PENDING_MAGIC",
     "AppendedPart",
     "Encoding",
     "Part",
@@ -36,14 +36,14 @@ __all__ = [
     "frame_head",
     "frame_of_batches",
     "frames_of",
-    "journal_of",
+    "pending_of",
     "remove",
     "sync_folder",
     "unfinished",
 ]
 
 FRAME_BYTES = 32 << 20  # bytes of rows that wait in memory for the pending list
-JOURNAL_MAGIC = b"SABOTJ1\n"
+PENDING_MAGIC = b"SABOTJ1\n"
 _HEAD = struct.Struct("<QI")  # bytes of the frame, their CRC-32
 
 Rows = TypeVar("Rows")
@@ -182,11 +182,11 @@ class SealedPart(Part[Rows]):
         self._writer: RowWriter[Rows] | None = None
         self._waiting: list[Rows] = []  # rows that are not in the pending list yet
         self._waiting_bytes = 0
-        self._journal: PendingList | None = None
-        if journal_of(path).exists():
-            self._journal = PendingList(journal_of(path))
+        self._pending: PendingList | None = None
+        if pending_of(path).exists():
+            self._pending = PendingList(pending_of(path))
             try:
-                for frame in self._journal.frames():
+                for frame in self._pending.frames():
                     for rows in encoding.unframe(frame):
                         self._add(rows)
             except BaseException:
@@ -197,11 +197,11 @@ class SealedPart(Part[Rows]):
         """Begins the pending list with the rows of the complete file. Until it has all of them it is named .copy."""
         copy = beside(self.path, "copy")
         remove(copy)
-        self._journal = PendingList(copy)
+        self._pending = PendingList(copy)
         for rows in self._encoding.read(self.path):
             self.write(rows)
         self.flush()
-        self._journal.rename(journal_of(self.path))
+        self._pending.rename(pending_of(self.path))
 
     def _add(self, rows: Rows) -> None:
         if self._writer is None:
@@ -223,16 +223,16 @@ class SealedPart(Part[Rows]):
     def _note(self) -> None:
         """Appends the waiting rows to the pending list."""
         if self._waiting:
-            if self._journal is None:
-                self._journal = PendingList(journal_of(self.path))
-            self._journal.append(self._encoding.frame(self._waiting))
+            if self._pending is None:
+                self._pending = PendingList(pending_of(self.path))
+            self._pending.append(self._encoding.frame(self._waiting))
             self._waiting, self._waiting_bytes = [], 0
 
     def flush(self) -> None:
         if not self.clean:
             self._note()
-            assert self._journal is not None
-            self._journal.sync()
+            assert self._pending is not None
+            self._pending.sync()
             self.clean = True
 
     def seal(self) -> bool:
@@ -251,9 +251,9 @@ class SealedPart(Part[Rows]):
                 os.rename(self._temporary, self.path)
             sync_folder(self.path.parent)
         self.clean = True
-        if self._journal is not None:
-            self._journal.delete()
-            self._journal = None
+        if self._pending is not None:
+            self._pending.delete()
+            self._pending = None
         self.close()
         return made
 
@@ -264,9 +264,9 @@ class SealedPart(Part[Rows]):
     def close(self) -> None:
         writer, self._writer = self._writer, None
         file, self._file = self._file, None
-        journal, self._journal = self._journal, None
-        if journal is not None:
-            journal.close()
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.close()
         if writer is not None:
             writer.close()  # a writer that is not closed logs that when it is collected
         if file is not None:
@@ -282,13 +282,13 @@ class PendingList:
         self._file = _open_or_create(path, private)
         try:
             self._file.seek(0)
-            start = self._file.read(len(JOURNAL_MAGIC))
-            if not JOURNAL_MAGIC.startswith(start.rstrip(b"\0")):  # zeros: the size was on the disk, the bytes were not
-                raise UserError(f"file {os.fspath(path)!r} is no journal of a sink of files", hint="move it away")
-            if start != JOURNAL_MAGIC:
+            start = self._file.read(len(PENDING_MAGIC))
+            if not PENDING_MAGIC.startswith(start.rstrip(b"\0")):  # zeros: the size was on the disk, the bytes were not
+                raise UserError(f"file {os.fspath(path)!r} is no pending list of a sink of files", hint="move it away")
+            if start != PENDING_MAGIC:
                 with step("append", path) as each:
                     self._file.truncate(0)
-                    each.write(self._file, JOURNAL_MAGIC)
+                    each.write(self._file, PENDING_MAGIC)
         except BaseException:
             self._file.close()
             raise
@@ -296,7 +296,7 @@ class PendingList:
     def frames(self) -> Iterator[Any]:
         """The frames that were appended. A frame at the end that a crash has left unfinished is cut off."""
         end = self._file.seek(0, os.SEEK_END)
-        at = len(JOURNAL_MAGIC)
+        at = len(PENDING_MAGIC)
         for frame in frames_of(self._file, at, end):
             yield frame
             at += _HEAD.size + len(frame)
@@ -360,7 +360,7 @@ def frame_head(frame: Any) -> bytes:
 
 def _check(frame: Any) -> int:
     """The checksum of a frame; not 0 for an empty frame, so that a stretch of zeros is no frame."""
-    return zlib.crc32(frame, len(JOURNAL_MAGIC))
+    return zlib.crc32(frame, len(PENDING_MAGIC))
 
 
 def frame_of_batches(batches: list[pa.RecordBatch]) -> Any:
@@ -383,7 +383,7 @@ def beside(path: Path, kind: str) -> Path:
     return path.parent / f".{path.name}.{kind}"
 
 
-def journal_of(path: Path) -> Path:
+def pending_of(path: Path) -> Path:
     """The path of the pending list of a file. It may not exist."""
     return beside(path, "journal")
 

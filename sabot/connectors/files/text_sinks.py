@@ -13,7 +13,7 @@ from pyarrow import csv
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import to_records
-from sabot.connectors.files.delivered import Growth, JournalGrowth, TextGrowth
+from sabot.connectors.files.delivered import Growth, PendingGrowth, TextGrowth
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.parts import AppendedPart, Part, RowWriter, SealedPart
 from sabot.connectors.files.paths import COMPRESSION, bare_suffix, codec_of
@@ -74,7 +74,7 @@ class _TextFormat(FileFormat[bytes]):
         return part
 
     def new_growth(self, path: Path, *, hidden: bool) -> Growth[bytes]:
-        return JournalGrowth(path, self) if self._compression is not None else TextGrowth(path, hidden=hidden)
+        return PendingGrowth(path, self) if self._compression is not None else TextGrowth(path, hidden=hidden)
 
     def rows(self, batch: Batch, *, first: bool) -> bytes:
         lines = self._lines(batch)

@@ -5,7 +5,7 @@ from typing import Any
 
 from sabot._cython.arrow.batch import Batch
 from sabot.connectors.files.format import FileFormat
-from sabot.connectors.files.parts import Part, SealedPart, journal_of, remove, unfinished
+from sabot.connectors.files.parts import Part, SealedPart, pending_of, remove, unfinished
 from sabot.connectors.files.target import FileTarget
 
 __all__ = ["FileWriting"]
@@ -43,7 +43,7 @@ class FileWriting:
             if afresh:
                 self._target.check_free()
                 self._target.drop(path)
-            elif path.exists() and not journal_of(path).exists():
+            elif path.exists() and not pending_of(path).exists():
                 self._complete = True  # opened again when there are rows to add
                 return
         self._part = self._new_part(path)

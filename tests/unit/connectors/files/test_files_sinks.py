@@ -122,7 +122,7 @@ def test_a_crash_between_the_new_name_and_the_end_of_the_journal_repeats_nothing
 
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / ".t.parquet.journal").write_text("my diary")
-    with pytest.raises(UserError, match="no journal"):
+    with pytest.raises(UserError, match="no pending list"):
         opened(ParquetSink(tmp_path / "t.parquet"))
     assert (tmp_path / ".t.parquet.journal").read_text() == "my diary"
 
