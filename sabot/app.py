@@ -14,6 +14,7 @@ from sabot._cython.groups.partition import KEY_GROUPS
 from sabot.agents.runtime import AgentRuntime
 from sabot.api.agent import AGENT_OPTIONS, AgentSpec
 from sabot.api.arguments import Schema
+from sabot.api.nodes.agents import agent_read
 from sabot.api.nodes.changes import Upsert
 from sabot.api.nodes.node import Node
 from sabot.api.nodes.read import Read, StreamEnd, TableFormat, Write, read_node
@@ -234,7 +235,7 @@ class App:
 
     def stream(
         self,
-        source: str | Source,
+        source: str | Source | Callable[..., Any],
         *,
         schema: Schema | None = None,
         time: str | None = None,
@@ -242,13 +243,19 @@ class App:
         idle: Duration = "30s",
         dead_letter: str | Sink = "{topic}.dlq",
     ) -> Stream:
-        """The rows of a topic, or of a Source such as `files("data/*.ndjson")`. Nothing runs before `.to(…)` and the app's start.
+        """The rows of a topic, of a Source such as `files("data/*.ndjson")`, or of an agent. Nothing runs before `.to(…)` and the start.
+
+        An agent is named by its function, under `@app.agent()` without sink=; what it returns are the rows, and schema= says their columns.
 
         schema: a pa.Schema or {"name": "type"}; without one it is inferred from the first 1,000 records. time: the column of event
         time (a timestamp, or int64 ms UTC); None: the records' timestamps. lateness: how much out of order rows may come. idle:
         after how long (of wall time) without rows a partition no longer holds event time back. dead_letter: for what cannot be decoded.
         """
-        node = read_node(source, schema=schema, time=time, lateness=lateness, idle=idle, dead_letter=dead_letter)
+        options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
+        if callable(source) and not isinstance(source, str | Source):
+            node: Read = agent_read(self.agent_of(source), **options)
+        else:
+            node = read_node(source, **options)
         stream = Stream(self, node)
         self._begun.append(node)
         return stream
@@ -300,7 +307,7 @@ class App:
         self.agent_runtime.add_stream(end)
 
     def agent_of(self, function: Callable[..., Any]) -> AgentSpec:
-        """For `Stream.to`."""
+        """The agent that this function is: for streams that go into one, or come out of one."""
         for agent in self.agent_runtime.agents.values():
             if agent.spec is not None and agent.spec.func is function:
                 return agent.spec

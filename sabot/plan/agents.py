@@ -1,10 +1,12 @@
 """Agents among each other, and among the streams of their app: who gives rows to whom."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from sabot.api.agent import AgentSpec
-from sabot.api.nodes.agents import Feed
+from sabot.api.nodes.agents import AgentRead, Feed
+from sabot.api.nodes.node import walk
 from sabot.api.nodes.read import StreamEnd
 from sabot.config import dead_letter_topic
 from sabot.errors import UserError
@@ -22,9 +24,14 @@ def arranged(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[Agen
 
     Raises UserError for agents and streams that give rows to each other in a ring, and for streams of an agent that is not there.
     """
+    ends = list(ends)
     fed = fed_by_streams(ends)
     if gone := fed - {spec.agent_id for spec in specs}:
         raise UserError(f"a stream goes into {min(gone)}, which is no agent of this app")
+    read = [node.agent.agent_id for node in walk(ends) if isinstance(node, AgentRead)]
+    if twice := sorted({agent_id for agent_id in read if read.count(agent_id) > 1}):
+        raise UserError(f"two streams read agent {twice[0]}", hint="make one, and use it twice")
+    by_streams = _through_streams(ends)
     targets = {id(spec.sink) for spec in specs}
     specs = [
         replace(spec, inputs=()) if spec.topic_by_name and (id(spec.func) in targets or spec.agent_id in fed) else spec
@@ -32,21 +39,36 @@ def arranged(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[Agen
     ]
     ordered: list[AgentSpec] = []
     by_func = {id(spec.func): spec for spec in specs}
+    by_id = {spec.agent_id: spec for spec in specs}
 
     def place(spec: AgentSpec, above: tuple[AgentSpec, ...]) -> None:
         if spec in above:
-            ring = " -> ".join(each.agent_id for each in (*above, spec))
-            raise UserError(f"agents write into each other in a ring: {ring}", hint="put a topic between two of them")
+            ring = [each.agent_id for each in (*above[above.index(spec) :], spec)]
+            who = "agents" if not by_streams.keys() & set(ring) else "agents and streams"
+            raise UserError(
+                f"{who} write into each other in a ring: {' -> '.join(ring)}", hint="put a topic between two of them"
+            )
         if spec in ordered:
             return
         target = by_func.get(id(spec.sink))
-        if target is not None:
-            place(target, (*above, spec))
+        for each in [target] if target is not None else [by_id[name] for name in sorted(by_streams[spec.agent_id])]:
+            place(each, (*above, spec))
         ordered.append(spec)
 
     for spec in specs:
         place(spec, ())
     return ordered
+
+
+def _through_streams(ends: Iterable[StreamEnd]) -> defaultdict[str, set[str]]:
+    """By the id of an agent, the agents into which streams go that read it."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for end in ends:
+        if isinstance(end, Feed):
+            for node in walk([end]):
+                if isinstance(node, AgentRead):
+                    found[node.agent.agent_id].add(end.agent.agent_id)
+    return found
 
 
 def inputs_of(spec: AgentSpec, specs: Iterable[AgentSpec], fed: frozenset[str]) -> list[str]:

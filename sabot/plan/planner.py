@@ -6,7 +6,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from sabot.api.agent import AgentSpec
-from sabot.api.nodes.agents import Feed
+from sabot.api.nodes.agents import AgentRead, Feed
 from sabot.api.nodes.node import Node, walk
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.config import dead_letter_topic
@@ -102,7 +102,11 @@ class _Planner:
             columns = tuple(sorted(used))
         reading = Reading(node, columns, timed)
         stage = layout.stage("read", layout.parallelism, reading=reading)
-        stage.parallelism = self._readers.get(stage.id) or layout.parallelism
+        if isinstance(node, AgentRead):
+            stage.parallelism = 1  # so its rows stay in their order
+            self._agents[node.agent.agent_id].targets.append(Edge(stage))
+        else:
+            stage.parallelism = self._readers.get(stage.id) or layout.parallelism
         letters = node.dead_letter
         reading.dead_letters = Edge(
             layout.sink(dead_letter_topic(letters, node.name) if isinstance(letters, str) else letters)

@@ -23,7 +23,7 @@ from sabot.runtime.host import interpreter
 from sabot.runtime.settings import Settings
 from sabot.runtime.stream_job import StreamJob
 from sabot.runtime.unfinished import positions_of
-from sabot.runtime.writing import AgentSink, OperatorPort, SinkPort
+from sabot.runtime.writing import AgentSink, OperatorPort, SinkPort, StreamPort
 from sabot.state import StateBackend
 from sabot.threads import Handle, aside, to_the_end
 from sabot.watch import unexpected, watched
@@ -208,9 +208,11 @@ class AgentJob:
 
     def _connect_streams(self) -> None:
         """The channels of streams that go into agents, and from which readers their rows come."""
-        if self.streams is None or not self._fed:
+        if self.streams is None:
             return
         build, readers = self.streams.build, []
+        for agent_id, given in build.given.items():
+            given.unfinished = self.task.operators[agent_id].waiting_rows
         for agent_id in sorted(self._fed):
             operator = self.task.operators[agent_id]
             own = [
@@ -224,6 +226,12 @@ class AgentJob:
 
     def _port(self, spec: AgentSpec, operators: Mapping[str, AgentOperator]) -> Port | None:
         sink = spec.sink
+        given = None if self.streams is None else self.streams.build.given.get(spec.agent_id)
+        if sink is None and given is not None and self.streams is not None:
+            columns = self.streams.build.given_columns[spec.agent_id]
+            port = StreamPort(spec.agent_id, columns, given.channel, self._loop)
+            self.task.add_sink(port)
+            return port
         if sink is None:
             return None
         if isinstance(sink, str | Sink):

@@ -29,7 +29,7 @@ from sabot.runtime.feeding import AgentSource
 from sabot.runtime.reading import Reader
 from sabot.runtime.stream_feed import StreamFeed
 from sabot.runtime.unfinished import from_ipc, keep_unfinished, lowest_offsets, positions_of
-from sabot.runtime.writing import AgentSink, Flushes, OperatorPort, SinkPort
+from sabot.runtime.writing import AgentSink, Flushes, OperatorPort, SinkPort, StreamPort
 from sabot.state import HeldWrites, Snapshot, StateBackend
 from sabot.state.base import Cut, LocalBackend
 from sabot.watch import watched
@@ -75,6 +75,7 @@ class AgentTask:
         self._loop = asyncio.get_running_loop()
         self._gate: Gate | None = None
         self._inputs_ended = False  # of sources; feeds bring no barrier that is waited for
+        self._ending = False  # by a drain: streams end too, though an agent has failed
         self._asked: set[int] = set()  # checkpoints whose barriers are on their way
         self._last_asked = 0
         self._waiting: dict[int, asyncio.Task[None]] = {}  # paused inputs
@@ -142,6 +143,7 @@ class AgentTask:
 
     def take_all(self) -> None:
         """The inputs are ending: rows of streams that no agent serves any more go into the lanes, for the last checkpoint."""
+        self._ending = True
         for feed in self.feeds:
             if feed.operator.stopped or feed.operator.failure is not None:
                 feed.take_all()
@@ -184,9 +186,7 @@ class AgentTask:
         """Until every input has ended and every row is processed. Cancelling it stops it between two elements."""
         try:
             await self._read_sources()
-            for feed in self.feeds:
-                await feed.over.wait()
-            await self.drain()
+            await self._operators_end()
             alive = all(operator.failure is None for operator in self.operators.values())
             stopped = any(operator.stopped for operator in self.operators.values())  # with rows in its lanes, maybe
             exhausted = all(source.input.exhausted for source in self.sources) and self.streams_exhausted()
@@ -266,11 +266,18 @@ class AgentTask:
         what = f"the wait for room in agent {operator.spec.agent_id}"
         self._waiting[index] = watched(self._loop.create_task(resume()), what, partial(self.break_down, what))
 
-    async def drain(self) -> None:
-        """Every row that came in is processed, along the chains (upstream stands before downstream)."""
+    async def _operators_end(self) -> None:
+        """Every row that came in is processed, along the chains (upstream stands before downstream), and the streams of agents end."""
+        served = True
         for operator in self.operators.values():
+            for feed in self.feeds:
+                if feed.operator is operator:
+                    await feed.over.wait()
             await operator.drained()
             operator.ship()
+            served = served and operator.failure is None and not operator.stopped
+            if isinstance(operator.port, StreamPort) and (served or self._ending):
+                operator.port.end()
 
     # -- the barrier --------------------------------------------------------------------------------------------------
 

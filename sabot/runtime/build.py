@@ -16,6 +16,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import IDLE, Channel
 from sabot.api.agent import AgentSpec
+from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.read import Read, StreamEnd, Write
 from sabot.checkpoint import Manifest
 from sabot.codecs import Codec, JsonCodec, TableCodec
@@ -28,6 +29,7 @@ from sabot.operators.base import Operator, OperatorContext, without_marks
 from sabot.operators.reading import parts_of
 from sabot.operators.sink import SinkWriter
 from sabot.plan import Edge, Plan, Reading, Stage, Step, check, check_alike, column_types, walk
+from sabot.runtime.agent_output import AgentInput, AgentOutput
 from sabot.runtime.inference import wait_for_columns
 from sabot.runtime.inputs import GateInput
 from sabot.runtime.reading import Reader, SourceInput
@@ -93,6 +95,8 @@ class Build:
         self.plan: Plan | None = None
         self.stages: dict[str, _Built] = {}  # upstream first
         self.inputs: list[tuple[Reading, StreamTask, SourceInput]] = []
+        self.given: dict[str, AgentOutput] = {}  # by the id of an agent, what a stream reads of it
+        self.given_columns: dict[str, pa.Schema] = {}
         self.late_sides: set[str] = set()  # operators whose late rows go somewhere
         self.cancelled = threading.Event()  # the start is given up
         self.shared = {  # by the id of a Sink that agents write too, their way into it
@@ -233,6 +237,9 @@ class Build:
         if node.time is not None and node.time not in schema.names:
             schema = schema.append(node.schema.field(node.time))
         source = node.source if isinstance(node.source, Source) else self._open_source(node.source)
+        if isinstance(node, AgentRead):
+            source = self.given[node.agent.agent_id] = AgentOutput(node.agent.agent_id)
+            self.given_columns[node.agent.agent_id] = node.schema
         codec: Codec | None = None
         if not source.scan(node.schema, schema.names):
             table = node.table
@@ -250,7 +257,7 @@ class Build:
     ) -> None:
         node = reading.node
         assert reading.rows is not None
-        source_input = SourceInput(
+        source_input = (AgentInput if isinstance(node, AgentRead) else SourceInput)(
             node.name,
             source,
             codec=codec,
@@ -279,7 +286,8 @@ class Build:
                     "source %s: its log died with the process that wrote the checkpoint; reading from its start",
                     node.name,
                 )
-        self.inputs.append((reading, task, source_input))
+        if not isinstance(source_input, AgentInput):
+            self.inputs.append((reading, task, source_input))
         try:
             source_input.open(positions, self.settings.start, facts)
         except SabotError:

@@ -146,6 +146,10 @@ class Reader:
         while self._requested:
             self._marks.append(self._requested.popleft())
 
+    def comes_next(self, mark: Any) -> None:
+        """A mark that stands between rows of the source."""
+        self._marks.append(mark)
+
     def _stands_still(self) -> None:
         """It is held, and does not look."""
 
@@ -258,7 +262,7 @@ class SourceInput(Reader):
         if batch.bad is not None:
             reasons = batch.bad.column("reason").to_pylist()
             self._bury(batch.bad.select(RECORD_SCHEMA.names), reasons, batch.topic or self.source.name)
-        if self._codec is not None:
+        if self._codec is not None and batch.data.schema.equals(RECORD_SCHEMA):
             data, bad = self._codec.decode(batch.data)
             records = batch.data
             if bad:

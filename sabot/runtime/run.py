@@ -262,7 +262,7 @@ class Run:
     def _agent_failed(self, operator: AgentOperator) -> None:
         self.agents[operator.spec.agent_id].on_failed(operator)
         self._heed(operator.failure)
-        if self._streams is not None and self._streams.feeds_agents:  # they cannot go on without it
+        if self._streams is not None and self._streams.linked:  # they cannot go on without it
             self._agents_broken.set()
 
     def _agents_broke(self) -> None:

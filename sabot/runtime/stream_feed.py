@@ -104,9 +104,10 @@ class StreamFeed:
         return come
 
     def abort(self, checkpoint_id: int) -> None:
-        """The checkpoint is given up: nobody waits for its barrier, and what stands behind it may be taken."""
-        self._settled = max(self._settled, checkpoint_id)
-        self._awaited = None
+        """The checkpoint is given up: nobody waits for its barrier, and what stands behind it may be taken. Says nothing of later ones."""
+        if checkpoint_id >= self._settled:
+            self._settled = checkpoint_id
+            self._awaited = None
         if self._arrived <= checkpoint_id:
             self._arrived = 0
             self.go_on()

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sabot.api.agent import AgentSpec
+from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.read import StreamEnd
 from sabot.checkpoint import Manifest, TaskSnapshot
 from sabot.checkpoint.kept import SavedAlready
 from sabot.connectors.base import Delivery
 from sabot.metrics import Sample
-from sabot.plan import fed_by_streams
+from sabot.plan import fed_by_streams, walk
+from sabot.runtime.agent_output import AgentInput
 from sabot.runtime.build import Build
 from sabot.runtime.host import interpreter
 from sabot.runtime.inputs import GateInput
@@ -53,9 +55,11 @@ class StreamJob:
         self.build = Build(list(ends), settings, agents=agents, wanted=wanted or {}, loop=self._loop)
 
     @property
-    def feeds_agents(self) -> bool:
-        """They give rows to agents."""
-        return bool(fed_by_streams(self.build.ends))
+    def linked(self) -> bool:
+        """They give rows to agents, or get rows of agents."""
+        return bool(fed_by_streams(self.build.ends)) or any(
+            isinstance(each, AgentRead) for each in walk(self.build.ends)
+        )
 
     # -- the start -----------------------------------------------------------------------------------------------------
 
@@ -83,7 +87,11 @@ class StreamJob:
         for task in self.tasks:
             source = next((each for _, owner, each in self.build.inputs if owner is task), None)
             inject = source.request_barrier if source is not None else task.expect
-            abort = task.input.gate.abort if isinstance(task.input, GateInput) else _nothing
+            abort = _nothing
+            if isinstance(task.input, GateInput):
+                abort = task.input.gate.abort
+            elif isinstance(task.input, AgentInput):
+                abort = task.input.source.gate.abort
             self.settings.coordinator.attach(task.name, inject, abort, task.hint)
         self.settings.coordinator.on_complete.append(self._commit)
         self._left = len(self.tasks)
@@ -104,7 +112,7 @@ class StreamJob:
         """Every task of the checkpoint had ended, its input read to the end: nothing is opened, and later checkpoints keep what
         this one says. A job that was drained before the end of its inputs is not complete.
         """
-        if self.build.shared or self.feeds_agents:
+        if self.build.shared or self.linked:
             return False
         stored = stored_streams(restored)
         metas = [task.meta for task in stored.values()]

@@ -4,6 +4,7 @@ A chain of a stream writes from its own thread (`task.Output`), which may wait f
 must not wait: a `SinkPort` takes whatever it is given, keeps what the full channel refuses, and says when it is full.
 
     SinkPort    of a sink that a stream writes too: the stream's stage has the thread, and acknowledges barriers itself
+    StreamPort  of a stream that reads an agent
     AgentSink   of a sink that only agents write: the thread is its own, and it tells the agent task what its barriers came to
 """
 
@@ -17,10 +18,11 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Barrier, Channel, ChannelClosed
+from sabot.api.words import check_names
 from sabot.checkpoint import TaskSnapshot
 from sabot.clock import Clock
 from sabot.codecs.records import RECORD_SCHEMA
-from sabot.errors import SabotError
+from sabot.errors import SabotError, UserError
 from sabot.operators import AgentOperator
 from sabot.operators.base import OperatorContext
 from sabot.operators.sink import SinkWriter
@@ -28,7 +30,7 @@ from sabot.runtime.inputs import GateInput
 from sabot.runtime.task import Chain, Link, StreamTask, close_tasks, refused
 from sabot.threads import Handle, aside, tell
 
-__all__ = ["AgentSink", "Flushes", "OperatorPort", "SinkPort", "open_writer"]
+__all__ = ["AgentSink", "Flushes", "OperatorPort", "SinkPort", "StreamPort", "open_writer"]
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +70,10 @@ class OperatorPort:
     def full(self) -> bool:
         """Its lanes hold as much as they may."""
         return self.operator.full
+
+    def fitted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """As it is."""
+        return batch
 
     def put(self, batch: Batch) -> None:
         """Into its lanes; of an agent that has failed they are kept for the checkpoint."""
@@ -119,6 +125,10 @@ class SinkPort:
     def full(self) -> bool:
         """The channel refused a batch; wait on `writable()`."""
         return bool(self._backlog)
+
+    def fitted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """As it is: the sink says what it takes."""
+        return batch
 
     def put(self, batch: Batch) -> None:
         """Takes the batch, in order. A broken sink drops it: no checkpoint can complete any more, so it will be made again."""
@@ -219,6 +229,35 @@ class SinkPort:
     def statistics(self) -> dict[str, Any]:
         """rows_out (in this job), waiting (elements that the full channel refused), and the channel."""
         return {"rows_out": self.rows_out, "waiting": len(self._backlog), "channel": self._channel.statistics()}
+
+
+class StreamPort(SinkPort):
+    """The port of an agent into the stream that reads it."""
+
+    def __init__(self, agent_id: str, columns: pa.Schema, channel: Channel, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(f"stream of {agent_id}", channel, loop)
+        self._columns = columns
+
+    @property
+    def what(self) -> str:
+        return self.name
+
+    def fitted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The columns that the stream's schema= says, with its types. Raises UserError."""
+        if batch.schema.equals(RECORD_SCHEMA) or batch.schema.equals(self._columns):
+            return batch
+        check_names(self.name, self._columns.names, batch.schema.names)
+        try:
+            return batch.select(self._columns.names).cast(self._columns)
+        except (pa.ArrowException, ValueError) as error:
+            raise UserError(f"{self.name}: {error}", hint="its schema= says the types of the columns") from error
+
+    def over(self, *, finished: bool) -> None:
+        """The stream ends by `end`."""
+
+    def end(self) -> None:
+        """The agent gives nothing more: the windows of the stream close. Not after a failure, nor of an agent that was stopped."""
+        self._put(END)
 
 
 class AgentSink(SinkPort):

@@ -94,7 +94,7 @@ class Flow:
 class Output:
     """An end of the program. running: a row for each change, of which the last one of each key is the answer; changelog: changes as
     rows with their op; upsert: changes by key. place: what kind of sink it has: a list, or in the directory of the run a file or
-    a database.
+    a database. reference: it counts on data that is read to its end before all others.
     """
 
     flow: Flow
@@ -102,6 +102,7 @@ class Output:
     kind: str = "rows"  # running, changelog, upsert
     exactly_once: bool = True
     place: str = "list"
+    reference: bool = False
 
 
 # -- steps without state --------------------------------------------------------------------------------------------------

@@ -220,14 +220,16 @@ def make_program(flows: list[Flow], plain: list[Flow], dice: Dice) -> Output:
         flow = called(flow, dice)
     elif dice.random() < 0.15:
         flow = looked_up(flow, dice)
-    if dice.random() < 0.15:
+    reference = dice.random() < 0.15
+    if reference:
         flow = enriched(flow, slim(dice.choice(plain), dice), dice)
     if not flow.changes and dice.random() < 0.6 and flow.apart:
         flow = stateless(append_step(flow, dice.choice(flows), dice), dice)
     if flow.changes or dice.random() < 0.6:
         for _ in range(dice.choice([1, 1, 2, 3])):
             flow = stateless(changes_step(flow, flows, dice), dice)
-    return make_changes_output(flow, dice) if flow.changes else make_output(flow, dice)
+    output = make_changes_output(flow, dice) if flow.changes else make_output(flow, dice)
+    return dataclasses.replace(output, reference=reference)
 
 
 # -- a seed ---------------------------------------------------------------------------------------------------------------
@@ -259,6 +261,13 @@ class Seed:
             flow = stateless(unified(flows), dice)
             self.outputs = [make_output(flow, dice) for _ in range(dice.choice([1, 1, 2]))]
         self.outputs = [dataclasses.replace(output, place=place_of(output, dice)) for output in self.outputs]
+        routes = random.Random(
+            f"routes {self.number}"
+        )  # some sources by way of agents, to which they go without a topic
+        kinds = ["", "", "records", "columns", "two agents"]
+        self.routes = [routes.choice(kinds) for _ in self.tables]
+        if any(output.reference for output in self.outputs):  # an agent does not wait for it
+            self.routes = [""] * len(self.tables)
         self.state = dice.choice(["memory"] * 9 + ["directory"])
         self.crashes, self.stops = dice.randrange(4), dice.choice([0, 0, 1])
         keys = dice.choice([["a", "b", "c"], ["a", "b", "bad"]])
@@ -274,6 +283,7 @@ class Seed:
             "sabot.runtime.build.Channel": with_room(Channel, dice.choice([1, 20, 65_536])),
             "sabot.runtime.feeding.Channel": with_room(Channel, room := dice.choice([1, 65_536])),
             "sabot.runtime.writing.Channel": with_room(Channel, room),
+            "sabot.runtime.agent_output.Channel": with_room(Channel, room),
             "sabot.runtime.agent_job.agent_operator": with_room(agent_operator, dice.choice([2, 16_384])),
             "sabot.delivery.parts.PART_BYTES": dice.choice([100, 2000, 64 << 20]),
             "sabot.delivery.tracks.FULL_EPOCHS": dice.choice([2, 4, 16]),
@@ -323,6 +333,9 @@ class Seed:
             )
             for at, table in enumerate(self.tables)
         ]
+        for at, kind in enumerate(self.routes):
+            if kind:
+                streams[at] = through_agents(app, streams[at], f"pass{at}", kind, dice)
         if self.is_stateful:
             streams += [
                 app.stream(Parts(f"plain{at}", table, self.partitions[at], dice, checkpoint))
@@ -434,8 +447,30 @@ class Seed:
         outputs = "; ".join(
             f"{o.kind}, {o.place if o.exactly_once else 'at least once'}: {o.flow.sql}" for o in self.outputs
         )
+        outputs += f"; by way of agents: {self.routes}"
         world = f"{rows} rows in {self.partitions} partitions, {len(self.values)} values, state {self.state}"
         return f"{world}, {self.crashes} crashes, {self.stops} stops, {self.faults} faults: {outputs}"
+
+
+def through_agents(app: App, stream: sabot.Stream, name: str, kind: str, dice: Dice) -> sabot.Stream:
+    """The same rows, in the same order, as an agent gives them; or two, one behind the other. They may have their time late."""
+    waits = dice.choice([0.0, 0.02])
+
+    async def records(ctx: sabot.AgentContext) -> Any:
+        if dice.random() < 0.3:
+            await asyncio.sleep(waits)  # of virtual time
+        return ctx.message
+
+    async def columns(batch: pa.RecordBatch, ctx: sabot.AgentContext) -> pa.RecordBatch:
+        if dice.random() < 0.3:
+            await asyncio.sleep(waits)
+        return batch
+
+    for agent in [records, columns] if kind == "two agents" else [records if kind == "records" else columns]:
+        app.agent(name=f"{name}.{agent.__name__}", batch=agent is columns)(agent)
+        stream.to(agent)
+        stream = app.stream(agent, schema=SCHEMA, time="ts", lateness="1h", idle="10d")
+    return stream
 
 
 @functools.cache

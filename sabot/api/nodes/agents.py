@@ -1,13 +1,14 @@
-"""Where rows of a stream go into an agent."""
+"""Where rows of a stream go into an agent, and where those that an agent gives come in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from sabot.api.agent import AgentSpec
 from sabot.api.nodes.node import Columns, refused_changes
-from sabot.api.nodes.read import StreamEnd
+from sabot.api.nodes.read import Read, StreamEnd, read_node
 from sabot.errors import UserError
 
-__all__ = ["Feed"]
+__all__ = ["AgentRead", "Feed", "agent_read"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,3 +45,31 @@ class Feed(StreamEnd):
                 hint="leave key= out",
             )
         super().check()
+
+
+@dataclass(frozen=True, eq=False)
+class AgentRead(Read):
+    """The rows that an agent gives. `source` is its id: the name of what is read, as others have a topic."""
+
+    agent: AgentSpec = field(kw_only=True)
+
+    @property
+    def has_time(self) -> bool:
+        """A column of event time is named, or there are records, whose timestamps are those of the rows they were made from."""
+        return self.time is not None or not self.agent.batch
+
+
+def agent_read(agent: AgentSpec, **options: Any) -> AgentRead:
+    """The checked first step of a stream that reads an agent; options: those of `read_node`."""
+    where = f"stream(agent {agent.agent_id})"
+    if agent.sink is not None:
+        raise UserError(
+            f"{where}: the agent has a sink= already, and gives its rows to one place",
+            hint="leave sink= out, and write the stream there: .to(…)",
+        )
+    if options.get("schema") is None:
+        raise UserError(
+            f"{where}: the columns are not known before the agent runs", hint='schema={"name": "type", …} says them'
+        )
+    read = read_node(agent.agent_id, **options)
+    return AgentRead(**{each.name: getattr(read, each.name) for each in fields(read)}, agent=agent)

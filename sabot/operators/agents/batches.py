@@ -156,7 +156,7 @@ class BatchAgentOperator(AgentOperator):
         elif isinstance(self.spec.sink, Sink) and (self._checked is None or not batch.schema.equals(self._checked)):
             self.spec.sink.check_types(batch.schema)
             self._checked = batch.schema
-        return batch
+        return batch if self.port is None else self.port.fitted(batch)
 
     def _as_records(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Rows as JSON records; partition -1: a row of a batch agent comes from no one row of its input."""

@@ -65,6 +65,9 @@ class Port(Protocol):
     def full(self) -> bool:
         """Who writes is to wait for `writable()` before it makes more; `put` still takes what was made."""
 
+    def fitted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The columns as the receiver takes them. Raises UserError for those that it cannot take."""
+
     def put(self, batch: Batch) -> None:
         """Takes the batch, in order; never refuses."""
 
@@ -256,6 +259,10 @@ class AgentOperator(ABC):
     @abstractmethod
     def put(self, batch: Batch) -> None:
         """Rows to process, in order; always taken (see `full`)."""
+
+    def waiting_rows(self) -> int:
+        """Rows in the lanes; from any thread."""
+        return self.held.rows
 
     @property
     def full(self) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from sabot.api.nodes.agents import AgentRead
 from sabot.api.nodes.joins import Lookup, TwoInputs
 from sabot.api.nodes.node import Columns, Node, walk
 from sabot.api.nodes.read import Read
@@ -182,6 +183,8 @@ class Layout:
         left, right = ({id(each): each for each in walk([side]) if isinstance(each, Read)} for side in node.inputs)
         if not all(isinstance(each.source, Source) and each.source.bounded for each in right.values()):
             return False
+        if any(isinstance(each, AgentRead) for each in left.values()):
+            return False  # an agent gives what it has, and nobody holds it back
         awaited, more = set(right), list(right)
         while more:
             for each in self._waits.get(more.pop(), set()) - awaited:

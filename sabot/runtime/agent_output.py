@@ -1,0 +1,79 @@
+"""How rows of an agent reach a stream without a topic: a channel that the first task of the stream reads like a source.
+
+Barriers come in-band, behind the rows that the agents gave before their cut, so there are no positions to go back to: rows that are not
+given yet follow from the rows that the agent has not finished.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.flow.channel import END, Channel, Gate
+from sabot.connectors.base import Positions, Source
+from sabot.runtime.reading import SourceInput
+
+__all__ = ["AgentInput", "AgentOutput"]
+
+
+class AgentOutput(Source):
+    """What an agent gives: records, or columns of a batch agent. One partition, whose offset is the number of rows so far."""
+
+    def __init__(self, agent_id: str) -> None:
+        self.name = agent_id
+        self.channel = Channel(name=f"{agent_id} to its stream")
+        self.gate = Gate([self.channel])
+        self.marks: deque[Any] = deque()  # that came between rows
+        self.unfinished: Callable[[], int] = lambda: 0  # rows that the agent has in its lanes; any thread
+        self._rows = 0
+        self._ended = False
+
+    def open(self, positions: Positions | None, start: str | int = "earliest") -> None:
+        self._rows = (positions or {}).get((self.name, 0), 0)
+
+    def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
+        """Batches come as the agent gave them, whatever `max_rows` says."""
+        item = self.gate.next(timeout)
+        element = None if item is None else item[1]
+        if isinstance(element, Batch):
+            self._rows += element.num_rows
+            return Batch(element.taken(), self.positions(), self.name)
+        if element is END:
+            self._ended = True
+        elif element is not None:
+            self.marks.append(element)
+        return None
+
+    @property
+    def exhausted(self) -> bool:
+        return self._ended
+
+    def positions(self) -> Positions:
+        return {(self.name, 0): self._rows}
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        """Rows that the agent works on will come: while there are some, the stream is not silent."""
+        return {(self.name, 0): self.channel.rows + self.unfinished()}
+
+    def close(self) -> None:
+        self.gate.close()
+
+
+class AgentInput(SourceInput):
+    """The input of a task that reads an agent: barriers and aborts stand among the rows."""
+
+    brings_barriers = True
+    flight_seconds = float("inf")
+    source: AgentOutput
+
+    def interrupt(self) -> None:
+        self.source.gate.close()
+
+    def wake(self) -> None:
+        self.source.gate.wake()
+
+    def _has_nothing(self) -> None:
+        if self.source.marks:
+            self.comes_next(self.source.marks.popleft())
+        else:
+            super()._has_nothing()
