@@ -1,4 +1,4 @@
-"""The compiled data plane: loops over rows. An unbuilt tree does not import."""
+"""The compiled data plane: all loops over rows. A tree whose kernels are not built cannot be imported."""
 
 from importlib.util import find_spec as _find_spec
 

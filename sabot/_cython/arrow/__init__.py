@@ -1,1 +1,1 @@
-"""Columns: the border of Arrow data, the view of a column, selections, comparisons."""
+"""Arrow data: batches, the check of data from outside, the view that kernels have of a column, selections, comparisons."""

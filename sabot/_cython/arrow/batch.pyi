@@ -11,8 +11,8 @@ class Batch:
     """An Arrow RecordBatch with its source offsets: the only unit that moves. Immutable.
 
     `data` is anything that speaks the Arrow C Data Interface (`__arrow_c_array__`, or `__arrow_c_stream__`, whose chunks are joined);
-    it is imported once; a pa.RecordBatch is kept as it is. What speaks no Arrow is a TypeError.
-    `offsets` maps (topic, partition) to the NEXT offset to read: committing them covers every row of the batch.
+    it is imported once; a pa.RecordBatch is kept as it is. Raises TypeError for an object without Arrow capsules.
+    `offsets` maps (topic, partition) to the NEXT offset to read, so committing them covers every row of the batch.
     """
     def __init__(
         self,
@@ -33,20 +33,22 @@ class Batch:
     def topic(self) -> str: ...
     @property
     def records(self) -> pa.RecordBatch | None:
-        """Of a decoded batch: the undecoded records, for dead letters and checkpoints."""
+        """The undecoded records of a decoded batch, for dead letters and checkpoints."""
     @property
     def rejected(self) -> tuple[BadRow, ...]:
-        """Rows of `records`, in order, that could not be decoded and are not in `data` (ValueError if the numbers of rows do not fit)."""
+        """The rows of `records`, in order, that could not be decoded and are not in `data`. (The constructor raises ValueError where the
+        numbers of rows do not add up.)
+        """
     @property
     def selection(self) -> pa.Int32Array | None:
-        """Inside a compiled chain: the rows of `data` that count, in order; None: all."""
+        """The rows of `data` that count, in order, inside a compiled chain; None: all."""
     @property
     def hashes(self) -> pa.UInt64Array | None:
         """The key hash of each row of `data`, where a shuffle has computed it."""
     @property
     def bad(self) -> pa.RecordBatch | None:
-        """Of a batch straight from a source that decodes by itself: the records that it set apart since the batch before
-        (codecs.records.BAD_SCHEMA), for the dead letters. No other batch has them: neither a slice nor `with_data`."""
+        """The records (codecs.records.BAD_SCHEMA) that a source which decodes by itself has set apart since its last batch, for the dead
+        letters. Only the batch that the source made has them: neither a slice nor the result of `with_data` does."""
     @property
     def num_rows(self) -> int:
         """Rows that count."""
@@ -56,22 +58,23 @@ class Batch:
     @property
     def schema(self) -> pa.Schema: ...
     def with_data(self, data: Any) -> Batch:
-        """The same offsets and topic over other rows. `records` and `rejected` stay behind: they belong to these rows."""
+        """The same offsets and topic with other rows, without `records` and `rejected`, which belong to the rows of this batch."""
     def with_selection(self, selection: pa.Int32Array | None, hashes: pa.UInt64Array | None = None) -> Batch:
-        """The same data, offsets and topic; only these rows count."""
+        """The same data, offsets and topic, of which only these rows count."""
     def taken(self) -> pa.RecordBatch:
         """`data` without the rows that the selection leaves out; `data` itself where there is none."""
     def slice(self, offset: int, length: int | None = None) -> Batch:
-        """Rows without copying. The slice keeps all offsets only when it holds the last row; else it has none.
+        """A part of the rows, without copying. The slice keeps all offsets when it holds the last row; otherwise it has none.
 
-        Slices that lie end to end share out `records` and `rejected`. IndexError outside 0..num_rows, ValueError for a negative length.
+        Consecutive slices divide `records` and `rejected` among them. Raises IndexError outside 0..num_rows, ValueError for a negative
+        length.
         """
     def __arrow_c_schema__(self) -> object: ...
     def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]: ...
 
 def normalise(data: Any) -> pa.RecordBatch:
-    """Any Arrow capsule -> a RecordBatch of canonical types.
+    """Converts any Arrow data to a RecordBatch of canonical types.
 
-    View, large, dictionary and run-end types become string/binary/list/plain; decimal128 and all else stay.
-    Called once at every border (user code, polars, DuckDB, files); kernels then see canonical types only.
+    View, large, dictionary and run-end types become string, binary, list or plain types; decimal128 and all others stay. It is called
+    once wherever data comes from outside (user code, polars, DuckDB, files), so that kernels see canonical types only.
     """

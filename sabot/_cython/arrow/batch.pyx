@@ -53,11 +53,11 @@ cdef class Batch:
         return self.data.schema
 
     def with_data(self, data):
-        """The same offsets and topic over other rows. `records` and `rejected` stay behind: they belong to these rows."""
+        """The same offsets and topic with other rows, without `records` and `rejected`, which belong to the rows of this batch."""
         return self.over(data if type(data) is _RecordBatch else _import(data), self._offsets)
 
     def with_selection(self, selection, hashes=None):
-        """The same rows, of which only those that `selection` (pa.Int32Array of row numbers of `data`) names count, in its order.
+        """The same rows, of which only those that `selection` (a pa.Int32Array of row numbers of `data`) names count, in its order.
 
         `hashes`: the key hash of every row of `data`, where it is known.
         """
@@ -72,10 +72,10 @@ cdef class Batch:
         return self.data if self.selection is None else self.data.take(self.selection)
 
     def slice(self, int64_t offset, length=None):
-        """Rows without copying. The slice keeps all offsets only when it holds the last row; else it has none.
+        """A part of the rows, without copying. The slice keeps all offsets when it holds the last row; otherwise it has none.
 
-        Its `records` begin with its first row and end before the next slice's first (the last slice's at their end; the first
-        slice's begin at their beginning), so that slices that lie end to end share out the rejected rows.
+        Its `records` begin at its first row and end before the first row of the next slice (those of the first slice begin, and those of
+        the last slice end, with the batch's), so that consecutive slices divide the rejected rows among them.
         Raises IndexError when `offset` is outside 0..num_rows, ValueError for a negative `length`.
         """
         if self.selection is not None:
@@ -119,7 +119,7 @@ cdef class Batch:
         return self._nbytes
 
     cdef int64_t record_of(self, int64_t row) except -1:
-        """The place in `records` of a row of `data`: rejected rows (in order) push it back."""
+        """The place in `records` of a row of `data`: the rejected rows before it are added to its number."""
         for bad in self.rejected:
             if bad.row > row:
                 break
@@ -142,11 +142,12 @@ cdef class Batch:
 
 
 def normalise(data):
-    """Any Arrow capsule -> a RecordBatch of canonical types.
+    """Converts any Arrow data to a RecordBatch of canonical types.
 
-    View, large, dictionary and run-end types become string/binary/list/plain; decimal128 and all else stay. A batch that is
-    canonical already comes back as it is. Raises TypeError for what speaks no Arrow, UserError for what fits no canonical array, and
-    for columns whose buffers are smaller than their rows need; the values in between are the program's, and trusted.
+    View, large, dictionary and run-end types become string, binary, list or plain types; decimal128 and all others stay. A batch that is
+    canonical already is returned unchanged. Raises TypeError for an object without Arrow capsules, UserError for data that fits no
+    canonical array, and for columns whose buffers are smaller than their rows need. Offsets and values inside the buffers come from the
+    program, and are trusted.
     """
     batch = data if isinstance(data, _RecordBatch) else _import(data)
     try:
@@ -166,7 +167,7 @@ def normalise(data):
 
 
 def _import(data):
-    """A pa.RecordBatch from whatever speaks Arrow; its capsules are taken once."""
+    """A pa.RecordBatch from any object with Arrow capsules, which are taken once."""
     if isinstance(data, _RecordBatch):
         return data
     if isinstance(data, pa.Table):
@@ -183,12 +184,12 @@ cdef object _rows_of(object capsules):
     cdef ArrowArray* raw = array_of(capsules.pair[1])
     if schema_of(capsules.pair[0]).format != b"+s":
         raise TypeError(f"a batch is made of rows of columns, not of {pa.field(capsules).type}")
-    if raw.length == 0:  # it may have no buffers, which pyarrow refuses
+    if raw.length == 0:  # an empty array may have no buffers, which pyarrow refuses
         schema = pa.schema(capsules)
         return _RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
     if raw.offset == 0 and raw.null_count == 0:
         return pa.record_batch(capsules)
-    array = pa.array(capsules)  # pyarrow makes no batch of a struct array with an offset
+    array = pa.array(capsules)  # first an array, because pyarrow makes no batch of a struct array with an offset
     if array.null_count:
         raise UserError("a batch cannot have rows that are null as a whole", hint="drop them or make their columns null")
     return _RecordBatch.from_struct_array(array)
@@ -212,7 +213,7 @@ def _one_chunk(chunked):
 
 
 class _Capsules:
-    """Hands a pair of capsules on to pyarrow."""
+    """Passes a pair of capsules on to pyarrow."""
 
     def __init__(self, pair):
         self.pair = pair
@@ -225,7 +226,7 @@ class _Capsules:
 
 
 cdef object _from_capsules(object data):
-    """A foreign array as a pa.Array, its capsules taken once."""
+    """A foreign array as a pa.Array; its capsules are taken once."""
     capsules = _Capsules(data.__arrow_c_array__())
     if array_of(capsules.pair[1]).length == 0:
         return pa.nulls(0, pa.field(capsules).type)  # as in _rows_of
@@ -253,7 +254,7 @@ cdef object _plain_field(object field):
 
 
 cdef object _plain_type(object kind):
-    """The canonical type: the very same object where nothing changes."""
+    """The canonical type; the same object where nothing changes."""
     types = pa.types
     if not types.is_nested(kind):
         if types.is_dictionary(kind):
@@ -299,7 +300,7 @@ cdef object _converted(object array):
     if plain is kind:
         return array
     if types.is_dictionary(kind):
-        # the dictionary first: pyarrow cannot take from views
+        # The dictionary is converted first, because pyarrow cannot take from views.
         return pa.DictionaryArray.from_arrays(array.indices, _converted(array.dictionary)).dictionary_decode()
     if types.is_run_end_encoded(kind):
         return _converted(pc.run_end_decode(array))
@@ -307,7 +308,7 @@ cdef object _converted(object array):
         columns = [_converted(array.field(i)) for i in range(kind.num_fields)]  # field(i) adds the parent's offset
         return pa.StructArray.from_arrays(columns, fields=list(plain), mask=array.is_null())
     if types.is_list(kind) or types.is_large_list(kind) or types.is_list_view(kind) or types.is_large_list_view(kind):
-        # flatten() leaves out what null rows hide and puts views in order, so new offsets are the sums of the lengths
+        # flatten() drops items behind null rows and puts views in order, so the new offsets are the running sums of the lengths.
         lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
         offsets = np.zeros(len(array) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])

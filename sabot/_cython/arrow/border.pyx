@@ -1,4 +1,4 @@
-"""Arrow data from outside, checked before a kernel follows its offsets. See border.pyi for the contract."""
+"""Checks Arrow data from outside, before a kernel follows its offsets. See border.pyi for the contract."""
 
 import pyarrow as pa
 
@@ -8,7 +8,7 @@ __all__ = ["validate"]
 
 
 cdef extern from "text/json_text.h" namespace "sabot" nogil:
-    int utf8_length(const uint8_t* p, const uint8_t* end) noexcept  # of the sequence at p, whose first byte is >= 0x80; 0: not valid
+    int utf8_length(const uint8_t* p, const uint8_t* end) noexcept  # length of the sequence at p, whose first byte is >= 0x80; 0: invalid
 
 
 ctypedef fused Offset:
@@ -17,8 +17,8 @@ ctypedef fused Offset:
 
 
 cdef enum:
-    BLOCK = 512  # bytes that are looked at at once: a loop without a way out, which compilers make vectors of
-    FOREIGN = 24  # characters of a block that are not ASCII: with more of them pyarrow's check is the faster one
+    BLOCK = 512  # bytes that are checked at once, in a loop without an exit, which compilers vectorise
+    FOREIGN = 24  # with more characters in a block that are not ASCII, pyarrow's check is the faster one
 
 cdef dict TEXTS = {  # by type: (bytes of an offset, whether it is text)
     pa.string(): (4, True),
@@ -29,10 +29,10 @@ cdef dict TEXTS = {  # by type: (bytes of an offset, whether it is text)
 
 
 def validate(batch):
-    """Raises pa.ArrowInvalid, naming the column, for data that is not what its types say."""
+    """Raises pa.ArrowInvalid, naming the column, for data that does not conform to its types."""
     for name, column in zip(batch.schema.names, batch.columns):
         try:
-            column.validate()  # the sizes of buffers and the outermost offsets: what the loops below rely on
+            column.validate()  # checks the sizes of buffers and the outermost offsets, on which the loops below rely
             kind = TEXTS.get(column.type)
             if kind is None or not sound(column, kind[0], kind[1]):
                 column.validate(full=True)
@@ -41,9 +41,10 @@ def validate(batch):
 
 
 cdef bint sound(object array, int width, bint text) except -1:
-    """Whether the values lie one behind the other, and are UTF-8 where they are text.
+    """Whether the values are consecutive, and valid UTF-8 where they are text.
 
-    False may be wrong, and needs pyarrow's answer: the bytes that null rows hide are read too, and dense text is not read to its end.
+    False only means that pyarrow has to decide: bytes behind null rows are checked too, and text with few ASCII blocks is not read to its
+    end.
     """
     cdef int64_t n = len(array)
     if n == 0:
@@ -70,9 +71,9 @@ cdef bint in_order(const Offset* offsets, int64_t n) noexcept nogil:
 
 
 cdef bint is_utf8(const Offset* offsets, const uint8_t* data, int64_t n) noexcept nogil:
-    """Whether each of the values between these offsets, which are in order, is UTF-8.
+    """Whether each of the values between these offsets, which ascend, is UTF-8.
 
-    They are read as one text: where that is valid, and no value begins in the middle of a character, each of them is valid.
+    The values are read as one text: where that is valid, and no value begins in the middle of a character, each value is valid.
     """
     cdef const uint8_t* end = data + offsets[n]
     cdef const uint8_t* p = after_ascii(data + offsets[0], end)

@@ -1,7 +1,7 @@
-"""The Arrow C Data Interface: the two structs, and how to get at them. How row i is found in them, column.h and columns.pxd know.
+"""The two structs of the Arrow C Data Interface, and how to get at them. column.h and columns.pxd find row i in them.
 
-A kernel takes a pa.Array, keeps the pair of capsules of `array.__arrow_c_array__()` alive while it reads, and never calls
-`release`: the capsules do.
+A kernel takes a pa.Array, and keeps the pair of capsules of `array.__arrow_c_array__()` alive while it reads. It never calls `release`;
+the capsules do.
 
 Source: https://arrow.apache.org/docs/format/CDataInterface.html
 """
@@ -13,14 +13,14 @@ from libc.stdint cimport int64_t
 cdef extern from "arrow/arrow_c.h":
     ctypedef struct ArrowSchema:
         const char* format         # the type: "l" int64, "u" string, "+s" struct, "w:16" fixed-size binary, ...
-        const char* name           # of the field; may be NULL
+        const char* name           # the name of the field; may be NULL
         const char* metadata       # binary pairs; may be NULL
         int64_t flags              # 1 dictionary ordered, 2 nullable, 4 map keys sorted
         int64_t n_children
         ArrowSchema** children
-        ArrowSchema* dictionary    # of the values, where the array is dictionary encoded; else NULL
+        ArrowSchema* dictionary    # the type of the values, where the array is dictionary encoded; else NULL
         void (*release)(ArrowSchema*) noexcept nogil
-        void* private_data         # the producer's
+        void* private_data         # belongs to the producer
 
     ctypedef struct ArrowArray:
         int64_t length             # rows

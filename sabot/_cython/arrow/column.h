@@ -1,18 +1,18 @@
-/* A column as every kernel reads it (`View`), and how results become a column again. columns.pxd declares the same for Cython.
+/* The view that every kernel has of a column (`View`), and how results become a column again. columns.pxd declares the same for Cython.
 
-A kernel works through a column in blocks of at most BLOCK_ROWS rows. Which rows these are, `Rows` says: a run, or a part of a
-selection. What is dispatched on types is dispatched once a block.
+A kernel works through a column in blocks of at most BLOCK_ROWS rows, which `Rows` names: a run of rows, or a part of a selection. Code
+that depends on the type is chosen once per block.
 
-What every reader of Arrow data must expect, and `view_of` sees to:
+What every reader of Arrow data must expect, and `view_of` handles:
 
-- row i of an array stands at `offset + i` of its buffers, of validity and of bools (bits) too;
+- row i of an array is at `offset + i` in its buffers, also in those of validity and of bools (bits);
 - the child of a struct keeps its own offset: row i of the parent is `parent.offset + i` of the child, hence
   `parent.offset + child.offset + i` of the child's buffers (a list's child is addressed by the list's offsets instead);
 - `null_count` may be -1 (not counted), and the validity buffer may be absent even then;
 - an empty array may have no buffers behind its pointers at all.
 
-All functions here are `noexcept nogil`: they allocate nothing, throw nothing and need no interpreter. A view owns nothing: the
-pair of capsules that it was made of must live as long as it is read. */
+All functions here are `noexcept nogil`: they allocate nothing, throw nothing and need no interpreter. A view owns nothing: the pair of
+capsules that it was made from must live as long as it is read. */
 #pragma once
 
 #include <cstdint>
@@ -22,14 +22,14 @@ pair of capsules that it was made of must live as long as it is read. */
 
 #include "arrow/arrow_c.h"
 
-#define SABOT_INLINE __attribute__((always_inline)) /* on lambdas that are called once a row */
+#define SABOT_INLINE __attribute__((always_inline)) /* for lambdas that are called once per row */
 
 namespace sabot {
 
-constexpr int BLOCK_ROWS = 512; /* slots, row addresses and values of a block stay in the first-level cache */
+constexpr int BLOCK_ROWS = 512; /* so that slots, row addresses and values of a block stay in the first-level cache */
 
 enum class Type : uint8_t {
-    other, /* cannot be read, except for where its nulls are */
+    other, /* only its validity can be read */
     nothing, /* every row is null */
     bool_, int8, int16, int32, int64, uint8, uint16, uint32, uint64, float32, float64,
     text, bytes, fixed,
@@ -48,7 +48,7 @@ static inline int width_of(Type type) {
     }
 }
 
-/* Dates, times, timestamps and durations are the integers that they are stored as. */
+/* The type for an Arrow format; dates, times, timestamps and durations have the type of the integers that store them. */
 static inline Type type_of(const char* format) {
     if (format[0] == 't') {
         if (format[1] == 'd') return format[2] == 'D' ? Type::int32 : Type::int64;
@@ -77,18 +77,18 @@ static inline Type type_of(const char* format) {
     }
 }
 
-/* A flat view of one array, read only. Rows are counted from 0; the accessors of a value do not look at validity. */
+/* A flat view of one array, read only. Rows are counted from 0; the accessors of a value do not check validity. */
 struct View {
     Type type = Type::other;
-    bool temporal = false;             /* a date, time, timestamp or duration, whose type here is that of its integers */
+    bool temporal = false;             /* a date, time, timestamp or duration; `type` is then that of its integers */
     int64_t length = 0;                /* rows */
-    int64_t start = 0;                 /* row 0 stands here in every buffer: the array's offset, plus the parent's for a child */
+    int64_t start = 0;                 /* the place of row 0 in every buffer: the array's offset, plus the parent's for a child */
     const uint8_t* validity = nullptr; /* null: no row is null */
     const void* values = nullptr;      /* numbers, bits, fixed-size bytes; null when length is 0 */
     const int32_t* offsets = nullptr;  /* of text and bytes; null when length is 0 */
-    const uint8_t* data = nullptr;     /* of everything that has bytes; null when length is 0 */
-    const uint8_t* end = nullptr;      /* no row's bytes reach further */
-    int64_t width = 0;                 /* bytes a row, of fixed */
+    const uint8_t* data = nullptr;     /* the bytes, for all types that have bytes; null when length is 0 */
+    const uint8_t* end = nullptr;      /* the end of all rows' bytes */
+    int64_t width = 0;                 /* bytes per row, for fixed-size bytes */
 
     bool nullable() const { return validity != nullptr || type == Type::nothing; }
     bool valid(int64_t row) const {
@@ -109,7 +109,7 @@ struct View {
         *size = offsets[i + 1] - offsets[i];
         return data + offsets[i];
     }
-    /* The value of a column of integers, of whatever width; of uint64 the same 64 bits, to be cast back. */
+    /* The value of a column of integers of any width; for uint64 the same 64 bits, to be cast back. */
     int64_t integer(int64_t row) const {
         const int64_t i = start + row;
         switch (type) {
@@ -139,8 +139,8 @@ struct View {
     const uint64_t* uint64s() const { return from<uint64_t>(); }
 };
 
-/* `parent_offset` and `length` are the struct parent's for its child, 0 and array.length else. Of a view whose type is `other` only
-   `valid` may be asked. */
+/* Makes the view of an array. For the child of a struct, `parent_offset` and `length` are those of the struct; otherwise 0 and
+   array.length. If the type is `other`, only `valid` may be called. */
 static inline View view_of(const ArrowSchema* schema, const ArrowArray* array, int64_t parent_offset, int64_t length) {
     View view;
     view.type = schema->dictionary != nullptr ? Type::other : type_of(schema->format);
@@ -150,7 +150,7 @@ static inline View view_of(const ArrowSchema* schema, const ArrowArray* array, i
     if (length == 0 || array->n_buffers == 0) return view;
     if (array->null_count != 0) view.validity = static_cast<const uint8_t*>(array->buffers[0]);
     if (view.type == Type::other || view.type == Type::nothing) return view;
-    static const uint8_t none = 0; /* where all rows are empty there may be no bytes at all */
+    static const uint8_t none = 0; /* stands in for `data` where all rows are empty and there is no buffer */
     if (view.type == Type::text || view.type == Type::bytes) {
         view.offsets = static_cast<const int32_t*>(array->buffers[1]);
         view.data = static_cast<const uint8_t*>(array->buffers[2]);
@@ -167,7 +167,7 @@ static inline View view_of(const ArrowSchema* schema, const ArrowArray* array, i
     return view;
 }
 
-/* The rows of a block: `count` from `base`, of the selection where there is one. */
+/* The rows of a block: `count` of them from `base` on, which count rows of the selection where there is one. */
 struct Rows {
     const int32_t* chosen;
     int64_t base;
@@ -188,7 +188,7 @@ static inline void each_row(const Rows& rows, Body body) {
     }
 }
 
-/* Whether none of the numbers is negative and all are below `end`. */
+/* Whether all numbers are at least 0 and below `end`. */
 static inline bool all_within(const int32_t* numbers, int64_t count, int64_t end) {
     int32_t least = INT32_MAX, greatest = INT32_MIN;
     for (int64_t i = 0; i < count; i++) {
@@ -215,7 +215,7 @@ static inline void with_number(Type type, Body body) {
     }
 }
 
-/* The numbers of a block as `To`, in `scratch` unless they already stand side by side as such. Null rows give any value. */
+/* The numbers of a block as `To`: in `scratch`, unless they are consecutive values of that type already. Null rows give any value. */
 template <class To>
 static inline const To* numbers(const View& view, const Rows& rows, To* scratch) {
     if (view.type == Type::nothing) {
@@ -252,7 +252,7 @@ static inline double double_of(uint64_t bits) {
     return value;
 }
 
-/* `count` rows of 64 bits (integers, or the bits of a double) into a column's buffers, from its row `first` (a multiple of 8) on. */
+/* Writes `count` rows of 64 bits (integers, or the bits of a double) into a column's buffers, from its row `first` on, a multiple of 8. */
 static inline int64_t pack(
     Type type, const uint64_t* raw, const uint8_t* valid, int count, int64_t first, void* values, uint8_t* validity
 ) {

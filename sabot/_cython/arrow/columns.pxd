@@ -1,7 +1,7 @@
-"""Columns as kernels read and make them.
+"""How kernels read columns and make them.
 
-What comes in becomes a `View` (column.h): of any scalar type with `open_view`, of one type without nulls with `open_array`. `Numbers` is
-an array of numbers that keeps its memory itself. What goes out is made here, to be filled, or of a vector.
+An incoming column becomes a `View` (column.h): `open_view` takes any scalar type, `open_array` one type without nulls. `Numbers` is an
+array of numbers that keeps its memory alive itself. An outgoing column is allocated here to be filled, or copied from a vector.
 """
 
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint64_t
@@ -12,9 +12,9 @@ from sabot._cython.arrow.c_data cimport ArrowArray, ArrowSchema
 
 
 cdef extern from "arrow/column.h" namespace "sabot" nogil:
-    # How the values of a view lie in memory. Dates, times, timestamps and durations are the integers that they are stored as.
+    # How the values of a view lie in memory. Dates, times, timestamps and durations have the type of the integers that store them.
     ctypedef enum Type "sabot::Type":
-        TYPE_OTHER "sabot::Type::other"      # only where its nulls are can be read
+        TYPE_OTHER "sabot::Type::other"      # only its validity can be read
         TYPE_NOTHING "sabot::Type::nothing"  # every row is null; no buffers
         TYPE_BOOL "sabot::Type::bool_"       # bits
         TYPE_INT8 "sabot::Type::int8"
@@ -34,7 +34,7 @@ cdef extern from "arrow/column.h" namespace "sabot" nogil:
         Type type
         cbool temporal               # a date, time, timestamp or duration
         int64_t length               # rows
-        int64_t start                # row 0 stands here in every buffer
+        int64_t start                # the place of row 0 in every buffer
         const uint8_t* validity
         const void* values
         const int32_t* offsets
@@ -50,27 +50,27 @@ cdef extern from "arrow/column.h" namespace "sabot" nogil:
         const int64_t* int64s() noexcept
         const uint64_t* uint64s() noexcept
 
-    # Whether none of the numbers is negative and all are below `end`.
+    # Whether all numbers are at least 0 and below `end`.
     cbool all_within(const int32_t* numbers, int64_t count, int64_t end) noexcept
 
-    # `parent_offset` and `length` are the struct parent's for its child, 0 and array.length else.
+    # For the child of a struct, `parent_offset` and `length` are those of the struct; otherwise 0 and array.length.
     View view_of(const ArrowSchema* schema, const ArrowArray* array, int64_t parent_offset, int64_t length) noexcept
 
 
-# IN `array`: what `plain_array` gives; `view` OUT; -> what has to stay alive while it is read. Of a type that kernels do not read the
-# view is TYPE_OTHER: the caller refuses it.
+# IN `array`: a result of `plain_array`. OUT `view`. Returns the object that has to stay alive while the view is read. A type that kernels
+# do not read becomes TYPE_OTHER, which the caller has to refuse.
 cdef object open_view(object array, View* view)
 
-# IN `array`: what `plain_array` takes; `view` OUT; -> what has to stay alive while it is read. TypeError for another type than `type`
-# (a temporal type is another type than its integers), ValueError for nulls; both name it by `name`.
+# IN `array`: anything that `plain_array` takes. OUT `view`. Returns the object that has to stay alive while the view is read. Raises
+# TypeError for another type than `type` (a temporal type differs from its integers), ValueError for nulls; both texts use `name`.
 cdef object open_array(object array, View* view, Type type, str name)
 
 
 cdef class Numbers:
     """An array of numbers without nulls, open for reading."""
 
-    cdef object array               # keeps the memory
-    cdef const void* values         # row 0; not NULL, which would mean that there is no array: of an empty one nothing is read
+    cdef object array               # keeps the memory alive
+    cdef const void* values         # row 0; never NULL, even for an empty array, because NULL means that there is no array
     cdef int64_t length
 
     cdef inline const int32_t* int32(self) noexcept nogil:
@@ -83,17 +83,17 @@ cdef class Numbers:
         return <const uint64_t*> self.values
 
 
-# IN `data`: what `plain_array` takes. TypeError where it is not of the pa.DataType `data_type`; ValueError where it has nulls, or another
-# length (-1: any). The errors name it by `name`.
+# IN `data`: anything that `plain_array` takes. Raises TypeError where it is not of the pa.DataType `data_type`; ValueError where it has
+# nulls, or another length (-1: any). The texts of the errors use `name`.
 cdef Numbers numbers_of(object data, object data_type, str name, int64_t length)
 
-# The row numbers of a selection, as `numbers_of` gives them; of None no values (NULL) and the length `rows`: all rows. IndexError where
-# one is none of the `rows` rows of its batch.
+# The row numbers of a selection, as `numbers_of` gives them. For None, which selects all rows, `values` is NULL and the length is `rows`.
+# Raises IndexError for a number that is not below `rows`.
 cdef Numbers rows_of(object selection, int64_t rows)
 
-# A pa.Array of the pa.DataType `kind`, of `size` values that `data` (OUT) points at, to be filled. Bits are not set to 0.
+# A pa.Array of the pa.DataType `kind` with `size` values, to be filled through `data` (OUT). Bits are not set to 0.
 cdef object new_array(object kind, int64_t size, void** data)
 
-# Copies: pa.Int32Array, pa.Int64Array.
+# Copies of the values, as a pa.Int32Array and a pa.Int64Array.
 cdef object int32_array(const vector[int32_t]& values)
 cdef object int64_array(const vector[int64_t]& values)

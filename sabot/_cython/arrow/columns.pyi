@@ -1,1 +1,1 @@
-"""Arrays without nulls, as kernels take and give them: for other kernels (columns.pxd), nothing for Python."""
+"""How kernels read columns and make them: for other kernels only (columns.pxd); nothing in here is for Python."""

@@ -1,4 +1,4 @@
-/* Strings beside a constant, 64 rows at a time: their lengths are told apart first, then eight bytes at once as a word.
+/* Comparisons of strings with a constant, 64 rows at a time: lengths are compared first, then eight bytes at a time as a word.
 
 All of it is `nogil`. `LiteralSet.add` and `ready` may throw std::bad_alloc (`except +`); the rest is noexcept. */
 #pragma once
@@ -13,14 +13,14 @@ namespace sabot {
 
 /* The rows of a string or binary array: IN only, owns nothing. */
 struct Strings {
-    const int32_t* offsets;  // length + 1 of them; not read where length is 0
-    const uint8_t* data;     // may be NULL where all are empty
+    const int32_t* offsets;  // length + 1 offsets; not read where length is 0
+    const uint8_t* data;     // may be NULL where all strings are empty
     int64_t length;
 
     int32_t size(int64_t row) const { return offsets[row + 1] - offsets[row]; }
     const uint8_t* at(int64_t row) const { return data + offsets[row]; }
 
-    /* The first row behind which fewer than `reach` bytes follow from where it begins. */
+    /* The first row with fewer than `reach` bytes of data from its beginning to the end of the buffer. */
     int64_t end_of_reach(int64_t reach) const {
         if (length == 0) return 0;
         const int64_t last = static_cast<int64_t>(offsets[length]) - reach;
@@ -35,7 +35,7 @@ static inline uint64_t word_at(const uint8_t* data) {
     return word;
 }
 
-/* A word of which the first bytes count, as many as the string has, at most 8. A table: lengths cannot be foretold. */
+/* A mask for the first bytes of a word, as many as the string has, at most 8. It is a table, because branches on lengths mispredict. */
 static inline uint64_t word_mask(int32_t size) {
     static constexpr uint64_t masks[9] = {
         0, 0xff, 0xffff, 0xffffff, 0xffffffff, 0xffffffffff, 0xffffffffffff, 0xffffffffffffff, 0xffffffffffffffff,
@@ -47,14 +47,14 @@ static inline bool same_bytes(const uint8_t* a, const void* b, int64_t size) {
     return size == 0 || std::memcmp(a, b, static_cast<size_t>(size)) == 0;
 }
 
-/* 64 bytes, each 0 or 1, as bits, the first lowest. */
+/* Packs 64 bytes, each 0 or 1, into bits; the first byte becomes the lowest bit. */
 static inline uint64_t bits_of(const uint8_t* flags) {
     uint64_t bits = 0;
     for (int i = 0; i < 8; i++) bits |= ((word_at(flags + 8 * i) * 0x0102040810204080) >> 56) << (8 * i);
     return bits;
 }
 
-/* Of 64 values of one width, one behind the other, which are `wanted`. */
+/* Which of 64 consecutive values of one width are `wanted`, as bits. */
 template <class Value>
 static inline uint64_t same_values(const uint8_t* data, uint64_t wanted) {
     uint8_t flags[64];
@@ -66,8 +66,8 @@ static inline uint64_t same_values(const uint8_t* data, uint64_t wanted) {
     return bits_of(flags);
 }
 
-/* Bit skip + row of `out` for each row: `one(row)` for a row, `block(row)` for 64 of them, all before `blocks_end`.
-   OUT all bytes that hold such bits; what else is in them is 0. */
+/* Writes bit skip + row of `out` for each row: `one(row)` computes a bit, `block(row)` 64 of them, for rows before `blocks_end`.
+   OUT: all bytes that hold such bits; their other bits become 0. */
 template <class One, class Block>
 static inline void write_bits(int64_t rows, int skip, int64_t blocks_end, uint8_t* out, One one, Block block) {
     std::memset(out, 0, static_cast<size_t>((skip + rows + 7) / 8));
@@ -84,7 +84,7 @@ static inline void write_bits(int64_t rows, int skip, int64_t blocks_end, uint8_
     while (row < rows) single();
 }
 
-/* Which strings equal `wanted`, or begin with it. Out as `write_bits`. */
+/* Which strings equal `wanted`, or begin with it. Writes `out` as `write_bits` does. */
 template <bool prefix>
 static void match_literal(const Strings& strings, const uint8_t* wanted, int32_t size, int skip, uint8_t* out) {
     const bool two_words = size > 8;
@@ -107,7 +107,7 @@ static void match_literal(const Strings& strings, const uint8_t* wanted, int32_t
                 all &= fit;
             }
             if (!some) return 0;
-            if (!prefix && all) {  // then they lie as numbers would
+            if (!prefix && all) {  // all have the wanted length, so they lie as numbers of that width do
                 const uint8_t* first = strings.data + offsets[0];
                 switch (size) {
                     case 1: return same_values<uint8_t>(first, head);
@@ -140,12 +140,12 @@ static inline void begin_with(const Strings& strings, const uint8_t* wanted, int
     match_literal<true>(strings, wanted, size, skip, out);
 }
 
-/* In which strings `wanted` stands. All of them are searched as one text: first and last byte, 64 places at once, then what is
-   between; a place that reaches into the next string is none. Out as `write_bits`. */
+/* Which strings contain `wanted`. All strings are searched as one text: 64 places at once by first and last byte, then the bytes between;
+   a place that reaches into the next string does not count. Writes `out` as `write_bits` does. */
 static void contain(const Strings& strings, const uint8_t* wanted, int32_t size, int skip, uint8_t* out) {
     std::memset(out, size ? 0 : 0xff, static_cast<size_t>((skip + strings.length + 7) / 8));
     if (size == 0 || strings.length == 0) return;
-    const int64_t end = static_cast<int64_t>(strings.offsets[strings.length]) - size + 1;  // of where it can begin
+    const int64_t end = static_cast<int64_t>(strings.offsets[strings.length]) - size + 1;  // the end of the places where it can begin
     const uint8_t first = wanted[0], last = wanted[size - 1];
     int64_t row = 0;
     const auto candidate = [&](int64_t place) {
@@ -169,18 +169,18 @@ static void contain(const Strings& strings, const uint8_t* wanted, int32_t size,
         if (strings.data[place] == first && strings.data[place + size - 1] == last) candidate(place);
 }
 
-/* A few strings to look others up in, hashed so that no two of them share a slot: by bytes and length as one word where all are
-   shorter than a word, else by their length, their first and their last eight bytes. The factors of the hash are tried out; where
-   none are found (two strings can agree in all three), rows are compared with each of them. */
+/* A small set of strings, hashed so that no two of them share a slot: by bytes and length as one word where all are shorter than a word,
+   otherwise by their length, their first and their last eight bytes. Factors for the hash are found by trial; where none are found (two
+   strings can agree in all three), rows are compared with each string of the set. */
 class LiteralSet {
   public:
     void add(const uint8_t* data, int64_t size) { values_.emplace_back(reinterpret_cast<const char*>(data), size); }
 
-    /* Behind the last `add`, before the first `match`. */
+    /* To be called after the last `add` and before the first `match`. */
     void ready() {
         std::sort(values_.begin(), values_.end());
         values_.erase(std::unique(values_.begin(), values_.end()), values_.end());
-        entries_.assign(1, Entry{-1, 0, 0, nullptr});  // what an empty slot leads to: no string is so short
+        entries_.assign(1, Entry{-1, 0, 0, nullptr});  // the entry of all empty slots: no string has this length
         for (const std::string& value : values_) {
             Entry entry{static_cast<int32_t>(value.size()), 0, 0, reinterpret_cast<const uint8_t*>(value.data())};
             std::memcpy(&entry.head, entry.data, std::min<size_t>(value.size(), 8));
@@ -198,7 +198,7 @@ class LiteralSet {
         }
     }
 
-    /* Which strings are among these. Out as `write_bits`. */
+    /* Which strings are in the set. Writes `out` as `write_bits` does. */
     void match(const Strings& strings, int skip, uint8_t* out) const {
         const int64_t end = apart_ ? strings.end_of_reach(8) : 0;
         const auto one = [&](int64_t row) { return holds(strings.at(row), strings.size(row)); };
@@ -213,7 +213,7 @@ class LiteralSet {
 
     struct Entry {
         int32_t size;
-        uint64_t head, tail;  // the first and the last 8 bytes; of fewer the same, filled up with zeros
+        uint64_t head, tail;  // the first and the last 8 bytes; for a shorter string, both are its bytes and zeros
         const uint8_t* data;
     };
 
@@ -227,7 +227,7 @@ class LiteralSet {
         }
     };
 
-    /* Fewer than 8 bytes, behind them their number; of more, a word that is none of those. */
+    /* Fewer than 8 bytes with their count as the last byte; for more, a word that differs from all of those. */
     static uint64_t packed(uint64_t head, int32_t size) {
         return (head & word_mask(size)) | static_cast<uint64_t>(std::min(size, 8)) << 56;
     }
@@ -276,7 +276,7 @@ class LiteralSet {
         return false;
     }
 
-    /* Each in a slot of its own, by the hash as it is; or false. */
+    /* Tries to put each string into a slot of its own with the current factors; false where two share a slot. */
     bool place_words() {
         words_.assign(size_t{1} << (64 - hash_.shift), NO_WORD);
         for (size_t i = 1; i < entries_.size(); i++) {
@@ -306,12 +306,12 @@ class LiteralSet {
         return (z ^ (z >> 31)) | 1;
     }
 
-    static constexpr uint64_t NO_WORD = uint64_t{0x10} << 56;  // `packed` gives a last byte below 8, or with 8 in it
+    static constexpr uint64_t NO_WORD = uint64_t{0x10} << 56;  // `packed` never gives it: its last byte is below 8, or has bit 8
 
     std::vector<std::string> values_;
     std::vector<Entry> entries_;
-    std::vector<uint64_t> words_;  // where all are shorter than a word
-    std::vector<uint16_t> slots_;  // else: the place of an entry; 0: none
+    std::vector<uint64_t> words_;  // used where all strings are shorter than a word
+    std::vector<uint16_t> slots_;  // used otherwise: the place of an entry; 0: none
     Hash hash_{};
     uint64_t seed_ = 0;
     int32_t longest_ = 0;

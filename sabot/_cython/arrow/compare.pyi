@@ -3,10 +3,10 @@ from typing import Any
 
 import pyarrow as pa
 
-LITERALS: int  # that a LiteralSet takes
+LITERALS: int  # the most constants that a LiteralSet takes
 
-# `strings` are string or binary in any encoding, else TypeError. The answers have as many rows, and nulls where the strings have
-# them (the bitmap is shared, not copied). Bytes are compared, so of strings UTF-8. The GIL is released over the rows.
+# `strings` are string or binary in any encoding, else TypeError. A result has as many rows, and is null where the string is (the bitmap
+# is shared, not copied). Values are compared as bytes; those of strings are UTF-8. The GIL is released over the rows.
 
 def equal_literal(strings: pa.Array[Any], value: bytes) -> pa.BooleanArray:
     """Whether each string is `value`."""
@@ -15,13 +15,13 @@ def starts_with(strings: pa.Array[Any], value: bytes) -> pa.BooleanArray:
     """Whether each string begins with `value`; with b"" all do."""
 
 def contains(strings: pa.Array[Any], value: bytes) -> pa.BooleanArray:
-    """Whether `value` stands somewhere in each string; b"" does in all."""
+    """Whether each string contains `value`; every string contains b""."""
 
 class LiteralSet:
-    """Constants to look strings up in. Made once and kept; threads may share it."""
+    """A set of constants in which strings are looked up. Make it once and keep it; threads may share it."""
 
     def __init__(self, values: Iterable[bytes]) -> None:
-        """ValueError for more than LITERALS of them."""
+        """Raises ValueError for more than LITERALS constants."""
 
     def holds(self, strings: pa.Array[Any]) -> pa.BooleanArray:
         """Whether each string is among the constants."""

@@ -1,4 +1,4 @@
-"""Strings beside constants. See compare.pyi for the contract; the loops over rows are in compare.h."""
+"""Comparisons of strings with constants. See compare.pyi for the contract; the loops over rows are in compare.h."""
 
 import pyarrow as pa
 
@@ -33,12 +33,12 @@ cdef int64_t MAX_SIZE = 2**31 - 1
 
 
 cdef class _Answer:
-    """Strings to read, and a bit for each of them to write. Nulls are those of the strings, their bitmap shared."""
+    """Strings to read, and a bit for each of them to write. The result shares the validity bitmap of the strings."""
 
-    cdef object array           # keeps the memory that is read
-    cdef object buffer          # that of `out`
+    cdef object array           # keeps the memory of the strings alive
+    cdef object buffer          # keeps the memory of `out` alive
     cdef Strings strings
-    cdef int skip               # row 0's bit in `out`: where it is in the byte of the validity bitmap
+    cdef int skip               # the bit of row 0 in the first byte of `out`, the same as in the validity bitmap
     cdef uint8_t* out
 
     cdef object finish(self):
@@ -95,12 +95,12 @@ def starts_with(strings, bytes value not None):
 
 
 def contains(strings, bytes value not None):
-    """Whether `value` stands in each string, as bytes; null where it is null."""
+    """Whether each string, as bytes, contains `value`; null where it is null."""
     return _matched(strings, value, contain)
 
 
 cdef class LiteralSet:
-    """Constants to look strings up in: at most LITERALS, else ValueError. Threads may share it."""
+    """A set of at most LITERALS constants (else ValueError), in which strings are looked up. Threads may share it."""
 
     cdef CLiteralSet values
 

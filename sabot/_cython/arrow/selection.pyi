@@ -1,4 +1,4 @@
 import pyarrow as pa
 
 def select_rows(mask: pa.BooleanArray, selection: pa.Int32Array | None = None) -> pa.Int32Array:
-    """The rows where the mask is true (null is not), of those that `selection` names; in order."""
+    """The rows of `selection` (None: of all) where the mask is true and not null, in order."""

@@ -1,4 +1,4 @@
-"""Which rows of a batch count. See selection.pyi for the contract; the loop over rows is in selection.h."""
+"""Selects rows of a batch by a mask. See selection.pyi for the contract; the loop over rows is in selection.h."""
 
 import pyarrow as pa
 
@@ -17,7 +17,7 @@ cdef object _INT32 = pa.int32()
 
 
 def select_rows(mask, selection=None):
-    """The rows where the mask is true (null is not), of those that `selection` names; in order."""
+    """The rows of `selection` (None: of all) where the mask is true and not null, in order."""
     array = plain_array(mask)
     if array.type != pa.bool_():
         raise TypeError(f"a mask must be bool, not {array.type}")

@@ -1,1 +1,1 @@
-"""Between tasks and in time: channels, gates, timers."""
+"""What connects tasks, and time: channels, gates, timers."""

@@ -1,1 +1,1 @@
-"""Groups by key: hashes and key groups, accumulators, values that can be taken away again, sketches."""
+"""Groups by key: hashes and key groups, accumulators, multisets from which values can be removed again, sketches."""

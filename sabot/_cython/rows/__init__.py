@@ -1,1 +1,1 @@
-"""Whole rows by key: one table of them, one encoding; the first n, changes, partial matches of a pattern."""
+"""Whole rows by key: a table of rows, the encoding of a row, the first n rows, changes, partial matches of a pattern."""

@@ -1,1 +1,1 @@
-"""Bytes of payloads, keys and state to columns, and back."""
+"""Converts the bytes of payloads, keys and state to columns, and back."""

@@ -1,1 +1,1 @@
-"""What stands around a row in time: panes, sessions and runs, frames."""
+"""The rows near a row in time: panes of windows, sessions and runs, frames of `over`."""
