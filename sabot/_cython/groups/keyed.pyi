@@ -6,28 +6,28 @@ import pyarrow as pa
 from sabot.errors import DataError
 
 KINDS: frozenset[str]
-"""Aggregates that the kernel keeps in fixed-width accumulators: count, sum, min, max, mean, variance, first, last."""
+"""The aggregates that the kernel keeps in fixed-width accumulators: count, sum, min, max, mean, variance, first, last."""
 
 def sum_overflow(what: str, keys: pa.RecordBatch | None = None) -> DataError:
-    """The error of a sum that its type does not hold. keys: columns whose first row is its key; names that begin with "__" are not told."""
+    """The error for a sum that its type cannot hold. keys: columns whose first row is the key; names that begin with "__" are left out."""
 
 class GroupTable:
-    """Groups by key: key -> slot (0, 1, …), and accumulators per slot. One owner; the GIL is released once per call.
+    """Groups by key: each key has a slot (0, 1, …), each slot its accumulators. Has one owner; the GIL is released once per call.
 
     keys: names and canonical types of the key columns: bool, all ints, floats, string, binary, date, time, timestamp, duration.
-    Null is a key like others; -0.0 equals 0.0, every NaN equals every NaN. No column at all: one group.
+    Null is a key like any other; -0.0 equals 0.0, and every NaN equals every NaN. Without key columns there is one group.
     aggregates: (kind, type of the argument or None). Arguments: bool, ints, floats, date, time, timestamp, duration.
-      count        int64: rows; with an argument, of any type: rows where it is not null
-      sum          int64 of ints and bool, uint64 of unsigned, float64 of floats; null without a value. Calls that add raise DataError where
-                   a sum leaves its 64 bits, on the way too; the table is of no use then
-      min max      the argument's type; null without a value; NaN only where there is nothing else
-      mean         float64; of ints and bool from an exact sum (128 bits); null without a value
-      variance     float64, of the sample (n - 1): Welford, merged by Chan et al.; null for fewer than two values
-      first last   the argument's type, of the row with the least (greatest) `order`, nulls counting as values; of equal ones the first
-                   (last) to come. Rows whose order is null do not count
+      count        int64: the number of rows; with an argument, which may be of any type, of rows where it is not null
+      sum          int64 for ints and bool, uint64 for unsigned, float64 for floats; null without a value. Calls that add raise DataError
+                   where a sum exceeds 64 bits, even in between; the table must not be used after that
+      min max      the argument's type; null without a value; NaN only where there is no other value
+      mean         float64; for ints and bool computed from an exact sum (128 bits); null without a value
+      variance     float64, that of the sample (n - 1): Welford, merged by Chan et al.; null for fewer than two values
+      first last   the argument's type: the value, or null, of the row with the least (greatest) `order`; among equal orders of the row that
+                   came first (last). Rows whose order is null do not count
 
-    TypeError for types that are not kept, ValueError for an unknown kind. Slots that hold no group, and rows and columns that are not
-    there, are an IndexError before anything has changed.
+    Raises TypeError for unsupported types, ValueError for an unknown kind; and, before anything has changed, IndexError for slots that
+    hold no group and for rows or columns that do not exist.
     """
 
     def __init__(self, keys: pa.Schema, aggregates: Sequence[tuple[str, pa.DataType | None]]) -> None: ...
@@ -35,17 +35,17 @@ class GroupTable:
     def keys(self) -> pa.Schema: ...
     @property
     def results(self) -> list[pa.DataType]:
-        """The types that `finish` gives, one an aggregate."""
+        """The types of the results that `finish` gives, one per aggregate."""
     @property
     def states(self) -> pa.Schema:
         """The columns of `export`: the keys, then the accumulators ("0.count", "0.sum", …)."""
     def __len__(self) -> int:
-        """Groups."""
+        """The number of groups."""
     def reserve(self, groups: int) -> None:
-        """So many more groups will come: their keys are indexed without a larger index on the way, which costs half as much."""
+        """Makes room in the index for so many more groups. Not growing it in between halves the cost of inserting them."""
     @property
     def nbytes(self) -> int:
-        """Memory that the table takes, keys and index included."""
+        """The memory that the table takes, including keys and index."""
     def update(
         self,
         data: pa.RecordBatch,
@@ -58,13 +58,13 @@ class GroupTable:
         selection: pa.Int32Array | None = None,
         want_slots: bool = False,
     ) -> pa.Int32Array | None:
-        """Adds the rows (those that `selection` names, in its order).
+        """Adds the rows that `selection` names, in its order (None: all).
 
-        keys, arguments: column indices, one for each key and aggregate (-1: the aggregate has none). filters: for each aggregate the
-        index of a bool column, only rows where it is true count for it; -1: all. order: the index of an int64 column for first and
-        last; -1: the order in which rows come. hashes: of all rows, as `hash_columns` of the keys gives them (`merge` relies on it),
-        else computed. -> with `want_slots`, the slot of each row. TypeError where a column is not of the type the table was made for
-        (checked once a call, not per row).
+        keys, arguments: column indices, one per key and one per aggregate (-1: the aggregate has no argument). filters: per aggregate the
+        index of a bool column; only rows where it is true count for the aggregate; -1: all rows count. order: the index of an int64
+        column for first and last; -1: the order in which rows come. hashes: those of all rows, which must be what `hash_columns` gives
+        for the keys (`merge` relies on it); None: they are computed. Returns the slot of each row if `want_slots`. Raises TypeError
+        where a column is not of the type that the table was made for; that is checked once per call, not per row.
         """
     def resolve(
         self,
@@ -75,7 +75,7 @@ class GroupTable:
         selection: pa.Int32Array | None = None,
         insert: bool = True,
     ) -> pa.Int32Array:
-        """The slot of each row; a key that is not there is inserted with empty accumulators, or gives -1."""
+        """The slot of each row. A missing key is inserted with empty accumulators if `insert`; otherwise it gives -1."""
     def accumulate(
         self,
         slots: pa.Int32Array,
@@ -86,7 +86,7 @@ class GroupTable:
         order: int = -1,
         selection: pa.Int32Array | None = None,
     ) -> None:
-        """The second half of `update`: row i of the selection goes to slots[i]; -1 is passed over."""
+        """The second half of `update`: adds row i of the selection to slots[i]; rows whose slot is -1 are skipped."""
     def running(
         self,
         slots: pa.Int32Array,
@@ -97,89 +97,95 @@ class GroupTable:
         order: int = -1,
         selection: pa.Int32Array | None = None,
     ) -> list[pa.Array[Any]]:
-        """As `accumulate`, and gives for each row the results of its slot right after it was added: one array an aggregate."""
+        """Like `accumulate`, and returns for each row the results of its slot right after the row was added: one array per aggregate."""
     def merge(self, state: pa.RecordBatch, *, selection: pa.Int32Array | None = None) -> pa.Int32Array:
-        """Adds what `export` of another table gave: same columns. -> the slot of each row.
+        """Merges groups that `export` of a table with the same columns gave. Returns the slot of each row.
 
-        Of equal orders, what is here stays for first, and gives way for last.
+        Where orders are equal, first keeps the value that is here, and last takes the one that comes.
         """
     def merge_slots(self, into: pa.Int32Array, source: pa.Int32Array) -> None:
-        """Accumulators of source[i] are added to into[i], pair by pair, in order; the sources become empty (their keys stay).
+        """Merges the accumulators of slot source[i] into slot into[i], pair by pair, in order. The sources become empty; their keys stay.
 
-        ValueError where into[i] is source[i].
+        Raises ValueError where into[i] is source[i].
         """
     def export(self, slots: pa.Int32Array | None = None) -> pa.RecordBatch:
-        """Keys and accumulators of these slots, or of all groups in the order of their slots; `states` says the columns."""
+        """Keys and accumulators of these slots, or of all groups in the order of their slots, with the columns of `states`."""
     def key_columns(self, slots: pa.Int32Array | None = None) -> list[pa.Array[Any]]: ...
     def finish(self, slots: pa.Int32Array | None = None) -> list[pa.Array[Any]]:
-        """The key columns, then one column of results an aggregate. The table stays as it is."""
+        """The key columns, then one column of results per aggregate. The table does not change."""
     def values(self, slots: pa.Int32Array) -> list[pa.Array[Any]]:
-        """One column of results an aggregate, as `finish` gives them, of these slots."""
+        """The results of these slots, one column per aggregate, as `finish` gives them."""
     def slots(self) -> pa.Int32Array:
         """All slots that hold a group, ascending."""
     def dirty(self) -> pa.Int32Array:
-        """Slots that were updated, merged or inserted since `clean`; ascending."""
+        """The slots that were updated, merged or inserted since `clean`, ascending."""
     def clean(self) -> None:
-        """Nothing is dirty from here."""
+        """Makes all slots count as clean."""
     def hashes(self, slots: pa.Int32Array) -> pa.UInt64Array:
         """The key hash of each slot."""
     def idle_since(self, tick: int) -> pa.Int32Array:
-        """Slots last touched (update, resolve, merge) before the table's `tick` was set to this value."""
+        """The slots that were last touched (by update, resolve, merge) before the table's `tick` was set to this value."""
     def cut(self, turn: tuple[int, int] | None = None) -> TableCut:
-        """The groups as they are now, and nothing is dirty from here. Costs a look at one byte a slot: nothing is copied.
+        """Takes a cut of the groups as they are now, and makes all slots clean. It reads one byte per slot and copies nothing.
 
-        turn: None, all groups. (start, more): those that are dirty, and of those from slot `start` on as many, dirty or not.
-        A table has one open cut; of an older one, what was not written since is copied first. While it is open, a group is copied
-        when it is written to the first time; `close` it when it is saved.
+        turn: None for all groups; (start, more) for the dirty groups, and for `more` groups from slot `start` on, dirty or not.
+        A table has one open cut: taking another one first copies the groups that an older one still needs. While a cut is open, a group
+        is copied before its first change. Call `close` when the cut is saved.
         """
     tick: int
-    """Set by the owner; every touch notes it. Starts at 0, at most 2^31 - 1."""
+    """A clock that the owner sets, at most 2^31 - 1, at first 0. Each touch of a group records it."""
     def remove(self, slots: pa.Int32Array) -> None:
-        """The groups are gone; their slots are used again by later inserts. Also those that are dirty. ValueError for one named twice."""
+        """Removes the groups, dirty or not; later inserts use their slots again. Raises ValueError for a slot that is named twice."""
     def clear(self) -> None:
-        """No groups; memory is kept for the next ones. The order of coming goes on: what was exported before came before."""
+        """Removes all groups, and keeps the memory for new ones. The count of arrivals goes on, so groups that were exported before count
+        as earlier for first and last.
+        """
     def statistics(self) -> dict[str, int]:
         """groups, slots, dirty, bytes."""
 
 class TableCut:
-    """Groups of a table as they were at a moment: `GroupTable.cut`. Read by any one thread, while the owner goes on with the table.
+    """The groups of a table as they were at `GroupTable.cut`. Any one thread may read it while the owner goes on with the table.
 
-    The owner waits for the reader while some hundred rows are copied. Keeps the table, also when its owner has dropped it.
+    The owner may have to wait while the reader copies some hundred rows. The cut keeps the table alive when its owner has dropped it.
     """
 
     next_slot: int
-    """Where the next turn begins: behind the last group of this one; 0: it has come to the end of the table."""
+    """The slot at which the next turn begins, behind the last group of this one; 0 when this turn reached the end of the table."""
     @property
     def schema(self) -> pa.Schema:
         """`GroupTable.states`."""
     def __len__(self) -> int:
-        """Groups."""
+        """The number of groups."""
     def read(self, rows: int) -> pa.RecordBatch | None:
-        """The next groups, about so many, in no order: columns as `GroupTable.export` gives them. None: there are no more.
+        """The next groups, about `rows`, in no particular order, with the columns of `GroupTable.export`; None at the end.
 
-        RuntimeError when it was closed.
+        Raises RuntimeError after `close`.
         """
     def rewind(self) -> None:
-        """What comes next is the first again."""
+        """Begins again with the first groups."""
     def close(self) -> None:
-        """It is not needed any more. Idempotent; any thread, when nobody reads."""
+        """Releases the cut. Idempotent; may be called from any thread, but not during a `read`."""
 
 class SlidingTable(GroupTable):
-    """The groups of a window that slides over panes, which come in order and go in the same order.
+    """The groups of a window that slides over panes, which enter in order and leave in the same order.
 
-    enter(1), enter(2), … puts panes into the back. When there is no front, all panes that have come turn to it, from the last to the
-    first: turn(3), turn(2), turn(1). From then on they may go, each once: leave(1), leave(2), leave(3); and others come meanwhile.
-    The table has what the panes have together that came and did not go; groups that none of them has are removed. `finish`, `export`
-    and all else that reads is as in a GroupTable; what writes is not for this one, but `clear`: no panes, numbers may begin again.
+    It is a queue made of two stacks, the back and the front. enter(1), enter(2), … puts panes into the back. When the front is empty, all
+    panes of the back must turn to it, from the last to the first: turn(3), turn(2), turn(1). From then on they may leave, each once:
+    leave(1), leave(2), leave(3); others may enter meanwhile. The table holds the merged groups of all panes that have entered and not
+    left; groups that none of these has are removed. All methods that read (`finish`, `export`, …) work as in a GroupTable. Of those that
+    write only `clear` may be called; it removes all panes, and pane numbers may begin again.
 
-    Panes are GroupTables with the same keys and aggregates (else a TypeError), which stay as they are until they have turned. A pane
-    may come and turn in parts, tables without a key in common, and then leave by them, the part first that turned last.
-    number: the pane's, 1 to 2^31 - 2, above that of the pane before. ValueError for one that is not, and for slots that cannot be.
+    Panes are GroupTables with the same keys and aggregates (else TypeError), which must not change until they have turned. A pane may
+    enter and turn in parts, which are tables without a common key; then it leaves in the same parts, the one that turned last first.
+    number: the number of the pane, 1 to 2^31 - 2, above that of the pane before. Raises ValueError for another one, and for impossible
+    slots.
     """
 
     def enter(self, pane: GroupTable, number: int) -> pa.Int32Array:
-        """A pane comes. -> the slots of its groups, in the order of pane.slots(). number 0: it will not go, nothing is kept for that."""
+        """Adds a pane to the back. Returns the slots of its groups, in the order of pane.slots(). A pane with number 0 never leaves, so
+        nothing is kept for that.
+        """
     def turn(self, pane: GroupTable, number: int, slots: pa.Int32Array) -> None:
-        """A pane turns to the front. slots: as `enter` gave them."""
+        """Moves a pane to the front. slots: the result of its `enter`."""
     def leave(self, number: int, slots: pa.Int32Array) -> None:
-        """The pane goes that turned last. slots: as for `turn`."""
+        """Removes the pane that turned last. slots: the same as for `turn`."""

@@ -1,6 +1,6 @@
 """Groups by key with their accumulators. See keyed.pyi for the contract; the loops over rows are in keyed_table.h.
 
-Here types become numbers, once a table, and columns become views, once a call; then the call runs without the GIL.
+Types are resolved here, once per table, and columns are opened as views, once per call; then the call runs without the GIL.
 """
 
 import pyarrow as pa
@@ -42,15 +42,15 @@ cdef extern from "groups/keyed_table.h" namespace "sabot" nogil:
         const View* filter          # NULL: every row counts
 
     cppclass Output:
-        void* values                # numbers and bits; the offsets of bytes
+        void* values                # numbers or bits; for bytes, the offsets
         uint8_t* validity
-        uint8_t* data               # of bytes
+        uint8_t* data               # the bytes
         int64_t nulls               # OUT
 
     cppclass Source:
         What what
-        int index                   # of the key or aggregate
-        int field_index             # of the accumulator
+        int index                   # the number of the key or aggregate
+        int field_index             # the number of the accumulator
 
     cppclass Copies:
         Copies() except +
@@ -63,11 +63,11 @@ cdef extern from "groups/keyed_table.h" namespace "sabot" nogil:
         void close()
 
     cppclass Table:
-        # Slots are within the table, and rows within the columns: who calls has made sure of both.
+        # Callers have to check that slots are within the table, and rows within the columns.
         int64_t groups
         int32_t tick
-        int overflow                # the aggregate whose sum was more than 64 bits hold; -1: none was
-        int64_t overflow_slot       # whose; -1: not known
+        int overflow                # the aggregate whose sum exceeded 64 bits; -1: none did
+        int64_t overflow_slot       # the slot of that sum; -1: unknown
         void add_key(Type type) except +
         void add_aggregate(Kind kind, Type argument, Type result) except +
         void ready() except +
@@ -101,13 +101,13 @@ cdef extern from "groups/keyed_table.h" namespace "sabot" nogil:
         int64_t slots_idle(int32_t since, int32_t* out)
         void hashes(const int32_t* slots, int64_t count, uint64_t* out)
         void clean()
-        cbool remove(const int32_t* slots, int64_t count) except +  # False, and nothing has changed: one is named twice
+        cbool remove(const int32_t* slots, int64_t count) except +  # False, with nothing changed, where a slot is named twice
         void clear() except +
 
 
 cdef extern from "groups/keyed_slide.h" namespace "sabot" nogil:
     cppclass Slide:
-        # As with a Table, who calls has made sure of slots and lengths.
+        # As with a Table, callers have to check slots and lengths.
         Slide(Table* window) except +
         void ready() except +
         int64_t nbytes()
@@ -157,15 +157,15 @@ cdef object _int32_array(object buffer, int64_t length):
 # Columns
 
 cdef class _Columns:
-    """A batch's columns, open for reading."""
+    """The columns of a batch, open for reading."""
 
     cdef object batch
-    cdef tuple capsules             # keep the structs
+    cdef tuple capsules             # keep the structs alive
     cdef ArrowSchema* schema
     cdef ArrowArray* array
 
     cdef View view(self, int64_t index, bytes format, str what) except *:
-        """Column `index`, whose type must be `format` (None: any of which nulls can be told)."""
+        """The view of column `index`, whose type must be `format`; with None, any type whose nulls can be read."""
         cdef ArrowSchema* schema
         cdef View view
         if not 0 <= index < self.array.n_children:
@@ -197,12 +197,12 @@ cdef _Columns _columns(object batch):
 # The table
 
 cdef class _Call:
-    """The views and pointers of one call; whatever they point to lives as long as it."""
+    """The views and pointers of one call, and references to the objects whose memory they point into."""
 
     cdef _Columns columns
     cdef Numbers rows
     cdef Numbers hashes             # or None
-    cdef vector[View] views         # reserved beforehand: lanes point into it
+    cdef vector[View] views         # never grows beyond what was reserved, because lanes point into it
     cdef vector[Lane] lanes
     cdef View order_view
     cdef const View* order
@@ -212,7 +212,7 @@ cdef class _Call:
 
 
 def sum_overflow(str what, keys=None):
-    """The error of a sum that its type does not hold. keys: columns whose first row is its key; those of ours are not told."""
+    """The error for a sum that its type cannot hold. keys: columns whose first row is the key; the engine's own columns are left out."""
     told = [] if keys is None else [
         f"{name}={column[0].as_py()!r}" for name, column in zip(keys.schema.names, keys.columns) if not name.startswith("__")
     ]
@@ -223,16 +223,16 @@ def sum_overflow(str what, keys=None):
 
 
 cdef class GroupTable:
-    """Groups by key: key -> slot (0, 1, …), and accumulators per slot. One owner; the GIL is released once per call."""
+    """Groups by key: each key has a slot (0, 1, …), each slot its accumulators. Has one owner; the GIL is released once per call."""
 
     cdef Table* table
     cdef readonly object keys
     cdef readonly list results
     cdef readonly object states
     cdef tuple aggregates           # (kind, type of the argument or None)
-    cdef list key_formats           # as the C data interface writes them
-    cdef list argument_formats      # None: no argument, or any
-    cdef list state_formats         # of the accumulators
+    cdef list key_formats           # in the notation of the C data interface, as the following
+    cdef list argument_formats      # None: there is no argument, or it may have any type
+    cdef list state_formats         # those of the accumulators
 
     def __cinit__(self, *args, **kwargs):
         self.table = new Table()
@@ -274,12 +274,12 @@ cdef class GroupTable:
 
     @property
     def nbytes(self):
-        """Memory that the table takes, keys and index included."""
+        """The memory that the table takes, including keys and index."""
         return self.table.nbytes()
 
     @property
     def tick(self):
-        """Set by the owner; every touch notes it. Starts at 0, at most 2^31 - 1."""
+        """A clock that the owner sets, at most 2^31 - 1, at first 0. Each touch of a group records it."""
         return self.table.tick
 
     @tick.setter
@@ -298,7 +298,7 @@ cdef class GroupTable:
         }
 
     def reserve(self, int64_t groups):
-        """So many more groups will come."""
+        """Makes room in the index for so many more groups."""
         if not 0 <= groups < MAX_OFFSET:
             raise ValueError(f"a table holds 0 to 2^31 - 2 groups, not {groups}")
         with nogil:
@@ -307,7 +307,7 @@ cdef class GroupTable:
     # What comes in
 
     cdef int check_sums(self) except -1:
-        """After each call that adds. DataError where a sum is more than its type holds."""
+        """To be called after each call that adds. Raises DataError where a sum exceeds what its type can hold."""
         if self.table.overflow < 0:
             return 0
         result = self.results[self.table.overflow]
@@ -368,7 +368,7 @@ cdef class GroupTable:
     def update(
         self, data, keys, arguments, filters=None, *, int64_t order=-1, hashes=None, selection=None, bint want_slots=False
     ):
-        """Adds the rows (those that `selection` names, in its order). See keyed.pyi."""
+        """Adds the rows that `selection` names, in its order. See keyed.pyi."""
         cdef _Call call = self.open(data, selection, hashes)
         call.views.reserve(len(self.key_formats) + 2 * len(self.aggregates))
         self.add_keys(call, keys)
@@ -383,7 +383,7 @@ cdef class GroupTable:
         return _int32_array(buffer, call.count) if want_slots else None
 
     def resolve(self, data, keys, *, hashes=None, selection=None, bint insert=True):
-        """The slot of each row; a key that is not there is inserted with empty accumulators, or gives -1."""
+        """The slot of each row. A missing key is inserted with empty accumulators if `insert`; otherwise it gives -1."""
         cdef _Call call = self.open(data, selection, hashes)
         self.add_keys(call, keys)
         buffer = pa.allocate_buffer(call.count * 4)
@@ -393,7 +393,7 @@ cdef class GroupTable:
         return _int32_array(buffer, call.count)
 
     cdef Numbers slots_of(self, _Call call, object slots):
-        """Slots for the rows of a call: of this table or -1, as many as rows."""
+        """Opens the slots for the rows of a call: as many as rows, each a slot of this table or -1."""
         cdef Numbers numbers = numbers_of(slots, _INT32, "slots", -1)
         if numbers.length != call.count:
             raise ValueError(f"{numbers.length} slots of {call.count} rows")

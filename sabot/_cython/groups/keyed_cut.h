@@ -1,12 +1,12 @@
-/* The groups of a table as they were at one moment, read while the table goes on.
+/* The groups of a table as they were at one moment, which are read while the table goes on to change.
 
-        bits     by id: 1, the row stands in the table as it was, and is to be read there
-        kept     rows as they were, of those that the owner has changed or removed since
+        bits     by id: 1 means that the row in the table is unchanged, and is to be read there
+        kept     copies of the rows that the owner has changed or removed since
 
-   To cut is to make the bits; nothing else is copied then. From there on whoever writes rows holds `mutex` for a block of rows, and
-   keeps first those whose bit is set; the reader holds it for some hundred rows at a time, and copies those whose bit is set into
-   memory of its own. So each group is in exactly one of the two places. To read changes nothing, so that who failed to write what he
-   read can begin again: of a row that is kept after it was read, that is noted. Without a cut, writers look at one pointer a block.
+   Taking a cut makes the bits; nothing else is copied then. From then on a writer holds `mutex` for each block of rows, and first copies
+   the rows whose bit is set to `kept`. The reader holds it for some hundred rows at a time, and copies the rows whose bit is set into its
+   own memory. So each group is in exactly one of the two places. Reading changes neither, so a reader that failed to write its rows can
+   begin again; a row that is kept after it was read is marked as such. Without a cut, writers only test one pointer per block.
 
    All of it is `nogil`. What keeps or copies rows may throw std::bad_alloc (`except +`). */
 #pragma once
@@ -20,7 +20,7 @@
 
 namespace sabot {
 
-/* Rows outside of the table. What a cell of long bytes says is then the place in `bytes`. */
+/* Rows outside the table. A cell of long bytes then holds the place in `bytes`. */
 struct Copies {
     std::vector<uint8_t> rows;
     std::vector<uint8_t> bytes;
@@ -38,18 +38,18 @@ class Cut {
 
   public:
     int64_t groups = 0;
-    int64_t next_slot = 0; /* behind the last one of the turn; 0: there was none after it */
+    int64_t next_slot = 0; /* the slot behind the last group of the turn; 0 at the end of the table */
 
-    /* To be read from the start. */
+    /* Begins reading from the start. */
     void rewind() {
         std::lock_guard<std::mutex> hold(mutex_);
         next_id_ = next_kept_ = 0;
         for (auto& piece : kept_) std::fill_n(piece->late, KEPT_ROWS, false);
     }
-    /* Nobody will read it any more. Idempotent. */
+    /* Releases the cut: it will not be read any more. Idempotent. */
     void close() {
         std::vector<uint64_t> bits;
-        std::vector<std::unique_ptr<Kept>> kept; /* to be freed when the owner can go on */
+        std::vector<std::unique_ptr<Kept>> kept; /* freed after the lock is released, so that the owner does not wait for it */
         std::lock_guard<std::mutex> hold(mutex_);
         open_ = false;
         bits_.swap(bits);
@@ -58,20 +58,20 @@ class Cut {
 
   private:
     static constexpr int64_t KEPT_ROWS = 1024;
-    static constexpr int64_t READ_ROWS = 512;  /* so many, and a word's more, while the owner waits */
+    static constexpr int64_t READ_ROWS = 512;  /* the rows (and up to one word more) that are copied while the owner may wait */
     static constexpr int64_t READ_WORDS = 8192;
 
-    struct Kept { /* pieces: to keep a row never moves what was kept before */
+    struct Kept { /* rows are kept in pieces, so that keeping a row never moves earlier ones */
         Copies rows;
-        bool late[KEPT_ROWS] = {}; /* it was read before it was kept */
+        bool late[KEPT_ROWS] = {}; /* the row was read before it was kept */
     };
 
-    std::mutex mutex_; /* of all that follows, and of the table's rows */
+    std::mutex mutex_; /* guards all that follows, and the table's rows */
     bool open_ = true;
     std::vector<uint64_t> bits_;
     std::vector<std::unique_ptr<Kept>> kept_;
-    int64_t next_id_ = 0;   /* those below were read; always of a word's first bit */
-    int64_t next_kept_ = 0; /* so many kept rows were read, or passed over */
+    int64_t next_id_ = 0;   /* rows below this id were read; it is always the first bit of a word */
+    int64_t next_kept_ = 0; /* how many kept rows were read or skipped */
 
     int64_t kept_rows() const {
         return kept_.empty() ? 0 : static_cast<int64_t>(kept_.size() - 1) * KEPT_ROWS + kept_.back()->rows.count;

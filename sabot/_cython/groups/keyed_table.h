@@ -1,25 +1,25 @@
-/* Groups by key, with their accumulators. See keyed.pyi for what they mean; here is how they lie in memory.
+/* Groups by key, with their accumulators. See keyed.pyi for their meaning; this file defines how they lie in memory.
 
-    hash ──top bits──▶ buckets_[ 11 tags and ids ]    a bucket is a cache line; what finds it full goes to the next one
+    hash ──top bits──▶ buckets_[ 11 tags and ids ]    a bucket is a cache line; an entry that finds it full goes to the next one
                                       │
                                       ▼
-    segments_[id / SEGMENT][id % SEGMENT]             one row a group, of one width:
+    segments_[id / SEGMENT][id % SEGMENT]             one row per group, all of one width:
         | hash 8 | tick 4 · bits 4 | key cells | more bits | accumulators |
 
-- id = slot + 1. Row 0 belongs to no group: what was not found points at it, so that loops need no branch.
-- A tag is 8 bits of the hash, so that few keys are compared in vain; 0 is a free place. A bucket counts the entries that went past
-  it, so that a search knows where to end, and removing leaves nothing behind. (As in Facebook's F14, 2019.)
+- id = slot + 1. Row 0 belongs to no group: a key that was not found points at it, so that loops need no branch.
+- A tag is 8 bits of the hash, so that few keys are compared in vain; 0 is a free place. A bucket counts the entries that went past it,
+  so that a search knows where to end, and removing an entry needs no tombstone. (As in Facebook's F14, 2019.)
 - A key cell is a word (numbers, in 64 bits) or 16 bytes: length, then up to INLINE bytes, or 4 bytes and the place in the arena.
-- `bits`: which number keys are null, then which aggregates have seen a value, and a value that is null (first, last).
-- state_[id]: LIVE, DIRTY. A byte, so that to touch is to store.
-- cut_: who reads the groups as they were at a moment, in another thread (keyed_cut.h). All that writes rows does so under `Writing`,
-  and calls `keep` before it changes a group.
+- `bits`: which number keys are null, then which aggregates have seen a value, then which have seen a null (first, last).
+- state_[id]: LIVE, DIRTY. It is a byte of its own, so that marking a group dirty is one store.
+- cut_: the cut that another thread reads (keyed_cut.h). All code that writes rows does so under `Writing`, and calls `keep` before it
+  changes a group.
 
-Rows come in blocks. First the slots of the whole block are found (index and rows are fetched ahead of their use), then each
-aggregate runs over the block in a loop of its own, for which rows that do not count for it have been taken out. Room is made before
-a block, so that rows and index stay where they are while it is worked on.
+Rows are processed in blocks. First the slots of the whole block are found (index and rows are prefetched), then each aggregate runs over
+the block in a loop of its own, without the rows that do not count for it. Room is made before a block, so that rows and index do not move
+while it is processed.
 
-All of it is `nogil`. What makes room for groups or keys may throw std::bad_alloc, and std::length_error for more than 2^31 groups
+All of it is `nogil`. Functions that make room for groups or keys may throw std::bad_alloc, and std::length_error for more than 2^31 groups
 (`except +`); the functions that keyed.pyx declares without `except +` throw nothing. A sum that overflows throws nothing either: it
 sets `overflow`, which the caller asks after each call. */
 #pragma once
@@ -46,20 +46,20 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "cells of keys are writ
 namespace sabot {
 
 constexpr uint8_t LIVE = 1, DIRTY = 2, LEAVING = 4;
-constexpr uint64_t ONES = 0x0101010101010101ULL; /* LIVE of eight states */
+constexpr uint64_t ONES = 0x0101010101010101ULL; /* the LIVE bits of eight states */
 static_assert(LIVE == 1 && DIRTY == 2, "where many states are looked at, they are found by shifting");
-constexpr int SEGMENT_BITS = 15; /* rows of a segment, as a power of two */
+constexpr int SEGMENT_BITS = 15; /* a segment has 2^SEGMENT_BITS rows */
 constexpr int64_t SEGMENT = 1 << SEGMENT_BITS;
 constexpr int64_t MAX_GROUPS = 0x7ffffffe;
 constexpr int INLINE = 12;
-constexpr int AHEAD = 16; /* rows whose memory is fetched ahead of their turn */
-constexpr uint32_t NULL_LENGTH = 0xffffffff; /* in a cell of bytes */
+constexpr int AHEAD = 16; /* how many rows ahead memory is prefetched */
+constexpr uint32_t NULL_LENGTH = 0xffffffff; /* the length that marks a null in a cell of bytes */
 
-/* Accumulators, 8 bytes each, in this order; as `export` gives them.
+/* The accumulators of each kind, 8 bytes each, in this order, which is also that of `export`.
    count: count.  sum min max: value.  mean: count, sum (of integers: high, low).  variance: count, mean, sum of squared distances.
    first last: value, order. */
 enum class Kind : uint8_t { count, sum, min, max, mean, variance, first, last };
-enum class Number : uint8_t { integer, natural, real }; /* what the accumulator is: int64, uint64, float64 */
+enum class Number : uint8_t { integer, natural, real }; /* the type of the accumulator: int64, uint64, float64 */
 
 static inline Number number_of(Type type) {
     return is_float(type) ? Number::real : is_unsigned(type) ? Number::natural : Number::integer;
@@ -76,7 +76,7 @@ static inline void put(uint8_t* at, T value) {
     std::memcpy(at, &value, sizeof value);
 }
 
-/* Memory that is read here and there: in huge pages where it is big enough and the system gives them. */
+/* Memory for random access: in huge pages where it is large enough and the system provides them. */
 constexpr size_t HUGE_PAGE = size_t(1) << 21;
 
 static inline void* allocate(size_t bytes) {
@@ -84,13 +84,13 @@ static inline void* allocate(size_t bytes) {
     void* memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
     if (memory == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
-    if (bytes >= HUGE_PAGE) madvise(memory, bytes, MADV_HUGEPAGE); /* a wish; without it everything works as well */
+    if (bytes >= HUGE_PAGE) madvise(memory, bytes, MADV_HUGEPAGE); /* only advice: its failure does no harm */
 #endif
     return memory;
 }
 
 template <class T>
-struct Scattered { /* for vectors of such memory */
+struct Scattered { /* an allocator for vectors of such memory */
     using value_type = T;
     Scattered() = default;
     template <class Other>
@@ -113,45 +113,45 @@ struct Bit {
 
 struct KeyColumn {
     Type type;
-    int at;        /* of its cell in a row */
-    uint64_t null; /* its bit in the header word; 0 for bytes, whose cell says it */
+    int at;        /* the place of its cell in a row */
+    uint64_t null; /* its null bit in the header word; 0 for bytes, where the cell marks a null */
 };
 
 struct Aggregate {
     Kind kind;
-    int index;     /* among the table's */
-    Type argument; /* other: none, or one of which only the nulls count */
+    int index;     /* its number in the table */
+    Type argument; /* other: there is none, or only its validity is read */
     Number number;
     int fields;
-    int at;   /* of its accumulators in a row */
-    Bit seen; /* of sum, min, max, first, last: there is a value */
-    Bit null; /* of first, last: it is null */
+    int at;   /* the place of its accumulators in a row */
+    Bit seen; /* for sum, min, max, first, last: there is a value */
+    Bit null; /* for first, last: the value is null */
     Type result;
     Type field_types[3];
 };
 
-/* What a call reads for one aggregate. */
+/* The inputs of one aggregate in a call. */
 struct Lane {
-    const View* argument = nullptr; /* null: it has none */
+    const View* argument = nullptr; /* null: the aggregate has no argument */
     const View* filter = nullptr;   /* null: every row counts */
 };
 
-/* Where a column of results goes. */
+/* The memory for a column of results. */
 struct Output {
-    void* values = nullptr;       /* numbers and bits; the offsets of bytes */
+    void* values = nullptr;       /* numbers or bits; for bytes, the offsets */
     uint8_t* validity = nullptr;
-    uint8_t* data = nullptr;      /* of bytes */
+    uint8_t* data = nullptr;      /* the bytes */
     int64_t nulls = 0;
 };
 
-/* A column that can be asked for: key `index`, the result of aggregate `index`, or its accumulator `field`. */
+/* A column that can be read from the table: key `index`, the result of aggregate `index`, or its accumulator `field`. */
 struct Source {
     enum What : uint8_t { key, result, field } what;
     int index;
     int field_index;
 };
 
-/* How a value is added to an accumulator. wrong: its top bit is set, and stays so, where a sum is more than 64 bits hold. */
+/* How a value is added to an accumulator. wrong: its top bit is set, and stays set, when a sum overflows 64 bits. */
 template <class T>
 struct AddSum {
     using Value = T;
@@ -172,7 +172,7 @@ struct AddMin {
     using Value = T;
     static void add(uint8_t* at, T value, uint64_t&) {
         const T old = get<T>(at);
-        if (value < old || old != old) put(at, value); /* NaN gives way to everything */
+        if (value < old || old != old) put(at, value); /* any value replaces NaN */
     }
 };
 template <class T>
@@ -210,7 +210,7 @@ struct AddVariance {
     }
 };
 
-/* Calls body(Op()) with what adds values for the aggregate; not for count, first and last. */
+/* Calls body(Op()) with the Op that adds values for the aggregate; not for count, first and last. */
 template <class Body>
 static inline void with_op(const Aggregate& a, Body body) {
     switch (a.kind) {
@@ -235,15 +235,15 @@ static inline void with_op(const Aggregate& a, Body body) {
 }
 
 constexpr int PLACES = 11;
-constexpr int MOST_IN_BUCKET = 9; /* on average, before the buckets become twice as many */
+constexpr int MOST_IN_BUCKET = 9; /* when buckets are fuller on average, their number is doubled */
 
 struct alignas(64) Bucket {
-    uint32_t ids[PLACES + 1]; /* the last one is 0: none */
+    uint32_t ids[PLACES + 1]; /* the last one is always 0, which is no group */
     uint8_t tags[PLACES];
     uint8_t unused;
-    uint32_t passed; /* entries that did not find a place here */
+    uint32_t passed; /* how many entries found this bucket full and went on */
 
-    /* Bit p: place p has this tag. */
+    /* A bit mask of the places with this tag. */
     uint32_t places(uint8_t tag) const {
 #if defined(__SSE2__)
         const __m128i here = _mm_loadu_si128(reinterpret_cast<const __m128i*>(tags));
@@ -252,7 +252,7 @@ struct alignas(64) Bucket {
         uint64_t words[2];
         std::memcpy(words, tags, 16);
         uint32_t found = 0;
-        for (int w = 0; w < 2; w++) { /* a zero byte, exactly: nothing carries into its top bit */
+        for (int w = 0; w < 2; w++) { /* finds zero bytes exactly, without a carry between bytes */
             const uint64_t low = 0x7f7f7f7f7f7f7f7fULL, x = words[w] ^ (0x0101010101010101ULL * tag);
             const uint64_t zero = ~(((x & low) + low) | x | low);
             found |= static_cast<uint32_t>(((zero >> 7) * 0x0102040810204080ULL) >> 56) << (8 * w);
@@ -269,21 +269,21 @@ static inline uint8_t tag_of(uint64_t hash) {
 }
 
 struct Cell {
-    uint64_t low, high; /* a word and nothing; or length and 4 bytes, then 8 bytes or where the bytes are */
+    uint64_t low, high; /* a word and nothing; or the length and 4 bytes, then 8 more bytes or the place of the bytes */
     uint32_t length() const { return static_cast<uint32_t>(low); }
     bool is_long() const { return length() > INLINE && length() != NULL_LENGTH; }
 };
 
-/* What is known about the rows of the block that is worked on. */
+/* The state of the block of rows that is processed. */
 struct Block {
     Rows rows;
     uint64_t hash[BLOCK_ROWS];
     uint8_t* at[BLOCK_ROWS];   /* the group's row in the table */
     uint32_t id[BLOCK_ROWS];
     uint8_t ok[BLOCK_ROWS];
-    uint64_t nulls[BLOCK_ROWS]; /* of number keys, as in the header word */
-    std::vector<Cell> cells;   /* key c of row i: c * BLOCK_ROWS + i */
-    bool any_absent = false;   /* some id is 0 */
+    uint64_t nulls[BLOCK_ROWS]; /* the null bits of number keys, as in the header word */
+    std::vector<Cell> cells;   /* the cell of key c in row i is at c * BLOCK_ROWS + i */
+    bool any_absent = false;   /* whether some id is 0 */
 
     /* For one aggregate: the rows that count for it. */
     uint8_t* some_at[BLOCK_ROWS];
@@ -319,8 +319,8 @@ class Table {
   public:
     int64_t groups = 0;
     int32_t tick = 0;
-    int overflow = -1;          /* the aggregate whose sum was more than 64 bits hold; -1: none was */
-    int64_t overflow_slot = -1; /* whose; -1: not known */
+    int overflow = -1;          /* the aggregate whose sum overflowed 64 bits; -1: none did */
+    int64_t overflow_slot = -1; /* the slot of that sum; -1: unknown */
 
     Table() = default;
     Table(const Table&) = delete;
@@ -329,7 +329,7 @@ class Table {
         for (uint8_t* segment : segments_) std::free(segment);
     }
 
-    /* First all keys, then all aggregates, then `ready`. */
+    /* To be called in this order: for all keys, for all aggregates, then `ready`. */
     void add_key(Type type) { keys_.push_back({type, 0, 0}); }
     void add_aggregate(Kind kind, Type argument, Type result) {
         Aggregate a{};
@@ -353,20 +353,20 @@ class Table {
         aggregates_.push_back(a);
     }
     void ready();
-    /* The index will have room for so many more groups: it need not grow in between. */
+    /* Makes room in the index for so many more groups, so that it need not grow in between. */
     void reserve(int64_t more);
 
     const std::vector<Aggregate>& aggregates() const { return aggregates_; }
     int64_t slots_used() const { return used_ - 1; }
     int64_t nbytes() const;
-    int64_t dirty_groups() const { /* eight states at a time: those behind the last group are of none */
+    int64_t dirty_groups() const { /* reads eight states at a time: those behind the last group are 0 */
         int64_t count = 0;
         for (int64_t id = 0; id < used_; id += 8) count += ((get<uint64_t>(&state_[id]) >> 1 & ONES) * ONES) >> 56;
         return count;
     }
     bool live(int64_t slot) const { return slot >= 0 && slot < slots_used() && (state_[slot + 1] & LIVE); }
 
-    /* OUT slots[count], may be null. `hashes` of all rows or null; order null: the order of coming. */
+    /* OUT slots[count], which may be null. hashes: those of all rows, or null. order: null for the order of arrival. */
     void update(
         const View* keys, const Lane* lanes, const View* order, const uint64_t* hashes, const int32_t* chosen, int64_t count,
         int32_t* slots
@@ -409,7 +409,7 @@ class Table {
         }
     }
 
-    /* OUT one output an aggregate. */
+    /* OUT one output per aggregate. */
     void running(
         const int32_t* slots, const Lane* lanes, const View* order, const int32_t* chosen, int64_t count, Output* outputs
     ) {
@@ -436,7 +436,7 @@ class Table {
         }
     }
 
-    /* `fields`: the columns of accumulators, in the order of `export`. */
+    /* fields: the columns of accumulators, in the order of `export`. */
     void merge(const View* keys, const View* fields, const int32_t* chosen, int64_t count, int32_t* slots) {
         Block block(keys_.size());
         std::vector<uint64_t> words(3 * BLOCK_ROWS);
@@ -467,7 +467,7 @@ class Table {
         }
     }
 
-    /* Slots are those of groups, into[i] != source[i]. */
+    /* All slots must hold groups, and into[i] != source[i]. */
     void merge_slots(const int32_t* into, const int32_t* source, int64_t count) {
         const Writing writing(*this);
         for (int64_t i = 0; i < count; i++) {
@@ -486,7 +486,7 @@ class Table {
         }
     }
 
-    /* Bytes that a column of bytes takes for these slots. */
+    /* The size in bytes of a column of bytes for these slots. */
     int64_t key_bytes(int key, const int32_t* slots, int64_t count) const {
         return key_bytes_of(key, count, [&](int64_t i) { return row(slots[i] + 1); });
     }
@@ -494,7 +494,7 @@ class Table {
         return key_bytes_of(key, copies.count, [&](int64_t i) { return copies.rows.data() + i * stride_; });
     }
 
-    /* Columns of these slots. Of bytes, `data` has room for `key_bytes`. */
+    /* Columns of these slots. For bytes, `data` must have room for `key_bytes`. */
     void columns(const std::vector<Source>& sources, const int32_t* slots, int64_t count, Output* outputs) const {
         columns_of(sources, count, arena_.data(), outputs, [&](int64_t i) { return row(slots[i] + 1); });
     }
@@ -504,10 +504,10 @@ class Table {
         });
     }
 
-    /* The groups as they are now: all, or those that are dirty and, in turns, those after them: `more` live ones from slot `start`
-       on, dirty or not. Nothing is dirty then. */
+    /* Takes a cut: of all groups, or of those that are dirty and of `more` live ones from slot `start` on, dirty or not. All groups are
+       clean then. */
     std::shared_ptr<Cut> cut(bool all, int64_t start, int64_t more);
-    /* Fills `out` with the next rows of a cut of this table, `most` or some more; none: that was all. Any one thread. */
+    /* Fills `out` with the next rows of a cut of this table, `most` or a few more; none at the end. Called by any one thread. */
     void read(Cut& cut, int64_t most, Copies& out) const;
 
   private:
@@ -566,7 +566,7 @@ class Table {
     }
 
   public:
-    /* OUT out[groups] at most; -> how many. */
+    /* OUT out, at most `groups` slots; returns how many. */
     int64_t slots_in(uint8_t state, int32_t* out) const {
         int64_t n = 0;
         for (int64_t id = 1; id < used_; id++)
@@ -586,7 +586,7 @@ class Table {
         for (int64_t id = 1; id < used_; id++) state_[id] &= LIVE;
     }
 
-    /* Slots are those of groups. False, and nothing has changed, where one is named twice. */
+    /* All slots must hold groups. Returns false, with nothing changed, where a slot is named twice. */
     bool remove(const int32_t* slots, int64_t count) {
         const Writing writing(*this);
         int64_t marked = 0;
@@ -595,7 +595,7 @@ class Table {
             while (marked > 0) state_[slots[--marked] + 1] &= LIVE | DIRTY;
             return false;
         }
-        try { /* what may throw comes first */
+        try { /* first everything that may throw */
             free_.reserve(free_.size() + count);
             if (cut_) for (int64_t i = 0; i < count; i++) keep(slots[i] + 1);
         } catch (...) {
@@ -625,7 +625,7 @@ class Table {
     void clear() {
         if (groups == 0) return;
         leave_cut();
-        if (groups < static_cast<int64_t>(buckets_.size())) { /* few in many buckets */
+        if (groups < static_cast<int64_t>(buckets_.size())) { /* few groups in many buckets: remove them one by one */
             for (int64_t id = 1; id < used_; id++)
                 if (state_[id]) erase(get<uint64_t>(row(id)), static_cast<uint32_t>(id));
         } else {
@@ -639,23 +639,23 @@ class Table {
   private:
     std::vector<KeyColumn> keys_;
     std::vector<Aggregate> aggregates_;
-    uint64_t key_nulls_ = 0;   /* all null bits of keys, in the header word */
-    int body_at_ = 16;         /* bits beyond the header word and accumulators begin here */
-    int end_ = 16;             /* accumulators end here */
-    int64_t stride_ = 0;       /* bytes a row */
-    std::vector<uint8_t> image_; /* the row of a group to which nothing was added */
+    uint64_t key_nulls_ = 0;   /* the mask of all null bits of keys, in the header word */
+    int body_at_ = 16;         /* where bits beyond the header word, and accumulators, begin */
+    int end_ = 16;             /* where accumulators end */
+    int64_t stride_ = 0;       /* bytes per row */
+    std::vector<uint8_t> image_; /* the row of a group without values */
     std::vector<uint8_t*> segments_;
     int64_t capacity_ = 0;     /* rows */
-    int64_t used_ = 1;         /* ids that were given out, 0 included */
-    std::vector<uint32_t> free_; /* ids to be given out again */
+    int64_t used_ = 1;         /* how many ids were given out, including 0 */
+    std::vector<uint32_t> free_; /* ids that can be given out again */
     std::vector<uint8_t> state_;
     std::vector<Bucket, Scattered<Bucket>> buckets_;
-    int bucket_bits_ = 0;      /* there are so many, as a power of two */
+    int bucket_bits_ = 0;      /* there are 2^bucket_bits_ buckets */
     std::vector<uint8_t> arena_;
-    int64_t arena_dead_ = 0;   /* bytes of it that belonged to groups that are gone */
-    int64_t arrived_ = 0;      /* rows so far: the order of coming. Never set back, so that it also orders what was exported before */
+    int64_t arena_dead_ = 0;   /* bytes in the arena that belonged to removed groups */
+    int64_t arrived_ = 0;      /* rows so far, the order of arrival. Never reset, so that exported groups count as earlier */
 
-    std::shared_ptr<Cut> cut_; /* the last one, until it is seen that it is closed */
+    std::shared_ptr<Cut> cut_; /* the last cut, until it is found closed */
 
     static int block_rows(int64_t base, int64_t count) { return static_cast<int>(std::min<int64_t>(BLOCK_ROWS, count - base)); }
 
@@ -668,7 +668,7 @@ class Table {
 
     /* The cut */
 
-    /* Held while rows, arena and segments change: nobody reads them for a cut meanwhile. */
+    /* Held while rows, arena and segments change, so that no cut reads them meanwhile. */
     class Writing {
       public:
         explicit Writing(Table& table) {
@@ -682,7 +682,7 @@ class Table {
       private:
         std::unique_lock<std::mutex> lock_;
     };
-    /* To be called before the group changes: what the cut still needs of it is put aside. */
+    /* To be called before the group changes: copies the row if the cut still needs it. */
     void keep(uint32_t id) {
         if (cut_ && cut_->has(id)) put_aside(id);
     }
@@ -784,7 +784,7 @@ class Table {
     template <bool INSERT>
     void find_block(Block& block, const View* views, const uint64_t* hashes);
 
-    /* Rows of another table with the same keys and aggregates: the next ones from id `next` on, BLOCK_ROWS at most; -> how many. */
+    /* Takes the next rows of another table with the same keys and aggregates, from id `next` on, at most BLOCK_ROWS; returns how many. */
     int next_rows(int64_t* next, uint8_t** rows) const {
         int n = 0;
         int64_t id = *next;
@@ -795,7 +795,7 @@ class Table {
         *next = id;
         return n;
     }
-    /* As find_block, for the groups of such rows. Missing ones are inserted, with nothing added to them. */
+    /* Like find_block, for the groups of such rows. Missing groups are inserted without values. */
     void find_rows(const Table& other, uint8_t* const* from, int n, Block& block);
     uint32_t find_row(const Table& other, const uint8_t* from);
     bool same_row(const uint8_t* at, const Table& other, const uint8_t* from) const {
@@ -826,7 +826,7 @@ class Table {
     }
     void set_tick(uint8_t* at) const { put(at + 8, (get<uint64_t>(at + 8) & ~0xffffffffULL) | static_cast<uint32_t>(tick)); }
 
-    /* Notes that rows have come; the bits of aggregates for which all of them count are set on the way. */
+    /* Counts arrived rows, and sets the `seen` bits of aggregates for which all rows count. */
     void touch(const Block& block, const Lane* lanes) {
         const uint64_t bits = all_seen(lanes) | static_cast<uint32_t>(tick);
         for (int i = 0; i < block.rows.count; i++) {
@@ -847,9 +847,9 @@ class Table {
         return bits;
     }
 
-    /* Where a row counts for the aggregate: block.ok. False where all do. */
+    /* Fills block.ok: whether each row counts for the aggregate. Returns false where all do. */
     static bool choose(Block& block, const Aggregate& a, const Lane& lane, const View* order) {
-        const bool ordered = a.kind == Kind::first || a.kind == Kind::last; /* null is a value, but not an order */
+        const bool ordered = a.kind == Kind::first || a.kind == Kind::last; /* null counts as a value, but not as an order */
         const View* needed = ordered ? order : lane.argument;
         const bool nullable = needed != nullptr && needed->nullable();
         if (!nullable && lane.filter == nullptr && !block.any_absent) return false;
@@ -877,7 +877,7 @@ class Table {
 
     void merge_one(const Aggregate& a, uint8_t* at, const uint64_t* values, bool null);
 
-    /* Accumulators of from[i] are added to those of to[i]; no row is in `to` twice. Layouts: where they lie, see Slide. */
+    /* Merges the accumulators of from[i] into those of to[i]; no row is in `to` twice. The layouts may differ, see Slide. */
     void merge_rows(
         const std::vector<Aggregate>& to_layout, uint8_t* const* to, const std::vector<Aggregate>& from_layout,
         uint8_t* const* from, int n
@@ -892,8 +892,8 @@ class Table {
         });
     }
 
-    /* at[i]: a group's row, or a cell beside one, to which value_of(i) was added; some sum was too much for 64 bits. Taking the values away
-       again, from the last on, shows whose. Once a table: what it has from there on is not looked at. */
+    /* Finds the group whose sum overflowed. at[i]: a group's row, or a cell of a Slide, to which value_of(i) was added. Subtracting the
+       values again, from the last on, shows it. Runs once per table, which must not be used after that. */
     template <class Op, class ValueOf>
     [[gnu::cold, gnu::noinline]] void overflows(const Aggregate& a, uint8_t* const* at, ValueOf value_of, int n) {
         if constexpr (std::is_integral_v<typename Op::Value>) {
@@ -908,7 +908,7 @@ class Table {
             }
         }
     }
-    /* -1: it is none of the table's rows. */
+    /* The id of a row; -1 if it is not in the table. */
     int64_t slot_of(const uint8_t* row) const {
         for (size_t s = 0; s < segments_.size(); s++) {
             const int64_t at = row - segments_[s], first = static_cast<int64_t>(s) * SEGMENT;
@@ -962,7 +962,7 @@ inline void Table::ready() {
         at += 8 * a.fields;
     }
     end_ = at;
-    stride_ = 16; /* a row of up to 64 bytes lies in one cache line */
+    stride_ = 16; /* up to 64 bytes a power of two, so that a row lies in one cache line */
     while (stride_ < at && stride_ < 64) stride_ *= 2;
     if (stride_ < at) stride_ = (at + 15) / 16 * 16;
     image_.assign(stride_, 0);
@@ -977,14 +977,14 @@ inline void Table::ready() {
     make_room(0);
 }
 
-/* For `more` groups. Nothing has changed for the caller when it throws. */
+/* Makes room for `more` groups. When it throws, nothing has changed for the caller. */
 inline void Table::make_room(int64_t more) {
     while (groups + more > MOST_IN_BUCKET * static_cast<int64_t>(buckets_.size())) grow_buckets(std::max(3, bucket_bits_ + 1));
     const int64_t needed = used_ + std::max<int64_t>(0, more - static_cast<int64_t>(free_.size()));
     if (needed <= capacity_) return;
     if (needed > MAX_GROUPS) throw std::length_error("more than 2^31 groups in one table");
     while (capacity_ < needed) {
-        int64_t rows = SEGMENT; /* a further segment; the first one grows up to that size */
+        int64_t rows = SEGMENT; /* the size of a further segment; the first one grows up to it */
         const bool first = capacity_ < SEGMENT;
         if (first) {
             rows = std::max<int64_t>(64, capacity_);
@@ -1051,7 +1051,7 @@ inline int64_t Table::nbytes() const {
 /* The cut */
 
 inline void Table::copy(Copies& to, const uint8_t* from, const uint8_t* arena) const {
-    to.rows.resize(to.count * stride_); /* so it is, unless this threw before */
+    to.rows.resize(to.count * stride_); /* changes nothing unless an earlier call threw in between */
     to.rows.insert(to.rows.end(), from, from + stride_);
     for (const KeyColumn& key : keys_) {
         if (!has_bytes(key.type)) continue;
@@ -1063,7 +1063,7 @@ inline void Table::copy(Copies& to, const uint8_t* from, const uint8_t* arena) c
     to.count++;
 }
 
-/* Under its lock. */
+/* Called under the cut's lock. */
 inline void Table::put_aside(uint32_t id) {
     Cut& cut = *cut_;
     if (cut.kept_rows() == static_cast<int64_t>(cut.kept_.size()) * Cut::KEPT_ROWS) {
@@ -1077,7 +1077,7 @@ inline void Table::put_aside(uint32_t id) {
     cut.bits_[id >> 6] &= ~(1ULL << (id & 63));
 }
 
-/* The table has nothing any more that its cut needs. */
+/* Copies everything that the cut still needs out of the table. */
 inline void Table::leave_cut() {
     if (!cut_) return;
     {
@@ -1093,7 +1093,7 @@ inline std::shared_ptr<Cut> Table::cut(bool all, int64_t start, int64_t more) {
     const int64_t words = (used_ + 63) / 64;
     cut->bits_.resize(words);
     leave_cut();
-    auto bits_of = [&](int64_t word, int shift) { /* 64 states to 64 bits; the last ones are states of no group */
+    auto bits_of = [&](int64_t word, int shift) { /* 64 states to 64 bits; states behind the last group are 0 */
         uint64_t bits = 0;
         for (int part = 0; part < 8; part++) {
             const uint64_t states = get<uint64_t>(&state_[word * 64 + part * 8]) >> shift & ONES;
@@ -1111,7 +1111,7 @@ inline std::shared_ptr<Cut> Table::cut(bool all, int64_t start, int64_t more) {
             put(states, get<uint64_t>(states) & ONES);
         }
     }
-    int64_t last = 0; /* id of the last one of the turn */
+    int64_t last = 0; /* the id of the last group of the turn */
     bool through = true;
     for (int64_t id = start + 1, w = id / 64; !all && w < words; w++) {
         uint64_t live = bits_of(w, 0);
@@ -1146,7 +1146,7 @@ inline void Table::read(Cut& cut, int64_t most, Copies& out) const {
             for (uint64_t bits = cut.bits_[w]; bits; bits &= bits - 1) copy(out, row(w * 64 + __builtin_ctzll(bits)), arena_.data());
         cut.next_id_ = w * 64;
         if (w < words) continue;
-        const int64_t kept = cut.kept_rows(); /* from here on, only late ones come */
+        const int64_t kept = cut.kept_rows(); /* rows that are kept later were read before, and are marked late */
         for (; cut.next_kept_ < kept && out.count < enough; cut.next_kept_++) {
             const Cut::Kept& piece = *cut.kept_[cut.next_kept_ / Cut::KEPT_ROWS];
             const int64_t index = cut.next_kept_ % Cut::KEPT_ROWS;
@@ -1206,7 +1206,7 @@ inline void Table::load_keys(Block& block, const View* views) {
 }
 
 inline uint32_t Table::insert(Block& block, int i) {
-    for (size_t k = 0; k < keys_.size(); k++) { /* what may throw comes first */
+    for (size_t k = 0; k < keys_.size(); k++) { /* first everything that may throw */
         if (!has_bytes(keys_[k].type)) continue;
         Cell& cell = block.cells[k * BLOCK_ROWS + i];
         if (!cell.is_long()) continue;
@@ -1244,7 +1244,7 @@ inline void Table::find_block(Block& block, const View* views, const uint64_t* h
     const int shift = 64 - bucket_bits_;
     for (int i = 0; i < n; i++) __builtin_prefetch(buckets + (block.hash[i] >> shift));
     load_keys(block, views);
-    for (int i = 0; i < n; i++) { /* only the first place with the tag in the first bucket: nearly always the right one */
+    for (int i = 0; i < n; i++) { /* tries only the first place with the tag in the first bucket, which is nearly always right */
         const uint64_t hash = block.hash[i];
         const Bucket& bucket = buckets[hash >> shift];
         const uint32_t id = bucket.ids[__builtin_ctz(bucket.places(tag_of(hash)) | 1u << PLACES)];
@@ -1261,7 +1261,7 @@ inline void Table::find_block(Block& block, const View* views, const uint64_t* h
     }
     if (key_nulls_)
         for (int i = 0; i < n; i++) block.ok[i] &= (get<uint64_t>(block.at[i] + 8) & key_nulls_) == block.nulls[i];
-    int left = 0; /* new keys, those that come twice in the block too, and the rare ones whose tag is another key's */
+    int left = 0; /* rows that need the full search: new keys, also repeated ones, and the rare keys whose tag another key has too */
     for (int i = 0; i < n; i++) {
         block.some_index[left] = i;
         left += !block.ok[i];
@@ -1307,7 +1307,7 @@ inline uint32_t Table::find_row(const Table& other, const uint8_t* from) {
         }
         if (bucket.passed == 0) break;
     }
-    std::vector<uint64_t> places; /* in the arena, of long keys; what may throw comes first */
+    std::vector<uint64_t> places; /* the places of long keys in the arena; made first, because this may throw */
     for (const KeyColumn& key : keys_) {
         if (!has_bytes(key.type)) continue;
         const Cell cell{get<uint64_t>(from + key.at), get<uint64_t>(from + key.at + 8)};
@@ -1336,7 +1336,7 @@ inline void Table::add_block(Block& block, const Aggregate& a, const Lane& lane,
     Rows rows = block.rows;
     uint8_t* const* at = block.at;
     const bool some = choose(block, a, lane, order);
-    if (some) { /* from here on only rows that count */
+    if (some) { /* keeps only the rows that count */
         int n = 0;
         each_row(rows, [&](int i, int64_t row) {
             block.some_at[n] = block.at[i];
@@ -1374,7 +1374,7 @@ inline void Table::add_block(Block& block, const Aggregate& a, const Lane& lane,
         for (int i = 0; i < n; i++) a.seen.set(at[i]);
 }
 
-/* As add_block, row by row; block.raw and block.valid become the results after each row. */
+/* Like add_block, but row by row; block.raw and block.valid become the results after each row. */
 inline void Table::run_block(Block& block, const Aggregate& a, const Lane& lane, const View* order) {
     const Rows& rows = block.rows;
     const int n = rows.count;
@@ -1411,7 +1411,7 @@ inline void Table::run_block(Block& block, const Aggregate& a, const Lane& lane,
     }
 }
 
-/* Adds what another group has gathered. For variance: Chan, Golub, LeVeque, Updating formulae ... (1979). */
+/* Merges the accumulators of another group. For variance: Chan, Golub, LeVeque, Updating formulae ... (1979). */
 inline void Table::merge_one(const Aggregate& a, uint8_t* row, const uint64_t* values, bool null) {
     uint8_t* at = row + a.at;
     switch (a.kind) {
@@ -1459,7 +1459,7 @@ inline void Table::merge_rows(
     const std::vector<Aggregate>& to_layout, uint8_t* const* to, const std::vector<Aggregate>& from_layout,
     uint8_t* const* from, int n
 ) {
-    uint64_t bits = 0; /* of aggregates, in the word that nearly always has them all */
+    uint64_t bits = 0; /* the bits of aggregates in the header word, which nearly always has them all */
     int to_word = 0, from_word = 0;
     for (size_t k = 0; k < to_layout.size(); k++) {
         const Aggregate& a = to_layout[k];
@@ -1468,7 +1468,7 @@ inline void Table::merge_rows(
             case Kind::count:
                 for (int i = 0; i < n; i++) put(to[i] + a.at, get<uint64_t>(to[i] + a.at) + get<uint64_t>(from[i] + b.at));
                 break;
-            case Kind::sum: case Kind::min: case Kind::max: /* without a value it is one that changes nothing */
+            case Kind::sum: case Kind::min: case Kind::max: /* a group without a value has the neutral element */
                 merge_some(a, to, b, from, n);
                 if (bits == 0) {
                     to_word = a.seen.at;

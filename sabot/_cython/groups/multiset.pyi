@@ -1,8 +1,8 @@
-"""What aggregates over changes keep of each group, by slot (0, 1, …): what was added can be taken away again. One owner.
+"""State of aggregates over changes, by slot (0, 1, …), from which added values can be removed again. Each store has one owner.
 
-Values are byte strings, in the order of bytes: binary or large binary without nulls. `takes`: for each row whether it takes away
-(numpy bool). A slot that was never named is empty. `save` gives a state for each slot, `load` adds states to what is there;
-ValueError for what is none. IndexError for a slot below 0.
+Values are byte strings, ordered bytewise: binary or large binary without nulls. takes: for each row whether its value is removed instead
+of added (numpy bool). A slot that was never used is empty. `save` returns a state for each slot, `load` adds states to the slots'
+contents and raises ValueError for bytes that are no state. A slot below 0 raises IndexError.
 """
 
 from collections.abc import Sequence
@@ -11,56 +11,57 @@ from typing import Any
 import pyarrow as pa
 
 def join_keys(parts: Sequence[pa.Array[Any]], widths: Sequence[int]) -> pa.LargeBinaryArray:
-    """One key a row, of its parts: they sort as the parts do, one after the other. widths: bytes of a part, -1 where they differ."""
+    """Joins the parts of each row to one key. Keys sort as the sequences of their parts do. widths: bytes of a part, -1 where they vary."""
 
 def split_keys(keys: pa.Array[Any], widths: Sequence[int]) -> list[pa.LargeBinaryArray]:
-    """The parts that `join_keys` was given."""
+    """The parts of keys that `join_keys` made: its inverse."""
 
 class Multisets:
-    """Which values each slot has, and how often. A value costs a logarithm of how many differ."""
+    """Counts of the distinct values of each slot. Adding a value takes O(log n) for n distinct values."""
 
     @property
     def nbytes(self) -> int: ...
     def add(self, slots: Any, values: pa.Array[Any], takes: Any) -> None:
-        """A value may be taken before it is added, if it is before anything is asked."""
+        """Adds values and removes those of rows in `takes`. A value may be removed before it is added, if both come before any query."""
     def differing(self, slots: Any) -> Any:
-        """How many values each slot has that differ (numpy int64)."""
+        """The number of distinct values of each slot (numpy int64)."""
     def least(self, slots: Any, last_resort: bytes = ...) -> pa.LargeBinaryArray:
-        """The least value, null without one; `last_resort` only where there is nothing else."""
+        """The least value of each slot, null without one. The value `last_resort` is returned only where there is no other."""
     def greatest(self, slots: Any, last_resort: bytes = ...) -> pa.LargeBinaryArray: ...
     def first_of_greatest(self, slots: Any, width: int) -> pa.LargeBinaryArray:
-        """Of keys of several parts: the least whose first part is the greatest; `width` is that part's, as `join_keys` was told."""
+        """For keys of several parts: the least key among those with the greatest first part. width: that part's, as for `join_keys`."""
     def best(self, slots: Any, most: int) -> tuple[Any, pa.LargeBinaryArray]:
-        """(how many of each slot, the greatest `most` of each, greatest first, as often as they are there)."""
+        """Pairs of (how many per slot, the `most` greatest values of each, greatest first, repeated as often as they occur)."""
     def save(self, slots: Any) -> pa.LargeBinaryArray: ...
     def load(self, slots: Any, states: pa.Array[Any]) -> None: ...
     def remove(self, slots: Any) -> None: ...
     def clear(self) -> None: ...
 
 class Arrivals:
-    """Values of each slot in order: by a number that is given, then as they came. Each is found by what it is."""
+    """The values of each slot, ordered by a given number, then by arrival. A value can also be looked up, to remove it."""
 
     @property
     def nbytes(self) -> int: ...
     def add(self, slots: Any, values: pa.Array[Any], orders: Any, takes: Any) -> int:
-        """orders: int64. Of equal values one of the same order is taken, the oldest; where there is none, the first in order.
+        """Adds values with their orders (int64), and removes those of rows in `takes`: the oldest equal value of the same order; where
+        there is none, the first equal value.
 
-        -> how many were to be taken and are not there.
+        Returns how many values were to be removed and do not exist.
         """
     def first(self, slots: Any) -> pa.LargeBinaryArray:
-        """Null without a value."""
+        """The first value of each slot; null without one."""
     def last(self, slots: Any) -> pa.LargeBinaryArray: ...
     def all(self, slots: Any) -> tuple[Any, pa.LargeBinaryArray]:
-        """(how many of each slot, all of them in order)."""
+        """Pairs of (how many per slot, all values in order)."""
     def save(self, slots: Any) -> pa.LargeBinaryArray: ...
     def load(self, slots: Any, states: pa.Array[Any]) -> None: ...
     def remove(self, slots: Any) -> None: ...
     def clear(self) -> None: ...
 
 class ExactSums:
-    """Sums of numbers, exact until they are rounded to a result: the order does not matter, and x - x leaves 0.
+    """Exact sums of numbers, rounded only when they are read: the order of additions does not matter, and x - x leaves 0.
 
-    squares: variances can be asked for. A slot costs about 110 bytes, and 8 for each 32 bits that its numbers reach over.
+    squares: also keep sums of squares, for variances. A slot takes about 110 bytes, and 8 for each 32 bits of range of its numbers.
     """
 
     def __init__(self, squares: bool = False) -> None: ...
@@ -68,16 +69,16 @@ class ExactSums:
     @property
     def nbytes(self) -> int: ...
     def add_reals(self, slots: Any, values: Any, takes: Any) -> None:
-        """numpy float64; NaN and infinities are counted, so they can be taken away too."""
+        """Adds or removes numpy float64 values. NaN and infinities are counted, so they can be removed too."""
     def add_words(self, slots: Any, words: Any, signed: bool, takes: Any) -> None:
-        """Whole numbers: numpy uint64 (rows, words), the lowest word first, in two's complement where `signed`."""
+        """Adds or removes whole numbers: numpy uint64 (rows, words), the lowest word first, in two's complement if `signed`."""
     def sums(self, slots: Any) -> pa.DoubleArray:
-        """Rounded once; null where no value is there."""
+        """The sums, rounded once; null where there is no value."""
     def means(self, slots: Any) -> pa.DoubleArray: ...
     def variances(self, slots: Any, ddof: int) -> pa.DoubleArray:
-        """Null for `ddof` values or fewer; NaN where one of them is NaN or infinite."""
+        """The variances; null for `ddof` values or fewer, NaN where one of the values is NaN or infinite."""
     def whole(self, slots: Any, width: int) -> tuple[Any, Any]:
-        """(sums of whole numbers as words, where there is a value). OverflowError for one that does not fit."""
+        """Pairs of (the sums of whole numbers as words, whether there is a value). Raises OverflowError for a sum that does not fit."""
     def save(self, slots: Any) -> pa.LargeBinaryArray: ...
     def load(self, slots: Any, states: pa.Array[Any]) -> None: ...
     def remove(self, slots: Any) -> None: ...

@@ -1,6 +1,6 @@
-"""What aggregates over changes keep of each group. See multiset.pyi for the contract; the loops are in multiset_store.h, multiset_sums.h.
+"""State of aggregates over changes, by slot. See multiset.pyi for the contract; the loops are in multiset_store.h and multiset_sums.h.
 
-Slots and sizes are checked here; then a call runs without the GIL.
+Slots and sizes are checked here; then the call runs without the GIL.
 """
 
 import numpy as np
@@ -84,9 +84,9 @@ cdef const char* _NOTHING = b""
 # Slots and byte strings
 
 cdef class _Slots:
-    """Slots, none of them negative."""
+    """An array of slots, none of them negative."""
 
-    cdef object array               # keeps the memory
+    cdef object array               # keeps the memory alive
     cdef const int32_t* values
     cdef int64_t count
 
@@ -130,7 +130,7 @@ cdef class _Bytes:
 
 
 cdef _Bytes _bytes(object array, int64_t count):
-    """`count` of them."""
+    """Opens an array, which must have `count` values."""
     cdef _Bytes result = _Bytes()
     if array.type != _LARGE_BINARY and array.type != pa.binary():
         raise TypeError(f"values are binary, not {array.type}")
@@ -155,7 +155,7 @@ cdef _Bytes _bytes(object array, int64_t count):
 
 
 cdef object _large_binary(Strings& strings):
-    """Null where a string is not valid."""
+    """The strings as a large binary array, null where a string is not valid."""
     cdef int64_t count = <int64_t> strings.ends.size()
     cdef int64_t[::1] to
     cdef uint8_t[::1] bits
@@ -178,7 +178,7 @@ cdef const uint8_t[::1] _flags(object flags, int64_t count):
     return array
 
 
-# What all stores have
+# The methods that all stores have
 
 ctypedef fused Store:
     MultisetStore
@@ -212,16 +212,16 @@ cdef object _remove(Store* store, object slots):
 # Keys of several columns
 
 cdef cppclass Part:
-    # A part of keys, as its array has it.
+    # The array of one part of the keys.
     const int32_t* narrow           # offsets; or NULL
     const int64_t* wide
     const char* data
-    int64_t width                   # bytes of each; -1: they differ
+    int64_t width                   # bytes of each value; -1: they vary
 
 
 def join_keys(parts, widths):
-    """One key a row. See multiset.pyi."""
-    cdef list opened = []           # keeps the memory
+    """Joins parts to one key per row. See multiset.pyi."""
+    cdef list opened = []           # keeps the memory alive
     cdef vector[Part] pieces
     cdef Part piece
     cdef _Bytes each
@@ -278,10 +278,10 @@ def split_keys(keys, widths):
     return [_large_binary(out[p]) for p in range(number)]
 
 
-# What is kept by slot
+# The stores
 
 cdef class Multisets:
-    """Which values each slot has, and how often. See multiset.pyi."""
+    """Counts of the distinct values of each slot. See multiset.pyi."""
 
     cdef MultisetStore store
 
@@ -355,7 +355,7 @@ cdef class Multisets:
 
 
 cdef class Arrivals:
-    """Values in order. See multiset.pyi."""
+    """The values of each slot in order. See multiset.pyi."""
 
     cdef ArrivalStore store
 
@@ -416,7 +416,7 @@ cdef class Arrivals:
 
 
 cdef class ExactSums:
-    """Sums that forget nothing. See multiset.pyi."""
+    """Exact sums of each slot. See multiset.pyi."""
 
     cdef SumStore* store
     cdef readonly bint squares

@@ -1,12 +1,12 @@
-/* What aggregates over changes keep of each group, so that rows can be taken away again: see multiset.pyi for what it means.
+/* State of aggregates over changes, from which rows can be removed again. See multiset.pyi for its meaning.
 
-Values are byte strings whose order is that of the values. They stand in `Sorted`: chunks of at most MOST entries, each sorted, one
-after the other, so that to insert moves few of them however many there are; most groups have one chunk.
+Values are byte strings that sort as the values do. They are kept in `Sorted`: sorted chunks of at most MOST entries in sequence, so that
+an insertion moves few entries however many there are; most groups have one chunk.
 
-    tops_      [    c    ] [   f   ] [ g ]      of each chunk's last entry the first bytes, as a number: side by side in memory
+    tops_      [    c    ] [   f   ] [ g ]      the first bytes of each chunk's last entry, as a number: contiguous in memory
     chunks_ ─▶ [ a a b c ] [ d d f ] [ g ]      lower(e): by the tops, then within one chunk
 
-All of it is `nogil`. What adds or saves may throw std::bad_alloc; `load` throws std::invalid_argument for a damaged state (`except +`). */
+All of it is `nogil`. Adding and saving may throw std::bad_alloc; `load` throws std::invalid_argument for a damaged state (`except +`). */
 #pragma once
 
 #include <algorithm>
@@ -20,14 +20,14 @@ All of it is `nogil`. What adds or saves may throw std::bad_alloc; `load` throws
 
 namespace sabot {
 
-/* The first eight bytes as a number: sorts as the bytes do, as far as it goes. */
+/* The first eight bytes as a number, which sorts as these bytes do. */
 static inline uint64_t prefix_of(std::string_view bytes) {
     uint64_t word = 0;
     std::memcpy(&word, bytes.data(), std::min<size_t>(8, bytes.size()));
     return __builtin_bswap64(word);
 }
 
-/* Less: less(entry, probe); top(entry) and top(probe), numbers that sort as entries do, as far as they go. */
+/* Less has less(entry, probe), and top(entry) and top(probe): numbers that sort as entries do, or are equal where they cannot tell. */
 template <class Entry, class Less>
 class Sorted {
     static constexpr size_t MOST = 256;
@@ -48,13 +48,13 @@ class Sorted {
     bool empty() const { return chunks_.empty(); }
     bool ends(Place place) const { return place.chunk == chunks_.size(); }
     const Entry& operator[](Place place) const { return chunks_[place.chunk][place.at]; }
-    Entry& operator[](Place place) { return chunks_[place.chunk][place.at]; } /* its place must stay the same */
+    Entry& operator[](Place place) { return chunks_[place.chunk][place.at]; } /* a change must not affect its order */
     Place first() const { return {0, 0}; }
     Place end() const { return {chunks_.size(), 0}; }
     void advance(Place& place) const {
         if (++place.at == chunks_[place.chunk].size()) place = {place.chunk + 1, 0};
     }
-    /* Back by one; false: it was the first. */
+    /* Moves the place back by one; false if it was the first. */
     bool retreat(Place& place) const {
         if (place.at > 0) {
             place.at--;
@@ -66,7 +66,7 @@ class Sorted {
         return true;
     }
 
-    /* The first entry that is not less than the probe. */
+    /* The place of the first entry that is not less than the probe. */
     template <class Probe>
     Place lower(const Probe& probe) const {
         const Less less{};
@@ -82,7 +82,7 @@ class Sorted {
         return {static_cast<size_t>(chunk - chunks_.begin()), static_cast<size_t>(entry - chunk->begin())};
     }
 
-    /* Before the entry at `place`, as `lower` gave it. */
+    /* Inserts an entry before `place`, a result of `lower`. */
     void insert(Place place, Entry&& entry) {
         if (chunks_.empty()) {
             chunks_.emplace_back();
@@ -91,7 +91,7 @@ class Sorted {
         if (place.chunk == chunks_.size()) place = {chunks_.size() - 1, chunks_.back().size()};
         if (chunks_[place.chunk].size() >= MOST) {
             std::vector<Entry>& full = chunks_[place.chunk];
-            const bool behind = place.chunk + 1 == chunks_.size() && place.at == full.size(); /* in order: chunks stay full */
+            const bool behind = place.chunk + 1 == chunks_.size() && place.at == full.size(); /* entries come in order: leave chunks full */
             const size_t kept = behind ? MOST : MOST / 2;
             std::vector<Entry> rest(std::make_move_iterator(full.begin() + kept), std::make_move_iterator(full.end()));
             full.resize(kept);
@@ -129,7 +129,7 @@ class Sorted {
     }
 };
 
-/* Byte strings in the making: row i ends at ends[i]. */
+/* An array of byte strings that is being built: row i ends at ends[i]. */
 struct Strings {
     std::vector<int64_t> ends;
     std::vector<uint8_t> valid;
@@ -147,7 +147,7 @@ static inline void append(std::string& to, T value) {
     to.append(reinterpret_cast<const char*>(&value), sizeof value);
 }
 
-/* Reads what `append` wrote. Raises where there is less. */
+/* Reads what `append` wrote. Throws std::invalid_argument at a premature end. */
 struct Reader {
     const char* at;
     const char* end;
@@ -178,10 +178,10 @@ struct ByKey {
     static uint64_t top(std::string_view key) { return prefix_of(key); }
 };
 
-/* By slot: which values, and how often each. */
+/* By slot: the distinct values, with counts. */
 class Multisets {
     std::vector<Sorted<Counted, ByKey>> slots_;
-    std::vector<int64_t> differing_; /* values of a slot */
+    std::vector<int64_t> differing_; /* the number of distinct values of each slot */
 
   public:
     int64_t nbytes_held = 0;
@@ -224,7 +224,7 @@ class Multisets {
             out.add((*values)[place].key);
         }
     }
-    /* last_resort: a value that does not count where there are others. */
+    /* last_resort: a value that is returned only where there is no other. */
     void greatest(const int32_t* slots, int64_t count, std::string_view last_resort, Strings& out) const {
         for (int64_t i = 0; i < count; i++) {
             const Sorted<Counted, ByKey>* values = has(slots[i]) ? &slots_[slots[i]] : nullptr;
@@ -238,7 +238,7 @@ class Multisets {
             out.add((*values)[place].key);
         }
     }
-    /* The least value that begins as the greatest one does, in its first `width` bytes; -1: up to `ending`, and with it. */
+    /* The least value with the same first part as the greatest: the first `width` bytes; with -1, the bytes up to and with `ending`. */
     void first_of_greatest(const int32_t* slots, int64_t count, int64_t width, std::string_view ending, Strings& out) const {
         for (int64_t i = 0; i < count; i++) {
             const Sorted<Counted, ByKey>* values = has(slots[i]) ? &slots_[slots[i]] : nullptr;
@@ -253,7 +253,7 @@ class Multisets {
             out.add((*values)[values->lower(last.substr(0, size))].key);
         }
     }
-    /* The greatest `most` of each slot, greatest first; sizes[i] of them. */
+    /* The `most` greatest values of each slot, greatest first; sizes[i] says how many. */
     void best(const int32_t* slots, int64_t count, int64_t most, int64_t* sizes, Strings& out) const {
         for (int64_t i = 0; i < count; i++) {
             int64_t left = most;
@@ -306,7 +306,7 @@ class Multisets {
     bool has(int32_t slot) const { return static_cast<size_t>(slot) < slots_.size(); }
 };
 
-/* A value that has come: `order`, then when. */
+/* A value with its `order` and the number of its arrival. */
 struct Arrival {
     int64_t order, number;
     std::string value;
@@ -336,10 +336,10 @@ struct ByValue {
     static uint64_t top(const Wanted& a) { return prefix_of(a.value); }
 };
 
-/* By slot: values in order, each findable by what it is. */
+/* By slot: the values in order, with an index by value. */
 class Arrivals {
     struct Group {
-        Sorted<ArrivalAt, ByMoment> moments; /* owns them */
+        Sorted<ArrivalAt, ByMoment> moments; /* owns the arrivals */
         Sorted<Arrival*, ByValue> values;
         int64_t size = 0;
     };
@@ -355,7 +355,7 @@ class Arrivals {
     }
     void add(int32_t slot, int64_t order, std::string_view value) { put(slot, order, number_++, value); }
 
-    /* The oldest of those that are equal and of this order; else the first of those that are equal. False: there is none. */
+    /* Removes the oldest equal value of this order; else the first equal value. False: there is none. */
     bool take(int32_t slot, int64_t order, std::string_view value) {
         if (!has(slot)) return false;
         Group& group = slots_[slot];
@@ -437,7 +437,7 @@ class Arrivals {
     }
 };
 
-/* Keys of several parts: a part of a fixed width as it is; else its bytes with 0 written as 0 255, and 0 0 behind them. */
+/* Keys of several parts: a part of fixed width is written as it is; another one with 0 written as 0 255, and 0 0 at its end. */
 static inline void append_escaped(std::string& out, const char* data, int64_t size) {
     const char* end = data + size;
     while (data < end) {

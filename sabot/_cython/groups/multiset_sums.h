@@ -1,10 +1,10 @@
-/* Exact sums by slot: what was added and then taken away leaves nothing, whatever was added in between.
+/* Exact sums by slot: a value that was added and then removed leaves nothing, whatever was added in between.
 
-A sum is a whole number of 2^-k, kept as digits of 32 bits in words of 64, signed, so that an addition touches the digits of its
-number alone and carries are put off for 2^30 additions (Neal, Fast exact summation using small and large superaccumulators, 2015).
-There are only the digits that numbers have reached: of numbers of like size a few. NaN and infinities are counted.
+A sum is an integer multiple of a power of two, kept as digits of 32 bits in signed words of 64. So an addition touches only the digits
+of its number, and carries are deferred for 2^30 additions (Neal, Fast exact summation using small and large superaccumulators, 2015).
+Only digits in the range of the numbers so far exist: a few, for numbers of similar size. NaN and infinities are counted.
 
-All of it is `nogil`. What adds or saves may throw std::bad_alloc; `load` throws std::invalid_argument for a damaged state (`except +`). */
+All of it is `nogil`. Adding and saving may throw std::bad_alloc; `load` throws std::invalid_argument for a damaged state (`except +`). */
 #pragma once
 
 #include <cmath>
@@ -18,7 +18,7 @@ namespace sabot {
 
 constexpr uint64_t DIGIT = 0xffffffffULL;
 
-/* A whole number without its sign: sum of digits[i] * 2^(32 * (base + i)). */
+/* The absolute value of a number: the sum of digits[i] * 2^(32 * (base + i)). */
 struct Magnitude {
     std::vector<uint32_t> digits; /* the last one is not 0 */
     int32_t base = 0;
@@ -27,13 +27,13 @@ struct Magnitude {
 
 class Digits {
     std::vector<int64_t> digits_;
-    int32_t base_ = 0; /* digits_[0] counts 2^(32 * base_) */
+    int32_t base_ = 0; /* the weight of digits_[0] is 2^(32 * base_) */
     uint32_t pending_ = 0;
 
   public:
     int64_t nbytes() const { return static_cast<int64_t>(digits_.capacity() * 8); }
 
-    /* Adds digits that begin at `at`. */
+    /* Adds digits whose first has weight 2^(32 * at). */
     template <class D>
     void add(const D* digits, int count, int32_t at, bool negative) {
         if (count == 0) return;
@@ -200,7 +200,7 @@ class ExactSums {
             put(to, number, exponent - 53, value < 0, take);
         }
     }
-    /* words: a whole number, in two's complement where it has a sign. */
+    /* words: a whole number, in two's complement if it is signed. */
     void add_words(int32_t slot, const uint64_t* words, int count, bool is_signed, bool take) {
         reach(slot);
         Sum& to = slots_[slot];
@@ -215,7 +215,7 @@ class ExactSums {
         if (count == 1) put(to, own[0], 0, negative, take);
         else for (int i = 0; i < count; i++) to.sum.add((unsigned __int128)own[i], 64 * i, negative != take);
     }
-    /* OUT values and valid: null where there is no value. */
+    /* OUT values and valid; a slot without a value becomes null. */
     void sums(const int32_t* slots, int64_t count, double* values, uint8_t* valid) const {
         each(slots, count, values, valid, 0, [](const Sum& of) { return Rounded(of.sum.magnitude()).as_double(); });
     }
@@ -236,10 +236,10 @@ class ExactSums {
             const long double divisor = static_cast<long double>(of.count) * static_cast<long double>(of.count - ddof);
             return static_cast<double>(Rounded(difference.magnitude()).as_long_double() / divisor);
         });
-        for (int64_t i = 0; i < count; i++) /* of infinities, too */
+        for (int64_t i = 0; i < count; i++) /* the variance of infinite values is NaN */
             if (std::isinf(values[i]) && special_at(slots[i])) values[i] = std::numeric_limits<double>::quiet_NaN();
     }
-    /* OUT words: the sum in two's complement, `width` words a row. -1: done; else the row whose sum does not fit. */
+    /* OUT words: the sums in two's complement, `width` words per row. Returns -1, or the row whose sum does not fit. */
     int64_t whole(const int32_t* slots, int64_t count, int width, uint64_t* words, uint8_t* valid) const {
         for (int64_t i = 0; i < count; i++) {
             uint64_t* out = words + i * width;
@@ -300,7 +300,7 @@ class ExactSums {
         to.sum.add((unsigned __int128)number, exponent, negative != take);
         if (squares_) to.squares.add((unsigned __int128)number * number, 2 * exponent, take);
     }
-    /* Null where there are not more values than `ddof`. */
+    /* The variances; null where there are not more values than `ddof`. */
     template <class Body>
     void each(const int32_t* slots, int64_t count, double* values, uint8_t* valid, int64_t ddof, Body body) const {
         for (int64_t i = 0; i < count; i++) {

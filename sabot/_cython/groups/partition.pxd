@@ -1,4 +1,4 @@
-"""The key hash, and msgpack as keys are written in it. Both are part of what checkpoints hold: see HASH_VERSION."""
+"""The key hash, and the msgpack encoding of keys. Both are part of the format of checkpoints: see HASH_VERSION."""
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libcpp cimport bool as cbool
@@ -21,14 +21,14 @@ cdef extern from "groups/key_hash.h":
 
 
 cdef extern from "groups/key_hash.h" namespace "sabot" nogil:
-    # OUT hashes[row], of all rows or of the `count` that `chosen` names; none of the views is TYPE_OTHER
+    # OUT hashes[row] of all rows, or of the `count` rows that `chosen` names. No view may be TYPE_OTHER.
     void hash_views "sabot::hash_columns"(
         const View* views, int columns, const int32_t* chosen, int64_t count, uint64_t* hashes
     ) noexcept
-    # A value that is not null, in msgpack: OUT `out`, of value_size bytes. keys: floats that compare equal are written alike.
+    # A value that is not null, in msgpack. OUT `out`, value_size bytes. keys: floats that compare equal are written alike.
     int64_t value_size(const View& view, int64_t row) noexcept
     int64_t put_value(uint8_t* out, const View& view, int64_t row, cbool keys) noexcept
-    # A key in msgpack: of one view its value, of several an array; a null is nil. OUT `out`, of key_size bytes.
+    # A key in msgpack: the value of one view, or an array of those of several; null is nil. OUT `out`, key_size bytes.
     int64_t key_size(const View* views, int columns, int64_t row) noexcept
     void put_key(uint8_t* out, const View* views, int columns, int64_t row) noexcept
 

@@ -1,4 +1,4 @@
-"""Key hash, key groups and the split of a batch by them. See partition.pyi for the contract."""
+"""The key hash, key groups, and the split of a batch by them. See partition.pyi for the contract."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_GET_SIZE
 from libc.string cimport memset
@@ -26,11 +26,11 @@ __all__ = [
 KEY_GROUPS = KEY_GROUP_COUNT
 HASH_VERSION = CURRENT_HASH_VERSION
 
-_KEY_NUMBERS = 32  # key columns that are no text: each has a bit for its nulls in one half of a word
+_KEY_NUMBERS = 32  # the most key columns that are not text: each has a null bit in one half of a word
 
 
 def check_keys(keys):
-    """Raises UserError for a key of more columns than a table takes."""
+    """Raises UserError for a key of more columns than a table supports."""
     numbers = sum([not (pa.types.is_string(kind) or pa.types.is_binary(kind)) for kind in keys.types])
     if numbers > _KEY_NUMBERS:
         raise UserError(
@@ -42,8 +42,8 @@ def check_keys(keys):
 def key_hash(bytes data not None):
     """The stable 64-bit hash of an encoded key, version 1.
 
-    With 64-bit arithmetic, K0..K3 the odd constants of partition.pxd and mix(a, b) the upper half of the 128-bit product
-    a * b xor its lower half:
+    With 64-bit arithmetic, K0..K3 the odd constants of key_hash.h and mix(a, b) the upper half of the 128-bit product a * b xor its lower
+    half:
 
         step(h, a, b, K) = mix(a ^ K, b ^ h) + rotate_left(h, 27)
         h = K0 ^ size
@@ -51,8 +51,8 @@ def key_hash(bytes data not None):
         if bytes are left, filled up with zeros to 16 bytes:                   h = step(h, a, b, K2)
         the hash is mix(h ^ K3, K0 + size)
 
-    The multiply-and-fold mixing is that of Wang Yi's wyhash; the added rotation keeps what came before where a factor is 0.
-    It resists accidents, not attackers: it has no seed, because state outlives the process.
+    The multiply-and-fold mixing is that of Wang Yi's wyhash; the added rotation preserves earlier blocks where a factor is 0. The hash
+    resists accidents, not attackers: it has no seed, because state outlives the process.
     """
     return hash_bytes(<const uint8_t*> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
 
@@ -63,10 +63,7 @@ def key_group(bytes data not None):
 
 
 def hash_array(keys):
-    """Row i -> key_hash(msgpack(keys[i])). All integer widths hash alike, -0.0 as 0.0, every NaN alike, null as msgpack nil.
-
-    bool, integers, float32/64, string, binary, fixed-size binary, null, in any encoding. Anything else: TypeError naming the type.
-    """
+    """The key_hash of msgpack(keys[i]) for each row i. See partition.pyi."""
     array = plain_array(keys)
     cdef View view
     cdef object alive = open_view(array, &view)
@@ -80,10 +77,10 @@ def hash_array(keys):
 
 
 def hash_columns(columns, selection=None):
-    """Row i -> the stable hash of its key, as long as the columns; rows outside of the selection are not computed (any value).
+    """The stable hash of each row's key. See partition.pyi.
 
-    One column: `hash_array`, temporal columns as the integers that they are stored as. Several: with `step` and the
-    constants of `key_hash`, and h, g the hash so far and that of the next column: h = step(h, g, K0, K2).
+    Several columns are combined with `step` and the constants of `key_hash`: with h the hash so far and g that of the next column,
+    h = step(h, g, K0, K2).
     """
     cdef vector[View] views
     cdef list alive = []
@@ -111,7 +108,7 @@ def hash_columns(columns, selection=None):
 
 
 def hash_rows(list keys not None):
-    """Record keys (raw bytes) -> key_hash of each; None -> 0."""
+    """The key_hash of each record key (raw bytes); 0 for None."""
     hashes = []
     for key in keys:
         if key is None:
@@ -124,10 +121,9 @@ def hash_rows(list keys not None):
 
 
 def partition_indices(hashes, int64_t parts):
-    """A stable counting sort of rows by key group, key groups split evenly over `parts`.
+    """Sorts rows by part (a stable counting sort), where key groups are divided evenly over `parts`. See partition.pyi.
 
-    -> (row indices ordered by part, `parts + 1` bounds into them). Rows keep their order inside a part. Key group g belongs to
-    part g * parts // KEY_GROUPS. `parts` is 1 to KEY_GROUPS; `hashes` is uint64 without nulls.
+    Key group g belongs to part g * parts // KEY_GROUPS. `parts` is 1 to KEY_GROUPS; `hashes` is uint64 without nulls.
     """
     if not 1 <= parts <= KEY_GROUP_COUNT:
         raise ValueError(f"parts must be 1 to {KEY_GROUP_COUNT}, not {parts}")

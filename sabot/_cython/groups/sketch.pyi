@@ -1,7 +1,7 @@
-"""Sketches by slot (0, 1, …): what is asked of them is about right. One owner. A slot that was never named is empty.
+"""Sketches by slot (0, 1, …), which give approximate answers. Each store has one owner. A slot that was never used is empty.
 
-`save` gives a state for each slot (large binary), `load` adds states to what is there: a sketch of two parts is that of the whole,
-whatever the parts are. ValueError for what is no state, IndexError for a slot below 0.
+`save` returns a state for each slot (large binary), `load` merges states into the slots: merging the sketches of two parts, whatever they
+are, gives the sketch of the whole. Raises ValueError for bytes that are no state, IndexError for a slot below 0.
 """
 
 from typing import Any
@@ -9,30 +9,30 @@ from typing import Any
 import pyarrow as pa
 
 class Distinct:
-    """About how many values of each slot differ: exact for 512 and less, then within 1.6 % (standard error). Up to 8 KiB a slot."""
+    """Estimates the number of distinct values per slot: exact up to 512, then with a standard error of 1.6 %. Up to 8 KiB per slot."""
 
     @property
     def nbytes(self) -> int: ...
     def add(self, slots: Any, hashes: Any) -> None:
-        """numpy uint64: hashes of the values, as `partition.hash_columns` gives them."""
+        """Adds values, given by their hashes (numpy uint64) as `partition.hash_columns` computes them."""
     def estimates(self, slots: Any) -> Any:
-        """numpy int64."""
+        """The estimate of each slot (numpy int64)."""
     def save(self, slots: Any) -> pa.LargeBinaryArray: ...
     def load(self, slots: Any, states: pa.Array[Any]) -> None: ...
     def remove(self, slots: Any) -> None: ...
     def clear(self) -> None: ...
 
 class Quantiles:
-    """About where quantiles lie: within 1 % of the value that is there. 16 bytes for each 2 % that the values of a slot reach over."""
+    """Estimates quantiles per slot within 1 % of the exact value. A slot takes 16 bytes for each step of 2 % in the range of its values."""
 
     @property
     def nbytes(self) -> int: ...
     def add(self, slots: Any, values: Any, takes: Any = None) -> None:
-        """numpy float64; NaN does not count. takes (numpy bool): which are taken away again."""
+        """Adds numpy float64 values; NaN does not count. takes (numpy bool): which values are removed instead."""
     def quantiles(self, slots: Any, of: Any) -> tuple[Any, Any]:
-        """(a row for each slot, a column for each of the quantiles `of`; whether a slot has values), numpy.
+        """Two numpy arrays: the quantiles, with a row per slot and a column per quantile in `of`; and whether each slot has values.
 
-        The quantile q of n values is the one of rank floor(q * (n - 1)), from 0 on.
+        The quantile q of n values is the one with rank floor(q * (n - 1)), counted from 0.
         """
     def save(self, slots: Any) -> pa.LargeBinaryArray: ...
     def load(self, slots: Any, states: pa.Array[Any]) -> None: ...

@@ -36,7 +36,7 @@ cdef extern from "groups/sketch_store.h" namespace "sabot" nogil:
 
 
 cdef const int32_t[::1] _slots(object slots):
-    """None of them negative."""
+    """Opens an array of slots, none of which may be negative."""
     array = np.ascontiguousarray(slots, np.int32)
     if len(array) and array.min() < 0:
         raise IndexError(f"there is no slot {array.min()}")
@@ -54,7 +54,7 @@ cdef object _large_binary(Strings& strings):
 
 
 cdef tuple _opened(object states, int64_t count):
-    """The offsets and the bytes of large binary."""
+    """The offsets and the bytes of a large binary array."""
     if states.type != pa.large_binary() or states.null_count or len(states) != count:
         raise ValueError(f"{count} states are large binary without nulls, not {len(states)} of {states.type}")
     offsets = np.zeros(1, np.int64)
@@ -66,7 +66,7 @@ cdef tuple _opened(object states, int64_t count):
     return offsets, held
 
 
-# What both stores have
+# The methods that both stores have
 
 ctypedef fused Store:
     DistinctStore
@@ -104,7 +104,7 @@ cdef object _remove(Store* store, object slots):
 
 
 cdef class Distinct:
-    """About how many values of each slot differ. See sketch.pyi."""
+    """Estimates the number of distinct values per slot. See sketch.pyi."""
 
     cdef DistinctStore store
 
@@ -146,7 +146,7 @@ cdef class Distinct:
 
 
 cdef class Quantiles:
-    """About where the quantiles of each slot's values lie. See sketch.pyi."""
+    """Estimates quantiles per slot. See sketch.pyi."""
 
     cdef QuantileStore store
 

@@ -1,12 +1,12 @@
-/* Sketches by slot: about how many values differ, and about where their quantiles lie. See sketch.pyi.
+/* Sketches by slot, which estimate the number of distinct values, and quantiles. See sketch.pyi.
 
-Distinct: HyperLogLog (Flajolet et al. 2007) of 2^12 registers, estimated as Ertl does (New cardinality estimation algorithms for
-HyperLogLog sketches, 2017): no bias to be corrected, from nothing to billions. As long as few values differ their hashes are kept,
-in as much memory, and the answer is exact.
+Distinct: HyperLogLog (Flajolet et al. 2007) with 2^12 registers and the estimator of Ertl (New cardinality estimation algorithms for
+HyperLogLog sketches, 2017), which needs no bias correction from zero to billions. As long as there are few distinct values, their hashes
+are kept instead, in the same memory, and the answer is exact.
 
-Quantiles: DDSketch (Masson, Rim, Lee 2019): values are counted in bins, each so wide as its place: a bin's middle is within ALPHA of
-all that it counts. Bins are never joined: a double reaches over some 35,000 of them on either side of 0, and that is the bound. So a
-sketch does not depend on the order of values, and can forget one.
+Quantiles: DDSketch (Masson, Rim, Lee 2019). Values are counted in bins whose width is proportional to their place, so that the middle of
+a bin is within ALPHA of all values in it. Bins are never merged: the range of a double has some 35,000 bins on either side of 0, which
+bounds their number. So a sketch does not depend on the order of values, and a value can be removed.
 
 All of it is `nogil`. It throws std::bad_alloc, and `load` std::invalid_argument for a damaged state (`except +`). */
 #pragma once
@@ -25,10 +25,10 @@ namespace sabot {
 
 constexpr int REGISTER_BITS = 12;
 constexpr int REGISTERS = 1 << REGISTER_BITS;
-constexpr size_t MOST_HASHES = REGISTERS / 8; /* kept as they are: as many bytes as registers */
-constexpr int RANKS = 64 - REGISTER_BITS + 1; /* greatest value of a register */
+constexpr size_t MOST_HASHES = REGISTERS / 8; /* so many hashes take as many bytes as the registers */
+constexpr int RANKS = 64 - REGISTER_BITS + 1; /* the greatest value of a register */
 
-static inline uint64_t remixed(uint64_t hash) { /* of a key hash, whose low bits are those of its key group (splitmix64) */
+static inline uint64_t remixed(uint64_t hash) { /* splitmix64: the low bits of a key hash are those of its key group */
     hash ^= hash >> 30;
     hash *= 0xbf58476d1ce4e5b9ULL;
     hash ^= hash >> 27;
@@ -38,8 +38,8 @@ static inline uint64_t remixed(uint64_t hash) { /* of a key hash, whose low bits
 
 class Distinct {
     struct Group {
-        std::vector<uint64_t> hashes; /* the first `sorted` ascending, each once; then as they came */
-        std::vector<uint8_t> registers; /* instead, when there are many */
+        std::vector<uint64_t> hashes; /* the first `sorted` ascending and distinct, then others in the order of arrival */
+        std::vector<uint8_t> registers; /* replace the hashes when there are many */
         size_t sorted = 0;
 
         void tidy() {
@@ -132,7 +132,7 @@ class Distinct {
                 group.tidy();
                 for (const uint64_t hash : group.hashes) append(out.data, hash);
             } else {
-                out.data.push_back('r'); /* so that the length tells */
+                out.data.push_back('r'); /* one byte more, so that the length tells registers from hashes */
                 out.data.append(reinterpret_cast<const char*>(group.registers.data()), REGISTERS);
             }
         }
@@ -163,12 +163,12 @@ class Distinct {
     }
 };
 
-constexpr double ALPHA = 0.0099; /* 1 % with what is lost by rounding */
-constexpr int32_t MIDDLE = 1 << 17;   /* of the bin of 1: so that those of positive values are above 0 */
+constexpr double ALPHA = 0.0099; /* 1 %, less a margin for rounding */
+constexpr int32_t MIDDLE = 1 << 17;   /* the place of the bin of 1, so that the places of positive values are above 0 */
 constexpr int32_t INFINITE = 1 << 19; /* the bin of infinity */
 
 struct Bin {
-    int32_t place; /* ascending as values do; 0: of zeros, below: of negative values */
+    int32_t place; /* ascends with the values; 0 is the bin of zeros, those below are of negative values */
     int64_t count;
 };
 
@@ -211,7 +211,7 @@ class Quantiles {
     void add(int32_t slot, double value, bool take) {
         if (value == value) put(slot, place_of(value), take ? -1 : 1);
     }
-    /* OUT a value for each of the quantiles; false: there is none. */
+    /* OUT a value for each of the quantiles; false where the slot has no values. */
     bool quantiles(int32_t slot, const double* of, int64_t count, double* out) const {
         if (static_cast<size_t>(slot) >= slots_.size()) return false;
         const std::vector<Bin>& bins = slots_[slot];

@@ -1,4 +1,4 @@
-"""What state in a database needs of key hashes: where a key stands, and a filter over those that are there. See tables.pyi."""
+"""Functions of key hashes for state in a database: the place of a key, and a filter over the keys that exist. See tables.pyi."""
 
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libcpp.vector cimport vector
@@ -32,13 +32,13 @@ cdef extern from *:
     void _give_back "sabot_give_back"() noexcept nogil
 
 cdef enum:
-    GROUP_BITS = 10           # of a hash: KEY_GROUPS is 1024
-    FIRST_LEVEL = 1 << 14     # keys that the first level of a filter is made for
-    KEYS_PER_WORD = 5         # of a filter that is full
+    GROUP_BITS = 10           # the bits of a hash that give the key group: KEY_GROUPS is 1024
+    FIRST_LEVEL = 1 << 14     # the number of keys for which the first level of a filter is made
+    KEYS_PER_WORD = 5         # when a level is full
 
 
 def places(hashes):
-    """Key hash -> where the key stands in a database: the 10 bits of its key group first, then the rest of the hash."""
+    """The place of a key in a database, from its hash: the 10 bits of its key group first, then the rest of the hash."""
     cdef View column
     cdef object alive = open_array(hashes, &column, TYPE_UINT64, "hashes")
     cdef object buffer = pa.allocate_buffer(column.length * 8)
@@ -52,7 +52,7 @@ def places(hashes):
 
 
 def give_back():
-    """Memory that was freed goes back to the system, where the C library keeps it otherwise (glibc)."""
+    """Returns freed memory to the system, which the C library (glibc) would keep otherwise."""
     with nogil:
         _give_back()
 
@@ -62,12 +62,12 @@ def give_back():
 cdef class KeyFilter:
     """A Bloom filter over key hashes that grows: a new level, four times as large, when one is full.
 
-    All bits of a key stand in one word, so a look costs one cache line a level (Putze, Sanders, Singler: Cache-, hash- and
+    All bits of a key are in one word, so a lookup reads one cache line per level (Putze, Sanders, Singler: Cache-, hash- and
     space-efficient Bloom filters, 2007).
     """
 
     cdef vector[vector[uint64_t]] levels
-    cdef int64_t room    # keys that still go into the last level
+    cdef int64_t room    # how many more keys fit into the last level
 
     def __init__(self):
         self.room = 0
@@ -85,7 +85,7 @@ cdef class KeyFilter:
                 if self.room == 0:
                     self.grow()
                 self.room = self.room - 1
-                level = self.levels.back().data()  # through a pointer: Cython would change a copy of the vector
+                level = self.levels.back().data()  # through a pointer, because Cython would copy the vector
                 level[filter_word(words[row], self.levels.back().size())] |= filter_bits(words[row])
 
     cdef bint has(self, uint64_t hash) noexcept nogil:
@@ -102,7 +102,7 @@ cdef class KeyFilter:
         self.room = keys
 
     def candidates(self, hashes, rows):
-        """Those of the rows whose hash was perhaps added, in order. `hashes` is of all rows."""
+        """Those of the rows whose hash may have been added, in order. hashes: those of all rows."""
         cdef View column, picked
         cdef object alive = open_array(hashes, &column, TYPE_UINT64, "hashes"), alive_rows = open_array(rows, &picked, TYPE_INT32, "rows")
         cdef const uint64_t* words = column.uint64s()
