@@ -1,4 +1,4 @@
-"""Which groups a batch touches, and what becomes of their rows. See changes.pyi for the contract. Plain loops over numpy arrays."""
+"""The groups that a batch touches, and the changes of their rows. See changes.pyi for the contract. Plain loops over numpy arrays."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ __all__ = ["Touches", "weave", "woven"]
 
 
 cdef class Touches:
-    """The slots that differ, in the order in which they come first. See changes.pyi."""
+    """Finds the distinct slots of a batch, in the order of their first rows. See changes.pyi."""
 
     cdef object array
     cdef int32_t[::1] places        # by slot: its place among those of this call; -1: none
@@ -50,13 +50,13 @@ cdef class Touches:
         self.reach(highest)
         cdef int32_t[::1] places = self.places
         with nogil:
-            for i in range(count):  # without a branch that could be foretold wrongly
+            for i in range(count):  # without a branch, which would be mispredicted
                 slot = slots[i]
                 place = places[slot]
                 fresh = place < 0
                 place = found if fresh else place
                 places[slot] = place
-                out[found] = slot  # of a slot that is not fresh: for the next to write over, as is its row
+                out[found] = slot  # for a slot that is not fresh, the next row overwrites this, and the row below
                 first[found] = <int32_t> i
                 back[i] = place
                 found += fresh
@@ -76,7 +76,7 @@ cdef class Touches:
 
 
 def weave(taken, added):
-    """Where the rows of changes come from, and their ops. See changes.pyi."""
+    """The source of each change's row, and its op. See changes.pyi."""
     cdef const uint8_t[::1] away = np.ascontiguousarray(taken).view(np.uint8)
     cdef const uint8_t[::1] here = np.ascontiguousarray(added).view(np.uint8)
     cdef int64_t count = len(away), i, total = 0
@@ -109,7 +109,7 @@ def weave(taken, added):
 
 
 def woven(const int64_t[::1] before, const int64_t[::1] after, const int32_t[::1] choice):
-    """The words that `choice` names, of both. See changes.pyi."""
+    """Picks values of both arrays by `choice`. See changes.pyi."""
     cdef int64_t count = len(before), total = len(choice), i
     cdef int32_t place
     if len(after) != count:

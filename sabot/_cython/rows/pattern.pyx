@@ -1,4 +1,4 @@
-"""Sequences of rows by key. See pattern.pyi for the contract; how a row moves partial matches on is in pattern_walk.h."""
+"""Matches patterns in sequences of rows by key. See pattern.pyi for the contract; pattern_walk.h advances partial matches by a row."""
 
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memset
@@ -156,7 +156,7 @@ _PARTIALS = [
 
 
 class TooManyPartials(Exception):
-    """args: the key slot."""
+    """A key has too many partial matches; `args` is its slot."""
 
 
 cdef int _index(list names, object name, str what) except -1:
@@ -169,12 +169,12 @@ cdef class PatternTable:
     """Partial matches of a pattern, by key slot. See pattern.pyi."""
 
     cdef Matcher matcher
-    cdef vector[uint64_t] masks            # of the rows that were chosen
-    cdef vector[int32_t] chosen            # these rows
-    cdef int64_t done                      # how many of them are walked
-    cdef int64_t rows                      # of the batch
+    cdef vector[uint64_t] masks            # the bits of the tests that each chosen row passes
+    cdef vector[int32_t] chosen            # the chosen rows
+    cdef int64_t done                      # how many of the chosen rows are walked
+    cdef int64_t rows                      # the number of rows of the batch
     cdef View slot_column, time_column
-    cdef object alive                      # arrays of the batch
+    cdef object alive                      # keeps arrays of the batch alive
 
     def __cinit__(
         self, steps, gaps, slots, operands, *, within_ms, skip, int64_t max_partial=10_000, int64_t max_rows=1_000_000,
@@ -257,7 +257,7 @@ cdef class PatternTable:
     # Rows in
 
     def choose(self, tests, int64_t rows, selection=None):
-        """The rows that matter, and those that can begin a match. See pattern.pyi."""
+        """Chooses the rows that can affect partial matches, and those that can begin one. See pattern.pyi."""
         cdef View view
         cdef View chosen_column
         cdef const int32_t* chosen = NULL
@@ -297,7 +297,7 @@ cdef class PatternTable:
         return int32_array(self.chosen), int32_array(starts)
 
     def begin(self, slots, time, operands):
-        """The keys of the rows that were chosen. See pattern.pyi."""
+        """Sets the key slots of the chosen rows. See pattern.pyi."""
         cdef View view
         cdef int64_t i
         cdef int32_t greatest = -1
@@ -327,7 +327,7 @@ cdef class PatternTable:
         self.done = 0
 
     def walk(self):
-        """The rows that were chosen, until matches have to be taken out. See pattern.pyi."""
+        """Walks the chosen rows until all are done, or matches have to be taken out. See pattern.pyi."""
         cdef const int32_t* slot = self.slot_column.int32s()
         cdef const int64_t* time = self.time_column.int64s()
         cdef int64_t i = self.done, count = self.chosen.size()
@@ -351,7 +351,7 @@ cdef class PatternTable:
         return True
 
     def expire(self, int64_t watermark_ms):
-        """What has no time left is gone, or a match. See pattern.pyi."""
+        """Drops partial matches whose time is over, or makes matches of them. See pattern.pyi."""
         cdef bint done
         with nogil:
             done = self.matcher.expire(watermark_ms)
@@ -360,7 +360,7 @@ cdef class PatternTable:
     # What came of it
 
     def matches(self):
-        """What was found since the last call. See pattern.pyi."""
+        """The matches found since the last call. See pattern.pyi."""
         cdef Found* found = &self.matcher.found
         cdef vector[int32_t] taken
         cdef size_t i
@@ -376,13 +376,13 @@ cdef class PatternTable:
         return answer
 
     def vacant(self):
-        """Keys without partial matches. See pattern.pyi."""
+        """Key slots that have no partial match any more. See pattern.pyi."""
         cdef vector[int32_t] out
         self.matcher.drain_vacant(out)
         return int32_array(out)
 
     def renumber(self):
-        """Rows that partial matches have, counted anew. See pattern.pyi."""
+        """Renumbers the rows in partial matches. See pattern.pyi."""
         cdef vector[int64_t] live
         with nogil:
             self.matcher.live_rows(live)
@@ -392,7 +392,7 @@ cdef class PatternTable:
     # Out and in again
 
     def export(self):
-        """(partial matches, nodes). See pattern.pyi."""
+        """Copies of (partial matches, nodes). See pattern.pyi."""
         cdef Matcher* matcher = &self.matcher
         cdef vector[int32_t] order, place, which
         cdef int64_t size = matcher.partials, length = matcher.nodes, n = 0, i
@@ -463,7 +463,7 @@ cdef class PatternTable:
         return pa.schema([*_PARTIALS, *slots])
 
     cdef object _values(self, const vector[int32_t]& which, int slot):
-        """What these partials remember there."""
+        """The values that these partial matches remember in a slot."""
         cdef Matcher* matcher = &self.matcher
         cdef int64_t size = which.size(), i, nulls = 0
         cdef bint texts = matcher.slots[slot].kind == BYTES_KIND
@@ -500,7 +500,7 @@ cdef class PatternTable:
         return pa.Array.from_buffers(pa.int64(), size, [validity, values], nulls)
 
     def load(self, partials, nodes, int64_t first_row, int64_t row_count=1 << 40):
-        """Partial matches of an `export`. See pattern.pyi."""
+        """Loads partial matches of an `export`. See pattern.pyi."""
         cdef Matcher* matcher = &self.matcher
         if not partials.schema.equals(self._schema()) or not nodes.schema.equals(_NODES):
             raise ValueError("these are no partial matches of this pattern")

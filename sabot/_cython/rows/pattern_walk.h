@@ -1,16 +1,17 @@
-/* Partial matches of a pattern, and how rows move them on. See pattern.pyi for what a match is.
+/* Partial matches of a pattern, and how rows advance them. See pattern.pyi for the definition of a match.
 
-      key ──▶ partial ──next──▶ partial ──▶ …           the one that counts more stands before; so all are ordered by their first row
+      key ──▶ partial ──next──▶ partial ──▶ …           in the order of preference, hence also ordered by their first row
                  │ node            │ node
                  ▼                 ▼
-      row c ──▶ row b ──prev──▶ row a                   nodes: the rows that were taken, newest first; shared, with counts of references;
+      row c ──▶ row b ──prev──▶ row a                   nodes: the rows taken, newest first; shared and reference counted;
                                                         where not each row is kept, one node stands for several
 
-A partial knows what it may take: another row of its `step` (`loop`), or a first row of each step in `targets`. A row that it takes makes
-a new partial, in its place; it stays behind that one with what it may still take without that row, or goes where that is nothing.
-`interest` is the rows, by the bits of their tests, that can change anything: all others cost a look at their key.
+A partial match knows what it may take next: another row of its `step` (`loop`), or a first row of a step in `targets`. A row that it takes
+makes a new partial match in its place. The old one stays behind the new one, with what it may still take if it skips the row, or is
+dropped where that is nothing. `interest` has the bits of the tests that can affect a partial match: a row that passes none of them costs
+only a look at its key.
 
-All of it is `nogil`. What adds partial matches or nodes may throw std::bad_alloc (`except +`); what only looks at them is noexcept. */
+All of it is `nogil`. Functions that add partial matches or nodes may throw std::bad_alloc (`except +`); those that read are noexcept. */
 #pragma once
 
 #include <algorithm>
@@ -24,20 +25,20 @@ All of it is `nogil`. What adds partial matches or nodes may throw std::bad_allo
 
 namespace sabot {
 
-enum : int { STRICT = 0, RELAXED = 1, ANY = 2 };           /* which rows may stand before a row that is taken */
-enum : int { PAST_LAST = 0, TO_NEXT = 1, ALL = 2 };        /* where to go on behind a match */
-enum : int { SIGNED = 0, UNSIGNED = 1, FLOAT = 2, BYTES = 3 }; /* what values are */
-enum : int { COUNT = 0, ENDS = 1, EACH = 2 };              /* what is kept of the rows of a step; ENDS: of the first and the last */
-constexpr int END = 63;                                    /* of targets: the time that nothing forbidden may come in */
-constexpr uint64_t EVERY = 1ull << 63;                     /* a test that all rows pass */
-constexpr int LOOK_BACK = 16;                              /* partials that a new one is compared with */
+enum : int { STRICT = 0, RELAXED = 1, ANY = 2 };           /* which rows may be skipped before a row that is taken */
+enum : int { PAST_LAST = 0, TO_NEXT = 1, ALL = 2 };        /* where matching goes on after a match */
+enum : int { SIGNED = 0, UNSIGNED = 1, FLOAT = 2, BYTES = 3 }; /* the kind of a value */
+enum : int { COUNT = 0, ENDS = 1, EACH = 2 };              /* which rows of a step are kept: none, the first and the last, all */
+constexpr int END = 63;                                    /* the bit of `targets` for the wait in which no forbidden row may come */
+constexpr uint64_t EVERY = 1ull << 63;                     /* the bit of a test that all rows pass */
+constexpr int LOOK_BACK = 16;                              /* how many earlier partial matches a new one is compared with */
 
 struct Condition {
     int op; /* == != < <= > >= */
     bool left_captured, right_captured;
     int left, right; /* a slot of the partial, or a column of operands */
     int kind;
-    bool own; /* with an earlier row of the same step: its first row has none, and passes */
+    bool own; /* compares with an earlier row of the same step; the first row of the step passes */
 };
 
 struct Test {
@@ -47,7 +48,7 @@ struct Test {
 
 struct StepPlan {
     int32_t least, most; /* rows; most 0: any number */
-    int before, between; /* which rows may stand before its first row, and between its rows */
+    int before, between; /* which rows may be skipped before its first row, and between its rows */
     bool optional, greedy;
     int keep;
     Test test;
@@ -55,43 +56,43 @@ struct StepPlan {
 
 struct SlotPlan {
     int step;
-    bool first; /* the step's first row, else its last */
+    bool first; /* whether the value is that of the step's first row, or of its last */
     int kind;
-    int source; /* column of operands */
+    int source; /* the column of operands */
 };
 
-constexpr int64_t FAR_SERIAL = int64_t{1} << 62; /* no row has a number as great */
+constexpr int64_t FAR_SERIAL = int64_t{1} << 62; /* greater than the number of any row */
 
 struct Partial {
-    int64_t start, last; /* serials of its first row and its last */
+    int64_t start, last; /* the serial numbers of its first row and its last */
     int64_t first_time;
     uint64_t targets;
-    uint64_t valid; /* slots that have a value */
+    uint64_t valid; /* the slots that have a value, as bits */
     int32_t node, next;
-    int32_t count; /* rows of `step`; where any number may be, at most the least number */
+    int32_t count; /* how many rows of `step` it has; where any number may be, not counted beyond the least number */
     int16_t step;
     bool loop;
 };
 
 struct Node {
-    int64_t row; /* its number; -1: it has none, nobody will ask for it */
+    int64_t row; /* its number; -1: it has none, because no match reports it */
     int32_t prev, refs;
-    int32_t depth; /* nodes up to here */
-    int32_t total; /* rows up to here */
-    int32_t weight; /* rows that it stands for, itself the last */
-    int32_t slot; /* the key's */
+    int32_t depth; /* the number of nodes up to this one */
+    int32_t total; /* the number of rows up to this one */
+    int32_t weight; /* for how many rows it stands, the last of which is its own */
+    int32_t slot; /* the slot of its key */
     int32_t step;
 };
 
 struct KeyOf {
-    uint64_t interest = 0; /* of all its partials, or more */
-    int64_t deadline = INT64_MAX; /* of the first one */
+    uint64_t interest = 0; /* the union of its partial matches' interest, or a superset */
+    int64_t deadline = INT64_MAX; /* that of the first partial match */
     int32_t head = -1, tail = -1, size = 0;
     int32_t nodes = 0;
     bool queued = false, listed = false;
 };
 
-struct Found { /* matches; the rows of match i are those from offsets[i] to offsets[i + 1] */
+struct Found { /* matches; those rows of match i are from offsets[i] to offsets[i + 1] */
     std::vector<int32_t> slots, steps;
     std::vector<int64_t> first, last, offsets, rows, weights;
     void clear() {
@@ -103,29 +104,29 @@ struct Found { /* matches; the rows of match i are those from offsets[i] to offs
 class Matcher {
 public:
     std::vector<StepPlan> steps;
-    std::vector<std::vector<Test>> gaps; /* what may not come before step i; the last: after the last step */
+    std::vector<std::vector<Test>> gaps; /* tests of rows that may not come before step i; the last: after the last step */
     std::vector<SlotPlan> slots;
     std::vector<int> operand_kinds;
-    std::vector<View> operands; /* of the batch */
+    std::vector<View> operands; /* those of the batch */
     int64_t within = -1;
     int skip = PAST_LAST;
-    int64_t most_partials = 10000, most_nodes = 1000000, output_rows = 1 << 20; /* the first two: of a key */
+    int64_t most_partials = 10000, most_nodes = 1000000, output_rows = 1 << 20; /* the first two are bounds per key */
 
     uint64_t start_bits = 0, watched = 0;
     Found found;
-    std::vector<int64_t> taken; /* rows of the batch that were given a number, in order */
+    std::vector<int64_t> taken; /* the rows of the batch that got a number, in order */
     std::vector<KeyOf> keys;
     int64_t next_row = 0, serial = 0;
     int64_t partials = 0, nodes = 0, bytes = 0;
-    int32_t crowded = -1; /* the key that has too many */
+    int32_t crowded = -1; /* the key that exceeds a bound */
 
-    /* After the plans were filled in. */
+    /* To be called when the plans are filled in. */
     void ready() {
         const int n = static_cast<int>(steps.size());
         reach_.assign(n + 1, 0);
         final_.assign(n + 1, false);
         jump_bits_.assign(n + 1, std::vector<uint64_t>(n + 1, 0));
-        for (int from = 0; from <= n; from++) { /* from: 0 is before the first step, i + 1 is in step i */
+        for (int from = 0; from <= n; from++) { /* from 0 is before the first step, i + 1 is in step i */
             int to = from;
             for (; to < n; to++) {
                 reach_[from] |= 1ull << to;
@@ -159,7 +160,7 @@ public:
 
     bool full() const { return static_cast<int64_t>(found.rows.size()) >= output_rows; }
 
-    /* A row of a key: `mask` has the bits of the tests that it passes. */
+    /* Walks a row of a key; `mask` has the bits of the tests that the row passes. */
     void row(int32_t slot, int64_t index, uint64_t mask, int64_t time) {
         KeyOf& key = keys[slot];
         if (!(mask & (key.interest | start_bits))) return;
@@ -175,7 +176,7 @@ public:
         note(slot);
     }
 
-    /* Partials of which no row at or after `watermark` can be a part are gone; -> whether it got to the end before `found` was full. */
+    /* Drops the partial matches that no row at or after `watermark` can extend; returns false where `found` was full before the end. */
     bool expire(int64_t watermark) {
         while (!queue_.empty() && queue_.front().first < watermark) {
             if (full()) return false;
@@ -183,14 +184,14 @@ public:
             std::pop_heap(queue_.begin(), queue_.end(), Later());
             queue_.pop_back();
             keys[slot].queued = false;
-            if (keys[slot].size == 0) continue; /* the slot was given back, or may be another key's by now */
+            if (keys[slot].size == 0) continue; /* the slot has become vacant, and may be another key's by now */
             expire_front(slot, watermark);
             note(slot);
         }
         return true;
     }
 
-    /* Keys without partials, since the last time. */
+    /* The keys that have lost their last partial match since the last call. */
     void drain_vacant(std::vector<int32_t>& out) {
         for (int32_t slot : listed_) {
             keys[slot].listed = false;
@@ -199,7 +200,7 @@ public:
         listed_.clear();
     }
 
-    /* Numbers of rows that nodes have, ascending, each once. */
+    /* The numbers of rows in nodes, ascending, each once. */
     void live_rows(std::vector<int64_t>& out) const {
         out.reserve(nodes);
         for (const Node& node : node_pool_)
@@ -208,14 +209,14 @@ public:
         out.erase(std::unique(out.begin(), out.end()), out.end());
     }
 
-    /* Row live[i] has the number i from here on. */
+    /* Gives row live[i] the number i. */
     void renumber(const std::vector<int64_t>& live) {
         for (Node& node : node_pool_)
             if (node.refs > 0 && node.row >= 0) node.row = std::lower_bound(live.begin(), live.end(), node.row) - live.begin();
         next_row = static_cast<int64_t>(live.size());
     }
 
-    /* All live nodes: for each its index, and by index the place in this list. */
+    /* All live nodes: the index of each, and by index the place in this list. */
     void live_nodes(std::vector<int32_t>& order, std::vector<int32_t>& place) const {
         place.assign(node_pool_.size(), -1);
         for (size_t i = 0; i < node_pool_.size(); i++)
@@ -229,7 +230,7 @@ public:
     uint64_t value(int32_t partial, int slot) const { return values_[partial * slots.size() + slot]; }
     const std::string& text(uint64_t handle) const { return texts_[handle]; }
 
-    /* -1: more rows than a match can have. */
+    /* Returns -1 where there are more rows than a match can have. */
     int32_t load_node(int64_t row, int32_t prev, int32_t step, int32_t weight, int32_t slot) {
         if (prev >= 0 && weight > INT32_MAX - node_pool_[prev].total) return -1;
         const int32_t made = new_node(row, prev, step, weight, slot);
@@ -238,7 +239,7 @@ public:
         keys[slot].nodes--;
         return made;
     }
-    /* Whether it can have come about in this pattern. */
+    /* Whether the partial match can result from some rows in this pattern. */
     bool belongs(const Partial& given) const {
         const StepPlan& step = steps[given.step];
         return given.count >= 1 && given.count <= std::max(step.least, step.most) && !(given.targets & ~reach_[given.step + 1])
@@ -282,10 +283,10 @@ private:
     std::vector<int32_t> unused_nodes_;
     std::vector<std::string> texts_;
     std::vector<int32_t> text_refs_, unused_texts_, row_text_;
-    std::vector<std::pair<int64_t, int32_t>> queue_; /* (deadline, key), a heap, the first on top; at most one a key */
+    std::vector<std::pair<int64_t, int32_t>> queue_; /* a heap of (deadline, key), the earliest on top; at most one entry per key */
     std::vector<int32_t> listed_, fresh_;
     bool has_text_ = false;
-    int64_t index_ = 0, row_ = -1; /* of the row at hand: where it stands in the batch; its number, once it was taken */
+    int64_t index_ = 0, row_ = -1; /* the current row: its place in the batch, and its number once it is taken */
 
     void note(int32_t slot) {
         KeyOf& key = keys[slot];
@@ -321,7 +322,7 @@ private:
             for (size_t i = 0; i < slots.size(); i++)
                 if (slots[i].kind == BYTES && (partial.valid >> i & 1)) release_text(values_[p * slots.size() + i]);
         unused_.push_back(p);
-        if (--partials == 0) { /* so that what a busy hour needed is not walked over for ever */
+        if (--partials == 0) { /* release the arrays, so that the peak of a busy hour does not slow later scans */
             pool_.clear();
             values_.clear();
             unused_.clear();
@@ -347,7 +348,7 @@ private:
 
     void hold(int32_t node) {
         if (node_pool_[node].refs++ > 0) return;
-        nodes++; /* one that was loaded */
+        nodes++; /* a node that was loaded */
         keys[node_pool_[node].slot].nodes++;
     }
 
@@ -395,7 +396,7 @@ private:
             }
     }
 
-    /* The step's slots take the values of the row at hand. */
+    /* Stores the values of the current row in the step's slots. */
     void capture(int32_t p, int step, bool first) {
         for (size_t i = 0; i < slots.size(); i++) {
             const SlotPlan& slot = slots[i];
@@ -426,7 +427,7 @@ private:
 
     /* -- tests ------------------------------------------------------------------------------------------------------------ */
 
-    static int compared(double a, double b) { /* NaN equals NaN, and is greater than all else */
+    static int compared(double a, double b) { /* NaN equals NaN, and is greater than all other values */
         if (a < b) return -1;
         if (a > b) return 1;
         if (a == b) return 0;
@@ -486,7 +487,7 @@ private:
         return true;
     }
 
-    /* Something that may not stand between step `from - 1` and step `to` is at hand. */
+    /* Whether the current row is forbidden between step `from - 1` and step `to`. */
     bool forbidden(int from, int to, uint64_t mask, int32_t p) const {
         if (!(mask & jump_bits_[from][to])) return false;
         for (int gap = from; gap <= to; gap++)
@@ -515,7 +516,7 @@ private:
 
     /* -- rows ------------------------------------------------------------------------------------------------------------- */
 
-    /* Partial `p` (-1: none yet) with the row at hand as a row of step j; `complete` (OUT): it is a match. */
+    /* Extends partial match `p` (-1: a new one) by the current row as a row of step j. OUT complete: it is a match. */
     int32_t child(int32_t slot, int32_t p, int j, bool looping, int64_t time, bool* complete) {
         const StepPlan& plan = steps[j];
         if (row_ < 0 && plan.keep != COUNT) {
@@ -555,7 +556,7 @@ private:
         return made;
     }
 
-    /* The node of the row at hand behind `prev`, or in its place where that need not be kept. */
+    /* A node for the current row after `prev`, or in the place of `prev` where that need not be kept. */
     int32_t grown(int32_t prev, int j, bool looping, int32_t slot) {
         const int keep = steps[j].keep;
         int32_t weight = 1;
@@ -589,11 +590,11 @@ private:
         found.offsets.push_back(static_cast<int64_t>(base + depth));
     }
 
-    /* Whatever `b` may become, `a` may too, in the same way, and before it: only one of them counts in the end. */
+    /* Whether partial match `a` makes `b` superfluous: whatever `b` may become, `a` may too, and `a` is preferred. */
     bool covers(int32_t a, int32_t b) const {
         const Partial &x = pool_[a], &y = pool_[b];
         if (x.step != y.step || x.count != y.count || x.valid != y.valid || (y.targets & ~x.targets)) return false;
-        if (x.loop != y.loop && (y.loop || steps[x.step].greedy)) return false; /* greedy: must take what `b` may pass over */
+        if (x.loop != y.loop && (y.loop || steps[x.step].greedy)) return false; /* a greedy `a` must take rows that `b` may skip */
         for (size_t i = 0; i < slots.size(); i++) {
             if (!(x.valid >> i & 1)) continue;
             const uint64_t left = value(a, static_cast<int>(i)), right = value(b, static_cast<int>(i));
@@ -601,7 +602,7 @@ private:
         }
         return true;
     }
-    bool comparable(int32_t a, int32_t b) const { /* of different first rows the earlier counts more, but runs out of time before */
+    bool comparable(int32_t a, int32_t b) const { /* not with different first rows: the earlier is preferred, but its time ends sooner */
         return pool_[a].start == pool_[b].start || (skip == PAST_LAST && within < 0);
     }
 
@@ -614,10 +615,10 @@ private:
         fresh_.push_back(p);
     }
 
-    /* The row at hand for all partials of a key; -> whether it ended a match behind which all begins anew. */
+    /* Offers the current row to all partial matches of a key; returns whether it ended a match after which matching begins anew. */
     bool walk(int32_t slot, uint64_t mask, int64_t time) {
         fresh_.clear();
-        int64_t ended = -1; /* of the first row: a match with it is complete, and it makes no other (TO_NEXT) */
+        int64_t ended = -1; /* the first row of which a match is complete, and which makes no other (TO_NEXT) */
         int32_t next;
         for (int32_t p = keys[slot].head; p >= 0; p = next) {
             next = pool_[p].next;
@@ -684,7 +685,7 @@ private:
         return false;
     }
 
-    /* Partial `p` takes the row at hand; -> whether that ends all with the same first row. */
+    /* Lets partial match `p` take the current row; returns whether that ends all with the same first row. */
     bool advance(int32_t slot, int32_t p, int j, bool looping, int64_t time) {
         bool complete;
         const int32_t made = child(slot, p, j, looping, time, &complete);
@@ -700,7 +701,7 @@ private:
         return false;
     }
 
-    /* Matches that begin with the row at hand. */
+    /* Begins matches with the current row. */
     void begin(int32_t slot, uint64_t mask, int64_t time) {
         fresh_.clear();
         for (uint64_t left = reach_[0]; left; left &= left - 1) {
@@ -772,18 +773,18 @@ private:
         if (key.head < 0) empty(slot);
     }
 
-    /* The first partial is another one. */
+    /* To be called when another partial match has become the first of the key. */
     void await(int32_t slot) {
         KeyOf& key = keys[slot];
         if (within < 0) return;
         key.deadline = deadline_of(pool_[key.head]);
-        if (key.queued) return; /* for a time that is not later: it is looked at again then */
+        if (key.queued) return; /* for a time that is not later; the key is checked again then */
         key.queued = true;
         queue_.emplace_back(key.deadline, slot);
         std::push_heap(queue_.begin(), queue_.end(), Later());
     }
 
-    /* The key's partials that have no time left at `now` go; those that only had to wait are matches. */
+    /* Drops the key's partial matches whose time is over at `now`; those that only had to wait become matches. */
     void expire_front(int32_t slot, int64_t now) {
         KeyOf& key = keys[slot];
         while (key.head >= 0) {

@@ -49,7 +49,7 @@ cdef extern from "rows/ranked_table.h" namespace "sabot" nogil:
         cbool decimal
 
     cppclass Ranking:
-        # Slots are not negative and rows within the columns: who calls has made sure of it.
+        # Callers have to check that slots are not negative, and rows within the columns.
         Layout layout
         vector[SortColumn] by
         cbool exact
@@ -94,7 +94,7 @@ cdef extern from *:
             times[i] = change.row->time;
         });
     }
-    // As many rows from `start` on as `most`, or fewer where they have many bytes; -> how many.
+    // Reads up to `most` rows from `start` on, fewer where they have many bytes; returns how many.
     static inline int64_t sabot_read_rows(
         const sabot::Layout& layout, const std::vector<const sabot::Row*>& rows, int64_t start, int64_t most,
         std::vector<sabot::Made>& columns, int64_t* numbers, int64_t* times
@@ -125,7 +125,7 @@ cdef class RankTable:
 
     cdef Ranking* ranking
     cdef readonly object rows
-    cdef list absorbed              # tables whose rows it has
+    cdef list absorbed              # keeps the tables alive whose rows it refers to
 
     def __cinit__(self, rows, by, int64_t n, *, str ties="row_number", bint ranked=False, bint changes=False):
         self.ranking = new Ranking()
@@ -166,7 +166,7 @@ cdef class RankTable:
         return self.ranking.nbytes()
 
     cdef int _views(self, tuple capsules, vector[View]* views) except -1:
-        """A view a sort column."""
+        """Opens a view per sort column."""
         cdef ArrowSchema* schema = schema_of(capsules[0])
         cdef ArrowArray* array = array_of(capsules[1])
         cdef size_t i
@@ -182,7 +182,7 @@ cdef class RankTable:
         return 0
 
     def add(self, slots, data, *, selection=None, ops=None, time=None, int64_t arrival=-1):
-        """Rows come, and go. See ranked.pyi."""
+        """Adds and removes rows. See ranked.pyi."""
         self._check_own()
         cdef vector[Source] sources
         cdef vector[View] views
@@ -223,7 +223,7 @@ cdef class RankTable:
             raise KeyError(f"row {missing} is to be taken away, and is not there: {data.slice(missing, 1).to_pylist()[0]}")
 
     def load(self, slots, data, numbers, time):
-        """Rows of a checkpoint. See ranked.pyi."""
+        """Loads rows of a checkpoint. See ranked.pyi."""
         self._check_own()
         cdef vector[Source] sources
         cdef vector[View] views
@@ -247,7 +247,7 @@ cdef class RankTable:
                 )
 
     def absorb(self, RankTable other, slots):
-        """The rows of another table. See ranked.pyi."""
+        """Adds the rows of another table. See ranked.pyi."""
         cdef View column
         alive = open_array(slots, &column, TYPE_INT32, "slots")
         if self.ranking.changes or (self.ranking.rows and not self.ranking.borrows):
@@ -263,19 +263,19 @@ cdef class RankTable:
             self.ranking.absorb(other.ranking[0], column.int32s())
 
     def settle(self):
-        """What has changed is there for `pieces`. See ranked.pyi."""
+        """Computes what has changed, for `pieces`. See ranked.pyi."""
         cdef vector[int32_t] vacant
         with nogil:
             self.ranking.settle(vacant)
         return int32_array(vacant)
 
     def members(self):
-        """All rows among the first n are there for `pieces`. See ranked.pyi."""
+        """Makes all rows among the first n available for `pieces`. See ranked.pyi."""
         with nogil:
             self.ranking.members()
 
     def pieces(self, int64_t rows):
-        """(columns, ranks, ops, times), … See ranked.pyi."""
+        """The rows as (columns, ranks, ops, times). See ranked.pyi."""
         cdef int64_t start = 0, count
         cdef int64_t size = self.ranking.out.size()
         cdef list found = []
@@ -300,7 +300,7 @@ cdef class RankTable:
         return arrays, ranks, ops, times
 
     def cut(self):
-        """All rows as they are now. See ranked.pyi."""
+        """Takes a cut of all rows. See ranked.pyi."""
         cdef RankCut cut = RankCut.__new__(RankCut)
         cut.table = self
         self.ranking.hold(cut.all)
@@ -309,7 +309,7 @@ cdef class RankTable:
 
 
 cdef class RankCut:
-    """The rows of a table as they were at a moment. See ranked.pyi."""
+    """The rows of a table as they were at `cut`. See ranked.pyi."""
 
     cdef RankTable table
     cdef vector[const Row*] all
@@ -321,7 +321,7 @@ cdef class RankCut:
 
     @property
     def schema(self):
-        """Of what `read` gives."""
+        """The columns of `read`."""
         return self.table.rows.append(pa.field(NUMBER_COLUMN, pa.int64())).append(pa.field(_TIME_COLUMN, pa.int64()))
 
     def read(self, int64_t rows):
@@ -345,7 +345,7 @@ cdef class RankCut:
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def close(self):
-        """It is not needed any more. Idempotent; any thread."""
+        """Releases the cut. Idempotent; any thread."""
         if self.open:
             self.open = False
             self.table.ranking.release()

@@ -1,10 +1,10 @@
 /* Rows by key slot, in the order of a sort key and of arrival, and which of them are among the first n. See ranked.pyi.
 
-    slot ─▶ Ordered ─▶ Entry (prefix, number, ─▶ Row) …     ascending; a block, or several where there are many
-    hash ─▶ Row ─▶ next: an equal row that came before      only where rows are taken away
+    slot ─▶ Ordered ─▶ Entry (prefix, number, ─▶ Row) …     ascending; one block, or several for many entries
+    hash ─▶ Row ─▶ next: an equal row that came before      only where rows can be removed
 
-`prefix` is the sort key where it is one column of fixed width (an order-preserving integer, exact); else the first 8 bytes of a sort
-key whose bytes compare as its columns do, and which stands behind the row. `number` counts arrivals; its highest bits say that the
+`prefix` is the sort key where that is one column of fixed width (an order-preserving integer, exact); otherwise the first 8 bytes of a
+sort key whose bytes compare as its columns do, and which is stored behind the row. `number` counts arrivals; its highest bits say that the
 exact sort key is null. A row that cannot enter costs one comparison with the bound of its slot.
 
 All of it is `nogil`, and throws only std::bad_alloc (`except +`). */
@@ -21,18 +21,18 @@ namespace sabot {
 
 enum class Ties : uint8_t { row_number, rank, dense_rank };
 
-constexpr uint64_t NULL_KEY = 1ULL << 62; /* in Row.number: the sort key is null, after all others */
-constexpr int64_t MOST_BYTES = 1LL << 30; /* of the rows that are made columns at once */
+constexpr uint64_t NULL_KEY = 1ULL << 62; /* in Row.number: the sort key is null, which sorts last */
+constexpr int64_t MOST_BYTES = 1LL << 30; /* the most bytes of rows that are converted to columns at once */
 
 struct Row {
     uint64_t prefix, number; /* as in Entry */
     int64_t time;
-    Row* next; /* equal rows, the newest first */
+    Row* next; /* the next older equal row */
     uint64_t hash;
     int32_t slot;
     uint32_t size;      /* bytes of the row */
-    uint32_t sort_size; /* bytes of the sort key behind it */
-    uint32_t rank;      /* that it was given out with, where rows of equal keys share one; 0: it was not given out */
+    uint32_t sort_size; /* bytes of the sort key behind the row */
+    uint32_t rank;      /* the rank in the result, where rows of equal keys share one; 0: the row is not in the result */
 
     uint8_t* bytes() { return reinterpret_cast<uint8_t*>(this + 1); }
     const uint8_t* bytes() const { return reinterpret_cast<const uint8_t*>(this + 1); }
@@ -49,7 +49,7 @@ struct Entry {
     explicit Entry(Row* row) : prefix(row->prefix), number(row->number), row(row) {}
 };
 
-/* A sort key, of a row that may not be there. */
+/* The sort key of a row that need not be in the table. */
 struct Probe {
     uint64_t prefix, number;
     const uint8_t* sort;
@@ -61,11 +61,11 @@ struct Probe {
         : prefix(entry.prefix), number(entry.number), sort(entry.row->sort()), sort_size(entry.row->sort_size) {}
 };
 
-/* < 0, 0, > 0: by the sort key alone. */
+/* Returns < 0, 0 or > 0, by the sort key alone. */
 static inline int compare_keys(const Probe& a, const Probe& b, bool exact) {
     if (a.prefix != b.prefix) return a.prefix < b.prefix ? -1 : 1;
     if (exact) return static_cast<int>((a.number & NULL_KEY) != 0) - static_cast<int>((b.number & NULL_KEY) != 0);
-    return std::memcmp(a.sort, b.sort, std::min(a.sort_size, b.sort_size)); /* no sort key is the beginning of another */
+    return std::memcmp(a.sort, b.sort, std::min(a.sort_size, b.sort_size)); /* no sort key is a prefix of another */
 }
 static inline int compare(const Probe& a, const Probe& b, bool exact) {
     const int keys = compare_keys(a, b, exact);
@@ -76,7 +76,7 @@ static inline bool before(const Entry& a, const Probe& b, bool exact) {
     return exact ? a.number < b.number : compare(Probe(a), b, false) < 0;
 }
 
-/* Entries in order. One block until there are many; then each has from BLOCK / 4 to BLOCK entries, about. */
+/* Entries in order: one block at first; with many entries several, each with about BLOCK / 4 to BLOCK entries. */
 class Ordered {
    public:
     static constexpr size_t BLOCK = 256;
@@ -176,14 +176,14 @@ class Ordered {
 
    private:
     std::vector<Entry> flat;
-    std::unique_ptr<std::vector<std::vector<Entry>>> more; /* in its place */
+    std::unique_ptr<std::vector<std::vector<Entry>>> more; /* replaces the one block */
     size_t count = 0;
 
     size_t blocks() const { return more == nullptr ? 1 : more->size(); }
     const std::vector<Entry>& block(size_t i) const { return more == nullptr ? flat : (*more)[i]; }
     std::vector<Entry>& block(size_t i) { return more == nullptr ? flat : (*more)[i]; }
 
-    /* Where a branch would be mispredicted each time. */
+    /* Without branches, because they would be mispredicted each time. */
     static size_t lower_exact(const std::vector<Entry>& in, const Probe& probe) {
         const Entry* first = in.data();
         size_t left = in.size();
@@ -203,7 +203,7 @@ class Ordered {
             flat = std::vector<Entry>();
         }
         std::vector<Entry>& in = (*more)[i];
-        /* what comes at the end goes on coming there: the block stays full */
+        /* Entries are probably appended in order, so the old block is left full. */
         const size_t left = i + 1 == more->size() ? in.size() - BLOCK / 4 : in.size() / 2;
         std::vector<Entry> rest(in.begin() + left, in.end());
         rest.reserve(BLOCK + 1);
@@ -232,7 +232,7 @@ class Ordered {
     }
 };
 
-/* Rows by the hash of their bytes: open addressing, equal rows in a chain. */
+/* An index of rows by the hash of their bytes: open addressing, equal rows in a chain. */
 class RowIndex {
    public:
     void put(Row* row) {
@@ -251,7 +251,7 @@ class RowIndex {
             }
         }
     }
-    /* The newest row with these bytes, which is out of the index then; null: there is none. */
+    /* Removes the newest row with these bytes from the index and returns it; null if there is none. */
     Row* take(uint64_t hash, const uint8_t* bytes, uint32_t size) {
         if (cells.empty()) return nullptr;
         for (size_t i = hash & (cells.size() - 1); cells[i] != nullptr; i = (i + 1) & (cells.size() - 1)) {
@@ -285,7 +285,7 @@ class RowIndex {
             cells[i] = chain;
         }
     }
-    /* Cell i is empty now: those behind it that may not stand behind a gap move up (Knuth, 6.4 R). */
+    /* Closes the gap at cell i, which has become empty, by moving later entries up (Knuth, 6.4 R). */
     void close(size_t i) {
         used--;
         const size_t mask = cells.size() - 1;
@@ -304,7 +304,7 @@ class RowIndex {
 struct SortColumn {
     int index;
     bool descending;
-    bool decimal; /* little-endian, two's complement; else as `View` reads it */
+    bool decimal; /* read as little-endian two's complement; otherwise as `View` does */
 };
 
 struct Change {
@@ -315,7 +315,7 @@ struct Change {
 
 enum Op : int8_t { INSERT = 0, UPDATE_BEFORE = 1, UPDATE_AFTER = 2, DELETE = 3 };
 
-/* An integer that compares as the value does: a number that is not null, and no NaN. */
+/* An integer that compares as the value does; the value is not null, and not NaN. */
 static inline uint64_t ordered(int64_t value) { return static_cast<uint64_t>(value) ^ (1ULL << 63); }
 static inline uint64_t ordered(uint64_t value) { return value; }
 static inline uint64_t ordered(double value) {
@@ -330,11 +330,11 @@ class Ranking {
     bool exact = true;
     int64_t n = 1;
     Ties ties = Ties::row_number;
-    bool ranked = false;  /* ranks are given out: a row that moves is a change */
-    bool changes = false; /* rows are taken away: all are kept */
-    bool borrows = false; /* rows are of tables that were absorbed, and no others */
+    bool ranked = false;  /* ranks are part of the result, so a row whose rank changes is a change */
+    bool changes = false; /* rows can be removed, so all are kept */
+    bool borrows = false; /* all rows belong to absorbed tables */
     int64_t rows = 0, row_bytes = 0;
-    std::vector<Change> out; /* of the last `settle` or `members` */
+    std::vector<Change> out; /* the result of the last `settle` or `members` */
 
     Ranking() = default;
     Ranking(const Ranking&) = delete;
@@ -350,9 +350,9 @@ class Ranking {
         return bytes + rows * static_cast<int64_t>(sizeof(Entry));
     }
 
-    /* Rows come, each to its slot. sort_views: a view a column of `by`. ops: null, all are added.
-       arrival: row r is number arrival + r; -1: the numbers go on, in the order of `chosen`.
-       -> the first row that is to be taken away and is not there: no row after it was looked at; -1: none. */
+    /* Adds and removes rows. sort_views: a view per column of `by`. ops: null if all rows are added.
+       arrival: row r has number arrival + r; -1: the table goes on counting, in the order of `chosen`.
+       Returns -1, or the first row that was to be removed and does not exist; rows after that one are not processed. */
     int64_t add(
         const std::vector<Source>& columns, const std::vector<View>& sort_views, const int32_t* slots, const int32_t* chosen,
         int64_t count, const int8_t* ops, const int64_t* times, int64_t arrival
@@ -363,7 +363,7 @@ class Ranking {
             const Rows block{chosen, base, static_cast<int>(std::min<int64_t>(BLOCK_ROWS, count - base))};
             grow(*std::max_element(slots + base, slots + base + block.count));
             if (exact) exact_keys(sort_views, block, prefixes, nulls);
-            for (int i = 0; changes && i < block.count; i++) { /* where they stand in the index is far away */
+            for (int i = 0; changes && i < block.count; i++) { /* prefetch: their places in the index are random */
                 layout.write(columns, block[i], scratch);
                 hashes[i] = sabot_hash(scratch.data(), scratch.size());
                 index.prefetch(hashes[i]);
@@ -390,7 +390,7 @@ class Ranking {
         }
         return -1;
     }
-    /* Rows of a checkpoint come. numbers: those that `Cut` gave. */
+    /* Loads rows of a checkpoint. numbers: those that the cut gave. */
     void load(
         const std::vector<Source>& columns, const std::vector<View>& sort_views, const int32_t* slots, int64_t count,
         const int64_t* numbers, const int64_t* times
@@ -412,8 +412,8 @@ class Ranking {
         }
     }
 
-    /* The rows of another table of the same columns come, as they arrived there; they stay the other's. slots: by its slot.
-       Those of a slot that are behind one that cannot enter are not looked at. */
+    /* Adds the rows of another table of the same columns, with their arrival numbers; the other table keeps owning them. slots: where the
+       rows of each of its slots go. Rows of a slot behind one that cannot enter are skipped. */
     void absorb(const Ranking& other, const int32_t* slots) {
         borrows = true;
         const int64_t used = other.slots_used();
@@ -442,7 +442,7 @@ class Ranking {
         }
     }
 
-    /* `out`: what is different from what it was at the call before. vacant: slots without rows, which may be used anew. */
+    /* Fills `out` with the changes since the last call. vacant: slots without rows, which may be used again. */
     void settle(std::vector<int32_t>& vacant) {
         bury();
         out.clear();
@@ -452,7 +452,7 @@ class Ranking {
                 return a.row->slot != b.row->slot ? a.row->slot < b.row->slot : compare(Probe(a), Probe(b), exact) < 0;
             });
             std::sort(touched.begin(), touched.end(), [](const Touch& a, const Touch& b) { return a.slot < b.slot; });
-            size_t left = 0; /* of `gone`: what is of this slot, or a later one */
+            size_t left = 0; /* the place in `gone` of the rows of this slot or later ones */
             for (size_t i = 0; i < touched.size(); i++) {
                 const Touch& touch = touched[i];
                 if (i + 8 < touched.size()) __builtin_prefetch(&keys[touched[i + 8].slot]);
@@ -475,7 +475,7 @@ class Ranking {
         gone.clear();
         first_number = next_number;
     }
-    /* `out`: all rows that are among the first n, slot by slot, in order, with their ranks. */
+    /* Fills `out` with all rows that are among the first n, slot by slot, in order, with their ranks. */
     void members() {
         out.clear();
         for (Key& key : keys) {
@@ -493,15 +493,15 @@ class Ranking {
             }
         }
     }
-    /* All rows, slot by slot, in order. They stay where they are until `release`, whatever happens to them meanwhile. */
+    /* All rows, slot by slot, in order. They stay in memory until `release`, even if they are removed meanwhile. */
     void hold(std::vector<const Row*>& all) {
         all.reserve(rows);
         for (const Key& key : keys) key.order.each([&](const Entry& entry) { all.push_back(entry.row); });
         __atomic_add_fetch(&holders, 1, __ATOMIC_ACQ_REL);
     }
-    void release() { __atomic_sub_fetch(&holders, 1, __ATOMIC_ACQ_REL); } /* any thread */
+    void release() { __atomic_sub_fetch(&holders, 1, __ATOMIC_ACQ_REL); } /* from any thread */
 
-    /* How many of `out` from `start` on, at most `most`, become columns at once: not too many bytes, and no half of a pair. */
+    /* How many changes of `out` from `start` on, at most `most`, are converted at once: limited in bytes, without splitting a pair. */
     int64_t piece(int64_t start, int64_t most) const {
         int64_t count = 0, bytes = 0;
         while (start + count < static_cast<int64_t>(out.size()) && count < most) {
@@ -512,7 +512,7 @@ class Ranking {
         if (count > 1 && out[start + count - 1].op == UPDATE_BEFORE) count--;
         return count;
     }
-    /* Slots that hold rows are below this. */
+    /* An upper bound of the slots that hold rows. */
     int64_t slots_used() const {
         size_t used = keys.size();
         while (used > 0 && keys[used - 1].order.size() == 0) used--;
@@ -522,27 +522,27 @@ class Ranking {
 
    private:
     static constexpr int AHEAD = 32;
-    static constexpr uint32_t EVICTED = ~0U; /* Row.rank, of one that came and went between two `settle` */
+    static constexpr uint32_t EVICTED = ~0U; /* the Row.rank of a row that came and went between two calls of `settle` */
 
     struct Key {
         Ordered order;
-        Entry edge;            /* the last row that was among the first n at the last `settle`; no row: none was */
-        int64_t distinct = 0;  /* sort keys, where rows are evicted by dense rank */
+        Entry edge;            /* the last row that was among the first n at the last `settle`; without a row if none was */
+        int64_t distinct = 0;  /* the number of distinct sort keys, where rows are evicted by dense rank */
         int64_t touch = 0;     /* 1 + its place in `touched` */
     };
     struct Touch {
         int32_t slot;
-        Entry least; /* nothing changed before it */
+        Entry least; /* the first entry that changed */
     };
 
     std::vector<Key> keys;        /* by slot */
-    std::vector<uint64_t> bounds; /* by slot: a greater prefix cannot enter */
+    std::vector<uint64_t> bounds; /* by slot: rows with a greater prefix cannot enter */
     RowIndex index;
     RowPool pool;
     std::vector<Touch> touched;
-    std::vector<Entry> gone;      /* since the last `settle` */
-    std::vector<Row*> fresh;      /* came since then, where changes are not found by walking */
-    std::vector<Row*> finished;   /* gone, and given out: to be freed */
+    std::vector<Entry> gone;      /* removed since the last `settle` */
+    std::vector<Row*> fresh;      /* added since the last `settle`, where changes are not found by walking */
+    std::vector<Row*> finished;   /* removed from the result, to be freed */
     std::vector<Change> adds, takes;
     std::vector<Entry> was, now;
     Bytes scratch, sort_scratch;
@@ -558,7 +558,7 @@ class Ranking {
         keys.resize(size);
         bounds.resize(size, ~0ULL);
     }
-    /* Rows further on: those of which it is known that they cannot enter need no more than their bound. */
+    /* Skips rows that cannot enter: for those only the bound is read. */
     void prefetch(const int32_t* slots, const uint64_t* prefixes, int64_t base, int i) const {
         __builtin_prefetch(&bounds[slots[base + i + AHEAD]]);
         auto may_enter = [&](int k) { return !exact || prefixes[k] <= bounds[slots[base + k]]; };
@@ -604,7 +604,7 @@ class Ranking {
             });
         }
     }
-    /* The sort key of a row into `sort_scratch`; -> its first 8 bytes. Of each column: 0 and its value, or 1 NaN, or 2 null. */
+    /* Writes the sort key of a row to `sort_scratch`; returns its first 8 bytes. A column is 0 and the value, 1 for NaN, or 2 for null. */
     uint64_t sort_key(const std::vector<Source>& columns, const std::vector<View>& views, int64_t row) {
         Bytes& out = sort_scratch;
         out.clear();
@@ -641,7 +641,7 @@ class Ranking {
         for (size_t k = 0; k < 8 && k < out.size(); k++) prefix |= static_cast<uint64_t>(out[k]) << (56 - 8 * k);
         return prefix;
     }
-    /* False: it is NaN. */
+    /* Returns false for NaN. */
     static bool put_number(const View& view, int64_t row, Bytes& out) {
         uint64_t word = 0;
         bool there = true;
@@ -666,7 +666,7 @@ class Ranking {
     bool full(const Key& key) const {
         return ties == Ties::dense_rank ? key.distinct >= n : static_cast<int64_t>(key.order.size()) >= n;
     }
-    /* Of a prefix that is the bound's. */
+    /* Whether a row can enter whose prefix equals the bound. */
     bool enters(int32_t slot, uint64_t prefix, uint64_t number) const {
         const Key& key = keys[slot];
         if (changes || !full(key)) return true;
@@ -674,7 +674,7 @@ class Ranking {
         const int than = compare_keys(probe, Probe(key.order.last()), exact);
         return than < 0 || (than == 0 && ties != Ties::row_number);
     }
-    /* The row whose bytes are in `scratch`, its sort key in `sort_scratch`. */
+    /* Adds the row whose bytes are in `scratch` and whose sort key is in `sort_scratch`. */
     void insert(int32_t slot, uint64_t prefix, uint64_t number, int64_t time) {
         const uint32_t size = static_cast<uint32_t>(scratch.size());
         const uint32_t sort_size = exact ? 0 : static_cast<uint32_t>(sort_scratch.size());
@@ -724,7 +724,7 @@ class Ranking {
         if (!walks() && !borrows) key.order.last().row->rank = EVICTED;
         remove(key, key.order.ahead(key.order.end()));
     }
-    /* Rows that cannot be among the first n any more. */
+    /* Removes rows that cannot be among the first n any more. */
     void evict(Key& key, int32_t slot) {
         Ordered& order = key.order;
         const size_t most = static_cast<size_t>(n);
@@ -743,7 +743,7 @@ class Ranking {
         }
         bounds[slot] = full(key) ? order.last().prefix : ~0ULL;
     }
-    /* The row whose bytes are in `scratch` goes; False: it is not there. */
+    /* Removes the row whose bytes are in `scratch`; false if it does not exist. */
     bool take() {
         const uint32_t size = static_cast<uint32_t>(scratch.size());
         Row* row = index.take(sabot_hash(scratch.data(), size), scratch.data(), size);
@@ -770,7 +770,7 @@ class Ranking {
         const Entry& nth = order.at(order.place_of(n - 1));
         return ties == Ties::row_number ? nth : order.at(order.ahead(order.beyond(nth, exact)));
     }
-    /* Of an entry at `place`, behind `last` with `rank`. */
+    /* The rank of an entry at `place`, which follows `last` with `rank`. */
     int64_t next_rank(int64_t rank, int64_t place, const Entry& last, const Entry& entry) const {
         if (ties == Ties::row_number || last.row == nullptr) return place + 1;
         if (compare_keys(Probe(last), Probe(entry), exact) == 0) return rank;
@@ -786,7 +786,7 @@ class Ranking {
         now.clear();
         takes.clear();
         const size_t first_add = adds.size();
-        auto of_removed = [&](const Entry* upto) { /* rows that went, before this one */
+        auto of_removed = [&](const Entry* upto) { /* removed rows before this entry */
             for (; left < gone.size() && gone[left].row->slot == touch.slot; left++) {
                 const Entry& entry = gone[left];
                 if (upto != nullptr && compare(Probe(entry), Probe(*upto), exact) > 0) return;
@@ -832,7 +832,7 @@ class Ranking {
         }
     }
     bool numbered() const { return ranked && ties == Ties::row_number; }
-    /* From `was` and `now`, whose first ones have the rank after `start`. */
+    /* The changes from `was` to `now`, whose first rows have the rank after `start`. */
     void pairs(int64_t start) {
         for (size_t i = 0; i < was.size() || i < now.size(); i++) {
             const int64_t rank = start + static_cast<int64_t>(i) + 1;
@@ -846,7 +846,7 @@ class Ranking {
             }
         }
     }
-    /* Opposite changes of equal rows cancel out: of `takes`, and of `adds` from `first` on. */
+    /* Cancels opposite changes of equal rows: of `takes`, and of `adds` from `first` on. */
     void cancel(size_t first) {
         auto less = [](const Change& a, const Change& b) {
             if (a.rank != b.rank) return a.rank < b.rank;
@@ -856,7 +856,7 @@ class Ranking {
         };
         std::vector<Change> added(adds.begin() + first, adds.end());
         if (!ranked)
-            for (Change& take : takes) take.rank = 1; /* as those added */
+            for (Change& take : takes) take.rank = 1; /* the rank of the added ones */
         std::stable_sort(takes.begin(), takes.end(), less);
         std::stable_sort(added.begin(), added.end(), less);
         std::vector<Change> kept;

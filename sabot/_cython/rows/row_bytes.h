@@ -1,23 +1,23 @@
-/* Rows of any columns as bytes: the one encoding of a row that this program reads back itself.
+/* Rows of any columns as bytes: the only encoding of rows that the engine itself reads back.
 
     value of a fixed width:  its bytes as in Arrow (little endian), a bool as a byte
     value of a text:         uint32 size, bytes
     value of a list:         uint32 size, its values
-    value of a child:        uint8 whether it is there, then the value; of a struct: its children
+    value of a child:        uint8 whether it is there, then the value; for a struct: its children
 
-It has two arrangements of a row's columns:
+There are two arrangements of a row's columns:
 
-    Layout, in memory:      null bits | columns of fixed width, each at its place | the others, one after the other
-    Compact, in a database: bits of what is not null | the values that are not null, one after the other
+    Layout, in memory:      null bits | columns of fixed width, each at its place | the others, in sequence
+    Compact, in a database: validity bits | the values that are not null, in sequence
 
-The bits have a byte for 8 columns. In a Layout a null has zeros in its place, or nothing. -0.0 is kept as 0.0 and every NaN as the one
-quiet NaN, so rows are equal, column by column, where their bytes are; only a Compact that is no key keeps floats as they are.
+The bits take a byte for 8 columns. In a Layout a null has zeros in its fixed place, and no bytes otherwise. -0.0 is kept as 0.0 and every
+NaN as the one quiet NaN, so rows are equal, column by column, when their bytes are; only a Compact that is no key keeps floats unchanged.
 
-Other bytes of rows have other purposes and are not this one: keys of state are msgpack (key_hash.h: they are hashed, and read by
-others), and values that have to sort as bytes are escaped (multiset_store.h). Compact and these two stand in checkpoints.
+Two other encodings exist for other purposes: keys of state are msgpack (key_hash.h), because they are hashed, and read by others; and
+values that have to sort as bytes are escaped (multiset_store.h). Compact and these two are part of the format of checkpoints.
 
-Everything here is `nogil`. What allocates (`open`, `write` of a Layout, `Made`) may throw std::bad_alloc; what is marked noexcept throws
-nothing. Rows, sizes and types are as they were announced: who calls has made sure of it. */
+Everything here is `nogil`. Functions that allocate (`open`, `write` of a Layout, `Made`) may throw std::bad_alloc; those marked noexcept
+throw nothing. Callers have to check that rows, sizes and types are right. */
 #pragma once
 
 #include <cmath>
@@ -37,7 +37,7 @@ enum class Shape : uint8_t { nothing, bit, plain, real32, real64, bytes, list, f
 
 struct Node {
     Shape shape = Shape::unknown;
-    int64_t width = 0; /* plain: bytes; fixed_list: values */
+    int64_t width = 0; /* of plain: bytes; of fixed_list: values */
     std::vector<Node> children;
 
     bool fixed() const { return shape >= Shape::bit && shape <= Shape::real64; }
@@ -87,7 +87,7 @@ static inline Node node_of(const ArrowSchema* schema) {
     return node;
 }
 
-/* A column open for reading; row 0 stands at `start` of every buffer. */
+/* A column open for reading; row 0 is at `start` in every buffer. */
 struct Source {
     const Node* node = nullptr;
     int64_t start = 0;
@@ -106,7 +106,7 @@ struct Source {
         if (of->shape == Shape::bytes) values = static_cast<const uint8_t*>(array->buffers[2]);
         if (of->shape == Shape::bytes || of->shape == Shape::list) offsets = static_cast<const int32_t*>(array->buffers[1]);
         children.resize(of->children.size());
-        const int64_t inner = of->shape == Shape::record ? start : 0; /* a list's child is addressed by the list */
+        const int64_t inner = of->shape == Shape::record ? start : 0; /* a list's child is addressed by the list's offsets */
         for (size_t i = 0; i < children.size(); i++) children[i].open(&of->children[i], array->children[i], inner);
     }
     bool valid(int64_t row) const {
@@ -114,7 +114,7 @@ struct Source {
         const int64_t i = start + row;
         return validity == nullptr || ((validity[i >> 3] >> (i & 7)) & 1);
     }
-    /* The value of a fixed width, not null. */
+    /* A value of fixed width, which is not null. */
     void copy(int64_t row, uint8_t* out) const {
         const int64_t i = start + row;
         switch (node->shape) {
@@ -157,7 +157,7 @@ static inline uint32_t take_size(const uint8_t*& at) noexcept {
     return size;
 }
 
-/* The rows of a value's children: body(child, row of the child). */
+/* Calls body(child, row of the child) for the children of a value. */
 template <class Body>
 static inline void each_child(const Source& source, int64_t row, Body body) {
     const int64_t i = source.start + row, width = source.node->width;
@@ -183,7 +183,7 @@ static inline int64_t value_size(const Source& source, int64_t row) noexcept {
     return size;
 }
 
-/* Writes a value that is not null; `at` moves behind it. */
+/* Writes a value that is not null, and moves `at` behind it. */
 static inline void put_value(const Source& source, int64_t row, uint8_t*& at) noexcept {
     if (source.node->fixed()) {
         source.copy(row, at);
@@ -206,7 +206,7 @@ static inline void put_value(const Source& source, int64_t row, uint8_t*& at) no
     });
 }
 
-/* A column being made. */
+/* A column that is being made. */
 struct Made {
     const Node* node = nullptr;
     int64_t rows = 0, nulls = 0;
@@ -280,16 +280,16 @@ struct Made {
     }
 };
 
-/* Rows in memory. A column of fixed width is found without a look at the others. */
+/* Rows in memory. A column of fixed width is read without reading the others. */
 struct Layout {
-    static constexpr int64_t AT_ONCE = 64; /* rows that are read column by column: they stay in the first-level cache */
+    static constexpr int64_t AT_ONCE = 64; /* so many rows are read column by column, so that they stay in the first-level cache */
 
     std::vector<Node> nodes;
-    std::vector<int64_t> places; /* of the columns of fixed width; -1 else */
+    std::vector<int64_t> places; /* the places of the columns of fixed width; -1 for others */
     std::vector<int> loose;      /* the other columns */
-    int64_t head = 0;            /* null bits and fixed widths */
+    int64_t head = 0;            /* bytes of the null bits and the columns of fixed width */
 
-    /* False: the column's type cannot be kept. */
+    /* Adds a column; false if its type is not supported. */
     bool add(const ArrowSchema* schema) {
         nodes.push_back(node_of(schema));
         return nodes.back().shape != Shape::unknown;
@@ -302,7 +302,7 @@ struct Layout {
             else loose.push_back(static_cast<int>(i));
         }
     }
-    /* The row's bytes, into `out`. */
+    /* Writes the bytes of a row to `out`. */
     void write(const std::vector<Source>& columns, int64_t row, Bytes& out) const {
         int64_t size = head;
         for (int c : loose) size += columns[c].valid(row) ? value_size(columns[c], row) : 0;
@@ -315,8 +315,8 @@ struct Layout {
             else put_value(columns[i], row, at);
         }
     }
-    /* Columns of rows: bytes_of(i) is where those of row i stand. wanted: null, or which columns are. visit(i) is called when
-       row i is in the cache. */
+    /* Makes columns of rows: bytes_of(i) points at the bytes of row i. wanted: which columns to make, null for all. visit(i) is called
+       while row i is in the cache. */
     template <class BytesOf, class Visit>
     void read(
         int64_t count, BytesOf bytes_of, std::vector<Made>& columns, const std::vector<char>* wanted, Visit visit
@@ -384,20 +384,20 @@ struct Layout {
     }
 };
 
-/* A column that rows are read back into: memory whose size is known beforehand, all zeros. OUT. */
+/* OUT: a column that rows are read back into, in memory of known size that is all zeros. */
 struct Filled {
     uint8_t* values = nullptr;   /* numbers, bits, or the bytes of texts */
     uint8_t* validity = nullptr; /* bits */
-    int32_t* offsets = nullptr;  /* of texts: one more than rows, the first is 0 */
+    int32_t* offsets = nullptr;  /* for texts: one more than rows, the first is 0 */
     int64_t nulls = 0;
 };
 
-/* Rows in a database, of columns without children. The format of `write` stands in checkpoints. */
+/* Rows in a database, of columns without children. The format of `write` is part of the format of checkpoints. */
 struct Compact {
     std::vector<Node> nodes;
-    std::vector<int64_t> widths; /* of the columns of fixed width; 0 else */
+    std::vector<int64_t> widths; /* the widths of the columns of fixed width; 0 for others */
 
-    /* False: the column's type cannot be kept. keys: floats that compare equal are written alike. */
+    /* Adds a column; false if its type is not supported. keys: floats that compare equal are written alike. */
     bool add(const ArrowSchema* schema, bool keys) {
         Node node = node_of(schema);
         if (!keys && (node.shape == Shape::real32 || node.shape == Shape::real64)) node.shape = Shape::plain;
@@ -411,7 +411,7 @@ struct Compact {
             if (columns[c].valid(row)) size += widths[c] ? widths[c] : value_size(columns[c], row);
         return size;
     }
-    /* The row, into `size` bytes. */
+    /* Writes the row into `size` bytes. */
     void write(const std::vector<Source>& columns, int64_t row, uint8_t* out) const noexcept {
         uint8_t* at = out + bits();
         std::memset(out, 0, bits());
@@ -426,7 +426,7 @@ struct Compact {
             }
         }
     }
-    /* Whether these bytes are a row; text_bytes[c] grows by those of its text in column c. */
+    /* Whether these bytes are a row; text_bytes[c] grows by the size of its text in column c. */
     bool measure(const uint8_t* row, int64_t size, int64_t* text_bytes) const noexcept {
         int64_t at = bits();
         for (size_t c = 0; c < nodes.size() && at <= size; c++) {
@@ -443,7 +443,7 @@ struct Compact {
         }
         return at == size;
     }
-    /* A row that was measured becomes row `i` of the columns; rows come in order. */
+    /* Reads a row that was measured into row `i` of the columns; rows must come in order. */
     void read(const uint8_t* row, int64_t i, Filled* columns) const noexcept {
         const uint8_t* at = row + bits();
         for (size_t c = 0; c < nodes.size(); c++) {
@@ -475,7 +475,7 @@ struct Compact {
     static bool is_there(const uint8_t* row, size_t c) noexcept { return (row[c >> 3] >> (c & 7)) & 1; }
 };
 
-/* Memory for rows: pieces of slabs, by size; what is given back is used again for rows of its size. Long rows are malloc's. */
+/* Memory for rows: pieces of slabs, by size; a freed piece is used again for rows of its size. Long rows come from malloc. */
 class RowPool {
    public:
     RowPool() = default;
@@ -507,7 +507,7 @@ class RowPool {
         std::memcpy(piece, &unused[units], sizeof(void*));
         unused[units] = piece;
     }
-    /* All that is not malloc's has been given back, or is not needed any more. */
+    /* Frees all slabs at once: every row in them was freed, or is not needed any more. */
     void clear() {
         slabs.clear();
         std::fill(unused, unused + SIZES, nullptr);

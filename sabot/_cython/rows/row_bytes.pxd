@@ -1,4 +1,4 @@
-"""Rows kept as bytes (row_bytes.h), and how columns are made of them again: for every kernel that keeps whole rows."""
+"""Rows kept as bytes (row_bytes.h), and their conversion back to columns, for every kernel that keeps whole rows."""
 
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libcpp cimport bool as cbool
@@ -10,14 +10,14 @@ from sabot._cython.arrow.c_data cimport ArrowArray, ArrowSchema
 cdef extern from "rows/row_bytes.h" namespace "sabot" nogil:
     cppclass Node:
         cbool fixed() noexcept
-        int64_t width               # bytes a row, where it is fixed
+        int64_t width               # bytes per row, where the width is fixed
 
     cppclass Source:
         # A column open for reading.
         void open(const Node* of, const ArrowArray* array, int64_t parent_start) except +
 
     cppclass Made:
-        # A column that was made. `validity` has bits; `values` bits or bytes; `offsets` of texts and lists.
+        # A column that was made. `validity` has bits, `values` bits or bytes; texts and lists have `offsets`.
         int64_t rows
         int64_t nulls
         vector[uint8_t] validity
@@ -27,15 +27,16 @@ cdef extern from "rows/row_bytes.h" namespace "sabot" nogil:
 
     cppclass Layout:
         vector[Node] nodes
-        cbool add(const ArrowSchema* schema) except +   # False: the type cannot be kept
+        cbool add(const ArrowSchema* schema) except +   # False: the type is not supported
         void ready() except +
 
 
-# IN `made`; OUT a pa.Array of `kind`, whose storage type the Node was made of.
+# IN `made`. Returns a pa.Array of `kind`, from whose storage type the Node was made.
 cdef object array_of_made(Made* made, object kind)
 
-# The nodes of the columns' types; TypeError names a column that cannot be kept.
+# Adds the nodes for the types of the columns. Raises TypeError naming a column whose type is not supported.
 cdef int lay_out(Layout* layout, object schema) except -1
 
-# The first `layout.nodes.size()` columns of a RecordBatch, of the types of `schema`, open in `sources` (OUT); -> what has to stay alive.
+# Opens the first `layout.nodes.size()` columns of a RecordBatch, which must have the types of `schema`. OUT `sources`. Returns the object
+# that has to stay alive while they are read.
 cdef tuple open_rows(Layout* layout, object schema, object data, vector[Source]* sources)

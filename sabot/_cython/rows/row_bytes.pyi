@@ -4,12 +4,12 @@ from typing import Any
 import pyarrow as pa
 
 class RowCodec:
-    """Rows of columns <-> bytes, one bytes object a row. Resolved once for its types.
+    """Converts rows of columns to bytes objects, one per row, and back. Types are resolved once, at construction.
 
-    A row is a bit a column (1: not null), padded to bytes, then the values that are not null, in order: numbers as they stand in
-    memory (little endian), bool as a byte, strings and binaries behind their length in 4 bytes. Keys that are equal as keys
-    (-0.0 and 0.0, every NaN) are equal as bytes with `as_keys`. TypeError at construction for types that are not fixed-width
-    numbers, times, bool, string or binary.
+    A row has a bit per column (1: not null), padded to bytes, then the values that are not null, in order: numbers as in memory (little
+    endian), bool as a byte, strings and binaries behind their length in 4 bytes. With `as_keys`, values that are equal as keys (-0.0 and
+    0.0, every NaN) are equal as bytes. The constructor raises TypeError for types other than fixed-width numbers, times, bool, string
+    and binary.
     """
 
     def __init__(self, types: Sequence[pa.DataType], *, as_keys: bool = False) -> None: ...

@@ -1,4 +1,4 @@
-"""Rows of columns as bytes, and back. See row_bytes.pyi for RowCodec, row_bytes.pxd for what other kernels use; the loops are in row_bytes.h.
+"""Rows of columns as bytes, and back. See row_bytes.pyi for RowCodec, row_bytes.pxd for other kernels; the loops are in row_bytes.h.
 
 Bytes objects can be made only with the GIL, so `pack` and `unpack` keep it; they call no Python code per row.
 """
@@ -56,7 +56,7 @@ cdef object _buffer(const void* data, int64_t size):
 
 
 cdef object array_of_made(Made* made, object kind):
-    """A pa.Array of what was made; it is copied."""
+    """A pa.Array with a copy of the column that was made."""
     if isinstance(kind, pa.BaseExtensionType):
         return pa.ExtensionArray.from_storage(kind, array_of_made(made, kind.storage_type))
     types = pa.types
@@ -82,7 +82,7 @@ cdef object array_of_made(Made* made, object kind):
 
 
 cdef int lay_out(Layout* layout, object schema) except -1:
-    """The nodes of the columns' types."""
+    """Adds the nodes for the types of the columns."""
     capsule = schema.__arrow_c_schema__()
     cdef ArrowSchema* raw = schema_of(capsule)
     cdef int64_t i
@@ -94,7 +94,7 @@ cdef int lay_out(Layout* layout, object schema) except -1:
 
 
 cdef tuple open_rows(Layout* layout, object schema, object data, vector[Source]* sources):
-    """Columns open for reading; TypeError where they are not those of `schema`."""
+    """Opens columns for reading. Raises TypeError where their types are not those of `schema`."""
     if not isinstance(data, _RecordBatch):
         raise TypeError(f"rows are a pyarrow.RecordBatch, not a {type(data).__name__}")
     cdef int64_t i, count = layout.nodes.size()
@@ -111,7 +111,7 @@ cdef tuple open_rows(Layout* layout, object schema, object data, vector[Source]*
 # Rows in a database
 
 cdef class RowCodec:
-    """Rows of columns <-> bytes. See row_bytes.pyi for the format."""
+    """Converts rows of columns to bytes, and back. See row_bytes.pyi for the format."""
 
     cdef Compact format
     cdef list types
@@ -221,7 +221,7 @@ cdef inline void _put_big_endian(uint8_t* out, uint64_t word) noexcept nogil:
 
 
 cdef bint _is_kept(object kind) except -1:
-    """Numbers, times, bool and texts; not what a Compact could keep besides: state in a database has had no other."""
+    """Whether the type is a number, time, bool or text. A Compact could keep more types, but state in a database has never had others."""
     types = pa.types
     return (
         types.is_boolean(kind) or types.is_integer(kind) or types.is_float32(kind) or types.is_float64(kind)

@@ -1,10 +1,10 @@
-/* The rows of one key in their order: entries (order, id), sorted.
+/* The rows of one key in order: sorted entries (order, id).
 
-    count 0, 1      in the head
-    up to SOME      an array, twice as long each time, from a pool
-    more            leaves of up to SOME entries, and a list of them: so a key may have millions, in any order of coming
+    count 0, 1      in the head itself
+    up to SOME      in an array from a pool, whose size is doubled each time
+    more            in leaves of up to SOME entries, with a list of leaves: so a key may have millions, arriving in any order
 
-A row that is the last one, which is the rule, costs no move.
+Appending a row at the end, which is the usual case, moves nothing.
 
 All of it is `nogil`, and throws only std::bad_alloc. */
 #pragma once
@@ -28,7 +28,7 @@ constexpr int64_t LEAST = std::numeric_limits<int64_t>::min(), MOST = std::numer
 constexpr uint32_t SOME = 512;
 constexpr int POOL_CLASSES = 10; /* arrays of 2^class entries */
 
-/* Arrays of 2 to SOME entries. Each slab has arrays of one length, and is given back when the last of them is free. */
+/* A pool of arrays of 2 to SOME entries. Each slab has arrays of one length, and is freed with the last of them. */
 class EntryPool {
   public:
     EntryPool() = default;
@@ -70,7 +70,7 @@ class EntryPool {
             link(slab, open);
             slab->full = false;
         }
-        if (slab->taken == 0 && (slab->next || open != slab)) drop_from(slab, open); /* not the only one: it would come again at once */
+        if (slab->taken == 0 && (slab->next || open != slab)) drop_from(slab, open); /* keeps the only slab, which would be made again */
     }
     int64_t nbytes() const { return slabs_ * SLAB; }
 
@@ -80,7 +80,7 @@ class EntryPool {
         Slab* next;
         Slab* before;
         Entry* free;
-        uint32_t untouched; /* bytes from here on were never given out */
+        uint32_t untouched; /* bytes from here on were never used */
         uint32_t taken;
         int size_class;
         bool full;
@@ -131,7 +131,7 @@ struct Leaves {
     ~Leaves() {
         for (Part& part : parts) delete part.leaf;
     }
-    /* The leaf where an entry is, or belongs. */
+    /* The leaf that has an entry, or would have it. */
     size_t part_of(const Entry& entry) const {
         size_t low = 0, high = parts.size();
         while (high - low > 1) {
@@ -143,12 +143,12 @@ struct Leaves {
     }
 };
 
-/* Of one key. Plain memory: the table that has it frees what it points to. */
+/* The head of a key's chain. It has no destructor: the table that owns it frees the memory that it points to. */
 struct alignas(32) Chain {
     static constexpr uint8_t IN_LEAVES = 0xff;
     uint32_t count = 0;
-    uint8_t size_class = 0; /* of the array; 0: in the head */
-    bool twin = false;      /* there is a second chain, by the hash of the whole row */
+    uint8_t size_class = 0; /* that of the array; 0: the entry is in the head */
+    bool twin = false;      /* whether there is a second chain, by the hash of the whole row */
     union {
         Entry one;
         Entry* some;
@@ -157,7 +157,7 @@ struct alignas(32) Chain {
     Chain() : one{0, 0} {}
 };
 
-/* Where one stands in a chain. */
+/* A position in a chain. */
 struct Spot {
     uint32_t part, at;
 };
@@ -167,12 +167,12 @@ class Chains {
     static void fetch(const Chain& chain) {
         if (chain.size_class) __builtin_prefetch(chain.some);
     }
-    /* Where the next entry will be put, most likely. */
+    /* The place where the next entry will most likely be put, for prefetching. */
     static void fetch_end(const Chain& chain) {
         if (chain.size_class && chain.size_class != Chain::IN_LEAVES) __builtin_prefetch(chain.some + chain.count);
     }
 
-    /* The first entry that is not before this one. */
+    /* The position of the first entry that is not before this one. */
     static Spot seek(const Chain& chain, const Entry& entry) {
         if (chain.size_class != Chain::IN_LEAVES) {
             const Entry* first = entries(chain);
@@ -188,7 +188,7 @@ class Chains {
         }
         return {static_cast<uint32_t>(part), at};
     }
-    /* Entries that stand side by side from the spot on; none: it is the end. */
+    /* The contiguous entries from the position on; none at the end. */
     static const Entry* run(const Chain& chain, const Spot& spot, uint32_t* length) {
         if (chain.size_class != Chain::IN_LEAVES) {
             *length = chain.count - spot.at;
@@ -206,7 +206,7 @@ class Chains {
         spot.at += taken;
         if (taken == length && chain.size_class == Chain::IN_LEAVES) spot = {spot.part + 1, 0};
     }
-    /* The entry before the spot, or null. */
+    /* The entry before the position, or null. */
     static const Entry* before(const Chain& chain, const Spot& spot) {
         if (chain.size_class != Chain::IN_LEAVES) return spot.at ? entries(chain) + spot.at - 1 : nullptr;
         if (spot.at) return chain.many->parts[spot.part].leaf->entries + spot.at - 1;
@@ -240,7 +240,7 @@ class Chains {
         chain.count++;
     }
 
-    /* False: it is not there. */
+    /* Removes an entry; false if it does not exist. */
     bool remove(Chain& chain, const Entry& entry) {
         if (chain.count == 0) return false;
         const Spot spot = seek(chain, entry);
@@ -264,7 +264,7 @@ class Chains {
         }
         return true;
     }
-    /* No entries; what it pointed to is freed. */
+    /* Removes all entries, and frees the memory of the chain. */
     void clear(Chain& chain) {
         if (chain.size_class == Chain::IN_LEAVES) {
             leaves_ -= chain.many->parts.size();
@@ -310,7 +310,7 @@ class Chains {
         std::vector<Leaves::Part>& parts = chain.many->parts;
         size_t part = chain.many->part_of(entry);
         Leaf* leaf = parts[part].leaf;
-        if (leaf->count == SOME) { /* at the end a new one is begun: rows that come in order fill the old one */
+        if (leaf->count == SOME) { /* at the end begin a new leaf instead of splitting: rows that come in order fill the old one */
             const bool last = part + 1 == parts.size() && leaf->entries[SOME - 1] < entry;
             const uint32_t left = last ? SOME : SOME / 2;
             auto right = std::make_unique<Leaf>();

@@ -1,7 +1,7 @@
-/* A column of rows that are kept: any type, laid out as Arrow lays it out, so that results leave without a copy.
+/* A column of rows that are kept, of any type, in Arrow's layout, so that results are exported without a copy.
 
-A Layout says how a type lies in memory, a Store is one column of it. Rows come into a Store from an Arrow array (`append`) or
-from rows of other Stores (`gather`); nested columns have a Store for each child, and the same two ways lead down.
+A Layout describes how a type lies in memory, a Store is one column of it. Rows are added to a Store from an Arrow array (`append`) or from
+rows of other Stores (`gather`); nested columns have a Store for each child, which is filled by the same two functions.
 
 All of it is `nogil`. It throws std::bad_alloc, and std::overflow_error for a column above 2 GB. */
 #pragma once
@@ -19,9 +19,9 @@ All of it is `nogil`. It throws std::bad_alloc, and std::overflow_error for a co
 
 namespace sabot {
 
-constexpr int FETCH = 16; /* rows whose memory is fetched ahead of their turn */
+constexpr int FETCH = 16; /* how many rows ahead memory is prefetched */
 
-/* Memory that grows; given away to Arrow in the end, or freed. Or a part of somebody else's, until it has to grow. */
+/* Memory that grows, and is handed over to Arrow in the end, or freed. It may borrow a part of other memory until it has to grow. */
 class Memory {
   public:
     Memory() = default;
@@ -40,7 +40,7 @@ class Memory {
     template <class T>
     T* as() const { return reinterpret_cast<T*>(at_); }
     size_t room() const { return room_; }
-    /* Room for so many bytes in all, and for more where it had to grow before. */
+    /* Makes room for so many bytes in all, and for more if it had to grow before. */
     void reserve(size_t bytes) {
         if (bytes <= room_) return;
         size_t more = room_ + room_ / 2;
@@ -53,7 +53,7 @@ class Memory {
         room_ = more;
         own_ = true;
     }
-    /* To be used while it suffices; only of one that has nothing. */
+    /* Borrows memory, to be used while it suffices; only for a Memory that is empty. */
     void lend(uint8_t* at, size_t bytes) {
         at_ = at;
         room_ = bytes;
@@ -90,13 +90,13 @@ static inline void set_bits(uint8_t* bits, int64_t from, int64_t count) {
 struct Layout {
     enum class Shape : uint8_t { other, nothing, bits, fixed, bytes, list, fixed_list, record };
     Shape shape = Shape::other;
-    int64_t width = 0;  /* of fixed: bytes; of fixed_list: items */
-    int real = 0;       /* of fixed: bytes of a float, 0 for what is none */
+    int64_t width = 0;  /* for fixed: bytes; for fixed_list: items */
+    int real = 0;       /* for fixed: bytes of a float; 0 for other types */
     std::vector<Layout> children;
 
-    /* Bytes of a row, where that is all of it. */
+    /* Bytes per row, for types of fixed width. */
     int64_t wide() const { return shape == Shape::fixed ? width : 0; }
-    /* Of types that are not kept (views, run ends, unions, 64-bit offsets, dictionaries) the shape is `other`, here or below. */
+    /* For unsupported types (views, run ends, unions, 64-bit offsets, dictionaries) the shape is `other`, in the layout or in a child. */
     static Layout of(const ArrowSchema* schema) {
         Layout layout;
         const char* format = schema->format;
@@ -141,7 +141,7 @@ struct Layout {
     }
 };
 
-/* Equal but for names of columns, nullability and metadata; of nested types the names of fields count. */
+/* Whether two types are equal, apart from names of columns, nullability and metadata; the names of fields in nested types count. */
 static inline bool same_type(const ArrowSchema* a, const ArrowSchema* b) {
     if (std::strcmp(a->format, b->format) != 0 || a->n_children != b->n_children) return false;
     if ((a->dictionary != nullptr) != (b->dictionary != nullptr)) return false;
@@ -154,7 +154,7 @@ static inline bool same_type(const ArrowSchema* a, const ArrowSchema* b) {
     return true;
 }
 
-/* Rows of an array, before its own offset is added: a run, or a list. */
+/* Rows of an array, without its own offset: a run of rows, or a list of row numbers. */
 struct Picked {
     const int64_t* rows; /* null: a run */
     int64_t first;
@@ -165,10 +165,10 @@ struct Picked {
 
 struct Store {
     int64_t rows = 0;
-    bool nullable = false; /* some row is null, so there is `validity` */
+    bool nullable = false; /* whether some row is null, so that there is `validity` */
     Memory validity;
-    Memory values; /* numbers, bits; of bytes and lists the offsets, one more than rows, as uint32 */
-    Memory data;   /* of bytes */
+    Memory values; /* numbers or bits; for bytes and lists the offsets, one more than rows, as uint32 */
+    Memory data;   /* the bytes, for bytes */
     std::vector<Store> children;
 
     void prepare(const Layout& layout) {
@@ -179,7 +179,7 @@ struct Store {
             values.as<uint32_t>()[0] = 0;
         }
     }
-    /* Room for so many rows in all; of what is in them, as much as `like` has. */
+    /* Makes room for so many rows in all, and for as much variable data as `like` has. */
     void reserve(const Layout& layout, int64_t count, const Store* like) {
         switch (layout.shape) {
             case Layout::Shape::bits: values.reserve((count + 7) / 8); break;
@@ -202,7 +202,7 @@ struct Store {
             children[c].truncate(layout.children[c], left);
         }
     }
-    /* As many rows, and children, as the other, and nothing in them. */
+    /* Makes as many rows and children as the other has, all empty. */
     void take_shape(const Store& other) {
         rows = other.rows;
         nullable = other.nullable;
@@ -215,7 +215,7 @@ struct Store {
         for (const Store& child : children) total += child.nbytes() + sizeof(Store);
         return total;
     }
-    /* Bytes and items of what has no fixed width. */
+    /* The size of variable data: bytes and items. */
     int64_t loose(const Layout& layout) const {
         int64_t total = layout.shape == Layout::Shape::bytes ? values.as<uint32_t>()[rows] : 0;
         if (layout.shape == Layout::Shape::list) total += 8 * children[0].rows;
@@ -223,7 +223,7 @@ struct Store {
         return total;
     }
 
-    /* Called before `rows` is more: the next `count` rows are valid, or valid(i). */
+    /* Called before `rows` grows: sets the validity of the next `count` rows, to true or to valid(i). */
     void add_valid(int64_t count) {
         if (!nullable) return;
         validity.reserve((rows + count + 7) / 8);
@@ -242,7 +242,7 @@ struct Store {
         validity.reserve((rows + count + 7) / 8);
         for (; i < count; i++) put_bit(validity.at(), rows + i, valid(i));
     }
-    /* The end of the offsets moves on. */
+    /* Appends the end of the next row to the offsets. */
     static uint32_t offset(uint64_t end) {
         if (end > 0x7fffffff) throw std::overflow_error("more than 2 GB in one column: take fewer rows at once");
         return static_cast<uint32_t>(end);
@@ -250,7 +250,7 @@ struct Store {
 };
 
 template <class Body>
-static inline void with_width(int64_t width, Body body) { /* body(bytes): a constant where that is worth it */
+static inline void with_width(int64_t width, Body body) { /* calls body(width), with a compile-time constant for usual widths */
     switch (width) {
         case 1: return body(std::integral_constant<int, 1>());
         case 2: return body(std::integral_constant<int, 2>());
@@ -261,7 +261,7 @@ static inline void with_width(int64_t width, Body body) { /* body(bytes): a cons
     }
 }
 
-/* Rows of an array of this type at the end of the store. Where it throws, the store is to be truncated. */
+/* Appends rows of an array of this type to the store. If it throws, the caller has to truncate the store. */
 static inline void append(Store& to, const Layout& layout, const ArrowArray* from, const Picked& picked) {
     using Shape = Layout::Shape;
     const int64_t count = picked.count, shift = from->offset, rows = to.rows;
@@ -279,7 +279,7 @@ static inline void append(Store& to, const Layout& layout, const ArrowArray* fro
         const uint8_t* source = static_cast<const uint8_t*>(from->buffers[1]) + shift * layout.width;
         uint8_t* out = to.values.at() + rows * layout.width;
         if (layout.width == 0) {
-            /* fixed_size_binary(0): there is nothing, and perhaps no buffer */
+            /* fixed_size_binary(0) has no data, and perhaps no buffer */
         } else if (picked.rows == nullptr) {
             std::memcpy(out, source + picked.first * layout.width, count * layout.width);
         } else {
@@ -322,7 +322,7 @@ static inline void append(Store& to, const Layout& layout, const ArrowArray* fro
         for (size_t i = 0; i < inner.size(); i++) inner[i] = picked.rows[i] + shift;
         const Picked below{picked.rows ? inner.data() : nullptr, picked.first + shift, count};
         for (size_t c = 0; c < to.children.size(); c++) append(to.children[c], layout.children[c], from->children[c], below);
-    } else { /* lists: a null one may have items, which are passed over */
+    } else { /* lists; a null one may have items, which are skipped */
         const bool fixed = layout.shape == Shape::fixed_list;
         const int32_t* offsets = fixed ? nullptr : static_cast<const int32_t*>(from->buffers[1]) + shift;
         std::vector<int64_t> items;
@@ -346,18 +346,18 @@ static inline void append(Store& to, const Layout& layout, const ArrowArray* fro
     to.rows += count;
 }
 
-/* Where a row of a column stands; no store: a row of nulls. */
+/* The place of a row in a column; without a store it is a row of nulls. */
 struct Place {
     const Store* store;
     int64_t row;
 };
 
-struct Places { /* a list of them; one type, so that what is nested ends */
+struct Places { /* a list of places, as one type for all levels, so that template recursion over nested types ends */
     const Place* places;
     Place operator()(int64_t i) const { return places[i]; }
 };
 
-/* Rows of other stores of this type at the end of the store; at(i) is the Place of the i-th. */
+/* Appends rows of other stores of this type to the store; at(i) is the Place of the i-th row. */
 template <class At>
 static inline void gather(Store& to, const Layout& layout, int64_t count, bool some_missing, At at) {
     using Shape = Layout::Shape;
@@ -367,7 +367,7 @@ static inline void gather(Store& to, const Layout& layout, int64_t count, bool s
         to.rows += count;
         return;
     }
-    if (layout.shape == Shape::fixed && layout.width > 0) { /* values first: they are what is far away */
+    if (layout.shape == Shape::fixed && layout.width > 0) { /* values first, because their memory is random */
         to.values.reserve((rows + count) * layout.width);
         uint8_t* out = to.values.at() + rows * layout.width;
         with_width(layout.width, [&](auto constant) {
@@ -470,13 +470,13 @@ static inline double float_at(const uint8_t* at, int bytes, bool* is_nan) {
         *is_nan = value != value;
         return value;
     }
-    uint16_t half; /* compared as its bits, but for zeros and NaNs */
+    uint16_t half; /* half floats are compared by their bits, except zeros and NaNs */
     std::memcpy(&half, at, 2);
     *is_nan = (half & 0x7c00) == 0x7c00 && (half & 0x3ff) != 0;
     return half == 0x8000 ? 0 : half;
 }
 
-/* null equals null, NaN equals NaN, -0.0 equals 0.0. */
+/* Whether two values are equal: null equals null, NaN equals NaN, -0.0 equals 0.0. */
 static inline bool same_value(const Layout& layout, const Store& a, int64_t i, const Store& b, int64_t j) {
     using Shape = Layout::Shape;
     if (layout.shape == Shape::nothing) return true;
@@ -517,7 +517,7 @@ static inline bool same_value(const Layout& layout, const Store& a, int64_t i, c
     }
 }
 
-/* Equal values hash alike. */
+/* A hash of a value; equal values have equal hashes. */
 static inline uint64_t hash_value(const Layout& layout, const Store& store, int64_t row) {
     using Shape = Layout::Shape;
     if (layout.shape == Shape::nothing || !store.valid(row)) return hash_null();
@@ -555,7 +555,7 @@ static inline uint64_t hash_value(const Layout& layout, const Store& store, int6
 
 /* Stores as Arrow arrays */
 
-struct Given { /* what an exported array holds */
+struct Given { /* the memory that an exported array owns */
     Memory parts[3];
     const void* buffers[3];
     std::vector<ArrowArray*> children;
@@ -583,7 +583,7 @@ static inline void give_array(ArrowArray* out, int64_t length, int64_t null_coun
     out->private_data = given;
 }
 
-/* The store as an array; nothing of it is left. */
+/* Exports the store as an array, and empties it. */
 static inline void give_store(Store& store, const Layout& layout, ArrowArray* out) {
     using Shape = Layout::Shape;
     Given* given = new Given();
@@ -607,7 +607,7 @@ static inline void give_store(Store& store, const Layout& layout, ArrowArray* ou
     store.rows = 0;
 }
 
-/* Columns of `rows` rows as one struct array; `columns` says which layout each has. */
+/* Exports columns of `rows` rows as one struct array; `columns` names the layout of each. */
 static inline void give_columns(
     std::vector<Store>& stores, const std::vector<Layout>& layouts, const std::vector<int>& columns, int64_t rows, ArrowArray* out
 ) {
@@ -634,7 +634,7 @@ static inline void give_numbers(Memory& memory, int64_t width, int64_t rows, Arr
     give_store(store, number_layout(width), out);
 }
 
-/* As `give_columns`, of columns that two of int64 follow. */
+/* Like `give_columns`, with two int64 columns at the end. */
 static inline void give_cut_columns(std::vector<Store>& stores, const std::vector<Layout>& layouts, ArrowArray* out) {
     std::vector<Layout> all(layouts);
     all.resize(stores.size(), number_layout(8));

@@ -1,4 +1,4 @@
-/* Memory that the system may take back: written into a file, and mapped. The file has no name, and goes with the process.
+/* Memory that the system may page out: it is written to a file and mapped. The file has no name, and disappears with the process.
 
 All of it is `nogil`. It throws std::ios_base::failure (an OSError in Python) where the file cannot be made or mapped. */
 #pragma once
@@ -51,7 +51,7 @@ class Mapped {
         if (at_) munmap(at_, bytes_);
     }
 
-    /* The parts, one after the other, in place of what they were made of. */
+    /* Writes the parts in sequence, and lets them refer to the mapped file instead of their own memory. */
     void lend_next(Memory& memory, size_t bytes) {
         if (bytes) memory.lend(at_ + next_, bytes);
         next_ += padded(bytes);
@@ -75,7 +75,7 @@ class Mapped {
     }
 };
 
-/* body(memory, bytes of it that say something), for all that a store has. */
+/* Calls body(memory, bytes in use) for each memory of a store. */
 template <class StoreType, class Body>
 static inline void each_memory(StoreType& store, const Layout& layout, int64_t rows, const Store& like, Body body) {
     using Shape = Layout::Shape;

@@ -1,8 +1,8 @@
-/* Rows by order, whatever their key: which are below a bound, without a look at those that are not.
+/* An index of the rows of all keys by order, which finds the rows below a bound without reading the others.
 
-Rows are taken in when the bound is asked for: those that came since the last time are sorted, and become a run. Runs are merged so
-that each is at least twice as long as the next (O'Neil, Cheng, Gawlick, O'Neil, The log-structured merge-tree, 1996), so a row is
-moved a logarithm of times, and there is a logarithm of runs to be asked. Rows that are gone are passed over, and dropped by merges.
+Rows are indexed when it is queried: those that came since the last query are sorted, and become a run. Runs are merged so that each is at
+least twice as long as the next (O'Neil, Cheng, Gawlick, O'Neil, The log-structured merge-tree, 1996); so a row is moved O(log n) times,
+and a query reads O(log n) runs. Removed rows are skipped, and dropped by merges.
 
 All of it is `nogil`, and throws only std::bad_alloc. */
 #pragma once
@@ -16,9 +16,9 @@ namespace sabot {
 
 class OrderRuns {
   public:
-    int64_t next_id = 0; /* rows from here on have not been taken in */
+    int64_t next_id = 0; /* rows from this id on are not indexed yet */
 
-    /* `more` is any rows, in any order. */
+    /* Adds rows in any order. */
     template <class Live>
     void take_in(std::vector<Entry>&& more, int64_t rows, Live live) {
         if (!more.empty()) {
@@ -30,7 +30,7 @@ class OrderRuns {
             while (!runs_.empty() && (runs_.size() > 1 || size() > 2 * rows + 65536)) merge_last(live);
     }
 
-    /* body(entry) for each live row with an order below the bound, run by run; `consume`: they are not given again. */
+    /* Calls body(entry) for each live row with an order below the bound, run by run. consume: these rows are not returned again. */
     template <class Live, class Body>
     void below(int64_t order, bool consume, Live live, Body body) {
         for (Run& run : runs_) {
@@ -60,7 +60,7 @@ class OrderRuns {
   private:
     struct Run {
         std::vector<Entry> entries;
-        size_t at; /* those before are gone */
+        size_t at; /* entries before it were consumed */
         size_t left() const { return entries.size() - at; }
     };
     std::vector<Run> runs_;

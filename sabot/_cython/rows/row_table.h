@@ -1,16 +1,16 @@
-/* Rows by key. See row_table.pyi for what the calls mean; here is how they lie in memory.
+/* Rows by key. See row_table.pyi for the calls; this file defines how the rows lie in memory.
 
     key ──Table (keyed_table.h)──▶ slot ──chains_[slot]──▶ entries (order, id), sorted       row_chain.h
                                                                     │
     pages_[id / 2^25][id / 2^16] ──▶ RowBlock: the columns of up to 65,536 rows  ◀──────────┘   row_column.h
                                      + order, slot, live bit, [count] of each
 
-- A row's id says its block and its place in it. Blocks are filled one after the other; what a full one says of its rows never changes, only
-  their live bits and counts do. One without live rows is freed. One with few is written anew with these rows only, and the list of their
-  places in the old one, in which ids are looked for: so ids stay.
-- A cut holds on to the blocks, and copies live bits and counts, and the block that still grows.
-- Which rows are below some order, row_runs.h knows; it begins to when it is asked first.
-- A key with many rows of one order gets a second chain when one of them is looked for by value: by the hash of the whole row.
+- A row's id gives its block and its place in the block. Blocks are filled one after the other; in a full block only live bits and counts
+  change. A block without live rows is freed. A block with few is replaced by one with these rows only, and the list of their places in
+  the old block, in which ids are searched: so ids stay valid.
+- A cut shares the blocks, and copies live bits and counts, and the block that still grows.
+- row_runs.h is the index by order, which finds the rows below a bound; it is built at the first query.
+- A key with many rows of one order gets a second chain, by the hash of the whole row, when one of them is first looked up by value.
 
 All of it is `nogil`. It throws std::bad_alloc, std::out_of_range for a row that is not there, std::invalid_argument for a row that is to
 be removed twice, and what row_mapped.h throws (`except +`). */
@@ -31,13 +31,13 @@ namespace sabot {
 
 constexpr int BLOCK_BITS = 16;
 constexpr int64_t BLOCK_IDS = int64_t(1) << BLOCK_BITS;
-constexpr int64_t STEP = 4096;             /* rows that are copied in one go */
-constexpr int64_t MOST_LOOSE = 64 << 20;   /* bytes of what has no fixed width, in a block */
-constexpr int64_t FEW = 32;                /* rows of one order that are compared one by one */
-constexpr int64_t SMALL_BLOCK = 65536;     /* bytes for which no file is made */
-constexpr int64_t SPARSE = 4;              /* a block is written anew when only one of so many is alive */
+constexpr int64_t STEP = 4096;             /* how many rows are copied at a time */
+constexpr int64_t MOST_LOOSE = 64 << 20;   /* the most bytes of variable data in a block */
+constexpr int64_t FEW = 32;                /* up to so many rows of one order are compared one by one */
+constexpr int64_t SMALL_BLOCK = 65536;     /* a block of at most so many bytes gets no file */
+constexpr int64_t SPARSE = 4;              /* a block is written anew when only one in so many rows is alive */
 
-/* As `allocate`, without more memory than it is asked for. */
+/* Like `allocate`, but does not round the size up. */
 static inline void* allocate_wide(size_t bytes) {
     void* memory = nullptr;
     if (posix_memalign(&memory, bytes >= HUGE_PAGE ? HUGE_PAGE : 64, bytes) != 0) throw std::bad_alloc();
@@ -56,21 +56,21 @@ static inline int64_t count_bits(const uint64_t* words, int64_t from, int64_t en
 }
 
 struct RowBlock {
-    std::unique_ptr<uint8_t, void (*)(void*)> wide{nullptr, std::free}; /* what has a fixed width, of a block that will be full */
-    std::unique_ptr<Mapped> mapped; /* where the columns are, if they are in a file */
+    std::unique_ptr<uint8_t, void (*)(void*)> wide{nullptr, std::free}; /* the columns of fixed width, of a block that will become full */
+    std::unique_ptr<Mapped> mapped; /* the file that has the columns, if any */
     int64_t first_id = 0;
-    int64_t used = 0; /* rows that were put in */
+    int64_t used = 0; /* how many rows were inserted */
     std::vector<Store> columns;
     Memory orders;                /* int64 */
     Memory slots;                 /* int32 */
     bool sparse = false;
-    std::vector<uint16_t> locals; /* of a sparse one: id - first_id of each row, ascending */
+    std::vector<uint16_t> locals; /* in a sparse block: id - first_id of each row, ascending */
 
-    /* What changes when it is full */
+    /* The fields that still change when the block is full */
     int64_t alive = 0;
     std::vector<uint64_t> live;  /* bits, by position */
     std::vector<int32_t> counts;
-    std::vector<uint64_t> marks; /* bits, of one call */
+    std::vector<uint64_t> marks; /* bits used during one call */
     bool touched = false;
 
     int64_t order(int64_t at) const { return orders.as<int64_t>()[at]; }
@@ -79,14 +79,14 @@ struct RowBlock {
     void set_live(int64_t at) { live[at >> 6] |= 1ULL << (at & 63); }
     void set_dead(int64_t at) { live[at >> 6] &= ~(1ULL << (at & 63)); }
     int64_t id(int64_t at) const { return first_id + (sparse ? locals[at] : at); }
-    /* The position of the first row whose id is not less. */
+    /* The position of the first row whose id is not below this one. */
     int64_t position_from(int64_t id) const {
         const int64_t local = std::max<int64_t>(id - first_id, 0);
         if (!sparse) return std::min(local, used);
         if (local >= BLOCK_IDS) return used;
         return std::lower_bound(locals.begin(), locals.end(), static_cast<uint16_t>(local)) - locals.begin();
     }
-    /* -1: it is not here. */
+    /* The position of a row; -1 if the block does not have it. */
     int64_t position(int64_t id) const {
         const int64_t local = id - first_id;
         if (!sparse) return local < used ? local : -1;
@@ -102,14 +102,14 @@ struct RowBlock {
     }
 };
 
-/* Which rows of a block are alive, so that a file can say it in few bytes. */
+/* Which rows of a block are alive, in the form that takes the fewest bytes in a file. */
 struct Alive {
     enum Kind : uint8_t { all, bits, locals } kind = all;
-    std::string data;   /* bits by id - first_id; or a list of these numbers, as uint16 */
-    std::string counts; /* of the live rows, by id; as wide as the largest needs it; empty: they are all 0 */
+    std::string data;   /* bits by id - first_id, or a list of these numbers, as uint16 */
+    std::string counts; /* the counts of the live rows, by id, as wide as the largest needs; empty: all are 0 */
 };
 
-/* The rows at a moment. Its blocks do not change; any thread. */
+/* The rows at a moment. Its blocks do not change; any thread may read it. */
 class RowsCut {
   public:
     struct Part {
@@ -123,7 +123,7 @@ class RowsCut {
     int64_t rows = 0;
     int64_t next_id = 0;
 
-    size_t part_from(int64_t id) const { /* the first part that reaches beyond this id */
+    size_t part_from(int64_t id) const { /* the first part that ends behind this id */
         size_t low = 0, high = parts.size();
         while (low < high) {
             const size_t middle = (low + high) / 2;
@@ -141,19 +141,19 @@ class RowsCut {
         return total;
     }
     Alive alive(const Part& part) const;
-    /* Columns, order and id of live rows with first <= id < end, at most `most`, into `out`; -> the first id that was not looked at. */
+    /* Copies columns, order and id of live rows with first <= id < end, at most `most`, to `out`; returns the first id not read. */
     int64_t read(const std::vector<Layout>& layouts, int64_t first, int64_t end, int64_t most, std::vector<Store>& out) const;
 };
 
-/* Rows of a batch, of which only `chosen` count, where there is such a list. */
+/* The rows of a batch; only those in `chosen` count, where there is such a list. */
 struct Incoming {
-    ArrowArray* const* columns = nullptr; /* those of the table, where rows are meant; else null */
-    int64_t offset = 0;                   /* of the batch */
+    ArrowArray* const* columns = nullptr; /* those of the table, if these are whole rows; else null */
+    int64_t offset = 0;                   /* that of the batch */
     const View* keys = nullptr;
-    const uint64_t* hashes = nullptr;     /* of all rows, may be null */
+    const uint64_t* hashes = nullptr;     /* those of all rows; may be null */
     const int32_t* chosen = nullptr;
     int64_t count = 0;
-    const int64_t* order = nullptr;       /* of all rows, may be null: 0. For a search: the order it is for */
+    const int64_t* order = nullptr;       /* those of all rows; null means 0. In a search, the order that is searched for */
 
     int64_t row(int64_t i) const { return chosen ? chosen[i] : i; }
     int64_t order_of(int64_t i) const { return order ? order[row(i)] : 0; }
@@ -161,13 +161,13 @@ struct Incoming {
 
 class RowTable;
 
-/* A search that goes on where it stopped. */
+/* A search that can be continued where it stopped. */
 class Finder {
   public:
-    /* lower, upper: of all rows, may be null. */
+    /* lower, upper: those of all rows; may be null. */
     Finder(const int64_t* lower, const int64_t* upper, int64_t limit) : lower_(lower), upper_(upper), limit_(limit) {}
     void start(RowTable& table, const Incoming& in);
-    /* Up to `most` pairs into numbers (int32) and ids (int64); -> how many: less, when all has been found. */
+    /* Writes up to `most` pairs to numbers (int32) and ids (int64); returns how many: fewer than `most` at the end. */
     int64_t next(const RowTable& table, int64_t most, Memory& numbers, Memory& ids);
     bool outdated(const RowTable& table) const;
 
@@ -178,10 +178,10 @@ class Finder {
     std::vector<int32_t> slots_;
     const int32_t* chosen_ = nullptr;
     int64_t version_ = 0;
-    int64_t probe_ = 0; /* the one whose turn it is */
+    int64_t probe_ = 0; /* the current row of the batch */
     bool inside_ = false;
     Spot spot_{0, 0};
-    int64_t left_ = 0;  /* rows that it may still find */
+    int64_t left_ = 0;  /* how many more rows it may find */
 };
 
 class RowTable {
@@ -206,7 +206,7 @@ class RowTable {
         keys.ready();
         measure();
     }
-    /* Full blocks, the oldest first, are moved into files there, so that at most so many bytes of them are in memory. */
+    /* Full blocks, the oldest first, are moved into files in this directory, so that at most so many bytes of them are in memory. */
     void use_directory(const std::string& directory, int64_t memory_bytes) {
         directory_ = directory;
         memory_bytes_ = memory_bytes;
@@ -218,7 +218,7 @@ class RowTable {
 
     /* OUT ids[count]. */
     void insert(const Incoming& in, int64_t* ids);
-    /* OUT slots[count], -1 where the key is not there, or is null. */
+    /* OUT slots[count], -1 where the key does not exist, or is null. */
     void known_slots(const Incoming& in, int32_t* slots) {
         keys.resolve(in.keys, keyed_ ? in.hashes : nullptr, in.chosen, in.count, false, slots);
         for (size_t k = 0; k < key_count(); k++) {
@@ -232,7 +232,7 @@ class RowTable {
     /* OUT ids[count]: the last row at or before the order, or the first at or after it. */
     void nearest(const Incoming& in, bool last, int64_t* ids);
     void match(const Incoming& in, int64_t* ids);
-    /* Of what follows: std::out_of_range for an id that is not there; take knows -1. */
+    /* The following throw std::out_of_range for an id that does not exist; only `take` accepts -1. */
     void take(const int64_t* ids, int64_t count, const std::vector<int>& columns, std::vector<Store>& out) const;
     void orders(const int64_t* ids, int64_t count, int64_t* out) const {
         each(ids, count, [&](int64_t i, const RowBlock& block, int64_t at) { out[i] = block.order(at); });
@@ -247,14 +247,14 @@ class RowTable {
     void counts(const int64_t* ids, int64_t count, int32_t* out) const {
         each(ids, count, [&](int64_t i, const RowBlock& block, int64_t at) { out[i] = block.counts[at]; });
     }
-    /* by: null for `same`. */
+    /* by: null means that `same` is added to all. */
     void add_counts(const int64_t* ids, int64_t count, const int32_t* by, int32_t same) {
         each(ids, count, [](int64_t, const RowBlock&, int64_t) {});
         each(ids, count, [&](int64_t i, const RowBlock& block, int64_t at) {
             const_cast<RowBlock&>(block).counts[at] += by ? by[i] : same;
         });
     }
-    /* std::invalid_argument where one is named twice. */
+    /* Throws std::invalid_argument for an id that is named twice. */
     void remove(const int64_t* ids, int64_t count);
     void below(int64_t order, std::vector<int64_t>& ids);
     void superseded(int64_t order, std::vector<int64_t>& ids);
@@ -278,17 +278,17 @@ class RowTable {
     int64_t version_ = 0;
     std::vector<std::unique_ptr<Page>> pages_;
     int64_t first_page_ = 0;
-    int64_t next_block_ = 0;          /* its number */
-    RowBlock* open_ = nullptr;        /* the one that grows */
-    std::string directory_;           /* empty: all stays in memory */
+    int64_t next_block_ = 0;          /* the number of the next block */
+    RowBlock* open_ = nullptr;        /* the block that grows */
+    std::string directory_;           /* empty: all blocks stay in memory */
     int64_t memory_bytes_ = 0;
-    int64_t next_to_move_ = 0;        /* number of a block: those before are in files, or too small */
-    bool filled_ = false;             /* there has been a full block: the next ones will be */
+    int64_t next_to_move_ = 0;        /* blocks with a lower number are in files, or too small for one */
+    bool filled_ = false;             /* some block became full, so the next ones probably will */
     std::vector<Chain, Scattered<Chain>> chains_; /* by slot */
-    Chains entries_;                  /* the memory of the chains */
+    Chains entries_;                  /* the memory of all chains */
     std::unordered_map<int32_t, Chain> twins_;
     std::unique_ptr<OrderRuns> expiring_, versions_;
-    std::vector<int64_t> given_; /* rows that are superseded, as far as is known */
+    std::vector<int64_t> given_; /* the superseded rows found so far */
 
     /* Blocks */
 
@@ -347,7 +347,7 @@ class RowTable {
         }
     }
     void thin_out(RowBlock* block);
-    /* To be called when rows of a full block have gone. */
+    /* To be called when rows of a full block were removed. */
     void settle(RowBlock* block) {
         if (block->alive == 0) free_block(block);
         else if (block->alive * SPARSE < block->used) thin_out(block);
@@ -363,7 +363,7 @@ class RowTable {
             if (place && !place->mapped && place->nbytes() > SMALL_BLOCK) move_out(place);
         }
     }
-    /* Rows of a batch at the end of the open block; STEP at most, and no more than there is room for. */
+    /* Appends rows of a batch to the open block: at most STEP, and no more than it has room for. */
     void append_rows(RowBlock& block, const Incoming& in, int64_t base, int64_t count, const int32_t* slots);
     void append_columns(std::vector<Store>& columns, const Incoming& in, int64_t base, int64_t count) const;
     void measure() {
@@ -396,7 +396,7 @@ class RowTable {
         Found found;
         if (!locate(id, found)) return false;
         std::vector<uint64_t>& marks = found.block->marks;
-        if (marks.size() < found.block->live.size()) marks.resize(found.block->live.size()); /* the open one grows */
+        if (marks.size() < found.block->live.size()) marks.resize(found.block->live.size()); /* the open block grows */
         if ((marks[found.at >> 6] >> (found.at & 63)) & 1) return false;
         if (!same_row(columns, at, found.block->columns, found.at)) return false;
         marks[found.at >> 6] |= 1ULL << (found.at & 63);
@@ -404,7 +404,7 @@ class RowTable {
         return true;
     }
 
-    /* Rows that came since runs were asked last. */
+    /* The rows that came since the last query by order. */
     void take_in(OrderRuns& runs);
 };
 
@@ -480,7 +480,7 @@ inline void RowTable::open_block() {
     std::unique_ptr<Page>& at = pages_[page - first_page_];
     if (!at) at = std::make_unique<Page>();
     auto block = make_block(number);
-    if (filled_) { /* in huge pages: rows are read here and there */
+    if (filled_) { /* in huge pages, because rows are read at random */
         int64_t bytes = 12 * BLOCK_IDS;
         for (const Layout& layout : layouts_) bytes += layout.wide() * BLOCK_IDS;
         uint8_t* at = static_cast<uint8_t*>(allocate_wide(bytes));
@@ -554,7 +554,7 @@ inline void RowTable::insert(const Incoming& in, int64_t* ids) {
                 open_ = nullptr;
             }
         }
-    } catch (...) { /* keys that have come for nothing */
+    } catch (...) { /* removes keys that were added for these rows */
         std::vector<int32_t> empty;
         for (int32_t slot : slots)
             if (chains_[slot].count == 0) empty.push_back(slot);
@@ -580,7 +580,7 @@ inline void RowTable::insert(const Incoming& in, int64_t* ids) {
     rows_ += in.count;
     for (RowBlock* done : full) settle(done);
     measure();
-    move_out(); /* the rows are in, whatever becomes of this */
+    move_out(); /* may throw; the rows are inserted already */
     measure();
 }
 
@@ -676,7 +676,7 @@ inline void RowTable::make_twin(int32_t slot) {
         Chains::step(chain, spot, length, length);
         if (chain.size_class != Chain::IN_LEAVES) break;
     }
-    std::sort(entries.begin(), entries.end()); /* so that each goes to the end */
+    std::sort(entries.begin(), entries.end()); /* so that each is appended at the end */
     for (const Entry& entry : entries) entries_.add(twin, entry);
 }
 
@@ -697,7 +697,7 @@ inline int64_t RowTable::match_one(
             if (twin) last[wanted] = entry[k].id;
             return entry[k].id;
         }
-        if (!twin && looked > FEW) { /* too many to be compared */
+        if (!twin && looked > FEW) { /* too many rows to compare one by one */
             if (!chain->twin) make_twin(slot);
             twin = true;
             chain = &twins_[slot];
@@ -715,7 +715,7 @@ inline void RowTable::match(const Incoming& in, int64_t* ids) {
     std::vector<int32_t> slots(in.count);
     keys.resolve(in.keys, keyed_ ? in.hashes : nullptr, in.chosen, in.count, false, slots.data());
     std::vector<Found> marked;
-    std::unordered_map<int64_t, int64_t> last; /* hash of a row -> the last one of these that was given */
+    std::unordered_map<int64_t, int64_t> last; /* by the hash of a row: the last one of these rows that was returned */
     struct Unmark {
         std::vector<Found>& marked;
         ~Unmark() {
@@ -792,7 +792,7 @@ inline void RowTable::thin_out(RowBlock* block) {
     place_of(block->first_id >> BLOCK_BITS) = std::move(few);
 }
 
-/* A cut may read the old block meanwhile, so there is a new one. */
+/* Makes a new block, because a cut may be reading the old one. */
 inline void RowTable::move_out(std::shared_ptr<RowBlock>& place) {
     RowBlock& block = *place;
     std::vector<Mapped::Part> parts;
@@ -905,7 +905,7 @@ inline void RowTable::below(int64_t order, std::vector<int64_t>& ids) {
 inline void RowTable::superseded(int64_t order, std::vector<int64_t>& ids) {
     if (!versions_) versions_ = std::make_unique<OrderRuns>();
     take_in(*versions_);
-    std::vector<int32_t> slots; /* of keys that have had a row passed */
+    std::vector<int32_t> slots; /* keys with a row that the order has passed */
     versions_->below(order, true, [&](int64_t id) { return is_live(id); }, [&](const Entry& entry) {
         Found found;
         locate(entry.id, found);
@@ -913,7 +913,7 @@ inline void RowTable::superseded(int64_t order, std::vector<int64_t>& ids) {
     });
     std::sort(slots.begin(), slots.end());
     slots.erase(std::unique(slots.begin(), slots.end()), slots.end());
-    std::vector<int64_t> found_now; /* of each key those before its last row below the order */
+    std::vector<int64_t> found_now; /* for each key, the rows before its last row below the order */
     for (size_t i = 0; i < slots.size(); i++) {
         if (i + 2 * FETCH < slots.size()) __builtin_prefetch(&chains_[slots[i + 2 * FETCH]]);
         if (i + FETCH < slots.size()) Chains::fetch(chains_[slots[i + FETCH]]);
@@ -932,7 +932,7 @@ inline void RowTable::superseded(int64_t order, std::vector<int64_t>& ids) {
         }
     }
     std::sort(found_now.begin(), found_now.end());
-    std::vector<int64_t> before; /* given in an earlier call, which may have asked for a later order, and still there */
+    std::vector<int64_t> before; /* rows returned by an earlier call, which may have asked for a later order, and not removed since */
     for (int64_t id : given_) {
         Found found;
         if (!locate(id, found) || std::binary_search(found_now.begin(), found_now.end(), id)) continue;

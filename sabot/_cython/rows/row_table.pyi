@@ -4,33 +4,34 @@ from pathlib import Path
 import pyarrow as pa
 
 ALIVE: pa.Schema
-"""Of `RowCut.alive`: a row for each block of 65,536 ids that has live rows.
+"""The columns of `RowCut.alive`, which has a row for each block of 65,536 ids with live rows.
 
-first: its first id. rows: how many live ones. kind, data: which of its ids they are: 0 all; 1 bits by id - first; 2 a list of id - first,
-uint16. counts: theirs, by id, signed, each of as many bytes as the largest needs; empty: all are 0. All of it little endian.
+first: the first id of the block. rows: how many ids are alive. kind, data: which ids these are: kind 0, all; 1, bits by id - first; 2, a
+list of id - first as uint16. counts: the counts of the live rows, by id, signed, each in as many bytes as the largest needs; empty if all
+are 0. Everything is little endian.
 """
 
 class RowTable:
-    """Rows by key, kept in columns of its own. Equal rows may be there several times (a multiset).
+    """Rows by key, kept in the table's own columns. Equal rows may occur several times (a multiset).
 
-    rows: the columns. Any type but dictionaries, run-end encoded, view and union types (TypeError, naming the column).
-    keys: names of columns of `rows` (ValueError for a name that is not there, or twice); none: all rows are of one key. They are bool,
-    integers, floats, string, binary, dates or times, else TypeError. Keys are compared as a GroupTable compares them: -0.0 is 0.0, NaN is
-    NaN, null is a key of its own (which no `find` finds).
-    counted: each row has a number, 0 at first: how many partners it has, or whatever the owner counts.
+    rows: the columns, of any types but dictionaries, run-end encoded, view and union types (TypeError, naming the column).
+    keys: names of columns of `rows` (ValueError for a name that is missing, or given twice); without any, all rows have the same key. They
+    are bool, integers, floats, string, binary, dates or times, else TypeError. Keys are compared as in a GroupTable: -0.0 equals 0.0, NaN
+    equals NaN, null is a key of its own (which no `find` finds).
+    counted: each row has a count, at first 0, of its join partners or of whatever the owner counts.
 
-    directory: where blocks of rows are written and mapped, the oldest first, so that no more than `memory_bytes` of them must be in memory
-    (the index must: about 16 bytes a row, and 32 and the key itself a key). An existing one, of which nothing is left with the process.
-    OSError, after the rows are in, where it cannot be written. None: all stays in memory.
+    directory: an existing directory in which blocks of rows are written and mapped, the oldest first, so that at most `memory_bytes` of
+    them must be in memory. (The index must be: about 16 bytes per row; per key 32 and the key itself.) The files disappear with the
+    process. A call raises OSError, after its rows are inserted, where a file cannot be written. None: all rows stay in memory.
 
-    One owner, no locks; the GIL is released once a call. A row has an `id` (int64, from 0 on): ids grow for ever, are never used twice, and
-    stay valid until the row is removed, whatever happens in between. They are not told in checkpoints. A key's rows stand by (order, id).
+    Has one owner and no locks; the GIL is released once per call. A row has an `id` (int64, from 0 on). Ids only grow, are never used
+    twice, and stay valid until the row is removed. They are not kept in checkpoints. The rows of a key are ordered by (order, id).
 
-    Everywhere below: `data` is a pa.RecordBatch; `selection` (int32) names the rows of it that count, in order, None: all; `hashes` are
-    the key hashes of ALL rows of `data` (uint64, as `hash_columns` gives them, and as a Batch carries them), None: computed here; arrays
-    of int64 such as `order`, `lower`, `at` have an entry for EACH row of `data`, also for those that are not selected. What is returned
-    has one entry for each SELECTED row. TypeError for arrays of another type, ValueError for a wrong length or nulls, IndexError for a
-    selection outside of the batch. Whatever raises has changed nothing.
+    In all methods: `data` is a pa.RecordBatch; `selection` (int32) names the rows of it that count, in order (None: all); `hashes` are the
+    key hashes of ALL rows of `data` (uint64, as `hash_columns` computes them and a Batch carries them; None: computed here); arrays of
+    int64 such as `order`, `lower`, `at` have an entry for EACH row of `data`, even those that are not selected. Results have one entry for
+    each SELECTED row. Raises TypeError for arrays of another type, ValueError for a wrong length or nulls, IndexError for a selection
+    outside the batch. A call that raises one of these has changed nothing.
     """
     def __init__(
         self,
@@ -49,11 +50,11 @@ class RowTable:
     def counted(self) -> bool: ...
     @property
     def nbytes(self) -> int:
-        """Memory that it takes, index and keys included; without what is mapped."""
+        """The memory that it takes, including index and keys, without mapped files."""
     def __len__(self) -> int:
-        """Rows."""
+        """The number of rows."""
     def statistics(self) -> dict[str, int]:
-        """rows, keys, blocks, bytes; from any thread."""
+        """rows, keys, blocks, bytes; may be called from any thread."""
     def insert(
         self,
         data: pa.RecordBatch,
@@ -62,9 +63,9 @@ class RowTable:
         hashes: pa.UInt64Array | None = None,
         selection: pa.Int32Array | None = None,
     ) -> pa.Int64Array:
-        """Adds rows; -> their ids, ascending (not always without gaps). order None: 0.
+        """Adds rows; returns their ids, which ascend, possibly with gaps. order: None means 0.
 
-        data has the columns of `rows` in that order, by type (names do not matter; TypeError); more columns behind them are ignored.
+        `data` has columns with the types of `rows`, in that order (else TypeError; names do not matter); further columns are ignored.
         """
     def find(
         self,
@@ -77,11 +78,11 @@ class RowTable:
         upper: pa.Int64Array | None = None,
         limit: int | None = None,
     ) -> tuple[pa.Int32Array, pa.Int64Array]:
-        """Pairs (i, id): i counts the selected rows (ascending), id is a row of the same key with lower <= its order <= upper, by
-        (order, id).
+        """All pairs (i, id) where i counts the selected rows, and id is a row of the same key with lower <= order <= upper, sorted by i,
+        then by (order, id).
 
-        keys: the columns of this `data` that are the key, in the order of the table's keys; TypeError for other types. A row with a null in
-        any of them finds nothing. lower, upper: both ends included; None: no bound. limit: of each row's, at most the first so many.
+        keys: the columns of `data` that are the key, in the order of the table's keys; TypeError for other types. A row with a null in any
+        of them finds nothing. lower, upper: None for no bound. limit: at most so many pairs for each row, the first ones.
         """
     def find_chunks(
         self,
@@ -95,9 +96,9 @@ class RowTable:
         limit: int | None = None,
         rows: int = 65_536,
     ) -> Iterator[tuple[pa.Int32Array, pa.Int64Array]]:
-        """What `find` gives, in pieces of `rows` pairs (the last one less, none empty): a row's pairs may be split over pieces.
+        """The pairs of `find` in pieces of `rows` pairs (fewer in the last one, none empty); the pairs of a row may be split over pieces.
 
-        RuntimeError where rows were inserted or removed before the last piece was taken.
+        Raises RuntimeError if rows were inserted or removed before the last piece was taken.
         """
     def last_at(
         self,
@@ -108,7 +109,7 @@ class RowTable:
         hashes: pa.UInt64Array | None = None,
         selection: pa.Int32Array | None = None,
     ) -> pa.Int64Array:
-        """The id of the key's last row, by (order, id), with order <= at; -1: there is none, or the key has a null."""
+        """The id of the key's last row, by (order, id), with order <= at; -1 if there is none, or the key has a null."""
     def first_at(
         self,
         data: pa.RecordBatch,
@@ -118,7 +119,7 @@ class RowTable:
         hashes: pa.UInt64Array | None = None,
         selection: pa.Int32Array | None = None,
     ) -> pa.Int64Array:
-        """The id of the key's first row, by (order, id), with order >= at; -1: there is none, or the key has a null."""
+        """The id of the key's first row, by (order, id), with order >= at; -1 if there is none, or the key has a null."""
     def match(
         self,
         data: pa.RecordBatch,
@@ -127,10 +128,10 @@ class RowTable:
         hashes: pa.UInt64Array | None = None,
         selection: pa.Int32Array | None = None,
     ) -> pa.Int64Array:
-        """The id of a row that is equal in order and in all columns; -1: there is none. `data` is as for `insert`, order None: 0.
+        """The id of a row that is equal in order and in all columns; -1 if there is none. `data` and `order` are as for `insert`.
 
-        null equals null, NaN equals NaN, -0.0 equals 0.0, in nested values too. The ids of one call differ (but for -1): of two equal rows
-        of `data` each finds its own, the older one first.
+        null equals null, NaN equals NaN, -0.0 equals 0.0, also in nested values. A call returns each id once (except -1): equal rows of
+        `data` get different rows of the table, the older one first.
         """
     def key_ids(
         self,
@@ -140,37 +141,38 @@ class RowTable:
         hashes: pa.UInt64Array | None = None,
         selection: pa.Int32Array | None = None,
     ) -> pa.Int32Array:
-        """A number for the key, the same as long as it has rows; -1: it has none, or a null in it. Numbers are used again."""
+        """A number for the key, which stays the same as long as the key has rows; -1 if it has none, or a null. Numbers are used again."""
     def take(self, ids: pa.Int64Array, columns: Sequence[int] | None = None) -> pa.RecordBatch:
-        """The rows, or only these columns of them. id -1: a row of nulls. IndexError for an id that is not there."""
+        """The rows, with all columns or only these. The id -1 gives a row of nulls. Raises IndexError for an id that does not exist."""
     def orders(self, ids: pa.Int64Array) -> pa.Int64Array:
-        """Their orders. IndexError for an id that is not there, -1 too."""
+        """The orders of the rows. Raises IndexError for an id that does not exist, including -1."""
     def hashes(self, ids: pa.Int64Array) -> pa.UInt64Array:
-        """The hashes of their keys (0 where the table has no keys). IndexError for an id that is not there, -1 too."""
+        """The hashes of the rows' keys (0 if the table has no keys). Raises IndexError for an id that does not exist, including -1."""
     def counts(self, ids: pa.Int64Array) -> pa.Int32Array:
-        """Their numbers. ValueError if the table is not counted; IndexError for an id that is not there, -1 too."""
+        """The counts of the rows. Raises ValueError if the table is not counted; IndexError for an id that does not exist, including -1."""
     def add_counts(self, ids: pa.Int64Array, by: pa.Int32Array | int) -> None:
-        """Adds to their numbers: to ids[i] by[i]; an id may come several times. Errors as `counts`."""
+        """Adds by[i], or `by`, to the count of row ids[i]; an id may occur several times. Raises as `counts` does."""
     def remove(self, ids: pa.Int64Array) -> None:
-        """The rows are gone. IndexError for an id that is not there, -1 too; ValueError where one is named twice."""
+        """Removes the rows. Raises IndexError for an id that does not exist, including -1; ValueError for one that is named twice."""
     def below(self, order: int) -> pa.Int64Array:
-        """The ids of all rows with an order < this, by (order, id).
+        """The ids of all rows with an order below this one, sorted by (order, id).
 
-        Costs what it finds, and a logarithm for each row that has come since the last call; not a look at all rows.
+        The cost depends on how many it finds, plus O(log n) for each row inserted since the last call, and not on all rows.
         """
     def superseded(self, order: int) -> pa.Int64Array:
-        """The ids of rows with an order < this that are not their key's last such row: what an as-of join can forget. By id.
+        """The ids of rows with an order below this one that are not the last such row of their key, sorted by id: the rows that an as-of
+        join can drop.
 
-        Costs what it finds, and a logarithm for each row that has come, or has been passed by `order`, since the last call.
+        The cost depends on how many it finds, plus O(log n) for each row that was inserted, or passed by `order`, since the last call.
         """
     def cut(self) -> RowCut:
-        """The rows as they are now: for a checkpoint. Copies a bit a row (and 4 bytes, if counted), and the one block that still grows."""
+        """Takes the rows as they are now, for a checkpoint. It copies a bit per row (4 bytes more if counted), and the growing block."""
 
 class RowCut:
-    """The rows of a table at a moment: what was removed since stays readable. Any thread, one at a time."""
+    """The rows of a table at `RowTable.cut`; rows that were removed since stay readable. Any thread may use it, one at a time."""
 
     next_id: int
-    """Rows that were inserted after the cut have this id or a higher one."""
+    """The least id that a row inserted after the cut can have."""
     schema: pa.Schema
     """The columns of `read`: those of the rows, then __order and __id (int64)."""
     def __len__(self) -> int: ...
@@ -179,6 +181,6 @@ class RowCut:
     def read(self, first: int = 0, end: int = ..., *, rows: int = 65_536) -> Iterator[pa.RecordBatch]:
         """The rows with first <= id < end, by id, in pieces of at most `rows`; none is empty."""
     def alive(self) -> Iterator[pa.RecordBatch]:
-        """Which ids are alive, and their counts: as ALIVE, by `first`."""
+        """Which ids are alive, and their counts, as batches of ALIVE in the order of `first`."""
     def close(self) -> None:
-        """Lets go of what only it keeps. Idempotent; reading then raises ValueError."""
+        """Frees what only the cut keeps. Idempotent; reading afterwards raises ValueError."""

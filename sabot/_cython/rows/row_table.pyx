@@ -1,6 +1,6 @@
 """Rows by key. See row_table.pyi for the contract; the loops over rows are in row_table.h.
 
-Here types are compared and columns become views, once a call; then the call runs without the GIL.
+Types are checked here and columns opened as views, once per call; then the call runs without the GIL.
 """
 
 import os
@@ -130,11 +130,11 @@ cdef void _release_capsule(object capsule) noexcept:
 
 
 cdef class _Made:
-    """An array that was made here, for pyarrow to take over."""
+    """An array that was made here, whose memory pyarrow takes over."""
 
     cdef object capsule
     cdef ArrowArray* array
-    cdef object schema              # whatever has __arrow_c_schema__
+    cdef object schema              # any object with __arrow_c_schema__
 
     def __cinit__(self, schema):
         self.schema = schema
@@ -153,15 +153,15 @@ cdef class _Rows:
     """The rows of one call, open for reading."""
 
     cdef object batch
-    cdef tuple capsules             # keep the structs
+    cdef tuple capsules             # keep the structs alive
     cdef ArrowSchema* schema
     cdef ArrowArray* array
-    cdef list kept                  # Numbers that are pointed to
+    cdef list kept                  # keeps the Numbers alive
     cdef vector[View] keys
     cdef Incoming rows
 
     cdef int64_t add_numbers(self, object data, object data_type, str name) except 0:
-        """Where the values of an array with an entry for each row of the batch stand."""
+        """Opens an array with an entry for each row of the batch, and returns the address of its values."""
         cdef Numbers numbers = numbers_of(data, data_type, name, self.array.length)
         self.kept.append(numbers)
         return <int64_t> numbers.values
@@ -196,10 +196,10 @@ cdef class RowTable:
     cdef readonly object rows
     cdef readonly list keys
     cdef readonly bint counted
-    cdef list key_columns           # their indices
-    cdef object schema_capsule      # of the rows
+    cdef list key_columns           # the indices of the key columns
+    cdef object schema_capsule      # the schema of the rows
     cdef ArrowSchema* schema
-    cdef dict schemas               # of some columns
+    cdef dict schemas               # the schemas of selections of columns
 
     def __cinit__(self, *args, **kwargs):
         self.table = new Table()
@@ -245,7 +245,7 @@ cdef class RowTable:
 
     @property
     def nbytes(self):
-        """Memory that it takes, index and keys included."""
+        """The memory that it takes, including index and keys."""
         return self.table.nbytes()
 
     def statistics(self):
@@ -260,7 +260,7 @@ cdef class RowTable:
     # What comes in
 
     cdef int add_keys(self, _Rows call, object keys) except -1:
-        """Columns of the batch that are the key."""
+        """Adds the columns of the batch that are the key."""
         cdef int64_t column
         if len(keys) != len(self.key_columns):
             raise ValueError(f"{len(keys)} key columns, the table has {len(self.key_columns)}")
@@ -279,7 +279,7 @@ cdef class RowTable:
         return 0
 
     cdef _Rows open_rows(self, object data, object order, object hashes, object selection):
-        """Whole rows: with all columns of the table."""
+        """Opens whole rows, with all columns of the table."""
         cdef _Rows call = _open(data, selection, hashes)
         cdef int64_t column
         if call.array.n_children < len(self.rows):
@@ -302,7 +302,7 @@ cdef class RowTable:
         return call
 
     def insert(self, data, order=None, *, hashes=None, selection=None):
-        """Adds rows; -> their ids."""
+        """Adds rows; returns their ids."""
         cdef _Rows call = self.open_rows(data, order, hashes, selection)
         cdef int64_t* ids
         made = new_array(_INT64, call.rows.count, <void**> &ids)
@@ -318,7 +318,7 @@ cdef class RowTable:
         return found.next(LAST_ID)
 
     def find_chunks(self, data, keys, *, hashes=None, selection=None, lower=None, upper=None, limit=None, int64_t rows=65_536):
-        """`find`, in pieces."""
+        """The pairs of `find` in pieces."""
         if rows < 1:
             raise ValueError(f"pieces of {rows} pairs")
         cdef _Found found = self.finder(data, keys, hashes, selection, lower, upper, limit)
@@ -372,7 +372,7 @@ cdef class RowTable:
         return made
 
     def key_ids(self, data, keys, *, hashes=None, selection=None):
-        """A number for each row's key; -1: the table has no rows of it, or it has a null."""
+        """A number for each row's key; -1: the table has no rows of the key, or the key has a null."""
         cdef _Rows call = self.open_probes(data, keys, hashes, selection)
         cdef int32_t* slots
         made = new_array(_INT32, call.rows.count, <void**> &slots)
@@ -408,7 +408,7 @@ cdef class RowTable:
         return pa.record_batch(made)
 
     def orders(self, ids):
-        """Their orders."""
+        """The orders of the rows."""
         cdef Numbers numbers = numbers_of(ids, _INT64, "ids", -1)
         cdef int64_t* out
         made = new_array(_INT64, numbers.length, <void**> &out)
@@ -417,7 +417,7 @@ cdef class RowTable:
         return made
 
     def hashes(self, ids):
-        """The hashes of their keys."""
+        """The hashes of the rows' keys."""
         cdef Numbers numbers = numbers_of(ids, _INT64, "ids", -1)
         cdef uint64_t* out
         made = new_array(_UINT64, numbers.length, <void**> &out)
@@ -426,7 +426,7 @@ cdef class RowTable:
         return made
 
     def counts(self, ids):
-        """Their numbers."""
+        """The counts of the rows."""
         cdef Numbers numbers = self.countable(ids)
         cdef int32_t* out
         made = new_array(_INT32, numbers.length, <void**> &out)
@@ -435,7 +435,7 @@ cdef class RowTable:
         return made
 
     def add_counts(self, ids, by):
-        """Adds to their numbers."""
+        """Adds to the counts of the rows."""
         cdef Numbers numbers = self.countable(ids), more
         cdef const int32_t* each = NULL
         cdef int32_t same = 0
@@ -453,7 +453,7 @@ cdef class RowTable:
         return numbers_of(ids, _INT64, "ids", -1)
 
     def remove(self, ids):
-        """The rows are gone."""
+        """Removes the rows."""
         cdef Numbers numbers = numbers_of(ids, _INT64, "ids", -1)
         with nogil:
             self.table.remove(numbers.int64(), numbers.length)
@@ -461,21 +461,21 @@ cdef class RowTable:
     # What is known by order
 
     def below(self, int64_t order):
-        """The ids of rows with an order < this, by (order, id)."""
+        """The ids of rows with an order below this one, sorted by (order, id)."""
         cdef vector[int64_t] ids
         with nogil:
             self.table.below(order, ids)
         return int64_array(ids)
 
     def superseded(self, int64_t order):
-        """The ids of rows with an order < this that are not their key's last such row."""
+        """The ids of rows with an order below this one that are not the last such row of their key."""
         cdef vector[int64_t] ids
         with nogil:
             self.table.superseded(order, ids)
         return int64_array(ids)
 
     def cut(self):
-        """The rows as they are now."""
+        """Takes the rows as they are now."""
         cdef RowCut cut = RowCut.__new__(RowCut)
         with nogil:
             cut.cut = self.table.cut()
@@ -486,7 +486,7 @@ cdef class RowTable:
 
 
 cdef class _Found:
-    """What `find` finds, in pieces."""
+    """The pairs that a search finds, in pieces."""
 
     cdef RowTable table
     cdef _Rows call
@@ -580,5 +580,5 @@ cdef class RowCut:
             )
 
     def close(self):
-        """Lets go of what only it keeps."""
+        """Frees what only the cut keeps."""
         self.cut.reset()
