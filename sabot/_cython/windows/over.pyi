@@ -4,15 +4,16 @@ from typing import Any
 import pyarrow as pa
 
 class FrameTable:
-    """Aggregates over the last rows of each key slot. Native; one owner; the GIL is released once a call.
+    """Aggregates over the last rows of each key slot. Has one owner; the GIL is released once per call.
 
-    aggregates: (kind, type of the argument or None), as a GroupTable's; arguments, filters: column indices, one an aggregate, -1: none;
-    results: the types of the results, a GroupTable's. What they are of no value, of nulls and of NaN is as there; first and last go by
-    time, then arrival. A frame is a row and the `rows` before it, or all rows of its key from its time - `ms` to its time.
+    aggregates: (kind, type of the argument or None), as in a GroupTable. arguments, filters: column indices, one per aggregate, -1: none.
+    results: the types of the results, as in a GroupTable. Results without a value, of nulls and of NaN are those of a GroupTable; first
+    and last are by time, then arrival. The frame of a row is the row and the `rows` rows before it, or all rows of its key from its
+    time - `ms` to its time.
 
-    Each row costs three additions to an accumulator, however long the frame. Nothing is subtracted. A row that is older than one of its
-    key before it takes its place by time among the rows that are still there (with `rows`: the newest rows + 1; with `ms`: those from the
-    newest - ms on, and not older than the watermark - ms), which are run through again, once a call; results that were given stay.
+    A row costs three additions to an accumulator, however long the frame; nothing is subtracted. A late row, older than an earlier one of
+    its key, is inserted by time among the rows that are kept (with `rows`: the newest rows + 1; with `ms`: those from the newest - ms on,
+    not older than the watermark - ms). The frames of these rows are computed again, once per call; earlier results do not change.
     """
 
     def __init__(
@@ -27,71 +28,73 @@ class FrameTable:
     ) -> None: ...
     results: list[pa.DataType]
     keys: int
-    """Slots that have rows."""
+    """The number of slots that have rows."""
     def __len__(self) -> int:
-        """Rows that are kept."""
+        """The number of rows that are kept."""
     @property
     def nbytes(self) -> int: ...
     def add(
         self, slots: pa.Int32Array, data: pa.RecordBatch, time: pa.Int64Array, *, selection: pa.Int32Array | None = None
     ) -> list[pa.Array[Any]]:
-        """-> a column an aggregate, with an entry for each row of the selection: slots[i] is the slot of row selection[i].
+        """Adds rows. Returns a column per aggregate, with an entry for each row of the selection; slots[i] is the slot of row selection[i].
 
-        time: of all rows of data. With `ms`, all rows of a key and time come in one call, and each sees the others: one that comes after
-        sees them, and they have not seen it.
+        time: the times of all rows of data. With `ms`, all rows with the same key and time should come in one call, in which each sees the
+        others; a row of a later call sees the earlier ones, which have not seen it.
         """
     def advance(self, watermark_ms: int) -> pa.Int32Array:
-        """No row that is on time is older: with `ms`, rows that no frame to come has go, within a 16th of `ms`. -> slots without rows."""
+        """Called when no row below the watermark will come on time: with `ms`, drops rows that no later frame includes, within a 16th of
+        `ms`. Returns slots that have no rows any more.
+        """
     def current(self) -> tuple[pa.Int32Array, pa.Int64Array, list[pa.Array[Any]]]:
-        """Of each slot that has rows: the slot, the time of its newest row, and the results of that row's frame."""
+        """For each slot that has rows: the slot, the time of its newest row, and the results of that row's frame."""
     def export(self) -> pa.RecordBatch:
-        """All rows: slot, time, and a pair of columns a value; slot by slot, the oldest first."""
+        """All rows as slot, time, and a pair of columns per value; slot by slot, the oldest first."""
     def load(self, state: pa.RecordBatch) -> None:
-        """Rows of `export`, with their slots as they are here."""
+        """Loads rows of `export`, with the slots that they have here."""
 
 class PlaceTable:
-    """Row numbers and ranks by key slot in order of time, and the rows before each row. Native; one owner.
+    """Row numbers and ranks by key slot in order of time, and the rows before each row. Has one owner.
 
-    columns: what is kept of rows; any types that a RankTable keeps. offsets: how far back rows are asked for, each 1 or more; the newest
-    rows of a slot are kept, as many as the greatest offset.
+    columns: the columns that are kept, of any types that a RankTable supports. offsets: how many rows back to look, each 1 or more; as many
+    of a slot's newest rows are kept as the greatest offset.
     """
 
     def __init__(self, columns: pa.Schema, offsets: Sequence[int]) -> None: ...
     def __len__(self) -> int:
-        """Slots."""
+        """The number of slots."""
     @property
     def nbytes(self) -> int: ...
     def add(
         self, slots: pa.Int32Array, data: pa.RecordBatch, time: pa.Int64Array, *, selection: pa.Int32Array | None = None
     ) -> tuple[tuple[pa.Int64Array, pa.Int64Array, pa.Int64Array], list[pa.Int64Array], list[pa.Array[Any]]]:
-        """-> ((row number, rank, dense rank), the row so far back by offset, columns of rows from earlier calls).
+        """Adds rows. Returns ((row number, rank, dense rank), for each offset the row so far back, columns of rows from earlier calls).
 
-        A row so far back: i >= 0, row i of the selection; -1: there is none; -2 - h: row h of the earlier ones. data begins with `columns`.
-        Rank and dense rank are by time. A row that is older than one before it gets the next number, and the newest row's ranks;
-        the rows before it are those before its time among the ones that are kept.
+        The row so far back is i >= 0 for row i of the selection; -1 for none; -2 - h for row h of the earlier ones. data begins with
+        `columns`. Rank and dense rank are by time. A late row gets the next row number, and the ranks of the newest row; the rows before
+        it are those before its time among the rows that are kept.
         """
     def counters(self) -> pa.RecordBatch:
-        """slot, rows, newest, rank, dense: of all slots."""
+        """The counters of all slots: slot, rows, newest, rank, dense."""
     def history(self, rows: int) -> list[pa.RecordBatch]:
-        """The rows that are kept: __slot, __at (time), __number (0), columns; slot by slot, the oldest first; at most so many at once."""
+        """The rows that are kept, in batches of at most `rows`: __slot, __at (time), __number (0), columns; by slot, the oldest first."""
     def load(self, counters: pa.RecordBatch) -> None:
-        """Rows of `counters`, with their slots as they are here."""
+        """Loads rows of `counters`, with the slots that they have here."""
     def load_history(self, slots: pa.Int32Array, data: pa.RecordBatch, time: pa.Int64Array) -> None:
-        """Rows of `history`, in their order, after their slots' counters. data: `columns`."""
+        """Loads rows of `history`, in their order, after the counters of their slots. data: `columns`."""
 
 class WaitTable:
-    """Rows that wait until so many rows of their key slot have come after them, by time. Native; one owner.
+    """Rows that wait until enough rows of their key slot have come after them, by time. Has one owner.
 
-    rows: their columns; any types that a RankTable keeps. offsets: how far ahead rows are asked for, each 1 or more; rows wait for the
-    greatest. wanted: by offset, which columns of the row ahead are given.
+    rows: the columns, of any types that a RankTable supports. offsets: how many rows ahead to look, each 1 or more; rows wait for the
+    greatest. wanted: for each offset, the columns of the row ahead that are returned.
     """
 
     def __init__(self, rows: pa.Schema, offsets: Sequence[int], wanted: Sequence[Sequence[int]]) -> None: ...
     rows: pa.Schema
     least: int | None
-    """The least time of a row that waits; None: none does."""
+    """The least time of a row that waits; None if none does."""
     def __len__(self) -> int:
-        """Rows that wait."""
+        """The number of rows that wait."""
     @property
     def nbytes(self) -> int: ...
     def add(
@@ -103,10 +106,11 @@ class WaitTable:
         selection: pa.Int32Array | None = None,
         rows: int = 65536,
     ) -> list[tuple[list[pa.Array[Any]], pa.Int64Array, list[tuple[pa.BooleanArray, list[pa.Array[Any]]]]]]:
-        """-> rows that wait no more, in the order in which they came, at most `rows` at once: (columns, times, by offset).
+        """Adds rows. Returns the rows that need not wait any more, in the order in which they came, at most `rows` per piece, each piece as
+        (columns, times, by offset).
 
-        By offset: (whether there is a row so far ahead, its wanted columns; of one that is not there any values).
-        A row that is older than one before it takes its place by time among those that wait.
+        By offset: (whether there is a row so far ahead, its wanted columns; arbitrary values where there is none). A late row is inserted
+        by time among those that wait.
         """
     def flush(
         self, rows: int = 65536
@@ -114,8 +118,8 @@ class WaitTable:
         pa.Int32Array,
         list[tuple[list[pa.Array[Any]], pa.Int64Array, list[tuple[pa.BooleanArray, list[pa.Array[Any]]]]]],
     ]:
-        """No row will come: (slots that have no rows any more, all that waited as `add` gives it)."""
+        """Called when no more rows will come. Returns (slots that have no rows any more, all waiting rows as from `add`)."""
     def export(self, rows: int) -> list[pa.RecordBatch]:
-        """The rows that wait: __slot, __at (time), __number, columns; slot by slot, in order; in batches of at most so many."""
+        """The rows that wait, as batches of at most `rows`: __slot, __at (time), __number, columns; slot by slot, in order."""
     def load(self, slots: pa.Int32Array, data: pa.RecordBatch, time: pa.Int64Array, numbers: pa.Int64Array) -> None:
-        """Rows of `export`, in their order, with their slots as they are here."""
+        """Loads rows of `export`, in their order, with the slots that they have here."""

@@ -1,4 +1,4 @@
-"""What stands around each row among those of its key. See over.pyi; the loops over rows are in over_frames.h and over_rows.h."""
+"""The rows around each row among those of its key. See over.pyi for the contract; the loops are in over_frames.h and over_rows.h."""
 
 import pyarrow as pa
 
@@ -57,14 +57,14 @@ cdef extern from "windows/over_frames.h" namespace "sabot" nogil:
         vector[uint8_t] valid
 
     cppclass Frames:
-        # Slots are not negative and rows within the columns: who calls has made sure of it.
+        # Callers have to check that slots are not negative, and rows within the columns.
         vector[FrameCall] calls
         int values
         int64_t rows
         int64_t ms
         vector[FrameColumn] results
         int64_t kept
-        int64_t overflow            # the first row with a sum that 64 bits do not hold; -1: none
+        int64_t overflow            # the first row whose sum overflows 64 bits; -1: none
         int overflow_call
         Frames() except +
         void ready()
@@ -133,7 +133,7 @@ cdef extern from *:
     """
     #include "windows/over_rows.h"
 
-    // Columns of `count` rows from `start` on; of a row that is not there, those of any.
+    // Columns of `count` rows from `start` on; a missing row gets the values of another one.
     static inline void sabot_read_kept(
         const sabot::Layout& layout, const std::vector<const sabot::Kept*>& rows, int64_t start, int64_t count,
         const std::vector<const sabot::Kept*>& instead, const std::vector<char>& wanted, std::vector<sabot::Made>& columns
@@ -144,7 +144,7 @@ cdef extern from *:
             columns, wanted.empty() ? nullptr : &wanted, [](int64_t) {}
         );
     }
-    // How many rows from `start` on become columns at once: at most `most`, and not too many bytes.
+    // How many rows from `start` on are converted to columns at once: at most `most`, limited in bytes.
     static inline int64_t sabot_kept_piece(const std::vector<const sabot::Kept*>& rows, int64_t start, int64_t most) {
         int64_t count = 0, bytes = 0;
         while (start + count < (int64_t)rows.size() && count < most && (count == 0 || bytes < (1LL << 29)))
@@ -162,14 +162,14 @@ cdef extern from *:
 # Arrays in and out
 
 cdef class _Rows:
-    """The rows of a call: row i of `count` has slots[i], and stands at chosen[i] of the data."""
+    """The rows of a call: row i of `count` has slot slots[i], and is row chosen[i] of the data."""
 
     cdef View slot_column, chosen_column, time_column
     cdef list alive
     cdef int64_t count
     cdef const int32_t* slots
     cdef const int32_t* chosen      # NULL: all rows
-    cdef const int64_t* times       # of the data
+    cdef const int64_t* times       # those of all rows of the data
 
     def __cinit__(self, slots, data, selection, time):
         cdef int64_t rows = data.num_rows
@@ -200,9 +200,9 @@ cdef class FrameTable:
     """Aggregates over the last rows of each key slot. See over.pyi."""
 
     cdef Frames* frames
-    cdef list sources               # of each value of a row: (argument, filter), column indices; -1: none
-    cdef list argument_types        # of each value: the type of the argument; None: there is none, or any
-    cdef readonly list results      # types
+    cdef list sources               # for each value of a row, the column indices (argument, filter); -1: none
+    cdef list argument_types        # for each value, the type of the argument; None: there is none, or it may be any
+    cdef readonly list results      # the types of the results
 
     def __cinit__(self, aggregates, arguments, filters, results, *, int64_t rows=-1, int64_t ms=-1):
         self.frames = new Frames()
@@ -236,7 +236,7 @@ cdef class FrameTable:
 
     @property
     def keys(self):
-        """Slots that have rows."""
+        """The number of slots that have rows."""
         return self.frames.used()
 
     @property
@@ -244,7 +244,7 @@ cdef class FrameTable:
         return self.frames.nbytes()
 
     def add(self, slots, data, time, *, selection=None):
-        """Rows come; -> the results of each. See over.pyi."""
+        """Adds rows; returns the results of each. See over.pyi."""
         cdef _Rows rows = _Rows(slots, data, selection, time)
         capsules = data.__arrow_c_array__()
         cdef ArrowSchema* schema = schema_of(capsules[0])
@@ -295,7 +295,7 @@ cdef class FrameTable:
         return found
 
     def advance(self, int64_t watermark_ms):
-        """Rows that are in no frame to come go. See over.pyi."""
+        """Drops rows that no later frame includes. See over.pyi."""
         cdef vector[int32_t] vacant
         with nogil:
             self.frames.advance(watermark_ms, vacant)
@@ -351,7 +351,7 @@ cdef class FrameTable:
 
 
 cdef Type _kernel_type(object data_type) except *:
-    """As the kernel knows it; nothing for None."""
+    """The kernel's code for a type; `nothing` for None."""
     if data_type is None:
         return TYPE_NOTHING
     capsule = data_type.__arrow_c_schema__()
@@ -385,7 +385,7 @@ cdef list _columns_of(
     const Layout* layout, object schema, const vector[const Kept*]& rows, int64_t start, int64_t count,
     const vector[const Kept*]& instead, object wanted
 ):
-    """The columns that `wanted` names by index (None: all) of these rows; in their order."""
+    """The columns of these rows that `wanted` names by index (None: all), in order."""
     cdef vector[Made] columns
     cdef vector[char] marks
     indices = range(len(schema)) if wanted is None else wanted
@@ -399,7 +399,7 @@ cdef list _columns_of(
 
 
 cdef list _all_rows(const Layout* layout, object schema, const vector[const Kept*]& rows, int64_t most):
-    """Batches of (slot, time, number, columns…); the first three under names that no column has."""
+    """Batches of (slot, time, number, columns…); the names of the first three are reserved."""
     cdef int64_t start = 0, count, i
     cdef int64_t size = rows.size()
     cdef int32_t* slots
@@ -455,7 +455,7 @@ cdef class PlaceTable:
         return self.places.nbytes()
 
     def add(self, slots, data, time, *, selection=None):
-        """Rows come. See over.pyi."""
+        """Adds rows. See over.pyi."""
         cdef _Rows rows = _Rows(slots, data, selection, time)
         cdef vector[Source] sources
         capsules = open_rows(&self.places.kept.layout, self.columns, data, &sources)
@@ -472,7 +472,7 @@ cdef class PlaceTable:
         return ranks, found, history
 
     def counters(self):
-        """slot, rows, newest, rank, dense of all keys. See over.pyi."""
+        """The counters of all slots. See over.pyi."""
         cdef int64_t count = self.places.used()
         cdef int32_t* slots
         cdef int64_t* raw[4]
@@ -490,7 +490,7 @@ cdef class PlaceTable:
         return _all_rows(&self.places.kept.layout, self.columns, all, rows)
 
     def load(self, counters):
-        """Rows of `counters`."""
+        """Loads rows of `counters`."""
         cdef View slots
         cdef View columns[4]
         cdef list alive = [open_array(counters.column("slot"), &slots, TYPE_INT32, "slot")]
@@ -505,7 +505,7 @@ cdef class PlaceTable:
                 )  # fmt: skip
 
     def load_history(self, slots, data, time):
-        """Rows of `history`, whose counters are there. See over.pyi."""
+        """Loads rows of `history`, whose counters are loaded. See over.pyi."""
         cdef _Rows rows = _Rows(slots, data, None, time)
         cdef vector[Source] sources
         capsules = open_rows(&self.places.kept.layout, self.columns, data, &sources)
@@ -520,7 +520,7 @@ cdef class WaitTable:
 
     cdef Waiting* rows_waiting
     cdef readonly object rows
-    cdef object wanted              # by offset, the columns that are asked for
+    cdef object wanted              # for each offset, the columns that are returned
 
     def __cinit__(self, rows, offsets, wanted):
         self.rows_waiting = new Waiting()
@@ -541,11 +541,11 @@ cdef class WaitTable:
 
     @property
     def least(self):
-        """The least time of a row that waits; None: none does."""
+        """The least time of a row that waits; None if none does."""
         return self.rows_waiting.least() if self.rows_waiting.waiting() else None
 
     def add(self, slots, data, time, *, selection=None, int64_t rows=65536):
-        """Rows come, and others have what they waited for. See over.pyi."""
+        """Adds rows; returns those that need not wait any more. See over.pyi."""
         cdef _Rows given = _Rows(slots, data, selection, time)
         cdef vector[Source] sources
         capsules = open_rows(&self.rows_waiting.kept.layout, self.rows, data, &sources)
@@ -554,7 +554,7 @@ cdef class WaitTable:
         return self._ready(rows)
 
     def flush(self, int64_t rows=65536):
-        """The input is over. See over.pyi."""
+        """Returns all rows that wait, at the end of the input. See over.pyi."""
         cdef vector[int32_t] slots
         with nogil:
             self.rows_waiting.flush(slots)

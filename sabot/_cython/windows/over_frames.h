@@ -1,15 +1,15 @@
-/* Aggregates over the last rows of each key slot: so many rows, or those of so much time. See over.pyi.
+/* Aggregates over the last rows of each key slot, limited by number or by time. See over.pyi.
 
     ring:   oldest ▏ front rows ▏ back rows ▕ newest
-    front:  for each front row, what it and all front rows after it make together; the oldest row's on top
-    back:   what the back rows make together
+    front:  for each front row, the merged accumulator of it and all front rows after it; that of the oldest row is on top
+    back:   the merged accumulator of the back rows
 
-A row comes into the back, and the oldest goes from the front; when the front is empty, all rows turn to it, from the newest to the
-oldest. What a frame makes is the front's top and the back together. So nothing is ever subtracted, and a row costs three additions,
-however long the frame (two stacks; Tangwongsan, Hirzel, Schneider 2017, have the history of it).
+A new row is added to the back, and the oldest one is removed from the front; when the front is empty, all rows turn to it, from the newest
+to the oldest. The result of a frame is the front's top merged with the back. So nothing is ever subtracted, and a row costs three
+additions, however long the frame (two stacks; Tangwongsan, Hirzel, Schneider 2017, tell their history).
 
-A row that is older than one of its key that has been given takes its place by time among the rows that are still there: the key's frame
-is run through again, once a call, and says the results of the late rows on the way.
+A late row, older than an earlier one of its key, is inserted by time among the rows that are kept. The key's frames are then computed again
+from there, once per call, which also gives the results of the late rows.
 
 All of it is `nogil`, and throws only std::bad_alloc (`except +`). A sum that overflows sets `overflow`. */
 #pragma once
@@ -25,22 +25,22 @@ namespace sabot {
 
 enum class Fold : uint8_t { count, sum_int, sum_float, min, max, mean_int, mean_float, variance, first, last };
 
-/* An accumulator of a few rows. What a and b are, its Fold says. */
+/* An accumulator of some rows. The meaning of a and b depends on its Fold. */
 struct Folded {
-    int64_t n = 0; /* values that count; 0: the others say nothing */
+    int64_t n = 0; /* how many values count; if 0, a and b are meaningless */
     uint64_t a = 0, b = 0;
 };
 
 struct FrameCall {
     Fold fold;
-    Type type;   /* of the argument; nothing: there is none, rows are counted */
+    Type type;   /* the type of the argument; nothing: there is none, rows are counted */
     Type result;
-    int value;   /* which of a row's values; -1: none */
+    int value;   /* the number of the value in a row; -1: none */
 };
 
 /* One value of a row: an argument under a filter. */
 struct FrameValue {
-    const View* argument; /* null: none, the value is the row itself */
+    const View* argument; /* null: there is none, rows themselves count */
     const View* filter;   /* null: every row counts */
 };
 
@@ -53,7 +53,7 @@ static inline bool less_than(const FrameCall& call, uint64_t a, uint64_t b) {
     return static_cast<int64_t>(a) < static_cast<int64_t>(b);
 }
 
-/* What one row makes. Values: integers in 64 bits, floats as the bits of a double. */
+/* The accumulator of one row. Values are integers in 64 bits, or the bits of a double. */
 static inline Folded lift(const FrameCall& call, uint64_t value, uint8_t state) {
     Folded one;
     if (!(state & COUNTS)) return one;
@@ -69,7 +69,7 @@ static inline Folded lift(const FrameCall& call, uint64_t value, uint8_t state) 
     return one;
 }
 
-/* Rows, and those after them. */
+/* Merges the accumulators of rows and of the rows after them. */
 static inline Folded together(const FrameCall& call, const Folded& x, const Folded& y) {
     if (x.n == 0) return y;
     if (y.n == 0) return x;
@@ -77,7 +77,7 @@ static inline Folded together(const FrameCall& call, const Folded& x, const Fold
     switch (call.fold) {
         case Fold::count: break;
         case Fold::sum_float: case Fold::mean_float: sum.a = bits_of(double_of(x.a) + double_of(y.a)); break;
-        case Fold::sum_int: case Fold::mean_int: { /* 128 bits: a the low ones, b the high ones */
+        case Fold::sum_int: case Fold::mean_int: { /* 128 bits: a is the low half, b the high half */
             const unsigned __int128 total = ((unsigned __int128)x.b << 64 | x.a) + ((unsigned __int128)y.b << 64 | y.a);
             sum.a = static_cast<uint64_t>(total), sum.b = static_cast<uint64_t>(total >> 64);
             break;
@@ -97,7 +97,7 @@ static inline Folded together(const FrameCall& call, const Folded& x, const Fold
     return sum;
 }
 
-/* The result; False: null. */
+/* Computes the result; false for null. */
 static inline bool finished(const FrameCall& call, const Folded& all, uint64_t* out) {
     *out = all.a;
     switch (call.fold) {
@@ -110,19 +110,19 @@ static inline bool finished(const FrameCall& call, const Folded& all, uint64_t* 
         }
         case Fold::variance:
             *out = bits_of(double_of(all.b) / static_cast<double>(all.n - 1));
-            if (!std::isfinite(double_of(all.a))) *out = bits_of(std::nan("")); /* an infinite value has no distance */
+            if (!std::isfinite(double_of(all.a))) *out = bits_of(std::nan("")); /* the variance of infinity is NaN */
             return all.n > 1;
         case Fold::first: case Fold::last: return all.n > 0 && all.b;
         default: return all.n > 0;
     }
 }
 
-/* Whether the sum of whole numbers is one of 64 bits. */
+/* Whether the sum of whole numbers fits into 64 bits. */
 static inline bool fits(const FrameCall& call, const Folded& all) {
     return all.b == (is_unsigned(call.type) || static_cast<int64_t>(all.a) >= 0 ? 0 : ~0ULL);
 }
 
-/* The results of one call, by row. */
+/* The results of one aggregate, by row. */
 struct FrameColumn {
     std::vector<uint64_t> raw;
     std::vector<uint8_t> valid;
@@ -131,20 +131,20 @@ struct FrameColumn {
 class Frames {
    public:
     std::vector<FrameCall> calls;
-    int values = 0;    /* of a row */
-    int64_t rows = -1; /* before the row itself; -1: by time */
+    int values = 0;    /* how many values a row has */
+    int64_t rows = -1; /* how many rows before the row itself are in its frame; -1: limited by time */
     int64_t ms = 0;
-    std::vector<FrameColumn> results; /* of the last `add` or `current`, one a call */
+    std::vector<FrameColumn> results; /* those of the last `add` or `current`, one per aggregate */
     int64_t kept = 0;
-    int64_t overflow = -1; /* the first row (or key, of `current`) with a sum that 64 bits do not hold; -1: none */
+    int64_t overflow = -1; /* the first row (for `current`, key) whose sum overflows 64 bits; -1: none */
     int overflow_call = 0;
 
     void ready() {
         width = 1 + values + (values + 7) / 8;
         shift = 0;
-        while (ms >> (shift + 1) >= 32) shift++; /* what is over goes a 32nd of the frame later, at most */
+        while (ms >> (shift + 1) >= 32) shift++; /* expired rows are dropped at most a 32nd of the frame later */
     }
-    /* Keys that have rows. */
+    /* The number of keys that have rows. */
     int64_t used() const {
         int64_t count = 0;
         for (const Key& key : keys) count += key.size() > 0;
@@ -158,7 +158,7 @@ class Frames {
         return bytes;
     }
 
-    /* Rows come, each to its slot: `results`. All rows of a key and time, by time, are in one call, or else late. */
+    /* Adds rows, and fills `results`. By time, all rows with the same key and time must come in one call, or are late. */
     void add(const int32_t* slots, const int32_t* chosen, int64_t count, const std::vector<FrameValue>& from, const int64_t* times) {
         read(chosen, count, from);
         results.resize(calls.size());
@@ -200,7 +200,7 @@ class Frames {
             if (rows < 0 && !key.due && key.size()) schedule(slot);
         }
     }
-    /* No row that is on time is older: rows that are in no frame to come go. vacant: slots without rows. */
+    /* Called when no row below the watermark will come on time: drops rows that no later frame includes. vacant: slots without rows. */
     void advance(int64_t upto, std::vector<int32_t>& vacant) {
         if (rows >= 0) return;
         watermark = std::max(watermark, upto);
@@ -220,7 +220,7 @@ class Frames {
         }
         for (const int32_t slot : stay) schedule(slot);
     }
-    /* What the newest frame of each key makes: `results`, in the order of `used` slots. */
+    /* Fills `results` with the newest frame of each key, in the order of `used` slots. */
     void current(std::vector<int32_t>& slots, std::vector<int64_t>& newest) {
         for (size_t slot = 0; slot < keys.size(); slot++) {
             if (keys[slot].size() == 0) continue;
@@ -261,13 +261,13 @@ class Frames {
 
    private:
     struct Key {
-        std::vector<uint64_t> ring;  /* rows of `width` words: time, values, a byte of state a value */
-        std::vector<Folded> front;   /* calls by row, the oldest row last */
-        std::vector<Folded> back;    /* by call */
-        size_t head = 0, end = 0;    /* rows: of the ring, the oldest, and behind the newest */
+        std::vector<uint64_t> ring;  /* rows of `width` words: time, values, a byte of state per value */
+        std::vector<Folded> front;   /* accumulators per aggregate and row, those of the oldest row last */
+        std::vector<Folded> back;    /* accumulators per aggregate */
+        size_t head = 0, end = 0;    /* the places of the oldest row in the ring, and behind the newest */
         int64_t newest = 0;
-        int32_t first = -1, last = -1; /* its rows in this call */
-        bool due = false;              /* it stands in the wheel */
+        int32_t first = -1, last = -1; /* the key's rows in this call, as a list */
+        bool due = false;              /* whether the key is in the wheel */
 
         size_t size() const { return end - head; }
         const uint64_t* row(size_t i, size_t width) const { return ring.data() + (head + i) * width; }
@@ -275,12 +275,12 @@ class Frames {
     };
     struct Come {
         int64_t time;
-        int32_t i; /* in this call; -1: it was there */
+        int32_t i; /* the row in this call; -1 for a row that was kept */
     };
 
     std::vector<Key> keys; /* by slot */
-    std::map<int64_t, std::vector<int32_t>> wheel; /* when a key's oldest row goes, in steps of 2^shift ms -> slots */
-    std::vector<std::vector<uint64_t>> read_values; /* of this call, by value and row */
+    std::map<int64_t, std::vector<int32_t>> wheel; /* slots by the time at which their oldest row expires, in steps of 2^shift ms */
+    std::vector<std::vector<uint64_t>> read_values; /* the values of this call, by value and row */
     std::vector<std::vector<uint8_t>> read_states;
     std::vector<int32_t> next, touched;
     std::vector<Come> mine;
@@ -371,7 +371,7 @@ class Frames {
         }
         std::fill(key.back.begin(), key.back.end(), Folded());
     }
-    /* The oldest row goes. */
+    /* Removes the oldest row. */
     void evict(Key& key) {
         if (key.front.empty() && !calls.empty()) turn(key);
         key.front.resize(key.front.size() - calls.size());
@@ -404,7 +404,7 @@ class Frames {
             overflow_call = static_cast<int>(c);
         }
     }
-    /* Row i of this call comes; the results of `peers` and of it, when it is the last of its time. */
+    /* Adds row i of this call; computes the results of `peers` and of it when it is the last row of its time. */
     void step(Key& key, int64_t time, int32_t i, bool last_of_time, const uint64_t* row) {
         push(key, row);
         if (i >= 0) peers.push_back(i);
@@ -424,21 +424,21 @@ class Frames {
         out[0] = static_cast<uint64_t>(came.time);
         for (int v = 0; v < values; v++) out[1 + v] = read_values[v][came.i], set_state(out.data(), v, read_states[v][came.i]);
     }
-    /* Rows mine[from] to mine[to - 1], none older than the newest. */
+    /* Adds rows mine[from] to mine[to - 1], none of which is older than the newest. */
     void come(Key& key, size_t from, size_t to) {
         for (size_t k = from; k < to; k++) {
             write(mine[k], line);
             step(key, mine[k].time, mine[k].i, k + 1 == to || mine[k + 1].time != mine[k].time, line.data());
         }
     }
-    /* The first `late` rows of `mine` come among those that are there. */
+    /* Inserts the first `late` rows of `mine` among those that are kept. */
     void again(Key& key, size_t late) {
         old.assign(key.row(0, width), key.row(0, width) + key.size() * width);
         clear(key);
         const size_t there = old.size() / width;
         auto old_time = [&](size_t at) { return static_cast<int64_t>(old[at * width]); };
         size_t i = 0, k = 0;
-        while (rows < 0 && i < there && over(old_time(i), watermark)) i++; /* those that go, whether `advance` has come to them or not */
+        while (rows < 0 && i < there && over(old_time(i), watermark)) i++; /* skips expired rows that `advance` has not dropped yet */
         while (i < there || k < late) {
             const bool is_old = k == late || (i < there && old_time(i) <= mine[k].time);
             const int64_t time = is_old ? old_time(i) : mine[k].time;

@@ -1,4 +1,4 @@
-/* Rows of a key beside each other: what came before a row (Places), and what comes after it (Waiting). See over.pyi.
+/* The neighbours of a row among those of its key: the rows before it (Places), and the rows after it (Waiting). See over.pyi.
 
 All of it is `nogil`, and throws only std::bad_alloc (`except +`). */
 #pragma once
@@ -13,7 +13,7 @@ constexpr int64_t NO_ROW = -1;
 
 struct Kept {
     int64_t time, number;
-    int64_t mark; /* its place in what this call gives out; -1 */
+    int64_t mark; /* its place in the results of this call; -1 */
     int32_t slot;
     uint32_t size;
 
@@ -24,13 +24,13 @@ struct Kept {
 
 struct Arrived {
     int64_t time;
-    int32_t i; /* in this call */
+    int32_t i; /* the number of the row in this call */
 };
 
-/* The rows of a call by slot, each slot's by time, those of equal time as they came. */
+/* The rows of a call by slot; those of a slot are sorted by time, rows with equal times as they came. */
 class BySlot {
    public:
-    std::vector<int32_t> slots; /* that have rows, in order of their first */
+    std::vector<int32_t> slots; /* the slots that have rows, in the order of their first rows */
 
     void sort(const int32_t* of, int64_t count) {
         next.assign(count, -1);
@@ -49,7 +49,7 @@ class BySlot {
             last[of[i]] = static_cast<int32_t>(i);
         }
     }
-    /* The rows of a slot, once. */
+    /* Takes the rows of a slot; may be called once for each. */
     const std::vector<Arrived>& take(int32_t slot, const int64_t* times, const int32_t* chosen) {
         rows.clear();
         bool sorted = true;
@@ -71,7 +71,7 @@ class BySlot {
     std::vector<Arrived> rows;
 };
 
-/* Rows as bytes. */
+/* Keeps rows as bytes. */
 class Keeping {
    public:
     Layout layout;
@@ -96,16 +96,16 @@ class Keeping {
     Bytes scratch;
 };
 
-/* What stands before each row among those of its key, by time: numbers, ranks, and earlier rows' values.
+/* The position of each row among those of its key, by time: numbers, ranks, and values of earlier rows.
 
     last: the key's newest rows, at most `depth` of them, the oldest first. */
 class Places {
    public:
-    Keeping kept; /* of the columns of which values are asked */
+    Keeping kept; /* the rows, with the columns whose values are returned */
     int64_t depth = 0;
     std::vector<int64_t> offsets; /* 1 to depth */
 
-    /* Of the last `add`, by row. sources, by offset: i >= 0, row i of this call; -1: none; -2 - h: history[h]. */
+    /* The results of the last `add`, by row. sources, by offset: i >= 0, row i of this call; -1: none; -2 - h: history[h]. */
     std::vector<int64_t> numbers, ranks, dense_ranks;
     std::vector<std::vector<int64_t>> sources;
     std::vector<const Kept*> history;
@@ -143,7 +143,7 @@ class Places {
     int64_t nbytes() const {
         return keys.capacity() * sizeof(Key) + kept.nbytes() + kept.rows * 8 + by_slot.nbytes();
     }
-    /* Counters of all keys: `used` rows of slot, rows, newest, rank, dense rank. */
+    /* The counters of all keys: `used` rows of slot, rows, newest, rank, dense rank. */
     void counters(int32_t* slots, int64_t* rows, int64_t* newest, int64_t* rank, int64_t* dense) const {
         int64_t out = 0;
         for (size_t slot = 0; slot < keys.size(); slot++) {
@@ -160,7 +160,7 @@ class Places {
     void all(std::vector<const Kept*>& out) const {
         for (const Key& key : keys) out.insert(out.end(), key.last.begin(), key.last.end());
     }
-    /* The next one of its slot; no: its counter is not there, or `depth` rows are. */
+    /* Loads the next row of a slot; false where its counter is missing, or it has `depth` rows already. */
     bool load(const std::vector<Source>& columns, int64_t row, int32_t slot, int64_t time) {
         if (slot >= static_cast<int64_t>(keys.size()) || static_cast<int64_t>(keys[slot].last.size()) >= depth) return false;
         keys[slot].last.push_back(kept.keep(columns, row, time, 0, slot));
@@ -174,7 +174,7 @@ class Places {
     };
     struct Seen {
         int64_t time;
-        int64_t i; /* of this call; -1 - k: key.last[k] */
+        int64_t i; /* a row of this call; -1 - k for key.last[k] */
     };
 
     std::vector<Key> keys;
@@ -237,14 +237,14 @@ class Places {
     }
 };
 
-/* Rows that wait for `depth` rows of their key to come after them, by time. */
+/* Rows that wait until `depth` rows of their key have come after them, by time. */
 class Waiting {
    public:
     Keeping kept;
     int64_t depth = 1;
     std::vector<int64_t> offsets; /* 1 to depth */
 
-    /* Of the last `add` or `flush`, in the order in which they came. sources, by offset: null, there is none. */
+    /* The results of the last `add` or `flush`, in the order of arrival. sources, by offset: null where there is no row. */
     std::vector<const Kept*> ready;
     std::vector<std::vector<const Kept*>> sources;
 
@@ -257,7 +257,7 @@ class Waiting {
     int64_t nbytes() const {
         return keys.capacity() * sizeof(Key) + kept.nbytes() + kept.rows * 8 + times_there.size() * 64 + by_slot.nbytes();
     }
-    /* Of the oldest that waits; there is one. */
+    /* The time of the oldest row that waits; there must be one. */
     int64_t least() const { return times_there.begin()->first; }
 
     void add(
@@ -279,7 +279,7 @@ class Waiting {
         next_number += count;
         arrange();
     }
-    /* The input is over: all rows. slots: that they have been at. */
+    /* Releases all rows at the end of the input. slots: those that had rows. */
     void flush(std::vector<int32_t>& slots) {
         bury();
         for (size_t slot = 0; slot < keys.size(); slot++) {
@@ -292,7 +292,7 @@ class Waiting {
     void all(std::vector<const Kept*>& out) const {
         for (const Key& key : keys) out.insert(out.end(), key.begin(), key.end());
     }
-    /* The next one of its slot. */
+    /* Loads the next row of a slot. */
     void load(const std::vector<Source>& columns, int64_t row, int32_t slot, int64_t time, int64_t number) {
         if (slot >= static_cast<int64_t>(keys.size())) keys.resize(std::max<size_t>(slot + 1, keys.size() * 3 / 2));
         keys[slot].push_back(kept.keep(columns, row, time, number, slot));
@@ -308,7 +308,7 @@ class Waiting {
     std::vector<Kept*> gone;
     std::vector<Kept*> out;
     std::vector<std::vector<const Kept*>> out_sources;
-    std::map<int64_t, int64_t> times_there; /* of rows that wait: how many */
+    std::map<int64_t, int64_t> times_there; /* how many rows wait, by time */
     int64_t next_number = 0;
 
     void bury() {
@@ -317,7 +317,7 @@ class Waiting {
         out.clear();
         out_sources.assign(offsets.size(), {});
     }
-    /* The first `count` rows of a key have what they waited for. */
+    /* Releases the first `count` rows of a key, which need not wait any more. */
     void release(Key& key, size_t count) {
         for (size_t k = 0; k < count; k++) {
             Kept* row = key[k];

@@ -1,6 +1,6 @@
-"""Which session, or which run, a row belongs to. See sessions.pyi for the contract; the loops over rows are in spans.h.
+"""The session, or the run, that a row belongs to. See sessions.pyi for the contract; the loops over rows are in spans.h.
 
-Here arrays become pointers, once a call; then the call runs without the GIL.
+Arrays are opened here, once per call; then the call runs without the GIL.
 """
 
 from libc.stdint cimport int32_t, int64_t
@@ -24,13 +24,13 @@ __all__ = ["RunTable", "SessionTable"]
 cdef extern from "windows/spans.h" namespace "sabot" nogil:
     cppclass SpanRows:
         const int32_t* slots
-        const int64_t* times        # NULL: there are none
+        const int64_t* times        # NULL: the rows have no times
         const int32_t* chosen       # NULL: all rows
         int64_t count
-        int32_t greatest            # slot
+        int32_t greatest            # the greatest slot
 
     cppclass SpanTable:
-        # Slots and ids are within the table: who calls has made sure of both.
+        # Callers have to check that slots and ids are within the table.
         int64_t size() noexcept
         int64_t nbytes() noexcept
         void add(const SpanRows& rows, int32_t* out, vector[int32_t]& a, vector[int32_t]& b, vector[int32_t]& c) except +
@@ -60,7 +60,7 @@ _RUNS = pa.schema([("run", _INT32), *_BOUNDS, ("count", _INT64)])
 
 
 cdef class _Rows:
-    """The rows of one call, checked; their arrays are kept alive."""
+    """The checked rows of one call; keeps their arrays alive."""
 
     cdef SpanRows rows
     cdef list alive
@@ -105,10 +105,10 @@ def _checked(int64_t value, str name, int64_t least):
 
 
 cdef class _Table:
-    """A table of spans, whatever its rule."""
+    """A table of spans with either rule."""
 
-    cdef SpanTable* table           # the subclass's own, which frees it
-    cdef object columns             # the schema of `export`: ids, slot, first, last, and what only this rule knows
+    cdef SpanTable* table           # owned by the subclass, which frees it
+    cdef object columns             # the schema of `export`: id, slot, first, last, and a column of the rule
 
     def __len__(self):
         return self.table.size()
@@ -118,7 +118,7 @@ cdef class _Table:
         return self.table.nbytes()
 
     cdef tuple add_rows(self, object slots, object time, object selection):
-        """-> (the span of each row, and what the rule's `add` gives)."""
+        """Adds rows; returns (the span of each row, and the results of the rule's `add`)."""
         cdef _Rows given = _Rows(slots, time, selection)
         cdef int32_t* out
         cdef vector[int32_t] a, b, c
@@ -128,7 +128,7 @@ cdef class _Table:
         return ids, int32_array(a), int32_array(b), int32_array(c)
 
     cdef object opened(self, object ids, View* view):
-        """Fills `view`; -> what has to stay alive while it is read. KeyError unless all ids are of spans that are there."""
+        """Fills `view`, and returns the object that has to stay alive while it is read. KeyError unless all ids are those of spans."""
         name = self.columns.names[0]
         alive = open_array(ids, view, TYPE_INT32, name + "s")
         cdef int64_t bad = self.table.unknown(view.int32s(), view.length)
@@ -137,7 +137,7 @@ cdef class _Table:
         return alive
 
     def bounds(self, ids):
-        """Two times of each. See sessions.pyi."""
+        """Two times of each span. See sessions.pyi."""
         cdef View view
         cdef object alive = self.opened(ids, &view)
         cdef int64_t* first
@@ -149,7 +149,7 @@ cdef class _Table:
         return firsts, lasts
 
     def slots(self, ids):
-        """Their keys."""
+        """The key slots of the spans."""
         cdef View view
         cdef object alive = self.opened(ids, &view)
         cdef int32_t* out
@@ -159,7 +159,7 @@ cdef class _Table:
         return slots
 
     def remove(self, ids):
-        """They are gone; -> slots of keys without any. See sessions.pyi."""
+        """Removes the spans; returns slots without any. See sessions.pyi."""
         cdef View view
         cdef object alive = self.opened(ids, &view)
         cdef vector[int32_t] vacant
@@ -168,7 +168,7 @@ cdef class _Table:
         return int32_array(vacant)
 
     def export(self):
-        """All of them as columns. See sessions.pyi."""
+        """All spans as columns. See sessions.pyi."""
         cdef int64_t count = self.table.size()
         cdef int32_t* ids
         cdef int32_t* slots
@@ -187,7 +187,7 @@ cdef class _Table:
         return pa.RecordBatch.from_arrays(columns, schema=self.columns)
 
     def load(self, state):
-        """Those of `export` come in -> their ids. See sessions.pyi."""
+        """Loads spans of `export`; returns their new ids. See sessions.pyi."""
         cdef _Rows given = _Rows(state.column("slot"), None, None)
         cdef View first, last, rest
         name = self.columns.names[4]
@@ -217,7 +217,7 @@ cdef class SessionTable(_Table):
         del self.sessions
 
     def add(self, slots, time, selection=None):
-        """The session of each row, those made, and the merges of those there before. See sessions.pyi."""
+        """The session of each row, the new sessions, and the merges of earlier ones. See sessions.pyi."""
         if time is None:
             raise TypeError("sessions need event time")
         return self.add_rows(slots, time, selection)
@@ -231,7 +231,7 @@ cdef class SessionTable(_Table):
         return int32_array(out)
 
     def advance(self, int64_t watermark_ms):
-        """(ripe, over). See sessions.pyi."""
+        """The sessions that are (ripe, over). See sessions.pyi."""
         cdef vector[int32_t] ripe, over
         with nogil:
             self.table.advance(watermark_ms, ripe, over)

@@ -1,17 +1,17 @@
 /* Spans of event time by key: sessions, and runs of rows. One table of them (`Spans`), and two rules (`Sessions`, `Runs`).
 
-      latest[slot] ──▶ session ──left──▶ session ──left──▶ …        sessions: one chain a key, by time; `right` leads back
-      latest[slot] ──▶ run                                          runs: the one that the key's next row may be in
-      wheel (wheel.h): when a span has to be looked at next
+      latest[slot] ──▶ session ──left──▶ session ──left──▶ …        sessions: one chain per key, by time; `right` leads back
+      latest[slot] ──▶ run                                          runs: the one that the key's next row may belong to
+      wheel (wheel.h): the time at which a span has to be checked next
 
-A chain is walked from its latest session; where that takes long, the key gets a search tree over the same sessions (`trees`).
-The wheel is lazy: rows that extend a span do not touch it. An entry's time is at most that at which its span is due; an entry
-whose span is not due yet is entered again, and one that is not its span's own (`due` differs) is dropped. That costs an entry
-for each wait that a span lives, and an advance what it finds and the rest of the bucket that it ends in. (A binary
-heap in its place took a third of all time, at 50,000 open sessions.)
+A chain is walked from its latest session; where that takes long, the key gets a search tree over the same sessions (`trees`). The wheel is
+lazy: rows that extend a span do not change its entry. The time of an entry is at most the one at which its span is due. An entry whose span
+is not due yet is inserted again, and a stale entry (one whose span has another `due`) is dropped. So a span costs an insertion for each
+wait that it lives, and an advance costs the entries that it finds and the rest of the bucket in which it ends. (A binary heap instead
+took a third of all time, at 50,000 open sessions.)
 
-Everything here is `nogil`. What allocates may throw std::bad_alloc, and std::overflow_error for the 2^31st span (`except +`);
-the functions marked noexcept throw nothing. Slots and ids are within the table: who calls has made sure of it. */
+Everything here is `nogil`. Functions that allocate may throw std::bad_alloc, and std::overflow_error for the 2^31st span (`except +`);
+those marked noexcept throw nothing. Callers have to check that slots and ids are within the table. */
 #pragma once
 
 #include <cstdint>
@@ -29,63 +29,63 @@ namespace sabot {
 
 using Ids = std::vector<int32_t>;
 
-/* Times. Differences of int64 do not always fit one, so they are compared as unsigned ones, which is exact where later >= earlier. */
+/* Times. A difference of two int64 may overflow, so differences are compared as uint64, which is exact where later >= earlier. */
 
-/* later >= earlier + ms, for ms > 0. */
+/* Whether later >= earlier + ms, for ms > 0. */
 static inline bool apart(int64_t earlier, int64_t later, int64_t ms) noexcept {
     return later >= earlier && static_cast<uint64_t>(later) - static_cast<uint64_t>(earlier) >= static_cast<uint64_t>(ms);
 }
 
-/* time + ms, at most INT64_MAX; ms >= 0. */
+/* time + ms, but at most INT64_MAX; ms >= 0. */
 static inline int64_t plus(int64_t time, int64_t ms) noexcept { return time > INT64_MAX - ms ? INT64_MAX : time + ms; }
 
-/* The rows of one call: row i of `count` has slots[i], and stands at row(i) of the times. */
+/* The rows of one call: row i of `count` has slot slots[i], and its time is at row(i). */
 struct SpanRows {
     const int32_t* slots = nullptr;
-    const int64_t* times = nullptr;  /* null: there are none */
+    const int64_t* times = nullptr;  /* null: the rows have no times */
     const int32_t* chosen = nullptr; /* null: all rows */
     int64_t count = 0;
-    int32_t greatest = -1; /* slot */
+    int32_t greatest = -1; /* the greatest slot */
 
     int64_t row(int64_t i) const noexcept { return chosen ? chosen[i] : i; }
 };
 
 struct Span {
-    int64_t first; /* ms, of its rows; of a run of limited length that of the row that began it */
-    int64_t last;  /* ms, the greatest */
-    int64_t due;   /* of its own entry in the wheel; OVER: it has none */
-    int32_t slot;  /* of its key; NONE: the id is free */
+    int64_t first; /* the least time of its rows, ms; for a run with a limited span, that of the row that began it */
+    int64_t last;  /* the greatest time of its rows, ms */
+    int64_t due;   /* the time of its current entry in the wheel; OVER: it has none */
+    int32_t slot;  /* that of its key; NONE: the id is free */
 };
 
-/* What a table of spans does, whatever its rule. */
+/* The methods of a table of spans that do not depend on its rule. */
 class SpanTable {
    public:
     static constexpr int32_t NONE = -1;         /* no span */
-    static constexpr int32_t GIVEN_BACK = -2;   /* of a slot: no span either, and `remove` or `vacant` has said so */
+    static constexpr int32_t GIVEN_BACK = -2;   /* for a slot: no span, and `remove` or `vacant` has reported that */
     static constexpr int64_t OVER = INT64_MIN;
 
     virtual ~SpanTable() = default;
     virtual int64_t size() const noexcept = 0;
     virtual int64_t nbytes() const noexcept = 0;
-    /* out[i]: the span of row i, or NONE. What a, b and c are, the rule says. */
+    /* Adds rows. out[i]: the span of row i, or NONE. The rule defines a, b and c. */
     virtual void add(const SpanRows& rows, int32_t* out, Ids& a, Ids& b, Ids& c) = 0;
     virtual void advance(int64_t watermark_ms, Ids& ripe, Ids& over) = 0;
-    /* The place in ids of the first that is no span; -1: all are. */
+    /* The place in ids of the first one that is no span; -1 if all are. */
     virtual int64_t unknown(const int32_t* ids, int64_t count) const noexcept = 0;
     virtual void bounds(const int32_t* ids, int64_t count, int64_t* first, int64_t* last) const noexcept = 0;
     virtual void slots(const int32_t* ids, int64_t count, int32_t* out) const noexcept = 0;
-    /* An id may be named twice. vacant: slots that have no span any more. */
+    /* Removes spans; an id may be named twice. vacant: slots that have no span any more. */
     virtual void remove(const int32_t* ids, int64_t count, Ids& vacant) = 0;
-    /* All spans, as columns of `size` rows; rest: what only this rule knows of a span. */
+    /* Writes all spans to columns of `size` rows. rest: the value that only this rule has. */
     virtual void write(int32_t* ids, int32_t* slots, int64_t* first, int64_t* last, void* rest) const noexcept = 0;
-    /* Spans that were written come in; out: their ids. */
+    /* Loads spans that were written. out: their new ids. */
     virtual void load(const SpanRows& rows, const int64_t* first, const int64_t* last, const View& rest, int32_t* out) = 0;
 };
 
-/* Rule: the class that derives from this one. It has
-       unlink(id): the span is no more, as far as its key is concerned
-       waits(id): whether an entry of the wheel still means it
-       look_at(id, watermark, ripe, over): its entry's time has come. */
+/* Rule: the class that derives from this one. It must have
+       unlink(id): removes the span from the chain of its key
+       waits(id): whether the span still needs its entry in the wheel
+       look_at(id, watermark, ripe, over): is called when the time of its entry has come. */
 template <class Rule, class S>
 class Spans : public SpanTable {
    public:
@@ -118,7 +118,7 @@ class Spans : public SpanTable {
     void remove(const int32_t* ids, int64_t count, Ids& vacant) override {
         for (int64_t i = 0; i < count; i++) {
             const int32_t id = ids[i], slot = spans[id].slot;
-            if (slot == NONE) continue; /* it is named twice */
+            if (slot == NONE) continue; /* the id is named twice */
             rule().unlink(id);
             spans[id].slot = NONE;
             unused.push_back(id);
@@ -132,14 +132,14 @@ class Spans : public SpanTable {
 
    protected:
     std::vector<S> spans;
-    Ids unused; /* ids */
-    Ids latest; /* by slot */
+    Ids unused; /* free ids */
+    Ids latest; /* the latest span of each slot */
     Wheel wheel;
 
     void reach(int32_t slot) {
         if (static_cast<int64_t>(latest.size()) <= slot) latest.resize(slot + 1, NONE);
     }
-    /* An id for a new span, which is to be filled. */
+    /* Takes an id for a new span, which the caller has to fill. */
     int32_t take_id(const char* name) {
         if (!unused.empty()) {
             const int32_t id = unused.back();
@@ -164,11 +164,11 @@ class Spans : public SpanTable {
     }
 
    private:
-    static constexpr int64_t SLACK = 1024; /* stale entries of the wheel that are always tolerated */
+    static constexpr int64_t SLACK = 1024; /* so many stale entries of the wheel are always tolerated */
 
     Rule& rule() noexcept { return static_cast<Rule&>(*this); }
     bool is_cluttered() const noexcept { return wheel.entries > 2 * size() + SLACK; }
-    /* Leaves the spans' own entries; those that `advance` found to be over have none. */
+    /* Removes stale entries. Spans that `advance` found to be over have no entry. */
     void sweep() {
         wheel.clear();
         for (size_t id = 0; id < spans.size(); id++)
@@ -177,14 +177,14 @@ class Spans : public SpanTable {
 };
 
 struct Session : Span {
-    int32_t left;  /* the one before it in time, of the same key */
-    int32_t right; /* the one after it */
-    int32_t into;  /* merged away in this call of `add`: what it became a part of; else NONE */
-    uint8_t given; /* ripe, and unchanged since it was given out */
-    uint8_t fresh; /* made in this call of `add` */
+    int32_t left;  /* the session of the same key before it in time */
+    int32_t right; /* the session after it */
+    int32_t into;  /* if it was merged in this call of `add`, the session that it became a part of; else NONE */
+    uint8_t given; /* it was returned as ripe, and has not changed since */
+    uint8_t fresh; /* it was made in this call of `add` */
 };
 
-/* A row belongs to a session when it is less than gap_ms away from one of its rows. `add` gives (created, into, source). */
+/* A row belongs to a session when it is less than gap_ms away from one of its rows. `add` returns (created, into, source). */
 class Sessions final : public Spans<Sessions, Session> {
    public:
     int64_t merges = 0, late = 0;
@@ -211,13 +211,13 @@ class Sessions final : public Spans<Sessions, Session> {
             source.push_back(id);
             into.push_back(survivor(id));
         }
-        for (int32_t id : merged_away) { /* only now: the survivors of others were found through them */
+        for (int32_t id : merged_away) { /* not earlier, because `into` of other sessions led through these */
             spans[id].into = NONE;
             unused.push_back(id);
         }
         joined.clear();
     }
-    /* ripe: it has ended, and has changed since it was last given. over: its lateness has passed, too. */
+    /* ripe: the session has ended, and has changed since it was last returned. over: its lateness has passed, too. */
     void advance(int64_t watermark, Ids& ripe, Ids& over) override {
         if (watermark > watermark_ms) watermark_ms = watermark;
         Spans::advance(watermark_ms, ripe, over);
@@ -234,7 +234,7 @@ class Sessions final : public Spans<Sessions, Session> {
             due = plus(due, lateness_ms);
         }
         if (due <= watermark) {
-            session.due = OVER; /* an entry of an earlier session with this id must not be taken for its own */
+            session.due = OVER; /* so that an entry of an earlier session with this id does not match it */
             over.push_back(id);
         } else {
             schedule(id, due);
@@ -246,7 +246,7 @@ class Sessions final : public Spans<Sessions, Session> {
             end[i] = plus(spans[ids[i]].last, gap_ms);
         }
     }
-    /* Those of the slots without a session that nobody has been told of yet. */
+    /* Those of the slots without a session that were not reported yet. */
     void vacant(const int32_t* slots, int64_t count, Ids& out) {
         for (int64_t i = 0; i < count; i++) {
             if (slots[i] < static_cast<int64_t>(latest.size()) && latest[slots[i]] == NONE) {
@@ -255,7 +255,7 @@ class Sessions final : public Spans<Sessions, Session> {
             }
         }
     }
-    /* Takes a session out of its chain. */
+    /* Removes a session from its chain. */
     void unlink(int32_t id) {
         const Session& session = spans[id];
         if (session.left != NONE) spans[session.left].right = session.right;
@@ -294,15 +294,15 @@ class Sessions final : public Spans<Sessions, Session> {
     }
 
    private:
-    using Tree = std::map<int64_t, int32_t>; /* first -> session */
+    using Tree = std::map<int64_t, int32_t>; /* sessions by `first` */
     static constexpr int WALK_LIMIT = 16;    /* steps along a chain before its key gets a tree */
-    static constexpr size_t TREE_LIMIT = 8;  /* sessions below which it loses the tree again */
-    static constexpr int64_t TREE_NODE = 64; /* bytes of a session in a tree, about */
+    static constexpr size_t TREE_LIMIT = 8;  /* with fewer sessions the key loses its tree again */
+    static constexpr int64_t TREE_NODE = 64; /* the approximate bytes of a session in a tree */
 
     const int64_t gap_ms, lateness_ms;
     int64_t watermark_ms = INT64_MIN, in_trees = 0;
-    std::unordered_map<int32_t, Tree> trees; /* by slot, of keys with long chains */
-    /* Of one call of `add`: made; merged away; of these those that were there before the call. */
+    std::unordered_map<int32_t, Tree> trees; /* by slot, for keys with long chains */
+    /* Sessions of one call of `add`: those made; those merged away; of the latter, those that existed before the call. */
     Ids made, merged_away, joined;
 
     Tree* tree_of(int32_t slot) {
@@ -310,7 +310,7 @@ class Sessions final : public Spans<Sessions, Session> {
         const auto found = trees.find(slot);
         return found == trees.end() ? nullptr : &found->second;
     }
-    /* What the session is a part of now; the way there is made short. */
+    /* The session that this one has become a part of; it also shortens the path there. */
     int32_t survivor(int32_t id) noexcept {
         int32_t top = id;
         while (spans[top].into != NONE) top = spans[top].into;
@@ -321,7 +321,7 @@ class Sessions final : public Spans<Sessions, Session> {
         }
         return top;
     }
-    /* The session that the row belongs to from here on; NONE where it is late. */
+    /* Adds a row, and returns the session that it belongs to; NONE for a late row. */
     int32_t place(int32_t slot, int64_t time) {
         int32_t right;
         int32_t left = find(slot, time, &right);
@@ -357,7 +357,7 @@ class Sessions final : public Spans<Sessions, Session> {
         }
         return left;
     }
-    /* As the walk along the chain, through the key's tree. */
+    /* Like the walk along the chain, but through the key's tree. */
     int32_t search(int32_t slot, int64_t time, int32_t* right) {
         Tree* tree = tree_of(slot);
         if (tree == nullptr) {
@@ -365,10 +365,10 @@ class Sessions final : public Spans<Sessions, Session> {
             for (int32_t id = latest[slot]; id != NONE; id = spans[id].left) (*tree)[spans[id].first] = id;
             in_trees += tree->size();
         }
-        *right = tree->upper_bound(time)->second; /* never the end: `time` is below WALK_LIMIT sessions */
+        *right = tree->upper_bound(time)->second; /* never the end: `time` is before WALK_LIMIT sessions */
         return spans[*right].left;
     }
-    /* A row was added: a session that was given out is to be given again. */
+    /* To be called after adding a row: a session that was returned as ripe has to be returned again. */
     int32_t changed(int32_t id) {
         Session& session = spans[id];
         if (session.given) {
@@ -377,7 +377,7 @@ class Sessions final : public Spans<Sessions, Session> {
         }
         return id;
     }
-    /* A new session between these two of its key. */
+    /* Makes a new session between these two of its key. */
     int32_t make(int32_t slot, int64_t first, int64_t last, int32_t left, int32_t right) {
         const int32_t id = take_id("open sessions");
         Session& session = spans[id];
@@ -403,7 +403,7 @@ class Sessions final : public Spans<Sessions, Session> {
         }
         session.first = first;
     }
-    /* Two neighbours become one; -> the one that stays: rather one that was there before this call. */
+    /* Merges two neighbours, and returns the one that stays, preferably one that existed before this call. */
     int32_t join(int32_t left, int32_t right) {
         const bool keep_right = spans[left].fresh && !spans[right].fresh;
         const int32_t kept = keep_right ? right : left, other = keep_right ? left : right;
@@ -421,11 +421,11 @@ class Sessions final : public Spans<Sessions, Session> {
 };
 
 struct Run : Span {
-    int64_t count; /* rows */
+    int64_t count; /* the number of rows */
 };
 
-/* The rows of a key in the order in which they come, cut into runs. Of the three limits 0 means: none. `add` gives (runs that began,
-   the rows that began them, runs that ended). */
+/* Divides the rows of a key, in the order in which they come, into runs. A limit of 0 is none. `add` returns (runs that began, the rows
+   that began them, runs that ended). */
 class Runs final : public Spans<Runs, Run> {
    public:
     Runs(int64_t rows, int64_t idle_ms, int64_t span_ms) : most_rows(rows), idle_ms(idle_ms), span_ms(span_ms) {
@@ -457,12 +457,12 @@ class Runs final : public Spans<Runs, Run> {
             out[i] = id;
         }
     }
-    /* A run that has ended, and is not removed yet, waits for nothing. */
+    /* A run that has ended, and is not removed yet, needs no entry. */
     bool waits(int32_t id) const noexcept { return latest[spans[id].slot] == id; }
     void look_at(int32_t id, int64_t watermark, Ids&, Ids& over) {
         const int64_t due = due_of(spans[id]);
         if (due <= watermark) {
-            spans[id].due = OVER; /* an entry of an earlier run with this id must not be taken for its own */
+            spans[id].due = OVER; /* so that an entry of an earlier run with this id does not match it */
             over.push_back(id);
         } else {
             schedule(id, due);
@@ -493,11 +493,11 @@ class Runs final : public Spans<Runs, Run> {
    private:
     const int64_t most_rows, idle_ms, span_ms;
 
-    /* No row of this time, or later, can be in the run. */
+    /* Whether no row at this time or later can belong to the run. */
     bool is_over(const Run& run, int64_t time) const noexcept {
         return (idle_ms && apart(run.last, time, idle_ms)) || (span_ms && apart(run.first, time, span_ms));
     }
-    /* From when on it is over. */
+    /* The time from which on the run is over. */
     int64_t due_of(const Run& run) const noexcept {
         int64_t due = idle_ms ? plus(run.last, idle_ms) : INT64_MAX;
         if (span_ms && plus(run.first, span_ms) < due) due = plus(run.first, span_ms);

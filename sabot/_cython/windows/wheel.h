@@ -1,9 +1,9 @@
-/* What is due when: a timing wheel.
+/* A timing wheel.
 
-      buckets[b % SIZE] ──▶ (due, id), (due, id), …        bucket b is the stretch of 2^shift ms from b * 2^shift on
+      buckets[b % SIZE] ──▶ (due, id), (due, id), …        bucket b covers 2^shift ms from b * 2^shift on
 
-A bucket is at most a 512th of the longest wait. Those of other rounds of the wheel stand in the same place: who takes a bucket puts
-back what is later than the watermark. To put an entry in is O(1), an advance costs what it passes.
+A bucket is at most a 512th of the longest wait. Entries of later rounds of the wheel are in the same buckets: whoever takes a bucket has
+to put back the entries that are later than the watermark. Inserting an entry is O(1); an advance costs the buckets that it passes.
 
 All of it is `nogil`; `put` may throw std::bad_alloc (`except +`), the rest is noexcept. */
 #pragma once
@@ -21,7 +21,7 @@ class Wheel {
 
     int64_t entries = 0;
 
-    /* For spans that wait for at most `ms`: that takes at least SPOKES buckets, where a bucket is 1 ms or more. */
+    /* A wheel for waits of at most `ms`, which it divides into at least SPOKES buckets, unless buckets would be shorter than 1 ms. */
     void waits_for(int64_t ms) noexcept {
         while (ms >> (shift + 1) >= SPOKES) shift++;
     }
@@ -30,14 +30,14 @@ class Wheel {
         buckets[static_cast<uint64_t>(bucket < now ? now : bucket) % SIZE].emplace_back(due, id);
         entries++;
     }
-    /* The watermark is here: `take` gives what stands from where it was to where it is. */
+    /* Moves the watermark; `take` then returns the buckets between the old one and the new one. */
     void advance(int64_t watermark) noexcept {
         const int64_t before = now;
         if (watermark >> shift > now) now = watermark >> shift;
         const uint64_t passed = static_cast<uint64_t>(now) - static_cast<uint64_t>(before);
         left = passed < SIZE ? passed + 1 : SIZE;
     }
-    /* Moves the entries of the next bucket out; -> whether there was one. Those later than the watermark are to be put back. */
+    /* Takes the entries of the next bucket; false if there is none left. The caller puts back entries later than the watermark. */
     bool take(std::vector<Entry>& out) noexcept {
         out.clear();
         if (!left) return false;
@@ -53,11 +53,11 @@ class Wheel {
 
    private:
     static constexpr uint64_t SIZE = 2048;
-    static constexpr int64_t SPOKES = 512; /* at most half of the wheel */
+    static constexpr int64_t SPOKES = 512; /* at most half of the wheel's buckets */
 
     std::vector<std::vector<Entry>> buckets = std::vector<std::vector<Entry>>(SIZE);
     int64_t now = INT64_MIN; /* the bucket of the watermark */
-    uint64_t left = 0;       /* buckets up to `now` that `take` has still to give */
+    uint64_t left = 0;       /* how many buckets up to `now` `take` has not returned yet */
     int shift = 0;
 };
 

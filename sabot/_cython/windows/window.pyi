@@ -8,13 +8,14 @@ def split_panes(
     *,
     late_before: int = ...,
 ) -> tuple[pa.Int32Array | None, list[tuple[int, pa.Int32Array | None]]]:
-    """Rows by pane: (rows with a time below `late_before`, or None; [(start of the pane, its rows), …] by start).
+    """Divides rows by pane: (rows with a time below `late_before`, or None; [(start of the pane, its rows), …] sorted by start).
 
-    A row's pane starts at floor((time - offset_ms) / size_ms) * size_ms + offset_ms. Only rows that `selection` names are looked at;
-    they keep their order. Rows None: all rows of the array. Where all rows of a selection are in one pane, the rows are that
-    selection itself. Costs O(rows + panes), whatever the panes. The GIL is released.
-    ValueError: size_ms below 1, a null; TypeError: not int64; DataError: a time beyond 2^61 ms on either side of 1970.
+    A row's pane starts at floor((time - offset_ms) / size_ms) * size_ms + offset_ms. Only rows that `selection` names are used; they keep
+    their order. The rows of a pane are None where they are all rows of the array, and the selection itself where they are all of that.
+    Takes O(rows + panes), even if the panes are far apart. The GIL is released.
+    Raises ValueError for size_ms below 1 or a null, TypeError for other types than int64, DataError for a time further than 2^61 ms from
+    1970.
     """
 
 def min_max(time: pa.Int64Array, selection: pa.Int32Array | None = None) -> tuple[int, int] | None:
-    """The least and the greatest value of the rows that `selection` names; None: there is none."""
+    """The least and the greatest value of the rows that `selection` names; None without rows."""

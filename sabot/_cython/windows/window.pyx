@@ -1,8 +1,8 @@
-"""Rows by pane of event time. See window.pyi for the contract.
+"""Divides rows by pane of event time. See window.pyi for the contract.
 
-One pass finds the least and the greatest time: mostly both are in one pane and nothing has to be moved. Else a counting sort by pane.
-A pane's number is found by multiplication with 1 / size and mended by one, which is exact while the distance to the first pane is
-below 2^52; a batch whose panes lie so far apart that they cannot be counted in an array has them numbered by a hash map.
+One pass finds the least and the greatest time: usually both are in one pane, and nothing has to be moved. Otherwise rows are sorted by
+pane, by counting. A pane's number is computed by multiplication with 1 / size and corrected by one where it is off, which is exact while
+the distance to the first pane is below 2^52. Where panes are too far apart to be counted in an array, a hash map numbers them.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint64_t
@@ -21,12 +21,12 @@ __all__ = ["min_max", "split_panes"]
 
 cdef int64_t LEAST = -(2**63 - 1) - 1
 cdef int64_t GREATEST = 2**63 - 1
-cdef int64_t FARTHEST = 2**61      # ms from 1970 that a time may be: sums of times and sizes stay in 64 bits
-cdef int64_t EXACT = 2**52         # a distance up to which a double finds the pane, give or take one
+cdef int64_t FARTHEST = 2**61      # the farthest that a time may be from 1970, in ms: sums of times and sizes fit into 64 bits
+cdef int64_t EXACT = 2**52         # up to this distance a double gives the number of the pane, or one next to it
 
 
 cdef struct Rows:
-    # IN: the times, and which rows count.
+    # IN: the times, and the rows that count.
     const int64_t* time
     const int32_t* selection   # NULL: all
     int64_t count              # rows that count
@@ -63,7 +63,7 @@ cdef inline int64_t _row(const Rows* rows, int64_t i) noexcept nogil:
 
 
 cdef void _range(const Rows* rows, int64_t* least, int64_t* greatest) noexcept nogil:
-    # OUT least, greatest of all rows; LEAST above GREATEST where there is none
+    # OUT least and greatest of all rows; without rows the least is above the greatest.
     cdef int64_t low = GREATEST, high = LEAST, i, t
     cdef const int64_t* time = rows.time
     cdef const int32_t* selection = rows.selection
@@ -82,7 +82,7 @@ cdef void _range(const Rows* rows, int64_t* least, int64_t* greatest) noexcept n
 
 
 cdef int64_t _least_from(const Rows* rows, int64_t late_before, int64_t* late) noexcept nogil:
-    # -> the least time that is not late; GREATEST where all are. OUT late: how many are.
+    # Returns the least time that is not late; GREATEST where all are late. OUT late: how many are late.
     cdef int64_t low = GREATEST, count = 0, i, t
     for i in range(rows.count):
         t = rows.time[_row(rows, i)]
@@ -101,7 +101,7 @@ cdef inline int64_t _floor(int64_t time, int64_t size, int64_t offset) noexcept 
 
 
 def min_max(time, selection=None):
-    """(least, greatest) of the rows that `selection` names, or None."""
+    """(least, greatest) of the rows that `selection` names; None without rows."""
     cdef _Opened opened = _Opened(time, selection)
     cdef int64_t least, greatest
     with nogil:
@@ -110,7 +110,7 @@ def min_max(time, selection=None):
 
 
 def split_panes(time, int64_t size_ms, int64_t offset_ms, selection=None, *, int64_t late_before=LEAST):
-    """Rows by pane -> (late rows or None, [(start of the pane, rows or None), ...] by start)."""
+    """Divides rows by pane: (late rows or None, [(start of the pane, rows or None), ...] sorted by start). See window.pyi."""
     if size_ms < 1 or size_ms > FARTHEST:
         raise ValueError(f"a pane has 1 to 2**61 ms, not {size_ms}")
     cdef _Opened opened = _Opened(time, selection)
@@ -138,8 +138,8 @@ def split_panes(time, int64_t size_ms, int64_t offset_ms, selection=None, *, int
     last = _floor(greatest, size_ms, offset_ms)
     if first == last and late_count == 0:
         return None, [(first, selection)]
-    cdef vector[int64_t] starts     # of the panes that have rows, ascending
-    cdef vector[int64_t] ends       # pane i's rows end here in `sorted`, and begin where those of i - 1 end
+    cdef vector[int64_t] starts     # the starts of the panes that have rows, ascending
+    cdef vector[int64_t] ends       # where the rows of pane i end in `sorted`; they begin where those of i - 1 end
     buffer = pa.allocate_buffer((rows.count - late_count) * 4)
     cdef int32_t* sorted = <int32_t*> <size_t> buffer.address
     with nogil:
@@ -178,10 +178,10 @@ cdef void _split_near(
     const Rows* rows, int64_t size, int64_t first, int64_t last, int64_t late_before, int32_t* late, int32_t* sorted,
     vector[int64_t]& starts, vector[int64_t]& ends,
 ) noexcept nogil:
-    # A counting sort; pane p is the p-th from `first`.
+    # A counting sort; pane p is the p-th pane from `first` on.
     cdef int64_t panes = (last - first) // size + 1, i, p, row, t, sum = 0
     cdef double inverse = 1.0 / <double> size
-    cdef vector[int64_t] free        # next place of each pane in `sorted`
+    cdef vector[int64_t] free        # the next free place of each pane in `sorted`
     free.assign(panes + 1, 0)
     for i in range(rows.count):
         t = rows.time[_row(rows, i)]
@@ -209,7 +209,7 @@ cdef void _split_far(
     const Rows* rows, int64_t size, int64_t offset, int64_t late_before, int32_t* late, int32_t* sorted,
     vector[int64_t]& starts, vector[int64_t]& ends,
 ) noexcept nogil:
-    # The same where panes lie far apart: numbered by a hash map.
+    # The same for panes that are far apart, which a hash map numbers.
     cdef unordered_map[int64_t, int64_t] free
     cdef int64_t i, row, t, start, sum = 0
     for i in range(rows.count):
