@@ -1,4 +1,4 @@
-"""Elements, Channel and Gate. See channel.pyi for the contract and channel.pxd for who may touch what."""
+"""Elements, Channel and Gate. See channel.pyi for the contract, and channel.pxd for the rules of access to fields."""
 
 import threading
 from collections import deque
@@ -18,14 +18,14 @@ cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident()
 
 cdef unsigned long MAIN_THREAD = threading.main_thread().ident
-cdef double SIGNAL_SECONDS = 0.1    # how long the main thread waits before it looks for Ctrl-C
-cdef double LONGEST_WAIT = 3600.0   # C++ clocks overflow on very long waits
+cdef double SIGNAL_SECONDS = 0.1    # how often the waiting main thread checks for Ctrl-C
+cdef double LONGEST_WAIT = 3600.0   # longer waits are divided, because C++ clocks overflow on very long ones
 
 
 # Elements
 
 cdef class Barrier:
-    """In-band mark: everything before it belongs to the checkpoint `checkpoint_id` (> 0). Compared by value."""
+    """An in-band mark: everything before it belongs to the checkpoint `checkpoint_id` (> 0). Compared by value."""
 
     def __init__(self, int64_t checkpoint_id):
         if checkpoint_id <= 0:
@@ -46,7 +46,7 @@ cdef class Barrier:
 
 
 cdef class Abort:
-    """In-band mark: the checkpoint `checkpoint_id` is given up; a gate lets go of what it held back. Compared by value."""
+    """An in-band mark: the checkpoint `checkpoint_id` is aborted, so a gate reads the inputs again that it held back. Compared by value."""
 
     def __init__(self, int64_t checkpoint_id):
         if checkpoint_id <= 0:
@@ -67,7 +67,7 @@ cdef class Abort:
 
 
 cdef class Watermark:
-    """No row with an event time below `timestamp_ms` is expected after this. Compared by value."""
+    """An in-band mark: no row with an event time below `timestamp_ms` is expected after it. Compared by value."""
 
     def __init__(self, int64_t timestamp_ms):
         self.timestamp_ms = timestamp_ms
@@ -86,7 +86,7 @@ cdef class Watermark:
 
 
 cdef class _Mark:
-    """An element without content; there is one object of each, compared with `is`."""
+    """An element without content. There is one object of each kind, which is compared with `is`."""
 
     def __init__(self, str name not None):
         self.name = name
@@ -108,7 +108,7 @@ cdef _Mark _END = END
 
 
 class ChannelClosed(Exception):
-    """The consumer of a channel is gone; nothing more can be put."""
+    """The consumer has closed the channel; nothing more can be put."""
 
 
 # Waiting
@@ -132,12 +132,12 @@ cdef class _Signal:
 
 
 cdef double _deadline(object timeout) except? -1.0:
-    """The reading of steady_seconds at which `timeout` seconds from now have passed; None: never."""
+    """The time of steady_seconds that is `timeout` seconds from now; infinite for None."""
     return INFINITY if timeout is None else steady_seconds() + <double> timeout
 
 
 cdef int _call(object callback) except -1:
-    """Calls it if it is one. What it raises is reported and not passed on: the caller is the other task."""
+    """Calls the callback unless it is None. Its error is reported and not raised, because the caller is the other task."""
     cdef PyObject* result
     if callback is not None:
         result = PyObject_CallNoArgs(<PyObject*> callback)
@@ -146,7 +146,7 @@ cdef int _call(object callback) except -1:
         elif PyErr_ExceptionMatches(Exception):
             PyErr_WriteUnraisable(callback)
         else:
-            return -1  # Ctrl-C goes on
+            return -1  # KeyboardInterrupt is raised
     return 0
 
 
@@ -171,7 +171,7 @@ cdef class Channel:
         self._writable = _Signal()
 
     def put(self, element, timeout=None):
-        """Blocks while full; False when `timeout` seconds passed. Raises ChannelClosed."""
+        """Puts an element, and blocks while the channel is full; returns False after `timeout` seconds. Raises ChannelClosed."""
         if self.push(element):
             return True
         self._full_total += 1
@@ -185,14 +185,14 @@ cdef class Channel:
                 return False
 
     def put_nowait(self, element):
-        """False when full. Raises ChannelClosed."""
+        """Puts an element; returns False when the channel is full. Raises ChannelClosed."""
         if self.push(element):
             return True
         self._full_total += 1
         return False
 
     def get(self, timeout=None):
-        """Blocks while empty; None when `timeout` seconds passed, or closed and empty."""
+        """Takes an element, and blocks while the channel is empty; returns None after `timeout` seconds, or when it is closed and empty."""
         element = self.pop()
         if element is not None:
             return element
@@ -206,26 +206,25 @@ cdef class Channel:
                 return element
 
     def get_nowait(self):
-        """None when empty."""
+        """Takes an element; returns None when the channel is empty."""
         return self.pop()
 
     def peek_nowait(self):
-        """The element that the next get would give; None when empty."""
+        """The element that the next get would take; None when the channel is empty."""
         return self._elements[0] if self._elements else None
 
     def when_readable(self, callback):
-        """Calls once, from whichever thread makes it so, when an element is there or the channel is closed; at once if it is already.
-
-        Replaces an earlier one.
+        """Registers a callback that is called once, as soon as there is an element or the channel is closed, possibly at once. It runs in
+        the thread that caused this. A later registration replaces it.
         """
-        replaced = self._on_readable  # dies at the end of this call, not in the middle of it
+        replaced = self._on_readable  # freed at the end of this call, because freeing it may run Python code
         self._on_readable = callback
         if self._elements or self._closed:
             callback, self._on_readable = self._on_readable, None
             _call(callback)
 
     def when_writable(self, callback):
-        """The same for the producer: when a batch would be accepted, or the channel is closed."""
+        """Like `when_readable`, for the producer: when a batch would be accepted, or the channel is closed."""
         replaced = self._on_writable
         self._on_writable = callback
         if not self.full() or self._closed:
@@ -233,7 +232,7 @@ cdef class Channel:
             _call(callback)
 
     def close(self):
-        """The consumer goes away: held elements are dropped, waiting producers wake with ChannelClosed. Idempotent."""
+        """Called by the consumer: drops the elements, and wakes waiting producers, which raise ChannelClosed. Idempotent."""
         self._closed = True
         dropped = self._elements
         self._elements = deque()
@@ -278,7 +277,7 @@ cdef class Channel:
     cdef bint push(self, object element) except -1:
         cdef int64_t size
         if isinstance(element, Batch):
-            size = (<Batch> element).size()  # asks pyarrow the first time: before anything is looked at
+            size = (<Batch> element).size()  # first, because it may call Python
             if self._closed:
                 raise ChannelClosed(self.name)
             if self.full():
@@ -316,9 +315,9 @@ cdef class Channel:
 # Gate
 
 cdef class Gate:
-    """Joins the input channels of a task: aligns barriers, takes the minimum watermark of the inputs that are not idle.
+    """Joins the input channels of a task: it aligns barriers, and takes the minimum of the watermarks of inputs that are not idle.
 
-    What comes out, and when, stands in channel.pyi. One thread at a time reads a gate; `abort`, `close` and the figures are for any.
+    channel.pyi says what it emits, and when. One thread at a time reads a gate; any thread may call `abort`, `close` and `statistics`.
     """
 
     def __init__(self, channels):
@@ -335,11 +334,11 @@ cdef class Gate:
         self._watermark = INT64_MIN
 
     def next_nowait(self):
-        """The next (input index, element); None when there is nothing to read now."""
+        """Takes the next (input index, element); None when there is nothing to read now."""
         return self.poll()
 
     def next(self, timeout=None):
-        """Blocks until an element is there; None on time-out, after END, and when the gate is closed."""
+        """Takes the next element, and blocks until there is one; None on time-out, after END, and when the gate is closed."""
         found = self.poll()
         if found is not None:
             return found
@@ -355,14 +354,14 @@ cdef class Gate:
                 return None
 
     def wake(self):
-        """`next` returns soon, now or the next time, though there may be nothing to read. Any thread."""
+        """Makes the current or the next call of `next` return soon, even if there is nothing to read. May be called from any thread."""
         self._woken = True
         self._signal.signal.notify()
 
     def when_readable(self, callback):
-        """As Channel.when_readable, for any input that is not held back.
+        """Like Channel.when_readable, for any input that is not held back.
 
-        May call when `next_nowait` then gives None (a held-back race); never misses.
+        The callback may be called when `next_nowait` returns None (because of a race with holding back), but never too seldom.
         """
         cdef size_t i
         replaced = self._on_readable
@@ -379,23 +378,23 @@ cdef class Gate:
         _call(callback)
 
     def deliver(self, size_t index, int64_t checkpoint_id):
-        """As if this barrier stood before the next element of this input; the real one, behind its batches, is dropped later."""
+        """Acts as if this barrier were the next element of this input; the real one, behind its batches, is dropped later."""
         if not self._inputs.at(index).held and not self._inputs.at(index).ended:
             self.read(index, Barrier(checkpoint_id))
             self._fire()
 
     def end(self, size_t index):
-        """As if END stood before the next element of this input: what its channel holds is not read any more. Idempotent."""
+        """Acts as if END were the next element of this input: the elements in its channel are not read any more. Idempotent."""
         if not self._inputs.at(index).ended:
             self.read(index, _END)
             self._fire()
 
     def pause(self, size_t index):
-        """Read this input no more until `resume`: its consumer has no room. Its channel fills and slows its producer."""
+        """Stops reading this input until `resume`, because its consumer has no room. Its channel fills and slows its producer down."""
         self._inputs.at(index).paused = True
 
     def resume(self, size_t index):
-        """Read this input again. Idempotent."""
+        """Reads this input again after `pause`. Idempotent."""
         self._inputs.at(index).paused = False
         self._signal.signal.notify()
         self._fire()
@@ -405,7 +404,7 @@ cdef class Gate:
         return True if self._inputs.at(index).ended else False
 
     def abort(self, int64_t checkpoint_id):
-        """Out of band, from any thread: as if ABORT had come."""
+        """Acts as if an ABORT had come. May be called from any thread."""
         if checkpoint_id <= 0:
             raise ValueError(f"a checkpoint id is positive, not {checkpoint_id}")
         self._aborts.append(checkpoint_id)
@@ -414,7 +413,7 @@ cdef class Gate:
 
     @property
     def waiting_for(self):
-        """Inputs that have not delivered the barrier that others have; empty when none is awaited."""
+        """The inputs that have not delivered the awaited barrier; empty when none is awaited."""
         if self._awaited == 0:
             return []
         return [i for i in range(self._inputs.size()) if not self._inputs[i].held and not self._inputs[i].ended]
@@ -474,20 +473,20 @@ cdef class Gate:
                     return i, element
                 self.read(i, element)
                 if self._inputs[i].idle and not self._inputs[i].ended:
-                    self.settle_time()  # it counted while this waited in its channel
+                    self.settle_time()  # the input counted as active while this mark was in its channel
                 break
             else:
                 return None
         return None
 
     cdef object read(self, size_t index, object element):
-        """Takes in one mark of an input that is neither held nor ended; what it gives rise to goes to _out."""
+        """Handles one mark of an input that is neither held nor ended, and puts the resulting elements into _out."""
         cdef Input* input = &self._inputs[index]
         cdef int64_t checkpoint_id
         if isinstance(element, Barrier):
             checkpoint_id = (<Barrier> element).checkpoint_id
             if checkpoint_id <= self._settled or checkpoint_id < self._awaited:
-                return  # completed, given up, or overtaken by the one awaited
+                return  # its checkpoint is completed, aborted, or older than the awaited one
             if 0 < self._awaited < checkpoint_id:
                 self.give_up(self._awaited)
             if self._awaited == 0:
@@ -510,9 +509,9 @@ cdef class Gate:
             self.settle_time()
 
     cdef object give_up(self, int64_t checkpoint_id):
-        """The checkpoint is aborted, and with it every older one."""
+        """Aborts the checkpoint, and all older ones."""
         if checkpoint_id <= self._aborted:
-            return  # each input brings the same ABORT
+            return  # each input delivers the same ABORT
         self._aborted = checkpoint_id
         self._settled = max(self._settled, checkpoint_id)
         if 0 < self._awaited <= checkpoint_id:
@@ -521,7 +520,7 @@ cdef class Gate:
         self._out.append((-1, Abort(checkpoint_id)))
 
     cdef object complete_if_aligned(self):
-        """BARRIER goes out when no input is left that could still deliver it."""
+        """Emits BARRIER when all inputs that have not ended have delivered it."""
         cdef size_t i
         if self._awaited == 0:
             return
@@ -535,17 +534,17 @@ cdef class Gate:
         self.release()
 
     cdef void release(self) noexcept:
-        """Held inputs go on; no barrier is awaited."""
+        """Reads held inputs again, and awaits no barrier any more."""
         cdef size_t i
         self._awaited = 0
         for i in range(self._inputs.size()):
             self._inputs[i].held = False
 
     cdef object settle_time(self):
-        """END, ACTIVE, WATERMARK or IDLE go out where the inputs' state has made them true.
+        """Emits END, ACTIVE, WATERMARK or IDLE where the state of the inputs has changed accordingly.
 
-        An idle input in whose channel something waits is no longer idle: its ACTIVE was put before others could move event time
-        past the rows behind it, but their channels may be read first.
+        An idle input with elements in its channel counts as active: its ACTIVE was put before other inputs could move event time past the
+        rows behind it, but the channels of those may be read first.
         """
         cdef size_t i, running = 0, active = 0
         cdef int64_t least = 0
@@ -563,7 +562,7 @@ cdef class Gate:
             self._out.append((-1, _END))
         elif active == 0:
             if not self._idle:
-                # as if those that are behind had turned idle first: whose rows stand where must not hang on that
+                # As if the inputs behind had become idle first: the watermark must not depend on the order in which inputs become idle.
                 for i in range(self._inputs.size()):
                     if not self._inputs[i].ended and self._inputs[i].watermark > self._watermark:
                         self._watermark = self._inputs[i].watermark
@@ -581,7 +580,7 @@ cdef class Gate:
                 self._out.append((-1, Watermark(least)))
 
     cdef bint ready(self) noexcept:
-        """There may be something to read."""
+        """Whether there may be something to read."""
         cdef size_t i
         if self._out or self._aborts or self._closed:
             return True

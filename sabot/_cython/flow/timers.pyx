@@ -100,7 +100,7 @@ cdef int _kind(kind) except -1:
 
 
 cdef class _Sets:
-    """The arguments of `add` and `delete`: slots, and a time for each."""
+    """The arguments of `add` and `delete`, opened: slots, and a time for each."""
 
     cdef View slot_column, at_column
     cdef object alive
@@ -124,8 +124,8 @@ cdef class TimerTable:
     """Timers by key. See timers.pyi."""
 
     cdef Timers timers
-    cdef dict name_ids              # text -> id, of names that timers have; "" is 0, always
-    cdef list name_texts            # by id
+    cdef dict name_ids              # the ids of names that timers have, by text; that of "" is always 0
+    cdef list name_texts            # the texts of names, by id
     cdef vector[int64_t] name_counts
     cdef vector[int32_t] unused_names
 
@@ -147,7 +147,7 @@ cdef class TimerTable:
         return self.timers.over
 
     def set(self, int32_t slot, int64_t at, kind, str name not None=""):
-        """One timer. See timers.pyi."""
+        """Sets one timer. See timers.pyi."""
         if slot < 0:
             raise IndexError(f"slot {slot} is negative")
         cdef int which = _kind(kind)
@@ -158,7 +158,7 @@ cdef class TimerTable:
         return False
 
     def unset(self, int32_t slot, int64_t at, kind, str name not None=""):
-        """One timer less. See timers.pyi."""
+        """Deletes one timer. See timers.pyi."""
         cdef int which = _kind(kind)
         number = self.name_ids.get(name)
         if number is None or not self.timers.remove(slot, at, which, number):
@@ -167,7 +167,7 @@ cdef class TimerTable:
         return True
 
     def add(self, slots, at, kind):
-        """A timer for each row. See timers.pyi."""
+        """Sets a timer for each row. See timers.pyi."""
         cdef _Sets rows = _Sets(slots, at)
         cdef int which = _kind(kind)
         cdef int64_t i, ahead, added = 0
@@ -181,7 +181,7 @@ cdef class TimerTable:
         return added
 
     def load(self, slots, at, kinds, names, texts):
-        """Timers of `export` come in. See timers.pyi."""
+        """Sets timers of an `export`. See timers.pyi."""
         cdef _Sets rows = _Sets(slots, at)
         cdef View kind_column, name_column
         cdef list alive = [
@@ -210,7 +210,7 @@ cdef class TimerTable:
                 self._unname(number)
 
     def delete(self, slots, at, kind):
-        """The timer of each row is gone. See timers.pyi."""
+        """Deletes the timer of each row. See timers.pyi."""
         cdef _Sets rows = _Sets(slots, at)
         cdef int which = _kind(kind)
         cdef int64_t i, gone = 0
@@ -221,7 +221,7 @@ cdef class TimerTable:
         return gone
 
     def take_one(self, int64_t limit, kind):
-        """The next timer that is due. See timers.pyi."""
+        """Removes and returns the next timer that is due. See timers.pyi."""
         cdef Timer timer
         if not self.timers.take(_kind(kind), limit, &timer):
             return None
@@ -230,7 +230,7 @@ cdef class TimerTable:
         return timer.slot, timer.at, text
 
     def take(self, int64_t limit, kind, int64_t rows):
-        """The next timers that are due. See timers.pyi."""
+        """Removes and returns the next timers that are due. See timers.pyi."""
         cdef vector[int32_t] slots
         cdef vector[int64_t] times
         cdef int which = _kind(kind)
@@ -243,13 +243,13 @@ cdef class TimerTable:
         return int32_array(slots), int64_array(times)
 
     def soon(self, int64_t limit, kind, int64_t rows):
-        """Slots of timers that come soon. See timers.pyi."""
+        """Slots that probably have the next timers. See timers.pyi."""
         cdef vector[int32_t] slots
         self.timers.soon(_kind(kind), limit, rows, slots)
         return int32_array(slots)
 
     def soonest(self, kind):
-        """When the next timer may be due. See timers.pyi."""
+        """A lower bound of the times of timers. See timers.pyi."""
         return self.timers.soonest(_kind(kind))
 
     def hold(self, kind):
@@ -303,7 +303,7 @@ cdef class TimerTable:
         return {"timers": self.timers.alive, "fired": self.timers.fired, "bytes": self.timers.bytes()}
 
     cdef int32_t _name(self, str text) except -1:
-        """The number of a name; new ones get one."""
+        """The id of a name; a new name gets one."""
         number = self.name_ids.get(text)
         if number is not None:
             return number
@@ -320,7 +320,7 @@ cdef class TimerTable:
         return fresh
 
     cdef int _unname(self, int32_t number) except -1:
-        """One timer less has it."""
+        """Counts one timer less that has this name."""
         self.name_counts[number] -= 1
         if number and self.name_counts[number] == 0:
             del self.name_ids[self.name_texts[number]]

@@ -1,19 +1,19 @@
-/* Timers by key: what is due when, and each of them once. The kernel behind timers.pyx; no Python here.
+/* Timers by key, which are returned when they are due, each once. See timers.pyi.
 
-        index     (slot, kind, time, name) ──▶ timer         open addressing; 8 bytes an entry
+        index     (slot, kind, time, name) ──▶ timer         open addressing; 8 bytes per entry
         timers    by id: time, key, order, …                  ids are used again
-        Queue     one a kind:
-                      run       all timers of one time, in order ──▶ the next to be given
-                      heap      those set at or before `last`, which is where the queue stands
-                      buckets   all later ones: bucket b holds times whose highest bit that differs from `last` is b
+        Queue     one per kind:
+                      run       all timers of one time, in order ──▶ the next to be returned
+                      heap      timers that were set at or before `last`, the time of the queue
+                      buckets   all later timers: bucket b holds times whose highest bit that differs from `last` is b
 
-   The queue is a radix heap (Ahuja, Mehlhorn, Orlin, Tarjan 1990): nothing is set before what was given last, or else it goes to the
-   small heap beside it. A timer moves at most 64 times, each time to a lower bucket, and in practice a few times; to set one is to
-   append it. A deleted timer stays in the queue as a dead one until it is met, or until there are more dead ones than living.
+   The queue is a radix heap (Ahuja, Mehlhorn, Orlin, Tarjan 1990), which needs times that do not precede the last one returned; earlier
+   timers go to the small heap beside it. Setting a timer appends it to a bucket. It moves at most 64 times, each time to a lower bucket,
+   and usually a few times. A deleted timer stays in the queue, dead, until it is reached, or until more timers are dead than alive.
 
-   Order: time, then the key that has had timers for longer, then as they were set.
+   Order: by time, then by how long the key has had timers, then by when they were set.
 
-   All of it is `nogil`. What adds may throw std::bad_alloc, and std::overflow_error for the 2^31st timer (`except +`). */
+   All of it is `nogil`. Functions that add may throw std::bad_alloc, and std::overflow_error for the 2^31st timer (`except +`). */
 #pragma once
 
 #include <algorithm>
@@ -24,29 +24,29 @@
 
 namespace sabot {
 
-constexpr int64_t SLACK = 1024; /* dead timers that are always tolerated */
+constexpr int64_t SLACK = 1024; /* so many dead timers are always tolerated */
 constexpr int EVENT = 0, KINDS = 2;
-constexpr int64_t TIMERS_AHEAD = 16; /* timers whose memory is fetched ahead of their turn */
-constexpr size_t SOON = 16;          /* timers of a bucket that has so few will be given soon */
+constexpr int64_t TIMERS_AHEAD = 16; /* how many timers ahead memory is prefetched */
+constexpr size_t SOON = 16;          /* timers of a bucket with at most so many count as next */
 
 struct Timer {
     int64_t at;      /* ms */
-    uint64_t serial; /* of its key: keys that have had timers for longer have less */
-    uint64_t order;  /* in which it was set */
-    int32_t slot;    /* of its key */
+    uint64_t serial; /* that of its key: less for keys that have had timers for longer */
+    uint64_t order;  /* the order in which timers were set */
+    int32_t slot;    /* that of its key */
     int32_t name;
-    int32_t used;    /* how often the id was given out */
+    int32_t used;    /* how often the id was used */
     uint8_t kind;
     bool alive;
 };
 
 struct Slot {
     uint64_t serial = 0;
-    int64_t at = 0;        /* of its timers in the batch that is being taken */
-    uint64_t batch = 0;    /* the last one that it was in */
-    uint64_t round = 0;    /* the last one in which it was guarded */
-    uint64_t looked = 0;   /* the last look for vacant slots */
-    int64_t guarded = 0;   /* timers set in that round that may never end */
+    int64_t at = 0;        /* the time of its timers in the batch that is being taken */
+    uint64_t batch = 0;    /* the last batch that it was in */
+    uint64_t round = 0;    /* the last guarded round in which it set timers */
+    uint64_t looked = 0;   /* the last call of `vacant` that checked it */
+    int64_t guarded = 0;   /* how many timers it set in that round at or before the floor */
     int64_t timers = 0;
 };
 
@@ -61,7 +61,7 @@ class Timers {
     int64_t fired = 0;
     int32_t over = -1; /* the slot that has set more timers in a round than the guard allows; -1: none */
 
-    /* -> whether it is new. The name has one more timer then. */
+    /* Sets a timer; returns whether it is new. Its name has one more timer then. */
     bool add(int32_t slot, int64_t at, int kind, int32_t name) {
         if (static_cast<size_t>(slot) >= slots_.size()) slots_.resize(std::max<size_t>(slot + 1, slots_.size() * 2));
         if ((alive + 1) * 8 > static_cast<int64_t>(index_.size()) * 5) grow();
@@ -85,13 +85,13 @@ class Timers {
         return true;
     }
 
-    /* What `add` will touch is on its way. */
+    /* Prefetches the memory that `add` will use. */
     void fetch(int32_t slot, int64_t at, int kind, int32_t name) const {
         if (static_cast<size_t>(slot) < slots_.size()) __builtin_prefetch(&slots_[slot], 1);
         if (!index_.empty()) __builtin_prefetch(&index_[hash_of(slot, at, kind, name) & mask_], 1);
     }
 
-    /* -> whether it was there. Its name has one timer less then. */
+    /* Deletes a timer; returns whether it existed. Its name has one timer less then. */
     bool remove(int32_t slot, int64_t at, int kind, int32_t name) {
         if (index_.empty()) return false;
         const uint64_t hash = hash_of(slot, at, kind, name);
@@ -107,7 +107,7 @@ class Timers {
         return false;
     }
 
-    /* The next timer of the kind with time <= limit is over and copied to `out`; false where there is none. */
+    /* Removes the next timer of the kind with time <= limit, and copies it to `out`; false where there is none. */
     bool take(int kind, int64_t limit, Timer* out) {
         Queue& queue = queues_[kind];
         const int32_t id = next(queue, limit);
@@ -117,7 +117,7 @@ class Timers {
         return true;
     }
 
-    /* As many as come before a key that has had its turn at another time, at most `rows`: appends slots and times. */
+    /* Removes the next timers, at most `rows`, up to one whose key is in the batch with another time; appends slots and times. */
     void take_batch(int kind, int64_t limit, int64_t rows, std::vector<int32_t>& slots, std::vector<int64_t>& times) {
         Queue& queue = queues_[kind];
         batches_++;
@@ -137,13 +137,13 @@ class Timers {
             drop(queue, id);
         }
     }
-    std::vector<int32_t> names; /* of the timers of the last take_batch: each has one less */
+    std::vector<int32_t> names; /* those of the timers of the last take_batch: each has one timer less */
 
-    /* Slots of timers that are probably among the next; no order. */
+    /* Slots that probably have the next timers, in no order. */
     void soon(int kind, int64_t limit, size_t rows, std::vector<int32_t>& out) {
         Queue& queue = queues_[kind];
         if (next(queue, limit) < 0) return;
-        auto look = [&](int32_t id) { /* the key of a dead one may be gone */
+        auto look = [&](int32_t id) { /* a dead timer's key may not exist any more */
             if (timers_[id].alive) out.push_back(timers_[id].slot);
         };
         for (size_t i = queue.at_run; i < queue.run.size() && out.size() < rows; i++) look(queue.run[i]);
@@ -153,7 +153,7 @@ class Timers {
         }
     }
 
-    /* No timer of the kind is due before this time; INT64_MAX: there is none. A deleted one that is still in the queue may stand for it. */
+    /* A lower bound of the times of timers of the kind, which may be that of a deleted one; INT64_MAX where there are none. */
     int64_t soonest(int kind) const noexcept {
         const Queue& queue = queues_[kind];
         int64_t at = INT64_MAX;
@@ -166,7 +166,7 @@ class Timers {
         return at;
     }
 
-    /* From here on new timers of the kind are not given before `release`. */
+    /* From here on new timers of the kind are held back until `release`. */
     void hold(int kind) { queues_[kind].holding = true; }
     void release(int kind) {
         Queue& queue = queues_[kind];
@@ -175,7 +175,7 @@ class Timers {
         queue.held.clear();
     }
 
-    /* A round begins: a key may set so many timers in it whose time is at most the floor. 0: no round. */
+    /* Begins a round in which a key may set so many timers at or before the floor. 0 ends it. */
     void begin_guard(int64_t limit) {
         guard_limit_ = limit;
         rounds_++;
@@ -183,7 +183,7 @@ class Timers {
     }
     void set_floor(int64_t floor) { guard_floor_ = floor; }
 
-    /* Of these slots, and of all that have lost their last timer since the last call, those that have none: each once. */
+    /* Of these slots, and of all that have lost their last timer since the last call, those without timers, each once. */
     void vacant(const int32_t* slots, int64_t count, std::vector<int32_t>& out) {
         looks_++;
         auto look = [&](int32_t slot) {
@@ -223,7 +223,7 @@ class Timers {
     };
     struct Bucket {
         std::vector<Entry> entries;
-        int64_t least = INT64_MAX; /* of living and dead */
+        int64_t least = INT64_MAX; /* the least time in the bucket, dead timers included */
     };
     struct Queue {
         Bucket buckets[65];
@@ -253,7 +253,7 @@ class Timers {
         hash = (hash ^ who) * 0xa54ff53a5f1d36f1ULL;
         return hash ^ hash >> 32;
     }
-    /* Says where it belongs in the index too, which has no more than 2^32 places. */
+    /* The hash of a timer, of which 32 bits are its place in the index too. */
     static uint32_t tag_of(uint64_t hash) { return static_cast<uint32_t>(hash); }
     static bool same(const Timer& timer, int32_t slot, int64_t at, int kind, int32_t name) {
         return timer.at == at && timer.slot == slot && timer.name == name && timer.kind == kind;
@@ -280,7 +280,7 @@ class Timers {
         if (++key.guarded > guard_limit_) over = slot;
     }
 
-    /* The index, doubled. */
+    /* Doubles the index. */
     void grow() {
         const size_t size = index_.empty() ? 1024 : index_.size() * 2;
         std::vector<Known> before(size, Known{-1, 0});
@@ -294,7 +294,7 @@ class Timers {
         }
     }
 
-    /* Out of the index, and off its key; those behind it in the index close up. */
+    /* Removes a timer from the index and from its key; closes the gap in the index. */
     void forget(size_t place, int32_t id) {
         size_t hole = place;
         for (size_t at = (hole + 1) & mask_; index_[at].id >= 0; at = (at + 1) & mask_) {
@@ -310,7 +310,7 @@ class Timers {
         if (--slots_[timers_[id].slot].timers == 0) vacated_.push_back(timers_[id].slot);
     }
 
-    /* It is given: it stands first in the run or in the heap. */
+    /* Removes a timer that is first in the run or in the heap, to be returned. */
     void drop(Queue& queue, int32_t id) {
         const uint64_t hash = hash_of(timers_[id]);
         size_t place = hash & mask_;
@@ -343,19 +343,19 @@ class Timers {
         }
     }
     void push_bucket(Queue& queue, Entry entry) {
-        const uint64_t differing = static_cast<uint64_t>(entry.at) ^ static_cast<uint64_t>(queue.last); /* at != last */
+        const uint64_t differing = static_cast<uint64_t>(entry.at) ^ static_cast<uint64_t>(queue.last); /* not 0, because at != last */
         Bucket& bucket = queue.buckets[64 - __builtin_clzll(differing)];
         bucket.entries.push_back(entry);
         bucket.least = std::min(bucket.least, entry.at);
     }
 
-    /* The dead one is met: its id may be used again. */
+    /* Frees the id of a dead timer that was reached. */
     void bury(int32_t id) {
         dead--;
         unused_.push_back(id);
     }
 
-    /* The next living timer with time <= limit, now first in the run or the heap; -1: none. */
+    /* The next living timer with time <= limit, which is then first in the run or the heap; -1: none. */
     int32_t next(Queue& queue, int64_t limit) {
         while (true) {
             while (queue.at_run < queue.run.size() && !timers_[queue.run[queue.at_run]].alive) bury(queue.run[queue.at_run++]);
@@ -373,7 +373,7 @@ class Timers {
         }
     }
 
-    /* The run becomes the timers of the next time, if that is <= limit. -> whether there is any. */
+    /* Moves the timers of the next time into the run, if that is <= limit; returns whether there are any. */
     bool refill(Queue& queue, int64_t limit) {
         queue.run.clear();
         queue.at_run = 0;
@@ -438,7 +438,7 @@ class Timers {
         return serial != other_serial ? serial < other_serial : order < other_order;
     }
 
-    /* Without the dead ones. */
+    /* Removes all dead timers from the queue. */
     void sweep() {
         for (Queue& queue : queues_) {
             auto buried = [&](int32_t id) {
