@@ -4,16 +4,16 @@ from typing import Any
 import pyarrow as pa
 
 NESTING_MAX: int
-"""Objects and lists inside one another in what comes from outside, whoever decodes it."""
+"""How deeply objects and lists may be nested in data from outside, for every decoder."""
 
 def is_too_deep(payload: bytes) -> bool:
-    """Whether a payload has more than NESTING_MAX objects and lists inside one another, be it valid or not."""
+    """Whether a payload, valid or not, has objects and lists nested deeper than NESTING_MAX."""
 
 class BadRow:
-    """A payload that could not be decoded: `row` is its index in the input, `reason` says what and at which byte. Compared by value.
+    """A payload that could not be decoded: `row` is its index in the input, `reason` says why, and at which byte. Compared by value.
 
-    From decode_lines, `data[start:end]` is the line without its line ending, so a reader of files that knows where its block
-    begins has payload and offset at hand; from decode() both are -1. The byte in `reason` counts from `start`.
+    After decode_lines, `data[start:end]` is the line without its line ending, from which a reader of files gets payload and offset; after
+    decode() both are -1. The byte in `reason` counts from `start`.
     """
     def __init__(self, row: int, reason: str, start: int = -1, end: int = -1) -> None: ...
     @property
@@ -26,37 +26,37 @@ class BadRow:
     def end(self) -> int: ...
 
 class JsonDecoder:
-    """Payloads -> a RecordBatch of `schema`, in one call; only the wanted columns are built.
+    """Decodes payloads into a RecordBatch of `schema`, in one call; only the wanted columns are built.
 
-    Types: bool, all ints, float32/64, string, binary (from a JSON string's UTF-8), timestamp (any unit; with or without a zone the
-    value is UTC) and date32/64 from integers (epoch ms) or ISO 8601 strings, struct and list of these, `pa.null()`; anything else:
+    Types: bool, all ints, float32/64, string, binary (the UTF-8 of a JSON string), timestamp (any unit; values are UTC with or without a
+    zone) and date32/64, both from integers (epoch ms) or ISO 8601 strings, struct and list of these, `pa.null()`; other types raise
     UserError naming the column. int64 time columns take integers only.
-    Duplicate keys: the last wins. Unknown fields are skipped (but must be valid JSON). Missing or null -> null; in a column that is
-    not nullable, a bad row.
-    A value of the wrong type, a number out of the type's range, invalid UTF-8, half a surrogate pair in a wanted string, trailing bytes, an
-    empty or None payload, a payload that is no object, one nested deeper than 512: the row is set apart with its reason, the batch goes on.
-    An int fits a float column; a float with no fraction does not fit an int one. NaN and Infinity are no JSON.
-    A byte order mark before a payload is passed over. Digits of a time past the column's unit are dropped.
+    Of duplicate keys the last wins. Unknown fields are skipped, but must be valid JSON. A missing or null value becomes null, or a bad row
+    where the column is not nullable.
+    The following make a bad row, and decoding goes on: a value of the wrong type, a number out of the type's range, invalid UTF-8, half a
+    surrogate pair in a wanted string, trailing bytes, an empty or None payload, a payload that is no object, nesting deeper than 512.
+    An int fits a float column; a float without a fraction does not fit an int column. NaN and Infinity are not JSON.
+    A byte order mark before a payload is skipped. Digits of a time beyond the column's unit are dropped.
     """
 
     schema: pa.Schema
     def __init__(self, schema: pa.Schema) -> None: ...
     def decode(self, payloads: Sequence[bytes | None] | pa.Array[Any] | Any) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """The rows that are good, in order, and the bad ones.
+        """Decodes payloads into the good rows, in order, and the bad ones.
 
-        An Arrow array of binary or string, any slice, or a sequence of bytes and None; TypeError for anything else. The GIL is released
-        while parsing. OverflowError where a column would take more than 2 GiB.
+        Accepts an Arrow array of binary or string, any slice, or a sequence of bytes and None; else TypeError. The GIL is released while
+        parsing. Raises OverflowError where a column would take more than 2 GiB.
         """
     def decode_lines(self, data: bytes | memoryview | pa.Buffer) -> tuple[pa.RecordBatch, list[BadRow]]:
-        """NDJSON: complete lines (\\n or \\r\\n; the last may lack it); blank lines are skipped and not counted. Each bad row has
-        the bounds of its line. The GIL is released."""
+        """Decodes NDJSON: complete lines, which end in \\n or \\r\\n (the last may lack it); blank lines are skipped and not counted. Each
+        bad row has the bounds of its line. The GIL is released."""
 
 def infer_schema(payloads: Sequence[bytes | None]) -> pa.Schema:
-    """The narrowest schema that all the valid payloads fit: bool, int64, float64, string, list, struct, null; int64+float64 -> float64, and
-    so are integers beyond 64 bits; types that do not agree -> string is NOT guessed: UserError naming the field and both types. Fields in
-    order of first appearance. No valid payload: a schema without columns."""
+    """The narrowest schema that all valid payloads fit, of bool, int64, float64, string, list, struct and null. int64 and float64 together
+    give float64, as do integers beyond 64 bits. Other types that disagree raise UserError naming the field and both types; string is never
+    guessed. Fields are in the order of their first appearance. Without a valid payload the schema has no columns."""
 
 def encode_rows(batch: pa.RecordBatch) -> pa.BinaryArray:
-    """Row i -> one JSON object, compact, UTF-8; nulls written as null; NaN and infinities as null; timestamps and dates as epoch ms; binary
-    as a UTF-8 string (TypeError if it is not). struct and list too; other types: UserError naming the column. Floats round-trip (shortest),
-    and always have a point or an exponent: 1.0 is written `1.0`."""
+    """Encodes each row as one JSON object, compact, in UTF-8. Nulls, NaN and infinities are written as null; timestamps and dates as epoch
+    ms; binary as a UTF-8 string (TypeError if it is not); struct and list as objects and lists. Other types raise UserError naming the
+    column. Floats are written with the fewest digits that round-trip, and always with a point or an exponent: 1.0 is `1.0`."""

@@ -1,7 +1,7 @@
-"""JSON payloads <-> Arrow batches. See json.pyi for the contract; the loops over rows are in json_parse.h and json_write.h.
+"""Converts JSON payloads to Arrow batches, and back. See json.pyi for the contract; the loops are in json_parse.h and json_write.h.
 
-Here schemas become trees of C++ nodes, once per schema; after that a batch costs one call without the GIL, and its buffers
-change hands through the Arrow C Data Interface.
+A schema is turned into a tree of C++ nodes here, once; after that a batch takes one call without the GIL, and its buffers are handed over
+through the Arrow C Data Interface.
 """
 
 import json as _stdlib_json
@@ -61,7 +61,7 @@ cdef extern from "text/json_parse.h" namespace "sabot" nogil:
     cppclass Decoder:
         Node root
         Decoder() except +
-        # each: any thread, any number at a time (they wait for each other); `out` becomes a struct array that owns its buffers
+        # Each may be called from any thread (calls wait for each other); `out` becomes a struct array that owns its buffers.
         void rows[Offset](
             const Offset* offsets, const uint8_t* data, const uint8_t* validity, int64_t bit, int64_t n,
             ArrowArray* out, vector[CBadRow]& bad
@@ -77,7 +77,7 @@ cdef extern from "text/json_write.h" namespace "sabot" nogil:
         Column(int kind, cbool checked, int64_t per_second, const string& path, const string& name, cbool first) except +
         void add_child(Column* child) except +  # takes ownership
 
-    # False: a value of the column `path` has no JSON form
+    # False: a value of the column `path` has no JSON form.
     cbool write_rows(Column& root, const ArrowArray* batch, ArrowArray* out, string& path) except +
 
 
@@ -85,7 +85,7 @@ NESTING_MAX = MAX_DEPTH
 
 
 def is_too_deep(bytes payload not None):
-    """Whether a payload has more than NESTING_MAX objects and lists inside one another, be it valid or not."""
+    """Whether a payload, valid or not, has objects and lists nested deeper than NESTING_MAX."""
     if PyBytes_GET_SIZE(payload) <= MAX_DEPTH:
         return False
     return c_is_too_deep(<const uint8_t*> PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
@@ -109,7 +109,7 @@ cdef dict KINDS = {
     pa.date32(): DATE32,
     pa.date64(): DATE64,
 }
-cdef int MAX_NESTED = 60  # types in types; Arrow imports up to 64
+cdef int MAX_NESTED = 60  # how deeply types may be nested; Arrow imports up to 64 levels
 cdef dict PER_SECOND = {"s": 1, "ms": 1000, "us": 1000000, "ns": 1000000000}
 
 
@@ -131,14 +131,14 @@ cdef int kind_of(object data_type, str path, str verb) except -1:
 
 
 cdef list children_of(object data_type, str path):
-    """(field, its path) of a struct's fields or a list's item."""
+    """Pairs (field, its path) of a struct's fields or a list's item."""
     if pa.types.is_list(data_type):
         return [(data_type.value_field, f"{path}[]")]
     return [(data_type.field(i), f"{path}.{data_type.field(i).name}") for i in range(data_type.num_fields)]
 
 
 cdef class BadRow:
-    """A payload that could not be decoded: `row` is its index in the input, `reason` says what and at which byte.
+    """A payload that could not be decoded: `row` is its index in the input, `reason` says why, and at which byte.
 
     `start` and `end` are the bounds of its line in the data given to decode_lines, -1 elsewhere.
     """
@@ -172,7 +172,7 @@ cdef class BadRow:
 
 
 cdef int add_fields(Node* parent, list fields, int depth=1) except -1:
-    """Gives `parent` a node for each (field, path). UserError for types that JSON cannot give, and for names given twice."""
+    """Gives `parent` a node for each (field, path). Raises UserError for types that JSON cannot give, and for names given twice."""
     cdef Node* node
     cdef int kind
     if depth > MAX_NESTED:
@@ -185,17 +185,17 @@ cdef int add_fields(Node* parent, list fields, int depth=1) except -1:
         kind = kind_of(field.type, path, "decoded from")
         unit = PER_SECOND["ms"] if kind == DATE64 else PER_SECOND[field.type.unit] if kind == TIMESTAMP else 1
         node = new Node(kind, field.nullable, unit, path.encode(), str(field.type).encode())
-        parent.add_child(node, field.name.encode())  # owned by the parent from here on, also when the next line raises
+        parent.add_child(node, field.name.encode())  # from here on the parent owns the node, even when the next line raises
         if kind == STRUCT_ or kind == LIST_:
             add_fields(node, children_of(field.type, path), depth + 1)
     return 0
 
 
 cdef class JsonDecoder:
-    """Payloads -> a RecordBatch of `schema`, in one call; only the wanted columns are built.
+    """Decodes payloads into a RecordBatch of `schema`, in one call; only the wanted columns are built.
 
-    It learns the order of the fields and the size of the texts from the rows it has seen. Calls from several threads are
-    right, and take turns.
+    It learns the order of fields and the size of texts from the rows that it has seen. Calls from several threads are safe, and run one
+    after the other.
     """
 
     cdef Decoder* decoder
@@ -214,17 +214,17 @@ cdef class JsonDecoder:
         del self.decoder
 
     def decode(self, payloads):
-        """The rows that are good, in order, and the bad ones.
+        """Decodes payloads into the good rows, in order, and the bad ones.
 
         `payloads`: bytes objects and None, or an Arrow array of binary or string (any slice). The GIL is released while parsing.
         Raises OverflowError where a column would take more than 2 GiB.
         """
         if isinstance(payloads, (pa.Array, pa.ChunkedArray)) or hasattr(payloads, "__arrow_c_array__"):
             return self._decode_array(_binary(payloads))
-        return self._decode_list(tuple(payloads))  # the tuple keeps every payload alive while the GIL is away
+        return self._decode_list(tuple(payloads))  # the tuple keeps every payload alive while the GIL is released
 
     def decode_lines(self, data):
-        """NDJSON: complete lines (\\n or \\r\\n; the last may lack it); blank lines are skipped and not counted."""
+        """Decodes NDJSON: lines that end in \\n or \\r\\n (the last may lack it); blank lines are skipped and not counted."""
         cdef Py_buffer view
         cdef ArrowArray out
         cdef vector[CBadRow] bad
@@ -285,7 +285,7 @@ cdef class JsonDecoder:
 
 
 def _binary(payloads):
-    """Any Arrow array of payloads -> one of type binary or string."""
+    """Any Arrow array of payloads as an array of type binary or string."""
     if isinstance(payloads, pa.ChunkedArray):
         payloads = payloads.combine_chunks()
     array = payloads if isinstance(payloads, pa.Array) else pa.array(payloads)
@@ -298,10 +298,10 @@ def _binary(payloads):
 
 
 def infer_schema(payloads):
-    """The narrowest schema that all the valid payloads fit; fields in order of first appearance.
+    """The narrowest schema that all valid payloads fit, with the fields in the order of their first appearance.
 
-    null gives way to every type, int64 to float64 (and integers beyond 64 bits are float64). Raises UserError where two rows
-    do not agree on the type of a field. Payloads that are bad for every schema do not count.
+    Any type replaces null, and float64 replaces int64 (integers beyond 64 bits are float64). Raises UserError where two rows disagree on
+    the type of a field. Payloads that are bad for every schema do not count.
     """
     payloads = list(payloads)
     _, bad = JsonDecoder(pa.schema([])).decode(payloads)
@@ -319,7 +319,7 @@ def infer_schema(payloads):
 
 
 def _count(shape):
-    """The fields in a shape, at every depth."""
+    """The number of fields in a shape, at all levels."""
     if isinstance(shape, dict):
         return sum([1 + _count(item) for item in shape.values()])
     return _count(shape[0]) if isinstance(shape, list) else 0
@@ -354,7 +354,7 @@ def _below(path, name):
 
 
 def _is_text(name):
-    """False for a name with half of a surrogate pair: no column can have it."""
+    """Whether a column can have this name; False for one with half of a surrogate pair."""
     return not any(0xD800 <= ord(c) < 0xE000 for c in name)
 
 
@@ -390,7 +390,7 @@ def _arrow_type(shape):
 
 
 cdef int add_columns(Column* parent, list fields) except -1:
-    """Gives `parent` a column for each (field, path). UserError for types that have no form in JSON."""
+    """Gives `parent` a column for each (field, path). Raises UserError for types that have no form in JSON."""
     cdef Column* column
     cdef int kind
     first = True
@@ -398,7 +398,7 @@ cdef int add_columns(Column* parent, list fields) except -1:
         kind = kind_of(field.type, path, "written as")
         unit = PER_SECOND[field.type.unit] if kind == TIMESTAMP else 1
         column = new Column(kind, field.type == pa.binary(), unit, path.encode(), field.name.encode(), first)
-        parent.add_child(column)  # owned by the parent from here on, also when the next line raises
+        parent.add_child(column)  # from here on the parent owns the column, even when the next line raises
         if kind == STRUCT_ or kind == LIST_:
             add_columns(column, children_of(field.type, path))
         first = False
@@ -406,11 +406,11 @@ cdef int add_columns(Column* parent, list fields) except -1:
 
 
 def encode_rows(batch):
-    """Row i -> one JSON object, compact, UTF-8, its fields in the order of the columns.
+    """Encodes each row as one JSON object, compact, in UTF-8, with the fields in the order of the columns.
 
-    Nulls, NaN and infinities are null; times are epoch ms; floats have the fewest digits that read back the same, and always
-    a point or an exponent. Raises UserError for a column whose type has no form in JSON, TypeError for binary that is not
-    UTF-8, OverflowError past 2 GiB.
+    Nulls, NaN and infinities are written as null, times as epoch ms; floats with the fewest digits that round-trip, and always with a point
+    or an exponent. Raises UserError for a column whose type has no form in JSON, TypeError for binary that is not UTF-8, OverflowError
+    beyond 2 GiB.
     """
     batch = normalise(batch)
     cdef Column* root = new Column(STRUCT_, False, 1, b"", b"", True)
@@ -420,7 +420,7 @@ def encode_rows(batch):
     cdef ArrowArray* rows
     try:
         add_columns(root, [(field, field.name) for field in batch.schema])
-        _, capsule = batch.__arrow_c_array__()  # kept while its buffers are read
+        _, capsule = batch.__arrow_c_array__()  # kept alive while its buffers are read
         rows = array_of(capsule)
         with nogil:
             written = write_rows(root[0], rows, &out, path)

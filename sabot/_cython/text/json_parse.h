@@ -1,16 +1,16 @@
-/* JSON objects -> columns.
+/* Parses JSON objects into columns.
 
-A Decoder owns a tree of Nodes, one per column (children of structs and lists too). A row is parsed once, from left to right; the
-values of wanted fields go straight into the nodes' buffers, all other values are checked and skipped:
+A Decoder owns a tree of Nodes, one per column (and per child of a struct or list). A row is parsed once, from left to right; the values of
+wanted fields go straight into the nodes' buffers, all other values are checked and skipped:
 
     row bytes --object()--> node of the field --value()--> valid[] data[] offsets[] text  --finish()--> ArrowArray
 
-What keeps the loops short:
-- A row must end in '}', and `end` is set just behind it. So every scan outside a string stops by itself at that byte, and only
-  strings and closing braces compare with `end`. At least PADDING bytes behind `end` can be read, whatever they hold.
-- The fields of a row come in the order of the row before: each key remembers its successor, and 16 bytes are compared at once.
-- Validity and booleans take a byte a row while rows are read (so that a bad row is taken back by setting lengths), and become
-  bits in finish().
+What makes the loops fast:
+- A row must end in '}', and `end` is right behind it. So every scan outside a string stops at that byte by itself, and only strings and
+  closing braces compare with `end`. At least PADDING bytes behind `end` can be read, whatever they hold.
+- The fields of a row usually come in the order of the row before: each key remembers its successor, and 16 bytes are compared at once.
+- Validity and booleans take a byte per row while rows are read (so that a bad row is undone by resetting lengths), and become bits in
+  finish().
 
 A syntax error ends the row: functions return nullptr and `error` is set. A value of the wrong type does not, because a later
 duplicate of the field may replace it: the value is skipped, `mismatch` is set, and the object remembers it until its end.
@@ -40,8 +40,8 @@ Damaged input throws nothing. */
 namespace sabot {
 
 constexpr int64_t PADDING = 64;
-constexpr int MAX_DEPTH = 512; /* objects and lists inside one another; Python's own decoders stop at some 1,000 frames, the caller's among them */
-constexpr size_t MAX_KEYS = 1024; /* names remembered per object, wanted or not */
+constexpr int MAX_DEPTH = 512; /* of nested objects and lists; Python's own decoders stop at some 1,000 frames, including the caller's */
+constexpr size_t MAX_KEYS = 1024; /* the most names that are remembered per object, wanted or not */
 
 enum class Kind : uint8_t {
     null_, bool_, int8, int16, int32, int64, uint8, uint16, uint32, uint64, float32, float64,
@@ -62,30 +62,30 @@ static inline int width_of(Kind kind) {
 
 struct Error {
     std::string reason;
-    int64_t at = 0; /* byte of the payload */
+    int64_t at = 0; /* the byte of the payload */
 };
 
 struct BadRow {
     int64_t row;
     std::string reason;
-    int64_t start = -1, end = -1; /* bytes of its line in the data; -1: payloads were given one by one */
+    int64_t start = -1, end = -1; /* the bounds of its line in the data; -1 if payloads were given one by one */
 };
 
-/* A field name of an object, and the name that came after it last time. */
+/* A field name of an object, and the name that followed it last time. */
 struct Key {
     std::string name;
-    std::string quoted;         /* "name" with its quotes; empty: has characters that must be escaped, never predicted */
+    std::string quoted;         /* "name" with its quotes; empty if it has characters that must be escaped, and is never predicted */
     alignas(16) uint8_t head[16];
-    uint32_t rest_mask = 0;     /* bits of the 16 head bytes that lie behind the name; 0xFFFF: longer than the head */
-    int field = -1;             /* index of the wanted child; -1: not wanted */
+    uint32_t rest_mask = 0;     /* a mask of the 16 head bytes that are behind the name; 0xFFFF: the name is longer than the head */
+    int field = -1;             /* the index of the wanted child; -1: the field is not wanted */
     int next = 0;
 };
 
-/* The field names of one object. Wanted ones first, then unknown ones as they come, at most MAX_KEYS of them. */
+/* The field names of one object: wanted ones first, then unknown ones as they come, at most MAX_KEYS. */
 struct Keys {
     std::vector<Key> keys;
-    std::vector<int> table;     /* open addressing: index into keys, -1 free */
-    int first = 0;              /* the name that began the last object */
+    std::vector<int> table;     /* open addressing: an index into keys, or -1 */
+    int first = 0;              /* the first name of the last object */
 
     static uint64_t hash(const char* s, size_t n) {
         uint64_t h = 0xcbf29ce484222325ull; /* FNV-1a */
@@ -151,21 +151,21 @@ static inline bool predicted(const Key& key, const uint8_t* p, const uint8_t* en
            std::memcmp(p, key.quoted.data(), key.quoted.size()) == 0;
 }
 
-/* One column under construction. `len` rows are there; the buffers have room for `cap`. */
+/* One column under construction. It has `len` rows; the buffers have room for `cap`. */
 struct Node {
     Kind kind;
     bool nullable;
     int64_t per_second;         /* timestamp: units per second */
-    std::string path;           /* as users name it: "order.items[].price" */
-    std::string type;           /* as pyarrow writes it, for messages */
+    std::string path;           /* the name for users: "order.items[].price" */
+    std::string type;           /* the type in pyarrow's notation, for messages */
     int64_t len = 0, cap = 0;
-    uint8_t* valid = nullptr;   /* a byte a row: 1 = there */
-    uint8_t* data = nullptr;    /* fixed width values; bool: a byte a row */
-    int32_t* offsets = nullptr; /* text, list: cap + 1 of them, offsets[len] = length of the text or the child */
+    uint8_t* valid = nullptr;   /* a byte per row: 1 if it is not null */
+    uint8_t* data = nullptr;    /* values of fixed width; for bool, a byte per row */
+    int32_t* offsets = nullptr; /* for text and list: cap + 1 offsets, offsets[len] is the length of the text or the child */
     Bytes text;
     std::vector<std::unique_ptr<Node>> children;
-    Keys keys;                  /* struct: names of the children and of unknown fields */
-    double per_row = 0;         /* text bytes or list items per row in the last batch: how much to reserve */
+    Keys keys;                  /* for struct: the names of the children and of unknown fields */
+    double per_row = 0;         /* text bytes or list items per row in the last batch, from which room is reserved */
 
     Node(int kind_, bool nullable_, int64_t per_second_, const std::string& path_, const std::string& type_)
         : kind(static_cast<Kind>(kind_)), nullable(nullable_), per_second(per_second_), path(path_), type(type_) {}
@@ -187,7 +187,7 @@ struct Node {
     __attribute__((noinline)) void grow(int64_t rows) {
         if (rows > MAX_OFFSET || len == MAX_OFFSET) throw std::overflow_error("a column of this batch has more than 2^31 rows: use smaller batches");
         const int width = width_of(kind);
-        resize(valid, rows + 8); /* finish() reads 8 at a time */
+        resize(valid, rows + 8); /* because finish() reads 8 at a time */
         if (width) resize(data, rows * width + 8);
         if (has_offsets()) {
             const bool fresh = offsets == nullptr;
@@ -207,7 +207,7 @@ struct Node {
         buffer = static_cast<T*>(grown);
     }
 
-    /* Empty, with room for `rows`. */
+    /* Empties the node, and makes room for `rows`. */
     void begin(int64_t rows) {
         len = 0;
         if (rows > cap) grow(rows);
@@ -223,7 +223,7 @@ struct Node {
         }
     }
 
-    /* Takes back all rows but the first `rows`, and what a row that broke off has left in text and children. */
+    /* Removes all rows but the first `rows`, and what an incomplete row has left in text and children. */
     void truncate(int64_t rows) {
         len = rows;
         const int64_t below = offsets ? offsets[rows] : 0;
@@ -239,7 +239,7 @@ struct Node {
         len++;
     }
 
-    /* A row without value: null where null is allowed, else zero or empty (only ever seen under a null parent or taken back). */
+    /* Adds a row without a value: null if the column is nullable, else zero or empty (hidden by a null parent, or undone). */
     void append_null() {
         room();
         valid[len] = !nullable;
@@ -258,7 +258,7 @@ static inline void release_array(ArrowArray* array) {
     for (int64_t i = 0; i < array->n_buffers; i++) std::free(const_cast<void*>(array->buffers[i]));
     for (int64_t i = 0; i < array->n_children; i++) {
         ArrowArray* child = array->children[i];
-        if (child->release) child->release(child); /* not there: the consumer moved it */
+        if (child->release) child->release(child); /* null if the consumer has moved the child */
         std::free(child);
     }
     std::free(array->buffers);
@@ -266,7 +266,7 @@ static inline void release_array(ArrowArray* array) {
     array->release = nullptr;
 }
 
-/* An array without buffers, of `children` released children. Throws bad_alloc; `out` can then be released or has no release. */
+/* Makes an array without buffers, with `children` released children. Throws bad_alloc; `out` can then be released or has no release. */
 static inline void make_array(ArrowArray* out, int64_t length, int buffers, size_t children) {
     std::memset(out, 0, sizeof *out);
     out->length = length;
@@ -284,13 +284,13 @@ static inline void make_array(ArrowArray* out, int64_t length, int buffers, size
     }
 }
 
-/* In place: bytes 0/1 -> bits, 8 at a time. Returns the number of ones. */
+/* Packs bytes 0/1 into bits in place, 8 at a time. Returns the number of ones. */
 static inline int64_t pack_bits(uint8_t* bytes, int64_t n) {
     int64_t ones = 0;
     std::memset(bytes + n, 0, 8);
     for (int64_t i = 0; i < n; i += 8) {
         const uint64_t word = load8(bytes + i);
-        const uint8_t bits = static_cast<uint8_t>((word * 0x0102040810204080ull) >> 56); /* byte k -> bit k */
+        const uint8_t bits = static_cast<uint8_t>((word * 0x0102040810204080ull) >> 56); /* byte k becomes bit k */
         ones += __builtin_popcount(bits);
         bytes[i >> 3] = bits;
     }
@@ -308,7 +308,7 @@ static inline T* fitted(T*& buffer, int64_t used, int64_t held) {
     return taken;
 }
 
-/* The node's rows as an ArrowArray that owns the buffers; the node is empty then. */
+/* Exports the node's rows as an ArrowArray that owns the buffers, and empties the node. */
 static void finish(Node& node, ArrowArray* out) {
     const int64_t n = node.len;
     const int width = width_of(node.kind);
@@ -341,7 +341,7 @@ static void finish(Node& node, ArrowArray* out) {
         out->buffers[1] = fitted(node.offsets, (n + 1) * 4, (cap + 1) * 4);
     }
     if (node.kind == Kind::text) {
-        node.text.ensure(0); /* never a null buffer */
+        node.text.ensure(0); /* so that the buffer is never null */
         const int64_t used = node.text.len, held = node.text.cap;
         uint8_t* text = node.text.take();
         out->buffers[2] = fitted(text, used, held);
@@ -359,14 +359,14 @@ static constexpr uint64_t POWERS[] = {1, 10, 100, 1000, 10000, 100000, 1000000, 
 static constexpr double EXACT_POWERS[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
                                           1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
 
-/* The digits at p, at most 8 of them: how many, and their value. No branch on how many there are. */
+/* Reads at most 8 digits at p: returns how many there are, and their value. It does not branch on their number. */
 static inline int digits8(const uint8_t* p, uint64_t& value) {
     uint64_t t = load8(p) ^ 0x3030303030303030ull; /* digits become 0 to 9 */
-    /* a carry goes up only from a byte that is no digit, so the first such byte is right */
+    /* A carry moves up only from a byte that is no digit, so the first such byte is found correctly. */
     const uint64_t other = ((t + 0x7676767676767676ull) | t) & 0x8080808080808080ull;
     const int n = other ? __builtin_ctzll(other) >> 3 : 8;
     if (n == 0) return 0;
-    t <<= (8 - n) * 8; /* leading zeros */
+    t <<= (8 - n) * 8; /* adds leading zeros */
     t = t * 10 + (t >> 8);
     t = ((t & 0x000000FF000000FFull) * 0x000F424000000064ull +
          ((t >> 16) & 0x000000FF000000FFull) * 0x0000271000000001ull) >> 32;
@@ -377,15 +377,15 @@ static inline int digits8(const uint8_t* p, uint64_t& value) {
 struct Number {
     const uint8_t* begin;
     const uint8_t* end;
-    uint64_t mantissa;      /* all digits, without the point; meaningless past 19 digits */
-    int64_t digits;         /* how many */
-    int64_t whole_digits;   /* before the point */
-    int64_t exponent;       /* of ten, for the mantissa as a whole number */
+    uint64_t mantissa;      /* all digits, without the point; meaningless beyond 19 digits */
+    int64_t digits;         /* how many digits there are */
+    int64_t whole_digits;   /* how many digits are before the point */
+    int64_t exponent;       /* the exponent of ten, for the mantissa as a whole number */
     bool negative;
-    bool whole;             /* no fraction and no exponent */
+    bool whole;             /* whether there is neither a fraction nor an exponent */
 };
 
-/* Reads the grammar of a JSON number. nullptr: it is none, and `wrong` is where. */
+/* Reads a JSON number. nullptr: it is none, and `wrong` is the place of the error. */
 static inline const uint8_t* scan_number(const uint8_t* p, Number& number, const uint8_t*& wrong) {
     number.begin = p;
     number.negative = *p == '-';
@@ -444,13 +444,13 @@ static inline const uint8_t* scan_number(const uint8_t* p, Number& number, const
     return p;
 }
 
-/* The whole number's magnitude; false: more than 64 bits. */
+/* The magnitude of a whole number; false if it has more than 64 bits. */
 static inline bool magnitude(const Number& number, uint64_t& value) {
     if (SABOT_LIKELY(number.digits <= 19)) {
         value = number.mantissa;
         return true;
     }
-    if (number.digits > 20) return false; /* no leading zeros in JSON */
+    if (number.digits > 20) return false; /* JSON has no leading zeros */
     value = 0;
     for (const uint8_t* p = number.begin + number.negative; p < number.end; p++)
         if (__builtin_mul_overflow(value, uint64_t{10}, &value) ||
@@ -459,7 +459,7 @@ static inline bool magnitude(const Number& number, uint64_t& value) {
     return true;
 }
 
-/* The nearest value of type T (double or float), by the C++ library; false: larger than any. */
+/* The nearest value of type T (double or float), by the C++ library; false if the number is larger than any. */
 template <class T>
 static inline bool nearest(const Number& number, T& value) {
 #if defined(__cpp_lib_to_chars)
@@ -472,17 +472,17 @@ static inline bool nearest(const Number& number, T& value) {
     value = number.negative ? T(-0.0) : T(0.0);
     return true;
 #else
-    const char* const text = reinterpret_cast<const char*>(number.begin); /* macOS: a null locale is C */
+    const char* const text = reinterpret_cast<const char*>(number.begin); /* on macOS a null locale is "C" */
     value = sizeof(T) == sizeof(float) ? static_cast<T>(strtof_l(text, nullptr, nullptr)) : static_cast<T>(strtod_l(text, nullptr, nullptr));
     return std::isfinite(value);
 #endif
 }
 
-/* The nearest double; false: larger than any. */
+/* The nearest double; false if the number is larger than any. */
 static inline bool to_double(const Number& number, double& value) {
     if (SABOT_LIKELY(number.digits <= 19 && number.mantissa <= (uint64_t{1} << 53) && number.exponent >= -22 &&
                      number.exponent <= 22)) {
-        /* both operands are exact, so the one rounding is right (Clinger 1990) */
+        /* Both operands are exact, so the one rounding is correct (Clinger 1990). */
         double d = static_cast<double>(number.mantissa);
         d = number.exponent < 0 ? d / EXACT_POWERS[-number.exponent] : d * EXACT_POWERS[number.exponent];
         value = number.negative ? -d : d;
@@ -491,13 +491,13 @@ static inline bool to_double(const Number& number, double& value) {
     return nearest(number, value);
 }
 
-/* The nearest float; false: larger than any. */
+/* The nearest float; false if the number is larger than any. */
 static inline bool to_float(const Number& number, float& value) {
     double d;
     if (!to_double(number, d)) return false;
     uint64_t bits;
     std::memcpy(&bits, &d, 8);
-    /* Rounding twice is wrong only if the double lies just between two floats: in its 29 spare bits, or anywhere below FLT_MIN */
+    /* Rounding twice is wrong only if the double lies exactly between two floats: by its 29 spare bits, or below FLT_MIN. */
     if (SABOT_UNLIKELY((bits & 0x1FFFFFFF) == 0x10000000 || (std::fabs(d) < 1.1754943508222875e-38 && d != 0)))
         return nearest(number, value);
     value = static_cast<float>(d);
@@ -515,8 +515,8 @@ static inline int64_t days_since_1970(int64_t year, int64_t month, int64_t day) 
     return 365 * y + floor_div(y, 4) - floor_div(y, 100) + floor_div(y, 400) + (153 * m + 2) / 5 + day - 1 - 719468;
 }
 
-/* ISO 8601 as computers write it: date, optionally [T or space] hh:mm[:ss[.fraction]] and Z or an offset; without one UTC.
-   -> seconds since 1970 and nanoseconds of the second (digits past the ninth are dropped). */
+/* Reads ISO 8601 as computers write it: a date, optionally [T or space] hh:mm[:ss[.fraction]] and Z or an offset; without one it is UTC.
+   OUT seconds since 1970, and nanoseconds of the second (digits beyond the ninth are dropped). */
 static inline bool read_iso(const uint8_t* p, const uint8_t* end, int64_t& seconds, int64_t& nanos) {
     auto number = [&](int n, int64_t& value) {
         if (end - p < n) return false;
@@ -567,16 +567,16 @@ class Decoder {
   public:
     Node root{static_cast<int>(Kind::struct_), false, 0, "", "object"};
 
-    /* n values of a binary array: `offsets` has n + 1 entries, `validity` is null or bits that begin at `bit`.
+    /* Decodes n values of a binary array: `offsets` has n + 1 entries, `validity` is null or bits that begin at `bit`.
 
-    This and the next two hand over the good rows as a struct array, and the bad ones. Any thread, without the GIL; throws
-    bad_alloc, and overflow_error past Arrow's 32-bit offsets. */
+    This and the next two functions return the good rows as a struct array, and the bad ones. They may be called from any thread without
+    the GIL; they throw bad_alloc, and overflow_error beyond Arrow's 32-bit offsets. */
     template <class Offset>
     void rows(const Offset* offsets, const uint8_t* data, const uint8_t* validity, int64_t bit, int64_t n,
               ArrowArray* out, std::vector<BadRow>& bad_rows) {
         std::lock_guard<std::mutex> lock(in_use);
         begin(n);
-        const int64_t safe = n ? offsets[n] - PADDING : 0; /* a row that ends later has too little behind it */
+        const int64_t safe = n ? offsets[n] - PADDING : 0; /* behind a row that ends later, fewer than PADDING bytes can be read */
         for (int64_t i = 0; i < n; i++) {
             const int64_t from = offsets[i], to = offsets[i + 1];
             if (validity && !(validity[(bit + i) >> 3] >> ((bit + i) & 7) & 1))
@@ -589,7 +589,7 @@ class Decoder {
         take(out, bad_rows);
     }
 
-    /* n payloads; a null pointer is a null payload. */
+    /* Decodes n payloads; a null pointer is a null payload. */
     void payloads(const uint8_t* const* starts, const int64_t* lengths, int64_t n, ArrowArray* out,
                   std::vector<BadRow>& bad_rows) {
         std::lock_guard<std::mutex> lock(in_use);
@@ -603,7 +603,7 @@ class Decoder {
         take(out, bad_rows);
     }
 
-    /* NDJSON of n bytes. */
+    /* Decodes n bytes of NDJSON. */
     void lines(const uint8_t* data, int64_t n, ArrowArray* out, std::vector<BadRow>& bad_rows) {
         std::lock_guard<std::mutex> lock(in_use);
         begin(static_cast<int64_t>(static_cast<double>(n) / bytes_per_line) + 16);
@@ -627,7 +627,7 @@ class Decoder {
     }
 
   private:
-    /* A wrong value in an object that is not closed yet. */
+    /* The error of a value in an object that is not closed yet. */
     struct Poison {
         const Node* node;
         Error error;
@@ -636,13 +636,13 @@ class Decoder {
     const uint8_t* start = nullptr;
     const uint8_t* end = nullptr;
     Error error;
-    bool mismatch = false;   /* the value just read has the wrong type: `error` says how */
+    bool mismatch = false;   /* the value just read has the wrong type, which `error` describes */
     bool lone_surrogate = false;
     std::vector<Poison> poisons;
     Bytes key_text, time_text, scratch;
     double bytes_per_line = 100;
     std::vector<BadRow> bad;
-    std::mutex in_use; /* a decoder learns from its rows, so one call at a time */
+    std::mutex in_use; /* serialises calls, because a decoder learns from its rows */
 
     void begin(int64_t rows) {
         root.begin(rows);
@@ -662,7 +662,7 @@ class Decoder {
         }
     }
 
-    /* Row number `row`: n bytes at p, PADDING more of which can be read. A bad row leaves nothing but its entry in `bad`. */
+    /* Decodes row number `row`: n bytes at p, behind which PADDING more can be read. A bad row leaves only its entry in `bad`. */
     bool row(const uint8_t* p, int64_t n, int64_t row) {
         const int64_t good = root.len;
         if (SABOT_LIKELY(parse(p, n))) return true;
@@ -706,7 +706,7 @@ class Decoder {
         }
     }
 
-    /* The value at p does not fit `node`: skips it. */
+    /* Skips the value at p, which does not fit `node`. */
     __attribute__((noinline, cold)) const uint8_t* wrong(const Node& node, const uint8_t* p, int depth, const char* why = nullptr) {
         const uint8_t* after = skip(p, depth);
         if (after == nullptr) return nullptr;
@@ -726,7 +726,7 @@ class Decoder {
     bool parse(const uint8_t* p, int64_t n) {
         start = p;
         end = p + n;
-        if (n >= 3 && p[0] == 0xEF && p[1] == 0xBB && p[2] == 0xBF) p += 3; /* a byte order mark */
+        if (n >= 3 && p[0] == 0xEF && p[1] == 0xBB && p[2] == 0xBF) p += 3; /* skips a byte order mark */
         while (p < end && (*p == ' ' || *p == '\t' || *p == '\n' || *p == '\r')) p++;
         while (end > p && (end[-1] == ' ' || end[-1] == '\t' || end[-1] == '\n' || end[-1] == '\r')) end--;
         if (SABOT_UNLIKELY(p == end || *p != '{' || end[-1] != '}')) {
@@ -749,7 +749,7 @@ class Decoder {
         return true;
     }
 
-    /* p stands at '{'. Every child gets exactly one row. */
+    /* Decodes the object whose '{' is at p. Every child gets exactly one row. */
     const uint8_t* object(Node& node, const uint8_t* p, int depth) {
         assert(p < end && *p == '{' && end[-1] == '}');
         node.room();
@@ -763,7 +763,7 @@ class Decoder {
         if (*p == '}') {
             p++;
         } else {
-            int previous = -1; /* key that came before */
+            int previous = -1; /* the key before this one */
             int guess = keys.first;
             for (;;) {
                 int field;
@@ -783,7 +783,7 @@ class Decoder {
                         guess = keys.keys[static_cast<size_t>(found)].next;
                         field = keys.keys[static_cast<size_t>(found)].field;
                     } else {
-                        field = -1; /* not worth remembering: the guess stays */
+                        field = -1; /* the key is not remembered: the prediction stays */
                     }
                 }
                 if (SABOT_UNLIKELY(*p != ':')) {
@@ -793,7 +793,7 @@ class Decoder {
                 p = space(p + 1);
                 if (field >= 0) {
                     Node& child = *node.children[static_cast<size_t>(field)];
-                    if (SABOT_UNLIKELY(child.len != slot)) { /* a duplicate: the last wins */
+                    if (SABOT_UNLIKELY(child.len != slot)) { /* a duplicate key: the last wins */
                         child.truncate(slot);
                         forget(child, poisoned);
                         filled--;
@@ -847,7 +847,7 @@ class Decoder {
             if (poisons[i - 1].node == &child) poisons.erase(poisons.begin() + static_cast<std::ptrdiff_t>(i - 1));
     }
 
-    /* A key that was not foreseen. `found`: its index, -1 if it is unknown and not worth remembering. */
+    /* Looks up a key that was not predicted. found: its index, -1 if it is unknown and cannot be remembered. */
     __attribute__((noinline)) const uint8_t* other_key(Keys& keys, const uint8_t* p, int& found) {
         if (*p != '"') return fail(p, "expected a field name in quotes");
         key_text.len = 0;
@@ -857,13 +857,13 @@ class Decoder {
         const char* name = reinterpret_cast<const char*>(key_text.data);
         const size_t n = static_cast<size_t>(key_text.len);
         found = -1;
-        if (lone_surrogate) return p; /* no schema can name it */
+        if (lone_surrogate) return p; /* no schema can have such a name */
         found = keys.find(name, n);
         if (found < 0 && keys.keys.size() < MAX_KEYS && n < 64) found = keys.add(name, n, -1);
         return p;
     }
 
-    /* The rest of a string, behind its opening quote: decoded into `out`, or only checked. Returns behind the closing quote. */
+    /* Reads the rest of a string, after its opening quote, into `out`, or only checks it. Returns the place behind the closing quote. */
     template <bool keep>
     inline const uint8_t* string(const uint8_t* p, Bytes& out) {
         for (;;) {
@@ -882,7 +882,7 @@ class Decoder {
         }
     }
 
-    /* An escape, or a run of non-ASCII text, inside a string. */
+    /* Reads an escape, or a run of non-ASCII text, inside a string. */
     template <bool keep>
     __attribute__((noinline)) const uint8_t* odd_text(const uint8_t* p, Bytes& out) {
         if (*p >= 0x80) {
@@ -949,7 +949,7 @@ class Decoder {
 
     static inline bool word4(const uint8_t* p, const char* word) { return std::memcmp(p, word, 4) == 0; }
 
-    /* Whether `true` or `false` stands at p, which holds its first letter. No branch on which, as nobody can foretell it. */
+    /* Whether `true` or `false` is at p, where its first letter is. It does not branch on which, because that is unpredictable. */
     static inline bool boolean(const uint8_t* p, bool& yes) {
         uint32_t word;
         yes = *p == 't';
@@ -957,7 +957,7 @@ class Decoder {
         return word == (yes ? 0x65757274u : 0x65736c61u); /* "true" and "alse", the lowest byte first */
     }
 
-    /* Any value, checked and passed over. */
+    /* Checks and skips any value. */
     inline const uint8_t* skip(const uint8_t* p, int depth) {
         assert(p < end);
         switch (*p) {
@@ -1014,7 +1014,7 @@ class Decoder {
         }
     }
 
-    /* One value into `node`: exactly one row more, unless it returns nullptr or sets `mismatch`. */
+    /* Reads one value into `node`, which gets exactly one more row, unless this returns nullptr or sets `mismatch`. */
     inline const uint8_t* value(Node& node, const uint8_t* p, int depth) {
         assert(p < end);
         if (SABOT_UNLIKELY(*p == 'n')) {
@@ -1068,7 +1068,7 @@ class Decoder {
         return scan_number(p, number, unused);
     }
 
-    /* No number where one was wanted: another value, or a syntax error, which skip() words. */
+    /* Reports that a number was expected: there is another value, or a syntax error, whose text skip() makes. */
     __attribute__((noinline, cold)) const uint8_t* no_number(const Node& node, const uint8_t* p, int depth) {
         return wrong(node, p, depth);
     }
@@ -1117,7 +1117,7 @@ class Decoder {
         return wrong(node, p, depth, "the number is out of range for ");
     }
 
-    /* Epoch ms, or ISO 8601 in a string. */
+    /* Reads a time: epoch ms, or ISO 8601 in a string. */
     inline const uint8_t* time(Node& node, const uint8_t* p, int depth) {
         int64_t seconds, nanos;
         const uint8_t* after;
@@ -1147,14 +1147,14 @@ class Decoder {
             return after;
         }
         if (node.kind == Kind::date64) seconds = floor_div(seconds, 86400) * 86400, nanos = 0;
-        /* wide: the second that the least time lies in may begin before it */
+        /* In 128 bits, because the second that contains the least time may begin before it. */
         const __int128 units = static_cast<__int128>(seconds) * node.per_second + nanos / (1000000000 / node.per_second);
         if (units < INT64_MIN || units > INT64_MAX) return wrong(node, p, depth, "the time is out of range for ");
         node.append(static_cast<int64_t>(units));
         return after;
     }
 
-    /* p stands at '['. */
+    /* Decodes the list whose '[' is at p. */
     const uint8_t* list(Node& node, const uint8_t* p, int depth) {
         if (SABOT_UNLIKELY(depth > MAX_DEPTH)) return fail(p, "nested deeper than 512");
         node.room();
@@ -1192,11 +1192,11 @@ class Decoder {
     }
 };
 
-/* Whether a payload opens more than MAX_DEPTH objects and lists inside one another. Nearly all have fewer brackets in all, and counting them
-is a loop without branches. */
+/* Whether a payload nests objects and lists deeper than MAX_DEPTH. Nearly all payloads have fewer brackets in all, which are counted in a
+loop without branches. */
 inline bool is_too_deep(const uint8_t* p, int64_t n) {
     int64_t opened = 0;
-    for (int64_t i = 0; i < n; ++i) opened += (p[i] | 0x20) == '{'; /* '[' is '{' without that bit */
+    for (int64_t i = 0; i < n; ++i) opened += (p[i] | 0x20) == '{'; /* '[' is '{' without this bit */
     if (opened <= MAX_DEPTH) return false;
     int depth = 0;
     bool in_text = false;

@@ -1,4 +1,4 @@
-/* Pieces of JSON text that the reader and the writer share: 16 bytes at a time, and UTF-8.
+/* Functions on JSON text that the reader and the writer share: scanning 16 bytes at a time, and UTF-8.
 
 All of it is `nogil`. Appending to a buffer may throw std::bad_alloc, or std::overflow_error above 2 GiB; the rest is noexcept. */
 #pragma once
@@ -20,7 +20,7 @@ namespace sabot {
 
 constexpr int64_t MAX_OFFSET = 0x7fffffff; /* Arrow's 32-bit offsets */
 
-/* A growing byte buffer from malloc, so that it can be handed over and freed by an Arrow release callback. */
+/* A growing byte buffer from malloc, so that it can be handed over to Arrow, whose release callback frees it. */
 struct Bytes {
     uint8_t* data = nullptr;
     int64_t len = 0, cap = 0;
@@ -30,7 +30,7 @@ struct Bytes {
     Bytes& operator=(const Bytes&) = delete;
     ~Bytes() { std::free(data); }
 
-    /* Room for `more` bytes, plus 16 that a block store may touch. Throws overflow_error past Arrow's offsets. */
+    /* Makes room for `more` bytes, plus 16 that a block store may touch. Throws overflow_error beyond Arrow's offsets. */
     inline void ensure(int64_t more) {
         if (SABOT_UNLIKELY(len + more + 16 > cap)) grow(more);
     }
@@ -39,7 +39,7 @@ struct Bytes {
             throw std::overflow_error("a column of this batch has more than 2 GiB of text: use smaller batches");
         int64_t want = len + more + 64;
         if (want < cap * 2) want = cap * 2;
-        if (want > MAX_OFFSET + 16) want = MAX_OFFSET + 16; /* no more, so that every way past the offsets leads through here */
+        if (want > MAX_OFFSET + 16) want = MAX_OFFSET + 16; /* not more, so that every overflow of the offsets is noticed here */
         void* grown = std::realloc(data, static_cast<size_t>(want));
         if (grown == nullptr) throw std::bad_alloc();
         data = static_cast<uint8_t*>(grown);
@@ -110,11 +110,11 @@ static inline int utf8_write(uint32_t point, uint8_t* out) {
     return 4;
 }
 
-/* Index of the first of the 16 bytes at p that ends plain ASCII text: quote, backslash, control or non-ASCII. 16: none. */
+/* The index of the first of the 16 bytes at p that ends plain ASCII text: a quote, backslash, control or non-ASCII byte. 16: none. */
 static inline int plain16(const uint8_t* p) {
 #if defined(__SSE2__)
     const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    /* signed: bytes >= 0x80 are negative, so one comparison finds controls and non-ASCII */
+    /* As signed numbers bytes >= 0x80 are negative, so one comparison finds controls and non-ASCII. */
     const __m128i odd = _mm_or_si128(
         _mm_cmplt_epi8(v, _mm_set1_epi8(0x20)),
         _mm_or_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('"')), _mm_cmpeq_epi8(v, _mm_set1_epi8('\\'))));
@@ -124,7 +124,7 @@ static inline int plain16(const uint8_t* p) {
     for (int half = 0; half < 16; half += 8) {
         const uint64_t w = load8(p + half);
         const uint64_t quote = w ^ (ones * '"'), slash = w ^ (ones * '\\');
-        /* a borrow may mark a byte above the first hit, never below it */
+        /* A borrow may mark a byte above the first hit, never one below it. */
         const uint64_t odd = ((w - ones * 0x20) | (quote - ones) | (slash - ones) | w) & high;
         if (odd) return half + (__builtin_ctzll(odd) >> 3);
     }

@@ -1,7 +1,7 @@
-/* Columns -> JSON objects, one per row, written into the text of one binary array.
+/* Writes columns as JSON objects, one per row, into the data of one binary array.
 
-All of it is `nogil`. It throws std::bad_alloc, std::overflow_error for more than 2 GiB of text, and `Unwritable`, which has the path of
-a value that JSON cannot say (`except +`). */
+All of it is `nogil`. It throws std::bad_alloc, std::overflow_error for more than 2 GiB of text, and `Unwritable`, which has the path of a
+value without a form in JSON (`except +`). */
 #pragma once
 
 #include <charconv>
@@ -18,7 +18,7 @@ a value that JSON cannot say (`except +`). */
 
 namespace sabot {
 
-/* A value that JSON has no words for; becomes TypeError. */
+/* A value has no form in JSON; becomes TypeError. */
 struct Unwritable {
     std::string path;
 };
@@ -29,7 +29,7 @@ static inline void write_text(Bytes& out, const uint8_t* p, int64_t n) {
     out.put_byte('"');
     while (p < end) {
         const uint8_t* plain = p;
-        while (end - p >= 16) { /* non-ASCII stops plain16 too, and goes on here */
+        while (end - p >= 16) { /* plain16 also stops at non-ASCII bytes, which are written here */
             const int k = plain16(p);
             p += k;
             if (k == 16) continue;
@@ -62,7 +62,7 @@ static inline void write_whole(Bytes& out, T value) {
     out.len += std::to_chars(at, at + 24, value).ptr - at;
 }
 
-/* The shortest digits that read back as the same value of type T; always with a point or an exponent. */
+/* Writes the fewest digits that round-trip for type T, always with a point or an exponent. */
 template <class T>
 static inline void write_float(Bytes& out, T value) {
     if (!std::isfinite(value)) {
@@ -93,10 +93,10 @@ static inline void write_float(Bytes& out, T value) {
 /* One column to be written; `array` is borrowed. */
 struct Column {
     Kind kind;
-    bool checked;             /* text: may not be UTF-8, so look */
+    bool checked;             /* whether text has to be checked for valid UTF-8 */
     int64_t per_second;       /* timestamp: units per second */
     std::string path;
-    std::string key;          /* "name": as it stands in the object, with the comma before it but for the first */
+    std::string key;          /* "name": in the object, with a comma before all but the first */
     const ArrowArray* array = nullptr;
     std::vector<std::unique_ptr<Column>> children;
 
@@ -123,7 +123,7 @@ struct Column {
         return value;
     }
 
-    /* The value of row `row` of this array (its own offset comes on top). */
+    /* Writes the value of row `row` of this array (its own offset is added). */
     void write(Bytes& out, int64_t row) const {
         const int64_t at = row + array->offset;
         const uint8_t* validity = array->n_buffers ? static_cast<const uint8_t*>(array->buffers[0]) : nullptr;
@@ -179,7 +179,7 @@ struct Column {
         }
     }
 
-    /* The children's values of row `row` of each child array. */
+    /* Writes the values of row `row` of each child array. */
     void write_object(Bytes& out, int64_t row) const {
         out.put_byte('{');
         for (const auto& child : children) {
@@ -198,7 +198,7 @@ struct Column {
     }
 };
 
-/* The rows of a struct array without nulls (a record batch) as a binary array. False: a value of column `path` has no JSON form.
+/* Writes the rows of a struct array without nulls (a record batch) as a binary array. False: a value of column `path` has no JSON form.
    Throws bad_alloc, overflow_error. */
 static bool write_rows(Column& root, const ArrowArray* batch, ArrowArray* out, std::string& path) {
     const int64_t n = batch->length;

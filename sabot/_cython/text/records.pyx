@@ -1,6 +1,6 @@
 """The hot conversions between Python's bytes objects and Arrow columns, and the encoding of state keys and values.
 
-See rows.pyi for the contract. Bytes objects can be made only with the GIL, so these loops keep it; they call no Python code per row.
+See records.pyi for the contract. Bytes objects can be made only with the GIL, so these loops hold it; they call no Python code per row.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -55,18 +55,18 @@ cdef extern from "Python.h":
     PyObject** PySequence_Fast_ITEMS(object)
 
 cdef enum:
-    GROUP_BYTES = 2       # of the key group before every key, big endian
-    DEPTH_LIMIT = 64      # of tuples in tuples in a key
-    MAX_DATA = 0x7FFFFFFF  # bytes in the data buffer of one string or binary array
+    GROUP_BYTES = 2       # the bytes of the key group before every key, big endian
+    DEPTH_LIMIT = 64      # how deeply tuples may be nested in a key
+    MAX_DATA = 0x7FFFFFFF  # the most bytes in the data buffer of one string or binary array
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
-# bytes objects <-> binary arrays
+# Bytes objects and binary arrays
 
 def binary_array(values):
-    """bytes objects -> pa.binary(), one pass, no per-row Python call.
+    """An array of pa.binary() from bytes objects, in one pass and without a Python call per row.
 
     Raises TypeError for an item that is neither bytes nor None, UserError when the bytes do not fit one array (2 GiB).
     """
@@ -91,7 +91,7 @@ def binary_array(values):
 
 
 cdef class _Strings:
-    """A string or binary array being written, of known size."""
+    """A string or binary array of known size that is being written."""
 
     cdef object offset_buffer, data_buffer, validity_buffer
     cdef int32_t* offsets
@@ -141,7 +141,7 @@ cdef inline void _set(uint8_t* bits, int64_t row) noexcept nogil:
 
 
 def bytes_list(array):
-    """A binary or string array (any slice, any encoding; fixed-size binary too) -> bytes objects.
+    """The values of a binary or string array (any slice, any encoding; fixed-size binary too) as bytes objects.
 
     Raises TypeError for other types.
     """
@@ -168,11 +168,11 @@ def bytes_list(array):
 # Keys of state
 
 def state_key(key, *, bytes scope not None=b""):
-    """One key of state: 2 bytes key group (big endian) + msgpack(key), floats as in `hash_array`.
+    """One key of state: 2 bytes of key group (big endian) + msgpack(key), with floats as in `hash_array`.
 
-    With `scope` (an encoded key, made by this function, of a keyed agent's own key) the result is `scope + msgpack(key)`:
-    it keeps the scope's key group. key: None, bool, int (64 bit), float, str, bytes, or tuples/lists of these (64 deep);
-    anything else is a TypeError.
+    With `scope` (the encoded key of a keyed agent's record, made by this function) the result is `scope + msgpack(key)`, which keeps the
+    scope's key group. key: None, bool, int (64 bit), float, str, bytes, or tuples/lists of these (64 deep); anything else raises
+    TypeError.
     """
     cdef uint8_t small[16]
     cdef Py_ssize_t size
@@ -263,9 +263,9 @@ cdef inline void _append(vector[uint8_t]& out, const uint8_t* data, int64_t size
 
 
 def encode_keys(keys):
-    """Keys of state, vectorised: row i -> `state_key(keys[i].as_py())`.
+    """The key of state for each row: `state_key(keys[i].as_py())`, vectorised.
 
-    string, binary, integers, bool, floats, in any encoding; else TypeError naming the type. A null is a ValueError.
+    Accepts string, binary, integers, bool and floats in any encoding; else TypeError naming the type. A null raises ValueError.
     """
     array = plain_array(keys)
     cdef vector[View] views
@@ -279,7 +279,7 @@ def encode_keys(keys):
 
 
 def key_rows(columns, hashes):
-    """Row i -> the key group of hashes[i] and msgpack of the columns' values. See rows.pyi."""
+    """The stored key of each row: the key group of hashes[i] and the msgpack of the columns' values. See records.pyi."""
     cdef vector[View] views
     cdef View view
     cdef list alive = []
@@ -300,10 +300,10 @@ def key_rows(columns, hashes):
 
 
 def encode_values(values):
-    """Arrow values -> msgpack, row by row (null -> None = delete).
+    """The msgpack of each row's value; None, which deletes, for null.
 
-    Fast for bool, all ints, float32/64, string, binary, fixed_size_binary, in any encoding; lists of these and structs also
-    work (through msgspec, slower). Timestamps, decimals and the like: TypeError that names the type.
+    It is fast for bool, all ints, float32/64, string, binary, fixed_size_binary, in any encoding; lists of these and structs also work,
+    more slowly, through msgspec. Timestamps, decimals and the like raise TypeError naming the type.
     """
     array = plain_array(values)
     cdef View view
@@ -315,7 +315,7 @@ def encode_values(values):
 
 
 cdef object _require_plain_msgpack(object kind, object whole):
-    """Raises TypeError unless lists and structs of `kind` hold only what msgpack can say without extensions."""
+    """Raises TypeError unless lists and structs of `kind` hold only values that msgpack has without extensions."""
     types = pa.types
     if types.is_struct(kind):
         for field in kind:
@@ -330,7 +330,7 @@ cdef object _require_plain_msgpack(object kind, object whole):
 
 
 cdef list _encoded_keys(const vector[View]& views, const uint64_t* hashes):
-    """Each row of the columns (at least one) as a key: its key group, that of hashes[row] or (NULL) of the key's own bytes, and msgpack."""
+    """The key of each row of the columns (at least one): its key group, of hashes[row] or, for NULL, of the key's bytes, and msgpack."""
     cdef int64_t count = views[0].length, row, size
     cdef int columns = <int> views.size()
     cdef const View* view = views.data()
@@ -352,7 +352,7 @@ cdef list _encoded_keys(const vector[View]& views, const uint64_t* hashes):
 
 
 cdef list _encoded_values(const View* view):
-    """msgpack of each row; of a null None."""
+    """The msgpack of each row; None for null."""
     cdef list rows = PyList_New(view.length)
     cdef int64_t row
     cdef object made
@@ -367,7 +367,7 @@ cdef list _encoded_values(const View* view):
     return rows
 
 
-# msgpack -> Arrow
+# From msgpack to Arrow
 
 cdef enum Found:
     FOUND_NIL = 1
@@ -376,15 +376,15 @@ cdef enum Found:
     FOUND_FLOAT = 8
     FOUND_STRING = 16
     FOUND_BINARY = 32
-    FOUND_UINT = 64     # an integer above int64; its bits in `number`
-    FOUND_OTHER = 128   # a container, an extension, or no msgpack: msgspec looks at it
+    FOUND_UINT = 64     # an integer above int64, whose bits are in `number`
+    FOUND_OTHER = 128   # a container, an extension, or no msgpack: msgspec decides
 
 
 cdef struct Value:
     Found found
-    int64_t number          # of FOUND_INT; 0 or 1 of FOUND_BOOL
-    double real             # of FOUND_FLOAT
-    const uint8_t* data     # of FOUND_STRING and FOUND_BINARY
+    int64_t number          # for FOUND_INT; 0 or 1 for FOUND_BOOL
+    double real             # for FOUND_FLOAT
+    const uint8_t* data     # for FOUND_STRING and FOUND_BINARY
     int64_t size
 
 
@@ -423,7 +423,7 @@ cdef Found _scan(const uint8_t* data, int64_t size, Value* value) noexcept nogil
         if size != 1 + width:
             return FOUND_OTHER
         word = _big_endian(data + 1, width)
-        if tag >= 0xD0:  # signed: bring the sign bit to the top and back
+        if tag >= 0xD0:  # signed: shift the sign bit to the top and back
             value.number = <int64_t> (word << (64 - 8 * width)) >> (64 - 8 * width)
         else:
             value.number = <int64_t> word
@@ -448,11 +448,11 @@ cdef Found _scan(const uint8_t* data, int64_t size, Value* value) noexcept nogil
 
 
 def decode_values(values):
-    """msgpack values -> an Arrow array; None and nil -> null.
+    """An Arrow array from msgpack values; None and nil become null.
 
-    All ints -> int64 (uint64 where one needs it and none is negative), ints and floats -> float64, str -> string, bin -> binary,
-    bool -> bool; other or mixed values go through msgspec and pa.array, with their errors; no value at all -> pa.null().
-    Strings that are no UTF-8: ValueError.
+    Ints give int64 (uint64 where one needs it and none is negative), ints and floats together float64, str gives string, bin binary, bool
+    bool, and no value at all pa.null(). Other or mixed values go through msgspec and pa.array, and raise their errors. A string that is not
+    UTF-8 raises ValueError.
     """
     cdef object items = PySequence_Fast(values, b"decode_values needs a sequence of bytes")
     cdef Py_ssize_t count = PySequence_Fast_GET_SIZE(items), row, nulls = 0
@@ -498,7 +498,7 @@ cdef bint _any_negative(vector[Value]& found) noexcept nogil:
 
 
 cdef object _numbers(vector[Value]& found, int64_t nulls, int seen):
-    """int64, uint64 where any value needs it, or float64 where any is a float."""
+    """An array of int64, of uint64 where any value needs it, or of float64 where any is a float."""
     cdef int64_t count = found.size(), row
     buffer = pa.allocate_buffer(count * 8)
     validity_buffer = _bitmap(count, True) if nulls else None
@@ -544,5 +544,5 @@ cdef object _strings(vector[Value]& found, int64_t nulls, int64_t total, object 
         else:
             out.add(row, found[row].data, found[row].size)
     array = out.finish(kind)
-    array.validate(full=True)  # UTF-8
+    array.validate(full=True)  # checks UTF-8
     return array
