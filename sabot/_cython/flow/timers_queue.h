@@ -253,7 +253,7 @@ class Timers {
         hash = (hash ^ who) * 0xa54ff53a5f1d36f1ULL;
         return hash ^ hash >> 32;
     }
-    /* The hash of a timer, of which 32 bits are its place in the index too. */
+    /* The part of a hash that an entry of the index keeps. It also gives the entry's place, since there are at most 2^32 places. */
     static uint32_t tag_of(uint64_t hash) { return static_cast<uint32_t>(hash); }
     static bool same(const Timer& timer, int32_t slot, int64_t at, int kind, int32_t name) {
         return timer.at == at && timer.slot == slot && timer.name == name && timer.kind == kind;
