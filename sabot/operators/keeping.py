@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ from sabot.disk import make_folder
 from sabot.errors import CorruptCheckpoint
 from sabot.faults import taking_over
 from sabot.operators.base import END_OF_TIME, Operator, OperatorContext
-from sabot.state.base import Cut, Saved
+from sabot.state.base import Cut, Owned, Saved
 
 __all__ = [
     "Batches",
@@ -43,9 +43,6 @@ __all__ = [
     "owned_or_all",
     "read_batches",
 ]
-
-Owned: TypeAlias = Callable[[pa.UInt64Array], pa.BooleanArray]
-"""Key hashes -> which of them belong to this subtask."""
 
 _CANNOT_CHANGE = "keys, aggregates and their columns cannot change between a checkpoint and its restore"
 

@@ -20,6 +20,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+import pyarrow as pa
+
 from sabot.config import Duration, parse_bytes, parse_ms, parse_seconds
 from sabot.errors import UserError
 from sabot.state.files import made_whole
@@ -34,6 +36,7 @@ __all__ = [
     "LocalBackend",
     "LocalSnapshot",
     "Mine",
+    "Owned",
     "Saved",
     "Snapshot",
     "StateBackend",
@@ -46,6 +49,9 @@ Entry: TypeAlias = tuple[str, bytes, bytes]
 
 Mine: TypeAlias = Callable[[Iterator[Entry]], Iterator[Entry]]
 """Selects the entries of a checkpoint that belong to this subtask."""
+
+Owned: TypeAlias = Callable[[pa.UInt64Array], pa.BooleanArray]
+"""Tells by key hashes which groups or rows belong to this subtask."""
 
 
 class Cut(Protocol):

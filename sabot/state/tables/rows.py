@@ -11,7 +11,7 @@ a segment is written anew when most of its rows have gone. So there are few segm
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -29,14 +29,12 @@ from sabot._cython.rows.row_table import ALIVE, RowCut, RowTable
 from sabot.disk import make_folder, private
 from sabot.errors import CorruptCheckpoint
 from sabot.faults import unreadable
-from sabot.state.base import Cut, Saved
+from sabot.state.base import Cut, Owned, Saved
 from sabot.state.files import link_file, remove_tree
 
 __all__ = ["RowStore"]
 
 Array: TypeAlias = pa.Array
-Owned = Callable[[pa.UInt64Array], pa.BooleanArray]
-"""Tells by key hashes which rows belong to this subtask."""
 
 _FORMAT = 1
 _ALIVE = "alive.arrow"

@@ -30,7 +30,7 @@ from sabot._cython.groups.tables import KeyFilter, give_back
 from sabot.disk import make_folder
 from sabot.errors import CorruptCheckpoint, InternalError, SabotError
 from sabot.faults import hint_of
-from sabot.state.base import Saved
+from sabot.state.base import Owned, Saved
 from sabot.state.files import remove_tree
 from sabot.state.tables.cold import ColdGroups, read_cold
 from sabot.state.tables.hot import CHUNK_ROWS, HotTable, below_bound, pieces
@@ -50,9 +50,6 @@ _GONE_KEYS = 100_000  # how many removed keys are collected in memory before the
 _SWEEP_GROUPS = 200_000  # below so many cold groups, the database is not scanned for expired ones
 _LAST_TICK = 1 << 30
 _FORMAT = 1
-
-Owned = Callable[[pa.UInt64Array], pa.BooleanArray]
-"""Tells by key hashes which groups belong to this subtask."""
 
 
 class TableStore:
