@@ -21,6 +21,7 @@ from sabot.redaction import clean_cause, has_password, keep_settings, redacted, 
 
 __all__ = [
     "ANSWER_SECONDS",
+    "FENCED",
     "FETCHING",
     "FORBIDDEN",
     "MESSAGE_BYTES",
@@ -64,6 +65,7 @@ FETCHING = {
 #   _REFUSED     a login or a certificate is not accepted: lasting at an opening; later, once it has lasted for REFUSED_SECONDS
 #   FORBIDDEN    a right is missing: lasting
 #   UNKNOWN      a topic or partition does not exist: lasting
+#   FENCED       another producer has the transactional id; what that means, only the user of transactions knows
 _ABSENT = {
     KafkaError._TRANSPORT,
     KafkaError._ALL_BROKERS_DOWN,
@@ -83,6 +85,7 @@ FORBIDDEN = {
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
 }
+FENCED = {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED}
 UNKNOWN = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
 
 REFUSED_SECONDS = 5.0  # a broker that restarts, or learns of a new password, may refuse a valid login for a moment

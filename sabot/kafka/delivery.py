@@ -25,6 +25,7 @@ from sabot.connectors.base import Token, Track
 from sabot.errors import BrokerUnavailable, JobLocked, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     ANSWER_SECONDS,
+    FENCED,
     FORBIDDEN,
     UNKNOWN,
     Link,
@@ -53,7 +54,6 @@ PIECE_ROWS, PIECE_BYTES = 65_536, 8 << 20  # at most so much of a part is held a
 FAULTS_IN_A_ROW = 10
 LEFT_CLIENTS = 8  # how many abandoned clients of a process may still be alive: each may hold a part in memory
 
-_FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
 _LOADING = {
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -262,7 +262,7 @@ class KafkaDelivery(KafkaWriter):
     def _fault(self, error: KafkaError, message: Any = None) -> Exception:
         """Translates an error by the table of docs/decisions/007."""
         code, address = error.code(), self._link.address
-        if code in _FENCED:
+        if code in FENCED:
             if not self._is_ours():
                 return self._taken_over(self._track)
             return self._bounded(

@@ -19,9 +19,9 @@ from sabot.errors import UNREADABLE, BrokerUnavailable, UserError
 from sabot.kafka.client import ANSWER_SECONDS, FETCHING, Link, admin_of, client_of, explain, link_of, partitions_of
 from sabot.redaction import clean_cause
 
-__all__ = ["JOURNAL_SUFFIX", "DeadLetters", "Note"]
+__all__ = ["DeadLetters", "Note"]
 
-JOURNAL_SUFFIX = ".redriven"
+_NOTES_SUFFIX = ".redriven"
 _SILENT_SECONDS = 10.0  # a partition that returns nothing for so long, before its end, counts as unavailable
 
 
@@ -56,18 +56,18 @@ class DeadLetters(Letters):
             raise
 
     @property
-    def journal(self) -> str:
+    def notes_topic(self) -> str:
         """The topic of the notes."""
-        return self.topic + JOURNAL_SUFFIX
+        return self.topic + _NOTES_SUFFIX
 
     def read_notes(self) -> None:
-        """Fills `redriven` with what stands in the journal now; without one, nothing was redriven."""
+        """Fills `redriven` with the notes that there are now; without their topic, nothing was redriven."""
         try:
-            self._log.partitions(self.journal)
+            self._log.partitions(self.notes_topic)
         except UserError:
             return
-        _, end = self._log.bounds(self.journal, 0)
-        for message in self._log.messages(self.journal, 0, 0, end):
+        _, end = self._log.bounds(self.notes_topic, 0)
+        for message in self._log.messages(self.notes_topic, 0, 0, end):
             note = self._note(message)
             if note.topic_id == self.home.id:
                 for first, last in note.ranges:
@@ -78,7 +78,7 @@ class DeadLetters(Letters):
             return msgspec.json.decode(message.value() or b"", type=Note)
         except UNREADABLE as error:
             raise UserError(
-                f"{self.journal}[0]@{message.offset()} is no note of a redrive: {error}",
+                f"{self.notes_topic}[0]@{message.offset()} is no note of a redrive: {error}",
                 hint="only sabot writes there; what was redriven cannot be told without it",
             ) from error
 

@@ -18,7 +18,7 @@ from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.letters import DeadLetter, Ranges
 from sabot.errors import JobLocked, SabotError, TransientError, UserError
-from sabot.kafka.client import ANSWER_SECONDS, admin_of, ensure_topic, explain, partitions_of, producer_of, said
+from sabot.kafka.client import ANSWER_SECONDS, FENCED, admin_of, ensure_topic, explain, partitions_of, producer_of, said
 from sabot.kafka.letters import DeadLetters, Note
 from sabot.redaction import clean_cause
 from sabot.steps import step
@@ -31,7 +31,6 @@ _LETTERS = 2000  # at most so many are sent in one transaction
 _BYTES = 8 << 20
 _TRANSACTION_MS = 60_000
 _CALL_SECONDS = 60.0
-_FENCED = {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED}
 _UNFIT = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_TIMESTAMP, KafkaError.INVALID_RECORD}
 _CLIENT_BATCH_BYTES = 1_000_000  # the client combines records into requests of up to this size
 _FOREVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
@@ -97,18 +96,18 @@ def redrive(
     topic does not take.
     """
     done = Redriven()
-    ensure_topic(dead.link, dead.journal, dead.kafka, 1, _FOREVER)
-    lane = _Lane(dead, to or "")
+    ensure_topic(dead.link, dead.notes_topic, dead.kafka, 1, _FOREVER)
+    sender = _Sender(dead, to or "")
     try:
         dead.read_notes()  # after the claim, so that no other redrive adds to the notes any more
         chosen = _places(dead, only, done) if only is not None else _waiting(dead)
         wanted = (
             (each, begin) for each, begin in chosen if each.says(error) and (each.partition, each.offset) not in skip
         )
-        for batch in _batches(_addressed(islice(wanted, limit), lane, now, done)):
-            lane.deliver(batch, done)
+        for batch in _batches(_addressed(islice(wanted, limit), sender, now, done)):
+            sender.deliver(batch, done)
     except BaseException:
-        lane.give_up()
+        sender.give_up()
         raise
     return done
 
@@ -133,18 +132,18 @@ def _places(dead: DeadLetters, only: list[tuple[int, int]], done: Redriven) -> I
 
 
 def _addressed(
-    wanted: Iterator[tuple[DeadLetter, int]], lane: "_Lane", now: bool, done: Redriven
+    wanted: Iterator[tuple[DeadLetter, int]], sender: "_Sender", now: bool, done: Redriven
 ) -> Iterator[_Sending]:
     now_ms = int(SYSTEM_CLOCK.time() * 1000)
     for letter, begin in wanted:
-        topic = lane.to or letter.facts.get("topic", "")
-        if not lane.to and "step" in letter.facts:
+        topic = sender.to or letter.facts.get("topic", "")
+        if not sender.to and "step" in letter.facts:
             done.leave("they are rows of a step, not records as a topic had them (--to TOPIC sends them)")
             continue
         if not topic:
             done.leave("no dead letters of sabot: they do not say where they came from (--to TOPIC sends them)")
             continue
-        target = lane.target(topic)
+        target = sender.target(topic)
         if target.partitions == 0:
             done.leave(f"there is no topic {topic!r} to take them back (--to TOPIC sends them elsewhere)")
             continue
@@ -156,7 +155,7 @@ def _addressed(
             done.leave(f"their timestamps are older than what topic {topic!r} keeps (--now gives them the time of now)")
             continue
         origin = letter.number("partition")
-        if origin is None or lane.to or not 0 <= origin < target.partitions:
+        if origin is None or sender.to or not 0 <= origin < target.partitions:
             origin = -1
         yield _Sending(letter, begin, topic, origin, stamp)
 
@@ -174,7 +173,7 @@ def _batches(sendings: Iterator[_Sending]) -> Iterator[list[_Sending]]:
         yield batch
 
 
-class _Lane:
+class _Sender:
     """The one producer that may send dead letters of this topic: making one fences the one before it off."""
 
     def __init__(self, dead: DeadLetters, to: str) -> None:
@@ -233,9 +232,9 @@ class _Lane:
         return producer
 
     def _transaction(self, batch: list[_Sending]) -> None:
-        producer, journal = self._producer, self._dead.journal
+        producer, notes_topic = self._producer, self._dead.notes_topic
         self._reports = []
-        with step("begin", journal):
+        with step("begin", notes_topic):
             self._call(lambda _: producer.begin_transaction())
             self._open = True
         for sending in batch:
@@ -245,12 +244,12 @@ class _Lane:
                     # One by one, because the client would combine records into a request larger than the topic accepts.
                     self._flush()
         for partition, note in self._notes(batch).items():
-            with step("token", journal):
+            with step("token", notes_topic):
                 producer.produce(
-                    journal, msgspec.json.encode(note), f"{note.topic_id}/{partition}".encode(), partition=0
+                    notes_topic, msgspec.json.encode(note), f"{note.topic_id}/{partition}".encode(), partition=0
                 )
         self._flush()
-        with step("commit", journal):
+        with step("commit", notes_topic):
             self._call(producer.commit_transaction)
             self._open = False
 
@@ -331,7 +330,7 @@ class _Lane:
                     raise self._unanswered() from clean_cause(error)
 
     def _explained(self, reason: Any) -> SabotError:
-        if reason.code() in _FENCED:
+        if reason.code() in FENCED:
             self._open = False  # the other redrive has ended our transaction
             return JobLocked(
                 f"another redrive of {self._dead.topic!r} has begun, and goes on with what this one has not sent",
