@@ -1,6 +1,5 @@
 """`KafkaSource`: the engine's source of a topic, which user code can also read record by record."""
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +12,7 @@ from sabot.connectors.base import Positions, Source
 from sabot.connectors.memory import MemorySource
 from sabot.errors import UserError
 from sabot.kafka.topics import open_source
-from sabot.threads import done
+from sabot.threads import aside, done
 
 __all__ = ["KafkaSource"]
 
@@ -98,12 +97,12 @@ class KafkaSource(Source):
     async def start(self) -> None:
         """Opens the source; nothing happens when it is open. Raises as `open` does."""
         if not self._open:
-            await asyncio.to_thread(self.open, None, "committed")
+            await aside(self.open, None, "committed")
 
     async def stop(self) -> None:
         """Commits the offsets of the records that were returned, and closes; nothing happens when the source is not open."""
         if self._open:
-            await asyncio.to_thread(self._commit_and_close)
+            await aside(self._commit_and_close)
 
     async def next_record(self) -> Record:
         """Waits for the next record and returns it. A cancelled call consumes nothing."""

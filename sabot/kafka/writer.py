@@ -29,7 +29,7 @@ from sabot.kafka.client import (
     said,
 )
 from sabot.redaction import clean_cause
-from sabot.threads import done
+from sabot.threads import aside, done
 from sabot.watch import guarded
 
 __all__ = ["KafkaSender", "KafkaWriter", "Refusals", "check_sizes", "largest_record", "produce", "refusal"]
@@ -207,7 +207,7 @@ class KafkaSender:
         partition: int | None,
     ) -> int:
         if topic not in self._topics:
-            await asyncio.to_thread(self._prepare, topic)
+            await aside(self._prepare, topic)
         sent: Future[int] = Future()
 
         def on_delivery(error: KafkaError | None, message: Any) -> None:
@@ -246,7 +246,7 @@ class KafkaSender:
                 raise self._fault
             producer = self._producer
             if producer is None:  # `_give_up` has dropped it meanwhile
-                await asyncio.to_thread(self._prepare, topic)
+                await aside(self._prepare, topic)
                 continue
             try:
                 producer.produce(topic, payload, key, headers=headers, on_delivery=on_delivery, **place)
@@ -259,7 +259,7 @@ class KafkaSender:
             except KafkaException as error:
                 if error.args[0].code() == KafkaError._UNKNOWN_PARTITION and not asked:
                     asked = True  # the partition may be newer than the client's metadata
-                    await asyncio.to_thread(partitions_of, producer, self._link, topic)
+                    await aside(partitions_of, producer, self._link, topic)
                     continue
                 raise refusal(error.args[0], self._link, topic, None) from clean_cause(error)
 
