@@ -25,9 +25,9 @@ from sabot.api.aggregates import (
 )
 from sabot.api.context import AgentContext, Message
 from sabot.api.expr import Expr, coalesce, col, lit, struct, when
+from sabot.api.functions import BatchProcessContext, Process, ProcessContext, Timer
 from sabot.api.over import dense_rank, lag, lead, rank, row_number
 from sabot.api.patterns import Pattern, pattern, step
-from sabot.api.process import BatchProcessContext, Process, ProcessContext, Timer
 from sabot.api.stream import KeyedStream, Stream, WindowedStream
 from sabot.api.windows import count_window, cumulative, hopping, session, tumbling
 from sabot.app import App

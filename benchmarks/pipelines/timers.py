@@ -33,7 +33,7 @@ from joins import GROUP_ROWS, START_MS, Answer, Totals
 
 from sabot import App
 from sabot._cython.arrow.batch import Batch
-from sabot.api.process import process_spec
+from sabot.api.functions import process_spec
 from sabot.connectors.files import files
 from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext
 from sabot.operators.functions.process import Process

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from sabot.api.process import Timers, checked_ms
+from sabot.api.functions import Timers, checked_ms
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.config import checked_text
 from sabot.errors import NoStateBackend, UserError

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from sabot._cython.arrow.batch import Batch
 from sabot.api.agent import AgentSpec
 from sabot.api.expr import col, lit
+from sabot.api.functions import process_spec
 from sabot.api.patterns import pattern, step
-from sabot.api.process import process_spec
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.calls import CallOptions
 from sabot.operators.agents.feed import AgentFeed

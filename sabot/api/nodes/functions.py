@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from sabot.api.functions import ProcessSpec
 from sabot.api.nodes.joins import TwoInputs
 from sabot.api.nodes.keyed import ByKey
 from sabot.api.nodes.node import Node
-from sabot.api.process import ProcessSpec
 from sabot.api.words import by_keys
 
 __all__ = ["Connect", "Process", "Side"]

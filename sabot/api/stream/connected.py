@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sabot.api.arguments import Schema
+from sabot.api.functions import process_spec
 from sabot.api.nodes.functions import Connect
 from sabot.api.nodes.node import Node
 from sabot.api.nodes.rows import (
     Broadcast,
 )
-from sabot.api.process import process_spec
 from sabot.config import Duration
 
 if TYPE_CHECKING:

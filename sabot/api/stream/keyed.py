@@ -14,6 +14,7 @@ from sabot.api.arguments import (
     whole_ms,
 )
 from sabot.api.expr import Expr
+from sabot.api.functions import process_spec
 from sabot.api.nodes.functions import Process
 from sabot.api.nodes.keyed import Deduplicate, Over, Reduce, RunningAggregate, Ties, TopN
 from sabot.api.nodes.node import check_columns
@@ -23,7 +24,6 @@ from sabot.api.nodes.rows import (
 )
 from sabot.api.over import OverFunction
 from sabot.api.patterns import MATCH_END, MATCH_START, Pattern, check_measures
-from sabot.api.process import process_spec
 from sabot.api.stream.connected import ConnectedStreams
 from sabot.api.stream.windowed import WindowedStream
 from sabot.api.windows import CountWindow, SessionWindow, Window
@@ -127,7 +127,7 @@ class KeyedStream:
         schema: of what it gives. function may be an object too (see `sabot.Process`). on_timer: `on_timer(timer, ctx)`. batch: the
         vectorised form, `function(keys, batch, ctx)` and `on_timer(keys, at, ctx)`: no Python per row. sides: name -> schema of rows
         that leave by `ctx.side(name, row)`; `.side(name)` is their stream. ttl: a value of the state is forgotten so long (of event
-        time) after it was put. `api/process` describes what `ctx` can do.
+        time) after it was put. `api/functions` describes what `ctx` can do.
         """
         spec = process_spec(function, schema=schema, batch=batch, on_timer=on_timer, sides=sides, ttl=ttl)
         node = Process(self._steps.node, self._keys, spec)

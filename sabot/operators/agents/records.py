@@ -14,7 +14,7 @@ from sabot._cython.text.json import NESTING_MAX, is_too_deep
 from sabot._cython.text.records import state_key
 from sabot.api.agent import AgentSpec
 from sabot.api.context import AgentContext, CallTimers, Message, record_context
-from sabot.api.process import Timer
+from sabot.api.functions import Timer
 from sabot.calls import Worker
 from sabot.calls.functions import awaitable, behind, each_piece
 from sabot.codecs.json import JsonCodec

@@ -12,7 +12,7 @@ from sabot._cython.arrow.border import validate
 from sabot._cython.flow.timers import EVENT, PROCESSING
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.text.records import decode_values, encode_values, key_rows
-from sabot.api.process import checked_ms
+from sabot.api.functions import checked_ms
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.operators.functions.state import (

@@ -27,8 +27,8 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.timers import EVENT, PROCESSING
 from sabot._cython.groups.partition import KEY_GROUPS, hash_columns
+from sabot.api.functions import ProcessSpec
 from sabot.api.nodes import functions as nodes
-from sabot.api.process import ProcessSpec
 from sabot.codecs.json import schema_of_text, schema_text
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.base import (

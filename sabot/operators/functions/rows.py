@@ -8,7 +8,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.timers import EVENT, PROCESSING
 from sabot._cython.text.records import key_rows
-from sabot.api.process import Row, Timer, checked_ms
+from sabot.api.functions import Row, Timer, checked_ms
 from sabot.errors import UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME
 from sabot.operators.functions.state import (

@@ -13,7 +13,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.timers import EVENT, PROCESSING, TimerTable
 from sabot._cython.groups.partition import hash_columns
 from sabot._cython.text.records import state_key
-from sabot.api.process import ProcessSpec
+from sabot.api.functions import ProcessSpec
 from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, without_marks
 from sabot.operators.columns import key_table, no_event_time

@@ -15,8 +15,8 @@ from mutations import damaged_value, json_bytes, mutated, pack, unpack
 from pyarrow import ipc
 
 from sabot.api.expr import col
+from sabot.api.functions import process_spec
 from sabot.api.patterns import pattern, step
-from sabot.api.process import process_spec
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.codecs.marks import OP_COLUMN
 from sabot.errors import SabotError

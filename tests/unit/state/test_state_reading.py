@@ -16,8 +16,8 @@ from pyarrow import ipc
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.text.records import state_key
 from sabot.api.expr import col
+from sabot.api.functions import process_spec
 from sabot.api.patterns import pattern, step
-from sabot.api.process import process_spec
 from sabot.api.windows import CumulativeWindow, HoppingWindow, TumblingWindow
 from sabot.clock import ManualClock
 from sabot.errors import CorruptCheckpoint, UserError

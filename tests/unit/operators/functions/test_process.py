@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.partition import hash_columns
-from sabot.api.process import Process as ProcessClass
-from sabot.api.process import ProcessSpec, Timer, process_spec
+from sabot.api.functions import Process as ProcessClass
+from sabot.api.functions import ProcessSpec, Timer, process_spec
 from sabot.clock import ManualClock
 from sabot.codecs.json import schema_of_text
 from sabot.errors import CorruptCheckpoint, UserError
