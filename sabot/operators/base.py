@@ -30,6 +30,7 @@ from sabot.codecs.marks import DELETE, INSERT, OP_COLUMN, TIME_COLUMN, UPDATE_AF
 from sabot.state.base import Cut, Saved
 
 __all__ = [
+    "CHUNK_ROWS",
     "DELETE",
     "END_OF_TIME",
     "INSERT",
@@ -48,6 +49,7 @@ __all__ = [
     "without_time",
 ]
 
+CHUNK_ROWS = 65_536  # the most rows of a batch that an operator makes out of its state
 START_OF_TIME = -(2**63)  # the watermark before the first one
 END_OF_TIME = 2**63 - 1  # the watermark after the last row of a bounded input
 

@@ -17,7 +17,7 @@ from sabot.codecs.json import schema_text
 from sabot.errors import UserError
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.aggregates.gather import Gather
-from sabot.operators.base import TIME_COLUMN, OperatorContext
+from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext
 from sabot.operators.columns import column_index, key_columns
 from sabot.state.tables.store import TableStore
 
@@ -37,7 +37,6 @@ KINDS = frozenset(["count", *_NUMERIC, *_PICKED, "count_distinct", "collect_list
 _BY_ORDER = frozenset(
     ["first", "last", "any", "arg_min", "arg_max", "collect_list"]
 )  # their result depends on the order
-CHUNK_ROWS = 65_536
 _ZERO, _ONE, _NO_NUMBER = (pa.scalar(value, pa.float64()) for value in (0.0, 1.0, None))
 
 Array: TypeAlias = pa.Array

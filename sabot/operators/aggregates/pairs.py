@@ -139,7 +139,7 @@ class Pairs(Gathered):
         members = np.concatenate([targets, source])
         group = np.concatenate([np.arange(len(targets)), which])
         sizes = np.sum([sizes for _, _, sizes in self._spans(self._home[members])], axis=0)
-        by_size = np.lexsort((-sizes, group))  # stable: the target before sources that have as many
+        by_size = np.lexsort((-sizes, group))  # stable: a target stands before sources with as many rows
         largest = members[by_size[np.flatnonzero(np.diff(group[by_size], prepend=-1))]]
         self._home[targets], self._home[largest] = self._home[largest], self._home[targets]
 
@@ -202,7 +202,7 @@ class Pairs(Gathered):
         if self.gather.reduce == "list":
             return batch
         slots = batch.column(0).to_numpy()
-        cuts = np.unique(np.searchsorted(slots, slots[::PIECE_ROWS])).tolist()  # first rows of slots
+        cuts = np.unique(np.searchsorted(slots, slots[::PIECE_ROWS])).tolist()  # the first rows of the pieces
         ends = [*cuts[1:], len(slots)]
         return joined(
             [_sorted(self._reducer(batch.slice(cut, end - cut))) for cut, end in zip(cuts, ends, strict=True)]
@@ -292,7 +292,9 @@ def _sorted(batch: pa.RecordBatch) -> pa.RecordBatch:
     slots = batch.column(0).to_numpy()
     if (slots[1:] >= slots[:-1]).all():
         return batch
-    keys = slots.astype(np.int64) << 32 | np.arange(len(slots))  # sorted whole: far faster than a stable argsort
+    keys = slots.astype(np.int64) << 32 | np.arange(
+        len(slots)
+    )  # sorting whole keys is far faster than a stable argsort
     keys.sort()
     return batch.take(pa.array(keys & 0xFFFFFFFF))
 

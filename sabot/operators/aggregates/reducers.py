@@ -49,7 +49,7 @@ def _sum_of_decimals(batch: pa.RecordBatch) -> pa.RecordBatch:
     most = pc.sum(pc.abs(pc.cast(values, pa.float64()))).as_py() or 0.0
     if most < 0.99 * 10.0 ** (kind.precision - kind.scale):
         return _plain_sum(batch)
-    if most < 5.0 * 10.0 ** (76 - kind.scale):  # of 2**255 - 1, less what a float rounds
+    if most < 5.0 * 10.0 ** (76 - kind.scale):  # the digits of 2**255 - 1, less what a float rounds
         wide = pa.RecordBatch.from_arrays(
             [batch.column(0), values.cast(pa.decimal256(76, kind.scale))], batch.schema.names
         )

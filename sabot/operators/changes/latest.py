@@ -35,9 +35,8 @@ class LatestRows(Groups):
         self._known = key_table(pa.schema([input.field(name) for name in keys]))
         self._ids: Any = np.zeros(0, np.int64)
         self._touches = Touches()
-        self._new: tuple[pa.RecordBatch, Any] | None = (
-            None  # between `add` and `note_changes`: the last row of each touched key, and whether it stays
-        )
+        # between `add` and `note_changes`: the last row of each touched key, and whether it stays
+        self._new: tuple[pa.RecordBatch, Any] | None = None
         self._places = [i for i, field in enumerate(input) if field.name not in keys and field.name != TIME_COLUMN]
         self.fields = [input.field(place) for place in self._places]
 

@@ -14,6 +14,7 @@ from sabot.codecs.json import schema_text
 from sabot.disk import make_folder
 from sabot.operators.aggregates.packed import packed, unpacked
 from sabot.operators.base import (
+    CHUNK_ROWS,
     END_OF_TIME,
     OP_COLUMN,
     START_OF_TIME,
@@ -36,7 +37,6 @@ __all__ = ["PLACES", "READERS", "Materialize"]
 
 Array: TypeAlias = pa.Array
 
-_CHUNK_ROWS = 65_536
 _MOST_KEYS = 32  # columns that the store takes for its key
 
 
@@ -157,8 +157,8 @@ class _Counted(Kept):
                 yield data
                 continue
             ends = np.cumsum(counts)
-            for start in range(0, int(ends[-1]), _CHUNK_ROWS):
-                places = np.arange(start, min(start + _CHUNK_ROWS, int(ends[-1])))
+            for start in range(0, int(ends[-1]), CHUNK_ROWS):
+                places = np.arange(start, min(start + CHUNK_ROWS, int(ends[-1])))
                 yield data.take(pa.array(np.searchsorted(ends, places, side="right")))
 
     def _unpacked(self, columns: Sequence[Array]) -> list[Array]:

@@ -45,9 +45,8 @@ class RemovableGroups(StoredGroups):
         self._keys = list(keys)
         self._input = input
         self._timed = TIME_COLUMN in input.names
-        described = Aggregator(
-            keys, aggregates, input, order=TIME_COLUMN if self._timed else None
-        )  # checks, and says the types
+        order = TIME_COLUMN if self._timed else None
+        described = Aggregator(keys, aggregates, input, order=order)  # checks the columns, and says the types
         self.fields = list(described.schema)[len(keys) :]
         self._figures = 1  # accumulators: how many rows there are, then those of each aggregate
         self._parts: list[WholeSums | Beside] = [

@@ -49,7 +49,9 @@ def _comparable(column: Array) -> list[Array]:
     if types.is_null(kind):
         return []
     if types.is_struct(kind):
-        parts = [part for child in column.flatten() for part in _comparable(child)]  # null where the struct is
+        parts = [
+            part for child in column.flatten() for part in _comparable(child)
+        ]  # children are null where the struct is
         return [column.is_valid(), *parts]
     if types.is_map(kind) or types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return [_list_keys(column)]
@@ -150,7 +152,7 @@ def _differ(old: Array, new: Array) -> Any:
         return np.zeros(len(old), bool)
     if pa.types.is_integer(kind) and not old.null_count and not new.null_count:
         return old.to_numpy() != new.to_numpy()
-    if pa.types.is_float16(kind):  # which has no kernel
+    if pa.types.is_float16(kind):  # pyarrow has no kernel for it
         old, new = (pc.cast(each, pa.float32()) for each in (old, new))
     unlike = pc.not_equal(old, new)
     if pa.types.is_floating(kind):

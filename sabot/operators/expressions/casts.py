@@ -157,7 +157,7 @@ def _conversion(source: pa.DataType, target: pa.DataType) -> tuple[Convert, bool
     if types.is_decimal(target) and types.is_integer(source):
         wide = pa.decimal256(
             20 + target.scale, target.scale
-        )  # holds every integer; the second cast finds values that do not fit
+        )  # holds every integer; the second cast refuses what does not fit
         return lambda array: pc.cast(pc.cast(array, wide), target), False
     if types.is_integer(target):
         if types.is_integer(source):

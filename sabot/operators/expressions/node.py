@@ -32,7 +32,7 @@ __all__ = [
 Function = Callable[..., Any]
 
 FALSE = pa.scalar(False, pa.bool_())  # without a given type pyarrow looks for pandas each time
-_SHOWN = 200  # characters of a value in a message
+_SHOWN = 200  # how many characters of a value a message shows
 _DOES_NOT_FIT = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowKeyError)
 
 

@@ -45,9 +45,8 @@ class BatchForm(Form):
         super().__init__(state, *ways)
         self._ctx = _BatchContext(state, self)
         self._slots: list[pa.Int32Array] = []  # the slots that keys got in this call
-        self._own: tuple[Any, list[Array], pa.UInt64Array] | None = (
-            None  # the keys of the call: as the function got them, as columns, and their hashes
-        )
+        # the keys of the call: as the function got them, as columns, and their hashes
+        self._own: tuple[Any, list[Array], pa.UInt64Array] | None = None
         self._own_rows: list[bytes] | None = None
         self._stamps: Array | None = None  # the event times of the call's rows, or timers
         self._count = 0  # how many rows, or timers, the call has

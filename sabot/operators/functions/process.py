@@ -32,6 +32,7 @@ from sabot.api.nodes import functions as nodes
 from sabot.codecs.json import schema_of_text, schema_text
 from sabot.errors import CorruptCheckpoint, UserError
 from sabot.operators.base import (
+    CHUNK_ROWS,
     OP_COLUMN,
     START_OF_TIME,
     TIME_COLUMN,
@@ -54,7 +55,6 @@ __all__ = ["PLACES", "READERS", "Process", "saved_process"]
 
 Array: TypeAlias = pa.Array
 
-_CHUNK_ROWS = 65_536
 _INTEGERS = {32: pa.int32(), 64: pa.int64()}
 _VALUES = "values"  # the folder of a checkpoint with the values
 _BROADCAST = pa.schema([("name", pa.string()), ("key", pa.binary()), ("value", pa.binary())])
@@ -199,7 +199,7 @@ class Process(Keeping):
         rows: list[tuple[Any, str, str]] = []
         for row in self._keyed.contents():
             rows.append(row)
-            if len(rows) == _CHUNK_ROWS:
+            if len(rows) == CHUNK_ROWS:
                 yield _contents_batch(rows, keys, schema)
                 rows = []
         if rows:
@@ -290,8 +290,8 @@ def _timer_rows(columns: list[Array], names: list[str], schema: pa.Schema) -> It
     place = schema.get_field_index("name")
     texts = pa.DictionaryArray.from_arrays(columns[place], pa.array(names, pa.string())).cast(pa.string())
     rows = pa.RecordBatch.from_arrays([*columns[:place], texts, *columns[place + 1 :]], schema=schema)
-    for start in range(0, rows.num_rows, _CHUNK_ROWS):
-        yield rows.slice(start, _CHUNK_ROWS)
+    for start in range(0, rows.num_rows, CHUNK_ROWS):
+        yield rows.slice(start, CHUNK_ROWS)
 
 
 def _map_rows(maps: dict[str, dict[bytes, bytes]]) -> Iterator[pa.RecordBatch]:

@@ -189,7 +189,7 @@ class RowForm(Form):
         name = self._spec.name
         try:
             made = pa.RecordBatch.from_pylist(rows, schema=schema)
-            extra = set().union(*rows) - set(schema.names)  # missing ones are null
+            extra = set().union(*rows) - set(schema.names)  # columns that a row lacks are null
             if extra:
                 raise UserError(
                     f"{name}: a row has {sorted(map(str, extra))[0]!r}, which is no column of its {what}",

@@ -71,7 +71,7 @@ class Keyed:
         self.expiry = None if spec.ttl_ms is None else EventExpiry(spec.ttl_ms)
         self.values = open_values(context.directory, context.memory_budget, self.expiry)
         self.maps: dict[str, SharedMap] = {}
-        self.broadcasting = False  # it is the broadcast side's function that runs
+        self.broadcasting = False  # whether the function of the broadcast side is running
         self.watermark_ms: int | None = None
         self.latest_ms = START_OF_TIME  # the latest event time of all rows
         self.poll_ms: int | None = None

@@ -9,9 +9,9 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.api.nodes import joins as nodes
 from sabot.errors import UserError
-from sabot.operators.base import DELETE, END_OF_TIME, START_OF_TIME, UPDATE_BEFORE, OperatorContext, Saved
+from sabot.operators.base import CHUNK_ROWS, DELETE, END_OF_TIME, START_OF_TIME, UPDATE_BEFORE, OperatorContext, Saved
 from sabot.operators.joins.join import place_sides
-from sabot.operators.joins.sides import CHUNK_ROWS, Result, Side, Sides
+from sabot.operators.joins.sides import Result, Side, Sides
 from sabot.operators.joins.timed import LONGEST_MS, TimedJoin, within
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers

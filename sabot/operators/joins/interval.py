@@ -8,16 +8,16 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.api.nodes import joins as nodes
 from sabot.errors import UserError
-from sabot.operators.base import END_OF_TIME, OperatorContext
+from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, OperatorContext
 from sabot.operators.joins.join import place_sides
-from sabot.operators.joins.sides import CHUNK_ROWS, Result, Rows, Side, Sides, later
+from sabot.operators.joins.sides import Result, Rows, Side, Sides, later
 from sabot.operators.joins.timed import LONGEST_MS, TimedJoin, within
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
 
 __all__ = ["PLACES", "READERS", "IntervalJoin"]
 
-_FIRST_PROBE = 64  # rows
+_FIRST_PROBE = 64  # rows in the first piece of a probe
 
 
 class IntervalJoin(TimedJoin):

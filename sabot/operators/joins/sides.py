@@ -14,6 +14,7 @@ from sabot.codecs.json import schema_text
 from sabot.disk import make_folder
 from sabot.errors import UserError
 from sabot.operators.base import (
+    CHUNK_ROWS,
     INSERT,
     OP_COLUMN,
     TIME_COLUMN,
@@ -27,11 +28,10 @@ from sabot.operators.changes.weaving import same_rows
 from sabot.operators.keeping import Keeper, Keeping, Stored, columns_schema
 from sabot.state.tables.rows import RowStore
 
-__all__ = ["CHUNK_ROWS", "Emission", "Joined", "Result", "Rows", "Side", "Sides", "later"]
+__all__ = ["Emission", "Joined", "Result", "Rows", "Side", "Sides", "later"]
 
 Array: TypeAlias = pa.Array
 
-CHUNK_ROWS = 65_536
 _ALL_HOW = ("inner", "left", "right", "full", "semi", "anti")
 _WINDOW_TIME = pa.timestamp("ms", "UTC")
 

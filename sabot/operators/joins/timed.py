@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot.operators.base import END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved
+from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.columns import no_event_time
-from sabot.operators.joins.sides import CHUNK_ROWS, Joined, Rows, Side
+from sabot.operators.joins.sides import Joined, Rows, Side
 from sabot.operators.keeping import last_watermark
 
 __all__ = ["LONGEST_MS", "TimedJoin", "within"]
 
-LONGEST_MS = 2**60  # of an interval or a tolerance
+LONGEST_MS = 2**60  # the longest interval or tolerance
 
 
 class TimedJoin(Joined):

@@ -13,9 +13,9 @@ from sabot._cython.windows.window import split_panes
 from sabot.api import windows
 from sabot.api.nodes import joins as nodes
 from sabot.errors import UserError
-from sabot.operators.base import END_OF_TIME, OperatorContext, Saved
+from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, OperatorContext, Saved
 from sabot.operators.joins.join import place_sides
-from sabot.operators.joins.sides import CHUNK_ROWS, Joined, Result, Rows, Side, Sides
+from sabot.operators.joins.sides import Joined, Result, Rows, Side, Sides
 from sabot.operators.joins.timed import TimedJoin
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers

@@ -10,14 +10,13 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.json import schema_text
-from sabot.operators.base import START_OF_TIME, TIME_COLUMN, OperatorContext, without_time
+from sabot.operators.base import CHUNK_ROWS, START_OF_TIME, TIME_COLUMN, OperatorContext, without_time
 from sabot.operators.keeping import Columns, Keeper, Keeping, columns_schema
 from sabot.operators.layout.sites import Site
 from sabot.operators.readers import Readers
 
 __all__ = ["READERS", "EventOrder", "in_order"]
 
-_CHUNK_ROWS = 65_536
 _SMALL_ROWS = 16_384
 
 
@@ -86,8 +85,8 @@ class EventOrder(Keeping):
         times = rows.column(self._time).to_numpy()
         if (times[1:] < times[:-1]).any():
             rows = rows.take(pa.array(np.argsort(times, kind="stable")))
-        for start in range(0, rows.num_rows, _CHUNK_ROWS):
-            self.emit(Batch(rows.slice(start, _CHUNK_ROWS)))
+        for start in range(0, rows.num_rows, CHUNK_ROWS):
+            self.emit(Batch(rows.slice(start, CHUNK_ROWS)))
 
     def noted(self) -> dict[str, Any]:
         return {"watermark": self._watermark}

@@ -16,9 +16,10 @@ from sabot.api.nodes import keyed as nodes
 from sabot.api.over import OverFunction
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import CHUNK_ROWS, KINDS
+from sabot.operators.aggregates.aggregator import KINDS
 from sabot.operators.aggregates.arguments import Arguments
 from sabot.operators.base import (
+    CHUNK_ROWS,
     END_OF_TIME,
     START_OF_TIME,
     TIME_COLUMN,

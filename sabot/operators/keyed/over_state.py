@@ -13,8 +13,8 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.groups.keyed import GroupTable, sum_overflow
 from sabot._cython.windows.over import FrameTable, PlaceTable, WaitTable
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import CHUNK_ROWS, KINDS, AggregateColumn, Aggregator
-from sabot.operators.base import TIME_COLUMN, OperatorContext, without_time
+from sabot.operators.aggregates.aggregator import KINDS, AggregateColumn, Aggregator
+from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, without_time
 from sabot.operators.columns import key_columns, key_table
 from sabot.operators.keeping import Columns, Kept, Stored
 

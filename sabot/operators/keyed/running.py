@@ -23,7 +23,7 @@ from sabot.errors import UserError
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
 from sabot.operators.aggregates.arguments import with_arguments
 from sabot.operators.aggregates.user import fits
-from sabot.operators.base import END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
+from sabot.operators.base import CHUNK_ROWS, END_OF_TIME, TIME_COLUMN, Cut, Operator, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
 from sabot.operators.keeping import Batches, Keeper, Keeping, Kept, Owned, Stored, columns_schema
 from sabot.operators.keyed.ordered import in_order
@@ -31,7 +31,7 @@ from sabot.operators.keyed.top import TopN
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, aggregates_of, no_function
 from sabot.operators.windows.panes import window_words
-from sabot.operators.windows.sessions import CHUNK_ROWS, KeyedRuns, Numbered
+from sabot.operators.windows.sessions import KeyedRuns, Numbered
 from sabot.state.tables.store import TableStore
 
 __all__ = ["PLACES", "READERS", "CountAggregate", "Deduplicate", "Reduce", "RunningAggregate"]

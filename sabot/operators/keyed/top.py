@@ -24,8 +24,8 @@ from sabot.api.windows import WINDOW_END, WINDOW_START
 from sabot.codecs.json import schema_text
 from sabot.config import is_whole
 from sabot.errors import InternalError, UserError
-from sabot.operators.aggregates.aggregator import CHUNK_ROWS
 from sabot.operators.base import (
+    CHUNK_ROWS,
     OP_COLUMN,
     START_OF_TIME,
     TIME_COLUMN,

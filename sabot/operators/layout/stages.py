@@ -48,7 +48,7 @@ class Step:
     make: Callable[[], Operator]
     targets: list["Step | Edge"] = field(default_factory=list)
     branches: dict[str, list["Step | Edge"]] = field(default_factory=dict)
-    named: bool = False  # the user gave the id
+    named: bool = False  # whether the user gave the id
     path: str = ""  # a digest of all steps before it, back to the sources
     scattered: bool = False  # rows come to any subtask; state is still restored by key group
 

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["CHUNK_ROWS", "KeptRows", "row_pieces"]
+from sabot.operators.base import CHUNK_ROWS
 
-CHUNK_ROWS = 65_536
-_PIECE_ROWS, _PIECES = (
-    16_384,
-    256,
-)  # pieces of fewer rows are put together, when they are so many rows or so many pieces
+__all__ = ["KeptRows", "row_pieces"]
+
+_PIECE_ROWS = 16_384  # smaller pieces are put together when they have so many rows
+_PIECES = 256  # or when there are so many of them
 
 
 class KeptRows:

@@ -22,12 +22,12 @@ from sabot.api.patterns import MATCH_END, MATCH_START, check_measures
 from sabot.arrays import shown
 from sabot.codecs.json import schema_text
 from sabot.errors import UserError
-from sabot.operators.base import TIME_COLUMN, OperatorContext, Saved
+from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
 from sabot.operators.keeping import Keeper, Keeping, columns_schema, last_watermark
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.layout.sites import Places, Site
-from sabot.operators.patterns.kept_rows import CHUNK_ROWS, KeptRows
+from sabot.operators.patterns.kept_rows import KeptRows
 from sabot.operators.patterns.measures import TIMESTAMP, MatchedRows, Measures
 from sabot.operators.patterns.plan import PatternPlan
 from sabot.operators.patterns.state import Partials, PatternState, contents_of

@@ -14,11 +14,8 @@ from sabot.operators.expressions.compiled import compile_expr
 __all__ = ["TIMESTAMP", "MatchedRows", "Measures"]
 
 TIMESTAMP = pa.timestamp("ms", "UTC")
-_CALLS = {"list": "collect_list"}  # others are called alike
-_MATCH, _WEIGHT = (
-    "__match",
-    "__rows",
-)  # columns of the rows of matches: which match it is of, how many rows it stands for
+_KINDS = {"list": "collect_list"}  # the other values of steps have the names of aggregates
+_MATCH, _WEIGHT = "__match", "__rows"  # columns of rows of matches: the match, how many rows it stands for
 
 Array: TypeAlias = pa.Array
 
@@ -106,4 +103,4 @@ def _call(text: str, value: Expr) -> AggregateColumn:
     kind = value.kind.removeprefix("step.")
     if kind == "count":
         return AggregateColumn(text, "sum", _WEIGHT)
-    return AggregateColumn(text, _CALLS.get(kind, kind), value.inputs[0].text())
+    return AggregateColumn(text, _KINDS.get(kind, kind), value.inputs[0].text())

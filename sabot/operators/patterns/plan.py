@@ -14,7 +14,7 @@ from sabot.operators.expressions.compiled import Compiled, compile_expr, compile
 
 __all__ = ["PatternPlan"]
 
-_MOST = 63  # of tests and of slots that the kernel takes
+_MOST = 63  # the kernel takes so many tests, and so many slots
 
 Array: TypeAlias = pa.Array
 

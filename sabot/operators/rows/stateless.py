@@ -223,9 +223,8 @@ class _Rows:
         self, exprs: Sequence[Expr], schema: pa.Schema, make: Callable[[Expr, pa.Schema], Compiled] = compile_expr
     ) -> None:
         self.types = [make(each, schema).type for each in exprs]  # made over all columns, so that an error names them
-        used = frozenset().union(*(each.columns for each in exprs)) or {
-            schema.names[0]
-        }  # a batch needs a column to have rows
+        used = frozenset().union(*(each.columns for each in exprs))
+        used = used or frozenset([schema.names[0]])  # a batch needs a column to have rows
         self._names = [name for name in schema.names if name in used]
         narrow = pa.schema([schema.field(name) for name in self._names])
         self._exprs = [make(each, narrow) for each in exprs]

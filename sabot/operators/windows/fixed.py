@@ -20,17 +20,11 @@ from sabot._cython.windows.window import split_panes
 from sabot.api.nodes import windows as nodes
 from sabot.api.windows import CountWindow, SessionWindow
 from sabot.errors import UserError
-from sabot.operators.aggregates.aggregator import (
-    CHUNK_ROWS,
-    AggregateColumn,
-    Aggregator,
-    aggregates_reader,
-    aggregates_schema,
-)
+from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
 from sabot.operators.aggregates.arguments import with_arguments
 from sabot.operators.aggregates.combining import ROWS_COLUMN, LocalCombine, combined_input, repeated
 from sabot.operators.aggregates.extras import Extras
-from sabot.operators.base import START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
+from sabot.operators.base import CHUNK_ROWS, START_OF_TIME, TIME_COLUMN, Operator, OperatorContext, Saved
 from sabot.operators.columns import time_index
 from sabot.operators.keeping import Columns, Keeper, Keeping, Stored, columns_schema, last_watermark
 from sabot.operators.keyed.running import CountAggregate
@@ -329,7 +323,7 @@ class _Merged:
         self._slides = slides  # panes leave one by one; else they leave all at once, and there is no front and no back
         self._keys = list(range(len(aggregator.keys)))
         self._window = SlidingTable(aggregator.keys, aggregator.kernel)
-        self._gathered = aggregator.extras()  # by the slots of the window
+        self._gathered = aggregator.extras()  # by the slots of the window; of all its panes
         self._gathered_back = aggregator.extras()
         self._front: deque[_Turned] = deque()
         self._back: list[_Come] = []  # has all panes of a window that does not slide

@@ -14,7 +14,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.windows.sessions import RunTable, SessionTable
 from sabot.api.windows import WINDOW_END, WINDOW_START, SessionWindow
 from sabot.operators.aggregates.aggregator import AggregateColumn, Aggregator, aggregates_reader, aggregates_schema
-from sabot.operators.base import TIME_COLUMN, Cut, OperatorContext, Saved
+from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, Cut, OperatorContext, Saved
 from sabot.operators.columns import key_columns, key_table, result_schema, time_index
 from sabot.operators.keeping import (
     Batches,
@@ -33,7 +33,6 @@ from sabot.operators.windows.panes import window_words
 
 __all__ = ["READERS", "KeyedRuns", "Numbered", "SessionAggregate"]
 
-CHUNK_ROWS = 65_536
 _GROUP = "__group"
 _TIMESTAMP = pa.timestamp("ms", "UTC")
 
