@@ -8,7 +8,7 @@ from sabot._cython.groups.keyed import GroupTable
 from sabot.errors import UserError
 from sabot.operators.base import TIME_COLUMN
 
-__all__ = ["column_index", "key_columns", "key_table", "no_event_time", "result_schema", "time_index"]
+__all__ = ["check_distinct", "column_index", "key_columns", "key_table", "no_event_time", "result_schema", "time_index"]
 
 
 def column_index(schema: pa.Schema, name: str, what: str) -> int:
@@ -50,8 +50,12 @@ def time_index(input: pa.Schema, who: str) -> int:
 
 def result_schema(fields: Sequence[pa.Field], *, timed: bool) -> pa.Schema:
     """The columns of a result, TIME_COLUMN last where it is timed; UserError where two columns have one name."""
-    names = [field.name for field in fields]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"the result would have two columns {name!r}", hint="give the aggregate another name")
+    check_distinct([field.name for field in fields])
     return pa.schema([*fields, pa.field(TIME_COLUMN, pa.int64())] if timed else fields)
+
+
+def check_distinct(names: Sequence[str], who: str = "", hint: str = "give the aggregate another name") -> None:
+    """Raises UserError, which begins with `who`, where two columns of a result have one name."""
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{who}the result would have two columns {twice!r}", hint=hint)

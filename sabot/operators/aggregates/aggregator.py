@@ -18,7 +18,7 @@ from sabot.errors import UserError
 from sabot.operators.aggregates.extras import Extras
 from sabot.operators.aggregates.gather import Gather
 from sabot.operators.base import CHUNK_ROWS, TIME_COLUMN, OperatorContext
-from sabot.operators.columns import column_index, key_columns
+from sabot.operators.columns import check_distinct, column_index, key_columns
 from sabot.state.tables.store import TableStore
 
 __all__ = [
@@ -112,10 +112,7 @@ class Aggregator:
         )
         columns = [pa.field(aggregate.name, column.type) for aggregate, column in zip(aggregates, empty, strict=True)]
         self.schema = pa.schema([*self.keys, *columns])
-        names = self.schema.names
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"the result would have two columns {twice!r}", hint="give the aggregate another name")
+        check_distinct(self.schema.names)
 
     # What callers hold
 

@@ -25,6 +25,7 @@ from sabot.operators.base import (
 )
 from sabot.operators.changes.steps import net
 from sabot.operators.changes.weaving import same_rows
+from sabot.operators.columns import check_distinct
 from sabot.operators.keeping import Keeper, Keeping, Stored, columns_schema
 from sabot.state.tables.rows import RowStore
 
@@ -346,11 +347,7 @@ class Result:
                 raise UserError(f"join: {one!r} is {kinds}", hint="cast one of them: keys are of one type")
         bounds = ["window_start", "window_end"] if windowed else []
         names = [*users.names, *bounds, *(name for _, name in sides.right_names)]
-        for name in names:
-            if names.count(name) > 1:
-                raise UserError(
-                    f"join: the result would have two columns {name!r}", hint="rename one, or give a suffix="
-                )
+        check_distinct(names, "join: ", "rename one, or give a suffix=")
         self._left = [(name, partner.get(name)) for name in users.names]
         self._right = [source for source, _ in sides.right_names]
         fields = [pa.field(field.name, field.type) for field in users]

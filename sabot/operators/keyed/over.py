@@ -28,7 +28,7 @@ from sabot.operators.base import (
     with_time,
     without_time,
 )
-from sabot.operators.columns import key_columns, key_table, time_index
+from sabot.operators.columns import check_distinct, key_columns, key_table, time_index
 from sabot.operators.keeping import Columns, Keeper, Keeping, columns_schema, last_watermark
 from sabot.operators.keyed.ordered import in_order
 from sabot.operators.keyed.over_state import (
@@ -119,12 +119,7 @@ class Over(Keeping):
             fields |= {field.name: field for field in self._leading.fields}
         self._added = [fields[each.name] for each in self._described]
         result = [*without_time(context.input), *self._added]
-        names = [field.name for field in result]
-        for name in names:
-            if names.count(name) > 1:
-                raise UserError(
-                    f"over: the result would have two columns {name!r}", hint="give the new one another name"
-                )
+        check_distinct([field.name for field in result], "over: ", "give the new one another name")
         self._schema = with_time(pa.schema(result))
         self._held: list[pa.RecordBatch] = []  # rows of the newest time, while more rows of that time may come
         self._held_time = self._watermark = START_OF_TIME
