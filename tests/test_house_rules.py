@@ -141,9 +141,6 @@ TWO_SIDES_OF_A_STEP = {  # the description that a user's program makes, and the 
 }
 
 SHARED_NAMES = {
-    "Database",
-    "Link",
-    "Mark",
     "Part",
     "Pattern",
     "Process",
@@ -152,9 +149,7 @@ SHARED_NAMES = {
     "Side",
     "UserAggregate",
     "Verdict",
-    "_Pane",
     "_Rows",
-    "_Thread",
 }
 
 

@@ -27,7 +27,7 @@ __all__ = [
     "MESSAGE_BYTES",
     "REFUSED_SECONDS",
     "UNKNOWN",
-    "Link",
+    "BrokerLink",
     "admin_of",
     "client_of",
     "committed_of",
@@ -61,7 +61,7 @@ FETCHING = {
 }
 
 # What the error codes of the client mean here. A lasting fault, which waiting does not mend, is a UserError; any other, a TransientError.
-#   _ABSENT      may pass: BrokerUnavailable at an opening; later the client goes on trying, and `Link` logs it
+#   _ABSENT      may pass: BrokerUnavailable at an opening; later the client goes on trying, and `BrokerLink` logs it
 #   _REFUSED     a login or a certificate is not accepted: lasting at an opening; later, once it has lasted for REFUSED_SECONDS
 #   FORBIDDEN    a right is missing: lasting
 #   UNKNOWN      a topic or partition does not exist: lasting
@@ -93,7 +93,7 @@ _FRESH_SECONDS = 2.0  # reports of the client that no broker answers are ignored
 _FIRST_SECONDS = 1.0  # an opening waits so long for a first answer before it looks for the reason
 
 
-class Link:
+class BrokerLink:
     """Tracks whether the broker answers, and logs one line when it is lost and one when it is back. It also holds what the text of an
     error needs to know of the client: who we are and what we do. All methods may be called from any thread.
     """
@@ -183,7 +183,7 @@ def said(error: KafkaError) -> str:
 
 
 def client_of(
-    make: Callable[[dict[str, Any]], Any], link: Link, kafka: Mapping[str, Any], settings: dict[str, Any]
+    make: Callable[[dict[str, Any]], Any], link: BrokerLink, kafka: Mapping[str, Any], settings: dict[str, Any]
 ) -> Any:
     """Makes a client with `make` from our `settings`, which the user's override. Raises UserError naming a setting that is refused."""
     _check_settings(kafka)
@@ -228,7 +228,7 @@ def _check_settings(kafka: Mapping[str, Any]) -> None:
             )
 
 
-def producer_of(link: Link, kafka: Mapping[str, Any], **settings: Any) -> Any:
+def producer_of(link: BrokerLink, kafka: Mapping[str, Any], **settings: Any) -> Any:
     """An idempotent producer with the defaults of our sinks."""
     ours = {
         "enable.idempotence": True,
@@ -243,7 +243,7 @@ def producer_of(link: Link, kafka: Mapping[str, Any], **settings: Any) -> Any:
     return client_of(Producer, link, kafka, ours)
 
 
-def explain(error: KafkaError, link: Link, topic: str, operation: str = "") -> SabotError:
+def explain(error: KafkaError, link: BrokerLink, topic: str, operation: str = "") -> SabotError:
     """Translates the client's error into one of ours. operation: what was tried with the topic, if not the operation of the link."""
     code = error.code()
     if code in UNKNOWN:
@@ -272,7 +272,7 @@ def _is_refusal(error: KafkaError) -> bool:
     return error.code() in _REFUSED or "SASL authentication error" in error.str()
 
 
-def _refusal(link: Link, reason: str = "") -> UserError:
+def _refusal(link: BrokerLink, reason: str = "") -> UserError:
     """The error for a login or a certificate that is not accepted."""
     reason = reason or link.reason
     if "SASL" in reason:
@@ -285,7 +285,7 @@ def _refusal(link: Link, reason: str = "") -> UserError:
     return UserError(f"kafka://{link.address}: {found.reason}", hint=found.hint)
 
 
-def _absent(link: Link, reason: str, found: Finding | None) -> SabotError:
+def _absent(link: BrokerLink, reason: str, found: Finding | None) -> SabotError:
     if found is None:
         return BrokerUnavailable(
             f"kafka://{link.address} does not answer: {link.reason or reason}",
@@ -295,7 +295,7 @@ def _absent(link: Link, reason: str, found: Finding | None) -> SabotError:
     return kind(f"kafka://{link.address} does not answer: {found.reason}", hint=found.hint)
 
 
-def _forbidden(error: KafkaError, link: Link, topic: str, operation: str) -> UserError:
+def _forbidden(error: KafkaError, link: BrokerLink, topic: str, operation: str) -> UserError:
     """The error for a missing right, with the command that grants it as its hint."""
     user, code = principal(link.kafka), error.code()
     rights = [f"--operation {operation} --topic {topic}"]
@@ -335,7 +335,7 @@ def flush_of(producer: Any, seconds: float, anew: Callable[[], Any]) -> int:
         raise KafkaException(KafkaError(KafkaError._FAIL, f"the client lost its own error: {broken}")) from broken
 
 
-def metadata_of(client: Any, link: Link, topic: str, deadline: float) -> Any:
+def metadata_of(client: Any, link: BrokerLink, topic: str, deadline: float) -> Any:
     """The broker's metadata of a topic ("": of all topics). Raises UserError when it refuses us; BrokerUnavailable.
 
     It polls the client after a fault to learn the reason, so it is not for a consumer that is reading already: records would be lost.
@@ -362,7 +362,7 @@ def metadata_of(client: Any, link: Link, topic: str, deadline: float) -> Any:
     return found
 
 
-def partitions_of(client: Any, link: Link, topic: str, timeout: float | None = None) -> list[int]:
+def partitions_of(client: Any, link: BrokerLink, topic: str, timeout: float | None = None) -> list[int]:
     """The numbers of a topic's partitions, asked of the broker. Raises as `metadata_of` does, and UserError when the topic does not exist,
     or we may not see it.
     """
@@ -402,7 +402,11 @@ def committed_of(consumer: Any, places: list[Any], timeout: float) -> list[Any]:
 
 
 def ensure_topic(
-    link: Link, topic: str, kafka: Mapping[str, Any], partitions: int = -1, config: Mapping[str, str] | None = None
+    link: BrokerLink,
+    topic: str,
+    kafka: Mapping[str, Any],
+    partitions: int = -1,
+    config: Mapping[str, str] | None = None,
 ) -> None:
     """Makes the topic if it is missing, with the broker's own defaults where `partitions` is -1."""
     admin = admin_of(link, kafka)
@@ -422,7 +426,7 @@ def ensure_topic(
     wait_for_partitions(admin, link, topic, 1)
 
 
-def wait_for_partitions(client: Any, link: Link, topic: str, count: int) -> None:
+def wait_for_partitions(client: Any, link: BrokerLink, topic: str, count: int) -> None:
     """Returns when the broker's metadata lists `count` partitions, which it does a little after they are created."""
     deadline = SYSTEM_CLOCK.monotonic() + ANSWER_SECONDS
     while True:
@@ -437,7 +441,7 @@ def wait_for_partitions(client: Any, link: Link, topic: str, count: int) -> None
         client.poll(0.05)
 
 
-def admin_of(link: Link, kafka: Mapping[str, Any]) -> Any:
+def admin_of(link: BrokerLink, kafka: Mapping[str, Any]) -> Any:
     """An admin client with the connection settings among `kafka`."""
     return client_of(AdminClient, link, connection_of(kafka), {})
 
@@ -448,9 +452,9 @@ def connection_of(kafka: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kafka.items() if name.startswith(connection) or name == "debug"}
 
 
-def link_of(broker: str, what: str, kafka: Mapping[str, Any] | None = None, operation: str = "Read") -> Link:
+def link_of(broker: str, what: str, kafka: Mapping[str, Any] | None = None, operation: str = "Read") -> BrokerLink:
     """The link to a kafka:// address, for a client with these settings."""
     scheme, address = parse_broker(broker)
     if scheme != "kafka":
         raise UserError(f"{broker!r} is no Kafka address", hint="write kafka://host:port")
-    return Link(address, what, kafka, operation)
+    return BrokerLink(address, what, kafka, operation)

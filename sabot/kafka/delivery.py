@@ -28,7 +28,7 @@ from sabot.kafka.client import (
     FENCED,
     FORBIDDEN,
     UNKNOWN,
-    Link,
+    BrokerLink,
     client_of,
     committed_of,
     connection_of,
@@ -356,7 +356,7 @@ class _Client:
     _left: ClassVar["list[_Client]"] = []
     _lock: ClassVar = threading.Lock()
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: BrokerLink) -> None:
         self._await_room()
         self.producer: Any = None
         self.consumer: Any = None

@@ -16,7 +16,16 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollectio
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.letters import DeadLetter, Home, Letters, Ranges, letter_of_record
 from sabot.errors import UNREADABLE, BrokerUnavailable, UserError
-from sabot.kafka.client import ANSWER_SECONDS, FETCHING, Link, admin_of, client_of, explain, link_of, partitions_of
+from sabot.kafka.client import (
+    ANSWER_SECONDS,
+    FETCHING,
+    BrokerLink,
+    admin_of,
+    client_of,
+    explain,
+    link_of,
+    partitions_of,
+)
 from sabot.redaction import clean_cause
 
 __all__ = ["DeadLetters", "Note"]
@@ -111,7 +120,7 @@ class _TopicHome:
 class _Log:
     """Reads topics from one offset to another, with a consumer that commits nothing. `close` it at the end."""
 
-    def __init__(self, topic: str, link: Link, kafka: Mapping[str, Any]) -> None:
+    def __init__(self, topic: str, link: BrokerLink, kafka: Mapping[str, Any]) -> None:
         self._link = link
         self._kafka = kafka
         ours = {

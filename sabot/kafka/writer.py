@@ -19,7 +19,7 @@ from sabot.connectors.base import Sink
 from sabot.errors import DataError, RowErrors, SabotError, TransientError, UserError
 from sabot.kafka.client import (
     MESSAGE_BYTES,
-    Link,
+    BrokerLink,
     ensure_topic,
     explain,
     flush_of,
@@ -52,7 +52,7 @@ class Refusals:
             if self.first is None:
                 self.first = (error, message)
 
-    def raise_first(self, link: Link, topic: str) -> None:
+    def raise_first(self, link: BrokerLink, topic: str) -> None:
         """Raises the error of the first refusal, if there was one, and forgets all refusals."""
         if self.first is None:
             return
@@ -323,7 +323,7 @@ class KafkaSender:
             self._producer = self._thread = None
 
 
-def refusal(error: KafkaError, link: Link, topic: str, message: Any) -> Exception:
+def refusal(error: KafkaError, link: BrokerLink, topic: str, message: Any) -> Exception:
     """The error for a record that the producer or the broker refuses."""
     if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
         size = "" if message is None else f" of {len(message.value() or b'') + len(message.key() or b'')} bytes"

@@ -45,7 +45,7 @@ class Stuck(InternalError):
     """The simulation makes no progress, or does not come to its end within its bounds."""
 
 
-class _Thread:
+class _SimulatedThread:
     """A thread of control whose turns are run by the loop."""
 
     def __init__(self, name: str, turn: Turn, loop: "SimulatedLoop") -> None:
@@ -117,7 +117,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def __init__(self, dice: random.Random, *, most_turns: int = 1_000_000, longest_s: float = 7200.0) -> None:
         self.dice = dice
         self.turns = 0
-        self.threads: list[_Thread] = []
+        self.threads: list[_SimulatedThread] = []
         self.on_turn: Callable[[], None] | None = None
         self.now_in = "loop"  # the name of the part whose turn it is
         self._most_turns = most_turns
@@ -128,7 +128,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._numbers = itertools.count()
         self._jobs: dict[int, deque[_Job]] = {}  # a queue per executor; with several threads, a queue per job
-        self._idle: set[_Thread] = set()
+        self._idle: set[_SimulatedThread] = set()
         self._running = False
         self._closed = False
         self._task_factory: Any = None
@@ -156,7 +156,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         hooks, to_the_disk, submit = sys.get_asyncgen_hooks(), os.fsync, ThreadPoolExecutor.submit
         own = vars(SYSTEM_CLOCK)
         self._running = True
-        threads.made_by(lambda name, turn: _Thread(name, turn, self))
+        threads.made_by(lambda name, turn: _SimulatedThread(name, turn, self))
         sys.set_asyncgen_hooks(begin, end)
         os.fsync = lambda fd: None  # a simulated machine does not lose power
         ThreadPoolExecutor.submit = _submit_here  # type: ignore[method-assign, assignment]  # whose results are waited for, by a thread
@@ -198,7 +198,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         else:
             self._call(self._ready.popleft())
 
-    def _step(self, thread: _Thread, others: bool) -> None:
+    def _step(self, thread: _SimulatedThread, others: bool) -> None:
         if others and thread.lazy and self.dice.random() < thread.lazy:
             return
         self.now_in = thread.name

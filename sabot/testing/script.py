@@ -15,13 +15,13 @@ from sabot.codecs.records import build_records, encode_json
 from sabot.connectors.base import Positions, Source
 from sabot.errors import UserError
 
-__all__ = ["BARRIER", "CRASH", "END", "Director", "Mark", "ScriptedSource"]
+__all__ = ["BARRIER", "CRASH", "END", "Director", "ScriptMark", "ScriptedSource"]
 
 _START_MS = 1_700_000_000_000  # the timestamp of the first record; each further one is a ms later
 _WAIT_SECONDS = 0.002  # how often a mark checks what it waits for; the barrier itself comes between two reads
 
 
-class Mark(enum.Enum):
+class ScriptMark(enum.Enum):
     """An event at a place of a script."""
 
     BARRIER = "a checkpoint is taken, and has its barrier exactly here; what follows waits until it is complete"
@@ -29,7 +29,7 @@ class Mark(enum.Enum):
     END = "the source ends"
 
 
-BARRIER, CRASH, END = Mark.BARRIER, Mark.CRASH, Mark.END
+BARRIER, CRASH, END = ScriptMark.BARRIER, ScriptMark.CRASH, ScriptMark.END
 
 
 class Director(Protocol):
@@ -48,7 +48,7 @@ class _Entry:
 
     first: int
     end: int
-    what: pa.RecordBatch | Mark
+    what: pa.RecordBatch | ScriptMark
 
 
 class ScriptedSource(Source):
@@ -63,7 +63,7 @@ class ScriptedSource(Source):
     def __init__(self, script: Sequence[Any], *, name: str = "script", schema: pa.Schema | None = None) -> None:
         self.name = name
         self._columns: pa.Schema | None = schema
-        parts = [part if isinstance(part, Mark) else self._batch(part) for part in script]
+        parts = [part if isinstance(part, ScriptMark) else self._batch(part) for part in script]
         if any(part is END for part in parts[:-1]):
             raise UserError(f"script {name}: something follows END", hint="END is the last of a script")
         self.bounded = bool(parts) and parts[-1] is END
@@ -76,9 +76,9 @@ class ScriptedSource(Source):
         self._entries: list[_Entry] = []
         for part in parts:
             first = self._entries[-1].end if self._entries else 0
-            rows = 1 if isinstance(part, Mark) else part.num_rows
+            rows = 1 if isinstance(part, ScriptMark) else part.num_rows
             if rows:
-                what = part if isinstance(part, Mark) or self._is_decoded else _at(part, first)
+                what = part if isinstance(part, ScriptMark) or self._is_decoded else _at(part, first)
                 self._entries.append(_Entry(first, first + rows, what))
         self._firsts = [entry.first for entry in self._entries]
         self._wanted: list[str] | None = None
@@ -146,7 +146,7 @@ class ScriptedSource(Source):
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
         while (entry := self._entry) is not None:
-            if isinstance(entry.what, Mark):
+            if isinstance(entry.what, ScriptMark):
                 if not self._happened(entry.what, timeout):
                     return None
                 self._at = entry.end
@@ -159,7 +159,7 @@ class ScriptedSource(Source):
             return Batch(data, {(self.name, 0): self._at}, self.name)
         return None
 
-    def _happened(self, mark: Mark, timeout: float) -> bool:
+    def _happened(self, mark: ScriptMark, timeout: float) -> bool:
         """Whether the mark is done. False: not yet, or the script goes no further in this life."""
         if mark is END:
             return True

@@ -17,9 +17,9 @@ from sabot.connectors.files import ParquetSource
 from sabot.connectors.sql import SqlSink
 from sabot.errors import BrokerUnavailable, CheckpointFailed, CorruptCheckpoint, SabotError, TransientError, UserError
 from sabot.faults import fault_of, hint_of, unreadable
-from sabot.kafka.client import Link, explain
+from sabot.kafka.client import BrokerLink, explain
 from sabot.state import BackendConfig, RocksDBBackend
-from sabot.state.backends.database import Database
+from sabot.state.backends.database import StateDatabase
 
 HINTS = {
     errno.ENOSPC: "the disk is full (df -h), or has no room for more files (df -i): make room there",
@@ -64,7 +64,7 @@ def test_what_is_no_fault_of_the_machine_is_not_said_to_be_one() -> None:
 async def test_an_error_of_the_database_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = RocksDBBackend(BackendConfig("rocksdb", tmp_path / "state"))
     for words, hint in (("Corruption: bad block", ""), ("IO error: No space left on device", "make room")):
-        monkeypatch.setattr(Database, "write", lambda *_, words=words: (_ for _ in ()).throw(Exception(words)))
+        monkeypatch.setattr(StateDatabase, "write", lambda *_, words=words: (_ for _ in ()).throw(Exception(words)))
         backend.write("n", b"k", b"v")
         with pytest.raises(CheckpointFailed) as failed:
             await backend.snapshot()
@@ -242,7 +242,7 @@ def test_a_source_whose_file_is_damaged_is_not_told_of_the_machine(tmp_path: Pat
 
 def test_a_broker_that_cannot_be_asked_for_want_of_descriptors_is_not_down() -> None:
     """Seen before: "is the broker running, and is the address right?"."""
-    link = Link("127.0.0.1:9092", "source")
+    link = BrokerLink("127.0.0.1:9092", "source")
     link.reason = "127.0.0.1:9092/bootstrap: Failed to open socket: Too many open files"
     told = explain(KafkaError(KafkaError._TRANSPORT), link, "t")
     assert isinstance(told, BrokerUnavailable)

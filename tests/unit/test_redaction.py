@@ -26,7 +26,7 @@ from sabot.connectors.base import Sink
 from sabot.connectors.memory import MemoryBroker
 from sabot.errors import SabotError
 from sabot.kafka import KafkaSink, KafkaSource
-from sabot.kafka.client import Link, client_of, explain, producer_of
+from sabot.kafka.client import BrokerLink, client_of, explain, producer_of
 from sabot.kafka.letters import DeadLetters
 from sabot.redaction import clean_cause, has_password, keep_secret, keep_settings, redacted, redacted_url, scrubbed
 from sabot.state import state_directory
@@ -199,12 +199,12 @@ def test_a_setting_that_the_client_refuses_is_not_repeated(
     secret = planted()
     kafka = {name.format(secret): value.format(secret) for name, value in settings.items()}
     with caplog.at_level(logging.DEBUG), pytest.raises(UserError) as caught:
-        producer_of(Link("127.0.0.1:1", "sink"), kafka)
+        producer_of(BrokerLink("127.0.0.1:1", "sink"), kafka)
     assert leaks(printed(caught.value), caplog.text, App("a", kafka=kafka), whole=(secret,)) == []
 
 
 def test_what_the_client_quotes_of_a_setting_is_hidden_at_debug_too(caplog: pytest.LogCaptureFixture) -> None:
-    secret, link = planted(), Link("127.0.0.1:1", "source")
+    secret, link = planted(), BrokerLink("127.0.0.1:1", "source")
     link.opened = True
     kafka = {
         "security.protocol": "sasl_plaintext",

@@ -34,7 +34,7 @@ from sabot.errors import UNREADABLE, CorruptCheckpoint, UserError
 from sabot.faults import unreadable
 from sabot.state.files import seen_from
 
-__all__ = ["MARK_FILE", "Database", "database_options", "read_database", "read_mark"]
+__all__ = ["MARK_FILE", "StateDatabase", "database_options", "read_database", "read_mark"]
 
 MARK_FILE = "sabot-state.json"
 _FORMAT = 1
@@ -91,7 +91,7 @@ def database_options(cache_bytes: int, extra: Mapping[str, Any], *, lookups: boo
     return options
 
 
-class Database:
+class StateDatabase:
     """Stored values under (namespace, key). sealed: each value begins with 8 bytes of expiry, by which it can be removed."""
 
     def __init__(self, directory: Path, options: Options, *, sealed: bool) -> None:

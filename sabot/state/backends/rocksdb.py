@@ -23,7 +23,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.disk import make_folder, own_folder
 from sabot.errors import CheckpointFailed, SabotError, UserError
 from sabot.faults import hint_of, unreadable
-from sabot.state.backends.database import Database, database_options, read_database, read_mark
+from sabot.state.backends.database import StateDatabase, database_options, read_database, read_mark
 from sabot.state.base import BackendConfig, BackendCut, ClosedTables, Entry, LocalBackend, Mine, Snapshot
 from sabot.state.expiry import Expiry, converted
 from sabot.state.files import link_tree, lock_directory, remove_tree
@@ -341,14 +341,14 @@ class RocksDBBackend(LocalBackend):
         self._flushing_bytes = 0
         return error
 
-    def _open(self) -> Database:
+    def _open(self) -> StateDatabase:
         directory = self.path / "db" / str(next(self._numbers))
         try:
-            return Database(directory, self._options, sealed=self.expires)
+            return StateDatabase(directory, self._options, sealed=self.expires)
         except Exception as error:  # rocksdict has no class of its own for what RocksDB reports
             raise UserError(f"state directory {self.path}: {error}", hint=hint_of(error)) from error
 
-    def _rebuilt(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None, passed: bytes) -> Database:
+    def _rebuilt(self, parts: Sequence[BackendCut | Snapshot], mine: Mine | None, passed: bytes) -> StateDatabase:
         directory = self.path / "db" / str(next(self._numbers))
         source = parts[0] if len(parts) == 1 and mine is None else None
         try:
@@ -356,8 +356,8 @@ class RocksDBBackend(LocalBackend):
                 source.wait()
                 make_folder(directory)
                 link_tree(source.path, directory)
-                return Database(directory, self._options, sealed=self.expires)
-            database = Database(directory, self._options, sealed=self.expires)
+                return StateDatabase(directory, self._options, sealed=self.expires)
+            database = StateDatabase(directory, self._options, sealed=self.expires)
             try:
                 self._import(database, converted(parts, mine, passed, self._expiry))
             except BaseException:
@@ -370,7 +370,7 @@ class RocksDBBackend(LocalBackend):
                 raise
             raise unreadable(f"{parts[0].path}: cannot be restored", error) from error
 
-    def _import(self, database: Database, entries: Iterator[Entry]) -> None:
+    def _import(self, database: StateDatabase, entries: Iterator[Entry]) -> None:
         part: _Entries = {}
         size = 0
         current = ""

@@ -19,7 +19,7 @@ from sabot._cython.groups.tables import places
 from sabot._cython.rows.row_bytes import RowCodec
 from sabot.disk import make_folder
 from sabot.faults import taking_over, unreadable
-from sabot.state.backends.database import Database, Piece, database_options, read_database, read_mark
+from sabot.state.backends.database import Piece, StateDatabase, database_options, read_database, read_mark
 from sabot.state.files import link_tree, remove_tree
 from sabot.state.tables.parts import PARTS, Parts, merged_parts
 
@@ -47,7 +47,7 @@ class ColdGroups:
         self._states = states
         self._codec = _Codec(states, keys)
         self.directory = directory
-        self._database = Database(directory, database_options(cache_bytes, _OPTIONS, lookups=True), sealed=False)
+        self._database = StateDatabase(directory, database_options(cache_bytes, _OPTIONS, lookups=True), sealed=False)
         self.parts = Parts(self._database, states)
 
     @classmethod

@@ -17,7 +17,7 @@ from pyarrow import ipc
 from sabot._cython.arrow.border import validate
 from sabot._cython.groups.keyed import GroupTable
 from sabot._cython.groups.partition import KEY_GROUPS
-from sabot.state.backends.database import Database, Piece
+from sabot.state.backends.database import Piece, StateDatabase
 
 __all__ = ["PARTS", "Parts", "merged_parts", "ranges_of"]
 
@@ -32,7 +32,7 @@ _SIGN = 1 << 63
 class Parts:
     """The parts in a database. Has one owner, as `ColdGroups` does."""
 
-    def __init__(self, database: Database, states: pa.Schema) -> None:
+    def __init__(self, database: StateDatabase, states: pa.Schema) -> None:
         self._database = database
         self._states = states
 

@@ -261,7 +261,7 @@ class TableStore:
         for part in saved:
             if part.facts.get("format") != _FORMAT:
                 raise CorruptCheckpoint(f"{part.directory}: is no state of this version of Sabot")
-            panes = [_Pane(*facts) for facts in part.facts["panes"]]
+            panes = [_PaneFacts(*facts) for facts in part.facts["panes"]]
             if part.facts["deltas"] != count_deltas(part.directory):
                 raise CorruptCheckpoint(f"{part.directory}: there should be {part.facts['deltas']} deltas of state")
             cold = part.directory / COLD
@@ -289,7 +289,7 @@ class TableStore:
                 if pane.bound is not None:
                     self.retire(pane.bound[0], pane.bound[1], pane.pane)
 
-    def _load_hot(self, part: Saved, panes: list["_Pane"], owned: Owned | None) -> None:
+    def _load_hot(self, part: Saved, panes: list["_PaneFacts"], owned: Owned | None) -> None:
         """Restores the groups that were in memory."""
         for pane in panes:
             if owned is None and pane.hot:
@@ -298,14 +298,14 @@ class TableStore:
         for number, groups in self._latest(part.directory, panes):
             self._put(number, groups, owned)
 
-    def _image(self, directory: Path, panes: list["_Pane"]) -> dict[int, GroupTable]:
+    def _image(self, directory: Path, panes: list["_PaneFacts"]) -> dict[int, GroupTable]:
         """The groups that were in memory, by pane, in tables outside the store."""
         tables = {pane.pane: self._new() for pane in panes}
         for number, groups in self._latest(directory, panes):
             tables[number].merge(groups)
         return tables
 
-    def _latest(self, directory: Path, panes: list["_Pane"]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def _latest(self, directory: Path, panes: list["_PaneFacts"]) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Pairs of a pane and groups of it that were in memory, each group once: going from the newest change back, each change gives the
         groups that no newer one has.
         """
@@ -521,7 +521,7 @@ class TableStore:
         return over
 
 
-class _Pane(NamedTuple):
+class _PaneFacts(NamedTuple):
     """The facts about a pane in a checkpoint."""
 
     pane: int

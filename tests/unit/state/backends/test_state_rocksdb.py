@@ -11,7 +11,7 @@ import pytest
 
 from sabot.errors import CheckpointFailed, JobLocked, SabotError, UserError
 from sabot.state import BackendConfig, RocksDBBackend, load_snapshot
-from sabot.state.backends.database import Database
+from sabot.state.backends.database import StateDatabase
 
 
 def opened(path, **config) -> RocksDBBackend:
@@ -149,14 +149,14 @@ async def test_closing_while_a_snapshot_is_under_way_waits_for_it(tmp_path):
 
 async def test_a_write_out_that_fails_loses_nothing_and_is_reported(tmp_path, monkeypatch):
     backend = opened(tmp_path / "state", memory_budget="1MB")
-    good, failing = Database._ingest, [True]
+    good, failing = StateDatabase._ingest, [True]
 
     def ingest(self, *args):
         if failing[0]:
             raise OSError(errno.ENOSPC, "No space left on device")
         good(self, *args)
 
-    monkeypatch.setattr(Database, "_ingest", ingest)
+    monkeypatch.setattr(StateDatabase, "_ingest", ingest)
     written = {}
 
     def fill():
@@ -187,9 +187,9 @@ async def test_a_write_out_that_fails_loses_nothing_and_is_reported(tmp_path, mo
 async def test_absent_keys_are_asked_for_once(tmp_path, monkeypatch):
     backend = opened(tmp_path / "state")
     asked = []
-    get, get_many = Database.get, Database.get_many
-    monkeypatch.setattr(Database, "get", lambda self, n, key: asked.append(key) or get(self, n, key))
-    monkeypatch.setattr(Database, "get_many", lambda self, n, keys: asked.extend(keys) or get_many(self, n, keys))
+    get, get_many = StateDatabase.get, StateDatabase.get_many
+    monkeypatch.setattr(StateDatabase, "get", lambda self, n, key: asked.append(key) or get(self, n, key))
+    monkeypatch.setattr(StateDatabase, "get_many", lambda self, n, keys: asked.extend(keys) or get_many(self, n, keys))
     for _ in range(3):
         assert backend.read("n", b"1") is None
         assert backend.read_many("n", [b"1", b"2"]) == [None, None]
