@@ -1,4 +1,4 @@
-"""What `@app.agent(...)` says: a checked, immutable description of an agent."""
+"""The description of an agent that `@app.agent(...)` makes: checked and immutable."""
 
 import inspect
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class AgentSpec:
     delivery: Delivery = None
     start: str | int = "earliest"
     on_timer: Callable[..., Any] | None = None
-    topic_by_name: bool = False  # no topic was given: its name is one, unless another agent writes into it
+    topic_by_name: bool = False  # no topic was given: its name is the topic, unless another agent writes into it
 
     @classmethod
     def of(
@@ -61,7 +61,7 @@ class AgentSpec:
         start: str | int = "earliest",
         on_timer: Callable[..., Any] | None = None,
     ) -> "AgentSpec":
-        """Checks what the user wrote; raises UserError naming the agent."""
+        """Makes the description of the arguments that the user wrote. Raises UserError, which names the agent."""
 
         def refuse(what: str, hint: str = "") -> UserError:
             return UserError(f"agent {agent_id}: {what}", hint=hint)
@@ -120,17 +120,17 @@ class AgentSpec:
 
     @property
     def group_id(self) -> str:
-        """The consumer group that lag tools see."""
+        """The consumer group to which positions are committed, for tools that show the lag."""
         return f"{self.agent_id}-group"
 
     @property
     def topics(self) -> tuple[str, ...]:
-        """Names of the inputs."""
+        """The names of the inputs."""
         return tuple(t if isinstance(t, str) else t.name for t in self.inputs)
 
 
 AGENT_OPTIONS = sorted((AgentSpec.of.__kwdefaults__ or {}).keys() - {"name"})
-"""What `@app.agent` takes beside topic and name."""
+"""The arguments of `@app.agent` beside topic and name."""
 
 
 def as_schema(schema: pa.Schema | dict[str, str], *, where: str) -> pa.Schema:

@@ -1,4 +1,4 @@
-"""What users give to the methods of streams, checked: names of columns, expressions, durations, keys, orders."""
+"""Checks the arguments of the methods of streams: names of columns, expressions, durations, keys, orders."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -62,7 +62,7 @@ def keep_ms(keep: Any) -> tuple[int | None, int | None]:
 
 
 def interval_ms(between: Any, how: str) -> tuple[int | None, int | None]:
-    """(lower, upper) in ms; "-1h" is before."""
+    """The bounds of `between=` as (lower, upper) in ms. A bound such as "-1h" lies before the row."""
     if not isinstance(between, tuple | list) or len(between) != 2:
         raise UserError(
             f"join: between={between!r}", hint='between=("-1h", "5m"): from an hour before to five minutes after'
@@ -70,7 +70,7 @@ def interval_ms(between: Any, how: str) -> tuple[int | None, int | None]:
     lower, upper = (None if each is None else _signed_ms(each) for each in between)
     if lower is not None and upper is not None and lower > upper:
         raise UserError(f"join: between={between!r} is empty", hint="the earlier end comes first")
-    # a row of the left is known to have no partner when the watermark is past its upper end; one of the right, past its lower end
+    # A left row is known to have no partner when the watermark has passed its upper bound; a right row, its lower bound.
     if (how in ("left", "full", "anti") and upper is None) or (how in ("right", "full") and lower is None):
         raise UserError(
             f"join: with an open end it is never known of a row that it has no partner, as how={how!r} must",
@@ -138,7 +138,7 @@ def function_of(value: Any, where: str) -> Any:
 
 
 def flat(values: Iterable[Any]) -> list[Any]:
-    """As polars takes them: one by one, or in a list."""
+    """Flattens arguments that may be given one by one or in a list, as in polars."""
     return [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]
 
 

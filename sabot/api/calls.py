@@ -52,7 +52,7 @@ class AsyncCall:
         rows: int = 1024,
         step: str = "map_async",
     ) -> "AsyncCall":
-        """Checks what the user wrote; raises UserError that names the step and the function."""
+        """Makes the description of the arguments that the user wrote. Raises UserError, which names the step and the function."""
         check_coroutine_function(function, step, pieces=step == "map_async" and not batch)
         where = f"{step}({function_name(function)})"
         if not isinstance(schema, pa.Schema | Mapping):
@@ -77,12 +77,12 @@ class AsyncCall:
 
     @property
     def name(self) -> str:
-        """The function's."""
+        """The name of the function."""
         return function_name(self.function)
 
     @property
     def facts(self) -> tuple[Any, ...]:
-        """What tells this call from another one, in the order in which the digests of steps in checkpoints have it."""
+        """The fields that distinguish this call from another one, in the order in which the digests of steps in checkpoints have them."""
         made = self.options
         attempts = (made.timeout_s, made.retry.retries, made.retry.backoff_s, made.on_error)
         return (self.function, self.schema, made.concurrency, self.ordered, *attempts, self.batch, self.rows)
@@ -114,7 +114,9 @@ class LookupCall:
         cache_ttl: Duration | None = "10m",
         **options: Any,
     ) -> "LookupCall":
-        """Checks what the user wrote. options: those of `AsyncCall.of` but batch and rows. Raises UserError."""
+        """Makes the description of the arguments that the user wrote. options: those of `AsyncCall.of`, without batch and rows. Raises
+        UserError.
+        """
         for name in ("batch", "rows", "step"):
             if name in options:
                 raise UserError(f"lookup: {name}= is not for lookups", hint="map_async(…, batch=True) takes batches")
@@ -133,7 +135,7 @@ class LookupCall:
 
 
 def check_coroutine_function(function: Any, step: str, *, pieces: bool = False) -> None:
-    """Raises UserError for what is not `async def`. pieces: it may yield."""
+    """Raises UserError for a function that is not `async def`. pieces: the function may yield."""
     target = behind(function)
     if inspect.iscoroutinefunction(target) or (pieces and inspect.isasyncgenfunction(target)):
         return
@@ -151,6 +153,6 @@ def check_coroutine_function(function: Any, step: str, *, pieces: bool = False) 
 
 
 def function_name(function: Any) -> str:
-    """As people know it."""
+    """The name of the function as users know it."""
     target = getattr(function, "func", function)
     return str(getattr(target, "__qualname__", type(target).__name__))

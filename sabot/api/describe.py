@@ -1,4 +1,4 @@
-"""`Stream.describe`: what a bounded stream holds, column by column."""
+"""`Stream.describe`: a summary of each column of a bounded stream."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ _SCHEMA = pa.schema(
 
 
 def aggregates_of(schema: pa.Schema) -> dict[str, Aggregate]:
-    """What `table_of` needs: by "<number of the column>.<what>"."""
+    """The aggregates that `table_of` needs, named "<number of the column>.<figure>"."""
     wanted: dict[str, Aggregate] = {"rows": count()}
     for i, column in enumerate(schema):
         name, number = column.name, _is_number(column.type)
@@ -45,7 +45,7 @@ def aggregates_of(schema: pa.Schema) -> dict[str, Aggregate]:
 
 
 def table_of(schema: pa.Schema, values: dict[str, Any]) -> pa.Table:
-    """The one row of the aggregates -> a row for each column of the stream."""
+    """Turns the one row of the aggregates into a table with a row for each column of the stream."""
     rows = []
     for i, column in enumerate(schema):
         row: dict[str, Any] = {field.name: values.get(f"{i}.{field.name}") for field in _SCHEMA}

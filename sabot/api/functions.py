@@ -60,7 +60,7 @@ class Timer(NamedTuple):
 
 
 def checked_ms(at: Any) -> int:
-    """The time of a timer. Raises UserError for what is no time in ms."""
+    """Returns the time of a timer. Raises UserError for a value that is no time in ms."""
     if type(at) is not int or not -(2**63) <= at < 2**63:
         raise UserError(f"a timer is set to {at!r}", hint="milliseconds since 1970, an int: ctx.timestamp + 60_000")
     return at
@@ -73,71 +73,71 @@ class KeyState(Protocol):
         """The value; None when absent."""
 
     def put(self, value: Any) -> None:
-        """Kept from here on; None deletes."""
+        """Sets the value. None deletes it."""
 
     def delete(self) -> None: ...
 
 
 class KeyList(Protocol):
-    """A list of the key; to add to it costs the same however long it is."""
+    """A list of the key. Adding to it costs the same however long it is."""
 
     def add(self, value: Any) -> None: ...
     def get(self) -> list[Any]:
-        """All of it, in order; [] when absent."""
+        """The whole list, in order; [] when absent."""
 
     def delete(self) -> None: ...
 
 
 class KeyMap(Protocol):
-    """A dict of the key; a field costs the same however many there are."""
+    """A dict of the key. Reading or writing one field costs the same however many fields there are."""
 
     def get(self, field: Any) -> Any:
-        """None when absent."""
+        """The value of the field; None when absent."""
 
     def put(self, field: Any, value: Any) -> None:
-        """None removes the field."""
+        """Sets the value of the field. None removes the field."""
 
     def items(self) -> dict[Any, Any]: ...
     def delete(self, field: Any = ...) -> None:
-        """One field; without it all of them."""
+        """Removes one field, or without `field` all of them."""
 
 
 class Timers(Protocol):
-    """The timers of the key. Set twice, a timer (kind, time, name) is one. One in the past fires at the next occasion."""
+    """The timers of the key. A timer (kind, time, name) that is set twice fires once. A timer in the past fires at the next opportunity."""
 
     def event(self, at_ms: int, name: str = "") -> None:
-        """Due when the watermark reaches `at_ms`; at the end of the input all are."""
+        """Sets a timer that fires when the watermark reaches `at_ms`. At the end of the input all of these fire."""
 
     def processing(self, at_ms: int, name: str = "") -> None:
-        """Due when the clock does. What is pending when a bounded input ends does not fire."""
+        """Sets a timer that fires when the clock reaches `at_ms`. Those still pending when a bounded input ends do not fire."""
 
     def delete(self, at_ms: int, name: str = "", *, kind: str = "event") -> None:
-        """It does not fire; one that is not there is fine. For an agent, whose timers all go by the clock, kind= is not needed."""
+        """Deletes a timer, if there is one. An agent, whose timers all go by the clock, does not need kind=."""
 
 
 class BroadcastMap(Protocol):
-    """A map that all keys share, the same in every subtask. What it gives is its own: not to be changed."""
+    """A map that all keys share, the same in every subtask. The values it returns must not be changed."""
 
     def get(self, key: Any, default: Any = None) -> Any: ...
     def items(self) -> Mapping[Any, Any]:
-        """All of it, in the order in which keys were put first."""
+        """All keys and values, in the order in which the keys were first put."""
 
     def put(self, key: Any, value: Any) -> None:
-        """In the function of the broadcast side alone: UserError elsewhere. None deletes."""
+        """Sets the value of a key. None deletes the key. Only the function of the broadcast side may call it; others get UserError."""
 
     def delete(self, key: Any) -> None:
-        """As `put`."""
+        """Deletes a key. Raises UserError as `put` does."""
 
 
 class ProcessContext(Protocol):
-    """What a function over rows gets. Its own only for the length of the call."""
+    """The `ctx` of a function over rows. It is valid only during the call."""
 
     key: Any
     """The key: a value, or a tuple where there are several columns; None for a row of a broadcast side."""
     timestamp: int | None
     """Event time in ms of the row, or of the timer (of a processing timer: the watermark); None where the stream has none."""
     watermark: int | None
-    """No row below it is expected any more; a row that comes all the same is processed like others. None: there was none yet."""
+    """No row with an earlier event time is expected; one that comes all the same is processed like the others. None: no watermark yet."""
 
     def now(self) -> int:
         """The clock, in ms since 1970. It is another one when rows are processed again after a restart."""
@@ -146,17 +146,17 @@ class ProcessContext(Protocol):
         """The value of this name that belongs to the key. Its methods raise UserError for a row of a broadcast side, which has no key."""
 
     def list(self, name: str) -> KeyList:
-        """The list of this name that belongs to the key. UserError as for `state`."""
+        """The list of this name that belongs to the key. Raises UserError as `state` does."""
 
     def map(self, name: str) -> KeyMap:
-        """The dict of this name that belongs to the key. UserError as for `state`."""
+        """The dict of this name that belongs to the key. Raises UserError as `state` does."""
 
     @property
     def timers(self) -> Timers:
-        """The timers of the key; they fire in `on_timer`. To set one raises UserError where the step has none, or the row has no key."""
+        """The timers of the key, which fire in `on_timer`. Raises UserError where there is no on_timer, or the row has no key."""
 
     def side(self, name: str, row: Row) -> None:
-        """A row for one of `sides=`; its event time is that of the row, or timer, at hand."""
+        """Emits a row into one of `sides=`. Its event time is that of the current row or timer."""
 
     def broadcast(self, name: str = "broadcast") -> BroadcastMap:
         """The map of this name that all keys share; only rows of the broadcast side may change it."""
@@ -174,7 +174,7 @@ class BatchState(Protocol):
         """
 
     def put_many(self, keys: Array, values: Array) -> None:
-        """Null deletes; of equal keys the last counts. Not of times or decimals: cast them first."""
+        """Sets the values of these keys. Null deletes; of equal keys the last value counts. Times and decimals have to be cast first."""
 
     def delete_many(self, keys: Array) -> None: ...
 
@@ -188,7 +188,7 @@ class BatchTimers(Protocol):
 
 
 class BatchProcessContext(Protocol):
-    """What a function over batches gets.
+    """The `ctx` of a function over batches.
 
     It gives None, or anything that speaks Arrow: with as many rows as it got, these have their event times; with other rows it gives
     a pair (data, their event times in ms).
@@ -208,23 +208,23 @@ class BatchProcessContext(Protocol):
 
     @property
     def timers(self) -> BatchTimers:
-        """The timers of all keys; they fire in `on_timer`. To set one raises UserError where the step has none."""
+        """The timers of all keys, which fire in `on_timer`. Setting one raises UserError where the step has no on_timer."""
 
     def side(self, name: str, data: Any, times: Array | None = None) -> None:
-        """Rows (anything that speaks Arrow) for one of `sides=`; event times as for what is given back."""
+        """Emits rows (anything that speaks Arrow) into one of `sides=`. They get their event times as returned rows do."""
 
     def broadcast(self, name: str = "broadcast") -> BroadcastMap:
         """The map of this name that all keys share; only rows of the broadcast side may change it."""
 
 
 class Process:
-    """To derive from, where a step is better said as an object: `keyed.process(Declines(limit=3), schema=...)`.
+    """The base class for a step that is written as an object: `keyed.process(Declines(limit=3), schema=...)`.
 
     One object serves all subtasks, each in its thread: what belongs to a key goes into `ctx.state`, not into `self`.
     """
 
     def process(self, row: Row, ctx: ProcessContext) -> Row | Iterable[Row] | None:
-        """A row -> nothing, a row, or rows."""
+        """Called for each row. Returns nothing, a row, or several rows."""
         raise NotImplementedError
 
     def process_right(self, row: Row, ctx: ProcessContext) -> Row | Iterable[Row] | None:

@@ -1,7 +1,7 @@
-"""What stands around a row, as users write it: `keyed.over(before=lag("price"), place=row_number())`. Descriptions only.
+"""Functions of a row's neighbours, as users write them: `keyed.over(before=lag("price"), place=row_number())`. Descriptions only.
 
-Rows of a key stand in order of event time, those of equal time as they came. Aggregates over a frame are those of
-`sabot.api.aggregates`.
+The rows of a key are in the order of event time; rows of equal time are in the order in which they came. Aggregates over a frame are
+those of `sabot.api.aggregates`.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ __all__ = ["OverFunction", "dense_rank", "lag", "lead", "rank", "row_number"]
 
 @dataclass(frozen=True, eq=False)
 class OverFunction:
-    """One column that `over` adds. kind: as the functions of this module. argument: of lag and lead."""
+    """One column that `over` adds. kind: the name of a function of this module. argument: only of lag and lead."""
 
     kind: str
     argument: Expr | None = None
@@ -33,7 +33,7 @@ class OverFunction:
         return isinstance(other, OverFunction) and self.text() == other.text()
 
     def text(self) -> str:
-        """As one reads it in a plan."""
+        """The function as text, as plans show it."""
         if self.argument is None:
             return f"{self.kind}()"
         words = [self.argument.text()]
@@ -48,12 +48,12 @@ class OverFunction:
 
 
 def lag(x: str | Expr, offset: int = 1, default: Any = None) -> OverFunction:
-    """`x` of the row that stands `offset` rows before this one; `default` where there is none."""
+    """The value of `x` in the row `offset` rows before this one; `default` where there is none."""
     return OverFunction("lag", as_column(x), _offset("lag", offset), default)
 
 
 def lead(x: str | Expr, offset: int = 1, default: Any = None) -> OverFunction:
-    """`x` of the row that stands `offset` rows after this one; `default` where the input ends before it.
+    """The value of `x` in the row `offset` rows after this one; `default` where the input ends before it.
 
     Each row waits for so many rows of its key to come: event time does not go on beyond the oldest that waits.
     """
@@ -71,7 +71,7 @@ def rank() -> OverFunction:
 
 
 def dense_rank() -> OverFunction:
-    """How many event times there are that differ, up to this row's. int64."""
+    """The number of different event times up to that of this row. int64."""
     return OverFunction("dense_rank")
 
 

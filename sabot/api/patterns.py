@@ -65,7 +65,7 @@ _POSSIBLE = (
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class StepValue(Expr):
-    """A value made of the rows of a step: kind "step.first", "step.count", …; the argument is its only input."""
+    """A value computed from the rows of a step. Its kind is "step.first", "step.count", …; the argument is its only input."""
 
     @property
     def name(self) -> str:
@@ -90,15 +90,15 @@ class StepRows:
     step: str
 
     def count(self) -> Expr:
-        """How many there are, int64."""
+        """The number of rows, int64."""
         return StepValue("step.count", (), (("step", self.step),))
 
     def first(self, x: str | Expr) -> Expr:
-        """Of the first row. In the predicate of a step: the value that an earlier step has had."""
+        """The value of the first row. In the predicate of a step: that of an earlier step."""
         return self._value("first", x)
 
     def last(self, x: str | Expr) -> Expr:
-        """Of the last row. In a step's own predicate: of its row before the one at hand; the first row has none, and passes."""
+        """The value of the last row. In a step's own predicate: of its row before the current one. Its first row has none, and passes."""
         return self._value("last", x)
 
     def sum(self, x: str | Expr) -> Expr:
@@ -131,12 +131,12 @@ class StepRows:
 
 
 def step(name: str) -> StepRows:
-    """The rows of the step of this name: for measures, and for predicates of later steps."""
+    """The rows of the step of this name, for measures and for predicates of later steps."""
     return StepRows(_step_name(name))
 
 
 def step_values(expr: Expr) -> Iterator[Expr]:
-    """The values of steps in an expression."""
+    """All values of steps that are part of an expression."""
     if expr.kind.startswith("step."):
         yield expr
     else:
@@ -145,7 +145,7 @@ def step_values(expr: Expr) -> Iterator[Expr]:
 
 
 def with_step_values(expr: Expr, values: Mapping[str, Expr]) -> Expr:
-    """The expression with each value of a step replaced by what stands under its text."""
+    """The expression with each value of a step replaced: by the expression that the mapping has under the value's text."""
     if expr.kind.startswith("step."):
         return values[expr.text()]
     if not expr.inputs:
@@ -157,7 +157,7 @@ def with_step_values(expr: Expr, values: Mapping[str, Expr]) -> Expr:
 
 
 class Comparison(NamedTuple):
-    """`left op right`. A side is an expression over the row at hand, or over that of an earlier one: (step, "first" or "last")."""
+    """`left op right`. Each side is an expression over the current row, or over an earlier one, given as (step, "first" or "last")."""
 
     op: str
     left: Expr
@@ -167,9 +167,9 @@ class Comparison(NamedTuple):
 
 
 def split(predicate: Expr) -> tuple[Expr | None, list[Comparison]]:
-    """(what can be said of the row alone, comparisons with rows of earlier steps): it holds where all of them hold.
+    """Splits a predicate into the part about the row alone, and comparisons with rows of earlier steps. It is true where all are.
 
-    UserError for a use of values of steps that cannot be; the hint says which can.
+    Raises UserError for a use of values of steps that is not supported; the hint says which are.
     """
     alone: Expr | None = None
     comparisons = []
@@ -189,7 +189,7 @@ def _comparison(part: Expr) -> Comparison:
 
 
 def _side(part: Expr, side: Expr) -> tuple[Expr, tuple[str, str] | None]:
-    """As an expression over one row, and which row that is."""
+    """One side of a comparison as an expression over one row, and which row that is."""
     values = {value.text(): value for value in step_values(side)}
     if not values:
         return side, None
@@ -207,7 +207,7 @@ def _side(part: Expr, side: Expr) -> tuple[Expr, tuple[str, str] | None]:
 
 @dataclass(frozen=True)
 class PatternStep:
-    """`least` to `most` rows (None: any number) for which `predicate` is true; where it is optional, or none.
+    """A step: `least` to `most` rows (None: any number) for which `predicate` is true. An optional step may also have no row.
 
     before, between: which rows may stand before its first row, and between its rows. without: rows that may not come before it.
     """
@@ -317,7 +317,7 @@ class Pattern:
         return ", ".join(words)
 
     def _with(self, name: str, predicate: Expr, times: Times, before: Before) -> "Pattern":
-        """With one more step."""
+        """This pattern with one more step."""
         if any(each.name == name for each in self.steps):
             raise UserError(f"there are two steps {name!r}", hint="each has a name of its own")
         if len(self.steps) == MOST_STEPS:
@@ -331,14 +331,14 @@ class Pattern:
         return replace(self, steps=(*self.steps, new), ending=())
 
     def _changed(self, **what: Any) -> "Pattern":
-        """With another last step."""
+        """This pattern with another last step."""
         if self.ending:
             word = next(iter(what)).removeprefix("is_")
             raise UserError(f"{word} stands behind a without", hint="it is said of a step: put it right behind that")
         return replace(self, steps=(*self.steps[:-1], replace(self.steps[-1], **what)))
 
     def _check_steps(self, where: str, predicate: Expr, own: str | None) -> None:
-        """The predicate can be asked, and of steps that have been."""
+        """Raises UserError for a predicate that names a step which does not come before it, or uses values of steps as `split` refuses."""
         known = [*(each.name for each in self.steps), *([] if own is None else [own])]
         for value in step_values(predicate):
             if value.option("step") not in known:
@@ -357,7 +357,7 @@ def pattern(name: str, predicate: Expr, *, times: Times = 1) -> Pattern:
 
 
 def check_measures(pattern: Pattern, skip: str, measures: Mapping[str, Any]) -> tuple[tuple[str, Expr], ...]:
-    """The measures of `keyed.pattern(pattern, skip=…, **measures)`. UserError for what cannot be found or measured."""
+    """Checks the arguments of `keyed.pattern(pattern, skip=…, **measures)`, and returns the measures. Raises UserError."""
     if not isinstance(pattern, Pattern):
         raise UserError(f"{pattern!r} is no pattern", hint='sabot.pattern("a", col("kind") == "login").then(…)')
     if skip not in SKIPS:

@@ -21,12 +21,12 @@ __all__ = [
     "tumbling",
 ]
 
-WINDOW_START, WINDOW_END = "window_start", "window_end"  # columns of what is made of windows
+WINDOW_START, WINDOW_END = "window_start", "window_end"  # columns of the results of windows
 
 
 @dataclass(frozen=True)
 class TumblingWindow:
-    """[k * size + offset, (k + 1) * size + offset), in ms of event time."""
+    """Windows [k * size + offset, (k + 1) * size + offset) for each integer k, in ms of event time."""
 
     size_ms: int
     offset_ms: int = 0
@@ -43,7 +43,7 @@ class HoppingWindow:
 
 @dataclass(frozen=True)
 class CumulativeWindow:
-    """Windows that begin every `size_ms` and end at each `step_ms` after that: the day so far, each hour."""
+    """Windows that begin every `size_ms`, and end at each multiple of `step_ms` after that: each hour, the day so far."""
 
     size_ms: int
     step_ms: int
@@ -73,7 +73,7 @@ def tumbling(size: Duration, *, offset: Duration = 0) -> TumblingWindow:
 
 
 def hopping(size: Duration, slide: Duration, *, offset: Duration = 0) -> HoppingWindow:
-    """`hopping("1h", "1m")`: an hour, each minute. `size` is a multiple of `slide`."""
+    """Windows that overlap: `hopping("1h", "1m")` begins one of an hour each minute. `size` is a multiple of `slide`."""
     size_ms, slide_ms = _ms(size, "size"), _ms(slide, "slide")
     if size_ms % slide_ms:
         raise UserError(f"hopping: {size!r} is no multiple of {slide!r}", hint="a window is made of whole slides")
@@ -89,7 +89,7 @@ def cumulative(size: Duration, step: Duration, *, offset: Duration = 0) -> Cumul
 
 
 def session(gap: Duration) -> SessionWindow:
-    """A key's rows until none has come for `gap` of event time."""
+    """A window per burst of rows of a key: it ends when no row has come for `gap` of event time."""
     return SessionWindow(_ms(gap, "gap"))
 
 

@@ -1,4 +1,4 @@
-"""How plans and errors word what users wrote: names of functions, keys, orders, windows, aggregates."""
+"""The text of functions, keys, orders, windows and aggregates in plans and errors."""
 
 import difflib
 from collections.abc import Collection, Iterable
@@ -25,14 +25,14 @@ class _Worded(Protocol):
 
 
 def check_names(where: str, names: Iterable[str], known: Collection[str]) -> None:
-    """Raises UserError for the first of `names` that is none of the columns `known`."""
+    """Raises UserError for the first of `names` that is not among the columns `known`."""
     for name in names:
         if name not in known:
             raise no_column(name, known, where)
 
 
 def no_column(name: str, known: Collection[str], where: str = "") -> UserError:
-    """For a column that is not there; a misspelt one is told the nearest."""
+    """The error for a column that does not exist. Its hint has the column with the most similar name."""
     near = difflib.get_close_matches(name, known, 1)
     guess = f"did you mean {near[0]!r}? " if near else ""
     what = f"{where}: " if where else ""
@@ -40,7 +40,7 @@ def no_column(name: str, known: Collection[str], where: str = "") -> UserError:
 
 
 def name_of(function: Any) -> str:
-    """A function's name, as its module has it; of an object that is called, its class."""
+    """The qualified name of a function; for a callable object, that of its class."""
     return str(getattr(function, "__qualname__", type(function).__name__))
 
 
@@ -50,22 +50,22 @@ def by_keys(keys: tuple[str, ...]) -> str:
 
 
 def column_text(name: str, expr: Expr) -> str:
-    """A column that a step gives: its name alone where it is no more than a column of that name."""
+    """The text of a column that a step gives: only its name where it is an unchanged column of that name."""
     return name if expr.column == name else f"{name} = {expr.text()}"
 
 
 def with_text(columns: Iterable[tuple[str, Expr]]) -> str:
-    """A step that adds these columns."""
+    """The text of a step that adds these columns."""
     return "with " + ", ".join(column_text(name, expr) for name, expr in columns)
 
 
 def named_texts(columns: Iterable[tuple[str, _Worded]]) -> str:
-    """Aggregates, or columns of `over`: "n = count(), total = sum(amount)"."""
+    """The text of aggregates, or of columns of `over`: "n = count(), total = sum(amount)"."""
     return ", ".join(f"{name} = {each.text()}" for name, each in columns)
 
 
 def order_text(by: Iterable[tuple[str, bool]]) -> str:
-    """(column, whether the greatest come first) each."""
+    """The text of an order, given as (column, whether the greatest come first) for each column."""
     return ", ".join(f"{name} {'descending' if down else 'ascending'}" for name, down in by)
 
 

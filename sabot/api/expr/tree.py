@@ -78,7 +78,7 @@ class Expr:
 
     @property
     def column(self) -> str | None:
-        """The column that it is no more than, under whatever name; None: it is computed."""
+        """The column whose unchanged values it has, under any alias. None: it is computed."""
         expr = self
         while expr.kind == "alias":
             (expr,) = expr.inputs
@@ -99,7 +99,7 @@ class Expr:
         )
 
     def substitute(self, columns: Mapping[str, "Expr"]) -> "Expr":
-        """The same over other columns: each `col(name)` in the mapping becomes its expression. Its `name` may change by that."""
+        """The same expression with each `col(name)` in the mapping replaced by an expression. That may change its `name`."""
         if self.kind == "col":
             return columns.get(self.option("name"), self)
         if not self.inputs:
@@ -107,17 +107,17 @@ class Expr:
         return Expr(self.kind, tuple(each.substitute(columns) for each in self.inputs), self.options)
 
     def renamed(self, names: Mapping[str, str]) -> "Expr":
-        """The same over columns that are called otherwise: {old name: new name}."""
+        """The same expression over renamed columns: {old name: new name}."""
         return self.substitute({old: col(new) for old, new in names.items()})
 
     def conjuncts(self) -> list["Expr"]:
-        """The parts that `&` joins, left to right: a row passes the whole where it passes each."""
+        """The parts that `&` joins, from left to right. A row passes the expression where it passes each part."""
         if self.kind == "&":
             return [part for each in self.inputs for part in each.conjuncts()]
         return self.inputs[0].conjuncts() if self.kind == "alias" else [self]
 
     def text(self) -> str:
-        """It as one reads it in a plan: as `repr`, without the outer parentheses. The same text, the same expression."""
+        """The expression as plans show it: `repr` without the outer parentheses. Equal expressions have equal texts, and no others do."""
         shown = repr(self)
         return shown[1:-1] if self.kind in _BINARY or self.kind in _UNARY else shown
 
@@ -393,10 +393,10 @@ def _shown(expr: Expr) -> str:
 
 
 def _operand(expr: Expr) -> str:
-    """Beside an operator, or as the argument of a method: a plain literal as Python writes it."""
+    """The text of an operand of an operator, or of an argument of a method: a literal without a type is shown as Python writes it."""
     return _shown(expr) if expr.kind == "lit" and expr.option("type") is None else repr(expr)
 
 
 def _argument(expr: Expr) -> str:
-    """Where a string would be a column's name."""
+    """The text of an argument where a plain string would be the name of a column, so text literals are shown as lit(…)."""
     return repr(expr) if expr.kind == "lit" and isinstance(expr.option("value"), str) else _operand(expr)

@@ -1,4 +1,4 @@
-"""Streams as users write them: a graph of descriptions, nothing runs.
+"""Streams as users write them: a graph of descriptions. Building it runs nothing.
 
     app.stream("transactions", schema=..., time="ts", lateness="5s")
         .filter(col("amount") > 10).key_by("account").window(tumbling("1m")).aggregate(n=count())
@@ -63,10 +63,10 @@ __all__ = ["Owner", "ProcessedStream", "Steps", "Stream"]
 
 
 class Owner(Protocol):
-    """What a stream asks of its app."""
+    """The app, as its streams use it."""
 
     def write(self, end: StreamEnd) -> None:
-        """The stream will be run with the app."""
+        """Adds a stream that runs when the app runs."""
 
     def agent_of(self, function: Callable[..., Any]) -> AgentSpec:
         """The agent that this function is. Raises UserError where it is none of the app's."""
@@ -83,24 +83,24 @@ class Owner(Protocol):
 
 @dataclass(frozen=True)
 class Steps:
-    """What every kind of stream stands on: a step with all before it, and the app that they are of."""
+    """The basis of every kind of stream: its last step, with all steps before it, and the app to which they belong."""
 
     owner: Owner
     node: Node
 
     def then(self, node: Node) -> "Stream":
-        """The stream behind the next step, which is checked."""
+        """Checks the next step, and returns the stream behind it."""
         node.check()
         return Stream(self.owner, node)
 
     def then_process(self, node: Process | Connect) -> "ProcessedStream":
-        """The same for a process step, whose rows may leave by sides."""
+        """As `then`, for a process step, which may have output branches (`side`)."""
         node.check()
         return ProcessedStream(self.owner, node)
 
     @staticmethod
     def of(stream: object) -> "Steps | None":
-        """What a stream without keys stands on; None: it is none."""
+        """The steps of a stream without keys. None: the object is no such stream."""
         return Steps(stream._owner, stream._node) if isinstance(stream, Stream) else None
 
 
@@ -118,7 +118,7 @@ class Stream:
     # -- rows and columns ---------------------------------------------------------------------------------------------
 
     def filter(self, *predicates: Expr) -> "Stream":
-        """The rows for which all predicates are true; not those for which one is null."""
+        """The rows for which all predicates are true. A row for which one is null is dropped."""
         if not predicates:
             raise UserError("filter needs a predicate", hint='filter(col("amount") > 10)')
         node = self._node
@@ -131,7 +131,7 @@ class Stream:
         return self._then(Select(self._node, named_columns_of(columns, named, "select")))
 
     def with_columns(self, *columns: Expr, **named: Expr | Any) -> "Stream":
-        """Adds columns, or replaces those of the same name. All see the columns as they were before."""
+        """Adds columns, or replaces those of the same name. All expressions see the columns as they were before the step."""
         return self._then(WithColumns(self._node, named_columns_of(columns, named, "with_columns")))
 
     def drop(self, *names: str | Sequence[str]) -> "Stream":
@@ -139,7 +139,7 @@ class Stream:
         return self._then(Drop(self._node, column_names(flat(names), "drop")))
 
     def rename(self, names: Mapping[str, str]) -> "Stream":
-        """{old name: new name}."""
+        """Renames columns: {old name: new name}."""
         pairs = tuple((str(old), str(new)) for old, new in names.items())
         return self._then(Rename(self._node, pairs))
 
@@ -171,7 +171,7 @@ class Stream:
         return self._then(Sample(self._node, float(fraction), seed))
 
     def split(self, predicate: Expr) -> tuple["Stream", "Stream"]:
-        """-> (rows for which the predicate is true, all other rows: those where it is null too)."""
+        """Returns two streams: the rows for which the predicate is true, and all other rows, also those for which it is null."""
         yes = expression_of(predicate, "split")
         return self.filter(yes), self.filter(~yes.fill_null(False))
 
@@ -183,7 +183,7 @@ class Stream:
         return KeyedStream(Steps(self._owner, node), names)
 
     def _with_keys(self, keys: Sequence[str | Expr]) -> tuple[Node, tuple[str, ...], list[str]]:
-        """(the step whose columns the keys are, their names, those of them that were made for it)."""
+        """Returns the step that has the keys as columns, the names of the keys, and those of the columns that were made for them."""
         if not keys:
             raise UserError("key_by needs a column", hint='key_by("account")')
         named = named_columns_of(keys, {}, "key_by")
@@ -212,7 +212,7 @@ class Stream:
         )
 
     def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate) -> "Stream":
-        """For each row the aggregates of all rows so far, this one included. See KeyedStream.aggregate."""
+        """For each row, the aggregates of all rows so far, this one included. See KeyedStream.aggregate."""
         return KeyedStream(Steps(self._owner, self._node), ()).aggregate(*unnamed, ttl=None, **aggregates)
 
     def deduplicate(self, *keys: str | Expr, within: Duration | None = None) -> "Stream":
@@ -388,7 +388,7 @@ class Stream:
         return self._then(Upsert(self._node, column_names(flat(keys), "upsert")))
 
     def changelog(self) -> "Stream":
-        """Changes as rows that stay: the column `op` (insert, update_before, update_after, delete) says what happened to each."""
+        """Changes as rows of an append stream. The column `op` has the kind of change: insert, update_before, update_after, delete."""
         if not self._node.changes:
             raise UserError(
                 "changelog: these rows are no changes", hint="it follows group_by, upsert, top_n or an outer join"
@@ -476,7 +476,7 @@ class Stream:
 
 
 class ProcessedStream(Stream):
-    """What a process step gives, and what leaves it by its sides."""
+    """The main output of a process step. `side` gives its other output branches."""
 
     def side(self, name: str) -> Stream:
         """The rows that the functions gave to `ctx.side(name, …)`."""

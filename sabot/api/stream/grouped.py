@@ -1,4 +1,4 @@
-"""Rows by key, of which one is made that changes with them."""
+"""Streams behind `group_by`: one row for each key, which changes with the rows of the key."""
 
 from typing import TYPE_CHECKING
 
@@ -16,14 +16,16 @@ __all__ = ["GroupedStream"]
 
 
 class GroupedStream:
-    """Rows by key, of which one is made that changes with them."""
+    """Rows grouped by key. `aggregate` makes one row of each group, and updates it as rows come."""
 
     def __init__(self, steps: "Steps", keys: tuple[str, ...]) -> None:
         self._steps = steps
         self._keys = keys
 
     def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate) -> "Stream":
-        """The keys, then these: changes. Each batch updates the row of a key once; a key whose last row was taken back is deleted."""
+        """The keys and these aggregates, as changes. A batch updates the row of a key at most once. A key that has no rows any more is
+        deleted.
+        """
         node = GroupAggregate(self._steps.node, self._keys, aggregates_of_keywords(unnamed, aggregates))
         for name, _ in node.aggregates:
             if name in self._keys:

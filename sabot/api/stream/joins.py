@@ -1,4 +1,4 @@
-"""The joins of a stream, out of what users say of them."""
+"""Makes the nodes of joins and lookups from the arguments that users give to the methods of streams."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ __all__ = ["asof_node", "join_node", "lookup_async_node", "lookup_node"]
 _HOWS = ("inner", "left", "right", "full", "semi", "anti")
 
 Keys = tuple[tuple[str, ...], tuple[str, ...]]
-"""Of the left, of the right."""
+"""The columns of the keys: those of the left stream, those of the right."""
 
 
 def join_node(
     left: Node, right: Node, keys: Keys, how: Any, suffix: str, *, between: Any, window: Any, keep: Any
 ) -> Join:
-    """For `Stream.join`."""
+    """The node of `Stream.join`. Raises UserError."""
     given = (left, right, *keys, one_of("join: how", how, _HOWS), suffix)
     if between is not None and window is not None:
         raise UserError("join: between= and window= are two kinds of joins", hint="give one of them")
@@ -48,7 +48,7 @@ def join_node(
 
 
 def asof_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str, *, strategy: Any, tolerance: Any) -> AsofJoin:
-    """For `Stream.join_asof`."""
+    """The node of `Stream.join_asof`. Raises UserError."""
     strategy = one_of("join_asof: strategy", strategy, ("backward", "forward", "nearest"))
     if strategy != "backward" and tolerance is None:
         raise UserError(
@@ -60,14 +60,14 @@ def asof_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str, *, str
 
 
 def lookup_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str) -> Lookup:
-    """For `Stream.lookup` in a table."""
+    """The node of `Stream.lookup` in a table. Raises UserError."""
     return Lookup(left, right, *keys, one_of("lookup: how", how, ("left", "inner")), suffix)
 
 
 def lookup_async_node(
     node: Node, function: Any, on: Any, how: Any, suffix: str, dead_letter: str | Sink | None, options: dict[str, Any]
 ) -> LookupAsync:
-    """For `Stream.lookup` with a coroutine function. on: None where left_on= or right_on= was given."""
+    """The node of `Stream.lookup` with a coroutine function. on: None where left_on= or right_on= was given. Raises UserError."""
     if on is None:
         raise UserError("lookup: a function needs on=, the columns whose values it gets", hint='on="account"')
     if dead_letter is not None:
@@ -76,7 +76,7 @@ def lookup_async_node(
 
 
 def _check_keep(node: Join) -> None:
-    """Changes say by themselves how long rows stay, and of some right sides all rows are needed."""
+    """Refuses keep= for a stream of changes, which itself deletes rows, and for right sides whose rows are all needed."""
     for name, side, ms in zip(("this", "the other"), node.inputs, node.keep_ms, strict=True):
         if ms is not None and side.changes:
             raise UserError(f"join: keep= of {name} stream, which is changes: they say how long its rows are kept")
@@ -89,7 +89,9 @@ def _check_keep(node: Join) -> None:
 
 
 def _check_broadcast(node: Join) -> None:
-    """Rows of the left stay where they are, and none of the subtasks knows of those of the others."""
+    """Refuses joins that a broadcast side cannot have. Left rows are not repartitioned, so no subtask knows those of the others, and none
+    can tell that a right row has no partner.
+    """
     by_time = type(node) is not Join
     if by_time or node.how in ("right", "full"):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Rows by key."""
+"""Streams behind `key_by`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,7 +38,7 @@ __all__ = ["KeyedStream"]
 
 
 class KeyedStream:
-    """Rows by key."""
+    """Rows with a key: its methods work on the rows of each key separately."""
 
     def __init__(self, steps: "Steps", keys: tuple[str, ...]) -> None:
         self._steps = steps

@@ -1,4 +1,4 @@
-"""Where the rows of a stream leave it: what a sink can take of them, and rows as text."""
+"""The outputs of a stream: whether a sink can take its changes, and its rows as text."""
 
 import pyarrow as pa
 
@@ -10,7 +10,7 @@ __all__ = ["check_takes_changes", "shown"]
 
 
 def check_takes_changes(node: Node, sink: str | Sink, key: str | None) -> None:
-    """A sink gets changes only where it can keep them, by a key that the program says."""
+    """Raises UserError unless the sink can keep changes, and the program says by which key."""
     name = repr(sink) if isinstance(sink, str) else f"{type(sink).__name__}({sink.name!r})"
     if not isinstance(sink, str) and not sink.takes_changes:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Rows by key and window."""
+"""Streams behind `window`."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ __all__ = ["WindowedStream"]
 
 
 class WindowedStream:
-    """Rows by key and window."""
+    """Rows with a key and a window: its methods work on the rows of each key and window separately."""
 
     def __init__(
         self,
