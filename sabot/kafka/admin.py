@@ -7,9 +7,9 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.cimpl import NewPartitions
 
 from sabot.clock import SYSTEM_CLOCK
-from sabot.errors import UserError
 from sabot.kafka.client import (
     ANSWER_SECONDS,
+    NoSuchTopic,
     admin_of,
     ensure_topic,
     explain,
@@ -59,7 +59,7 @@ def partitions(broker: str, topic: str, *, kafka: Mapping[str, Any] | None = Non
     link = link_of(broker, f"topic {topic!r}", kafka, "Describe")
     try:
         return len(partitions_of(admin_of(link, kafka or {}), link, topic))
-    except UserError:
+    except NoSuchTopic:
         return 0
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "REFUSED_SECONDS",
     "UNKNOWN",
     "BrokerLink",
+    "NoSuchTopic",
     "admin_of",
     "client_of",
     "committed_of",
@@ -91,6 +92,10 @@ UNKNOWN = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaErr
 REFUSED_SECONDS = 5.0  # a broker that restarts, or learns of a new password, may refuse a valid login for a moment
 _FRESH_SECONDS = 2.0  # reports of the client that no broker answers are ignored for so long after an answer
 _FIRST_SECONDS = 1.0  # an opening waits so long for a first answer before it looks for the reason
+
+
+class NoSuchTopic(UserError):
+    """The topic does not exist. A topic that we may not see is another UserError: nobody can say whether it exists."""
 
 
 class BrokerLink:
@@ -247,7 +252,7 @@ def explain(error: KafkaError, link: BrokerLink, topic: str, operation: str = ""
     """Translates the client's error into one of ours. operation: what was tried with the topic, if not the operation of the link."""
     code = error.code()
     if code in UNKNOWN:
-        return UserError(
+        return NoSuchTopic(
             f"topic {topic!r} does not exist on kafka://{link.address}",
             hint="create it, or correct the name; topics of sources are never made by themselves",
         )
@@ -363,8 +368,8 @@ def metadata_of(client: Any, link: BrokerLink, topic: str, deadline: float) -> A
 
 
 def partitions_of(client: Any, link: BrokerLink, topic: str, timeout: float | None = None) -> list[int]:
-    """The numbers of a topic's partitions, asked of the broker. Raises as `metadata_of` does, and UserError when the topic does not exist,
-    or we may not see it.
+    """The numbers of a topic's partitions, asked of the broker. Raises as `metadata_of` does, NoSuchTopic when the topic does not exist,
+    and UserError when we may not see it.
     """
     checked_topic(topic, "topic", kafka=True)
     deadline = SYSTEM_CLOCK.monotonic() + (ANSWER_SECONDS if timeout is None else timeout)
@@ -413,9 +418,8 @@ def ensure_topic(
     try:
         partitions_of(admin, link, topic)
         return
-    except UserError as missing:
-        if "does not exist" not in missing.message:
-            raise
+    except NoSuchTopic:
+        log.debug("topic %r is missing, and is made", topic)
     request = NewTopic(topic, num_partitions=partitions, replication_factor=-1, config=dict(config or {}))
     outcome = admin.create_topics([request], operation_timeout=ANSWER_SECONDS, request_timeout=ANSWER_SECONDS)
     try:
@@ -433,7 +437,7 @@ def wait_for_partitions(client: Any, link: BrokerLink, topic: str, count: int) -
         try:
             if len(partitions_of(client, link, topic)) >= count:
                 return
-        except UserError:
+        except NoSuchTopic:
             if SYSTEM_CLOCK.monotonic() > deadline:
                 raise
         if SYSTEM_CLOCK.monotonic() > deadline:

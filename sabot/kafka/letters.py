@@ -20,6 +20,7 @@ from sabot.kafka.client import (
     ANSWER_SECONDS,
     FETCHING,
     BrokerLink,
+    NoSuchTopic,
     admin_of,
     client_of,
     explain,
@@ -73,7 +74,7 @@ class DeadLetters(Letters):
         """Fills `redriven` with the notes that there are now; without their topic, nothing was redriven."""
         try:
             self._log.partitions(self.notes_topic)
-        except UserError:
+        except NoSuchTopic:
             return
         _, end = self._log.bounds(self.notes_topic, 0)
         for message in self._log.messages(self.notes_topic, 0, 0, end):
@@ -140,7 +141,7 @@ class _Log:
         self._consumer.close()
 
     def partitions(self, topic: str) -> list[int]:
-        """The numbers of the topic's partitions. Raises UserError when there is no such topic."""
+        """The numbers of the topic's partitions. Raises as `client.partitions_of` does."""
         return partitions_of(self._consumer, self._link, topic)
 
     def topic_id(self, topic: str) -> str:

@@ -18,7 +18,17 @@ from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]
 from sabot.clock import SYSTEM_CLOCK
 from sabot.connectors.letters import DeadLetter, Ranges
 from sabot.errors import JobLocked, SabotError, TransientError, UserError
-from sabot.kafka.client import ANSWER_SECONDS, FENCED, admin_of, ensure_topic, explain, partitions_of, producer_of, said
+from sabot.kafka.client import (
+    ANSWER_SECONDS,
+    FENCED,
+    NoSuchTopic,
+    admin_of,
+    ensure_topic,
+    explain,
+    partitions_of,
+    producer_of,
+    said,
+)
 from sabot.kafka.letters import DeadLetters, Note
 from sabot.redaction import clean_cause
 from sabot.steps import step
@@ -190,7 +200,7 @@ class _Sender:
         if topic not in self._targets:
             try:
                 count = len(partitions_of(self._producer, self._dead.link, topic))
-            except UserError:
+            except NoSuchTopic:
                 count = 0
             self._targets[topic] = _target(self._dead, topic, count) if count else _Target(0)
         return self._targets[topic]

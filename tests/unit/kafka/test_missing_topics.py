@@ -1,0 +1,50 @@
+"""A topic that does not exist, and one that we may not see: the broker says which, and only the first may be taken for an empty one."""
+
+from types import SimpleNamespace
+
+import pytest
+from confluent_kafka import KafkaError
+
+from sabot.errors import UserError
+from sabot.kafka import admin
+from sabot.kafka.client import BrokerLink, NoSuchTopic, ensure_topic, partitions_of
+
+FORBIDDEN, MISSING = KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART
+
+
+class Client:
+    """An admin client whose broker answers for each topic with this error."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def list_topics(self, topic, timeout):
+        return SimpleNamespace(topics={topic: SimpleNamespace(error=KafkaError(self.code), partitions={})})
+
+    def poll(self, seconds): ...
+
+    def create_topics(self, *_, **__):
+        raise AssertionError("nothing is made of a topic that we may not see")
+
+
+def test_only_a_missing_topic_is_no_such_topic():
+    link = BrokerLink("127.0.0.1:1", "topic 't'")
+    with pytest.raises(NoSuchTopic, match="topic 't' does not exist"):
+        partitions_of(Client(MISSING), link, "t")
+    with pytest.raises(UserError, match="may not read topic 't'") as caught:
+        partitions_of(Client(FORBIDDEN), link, "t")
+    assert not isinstance(caught.value, NoSuchTopic)
+
+
+def test_a_forbidden_topic_does_not_count_as_one_without_partitions(monkeypatch):
+    monkeypatch.setattr(admin, "admin_of", lambda link, kafka: Client(MISSING))
+    assert admin.partitions("kafka://127.0.0.1:1", "t") == 0
+    monkeypatch.setattr(admin, "admin_of", lambda link, kafka: Client(FORBIDDEN))
+    with pytest.raises(UserError, match="may not describe topic 't'"):
+        admin.partitions("kafka://127.0.0.1:1", "t")
+
+
+def test_a_topic_that_we_may_not_see_is_not_made(monkeypatch):
+    monkeypatch.setattr("sabot.kafka.client.admin_of", lambda link, kafka: Client(FORBIDDEN))
+    with pytest.raises(UserError, match="may not read topic 't'"):
+        ensure_topic(BrokerLink("127.0.0.1:1", "topic 't'"), "t", {})
