@@ -29,9 +29,9 @@ def make_plan(
     parallelism: int = 1,
     readers: Mapping[str, int] | None = None,
 ) -> Plan:
-    """Stages for these ends of streams and all that leads to them, and for the agents. Raises UserError for programs that cannot run.
+    """The stages for these ends of streams and all steps that lead to them, and for the agents. UserError for programs that cannot run.
 
-    readers: by stage, how many readers a source has that must keep as many (those of a checkpoint).
+    readers: by stage, the number of readers that a source must have, since a checkpoint has state of as many.
     """
     ends = list(ends)
     check_nodes(ends)

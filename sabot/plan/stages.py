@@ -86,7 +86,7 @@ class Plan:
                     visit(stage, side, beside[name])
 
         for stage in self.stages:
-            if stage.agent is not None:  # what it makes of them its function decides
+            if stage.agent is not None:  # only the agent's function knows what becomes of its rows
                 continue
             reading = stage.reading
             schema = schemas.get(stage.id) if reading is None else reading.rows

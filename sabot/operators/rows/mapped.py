@@ -128,7 +128,7 @@ class MapBatches(Operator):
 
 
 class FlatMap(Operator):
-    """The user's function over single rows: it gets a dict, and gives an iterable of dicts. It runs in Python, for each row.
+    """The user's function over single rows: it gets a dict, and gives an iterable of dicts.
 
     time: as for MapBatches; where the output lacks that column, a row has the event time of the row that it was made of.
     """
