@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where tools and twins are
 
 from sabot.connectors.memory import MemoryBroker
 from sabot.testing import lives
-from tools.broker import Broker, BrokerMissing, required
+from tools.broker import Broker, running_or_skipped
 from tools.leftovers import leftovers, temporary_folder
 
 if (
@@ -107,15 +107,8 @@ def kafka(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if url and url.startswith("kafka://"):
         yield Broker(url=url)
         return
-    broker = Broker(tmp_path_factory.mktemp("kafka"))
-    try:
-        broker.start()
-    except BrokerMissing as missing:
-        if required():
-            pytest.fail(f"{missing} (SABOT_REQUIRE_KAFKA=1)", pytrace=False)
-        pytest.skip(str(missing))
-    yield broker
-    broker.stop()
+    with running_or_skipped(Broker(tmp_path_factory.mktemp("kafka"))) as broker:
+        yield broker
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from sabot.connectors.base import Track
 from sabot.errors import BrokerUnavailable, SabotError, UserError
 from sabot.kafka import KafkaSink, KafkaSource, RecordSender, admin
 from tools.agent_tools import bounded, until
-from tools.broker import BrokerMissing, required
+from tools.broker import running_or_skipped
 from tools.secure_broker import PASSWORD, SecureBroker
 
 pytestmark = [pytest.mark.integration, pytest.mark.kafka]
@@ -31,15 +31,8 @@ BOUND = 10.0  # seconds, until a refusal at an opening is told
 
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBroker]:
-    broker = SecureBroker(tmp_path_factory.mktemp("secure"))
-    try:
-        broker.start()
-    except BrokerMissing as missing:
-        if required():
-            pytest.fail(f"{missing} (SABOT_REQUIRE_KAFKA=1)", pytrace=False)
-        pytest.skip(str(missing))
-    yield broker
-    broker.stop()
+    with running_or_skipped(SecureBroker(tmp_path_factory.mktemp("secure"))) as broker:
+        yield broker
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tools.leftovers import MARK, leftovers
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "kafka" / "kafka.sh"
@@ -88,6 +90,19 @@ def running(url: str | None) -> Iterator[str]:
             yield broker.url
         finally:
             broker.stop()
+
+
+@contextmanager
+def running_or_skipped(broker: Broker) -> Iterator[Broker]:
+    """The broker for so long. Without Java, Maven or the jars the tests are skipped, or fail with SABOT_REQUIRE_KAFKA=1."""
+    try:
+        broker.start()
+    except BrokerMissing as missing:
+        if required():
+            pytest.fail(f"{missing} (SABOT_REQUIRE_KAFKA=1)", pytrace=False)
+        pytest.skip(str(missing))
+    yield broker
+    broker.stop()
 
 
 def required() -> bool:

@@ -73,6 +73,24 @@ async def told(app, what, caplog):
     assert what in app.statistics()["failure"]  # until the next start
 
 
+async def fails(app, place, error, monkeypatch):
+    """The app runs since `start()`, and fails at this place. -> the words for it"""
+    owner, name, what = place
+    burst(monkeypatch, owner, name, error)
+    publish(app, "orders", [{"n": 1}])
+    await app.start()
+    await until(lambda: app.statistics()["failure"] is not None, "the failure")
+    return what
+
+
+async def goes_on(app, monkeypatch):
+    """Nothing fails any more: the app goes on from its last checkpoint, as if nothing had been."""
+    monkeypatch.undo()
+    await app.start()
+    await until(lambda: {"n": 1} in values(app, "copies"))
+    assert app.statistics()["failure"] is None
+
+
 AGENT_PLACES = {
     "the agent task": (AgentTask, "_take", "the task that hands records to agents"),
     "the hand-over of rows": (RecordAgentOperator, "put", "the task that hands records to agents"),
@@ -89,18 +107,11 @@ AGENT_PLACES = {
 @pytest.mark.parametrize("error", BURST, ids=["RecursionError", "MemoryError"])
 @pytest.mark.parametrize("place", AGENT_PLACES)
 async def test_it_is_told_to_the_next_call_after_start(app, place, error, monkeypatch, caplog):
-    owner, name, what = AGENT_PLACES[place]
-    burst(monkeypatch, owner, name, error)
-    publish(app, "orders", [{"n": 1}])
-    await app.start()
-    await until(lambda: app.statistics()["failure"] is not None, "the failure")
+    what = await fails(app, AGENT_PLACES[place], error, monkeypatch)
     assert state_of(app, "copy") == "failed"
     assert what in app.agent_runtime.get_stats()["shop.copy"]["failure"]
     await told(app, what, caplog)
-    monkeypatch.undo()
-    await app.start()  # goes on from the last checkpoint
-    await until(lambda: {"n": 1} in values(app, "copies"))
-    assert app.statistics()["failure"] is None
+    await goes_on(app, monkeypatch)
     assert app.agent_runtime.get_stats()["shop.copy"]["failure"] is None
     await bounded(app.stop())
 
@@ -244,15 +255,11 @@ STREAM_PLACES = {
 @pytest.mark.parametrize("error", BURST, ids=["RecursionError", "MemoryError"])
 @pytest.mark.parametrize("place", STREAM_PLACES)
 async def test_a_stream_tells_the_next_call_after_start(stream_app, place, error, monkeypatch, caplog):
-    owner, name, what = STREAM_PLACES[place]
-    burst(monkeypatch, owner, name, error)
-    publish(stream_app, "orders", [{"n": 1}])
-    await stream_app.start()
+    what = await fails(stream_app, STREAM_PLACES[place], error, monkeypatch)
     await told(stream_app, what, caplog)
     assert type(error).__name__ in stream_app.statistics()["failure"]
-    monkeypatch.undo()
-    await stream_app.start()
-    await until(lambda: values(stream_app, "copies") == [{"n": 1}])
+    await goes_on(stream_app, monkeypatch)
+    assert values(stream_app, "copies") == [{"n": 1}]
     await bounded(stream_app.stop())
 
 

@@ -5,6 +5,7 @@ Most of it within this process: the signal is raised by the main thread itself, 
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -59,11 +60,13 @@ def at_call(place: int, number: int | None, within: str = OURS) -> Iterator[list
                 sys.setprofile(None)
                 signal.raise_signal(number)
 
+    gc.disable()  # else generators that other tests have left are closed in here, and their calls count
     sys.setprofile(on_call)
     try:
         yield calls
     finally:
         sys.setprofile(None)
+        gc.enable()
 
 
 def idle(state: Path) -> App:
