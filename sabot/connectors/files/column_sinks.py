@@ -12,8 +12,8 @@ from pyarrow import parquet as pq
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.arrow.border import validate
-from sabot.connectors.files.delivered import Growth, PendingGrowth
 from sabot.connectors.files.format import FileFormat
+from sabot.connectors.files.growth import Growth, PendingGrowth
 from sabot.connectors.files.parts import Part, RowWriter, SealedPart, batches_of_frame, frame_of_batches
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import UserError

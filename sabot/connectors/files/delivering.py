@@ -15,8 +15,9 @@ from msgspec.structs import replace
 
 from sabot._cython.arrow.batch import Batch
 from sabot.connectors.base import Token, Track
-from sabot.connectors.files.delivered import Busy, Entry, Growth
+from sabot.connectors.files.delivered import Busy, Entry
 from sabot.connectors.files.format import FileFormat
+from sabot.connectors.files.growth import Growth
 from sabot.connectors.files.parts import beside, pending_of, remove, sync_folder
 from sabot.connectors.files.target import FileTarget
 from sabot.connectors.files.writing import FileWriting

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import RECORD_SCHEMA
-from sabot.connectors.files.delivered import Growth
+from sabot.connectors.files.growth import Growth
 from sabot.connectors.files.parts import Part, Rows, RowWriter
 from sabot.errors import TransientError, UserError
 from sabot.faults import hint_of

@@ -13,8 +13,8 @@ from pyarrow import csv
 from sabot._cython.arrow.batch import Batch
 from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import to_records
-from sabot.connectors.files.delivered import Growth, PendingGrowth, TextGrowth
 from sabot.connectors.files.format import FileFormat
+from sabot.connectors.files.growth import Growth, PendingGrowth, TextGrowth
 from sabot.connectors.files.parts import AppendedPart, Part, RowWriter, SealedPart
 from sabot.connectors.files.paths import COMPRESSION, bare_suffix, codec_of
 from sabot.connectors.files.sink import FileSink

@@ -1,0 +1,241 @@
+"""Files that grow by delivered parts. `delivered` says how many of their bytes count."""
+
+import itertools
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Generic
+
+import pyarrow as pa
+
+from sabot.connectors.files.parts import (
+    FRAME_BYTES,
+    PENDING_MAGIC,
+    Encoding,
+    Rows,
+    RowWriter,
+    beside,
+    frame_head,
+    frames_of,
+    pending_of,
+    remove,
+    sync_folder,
+)
+from sabot.connectors.files.whole import Opener, WholeFile
+from sabot.disk import no_link, private, regular
+from sabot.errors import UserError
+from sabot.steps import step
+
+__all__ = ["Growth", "PendingGrowth", "TextGrowth"]
+
+
+class Growth(ABC, Generic[Rows]):
+    """A file that grows by parts until it is complete, and then gets the name `path`.
+
+    length: how many of its bytes count so far. All methods raise OSError; after an error the bytes that count are unchanged.
+    """
+
+    def __init__(self, path: Path, grown: Path, opener: Opener | None) -> None:
+        self.path = path
+        self.grown = grown
+        self._opener = opener
+
+    @abstractmethod
+    def add(self, length: int, rows: Iterable[Rows], nbytes: int, full: float) -> tuple[int, bool]:
+        """Adds rows of about `nbytes`, and syncs them. Returns the new length, and whether the file is complete: it has `full` bytes."""
+
+    @abstractmethod
+    def complete(self, length: int, rows: Iterable[Rows] = ()) -> bool:
+        """Adds these rows as the last ones, and makes and syncs the complete .tmp file. False: there are no rows and no known columns."""
+
+    @abstractmethod
+    def begin(self, length: int) -> Rows | None:
+        """The first rows of the file. None: it has none."""
+
+    def size(self) -> int:
+        """The bytes of the whole rows in the file, whether they count or not."""
+        return self.grown.stat().st_size if self.grown.exists() else 0
+
+    def keep(self, length: int) -> None:
+        """Cuts off bytes that do not count. Raises UserError where bytes that count are missing."""
+        size = self.size()
+        if size < length:
+            raise UserError(
+                f"file {os.fspath(self.grown)!r}: {length} bytes were delivered into it, and "
+                + (f"it has {size}" if self.grown.exists() else "it is gone"),
+                hint="bring it back; or remove the token beside it too (the hidden file of its name that ends in .token), and say "
+                "at the next start whether to repeat or to skip",
+            )
+        if length == 0 and self.grown != self.path:
+            remove(self.grown)
+        elif size > length:
+            with step("truncate", self.grown):
+                os.truncate(self.grown, length)
+
+    def _opened(self, length: int) -> WholeFile:
+        """Opens the growing file, at the end of the bytes that count. Raises OSError where the file has another length."""
+        if length == 0 and not self.grown.exists():
+            file = WholeFile(self.grown, "xb+", "append", self._opener)
+            try:
+                sync_folder(self.grown.parent)
+            except BaseException:
+                file.close()
+                raise
+        else:
+            file = WholeFile(self.grown, "rb+", "append", self._opener)
+        size = file.seek_end()
+        if size != length:
+            file.close()
+            raise OSError(f"it has {size} bytes and not the {length} that were delivered: somebody else writes into it")
+        return file
+
+
+class TextGrowth(Growth[bytes]):
+    """A text file, which grows in place: under its own name, or as the .tmp of a part in a folder."""
+
+    def __init__(self, path: Path, *, hidden: bool) -> None:
+        super().__init__(path, beside(path, "tmp") if hidden else path, no_link if hidden else None)
+
+    def add(self, length: int, rows: Iterable[bytes], nbytes: int, full: float) -> tuple[int, bool]:
+        file = self._opened(length)
+        try:
+            for text in rows:
+                file.write(text)
+                length += len(text)
+            file.sync()
+        finally:
+            file.close()
+        return length, length >= full
+
+    def complete(self, length: int, rows: Iterable[bytes] = ()) -> bool:
+        self.add(length, rows, 0, 0)
+        return True
+
+    def begin(self, length: int) -> bytes | None:
+        if length == 0:
+            return None
+        with self.grown.open("rb") as file:
+            return file.read(min(length, 1 << 20))
+
+
+class PendingGrowth(Growth[Rows]):
+    """A file whose rows wait in the pending list until it is complete. A delivery that is large enough by itself becomes a file at once."""
+
+    def __init__(self, path: Path, encoding: Encoding[Rows]) -> None:
+        super().__init__(path, pending_of(path), private)
+        self._encoding = encoding
+
+    def add(self, length: int, rows: Iterable[Rows], nbytes: int, full: float) -> tuple[int, bool]:
+        if length + nbytes >= full:
+            self.complete(length, rows)
+            return 0, True
+        file = self._opened(length)
+        try:
+            length += self._append(file, rows, length == 0)
+            file.sync()
+        finally:
+            file.close()
+        return length, False
+
+    def _append(self, file: WholeFile, rows: Iterable[Rows], begins: bool) -> int:
+        """Appends rows to the pending list. Returns the number of bytes added."""
+        start = file.tell()
+        waiting: list[Rows] = []
+        waiting_bytes = 0
+        for each in rows:
+            if begins:
+                self._try(each)
+                file.write(PENDING_MAGIC)
+                begins = False
+            waiting.append(each)
+            waiting_bytes += self._encoding.size(each)
+            if waiting_bytes >= FRAME_BYTES:
+                self._append_frame(file, waiting)
+                waiting, waiting_bytes = [], 0
+        if waiting:
+            self._append_frame(file, waiting)
+        return file.tell() - start
+
+    def _append_frame(self, file: WholeFile, rows: list[Rows]) -> None:
+        frame = self._encoding.frame(rows)
+        file.write(frame_head(frame))
+        file.write(frame)
+
+    def _try(self, first: Rows) -> None:
+        """Starts a file with these rows in memory: columns that the format cannot hold raise an error now, not at the end of the file."""
+        writer = self._encoding.start(pa.BufferOutputStream(), first)
+        if writer is not None:
+            writer.close()
+
+    def complete(self, length: int, rows: Iterable[Rows] = ()) -> bool:
+        temporary = beside(self.path, "tmp")
+        remove(temporary)
+        file = WholeFile(temporary, "xb+", "write", no_link)
+        native = pa.PythonFile(_Borrowed(file), mode="w")
+        writer: RowWriter[Rows] | None = None
+        try:
+            for each in itertools.chain(self._counted(length), rows):
+                if writer is None:
+                    writer = self._encoding.start(native, each)
+                    assert writer is not None
+                writer.write(each)
+            if writer is None:
+                writer = self._encoding.start(native, None)
+            made = writer is not None
+            if writer is not None:
+                writer.close()
+                writer = None
+                file.sync()
+        finally:
+            if writer is not None:
+                file.dead = True  # stops a writer that is closed by the garbage collector from writing
+                writer.close()
+            file.close()
+        if not made:
+            remove(temporary)
+            return False
+        sync_folder(self.path.parent)
+        return True
+
+    def begin(self, length: int) -> Rows | None:
+        return next(self._counted(length), None)
+
+    def size(self) -> int:
+        found = super().size()
+        return found if found > len(PENDING_MAGIC) else 0
+
+    def keep(self, length: int) -> None:
+        for kind in ("tmp", "copy"):
+            remove(beside(self.path, kind))
+        super().keep(length)
+
+    def _counted(self, length: int) -> Iterator[Rows]:
+        if length == 0:
+            return
+        with open(self.grown, "rb", opener=regular) as file:
+            at = len(PENDING_MAGIC)
+            if file.read(at) == PENDING_MAGIC:
+                for frame in frames_of(file, at, length):
+                    at = file.tell()
+                    yield from self._encoding.unframe(frame)
+        if at != length:
+            raise UserError(
+                f"file {os.fspath(self.grown)!r} is damaged: of {length} bytes that were delivered {at} can be read",
+                hint="bring it back from a copy; or start the job afresh",
+            )
+
+
+class _Borrowed:
+    """The file as given to a writer of pyarrow's, whose `close` must not close it before it is synced."""
+
+    closed = False
+
+    def __init__(self, file: WholeFile) -> None:
+        self.write = file.write
+
+    def flush(self) -> None:
+        """There is no buffer."""
+
+    def close(self) -> None:
+        """Who opened it closes it."""
