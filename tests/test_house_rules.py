@@ -141,7 +141,6 @@ TWO_SIDES_OF_A_STEP = {  # the description that a user's program makes, and the 
 }
 
 SHARED_NAMES = {
-    "Part",
     "Pattern",
     "Process",
     "Reader",

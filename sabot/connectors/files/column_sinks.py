@@ -14,7 +14,7 @@ from sabot._cython.arrow.batch import Batch
 from sabot._cython.arrow.border import validate
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.growth import Growth, PendingGrowth
-from sabot.connectors.files.parts import Part, RowWriter, SealedPart, batches_of_frame, frame_of_batches
+from sabot.connectors.files.parts import FilePart, RowWriter, SealedPart, batches_of_frame, frame_of_batches
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import UserError
 
@@ -44,7 +44,7 @@ class _ColumnFormat(FileFormat[pa.RecordBatch]):
     def forget(self) -> None:
         self._schema = None
 
-    def new_part(self, path: Path, *, hidden: bool, truncate: bool) -> Part[pa.RecordBatch]:
+    def new_part(self, path: Path, *, hidden: bool, truncate: bool) -> FilePart[pa.RecordBatch]:
         return SealedPart(path, self)
 
     def new_growth(self, path: Path, *, hidden: bool) -> Growth[pa.RecordBatch]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.records import RECORD_SCHEMA
 from sabot.connectors.files.growth import Growth
-from sabot.connectors.files.parts import Part, Rows, RowWriter
+from sabot.connectors.files.parts import FilePart, Rows, RowWriter
 from sabot.errors import TransientError, UserError
 from sabot.faults import hint_of
 
@@ -75,7 +75,7 @@ class FileFormat(ABC, Generic[Rows]):
     # Files
 
     @abstractmethod
-    def new_part(self, path: Path, *, hidden: bool, truncate: bool) -> Part[Rows]:
+    def new_part(self, path: Path, *, hidden: bool, truncate: bool) -> FilePart[Rows]:
         """Opens a file that is written at least once, with what is there of it.
 
         hidden: nobody sees it before it is complete. truncate: it begins empty.

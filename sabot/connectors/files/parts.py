@@ -28,7 +28,7 @@ __all__ = [
     "PENDING_MAGIC",
     "AppendedPart",
     "Encoding",
-    "Part",
+    "FilePart",
     "RowWriter",
     "SealedPart",
     "batches_of_frame",
@@ -84,7 +84,7 @@ class Encoding(Protocol[Rows]):
         """The rows of a frame."""
 
 
-class Part(ABC, Generic[Rows]):
+class FilePart(ABC, Generic[Rows]):
     """A file to which one sink adds rows. All methods raise OSError."""
 
     path: Path
@@ -115,7 +115,7 @@ class Part(ABC, Generic[Rows]):
         """Bytes so far."""
 
 
-class AppendedPart(Part[bytes]):
+class AppendedPart(FilePart[bytes]):
     """Text that is appended to `path`, or to a hidden file until it is sealed. `cut` gives the end of the last whole row."""
 
     def __init__(self, path: Path, *, hidden: bool, truncate: bool, cut: Callable[[BinaryIO, int], int]) -> None:
@@ -171,7 +171,7 @@ class AppendedPart(Part[bytes]):
         self._file.close()
 
 
-class SealedPart(Part[Rows]):
+class SealedPart(FilePart[Rows]):
     """A file that is complete or does not exist: `seal` puts it under `path`, in place of an older file."""
 
     def __init__(self, path: Path, encoding: Encoding[Rows]) -> None:

@@ -15,7 +15,7 @@ from sabot.clock import SYSTEM_CLOCK
 from sabot.codecs.records import to_records
 from sabot.connectors.files.format import FileFormat
 from sabot.connectors.files.growth import Growth, PendingGrowth, TextGrowth
-from sabot.connectors.files.parts import AppendedPart, Part, RowWriter, SealedPart
+from sabot.connectors.files.parts import AppendedPart, FilePart, RowWriter, SealedPart
 from sabot.connectors.files.paths import COMPRESSION, bare_suffix, codec_of
 from sabot.connectors.files.sink import FileSink
 from sabot.errors import UserError
@@ -64,7 +64,7 @@ class _TextFormat(FileFormat[bytes]):
     def begins_with(self, rows: bytes) -> None:
         self._first = rows[:HEAD_BYTES]
 
-    def new_part(self, path: Path, *, hidden: bool, truncate: bool) -> Part[bytes]:
+    def new_part(self, path: Path, *, hidden: bool, truncate: bool) -> FilePart[bytes]:
         self._first = b""
         if self._compression is not None:
             return SealedPart(path, self)

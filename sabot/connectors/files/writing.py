@@ -5,7 +5,7 @@ from typing import Any
 
 from sabot._cython.arrow.batch import Batch
 from sabot.connectors.files.format import FileFormat
-from sabot.connectors.files.parts import Part, SealedPart, pending_of, remove, unfinished
+from sabot.connectors.files.parts import FilePart, SealedPart, pending_of, remove, unfinished
 from sabot.connectors.files.target import FileTarget
 
 __all__ = ["FileWriting"]
@@ -22,7 +22,7 @@ class FileWriting:
         self._target = target
         self._format = format
         self._part_bytes = part_bytes
-        self._part: Part[Any] | None = None
+        self._part: FilePart[Any] | None = None
         self._anew = False  # the job begins, and may overwrite what is there
         self._complete = False  # the one file was there when this was opened, or is finished
 
@@ -110,14 +110,14 @@ class FileWriting:
         if part is not None:
             part.close()
 
-    def _next_part(self) -> Part[Any]:
+    def _next_part(self) -> FilePart[Any]:
         part = self._new_part(self._target.file(self.number))
         if self._complete and isinstance(part, SealedPart):
             part.take_over()
         self._complete = False
         return part
 
-    def _new_part(self, path: Path) -> Part[Any]:
+    def _new_part(self, path: Path) -> FilePart[Any]:
         folder = self._target.folder
         return self._format.new_part(path, hidden=folder, truncate=self._anew and not folder)
 
