@@ -16,6 +16,7 @@ NOT_OURS = {  # paths of a user's project, and of a job's directory
     "examples/app.py",
     "state/checkpoints",
 }
+MADE_BY_TESTS = {"test_it.py", "test_page.py"}
 
 
 def texts() -> dict[str, str]:
@@ -38,6 +39,16 @@ def test_paths_from_the_project_exist() -> None:
         for found in sorted(set(WHOLE.findall(text)) - NOT_OURS):
             if not is_there(PROJECT / found):
                 wrong[name].append(found)
+    assert wrong == {}
+
+
+def test_files_of_tests_that_are_named_exist() -> None:
+    """`test_dlq.py`, with its folder or without."""
+    files = {path.name for path in (PROJECT / "tests").rglob("test_*.py")}
+    wrong = {}
+    for name, text in texts().items():
+        if gone := set(re.findall(r"(?<![\w*])test_\w+\.py", text)) - files - MADE_BY_TESTS:
+            wrong[name] = sorted(gone)
     assert wrong == {}
 
 

@@ -3,13 +3,13 @@
 Every fault that the first issue lists, and where it is shown. No file: here. Files of other folders show a part below the App.
 
 payload that is no JSON, empty,    test_payloads_that_are_no_json_go_to_the_dead_letters_and_the_others_through
-  null, or invalid UTF-8           unit/test_agent_errors.py: test_undecodable_payloads_go_to_the_dead_letters_under_policy
+  null, or invalid UTF-8           unit/agents/test_agent_errors.py: test_undecodable_payloads_go_to_the_dead_letters_under_policy
 wrong type in a field,             test_rows_that_do_not_fit_the_schema_go_to_the_dead_letters_and_missing_fields_are_null
-  missing field                    unit/test_json_kernel.py
+  missing field                    unit/_cython/text/test_json_kernel.py
 10 MB payload                      test_ten_megabytes_are_a_record_like_any_other_on_each_way
 a result too large to be written   test_a_result_that_is_too_large_for_the_broker_stops_the_app_by_name_and_nothing_is_lost
 null key, missing key field        test_a_null_key_is_nothing_special_and_a_missing_key_field_is_a_dead_letter
-                                   unit/test_agent_errors.py: test_skip_or_call_but_never_lose_a_message_whose_key_is_odd
+                                   unit/agents/test_agent_errors.py: test_skip_or_call_but_never_lose_a_message_whose_key_is_odd
 unknown topic                      test_an_unknown_topic_ends_sabot_run_with_one_line_that_names_it_and_is_not_made
                                    test_agent_kafka.py: test_a_missing_source_topic_is_a_user_error_that_names_it
 broker absent at the start         test_an_absent_broker_is_named_within_ten_seconds_and_ends_sabot_run_with_one_line
@@ -21,20 +21,20 @@ state directory locked,            test_a_second_worker_and_a_locked_directory_a
                                    recovery/test_kill_minus_nine.py (after a kill)
 corrupt manifest                   test_a_corrupt_manifest_ends_sabot_run_with_the_file_and_the_ways_on_which_lose_nothing
                                    test_agent_state_e2e.py: test_a_corrupt_manifest_is_named_and_nothing_is_lost
-                                   unit/test_checkpoint_storage.py: test_no_flipped_bit_of_a_manifest_changes_what_is_read
+                                   unit/checkpoint/test_checkpoint_storage.py: test_no_flipped_bit_of_a_manifest_changes_what_is_read
 disk full at a checkpoint          test_a_disk_that_is_full_while_checkpoints_are_taken_costs_only_those
-                                   unit/test_coordinator.py: test_a_full_disk_fails_checkpoints_until_there_is_room
+                                   unit/checkpoint/test_coordinator.py: test_a_full_disk_fails_checkpoints_until_there_is_room
 an agent that raises               test_an_agent_that_raises_ends_sabot_run_with_one_line_and_a_mended_one_loses_nothing
-                                   unit/test_agent_errors.py (policies, batches, odd errors)
+                                   unit/agents/test_agent_errors.py (policies, batches, odd errors)
 an agent that hangs                test_a_call_that_hangs_fails_checkpoints_by_name_and_a_stop_ends_all_the_same
                                    test_ctrl_c_ends_sabot_run_on_kafka_while_a_call_hangs
                                    test_ctrl_c_ends_sabot_run_in_the_end_when_a_call_refuses_to_be_cancelled
-                                   unit/test_agent_errors.py: test_fail_of_a_hanging_call_after_its_timeout
+                                   unit/agents/test_agent_errors.py: test_fail_of_a_hanging_call_after_its_timeout
 an agent's wrong return type       test_a_result_of_the_wrong_type_stops_the_agent_by_name_and_a_mended_one_loses_nothing
-                                   unit/test_agent_errors.py: test_skip_takes_a_batch_agents_wrong_return_type_as_an_error
+                                   unit/agents/test_agent_errors.py: test_skip_takes_a_batch_agents_wrong_return_type_as_an_error
 two agents with one name, module   test_a_program_that_is_wrong_is_refused_in_one_line
   missing, attribute that is       unit/test_app.py: test_two_agents_with_one_name_are_refused
-  no App                           unit/test_cli.py: test_a_target_that_is_not_there_is_named
+  no App                           unit/cli/test_cli.py: test_a_target_that_is_not_there_is_named
 kill -9                            test_after_kills_on_kafka_state_is_exact_results_are_all_there_and_offsets_never_ahead
                                    recovery/
 
@@ -311,6 +311,7 @@ async def test_an_unknown_topic_ends_sabot_run_with_one_line_that_names_it_and_i
     assert manifests(tmp_path / "checkpoints") == set()
 
 
+@pytest.mark.slow  # the same of a source, of an agent and of a stream: test_kafka_faults, test_agent_kafka, test_stream_kafka
 async def test_an_absent_broker_is_named_within_ten_seconds_and_ends_sabot_run_with_one_line(name, tmp_path):
     address = f"127.0.0.1:{free_ports(1)[0]}"
     words = ["fault_app:app", "--broker", f"kafka://{address}", "--state", str(tmp_path), "--loglevel", "warning"]
@@ -349,6 +350,7 @@ async def test_the_figures_of_a_source_that_waits_for_records_hold_nobody_up(rea
 
 
 @pytest.mark.kafka
+@pytest.mark.slow  # the same of a source, of a stream and of a delivery: test_kafka_faults, test_stream_kafka, test_kafka_delivery
 async def test_a_broker_that_goes_in_the_middle_and_comes_back_loses_nothing(kafka, real, name, tmp_path, caplog):
     """Records come, results go and checkpoints are taken before, while and after the broker is away."""
     if not kafka.ours:

@@ -324,7 +324,7 @@ def test_an_error_that_the_client_loses_on_its_way_is_asked_for_again(
         sink.deliver(1, part(1))
 
 
-@pytest.mark.parametrize("step", ["token", "commit"])
+@pytest.mark.parametrize("step", ["token", pytest.param("commit", marks=pytest.mark.slow)])
 def test_a_broker_that_restarts_in_a_transaction_loses_and_repeats_nothing(
     kafka: Broker, topic: str, sinks: Any, watch: Any, step: str
 ) -> None:
