@@ -128,9 +128,8 @@ class Coordinator:
         self.storage = storage
         self.delivery: SavedOutput | None = None  # the output that is saved with each checkpoint
         self.on_complete: list[Callable[[Manifest], None]] = []
-        self.on_retained: list[
-            Callable[[int], None]
-        ] = []  # the oldest checkpoint that is left: what only older ones need may go
+        # Called with the id of the oldest checkpoint that is left: what only older ones need may go.
+        self.on_retained: list[Callable[[int], None]] = []
         self.on_failed: Callable[[], None] = lambda: None
         # Called when another worker has taken the job over; when no checkpoint can be made any more.
         self.on_lost: Callable[[SabotError], None] = lambda error: None

@@ -198,6 +198,13 @@ def test_who_owns_it_has_an_empty_scratch_each_time(place: Place) -> None:
     assert list(place.scratch.iterdir()) == []
 
 
+def test_only_a_directory_tells_whether_it_is_in_use(location: Any, place: Place) -> None:
+    other = place_of(location)
+    assert other.in_use() == isinstance(other, LocalPlace)
+    place.disown()
+    assert not other.in_use()
+
+
 def test_a_place_that_is_only_read_needs_no_owner_and_is_not_written(location: Any, place: Place) -> None:
     one = keep(place, b"one")
     reader = place_of(location)
