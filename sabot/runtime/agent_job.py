@@ -227,13 +227,12 @@ class AgentJob:
     def _port(self, spec: AgentSpec, operators: Mapping[str, AgentOperator]) -> Port | None:
         sink = spec.sink
         given = None if self.streams is None else self.streams.build.given.get(spec.agent_id)
-        if sink is None and given is not None and self.streams is not None:
-            columns = self.streams.build.given_columns[spec.agent_id]
-            port = StreamPort(spec.agent_id, columns, given.channel, self._loop)
+        if sink is None:
+            if given is None:
+                return None
+            port = StreamPort(spec.agent_id, given.columns, given.channel, self._loop)
             self.task.add_sink(port)
             return port
-        if sink is None:
-            return None
         if isinstance(sink, str | Sink):
             return self._sink(sink)
         for operator in operators.values():

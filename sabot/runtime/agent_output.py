@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
+
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import END, Channel, Gate
 from sabot.connectors.base import Positions, Source
@@ -19,8 +21,10 @@ __all__ = ["AgentInput", "AgentOutput"]
 class AgentOutput(Source):
     """What an agent gives: records, or columns of a batch agent. One partition, whose offset is the number of rows so far."""
 
-    def __init__(self, agent_id: str) -> None:
+    def __init__(self, agent_id: str, columns: pa.Schema) -> None:
+        """columns: as the stream's schema= says them."""
         self.name = agent_id
+        self.columns = columns
         self.channel = Channel(name=f"{agent_id} to its stream")
         self.gate = Gate([self.channel])
         self.marks: deque[Any] = deque()  # that came between rows

@@ -96,7 +96,6 @@ class Build:
         self.stages: dict[str, _Built] = {}  # upstream first
         self.inputs: list[tuple[Reading, StreamTask, SourceInput]] = []
         self.given: dict[str, AgentOutput] = {}  # by the id of an agent, what a stream reads of it
-        self.given_columns: dict[str, pa.Schema] = {}
         self.late_sides: set[str] = set()  # operators whose late rows go somewhere
         self.cancelled = threading.Event()  # the start is given up
         self.shared = {  # by the id of a Sink that agents write too, their way into it
@@ -238,8 +237,7 @@ class Build:
             schema = schema.append(node.schema.field(node.time))
         source = node.source if isinstance(node.source, Source) else self._open_source(node.source)
         if isinstance(node, AgentRead):
-            source = self.given[node.agent.agent_id] = AgentOutput(node.agent.agent_id)
-            self.given_columns[node.agent.agent_id] = node.schema
+            source = self.given[node.agent.agent_id] = AgentOutput(node.agent.agent_id, node.schema)
         codec: Codec | None = None
         if not source.scan(node.schema, schema.names):
             table = node.table

@@ -267,7 +267,7 @@ async def test_a_stream_that_fails_behind_an_agent_ends_the_run(drain: bool) -> 
 
 
 def test_rows_that_an_agent_works_on_are_no_silence() -> None:
-    output = AgentOutput("one.give")
+    output = AgentOutput("one.give", pa.schema([]))
     assert output.lag() == {("one.give", 0): 0}
     output.unfinished = lambda: 3
     assert output.lag() == {("one.give", 0): 3}

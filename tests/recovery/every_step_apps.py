@@ -1,4 +1,4 @@
-"""The six pipelines that are crashed at every step: each app ends by itself, and all it does goes below a directory, or is named after it.
+"""The pipelines that are crashed at every step: each app ends by itself, and all it does goes below a directory, or is named after it.
 
 Numbers are whole, so sums are exact whatever the order.
 """
@@ -73,6 +73,26 @@ def agent_to_kafka(directory: Path) -> App:
         await state.put("total", total)
         return {"account": account, "seen": seen, "total": total}
 
+    return app
+
+
+def between_streams(directory: Path) -> App:
+    """A stream, an agent and a stream, without a topic: what waits between them when the app dies must not be lost, nor come twice."""
+    app = named(directory)
+
+    @app.agent(key="account", concurrency=2)
+    async def running(ctx):
+        seen = (await ctx.state().get("seen") or 0) + 1
+        await ctx.state().put("seen", seen)
+        await asyncio.sleep(0)
+        return {**ctx.message, "seen": seen}
+
+    script = [payments(0), BARRIER, payments(8), END]
+    app.stream(ScriptedSource(script), time="ts").filter(col("amount") != 5).to(running)
+    columns = {"account": "string", "amount": "int64", "seen": "int64", "ts": "int64"}
+    rows = app.stream(running, schema=columns, time="ts", lateness="1h")
+    counts = {"n": sabot.count(), "total": sabot.sum("amount"), "seen": sabot.sum("seen")}
+    rows.key_by("account").window(tumbling("10s")).aggregate(**counts).to(ParquetSink(directory / "out/"))
     return app
 
 

@@ -90,6 +90,13 @@ def test_windows_into_parquet_files_survive_a_crash_at_every_step() -> None:
     assert crashes.died >= 2 * crashes.steps * 0.8
 
 
+def test_an_agent_between_two_streams_survives_a_crash_at_every_step() -> None:
+    crashes = crash_at_every_step(apps.between_streams, parquet_rows, workers=2)
+    print(crashes)
+    assert {"manifest", "stage", "state write", "rename"} <= crashes.kinds.keys()
+    assert crashes.died >= 2 * crashes.steps * 0.8
+
+
 def test_calls_timers_and_a_pattern_survive_a_crash_at_every_step() -> None:
     crashes = crash_at_every_step(apps.calls_to_parquet, parquet_rows, workers=2)
     print(crashes)

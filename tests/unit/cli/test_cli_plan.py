@@ -81,6 +81,26 @@ def test_the_plan_is_printed_without_running_anything(shop: Path) -> None:
     assert found[-1] == {"agent": "shop.seen"}
 
 
+LINKED = """
+@app.agent()
+async def seen(ctx): return ctx.message
+rows.to(seen)
+app.stream(seen, schema={"account": "string"}).to("accounts")
+"""
+
+
+def test_agents_stand_among_streams_and_what_a_start_refuses_the_plan_does_too(shop: Path) -> None:
+    text = sabot_says("plan", program(shop, LINKED)).stdout
+    assert "  -> agent shop.seen" in text
+    assert text.endswith("agent shop.seen\n  -> stage read-2\n")
+    ring = LINKED.replace('.to("accounts")', ".to(seen)")
+    done = sabot_says("plan", program(shop, ring))
+    assert done.exit_code == 1
+    assert "agents and streams write into each other in a ring: shop.seen -> shop.seen" in done.stderr
+    done = sabot_says("plan", program(shop, LINKED), "--against", "state")
+    assert "this one reads rows (read-1), shop.seen (read-2)" in done.stderr
+
+
 def test_the_same_program_keeps_all_and_a_stateless_step_changes_nothing(shop: Path) -> None:
     code, kept = fates("plan", program(shop, MINUTES, TOTALS, AGENT), "--against", "state")
     assert (code, set(kept.values())) == (0, {"keep"})
