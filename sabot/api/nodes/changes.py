@@ -40,7 +40,7 @@ class GroupAggregate(Aggregates):
 
 @dataclass(frozen=True, eq=False)
 class Upsert(ByKey):
-    """The last row of each key is the key's row. deletes: the input says by its op which keys have no row any more."""
+    """The last row of each key is the row of the key. deletes: a row whose op is DELETE says that its key has no row any more."""
 
     word = "upsert"
     takes_changes = True
@@ -90,7 +90,7 @@ class Versions(Node):
 
 @dataclass(frozen=True, eq=False)
 class Changelog(Node):
-    """Changes as rows: what happened to a row is its column `op`."""
+    """Changes as rows, whose column `op` says what happened."""
 
     word = "changelog"
     takes_changes = True
@@ -111,7 +111,7 @@ class Changelog(Node):
 
 @dataclass(frozen=True, eq=False)
 class Materialize(Node):
-    """The rows that are there when all changes have been."""
+    """The rows of the table that is left when all changes have come."""
 
     word = "materialize"
     takes_changes = True

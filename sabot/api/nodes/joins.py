@@ -39,7 +39,7 @@ class TwoInputs(Node):
 class Join(TwoInputs):
     """Rows whose keys are equal, put together: the columns of the left, then those of the right without its keys.
 
-    keep_ms: of each side, for how much event time its rows are kept; None: for ever.
+    keep_ms: for each side, how long its rows are kept, in event time; None: for ever.
     """
 
     word = "join"

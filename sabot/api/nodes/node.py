@@ -75,7 +75,7 @@ class Node:
     # -- changes ------------------------------------------------------------------------------------------------------
 
     takes_changes: ClassVar[bool] = False
-    """Its inputs may be changes (see `operators/base`). Of some steps only certain inputs may: `append_only` says which may not."""
+    """Whether its inputs may be changes (see `operators/base`). Where only some of them may, `append_only` says which may not."""
 
     hint_of_changes: ClassVar[str] = ""
     """What to write instead, where its input is changes and it cannot take them."""
@@ -101,7 +101,7 @@ class Node:
         return False
 
     def versions(self) -> "Node":
-        """The same table with a row for each of its versions, for a join as of event time; also those that later rows replace."""
+        """A step that gives every version of the table's rows, also those that later rows replace, for a join as of event time."""
         return self.over(self.inputs[0].versions())
 
     # -- event time ---------------------------------------------------------------------------------------------------
@@ -114,17 +114,17 @@ class Node:
 
     @property
     def needs_time(self) -> bool:
-        """It cannot do without event time: the sources before it must have some."""
+        """Whether it cannot do without event time, so that the sources before it must have it."""
         return False
 
     @property
     def goes_by_time(self) -> bool:
-        """Its answer hangs on event time where its rows have it, though it can do without."""
+        """Whether its result depends on event time where rows have it, though it can do without."""
         return False
 
     @property
     def time_of_left(self) -> bool:
-        """Of a step of two inputs: it is enough that the left one has event time; rows of the right are of the time when they come."""
+        """Whether, for a step of two inputs, event time of the left is enough: rows of the right then have the time when they come."""
         return False
 
     @property
@@ -182,7 +182,7 @@ class Node:
 
 
 class AddsColumns(Node):
-    """A step whose rows are those that come in, with further columns behind: those that it has `given`."""
+    """A step that passes on the rows of its input, with further columns behind them, whose names are those of `given`."""
 
     @cached_property
     def column_names(self) -> list[str] | None:

@@ -29,7 +29,7 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class RowStep(Node):
-    """Changes stay changes: each row becomes one row, or none."""
+    """A step in which each row becomes one row, or none, so that changes stay changes."""
 
     takes_changes = True
     input: Node
@@ -94,7 +94,7 @@ class EndVersions(Node):
 
 @dataclass(frozen=True, eq=False)
 class Select(RowStep):
-    """These columns and no others."""
+    """Gives these columns and no others."""
 
     word = "select"
     columns: tuple[tuple[str, Expr], ...]
@@ -132,7 +132,7 @@ class Select(RowStep):
 
 @dataclass(frozen=True, eq=False)
 class WithColumns(RowStep):
-    """These columns beside, or in place of, those that are there."""
+    """Adds columns to those that are there; a column with the name of another replaces it."""
 
     word = "with_columns"
     columns: tuple[tuple[str, Expr], ...]
@@ -172,7 +172,7 @@ class WithColumns(RowStep):
 
 @dataclass(frozen=True, eq=False)
 class Drop(RowStep):
-    """All columns but these."""
+    """Drops these columns."""
 
     word = "drop"
     names: tuple[str, ...]
@@ -203,7 +203,7 @@ class Drop(RowStep):
 
 @dataclass(frozen=True, eq=False)
 class Rename(RowStep):
-    """Other names for some columns: (old, new) each."""
+    """Gives other names to some columns: (old, new) each."""
 
     word = "rename"
     names: tuple[tuple[str, str], ...]
@@ -306,7 +306,7 @@ class Union(Node):
 
 @dataclass(frozen=True, eq=False)
 class Broadcast(Node):
-    """The same rows, all of them for each subtask of the step that they go into."""
+    """Sends all rows to every subtask of the step that they go into."""
 
     word = "broadcast"
     takes_changes = True
@@ -326,7 +326,7 @@ class Broadcast(Node):
 
 @dataclass(frozen=True, eq=False)
 class Sample(Node):
-    """Some of the rows, by chance."""
+    """Passes some of the rows, by chance."""
 
     word = "sample"
     input: Node
