@@ -140,7 +140,9 @@ _NOT_HELD = HeldRows(0)
 
 @dataclass(slots=True)
 class Row:
-    """One record on its way through a lane, or a timer that is due: then `timer` says which, and there is no payload."""
+    """One record on its way through a lane, or a timer that is due: then `timer` says which. In a lane a row has no payload any more, as
+    `value` is what it says.
+    """
 
     payload: bytes | None
     key: bytes | None

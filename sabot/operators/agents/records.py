@@ -60,7 +60,7 @@ class RecordAgentOperator(AgentOperator):
                 self._dead_letter(row, error, 0)
                 held.end(number)
             else:
-                row.held, row.place = held, number
+                row.held, row.place, row.payload = held, number, None
                 rows.append(row)
         self._took(held)
         lanes = self._lanes
@@ -178,13 +178,24 @@ class RecordAgentOperator(AgentOperator):
             assert self.timers is not None
             self.timers.ended(item.timer)
             item.payload = encode_json(item.value)
+        else:
+            item.payload = _payload(item)
         self._dead_letter(item, failure, attempts)
 
     def renew(self, item: Row) -> None:
         if item.timer is None:
+            item.payload = _payload(item)
             self._decode(item)
+            item.payload = None
         else:
             item.value = {self.spec.key: key_of(item.scope)}
+
+
+def _payload(row: Row) -> bytes:
+    """The payload of a row in a lane: the batch that the row came in has it, and the row does not keep a copy."""
+    assert row.held.data is not None
+    payload: bytes = row.held.data.column(0)[row.place].as_py()
+    return payload
 
 
 def _result(value: Any) -> Result:

@@ -6,7 +6,7 @@ import inspect
 import pyarrow as pa
 import pytest
 
-from sabot import AgentContext, App, UserError
+from sabot import AgentContext, App, UserError, col
 from sabot._cython.text.records import state_key
 from sabot.errors import CorruptCheckpoint
 from sabot.faults import taking_over
@@ -377,6 +377,19 @@ async def test_when_all_inputs_have_ended_due_timers_fire_and_later_ones_are_dro
     again = App("shop", broker=memory_url, state="memory", checkpoint_dir=tmp_path, clock=clock)
     with pytest.raises(UserError, match="no operator or agent"):
         again.state("shop.agent:timers").to_arrow()
+
+
+async def test_an_agent_that_a_stream_feeds_has_timers(memory_url, clock):
+    app = App("shop", broker=memory_url, state="memory", clock=clock)
+
+    @app.agent(key="k", sink="out", on_timer=lambda timer, ctx: {"k": ctx.message["k"], "name": timer.name})
+    async def agent(ctx):
+        ctx.timers.processing(ctx.message["n"], f"n{ctx.message['n']}")
+
+    rows = app.stream(ScriptedSource([[{"k": "a", "n": 2}, {"k": "b", "n": -1}, {"k": "a", "n": 1}], END]))
+    rows.filter(col("n") > 0).to(agent)
+    await bounded(app.run())
+    assert values(app, "out") == [{"k": "a", "name": "n1"}, {"k": "a", "name": "n2"}]
 
 
 async def test_a_stop_that_drains_fires_what_is_due_and_keeps_the_rest(memory_url, clock, tmp_path):
