@@ -23,15 +23,15 @@ Row = tuple[int, str | None]  # of the columns n: int64, text: string
 
 
 class DeliveryPlace(Protocol):
-    """An empty receiver. What is asked of it stands in `test_delivery_contract`."""
+    """An empty receiver. `test_delivery_contract` says what it must do."""
 
-    fences: bool  # who lost the track is refused
+    fences: bool  # a sink that lost its track to a successor is refused
 
     def sink(self) -> Sink:
-        """A new one, as another process would make it, for this receiver."""
+        """A new sink for this receiver, as another process would make it."""
 
     def rows(self) -> list[Row]:
-        """What is there, in order, read by other means than ours."""
+        """The rows that the receiver has, in order, read by other means than ours."""
 
 
 class MemoryDelivery:
@@ -125,4 +125,4 @@ PLACES: dict[str, Callable[[Path], contextlib.AbstractContextManager[Callable[[]
     "postgres": _postgres,
     "documented": lambda folder: contextlib.nullcontext(lambda: DocumentedDelivery(folder)),
 }
-"""Name -> with a folder for its files, something that makes empty places."""
+"""By name: a function that takes a folder for files, and returns one that makes empty places."""

@@ -30,7 +30,7 @@ class MemoryPlace:
     """A topic of the embedded broker."""
 
     name = "memory"
-    exact = True  # keeps keys, headers, timestamps and payloads that are no line of text
+    exact = True  # it keeps keys, headers, timestamps, and payloads that are no line of text
     groups = True
 
     def __init__(self, url: str, topic: str) -> None:
@@ -152,7 +152,7 @@ class KafkaPlace(MemoryPlace):
 
 @functools.cache
 def _sender(url: str) -> RecordSender:
-    """One for all tests: an idempotent producer takes half a second to get its id."""
+    """One producer for all tests: an idempotent one takes half a second to get its id."""
     return RecordSender(url)
 
 

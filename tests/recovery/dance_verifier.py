@@ -104,7 +104,7 @@ def expected(rows: Iterable[Row]) -> "Counter[Result]":
 
 
 def delivered(rows: Iterable[Row]) -> "Counter[Result]":
-    """What the output says, in the same words."""
+    """The results that the output holds, in the same form."""
     results: Counter[Result] = Counter()
     for _, _, payload in rows:
         found = json.loads(payload)

@@ -31,7 +31,7 @@ def named(directory: Path) -> App:
 
 
 def topic_of(directory: Path) -> str:
-    """Where results go in Kafka."""
+    """The topic of the results."""
     return f"{(directory / 'broker').read_text().split()[1]}-out"
 
 

@@ -42,19 +42,19 @@ from tools.leftovers import leftovers
 HERE = Path(__file__).parent
 SABOT = (sys.executable, "-P", "-c", "from sabot.cli import main; main()")
 PARTITIONS = 4
-CHUNK_ROWS = 200  # of the producer's transactions
-ABORTED = 0.1  # of them
+CHUNK_ROWS = 200  # rows of one transaction of the producer
+ABORTED = 0.1  # the share of transactions that are aborted
 BASE_MS, STEP_MS = 1_790_000_000_000, 5  # event time of row n
-PATIENCE = 120.0  # for what must come some time: a checkpoint, the end of a woken worker, the next result
-WOKEN_SECONDS = 60.0  # until one who was paused has found out that it is not its job any more
+PATIENCE = 120.0  # seconds until a checkpoint, the end of a woken worker or the next result must have come
+WOKEN_SECONDS = 60.0  # until a worker that was paused has found out that the job is another's now
 CHECKPOINT_SECONDS = 0.5
-DEATHS = 5  # of workers that ended by themselves: then the dance ends
-SHARED = 0.3  # of the workers reach the checkpoints as from another host
+DEATHS = 5  # so many workers may end by themselves: then the dance is given up
+SHARED = 0.3  # the share of workers that reach the checkpoints as from another host
 MANNERS = {"starting": 3, "delivering": 5, "running": 4}  # when a worker is killed, and how often
 
 
 class Trouble(Exception):
-    """The dance cannot go on: something that must come did not."""
+    """The dance cannot go on, because something that must come did not come."""
 
 
 def say(text: str) -> None:
@@ -102,7 +102,7 @@ class Inflow(threading.Thread):
         self.stopping = False
 
     def allow(self, rows: int) -> None:
-        """So many may be committed from now on."""
+        """The producer may commit so many rows from now on."""
         with self._allowed:
             self._limit = min(self._rows, rows)
             self._allowed.notify()
@@ -129,7 +129,7 @@ class Inflow(threading.Thread):
             ticks = [(at, f"tick{at}", self._row(f"tick{at}", tick=True)) for at in range(PARTITIONS)]
             while not self._ticked(producer, ticks):
                 producer = self._producer()
-        except BaseException as error:  # for the main thread, which looks
+        except BaseException as error:  # the main thread asks for it
             self.error = error
 
     def _may_go_on(self) -> bool:
@@ -161,7 +161,7 @@ class Inflow(threading.Thread):
         return [(at % PARTITIONS, self._accounts[at], self._row(self._accounts[at])) for at in picked]
 
     def _send(self, producer: Producer, rows: list[tuple[int, str, bytes]], *, abort: bool) -> bool:
-        """-> whether they are committed."""
+        """-> whether the rows are committed."""
         producer.begin_transaction()
         for partition, account, payload in rows:
             producer.produce(self._topic, payload, account, partition=partition)
@@ -177,7 +177,7 @@ class Inflow(threading.Thread):
     def _ticked(self, producer: Producer, ticks: list[tuple[int, str, bytes]]) -> bool:
         try:
             return self._send(producer, ticks, abort=False)
-        except (KafkaException, BufferError):  # there or not: ticks that come twice do not harm
+        except (KafkaException, BufferError):  # they may be there or not: a tick that comes twice does no harm
             return False
 
 
@@ -269,7 +269,7 @@ class Worker:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-8:])
 
     def wait_for_checkpoint(self) -> bool:
-        """Until there is a checkpoint that was not there before; False: the worker has ended."""
+        """Waits for a checkpoint that was not there before. -> False where the worker has ended"""
 
         def new() -> bool:
             return bool(self._place.completed() - self.known) or not self.alive
@@ -289,7 +289,7 @@ class Worker:
         self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> int:
-        """In good order; -> its exit code."""
+        """Stops the worker in good order. -> its exit code"""
         self.process.terminate()
         return self.process.wait(PATIENCE)
 
@@ -329,7 +329,7 @@ class Dance:
             self._live()
 
     def _live(self) -> None:
-        """One worker, or one and its successor, to the kill."""
+        """Runs one worker, or one and its successor, until it is killed."""
         number = self.kills
         pause, restart = number in self._pauses, self._restarts.get(number)
         worker = self._worker(shared=pause or self._random.random() < SHARED)
@@ -349,7 +349,7 @@ class Dance:
         say(f"kill {self.kills} of {self._kills}: {manner}, {age:.2f} s old, {self._inflow.committed} rows sent")
 
     def finish(self) -> dict[str, int]:
-        """All rows in, all results out, a stop in good order; -> what the verifier says."""
+        """Lets all rows in and all results out, and stops in good order. -> what the verifier says"""
         self._inflow.allow(self._rows)
         worker = self._worker()
         self._inflow.join(PATIENCE * 5)

@@ -1,4 +1,4 @@
-"""A Kafka broker for the tests: started by tools/kafka/kafka.sh, in a folder of its own, on free ports. It ends with who started it."""
+"""A Kafka broker for the tests: started by tools/kafka/kafka.sh, in a folder of its own, on free ports. It ends with its starter."""
 
 import fcntl
 import os
@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "tools" / "kafka" / "kafka.sh"
 
 
 class BrokerMissing(Exception):
-    """Java, Maven or the jars are not to be had."""
+    """Java, Maven or the jars are missing, and cannot be fetched."""
 
 
 class Broker:
@@ -48,7 +48,7 @@ class Broker:
         (SCRIPT.parents[2] / ".kafka").mkdir(exist_ok=True)
         with open(
             SCRIPT.parents[2] / ".kafka" / "libs.lock", "w"
-        ) as lock:  # workers side by side would take the jars from one another
+        ) as lock:  # two workers that fetch the jars at once would remove each other's
             fcntl.flock(lock, fcntl.LOCK_EX)
             libs = self._run("libs")
         if libs.returncode:
@@ -66,7 +66,7 @@ class Broker:
         environment = {**os.environ, "SABOT_KAFKA_JVM": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"}  # starts faster
         if self.keep:
             environment.pop(MARK, None)
-        # output to files' end, not to pipes: the broker outlives the script and would hold a pipe open
+        # the output goes to files: the broker outlives the script, and would hold a pipe open
         assert self.folder is not None
         with open(self.folder / "script.out", "w+") as out, open(self.folder / "script.err", "w+") as err:
             done = subprocess.run(
@@ -79,7 +79,7 @@ class Broker:
 
 @contextmanager
 def running(url: str | None) -> Iterator[str]:
-    """The address of a broker: this one, or that of one of ours, which is there for so long."""
+    """The address of a broker: `url`, or that of a broker which is started here and stopped behind the block."""
     if url:
         yield url
         return
@@ -94,7 +94,7 @@ def running(url: str | None) -> Iterator[str]:
 
 @contextmanager
 def running_or_skipped(broker: Broker) -> Iterator[Broker]:
-    """The broker for so long. Without Java, Maven or the jars the tests are skipped, or fail with SABOT_REQUIRE_KAFKA=1."""
+    """The broker runs inside the block. Without Java, Maven or the jars the tests are skipped, or fail with SABOT_REQUIRE_KAFKA=1."""
     try:
         broker.start()
     except BrokerMissing as missing:

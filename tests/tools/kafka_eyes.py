@@ -6,7 +6,7 @@ __all__ = ["committed", "token"]
 
 
 def committed(url: str, topic: str, isolation: str = "read_committed") -> list[bytes]:
-    """What a plain consumer sees, to the end of every partition."""
+    """The records that a plain consumer sees, to the end of every partition."""
     plain = {"bootstrap.servers": url.removeprefix("kafka://"), "group.id": "reader", "enable.auto.commit": False}
     reader = Consumer({**plain, "isolation.level": isolation, "enable.partition.eof": True})
     indexes = reader.list_topics(topic, 30).topics[topic].partitions
@@ -24,7 +24,7 @@ def committed(url: str, topic: str, isolation: str = "read_committed") -> list[b
 
 
 def token(url: str, group: str, topic: str) -> tuple[int, str]:
-    """What a plain consumer finds in the group."""
+    """The offsets that a plain consumer finds in the group."""
     plain = {"bootstrap.servers": url.removeprefix("kafka://"), "group.id": group, "enable.auto.commit": False}
     reader = Consumer(plain)
     (found,) = reader.committed([TopicPartition(topic, 0)], 30)

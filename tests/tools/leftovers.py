@@ -23,12 +23,12 @@ from contextlib import suppress
 from pathlib import Path
 
 MARK = "SABOT_TEST_SESSION"
-POLITE_SECONDS = 1.5  # after SIGTERM: a database takes its shared memory away
+POLITE_SECONDS = 1.5  # between SIGTERM and SIGKILL: a database removes its shared memory meanwhile
 PATIENCE_SECONDS = 30.0
 
 
 class Leftovers:
-    """Of this process. `mark`: what the environment of its children has under MARK."""
+    """What this process leaves behind. `mark`: the value of MARK in the environment of its children."""
 
     def __init__(self) -> None:
         self.mark = uuid.uuid4().hex
@@ -50,16 +50,16 @@ class Leftovers:
         os.register_at_fork(after_in_child=self._forked)
 
     def folder(self, path: Path) -> Path:
-        """It is removed at the end."""
+        """The folder is removed at the end. -> the folder"""
         os.write(self._pipe, f"folder {path}\n".encode())
         return path
 
     def at_end(self, call: Callable[[], None]) -> None:
-        """Called by `finish`, the last one first: for what ends in good order if it can."""
+        """`finish` makes these calls, the last one first: for servers that can be stopped in good order."""
         self._last.append(call)
 
     def finish(self) -> None:
-        """The tests are over. What is left goes when this process has ended: till then others clean up after themselves."""
+        """The tests are over. What is left then is removed when this process has ended: others may still clean up after themselves."""
         while self._last:
             self._last.pop()()
 
@@ -73,7 +73,7 @@ class Leftovers:
 
 @functools.cache
 def leftovers() -> Leftovers:
-    """Of this process, watched from the first call on."""
+    """The leftovers of this process, which is watched from the first call on."""
     return Leftovers()
 
 

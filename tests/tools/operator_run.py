@@ -123,7 +123,7 @@ class OperatorRun:
                     part.process_right(batch)
 
     def _dealt(self, data: pa.RecordBatch, keys: Sequence[str]) -> Iterator[tuple[Operator, Batch]]:
-        """Each subtask's rows, as the end of a chain deals them out."""
+        """The rows of each subtask, as the end of a chain deals them out by key."""
         if not keys:
             yield self.parts[0], Batch(data)
             return
@@ -156,7 +156,7 @@ class OperatorRun:
                 part.poll(now_ms)
 
     def checkpoint(self) -> list[Saved]:
-        """A barrier: what each subtask was, on the disk."""
+        """A barrier: the state of each subtask is saved on the disk."""
         self._checkpoints += 1
         saved = []
         for number, part in enumerate(self.parts):
@@ -171,7 +171,7 @@ class OperatorRun:
         return saved
 
     def restart(self, parallelism: int) -> None:
-        """From a checkpoint made here, in so many subtasks."""
+        """A run of so many subtasks, restored from a checkpoint that was made here."""
         saved = self.checkpoint()
         for part in self.parts:
             part.close()
@@ -179,7 +179,7 @@ class OperatorRun:
         self._start(parallelism, saved)
 
     def end(self, *, timed: bool = True) -> None:
-        """The input is over."""
+        """The input has ended."""
         if timed:
             self.advance(END_OF_TIME)
         for part in self.parts:

@@ -60,7 +60,7 @@ class Postgres:
                 raise RuntimeError(f"PostgreSQL did not start: {(self.folder / 'log').read_text()[-2000:]}")
 
     def stop(self, *, kill: bool = False) -> None:
-        """`kill`: without a word to its clients, and nothing is put in order."""
+        """`kill`: the server ends at once, without a word to its clients, and recovers at its next start."""
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(3 if kill else 2)  # SIGQUIT: an immediate shutdown; SIGINT: a fast one
@@ -71,7 +71,7 @@ class Postgres:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def connect(self) -> "psycopg.Connection[tuple[object, ...]]":
-        """As somebody from outside."""
+        """A connection beside those of the code under test."""
         return psycopg.connect(self.url, autocommit=True)
 
     @contextlib.contextmanager
@@ -109,14 +109,14 @@ def _someone_else() -> dict[str, object]:
 
 @functools.cache
 def shared_server() -> Postgres:
-    """One for all tests of the session. PostgresMissing where there is none."""
+    """One server for all tests of the session. PostgresMissing where its programs are missing."""
     server = Postgres()
     leftovers().at_end(server.remove)
     return server
 
 
 def server_or_skip() -> Postgres:
-    """Skips the test where there is none, or fails it with SABOT_REQUIRE_POSTGRES=1."""
+    """The shared server. A machine without one skips the test, or fails it with SABOT_REQUIRE_POSTGRES=1."""
     try:
         return shared_server()
     except PostgresMissing as missing:

@@ -95,7 +95,7 @@ class SecureBroker(Broker):
         self._admin: Any = None
 
     def stop(self) -> None:
-        self._admin = None  # or it would complain of the broker that is gone
+        self._admin = None  # its client would complain of the broker that is gone
         super().stop()
 
     def _properties(self, folder: Path) -> Sequence[str]:
@@ -143,8 +143,8 @@ class SecureBroker(Broker):
         return self._admin
 
     def add_user(self, name: str, password: str = PASSWORD) -> None:
-        """Or gives it another password."""
-        for mechanism in MECHANISMS.values():  # a request each: a user may stand once in one
+        """Makes a user, or gives one another password."""
+        for mechanism in MECHANISMS.values():  # one request for each: a user may stand only once in a request
             made = UserScramCredentialUpsertion(name, ScramCredentialInfo(mechanism, 4096), password.encode())
             self._done(self.admin.alter_user_scram_credentials([made]))
 

@@ -51,7 +51,7 @@ def tick(settings: Mapping[str, Any], topic: str, *, slices: int = PARTITIONS, s
 
 
 def expected(rows: Iterable[Row]) -> Answer:
-    """By plain Python."""
+    """The windows that plain Python makes of the rows."""
     windows = defaultdict(list)
     for row in rows:
         if row["amount"] > 0:

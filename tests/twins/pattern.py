@@ -27,7 +27,7 @@ class Row:
 
 @dataclass
 class Spec:
-    """What a PatternTable is made of. Tests: (bit, conditions); a condition: (op, slot, own), of the row's value with the slot's."""
+    """What a PatternTable is made of. A test is (bit, conditions), a condition (op, slot, own)."""
 
     steps: list[Any]
     gaps: list[list[Any]]
@@ -87,7 +87,7 @@ def ways(spec: Spec, rows: list[Row]) -> Iterator[list[tuple[int, int]]]:
         return [test for gap in range(i + 1, j + 1) for test in spec.gaps[gap]]
 
     def left_out(i: int, count: int, p: int, up_to: int, taken: list[tuple[int, int]]) -> bool:
-        """A greedy step would have taken a row."""
+        """A greedy step has left out a row that it would have taken."""
         _, most, _, between, _, greedy, test = spec.steps[i]
         if not greedy or (most is not None and count >= most):
             return False
@@ -144,7 +144,7 @@ def ways(spec: Spec, rows: list[Row]) -> Iterator[list[tuple[int, int]]]:
 
 
 def twin(spec: Spec, rows: list[Row]) -> list[list[tuple[int, int]]]:
-    """What a key's rows give, with `skip`."""
+    """The matches of one key's rows that are left when `skip` has been applied."""
     found = list(ways(spec, rows))
     assert len(set(map(tuple, found))) == len(found)
     if spec.skip == "none":
