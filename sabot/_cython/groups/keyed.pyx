@@ -37,7 +37,7 @@ cdef extern from "groups/keyed_table.h" namespace "sabot" nogil:
     int LIVE
     int DIRTY
 
-    cppclass Lane:
+    cppclass Inputs:
         const View* argument        # NULL: the aggregate has none
         const View* filter          # NULL: every row counts
 
@@ -77,17 +77,17 @@ cdef extern from "groups/keyed_table.h" namespace "sabot" nogil:
         int64_t dirty_groups()
         cbool live(int64_t slot)
         void update(
-            const View* keys, const Lane* lanes, const View* order, const uint64_t* hashes, const int32_t* chosen, int64_t count,
+            const View* keys, const Inputs* inputs, const View* order, const uint64_t* hashes, const int32_t* chosen, int64_t count,
             int32_t* slots
         ) except +
         void resolve(
             const View* keys, const uint64_t* hashes, const int32_t* chosen, int64_t count, cbool insert, int32_t* slots
         ) except +
         void accumulate(
-            const int32_t* slots, const Lane* lanes, const View* order, const int32_t* chosen, int64_t count
+            const int32_t* slots, const Inputs* inputs, const View* order, const int32_t* chosen, int64_t count
         ) except +
         void running(
-            const int32_t* slots, const Lane* lanes, const View* order, const int32_t* chosen, int64_t count, Output* outputs
+            const int32_t* slots, const Inputs* inputs, const View* order, const int32_t* chosen, int64_t count, Output* outputs
         ) except +
         void merge(const View* keys, const View* fields, const int32_t* chosen, int64_t count, int32_t* slots) except +
         void merge_slots(const int32_t* into, const int32_t* source, int64_t count)
@@ -202,8 +202,8 @@ cdef class _Call:
     cdef _Columns columns
     cdef Numbers rows
     cdef Numbers hashes             # or None
-    cdef vector[View] views         # never grows beyond what was reserved, because lanes point into it
-    cdef vector[Lane] lanes
+    cdef vector[View] views         # never grows beyond what was reserved, because inputs point into it
+    cdef vector[Inputs] inputs
     cdef View order_view
     cdef const View* order
     cdef const uint64_t* hash_values
@@ -337,8 +337,8 @@ cdef class GroupTable:
             call.views.push_back(call.columns.view(keys[i], self.key_formats[i], f"key {self.keys.names[i]!r}"))
         return 0
 
-    cdef int add_lanes(self, _Call call, object arguments, object filters, int64_t order) except -1:
-        cdef Lane lane
+    cdef int add_inputs(self, _Call call, object arguments, object filters, int64_t order) except -1:
+        cdef Inputs input
         cdef int64_t column
         cdef size_t count = len(self.aggregates)
         if len(arguments) != count:
@@ -347,19 +347,19 @@ cdef class GroupTable:
             raise ValueError(f"{len(filters)} filters of {count} aggregates")
         call.views.reserve(call.views.size() + 2 * count)
         for i in range(count):
-            lane.argument = NULL
-            lane.filter = NULL
+            input.argument = NULL
+            input.filter = NULL
             column = arguments[i]
             if column >= 0:
                 call.views.push_back(call.columns.view(column, self.argument_formats[i], f"aggregate {i} ({self.aggregates[i][0]})"))
-                lane.argument = &call.views.back()
+                input.argument = &call.views.back()
             elif self.aggregates[i][1] is not None:
                 raise ValueError(f"aggregate {i} ({self.aggregates[i][0]}) needs an argument")
             column = -1 if filters is None else filters[i]
             if column >= 0:
                 call.views.push_back(call.columns.view(column, b"b", f"filter of aggregate {i}"))
-                lane.filter = &call.views.back()
-            call.lanes.push_back(lane)
+                input.filter = &call.views.back()
+            call.inputs.push_back(input)
         if order >= 0:
             call.order_view = call.columns.view(order, b"l", "order")
             call.order = &call.order_view
@@ -372,12 +372,12 @@ cdef class GroupTable:
         cdef _Call call = self.open(data, selection, hashes)
         call.views.reserve(len(self.key_formats) + 2 * len(self.aggregates))
         self.add_keys(call, keys)
-        self.add_lanes(call, arguments, filters, order)
+        self.add_inputs(call, arguments, filters, order)
         buffer = pa.allocate_buffer(call.count * 4) if want_slots else None
         cdef int32_t* slots = <int32_t*> <size_t> buffer.address if want_slots else NULL
         with nogil:
             self.table.update(
-                call.views.data(), call.lanes.data(), call.order, call.hash_values, call.chosen, call.count, slots
+                call.views.data(), call.inputs.data(), call.order, call.hash_values, call.chosen, call.count, slots
             )
         self.check_sums()
         return _int32_array(buffer, call.count) if want_slots else None
@@ -404,23 +404,23 @@ cdef class GroupTable:
     def accumulate(self, slots, data, arguments, filters=None, *, int64_t order=-1, selection=None):
         """The second half of `update`: row i of the selection goes to slots[i]; -1 is passed over."""
         cdef _Call call = self.open(data, selection, None)
-        self.add_lanes(call, arguments, filters, order)
+        self.add_inputs(call, arguments, filters, order)
         cdef Numbers numbers = self.slots_of(call, slots)
         with nogil:
-            self.table.accumulate(numbers.int32(), call.lanes.data(), call.order, call.chosen, call.count)
+            self.table.accumulate(numbers.int32(), call.inputs.data(), call.order, call.chosen, call.count)
         self.check_sums()
 
     def running(self, slots, data, arguments, filters=None, *, int64_t order=-1, selection=None):
         """As `accumulate`, and gives for each row the results of its slot right after it was added: one array an aggregate."""
         cdef _Call call = self.open(data, selection, None)
-        self.add_lanes(call, arguments, filters, order)
+        self.add_inputs(call, arguments, filters, order)
         cdef Numbers numbers = self.slots_of(call, slots)
         cdef _Outputs outputs = _Outputs(call.count)
         for data_type in self.results:
             outputs.add(data_type, 0)
         with nogil:
             self.table.running(
-                numbers.int32(), call.lanes.data(), call.order, call.chosen, call.count, outputs.items.data()
+                numbers.int32(), call.inputs.data(), call.order, call.chosen, call.count, outputs.items.data()
             )
         self.check_sums()
         return outputs.arrays()

@@ -131,7 +131,7 @@ struct Aggregate {
 };
 
 /* The inputs of one aggregate in a call. */
-struct Lane {
+struct Inputs {
     const View* argument = nullptr; /* null: the aggregate has no argument */
     const View* filter = nullptr;   /* null: every row counts */
 };
@@ -368,7 +368,7 @@ class Table {
 
     /* OUT slots[count], which may be null. hashes: those of all rows, or null. order: null for the order of arrival. */
     void update(
-        const View* keys, const Lane* lanes, const View* order, const uint64_t* hashes, const int32_t* chosen, int64_t count,
+        const View* keys, const Inputs* inputs, const View* order, const uint64_t* hashes, const int32_t* chosen, int64_t count,
         int32_t* slots
     ) {
         Block block(keys_.size());
@@ -377,9 +377,9 @@ class Table {
             block.rows = {chosen, base, block_rows(base, count)};
             find_block<true>(block, keys, hashes);
             keep(block);
-            touch(block, lanes);
+            touch(block, inputs);
             if (slots) give_slots(block, slots + base);
-            for (size_t a = 0; a < aggregates_.size(); a++) add_block(block, aggregates_[a], lanes[a], order);
+            for (size_t a = 0; a < aggregates_.size(); a++) add_block(block, aggregates_[a], inputs[a], order);
             arrived_ += block.rows.count;
         }
     }
@@ -396,22 +396,22 @@ class Table {
         }
     }
 
-    void accumulate(const int32_t* slots, const Lane* lanes, const View* order, const int32_t* chosen, int64_t count) {
+    void accumulate(const int32_t* slots, const Inputs* inputs, const View* order, const int32_t* chosen, int64_t count) {
         Block block(0);
         for (int64_t base = 0; base < count; base += BLOCK_ROWS) {
             const Writing writing(*this);
             block.rows = {chosen, base, block_rows(base, count)};
             take_slots(block, slots + base);
             keep(block);
-            touch(block, lanes);
-            for (size_t a = 0; a < aggregates_.size(); a++) add_block(block, aggregates_[a], lanes[a], order);
+            touch(block, inputs);
+            for (size_t a = 0; a < aggregates_.size(); a++) add_block(block, aggregates_[a], inputs[a], order);
             arrived_ += block.rows.count;
         }
     }
 
     /* OUT one output per aggregate. */
     void running(
-        const int32_t* slots, const Lane* lanes, const View* order, const int32_t* chosen, int64_t count, Output* outputs
+        const int32_t* slots, const Inputs* inputs, const View* order, const int32_t* chosen, int64_t count, Output* outputs
     ) {
         Block block(0);
         for (int64_t base = 0; base < count; base += BLOCK_ROWS) {
@@ -424,7 +424,7 @@ class Table {
                 state_[block.id[i]] = LIVE | DIRTY;
             }
             for (size_t a = 0; a < aggregates_.size(); a++) {
-                run_block(block, aggregates_[a], lanes[a], order);
+                run_block(block, aggregates_[a], inputs[a], order);
                 for (int i = 0; i < block.rows.count; i++) block.valid[i] &= block.id[i] != 0;
                 Output& out = outputs[a];
                 out.nulls += pack(
@@ -827,8 +827,8 @@ class Table {
     void set_tick(uint8_t* at) const { put(at + 8, (get<uint64_t>(at + 8) & ~0xffffffffULL) | static_cast<uint32_t>(tick)); }
 
     /* Counts arrived rows, and sets the `seen` bits of aggregates for which all rows count. */
-    void touch(const Block& block, const Lane* lanes) {
-        const uint64_t bits = all_seen(lanes) | static_cast<uint32_t>(tick);
+    void touch(const Block& block, const Inputs* inputs) {
+        const uint64_t bits = all_seen(inputs) | static_cast<uint32_t>(tick);
         for (int i = 0; i < block.rows.count; i++) {
             uint8_t* at = block.at[i];
             put(at + 8, (get<uint64_t>(at + 8) & ~0xffffffffULL) | bits);
@@ -836,34 +836,34 @@ class Table {
         }
         state_[0] = 0;
     }
-    static bool every_row_counts(const Aggregate& a, const Lane& lane) {
+    static bool every_row_counts(const Aggregate& a, const Inputs& input) {
         const bool plain = a.kind != Kind::first && a.kind != Kind::last;
-        return plain && lane.filter == nullptr && (lane.argument == nullptr || !lane.argument->nullable());
+        return plain && input.filter == nullptr && (input.argument == nullptr || !input.argument->nullable());
     }
-    uint64_t all_seen(const Lane* lanes) const {
+    uint64_t all_seen(const Inputs* inputs) const {
         uint64_t bits = 0;
         for (size_t a = 0; a < aggregates_.size(); a++)
-            if (aggregates_[a].seen.at == 8 && every_row_counts(aggregates_[a], lanes[a])) bits |= aggregates_[a].seen.mask;
+            if (aggregates_[a].seen.at == 8 && every_row_counts(aggregates_[a], inputs[a])) bits |= aggregates_[a].seen.mask;
         return bits;
     }
 
     /* Fills block.ok: whether each row counts for the aggregate. Returns false where all do. */
-    static bool choose(Block& block, const Aggregate& a, const Lane& lane, const View* order) {
+    static bool choose(Block& block, const Aggregate& a, const Inputs& input, const View* order) {
         const bool ordered = a.kind == Kind::first || a.kind == Kind::last; /* null counts as a value, but not as an order */
-        const View* needed = ordered ? order : lane.argument;
+        const View* needed = ordered ? order : input.argument;
         const bool nullable = needed != nullptr && needed->nullable();
-        if (!nullable && lane.filter == nullptr && !block.any_absent) return false;
+        if (!nullable && input.filter == nullptr && !block.any_absent) return false;
         each_row(block.rows, [&](int i, int64_t row) {
             bool ok = block.id[i] != 0;
             if (nullable) ok &= needed->valid(row);
-            if (lane.filter) ok &= lane.filter->valid(row) && lane.filter->truth(row);
+            if (input.filter) ok &= input.filter->valid(row) && input.filter->truth(row);
             block.ok[i] = ok;
         });
         return true;
     }
 
-    void add_block(Block& block, const Aggregate& a, const Lane& lane, const View* order);
-    void run_block(Block& block, const Aggregate& a, const Lane& lane, const View* order);
+    void add_block(Block& block, const Aggregate& a, const Inputs& input, const View* order);
+    void run_block(Block& block, const Aggregate& a, const Inputs& input, const View* order);
 
     static void keep(const Aggregate& a, uint8_t* at, uint64_t value, int64_t order, bool null) {
         const int64_t old = get<int64_t>(at + a.at + 8);
@@ -1332,10 +1332,10 @@ inline uint32_t Table::find_row(const Table& other, const uint8_t* from) {
 
 /* Adding */
 
-inline void Table::add_block(Block& block, const Aggregate& a, const Lane& lane, const View* order) {
+inline void Table::add_block(Block& block, const Aggregate& a, const Inputs& input, const View* order) {
     Rows rows = block.rows;
     uint8_t* const* at = block.at;
-    const bool some = choose(block, a, lane, order);
+    const bool some = choose(block, a, input, order);
     if (some) { /* keeps only the rows that count */
         int n = 0;
         each_row(rows, [&](int i, int64_t row) {
@@ -1353,19 +1353,19 @@ inline void Table::add_block(Block& block, const Aggregate& a, const Lane& lane,
         return;
     }
     if (a.kind == Kind::first || a.kind == Kind::last) {
-        const uint64_t* values = block.words(*lane.argument, rows);
-        const bool nullable = lane.argument->nullable();
+        const uint64_t* values = block.words(*input.argument, rows);
+        const bool nullable = input.argument->nullable();
         for (int i = 0; i < n; i++) {
             const int64_t row = rows[i];
             const int64_t when = order ? static_cast<const int64_t*>(order->values)[order->start + row]
                                        : arrived_ + (some ? block.some_index[i] : i);
-            keep(a, at[i], values[i], when, nullable && !lane.argument->valid(row));
+            keep(a, at[i], values[i], when, nullable && !input.argument->valid(row));
         }
         return;
     }
     with_op(a, [&](auto op) {
         using Op = decltype(op);
-        const auto* values = block.values<typename Op::Value>(*lane.argument, rows);
+        const auto* values = block.values<typename Op::Value>(*input.argument, rows);
         uint64_t wrong = 0;
         for (int i = 0; i < n; i++) Op::add(at[i] + a.at, values[i], wrong);
         if (static_cast<int64_t>(wrong) < 0) overflows<Op>(a, at, [&](int i) { return values[i]; }, n);
@@ -1375,10 +1375,10 @@ inline void Table::add_block(Block& block, const Aggregate& a, const Lane& lane,
 }
 
 /* Like add_block, but row by row; block.raw and block.valid become the results after each row. */
-inline void Table::run_block(Block& block, const Aggregate& a, const Lane& lane, const View* order) {
+inline void Table::run_block(Block& block, const Aggregate& a, const Inputs& input, const View* order) {
     const Rows& rows = block.rows;
     const int n = rows.count;
-    if (!choose(block, a, lane, order)) std::memset(block.ok, 1, n);
+    if (!choose(block, a, input, order)) std::memset(block.ok, 1, n);
     if (a.kind == Kind::count) {
         for (int i = 0; i < n; i++) {
             const int64_t count = get<int64_t>(block.at[i] + a.at) + block.ok[i];
@@ -1387,17 +1387,17 @@ inline void Table::run_block(Block& block, const Aggregate& a, const Lane& lane,
             block.valid[i] = 1;
         }
     } else if (a.kind == Kind::first || a.kind == Kind::last) {
-        const uint64_t* values = block.words(*lane.argument, rows);
+        const uint64_t* values = block.words(*input.argument, rows);
         for (int i = 0; i < n; i++) {
             const int64_t row = rows[i];
             const int64_t when = order ? static_cast<const int64_t*>(order->values)[order->start + row] : arrived_ + i;
-            if (block.ok[i]) keep(a, block.at[i], values[i], when, !lane.argument->valid(row));
+            if (block.ok[i]) keep(a, block.at[i], values[i], when, !input.argument->valid(row));
             block.valid[i] = result_of(a, block.at[i], &block.raw[i]);
         }
     } else {
         with_op(a, [&](auto op) {
             using Op = decltype(op);
-            const auto* values = block.values<typename Op::Value>(*lane.argument, rows);
+            const auto* values = block.values<typename Op::Value>(*input.argument, rows);
             for (int i = 0; i < n; i++) {
                 if (block.ok[i]) {
                     uint64_t wrong = 0;
