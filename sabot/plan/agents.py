@@ -44,10 +44,11 @@ def arranged(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[Agen
     def place(spec: AgentSpec, above: tuple[AgentSpec, ...]) -> None:
         if spec in above:
             ring = [each.agent_id for each in (*above[above.index(spec) :], spec)]
-            who = "agents" if not by_streams.keys() & set(ring) else "agents and streams"
-            raise UserError(
-                f"{who} write into each other in a ring: {' -> '.join(ring)}", hint="put a topic between two of them"
-            )
+            names = " -> ".join(ring)
+            what = f"agents write into each other in a ring: {names}"
+            if by_streams.keys() & set(ring):
+                what = f"agents and streams write into each other in a ring: {names}"
+            raise UserError(what, hint="put a topic between two of them")
         if spec in ordered:
             return
         target = by_func.get(id(spec.sink))
