@@ -122,6 +122,7 @@ TWO_SIDES_OF_A_STEP = {  # the description that a user's program makes, and the 
     "Filter",
     "FlatMap",
     "GroupAggregate",
+    "Head",
     "IntervalJoin",
     "Join",
     "LookupAsync",

@@ -221,6 +221,8 @@ def _taken_over(name: str, before: Any, now: Any, old: _Saved) -> str | None:
         return ", ".join(renamed)
     if name in ("ttl", "within") and before is not None and now is not None:
         return f"{name} was {before} ms, is {now} ms: for what the checkpoint still has, and from here on"
+    if name == "n" and old.schema["kind"] == "head":
+        return f"n was {before}, is {now}: the rows that have passed count"
     if name == "columns" and old.schema["kind"] == "rows in order":
         if all(column in before for column in now):
             return f"of the rows that wait only {', '.join(column for column, _ in now)} go on"

@@ -47,7 +47,8 @@ from sabot.operators.keyed.top import TopN, WindowTopN
 from sabot.operators.patterns.match import Pattern
 from sabot.operators.rows.mapped import FlatMap, MapBatches
 from sabot.operators.rows.marked import AsInserts, WithoutPairs, WithoutTime
-from sabot.operators.rows.stateless import Drop, EndVersions, Filter, Rename, Sample, Select, WithColumns
+from sabot.operators.rows.stateless import Drop, EndVersions, Filter, Rename, Select, WithColumns
+from sabot.operators.rows.subset import Head, Sample
 from sabot.operators.windows.fixed import LocalCombine, WindowAggregate
 from sabot.operators.windows.sessions import SessionAggregate
 
@@ -362,6 +363,7 @@ CASES = [
     Case("rename", lambda: Rename({"x": "amount"}), APPEND),
     Case("map_batches", lambda: MapBatches(doubled), APPEND),
     Case("flat_map", lambda: FlatMap(repeated, pa.schema([("user", pa.string()), ("n", pa.int64())])), APPEND),
+    Case("head", lambda: Head(COUNT // 2), APPEND, keys=()),
     Case("sample", lambda: Sample(0.5, 7), APPEND, rescales=False),
     Case("without time", WithoutTime, APPEND, punctual=False),
     Case("as inserts", AsInserts, APPEND),

@@ -1082,6 +1082,9 @@ REFUSED: dict[str, tuple[Callable[[Stream], Any], list[str]]] = {
         lambda s: s.upsert("k").map_async(_nothing, schema={"k": "string"}),
         ["changes", "map_async"],
     ),
+    "the head of changes": (lambda s: s.upsert("k").head(3), ["changes", "head", "top_n", "materialize"]),
+    "fewer than no rows": (lambda s: s.head(-1), ["head", "-1"]),
+    "half a row": (lambda s: s.head(0.5), ["head", "0.5"]),  # type: ignore[arg-type]
     "a sample of changes": (lambda s: s.upsert("k").sample(0.5), ["changes", "sample"]),
     "duplicates of changes within a time": (
         lambda s: s.upsert("k").deduplicate("x", within="1m"),

@@ -607,6 +607,20 @@ RUNNING = [
         running(["k"], c=of("count")),
     ),
     Program("reduce", lambda s: s.select("n", "k", "amount", "s").key_by("k").reduce(larger), reduced, arrival=True),
+    Program(
+        "the first rows",
+        lambda s: s.select("n", "ts", "s").head(123),
+        lambda rows: [{name: row[name] for name in ("n", "ts", "s")} for row in rows[:123]],
+        arrival=True,
+    ),
+    Program(
+        "the first rows of a filter, in windows",
+        lambda s: s.filter(col("amount") > 1000).head(50).key_by("k").window(tumbling("1m")).aggregate(c=sabot.count()),
+        lambda rows: windowed(["k"], tumbles(MINUTE), c=of("count"))(
+            [row for row in rows if (row["amount"] or 0) > 1000][:50]
+        ),
+        arrival=True,
+    ),
     Program("deduplicate", lambda s: s.select("n", "ts", "i").deduplicate("i"), first_of("i"), arrival=True),
     Program(
         "deduplicate by two keys",

@@ -17,6 +17,7 @@ __all__ = [
     "EndVersions",
     "Filter",
     "FlatMap",
+    "Head",
     "MapBatches",
     "Rename",
     "RowStep",
@@ -322,6 +323,23 @@ class Broadcast(Node):
     @cached_property
     def unique(self) -> tuple[str, ...] | None:
         return self.input.unique
+
+
+@dataclass(frozen=True, eq=False)
+class Head(Node):
+    """The first rows to come, of all subtasks together; then none."""
+
+    word = "head"
+    hint_of_changes = 'key_by("key").top_n(n, by=…) keeps the first rows of a key up to date; '
+    input: Node
+    n: int
+    id: str = ""
+
+    def text(self) -> str:
+        return f"head {self.n}"
+
+    def asks(self, wanted: Columns) -> tuple[Columns, ...]:
+        return (wanted,)
 
 
 @dataclass(frozen=True, eq=False)

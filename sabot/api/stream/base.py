@@ -42,6 +42,7 @@ from sabot.api.nodes.rows import (
     Drop,
     Filter,
     FlatMap,
+    Head,
     MapBatches,
     Rename,
     Sample,
@@ -55,7 +56,7 @@ from sabot.api.stream.keyed import KeyedStream
 from sabot.api.stream.outputs import check_takes_changes, shown
 from sabot.api.stream.windowed import WindowedStream
 from sabot.api.windows import Window
-from sabot.config import Duration
+from sabot.config import Duration, is_whole
 from sabot.connectors.base import Delivery, Sink, check_delivery, check_sink
 from sabot.errors import UserError
 
@@ -160,6 +161,20 @@ class Stream:
     def union(self, *others: "Stream") -> "Stream":
         """The rows of this stream and of the others; their columns are the same, in the same order."""
         return self._then(Union((self._node, *(self._other(other, "union") for other in others))))
+
+    def head(self, n: int) -> "Stream":
+        """The first `n` rows to come (0 or more), of all subtasks together; then none.
+
+        The count is in the checkpoint: whatever crashes, and with whatever parallelism the job goes on, n rows pass. Rows come in the
+        order of their arrival, which with several readers or partitions is not the same twice. The input is read on to its end,
+        for the other streams that it goes into and for event time; of an endless one, for ever. Not of changes.
+        """
+        if not is_whole(n, 0):
+            raise UserError(
+                f"head: {n!r} is no number of rows",
+                hint="a whole number, 0 or more; which rows are last is known only at the end",
+            )
+        return self._then(Head(self._node, n))
 
     def sample(self, fraction: float, *, seed: int = 0) -> "Stream":
         """About this share of the rows, by chance: each row with the probability `fraction` (0 to 1), by a generator that starts at `seed`.

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,24 +22,19 @@ from sabot.operators.base import (
     OP_COLUMN,
     Operator,
     OperatorContext,
-    Saved,
     without_marks,
 )
 from sabot.operators.expressions.compiled import Compiled, compile_expr, compile_predicate
-from sabot.operators.keeping import Keeper, Keeping
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.layout.stages import Edge
-from sabot.operators.readers import Readers
 from sabot.operators.rows.marked import MARKS, AsInserts, check_given_names, parted, where_from, with_columns_of
 
 __all__ = [
     "PLACES",
-    "READERS",
     "Drop",
     "EndVersions",
     "Filter",
     "Rename",
-    "Sample",
     "Select",
     "WithColumns",
     "add_columns",
@@ -160,36 +154,6 @@ class EndVersions(Operator):
             pc.fill_null(mask, pa.scalar(False)), batch.data.column(self._op), pa.scalar(DELETE, pa.int8())
         )
         self.emit(batch.with_data(batch.data.set_column(self._op, batch.data.schema.field(self._op), ops)))
-
-
-class Sample(Keeping):
-    """Passes each row with the probability `fraction`, by a generator of this subtask that goes on where the checkpoint left it."""
-
-    def __init__(self, fraction: float, seed: int) -> None:
-        self._fraction, self._seed = fraction, seed
-
-    def open(self, context: OperatorContext) -> pa.Schema:
-        self._random = np.random.Generator(np.random.PCG64([self._seed, context.subtask]))
-        self.kept = Keeper(context)
-        return context.input
-
-    def process(self, batch: Batch) -> None:
-        kept = pa.array(np.flatnonzero(self._random.random(batch.num_rows) < self._fraction).astype(np.int32))
-        if len(kept):
-            selection = kept if batch.selection is None else batch.selection.take(kept)
-            self.emit(batch.with_selection(selection, batch.hashes))
-
-    def noted(self) -> dict[str, Any]:
-        state = self._random.bit_generator.state["state"]
-        return {"state": str(state["state"]), "inc": str(state["inc"])}
-
-    def state_schema(self) -> dict[str, Any]:
-        return {"kind": "sample", "fraction": self._fraction, "seed": self._seed}
-
-    def recall(self, saved: Sequence[Saved]) -> None:
-        if len(saved) == 1:  # with another parallelism the generators begin anew
-            own = {name: int(saved[0].facts[name]) for name in ("state", "inc")}
-            self._random.bit_generator.state = {**self._random.bit_generator.state, "state": own}
 
 
 class Rename(Operator):
@@ -368,10 +332,6 @@ def place_broadcast(node: nodes.Broadcast, site: Site) -> Site:
     return site
 
 
-def place_sample(node: nodes.Sample, site: Site) -> Site:
-    return site.step(node.text(), partial(Sample, node.fraction, node.seed), id=node.id)
-
-
 PLACES: Places = {
     nodes.Filter: place_filter,
     nodes.EndVersions: place_end_versions,
@@ -381,8 +341,4 @@ PLACES: Places = {
     nodes.Rename: place_rename,
     nodes.Union: place_union,
     nodes.Broadcast: place_broadcast,
-    nodes.Sample: place_sample,
 }
-
-
-READERS: Readers = {"sample": "where its random numbers stand"}

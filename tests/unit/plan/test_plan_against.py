@@ -422,6 +422,7 @@ STEPS: dict[str, Program] = {
     "calls": lambda s: s.map_async(tripled, schema={"k": "string", "n": "int64"}),
     "asked": lambda s: s.lookup(place_of, on="k", schema={"place": "string"}),
     "some": lambda s: s.sample(0.5),
+    "first": lambda s: s.head(2),
 }
 EMPTY = {"calls", "asked"}  # nothing was in flight
 
@@ -446,6 +447,42 @@ async def test_the_same_program_keeps_everything_of_joins_changes_and_functions(
         elif each.id not in EMPTY:
             assert state_of(manifest, each.id).num_rows > 0, each
             assert each.rows, each
+
+
+async def test_the_first_rows_under_another_n_are_those_that_have_passed_and_more(run: Any, tmp_path: Path) -> None:
+    await run(lambda stream: stream.head(2).to("few"))
+
+    def more(stream: Any) -> None:
+        stream.head(5).to("few")
+
+    (verdict,) = verdicts(more, checkpoint(tmp_path))
+    assert (verdict.outcome, verdict.why) == ("migrate", "n was 2, is 5: the rows that have passed count")
+    app = await run(more)
+    assert len(values(app, "few")) == 5
+
+
+async def test_two_heads_of_one_stream_keep_their_counts_when_they_are_written_in_the_other_order(
+    run: Any, tmp_path: Path
+) -> None:
+    def program(*some: int) -> Program:
+        def build(stream: Any) -> None:
+            for n in some:
+                stream.head(n).to(f"first{n}")
+
+        return build
+
+    await run(program(2, 7))
+    app = await run(program(7, 2))
+    assert [len(values(app, f"first{n}")) for n in (2, 7)] == [2, 7]
+
+
+async def test_a_count_of_rows_that_would_be_lost_is_refused(run: Any, tmp_path: Path) -> None:
+    """Without it the same number of rows would pass once more."""
+    await run(lambda stream: stream.head(2).named("few").to("few"))
+    found = verdicts(lambda stream: stream.head(2).named("first").to("few"), checkpoint(tmp_path))
+    assert {each.id: each.outcome for each in found} == {"first": "new", "few": "drop"}
+    with pytest.raises(UserError, match="few"):
+        check(found, 1)
 
 
 @pytest.mark.parametrize("name", ["near", "lookup", "groups-of-changes", "function"])

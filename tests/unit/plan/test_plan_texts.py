@@ -187,6 +187,8 @@ PROGRAMS: dict[str, Any] = {
     "connect a broadcast": lambda s: s.by.connect(s.others.broadcast()).process(
         remember, right=remember, schema={"k": "string"}
     ),
+    "head": lambda s: s.rows.head(10).select("k"),
+    "head of a key's rows": lambda s: s.by.aggregate(t=sabot.sum("x")).head(10).filter(col("t") > 3).named("few"),
     "sample": lambda s: s.rows.sample(0.25, seed=7).select("k"),
     "columns not known": lambda s: s.unknown.filter(col("a") > 3).key_by("k").aggregate(n=sabot.count()),
     "all columns of an unknown topic": lambda s: s.unknown.with_columns(b=col("a") + 1).drop("c").rename({"d": "e"}),
@@ -237,6 +239,8 @@ REFUSED: dict[str, Any] = {
     "key in the place of a column": lambda s: s.rows.key_by((col("k") + "x").alias("k")),
     "union with no stream": lambda s: s.rows.union(3),
     "union with another app": lambda s: s.rows.union(Streams(App("till")).rows),
+    "head of fewer than no rows": lambda s: s.rows.head(-1),
+    "head of changes": lambda s: s.table.head(3),
     "sample too much": lambda s: s.rows.sample(2),
     "flat_map of no function": lambda s: s.rows.flat_map(3, schema=SCHEMA),
     "schema of no kind": lambda s: s.rows.flat_map(words, schema=3),

@@ -1,0 +1,115 @@
+"""Steps that pass some of the rows, by chance or by number. They remember where they were: a restart goes on there."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
+from sabot.api.nodes import rows as nodes
+from sabot.codecs.json import schema_text
+from sabot.operators.base import OperatorContext, Saved
+from sabot.operators.keeping import Keeper, Keeping
+from sabot.operators.layout.sites import Places, Site
+from sabot.operators.readers import Readers
+
+__all__ = ["PLACES", "READERS", "Head", "Sample"]
+
+
+class Head(Keeping):
+    """Passes the first `n` rows that come, over all lives of the job; then none. It copies nothing: what does not fit is left out of the
+    batch's selection.
+
+    Its only state is the number of rows that it has passed. All rows have to come to one subtask.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._passed = 0
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._schema = context.input
+        self._counts = context.subtask == 0
+        self.kept = Keeper(context, keyed=False)
+        return context.input
+
+    def process(self, batch: Batch) -> None:
+        rows = min(batch.num_rows, self._n - self._passed)
+        if rows <= 0:
+            return
+        self._passed += rows
+        if rows == batch.num_rows:
+            self.emit(batch)
+            return
+        selection = pa.array(np.arange(rows, dtype=np.int32)) if batch.selection is None else batch.selection[:rows]
+        self.emit(batch.with_selection(selection, batch.hashes))
+
+    def noted(self) -> dict[str, Any]:
+        return {"passed": self._passed}
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        self._passed = self.kept.once(saved, "passed")
+
+    def group_count(self) -> int:
+        """1 when it has passed rows: a program that would lose the count, and pass n rows again, is refused at its start."""
+        return int(self._passed > 0)
+
+    def state_schema(self) -> dict[str, Any]:
+        return {"kind": "head", "n": self._n}
+
+    def state_reader(self) -> dict[str, Any]:
+        return {"keys": [], "input": schema_text(self._schema)}
+
+    def contents(self) -> Iterator[pa.RecordBatch]:
+        """How many rows it has passed: one row."""
+        if self._counts:
+            yield pa.record_batch({"rows": pa.array([self._passed], pa.int64())})
+
+
+class Sample(Keeping):
+    """Passes each row with the probability `fraction`, by a generator of this subtask that goes on where the checkpoint left it."""
+
+    def __init__(self, fraction: float, seed: int) -> None:
+        self._fraction, self._seed = fraction, seed
+
+    def open(self, context: OperatorContext) -> pa.Schema:
+        self._random = np.random.Generator(np.random.PCG64([self._seed, context.subtask]))
+        self.kept = Keeper(context)
+        return context.input
+
+    def process(self, batch: Batch) -> None:
+        kept = pa.array(np.flatnonzero(self._random.random(batch.num_rows) < self._fraction).astype(np.int32))
+        if len(kept):
+            selection = kept if batch.selection is None else batch.selection.take(kept)
+            self.emit(batch.with_selection(selection, batch.hashes))
+
+    def noted(self) -> dict[str, Any]:
+        state = self._random.bit_generator.state["state"]
+        return {"state": str(state["state"]), "inc": str(state["inc"])}
+
+    def state_schema(self) -> dict[str, Any]:
+        return {"kind": "sample", "fraction": self._fraction, "seed": self._seed}
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        if len(saved) == 1:  # with another parallelism the generators begin anew
+            own = {name: int(saved[0].facts[name]) for name in ("state", "inc")}
+            self._random.bit_generator.state = {**self._random.bit_generator.state, "state": own}
+
+
+# -- where they stand in a plan -----------------------------------------------------------------------------------------
+
+
+def place_head(node: nodes.Head, site: Site) -> Site:
+    return site.together((), "first").step(node.text(), partial(Head, node.n), id=node.id)
+
+
+def place_sample(node: nodes.Sample, site: Site) -> Site:
+    return site.step(node.text(), partial(Sample, node.fraction, node.seed), id=node.id)
+
+
+PLACES: Places = {nodes.Head: place_head, nodes.Sample: place_sample}
+
+
+READERS: Readers = {"head": lambda reader: Head(0), "sample": "where its random numbers stand"}
