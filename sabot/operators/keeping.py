@@ -216,7 +216,7 @@ class Keeping(Operator):
     kept: Keeper
 
     def group_count(self) -> int:
-        """About how many groups or rows it keeps. A start that would lose the state is refused, unless it is 0: of facts that may be lost."""
+        """About how many groups or rows it keeps. A start that would lose them is refused; 0 where they may be lost."""
         return 0
 
     def noted(self) -> dict[str, Any]:
