@@ -39,7 +39,7 @@ from sabot.operators.keyed.running import CountAggregate, Deduplicate, Reduce, R
 from sabot.operators.keyed.top import TopN, WindowTopN
 from sabot.operators.patterns.match import Pattern
 from sabot.operators.reading import operators_of, state_of
-from sabot.operators.rows.stateless import Sample
+from sabot.operators.rows.subset import Sample
 from sabot.operators.windows.fixed import WindowAggregate
 from sabot.operators.windows.sessions import SessionAggregate
 from targets.base import Target, refused, use
