@@ -18,10 +18,10 @@ from contracts.test_delivery_contract import (  # noqa: F401 - pytest finds them
     test_a_sink_that_was_not_claimed_delivers_nothing,
     test_agents_results_are_parts_too,
     test_crash_after_crash_comes_to_an_end,
-    test_tracks_do_not_know_of_each_other,
     test_numbers_of_another_incarnation_count_anew,
     test_parts_are_there_in_order_when_deliver_returns,
     test_settle_moves_the_token_and_nothing_else,
+    test_tracks_do_not_know_of_each_other,
     test_who_lost_the_track_is_refused,
     watched,
 )
