@@ -186,7 +186,7 @@ class DeadLetterRows(Target):
             moment(letter.timestamp)
             assert letter.payload is None or isinstance(letter.payload, bytes)
         try:
-            DeadLetters._note(SimpleNamespace(journal="t.redriven"), message)  # type: ignore[arg-type]
+            DeadLetters._note(SimpleNamespace(notes_topic="t.redriven"), message)  # type: ignore[arg-type]
         except SabotError as error:
             return refused(error, "t.redriven[0]@7")
         return True
