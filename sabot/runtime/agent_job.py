@@ -20,6 +20,7 @@ from sabot.plan import arranged, dead_letter_topics, fed_by_streams, inputs_of
 from sabot.runtime.agent_task import AgentTask
 from sabot.runtime.feeding import AgentSource
 from sabot.runtime.host import interpreter
+from sabot.runtime.reading import Reader
 from sabot.runtime.settings import Settings
 from sabot.runtime.stream_job import StreamJob
 from sabot.runtime.unfinished import positions_of
@@ -215,14 +216,19 @@ class AgentJob:
             given.unfinished = self.task.operators[agent_id].waiting_rows
         for agent_id in sorted(self._fed):
             operator = self.task.operators[agent_id]
-            own = [
-                each.input for each in self.task.sources if each.operator.spec.agent_id in build.agents_before(agent_id)
-            ]
             streams = build.readers_before(agent_id)
             readers += streams
             for channel in build.feeds[agent_id]:
-                self.task.add_feed(channel, operator, [*streams, *own])
+                self.task.add_feed(channel, operator, [*streams, *self._readers_before(agent_id)])
+        for stage_id, task in build.waits_for_calls():
+            task.readers_before += self._readers_before(stage_id)
         self.task.streams_exhausted = lambda: all(reader.exhausted for reader in readers)
+
+    def _readers_before(self, stage_id: str) -> list[Reader]:
+        """Those of agents whose rows come to this stage or agent."""
+        assert self.streams is not None
+        agents = self.streams.build.agents_before(stage_id)
+        return [each.input for each in self.task.sources if each.operator.spec.agent_id in agents]
 
     def _port(self, spec: AgentSpec, operators: Mapping[str, AgentOperator]) -> Port | None:
         sink = spec.sink

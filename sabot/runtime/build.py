@@ -5,7 +5,7 @@ import logging
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -150,6 +150,8 @@ class Build:
         for built in self.stages.values():
             if any(built.first):
                 self._wait_for_first(built)
+        for stage_id, task in self.waits_for_calls():
+            task.readers_before += self.readers_before(stage_id)
         if restored is not None:
             with taking_over("the streams", restored.path):
                 self._restore(restored)
@@ -167,16 +169,23 @@ class Build:
         """By the id of an agent, the channels of the streams that go into it; once it is open."""
         return {each.stage.id: each.gates[0] for each in self.stages.values() if each.stage.agent is not None}
 
-    def readers_before(self, agent_id: str) -> list[Reader]:
-        """Those of streams whose rows come to this agent, by other agents too."""
+    def readers_before(self, stage_id: str) -> list[Reader]:
+        """Those of streams whose rows come to this stage or agent, by agents too."""
         assert self.plan is not None
-        before = self.plan.before(self.stages[agent_id].stage)
+        before = self.plan.before(self.stages[stage_id].stage)
         return [source for _, task, source in self.inputs if task.name.rsplit("/", 1)[0] in before]
 
-    def agents_before(self, agent_id: str) -> set[str]:
-        """Those whose rows come to this agent."""
+    def agents_before(self, stage_id: str) -> set[str]:
+        """Those whose rows come to this stage or agent."""
         assert self.plan is not None
-        return {id for id in self.plan.before(self.stages[agent_id].stage) if self.stages[id].stage.agent is not None}
+        return {id for id in self.plan.before(self.stages[stage_id].stage) if self.stages[id].stage.agent is not None}
+
+    def waits_for_calls(self) -> Iterator[tuple[str, StreamTask]]:
+        """The tasks that take the rows before a barrier whether or not they have room, with their stages."""
+        for built in self.stages.values():
+            for task in built.tasks:
+                if task.chain.pollers and task.input.brings_barriers:
+                    yield built.stage.id, task
 
     def _let_agents_in(self) -> None:
         """Into the stages of sinks that agents write too: one thread writes for both, by one delivery=."""
@@ -206,7 +215,7 @@ class Build:
                     source.go_on(stage.id)
 
         for source in waiting:
-            source.waits_for.add(stage.id)
+            source.wait_for(stage.id)
         for task in built.tasks:
             assert isinstance(task.input, GateInput)
             task.input.on_first_over = partial(over, task.name)

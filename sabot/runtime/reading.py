@@ -52,7 +52,7 @@ class Reader:
         self.exhausted = False  # ended by itself
         self.paused = False
         self.held = False
-        self.waits_for: set[str] = set()  # stages that read other sources first
+        self.waits_for: set[str] = set()  # stages that read other sources first, tasks and agents that have no room
         self._max_rows = max_rows
         self._marks: deque[Any] = deque()
         self._requested: deque[Any] = deque()  # barriers, and the end
@@ -80,9 +80,13 @@ class Reader:
         self.held = held
         self._wake.set()
 
-    def go_on(self, stage: str) -> None:
+    def wait_for(self, name: str) -> None:
+        """Read no more until `go_on` with the same name: as `hold`, for each who asks."""
+        self.waits_for.add(name)
+
+    def go_on(self, name: str) -> None:
         """This one is not waited for any more."""
-        self.waits_for.discard(stage)
+        self.waits_for.discard(name)
         self._wake.set()
 
     def end(self) -> None:

@@ -184,6 +184,6 @@ class StreamFeed:
     def _hold(self, held: bool) -> None:
         for reader in self._readers:
             if held and not self.over.is_set():
-                reader.waits_for.add(self.name)
+                reader.wait_for(self.name)
             elif self.name in reader.waits_for:
                 reader.go_on(self.name)

@@ -22,6 +22,7 @@ from sabot.exits import EXITS, carried
 from sabot.faults import taking_over
 from sabot.operators.base import END_OF_TIME, START_OF_TIME, Operator
 from sabot.runtime.inputs import Input
+from sabot.runtime.reading import Reader
 from sabot.state.base import Cut, Saved
 from sabot.threads import Handle, threads
 
@@ -264,6 +265,8 @@ class StreamTask:
         self._finishing: Iterator[None] | None = None  # after END, until nothing is in flight
         self._woken = threading.Event()
         self._expected = 0  # the checkpoint whose barrier is on its way; 0: none
+        self.readers_before: list[Reader] = []  # those whose rows come through the gate, of a task that waits for calls
+        self._holds_readers = False
         self.handle = threads.spawn(name, self.step)
 
     @property
@@ -318,7 +321,8 @@ class StreamTask:
     def _poll(self) -> bool:
         """What operators have ready by themselves; -> whether the task may take rows: not when they have no room, nor after END.
 
-        Rows before a barrier that is on its way are taken in any case: it must not wait for calls. They are what the channels hold.
+        Rows before a barrier that is on its way are taken in any case: it must not wait for calls. They are what the channels hold; the
+        readers stand still until there is room again, so that checkpoint after checkpoint does not take more of them in.
         """
         self._woken.clear()
         now_ms = int(self._clock.time() * 1000)
@@ -327,7 +331,19 @@ class StreamTask:
         if self._finishing is not None:
             self._finish()
             return False
-        return self.chain.has_room or (self._expected > 0 and self.input.brings_barriers)
+        has_room = self.chain.has_room
+        takes_all = self._expected > 0 and self.input.brings_barriers
+        if (has_room and self._holds_readers) or (takes_all and not has_room):
+            self._hold_readers(not has_room)
+        return has_room or takes_all
+
+    def _hold_readers(self, held: bool) -> None:
+        self._holds_readers = held
+        for reader in self.readers_before:
+            if held:
+                reader.wait_for(self.name)
+            else:
+                reader.go_on(self.name)
 
     def _without_room(self, wait_seconds: float) -> bool | None:
         """No rows; barriers all the same: those of the task's own source; behind a gate that has ended, when they are asked for."""
