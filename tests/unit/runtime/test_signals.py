@@ -47,16 +47,23 @@ def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryBroker]:
         signal.signal(number, handler)
 
 
+class Calls(list[str]):
+    """The names of functions that were called. armed: the signal will be raised."""
+
+    armed = True
+
+
 @contextlib.contextmanager
-def at_call(place: int, number: int | None, within: str = OURS) -> Iterator[list[str]]:
+def at_call(place: int, number: int | None, within: str = OURS) -> Iterator[Calls]:
     """At the `place`-th call of a function in `within` by this thread the signal is raised; -> the functions called until then."""
-    calls: list[str] = []
+    calls = Calls()
 
     def on_call(frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
         if event == "call" and code.co_filename.startswith(within) and not code.co_filename.endswith("signals.py"):
             calls.append(code.co_name)
-            if len(calls) == place and number is not None:
+            if len(calls) == place and number is not None and calls.armed:
+                calls.armed = False
                 sys.setprofile(None)
                 signal.raise_signal(number)
 
@@ -112,6 +119,30 @@ def within_seconds(work: Callable[[], Any]) -> Any:
         assert not late.is_set(), "the signal was lost"
 
 
+@contextlib.contextmanager
+def stopped_when_idle(app: App, calls: Calls) -> Iterator[None]:
+    """How many calls a start makes differs by some: an app that is idle before the place has come is stopped without the signal, which
+    would come in the middle of the stop, as a second one behind that of `within_seconds`, and end the tests.
+    """
+    over = threading.Event()
+
+    def look() -> None:
+        before = -1
+        while not over.wait(0.5):
+            if app.agent_runtime.job.started and len(calls) == before and calls.armed:
+                calls.armed = False
+                app.request_stop()
+            before = len(calls)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 # --- every moment
 
 
@@ -119,11 +150,14 @@ def within_seconds(work: Callable[[], Any]) -> Any:
 def test_a_signal_at_any_call_of_a_start_stops_the_app(apart: int, tmp_path: Path) -> None:
     """One that came before `run()` had its event was forgotten, and the app ran on. The next start finds the directory free."""
     calls = calls_of_a_start(tmp_path / "before") + 40  # some behind the start, too
+    reached = []
     for place in range(2, calls, apart):  # the first is `main` itself
         app = idle(tmp_path / "state")
-        with at_call(place, SIGNALS[place % 3]):
+        with at_call(place, SIGNALS[place % 3]) as made, stopped_when_idle(app, made):
             within_seconds(app.main)
         assert not app.agent_runtime.job.running
+        reached.append(len(made) >= place)
+    assert all(reached[:-2])
 
 
 class AtStep:
