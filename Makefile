@@ -21,7 +21,7 @@ demo: $(STAMP)
 # All tests but those marked `slow`. More workers than cores: many tests wait, for a broker or for a process that dies.
 # The order of the files is that of tests/conftest.py; xdist would begin with those that have the most tests.
 test: $(STAMP)
-	@$(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not slow" tests
+	@$(BIN)/pytest -q -n 5 --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 # What takes longer too: 2,000 simulated programs, which compute, beside the tests that mostly wait.
 test-all: test

@@ -461,6 +461,7 @@ async def test_a_second_worker_and_a_locked_directory_are_refused_and_the_first_
 
 
 @pytest.mark.kafka
+@pytest.mark.slow  # without Kafka: test_checkpoint_storage, test_checkpoint_sound
 async def test_a_corrupt_manifest_ends_sabot_run_with_the_file_and_the_ways_on_which_lose_nothing(real, name, tmp_path):
     topic, rows = real.topic(), 200
     out, log, state = f"{topic}-out", tmp_path / "log", tmp_path / "state"
@@ -684,6 +685,7 @@ MemoryBroker.get().publish("orders", [1])
 """
 
 
+@pytest.mark.slow  # it waits for ten seconds; calls that hang and end: below
 def test_ctrl_c_ends_sabot_run_in_the_end_when_a_call_refuses_to_be_cancelled(tmp_path):
     (tmp_path / "stubborn.py").write_text(STUBBORN)
     with running(tmp_path / "log", "stubborn:app", folder=tmp_path) as process:
@@ -775,6 +777,7 @@ def test_a_program_that_is_wrong_is_refused_in_one_line(tmp_path, module, text, 
 
 
 @pytest.mark.kafka
+@pytest.mark.slow  # the same with files: test_kill_minus_nine
 async def test_after_kills_on_kafka_state_is_exact_results_are_all_there_and_offsets_never_ahead(real, name, tmp_path):
     """Three kills at any moment, then a clean stop. Each look at the group's offsets happens while the app runs."""
     topic, rows, slices = real.topic(partitions=3), 9000, 3

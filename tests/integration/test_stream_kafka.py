@@ -159,6 +159,7 @@ async def test_readers_of_a_topic_that_was_silent_wait_for_each_other(place, nam
         assert late_rows(app) == 0
 
 
+@pytest.mark.slow  # the same in memory: test_stream_recovery
 async def test_ctrl_c_keeps_windows_open_for_the_next_start_and_the_group_knows_how_far_it_came(place, name, tmp_path):
     topic, out, log = place.topic(PARTITIONS), place.topic(), tmp_path / "log"
     words, env = commands(place, name, topic, out, tmp_path)
@@ -239,6 +240,7 @@ async def test_payloads_that_are_no_rows_go_to_the_dead_letters_as_they_came_and
         assert ("trace", b"\x00\x01") in letter.headers
 
 
+@pytest.mark.slow  # the same of a source, of an agent: test_kafka_faults, test_agent_kafka
 async def test_a_missing_topic_and_an_absent_broker_end_sabot_run_with_one_line_that_names_them(place, name, tmp_path):
     """With a schema, and where it would be inferred."""
     missing, absent = f"missing-{uuid.uuid4().hex[:8]}", Place(f"kafka://127.0.0.1:{free_ports(1)[0]}")
@@ -307,6 +309,7 @@ async def test_ctrl_c_ends_sabot_run_while_a_stream_waits_for_its_first_record(p
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow  # the same in memory: test_restart
 async def test_two_streams_and_an_agent_go_back_to_one_checkpoint(place, name, tmp_path):
     """The crash is a copy of the complete checkpoints, taken while the app runs and has gone on: exactly once would stop for a choice."""
     topic, minutes, totals, seen = place.topic(PARTITIONS), place.topic(), place.topic(), place.topic()
@@ -367,6 +370,7 @@ async def test_two_streams_and_an_agent_go_back_to_one_checkpoint(place, name, t
     assert counts(place.read(totals)) == wanted
 
 
+@pytest.mark.slow  # the same of a source, of a delivery: test_kafka_faults, test_kafka_delivery
 async def test_a_broker_that_goes_in_the_middle_and_comes_back_leaves_every_window_exact(kafka, place, name, tmp_path):
     """Rows come and checkpoints are taken before, while and after the broker is away."""
     if not kafka.ours:

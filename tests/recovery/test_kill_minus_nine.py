@@ -74,8 +74,15 @@ async def finished(process):
     assert process.returncode == 0, output.decode()
 
 
-@pytest.mark.parametrize("keyed", [False, True], ids=["one_state", "keyed"])
-@pytest.mark.parametrize("kind", ["memory", "rocksdb"])
+@pytest.mark.parametrize(
+    ("kind", "keyed"),
+    [
+        pytest.param("memory", False, id="memory-one_state", marks=pytest.mark.slow),
+        pytest.param("memory", True, id="memory-keyed"),
+        pytest.param("rocksdb", False, id="rocksdb-one_state"),
+        pytest.param("rocksdb", True, id="rocksdb-keyed", marks=pytest.mark.slow),
+    ],
+)
 async def test_counts_are_exact_after_two_kills(kind, keyed, tmp_path):
     rows = [{"k": f"key-{n % KEYS}", "n": n} for n in range(ROWS)]
     write_lines(tmp_path / "in.ndjson", rows)
