@@ -1,7 +1,7 @@
-"""Text files as blocks of whole lines, in memory of a fixed size: by chunks, or as a stream.
+"""Text files as blocks of whole lines, in a buffer of bounded size: by chunks, or as a stream.
 
-A block stands in a buffer that the next one overwrites: what is to be kept of it is copied. The buffer grows up to the bound of
-a record. One above it is not kept: its first bytes are, and where the next begins.
+The next block overwrites the buffer, so whatever is kept of a block is copied. The buffer grows up to the size bound of a record. Of a
+record above the bound only the first bytes are kept, and the offset at which the next record begins.
 """
 
 import math
@@ -16,21 +16,21 @@ from sabot.errors import InternalError, UserError
 
 __all__ = ["BlockReader", "Blocks", "ChunkedFile", "Lines", "Long", "Nothing", "Records", "StreamedFile", "open_blocks"]
 
-SLACK_BYTES = 16 << 10  # read beyond a chunk, for the end of its last line
+SLACK_BYTES = 16 << 10  # read beyond a chunk, to reach the end of its last line
 SKIP_BYTES = 1 << 20
 
 
 class Records(Protocol):
-    """Where records end in `buffer[low:high]`, which begins at a record's start."""
+    """Finds the ends of records in `buffer[low:high]`, which begins at the start of a record."""
 
     ends: bytes
     """The bytes that may be a record's last one."""
 
     def last(self, buffer: bytearray, low: int, high: int) -> int:
-        """The end of the last whole record; `low` where there is none."""
+        """Returns the end of the last whole record; `low` if there is none."""
 
     def first(self, buffer: bytearray, low: int, high: int) -> int:
-        """The end of the first record; `high` where it does not end before."""
+        """Returns the end of the first record; `high` if it does not end before that."""
 
 
 class Lines:
@@ -39,16 +39,16 @@ class Lines:
     ends = b"\n"
 
     def last(self, buffer: bytearray, low: int, high: int) -> int:
-        """Behind the last newline."""
+        """Returns the position after the last newline."""
         return buffer.rfind(b"\n", low, high) + 1 or low
 
     def first(self, buffer: bytearray, low: int, high: int) -> int:
-        """Behind the first newline."""
+        """Returns the position after the first newline."""
         return buffer.find(b"\n", low, high) + 1 or high
 
 
 class Long(NamedTuple):
-    """A record above the bound: where it begins, its first bytes, how many it has."""
+    """A record above the size bound: its offset, its first bytes, and its length in bytes."""
 
     offset: int
     head: bytes
@@ -56,10 +56,10 @@ class Long(NamedTuple):
 
 
 class Blocks(ABC):
-    """After `next()`: `buffer[low:high]` are whole records, and `buffer[low]` is byte `offset` of the file.
+    """After `next()`, `buffer[low:high]` holds whole records, and `buffer[low]` is byte `offset` of the file.
 
     low        high                   limit
-     |aaaa|bbbbb|cccccccccccccccccccccc|ddd        c is above the bound, d not whole
+     |aaaa|bbbbb|cccccccccccccccccccccc|ddd        c is above the size bound, d is not whole yet
     """
 
     buffer: bytearray
@@ -77,7 +77,7 @@ class Blocks(ABC):
         self._record_bytes = record_bytes
 
     def next(self) -> bool:
-        """The next block, or `long`: one of them is not empty; False at the end, with `offset` at the end of the file."""
+        """Loads the next block, or sets `long`: one of the two is not empty. False at the end, with `offset` at the end of the file."""
         self.long = None
         if self.high == self.limit and not self._load():
             return False
@@ -87,14 +87,14 @@ class Blocks(ABC):
 
     @abstractmethod
     def _load(self) -> bool:
-        """The next bytes; calls `_found`."""
+        """Reads the next bytes and calls `_found`."""
 
     @abstractmethod
     def _pass(self) -> int:
-        """Reads on behind `buffer[limit]` to the end of a record -> bytes until there. Nothing is left in the buffer before it."""
+        """Reads on to the end of the record behind `buffer[limit]`; returns its remaining bytes. Drops the buffer up to that end."""
 
     def _found(self, low: int, limit: int) -> None:
-        """`buffer[low:limit]` is a block, of which `high` ends the records before the first that is above the bound."""
+        """Makes `buffer[low:limit]` the block. `high` is set to the end of the records before the first one above the bound."""
         self.low, self.limit = low, limit
         high = low
         while limit - high > self._record_bytes:
@@ -107,7 +107,7 @@ class Blocks(ABC):
         self.high = high
 
     def _step_over(self) -> None:
-        """Over the record at `low`, which is above the bound, to the next line."""
+        """Steps over the record at `low`, which is above the bound, to the next line."""
         ends = [self.buffer.find(mark, self.low, self.limit) + 1 for mark in self._records.ends]
         end = min(filter(None, ends), default=0)
         head = bytes(memoryview(self.buffer)[self.low : min(end or self.limit, self.low + HEAD_BYTES)])
@@ -120,34 +120,34 @@ class Blocks(ABC):
         self.long = Long(at, head, self.offset - at)
 
     def reason(self, long: Long) -> str:
-        """Why it was set apart."""
+        """Returns why the record was set apart."""
         if long.length <= self._record_bytes:
             return f"a quote that is not closed within {self._record_bytes} bytes (record_bytes=)"
         return f"{long.length} bytes are more than a record may have (record_bytes={self._record_bytes}): these are the first"
 
     def take(self, end: int) -> None:
-        """The records up to `buffer[end]` are done with."""
+        """Marks the records up to `buffer[end]` as taken."""
         self.offset += end - self.low
         self.low = end
 
     @property
     @abstractmethod
     def fraction(self) -> float:
-        """How much of the file lies behind."""
+        """Returns the fraction of the file that has been read."""
 
     @abstractmethod
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
 
 
 class ChunkedFile(Blocks):
-    """A plain file of which several readers take turns: chunk k is the lines that START in its bytes
-    [k * chunk_bytes, (k + 1) * chunk_bytes), each up to its end.
+    """A plain file that several readers share by chunks: chunk k has the lines that START in bytes
+    [k * chunk_bytes, (k + 1) * chunk_bytes) of the file, each up to its end.
 
          chunk 0        chunk 1        chunk 2
       |aaaaa|bbbbbbb|cc|dddddddddddddddddd|ee|ff|      a, b, c: chunk 0;  d: chunk 1;  e, f: chunk 2
 
-    To find its first line a reader looks from the byte before the chunk on: a line starts behind each newline.
+    To find the first line of a chunk, a reader searches from the byte before the chunk, as a line starts behind each newline.
     """
 
     def __init__(self, file: DataFile, offset: int, share: Share, chunk_bytes: int, record_bytes: int) -> None:
@@ -177,10 +177,10 @@ class ChunkedFile(Blocks):
         return False
 
     def _lines_of(self, chunk: int) -> bool:
-        """The lines of the chunk that are not read yet; False when none starts in it."""
+        """Loads the lines of the chunk that are not read yet; False if no line starts in it."""
         first = chunk * self._chunk_bytes
-        end = min(first + self._chunk_bytes, self._size)  # no line of ours starts here or later
-        at = max(first, self.offset)  # `offset` is a line's start, of which all before are done
+        end = min(first + self._chunk_bytes, self._size)  # lines that start here or later belong to the next chunk
+        at = max(first, self.offset)  # `offset` is the start of a line, and all lines before it have been taken
         if at >= end:
             return False
         looking = at > self.offset
@@ -195,7 +195,8 @@ class ChunkedFile(Blocks):
         high = filled
         if end < self._size:
             high = self.buffer.find(b"\n", end - 1 - start, filled) + 1
-            begin = max(low, self.buffer.rfind(b"\n", low, min(end - 1 - start, filled)) + 1)  # of the last line
+            # The start of the last line.
+            begin = max(low, self.buffer.rfind(b"\n", low, min(end - 1 - start, filled)) + 1)
             longest = begin + self._record_bytes + 1
             while high == 0 and start + filled < self._size and filled < longest:
                 before = filled
@@ -222,11 +223,11 @@ class ChunkedFile(Blocks):
         return at - behind
 
     def _read(self, start: int, stop: int, filled: int) -> int:
-        """Reads on until the buffer holds bytes [start, stop) of the file -> bytes in it; UserError where the file became
-        shorter meanwhile.
+        """Reads until the buffer holds bytes [start, stop) of the file; returns how many bytes it holds. Raises UserError if the file
+        has become shorter.
         """
         if stop - start > len(self.buffer):
-            longer = bytearray(stop - start)  # one long line; the buffer of the common size stays for the next
+            longer = bytearray(stop - start)  # for one long line; later blocks use the buffer of the usual size again
             longer[:filled] = memoryview(self.buffer)[:filled]
             self.buffer = longer
         view = memoryview(self.buffer)
@@ -248,8 +249,8 @@ class ChunkedFile(Blocks):
 
 
 class StreamedFile(Blocks):
-    """A file that is read from its beginning to its end: a compressed one, whose offsets count decompressed bytes, or
-    one whose records only a reader from the beginning can tell apart. It is one piece.
+    """A file that is read from its beginning to its end: a compressed one, whose offsets count decompressed bytes, or one
+    in which records can be told apart only from the beginning. It is one piece.
     """
 
     def __init__(self, file: DataFile, offset: int, block_bytes: int, records: Records, record_bytes: int) -> None:
@@ -296,7 +297,7 @@ class StreamedFile(Blocks):
             self.ended = self._end_reached
             whole = self._filled if self._end_reached else self._records.last(self.buffer, 0, self._filled)
             if whole == 0 and not self._end_reached and len(self.buffer) <= self._record_bytes:
-                longer = bytearray(min(2 * len(self.buffer), self._record_bytes + 1))  # one long line
+                longer = bytearray(min(2 * len(self.buffer), self._record_bytes + 1))  # for one long line
                 longer[: self._filled] = memoryview(self.buffer)[: self._filled]
                 self.buffer = longer
                 continue
@@ -323,7 +324,7 @@ class StreamedFile(Blocks):
         view = memoryview(self.buffer)
         while self._filled < len(view) and not self._end_reached:
             room = len(view) - self._filled
-            if self._plain:  # what is appended meanwhile belongs to the next opening
+            if self._plain:  # bytes that are appended meanwhile are read when the file is opened again
                 room = min(room, self._file.size - self._raw.tell())
             got = self._stream.readinto(view[self._filled : self._filled + room]) if room > 0 else 0
             self._filled += got
@@ -352,7 +353,7 @@ def _shorter(file: DataFile, fd: int, offset: int) -> UserError:
 
 
 def open_blocks(file: DataFile, offset: int, share: Share, block_bytes: int, record_bytes: int) -> Blocks:
-    """The lines of a file that belong to this share."""
+    """Opens the lines of a file that belong to this share."""
     if codec_of(file.path) is None:
         return ChunkedFile(file, offset, share, block_bytes, record_bytes)
     if not share.has(file.number, 0):
@@ -361,7 +362,7 @@ def open_blocks(file: DataFile, offset: int, share: Share, block_bytes: int, rec
 
 
 class Nothing(Blocks):
-    """A file of which this reader has no part."""
+    """A file of which this reader reads nothing."""
 
     def __init__(self, offset: int) -> None:
         super().__init__(Lines(), 0)
@@ -380,21 +381,21 @@ class Nothing(Blocks):
         return 1.0
 
     def close(self) -> None:
-        """There is nothing."""
+        """Does nothing, as no file is open."""
 
 
 class BlockReader(FileReader):
-    """Blocks of text as batches: whole blocks, or parts of them where a block has more rows than are asked for."""
+    """Turns blocks of text into batches: a whole block each, or a part of one that has more rows than are asked for."""
 
     def __init__(self, blocks: Blocks, records: Records) -> None:
         self._blocks = blocks
         self._records = records
-        self._row_bytes = 0.0  # of the rows before; 0: not known
+        self._row_bytes = 0.0  # the mean size of the rows so far; 0: not known
         self.offset = blocks.offset
 
     @abstractmethod
     def _decode(self, blocks: Blocks, end: int) -> Found:
-        """The rows of `buffer[low:end]`, which may be none. What it returns refers to no byte of the buffer."""
+        """Decodes `buffer[low:end]`, which may hold no rows. The result refers to no byte of the buffer."""
 
     def read(self, max_rows: int) -> Found | None:
         blocks = self._blocks
@@ -422,7 +423,7 @@ class BlockReader(FileReader):
                 return found
 
     def _end(self, blocks: Blocks, max_rows: int) -> int:
-        """Where to stop, so that there are at most `max_rows` rows, if they are as long as those before."""
+        """Returns where to stop, so that there are at most `max_rows` rows if they are as long as those before."""
         length = blocks.high - blocks.low
         if length <= self._row_bytes * max_rows or self._row_bytes == 0:
             return blocks.high

@@ -1,7 +1,7 @@
 """Parquet and Arrow IPC files as sources. An offset in such a file is the number of a row.
 
-What a file says is not trusted: every batch is checked in full before anything follows an offset of it. So it is read into
-memory of ours, never mapped: a mapped file can change behind the check, and ends the process with SIGBUS where it gets shorter.
+The content of a file is not trusted: every batch is checked in full before anything uses an offset in it. Files are read into our own
+memory and never mapped, because a mapped file can change after the check, and a read beyond its new end is a SIGBUS.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,13 @@ from sabot.errors import UserError
 
 __all__ = ["ArrowSource", "ParquetSource"]
 
-PLAIN_BYTES = 64 << 20  # of texts that dictionaries become at once
+# The bound on the bytes of text that dictionaries expand to at a time.
+PLAIN_BYTES = 64 << 20
 _MAGIC = b"ARROW1"
 
 
 class ParquetSource(FileSource):
-    """Rows of Parquet files; only the wanted columns are read. Readers share row groups."""
+    """Reads the rows of Parquet files, and only the wanted columns. Readers share row groups."""
 
     suffixes = (".parquet", ".pq")
 
@@ -46,8 +47,8 @@ class ParquetSource(FileSource):
 
 
 class ArrowSource(FileSource):
-    """Rows of Arrow IPC files (also called Feather) or streams; which of the two, the file tells. Readers share the batches of a
-    file; a stream is one piece, and may be compressed as a whole.
+    """Reads the rows of Arrow IPC files (also called Feather) or IPC streams; the content tells which of the two it is. Readers share the
+    batches of a file. A stream is one piece, and may be compressed as a whole.
     """
 
     suffixes = (".arrow", ".arrows", ".ipc", ".feather")
@@ -80,7 +81,7 @@ def _columns(schema: pa.Schema, path: str) -> pa.Schema:
 def _parquet(path: str) -> pq.ParquetFile:
     if codec_of(path) is not None:
         raise UserError(f"file {path!r}: Parquet is compressed inside, not as a whole", hint="decompress it")
-    return pq.ParquetFile(path, page_checksum_verification=True)  # of files that have check sums
+    return pq.ParquetFile(path, page_checksum_verification=True)  # checks the pages that have checksums
 
 
 def _is_stream(path: str) -> bool:
@@ -96,7 +97,7 @@ def _is_stream(path: str) -> bool:
 
 
 class _Slices(FileReader):
-    """Rows of batches that may be larger than what is asked for. `_next` gives a batch and the number of its first row."""
+    """Cuts batches that are larger than what is asked for. `_next` gives a batch and the number of its first row."""
 
     def __init__(self, file: DataFile, offset: int, schema: pa.Schema, record_bytes: int) -> None:
         self._file = file
@@ -107,7 +108,7 @@ class _Slices(FileReader):
         self.offset = offset
 
     def _next(self, max_rows: int) -> tuple[int, pa.RecordBatch] | None:
-        """The next batch of this share of which a row lies at or behind `offset`; None at the end, with `offset` there."""
+        """Returns the next batch of this share that has a row at or behind `offset`; None at the end, with `offset` there."""
         raise NotImplementedError
 
     def read(self, max_rows: int) -> Found | None:
@@ -122,7 +123,7 @@ class _Slices(FileReader):
             if rest.num_rows:
                 self._rest = rest
                 self._most_rows = most_rows(rest, PLAIN_BYTES)
-        # dictionaries and runs become plain here, by slices: a few bytes of them can say 2^31 rows
+        # Dictionaries and run-end-encoded columns are decoded here, slice by slice: a few bytes of them can stand for 2^31 rows.
         rows = min(max_rows, self._most_rows)
         given = fitted(self._rest.slice(0, rows), self._schema, self._file.path)
         self._rest = self._rest.slice(rows) if self._rest.num_rows > rows else None
@@ -131,7 +132,7 @@ class _Slices(FileReader):
         return self._bounded(given, first)
 
     def _bounded(self, data: pa.RecordBatch, first: int) -> Found:
-        """Rows above the bound are set apart, with the first bytes of their longest column."""
+        """Sets rows above the size bound apart, with the first bytes of their longest column."""
         long = above(data, self._record_bytes)
         if not long:
             return Found(data)
@@ -147,7 +148,7 @@ class _Slices(FileReader):
         return Found(data.filter(pa.array(good)), bad)
 
     def _sound(self, first: int, data: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch; pa.ArrowInvalid naming the rows and the column where it is not what its types say."""
+        """Returns the batch. Raises ArrowInvalid, with the rows and the column, if its data does not agree with its types."""
         data = as_wanted(data, self._schema)
         try:
             validate(data)
@@ -162,7 +163,8 @@ class _ParquetReader(_Slices):
         self._opened = _parquet(file.path)
         try:
             names = self._opened.schema_arrow.names
-            self._columns = [name for name in schema.names if name in names]  # `fitted` names those that are not there
+            # `fitted` reports the columns that are missing.
+            self._columns = [name for name in schema.names if name in names]
             metadata = self._opened.metadata
             self._rows: int = metadata.num_rows
             if offset > self._rows:
@@ -170,7 +172,8 @@ class _ParquetReader(_Slices):
         except BaseException:
             self.close()
             raise
-        self._groups: list[tuple[int, int, int]] = []  # (group, its first row, the row behind it), of this share
+        # The row groups of this share: (group, its first row, the row behind its last).
+        self._groups: list[tuple[int, int, int]] = []
         first = 0
         for group in range(metadata.num_row_groups):
             end = first + metadata.row_group(group).num_rows
@@ -207,7 +210,7 @@ class _ParquetReader(_Slices):
 
 
 class _IpcReader(_Slices):
-    """The batches of a file; of those of other readers as little as tells how many rows they have."""
+    """Reads the batches of this share from a file. Of other readers' batches it reads only enough to count their rows."""
 
     def __init__(self, file: DataFile, offset: int, share: Share, schema: pa.Schema, record_bytes: int) -> None:
         super().__init__(file, offset, schema, record_bytes)
@@ -216,14 +219,14 @@ class _IpcReader(_Slices):
         try:
             whole = ipc.open_file(self._raw).schema
             fields = [number for number, name in enumerate(whole.names) if name in schema.names]
-            least = _narrowest(whole)  # no field would be all of them; to count rows, one is enough
+            least = _narrowest(whole)  # an empty list would select all columns; to count rows, one is enough
             self._opened = ipc.open_file(self._raw, options=_only(fields or least))
             self._counted = ipc.open_file(self._raw, options=_only(least))
         except BaseException:
             self.close()
             raise
         self._batch = 0
-        self._at = 0  # the first row of that batch
+        self._at = 0  # the number of the first row of that batch
 
     def _next(self, max_rows: int) -> tuple[int, pa.RecordBatch] | None:
         while self._batch < self._opened.num_record_batches:
@@ -248,7 +251,7 @@ class _IpcReader(_Slices):
 
 
 class _StreamReader(_Slices):
-    """One batch after the other, from the beginning."""
+    """Reads one batch after the other, from the beginning."""
 
     def __init__(self, file: DataFile, offset: int, share: Share, schema: pa.Schema, record_bytes: int) -> None:
         super().__init__(file, offset, schema, record_bytes)
@@ -290,26 +293,26 @@ class _StreamReader(_Slices):
 
 
 def _head(column: Any) -> bytes:
-    """The first bytes of a text; of other columns nothing."""
+    """Returns the first bytes of a text or binary value; nothing for columns of other types."""
     if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
         return bytes(column.view(pa.binary())[0].as_buffer()[:HEAD_BYTES])
     return b""
 
 
 def _narrowest(schema: pa.Schema) -> list[int]:
-    """The column, if there is one, whose rows take least."""
+    """Returns the index of the column whose rows take the fewest bytes, in a list; an empty list if there are no columns."""
     return sorted(range(len(schema)), key=lambda number: _width(schema.field(number).type))[:1]
 
 
 def _width(kind: pa.DataType) -> int:
     try:
         return int(kind.bit_width)
-    except ValueError:  # of no fixed width
+    except ValueError:  # this type has no fixed width
         return 1 << 31
 
 
 def _only(fields: list[int]) -> ipc.IpcReadOptions:
-    # a file may have its numbers anywhere: those that lie askew are copied
+    # The buffers of a file may lie at any address; those that are not aligned for their type are copied.
     return ipc.IpcReadOptions(
         included_fields=fields, use_threads=False, ensure_alignment=ipc.Alignment.DataTypeSpecific
     )

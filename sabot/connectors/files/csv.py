@@ -1,4 +1,4 @@
-"""CSV files as sources: the types of the columns are given or inferred, rows that do not fit are set apart."""
+"""CSV files as sources: column types are given or inferred, and rows that do not fit them are set apart."""
 
 import re
 from collections import Counter
@@ -20,8 +20,10 @@ from sabot.errors import UserError
 __all__ = ["CsvRecords", "CsvSource"]
 
 BLOCK_BYTES = 1 << 20
-_SINGLY = 8  # so few values, of which some fail, are tried one by one
-_QUOTED = 96  # characters of a row in a reason
+# At most this many values, among which some fail, are cast one by one.
+_SINGLY = 8
+# The number of characters of a row that a reason quotes.
+_QUOTED = 96
 _NAMES = "give names with columns=[...]"
 _QUOTE = ord('"')
 _NEWLINE = ord("\n")
@@ -29,12 +31,13 @@ _RETURN = ord("\r")
 
 
 class CsvSource(FileSource):
-    """Rows of files with a header line, or with the names `columns` and no header. `delimiter`: "," ("\\t" in .tsv files).
+    """Reads the rows of files with a header line, or without one, where `columns` gives the names. The default `delimiter` is ",", in
+    .tsv files "\\t".
 
-    A field may be quoted and then hold line breaks and doubled quotes; an empty one is null, a quoted empty one a text.
-    Without a schema types are inferred from the first block of the first file (UserError where it is not in UTF-8).
-    Rows with too many or too few fields, or with a value that is none of its column's type, are set apart.
-    A file is one piece: readers share whole files.
+    A quoted field may hold line breaks and doubled quotes. An empty field is null; a quoted empty field is an empty string.
+    Without a schema, types are inferred from the first block of the first file (UserError where it is not UTF-8).
+    A row is set apart if it has too many or too few fields, or a value that does not convert to its column's type.
+    A file is one piece: readers share whole files, never parts of one.
     """
 
     suffixes = (".csv", ".tsv")
@@ -105,11 +108,12 @@ class CsvSource(FileSource):
             blocks = self._stream(file, dialect.header_bytes, max(self._block_bytes, BLOCK_BYTES), records)
             try:
                 while dialect.names and blocks.next() and blocks.low == blocks.high:
-                    pass  # a record above the bound
+                    pass  # this record is above the size bound
                 if blocks.low == blocks.high:
                     continue
                 view = memoryview(blocks.buffer)[blocks.low : blocks.high]
-                skip = {"invalid_row_handler": lambda row: "skip"} if _is_text(view) else {}  # it is given texts
+                # The handler is called with each bad row as a str, so it can be set only for a block that is UTF-8.
+                skip = {"invalid_row_handler": lambda row: "skip"} if _is_text(view) else {}
                 parsing = _parsing(dialect.delimiter, **skip)
                 reading = csv.ReadOptions(
                     use_threads=False, block_size=2 * len(blocks.buffer), column_names=dialect.names
@@ -123,7 +127,7 @@ class CsvSource(FileSource):
             finally:
                 blocks.close()
             for field in schema:
-                if pa.types.is_binary(field.type):  # inferred only of what is no text
+                if pa.types.is_binary(field.type):  # Arrow infers binary only for values that are not UTF-8
                     raise _no_utf8(file.path, f"column {field.name!r}")
             return pa.schema([_text_if_null(field) for field in schema])
         names = self._dialect(files[0]).names
@@ -131,7 +135,7 @@ class CsvSource(FileSource):
 
 
 class _Dialect:
-    """How a file is written: the delimiter, the names of its columns, the bytes of its header."""
+    """How a file is written: its delimiter, the names of its columns, and the length of its header in bytes."""
 
     def __init__(self, delimiter: str, names: list[str], header_bytes: int) -> None:
         self.delimiter = delimiter
@@ -140,11 +144,11 @@ class _Dialect:
 
 
 class CsvRecords:
-    """Where records end: at line breaks (\\n, \\r\\n, \\r) outside of quoted fields, as the parser has it.
+    """Finds the ends of records: line breaks (\\n, \\r\\n, \\r) outside of quoted fields, by the same rules as Arrow's parser.
 
-    A quote opens a quoted field only where the field begins; elsewhere it is a character like others, as in `5" disk`. Where every
-    other quote follows a delimiter, a line break or a quote, the quotes before a record's end are even in number, and it is found
-    from the end back. Elsewhere, or where a \\r stands alone, the quoted fields are found one by one, from the beginning.
+    A quote opens a quoted field only at the start of a field; elsewhere it is an ordinary character, as in `5" disk`. If each opening
+    quote (every other one) follows a delimiter, a line break or a quote, the number of quotes before the end of a record is even, and the
+    last end is searched for backwards. Otherwise, or if a \\r stands alone, the quoted fields are matched one by one from the beginning.
     """
 
     ends = b"\n\r"
@@ -152,7 +156,7 @@ class CsvRecords:
     def __init__(self, delimiter: str = ",") -> None:
         self._delimiter = delimiter.encode()[0]
         before = delimiter.encode() + b'\r\n"'
-        self._opens = np.isin(np.arange(256), list(before))  # by the byte before a quote
+        self._opens = np.isin(np.arange(256), list(before))  # indexed by the byte before a quote
         field = rb'"[^"]*(?:""[^"]*)*(?:"|\Z)'
         self._first = re.compile(field)
         self._quoted = re.compile(rb"(?<=[\r\n" + re.escape(delimiter.encode()) + rb"])" + field)
@@ -169,7 +173,8 @@ class CsvRecords:
         if not self._opens[data[opening[opening > 0] - 1]].all():
             return self._last_of(buffer, low, high) or low
         while end and (before := int(np.searchsorted(quotes, end - low))) & 1:
-            end = buffer.rfind(b"\n", low, low + int(quotes[before - 1])) + 1  # to the line where the open field begins
+            # Back to the line in which the open field begins.
+            end = buffer.rfind(b"\n", low, low + int(quotes[before - 1])) + 1
         return end or low
 
     def first(self, buffer: bytearray, low: int, high: int) -> int:
@@ -181,7 +186,7 @@ class CsvRecords:
         return high
 
     def split(self, buffer: bytearray, low: int, high: int) -> tuple[Any, Any, Any]:
-        """Where the records begin that are not empty, where their line breaks are, how many fields each has."""
+        """Returns the starts of the non-empty records, the positions of their line breaks, and the number of fields of each."""
         data = np.frombuffer(buffer, np.uint8)[low:high]
         outside = np.ones(len(data), dtype=bool)
         if buffer.find(b'"', low, high) >= 0:
@@ -198,14 +203,14 @@ class CsvRecords:
 
     def _last_of(self, buffer: bytearray, low: int, high: int) -> int:
         for start, end in reversed(list(self._outside(buffer, low, high))):
-            last = min(end, high - 1)  # a \\r at the end may have its \\n behind it
+            last = min(end, high - 1)  # a \\r at the end may be the first half of \\r\\n
             found = max(buffer.rfind(b"\n", start, end), buffer.rfind(b"\r", start, last)) + 1
             if found:
                 return found
         return 0
 
     def _outside(self, buffer: bytearray, low: int, high: int) -> Iterator[tuple[int, int]]:
-        """What is not in quoted fields, piece by piece."""
+        """Yields the bounds of each piece of the buffer that is not inside a quoted field."""
         at = low
         first = self._first.match(buffer, low, high)
         if first is not None:
@@ -217,7 +222,7 @@ class CsvRecords:
 
 
 class _Rows(BlockReader):
-    """Records into columns."""
+    """Decodes records into columns."""
 
     def __init__(self, blocks: Blocks, dialect: _Dialect | None, wanted: pa.Schema) -> None:
         super().__init__(blocks, CsvRecords(dialect.delimiter if dialect is not None else ","))
@@ -238,20 +243,21 @@ class _Rows(BlockReader):
         return self.parsed(memoryview(blocks.buffer)[low:high])
 
     def parsed(self, text: Any) -> pa.RecordBatch:
-        """The rows of it in the wanted types; ArrowInvalid for a bad one."""
+        """Returns the rows of the text in the wanted types. Raises ArrowInvalid if a row is bad."""
         return _one(self._table(text, self._parsing, self._converting).select(self.wanted.names))
 
     def fields(self, text: Any) -> pa.RecordBatch:
-        """The same columns, as bytes; ArrowInvalid for a row with too many or too few."""
+        """Returns the wanted columns as bytes. Raises ArrowInvalid if a row has too many or too few fields."""
         options = _converting(None)
         options.column_types = dict.fromkeys(self.wanted.names, pa.binary())
         options.include_columns = self._converting.include_columns
         return _one(self._table(text, self._parsing, options).select(self.wanted.names))
 
     def misfits(self, text: bytes) -> bool:
-        """Whether not one row of it has as many fields as the file has columns."""
+        """Returns whether no row of the text has as many fields as the file has columns."""
         parsing = _parsing(self._parsing.delimiter, invalid_row_handler=lambda row: "skip")
-        whole = text.decode("latin-1").encode()  # a handler is given texts; what separates fields is ASCII
+        # Handlers get rows as str; delimiters, quotes and line breaks are ASCII, so latin-1 keeps them.
+        whole = text.decode("latin-1").encode()
         return bool(self._table(whole, parsing, csv.ConvertOptions()).num_rows == 0)
 
     def _table(self, text: Any, parsing: csv.ParseOptions, converting: csv.ConvertOptions) -> pa.Table:
@@ -260,10 +266,10 @@ class _Rows(BlockReader):
 
 
 class _Apart:
-    """The bad records of a block that cannot be parsed, set apart in few passes, however many they are.
+    """Sets the bad records of a block apart in few passes, however many there are.
 
-    Those with too many or too few fields are found by counting delimiters; of the others each column is taken as bytes once, and
-    cast, in halves where that fails. What is still bad is found by parsing halves, record by record at last.
+    Records with too many or too few fields are found by counting delimiters. Of the others, each column is parsed as bytes once and then
+    cast; where a cast fails, its halves are cast. Records that are still bad are found by parsing halves, down to single records.
     """
 
     def __init__(self, rows: _Rows, blocks: Blocks, end: int) -> None:
@@ -291,7 +297,7 @@ class _Apart:
         return bytes(self._data[self._starts[number] : self._stops[number]]).strip(b"\r\n")
 
     def _text(self, numbers: Any) -> bytes:
-        """These records, with their line breaks."""
+        """Returns these records, with their line breaks."""
         among = np.zeros(len(self._starts), dtype=bool)
         among[numbers] = True
         if not len(numbers):
@@ -347,7 +353,7 @@ class _Apart:
 
 
 def _why(value: bytes, kind: Any) -> str:
-    """The parser's words."""
+    """Returns the message of Arrow's parser for this value."""
     if _texts(kind):
         return "invalid UTF8 data"
     text = (value.strip(b" \t") if _trimmed(kind) else value).decode(errors="replace")
@@ -369,7 +375,7 @@ def _texts(kind: Any) -> bool:
 
 
 def _plausible(kind: Any) -> str | None:
-    """A pattern that each text of such a value has; None for types that cast otherwise than the parser does."""
+    """Returns a pattern that every valid text of this type matches; None for types whose cast differs from the parser's conversion."""
     if pa.types.is_integer(kind):
         return "^[-+]?(0[xX][0-9a-fA-F]+|[0-9]+)$"
     if pa.types.is_floating(kind):
@@ -382,7 +388,7 @@ def _plausible(kind: Any) -> str | None:
 
 
 def _failing(texts: pa.Array, kind: Any) -> list[int]:
-    """Which of these fields are no value of the type. What passes may still be none: the parser has the last word."""
+    """Returns the fields that are not values of the type. A field that is not returned may still be bad: the parser decides."""
     failing: list[int] = []
     numbers: Any = np.arange(len(texts))
     if not _texts(kind):
@@ -429,7 +435,7 @@ def _converting(wanted: pa.Schema | None, names: Sequence[str] = ()) -> csv.Conv
                     f"column {field.name!r} of type {field.type} cannot be read from CSV", hint="make it a string"
                 )
         options.column_types = {field.name: field.type for field in wanted}
-        options.include_columns = wanted.names or list(names[:1])  # none would be all
+        options.include_columns = wanted.names or list(names[:1])  # an empty list would include all columns
     return options
 
 

@@ -1,4 +1,4 @@
-"""Paths as users write them -> files in the order in which they are read, and what their suffixes say."""
+"""Turns paths as users write them into files, in the order in which they are read; interprets their suffixes."""
 
 import glob
 import os
@@ -24,7 +24,7 @@ COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A file as it was when it was found. `number`: its place in the order; `stamp`: its last change, in ms."""
+    """A file as it was when it was found. `number`: its place in the order. `stamp`: its time of modification, in ms."""
 
     path: str
     number: int
@@ -33,18 +33,18 @@ class DataFile:
 
 
 def codec_of(path: str) -> str | None:
-    """How the file is compressed, by its suffix."""
+    """Returns the compression of the file, as its suffix says."""
     return COMPRESSION.get(os.path.splitext(path)[1].lower())
 
 
 def bare_suffix(path: str) -> str:
-    """The suffix that tells the format: that of compression left out, lower case."""
+    """Returns the suffix that names the format, in lower case and without the suffix of a compression."""
     stem, suffix = os.path.splitext(path)
     return (os.path.splitext(stem)[1] if suffix.lower() in COMPRESSION else suffix).lower()
 
 
 def open_stream(path: str) -> tuple[Any, Any]:
-    """(the file, what it holds as a stream): the same one unless the suffix says that it is compressed."""
+    """Returns (the file, the stream of its content). They are the same object unless the suffix says that the file is compressed."""
     raw = pa.OSFile(path)
     codec = codec_of(path)
     return raw, raw if codec is None else pa.CompressedInputStream(raw, codec)
@@ -56,7 +56,7 @@ def _each(paths: Paths) -> list[str]:
 
 
 def name_of(paths: Paths) -> str:
-    """How the paths are called in messages, metrics and positions."""
+    """Returns the name of these paths in messages, metrics and positions."""
     found = _each(paths)
     if not found:
         raise UserError(
@@ -66,10 +66,10 @@ def name_of(paths: Paths) -> str:
 
 
 def find_files(paths: Paths, suffixes: Iterable[str]) -> tuple[list[DataFile], bool]:
-    """The files, in order, and whether there could be others tomorrow (the path is a folder, a glob or a list).
+    """Returns the files, in order, and whether later runs may find others (the path is a folder, a glob or a list).
 
-    A file is taken whatever its suffix; of a folder (with those in it) all that have one of `suffixes`, compressed or
-    not, by name; hidden ones and those that begin with "_" are left out. Raises UserError naming what is not there.
+    A file that is named is taken whatever its suffix. Of a folder and its subfolders, all files with one of `suffixes`, compressed or
+    not, are taken, by name; hidden files and those that begin with "_" are left out. Raises UserError that names what is missing.
     """
     wanted = tuple(suffixes)
     each = _each(paths)
@@ -113,9 +113,7 @@ def _stated(path: str, number: int) -> DataFile:
     except UnicodeEncodeError:
         raise UserError(f"the name of file {path!r} is not UTF-8", hint="rename it, or leave it out") from None
     try:
-        file = os.open(
-            path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        )  # a pipe would wait for somebody who writes into it
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for a writer
         try:
             found = os.fstat(file)
         finally:
@@ -134,6 +132,6 @@ def _stated(path: str, number: int) -> DataFile:
 
 
 def digest(files: Sequence[DataFile]) -> int:
-    """A number below 2^56 that stands for the names of these files, in their order."""
+    """Returns a number below 2^56 that identifies the names of these files, in their order."""
     names = "\0".join(file.path for file in files).encode(errors="surrogateescape")
     return int.from_bytes(blake2b(names, digest_size=7).digest(), "big")

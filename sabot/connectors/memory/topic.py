@@ -1,6 +1,6 @@
-"""A topic of the embedded broker: partitions, their readers and writers. One lock, held for slices and list work only.
+"""A topic of the embedded broker: its partitions, readers and writers. Its one lock is held only to slice and edit lists.
 
-A partition is a log of Arrow chunks, and small neighbours are merged as they are sealed.
+A partition is a log of Arrow chunks. Small neighbours are merged when they are sealed.
 """
 
 import asyncio
@@ -24,22 +24,23 @@ __all__ = ["GATHER_BYTES", "RUN_ROWS", "Partition", "Reader", "Topic", "Waiters"
 
 log = logging.getLogger(__name__)
 
-RUN_ROWS = 8192  # null keys change partition, small chunks merge and small reads gather up to here
-GATHER_BYTES = 64 << 20  # a read that copies stops here, far below the 2 GiB that an Arrow binary column can hold
-_RECORD_COST = 64  # bytes that a record in the open tail is counted as, beside those of its contents
+# In rows: records without a key go to the next partition after this many; small chunks are merged, and small reads gathered, up to it.
+RUN_ROWS = 8192
+# A read that gathers chunks stops at this size, far below the 2 GiB that an Arrow binary column can hold.
+GATHER_BYTES = 64 << 20
+# The bytes that a record in the open tail counts for, in addition to those of its contents.
+_RECORD_COST = 64
 
 
 class Reader(Protocol):
-    """A reader of a topic. Rows that it has not read yet stay in the topic."""
+    """A reader of a topic. The topic keeps the rows that it has not read yet."""
 
     def position_of(self, part: "Partition") -> int:
-        """The next offset of the partition that it will read."""
+        """Returns the next offset of the partition that this reader will read."""
 
 
 class Waiters:
-    """Callbacks of event loops that wait for a topic to change; called once each, from whichever thread
-    changed it.
-    """
+    """Callbacks of event loops that wait for a topic to change. Each is called once, in the thread that changed the topic."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -83,7 +84,7 @@ class Waiters:
 
 
 class Partition:
-    """One log: sealed chunks of RECORD_SCHEMA, then the open tail. Guarded by the topic's lock."""
+    """One log: sealed chunks of RECORD_SCHEMA, then the open tail. The lock of the topic guards it."""
 
     __slots__ = (
         "chunks",
@@ -102,8 +103,8 @@ class Partition:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.first = 0  # the oldest offset held
-        self.end = 0  # the next offset to give
+        self.first = 0  # the oldest offset that is held
+        self.end = 0  # the offset of the next record to be appended
         self.nbytes = 0
         self.starts: list[int] = []  # first offset of each chunk
         self.chunks: list[pa.RecordBatch] = []
@@ -121,7 +122,7 @@ class Partition:
     def extend(
         self, payloads: list[bytes | None], key: bytes | None, stamp: int, headers: Headers, nbytes: int
     ) -> None:
-        """Appends records to the tail. nbytes: the bytes that they are counted as."""
+        """Appends records to the tail. nbytes: the size that they are counted as."""
         rows = len(payloads)
         self.payloads.extend(payloads)
         self.keys.extend([key] * rows)
@@ -134,7 +135,7 @@ class Partition:
             self.seal()
 
     def append_chunk(self, data: pa.RecordBatch) -> None:
-        """Takes a batch of RECORD_SCHEMA; its partition and offset columns are replaced."""
+        """Appends a batch of RECORD_SCHEMA, whose partition and offset columns are replaced."""
         self.seal()
         rows = data.num_rows
         columns = data.columns
@@ -164,7 +165,7 @@ class Partition:
         start, size = self.end, chunk.nbytes
         self.end += chunk.num_rows
         self.nbytes += size
-        # merge while the neighbour is no bigger: each row is copied log2(RUN_ROWS) times at most
+        # Merge while the previous chunk is not larger: each row is copied at most log2(RUN_ROWS) times.
         while (
             self.chunks
             and self.chunks[-1].num_rows <= chunk.num_rows
@@ -180,7 +181,7 @@ class Partition:
         self.sizes.append(size)
 
     def slices(self, position: int, rows: int) -> list[pa.RecordBatch]:
-        """The chunks' slices from `position`, `rows` at most."""
+        """Returns slices of the chunks from `position` on, with at most `rows` rows."""
         if position >= self.end:
             return []
         if not self.chunks or position + rows > self.starts[-1] + self.chunks[-1].num_rows:
@@ -205,7 +206,7 @@ class Partition:
         return rows
 
     def offset_at(self, stamp: int) -> int:
-        """The first offset whose timestamp is `stamp` or later; the end when there is none."""
+        """Returns the first offset whose timestamp is `stamp` or later; the end if there is none."""
         self.seal()
         for start, chunk in zip(self.starts, self.chunks, strict=True):
             late = chunk.column(2).to_numpy() >= stamp
@@ -246,7 +247,7 @@ class Topic:
         headers: Headers,
         stamp: int,
     ) -> int | None:
-        """The last offset; None, with nothing appended, when the topic is full of unread rows."""
+        """Appends records and returns the last offset. None, with nothing appended, if the topic is full of unread rows."""
         if not payloads:
             return -1
         sizes = [size_of(payload, key, headers) for payload in payloads]
@@ -273,15 +274,15 @@ class Topic:
         timeout: float,
         together: Callable[[Callable[[], None]], None] = lambda append: append(),
     ) -> None:
-        """Appends batches of RECORD_SCHEMA, all at once; waits while the topic is full, TransientError after `timeout`
-        seconds. `together` is given what appends them, and calls it or not.
+        """Appends batches of RECORD_SCHEMA, all at once. Waits while the topic is full; raises TransientError after `timeout` seconds.
+        `together` is called with the function that appends them, and decides whether to call it.
         """
         ready: list[tuple[pa.RecordBatch, Any]] = []
         for data in batches:
             if data.num_rows == 0:
                 continue
             if data.get_total_buffer_size() > 2 * data.nbytes + 65536:
-                data = take(data, np.arange(data.num_rows))  # a small slice would keep its whole parent in memory
+                data = take(data, np.arange(data.num_rows))  # a small slice would keep the whole parent batch in memory
             hashes = None
             if len(self.partitions) > 1 and data.column(1).null_count < data.num_rows:
                 hashes = np.asarray(hash_rows(bytes_list(data.column(1))), dtype=np.uint64)
@@ -348,14 +349,12 @@ class Topic:
         return where
 
     def has_room(self, nbytes: int) -> bool:
-        """True when a record of this size would be taken now."""
+        """Returns whether a record of this size could be appended now."""
         with self.lock:
             return self.forgotten or self._make_room(nbytes)
 
     def _make_room(self, needed: int) -> bool:
-        """Drops what is oldest and needed by no live reader, until `needed` bytes fit. False: readers must go
-        on first.
-        """
+        """Drops the oldest chunks that no live reader needs, until `needed` bytes fit. False: readers have to advance first."""
         limit = self._retention_bytes()
         held = sum(part.nbytes for part in self.partitions)
         if held + needed <= limit:
@@ -376,7 +375,7 @@ class Topic:
                         self.name,
                         limit,
                     )
-        return held + needed <= limit or held == 0  # one batch above the limit passes through an empty topic
+        return held + needed <= limit or held == 0  # an empty topic takes one batch above the limit
 
     def full(self) -> TransientError:
         return TransientError(
@@ -417,19 +416,19 @@ class Topic:
 
 
 def size_of(payload: bytes | None, key: bytes | None, headers: Headers) -> int:
-    """The bytes that a record in the open tail is counted as."""
+    """Returns the bytes that a record in the open tail is counted as."""
     pairs = sum(len(name) + len(value or b"") for name, value in headers) if headers else 0
     return _RECORD_COST + len(payload or b"") + len(key or b"") + pairs
 
 
 def take(data: pa.RecordBatch, rows: Any) -> pa.RecordBatch:
-    """A copy of these rows."""
+    """Returns a copy of these rows."""
     indices: Any = pa.array(rows)
     return data.take(indices)
 
 
 def concat(pieces: list[pa.RecordBatch]) -> pa.RecordBatch:
-    """One batch of all pieces; a single piece is returned as it is."""
+    """Returns one batch of all pieces; a single piece is returned as it is."""
     if len(pieces) == 1:
         return pieces[0]
     batches: list[pa.RecordBatch] = pa.Table.from_batches(pieces).combine_chunks().to_batches()
