@@ -1,4 +1,4 @@
-"""The plan of an app's streams -> tasks, and channels between them, open and where the checkpoint says."""
+"""Turns the plan of an app's streams into open tasks, with channels between them, at the positions of the checkpoint."""
 
 import asyncio
 import logging
@@ -43,7 +43,7 @@ __all__ = ["Build"]
 
 _log = logging.getLogger(__name__)
 
-_reading: set[int] = set()  # ids of Source objects that some run of this process reads
+_reading: set[int] = set()  # ids of the Source objects that some run of this process reads
 _reading_lock = threading.Lock()
 
 
@@ -53,24 +53,25 @@ class _Built:
 
     stage: Stage
     tasks: list[StreamTask]
-    gates: list[list[Channel]] = field(default_factory=list)  # by subtask, the channels that come in
-    right: list[set[int]] = field(default_factory=list)  # by subtask, which of those channels are the second input's
-    first: list[set[int]] = field(
-        default_factory=list
-    )  # by subtask, those for whose end the readers of the others wait
-    schema: pa.Schema | None = None  # of what comes in
+    # By subtask: its input channels.
+    gates: list[list[Channel]] = field(default_factory=list)
+    # By subtask: the numbers of the channels that belong to the second input.
+    right: list[set[int]] = field(default_factory=list)
+    # By subtask: the numbers of the channels that must end before the readers of the other channels read.
+    first: list[set[int]] = field(default_factory=list)
+    schema: pa.Schema | None = None  # the columns of its input
     right_schema: pa.Schema | None = None
-    coming: list[pa.Schema] = field(default_factory=list)  # of a sink, by stream that goes into it
-    by_agents: bool = False  # a sink that agents write too
+    coming: list[pa.Schema] = field(default_factory=list)  # of a sink: the columns of each stream that goes into it
+    by_agents: bool = False  # agents write this sink too
 
     @property
     def mixed(self) -> bool:
-        """A sink into which rows of different columns go."""
+        """True for a sink that receives rows with different columns."""
         return self.by_agents or any(not schema.equals(self.coming[0]) for schema in self.coming)
 
 
 class _SideRoad:
-    """Where rows leave an operator beside the main road; known when the operator is open."""
+    """The output for rows that leave an operator by a side branch, such as late rows. It is set once the operator is open."""
 
     receive: Callable[[Batch], None]
 
@@ -79,7 +80,7 @@ class _SideRoad:
 
 
 class Build:
-    """What runs of the streams: their tasks by stage, and what those read."""
+    """The running part of the streams: their tasks by stage, and what those read."""
 
     def __init__(
         self,
@@ -90,32 +91,32 @@ class Build:
         wanted: Mapping[str | int, Delivery],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """agents: those of the app. wanted: by the id of a Sink that agents write, delivery=. loop: for calls."""
+        """agents: those of the app. wanted: delivery= of the Sinks that agents write, by the id of the Sink. loop: runs async calls."""
         self.settings = settings
         self.plan: Plan | None = None
         self.stages: dict[str, _Built] = {}  # upstream first
         self.inputs: list[tuple[Reading, StreamTask, SourceInput]] = []
-        self.given: dict[str, AgentOutput] = {}  # by the id of an agent, what a stream reads of it
-        self.late_sides: set[str] = set()  # operators whose late rows go somewhere
-        self.cancelled = threading.Event()  # the start is given up
-        self.shared = {  # by the id of a Sink that agents write too, their way into it
+        self.given: dict[str, AgentOutput] = {}  # by the id of an agent: the source through which a stream reads it
+        self.late_sides: set[str] = set()  # ids of the operators whose late rows go to a sink
+        self.cancelled = threading.Event()  # the start was given up
+        self.shared = {  # by the id of a Sink that agents write too: the port for their rows
             id(sink): Channel(name=f"agents to {sink.name}") for sink in _sinks(ends) if id(sink) in wanted
         }
         self.ends = ends
         self._agents = agents
         self._wanted = wanted
         self._loop = loop
-        self._sources: list[Source] = []  # objects of the user's that this run reads
+        self._sources: list[Source] = []  # the user's Source objects that this run reads
         self._afresh = True  # no checkpoint is restored
 
     @property
     def tasks(self) -> list[StreamTask]:
-        """Upstream first."""
+        """Returns all tasks, upstream first."""
         return [task for built in self.stages.values() for task in built.tasks]
 
     def open(self, restored: Manifest | None) -> None:
-        """Blocking: sources are asked for their columns, everything is opened, and put where the checkpoint says. What is open when it
-        raises is the caller's to close.
+        """Blocking. Asks sources for their columns, opens everything, and restores positions and state from the checkpoint. If it raises,
+        the caller closes what is open.
         """
         self._take_sources()
         self.plan = plan_of(
@@ -157,7 +158,7 @@ class Build:
                 self._restore(restored)
 
     def _built(self, stage: Stage) -> _Built:
-        """Of an agent only the channels into it are made here."""
+        """Builds the tasks of a stage. For an agent, only the channels into it are made here."""
         names = [f"{stage.id}/{i}" for i in range(stage.parallelism)]
         tasks = []
         if stage.agent is None:
@@ -166,29 +167,29 @@ class Build:
 
     @property
     def feeds(self) -> dict[str, list[Channel]]:
-        """By the id of an agent, the channels of the streams that go into it; once it is open."""
+        """By the id of an agent: the channels from streams into it. Valid once everything is open."""
         return {each.stage.id: each.gates[0] for each in self.stages.values() if each.stage.agent is not None}
 
     def readers_before(self, stage_id: str) -> list[Reader]:
-        """Those of streams whose rows come to this stage or agent, by agents too."""
+        """Returns the readers of streams whose rows reach this stage or agent, also through other agents."""
         assert self.plan is not None
         before = self.plan.before(self.stages[stage_id].stage)
         return [source for _, task, source in self.inputs if task.name.rsplit("/", 1)[0] in before]
 
     def agents_before(self, stage_id: str) -> set[str]:
-        """Those whose rows come to this stage or agent."""
+        """Returns the ids of the agents whose rows reach this stage or agent."""
         assert self.plan is not None
         return {id for id in self.plan.before(self.stages[stage_id].stage) if self.stages[id].stage.agent is not None}
 
     def waits_for_calls(self) -> Iterator[tuple[str, StreamTask]]:
-        """The tasks that take the rows before a barrier whether or not they have room, with their stages."""
+        """Yields the tasks that take the rows before a barrier even if they have no room, each with its stage."""
         for built in self.stages.values():
             for task in built.tasks:
                 if task.chain.pollers and task.input.brings_barriers:
                     yield built.stage.id, task
 
     def _let_agents_in(self) -> None:
-        """Into the stages of sinks that agents write too: one thread writes for both, by one delivery=."""
+        """Connects agents to the stages of sinks that they share with streams: one thread writes for both, with one delivery=."""
         for built in self.stages.values():
             sink = None if built.stage.sink is None else built.stage.sink[0]
             if not isinstance(sink, Sink) or id(sink) not in self.shared:
@@ -203,7 +204,7 @@ class Build:
             built.gates[0].append(self.shared[id(sink)])
 
     def _wait_for_first(self, built: _Built) -> None:
-        """The sources of a stage's other inputs are not read before its first ones have ended, and their rows have been processed there."""
+        """Delays the sources of a stage's other inputs until its first inputs have ended and the stage has processed their rows."""
         stage, missing = built.stage, {task.name for task in built.tasks}
         others = self.plan.reads_of(stage) if self.plan is not None else set()
         waiting = [source for reading, _, source in self.inputs if reading.node in others]
@@ -221,7 +222,7 @@ class Build:
             task.input.on_first_over = partial(over, task.name)
 
     def _inferred(self, node: Read) -> pa.Schema:
-        """From the data, or from the first records, which may have to be waited for."""
+        """Infers the columns from the data, or from the first records, for which it may have to wait."""
         source = node.source if isinstance(node.source, Source) else self._open_source(node.source)
         inferred = source.infer_schema()
         if inferred is not None:
@@ -232,11 +233,11 @@ class Build:
         return self.cancelled.is_set() or self.settings.stop_asked()
 
     def _open_source(self, topic: str) -> Source:
-        """Not open yet; all streams of an app are one consumer group."""
+        """Makes a source, which is not open yet. All streams of an app form one consumer group."""
         return self.settings.open_source(topic, f"{self.settings.app}-group")
 
     def _readers(self, stage: Stage) -> tuple[Sequence[Source], Codec | None]:
-        """The sources of the stage's subtasks, as many as the plan has, or fewer; and what decodes their records, where they do not."""
+        """Returns the sources of the stage's subtasks (at most as many as the plan says), and a codec, if they do not decode records."""
         reading = stage.reading
         assert reading is not None
         node, schema = reading.node, reading.schema
@@ -310,13 +311,13 @@ class Build:
         return lambda records: output.put(Batch(records, None, reading.node.name))
 
     def _origin(self, task: StreamTask) -> dict[str, Any]:
-        """What dead letters say of who set them apart."""
+        """Returns the fields that say in a dead letter which task set the row apart."""
         return {"agent": f"{self.settings.app}/{task.name}", "version": self.settings.version}
 
     # -- chains -------------------------------------------------------------------------------------------------------
 
     def _chain(self, built: _Built, number: int) -> Chain:
-        """Operators, opened from the first to the last, since each says what columns the next one gets."""
+        """Makes and opens the operators, from the first to the last, since each determines the columns of the next one's input."""
         stage, task = built.stage, built.tasks[number]
         outputs: list[Output] = []
         if stage.sink is not None:
@@ -367,12 +368,12 @@ class Build:
         assert self.settings.directory is not None
         own_folder(self.settings.directory)
         directory = self.settings.directory / task.name.replace("/", "-") / operator.id
-        shutil.rmtree(directory, ignore_errors=True)  # of an earlier run; the checkpoint is the only authority
+        shutil.rmtree(directory, ignore_errors=True)  # left by an earlier run; only the checkpoint counts
         make_folder(directory)
         return directory
 
     def _output(self, edge: Edge, task: StreamTask, schema: pa.Schema | None) -> Output:
-        """A channel into each subtask of the stage behind the edge. schema: of the rows, where the stage must know it."""
+        """Makes a channel into each subtask of the edge's target stage. schema: the columns of the rows, if the stage must know them."""
         built = self.stages[edge.target.id]
         if edge.right:
             built.right_schema = schema
@@ -383,7 +384,8 @@ class Build:
                 built.schema = schema
             elif built.stage.sink is None and not built.schema.equals(
                 schema
-            ):  # of a union: what may be null in one may be null
+                # The inputs of a union may differ in which columns are nullable.
+            ):
                 check_alike(built.schema, schema)
                 built.schema = pa.schema(column_types(schema))
         channels = []
@@ -410,7 +412,7 @@ class Build:
         opened = self.settings.staged("streams", opened, built.stage.delivery)
         if self._afresh:
             opened.start_afresh()
-        records = built.schema is None or built.schema.equals(RECORD_SCHEMA)  # then nothing is known of columns
+        records = built.schema is None or built.schema.equals(RECORD_SCHEMA)  # nothing is known of the columns then
         expected = None if built.mixed or records else without_marks(built.schema)
         clock = self.settings.clock
         writer = SinkWriter(opened, key, expected, lambda: int(clock.time() * 1000), changes=built.stage.changes)
@@ -418,10 +420,10 @@ class Build:
         open_writer(writer, [without_marks(schema) for schema in built.coming], built.schema or RECORD_SCHEMA)
         return writer
 
-    # -- sources, and state --------------------------------------------------------------------------------------------
+    # -- sources and state ------------------------------------------------------------------------------------------------
 
     def _take_sources(self) -> None:
-        """A Source object is read by one run at a time."""
+        """Claims the user's Source objects, as each is read by one run at a time."""
         with _reading_lock:
             sources = {id(n.source): n.source for n in walk(self.ends) if isinstance(n, Read)}
             for source in sources.values():
@@ -435,12 +437,12 @@ class Build:
                     self._sources.append(source)
 
     def give_back_sources(self) -> None:
-        """Another run may read them."""
+        """Releases the Source objects for another run."""
         with _reading_lock:
             _reading.difference_update(map(id, self._sources))
 
     def _restore(self, restored: Manifest) -> None:
-        """Each subtask gets its own state; with another parallelism all of it, and takes its key groups."""
+        """Restores each subtask from its own state. With another parallelism, each gets all states and takes its key groups from them."""
         if not stored_streams(restored):
             return
         assert self.plan is not None
@@ -462,7 +464,7 @@ class Build:
 
 
 def _sinks(ends: Sequence[StreamEnd]) -> list[Sink]:
-    """All Sink objects that streams write: results, late rows, dead letters."""
+    """Returns all Sink objects that streams write: results, late rows and dead letters."""
     sinks: list[Any] = [end.sink for end in ends if isinstance(end, Write)]
     for node in walk(ends):
         sinks += [getattr(node, "late", None), getattr(node, "dead_letter", None)]

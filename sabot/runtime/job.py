@@ -1,9 +1,9 @@
 """The life of an app: its streams and its agents, started, restarted, checkpointed and stopped together.
 
-Its agents stand in one task, so that their state has one owner and one cut (design decision 10); one coordinator makes the checkpoints
-of them and of the streams. What is open from a start to its stop is a `Run`; a job has one after the other.
+The agents run in one task, so their state has one owner and is cut at one moment (design decision 10). One coordinator takes the
+checkpoints of agents and streams together. What is open from a start to its stop is a `Run`; a job has one run after the other.
 
-    run  ─▶ a Run, until all is over, or broken ─▶ its stop ─▶ the next one, where `restart=` says so
+        run  ─▶ a Run, until its inputs have ended, or it is stopped or broken ─▶ its stop ─▶ the next Run, if `restart=` allows it
 """
 
 import asyncio
@@ -32,7 +32,7 @@ __all__ = ["Job"]
 
 _log = logging.getLogger(__name__)
 
-_RESTART_MEMORY_SECONDS = 600.0  # failures longer ago do not count against `restart=`
+_RESTART_MEMORY_SECONDS = 600.0  # older failures do not count against `restart=`
 
 
 class Job:
@@ -48,15 +48,15 @@ class Job:
         self.coordinator.on_failed = lambda: None if self._run is None else self._run.checkpoint_failed()
         self.metrics = Metrics(app.id, self._samples)
         self.restored_from: int | None = None
-        self.left_behind: list[str] = []  # calls that refused to be cancelled when the app stopped
+        self.left_behind: list[str] = []  # calls that ignored their cancellation when the app stopped
         self.restarts = 0
         self._origin = Origin(app)
-        self._run: Run | None = None  # between the start and the end of the stop
-        self._last_figures: dict[str, Any] = {"delivery": {}, "streams": {}}  # of the last run
-        self._failure: SabotError | None = None  # what ended the last run
-        self._left: list[tuple[str, Handle]] = []  # threads of earlier runs that did not come back
+        self._run: Run | None = None  # set from the start to the end of the stop
+        self._last_figures: dict[str, Any] = {"delivery": {}, "streams": {}}  # the figures of the last run
+        self._failure: SabotError | None = None  # the failure that ended the last run
+        self._left: list[tuple[str, Handle]] = []  # threads of earlier runs that did not end
         self._has_run = self._can_go_back = False
-        self._in_run = False  # `run` is told of everything; `start` has nobody
+        self._in_run = False  # `run` waits and raises failures; after `start` nobody does
         self._exit: Exit | None = None  # the user's code asked for the end of the process
         self._leaving: asyncio.Task[None] | None = None
         self._starting: asyncio.Event | None = None
@@ -66,26 +66,26 @@ class Job:
 
     @property
     def running(self) -> bool:
-        """Between the start and the end of `stop`."""
+        """True from the start to the end of `stop`."""
         return self._run is not None
 
     @property
     def started(self) -> bool:
-        """All is open and runs, and the stop has not begun."""
+        """True while everything is open and runs, before the stop begins."""
         return self._run is not None and self._run.running
 
     @property
     def starting(self) -> bool:
-        """It is being opened."""
+        """True while everything is being opened."""
         return self._starting is not None
 
     @property
     def failure(self) -> SabotError | None:
-        """What ended this run unexpectedly, or the last one: nothing more is read or saved. None where all is well."""
+        """The failure that ended this run, or the last one, unexpectedly: nothing is read or saved any more. None if there was none."""
         return self._failure if self._run is None else self._run.failure
 
     def raise_failure(self) -> None:
-        """For calls on an app that runs since `start`: raises what has ended it meanwhile. `run` raises it itself."""
+        """Raises the failure that has ended an app since its `start`. Other calls on the app use it; `run` raises the failure itself."""
         if self.started and self._loop is not None and self._loop.is_closed():
             raise UserError(
                 f"the event loop that app {self.app.id} was started on has ended, and the app with it",
@@ -110,7 +110,7 @@ class Job:
             raise
 
     def _expect_stop(self) -> None:
-        """From here on `request_stop` counts, for the run that begins. Idempotent until it is over."""
+        """From here on `request_stop` applies to the run that begins. Idempotent until that run is over."""
         if self.started or self._in_run or self._starting is not None:
             return
         self._loop = asyncio.get_running_loop()
@@ -156,7 +156,7 @@ class Job:
             self._starting = None
 
     def _run_is_over(self) -> None:
-        """What stays of it."""
+        """Keeps what is needed of a run that is over."""
         run, self._run = self._run, None
         if run is not None:
             self._failure = run.failure
@@ -166,11 +166,11 @@ class Job:
             self.left_behind[:] = run.left_behind
 
     async def stop(self, *, drain: bool = False) -> None:
-        """Stops everything behind a last checkpoint. `drain`: first processes what was read. Idempotent."""
+        """Takes a last checkpoint, and stops everything. `drain`: rows that were read are processed first. Idempotent."""
         if self._loop is not None and self._loop.is_closed():
             self.raise_failure()
         if self._starting is not None:
-            self._stop_asked.set()  # it may wait for the first record of a stream
+            self._stop_asked.set()  # the start may be waiting for the first record of a stream
             await self._starting.wait()
         if self._stopping is None:
             if not self.started:
@@ -180,7 +180,7 @@ class Job:
         stopping = self._stopping
         try:
             await asyncio.shield(stopping)
-        except asyncio.CancelledError:  # without the last checkpoint then, but everything is closed
+        except asyncio.CancelledError:  # everything is closed, but without the last checkpoint
             stopping.cancel()
             await to_the_end(_ended(stopping))
             raise
@@ -193,12 +193,12 @@ class Job:
             self._run_is_over()
 
     def request_stop(self) -> None:
-        """Makes `run` stop in good order; from any thread or signal handler."""
+        """Makes `run` stop in an orderly way; from any thread or signal handler."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop_asked.set)
 
     def _heed(self, error: BaseException | None) -> None:
-        """Something failed. If the user's code asked for the end of the process, everything stops in good order first."""
+        """Takes note of a failure. If the user's code asked for the end of the process, everything is stopped in an orderly way first."""
         asked = exit_in(error)
         if asked is None or self._exit is not None or self._loop is None:
             return
@@ -208,20 +208,20 @@ class Job:
             self._leaving = self._loop.create_task(self._leave(asked), name="the user's exit")
 
     async def _leave(self, asked: Exit) -> None:
-        """Nobody waits in `run`: the exit is the event loop's, once all is closed."""
+        """Lets the event loop raise the exit once everything is closed, as nobody waits in `run`."""
         try:
             await self.stop()
         except SabotError as error:
             _log.error("%s", error)
         asyncio.get_running_loop().call_soon(_raise, asked)
 
-    # -- run, and again -----------------------------------------------------------------------------------------------
+    # -- run and restart --------------------------------------------------------------------------------------------------
 
     async def run(self, listening: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
-        """Blocks until every input has ended, no agent is left, or the app is stopped. Raises AgentFailed at the end, or the
+        """Returns when every input has ended, no agent is left, or the app is stopped. Raises AgentFailed at the end, or the
         KeyboardInterrupt or SystemExit that the user's code raised.
 
-        listening: around all of it, who may ask for the stop; `request_stop` counts from its beginning.
+        listening: a context around the whole call that may ask for the stop, as signal handlers do. `request_stop` applies from its start.
         """
         if not self.agents and not self.writes:
             raise UserError(
@@ -259,8 +259,8 @@ class Job:
             raise AgentFailed("; ".join(f.message for f in failures), hint=failures[0].hint) from failures[0].__cause__
 
     async def _run_once(self) -> tuple[SabotError | None, SabotError | None, SabotError | None]:
-        """From a start to its stop; -> what ended it, what broke the agents' task (not an agent's own failure), what the stop
-        complains of.
+        """Runs from one start to its stop. Returns what ended the run, what broke the task of the agents (not the failure of one agent),
+        and what the stop raised.
         """
         error: SabotError | None = None
         run: Run | None = None
@@ -284,7 +284,7 @@ class Job:
         return (error if error is None or run.taken is None else run.taken), run.agents_failure, unfinished
 
     async def _stopped(self) -> SabotError | None:
-        """Stops; what `stop` raises comes back, to be told only where there is nothing worse to tell."""
+        """Stops. What `stop` raises is returned, because it is reported only if there is no worse failure."""
         try:
             await self.stop()
         except SabotError as error:
@@ -292,9 +292,9 @@ class Job:
         return None
 
     async def _may_restart(self, error: SabotError, failed_at: list[float]) -> bool:
-        """Whether the job goes on from its last checkpoint, after the wait that `restart=` says.
+        """Waits as `restart=` says, and returns whether the job restarts from its last checkpoint.
 
-        Not after what will be so again: a UserError, unless the user's function was let down by the world around it.
+        It does not after an error that would occur again: a UserError, unless the user's function failed because of something outside.
         """
         attempts, delay_s = self.app.restart
         lasting = isinstance(error, UserError) and not isinstance(error.__cause__, OSError | TransientError)
@@ -317,7 +317,7 @@ class Job:
         return not stopped
 
     async def run_alone(self, writes: Sequence[StreamEnd]) -> None:
-        """Runs these streams to their end: no agents, no checkpoints, state in memory."""
+        """Runs these streams to their end, without agents or checkpoints, with state in memory."""
         app = self.app
         settings = Settings(
             app=app.id,
@@ -347,18 +347,18 @@ class Job:
 
     @property
     def checkpoint_interval(self) -> float:
-        """Seconds between checkpoints, as far as it is known before the start."""
+        """Returns the seconds between checkpoints, as far as they are known before the start."""
         return checkpoint_interval(self.app, exactly_once=False)
 
     def _followed(self) -> None:
-        """A checkpoint of our own follows the savepoint: the next start goes on from there."""
+        """A checkpoint of this job is complete, so the next start resumes from it and not from the savepoint."""
         self._origin.followed()
         if self._run is not None:
             self._run.checkpoint_followed()
 
     async def checkpoint(self) -> int:
-        """Takes a checkpoint now; returns its id when all tasks have acknowledged. Raises CheckpointFailed."""
-        if self._starting is not None:  # a checkpoint is of all tasks
+        """Takes a checkpoint now. Returns its id when all tasks have acknowledged it. Raises CheckpointFailed."""
+        if self._starting is not None:  # a checkpoint needs all tasks
             await self._starting.wait()
         self.raise_failure()
         checkpoint_id = self.coordinator.trigger()
@@ -366,7 +366,7 @@ class Job:
         return checkpoint_id
 
     def checkpoint_from_outside(self) -> None:
-        """Takes one and waits for it, where the app runs on the event loop of another thread; else nothing."""
+        """Takes a checkpoint and waits for it, if the app runs on the event loop of another thread. Otherwise does nothing."""
         if not self.started or self._loop is None or self._loop.is_closed() or _in_loop(self._loop):
             return
         asyncio.run_coroutine_threadsafe(self.checkpoint(), self._loop).result()
@@ -374,11 +374,11 @@ class Job:
     # -- figures ------------------------------------------------------------------------------------------------------
 
     def progress(self) -> tuple[float, float] | None:
-        """(done, all) in bytes, of the bounded sources of streams; None where there are none. From any thread."""
+        """Returns (read, total) in bytes for the bounded sources of streams; None if there are none. From any thread."""
         return None if self._run is None else self._run.progress()
 
     def report(self) -> dict[str, Any]:
-        """Figures of everything that lives long here, as `App.statistics` says. From any thread."""
+        """Returns the figures of all long-lived parts, as `App.statistics` describes them. From any thread."""
         scheme, _ = parse_broker(self.app.broker)
         run = self._run
         return {
@@ -392,7 +392,7 @@ class Job:
         }
 
     def _samples(self) -> Iterator[Sample]:
-        """For metrics: the checkpoints, and what is open. Those of streams and agents come from them."""
+        """Metrics samples of the checkpoints and of what is open. Streams and agents give their own samples."""
         checkpoints = self.coordinator.statistics()
         yield Sample("sabot_checkpoint_failed_total", checkpoints["failed"])
         if checkpoints["completed"]:

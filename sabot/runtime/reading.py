@@ -1,7 +1,7 @@
-"""The thread of a source, between two elements: it serves what it is asked for, polls, and makes of what came what goes on.
+"""The input of a task that reads a source. Between two elements it serves requests, polls, and turns what it read into elements.
 
-Reader        all of that but the last
-SourceInput   of a stream: columns, with event time; bad rows set apart, watermarks told
+Reader        the part that is the same for streams and agents
+SourceInput   the input of a stream's task: decodes rows, reads their event time, sets bad ones apart, and emits watermarks
 """
 
 import logging
@@ -34,63 +34,65 @@ __all__ = ["Reader", "SourceInput"]
 _log = logging.getLogger(__name__)
 
 _BATCH_ROWS = 32_768
-_FAR_MS = 2**61  # beyond it sums of times and window sizes would overflow; some 73 million years
+_FAR_MS = 2**61  # further from 1970, sums of times and window sizes would overflow; some 73 million years
 _FAR_PAST, _FAR_FUTURE, _NO = pa.scalar(-_FAR_MS), pa.scalar(_FAR_MS), pa.scalar(False)
 
 
 class Reader:
-    """One reader of a source, as the input of a task. Requests are served between polls."""
+    """One reader of a source, as the input of a task. It serves requests between polls."""
 
     right = False
     brings_barriers = False
-    flight_seconds = 0.002  # a source that waits for records is not woken
+    flight_seconds = 0.002  # `wake` cannot interrupt a source that waits for records
 
     def __init__(self, name: str, source: Source, *, max_rows: int = _BATCH_ROWS) -> None:
         self.name = name
         self.source = source
         self.rows_in = 0
-        self.exhausted = False  # ended by itself
+        self.exhausted = False  # the source ended by itself
         self.paused = False
         self.held = False
-        self.waits_for: set[str] = set()  # stages that read other sources first, tasks and agents that have no room
+        # Stages that read their other sources first, and tasks and agents that have no room.
+        self.waits_for: set[str] = set()
         self._max_rows = max_rows
         self._marks: deque[Any] = deque()
-        self._requested: deque[Any] = deque()  # barriers, and the end
-        self._commit: deque[Positions] = deque(maxlen=1)  # a later checkpoint covers what an earlier one does
+        self._requested: deque[Any] = deque()  # barriers, and the request to end
+        # The positions of a later checkpoint include those of an earlier one.
+        self._commit: deque[Positions] = deque(maxlen=1)
         self._wake = threading.Event()
-        self._waiting: Batch | None = None  # read, and a mark goes first
+        self._waiting: Batch | None = None  # a batch that was read, but must follow a mark
 
     # -- from any thread ----------------------------------------------------------------------------------------------
 
     def request_barrier(self, checkpoint_id: int) -> None:
-        """Emit a barrier as soon as possible."""
+        """Requests a barrier, which is emitted as soon as possible."""
         self._request(Barrier(checkpoint_id))
 
     def request_commit(self, positions: Positions) -> None:
-        """A complete checkpoint covers these."""
+        """Requests that these positions be committed, as a complete checkpoint covers them."""
         self._commit.append(positions)
         self._wake.set()
 
     def pause(self, paused: bool = True) -> None:
-        """Read no more (or go on reading); requests are still served."""
+        """Pauses or resumes reading; requests are still served."""
         self.paused = paused
 
     def hold(self, held: bool) -> None:
-        """Read no more for now (or go on): requests are still served, event time stands still, and so does the wait for silence."""
+        """Pauses or resumes reading, as `pause`; while held, event time and the wait for idleness stand still too."""
         self.held = held
         self._wake.set()
 
     def wait_for(self, name: str) -> None:
-        """Read no more until `go_on` with the same name: as `hold`, for each who asks."""
+        """Pauses reading, as `hold`, until `go_on` is called with the same name. Several names may wait at once."""
         self.waits_for.add(name)
 
     def go_on(self, name: str) -> None:
-        """This one is not waited for any more."""
+        """Reading no longer waits for this name."""
         self.waits_for.discard(name)
         self._wake.set()
 
     def end(self) -> None:
-        """Read no more, and let the input end here."""
+        """Stops reading, and ends the input here."""
         self.paused = True
         self._request(END)
 
@@ -101,7 +103,7 @@ class Reader:
         self._wake.set()
 
     def lag(self) -> dict[str, int]:
-        """Rows not read yet, by "topic[partition]"."""
+        """Returns the rows that are not read yet, by "topic[partition]"."""
         return {f"{topic}[{partition}]": lag for (topic, partition), lag in self.source.lag().items()}
 
     def statistics(self) -> dict[str, Any]:
@@ -111,7 +113,7 @@ class Reader:
         self._requested.append(mark)
         self._wake.set()
 
-    # -- the task's thread --------------------------------------------------------------------------------------------
+    # -- in the task's thread ---------------------------------------------------------------------------------------------
 
     def next(self, wait_seconds: float) -> Any:
         mark = self.mark()
@@ -151,39 +153,39 @@ class Reader:
             self._marks.append(self._requested.popleft())
 
     def comes_next(self, mark: Any) -> None:
-        """A mark that stands between rows of the source."""
+        """Takes a mark that stands between rows of the source."""
         self._marks.append(mark)
 
     def _stands_still(self) -> None:
-        """It is held, and does not look."""
+        """Called while the reader is held, and does not poll."""
 
     def _goes_on(self) -> None:
-        """It looks for rows."""
+        """Called before the reader polls."""
 
     def _has_nothing(self) -> None:
-        """There were none."""
+        """Called when a poll gave no rows."""
 
     def _is_over(self) -> None:
-        """There will be none."""
+        """Called when the source has ended."""
 
     def _came(self, batch: Batch) -> Any:
-        """There were some; -> the next element."""
+        """Called with the rows of a poll. Returns the next element."""
         return self._ready(batch)
 
     def _ready(self, batch: Batch) -> Batch | None:
-        """What goes on of them; None: nothing."""
+        """Returns the batch as it goes to the task; None if none of it does."""
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
         return {}
 
     def close(self) -> None:
-        self._serve()  # the last checkpoint's positions
+        self._serve()  # commits the positions of the last checkpoint
         self.source.close()
 
 
 class SourceInput(Reader):
-    """Of a stream: decodes, sets bad rows apart, reads event time, tells watermarks."""
+    """The input of a stream's task: decodes rows, sets bad ones apart, reads event time, and emits watermarks."""
 
     def __init__(
         self,
@@ -207,7 +209,7 @@ class SourceInput(Reader):
         self._time = time
         self._timed = timed
         self._dead_letter = dead_letter
-        self._origin = origin  # what dead letters say of who set them apart
+        self._origin = origin  # the fields that say in a dead letter which task set the row apart
         self._schema_text = schema_text(inferred)  # the checkpoint keeps it
         self._clock = clock
         self._positions: Positions = {}
@@ -223,7 +225,7 @@ class SourceInput(Reader):
         }
 
     def open(self, positions: Positions | None, start: str | int, facts: Mapping[str, Any] | None) -> None:
-        """Blocking. Raises what Source.open raises."""
+        """Blocking. Raises what `Source.open` raises."""
         self.source.open(positions, start)
         self._positions = dict(self.source.positions())
         now_ms = self._now_ms()
@@ -232,7 +234,7 @@ class SourceInput(Reader):
             self._watermarks.restore(facts["watermark_ms"], facts["greatest_ms"], now_ms)
         self._watermarks.know(self._positions, now_ms)
 
-    # -- the task's thread --------------------------------------------------------------------------------------------
+    # -- in the task's thread ---------------------------------------------------------------------------------------------
 
     def _stands_still(self) -> None:
         if self._timed:
@@ -251,14 +253,14 @@ class SourceInput(Reader):
 
     def _came(self, batch: Batch) -> Any:
         if self._timed and self._told.idle:
-            # those behind must know that this input counts, before its rows move event time
+            # Before its rows move event time, the operators downstream must know that this input is active.
             self._told.idle = False
             self._waiting = batch
             return ACTIVE
         return self._ready(batch)
 
     def _ready(self, batch: Batch) -> Batch | None:
-        """Decoded, with event time; its watermarks follow it. None: no row was good."""
+        """Returns the rows decoded and with event time; their watermarks follow. None if no row was good."""
         self._positions.update(batch.offsets)
         records: pa.RecordBatch | None = None
         if self._codec is not None and batch.bad is None:
@@ -274,11 +276,13 @@ class SourceInput(Reader):
                 records = records.take(_others(batch.num_rows, [row.row for row in bad]))
         else:
             data = normalise(batch.data)
-            if OP_COLUMN in self._schema.names:  # a table in columns: each row replaces the one before of its key
+            # A table that a source gives as columns: each row replaces the earlier row of its key.
+            if OP_COLUMN in self._schema.names:
                 data = data.append_column(OP_COLUMN, pa.array(np.full(data.num_rows, INSERT, np.int8)))
         if self._timed:
             data = self._with_time(data, records, batch)
-        elif self._time is not None:  # nothing goes by it, and yet rows without it are none of the stream's
+        # No operator needs event time, but rows without it are refused all the same.
+        elif self._time is not None:
             data, _, _ = self._in_time(data, to_ms(data.column(self._time)), records, batch)
         columns = [data.column(name) for name in self._schema.names]
         data = pa.RecordBatch.from_arrays(columns, schema=self._schema)
@@ -311,7 +315,7 @@ class SourceInput(Reader):
     def _in_time(
         self, data: pa.RecordBatch, times: Any, records: pa.RecordBatch | None, batch: Batch
     ) -> tuple[pa.RecordBatch, Any, pa.RecordBatch | None]:
-        """Rows that have event time; the others go to the dead letters."""
+        """Returns the rows that have event time; the others go to the dead letters."""
         span = pc.min_max(times)
         if times.null_count or (len(times) and not -_FAR_MS < span["min"].as_py() <= span["max"].as_py() < _FAR_MS):
             good = pc.fill_null(pc.and_(pc.greater(times, _FAR_PAST), pc.less(times, _FAR_FUTURE)), _NO)
@@ -323,7 +327,7 @@ class SourceInput(Reader):
 
     def _tell_time(self, now_ms: int) -> None:
         lag = self.source.lag()
-        if lag:  # of a partition that is not in there nothing is known yet
+        if lag:  # a partition that is missing in `lag` counts as having rows
             self._watermarks.awake([place for place in self._positions if lag.get(place, 1) > 0], now_ms)
         self._marks.extend(self._told.progress(now_ms))
 
@@ -346,8 +350,8 @@ class SourceInput(Reader):
         self._bury(rows, list(reasons.values()), batch.topic or self.source.name)
 
     def _without_time(self, rows: pa.RecordBatch, records: pa.RecordBatch | None, batch: Batch) -> None:
-        """Rows whose event time is null: the records themselves; of a source that decodes, what was read of them as JSON, with
-        the place of the batch that they came in.
+        """Sends rows whose event time is null to the dead letters: the records themselves; of a source that decodes, the columns as JSON,
+        with the position of their batch.
         """
         if records is None:
             (_, partition), offset = next(iter(batch.offsets.items()), (("", -1), -1))
@@ -381,9 +385,9 @@ class SourceInput(Reader):
 
 
 def _commit_offsets(source: Source, positions: Positions) -> None:
-    """A complete checkpoint covers these. In the source's thread."""
+    """Tells the source that a complete checkpoint covers these positions. In the source's thread."""
     if type(source).commit is Source.commit:
-        return  # nobody to tell
+        return  # this source has nothing to commit to
     try:
         with step("offset commit", source.name):
             source.commit(positions)
@@ -394,7 +398,7 @@ def _commit_offsets(source: Source, positions: Positions) -> None:
 
 
 def _sayable(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """The columns that JSON has words for; the others, a decimal say, as text, or left out."""
+    """Returns the columns as JSON can represent them: other types, such as decimals, become text, or are left out."""
     columns = {}
     for name, column in zip(rows.schema.names, rows.columns, strict=True):
         try:

@@ -1,7 +1,7 @@
-"""What a start makes of a program and of the checkpoint that it goes on from: the plan, whose state goes on, and what is refused.
+"""What a start makes of a program and of the checkpoint that it restores: the plan, whose state is restored, and what is refused.
 
-`StreamJob` asks before it opens anything, `sabot plan` asks before anything runs. Both ask here, so that the command never promises
-what a start refuses. Nothing here starts a thread or writes.
+`StreamJob` calls these functions before it opens anything, and `sabot plan` before anything runs. As both use the same checks, the
+command never promises what a start refuses. Nothing here starts a thread or writes.
 """
 
 import os
@@ -44,7 +44,7 @@ __all__ = [
 
 
 def check_app(restored: Manifest, app: str) -> None:
-    """Raises UserError for a checkpoint of another app, or one whose keys were hashed in another way."""
+    """Raises UserError if the checkpoint belongs to another app, or if its keys were hashed by another function."""
     for name, mine in (("app", app), ("hash", HASH_VERSION)):
         if restored.describe.get(name) != mine:
             raise UserError(
@@ -64,10 +64,10 @@ def plan_of(
     parallelism: int,
     infer: Callable[[Read], pa.Schema | None],
 ) -> Plan:
-    """The plan of an app's streams and agents. Raises UserError for a program that cannot run.
+    """Builds the plan of an app's streams and agents. Raises UserError for a program that cannot run.
 
-    infer: the columns of a stream that neither the program nor the checkpoint knows;
-    it may block, and give None where only records to come would tell.
+    infer: finds the columns of a stream that neither the program nor the checkpoint knows. It may block, and returns None if only
+    records that have not come yet would tell.
     """
     reads = [node for node in walk(ends) if isinstance(node, Read)]
     _refuse_shared_sources(reads)
@@ -80,7 +80,7 @@ def plan_of(
 
 
 def _refuse_shared_sources(reads: Iterable[Read]) -> None:
-    """A Source object has one position, so it is read by one stream."""
+    """Refuses a Source object that two streams read, as it has one position."""
     seen: set[int] = set()
     for node in reads:
         if isinstance(node.source, Source):
@@ -93,7 +93,7 @@ def _refuse_shared_sources(reads: Iterable[Read]) -> None:
 
 
 def _refuse_shared_files(ends: Iterable[StreamEnd]) -> None:
-    """Two sinks that write one file would each make the other's rows unreadable."""
+    """Refuses two sinks that write the same file: each would make the rows of the other unreadable."""
     files: list[tuple[str, Sink]] = []
     for end in ends:
         if isinstance(end, Write) and isinstance(end.sink, FileSink):
@@ -106,7 +106,7 @@ def _refuse_shared_files(ends: Iterable[StreamEnd]) -> None:
 def _columns(
     node: Read, restored: Manifest | None, written: Collection[str], infer: Callable[[Read], pa.Schema | None]
 ) -> pa.Schema | None:
-    """The columns of a stream: as the program says, as the checkpoint has them, or as the data shows them."""
+    """Returns the columns of a stream: as the program declares them, else as the checkpoint keeps them, else as the data shows them."""
     schema = _stored_columns(node, restored) if node.schema is None else node.schema
     if schema is None:
         if node.source in written:
@@ -121,7 +121,7 @@ def _columns(
 
 
 def _stored_columns(node: Read, restored: Manifest | None) -> pa.Schema | None:
-    """What a checkpoint knows of a stream whose columns were inferred."""
+    """Returns the columns that the checkpoint keeps of a stream whose schema was inferred."""
     for stored in () if restored is None else restored.tasks.values():
         facts = stored.meta.get("input", {})
         if facts.get("source") == node.name and facts.get("schema") is not None:
@@ -145,17 +145,17 @@ def _check_columns(node: Read, schema: pa.Schema) -> None:
             raise UserError(f"stream {node.name}: {ours!r} is a name of ours", hint="call the column another name")
 
 
-# -- what goes on -----------------------------------------------------------------------------------------------------
+# -- what is restored -------------------------------------------------------------------------------------------------
 
 
 def stored_streams(restored: Manifest) -> dict[str, StoredTask]:
-    """The tasks of streams in a checkpoint, by their names."""
+    """Returns the stream tasks in a checkpoint, by name."""
     return {name: task for name, task in sorted(restored.tasks.items()) if "operators" in task.meta}
 
 
 def verdicts_of(plan: Plan, restored: Manifest) -> list[Verdict]:
-    """What becomes of the state of each operator; `plan.check` refuses those that would lose it. Raises UserError where the program
-    reads other sources than the one that wrote the checkpoint, as positions belong to what is read.
+    """Decides what becomes of the state of each operator; `plan.check` refuses the verdicts that would lose state. Raises UserError if
+    the program reads other sources than the one that wrote the checkpoint, as its positions belong to those sources.
     """
     stored = stored_streams(restored)
     before = {_stage_of(name): task.meta["input"]["source"] for name, task in stored.items() if _reads(task)}
@@ -169,14 +169,14 @@ def verdicts_of(plan: Plan, restored: Manifest) -> list[Verdict]:
 
 
 def positions_in(facts: Mapping[str, Any]) -> Positions:
-    """Where a reader of the checkpoint goes on."""
+    """Returns the positions at which a reader of the checkpoint resumes."""
     return {(topic, number): offset for topic, number, offset in facts["positions"]}
 
 
 def sinks_of(
     plan: Plan, ends: Iterable[StreamEnd], open_sink: Callable[[str], Sink]
 ) -> Iterator[tuple[str, Sink, Delivery]]:
-    """Everything that the program writes, dead letters too -> (who writes it, the sink, delivery=). open_sink: of a topic."""
+    """Returns all sinks of the program, dead letters included, as (writer, sink, delivery=). open_sink: opens the sink of a topic."""
 
     def opened(sink: str | Sink) -> Sink:
         return open_sink(sink) if isinstance(sink, str) else sink

@@ -1,4 +1,4 @@
-"""One run of an app, from its start to its stop: what is open in it, what may end it, and how it is closed.
+"""One run of an app, from its start to its stop: what is open in it, what may end it, and how everything is closed.
 
 open ─▶ until_over ─▶ stop (last checkpoint, its output delivered) ─▶ release (everything closed, whatever happened)
 """
@@ -35,17 +35,17 @@ __all__ = ["Run", "Undelivered"]
 
 _log = logging.getLogger(__name__)
 
-_AGAIN_SECONDS = 1.0  # after a checkpoint that failed, where output waits for one
-_DELIVER_SECONDS = 60.0  # how long the end of all inputs waits for output to be delivered
-_STOP_SECONDS = 10.0  # how long a stop does
+_AGAIN_SECONDS = 1.0  # how long after a failed checkpoint the next one is requested, if output waits for it
+_DELIVER_SECONDS = 60.0  # how long delivery may take after all inputs have ended
+_STOP_SECONDS = 10.0  # how long delivery may take at a stop
 
 
 class Undelivered(TransientError):
-    """All inputs have ended, and a receiver does not take what is left for it."""
+    """All inputs have ended, but a receiver does not take the rest of the output."""
 
 
 class Run:
-    """All methods on one event loop, unless said otherwise; not started twice."""
+    """All methods run on one event loop, unless said otherwise. A run is started once."""
 
     def __init__(
         self,
@@ -59,18 +59,19 @@ class Run:
         stop_asked: asyncio.Event,
         heed: Callable[[BaseException | None], None],
     ) -> None:
-        """stop_asked: by the user. heed: is told of everything that fails, as the user's code may have asked for the end of the process."""
+        """stop_asked: set when the user asks for a stop. heed: gets every failure, as a failure may be the user's request to exit."""
         self.app = app
         self.agents = agents
-        self.failure: SabotError | None = None  # what ended the run beside its tasks
-        self.running = False  # all is open, and the stop has not begun
+        # The failure that ended the run, if it did not come from one of its tasks.
+        self.failure: SabotError | None = None
+        self.running = False  # everything is open, and the stop has not begun
         self.restored_from: int | None = None
-        self.ended = False  # all inputs had ended: what is not delivered now stays so
-        self.left: list[tuple[str, Handle]] = []  # threads that did not come back, with the user's objects
-        self.left_behind: list[str] = []  # calls that refused to be cancelled
-        self.taken: JobLocked | None = None  # another worker has the job, as this run found at its end
-        self.can_go_back = False  # another run can go on from the last checkpoint
-        self.last_figures: dict[str, Any] = {"delivery": {}, "streams": {}}  # those that stay to be seen after the run
+        self.ended = False  # all inputs have ended: output that is not delivered now stays undelivered
+        self.left: list[tuple[str, Handle]] = []  # threads that did not end, with the user's objects in which they hang
+        self.left_behind: list[str] = []  # calls that ignored their cancellation
+        self.taken: JobLocked | None = None  # set if, at the end of the run, another worker holds the lock of the job
+        self.can_go_back = False  # another run can resume from the last checkpoint
+        self.last_figures: dict[str, Any] = {"delivery": {}, "streams": {}}  # figures that stay readable after the run
         self._writes = writes
         self._coordinator = coordinator
         self._origin = origin
@@ -79,10 +80,11 @@ class Run:
         self._heed = heed
         self._loop = asyncio.get_running_loop()
         self._broken: asyncio.Future[None] = self._loop.create_future()
-        self._over = False  # what breaks now has nothing to do with the next run
-        self._awaited = False  # somebody hears of `_broken`
-        self._agents_broken = asyncio.Event()  # their state or a sink failed: nothing more can be saved
-        self._periodic: list[asyncio.Task[None]] = []  # checkpoints, and what is asked of the job
+        self._over = False  # a failure from now on does not concern the next run
+        self._awaited = False  # `until_over` waits, and will raise what sets `_broken`
+        # The agents' state or a sink has failed, so no further checkpoint is possible.
+        self._agents_broken = asyncio.Event()
+        self._periodic: list[asyncio.Task[None]] = []  # the tasks for checkpoints and for requests of the command line
         self._fresh = False
         self._storage: CheckpointStorage | None = None
         self._backend: StateBackend | None = None
@@ -94,14 +96,14 @@ class Run:
     # -- the start ----------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Restores the checkpoint to go on from, if there is one, opens everything, and lets it run. After an error: `release`."""
+        """Restores the checkpoint, if there is one, opens everything, and starts it. After an error, call `release`."""
         app, coordinator = self.app, self._coordinator
         for agent in self.agents.values():
             agent.starts(app.broker, app.kafka)
         if app.metrics_port is not None:
             self._metrics.serve(app.metrics_port)
         self._origin.begin()
-        # Off the loop: taking the lock, wiping a database and reading a manifest wait for the disk.
+        # Not on the event loop: taking the lock, wiping a database and reading a manifest wait for the disk.
         await to_the_end(aside(self._open))
         storage = self._storage
         if storage is None:
@@ -110,7 +112,7 @@ class Run:
         incarnation = manifest.incarnation if manifest is not None else uuid.uuid4().hex
         if storage is not None:
             facts: dict[str, Any] = {"app": app.id, "version": app.version, "hash": HASH_VERSION}
-            if manifest is not None:  # the savepoint at the beginning, if there was one
+            if manifest is not None:  # it may be the savepoint with which the program was started
                 savepoint = self._origin.savepoint
                 facts["from"] = manifest.describe.get("from") if savepoint is None else identity(manifest)
             coordinator.keep_in(storage, facts, incarnation)
@@ -132,12 +134,12 @@ class Run:
                 self._beside(serve(Requests(storage.directory), partial(self._answer, storage)), "requests")
             )
         if self._origin.savepoint is not None:
-            coordinator.beat()  # the next start goes on from here
+            coordinator.beat()  # so that the next start resumes from a checkpoint of this run
         if manifest is not None:
             _log.info("app %s goes on from checkpoint %d", app.id, manifest.checkpoint_id)
 
     def _open(self) -> None:
-        """Blocking. What is open stands in the attributes at once, so that `release` finds it."""
+        """Blocking. Each object is assigned to its attribute as soon as it is open, so that `release` finds it."""
         self._fresh = self.app.fresh
         self._origin.check_place()
         self._storage = self.app.open_storage()
@@ -145,7 +147,7 @@ class Run:
         self._backend, self._owns_backend = self.app.open_state()
 
     async def _restore_state(self, manifest: Manifest) -> None:
-        """Of the agents."""
+        """Restores the state of the agents."""
         stored = manifest.tasks.get("agents")
         if stored is not None and self._backend is not None and "state" in stored.states:
             with taking_over("agents' state", manifest.path):
@@ -170,7 +172,7 @@ class Run:
         )
 
     async def _open_jobs(self, manifest: Manifest | None, settings: Settings) -> None:
-        """The streams and the agents."""
+        """Opens the streams and the agents."""
         specs = [agent.spec for agent in self.agents.values() if agent.spec is not None]
         if self.agents:
             self._agents = AgentJob(
@@ -188,7 +190,7 @@ class Run:
             wanted = {} if self._agents is None else self._agents.wanted
             self._streams = StreamJob(self._writes, settings, agents=specs, wanted=wanted)
             await self._streams.open(manifest)
-        if self._agents is not None:  # after the streams, which may wait for their first record
+        if self._agents is not None:  # after the streams, as opening those may wait for their first record
             self._agents.streams = self._streams
             await self._agents.open(manifest)
 
@@ -211,7 +213,7 @@ class Run:
         self._periodic.append(self._beside(self._coordinator.run(interval), "checkpoints"))
 
     def _beside(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """A task that runs as long as the app does; without it the run is broken."""
+        """Starts a task that runs as long as the app does. The run is broken if it ends."""
         task = asyncio.create_task(work, name=name)
         return watched(task, f"the task of {name}", self.break_, stopped=lambda: not self.running)
 
@@ -225,32 +227,32 @@ class Run:
             clock=self.app.clock,
             newest=self._origin.savepoint is None,
             choice=self.app.redeliver,
-            fresh=self._fresh and manifest is None,  # with a savepoint its own rules hold
+            fresh=self._fresh and manifest is None,  # a savepoint has rules of its own
             on_full=self._hold,
             on_broken=lambda error: tell(self._loop, self.break_, error),
         )
 
-    # -- what happens meanwhile ---------------------------------------------------------------------------------------
+    # -- while it runs ----------------------------------------------------------------------------------------------------
 
     def checkpoint_followed(self) -> None:
-        """One is complete: output that it has let go may wait for another one."""
+        """A checkpoint is complete. It may have released output that makes another checkpoint necessary."""
         self._ask_for_another(0.0)
 
     def checkpoint_failed(self) -> None:
-        """One is not."""
+        """A checkpoint has failed."""
         self._ask_for_another(_AGAIN_SECONDS)
 
     def _ask_for_another(self, seconds: float) -> None:
-        """The sources may be held by output that only a further checkpoint lets go."""
+        """Requests another checkpoint, if the sources are held because output waits for one."""
         if self.running and self._delivery is not None and self._delivery.needs_checkpoint:
             self._loop.call_later(seconds, self._coordinator.beat)
 
     def _hold(self, held: bool) -> None:
-        """Too much output waits: nothing more is read. From any thread."""
+        """Stops reading while too much output waits (held), or resumes it. From any thread."""
         held = held or self.failure is not None
         for job in self._jobs():
             job.hold(held)
-        if held:  # it may wait for a checkpoint that is far away
+        if held:  # the output may wait for a checkpoint that is not due for long
             tell(self._loop, self._coordinator.beat)
 
     def _streams_over(self, over: asyncio.Future[None]) -> None:
@@ -262,7 +264,7 @@ class Run:
     def _agent_failed(self, operator: AgentOperator) -> None:
         self.agents[operator.spec.agent_id].on_failed(operator)
         self._heed(operator.failure)
-        if self._streams is not None and self._streams.linked:  # they cannot go on without it
+        if self._streams is not None and self._streams.linked:  # the streams cannot go on without the agent
             self._agents_broken.set()
 
     def _agents_broke(self) -> None:
@@ -274,11 +276,11 @@ class Run:
 
     @property
     def agents_failure(self) -> SabotError | None:
-        """What broke the task of the agents: not an agent's own failure."""
+        """Returns what broke the task of the agents; the failure of a single agent does not."""
         return None if self._agents is None else self._agents.task.broken
 
     def break_(self, error: BaseException) -> None:
-        """The run cannot go on, whatever its tasks do."""
+        """Marks the run as broken: it cannot go on, whatever its tasks do."""
         if self._over:
             return
         self._heed(error)
@@ -287,15 +289,16 @@ class Run:
             failure = unexpected("the run", error)
             _log.error("%s", failure)
             self._broken.set_exception(failure)
-            self._broken.exception()  # somebody waits for it, or the next call raises it
+            # Marks the exception as retrieved: `until_over`, the stop or the next call raises it.
+            self._broken.exception()
             self.failure = failure
-            self._hold(True)  # what is read now would be read again
+            self._hold(True)  # the next run reads these rows again
             if not self._awaited:
                 for agent in self.agents.values():
                     agent.halted(failure)
 
     async def _answer(self, storage: CheckpointStorage, request: Mapping[str, Any]) -> dict[str, Any]:
-        """To what the command line asks of this job (`checkpoint.requests`)."""
+        """Answers a request that the command line makes of this job (`checkpoint.requests`)."""
         location = request.get("savepoint")
         if location is not None and not isinstance(location, str):
             raise UserError(f"savepoint: a {type(location).__name__} is no place")
@@ -309,7 +312,7 @@ class Run:
         return await self._coordinator.wait(self._coordinator.trigger())
 
     async def until_over(self) -> None:
-        """Until every input has ended, no agent is left, the stop is asked for, or the run is broken: raises what broke it."""
+        """Returns when every input has ended, no agent is left, or a stop is asked for. Raises the failure if the run is broken."""
         self._awaited = True
         broken = asyncio.shield(self._broken)
         ends = (self._stop_asked.wait(), self._agents_broken.wait())
@@ -336,7 +339,7 @@ class Run:
             if over in done and not self._over:
                 over.result()
                 self.ended = True
-            self._awaited = False  # what breaks from here on is told by the stop
+            self._awaited = False  # from here on, `stop` raises what breaks the run
         finally:
             for wait in {*waits, over}:
                 wait.cancel()
@@ -344,9 +347,9 @@ class Run:
     # -- the stop -----------------------------------------------------------------------------------------------------
 
     async def stop(self, *, drain: bool) -> None:
-        """Stops everything behind a last checkpoint, and closes it. drain: first what was read is processed.
+        """Takes a last checkpoint, and stops everything. drain: rows that were read are processed first.
 
-        Raises CheckpointFailed for the last checkpoint, and what broke the run where nobody else hears of it.
+        Raises CheckpointFailed for the last checkpoint, and the failure that broke the run if nothing else has raised it.
         """
         self.running = False
         failure: CheckpointFailed | None = None
@@ -359,8 +362,10 @@ class Run:
                 agent.stops()
             jobs = self._jobs()
             complete = not self.agents and self._streams is not None and self._streams.was_complete
-            if jobs and not complete and not self._is_broken():  # complete: nothing was opened
-                await asyncio.gather(*(job.stop(drain=drain) for job in jobs))  # they may end each other's inputs
+            # If the job was complete at its start, nothing was opened.
+            if jobs and not complete and not self._is_broken():
+                # Together, as each may end inputs of the other.
+                await asyncio.gather(*(job.stop(drain=drain) for job in jobs))
                 if not self._is_broken():
                     await self._checkpoint()
                     await self._deliver_the_rest()
@@ -369,7 +374,7 @@ class Run:
         finally:
             await to_the_end(self.release())
         if self._broken.done() and not self._awaited:
-            self._broken.result()  # nobody else would hear of it
+            self._broken.result()  # nothing else would raise it
         if failure is not None:
             raise CheckpointFailed(
                 f"no last checkpoint: {failure.message}", hint="the next start goes on from the one before"
@@ -379,20 +384,20 @@ class Run:
         return self._broken.done() or any(job.broken for job in self._jobs())
 
     async def _deliver_the_rest(self) -> None:
-        """The output of the last checkpoint; then results whose input has ended are completed, and a checkpoint says so."""
+        """Delivers the output of the last checkpoint. If all inputs have ended, completes the results, and takes a checkpoint of that."""
         delivery = self._delivery
         if delivery is None:
             return
 
         def patient() -> bool:
-            return self.ended and not self._stop_asked.is_set()  # a stop may be asked for meanwhile
+            return self.ended and not self._stop_asked.is_set()  # a stop may be requested meanwhile
 
         if not await delivery.drained(_DELIVER_SECONDS, _STOP_SECONDS, patient):
             missing = Undelivered(
                 f"app {self.app.id}: {delivery.undelivered()}",
                 hint="it is safe in the last checkpoint; the next start delivers it",
             )
-            await asyncio.sleep(0)  # what a track told before it broke is heard
+            await asyncio.sleep(0)  # callbacks of a track that broke run first
             if patient() and not self._is_broken():
                 raise missing
             _log.warning("%s", missing)
@@ -403,31 +408,31 @@ class Run:
                 _log.warning("%s; the next start looks at what was delivered", error)
 
     def _jobs(self) -> list[AgentJob | StreamJob]:
-        """What runs: the agents, if there are any, and the streams."""
+        """Returns what runs: the job of the agents, if there is one, and the job of the streams."""
         return [job for job in (self._agents, self._streams) if job is not None]
 
     async def release(self) -> None:
-        """Closes what is open; failed agents stay FAILED."""
+        """Closes everything that is open. Failed agents stay FAILED."""
         backend, storage = self._backend, self._storage
         coordinator, delivery = self._coordinator, self._delivery
         self._over = True
         self.last_figures = self._last_figures()
-        # a backend of the user's is put back by a checkpoint, not emptied
+        # The state of a user's own backend is replaced when a checkpoint is restored; without a checkpoint it would not be cleared.
         known = self.restored_from is not None or coordinator.statistics()["completed"] > 0
         self.can_go_back = storage is not None and (backend is None or self._owns_backend or known)
         if storage is not None:
-            try:  # who has lost the job must not claim it back by a restart
+            try:  # a worker that has lost the job must not claim it back with a restart
                 await aside(storage.check_owner)
             except SabotError as error:
                 self.taken = error if isinstance(error, JobLocked) else None
-        coordinator.refuse("the job is stopping")  # what waits must not be taken of tasks that are gone
-        async with AsyncExitStack() as last:  # from the last to the first, whatever one of them raises
+        coordinator.refuse("the job is stopping")  # requests that wait must not reach tasks that have ended
+        async with AsyncExitStack() as last:  # closes in reverse order, even if one of them raises
             if storage is not None:
                 last.push_async_callback(aside, storage.unlock)
             if backend is not None and self._owns_backend:
                 last.push_async_callback(backend.close)
             last.push_async_callback(aside, self._metrics.close)
-            last.callback(self._metrics.settle)  # no scrape reads the backend from here
+            last.callback(self._metrics.settle)  # from here on no scrape reads the backend
             for agent in self.agents.values():
                 last.callback(agent.released)
             if delivery is not None:
@@ -445,11 +450,11 @@ class Run:
     # -- figures, from any thread -------------------------------------------------------------------------------------
 
     def progress(self) -> tuple[float, float] | None:
-        """(done, all) in bytes, of the bounded sources of streams; None where there are none."""
+        """Returns (read, total) in bytes for the bounded sources of streams; None if there are none."""
         return None if self._streams is None else self._streams.progress()
 
     def statistics(self) -> dict[str, Any]:
-        """Of what is open: state, sources, operators, sinks, gate, delivery, streams."""
+        """Returns the figures of what is open: state, sources, operators, sinks, gate, delivery, streams."""
         if self._over:
             return self.last_figures
         return {
@@ -465,14 +470,14 @@ class Run:
         }
 
     def _task_samples(self) -> Iterator[Sample]:
-        """For metrics: what runs."""
+        """Metrics samples of the running tasks."""
         if self._streams is not None:
             yield from self._streams.samples()
         if self._agents is not None:
             yield from self._agents.task.samples()
 
     def samples(self) -> Iterator[Sample]:
-        """For metrics: the delivery and the state."""
+        """Metrics samples of the delivery and of the state."""
         if self._over:
             return
         for track, figures in ({} if self._delivery is None else self._delivery.statistics()).items():
@@ -486,7 +491,7 @@ class Run:
 
 
 async def _all_over(running: list[asyncio.Future[None]]) -> None:
-    """Returns when all have ended; raises what the first one failed with."""
+    """Returns when all have ended. Raises what the first one failed with."""
     if running:
         done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
         for one in done:
