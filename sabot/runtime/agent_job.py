@@ -1,4 +1,4 @@
-"""A job on this worker: agents as described -> sources, one agent task, sinks; started, stopped, restored."""
+"""The agents of an app as they run: makes sources, one agent task and sinks from their descriptions; starts, stops and restores them."""
 
 import asyncio
 import logging
@@ -35,50 +35,50 @@ _log = logging.getLogger(__name__)
 
 TASK = "agents"
 _AGENT_TASK = "the task that hands records to agents"
-_BATCH_ROWS = 16384  # the cost of a call is spread over its rows
-_RECORD_ROWS = 2048  # dealing them to the lanes holds the event loop up: 2 ms
-_GRACE_SECONDS = 2.0  # for calls that run when the job is stopped
+_BATCH_ROWS = 16384  # so that the cost of a call is spread over many rows
+_RECORD_ROWS = 2048  # putting so many into the lanes blocks the event loop for about 2 ms
+_GRACE_SECONDS = 2.0  # how long running calls may go on when the job is stopped
 
 
 class Agent(Counters, Protocol):
-    """Who shows an agent to the user, as the run sees it: its figures, and where it is in its life. All on the event loop."""
+    """An agent as its run sees it: its counters, and the changes of its status. All on the event loop."""
 
     agent_id: str
     spec: AgentSpec | None
     error: AgentFailed | None
-    process: asyncio.Task[None] | None  # the processing loop; it ends when the agent fails
+    process: asyncio.Task[None] | None  # the processing loop, which ends when the agent fails
     state_backend: StateBackend | None
 
     def starts(self, broker: str, kafka: dict[str, Any]) -> None:
         """A run begins."""
 
     def runs_in(self, job: "AgentJob") -> None:
-        """It runs."""
+        """The agent has started, in this job."""
 
     def stops(self) -> None:
-        """It is being stopped."""
+        """The agent is being stopped."""
 
     def is_not_started(self) -> None:
         """The start has failed."""
 
     def halted(self, failure: SabotError) -> None:
-        """The run cannot go on, whatever this agent does."""
+        """The run is broken and cannot go on, whatever this agent does."""
 
     def released(self) -> None:
         """The run is over."""
 
     def on_failed(self, operator: AgentOperator) -> None:
-        """It has ended, at a record."""
+        """The agent has failed at a record."""
 
     def open_source(self, topic: str, group_id: str) -> Source:
-        """One of its topics."""
+        """Opens the source of one of its topics."""
 
     def figures(self) -> dict[str, Any]:
-        """As `App.statistics` says."""
+        """Returns the figures that `App.statistics` describes."""
 
 
 class AgentJob:
-    """The running agents of an app. All methods on one event loop; not started twice."""
+    """The running agents of an app. All methods run on one event loop. It is started once."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class AgentJob:
         on_failed: Callable[[AgentOperator], None],
         ends: Sequence[StreamEnd] = (),
     ) -> None:
-        """open_source: of an agent, one of its topics. ends: of the app's streams, which may go into agents."""
+        """open_source: opens one topic of an agent. ends: those of the app's streams, which may go into agents."""
         self.specs = arranged(specs, ends)
         self.settings = settings
         self.coordinator = settings.coordinator
@@ -102,8 +102,8 @@ class AgentJob:
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
         self._fed = fed_by_streams(ends)
-        self.streams: StreamJob | None = None  # open before the agents
-        self._sinks: dict[str | int, SinkPort] = {}  # by topic, or the id of a Sink
+        self.streams: StreamJob | None = None  # it is open before the agents are
+        self._sinks: dict[str | int, SinkPort] = {}  # by topic, or by the id of a Sink
         self._running: asyncio.Task[None] | None = None
         self._closed = False
         self._afresh = True  # no checkpoint is restored
@@ -122,7 +122,7 @@ class AgentJob:
         self.run()
 
     async def open(self, restored: Manifest | None = None) -> None:
-        """Opens everything, and puts it where the checkpoint says. Raises what opening raises; then nothing is left open."""
+        """Opens everything, and restores the checkpoint. If opening raises, nothing is left open."""
         try:
             await self._build(restored)
         except BaseException:
@@ -130,7 +130,7 @@ class AgentJob:
             raise
 
     def run(self) -> None:
-        """Lets run what is open."""
+        """Starts what `open` has opened."""
         self.coordinator.attach(TASK, self.task.inject, self.task.abort, self.task.hint)
         self.coordinator.on_complete.append(self._commit)
         interpreter.suit()
@@ -142,7 +142,7 @@ class AgentJob:
         watched(self._running, _AGENT_TASK, self._ended_early, stopped=lambda: self._closed)
 
     async def _run(self) -> None:
-        """Until every input has ended. What it raises is one of our errors."""
+        """Runs until every input has ended. Raises only errors of the tree in `errors`."""
         try:
             await self.task.run()
         except Exception as error:
@@ -199,7 +199,7 @@ class AgentJob:
         codec = None
         if isinstance(operator, BatchAgentOperator) and source.schema is None:
             text = JsonCodec(spec.schema).text or (None if facts is None else facts["schema"])
-            codec = JsonCodec.of_text(text)  # the source thread's
+            codec = JsonCodec.of_text(text)  # the source thread has a codec of its own
             operator.codecs[source.name] = JsonCodec.of_text(text)
         max_rows = _BATCH_ROWS if spec.batch else _RECORD_ROWS
         task = AgentSource(name, source, operator, codec=codec, max_rows=max_rows, clock=self._clock, loop=self._loop)
@@ -208,7 +208,7 @@ class AgentJob:
         await to_the_end(aside(task.open, positions, spec.start))
 
     def _connect_streams(self) -> None:
-        """The channels of streams that go into agents, and from which readers their rows come."""
+        """Connects the channels of streams that go into agents, with the readers from which their rows come."""
         if self.streams is None:
             return
         build, readers = self.streams.build, []
@@ -247,21 +247,21 @@ class AgentJob:
         raise UserError(f"agent {spec.agent_id}: its sink {sink!r} is no agent of this app")
 
     def _dead_letter_ports(self, spec: AgentSpec) -> Callable[[str], Port]:
-        """One port per input topic, open from the start: a dead letter must not fail on a topic that cannot be made."""
+        """Makes a port for each input topic, open from the start, as a topic that cannot be created must not fail the first dead letter."""
         if isinstance(spec.dead_letter, Sink):
             port = self._sink(spec.dead_letter)
             return lambda topic: port
         ports = {topic: self._sink(name) for topic, name in self._dead_letter_topics(spec).items()}
-        other = next(iter(ports.values()))  # for unfinished rows of a topic that the agent had before
+        other = next(iter(ports.values()))  # for unfinished rows of a topic that the agent used to read
         return lambda topic: ports.get(topic, other)
 
     def _dead_letter_topics(self, spec: AgentSpec) -> dict[str, str]:
-        """By input."""
+        """Returns the dead-letter topics, by input."""
         return dead_letter_topics(spec, self.specs, self._fed)
 
     def _agreed(self) -> dict[str | int, Delivery]:
-        """By topic, or the id of a Sink: the delivery= that those who write their results there agree on. Where none of them says it,
-        who came first does, and that may be an agent with its dead letters.
+        """By topic, or the id of a Sink: the delivery= on which the agents that write results there agree. If none of them sets it, that of
+        the first writer holds, which may be an agent that writes its dead letters there.
         """
         agreed: dict[str | int, Delivery] = {}
         first: dict[str | int, Delivery] = {}
@@ -277,7 +277,7 @@ class AgentJob:
         return {place: agreed.get(place) or delivery for place, delivery in first.items()}
 
     def _sink(self, sink: str | Sink) -> SinkPort:
-        """The port into it; one for all agents."""
+        """Returns the port into the sink, which all agents share."""
         place = _place(sink)
         port = self._sinks.get(place)
         if port is not None:
@@ -299,7 +299,7 @@ class AgentJob:
         return port
 
     async def _open_sinks(self) -> None:
-        """Side by side; their topics are there before sources are opened, which may read them."""
+        """Opens the sinks concurrently. Their topics then exist before the sources are opened, which may read them."""
         own = [port for port in self._sinks.values() if isinstance(port, AgentSink)]
         opening = asyncio.gather(*(aside(sink.open) for sink in own), return_exceptions=True)
         for error in await to_the_end(_all(opening)):
@@ -316,39 +316,39 @@ class AgentJob:
         self.task.commit(manifest.tasks[TASK].meta)
 
     def topics_of(self, agent_id: str) -> list[str]:
-        """What this agent reads: names of topics, and of agents that write into it; its own for rows of streams."""
+        """Returns what this agent reads: topics, the ids of agents that write into it, and its own id for rows of streams."""
         return inputs_of(self.task.operators[agent_id].spec, self.specs, self._fed)
 
     @property
     def left_behind(self) -> list[str]:
-        """Calls that refused to be cancelled: agents and records."""
+        """Returns the agents and records of the calls that ignored their cancellation."""
         return [place for operator in self.task.operators.values() for place in operator.left_behind]
 
     @property
     def left(self) -> list[tuple[str, Handle]]:
-        """After `close`: threads that did not come back."""
+        """Valid after `close`: the threads that did not end."""
         sources = [left for source in self.task.sources for left in source.left]
         return sources + [left for sink in self.task.sinks for left in sink.left]
 
     @property
     def broken(self) -> bool:
-        """No checkpoint can be taken any more: the engine, the state or a sink failed."""
+        """True if no checkpoint can be taken any more, as the engine, the state or a sink has failed."""
         if self._running is None:
             return False
         ended = self.running.done() and not self._closed
-        # cancelled by somebody else: the end of the event loop cancels all there is
+        # A task may also be cancelled from outside: the end of the event loop cancels all its tasks.
         return self.task.broken is not None or (
             ended and (self.running.cancelled() or self.running.exception() is not None)
         )
 
     @property
     def running(self) -> asyncio.Task[None]:
-        """Done when every input has ended and every row is processed."""
+        """A task that is done when every input has ended and every row is processed."""
         assert self._running is not None
         return self._running
 
     async def stop_agent(self, agent_id: str) -> None:
-        """One agent takes no more rows; what it had not finished stays for the checkpoints. Who writes into it waits."""
+        """Stops one agent from taking rows. Its unfinished rows stay in the checkpoints. Agents and streams that write into it wait."""
         operator = self.task.operators[agent_id]
         for source in self.task.inputs_of(operator):
             source.pause()
@@ -357,7 +357,7 @@ class AgentJob:
         self.task.wake_feeds(operator)
 
     def restart_agent(self, agent_id: str) -> None:
-        """It goes on where it was stopped."""
+        """Resumes an agent that was stopped."""
         operator = self.task.operators[agent_id]
         operator.start()
         for source in self.task.inputs_of(operator):
@@ -365,12 +365,12 @@ class AgentJob:
         self.task.wake_feeds(operator)
 
     def hold(self, held: bool) -> None:
-        """Read no more while it is so; barriers pass. From any thread."""
+        """Stops reading while held; barriers pass. From any thread."""
         for source in self.task.sources:
             source.input.hold(held)
 
     async def stop(self, *, drain: bool) -> None:
-        """Stops reading; with `drain` processes what was read, else lets running calls end for a moment and cancels the rest."""
+        """Stops reading. drain: rows that were read are processed; else running calls have a moment to end, and the rest are cancelled."""
         operators = self.task.operators.values()
         if not drain:
             for source in self.task.sources:
@@ -378,7 +378,8 @@ class AgentJob:
             await asyncio.gather(*(operator.quiesce(_GRACE_SECONDS) for operator in operators))
             await asyncio.gather(*(operator.close() for operator in operators))
             return
-        for operator in reversed(operators):  # downstream first: an agent that was stopped stops who writes into it
+        # Downstream first, as an agent that was stopped also stops those that write into it.
+        for operator in reversed(operators):
             port = operator.port
             if operator.stopped or (isinstance(port, OperatorPort) and port.operator.stopped):
                 await operator.quiesce(_GRACE_SECONDS)
@@ -390,7 +391,7 @@ class AgentJob:
             await asyncio.wait([self._running])
 
     async def finish(self) -> None:
-        """Of a job by itself, in no app: stops, takes a last checkpoint, so that what was done is committed, and closes."""
+        """Stops a job that runs outside of an app: takes a last checkpoint, so that finished work is committed, and closes."""
         await self.stop(drain=False)
         try:
             await self.coordinator.wait(self.coordinator.trigger())
@@ -413,7 +414,7 @@ class AgentJob:
 
 
 def _place(sink: str | Sink) -> str | int:
-    """One for all who write it."""
+    """Returns one key for all writers of this sink."""
     return sink if isinstance(sink, str) else id(sink)
 
 

@@ -1,13 +1,13 @@
 """The task of an app's agents: poll, process, push, acknowledge.
 
-    AgentSource  a thread for each source (`feeding`): polls, decodes, puts batches and barriers into its channel
-    StreamFeed   a channel of a stream that goes into an agent (`stream_feed`)
-    AgentTask    on the event loop: one gate over all those channels; hands batches to agent operators, cuts at barriers
-    SinkPort     into the channel of a sink, which has a thread (`writing`): it writes; at a barrier, it flushes
+    AgentSource  one thread for each source (`feeding`): polls, decodes, and puts batches and barriers into its channel
+    StreamFeed   the channel of a stream that goes into an agent (`stream_feed`)
+    AgentTask    on the event loop: one gate over all those channels; passes batches to agent operators, and cuts at barriers
+    SinkPort     puts rows into the channel of a sink, whose thread (`writing`) writes them, and flushes at a barrier
 
-All agents of an app stand in one AgentTask, so their state has one owner and one cut. Barriers travel in-band from the
-source threads through the gate to the sink threads; the task acknowledges when its state is cut, its sinks have flushed, and the
-barriers of the streams that feed agents have come.
+All agents of an app run in one AgentTask, so their state has one owner and is cut at one moment. Barriers travel in-band from the
+source threads through the gate to the sink threads. The task acknowledges a barrier when its state is cut, its sinks have flushed, and
+the barriers of the streams that feed agents have come.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class AgentTask:
-    """One gate, the agents of an app, one state backend. Lives on the event loop."""
+    """One gate, the agents of an app, and one state backend. It lives on the event loop."""
 
     def __init__(
         self,
@@ -56,54 +56,57 @@ class AgentTask:
         at_once = backend is None or (
             isinstance(backend, LocalBackend) and type(backend).snapshot is LocalBackend.snapshot
         )
-        self.state = backend if backend is None or at_once else HeldWrites(backend)  # what agents read and write
+        # The backend through which agents read and write.
+        self.state = backend if backend is None or at_once else HeldWrites(backend)
         self.operators: dict[str, AgentOperator] = {}  # upstream before downstream
         self.sinks: list[SinkPort] = []
         self.flushes: list[
             Flushes
-        ] = []  # whom a barrier waits for: the sinks, and who else must be safe before it is acknowledged
+            # These must be safe before a barrier is acknowledged: the sinks, and others such as journals.
+        ] = []
         self.sources: list[AgentSource] = []
         self.feeds: list[StreamFeed] = []
-        self.streams_exhausted: Callable[[], bool] = lambda: True  # those that feed agents had all their rows
+        # Whether the streams that feed agents have read all their rows.
+        self.streams_exhausted: Callable[[], bool] = lambda: True
         self.ended = False
-        self.cut_seconds = 0.0  # how long the last barrier held the event loop up
+        self.cut_seconds = 0.0  # how long the last cut blocked the event loop
         self.broken: SabotError | None = None
-        self.on_broken: Callable[[], None] = lambda: None  # no checkpoint can be taken any more
+        self.on_broken: Callable[[], None] = lambda: None  # called when no checkpoint can be taken any more
         self._coordinator = coordinator
         self._clock = clock
         self._hung_after_s = hung_after_s
         self._loop = asyncio.get_running_loop()
         self._gate: Gate | None = None
-        self._inputs_ended = False  # of sources; feeds bring no barrier that is waited for
-        self._ending = False  # by a drain: streams end too, though an agent has failed
+        self._inputs_ended = False  # those of sources; a feed's barriers do not come through the gate
+        self._ending = False  # a drain ends the inputs: streams end too, even if an agent has failed
         self._asked: set[int] = set()  # checkpoints whose barriers are on their way
         self._last_asked = 0
-        self._waiting: dict[int, asyncio.Task[None]] = {}  # paused inputs
+        self._waiting: dict[int, asyncio.Task[None]] = {}  # the waits for room of inputs that are held back
         self._acks: dict[int, asyncio.Task[None]] = {}
 
     @property
     def timers(self) -> dict[str, KeyTimers]:
-        """Of the agents that have some, by agent id."""
+        """Returns the timers of the agents that have some, by agent id."""
         return {name: each.timers for name, each in self.operators.items() if each.timers is not None}
 
     def connect(self, source: AgentSource) -> None:
-        """Its rows go to its operator; before `run`."""
+        """Connects the source to its operator. Call it before `run`."""
         self.sources.append(source)
         source.on_broken = self._source_broke
 
     def add_feed(self, channel: Channel, operator: AgentOperator, readers: list[Reader]) -> None:
-        """Rows of a stream go to this operator; before `run`. readers: those from which they come."""
+        """Connects the channel of a stream to this operator. Call it before `run`. readers: those from which the rows come."""
         feed = StreamFeed(channel, operator, readers, self.break_down)
         self.feeds.append(feed)
         self.flushes.append(feed)
 
     def add_sink(self, sink: SinkPort) -> None:
-        """Agents write into this sink; before `run`."""
+        """Adds a sink into which agents write. Call it before `run`."""
         self.sinks.append(sink)
         self.flushes.append(sink)
 
     def open_gate(self) -> None:
-        """All sources are connected. Where streams alone feed the agents, the gate has one input, which has ended."""
+        """Opens the gate over all connected sources. If only streams feed the agents, the gate has one input, which has ended."""
         channels = [source.channel for source in self.sources]
         if not channels:
             channels = [Channel(name="no source")]
@@ -112,7 +115,7 @@ class AgentTask:
 
     @property
     def gate(self) -> Gate:
-        """Open once all sources are connected."""
+        """The gate; it is open once all sources are connected."""
         assert self._gate is not None
         return self._gate
 
@@ -120,7 +123,7 @@ class AgentTask:
         source.operator.fail(error, f"its source {source.name}")
 
     def agent_failed(self, operator: AgentOperator) -> None:
-        """Its inputs end here, and so do the agents that write into it; the others go on."""
+        """Ends the inputs of this agent, and those of the agents that write into it. The others go on."""
         self.end_inputs(operator)
         for upstream in self.operators.values():
             port = upstream.port
@@ -128,7 +131,7 @@ class AgentTask:
                 upstream.fail(operator.failure or SabotError("failed"), f"its sink, agent {operator.spec.agent_id}")
 
     def end_inputs(self, operator: AgentOperator) -> None:
-        """No more rows for this operator; what its channels hold is not taken, so no checkpoint covers it."""
+        """Ends the inputs of this operator. The rows in its channels are not taken, so no checkpoint covers them."""
         for index, source in enumerate(self.sources):
             if source.operator is operator:
                 source.input.end()
@@ -136,35 +139,35 @@ class AgentTask:
         self.wake_feeds(operator)
 
     def wake_feeds(self, operator: AgentOperator) -> None:
-        """It has failed, was stopped, or serves again."""
+        """Called when the operator has failed, was stopped, or serves again."""
         for feed in self.feeds:
             if feed.operator is operator:
                 feed.go_on()
 
     def take_all(self) -> None:
-        """The inputs are ending: rows of streams that no agent serves any more go into the lanes, for the last checkpoint."""
+        """Called while the inputs end: rows of streams for agents that no longer serve go into the lanes, for the last checkpoint."""
         self._ending = True
         for feed in self.feeds:
             if feed.operator.stopped or feed.operator.failure is not None:
                 feed.take_all()
 
     def streams_failed(self) -> None:
-        """They end without END, and no checkpoint can be complete."""
+        """Called when the streams end without END: no further checkpoint can be complete."""
         self.streams_exhausted = lambda: False
         for feed in self.feeds:
             feed.give_up()
 
     def inputs_of(self, operator: AgentOperator) -> list[Reader]:
-        """Of the sources that feed this operator."""
+        """Returns the inputs of the sources that feed this operator."""
         return [source.input for source in self.sources if source.operator is operator]
 
     def sink_broke(self, sink: AgentSink) -> None:
-        """What an agent did since the last checkpoint can no longer be delivered. The error says what of it will be so again."""
+        """Called when output since the last checkpoint can no longer be delivered. The error says whether a restart would fail again."""
         assert sink.error is not None
         self._break(f"sink {sink.name}", sink.error, sink.error)
 
     def break_down(self, what: str, error: BaseException) -> None:
-        """State and output may no longer agree: nothing goes on from here, and no checkpoint covers it."""
+        """State and output may no longer agree, so the task stops, and no checkpoint covers what it has done."""
         if isinstance(error, InternalError):
             self._break(what, error, error)
         else:
@@ -183,15 +186,16 @@ class AgentTask:
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Until every input has ended and every row is processed. Cancelling it stops it between two elements."""
+        """Runs until every input has ended and every row is processed. If cancelled, it stops between two elements."""
         try:
             await self._read_sources()
             await self._operators_end()
             alive = all(operator.failure is None for operator in self.operators.values())
-            stopped = any(operator.stopped for operator in self.operators.values())  # with rows in its lanes, maybe
+            stopped = any(operator.stopped for operator in self.operators.values())  # rows may be left in its lanes
             exhausted = all(source.input.exhausted for source in self.sources) and self.streams_exhausted()
             self.ended = alive and not stopped and exhausted
-            if self.ended:  # for good: nobody will wait for timers that are due later
+            # All inputs have ended for good, so nothing waits for timers that are due later.
+            if self.ended:
                 for timers in self.timers.values():
                     timers.drop()
             for sink in self.sinks:
@@ -201,7 +205,7 @@ class AgentTask:
                 task.cancel()
 
     async def _read_sources(self) -> None:
-        """Until all sources of agents have ended."""
+        """Runs until all sources of agents have ended."""
         gate = self.gate
         for feed in self.feeds:
             feed.start()
@@ -233,7 +237,7 @@ class AgentTask:
         await readable
 
     def _take(self, index: int, batch: Batch) -> None:
-        """The batch is in the lanes: from here a checkpoint covers its offsets, and repeats the rows that are not finished."""
+        """Puts the batch into the lanes. From here on, a checkpoint covers its offsets, and repeats the rows that are not finished."""
         source = self.sources[index]
         operator = source.operator
         try:
@@ -248,9 +252,9 @@ class AgentTask:
             self._hold_back(index, operator)
 
     def _hold_back(self, index: int, operator: AgentOperator) -> None:
-        """The input of a full operator is not read, so its channel fills and slows its source; others go on.
+        """Stops reading the input of an operator that is full, so its channel fills and slows its source; the others go on.
 
-        Barriers overtake what waits in its channel.
+        Barriers overtake the rows that wait in the channel.
         """
         if index in self._waiting:
             return
@@ -267,7 +271,7 @@ class AgentTask:
         self._waiting[index] = watched(self._loop.create_task(resume()), what, partial(self.break_down, what))
 
     async def _operators_end(self) -> None:
-        """Every row that came in is processed, along the chains (upstream stands before downstream), and the streams of agents end."""
+        """Processes every row that came in, along the chains of agents (upstream first), and ends the streams that read agents."""
         served = True
         for operator in self.operators.values():
             for feed in self.feeds:
@@ -282,7 +286,7 @@ class AgentTask:
     # -- the barrier --------------------------------------------------------------------------------------------------
 
     def _cut(self, checkpoint_id: int) -> None:
-        """All inputs stand at the barrier. No `await` in here: unfinished rows, positions and state are taken at one moment."""
+        """All inputs have reached the barrier. There is no `await` in here: unfinished rows, positions and state are cut at one moment."""
         self._asked.discard(checkpoint_id)
         began = self._clock.monotonic()
         try:
@@ -307,7 +311,7 @@ class AgentTask:
         ack.add_done_callback(lambda _: self._acks.pop(checkpoint_id, None))
 
     def _cut_state(self) -> "Cut | asyncio.Future[Snapshot] | None":
-        """The state as it is now. A user's own `snapshot` may do other things first: writes are held back until it has ended."""
+        """Cuts the state. A user's own `snapshot` may await other things first, so writes are held back until it has ended."""
         if self.backend is None:
             return None
         if not isinstance(self.state, HeldWrites):
@@ -332,11 +336,11 @@ class AgentTask:
         state: "Cut | asyncio.Future[Snapshot] | None",
         flushes: list[asyncio.Future[Mapping[str, int]]],
     ) -> None:
-        """The cut is complete when a user's own backend has taken its snapshot, and all `flushes` are done."""
+        """Acknowledges once the cut is complete: a user's own backend has taken its snapshot, and all `flushes` are done."""
         parts: list[asyncio.Future[Any]] = [*([state] if isinstance(state, asyncio.Future) else []), *flushes]
         try:
             results = await asyncio.shield(asyncio.gather(*parts, return_exceptions=True))
-        except asyncio.CancelledError:  # the checkpoint was given up
+        except asyncio.CancelledError:  # the checkpoint was aborted
             _discard(state)
             raise
         errors = [result for result in results if isinstance(result, BaseException)]
@@ -355,18 +359,18 @@ class AgentTask:
         self._coordinator.acknowledge(checkpoint_id, self.name, snapshot)
 
     def _refuse_hung(self) -> None:
-        """A call that has run for longer than a checkpoint may take is taken for hung: say so, rather than hide it."""
+        """Raises SabotError if a call has run for longer than a checkpoint may take: it probably hangs, and the user should know."""
         where, seconds = self.busiest() or ("", 0.0)
         if seconds > self._hung_after_s:
             raise SabotError(f"{where} has been in one call for {seconds:.1f} s", hint="give the agent a timeout=")
 
     def busiest(self) -> tuple[str, float] | None:
-        """The call that has been running longest, over all agents."""
+        """Returns the call that has been running longest, over all agents."""
         calls = [call for operator in self.operators.values() if (call := operator.busy()) is not None]
         return max(calls, key=lambda call: call[1], default=None)
 
     def hint(self) -> str:
-        """What the task is busy with, for the message of a checkpoint that timed out."""
+        """Returns what the task is busy with, for the message of a checkpoint that timed out."""
         call = self.busiest()
         behind = [self.sources[index].name for index in self.gate.waiting_for]
         parts = (
@@ -378,7 +382,7 @@ class AgentTask:
         return "; ".join(parts)
 
     def inject(self, checkpoint_id: int) -> None:
-        """Ask every source for its barrier, once. With all inputs ended there is none to come: cut now."""
+        """Asks every source for its barrier, once. If all inputs have ended, none will come, so the cut is made now."""
         if checkpoint_id <= self._last_asked:
             return
         self._last_asked = checkpoint_id
@@ -392,7 +396,7 @@ class AgentTask:
             source.input.request_barrier(checkpoint_id)
 
     def abort(self, checkpoint_id: int) -> None:
-        """The checkpoint is given up; let go of what the gate holds back."""
+        """Aborts the checkpoint, and releases what the gate holds back for it."""
         self._asked.discard(checkpoint_id)
         self.gate.abort(checkpoint_id)
         for feed in self.feeds:
@@ -438,9 +442,9 @@ class AgentTask:
     def _finished_up_to(
         reader: AgentOperator, topic: str, partition: int, taken: int, first_open: Mapping[tuple[str, str, int], int]
     ) -> int | None:
-        """What may be committed of a partition: no further than the first row that its reader has not finished, or an agent that
-        the reader writes into: their rows carry the place of the row they came from. None: one of those has lost its place (a
-        batch agent stands between), so the group's offset stays where it is.
+        """Returns up to which offset of a partition may be committed: the first row that is unfinished in its reader, or in an agent that
+        the reader writes into, as such rows carry the position of the row they came from. None if a position was lost on the way (behind
+        a batch agent): the offset of the consumer group then stays where it is.
         """
         lowest = min(taken, first_open.get((reader.spec.agent_id, topic, partition), taken))
         agent, port = reader, reader.port
@@ -453,7 +457,7 @@ class AgentTask:
         return lowest
 
     async def close(self) -> None:
-        """Cancel what still runs, end the threads, close sources and sinks. Idempotent."""
+        """Cancels what still runs, ends the threads, and closes sources and sinks. Idempotent."""
         for operator in self.operators.values():
             await operator.close()
         for feed in self.feeds:
@@ -465,14 +469,14 @@ class AgentTask:
             ack.cancel()
 
     def commit(self, meta: Mapping[str, Any]) -> None:
-        """A checkpoint is complete: its positions may be told to the outside."""
+        """Called when a checkpoint is complete: its positions may be committed to the sources."""
         for source in self.sources:
             facts = meta["sources"].get(source.name)
             if facts is not None:
                 source.input.request_commit(positions_of(facts["commit"]))
 
     def restore_unfinished(self, meta: Mapping[str, Any], read: Callable[[str], bytes]) -> None:
-        """Rows that the checkpoint must repeat go into the lanes before anything else."""
+        """Puts the rows that the checkpoint must repeat into the lanes, before anything else."""
         for agent_id, facts in meta["agents"].items():
             operator = self.operators.get(agent_id)
             entries = facts["unfinished"]
@@ -488,7 +492,7 @@ class AgentTask:
                 operator.put(Batch(from_ipc(read(entry["file"])), None, entry["topic"]))
 
     def statistics(self) -> dict[str, Any]:
-        """Figures of its sources, operators, sinks and gate; from any thread."""
+        """Returns the figures of its sources, operators, sinks and gate; from any thread."""
         sinks: dict[str, Any] = {}
         for sink in list(self.sinks):
             sinks[f"{sink.name}#{len(sinks)}" if sink.name in sinks else sink.name] = sink.statistics()
@@ -500,7 +504,7 @@ class AgentTask:
         }
 
     def samples(self) -> Iterator[Sample]:
-        """For metrics; from any thread, once the task has been built."""
+        """Metrics samples; from any thread, once the task has been built."""
         for source in self.sources:
             agent_id, topic = source.operator.spec.agent_id, source.source.name
             yield Sample("sabot_records_in_total", source.input.rows_in, agent_id, topic)
@@ -518,7 +522,7 @@ class AgentTask:
 
 
 def _discard(state: "Cut | asyncio.Future[Snapshot] | None") -> None:
-    """State that no checkpoint will keep, once it is there."""
+    """Discards the state of a cut that no checkpoint will keep, once it has been taken."""
     if isinstance(state, asyncio.Future):
         state.add_done_callback(_discard_result)
     elif state is not None:
@@ -531,7 +535,7 @@ def _discard_result(state: "asyncio.Future[Snapshot]") -> None:
 
 
 async def _users(snapshot: Coroutine[Any, Any, Snapshot]) -> Snapshot:
-    """Of a backend of the user's."""
+    """Takes the snapshot of a user's own backend."""
     try:
         return await snapshot
     except EXITS as asked:

@@ -1,7 +1,7 @@
 """How rows reach the agents: a thread for each source, which puts whole batches into the channel of the agent task's gate.
 
-The thread is a task as streams have, of one output and no operator. It acknowledges no barrier, because a source stands where the
-agent task has taken its rows, not where its thread has read them.
+The thread runs a task like those of streams, with one output and no operator. It acknowledges no barrier, because the position of a
+source is that of the rows that the agent task has taken, not of those that the thread has read.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _STOP_SECONDS = 30.0
 
 
 class _RecordInput(Reader):
-    """Of an agent: records as they are, or with a codec the columns with the records behind them."""
+    """The input of an agent: records as they are, or, with a codec, columns together with their records."""
 
     def __init__(self, name: str, source: Source, *, codec: JsonCodec | None, max_rows: int) -> None:
         super().__init__(name, source, max_rows=max_rows)
@@ -42,7 +42,7 @@ class _RecordInput(Reader):
 
 
 class _Whole(Output):
-    """Takes batches whole, also those of which no row was good: their offsets and their bad rows go on."""
+    """Passes batches on whole, also those without a good row, as their offsets and bad rows count."""
 
     def put(self, batch: Batch) -> None:
         self.rows_out += batch.num_rows
@@ -50,7 +50,7 @@ class _Whole(Output):
 
 
 class AgentSource:
-    """A source of an agent, with its thread and its channel. On the event loop, unless said otherwise."""
+    """A source of an agent, with its thread and its channel. Its methods run on the event loop, unless said otherwise."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class AgentSource:
         self.codec = codec
         self.input = _RecordInput(name, source, codec=codec, max_rows=max_rows)
         self.channel = Channel(name=name)
-        self.taken: Positions = {}  # the offsets after what the agent task has taken out of the channel
+        self.taken: Positions = {}  # the offsets after the rows that the agent task has taken out of the channel
         self.on_broken: Callable[[AgentSource, BaseException], None] = lambda source, error: None
         self._loop = loop
         self._left: list[tuple[str, Handle]] = []
@@ -80,25 +80,25 @@ class AgentSource:
         self.task.on_over = self._is_over
 
     def open(self, positions: Positions | None, start: str | int) -> None:
-        """Blocking; before `start`. Raises what Source.open raises."""
+        """Blocking. Call it before `start`. Raises what `Source.open` raises."""
         self.source.open(positions, start)
         self.taken = dict(self.source.positions())
 
     def start(self) -> None:
-        """The thread begins to poll."""
+        """Starts the thread, which begins to poll."""
         self.task.start()
 
     async def stop(self) -> None:
-        """Ends the thread, commits what was asked for last, closes the source."""
+        """Ends the thread, commits the last requested positions, and closes the source."""
         self._left = await aside(close_tasks, [self.task], _STOP_SECONDS)
 
     @property
     def left(self) -> list[tuple[str, Handle]]:
-        """After `stop`: its thread, if it did not come back."""
+        """Valid after `stop`: the thread, if it did not end."""
         return self._left
 
     def statistics(self) -> dict[str, Any]:
-        """rows_in (read in this job), ended, lag, and its channel; from any thread."""
+        """Returns rows_in (read in this job), ended, lag, and the figures of its channel; from any thread."""
         return {
             "rows_in": self.input.rows_in,
             "ended": self.task.ended,
@@ -106,17 +106,17 @@ class AgentSource:
             "channel": self.channel.statistics(),
         }
 
-    # -- what its task says, in the task's thread ---------------------------------------------------------------------
+    # -- reports of its task, in the task's thread ------------------------------------------------------------------------
 
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
         """The barrier is in the channel."""
 
     def detach(self, task: str, final: TaskSnapshot | None = None) -> None:
-        """So is the end."""
+        """The end is in the channel."""
 
     def _is_over(self, task: StreamTask) -> None:
         error: BaseException | None = task.error
         if error is not None:
             if isinstance(error, InternalError) and error.__cause__ is not None:
-                error = error.__cause__  # the agent's failure says it in its own words
+                error = error.__cause__  # the agent's failure puts its own message around the cause
             tell(self._loop, self.on_broken, self, error)

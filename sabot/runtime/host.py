@@ -1,4 +1,4 @@
-"""The process that hosts a job: the settings of its interpreter, and an event loop where one runs already."""
+"""The process that hosts a job: the settings of its interpreter, and how to run if it already has an event loop."""
 
 import asyncio
 import gc
@@ -11,15 +11,15 @@ __all__ = ["Interpreter", "interpreter", "run_here"]
 
 
 class Interpreter:
-    """Settings of the process that suit a running job; those of before come back when the last job has ended."""
+    """Process-wide settings that suit a running job. The earlier ones are restored when the last job has ended."""
 
     def __init__(self) -> None:
         self._jobs = 0
         self._before: tuple[float, tuple[int, int, int]] = (0.0, (0, 0, 0))
 
     def suit(self) -> None:
-        """Threads hand the GIL over after 0.5 ms: with Python's 5 ms a busy source thread makes each hand-over to the event loop
-        wait that long. The collector looks after 50,000 new objects, not 700: rows come and go by the thousand, without cycles.
+        """Threads release the GIL after 0.5 ms: with Python's 5 ms, a busy source thread delays each hand-over to the event loop by that
+        long. The garbage collector runs after 50,000 new objects instead of 700, as rows come and go by the thousand, without cycles.
         """
         self._jobs += 1
         if self._jobs == 1:
@@ -28,7 +28,7 @@ class Interpreter:
             gc.set_threshold(max(self._before[1][0], 50_000), *self._before[1][1:])
 
     def restore(self) -> None:
-        """One job fewer."""
+        """Called when a job has ended."""
         self._jobs -= 1
         if self._jobs == 0:
             sys.setswitchinterval(self._before[0])
@@ -39,7 +39,7 @@ interpreter = Interpreter()
 
 
 def run_here(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Runs it to its end, also where an event loop runs already (a notebook): then in a thread of its own."""
+    """Runs the coroutine to its end. If an event loop already runs (as in a notebook), it runs in a thread of its own."""
     if not _loop_runs_here():
         asyncio.run(work())
         return
@@ -61,7 +61,7 @@ def run_here(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     thread.start()
     try:
         thread.join()
-    except BaseException:  # Ctrl-C in a notebook
+    except BaseException:  # such as Ctrl-C in a notebook
         for loop, task in running:
             loop.call_soon_threadsafe(task.cancel)
         thread.join()

@@ -1,6 +1,6 @@
-"""What a task reads: a source of its own (`reading`), or the gate over the channels of the tasks before it.
+"""The inputs of a task: a source of its own (`reading`), or the gate over the channels from the upstream tasks.
 
-Both give elements, one after the other: batches, and the marks WATERMARK, IDLE, ACTIVE, BARRIER, ABORT, END.
+Both give one element after the other: batches, and the marks WATERMARK, IDLE, ACTIVE, BARRIER, ABORT, END.
 """
 
 from collections.abc import Callable, Set
@@ -14,42 +14,44 @@ from sabot._cython.flow.channel import Channel, Gate
 __all__ = ["GateInput", "Input"]
 
 _BATCH_ROWS = 32_768
-_SMALL_ROWS = 4_096  # smaller ones are joined with what waits behind them
+_SMALL_ROWS = 4_096  # smaller batches are joined with those that wait behind them
 
 
 class Input(Protocol):
-    """Elements for one task. All calls but `interrupt` and `wake` come from its thread."""
+    """Gives the elements of one task. All calls except `interrupt` and `wake` come from the task's thread."""
 
-    right: bool  # the last batch is of the second input
-    brings_barriers: bool  # they stand behind rows
-    flight_seconds: float  # how long `next` may take while calls are in flight: what `wake` cannot cut short is short
+    right: bool  # whether the last batch belongs to the second input
+    brings_barriers: bool  # whether barriers come behind rows, from upstream
+    # The longest wait of `next` while calls are in flight, kept short for waits that `wake` cannot interrupt.
+    flight_seconds: float
 
     def next(self, wait_seconds: float) -> Any:
-        """The next element; None when none comes within `wait_seconds`."""
+        """Returns the next element; None if none comes within `wait_seconds`."""
 
     def mark(self) -> Any:
-        """The next element if that can be told without reading rows; None: there is none."""
+        """Returns the next element if it is a mark that is known without reading rows; else None."""
 
     def facts(self) -> dict[str, Any]:
-        """At a barrier: what a checkpoint must know of it."""
+        """Called at a barrier: returns what the checkpoint must keep of this input."""
 
     def interrupt(self) -> None:
-        """Any thread: `next` returns soon."""
+        """From any thread: makes `next` return soon."""
 
     def wake(self) -> None:
-        """Any thread: `next` returns soon, though there may be no element."""
+        """From any thread: makes `next` return soon, possibly without an element."""
 
     def statistics(self) -> dict[str, Any]:
-        """Figures, from any thread."""
+        """Returns figures; from any thread."""
 
     def close(self) -> None:
         """Idempotent."""
 
 
 class GateInput:
-    """The gate over the channels of the stages before. Small batches that wait are joined: each split made them smaller.
+    """The gate over the channels from the upstream tasks. Small batches that wait are joined, as each repartitioning made them smaller.
 
-    right: the numbers of the channels that are the second input's. first: those of channels for whose end the readers of the others wait.
+    right: the numbers of the second input's channels. first: the numbers of the channels that must end before the readers of the others
+    read.
     """
 
     brings_barriers = True
@@ -58,7 +60,8 @@ class GateInput:
     def __init__(self, channels: list[Channel], right: Set[int] = frozenset(), first: Set[int] = frozenset()) -> None:
         self.gate = Gate(channels)
         self._first = set(first)
-        self.on_first_over: Callable[[], None] = _nothing  # in the task's thread: the rows of those have been processed
+        # Called in the task's thread, once the rows of the `first` channels have been processed.
+        self.on_first_over: Callable[[], None] = _nothing
         self.right = False
         self._right = right
         self._next: tuple[int, Any] | None = None
@@ -85,7 +88,7 @@ class GateInput:
             self.on_first_over()
 
     def _joined(self, first: Batch) -> Batch:
-        """With those that wait behind it, as far as they have the same columns."""
+        """Returns the batch joined with those that wait behind it, as far as they have the same columns."""
         schema, rows, parts = first.data.schema, first.num_rows, [first]
         while rows < _BATCH_ROWS:
             item = self.gate.next_nowait()
@@ -123,4 +126,4 @@ class GateInput:
 
 
 def _nothing() -> None:
-    """Nobody waits."""
+    """Does nothing: no reader waits for this gate."""

@@ -1,4 +1,4 @@
-"""Which checkpoint a start goes on from: the newest of the job's own, a savepoint of the user's choice, or none."""
+"""Which checkpoint a start resumes from: the newest one of the job, a savepoint that the user chose, or none."""
 
 import logging
 import re
@@ -13,11 +13,12 @@ __all__ = ["Origin", "identity"]
 
 _log = logging.getLogger(__name__)
 
-_FAR_GENERATIONS = 4096  # from a savepoint to what goes on from it: the job it was taken from uses the numbers between
+# A job that resumes from a savepoint skips so many generations, as the job that wrote the savepoint goes on to use the next ones.
+_FAR_GENERATIONS = 4096
 
 
 class Asked(Protocol):
-    """What the user says of the next start. It is forgotten when a checkpoint of the job's own has followed."""
+    """The user's wishes for the next start. They are dropped once a checkpoint of the job's own has followed."""
 
     id: str
     from_: str | None
@@ -25,36 +26,37 @@ class Asked(Protocol):
 
 
 class Origin:
-    """Of the starts of one job. Blocking, unless said otherwise."""
+    """The origin of each start of one job. Its methods block, unless said otherwise."""
 
     def __init__(self, asked: Asked) -> None:
-        self.savepoint: str | None = None  # asked for, and no checkpoint has followed it yet
+        self.savepoint: str | None = None  # set until a checkpoint of the job has followed the savepoint
         self._asked = asked
-        self._place: object = None  # of the checkpoints, in this run or the last one
-        self._back_to: tuple[object, int] | None = None  # in a restart: where, and which checkpoint has to be there
+        self._place: object = None  # the directory of the checkpoints, in this run or the last one
+        # In a restart: the directory, and the checkpoint that must be there.
+        self._back_to: tuple[object, int] | None = None
 
     def begin(self) -> None:
-        """A start. Does not block."""
+        """Called when a start begins. Does not block."""
         self.savepoint = self._asked.from_
 
     def opened(self, storage: CheckpointStorage | None) -> None:
-        """Where this run keeps its checkpoints. Does not block."""
+        """Records where this run keeps its checkpoints. Does not block."""
         self._place = None if storage is None else storage.directory
 
     def restarts(self, last_id: int | None) -> None:
-        """The run after this one goes back to this checkpoint at least; None: it is the first, whatever there is. Does not block."""
+        """The next run must resume from this checkpoint or a later one; None: from whatever there is. Does not block."""
         if last_id is None:
             self._back_to = None
         elif last_id and self._place is not None:
             self._back_to = self._place, last_id
 
     def check_place(self) -> None:
-        """In a restart, before a directory would be made anew. Raises UserError."""
+        """In a restart, checks the storage before its directory would be created anew. Raises UserError."""
         if self._back_to is not None and isinstance(self._back_to[0], Path) and not self._back_to[0].exists():
             raise self._gone(*self._back_to)
 
     def find(self, storage: CheckpointStorage) -> Manifest | None:
-        """The newest checkpoint, or the savepoint that was asked for."""
+        """Returns the newest checkpoint, or the savepoint that was asked for."""
         if self.savepoint is None:
             found = storage.latest()
             if self._back_to is not None and (found is None or found.checkpoint_id < self._back_to[1]):
@@ -88,11 +90,11 @@ class Origin:
         return found
 
     def followed(self) -> None:
-        """A checkpoint of the job's own is complete: the next start goes on from there. Does not block."""
+        """A checkpoint of the job's own is complete, so the next start resumes from it. Does not block."""
         self.savepoint = self._asked.from_ = self._asked.redeliver = None
 
     def refuse_without_storage(self) -> None:
-        """Raises UserError where a savepoint was asked for and no checkpoint could follow it. Does not block."""
+        """Raises UserError if a savepoint was asked for but no checkpoint could follow it. Does not block."""
         if self.savepoint is not None:
             raise UserError(
                 f"app {self._asked.id}: it cannot start from {redacted_url(self.savepoint)} and then keep no checkpoints",
@@ -107,5 +109,5 @@ class Origin:
 
 
 def identity(manifest: Manifest) -> list[Any]:
-    """Which checkpoint it is, wherever it lies."""
+    """Returns what identifies a checkpoint, wherever it is stored."""
     return [manifest.incarnation, manifest.generation, manifest.checkpoint_id]

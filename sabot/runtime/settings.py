@@ -1,4 +1,4 @@
-"""What an app says of itself, and what the parts of one run are told of it: one value, which does not change."""
+"""The settings of an app, and those of one run, which its parts share and which do not change."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from sabot.state import StateBackend
 
 __all__ = ["AppSettings", "Settings", "checkpoint_interval"]
 
-_EPOCH_SECONDS = 1.0  # between checkpoints, with an exactly-once sink: its results wait so long
-_CHECKPOINT_SECONDS = 60.0  # without
+_EPOCH_SECONDS = 1.0  # between checkpoints with an exactly-once sink, whose results wait for them
+_CHECKPOINT_SECONDS = 60.0  # between checkpoints without one
 
 
 class AppSettings(Protocol):
-    """What a job reads of its app, at each start."""
+    """The settings that a job reads from its app at each start."""
 
     id: str
     broker: str
@@ -37,17 +37,17 @@ class AppSettings(Protocol):
     fresh: bool
 
     def open_tables(self) -> Path | None:
-        """The directory for the tables of streams; None: in memory."""
+        """Returns the directory for the tables of streams; None: they stay in memory."""
 
     def open_state(self) -> tuple[StateBackend | None, bool]:
-        """The backend, and whether the runtime closes it."""
+        """Returns the backend, and whether the runtime closes it."""
 
     def open_storage(self) -> CheckpointStorage | None:
-        """Where checkpoints go, locked; None: nowhere."""
+        """Opens and locks the storage for checkpoints; None: there are no checkpoints."""
 
 
 def checkpoint_interval(app: AppSettings, *, exactly_once: bool) -> float:
-    """Seconds: as the user said; else by whether results wait for a checkpoint."""
+    """Returns the seconds between checkpoints: as the user set them, else by whether results wait for a checkpoint."""
     if app.checkpoint_interval_s is not None:
         return app.checkpoint_interval_s
     return _EPOCH_SECONDS if exactly_once else _CHECKPOINT_SECONDS
@@ -55,7 +55,7 @@ def checkpoint_interval(app: AppSettings, *, exactly_once: bool) -> float:
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one run of an app, for its streams and its agents."""
+    """The settings of one run of an app, for its streams and its agents."""
 
     app: str
     coordinator: Coordinator

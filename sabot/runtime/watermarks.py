@@ -1,4 +1,4 @@
-"""Event time of a source: its watermark over all partitions, and what each of its readers has told of it."""
+"""Event time of a source: its watermark over all partitions, and the part of it that each reader has emitted."""
 
 import threading
 from collections.abc import Iterable
@@ -11,13 +11,14 @@ __all__ = ["Told", "Watermarks"]
 
 
 class Watermarks:
-    """Event time of a source, by partition: no row below the watermark is expected any more. Its readers share one; any thread.
+    """Event time of a source by partition: no row below the watermark is expected any more. Its readers share one, from any thread.
 
-    A partition's watermark is its greatest time less the lateness; the source's, the least of those that are not idle. A partition
-    that has had no rows to read for `idle_ms` is idle (one whose rows were not read yet is not); one that is new begins at the
-    source's watermark. When all were idle, all are awake again with the first row: silence begins anew. Never goes back.
+    The watermark of a partition is its greatest event time less the lateness; that of the source is the least one of the partitions that
+    are not idle. A partition is idle if it has had no rows to read for `idle_ms`; one with rows that were not read yet is not idle. A new
+    partition begins at the watermark of the source. If all partitions were idle, the first row makes them all active again, and the wait
+    for idleness begins anew. The watermark never goes back.
 
-    That readers share it makes the answer the same for any number of them: none can run ahead of what another has not read.
+    As readers share it, the watermark does not depend on how many there are: none can run ahead of rows that another has not read.
     """
 
     def __init__(self, lateness_ms: int, idle_ms: int) -> None:
@@ -26,13 +27,13 @@ class Watermarks:
         self._greatest: dict[tuple[str, int], int] = {}
         self._seen_ms: dict[tuple[str, int], int] = {}
         self._watermark_ms = START_OF_TIME
-        self._busy: set[tuple[str, int]] = set()  # partitions whose reader is not back from its last batch
+        self._busy: set[tuple[str, int]] = set()  # partitions whose reader is still processing its last batch
         self._came: set[tuple[str, int]] = set()  # partitions that had rows since all were idle
         self._idle = False
         self._lock = threading.Lock()
 
     def know(self, partitions: Iterable[tuple[str, int]], now_ms: int) -> None:
-        """Partitions that exist, whether or not rows came."""
+        """Adds partitions that exist, whether or not they have had rows."""
         with self._lock:
             for partition in partitions:
                 if partition not in self._greatest:
@@ -40,7 +41,7 @@ class Watermarks:
                     self._seen_ms[partition] = now_ms
 
     def see(self, partition: tuple[str, int], greatest_ms: int, now_ms: int) -> None:
-        """Rows of a partition came, the latest of this time."""
+        """Records that rows of a partition came, the latest of them with this event time."""
         with self._lock:
             if self._idle:
                 self._seen_ms = dict.fromkeys(self._seen_ms, now_ms)
@@ -50,26 +51,26 @@ class Watermarks:
                 self._greatest[partition] = greatest_ms
 
     def awake(self, partitions: Iterable[tuple[str, int]], now_ms: int) -> None:
-        """These are not silent: they have rows, which were not read yet."""
+        """Marks partitions as active: they have rows that were not read yet."""
         with self._lock:
             for partition in partitions:
                 if partition in self._seen_ms:
                     self._seen_ms[partition] = now_ms
 
     def busy(self, partitions: Iterable[tuple[str, int]]) -> None:
-        """Their reader has given a batch, and cannot look for more before it has been processed: no silence."""
+        """Marks partitions whose reader cannot poll before its batch is processed: they do not become idle meanwhile."""
         with self._lock:
             self._busy.update(partitions)
 
     def back(self, partitions: Iterable[tuple[str, int]], now_ms: int) -> None:
-        """Their reader looks again."""
+        """Ends `busy`: the reader of these partitions polls again."""
         with self._lock:
             for partition in self._busy.intersection(partitions):
                 self._busy.discard(partition)
                 self._seen_ms[partition] = now_ms
 
     def end(self, partitions: Iterable[tuple[str, int]]) -> None:
-        """Nothing more will come of these."""
+        """Records that no more rows will come from these partitions."""
         with self._lock:
             for partition in partitions:
                 self._greatest.pop(partition, None)
@@ -77,11 +78,11 @@ class Watermarks:
                 self._busy.discard(partition)
 
     def read(self, now_ms: int) -> tuple[bool, int]:
-        """-> (whether the whole source is idle, its watermark)."""
+        """Returns (whether the whole source is idle, its watermark)."""
         with self._lock:
             awake = [p for p in self._greatest if p in self._busy or now_ms - self._seen_ms[p] < self._idle_ms]
             if not awake and not self._idle:
-                # all turn idle: those that were silent before the others no longer count
+                # All have become idle: partitions that were idle before the last ones no longer hold the watermark back.
                 self._pass([p for p in self._came if p in self._greatest])
                 self._came.clear()
             self._idle = not awake
@@ -89,19 +90,19 @@ class Watermarks:
             return self._idle, self._watermark_ms
 
     def _pass(self, partitions: list[tuple[str, int]]) -> None:
-        """The watermark comes as far as the last of these."""
+        """Advances the watermark to that of the partition that is furthest behind among these."""
         least = min((self._greatest[partition] for partition in partitions), default=START_OF_TIME)
         if least > START_OF_TIME:
             self._watermark_ms = max(self._watermark_ms, least - self._lateness_ms)
 
     def facts(self, partitions: Iterable[tuple[str, int]]) -> list[list[Any]]:
-        """Of these partitions, for the checkpoint."""
+        """Returns what the checkpoint keeps of these partitions."""
         with self._lock:
             found = [(place, self._greatest.get(place, START_OF_TIME)) for place in partitions]
         return [[topic, number, ms] for (topic, number), ms in found if ms > START_OF_TIME]
 
     def restore(self, watermark_ms: int, greatest_ms: list[list[Any]], now_ms: int) -> None:
-        """What a checkpoint says of one reader. The source stands where the reader stood that was least far."""
+        """Restores the event time of one reader from a checkpoint. The source resumes at the least watermark of its readers."""
         with self._lock:
             before = self._watermark_ms
             self._watermark_ms = watermark_ms if before == START_OF_TIME else min(before, watermark_ms)
@@ -110,7 +111,7 @@ class Watermarks:
 
 
 class Told:
-    """What one reader has told of its source's event time."""
+    """The watermark and the idleness that one reader has emitted."""
 
     def __init__(self, watermarks: Watermarks) -> None:
         self.watermark_ms = START_OF_TIME
@@ -118,7 +119,7 @@ class Told:
         self._watermarks = watermarks
 
     def progress(self, now_ms: int) -> list[Any]:
-        """The marks that have become true since the last call."""
+        """Returns the marks to emit for what has changed since the last call."""
         idle, watermark_ms = self._watermarks.read(now_ms)
         marks: list[Any] = []
         if self.idle and not idle:
