@@ -1,18 +1,18 @@
 """Rows that wait for a call and survive a barrier: those of agents, and those of `map_async` and `lookup`.
 
-    add ──▶ HeldRows ▸ HeldRows ▸ HeldRows      in the order in which they came, bounded by rows and bytes
-            their rows end, one by one or many at once; a HeldRows whose rows have all ended is gone
+    add ──▶ HeldRows ▸ HeldRows ▸ HeldRows      in order of arrival, bounded by rows and bytes
+            rows end one by one or many at once; a HeldRows is removed when all its rows have ended
     barrier ──▶ the rows that have not ended: a checkpoint keeps them, and a restore adds them again in this order
 
-A row has ended when what its call has made is in the state and in the output: the checkpoint does not need it any more. All rows of
-a HeldRows stay in memory as long as one of them waits, so rows are copied only when a barrier asks for those that are left.
+A row has ended when the effects of its call are in the state and in the output: the checkpoint does not need it any more. All rows of
+a HeldRows stay in memory as long as one of them waits, so rows are copied only when a barrier asks for the remaining ones.
 
-What differs stands with its user:
+The two users differ in this:
 
-- The calls of an agent end in any order, and what they make goes out at once. So its rows have no outcomes, and each HeldRows ends row
-  by row (`operators.agents`).
-- What `map_async` and `lookup` make goes out in the order of the rows, or at least not across a watermark. So outcomes wait too, between
-  watermarks, and are saved beside the rows (`calls.held_calls`).
+- The calls of an agent end in any order, and their results are emitted at once. So its rows have no outcomes, and those of a HeldRows
+  end one by one (`operators.agents`).
+- The results of `map_async` and `lookup` are emitted in the order of the rows, or at least do not cross a watermark. So outcomes wait
+  too, between watermarks, and are saved beside the rows (`calls.held_calls`).
 """
 
 from collections.abc import Iterator
@@ -29,8 +29,8 @@ RowNumbers = Any  # numpy, int64: rows of a HeldRows
 class HeldRows:
     """Rows that came together.
 
-    rows: how many. data: the rows; None: no checkpoint keeps them. topic: where they came from. since: when, in seconds of a clock.
-    left: rows that have not ended. Rows end by `end` and `end_rows`, or else by `end_first`, as long as there are any.
+    rows: how many. data: the rows; None: no checkpoint keeps them. topic: where they came from. since: when they came, in seconds of a
+    clock. left: how many have not ended. Rows end either by `end` and `end_rows`, or only by `end_first`.
     """
 
     def __init__(self, rows: int, data: pa.RecordBatch | None = None, *, topic: str = "", since: float = 0.0) -> None:
@@ -39,47 +39,47 @@ class HeldRows:
         self.topic = topic
         self.since = since
         self.nbytes: int = 0 if data is None else data.nbytes
-        self._first = 0  # the rows before it have ended
-        self._ended: bytearray | None = None  # by row, 1: it has ended. None: all from `_first` on wait
+        self._first = 0  # the rows before this one have ended
+        self._ended: bytearray | None = None  # by row, 1: it has ended. None: all rows from `_first` on wait
 
     def end(self, row: int) -> None:
-        """This row, which waited, has ended."""
+        """Ends this row, which waited."""
         if self._ended is None:
             self._ended = bytearray(self.rows)
         self._ended[row] = 1
         self.left -= 1
 
     def end_rows(self, rows: RowNumbers) -> None:
-        """These rows, which waited, have ended."""
+        """Ends these rows, which waited."""
         if self._ended is None:
             self._ended = bytearray(self.rows)
         np.frombuffer(self._ended, np.uint8)[rows] = 1
         self.left -= len(rows)
 
     def end_first(self, count: int) -> None:
-        """So many of the first rows that wait have ended."""
+        """Ends the first `count` rows that wait."""
         self._first += count
         self.left -= count
 
     @property
     def first(self) -> int:
-        """By `end_first`: the first row that waits."""
+        """Returns the first row that waits. Only for rows that end by `end_first`."""
         return self._first
 
     def waits(self) -> Any:
-        """By row, whether it waits (numpy, bool). Not by `end_first`."""
+        """Returns for each row whether it waits (numpy, bool). Not for rows that end by `end_first`."""
         if self._ended is None:
             return np.ones(self.rows, np.bool_)
         return np.frombuffer(self._ended, np.uint8) == 0
 
     def waiting(self) -> RowNumbers:
-        """The rows that have not ended, in order."""
+        """Returns the rows that have not ended, in order."""
         if self._ended is None:
             return np.arange(self._first, self.rows)
         return np.flatnonzero(self.waits())
 
     def waiting_data(self) -> pa.RecordBatch | None:
-        """The same as columns. None: there are none, or no checkpoint keeps them."""
+        """Returns the rows that have not ended, as columns. None: there are none, or no checkpoint keeps them."""
         if self.data is None or not self.left:
             return None
         return self.data if self.left == self.rows else self.data.take(pa.array(self.waiting()))
@@ -89,39 +89,39 @@ H = TypeVar("H", bound=HeldRows)
 
 
 class Held(Generic[H]):
-    """All that wait, in the order in which they came. One thread owns it; others may read the figures."""
+    """All HeldRows, in order of arrival. One thread owns it; others may read the figures."""
 
     def __init__(self, capacity_rows: int, capacity_bytes: int) -> None:
         self.capacity_rows, self.capacity_bytes = capacity_rows, capacity_bytes
-        self.rows = self.nbytes = 0  # rows that wait; bytes of all that is in memory because of them
+        self.rows = self.nbytes = 0  # rows that wait; bytes of all rows that are in memory because of them
         self._held: dict[int, H] = {}
 
     def __len__(self) -> int:
         return len(self._held)
 
     def __iter__(self) -> Iterator[H]:
-        """Not to be changed meanwhile."""
+        """Must not be changed while it is iterated."""
         return iter(self._held.values())
 
     @property
     def first(self) -> H | None:
-        """The one that came first."""
+        """Returns the oldest HeldRows."""
         return next(iter(self._held.values()), None)
 
     @property
     def has_room(self) -> bool:
-        """More may come. What comes all the same is held too."""
+        """Returns whether more rows may come. Rows that come nevertheless are held too."""
         return self.rows < self.capacity_rows and self.nbytes < self.capacity_bytes
 
     def add(self, held: H) -> None:
-        """Behind all others, with the rows of it that have not ended."""
+        """Adds a HeldRows behind all others, and counts its rows that have not ended."""
         if held.left:
             self._held[id(held)] = held
             self.rows += held.left
             self.nbytes += held.nbytes
 
     def end(self, held: H, row: int) -> bool:
-        """This row has ended. -> whether it was the last of those it came with. Agents come here for each record."""
+        """Ends this row. Returns whether it was the last of its HeldRows. Agents call this for each record."""
         marks = held._ended
         if marks is None:
             marks = held._ended = bytearray(held.rows)
@@ -131,13 +131,13 @@ class Held(Generic[H]):
         return not held.left and self._drop(held)
 
     def end_rows(self, held: H, rows: RowNumbers) -> bool:
-        """These rows have ended; else as `end`."""
+        """Ends these rows. Returns as `end` does."""
         held.end_rows(rows)
         self.rows -= len(rows)
         return not held.left and self._drop(held)
 
     def end_first(self, held: H, count: int) -> bool:
-        """So many of its first rows that wait have ended; else as `end`."""
+        """Ends the first `count` rows of it that wait. Returns as `end` does."""
         held.end_first(count)
         self.rows -= count
         return not held.left and self._drop(held)

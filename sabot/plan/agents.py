@@ -1,4 +1,4 @@
-"""Agents among each other, and among the streams of their app: who gives rows to whom."""
+"""How the agents and streams of an app feed each other."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -15,14 +15,14 @@ __all__ = ["arranged", "dead_letter_topics", "fed_by_streams", "inputs_of"]
 
 
 def fed_by_streams(ends: Iterable[StreamEnd]) -> frozenset[str]:
-    """The ids of the agents into which streams go."""
+    """Returns the ids of the agents into which streams go."""
     return frozenset(end.agent.agent_id for end in ends if isinstance(end, Feed))
 
 
 def arranged(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[AgentSpec]:
-    """The agents, each behind those that it gives rows to. Who gets rows of an agent or a stream and named no topic has none.
+    """Returns the agents, each behind those that it feeds. An agent that is fed by an agent or a stream has a topic only if it names one.
 
-    Raises UserError for agents and streams that give rows to each other in a ring, and for streams of an agent that is not there.
+    Raises UserError if agents and streams feed each other in a cycle, a stream feeds an agent that does not exist, or two read one agent.
     """
     ends = list(ends)
     fed = fed_by_streams(ends)
@@ -62,7 +62,7 @@ def arranged(specs: Sequence[AgentSpec], ends: Iterable[StreamEnd]) -> list[Agen
 
 
 def _through_streams(ends: Iterable[StreamEnd]) -> defaultdict[str, set[str]]:
-    """By the id of an agent, the agents into which streams go that read it."""
+    """Returns, by the id of an agent, the agents fed by the streams that read it."""
     found: defaultdict[str, set[str]] = defaultdict(set)
     for end in ends:
         if isinstance(end, Feed):
@@ -73,7 +73,7 @@ def _through_streams(ends: Iterable[StreamEnd]) -> defaultdict[str, set[str]]:
 
 
 def inputs_of(spec: AgentSpec, specs: Iterable[AgentSpec], fed: frozenset[str]) -> list[str]:
-    """What its rows come from: names of topics and Sources, ids of agents that write into it, its own for rows of streams."""
+    """Returns what its rows come from: topics, Sources, the ids of agents that write into it, and its own id for rows of streams."""
     return [
         *spec.topics,
         *(each.agent_id for each in specs if each.sink is spec.func),
@@ -82,6 +82,6 @@ def inputs_of(spec: AgentSpec, specs: Iterable[AgentSpec], fed: frozenset[str]) 
 
 
 def dead_letter_topics(spec: AgentSpec, specs: Iterable[AgentSpec], fed: frozenset[str]) -> dict[str, str]:
-    """By input. Of an agent whose dead letters go into topics."""
+    """Returns the dead-letter topics by input, for an agent whose dead letters go into topics."""
     assert isinstance(spec.dead_letter, str)
     return {name: dead_letter_topic(spec.dead_letter, name) for name in inputs_of(spec, specs, fed)}

@@ -1,7 +1,7 @@
 """How rows of an agent reach a stream without a topic: a channel that the first task of the stream reads like a source.
 
-Barriers come in-band, behind the rows that the agents gave before their cut, so there are no positions to go back to: rows that are not
-given yet follow from the rows that the agent has not finished.
+Barriers come in-band, behind the rows that the agents gave before their cut, so there are no positions to resume from: rows that were
+not given yet are made again from the rows that the agent has not finished.
 """
 
 from collections import deque
@@ -19,16 +19,16 @@ __all__ = ["AgentInput", "AgentOutput"]
 
 
 class AgentOutput(Source):
-    """What an agent gives: records, or columns of a batch agent. One partition, whose offset is the number of rows so far."""
+    """The output of an agent: records, or the columns of a batch agent. It has one partition, whose offset is the number of rows so far."""
 
     def __init__(self, agent_id: str, columns: pa.Schema) -> None:
-        """columns: as the stream's schema= says them."""
+        """columns: as the stream's schema= declares them."""
         self.name = agent_id
         self.columns = columns
         self.channel = Channel(name=f"{agent_id} to its stream")
         self.gate = Gate([self.channel])
-        self.marks: deque[Any] = deque()  # that came between rows
-        self.unfinished: Callable[[], int] = lambda: 0  # rows that the agent has in its lanes; any thread
+        self.marks: deque[Any] = deque()  # marks that came between rows
+        self.unfinished: Callable[[], int] = lambda: 0  # how many rows the agent has in its lanes; any thread
         self._rows = 0
         self._ended = False
 
@@ -36,7 +36,7 @@ class AgentOutput(Source):
         self._rows = (positions or {}).get((self.name, 0), 0)
 
     def read_batch(self, max_rows: int, timeout: float) -> Batch | None:
-        """Batches come as the agent gave them, whatever `max_rows` says."""
+        """Returns batches as the agent gave them, whatever `max_rows` says."""
         item = self.gate.next(timeout)
         element = None if item is None else item[1]
         if isinstance(element, Batch):
@@ -56,7 +56,7 @@ class AgentOutput(Source):
         return {(self.name, 0): self._rows}
 
     def lag(self) -> dict[tuple[str, int], int]:
-        """Rows that the agent works on will come: while there are some, the stream is not silent."""
+        """Counts the rows that the agent still processes: while there are some, the stream is not idle."""
         return {(self.name, 0): self.channel.rows + self.unfinished()}
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class AgentOutput(Source):
 
 
 class AgentInput(SourceInput):
-    """The input of a task that reads an agent: barriers and aborts stand among the rows."""
+    """The input of a task that reads an agent: barriers and aborts come between its rows."""
 
     brings_barriers = True
     flight_seconds = float("inf")

@@ -1,15 +1,15 @@
-"""How rows of a stream reach an agent without a topic: a channel from a task of the stream into the lanes, and its barriers.
+"""How rows of a stream reach an agent without a topic: a channel from a task of the stream into the lanes, with its barriers.
 
-Rows that come out of a stream are covered by the positions of its readers as soon as the barrier behind them is passed on. The agents of
-an app are cut in one moment, and do not wait for the barriers of streams: a stream may hang on what an agent gives it, and an agent with
-full lanes would hold a barrier up for long. So a barrier comes into a feed before or after the cut:
+Rows that have left a stream are covered by the positions of its readers as soon as the barrier behind them is passed on. The agents of
+an app are cut at one moment, and do not wait for the barriers of streams: a stream may itself wait for rows of an agent, and an agent
+with full lanes would delay a barrier for long. So a barrier comes into a feed before or after the cut:
 
-    before   what stands behind it is of the next epoch: it stays in the channel until the cut
-    after    the rows in between belong to the epoch: they go into the lanes like others, and also into the snapshot, as rows whose calls
-             have not ended. Until the barrier has come they are taken whether or not the lanes have room; there are no more of them than
-             the channels before the agent hold. The agent task acknowledges when it has them.
+    before   the rows behind it belong to the next epoch, and stay in the channel until the cut
+    after    the rows between the cut and the barrier belong to this epoch. They go into the lanes like others, and also into the
+             snapshot, as rows whose calls have not ended. Until the barrier has come they are taken even if the lanes are full; their
+             number is bounded by what the channels before the agent hold. The agent task acknowledges once it has them.
 
-While the lanes are full, the readers from which the rows come are held, so that checkpoint after checkpoint does not take more of them in.
+While the lanes are full, the readers from which the rows come are held, so that repeated checkpoints do not take in more and more rows.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ __all__ = ["StreamFeed"]
 
 
 class StreamFeed:
-    """A channel of a stream into an agent. All methods on the event loop."""
+    """The channel of a stream into an agent. All methods run on the event loop."""
 
     def __init__(
         self,
@@ -40,41 +40,41 @@ class StreamFeed:
         """readers: those from which the rows come."""
         self.name = channel.name
         self.operator = operator
-        self.recorded: list[Batch] = []  # rows between the last cut and its barrier, in order
-        self.over = asyncio.Event()  # nothing more comes
+        self.recorded: list[Batch] = []  # rows that came after the last cut and before its barrier, in order
+        self.over = asyncio.Event()  # no more rows come
         self._channel = channel
         self._readers = readers
         self._on_broken = on_broken
         self._loop = asyncio.get_running_loop()
-        self._settled = 0  # the last checkpoint that the agents were cut for, or that was given up
+        self._settled = 0  # the last checkpoint for which the agents were cut, or that was aborted
         self._arrived = 0  # the checkpoint whose barrier came before the cut; 0: none
-        self._awaited: asyncio.Future[Mapping[str, int]] | None = None  # the barrier that comes after the cut
+        self._awaited: asyncio.Future[Mapping[str, int]] | None = None  # a barrier that comes after the cut
         self._takes_all = False
-        self._waits = False  # for room in the lanes
+        self._waits = False  # whether it waits for room in the lanes
         self._armed = False
         self._scheduled = False
 
     def start(self) -> None:
-        """Begins to read."""
+        """Begins to read the channel."""
         self._arm()
 
     def go_on(self) -> None:
-        """Something has changed in the agent: it may have room."""
+        """The agent has changed, and may have room now."""
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._read)
 
     def take_all(self) -> None:
-        """Rows go into the lanes though the agent does not serve them: the checkpoint keeps them."""
+        """From here on, rows go into the lanes even if the agent does not serve them, as the checkpoint keeps them."""
         self._takes_all = True
         self.go_on()
 
     def give_up(self) -> None:
-        """The stream has failed: nothing more comes, and no checkpoint can be complete."""
+        """The stream has failed: no more rows come, and no checkpoint can be complete."""
         self._is_over()
 
     def close(self) -> None:
-        """The stream finds nobody here. Idempotent."""
+        """Closes the channel for the stream. Idempotent."""
         self._is_over()
         self._channel.close()
 
@@ -82,16 +82,16 @@ class StreamFeed:
 
     @property
     def what(self) -> str:
-        """For messages."""
+        """Its name in messages."""
         return self.name
 
     @property
     def flushing(self) -> bool:
-        """The cut was made, and the barrier has not come."""
+        """True if the cut was made and the barrier has not come yet."""
         return self._awaited is not None
 
     def barrier(self, checkpoint_id: int) -> asyncio.Future[Mapping[str, int]]:
-        """In the moment of the cut. Done when all rows before the stream's barrier are in the lanes, or were recorded."""
+        """Called at the moment of the cut. The future is done when all rows before the stream's barrier are in the lanes, or recorded."""
         arrived, self._arrived = self._arrived, 0
         self._settled = checkpoint_id
         self.recorded = []
@@ -104,7 +104,7 @@ class StreamFeed:
         return come
 
     def abort(self, checkpoint_id: int) -> None:
-        """The checkpoint is given up: nobody waits for its barrier, and what stands behind it may be taken. Says nothing of later ones."""
+        """The checkpoint is aborted: nothing waits for its barrier, and rows behind it may be taken. Later checkpoints are not affected."""
         if checkpoint_id >= self._settled:
             self._settled = checkpoint_id
             self._awaited = None
@@ -124,7 +124,7 @@ class StreamFeed:
         self.go_on()
 
     def _read(self) -> None:
-        """The next element, and then, after others have had their turn, the next one."""
+        """Reads the next element, and schedules the next read, so that others have their turn on the event loop."""
         self._scheduled = False
         if self._arrived or self.over.is_set() or not self._may_take():
             return
@@ -161,7 +161,7 @@ class StreamFeed:
         self._hold(False)
 
     def _may_take(self) -> bool:
-        """Whether the lanes have room, or rows are taken in any case. If not, the readers stand still until there is room."""
+        """Returns whether the lanes have room, or rows are taken in any case. If not, the readers are held until there is room."""
         operator = self.operator
         serves = operator.failure is None and not operator.stopped
         room = serves and not operator.full

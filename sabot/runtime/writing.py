@@ -1,11 +1,11 @@
-"""How rows leave a job: a sink has one thread, behind a gate over the channels of all who write into it.
+"""How rows leave a job: a sink has one thread, behind a gate over the channels of all its writers.
 
-A chain of a stream writes from its own thread (`task.Output`), which may wait for room. Agents write from the event loop, which
-must not wait: a `SinkPort` takes whatever it is given, keeps what the full channel refuses, and says when it is full.
+A chain of a stream writes from its own thread (`task.Output`), which may block until the channel has room. Agents write from the event
+loop, which must not block: a `SinkPort` takes whatever it is given, keeps what the full channel refuses, and says when it is full.
 
-    SinkPort    of a sink that a stream writes too: the stream's stage has the thread, and acknowledges barriers itself
-    StreamPort  of a stream that reads an agent
-    AgentSink   of a sink that only agents write: the thread is its own, and it tells the agent task what its barriers came to
+    SinkPort    for a sink that a stream writes too: the stream's stage has the thread, and acknowledges barriers itself
+    StreamPort  for a stream that reads an agent
+    AgentSink   for a sink that only agents write: it has a thread of its own, and reports to the agent task what a barrier sealed
 """
 
 import asyncio
@@ -38,105 +38,107 @@ _STOP_SECONDS = 5.0
 
 
 def open_writer(writer: SinkWriter, columns: Sequence[pa.Schema] = (), input: pa.Schema = RECORD_SCHEMA) -> None:
-    """Blocking. columns: those of each stream that comes in, without marks. Raises what opening raises; then the sink is closed."""
+    """Blocking. columns: those of each input stream, without marks. Raises what opening raises, and then the sink is closed."""
     try:
         for schema in columns:
             writer.check_types(schema)
         writer.open(OperatorContext(input))
     except BaseException as error:
         writer.close()
-        if isinstance(error, SabotError):  # not from itself: whoever follows its causes would not come to an end
+        # An error must not be its own cause, as those who follow causes would not end.
+        if isinstance(error, SabotError):
             raise
         raise refused(f"sink {writer.sink.name}", error) from error
 
 
 class OperatorPort:
-    """Another agent as the receiver: a plain call into its lanes."""
+    """Another agent as the receiver: `put` is a plain call into its lanes."""
 
     def __init__(self, operator: AgentOperator) -> None:
         self.operator = operator
 
     @property
     def name(self) -> str:
-        """The agent's id."""
+        """The id of the agent."""
         return self.operator.spec.agent_id
 
     @property
     def takes_records(self) -> bool:
-        """A record agent does."""
+        """True if it is a record agent."""
         return not self.operator.spec.batch
 
     @property
     def full(self) -> bool:
-        """Its lanes hold as much as they may."""
+        """True if its lanes hold as much as they may."""
         return self.operator.full
 
     def fitted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """As it is."""
+        """Returns the batch unchanged."""
         return batch
 
     def put(self, batch: Batch) -> None:
-        """Into its lanes; of an agent that has failed they are kept for the checkpoint."""
+        """Puts the batch into its lanes. The lanes of an agent that has failed keep it for the checkpoint."""
         self.operator.put(batch)
 
     async def writable(self) -> None:
-        """Until it has room, or has failed."""
+        """Returns when the agent has room, or has failed."""
         await self.operator.writable()
 
 
 class Flushes(Protocol):
-    """Somebody who must have flushed before the agent task acknowledges a barrier: a sink that agents write, a journal."""
+    """Something that must be flushed before the agent task acknowledges a barrier: a sink that agents write, or a journal."""
 
     @property
     def what(self) -> str:
-        """For messages: "sink alerts"."""
+        """Its name in messages, such as "sink alerts"."""
 
     @property
     def flushing(self) -> bool:
-        """A barrier is under way."""
+        """True while a barrier is under way."""
 
     def barrier(self, checkpoint_id: int) -> asyncio.Future[Mapping[str, int]]:
-        """In the moment of the cut, on the event loop. Done when all that came before is safe; -> by track of exactly-once output the last
-        part before the barrier. What it raises is why the checkpoint is declined.
+        """Called at the moment of the cut, on the event loop. The future is done when all that came before is safe. Its result has, by
+        track of exactly-once output, the last part before the barrier. An exception in it is the reason why the checkpoint is declined.
         """
 
 
 class SinkPort:
-    """The port of agents into the channel of a sink. All methods on the event loop, unless said otherwise."""
+    """The port through which agents write into the channel of a sink. Its methods run on the event loop, unless said otherwise."""
 
     def __init__(self, name: str, channel: Channel, loop: asyncio.AbstractEventLoop) -> None:
         self.name = name
-        self.rows = 0  # put in this job
+        self.rows = 0  # the rows that were put in this job
         self._loop = loop
         self._channel = channel
-        self._backlog: deque[Any] = deque()  # what the full channel refused; operators stop at `full`
+        # Elements that the full channel refused; operators stop while the port is `full`.
+        self._backlog: deque[Any] = deque()
         self._room: list[asyncio.Future[None]] = []
         self._armed = False
-        self._gone = False  # nobody reads the channel any more
+        self._gone = False  # nothing reads the channel any more
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 
     @property
     def takes_records(self) -> bool:
-        """The sink turns columns into what it writes, in its thread."""
+        """True: the sink itself turns columns into what it writes, in its thread."""
         return False
 
     @property
     def full(self) -> bool:
-        """The channel refused a batch; wait on `writable()`."""
+        """True if the channel has refused a batch; then await `writable()`."""
         return bool(self._backlog)
 
     def fitted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """As it is: the sink says what it takes."""
+        """Returns the batch unchanged, as the sink checks what it takes."""
         return batch
 
     def put(self, batch: Batch) -> None:
-        """Takes the batch, in order. A broken sink drops it: no checkpoint can complete any more, so it will be made again."""
+        """Takes the batch, in order. A broken sink drops it: no checkpoint can complete any more, so a restart makes the batch again."""
         self.rows += batch.num_rows
         self._put(batch)
 
     async def writable(self) -> None:
-        """Returns when the sink has room again, or is gone."""
+        """Returns when the sink has room again, or no longer reads."""
         while self._backlog:
             waiter = self._loop.create_future()
             self._room.append(waiter)
@@ -181,21 +183,21 @@ class SinkPort:
             if not waiter.done():
                 waiter.set_result(None)
 
-    # -- barriers, and the end ----------------------------------------------------------------------------------------
+    # -- barriers and the end ---------------------------------------------------------------------------------------------
 
     @property
     def what(self) -> str:
-        """For messages."""
+        """Its name in messages."""
         return f"sink {self.name}"
 
     @property
     def flushing(self) -> bool:
-        """A barrier has not come out at the other end."""
+        """True while a barrier has not come out at the other end."""
         return False
 
     def barrier(self, checkpoint_id: int) -> asyncio.Future[Mapping[str, int]]:
-        """Everything put before this belongs to the checkpoint. Done when the agent task need wait no more for it, with what the
-        sink has `sealed` for the agent task: nothing, where the sink's task acknowledges the barrier itself.
+        """Everything put before this call belongs to the checkpoint. The future is done when the agent task need not wait for this sink.
+        Its result is what the sink has `sealed`; it is empty if the sink's own task acknowledges the barrier.
         """
         self._put(Barrier(checkpoint_id))
         flushed: asyncio.Future[Mapping[str, int]] = self._loop.create_future()
@@ -203,36 +205,36 @@ class SinkPort:
         return flushed
 
     def over(self, *, finished: bool) -> None:
-        """Agents put nothing more. finished: since every input has ended for good."""
+        """Agents put no more rows. finished: every input has ended for good."""
         self._put(END)
 
     async def stop(self) -> None:
-        """Idempotent. Writes what was put, and closes the sink, where it is the agents' own."""
+        """Writes the rows that were put, and closes the sink if only agents write it. Idempotent."""
 
     @property
     def left(self) -> list[tuple[str, Handle]]:
-        """After `stop`: the sink's thread, if it did not come back."""
+        """Valid after `stop`: the thread of the sink, if it did not end."""
         return []
 
     # -- figures, from any thread -------------------------------------------------------------------------------------
 
     @property
     def waiting_rows(self) -> int:
-        """Rows that are not written yet."""
+        """Returns how many rows are not written yet."""
         return self._channel.rows + sum(batch.num_rows for batch in list(self._backlog) if isinstance(batch, Batch))
 
     @property
     def rows_out(self) -> int:
-        """Rows that are written, or, where others write the sink too, on their way."""
+        """Returns how many rows are written, or, if streams write the sink too, are on their way."""
         return self.rows
 
     def statistics(self) -> dict[str, Any]:
-        """rows_out (in this job), waiting (elements that the full channel refused), and the channel."""
+        """Returns rows_out (in this job), waiting (elements that the full channel refused), and the figures of the channel."""
         return {"rows_out": self.rows_out, "waiting": len(self._backlog), "channel": self._channel.statistics()}
 
 
 class StreamPort(SinkPort):
-    """The port of an agent into the stream that reads it."""
+    """The port of an agent for the stream that reads it."""
 
     def __init__(self, agent_id: str, columns: pa.Schema, channel: Channel, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(f"stream of {agent_id}", channel, loop)
@@ -243,7 +245,7 @@ class StreamPort(SinkPort):
         return self.name
 
     def fitted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The columns that the stream's schema= says, with its types. Raises UserError."""
+        """Returns the columns of the stream's schema=, with its types. Raises UserError."""
         if batch.schema.equals(RECORD_SCHEMA) or batch.schema.equals(self._columns):
             return batch
         check_names(self.name, self._columns.names, batch.schema.names)
@@ -253,17 +255,17 @@ class StreamPort(SinkPort):
             raise UserError(f"{self.name}: {error}", hint="its schema= says the types of the columns") from error
 
     def over(self, *, finished: bool) -> None:
-        """The stream ends by `end`."""
+        """Does nothing, as the stream is ended by `end`."""
 
     def end(self) -> None:
-        """The agent gives nothing more: the windows of the stream close. Not after a failure, nor of an agent that was stopped."""
+        """Ends the stream, as the agent gives no more rows: its windows close. Not called for an agent that has failed or was stopped."""
         self._put(END)
 
 
 class AgentSink(SinkPort):
-    """A sink that only agents write, with its thread: a task of a gate and a `SinkWriter`, as streams have.
+    """A sink that only agents write, with its thread. The thread runs a task of a gate and a `SinkWriter`, as for streams.
 
-    The agent task acknowledges for it, so the task tells its cuts to this object instead of the coordinator.
+    The agent task acknowledges barriers for it, so its task reports to this object instead of the coordinator.
     """
 
     def __init__(self, writer: SinkWriter, loop: asyncio.AbstractEventLoop, clock: Clock) -> None:
@@ -274,8 +276,8 @@ class AgentSink(SinkPort):
         self.error: SabotError | None = None
         self.on_broken: Callable[[AgentSink], None] = lambda sink: None
         self._flushed: dict[int, asyncio.Future[Mapping[str, int]]] = {}
-        self._last = 0  # checkpoint
-        self._final: Mapping[str, int] | None = None  # what was sealed at the end of all inputs
+        self._last = 0  # the id of the last checkpoint
+        self._final: Mapping[str, int] | None = None  # what was sealed when all inputs had ended
         self._left: list[tuple[str, Handle]] = []
         self.task = StreamTask(f"sink {name}", self, clock)
         self.task.input = GateInput([channel])
@@ -283,11 +285,11 @@ class AgentSink(SinkPort):
         self.task.on_over = lambda task: tell(loop, self._ended)
 
     def open(self) -> None:
-        """Blocking; before `start`. Raises what `open_writer` raises."""
+        """Blocking. Call it before `start`. Raises what `open_writer` raises."""
         open_writer(self.writer)
 
     def start(self) -> None:
-        """The thread begins to write."""
+        """Starts the thread, which begins to write."""
         self.task.start()
 
     @property
@@ -295,7 +297,7 @@ class AgentSink(SinkPort):
         return bool(self._flushed)
 
     def barrier(self, checkpoint_id: int) -> asyncio.Future[Mapping[str, int]]:
-        """Done when everything put before is flushed, with what the sink has `sealed`."""
+        """Returns a future that is done when everything put before is flushed; its result is what the sink has `sealed`."""
         self._last = checkpoint_id
         flushed: asyncio.Future[Mapping[str, int]] = self._loop.create_future()
         self._flushed[checkpoint_id] = flushed
@@ -306,12 +308,12 @@ class AgentSink(SinkPort):
         return flushed
 
     def over(self, *, finished: bool) -> None:
-        """Results are completed only where they are complete: after a stop the next run goes on with them."""
+        """Completes results only if their input is complete. After a stop, the next run continues them."""
         if finished:
             self._put(END)
 
     async def stop(self) -> None:
-        """A sink that does not come back is left behind: no checkpoint counts on it."""
+        """A thread that does not end is left behind, as no checkpoint depends on it."""
         seconds = _STOP_SECONDS
         if self.task.handle.is_alive() and self.error is None:
             flushed, _ = await asyncio.wait([self.barrier(self._last + 1)], timeout=_STOP_SECONDS)
@@ -329,18 +331,19 @@ class AgentSink(SinkPort):
         return self.writer.rows_out
 
     def _answer(self) -> None:
-        """To every barrier under way: how the sink ended."""
+        """Tells every barrier under way how the sink ended."""
         for flushed in self._flushed.values():
             if not flushed.done():
                 if self.error is not None:
                     flushed.set_exception(self.error)
-                    flushed.exception()  # whoever waits for it has it; after an abort nobody does
+                    # Marks the exception as retrieved: the waiter has it too, and after an abort there is no waiter.
+                    flushed.exception()
                 else:
                     flushed.set_result(self._final or {})
         self._flushed.clear()
 
     def _ended(self) -> None:
-        """The thread is over."""
+        """Called when the thread has ended."""
         error = self.task.error
         if error is not None and self.error is None:
             _log.error("%s", error)
@@ -349,7 +352,7 @@ class AgentSink(SinkPort):
             self._answer()
             self.on_broken(self)
 
-    # -- what its task says, in the task's thread ---------------------------------------------------------------------
+    # -- reports of its task, in the task's thread ------------------------------------------------------------------------
 
     def acknowledge(self, checkpoint_id: int, task: str, snapshot: TaskSnapshot) -> None:
         """A barrier has come, and everything before it is flushed."""
