@@ -1,7 +1,7 @@
-"""Aggregates as users write them: `total=sabot.sum("amount")`. Descriptions only.
+"""Aggregates as users write them: `total=sabot.sum("amount")`. They are descriptions only.
 
-What an aggregate of nothing is: without a value that is not null, count, count_distinct and approx_count_distinct are 0, collect_list
-and top_k are empty, all others null (as in SQL). Arguments are names of columns or expressions.
+Over no values but nulls, count, count_distinct and approx_count_distinct are 0, collect_list and top_k are empty lists, and all others
+are null (as in SQL). Arguments are names of columns or expressions.
 """
 
 from abc import ABC, abstractmethod
@@ -41,9 +41,9 @@ __all__ = [
 
 
 class UserAggregate(ABC):
-    """An aggregate of one's own. One object serves all groups: what a group knows is its state, anything that msgpack can say.
+    """An aggregate of the user's own. One object serves all groups: what a group has seen is its state, any value that msgpack encodes.
 
-    Rows come in batches, in any split; states of parts may be merged in any order that keeps earlier ones on the left.
+    Rows come in batches, however they are split. States of parts may be merged in any order that keeps earlier ones on the left.
     """
 
     type: pa.DataType
@@ -51,24 +51,24 @@ class UserAggregate(ABC):
 
     @abstractmethod
     def init(self) -> Any:
-        """The state of a group without rows."""
+        """Returns the state of a group without rows."""
 
     @abstractmethod
     def accumulate(self, state: Any, batch: pa.RecordBatch) -> Any:
-        """-> the state with these rows, all of one group; `batch` has the columns that `aggregate_with` named. May change `state`."""
+        """Returns the state with these rows, all of one group. `batch` has the columns given to `aggregate_with`. May change `state`."""
 
     @abstractmethod
     def merge(self, a: Any, b: Any) -> Any:
-        """-> the state of the rows of both; those of `a` came first. May change `a`, not `b`."""
+        """Returns the state of the rows of both, where those of `a` came first. May change `a`, but not `b`."""
 
     @abstractmethod
     def finish(self, state: Any) -> Any:
-        """-> the group's value, or None. Must leave `state` as it is: more rows may come."""
+        """Returns the value of the group, or None. Must leave `state` unchanged, as more rows may come."""
 
 
 @dataclass(frozen=True, eq=False)
 class _OverColumns:
-    """A UserAggregate whose rows come as a struct array: its columns are the struct's fields."""
+    """A UserAggregate whose rows come as a struct array, the fields of which are its columns."""
 
     of: UserAggregate
 
@@ -97,12 +97,12 @@ class _OverColumns:
 
 @dataclass(frozen=True, eq=False)
 class Aggregate:
-    """One column of a result; its name comes from the keyword that it is given by.
+    """One column of a result; its name is the keyword with which it is given.
 
-    kind: as the functions of this module, or "user". argument: None only for count of rows; of "user" a struct of its columns.
-    by: of arg_min and arg_max. predicate: only rows where it is true count. options: "ddof" of variance and stddev, "q" of approx_quantile,
-    "k" of top_k.
-    function: of "user"; its `accumulate` takes the rows as a RecordBatch, or as the argument, a struct array.
+    kind: the name of a function of this module, or "user". argument: None only for a count of rows; for "user" a struct of its columns.
+    by: for arg_min and arg_max. predicate: only rows for which it is true count. options: "ddof" of variance and stddev, "q" of
+    approx_quantile, "k" of top_k.
+    function: for "user"; its `accumulate` takes the rows as a RecordBatch, or like the argument as a struct array.
     """
 
     kind: str
@@ -113,7 +113,7 @@ class Aggregate:
     function: "_OverColumns | None" = None
 
     def filter(self, predicate: Expr) -> "Aggregate":
-        """Only rows for which this is true, too, count."""
+        """Restricts the aggregate to rows for which this predicate is true, in addition to an earlier one."""
         if not isinstance(predicate, Expr):
             raise UserError(
                 f"{self.kind}(…).filter: {predicate!r} is no expression", hint='.filter(col("amount") > 10)'
@@ -122,12 +122,12 @@ class Aggregate:
 
     @property
     def columns(self) -> frozenset[str]:
-        """Names of the columns that it reads."""
+        """Names of the columns that the aggregate reads."""
         used = [each.columns for each in (self.argument, self.by, self.predicate) if each is not None]
         return frozenset().union(*used)
 
     def same(self, other: object) -> bool:
-        """Whether `other` is the same aggregate of the same expressions."""
+        """Returns whether `other` is the same aggregate of the same expressions."""
         return (
             isinstance(other, Aggregate)
             and getattr(self.function, "of", None) is getattr(other.function, "of", None)
@@ -135,7 +135,7 @@ class Aggregate:
         )
 
     def text(self) -> str:
-        """As one reads it in a plan."""
+        """Returns the aggregate as plans show it."""
         words = [each.text() for each in (self.argument, self.by) if each is not None]
         if self.function is not None and self.argument is not None:
             words = [self.function.name, *(each.text() for each in self.argument.inputs)]
@@ -150,74 +150,74 @@ class Aggregate:
 
 
 def count(x: str | Expr | None = None) -> Aggregate:
-    """Rows; with an argument, those where it is not null. int64."""
+    """The number of rows; with an argument, of the rows in which it is not null. int64."""
     return Aggregate("count", None if x is None else as_column(x))
 
 
 def sum(x: str | Expr) -> Aggregate:
-    """The sum: int64 of integers (wraps at 64 bits), uint64 of unsigned ones, float64 of floats."""
+    """The sum: int64 for integers (it wraps at 64 bits), uint64 for unsigned integers, float64 for floats."""
     return Aggregate("sum", as_column(x))
 
 
 def min(x: str | Expr) -> Aggregate:
-    """The least value; NaN only where there is nothing else."""
+    """The least value; NaN only if there is no other."""
     return Aggregate("min", as_column(x))
 
 
 def max(x: str | Expr) -> Aggregate:
-    """The greatest value; NaN only where there is nothing else."""
+    """The greatest value; NaN only if there is no other."""
     return Aggregate("max", as_column(x))
 
 
 def mean(x: str | Expr) -> Aggregate:
-    """The mean, float64."""
+    """The mean, as float64."""
     return Aggregate("mean", as_column(x))
 
 
 def variance(x: str | Expr, ddof: int = 1) -> Aggregate:
-    """The variance, float64: squared distances over n - ddof; null for ddof values or fewer."""
+    """The variance, as float64: the sum of squared deviations over n - ddof; null for at most ddof values."""
     return Aggregate("variance", as_column(x), options=_freedom("variance", ddof))
 
 
 def stddev(x: str | Expr, ddof: int = 1) -> Aggregate:
-    """The root of the variance."""
+    """The standard deviation: the square root of the variance."""
     return Aggregate("stddev", as_column(x), options=_freedom("stddev", ddof))
 
 
 def first(x: str | Expr) -> Aggregate:
-    """The value of the first row, null or not: by event time where the stream has one, else as rows come."""
+    """The value of the first row, null or not: by event time if the stream has one, else in order of arrival."""
     return Aggregate("first", as_column(x))
 
 
 def last(x: str | Expr) -> Aggregate:
-    """The value of the last row, null or not: by event time where the stream has one, else as rows come."""
+    """The value of the last row, null or not: by event time if the stream has one, else in order of arrival."""
     return Aggregate("last", as_column(x))
 
 
 def any(x: str | Expr) -> Aggregate:
-    """The value of one of the rows, whichever is cheapest to keep. (Whether a bool is true in any row: `max`.)"""
+    """The value of some row, whichever is cheapest to keep. (Use `max` to test whether a bool is true in any row.)"""
     return Aggregate("any", as_column(x))
 
 
 def count_distinct(x: str | Expr) -> Aggregate:
-    """How many values there are that differ, nulls aside; int64. Exact: it keeps them."""
+    """The number of distinct values without nulls, as int64. It is exact, and keeps the values."""
     return Aggregate("count_distinct", as_column(x))
 
 
 def approx_count_distinct(x: str | Expr) -> Aggregate:
-    """About how many values there are that differ, nulls aside; int64. Exact up to 512; above, within 1.6 % (standard error).
+    """About the number of distinct values without nulls, as int64. It is exact up to 512, and within 1.6 % (standard error) above.
 
-    HyperLogLog of 4096 registers: a group takes at most about 8 KiB, however many values it has. Not over changes, whose rows may be
-    taken away again: use count_distinct there.
+    HyperLogLog with 4096 registers: a group takes at most about 8 KiB, however many values it has. It does not work over changes, whose
+    rows may be deleted again: use count_distinct there.
     """
     return Aggregate("approx_count_distinct", as_column(x))
 
 
 def approx_quantile(x: str | Expr, q: float | Sequence[float]) -> Aggregate:
-    """About the value below which the part `q` of the values lies (0.5: the median); float64. Several: a list, in their order.
+    """About the value below which the fraction `q` of the values lies (0.5: the median), as float64. Several fractions give a list.
 
-    Of n values the one of rank floor(q * (n - 1)) in ascending order, within 1 % of it. Null and NaN do not count. DDSketch: a group
-    takes 16 bytes for each 2 % that its values reach over (some 15 KB from 1e-3 to 1e6), however many they are.
+    Of n values it is the one of rank floor(q * (n - 1)) in ascending order, within 1 % of its value. Null and NaN do not count. DDSketch:
+    a group takes 16 bytes for each 2 % of the range of its values (about 15 KB from 1e-3 to 1e6), however many there are.
     """
     several = list(q) if isinstance(q, Sequence) and not isinstance(q, str) else [q]
     for each in several:
@@ -229,29 +229,29 @@ def approx_quantile(x: str | Expr, q: float | Sequence[float]) -> Aggregate:
 
 
 def top_k(x: str | Expr, k: int) -> Aggregate:
-    """The `k` greatest values, greatest first, as a list; equal ones as often as they are there. Null and NaN do not count."""
+    """The `k` greatest values, greatest first, as a list. Equal values are repeated. Null and NaN do not count."""
     if not is_whole(k, 1):
         raise UserError(f"top_k: {k!r} values", hint="a whole number, 1 or more")
     return Aggregate("top_k", as_column(x), options=MappingProxyType({"k": k}))
 
 
 def collect_list(x: str | Expr) -> Aggregate:
-    """All values, nulls included, as a list: by event time where the stream has one, else as rows come."""
+    """All values, nulls included, as a list: by event time if the stream has one, else in order of arrival."""
     return Aggregate("collect_list", as_column(x))
 
 
 def arg_min(x: str | Expr, by: str | Expr) -> Aggregate:
-    """`x` of the row where `by` is least; rows without a `by` do not count."""
+    """`x` of the row whose `by` is least; rows in which `by` is null do not count."""
     return Aggregate("arg_min", as_column(x), by=as_column(by))
 
 
 def arg_max(x: str | Expr, by: str | Expr) -> Aggregate:
-    """`x` of the row where `by` is greatest; rows without a `by` do not count."""
+    """`x` of the row whose `by` is greatest; rows in which `by` is null do not count."""
     return Aggregate("arg_max", as_column(x), by=as_column(by))
 
 
 def aggregate_with(function: UserAggregate, *columns: str | Expr) -> Aggregate:
-    """One's own aggregate over these columns; expressions among them are called by their names."""
+    """A user's own aggregate over these columns; expressions among them get their own names as column names."""
     if not isinstance(function, UserAggregate):
         raise UserError(
             f"aggregate_with: {function!r} is no UserAggregate", hint="an object of a class that derives from it"

@@ -1,4 +1,4 @@
-"""What an agent's function gets: the message, where it came from, and its state."""
+"""What the function of an agent gets: the message, its origin, and the agent's state."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -36,7 +36,7 @@ TimerChange = tuple[bool, int, str]
 class Message:
     """A result with a key or headers of its own: `return Message(value, key=b"acc1")`.
 
-    `value`: bytes go as they are, anything else as JSON. `key`: bytes or str; not given: the key of the input.
+    `value`: bytes are written as they are, anything else as JSON. `key`: bytes or str; by default the key of the input record.
     """
 
     __slots__ = ("headers", "key", "value")
@@ -56,15 +56,15 @@ class Message:
 
 
 class StateAccessor(ValueState):
-    """One namespace of an agent's state: `await get/put/delete` of one key, `get_many/put_many` over Arrow arrays."""
+    """One namespace of an agent's state: `await get/put/delete` for one key, `get_many/put_many` for Arrow arrays of keys."""
 
     __slots__ = ()
 
 
 class CallTimers:
-    """`Timers` of one call of an agent: it notes what is set and deleted, for who applies it when the call has ended well.
+    """`Timers` of one call of an agent: it records what is set and deleted, to be applied once the call has ended well.
 
-    fires: there is somebody to call when they are due; else to set one is a UserError.
+    fires: the agent has a function for timers that are due; without one, setting a timer is a UserError.
     """
 
     __slots__ = ("agent_id", "changes", "fires")
@@ -102,10 +102,10 @@ class CallTimers:
 class AgentContext:
     """One call of an agent.
 
-    `message` is the decoded value (the RecordBatch for a batch agent). `key` is the record's key in bytes, `timestamp` ms UTC.
-    For a timer, `message` is {name of the key's field: key}, `key` the same key as bytes, `timestamp` the timer's time.
-    Made by the engine, state writes are kept aside until the call ends and dropped if it raises; made by hand
-    (`AgentContext(message, state_backend)`), they go straight to the backend.
+    `message` is the decoded value (the RecordBatch for a batch agent). `key` is the record's key in bytes, `timestamp` is in ms UTC.
+    For a timer, `message` is {name of the key's field: key}, `key` is that key as bytes, and `timestamp` the time of the timer.
+    In a context that the engine makes, writes to state are kept aside until the call ends, and are dropped if it raises. With one that is
+    made by hand (`AgentContext(message, state_backend)`), they go straight to the backend.
     """
 
     __slots__ = (
@@ -161,13 +161,13 @@ class AgentContext:
         self._timers = timers
 
     def now(self) -> int:
-        """The clock, in ms since 1970. It is another one when the record is processed again after a restart."""
+        """The clock, in ms since 1970. It has moved on when the record is processed again after a restart."""
         return int(self._clock.time() * 1000)
 
     @property
     def timers(self) -> Timers:
-        """The timers of the agent's key, of an agent with `on_timer=`; they go by the clock. What a call sets and deletes counts
-        when the call has ended well.
+        """The timers of the agent's key, for an agent with `on_timer=`; they run by the clock. What a call sets and deletes takes effect
+        once the call has ended well.
         """
         if self._timers is None:
             self._timers = CallTimers(self.agent_id)
@@ -175,7 +175,7 @@ class AgentContext:
 
     @property
     def state_backend(self) -> StateBackend:
-        """The backend as this call sees it: its own writes first."""
+        """The backend as this call sees it, with the call's own writes."""
         if self._backend is None:
             raise NoStateBackend()
         if not self._buffered:
@@ -188,21 +188,21 @@ class AgentContext:
         return self._prefix + (namespace if isinstance(namespace, str) else checked_text(namespace, "state: namespace"))
 
     def state(self, namespace: str = "default") -> StateAccessor:
-        """The agent's state: of its own key with `key=`, else shared by namespace with the app's other agents."""
-        # Agents come here for each record: the common case makes no further call.
+        """The agent's state: that of its own key if it has `key=`, else shared by namespace with the app's other agents."""
+        # Agents call this for each record, so the common case makes no further call.
         space = self._prefix + namespace if type(namespace) is str else self._space(namespace)
         return StateAccessor(self.state_backend, space, self._scope)
 
     def list_state(self, namespace: str) -> ListState:
-        """Many values a key; adding one costs the same however many there are."""
+        """State with many values for each key; adding one costs the same however many there are."""
         return ListState(self.state_backend, self._space(namespace), scope=self._scope)
 
     def map_state(self, namespace: str) -> MapState:
-        """Values by key and field."""
+        """State with values by key and field."""
         return MapState(self.state_backend, self._space(namespace), scope=self._scope)
 
     def reducing_state(self, namespace: str, reduce: Callable[[Any, Any], Any]) -> ReducingState:
-        """One value a key, made by `reduce(old, new)`."""
+        """State with one value for each key, made by `reduce(old, new)`."""
         return ReducingState(self.state_backend, self._space(namespace), reduce=reduce, scope=self._scope)
 
     def aggregating_state(
@@ -212,7 +212,7 @@ class AgentContext:
         add: Callable[[Any, Any], Any],
         result: Callable[[Any], Any],
     ) -> AggregatingState[Any]:
-        """One accumulator a key (`create`, `add`), and a `result` read from it."""
+        """State with one accumulator for each key (`create`, `add`), and a `result` that is read from it."""
         backend = self.state_backend
         return AggregatingState(
             backend, self._space(namespace), create=create, add=add, result=result, scope=self._scope
@@ -220,7 +220,7 @@ class AgentContext:
 
 
 class RecordFields(Protocol):
-    """What a record agent is called for; the fields are those of `AgentContext`."""
+    """The fields with which a record agent is called; they are those of `AgentContext`."""
 
     value: Any
     key: bytes | None
@@ -243,8 +243,8 @@ def record_context(
     clock: Clock,
     timers: CallTimers | None,
 ) -> AgentContext:
-    """The context of a call for one record, which keeps the call's writes aside. Every record has one, so it is made without
-    `__init__`: to pass that many keyword arguments would cost twice what all else here costs.
+    """Makes the context of a call for one record, which keeps the call's writes aside. As every record has one, it is made without
+    `__init__`: passing that many keyword arguments would cost twice as much as the rest of this function.
     """
     ctx = _new_context(AgentContext)
     ctx.message = record.value
@@ -266,11 +266,11 @@ def record_context(
 
 
 def apply_writes(ctx: AgentContext) -> None:
-    """The call ended well: its writes become the state."""
+    """Applies the writes of a call that has ended well to the state."""
     if ctx._overlay is not None:
         ctx._overlay.apply()
 
 
 def timer_changes(ctx: AgentContext) -> Sequence[TimerChange]:
-    """The timers that the call has set and deleted, in order."""
+    """Returns the timers that the call has set and deleted, in order."""
     return () if ctx._timers is None else ctx._timers.changes

@@ -1,4 +1,4 @@
-"""`col("place").struct`, `col("tags").list`: what can be done with values that have values in them."""
+"""`col("place").struct` and `col("tags").list`: methods for columns of nested values."""
 
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -11,29 +11,29 @@ __all__ = ["ListExpr", "StructExpr"]
 
 @dataclass(frozen=True, slots=True)
 class StructExpr(Generic[E]):
-    """`col("place").struct`."""
+    """Methods of `col("place").struct`."""
 
     make: Make[E]
 
     def field(self, name: str) -> E:
-        """The field of this name; null where the struct is null."""
+        """Returns the field of this name; null if the struct is null."""
         return self.make("struct.field", name=string_of("struct.field", name))
 
 
 @dataclass(frozen=True, slots=True)
 class ListExpr(Generic[E]):
-    """`col("tags").list`."""
+    """Methods of `col("tags").list`."""
 
     make: Make[E]
 
     def get(self, index: int, null_on_oob: bool = True) -> E:
-        """The value at this place, from the end where it is negative; beyond the list null, or a DataError if not `null_on_oob`."""
+        """Returns the value at this index, from the end if it is negative. Out of bounds: null, or a DataError if not `null_on_oob`."""
         return self.make("list.get", index=whole_of("list.get", index), null_on_oob=bool(null_on_oob))
 
     def len(self) -> E:
-        """Values, nulls included, as int32."""
+        """Returns the number of values, nulls included, as int32."""
         return self.make("list.len")
 
     def contains(self, value: Any) -> E:
-        """Whether the value, or another expression's, is in the list; None asks for a null in it."""
+        """Returns whether the list contains the value, or that of another expression. None tests for a null in the list."""
         return self.make("list.contains", value)

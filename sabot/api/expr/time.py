@@ -1,4 +1,4 @@
-"""`col("ts").dt`: what can be done with times."""
+"""`col("ts").dt`: methods for columns of times."""
 
 import datetime
 import re
@@ -28,49 +28,49 @@ _LENGTHS = {
 
 @dataclass(frozen=True, slots=True)
 class DateExpr(Generic[E]):
-    """`col("ts").dt`: timestamps (in their zone), dates, and int64 as ms since 1970 UTC. Parts of a time are int64."""
+    """Methods of `col("ts").dt`: for timestamps (in their time zone), dates, and int64 as ms since 1970 UTC. Parts of a time are int64."""
 
     make: Make[E]
 
     def date_trunc(self, every: str | datetime.timedelta) -> E:
-        """Down to a whole "hour", "1h", "15m", "1d", "1w" (from Monday), "1mo", "1q", "1y", …; the type stays."""
+        """Rounds down to a whole "hour", "1h", "15m", "1d", "1w" (from Monday), "1mo", "1q", "1y", …; the type stays the same."""
         return self.make("dt.date_trunc", every=_length_of(every))
 
     def strftime(self, format: str) -> E:
-        """As text, by chrono's codes: "%Y-%m-%d %H:%M:%S"; %3f, %6f, %9f: digits of the second's fraction, %.3f with the point."""
+        """Formats with chrono's codes: "%Y-%m-%d %H:%M:%S". %3f, %6f and %9f are digits of a second's fraction, %.3f adds the point."""
         return self.make("dt.strftime", format=string_of("strftime", format))
 
     def epoch(self, unit: str = "us") -> E:
-        """int64 since 1970 UTC in "ns", "us", "ms", "s" or "d"."""
+        """Returns the time since 1970 UTC in "ns", "us", "ms", "s" or "d", as int64."""
         check_one_of("dt.epoch", unit, ("ns", "us", "ms", "s", "d"))
         return self.make("dt.epoch", unit=unit)
 
     def year(self) -> E:
-        """The year."""
+        """Returns the year."""
         return self.make("dt.year")
 
     def month(self) -> E:
-        """1 to 12."""
+        """Returns the month, 1 to 12."""
         return self.make("dt.month")
 
     def day(self) -> E:
-        """1 to 31."""
+        """Returns the day of the month, 1 to 31."""
         return self.make("dt.day")
 
     def hour(self) -> E:
-        """0 to 23."""
+        """Returns the hour, 0 to 23."""
         return self.make("dt.hour")
 
     def minute(self) -> E:
-        """0 to 59."""
+        """Returns the minute, 0 to 59."""
         return self.make("dt.minute")
 
     def second(self) -> E:
-        """0 to 59."""
+        """Returns the second, 0 to 59."""
         return self.make("dt.second")
 
     def day_of_week(self) -> E:
-        """Monday 1 to Sunday 7."""
+        """Returns the day of the week, Monday 1 to Sunday 7."""
         return self.make("dt.day_of_week")
 
     truncate = date_trunc
@@ -79,7 +79,7 @@ class DateExpr(Generic[E]):
 
 
 def _length_of(every: str | datetime.timedelta) -> str:
-    """A length of time as a number and a unit: "1h" for "hour". Raises UserError."""
+    """Returns a duration as a number and a unit, such as "1h" for "hour". Raises UserError."""
     if isinstance(every, datetime.timedelta):
         every = f"{every // datetime.timedelta(microseconds=1)}us"
     text = _LENGTHS.get(string_of("date_trunc", every).removesuffix("s"), every)

@@ -1,4 +1,4 @@
-"""Arguments of expressions as users write them: checked, and written again as text. Nothing here knows an expression."""
+"""Arguments of expressions as users write them: how they are checked, and how plans show them. It does not depend on expressions."""
 
 import datetime
 import decimal
@@ -50,7 +50,7 @@ _LITERALS = (
 
 
 def as_type(type: Any) -> pa.DataType:
-    """A pa.DataType as it is, or the type of this name: Arrow's, or Python's (int, float, str, bool)."""
+    """Returns the type: a pa.DataType as it is, or the type with this name in Arrow or Python (int, float, str, bool)."""
     if isinstance(type, pa.DataType):
         return type
     name = _TYPES.get(type, type) if isinstance(type, Hashable) else type
@@ -66,7 +66,7 @@ def as_type(type: Any) -> pa.DataType:
 
 
 def literal_of(value: Any, type: Any) -> tuple[Any, pa.DataType | None]:
-    """The value of a literal, and the type that the user has given it. Raises UserError for what no column can hold."""
+    """Returns the value of a literal, and the type that the user gave it. Raises UserError for a value that no column can hold."""
     if isinstance(value, np.generic):
         value = value.item()
     known = None if type is None else as_type(type)
@@ -111,7 +111,7 @@ def quoted(text: str) -> str:
 
 
 def type_text(type: pa.DataType) -> str:
-    """A type by a name that `as_type` reads; Arrow's own for float32 is float."""
+    """Returns the type by a name that `as_type` reads: that is not always str(type), which is "float" for float32."""
     return quoted(
         {"halffloat": "float16", "float": "float32", "double": "float64", "date32[day]": "date32"}.get(
             str(type), str(type)
