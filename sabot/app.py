@@ -56,29 +56,29 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class StateView:
-    """State in a checkpoint, not read yet."""
+    """State in a checkpoint, which is not read yet."""
 
     def __init__(self, read: Callable[[], pa.Table]) -> None:
         self._read = read
 
     def to_arrow(self) -> pa.Table:
-        """Reads it: the columns are those of `sabot state`. Raises UserError for a name, a key or a checkpoint that is not there."""
+        """Reads the state: the columns are those of `sabot state`. Raises UserError if the name, key or checkpoint does not exist."""
         return self._read()
 
 
 class App:
     """An application: `app = App("fraud", broker="kafka://localhost:19092", state="rocksdb:///var/lib/fraud")`.
 
-    id: names the job; agents are `<id>.<name>`.
+    id: the name of the job; agents are called `<id>.<name>`.
     broker: `memory://` (dies with the process) or `kafka://host:port`.
     state: None, "memory", a directory, or "rocksdb:///abs/dir".
-    checkpoint_dir: default `<state dir>/checkpoints`; with state="memory" none is written unless given.
-    checkpoint_interval: seconds or "1s"; default 1 s with an exactly-once sink, whose results wait so long, 60 s without.
-    checkpoint_timeout: what a checkpoint may take.
-    restart: "fixed(3, 1s)": `run()` starts a job whose task failed again, from the last checkpoint, so often within 10 minutes; "none".
-    parallelism: threads for each stage of a stream. Agents share one event loop, whatever it is: give one concurrency=N.
-    memory_budget: with a state directory, what the tables of each keyed step of a stream take in memory; the rest is in RocksDB.
-    kafka: client settings for every source and sink. version: yours, goes into dead letters and checkpoints.
+    checkpoint_dir: by default `<state dir>/checkpoints`; with state="memory" no checkpoints are written unless it is given.
+    checkpoint_interval: seconds or "1s"; by default 1 s with an exactly-once sink, whose results wait for checkpoints, and 60 s without.
+    checkpoint_timeout: how long a checkpoint may take.
+    restart: "fixed(3, 1s)": after a failure `run()` restarts the job from the last checkpoint, up to 3 times within 10 minutes; "none".
+    parallelism: threads for each stage of a stream. Agents always share one event loop: use concurrency=N for them.
+    memory_budget: with a state directory, the memory for the tables of each keyed step of a stream; the rest is in RocksDB.
+    kafka: client settings for all sources and sinks. version: of your program; it is written into dead letters and checkpoints.
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class App:
         self.checkpoint_dir = checkpoint_dir
         self.metrics_port: int | None = None
         self.agent_runtime = AgentRuntime(self)
-        self._begun: list[Read] = []  # streams, as long as the app lives
-        self._collected: set[int] = set()  # ids of nodes that collect() ran
+        self._begun: list[Read] = []  # streams that were begun, over the life of the app
+        self._collected: set[int] = set()  # ids of the nodes that collect() has run
         self._sender: RecordSender | None = None
         self._sender_lock = threading.Lock()
         self.configure(
@@ -148,11 +148,11 @@ class App:
         redeliver: str | None = None,
         from_: str | None = None,
     ) -> None:
-        """Changes settings before the start; None leaves one as it is. `fresh`: forget the checkpoints there are.
+        """Changes settings before the start; None leaves a setting as it is. `fresh`: discards existing checkpoints.
 
-        from_: start from this savepoint (a directory; DIR@ID for one of several checkpoints in it).
-        redeliver: what to do where checkpoint and receiver disagree on what was delivered: "repeat" or "skip" (DeliveryConflict).
-        metrics_port: figures for Prometheus on 127.0.0.1:PORT while the app runs (0: a free port, see the log).
+        from_: starts from this savepoint (a directory; DIR@ID for one of several checkpoints in it).
+        redeliver: what to do if checkpoint and receiver disagree on what was delivered: "repeat" or "skip" (DeliveryConflict).
+        metrics_port: serves figures to Prometheus on 127.0.0.1:PORT while the app runs (0: a free port, see the log).
         """
         if broker is not None:
             parse_broker(broker)
@@ -161,7 +161,7 @@ class App:
             state_directory(state)
             self.state_place = state
         if checkpoint_dir is not None:
-            if not isinstance(checkpoint_dir, tuple):  # a file system of pyarrow's, and a path
+            if not isinstance(checkpoint_dir, tuple):  # otherwise it is a file system of pyarrow and a path
                 checked_path(checkpoint_dir, "checkpoint_dir")
             self.checkpoint_dir = checkpoint_dir
         if checkpoint_interval is not None:
@@ -190,7 +190,7 @@ class App:
 
     @property
     def state_backend(self) -> StateBackend | None:
-        """A backend of your own, used as it is instead of `state`, and left open at the end. Assign it before the start."""
+        """A user's own backend, which is used instead of `state`, and left open at the end. Assign it before the start."""
         return self._state_backend
 
     @state_backend.setter
@@ -204,13 +204,14 @@ class App:
     def agent(self, topic: Any = None, *, name: str | None = None, **options: Any) -> Callable[[F], F]:
         """Makes a function an agent of this app: `@app.agent("orders", sink="alerts")`. The function itself is returned.
 
-        topic: a topic, a Source, or a list of them; default the function's name. name: default the function's name.
-        key: the field whose value owns the state. on_timer: with `key`, `f(timer, ctx)`, called for timers that the key has set.
+        topic: a topic, a Source, or a list of them; by default the function's name. name: by default the function's name.
+        key: the field whose value owns the state. on_timer: with `key`, `f(timer, ctx)` is called for timers that the key has set.
         sink: a topic, a Sink, or another agent's function.
-        batch: the function gets `(pa.RecordBatch, ctx)`; schema: its columns, inferred from the first records if not given.
+        batch: the function gets `(pa.RecordBatch, ctx)`; schema: its columns, by default inferred from the first records.
         A record agent may have a schema too: records that do not fit it go to the dead letters.
-        concurrency: calls at a time, in order per key. timeout: of one call. on_error: "fail", "retry" (retries, backoff), "skip".
-        dead_letter: topic of what cannot be processed. start: "earliest", "latest", "committed" or ms, without a checkpoint.
+        concurrency: how many calls run at a time, in order per key. timeout: of one call.
+        on_error: "fail", "retry" (retries, backoff), "skip".
+        dead_letter: topic of what cannot be processed. start: "earliest", "latest", "committed" or ms; applies without a checkpoint.
         """
         if callable(topic) and not isinstance(topic, str):
             raise UserError("@app.agent is written with brackets", hint="@app.agent() or @app.agent('topic')")
@@ -222,7 +223,7 @@ class App:
                     f"@app.agent has no option {', '.join(sorted(unknown))}", hint=f"it has {', '.join(AGENT_OPTIONS)}"
                 )
             label: Any = name or getattr(func, "__name__", "")
-            if label:  # a partial has none
+            if label:  # a functools.partial has no name
                 checked_name(label, f"app {self.id}: agent name")
             options.setdefault("start", self.start_at)
             spec = AgentSpec.of(f"{self.id}.{label}", func, topic, name=label, **options)
@@ -245,11 +246,12 @@ class App:
     ) -> Stream:
         """The rows of a topic, of a Source such as `files("data/*.ndjson")`, or of an agent. Nothing runs before `.to(…)` and the start.
 
-        An agent is named by its function, under `@app.agent()` without sink=; what it returns are the rows, and schema= says their columns.
+        An agent is given by its function, declared with `@app.agent()` without sink=. The rows are what it returns; schema= gives the
+        columns.
 
-        schema: a pa.Schema or {"name": "type"}; without one it is inferred from the first 1,000 records. time: the column of event
-        time (a timestamp, or int64 ms UTC); None: the records' timestamps. lateness: how much out of order rows may come. idle:
-        after how long (of wall time) without rows a partition no longer holds event time back. dead_letter: for what cannot be decoded.
+        schema: a pa.Schema or {"name": "type"}; by default inferred from the first 1,000 records. time: the column of event time (a
+        timestamp, or int64 ms UTC); None: the records' timestamps. lateness: how much out of order rows may come. idle: how long (of wall
+        time) a partition may have no rows before it no longer holds event time back. dead_letter: for records that cannot be decoded.
         """
         options: Any = {"schema": schema, "time": time, "lateness": lateness, "idle": idle, "dead_letter": dead_letter}
         if callable(source) and not isinstance(source, str | Source):
@@ -274,9 +276,9 @@ class App:
     ) -> Stream:
         """The table that a compacted topic holds: the last record of each key is its row, a tombstone (a null payload) deletes it. Changes.
 
-        key: the columns of the key; what a payload does not say of it is read from the record's key. schema: of the table's columns.
-        format: "json", a payload is the row; "debezium", it is the envelope of a change (`docs/changes.md` says how the connector must be
-        set up). A Source with columns (files) may be read too: a later row replaces the earlier one of its key. The rest as in `stream`.
+        key: the columns of the key; those missing in a payload are read from the record's key. schema: of the table's columns.
+        format: "json": a payload is the row; "debezium": it is the envelope of a change (`docs/changes.md` describes how to set up the
+        connector). A Source with columns (files) may be read too: a later row replaces the earlier one of its key. The rest as in `stream`.
         """
         keys = (key,) if isinstance(key, str) else tuple(key)
         if format not in ("json", "debezium"):
@@ -298,16 +300,16 @@ class App:
         return Stream(self, table)
 
     def graph(self) -> str:
-        """The plan of all streams and agents of this app, as a Mermaid graph."""
+        """Returns the plan of all streams and agents of this app, as a Mermaid graph."""
         agents = [agent.spec for agent in self.agent_runtime.agents.values() if agent.spec is not None]
         return mermaid(make_plan(self.agent_runtime.writes, agents=agents, parallelism=self.parallelism))
 
     def write(self, end: StreamEnd) -> None:
-        """For `Stream.to`."""
+        """Adds the end of a stream; called by `Stream.to`."""
         self.agent_runtime.add_stream(end)
 
     def agent_of(self, function: Callable[..., Any]) -> AgentSpec:
-        """The agent that this function is: for streams that go into one, or come out of one."""
+        """Returns the agent that this function is, for streams that feed or read one."""
         for agent in self.agent_runtime.agents.values():
             if agent.spec is not None and agent.spec.func is function:
                 return agent.spec
@@ -317,7 +319,7 @@ class App:
         )
 
     def collect(self, node: Node) -> pa.Table:
-        """For `Stream.collect`."""
+        """Runs the steps up to this node; called by `Stream.collect`."""
         for read in walk([node]):
             if isinstance(read, Read) and (isinstance(read.source, str) or not read.source.bounded):
                 hint = "collect() is for files; write it with .to(…) and run the app"
@@ -330,13 +332,13 @@ class App:
         return sink.table()
 
     def explain(self, node: Node) -> str:
-        """For `Stream.explain`."""
+        """Returns the plan of the steps up to this node; called by `Stream.explain`."""
         plan = self._plan_of(node)
         plan.check()
         return plan.text()
 
     def schema(self, node: Node) -> pa.Schema:
-        """For `Stream.schema`."""
+        """Returns the columns of this node; called by `Stream.schema`."""
         plan = self._plan_of(node)
         known = plan.schemas().get(plan.stages[-1].id)
         if known is None:
@@ -347,7 +349,7 @@ class App:
         return without_marks(known)
 
     def _plan_of(self, node: Node) -> Plan:
-        """Of the steps up to this node, into nothing."""
+        """Returns the plan of the steps up to this node, without a sink."""
         write = Write(node, TableSink("out"), None)
         reads = [read for read in walk([write]) if isinstance(read, Read)]
         known = {
@@ -359,19 +361,19 @@ class App:
         return make_plan(with_schemas([write], known), parallelism=self.parallelism)
 
     def _warn_of_loose_ends(self) -> None:
-        """A stream that goes nowhere is most often a forgotten `.to`."""
+        """Warns of a stream without a sink, which most often is a forgotten `.to`."""
         read = self._collected | {id(node) for node in walk(self.agent_runtime.writes)}
         for node in self._begun:
             if id(node) not in read and self.agent_runtime.writes:
                 _log.warning("stream %s goes nowhere: give it .to(…)", node.name)
 
-    # -- state, from outside ------------------------------------------------------------------------------------------
+    # -- state, read from outside -----------------------------------------------------------------------------------------
 
     def state(self, name: str, *, key: Any = None, as_of: int | None = None) -> StateView:
-        """What an operator of a stream (by its id, see `explain()`, or its `.named(...)`) or an agent keeps, to be read: `.to_arrow()`.
+        """What an operator of a stream (by its id, see `explain()`, or its `.named(...)`) or an agent keeps; `.to_arrow()` reads it.
 
-        key: of this key alone. as_of: at this checkpoint. Otherwise of the newest one; from another thread than that of the running
-        app's event loop, as it is now (a checkpoint is taken).
+        key: only the state of this key. as_of: the state at this checkpoint. By default that of the newest one; from a thread other than
+        that of the running app's event loop, the state as it is now (a checkpoint is taken).
         """
         return StateView(lambda: state_of(self._manifest(as_of), name, key))
 
@@ -389,12 +391,12 @@ class App:
             raise UserError(f"app {self.id} has no checkpoint in {storage.directory}", hint="run it first")
         return found
 
-    # -- life ---------------------------------------------------------------------------------------------------------
+    # -- start and stop ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Restores the last checkpoint and runs; returns after END or Ctrl-C. Raises AgentFailed.
+        """Restores the last checkpoint and runs; returns when all inputs have ended, or after Ctrl-C. Raises AgentFailed.
 
-        SIGINT (Ctrl-C), SIGTERM and SIGHUP stop it in good order, where nobody else has claimed them; a second one is Python's own again.
+        SIGINT (Ctrl-C), SIGTERM and SIGHUP stop it in good order, unless other code handles them; Python handles a second one.
         """
         self._warn_of_loose_ends()
         try:
@@ -403,23 +405,23 @@ class App:
             await self._close_sender()
 
     def main(self) -> None:
-        """`asyncio.run(app.run())`, for scripts: a second SIGINT, SIGTERM or SIGHUP ends the process at once."""
+        """`asyncio.run(app.run())`, for scripts. A second SIGINT, SIGTERM or SIGHUP ends the process at once."""
         with StopSignals.held():
             asyncio.run(self.run())
 
     async def start(self) -> None:
         """Starts agents and streams and returns; `await app.stop()` ends them.
 
-        What ends one of the engine's tasks afterwards (a stream that fails, a sink that breaks, a bug) is logged, stands in
+        A failure of one of the engine's tasks after that (a stream or a sink fails, or the engine has a bug) is logged, is shown in
         `statistics()["failure"]`, and is raised by the next `send`, checkpoint, `start`, and by `stop`; nothing more is read
-        meanwhile. `restart=` is of `run()`: here `stop()` and `start()` go on from the last checkpoint.
+        meanwhile. `restart=` applies to `run()` only: after `start`, call `stop()` and `start()` to resume from the last checkpoint.
         """
         self._warn_of_loose_ends()
         await self.agent_runtime.start_all()
 
     async def stop(self, drain: bool = False) -> None:
-        """A last checkpoint, then everything ends. `drain`: first processes what was read. Raises what ended the run before, without a
-        checkpoint then.
+        """Takes a last checkpoint, and stops everything. `drain`: rows that were read are processed first. If the run had failed before,
+        that failure is raised, and no checkpoint is taken.
         """
         try:
             await self.agent_runtime.stop_all(drain=drain)
@@ -430,7 +432,7 @@ class App:
         """Makes `run()` stop and return; from any thread or signal handler."""
         self.agent_runtime.job.request_stop()
 
-    # -- records in ---------------------------------------------------------------------------------------------------
+    # -- sending records --------------------------------------------------------------------------------------------------
 
     async def send(
         self,
@@ -442,10 +444,10 @@ class App:
         timestamp: int | None = None,
         partition: int | None = None,
     ) -> int:
-        """Writes one record; returns its offset once the broker has it. Whether or not the app runs, on any loop or thread.
+        """Writes one record; returns its offset once the broker has it. Works whether or not the app runs, on any loop or thread.
 
-        value: bytes go as they are, anything else as JSON. key: bytes or str. timestamp: ms UTC, default now. Raises what ended the
-        app that runs since `start()`.
+        value: bytes are written as they are, anything else as JSON. key: bytes or str. timestamp: ms UTC, by default now. If the app has
+        failed since `start()`, that failure is raised.
         """
         checked_topic(topic, "send: topic")
         self.agent_runtime.job.raise_failure()
@@ -462,32 +464,32 @@ class App:
         if sender is not None:
             await asyncio.to_thread(sender.close)
 
-    # -- what the runtime asks for ------------------------------------------------------------------------------------
+    # -- called by the runtime --------------------------------------------------------------------------------------------
 
     def open_state(self) -> tuple[StateBackend | None, bool]:
-        """The backend that was assigned, used as it is; else one made from `state`, which the runtime closes."""
+        """Returns the assigned backend, or one that is made from `state`, which the runtime closes."""
         if self._state_backend is not None:
             return self._state_backend, False
         return open_backend(self.state_place, "db"), True
 
     def open_tables(self) -> Path | None:
-        """The directory for the tables of streams; None: they stay in memory."""
+        """Returns the directory for the tables of streams; None: they stay in memory."""
         base = state_directory(self.state_place)
         return None if base is None else base / "streams"
 
     def open_storage(self) -> CheckpointStorage | None:
-        """The checkpoint directory, locked for this process; None without one."""
+        """Opens the checkpoint directory, locked for this process; None without one."""
         storage = self._storage()
         if storage is None:
             return None
         storage.lock()
         if self.fresh:
             storage.clear()
-            self.fresh = False  # of this start only
+            self.fresh = False  # it applies to this start only
         return storage
 
     def _storage(self) -> CheckpointStorage | None:
-        """Not locked."""
+        """Returns the storage for checkpoints, not locked."""
         directory, base = self.checkpoint_dir, state_directory(self.state_place)
         if directory is None:
             if base is None:
@@ -496,7 +498,7 @@ class App:
         return CheckpointStorage(directory, scratch=None if base is None else base / "scratch")
 
     def progress(self) -> tuple[float, float] | None:
-        """(bytes read, all bytes) of the files that streams read; None where none are, or nothing runs. From any thread."""
+        """Returns (read, total) in bytes of the files that streams read; None if there are none, or nothing runs. From any thread."""
         return self.agent_runtime.job.progress()
 
     def statistics(self) -> dict[str, Any]:

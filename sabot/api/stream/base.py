@@ -145,17 +145,17 @@ class Stream:
         return self._then(Rename(self._node, pairs))
 
     def map_batches(self, function: Callable[[pa.RecordBatch], Any], *, schema: Schema | None = None) -> "Stream":
-        """`function(batch: pa.RecordBatch)` -> anything that speaks Arrow, or None for nothing.
+        """Calls `function(batch: pa.RecordBatch)`, which returns anything that speaks Arrow, or None for no rows.
 
-        schema: of what it gives; without one it is called with an empty batch, once, to see. Where windows follow, event time is
-        read again from its column if that is there, else the number of rows must stay the same.
+        schema: of the result; without one, the function is called once with an empty batch to find out. If windows follow, event time is
+        read again from its column if the result has it; otherwise the number of rows must stay the same.
         """
         return self._then(
             MapBatches(self._node, function_of(function, "map_batches"), None if schema is None else schema_of(schema))
         )
 
     def flat_map(self, function: Callable[[dict[str, Any]], Any], *, schema: Schema) -> "Stream":
-        """`function(row: dict)` -> an iterable of dicts. A Python call for each row: prefer `map_batches`."""
+        """Calls `function(row: dict)`, which returns an iterable of dicts. This is a Python call for each row: prefer `map_batches`."""
         return self._then(FlatMap(self._node, function_of(function, "flat_map"), schema_of(schema)))
 
     def union(self, *others: "Stream") -> "Stream":
@@ -163,11 +163,11 @@ class Stream:
         return self._then(Union((self._node, *(self._other(other, "union") for other in others))))
 
     def head(self, n: int) -> "Stream":
-        """The first `n` rows to come (0 or more), of all subtasks together; then none.
+        """The first `n` rows to arrive (0 or more), of all subtasks together; no rows after those.
 
-        The count is in the checkpoint: whatever crashes, and with whatever parallelism the job goes on, n rows pass. Rows come in the
-        order of their arrival, which with several readers or partitions is not the same twice. The input is read on to its end,
-        for the other streams that it goes into and for event time; of an endless one, for ever. Not of changes.
+        The count is in the checkpoint, so n rows pass in total, whatever crashes, and with whatever parallelism the job resumes. With
+        several readers or partitions, the order of arrival may differ from run to run. The input is still read to its end (an endless one
+        for ever), as other streams may read it too, and for its event time. Not for changes.
         """
         if not is_whole(n, 0):
             raise UserError(
@@ -177,7 +177,7 @@ class Stream:
         return self._then(Head(self._node, n))
 
     def sample(self, fraction: float, *, seed: int = 0) -> "Stream":
-        """About this share of the rows, by chance: each row with the probability `fraction` (0 to 1), by a generator that starts at `seed`.
+        """A random sample: each row passes with the probability `fraction` (0 to 1). `seed`: that of the random number generator.
 
         The same rows, in the same order and with the same parallelism, give the same sample.
         """
@@ -193,7 +193,7 @@ class Stream:
     # -- keys and time ------------------------------------------------------------------------------------------------
 
     def key_by(self, *keys: str | Expr) -> "KeyedStream":
-        """Rows that belong together: names of columns, or expressions with an alias. Null is a key like others."""
+        """Groups rows by key: names of columns, or expressions with an alias. Null is a key like any other."""
         node, names, _ = self._with_keys(keys)
         return KeyedStream(Steps(self._owner, node), names)
 
@@ -221,24 +221,24 @@ class Stream:
         emit_every: Duration | None = None,
         late: str | Sink | None = None,
     ) -> "WindowedStream":
-        """All rows of a window together. See KeyedStream.window."""
+        """Groups all rows by window, without a key. See KeyedStream.window."""
         return KeyedStream(Steps(self._owner, self._node), ()).window(
             window, allowed_lateness=allowed_lateness, emit_every=emit_every, late=late
         )
 
     def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate) -> "Stream":
-        """For each row, the aggregates of all rows so far, this one included. See KeyedStream.aggregate."""
+        """For each row, the aggregates of all rows so far, including this one. See KeyedStream.aggregate."""
         return KeyedStream(Steps(self._owner, self._node), ()).aggregate(*unnamed, ttl=None, **aggregates)
 
     def deduplicate(self, *keys: str | Expr, within: Duration | None = None) -> "Stream":
-        """The first row of each key; with `within`, a key counts as new again so long (of event time) after its first row."""
+        """The first row of each key; with `within`, a key counts as new again once this much event time has passed since its first row."""
         node, names, made = self._with_keys(keys)
         firsts = KeyedStream(Steps(self._owner, node), names).deduplicate(within=within)
         return firsts.drop(*made) if made else firsts
 
     def named(self, id: str) -> "Stream":
-        """Gives the step before this place that keeps state (aggregate, reduce, deduplicate) an id: its state goes on under it when the
-        program around it changes, and `sabot state` reads it by it.
+        """Gives an id to the last step that keeps state (aggregate, reduce, deduplicate). Under this id its state is restored when the
+        program around the step changes, and `sabot state` reads it.
         """
         if not isinstance(id, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", id):
             raise UserError(f"named: {id!r} is no id", hint='letters, digits, "_", "-" and ".", at most 80: "totals"')
@@ -259,22 +259,24 @@ class Stream:
         keep: Duration | tuple[Duration | None, Duration | None] | None = None,
         suffix: str = "_right",
     ) -> "Stream":
-        """Rows of both streams whose keys are equal: the columns of this one, then the other's without its keys.
+        """Joins rows of both streams whose keys are equal: the columns of this stream, then the other's without its keys.
 
-        on: columns that both have; or left_on= and right_on=. Null equals nothing, as in SQL. how: "inner", "left", "right", "full",
-        "semi" (rows of this stream that have a partner), "anti" (those that have none). suffix: behind names that both have.
+        on: columns that both streams have; or left_on= and right_on=. As in SQL, null equals nothing. how: "inner", "left", "right",
+        "full", "semi" (rows of this stream with a partner), "anti" (rows without one). suffix: added to the other's name of
+        a column that both streams have.
 
-        between=("-1h", "5m"): only where the other's event time is between this row's time - 1 h and + 5 min, both ends included. What is
-        older than that is forgotten; None for an end that is open. Rows without a partner come out when none can come any more.
-        window=tumbling("1m"): only rows that fall into the same window, when it closes; with window_start and window_end.
-        Neither: all rows, for ever. Then the state grows with them, and but for "inner" and "semi" the result is changes: a row that
-        had no partner is taken back when one comes. keep=("1h", "1d"): rows of this stream are forgotten when event time has passed them
-        by an hour, the other's by a day (None: never); what came out with them stays. That is coarser than between=, which decides
-        for each pair, whatever the order in which rows come.
-        other.broadcast(): the other stream is small and goes to every subtask whole; rows of this one stay where they are. The other may
-        have no event time where this one has it ("inner", "left", "semi", "anti"): its rows are of the time when they come, and where
-        it ends (files) it is read first.
-        Event time of a pair: the later of the two. Both streams may be changes, where neither between= nor window= is given.
+        between=("-1h", "5m"): only pairs in which the other row's event time is between this row's time - 1 h and + 5 min, both inclusive;
+        None leaves an end open. Rows too old for that are dropped from the state. Rows without a partner are emitted when none can arrive
+        any more.
+        window=tumbling("1m"): only pairs within the same window, emitted when it closes, with window_start and window_end.
+        Without either: all pairs, for ever. The state then grows with the rows, and except for "inner" and "semi" the result is changes: a
+        row emitted without a partner is retracted when one arrives. keep=("1h", "1d"): rows of this stream are dropped from the state once
+        event time has passed them by an hour, the other's by a day (None: never); results emitted with them stay. This is coarser than
+        between=, which decides for each pair, in whatever order rows arrive.
+        other.broadcast(): the other stream is small, and each subtask gets all of it; rows of this stream are not repartitioned. The other
+        may have no event time even if this stream has one ("inner", "left", "semi", "anti"): its rows then count from their arrival, and if
+        it ends (files), it is read first.
+        The event time of a pair is the later of the two. Both streams may be changes, unless between= or window= is given.
         """
         keys = join_keys("join", on, left_on, right_on)
         return self._then(
@@ -295,12 +297,12 @@ class Stream:
         tolerance: Duration | None = None,
         suffix: str = "_right",
     ) -> "Stream":
-        """Each row with the other's row of the same key that was current at its event time: the last one at or before it.
+        """Joins each row with the other's row of the same key that was valid at its event time: the last one at or before it.
 
-        The other stream holds versions (prices, rates, addresses), each valid from its event time to the next of its key; a table
-        (`app.table`, `upsert`) may end them too. strategy: "forward", the first at or after; "nearest". tolerance: how far off it may be
-        (forward and nearest need it). how: "left" keeps rows without a partner, "inner" does not. A row comes out when event time
-        has passed it on both sides.
+        The other stream holds versions (prices, rates, addresses), each valid from its event time until the next one of its key. In a table
+        (`app.table`, `upsert`), a deletion ends a version too. strategy: "forward", the first row at or after; "nearest". tolerance: the
+        largest distance in time (forward and nearest need it). how: "left" keeps rows without a partner, "inner" does not. A row is emitted
+        once event time has passed it on both sides.
         """
         keys = join_keys("join_asof", on, left_on, right_on)
         right = self._other(other, "join_asof")
@@ -318,13 +320,13 @@ class Stream:
         dead_letter: str | Sink | None = None,
         **options: Any,
     ) -> "Stream":
-        """Each row with what a table, or a coroutine function, knows of its key when the row comes. What changes later changes no row.
+        """Adds to each row what a table, or a coroutine function, has for its key when the row arrives. Later changes have no effect on it.
 
-        table: a stream (`app.table`, or another, of which the last row of a key counts). One that ends (files) is read before the
-        first row. Else the answer depends on which came first; where it must not, `join_asof` goes by event time. Keys as in `join`.
-        Or `async def f(key)` -> a dict of the columns schema=, or None: `lookup(f, on="account", schema={...})`. options, with their
-        defaults: cache=10_000 answers kept, cache_ttl="10m", concurrency=100, ordered=True, timeout="30s", retries=0,
-        backoff="100ms", rate=None, on_error="fail" or "skip"; then rows whose calls failed go to dead_letter.
+        table: a stream (`app.table`, or another, of which the last row of each key counts). A table that ends (files) is read before the
+        first row. Otherwise the result depends on the order of arrival; where it must not, use `join_asof`. Keys are given as in `join`.
+        Or `async def f(key)`, which returns a dict of the columns schema=, or None: `lookup(f, on="account", schema={...})`. Options and
+        defaults: cache=10_000 answers are kept, cache_ttl="10m", concurrency=100, ordered=True, timeout="30s", retries=0,
+        backoff="100ms", rate=None, on_error="fail" or "skip"; with "skip", rows whose calls failed go to dead_letter.
         how: "left" keeps rows without an answer, with nulls; "inner" does not.
         """
         if not isinstance(table, Stream):
@@ -354,15 +356,17 @@ class Stream:
         batch: bool = False,
         rows: int = 1024,
     ) -> "Stream":
-        """`async def function(row: dict)` -> a dict of the columns `schema`, a list of them, or None. Runs on the app's event loop.
+        """Calls `async def function(row: dict)`, which returns a dict of the columns `schema`, a list of them, or None.
+        The calls run on the event loop of the app.
 
-        concurrency: so many calls are in flight (in each subtask), others wait. ordered: results come out in the order of the rows; if not,
-        as they are ready, but event time never overtakes a row. timeout: of one attempt. retries: with backoff, twice as long each time.
-        rate: so many attempts begin at most, in all subtasks: "50/s", "300/m". A function that raises `Overloaded` lowers the concurrency,
-        and its call is made again. on_error: what happens after the last attempt: "fail" stops the job, "skip" goes on, and the row goes
-        to dead_letter.
-        batch: the function gets a RecordBatch of at most `rows` rows, and gives anything that speaks Arrow.
-        What is in flight is in the checkpoint: a call that had not ended is made again after a restart.
+        concurrency: how many calls are in flight in each subtask; further rows wait. ordered: results are emitted in the order of the rows;
+        otherwise as they complete, but a watermark never overtakes a row. timeout: of one attempt. retries: with a backoff that
+        doubles each time.
+        rate: how many attempts may begin, over all subtasks: "50/s", "300/m". If the function raises `Overloaded`, the concurrency is
+        lowered and the call is made again. on_error: what follows a last attempt that failed: "fail" stops the job; "skip" goes on, and
+        sends the row to dead_letter.
+        batch: the function gets a RecordBatch of at most `rows` rows, and returns anything that speaks Arrow.
+        Calls in flight are in the checkpoint: a call that had not ended is made again after a restart.
         """
         call = AsyncCall.of(
             function,
@@ -382,28 +386,28 @@ class Stream:
         return self._then(MapAsync(self._node, call, dead_letter))
 
     def broadcast(self) -> "Stream":
-        """This stream as the small side of `join`, or the rules of `connect`: every subtask gets all of it."""
+        """Marks this stream as the small side of `join`, or the rules of `connect`: each subtask gets all of it."""
         return self._then(Broadcast(self._node))
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
     def group_by(self, *keys: str | Expr) -> "GroupedStream":
-        """One row for each key, kept up to date: SQL's GROUP BY. Without keys, one row for all."""
+        """Groups rows by key, with one result row for each key that is kept up to date: SQL's GROUP BY. Without keys, one row for all."""
         node, names, _ = self._with_keys(keys) if keys else (self._node, (), [])
         return GroupedStream(Steps(self._owner, node), names)
 
     def upsert(self, *keys: str) -> "Stream":
-        """The table in which the last row of each key is the key's row, as changes.
+        """The table, as changes, that has the last row of each key.
 
-        Of an append stream a row replaces the one before it of the same key. Of changes it says by which key a sink keeps them: rows
-        of one key replace each other, and a key that has no row any more is deleted (in a topic: a tombstone).
+        Each row of an append stream replaces the earlier row of its key. For a stream of changes it sets the key that a sink uses:
+        rows of the same key replace each other, and a key that has no row any more is deleted (in a topic, by a tombstone).
         """
         if not keys:
             raise UserError("upsert needs the key", hint='upsert("account")')
         return self._then(Upsert(self._node, column_names(flat(keys), "upsert")))
 
     def changelog(self) -> "Stream":
-        """Changes as rows of an append stream. The column `op` has the kind of change: insert, update_before, update_after, delete."""
+        """Turns changes into rows of an append stream. The column `op` has the kind: insert, update_before, update_after, delete."""
         if not self._node.changes:
             raise UserError(
                 "changelog: these rows are no changes", hint="it follows group_by, upsert, top_n or an outer join"
@@ -411,21 +415,22 @@ class Stream:
         return self._then(Changelog(self._node))
 
     def materialize(self) -> "Stream":
-        """The table that changes make, kept in state: its rows come out once, when the input has ended. `.named("x")`, and
-        `app.state("x")` reads it before that. An append stream stays as it is.
+        """The table that changes make, kept in state: its rows are emitted once, when the input has ended. With `.named("x")`,
+        `app.state("x")` reads it before that. An append stream is not changed.
         """
         return self._then(Materialize(self._node)) if self._node.changes else self
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
     def to(self, sink: str | Sink | Callable[..., Any], *, key: str | None = None, delivery: Delivery = None) -> None:
-        """Rows go to this topic, Sink or agent when the app runs. May be said several times. key: the column that is the records' key.
+        """Writes the rows to this topic, Sink or agent when the app runs. May be called several times. key: the column of the records' key.
 
-        An agent is named by its function, under `@app.agent()`. No topic stands between: a row is in the agent's checkpoints as one that
-        it read. A record agent gets each row as from JSON, a batch agent columns; changes go into no agent.
+        An agent is given by its function, declared with `@app.agent()`. There is no topic in between: its checkpoints keep the rows as
+        those that it read itself. A record agent gets each row as if from JSON, a batch agent gets columns. It cannot
+        take changes.
 
-        delivery: "exactly_once": rows are there once a checkpoint covers them, each of them once whatever crashes. "at_least_once": they
-        are there at once, and may be there again after a crash. None: exactly once where the sink can and checkpoints are written.
+        delivery: "exactly_once": rows are visible once a checkpoint covers them, each exactly once whatever crashes. "at_least_once": rows
+        are visible at once, and may be repeated after a crash. None: exactly once if the sink supports it and checkpoints are written.
         """
         if callable(sink) and not isinstance(sink, str | Sink):
             self._feed(self._owner.agent_of(sink), key, delivery)
@@ -449,18 +454,18 @@ class Stream:
         self._owner.write(node)
 
     def collect(self) -> pa.Table:
-        """Runs it now and gives all rows; of changes, those that are there in the end. Bounded inputs only. Also in a notebook."""
+        """Runs the stream now and returns all rows; for changes, those that exist at the end. Bounded inputs only. Works in notebooks."""
         return self._owner.collect(self.materialize()._node)
 
     def print(self, n: int = 20) -> None:
-        """Runs it now and prints the first `n` rows. Bounded inputs only."""
+        """Runs the stream now and prints the first `n` rows. Bounded inputs only."""
         table = self.collect()
         print(f"{shown(table.slice(0, n))}\n{table.num_rows} rows")
 
     def describe(self) -> pa.Table:
-        """Runs it now; for each column a row: column, type, count, nulls, distinct, mean, std, min, 25%, 50%, 75%, max.
+        """Runs the stream now; one row for each column: column, type, count, nulls, distinct, mean, std, min, 25%, 50%, 75%, max.
 
-        mean, std and quartiles of numbers only; min and max as text. How many are distinct and the quartiles are approximate (see
+        mean, std and quartiles are for numbers only; min and max are text. The distinct count and the quartiles are approximate (see
         `approx_count_distinct`, `approx_quantile`). Bounded inputs only.
         """
         schema = self.schema
@@ -469,11 +474,11 @@ class Stream:
 
     @property
     def schema(self) -> pa.Schema:
-        """Names and types of the columns. Where no schema was given, the source is asked for it; not for the columns of a topic."""
+        """Returns names and types of the columns. Without a declared schema, the source is asked for it; a topic has none to give."""
         return self._owner.schema(self._node)
 
     def explain(self) -> str:
-        """The plan as text: stages, what each does, what is read; where rows are changes."""
+        """Returns the plan as text: its stages, what each of them does and reads, and where rows are changes."""
         return self._owner.explain(self._node)
 
     def __repr__(self) -> str:

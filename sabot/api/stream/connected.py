@@ -38,9 +38,9 @@ class ConnectedStreams:
         sides: Mapping[str, Schema] | None = None,
         ttl: Duration | None = None,
     ) -> "ProcessedStream":
-        """As KeyedStream.process; `right(row, ctx)` gets the rows of the other stream. State and timers are one, by key.
+        """As KeyedStream.process; `right(row, ctx)` gets the rows of the other stream. Both functions share state and timers by key.
 
-        Of a broadcast stream every subtask gets all rows; what they say is kept in `ctx.broadcast(name)`, a map that all keys read.
+        Each subtask gets all rows of a broadcast stream; what they say is kept in `ctx.broadcast(name)`, a map that all keys read.
         """
         spec = process_spec(
             function,

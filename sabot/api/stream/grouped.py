@@ -23,8 +23,8 @@ class GroupedStream:
         self._keys = keys
 
     def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate) -> "Stream":
-        """The keys and these aggregates, as changes. A batch updates the row of a key at most once. A key that has no rows any more is
-        deleted.
+        """The keys and these aggregates, as changes. A batch updates the row of a key at most once. A key is deleted when all
+        its rows are.
         """
         node = GroupAggregate(self._steps.node, self._keys, aggregates_of_keywords(unnamed, aggregates))
         for name, _ in node.aggregates:

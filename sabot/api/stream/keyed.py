@@ -52,11 +52,11 @@ class KeyedStream:
         emit_every: Duration | None = None,
         late: str | Sink | None = None,
     ) -> "WindowedStream":
-        """Rows of a key put together by event time (or count).
+        """Groups the rows of each key by windows of event time (or of a count).
 
-        allowed_lateness: how long after its end a window still takes rows; each time it did, its whole result is emitted again.
-        emit_every: early results of windows that are still open, each time event time has gone on by so much.
-        late: a topic or Sink for rows that come after that; they are counted in any case.
+        allowed_lateness: how long after its end a window still takes rows; each time it does, its whole result is emitted again.
+        emit_every: emits early results of open windows each time event time has advanced by this much.
+        late: a topic or Sink for rows that arrive even later; they are counted in any case.
         """
         if not isinstance(window, Window):
             raise UserError(
@@ -72,9 +72,9 @@ class KeyedStream:
         )
 
     def aggregate(self, *unnamed: Aggregate, ttl: Duration | None = None, **aggregates: Aggregate) -> "Stream":
-        """For each row, its key's aggregates so far, the row included. ttl: a key not seen for so long of event time starts anew.
+        """For each row, the aggregates of its key so far, including the row. ttl: a key without rows for so much event time starts anew.
 
-        Of numbers and times: count, sum, min, max, mean, variance, stddev, first, last, any. The others need a window.
+        For numbers and times: count, sum, min, max, mean, variance, stddev, first, last, any. The other aggregates need a window.
         """
         known = aggregates_of_keywords(unnamed, aggregates)
         return self._steps.then(RunningAggregate(self._steps.node, self._keys, known, optional_ms(ttl, "ttl")))
@@ -85,12 +85,12 @@ class KeyedStream:
         *,
         ttl: Duration | None = None,
     ) -> "Stream":
-        """For each row, its key's rows so far reduced to one: `function(so_far, row)`, dicts of the same columns."""
+        """For each row, the rows of its key so far reduced to one: `function(so_far, row)` gets and returns dicts of the same columns."""
         node = Reduce(self._steps.node, self._keys, function_of(function, "reduce"), optional_ms(ttl, "ttl"))
         return self._steps.then(node)
 
     def deduplicate(self, *, within: Duration | None = None) -> "Stream":
-        """The first row of each key; with `within`, a key counts as new again so long (of event time) after its first row."""
+        """The first row of each key; with `within`, a key counts as new again once this much event time has passed since its first row."""
         return self._steps.then(Deduplicate(self._steps.node, self._keys, optional_ms(within, "within")))
 
     def top_n(
@@ -102,11 +102,11 @@ class KeyedStream:
         ties: Ties = "row_number",
         rank: str | None = None,
     ) -> "Stream":
-        """The first `n` rows of each key in the order of `by`, kept up to date: changes.
+        """The first `n` rows of each key in the order of `by`, kept up to date, as changes.
 
-        descending: the greatest come first; for several columns, one of each. Null and NaN come last. ties: "row_number": of equal rows
-        the first to come; "rank": all rows that have fewer than `n` before them; "dense_rank": all rows of the first `n` values. rank:
-        the name of a column that says which place it is (1, 2, …); then each move is an update.
+        descending: the greatest come first; for several columns, give one of each. Null and NaN come last. ties: "row_number": of equal
+        rows, the first to arrive; "rank": all rows that have fewer than `n` before them; "dense_rank": all rows of the first `n` values.
+        rank: the name of a column with the row's rank (1, 2, …); each move in the ranking is then an update.
         """
         number, order = order_of("top_n", n, by, descending)
         ties = one_of("top_n: ties", ties, ("row_number", "rank", "dense_rank"))
@@ -122,24 +122,24 @@ class KeyedStream:
         sides: Mapping[str, Schema] | None = None,
         ttl: Duration | None = None,
     ) -> "ProcessedStream":
-        """One's own function over the rows of a key, with its state and its timers: `function(row, ctx)` -> None, a dict, or several.
+        """Calls the user's function for the rows of a key, with its state and timers: `function(row, ctx)` gives None, a dict, or several.
 
-        schema: of what it gives. function may be an object too (see `sabot.Process`). on_timer: `on_timer(timer, ctx)`. batch: the
-        vectorised form, `function(keys, batch, ctx)` and `on_timer(keys, at, ctx)`: no Python per row. sides: name -> schema of rows
-        that leave by `ctx.side(name, row)`; `.side(name)` is their stream. ttl: a value of the state is forgotten so long (of event
-        time) after it was put. `api/functions` describes what `ctx` can do.
+        schema: of the result. function may also be an object (see `sabot.Process`). on_timer: `on_timer(timer, ctx)`. batch: the
+        vectorised form, `function(keys, batch, ctx)` and `on_timer(keys, at, ctx)`: no Python per row. sides: name -> schema of the rows
+        that leave by `ctx.side(name, row)`; `.side(name)` is their stream. ttl: a value of the state expires after so long (of event
+        time) since it was put. `api/functions` describes what `ctx` can do.
         """
         spec = process_spec(function, schema=schema, batch=batch, on_timer=on_timer, sides=sides, ttl=ttl)
         node = Process(self._steps.node, self._keys, spec)
         return self._steps.then_process(node)
 
     def over(self, *, preceding: int | Duration | None = None, **columns: Aggregate | OverFunction) -> "Stream":
-        """Every row, and beside it columns made of the rows of its key up to it, in the order of event time: SQL's OVER.
+        """Adds columns to each row that are computed from the rows of its key up to it, in the order of event time: SQL's OVER.
 
-        preceding: how many rows before it count (5: six with itself), or of how much event time ("1h": also those of equal time that come
-        after it); None: all. `total=sabot.sum("x")` and the other aggregates of numbers and times; `sabot.lag("x")`, `lead("x")`,
-        `row_number()`, `rank()`, `dense_rank()`. A row comes out when event time has passed it; with lead, when those that follow have
-        come.
+        preceding: how many earlier rows count (5: six with the row itself), or those of how much event time ("1h": this includes rows of
+        equal time that come after it); None: all. `total=sabot.sum("x")` and the other aggregates of numbers and times; `sabot.lag("x")`,
+        `lead("x")`, `row_number()`, `rank()`, `dense_rank()`. A row is emitted once event time has passed it; with lead, once the rows that
+        it looks ahead to have come.
         """
         if not columns:
             raise UserError("over needs a column to add", hint='over(preceding=5, mean=sabot.mean("price"))')
@@ -167,12 +167,12 @@ class KeyedStream:
         max_partial: int = 10_000,
         **measures: Expr,
     ) -> "Stream":
-        """A row for each sequence of rows of a key that follows the pattern (`sabot.pattern`), in the order of event time.
+        """Emits one row for each sequence of rows of a key that matches the pattern (`sabot.pattern`), in the order of event time.
 
-        The keys, match_start and match_end (the times of its first and last row, both included), then the measures:
-        `n=sabot.step("a").count()`, `amount=sabot.step("b").last("amount")`. skip: where the next match may begin: "past_last" behind the
-        last row of this one; "to_next" at the row behind its first; "none": all matches. Rows that come too late are dropped.
-        max_partial: of a key, how many matches may be begun and not complete; more stop the job.
+        Its columns are the keys, match_start and match_end (the times of the first and last row, both included), then the measures:
+        `n=sabot.step("a").count()`, `amount=sabot.step("b").last("amount")`. skip: where the next match may begin: "past_last": behind the
+        last row of this one; "to_next": at the row behind its first; "none": anywhere, so all matches are found. Late rows are dropped.
+        max_partial: how many incomplete matches a key may have; more stop the job.
         """
         known = check_measures(pattern, skip, measures)
         if not is_whole(max_partial, 1):
@@ -183,7 +183,7 @@ class KeyedStream:
         return self._steps.then(Match(self._steps.node, self._keys, pattern, skip, known, max_partial))
 
     def connect(self, other: "KeyedStream | Stream") -> "ConnectedStreams":
-        """This stream and another, processed together: one by the same keys, or a broadcast one: `connect(rules.broadcast())`."""
+        """Connects two streams for one process step: another by the same keys, or a broadcast one: `connect(rules.broadcast())`."""
         by_key = isinstance(other, KeyedStream)
         right = other._steps if isinstance(other, KeyedStream) else self._steps.of(other)
         if right is not None and right.owner is not self._steps.owner:

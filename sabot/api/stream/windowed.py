@@ -41,7 +41,7 @@ class WindowedStream:
         self._late = late
 
     def aggregate(self, *unnamed: Aggregate, **aggregates: Aggregate) -> "Stream":
-        """One row for each key and window: the keys, window_start, window_end (end exclusive), then these."""
+        """One row for each key and window: the keys, window_start, window_end (the end is exclusive), then these aggregates."""
         node = AggregateWindow(
             self._steps.node,
             self._keys,
@@ -67,7 +67,7 @@ class WindowedStream:
     ) -> "Stream":
         """The first `n` rows of each key and window in the order of `by`, when the window closes: the row, window_start, window_end.
 
-        The words as in KeyedStream.top_n. Tumbling, hopping and cumulative windows.
+        The arguments are as in KeyedStream.top_n. For tumbling, hopping and cumulative windows.
         """
         window = self._window
         if not isinstance(window, TumblingWindow | HoppingWindow | CumulativeWindow) or self._emit_every_ms is not None:
