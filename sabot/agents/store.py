@@ -38,6 +38,7 @@ from sabot.threads import aside
 
 __all__ = ["InMemoryActionStore", "InMemoryJobStore", "JobsOfJournal", "JournalStore", "as_json", "cancel_letter"]
 
+_MOST_MS = 1e18  # of a time-out, 31 million years: a database holds no number above 2^63
 _CLOSED = {"resolved": ActionStatus.RESOLVED, "expired": ActionStatus.EXPIRED}
 
 
@@ -140,12 +141,23 @@ class JobsOfJournal:
         action.status = _CLOSED.get(entry.outcome, ActionStatus.CANCELLED)
         action.resolved_at, action.by = at, entry.by
         if action.status is ActionStatus.RESOLVED:
-            action.resolution = self._decoded(entry.body, dict[str, Any], action.action_id)
+            action.resolution = self._resolution(entry.body)
         waiting = self._open.get(entry.job, set())
         waiting.discard(action.action_id)
         job = self.jobs.get(entry.job)
         if job is not None and job.status is JobStatus.WAITING_ACTION and not waiting:
             self.jobs[entry.job] = replace(job, status=JobStatus.RUNNING, updated_at=at)
+
+    def _resolution(self, body: Any) -> dict[str, Any]:
+        """What was answered. Who has a token may put any bytes into the inbox, and they must not make the journal unreadable: what is no
+        JSON object is the text of an answer.
+        """
+        answered = self._reader.load(body)
+        try:
+            resolution: dict[str, Any] = msgspec.json.decode(answered or b"{}", type=dict[str, Any])
+        except UNREADABLE:
+            return {"answer": answered.decode(errors="replace")}
+        return resolution
 
     def _end(self, entry: End, at: float) -> None:
         for action_id in self._open.pop(entry.job, ()):
@@ -275,7 +287,7 @@ class JournalStore(JobStore, ActionStore):
                 check_move(spec.job_id, job.status, JobStatus.WAITING_ACTION)
             now_ms, ordinal = self._now_ms(), self._known.next_ordinal(spec.job_id)
             seconds = spec.timeout_seconds
-            due_ms = 0 if seconds is None else now_ms + round(float(seconds) * 1000)  # type: ignore[arg-type]
+            due_ms = 0 if seconds is None else now_ms + round(min(float(seconds) * 1000, _MOST_MS))  # type: ignore[arg-type]
             asked = digest(self.journal.key, "ask", spec.type, spec.payload)
             token = secrets.token_hex(20)  # a word of a command line: it never begins with "-"
             await self._append(

@@ -22,10 +22,20 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sabot.clock import Clock
-from sabot.errors import LetterRefused, OtherJournal
-from sabot.journal.entries import Body, Entry, Letter
+from sabot.errors import CorruptJournal, LetterRefused, OtherJournal
+from sabot.journal.entries import Answer, Body, Cancel, Entry, Letter, Signal
 
-__all__ = ["Inbox", "JobMark", "Journal", "JournalReader", "Position", "Question", "check_letter", "check_place"]
+__all__ = [
+    "Inbox",
+    "JobMark",
+    "Journal",
+    "JournalReader",
+    "Position",
+    "Question",
+    "check_letter",
+    "check_place",
+    "entry_of_letter",
+]
 
 
 class Position(NamedTuple):
@@ -113,7 +123,7 @@ class Inbox(ABC):
 
         Raises LetterRefused with the reason: the token is unknown, its question is closed, its deadline has passed, or another letter
         came first. Two that come at once are ordered by the journal: one is accepted. After a crash in the middle it is there or not;
-        posting it again then says that another letter came first.
+        posting it again then says that another letter came first. Raises UserError for a letter that could not be read again.
         """
 
     @abstractmethod
@@ -178,9 +188,11 @@ class Journal(JournalReader, Inbox):
         """
 
 
-def check_letter(letter: Letter, question: Question | None, mark: JobMark | None, earlier: bool, now_ms: int) -> None:
-    """The rule of every inbox, asked in the step that would take the letter. mark: of the job that a signal or cancel names. earlier:
-    a letter of the same `once` is there. Raises LetterRefused.
+def check_letter(letter: Letter, question: Question | None, mark: JobMark | None, earlier: bool, now_ms: int) -> str:
+    """The rule of every inbox, asked in the step that would take the letter. Returns the job that it is for.
+
+    question: of the letter's token. mark: of the job that a signal or cancel names. earlier: a letter of the same `once` is there. Raises
+    LetterRefused.
     """
     if letter.kind in ("signal", "cancel"):
         if mark is None:
@@ -191,7 +203,7 @@ def check_letter(letter: Letter, question: Question | None, mark: JobMark | None
             raise LetterRefused("a signal needs a token of its sender", reason="unknown")
         if earlier:
             raise LetterRefused(f"job {letter.job}: this {letter.kind} was already sent", reason="second")
-        return
+        return letter.job
     if question is None:
         raise LetterRefused("no question has this token", reason="unknown")
     if question.closed and not earlier:
@@ -201,6 +213,19 @@ def check_letter(letter: Letter, question: Question | None, mark: JobMark | None
     if letter.kind == "answer" and 0 < question.due_ms < now_ms:
         late = (now_ms - question.due_ms) / 1000
         raise LetterRefused(f"the question of job {question.job} has expired {late:,.0f} s ago", reason="expired")
+    return question.job
+
+
+def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> Entry:
+    """The entry that a letter becomes when the owner takes it. question: of its token, for answers and withdrawals."""
+    if letter.kind == "signal":
+        return Signal(letter.job, at_ms, letter.name, letter.token, letter.body, letter.by)
+    if letter.kind == "cancel":
+        return Cancel(letter.job, at_ms, letter.name, letter.by)
+    if question is None:
+        raise CorruptJournal("a letter answers a question that the journal does not have")
+    outcome = "resolved" if letter.kind == "answer" else letter.name
+    return Answer(question.job, at_ms, question.ordinal, letter.token, outcome, letter.body, letter.by)
 
 
 def check_place(journal: JournalReader, identity: str, positions: Mapping[int, int]) -> None:

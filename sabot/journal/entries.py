@@ -234,8 +234,17 @@ def _check_version(first: Iterable[int], where: object) -> None:
 
 
 def encode_letter(letter: Letter) -> bytes:
-    """Version and letter as bytes."""
-    return _FIRST + _encoder.encode(letter)
+    """Version and letter as bytes. Raises UserError for a letter that could not be read again (a body that is text, and not bytes): in an
+    inbox it would be in the way of all others.
+    """
+    try:
+        data = _encoder.encode(letter)
+        _letters.decode(data)
+    except (*UNREADABLE, TypeError, OverflowError) as error:
+        raise UserError(
+            f"a letter cannot be written down: {error}", hint="its body is bytes, the rest is text"
+        ) from error
+    return _FIRST + data
 
 
 def decode_letter(data: bytes, where: object) -> Letter:

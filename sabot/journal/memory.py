@@ -13,38 +13,25 @@ from typing import Any
 
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.errors import CorruptJournal, JobLocked, LetterRefused, UserError
-from sabot.journal.base import Inbox, JobMark, Journal, JournalReader, Position, Question, check_letter
+from sabot.journal.base import Inbox, JobMark, Journal, JournalReader, Position, Question, check_letter, entry_of_letter
 from sabot.journal.entries import (
     Answer,
     Begin,
     Body,
-    Cancel,
     End,
     Entry,
     Intent,
     Letter,
-    Signal,
     StoredBody,
     body_of,
     decode_entry,
     encode_entry,
+    encode_letter,
     hash_of,
     with_stored_body,
 )
 
-__all__ = ["MemoryHome", "MemoryInbox", "MemoryJournal", "MemoryReader", "entry_of_letter"]
-
-
-def entry_of_letter(letter: Letter, question: Question | None, at_ms: int) -> Entry:
-    """The entry that a letter becomes when the owner takes it. question: of its token, for answers and withdrawals."""
-    if letter.kind == "signal":
-        return Signal(letter.job, at_ms, letter.name, letter.token, letter.body, letter.by)
-    if letter.kind == "cancel":
-        return Cancel(letter.job, at_ms, letter.name, letter.by)
-    if question is None:
-        raise CorruptJournal("a letter answers a question that the journal does not have")
-    outcome = "resolved" if letter.kind == "answer" else letter.name
-    return Answer(question.job, at_ms, question.ordinal, letter.token, outcome, letter.body, letter.by)
+__all__ = ["MemoryHome", "MemoryInbox", "MemoryJournal", "MemoryReader"]
 
 
 class MemoryHome:
@@ -122,8 +109,9 @@ class MemoryInbox(Inbox):
         with home.lock:
             now_ms = round(home.clock.time() * 1000)
             question, mark = home.questions.get(letter.token), home.marks.get(letter.job)
-            check_letter(letter, question, mark, letter.once in home.letters, now_ms)
-            home.letters[letter.once] = (question.job if question is not None else letter.job, letter)
+            job = check_letter(letter, question, mark, letter.once in home.letters, now_ms)
+            encode_letter(letter)  # as in the other homes, only what can be read again is taken
+            home.letters[letter.once] = (job, letter)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -28,7 +28,7 @@ from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.disk import lock, own_folder, private, sync
 from sabot.errors import CorruptJournal, JobLocked, JournalFailed, JournalFull, LetterRefused, SabotError, UserError
 from sabot.faults import fault_of, hint_of
-from sabot.journal.base import Inbox, JobMark, Journal, JournalReader, Position, Question, check_letter
+from sabot.journal.base import Inbox, JobMark, Journal, JournalReader, Position, Question, check_letter, entry_of_letter
 from sabot.journal.entries import (
     Answer,
     Begin,
@@ -46,7 +46,6 @@ from sabot.journal.entries import (
     hash_of,
     with_stored_body,
 )
-from sabot.journal.memory import entry_of_letter
 from sabot.journal.writing import CAPACITY_BYTES, Appended, GroupWriter
 from sabot.steps import step
 
@@ -272,14 +271,13 @@ class SqliteInbox(Inbox):
             question = _question(run(f"{_QUESTION} WHERE token = ?", (letter.token,)).fetchall())
             mark = _mark(run(f"{_MARK} WHERE job = ?", (letter.job,)).fetchall())
             earlier = bool(run("SELECT 1 FROM inbox WHERE once = ?", (letter.once,)).fetchall())
-            check_letter(letter, question, mark, earlier, now_ms)
-            run(
-                "INSERT INTO inbox (once, job, letter) VALUES (?, ?, ?)",
-                (letter.once, question.job if question is not None else letter.job, encode_letter(letter)),
-            )
+            job = check_letter(letter, question, mark, earlier, now_ms)
+            run("INSERT INTO inbox (once, job, letter) VALUES (?, ?, ?)", (letter.once, job, encode_letter(letter)))
 
-    def trim(self, jobs: Sequence[str]) -> int:
-        """Removes these jobs' entries, questions and letters, in one transaction; returns how many entries."""
+    def trim(self, jobs: Sequence[str], before: int) -> int:
+        """Removes the entries, questions and letters of those of these jobs that had ended before this place, in one transaction. Returns
+        how many entries. It asks again whether they had: a job may have begun again since it was chosen.
+        """
         removed = 0
         told = step("journal", f"{self._path}: trim")
         with _explained(self._where), self._lock, told, _transaction(self._connection):

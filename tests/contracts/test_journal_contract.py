@@ -476,3 +476,26 @@ def test_a_journal_is_a_list_of_entries_from_which_ended_jobs_are_trimmed(
         journal.close()
 
     check()
+
+
+def test_a_signal_goes_with_the_job_that_it_names_whatever_its_token_is(home: Home, journal: Journal) -> None:
+    """The token of a signal is its sender's own, and may be that of a question of another job."""
+    written(journal, *asked("a", "t"), Begin("b", 1))
+    inbox = home.inbox()
+    inbox.post(Letter("signal", "t", "b", "s"))
+    last = written(journal, End("a", 2, "succeeded"))
+    assert journal.trim({0: last.offset + 1}) == 3
+    assert [entry.job for _, entry in journal.take()] == ["b"]
+    inbox.close()
+
+
+def test_a_letter_that_could_not_be_read_again_is_refused(home: Home, journal: Journal) -> None:
+    """In the inbox it would be in the way of all other letters, at each start."""
+    written(journal, *asked())
+    inbox = home.inbox()
+    with pytest.raises(UserError, match="a letter cannot be written down"):
+        inbox.post(Letter("answer", "t", body="yes"))  # type: ignore[arg-type]
+    assert journal.take() == []
+    inbox.post(Letter("answer", "t", body=b"yes"))
+    assert len(journal.take()) == 1
+    inbox.close()

@@ -135,6 +135,38 @@ async def test_tokens_of_actions_are_unique_and_long() -> None:
     assert min(map(len, tokens)) >= 32
 
 
+@pytest.mark.parametrize(
+    ("answered", "resolution"),
+    [(b"yes", {"answer": "yes"}), (b"[1]", {"answer": "[1]"}), (b"\xff", {"answer": "\ufffd"}), (b"", {}), (b"{}", {})],
+)
+async def test_an_answer_that_is_no_json_object_does_not_harm_the_journal(
+    tmp_path: Path, answered: bytes, resolution: dict[str, str]
+) -> None:
+    """Who has a token may put any bytes into the inbox. They are taken, and the journal can be read, now and at the next start."""
+    journal = SqliteJournal(tmp_path / "journal")
+    actions = ActionManager(JournalStore(journal))
+    action = await actions.require_action(SPEC)
+    inbox = SqliteInbox(tmp_path)
+    inbox.post(Letter("answer", action.resume_token, body=answered))
+    inbox.close()
+    assert (await actions.get(action.action_id)).resolution == resolution
+    journal.close()
+    journal = SqliteJournal(tmp_path / "journal")
+    assert (await ActionManager(JournalStore(journal)).get(action.action_id)).resolution == resolution
+    journal.close()
+
+
+@pytest.mark.parametrize("seconds", [1e16, 1e308])
+async def test_a_time_out_beyond_all_clocks_does_not_harm_the_journal(tmp_path: Path, seconds: float) -> None:
+    """A number that the database cannot hold would fail its commit, and with it the journal."""
+    journal = SqliteJournal(tmp_path / "journal")
+    actions = ActionManager(JournalStore(journal))
+    action = await actions.require_action(ActionSpec(job_id="j", timeout_seconds=seconds))
+    await actions.resolve(action.resume_token, {})
+    assert action.status is ActionStatus.RESOLVED
+    journal.close()
+
+
 # -- deadlines --------------------------------------------------------------------------------------------------------
 
 
