@@ -34,7 +34,7 @@ from sabot.journal.base import Journal, JournalReader, Position
 from sabot.journal.effects import digest
 from sabot.journal.entries import Answer, Attempt, Begin, Cancel, End, Entry, Intent, Letter
 from sabot.journal.memory import MemoryJournal
-from sabot.threads import aside
+from sabot.threads import aside, to_the_end
 
 __all__ = ["InMemoryActionStore", "InMemoryJobStore", "JobsOfJournal", "JournalStore", "as_json", "cancel_letter"]
 
@@ -361,11 +361,15 @@ class JournalStore(JobStore, ActionStore):
     async def _look(self) -> None:
         """Takes what came from outside."""
         async with self._lock:
-            for position, entry in await aside(self.journal.take):
-                self._positions[entry.job] = position
-                self._known.apply(entry)
+            await to_the_end(self._take())
             for job_id, reason in list(self._known.cancelled.items()):
                 await self._append(End(job_id, self._now_ms(), JobStatus.CANCELLED, reason))
+
+    async def _take(self) -> None:
+        """Under the lock. It must not be cancelled half way: the thread would go on, and nobody apply the entries that it appends."""
+        for position, entry in await aside(self.journal.take):
+            self._positions[entry.job] = position
+            self._known.apply(entry)
 
     async def _settled(self, job_id: str) -> None:
         """What is known of the job is durable: nothing of it is told before."""

@@ -1,6 +1,7 @@
 """Actions over a journal: tokens, deadlines, who is first, and that a handle sees its answer (rows 1.12 to 1.14)."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from sabot.agents import (
 from sabot.agents.actions import ACTION_TYPES
 from sabot.clock import ManualClock
 from sabot.errors import UserError
-from sabot.journal import Letter
+from sabot.journal import Entry, Letter, Position
 
 SPEC = ActionSpec(job_id="job-123", type="confirm", payload={"message": "Proceed?"}, timeout_seconds=300)
 
@@ -62,6 +63,33 @@ async def test_an_answer_from_another_process_is_found() -> None:
     await asyncio.sleep(0)
     store.journal.post(Letter("answer", action.resume_token, body=b'{"approved": false}'))
     assert (await waiting).resolution == {"approved": False}
+
+
+async def test_an_answer_that_was_being_taken_when_its_caller_was_cancelled_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A wait with a time-out can end while a thread takes the letters: what that thread appended has to be applied all the same, or the
+    action stays pending in this process for ever.
+    """
+    store = InMemoryActionStore()
+    actions = ActionManager(store)
+    action = await actions.require_action(SPEC)
+    store.journal.post(Letter("answer", action.resume_token, body=b'{"n": 1}'))
+    taking, go, take = threading.Event(), threading.Event(), store.journal.take
+
+    def held() -> list[tuple[Position, Entry]]:
+        taking.set()
+        assert go.wait(30)
+        return take()
+
+    monkeypatch.setattr(store.journal, "take", held)
+    looking = asyncio.ensure_future(actions.get(action.action_id))
+    assert await asyncio.to_thread(taking.wait, 30)
+    looking.cancel()
+    asyncio.get_running_loop().call_soon(go.set)
+    with pytest.raises(asyncio.CancelledError):
+        await looking
+    assert action.resolution == {"n": 1}
 
 
 async def test_a_wait_that_is_too_long_leaves_the_action_pending() -> None:
