@@ -93,6 +93,11 @@ _END = (
 _LEAVE = "UPDATE questions SET closed = ? WHERE job = ? AND closed = ''"
 _ASK = "INSERT OR REPLACE INTO questions (token, job, ordinal, due_ms) VALUES (?, ?, ?, ?)"
 _CLOSE = "UPDATE questions SET closed = ? WHERE token = ?"
+_HAS_ENTRIES = "EXISTS (SELECT 1 FROM entries WHERE entries.job = jobs.job)"
+_ENDED = (  # before a place, ?1
+    "SELECT job FROM jobs WHERE ended < ?1 "
+    "AND NOT EXISTS (SELECT 1 FROM entries WHERE entries.job = jobs.job AND place >= ?1)"
+)
 _OF_JOB = "place IN (SELECT place FROM entries WHERE job = ?)"
 _UNUSED = "DELETE FROM bodies WHERE hash = ?1 AND NOT EXISTS (SELECT 1 FROM uses WHERE hash = ?1)"
 _KEEP_PLACE = (  # where the next entry stands must not begin again when the last one goes
@@ -284,6 +289,8 @@ class SqliteInbox(Inbox):
             run = self._connection.execute
             run(_KEEP_PLACE)
             for job in jobs:
+                if not run(f"{_ENDED} AND job = ?2", (before, job)).fetchall():
+                    continue
                 bodies = run(f"SELECT DISTINCT hash FROM uses WHERE {_OF_JOB}", (job,)).fetchall()
                 run(f"DELETE FROM uses WHERE {_OF_JOB}", (job,))
                 self._connection.executemany(_UNUSED, bodies)
@@ -296,9 +303,7 @@ class SqliteInbox(Inbox):
         """The marks of jobs that had ended then, and have no entries any more, go too."""
         with _explained(self._where), self._lock, _transaction(self._connection):
             self._connection.execute(
-                "DELETE FROM jobs WHERE ended IS NOT NULL AND ended_ms < ? AND NOT EXISTS "
-                "(SELECT 1 FROM entries WHERE entries.job = jobs.job)",
-                (before_ms,),
+                f"DELETE FROM jobs WHERE ended IS NOT NULL AND ended_ms < ? AND NOT {_HAS_ENTRIES}", (before_ms,)
             )
 
     def close(self) -> None:
@@ -446,14 +451,10 @@ class SqliteJournal(SqliteReader, Journal):
         return taken
 
     def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
-        removed = 0
+        removed, place = 0, before.get(0, 0)
         while True:
-            jobs = self._all(
-                "SELECT job FROM jobs WHERE ended < ?1 AND EXISTS (SELECT 1 FROM entries WHERE entries.job = jobs.job) "
-                f"AND NOT EXISTS (SELECT 1 FROM entries WHERE entries.job = jobs.job AND place >= ?1) LIMIT {_CHUNK}",
-                (before.get(0, 0),),
-            )
-            removed += self._inbox.trim([job for (job,) in jobs]) if jobs else 0
+            jobs = self._all(f"{_ENDED} AND {_HAS_ENTRIES} LIMIT {_CHUNK}", (place,))
+            removed += self._inbox.trim([job for (job,) in jobs], place) if jobs else 0
             if len(jobs) < _CHUNK:
                 break
         if forget_before_ms:

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from sabot.journal.entries import encode_entry
 from sabot.journal.sqlite import DATABASE
 from sabot.journal.sqlite import _sum as checksum
 from sabot.journal.writing import Appended, GroupWriter
+from sabot.steps import watch
 
 
 @pytest.fixture
@@ -480,6 +481,33 @@ def test_a_letter_whose_entry_was_not_durable_is_taken_again_by_the_next_owner(
     assert len(after.take()) == 1
     assert after.take() == []
     after.close()
+
+
+class DuringTrim:
+    """Does something between the choice of the jobs that are trimmed and their removal."""
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        self._do = do
+
+    def before(self, name: str, what: str) -> None:
+        if what.endswith("trim"):
+            self._do()
+
+    def after(self, name: str, what: str) -> None: ...
+
+    def torn(self, name: str, what: str, size: int) -> int:
+        return size
+
+
+def test_a_job_that_begins_again_while_it_is_trimmed_keeps_its_history(journal: SqliteJournal) -> None:
+    journal.append(Begin("a", 1))
+    assert journal.wait_durable(journal.append(End("a", 2, "continued")), 30)
+    watch(DuringTrim(lambda: journal.wait_durable(journal.append(Begin("a", 3)), 30)))
+    try:
+        assert journal.trim({0: 2}) == 0
+    finally:
+        watch(None)
+    assert [type(entry) for _, entry in journal.read("a")] == [Begin, End, Begin]
 
 
 # -- searched for -----------------------------------------------------------------------------------------------------
