@@ -87,7 +87,7 @@ class GroupWriter:
         size = (len(body) if long else len(data)) + _OVERHEAD  # type: ignore[arg-type]
         with self._changed:
             self._check()
-            if self._queue and self._waiting_bytes + size > self._capacity:
+            if self._waiting_bytes >= self._capacity:  # so an entry of any length is taken where `room` has returned
                 raise JournalFull(
                     f"{self._where}: {len(self._queue):,} entries with {self._waiting_bytes:,} bytes wait for its disk"
                 )

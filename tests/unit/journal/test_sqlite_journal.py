@@ -232,6 +232,19 @@ async def test_a_full_queue_refuses_an_append_and_room_waits_for_the_disk() -> N
     writer.close()
 
 
+async def test_who_was_told_of_room_may_append_an_entry_of_any_length() -> None:
+    disk = Disk()
+    writer = GroupWriter("here", 0, 0, disk.commit, capacity_bytes=1000)
+    writer.append(Begin("a", 0))
+    await writer.room()
+    last = writer.append(Begin("b", 0, body=b"x" * 1000))
+    with pytest.raises(JournalFull):
+        writer.append(Begin("c", 0))
+    disk.go.release(2)
+    await writer.durable(last.offset)
+    writer.close()
+
+
 async def test_an_entry_longer_than_the_queue_passes_alone() -> None:
     disk = Disk()
     disk.go.release()
