@@ -126,7 +126,8 @@ def _explained(where: object) -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in _DAMAGE or (isinstance(error, sqlite3.OperationalError) and "no such table" in str(error)):
             raise CorruptJournal(
-                f"{where} is damaged, or no journal: {error}", hint="go back to a copy of it; keep what is there"
+                f"{where} is damaged, or no journal: {error}",
+                hint="go back to a copy of its whole folder; keep what is there",
             ) from error
         raise UserError(f"{where}: {error}", hint=hint_of(error)) from error
     except OSError as error:
@@ -208,7 +209,7 @@ class SqliteReader(JournalReader):
                 (first, *values),
             )
             for place, named, checksum, data in rows:
-                if _sum(place, named, data) != checksum:
+                if not isinstance(data, bytes) or _sum(place, named, data) != checksum:
                     raise CorruptJournal(f"{self.where}: entry {place} is damaged", hint="go back to a copy of it")
                 yield Position(0, place), decode_entry(data, self.where)
             if len(rows) < _CHUNK:
@@ -329,6 +330,12 @@ def _made(folder: Path) -> Path:
     database = folder / DATABASE
     if database.exists():
         return database
+    log = folder / f"{DATABASE}-wal"
+    if log.exists() and log.stat().st_size:  # SQLite would write its pages into whatever database has this name
+        raise CorruptJournal(
+            f"{database} is gone, and its log {log.name} is there",
+            hint="bring back a copy of the whole folder; or move the log away, and the journal begins anew: effects may be made again",
+        )
     unfinished = folder / f"{DATABASE}.new"
     for left in folder.glob(f"{DATABASE}.new*"):
         left.unlink()

@@ -83,6 +83,17 @@ def test_a_journal_that_was_half_made_is_made_anew(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["LOCK", DATABASE]
 
 
+def test_a_log_whose_database_is_gone_is_refused(tmp_path: Path, journal: SqliteJournal) -> None:
+    """Made anew beside it, the database would be given the pages of the old log."""
+    fill(journal, 3)
+    crashed = as_a_crash_leaves_it(journal, tmp_path / "crashed")
+    (crashed / DATABASE).unlink()
+    with pytest.raises(CorruptJournal, match=r"journal\.db is gone, and its log journal\.db-wal is there"):
+        SqliteJournal(crashed)
+    (crashed / f"{DATABASE}-wal").unlink()
+    assert jobs_of(crashed) == []
+
+
 def test_what_is_no_journal_of_ours_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     folder.mkdir(mode=0o700)
@@ -162,6 +173,16 @@ def test_an_entry_of_a_later_version_is_told_by_its_number(tmp_path: Path, journ
         database.execute("INSERT INTO entries VALUES (1, 'job-1', ?, ?)", (checksum(1, "job-1", data), data))
     database.close()
     with pytest.raises(UserError, match=r"journal\.db: an entry has version 9, and this Sabot knows 1"):
+        list(journal.read())
+
+
+def test_an_entry_whose_bytes_have_become_text_is_damaged(tmp_path: Path, journal: SqliteJournal) -> None:
+    """A changed byte of a page may change the type of a value."""
+    fill(journal, 1)
+    with sqlite3.connect(tmp_path / "journal" / DATABASE) as database:
+        database.execute("UPDATE entries SET entry = 'text'")
+    database.close()
+    with pytest.raises(CorruptJournal, match="entry 0 is damaged"):
         list(journal.read())
 
 
