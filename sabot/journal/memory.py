@@ -50,9 +50,9 @@ class MemoryHome:
         self.uses: dict[int, bytes] = {}
         self.marks: dict[str, JobMark] = {}
         self.questions: dict[str, Question] = {}
-        self.letters: dict[
-            str, tuple[str, Letter | None]
-        ] = {}  # by `Letter.once`: the job, and the letter until it is taken
+        self.tokens: dict[str, list[str]] = {}  # of the questions of a job
+        # By `Letter.once`: the job, and the letter until it is taken.
+        self.letters: dict[str, tuple[str, Letter | None]] = {}
 
 
 class MemoryReader(JournalReader):
@@ -157,11 +157,13 @@ class MemoryJournal(MemoryReader, Journal):
         elif isinstance(entry, End):
             mark = home.marks.get(entry.job) or JobMark(entry.job, Position(0, offset), b"")
             home.marks[entry.job] = replace(mark, outcome=entry.outcome, result=entry.result, ended_ms=entry.at_ms)
-            for token, question in home.questions.items():
-                if question.job == entry.job and not question.closed:
+            for token in home.tokens.get(entry.job, ()):
+                question = home.questions.get(token)
+                if question is not None and question.job == entry.job and not question.closed:
                     home.questions[token] = replace(question, closed=f"the job has ended: {entry.outcome}")
         elif isinstance(entry, Intent) and entry.token:
             home.questions[entry.token] = Question(entry.job, entry.ordinal, entry.due_ms)
+            home.tokens.setdefault(entry.job, []).append(entry.token)
         elif isinstance(entry, Answer) and entry.token in home.questions:
             home.questions[entry.token] = replace(home.questions[entry.token], closed=entry.outcome)
 
@@ -198,6 +200,7 @@ class MemoryJournal(MemoryReader, Journal):
 
     def trim(self, before: Mapping[int, int], forget_before_ms: int = 0) -> int:
         home, removed = self.home, 0
+        trimmed: set[str] = set()
         with home.lock:
             for job, mark in list(home.marks.items()):
                 offsets = home.of_job.get(job, [])
@@ -208,10 +211,12 @@ class MemoryJournal(MemoryReader, Journal):
                     home.uses.pop(offset, None)
                 removed += len(offsets)
                 home.of_job.pop(job, None)
-                home.questions = {token: each for token, each in home.questions.items() if each.job != job}
-                home.letters = {once: each for once, each in home.letters.items() if each[0] != job}
+                trimmed.add(job)
+                for token in home.tokens.pop(job, ()):
+                    home.questions.pop(token, None)
                 if mark.ended_ms < forget_before_ms:
                     del home.marks[job]
+            home.letters = {once: each for once, each in home.letters.items() if each[0] not in trimmed}
             named = set(home.uses.values())
             home.bodies = {name: body for name, body in home.bodies.items() if name in named}
         return removed
