@@ -159,6 +159,11 @@ class JobRecord:
         """It is over, in one way or another."""
         return self.status in ENDS
 
+    def ran_until(self, now: float) -> float:
+        """How many seconds it has run. Time in which the clock was set back does not count, so the figure never falls."""
+        running = max(0.0, now - self.updated_at) if self.status is JobStatus.RUNNING else 0.0
+        return self.ran_seconds + running
+
     def overdue(self, now: float) -> str:
         """Which limit of time it has passed; "": none."""
         if self.ended:
@@ -166,8 +171,7 @@ class JobRecord:
         if self.deadline is not None and now > self.deadline:
             return "its deadline has passed"
         most = self.budgets.max_runtime_seconds
-        running = now - self.updated_at if self.status is JobStatus.RUNNING else 0.0
-        if most is not None and self.ran_seconds + running > most:
+        if most is not None and self.ran_until(now) > most:
             return f"it has run longer than {most:g} s"
         return ""
 

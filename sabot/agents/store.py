@@ -131,8 +131,8 @@ class JobsOfJournal:
         self._open.setdefault(entry.job, set()).add(action_id)
         job = self.jobs.get(entry.job)
         if job is not None and job.status is JobStatus.RUNNING:
-            ran = job.ran_seconds + at - job.updated_at
-            self.jobs[entry.job] = replace(job, status=JobStatus.WAITING_ACTION, ran_seconds=ran, updated_at=at)
+            waiting = JobStatus.WAITING_ACTION
+            self.jobs[entry.job] = replace(job, status=waiting, ran_seconds=job.ran_until(at), updated_at=at)
 
     def _answer(self, entry: Answer, at: float) -> None:
         action = self.of_token(entry.token)
@@ -168,13 +168,12 @@ class JobsOfJournal:
         if job is None:
             return
         status = _end_of(entry.outcome)
-        ran = job.ran_seconds + (at - job.updated_at if job.status is JobStatus.RUNNING else 0.0)
         self.jobs[entry.job] = replace(
             job,
             status=status,
             updated_at=at,
             completed_at=at,
-            ran_seconds=ran,
+            ran_seconds=job.ran_until(at),
             result_ref=entry.result if status is JobStatus.SUCCEEDED else "",
             error="" if status is JobStatus.SUCCEEDED else entry.result,
         )

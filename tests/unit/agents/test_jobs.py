@@ -368,3 +368,17 @@ async def test_jobs_and_actions_survive_kill_9_and_are_answered_while_nobody_is_
     again = await jobs.create(JobSpec(scope_id="s", idempotency_key="done", metadata={"key": "done"}))
     assert (again.job_id, again.result_ref) == (found["done"].job_id, "result")
     journal.close()
+
+
+async def test_a_clock_that_is_set_back_takes_no_running_time_away() -> None:
+    clock = ManualClock(1e9)
+    store = InMemoryJobStore(clock=clock)
+    jobs, actions = JobManager(store), ActionManager(store)
+    job = await jobs.create(JobSpec(scope_id="s", budgets=BudgetSpec(max_runtime_seconds=300.0)))
+    await jobs.start(job.job_id)
+    clock._now -= 86_400
+    action = await actions.require_action(ActionSpec(job_id=job.job_id))
+    await actions.resolve(action.resume_token, {})
+    assert (await jobs.get(job.job_id)).ran_seconds == 0.0
+    clock.advance(301)
+    assert (await jobs.get(job.job_id)).status is JobStatus.TIMED_OUT
