@@ -237,15 +237,18 @@ class JournalStore(JobStore, ActionStore):
                     result_ref=mark.result if mark.outcome == JobStatus.SUCCEEDED else "",
                     error="" if mark.outcome == JobStatus.SUCCEEDED else mark.result,
                 )
+            new = known is None
             if known is None:
                 await self._append(Begin(job_id, self._now_ms(), body=body, digest=content))
+                known = self._known.jobs[job_id]
         await self._settled(job_id)
-        return (known, False) if known is not None else (self._known.jobs[job_id], True)
+        return known, new
 
     async def get(self, job_id: str) -> JobRecord | None:
         await self._look()
+        job = self._known.jobs.get(job_id)  # read before the wait: what others append meanwhile is not durable
         await self._settled(job_id)
-        return self._known.jobs.get(job_id)
+        return job
 
     async def move(self, job_id: str, status: JobStatus, *, result_ref: str = "", error: str = "") -> JobRecord:
         await self._look()
@@ -270,12 +273,13 @@ class JournalStore(JobStore, ActionStore):
 
     async def find(self, *, scope_id: str | None = None, statuses: Sequence[JobStatus] = ()) -> list[JobRecord]:
         await self._look()
-        await self.journal.flush()
-        return [
+        found = [
             job
             for job in self._known.jobs.values()
             if scope_id in (None, job.scope_id) and (not statuses or job.status in statuses)
         ]
+        await self.journal.flush()
+        return found
 
     async def require(self, spec: ActionSpec) -> ActionRecord:
         payload = as_json(spec.payload, "payload")
@@ -331,12 +335,13 @@ class JournalStore(JobStore, ActionStore):
 
     async def actions(self, *, job_id: str | None = None, statuses: Sequence[ActionStatus] = ()) -> list[ActionRecord]:
         await self._look()
-        await self.journal.flush()
-        return [
+        found = [
             action
             for action in self._known.actions.values()
             if job_id in (None, action.job_id) and (not statuses or action.status in statuses)
         ]
+        await self.journal.flush()
+        return found
 
     async def trim(self, keep_seconds: float) -> int:
         """Removes the history of jobs that have ended, and forgets those that ended more than so many seconds ago: only then their

@@ -31,7 +31,7 @@ from sabot.agents.jobs import ENDS, TRANSITIONS, check_move
 from sabot.agents.store import cancel_letter
 from sabot.clock import ManualClock
 from sabot.errors import UserError
-from sabot.journal import Letter, MemoryHome, MemoryJournal
+from sabot.journal import Letter, MemoryHome, MemoryJournal, Position
 
 SPEC = JobSpec(scope_id="tenant-123", principal_id="user-456", idempotency_key="unique-key")
 
@@ -49,6 +49,29 @@ async def test_the_example_of_the_specification() -> None:
     assert job.status is JobStatus.RUNNING
     job = await jobs.complete(job.job_id, result_ref="result-123")
     assert (job.status, job.result_ref) == (JobStatus.SUCCEEDED, "result-123")
+
+
+async def test_what_is_told_of_a_job_is_not_newer_than_what_is_durable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one task waits for the disk another one goes on: what that one appends may not be told before it is durable."""
+    store = InMemoryJobStore()
+    jobs = JobManager(store)
+
+    async def started_meanwhile(_: Position) -> None:
+        monkeypatch.undo()
+        (job,) = await jobs.find()
+        assert (await jobs.start(job.job_id)).status is JobStatus.RUNNING
+
+    monkeypatch.setattr(store.journal, "durable", started_meanwhile)
+    assert (await jobs.create(SPEC)).status is JobStatus.QUEUED
+
+    async def made_meanwhile() -> dict[int, int]:
+        monkeypatch.undo()
+        await jobs.create(JobSpec(scope_id="another"))
+        return {}
+
+    monkeypatch.setattr(store.journal, "flush", made_meanwhile)
+    assert [job.scope_id for job in await jobs.find()] == ["tenant-123"]
+    assert len(await jobs.find()) == 2
 
 
 async def test_a_record_has_what_was_asked_for_and_when_it_happened() -> None:
