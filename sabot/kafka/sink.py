@@ -4,6 +4,7 @@ from functools import cache
 from typing import Any
 
 from sabot.connectors.base import Sink
+from sabot.connectors.memory import MemorySink
 from sabot.kafka.topics import sink_of
 
 __all__ = ["KafkaSink"]
@@ -24,14 +25,17 @@ class KafkaSink(Sink):
 
     broker: str
 
-    def __new__(cls, topic: str, broker: str = "memory://", **kafka: Any) -> "KafkaSink":
-        """A sink of the kind that the address asks for: what is called on it is that kind's own method, and forwards to nothing."""
-        kind, _ = sink_of(topic, broker, kafka)
-        made: KafkaSink = super().__new__(_over(cls, kind))
+    def __new__(cls, *_: Any, **__: Any) -> "KafkaSink":
+        made: KafkaSink = super().__new__(_over(cls, MemorySink))
         return made
 
     def __init__(self, topic: str, broker: str = "memory://", **kafka: Any) -> None:
+        """Makes this object a sink of the kind that the address asks for: its methods are that kind's own, and forward to nothing.
+
+        `__new__` cannot choose the kind, because a class that derives from this one may have a constructor with other arguments.
+        """
         kind, arguments = sink_of(topic, broker, kafka)
+        self.__class__ = _over(type(self).__bases__[0], kind)
         kind.__init__(self, *arguments)
         self.broker = broker
 
