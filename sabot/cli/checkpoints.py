@@ -12,7 +12,7 @@ import typer
 from sabot.checkpoint import Manifest, ask
 from sabot.checkpoint.places import Location
 from sabot.cli.jobs import JobCheckpoints, JobWord, find_job
-from sabot.cli.printing import columns, json_line, moment, size
+from sabot.cli.printing import columns, json_line, moment, plain, size
 from sabot.cli.running import guarded, set_up_logging
 from sabot.clock import SYSTEM_CLOCK
 from sabot.delivery.tokens import in_words
@@ -100,7 +100,7 @@ def show(job: JobWord, checkpoint_id: Id = None, json: Json = False) -> None:
             "incarnation": manifest.incarnation,
             "files": f"{len(manifest.contents)}, {size(manifest.nbytes)}",
         }.items():
-            typer.echo(f"{name:<12} {value}".rstrip())
+            typer.echo(f"{name:<12} {plain(str(value))}".rstrip())
         _table("positions", ["task", "source", "topic", "partition", "next offset"], _positions(manifest))
         _table("state", ["task", "operator", "size", "what it is"], _states(manifest))
         _table("agents", ["agent", "processed", "errors", "dead letters", "unfinished"], _agents(manifest))

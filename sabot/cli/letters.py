@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sabot.cli.loading import WrongUse, load_app
-from sabot.cli.printing import columns, json_line, moment, shortened, text_or_hex
+from sabot.cli.printing import columns, json_line, moment, plain, shortened, text_or_hex
 from sabot.cli.running import guarded, set_up_logging
 from sabot.config import legal_topic, parse_broker
 from sabot.connectors.files.letters import FileHome
@@ -100,7 +100,7 @@ def show(
             if name not in ("payload", "headers"):
                 typer.echo(f"{name:<10} {_shown(name, value)}")
         for name, data in letter.headers:
-            typer.echo(f"header     {name}: {text_or_hex(data)}")
+            typer.echo(f"header     {plain(name)}: {text_or_hex(data)}")
         typer.echo("payload    null" if letter.payload is None else f"payload\n{facts['payload']}")
 
     _run(work)
@@ -268,4 +268,4 @@ def _shown(name: str, value: Any) -> str:
         return "null"
     if name in ("written", "timestamp"):
         return moment(value)
-    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
+    return ("no", "yes")[value] if isinstance(value, bool) else plain(str(value))

@@ -7,15 +7,20 @@ from typing import Any
 
 import typer
 
-__all__ = ["columns", "json_line", "moment", "shortened", "size", "text_or_hex"]
+__all__ = ["columns", "json_line", "moment", "plain", "shortened", "size", "text_or_hex"]
 
 
 def columns(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints one line per row, each column as wide as its widest cell."""
-    lines = [[str(cell) for cell in row] for row in [titles, *rows]]
+    """Prints one line per row, each column as wide as its widest cell. Cells may hold what others wrote (`plain`)."""
+    lines = [[plain(str(cell)) for cell in row] for row in [titles, *rows]]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     for line in lines:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def plain(text: str) -> str:
+    """The text with each character that could control a terminal written as Python would write it."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def json_line(value: Any) -> None:

@@ -1,6 +1,8 @@
 """What `sabot dlq` refuses before it asks a broker, and the set of offsets that it keeps."""
 
+import json
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sabot.cli import commands
-from sabot.connectors.letters import Ranges
+from sabot.connectors.letters import LETTER_SCHEMA, Ranges
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,26 @@ def test_the_broker_of_the_app_is_taken(tmp_path, monkeypatch: pytest.MonkeyPatc
     done = CliRunner().invoke(commands._cli, ["-A", "dlq_shop:app", "dlq", "list", "orders.dlq"])
     assert done.exit_code == 2
     assert "memory://shop: what it held went with its process" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["list"], ["show", "0:0"]])
+def test_what_a_letter_says_cannot_control_the_terminal(tmp_path: Path, words: list[str]) -> None:
+    """Who may write to a topic of dead letters chooses every header of theirs."""
+    facts = dict.fromkeys(LETTER_SCHEMA.names) | {
+        "letter": 1,
+        "written": 0,
+        "topic": "orders",
+        "error": "ValueError",
+        "message": "\x1b]0;owned\x07",
+        "agent": "a\x1b]0;owned\x07",
+        "headers": json.dumps([["\x9b2J", "x"]]),
+        "payload": "{}",
+    }
+    (tmp_path / "bad.ndjson").write_text(json.dumps(facts) + "\n")
+    done = CliRunner().invoke(commands._cli, ["dlq", words[0], str(tmp_path / "bad.ndjson"), *words[1:]])
+    assert done.exit_code == 0, done.output
+    assert all(char.isprintable() or char == "\n" for char in done.output)
+    assert "\\x1b]0;owned\\x07" in done.output
 
 
 @settings(max_examples=100, deadline=None)
