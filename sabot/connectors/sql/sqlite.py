@@ -165,7 +165,9 @@ class SqliteDatabase(Database):
             )
 
     def expel(self, owner: str) -> None:
-        """Does nothing: a transaction of another process ends with that process, and until then `begin` waits and logs that it does."""
+        """Does nothing: a transaction of another process ends with that process. Until then `begin` waits, at most 30 s, and raises
+        TransientError.
+        """
 
 
 def _declared(kind: pa.DataType) -> str:
