@@ -147,8 +147,8 @@ def _matched(
 ) -> tuple[dict[str, _Saved], dict[str, list[_Saved]]]:
     """(operator -> the saved one whose state is its own; operator -> the saved ones whose state it may be, where that is unclear).
 
-    Operators are matched by the user's ids first. Those that keep the same state are then matched by their paths; and where one is left
-    on each side, these two.
+    Operators are matched by the user's ids first. Those that keep the same state are then matched by their paths; those of one path, as
+    many as before, in the order of their numbers; and where one is left on each side, these two.
     """
     matched = {new.id: saved[new.id] for new in operators if new.named and new.id in saved}
     taken = {old.id for old in matched.values()}
@@ -164,13 +164,10 @@ def _matched(
         for path in {new.path for new in news}:
             here = [new for new in news if new.path == path]
             there = [old for old in olds if old.path == path]
-            by_id = {old.id: old for old in there}
-            if len(here) == 1 and len(there) == 1:
-                matched[here[0].id] = there[0]
-            elif all(new.id in by_id for new in here) and len(here) == len(there):
-                matched.update(
-                    (new.id, by_id[new.id]) for new in here
-                )  # they are the same steps with the same path, so any match is right
+            if len(here) == len(there) and (len(here) == 1 or not any(new.named for new in here)):
+                # they do the same behind the same steps, and ids may have shifted: a stage is numbered too where its name is the kind
+                pairs = zip(sorted(here, key=_by_number), sorted(there, key=_by_number), strict=True)
+                matched.update((new.id, old) for new, old in pairs)
         left = [new for new in news if new.id not in matched]
         gone = [old for old in olds if old not in matched.values()]
         if len(left) == len(gone) == 1:
@@ -178,6 +175,12 @@ def _matched(
         elif gone:
             unclear.update((new.id, gone) for new in left)
     return matched, unclear
+
+
+def _by_number(step: Planned | _Saved) -> tuple[str, int]:
+    """The order of steps without a name of the user's: "over-2" comes before "over-10"."""
+    kind, _, number = step.id.rpartition("-")
+    return kind, int(number) if number.isdigit() else 0
 
 
 def _what(schema: Mapping[str, Any]) -> str:

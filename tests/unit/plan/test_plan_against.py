@@ -485,6 +485,41 @@ async def test_a_count_of_rows_that_would_be_lost_is_refused(run: Any, tmp_path:
         check(found, 1)
 
 
+@pytest.mark.parametrize("threads", [(1, 2), (2, 1), (2, 3)])
+async def test_steps_that_do_the_same_go_on_with_another_parallelism(
+    run: Any, tmp_path: Path, threads: tuple[int, int]
+) -> None:
+    """With one thread they are over-1 and over-2; with several each has a stage before it, which is counted too: over-2 and over-4."""
+
+    def program(stream: Any) -> None:
+        for topic in ("one", "other"):
+            stream.key_by("k").over(place=sabot.row_number()).to(topic)
+
+    before, after = threads
+    await run(program, parallelism=before)
+    found = verdicts(program, checkpoint(tmp_path), parallelism=after)
+    assert {each.outcome for each in found} == {"migrate"}
+    assert len({each.saved_as for each in found}) == 4  # two of them put the rows in order
+    app = await run(program, parallelism=after, drain=True)
+    for topic in ("one", "other"):
+        assert sorted(row["place"] for row in values(app, topic)) == sorted([*range(1, 17)] * 5)
+
+
+async def test_steps_that_do_the_same_are_not_taken_for_each_other_where_one_has_got_a_name(
+    run: Any, tmp_path: Path
+) -> None:
+    def program(*names: str | None) -> Program:
+        def build(stream: Any) -> None:
+            for number, name in enumerate(names):
+                hours(stream, name=name).to(f"hours{number}")
+
+        return build
+
+    await run(program(None, None))
+    found = verdicts(program(None, "second"), checkpoint(tmp_path))
+    assert {each.id: each.outcome for each in found} == {"tumbling-1": "refuse", "second": "refuse"}
+
+
 @pytest.mark.parametrize("name", ["near", "lookup", "groups-of-changes", "function"])
 async def test_with_another_parallelism_they_go_on_as_they_were(run: Any, tmp_path: Path, name: str) -> None:
     def program(stream: Any) -> None:
