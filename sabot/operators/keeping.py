@@ -240,9 +240,9 @@ class Keeping(Operator):
         self.recall(saved)
 
 
-def last_watermark(saved: Sequence[Saved]) -> int | None:
+def last_watermark(saved: Sequence[Saved], fact: str = "watermark") -> int | None:
     """The least watermark that the subtasks had noted. None: one had none, or the job was drained, so that time begins anew."""
-    marks = [part.facts["watermark"] for part in saved]
+    marks = [part.facts[fact] for part in saved]
     return min(marks) if marks and None not in marks and min(marks) < END_OF_TIME else None
 
 

@@ -216,6 +216,32 @@ async def test_a_drained_app_goes_on_with_what_came_after(memory_url, tmp_path):
         assert [row["n"] for row in values(each, "running")] == list(range(1, running + 1))
 
 
+@pytest.mark.parametrize("threads", [(1, 2), (2, 1), (2, 2)])
+async def test_a_drained_app_with_calls_goes_on_with_another_parallelism(memory_url, tmp_path, threads):
+    """The end of time of the first life was a watermark of the second, so all its rows were late."""
+
+    async def same(row):
+        return {"k": row["k"]}
+
+    for life, parallelism in enumerate(threads, 1):
+        app = App(
+            "counts",
+            broker=memory_url,
+            state="memory",
+            checkpoint_dir=tmp_path / "checkpoints",
+            parallelism=parallelism,
+        )
+        orders = app.stream("orders", schema={"k": "string", "ts": "int64"}, time="ts")
+        called = orders.key_by("k").aggregate(n=sabot.count()).map_async(same, schema={"k": "string"})
+        called.to("copies")
+        called.key_by("k").window(tumbling("1m")).aggregate(n=sabot.count()).to("minutes")
+        publish(app, "orders", [{"k": "a", "ts": 1000 + number} for number in range(5)])
+        await app.start()
+        await until(lambda app=app, life=life: len(values(app, "copies")) == 5 * life)
+        await bounded(app.stop(drain=True))
+    assert [row["n"] for row in values(app, "minutes")] == [5, 5]
+
+
 async def test_a_program_without_the_step_whose_state_a_checkpoint_has_is_refused(tmp_path, memory_url):
     """The state was dropped without a word, and the positions went on: rows were missing in the windows."""
 

@@ -37,7 +37,7 @@ from sabot.operators.calls.answers import Answers, joined
 from sabot.operators.calls.chunks import Chunk, Done, Segment
 from sabot.operators.calls.saved import CallsCut, filtered, read_done
 from sabot.operators.held import Held, RowNumbers
-from sabot.operators.keeping import columns_schema, owned_groups, read_batches
+from sabot.operators.keeping import columns_schema, last_watermark, owned_groups, read_batches
 
 __all__ = ["HeldCalls"]
 
@@ -306,21 +306,20 @@ class HeldCalls(Operator):
 
     def restore(self, saved: list[Saved]) -> None:
         context = self._context
-        told: list[int | None] = []
-        moved = False
+        moved: list[Saved] = []
         for part in saved:
             facts = part.facts
             if facts["parallelism"] == context.parallelism and context.only is None:
                 if facts["subtask"] == context.subtask:
-                    self._watermark_ms = facts["watermark"]
+                    self._watermark_ms = last_watermark([part])
                     self._put_back(part, facts["marks"], None)
             else:
-                moved = True
-                told.append(facts["watermark"])
+                moved.append(part)
                 self._put_back(part, [], self._mine(facts["subtask"]))
-        if moved and None not in told:
-            self._watermark_ms = min(ms for ms in told if ms is not None)
-            self._segments[-1].add_mark(Watermark(self._watermark_ms))
+        if moved:
+            self._watermark_ms = last_watermark(moved)
+            if self._watermark_ms is not None:
+                self._segments[-1].add_mark(Watermark(self._watermark_ms))
 
     def _mine(self, subtask: int) -> Callable[[pa.RecordBatch], Any]:
         """Which rows of an old subtask are this one's (numpy, bool)."""

@@ -30,7 +30,7 @@ from sabot.operators.changes.latest import LatestRows
 from sabot.operators.changes.removable import LastOfChanges
 from sabot.operators.changes.state import Groups
 from sabot.operators.changes.weaving import same_rows, signs
-from sabot.operators.keeping import Keeper, Keeping, columns_schema
+from sabot.operators.keeping import Keeper, Keeping, columns_schema, last_watermark
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers, aggregates_of
 from sabot.operators.rows.marked import AsInserts
@@ -163,7 +163,9 @@ class Changelog(Keeping):
         return {"watermark": self._watermark}
 
     def recall(self, saved: Sequence[Saved]) -> None:
-        self._watermark = max(part.facts["watermark"] for part in saved)
+        watermark = last_watermark(saved)
+        if watermark is not None:
+            self._watermark = watermark
 
     def state_schema(self) -> dict[str, Any]:
         return {"kind": "changelog"}

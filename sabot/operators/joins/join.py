@@ -20,6 +20,7 @@ from sabot.operators.base import DELETE, INSERT, OP_COLUMN, START_OF_TIME, TIME_
 from sabot.operators.changes.weaving import same_rows
 from sabot.operators.columns import no_event_time
 from sabot.operators.joins.sides import Joined, Result, Rows, Side, Sides, later
+from sabot.operators.keeping import last_watermark
 from sabot.operators.layout.sites import Places, Site
 from sabot.operators.readers import Readers
 
@@ -310,9 +311,8 @@ class Join(Joined):
         super().recall(saved)
         self.left.unknown_takes += self.kept.once(saved, "unknown_takes")
         if self.right.now is not None:
-            self.right.now = max(
-                [part.facts["now"] for part in saved if part.facts["now"] is not None], default=START_OF_TIME
-            )
+            now = last_watermark(saved, "now")
+            self.right.now = START_OF_TIME if now is None else now
 
     def _is_everywhere(self, side: Side) -> bool:
         return self._broadcast and side is self.right

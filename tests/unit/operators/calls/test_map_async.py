@@ -27,7 +27,7 @@ from sabot.clock import ManualClock
 from sabot.codecs.records import RECORD_SCHEMA, iterate_records
 from sabot.connectors.letters import letter_of_record
 from sabot.errors import InternalError, UserError
-from sabot.operators.base import TIME_COLUMN, OperatorContext, Saved, with_time
+from sabot.operators.base import END_OF_TIME, TIME_COLUMN, OperatorContext, Saved, with_time
 from sabot.operators.calls import held_calls
 from sabot.operators.calls.held_calls import HeldCalls
 from sabot.operators.calls.lookups import LookupAsync
@@ -940,6 +940,23 @@ def test_with_another_parallelism_each_row_in_flight_has_one_owner(loop, tmp_pat
     for part in range(before):
         mine = [n for n in numbers if owner[n] == part]
         assert all(called[n] == 1 for n in mine[1::2])
+
+
+@pytest.mark.parametrize("now", [1, 2, 3])
+def test_a_drained_job_that_goes_on_begins_time_anew(loop, tmp_path, now):
+    """With another parallelism the end of time came back as a watermark, and all rows after it were late."""
+    saved = []
+    for subtask in range(2):
+        run = mapping(loop, Service(loop), subtask=subtask, parallelism=2)
+        run.mark(100)
+        run.mark(END_OF_TIME)
+        saved.append(run.saved(tmp_path / str(subtask)))
+        run.close()
+    for subtask in range(now):
+        run = mapping(loop, Service(loop), restored=saved, subtask=subtask, parallelism=now)
+        assert run.out == []
+        assert run.saved(tmp_path / f"again {subtask}").facts["watermark"] is None
+        run.close()
 
 
 def _owners(numbers, parallelism):

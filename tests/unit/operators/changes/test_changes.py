@@ -291,6 +291,25 @@ def test_a_changelog_says_what_each_row_is():
     assert found[0].offsets == {("t", 0): 4}
 
 
+def test_the_log_of_a_drained_job_that_goes_on_begins_time_anew(tmp_path: Path) -> None:
+    """Its rows had the end of time as theirs, until the first watermark came."""
+
+    def logged(run: OperatorRun, time: int) -> int:
+        run.feed(batch_of([(DELETE, ("a", 1.0, None), time)]))
+        return run.results[-1][TIME_COLUMN]
+
+    run = OperatorRun(Changelog, SCHEMA, ["key"], tmp_path)
+    run.advance(10)
+    assert logged(run, 7) == 10
+    run.restart(2)
+    assert logged(run, 7) == 10
+    run.end()
+    run.restart(1)
+    assert logged(run, 8) == 8
+    run.advance(20)
+    assert logged(run, 9) == 20
+
+
 def test_a_changelog_is_of_changes_and_has_its_column_alone():
     with pytest.raises(UserError, match="no changes"):
         Changelog().open(OperatorContext(PLAIN))

@@ -585,5 +585,22 @@ def test_rows_that_a_checkpoint_has_already_are_not_written_again(tmp_path: Path
     assert counted_rows(run) == Counter({("k7", 7, 0.5): 2})
 
 
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_a_drained_job_that_goes_on_begins_time_anew(tmp_path: Path, parallelism: int) -> None:
+    """Rows of a right side without event time have the watermark as theirs, which was at the end of time."""
+    untimed = RIGHT.remove(RIGHT.get_field_index(TIME_COLUMN))
+    run = OperatorRun(lambda: Join(SIDES, "inner"), LEFT, ["k"], tmp_path, right=untimed, right_keys=["rk"])
+    run.feed(batch_of([("a", 1, 5)], LEFT))
+    run.advance(3)
+    run.restart(parallelism)
+    run.feed_right(batch_of([(0.5, "a")], untimed))
+    run.end()
+    run.restart(parallelism)
+    run.feed_right(batch_of([(1.5, "a")], untimed))
+    run.advance(20)
+    run.feed_right(batch_of([(2.5, "a")], untimed))
+    assert [(row["b_right"], row[TIME_COLUMN]) for row in run.results] == [(0.5, 5), (1.5, 5), (2.5, 20)]
+
+
 def counted_rows(run: OperatorRun) -> Counter[Row]:
     return Counter(plain(row) for row in run.results)
