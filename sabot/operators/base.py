@@ -126,7 +126,10 @@ class Operator:
         return without_time(input)
 
     def restore(self, saved: list[Saved]) -> None:
-        """Takes back the state of a checkpoint: `saved` has an entry for each subtask that the operator had then."""
+        """Takes back the state of a checkpoint.
+
+        saved: an entry for each subtask that the operator had then; where it has as many now, only that of this one, which is `own`.
+        """
 
     def process(self, batch: Batch) -> None:
         """Takes rows, in order, and emits what follows from them. It emits a batch without rows only if one came, which changes nothing.

@@ -197,13 +197,17 @@ class Keeper:
 
     def restore(self, saved: Sequence[Saved]) -> None:
         """Takes back what belongs to this subtask. saved: an entry for each subtask of the checkpoint."""
-        owned = owned_or_all(self._context, self._keyed)
+        # What is this subtask's own is taken over whole: so a store links its database, and does not write it anew.
+        owned = None if all(part.own for part in saved) else owned_or_all(self._context, self._keyed)
         for each in self._kept:
             each.restore(saved, owned)
 
     def once(self, saved: Sequence[Saved], fact: str) -> int:
-        """The sum of a fact over the subtasks of the checkpoint, for subtask 0, and 0 for the others: so the job's sum stays the same."""
-        return sum(part.facts[fact] for part in saved) if self._context.subtask == 0 else 0
+        """A count that each subtask goes on with, so that the job's sum stays the same: its own, where `saved` is its own alone; else
+        subtask 0 has the sum over all subtasks of the checkpoint, and the others have 0.
+        """
+        mine = self._context.subtask == 0 or all(part.own for part in saved)
+        return sum(part.facts[fact] for part in saved) if mine else 0
 
 
 class Keeping(Operator):

@@ -6,7 +6,7 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -459,7 +459,7 @@ class Build:
             for operator in task.chain.operators:
                 parts = saved.get(operator.id, {})
                 same = len(parts) == subtasks[operator.id] and task.name in parts and operator.id not in scattered
-                states[operator.id] = [parts[task.name]] if same else list(parts.values())
+                states[operator.id] = [replace(parts[task.name], own=True)] if same else list(parts.values())
             task.restore(states)
 
 

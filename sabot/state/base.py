@@ -68,10 +68,14 @@ class Cut(Protocol):
 
 @dataclass(frozen=True)
 class Saved:
-    """A cut as a restore finds it: the directory into which `Cut.save` wrote, and the facts about it from the manifest."""
+    """A cut as a restore finds it: the directory into which `Cut.save` wrote, and the facts about it from the manifest.
+
+    own: it is that of the subtask that gets it, and no other subtask gets it, since the job has as many as before.
+    """
 
     directory: Path
     facts: dict[str, Any]
+    own: bool = False
 
 
 @dataclass(frozen=True)

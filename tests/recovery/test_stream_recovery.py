@@ -242,6 +242,28 @@ async def test_a_drained_app_with_calls_goes_on_with_another_parallelism(memory_
     assert [row["n"] for row in values(app, "minutes")] == [5, 5]
 
 
+async def test_counts_of_a_job_go_on_from_those_of_all_its_subtasks(memory_url, tmp_path):
+    """Where each subtask got its own state back, the first alone went on with its count."""
+
+    def dropped(app):
+        tasks = app.statistics()["streams"].values()
+        return sum(each.get("dropped_rows", 0) for task in tasks for each in task["operators"].values())
+
+    for life, parallelism in enumerate((2, 2, 3, 3, 1)):
+        app = App(
+            "counts",
+            broker=memory_url,
+            state="memory",
+            checkpoint_dir=tmp_path / "checkpoints",
+            parallelism=parallelism,
+        )
+        app.stream("orders", schema={"k": "string"}).deduplicate("k").to("firsts")
+        publish(app, "orders", [{"k": f"k{number}"} for number in range(20)])
+        await app.start()
+        await until(lambda app=app, life=life: dropped(app) == 20 * life, "all duplicates to be counted")
+        await bounded(app.stop())
+
+
 async def test_a_program_without_the_step_whose_state_a_checkpoint_has_is_refused(tmp_path, memory_url):
     """The state was dropped without a word, and the positions went on: rows were missing in the windows."""
 

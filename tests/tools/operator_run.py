@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class OperatorRun:
         directory.mkdir(exist_ok=True)
         self._start(parallelism, [])
 
-    def _start(self, parallelism: int, saved: list[Saved]) -> None:
+    def _start(self, parallelism: int, saved: list[Saved], *, own: bool = False) -> None:
         self.parts = []
         self._told = [-(2**63)] * parallelism
         for subtask in range(parallelism):
@@ -81,7 +82,7 @@ class OperatorRun:
                 context.directory.mkdir()
             self.schema = part.open(context)
             if saved:
-                part.restore(saved)
+                part.restore([replace(saved[subtask], own=True)] if own else saved)
             self.parts.append(part)
 
     def _emit(self, subtask: int, batch: Batch) -> None:
@@ -171,12 +172,14 @@ class OperatorRun:
         return saved
 
     def restart(self, parallelism: int) -> None:
-        """A run of so many subtasks, restored from a checkpoint that was made here."""
-        saved = self.checkpoint()
+        """A run of so many subtasks, restored from a checkpoint that was made here: as in a job, with as many subtasks as before each gets
+        what it had itself, unless rows go to any of them.
+        """
+        saved, same = self.checkpoint(), parallelism == len(self.parts) and not self._broadcast
         for part in self.parts:
             part.close()
             part.close()
-        self._start(parallelism, saved)
+        self._start(parallelism, saved, own=same)
 
     def end(self, *, timed: bool = True) -> None:
         """The input has ended."""

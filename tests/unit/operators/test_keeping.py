@@ -1,5 +1,6 @@
 """What an operator names is what a checkpoint keeps of it: stores in folders, columns in files, dealt out anew by key group."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from sabot._cython.groups.partition import hash_columns
 from sabot.errors import CorruptCheckpoint
 from sabot.operators.base import OperatorContext
 from sabot.operators.keeping import Batches, Columns, Keeper, KeptCut, Stored, owned_or_all
-from sabot.state.base import Saved
+from sabot.state.base import Owned, Saved
 from sabot.state.tables.rows import RowStore
 
 ROWS = pa.schema([("k", pa.string()), ("n", pa.int64())])
@@ -109,3 +110,28 @@ def test_a_sum_of_the_job_goes_on_in_the_first_subtask(tmp_path: Path) -> None:
     saved = [Saved(tmp_path, {"late_rows": 3}), Saved(tmp_path, {"late_rows": 4})]
     assert Both(0, 2).keeper.once(saved, "late_rows") == 7
     assert Both(1, 2).keeper.once(saved, "late_rows") == 0
+
+
+def test_a_count_goes_on_in_its_subtask_where_each_gets_its_own(tmp_path: Path) -> None:
+    """With as many subtasks as before; subtask 0 alone went on with its count, and those of the others were lost."""
+    for subtask, rows in ((0, 3), (1, 4)):
+        saved = [Saved(tmp_path, {"late_rows": rows}, own=True)]
+        assert Both(subtask, 2).keeper.once(saved, "late_rows") == rows
+
+
+def test_what_a_subtask_had_itself_is_not_looked_through_for_its_key_groups(tmp_path: Path) -> None:
+    """A store that is asked for key groups writes its database anew, row by row."""
+
+    class Asked:
+        def cut(self) -> tuple[dict[str, Any], None]:
+            return {}, None
+
+        def restore(self, saved: Sequence[Saved], owned: Owned | None = None) -> None:
+            found.append((len(saved), owned is None))
+
+    found: list[tuple[int, bool]] = []
+    keeper = Keeper(OperatorContext(ROWS, 1, 2), [Stored("left", Asked())])
+    keeper.restore([Saved(tmp_path, {"left": {}}, own=True)])
+    keeper.restore([Saved(tmp_path, {"left": {}})])
+    keeper.restore([Saved(tmp_path, {"left": {}})] * 2)
+    assert found == [(1, True), (1, False), (2, False)]

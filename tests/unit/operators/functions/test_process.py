@@ -68,8 +68,8 @@ class Run(OperatorRun):
             clock=self.clock,
         )
 
-    def _start(self, parallelism: int, saved: list[Saved]) -> None:
-        super()._start(parallelism, saved)
+    def _start(self, parallelism: int, saved: list[Saved], *, own: bool = False) -> None:
+        super()._start(parallelism, saved, own=own)
         for part in self.parts:
             assert isinstance(part, Process)
             for name in self.spec.sides:
