@@ -69,7 +69,10 @@ class Head(Keeping):
 
 
 class Sample(Keeping):
-    """Passes each row with the probability `fraction`, by a generator of this subtask that goes on where the checkpoint left it."""
+    """Passes each row with the probability `fraction`, by a generator of this subtask that goes on where the checkpoint left it.
+
+    A subtask that the job had not before begins with a new generator.
+    """
 
     def __init__(self, fraction: float, seed: int) -> None:
         self._fraction, self._seed = fraction, seed
@@ -93,9 +96,11 @@ class Sample(Keeping):
         return {"kind": "sample", "fraction": self._fraction, "seed": self._seed}
 
     def recall(self, saved: Sequence[Saved]) -> None:
-        if len(saved) == 1:  # with another parallelism the generators begin anew
-            own = {name: int(saved[0].facts[name]) for name in ("state", "inc")}
-            self._random.bit_generator.state = {**self._random.bit_generator.state, "state": own}
+        given = self._random.bit_generator.state
+        for part in saved:
+            if part.facts["inc"] == str(given["state"]["inc"]):  # the increment tells the generators of subtasks apart
+                own = {"state": int(part.facts["state"]), "inc": given["state"]["inc"]}
+                self._random.bit_generator.state = {**given, "state": own}
 
 
 # -- where they stand in a plan -----------------------------------------------------------------------------------------

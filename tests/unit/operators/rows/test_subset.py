@@ -1,4 +1,6 @@
-"""The first rows of a stream: the batch in which the last of them comes is not copied, and the count survives."""
+"""The first rows of a stream: the batch in which the last of them comes is not copied, and the count survives. Rows by chance: where the
+generators go on.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import pytest
 
 from sabot._cython.arrow.batch import Batch
 from sabot.operators.base import OperatorContext, Saved
-from sabot.operators.rows.subset import Head
+from sabot.operators.rows.subset import Head, Sample
 
 DATA = pa.record_batch({"n": pa.array(range(4), pa.int64())})
 OFFSETS = {("pay", 0): 7}
@@ -79,3 +81,38 @@ def test_the_count_is_in_one_subtask_after_a_restore() -> None:
         head.restore(saved)
         rows += [row for piece in head.contents() for row in piece.to_pylist()]
     assert rows == [{"rows": 3}]
+
+
+def sampled(subtask: int, parallelism: int, saved: list[Saved]) -> tuple[Sample, list[int]]:
+    """(a sample that was restored, if there is something saved; the rows that it passes of many)."""
+    out: list[Batch] = []
+    sample = Sample(0.5, 7)
+    sample.emit = out.append
+    sample.open(OperatorContext(DATA.schema, subtask=subtask, parallelism=parallelism))
+    if saved:
+        sample.restore(saved)
+    for _ in range(20):
+        sample.process(Batch(DATA))
+    return sample, numbers(out)
+
+
+def saved_of(*samples: Sample) -> list[Saved]:
+    return [Saved(Path("nothing was saved"), sample.snapshot()[0]) for sample in samples]
+
+
+def test_each_generator_goes_on_where_it_was_whoever_else_comes_or_goes() -> None:
+    first = [sampled(subtask, 2, [])[0] for subtask in (0, 1)]
+    saved = saved_of(*first)
+    own = [sampled(subtask, 2, [saved[subtask]])[1] for subtask in (0, 1)]  # as many as before: each gets its own
+    fresh = [sampled(subtask, 3, [])[1] for subtask in (0, 1, 2)]
+    assert own[0] != own[1]
+    assert [sampled(subtask, 3, saved)[1] for subtask in (0, 1, 2)] == [*own, fresh[2]]
+    assert sampled(0, 1, saved)[1] == own[0]
+
+
+def test_a_subtask_that_was_not_there_does_not_draw_the_numbers_of_the_first() -> None:
+    """It took over the generator of the only subtask that there had been, so both passed the same places of their batches."""
+    saved = saved_of(sampled(0, 1, [])[0])
+    one, other = (sampled(subtask, 2, saved)[1] for subtask in (0, 1))
+    assert one != other
+    assert other == sampled(1, 2, [])[1]
