@@ -1,6 +1,6 @@
 """Rows in the order of event time, for steps whose answer depends on the order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from sabot._cython.arrow.batch import Batch
 from sabot.codecs.json import schema_text
-from sabot.operators.base import CHUNK_ROWS, START_OF_TIME, TIME_COLUMN, OperatorContext, without_time
-from sabot.operators.keeping import Columns, Keeper, Keeping, columns_schema
+from sabot.operators.base import CHUNK_ROWS, START_OF_TIME, TIME_COLUMN, OperatorContext, Saved, without_time
+from sabot.operators.keeping import Columns, Keeper, Keeping, columns_schema, last_watermark
 from sabot.operators.layout.sites import Site
 from sabot.operators.readers import Readers
 
@@ -90,6 +90,11 @@ class EventOrder(Keeping):
 
     def noted(self) -> dict[str, Any]:
         return {"watermark": self._watermark}
+
+    def recall(self, saved: Sequence[Saved]) -> None:
+        watermark = last_watermark(saved)
+        if watermark is not None:
+            self._watermark = watermark
 
     def group_count(self) -> int:
         return sum(data.num_rows for data in self._held)

@@ -56,6 +56,19 @@ def test_a_late_row_goes_on_at_once():
     assert run.operator.statistics() == {"held_rows": 1}
 
 
+def test_a_late_row_goes_on_at_once_after_a_restore_too(tmp_path):
+    """It waited for the first watermark after the restore. A drained job begins time anew."""
+    run = Run()
+    for watermark, late in ((100, [(2, 50)]), (END_OF_TIME, [])):
+        run.operator.advance(watermark)
+        facts, state = run.operator.snapshot()
+        assert state is None
+        again = Run()
+        again.operator.restore([Saved(tmp_path, facts)])
+        again.feed((2, 50))
+        assert again.rows == late
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_any_split_any_watermarks_and_a_restore_give_the_same(seed, tmp_path):
     rng = random.Random(seed)
