@@ -55,12 +55,14 @@ def asof_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str, *, str
             f"join_asof: strategy={strategy!r} needs a tolerance", hint='tolerance="5s": how long a row waits for it'
         )
     how = one_of("join_asof: how", how, ("left", "inner"))
+    _refuse_broadcast("join_asof", right)
     tolerance_ms = None if tolerance is None else whole_ms(tolerance, "tolerance")
     return AsofJoin(left, right, *keys, how, suffix, strategy=strategy, tolerance_ms=tolerance_ms)
 
 
 def lookup_node(left: Node, right: Node, keys: Keys, how: Any, suffix: str) -> Lookup:
     """The node of `Stream.lookup` in a table. Raises UserError."""
+    _refuse_broadcast("lookup", right)
     return Lookup(left, right, *keys, one_of("lookup: how", how, ("left", "inner")), suffix)
 
 
@@ -85,6 +87,15 @@ def _check_keep(node: Join) -> None:
             f"join: of the other stream {'that is broadcast' if node.how not in ('semi', 'anti') else f'of how={node.how!r}'} "
             "all rows are kept",
             hint="keep=(…, None); between=(…) says how near a partner must be",
+        )
+
+
+def _refuse_broadcast(step: str, right: Node) -> None:
+    """Refuses a broadcast side where a restore gives each subtask only the rows of its key groups."""
+    if isinstance(right, Broadcast):
+        raise UserError(
+            f"{step}: the other stream is broadcast, which is for join and connect",
+            hint="leave .broadcast() out: rows of both streams go by their keys",
         )
 
 
