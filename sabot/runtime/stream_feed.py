@@ -22,7 +22,7 @@ from sabot.errors import SabotError
 from sabot.operators import AgentOperator
 from sabot.runtime.reading import Reader
 from sabot.threads import tell
-from sabot.watch import watched
+from sabot.watch import guarded, watched
 
 __all__ = ["StreamFeed"]
 
@@ -37,7 +37,7 @@ class StreamFeed:
         readers: list[Reader],
         on_broken: Callable[[str, SabotError], None],
     ) -> None:
-        """readers: those from which the rows come."""
+        """readers: those from which the rows come. on_broken: is told of our own errors, behind which no checkpoint may be taken."""
         self.name = channel.name
         self.operator = operator
         self.recorded: list[Batch] = []  # rows that came after the last cut and before its barrier, in order
@@ -53,6 +53,8 @@ class StreamFeed:
         self._waits = False  # whether it waits for room in the lanes
         self._armed = False
         self._scheduled = False
+        what = f"the hand-over of rows from {self.name}"
+        self._read_safely = guarded(self._read, what, partial(on_broken, what))
 
     def start(self) -> None:
         """Begins to read the channel."""
@@ -62,7 +64,7 @@ class StreamFeed:
         """The agent has changed, and may have room now."""
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._read)
+            self._loop.call_soon(self._read_safely)
 
     def take_all(self) -> None:
         """From here on, rows go into the lanes even if the agent does not serve them, as the checkpoint keeps them."""

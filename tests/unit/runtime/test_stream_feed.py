@@ -1,12 +1,16 @@
-"""The barriers of a stream that goes into an agent, before and after the agents' cut, and those of checkpoints that were given up."""
+"""The barriers of a stream that goes into an agent, before and after the agents' cut, and those of checkpoints that were given up; and
+what becomes of rows that the agent does not take.
+"""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pyarrow as pa
 
 from sabot import Batch
 from sabot._cython.flow.channel import END, Abort, Barrier, Channel
+from sabot.errors import InternalError, SabotError
 from sabot.operators import AgentOperator
 from sabot.runtime.stream_feed import StreamFeed
 
@@ -18,8 +22,15 @@ class Lanes:
         self.rows: list[int] = []
         self.full = self.stopped = False
         self.failure: BaseException | None = None
+        self.error: Exception | None = None  # what `put` raises
+        self.spec = SimpleNamespace(agent_id="one.take")
+
+    async def writable(self) -> None:
+        await asyncio.Event().wait()
 
     def put(self, batch: Batch) -> None:
+        if self.error is not None:
+            raise self.error
         self.rows += batch.data.column("n").to_pylist()
 
 
@@ -28,7 +39,9 @@ class Fed:
 
     def __init__(self) -> None:
         self.channel, self.lanes = Channel(name="stream to agent"), Lanes()
-        self.feed = StreamFeed(self.channel, cast(AgentOperator, self.lanes), [], lambda what, error: None)
+        self.broken: list[SabotError] = []
+        operator = cast(AgentOperator, self.lanes)
+        self.feed = StreamFeed(self.channel, operator, [], lambda what, error: self.broken.append(error))
         self.feed.start()
 
     async def come(self, *elements: Any) -> None:
@@ -96,3 +109,11 @@ async def test_word_of_an_older_checkpoint_that_was_given_up_does_not_end_the_wa
     await fed.come(Barrier(2))
     assert come.done()
     assert fed.recorded == [1]
+
+
+async def test_an_error_while_rows_go_into_the_lanes_is_told() -> None:
+    fed = Fed()
+    fed.lanes.error = KeyError("no such port")
+    await fed.come(1)
+    assert [type(error) for error in fed.broken] == [InternalError]
+    assert "stream to agent" in str(fed.broken[0])
