@@ -145,11 +145,10 @@ class AgentTask:
                 feed.go_on()
 
     def take_all(self) -> None:
-        """Called while the inputs end: rows of streams for agents that no longer serve go into the lanes, for the last checkpoint."""
+        """Called while the inputs end: rows of streams that an agent does not serve go into its lanes, for the last checkpoint."""
         self._ending = True
         for feed in self.feeds:
-            if feed.operator.stopped or feed.operator.failure is not None:
-                feed.take_all()
+            feed.take_all()
 
     def streams_failed(self) -> None:
         """Called when the streams end without END: no further checkpoint can be complete."""

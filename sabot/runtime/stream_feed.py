@@ -49,7 +49,7 @@ class StreamFeed:
         self._settled = 0  # the last checkpoint for which the agents were cut, or that was aborted
         self._arrived = 0  # the checkpoint whose barrier came before the cut; 0: none
         self._awaited: asyncio.Future[Mapping[str, int]] | None = None  # a barrier that comes after the cut
-        self._takes_all = False
+        self._ending = False  # whether the inputs end
         self._waits = False  # whether it waits for room in the lanes
         self._armed = False
         self._scheduled = False
@@ -67,8 +67,8 @@ class StreamFeed:
             self._loop.call_soon(self._read_safely)
 
     def take_all(self) -> None:
-        """From here on, rows go into the lanes even if the agent does not serve them, as the checkpoint keeps them."""
-        self._takes_all = True
+        """Called while the inputs end: if the agent does not serve its rows, or fails later, they go into the lanes for the last checkpoint."""
+        self._ending = True
         self.go_on()
 
     def give_up(self) -> None:
@@ -168,7 +168,7 @@ class StreamFeed:
         serves = operator.failure is None and not operator.stopped
         room = serves and not operator.full
         self._hold(not room)
-        if room or self._awaited is not None or self._takes_all:
+        if room or self._awaited is not None or (self._ending and not serves):
             return True
         if serves and not self._waits:
             self._waits = True

@@ -10,7 +10,7 @@ import pytest
 
 from sabot import AgentFailed, App, UserError, col
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, simulate
-from tools.agent_tools import bounded, checkpoint, publish, until, values
+from tools.agent_tools import bounded, checkpoint, publish, state_of, until, values
 
 ROWS = [{"n": n, "k": n % 4} for n in range(60)]
 
@@ -272,6 +272,40 @@ async def test_rows_behind_a_failed_agent_are_kept(drain: bool, tmp_path: Path) 
     await bounded(app.stop(drain=drain))
     await bounded(build(-1).run())
     assert Counter(done) == Counter(range(60))
+
+
+async def test_an_agent_that_fails_while_the_app_is_drained_does_not_hold_it_up(tmp_path: Path) -> None:
+    """Its lanes are full, and rows of the stream wait before them: they are kept too."""
+    done: list[int] = []
+
+    def build(poison: int, opened: asyncio.Event) -> App:
+        app = App("one", state=str(tmp_path / "state"), checkpoint_interval="1h")
+
+        @app.agent(batch=True)
+        async def take(batch: pa.RecordBatch, ctx: Any) -> None:
+            await opened.wait()
+            numbers = batch.column("n").to_pylist()
+            if poison in numbers:
+                raise ValueError("poison")
+            done.extend(numbers)
+
+        numbers = pa.table({"n": list(range(40_000))}).to_batches(max_chunksize=10_000)
+        app.stream(ScriptedSource([*numbers, END])).to(take)
+        return app
+
+    opened = asyncio.Event()
+    app = build(7, opened)
+    await app.start()
+    await until(lambda: app.statistics()["operators"]["one.take"]["rows"] >= 16384)
+    stopping = asyncio.ensure_future(app.stop(drain=True))
+    await until(lambda: state_of(app, "take") == "stopping")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    opened.set()
+    await bounded(stopping)
+    assert done == []
+    await bounded(build(-1, opened).run())
+    assert Counter(done) == Counter(range(40_000))
 
 
 async def test_the_app_stops_when_an_agent_fails_that_a_stream_feeds(memory_url: str) -> None:

@@ -117,3 +117,17 @@ async def test_an_error_while_rows_go_into_the_lanes_is_told() -> None:
     await fed.come(1)
     assert [type(error) for error in fed.broken] == [InternalError]
     assert "stream to agent" in str(fed.broken[0])
+
+
+async def test_rows_of_an_agent_that_fails_while_inputs_end_go_into_its_lanes() -> None:
+    fed = Fed()
+    fed.lanes.full = True
+    fed.feed.take_all()
+    await fed.come(1, END)
+    assert fed.lanes.rows == [], "the agent serves them when it has room"
+    fed.lanes.failure = ValueError("nobody serves them")
+    fed.feed.go_on()
+    await fed.settle()
+    assert fed.lanes.rows == [1]
+    assert fed.feed.over.is_set()
+    fed.feed.close()
