@@ -50,7 +50,7 @@ class StreamFeed:
         self._arrived = 0  # the checkpoint whose barrier came before the cut; 0: none
         self._awaited: asyncio.Future[Mapping[str, int]] | None = None  # a barrier that comes after the cut
         self._ending = False  # whether the inputs end
-        self._waits = False  # whether it waits for room in the lanes
+        self._waiting: asyncio.Task[None] | None = None  # a wait for room in the lanes
         self._armed = False
         self._scheduled = False
         what = f"the hand-over of rows from {self.name}"
@@ -78,6 +78,8 @@ class StreamFeed:
     def close(self) -> None:
         """Closes the channel for the stream. Idempotent."""
         self._is_over()
+        if self._waiting is not None:
+            self._waiting.cancel()
         self._channel.close()
 
     # -- barriers (`writing.Flushes`) ---------------------------------------------------------------------------------
@@ -170,17 +172,16 @@ class StreamFeed:
         self._hold(not room)
         if room or self._awaited is not None or (self._ending and not serves):
             return True
-        if serves and not self._waits:
-            self._waits = True
+        if serves and self._waiting is None:
             what = f"the wait for room in agent {operator.spec.agent_id}"
-            watched(self._loop.create_task(self._wait()), what, partial(self._on_broken, what))
+            self._waiting = watched(self._loop.create_task(self._wait()), what, partial(self._on_broken, what))
         return False
 
     async def _wait(self) -> None:
         try:
             await self.operator.writable()
         finally:
-            self._waits = False
+            self._waiting = None
         self.go_on()
 
     def _hold(self, held: bool) -> None:

@@ -131,3 +131,15 @@ async def test_rows_of_an_agent_that_fails_while_inputs_end_go_into_its_lanes() 
     assert fed.lanes.rows == [1]
     assert fed.feed.over.is_set()
     fed.feed.close()
+
+
+async def test_a_feed_that_is_closed_waits_for_no_room() -> None:
+    fed = Fed()
+    before = asyncio.all_tasks()
+    fed.lanes.full = True
+    await fed.come(1)
+    waiting = asyncio.all_tasks() - before
+    assert len(waiting) == 1
+    fed.feed.close()
+    await fed.settle()
+    assert [task.cancelled() for task in waiting] == [True]
