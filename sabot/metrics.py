@@ -35,7 +35,9 @@ class _Kind:
 
 _ROWS = ("operator", "topic")
 _KINDS = {
-    "sabot_records_in_total": _Kind("counter", _ROWS, "Records read for an agent, or handed to it by another agent."),
+    "sabot_records_in_total": _Kind(
+        "counter", _ROWS, "Records read for an agent or a stream, or handed from one to another."
+    ),
     "sabot_records_out_total": _Kind(
         "counter", _ROWS, "Results that an agent handed to its sink, or to another agent."
     ),

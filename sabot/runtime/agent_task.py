@@ -510,6 +510,10 @@ class AgentTask:
             yield Sample("sabot_channel_rows", source.channel.rows, agent_id, topic)
             for (name, partition), lag in source.source.lag().items():
                 yield Sample("sabot_consumer_lag", lag, agent_id, name, str(partition))
+        for feed in self.feeds:
+            agent_id = feed.operator.spec.agent_id
+            yield Sample("sabot_records_in_total", feed.rows_in, agent_id, agent_id)
+            yield Sample("sabot_channel_rows", feed.waiting_rows, agent_id, agent_id)
         yield Sample("sabot_checkpoint_sync_seconds", self.cut_seconds, self.name)
         yield Sample("sabot_checkpoint_alignment_seconds", self.gate.statistics()["alignment_seconds"], self.name)
         for sink in self.sinks:

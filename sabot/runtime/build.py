@@ -96,6 +96,7 @@ class Build:
         self.plan: Plan | None = None
         self.stages: dict[str, _Built] = {}  # upstream first
         self.inputs: list[tuple[Reading, StreamTask, SourceInput]] = []
+        self.of_agents: list[tuple[Reading, StreamTask, SourceInput]] = []  # as `inputs`: those that read agents
         self.given: dict[str, AgentOutput] = {}  # by the id of an agent: the source through which a stream reads it
         self.late_sides: set[str] = set()  # ids of the operators whose late rows go to a sink
         self.cancelled = threading.Event()  # the start was given up
@@ -294,8 +295,7 @@ class Build:
                     "source %s: its log died with the process that wrote the checkpoint; reading from its start",
                     node.name,
                 )
-        if not isinstance(source_input, AgentInput):
-            self.inputs.append((reading, task, source_input))
+        (self.of_agents if isinstance(source_input, AgentInput) else self.inputs).append((reading, task, source_input))
         try:
             source_input.open(positions, self.settings.start, facts)
         except SabotError:

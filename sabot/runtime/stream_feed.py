@@ -41,6 +41,7 @@ class StreamFeed:
         self.name = channel.name
         self.operator = operator
         self.recorded: list[Batch] = []  # rows that came after the last cut and before its barrier, in order
+        self.rows_in = 0  # rows taken out of the channel in this job
         self.over = asyncio.Event()  # no more rows come
         self._channel = channel
         self._readers = readers
@@ -81,6 +82,11 @@ class StreamFeed:
         if self._waiting is not None:
             self._waiting.cancel()
         self._channel.close()
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows in the channel; from any thread."""
+        return self._channel.rows
 
     # -- barriers (`writing.Flushes`) ---------------------------------------------------------------------------------
 
@@ -137,6 +143,7 @@ class StreamFeed:
             self._arm()
             return
         if isinstance(element, Batch):
+            self.rows_in += element.num_rows
             if self._awaited is not None:
                 self.recorded.append(element)
             self.operator.put(element)

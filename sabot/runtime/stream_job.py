@@ -243,7 +243,7 @@ class StreamJob:
     def samples(self) -> Iterator[Sample]:
         """For metrics; from any thread."""
         now_ms = self.settings.clock.time() * 1000
-        for reading, task, source in self.build.inputs:
+        for reading, task, source in [*self.build.inputs, *self.build.of_agents]:
             topic = reading.node.name
             yield Sample("sabot_records_in_total", source.rows_in, task.name, topic)
             yield Sample("sabot_dead_letters_total", source.dead_letters, task.name, topic)

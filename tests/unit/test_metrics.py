@@ -460,3 +460,22 @@ async def test_an_app_with_agents_and_streams_has_the_figures_of_both(app: App) 
         now = read(app)
     assert at(now, "sabot_records_in_total", app="shop", operator="read-1/0", topic="numbers") == 0
     assert at(now, "sabot_records_in_total", app="shop", operator="shop.say", topic="words") == 0
+
+
+async def test_agents_and_streams_that_feed_each_other_have_figures_of_what_goes_between(app: App) -> None:
+    @app.agent()
+    async def double(ctx: Any) -> Any:
+        return {"n": 2 * ctx.message["n"]} if ctx.message["n"] else {"n": "nothing"}
+
+    app.stream("numbers", schema={"n": "int64"}).to(double)
+    app.stream(double, schema={"n": "int64"}).to("doubled")
+    publish(app, "numbers", [{"n": 0}, {"n": 1}, {"n": 2}])
+    async with started(app):
+        reader = app.statistics()["streams"]
+        task = next(name for name, figures in reader.items() if "shop.double[0]" in figures["input"].get("lag", {}))
+        await until(lambda: app.statistics()["streams"][task]["input"]["rows_in"] == 3)
+        now = read(app)
+    assert at(now, "sabot_records_in_total", app="shop", operator="shop.double", topic="shop.double") == 3
+    assert at(now, "sabot_channel_rows", app="shop", operator="shop.double", topic="shop.double") == 0
+    assert at(now, "sabot_records_in_total", app="shop", operator=task, topic="shop.double") == 3
+    assert at(now, "sabot_dead_letters_total", app="shop", operator=task, topic="shop.double") == 1
