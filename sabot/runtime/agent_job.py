@@ -14,6 +14,7 @@ from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
 from sabot.faults import taking_over
 from sabot.operators import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
+from sabot.operators.agents.records import RECORD_ROWS
 from sabot.operators.agents.timers import restore_timers
 from sabot.operators.sink import SinkWriter
 from sabot.plan import arranged, dead_letter_topics, fed_by_streams, inputs_of
@@ -36,7 +37,6 @@ _log = logging.getLogger(__name__)
 TASK = "agents"
 _AGENT_TASK = "the task that hands records to agents"
 _BATCH_ROWS = 16384  # so that the cost of a call is spread over many rows
-_RECORD_ROWS = 2048  # putting so many into the lanes blocks the event loop for about 2 ms
 _GRACE_SECONDS = 2.0  # how long running calls may go on when the job is stopped
 
 
@@ -201,7 +201,7 @@ class AgentJob:
             text = JsonCodec(spec.schema).text or (None if facts is None else facts["schema"])
             codec = JsonCodec.of_text(text)  # the source thread has a codec of its own
             operator.codecs[source.name] = JsonCodec.of_text(text)
-        max_rows = _BATCH_ROWS if spec.batch else _RECORD_ROWS
+        max_rows = _BATCH_ROWS if spec.batch else RECORD_ROWS
         task = AgentSource(name, source, operator, codec=codec, max_rows=max_rows, clock=self._clock, loop=self._loop)
         self.task.connect(task)
         positions = None if facts is None or facts["positions"] is None else positions_of(facts["positions"])

@@ -10,7 +10,7 @@ import pytest
 
 from sabot import AgentFailed, App, UserError, col
 from sabot.testing import BARRIER, CRASH, END, ListSink, ScriptedSource, simulate
-from tools.agent_tools import bounded, checkpoint, publish, state_of, until, values
+from tools.agent_tools import bounded, checkpoint, processed, publish, state_of, until, values
 
 ROWS = [{"n": n, "k": n % 4} for n in range(60)]
 
@@ -47,6 +47,17 @@ async def test_a_record_agent_gets_each_row_as_from_json(memory_url: str) -> Non
     assert message["n"] == 1
     assert message["at"] == 0  # as JSON says it
     assert (key, topic, partition, timed) == (b"ann", "one.take", -1, True)
+
+
+async def test_large_batches_of_a_stream_come_to_a_record_agent_in_parts() -> None:
+    """Each part holds the event loop up while it is dealt to the lanes."""
+    app = App("one", restart="none")
+    app.agent(name="take")(take := lambda ctx: None)
+    app.stream(ScriptedSource([pa.RecordBatch.from_pydict({"n": list(range(5000))}), END])).to(take)
+    await app.start()
+    await until(lambda: processed(app, "take") == 5000)
+    assert app.statistics()["operators"]["one.take"]["batches"] == 3
+    await bounded(app.stop())
 
 
 @pytest.mark.parametrize("schema", [None, {"k": "int64"}])

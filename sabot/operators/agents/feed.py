@@ -12,6 +12,7 @@ from sabot.api.words import check_names
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import RECORD_SCHEMA, json_records, record_keys, refuse_json_types
 from sabot.errors import UserError
+from sabot.operators.agents.records import RECORD_ROWS
 from sabot.operators.base import Operator, OperatorContext, without_marks
 from sabot.operators.layout.sites import Places, Site
 
@@ -53,13 +54,16 @@ class AgentFeed(Operator):
         return pa.schema([columns.field(name) for name in wanted.names])
 
     def process(self, batch: Batch) -> None:
-        data = batch.taken().select(self._names)
-        if not self._spec.batch:
-            keys = None if self._key is None else record_keys(data, [self._key])
-            records = json_records(data, keys, int(self._clock.time() * 1000))
-            nowhere = pa.array(np.full(data.num_rows, -1, np.int32))
-            data = records.set_column(3, RECORD_SCHEMA.field(3), nowhere)
-        self.emit(Batch(data, None, self._spec.agent_id))
+        data, agent_id = batch.taken().select(self._names), self._spec.agent_id
+        if self._spec.batch:
+            self.emit(Batch(data, None, agent_id))
+            return
+        keys = None if self._key is None else record_keys(data, [self._key])
+        records = json_records(data, keys, int(self._clock.time() * 1000))
+        nowhere = pa.array(np.full(data.num_rows, -1, np.int32))
+        records = records.set_column(3, RECORD_SCHEMA.field(3), nowhere)
+        for start in range(0, records.num_rows, RECORD_ROWS):
+            self.emit(Batch(records.slice(start, RECORD_ROWS), None, agent_id))
 
 
 def place_feed(node: Feed, site: Site) -> Site:

@@ -24,7 +24,10 @@ from sabot.operators.agents.operator import AgentOperator, Row, rows_of
 from sabot.operators.agents.timers import DueTimer, KeyTimers, key_bytes, key_of
 from sabot.operators.held import HeldRows
 
-__all__ = ["RecordAgentOperator"]
+__all__ = ["RECORD_ROWS", "RecordAgentOperator"]
+
+RECORD_ROWS = 2048
+"""More records do not come at once: to deal so many to the lanes holds the event loop up for 2 ms."""
 
 _decode = msgspec.json.Decoder().decode
 
