@@ -2,7 +2,7 @@
 
     AgentSource  one thread for each source (`feeding`): polls, decodes, and puts batches and barriers into its channel
     StreamFeed   the channel of a stream that goes into an agent (`stream_feed`)
-    AgentTask    on the event loop: one gate over all those channels; passes batches to agent operators, and cuts at barriers
+    AgentTask    on the event loop: one gate over the channels of sources; passes batches to agent operators, and cuts at barriers
     SinkPort     puts rows into the channel of a sink, whose thread (`writing`) writes them, and flushes at a barrier
 
 All agents of an app run in one AgentTask, so their state has one owner and is cut at one moment. Barriers travel in-band from the

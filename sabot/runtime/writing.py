@@ -86,7 +86,9 @@ class OperatorPort:
 
 
 class Flushes(Protocol):
-    """Something that must be flushed before the agent task acknowledges a barrier: a sink that agents write, or a journal."""
+    """Something that the agent task waits for before it acknowledges a barrier: a sink that agents write, a stream that feeds an agent, or
+    a journal.
+    """
 
     @property
     def what(self) -> str:
