@@ -353,7 +353,7 @@ class AgentTask:
             own = state.result() if isinstance(state, asyncio.Future) else state
             snapshot.states = {"state": own, **snapshot.states}
         for feed in self.feeds:
-            keep_unfinished(snapshot, feed.operator.spec.agent_id, feed.recorded)
+            keep_unfinished(snapshot, feed.operator.spec.agent_id, feed.take_recorded())
         snapshot.sealed = {track: seq for flush in flushes for track, seq in flush.result().items()}
         self._coordinator.acknowledge(checkpoint_id, self.name, snapshot)
 

@@ -68,7 +68,7 @@ class StreamFeed:
             self._loop.call_soon(self._read_safely)
 
     def take_all(self) -> None:
-        """Called while the inputs end: if the agent does not serve its rows, or fails later, they go into the lanes for the last checkpoint."""
+        """Called while the inputs end: rows that the agent does not serve, or will not serve, go into the lanes for the last checkpoint."""
         self._ending = True
         self.go_on()
 
@@ -113,11 +113,17 @@ class StreamFeed:
         self.go_on()
         return come
 
+    def take_recorded(self) -> list[Batch]:
+        """The rows between the cut and its barrier, which are the caller's from here on."""
+        recorded, self.recorded = self.recorded, []
+        return recorded
+
     def abort(self, checkpoint_id: int) -> None:
         """The checkpoint is aborted: nothing waits for its barrier, and rows behind it may be taken. Later checkpoints are not affected."""
         if checkpoint_id >= self._settled:
             self._settled = checkpoint_id
             self._awaited = None
+            self.recorded = []
         if self._arrived <= checkpoint_id:
             self._arrived = 0
             self.go_on()

@@ -143,3 +143,15 @@ async def test_a_feed_that_is_closed_waits_for_no_room() -> None:
     fed.feed.close()
     await fed.settle()
     assert [task.cancelled() for task in waiting] == [True]
+
+
+async def test_recorded_rows_are_kept_until_the_checkpoint_has_them_or_is_given_up() -> None:
+    fed = Fed()
+    fed.feed.barrier(1)
+    await fed.come(1, Barrier(1))
+    assert [batch.num_rows for batch in fed.feed.take_recorded()] == [1]
+    assert fed.recorded == []
+    fed.feed.barrier(2)
+    await fed.come(2)
+    fed.feed.abort(2)
+    assert fed.recorded == []
