@@ -7,7 +7,8 @@ with full lanes would delay a barrier for long. So a barrier comes into a feed b
     before   the rows behind it belong to the next epoch, and stay in the channel until the cut
     after    the rows between the cut and the barrier belong to this epoch. They go into the lanes like others, and also into the
              snapshot, as rows whose calls have not ended. Until the barrier has come they are taken even if the lanes are full; their
-             number is bounded by what the channels before the agent hold. The agent task acknowledges once it has them.
+             number is bounded by what the channels before the agent hold and by what the steps behind those channels make of it: a
+             window that closes, or a join, makes many rows of few. The agent task acknowledges once it has them.
 
 While the lanes are full, the readers from which the rows come are held, so that repeated checkpoints do not take in more and more rows.
 """
