@@ -35,14 +35,16 @@ SECONDS = 20.0  # far above what any of this takes
 
 @pytest.fixture(autouse=True)
 def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryBroker]:
-    """The signals of the test's process, as Python has them, before and after."""
+    """The signals of the test's process, as Python has them, before and after. A command line that ran in this process holds them for
+    good: an app would leave them to it, and the first one raised here would end the tests.
+    """
+    monkeypatch.setattr(StopSignals, "_holder", None)
     before = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     MemoryBroker.get().reset()
     yield MemoryBroker.get()
-    StopSignals._holder = None
     for number, handler in before.items():
         signal.signal(number, handler)
 
