@@ -16,6 +16,7 @@ What always holds:
 Where a home has several partitions, all entries of a job are in one of them.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -140,6 +141,19 @@ class Journal(JournalReader, Inbox):
 
     clock: Clock
     """By which letters are judged and dated; who works over a journal takes it too."""
+
+    def claim_left(self) -> float:
+        """Seconds for which this owner surely still has the claim, on the machine's monotonic clock: who sends something out asks just
+        before. 0.0: it may be gone, and nothing must be sent. `math.inf` where a claim ends with the process and not by time. Never blocks.
+        """
+        return math.inf
+
+    def predecessor_left(self) -> float:
+        """Seconds for which an earlier owner, that was paused and does not know that its claim is over, may still be sending; with the
+        time-out of its calls, what is in doubt of its effects is judged after that. 0.0: there is none, it has said goodbye (`close`), or
+        a claim here ends with the process. Never blocks.
+        """
+        return 0.0
 
     @abstractmethod
     def append(self, entry: Entry) -> Position:

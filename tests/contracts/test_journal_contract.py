@@ -1,6 +1,7 @@
 """What every journal keeps (`sabot/journal/base.py`): one suite for all homes."""
 
 import asyncio
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -236,6 +237,17 @@ def test_a_second_owner_is_refused_while_the_first_holds_the_journal(home: Home)
     home.owner().close()
 
 
+def test_an_owner_knows_for_how_long_it_has_the_claim(home: Home) -> None:
+    first = home.owner()
+    assert first.claim_left() > 0
+    assert first.predecessor_left() == 0.0  # nobody was before it
+    first.close()
+    second = home.owner()
+    assert second.claim_left() > 0
+    assert second.predecessor_left() == 0.0  # the first one has closed, and sends nothing
+    second.close()
+
+
 def test_a_checkpoint_of_another_journal_or_of_a_later_one_is_refused(home: Home, journal: Journal) -> None:
     written(journal, Begin("a", 1), Begin("b", 2))
     check_place(journal, journal.identity, {0: 2})
@@ -435,6 +447,13 @@ STEPS = st.one_of(
     st.tuples(st.just("trim"), st.integers(0, 40)),
     st.tuples(st.just("again"), st.just("")),
 )
+
+
+def test_a_claim_that_ends_with_the_process_has_no_time(tmp_path: Path) -> None:
+    for home in (InMemory(), InSqlite(tmp_path)):
+        journal = home.owner()
+        assert (journal.claim_left(), journal.predecessor_left()) == (math.inf, 0.0)
+        journal.close()
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
