@@ -24,12 +24,10 @@ READ_FROM_OUTSIDE = {
 }
 
 INHERITED = {  # privates of a base class in another module, by the class that uses them
-    "BatchAgentOperator": {"_backend", "_clock", "_dead_letter", "_lanes", "_now_ms", "_results", "_took"},
     "BatchForm": {"_aside", "_failed", "_give", "_keys_of", "_spec"},
     "CsvSource": {"_record_bytes", "_share"},
     "KafkaDelivery": {"_kafka", "_keys", "_producer"},
     "NdjsonSource": {"_record_bytes", "_schema", "_share"},
-    "RecordAgentOperator": {"_backend", "_clock", "_dead_letter", "_lanes", "_now_ms", "_results", "_took"},
     "RowForm": {"_aside", "_failed", "_give", "_keys_of", "_spec"},
 }
 

@@ -15,7 +15,8 @@ from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import RECORD_SCHEMA, to_records
 from sabot.connectors.base import Sink
 from sabot.errors import RowErrors, UserError
-from sabot.operators.agents.operator import AgentOperator, rows_of
+from sabot.operators.agents.lanes import LaneOperator
+from sabot.operators.agents.operator import rows_of
 from sabot.operators.held import HeldRows
 
 __all__ = ["BatchAgentOperator", "decoded"]
@@ -36,7 +37,7 @@ class _HeldBatch(HeldRows):
         return self
 
 
-class BatchAgentOperator(AgentOperator):
+class BatchAgentOperator(LaneOperator):
     """Batches of columns; the undecoded records travel along, for dead letters and checkpoints."""
 
     def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
@@ -55,10 +56,10 @@ class BatchAgentOperator(AgentOperator):
         if batch.rejected:
             batch = self._reject(batch)
         held = _HeldBatch(batch)
-        self._took(held)
+        self.took(held)
         if held.left:
-            self._lanes[0].queue.append(held)
-            self._lanes[0].rouse()
+            self.lanes[0].queue.append(held)
+            self.lanes[0].rouse()
 
     def _reject(self, batch: Batch) -> Batch:
         """Rows that could not be decoded -> dead letters; -> the same batch without them."""
@@ -67,7 +68,7 @@ class BatchAgentOperator(AgentOperator):
         self.counters.errors_count += len(bad)
         rows = pa.array([entry.row for entry in bad], pa.int64())
         for row, entry in zip(rows_of(records.take(rows), batch.topic), bad, strict=True):
-            self._dead_letter(row, f"{row.topic}[{row.partition}]@{row.offset}: {entry.reason}", 0)
+            self.dead_letter(row, f"{row.topic}[{row.partition}]@{row.offset}: {entry.reason}", 0)
         good = np.ones(records.num_rows, dtype=bool)
         good[rows.to_numpy()] = False
         return Batch(batch.data, batch.offsets, batch.topic, records.filter(pa.array(good)))
@@ -93,21 +94,21 @@ class BatchAgentOperator(AgentOperator):
         data = item.columns
         ctx = AgentContext(
             data,
-            self._backend,
+            self.backend,
             topic=item.topic,
             agent_id=self.spec.agent_id,
             buffered=True,
-            clock=self._clock,
+            clock=self.clock,
             timers=self._no_timers,
         )
         value = run(self.spec.func, data, ctx) if data.num_rows else None
         return ctx, *awaitable(value)
 
     def _end(self, item: _HeldBatch, output: pa.RecordBatch | None) -> None:
-        if output is not None and output.num_rows and self._results is not None:
-            self._results.put(Batch(output, None, self.spec.agent_id))
+        if output is not None and output.num_rows and self.results is not None:
+            self.results.put(Batch(output, None, self.spec.agent_id))
         self.counters.messages_processed += item.left
-        self.counters.last_message_time = self._clock.time()
+        self.counters.last_message_time = self.clock.time()
 
     def _salvage(self, item: _HeldBatch, failure: BaseException, attempts: int) -> bool:
         data, records = item.columns, item.records
@@ -134,9 +135,9 @@ class BatchAgentOperator(AgentOperator):
         """These rows of the current data, each with its reason, to the dead letters."""
         data, records = item.columns, item.records
         picked = pa.array(list(reasons), pa.int64())
-        rows = to_records(Batch(data.take(picked)), self._now_ms()) if records is None else records.take(picked)
+        rows = to_records(Batch(data.take(picked)), self.now_ms()) if records is None else records.take(picked)
         for row, reason in zip(rows_of(rows, item.topic), reasons.values(), strict=True):
-            self._dead_letter(row, reason, attempts)
+            self.dead_letter(row, reason, attempts)
 
     def written(self, item: _HeldBatch, value: Any) -> pa.RecordBatch:
         """What a batch agent returned -> RECORD_SCHEMA or columns for its port. Raises TypeError for anything but Arrow, ArrowInvalid
@@ -161,7 +162,7 @@ class BatchAgentOperator(AgentOperator):
     def _as_records(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Rows as JSON records; partition -1: a row of a batch agent comes from no one row of its input."""
         nowhere = pa.array(np.full(batch.num_rows, -1, dtype=np.int32))
-        return to_records(Batch(batch), self._now_ms()).set_column(3, RECORD_SCHEMA.field(3), nowhere)
+        return to_records(Batch(batch), self.now_ms()).set_column(3, RECORD_SCHEMA.field(3), nowhere)
 
 
 def decoded(batch: Batch, codec: JsonCodec) -> Batch:

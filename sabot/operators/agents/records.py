@@ -20,7 +20,8 @@ from sabot.calls.functions import awaitable, behind, each_piece
 from sabot.codecs.json import JsonCodec
 from sabot.codecs.records import Headers, decode_json, encode_json, to_records
 from sabot.errors import UNREADABLE, DataError
-from sabot.operators.agents.operator import AgentOperator, Row, rows_of
+from sabot.operators.agents.lanes import LaneOperator
+from sabot.operators.agents.operator import Row, rows_of
 from sabot.operators.agents.timers import DueTimer, KeyTimers, key_bytes, key_of
 from sabot.operators.held import HeldRows
 
@@ -34,7 +35,7 @@ _decode = msgspec.json.Decoder().decode
 Result = tuple[bytes, bytes | None, Headers]  # payload, key (None: the key of the input), headers
 
 
-class RecordAgentOperator(AgentOperator):
+class RecordAgentOperator(LaneOperator):
     """Rows of RECORD_SCHEMA, decoded where they enter and dealt to lanes by their key."""
 
     def __init__(self, spec: AgentSpec, **wiring: Any) -> None:
@@ -45,12 +46,12 @@ class RecordAgentOperator(AgentOperator):
         self._prefix = "" if spec.key is None else f"{spec.agent_id}/"
         self._no_timers = CallTimers(spec.agent_id, fires=False) if spec.on_timer is None else None
         if spec.on_timer is not None:
-            self.timers = KeyTimers(f"agent {spec.agent_id}", self._clock, self._put_due, self.broke)
+            self.timers = KeyTimers(f"agent {spec.agent_id}", self.clock, self._put_due, self.broke)
             self._timer_call = _gathering(spec.on_timer)
 
     def put(self, batch: Batch) -> None:
         rows = []
-        records = to_records(batch, self._now_ms())
+        records = to_records(batch, self.now_ms())
         reasons = self._misfits(records)
         held = HeldRows(records.num_rows, records, topic=batch.topic)
         for number, row in enumerate(rows_of(records, batch.topic)):
@@ -60,13 +61,13 @@ class RecordAgentOperator(AgentOperator):
                 self._decode(row)
             except DataError as error:
                 self.counters.errors_count += 1
-                self._dead_letter(row, error, 0)
+                self.dead_letter(row, error, 0)
                 held.end(number)
             else:
                 row.held, row.place, row.payload = held, number, None
                 rows.append(row)
-        self._took(held)
-        lanes = self._lanes
+        self.took(held)
+        lanes = self.lanes
         count = len(lanes)
         if count == 1:
             lanes[0].queue.extend(rows)
@@ -92,9 +93,9 @@ class RecordAgentOperator(AgentOperator):
             row = Row(None, key_bytes(key_of(scope)), at, -1, -1, (), topic, None, scope, held, place, timer)
             self.renew(row)
             rows.append(row)
-        self._took(held)
+        self.took(held)
         for row in rows:
-            self._enqueue(self._lanes[(row.scope[0] << 8 | row.scope[1]) % len(self._lanes)], row)
+            self._enqueue(self.lanes[(row.scope[0] << 8 | row.scope[1]) % len(self.lanes)], row)
 
     def _misfits(self, records: pa.RecordBatch) -> dict[int, str]:
         """With `schema=`: which records do not fit it, and why. The agent gets the others as json.loads gives them."""
@@ -145,7 +146,7 @@ class RecordAgentOperator(AgentOperator):
         return f"{item.topic}[{item.partition}]@{item.offset}"
 
     def begin(self, item: Row, run: Callable[..., Any]) -> tuple[AgentContext, Any, bool]:
-        ctx = record_context(item, self._backend, self.spec.agent_id, self._prefix, self._clock, self._no_timers)
+        ctx = record_context(item, self.backend, self.spec.agent_id, self._prefix, self.clock, self._no_timers)
         if item.timer is not None:
             return ctx, *self._fire(item.timer, ctx, run)
         call, coroutine_function = self._call
@@ -168,22 +169,23 @@ class RecordAgentOperator(AgentOperator):
         return value.results if type(value) is _Several else (_result(value),)
 
     def _end(self, item: Row, output: Sequence[Result] | None) -> None:
-        if output is not None and self._results is not None:
-            add = self._results.add
+        if output is not None and self.results is not None:
+            add = self.results.add
             for payload, key, headers in output:
                 add(payload, item.key if key is None else key, item.timestamp, item.partition, item.offset, headers)
         if item.timer is None:
             self.counters.messages_processed += 1
-            self.counters.last_message_time = self._clock.time()
+            self.counters.last_message_time = self.clock.time()
 
     def _bury(self, item: Row, failure: BaseException, attempts: int) -> None:
         if item.timer is not None:
             assert self.timers is not None
             self.timers.ended(item.timer)
             item.payload = encode_json(item.value)
+            self.dead_letter(item, failure, attempts, step=self._where(item))
         else:
             item.payload = _payload(item)
-        self._dead_letter(item, failure, attempts)
+            self.dead_letter(item, failure, attempts)
 
     def renew(self, item: Row) -> None:
         if item.timer is None:
