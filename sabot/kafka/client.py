@@ -35,6 +35,7 @@ __all__ = [
     "connection_of",
     "ensure_topic",
     "explain",
+    "fatal_of",
     "flush_of",
     "link_of",
     "metadata_of",
@@ -338,6 +339,16 @@ def flush_of(producer: Any, seconds: float, anew: Callable[[], Any]) -> int:
         while SYSTEM_CLOCK.monotonic() < deadline:
             other.poll(0.1)
         raise KafkaException(KafkaError(KafkaError._FAIL, f"the client lost its own error: {broken}")) from broken
+
+
+def fatal_of(producer: Any) -> KafkaError | None:
+    """The fatal error of a producer that has had one in a transaction; else None. `produce` raises _FATAL, which does not say why."""
+    try:
+        producer.begin_transaction()  # has no effect after a fatal error, nor within a transaction
+    except KafkaException as error:
+        reason: KafkaError = error.args[0]
+        return None if reason.code() == KafkaError._STATE else reason
+    return None
 
 
 def metadata_of(client: Any, link: BrokerLink, topic: str, deadline: float) -> Any:

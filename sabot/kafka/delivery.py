@@ -33,6 +33,7 @@ from sabot.kafka.client import (
     committed_of,
     connection_of,
     explain,
+    fatal_of,
     producer_of,
     said,
 )
@@ -388,15 +389,14 @@ class _Client:
 
     def _reason(self, error: BaseException) -> BaseException:
         """The error to raise for `error`. A fatal error of the client may make the next callback of the same call fail, and get lost behind
-        a SystemError; the next request to the producer then raises the fatal error again.
+        a SystemError; or another thread of the client has it first, and a call here raises only that there was one.
         """
-        if isinstance(error, SystemError) and self.producer is not None:
-            lost = KafkaError(KafkaError._FAIL, f"the client lost its own error: {error}")
-            try:
-                self.producer.begin_transaction()  # has no effect after a fatal error, nor within a transaction
-                error = KafkaException(lost)
-            except KafkaException as again:
-                error = KafkaException(lost) if again.args[0].code() == KafkaError._STATE else again
+        if self.producer is not None:
+            if isinstance(error, SystemError):
+                lost = KafkaError(KafkaError._FAIL, f"the client lost its own error: {error}")
+                error = KafkaException(fatal_of(self.producer) or lost)
+            elif isinstance(error, KafkaException) and error.args[0].code() == KafkaError._FATAL:
+                error = KafkaException(fatal_of(self.producer) or error.args[0])
         if isinstance(error, KafkaException):
             return error.with_traceback(None)  # its frames would keep the producer alive as long as the error
         return error

@@ -25,6 +25,7 @@ from sabot.kafka.client import (
     admin_of,
     ensure_topic,
     explain,
+    fatal_of,
     partitions_of,
     producer_of,
     said,
@@ -340,6 +341,8 @@ class _Sender:
                     raise self._unanswered() from clean_cause(error)
 
     def _explained(self, reason: Any) -> SabotError:
+        if reason.code() == KafkaError._FATAL:
+            reason = fatal_of(self._producer) or reason
         if reason.code() in FENCED:
             self._open = False  # the other redrive has ended our transaction
             return JobLocked(

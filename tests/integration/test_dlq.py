@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from typer.testing import CliRunner
 
 import sabot.kafka.redrive as redriving
@@ -24,7 +25,7 @@ from sabot.codecs.records import Headers, build_records
 from sabot.connectors.base import Sink
 from sabot.connectors.letters import letter_headers
 from sabot.errors import JobLocked
-from sabot.kafka import admin
+from sabot.kafka import admin, client
 from sabot.kafka.letters import DeadLetters
 
 pytestmark = pytest.mark.kafka
@@ -394,6 +395,34 @@ def test_a_second_redrive_takes_over_and_the_first_ends_and_each_letter_goes_onc
         redriving.redrive(dead)
     dead.close()
     assert taken_over == [10 if nth == 1 else 7]
+    assert payloads(kafka_url, topic) == list(range(10))
+
+
+@pytest.mark.usefixtures("small_transactions")
+def test_a_redrive_whose_client_knows_already_that_it_is_fenced_says_so(
+    kafka_url: str, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client learns it in a thread of its own; `produce` then raises no more than "Local: Fatal error". Seen once."""
+    with_letters(kafka_url, topic, 10)
+    producers: list[Any] = []
+
+    def producer_of(*about: Any, **settings: Any) -> Any:
+        producers.append(client.producer_of(*about, **settings))
+        return producers[-1]
+
+    def other() -> None:
+        steps.watch(None)
+        redriven(kafka_url, f"{topic}.dlq")
+        producers[0].produce(topic, b"of the transaction that is aborted", partition=1)
+        with suppress(KafkaException, SystemError):
+            producers[0].flush(30)
+
+    monkeypatch.setattr(redriving, "producer_of", producer_of)
+    steps.watch(Watching("produce", 5, other))
+    dead = DeadLetters(f"{topic}.dlq", kafka_url)
+    with pytest.raises(JobLocked, match="another redrive"):
+        redriving.redrive(dead)
+    dead.close()
     assert payloads(kafka_url, topic) == list(range(10))
 
 

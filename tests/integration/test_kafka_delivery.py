@@ -324,6 +324,25 @@ def test_an_error_that_the_client_loses_on_its_way_is_asked_for_again(
         sink.deliver(1, part(1))
 
 
+def test_a_record_after_a_fatal_error_fails_for_the_reason_of_that_error(
+    topic: str, sinks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client learns in a thread of its own that it is fenced; `produce` then raises no more than "Local: Fatal error"."""
+
+    def produce_twice(producer: Any, *_: Any) -> None:
+        producer.produce(topic, b"1")
+        with suppress(KafkaException, SystemError):
+            producer.flush(30)
+        producer.produce(topic, b"2")
+
+    sink = sinks()
+    sink.claim(track_of(topic))
+    sinks().claim(track_of(topic))
+    monkeypatch.setattr(delivery, "produce", produce_twice)
+    with pytest.raises(JobLocked):
+        sink.deliver(1, part(1))
+
+
 @pytest.mark.parametrize("step", ["token", pytest.param("commit", marks=pytest.mark.slow)])
 def test_a_broker_that_restarts_in_a_transaction_loses_and_repeats_nothing(
     kafka: Broker, topic: str, sinks: Any, watch: Any, step: str
