@@ -13,8 +13,8 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from sabot import metrics
 from sabot.cli import commands
 from sabot.connectors.memory import MemoryBroker
 from tools.broker import Broker
+from tools.command_line import child
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -209,19 +210,10 @@ EXAMPLES = {
 }
 
 
-@contextlib.contextmanager
-def running(*command: str, folder: Path, **environment: str) -> "Iterator[subprocess.Popen[str]]":
+def running(*command: str, folder: Path, **environment: str) -> "AbstractContextManager[subprocess.Popen[str]]":
     """The command in the background; killed if it hangs."""
-    with subprocess.Popen(
-        command, cwd=folder, env={**ENV, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        alarm = threading.Timer(SECONDS, process.kill)
-        alarm.start()
-        try:
-            yield process
-        finally:
-            alarm.cancel()
-            process.kill()
+    environment = {**ENV, **environment}
+    return child(*command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def lines_until_interrupt(process: "subprocess.Popen[str]", count: int) -> list[str]:

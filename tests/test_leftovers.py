@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from tools.broker import Broker
+from tools.command_line import child
 from tools.leftovers import started
 
 TESTS = Path(__file__).parent
@@ -18,7 +20,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 
 # A shell that ends at once leaves a process of its own session behind; so does kafka.sh. And a fork, which has no environment of its own.
 SESSION = """
-import os, signal, subprocess, sys, tempfile
+import os, signal, subprocess, sys, tempfile, time
 from tools.leftovers import leftovers, temporary_folder
 
 folder = temporary_folder()
@@ -31,12 +33,13 @@ print(folder, fork, *pids, flush=True)
 if sys.argv[1] == "ends":
     leftovers().finish()
 else:
-    signal.pause()
+    while True:  # not signal.pause(): a signal that comes just before it would end it only if there were another one
+        time.sleep(0.1)
 """
 
 # The same of pytest, with the plugin of these tests.
 A_TEST = """
-import signal, subprocess, tempfile
+import subprocess, tempfile, time
 from hypothesis import given, strategies
 
 @given(strategies.text())
@@ -46,7 +49,8 @@ def test_property(text):
 def test_left(tmp_path):
     left = subprocess.Popen(["setsid", "sleep", "300"])
     print("!", tempfile.mkdtemp(), left.pid, flush=True)
-    signal.pause()
+    while True:
+        time.sleep(0.1)
 """
 
 
@@ -60,13 +64,9 @@ def gone(pids: list[int], folder: Path, seconds: float = 20.0) -> bool:
     return False
 
 
-def session(*words: str, **environment: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, *words],
-        env={**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", **environment},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def session(*words: str, **environment: str) -> "AbstractContextManager[subprocess.Popen[str]]":
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", **environment}
+    return child(sys.executable, *words, env=environment, stdout=subprocess.PIPE)
 
 
 @pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGKILL], ids=["ends", "interrupted", "killed"])

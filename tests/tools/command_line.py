@@ -1,9 +1,10 @@
-"""The command `sabot` for the tests: in a process of its own, or inside this one."""
+"""Other processes for the tests: any command, and `sabot`, which can also be called inside this process."""
 
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,24 @@ SABOT = (sys.executable, "-P", "-c", "from sabot.cli import main; main()")
 ENV = {**os.environ, "PYTHONPATH": str(Path(sabot.__file__).parents[1]), "COLUMNS": "100", "NO_COLOR": "1"}
 
 
+CHILD_SECONDS = 300.0  # longer than any test waits on purpose
+
+
+@contextmanager
+def child(*command: object, **options: Any) -> "Iterator[subprocess.Popen[str]]":
+    """A process with text on its pipes, killed at the end of the block, and after CHILD_SECONDS. So a test whose child does not end fails;
+    the end of `with Popen(...)` waits for ever.
+    """
+    with subprocess.Popen([str(word) for word in command], text=True, **options) as process:
+        alarm = threading.Timer(CHILD_SECONDS, process.kill)
+        alarm.start()
+        try:
+            yield process
+        finally:
+            alarm.cancel()
+            process.kill()
+
+
 def sabot_does(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [*SABOT, *words], cwd=folder, env=ENV, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
@@ -27,18 +46,12 @@ def sabot_does(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
 @contextmanager
 def sabot_running(folder: Path, *words: str) -> "Iterator[subprocess.Popen[str]]":
     """The command in the background, once it has printed its first line on stdout."""
-    command = [*SABOT, *words]
-    with subprocess.Popen(
-        command, cwd=folder, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        try:
-            assert process.stdout is not None
-            first = process.stdout.readline()
-            if not first:
-                raise AssertionError(process.communicate(timeout=60)[1])
-            yield process
-        finally:
-            process.kill()
+    with child(*SABOT, *words, cwd=folder, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        if not first:
+            raise AssertionError(process.communicate(timeout=60)[1])
+        yield process
 
 
 def sabot_says(*words: object) -> Any:

@@ -14,7 +14,7 @@ import pytest
 
 import sabot
 from sabot.cli import WrongUse, load_app
-from tools.command_line import ENV, SABOT, sabot_does, sabot_running
+from tools.command_line import ENV, SABOT, child, sabot_does, sabot_running
 
 HELLO = """
 from sabot import App
@@ -252,20 +252,13 @@ def test_the_fraud_demo_refuses_a_row_count_that_is_none(tmp_path: Path) -> None
 
 def test_ctrl_c_in_the_demo_shows_the_figures_so_far_and_exits_0(tmp_path: Path) -> None:
     words = ["demo", "fraud", "--rows", "100000000", "--state", "state", "--json"]
-    command = [*SABOT, *words]
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as demo:
-        try:
-            deadline = time.monotonic() + 60
-            while (
-                not any((tmp_path / "state" / "checkpoints").glob("checkpoints/*.json")) and time.monotonic() < deadline
-            ):
-                time.sleep(0.05)
-            demo.send_signal(signal.SIGINT)
-            figures, errors = demo.communicate(timeout=60)
-        finally:
-            demo.kill()
+    with child(*SABOT, *words, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
+        deadline = time.monotonic() + 60
+        manifests = tmp_path / "state" / "checkpoints" / "checkpoints"
+        while not any(manifests.glob("*.json")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        demo.send_signal(signal.SIGINT)
+        figures, errors = demo.communicate(timeout=60)
     assert (demo.returncode, errors) == (0, "")
     assert 0 < json.loads(figures)["rows"] < 100_000_000
     assert json.loads(figures)["checkpoints"] >= 1

@@ -27,6 +27,7 @@ from sabot.runtime.signals import StopSignals
 from sabot.steps import watch
 from sabot.testing import MemoryBroker
 from tools.agent_tools import environment, until
+from tools.command_line import child
 
 OURS = str(Path(__file__).parents[3] / "sabot")
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -347,25 +348,17 @@ def test_an_agent_that_blocks_the_loop_is_ended_by_the_second_signal(
     """`main()` could be ended by SIGKILL only: the third Ctrl-C was raised in the agent, and the end of asyncio waited for ever."""
     file = tmp_path / "blocked.py"
     file.write_text(BLOCKED.replace("RUN", run))
-    with subprocess.Popen(
-        [sys.executable, file],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    with child(
+        sys.executable, file, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "in\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in\n"
+        process.send_signal(number)
+        for _ in range(100):  # within 0.3 s of the first it counts as the same one
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=0.4)
+                break
             process.send_signal(number)
-            for _ in range(100):  # within 0.3 s of the first it counts as the same one
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.communicate(timeout=0.4)
-                    break
-                process.send_signal(number)
-        finally:
-            process.kill()
     assert process.returncode in (128 + number, -number)
 
 
@@ -406,20 +399,15 @@ def test_what_holds_up_the_end_of_the_process_is_ended_by_the_second_signal(tmp_
         """)
     )
     command = [sys.executable, "-c", "import sabot.cli; sabot.cli.main()", "run", "held:app", "--loglevel", "info"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stderr is not None
-            while "streams run" not in process.stderr.readline():
-                pass
-            for _ in range(100):
-                process.send_signal(signal.SIGINT)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.communicate(timeout=0.4)
-                    break
-        finally:
-            process.kill()
+    with child(*command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        while "streams run" not in process.stderr.readline():
+            pass
+        for _ in range(100):
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=0.4)
+                break
     assert process.returncode == 130
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from sabot._cython.arrow.batch import Batch
 from sabot._cython.flow.channel import ACTIVE, END, IDLE, Abort, Barrier, Channel, ChannelClosed, Watermark
+from tools.command_line import child
 
 LONG = 30.0  # seconds that no test ever waits for: a deadlock fails, it does not hang
 
@@ -352,9 +353,7 @@ def test_ctrl_c_interrupts_the_main_thread(call):
         except KeyboardInterrupt:
             print("stopped", len(full))
     """
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True
-    ) as process:
+    with child(sys.executable, "-c", textwrap.dedent(program), stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == "waiting\n"
         process.send_signal(signal.SIGINT)
         assert process.stdout.read() == "stopped 1\n"

@@ -12,6 +12,7 @@ import pytest
 from sabot.errors import CheckpointFailed, JobLocked, SabotError, UserError
 from sabot.state import BackendConfig, RocksDBBackend, load_snapshot
 from sabot.state.backends.database import StateDatabase
+from tools.command_line import child
 
 
 def opened(path, **config) -> RocksDBBackend:
@@ -31,11 +32,10 @@ sys.stdin.read()
 @pytest.fixture
 def holder(tmp_path):
     """Another process that has `tmp_path / "state"` open."""
-    command = [sys.executable, "-c", HOLDER, str(tmp_path / "state")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    command = [sys.executable, "-c", HOLDER, tmp_path / "state"]
+    with child(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == "open\n"
         yield other
-        other.kill()
 
 
 async def test_a_directory_in_use_by_another_process_is_refused_by_name(holder, tmp_path):

@@ -27,6 +27,7 @@ from sabot.errors import CorruptCheckpoint, InternalError
 from sabot.state.tables import saved as tables_saved
 from sabot.state.tables.cold import ColdGroups
 from sabot.state.tables.store import TableStore
+from tools.command_line import child
 
 KEYS = pa.schema([("name", pa.string()), ("number", pa.int64())])
 AGGREGATES = [("count", None), ("sum", pa.int64()), ("max", pa.int64())]
@@ -792,7 +793,7 @@ for turn in range(10_000):
 
 
 def test_a_killed_process_comes_back_with_its_last_checkpoint(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", _KILLED, str(tmp_path)], stdout=subprocess.PIPE) as process:
+    with child(sys.executable, "-c", _KILLED, tmp_path, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         for _ in range(4):
             assert process.stdout.readline()
