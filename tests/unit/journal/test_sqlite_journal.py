@@ -20,7 +20,7 @@ from sabot.errors import CorruptJournal, JobLocked, JournalFailed, JournalFull, 
 from sabot.journal import Begin, EffectResult, End, Intent, Letter, SqliteInbox, SqliteJournal, SqliteReader
 from sabot.journal.entries import encode_entry
 from sabot.journal.sqlite import DATABASE
-from sabot.journal.sqlite import _sum as checksum
+from sabot.journal.tables import checksum
 from sabot.journal.writing import Appended, GroupWriter
 from sabot.steps import watch
 

@@ -1,0 +1,377 @@
+"""The tables in which entries, and what is known of them, are found again: of the journal in SQLite, and of the copy that a journal in
+Kafka keeps beside it.
+
+What the tables are: `entries`, the journal; `bodies`, the long ones by hash, with `uses` that say which entry names which. `jobs`,
+`questions` and `inbox` are indexes of the entries, kept in the same transactions, so that a token can be judged where no owner is.
+
+Pages of a SQLite database have no checksums, so each entry has its own. Functions that take a connection work in the transaction that
+their caller has begun (`transaction`); who calls them explains SQLite's errors (`explained`).
+"""
+
+import os
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
+
+from sabot.errors import CorruptJournal, UserError
+from sabot.faults import hint_of
+from sabot.journal.base import JobMark, JournalReader, Position, Question
+from sabot.journal.entries import (
+    Answer,
+    Begin,
+    Body,
+    End,
+    Entry,
+    Intent,
+    Letter,
+    StoredBody,
+    body_of,
+    decode_entry,
+    decode_letter,
+    encode_entry,
+    hash_of,
+    with_stored_body,
+)
+from sabot.journal.writing import Appended
+
+__all__ = [
+    "Row",
+    "TablesReader",
+    "add",
+    "add_letter",
+    "checksum",
+    "connected",
+    "explained",
+    "facts_of",
+    "forget",
+    "letter_facts",
+    "make",
+    "remove",
+    "rows_of",
+    "transaction",
+]
+
+_APPLICATION = 0x5AB07  # SQLite's application_id: which program a database belongs to
+_FORMAT = 1
+_WAIT_SECONDS = 30.0  # for others that write the same database: inboxes, a trim
+_LOG_BYTES = 64 << 20  # that the write-ahead log keeps on the disk when it begins anew
+_CHUNK = 1000  # rows read, jobs trimmed in one transaction
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
+
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE entries (place INTEGER PRIMARY KEY, job TEXT NOT NULL, sum INTEGER NOT NULL, entry BLOB NOT NULL);
+CREATE INDEX entries_of_job ON entries (job);
+CREATE TABLE bodies (hash BLOB PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE uses (place INTEGER PRIMARY KEY, hash BLOB NOT NULL);
+CREATE INDEX uses_of_hash ON uses (hash);
+CREATE TABLE jobs (job TEXT PRIMARY KEY, began INTEGER NOT NULL, digest BLOB NOT NULL, ended INTEGER, outcome TEXT NOT NULL DEFAULT '',
+    result TEXT NOT NULL DEFAULT '', ended_ms INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE INDEX ended_jobs ON jobs (ended) WHERE ended IS NOT NULL;
+CREATE TABLE questions (token TEXT PRIMARY KEY, job TEXT NOT NULL, ordinal INTEGER NOT NULL, due_ms INTEGER NOT NULL,
+    closed TEXT NOT NULL DEFAULT '') WITHOUT ROWID;
+CREATE INDEX questions_of_job ON questions (job);
+CREATE TABLE inbox (number INTEGER PRIMARY KEY AUTOINCREMENT, once TEXT NOT NULL UNIQUE, job TEXT NOT NULL, letter BLOB NOT NULL,
+    taken INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX inbox_of_job ON inbox (job);
+"""
+
+_ENTRY = "INSERT INTO entries (place, job, sum, entry) VALUES (?, ?, ?, ?)"
+_BODY = "INSERT OR IGNORE INTO bodies (hash, body) VALUES (?, ?)"
+_USE = "INSERT INTO uses (place, hash) VALUES (?, ?)"
+_BEGIN = (
+    "INSERT INTO jobs (job, began, digest) VALUES (?, ?, ?) ON CONFLICT (job) DO UPDATE SET "
+    "began = excluded.began, digest = excluded.digest, ended = NULL, outcome = '', result = '', ended_ms = 0"
+)
+_END = (
+    "INSERT INTO jobs (job, began, digest, ended, outcome, result, ended_ms) VALUES (?1, ?2, x'', ?2, ?3, ?4, ?5) "
+    "ON CONFLICT (job) DO UPDATE SET ended = excluded.ended, outcome = excluded.outcome, result = excluded.result, "
+    "ended_ms = excluded.ended_ms"
+)
+_LEAVE = "UPDATE questions SET closed = ? WHERE job = ? AND closed = ''"
+_ASK = "INSERT OR REPLACE INTO questions (token, job, ordinal, due_ms) VALUES (?, ?, ?, ?)"
+_CLOSE = "UPDATE questions SET closed = ? WHERE token = ?"
+_HAS_ENTRIES = "EXISTS (SELECT 1 FROM entries WHERE entries.job = jobs.job)"
+_ENDED = (  # before a place, ?1
+    "SELECT job FROM jobs WHERE ended < ?1 "
+    "AND NOT EXISTS (SELECT 1 FROM entries WHERE entries.job = jobs.job AND place >= ?1)"
+)
+_OF_JOB = "place IN (SELECT place FROM entries WHERE job = ?)"
+_UNUSED = "DELETE FROM bodies WHERE hash = ?1 AND NOT EXISTS (SELECT 1 FROM uses WHERE hash = ?1)"
+_KEEP_PLACE = (  # where the next entry stands must not begin again when the last one goes
+    "UPDATE meta SET value = max(value, (SELECT coalesce(max(place) + 1, 0) FROM entries)) WHERE name = 'trimmed'"
+)
+_TAKEN = "UPDATE inbox SET taken = 1, letter = x'' WHERE number = ?"
+
+
+@contextmanager
+def explained(where: object) -> Iterator[None]:
+    """SQLite's errors as ours: damage, or what stands in the way."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in _DAMAGE or (isinstance(error, sqlite3.OperationalError) and "no such table" in str(error)):
+            raise CorruptJournal(
+                f"{where} is damaged, or no journal: {error}",
+                hint="go back to a copy of its whole folder; keep what is there",
+            ) from error
+        raise UserError(f"{where}: {error}", hint=hint_of(error)) from error
+    except OSError as error:
+        raise UserError(f"{where}: {error.strerror or error}", hint=hint_of(error)) from error
+
+
+def connected(path: Path, mode: Literal["ro", "rw"], *, synced: bool = True) -> sqlite3.Connection:
+    """A connection whose transactions its user begins. synced: a commit is on the disk when it returns."""
+    connection = sqlite3.connect(
+        f"file:{quote(os.fspath(path))}?mode={mode}",
+        uri=True,
+        timeout=_WAIT_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'OFF'}")
+        connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def facts_of(connection: sqlite3.Connection, where: object) -> dict[str, Any]:
+    """What `meta` says, of a database that is a journal of a format that we know. Raises UserError, CorruptJournal."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (form,) = connection.execute("PRAGMA user_version").fetchone()
+    if application != _APPLICATION:
+        raise CorruptJournal(f"{where} is a database, and no journal of Sabot", hint="give another directory")
+    if form != _FORMAT:
+        raise UserError(
+            f"{where} has format {form}, and this Sabot knows {_FORMAT}",
+            hint="a newer Sabot has written it: start with that one",
+        )
+    facts = dict(connection.execute("SELECT name, value FROM meta"))
+    if not {"identity", "key", "epoch"} <= facts.keys():
+        raise CorruptJournal(f"{where} has lost its identity")
+    return facts
+
+
+def checksum(place: int, job: str, data: bytes) -> int:
+    """Of an entry and of where it stands."""
+    return zlib.crc32(data, zlib.crc32(f"{place}\0{job}".encode()))
+
+
+class TablesReader(JournalReader):
+    """Reads the tables in `database`. where: what messages call it."""
+
+    def __init__(self, database: Path, where: str) -> None:
+        self.database = database
+        self.where = where
+        self._lock = threading.Lock()
+        with explained(self.where):
+            self._reading = connected(database, "ro")
+            try:
+                facts = facts_of(self._reading, self.where)
+            except BaseException:
+                self._reading.close()
+                raise
+        self.identity: str = facts["identity"]
+        self.key: bytes = facts["key"]
+
+    def select(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """What one statement finds. Raises as all methods do."""
+        with explained(self.where), self._lock:
+            return self._reading.execute(statement, values).fetchall()
+
+    def positions(self) -> dict[int, int]:
+        ((last, trimmed),) = self.select(
+            "SELECT (SELECT max(place) FROM entries), (SELECT value FROM meta WHERE name = 'trimmed')"
+        )
+        return {0: max(-1 if last is None else last + 1, trimmed or 0, 0)}
+
+    def read(self, job: str | None = None, start: Mapping[int, int] | None = None) -> Iterator[tuple[Position, Entry]]:
+        first = (start or {}).get(0, 0)
+        chosen, values = ("", ()) if job is None else ("AND job = ? ", (job,))
+        while True:  # in chunks: a long look would keep the log from beginning anew
+            rows = self.select(
+                f"SELECT place, job, sum, entry FROM entries WHERE place >= ? {chosen}ORDER BY place LIMIT {_CHUNK}",
+                (first, *values),
+            )
+            for place, named, told, data in rows:
+                if not isinstance(data, bytes) or checksum(place, named, data) != told:
+                    raise CorruptJournal(f"{self.where}: entry {place} is damaged", hint="go back to a copy of it")
+                yield Position(0, place), decode_entry(data, self.where)
+            if len(rows) < _CHUNK:
+                return
+            first = rows[-1][0] + 1
+
+    def load(self, body: Body) -> bytes:
+        if isinstance(body, bytes):
+            return body
+        rows = self.select("SELECT body FROM bodies WHERE hash = ?", (body.hash,))
+        if not rows or hash_of(rows[0][0]) != body.hash:
+            raise CorruptJournal(f"{self.where}: body {body.hash.hex()} is missing or damaged")
+        return bytes(rows[0][0])
+
+    def job(self, job: str) -> JobMark | None:
+        return _mark(self.select(f"{_MARK} WHERE job = ?", (job,)))
+
+    def question(self, token: str) -> Question | None:
+        return _question(self.select(f"{_QUESTION} WHERE token = ?", (token,)))
+
+    def letters(self) -> list[Letter]:
+        return [letter for _, letter in self.untaken()]
+
+    def untaken(self, after: int = 0) -> list[tuple[int, Letter]]:
+        """Letters that the owner has not taken, with their numbers, which are above `after`."""
+        rows = self.select("SELECT number, letter FROM inbox WHERE taken = 0 AND number > ? ORDER BY number", (after,))
+        return [(number, decode_letter(data, self.where)) for number, data in rows]
+
+    def ended(self, before: int) -> list[str]:
+        """Up to `_CHUNK` jobs that have entries and had ended before this place: what `remove` would remove."""
+        return [job for (job,) in self.select(f"{_ENDED} AND {_HAS_ENTRIES} LIMIT {_CHUNK}", (before,))]
+
+    def close(self) -> None:
+        with self._lock:
+            self._reading.close()
+
+
+_MARK = "SELECT job, began, digest, outcome, result, ended_ms FROM jobs"
+_QUESTION = "SELECT job, ordinal, due_ms, closed FROM questions"
+
+
+def _mark(rows: list[tuple[Any, ...]]) -> JobMark | None:
+    for job, began, *rest in rows:
+        return JobMark(job, Position(0, began), *rest)
+    return None
+
+
+def _question(rows: list[tuple[Any, ...]]) -> Question | None:
+    return Question(*rows[0]) if rows else None
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            with suppress(sqlite3.Error):  # the error that is on its way says more
+                connection.execute("ROLLBACK")
+        raise
+
+
+def _indexed(offset: int, entry: Entry) -> list[tuple[str, tuple[Any, ...]]]:
+    """The statements that keep `jobs` and `questions` in step with an entry."""
+    if isinstance(entry, Begin):
+        return [(_BEGIN, (entry.job, offset, entry.digest))]
+    if isinstance(entry, End):
+        return [
+            (_END, (entry.job, offset, entry.outcome, entry.result, entry.at_ms)),
+            (_LEAVE, (f"the job has ended: {entry.outcome}", entry.job)),
+        ]
+    if isinstance(entry, Intent) and entry.token:
+        return [(_ASK, (entry.token, entry.job, entry.ordinal, entry.due_ms))]
+    if isinstance(entry, Answer):
+        return [(_CLOSE, (entry.outcome, entry.token))]
+    return []
+
+
+def letter_facts(connection: sqlite3.Connection, letter: Letter) -> tuple[Question | None, JobMark | None, bool]:
+    """What `base.check_letter` asks for: the question of its token, the mark of its job, whether there is an earlier one of its name."""
+    run = connection.execute
+    question = _question(run(f"{_QUESTION} WHERE token = ?", (letter.token,)).fetchall())
+    mark = _mark(run(f"{_MARK} WHERE job = ?", (letter.job,)).fetchall())
+    return question, mark, bool(run("SELECT 1 FROM inbox WHERE once = ?", (letter.once,)).fetchall())
+
+
+def add_letter(connection: sqlite3.Connection, once: str, job: str, data: bytes, number: int | None = None) -> None:
+    """Puts a letter into the inbox. number: its own, above 0; None: the next one. One whose `once` is there already changes nothing."""
+    connection.execute(
+        "INSERT OR IGNORE INTO inbox (number, once, job, letter) VALUES (?, ?, ?, ?)", (number, once, job, data)
+    )
+
+
+class Row(NamedTuple):
+    """An entry as it is stored. body: the long one that it names, empty where that is stored already. letter: as in `Appended`."""
+
+    place: int
+    entry: Entry
+    data: bytes
+    body: bytes
+    letter: int
+
+
+def rows_of(group: Iterable[Appended]) -> list[Row]:
+    """The entries of a group, with long bodies taken out of them."""
+    rows = []
+    for each in group:
+        entry, data, body = each.entry, each.data, b""
+        if not data:
+            entry, body = with_stored_body(entry)
+            data = encode_entry(entry)
+        rows.append(Row(each.offset, entry, data, body, each.letter))
+    return rows
+
+
+def add(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    """Adds entries, the bodies that come with them, and what follows from them; the letters that they are of are taken."""
+    connection.executemany(
+        _ENTRY, [(row.place, row.entry.job, checksum(row.place, row.entry.job, row.data), row.data) for row in rows]
+    )
+    for row in rows:
+        named = body_of(row.entry)
+        if isinstance(named, StoredBody):
+            if row.body:
+                connection.execute(_BODY, (named.hash, row.body))
+            connection.execute(_USE, (row.place, named.hash))
+        for statement, values in _indexed(row.place, row.entry):
+            connection.execute(statement, values)
+        if row.letter:
+            connection.execute(_TAKEN, (row.letter,))
+
+
+def remove(connection: sqlite3.Connection, jobs: Sequence[str], before: int, letters: int = 1 << 62) -> int:
+    """Removes the entries and questions of those of these jobs that had ended before this place, and their letters up to the number
+    `letters`. Returns how many entries. It asks again whether they had: a job may have begun again since it was chosen.
+    """
+    removed = 0
+    run = connection.execute
+    run(_KEEP_PLACE)
+    for job in jobs:
+        if not run(f"{_ENDED} AND job = ?2", (before, job)).fetchall():
+            continue
+        bodies = run(f"SELECT DISTINCT hash FROM uses WHERE {_OF_JOB}", (job,)).fetchall()
+        run(f"DELETE FROM uses WHERE {_OF_JOB}", (job,))
+        connection.executemany(_UNUSED, bodies)
+        removed += run("DELETE FROM entries WHERE job = ?", (job,)).rowcount
+        run("DELETE FROM questions WHERE job = ?", (job,))
+        run("DELETE FROM inbox WHERE job = ? AND number <= ?", (job, letters))
+    return removed
+
+
+def forget(connection: sqlite3.Connection, before_ms: int) -> None:
+    """The marks of jobs that had ended then, and have no entries any more, go too."""
+    connection.execute(
+        f"DELETE FROM jobs WHERE ended IS NOT NULL AND ended_ms < ? AND NOT {_HAS_ENTRIES}", (before_ms,)
+    )
+
+
+def make(database: Path, identity: str, key: bytes) -> None:
+    """Makes the tables in a database that is there and empty."""
+    connection = connected(database, "rw")
+    try:
+        connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+        facts = {"identity": identity, "key": key, "epoch": 0, "trimmed": 0}
+        connection.executemany("INSERT INTO meta (name, value) VALUES (?, ?)", facts.items())
+        connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+        connection.execute(f"PRAGMA user_version = {_FORMAT}")
+    finally:
+        connection.close()
