@@ -40,7 +40,7 @@ from sabot.journal.entries import (
 from sabot.journal.writing import Appended
 
 __all__ = [
-    "Row",
+    "StoredEntry",
     "TablesReader",
     "add",
     "add_letter",
@@ -299,7 +299,7 @@ def add_letter(connection: sqlite3.Connection, once: str, job: str, data: bytes,
     )
 
 
-class Row(NamedTuple):
+class StoredEntry(NamedTuple):
     """An entry as it is stored. body: the long one that it names, empty where that is stored already. letter: as in `Appended`."""
 
     place: int
@@ -309,7 +309,7 @@ class Row(NamedTuple):
     letter: int
 
 
-def rows_of(group: Iterable[Appended]) -> list[Row]:
+def rows_of(group: Iterable[Appended]) -> list[StoredEntry]:
     """The entries of a group, with long bodies taken out of them."""
     rows = []
     for each in group:
@@ -317,11 +317,11 @@ def rows_of(group: Iterable[Appended]) -> list[Row]:
         if not data:
             entry, body = with_stored_body(entry)
             data = encode_entry(entry)
-        rows.append(Row(each.offset, entry, data, body, each.letter))
+        rows.append(StoredEntry(each.offset, entry, data, body, each.letter))
     return rows
 
 
-def add(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
+def add(connection: sqlite3.Connection, rows: Sequence[StoredEntry]) -> None:
     """Adds entries, the bodies that come with them, and what follows from them; the letters that they are of are taken."""
     connection.executemany(
         _ENTRY, [(row.place, row.entry.job, checksum(row.place, row.entry.job, row.data), row.data) for row in rows]
