@@ -20,7 +20,7 @@ from tools.source_tree import PROJECT, ROOT, sources, text_of, trees
 # -- privates -----------------------------------------------------------------------------------------------------------
 
 READ_FROM_OUTSIDE = {
-    "handle._run": "testing/loop.py is an event loop in the place of asyncio's, and runs its handles",
+    "handle._run": "testing/loop.py and jobs/loop.py are event loops in the place of asyncio's, and run their handles",
 }
 
 INHERITED = {  # privates of a base class in another module, by the class that uses them

@@ -34,6 +34,8 @@ ORDER = [
     "connectors",
     "journal",
     "kafka",
+    "llm",
+    "jobs",
     "api",
     "operators",
     "plan",

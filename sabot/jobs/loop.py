@@ -1,0 +1,416 @@
+"""The event loop of one job, which makes its function do the same whenever the same is delivered to it in the same order.
+
+    owner       resolves a future of the job, fires one of its timers, or cancels its main task: a delivery
+    turn        `run_until_quiet` runs what is ready, first come, first served, until nothing is
+    quiet       every task waits for a delivery
+
+Nothing else decides an order: tasks, futures and timers are numbered as they are made, and hash by that number, so that the sets in
+which asyncio keeps them are walked in the same order in every process. What an order could come from beside deliveries (sockets,
+threads, other event loops, signals) is refused with an error that says what to do. The loop has no thread and no clock of its own: a
+turn runs inside of the event loop of the app, on its thread.
+"""
+
+import asyncio
+import gc
+import logging
+import sys
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
+from contextvars import Context
+from hashlib import blake2b
+from typing import Any, TypeVar, TypeVarTuple
+
+from sabot.errors import InternalError, UserError, short_repr
+
+__all__ = ["JobLoop", "JobTimer"]
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+_MOST_CALLBACKS = 100_000  # in a turn
+_MOST_DROPS = 100  # of one coroutine, which may await something in each of its `finally:` blocks
+_HINT = "make it an effect: await ctx.step(f, ...) calls f outside of the job, once, and records what it returns"
+_ASKED_AS = {  # the functions of asyncio that use a method of the loop, where the names differ
+    "connect_accepted_socket": "loop.connect_accepted_socket",
+    "create_connection": "asyncio.open_connection (loop.create_connection)",
+    "create_server": "asyncio.start_server (loop.create_server)",
+    "create_unix_connection": "asyncio.open_unix_connection (loop.create_unix_connection)",
+    "create_unix_server": "asyncio.start_unix_server (loop.create_unix_server)",
+    "run_in_executor": "asyncio.to_thread (loop.run_in_executor)",
+    "subprocess_exec": "asyncio.create_subprocess_exec (loop.subprocess_exec)",
+    "subprocess_shell": "asyncio.create_subprocess_shell (loop.subprocess_shell)",
+}
+_WRAP_FUTURE = asyncio.wrap_future.__code__
+
+
+class _Numbered:
+    """Hashes by its number and the name of its job: the same in every process, and different from job to job, because asyncio keeps the
+    tasks of all loops in one set.
+    """
+
+    _number: int
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class JobFuture(_Numbered, asyncio.Future[Any]):
+    def __init__(self, loop: "JobLoop") -> None:
+        self._number = loop.next_number()
+        super().__init__(loop=loop)
+
+
+class JobTask(_Numbered, asyncio.Task[Any]):
+    def __init__(self, steps: "_Watched", loop: "JobLoop", name: str, context: Context | None, number: int) -> None:
+        self._number = number  # before the task is made, because that puts it into a set
+        super().__init__(steps, loop=loop, name=name, context=context)
+
+    def get_coro(self) -> Any:
+        steps = super().get_coro()
+        return steps.coroutine if isinstance(steps, _Watched) else steps
+
+
+class JobTimer(asyncio.TimerHandle):
+    """What `call_later` and `call_at` of a job's loop return. Two timers are never equal. open: it has neither fired nor been cancelled."""
+
+    __slots__ = ("open",)
+    __hash__ = object.__hash__
+
+    open: bool
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class _Dropped(BaseException):
+    """Raised in the coroutines of a job that is discarded, where they wait. Not a CancelledError: the job is not cancelled. Not a
+    GeneratorExit: Python makes a RuntimeError of it where an inner coroutine awaits something on its way out.
+    """
+
+
+class _Watched(Coroutine[Any, Any, Any]):
+    """The coroutine of a task, with each await of it looked at: what is not of the job's loop is refused where it is awaited."""
+
+    __slots__ = ("_loop", "_send", "coroutine", "number")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], loop: "JobLoop", number: int) -> None:
+        self.coroutine = coroutine
+        self.number = number
+        self._send = coroutine.send
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.coroutine, name)  # cr_frame, cr_code and the like, for tracebacks and names
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self.coroutine.__await__()
+
+    def send(self, value: Any) -> Any:
+        try:
+            awaited = self._send(value)
+        except BaseException:
+            self._loop.ended(self)
+            raise
+        if type(awaited) is JobFuture or awaited is None:  # None: sleep(0)
+            return awaited
+        return self._checked(awaited)
+
+    def throw(self, *error: Any) -> Any:
+        try:
+            awaited = self.coroutine.throw(*error)
+        except BaseException:
+            self._loop.ended(self)
+            raise
+        return None if self._loop.refused is not None else self._checked(awaited)
+
+    def close(self) -> None:
+        self.coroutine.close()
+
+    def _checked(self, awaited: Any) -> Any:
+        refusal = self._loop.refusal_of(awaited)
+        return awaited if refusal is None else self.throw(refusal)
+
+
+class JobLoop(asyncio.AbstractEventLoop):
+    """The event loop of one job. All of it belongs to the thread of its owner.
+
+    now: seconds since 1970, what `time()` returns; the owner moves it, never back. main: the task of the job's function, from `start` on.
+    refused: the first thing that the function did and must not do; no turn goes on after it, whatever the function makes of the exception,
+    and the job has to fail. dead: discarded; true before the first `finally:` block of a discarded coroutine runs.
+    """
+
+    main: "asyncio.Task[Any]"
+
+    def __init__(
+        self, name: str, *, on_timer: Callable[[JobTimer], None], on_timer_gone: Callable[[JobTimer], None]
+    ) -> None:
+        """name: of the job, the same in every replay. on_timer: the function has set a timer. on_timer_gone: it has cancelled one that had
+        not fired. Both are called in the turn; what they raise goes to the function.
+        """
+        self.name = name
+        self.now = 0.0
+        self.dead = False
+        self.refused: UserError | None = None
+        self._on_timer = on_timer
+        self._on_timer_gone = on_timer_gone
+        self._ready: deque[asyncio.Handle] = deque()
+        self._tasks: dict[int, _Watched] = {}  # those that go on; asyncio itself holds tasks by weak references only
+        self._tasks_made = 0
+        self._left: list[AsyncGenerator[Any, Any]] = []  # async generators that the garbage collector has found
+        self._number = int.from_bytes(blake2b(name.encode(), digest_size=6).digest(), "little") << 10
+        self._in_turn = False
+
+    def __repr__(self) -> str:
+        return f"<JobLoop {self.name}{' dead' if self.dead else ''}>"
+
+    # -- for the owner ------------------------------------------------------------------------------------------------
+
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Makes the main task, in a copy of the current context. It takes its first step in the next turn."""
+        self.main = self.create_task(coroutine)
+
+    def run_until_quiet(self, deliver: Callable[[], object] | None = None) -> None:
+        """Runs `deliver`, then all that is ready, as the running loop of this thread; ends when nothing is ready, or when `refused` is set.
+
+        Raises KeyboardInterrupt and SystemExit of the function. It does not suspend.
+        """
+        outer = asyncio._get_running_loop()
+        if isinstance(outer, JobLoop):
+            raise InternalError(f"a turn of job {self.name} inside of a turn of job {outer.name}")
+        ready, left = self._ready, _MOST_CALLBACKS
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(None, self._generator_dropped)
+        asyncio._set_running_loop(self)
+        self._in_turn = True
+        try:
+            if deliver is not None:
+                deliver()
+            while ready and self.refused is None:
+                handle = ready.popleft()
+                if not handle.cancelled():
+                    handle._run()
+                left -= 1
+                if not left:
+                    self._refuse(
+                        f"runs on without waiting for anything: {_MOST_CALLBACKS:,} callbacks in one turn",
+                        "wait for something in the loop that it spins in, for instance await ctx.sleep(1)",
+                    )
+        finally:
+            self._in_turn = False
+            asyncio._set_running_loop(outer)
+            sys.set_asyncgen_hooks(*hooks)
+
+    def fire(self, timer: JobTimer) -> None:
+        """Makes the timer's callback ready; does nothing where the timer has fired or is cancelled."""
+        if timer.open:
+            timer.open = False
+            self._ready.append(timer)
+
+    def discard(self) -> None:
+        """Closes the coroutines of all tasks, the youngest first. Nothing of the job runs afterwards, and no message comes from it."""
+        outer = asyncio._get_running_loop()
+        if isinstance(outer, JobLoop):
+            raise InternalError(f"job {self.name} is discarded inside of a turn of job {outer.name}")
+        self.dead = True
+        self._ready.clear()
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(None, self._generator_dropped)
+        asyncio._set_running_loop(self)
+        try:
+            for steps in reversed(self._tasks.values()):
+                self._drop(steps.coroutine)
+            for generator in self._left:
+                self._drop_generator(generator)
+        finally:
+            self._tasks.clear()
+            self._left.clear()
+            asyncio._set_running_loop(outer)
+            sys.set_asyncgen_hooks(*hooks)
+
+    def _drop(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Runs a coroutine to its end, with an exception wherever it waits."""
+        for _ in range(_MOST_DROPS):
+            try:
+                coroutine.throw(_Dropped())
+            except (_Dropped, StopIteration):
+                return
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
+                _log.debug("job %s: a coroutine was dropped and raised", self.name, exc_info=error)
+                return
+        _log.error(
+            "job %s: %s cannot be dropped: it catches BaseException and goes on", self.name, short_repr(coroutine)
+        )
+
+    def _drop_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
+        closing = generator.aclose()
+        try:
+            closing.send(None)
+        except (StopIteration, StopAsyncIteration):
+            return
+        except Exception as error:
+            _log.debug("job %s: an async generator was dropped and raised", self.name, exc_info=error)
+        else:
+            self._drop(closing)
+
+    # -- what is refused ----------------------------------------------------------------------------------------------
+
+    def _refuse(self, what: str, hint: str = _HINT) -> UserError:
+        refusal = UserError(f"job {self.name}: the function {what}", hint=hint)
+        if self.refused is None and not self.dead:
+            self.refused = refusal
+        return refusal
+
+    def refusal_of(self, awaited: Any) -> UserError | None:
+        """Why the function must not await this object; None: it may."""
+        if awaited is None:
+            return None
+        get_loop = getattr(awaited, "get_loop", None)
+        if get_loop is None:
+            return self._refuse(f"awaits {short_repr(awaited)}, which is not of asyncio")
+        other = get_loop()
+        if other is self:
+            return None
+        whose = f"job {other.name}" if isinstance(other, JobLoop) else "the event loop outside of the job"
+        return self._refuse(f"awaits {short_repr(awaited)}, which belongs to {whose}")
+
+    def in_given_order(self, awaitables: Iterable[Any]) -> dict[Any, None]:
+        """What `asyncio.wait` and `asyncio.as_completed` got, without repeats."""
+        ordered = dict.fromkeys(awaitables)
+        for each in ordered:
+            if asyncio.isfuture(each) and (refusal := self.refusal_of(each)) is not None:
+                raise refusal
+        return ordered
+
+    # -- AbstractEventLoop --------------------------------------------------------------------------------------------
+
+    def time(self) -> float:
+        return self.now
+
+    def call_soon(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        if not self.dead:
+            self._ready.append(handle)
+        return handle
+
+    def call_later(
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> JobTimer:
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> JobTimer:
+        """Sets a timer, which the owner fires. A timer that is due already is no timer: its callback is ready at once."""
+        timer = JobTimer(when, callback, args, self, context)
+        timer.open = not self.dead
+        if when <= self.now:
+            self.fire(timer)
+        elif timer.open:
+            self._on_timer(timer)
+        return timer
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        if isinstance(handle, JobTimer) and handle.open:
+            handle.open = False
+            if not self.dead:
+                self._on_timer_gone(handle)
+
+    def create_future(self) -> "asyncio.Future[Any]":
+        if sys._getframe(1).f_code is _WRAP_FUTURE:
+            raise self._refuse("awaits the future of a thread or of an executor (asyncio.wrap_future)")
+        return JobFuture(self)
+
+    def create_task(self, coro: Any, *, name: object = None, context: Context | None = None) -> "asyncio.Task[Any]":
+        if not asyncio.iscoroutine(coro):
+            raise TypeError(f"a coroutine was expected, got {coro!r}")
+        if self.dead:
+            coro.close()
+            raise RuntimeError(f"job {self.name} was dropped: it begins no task")
+        self._tasks_made += 1
+        number = self.next_number()
+        steps = self._tasks[number] = _Watched(coro, self, number)
+        return JobTask(steps, self, f"Task-{self._tasks_made}" if name is None else str(name), context, number)
+
+    def next_number(self) -> int:
+        """The number of a future or task of this loop, from which its hash is made."""
+        self._number += 1
+        return self._number
+
+    def ended(self, steps: _Watched) -> None:
+        """The coroutine of a task has ended."""
+        self._tasks.pop(steps.number, None)
+
+    def is_running(self) -> bool:
+        return self._in_turn
+
+    def is_closed(self) -> bool:
+        return self.dead
+
+    def get_debug(self) -> bool:
+        return False
+
+    def get_task_factory(self) -> None:
+        return None
+
+    def get_exception_handler(self) -> None:
+        return None
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Logs what nobody has asked for: errors of callbacks, and of tasks whose result was never retrieved."""
+        if not self.dead:
+            _log.error("job %s: %s", self.name, context.get("message"), exc_info=context.get("exception"))
+
+    def _generator_dropped(self, generator: AsyncGenerator[Any, Any]) -> None:
+        """An async generator that was begun, and is not at its end, is referenced no more: it is closed.
+
+        Where the last reference to it went is a place in the program. Where the garbage collector found it is chance, so it is kept
+        then, and closed when the job is discarded.
+        """
+        if self.dead:
+            self._drop_generator(generator)
+        elif self._in_turn and _collecting != threading.get_ident():
+            self.create_task(generator.aclose())
+        else:
+            self._left.append(generator)
+
+
+_collecting = 0  # the thread that collects garbage at this moment
+
+
+def _note_collection(phase: str, info: dict[str, int]) -> None:
+    global _collecting
+    _collecting = threading.get_ident() if phase == "start" else 0
+
+
+gc.callbacks.append(_note_collection)
+
+
+def _refusing(method: str) -> Callable[..., Any]:
+    asked = _ASKED_AS.get(method, f"loop.{method}")
+
+    def refuse(self: JobLoop, *args: Any, **named: Any) -> Any:
+        raise self._refuse(f"calls {asked}, which reaches outside of the job")
+
+    return refuse
+
+
+for _method in vars(asyncio.AbstractEventLoop):
+    if not _method.startswith("_") and _method not in vars(JobLoop):
+        setattr(JobLoop, _method, _refusing(_method))
+
+
+def _set_in_order(items: Iterable[Any] = ()) -> "set[Any] | dict[Any, None]":
+    loop = asyncio._get_running_loop()
+    return loop.in_given_order(items) if isinstance(loop, JobLoop) and items else set(items)
+
+
+# `asyncio.wait` and `as_completed` begin with `set(...)` of what they got. Coroutines hash by address, so `as_completed` would begin them
+# in another order in every process. In a turn of a job, `set` in that module keeps the order; everywhere else it is the set that it was.
+vars(asyncio.tasks)["set"] = _set_in_order
