@@ -1,5 +1,5 @@
 """Tools for the tests of programs that use Sabot: sources that follow a script, a sink that keeps its rows, a clock that is moved by
-hand, a broker inside the process; and runners that let an app die and begin again.
+hand, a broker inside the process; runners that let an app die and begin again; and a witness of what it did to the world meanwhile.
 """
 
 from sabot.clock import ManualClock
@@ -9,6 +9,7 @@ from sabot.testing.lives import run
 from sabot.testing.script import BARRIER, CRASH, END, ScriptedSource
 from sabot.testing.simulation import Simulation, simulate
 from sabot.testing.sinks import ListSink
+from sabot.testing.witness import SideEffect, Witness, WitnessClient, WitnessFailed
 
 __all__ = [
     "BARRIER",
@@ -19,7 +20,11 @@ __all__ = [
     "ManualClock",
     "MemoryBroker",
     "ScriptedSource",
+    "SideEffect",
     "Simulation",
+    "Witness",
+    "WitnessClient",
+    "WitnessFailed",
     "crash_at_every_step",
     "run",
     "simulate",

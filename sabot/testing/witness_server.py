@@ -1,0 +1,239 @@
+"""The process of a Witness. It imports only the standard library, so that it starts in a few hundredths of a second.
+
+    python -I witness_server.py '{"path": …, "port": 0, "honours_keys": false, "seed": 0, "faults": {}, "seconds": 0.5, …}'
+
+It prints its port when it takes requests, and ends with its standard input, by SIGTERM or by SIGINT. Each connection takes one request:
+
+    POST /effects/NAME      the body is JSON: the arguments. Idempotency-Key, Witness-Fault and Witness-Seconds are headers. -> the effect
+    GET /effects?key=KEY    -> the first effect with this key, 404 where there is none
+    POST /plan              {"fault", "name", "times", "seconds"}: the next requests get this fault. -> {}
+
+A request is recorded in the same turn of the loop in which its effect happens, and is committed before it is answered.
+"""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sqlite3
+import sys
+from http import HTTPStatus
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+__all__ = ["FAULTS", "TABLE", "canonical", "serve"]
+
+FAULTS = ("slow", "late", "fail_before", "fail_after", "drop_before", "drop_after")
+TABLE = """CREATE TABLE IF NOT EXISTS requests (
+    number INTEGER PRIMARY KEY,
+    at REAL NOT NULL DEFAULT ((julianday('now') - 2440587.5) * 86400.0), -- seconds since 1970
+    name TEXT NOT NULL,
+    arguments TEXT NOT NULL,    -- canonical JSON
+    key TEXT NOT NULL,          -- '': none was given
+    fault TEXT NOT NULL,        -- '': none
+    happened INTEGER NOT NULL   -- 1: the effect happened; 0: it did not
+) STRICT"""
+_MOST_BYTES = 16 << 20
+_DROPPED = HTTPStatus.IM_A_TEAPOT  # never sent
+
+
+class _Request(NamedTuple):
+    method: str
+    path: str
+    headers: dict[str, str]  # names in lower case
+    body: bytes
+
+
+class _Refused(Exception):
+    """The request is answered with an error, and nothing happens."""
+
+    def __init__(self, status: HTTPStatus, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+def canonical(arguments: Any) -> str:
+    """The text of arguments: equal ones have equal texts."""
+    return json.dumps(arguments, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+class _Server:
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._honours_keys: bool = options["honours_keys"]
+        self._seed: int = options["seed"]
+        self._shares: dict[str, float] = options["faults"]
+        self._seconds: float = options["seconds"]
+        self._planned: list[dict[str, Any]] = []
+        self._asked: dict[tuple[str, str], int] = {}  # how often a request of this name and these arguments came
+        self._database = sqlite3.connect(options["path"], isolation_level=None)
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = NORMAL")  # survives the death of this process, not of the machine
+        self._database.execute(TABLE)
+        self._database.execute("CREATE INDEX IF NOT EXISTS by_key ON requests (key) WHERE key != '' AND happened")
+
+    def close(self) -> None:
+        self._database.close()
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, one request."""
+        try:
+            request = await _read(reader)
+            if request is not None:
+                status, body = await self._answer(request)
+                if status is not _DROPPED:
+                    writer.write(_response(status, body))
+        except _Refused as refused:
+            writer.write(_response(refused.status, {"error": str(refused)}))
+        writer.close()  # writes what is left; a caller who has gone is no error: what happened has happened
+
+    async def _answer(self, request: _Request) -> tuple[HTTPStatus, dict[str, Any]]:
+        parts = urlsplit(request.path)
+        match request.method, parts.path.split("/")[1:]:
+            case "GET", ["effects"]:
+                return self._found(parse_qs(parts.query).get("key", [""])[0])
+            case "POST", ["effects", name] if name:
+                return await self._do(unquote(name), request)
+            case "POST", ["plan"]:
+                return self._plan(_json(request.body))
+        raise _Refused(
+            HTTPStatus.NOT_FOUND, f"{request.method} {parts.path}: POST /effects/NAME, GET /effects?key=KEY, POST /plan"
+        )
+
+    def _found(self, key: str) -> tuple[HTTPStatus, dict[str, Any]]:
+        if not key:
+            raise _Refused(HTTPStatus.BAD_REQUEST, "GET /effects needs ?key=KEY")
+        first = self._first(key)
+        if first is None:
+            raise _Refused(HTTPStatus.NOT_FOUND, f"no effect has happened with the key {key!r}")
+        return HTTPStatus.OK, first
+
+    def _plan(self, wanted: Any) -> tuple[HTTPStatus, dict[str, Any]]:
+        known = {"fault": "", "name": "", "times": 1, "seconds": self._seconds}
+        if not isinstance(wanted, dict) or wanted.keys() - known.keys() or wanted.get("fault") not in FAULTS:
+            raise _Refused(HTTPStatus.BAD_REQUEST, f"a plan has {sorted(known)}; fault is one of {', '.join(FAULTS)}")
+        self._planned.append(known | wanted)
+        return HTTPStatus.OK, {}
+
+    async def _do(self, name: str, request: _Request) -> tuple[HTTPStatus, dict[str, Any]]:
+        arguments = canonical(_json(request.body))
+        key = request.headers.get("idempotency-key", "")
+        fault, seconds = self._fault(name, arguments, request.headers)
+        if fault == "slow":
+            await asyncio.sleep(seconds)
+        if fault in ("fail_before", "drop_before"):
+            self._record(name, arguments, key, fault, happened=False)
+            return self._broken(fault)
+        effect = self._first(key) if self._honours_keys and key else None
+        if effect is not None and [effect["name"], canonical(effect["arguments"])] != [name, arguments]:
+            raise _Refused(HTTPStatus.UNPROCESSABLE_ENTITY, f"the key {key!r} was used for another effect")
+        number = self._record(name, arguments, key, fault, happened=effect is None)
+        if effect is None:
+            effect = _effect(number, name, arguments, key)
+        if fault in ("fail_after", "drop_after"):
+            return self._broken(fault)
+        if fault == "late":
+            await asyncio.sleep(seconds)
+        return HTTPStatus.OK, effect
+
+    def _fault(self, name: str, arguments: str, headers: dict[str, str]) -> tuple[str, float]:
+        """(fault, its seconds): of the request itself, else planned for the next requests, else drawn by the seed, from the
+        name, the arguments and how often they came, so that the order in which requests arrive does not matter.
+        """
+        times = self._asked[name, arguments] = self._asked.get((name, arguments), 0) + 1
+        fault, seconds = headers.get("witness-fault", ""), headers.get("witness-seconds", "")
+        if fault not in ("", *FAULTS) or (seconds and not seconds.replace(".", "", 1).isdecimal()):
+            raise _Refused(
+                HTTPStatus.BAD_REQUEST, f"Witness-Fault is one of {', '.join(FAULTS)}, Witness-Seconds a number"
+            )
+        for plan in () if fault else self._planned:
+            if plan["name"] in ("", name):
+                plan["times"] -= 1
+                if plan["times"] < 1:
+                    self._planned.remove(plan)
+                return plan["fault"], plan["seconds"]
+        if not fault:
+            drawn = random.Random(f"{self._seed} {times} {name} {arguments}").random()
+            for each, share in self._shares.items():
+                drawn -= share
+                if drawn < 0:
+                    fault = each
+                    break
+        return fault, float(seconds or self._seconds)
+
+    def _broken(self, fault: str) -> tuple[HTTPStatus, dict[str, Any]]:
+        if fault.startswith("drop"):
+            return _DROPPED, {}
+        status = HTTPStatus.SERVICE_UNAVAILABLE if fault == "fail_before" else HTTPStatus.INTERNAL_SERVER_ERROR
+        return status, {"error": f"the witness was told to {fault}"}
+
+    def _record(self, name: str, arguments: str, key: str, fault: str, *, happened: bool) -> int:
+        row = (name, arguments, key, fault, int(happened))
+        done = self._database.execute(
+            "INSERT INTO requests (name, arguments, key, fault, happened) VALUES (?, ?, ?, ?, ?)", row
+        )
+        return done.lastrowid or 0
+
+    def _first(self, key: str) -> dict[str, Any] | None:
+        row = self._database.execute(
+            "SELECT number, name, arguments, key FROM requests WHERE key = ? AND key != '' AND happened "
+            "ORDER BY number LIMIT 1",
+            [key],
+        ).fetchone()
+        return None if row is None else _effect(*row)
+
+
+def _effect(number: int, name: str, arguments: str, key: str) -> dict[str, Any]:
+    return {"number": number, "name": name, "arguments": json.loads(arguments), "key": key}
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body or b"null")
+    except ValueError as error:
+        raise _Refused(HTTPStatus.BAD_REQUEST, f"the body is not JSON: {error}") from error
+
+
+async def _read(reader: asyncio.StreamReader) -> _Request | None:
+    """None: the caller has gone before all of it came."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        method, path, _ = first.split(" ", 2)
+        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        length = int(headers.get("content-length", "0"))
+        if "transfer-encoding" in headers or not 0 <= length <= _MOST_BYTES:
+            raise _Refused(HTTPStatus.BAD_REQUEST, f"a body needs a Content-Length of at most {_MOST_BYTES}")
+        return _Request(method, path, headers, await reader.readexactly(length))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    except (asyncio.LimitOverrunError, ValueError) as error:
+        raise _Refused(HTTPStatus.BAD_REQUEST, f"not a request of HTTP: {error}") from error
+
+
+def _response(status: HTTPStatus, body: dict[str, Any]) -> bytes:
+    data = json.dumps(body).encode()
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+    )
+    return f"{head}Connection: close\r\n\r\n".encode() + data
+
+
+async def serve(options: dict[str, Any]) -> None:
+    """Takes requests until the standard input ends, or a signal comes; then ends the process."""
+    server = _Server(options)
+    over = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, over.set)
+    if not options["keep"]:
+        loop.add_reader(0, over.set)  # nothing is ever written to it: it becomes readable when its other end closes
+    listening = await asyncio.start_server(server.connected, "127.0.0.1", options["port"], backlog=1024)
+    print(listening.sockets[0].getsockname()[1], flush=True)
+    await over.wait()
+    server.close()
+    os._exit(0)  # callers that wait see their connection break
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(json.loads(sys.argv[1])))
