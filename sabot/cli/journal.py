@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError, loads
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +15,7 @@ from sabot.cli.loading import WrongUse
 from sabot.cli.printing import columns, json_line, moment, shortened, size, text_or_hex
 from sabot.cli.running import guarded, set_up_logging
 from sabot.errors import UserError
+from sabot.journal.base import JournalReader
 from sabot.journal.effects import EffectId
 from sabot.journal.entries import (
     Answer,
@@ -32,7 +32,7 @@ from sabot.journal.entries import (
     StoredBody,
     kind_of,
 )
-from sabot.journal.sqlite import SqliteInbox, SqliteReader
+from sabot.journal.opening import open_inbox, open_reader
 
 __all__ = ["actions", "jobs", "journal"]
 
@@ -41,9 +41,9 @@ jobs = typer.Typer(help="Jobs in a journal.", no_args_is_help=True, rich_markup_
 actions = typer.Typer(help="Questions to people, and their answers.", no_args_is_help=True, rich_markup_mode=None)
 
 Place = Annotated[
-    Path,
+    str,
     typer.Option(
-        "--journal", metavar="PATH", help="Where it is: its folder, the database in it, or a state directory."
+        "--journal", metavar="JOURNAL", help="Where it is: its folder, the database in it, or a state directory."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON, an object on a line.")]
@@ -56,16 +56,16 @@ def _run(work: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _reading(place: Path) -> Iterator[SqliteReader]:
-    reader = SqliteReader(place)
+def _reading(place: str) -> Iterator[JournalReader]:
+    reader = open_reader(place)
     try:
         yield reader
     finally:
         reader.close()
 
 
-def _post(place: Path, letter: Letter) -> None:
-    inbox = SqliteInbox(place)
+def _post(place: str, letter: Letter) -> None:
+    inbox = open_inbox(place)
     try:
         inbox.post(letter)
     finally:
@@ -269,7 +269,7 @@ def list_actions(
     _run(work)
 
 
-def _answers(reader: SqliteReader) -> dict[str, Letter]:
+def _answers(reader: JournalReader) -> dict[str, Letter]:
     """By token, the answers that the owner has not taken."""
     return {letter.token: letter for letter in reader.letters() if letter.kind == "answer"}
 

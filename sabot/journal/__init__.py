@@ -19,6 +19,7 @@ from sabot.journal.entries import (
     kind_of,
 )
 from sabot.journal.memory import MemoryHome, MemoryInbox, MemoryJournal, MemoryReader
+from sabot.journal.opening import open_inbox, open_reader
 from sabot.journal.sqlite import SqliteInbox, SqliteJournal, SqliteReader
 
 __all__ = [
@@ -57,4 +58,6 @@ __all__ = [
     "effect_class",
     "in_doubt",
     "kind_of",
+    "open_inbox",
+    "open_reader",
 ]

@@ -122,3 +122,10 @@ async def test_the_entries_of_a_job_are_shown_step_by_step_without_its_tokens(tm
 def test_a_place_without_a_journal_is_told(tmp_path: Path, words: list[str]) -> None:
     done = says(*words, "--journal", tmp_path)
     assert (done.exit_code, "has no journal" in done.stderr) == (1, True)
+
+
+def test_an_address_of_no_home_is_refused_without_its_password() -> None:
+    done = says("jobs", "list", "--journal", "mongodb://ann:hunter2-hunter2@host/refunds")
+    assert done.exit_code == 1
+    assert "mongodb://host/refunds: no journal has such an address" in done.stderr
+    assert "hunter2" not in done.stderr
