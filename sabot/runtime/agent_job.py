@@ -14,7 +14,7 @@ from sabot.connectors.base import Delivery, Sink, Source, agreed_delivery
 from sabot.errors import AgentFailed, CheckpointFailed, SabotError, UserError
 from sabot.faults import taking_over
 from sabot.operators import AgentOperator, BatchAgentOperator, Counters, Port, agent_operator
-from sabot.operators.agents.records import RECORD_ROWS
+from sabot.operators.agents.rows import RECORD_ROWS
 from sabot.operators.agents.timers import restore_timers
 from sabot.operators.sink import SinkWriter
 from sabot.plan import arranged, dead_letter_topics, fed_by_streams, inputs_of

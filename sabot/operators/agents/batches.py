@@ -16,7 +16,7 @@ from sabot.codecs.records import RECORD_SCHEMA, to_records
 from sabot.connectors.base import Sink
 from sabot.errors import RowErrors, UserError
 from sabot.operators.agents.lanes import LaneOperator
-from sabot.operators.agents.operator import rows_of
+from sabot.operators.agents.rows import place_of, rows_of
 from sabot.operators.held import HeldRows
 
 __all__ = ["BatchAgentOperator", "decoded"]
@@ -68,7 +68,7 @@ class BatchAgentOperator(LaneOperator):
         self.counters.errors_count += len(bad)
         rows = pa.array([entry.row for entry in bad], pa.int64())
         for row, entry in zip(rows_of(records.take(rows), batch.topic), bad, strict=True):
-            self.dead_letter(row, f"{row.topic}[{row.partition}]@{row.offset}: {entry.reason}", 0)
+            self.dead_letter(row, f"{place_of(row)}: {entry.reason}", 0)
         good = np.ones(records.num_rows, dtype=bool)
         good[rows.to_numpy()] = False
         return Batch(batch.data, batch.offsets, batch.topic, records.filter(pa.array(good)))

@@ -12,7 +12,7 @@ from sabot.api.words import check_names
 from sabot.clock import SYSTEM_CLOCK, Clock
 from sabot.codecs.records import RECORD_SCHEMA, json_records, record_keys, refuse_json_types
 from sabot.errors import UserError
-from sabot.operators.agents.records import RECORD_ROWS
+from sabot.operators.agents.rows import RECORD_ROWS
 from sabot.operators.base import Operator, OperatorContext, without_marks
 from sabot.operators.layout.sites import Places, Site
 

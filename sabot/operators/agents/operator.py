@@ -9,24 +9,23 @@ How calls are made stands in `lanes`.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from sabot._cython.arrow.batch import Batch
-from sabot._cython.text.records import bytes_list
 from sabot.api.agent import AgentSpec
 from sabot.clock import Clock
 from sabot.codecs.json import JsonCodec
-from sabot.codecs.records import RECORD_SCHEMA, Headers, build_records, header_rows
+from sabot.codecs.records import RECORD_SCHEMA, Headers
 from sabot.connectors.letters import letter_headers
 from sabot.errors import AgentFailed, SabotError, words_of
 from sabot.exits import EXITS
 from sabot.faults import hint_of
 from sabot.metrics import Durations, Sample
-from sabot.operators.agents.timers import DueTimer, KeyTimers
+from sabot.operators.agents.rows import Row, place_of, records_batch, rows_of
+from sabot.operators.agents.timers import KeyTimers
 from sabot.operators.held import Held, HeldRows
 from sabot.state import StateBackend
 
@@ -34,10 +33,7 @@ __all__ = [
     "AgentOperator",
     "Counters",
     "Port",
-    "Row",
     "RowBuffer",
-    "records_batch",
-    "rows_of",
 ]
 
 _SHIP_ROWS = 1024
@@ -118,54 +114,6 @@ class RowBuffer:
         """Rows that are a batch already."""
         self.rows_total += batch.num_rows
         self.port.put(batch)
-
-
-def records_batch(
-    rows: Sequence[tuple[bytes | None, bytes | None, int, int, int, Headers]],
-) -> pa.RecordBatch:
-    """Rows (payload, key, timestamp, partition, offset, headers) -> RECORD_SCHEMA."""
-    payloads, keys, timestamps, partitions, offsets, headers = zip(*rows, strict=True)
-    return build_records(payloads, keys, timestamps, partitions, offsets, headers if any(headers) else None)
-
-
-_NOT_HELD = HeldRows(0)
-
-
-@dataclass(slots=True)
-class Row:
-    """One record on its way through a lane, or a timer that is due: then `timer` says which. In a lane a row has no payload any more, as
-    `value` is what it says.
-    """
-
-    payload: bytes | None
-    key: bytes | None
-    timestamp: int
-    partition: int
-    offset: int
-    headers: Headers
-    topic: str
-    value: Any = None
-    scope: bytes = b""
-    held: HeldRows = _NOT_HELD  # those that it came with, and its place among them
-    place: int = 0
-    timer: DueTimer | None = None
-
-
-def rows_of(data: pa.RecordBatch, topic: str) -> list[Row]:
-    """RECORD_SCHEMA -> rows for lanes."""
-    payload, key, timestamp, partition, offset, headers = data.columns
-    return [
-        Row(p, k, t, n, o, h, topic)
-        for p, k, t, n, o, h in zip(
-            bytes_list(payload),
-            bytes_list(key),
-            timestamp.to_pylist(),
-            partition.to_pylist(),
-            offset.to_pylist(),
-            header_rows(headers),
-            strict=True,
-        )
-    ]
 
 
 class AgentOperator(ABC):
@@ -396,7 +344,7 @@ class AgentOperator(ABC):
         self.counters.errors_count += len(reasons)
         rows = rows_of(bad.select(RECORD_SCHEMA.names), topic)
         for row, reason in zip(rows, reasons, strict=True):
-            self.dead_letter(row, f"{row.topic}[{row.partition}]@{row.offset}: {reason}", 0)
+            self.dead_letter(row, f"{place_of(row)}: {reason}", 0)
 
     def dead_letter(self, row: Row, error: BaseException | str, attempts: int, step: str | None = None) -> None:
         """The record as it came, with what happened to it, to the dead letters of its topic. step: for what is no record of the topic."""

@@ -1,0 +1,216 @@
+"""Records on their way through an agent: decoded where they come in, and what becomes of them on the way out."""
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from sabot._cython.arrow.batch import Batch
+from sabot._cython.text.json import NESTING_MAX, is_too_deep
+from sabot._cython.text.records import bytes_list, state_key
+from sabot.api.agent import AgentSpec
+from sabot.api.context import Message
+from sabot.calls.functions import behind, each_piece
+from sabot.codecs.json import JsonCodec
+from sabot.codecs.records import Headers, build_records, decode_json, encode_json, header_rows, to_records
+from sabot.errors import UNREADABLE, DataError
+from sabot.operators.agents.timers import DueTimer
+from sabot.operators.held import HeldRows
+
+__all__ = [
+    "RECORD_ROWS",
+    "RecordReader",
+    "Result",
+    "Row",
+    "gathering",
+    "payload_of",
+    "place_of",
+    "records_batch",
+    "results_of",
+    "rows_of",
+    "waiting_batches",
+]
+
+RECORD_ROWS = 2048
+"""More records do not come at once: to take so many in holds the event loop up for 2 ms."""
+
+Result = tuple[bytes, bytes | None, Headers]
+"""Payload, key (None: the key of the input), headers."""
+
+_decode = msgspec.json.Decoder().decode
+_NOT_HELD = HeldRows(0)
+
+
+@dataclass(slots=True)
+class Row:
+    """One record on its way through an agent, or a timer that is due: then `timer` says which. Once it is decoded, a row has no payload any
+    more, as `value` is what it says.
+    """
+
+    payload: bytes | None
+    key: bytes | None
+    timestamp: int
+    partition: int
+    offset: int
+    headers: Headers
+    topic: str
+    value: Any = None
+    scope: bytes = b""
+    held: HeldRows = _NOT_HELD  # those that it came with, and its place among them
+    place: int = 0
+    timer: DueTimer | None = None
+
+
+def rows_of(data: pa.RecordBatch, topic: str) -> list[Row]:
+    """RECORD_SCHEMA -> rows."""
+    payload, key, timestamp, partition, offset, headers = data.columns
+    return [
+        Row(p, k, t, n, o, h, topic)
+        for p, k, t, n, o, h in zip(
+            bytes_list(payload),
+            bytes_list(key),
+            timestamp.to_pylist(),
+            partition.to_pylist(),
+            offset.to_pylist(),
+            header_rows(headers),
+            strict=True,
+        )
+    ]
+
+
+def records_batch(
+    rows: Sequence[tuple[bytes | None, bytes | None, int, int, int, Headers]],
+) -> pa.RecordBatch:
+    """Rows (payload, key, timestamp, partition, offset, headers) -> RECORD_SCHEMA."""
+    payloads, keys, timestamps, partitions, offsets, headers = zip(*rows, strict=True)
+    return build_records(payloads, keys, timestamps, partitions, offsets, headers if any(headers) else None)
+
+
+def place_of(row: Row) -> str:
+    """topic[partition]@offset"""
+    return f"{row.topic}[{row.partition}]@{row.offset}"
+
+
+def payload_of(row: Row) -> bytes:
+    """The payload of a decoded row: the batch that the row came in has it, and the row does not keep a copy."""
+    assert row.held.data is not None
+    payload: bytes = row.held.data.column(0)[row.place].as_py()
+    return payload
+
+
+class RecordReader:
+    """Batches -> decoded rows, as an agent says with `key=` and `schema=`."""
+
+    def __init__(self, spec: AgentSpec) -> None:
+        self._key = spec.key
+        self._checker = None if spec.schema is None else JsonCodec(spec.schema)
+
+    def read(self, batch: Batch, now_ms: int) -> tuple[HeldRows, list[Row], list[tuple[Row, DataError]]]:
+        """(what the batch is held as, its rows, those that cannot be processed, which have ended)."""
+        records = to_records(batch, now_ms)
+        reasons = self._misfits(records)
+        held = HeldRows(records.num_rows, records, topic=batch.topic)
+        rows, bad = [], []
+        for number, row in enumerate(rows_of(records, batch.topic)):
+            try:
+                if number in reasons:
+                    raise DataError(f"{place_of(row)}: {reasons[number]}")
+                self.decode(row)
+            except DataError as error:
+                bad.append((row, error))
+                held.end(number)
+            else:
+                row.held, row.place, row.payload = held, number, None
+                rows.append(row)
+        return held, rows, bad
+
+    def _misfits(self, records: pa.RecordBatch) -> dict[int, str]:
+        """With `schema=`: which records do not fit it, and why. The agent gets the others as json.loads gives them."""
+        if self._checker is None:
+            return {}
+        return {bad.row: bad.reason for bad in self._checker.decode(records)[1]}
+
+    def decode(self, row: Row) -> None:
+        """Gives the row its value, and with `key=` the scope of its state. Raises DataError."""
+        payload = row.payload
+        if payload is None:
+            raise DataError(f"{place_of(row)}: the payload is null", hint="a tombstone has no JSON value")
+        try:
+            if len(payload) > NESTING_MAX and is_too_deep(payload):
+                row.value = decode_json(payload, where=place_of(row))  # which says so
+            else:
+                row.value = _decode(payload)
+        except UNREADABLE:
+            row.value = decode_json(payload, where=place_of(row))
+        if self._key is not None:
+            key = row.value.get(self._key) if isinstance(row.value, dict) else None
+            if key is None:
+                raise DataError(f"{place_of(row)}: no key: field {self._key!r} is missing or null")
+            try:
+                row.scope = state_key(key)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise DataError(f"{place_of(row)}: no key: field {self._key!r}: {error}") from error
+
+
+def waiting_batches(held: Iterable[HeldRows]) -> list[Batch]:
+    """The rows that have not ended, one batch a topic, in order."""
+    by_topic: dict[str, list[pa.RecordBatch]] = {}
+    for each in held:
+        if (rows := each.waiting_data()) is not None:
+            by_topic.setdefault(each.topic, []).append(rows)
+    return [Batch(pa.concat_batches(pieces), None, topic) for topic, pieces in by_topic.items()]
+
+
+# -- results ----------------------------------------------------------------------------------------------------------
+
+
+def _result(value: Any) -> Result:
+    """A value or Message as it will be written. Raises UserError for what JSON cannot say."""
+    key: bytes | None = None
+    headers: Headers = ()
+    if isinstance(value, Message):
+        key, headers, value = value.key, value.headers, value.value
+    return value if isinstance(value, bytes) else encode_json(value), key, headers
+
+
+@dataclass(slots=True)
+class _Several:
+    """What a call yielded, written down at once: the agent may go on changing the values."""
+
+    results: list[Result]
+
+    def add(self, value: Any) -> None:
+        """One of them; None is no result."""
+        if value is not None:
+            self.results.append(_result(value))
+
+
+def results_of(value: Any) -> Sequence[Result]:
+    """What a call gave (not None), as it will be written. Raises UserError for what JSON cannot say."""
+    return value.results if type(value) is _Several else (_result(value),)
+
+
+def gathering(func: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
+    """The function to call, and whether it is a coroutine function; what generators give is gathered for `results_of`."""
+    target = behind(func)
+    if inspect.isasyncgenfunction(target):
+
+        async def gather(*given: Any) -> _Several:
+            several = _Several([])
+            await each_piece(func(*given), several.add)
+            return several
+
+        return gather, True
+    if inspect.isgeneratorfunction(target):
+
+        def gather_here(*given: Any) -> _Several:
+            several = _Several([])
+            for value in func(*given):
+                several.add(value)
+            return several
+
+        return gather_here, False
+    return func, inspect.iscoroutinefunction(target)
